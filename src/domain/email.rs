@@ -1,0 +1,98 @@
+//! E-mail addresses in the one form in which they are stored, limited and compared.
+
+use std::fmt;
+
+/// Longest address that fits an SMTP path (RFC 5321, 4.5.3.1.3, less the angle brackets).
+const MAX_BYTES: usize = 254;
+/// Longest local part (RFC 5321, 4.5.3.1.1).
+const MAX_LOCAL_BYTES: usize = 64;
+
+/// A normalised address: trimmed, lower-cased, its domain in ASCII form. Debug shows nothing of it, since addresses
+/// must never reach a log.
+#[derive(Clone, PartialEq, Eq, Hash)]
+pub struct Email(String);
+
+impl Email {
+    /// Parses what a person typed. `None` where no mail server would take it: the local part must be a dot-atom
+    /// (RFC 5322, 3.2.3; quoted strings and non-ASCII local parts are refused), the domain one that IDNA can encode.
+    #[must_use]
+    pub fn parse(text: &str) -> Option<Self> {
+        let text = text.trim();
+        if text.len() > MAX_BYTES {
+            return None;
+        }
+        let (local, domain) = text.rsplit_once('@')?;
+        let local_fits = !local.is_empty() && local.len() <= MAX_LOCAL_BYTES;
+        let dot_atom = local.split('.').all(|atom| !atom.is_empty() && atom.bytes().all(is_atext));
+        if !local_fits || !dot_atom {
+            return None;
+        }
+        let domain = idna::domain_to_ascii_strict(domain).ok()?;
+        let labels = !domain.is_empty() && domain.split('.').all(|label| !label.is_empty());
+        let address = format!("{}@{domain}", local.to_ascii_lowercase());
+        (labels && address.len() <= MAX_BYTES).then_some(Self(address))
+    }
+
+    /// The normalised text.
+    #[must_use]
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+}
+
+/// RFC 5322 `atext`.
+fn is_atext(byte: u8) -> bool {
+    byte.is_ascii_alphanumeric() || b"!#$%&'*+-/=?^_`{|}~".contains(&byte)
+}
+
+impl fmt::Debug for Email {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Email(..)")
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn addresses_are_normalised() {
+        for (typed, stored) in [
+            (" Alice@Example.ORG\n", "alice@example.org"),
+            ("a.b+tag@bücher.example", "a.b+tag@xn--bcher-kva.example"),
+            ("root@localhost", "root@localhost"),
+        ] {
+            assert_eq!(Email::parse(typed).unwrap().as_str(), stored);
+        }
+    }
+
+    #[test]
+    fn what_no_server_would_take_is_refused() {
+        let long = format!("{}@example.org", "a".repeat(65));
+        let longer = format!("a@{}.org", "x.".repeat(130));
+        for wrong in [
+            "",
+            "@",
+            "a@",
+            "@b",
+            "a b@c.d",
+            "a@b c",
+            "a@@b",
+            "a..b@c.d",
+            ".a@b.c",
+            "a.@b.c",
+            "a@b..c",
+            "a\0@b.c",
+            "a@b\0.c",
+            "a\r\nBcc:x@b.c",
+            "<a@b.c>",
+            "é@b.c",
+            "a@[127.0.0.1]",
+            "a@.b",
+            &long,
+            &longer,
+        ] {
+            assert!(Email::parse(wrong).is_none(), "{wrong:?}");
+        }
+    }
+}

@@ -1,0 +1,61 @@
+//! What the server tells a connected device, as it travels between nodes. The socket turns a signal into the events
+//! and closes of the protocol.
+
+use serde::{Deserialize, Serialize};
+
+use super::{DeviceId, KeyKind, SessionId};
+
+/// Something that concerns one device, wherever it is connected.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Signal {
+    /// A claim took one of the device's pools to a level or below it.
+    PrekeysLow {
+        /// Which pool.
+        kind: KeyKind,
+        /// Unissued keys after that commit.
+        remaining: u32,
+        /// The pool's version at that commit.
+        pool_version: i64,
+    },
+    /// Other devices of the same user came or went.
+    DevicesChanged {
+        /// New devices.
+        added: Vec<DeviceId>,
+        /// Revoked devices.
+        removed: Vec<DeviceId>,
+    },
+    /// These sessions of the device were logged out; a socket of another session stays.
+    LoggedOut {
+        /// The sessions that ended.
+        sessions: Vec<SessionId>,
+    },
+    /// The device was revoked or replaced.
+    DeviceRevoked,
+    /// The user's account was deleted.
+    AccountDeleted,
+    /// A connection with this epoch was opened; every older one of the device closes.
+    Displaced {
+        /// The new connection's `devices.conn_epoch`.
+        epoch: i64,
+    },
+}
+
+/// Why a session ended, as the client hears it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum EndReason {
+    /// Logged out, or superseded by the presentation of a renewed token.
+    Logout,
+    /// Its time was up.
+    Expired,
+    /// Its device was revoked or replaced.
+    DeviceRevoked,
+    /// Its user was deleted.
+    AccountDeleted,
+}
+
+/// The one door by which signals, local or remote, enter a node. The hub implements it and `app` hands it to the bus.
+pub trait Deliver: Send + Sync {
+    /// Hands a signal to the device's connections on this node, if there are any. Must not block.
+    fn deliver(&self, device: DeviceId, signal: Signal);
+}

@@ -1,0 +1,96 @@
+//! Identifiers. Each is a UUID with a type of its own, so that a device id cannot stand where a user id belongs.
+
+use std::fmt;
+
+use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
+use uuid::Uuid;
+
+/// Length of the one accepted text form, `xxxxxxxx-xxxx-xxxx-xxxx-xxxxxxxxxxxx`.
+const HYPHENATED: usize = 36;
+
+macro_rules! id {
+    ($($(#[$doc:meta])* $name:ident;)*) => {$(
+        $(#[$doc])*
+        #[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+        pub struct $name(pub Uuid);
+
+        impl $name {
+            /// Parses the hyphenated text form; upper case is accepted and comes out lower.
+            #[must_use]
+            pub fn parse(text: &str) -> Option<Self> {
+                if text.len() != HYPHENATED {
+                    return None;
+                }
+                Uuid::try_parse(text).ok().map(Self)
+            }
+        }
+
+        impl fmt::Display for $name {
+            fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                self.0.hyphenated().fmt(f)
+            }
+        }
+
+        impl fmt::Debug for $name {
+            fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                self.0.hyphenated().fmt(f)
+            }
+        }
+
+        impl Serialize for $name {
+            fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+                // Text also in MessagePack, where a Uuid would become 16 bytes of bin.
+                serializer.collect_str(&self.0.hyphenated())
+            }
+        }
+
+        impl<'de> Deserialize<'de> for $name {
+            fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+                struct TextForm;
+                impl de::Visitor<'_> for TextForm {
+                    type Value = $name;
+                    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                        f.write_str("a UUID string")
+                    }
+                    fn visit_str<E: de::Error>(self, text: &str) -> Result<$name, E> {
+                        $name::parse(text).ok_or_else(|| E::custom("not a UUID string"))
+                    }
+                }
+                deserializer.deserialize_str(TextForm)
+            }
+        }
+    )*};
+}
+
+id! {
+    /// A person: one verified e-mail address.
+    UserId;
+    /// One installation of a client; it owns keys, sessions and a mailbox.
+    DeviceId;
+    /// One sign-in of a device.
+    SessionId;
+    /// One code sent by mail: the row of `email_otps`.
+    ChallengeId;
+    /// A claimer's intent to open sessions, chosen by the client.
+    ClaimId;
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_the_hyphenated_form_is_an_id() {
+        let id = "67e55044-10b1-426f-9247-bb680e5fe0c8";
+        assert_eq!(DeviceId::parse(id).unwrap().to_string(), id);
+        assert_eq!(DeviceId::parse(&id.to_uppercase()).unwrap().to_string(), id);
+        for wrong in [
+            "",
+            "67e5504410b1426f9247bb680e5fe0c8",
+            "{67e55044-10b1-426f-9247-bb680e5fe0c8}",
+            "g7e55044-10b1-426f-9247-bb680e5fe0c8",
+        ] {
+            assert_eq!(DeviceId::parse(wrong), None, "{wrong}");
+        }
+    }
+}

@@ -1,0 +1,121 @@
+//! One-time codes: eight digits by mail, kept only as a keyed hash.
+
+use std::{fmt, time::Duration};
+
+use rand::{CryptoRng, RngExt};
+use zeroize::Zeroizing;
+
+use super::{ChallengeId, Email};
+
+/// How long a code may be used.
+pub const LIFETIME: Duration = Duration::from_mins(10);
+/// How long a client should wait before it offers to send another.
+pub const RESEND_AFTER: Duration = Duration::from_secs(30);
+/// Guesses that one challenge evaluates.
+pub const MAX_ATTEMPTS: i32 = 5;
+/// Digits in a code.
+const DIGITS: usize = 8;
+
+/// The server's secret: it keys the hashes of codes, so that a stolen table cannot be searched for them.
+#[derive(Clone)]
+pub struct ServerSecret(Zeroizing<[u8; 32]>);
+
+impl ServerSecret {
+    /// Takes 32 random bytes.
+    #[must_use]
+    pub fn new(bytes: [u8; 32]) -> Self {
+        Self(Zeroizing::new(bytes))
+    }
+
+    /// BLAKE3 keyed with the secret, over parts that are each preceded by their length, so that no two lists of parts
+    /// feed it the same bytes.
+    #[must_use]
+    pub fn tag(&self, parts: &[&[u8]]) -> [u8; 32] {
+        let mut hasher = blake3::Hasher::new_keyed(&self.0);
+        for part in parts {
+            hasher.update(&(part.len() as u64).to_le_bytes()).update(part);
+        }
+        hasher.finalize().into()
+    }
+}
+
+impl fmt::Debug for ServerSecret {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("ServerSecret(..)")
+    }
+}
+
+/// A code as typed or as mailed.
+#[derive(Clone, PartialEq, Eq)]
+pub struct OtpCode(Zeroizing<String>);
+
+impl OtpCode {
+    /// Draws a uniform code.
+    pub fn generate(rng: &mut impl CryptoRng) -> Self {
+        Self(Zeroizing::new(format!("{:08}", rng.random_range(0..100_000_000u32))))
+    }
+
+    /// Parses what a person typed: eight ASCII digits, spaces and dashes between them ignored.
+    #[must_use]
+    pub fn parse(text: &str) -> Option<Self> {
+        let separator = |c: char| c.is_whitespace() || matches!(c, '-' | '\u{2010}'..='\u{2015}');
+        let digits: String = text.chars().filter(|c| !separator(*c)).collect();
+        (digits.len() == DIGITS && digits.bytes().all(|b| b.is_ascii_digit())).then(|| Self(Zeroizing::new(digits)))
+    }
+
+    /// The eight digits.
+    #[must_use]
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+
+    /// What `email_otps.otp_hash` keeps.
+    #[must_use]
+    pub fn hash(&self, secret: &ServerSecret, challenge: ChallengeId, email: &Email) -> [u8; 32] {
+        secret.tag(&[b"otp", challenge.0.as_bytes(), email.as_str().as_bytes(), self.0.as_bytes()])
+    }
+}
+
+impl fmt::Debug for OtpCode {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("OtpCode(..)")
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use rand::{SeedableRng, rngs::StdRng};
+    use uuid::Uuid;
+
+    use super::*;
+
+    #[test]
+    fn spaces_and_dashes_are_ignored_and_nothing_else() {
+        assert_eq!(OtpCode::parse(" 1234-56 78 ").unwrap().as_str(), "12345678");
+        for wrong in ["", "1234567", "123456789", "1234567a", "12345678\0", "１２３４５６７８", "+1234567"] {
+            assert!(OtpCode::parse(wrong).is_none(), "{wrong}");
+        }
+    }
+
+    #[test]
+    fn generated_codes_parse() {
+        let mut rng = StdRng::seed_from_u64(1);
+        for _ in 0..1000 {
+            let code = OtpCode::generate(&mut rng);
+            assert_eq!(OtpCode::parse(code.as_str()), Some(code));
+        }
+    }
+
+    #[test]
+    fn the_hash_binds_challenge_address_and_secret() {
+        let (a, b) = (ServerSecret::new([1; 32]), ServerSecret::new([2; 32]));
+        let (one, two) = (ChallengeId(Uuid::from_u128(1)), ChallengeId(Uuid::from_u128(2)));
+        let (alice, bob) = (Email::parse("a@x.y").unwrap(), Email::parse("b@x.y").unwrap());
+        let code = OtpCode::parse("12345678").unwrap();
+        let hash = code.hash(&a, one, &alice);
+        assert_eq!(hash, code.hash(&a, one, &alice));
+        for other in [code.hash(&b, one, &alice), code.hash(&a, two, &alice), code.hash(&a, one, &bob)] {
+            assert_ne!(hash, other);
+        }
+    }
+}

@@ -1,0 +1,155 @@
+//! Sign-in: a code by mail, then a session.
+
+use std::future::Future;
+
+use actix_web::{
+    HttpRequest, HttpResponse,
+    http::{StatusCode, header},
+    web::{Data, Payload},
+};
+use serde::{Serialize, de::DeserializeOwned};
+
+use super::{Http, MAX_BODY_BYTES, client::client_address};
+use crate::{
+    domain::{ChallengeId, DeviceId, Refusal, Session, SessionId, Timestamp, UserId, otp},
+    protocol::{
+        Codec, Problem,
+        frame::Object,
+        http::bearer,
+        params::{OtpBody, VerifyBody},
+    },
+    service::{ClientNetwork, SignInRequest},
+};
+
+#[derive(Serialize)]
+struct OtpAnswer {
+    challenge_id: ChallengeId,
+    expires_in_s: u64,
+    resend_in_s: u64,
+}
+
+#[derive(Serialize)]
+struct SessionAnswer {
+    user_id: UserId,
+    device_id: DeviceId,
+    session_id: SessionId,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    token: Option<String>,
+    expires_at: Timestamp,
+}
+
+impl SessionAnswer {
+    fn new(session: Session, token: Option<String>) -> Self {
+        let Session { caller, expires_at } = session;
+        Self { user_id: caller.user, device_id: caller.device, session_id: caller.session, token, expires_at }
+    }
+}
+
+/// `POST /v1/auth/otp`
+pub async fn otp(http: Data<Http>, request: HttpRequest, body: Payload) -> HttpResponse {
+    respond(StatusCode::ACCEPTED, async {
+        let body: OtpBody = read(body).await?;
+        let email = body.email()?;
+        let network = network(&http, &request);
+        let service = http.service.clone();
+        let challenge = on_runtime(&http, async move { service.request_code(email, network).await }).await?;
+        Ok(Some(OtpAnswer {
+            challenge_id: challenge.id,
+            expires_in_s: otp::LIFETIME.as_secs(),
+            resend_in_s: otp::RESEND_AFTER.as_secs(),
+        }))
+    })
+    .await
+}
+
+/// `POST /v1/auth/verify`
+pub async fn verify(http: Data<Http>, request: HttpRequest, body: Payload) -> HttpResponse {
+    respond(StatusCode::CREATED, async {
+        let mut body: VerifyBody = read(body).await?;
+        let device = body.device()?;
+        let sign_in = SignInRequest {
+            challenge: body.challenge_id,
+            email: body.email()?,
+            code: body.code()?,
+            existing_device: device.id,
+            device_name: device.name.map(|name| name.as_str().to_owned()),
+            registration_id: device.registration_id,
+            replace: body.replace_device_id,
+        };
+        let network = network(&http, &request);
+        let service = http.service.clone();
+        let (session, token, told) = on_runtime(&http, async move { service.sign_in(sign_in, network).await }).await?;
+        http.service.tell(told);
+        Ok(Some(SessionAnswer::new(session, Some(token.reveal()))))
+    })
+    .await
+}
+
+/// `GET /v1/auth/session`
+pub async fn session(http: Data<Http>, request: HttpRequest) -> HttpResponse {
+    respond(StatusCode::OK, async { Ok(Some(SessionAnswer::new(present(&http, &request).await?, None))) }).await
+}
+
+/// `DELETE /v1/auth/session`
+pub async fn logout(http: Data<Http>, request: HttpRequest) -> HttpResponse {
+    respond(StatusCode::NO_CONTENT, async {
+        let caller = present(&http, &request).await?.caller;
+        let service = http.service.clone();
+        let told = on_runtime(&http, async move { service.logout(&caller).await }).await.map_err(|refusal| {
+            // Ended by somebody else in this moment: on HTTP every bad token is the same.
+            if refusal == Refusal::SessionRevoked { Refusal::Unauthorized } else { refusal }
+        })?;
+        http.service.tell(told);
+        Ok(None::<SessionAnswer>)
+    })
+    .await
+}
+
+/// Finds the session of the request's bearer token.
+async fn present(http: &Http, request: &HttpRequest) -> Result<Session, Refusal> {
+    let token = bearer(request.headers()).flatten().ok_or(Refusal::Unauthorized)?;
+    let service = http.service.clone();
+    let (session, told) = on_runtime(http, async move { service.present(&token).await }).await?;
+    http.service.tell(told);
+    Ok(session)
+}
+
+fn network(http: &Http, request: &HttpRequest) -> ClientNetwork {
+    client_address(request, &http.trusted_proxies).into()
+}
+
+/// Runs a use case on the runtime of store and bus, to its end even if the client goes away.
+async fn on_runtime<T: Send + 'static>(
+    http: &Http,
+    work: impl Future<Output = Result<T, Refusal>> + Send + 'static,
+) -> Result<T, Refusal> {
+    http.runtime.spawn(work).await.map_err(|_| Refusal::Internal)?
+}
+
+/// Reads a JSON body, whatever its Content-Type.
+async fn read<T: DeserializeOwned>(body: Payload) -> Result<T, Refusal> {
+    let bytes = body
+        .to_bytes_limited(MAX_BODY_BYTES)
+        .await
+        .map_err(|_| Refusal::PayloadTooLarge)?
+        .map_err(|_| Refusal::BadRequest("the body was cut off".into()))?;
+    let Object(body) = Codec::Json.decode(&bytes).map_err(|error| Refusal::BadRequest(error.to_string().into()))?;
+    Ok(body)
+}
+
+async fn respond<T: Serialize>(
+    success: StatusCode,
+    work: impl Future<Output = Result<Option<T>, Refusal>>,
+) -> HttpResponse {
+    match work.await {
+        Ok(answer) => {
+            let mut response = HttpResponse::build(success);
+            response.insert_header((header::CACHE_CONTROL, "no-store"));
+            match answer {
+                Some(answer) => response.json(answer),
+                None => response.finish(),
+            }
+        }
+        Err(refusal) => Problem::from(refusal).response(),
+    }
+}

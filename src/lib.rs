@@ -1,0 +1,25 @@
+//! Sealwire: the server side of an end-to-end-encrypted messenger. It signs people in by e-mail code, keeps their
+//! devices, sessions and public keys, and hands out prekey bundles. It never sees a private key or a plaintext.
+//!
+//! Modules, and what they may import (left may import right):
+//!
+//! ```text
+//! main → app → {http, socket} → service → {store, bus} → domain
+//!              {http, socket} → protocol → domain
+//! config is read by main and app alone; clock is a leaf that all may use
+//! ```
+//!
+//! A test reads the `use crate::` lines and fails on any other edge.
+
+pub mod app;
+pub mod bus;
+pub mod clock;
+pub mod config;
+pub mod domain;
+pub mod http;
+pub mod protocol;
+pub mod seed;
+pub mod service;
+pub mod socket;
+pub mod store;
+pub mod telemetry;

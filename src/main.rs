@@ -1,0 +1,129 @@
+//! The command line.
+
+use std::{io::Write, path::PathBuf, process::ExitCode};
+
+use clap::{Parser, Subcommand};
+use sealwire::{
+    app::{self, Application},
+    clock::{Clock, Entropy},
+    config::Config,
+    seed::{SeedPlan, seed},
+    telemetry,
+};
+
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
+type Failure = Box<dyn std::error::Error>;
+
+/// Key and session server for end-to-end-encrypted chat.
+#[derive(Parser)]
+#[command(version)]
+struct Arguments {
+    /// A TOML file whose settings override the defaults.
+    #[arg(long, global = true, value_name = "FILE")]
+    config: Option<PathBuf>,
+    #[command(subcommand)]
+    command: Option<Command>,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Serve until SIGTERM or Ctrl-C (the default).
+    Serve,
+    /// Bring the database's tables up to date.
+    Migrate,
+    /// Check the settings and the database without starting, and show what is in force.
+    CheckConfig,
+    /// Fill the database with users, devices and keys for load tests.
+    Seed {
+        /// Users to make.
+        #[arg(long)]
+        users: usize,
+        /// Devices of each user.
+        #[arg(long, default_value_t = 1)]
+        devices: usize,
+        /// One-time prekeys of each device.
+        #[arg(long, default_value_t = 100)]
+        prekeys: usize,
+        /// Where to write one JSON line a device: user_id, device_id, token.
+        #[arg(long)]
+        out: PathBuf,
+    },
+}
+
+fn main() -> ExitCode {
+    let arguments = Arguments::parse();
+    telemetry::init();
+    match run(arguments) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            let mut stderr = std::io::stderr();
+            // Nothing is left to do where even this cannot be said.
+            let _ = writeln!(stderr, "sealwire: {error}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run(arguments: Arguments) -> Result<(), Failure> {
+    let config = Config::load(arguments.config.as_deref(), std::env::vars())?;
+    match arguments.command.unwrap_or(Command::Serve) {
+        Command::Serve => serve(&config),
+        Command::Migrate => {
+            let runtime = tokio::runtime::Runtime::new()?;
+            runtime.block_on(async { Ok(app::open_store(&config).await?.close().await) })
+        }
+        Command::CheckConfig => check_config(&config),
+        Command::Seed { users, devices, prekeys, out } => {
+            let runtime = tokio::runtime::Runtime::new()?;
+            let plan = SeedPlan { users, devices, prekeys };
+            runtime.block_on(async {
+                let store = app::open_store(&config).await?;
+                let out = std::fs::File::create(out)?;
+                let policy = app::policy(&config);
+                let made = seed(&store, &plan, &policy, &Clock::System, &Entropy::from_system()?, out).await?;
+                store.close().await;
+                writeln!(std::io::stderr(), "{made} devices")?;
+                Ok(())
+            })
+        }
+    }
+}
+
+fn serve(config: &Config) -> Result<(), Failure> {
+    let entropy = Entropy::from_system()?;
+    let application = Application::build(config, Clock::System, &entropy)?;
+    tracing::info!(address = %config.server.bind.ip(), port = application.port(), "listening");
+    let stopper = application.stopper();
+    actix_rt::System::new().block_on(async move {
+        actix_rt::spawn(async move {
+            stop_signal().await;
+            tracing::info!("stopping");
+            stopper.stop().await;
+        });
+        application.run_until_stopped().await
+    })?;
+    Ok(())
+}
+
+/// Resolves at SIGTERM or Ctrl-C.
+async fn stop_signal() {
+    use tokio::signal::unix::{SignalKind, signal};
+    let Ok(mut terminate) = signal(SignalKind::terminate()) else { return std::future::pending().await };
+    tokio::select! {
+        _ = terminate.recv() => {}
+        _ = tokio::signal::ctrl_c() => {}
+    }
+}
+
+fn check_config(config: &Config) -> Result<(), Failure> {
+    let runtime = tokio::runtime::Runtime::new()?;
+    runtime.block_on(async {
+        let store = app::open_store(config).await?;
+        store.ping().await?;
+        store.close().await;
+        writeln!(std::io::stdout(), "{config:#?}\nthe settings hold and the database answers")?;
+        Ok(())
+    })
+}

@@ -1,0 +1,238 @@
+//! The one table of codes: what went wrong, the HTTP status, whether trying again helps, and why sockets close.
+
+use std::time::Duration;
+
+use serde::Serialize;
+
+use crate::domain::{EndReason, Refusal, refusal::DeviceChoice, refusal::KeyFault};
+
+macro_rules! codes {
+    ($($variant:ident $name:literal $status:literal $retryable:literal;)*) => {
+        /// An error code of the protocol.
+        #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+        pub enum Code {
+            $(#[doc = concat!("`", $name, "`")] $variant,)*
+        }
+
+        impl Code {
+            /// Every code, in the order of the table.
+            pub const ALL: &'static [Self] = &[$(Self::$variant,)*];
+
+            /// The name on the wire.
+            #[must_use]
+            pub const fn name(self) -> &'static str {
+                match self { $(Self::$variant => $name,)* }
+            }
+
+            /// The HTTP status that carries it.
+            #[must_use]
+            pub const fn http_status(self) -> u16 {
+                match self { $(Self::$variant => $status,)* }
+            }
+
+            /// Whether the same request can succeed later.
+            #[must_use]
+            pub const fn retryable(self) -> bool {
+                match self { $(Self::$variant => $retryable,)* }
+            }
+        }
+    };
+}
+
+codes! {
+    BadRequest       "bad_request"        400 false;
+    Unauthorized     "unauthorized"       401 false;
+    InvalidCode      "invalid_code"       401 false;
+    TooManyAttempts  "too_many_attempts"  429 false;
+    RateLimited      "rate_limited"       429 true;
+    UnknownOp        "unknown_op"         400 false;
+    TooManyInFlight  "too_many_in_flight" 429 true;
+    PayloadTooLarge  "payload_too_large"  413 false;
+    UnknownDevice    "unknown_device"     404 false;
+    SessionRevoked   "session_revoked"    401 false;
+    ForbiddenOrigin  "forbidden_origin"   403 false;
+    NotFound         "not_found"          404 false;
+    DeviceLimit      "device_limit"       409 false;
+    IdentityConflict "identity_conflict"  409 false;
+    InvalidKey       "invalid_key"        422 false;
+    InvalidSignature "invalid_signature"  422 false;
+    IncompleteKeys   "incomplete_keys"    422 false;
+    Unavailable      "unavailable"        503 true;
+    Internal         "internal"           500 true;
+}
+
+/// Why the server closes a socket. 4000 to 4499: reconnect with jitter; 4500 to 4999: not as you are.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum CloseCode {
+    /// The node is being stopped.
+    Draining = 4000,
+    /// Nothing came in for a minute.
+    Idle = 4001,
+    /// The peer does not read what is sent to it.
+    SlowConsumer = 4002,
+    /// The socket's state cannot be trusted any more.
+    Unavailable = 4003,
+    /// The session was revoked or logged out.
+    SessionRevoked = 4500,
+    /// The session's time was up.
+    SessionExpired = 4501,
+    /// The device was revoked or replaced.
+    DeviceRevoked = 4502,
+    /// The device opened a newer connection.
+    Displaced = 4503,
+    /// A breach of the WebSocket protocol or of the frame format.
+    ProtocolError = 4504,
+    /// A frame over the limit was declared.
+    FrameTooLarge = 4505,
+    /// The account was deleted.
+    AccountDeleted = 4506,
+}
+
+impl CloseCode {
+    /// The number in the Close frame.
+    #[must_use]
+    pub const fn number(self) -> u16 {
+        self as u16
+    }
+
+    /// The reason text in the Close frame.
+    #[must_use]
+    pub const fn reason(self) -> &'static str {
+        match self {
+            Self::Draining => "draining",
+            Self::Idle => "idle",
+            Self::SlowConsumer => "slow consumer",
+            Self::Unavailable => "unavailable",
+            Self::SessionRevoked => "session revoked",
+            Self::SessionExpired => "session expired",
+            Self::DeviceRevoked => "device revoked",
+            Self::Displaced => "displaced",
+            Self::ProtocolError => "protocol error",
+            Self::FrameTooLarge => "frame too large",
+            Self::AccountDeleted => "account deleted",
+        }
+    }
+}
+
+impl From<EndReason> for CloseCode {
+    fn from(reason: EndReason) -> Self {
+        match reason {
+            EndReason::Logout => Self::SessionRevoked,
+            EndReason::Expired => Self::SessionExpired,
+            EndReason::DeviceRevoked => Self::DeviceRevoked,
+            EndReason::AccountDeleted => Self::AccountDeleted,
+        }
+    }
+}
+
+/// How long a client should wait where the server cannot know better.
+const UNAVAILABLE_RETRY: Duration = Duration::from_secs(1);
+
+/// The `error` object of a reply or of an HTTP body.
+#[derive(Clone, Debug, Serialize)]
+pub struct Problem {
+    #[serde(rename = "code", serialize_with = "code_name")]
+    code: Code,
+    message: String,
+    retryable: bool,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    retry_after_ms: Option<u64>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    details: Option<Details>,
+}
+
+/// The `details` that some errors carry.
+#[derive(Clone, Debug, Serialize)]
+#[serde(untagged)]
+enum Details {
+    Devices { devices: Vec<DeviceChoice> },
+    Key(KeyFault),
+}
+
+#[expect(clippy::trivially_copy_pass_by_ref, reason = "serde's signature")]
+fn code_name<S: serde::Serializer>(code: &Code, serializer: S) -> Result<S::Ok, S::Error> {
+    serializer.serialize_str(code.name())
+}
+
+impl Problem {
+    /// The code.
+    #[must_use]
+    pub fn code(&self) -> Code {
+        self.code
+    }
+
+    /// Whole seconds for the `Retry-After` header, rounded up.
+    #[must_use]
+    pub fn retry_after_s(&self) -> Option<u64> {
+        self.retry_after_ms.map(|ms| ms.div_ceil(1000).max(1))
+    }
+}
+
+impl From<Refusal> for Problem {
+    fn from(refusal: Refusal) -> Self {
+        let message = refusal.to_string();
+        let mut retry_after = None;
+        let mut details = None;
+        let code = match refusal {
+            Refusal::BadRequest(_) => Code::BadRequest,
+            Refusal::Unauthorized => Code::Unauthorized,
+            Refusal::InvalidCode => Code::InvalidCode,
+            Refusal::TooManyAttempts => Code::TooManyAttempts,
+            Refusal::RateLimited { retry_after: wait } => {
+                retry_after = Some(wait);
+                Code::RateLimited
+            }
+            Refusal::UnknownOp => Code::UnknownOp,
+            Refusal::TooManyInFlight => Code::TooManyInFlight,
+            Refusal::PayloadTooLarge => Code::PayloadTooLarge,
+            Refusal::UnknownDevice => Code::UnknownDevice,
+            Refusal::SessionRevoked => Code::SessionRevoked,
+            Refusal::ForbiddenOrigin => Code::ForbiddenOrigin,
+            Refusal::NotFound => Code::NotFound,
+            Refusal::DeviceLimit { devices } => {
+                details = Some(Details::Devices { devices });
+                Code::DeviceLimit
+            }
+            Refusal::IdentityConflict => Code::IdentityConflict,
+            Refusal::InvalidKey(fault) => {
+                details = Some(Details::Key(fault));
+                Code::InvalidKey
+            }
+            Refusal::InvalidSignature(fault) => {
+                details = Some(Details::Key(fault));
+                Code::InvalidSignature
+            }
+            Refusal::IncompleteKeys => Code::IncompleteKeys,
+            Refusal::Unavailable => {
+                retry_after = Some(UNAVAILABLE_RETRY);
+                Code::Unavailable
+            }
+            Refusal::Internal => Code::Internal,
+        };
+        let retry_after_ms = retry_after.map(|wait| u64::try_from(wait.as_millis()).unwrap_or(u64::MAX));
+        Self { code, message, retryable: code.retryable(), retry_after_ms, details }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_problem_has_the_fields_of_the_contract() {
+        let problem = Problem::from(Refusal::RateLimited { retry_after: Duration::from_millis(1500) });
+        let json = serde_json::to_value(&problem).unwrap();
+        assert_eq!(json["code"], "rate_limited");
+        assert_eq!(json["retryable"], true);
+        assert_eq!(json["retry_after_ms"], 1500);
+        assert_eq!(problem.retry_after_s(), Some(2));
+        let json = serde_json::to_value(Problem::from(Refusal::NotFound)).unwrap();
+        assert!(json.get("details").is_none() && json.get("retry_after_ms").is_none());
+    }
+
+    #[test]
+    fn names_are_unique() {
+        let names: std::collections::HashSet<_> = Code::ALL.iter().map(|code| code.name()).collect();
+        assert_eq!(names.len(), Code::ALL.len());
+    }
+}

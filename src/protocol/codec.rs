@@ -1,0 +1,148 @@
+//! The two encodings of a frame, chosen by subprotocol: MessagePack in binary frames, JSON in text frames.
+
+use serde::{Serialize, de::DeserializeOwned};
+use thiserror::Error;
+
+/// How deep a request may nest. The protocol needs five levels.
+const MAX_DEPTH: usize = 32;
+
+/// An encoding of frames.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Codec {
+    /// `sealwire.v1.json`, in text frames.
+    Json,
+    /// `sealwire.v1.msgpack`, in binary frames.
+    MsgPack,
+}
+
+/// The bytes are not one whole value of the wanted shape. The text never repeats what was sent, apart from the names
+/// of our own fields.
+#[derive(Debug, PartialEq, Eq, Error)]
+pub enum DecodeError {
+    /// A required field is absent.
+    #[error("{0}")]
+    MissingField(String),
+    /// Anything else.
+    #[error("a field has the wrong type or value")]
+    Malformed,
+}
+
+impl DecodeError {
+    fn from_text(text: &str) -> Self {
+        // serde words this one with the name of the field alone; other messages may quote the input.
+        match text.find("missing field `") {
+            Some(0) => {
+                let end = text[15..].find('`').map_or(text.len(), |at| 15 + at + 1);
+                Self::MissingField(text[..end].to_owned())
+            }
+            _ => Self::Malformed,
+        }
+    }
+}
+
+impl Codec {
+    /// Both encodings, as they are offered.
+    pub const ALL: [Self; 2] = [Self::MsgPack, Self::Json];
+
+    /// The WebSocket subprotocol's name.
+    #[must_use]
+    pub const fn subprotocol(self) -> &'static str {
+        match self {
+            Self::Json => "sealwire.v1.json",
+            Self::MsgPack => "sealwire.v1.msgpack",
+        }
+    }
+
+    /// Decodes one value that fills all of `bytes`.
+    ///
+    /// # Errors
+    /// Where the bytes are no such value, nest too deeply, or go on after it.
+    pub fn decode<T: DeserializeOwned>(self, bytes: &[u8]) -> Result<T, DecodeError> {
+        match self {
+            Self::Json => serde_json::from_slice(bytes).map_err(|error| DecodeError::from_text(&error.to_string())),
+            Self::MsgPack => {
+                let mut decoder = rmp_serde::Deserializer::from_read_ref(bytes).with_human_readable();
+                decoder.set_max_depth(MAX_DEPTH);
+                let value = T::deserialize(&mut decoder).map_err(|error| DecodeError::from_text(&error.to_string()))?;
+                // The reader has no position, but what it has not read is what another value would start with.
+                let rest: Result<serde::de::IgnoredAny, _> = serde::Deserialize::deserialize(&mut decoder);
+                match rest {
+                    Err(rmp_serde::decode::Error::InvalidMarkerRead(end))
+                        if end.kind() == std::io::ErrorKind::UnexpectedEof =>
+                    {
+                        Ok(value)
+                    }
+                    _ => Err(DecodeError::Malformed),
+                }
+            }
+        }
+    }
+
+    /// Encodes one value.
+    ///
+    /// # Errors
+    /// Where the value cannot be written as this encoding, which no type of the protocol is.
+    pub fn encode<T: Serialize>(self, value: &T) -> Result<Vec<u8>, EncodeError> {
+        match self {
+            Self::Json => Ok(serde_json::to_vec(value)?),
+            Self::MsgPack => {
+                let mut bytes = Vec::with_capacity(128);
+                value.serialize(&mut rmp_serde::Serializer::new(&mut bytes).with_struct_map().with_human_readable())?;
+                Ok(bytes)
+            }
+        }
+    }
+}
+
+/// A value that has no encoding.
+#[derive(Debug, Error)]
+pub enum EncodeError {
+    /// As JSON.
+    #[error(transparent)]
+    Json(#[from] serde_json::Error),
+    /// As MessagePack.
+    #[error(transparent)]
+    MsgPack(#[from] rmp_serde::encode::Error),
+}
+
+#[cfg(test)]
+mod tests {
+    use serde::Deserialize;
+
+    use super::*;
+
+    #[derive(Debug, PartialEq, Serialize, Deserialize)]
+    struct Sample {
+        number: u32,
+        text: Option<String>,
+    }
+
+    #[test]
+    fn both_encodings_round_trip_and_want_the_whole_input() {
+        let sample = Sample { number: 7, text: None };
+        for codec in Codec::ALL {
+            let mut bytes = codec.encode(&sample).unwrap();
+            assert_eq!(codec.decode::<Sample>(&bytes).unwrap(), sample);
+            bytes.push(b'1');
+            assert_eq!(codec.decode::<Sample>(&bytes).unwrap_err(), DecodeError::Malformed, "{codec:?}");
+        }
+    }
+
+    #[test]
+    fn a_missing_field_is_named_and_a_wrong_one_is_not_quoted() {
+        let missing = Codec::Json.decode::<Sample>(br#"{"text":"secret"}"#).unwrap_err();
+        assert_eq!(missing.to_string(), "missing field `number`");
+        let missing = Codec::MsgPack.decode::<Sample>(b"\x80").unwrap_err();
+        assert_eq!(missing.to_string(), "missing field `number`");
+        let wrong = Codec::Json.decode::<Sample>(br#"{"number":"secret"}"#).unwrap_err();
+        assert!(!wrong.to_string().contains("secret"));
+    }
+
+    #[test]
+    fn deep_nesting_is_refused() {
+        let json = "[".repeat(100_000);
+        assert!(Codec::Json.decode::<serde::de::IgnoredAny>(json.as_bytes()).is_err());
+        let pack = vec![0x91; 100_000];
+        assert!(Codec::MsgPack.decode::<serde::de::IgnoredAny>(&pack).is_err());
+    }
+}

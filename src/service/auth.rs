@@ -1,0 +1,178 @@
+//! Signing in, and what becomes of sessions.
+
+use rand::RngExt;
+use subtle::ConstantTimeEq;
+
+use super::{ClientNetwork, Service, Told, limits::challenge_wait, mailer::Mail};
+use crate::{
+    domain::{
+        Caller, ChallengeId, DeviceId, Email, KeysStatus, Refusal, Session, SessionId, Signal, UserId, otp::OtpCode,
+        token::Token,
+    },
+    store::{NewChallenge, NewConnection, NewDevice, NewSession, SignIn},
+};
+
+/// A challenge that was mailed (or would have been).
+pub struct Challenge {
+    /// To be presented with the code.
+    pub id: ChallengeId,
+}
+
+/// A guess with what should come of it if it is right.
+pub struct SignInRequest {
+    /// Which challenge.
+    pub challenge: ChallengeId,
+    /// Its address.
+    pub email: Email,
+    /// The guess.
+    pub code: OtpCode,
+    /// The device that signs in again.
+    pub existing_device: Option<DeviceId>,
+    /// A new device's name.
+    pub device_name: Option<String>,
+    /// A new device's registration id; drawn if absent.
+    pub registration_id: Option<u32>,
+    /// A device to revoke in exchange.
+    pub replace: Option<DeviceId>,
+}
+
+/// A connection that has just been opened.
+pub struct Opened {
+    /// Newer than all others of the device.
+    pub epoch: i64,
+    /// The device's keys at that moment.
+    pub keys: KeysStatus,
+}
+
+impl Service {
+    /// Makes a challenge and mails its code, with the same work for every address.
+    ///
+    /// # Errors
+    /// `rate_limited`
+    pub async fn request_code(&self, email: Email, network: ClientNetwork) -> Result<Challenge, Refusal> {
+        let now = self.now();
+        self.limits.otp(network, now)?;
+        let id = ChallengeId(self.entropy.uuid());
+        let code = self.entropy.draw(OtpCode::generate);
+        let network = self.secret.tag(&[b"network", network.as_bytes()]);
+        let challenge = NewChallenge {
+            id,
+            hash: code.hash(&self.secret, id, &email),
+            email: email.clone(),
+            network,
+            created_at: now,
+        };
+        let limits = &self.policy.limits;
+        self.store.create_challenge(&challenge, |past| challenge_wait(limits, past, &network, now)).await?;
+        self.mailer.send(Mail::code(email, &code));
+        Ok(Challenge { id })
+    }
+
+    /// Evaluates a guess and opens a session if it is right.
+    ///
+    /// # Errors
+    /// `invalid_code`, `too_many_attempts`, `rate_limited`, `device_limit`, `unknown_device`
+    pub async fn sign_in(
+        &self,
+        request: SignInRequest,
+        network: ClientNetwork,
+    ) -> Result<(Session, Token, Told), Refusal> {
+        let now = self.now();
+        self.limits.verify(network, now)?;
+        let SignInRequest { challenge, email, code, .. } = &request;
+        let expected = self.store.count_attempt(*challenge, email, now).await?;
+        let hash = code.hash(&self.secret, *challenge, email);
+        if !bool::from(hash[..].ct_eq(&expected)) {
+            return Err(Refusal::InvalidCode);
+        }
+        let token = self.entropy.draw(Token::generate);
+        let session = self.new_session(&token);
+        let expires_at = session.expires_at;
+        let registration_id =
+            request.registration_id.unwrap_or_else(|| self.entropy.draw(|rng| rng.random_range(1..=16380)));
+        let sign_in = SignIn {
+            challenge: request.challenge,
+            email: request.email,
+            new_user: UserId(self.entropy.uuid()),
+            existing_device: request.existing_device,
+            new_device: NewDevice { id: DeviceId(self.entropy.uuid()), name: request.device_name, registration_id },
+            replace: request.replace,
+            max_devices: self.policy.max_devices,
+            session,
+            now,
+        };
+        let redeemed = self.store.redeem(&sign_in).await?;
+        if redeemed.added_to_known_user {
+            self.mailer.send(Mail::device_added(sign_in.email, sign_in.new_device.name.as_deref()));
+        }
+        let mut told = Told::default();
+        if redeemed.device_is_new {
+            let removed = sign_in.replace.into_iter().collect();
+            let changed = Signal::DevicesChanged { added: vec![redeemed.caller.device], removed };
+            told = Told::all(redeemed.others, &changed);
+        }
+        if let Some(replaced) = sign_in.replace {
+            told = told.and(replaced, Signal::DeviceRevoked);
+        }
+        Ok((Session { caller: redeemed.caller, expires_at }, token, told))
+    }
+
+    fn new_session(&self, token: &Token) -> NewSession {
+        NewSession {
+            id: SessionId(self.entropy.uuid()),
+            token_hash: token.hash(),
+            expires_at: self.now() + self.policy.session_lifetime,
+        }
+    }
+
+    /// Finds a token's session. A renewed token ends the session it replaces when it is first presented.
+    ///
+    /// # Errors
+    /// `unauthorized`
+    pub async fn present(&self, token: &Token) -> Result<(Session, Told), Refusal> {
+        let presented = self.store.present(&token.hash(), self.now()).await?;
+        let device = presented.session.caller.device;
+        let ended = |session| (device, Signal::LoggedOut { sessions: vec![session] });
+        Ok((presented.session, Told(presented.superseded.map(ended).into_iter().collect())))
+    }
+
+    /// Opens a connection of a presented session: the newest of its device from now on. The device must be attached to
+    /// the hub before, so that no signal falls between this and the welcome.
+    ///
+    /// # Errors
+    /// `session_revoked`
+    pub async fn open_connection(&self, caller: Caller) -> Result<Opened, Refusal> {
+        let now = self.now();
+        let connection = self.connections.submit(NewConnection { caller, now }).await?;
+        self.bus.publish(caller.device, Signal::Displaced { epoch: connection.epoch });
+        let keys = self.store.keys_status(caller.device, self.policy.low_watermark).await?;
+        Ok(Opened { epoch: connection.epoch, keys })
+    }
+
+    /// Notes that a connection ended.
+    pub async fn note_parting(&self, device: DeviceId) {
+        // Nobody waits for this; a full queue costs a `last_seen`.
+        let _ = self.partings.submit((device, self.now())).await;
+    }
+
+    /// Makes the successor of a session.
+    ///
+    /// # Errors
+    /// `session_revoked`
+    pub async fn renew(&self, caller: &Caller) -> Result<(Session, Token), Refusal> {
+        let token = self.entropy.draw(Token::generate);
+        let new = self.new_session(&token);
+        self.store.renew_session(caller, &new, self.now()).await?;
+        let caller = Caller { session: new.id, ..*caller };
+        Ok((Session { caller, expires_at: new.expires_at }, token))
+    }
+
+    /// Ends a session and the one it is paired with.
+    ///
+    /// # Errors
+    /// `session_revoked`
+    pub async fn logout(&self, caller: &Caller) -> Result<Told, Refusal> {
+        let sessions = self.store.end_session(caller, self.now()).await?;
+        Ok(Told::default().and(caller.device, Signal::LoggedOut { sessions }))
+    }
+}

@@ -1,0 +1,54 @@
+//! A user's devices, and finding and deleting users.
+
+use super::{Service, Told};
+use crate::{
+    domain::{Caller, DeviceId, Email, Refusal, Signal, UserId},
+    store::DeviceRecord,
+};
+
+impl Service {
+    /// The user's active devices, oldest first.
+    ///
+    /// # Errors
+    /// `session_revoked`
+    pub async fn list_devices(&self, caller: &Caller) -> Result<Vec<DeviceRecord>, Refusal> {
+        Ok(self.store.list_devices(caller, self.now()).await?)
+    }
+
+    /// Names a device.
+    ///
+    /// # Errors
+    /// `session_revoked`, `unknown_device`
+    pub async fn rename_device(&self, caller: &Caller, device: DeviceId, name: &str) -> Result<(), Refusal> {
+        Ok(self.store.rename_device(caller, device, name, self.now()).await?)
+    }
+
+    /// Revokes a device: its sessions and unissued keys go and its socket closes.
+    ///
+    /// # Errors
+    /// `session_revoked`, `unknown_device`
+    pub async fn revoke_device(&self, caller: &Caller, device: DeviceId) -> Result<Told, Refusal> {
+        let others = self.store.revoke_device(caller, device, self.now()).await?;
+        let changed = Signal::DevicesChanged { added: vec![], removed: vec![device] };
+        Ok(Told::all(others, &changed).and(device, Signal::DeviceRevoked))
+    }
+
+    /// The user of an address.
+    ///
+    /// # Errors
+    /// `session_revoked`, `rate_limited`, `not_found`
+    pub async fn find_user(&self, caller: &Caller, email: &Email) -> Result<UserId, Refusal> {
+        self.store.check_session(caller, self.now()).await?;
+        self.limits.find(caller.user, self.now())?;
+        self.store.user_by_email(email).await?.ok_or(Refusal::NotFound)
+    }
+
+    /// Deletes the user with everything that is theirs.
+    ///
+    /// # Errors
+    /// `session_revoked`
+    pub async fn delete_account(&self, caller: &Caller) -> Result<Told, Refusal> {
+        let devices = self.store.delete_account(caller, self.now()).await?;
+        Ok(Told::all(devices, &Signal::AccountDeleted))
+    }
+}

@@ -1,0 +1,14 @@
+//! Where the store's errors become refusals, and where the operator hears of those that are not the client's doing.
+
+use crate::{domain::Refusal, store::StoreError};
+
+impl From<StoreError> for Refusal {
+    fn from(error: StoreError) -> Self {
+        match &error {
+            StoreError::Refused(_) => {}
+            StoreError::Unavailable(_) | StoreError::Overloaded => tracing::warn!(%error, "store unavailable"),
+            StoreError::Internal(_) => tracing::error!(%error, "store defect"),
+        }
+        error.refusal()
+    }
+}

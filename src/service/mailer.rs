@@ -1,0 +1,211 @@
+//! Mail to people: codes, and the news that a device was added.
+//!
+//! Sending happens behind a bounded queue, so that a request neither waits for a mail server nor shows whether it worked.
+
+use std::{path::PathBuf, sync::Arc, time::Duration};
+
+use lettre::{
+    AsyncSmtpTransport, AsyncTransport, Message, Tokio1Executor,
+    message::{Mailbox, header::ContentType},
+};
+use rand::RngExt;
+use thiserror::Error;
+use tokio::{
+    runtime::Handle,
+    sync::{Semaphore, mpsc},
+};
+
+use crate::{
+    clock::{Clock, Entropy},
+    domain::{Email, otp::OtpCode},
+};
+
+/// Mails that may wait for the mail server.
+const QUEUE: usize = 1024;
+/// How long one step of an SMTP conversation may take.
+const SMTP_TIMEOUT: Duration = Duration::from_secs(15);
+/// Tries for one mail, with a pause after each that failed.
+const TRIES: u32 = 3;
+/// Mails under way at once, so that one slow recipient does not hold the others up.
+const AT_ONCE: usize = 8;
+
+/// Why mail cannot be set up or sent. Never names the recipient.
+#[derive(Debug, Error)]
+pub enum MailerError {
+    /// `mailer.url` or `mailer.from` is wrong.
+    #[error("mailer: {0}")]
+    Setup(String),
+    /// The mail could not be composed.
+    #[error("the mail cannot be composed")]
+    Compose,
+    /// The folder does not take it.
+    #[error("the mail folder does not take it: {0}")]
+    Folder(#[from] std::io::Error),
+    /// The server does not take it.
+    #[error("the mail server does not take it (permanent: {permanent})")]
+    Server {
+        /// Whether another try is pointless.
+        permanent: bool,
+    },
+}
+
+/// One mail.
+pub struct Mail {
+    to: Email,
+    subject: &'static str,
+    text: String,
+}
+
+impl Mail {
+    /// The mail that carries a code. The code is its only group of eight digits.
+    pub fn code(to: Email, code: &OtpCode) -> Self {
+        let text = format!(
+            "Your code is {}\n\nIt works once, for ten minutes. If you did not ask for it, ignore this mail.\n",
+            code.as_str()
+        );
+        Self { to, subject: "Your sign-in code", text }
+    }
+
+    /// The mail that tells of a new device.
+    pub fn device_added(to: Email, name: Option<&str>) -> Self {
+        // The name is whatever a stranger with the code chose: only letters of it are shown, and no digits, so that
+        // nothing in it can pass for a code.
+        let shown = |name: &str| name.chars().filter(|c| c.is_ascii_alphabetic() || *c == ' ').collect::<String>();
+        let name = name.map(shown).filter(|name| !name.trim().is_empty());
+        let device = name.map_or_else(|| "A new device".to_owned(), |name| format!("A new device ({})", name.trim()));
+        let text = format!(
+            "{device} has signed in to your account.\n\nIf this was not you, revoke it from one of your other devices.\n"
+        );
+        Self { to, subject: "A device was added to your account", text }
+    }
+}
+
+/// The way out.
+enum Transport {
+    Log,
+    Folder(PathBuf),
+    Smtp(Box<AsyncSmtpTransport<Tokio1Executor>>),
+}
+
+/// The queue in front of the transport. Clones share it.
+#[derive(Clone)]
+pub struct Mailer {
+    queue: mpsc::Sender<Mail>,
+}
+
+impl Mailer {
+    /// Sets the transport of a checked `mailer.url` up and starts its worker.
+    ///
+    /// # Errors
+    /// Where the folder cannot be made or the URL is not one of a mail server.
+    pub fn start(url: &str, from: &str, clock: Clock, entropy: Entropy, runtime: &Handle) -> Result<Self, MailerError> {
+        let from: Mailbox = from.parse().map_err(|_| MailerError::Setup("mailer.from is not an address".to_owned()))?;
+        let transport = Transport::open(url)?;
+        let (queue, mut waiting) = mpsc::channel::<Mail>(QUEUE);
+        let sender = Arc::new(Sender { transport, from, clock, entropy });
+        let at_once = Arc::new(Semaphore::new(AT_ONCE));
+        runtime.spawn(async move {
+            while let Some(mail) = waiting.recv().await {
+                // The semaphore is never closed.
+                let Ok(permit) = at_once.clone().acquire_owned().await else { return };
+                let sender = sender.clone();
+                tokio::spawn(async move {
+                    sender.deliver(&mail).await;
+                    drop(permit);
+                });
+            }
+        });
+        Ok(Self { queue })
+    }
+
+    /// Queues a mail. One that does not fit the queue is dropped, and the operator hears of it.
+    pub fn send(&self, mail: Mail) {
+        if self.queue.try_send(mail).is_err() {
+            tracing::error!("a mail was dropped: the queue is full or its worker has stopped");
+        }
+    }
+}
+
+/// What the worker needs for every mail.
+struct Sender {
+    transport: Transport,
+    from: Mailbox,
+    clock: Clock,
+    entropy: Entropy,
+}
+
+impl Sender {
+    async fn deliver(&self, mail: &Mail) {
+        let mut pause = Duration::from_secs(1);
+        for tries_left in (0..TRIES).rev() {
+            match self.transport.send(mail, &self.from, &self.clock, &self.entropy).await {
+                Ok(()) => return,
+                Err(error) => {
+                    tracing::warn!(%error, tries_left, "a mail was not sent");
+                    if matches!(error, MailerError::Compose | MailerError::Server { permanent: true }) {
+                        return;
+                    }
+                }
+            }
+            if tries_left > 0 {
+                tokio::time::sleep(pause).await;
+                pause *= 4;
+            }
+        }
+    }
+}
+
+impl Transport {
+    fn open(url: &str) -> Result<Self, MailerError> {
+        if url == "log:" {
+            return Ok(Self::Log);
+        }
+        if let Some(folder) = url.strip_prefix("file:") {
+            let folder = PathBuf::from(folder.strip_prefix("//").unwrap_or(folder));
+            std::fs::create_dir_all(&folder)?;
+            return Ok(Self::Folder(folder));
+        }
+        // Plain `smtp://` means to lettre that TLS is not even tried.
+        let opportunistic = url.starts_with("smtp://") && !url.contains("tls=");
+        let separator = if url.contains('?') { '&' } else { '?' };
+        let url = if opportunistic { format!("{url}{separator}tls=opportunistic") } else { url.to_owned() };
+        let builder = AsyncSmtpTransport::<Tokio1Executor>::from_url(&url)
+            .map_err(|_| MailerError::Setup("mailer.url is not the address of a mail server".to_owned()))?;
+        Ok(Self::Smtp(Box::new(builder.timeout(Some(SMTP_TIMEOUT)).build())))
+    }
+
+    async fn send(&self, mail: &Mail, from: &Mailbox, clock: &Clock, entropy: &Entropy) -> Result<(), MailerError> {
+        if let Self::Log = self {
+            // Not through tracing: whoever chose this mailer wants to read the code, and no log may hold it.
+            #[expect(clippy::print_stdout, reason = "the development mailer's purpose")]
+            {
+                println!("mail to {}: {}: {}", mail.to.as_str(), mail.subject, mail.text.replace('\n', " "));
+            }
+            return Ok(());
+        }
+        // Letters alone, so that an id never looks like a code.
+        let id: String = entropy.draw(|rng| (0..20).map(|_| char::from(rng.random_range(b'a'..=b'z'))).collect());
+        let message = Message::builder()
+            .from(from.clone())
+            .to(Mailbox::new(None, mail.to.as_str().parse().map_err(|_| MailerError::Compose)?))
+            .subject(mail.subject)
+            .date(std::time::UNIX_EPOCH + Duration::from_micros(clock.now().as_micros().unsigned_abs()))
+            .message_id(Some(format!("<{id}@{}>", from.email.domain())))
+            .header(ContentType::TEXT_PLAIN)
+            .body(mail.text.clone())
+            .map_err(|_| MailerError::Compose)?;
+        match self {
+            Self::Log => Ok(()),
+            Self::Folder(folder) => {
+                let name = format!("{}-{id}.eml", clock.now().to_utc().format("%Y-%m-%dT%H-%M-%S%.6f"));
+                let unfinished = folder.join(format!(".{name}.part"));
+                tokio::fs::write(&unfinished, message.formatted()).await?;
+                Ok(tokio::fs::rename(unfinished, folder.join(name)).await?)
+            }
+            Self::Smtp(server) => match server.send(message).await {
+                Ok(_) => Ok(()),
+                Err(error) => Err(MailerError::Server { permanent: error.is_permanent() }),
+            },
+        }
+    }
+}

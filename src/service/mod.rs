@@ -1,0 +1,173 @@
+//! The use cases, and the only writer of store and bus.
+//!
+//! A method that changes something answers with what others must hear ([`Told`]); the caller sends its own reply first
+//! and then calls [`Service::tell`].
+
+mod auth;
+mod devices;
+mod error;
+mod keys;
+mod limits;
+mod mailer;
+mod sweep;
+
+use std::{sync::Arc, time::Duration};
+
+use tokio::runtime::Handle;
+
+pub use auth::{Challenge, Opened, SignInRequest};
+pub use limits::{ClientNetwork, LimitSettings};
+pub use mailer::{Mailer, MailerError};
+pub use sweep::sweep_forever;
+
+use crate::{
+    bus::Bus,
+    clock::{Clock, Entropy},
+    domain::{Bundles, DeviceId, Signal, Timestamp, drain::DrainLimit, otp::ServerSecret},
+    store::{Batcher, ClaimRequest, Connection, NewConnection, Store},
+};
+use limits::Limits;
+
+/// Claims that one transaction serves at most.
+const CLAIMS_PER_BATCH: usize = 256;
+/// Connections that one transaction opens at most.
+const CONNECTIONS_PER_BATCH: usize = 256;
+
+/// What the use cases need to know of the configuration.
+#[derive(Clone, Debug)]
+pub struct Policy {
+    /// How long a session lasts.
+    pub session_lifetime: Duration,
+    /// Active devices a user may have.
+    pub max_devices: usize,
+    /// Unissued keys at which an owner is told.
+    pub low_watermark: u32,
+    /// How long a signed prekey is served that does not say itself.
+    pub signed_prekey_lifetime: Duration,
+    /// Bounds on what clients may ask for.
+    pub limits: LimitSettings,
+}
+
+/// What a service is made of.
+pub struct Parts {
+    /// The database.
+    pub store: Store,
+    /// The way to connected devices.
+    pub bus: Bus,
+    /// Time.
+    pub clock: Clock,
+    /// Randomness.
+    pub entropy: Entropy,
+    /// The way to people.
+    pub mailer: Mailer,
+    /// The server's secret.
+    pub secret: ServerSecret,
+    /// The configured rules.
+    pub policy: Policy,
+}
+
+/// The use cases. Lives on the runtime that owns store and bus.
+pub struct Service {
+    store: Store,
+    bus: Bus,
+    clock: Clock,
+    entropy: Entropy,
+    mailer: Mailer,
+    secret: ServerSecret,
+    policy: Policy,
+    limits: Limits,
+    claims: Batcher<ClaimRequest, Bundles>,
+    connections: Batcher<NewConnection, Connection>,
+    partings: Batcher<(DeviceId, Timestamp), ()>,
+}
+
+/// Signals that an operation owes to devices, to be sent after its reply.
+#[must_use = "others must be told"]
+#[derive(Debug, Default)]
+pub struct Told(Vec<(DeviceId, Signal)>);
+
+impl Told {
+    fn all(devices: impl IntoIterator<Item = DeviceId>, signal: &Signal) -> Self {
+        Self(devices.into_iter().map(|device| (device, signal.clone())).collect())
+    }
+
+    fn and(mut self, device: DeviceId, signal: Signal) -> Self {
+        self.0.push((device, signal));
+        self
+    }
+}
+
+impl Service {
+    /// Puts the parts together and starts the batchers on the runtime.
+    #[must_use]
+    pub fn start(parts: Parts, runtime: &Handle) -> Self {
+        let Parts { store, bus, clock, entropy, mailer, secret, policy } = parts;
+        let drain =
+            Arc::new(DrainLimit::new(policy.limits.claim_burst, Duration::from_secs(policy.limits.claim_refill_s)));
+        let claims = {
+            let (store, bus, threshold) = (store.clone(), bus.clone(), policy.low_watermark);
+            Batcher::start(runtime, CLAIMS_PER_BATCH, move |items| {
+                let (store, bus, drain) = (store.clone(), bus.clone(), drain.clone());
+                async move {
+                    let batch = store.claim(items, &drain, threshold).await;
+                    for (owner, signal) in batch.low {
+                        bus.publish(owner, signal);
+                    }
+                    batch.answers
+                }
+            })
+        };
+        let connections = {
+            let store = store.clone();
+            Batcher::start(runtime, CONNECTIONS_PER_BATCH, move |items| {
+                let store = store.clone();
+                async move { store.open_connections(items).await }
+            })
+        };
+        let partings = {
+            let store = store.clone();
+            Batcher::start(runtime, CONNECTIONS_PER_BATCH, move |items: Vec<(DeviceId, Timestamp)>| {
+                let store = store.clone();
+                async move {
+                    if let Err(error) = store.touch_devices(&items).await {
+                        tracing::warn!(%error, "could not note when devices were last seen");
+                    }
+                    items.iter().map(|_| Ok(())).collect()
+                }
+            })
+        };
+        let limits = Limits::new(&policy.limits);
+        Self { store, bus, clock, entropy, mailer, secret, policy, limits, claims, connections, partings }
+    }
+
+    /// The time of day.
+    #[must_use]
+    pub fn now(&self) -> Timestamp {
+        self.clock.now()
+    }
+
+    /// The configured low-water mark.
+    #[must_use]
+    pub fn low_watermark(&self) -> u32 {
+        self.policy.low_watermark
+    }
+
+    /// Sends what an operation owes to other devices.
+    pub fn tell(&self, told: Told) {
+        for (device, signal) in told.0 {
+            self.bus.publish(device, signal);
+        }
+    }
+
+    /// Whether the store answers.
+    pub async fn store_is_reachable(&self) -> bool {
+        match tokio::time::timeout(Duration::from_secs(2), self.store.ping()).await {
+            Ok(Ok(())) => true,
+            Ok(Err(error)) => {
+                tracing::warn!(%error, "the store does not answer");
+                false
+            }
+            Err(_) => false,
+        }
+    }
+}

@@ -1,0 +1,135 @@
+//! A count that many may draw on and nobody may overdraw: bytes of memory, open sockets.
+
+use std::sync::{
+    Arc,
+    atomic::{AtomicUsize, Ordering},
+};
+
+/// A node-wide allowance, shared by its clones.
+///
+/// What is drawn comes back when the [`Reservation`] drops, so that no error path can leak it.
+#[derive(Debug, Clone)]
+pub struct Budget {
+    shared: Arc<Shared>,
+}
+
+#[derive(Debug)]
+struct Shared {
+    limit: usize,
+    in_use: AtomicUsize,
+}
+
+impl Budget {
+    /// An unused allowance of `limit` units (bytes, unless the owner says otherwise).
+    #[must_use]
+    pub fn new(limit: usize) -> Self {
+        Self { shared: Arc::new(Shared { limit, in_use: AtomicUsize::new(0) }) }
+    }
+
+    /// Draws `n` units, or nothing at all when fewer than `n` are left.
+    #[must_use]
+    pub fn try_reserve(&self, n: usize) -> Option<Reservation> {
+        // Relaxed suffices: the count guards no other memory.
+        self.shared
+            .in_use
+            .fetch_update(Ordering::Relaxed, Ordering::Relaxed, |used| {
+                used.checked_add(n).filter(|sum| *sum <= self.shared.limit)
+            })
+            .ok()
+            .map(|_| Reservation { budget: self.clone(), amount: n })
+    }
+
+    /// Units drawn at this moment.
+    #[must_use]
+    pub fn in_use(&self) -> usize {
+        self.shared.in_use.load(Ordering::Relaxed)
+    }
+
+    /// The most that can be drawn at once.
+    #[must_use]
+    pub fn limit(&self) -> usize {
+        self.shared.limit
+    }
+}
+
+/// Units drawn from a [`Budget`]; dropping it gives them back.
+#[derive(Debug)]
+#[must_use = "dropping a reservation gives it back at once"]
+pub struct Reservation {
+    budget: Budget,
+    amount: usize,
+}
+
+impl Reservation {
+    /// Units held.
+    #[must_use]
+    pub fn amount(&self) -> usize {
+        self.amount
+    }
+
+    /// Takes over what `other`, drawn from the same budget, holds: both then end together.
+    pub fn absorb(&mut self, mut other: Self) {
+        debug_assert!(Arc::ptr_eq(&self.budget.shared, &other.budget.shared), "two budgets");
+        self.amount += std::mem::take(&mut other.amount);
+    }
+}
+
+impl Drop for Reservation {
+    fn drop(&mut self) {
+        self.budget.shared.in_use.fetch_sub(self.amount, Ordering::Relaxed);
+    }
+}
+
+#[cfg(test)]
+#[expect(clippy::unwrap_used, reason = "a test says what it expects by failing")]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn gives_until_the_limit_and_takes_back() {
+        let budget = Budget::new(10);
+        let six = budget.try_reserve(6).unwrap();
+        assert!(budget.try_reserve(5).is_none());
+        assert_eq!(budget.in_use(), 6, "a refusal draws nothing");
+        let four = budget.clone().try_reserve(4).unwrap();
+        assert_eq!((budget.in_use(), budget.limit(), four.amount()), (10, 10, 4));
+        drop(six);
+        assert_eq!(budget.in_use(), 4);
+        drop(four);
+        assert_eq!(budget.in_use(), 0);
+    }
+
+    #[test]
+    fn cannot_be_overdrawn_by_a_huge_wish() {
+        let budget = Budget::new(usize::MAX);
+        let _one = budget.try_reserve(1).unwrap();
+        assert!(budget.try_reserve(usize::MAX).is_none());
+    }
+
+    #[test]
+    fn absorbed_reservations_end_together() {
+        let budget = Budget::new(10);
+        let mut first = budget.try_reserve(3).unwrap();
+        first.absorb(budget.try_reserve(4).unwrap());
+        assert_eq!((first.amount(), budget.in_use()), (7, 7));
+        drop(first);
+        assert_eq!(budget.in_use(), 0);
+    }
+
+    #[test]
+    fn holds_when_threads_race() {
+        let budget = Budget::new(64);
+        std::thread::scope(|scope| {
+            for _ in 0..4 {
+                scope.spawn(|| {
+                    for n in 0..10_000 {
+                        let held = budget.try_reserve(n % 40);
+                        assert!(budget.in_use() <= budget.limit());
+                        drop(held);
+                    }
+                });
+            }
+        });
+        assert_eq!(budget.in_use(), 0);
+    }
+}

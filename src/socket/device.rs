@@ -1,0 +1,484 @@
+//! The actor of one connected device. It owns the session, hands requests to the use cases, and queues what comes back.
+//! No handler waits for anything: work runs on the runtime of store and bus and returns as a message.
+
+use std::{collections::VecDeque, panic::AssertUnwindSafe, rc::Rc, sync::Arc, time::Duration};
+
+use actix::{
+    Actor, ActorContext, ActorFutureExt, AsyncContext, Context, Handler, Message, SpawnHandle, StreamHandler,
+    fut::wrap_future,
+};
+use actix_web::web::Bytes;
+use actix_ws::{AggregatedMessage, AggregatedMessageStream, ProtocolError, Session as WsSession};
+use futures_util::FutureExt;
+use tokio::time::Instant;
+
+use super::{
+    Node,
+    budget::Reservation,
+    hub::ConnectionKey,
+    ops::{self, After, Outcome, encode, failure},
+    outbox::{self, Gated, Outbox, Overflow},
+    transport::{Violation, Wire},
+};
+use crate::{
+    domain::{EndReason, Refusal, Session, Signal, Timestamp, bundle::SignedPrekeyStatus},
+    protocol::{
+        CloseCode, Codec,
+        frame::{Event, Limits, MAX_IN_FLIGHT, MailboxSummary, Op, Request, RequestId, Welcome},
+    },
+    service::Opened,
+};
+
+/// Time between two pings.
+const HEARTBEAT: Duration = Duration::from_secs(25);
+/// A socket from which nothing came in for this long is closed.
+const IDLE: Duration = Duration::from_mins(1);
+/// How long before its expiry the owner is told to rotate a signed prekey.
+const ROTATION_NOTICE: Duration = Duration::from_hours(72);
+/// The longest that a timer is set for: what lies further ahead is looked at again then.
+const LONGEST_TIMER: Duration = Duration::from_hours(24);
+/// Room kept in the outbox for the reply to a request that brings bundles, and for any other.
+const BUNDLES_ROOM: usize = 16 * 1024;
+const REPLY_ROOM: usize = 1024;
+
+/// The actor.
+pub struct DeviceSocket {
+    node: Arc<Node>,
+    session: Session,
+    codec: Codec,
+    outbox: Rc<Outbox>,
+    wire: Rc<Wire>,
+    attached: Option<ConnectionKey>,
+    /// The connection's place among those of the device; `None` until it is open.
+    epoch: Option<i64>,
+    /// Signals that came before the welcome was out.
+    early: Vec<Signal>,
+    /// Requests that were handed on.
+    in_flight: Vec<InFlight>,
+    /// Requests that wait for a renewal, or the renewal itself, which waits for those before it.
+    deferred: VecDeque<(Request, Op, Bytes)>,
+    renewing: bool,
+    signed_prekey: Option<SignedPrekeyStatus>,
+    /// Whether the owner was told that the signed prekey expires.
+    rotation_told: bool,
+    next_ping: Instant,
+    timer: SpawnHandle,
+    closing: bool,
+    opened_at: Instant,
+}
+
+struct InFlight {
+    id: RequestId,
+    bytes: usize,
+    room: usize,
+    _reservation: Reservation,
+}
+
+/// A signal for the device.
+#[derive(Message)]
+#[rtype(result = "()")]
+pub struct Told(pub Signal);
+
+/// The node is being stopped.
+#[derive(Message)]
+#[rtype(result = "()")]
+pub struct Drain {
+    /// The time over which the clients of this node should come back.
+    pub spread: Duration,
+}
+
+/// A request has its reply.
+#[derive(Message)]
+#[rtype(result = "()")]
+struct Done {
+    id: RequestId,
+    reply: Vec<u8>,
+    after: After,
+}
+
+/// What an upgraded connection brings along.
+pub struct Upgraded {
+    /// Of the presented token.
+    pub session: Session,
+    /// Of the chosen subprotocol.
+    pub codec: Codec,
+    /// Towards the peer.
+    pub ws: WsSession,
+    /// From the peer.
+    pub messages: AggregatedMessageStream,
+    /// Below both.
+    pub wire: Rc<Wire>,
+}
+
+impl DeviceSocket {
+    /// Starts the actor of an upgraded connection on this worker.
+    pub fn launch(node: Arc<Node>, upgraded: Upgraded) {
+        let Upgraded { session, codec, ws, messages, wire } = upgraded;
+        let outbox = Outbox::new(node.outbox_bytes, node.budget.clone());
+        actix_rt::spawn(outbox::write(outbox.clone(), ws, wire.clone(), codec));
+        Self::create(|ctx| {
+            ctx.add_stream(Gated::new(messages, outbox.clone()));
+            let opened_at = Instant::now();
+            Self {
+                node,
+                session,
+                codec,
+                outbox,
+                wire,
+                attached: None,
+                epoch: None,
+                early: Vec::new(),
+                in_flight: Vec::new(),
+                deferred: VecDeque::new(),
+                renewing: false,
+                signed_prekey: None,
+                rotation_told: false,
+                // The first ping comes at a moment of its own, so that those of many sockets spread.
+                next_ping: opened_at + HEARTBEAT.mul_f64(fraction(session.caller.session.0)),
+                timer: SpawnHandle::default(),
+                closing: false,
+                opened_at,
+            }
+        });
+    }
+
+    fn opened(&mut self, opened: Result<Opened, Refusal>, ctx: &mut Context<Self>) {
+        if self.closing {
+            return;
+        }
+        let now = self.node.service.now();
+        let Opened { epoch, keys } = match opened {
+            Ok(opened) => opened,
+            Err(Refusal::SessionRevoked) if self.session.expires_at <= now => {
+                return self.close(CloseCode::SessionExpired, ctx);
+            }
+            Err(Refusal::SessionRevoked) => return self.close(CloseCode::SessionRevoked, ctx),
+            Err(_) => return self.close(CloseCode::Unavailable, ctx),
+        };
+        self.epoch = Some(epoch);
+        self.signed_prekey = keys.signed_prekey;
+        let low: Vec<_> = keys.low_pools().collect();
+        let (threshold, pool_version) = (keys.threshold, keys.pool_version);
+        let welcome = Welcome {
+            session_id: self.session.caller.session,
+            user_id: self.session.caller.user,
+            device_id: self.session.caller.device,
+            expires_at: self.session.expires_at,
+            server_time: now,
+            heartbeat_s: HEARTBEAT.as_secs(),
+            limits: Limits::default(),
+            keys,
+            mailbox: MailboxSummary { waiting: 0, expired_total: 0 },
+        };
+        self.event(&Event::Welcome(&welcome), ctx);
+        for (kind, remaining) in low {
+            self.event(&Event::PrekeysLow { kind, remaining, threshold, pool_version }, ctx);
+        }
+        self.tell_rotation(now, ctx);
+        for signal in std::mem::take(&mut self.early) {
+            self.heed(signal, ctx);
+        }
+        self.outbox.start_reading();
+        self.set_timer(ctx);
+    }
+
+    fn event(&mut self, event: &Event<'_>, ctx: &mut Context<Self>) {
+        let pushed = self.outbox.push_event(encode(self.codec, event));
+        self.check_room(pushed, ctx);
+    }
+
+    fn reply(&mut self, reply: Vec<u8>, ctx: &mut Context<Self>) {
+        let pushed = self.outbox.push_reply(reply);
+        self.check_room(pushed, ctx);
+    }
+
+    fn check_room(&mut self, pushed: Result<(), Overflow>, ctx: &mut Context<Self>) {
+        if let Err(Overflow) = pushed {
+            self.close(CloseCode::SlowConsumer, ctx);
+        }
+    }
+
+    /// Sends what is queued, then the Close frame. The writer sees to it; the actor is done.
+    fn close(&mut self, code: CloseCode, ctx: &mut Context<Self>) {
+        if !self.closing {
+            self.closing = true;
+            tracing::info!(
+                device_id = %self.session.caller.device,
+                code = code.number(),
+                reason = code.reason(),
+                seconds = self.opened_at.elapsed().as_secs(),
+                "socket closed"
+            );
+            self.outbox.close(code);
+            ctx.stop();
+        }
+    }
+
+    /// Tells the client why its session ended, and closes.
+    fn end(&mut self, reason: EndReason, ctx: &mut Context<Self>) {
+        if !self.closing {
+            self.event(&Event::SessionRevoked { reason }, ctx);
+            self.close(reason.into(), ctx);
+        }
+    }
+
+    fn heed(&mut self, signal: Signal, ctx: &mut Context<Self>) {
+        if self.closing {
+            return;
+        }
+        let Some(epoch) = self.epoch else { return self.early.push(signal) };
+        match signal {
+            Signal::PrekeysLow { kind, remaining, pool_version } => {
+                let threshold = self.node.service.low_watermark();
+                self.event(&Event::PrekeysLow { kind, remaining, threshold, pool_version }, ctx);
+            }
+            Signal::DevicesChanged { added, removed } => {
+                self.event(&Event::DevicesChanged { added: &added, removed: &removed }, ctx);
+            }
+            Signal::LoggedOut { sessions } if sessions.contains(&self.session.caller.session) => {
+                self.end(EndReason::Logout, ctx);
+            }
+            Signal::LoggedOut { .. } => {}
+            Signal::DeviceRevoked => self.end(EndReason::DeviceRevoked, ctx),
+            Signal::AccountDeleted => self.end(EndReason::AccountDeleted, ctx),
+            Signal::Displaced { epoch: newer } if newer > epoch => self.close(CloseCode::Displaced, ctx),
+            Signal::Displaced { .. } => {}
+        }
+    }
+
+    fn frame(&mut self, frame: Bytes, ctx: &mut Context<Self>) {
+        let Ok(request) = Request::decode(self.codec, &frame) else {
+            return self.close(CloseCode::ProtocolError, ctx);
+        };
+        let id = request.id;
+        let waiting = |(request, ..): &(Request, Op, Bytes)| request.id == id;
+        if self.in_flight.iter().any(|request| request.id == id) || self.deferred.iter().any(waiting) {
+            return self.close(CloseCode::ProtocolError, ctx);
+        }
+        if self.in_flight.len() + self.deferred.len() >= MAX_IN_FLIGHT {
+            return self.reply(failure(self.codec, id, Refusal::TooManyInFlight), ctx);
+        }
+        match request.op.clone() {
+            Err(refusal) => self.reply(failure(self.codec, id, refusal), ctx),
+            // A renewal runs alone: what comes before it belongs to the old session, what comes after to the new one.
+            Ok(Op::SessionRenew) if !self.in_flight.is_empty() => self.defer(request, Op::SessionRenew, frame),
+            Ok(op) if self.renewing || !self.deferred.is_empty() => self.defer(request, op, frame),
+            Ok(op) => self.hand_on(request, op, frame, ctx),
+        }
+    }
+
+    fn defer(&mut self, request: Request, op: Op, frame: Bytes) {
+        self.outbox.expect_reply(frame.len(), room(op));
+        self.deferred.push_back((request, op, frame));
+    }
+
+    fn resume_deferred(&mut self, ctx: &mut Context<Self>) {
+        while let Some((_, op, _)) = self.deferred.front() {
+            if self.renewing || (*op == Op::SessionRenew && !self.in_flight.is_empty()) {
+                return;
+            }
+            if let Some((request, op, frame)) = self.deferred.pop_front() {
+                self.outbox.settle_reply(frame.len(), room(op));
+                self.hand_on(request, op, frame, ctx);
+            }
+        }
+    }
+
+    /// Runs a request on the runtime of store and bus.
+    fn hand_on(&mut self, request: Request, op: Op, frame: Bytes, ctx: &mut Context<Self>) {
+        let id = request.id;
+        let Some(reservation) = self.node.budget.try_reserve(frame.len()) else {
+            return self.reply(failure(self.codec, id, Refusal::Unavailable), ctx);
+        };
+        let (bytes, room) = (frame.len(), room(op));
+        self.outbox.expect_reply(bytes, room);
+        self.in_flight.push(InFlight { id, bytes, room, _reservation: reservation });
+        self.renewing = op == Op::SessionRenew;
+        let (node, codec, caller, address) = (self.node.clone(), self.codec, self.session.caller, ctx.address());
+        let runtime = node.runtime.clone();
+        runtime.spawn(async move {
+            let run = ops::run(&node.service, caller, codec, op, &request, frame);
+            // A panic in a use case is a defect, but the client still gets its one reply.
+            let outcome = AssertUnwindSafe(run).catch_unwind().await.unwrap_or_else(|_| Outcome {
+                reply: failure(codec, id, Refusal::Internal),
+                after: After::Nothing,
+                told: crate::service::Told::default(),
+            });
+            // The reply first, then what others hear of it.
+            address.do_send(Done { id, reply: outcome.reply, after: outcome.after });
+            node.service.tell(outcome.told);
+        });
+    }
+
+    fn tell_rotation(&mut self, now: Timestamp, ctx: &mut Context<Self>) {
+        if let Some(SignedPrekeyStatus { key_id, expires_at }) = self.signed_prekey
+            && !self.rotation_told
+            && expires_at.before(ROTATION_NOTICE) <= now
+        {
+            self.rotation_told = true;
+            self.event(&Event::SignedPrekeyExpiring { key_id, expires_at }, ctx);
+        }
+    }
+
+    /// Sets the one timer to the next thing that time brings.
+    fn set_timer(&mut self, ctx: &mut Context<Self>) {
+        let now = self.node.service.now();
+        let mut wait = LONGEST_TIMER.min(self.session.expires_at.since(now));
+        if let Some(key) = self.signed_prekey.filter(|_| !self.rotation_told) {
+            wait = wait.min(key.expires_at.before(ROTATION_NOTICE).since(now));
+        }
+        let alive_until = self.wire.last_received() + IDLE;
+        let next = self.next_ping.min(alive_until);
+        wait = wait.min(next.saturating_duration_since(Instant::now()));
+        ctx.cancel_future(self.timer);
+        // Timers are coarse; a millisecond more saves a second look.
+        self.timer = ctx.run_later(wait + Duration::from_millis(1), Self::tick);
+    }
+
+    fn tick(&mut self, ctx: &mut Context<Self>) {
+        let now = self.node.service.now();
+        if self.session.expires_at <= now {
+            return self.end(EndReason::Expired, ctx);
+        }
+        self.tell_rotation(now, ctx);
+        let instant = Instant::now();
+        if instant >= self.wire.last_received() + IDLE {
+            if self.outbox.may_read() {
+                return self.close(CloseCode::Idle, ctx);
+            }
+            if !self.outbox.is_empty() {
+                // It is we who stopped reading, because the peer does not.
+                return self.close(CloseCode::SlowConsumer, ctx);
+            }
+            self.next_ping = instant + Duration::from_secs(1);
+        }
+        if instant >= self.next_ping {
+            self.next_ping = instant + HEARTBEAT;
+            self.outbox.ping();
+        }
+        self.set_timer(ctx);
+    }
+}
+
+/// What the reply to an op may need of the outbox.
+fn room(op: Op) -> usize {
+    match op {
+        Op::KeysFetch | Op::KeysClaim => BUNDLES_ROOM,
+        _ => REPLY_ROOM,
+    }
+}
+
+/// A number from 0 to 1 out of random bits.
+fn fraction(id: uuid::Uuid) -> f64 {
+    f64::from(u32::from_le_bytes(id.as_bytes()[12..16].try_into().unwrap_or_default())) / f64::from(u32::MAX)
+}
+
+impl Actor for DeviceSocket {
+    type Context = Context<Self>;
+
+    fn started(&mut self, ctx: &mut Context<Self>) {
+        // Attached before the session is checked again: a revocation is seen by the check or arrives as a signal.
+        self.attached = Some(self.node.hub.attach(self.session.caller.device, ctx.address()));
+        let (node, caller) = (self.node.clone(), self.session.caller);
+        let open = self.node.runtime.spawn(async move { node.service.open_connection(caller).await });
+        ctx.spawn(wrap_future(open).map(|opened, actor: &mut Self, ctx| {
+            actor.opened(opened.unwrap_or(Err(Refusal::Internal)), ctx);
+        }));
+    }
+
+    fn stopped(&mut self, _: &mut Context<Self>) {
+        if !self.closing {
+            self.outbox.abort();
+        }
+        let device = self.session.caller.device;
+        if let Some(key) = self.attached.take() {
+            self.node.hub.detach(device, key);
+        }
+        let node = self.node.clone();
+        self.node.runtime.spawn(async move { node.service.note_parting(device).await });
+    }
+}
+
+impl StreamHandler<Result<AggregatedMessage, ProtocolError>> for DeviceSocket {
+    fn handle(&mut self, message: Result<AggregatedMessage, ProtocolError>, ctx: &mut Context<Self>) {
+        if self.closing {
+            return;
+        }
+        match (message, self.codec) {
+            (Ok(AggregatedMessage::Text(text)), Codec::Json) => self.frame(text.into_bytes(), ctx),
+            (Ok(AggregatedMessage::Binary(bytes)), Codec::MsgPack) => self.frame(bytes, ctx),
+            (Ok(AggregatedMessage::Ping(payload)), _) => self.outbox.pong(payload),
+            (Ok(AggregatedMessage::Pong(_)), _) => {}
+            (Ok(AggregatedMessage::Close(reason)), _) => {
+                self.closing = true;
+                self.outbox.echo_close(reason);
+                ctx.stop();
+            }
+            (Ok(AggregatedMessage::Text(_) | AggregatedMessage::Binary(_)) | Err(_), _) => {
+                self.close(CloseCode::ProtocolError, ctx);
+            }
+        }
+    }
+
+    fn finished(&mut self, ctx: &mut Context<Self>) {
+        match self.wire.violation() {
+            Some(Violation::FrameTooLarge) => self.close(CloseCode::FrameTooLarge, ctx),
+            Some(Violation::Protocol) => self.close(CloseCode::ProtocolError, ctx),
+            None => ctx.stop(),
+        }
+    }
+}
+
+impl Handler<Told> for DeviceSocket {
+    type Result = ();
+
+    fn handle(&mut self, Told(signal): Told, ctx: &mut Context<Self>) {
+        self.heed(signal, ctx);
+    }
+}
+
+impl Handler<Drain> for DeviceSocket {
+    type Result = ();
+
+    fn handle(&mut self, Drain { spread }: Drain, ctx: &mut Context<Self>) {
+        let wait = spread.mul_f64(fraction(self.session.caller.session.0));
+        let reconnect_in_ms = u64::try_from(wait.as_millis()).unwrap_or(u64::MAX);
+        if self.epoch.is_some() && !self.closing {
+            self.event(&Event::ServerDraining { reconnect_in_ms }, ctx);
+        }
+        self.close(CloseCode::Draining, ctx);
+    }
+}
+
+impl Handler<Done> for DeviceSocket {
+    type Result = ();
+
+    fn handle(&mut self, Done { id, reply, after }: Done, ctx: &mut Context<Self>) {
+        let Some(at) = self.in_flight.iter().position(|request| request.id == id) else { return };
+        let InFlight { bytes, room, .. } = self.in_flight.swap_remove(at);
+        if self.in_flight.is_empty() && self.deferred.is_empty() {
+            self.in_flight = Vec::new();
+        }
+        if self.closing {
+            return;
+        }
+        self.reply(reply, ctx);
+        self.outbox.settle_reply(bytes, room);
+        match after {
+            After::Nothing => {}
+            After::Renewed(session) => {
+                self.session = session;
+                self.set_timer(ctx);
+            }
+            After::Rotated(served) => {
+                self.signed_prekey = Some(served);
+                self.rotation_told = false;
+                self.tell_rotation(self.node.service.now(), ctx);
+                self.set_timer(ctx);
+            }
+            After::Ended(reason) => return self.end(reason, ctx),
+        }
+        self.renewing = false;
+        self.resume_deferred(ctx);
+    }
+}

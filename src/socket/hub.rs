@@ -1,0 +1,112 @@
+//! The registry of connections on this node: device → actors. Usually one; two while a newer connection displaces an
+//! older one, which the epochs that travel with [`Signal::Displaced`] decide.
+
+use std::{
+    collections::{HashMap, hash_map::Entry},
+    hash::{BuildHasher, RandomState},
+    sync::{
+        Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering},
+    },
+    time::Duration,
+};
+
+use actix::Addr;
+
+use super::device::{DeviceSocket, Drain, Told};
+use crate::domain::{Deliver, DeviceId, Signal};
+
+/// Locks that the registry is spread over.
+const SHARDS: usize = 32;
+
+type Shard = HashMap<DeviceId, Vec<Attached>>;
+
+struct Attached {
+    key: ConnectionKey,
+    address: Addr<DeviceSocket>,
+}
+
+/// Names one attachment on this node.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct ConnectionKey(u64);
+
+/// The registry.
+pub struct Hub {
+    shards: Vec<Mutex<Shard>>,
+    hasher: RandomState,
+    next_key: AtomicU64,
+    connected: AtomicUsize,
+    draining: AtomicBool,
+}
+
+impl Default for Hub {
+    fn default() -> Self {
+        Self {
+            shards: std::iter::repeat_with(Mutex::default).take(SHARDS).collect(),
+            hasher: RandomState::new(),
+            next_key: AtomicU64::new(1),
+            connected: AtomicUsize::new(0),
+            draining: AtomicBool::new(false),
+        }
+    }
+}
+
+impl Hub {
+    fn shard(&self, device: DeviceId) -> MutexGuard<'_, Shard> {
+        #[expect(clippy::cast_possible_truncation, reason = "any bits of the hash do")]
+        let index = self.hasher.hash_one(device) as usize % SHARDS;
+        self.shards[index].lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Adds a connection; signals for its device reach it from now on.
+    pub fn attach(&self, device: DeviceId, address: Addr<DeviceSocket>) -> ConnectionKey {
+        let key = ConnectionKey(self.next_key.fetch_add(1, Ordering::Relaxed));
+        self.shard(device).entry(device).or_insert_with(|| Vec::with_capacity(1)).push(Attached { key, address });
+        self.connected.fetch_add(1, Ordering::Relaxed);
+        key
+    }
+
+    /// Removes a connection.
+    pub fn detach(&self, device: DeviceId, key: ConnectionKey) {
+        if let Entry::Occupied(mut entry) = self.shard(device).entry(device) {
+            entry.get_mut().retain(|attached| attached.key != key);
+            if entry.get().is_empty() {
+                entry.remove();
+            }
+            self.connected.fetch_sub(1, Ordering::Relaxed);
+        }
+    }
+
+    /// Connections on this node.
+    #[must_use]
+    pub fn connected(&self) -> usize {
+        self.connected.load(Ordering::Relaxed)
+    }
+
+    /// Whether new connections are refused because the node is being stopped.
+    #[must_use]
+    pub fn is_draining(&self) -> bool {
+        self.draining.load(Ordering::Relaxed)
+    }
+
+    /// Tells every connection to come back later, spread over `spread`, and closes it.
+    pub fn drain(&self, spread: Duration) {
+        self.draining.store(true, Ordering::Relaxed);
+        for shard in &self.shards {
+            let shard = shard.lock().unwrap_or_else(PoisonError::into_inner);
+            for attached in shard.values().flatten() {
+                attached.address.do_send(Drain { spread });
+            }
+        }
+    }
+}
+
+impl Deliver for Hub {
+    fn deliver(&self, device: DeviceId, signal: Signal) {
+        if let Some(connections) = self.shard(device).get(&device) {
+            for attached in connections {
+                attached.address.do_send(Told(signal.clone()));
+            }
+        }
+    }
+}

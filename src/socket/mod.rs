@@ -1,0 +1,36 @@
+//! Connected devices: the upgrade, the transport below the WebSocket, and one actor per connection.
+
+mod budget;
+mod device;
+mod frame_guard;
+mod hub;
+mod ops;
+mod outbox;
+pub mod transport;
+mod upgrade;
+
+use std::sync::Arc;
+
+use tokio::runtime::Handle;
+
+pub use hub::Hub;
+pub use upgrade::open;
+
+use crate::{protocol::http::Origins, service::Service};
+pub use budget::Budget;
+
+/// What all sockets of a node share.
+pub struct Node {
+    /// The use cases.
+    pub service: Arc<Service>,
+    /// Who is connected here.
+    pub hub: Arc<Hub>,
+    /// The runtime of store and bus, where ops run.
+    pub runtime: Handle,
+    /// Bytes that requests in flight and outboxes may hold together.
+    pub budget: Budget,
+    /// Bytes that may wait for one socket.
+    pub outbox_bytes: usize,
+    /// Browser origins that may connect.
+    pub origins: Origins,
+}

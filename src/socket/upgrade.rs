@@ -1,0 +1,109 @@
+//! `GET /v1/socket`: who may connect, and how frames will be written. Refusals come in the order origin, form, token,
+//! capacity.
+
+use std::{rc::Rc, sync::Arc};
+
+use actix_web::{
+    HttpMessage, HttpRequest, HttpResponse,
+    http::header::{self, HeaderValue},
+    web,
+};
+
+use super::{
+    Node,
+    device::{DeviceSocket, Upgraded},
+    transport::Wire,
+};
+use crate::{
+    domain::{Refusal, token::Token},
+    protocol::{Codec, Problem, frame::MAX_FRAME_BYTES, http::bearer},
+};
+
+/// The offered subprotocol that carries a browser's token.
+const TOKEN_SUBPROTOCOL: &str = "sealwire.token.";
+
+/// Answers the upgrade request.
+pub async fn open(request: HttpRequest, body: web::Payload, node: web::Data<Node>) -> HttpResponse {
+    match upgrade(&request, body, node.into_inner()).await {
+        Ok(response) => response,
+        Err(refusal) => {
+            let mut response = Problem::from(refusal).response();
+            if actix_http::ws::verify_handshake(request.head()).is_err() {
+                // RFC 6455, 4.4: what the server would understand.
+                response.headers_mut().insert(header::SEC_WEBSOCKET_VERSION, HeaderValue::from_static("13"));
+            }
+            response
+        }
+    }
+}
+
+async fn upgrade(request: &HttpRequest, body: web::Payload, node: Arc<Node>) -> Result<HttpResponse, Refusal> {
+    let headers = request.headers();
+    if let Some(origin) = headers.get(header::ORIGIN)
+        && !node.origins.allows(origin, headers.get(header::HOST))
+    {
+        return Err(Refusal::ForbiddenOrigin);
+    }
+    let not_a_handshake = || Refusal::BadRequest("not a WebSocket handshake (RFC 6455, version 13)".into());
+    actix_http::ws::verify_handshake(request.head()).map_err(|_| not_a_handshake())?;
+    if headers.contains_key(header::CONTENT_LENGTH) || headers.contains_key(header::TRANSFER_ENCODING) {
+        return Err(not_a_handshake());
+    }
+    let offer = Offer::read(request)?;
+    let token = match bearer(headers) {
+        Some(token) => token,
+        None => offer.token,
+    };
+    let token = token.ok_or(Refusal::Unauthorized)?;
+    let service = node.service.clone();
+    let presented = node.runtime.spawn(async move { service.present(&token).await });
+    let (session, told) = presented.await.map_err(|_| Refusal::Internal)??;
+    node.service.tell(told);
+    if node.hub.is_draining() {
+        return Err(Refusal::Unavailable);
+    }
+    // The transport gives every handshake its wire unless the node holds as many connections as it may.
+    let wire = request.extensions().get::<Rc<Wire>>().cloned().ok_or(Refusal::Unavailable)?;
+    let (mut response, ws, messages) = actix_ws::handle(request, body).map_err(|_| not_a_handshake())?;
+    if offer.named {
+        let name = HeaderValue::from_static(offer.codec.subprotocol());
+        response.headers_mut().insert(header::SEC_WEBSOCKET_PROTOCOL, name);
+    }
+    let messages =
+        messages.max_frame_size(MAX_FRAME_BYTES).aggregate_continuations().max_continuation_size(MAX_FRAME_BYTES);
+    DeviceSocket::launch(node, Upgraded { session, codec: offer.codec, ws, messages, wire });
+    Ok(response)
+}
+
+/// What the client offers as subprotocols.
+struct Offer {
+    codec: Codec,
+    /// Whether the codec was offered, so that the response has to name it.
+    named: bool,
+    token: Option<Token>,
+}
+
+impl Offer {
+    fn read(request: &HttpRequest) -> Result<Self, Refusal> {
+        let unknown = || Refusal::BadRequest("offer sealwire.v1.msgpack or sealwire.v1.json".into());
+        let mut codec = None;
+        let mut token = None;
+        let mut any = false;
+        for value in request.headers().get_all(header::SEC_WEBSOCKET_PROTOCOL) {
+            let names = value.to_str().map_err(|_| unknown())?;
+            for name in names.split(',').map(str::trim).filter(|name| !name.is_empty()) {
+                any = true;
+                if let Some(text) = name.strip_prefix(TOKEN_SUBPROTOCOL) {
+                    token = token.or_else(|| Token::parse(text));
+                } else {
+                    codec = codec.or_else(|| Codec::ALL.into_iter().find(|known| known.subprotocol() == name));
+                }
+            }
+        }
+        match codec {
+            Some(codec) => Ok(Self { codec, named: true, token }),
+            None if any => Err(unknown()),
+            None => Ok(Self { codec: Codec::Json, named: false, token }),
+        }
+    }
+}

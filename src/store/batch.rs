@@ -1,0 +1,108 @@
+//! Natural batching: while one transaction is in flight, requests of the same kind queue up, and the next transaction
+//! takes all that wait. No timers: an idle system answers after one round trip, a busy one shares its commits.
+
+use std::future::Future;
+
+use tokio::{
+    runtime::Handle,
+    sync::{mpsc, oneshot},
+};
+
+use super::StoreError;
+
+/// Requests that may wait. Beyond it callers are told `unavailable` rather than kept.
+const QUEUE: usize = 16_384;
+
+type Waiting<Item, Answer> = (Item, oneshot::Sender<Result<Answer, StoreError>>);
+
+/// A queue in front of one kind of transaction. Clones share the queue; the worker stops when the last is dropped.
+pub struct Batcher<Item, Answer> {
+    queue: mpsc::Sender<Waiting<Item, Answer>>,
+}
+
+impl<Item, Answer> Clone for Batcher<Item, Answer> {
+    fn clone(&self) -> Self {
+        Self { queue: self.queue.clone() }
+    }
+}
+
+impl<Item: Send + 'static, Answer: Send + 'static> Batcher<Item, Answer> {
+    /// Starts a worker that hands at most `largest` items at a time to `run`, which must give one result for each, in
+    /// their order.
+    pub fn start<Run, Batch>(runtime: &Handle, largest: usize, run: Run) -> Self
+    where
+        Run: Fn(Vec<Item>) -> Batch + Send + 'static,
+        Batch: Future<Output = Vec<Result<Answer, StoreError>>> + Send,
+    {
+        let (queue, mut waiting) = mpsc::channel::<Waiting<Item, Answer>>(QUEUE);
+        runtime.spawn(async move {
+            let mut taken = Vec::with_capacity(largest);
+            while waiting.recv_many(&mut taken, largest).await > 0 {
+                let (items, callers): (Vec<_>, Vec<_>) = taken.drain(..).unzip();
+                for (caller, answer) in callers.into_iter().zip(run(items).await) {
+                    // A caller that has gone away does not want its answer; what was committed stays.
+                    let _ = caller.send(answer);
+                }
+            }
+        });
+        Self { queue }
+    }
+
+    /// Queues one item and waits for its result.
+    ///
+    /// # Errors
+    /// What `run` says of it, or `Overloaded` where the queue is full or the worker has stopped.
+    pub async fn submit(&self, item: Item) -> Result<Answer, StoreError> {
+        let (caller, answer) = oneshot::channel();
+        self.queue.try_send((item, caller)).map_err(|_| StoreError::Overloaded)?;
+        answer.await.map_err(|_| StoreError::Overloaded)?
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering},
+    };
+
+    use super::*;
+
+    #[tokio::test]
+    async fn what_waits_shares_a_batch_and_each_gets_its_own_answer() {
+        let batches = Arc::new(AtomicUsize::new(0));
+        let (started, mut has_started) = mpsc::channel::<()>(8);
+        let (release, released) = tokio::sync::watch::channel(false);
+        let counter = batches.clone();
+        let batcher = Batcher::start(&Handle::current(), 100, move |items: Vec<usize>| {
+            let (counter, started, mut released) = (counter.clone(), started.clone(), released.clone());
+            async move {
+                counter.fetch_add(1, Ordering::SeqCst);
+                started.send(()).await.unwrap();
+                released.wait_for(|go| *go).await.unwrap();
+                items.into_iter().map(|n| Ok(n * 2)).collect()
+            }
+        });
+        let first = tokio::spawn({
+            let batcher = batcher.clone();
+            async move { batcher.submit(1).await.unwrap() }
+        });
+        has_started.recv().await.unwrap();
+        let later: Vec<_> = (2..50)
+            .map(|n| {
+                let batcher = batcher.clone();
+                tokio::spawn(async move { (n, batcher.submit(n).await.unwrap()) })
+            })
+            .collect();
+        while batcher.queue.capacity() > QUEUE - 48 {
+            tokio::task::yield_now().await;
+        }
+        release.send(true).unwrap();
+        assert_eq!(first.await.unwrap(), 2);
+        for answer in later {
+            let (n, doubled) = answer.await.unwrap();
+            assert_eq!(doubled, n * 2);
+        }
+        assert_eq!(batches.load(Ordering::SeqCst), 2);
+    }
+}

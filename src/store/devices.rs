@@ -1,0 +1,162 @@
+//! Devices and their connections.
+
+use chrono::{DateTime, Utc};
+use uuid::Uuid;
+
+use super::{Store, StoreError, authorize, read, rows, sql, transaction};
+use crate::domain::{Caller, DeviceId, Refusal, Timestamp};
+
+/// An active device.
+#[derive(Clone, Debug)]
+pub struct DeviceRecord {
+    /// Its id.
+    pub id: DeviceId,
+    /// For people.
+    pub name: Option<String>,
+    /// For the client's library.
+    pub registration_id: u32,
+    /// When it first signed in.
+    pub created_at: Timestamp,
+    /// When it last connected or disconnected.
+    pub last_seen: Option<Timestamp>,
+}
+
+/// A connection that wants to open.
+#[derive(Clone, Copy, Debug)]
+pub struct NewConnection {
+    /// In whose name.
+    pub caller: Caller,
+    /// Now.
+    pub now: Timestamp,
+}
+
+/// A connection that was opened.
+#[derive(Clone, Copy, Debug)]
+pub struct Connection {
+    /// Greater than that of every earlier connection of the device.
+    pub epoch: i64,
+}
+
+/// Revokes a device inside a transaction: its sessions and unissued keys go. Evaluates to whether it was active.
+macro_rules! revoke {
+    ($tx:ident, $device:expr, $user:expr) => {{
+        let revoked =
+            sqlx::query($crate::store::sql::REVOKE_DEVICE).bind($device.0).bind($user.0).execute(&mut *$tx).await?;
+        let was_active = revoked.rows_affected() == 1;
+        if was_active {
+            for text in [
+                $crate::store::sql::DELETE_SESSIONS_OF_DEVICE,
+                $crate::store::sql::DELETE_SIGNED_PREKEYS,
+                $crate::store::sql::DELETE_UNISSUED,
+                $crate::store::sql::DELETE_UNISSUED_PQ,
+            ] {
+                sqlx::query(text).bind($device.0).execute(&mut *$tx).await?;
+            }
+        }
+        was_active
+    }};
+}
+pub(super) use revoke;
+
+impl Store {
+    /// The user's active devices, oldest first.
+    ///
+    /// # Errors
+    /// `session_revoked`
+    pub async fn list_devices(&self, caller: &Caller, now: Timestamp) -> Result<Vec<DeviceRecord>, StoreError> {
+        type Row = (Uuid, Option<String>, i64, DateTime<Utc>, Option<DateTime<Utc>>);
+        self.check_session(caller, now).await?;
+        let devices: Vec<Row> =
+            read!(self, |db| sqlx::query_as(sql::ACTIVE_DEVICES).bind(caller.user.0).fetch_all(db).await)?;
+        let record = |(id, name, registration_id, created_at, last_seen): Row| {
+            Ok(DeviceRecord {
+                id: DeviceId(id),
+                name,
+                registration_id: rows::number(registration_id)?,
+                created_at: rows::time(created_at),
+                last_seen: last_seen.map(rows::time),
+            })
+        };
+        devices.into_iter().map(record).collect()
+    }
+
+    /// Names one of the user's active devices.
+    ///
+    /// # Errors
+    /// `session_revoked`, `unknown_device`
+    pub async fn rename_device(
+        &self,
+        caller: &Caller,
+        device: DeviceId,
+        name: &str,
+        now: Timestamp,
+    ) -> Result<(), StoreError> {
+        transaction!(self, |tx| {
+            authorize!(tx, caller, now);
+            let renamed =
+                sqlx::query(sql::RENAME_DEVICE).bind(device.0).bind(caller.user.0).bind(name).execute(&mut *tx).await?;
+            if renamed.rows_affected() == 0 {
+                return Err(Refusal::UnknownDevice.into());
+            }
+        });
+        Ok(())
+    }
+
+    /// Revokes one of the user's active devices and gives those that remain.
+    ///
+    /// # Errors
+    /// `session_revoked`, `unknown_device`
+    pub async fn revoke_device(
+        &self,
+        caller: &Caller,
+        device: DeviceId,
+        now: Timestamp,
+    ) -> Result<Vec<DeviceId>, StoreError> {
+        type Row = (Uuid, Option<String>, i64, DateTime<Utc>, Option<DateTime<Utc>>);
+        let others: Vec<Row> = transaction!(self, |tx| {
+            authorize!(tx, caller, now);
+            if !revoke!(tx, device, caller.user) {
+                return Err(Refusal::UnknownDevice.into());
+            }
+            sqlx::query_as(sql::ACTIVE_DEVICES).bind(caller.user.0).fetch_all(&mut *tx).await?
+        });
+        Ok(others.into_iter().map(|row| DeviceId(row.0)).collect())
+    }
+
+    /// Opens many connections in one commit. Each statement checks its session and takes the next epoch at once.
+    pub async fn open_connections(&self, items: Vec<NewConnection>) -> Vec<Result<Connection, StoreError>> {
+        match self.try_open_connections(&items).await {
+            Ok(opened) => opened.into_iter().map(|opened| opened.ok_or(Refusal::SessionRevoked.into())).collect(),
+            Err(error) => super::prekeys::fail_all(&error, items.len()),
+        }
+    }
+
+    async fn try_open_connections(&self, items: &[NewConnection]) -> Result<Vec<Option<Connection>>, StoreError> {
+        Ok(transaction!(self, |tx| {
+            let mut opened = Vec::with_capacity(items.len());
+            for NewConnection { caller, now } in items {
+                let row: Option<(i64,)> = sqlx::query_as(sql::OPEN_CONNECTION)
+                    .bind(caller.device.0)
+                    .bind(caller.session.0)
+                    .bind(now.to_utc())
+                    .fetch_optional(&mut *tx)
+                    .await?;
+                opened.push(row.map(|(epoch,)| Connection { epoch }));
+            }
+            opened
+        }))
+    }
+
+    /// Notes when these devices were last connected.
+    ///
+    /// # Errors
+    /// The store's own.
+    pub async fn touch_devices(&self, devices: &[(DeviceId, Timestamp)]) -> Result<(), StoreError> {
+        transaction!(self, |tx| {
+            for (device, at) in devices {
+                sqlx::query(sql::TOUCH_DEVICE).bind(device.0).bind(at.to_utc()).execute(&mut *tx).await?;
+            }
+        });
+        Ok(())
+    }
+}

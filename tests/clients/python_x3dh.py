@@ -1,0 +1,280 @@
+"""The PyPI packages X3DH and XEdDSA against a running Sealwire server, suites signal-x3dh and ed25519-x3dh.
+
+    python python_x3dh.py URL MAIL_DIR
+
+An X3DH agreement through the server: Bob publishes, Alice claims, and both must come to the same secret, from which they
+encrypt both ways. The server carries keys only; header and ciphertext are handed over inside this script. (The file is
+not called x3dh.py because `import x3dh` would then find it instead of the package.)
+"""
+
+import asyncio
+import email
+import email.policy
+import itertools
+import json
+import os
+import re
+import sys
+import urllib.request
+import uuid
+from base64 import b64decode, b64encode
+from pathlib import Path
+
+import x3dh
+import xeddsa
+from cryptography.hazmat.primitives.ciphers.aead import ChaCha20Poly1305
+from websockets.asyncio.client import connect
+from x3dh.types import IdentityKeyFormat
+
+PATIENCE_S = 15
+URL, MAIL_DIR = sys.argv[1], Path(sys.argv[2])
+
+
+# The server's side of the matter: sign-in and requests.
+
+
+class SealwireError(Exception):
+    """An `error` object of the server."""
+
+    def __init__(self, error: dict):
+        super().__init__(f"{error['code']}: {error['message']}")
+        self.code, self.details = error["code"], error.get("details")
+
+
+def post(path: str, body: dict) -> dict:
+    request = urllib.request.Request(URL + path, json.dumps(body).encode(), {"Content-Type": "application/json"})
+    without_proxy = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+    with without_proxy.open(request, timeout=PATIENCE_S) as response:
+        return json.load(response)
+
+
+async def sign_in(address: str, device_name: str) -> dict:
+    before = set(MAIL_DIR.glob("*.eml"))
+    challenge = await asyncio.to_thread(post, "/v1/auth/otp", {"email": address})
+    async with asyncio.timeout(PATIENCE_S):
+        while (code := mailed_code(address, set(MAIL_DIR.glob("*.eml")) - before)) is None:
+            await asyncio.sleep(0.02)
+    device = {"name": device_name}
+    return await asyncio.to_thread(
+        post, "/v1/auth/verify", {"challenge_id": challenge["challenge_id"], "email": address, "code": code, "device": device}
+    )
+
+
+def mailed_code(address: str, paths: set[Path]) -> str | None:
+    """The code in the newest of these mails that is to `address` and has one."""
+    for path in sorted(paths, key=lambda path: path.stat().st_mtime_ns, reverse=True):
+        mail = email.message_from_bytes(path.read_bytes(), policy=email.policy.default)
+        body = mail.get_body(("plain",))
+        codes = set(re.findall(r"(?<!\d)\d{8}(?!\d)", f"{mail['Subject']}\n{body.get_content() if body else ''}"))
+        if address in (mail["To"] or "") and codes:
+            assert len(codes) == 1, f"the code is not the only eight-digit group in {path}"
+            return codes.pop()
+    return None
+
+
+class Connection:
+    """A device's socket in JSON: one request at a time; events are passed over."""
+
+    def __init__(self, session: dict, socket):
+        self.session, self._socket, self._ids = session, socket, itertools.count(1)
+
+    @classmethod
+    async def open(cls, session: dict, subprotocols: list[str] | None) -> "Connection":
+        socket = await connect(
+            URL.replace("http", "ws", 1) + "/v1/socket",
+            additional_headers={"Authorization": f"Bearer {session['token']}"},
+            subprotocols=subprotocols,
+            compression=None,
+            proxy=None,
+            open_timeout=PATIENCE_S,
+        )
+        assert socket.subprotocol == (subprotocols[0] if subprotocols else None)
+        connection = cls(session, socket)
+        welcome = await connection._receive()
+        assert welcome["event"] == "welcome" and welcome["data"]["device_id"] == session["device_id"]
+        return connection
+
+    async def request(self, op: str, **params) -> dict:
+        number = next(self._ids)
+        await self._socket.send(json.dumps({"id": number, "op": op, "params": params}))
+        while "event" in (reply := await self._receive()):
+            pass
+        assert reply["id"] == number, reply
+        if reply.get("error"):
+            raise SealwireError(reply["error"])
+        return reply["result"]
+
+    async def close(self) -> None:
+        await self._socket.close()
+
+    async def _receive(self) -> dict:
+        async with asyncio.timeout(PATIENCE_S):
+            frame = await self._socket.recv()
+        assert isinstance(frame, str), "JSON travels in text frames"
+        return json.loads(frame)
+
+
+# The library's side: its abstract state, given each suite's form of a public key.
+
+
+class SignalState(x3dh.BaseState):
+    """signal-x3dh: keys are serialized with the type byte of X25519, and signatures cover that form."""
+
+    suite, key_format = "signal-x3dh", IdentityKeyFormat.CURVE_25519
+
+    @staticmethod
+    def _encode_public_key(key_format: IdentityKeyFormat, pub: bytes) -> bytes:
+        return b"\x05" + pub
+
+    @staticmethod
+    def decode_public_key(wire: bytes) -> bytes:
+        assert len(wire) == 33 and wire[0] == 0x05
+        return wire[1:]
+
+
+class Ed25519State(x3dh.BaseState):
+    """ed25519-x3dh: an Ed25519 identity, X25519 prekeys, all of them raw."""
+
+    suite, key_format = "ed25519-x3dh", IdentityKeyFormat.ED_25519
+
+    @staticmethod
+    def _encode_public_key(key_format: IdentityKeyFormat, pub: bytes) -> bytes:
+        return pub
+
+    @staticmethod
+    def decode_public_key(wire: bytes) -> bytes:
+        assert len(wire) == 32
+        return wire
+
+
+def new_state(kind: type) -> x3dh.BaseState:
+    return kind.create(kind.key_format, x3dh.HashFunction.SHA_256, b"Sealwire client test")
+
+
+def wire_key(state: x3dh.BaseState, pub: bytes) -> str:
+    return b64encode(state._encode_public_key(state.key_format, pub)).decode()
+
+
+def signed_prekey(state: x3dh.BaseState, key_id: int) -> dict:
+    bundle = state.bundle
+    signature = b64encode(bundle.signed_pre_key_sig).decode()
+    return {"key_id": key_id, "public_key": wire_key(state, bundle.signed_pre_key), "signature": signature}
+
+
+def complete_set(state: x3dh.BaseState) -> dict:
+    one_time = [{"key_id": i, "public_key": wire_key(state, pub)} for i, pub in enumerate(sorted(state.bundle.pre_keys))]
+    return {
+        "suite": state.suite,
+        "identity_key": wire_key(state, state.bundle.identity_key),
+        "signed_prekey": signed_prekey(state, 1),
+        "one_time_prekeys": one_time,
+    }
+
+
+def bundle_from_wire(kind: type, bundle: dict) -> x3dh.Bundle:
+    assert bundle["suite"] == kind.suite and bundle["pq_prekey"] is None
+
+    def key(text: str) -> bytes:
+        return kind.decode_public_key(b64decode(text, validate=True))
+
+    one_time = bundle["one_time_prekey"]
+    return x3dh.Bundle(
+        identity_key=key(bundle["identity_key"]),
+        signed_pre_key=key(bundle["signed_prekey"]["public_key"]),
+        signed_pre_key_sig=b64decode(bundle["signed_prekey"]["signature"], validate=True),
+        pre_keys=frozenset([key(one_time["public_key"])] if one_time else []),
+    )
+
+
+async def agree_and_talk(alice: x3dh.BaseState, bob: x3dh.BaseState, bundle: x3dh.Bundle) -> x3dh.Header:
+    """X3DH from Alice to Bob, then a message each way under the shared secret. Bob's one-time prekey is used up."""
+    with_one_time = len(bundle.pre_keys) > 0
+    alice_secret, alice_data, header = await alice.get_shared_secret_active(bundle, require_pre_key=with_one_time)
+    bob_secret, bob_data, _ = await bob.get_shared_secret_passive(header, require_pre_key=with_one_time)
+    assert alice_secret == bob_secret and alice_data == bob_data
+    if with_one_time:
+        assert bob.delete_pre_key(header.pre_key)
+    for sealer, opener, text in [(alice_secret, bob_secret, b"Hello Bob"), (bob_secret, alice_secret, b"Hello Alice")]:
+        nonce = os.urandom(12)
+        sealed = ChaCha20Poly1305(sealer).encrypt(nonce, text, alice_data)
+        assert ChaCha20Poly1305(opener).decrypt(nonce, sealed, bob_data) == text
+    return header
+
+
+# The scenario.
+
+
+def ok(what: str) -> None:
+    print(f"  ok  {what}", flush=True)
+
+
+async def refused(request, code: str) -> None:
+    try:
+        answer = await request
+    except SealwireError as error:
+        assert error.code == code, error
+    else:
+        raise AssertionError(f"{code} was expected, not {answer}")
+
+
+async def through_the_server(kind: type) -> None:
+    print(f"Alice and Bob with PyPI X3DH: {kind.suite}", flush=True)
+    alice_state, bob_state = new_state(kind), new_state(kind)
+    bob_state.generate_pre_keys(3)
+    alice = await Connection.open(await sign_in(f"alice@{kind.suite}.example", "Alice"), None)
+    bob = await Connection.open(await sign_in(f"bob@{kind.suite}.example", "Bob"), ["sealwire.v1.json"])
+    ok("signed in by mailed code and connected: Alice without a subprotocol, Bob with sealwire.v1.json")
+
+    whole = complete_set(bob_state)
+    stranger = signed_prekey(new_state(kind), 1)
+    await refused(bob.request("keys.publish", **{**whole, "signed_prekey": stranger}), "invalid_signature")
+    await refused(bob.request("keys.publish", **{k: v for k, v in whole.items() if k != "signed_prekey"}), "incomplete_keys")
+    await refused(bob.request("keys.publish", **whole, pq_one_time=[stranger]), "bad_request")
+    assert (await bob.request("keys.status"))["identity_key"] is None
+    ok("a prekey that another identity signed, a set without one, and PQ keys in this suite are refused")
+
+    answer = await bob.request("keys.publish", **whole)
+    assert answer["one_time"]["accepted"] == [0, 1, 2], answer
+    assert (await alice.request("keys.publish", **complete_set(alice_state)))["status"]["suite"] == kind.suite
+    ok("the server takes the library’s keys and signatures")
+
+    async def claim(claim_id: str) -> dict:
+        reply = await alice.request("keys.claim", user_id=bob.session["user_id"], claim_id=claim_id)
+        assert reply["unavailable"] == [] and len(reply["bundles"]) == 1, reply
+        bundle = reply["bundles"][0]
+        assert bundle["device_id"] == bob.session["device_id"]
+        return bundle
+
+    first_id, seen = str(uuid.uuid4()), []
+    for claim_id in (first_id, str(uuid.uuid4()), str(uuid.uuid4())):
+        bundle = await claim(claim_id)
+        seen.append(bundle["one_time_prekey"])
+        assert bundle["one_time"] == "claimed"
+        await agree_and_talk(alice_state, bob_state, bundle_from_wire(kind, bundle))
+    assert seen == whole["one_time_prekeys"]
+    ok("three claims, three agreements: the same secret on both sides, messages both ways, each one-time prekey once")
+
+    assert (await claim(first_id))["one_time_prekey"] == seen[0]
+    exhausted = await claim(str(uuid.uuid4()))
+    assert (exhausted["one_time"], exhausted["one_time_prekey"]) == ("exhausted", None)
+    await agree_and_talk(alice_state, bob_state, bundle_from_wire(kind, exhausted))
+    ok("a repeated claim_id brings its key again; after the last one an agreement without a one-time prekey works")
+
+    bob_state.rotate_signed_pre_key()
+    await bob.request("keys.publish", signed_prekey=signed_prekey(bob_state, 2))
+    rotated = await claim(str(uuid.uuid4()))
+    assert rotated["signed_prekey"]["key_id"] == 2
+    header = await agree_and_talk(alice_state, bob_state, bundle_from_wire(kind, rotated))
+    assert header.signed_pre_key == bob_state.bundle.signed_pre_key
+    ok("Bob rotated his signed prekey; the next agreement uses it")
+
+    await alice.close()
+    await bob.close()
+
+
+async def main() -> None:
+    for kind in (SignalState, Ed25519State):
+        await through_the_server(kind)
+
+
+asyncio.run(main())
