@@ -6,7 +6,10 @@ use std::{path::PathBuf, sync::Arc, time::Duration};
 
 use lettre::{
     AsyncSmtpTransport, AsyncTransport, Message, Tokio1Executor,
-    message::{Mailbox, header::ContentType},
+    message::{
+        Body, Mailbox,
+        header::{ContentTransferEncoding, ContentType},
+    },
 };
 use rand::RngExt;
 use thiserror::Error;
@@ -192,7 +195,10 @@ impl Transport {
             .date(std::time::UNIX_EPOCH + Duration::from_micros(clock.now().as_micros().unsigned_abs()))
             .message_id(Some(format!("<{id}@{}>", from.email.domain())))
             .header(ContentType::TEXT_PLAIN)
-            .body(mail.text.clone())
+            .body(
+                Body::new_with_encoding(mail.text.clone(), ContentTransferEncoding::SevenBit)
+                    .map_err(|_| MailerError::Compose)?,
+            )
             .map_err(|_| MailerError::Compose)?;
         match self {
             Self::Log => Ok(()),

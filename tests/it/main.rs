@@ -1,0 +1,5 @@
+//! The one test binary: behaviours of the whole server, over real sockets, each file a subject.
+
+mod architecture;
+mod claims;
+mod support;

@@ -1,0 +1,37 @@
+//! What tests are built from: servers (in this process and as a process of their own), people who sign in, sockets, and
+//! real keys.
+
+pub mod http;
+pub mod keys;
+pub mod server;
+pub mod socket;
+
+use std::{
+    future::Future,
+    time::{Duration, Instant},
+};
+
+pub use http::{Person, sign_in, sign_in_as};
+pub use keys::KeySet;
+pub use server::{Server, ServerProcess, Settings, TestApp};
+pub use socket::{Codec, Socket};
+
+/// How long a condition may take to come true before the test fails. Generous: it is not what is tested.
+pub const PATIENCE: Duration = Duration::from_secs(30);
+
+/// Waits until the condition gives something.
+pub async fn eventually<T, F: Future<Output = Option<T>>>(what: &str, mut condition: impl FnMut() -> F) -> T {
+    let deadline = Instant::now() + PATIENCE;
+    loop {
+        if let Some(value) = condition().await {
+            return value;
+        }
+        assert!(Instant::now() < deadline, "never came true: {what}");
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+}
+
+/// The error code of a failed request.
+pub fn code(error: &serde_json::Value) -> &str {
+    error["code"].as_str().unwrap_or("an error without a code")
+}

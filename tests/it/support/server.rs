@@ -1,0 +1,238 @@
+//! Servers on free ports, each with a folder of its own.
+
+use std::{
+    collections::BTreeMap,
+    net::SocketAddr,
+    path::{Path, PathBuf},
+    process::{Child, Command, Stdio},
+    sync::{
+        Arc,
+        atomic::{AtomicI64, Ordering},
+    },
+    thread::JoinHandle,
+    time::Duration,
+};
+
+use sealwire::{
+    app::{Application, Stopper},
+    clock::{Clock, Entropy},
+    config::Config,
+    domain::Timestamp,
+};
+use tempfile::TempDir;
+
+use super::eventually;
+
+/// Settings by environment name, without the prefix: `("LIMITS__CLAIM_BURST", "0")`.
+pub type Settings<'a> = &'a [(&'a str, &'a str)];
+
+/// A server that tests can talk to.
+pub trait Server {
+    /// Where clients connect.
+    fn address(&self) -> SocketAddr;
+    /// Where its mails are.
+    fn mail(&self) -> &Path;
+}
+
+fn environment(folder: &Path, settings: Settings) -> BTreeMap<String, String> {
+    let database = format!("sqlite://{}", folder.join("sealwire.db").display());
+    let mail = format!("file:{}", folder.join("mail").display());
+    let defaults = [
+        ("SERVER__BIND", "127.0.0.1:0"),
+        ("SERVER__WORKERS", "2"),
+        ("ADMIN__BIND", "127.0.0.1:0"),
+        ("DATABASE__URL", &database),
+        ("MAILER__URL", &mail),
+        // All tests come from one address and sign in often; those that test limits set them.
+        ("LIMITS__OTP_PER_NETWORK_HOUR", "0"),
+        ("LIMITS__OTP_PER_EMAIL_NETWORK_HOUR", "0"),
+        ("LIMITS__OTP_PER_EMAIL_HOUR", "0"),
+        ("LIMITS__OTP_PER_EMAIL_DAY", "0"),
+        ("LIMITS__VERIFY_PER_NETWORK_MINUTE", "0"),
+    ];
+    defaults.iter().chain(settings).map(|(key, value)| (format!("SEALWIRE__{key}"), (*value).to_owned())).collect()
+}
+
+/// A server in this process, built by the production constructor, with a clock that the test may own.
+pub struct TestApp {
+    address: SocketAddr,
+    mail: PathBuf,
+    stopper: Stopper,
+    thread: Option<JoinHandle<()>>,
+    clock: Option<Arc<AtomicI64>>,
+    folder: TempDir,
+}
+
+impl TestApp {
+    /// Starts one on the machine's clock.
+    pub fn start(settings: Settings) -> Self {
+        Self::build(settings, None)
+    }
+
+    /// Starts one whose clock stands still until the test moves it.
+    pub fn with_clock(settings: Settings) -> Self {
+        let now = Timestamp::parse("2026-06-01T12:00:00Z").unwrap();
+        Self::build(settings, Some(Arc::new(AtomicI64::new(now.as_micros()))))
+    }
+
+    fn build(settings: Settings, clock: Option<Arc<AtomicI64>>) -> Self {
+        let folder = tempfile::tempdir().unwrap();
+        let config = Config::load(None, environment(folder.path(), settings).into_iter()).unwrap();
+        let server_clock = clock.clone().map_or(Clock::System, Clock::Manual);
+        let (built, building) = std::sync::mpsc::channel();
+        let thread = std::thread::spawn(move || {
+            let application = Application::build(&config, server_clock, &Entropy::from_system().unwrap()).unwrap();
+            built.send((application.port(), application.stopper())).unwrap();
+            actix_rt::System::new().block_on(application.run_until_stopped()).unwrap();
+        });
+        let (port, stopper) = building.recv().expect("the server did not start");
+        let address = SocketAddr::from(([127, 0, 0, 1], port));
+        let mail = folder.path().join("mail");
+        Self { address, mail, stopper, thread: Some(thread), clock, folder }
+    }
+
+    /// Moves the clock.
+    pub fn advance(&self, span: Duration) {
+        let clock = self.clock.as_ref().expect("started with a clock");
+        clock.fetch_add(i64::try_from(span.as_micros()).unwrap(), Ordering::SeqCst);
+    }
+
+    /// The database file.
+    pub fn database(&self) -> PathBuf {
+        self.folder.path().join("sealwire.db")
+    }
+
+    /// Stops it as SIGTERM would and waits until it has.
+    pub fn stop(mut self) {
+        self.stop_and_join();
+    }
+
+    /// A handle to stop it while the test goes on.
+    pub fn stopper(&self) -> Stopper {
+        self.stopper.clone()
+    }
+
+    fn stop_and_join(&mut self) {
+        if let Some(thread) = self.thread.take() {
+            let stopper = self.stopper.clone();
+            // A runtime of its own, since the test's must not be blocked on.
+            let stopping = std::thread::spawn(move || {
+                tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap().block_on(stopper.stop());
+            });
+            stopping.join().unwrap();
+            thread.join().unwrap();
+        }
+    }
+}
+
+impl Drop for TestApp {
+    fn drop(&mut self) {
+        if !std::thread::panicking() {
+            self.stop_and_join();
+        }
+    }
+}
+
+impl Server for TestApp {
+    fn address(&self) -> SocketAddr {
+        self.address
+    }
+
+    fn mail(&self) -> &Path {
+        &self.mail
+    }
+}
+
+/// The built binary as a process, which can be killed and started again on the same files.
+pub struct ServerProcess {
+    child: Child,
+    address: SocketAddr,
+    mail: PathBuf,
+    environment: BTreeMap<String, String>,
+    folder: Arc<TempDir>,
+}
+
+impl ServerProcess {
+    /// Starts one on a free port, which it keeps over restarts.
+    pub async fn start(settings: Settings<'_>) -> Self {
+        let folder = Arc::new(tempfile::tempdir().unwrap());
+        let mut environment = environment(folder.path(), settings);
+        let address = free_address();
+        environment.insert("SEALWIRE__SERVER__BIND".to_owned(), address.to_string());
+        let child = launch(&environment, folder.path());
+        let mail = folder.path().join("mail");
+        let process = Self { child, address, mail, environment, folder };
+        process.ready().await;
+        process
+    }
+
+    /// Runs a subcommand with the same settings and gives what it printed.
+    pub fn command(&self, arguments: &[&str]) -> String {
+        let output = Command::new(env!("CARGO_BIN_EXE_sealwire"))
+            .args(arguments)
+            .envs(&self.environment)
+            .current_dir(self.folder.path())
+            .output()
+            .unwrap();
+        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+        String::from_utf8(output.stdout).unwrap()
+    }
+
+    /// A file in its folder.
+    pub fn path(&self, name: &str) -> PathBuf {
+        self.folder.path().join(name)
+    }
+
+    /// Kills it without warning (SIGKILL).
+    pub fn kill(&mut self) {
+        self.child.kill().unwrap();
+        self.child.wait().unwrap();
+    }
+
+    /// Starts it again on the same files and port.
+    pub async fn restart(&mut self) {
+        self.child = launch(&self.environment, self.folder.path());
+        self.ready().await;
+    }
+
+    async fn ready(&self) {
+        let url = format!("http://{}/readyz", self.address);
+        eventually("the server is ready", || async {
+            reqwest::get(&url).await.ok().filter(|response| response.status().is_success())
+        })
+        .await;
+    }
+}
+
+impl Server for ServerProcess {
+    fn address(&self) -> SocketAddr {
+        self.address
+    }
+
+    fn mail(&self) -> &Path {
+        &self.mail
+    }
+}
+
+impl Drop for ServerProcess {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+fn launch(environment: &BTreeMap<String, String>, folder: &Path) -> Child {
+    let log = std::fs::OpenOptions::new().create(true).append(true).open(folder.join("server.log")).unwrap();
+    Command::new(env!("CARGO_BIN_EXE_sealwire"))
+        .envs(environment)
+        .current_dir(folder)
+        .stdin(Stdio::null())
+        .stdout(log.try_clone().unwrap())
+        .stderr(log)
+        .spawn()
+        .unwrap()
+}
+
+fn free_address() -> SocketAddr {
+    std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap()
+}

@@ -1,0 +1,247 @@
+//! The socket side of a client.
+
+use std::{
+    collections::{HashMap, VecDeque},
+    sync::{
+        Arc, Mutex,
+        atomic::{AtomicU32, Ordering},
+    },
+};
+
+use futures_util::{
+    SinkExt, StreamExt,
+    stream::{SplitSink, SplitStream},
+};
+use serde_json::{Value, json};
+use tokio::{
+    net::TcpStream,
+    sync::{Notify, oneshot, watch},
+    task::JoinHandle,
+    time::timeout,
+};
+use tokio_tungstenite::{
+    MaybeTlsStream, WebSocketStream, connect_async,
+    tungstenite::{self, Message, client::IntoClientRequest, http::HeaderValue, protocol::WebSocketConfig},
+};
+
+use super::{PATIENCE, Server};
+
+/// A subprotocol.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Codec {
+    Json,
+    MsgPack,
+}
+
+impl Codec {
+    pub const ALL: [Self; 2] = [Self::Json, Self::MsgPack];
+
+    pub fn subprotocol(self) -> &'static str {
+        match self {
+            Self::Json => "sealwire.v1.json",
+            Self::MsgPack => "sealwire.v1.msgpack",
+        }
+    }
+
+    pub fn encode(self, value: &Value) -> Message {
+        match self {
+            Self::Json => Message::text(value.to_string()),
+            Self::MsgPack => Message::binary(rmp_serde::to_vec_named(value).unwrap()),
+        }
+    }
+
+    fn decode(self, message: &Message) -> Option<Value> {
+        match (self, message) {
+            (Self::Json, Message::Text(text)) => Some(serde_json::from_str(text).expect("the server sends JSON")),
+            (Self::MsgPack, Message::Binary(bytes)) => {
+                Some(rmp_serde::from_slice(bytes).expect("the server sends MessagePack"))
+            }
+            (_, Message::Text(_) | Message::Binary(_)) => panic!("a frame of the other kind: {message:?}"),
+            _ => None,
+        }
+    }
+}
+
+pub type Stream = WebSocketStream<MaybeTlsStream<TcpStream>>;
+
+/// Opens a WebSocket with these subprotocols and this token, and gives it raw.
+pub async fn connect_raw(
+    server: &impl Server,
+    token: Option<&str>,
+    subprotocols: &str,
+) -> Result<Stream, tungstenite::Error> {
+    let mut request = format!("ws://{}/v1/socket", server.address()).into_client_request()?;
+    if let Some(token) = token {
+        request.headers_mut().insert("authorization", HeaderValue::from_str(&format!("Bearer {token}")).unwrap());
+    }
+    if !subprotocols.is_empty() {
+        request.headers_mut().insert("sec-websocket-protocol", HeaderValue::from_str(subprotocols).unwrap());
+    }
+    let _: WebSocketConfig = WebSocketConfig::default();
+    Ok(connect_async(request).await?.0)
+}
+
+/// A connected device: requests, events, and how it ended.
+pub struct Socket {
+    codec: Codec,
+    next_id: AtomicU32,
+    sink: tokio::sync::Mutex<SplitSink<Stream, Message>>,
+    shared: Arc<Shared>,
+    closed: watch::Receiver<Option<u16>>,
+    reader: JoinHandle<()>,
+    /// The data of the first frame.
+    pub welcome: Value,
+}
+
+#[derive(Default)]
+struct Shared {
+    pending: Mutex<HashMap<u32, oneshot::Sender<Value>>>,
+    events: Mutex<VecDeque<Value>>,
+    arrived: Notify,
+}
+
+impl Drop for Socket {
+    fn drop(&mut self) {
+        self.reader.abort();
+    }
+}
+
+impl Socket {
+    /// Connects and waits for the welcome.
+    pub async fn connect(server: &impl Server, token: &str, codec: Codec) -> Self {
+        Self::try_connect(server, token, codec).await.expect("connected")
+    }
+
+    /// The same, where the connection may fail or close before the welcome.
+    pub async fn try_connect(server: &impl Server, token: &str, codec: Codec) -> Option<Self> {
+        let stream = connect_raw(server, Some(token), codec.subprotocol()).await.ok()?;
+        let (sink, mut stream) = stream.split();
+        let welcome = loop {
+            let message = timeout(PATIENCE, stream.next()).await.expect("a welcome")?.ok()?;
+            if let Some(frame) = codec.decode(&message) {
+                assert_eq!(frame["event"], "welcome", "the first frame: {frame}");
+                break frame["data"].clone();
+            }
+            if message.is_close() {
+                return None;
+            }
+        };
+        let shared = Arc::new(Shared::default());
+        let (close, closed) = watch::channel(None);
+        let reader = tokio::spawn(read(stream, codec, shared.clone(), close));
+        Some(Self {
+            codec,
+            next_id: AtomicU32::new(1),
+            sink: tokio::sync::Mutex::new(sink),
+            shared,
+            closed,
+            reader,
+            welcome,
+        })
+    }
+
+    /// Sends a frame as it is.
+    pub async fn send(&self, message: Message) {
+        // A socket that the server has closed is noticed where its end is asked for.
+        let _ = self.sink.lock().await.send(message).await;
+    }
+
+    /// Sends a request and waits for its reply: the result, or the error. `None` where the socket closes first.
+    pub async fn try_request(&self, op: &str, params: Value) -> Option<Result<Value, Value>> {
+        let id = self.next_id.fetch_add(1, Ordering::Relaxed);
+        let reply = self.expect_reply(id);
+        self.send(self.codec.encode(&json!({ "id": id, "op": op, "params": params }))).await;
+        let mut closed = self.closed.clone();
+        let reply = tokio::select! {
+            biased;
+            reply = reply => reply.ok(),
+            _ = closed.wait_for(Option::is_some) => None,
+            () = tokio::time::sleep(PATIENCE) => panic!("no reply to {op}"),
+        }?;
+        Some(match reply.get("error") {
+            None => Ok(reply["result"].clone()),
+            Some(error) => Err(error.clone()),
+        })
+    }
+
+    /// Registers an id whose reply will be waited for.
+    pub fn expect_reply(&self, id: u32) -> oneshot::Receiver<Value> {
+        let (sender, receiver) = oneshot::channel();
+        self.shared.pending.lock().unwrap().insert(id, sender);
+        receiver
+    }
+
+    /// Sends a request that must succeed.
+    pub async fn request(&self, op: &str, params: Value) -> Value {
+        match self.try_request(op, params).await {
+            Some(Ok(result)) => result,
+            other => panic!("{op}: {other:?}"),
+        }
+    }
+
+    /// Sends a request that must fail, and gives the error.
+    pub async fn refused(&self, op: &str, params: Value) -> Value {
+        match self.try_request(op, params).await {
+            Some(Err(error)) => error,
+            other => panic!("{op} was not refused: {other:?}"),
+        }
+    }
+
+    /// Takes the oldest event of this name that has not been taken, waiting for it; gives its data.
+    pub async fn event(&self, name: &str) -> Value {
+        let wait = async {
+            loop {
+                let arrived = self.shared.arrived.notified();
+                if let Some(data) = self.take_event(name) {
+                    return data;
+                }
+                arrived.await;
+            }
+        };
+        timeout(PATIENCE, wait).await.unwrap_or_else(|_| panic!("no event {name}"))
+    }
+
+    /// Takes the oldest event of this name, if one has arrived.
+    pub fn take_event(&self, name: &str) -> Option<Value> {
+        let mut events = self.shared.events.lock().unwrap();
+        let at = events.iter().position(|event| event["event"] == name)?;
+        events.remove(at).map(|event| event["data"].clone())
+    }
+
+    /// The code with which the server closes it (1006 where it ends without one).
+    pub async fn close_code(&self) -> u16 {
+        let mut closed = self.closed.clone();
+        let code = timeout(PATIENCE, closed.wait_for(Option::is_some)).await.expect("a close").unwrap();
+        code.unwrap()
+    }
+
+    /// Whether it has ended.
+    pub fn is_closed(&self) -> bool {
+        self.closed.borrow().is_some()
+    }
+
+    /// A request that shows that everything sent before has been handled.
+    pub async fn settle(&self) {
+        self.request("keys.status", json!({})).await;
+    }
+}
+
+async fn read(mut stream: SplitStream<Stream>, codec: Codec, shared: Arc<Shared>, close: watch::Sender<Option<u16>>) {
+    let mut code = 1006;
+    while let Some(Ok(message)) = stream.next().await {
+        if let Message::Close(frame) = &message {
+            code = frame.as_ref().map_or(1005, |frame| frame.code.into());
+        }
+        let Some(frame) = codec.decode(&message) else { continue };
+        if frame.get("event").is_some() {
+            shared.events.lock().unwrap().push_back(frame);
+            shared.arrived.notify_waiters();
+        } else {
+            let id = u32::try_from(frame["id"].as_u64().unwrap()).unwrap();
+            let waiting = shared.pending.lock().unwrap().remove(&id);
+            let _ = waiting.unwrap_or_else(|| panic!("a reply that nobody waits for: {frame}")).send(frame);
+        }
+    }
+    shared.pending.lock().unwrap().clear();
+    let _ = close.send(Some(code));
+}
