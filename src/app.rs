@@ -166,13 +166,13 @@ impl Application {
         };
         let bind = config.server.bind;
         let workers = if config.server.workers == 0 { cores() } else { config.server.workers };
-        let _runtime = runtime.enter();
+        let entered = runtime.enter();
         let listened = transport::bind(bind).and_then(|listener: TcpListener| {
             let port = listener.local_addr()?.port();
             let server = Server::build().workers(workers).disable_signals().shutdown_timeout(SHUTDOWN_SECONDS);
             Ok((port, transport::listen(server, listener, app, tuning)?.run()))
         });
-        drop(_runtime);
+        drop(entered);
         let (port, server) = listened.map_err(|source| AppError::Listen { bind, source })?;
         Ok(Self { port, server, hub, store, runtime })
     }

@@ -46,7 +46,7 @@ enum Command {
         /// One-time prekeys of each device.
         #[arg(long, default_value_t = 100)]
         prekeys: usize,
-        /// Where to write one JSON line a device: user_id, device_id, token.
+        /// Where to write one JSON line a device, with its user, id and token.
         #[arg(long)]
         out: PathBuf,
     },
@@ -72,7 +72,10 @@ fn run(arguments: Arguments) -> Result<(), Failure> {
         Command::Serve => serve(&config),
         Command::Migrate => {
             let runtime = tokio::runtime::Runtime::new()?;
-            runtime.block_on(async { Ok(app::open_store(&config).await?.close().await) })
+            runtime.block_on(async {
+                app::open_store(&config).await?.close().await;
+                Ok(())
+            })
         }
         Command::CheckConfig => check_config(&config),
         Command::Seed { users, devices, prekeys, out } => {

@@ -183,17 +183,13 @@ impl DeviceSocket {
     }
 
     fn event(&mut self, event: &Event<'_>, ctx: &mut Context<Self>) {
-        let pushed = self.outbox.push_event(encode(self.codec, event));
-        self.check_room(pushed, ctx);
+        if let Err(Overflow) = self.outbox.push_event(encode(self.codec, event)) {
+            self.close(CloseCode::SlowConsumer, ctx);
+        }
     }
 
     fn reply(&mut self, reply: Vec<u8>, ctx: &mut Context<Self>) {
-        let pushed = self.outbox.push_reply(reply);
-        self.check_room(pushed, ctx);
-    }
-
-    fn check_room(&mut self, pushed: Result<(), Overflow>, ctx: &mut Context<Self>) {
-        if let Err(Overflow) = pushed {
+        if let Err(Overflow) = self.outbox.push_reply(reply) {
             self.close(CloseCode::SlowConsumer, ctx);
         }
     }
@@ -238,11 +234,10 @@ impl DeviceSocket {
             Signal::LoggedOut { sessions } if sessions.contains(&self.session.caller.session) => {
                 self.end(EndReason::Logout, ctx);
             }
-            Signal::LoggedOut { .. } => {}
             Signal::DeviceRevoked => self.end(EndReason::DeviceRevoked, ctx),
             Signal::AccountDeleted => self.end(EndReason::AccountDeleted, ctx),
             Signal::Displaced { epoch: newer } if newer > epoch => self.close(CloseCode::Displaced, ctx),
-            Signal::Displaced { .. } => {}
+            Signal::LoggedOut { .. } | Signal::Displaced { .. } => {}
         }
     }
 

@@ -3,7 +3,7 @@
 //! actix-http's dispatcher keeps its buffers, 16 KiB, for as long as a connection lives; most of ours
 //! are sockets that say little. So the listener is built by hand: an upgrade request goes to the
 //! very same actix-web application with a payload stream of ours, and once that has answered 101 the
-//! socket leaves the dispatcher for a [`pump`], a small task that owns no buffer while nothing moves.
+//! socket leaves the dispatcher for a pump, a small task that owns no buffer while nothing moves.
 //!
 //! The pump is also where a peer's demands on memory are met: oversized messages are refused by their
 //! header ([`Violation`]), large ones wait for a node-wide [`Budget`], and nothing is read that the
@@ -174,7 +174,11 @@ where
                 Some(upgrade) if response.status() == StatusCode::SWITCHING_PROTOCOLS => {
                     upgrade.accept(connection, response, body, &tuning, scratch).await
                 }
-                _ => refuse(connection, response, body, &scratch).await,
+                refused => {
+                    // The slot is for connections that were let in; actix-server counts this one.
+                    drop(refused);
+                    refuse(connection, response, body, &scratch).await
+                }
             };
             if let Err(error) = ended {
                 tracing::debug!(%error, "connection lost during its upgrade");

@@ -182,14 +182,14 @@ impl Store {
             let known: Option<(Uuid,)> =
                 sqlx::query_as(sql::USER_BY_EMAIL).bind(sign_in.email.as_str()).fetch_optional(&mut *tx).await?;
             let user = known.map_or(sign_in.new_user, |(id,)| UserId(id));
-            let active: Vec<(Uuid, Option<String>, i64, DateTime<Utc>, Option<DateTime<Utc>>)> =
+            let active: Vec<rows::DeviceRow> =
                 sqlx::query_as(sql::ACTIVE_DEVICES).bind(user.0).fetch_all(&mut *tx).await?;
             let owns = |device: DeviceId| active.iter().any(|row| row.0 == device.0);
             let after_replacement = active.len() - usize::from(sign_in.replace.is_some_and(owns));
             let refusal = if !sign_in.existing_device.into_iter().chain(sign_in.replace).all(owns) {
                 Some(Refusal::UnknownDevice)
             } else if sign_in.existing_device.is_none() && after_replacement >= sign_in.max_devices {
-                let choice = |row: &(Uuid, Option<String>, i64, DateTime<Utc>, Option<DateTime<Utc>>)| DeviceChoice {
+                let choice = |row: &rows::DeviceRow| DeviceChoice {
                     device_id: DeviceId(row.0),
                     name: row.1.clone(),
                     last_seen: row.4.map(rows::time),
@@ -330,8 +330,7 @@ impl Store {
     /// # Errors
     /// `session_revoked`
     pub async fn delete_account(&self, caller: &Caller, now: Timestamp) -> Result<Vec<DeviceId>, StoreError> {
-        type Row = (Uuid, Option<String>, i64, DateTime<Utc>, Option<DateTime<Utc>>);
-        let devices: Vec<Row> = transaction!(self, |tx| {
+        let devices: Vec<rows::DeviceRow> = transaction!(self, |tx| {
             authorize!(tx, caller, now);
             let devices = sqlx::query_as(sql::ACTIVE_DEVICES).bind(caller.user.0).fetch_all(&mut *tx).await?;
             sqlx::query(sql::DELETE_USER).bind(caller.user.0).execute(&mut *tx).await?;

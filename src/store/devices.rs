@@ -1,8 +1,5 @@
 //! Devices and their connections.
 
-use chrono::{DateTime, Utc};
-use uuid::Uuid;
-
 use super::{Store, StoreError, authorize, read, rows, sql, transaction};
 use crate::domain::{Caller, DeviceId, Refusal, Timestamp};
 
@@ -64,11 +61,10 @@ impl Store {
     /// # Errors
     /// `session_revoked`
     pub async fn list_devices(&self, caller: &Caller, now: Timestamp) -> Result<Vec<DeviceRecord>, StoreError> {
-        type Row = (Uuid, Option<String>, i64, DateTime<Utc>, Option<DateTime<Utc>>);
         self.check_session(caller, now).await?;
-        let devices: Vec<Row> =
+        let devices: Vec<rows::DeviceRow> =
             read!(self, |db| sqlx::query_as(sql::ACTIVE_DEVICES).bind(caller.user.0).fetch_all(db).await)?;
-        let record = |(id, name, registration_id, created_at, last_seen): Row| {
+        let record = |(id, name, registration_id, created_at, last_seen): rows::DeviceRow| {
             Ok(DeviceRecord {
                 id: DeviceId(id),
                 name,
@@ -112,8 +108,7 @@ impl Store {
         device: DeviceId,
         now: Timestamp,
     ) -> Result<Vec<DeviceId>, StoreError> {
-        type Row = (Uuid, Option<String>, i64, DateTime<Utc>, Option<DateTime<Utc>>);
-        let others: Vec<Row> = transaction!(self, |tx| {
+        let others: Vec<rows::DeviceRow> = transaction!(self, |tx| {
             authorize!(tx, caller, now);
             if !revoke!(tx, device, caller.user) {
                 return Err(Refusal::UnknownDevice.into());

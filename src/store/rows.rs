@@ -26,6 +26,9 @@ fn corrupt(why: Box<dyn std::error::Error + Send + Sync>) -> StoreError {
     StoreError::Internal(sqlx::Error::Decode(why))
 }
 
+/// id, name, registration id, created, last seen.
+pub type DeviceRow = (Uuid, Option<String>, i64, DateTime<Utc>, Option<DateTime<Utc>>);
+
 pub type OneTimeRow = (i64, Vec<u8>);
 
 pub fn one_time((key_id, public_key): OneTimeRow) -> Result<OneTimePrekey, StoreError> {

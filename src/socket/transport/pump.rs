@@ -164,9 +164,7 @@ impl Pump {
             }
             if self.inbox.is_empty() {
                 let read = self.scratch.poll_read(&mut self.stream, cx, Bytes::copy_from_slice);
-                let Poll::Ready(bytes) = read else {
-                    return Ok(());
-                };
+                let Poll::Ready(bytes) = read else { return Ok(()) };
                 self.inbox = bytes?;
                 if self.inbox.is_empty() {
                     self.wire.end(None);
@@ -276,15 +274,15 @@ impl Pump {
         Poll::Ready(Err(io::ErrorKind::TimedOut.into()))
     }
 
-    /// Frees all but the socket, for the time until the peer has closed its side too.
+    /// Gives back all but the socket and its slot, for the time until the peer has closed its side too.
     fn begin_closing(&mut self) {
         self.body = BoxBody::new(());
         self.outbox = Bytes::new();
         self.inbox = Bytes::new();
+        (self.memory.message, self.memory.whole) = (None, None);
         self.retry = None;
         self.stall = None;
         self.wire.finish();
-        self.closing = Some(Linger::default());
     }
 }
 
@@ -306,10 +304,8 @@ impl Future for Pump {
                 Err(_) => return Poll::Ready(()),
             }
         }
-        match &mut this.closing {
-            Some(linger) => linger.poll(&mut this.stream, &this.scratch, cx),
-            None => Poll::Pending,
-        }
+        let linger = this.closing.get_or_insert_default();
+        linger.poll(&mut this.stream, &this.scratch, cx)
     }
 }
 
