@@ -360,7 +360,8 @@ fn check(settings: &Table) -> Result<(), ConfigError> {
         let days = number(name);
         require(days > 0.0 && days <= most, name, &format!("days, above 0 and up to {most}"))?;
     }
-    require(text("database.url").starts_with("sqlite:"), "database.url", "sqlite://FILE")?;
+    let postgres = ["postgres://", "postgresql://"].iter().any(|scheme| text("database.url").starts_with(scheme));
+    require(postgres || text("database.url").starts_with("sqlite:"), "database.url", "sqlite://FILE or postgres://…")?;
     require(text("bus.url") == "local", "bus.url", "\"local\"")?;
     let mailer = text("mailer.url");
     let known = mailer == "log:"
@@ -371,7 +372,8 @@ fn check(settings: &Table) -> Result<(), ConfigError> {
     let from = text("mailer.from").parse::<lettre::message::Mailbox>();
     require(from.is_ok(), "mailer.from", "a sender, such as Sealwire <no-reply@chat.example>")?;
     let secret = text("auth.secret");
-    require(secret.is_empty() || decode_secret(secret).is_some(), "auth.secret", "32 bytes in base64")
+    require(secret.is_empty() || decode_secret(secret).is_some(), "auth.secret", "32 bytes in base64")?;
+    require(!postgres || !secret.is_empty(), "auth.secret", "32 bytes in base64, the same on every node, with PostgreSQL")
 }
 
 /// `scheme://host[:port]`, as browsers write it.

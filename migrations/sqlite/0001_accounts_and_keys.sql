@@ -14,7 +14,7 @@ CREATE TABLE devices (
     revoked         BOOLEAN   NOT NULL DEFAULT FALSE,
     created_at      TIMESTAMP NOT NULL,
     last_seen       TIMESTAMP,
-    registration_id INTEGER   NOT NULL,
+    registration_id BIGINT    NOT NULL,
     -- Grows with every connection; the newest wins.
     conn_epoch      BIGINT    NOT NULL DEFAULT 0,
     -- Grows with every publish that changed a pool.

@@ -3,7 +3,7 @@
 use super::Service;
 use crate::{
     domain::{Bundles, Caller, ClaimId, DeviceId, KeysStatus, Refusal, UserId, publish::PublishRequest},
-    store::{ClaimRequest, PublishOutcome, ResolvedPublish},
+    store::{ClaimAnswer, ClaimRequest, PublishOutcome, ResolvedPublish},
 };
 
 impl Service {
@@ -75,6 +75,17 @@ impl Service {
         devices: Option<Vec<DeviceId>>,
         claim: ClaimId,
     ) -> Result<Bundles, Refusal> {
-        Ok(self.claims.submit(ClaimRequest { caller, user, devices, claim, now: self.now() }).await?)
+        let request = ClaimRequest { caller, user, devices, claim, now: self.now() };
+        match self.claims.submit(request).await? {
+            ClaimAnswer::Done(bundles) => Ok(bundles),
+            ClaimAnswer::Short(short) => {
+                let _permit = self.settling.acquire().await.map_err(|_| Refusal::Unavailable)?;
+                let (bundles, low) = self.store.settle(*short, self.policy.low_watermark).await?;
+                for (owner, signal) in low {
+                    self.bus.publish(owner, signal);
+                }
+                Ok(bundles)
+            }
+        }
     }
 }

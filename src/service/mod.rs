@@ -13,7 +13,7 @@ mod sweep;
 
 use std::{sync::Arc, time::Duration};
 
-use tokio::runtime::Handle;
+use tokio::{runtime::Handle, sync::Semaphore};
 
 pub use auth::{Challenge, Opened, SignInRequest};
 pub use limits::{ClientNetwork, LimitSettings};
@@ -23,8 +23,8 @@ pub use sweep::sweep_forever;
 use crate::{
     bus::Bus,
     clock::{Clock, Entropy},
-    domain::{Bundles, DeviceId, Signal, Timestamp, drain::DrainLimit, otp::ServerSecret},
-    store::{Batcher, ClaimRequest, Connection, NewConnection, Store},
+    domain::{DeviceId, Signal, Timestamp, drain::DrainLimit, otp::ServerSecret},
+    store::{Batcher, ClaimAnswer, ClaimRequest, Connection, NewConnection, Store},
 };
 use limits::Limits;
 
@@ -32,6 +32,9 @@ use limits::Limits;
 const CLAIMS_PER_BATCH: usize = 256;
 /// Connections that one transaction opens at most.
 const CONNECTIONS_PER_BATCH: usize = 256;
+
+/// Claims that may wait at once for keys which others hold.
+const SETTLING: usize = 4;
 
 /// What the use cases need to know of the configuration.
 #[derive(Clone, Debug)]
@@ -76,7 +79,9 @@ pub struct Service {
     secret: ServerSecret,
     policy: Policy,
     limits: Limits,
-    claims: Batcher<ClaimRequest, Bundles>,
+    claims: Batcher<ClaimRequest, ClaimAnswer>,
+    /// Claims that wait for keys which others hold, each on a connection of its own.
+    settling: Semaphore,
     connections: Batcher<NewConnection, Connection>,
     partings: Batcher<(DeviceId, Timestamp), ()>,
 }
@@ -106,7 +111,8 @@ impl Service {
             Arc::new(DrainLimit::new(policy.limits.claim_burst, Duration::from_secs(policy.limits.claim_refill_s)));
         let claims = {
             let (store, bus, threshold) = (store.clone(), bus.clone(), policy.low_watermark);
-            Batcher::start(runtime, CLAIMS_PER_BATCH, move |items| {
+            let lanes = store.claim_lanes();
+            Batcher::start(runtime, CLAIMS_PER_BATCH, lanes, move |items| {
                 let (store, bus, drain) = (store.clone(), bus.clone(), drain.clone());
                 async move {
                     let batch = store.claim(items, &drain, threshold).await;
@@ -119,14 +125,14 @@ impl Service {
         };
         let connections = {
             let store = store.clone();
-            Batcher::start(runtime, CONNECTIONS_PER_BATCH, move |items| {
+            Batcher::start(runtime, CONNECTIONS_PER_BATCH, 1, move |items| {
                 let store = store.clone();
                 async move { store.open_connections(items).await }
             })
         };
         let partings = {
             let store = store.clone();
-            Batcher::start(runtime, CONNECTIONS_PER_BATCH, move |items: Vec<(DeviceId, Timestamp)>| {
+            Batcher::start(runtime, CONNECTIONS_PER_BATCH, 1, move |items: Vec<(DeviceId, Timestamp)>| {
                 let store = store.clone();
                 async move {
                     if let Err(error) = store.touch_devices(&items).await {
@@ -137,7 +143,8 @@ impl Service {
             })
         };
         let limits = Limits::new(&policy.limits);
-        Self { store, bus, clock, entropy, mailer, secret, policy, limits, claims, connections, partings }
+        let settling = Semaphore::new(SETTLING);
+        Self { store, bus, clock, entropy, mailer, secret, policy, limits, claims, settling, connections, partings }
     }
 
     /// The time of day.

@@ -5,7 +5,7 @@ use std::time::Duration;
 use chrono::{DateTime, Utc};
 use uuid::Uuid;
 
-use super::{SWEEP_STEP, Store, StoreError, authorize, read, rows, sql, transaction};
+use super::{SWEEP_STEP, Store, StoreError, authorize, read, rows, serialize, sql, transaction};
 use crate::domain::{
     Caller, ChallengeId, DeviceId, Email, Refusal, Session, SessionId, Timestamp, UserId, otp, refusal::DeviceChoice,
     token::TokenHash,
@@ -111,6 +111,7 @@ impl Store {
     ) -> Result<(), StoreError> {
         let day_ago = new.created_at.before(Duration::from_hours(24));
         transaction!(self, |tx| {
+            serialize!(self, tx, [sql::SERIALIZE_EMAIL], new.email.as_str());
             let past: Vec<(DateTime<Utc>, Vec<u8>)> = sqlx::query_as(sql::CHALLENGES_OF)
                 .bind(new.email.as_str())
                 .bind(day_ago.to_utc())
@@ -181,7 +182,19 @@ impl Store {
             }
             let known: Option<(Uuid,)> =
                 sqlx::query_as(sql::USER_BY_EMAIL).bind(sign_in.email.as_str()).fetch_optional(&mut *tx).await?;
-            let user = known.map_or(sign_in.new_user, |(id,)| UserId(id));
+            if known.is_none() && (sign_in.existing_device.is_some() || sign_in.replace.is_some()) {
+                // Nobody's device can be meant, and no user is made for a refusal.
+                sqlx::query(sql::REFUND_ATTEMPT).bind(sign_in.challenge.0).execute(&mut *tx).await?;
+                return Ok(Err(Refusal::UnknownDevice));
+            }
+            let (user,): (Uuid,) = sqlx::query_as(sql::UPSERT_USER)
+                .bind(sign_in.new_user.0)
+                .bind(sign_in.email.as_str())
+                .bind(sign_in.now.to_utc())
+                .fetch_one(&mut *tx)
+                .await?;
+            let user = UserId(user);
+            serialize!(self, tx, sql::SERIALIZE_USER, user.0);
             let active: Vec<rows::DeviceRow> =
                 sqlx::query_as(sql::ACTIVE_DEVICES).bind(user.0).fetch_all(&mut *tx).await?;
             let owns = |device: DeviceId| active.iter().any(|row| row.0 == device.0);
@@ -203,14 +216,6 @@ impl Store {
                 Err(refusal)
             } else {
                 let now = sign_in.now.to_utc();
-                if known.is_none() {
-                    sqlx::query(sql::INSERT_USER)
-                        .bind(user.0)
-                        .bind(sign_in.email.as_str())
-                        .bind(now)
-                        .execute(&mut *tx)
-                        .await?;
-                }
                 if let Some(replaced) = sign_in.replace {
                     super::devices::revoke!(tx, replaced, user);
                 }
@@ -252,6 +257,7 @@ impl Store {
         let session = Session { caller, expires_at: rows::time(expires_at) };
         let Some(replaced) = replaces else { return Ok(Presented { session, superseded: None }) };
         let superseded = transaction!(self, |tx| {
+            serialize!(self, tx, sql::SERIALIZE_DEVICE, device);
             let settled = sqlx::query(sql::SETTLE_SESSION).bind(id).execute(&mut *tx).await?;
             let ended = if settled.rows_affected() == 1 {
                 sqlx::query(sql::DELETE_SESSION).bind(replaced).execute(&mut *tx).await?.rows_affected()
@@ -287,6 +293,7 @@ impl Store {
     /// `session_revoked`
     pub async fn renew_session(&self, caller: &Caller, new: &NewSession, now: Timestamp) -> Result<(), StoreError> {
         transaction!(self, |tx| {
+            serialize!(self, tx, sql::SERIALIZE_DEVICE, caller.device.0);
             let replaces = authorize!(tx, caller, now);
             // A successor that was not presented yet is renewed in the name of the session that the client still has.
             let mut base = caller.session.0;
@@ -309,6 +316,7 @@ impl Store {
     /// `session_revoked`
     pub async fn end_session(&self, caller: &Caller, now: Timestamp) -> Result<Vec<SessionId>, StoreError> {
         let ended: Vec<(Uuid,)> = transaction!(self, |tx| {
+            serialize!(self, tx, sql::SERIALIZE_DEVICE, caller.device.0);
             authorize!(tx, caller, now);
             sqlx::query_as(sql::DELETE_PAIR).bind(caller.device.0).bind(caller.session.0).fetch_all(&mut *tx).await?
         });
@@ -331,6 +339,7 @@ impl Store {
     /// `session_revoked`
     pub async fn delete_account(&self, caller: &Caller, now: Timestamp) -> Result<Vec<DeviceId>, StoreError> {
         let devices: Vec<rows::DeviceRow> = transaction!(self, |tx| {
+            serialize!(self, tx, sql::SERIALIZE_USER, caller.user.0);
             authorize!(tx, caller, now);
             let devices = sqlx::query_as(sql::ACTIVE_DEVICES).bind(caller.user.0).fetch_all(&mut *tx).await?;
             sqlx::query(sql::DELETE_USER).bind(caller.user.0).execute(&mut *tx).await?;

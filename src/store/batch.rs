@@ -1,11 +1,11 @@
 //! Natural batching: while one transaction is in flight, requests of the same kind queue up, and the next transaction
 //! takes all that wait. No timers: an idle system answers after one round trip, a busy one shares its commits.
 
-use std::future::Future;
+use std::{future::Future, sync::Arc};
 
 use tokio::{
     runtime::Handle,
-    sync::{mpsc, oneshot},
+    sync::{Mutex, mpsc, oneshot},
 };
 
 use super::StoreError;
@@ -27,24 +27,28 @@ impl<Item, Answer> Clone for Batcher<Item, Answer> {
 }
 
 impl<Item: Send + 'static, Answer: Send + 'static> Batcher<Item, Answer> {
-    /// Starts a worker that hands at most `largest` items at a time to `run`, which must give one result for each, in
-    /// their order.
-    pub fn start<Run, Batch>(runtime: &Handle, largest: usize, run: Run) -> Self
+    /// Starts a worker for each lane, which hands at most `largest` items at a time to `run`; that must give one result
+    /// for each, in their order. With more lanes than one, later items may overtake earlier ones.
+    pub fn start<Run, Batch>(runtime: &Handle, largest: usize, lanes: usize, run: Run) -> Self
     where
-        Run: Fn(Vec<Item>) -> Batch + Send + 'static,
+        Run: Fn(Vec<Item>) -> Batch + Clone + Send + 'static,
         Batch: Future<Output = Vec<Result<Answer, StoreError>>> + Send,
     {
-        let (queue, mut waiting) = mpsc::channel::<Waiting<Item, Answer>>(QUEUE);
-        runtime.spawn(async move {
-            let mut taken = Vec::with_capacity(largest);
-            while waiting.recv_many(&mut taken, largest).await > 0 {
-                let (items, callers): (Vec<_>, Vec<_>) = taken.drain(..).unzip();
-                for (caller, answer) in callers.into_iter().zip(run(items).await) {
-                    // A caller that has gone away does not want its answer; what was committed stays.
-                    let _ = caller.send(answer);
+        let (queue, waiting) = mpsc::channel::<Waiting<Item, Answer>>(QUEUE);
+        let waiting = Arc::new(Mutex::new(waiting));
+        for _ in 0..lanes {
+            let (waiting, run) = (waiting.clone(), run.clone());
+            runtime.spawn(async move {
+                let mut taken = Vec::with_capacity(largest);
+                while waiting.lock().await.recv_many(&mut taken, largest).await > 0 {
+                    let (items, callers): (Vec<_>, Vec<_>) = taken.drain(..).unzip();
+                    for (caller, answer) in callers.into_iter().zip(run(items).await) {
+                        // A caller that has gone away does not want its answer; what was committed stays.
+                        let _ = caller.send(answer);
+                    }
                 }
-            }
-        });
+            });
+        }
         Self { queue }
     }
 
@@ -74,7 +78,7 @@ mod tests {
         let (started, mut has_started) = mpsc::channel::<()>(8);
         let (release, released) = tokio::sync::watch::channel(false);
         let counter = batches.clone();
-        let batcher = Batcher::start(&Handle::current(), 100, move |items: Vec<usize>| {
+        let batcher = Batcher::start(&Handle::current(), 100, 1, move |items: Vec<usize>| {
             let (counter, started, mut released) = (counter.clone(), started.clone(), released.clone());
             async move {
                 counter.fetch_add(1, Ordering::SeqCst);

@@ -1,6 +1,6 @@
 //! Devices and their connections.
 
-use super::{Store, StoreError, authorize, read, rows, sql, transaction};
+use super::{Store, StoreError, authorize, read, rows, serialize, sql, transaction};
 use crate::domain::{Caller, DeviceId, Refusal, Timestamp};
 
 /// An active device.
@@ -88,6 +88,7 @@ impl Store {
         now: Timestamp,
     ) -> Result<(), StoreError> {
         transaction!(self, |tx| {
+            serialize!(self, tx, sql::SERIALIZE_USER, caller.user.0);
             authorize!(tx, caller, now);
             let renamed =
                 sqlx::query(sql::RENAME_DEVICE).bind(device.0).bind(caller.user.0).bind(name).execute(&mut *tx).await?;
@@ -109,6 +110,7 @@ impl Store {
         now: Timestamp,
     ) -> Result<Vec<DeviceId>, StoreError> {
         let others: Vec<rows::DeviceRow> = transaction!(self, |tx| {
+            serialize!(self, tx, sql::SERIALIZE_USER, caller.user.0);
             authorize!(tx, caller, now);
             if !revoke!(tx, device, caller.user) {
                 return Err(Refusal::UnknownDevice.into());
@@ -122,21 +124,25 @@ impl Store {
     pub async fn open_connections(&self, items: Vec<NewConnection>) -> Vec<Result<Connection, StoreError>> {
         match self.try_open_connections(&items).await {
             Ok(opened) => opened.into_iter().map(|opened| opened.ok_or(Refusal::SessionRevoked.into())).collect(),
-            Err(error) => super::prekeys::fail_all(&error, items.len()),
+            Err(error) => super::error::fail_all(&error, items.len()),
         }
     }
 
     async fn try_open_connections(&self, items: &[NewConnection]) -> Result<Vec<Option<Connection>>, StoreError> {
+        // By id, so that nodes that open connections of the same devices do not wait for each other in a circle.
+        let mut order: Vec<usize> = (0..items.len()).collect();
+        order.sort_by_key(|index| items[*index].caller.device);
         Ok(transaction!(self, |tx| {
-            let mut opened = Vec::with_capacity(items.len());
-            for NewConnection { caller, now } in items {
+            let mut opened = vec![None; items.len()];
+            for index in order.iter().copied() {
+                let NewConnection { caller, now } = &items[index];
                 let row: Option<(i64,)> = sqlx::query_as(sql::OPEN_CONNECTION)
                     .bind(caller.device.0)
                     .bind(caller.session.0)
                     .bind(now.to_utc())
                     .fetch_optional(&mut *tx)
                     .await?;
-                opened.push(row.map(|(epoch,)| Connection { epoch }));
+                opened[index] = row.map(|(epoch,)| Connection { epoch });
             }
             opened
         }))
@@ -147,8 +153,10 @@ impl Store {
     /// # Errors
     /// The store's own.
     pub async fn touch_devices(&self, devices: &[(DeviceId, Timestamp)]) -> Result<(), StoreError> {
+        let mut devices = devices.to_vec();
+        devices.sort_unstable();
         transaction!(self, |tx| {
-            for (device, at) in devices {
+            for (device, at) in &devices {
                 sqlx::query(sql::TOUCH_DEVICE).bind(device.0).bind(at.to_utc()).execute(&mut *tx).await?;
             }
         });

@@ -1,5 +1,6 @@
 //! What can go wrong in the store.
 
+use sqlx::{migrate::MigrateError, postgres::PgDatabaseError};
 use thiserror::Error;
 
 use crate::domain::Refusal;
@@ -16,43 +17,96 @@ pub enum StoreError {
     /// The work queue is full or its worker has stopped.
     #[error("the store is overloaded or stopped")]
     Overloaded,
+    /// Another transaction won; running this one again may succeed.
+    #[error("the transaction lost to another: {0}")]
+    Conflict(#[source] sqlx::Error),
+    /// A value that the database does not take (classes 22 and 23): one item of a batch is poisoned.
+    #[error("the database does not take a value: {0}")]
+    Data(#[source] sqlx::Error),
+    /// The database refuses what a migration needs.
+    #[error("the database refuses the migration: {0}")]
+    Migration(String),
     /// A defect: a statement or a row is not what the code takes it to be.
     #[error("database error: {0}")]
     Internal(#[source] sqlx::Error),
 }
 
-/// `SQLite` primary result codes that are about the machine, not about the statement: BUSY, LOCKED, NOMEM, INTERRUPT,
+/// SQLite's primary code for a violated constraint.
+const SQLITE_CONSTRAINT: u32 = 19;
+/// SQLite's primary result codes that are about the machine, not about the statement: BUSY, LOCKED, NOMEM, INTERRUPT,
 /// IOERR, FULL, CANTOPEN, PROTOCOL, READONLY.
 const SQLITE_OUT_OF_REACH: [u32; 9] = [5, 6, 7, 9, 10, 13, 14, 15, 8];
 
 impl From<sqlx::Error> for StoreError {
     fn from(error: sqlx::Error) -> Self {
-        let unavailable = match &error {
+        match &error {
             sqlx::Error::Io(_)
             | sqlx::Error::Tls(_)
             | sqlx::Error::PoolTimedOut
             | sqlx::Error::PoolClosed
             | sqlx::Error::WorkerCrashed
-            | sqlx::Error::BeginFailed => true,
+            | sqlx::Error::BeginFailed => Self::Unavailable(error),
             sqlx::Error::Database(database) => {
-                let code = database.code().and_then(|code| code.parse::<u32>().ok());
-                // Extended codes keep the primary one in their low byte.
-                code.is_some_and(|code| SQLITE_OUT_OF_REACH.contains(&(code & 0xff)))
+                let code = database.code().unwrap_or_default().into_owned();
+                if database.try_downcast_ref::<PgDatabaseError>().is_some() {
+                    Self::from_sqlstate(&code, error)
+                } else {
+                    Self::from_sqlite_code(code.parse().unwrap_or_default(), error)
+                }
             }
-            _ => false,
-        };
-        if unavailable { Self::Unavailable(error) } else { Self::Internal(error) }
+            _ => Self::Internal(error),
+        }
     }
 }
 
 impl StoreError {
+    /// Sorts by SQLSTATE (PostgreSQL documentation, appendix A).
+    fn from_sqlstate(code: &str, error: sqlx::Error) -> Self {
+        match code {
+            "40001" | "40P01" => Self::Conflict(error),
+            // Lock and statement timeouts, and a server that is stopping, starting, full or read-only.
+            "55P03" | "57014" | "57P01" | "57P02" | "57P03" | "25006" => Self::Unavailable(error),
+            _ if code.starts_with("08") || code.starts_with("53") || code.starts_with("58") => Self::Unavailable(error),
+            _ if code.starts_with("22") || code.starts_with("23") => Self::Data(error),
+            _ => Self::Internal(error),
+        }
+    }
+
+    fn from_sqlite_code(code: u32, error: sqlx::Error) -> Self {
+        // Extended codes keep the primary one in their low byte.
+        match code & 0xff {
+            primary if SQLITE_OUT_OF_REACH.contains(&primary) => Self::Unavailable(error),
+            SQLITE_CONSTRAINT => Self::Data(error),
+            _ => Self::Internal(error),
+        }
+    }
+
+    /// Says plainly what a migration lacks.
+    pub(super) fn from_migration(error: MigrateError) -> Self {
+        let refused = |error: &sqlx::Error| error.as_database_error().and_then(|e| e.code()).is_some_and(|c| c == "42501");
+        match error {
+            MigrateError::Execute(error) | MigrateError::ExecuteMigration(error, _) if refused(&error) => Self::Migration(
+                "the extension uuid-ossp and the tables need the CREATE privilege on the database and its schema; \
+                 grant it to this role, or have an owner run: CREATE EXTENSION \"uuid-ossp\""
+                    .to_owned(),
+            ),
+            other => sqlx::Error::from(other).into(),
+        }
+    }
+
     /// What the client is told.
     #[must_use]
     pub fn refusal(&self) -> Refusal {
         match self {
             Self::Refused(refusal) => refusal.clone(),
-            Self::Unavailable(_) | Self::Overloaded => Refusal::Unavailable,
-            Self::Internal(_) => Refusal::Internal,
+            Self::Unavailable(_) | Self::Conflict(_) | Self::Overloaded => Refusal::Unavailable,
+            Self::Data(_) | Self::Migration(_) | Self::Internal(_) => Refusal::Internal,
         }
     }
+}
+
+/// The same failure for every item of a batch.
+pub(super) fn fail_all<T>(error: &StoreError, items: usize) -> Vec<Result<T, StoreError>> {
+    tracing::error!(%error, items, "a batch failed");
+    std::iter::repeat_with(|| Err(StoreError::Refused(error.refusal()))).take(items).collect()
 }

@@ -3,37 +3,52 @@
 //!
 //! To add an operation: its text goes into `sql.rs`, its method into the file of its subject (`accounts`, `devices`,
 //! `prekeys`), written over `read!` or `transaction!`, which run the one body on whichever engine is open. A method that
-//! changes anything starts with [`authorize!`], so that a revoked session changes nothing, whatever the bus has heard.
+//! changes anything starts with `authorize!`, so that a revoked session changes nothing, whatever the bus has heard.
 //!
 //! Lock order: sessions, devices, keys.
 
 mod accounts;
 mod batch;
+mod bundles;
+mod claims;
+mod claims_postgres;
 mod devices;
 mod error;
 mod prekeys;
 mod rows;
 mod seed;
-mod sql;
+pub mod sql;
 
 use std::{path::Path, str::FromStr, time::Duration};
 
 use sqlx::{
-    SqlitePool,
+    PgConnection, PgPool, SqlitePool,
+    pool::PoolOptions,
+    postgres::{PgConnectOptions, PgPoolOptions},
     sqlite::{SqliteConnectOptions, SqliteJournalMode, SqlitePoolOptions, SqliteSynchronous},
 };
 
 pub use accounts::{NewChallenge, NewDevice, NewSession, PastChallenge, Presented, Redemption, SignIn};
 pub use batch::Batcher;
+pub use claims::{ClaimAnswer, ClaimBatch, ClaimRequest, Short};
 pub use devices::{Connection, DeviceRecord, NewConnection};
 pub use error::StoreError;
-pub use prekeys::{ClaimBatch, ClaimRequest, PublishOutcome, PublishReport, ResolvedPublish};
+pub use prekeys::{PublishOutcome, PublishReport, ResolvedPublish};
 pub use seed::SeedDevice;
 
 /// How long a statement waits for the writer before the client is told `unavailable`.
 const BUSY_TIMEOUT: Duration = Duration::from_secs(10);
 /// Rows that a sweep handles in one transaction.
 const SWEEP_STEP: i64 = 500;
+
+/// How long a PostgreSQL statement waits for a row that another transaction holds.
+const LOCK_TIMEOUT: &str = "5s";
+/// How long a PostgreSQL statement may take in all.
+const STATEMENT_TIMEOUT: &str = "20s";
+/// A connection that has idled for longer is tried out before it is used: the server may have gone meanwhile.
+const TRUSTED_IDLE: Duration = Duration::from_secs(1);
+/// Runs of a transaction that lost to another before its client is told `unavailable`.
+const CONFLICT_TRIES: u32 = 4;
 
 /// Runs one expression on a connection for reading.
 macro_rules! read {
@@ -43,11 +58,13 @@ macro_rules! read {
                 let $db = &engine.readers;
                 $body
             }
+            $crate::store::Store::Postgres($db) => $body,
         }
     };
 }
 
-/// Runs a block in a write transaction and commits; an error in the block rolls back.
+/// Runs a block in a write transaction and commits; an error in the block rolls back. On PostgreSQL the block runs again
+/// where it lost to another transaction (serialization failure, deadlock), so it must not consume what it captures.
 macro_rules! transaction {
     ($store:expr, |$tx:ident| $body:block) => {
         match $store {
@@ -61,6 +78,42 @@ macro_rules! transaction {
                 transaction.commit().await?;
                 value
             }
+            $crate::store::Store::Postgres(pool) => $crate::store::attempt!(pool, |$tx| $body),
+        }
+    };
+}
+
+/// The PostgreSQL half of [`transaction`].
+macro_rules! attempt {
+    ($pool:expr, |$tx:ident| $body:block) => {{
+        let mut tries = 1;
+        loop {
+            let run = async {
+                let mut transaction = $pool.begin().await?;
+                let value = {
+                    let $tx = &mut *transaction;
+                    let run = async { Ok::<_, $crate::store::StoreError>($body) };
+                    run.await?
+                };
+                transaction.commit().await?;
+                Ok::<_, $crate::store::StoreError>(value)
+            };
+            match run.await {
+                Err($crate::store::StoreError::Conflict(error)) if tries < $crate::store::CONFLICT_TRIES => {
+                    tracing::debug!(%error, tries, "a transaction lost to another and runs again");
+                    tries += 1;
+                }
+                outcome => break outcome?,
+            }
+        }
+    }};
+}
+
+/// Takes the locks of a list of pairs, where the engine has any.
+macro_rules! serialize {
+    ($store:expr, $tx:ident, $pairs:expr, $id:expr) => {
+        for text in $pairs.into_iter().filter_map(|pair: $crate::store::sql::Pair| pair.on($store)) {
+            sqlx::query(text).bind($id).execute(&mut *$tx).await?;
         }
     };
 }
@@ -78,13 +131,15 @@ macro_rules! authorize {
     }};
 }
 
-use {authorize, read, transaction};
+use {attempt, authorize, read, serialize, transaction};
 
 /// The open database. Clones share its connections.
 #[derive(Clone, Debug)]
 pub enum Store {
     /// One file, for one node.
     Sqlite(Sqlite),
+    /// A server, for many nodes.
+    Postgres(PgPool),
 }
 
 /// The embedded engine: write-ahead log, every commit synced, one writer, several readers.
@@ -98,8 +153,16 @@ impl Store {
     /// Opens the database that the URL names and brings its tables up to date.
     ///
     /// # Errors
-    /// Where the file cannot be opened or migrated.
+    /// Where it cannot be opened or migrated.
     pub async fn open(url: &str, max_connections: u32) -> Result<Self, StoreError> {
+        if url.starts_with("sqlite:") {
+            Self::open_sqlite(url, max_connections).await
+        } else {
+            Self::open_postgres(url, max_connections).await
+        }
+    }
+
+    async fn open_sqlite(url: &str, max_connections: u32) -> Result<Self, StoreError> {
         let options = SqliteConnectOptions::from_str(url)?
             .create_if_missing(true)
             .journal_mode(SqliteJournalMode::Wal)
@@ -116,13 +179,45 @@ impl Store {
         Ok(Self::Sqlite(Sqlite { writer, readers }))
     }
 
+    async fn open_postgres(url: &str, max_connections: u32) -> Result<Self, StoreError> {
+        let options = PgConnectOptions::from_str(url)?.application_name("sealwire").options([
+            ("lock_timeout", LOCK_TIMEOUT),
+            ("statement_timeout", STATEMENT_TIMEOUT),
+            ("synchronous_commit", "on"),
+        ]);
+        let pool: PgPoolOptions = PoolOptions::new()
+            .max_connections(max_connections.max(2))
+            .acquire_timeout(BUSY_TIMEOUT)
+            .test_before_acquire(false)
+            .before_acquire(|connection: &mut PgConnection, meta| {
+                Box::pin(async move {
+                    use sqlx::Connection;
+                    Ok(meta.idle_for < TRUSTED_IDLE || connection.ping().await.is_ok())
+                })
+            });
+        let pool = pool.connect_with(options).await?;
+        // sqlx holds an advisory lock while it migrates, so nodes that start together migrate once.
+        sqlx::migrate!("migrations/postgres").run(&pool).await.map_err(StoreError::from_migration)?;
+        Ok(Self::Postgres(pool))
+    }
+
     /// Whether the database answers.
     ///
     /// # Errors
     /// Where it does not.
     pub async fn ping(&self) -> Result<(), StoreError> {
-        read!(self, |db| sqlx::query("SELECT 1 FROM users LIMIT 1").fetch_optional(db).await)?;
+        let _: Option<(i32,)> = read!(self, |db| sqlx::query_as(sql::PING).fetch_optional(db).await)?;
         Ok(())
+    }
+
+    /// Claims that may be in one transaction's flight while another batch forms: SQLite has one writer, PostgreSQL keeps
+    /// a second connection busy while the first waits for its commit.
+    #[must_use]
+    pub fn claim_lanes(&self) -> usize {
+        match self {
+            Self::Sqlite(_) => 1,
+            Self::Postgres(_) => 2,
+        }
     }
 
     /// Closes all connections after the statements in flight.
@@ -132,6 +227,7 @@ impl Store {
                 engine.readers.close().await;
                 engine.writer.close().await;
             }
+            Self::Postgres(pool) => pool.close().await,
         }
     }
 }

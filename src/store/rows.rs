@@ -49,3 +49,21 @@ pub fn pq((key_id, public_key, signature): PqRow, last_resort: bool) -> Result<P
 /// id, registration, suite, identity key, then key id, key, signature and expiry of the signed prekey.
 pub type TargetRow =
     (Uuid, i64, Option<String>, Option<Vec<u8>>, Option<i64>, Option<Vec<u8>>, Option<Vec<u8>>, Option<DateTime<Utc>>);
+
+/// A [`TargetRow`] behind the id of its user.
+pub type UserTargetRow = (
+    Uuid,
+    Uuid,
+    i64,
+    Option<String>,
+    Option<Vec<u8>>,
+    Option<i64>,
+    Option<Vec<u8>>,
+    Option<Vec<u8>>,
+    Option<DateTime<Utc>>,
+);
+
+pub fn split_user(row: UserTargetRow) -> (Uuid, TargetRow) {
+    let (user, device, registration_id, suite, identity_key, key_id, public_key, signature, expires_at) = row;
+    (user, (device, registration_id, suite, identity_key, key_id, public_key, signature, expires_at))
+}

@@ -38,7 +38,7 @@ impl Store {
                 let user: Option<(i32,)> =
                     sqlx::query_as(sql::USER_EXISTS).bind(caller.user.0).fetch_optional(&mut *tx).await?;
                 if user.is_none() {
-                    sqlx::query(sql::INSERT_USER)
+                    sqlx::query(sql::UPSERT_USER)
                         .bind(caller.user.0)
                         .bind(email.as_str())
                         .bind(at)

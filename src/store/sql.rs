@@ -1,120 +1,253 @@
 //! Every SQL text. Each is written once, in the subset that SQLite and PostgreSQL share: `$n` parameters, `RETURNING`,
 //! `ON CONFLICT`, partial indexes, times as parameters. An operation whose form must differ stands here as a pair.
+//!
+//! A test prepares every text on the engines it is for.
 
-// Challenges
+use super::Store;
 
-pub const CHALLENGES_OF: &str = "SELECT created_at, network FROM email_otps \
-    WHERE email = $1 AND created_at > $2 ORDER BY created_at DESC LIMIT 1000";
-pub const INSERT_CHALLENGE: &str = "INSERT INTO email_otps (id, email, otp_hash, expires_at, created_at, network) \
-    VALUES ($1, $2, $3, $4, $5, $6)";
-pub const CHALLENGE: &str = "SELECT used, expires_at, attempts FROM email_otps WHERE id = $1 AND email = $2";
-pub const COUNT_ATTEMPT: &str = "UPDATE email_otps SET attempts = attempts + 1 \
-    WHERE id = $1 AND NOT used AND expires_at > $2 AND attempts < $3 RETURNING otp_hash";
-pub const USE_CHALLENGE: &str = "UPDATE email_otps SET used = TRUE WHERE id = $1 AND NOT used";
-pub const REFUND_ATTEMPT: &str = "UPDATE email_otps SET used = FALSE, attempts = attempts - 1 WHERE id = $1";
+macro_rules! texts {
+    ($(#[$list_doc:meta])* $list:ident: $($(#[$doc:meta])* $name:ident = $text:literal;)*) => {
+        $($(#[$doc])* pub const $name: &str = $text;)*
+        $(#[$list_doc])*
+        pub const $list: &[(&str, &str)] = &[$((stringify!($name), $name),)*];
+    };
+}
 
-// Users and devices
+/// One operation in two dialects; `None` where an engine needs nothing.
+#[derive(Clone, Copy)]
+pub struct Pair {
+    sqlite: Option<&'static str>,
+    postgres: Option<&'static str>,
+}
 
-pub const USER_BY_EMAIL: &str = "SELECT id FROM users WHERE email = $1";
-pub const USER_EXISTS: &str = "SELECT 1 FROM users WHERE id = $1";
-pub const INSERT_USER: &str = "INSERT INTO users (id, email, email_verified, created_at) VALUES ($1, $2, TRUE, $3)";
-pub const DELETE_USER: &str = "DELETE FROM users WHERE id = $1";
-pub const ACTIVE_DEVICES: &str = "SELECT id, device_name, registration_id, created_at, last_seen FROM devices \
-    WHERE user_id = $1 AND NOT revoked ORDER BY created_at, id";
-pub const INSERT_DEVICE: &str = "INSERT INTO devices (id, user_id, device_name, registration_id, created_at) \
-    VALUES ($1, $2, $3, $4, $5)";
-pub const RENAME_DEVICE: &str = "UPDATE devices SET device_name = $3 WHERE id = $1 AND user_id = $2 AND NOT revoked";
-pub const REVOKE_DEVICE: &str = "UPDATE devices SET revoked = TRUE WHERE id = $1 AND user_id = $2 AND NOT revoked";
-pub const DELETE_SESSIONS_OF_DEVICE: &str = "DELETE FROM sessions WHERE device_id = $1";
-pub const DELETE_SIGNED_PREKEYS: &str = "DELETE FROM signed_prekeys WHERE device_id = $1";
-pub const DELETE_UNISSUED: &str = "DELETE FROM one_time_prekeys WHERE device_id = $1 AND NOT used";
-pub const DELETE_UNISSUED_PQ: &str = "DELETE FROM pq_prekeys WHERE device_id = $1 AND NOT used";
-pub const DEVICE_REVOKED: &str = "SELECT revoked FROM devices WHERE id = $1 AND user_id = $2";
-pub const OPEN_CONNECTION: &str = "UPDATE devices SET conn_epoch = conn_epoch + 1, last_seen = $3 \
-    WHERE id = $1 AND NOT revoked \
-    AND EXISTS (SELECT 1 FROM sessions WHERE sessions.id = $2 AND device_id = $1 AND expires_at > $3) \
-    RETURNING conn_epoch";
-pub const TOUCH_DEVICE: &str = "UPDATE devices SET last_seen = $2 WHERE id = $1 AND last_seen < $2";
+impl Pair {
+    /// The text for the store's engine.
+    #[must_use]
+    pub fn on(self, store: &Store) -> Option<&'static str> {
+        match store {
+            Store::Sqlite(_) => self.sqlite,
+            Store::Postgres(_) => self.postgres,
+        }
+    }
+}
 
-// Sessions
+texts! {
+    /// Texts for both engines.
+    SHARED:
 
-pub const INSERT_SESSION: &str = "INSERT INTO sessions \
-    (id, user_id, device_id, token_hash, expires_at, created_at, replaces) VALUES ($1, $2, $3, $4, $5, $6, $7)";
-pub const SESSION_BY_TOKEN: &str = "SELECT sessions.id, sessions.user_id, sessions.device_id, expires_at, replaces \
-    FROM sessions JOIN devices ON devices.id = sessions.device_id \
-    WHERE token_hash = $1 AND expires_at > $2 AND NOT revoked";
-pub const AUTHORIZE: &str = "SELECT replaces FROM sessions JOIN devices ON devices.id = sessions.device_id \
-    WHERE sessions.id = $1 AND sessions.device_id = $2 AND expires_at > $3 AND NOT revoked";
-pub const SETTLE_SESSION: &str = "UPDATE sessions SET replaces = NULL WHERE id = $1 AND replaces IS NOT NULL";
-pub const DELETE_SESSION: &str = "DELETE FROM sessions WHERE id = $1";
-pub const SESSION_LIVES: &str = "SELECT 1 FROM sessions WHERE id = $1 AND expires_at > $2";
-pub const DELETE_SUCCESSOR: &str = "DELETE FROM sessions WHERE replaces = $1 AND device_id = $2";
-pub const DELETE_PAIR: &str = "DELETE FROM sessions WHERE device_id = $1 \
-    AND (id = $2 OR replaces = $2 OR id = (SELECT pair.replaces FROM sessions pair WHERE pair.id = $2)) RETURNING id";
+    PING = "SELECT 1";
 
-// Keys
+    // Challenges
 
-pub const IDENTITY: &str = "SELECT suite, public_key FROM identity_keys WHERE device_id = $1";
-pub const INSERT_IDENTITY: &str = "INSERT INTO identity_keys (device_id, public_key, created_at, suite) \
-    VALUES ($1, $2, $3, $4)";
-pub const SIGNED_PREKEY_STATUS: &str = "SELECT key_id, expires_at FROM signed_prekeys WHERE device_id = $1";
-pub const INSERT_SIGNED_PREKEY: &str = "INSERT INTO signed_prekeys \
-    (id, device_id, public_key, signature, created_at, expires_at, key_id) VALUES ($1, $2, $3, $4, $5, $6, $7)";
-pub const LAST_RESORT: &str =
-    "SELECT key_id, public_key, signature FROM pq_prekeys WHERE device_id = $1 AND last_resort";
-pub const LAST_RESORT_STATUS: &str = "SELECT key_id FROM pq_prekeys WHERE device_id = $1 AND last_resort";
-pub const DELETE_LAST_RESORT: &str = "DELETE FROM pq_prekeys WHERE device_id = $1 AND last_resort";
-pub const INSERT_PQ: &str = "INSERT INTO pq_prekeys (id, device_id, last_resort, key_id, public_key, signature, created_at) \
-    VALUES ($1, $2, $3, $4, $5, $6, $7) ON CONFLICT (device_id, last_resort, key_id) DO NOTHING";
-pub const INSERT_ONE_TIME: &str = "INSERT INTO one_time_prekeys (id, device_id, public_key, created_at, key_id) \
-    VALUES ($1, $2, $3, $4, $5) ON CONFLICT (device_id, key_id) DO NOTHING";
-pub const ONE_TIME_BY_KEY_ID: &str =
-    "SELECT used, public_key FROM one_time_prekeys WHERE device_id = $1 AND key_id = $2";
-pub const PQ_BY_KEY_ID: &str = "SELECT used, public_key FROM pq_prekeys \
-    WHERE device_id = $1 AND key_id = $2 AND NOT last_resort";
-/// Counts no further than $2.
-pub const COUNT_ONE_TIME: &str = "SELECT COUNT(*) FROM (SELECT 1 FROM one_time_prekeys \
-    WHERE device_id = $1 AND NOT used LIMIT $2) AS pool";
-/// Counts no further than $2.
-pub const COUNT_PQ: &str = "SELECT COUNT(*) FROM (SELECT 1 FROM pq_prekeys \
-    WHERE device_id = $1 AND NOT used AND NOT last_resort LIMIT $2) AS pool";
-pub const BUMP_POOL_VERSION: &str = "UPDATE devices SET pool_version = pool_version + 1 WHERE id = $1";
-pub const POOL_VERSION: &str = "SELECT pool_version FROM devices WHERE id = $1";
-/// A publish re-arms the levels that the pool rose above.
-pub const REARM_ONE_TIME: &str = "UPDATE devices SET one_time_depth = $2 WHERE id = $1 AND one_time_depth > $2";
-pub const REARM_PQ: &str = "UPDATE devices SET pq_depth = $2 WHERE id = $1 AND pq_depth > $2";
-/// Whoever makes the depth grow announces it.
-pub const ANNOUNCE_ONE_TIME: &str = "UPDATE devices SET one_time_depth = $2 \
-    WHERE id = $1 AND one_time_depth < $2 RETURNING pool_version";
-pub const ANNOUNCE_PQ: &str = "UPDATE devices SET pq_depth = $2 WHERE id = $1 AND pq_depth < $2 RETURNING pool_version";
+    CHALLENGES_OF = "SELECT created_at, network FROM email_otps \
+        WHERE email = $1 AND created_at > $2 ORDER BY created_at DESC LIMIT 1000";
+    INSERT_CHALLENGE = "INSERT INTO email_otps (id, email, otp_hash, expires_at, created_at, network) \
+        VALUES ($1, $2, $3, $4, $5, $6)";
+    CHALLENGE = "SELECT used, expires_at, attempts FROM email_otps WHERE id = $1 AND email = $2";
+    COUNT_ATTEMPT = "UPDATE email_otps SET attempts = attempts + 1 \
+        WHERE id = $1 AND NOT used AND expires_at > $2 AND attempts < $3 RETURNING otp_hash";
+    USE_CHALLENGE = "UPDATE email_otps SET used = TRUE WHERE id = $1 AND NOT used";
+    REFUND_ATTEMPT = "UPDATE email_otps SET used = FALSE, attempts = attempts - 1 WHERE id = $1";
 
-/// All active devices of a user with their signed parts; the keys are NULL for one that has not published.
-pub const TARGETS: &str = "SELECT devices.id, registration_id, identity_keys.suite, identity_keys.public_key, \
-    signed_prekeys.key_id, signed_prekeys.public_key, signed_prekeys.signature, signed_prekeys.expires_at \
-    FROM devices LEFT JOIN identity_keys ON identity_keys.device_id = devices.id \
-    LEFT JOIN signed_prekeys ON signed_prekeys.device_id = devices.id \
-    WHERE user_id = $1 AND NOT revoked ORDER BY devices.created_at, devices.id";
+    // Users and devices
 
-pub const CLAIMED_ONE_TIME: &str = "SELECT key_id, public_key FROM one_time_prekeys \
-    WHERE claimed_by = $1 AND claim_id = $2 AND device_id = $3";
-pub const CLAIMED_PQ: &str = "SELECT key_id, public_key, signature FROM pq_prekeys \
-    WHERE claimed_by = $1 AND claim_id = $2 AND device_id = $3";
-pub const CLAIM_ONE_TIME: &str = "UPDATE one_time_prekeys \
-    SET used = TRUE, claimed_by = $2, claim_id = $3, claimed_at = $4 \
-    WHERE id = (SELECT id FROM one_time_prekeys WHERE device_id = $1 AND NOT used ORDER BY created_at, key_id LIMIT 1) \
-    RETURNING key_id, public_key";
-pub const CLAIM_PQ: &str = "UPDATE pq_prekeys SET used = TRUE, claimed_by = $2, claim_id = $3, claimed_at = $4 \
-    WHERE id = (SELECT id FROM pq_prekeys WHERE device_id = $1 AND NOT used AND NOT last_resort \
-    ORDER BY created_at, key_id LIMIT 1) RETURNING key_id, public_key, signature";
+    USER_BY_EMAIL = "SELECT id FROM users WHERE email = $1";
+    USER_EXISTS = "SELECT 1 FROM users WHERE id = $1";
+    /// Takes the user's row, making it when it is new.
+    UPSERT_USER = "INSERT INTO users (id, email, email_verified, created_at) VALUES ($1, $2, TRUE, $3) \
+        ON CONFLICT (email) DO UPDATE SET email_verified = TRUE RETURNING id";
+    DELETE_USER = "DELETE FROM users WHERE id = $1";
+    ACTIVE_DEVICES = "SELECT id, device_name, registration_id, created_at, last_seen FROM devices \
+        WHERE user_id = $1 AND NOT revoked ORDER BY created_at, id";
+    INSERT_DEVICE = "INSERT INTO devices (id, user_id, device_name, registration_id, created_at) \
+        VALUES ($1, $2, $3, $4, $5)";
+    RENAME_DEVICE = "UPDATE devices SET device_name = $3 WHERE id = $1 AND user_id = $2 AND NOT revoked";
+    REVOKE_DEVICE = "UPDATE devices SET revoked = TRUE WHERE id = $1 AND user_id = $2 AND NOT revoked";
+    DELETE_SESSIONS_OF_DEVICE = "DELETE FROM sessions WHERE device_id = $1";
+    DELETE_SIGNED_PREKEYS = "DELETE FROM signed_prekeys WHERE device_id = $1";
+    DELETE_UNISSUED = "DELETE FROM one_time_prekeys WHERE device_id = $1 AND NOT used";
+    DELETE_UNISSUED_PQ = "DELETE FROM pq_prekeys WHERE device_id = $1 AND NOT used";
+    DEVICE_REVOKED = "SELECT revoked FROM devices WHERE id = $1 AND user_id = $2";
+    OPEN_CONNECTION = "UPDATE devices SET conn_epoch = conn_epoch + 1, last_seen = $3 \
+        WHERE id = $1 AND NOT revoked \
+        AND EXISTS (SELECT 1 FROM sessions WHERE sessions.id = $2 AND device_id = $1 AND expires_at > $3) \
+        RETURNING conn_epoch";
+    TOUCH_DEVICE = "UPDATE devices SET last_seen = $2 WHERE id = $1 AND last_seen < $2";
 
-// Sweeps, each in steps of $2 rows
+    // Sessions
 
-pub const SWEEP_SESSIONS: &str = "DELETE FROM sessions WHERE id IN \
-    (SELECT id FROM sessions WHERE expires_at <= $1 ORDER BY expires_at LIMIT $2)";
-pub const SWEEP_CHALLENGES: &str = "DELETE FROM email_otps WHERE id IN \
-    (SELECT id FROM email_otps WHERE created_at <= $1 ORDER BY created_at LIMIT $2)";
-pub const SWEEP_CLAIMS: &str = "UPDATE one_time_prekeys SET claimed_by = NULL, claim_id = NULL, claimed_at = NULL \
-    WHERE id IN (SELECT id FROM one_time_prekeys WHERE claim_id IS NOT NULL AND claimed_at <= $1 LIMIT $2)";
-pub const SWEEP_PQ_CLAIMS: &str = "UPDATE pq_prekeys \
-    SET claimed_by = NULL, claim_id = NULL, claimed_at = NULL, public_key = NULL, signature = NULL \
-    WHERE id IN (SELECT id FROM pq_prekeys WHERE claim_id IS NOT NULL AND claimed_at <= $1 LIMIT $2)";
+    INSERT_SESSION = "INSERT INTO sessions \
+        (id, user_id, device_id, token_hash, expires_at, created_at, replaces) VALUES ($1, $2, $3, $4, $5, $6, $7)";
+    SESSION_BY_TOKEN = "SELECT sessions.id, sessions.user_id, sessions.device_id, expires_at, replaces \
+        FROM sessions JOIN devices ON devices.id = sessions.device_id \
+        WHERE token_hash = $1 AND expires_at > $2 AND NOT revoked";
+    AUTHORIZE = "SELECT replaces FROM sessions JOIN devices ON devices.id = sessions.device_id \
+        WHERE sessions.id = $1 AND sessions.device_id = $2 AND expires_at > $3 AND NOT revoked";
+    SETTLE_SESSION = "UPDATE sessions SET replaces = NULL WHERE id = $1 AND replaces IS NOT NULL";
+    DELETE_SESSION = "DELETE FROM sessions WHERE id = $1";
+    SESSION_LIVES = "SELECT 1 FROM sessions WHERE id = $1 AND expires_at > $2";
+    DELETE_SUCCESSOR = "DELETE FROM sessions WHERE replaces = $1 AND device_id = $2";
+    DELETE_PAIR = "DELETE FROM sessions WHERE device_id = $1 \
+        AND (id = $2 OR replaces = $2 OR id = (SELECT pair.replaces FROM sessions pair WHERE pair.id = $2)) RETURNING id";
+
+    // Keys
+
+    IDENTITY = "SELECT suite, public_key FROM identity_keys WHERE device_id = $1";
+    INSERT_IDENTITY = "INSERT INTO identity_keys (device_id, public_key, created_at, suite) \
+        VALUES ($1, $2, $3, $4)";
+    SIGNED_PREKEY_STATUS = "SELECT key_id, expires_at FROM signed_prekeys WHERE device_id = $1";
+    INSERT_SIGNED_PREKEY = "INSERT INTO signed_prekeys \
+        (id, device_id, public_key, signature, created_at, expires_at, key_id) VALUES ($1, $2, $3, $4, $5, $6, $7)";
+    LAST_RESORT =
+        "SELECT key_id, public_key, signature FROM pq_prekeys WHERE device_id = $1 AND last_resort";
+    LAST_RESORT_STATUS = "SELECT key_id FROM pq_prekeys WHERE device_id = $1 AND last_resort";
+    DELETE_LAST_RESORT = "DELETE FROM pq_prekeys WHERE device_id = $1 AND last_resort";
+    INSERT_PQ = "INSERT INTO pq_prekeys (id, device_id, last_resort, key_id, public_key, signature, created_at) \
+        VALUES ($1, $2, $3, $4, $5, $6, $7) ON CONFLICT (device_id, last_resort, key_id) DO NOTHING";
+    INSERT_ONE_TIME = "INSERT INTO one_time_prekeys (id, device_id, public_key, created_at, key_id) \
+        VALUES ($1, $2, $3, $4, $5) ON CONFLICT (device_id, key_id) DO NOTHING";
+    ONE_TIME_BY_KEY_ID =
+        "SELECT used, public_key FROM one_time_prekeys WHERE device_id = $1 AND key_id = $2";
+    PQ_BY_KEY_ID = "SELECT used, public_key FROM pq_prekeys \
+        WHERE device_id = $1 AND key_id = $2 AND NOT last_resort";
+    /// Counts no further than $2.
+    COUNT_ONE_TIME = "SELECT COUNT(*) FROM (SELECT 1 FROM one_time_prekeys \
+        WHERE device_id = $1 AND NOT used LIMIT $2) AS pool";
+    /// Counts no further than $2.
+    COUNT_PQ = "SELECT COUNT(*) FROM (SELECT 1 FROM pq_prekeys \
+        WHERE device_id = $1 AND NOT used AND NOT last_resort LIMIT $2) AS pool";
+    BUMP_POOL_VERSION = "UPDATE devices SET pool_version = pool_version + 1 WHERE id = $1";
+    POOL_VERSION = "SELECT pool_version FROM devices WHERE id = $1";
+    /// A publish re-arms the levels that the pool rose above.
+    REARM_ONE_TIME = "UPDATE devices SET one_time_depth = $2 WHERE id = $1 AND one_time_depth > $2";
+    REARM_PQ = "UPDATE devices SET pq_depth = $2 WHERE id = $1 AND pq_depth > $2";
+    /// Whoever makes the depth grow announces it.
+    ANNOUNCE_ONE_TIME = "UPDATE devices SET one_time_depth = $2 \
+        WHERE id = $1 AND one_time_depth < $2 RETURNING pool_version";
+    ANNOUNCE_PQ = "UPDATE devices SET pq_depth = $2 WHERE id = $1 AND pq_depth < $2 RETURNING pool_version";
+
+    /// All active devices of a user with their signed parts; the keys are NULL for one that has not published.
+    TARGETS = "SELECT devices.id, registration_id, identity_keys.suite, identity_keys.public_key, \
+        signed_prekeys.key_id, signed_prekeys.public_key, signed_prekeys.signature, signed_prekeys.expires_at \
+        FROM devices LEFT JOIN identity_keys ON identity_keys.device_id = devices.id \
+        LEFT JOIN signed_prekeys ON signed_prekeys.device_id = devices.id \
+        WHERE user_id = $1 AND NOT revoked ORDER BY devices.created_at, devices.id";
+
+    CLAIMED_ONE_TIME = "SELECT key_id, public_key FROM one_time_prekeys \
+        WHERE claimed_by = $1 AND claim_id = $2 AND device_id = $3";
+    CLAIMED_PQ = "SELECT key_id, public_key, signature FROM pq_prekeys \
+        WHERE claimed_by = $1 AND claim_id = $2 AND device_id = $3";
+    CLAIM_ONE_TIME = "UPDATE one_time_prekeys \
+        SET used = TRUE, claimed_by = $2, claim_id = $3, claimed_at = $4 \
+        WHERE id = (SELECT id FROM one_time_prekeys WHERE device_id = $1 AND NOT used ORDER BY created_at, key_id LIMIT 1) \
+        RETURNING key_id, public_key";
+    CLAIM_PQ = "UPDATE pq_prekeys SET used = TRUE, claimed_by = $2, claim_id = $3, claimed_at = $4 \
+        WHERE id = (SELECT id FROM pq_prekeys WHERE device_id = $1 AND NOT used AND NOT last_resort \
+        ORDER BY created_at, key_id LIMIT 1) RETURNING key_id, public_key, signature";
+
+    // Sweeps, each in steps of $2 rows
+
+    SWEEP_SESSIONS = "DELETE FROM sessions WHERE id IN \
+        (SELECT id FROM sessions WHERE expires_at <= $1 ORDER BY expires_at LIMIT $2)";
+    SWEEP_CHALLENGES = "DELETE FROM email_otps WHERE id IN \
+        (SELECT id FROM email_otps WHERE created_at <= $1 ORDER BY created_at LIMIT $2)";
+    SWEEP_CLAIMS = "UPDATE one_time_prekeys SET claimed_by = NULL, claim_id = NULL, claimed_at = NULL \
+        WHERE id IN (SELECT id FROM one_time_prekeys WHERE claim_id IS NOT NULL AND claimed_at <= $1 LIMIT $2)";
+    SWEEP_PQ_CLAIMS = "UPDATE pq_prekeys \
+        SET claimed_by = NULL, claim_id = NULL, claimed_at = NULL, public_key = NULL, signature = NULL \
+        WHERE id IN (SELECT id FROM pq_prekeys WHERE claim_id IS NOT NULL AND claimed_at <= $1 LIMIT $2)";
+}
+
+texts! {
+    /// Texts of PostgreSQL alone: row locks and batches.
+    POSTGRES:
+
+    // Locks, in the order sessions, devices; each by id
+
+    LOCK_EMAIL = "SELECT pg_advisory_xact_lock(hashtextextended($1, 0))";
+    LOCK_OWN_SESSIONS = "SELECT id FROM sessions WHERE device_id = $1 ORDER BY id FOR NO KEY UPDATE";
+    LOCK_OWN_DEVICE = "SELECT id FROM devices WHERE id = $1 FOR NO KEY UPDATE";
+    LOCK_USER_SESSIONS = "SELECT id FROM sessions WHERE device_id IN (SELECT id FROM devices WHERE user_id = $1) \
+        ORDER BY id FOR UPDATE";
+    LOCK_USER_DEVICES = "SELECT id FROM devices WHERE user_id = $1 ORDER BY id FOR UPDATE";
+    LOCK_DEVICES = "SELECT id FROM devices WHERE id = ANY($1) ORDER BY id FOR NO KEY UPDATE";
+
+    // Claims, many at once. Texts that take keys carry an ordinal, since RETURNING has no order.
+
+    VALID_SESSIONS = "SELECT sessions.id, sessions.device_id, expires_at FROM sessions \
+        JOIN devices ON devices.id = sessions.device_id WHERE sessions.id = ANY($1) AND NOT revoked";
+    TARGETS_OF_MANY = "SELECT user_id, devices.id, registration_id, identity_keys.suite, identity_keys.public_key, \
+        signed_prekeys.key_id, signed_prekeys.public_key, signed_prekeys.signature, signed_prekeys.expires_at \
+        FROM devices LEFT JOIN identity_keys ON identity_keys.device_id = devices.id \
+        LEFT JOIN signed_prekeys ON signed_prekeys.device_id = devices.id \
+        WHERE user_id = ANY($1) AND NOT revoked ORDER BY devices.created_at, devices.id";
+    USERS_OF_MANY = "SELECT id FROM users WHERE id = ANY($1)";
+    DEVICES_OF_MANY = "SELECT id, user_id, revoked FROM devices WHERE id = ANY($1)";
+    LAST_RESORTS = "SELECT device_id, key_id, public_key, signature FROM pq_prekeys \
+        WHERE device_id = ANY($1) AND last_resort";
+    CLAIMED_ONE_TIME_OF_MANY = "SELECT wanted.slot, key_id, public_key \
+        FROM UNNEST($1::INT[], $2::UUID[], $3::UUID[], $4::UUID[]) AS wanted (slot, claimer, claim, device) \
+        JOIN one_time_prekeys ON claimed_by = wanted.claimer AND claim_id = wanted.claim \
+        AND device_id = wanted.device";
+    CLAIMED_PQ_OF_MANY = "SELECT wanted.slot, key_id, public_key, signature \
+        FROM UNNEST($1::INT[], $2::UUID[], $3::UUID[], $4::UUID[]) AS wanted (slot, claimer, claim, device) \
+        JOIN pq_prekeys ON claimed_by = wanted.claimer AND claim_id = wanted.claim AND device_id = wanted.device";
+    CLAIM_ONE_TIME_OF_MANY = "WITH wanted AS (SELECT slot, claimer, claim, device, \
+        ROW_NUMBER() OVER (PARTITION BY device ORDER BY slot) AS place \
+        FROM UNNEST($1::INT[], $2::UUID[], $3::UUID[], $4::UUID[]) AS item (slot, claimer, claim, device)), \
+        demand AS (SELECT device, COUNT(*) AS keys FROM wanted GROUP BY device), \
+        oldest AS (SELECT demand.device, pool.id, \
+        ROW_NUMBER() OVER (PARTITION BY demand.device ORDER BY pool.created_at, pool.key_id) AS place \
+        FROM demand CROSS JOIN LATERAL (SELECT id, created_at, key_id FROM one_time_prekeys \
+        WHERE device_id = demand.device AND NOT used ORDER BY created_at, key_id LIMIT demand.keys \
+        FOR UPDATE SKIP LOCKED) AS pool) \
+        UPDATE one_time_prekeys SET used = TRUE, claimed_by = wanted.claimer, claim_id = wanted.claim, claimed_at = $5 \
+        FROM oldest JOIN wanted ON wanted.device = oldest.device AND wanted.place = oldest.place \
+        WHERE one_time_prekeys.id = oldest.id \
+        RETURNING wanted.slot, one_time_prekeys.key_id, one_time_prekeys.public_key";
+    CLAIM_PQ_OF_MANY = "WITH wanted AS (SELECT slot, claimer, claim, device, \
+        ROW_NUMBER() OVER (PARTITION BY device ORDER BY slot) AS place \
+        FROM UNNEST($1::INT[], $2::UUID[], $3::UUID[], $4::UUID[]) AS item (slot, claimer, claim, device)), \
+        demand AS (SELECT device, COUNT(*) AS keys FROM wanted GROUP BY device), \
+        oldest AS (SELECT demand.device, pool.id, \
+        ROW_NUMBER() OVER (PARTITION BY demand.device ORDER BY pool.created_at, pool.key_id) AS place \
+        FROM demand CROSS JOIN LATERAL (SELECT id, created_at, key_id FROM pq_prekeys \
+        WHERE device_id = demand.device AND NOT used AND NOT last_resort ORDER BY created_at, key_id LIMIT demand.keys \
+        FOR UPDATE SKIP LOCKED) AS pool) \
+        UPDATE pq_prekeys SET used = TRUE, claimed_by = wanted.claimer, claim_id = wanted.claim, claimed_at = $5 \
+        FROM oldest JOIN wanted ON wanted.device = oldest.device AND wanted.place = oldest.place \
+        WHERE pq_prekeys.id = oldest.id \
+        RETURNING wanted.slot, pq_prekeys.key_id, pq_prekeys.public_key, pq_prekeys.signature";
+    /// Which of these pools still hold an unissued key, locked or not.
+    UNISSUED_ONE_TIME = "SELECT pool.device FROM UNNEST($1::UUID[]) AS pool (device) \
+        WHERE EXISTS (SELECT 1 FROM one_time_prekeys WHERE device_id = pool.device AND NOT used)";
+    UNISSUED_PQ = "SELECT pool.device FROM UNNEST($1::UUID[]) AS pool (device) \
+        WHERE EXISTS (SELECT 1 FROM pq_prekeys WHERE device_id = pool.device AND NOT used AND NOT last_resort)";
+    /// Waits for whoever holds the oldest key. No row: that key was issued meanwhile; there may be others.
+    WAIT_FOR_ONE_TIME = "UPDATE one_time_prekeys SET used = TRUE, claimed_by = $2, claim_id = $3, claimed_at = $4 \
+        WHERE id = (SELECT id FROM one_time_prekeys WHERE device_id = $1 AND NOT used \
+        ORDER BY created_at, key_id LIMIT 1 FOR UPDATE) RETURNING key_id, public_key";
+    WAIT_FOR_PQ = "UPDATE pq_prekeys SET used = TRUE, claimed_by = $2, claim_id = $3, claimed_at = $4 \
+        WHERE id = (SELECT id FROM pq_prekeys WHERE device_id = $1 AND NOT used AND NOT last_resort \
+        ORDER BY created_at, key_id LIMIT 1 FOR UPDATE) RETURNING key_id, public_key, signature";
+    /// The pools among these that hold at most $2 keys, with how many.
+    LOW_ONE_TIME = "SELECT device, remaining FROM (SELECT pool.device, (SELECT COUNT(*) FROM \
+        (SELECT 1 FROM one_time_prekeys WHERE device_id = pool.device AND NOT used LIMIT $2 + 1) AS counted) AS remaining \
+        FROM UNNEST($1::UUID[]) AS pool (device)) AS pools WHERE remaining <= $2";
+    LOW_PQ = "SELECT device, remaining FROM (SELECT pool.device, (SELECT COUNT(*) FROM \
+        (SELECT 1 FROM pq_prekeys WHERE device_id = pool.device AND NOT used AND NOT last_resort LIMIT $2 + 1) \
+        AS counted) AS remaining FROM UNNEST($1::UUID[]) AS pool (device)) AS pools WHERE remaining <= $2";
+}
+
+/// Counting an address's challenges and adding one is one step. SQLite's writer is alone anyhow, here and below.
+pub const SERIALIZE_EMAIL: Pair = Pair { sqlite: None, postgres: Some(LOCK_EMAIL) };
+/// What changes a device's own rows comes one after another.
+pub const SERIALIZE_DEVICE: [Pair; 2] = [
+    Pair { sqlite: None, postgres: Some(LOCK_OWN_SESSIONS) },
+    Pair { sqlite: None, postgres: Some(LOCK_OWN_DEVICE) },
+];
+/// What changes several devices of a user comes one after another.
+pub const SERIALIZE_USER: [Pair; 2] = [
+    Pair { sqlite: None, postgres: Some(LOCK_USER_SESSIONS) },
+    Pair { sqlite: None, postgres: Some(LOCK_USER_DEVICES) },
+];
