@@ -17,13 +17,13 @@ use thiserror::Error;
 use tokio::runtime::{Builder, Runtime};
 
 use crate::{
-    bus::Bus,
+    bus::{Bus, RedisBus},
     clock::{Clock, Entropy},
     config::{Config, decode_secret},
     domain::otp::ServerSecret,
     http::{self, Http},
     protocol::{frame::MAX_FRAME_BYTES, http::Origins},
-    service::{Mailer, MailerError, Parts, Policy, Service, sweep_forever},
+    service::{Mailer, MailerError, Parts, Policy, Service, reconcile_forever, sweep_forever},
     socket::{
         Budget, Hub, Node, open,
         transport::{self, Tuning},
@@ -46,6 +46,9 @@ pub enum AppError {
     /// The store.
     #[error("cannot open the database: {0}")]
     Store(#[from] StoreError),
+    /// The bus.
+    #[error("bus.url is not the address of a Redis: {0}")]
+    Bus(#[source] redis::RedisError),
     /// The mailer.
     #[error(transparent)]
     Mailer(#[from] MailerError),
@@ -121,9 +124,16 @@ impl Application {
         let hub = Arc::new(Hub::default());
         let mailer =
             Mailer::start(config.mailer.url.reveal(), &config.mailer.from, clock.clone(), entropy.clone(), &handle)?;
+        let node_id = entropy.uuid();
+        let bus = match config.bus.url.reveal() {
+            "local" => Bus::Local(hub.clone()),
+            url => Bus::Redis(RedisBus::start(url, hub.clone(), node_id, &handle).map_err(AppError::Bus)?),
+        };
+        tracing::info!(%node_id, "starting");
         let parts = Parts {
             store: store.clone(),
-            bus: Bus::Local(hub.clone()),
+            bus,
+            door: hub.clone(),
             clock,
             entropy: entropy.clone(),
             mailer,
@@ -132,6 +142,7 @@ impl Application {
         };
         let service = Arc::new(Service::start(parts, &handle));
         handle.spawn(sweep_forever(service.clone()));
+        handle.spawn(reconcile_forever(service.clone()));
 
         let origins = Origins::new(&config.server.allowed_origins);
         let budget = Budget::new(config.server.memory_budget_mb << 20);

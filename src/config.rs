@@ -362,7 +362,8 @@ fn check(settings: &Table) -> Result<(), ConfigError> {
     }
     let postgres = ["postgres://", "postgresql://"].iter().any(|scheme| text("database.url").starts_with(scheme));
     require(postgres || text("database.url").starts_with("sqlite:"), "database.url", "sqlite://FILE or postgres://…")?;
-    require(text("bus.url") == "local", "bus.url", "\"local\"")?;
+    let bus = text("bus.url");
+    require(bus == "local" || bus.starts_with("redis://"), "bus.url", "\"local\" or redis://HOST:PORT")?;
     let mailer = text("mailer.url");
     let known = mailer == "log:"
         || ["file:", "smtp://", "smtps://"]
@@ -373,7 +374,11 @@ fn check(settings: &Table) -> Result<(), ConfigError> {
     require(from.is_ok(), "mailer.from", "a sender, such as Sealwire <no-reply@chat.example>")?;
     let secret = text("auth.secret");
     require(secret.is_empty() || decode_secret(secret).is_some(), "auth.secret", "32 bytes in base64")?;
-    require(!postgres || !secret.is_empty(), "auth.secret", "32 bytes in base64, the same on every node, with PostgreSQL")
+    require(
+        !postgres || !secret.is_empty(),
+        "auth.secret",
+        "32 bytes in base64, the same on every node, with PostgreSQL",
+    )
 }
 
 /// `scheme://host[:port]`, as browsers write it.

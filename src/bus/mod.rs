@@ -1,7 +1,11 @@
 //! The bus carries signals to wherever a device is connected. It never touches a connection: whatever arrives enters the
 //! node by [`Deliver`]. The database is the truth and the bus only a wake-up.
 
+mod redis;
+
 use std::sync::Arc;
+
+pub use redis::RedisBus;
 
 use crate::domain::{Deliver, DeviceId, Signal};
 
@@ -10,6 +14,8 @@ use crate::domain::{Deliver, DeviceId, Signal};
 pub enum Bus {
     /// One node: straight to its own door.
     Local(Arc<dyn Deliver>),
+    /// Many nodes.
+    Redis(RedisBus),
 }
 
 impl Bus {
@@ -17,6 +23,40 @@ impl Bus {
     pub fn publish(&self, device: DeviceId, signal: Signal) {
         match self {
             Self::Local(door) => door.deliver(device, signal),
+            Self::Redis(bus) => bus.publish(device, signal),
+        }
+    }
+
+    /// Listens for a device from the time this returns (or soon after, where the bus is down).
+    pub async fn subscribe(&self, device: DeviceId) {
+        match self {
+            Self::Local(_) => {}
+            Self::Redis(bus) => bus.subscribe(device).await,
+        }
+    }
+
+    /// Takes back one [`Self::subscribe`].
+    pub async fn unsubscribe(&self, device: DeviceId) {
+        match self {
+            Self::Local(_) => {}
+            Self::Redis(bus) => bus.unsubscribe(device).await,
+        }
+    }
+
+    /// Whether signals reach other nodes.
+    #[must_use]
+    pub fn is_up(&self) -> bool {
+        match self {
+            Self::Local(_) => true,
+            Self::Redis(bus) => bus.is_up(),
+        }
+    }
+
+    /// Resolves when the bus comes back after a loss.
+    pub async fn returned(&self) {
+        match self {
+            Self::Local(_) => std::future::pending().await,
+            Self::Redis(bus) => bus.returned().await,
         }
     }
 }

@@ -54,8 +54,22 @@ pub enum EndReason {
     AccountDeleted,
 }
 
+/// A connection of this node, as the hub knows it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct LiveConnection {
+    /// Whose.
+    pub device: DeviceId,
+    /// In the name of which session.
+    pub session: SessionId,
+    /// Its `devices.conn_epoch`.
+    pub epoch: i64,
+}
+
 /// The one door by which signals, local or remote, enter a node. The hub implements it and `app` hands it to the bus.
 pub trait Deliver: Send + Sync {
     /// Hands a signal to the device's connections on this node, if there are any. Must not block.
     fn deliver(&self, device: DeviceId, signal: Signal);
+
+    /// The connections that are open on this node.
+    fn live(&self) -> Vec<LiveConnection>;
 }

@@ -17,7 +17,7 @@ pub mod token;
 
 pub use bundle::{Bundle, Bundles, KeyKind, KeysStatus, OneTimeOutcome};
 pub use email::Email;
-pub use event::{Deliver, EndReason, Signal};
+pub use event::{Deliver, EndReason, LiveConnection, Signal};
 pub use ids::{ChallengeId, ClaimId, DeviceId, SessionId, UserId};
 pub use keys::Suite;
 pub use refusal::Refusal;

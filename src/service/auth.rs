@@ -142,6 +142,7 @@ impl Service {
     /// # Errors
     /// `session_revoked`
     pub async fn open_connection(&self, caller: Caller) -> Result<Opened, Refusal> {
+        self.bus.subscribe(caller.device).await;
         let now = self.now();
         let connection = self.connections.submit(NewConnection { caller, now }).await?;
         self.bus.publish(caller.device, Signal::Displaced { epoch: connection.epoch });
@@ -149,8 +150,9 @@ impl Service {
         Ok(Opened { epoch: connection.epoch, keys })
     }
 
-    /// Notes that a connection ended.
-    pub async fn note_parting(&self, device: DeviceId) {
+    /// Notes that a connection ended, for each that [`Self::open_connection`] was called for.
+    pub async fn part(&self, device: DeviceId) {
+        self.bus.unsubscribe(device).await;
         // Nobody waits for this; a full queue costs a `last_seen`.
         let _ = self.partings.submit((device, self.now())).await;
     }

@@ -6,8 +6,12 @@ impl From<StoreError> for Refusal {
     fn from(error: StoreError) -> Self {
         match &error {
             StoreError::Refused(_) => {}
-            StoreError::Unavailable(_) | StoreError::Conflict(_) | StoreError::Overloaded => tracing::warn!(%error, "store unavailable"),
-            StoreError::Data(_) | StoreError::Migration(_) | StoreError::Internal(_) => tracing::error!(%error, "store defect"),
+            StoreError::Unavailable(_) | StoreError::Conflict(_) | StoreError::Overloaded => {
+                tracing::warn!(%error, "store unavailable")
+            }
+            StoreError::Data(_) | StoreError::Migration(_) | StoreError::Internal(_) => {
+                tracing::error!(%error, "store defect")
+            }
         }
         error.refusal()
     }

@@ -63,7 +63,7 @@ impl Mail {
     /// The mail that carries a code. The code is its only group of eight digits.
     pub fn code(to: Email, code: &OtpCode) -> Self {
         let text = format!(
-            "Your code is {}\n\nIt works once, for ten minutes. If you did not ask for it, ignore this mail.\n",
+            "Your code is {}\n\nIt works once, for ten minutes.\nIf you did not ask for it, ignore this mail.\n",
             code.as_str()
         );
         Self { to, subject: "Your sign-in code", text }
@@ -74,13 +74,38 @@ impl Mail {
         // The name is whatever a stranger with the code chose: only letters of it are shown, and no digits, so that
         // nothing in it can pass for a code.
         let shown = |name: &str| name.chars().filter(|c| c.is_ascii_alphabetic() || *c == ' ').collect::<String>();
+        // (A name has 64 characters at most, so the line stays within what needs no encoding.)
         let name = name.map(shown).filter(|name| !name.trim().is_empty());
         let device = name.map_or_else(|| "A new device".to_owned(), |name| format!("A new device ({})", name.trim()));
         let text = format!(
-            "{device} has signed in to your account.\n\nIf this was not you, revoke it from one of your other devices.\n"
+            "{device}\nhas signed in to your account.\n\n\
+             If this was not you, revoke it from one of your other devices.\n"
         );
         Self { to, subject: "A device was added to your account", text }
     }
+}
+
+impl Mail {
+    fn compose(&self, from: &Mailbox, clock: &Clock, entropy: &Entropy) -> Result<Message, MailerError> {
+        let to = self.to.as_str().parse().map_err(|_| MailerError::Compose)?;
+        // Lines are short and ASCII, so the text stays readable in the raw mail.
+        let text = Body::new_with_encoding(self.text.clone(), ContentTransferEncoding::SevenBit)
+            .map_err(|_| MailerError::Compose)?;
+        Message::builder()
+            .from(from.clone())
+            .to(Mailbox::new(None, to))
+            .subject(self.subject)
+            .date(std::time::UNIX_EPOCH + Duration::from_micros(clock.now().as_micros().unsigned_abs()))
+            .message_id(Some(format!("<{}@{}>", letters(entropy), from.email.domain())))
+            .header(ContentType::TEXT_PLAIN)
+            .body(text)
+            .map_err(|_| MailerError::Compose)
+    }
+}
+
+/// A random name of letters alone, so that it never looks like a code.
+fn letters(entropy: &Entropy) -> String {
+    entropy.draw(|rng| (0..20).map(|_| char::from(rng.random_range(b'a'..=b'z'))).collect())
 }
 
 /// The way out.
@@ -186,24 +211,11 @@ impl Transport {
             }
             return Ok(());
         }
-        // Letters alone, so that an id never looks like a code.
-        let id: String = entropy.draw(|rng| (0..20).map(|_| char::from(rng.random_range(b'a'..=b'z'))).collect());
-        let message = Message::builder()
-            .from(from.clone())
-            .to(Mailbox::new(None, mail.to.as_str().parse().map_err(|_| MailerError::Compose)?))
-            .subject(mail.subject)
-            .date(std::time::UNIX_EPOCH + Duration::from_micros(clock.now().as_micros().unsigned_abs()))
-            .message_id(Some(format!("<{id}@{}>", from.email.domain())))
-            .header(ContentType::TEXT_PLAIN)
-            .body(
-                Body::new_with_encoding(mail.text.clone(), ContentTransferEncoding::SevenBit)
-                    .map_err(|_| MailerError::Compose)?,
-            )
-            .map_err(|_| MailerError::Compose)?;
+        let message = mail.compose(from, clock, entropy)?;
         match self {
             Self::Log => Ok(()),
             Self::Folder(folder) => {
-                let name = format!("{}-{id}.eml", clock.now().to_utc().format("%Y-%m-%dT%H-%M-%S%.6f"));
+                let name = format!("{}-{}.eml", clock.now().to_utc().format("%Y-%m-%dT%H-%M-%S%.6f"), letters(entropy));
                 let unfinished = folder.join(format!(".{name}.part"));
                 tokio::fs::write(&unfinished, message.formatted()).await?;
                 Ok(tokio::fs::rename(unfinished, folder.join(name)).await?)
@@ -212,6 +224,29 @@ impl Transport {
                 Ok(_) => Ok(()),
                 Err(error) => Err(MailerError::Server { permanent: error.is_permanent() }),
             },
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_mail_composes_and_shows_its_code_in_the_raw_text() {
+        let entropy = Entropy::from_system().unwrap();
+        let from: Mailbox = "Sealwire <sealwire@localhost>".parse().unwrap();
+        let to = || Email::parse("alice@example.org").unwrap();
+        let code = OtpCode::parse("12345678").unwrap();
+        let raw =
+            |mail: Mail| String::from_utf8(mail.compose(&from, &Clock::System, &entropy).unwrap().formatted()).unwrap();
+        assert!(raw(Mail::code(to(), &code)).contains("Your code is 12345678\r\n"));
+        let name = "x".repeat(64);
+        for name in
+            [None, Some(name.as_str()), Some("Bob's phone 12345678"), Some("\r\nBcc: eve@example.org"), Some("電話")]
+        {
+            let raw = raw(Mail::device_added(to(), name));
+            assert!(!raw.contains("12345678") && !raw.contains("\nBcc"), "{raw}");
         }
     }
 }

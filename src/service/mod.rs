@@ -9,6 +9,7 @@ mod error;
 mod keys;
 mod limits;
 mod mailer;
+mod reconcile;
 mod sweep;
 
 use std::{sync::Arc, time::Duration};
@@ -18,12 +19,13 @@ use tokio::{runtime::Handle, sync::Semaphore};
 pub use auth::{Challenge, Opened, SignInRequest};
 pub use limits::{ClientNetwork, LimitSettings};
 pub use mailer::{Mailer, MailerError};
+pub use reconcile::reconcile_forever;
 pub use sweep::sweep_forever;
 
 use crate::{
     bus::Bus,
     clock::{Clock, Entropy},
-    domain::{DeviceId, Signal, Timestamp, drain::DrainLimit, otp::ServerSecret},
+    domain::{Deliver, DeviceId, Signal, Timestamp, drain::DrainLimit, otp::ServerSecret},
     store::{Batcher, ClaimAnswer, ClaimRequest, Connection, NewConnection, Store},
 };
 use limits::Limits;
@@ -57,6 +59,8 @@ pub struct Parts {
     pub store: Store,
     /// The way to connected devices.
     pub bus: Bus,
+    /// The devices connected to this node.
+    pub door: Arc<dyn Deliver>,
     /// Time.
     pub clock: Clock,
     /// Randomness.
@@ -73,6 +77,7 @@ pub struct Parts {
 pub struct Service {
     store: Store,
     bus: Bus,
+    door: Arc<dyn Deliver>,
     clock: Clock,
     entropy: Entropy,
     mailer: Mailer,
@@ -106,7 +111,7 @@ impl Service {
     /// Puts the parts together and starts the batchers on the runtime.
     #[must_use]
     pub fn start(parts: Parts, runtime: &Handle) -> Self {
-        let Parts { store, bus, clock, entropy, mailer, secret, policy } = parts;
+        let Parts { store, bus, door, clock, entropy, mailer, secret, policy } = parts;
         let drain =
             Arc::new(DrainLimit::new(policy.limits.claim_burst, Duration::from_secs(policy.limits.claim_refill_s)));
         let claims = {
@@ -144,7 +149,21 @@ impl Service {
         };
         let limits = Limits::new(&policy.limits);
         let settling = Semaphore::new(SETTLING);
-        Self { store, bus, clock, entropy, mailer, secret, policy, limits, claims, settling, connections, partings }
+        Self {
+            store,
+            bus,
+            door,
+            clock,
+            entropy,
+            mailer,
+            secret,
+            policy,
+            limits,
+            claims,
+            settling,
+            connections,
+            partings,
+        }
     }
 
     /// The time of day.
@@ -164,6 +183,12 @@ impl Service {
         for (device, signal) in told.0 {
             self.bus.publish(device, signal);
         }
+    }
+
+    /// Whether signals reach other nodes.
+    #[must_use]
+    pub fn bus_is_up(&self) -> bool {
+        self.bus.is_up()
     }
 
     /// Whether the store answers.

@@ -21,7 +21,10 @@ use super::{
     transport::{Violation, Wire},
 };
 use crate::{
-    domain::{EndReason, Refusal, Session, Signal, Timestamp, bundle::SignedPrekeyStatus},
+    domain::{
+        EndReason, KeyKind, KeysStatus, Refusal, Session, Signal, Timestamp,
+        bundle::{SignedPrekeyStatus, depth},
+    },
     protocol::{
         CloseCode, Codec,
         frame::{Event, Limits, MAX_IN_FLIGHT, MailboxSummary, Op, Request, RequestId, Welcome},
@@ -51,7 +54,7 @@ pub struct DeviceSocket {
     attached: Option<ConnectionKey>,
     /// The connection's place among those of the device; `None` until it is open.
     epoch: Option<i64>,
-    /// Signals that came before the welcome was out.
+    /// Signals that came before the welcome was out, or during a renewal that they may concern.
     early: Vec<Signal>,
     /// Requests that were handed on.
     in_flight: Vec<InFlight>,
@@ -59,6 +62,8 @@ pub struct DeviceSocket {
     deferred: VecDeque<(Request, Op, Bytes)>,
     renewing: bool,
     signed_prekey: Option<SignedPrekeyStatus>,
+    /// How deep the owner knows each pool to be ([`depth`]): a signal that says no more is an echo.
+    known_depth: [i32; 2],
     /// Whether the owner was told that the signed prekey expires.
     rotation_told: bool,
     next_ping: Instant,
@@ -132,6 +137,7 @@ impl DeviceSocket {
                 deferred: VecDeque::new(),
                 renewing: false,
                 signed_prekey: None,
+                known_depth: [0; 2],
                 rotation_told: false,
                 // The first ping comes at a moment of its own, so that those of many sockets spread.
                 next_ping: opened_at + HEARTBEAT.mul_f64(fraction(session.caller.session.0)),
@@ -156,7 +162,9 @@ impl DeviceSocket {
             Err(_) => return self.close(CloseCode::Unavailable, ctx),
         };
         self.epoch = Some(epoch);
+        self.note_open();
         self.signed_prekey = keys.signed_prekey;
+        self.known_depth = depths(&keys);
         let low: Vec<_> = keys.low_pools().collect();
         let (threshold, pool_version) = (keys.threshold, keys.pool_version);
         let welcome = Welcome {
@@ -180,6 +188,14 @@ impl DeviceSocket {
         }
         self.outbox.start_reading();
         self.set_timer(ctx);
+    }
+
+    /// Tells the hub what the reconcile has to check.
+    fn note_open(&self) {
+        if let (Some(key), Some(epoch)) = (self.attached, self.epoch) {
+            let caller = self.session.caller;
+            self.node.hub.note_open(caller.device, key, caller.session, epoch);
+        }
     }
 
     fn event(&mut self, event: &Event<'_>, ctx: &mut Context<Self>) {
@@ -226,13 +242,22 @@ impl DeviceSocket {
         match signal {
             Signal::PrekeysLow { kind, remaining, pool_version } => {
                 let threshold = self.node.service.low_watermark();
+                let reached = depth(remaining, threshold);
+                let known = &mut self.known_depth[usize::from(kind == KeyKind::PqOneTime)];
+                if reached <= *known {
+                    return;
+                }
+                *known = reached;
                 self.event(&Event::PrekeysLow { kind, remaining, threshold, pool_version }, ctx);
             }
             Signal::DevicesChanged { added, removed } => {
                 self.event(&Event::DevicesChanged { added: &added, removed: &removed }, ctx);
             }
+            // Which session this socket belongs to is being decided.
+            Signal::LoggedOut { .. } if self.renewing => self.early.push(signal),
             Signal::LoggedOut { sessions } if sessions.contains(&self.session.caller.session) => {
-                self.end(EndReason::Logout, ctx);
+                let expired = self.session.expires_at <= self.node.service.now();
+                self.end(if expired { EndReason::Expired } else { EndReason::Logout }, ctx);
             }
             Signal::DeviceRevoked => self.end(EndReason::DeviceRevoked, ctx),
             Signal::AccountDeleted => self.end(EndReason::AccountDeleted, ctx),
@@ -355,6 +380,11 @@ impl DeviceSocket {
     }
 }
 
+/// How deep each pool is.
+fn depths(keys: &KeysStatus) -> [i32; 2] {
+    [depth(keys.one_time, keys.threshold), depth(keys.pq_one_time, keys.threshold)]
+}
+
 /// What the reply to an op may need of the outbox.
 fn room(op: Op) -> usize {
     match op {
@@ -390,7 +420,7 @@ impl Actor for DeviceSocket {
             self.node.hub.detach(device, key);
         }
         let node = self.node.clone();
-        self.node.runtime.spawn(async move { node.service.note_parting(device).await });
+        self.node.runtime.spawn(async move { node.service.part(device).await });
     }
 }
 
@@ -463,17 +493,28 @@ impl Handler<Done> for DeviceSocket {
             After::Nothing => {}
             After::Renewed(session) => {
                 self.session = session;
+                self.note_open();
                 self.set_timer(ctx);
             }
-            After::Rotated(served) => {
-                self.signed_prekey = Some(served);
-                self.rotation_told = false;
-                self.tell_rotation(self.node.service.now(), ctx);
-                self.set_timer(ctx);
+            After::Published { status, rotated } => {
+                let now_known = depths(&status);
+                for (known, depth) in self.known_depth.iter_mut().zip(now_known) {
+                    *known = depth.min(*known);
+                }
+                if rotated {
+                    self.signed_prekey = status.signed_prekey;
+                    self.rotation_told = false;
+                    self.tell_rotation(self.node.service.now(), ctx);
+                    self.set_timer(ctx);
+                }
             }
             After::Ended(reason) => return self.end(reason, ctx),
         }
-        self.renewing = false;
+        if std::mem::take(&mut self.renewing) {
+            for signal in std::mem::take(&mut self.early) {
+                self.heed(signal, ctx);
+            }
+        }
         self.resume_deferred(ctx);
     }
 }

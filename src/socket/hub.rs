@@ -14,7 +14,7 @@ use std::{
 use actix::Addr;
 
 use super::device::{DeviceSocket, Drain, Told};
-use crate::domain::{Deliver, DeviceId, Signal};
+use crate::domain::{Deliver, DeviceId, LiveConnection, SessionId, Signal};
 
 /// Locks that the registry is spread over.
 const SHARDS: usize = 32;
@@ -24,6 +24,8 @@ type Shard = HashMap<DeviceId, Vec<Attached>>;
 struct Attached {
     key: ConnectionKey,
     address: Addr<DeviceSocket>,
+    /// Session and epoch, once the connection is open.
+    open: Option<(SessionId, i64)>,
 }
 
 /// Names one attachment on this node.
@@ -61,9 +63,22 @@ impl Hub {
     /// Adds a connection; signals for its device reach it from now on.
     pub fn attach(&self, device: DeviceId, address: Addr<DeviceSocket>) -> ConnectionKey {
         let key = ConnectionKey(self.next_key.fetch_add(1, Ordering::Relaxed));
-        self.shard(device).entry(device).or_insert_with(|| Vec::with_capacity(1)).push(Attached { key, address });
+        self.shard(device).entry(device).or_insert_with(|| Vec::with_capacity(1)).push(Attached {
+            key,
+            address,
+            open: None,
+        });
         self.connected.fetch_add(1, Ordering::Relaxed);
         key
+    }
+
+    /// Notes that a connection is open, or that it has passed to another session.
+    pub fn note_open(&self, device: DeviceId, key: ConnectionKey, session: SessionId, epoch: i64) {
+        if let Some(connections) = self.shard(device).get_mut(&device) {
+            for attached in connections.iter_mut().filter(|attached| attached.key == key) {
+                attached.open = Some((session, epoch));
+            }
+        }
     }
 
     /// Removes a connection.
@@ -108,5 +123,17 @@ impl Deliver for Hub {
                 attached.address.do_send(Told(signal.clone()));
             }
         }
+    }
+
+    fn live(&self) -> Vec<LiveConnection> {
+        let mut live = Vec::with_capacity(self.connected());
+        for shard in &self.shards {
+            let shard = shard.lock().unwrap_or_else(PoisonError::into_inner);
+            for (device, connections) in shard.iter() {
+                let open = connections.iter().filter_map(|attached| attached.open);
+                live.extend(open.map(|(session, epoch)| LiveConnection { device: *device, session, epoch }));
+            }
+        }
+        live
     }
 }

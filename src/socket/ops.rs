@@ -7,10 +7,7 @@ use bytes::Bytes;
 use serde::Serialize;
 
 use crate::{
-    domain::{
-        Bundles, Caller, DeviceId, EndReason, KeysStatus, Refusal, Session, SessionId, Timestamp, UserId,
-        bundle::SignedPrekeyStatus,
-    },
+    domain::{Bundles, Caller, DeviceId, EndReason, KeysStatus, Refusal, Session, SessionId, Timestamp, UserId},
     protocol::{
         Code, Codec, Problem,
         frame::{Empty, Failure, Op, Request, RequestId, Success},
@@ -27,8 +24,13 @@ pub enum After {
     Nothing,
     /// The socket belongs to this session from now on.
     Renewed(Session),
-    /// The device serves this signed prekey from now on.
-    Rotated(SignedPrekeyStatus),
+    /// The device's keys changed.
+    Published {
+        /// What the server holds now.
+        status: KeysStatus,
+        /// Whether the signed prekey is a new one.
+        rotated: bool,
+    },
     /// The session ended by the caller's own wish.
     Ended(EndReason),
 }
@@ -196,11 +198,9 @@ impl Call<'_> {
 
     async fn publish(self) -> Result<Vec<u8>, Refusal> {
         let params: params::Publish = self.params()?;
-        let rotates = params.rotates_signed_prekey();
+        let rotated = params.rotates_signed_prekey();
         let outcome = self.service.publish(&self.caller, params.into()).await?;
-        if let Some(served) = outcome.status.signed_prekey.filter(|_| rotates) {
-            self.effects.after = After::Rotated(served);
-        }
+        self.effects.after = After::Published { status: outcome.status.clone(), rotated };
         self.success(&outcome)
     }
 

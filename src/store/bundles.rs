@@ -71,12 +71,7 @@ pub(super) struct Draft {
 }
 
 /// Sorts a user's active devices into bundles and devices without: the named ones, or all that are addressable.
-pub(super) fn draft(
-    targets: Vec<Target>,
-    caller: &Caller,
-    devices: Option<&[DeviceId]>,
-    now: Timestamp,
-) -> Draft {
+pub(super) fn draft(targets: Vec<Target>, caller: &Caller, devices: Option<&[DeviceId]>, now: Timestamp) -> Draft {
     let mut draft = Draft { answer: Bundles::default(), missing: Vec::new() };
     let add = |answer: &mut Bundles, target: Target| match target.into_bundle(now) {
         Ok(bundle) => answer.bundles.push(bundle),
@@ -121,11 +116,8 @@ macro_rules! bundles {
         let targets = rows.into_iter().map(Target::from_row).collect::<Result<Vec<_>, _>>()?;
         let Draft { mut answer, missing } = draft(targets, $caller, $devices, $now);
         for device in missing {
-            let row: Option<(bool,)> = sqlx::query_as(sql::DEVICE_REVOKED)
-                .bind(device.0)
-                .bind($user.0)
-                .fetch_optional($db)
-                .await?;
+            let row: Option<(bool,)> =
+                sqlx::query_as(sql::DEVICE_REVOKED).bind(device.0).bind($user.0).fetch_optional($db).await?;
             answer.unavailable.push(absent(device, $caller, row.map(|(revoked,)| revoked)));
         }
         answer

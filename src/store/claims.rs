@@ -232,48 +232,48 @@ impl Store {
 
 /// SQLite: one item after the other, in one commit.
 async fn claim_in_turn(
-        engine: &Sqlite,
-        items: &[ClaimRequest],
-        tokens: &mut TakenTokens<'_>,
-        threshold: u32,
-    ) -> Result<ClaimBatch, StoreError> {
+    engine: &Sqlite,
+    items: &[ClaimRequest],
+    tokens: &mut TakenTokens<'_>,
+    threshold: u32,
+) -> Result<ClaimBatch, StoreError> {
     let mut transaction = engine.writer.begin_with("BEGIN IMMEDIATE").await?;
- let tx = &mut *transaction;
-            let mut answers = Vec::with_capacity(items.len());
-            let mut touched = BTreeSet::new();
-            for item in items {
-                // Refusals come before the first write of an item, so the others need no savepoint.
-                let answer = async {
-                    let ClaimRequest { caller, user, devices, now, .. } = item;
-                    authorize!(tx, caller, now);
-                    let mut answer = bundles!(&mut *tx, caller, user, devices.as_deref(), *now);
-                    for bundle in &mut answer.bundles {
-                        fill!(tx, bundle, item, tokens, touched);
-                    }
-                    Ok::<_, StoreError>(ClaimAnswer::Done(answer))
-                };
-                match answer.await {
-                    Err(refused @ StoreError::Refused(_)) => answers.push(Err(refused)),
-                    answer => answers.push(Ok(answer?)),
-                }
+    let tx = &mut *transaction;
+    let mut answers = Vec::with_capacity(items.len());
+    let mut touched = BTreeSet::new();
+    for item in items {
+        // Refusals come before the first write of an item, so the others need no savepoint.
+        let answer = async {
+            let ClaimRequest { caller, user, devices, now, .. } = item;
+            authorize!(tx, caller, now);
+            let mut answer = bundles!(&mut *tx, caller, user, devices.as_deref(), *now);
+            for bundle in &mut answer.bundles {
+                fill!(tx, bundle, item, tokens, touched);
             }
-            // The writer is alone, so the count inside the transaction is the count after the commit.
-            let mut low = BTreeMap::new();
-            for (device, kind) in touched {
-                let (count, announce) = match kind {
-                    KeyKind::OneTime => (sql::COUNT_ONE_TIME, sql::ANNOUNCE_ONE_TIME),
-                    KeyKind::PqOneTime => (sql::COUNT_PQ, sql::ANNOUNCE_PQ),
-                };
-                let remaining = pool_size!(tx, count, device, threshold as usize + 1)?;
-                let reached = depth(remaining, threshold);
-                if reached > 0 {
-                    let announced: Option<(i64,)> =
-                        sqlx::query_as(announce).bind(device.0).bind(reached).fetch_optional(&mut *tx).await?;
-                    if let Some((pool_version,)) = announced {
-                        low.insert((device, kind), Signal::PrekeysLow { kind, remaining, pool_version });
-                    }
-                }
+            Ok::<_, StoreError>(ClaimAnswer::Done(answer))
+        };
+        match answer.await {
+            Err(refused @ StoreError::Refused(_)) => answers.push(Err(refused)),
+            answer => answers.push(Ok(answer?)),
+        }
+    }
+    // The writer is alone, so the count inside the transaction is the count after the commit.
+    let mut low = BTreeMap::new();
+    for (device, kind) in touched {
+        let (count, announce) = match kind {
+            KeyKind::OneTime => (sql::COUNT_ONE_TIME, sql::ANNOUNCE_ONE_TIME),
+            KeyKind::PqOneTime => (sql::COUNT_PQ, sql::ANNOUNCE_PQ),
+        };
+        let remaining = pool_size!(tx, count, device, threshold as usize + 1)?;
+        let reached = depth(remaining, threshold);
+        if reached > 0 {
+            let announced: Option<(i64,)> =
+                sqlx::query_as(announce).bind(device.0).bind(reached).fetch_optional(&mut *tx).await?;
+            if let Some((pool_version,)) = announced {
+                low.insert((device, kind), Signal::PrekeysLow { kind, remaining, pool_version });
             }
+        }
+    }
     transaction.commit().await?;
     Ok(ClaimBatch { answers, low: low.into_iter().map(|((device, _), signal)| (device, signal)).collect() })
 }

@@ -17,9 +17,7 @@ use super::{
     claims::{ClaimAnswer, ClaimBatch, ClaimRequest, Short, TakenTokens},
     rows, sql,
 };
-use crate::domain::{
-    Bundle, Bundles, DeviceId, KeyKind, OneTimeOutcome, Refusal, Signal, Timestamp, bundle::depth,
-};
+use crate::domain::{Bundle, Bundles, DeviceId, KeyKind, OneTimeOutcome, Refusal, Signal, Timestamp, bundle::depth};
 
 /// Tries to find the earlier claim after a parallel repeat has won.
 const SETTLE_TRIES: usize = 3;
@@ -70,23 +68,17 @@ pub(super) async fn claim(
 }
 
 /// The answers without one-time parts, or why there is none.
-async fn drafts(
-    tx: &mut PgConnection,
-    items: &[ClaimRequest],
-) -> Result<Vec<Result<Bundles, StoreError>>, StoreError> {
+async fn drafts(tx: &mut PgConnection, items: &[ClaimRequest]) -> Result<Vec<Result<Bundles, StoreError>>, StoreError> {
     let sessions: HashSet<Uuid> = items.iter().map(|item| item.caller.session.0).collect();
-    let valid: Vec<(Uuid, Uuid, DateTime<Utc>)> = sqlx::query_as(sql::VALID_SESSIONS)
-        .bind(sessions.into_iter().collect::<Vec<_>>())
-        .fetch_all(&mut *tx)
-        .await?;
+    let valid: Vec<(Uuid, Uuid, DateTime<Utc>)> =
+        sqlx::query_as(sql::VALID_SESSIONS).bind(sessions.into_iter().collect::<Vec<_>>()).fetch_all(&mut *tx).await?;
     let valid: HashMap<Uuid, (Uuid, DateTime<Utc>)> =
         valid.into_iter().map(|(session, device, expires_at)| (session, (device, expires_at))).collect();
 
     let users: HashSet<Uuid> = items.iter().map(|item| item.user.0).collect();
     let users: Vec<Uuid> = users.into_iter().collect();
     let mut targets: HashMap<Uuid, Vec<rows::TargetRow>> = HashMap::new();
-    let rows: Vec<rows::UserTargetRow> =
-        sqlx::query_as(sql::TARGETS_OF_MANY).bind(&users).fetch_all(&mut *tx).await?;
+    let rows: Vec<rows::UserTargetRow> = sqlx::query_as(sql::TARGETS_OF_MANY).bind(&users).fetch_all(&mut *tx).await?;
     for row in rows {
         let (user, row) = rows::split_user(row);
         targets.entry(user).or_default().push(row);
@@ -204,8 +196,7 @@ async fn find_earlier(tx: &mut PgConnection, items: &[ClaimRequest], slots: &mut
     if all.slot.is_empty() {
         return Ok(());
     }
-    let rows: Vec<SlotOneTimeRow> =
-        over_slots!(tx, sql::CLAIMED_ONE_TIME_OF_MANY, all).fetch_all(&mut *tx).await?;
+    let rows: Vec<SlotOneTimeRow> = over_slots!(tx, sql::CLAIMED_ONE_TIME_OF_MANY, all).fetch_all(&mut *tx).await?;
     for (ordinal, key_id, public_key) in rows {
         if let Some(slot) = slot_at(slots, ordinal) {
             slot.one_time = Some((key_id, public_key));
@@ -244,8 +235,7 @@ async fn take(
     }
     let wanted = Columns::of(items, slots, |slot| slot.allowed && slot.has_pq && slot.pq.is_none());
     if !wanted.slot.is_empty() {
-        let rows: Vec<SlotPqRow> =
-            over_slots!(tx, sql::CLAIM_PQ_OF_MANY, wanted).bind(now).fetch_all(&mut *tx).await?;
+        let rows: Vec<SlotPqRow> = over_slots!(tx, sql::CLAIM_PQ_OF_MANY, wanted).bind(now).fetch_all(&mut *tx).await?;
         for (ordinal, key_id, public_key, signature) in rows {
             if let Some(slot) = slot_at(slots, ordinal) {
                 slot.pq = Some((key_id, public_key, signature));
@@ -270,10 +260,8 @@ async fn add_last_resorts(
     }
     debug_assert_eq!(drafts.len(), items.len());
     let devices: HashSet<Uuid> = lacking.iter().map(|(_, device)| device.0).collect();
-    let rows: Vec<(Uuid, i64, Vec<u8>, Vec<u8>)> = sqlx::query_as(sql::LAST_RESORTS)
-        .bind(devices.into_iter().collect::<Vec<_>>())
-        .fetch_all(&mut *tx)
-        .await?;
+    let rows: Vec<(Uuid, i64, Vec<u8>, Vec<u8>)> =
+        sqlx::query_as(sql::LAST_RESORTS).bind(devices.into_iter().collect::<Vec<_>>()).fetch_all(&mut *tx).await?;
     let keys: HashMap<Uuid, rows::PqRow> =
         rows.into_iter().map(|(device, id, key, signature)| (device, (id, key, signature))).collect();
     for bundle in drafts.iter_mut().flatten().flat_map(|answer| &mut answer.bundles) {
@@ -370,37 +358,64 @@ fn fill(
     Ok(())
 }
 
-/// Counts the touched pools, now that the claim is committed, and gives the owners to be told.
-async fn announce(
+/// A pool at or under the threshold.
+struct LowPool {
+    device: DeviceId,
+    signal: Signal,
+    /// Whether this count has just been announced for the first time.
+    news: bool,
+}
+
+/// Counts pools as they are committed now, and raises the announced depth of those that are deeper than announced.
+async fn count_pools(
     pool: &PgPool,
-    touched: BTreeSet<(DeviceId, KeyKind)>,
+    pools: &BTreeSet<(DeviceId, KeyKind)>,
     threshold: u32,
-) -> Result<Vec<(DeviceId, Signal)>, StoreError> {
+) -> Result<Vec<LowPool>, StoreError> {
     let mut low = Vec::new();
     for (kind, count, announce) in [
         (KeyKind::OneTime, sql::LOW_ONE_TIME, sql::ANNOUNCE_ONE_TIME),
         (KeyKind::PqOneTime, sql::LOW_PQ, sql::ANNOUNCE_PQ),
     ] {
-        let devices: Vec<Uuid> =
-            touched.iter().filter(|(_, touched)| *touched == kind).map(|(device, _)| device.0).collect();
+        let devices: Vec<Uuid> = pools.iter().filter(|(_, one)| *one == kind).map(|(device, _)| device.0).collect();
         if devices.is_empty() {
             continue;
         }
-        let counted: Vec<(Uuid, i64)> =
+        let counted: Vec<(Uuid, i64, i64)> =
             sqlx::query_as(count).bind(devices).bind(i64::from(threshold)).fetch_all(pool).await?;
-        for (device, remaining) in counted {
+        for (device, remaining, pool_version) in counted {
             let remaining = rows::number(remaining)?;
-            let announced: Option<(i64,)> = sqlx::query_as(announce)
-                .bind(device)
-                .bind(depth(remaining, threshold))
-                .fetch_optional(pool)
-                .await?;
-            if let Some((pool_version,)) = announced {
-                low.push((DeviceId(device), Signal::PrekeysLow { kind, remaining, pool_version }));
-            }
+            let announced: Option<(i64,)> =
+                sqlx::query_as(announce).bind(device).bind(depth(remaining, threshold)).fetch_optional(pool).await?;
+            let news = announced.is_some();
+            let pool_version = announced.map_or(pool_version, |(version,)| version);
+            let signal = Signal::PrekeysLow { kind, remaining, pool_version };
+            low.push(LowPool { device: DeviceId(device), signal, news });
         }
     }
     Ok(low)
+}
+
+/// The owners to be told after a claim that touched these pools was committed.
+async fn announce(
+    pool: &PgPool,
+    touched: BTreeSet<(DeviceId, KeyKind)>,
+    threshold: u32,
+) -> Result<Vec<(DeviceId, Signal)>, StoreError> {
+    let low = count_pools(pool, &touched, threshold).await?;
+    Ok(low.into_iter().filter(|pool| pool.news).map(|pool| (pool.device, pool.signal)).collect())
+}
+
+/// All low pools of these devices, announced or not: for owners who may have missed it.
+pub(super) async fn low_pools(
+    pool: &PgPool,
+    devices: &[DeviceId],
+    threshold: u32,
+) -> Result<Vec<(DeviceId, Signal)>, StoreError> {
+    let kinds = [KeyKind::OneTime, KeyKind::PqOneTime];
+    let pools = devices.iter().flat_map(|device| kinds.map(|kind| (*device, kind))).collect();
+    let low = count_pools(pool, &pools, threshold).await?;
+    Ok(low.into_iter().map(|pool| (pool.device, pool.signal)).collect())
 }
 
 /// The blocking pass of a claim that came up short.

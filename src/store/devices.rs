@@ -1,7 +1,9 @@
 //! Devices and their connections.
 
+use uuid::Uuid;
+
 use super::{Store, StoreError, authorize, read, rows, serialize, sql, transaction};
-use crate::domain::{Caller, DeviceId, Refusal, Timestamp};
+use crate::domain::{Caller, DeviceId, LiveConnection, Refusal, Signal, Timestamp};
 
 /// An active device.
 #[derive(Clone, Debug)]
@@ -32,6 +34,23 @@ pub struct NewConnection {
 pub struct Connection {
     /// Greater than that of every earlier connection of the device.
     pub epoch: i64,
+}
+
+/// How a connection stands.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Standing {
+    /// The epoch of the device's newest connection.
+    pub newest_epoch: i64,
+    /// Whether the device was revoked.
+    pub revoked: bool,
+    /// Whether the connection's session holds.
+    pub session_holds: bool,
+}
+
+impl Standing {
+    fn from_row((newest_epoch, revoked, session_holds): (i64, bool, bool)) -> Self {
+        Self { newest_epoch, revoked, session_holds }
+    }
 }
 
 /// Revokes a device inside a transaction: its sessions and unissued keys go. Evaluates to whether it was active.
@@ -146,6 +165,61 @@ impl Store {
             }
             opened
         }))
+    }
+
+    /// Looks connections up as the database sees them, in their order; `None` where the device is gone.
+    ///
+    /// # Errors
+    /// The store's own.
+    pub async fn survey(
+        &self,
+        connections: &[LiveConnection],
+        now: Timestamp,
+    ) -> Result<Vec<Option<Standing>>, StoreError> {
+        let mut standings = vec![None; connections.len()];
+        match self {
+            Self::Sqlite(engine) => {
+                for (standing, connection) in standings.iter_mut().zip(connections) {
+                    let row: Option<(i64, bool, bool)> = sqlx::query_as(sql::SURVEY)
+                        .bind(connection.device.0)
+                        .bind(connection.session.0)
+                        .bind(now.to_utc())
+                        .fetch_optional(&engine.readers)
+                        .await?;
+                    *standing = row.map(Standing::from_row);
+                }
+            }
+            Self::Postgres(pool) => {
+                let places: Vec<i32> = (0..).take(connections.len()).collect();
+                let devices: Vec<Uuid> = connections.iter().map(|connection| connection.device.0).collect();
+                let sessions: Vec<Uuid> = connections.iter().map(|connection| connection.session.0).collect();
+                let rows: Vec<(i32, i64, bool, bool)> = sqlx::query_as(sql::SURVEY_OF_MANY)
+                    .bind(places)
+                    .bind(devices)
+                    .bind(sessions)
+                    .bind(now.to_utc())
+                    .fetch_all(pool)
+                    .await?;
+                for (place, epoch, revoked, session_holds) in rows {
+                    if let Some(standing) = usize::try_from(place).ok().and_then(|place| standings.get_mut(place)) {
+                        *standing = Some(Standing::from_row((epoch, revoked, session_holds)));
+                    }
+                }
+            }
+        }
+        Ok(standings)
+    }
+
+    /// The low pools of these devices, for owners who may have missed the news. SQLite has one node, which cannot miss
+    /// its own.
+    ///
+    /// # Errors
+    /// The store's own.
+    pub async fn low_pools(&self, devices: &[DeviceId], threshold: u32) -> Result<Vec<(DeviceId, Signal)>, StoreError> {
+        match self {
+            Self::Sqlite(_) => Ok(Vec::new()),
+            Self::Postgres(pool) => super::claims_postgres::low_pools(pool, devices, threshold).await,
+        }
     }
 
     /// Notes when these devices were last connected.

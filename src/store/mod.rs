@@ -31,7 +31,7 @@ use sqlx::{
 pub use accounts::{NewChallenge, NewDevice, NewSession, PastChallenge, Presented, Redemption, SignIn};
 pub use batch::Batcher;
 pub use claims::{ClaimAnswer, ClaimBatch, ClaimRequest, Short};
-pub use devices::{Connection, DeviceRecord, NewConnection};
+pub use devices::{Connection, DeviceRecord, NewConnection, Standing};
 pub use error::StoreError;
 pub use prekeys::{PublishOutcome, PublishReport, ResolvedPublish};
 pub use seed::SeedDevice;

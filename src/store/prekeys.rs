@@ -232,11 +232,21 @@ impl Store {
                 insert_pq!(publish, true, key).execute(&mut *tx).await?;
             }
             let one_time = add_to_pool!(
-                tx, publish, request.one_time, sql::COUNT_ONE_TIME, sql::ONE_TIME_BY_KEY_ID, sql::REARM_ONE_TIME,
+                tx,
+                publish,
+                request.one_time,
+                sql::COUNT_ONE_TIME,
+                sql::ONE_TIME_BY_KEY_ID,
+                sql::REARM_ONE_TIME,
                 |key| insert_one_time!(publish, key)
             );
             let pq_one_time = add_to_pool!(
-                tx, publish, request.pq_one_time, sql::COUNT_PQ, sql::PQ_BY_KEY_ID, sql::REARM_PQ,
+                tx,
+                publish,
+                request.pq_one_time,
+                sql::COUNT_PQ,
+                sql::PQ_BY_KEY_ID,
+                sql::REARM_PQ,
                 |key| insert_pq!(publish, false, key)
             );
             if !one_time.accepted.is_empty() || !pq_one_time.accepted.is_empty() {

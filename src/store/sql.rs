@@ -72,6 +72,9 @@ texts! {
         WHERE id = $1 AND NOT revoked \
         AND EXISTS (SELECT 1 FROM sessions WHERE sessions.id = $2 AND device_id = $1 AND expires_at > $3) \
         RETURNING conn_epoch";
+    /// Whether a connection still stands: the device's newest epoch, whether it is revoked, and whether $2 holds.
+    SURVEY = "SELECT conn_epoch, revoked, EXISTS (SELECT 1 FROM sessions \
+        WHERE sessions.id = $2 AND device_id = devices.id AND expires_at > $3) FROM devices WHERE id = $1";
     TOUCH_DEVICE = "UPDATE devices SET last_seen = $2 WHERE id = $1 AND last_seen < $2";
 
     // Sessions
@@ -231,21 +234,24 @@ texts! {
         WHERE id = (SELECT id FROM pq_prekeys WHERE device_id = $1 AND NOT used AND NOT last_resort \
         ORDER BY created_at, key_id LIMIT 1 FOR UPDATE) RETURNING key_id, public_key, signature";
     /// The pools among these that hold at most $2 keys, with how many.
-    LOW_ONE_TIME = "SELECT device, remaining FROM (SELECT pool.device, (SELECT COUNT(*) FROM \
+    LOW_ONE_TIME = "SELECT device, remaining, pool_version FROM (SELECT pool.device, (SELECT COUNT(*) FROM \
         (SELECT 1 FROM one_time_prekeys WHERE device_id = pool.device AND NOT used LIMIT $2 + 1) AS counted) AS remaining \
-        FROM UNNEST($1::UUID[]) AS pool (device)) AS pools WHERE remaining <= $2";
-    LOW_PQ = "SELECT device, remaining FROM (SELECT pool.device, (SELECT COUNT(*) FROM \
+        FROM UNNEST($1::UUID[]) AS pool (device)) AS pools JOIN devices ON devices.id = device WHERE remaining <= $2";
+    LOW_PQ = "SELECT device, remaining, pool_version FROM (SELECT pool.device, (SELECT COUNT(*) FROM \
         (SELECT 1 FROM pq_prekeys WHERE device_id = pool.device AND NOT used AND NOT last_resort LIMIT $2 + 1) \
-        AS counted) AS remaining FROM UNNEST($1::UUID[]) AS pool (device)) AS pools WHERE remaining <= $2";
+        AS counted) AS remaining FROM UNNEST($1::UUID[]) AS pool (device)) AS pools \
+        JOIN devices ON devices.id = device WHERE remaining <= $2";
+    SURVEY_OF_MANY = "SELECT place, conn_epoch, revoked, EXISTS (SELECT 1 FROM sessions \
+        WHERE sessions.id = session AND device_id = device AND expires_at > $4) \
+        FROM UNNEST($1::INT[], $2::UUID[], $3::UUID[]) AS connection (place, device, session) \
+        JOIN devices ON devices.id = device";
 }
 
 /// Counting an address's challenges and adding one is one step. SQLite's writer is alone anyhow, here and below.
 pub const SERIALIZE_EMAIL: Pair = Pair { sqlite: None, postgres: Some(LOCK_EMAIL) };
 /// What changes a device's own rows comes one after another.
-pub const SERIALIZE_DEVICE: [Pair; 2] = [
-    Pair { sqlite: None, postgres: Some(LOCK_OWN_SESSIONS) },
-    Pair { sqlite: None, postgres: Some(LOCK_OWN_DEVICE) },
-];
+pub const SERIALIZE_DEVICE: [Pair; 2] =
+    [Pair { sqlite: None, postgres: Some(LOCK_OWN_SESSIONS) }, Pair { sqlite: None, postgres: Some(LOCK_OWN_DEVICE) }];
 /// What changes several devices of a user comes one after another.
 pub const SERIALIZE_USER: [Pair; 2] = [
     Pair { sqlite: None, postgres: Some(LOCK_USER_SESSIONS) },

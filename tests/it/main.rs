@@ -2,4 +2,6 @@
 
 mod architecture;
 mod claims;
+mod cluster_claims;
 mod support;
+mod transport;

@@ -34,7 +34,7 @@ const FRAMES_AT_ONCE: usize = 32;
 /// How long to leave a socket unread before asking the exhausted budget again.
 const BUDGET_RETRY: Duration = Duration::from_millis(100);
 /// How long a write may stand still once the reader, whose business that is otherwise, is gone.
-const STALL: Duration = Duration::from_secs(5);
+const STALL: Duration = Duration::from_secs(35);
 /// How long to wait for a peer that says nothing to close its side.
 const QUIET: Duration = Duration::from_secs(2);
 /// How long to wait for a peer that goes on sending to close its side.

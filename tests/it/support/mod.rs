@@ -1,9 +1,11 @@
 //! What tests are built from: servers (in this process and as a process of their own), people who sign in, sockets, and
 //! real keys.
 
+pub mod claiming;
 pub mod http;
 pub mod keys;
 pub mod server;
+pub mod services;
 pub mod socket;
 
 use std::{
@@ -14,6 +16,7 @@ use std::{
 pub use http::{Person, sign_in, sign_in_as};
 pub use keys::KeySet;
 pub use server::{Server, ServerProcess, Settings, TestApp};
+pub use services::{Cluster, Services};
 pub use socket::{Codec, Socket};
 
 /// How long a condition may take to come true before the test fails. Generous: it is not what is tested.

@@ -208,6 +208,12 @@ impl Socket {
         events.remove(at).map(|event| event["data"].clone())
     }
 
+    /// The data of all events of this name that have arrived and were not taken, oldest first; they stay.
+    pub fn seen_events(&self, name: &str) -> Vec<Value> {
+        let events = self.shared.events.lock().unwrap();
+        events.iter().filter(|event| event["event"] == name).map(|event| event["data"].clone()).collect()
+    }
+
     /// The code with which the server closes it (1006 where it ends without one).
     pub async fn close_code(&self) -> u16 {
         let mut closed = self.closed.clone();

@@ -1,0 +1,245 @@
+//! Processes: the parts of a swarm, and what the system knows about a server.
+
+use std::{
+    future::Future,
+    net::SocketAddr,
+    path::{Path, PathBuf},
+    process::Stdio,
+    time::Duration,
+};
+
+use futures_util::future::try_join_all;
+use serde::Serialize;
+use tokio::{
+    io::{AsyncBufReadExt, AsyncWriteExt, BufReader, Lines},
+    process::{Child, ChildStdin, ChildStdout, Command},
+    task::LocalSet,
+    time::{Instant, sleep},
+};
+
+use crate::{
+    Result,
+    part::{Order, Outcome},
+};
+
+/// Sockets of one process, well under the 20,000 files that it may open.
+const SOCKETS_PER_PART: usize = 8_000;
+/// A server's memory has settled when it has changed by less than this part of itself for a while.
+const SETTLED: f64 = 0.002;
+
+/// Runs a command to its end on a single thread.
+pub fn block_on(future: impl Future<Output = Result<()>>) -> Result<()> {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    LocalSet::new().block_on(&runtime, future)
+}
+
+/// Resident memory of a process in KiB.
+pub fn resident_kib(pid: u32) -> Result<u64> {
+    let status = std::fs::read_to_string(format!("/proc/{pid}/status"))?;
+    let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:"));
+    let kib = line.and_then(|line| line.split_whitespace().next()).ok_or("no VmRSS")?;
+    Ok(kib.parse()?)
+}
+
+/// Processor time that a process has used, user and system.
+fn cpu_time(pid: u32) -> Result<Duration> {
+    /// Of the clock that /proc counts in, on every Linux that matters.
+    const TICKS_PER_SECOND: u64 = 100;
+    let stat = std::fs::read_to_string(format!("/proc/{pid}/stat"))?;
+    // The name in parentheses may hold anything; utime and stime are fields 14 and 15 of the line.
+    let (_, fields) = stat.rsplit_once(')').ok_or("no name")?;
+    let ticks: Vec<u64> =
+        fields.split_whitespace().skip(11).take(2).map(str::parse).collect::<std::result::Result<_, _>>()?;
+    Ok(Duration::from_millis(ticks.iter().sum::<u64>() * 1000 / TICKS_PER_SECOND))
+}
+
+/// [`resident_kib`] once it stands still, or after half a minute.
+pub async fn settled_kib(pid: u32) -> Result<u64> {
+    let deadline = Instant::now() + Duration::from_secs(30);
+    let mut before = resident_kib(pid)?;
+    loop {
+        sleep(Duration::from_secs(2)).await;
+        let now = resident_kib(pid)?;
+        #[expect(clippy::cast_precision_loss, reason = "memory is far below 2^52 KiB")]
+        let change = now.abs_diff(before) as f64 / now as f64;
+        if change < SETTLED || Instant::now() > deadline {
+            return Ok(now);
+        }
+        before = now;
+    }
+}
+
+/// Which server, and as whom.
+#[derive(Debug, Clone)]
+pub struct Target {
+    /// Where it listens.
+    pub address: SocketAddr,
+    /// Path of the socket.
+    pub path: String,
+    /// Seed file; without it the sockets are anonymous.
+    pub tokens: Option<PathBuf>,
+    /// The op of every request.
+    pub op: String,
+}
+
+/// How much to ask of a server.
+#[derive(Debug, Clone, clap::Args)]
+pub struct Load {
+    /// Sockets that make round trips
+    #[arg(long, default_value_t = 64)]
+    pub active: usize,
+    /// Requests under way on each of them
+    #[arg(long, default_value_t = 16)]
+    pub pipeline: u32,
+    /// The op of the requests; one that no server knows is answered without the store
+    #[arg(long, default_value = "swarm.echo")]
+    pub op: String,
+}
+
+/// How a server did under load.
+#[derive(Debug, Clone, Copy, Serialize)]
+pub struct Rate {
+    /// Round trips a second.
+    pub per_second: f64,
+    /// Processor time of the server for each, in microseconds. It hardly depends on what else the
+    /// machine does meanwhile.
+    pub cpu_micros: f64,
+}
+
+/// Sockets in processes of their own. Dropping it ends them.
+pub struct Swarm {
+    parts: Vec<Part>,
+}
+
+struct Part {
+    /// Killed on drop.
+    _process: Child,
+    orders: ChildStdin,
+    outcomes: Lines<BufReader<ChildStdout>>,
+}
+
+impl Swarm {
+    /// Starts the processes for `sockets` sockets; none is opened yet.
+    pub fn start(target: &Target, sockets: usize) -> Result<Self> {
+        let mut parts = Vec::new();
+        let mut left = sockets;
+        while left > 0 {
+            let size = left.min(SOCKETS_PER_PART);
+            parts.push(Part::start(target, u8::try_from(parts.len())?, size, sockets - left)?);
+            left -= size;
+        }
+        Ok(Self { parts })
+    }
+
+    /// Has all parts do what `order` says, at once, and adds up what came of it.
+    pub async fn order(&mut self, order: Order) -> Result<Outcome> {
+        let each = self.shares(order);
+        let outcomes = try_join_all(self.parts.iter_mut().zip(each).map(|(part, order)| part.order(order)));
+        let mut sum = Outcome::default();
+        for outcome in outcomes.await? {
+            sum.open += outcome.open;
+            sum.answered += outcome.answered;
+            sum.round_trips += outcome.round_trips;
+            sum.seconds = sum.seconds.max(outcome.seconds);
+            for (failure, count) in outcome.failures {
+                *sum.failures.entry(failure).or_default() += count;
+            }
+        }
+        Ok(sum)
+    }
+
+    /// Keeps requests under way for some time, and says what `pid` made of it.
+    pub async fn load(&mut self, pid: u32, load: &Load, seconds: u64) -> Result<Rate> {
+        let before = cpu_time(pid)?;
+        let order = Order::Load { active: load.active, pipeline: load.pipeline, seconds };
+        let outcome = self.order(order).await?;
+        let cpu = cpu_time(pid)?.saturating_sub(before);
+        #[expect(clippy::cast_precision_loss, reason = "counts are far below 2^52")]
+        let round_trips = outcome.round_trips as f64;
+        Ok(Rate { per_second: round_trips / outcome.seconds, cpu_micros: cpu.as_secs_f64() * 1e6 / round_trips })
+    }
+
+    /// The order as each part gets it: active sockets are spread evenly.
+    fn shares(&self, order: Order) -> Vec<Order> {
+        let parts = self.parts.len();
+        (0..parts)
+            .map(|n| match order {
+                Order::Load { active, pipeline, seconds } => {
+                    let active = active / parts + usize::from(n < active % parts);
+                    Order::Load { active, pipeline, seconds }
+                }
+                other => other,
+            })
+            .collect()
+    }
+}
+
+impl Part {
+    fn start(target: &Target, number: u8, sockets: usize, skip: usize) -> Result<Self> {
+        let mut command = Command::new(std::env::current_exe()?);
+        command
+            .args(["part", "--address", &target.address.to_string(), "--path", &target.path])
+            .args(["--part", &number.to_string(), "--op", &target.op])
+            .args(["--sockets", &sockets.to_string(), "--skip", &skip.to_string()]);
+        if let Some(tokens) = &target.tokens {
+            command.arg("--tokens").arg(tokens);
+        }
+        let mut process = command.stdin(Stdio::piped()).stdout(Stdio::piped()).kill_on_drop(true).spawn()?;
+        let orders = process.stdin.take().ok_or("no standard input")?;
+        let outcomes = process.stdout.take().ok_or("no standard output")?;
+        Ok(Self { _process: process, orders, outcomes: BufReader::new(outcomes).lines() })
+    }
+
+    async fn order(&mut self, order: Order) -> Result<Outcome> {
+        let line = serde_json::to_string(&order)? + "\n";
+        self.orders.write_all(line.as_bytes()).await?;
+        let answer = self.outcomes.next_line().await?.ok_or("a part of the swarm ended")?;
+        Ok(serde_json::from_str(&answer)?)
+    }
+}
+
+/// A server that we started. Dropping it kills it, by its own handle; [`Server::stop`] also waits.
+pub struct Server {
+    process: Child,
+}
+
+impl Server {
+    /// Starts `program`; what it prints goes to `log`, or is ignored.
+    pub fn start(command: &mut Command, log: Option<&Path>) -> Result<Self> {
+        let output = || -> Result<Stdio> {
+            Ok(match log {
+                Some(path) => std::fs::OpenOptions::new().create(true).append(true).open(path)?.into(),
+                None => Stdio::null(),
+            })
+        };
+        let process = command.stdout(output()?).stderr(output()?).kill_on_drop(true).spawn()?;
+        Ok(Self { process })
+    }
+
+    /// Starts `swarm echo` and waits until it listens.
+    pub async fn start_echo(workers: usize) -> Result<(Self, SocketAddr)> {
+        let mut process = Command::new(std::env::current_exe()?)
+            .args(["echo", "--workers", &workers.to_string()])
+            .stdout(Stdio::piped())
+            .kill_on_drop(true)
+            .spawn()?;
+        let output = process.stdout.take().ok_or("no standard output")?;
+        let line = BufReader::new(output).lines().next_line().await?.ok_or("the echo server ended")?;
+        let said: serde_json::Value = serde_json::from_str(&line)?;
+        let address = said["address"].as_str().ok_or("no address")?.parse()?;
+        Ok((Self { process }, address))
+    }
+
+    /// Its process id, or an error if it has ended.
+    pub fn pid(&mut self) -> Result<u32> {
+        if let Some(status) = self.process.try_wait()? {
+            return Err(format!("the server ended: {status}").into());
+        }
+        Ok(self.process.id().ok_or("the server ended")?)
+    }
+
+    /// Ends it.
+    pub async fn stop(mut self) -> Result<()> {
+        Ok(self.process.kill().await?)
+    }
+}

@@ -1,0 +1,347 @@
+//! Signals between nodes over Redis pub/sub: one channel for each connected device.
+//!
+//! One task, the link, owns two connections: one that only listens (RESP3, so that messages arrive as pushes) and one that
+//! publishes. Whatever waits is handled together, so a crowd of connecting devices shares round trips. After a loss the
+//! link connects again and resubscribes itself: the client library's own resubscription ignores failures. Pub/sub can
+//! also die without a word, so the link listens for its own probes.
+
+use std::{
+    collections::HashMap,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, AtomicU32, Ordering},
+    },
+    time::Duration,
+};
+
+use redis::{
+    AsyncConnectionConfig, Client, IntoConnectionInfo, ProtocolVersion, PushInfo, PushKind, RedisError, Value,
+    aio::{AsyncPushSender, MultiplexedConnection, SendError},
+    io::tcp::TcpSettings,
+};
+use tokio::{
+    runtime::Handle,
+    sync::{Notify, mpsc, oneshot},
+    time::{MissedTickBehavior, interval, timeout},
+};
+use uuid::Uuid;
+
+use crate::domain::{Deliver, DeviceId, Signal};
+
+const DEVICE_CHANNEL: &str = "sealwire:device:";
+const PROBE_CHANNEL: &str = "sealwire:probe:";
+/// Commands that may wait for the link. A publish beyond it is dropped; the reconcile heals that.
+const QUEUE: usize = 16_384;
+/// Commands that the link handles together, and channels in one (re)subscription.
+const BATCH: usize = 500;
+/// How long one answer of Redis may take.
+const RESPONSE_TIMEOUT: Duration = Duration::from_secs(2);
+/// Time between probes. The second that is missed counts as a loss.
+const PROBE_EVERY: Duration = Duration::from_secs(2);
+const PROBES_MISSED: u32 = 2;
+/// Pause before connecting again, doubled up to the longest.
+const FIRST_PAUSE: Duration = Duration::from_millis(50);
+const LONGEST_PAUSE: Duration = Duration::from_secs(1);
+/// How long a device that connects waits for its subscription. Without it, the reconcile covers what is missed.
+const SUBSCRIBE_PATIENCE: Duration = Duration::from_secs(1);
+
+enum Command {
+    Publish(DeviceId, Signal),
+    Subscribe(DeviceId, oneshot::Sender<()>),
+    Unsubscribe(DeviceId),
+}
+
+/// The node's end of the link. Clones share it; the link stops when the last is dropped.
+#[derive(Clone)]
+pub struct RedisBus {
+    commands: mpsc::Sender<Command>,
+    door: Arc<dyn Deliver>,
+    state: Arc<State>,
+}
+
+#[derive(Default)]
+struct State {
+    up: AtomicBool,
+    returned: Notify,
+}
+
+impl RedisBus {
+    /// Starts the link. Redis need not be there yet.
+    ///
+    /// # Errors
+    /// Where the URL is none of Redis.
+    pub fn start(url: &str, door: Arc<dyn Deliver>, node: Uuid, runtime: &Handle) -> Result<Self, RedisError> {
+        let info = url.into_connection_info()?;
+        let redis = info.redis_settings().clone().set_protocol(ProtocolVersion::RESP3);
+        let info = info.set_redis_settings(redis).set_tcp_settings(TcpSettings::default().set_nodelay(true));
+        let client = Client::open(info)?;
+        let (commands, queue) = mpsc::channel(QUEUE);
+        let state = Arc::new(State::default());
+        let link = Link { client, node, door: door.clone(), state: state.clone(), queue, subscribers: HashMap::new() };
+        runtime.spawn(link.run());
+        Ok(Self { commands, door, state })
+    }
+
+    /// Delivers on this node at once and sends to the others.
+    pub fn publish(&self, device: DeviceId, signal: Signal) {
+        self.door.deliver(device, signal.clone());
+        if self.commands.try_send(Command::Publish(device, signal)).is_err() {
+            tracing::warn!("a signal to other nodes was dropped: the bus has fallen behind");
+        }
+    }
+
+    /// Listens for a device; returns once Redis has confirmed it, or has been given long enough.
+    pub async fn subscribe(&self, device: DeviceId) {
+        let (confirm, confirmed) = oneshot::channel();
+        if self.commands.send(Command::Subscribe(device, confirm)).await.is_ok() {
+            let _ = timeout(SUBSCRIBE_PATIENCE, confirmed).await;
+        }
+    }
+
+    /// Takes back one [`Self::subscribe`].
+    pub async fn unsubscribe(&self, device: DeviceId) {
+        // Fails only where the link has stopped, and its subscriptions with it.
+        let _ = self.commands.send(Command::Unsubscribe(device)).await;
+    }
+
+    /// Whether signals flow.
+    pub fn is_up(&self) -> bool {
+        self.state.up.load(Ordering::Relaxed)
+    }
+
+    /// Resolves when signals flow again after a loss.
+    pub async fn returned(&self) {
+        self.state.returned.notified().await;
+    }
+}
+
+/// What arrives on the listening connection. It is called by the connection itself and hands on without waiting.
+struct Ear {
+    node: Uuid,
+    door: Arc<dyn Deliver>,
+    lost: Arc<Notify>,
+    unanswered: Arc<AtomicU32>,
+}
+
+impl AsyncPushSender for Ear {
+    fn send(&self, push: PushInfo) -> Result<(), SendError> {
+        match (push.kind, push.data.as_slice()) {
+            (PushKind::Disconnection, _) => self.lost.notify_one(),
+            (PushKind::Message, [Value::BulkString(channel), Value::BulkString(payload)]) => {
+                let channel = std::str::from_utf8(channel).unwrap_or_default();
+                if channel.starts_with(PROBE_CHANNEL) {
+                    self.unanswered.store(0, Ordering::Relaxed);
+                } else if let Some(device) = channel.strip_prefix(DEVICE_CHANNEL).and_then(DeviceId::parse) {
+                    match rmp_serde::from_slice::<(Uuid, Signal)>(payload) {
+                        // This node has delivered its own signals already.
+                        Ok((node, _)) if node == self.node => {}
+                        Ok((_, signal)) => self.door.deliver(device, signal),
+                        Err(error) => tracing::warn!(%error, "a signal of another version was ignored"),
+                    }
+                }
+            }
+            _ => {}
+        }
+        Ok(())
+    }
+}
+
+struct Link {
+    client: Client,
+    node: Uuid,
+    door: Arc<dyn Deliver>,
+    state: Arc<State>,
+    queue: mpsc::Receiver<Command>,
+    /// How many connections of this node want each device's signals.
+    subscribers: HashMap<DeviceId, usize>,
+}
+
+/// Why the link stopped serving.
+enum Lost {
+    Redis(RedisError),
+    Silence,
+    Disconnection,
+    /// The node has no more use for it.
+    Closed,
+}
+
+impl From<RedisError> for Lost {
+    fn from(error: RedisError) -> Self {
+        Self::Redis(error)
+    }
+}
+
+impl Link {
+    async fn run(mut self) {
+        let mut pause = FIRST_PAUSE;
+        loop {
+            let began = tokio::time::Instant::now();
+            let lost = self.serve().await;
+            self.state.up.store(false, Ordering::Relaxed);
+            match lost {
+                Lost::Closed => return,
+                Lost::Redis(error) => tracing::warn!(%error, "the bus is down"),
+                Lost::Silence => tracing::warn!("the bus is down: its probes do not come back"),
+                Lost::Disconnection => tracing::warn!("the bus is down: Redis closed the connection"),
+            }
+            pause = if began.elapsed() > LONGEST_PAUSE { FIRST_PAUSE } else { (pause * 2).min(LONGEST_PAUSE) };
+            if !self.wait_without_redis(pause).await {
+                return;
+            }
+        }
+    }
+
+    /// Keeps the count of subscribers right while Redis is away. `false` where the node has no more use for the link.
+    async fn wait_without_redis(&mut self, pause: Duration) -> bool {
+        let until = tokio::time::sleep(pause);
+        tokio::pin!(until);
+        loop {
+            tokio::select! {
+                () = &mut until => return true,
+                command = self.queue.recv() => match command {
+                    None => return false,
+                    // Nobody listens; the reconcile finds what these would have told.
+                    Some(Command::Publish(..)) => {}
+                    // Not confirmed: the waiting device goes on when its patience ends.
+                    Some(Command::Subscribe(device, confirm)) => {
+                        *self.subscribers.entry(device).or_default() += 1;
+                        drop(confirm);
+                    }
+                    Some(Command::Unsubscribe(device)) => {
+                        self.release(device);
+                    }
+                },
+            }
+        }
+    }
+
+    /// Connects, resubscribes, and serves until something breaks.
+    async fn serve(&mut self) -> Lost {
+        match self.try_serve().await {
+            Ok(lost) | Err(lost) => lost,
+        }
+    }
+
+    async fn try_serve(&mut self) -> Result<Lost, Lost> {
+        let lost = Arc::new(Notify::new());
+        let unanswered = Arc::new(AtomicU32::new(0));
+        let ear = Ear { node: self.node, door: self.door.clone(), lost: lost.clone(), unanswered: unanswered.clone() };
+        let config = || {
+            AsyncConnectionConfig::new()
+                .set_connection_timeout(Some(RESPONSE_TIMEOUT))
+                .set_response_timeout(Some(RESPONSE_TIMEOUT))
+        };
+        let listening = config().set_push_sender(ear);
+        let mut listener = self.client.get_multiplexed_async_connection_with_config(&listening).await?;
+        let mut publisher = self.client.get_multiplexed_async_connection_with_config(&config()).await?;
+        let probe = format!("{PROBE_CHANNEL}{}", self.node);
+        subscribe(&mut listener, std::iter::once(probe.clone())).await?;
+        let devices: Vec<DeviceId> = self.subscribers.keys().copied().collect();
+        for chunk in devices.chunks(BATCH) {
+            subscribe(&mut listener, chunk.iter().map(channel)).await?;
+        }
+        self.state.up.store(true, Ordering::Relaxed);
+        self.state.returned.notify_waiters();
+        tracing::info!(devices = devices.len(), "the bus is up");
+
+        let mut probes = interval(PROBE_EVERY);
+        probes.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        let mut taken = Vec::with_capacity(BATCH);
+        loop {
+            tokio::select! {
+                () = lost.notified() => return Ok(Lost::Disconnection),
+                count = self.queue.recv_many(&mut taken, BATCH) => {
+                    if count == 0 {
+                        return Ok(Lost::Closed);
+                    }
+                    let handled = self.handle(&mut taken, &mut listener, &mut publisher).await;
+                    taken.clear();
+                    handled?;
+                }
+                _ = probes.tick() => {
+                    if unanswered.fetch_add(1, Ordering::Relaxed) >= PROBES_MISSED {
+                        return Ok(Lost::Silence);
+                    }
+                    redis::cmd("PUBLISH").arg(&probe).arg("").exec_async(&mut publisher).await?;
+                }
+            }
+        }
+    }
+
+    /// Handles what has queued up: subscriptions in one command each way, publishes in one pipeline.
+    async fn handle(
+        &mut self,
+        commands: &mut Vec<Command>,
+        listener: &mut MultiplexedConnection,
+        publisher: &mut MultiplexedConnection,
+    ) -> Result<(), RedisError> {
+        let mut wanted = Vec::new();
+        let mut unwanted = Vec::new();
+        let mut confirm = Vec::new();
+        let mut publishes = redis::pipe();
+        for command in commands.drain(..) {
+            match command {
+                Command::Publish(device, signal) => match rmp_serde::to_vec(&(self.node, signal)) {
+                    Ok(payload) => {
+                        publishes.cmd("PUBLISH").arg(channel(&device)).arg(payload).ignore();
+                    }
+                    Err(error) => tracing::error!(%error, "a signal has no encoding"),
+                },
+                Command::Subscribe(device, confirmed) => {
+                    let subscribers = self.subscribers.entry(device).or_default();
+                    *subscribers += 1;
+                    if *subscribers == 1 {
+                        unwanted.retain(|other| *other != device);
+                        wanted.push(device);
+                    }
+                    confirm.push(confirmed);
+                }
+                Command::Unsubscribe(device) => {
+                    if self.release(device) {
+                        wanted.retain(|other| *other != device);
+                        unwanted.push(device);
+                    }
+                }
+            }
+        }
+        if !unwanted.is_empty() {
+            listener.unsubscribe(unwanted.iter().map(channel).collect::<Vec<_>>()).await?;
+        }
+        subscribe(listener, wanted.iter().map(channel)).await?;
+        for confirmed in confirm {
+            // A device that has gone away does not wait.
+            let _ = confirmed.send(());
+        }
+        if publishes.cmd_iter().next().is_some() {
+            publishes.exec_async(publisher).await?;
+        }
+        Ok(())
+    }
+
+    /// Takes one subscriber away; whether it was the last.
+    fn release(&mut self, device: DeviceId) -> bool {
+        let Some(subscribers) = self.subscribers.get_mut(&device) else { return false };
+        *subscribers -= 1;
+        let last = *subscribers == 0;
+        if last {
+            self.subscribers.remove(&device);
+        }
+        last
+    }
+}
+
+fn channel(device: &DeviceId) -> String {
+    format!("{DEVICE_CHANNEL}{device}")
+}
+
+/// Subscribes to all of them in one command and waits for Redis to confirm.
+async fn subscribe(
+    listener: &mut MultiplexedConnection,
+    channels: impl Iterator<Item = String>,
+) -> Result<(), RedisError> {
+    let channels: Vec<String> = channels.collect();
+    if channels.is_empty() {
+        return Ok(());
+    }
+    listener.subscribe(channels).await
+}

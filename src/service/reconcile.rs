@@ -1,0 +1,91 @@
+//! The reconcile: now and then, a node asks the database about its own connections and acts on what it finds. One piece of
+//! code heals lost signals, dead publishers and outages of the bus alike.
+
+use std::{sync::Arc, time::Duration};
+
+use rand::RngExt;
+
+use super::Service;
+use crate::{
+    domain::{LiveConnection, Signal},
+    store::{Standing, StoreError},
+};
+
+/// Time between two passes while the bus is up, and while it is down.
+const EVERY: Duration = Duration::from_secs(30);
+const EVERY_WITHOUT_BUS: Duration = Duration::from_secs(5);
+/// Connections looked up at once.
+const CHUNK: usize = 1000;
+/// The share of the interval by which a pass may come early, so that nodes do not come together.
+const JITTER: f64 = 0.2;
+
+/// Reconciles until it is dropped: at the interval, and at once when the bus returns.
+pub async fn reconcile_forever(service: Arc<Service>) {
+    loop {
+        let every = if service.bus.is_up() { EVERY } else { EVERY_WITHOUT_BUS };
+        let early = service.entropy.draw(|rng| rng.random_range(0.0..JITTER));
+        tokio::select! {
+            () = tokio::time::sleep(every.mul_f64(1.0 - early)) => {}
+            () = service.bus.returned() => {}
+        }
+        if let Err(error) = service.reconcile().await {
+            tracing::warn!(%error, "could not reconcile");
+        }
+    }
+}
+
+impl Service {
+    /// One pass over all connections of this node.
+    async fn reconcile(&self) -> Result<(), StoreError> {
+        let live = self.door.live();
+        for chunk in live.chunks(CHUNK) {
+            for (connection, standing) in chunk.iter().zip(self.store.survey(chunk, self.now()).await?) {
+                if let Some(signal) = verdict(connection, standing) {
+                    self.door.deliver(connection.device, signal);
+                }
+            }
+            let devices: Vec<_> = chunk.iter().map(|connection| connection.device).collect();
+            for (device, signal) in self.store.low_pools(&devices, self.policy.low_watermark).await? {
+                // The device knows what it has heard already.
+                self.door.deliver(device, signal);
+            }
+        }
+        Ok(())
+    }
+}
+
+/// What a connection should have heard, if it still stands wrongly.
+fn verdict(connection: &LiveConnection, standing: Option<Standing>) -> Option<Signal> {
+    match standing {
+        None => Some(Signal::AccountDeleted),
+        Some(Standing { revoked: true, .. }) => Some(Signal::DeviceRevoked),
+        Some(Standing { session_holds: false, .. }) => Some(Signal::LoggedOut { sessions: vec![connection.session] }),
+        Some(Standing { newest_epoch, .. }) if newest_epoch > connection.epoch => {
+            Some(Signal::Displaced { epoch: newest_epoch })
+        }
+        Some(_) => None,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use uuid::Uuid;
+
+    use super::*;
+    use crate::domain::{DeviceId, SessionId};
+
+    #[test]
+    fn a_connection_hears_what_it_missed() {
+        let session = SessionId(Uuid::from_u128(2));
+        let connection = LiveConnection { device: DeviceId(Uuid::from_u128(1)), session, epoch: 7 };
+        let stands = Standing { newest_epoch: 7, revoked: false, session_holds: true };
+        assert_eq!(verdict(&connection, Some(stands)), None);
+        assert_eq!(verdict(&connection, None), Some(Signal::AccountDeleted));
+        let revoked = Standing { revoked: true, session_holds: false, ..stands };
+        assert_eq!(verdict(&connection, Some(revoked)), Some(Signal::DeviceRevoked));
+        let ended = Standing { session_holds: false, ..stands };
+        assert_eq!(verdict(&connection, Some(ended)), Some(Signal::LoggedOut { sessions: vec![session] }));
+        let displaced = Standing { newest_epoch: 8, ..stands };
+        assert_eq!(verdict(&connection, Some(displaced)), Some(Signal::Displaced { epoch: 8 }));
+    }
+}

@@ -1,0 +1,158 @@
+//! Promises 1 to 3 over two nodes on one PostgreSQL, with every fault that should not matter.
+
+use std::{collections::HashMap, sync::Arc};
+
+use serde_json::{Value, json};
+use sqlx::{ConnectOptions, Connection, Executor, postgres::PgConnectOptions};
+use tokio::{sync::Mutex, task::JoinHandle};
+use uuid::Uuid;
+
+use crate::support::{
+    Cluster, Codec, Server, Services, Socket,
+    claiming::{Endpoint, Handed, Intent, Owner, assert_told_once, claim_through_crashes, intents, owners},
+    eventually, sign_in,
+};
+
+const OWNERS: usize = 50;
+const KEYS: u32 = 400;
+const CLAIMERS: usize = 64;
+const UNLIMITED: &[(&str, &str)] = &[("LIMITS__CLAIM_BURST", "0")];
+
+/// Claimers at work on two nodes.
+struct Claiming {
+    queue: Arc<Mutex<Vec<Intent>>>,
+    handed: Arc<Mutex<Handed>>,
+    claimers: Vec<JoinHandle<usize>>,
+    total: usize,
+}
+
+impl Claiming {
+    /// Sets 64 claimers, half of them on each node, to every key of the owners.
+    async fn start(cluster: &Cluster, owners: &[Owner], each: u32) -> Self {
+        let wanted = intents(owners, each);
+        let total = wanted.len();
+        let queue = Arc::new(Mutex::new(wanted));
+        let handed = Arc::new(Mutex::new(Handed::default()));
+        let addresses = [cluster.nodes[0].address(), cluster.nodes[1].address()];
+        let mut claimers = Vec::new();
+        for index in 0..CLAIMERS {
+            let person = sign_in(&cluster.nodes[index % 2], &format!("claimer{index}@example.org")).await;
+            let endpoints =
+                vec![Endpoint { address: addresses[index % 2] }, Endpoint { address: addresses[(index + 1) % 2] }];
+            claimers.push(tokio::spawn(claim_through_crashes(endpoints, person, queue.clone(), handed.clone())));
+        }
+        Self { queue, handed, claimers, total }
+    }
+
+    async fn half_done(&self) {
+        eventually("half of the keys are claimed", || async {
+            (self.queue.lock().await.len() <= self.total / 2).then_some(())
+        })
+        .await;
+    }
+
+    /// Waits for the claimers and checks that every key was handed out exactly once. Gives the number of repeats.
+    async fn finish(self, owners: &[Owner], each: u32) -> usize {
+        let mut retried = 0;
+        for claimer in self.claimers {
+            retried += claimer.await.unwrap();
+        }
+        self.handed.lock().await.assert_complete(owners, each);
+        retried
+    }
+}
+
+async fn assert_exhausted(node: &impl Server, owner: &Owner) {
+    let person = sign_in(node, "latecomer@example.org").await;
+    let socket = Socket::connect(node, &person.token, Codec::Json).await;
+    let answer =
+        socket.request("keys.claim", json!({ "user_id": owner.person.user, "claim_id": Uuid::new_v4() })).await;
+    assert_eq!(answer["bundles"][0]["one_time"], "exhausted");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn both_nodes_hand_out_each_of_twenty_thousand_keys_once_and_each_owner_is_told_once() {
+    let services = Services::shared();
+    let cluster = Cluster::start(&services, 2, UNLIMITED).await;
+    let owners = owners(&cluster.nodes[0], OWNERS, KEYS).await;
+    let claiming = Claiming::start(&cluster, &owners, KEYS).await;
+    claiming.finish(&owners, KEYS).await;
+    for owner in &owners {
+        let events = eventually("the owner was told that the pool is empty", || async {
+            let events = owner.socket.seen_events("prekeys.low");
+            events.last().is_some_and(|event| event["remaining"] == 0).then_some(events)
+        })
+        .await;
+        assert_told_once(&events, &owner.person.email);
+    }
+    assert_exhausted(&cluster.nodes[1], &owners[0]).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_killed_node_loses_and_burns_no_key() {
+    let services = Services::shared();
+    let mut cluster = Cluster::start(&services, 2, UNLIMITED).await;
+    let owners = owners(&cluster.nodes[0], OWNERS, KEYS).await;
+    let claiming = Claiming::start(&cluster, &owners, KEYS).await;
+    claiming.half_done().await;
+    cluster.nodes[1].kill();
+    let retried = claiming.finish(&owners, KEYS).await;
+    assert!(retried > 0, "the node was killed while nobody waited for a reply");
+    assert_exhausted(&cluster.nodes[0], &owners[0]).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_restart_of_postgres_loses_and_burns_no_key() {
+    let services = Services::private();
+    let cluster = Cluster::start(&services, 2, UNLIMITED).await;
+    let owners = owners(&cluster.nodes[0], OWNERS, KEYS).await;
+    let claiming = Claiming::start(&cluster, &owners, KEYS).await;
+    claiming.half_done().await;
+    services.control("kill", "postgres").await;
+    services.control("start", "postgres").await;
+    claiming.finish(&owners, KEYS).await;
+    assert_exhausted(&cluster.nodes[1], &owners[0]).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn keys_locked_by_somebody_who_rolls_back_are_not_lost_and_not_called_exhausted() {
+    const FEW: u32 = 40;
+    let services = Services::shared();
+    let cluster = Cluster::start(&services, 2, UNLIMITED).await;
+    let owners = owners(&cluster.nodes[0], 10, FEW).await;
+    let options: PgConnectOptions = cluster.database.parse().unwrap();
+    let mut stranger = options.connect().await.unwrap();
+    stranger.execute("BEGIN").await.unwrap();
+    stranger.execute("SELECT id FROM one_time_prekeys WHERE key_id % 4 = 0 FOR UPDATE").await.unwrap();
+    let claiming = Claiming::start(&cluster, &owners, FEW).await;
+    eventually("only the locked keys are left", || async {
+        let handed: usize = claiming.handed.lock().await.keys.values().map(|keys| keys.len()).sum();
+        (handed == 10 * (FEW as usize * 3 / 4)).then_some(())
+    })
+    .await;
+    stranger.execute("ROLLBACK").await.unwrap();
+    stranger.close().await.unwrap();
+    claiming.finish(&owners, FEW).await;
+    assert_exhausted(&cluster.nodes[0], &owners[0]).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_repeat_on_the_other_node_even_in_parallel_brings_the_same_key() {
+    let services = Services::shared();
+    let cluster = Cluster::start(&services, 2, UNLIMITED).await;
+    let owners = owners(&cluster.nodes[0], 1, 100).await;
+    let person = sign_in(&cluster.nodes[0], "claimer@example.org").await;
+    // One device has one connection at a time, so the repeats come from a connection that moves between the nodes.
+    let mut keys: HashMap<Uuid, Value> = HashMap::new();
+    for round in 0..20 {
+        let socket = Socket::connect(&cluster.nodes[round % 2], &person.token, Codec::Json).await;
+        let claim = if round % 2 == 0 { Uuid::new_v4() } else { *keys.keys().last().unwrap() };
+        let params = json!({ "user_id": owners[0].person.user, "claim_id": claim });
+        let repeats =
+            futures_util::future::join_all((0..8).map(|_| socket.request("keys.claim", params.clone()))).await;
+        let key = keys.entry(claim).or_insert_with(|| repeats[0].clone());
+        assert!(repeats.iter().all(|answer| answer == key));
+    }
+    let status = owners[0].socket.request("keys.status", json!({})).await;
+    assert_eq!(status["one_time"], 90);
+}
