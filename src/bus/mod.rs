@@ -6,6 +6,7 @@ mod redis;
 use std::sync::Arc;
 
 pub use redis::RedisBus;
+use tokio::sync::watch;
 
 use crate::domain::{Deliver, DeviceId, Signal};
 
@@ -52,11 +53,12 @@ impl Bus {
         }
     }
 
-    /// Resolves when the bus comes back after a loss.
-    pub async fn returned(&self) {
+    /// [`Self::is_up`], to be waited on. Of the local bus it never changes.
+    #[must_use]
+    pub fn watch(&self) -> watch::Receiver<bool> {
         match self {
-            Self::Local(_) => std::future::pending().await,
-            Self::Redis(bus) => bus.returned().await,
+            Self::Local(_) => watch::channel(true).1,
+            Self::Redis(bus) => bus.watch(),
         }
     }
 }

@@ -9,7 +9,7 @@ use std::{
     collections::HashMap,
     sync::{
         Arc,
-        atomic::{AtomicBool, AtomicU32, Ordering},
+        atomic::{AtomicU32, Ordering},
     },
     time::Duration,
 };
@@ -21,7 +21,7 @@ use redis::{
 };
 use tokio::{
     runtime::Handle,
-    sync::{Notify, mpsc, oneshot},
+    sync::{Notify, mpsc, oneshot, watch},
     time::{MissedTickBehavior, interval, timeout},
 };
 use uuid::Uuid;
@@ -56,13 +56,7 @@ enum Command {
 pub struct RedisBus {
     commands: mpsc::Sender<Command>,
     door: Arc<dyn Deliver>,
-    state: Arc<State>,
-}
-
-#[derive(Default)]
-struct State {
-    up: AtomicBool,
-    returned: Notify,
+    up: watch::Receiver<bool>,
 }
 
 impl RedisBus {
@@ -76,10 +70,10 @@ impl RedisBus {
         let info = info.set_redis_settings(redis).set_tcp_settings(TcpSettings::default().set_nodelay(true));
         let client = Client::open(info)?;
         let (commands, queue) = mpsc::channel(QUEUE);
-        let state = Arc::new(State::default());
-        let link = Link { client, node, door: door.clone(), state: state.clone(), queue, subscribers: HashMap::new() };
+        let (is_up, up) = watch::channel(false);
+        let link = Link { client, node, door: door.clone(), is_up, queue, subscribers: HashMap::new() };
         runtime.spawn(link.run());
-        Ok(Self { commands, door, state })
+        Ok(Self { commands, door, up })
     }
 
     /// Delivers on this node at once and sends to the others.
@@ -106,12 +100,12 @@ impl RedisBus {
 
     /// Whether signals flow.
     pub fn is_up(&self) -> bool {
-        self.state.up.load(Ordering::Relaxed)
+        *self.up.borrow()
     }
 
-    /// Resolves when signals flow again after a loss.
-    pub async fn returned(&self) {
-        self.state.returned.notified().await;
+    /// [`Self::is_up`], to be waited on.
+    pub fn watch(&self) -> watch::Receiver<bool> {
+        self.up.clone()
     }
 }
 
@@ -150,7 +144,7 @@ struct Link {
     client: Client,
     node: Uuid,
     door: Arc<dyn Deliver>,
-    state: Arc<State>,
+    is_up: watch::Sender<bool>,
     queue: mpsc::Receiver<Command>,
     /// How many connections of this node want each device's signals.
     subscribers: HashMap<DeviceId, usize>,
@@ -177,7 +171,7 @@ impl Link {
         loop {
             let began = tokio::time::Instant::now();
             let lost = self.serve().await;
-            self.state.up.store(false, Ordering::Relaxed);
+            self.is_up.send_if_modified(|up| std::mem::take(up));
             match lost {
                 Lost::Closed => return,
                 Lost::Redis(error) => tracing::warn!(%error, "the bus is down"),
@@ -240,8 +234,7 @@ impl Link {
         for chunk in devices.chunks(BATCH) {
             subscribe(&mut listener, chunk.iter().map(channel)).await?;
         }
-        self.state.up.store(true, Ordering::Relaxed);
-        self.state.returned.notify_waiters();
+        self.is_up.send_replace(true);
         tracing::info!(devices = devices.len(), "the bus is up");
 
         let mut probes = interval(PROBE_EVERY);

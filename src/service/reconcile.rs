@@ -21,12 +21,17 @@ const JITTER: f64 = 0.2;
 
 /// Reconciles until it is dropped: at the interval, and at once when the bus returns.
 pub async fn reconcile_forever(service: Arc<Service>) {
+    let mut bus_is_up = service.bus.watch();
     loop {
-        let every = if service.bus.is_up() { EVERY } else { EVERY_WITHOUT_BUS };
+        let every = if *bus_is_up.borrow_and_update() { EVERY } else { EVERY_WITHOUT_BUS };
         let early = service.entropy.draw(|rng| rng.random_range(0.0..JITTER));
         tokio::select! {
             () = tokio::time::sleep(every.mul_f64(1.0 - early)) => {}
-            () = service.bus.returned() => {}
+            Ok(()) = bus_is_up.changed() => {
+                if !*bus_is_up.borrow() {
+                    continue;
+                }
+            }
         }
         if let Err(error) = service.reconcile().await {
             tracing::warn!(%error, "could not reconcile");

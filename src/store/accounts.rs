@@ -148,8 +148,11 @@ impl Store {
         now: Timestamp,
     ) -> Result<Vec<u8>, StoreError> {
         let hash = transaction!(self, |tx| {
-            let row: Option<(bool, DateTime<Utc>, i32)> =
-                sqlx::query_as(sql::CHALLENGE).bind(challenge.0).bind(email.as_str()).fetch_optional(&mut *tx).await?;
+            let row: Option<(bool, DateTime<Utc>, i32)> = sqlx::query_as(sql::CHALLENGE_FOR_UPDATE.on(self))
+                .bind(challenge.0)
+                .bind(email.as_str())
+                .fetch_optional(&mut *tx)
+                .await?;
             let (used, expires_at, attempts) = row.ok_or(Refusal::InvalidCode)?;
             if used || rows::time(expires_at) <= now {
                 return Err(Refusal::InvalidCode.into());

@@ -13,17 +13,17 @@ macro_rules! texts {
     };
 }
 
-/// One operation in two dialects; `None` where an engine needs nothing.
+/// One operation in two dialects.
 #[derive(Clone, Copy)]
-pub struct Pair {
-    sqlite: Option<&'static str>,
-    postgres: Option<&'static str>,
+pub struct Pair<T = Option<&'static str>> {
+    sqlite: T,
+    postgres: T,
 }
 
-impl Pair {
-    /// The text for the store's engine.
+impl<T> Pair<T> {
+    /// The text for the store's engine; `None` where it needs nothing.
     #[must_use]
-    pub fn on(self, store: &Store) -> Option<&'static str> {
+    pub fn on(self, store: &Store) -> T {
         match store {
             Store::Sqlite(_) => self.sqlite,
             Store::Postgres(_) => self.postgres,
@@ -75,7 +75,7 @@ texts! {
     /// Whether a connection still stands: the device's newest epoch, whether it is revoked, and whether $2 holds.
     SURVEY = "SELECT conn_epoch, revoked, EXISTS (SELECT 1 FROM sessions \
         WHERE sessions.id = $2 AND device_id = devices.id AND expires_at > $3) FROM devices WHERE id = $1";
-    TOUCH_DEVICE = "UPDATE devices SET last_seen = $2 WHERE id = $1 AND last_seen < $2";
+    TOUCH_DEVICE = "UPDATE devices SET last_seen = $2 WHERE id = $1 AND (last_seen IS NULL OR last_seen < $2)";
 
     // Sessions
 
@@ -167,6 +167,7 @@ texts! {
 
     // Locks, in the order sessions, devices; each by id
 
+    CHALLENGE_LOCKED = "SELECT used, expires_at, attempts FROM email_otps WHERE id = $1 AND email = $2 FOR UPDATE";
     LOCK_EMAIL = "SELECT pg_advisory_xact_lock(hashtextextended($1, 0))";
     LOCK_OWN_SESSIONS = "SELECT id FROM sessions WHERE device_id = $1 ORDER BY id FOR NO KEY UPDATE";
     LOCK_OWN_DEVICE = "SELECT id FROM devices WHERE id = $1 FOR NO KEY UPDATE";
@@ -247,6 +248,8 @@ texts! {
         JOIN devices ON devices.id = device";
 }
 
+/// The challenge whose guesses are counted. Parallel ones come one after another.
+pub const CHALLENGE_FOR_UPDATE: Pair<&str> = Pair { sqlite: CHALLENGE, postgres: CHALLENGE_LOCKED };
 /// Counting an address's challenges and adding one is one step. SQLite's writer is alone anyhow, here and below.
 pub const SERIALIZE_EMAIL: Pair = Pair { sqlite: None, postgres: Some(LOCK_EMAIL) };
 /// What changes a device's own rows comes one after another.

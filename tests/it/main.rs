@@ -2,6 +2,8 @@
 
 mod architecture;
 mod claims;
+mod cluster;
 mod cluster_claims;
+mod contract;
 mod support;
 mod transport;

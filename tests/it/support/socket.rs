@@ -221,6 +221,16 @@ impl Socket {
         code.unwrap()
     }
 
+    /// The same, without a bound on how long that takes.
+    pub async fn closed(&self) -> u16 {
+        self.closed.clone().wait_for(Option::is_some).await.unwrap().unwrap()
+    }
+
+    /// The first `prekeys.low` with this count, if it has arrived.
+    pub fn low_event(&self, remaining: u64) -> Option<Value> {
+        self.seen_events("prekeys.low").into_iter().find(|event| event["remaining"] == remaining)
+    }
+
     /// Whether it has ended.
     pub fn is_closed(&self) -> bool {
         self.closed.borrow().is_some()

@@ -1,0 +1,65 @@
+//! One suite for the store, run on every engine, so that they cannot drift apart.
+
+mod schema;
+mod suite;
+
+use sealwire::store::Store;
+use tempfile::TempDir;
+
+use crate::support::Services;
+
+/// An empty store; what it lives in goes with it.
+pub struct Fresh {
+    pub store: Store,
+    pub url: String,
+    _folder: Option<TempDir>,
+}
+
+async fn sqlite() -> Fresh {
+    let folder = tempfile::tempdir().unwrap();
+    let url = format!("sqlite://{}", folder.path().join("contract.db").display());
+    Fresh { store: Store::open(&url, 4).await.unwrap(), url, _folder: Some(folder) }
+}
+
+async fn postgres() -> Fresh {
+    let url = Services::shared().database().await;
+    Fresh { store: Store::open(&url, 4).await.unwrap(), url, _folder: None }
+}
+
+/// Makes a test of every case for every engine.
+macro_rules! on_every_engine {
+    ($($case:ident)*) => {
+        mod on_sqlite {
+            $(#[tokio::test(flavor = "multi_thread")]
+            async fn $case() {
+                super::suite::$case(&super::sqlite().await.store).await;
+            })*
+        }
+
+        mod on_postgres {
+            $(#[tokio::test(flavor = "multi_thread")]
+            async fn $case() {
+                super::suite::$case(&super::postgres().await.store).await;
+            })*
+        }
+    };
+}
+
+on_every_engine! {
+    challenges_are_counted_against_their_address
+    five_guesses_are_counted_however_they_arrive
+    a_refused_sign_in_gives_its_attempt_back
+    one_of_two_parallel_sign_ins_wins
+    a_new_address_that_signs_in_twice_at_once_is_one_user
+    a_replaced_device_loses_everything_at_once
+    a_renewed_session_has_one_successor
+    logout_ends_the_pair
+    a_publish_sorts_every_key
+    claims_take_the_oldest_and_repeats_take_nothing
+    a_batch_fails_its_items_singly
+    levels_are_announced_once_and_rearmed
+    revoked_sessions_change_nothing
+    a_connection_takes_the_next_epoch
+    sweeps_forget_what_is_a_day_old
+    times_come_back_as_they_went_in
+}
