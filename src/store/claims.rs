@@ -21,6 +21,9 @@ use crate::domain::{
     drain::DrainLimit,
 };
 
+/// Runs of a batch whose outcome is unknown or that lost to another.
+const CLAIM_TRIES: u32 = 4;
+
 /// A request for one-time keys of some or all devices of a user.
 #[derive(Clone, Debug)]
 pub struct ClaimRequest {
@@ -166,7 +169,7 @@ macro_rules! take_oldest {
 impl Store {
     /// Serves many claims in one commit. One that fails for a reason of its own fails alone.
     pub async fn claim(&self, items: Vec<ClaimRequest>, drain: &Arc<DrainLimit>, threshold: u32) -> ClaimBatch {
-        let mut tries = 0;
+        let mut tries = 1;
         loop {
             let mut taken = TakenTokens { drain, pairs: Vec::new() };
             match self.try_claim(&items, &mut taken, threshold).await {
@@ -178,9 +181,12 @@ impl Store {
                     tracing::warn!(%error, items = items.len(), "a batch of claims failed; running its items singly");
                     return self.claim_singly(items, drain, threshold).await;
                 }
-                // The commit's outcome may be unknown; the same claim ids find their keys again.
-                Err(StoreError::Unavailable(error) | StoreError::Conflict(error)) if tries < 3 => {
-                    tracing::warn!(%error, "a batch of claims failed; trying again");
+                // The commit's outcome may be unknown, or a parallel repeat of the same claim was first: on the next run
+                // the claim ids find their keys.
+                Err(StoreError::Unavailable(error) | StoreError::Conflict(error) | StoreError::Data(error))
+                    if tries < CLAIM_TRIES =>
+                {
+                    tracing::debug!(%error, tries, "a batch of claims failed; trying again");
                     tries += 1;
                 }
                 Err(error) => return ClaimBatch { answers: fail_all(&error, items.len()), low: Vec::new() },
@@ -191,15 +197,9 @@ impl Store {
     async fn claim_singly(&self, items: Vec<ClaimRequest>, drain: &Arc<DrainLimit>, threshold: u32) -> ClaimBatch {
         let mut all = ClaimBatch { answers: Vec::with_capacity(items.len()), low: Vec::new() };
         for item in items {
-            let mut taken = TakenTokens { drain, pairs: Vec::new() };
-            match self.try_claim(std::slice::from_ref(&item), &mut taken, threshold).await {
-                Ok(one) => {
-                    taken.pairs.clear();
-                    all.answers.extend(one.answers);
-                    all.low.extend(one.low);
-                }
-                Err(error) => all.answers.push(Err(error)),
-            }
+            let one = Box::pin(self.claim(vec![item], drain, threshold)).await;
+            all.answers.extend(one.answers);
+            all.low.extend(one.low);
         }
         all
     }

@@ -4,6 +4,7 @@ mod architecture;
 mod claims;
 mod cluster;
 mod cluster_claims;
+mod cluster_mixed;
 mod contract;
 mod support;
 mod transport;

@@ -1,0 +1,148 @@
+//! Everything at once, by everybody, on the same users: no lost race between transactions may ever reach a client.
+
+use std::{
+    collections::BTreeMap,
+    sync::{
+        Arc, Mutex,
+        atomic::{AtomicUsize, Ordering},
+    },
+};
+
+use rand::{RngExt, SeedableRng, rngs::StdRng};
+use sealwire::domain::Suite;
+use serde_json::{Value, json};
+use uuid::Uuid;
+
+use crate::support::{Cluster, Codec, KeySet, Person, Services, Socket, code, sign_in};
+
+/// People, each with several devices that work on each other and on everybody else.
+const PEOPLE: usize = 6;
+const DEVICES: usize = 4;
+/// Operations in all. A busy hour of such a small circle has fewer.
+const OPERATIONS: usize = 12_000;
+
+/// Limits of other kinds stay out of the way.
+const SETTINGS: &[(&str, &str)] =
+    &[("LIMITS__CLAIM_BURST", "0"), ("LIMITS__FIND_PER_USER_HOUR", "0"), ("AUTH__MAX_DEVICES", "100")];
+
+/// What a client may be told, whatever the others do.
+const EXPECTED: &[&str] = &["session_revoked", "unknown_device", "not_found", "unauthorized", "incomplete_keys"];
+
+#[derive(Default)]
+struct Tally {
+    done: AtomicUsize,
+    refused: Mutex<BTreeMap<String, usize>>,
+    ended: AtomicUsize,
+}
+
+impl Tally {
+    fn note(&self, op: &str, error: &Value) {
+        let code = code(error).to_owned();
+        assert!(EXPECTED.contains(&code.as_str()), "{op}: {error}");
+        *self.refused.lock().unwrap().entry(code).or_default() += 1;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn no_conflict_between_transactions_reaches_a_client() {
+    let cluster = Arc::new(Cluster::start(&Services::shared(), 2, SETTINGS).await);
+    let tally = Arc::new(Tally::default());
+    let users: Arc<Mutex<Vec<String>>> = Arc::new(Mutex::new(vec![String::new(); PEOPLE]));
+    // Codes to one address are told apart by their order, so its devices sign in one after another.
+    let doors: Vec<_> = (0..PEOPLE).map(|_| Arc::new(tokio::sync::Mutex::new(()))).collect();
+    let mut workers = Vec::new();
+    for index in 0..PEOPLE * DEVICES {
+        let (cluster, tally, users) = (cluster.clone(), tally.clone(), users.clone());
+        let door = doors[index % PEOPLE].clone();
+        workers.push(tokio::spawn(async move {
+            let mut rng = StdRng::seed_from_u64(index as u64);
+            while tally.done.load(Ordering::Relaxed) < OPERATIONS {
+                let email = format!("person{}@example.org", index % PEOPLE);
+                let node = &cluster.nodes[rng.random_range(0..2)];
+                let person = {
+                    let _turn = door.lock().await;
+                    sign_in(node, &email).await
+                };
+                users.lock().unwrap()[index % PEOPLE].clone_from(&person.user);
+                if let Some(socket) = Socket::try_connect(node, &person.token, Codec::ALL[index % 2]).await {
+                    live(&socket, &person, &users, &tally, &mut rng).await;
+                    tally.ended.fetch_add(1, Ordering::Relaxed);
+                    // Leaves, so that the next life does not meet the cap on devices.
+                    if let Some(Err(error)) =
+                        socket.try_request("devices.revoke", json!({ "device_id": person.device })).await
+                    {
+                        tally.note("devices.revoke", &error);
+                    }
+                }
+            }
+        }));
+    }
+    for worker in workers {
+        worker.await.unwrap();
+    }
+    println!(
+        "{} operations in {} lives; refused: {:?}",
+        tally.done.load(Ordering::Relaxed),
+        tally.ended.load(Ordering::Relaxed),
+        tally.refused.lock().unwrap()
+    );
+}
+
+/// One device's life: random operations, some side by side, until something ends it.
+async fn live(socket: &Socket, person: &Person, users: &Mutex<Vec<String>>, tally: &Tally, rng: &mut StdRng) {
+    let mut keys = KeySet::new(Suite::SignalX3dh, rng.random());
+    let mut key_id = 0;
+    let mut claims = Vec::new();
+    for step in 0..60 {
+        let mut operations: Vec<(&str, Value)> = Vec::new();
+        for _ in 0..rng.random_range(1..4) {
+            let user = {
+                let users = users.lock().unwrap();
+                users[rng.random_range(0..users.len())].clone()
+            };
+            operations.push(match rng.random_range(0..100) {
+                _ if step == 0 => ("keys.publish", keys.complete([])),
+                0..30 => {
+                    key_id += 3;
+                    let more: Vec<Value> = (key_id - 2..=key_id).map(|id| keys.prekey(id)).collect();
+                    ("keys.publish", json!({ "one_time_prekeys": more }))
+                }
+                30..70 => {
+                    let claim = match claims.last() {
+                        Some(claim) if rng.random_bool(0.3) => *claim,
+                        _ => Uuid::new_v4(),
+                    };
+                    claims.push(claim);
+                    ("keys.claim", json!({ "user_id": user, "claim_id": claim }))
+                }
+                70..80 => ("keys.fetch", json!({ "user_id": user })),
+                80..90 => ("session.renew", json!({})),
+                90..95 => ("devices.rename", json!({ "name": format!("name {step}") })),
+                95..97 => ("devices.list", json!({})),
+                97 => ("users.find", json!({ "email": person.email })),
+                98 => match another_device(socket, person).await {
+                    Some(device) => ("devices.revoke", json!({ "device_id": device })),
+                    None => ("devices.list", json!({})),
+                },
+                _ if rng.random_bool(0.3) => ("account.delete", json!({})),
+                _ => ("session.logout", json!({})),
+            });
+        }
+        let run =
+            operations.iter().map(|(op, params)| async move { (op, socket.try_request(op, params.clone()).await) });
+        for (op, answer) in futures_util::future::join_all(run).await {
+            match answer {
+                Some(Ok(_)) => {}
+                Some(Err(error)) => tally.note(op, &error),
+                None => return,
+            }
+            tally.done.fetch_add(1, Ordering::Relaxed);
+        }
+    }
+}
+
+async fn another_device(socket: &Socket, person: &Person) -> Option<Value> {
+    let list = socket.try_request("devices.list", json!({})).await?.ok()?;
+    let devices = list["devices"].as_array()?;
+    devices.iter().map(|device| device["device_id"].clone()).find(|id| *id != json!(person.device))
+}
