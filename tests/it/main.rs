@@ -1,6 +1,7 @@
 //! The one test binary: behaviours of the whole server, over real sockets, each file a subject.
 
 mod architecture;
+mod auth;
 mod claims;
 mod cluster;
 mod cluster_claims;
