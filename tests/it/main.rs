@@ -7,5 +7,6 @@ mod cluster;
 mod cluster_claims;
 mod cluster_mixed;
 mod contract;
+mod mail;
 mod support;
 mod transport;

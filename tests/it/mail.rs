@@ -1,0 +1,287 @@
+//! Mail: a real conversation with a mail server, also one that refuses or is down; and the folder of the file mailer.
+
+use std::{
+    fs,
+    net::SocketAddr,
+    sync::{
+        Arc, Mutex,
+        atomic::{AtomicU16, Ordering},
+    },
+};
+
+use futures_util::future::join_all;
+use mailin::{Action, Handler, Response, SessionBuilder, response};
+use reqwest::StatusCode;
+use serde_json::{Value, json};
+use tokio::{
+    io::{AsyncBufReadExt, AsyncWriteExt, BufReader},
+    net::{TcpListener, TcpStream},
+    task::JoinHandle,
+};
+
+use crate::support::{Server, TestApp, eventually, http::post};
+
+const EMAIL: &str = "alice@example.org";
+
+/// A mail as the mail server got it.
+#[derive(Clone, Debug, Default)]
+struct Received {
+    from: String,
+    to: Vec<String>,
+    data: String,
+}
+
+impl Received {
+    fn header(&self, name: &str) -> &str {
+        let (head, _) = self.data.split_once("\r\n\r\n").unwrap();
+        let line = head.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(": "));
+        line.unwrap_or_else(|| panic!("no {name} in {head}"))
+    }
+
+    /// The one group of eight digits in subject and text.
+    fn code(&self) -> String {
+        let (_, text) = self.data.split_once("\r\n\r\n").unwrap();
+        let shown = format!("{}\n{text}", self.header("Subject"));
+        let groups: Vec<_> = shown.split(|c: char| !c.is_ascii_digit()).filter(|group| group.len() == 8).collect();
+        assert_eq!(groups.len(), 1, "{shown}");
+        groups[0].to_owned()
+    }
+}
+
+/// What all conversations with a mail server share.
+#[derive(Default)]
+struct Mailroom {
+    received: Mutex<Vec<Received>>,
+    /// The reply to RCPT instead of 250, unless 0.
+    refuse_with: AtomicU16,
+    refused: AtomicU16,
+}
+
+impl Mailroom {
+    fn mails(&self) -> Vec<Received> {
+        self.received.lock().unwrap().clone()
+    }
+
+    async fn nth(&self, index: usize) -> Received {
+        eventually("the mail arrives", || async { self.mails().get(index).cloned() }).await
+    }
+
+    async fn refused(&self, times: u16) {
+        eventually("mails were refused", || async { (self.refused.load(Ordering::SeqCst) >= times).then_some(()) })
+            .await;
+    }
+}
+
+struct Conversation {
+    room: Arc<Mailroom>,
+    mail: Received,
+    data: Vec<u8>,
+}
+
+impl Handler for Conversation {
+    fn mail(&mut self, _: std::net::IpAddr, _: &str, from: &str) -> Response {
+        from.clone_into(&mut self.mail.from);
+        response::OK
+    }
+
+    fn rcpt(&mut self, to: &str) -> Response {
+        match self.room.refuse_with.load(Ordering::SeqCst) {
+            0 => {
+                self.mail.to.push(to.to_owned());
+                response::OK
+            }
+            code => {
+                self.room.refused.fetch_add(1, Ordering::SeqCst);
+                Response::custom(code, "not now".to_owned())
+            }
+        }
+    }
+
+    fn data(&mut self, bytes: &[u8]) -> std::io::Result<()> {
+        self.data.extend_from_slice(bytes);
+        Ok(())
+    }
+
+    fn data_end(&mut self) -> Response {
+        let mut mail = std::mem::take(&mut self.mail);
+        mail.data = String::from_utf8(std::mem::take(&mut self.data)).unwrap();
+        self.room.received.lock().unwrap().push(mail);
+        response::OK
+    }
+}
+
+/// A mail server that takes or refuses everything.
+struct MailServer {
+    address: SocketAddr,
+    room: Arc<Mailroom>,
+    accepting: JoinHandle<()>,
+}
+
+impl Drop for MailServer {
+    fn drop(&mut self) {
+        self.accepting.abort();
+    }
+}
+
+impl MailServer {
+    async fn start() -> Self {
+        Self::start_on(SocketAddr::from(([127, 0, 0, 1], 0))).await
+    }
+
+    async fn start_on(address: SocketAddr) -> Self {
+        let listener = TcpListener::bind(address).await.unwrap();
+        let address = listener.local_addr().unwrap();
+        let room = Arc::new(Mailroom::default());
+        let rooms = room.clone();
+        let accepting = tokio::spawn(async move {
+            while let Ok((stream, _)) = listener.accept().await {
+                let conversation = Conversation { room: rooms.clone(), mail: Received::default(), data: vec![] };
+                tokio::spawn(converse(stream, conversation));
+            }
+        });
+        Self { address, room, accepting }
+    }
+
+    fn url(&self) -> String {
+        format!("smtp://{}", self.address)
+    }
+}
+
+/// Carries one conversation's lines between the stream and the protocol's state machine.
+async fn converse(stream: TcpStream, conversation: Conversation) -> std::io::Result<()> {
+    let peer = stream.peer_addr()?.ip();
+    let mut stream = BufReader::new(stream);
+    let mut session = SessionBuilder::new("mail.example").build(peer, conversation);
+    stream.write_all(&session.greeting().buffer()?).await?;
+    let mut line = Vec::new();
+    loop {
+        line.clear();
+        if stream.read_until(b'\n', &mut line).await? == 0 {
+            return Ok(());
+        }
+        let reply = session.process(&line);
+        stream.write_all(&reply.buffer()?).await?;
+        if reply.action == Action::Close {
+            return Ok(());
+        }
+    }
+}
+
+async fn ask(app: &TestApp) -> String {
+    let (status, body) = post(app, "/v1/auth/otp", json!({ "email": EMAIL })).await;
+    assert_eq!(status, StatusCode::ACCEPTED);
+    body["challenge_id"].as_str().unwrap().to_owned()
+}
+
+async fn enter(app: &TestApp, challenge: &str, code: &str) -> (StatusCode, Value) {
+    post(app, "/v1/auth/verify", json!({ "challenge_id": challenge, "email": EMAIL, "code": code })).await
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_code_arrives_by_smtp_and_works() {
+    let server = MailServer::start().await;
+    let app =
+        TestApp::start(&[("MAILER__URL", &server.url()), ("MAILER__FROM", "Chat at Home <no-reply@chat.example>")]);
+    let challenge = ask(&app).await;
+    let mail = server.room.nth(0).await;
+    assert_eq!(mail.from, "no-reply@chat.example");
+    assert_eq!(mail.to, [EMAIL]);
+    assert_eq!(mail.header("From"), "\"Chat at Home\" <no-reply@chat.example>");
+    assert_eq!(mail.header("To"), EMAIL);
+    assert_eq!(mail.header("Subject"), "Your sign-in code");
+    assert!(mail.header("Message-ID").ends_with("@chat.example>"));
+    assert!(mail.header("Content-Type").starts_with("text/plain"));
+    mail.header("Date");
+    let (status, body) = enter(&app, &challenge, &mail.code()).await;
+    assert_eq!(status, StatusCode::CREATED, "{body}");
+
+    let challenge = ask(&app).await;
+    let (status, body) = enter(&app, &challenge, &server.room.nth(1).await.code()).await;
+    assert_eq!(status, StatusCode::CREATED, "{body}");
+    assert_eq!(server.room.nth(2).await.header("Subject"), "A device was added to your account");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_mail_server_that_refuses_for_good_loses_one_mail_and_no_other() {
+    let server = MailServer::start().await;
+    server.room.refuse_with.store(550, Ordering::SeqCst);
+    let app = TestApp::start(&[("MAILER__URL", &server.url())]);
+    ask(&app).await;
+    server.room.refused(1).await;
+    server.room.refuse_with.store(0, Ordering::SeqCst);
+    let challenge = ask(&app).await;
+    let code = server.room.nth(0).await.code();
+    assert_eq!(enter(&app, &challenge, &code).await.0, StatusCode::CREATED, "the later mail is the one that came");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_mail_that_is_refused_for_now_is_tried_again() {
+    let server = MailServer::start().await;
+    server.room.refuse_with.store(451, Ordering::SeqCst);
+    let app = TestApp::start(&[("MAILER__URL", &server.url())]);
+    let challenge = ask(&app).await;
+    server.room.refused(1).await;
+    server.room.refuse_with.store(0, Ordering::SeqCst);
+    let code = server.room.nth(0).await.code();
+    assert_eq!(enter(&app, &challenge, &code).await.0, StatusCode::CREATED);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_mail_server_that_is_down_holds_nobody_up() {
+    let address = MailServer::start().await.address;
+    let app = TestApp::start(&[("MAILER__URL", &format!("smtp://{address}"))]);
+    let first = ask(&app).await;
+    let server = eventually("the port is free again", || async {
+        TcpStream::connect(address).await.err().map(|_| MailServer::start_on(address))
+    })
+    .await
+    .await;
+    let second = ask(&app).await;
+    let codes = [server.room.nth(0).await.code(), server.room.nth(1).await.code()];
+    for challenge in [second, first] {
+        // Both come, but which of them first is not said.
+        let answers = [enter(&app, &challenge, &codes[0]).await, enter(&app, &challenge, &codes[1]).await];
+        assert!(answers.iter().any(|(status, _)| *status == StatusCode::CREATED), "{answers:?}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_mail_server_that_never_answers_holds_nobody_up() {
+    // It accepts and says nothing: each conversation hangs until it times out.
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let url = format!("smtp://{}", listener.local_addr().unwrap());
+    let app = TestApp::start(&[("MAILER__URL", &url)]);
+    join_all((0..20).map(|_| ask(&app))).await;
+    let (_held, _) = listener.accept().await.unwrap();
+}
+
+/// Whoever reads the folder finds whole mails under names that end in `.eml`, one for each mail.
+#[tokio::test(flavor = "multi_thread")]
+async fn the_file_mailer_writes_each_mail_at_once() {
+    const MAILS: usize = 60;
+    let app = TestApp::start(&[]);
+    let folder = app.mail().to_owned();
+    let reader = tokio::task::spawn_blocking(move || {
+        let deadline = std::time::Instant::now() + crate::support::PATIENCE;
+        loop {
+            let mut whole = 0;
+            for entry in fs::read_dir(&folder).unwrap() {
+                let path = entry.unwrap().path();
+                if path.extension().is_some_and(|extension| extension == "eml") {
+                    let text = fs::read_to_string(&path).unwrap();
+                    assert!(text.contains("\r\n\r\nYour code is ") && text.ends_with('\n'), "a part of a mail: {text}");
+                    whole += 1;
+                }
+            }
+            if whole == MAILS {
+                return fs::read_dir(&folder).unwrap().count();
+            }
+            assert!(std::time::Instant::now() < deadline, "{whole} mails came");
+        }
+    });
+    let asked = (0..MAILS).map(|index| json!({ "email": format!("user{index}@example.org") }));
+    for (status, _) in join_all(asked.map(|body| post(&app, "/v1/auth/otp", body))).await {
+        assert_eq!(status, StatusCode::ACCEPTED);
+    }
+    assert_eq!(reader.await.unwrap(), MAILS, "nothing else is left in the folder");
+}
