@@ -8,5 +8,6 @@ mod cluster_claims;
 mod cluster_mixed;
 mod contract;
 mod mail;
+mod sessions;
 mod support;
 mod transport;

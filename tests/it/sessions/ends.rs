@@ -1,0 +1,199 @@
+//! How a session ends: logout, expiry, revocation, deletion; and that nothing is done in its name afterwards.
+
+use std::{collections::HashMap, time::Duration};
+
+use futures_util::{SinkExt, future::join_all};
+use reqwest::StatusCode;
+use sealwire::domain::Suite;
+use serde_json::{Value, json};
+use tokio::time::timeout;
+use tokio_tungstenite::tungstenite::Message;
+use uuid::Uuid;
+
+use super::{EMAIL, assert_ended, connect, connect_in_order, delete_session, rest, session_of};
+use crate::support::{Codec, KeySet, Socket, TestApp, code, sign_in};
+
+/// Sends one request on a fresh socket and expects its reply, then the event, then the close, and nothing else.
+async fn assert_reply_event_close(op: &str, params: Value, reason: &str, close: u16, app: &TestApp) -> String {
+    let person = sign_in(app, EMAIL).await;
+    let params = if params == "self" { json!({ "device_id": person.device }) } else { params };
+    let mut stream = connect_in_order(app, &person).await;
+    stream.send(Message::text(json!({ "id": 7, "op": op, "params": params }).to_string())).await.unwrap();
+    let (frames, code) = rest(&mut stream).await;
+    let expected =
+        [json!({ "id": 7, "result": {} }), json!({ "event": "session.revoked", "data": { "reason": reason } })];
+    assert_eq!(frames, expected, "{op}");
+    assert_eq!(code, close, "{op}");
+    assert_eq!(session_of(app, &person.token).await, None);
+    person.device
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn whoever_ends_its_own_session_gets_the_reply_then_the_event_then_the_close() {
+    let app = TestApp::start(&[]);
+    assert_reply_event_close("session.logout", Value::Null, "logout", 4500, &app).await;
+    let other = connect(&app, &sign_in(&app, EMAIL).await.token).await;
+    let device = assert_reply_event_close("devices.revoke", json!("self"), "device_revoked", 4502, &app).await;
+    other.event("devices.changed").await;
+    assert_eq!(other.event("devices.changed").await, json!({ "added": [], "removed": [device] }));
+    assert_reply_event_close("account.delete", json!({}), "account_deleted", 4506, &app).await;
+    assert_ended(&other, "account_deleted", 4506).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_logged_out_device_stays_and_signs_in_again() {
+    let app = TestApp::start(&[]);
+    let person = sign_in(&app, EMAIL).await;
+    connect(&app, &person.token).await.request("session.logout", json!({})).await;
+    assert_eq!(session_of(&app, &person.token).await, None);
+    assert!(Socket::try_connect(&app, &person.token, Codec::Json).await.is_none());
+    let again = crate::support::sign_in_as(&app, EMAIL, json!({ "device": { "id": person.device } })).await;
+    assert_eq!(again.device, person.device);
+    connect(&app, &again.token).await.settle().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn deleting_the_session_over_http_closes_its_socket() {
+    let app = TestApp::start(&[]);
+    let person = sign_in(&app, EMAIL).await;
+    let socket = connect(&app, &person.token).await;
+    assert_eq!(delete_session(&app, &person.token).await, StatusCode::NO_CONTENT);
+    assert_ended(&socket, "logout", 4500).await;
+    assert_eq!(delete_session(&app, &person.token).await, StatusCode::UNAUTHORIZED);
+    assert_eq!(delete_session(&app, "nonsense").await, StatusCode::UNAUTHORIZED);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_expired_session_closes_its_socket_within_five_seconds() {
+    let app = TestApp::start(&[("AUTH__SESSION_DAYS", "0.00002")]);
+    let person = sign_in(&app, EMAIL).await;
+    let mut stream = connect_in_order(&app, &person).await;
+    let lifetime = Duration::from_millis(1728);
+    let (frames, code) = timeout(lifetime + Duration::from_secs(5), rest(&mut stream)).await.unwrap();
+    assert_eq!(frames, [json!({ "event": "session.revoked", "data": { "reason": "expired" } })]);
+    assert_eq!(code, 4501);
+    assert_eq!(session_of(&app, &person.token).await, None);
+    assert!(Socket::try_connect(&app, &person.token, Codec::Json).await.is_none());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_op_of_an_expired_session_is_refused_even_before_the_close() {
+    let app = TestApp::with_clock(&[("AUTH__SESSION_DAYS", "1")]);
+    let person = sign_in(&app, EMAIL).await;
+    let socket = connect(&app, &person.token).await;
+    app.advance(Duration::from_secs(24 * 3600));
+    for (op, params) in [
+        ("devices.list", json!({})),
+        ("devices.rename", json!({ "name": "phone" })),
+        ("devices.revoke", json!({ "device_id": person.device })),
+        ("users.find", json!({ "email": EMAIL })),
+        ("keys.status", json!({})),
+        ("keys.publish", KeySet::new(Suite::SignalX3dh, 1).complete(1..=2)),
+        ("keys.fetch", json!({ "user_id": person.user })),
+        ("keys.claim", json!({ "user_id": person.user, "claim_id": Uuid::from_u128(7) })),
+        ("session.renew", json!({})),
+        ("session.logout", json!({})),
+        ("account.delete", json!({})),
+    ] {
+        match socket.try_request(op, params).await {
+            Some(answer) => assert_eq!(code(&answer.unwrap_err()), "session_revoked", "{op}"),
+            // The heartbeat, which comes at a random moment, found it first.
+            None => return assert_eq!(socket.close_code().await, 4501),
+        }
+    }
+    assert_eq!(session_of(&app, &person.token).await, None);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_revoked_device_is_closed_and_told_to_the_rest() {
+    let app = TestApp::start(&[]);
+    let [phone, tablet, laptop] = [sign_in(&app, EMAIL).await, sign_in(&app, EMAIL).await, sign_in(&app, EMAIL).await];
+    let (by, rest, gone) =
+        (connect(&app, &phone.token).await, connect(&app, &tablet.token).await, connect(&app, &laptop.token).await);
+    gone.request("keys.publish", KeySet::new(Suite::SignalX3dh, 1).complete(1..=5)).await;
+    by.request("devices.revoke", json!({ "device_id": laptop.device })).await;
+    assert_ended(&gone, "device_revoked", 4502).await;
+    assert_eq!(gone.take_event("devices.changed"), None);
+    assert_eq!(session_of(&app, &laptop.token).await, None);
+    for socket in [&by, &rest] {
+        assert_eq!(socket.event("devices.changed").await, json!({ "added": [], "removed": [laptop.device] }));
+        socket.settle().await;
+        assert_eq!(socket.take_event("devices.changed"), None);
+    }
+    let claim = json!({ "user_id": phone.user, "device_ids": [laptop.device], "claim_id": Uuid::from_u128(7) });
+    let claimed = by.request("keys.claim", claim).await;
+    let unavailable = json!([{ "device_id": laptop.device, "reason": "revoked" }]);
+    assert_eq!(claimed, json!({ "bundles": [], "unavailable": unavailable }));
+
+    let stranger = sign_in(&app, "stranger@example.org").await;
+    let strangers = connect(&app, &stranger.token).await;
+    for device in [&laptop.device, &stranger.device, &Uuid::from_u128(7).to_string()] {
+        assert_eq!(code(&by.refused("devices.revoke", json!({ "device_id": device })).await), "unknown_device");
+    }
+    for params in [json!({}), json!({ "device_id": "x" }), json!({ "device_id": null })] {
+        assert_eq!(code(&by.refused("devices.revoke", params).await), "bad_request");
+    }
+    strangers.settle().await;
+    by.settle().await;
+    assert_eq!(by.take_event("devices.changed"), None);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_deleted_account_is_gone_with_all_its_devices() {
+    let app = TestApp::start(&[]);
+    let mut sockets = Vec::new();
+    let mut people = Vec::new();
+    for _ in 0..3 {
+        people.push(sign_in(&app, EMAIL).await);
+    }
+    for person in &people {
+        sockets.push(connect(&app, &person.token).await);
+    }
+    let other = connect(&app, &sign_in(&app, "bob@example.org").await.token).await;
+    sockets[0].request("keys.publish", KeySet::new(Suite::SignalX3dh, 1).complete(1..=5)).await;
+    let found = other.request("users.find", json!({ "email": EMAIL })).await;
+    assert_eq!(found, json!({ "user_id": people[0].user }));
+    assert_eq!(sockets[1].request("account.delete", json!({})).await, json!({}));
+    for socket in &sockets {
+        assert_ended(socket, "account_deleted", 4506).await;
+        assert_eq!(socket.take_event("session.revoked"), None);
+    }
+    for person in &people {
+        assert_eq!(session_of(&app, &person.token).await, None);
+    }
+    assert_eq!(code(&other.refused("users.find", json!({ "email": EMAIL })).await), "not_found");
+    assert_eq!(code(&other.refused("keys.fetch", json!({ "user_id": people[0].user })).await), "not_found");
+
+    let anew = sign_in(&app, EMAIL).await;
+    assert_ne!(anew.user, people[0].user, "the address is a new user");
+    let socket = connect(&app, &anew.token).await;
+    assert_eq!(socket.request("devices.list", json!({})).await["devices"].as_array().unwrap().len(), 1);
+    assert_eq!(other.request("users.find", json!({ "email": EMAIL })).await, json!({ "user_id": anew.user }));
+}
+
+/// Promise 6: what was answered before the end may have been done; what comes after it is refused.
+#[tokio::test(flavor = "multi_thread")]
+async fn ops_that_race_with_a_logout_succeed_or_say_that_the_session_is_revoked() {
+    let app = TestApp::start(&[]);
+    let watcher = connect(&app, &sign_in(&app, EMAIL).await.token).await;
+    let mut outcomes: HashMap<String, usize> = HashMap::new();
+    for _ in 0..20 {
+        let person = sign_in(&app, EMAIL).await;
+        let socket = connect(&app, &person.token).await;
+        let rename = |index: usize| socket.try_request("devices.rename", json!({ "name": format!("name {index}") }));
+        let (deleted, answers) = tokio::join!(delete_session(&app, &person.token), join_all((0..40).map(rename)));
+        assert_eq!(deleted, StatusCode::NO_CONTENT);
+        assert_ended(&socket, "logout", 4500).await;
+        for answer in &answers {
+            let outcome = match answer {
+                Some(Ok(result)) => result.to_string(),
+                Some(Err(error)) => code(error).to_owned(),
+                None => "closed".to_owned(),
+            };
+            *outcomes.entry(outcome).or_default() += 1;
+        }
+        watcher.request("devices.revoke", json!({ "device_id": person.device })).await;
+    }
+    let known = ["{}", "session_revoked", "closed"];
+    assert!(outcomes.keys().all(|outcome| known.contains(&outcome.as_str())), "{outcomes:?}");
+}

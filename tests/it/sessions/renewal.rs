@@ -1,0 +1,241 @@
+//! `session.renew`: the successor, the pair that it forms with the old session, and how the pair ends.
+
+use std::time::{Duration, Instant};
+
+use futures_util::future::join_all;
+use serde_json::{Value, json};
+
+use super::{EMAIL, assert_ended, connect, delete_session, session_of};
+use crate::support::{Codec, Socket, TestApp, code, sign_in};
+
+const DAY: Duration = Duration::from_secs(24 * 3600);
+
+async fn renew(socket: &Socket) -> (String, String) {
+    let renewed = socket.request("session.renew", json!({})).await;
+    let text = |key: &str| renewed[key].as_str().unwrap().to_owned();
+    assert_eq!(renewed.as_object().unwrap().len(), 3, "{renewed}");
+    assert!(text("expires_at").ends_with('Z'));
+    (text("session_id"), text("token"))
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_old_token_works_until_the_new_one_is_presented_by_http() {
+    let app = TestApp::start(&[]);
+    let old = sign_in(&app, EMAIL).await;
+    let socket = connect(&app, &old.token).await;
+    let (session, token) = renew(&socket).await;
+    assert_ne!(session, old.session);
+    for _ in 0..2 {
+        assert_eq!(session_of(&app, &old.token).await, Some(old.session.clone()), "the old one still holds");
+    }
+    assert_eq!(session_of(&app, &token).await, Some(session.clone()));
+    assert_eq!(session_of(&app, &old.token).await, None);
+    socket.settle().await;
+    assert!(!socket.is_closed(), "the socket that renewed belongs to the successor");
+    assert_eq!(session_of(&app, &token).await, Some(session));
+    assert_eq!(delete_session(&app, &token).await, 204);
+    assert_ended(&socket, "logout", 4500).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_old_token_works_until_the_new_one_is_presented_by_an_upgrade() {
+    let app = TestApp::start(&[]);
+    let old = sign_in(&app, EMAIL).await;
+    let socket = connect(&app, &old.token).await;
+    let (session, token) = renew(&socket).await;
+    let newer = connect(&app, &token).await;
+    assert_eq!(newer.welcome["session_id"], session);
+    assert_eq!(session_of(&app, &old.token).await, None);
+    assert_eq!(socket.close_code().await, 4503, "displaced, as by any newer connection");
+    assert_eq!(socket.take_event("session.revoked"), None);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_socket_of_the_old_session_closes_when_the_new_token_is_presented() {
+    let app = TestApp::start(&[]);
+    let old = sign_in(&app, EMAIL).await;
+    let (_, token) = renew(&connect(&app, &old.token).await).await;
+    let back = connect(&app, &old.token).await;
+    assert_eq!(back.welcome["session_id"], old.session);
+    assert!(session_of(&app, &token).await.is_some());
+    assert_ended(&back, "logout", 4500).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_new_token_may_be_presented_many_times_at_once() {
+    let app = TestApp::start(&[]);
+    let mut person = sign_in(&app, EMAIL).await;
+    let socket = connect(&app, &person.token).await;
+    for _ in 0..10 {
+        let (session, token) = renew(&socket).await;
+        let presented = join_all((0..8).map(|_| session_of(&app, &token))).await;
+        assert!(presented.iter().all(|found| found.as_ref() == Some(&session)), "{presented:?}");
+        assert_eq!(session_of(&app, &person.token).await, None);
+        person.token = token;
+        socket.settle().await;
+    }
+}
+
+/// Presenting a successor while it is being replaced: the client ends up with the one or the other.
+#[tokio::test(flavor = "multi_thread")]
+async fn presenting_in_parallel_with_renewing_again_leaves_a_way_in() {
+    let app = TestApp::start(&[]);
+    let mut old = sign_in(&app, EMAIL).await;
+    let socket = connect(&app, &old.token).await;
+    for _ in 0..20 {
+        let (_, first) = renew(&socket).await;
+        let (presented, (_, second)) = tokio::join!(session_of(&app, &first), renew(&socket));
+        let way_back = if presented.is_some() { &first } else { &old.token };
+        assert!(session_of(&app, way_back).await.is_some());
+        assert!(session_of(&app, &second).await.is_some());
+        assert_eq!(session_of(&app, &first).await, None);
+        assert_eq!(session_of(&app, &old.token).await, None);
+        socket.settle().await;
+        old.token = second;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn renewing_again_replaces_the_successor() {
+    let app = TestApp::start(&[]);
+    let old = sign_in(&app, EMAIL).await;
+    let socket = connect(&app, &old.token).await;
+    let (_, first) = renew(&socket).await;
+    let (second_session, second) = renew(&socket).await;
+    assert_eq!(session_of(&app, &first).await, None, "an earlier successor is dead");
+    assert_eq!(session_of(&app, &old.token).await, Some(old.session.clone()), "and ended nothing");
+
+    // A client that lost the reply comes back with the old token and renews anew.
+    let back = connect(&app, &old.token).await;
+    let (third_session, third) = renew(&back).await;
+    assert_eq!(session_of(&app, &second).await, None);
+    assert_eq!(session_of(&app, &third).await, Some(third_session.clone()));
+    assert_eq!(session_of(&app, &old.token).await, None);
+    back.settle().await;
+
+    // Presented, it is renewed like any other.
+    let (fourth_session, fourth) = renew(&back).await;
+    assert_eq!(session_of(&app, &third).await, Some(third_session.clone()));
+    assert_eq!(session_of(&app, &fourth).await, Some(fourth_session.clone()));
+    assert_eq!(session_of(&app, &third).await, None);
+    let sessions = [old.session, second_session, third_session, fourth_session];
+    assert_eq!(sessions.iter().collect::<std::collections::HashSet<_>>().len(), 4);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn logging_out_either_of_the_pair_ends_both() {
+    let app = TestApp::start(&[]);
+    for way in ["old token", "new token", "socket"] {
+        let old = sign_in(&app, EMAIL).await;
+        let socket = connect(&app, &old.token).await;
+        let (_, token) = renew(&socket).await;
+        match way {
+            "old token" => assert_eq!(delete_session(&app, &old.token).await, 204),
+            "new token" => assert_eq!(delete_session(&app, &token).await, 204),
+            _ => assert_eq!(socket.request("session.logout", json!({})).await, json!({})),
+        }
+        assert_eq!(session_of(&app, &old.token).await, None, "{way}");
+        assert_eq!(session_of(&app, &token).await, None, "{way}");
+        assert_ended(&socket, "logout", 4500).await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_socket_of_the_old_session_logs_both_out() {
+    let app = TestApp::start(&[]);
+    let old = sign_in(&app, EMAIL).await;
+    let (_, token) = renew(&connect(&app, &old.token).await).await;
+    let back = connect(&app, &old.token).await;
+    back.request("session.logout", json!({})).await;
+    assert_ended(&back, "logout", 4500).await;
+    assert_eq!(session_of(&app, &token).await, None);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_old_sessions_expiry_ends_it_alone() {
+    let app = TestApp::with_clock(&[("AUTH__SESSION_DAYS", "30")]);
+    let old = sign_in(&app, EMAIL).await;
+    let socket = connect(&app, &old.token).await;
+    app.advance(29 * DAY);
+    let (session, token) = renew(&socket).await;
+    app.advance(2 * DAY);
+    assert_eq!(session_of(&app, &old.token).await, None);
+    socket.settle().await;
+    assert_eq!(session_of(&app, &token).await, Some(session));
+    let (_, next) = renew(&socket).await;
+    app.advance(29 * DAY);
+    assert_eq!(session_of(&app, &token).await, None, "the successor's own time is up too");
+    assert!(session_of(&app, &next).await.is_some());
+    socket.settle().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_socket_that_renewed_lives_as_long_as_the_successor() {
+    // 2.592 seconds.
+    let app = TestApp::start(&[("AUTH__SESSION_DAYS", "0.00003")]);
+    let old = sign_in(&app, EMAIL).await;
+    let socket = connect(&app, &old.token).await;
+    // So much later than the old session will the successor end.
+    tokio::time::sleep(Duration::from_millis(300)).await;
+    let renewed = Instant::now();
+    let (_, token) = renew(&socket).await;
+    assert_ended(&socket, "expired", 4501).await;
+    let lived = renewed.elapsed();
+    assert!(lived >= Duration::from_millis(2590) && lived < Duration::from_millis(2592 + 5000), "{lived:?}");
+    assert_eq!(session_of(&app, &token).await, None);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn renewals_may_be_pipelined_with_anything() {
+    let app = TestApp::start(&[]);
+    let old = sign_in(&app, EMAIL).await;
+    for codec in Codec::ALL {
+        let person = crate::support::sign_in_as(&app, EMAIL, json!({ "device": { "id": old.device } })).await;
+        let socket = Socket::connect(&app, &person.token, codec).await;
+        let ops = ["keys.status", "session.renew", "devices.list", "session.renew", "devices.rename", "session.renew"];
+        let mut replies = Vec::new();
+        for (index, op) in (1_000_000..).zip(ops) {
+            replies.push(socket.expect_reply(index));
+            let params = if op == "devices.rename" { json!({ "name": "phone" }) } else { json!({}) };
+            socket.send(codec.encode(&json!({ "id": index, "op": op, "params": params }))).await;
+        }
+        let mut tokens = Vec::new();
+        for (reply, op) in replies.into_iter().zip(ops) {
+            let reply: Value = reply.await.unwrap();
+            assert!(reply.get("error").is_none(), "{op}: {reply}");
+            if op == "session.renew" {
+                tokens.push(reply["result"]["token"].as_str().unwrap().to_owned());
+            }
+        }
+        assert_eq!(session_of(&app, &tokens[0]).await, None);
+        assert_eq!(session_of(&app, &tokens[1]).await, None);
+        assert!(session_of(&app, &person.token).await.is_some());
+        assert!(session_of(&app, &tokens[2]).await.is_some());
+        assert_eq!(session_of(&app, &person.token).await, None);
+        socket.settle().await;
+    }
+}
+
+/// Whatever comes first, a revoked device has no valid token left.
+#[tokio::test(flavor = "multi_thread")]
+async fn renewing_in_parallel_with_a_revocation_leaves_no_valid_token() {
+    let app = TestApp::start(&[]);
+    let owner = sign_in(&app, EMAIL).await;
+    let phone = connect(&app, &owner.token).await;
+    for _ in 0..20 {
+        let stolen = sign_in(&app, EMAIL).await;
+        let socket = connect(&app, &stolen.token).await;
+        let (revoked, renewed) = tokio::join!(
+            phone.request("devices.revoke", json!({ "device_id": stolen.device })),
+            socket.try_request("session.renew", json!({})),
+        );
+        assert_eq!(revoked, json!({}));
+        assert_ended(&socket, "device_revoked", 4502).await;
+        assert_eq!(session_of(&app, &stolen.token).await, None);
+        match renewed {
+            Some(Ok(renewed)) => assert_eq!(session_of(&app, renewed["token"].as_str().unwrap()).await, None),
+            Some(Err(error)) => assert_eq!(code(&error), "session_revoked"),
+            None => {}
+        }
+    }
+}
