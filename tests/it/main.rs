@@ -2,6 +2,7 @@
 
 mod architecture;
 mod auth;
+mod browser;
 mod claims;
 mod cluster;
 mod cluster_claims;
