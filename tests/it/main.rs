@@ -4,6 +4,7 @@ mod architecture;
 mod auth;
 mod browser;
 mod claims;
+mod cli;
 mod cluster;
 mod cluster_claims;
 mod cluster_mixed;

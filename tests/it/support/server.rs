@@ -4,9 +4,9 @@ use std::{
     collections::BTreeMap,
     net::SocketAddr,
     path::{Path, PathBuf},
-    process::{Child, Command, Stdio},
+    process::{Child, Command, ExitStatus, Stdio},
     sync::{
-        Arc,
+        Arc, Mutex,
         atomic::{AtomicI64, Ordering},
     },
     thread::JoinHandle,
@@ -187,6 +187,15 @@ impl ServerProcess {
     pub fn kill(&mut self) {
         self.child.kill().unwrap();
         self.child.wait().unwrap();
+    }
+
+    /// Asks it to stop (SIGTERM), waits until it has, and gives how it ended.
+    pub async fn terminate(&mut self) -> ExitStatus {
+        let id = i32::try_from(self.child.id()).unwrap();
+        rustix::process::kill_process(rustix::process::Pid::from_raw(id).unwrap(), rustix::process::Signal::TERM)
+            .unwrap();
+        let child = Mutex::new(&mut self.child);
+        eventually("the server has stopped", || async { child.lock().unwrap().try_wait().unwrap() }).await
     }
 
     /// Starts it again on the same files and port.

@@ -1,0 +1,221 @@
+//! The built binary: its subcommands, its secret file, and how it stops.
+
+use std::{
+    collections::HashSet,
+    fs,
+    os::unix::fs::PermissionsExt,
+    path::Path,
+    process::{Command, Output, Stdio},
+};
+
+use base64::{Engine, engine::general_purpose::STANDARD};
+use futures_util::StreamExt;
+use reqwest::StatusCode;
+use sealwire::domain::{Suite, keys::IdentityKey, signature};
+use serde_json::{Value, json};
+use tempfile::TempDir;
+use tokio::time::timeout;
+use tokio_tungstenite::tungstenite::Message;
+use uuid::Uuid;
+
+use crate::support::{
+    Codec, PATIENCE, Server, ServerProcess, Socket,
+    http::{challenge, mails, post},
+    sign_in,
+    socket::connect_raw,
+};
+
+/// Runs the binary to its end in a folder that holds its database.
+fn run(folder: &Path, arguments: &[&str], settings: &[(&str, &str)]) -> Output {
+    let database = format!("sqlite://{}", folder.join("sealwire.db").display());
+    Command::new(env!("CARGO_BIN_EXE_sealwire"))
+        .args(arguments)
+        .env("SEALWIRE__DATABASE__URL", database)
+        .env("SEALWIRE__SERVER__BIND", "127.0.0.1:0")
+        .env("SEALWIRE__ADMIN__BIND", "127.0.0.1:0")
+        .envs(settings.iter().map(|(key, value)| (format!("SEALWIRE__{key}"), *value)))
+        .current_dir(folder)
+        .stdin(Stdio::null())
+        .output()
+        .unwrap()
+}
+
+fn text(output: &Output) -> (String, String) {
+    (String::from_utf8_lossy(&output.stdout).into_owned(), String::from_utf8_lossy(&output.stderr).into_owned())
+}
+
+fn mode(path: &Path) -> u32 {
+    fs::metadata(path).unwrap().permissions().mode() & 0o777
+}
+
+#[test]
+fn check_config_shows_what_is_in_force_and_no_secret() {
+    let folder = TempDir::new().unwrap();
+    let secret = STANDARD.encode([7; 32]);
+    let output = run(
+        folder.path(),
+        &["check-config"],
+        &[
+            ("AUTH__SECRET", &secret),
+            ("ADMIN__TOKEN", "hunter-admin"),
+            ("MAILER__URL", "smtp://user:hunter-mail@mail.example"),
+            ("AUTH__MAX_DEVICES", "37"),
+        ],
+    );
+    let (stdout, stderr) = text(&output);
+    assert!(output.status.success(), "{stderr}");
+    assert!(stdout.contains("37") && stdout.contains("the settings hold"), "{stdout}");
+    for hidden in [secret.as_str(), "hunter"] {
+        assert!(!stdout.contains(hidden) && !stderr.contains(hidden), "{stdout}{stderr}");
+    }
+}
+
+#[test]
+fn a_wrong_setting_is_named_with_what_it_takes_and_stops_every_command() {
+    let folder = TempDir::new().unwrap();
+    for (key, value, named, takes) in [
+        ("SERVER__BIND", "nowhere", "server.bind", "an address and port"),
+        ("AUTH__SECRET", "aHVudGVy", "auth.secret", "32 bytes in base64"),
+        ("MAILER__URL", "pigeon:hunter", "mailer.url", "smtp://"),
+        ("AUTH__SESSION_DAYS", "-1", "auth.session_days", "days, above 0"),
+        ("LIMITS__CLAIM_BURST", "many", "limits.claim_burst", "a whole number"),
+        ("LIMITS__CLAIM_BIRST", "1", "limits.claim_birst", "unknown setting"),
+        ("SEVER__BIND", "127.0.0.1:0", "sever.bind", "unknown setting"),
+    ] {
+        for command in ["check-config", "serve", "migrate"] {
+            let output = run(folder.path(), &[command], &[(key, value)]);
+            let (stdout, stderr) = text(&output);
+            assert_eq!(output.status.code(), Some(1), "{command} with {key}: {stdout}");
+            assert!(stderr.contains(named) && stderr.contains(takes), "{stderr}");
+            assert!(!stderr.contains("aHVudGVy") && !stderr.contains("hunter"), "{stderr}");
+        }
+    }
+    assert!(!folder.path().join("sealwire.db").exists(), "nothing was begun");
+}
+
+#[test]
+fn a_configuration_file_stands_between_the_defaults_and_the_environment() {
+    let folder = TempDir::new().unwrap();
+    let file = folder.path().join("sealwire.toml");
+    fs::write(&file, "[auth]\nmax_devices = 41\nsession_days = 7\n").unwrap();
+    let arguments = ["check-config", "--config", file.to_str().unwrap()];
+    let (shown, _) = text(&run(folder.path(), &arguments, &[("AUTH__MAX_DEVICES", "42")]));
+    assert!(shown.contains("session_days: 7.0") && shown.contains("max_devices: 42"), "{shown}");
+    fs::write(&file, "[auth]\nmax_device = 41\n").unwrap();
+    let output = run(folder.path(), &arguments, &[]);
+    assert_eq!(output.status.code(), Some(1));
+    assert!(text(&output).1.contains("auth.max_device"));
+}
+
+#[test]
+fn migrating_twice_is_as_good_as_once() {
+    let folder = TempDir::new().unwrap();
+    for _ in 0..2 {
+        let output = run(folder.path(), &["migrate"], &[]);
+        assert!(output.status.success(), "{}", text(&output).1);
+    }
+    assert!(folder.path().join("sealwire.db").exists());
+}
+
+/// Decoded base64 of a field.
+fn bytes(value: &Value) -> Vec<u8> {
+    STANDARD.decode(value.as_str().unwrap()).unwrap()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn seeded_devices_connect_and_their_keys_can_be_claimed_and_verify() {
+    let server = ServerProcess::start(&[]).await;
+    let out = server.path("devices.jsonl");
+    let arguments = ["seed", "--users", "3", "--devices", "2", "--prekeys", "5", "--out", out.to_str().unwrap()];
+    server.command(&arguments);
+    server.command(&arguments);
+    let lines = fs::read_to_string(&out).unwrap();
+    let devices: Vec<Value> = lines.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
+    let distinct = |key: &str| devices.iter().map(|line| line[key].as_str().unwrap()).collect::<HashSet<_>>().len();
+    assert_eq!((devices.len(), distinct("user_id"), distinct("device_id"), distinct("token")), (6, 3, 6, 6));
+    assert!(devices.iter().all(|line| line.as_object().unwrap().len() == 3));
+
+    let claimer = Socket::connect(&server, &sign_in(&server, "alice@example.org").await.token, Codec::Json).await;
+    for line in &devices {
+        let socket = Socket::connect(&server, line["token"].as_str().unwrap(), Codec::MsgPack).await;
+        assert_eq!(socket.welcome["user_id"], line["user_id"]);
+        assert_eq!(socket.welcome["device_id"], line["device_id"]);
+        assert_eq!(socket.welcome["keys"]["one_time"], 5);
+        let claim =
+            json!({ "user_id": line["user_id"], "device_ids": [line["device_id"]], "claim_id": Uuid::from_u128(7) });
+        let claimed = claimer.request("keys.claim", claim).await;
+        let bundle = &claimed["bundles"][0];
+        assert_eq!(bundle["suite"], Suite::SignalX3dh.as_str());
+        assert_eq!(bundle["one_time"], "claimed");
+        assert_eq!(bytes(&bundle["one_time_prekey"]["public_key"]).len(), 33);
+        let (identity, signed) = (bytes(&bundle["identity_key"]), &bundle["signed_prekey"]);
+        let identity = IdentityKey::parse(Suite::SignalX3dh, &identity).unwrap();
+        let (signed, signature) = (bytes(&signed["public_key"]), bytes(&signed["signature"]));
+        signature::verify(Suite::SignalX3dh, &identity, &signed, &signature).unwrap();
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_secret_is_its_owners_alone_and_survives_a_restart() {
+    let mut server = ServerProcess::start(&[]).await;
+    let secret = server.path("sealwire.secret");
+    let before = fs::read_to_string(&secret).unwrap();
+    assert_eq!(STANDARD.decode(before.trim()).unwrap().len(), 32);
+    assert_eq!(mode(&secret), 0o600);
+    let (challenge_id, code) = challenge(&server, "alice@example.org").await;
+    assert!(server.terminate().await.success());
+    server.restart().await;
+    assert_eq!(fs::read_to_string(&secret).unwrap(), before);
+    assert_eq!(mode(&secret), 0o600);
+    let entered = json!({ "challenge_id": challenge_id, "email": "alice@example.org", "code": code });
+    let (status, body) = post(&server, "/v1/auth/verify", entered).await;
+    assert_eq!(status, StatusCode::CREATED, "a code that was asked for before works after: {body}");
+    assert_eq!(mails(server.mail()).len(), 1);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_server_that_is_told_to_stop_says_goodbye_and_exits_well() {
+    let mut server = ServerProcess::start(&[]).await;
+    let person = sign_in(&server, "alice@example.org").await;
+    let mut stream = connect_raw(&server, Some(&person.token), "sealwire.v1.json").await.unwrap();
+    stream.next().await.unwrap().unwrap();
+    let goodbye = tokio::spawn(async move {
+        let mut events: Vec<Value> = Vec::new();
+        loop {
+            match timeout(PATIENCE, stream.next()).await.unwrap() {
+                Some(Ok(Message::Text(text))) => events.push(serde_json::from_str(&text).unwrap()),
+                Some(Ok(Message::Close(Some(close)))) => return (events, u16::from(close.code)),
+                Some(Ok(_)) => {}
+                end => panic!("no close frame: {end:?}"),
+            }
+        }
+    });
+    assert_eq!(server.terminate().await.code(), Some(0));
+    let (events, close) = goodbye.await.unwrap();
+    assert_eq!(close, 4000);
+    assert_eq!(events.len(), 1, "{events:?}");
+    assert_eq!(events[0]["event"], "server.draining");
+    assert!(events[0]["data"]["reconnect_in_ms"].as_u64().unwrap() <= 60_000);
+    server.restart().await;
+    Socket::connect(&server, &person.token, Codec::Json).await.settle().await;
+}
+
+/// A log must never hold a token or a code.
+#[tokio::test(flavor = "multi_thread")]
+async fn the_log_holds_neither_tokens_nor_codes_nor_addresses() {
+    let server = ServerProcess::start(&[]).await;
+    let (challenge_id, code) = challenge(&server, "alice@example.org").await;
+    let entered = json!({ "challenge_id": challenge_id, "email": "alice@example.org", "code": code });
+    let (_, body) = post(&server, "/v1/auth/verify", entered).await;
+    let token = body["token"].as_str().unwrap();
+    let socket = Socket::connect(&server, token, Codec::Json).await;
+    socket.request("session.logout", json!({})).await;
+    assert_eq!(socket.close_code().await, 4500);
+    let log = crate::support::eventually("the close is logged", || async {
+        fs::read_to_string(server.path("server.log")).ok().filter(|log| log.contains("socket closed"))
+    })
+    .await;
+    for secret in [token, &code, "alice@example.org"] {
+        assert!(!log.contains(secret), "{log}");
+    }
+}
