@@ -143,8 +143,8 @@ async fn seeded_devices_connect_and_their_keys_can_be_claimed_and_verify() {
         assert_eq!(socket.welcome["keys"]["one_time"], 5);
         let claim =
             json!({ "user_id": line["user_id"], "device_ids": [line["device_id"]], "claim_id": Uuid::from_u128(7) });
-        let claimed = claimer.request("keys.claim", claim).await;
-        let bundle = &claimed["bundles"][0];
+        let answer = claimer.request("keys.claim", claim).await;
+        let bundle = &answer["bundles"][0];
         assert_eq!(bundle["suite"], Suite::SignalX3dh.as_str());
         assert_eq!(bundle["one_time"], "claimed");
         assert_eq!(bytes(&bundle["one_time_prekey"]["public_key"]).len(), 33);

@@ -25,13 +25,11 @@ async fn connect(server: &impl Server, token: &str) -> Socket {
 /// The id of a token's session, as HTTP tells it; `None` where the token is none.
 async fn session_of(server: &impl Server, token: &str) -> Option<String> {
     let (status, body) = call(server, Method::GET, "/v1/auth/session", Some(token), None).await;
-    match status {
-        StatusCode::OK => Some(body["session_id"].as_str().unwrap().to_owned()),
-        _ => {
-            assert_eq!((status.as_u16(), &body["error"]["code"]), (401, &json!("unauthorized")));
-            None
-        }
+    if status == StatusCode::OK {
+        return Some(body["session_id"].as_str().unwrap().to_owned());
     }
+    assert_eq!((status.as_u16(), &body["error"]["code"]), (401, &json!("unauthorized")));
+    None
 }
 
 /// `DELETE /v1/auth/session`

@@ -81,7 +81,7 @@ async fn an_op_of_an_expired_session_is_refused_even_before_the_close() {
     let app = TestApp::with_clock(&[("AUTH__SESSION_DAYS", "1")]);
     let person = sign_in(&app, EMAIL).await;
     let socket = connect(&app, &person.token).await;
-    app.advance(Duration::from_secs(24 * 3600));
+    app.advance(Duration::from_hours(24));
     for (op, params) in [
         ("devices.list", json!({})),
         ("devices.rename", json!({ "name": "phone" })),

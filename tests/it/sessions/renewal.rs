@@ -8,7 +8,7 @@ use serde_json::{Value, json};
 use super::{EMAIL, assert_ended, connect, delete_session, session_of};
 use crate::support::{Codec, Socket, TestApp, code, sign_in};
 
-const DAY: Duration = Duration::from_secs(24 * 3600);
+const DAY: Duration = Duration::from_hours(24);
 
 async fn renew(socket: &Socket) -> (String, String) {
     let renewed = socket.request("session.renew", json!({})).await;
