@@ -61,57 +61,56 @@ codes! {
     Internal         "internal"           500 true;
 }
 
-/// Why the server closes a socket. 4000 to 4499: reconnect with jitter; 4500 to 4999: not as you are.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub enum CloseCode {
-    /// The node is being stopped.
-    Draining = 4000,
-    /// Nothing came in for a minute.
-    Idle = 4001,
-    /// The peer does not read what is sent to it.
-    SlowConsumer = 4002,
-    /// The socket's state cannot be trusted any more.
-    Unavailable = 4003,
-    /// The session was revoked or logged out.
-    SessionRevoked = 4500,
-    /// The session's time was up.
-    SessionExpired = 4501,
-    /// The device was revoked or replaced.
-    DeviceRevoked = 4502,
-    /// The device opened a newer connection.
-    Displaced = 4503,
-    /// A breach of the WebSocket protocol or of the frame format.
-    ProtocolError = 4504,
-    /// A frame over the limit was declared.
-    FrameTooLarge = 4505,
-    /// The account was deleted.
-    AccountDeleted = 4506,
+macro_rules! close_codes {
+    ($($(#[$doc:meta])* $variant:ident $number:literal $reason:literal;)*) => {
+        /// Why the server closes a socket. 4000 to 4499: reconnect with jitter; 4500 to 4999: not as you are.
+        #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+        pub enum CloseCode {
+            $($(#[$doc])* $variant = $number,)*
+        }
+
+        impl CloseCode {
+            /// Every close code, in the order of the table.
+            pub const ALL: &'static [Self] = &[$(Self::$variant,)*];
+
+            /// The number in the Close frame.
+            #[must_use]
+            pub const fn number(self) -> u16 {
+                self as u16
+            }
+
+            /// The reason text in the Close frame.
+            #[must_use]
+            pub const fn reason(self) -> &'static str {
+                match self { $(Self::$variant => $reason,)* }
+            }
+        }
+    };
 }
 
-impl CloseCode {
-    /// The number in the Close frame.
-    #[must_use]
-    pub const fn number(self) -> u16 {
-        self as u16
-    }
-
-    /// The reason text in the Close frame.
-    #[must_use]
-    pub const fn reason(self) -> &'static str {
-        match self {
-            Self::Draining => "draining",
-            Self::Idle => "idle",
-            Self::SlowConsumer => "slow consumer",
-            Self::Unavailable => "unavailable",
-            Self::SessionRevoked => "session revoked",
-            Self::SessionExpired => "session expired",
-            Self::DeviceRevoked => "device revoked",
-            Self::Displaced => "displaced",
-            Self::ProtocolError => "protocol error",
-            Self::FrameTooLarge => "frame too large",
-            Self::AccountDeleted => "account deleted",
-        }
-    }
+close_codes! {
+    /// The node is being stopped.
+    Draining       4000 "draining";
+    /// Nothing came in for a minute.
+    Idle           4001 "idle";
+    /// The peer does not read what is sent to it.
+    SlowConsumer   4002 "slow consumer";
+    /// The socket's state cannot be trusted any more.
+    Unavailable    4003 "unavailable";
+    /// The session was revoked or logged out.
+    SessionRevoked 4500 "session revoked";
+    /// The session's time was up.
+    SessionExpired 4501 "session expired";
+    /// The device was revoked or replaced.
+    DeviceRevoked  4502 "device revoked";
+    /// The device opened a newer connection.
+    Displaced      4503 "displaced";
+    /// A breach of the WebSocket protocol or of the frame format.
+    ProtocolError  4504 "protocol error";
+    /// A frame over the limit was declared.
+    FrameTooLarge  4505 "frame too large";
+    /// The account was deleted.
+    AccountDeleted 4506 "account deleted";
 }
 
 impl From<EndReason> for CloseCode {
