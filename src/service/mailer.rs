@@ -74,11 +74,11 @@ impl Mail {
         // The name is whatever a stranger with the code chose: only letters of it are shown, and no digits, so that
         // nothing in it can pass for a code.
         let shown = |name: &str| name.chars().filter(|c| c.is_ascii_alphabetic() || *c == ' ').collect::<String>();
-        // (A name has 64 characters at most, so the line stays within what needs no encoding.)
         let name = name.map(shown).filter(|name| !name.trim().is_empty());
-        let device = name.map_or_else(|| "A new device".to_owned(), |name| format!("A new device ({})", name.trim()));
+        // On a line of its own, which with 64 characters is just short enough to need no encoding.
+        let named = name.map(|name| format!("Name: {}\n", name.trim())).unwrap_or_default();
         let text = format!(
-            "{device}\nhas signed in to your account.\n\n\
+            "A new device has signed in to your account.\n{named}\n\
              If this was not you, revoke it from one of your other devices.\n"
         );
         Self { to, subject: "A device was added to your account", text }
