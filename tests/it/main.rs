@@ -14,4 +14,5 @@ mod contract;
 mod mail;
 mod sessions;
 mod support;
+mod tour;
 mod transport;

@@ -1,0 +1,320 @@
+//! A small client of the protocol: JSON over HTTP to sign in, then one WebSocket for each device.
+
+use std::{collections::VecDeque, error::Error, fs, io::IsTerminal, path::PathBuf, time::Duration};
+
+use futures_util::{SinkExt, StreamExt, stream::SplitSink};
+use reqwest::Method;
+use serde_json::{Value, json};
+use tokio::{net::TcpStream, sync::mpsc, time::timeout};
+use tokio_tungstenite::{
+    MaybeTlsStream, WebSocketStream, connect_async,
+    tungstenite::{Message, client::IntoClientRequest, http::HeaderValue},
+};
+
+/// What a step of the tour gives, or why the tour ends.
+pub type Outcome<T = ()> = Result<T, Box<dyn Error>>;
+
+/// How long anything may take before the tour gives up.
+const PATIENCE: Duration = Duration::from_secs(20);
+
+/// The server that is visited.
+pub struct Server {
+    /// Such as `http://127.0.0.1:8080`.
+    pub url: String,
+    /// Where it drops its mails, if we may look there.
+    pub mail: Option<PathBuf>,
+}
+
+/// What a sign-in gives.
+pub struct Session {
+    pub email: String,
+    pub user: String,
+    pub device: String,
+    pub token: String,
+}
+
+impl Server {
+    /// One HTTP exchange: status and body.
+    pub async fn call(&self, method: Method, path: &str, token: &str, body: Option<Value>) -> Outcome<(u16, Value)> {
+        wire(&format!("{method} {path} {}", body.as_ref().map(brief).unwrap_or_default()));
+        let mut request = reqwest::Client::new().request(method, format!("{}{path}", self.url));
+        if !token.is_empty() {
+            request = request.bearer_auth(token);
+        }
+        if let Some(body) = body {
+            request = request.json(&body);
+        }
+        let response = request.send().await?;
+        let status = response.status().as_u16();
+        let text = response.text().await?;
+        let body = if text.is_empty() { Value::Null } else { serde_json::from_str(&text)? };
+        wire(&format!("{status} {}", brief(&body)));
+        Ok((status, body))
+    }
+
+    /// Signs in by mailed code, on a new device or, where `device` holds an id, on that one again.
+    pub async fn sign_in(&self, email: &str, device: Value) -> Outcome<Session> {
+        let mails_before = self.mails_to(email)?.len();
+        let (status, challenge) = self.call(Method::POST, "/v1/auth/otp", "", Some(json!({ "email": email }))).await?;
+        ensure(status == 202, "a code is on its way")?;
+        let code = match self.mail {
+            Some(_) => {
+                let mail = self.next_mail(email, mails_before).await?;
+                let mut groups = mail.split(|c: char| !c.is_ascii_digit());
+                groups.find(|digits| digits.len() == 8).ok_or("the mail has a code of eight digits")?.to_owned()
+            }
+            None => ask(&format!("      The code that the server printed for {email}: ")).await?,
+        };
+        let body = json!({ "challenge_id": challenge["challenge_id"], "email": email, "code": code, "device": device });
+        let (status, session) = self.call(Method::POST, "/v1/auth/verify", "", Some(body)).await?;
+        ensure(status == 201, "the code opens a session")?;
+        Ok(Session {
+            email: email.to_owned(),
+            user: text(&session["user_id"])?,
+            device: text(&session["device_id"])?,
+            token: text(&session["token"])?,
+        })
+    }
+
+    /// The texts (subject and body) of all mails to an address, oldest first; none where we may not look.
+    pub fn mails_to(&self, email: &str) -> Outcome<Vec<String>> {
+        let Some(folder) = &self.mail else { return Ok(vec![]) };
+        let mut paths: Vec<PathBuf> = fs::read_dir(folder)?.map(|entry| Ok(entry?.path())).collect::<Outcome<_>>()?;
+        paths.retain(|path| path.extension().is_some_and(|extension| extension == "eml"));
+        paths.sort();
+        let mut found = Vec::new();
+        for path in paths {
+            let mail = fs::read_to_string(path)?;
+            let (head, body) = mail.split_once("\r\n\r\n").ok_or("a mail has a head and a body")?;
+            if head.contains(&format!("To: {email}")) {
+                let subject = head.lines().find_map(|line| line.strip_prefix("Subject: ")).unwrap_or_default();
+                found.push(format!("{subject}: {}", body.trim().replace("\r\n", " ")));
+            }
+        }
+        Ok(found)
+    }
+
+    /// Waits for the mail after the first `seen` ones.
+    pub async fn next_mail(&self, email: &str, seen: usize) -> Outcome<String> {
+        let wait = async {
+            loop {
+                match self.mails_to(email)?.into_iter().nth(seen) {
+                    Some(mail) => return Ok(mail),
+                    None => tokio::time::sleep(Duration::from_millis(20)).await,
+                }
+            }
+        };
+        timeout(PATIENCE, wait).await.map_err(|_| "a mail comes")?
+    }
+
+    /// Opens the socket of a session's device and waits for the welcome.
+    pub async fn connect(&self, name: &str, session: &Session, encoding: Encoding) -> Outcome<Socket> {
+        let mut request = format!("{}/v1/socket", self.url.replacen("http", "ws", 1)).into_client_request()?;
+        let headers = request.headers_mut();
+        headers.insert("authorization", HeaderValue::from_str(&format!("Bearer {}", session.token))?);
+        headers.insert("sec-websocket-protocol", HeaderValue::from_static(encoding.subprotocol()));
+        wire(&format!("GET /v1/socket, upgrade to {}", encoding.subprotocol()));
+        let (sink, mut stream) = connect_async(request).await?.0.split();
+        // Read all the time, also while somebody looks for a code: reading is what answers the server's pings.
+        let (arrived, incoming) = mpsc::unbounded_channel();
+        tokio::spawn(async move {
+            let mut end = 1006;
+            while let Some(Ok(message)) = stream.next().await {
+                if let Message::Close(frame) = &message {
+                    end = frame.as_ref().map_or(1005, |frame| frame.code.into());
+                } else if let Some(frame) = encoding.decode(&message) {
+                    let _ = arrived.send(Incoming::Frame(frame));
+                }
+            }
+            let _ = arrived.send(Incoming::Closed(end));
+        });
+        let mut socket = Socket {
+            name: name.to_owned(),
+            encoding,
+            sink,
+            incoming,
+            events: VecDeque::new(),
+            last_id: 0,
+            welcome: Value::Null,
+            quiet: false,
+        };
+        // The first frame of every socket is the welcome.
+        let first = socket.next_frame().await?;
+        ensure(first["event"] == "welcome" && first["data"]["device_id"] == session.device, "a welcome comes first")?;
+        socket.welcome = first["data"].clone();
+        Ok(socket)
+    }
+}
+
+/// How frames are written; the subprotocol of the upgrade decides.
+#[derive(Clone, Copy)]
+pub enum Encoding {
+    /// In text frames.
+    Json,
+    /// In binary frames.
+    MsgPack,
+}
+
+impl Encoding {
+    fn subprotocol(self) -> &'static str {
+        match self {
+            Self::Json => "sealwire.v1.json",
+            Self::MsgPack => "sealwire.v1.msgpack",
+        }
+    }
+
+    fn encode(self, frame: &Value) -> Outcome<Message> {
+        Ok(match self {
+            Self::Json => Message::text(frame.to_string()),
+            Self::MsgPack => Message::binary(rmp_serde::to_vec_named(frame)?),
+        })
+    }
+
+    fn decode(self, message: &Message) -> Option<Value> {
+        match (self, message) {
+            (Self::Json, Message::Text(text)) => serde_json::from_str(text).ok(),
+            (Self::MsgPack, Message::Binary(bytes)) => rmp_serde::from_slice(bytes).ok(),
+            _ => None,
+        }
+    }
+}
+
+enum Incoming {
+    Frame(Value),
+    Closed(u16),
+}
+
+/// A connected device.
+pub struct Socket {
+    name: String,
+    encoding: Encoding,
+    sink: SplitSink<WebSocketStream<MaybeTlsStream<TcpStream>>, Message>,
+    incoming: mpsc::UnboundedReceiver<Incoming>,
+    /// Events that came while a reply was waited for.
+    events: VecDeque<Value>,
+    last_id: u32,
+    /// What the server said first.
+    pub welcome: Value,
+    /// Whether its frames are left out of the story.
+    pub quiet: bool,
+}
+
+impl Socket {
+    /// Sends a request and waits for its one reply; gives the result.
+    pub async fn request(&mut self, op: &str, params: Value) -> Outcome<Value> {
+        match self.ask(op, params).await? {
+            Ok(result) => Ok(result),
+            Err(error) => Err(format!("{op} was refused: {error}").into()),
+        }
+    }
+
+    /// The same, where the server may say no.
+    pub async fn ask(&mut self, op: &str, params: Value) -> Outcome<Result<Value, Value>> {
+        self.last_id += 1;
+        let request = json!({ "id": self.last_id, "op": op, "params": params });
+        self.show("→", &brief(&request));
+        self.sink.send(self.encoding.encode(&request)?).await?;
+        loop {
+            let frame = self.next_frame().await?;
+            if frame.get("event").is_some() {
+                self.events.push_back(frame);
+                continue;
+            }
+            ensure(frame["id"] == self.last_id, "the reply carries the id of its request")?;
+            return Ok(frame.get("error").cloned().map_or_else(|| Ok(frame["result"].clone()), Err));
+        }
+    }
+
+    /// Waits for an event of this name that has not been taken yet; gives its data.
+    pub async fn event(&mut self, name: &str) -> Outcome<Value> {
+        loop {
+            if let Some(at) = self.events.iter().position(|event| event["event"] == name) {
+                return Ok(self.events.remove(at).unwrap_or_default()["data"].take());
+            }
+            let frame = self.next_frame().await?;
+            self.events.push_back(frame);
+        }
+    }
+
+    /// Waits until the server closes the socket; gives the code.
+    pub async fn close_code(&mut self) -> Outcome<u16> {
+        loop {
+            match timeout(PATIENCE, self.incoming.recv()).await.map_err(|_| "the server closes the socket")? {
+                Some(Incoming::Frame(frame)) => self.events.push_back(frame),
+                Some(Incoming::Closed(code)) => {
+                    self.show("←", &format!("close {code}"));
+                    return Ok(code);
+                }
+                None => return Err("the socket closed before".into()),
+            }
+        }
+    }
+
+    /// Closes the connection from our side.
+    pub async fn leave(&mut self) -> Outcome {
+        self.sink.close().await?;
+        self.close_code().await.map(drop)
+    }
+
+    fn show(&self, arrow: &str, what: &str) {
+        if !self.quiet {
+            wire(&format!("{} {arrow} {what}", self.name));
+        }
+    }
+
+    async fn next_frame(&mut self) -> Outcome<Value> {
+        match timeout(PATIENCE, self.incoming.recv()).await.map_err(|_| "the server says something")? {
+            Some(Incoming::Frame(frame)) => {
+                self.show("←", &brief(&frame));
+                Ok(frame)
+            }
+            Some(Incoming::Closed(code)) => Err(format!("{} was closed with {code}", self.name).into()),
+            None => Err("the socket is closed".into()),
+        }
+    }
+}
+
+/// Ends the tour where the server does not behave.
+pub fn ensure(holds: bool, what: &str) -> Outcome {
+    if holds { Ok(()) } else { Err(format!("this should hold and does not: {what}").into()) }
+}
+
+/// A value that must be text.
+pub fn text(value: &Value) -> Outcome<String> {
+    Ok(value.as_str().ok_or("a text is expected here")?.to_owned())
+}
+
+async fn ask(question: &str) -> Outcome<String> {
+    eprint!("{question}");
+    let line = tokio::task::spawn_blocking(|| std::io::stdin().lines().next().transpose()).await??;
+    Ok(line.ok_or("no code was entered")?.trim().to_owned())
+}
+
+/// Shows what goes over the wire, dimmed where that is possible.
+pub fn wire(line: &str) {
+    if std::io::stdout().is_terminal() {
+        println!("      \x1b[2m{line}\x1b[0m");
+    } else {
+        println!("      {line}");
+    }
+}
+
+/// JSON on one line, with ids, keys and tokens cut short.
+fn brief(value: &Value) -> String {
+    fn shorten(value: &Value) -> Value {
+        match value {
+            Value::String(text) if text.len() > 32 && !text.contains(' ') => {
+                format!("{}…", text.chars().take(8).collect::<String>()).into()
+            }
+            Value::Array(items) if items.len() > 2 => {
+                json!([shorten(&items[0]), format!("… {} more", items.len() - 1)])
+            }
+            Value::Array(items) => items.iter().map(shorten).collect(),
+            Value::Object(fields) => {
+                Value::Object(fields.iter().map(|(name, field)| (name.clone(), shorten(field))).collect())
+            }
+            other => other.clone(),
+        }
+    }
+    if value.is_null() { String::new() } else { shorten(value).to_string() }
+}

@@ -1,0 +1,251 @@
+//! A tour of Sealwire: two people and three devices go through the whole protocol against a running server.
+//!
+//!     SEALWIRE__MAILER__URL=file:mail cargo run       # in one terminal
+//!     cargo run --example tour -- --mail mail         # in another
+//!
+//! Without `--mail` it asks for the codes, which the server prints when it is run without settings. The lines in between
+//! are what goes over the wire, cut short. The tour ends with an error where a step does not come out as told.
+
+mod client;
+mod keys;
+
+use std::{path::PathBuf, process::ExitCode};
+
+use clap::Parser;
+use reqwest::Method;
+use sealwire::clock::Entropy;
+use serde_json::{Value, json};
+
+use client::{Encoding, Outcome, Server, Session, Socket, ensure};
+use keys::Keyring;
+
+#[derive(Parser)]
+struct Arguments {
+    /// The server to visit.
+    #[arg(default_value = "http://127.0.0.1:8080")]
+    server: String,
+    /// The folder into which the server puts its mails, to read the codes from.
+    #[arg(long, value_name = "DIR")]
+    mail: Option<PathBuf>,
+}
+
+/// Somebody's device: signed in, connected, with keys of its own.
+struct Device {
+    session: Session,
+    socket: Socket,
+    keys: Keyring,
+}
+
+#[tokio::main]
+async fn main() -> ExitCode {
+    let Arguments { server, mail } = Arguments::parse();
+    let server = Server { url: server.trim_end_matches('/').to_owned(), mail };
+    match tour(&server).await {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("\nThe tour ends here: {error}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn chapter(number: u32, title: &str) {
+    println!("\n{number:>3}.  {title}\n");
+}
+
+fn say(text: &str) {
+    println!("   {text}");
+}
+
+async fn tour(server: &Server) -> Outcome {
+    let entropy = Entropy::from_system()?;
+    // Addresses of their own for each tour, so that one does not run into the limits of another.
+    let run = entropy.uuid().simple().to_string();
+    let address = |name: &str| format!("{name}-{}@example.org", &run[..8]);
+
+    chapter(1, "Two people sign in");
+    say("A code comes by mail; with it a device is made and gets a session. Alice first.");
+    let alice = server.sign_in(&address("alice"), json!({ "name": "Alice's phone" })).await?;
+    say("Then Bob.");
+    let bob = server.sign_in(&address("bob"), json!({ "name": "Bob's phone" })).await?;
+
+    chapter(2, "Their phones connect and publish keys");
+    say(
+        "Alice's phone speaks JSON. Its first publish is a complete set: identity key, signed prekey, one-time prekeys.",
+    );
+    let mut alice = arrive(server, &entropy, "Alice's phone", alice, Encoding::Json, 30).await?;
+    say("Bob's phone speaks MessagePack. He is stingy: seven one-time prekeys.");
+    let mut bob = arrive(server, &entropy, "Bob's phone", bob, Encoding::MsgPack, 7).await?;
+
+    claim_once(server, &mut alice, &mut bob).await?;
+    let mut laptop = add_laptop(server, &entropy, &mut alice, &mut bob).await?;
+    run_out(&entropy, &mut alice, &mut bob).await?;
+    renew(server, &mut bob).await?;
+
+    chapter(9, "Alice loses her laptop and revokes it");
+    let params = json!({ "device_id": laptop.session.device });
+    alice.socket.request("devices.revoke", params).await?;
+    let told = laptop.socket.event("session.revoked").await?;
+    ensure(told["reason"] == "device_revoked", "the laptop hears why")?;
+    let changed = alice.socket.event("devices.changed").await?;
+    ensure(changed["removed"] == json!([laptop.session.device]), "the phone hears of it")?;
+    ensure(laptop.socket.close_code().await? == 4502, "a revoked device's socket closes with 4502")?;
+    let (status, _) = server.call(Method::GET, "/v1/auth/session", &laptop.session.token, None).await?;
+    ensure(status == 401, "a revoked device's token is worth nothing")?;
+    say("Its session, its unissued keys and its socket went in that moment.");
+
+    chapter(10, "Bob logs out, and signs in on the same phone again");
+    bob.socket.request("session.logout", json!({})).await?;
+    let told = bob.socket.event("session.revoked").await?;
+    ensure(told["reason"] == "logout", "the reply comes first, then the event")?;
+    ensure(bob.socket.close_code().await? == 4500, "then the close, with 4500")?;
+    say("The phone names its device id, so it keeps its keys. No device is added, and nobody is alarmed.");
+    let again = server.sign_in(&bob.session.email, json!({ "id": bob.session.device })).await?;
+    ensure(again.device == bob.session.device, "it is the same device")?;
+    bob.socket = server.connect("Bob's phone", &again, Encoding::MsgPack).await?;
+    ensure(bob.socket.welcome["keys"]["identity_key"] == bob.keys.identity_key(), "its keys are still there")?;
+
+    chapter(11, "Alice deletes her account");
+    alice.socket.request("account.delete", json!({})).await?;
+    let told = alice.socket.event("session.revoked").await?;
+    ensure(told["reason"] == "account_deleted", "she hears why")?;
+    ensure(alice.socket.close_code().await? == 4506, "and her socket closes with 4506")?;
+    let answer = bob.socket.ask("users.find", json!({ "email": alice.session.email })).await?;
+    ensure(answer.is_err_and(|error| error["code"] == "not_found"), "nobody finds her any more")?;
+    say("Bob goes as well, so that the tour leaves nothing behind.");
+    bob.socket.request("account.delete", json!({})).await?;
+    ensure(bob.socket.close_code().await? == 4506, "his socket closes with 4506")?;
+
+    println!("\n   That was all of it. docs/protocol.md has the details.\n");
+    Ok(())
+}
+
+/// Connects a device that has signed in, and publishes its first keys.
+async fn arrive(
+    server: &Server,
+    entropy: &Entropy,
+    name: &str,
+    session: Session,
+    encoding: Encoding,
+    one_time: usize,
+) -> Outcome<Device> {
+    let mut socket = server.connect(name, &session, encoding).await?;
+    ensure(socket.welcome["keys"]["suite"].is_null(), "a new device has no keys yet")?;
+    let mut keys = Keyring::new(entropy);
+    let report = socket.request("keys.publish", keys.complete_set(one_time)).await?;
+    ensure(count(&report["one_time"]["accepted"]) == one_time, "all keys are accepted")?;
+    ensure(report["status"]["one_time"] == one_time, "and wait to be claimed")?;
+    Ok(Device { session, socket, keys })
+}
+
+async fn claim_once(server: &Server, alice: &mut Device, bob: &mut Device) -> Outcome {
+    chapter(3, "Alice finds Bob and claims his keys");
+    let found = alice.socket.request("users.find", json!({ "email": bob.session.email })).await?;
+    ensure(found["user_id"] == bob.session.user, "an address leads to a user")?;
+    say("A fetch shows his bundle and takes nothing.");
+    let fetched = alice.socket.request("keys.fetch", json!({ "user_id": bob.session.user })).await?;
+    ensure(fetched["bundles"][0]["one_time"] == "not_requested", "a fetch takes no one-time prekey")?;
+    say(
+        "A claim takes one one-time prekey, which nobody else will ever get. The claim_id names what Alice is about to do.",
+    );
+    let claim = json!({ "user_id": bob.session.user, "claim_id": Entropy::from_system()?.uuid() });
+    let claimed = alice.socket.request("keys.claim", claim.clone()).await?;
+    let bundle = &claimed["bundles"][0];
+    ensure(bundle["one_time"] == "claimed" && bundle["one_time_prekey"]["key_id"] == 1, "the oldest key comes first")?;
+
+    chapter(4, "The connection breaks; the claim is repeated");
+    alice.socket.leave().await?;
+    alice.socket = server.connect("Alice's phone", &alice.session, Encoding::Json).await?;
+    let again = alice.socket.request("keys.claim", claim).await?;
+    ensure(again == claimed, "the same claim_id brings the same key")?;
+    let status = bob.socket.request("keys.status", json!({})).await?;
+    ensure(status["one_time"] == 6, "and takes no other")?;
+    say("The same key came again, and six of Bob's seven are left.");
+
+    chapter(5, "Both sides agree on a secret that the server does not know");
+    let (alices, hello) = alice.keys.initiate(bundle)?;
+    say("Alice has checked the prekey's signature and run X3DH. What Bob needs for his side is public:");
+    client::wire(&hello.to_string());
+    say("(The server does not carry messages yet, so the tour itself hands this over.)");
+    let bobs = bob.keys.respond(&hello)?;
+    ensure(alices == bobs, "both have derived the same secret")?;
+    say(&format!("Alice's secret begins with {}, Bob's with {}.", hex(&alices), hex(&bobs)));
+    ensure(bob.keys.respond(&hello).is_err(), "the private half of the one-time prekey is gone")?;
+    Ok(())
+}
+
+async fn add_laptop(server: &Server, entropy: &Entropy, alice: &mut Device, bob: &mut Device) -> Outcome<Device> {
+    chapter(6, "Alice adds a laptop");
+    let seen = server.mails_to(&alice.session.email)?.len();
+    let laptop = server.sign_in(&alice.session.email, json!({ "name": "Alice's laptop" })).await?;
+    let changed = alice.socket.event("devices.changed").await?;
+    ensure(changed["added"] == json!([laptop.device]), "her phone hears of it")?;
+    if server.mail.is_some() {
+        // The first of the two is the code.
+        let mail = server.next_mail(&alice.session.email, seen + 1).await?;
+        say(&format!("And a mail says: {mail}"));
+        ensure(mail.contains("A device was added"), "and so does she, by mail")?;
+    }
+    let laptop = arrive(server, entropy, "Alice's laptop", laptop, Encoding::MsgPack, 30).await?;
+    say("Whoever writes to Alice now encrypts twice: once for each of her devices.");
+    let claim = json!({ "user_id": alice.session.user, "claim_id": entropy.uuid() });
+    let claimed = bob.socket.request("keys.claim", claim).await?;
+    ensure(count(&claimed["bundles"]) == 2, "Bob gets a bundle for each device")?;
+    Ok(laptop)
+}
+
+async fn run_out(entropy: &Entropy, alice: &mut Device, bob: &mut Device) -> Outcome {
+    chapter(7, "Bob's one-time prekeys run out, and he is told in time");
+    say("Alice claims again and again, each time under another claim_id. (More than ten would be over the limit.)");
+    alice.socket.quiet = true;
+    loop {
+        let claim = json!({ "user_id": bob.session.user, "claim_id": entropy.uuid() });
+        let claimed = alice.socket.request("keys.claim", claim).await?;
+        let bundle = &claimed["bundles"][0];
+        client::wire(&format!("Alice's phone ← {} {}", bundle["one_time"], bundle["one_time_prekey"]["key_id"]));
+        if bundle["one_time"] == "exhausted" {
+            // X3DH works without a one-time prekey, only with less protection for the first message.
+            let (alices, hello) = alice.keys.initiate(bundle)?;
+            ensure(alices == bob.keys.respond(&hello)?, "a bundle without a one-time prekey is good as well")?;
+            break;
+        }
+        ensure(bundle["one_time"] == "claimed", "a claim brings a key while there is one")?;
+    }
+    alice.socket.quiet = false;
+    while bob.socket.event("prekeys.low").await?["remaining"] != 0 {}
+    say("Every level that the pool fell to was told once. Bob's phone fills it up.");
+    let report = bob.socket.request("keys.publish", bob.keys.refill(40)).await?;
+    ensure(report["status"]["one_time"] == 40, "the pool is full again")?;
+    Ok(())
+}
+
+async fn renew(server: &Server, bob: &mut Device) -> Outcome {
+    chapter(8, "Bob's session is renewed, and a newer connection displaces the old one");
+    let renewed = bob.socket.request("session.renew", json!({})).await?;
+    let check = |token: String| async move {
+        let (status, session) = server.call(Method::GET, "/v1/auth/session", &token, None).await?;
+        Ok::<_, Box<dyn std::error::Error>>((status, session["session_id"].clone()))
+    };
+    say("The old token works until the new one has been presented, so a lost reply locks nobody out.");
+    let old = std::mem::replace(&mut bob.session.token, client::text(&renewed["token"])?);
+    ensure(check(old.clone()).await?.0 == 200, "the old token still works")?;
+    let presented = check(bob.session.token.clone()).await?;
+    ensure(presented == (200, renewed["session_id"].clone()), "the new token belongs to the successor")?;
+    ensure(check(old).await?.0 == 401, "its first presentation ended the old session")?;
+    bob.socket.request("keys.status", json!({})).await?;
+    say(
+        "The socket that renewed went over to the new session and stays. A second connection of the device displaces it.",
+    );
+    let newer = server.connect("Bob's phone", &bob.session, Encoding::MsgPack).await?;
+    let mut older = std::mem::replace(&mut bob.socket, newer);
+    ensure(older.close_code().await? == 4503, "the older connection closes with 4503")?;
+    Ok(())
+}
+
+fn count(list: &Value) -> usize {
+    list.as_array().map_or(0, Vec::len)
+}
+
+fn hex(bytes: &[u8; 32]) -> String {
+    bytes[..8].iter().fold(String::new(), |text, byte| format!("{text}{byte:02x}"))
+}

@@ -1,0 +1,34 @@
+#![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
+//! The tour in `examples/tour` is a client that is not ours to bend: it must get through.
+
+use std::{path::PathBuf, process::Command};
+
+use crate::support::{Server, ServerProcess};
+
+/// The compiled example: `cargo test` puts it into a folder beside that of this executable.
+fn tour() -> PathBuf {
+    let mut path = std::env::current_exe().unwrap();
+    path.pop();
+    path.pop();
+    path.extend(["examples", "tour"]);
+    assert!(path.exists(), "{} is missing: cargo build --example tour", path.display());
+    path
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn two_people_and_three_devices_get_through_the_whole_protocol() {
+    let server = ServerProcess::start(&[]).await;
+    let url = format!("http://{}", server.address());
+    let output = Command::new(tour()).arg(url).arg("--mail").arg(server.mail()).output().unwrap();
+    let (told, failed) = (String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
+    assert!(output.status.success(), "{told}{failed}");
+    assert!(told.contains("That was all of it."), "{told}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_tour_fails_where_there_is_no_server() {
+    let nowhere = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+    let output = Command::new(tour()).arg(format!("http://{nowhere}")).output().unwrap();
+    assert_eq!(output.status.code(), Some(1));
+    assert!(String::from_utf8_lossy(&output.stderr).contains("The tour ends here"));
+}
