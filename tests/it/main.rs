@@ -11,6 +11,7 @@ mod cluster;
 mod cluster_claims;
 mod cluster_mixed;
 mod contract;
+mod docs;
 mod mail;
 mod sessions;
 mod support;
