@@ -4,7 +4,10 @@ use std::{fmt, num::NonZeroU32};
 
 use serde::{
     Deserialize, Deserializer, Serialize,
-    de::{self, DeserializeOwned, IgnoredAny, MapAccess, SeqAccess, Visitor, value::MapAccessDeserializer},
+    de::{
+        self, DeserializeOwned, DeserializeSeed, IgnoredAny, IntoDeserializer, MapAccess, SeqAccess, Visitor,
+        value::{MapAccessDeserializer, SeqAccessDeserializer},
+    },
 };
 
 use super::{Codec, Problem, codec::DecodeError};
@@ -128,10 +131,52 @@ impl<'de, T: Deserialize<'de>> Deserialize<'de> for Object<T> {
                 f.write_str("a map")
             }
             fn visit_map<A: MapAccess<'de>>(self, map: A) -> Result<Self::Value, A::Error> {
-                T::deserialize(MapAccessDeserializer::new(map)).map(Object)
+                T::deserialize(MapAccessDeserializer::new(Named(map))).map(Object)
             }
         }
         deserializer.deserialize_map(MapOnly(std::marker::PhantomData))
+    }
+}
+
+/// A value that must be a list. A plain `Vec` would also take the `bin` of `MessagePack`, as a list of numbers.
+#[derive(Debug)]
+pub struct List<T>(pub Vec<T>);
+
+impl<'de, T: Deserialize<'de>> Deserialize<'de> for List<T> {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct ListOnly<T>(std::marker::PhantomData<T>);
+        impl<'de, T: Deserialize<'de>> Visitor<'de> for ListOnly<T> {
+            type Value = List<T>;
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("a list")
+            }
+            fn visit_seq<A: SeqAccess<'de>>(self, seq: A) -> Result<Self::Value, A::Error> {
+                Vec::deserialize(SeqAccessDeserializer::new(seq)).map(List)
+            }
+        }
+        deserializer.deserialize_any(ListOnly(std::marker::PhantomData))
+    }
+}
+
+/// A map whose fields are known by their names alone. `MessagePack` allows any value as a key, and derived
+/// implementations would take a number for the field in that place.
+struct Named<A>(A);
+
+impl<'de, A: MapAccess<'de>> MapAccess<'de> for Named<A> {
+    type Error = A::Error;
+
+    fn next_key_seed<K: DeserializeSeed<'de>>(&mut self, seed: K) -> Result<Option<K::Value>, A::Error> {
+        let Some(key) = self.0.next_key::<Shape>()? else { return Ok(None) };
+        let name = match key {
+            Shape::Text(name) => name,
+            // No field has this name, so that it is passed over.
+            _ => String::new(),
+        };
+        seed.deserialize(name.into_deserializer()).map(Some)
+    }
+
+    fn next_value_seed<V: DeserializeSeed<'de>>(&mut self, seed: V) -> Result<V::Value, A::Error> {
+        self.0.next_value_seed(seed)
     }
 }
 

@@ -8,7 +8,7 @@ use base64::{
 };
 use serde::{Deserialize, Deserializer, de};
 
-use super::frame::Object;
+use super::frame::{List, Object};
 use crate::domain::{
     ChallengeId, ClaimId, DeviceId, Email, Refusal, Suite, Timestamp, UserId,
     otp::OtpCode,
@@ -222,7 +222,7 @@ fn parse_email(text: &Text) -> Result<Email, Refusal> {
 pub struct Fetch {
     /// Whose devices.
     pub user_id: UserId,
-    device_ids: Option<Vec<DeviceId>>,
+    device_ids: Option<List<DeviceId>>,
 }
 
 impl Fetch {
@@ -240,7 +240,7 @@ impl Fetch {
 pub struct Claim {
     /// Whose devices.
     pub user_id: UserId,
-    device_ids: Option<Vec<DeviceId>>,
+    device_ids: Option<List<DeviceId>>,
     /// The intent.
     pub claim_id: ClaimId,
 }
@@ -255,8 +255,8 @@ impl Claim {
     }
 }
 
-fn distinct(ids: Option<Vec<DeviceId>>) -> Result<Option<Vec<DeviceId>>, Refusal> {
-    let Some(mut ids) = ids else { return Ok(None) };
+fn distinct(ids: Option<List<DeviceId>>) -> Result<Option<Vec<DeviceId>>, Refusal> {
+    let Some(List(mut ids)) = ids else { return Ok(None) };
     let mut seen = std::collections::HashSet::new();
     ids.retain(|id| seen.insert(*id));
     if ids.len() > MAX_DEVICE_IDS {
@@ -272,9 +272,9 @@ pub struct Publish {
     suite: Option<Suite>,
     identity_key: Option<Base64>,
     signed_prekey: Option<Object<SignedPrekeyBody>>,
-    one_time_prekeys: Option<Vec<Object<KeyBody>>>,
+    one_time_prekeys: Option<List<Object<KeyBody>>>,
     pq_last_resort: Option<Object<SignedKeyBody>>,
-    pq_one_time: Option<Vec<Object<SignedKeyBody>>>,
+    pq_one_time: Option<List<Object<SignedKeyBody>>>,
 }
 
 #[derive(Deserialize)]
@@ -312,6 +312,10 @@ impl From<SignedKeyBody> for SignedKey {
     }
 }
 
+fn items<T>(list: Option<List<T>>) -> impl Iterator<Item = T> {
+    list.into_iter().flat_map(|List(items)| items)
+}
+
 impl From<Publish> for PublishRequest {
     fn from(body: Publish) -> Self {
         let expires_at = body.signed_prekey.as_ref().and_then(|key| key.0.expires_at);
@@ -326,9 +330,9 @@ impl From<Publish> for PublishRequest {
             identity_key: body.identity_key.map(|key| key.0),
             signed_prekey,
             expires_at,
-            one_time: body.one_time_prekeys.unwrap_or_default().into_iter().map(plain).collect(),
+            one_time: items(body.one_time_prekeys).map(plain).collect(),
             pq_last_resort: body.pq_last_resort.map(|key| key.0.into()),
-            pq_one_time: body.pq_one_time.unwrap_or_default().into_iter().map(|key| key.0.into()).collect(),
+            pq_one_time: items(body.pq_one_time).map(|key| key.0.into()).collect(),
         }
     }
 }
@@ -377,6 +381,8 @@ mod tests {
         assert!(Codec::MsgPack.decode::<Text>(b"\xa2hi").is_ok());
         assert!(Codec::MsgPack.decode::<Text>(b"\xc4\x02hi").is_err());
         assert!(Codec::Json.decode::<Text>(br#""a\u0000""#).is_err());
+        assert!(Codec::MsgPack.decode::<Timestamp>(b"\xb42026-06-01T12:00:00Z").is_ok());
+        assert!(Codec::MsgPack.decode::<Timestamp>(b"\xc4\x142026-06-01T12:00:00Z").is_err());
     }
 
     proptest! {
