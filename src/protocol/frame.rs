@@ -88,6 +88,7 @@ impl Request {
             Some(_) => Err(Refusal::BadRequest("params must be a map".into())),
         };
         let op = match outline.op {
+            Some(Shape::Text(name)) if name.contains('\0') => Err(Refusal::BadRequest("text must not hold NUL".into())),
             Some(Shape::Text(name)) => Op::parse(&name).ok_or(Refusal::UnknownOp),
             _ => Err(Refusal::BadRequest("op must be a string".into())),
         };
