@@ -10,10 +10,11 @@ use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
 pub struct Timestamp(DateTime<Utc>);
 
 impl Timestamp {
-    /// Cuts what is finer than a microsecond off, so that a value read back from a database equals the one written.
+    /// Cuts what is finer than a microsecond off, so that a value read back from a database equals the one written. A
+    /// leap second, which many clients cannot read, becomes the last microsecond before it.
     #[must_use]
     pub fn new(at: DateTime<Utc>) -> Self {
-        let micros = at.nanosecond() / 1_000 * 1_000;
+        let micros = at.nanosecond().min(999_999_999) / 1_000 * 1_000;
         Self(at.with_nanosecond(micros).unwrap_or(at))
     }
 
@@ -111,6 +112,13 @@ mod tests {
         let at = Timestamp::parse("2026-11-23T10:00:00.1234567+01:00").unwrap();
         assert_eq!(at.to_string(), "2026-11-23T09:00:00.123456Z");
         assert_eq!(Timestamp::parse(&at.to_string()), Some(at));
+    }
+
+    #[test]
+    fn a_leap_second_is_never_written() {
+        for leap in ["2026-06-30T23:59:60Z", "2026-06-30T23:59:60.999999999Z", "2026-07-01T01:59:60.5+02:00"] {
+            assert_eq!(Timestamp::parse(leap).unwrap().to_string(), "2026-06-30T23:59:59.999999Z");
+        }
     }
 
     #[test]
