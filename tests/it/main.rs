@@ -12,6 +12,7 @@ mod cluster_claims;
 mod cluster_mixed;
 mod contract;
 mod docs;
+mod frames;
 mod mail;
 mod sessions;
 mod support;

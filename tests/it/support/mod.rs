@@ -4,6 +4,8 @@
 pub mod claiming;
 pub mod http;
 pub mod keys;
+pub mod problem;
+pub mod raw;
 pub mod server;
 pub mod services;
 pub mod socket;

@@ -1,0 +1,254 @@
+//! A WebSocket client that may say anything: its frames are made by hand, and it answers nothing unasked.
+
+use std::sync::Arc;
+
+use serde_json::{Value, json};
+use tokio::{
+    io::{AsyncReadExt, AsyncWriteExt},
+    net::{
+        TcpStream,
+        tcp::{OwnedReadHalf, OwnedWriteHalf},
+    },
+    sync::Mutex,
+    time::timeout,
+};
+
+use super::{Codec, PATIENCE, Server};
+
+/// First header bytes of whole messages and of control frames.
+pub const TEXT: u8 = 0x81;
+pub const BINARY: u8 = 0x82;
+pub const CLOSE: u8 = 0x88;
+pub const PING: u8 = 0x89;
+pub const PONG: u8 = 0x8a;
+
+/// The answer to an upgrade request.
+pub struct Answer {
+    pub status: u16,
+    head: String,
+    /// Its JSON, `Null` where there is none.
+    pub body: Value,
+}
+
+impl Answer {
+    /// The value of a header, by its lower-case name.
+    pub fn header(&self, name: &str) -> Option<&str> {
+        self.head.lines().skip(1).find_map(|line| {
+            let (key, value) = line.split_once(':')?;
+            key.eq_ignore_ascii_case(name).then(|| value.trim())
+        })
+    }
+}
+
+/// Asks for `/v1/socket` with exactly these headers besides `Host`.
+pub async fn knock(server: &impl Server, headers: &[(&str, &str)]) -> (Answer, RawSocket) {
+    let stream = TcpStream::connect(server.address()).await.unwrap();
+    stream.set_nodelay(true).unwrap();
+    let mut request = format!("GET /v1/socket HTTP/1.1\r\nHost: {}\r\n", server.address());
+    for (name, value) in headers {
+        request.push_str(&format!("{name}: {value}\r\n"));
+    }
+    request.push_str("\r\n");
+    let (reader, writer) = stream.into_split();
+    let mut socket = RawSocket { codec: Codec::Json, reader, writer: Arc::new(Mutex::new(writer)), inbox: Vec::new() };
+    socket.send(request.as_bytes()).await;
+    let end = loop {
+        if let Some(at) = socket.inbox.windows(4).position(|four| four == b"\r\n\r\n") {
+            break at + 4;
+        }
+        assert!(socket.fill().await, "no answer to an upgrade request");
+    };
+    let head = String::from_utf8(socket.inbox.drain(..end).collect()).unwrap();
+    let status = head.split(' ').nth(1).unwrap().parse().unwrap();
+    let mut answer = Answer { status, head, body: Value::Null };
+    if let Some(length) = answer.header("content-length") {
+        let length: usize = length.parse().unwrap();
+        while socket.inbox.len() < length {
+            assert!(socket.fill().await, "a body that was cut off");
+        }
+        answer.body = serde_json::from_slice(&socket.inbox[..length]).unwrap_or(Value::Null);
+    }
+    (answer, socket)
+}
+
+/// The headers of a sound upgrade request, without token and subprotocol.
+pub const HANDSHAKE: [(&str, &str); 4] = [
+    ("connection", "Upgrade"),
+    ("upgrade", "websocket"),
+    ("sec-websocket-version", "13"),
+    ("sec-websocket-key", "dGhlIHNhbXBsZSBub25jZQ=="),
+];
+
+/// An upgraded connection.
+pub struct RawSocket {
+    codec: Codec,
+    reader: OwnedReadHalf,
+    writer: Arc<Mutex<OwnedWriteHalf>>,
+    inbox: Vec<u8>,
+}
+
+impl RawSocket {
+    /// Connects, and gives the first frame too.
+    pub async fn connect(server: &impl Server, token: &str, codec: Codec) -> (Self, Value) {
+        let bearer = format!("Bearer {token}");
+        let more = [("authorization", bearer.as_str()), ("sec-websocket-protocol", codec.subprotocol())];
+        let (answer, mut socket) = knock(server, &[&HANDSHAKE[..], &more].concat()).await;
+        assert_eq!(answer.status, 101, "{}", answer.body);
+        socket.codec = codec;
+        let welcome = socket.message().await.expect("a welcome");
+        assert_eq!(welcome["event"], "welcome", "the first frame");
+        (socket, welcome)
+    }
+
+    /// Sends bytes as they are. That the server has closed meanwhile shows when it is listened to.
+    pub async fn send(&mut self, bytes: &[u8]) {
+        let _ = self.writer.lock().await.write_all(bytes).await;
+    }
+
+    /// Sends bytes while something else is done, such as listening, or nothing.
+    pub fn send_meanwhile(&self, bytes: Vec<u8>) {
+        let writer = self.writer.clone();
+        tokio::spawn(async move { writer.lock().await.write_all(&bytes).await });
+    }
+
+    /// Ends its own side of TCP and goes on listening.
+    pub async fn shutdown(&mut self) {
+        let _ = self.writer.lock().await.shutdown().await;
+    }
+
+    /// Sends a value as one frame of the codec's kind.
+    pub async fn say(&mut self, value: &Value) {
+        let bytes = data(self.codec, &encode(self.codec, value));
+        self.send(&bytes).await;
+    }
+
+    /// Sends a request without parameters of its own and waits for its reply, passing over everything else.
+    pub async fn status(&mut self, id: u32) -> Value {
+        self.say(&json!({ "id": id, "op": "keys.status" })).await;
+        self.reply(id).await
+    }
+
+    /// Waits for the reply to a request, passing over everything else.
+    pub async fn reply(&mut self, id: u32) -> Value {
+        loop {
+            let message = self.message().await.unwrap_or_else(|| panic!("no reply to {id}"));
+            if message["id"] == id {
+                return message;
+            }
+        }
+    }
+
+    async fn fill(&mut self) -> bool {
+        let mut chunk = [0; 16 * 1024];
+        match timeout(PATIENCE * 3, self.reader.read(&mut chunk)).await.expect("the server says something") {
+            Ok(0) | Err(_) => false,
+            Ok(n) => {
+                self.inbox.extend_from_slice(&chunk[..n]);
+                true
+            }
+        }
+    }
+
+    /// The next frame: its first header byte and its payload. `None` where the server has ended TCP.
+    pub async fn frame(&mut self) -> Option<(u8, Vec<u8>)> {
+        loop {
+            if let Some((start, end)) = span(&self.inbox) {
+                let payload = self.inbox[start..end].to_vec();
+                let head = self.inbox[0];
+                self.inbox.drain(..end);
+                return Some((head, payload));
+            }
+            if !self.fill().await {
+                return None;
+            }
+        }
+    }
+
+    /// The next data frame, decoded. `None` where the server closes.
+    pub async fn message(&mut self) -> Option<Value> {
+        loop {
+            match (self.frame().await?, self.codec) {
+                ((TEXT, payload), Codec::Json) => return Some(serde_json::from_slice(&payload).unwrap()),
+                ((BINARY, payload), Codec::MsgPack) => return Some(rmp_serde::from_slice(&payload).unwrap()),
+                ((PING | PONG, _), _) => {}
+                ((CLOSE, _), _) => return None,
+                (frame, _) => panic!("an unexpected frame {frame:?}"),
+            }
+        }
+    }
+
+    /// The code of the Close frame, passing over everything before: 1005 where it has none, 1006 where there is no
+    /// Close frame. TCP must end behind it.
+    pub async fn close_code(&mut self) -> u16 {
+        loop {
+            match self.frame().await {
+                None => return 1006,
+                Some((CLOSE, payload)) => {
+                    self.shutdown().await;
+                    assert!(self.frame().await.is_none(), "something came after the Close frame");
+                    return payload.first_chunk().map_or(1005, |code| u16::from_be_bytes(*code));
+                }
+                Some(_) => {}
+            }
+        }
+    }
+
+    /// Ends TCP with a reset.
+    pub fn reset(self) {
+        self.reader.as_ref().set_zero_linger().unwrap();
+        // Dropping the half would end it in good order first.
+        Arc::into_inner(self.writer).unwrap().into_inner().forget();
+    }
+}
+
+/// Where the payload of the first frame of the server's bytes lies, if all of it is there.
+fn span(bytes: &[u8]) -> Option<(usize, usize)> {
+    let second = *bytes.get(1)?;
+    assert_eq!(second & 0x80, 0, "a server does not mask");
+    let (start, length) = match second {
+        126 => (4, u16::from_be_bytes(bytes.get(2..4)?.try_into().unwrap()).into()),
+        127 => (10, usize::try_from(u64::from_be_bytes(bytes.get(2..10)?.try_into().unwrap())).unwrap()),
+        short => (2, short.into()),
+    };
+    (bytes.len() >= start + length).then_some((start, start + length))
+}
+
+/// A value in the codec's encoding.
+pub fn encode(codec: Codec, value: &Value) -> Vec<u8> {
+    match codec {
+        Codec::Json => value.to_string().into_bytes(),
+        Codec::MsgPack => rmp_serde::to_vec_named(value).unwrap(),
+    }
+}
+
+/// A payload as one data frame of the codec's kind.
+pub fn data(codec: Codec, payload: &[u8]) -> Vec<u8> {
+    frame(if codec == Codec::Json { TEXT } else { BINARY }, payload)
+}
+
+/// A masked frame.
+pub fn frame(head: u8, payload: &[u8]) -> Vec<u8> {
+    let mut bytes = header(head, payload.len() as u64);
+    bytes.extend(payload.iter().zip(MASK.iter().cycle()).map(|(byte, mask)| byte ^ mask));
+    bytes
+}
+
+const MASK: [u8; 4] = [0x5a, 0x1c, 0xe3, 0x77];
+
+/// The header of a masked frame alone, with the shortest form of its length.
+pub fn header(head: u8, length: u64) -> Vec<u8> {
+    let mut bytes = vec![head];
+    match length {
+        0..=125 => bytes.push(0x80 | u8::try_from(length).unwrap()),
+        126..=0xffff => {
+            bytes.push(0xfe);
+            bytes.extend_from_slice(&u16::try_from(length).unwrap().to_be_bytes());
+        }
+        _ => {
+            bytes.push(0xff);
+            bytes.extend_from_slice(&length.to_be_bytes());
+        }
+    }
+    bytes.extend_from_slice(&MASK);
+    bytes
+}
