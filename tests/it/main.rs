@@ -16,6 +16,7 @@ mod frames;
 mod hostile;
 mod hostile_http;
 mod hostile_keys;
+mod liveness;
 mod mail;
 mod sessions;
 mod support;
