@@ -13,6 +13,7 @@ mod cluster_mixed;
 mod contract;
 mod docs;
 mod frames;
+mod fuzz;
 mod hostile;
 mod hostile_http;
 mod hostile_keys;
