@@ -28,17 +28,15 @@ async fn the_active_devices_are_listed() {
     let seen = devices[0]["last_seen"].as_str().unwrap();
     assert!(seen.ends_with('Z') && seen >= devices[0]["created_at"].as_str().unwrap());
 
-    drop(connect(&app, &tablet.token).await);
-    let connected = eventually("the tablet was seen", || async {
+    let connected = connect(&app, &tablet.token).await;
+    let last_seen = || async {
         let list = socket.request("devices.list", json!({})).await;
         list["devices"][1]["last_seen"].as_str().map(str::to_owned)
-    })
-    .await;
-    eventually("its leaving is noted", || async {
-        let list = socket.request("devices.list", json!({})).await;
-        (list["devices"][1]["last_seen"].as_str().unwrap() > connected.as_str()).then_some(())
-    })
-    .await;
+    };
+    let arrived = last_seen().await.expect("it has been seen");
+    drop(connected);
+    eventually("its leaving is noted", || async { last_seen().await.filter(|left| left.as_str() > arrived.as_str()) })
+        .await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
