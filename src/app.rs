@@ -14,7 +14,10 @@ use actix_web::{App, web};
 use base64::{Engine, engine::general_purpose::STANDARD};
 use rand::Rng;
 use thiserror::Error;
-use tokio::runtime::{Builder, Runtime};
+use tokio::{
+    runtime::{Builder, Runtime},
+    sync::Semaphore,
+};
 
 use crate::{
     bus::{Bus, RedisBus},
@@ -37,6 +40,10 @@ const RESERVED_FILES: u64 = 256;
 const DRAIN_SPREAD: Duration = Duration::from_secs(5);
 /// How long the sockets of a stopping node have to send their Close frames.
 const DRAIN_TIME: Duration = Duration::from_secs(5);
+/// Connections that open at once: as many as one transaction of the store takes.
+const OPENING: usize = 256;
+/// How long a write may stand still after its actor has gone. Longer than the actor's own patience with a closing peer.
+const WRITE_STALL: Duration = Duration::from_secs(35);
 /// How long ordinary requests of a stopping node may take.
 const SHUTDOWN_SECONDS: u64 = 5;
 
@@ -151,6 +158,7 @@ impl Application {
             hub: hub.clone(),
             runtime: handle.clone(),
             budget: budget.clone(),
+            opening: Semaphore::new(OPENING),
             outbox_bytes: config.server.outbox_bytes,
             origins: origins.clone(),
         });
@@ -169,6 +177,7 @@ impl Application {
             max_message: MAX_FRAME_BYTES as u64,
             inbound: budget,
             connections: Budget::new(max_connections(config.server.max_connections)),
+            stall: WRITE_STALL,
         };
         let app = move || {
             let socket =

@@ -17,7 +17,7 @@ use super::{
     budget::Reservation,
     hub::ConnectionKey,
     ops::{self, After, Outcome, encode, failure},
-    outbox::{self, Gated, Outbox, Overflow},
+    outbox::{Gated, Outbox, Overflow, Writer},
     transport::{Violation, Wire},
 };
 use crate::{
@@ -120,7 +120,7 @@ impl DeviceSocket {
     pub fn launch(node: Arc<Node>, upgraded: Upgraded) {
         let Upgraded { session, codec, ws, messages, wire } = upgraded;
         let outbox = Outbox::new(node.outbox_bytes, node.budget.clone());
-        actix_rt::spawn(outbox::write(outbox.clone(), ws, wire.clone(), codec));
+        actix_rt::spawn(Writer::new(outbox.clone(), ws, wire.clone(), codec));
         Self::create(|ctx| {
             ctx.add_stream(Gated::new(messages, outbox.clone()));
             let opened_at = Instant::now();
@@ -405,7 +405,11 @@ impl Actor for DeviceSocket {
         // Attached before the session is checked again: a revocation is seen by the check or arrives as a signal.
         self.attached = Some(self.node.hub.attach(self.session.caller.device, ctx.address()));
         let (node, caller) = (self.node.clone(), self.session.caller);
-        let open = self.node.runtime.spawn(async move { node.service.open_connection(caller).await });
+        let open = self.node.runtime.spawn(async move {
+            // A crowd that connects at once waits here, in little memory, rather than inside the use case.
+            let _turn = node.opening.acquire().await;
+            Box::pin(node.service.open_connection(caller)).await
+        });
         ctx.spawn(wrap_future(open).map(|opened, actor: &mut Self, ctx| {
             actor.opened(opened.unwrap_or(Err(Refusal::Internal)), ctx);
         }));

@@ -11,7 +11,7 @@ mod upgrade;
 
 use std::sync::Arc;
 
-use tokio::runtime::Handle;
+use tokio::{runtime::Handle, sync::Semaphore};
 
 pub use hub::Hub;
 pub use upgrade::open;
@@ -29,6 +29,8 @@ pub struct Node {
     pub runtime: Handle,
     /// Bytes that requests in flight and outboxes may hold together.
     pub budget: Budget,
+    /// Connections that may be under way from attached to open.
+    pub opening: Semaphore,
     /// Bytes that may wait for one socket.
     pub outbox_bytes: usize,
     /// Browser origins that may connect.

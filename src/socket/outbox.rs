@@ -5,19 +5,21 @@
 use std::{
     cell::{Cell, RefCell},
     collections::VecDeque,
-    future::poll_fn,
+    future::Future,
     pin::Pin,
     rc::Rc,
-    task::{Context, Poll, Waker},
+    task::{Context, Poll, Waker, ready},
     time::Duration,
 };
 
 use actix_web::web::Bytes;
 use actix_ws::{
-    AggregatedMessage, AggregatedMessageStream, CloseCode as WsCloseCode, CloseReason, ProtocolError, Session,
+    AggregatedMessage, AggregatedMessageStream, CloseCode as WsCloseCode, CloseReason, Closed, Message, ProtocolError,
+    Session,
 };
 use bytestring::ByteString;
-use futures_util::Stream;
+use futures_util::{Sink, Stream};
+use tokio::time::Sleep;
 
 use super::{
     budget::{Budget, Reservation},
@@ -37,7 +39,11 @@ const CLOSE_PATIENCE: Duration = Duration::from_secs(30);
 
 /// Something to send.
 enum Frame {
-    Data(Bytes, Option<Reservation>),
+    /// With its room in the node's budget, which ends with the frame.
+    Data {
+        bytes: Bytes,
+        _room: Option<Reservation>,
+    },
     Ping,
     Pong(Bytes),
 }
@@ -73,7 +79,6 @@ pub struct Outbox {
     /// Whether the welcome is out, before which nothing is read.
     started: Cell<bool>,
     writer: RefCell<Option<Waker>>,
-    patience: RefCell<Option<Waker>>,
     reader: RefCell<Option<Waker>>,
 }
 
@@ -91,7 +96,6 @@ impl Outbox {
             ended: Cell::new(false),
             started: Cell::new(false),
             writer: RefCell::new(None),
-            patience: RefCell::new(None),
             reader: RefCell::new(None),
         })
     }
@@ -112,7 +116,7 @@ impl Outbox {
             return Err(Overflow);
         }
         self.queued.set(self.queued.get() + frame.len());
-        self.push(Frame::Data(frame.into(), reservation));
+        self.push(Frame::Data { bytes: frame.into(), _room: reservation });
         Ok(())
     }
 
@@ -163,7 +167,6 @@ impl Outbox {
             *self.ending.borrow_mut() = Some(ending);
         }
         wake(&self.writer);
-        wake(&self.patience);
         wake(&self.reader);
     }
 
@@ -198,13 +201,21 @@ impl Outbox {
         self.queue.borrow().is_empty()
     }
 
-    fn poll_next(&self, cx: &Context<'_>) -> Poll<Result<Frame, Ending>> {
+    /// Has the writer's task woken when there is something to do.
+    fn watch(&self, cx: &Context<'_>) {
+        let mut writer = self.writer.borrow_mut();
+        if !writer.as_ref().is_some_and(|waker| waker.will_wake(cx.waker())) {
+            *writer = Some(cx.waker().clone());
+        }
+    }
+
+    fn poll_next(&self) -> Poll<Result<Frame, Ending>> {
         let mut ending = self.ending.borrow_mut();
         if matches!(*ending, Some(Ending::Abort)) {
             return Poll::Ready(Err(Ending::Abort));
         }
         if let Some(frame) = self.queue.borrow_mut().pop_front() {
-            if let Frame::Data(bytes, _) = &frame {
+            if let Frame::Data { bytes, .. } = &frame {
                 self.queued.set(self.queued.get() - bytes.len());
                 wake(&self.reader);
             }
@@ -215,85 +226,118 @@ impl Outbox {
         }
         // A queue that was long once gives its memory back while it idles.
         self.queue.borrow_mut().shrink_to(0);
-        *self.writer.borrow_mut() = Some(cx.waker().clone());
         Poll::Pending
     }
 }
 
 fn wake(waker: &RefCell<Option<Waker>>) {
-    if let Some(waker) = waker.borrow_mut().take() {
-        waker.wake();
+    if let Some(waker) = waker.borrow().as_ref() {
+        waker.wake_by_ref();
     }
 }
 
 /// Drains the outbox into the socket until it ends, then sees the ending through, for as long as patience lasts.
-pub async fn write(outbox: Rc<Outbox>, session: Session, wire: Rc<Wire>, codec: Codec) {
-    let out_of_patience = async {
-        poll_fn(|cx| {
-            if outbox.ended.get() {
+///
+/// Written out by hand: every connected device carries one, and as an `async fn` it would be five times as large.
+pub struct Writer {
+    outbox: Rc<Outbox>,
+    session: Session,
+    wire: Rc<Wire>,
+    codec: Codec,
+    /// Bytes of frames that the session was given.
+    given: u64,
+    /// What the session takes next, once there is room.
+    next: Option<Message>,
+    /// Whether the Close frame was taken from the outbox.
+    closing: bool,
+    /// Runs once an ending is set. Boxed, since most sockets never get here.
+    patience: Option<Pin<Box<Sleep>>>,
+}
+
+impl Writer {
+    /// A writer, to be spawned on the socket's worker.
+    pub fn new(outbox: Rc<Outbox>, session: Session, wire: Rc<Wire>, codec: Codec) -> Self {
+        Self { outbox, session, wire, codec, given: 0, next: None, closing: false, patience: None }
+    }
+
+    /// The frame as the session takes it; its reservation ends here, where the window takes over.
+    fn message(&self, frame: Frame) -> Option<Message> {
+        match (frame, self.codec) {
+            (Frame::Data { bytes, .. }, Codec::MsgPack) => Some(Message::Binary(bytes)),
+            // Our JSON is UTF-8 by construction; the conversion checks it rather than trust it.
+            (Frame::Data { bytes, .. }, Codec::Json) => ByteString::try_from(bytes).ok().map(Message::Text),
+            (Frame::Ping, _) => Some(Message::Ping(Bytes::new())),
+            (Frame::Pong(payload), _) => Some(Message::Pong(payload)),
+        }
+    }
+
+    /// Gives the session what waits for it. The session's channel counts frames, not bytes; what is inside it is bounded
+    /// here.
+    fn poll_give(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), Closed>> {
+        if self.next.is_some() {
+            ready!(self.wire.poll_written(cx, self.given.saturating_sub(WINDOW)));
+            ready!(Pin::new(&mut self.session).poll_ready(cx))?;
+        }
+        if let Some(message) = self.next.take() {
+            self.given += frame_bytes(payload_bytes(&message));
+            Pin::new(&mut self.session).start_send(message)?;
+        }
+        Poll::Ready(Ok(()))
+    }
+
+    fn poll_drain(&mut self, cx: &mut Context<'_>) -> Poll<()> {
+        loop {
+            if ready!(self.poll_give(cx)).is_err() {
                 return Poll::Ready(());
             }
-            *outbox.patience.borrow_mut() = Some(cx.waker().clone());
-            Poll::Pending
-        })
-        .await;
-        // Boxed, since most sockets never get here and all would carry it.
-        Box::pin(tokio::time::sleep(CLOSE_PATIENCE)).await;
-    };
-    tokio::select! {
-        () = drain(&outbox, session, &wire, codec) => {}
-        () = out_of_patience => wire.abort(),
+            if self.closing {
+                return self.wire.poll_written(cx, self.given);
+            }
+            match ready!(self.outbox.poll_next()) {
+                Ok(frame) => self.next = self.message(frame),
+                Err(Ending::Abort) => {
+                    self.wire.abort();
+                    return Poll::Ready(());
+                }
+                Err(Ending::Close(code)) => {
+                    let description = Some(code.reason().to_owned());
+                    let reason = CloseReason { code: WsCloseCode::Other(code.number()), description };
+                    self.next = Some(Message::Close(Some(reason)));
+                    self.closing = true;
+                }
+                Err(Ending::Echo(reason)) => {
+                    self.next = Some(Message::Close(reason));
+                    self.closing = true;
+                }
+            }
+        }
     }
 }
 
-async fn drain(outbox: &Outbox, mut session: Session, wire: &Wire, codec: Codec) {
-    let mut given = 0;
-    let ending = loop {
-        // The session's channel counts frames, not bytes; what is inside it is bounded here.
-        wire.wait_written(given_up_to(given)).await;
-        let frame = match poll_fn(|cx| outbox.poll_next(cx)).await {
-            Ok(frame) => frame,
-            Err(ending) => break ending,
-        };
-        let sent = match frame {
-            Frame::Data(bytes, _reservation) => {
-                given += frame_bytes(bytes.len());
-                match codec {
-                    Codec::MsgPack => session.binary(bytes).await,
-                    // Our JSON is UTF-8 by construction; the conversion checks it rather than trust it.
-                    Codec::Json => match ByteString::try_from(bytes) {
-                        Ok(text) => session.text(text).await,
-                        Err(_) => Ok(()),
-                    },
-                }
+impl Future for Writer {
+    type Output = ();
+
+    fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<()> {
+        let this = self.get_mut();
+        this.outbox.watch(cx);
+        if this.outbox.ended.get() {
+            let patience = this.patience.get_or_insert_with(|| Box::pin(tokio::time::sleep(CLOSE_PATIENCE)));
+            if patience.as_mut().poll(cx).is_ready() {
+                this.wire.abort();
+                return Poll::Ready(());
             }
-            Frame::Ping => {
-                given += frame_bytes(0);
-                session.ping(b"").await
-            }
-            Frame::Pong(payload) => {
-                given += frame_bytes(payload.len());
-                session.pong(&payload).await
-            }
-        };
-        if sent.is_err() {
-            return;
         }
-    };
-    let reason = match ending {
-        Ending::Abort => return wire.abort(),
-        Ending::Close(code) => {
-            Some(CloseReason { code: WsCloseCode::Other(code.number()), description: Some(code.reason().to_owned()) })
-        }
-        Ending::Echo(reason) => reason,
-    };
-    let _ = session.close(reason).await;
-    wire.wait_written(given + 1).await;
+        this.poll_drain(cx)
+    }
 }
 
-/// The count that must have been written before more may be given.
-fn given_up_to(given: u64) -> u64 {
-    given.saturating_sub(WINDOW)
+/// Bytes of a message's payload. A Close frame's code and reason are not counted: nothing follows it.
+fn payload_bytes(message: &Message) -> usize {
+    match message {
+        Message::Text(text) => text.len(),
+        Message::Binary(bytes) | Message::Ping(bytes) | Message::Pong(bytes) => bytes.len(),
+        _ => 0,
+    }
 }
 
 /// Incoming messages that wait at the outbox's gate.

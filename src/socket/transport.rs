@@ -75,6 +75,8 @@ pub struct Tuning {
     pub inbound: Budget,
     /// Upgraded connections, those that are closing included.
     pub connections: Budget,
+    /// How long a write may stand still once the reader, whose business that is otherwise, is gone.
+    pub stall: Duration,
 }
 
 /// Bytes that a message with `payload` bytes takes as a server's frame, as [`Wire::written`] counts.
@@ -232,6 +234,7 @@ impl Upgrade {
             slot: self.slot,
             max_message: tuning.max_message,
             budget: tuning.inbound.clone(),
+            stall_limit: tuning.stall,
         }));
         Ok(())
     }

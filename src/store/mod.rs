@@ -41,6 +41,8 @@ const BUSY_TIMEOUT: Duration = Duration::from_secs(10);
 /// Rows that a sweep handles in one transaction.
 const SWEEP_STEP: i64 = 500;
 
+/// Page cache of each SQLite reader (negative: KiB). Small, since the operating system caches the same pages for all.
+const READER_CACHE: &str = "-256";
 /// How long a PostgreSQL statement waits for a row that another transaction holds.
 const LOCK_TIMEOUT: &str = "5s";
 /// How long a PostgreSQL statement may take in all.
@@ -175,7 +177,8 @@ impl Store {
         let pool = || SqlitePoolOptions::new().acquire_timeout(BUSY_TIMEOUT).test_before_acquire(false);
         let writer = pool().max_connections(1).connect_with(options.clone()).await?;
         sqlx::migrate!("migrations/sqlite").run(&writer).await.map_err(sqlx::Error::from)?;
-        let readers = pool().max_connections(max_connections.max(1)).connect_with(options.read_only(true)).await?;
+        let readers = options.read_only(true).pragma("cache_size", READER_CACHE);
+        let readers = pool().max_connections(max_connections.max(1)).connect_with(readers).await?;
         Ok(Self::Sqlite(Sqlite { writer, readers }))
     }
 

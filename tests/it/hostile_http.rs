@@ -6,7 +6,7 @@ use uuid::Uuid;
 
 use crate::{
     hostile::{
-        Field, PLACE,
+        PLACE,
         Takes::{Map, Number, Text},
         World, field, hostile_versions, optional, without_place,
     },

@@ -25,6 +25,8 @@ use tokio::{
     time::{sleep, timeout},
 };
 
+/// How long a write may stand still without a reader.
+const STALL: Duration = Duration::from_secs(3);
 const MAX_MESSAGE: u64 = 524_288;
 /// Payloads of the messages that `/count` sends.
 const COUNTED: [usize; 6] = [0, 125, 126, 65_535, 65_536, 1_000_000];
@@ -57,7 +59,7 @@ impl Server {
     }
 
     fn with(inbound: Budget, connections: Budget) -> Self {
-        let tuning = Tuning { max_message: MAX_MESSAGE, inbound, connections };
+        let tuning = Tuning { max_message: MAX_MESSAGE, inbound, connections, stall: STALL };
         let probe = Arc::new(Probe::default());
         let (tell, told) = std::sync::mpsc::channel();
         let (shared, data) = (tuning.clone(), web::Data::from(Arc::clone(&probe)));

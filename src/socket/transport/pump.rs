@@ -33,8 +33,6 @@ const FREE_BYTES: u64 = 4 * 1024;
 const FRAMES_AT_ONCE: usize = 32;
 /// How long to leave a socket unread before asking the exhausted budget again.
 const BUDGET_RETRY: Duration = Duration::from_millis(100);
-/// How long a write may stand still once the reader, whose business that is otherwise, is gone.
-const STALL: Duration = Duration::from_secs(35);
 /// How long to wait for a peer that says nothing to close its side.
 const QUIET: Duration = Duration::from_secs(2);
 /// How long to wait for a peer that goes on sending to close its side.
@@ -69,6 +67,7 @@ pub(super) struct Pump {
     scratch: Scratch,
     wire: Rc<Wire>,
     memory: Memory,
+    stall_limit: Duration,
     guard: FrameGuard,
     /// Read but not yet handed on: empty, unless the frames in it have to wait.
     inbox: Bytes,
@@ -131,6 +130,7 @@ pub(super) struct Parts {
     pub slot: Reservation,
     pub max_message: u64,
     pub budget: Budget,
+    pub stall_limit: Duration,
 }
 
 impl Pump {
@@ -139,6 +139,7 @@ impl Pump {
             stream: parts.stream,
             scratch: parts.scratch,
             wire: parts.wire,
+            stall_limit: parts.stall_limit,
             memory: Memory { budget: parts.budget, max_message: parts.max_message, message: None, whole: None },
             guard: FrameGuard::new(parts.max_message),
             inbox: parts.early,
@@ -263,13 +264,13 @@ impl Pump {
         }
     }
 
-    /// While there is a reader, it decides how long a write may stand still. After it, [`STALL`] does:
+    /// While there is a reader, it decides how long a write may stand still. After it, [`Tuning::stall`](super::Tuning::stall) does:
     /// the body that is not polled meanwhile could not tell that nobody is behind it any more.
     fn poll_stall(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         if !self.wire.is_deaf() {
             return Poll::Pending;
         }
-        let stall = self.stall.get_or_insert_with(|| Box::pin(sleep(STALL)));
+        let stall = self.stall.get_or_insert_with(|| Box::pin(sleep(self.stall_limit)));
         ready!(stall.as_mut().poll(cx));
         Poll::Ready(Err(io::ErrorKind::TimedOut.into()))
     }

@@ -88,17 +88,19 @@ impl Wire {
         self.written.get()
     }
 
-    /// Resolves when [`written`](Self::written) is at least `n`, or no more will be written. One task
-    /// at a time may wait.
+    /// Ready when [`written`](Self::written) is at least `n`, or no more will be written. One task at a
+    /// time may wait.
+    pub fn poll_written(&self, cx: &Context<'_>, n: u64) -> Poll<()> {
+        if self.written.get() >= n || self.gone.get() {
+            return Poll::Ready(());
+        }
+        self.writer.set(Some((n, cx.waker().clone())));
+        Poll::Pending
+    }
+
+    /// [`poll_written`](Self::poll_written) as a future.
     pub async fn wait_written(&self, n: u64) {
-        poll_fn(|cx| {
-            if self.written.get() >= n || self.gone.get() {
-                return Poll::Ready(());
-            }
-            self.writer.set(Some((n, cx.waker().clone())));
-            Poll::Pending
-        })
-        .await;
+        poll_fn(|cx| self.poll_written(cx, n)).await;
     }
 
     /// Whether nothing more will be written: the peer vanished, the response body ended and was

@@ -102,16 +102,6 @@ impl TestApp {
         self.folder.path().join("sealwire.db")
     }
 
-    /// Stops it as SIGTERM would and waits until it has.
-    pub fn stop(mut self) {
-        self.stop_and_join();
-    }
-
-    /// A handle to stop it while the test goes on.
-    pub fn stopper(&self) -> Stopper {
-        self.stopper.clone()
-    }
-
     fn stop_and_join(&mut self) {
         if let Some(thread) = self.thread.take() {
             let stopper = self.stopper.clone();
