@@ -233,6 +233,14 @@ pub async fn open_store(config: &Config) -> Result<Store, StoreError> {
     Store::open(config.database.url.reveal(), config.database.max_connections).await
 }
 
+/// Looks at the configured store without changing it.
+///
+/// # Errors
+/// The store's.
+pub async fn inspect_store(config: &Config) -> Result<&'static str, StoreError> {
+    Store::inspect(config.database.url.reveal()).await
+}
+
 /// The rules that the use cases follow.
 #[must_use]
 pub fn policy(config: &Config) -> Policy {

@@ -122,11 +122,7 @@ async fn stop_signal() {
 
 fn check_config(config: &Config) -> Result<(), Failure> {
     let runtime = tokio::runtime::Runtime::new()?;
-    runtime.block_on(async {
-        let store = app::open_store(config).await?;
-        store.ping().await?;
-        store.close().await;
-        writeln!(std::io::stdout(), "{config:#?}\nthe settings hold and the database answers")?;
-        Ok(())
-    })
+    let found = runtime.block_on(app::inspect_store(config))?;
+    writeln!(std::io::stdout(), "{config:#?}\nthe settings hold; {found}")?;
+    Ok(())
 }

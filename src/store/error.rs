@@ -81,17 +81,22 @@ impl StoreError {
         }
     }
 
+    /// Says plainly what the role lacks.
+    pub(super) fn may_not_migrate() -> Self {
+        Self::Migration(
+            "the extension uuid-ossp and the tables need the CREATE privilege on the database and its schema; \
+             grant it to this role, or have an owner run: CREATE EXTENSION \"uuid-ossp\""
+                .to_owned(),
+        )
+    }
+
     /// Says plainly what a migration lacks.
     pub(super) fn from_migration(error: MigrateError) -> Self {
         let refused =
             |error: &sqlx::Error| error.as_database_error().and_then(|e| e.code()).is_some_and(|c| c == "42501");
         match error {
             MigrateError::Execute(error) | MigrateError::ExecuteMigration(error, _) if refused(&error) => {
-                Self::Migration(
-                    "the extension uuid-ossp and the tables need the CREATE privilege on the database and its schema; \
-                 grant it to this role, or have an owner run: CREATE EXTENSION \"uuid-ossp\""
-                        .to_owned(),
-                )
+                Self::may_not_migrate()
             }
             other => sqlx::Error::from(other).into(),
         }

@@ -22,7 +22,7 @@ pub mod sql;
 use std::{path::Path, str::FromStr, time::Duration};
 
 use sqlx::{
-    PgConnection, PgPool, SqlitePool,
+    ConnectOptions, PgConnection, PgPool, SqlitePool,
     pool::PoolOptions,
     postgres::{PgConnectOptions, PgPoolOptions},
     sqlite::{SqliteConnectOptions, SqliteJournalMode, SqlitePoolOptions, SqliteSynchronous},
@@ -202,6 +202,24 @@ impl Store {
         // sqlx holds an advisory lock while it migrates, so nodes that start together migrate once.
         sqlx::migrate!("migrations/postgres").run(&pool).await.map_err(StoreError::from_migration)?;
         Ok(Self::Postgres(pool))
+    }
+
+    /// Looks at the database that the URL names without changing anything in it, and says what a start would do.
+    ///
+    /// # Errors
+    /// Where it cannot be reached, or a start would be refused.
+    pub async fn inspect(url: &str) -> Result<&'static str, StoreError> {
+        if url.starts_with("sqlite:") {
+            let options = SqliteConnectOptions::from_str(url)?.create_if_missing(false).read_only(true);
+            if !options.get_filename().exists() {
+                return Ok("the database file does not exist yet; a start makes it");
+            }
+            let (_,): (i32,) = sqlx::query_as(sql::PING).fetch_one(&mut options.connect().await?).await?;
+            return Ok("the database file can be opened");
+        }
+        let mut connection = PgConnectOptions::from_str(url)?.connect().await?;
+        let (may_create, extended): (bool, bool) = sqlx::query_as(sql::MAY_MIGRATE).fetch_one(&mut connection).await?;
+        if may_create || extended { Ok("the database answers") } else { Err(StoreError::may_not_migrate()) }
     }
 
     /// Whether the database answers.

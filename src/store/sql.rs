@@ -165,6 +165,10 @@ texts! {
     /// Texts of PostgreSQL alone: row locks and batches.
     POSTGRES:
 
+    /// Whether the role may make the extension, and whether it is there already.
+    MAY_MIGRATE = "SELECT has_database_privilege(current_database(), 'CREATE'), \
+        EXISTS (SELECT 1 FROM pg_extension WHERE extname = 'uuid-ossp')";
+
     // Locks, in the order sessions, devices; each by id
 
     CHALLENGE_LOCKED = "SELECT used, expires_at, attempts FROM email_otps WHERE id = $1 AND email = $2 FOR UPDATE";

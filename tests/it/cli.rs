@@ -65,6 +65,7 @@ fn check_config_shows_what_is_in_force_and_no_secret() {
     let (stdout, stderr) = text(&output);
     assert!(output.status.success(), "{stderr}");
     assert!(stdout.contains("37") && stdout.contains("the settings hold"), "{stdout}");
+    assert!(!folder.path().join("sealwire.db").exists(), "a check changes nothing");
     for hidden in [secret.as_str(), "hunter"] {
         assert!(!stdout.contains(hidden) && !stderr.contains(hidden), "{stdout}{stderr}");
     }

@@ -1,5 +1,6 @@
-#![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 //! The tour in `examples/tour` is a client that is not ours to bend: it must get through.
+
+#![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 use std::{path::PathBuf, process::Command};
 

@@ -255,6 +255,10 @@ impl Pump {
                 }
                 self.stall = None;
                 self.outbox.advance(n);
+                if self.outbox.is_empty() {
+                    // Also an empty rest keeps its whole buffer alive, and an idle socket would for long.
+                    self.outbox = Bytes::new();
+                }
                 self.wire.wrote(n);
             }
             self.outbox = match ready!(Pin::new(&mut self.body).poll_next(cx)) {
