@@ -178,7 +178,9 @@ impl Store {
         let writer = pool().max_connections(1).connect_with(options.clone()).await?;
         sqlx::migrate!("migrations/sqlite").run(&writer).await.map_err(sqlx::Error::from)?;
         let readers = options.read_only(true).pragma("cache_size", READER_CACHE);
-        let readers = pool().max_connections(max_connections.max(1)).connect_with(readers).await?;
+        // Readers never wait for each other or for the writer, so more of them than cores would only hold memory.
+        let cores = std::thread::available_parallelism().map_or(1, |cores| u32::try_from(cores.get()).unwrap_or(1));
+        let readers = pool().max_connections(max_connections.clamp(1, cores)).connect_with(readers).await?;
         Ok(Self::Sqlite(Sqlite { writer, readers }))
     }
 
