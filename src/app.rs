@@ -85,6 +85,7 @@ pub struct Application {
     port: u16,
     server: Server,
     hub: Arc<Hub>,
+    connections: Budget,
     store: Store,
     /// Owns store, batchers and bus; stopped last, so that no database connection hangs on a worker that drains.
     runtime: Runtime,
@@ -95,6 +96,8 @@ pub struct Application {
 pub struct Stopper {
     server: ServerHandle,
     hub: Arc<Hub>,
+    /// Upgraded sockets, those that are closing included.
+    connections: Budget,
 }
 
 impl Stopper {
@@ -102,12 +105,12 @@ impl Stopper {
     pub async fn stop(&self) {
         self.hub.drain(DRAIN_SPREAD);
         let gone = async {
-            while self.hub.connected() > 0 {
+            while self.connections.in_use() > 0 {
                 tokio::time::sleep(Duration::from_millis(20)).await;
             }
         };
         if tokio::time::timeout(DRAIN_TIME, gone).await.is_err() {
-            tracing::warn!(sockets = self.hub.connected(), "some sockets did not close in time");
+            tracing::warn!(sockets = self.connections.in_use(), "some sockets did not close in time");
         }
         self.server.stop(true).await;
     }
@@ -152,12 +155,15 @@ impl Application {
         handle.spawn(reconcile_forever(service.clone()));
 
         let origins = Origins::new(&config.server.allowed_origins);
-        let budget = Budget::new(config.server.memory_budget_mb << 20);
+        // Half for what comes in, half for what is in flight and goes out: peers that declare large messages and never
+        // finish them must not keep the others' requests from being served.
+        let half = config.server.memory_budget_mb << 19;
+        let (inbound, budget) = (Budget::new(half), Budget::new(half));
         let node = web::Data::new(Node {
             service: service.clone(),
             hub: hub.clone(),
             runtime: handle.clone(),
-            budget: budget.clone(),
+            budget,
             opening: Semaphore::new(OPENING),
             outbox_bytes: config.server.outbox_bytes,
             origins: origins.clone(),
@@ -173,10 +179,11 @@ impl Application {
             origins,
             is_draining,
         });
+        let connections = Budget::new(max_connections(config.server.max_connections));
         let tuning = Tuning {
             max_message: MAX_FRAME_BYTES as u64,
-            inbound: budget,
-            connections: Budget::new(max_connections(config.server.max_connections)),
+            inbound,
+            connections: connections.clone(),
             stall: WRITE_STALL,
         };
         let app = move || {
@@ -194,7 +201,7 @@ impl Application {
         });
         drop(entered);
         let (port, server) = listened.map_err(|source| AppError::Listen { bind, source })?;
-        Ok(Self { port, server, hub, store, runtime })
+        Ok(Self { port, server, hub, connections, store, runtime })
     }
 
     /// The port it listens on: the configured one, or the free one that was taken for port 0.
@@ -206,7 +213,7 @@ impl Application {
     /// A handle with which to stop it.
     #[must_use]
     pub fn stopper(&self) -> Stopper {
-        Stopper { server: self.server.handle(), hub: self.hub.clone() }
+        Stopper { server: self.server.handle(), hub: self.hub.clone(), connections: self.connections.clone() }
     }
 
     /// Serves until it is stopped, then closes the store. Needs an actix system.

@@ -30,12 +30,12 @@ pub enum ConfigError {
         source: std::io::Error,
     },
     /// The file is not TOML.
-    #[error("the configuration file {path} is not TOML: {source}")]
+    #[error("the configuration file {path} is not TOML: {why}")]
     Syntax {
         /// As given.
         path: String,
-        /// Where and why.
-        source: Box<toml::de::Error>,
+        /// Why; without the line itself, which may hold a secret.
+        why: String,
     },
     /// A key that means nothing.
     #[error("unknown setting {0}; config/default.toml lists all settings")]
@@ -203,8 +203,10 @@ impl Config {
             let shown = path.display().to_string();
             let text =
                 std::fs::read_to_string(path).map_err(|source| ConfigError::File { path: shown.clone(), source })?;
-            let layer: Table =
-                text.parse().map_err(|source| ConfigError::Syntax { path: shown, source: Box::new(source) })?;
+            let layer: Table = text.parse().map_err(|error: toml::de::Error| {
+                let line = error.span().map_or(1, |span| 1 + text[..span.start].matches('\n').count());
+                ConfigError::Syntax { path: shown, why: format!("line {line}: {}", error.message()) }
+            })?;
             for (section, values) in layer {
                 let Value::Table(values) = values else { return Err(ConfigError::Unknown(section)) };
                 for (key, value) in values {

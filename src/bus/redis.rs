@@ -196,7 +196,7 @@ impl Link {
                     None => return false,
                     // Nobody listens; the reconcile finds what these would have told.
                     Some(Command::Publish(..)) => {}
-                    // Not confirmed: the waiting device goes on when its patience ends.
+                    // Not confirmed: the waiting device goes on, and the reconcile covers it.
                     Some(Command::Subscribe(device, confirm)) => {
                         *self.subscribers.entry(device).or_default() += 1;
                         drop(confirm);

@@ -4,7 +4,7 @@ use std::{collections::HashMap, sync::Mutex, time::Duration};
 
 use super::{DeviceId, Timestamp, UserId};
 
-/// Pairs remembered at the most. Full buckets are forgotten first, which loses nothing.
+/// Pairs remembered at the most. Full buckets are forgotten first, which loses nothing; then all.
 const MAX_PAIRS: usize = 200_000;
 
 /// A token bucket for each pair of claiming user and target device: `burst` claims that took a key, then one more per
@@ -37,6 +37,10 @@ impl DrainLimit {
         let mut full_at = self.full_at.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
         if full_at.len() >= MAX_PAIRS {
             full_at.retain(|_, full| *full > now);
+            if full_at.len() >= MAX_PAIRS {
+                // All of them are in use. Starting over is more generous than refusing everybody, and costs no scan per claim.
+                full_at.clear();
+            }
         }
         let full = full_at.get(&(user, target)).copied().unwrap_or(now).max(now);
         if full - now > capacity - step {

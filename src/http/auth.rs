@@ -95,11 +95,14 @@ pub async fn logout(http: Data<Http>, request: HttpRequest) -> HttpResponse {
     respond(StatusCode::NO_CONTENT, async {
         let caller = present(&http, &request).await?.caller;
         let service = http.service.clone();
-        let told = on_runtime(&http, async move { service.logout(&caller).await }).await.map_err(|refusal| {
+        let work = async move {
+            service.tell(service.logout(&caller).await?);
+            Ok(())
+        };
+        on_runtime(&http, work).await.map_err(|refusal| {
             // Ended by somebody else in this moment: on HTTP every bad token is the same.
             if refusal == Refusal::SessionRevoked { Refusal::Unauthorized } else { refusal }
         })?;
-        http.service.tell(told);
         Ok(None::<SessionAnswer>)
     })
     .await
@@ -109,16 +112,20 @@ pub async fn logout(http: Data<Http>, request: HttpRequest) -> HttpResponse {
 async fn present(http: &Http, request: &HttpRequest) -> Result<Session, Refusal> {
     let token = bearer(request.headers()).flatten().ok_or(Refusal::Unauthorized)?;
     let service = http.service.clone();
-    let (session, told) = on_runtime(http, async move { service.present(&token).await }).await?;
-    http.service.tell(told);
-    Ok(session)
+    on_runtime(http, async move {
+        let (session, told) = service.present(&token).await?;
+        service.tell(told);
+        Ok(session)
+    })
+    .await
 }
 
 fn network(http: &Http, request: &HttpRequest) -> ClientNetwork {
     client_address(request, &http.trusted_proxies).into()
 }
 
-/// Runs a use case on the runtime of store and bus, to its end even if the client goes away.
+/// Runs a use case on the runtime of store and bus, to its end even if the client goes away: what it owes to others is
+/// told in there too.
 async fn on_runtime<T: Send + 'static>(
     http: &Http,
     work: impl Future<Output = Result<T, Refusal>> + Send + 'static,

@@ -52,15 +52,15 @@ pub fn routes(http: web::Data<Http>) -> impl FnOnce(&mut ServiceConfig) {
             .expose_headers([header::RETRY_AFTER])
             .block_on_origin_mismatch(false)
             .max_age(PREFLIGHT_SECONDS);
-        let auth = web::scope("/v1/auth")
-            .wrap(cors)
+        let auth = web::scope("/auth")
             .wrap(TracingLogger::<client::RequestSpan>::new())
             .service(resource("/otp").route(web::post().to(auth::otp)))
             .service(resource("/verify").route(web::post().to(auth::verify)))
             .service(resource("/session").route(web::get().to(auth::session)).route(web::delete().to(auth::logout)))
             .default_service(web::to(not_found));
+        let v1 = web::scope("/v1").wrap(cors).service(auth).default_service(web::to(not_found));
         app.app_data(http)
-            .service(auth)
+            .service(v1)
             .service(resource("/healthz").route(web::get().to(health::healthz)))
             .service(resource("/readyz").route(web::get().to(health::readyz)))
             .default_service(web::to(not_found));

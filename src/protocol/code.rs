@@ -208,7 +208,7 @@ impl From<Refusal> for Problem {
             }
             Refusal::Internal => Code::Internal,
         };
-        let retry_after_ms = retry_after.map(|wait| u64::try_from(wait.as_millis()).unwrap_or(u64::MAX));
+        let retry_after_ms = retry_after.map(|wait| u64::try_from(wait.as_micros().div_ceil(1000)).unwrap_or(u64::MAX));
         Self { code, message, retryable: code.retryable(), retry_after_ms, details }
     }
 }

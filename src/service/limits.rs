@@ -4,7 +4,10 @@ use std::{
     collections::{HashMap, VecDeque},
     hash::Hash,
     net::IpAddr,
-    sync::{Mutex, PoisonError},
+    sync::{
+        Mutex, PoisonError,
+        atomic::{AtomicUsize, Ordering},
+    },
     time::Duration,
 };
 
@@ -85,11 +88,12 @@ struct SlidingWindow<K> {
     limit: usize,
     span: Duration,
     events: Mutex<HashMap<K, VecDeque<Timestamp>>>,
+    tidy_above: AtomicUsize,
 }
 
 impl<K: Eq + Hash> SlidingWindow<K> {
     fn new(limit: usize, span: Duration) -> Self {
-        Self { limit, span, events: Mutex::default() }
+        Self { limit, span, events: Mutex::default(), tidy_above: AtomicUsize::new(TIDY_ABOVE) }
     }
 
     /// Counts an event, or says how long until one would be allowed.
@@ -99,8 +103,10 @@ impl<K: Eq + Hash> SlidingWindow<K> {
         }
         let since = now.before(self.span);
         let mut all = self.events.lock().unwrap_or_else(PoisonError::into_inner);
-        if all.len() > TIDY_ABOVE {
+        if all.len() > self.tidy_above.load(Ordering::Relaxed) {
             all.retain(|_, events| events.back().is_some_and(|last| *last > since));
+            // Not again before it has doubled: a crowd of keys must not cost a scan each.
+            self.tidy_above.store((2 * all.len()).max(TIDY_ABOVE), Ordering::Relaxed);
         }
         let events = all.entry(key).or_default();
         while events.front().is_some_and(|first| *first <= since) {

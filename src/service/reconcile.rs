@@ -33,27 +33,26 @@ pub async fn reconcile_forever(service: Arc<Service>) {
                 }
             }
         }
-        if let Err(error) = service.reconcile().await {
-            tracing::warn!(%error, "could not reconcile");
+        for chunk in service.door.live().chunks(CHUNK) {
+            if let Err(error) = service.reconcile(chunk).await {
+                tracing::warn!(%error, "could not reconcile");
+            }
         }
     }
 }
 
 impl Service {
-    /// One pass over all connections of this node.
-    async fn reconcile(&self) -> Result<(), StoreError> {
-        let live = self.door.live();
-        for chunk in live.chunks(CHUNK) {
-            for (connection, standing) in chunk.iter().zip(self.store.survey(chunk, self.now()).await?) {
-                if let Some(signal) = verdict(connection, standing) {
-                    self.door.deliver(connection.device, signal);
-                }
+    /// Looks after some connections of this node.
+    async fn reconcile(&self, connections: &[LiveConnection]) -> Result<(), StoreError> {
+        for (connection, standing) in connections.iter().zip(self.store.survey(connections, self.now()).await?) {
+            if let Some(signal) = verdict(connection, standing) {
+                self.door.deliver(connection.device, signal);
             }
-            let devices: Vec<_> = chunk.iter().map(|connection| connection.device).collect();
-            for (device, signal) in self.store.low_pools(&devices, self.policy.low_watermark).await? {
-                // The device knows what it has heard already.
-                self.door.deliver(device, signal);
-            }
+        }
+        let devices: Vec<_> = connections.iter().map(|connection| connection.device).collect();
+        for (device, signal) in self.store.low_pools(&devices, self.policy.low_watermark).await? {
+            // The device knows what it has heard already.
+            self.door.deliver(device, signal);
         }
         Ok(())
     }

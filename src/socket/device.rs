@@ -8,16 +8,16 @@ use actix::{
     fut::wrap_future,
 };
 use actix_web::web::Bytes;
-use actix_ws::{AggregatedMessage, AggregatedMessageStream, ProtocolError, Session as WsSession};
+use actix_ws::{MessageStream, ProtocolError, Session as WsSession};
 use futures_util::FutureExt;
-use tokio::time::Instant;
+use tokio::{sync::oneshot, time::Instant};
 
 use super::{
     Node,
     budget::Reservation,
     hub::ConnectionKey,
     ops::{self, After, Outcome, encode, failure},
-    outbox::{Gated, Outbox, Overflow, Writer},
+    outbox::{Gated, Incoming, Outbox, Overflow, Writer},
     transport::{Violation, Wire},
 };
 use crate::{
@@ -40,6 +40,8 @@ const IDLE: Duration = Duration::from_mins(1);
 const ROTATION_NOTICE: Duration = Duration::from_hours(72);
 /// The longest that a timer is set for: what lies further ahead is looked at again then.
 const LONGEST_TIMER: Duration = Duration::from_hours(24);
+/// Frames up to this size are copied out of the buffer they came in.
+const COPIED_BYTES: usize = 16 * 1024;
 /// Room kept in the outbox for the reply to a request that brings bundles, and for any other.
 const BUNDLES_ROOM: usize = 16 * 1024;
 const REPLY_ROOM: usize = 1024;
@@ -52,6 +54,10 @@ pub struct DeviceSocket {
     outbox: Rc<Outbox>,
     wire: Rc<Wire>,
     attached: Option<ConnectionKey>,
+    /// Whether the connection was handed to the use case that opens it.
+    began: bool,
+    /// Resolves when that has finished; `None` once it was seen to.
+    opening: Option<oneshot::Receiver<()>>,
     /// The connection's place among those of the device; `None` until it is open.
     epoch: Option<i64>,
     /// Signals that came before the welcome was out, or during a renewal that they may concern.
@@ -62,8 +68,8 @@ pub struct DeviceSocket {
     deferred: VecDeque<(Request, Op, Bytes)>,
     renewing: bool,
     signed_prekey: Option<SignedPrekeyStatus>,
-    /// How deep the owner knows each pool to be ([`depth`]): a signal that says no more is an echo.
-    known_depth: [i32; 2],
+    /// How deep the owner knows each pool to be ([`depth`]), at which pool version: a signal that says no more is an echo.
+    known_depth: [(i64, i32); 2],
     /// Whether the owner was told that the signed prekey expires.
     rotation_told: bool,
     next_ping: Instant,
@@ -110,7 +116,7 @@ pub struct Upgraded {
     /// Towards the peer.
     pub ws: WsSession,
     /// From the peer.
-    pub messages: AggregatedMessageStream,
+    pub messages: MessageStream,
     /// Below both.
     pub wire: Rc<Wire>,
 }
@@ -131,13 +137,15 @@ impl DeviceSocket {
                 outbox,
                 wire,
                 attached: None,
+                began: false,
+                opening: None,
                 epoch: None,
                 early: Vec::new(),
                 in_flight: Vec::new(),
                 deferred: VecDeque::new(),
                 renewing: false,
                 signed_prekey: None,
-                known_depth: [0; 2],
+                known_depth: [(0, 0); 2],
                 rotation_told: false,
                 // The first ping comes at a moment of its own, so that those of many sockets spread.
                 next_ping: opened_at + HEARTBEAT.mul_f64(fraction(session.caller.session.0)),
@@ -149,6 +157,7 @@ impl DeviceSocket {
     }
 
     fn opened(&mut self, opened: Result<Opened, Refusal>, ctx: &mut Context<Self>) {
+        self.opening = None;
         if self.closing {
             return;
         }
@@ -158,7 +167,16 @@ impl DeviceSocket {
             Err(Refusal::SessionRevoked) if self.session.expires_at <= now => {
                 return self.close(CloseCode::SessionExpired, ctx);
             }
-            Err(Refusal::SessionRevoked) => return self.close(CloseCode::SessionRevoked, ctx),
+            Err(Refusal::SessionRevoked) => {
+                let code = if self.early.contains(&Signal::AccountDeleted) {
+                    CloseCode::AccountDeleted
+                } else if self.early.contains(&Signal::DeviceRevoked) {
+                    CloseCode::DeviceRevoked
+                } else {
+                    CloseCode::SessionRevoked
+                };
+                return self.close(code, ctx);
+            }
             Err(_) => return self.close(CloseCode::Unavailable, ctx),
         };
         self.epoch = Some(epoch);
@@ -242,12 +260,12 @@ impl DeviceSocket {
         match signal {
             Signal::PrekeysLow { kind, remaining, pool_version } => {
                 let threshold = self.node.service.low_watermark();
-                let reached = depth(remaining, threshold);
+                let heard = (pool_version, depth(remaining, threshold));
                 let known = &mut self.known_depth[usize::from(kind == KeyKind::PqOneTime)];
-                if reached <= *known {
+                if heard <= *known {
                     return;
                 }
-                *known = reached;
+                *known = heard;
                 self.event(&Event::PrekeysLow { kind, remaining, threshold, pool_version }, ctx);
             }
             Signal::DevicesChanged { added, removed } => {
@@ -347,9 +365,13 @@ impl DeviceSocket {
         if let Some(key) = self.signed_prekey.filter(|_| !self.rotation_told) {
             wait = wait.min(key.expires_at.before(ROTATION_NOTICE).since(now));
         }
+        let instant = Instant::now();
+        wait = wait.min(self.next_ping.saturating_duration_since(instant));
+        // Past it, [`Self::tick`] has looked already and found that the silence is of our making.
         let alive_until = self.wire.last_received() + IDLE;
-        let next = self.next_ping.min(alive_until);
-        wait = wait.min(next.saturating_duration_since(Instant::now()));
+        if alive_until > instant {
+            wait = wait.min(alive_until - instant);
+        }
         ctx.cancel_future(self.timer);
         // Timers are coarse; a millisecond more saves a second look.
         self.timer = ctx.run_later(wait + Duration::from_millis(1), Self::tick);
@@ -380,9 +402,9 @@ impl DeviceSocket {
     }
 }
 
-/// How deep each pool is.
-fn depths(keys: &KeysStatus) -> [i32; 2] {
-    [depth(keys.one_time, keys.threshold), depth(keys.pq_one_time, keys.threshold)]
+/// How deep each pool is, with the pool version.
+fn depths(keys: &KeysStatus) -> [(i64, i32); 2] {
+    [keys.one_time, keys.pq_one_time].map(|count| (keys.pool_version, depth(count, keys.threshold)))
 }
 
 /// What the reply to an op may need of the outbox.
@@ -404,11 +426,21 @@ impl Actor for DeviceSocket {
     fn started(&mut self, ctx: &mut Context<Self>) {
         // Attached before the session is checked again: a revocation is seen by the check or arrives as a signal.
         self.attached = Some(self.node.hub.attach(self.session.caller.device, ctx.address()));
+        if self.node.hub.is_draining() {
+            // The drain may have passed before this connection was attached.
+            return self.close(CloseCode::Draining, ctx);
+        }
         let (node, caller) = (self.node.clone(), self.session.caller);
+        let (finished, opening) = oneshot::channel();
+        self.opening = Some(opening);
+        self.began = true;
         let open = self.node.runtime.spawn(async move {
             // A crowd that connects at once waits here, in little memory, rather than inside the use case.
             let _turn = node.opening.acquire().await;
-            Box::pin(node.service.open_connection(caller)).await
+            let opened = Box::pin(node.service.open_connection(caller)).await;
+            // Nobody waits for this unless the connection has ended meanwhile.
+            let _ = finished.send(());
+            opened
         });
         ctx.spawn(wrap_future(open).map(|opened, actor: &mut Self, ctx| {
             actor.opened(opened.unwrap_or(Err(Refusal::Internal)), ctx);
@@ -423,27 +455,38 @@ impl Actor for DeviceSocket {
         if let Some(key) = self.attached.take() {
             self.node.hub.detach(device, key);
         }
-        let node = self.node.clone();
-        self.node.runtime.spawn(async move { node.service.part(device).await });
+        let (node, opening) = (self.node.clone(), self.opening.take());
+        if self.began {
+            self.node.runtime.spawn(async move {
+                // Parting takes back what opening did, so it must not overtake it.
+                if let Some(opening) = opening {
+                    let _ = opening.await;
+                }
+                node.service.part(device).await;
+            });
+        }
     }
 }
 
-impl StreamHandler<Result<AggregatedMessage, ProtocolError>> for DeviceSocket {
-    fn handle(&mut self, message: Result<AggregatedMessage, ProtocolError>, ctx: &mut Context<Self>) {
+impl StreamHandler<Result<Incoming, ProtocolError>> for DeviceSocket {
+    fn handle(&mut self, message: Result<Incoming, ProtocolError>, ctx: &mut Context<Self>) {
         if self.closing {
             return;
         }
         match (message, self.codec) {
-            (Ok(AggregatedMessage::Text(text)), Codec::Json) => self.frame(text.into_bytes(), ctx),
-            (Ok(AggregatedMessage::Binary(bytes)), Codec::MsgPack) => self.frame(bytes, ctx),
-            (Ok(AggregatedMessage::Ping(payload)), _) => self.outbox.pong(payload),
-            (Ok(AggregatedMessage::Pong(_)), _) => {}
-            (Ok(AggregatedMessage::Close(reason)), _) => {
+            (Ok(Incoming::Text(frame)), Codec::Json) | (Ok(Incoming::Binary(frame)), Codec::MsgPack) => {
+                // A small frame shares its buffer with what came in around it; in flight it would keep all of that.
+                let small = frame.len() <= COPIED_BYTES;
+                self.frame(if small { Bytes::copy_from_slice(&frame) } else { frame }, ctx);
+            }
+            (Ok(Incoming::Ping(payload)), _) => self.outbox.pong(&payload),
+            (Ok(Incoming::Pong), _) => {}
+            (Ok(Incoming::Close(reason)), _) => {
                 self.closing = true;
                 self.outbox.echo_close(reason);
                 ctx.stop();
             }
-            (Ok(AggregatedMessage::Text(_) | AggregatedMessage::Binary(_)) | Err(_), _) => {
+            (Ok(Incoming::Text(_) | Incoming::Binary(_)) | Err(_), _) => {
                 self.close(CloseCode::ProtocolError, ctx);
             }
         }
@@ -502,8 +545,11 @@ impl Handler<Done> for DeviceSocket {
             }
             After::Published { status, rotated } => {
                 let now_known = depths(&status);
-                for (known, depth) in self.known_depth.iter_mut().zip(now_known) {
-                    *known = depth.min(*known);
+                for (known, (version, depth)) in self.known_depth.iter_mut().zip(now_known) {
+                    // A signal that came after the publish was heard already if its version stands here.
+                    if version > known.0 {
+                        *known = (version, depth.min(known.1));
+                    }
                 }
                 if rotated {
                     self.signed_prekey = status.signed_prekey;

@@ -12,11 +12,8 @@ use std::{
     time::Duration,
 };
 
-use actix_web::web::Bytes;
-use actix_ws::{
-    AggregatedMessage, AggregatedMessageStream, CloseCode as WsCloseCode, CloseReason, Closed, Message, ProtocolError,
-    Session,
-};
+use actix_web::web::{Bytes, BytesMut};
+use actix_ws::{CloseCode as WsCloseCode, CloseReason, Closed, Item, Message, MessageStream, ProtocolError, Session};
 use bytestring::ByteString;
 use futures_util::{Sink, Stream};
 use tokio::time::Sleep;
@@ -33,6 +30,8 @@ const WINDOW: u64 = 64 * 1024;
 const REQUEST_BYTES: usize = 1024 * 1024;
 /// Bytes that a queue may hold whatever the node's budget says, so that one greedy peer does not silence the others.
 const FLOOR: usize = 64 * 1024;
+/// What a waiting pong counts as.
+const PONG_BYTES: usize = 128;
 /// How long a peer may take to read what is still under way, and the Close frame after it, before TCP ends. It is
 /// generous so that a client that stalled for a while still learns why it was closed; the queue is bounded meanwhile.
 const CLOSE_PATIENCE: Duration = Duration::from_secs(30);
@@ -67,7 +66,7 @@ pub struct Outbox {
     budget: Budget,
     limit: usize,
     queue: RefCell<VecDeque<Frame>>,
-    /// Bytes of data frames in the queue.
+    /// Bytes of data frames and pongs in the queue.
     queued: Cell<usize>,
     /// Bytes of replies that requests in flight are expected to need.
     expected: Cell<usize>,
@@ -128,12 +127,15 @@ impl Outbox {
     }
 
     /// Queues the answer to a ping. A flood of pings gets the latest answer alone (RFC 6455, 5.5.3).
-    pub fn pong(&self, payload: Bytes) {
+    pub fn pong(&self, payload: &[u8]) {
+        // A copy: the payload shares the buffer of whatever came in around it.
+        let payload = Bytes::copy_from_slice(payload);
         let mut queue = self.queue.borrow_mut();
         if let Some(Frame::Pong(last)) = queue.back_mut() {
             *last = payload;
         } else {
             drop(queue);
+            self.queued.set(self.queued.get() + PONG_BYTES);
             self.push(Frame::Pong(payload));
         }
     }
@@ -215,10 +217,13 @@ impl Outbox {
             return Poll::Ready(Err(Ending::Abort));
         }
         if let Some(frame) = self.queue.borrow_mut().pop_front() {
-            if let Frame::Data { bytes, .. } = &frame {
-                self.queued.set(self.queued.get() - bytes.len());
-                wake(&self.reader);
-            }
+            let bytes = match &frame {
+                Frame::Data { bytes, .. } => bytes.len(),
+                Frame::Pong(_) => PONG_BYTES,
+                Frame::Ping => 0,
+            };
+            self.queued.set(self.queued.get() - bytes);
+            wake(&self.reader);
             return Poll::Ready(Ok(frame));
         }
         if let Some(ending) = ending.take() {
@@ -340,25 +345,93 @@ fn payload_bytes(message: &Message) -> usize {
     }
 }
 
-/// Incoming messages that wait at the outbox's gate.
+/// Incoming messages, whole, that wait at the outbox's gate.
+///
+/// Fragments are copied together here: kept as they come, each would keep the buffer alive that it came in.
 pub struct Gated {
-    messages: AggregatedMessageStream,
+    messages: MessageStream,
     outbox: Rc<Outbox>,
+    partial: Option<Box<Partial>>,
+}
+
+/// A message of which not all fragments have come.
+struct Partial {
+    is_text: bool,
+    bytes: BytesMut,
+}
+
+/// A whole message or a control frame.
+pub enum Incoming {
+    /// UTF-8 text.
+    Text(Bytes),
+    /// Bytes.
+    Binary(Bytes),
+    /// To be answered with the same payload.
+    Ping(Bytes),
+    /// An answer to a ping of ours.
+    Pong,
+    /// The peer says goodbye.
+    Close(Option<CloseReason>),
 }
 
 impl Gated {
-    /// Puts the gate in front of the messages.
-    pub fn new(messages: AggregatedMessageStream, outbox: Rc<Outbox>) -> Self {
-        Self { messages, outbox }
+    /// Puts the gate in front of the messages, which the frame guard has found well-formed and within their size.
+    pub fn new(messages: MessageStream, outbox: Rc<Outbox>) -> Self {
+        Self { messages, outbox, partial: None }
+    }
+
+    /// The message that this frame completes, if it does.
+    fn complete(&mut self, frame: Message) -> Result<Option<Incoming>, ProtocolError> {
+        Ok(Some(match frame {
+            Message::Text(text) => Incoming::Text(text.into_bytes()),
+            Message::Binary(bytes) => Incoming::Binary(bytes),
+            Message::Ping(payload) => Incoming::Ping(payload),
+            Message::Pong(_) => Incoming::Pong,
+            Message::Close(reason) => Incoming::Close(reason),
+            Message::Nop => return Ok(None),
+            Message::Continuation(item) => {
+                let (start, fragment, last) = match item {
+                    Item::FirstText(bytes) => (Some(true), bytes, false),
+                    Item::FirstBinary(bytes) => (Some(false), bytes, false),
+                    Item::Continue(bytes) => (None, bytes, false),
+                    Item::Last(bytes) => (None, bytes, true),
+                };
+                if let Some(is_text) = start {
+                    self.partial = Some(Box::new(Partial { is_text, bytes: BytesMut::new() }));
+                }
+                let partial = self.partial.as_mut().ok_or(ProtocolError::ContinuationNotStarted)?;
+                partial.bytes.extend_from_slice(&fragment);
+                if !last {
+                    return Ok(None);
+                }
+                let Some(whole) = self.partial.take() else { return Ok(None) };
+                let bytes = whole.bytes.freeze();
+                if !whole.is_text {
+                    Incoming::Binary(bytes)
+                } else if std::str::from_utf8(&bytes).is_ok() {
+                    Incoming::Text(bytes)
+                } else {
+                    return Err(ProtocolError::Io(std::io::ErrorKind::InvalidData.into()));
+                }
+            }
+        }))
     }
 }
 
 impl Stream for Gated {
-    type Item = Result<AggregatedMessage, ProtocolError>;
+    type Item = Result<Incoming, ProtocolError>;
 
     fn poll_next(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Self::Item>> {
-        if self.outbox.may_read() {
-            return Pin::new(&mut self.messages).poll_next(cx);
+        while self.outbox.may_read() {
+            match ready!(Pin::new(&mut self.messages).poll_next(cx)) {
+                None => return Poll::Ready(None),
+                Some(Err(error)) => return Poll::Ready(Some(Err(error))),
+                Some(Ok(frame)) => match self.complete(frame) {
+                    Ok(None) => {}
+                    Ok(Some(message)) => return Poll::Ready(Some(Ok(message))),
+                    Err(error) => return Poll::Ready(Some(Err(error))),
+                },
+            }
         }
         *self.outbox.reader.borrow_mut() = Some(cx.waker().clone());
         Poll::Pending

@@ -56,9 +56,12 @@ async fn upgrade(request: &HttpRequest, body: web::Payload, node: Arc<Node>) -> 
     };
     let token = token.ok_or(Refusal::Unauthorized)?;
     let service = node.service.clone();
-    let presented = node.runtime.spawn(async move { service.present(&token).await });
-    let (session, told) = presented.await.map_err(|_| Refusal::Internal)??;
-    node.service.tell(told);
+    let presented = node.runtime.spawn(async move {
+        let (session, told) = service.present(&token).await?;
+        service.tell(told);
+        Ok::<_, Refusal>(session)
+    });
+    let session = presented.await.map_err(|_| Refusal::Internal)??;
     if node.hub.is_draining() {
         return Err(Refusal::Unavailable);
     }
@@ -69,8 +72,7 @@ async fn upgrade(request: &HttpRequest, body: web::Payload, node: Arc<Node>) -> 
         let name = HeaderValue::from_static(offer.codec.subprotocol());
         response.headers_mut().insert(header::SEC_WEBSOCKET_PROTOCOL, name);
     }
-    let messages =
-        messages.max_frame_size(MAX_FRAME_BYTES).aggregate_continuations().max_continuation_size(MAX_FRAME_BYTES);
+    let messages = messages.max_frame_size(MAX_FRAME_BYTES);
     DeviceSocket::launch(node, Upgraded { session, codec: offer.codec, ws, messages, wire });
     Ok(response)
 }

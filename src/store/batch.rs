@@ -1,7 +1,9 @@
 //! Natural batching: while one transaction is in flight, requests of the same kind queue up, and the next transaction
 //! takes all that wait. No timers: an idle system answers after one round trip, a busy one shares its commits.
 
-use std::{future::Future, sync::Arc};
+use std::{future::Future, panic::AssertUnwindSafe, sync::Arc};
+
+use futures_util::FutureExt;
 
 use tokio::{
     runtime::Handle,
@@ -42,7 +44,9 @@ impl<Item: Send + 'static, Answer: Send + 'static> Batcher<Item, Answer> {
                 let mut taken = Vec::with_capacity(largest);
                 while waiting.lock().await.recv_many(&mut taken, largest).await > 0 {
                     let (items, callers): (Vec<_>, Vec<_>) = taken.drain(..).unzip();
-                    for (caller, answer) in callers.into_iter().zip(run(items).await) {
+                    // A panic is a defect, but it must not take the lane with it; its callers hear `Overloaded`.
+                    let Ok(answers) = AssertUnwindSafe(run(items)).catch_unwind().await else { continue };
+                    for (caller, answer) in callers.into_iter().zip(answers) {
                         // A caller that has gone away does not want its answer; what was committed stays.
                         let _ = caller.send(answer);
                     }

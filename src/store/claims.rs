@@ -80,6 +80,11 @@ impl TakenTokens<'_> {
         taken
     }
 
+    /// The claims are committed: what they took stays taken.
+    pub(super) fn keep(&mut self) {
+        self.pairs.clear();
+    }
+
     /// A token was not needed: its claim took no key.
     pub(super) fn give_back(&mut self, user: UserId, target: DeviceId) {
         if let Some(at) = self.pairs.iter().rposition(|pair| *pair == (user, target)) {
@@ -174,7 +179,7 @@ impl Store {
             let mut taken = TakenTokens { drain, pairs: Vec::new() };
             match self.try_claim(&items, &mut taken, threshold).await {
                 Ok(batch) => {
-                    taken.pairs.clear();
+                    taken.keep();
                     return batch;
                 }
                 Err(error @ (StoreError::Data(_) | StoreError::Internal(_))) if items.len() > 1 => {

@@ -19,6 +19,8 @@ use super::{
 };
 use crate::domain::{Bundle, Bundles, DeviceId, KeyKind, OneTimeOutcome, Refusal, Signal, Timestamp, bundle::depth};
 
+/// Counts of a pool that is refilled while it is counted.
+const COUNT_TRIES: usize = 3;
 /// Tries to find the earlier claim after a parallel repeat has won.
 const SETTLE_TRIES: usize = 3;
 
@@ -52,7 +54,7 @@ pub(super) async fn claim(
         let ClaimRequest { caller, now, .. } = &items[slot.item];
         slot.allowed = wants_more && (slot.counted || tokens.take(caller.user, slot.device, *now));
     }
-    let touched = take(tx, items, &mut slots).await?;
+    let mut touched = take(tx, items, &mut slots).await?;
     for slot in &slots {
         if slot.allowed && !slot.counted && slot.one_time.is_none() && slot.pq.is_none() {
             tokens.give_back(items[slot.item].caller.user, slot.device);
@@ -60,10 +62,14 @@ pub(super) async fn claim(
     }
     add_last_resorts(tx, &mut drafts, &slots, items).await?;
     transaction.commit().await?;
+    tokens.keep();
 
+    // What an earlier run took, it may not have lived to announce.
+    let earlier = slots.iter().filter(|slot| slot.counted);
+    touched.extend(earlier.flat_map(|slot| [(slot.device, KeyKind::OneTime), (slot.device, KeyKind::PqOneTime)]));
     let waiting = unissued(pool, &slots).await?;
     let answers = answers(items, drafts, slots, &waiting)?;
-    let low = announce(pool, touched, threshold).await?;
+    let low = announce_or_leave(pool, touched, threshold).await;
     Ok(ClaimBatch { answers, low })
 }
 
@@ -366,7 +372,8 @@ struct LowPool {
     news: bool,
 }
 
-/// Counts pools as they are committed now, and raises the announced depth of those that are deeper than announced.
+/// Counts pools as they are committed now, and raises the announced depth of those that are deeper than announced. A
+/// pool that is refilled between the two is counted again.
 async fn count_pools(
     pool: &PgPool,
     pools: &BTreeSet<(DeviceId, KeyKind)>,
@@ -374,23 +381,40 @@ async fn count_pools(
 ) -> Result<Vec<LowPool>, StoreError> {
     let mut low = Vec::new();
     for (kind, count, announce) in [
-        (KeyKind::OneTime, sql::LOW_ONE_TIME, sql::ANNOUNCE_ONE_TIME),
-        (KeyKind::PqOneTime, sql::LOW_PQ, sql::ANNOUNCE_PQ),
+        (KeyKind::OneTime, sql::LOW_ONE_TIME, sql::ANNOUNCE_COUNTED_ONE_TIME),
+        (KeyKind::PqOneTime, sql::LOW_PQ, sql::ANNOUNCE_COUNTED_PQ),
     ] {
-        let devices: Vec<Uuid> = pools.iter().filter(|(_, one)| *one == kind).map(|(device, _)| device.0).collect();
-        if devices.is_empty() {
-            continue;
-        }
-        let counted: Vec<(Uuid, i64, i64)> =
-            sqlx::query_as(count).bind(devices).bind(i64::from(threshold)).fetch_all(pool).await?;
-        for (device, remaining, pool_version) in counted {
-            let remaining = rows::number(remaining)?;
-            let announced: Option<(i64,)> =
-                sqlx::query_as(announce).bind(device).bind(depth(remaining, threshold)).fetch_optional(pool).await?;
-            let news = announced.is_some();
-            let pool_version = announced.map_or(pool_version, |(version,)| version);
-            let signal = Signal::PrekeysLow { kind, remaining, pool_version };
-            low.push(LowPool { device: DeviceId(device), signal, news });
+        let mut devices: Vec<Uuid> = pools.iter().filter(|(_, one)| *one == kind).map(|(device, _)| device.0).collect();
+        for _ in 0..COUNT_TRIES {
+            if devices.is_empty() {
+                break;
+            }
+            let counted: Vec<(Uuid, i64, i64, i32)> = sqlx::query_as(count)
+                .bind(std::mem::take(&mut devices))
+                .bind(i64::from(threshold))
+                .fetch_all(pool)
+                .await?;
+            for (device, remaining, pool_version, announced) in counted {
+                let remaining = rows::number(remaining)?;
+                let reached = depth(remaining, threshold);
+                let mut news = false;
+                if reached > announced {
+                    let raised: Option<(Uuid,)> = sqlx::query_as(announce)
+                        .bind(device)
+                        .bind(reached)
+                        .bind(pool_version)
+                        .fetch_optional(pool)
+                        .await?;
+                    news = raised.is_some();
+                    if !news {
+                        // Announced by somebody else, or refilled: the next count tells.
+                        devices.push(device);
+                        continue;
+                    }
+                }
+                let signal = Signal::PrekeysLow { kind, remaining, pool_version };
+                low.push(LowPool { device: DeviceId(device), signal, news });
+            }
         }
     }
     Ok(low)
@@ -404,6 +428,18 @@ async fn announce(
 ) -> Result<Vec<(DeviceId, Signal)>, StoreError> {
     let low = count_pools(pool, &touched, threshold).await?;
     Ok(low.into_iter().filter(|pool| pool.news).map(|pool| (pool.device, pool.signal)).collect())
+}
+
+/// The same after a commit that must not be undone by a failure here: the reconcile tells what this does not.
+async fn announce_or_leave(
+    pool: &PgPool,
+    touched: BTreeSet<(DeviceId, KeyKind)>,
+    threshold: u32,
+) -> Vec<(DeviceId, Signal)> {
+    announce(pool, touched, threshold).await.unwrap_or_else(|error| {
+        tracing::warn!(%error, "could not announce low pools");
+        Vec::new()
+    })
 }
 
 /// All low pools of these devices, announced or not: for owners who may have missed it.
@@ -448,7 +484,7 @@ pub(super) async fn settle(
             }
         }
     }
-    let low = announce(pool, touched, threshold).await?;
+    let low = announce_or_leave(pool, touched, threshold).await;
     Ok((answer, low))
 }
 

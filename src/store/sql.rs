@@ -239,13 +239,21 @@ texts! {
         WHERE id = (SELECT id FROM pq_prekeys WHERE device_id = $1 AND NOT used AND NOT last_resort \
         ORDER BY created_at, key_id LIMIT 1 FOR UPDATE) RETURNING key_id, public_key, signature";
     /// The pools among these that hold at most $2 keys, with how many.
-    LOW_ONE_TIME = "SELECT device, remaining, pool_version FROM (SELECT pool.device, (SELECT COUNT(*) FROM \
-        (SELECT 1 FROM one_time_prekeys WHERE device_id = pool.device AND NOT used LIMIT $2 + 1) AS counted) AS remaining \
-        FROM UNNEST($1::UUID[]) AS pool (device)) AS pools JOIN devices ON devices.id = device WHERE remaining <= $2";
-    LOW_PQ = "SELECT device, remaining, pool_version FROM (SELECT pool.device, (SELECT COUNT(*) FROM \
-        (SELECT 1 FROM pq_prekeys WHERE device_id = pool.device AND NOT used AND NOT last_resort LIMIT $2 + 1) \
+    LOW_ONE_TIME = "SELECT device, remaining, pool_version, one_time_depth FROM (SELECT pool.device, \
+        (SELECT COUNT(*) FROM (SELECT 1 FROM one_time_prekeys WHERE device_id = pool.device AND NOT used LIMIT $2 + 1) \
         AS counted) AS remaining FROM UNNEST($1::UUID[]) AS pool (device)) AS pools \
-        JOIN devices ON devices.id = device WHERE remaining <= $2";
+        JOIN devices ON devices.id = device JOIN identity_keys ON identity_keys.device_id = device \
+        WHERE remaining <= $2";
+    LOW_PQ = "SELECT device, remaining, pool_version, pq_depth FROM (SELECT pool.device, \
+        (SELECT COUNT(*) FROM (SELECT 1 FROM pq_prekeys WHERE device_id = pool.device AND NOT used AND NOT last_resort \
+        LIMIT $2 + 1) AS counted) AS remaining FROM UNNEST($1::UUID[]) AS pool (device)) AS pools \
+        JOIN devices ON devices.id = device JOIN identity_keys ON identity_keys.device_id = device \
+        WHERE remaining <= $2 AND suite = 'signal-pqxdh'";
+    /// Only where no publish has come between the count and this.
+    ANNOUNCE_COUNTED_ONE_TIME = "UPDATE devices SET one_time_depth = $2 \
+        WHERE id = $1 AND one_time_depth < $2 AND pool_version = $3 RETURNING id";
+    ANNOUNCE_COUNTED_PQ = "UPDATE devices SET pq_depth = $2 \
+        WHERE id = $1 AND pq_depth < $2 AND pool_version = $3 RETURNING id";
     SURVEY_OF_MANY = "SELECT place, conn_epoch, revoked, EXISTS (SELECT 1 FROM sessions \
         WHERE sessions.id = session AND device_id = device AND expires_at > $4) \
         FROM UNNEST($1::INT[], $2::UUID[], $3::UUID[]) AS connection (place, device, session) \
