@@ -13,10 +13,14 @@ use tokio::{
     sync::Notify,
 };
 
-const TEXT: u8 = 0x81;
-const CLOSE: u8 = 0x88;
-const PING: u8 = 0x89;
-const PONG: u8 = 0x8a;
+/// The first byte of a text frame that is whole.
+pub const TEXT: u8 = 0x81;
+/// The first byte of a Close frame.
+pub const CLOSE: u8 = 0x88;
+/// The first byte of a ping.
+pub const PING: u8 = 0x89;
+/// The first byte of a pong.
+pub const PONG: u8 = 0x8a;
 
 /// What all sockets of a process share.
 pub struct Swarm {
@@ -72,8 +76,7 @@ pub struct Route {
 
 /// Opens a socket and starts the task that runs it, on the current `LocalSet`.
 pub async fn open(swarm: &Rc<Swarm>, route: &Route, token: Option<&str>) -> io::Result<Rc<Socket>> {
-    let stream = connect(route).await?;
-    let stream = handshake(stream, route, token).await?;
+    let stream = upgraded(route, token).await?;
     let socket = Rc::new(Socket {
         wanted: Cell::default(),
         answers: Cell::default(),
@@ -83,6 +86,11 @@ pub async fn open(swarm: &Rc<Swarm>, route: &Route, token: Option<&str>) -> io::
     let run = Run { stream, swarm: Rc::clone(swarm), socket: Rc::clone(&socket), next_id: 1, partial: Vec::new() };
     tokio::task::spawn_local(run.until_closed());
     Ok(socket)
+}
+
+/// A connection past its handshake.
+pub async fn upgraded(route: &Route, token: Option<&str>) -> io::Result<TcpStream> {
+    handshake(connect(route).await?, route, token).await
 }
 
 async fn connect(route: &Route) -> io::Result<TcpStream> {
@@ -211,7 +219,7 @@ fn take_frames(bytes: &[u8], pongs: &mut Vec<u8>, answers: &mut u32) -> io::Resu
 }
 
 /// The first byte of a server's frame and where its payload is, if it is there in whole.
-fn frame(bytes: &[u8]) -> Option<(u8, std::ops::Range<usize>)> {
+pub fn frame(bytes: &[u8]) -> Option<(u8, std::ops::Range<usize>)> {
     let (header, length): (usize, usize) = match *bytes.get(1)? {
         126 => (4, u16::from_be_bytes(bytes.get(2..4)?.try_into().ok()?).into()),
         127 => {
@@ -230,9 +238,17 @@ fn is_answer(text: &[u8]) -> bool {
 }
 
 /// Appends a client's frame. The mask is zero: the server's work is the same, and ours is less.
-fn put_frame(bytes: &mut Vec<u8>, head: u8, payload: &[u8]) {
-    // Requests are shorter than 126 bytes, and so is every pong.
-    debug_assert!(payload.len() < 126);
-    bytes.extend_from_slice(&[head, 0x80 | u8::try_from(payload.len()).unwrap_or(0), 0, 0, 0, 0]);
+pub fn put_frame(bytes: &mut Vec<u8>, head: u8, payload: &[u8]) {
+    /// Says that the length follows in two bytes.
+    const LONG: u8 = 0x7e;
+    if payload.len() < usize::from(LONG) {
+        bytes.extend_from_slice(&[head, 0x80 | u8::try_from(payload.len()).unwrap_or(0)]);
+    } else {
+        // Requests are far shorter than 64 KiB, and pongs than 126 bytes.
+        let length = u16::try_from(payload.len()).unwrap_or(u16::MAX);
+        bytes.extend_from_slice(&[head, 0x80 | LONG]);
+        bytes.extend_from_slice(&length.to_be_bytes());
+    }
+    bytes.extend_from_slice(&[0; 4]);
     bytes.extend_from_slice(payload);
 }

@@ -99,7 +99,8 @@ pub async fn run(options: Options) -> Result<()> {
     Ok(())
 }
 
-async fn parse_url(url: &str) -> Result<(SocketAddr, String)> {
+/// Where a `ws://` URL leads.
+pub async fn parse_url(url: &str) -> Result<(SocketAddr, String)> {
     let rest = url.strip_prefix("ws://").ok_or("the URL must begin with ws://")?;
     let (host, path) = rest.split_at(rest.find('/').unwrap_or(rest.len()));
     let address = lookup_host(host).await?.next().ok_or("the host has no address")?;

@@ -1,6 +1,7 @@
 //! Holds more sockets than k6 can, measures what they cost the server, and compares sealwire with a
 //! bare actix-ws echo server. See `loadtest/README.md`.
 
+mod claims;
 mod client;
 mod compare;
 mod echo;
@@ -32,6 +33,8 @@ enum Command {
     Hold(hold::Options),
     /// Measure sealwire and the echo server side by side; prints a table
     Compare(compare::Options),
+    /// Claim keys over many sockets at once; prints JSON
+    Claims(claims::Options),
     /// One process of a swarm, told what to do on standard input
     #[command(hide = true)]
     Part(part::Options),
@@ -42,6 +45,7 @@ fn main() -> Result<()> {
         Command::Echo(options) => echo::run(&options),
         Command::Hold(options) => process::block_on(hold::run(options)),
         Command::Compare(options) => process::block_on(compare::run(options)),
+        Command::Claims(options) => process::block_on(claims::run(options)),
         Command::Part(options) => process::block_on(part::run(options)),
     }
 }

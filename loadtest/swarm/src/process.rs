@@ -42,7 +42,7 @@ pub fn resident_kib(pid: u32) -> Result<u64> {
 }
 
 /// Processor time that a process has used, user and system.
-fn cpu_time(pid: u32) -> Result<Duration> {
+pub fn cpu_time(pid: u32) -> Result<Duration> {
     /// Of the clock that /proc counts in, on every Linux that matters.
     const TICKS_PER_SECOND: u64 = 100;
     let stat = std::fs::read_to_string(format!("/proc/{pid}/stat"))?;

@@ -1,0 +1,340 @@
+//! Claims under load: how many keys a second a server hands out, how long a claimer waits, and whether any key came twice.
+
+use std::{
+    cell::RefCell,
+    collections::{BTreeMap, HashSet, hash_map::RandomState},
+    hash::{BuildHasher, Hasher},
+    io,
+    path::PathBuf,
+    rc::Rc,
+    time::Duration,
+};
+
+use futures_util::future::{join_all, try_join_all};
+use serde::{Deserialize, Serialize};
+use tokio::{
+    io::{AsyncReadExt, AsyncWriteExt},
+    net::TcpStream,
+    time::{Instant, timeout},
+};
+
+use crate::{
+    Result,
+    client::{CLOSE, PING, PONG, Route, TEXT, frame, put_frame, upgraded},
+    hold::parse_url,
+    process::cpu_time,
+};
+
+/// How long the last answers are waited for.
+const ANSWER_TIME: Duration = Duration::from_secs(20);
+
+/// What to claim, and how hard.
+#[derive(clap::Args)]
+pub struct Options {
+    /// The socket, such as `ws://127.0.0.1:8080/v1/socket`
+    #[arg(long)]
+    url: String,
+    /// Seed file: its first devices claim, the keys of the other users are claimed
+    #[arg(long)]
+    tokens: PathBuf,
+    /// Devices that claim, a socket each
+    #[arg(long, default_value_t = 64)]
+    sockets: usize,
+    /// Claims under way on each of them
+    #[arg(long, default_value_t = 8)]
+    pipeline: u32,
+    /// How long
+    #[arg(long, default_value_t = 10)]
+    seconds: u64,
+    /// Stop sooner, after so many claims
+    #[arg(long)]
+    claims: Option<u64>,
+    /// The server's process, whose processor time is read
+    #[arg(long)]
+    pid: Option<u32>,
+}
+
+/// What came of it.
+#[derive(Debug, Serialize)]
+struct Report {
+    /// Keys handed out,
+    claimed: u64,
+    /// bundles without one because the pool was empty,
+    exhausted: u64,
+    /// or because of the drain limit.
+    limited: u64,
+    /// Claims that were answered with an error, by its code.
+    errors: BTreeMap<String, u64>,
+    /// Keys that were handed out before. Anything but 0 is a defect of the server.
+    duplicates: u64,
+    seconds: f64,
+    /// Keys handed out in a second.
+    per_second: f64,
+    /// Time from a claim to its answer, of half of them and of all but a hundredth.
+    p50_ms: f64,
+    p99_ms: f64,
+    /// The server's processor time for each key.
+    server_cpu_micros: Option<f64>,
+}
+
+/// A line of a seed file.
+#[derive(Deserialize)]
+struct Seed {
+    user_id: String,
+    token: String,
+}
+
+/// An answer, as far as it matters here.
+#[derive(Deserialize)]
+struct Answer<'a> {
+    id: u32,
+    #[serde(borrow)]
+    result: Option<Bundles<'a>>,
+    error: Option<Problem>,
+}
+
+#[derive(Deserialize)]
+struct Bundles<'a> {
+    #[serde(borrow)]
+    bundles: Vec<Bundle<'a>>,
+}
+
+#[derive(Deserialize)]
+struct Bundle<'a> {
+    device_id: &'a str,
+    one_time: &'a str,
+    one_time_prekey: Option<Key>,
+}
+
+#[derive(Deserialize)]
+struct Key {
+    key_id: u32,
+}
+
+#[derive(Deserialize)]
+struct Problem {
+    code: String,
+}
+
+/// The command: open the sockets, claim, print.
+pub async fn run(options: Options) -> Result<()> {
+    let (address, path) = parse_url(&options.url).await?;
+    let route = Route { address, path, part: 0 };
+    let lines = std::fs::read_to_string(&options.tokens)?;
+    let seeds: Vec<Seed> = lines.lines().map(serde_json::from_str).collect::<std::result::Result<_, _>>()?;
+    let (claimers, others) = seeds.split_at_checked(options.sockets).ok_or("the seed file has too few devices")?;
+    let own: HashSet<&str> = claimers.iter().map(|seed| seed.user_id.as_str()).collect();
+    let others: HashSet<&str> = others.iter().map(|seed| seed.user_id.as_str()).collect();
+    let targets: Vec<String> = others.difference(&own).map(|user| (*user).to_owned()).collect();
+    if targets.is_empty() {
+        return Err("the seed file has no user whose keys could be claimed".into());
+    }
+
+    let sockets = try_join_all(claimers.iter().map(|seed| Socket::open(&route, &seed.token))).await?;
+    let before = options.pid.map(cpu_time).transpose()?;
+    let started = Instant::now();
+    let swarm = Swarm {
+        targets,
+        until: started + Duration::from_secs(options.seconds),
+        left: options.claims.unwrap_or(u64::MAX),
+        dice: Dice::new(),
+        tally: Tally::default(),
+    };
+    let swarm = Rc::new(RefCell::new(swarm));
+    let tasks = sockets.into_iter().map(|socket| {
+        let claiming = socket.claim(Rc::clone(&swarm), options.pipeline);
+        tokio::task::spawn_local(timeout(Duration::from_secs(options.seconds) + ANSWER_TIME, claiming))
+    });
+    let ends = join_all(tasks).await;
+    let time = started.elapsed();
+    let cpu = match (options.pid, before) {
+        (Some(pid), Some(before)) => Some(cpu_time(pid)?.saturating_sub(before)),
+        _ => None,
+    };
+    let mut tally = std::mem::take(&mut swarm.borrow_mut().tally);
+    for end in ends {
+        if let Err(error) = end?.map_err(io::Error::from).flatten() {
+            *tally.errors.entry(format!("socket: {error}")).or_default() += 1;
+        }
+    }
+    println!("{}", serde_json::to_string(&tally.report(time, cpu))?);
+    Ok(())
+}
+
+/// What all sockets share.
+struct Swarm {
+    targets: Vec<String>,
+    until: Instant,
+    /// Claims that may still be sent.
+    left: u64,
+    dice: Dice,
+    tally: Tally,
+}
+
+impl Swarm {
+    /// Appends the frame of a claim, unless it is time to stop.
+    fn put_claim(&mut self, id: u32, now: Instant, bytes: &mut Vec<u8>) -> bool {
+        if self.left == 0 || now >= self.until {
+            return false;
+        }
+        self.left -= 1;
+        let at = self.dice.roll() % self.targets.len() as u64;
+        let user = usize::try_from(at).ok().and_then(|at| self.targets.get(at)).map_or("", String::as_str);
+        let claim = self.dice.uuid();
+        let text = format!(r#"{{"id":{id},"op":"keys.claim","params":{{"user_id":"{user}","claim_id":"{claim}"}}}}"#);
+        put_frame(bytes, TEXT, text.as_bytes());
+        true
+    }
+}
+
+/// One claimer's connection.
+struct Socket {
+    stream: TcpStream,
+    received: Vec<u8>,
+}
+
+impl Socket {
+    /// Opens it and waits for the welcome.
+    async fn open(route: &Route, token: &str) -> io::Result<Self> {
+        let mut socket = Self { stream: upgraded(route, Some(token)).await?, received: Vec::new() };
+        while frame(&socket.received).is_none() {
+            socket.receive().await?;
+        }
+        Ok(socket)
+    }
+
+    async fn receive(&mut self) -> io::Result<()> {
+        self.received.reserve(64 * 1024);
+        match self.stream.read_buf(&mut self.received).await? {
+            0 => Err(io::ErrorKind::UnexpectedEof.into()),
+            _ => Ok(()),
+        }
+    }
+
+    /// Keeps `pipeline` claims under way until it is time to stop, and returns with the last answer.
+    async fn claim(mut self, swarm: Rc<RefCell<Swarm>>, pipeline: u32) -> io::Result<()> {
+        let mut sent = Vec::new();
+        let mut bytes = Vec::new();
+        for id in 1..=pipeline {
+            let now = Instant::now();
+            if swarm.borrow_mut().put_claim(id, now, &mut bytes) {
+                sent.push(now);
+            }
+        }
+        let mut under_way = sent.len();
+        while under_way > 0 {
+            self.stream.write_all(&bytes).await?;
+            bytes.clear();
+            self.receive().await?;
+            let mut used = 0;
+            let mut swarm = swarm.borrow_mut();
+            while let Some((head, payload)) = frame(&self.received[used..]) {
+                let text = &self.received[used..][payload.clone()];
+                used += payload.end;
+                match head {
+                    PING => put_frame(&mut bytes, PONG, text),
+                    CLOSE => return Err(io::ErrorKind::ConnectionAborted.into()),
+                    TEXT if !text.starts_with(br#"{"event""#) => {
+                        let answer: Answer<'_> = serde_json::from_slice(text)?;
+                        let now = Instant::now();
+                        // An id means a place and grows by the number of places with each claim from there.
+                        let place = answer.id.wrapping_sub(1).checked_rem(pipeline).unwrap_or(0) as usize;
+                        let at = sent.get_mut(place).ok_or(io::ErrorKind::InvalidData)?;
+                        swarm.tally.count(&answer, now - *at);
+                        if swarm.put_claim(answer.id.wrapping_add(pipeline), now, &mut bytes) {
+                            *at = now;
+                        } else {
+                            under_way -= 1;
+                        }
+                    }
+                    _ => {}
+                }
+            }
+            self.received.drain(..used);
+        }
+        Ok(())
+    }
+}
+
+/// What has been answered so far.
+#[derive(Default)]
+struct Tally {
+    keys: HashSet<(String, u32)>,
+    micros: Vec<u32>,
+    claimed: u64,
+    exhausted: u64,
+    limited: u64,
+    duplicates: u64,
+    errors: BTreeMap<String, u64>,
+}
+
+impl Tally {
+    fn count(&mut self, answer: &Answer<'_>, took: Duration) {
+        self.micros.push(u32::try_from(took.as_micros()).unwrap_or(u32::MAX));
+        if let Some(problem) = &answer.error {
+            *self.errors.entry(problem.code.clone()).or_default() += 1;
+        }
+        for bundle in answer.result.iter().flat_map(|result| &result.bundles) {
+            match (&bundle.one_time_prekey, bundle.one_time) {
+                (Some(key), _) => {
+                    self.claimed += 1;
+                    let is_new = self.keys.insert((bundle.device_id.to_owned(), key.key_id));
+                    self.duplicates += u64::from(!is_new);
+                }
+                (None, "limited") => self.limited += 1,
+                (None, _) => self.exhausted += 1,
+            }
+        }
+    }
+
+    fn report(mut self, time: Duration, cpu: Option<Duration>) -> Report {
+        self.micros.sort_unstable();
+        let percentile = |hundredths: usize| {
+            let at = self.micros.len() * hundredths / 100;
+            self.micros.get(at).map_or(f64::NAN, |micros| f64::from(*micros) / 1e3)
+        };
+        #[expect(clippy::cast_precision_loss, reason = "counts are far below 2^52")]
+        let claimed = self.claimed as f64;
+        Report {
+            p50_ms: percentile(50),
+            p99_ms: percentile(99),
+            claimed: self.claimed,
+            exhausted: self.exhausted,
+            limited: self.limited,
+            errors: self.errors,
+            duplicates: self.duplicates,
+            seconds: time.as_secs_f64(),
+            per_second: claimed / time.as_secs_f64(),
+            server_cpu_micros: cpu.map(|cpu| cpu.as_secs_f64() * 1e6 / claimed),
+        }
+    }
+}
+
+/// `SplitMix64` (Steele, Lea and Flood 2014): spread out, and nothing here must be secret.
+struct Dice(u64);
+
+impl Dice {
+    fn new() -> Self {
+        Self(RandomState::new().build_hasher().finish())
+    }
+
+    fn roll(&mut self) -> u64 {
+        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
+        let z = (self.0 ^ (self.0 >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        let z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+        z ^ (z >> 31)
+    }
+
+    /// A version 4 UUID.
+    fn uuid(&mut self) -> String {
+        let (high, low) = (self.roll(), self.roll());
+        format!(
+            "{:08x}-{:04x}-4{:03x}-{:04x}-{:012x}",
+            high >> 32,
+            (high >> 16) & 0xffff,
+            high & 0xfff,
+            0x8000 | (low >> 48) & 0x3fff,
+            low & 0xffff_ffff_ffff
+        )
+    }
+}
