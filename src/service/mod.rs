@@ -30,8 +30,8 @@ use crate::{
 };
 use limits::Limits;
 
-/// Claims that one transaction serves at most.
-const CLAIMS_PER_BATCH: usize = 256;
+/// Claims that one transaction serves at most. Larger ones gain nothing in the database and let the lanes run dry.
+const CLAIMS_PER_BATCH: usize = 128;
 /// Connections that one transaction opens at most.
 const CONNECTIONS_PER_BATCH: usize = 256;
 
