@@ -99,11 +99,13 @@ impl RedisBus {
     }
 
     /// Whether signals flow.
+    #[must_use]
     pub fn is_up(&self) -> bool {
         *self.up.borrow()
     }
 
     /// [`Self::is_up`], to be waited on.
+    #[must_use]
     pub fn watch(&self) -> watch::Receiver<bool> {
         self.up.clone()
     }
@@ -171,7 +173,7 @@ impl Link {
         loop {
             let began = tokio::time::Instant::now();
             let lost = self.serve().await;
-            self.is_up.send_if_modified(|up| std::mem::take(up));
+            self.is_up.send_if_modified(std::mem::take);
             match lost {
                 Lost::Closed => return,
                 Lost::Redis(error) => tracing::warn!(%error, "the bus is down"),

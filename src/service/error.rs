@@ -7,10 +7,10 @@ impl From<StoreError> for Refusal {
         match &error {
             StoreError::Refused(_) => {}
             StoreError::Unavailable(_) | StoreError::Conflict(_) | StoreError::Overloaded => {
-                tracing::warn!(%error, "store unavailable")
+                tracing::warn!(%error, "store unavailable");
             }
             StoreError::Data(_) | StoreError::Migration(_) | StoreError::Internal(_) => {
-                tracing::error!(%error, "store defect")
+                tracing::error!(%error, "store defect");
             }
         }
         error.refusal()

@@ -197,7 +197,7 @@ mod tests {
         let refused = window.take(1, start() + Duration::from_secs(40)).unwrap_err();
         assert_eq!(refused, Refusal::RateLimited { retry_after: Duration::from_secs(20) });
         assert!(window.take(2, start()).is_ok(), "another key is counted apart");
-        assert!(window.take(1, start() + Duration::from_secs(60)).is_ok());
+        assert!(window.take(1, start() + MINUTE).is_ok());
         assert!(window.take(1, start() + Duration::from_secs(61)).is_err());
     }
 

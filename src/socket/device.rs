@@ -54,10 +54,7 @@ pub struct DeviceSocket {
     outbox: Rc<Outbox>,
     wire: Rc<Wire>,
     attached: Option<ConnectionKey>,
-    /// Whether the connection was handed to the use case that opens it.
-    began: bool,
-    /// Resolves when that has finished; `None` once it was seen to.
-    opening: Option<oneshot::Receiver<()>>,
+    opening: Opening,
     /// The connection's place among those of the device; `None` until it is open.
     epoch: Option<i64>,
     /// Signals that came before the welcome was out, or during a renewal that they may concern.
@@ -76,6 +73,14 @@ pub struct DeviceSocket {
     timer: SpawnHandle,
     closing: bool,
     opened_at: Instant,
+}
+
+/// How far the use case that opens the connection has come.
+enum Opening {
+    NotBegun,
+    /// The receiver resolves when it has finished.
+    UnderWay(oneshot::Receiver<()>),
+    Done,
 }
 
 struct InFlight {
@@ -137,8 +142,7 @@ impl DeviceSocket {
                 outbox,
                 wire,
                 attached: None,
-                began: false,
-                opening: None,
+                opening: Opening::NotBegun,
                 epoch: None,
                 early: Vec::new(),
                 in_flight: Vec::new(),
@@ -157,7 +161,7 @@ impl DeviceSocket {
     }
 
     fn opened(&mut self, opened: Result<Opened, Refusal>, ctx: &mut Context<Self>) {
-        self.opening = None;
+        self.opening = Opening::Done;
         if self.closing {
             return;
         }
@@ -432,8 +436,7 @@ impl Actor for DeviceSocket {
         }
         let (node, caller) = (self.node.clone(), self.session.caller);
         let (finished, opening) = oneshot::channel();
-        self.opening = Some(opening);
-        self.began = true;
+        self.opening = Opening::UnderWay(opening);
         let open = self.node.runtime.spawn(async move {
             // A crowd that connects at once waits here, in little memory, rather than inside the use case.
             let _turn = node.opening.acquire().await;
@@ -455,16 +458,19 @@ impl Actor for DeviceSocket {
         if let Some(key) = self.attached.take() {
             self.node.hub.detach(device, key);
         }
-        let (node, opening) = (self.node.clone(), self.opening.take());
-        if self.began {
-            self.node.runtime.spawn(async move {
-                // Parting takes back what opening did, so it must not overtake it.
-                if let Some(opening) = opening {
-                    let _ = opening.await;
+        let (node, opening) = (self.node.clone(), std::mem::replace(&mut self.opening, Opening::NotBegun));
+        self.node.runtime.spawn(async move {
+            // Parting takes back what opening did, so it must not overtake it.
+            match opening {
+                Opening::NotBegun => return,
+                Opening::UnderWay(finished) => {
+                    // Fails where the node is being torn down, and then there is nothing to wait for.
+                    let _ = finished.await;
                 }
-                node.service.part(device).await;
-            });
-        }
+                Opening::Done => {}
+            }
+            node.service.part(device).await;
+        });
     }
 }
 

@@ -1,6 +1,6 @@
 //! What can go wrong in the store.
 
-use sqlx::{migrate::MigrateError, postgres::PgDatabaseError};
+use sqlx::{error::DatabaseError, migrate::MigrateError, postgres::PgDatabaseError};
 use thiserror::Error;
 
 use crate::domain::Refusal;
@@ -93,7 +93,7 @@ impl StoreError {
     /// Says plainly what a migration lacks.
     pub(super) fn from_migration(error: MigrateError) -> Self {
         let refused =
-            |error: &sqlx::Error| error.as_database_error().and_then(|e| e.code()).is_some_and(|c| c == "42501");
+            |error: &sqlx::Error| error.as_database_error().and_then(DatabaseError::code).is_some_and(|c| c == "42501");
         match error {
             MigrateError::Execute(error) | MigrateError::ExecuteMigration(error, _) if refused(&error) => {
                 Self::may_not_migrate()

@@ -1,6 +1,9 @@
 //! Promises 1 to 3 over two nodes on one PostgreSQL, with every fault that should not matter.
 
-use std::{collections::HashMap, sync::Arc};
+use std::{
+    collections::{BTreeMap, HashMap},
+    sync::Arc,
+};
 
 use serde_json::{Value, json};
 use sqlx::{ConnectOptions, Connection, Executor, postgres::PgConnectOptions};
@@ -126,7 +129,7 @@ async fn keys_locked_by_somebody_who_rolls_back_are_not_lost_and_not_called_exha
     stranger.execute("SELECT id FROM one_time_prekeys WHERE key_id % 4 = 0 FOR UPDATE").await.unwrap();
     let claiming = Claiming::start(&cluster, &owners, FEW).await;
     eventually("only the locked keys are left", || async {
-        let handed: usize = claiming.handed.lock().await.keys.values().map(|keys| keys.len()).sum();
+        let handed: usize = claiming.handed.lock().await.keys.values().map(BTreeMap::len).sum();
         (handed == 10 * (FEW as usize * 3 / 4)).then_some(())
     })
     .await;

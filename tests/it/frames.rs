@@ -375,6 +375,9 @@ async fn a_full_node_refuses_sockets_and_serves_http() {
         .await;
 }
 
+/// What is tried, its headers, and the status and code that answer.
+type Case = (&'static str, Vec<(String, String)>, u16, &'static str);
+
 #[tokio::test(flavor = "multi_thread")]
 async fn an_upgrade_is_refused_for_the_documented_reasons_in_the_documented_order() {
     let app = TestApp::start(&[]);
@@ -396,7 +399,7 @@ async fn an_upgrade_is_refused_for_the_documented_reasons_in_the_documented_orde
         format!("sealwire.v1.msgpack, {offer}, sealwire.v1.json"),
     );
     let bad_offer = format!("{json}, sealwire.token.x");
-    let table: Vec<(&str, Vec<(String, String)>, u16, &str)> = vec![
+    let table: Vec<Case> = vec![
         ("no subprotocol", with(&[(auth, &bearer)]), 101, ""),
         ("first known one offered", with(&[(auth, &bearer), (protocol, both)]), 101, json),
         ("token offered", with(&[(protocol, &both_token)]), 101, "sealwire.v1.msgpack"),

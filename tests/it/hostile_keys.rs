@@ -341,7 +341,7 @@ async fn each_key_id_is_sorted_into_its_list_and_the_version_counts_changes() {
     assert_eq!(outcome["status"]["pool_version"], 1, "one publish, one more");
     let bundle = claimer.request("keys.claim", json!({ "user_id": owner.user, "claim_id": Uuid::nil() })).await;
     assert_eq!(bundle["bundles"][0]["one_time_prekey"], first[0]);
-    let again = [first[0].clone(), owner.keys.prekey(0 + 1), first[2].clone()];
+    let again = [first[0].clone(), owner.keys.prekey(1), first[2].clone()];
     let outcome = owner.publish(json!({ "one_time_prekeys": again, "pq_one_time": pq_keys(0..2) })).await;
     let none: [u32; 0] = [];
     let sorted =

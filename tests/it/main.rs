@@ -1,6 +1,7 @@
 //! The one test binary: behaviours of the whole server, over real sockets, each file a subject.
 
 #![expect(clippy::unwrap_used, clippy::expect_used, reason = "a test that cannot go on has failed")]
+#![expect(clippy::disallowed_methods, reason = "tests are where ids, clocks and environments come from")]
 
 mod architecture;
 mod auth;

@@ -40,16 +40,12 @@ impl KeySet {
 
     /// The identity key's signature.
     pub fn sign(&mut self, message: &[u8]) -> Vec<u8> {
-        match self.suite {
-            Suite::Ed25519X3dh => {
-                ed25519_dalek::SigningKey::from_bytes(&self.private).sign(message).to_bytes().to_vec()
-            }
-            _ => {
-                let mut random = [0; 64];
-                self.rng.fill_bytes(&mut random);
-                xeddsa_sign(&self.private, message, &random).to_vec()
-            }
+        if self.suite == Suite::Ed25519X3dh {
+            return ed25519_dalek::SigningKey::from_bytes(&self.private).sign(message).to_bytes().to_vec();
         }
+        let mut random = [0; 64];
+        self.rng.fill_bytes(&mut random);
+        xeddsa_sign(&self.private, message, &random).to_vec()
     }
 
     /// `{key_id, public_key}`

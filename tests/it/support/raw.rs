@@ -1,6 +1,6 @@
 //! A WebSocket client that may say anything: its frames are made by hand, and it answers nothing unasked.
 
-use std::sync::Arc;
+use std::{fmt::Write as _, sync::Arc};
 
 use serde_json::{Value, json};
 use tokio::{
@@ -46,7 +46,7 @@ pub async fn knock(server: &impl Server, headers: &[(&str, &str)]) -> (Answer, R
     stream.set_nodelay(true).unwrap();
     let mut request = format!("GET /v1/socket HTTP/1.1\r\nHost: {}\r\n", server.address());
     for (name, value) in headers {
-        request.push_str(&format!("{name}: {value}\r\n"));
+        write!(request, "{name}: {value}\r\n").unwrap();
     }
     request.push_str("\r\n");
     let (reader, writer) = stream.into_split();
@@ -139,7 +139,7 @@ impl RawSocket {
     }
 
     async fn fill(&mut self) -> bool {
-        let mut chunk = [0; 16 * 1024];
+        let mut chunk = vec![0; 16 * 1024];
         match timeout(PATIENCE * 3, self.reader.read(&mut chunk)).await.expect("the server says something") {
             Ok(0) | Err(_) => false,
             Ok(n) => {
