@@ -16,8 +16,9 @@ use super::{
     Node,
     budget::Reservation,
     hub::ConnectionKey,
+    inlet::{Incoming, Inlet},
     ops::{self, After, Outcome, encode, failure},
-    outbox::{Gated, Incoming, Outbox, Overflow, Writer},
+    outbox::{Outbox, Overflow, Writer},
     transport::{Violation, Wire},
 };
 use crate::{
@@ -133,7 +134,7 @@ impl DeviceSocket {
         let outbox = Outbox::new(node.outbox_bytes, node.budget.clone());
         actix_rt::spawn(Writer::new(outbox.clone(), ws, wire.clone(), codec));
         Self::create(|ctx| {
-            ctx.add_stream(Gated::new(messages, outbox.clone()));
+            ctx.add_stream(Inlet::new(messages, outbox.clone()));
             let opened_at = Instant::now();
             Self {
                 node,

@@ -4,6 +4,7 @@ mod budget;
 mod device;
 mod frame_guard;
 mod hub;
+mod inlet;
 mod ops;
 mod outbox;
 pub mod transport;

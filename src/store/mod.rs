@@ -5,7 +5,7 @@
 //! `prekeys`), written over `read!` or `transaction!`, which run the one body on whichever engine is open. A method that
 //! changes anything starts with `authorize!`, so that a revoked session changes nothing, whatever the bus has heard.
 //!
-//! Lock order: sessions, devices, keys.
+//! Lock order: users, sessions, devices, keys.
 
 mod accounts;
 mod batch;

@@ -169,16 +169,16 @@ texts! {
     MAY_MIGRATE = "SELECT has_database_privilege(current_database(), 'CREATE'), \
         EXISTS (SELECT 1 FROM pg_extension WHERE extname = 'uuid-ossp')";
 
-    // Locks, in the order sessions, devices; each by id
+    // Locks, in the order users, sessions, devices; each by id
 
     CHALLENGE_LOCKED = "SELECT used, expires_at, attempts FROM email_otps WHERE id = $1 AND email = $2 FOR UPDATE";
     LOCK_EMAIL = "SELECT pg_advisory_xact_lock(hashtextextended($1, 0))";
     LOCK_OWN_SESSIONS = "SELECT id FROM sessions WHERE device_id = $1 ORDER BY id FOR NO KEY UPDATE";
     LOCK_OWN_DEVICE = "SELECT id FROM devices WHERE id = $1 FOR NO KEY UPDATE";
+    LOCK_USER = "SELECT id FROM users WHERE id = $1 FOR NO KEY UPDATE";
     LOCK_USER_SESSIONS = "SELECT id FROM sessions WHERE device_id IN (SELECT id FROM devices WHERE user_id = $1) \
         ORDER BY id FOR UPDATE";
     LOCK_USER_DEVICES = "SELECT id FROM devices WHERE user_id = $1 ORDER BY id FOR UPDATE";
-    LOCK_DEVICES = "SELECT id FROM devices WHERE id = ANY($1) ORDER BY id FOR NO KEY UPDATE";
 
     // Claims, many at once. Texts that take keys carry an ordinal, since RETURNING has no order.
 
@@ -268,7 +268,8 @@ pub const SERIALIZE_EMAIL: Pair = Pair { sqlite: None, postgres: Some(LOCK_EMAIL
 pub const SERIALIZE_DEVICE: [Pair; 2] =
     [Pair { sqlite: None, postgres: Some(LOCK_OWN_SESSIONS) }, Pair { sqlite: None, postgres: Some(LOCK_OWN_DEVICE) }];
 /// What changes several devices of a user comes one after another.
-pub const SERIALIZE_USER: [Pair; 2] = [
+pub const SERIALIZE_USER: [Pair; 3] = [
+    Pair { sqlite: None, postgres: Some(LOCK_USER) },
     Pair { sqlite: None, postgres: Some(LOCK_USER_SESSIONS) },
     Pair { sqlite: None, postgres: Some(LOCK_USER_DEVICES) },
 ];
