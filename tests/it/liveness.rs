@@ -102,6 +102,21 @@ async fn those_who_ask_and_do_not_read_cost_little_and_disturb_nobody() {
     other.settle().await;
 }
 
+#[tokio::test(flavor = "multi_thread")]
+async fn a_reader_that_stays_away_for_a_minute_is_closed_as_a_slow_consumer_and_can_come_back() {
+    // More replies than the kernel's buffers and the outbox take together.
+    const REQUESTS: u64 = 250_000;
+    let app = TestApp::start(&[("SERVER__OUTBOX_BYTES", "65536")]);
+    let person = sign_in(&app, "away@example.org").await;
+    let (mut socket, _) = RawSocket::connect(&app, &person.token, Codec::Json).await;
+    let request = |id: u64| data(Codec::Json, &encode(Codec::Json, &json!({ "id": id, "op": "x" })));
+    socket.send_meanwhile((1..=REQUESTS).flat_map(request).collect());
+    // That time passes is what is tested; the Close frame waits half a minute for its reader.
+    tokio::time::sleep(Duration::from_secs(70)).await;
+    assert_eq!(socket.close_code().await, 4002);
+    Socket::connect(&app, &person.token, Codec::Json).await.settle().await;
+}
+
 /// Hears a socket's pings, two of them if it answers, else all until it is closed. Gives when they came, when and how it
 /// ended, counted from before the connection, or the socket that is still open.
 async fn listen(app: &TestApp, person: Person, answers: bool) -> (Vec<Duration>, Result<RawSocket, (Duration, u16)>) {
