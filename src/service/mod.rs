@@ -30,7 +30,7 @@ use crate::{
 };
 use limits::Limits;
 
-/// Claims that one transaction serves at most. Larger ones gain nothing in the database and let the lanes run dry.
+/// Claims that one transaction serves at most. Chosen with `loadtest/claims`, together with the number of lanes.
 const CLAIMS_PER_BATCH: usize = 128;
 /// Connections that one transaction opens at most.
 const CONNECTIONS_PER_BATCH: usize = 256;
