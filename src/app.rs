@@ -23,10 +23,13 @@ use crate::{
     bus::{Bus, RedisBus},
     clock::{Clock, Entropy},
     config::{Config, decode_secret},
-    domain::otp::ServerSecret,
+    domain::{
+        envelope::{Load, MailboxBounds},
+        otp::ServerSecret,
+    },
     http::{self, Http},
     protocol::{frame::MAX_FRAME_BYTES, http::Origins},
-    service::{Mailer, MailerError, Parts, Policy, Service, reconcile_forever, sweep_forever},
+    service::{Mailer, MailerError, Parts, Policy, Service, reconcile_forever, sweep_forever, sweep_mail_forever},
     socket::{
         Budget, Hub, Node, open,
         transport::{self, Tuning},
@@ -152,6 +155,7 @@ impl Application {
         };
         let service = Arc::new(Service::start(parts, &handle));
         handle.spawn(sweep_forever(service.clone()));
+        handle.spawn(sweep_mail_forever(service.clone()));
         handle.spawn(reconcile_forever(service.clone()));
 
         let origins = Origins::new(&config.server.allowed_origins);
@@ -251,11 +255,16 @@ pub async fn inspect_store(config: &Config) -> Result<&'static str, StoreError> 
 /// The rules that the use cases follow.
 #[must_use]
 pub fn policy(config: &Config) -> Policy {
+    let mailbox = &config.mailbox;
     Policy {
         session_lifetime: config.session_lifetime(),
         max_devices: config.auth.max_devices,
         low_watermark: config.keys.low_watermark,
         signed_prekey_lifetime: config.signed_prekey_lifetime(),
+        mailbox: MailboxBounds {
+            all: Load { envelopes: mailbox.max_envelopes.into(), bytes: mailbox.max_bytes },
+            per_sender: Load { envelopes: mailbox.max_per_sender.into(), bytes: mailbox.max_bytes_per_sender },
+        },
         limits: config.limits.clone(),
     }
 }

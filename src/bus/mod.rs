@@ -3,7 +3,7 @@
 
 mod redis;
 
-use std::sync::Arc;
+use std::{collections::BTreeMap, sync::Arc};
 
 pub use redis::RedisBus;
 use tokio::sync::watch;
@@ -25,6 +25,32 @@ impl Bus {
         match self {
             Self::Local(door) => door.deliver(device, signal),
             Self::Redis(bus) => bus.publish(device, signal),
+        }
+    }
+
+    /// Sends what a batch of mail has for devices, in its order. Other nodes read the store from a device's newest number
+    /// on, so of several in a row they are told the last alone.
+    pub fn publish_mail(&self, wakes: Vec<(DeviceId, Signal)>) {
+        let Self::Redis(bus) = self else {
+            for (device, signal) in wakes {
+                self.publish(device, signal);
+            }
+            return;
+        };
+        let mut newest: BTreeMap<DeviceId, Signal> = BTreeMap::new();
+        for (device, signal) in wakes {
+            bus.deliver_here(device, signal.clone());
+            if matches!(signal, Signal::Mail { .. }) {
+                newest.insert(device, signal);
+                continue;
+            }
+            if let Some(mail) = newest.remove(&device) {
+                bus.publish_elsewhere(device, mail);
+            }
+            bus.publish_elsewhere(device, signal);
+        }
+        for (device, mail) in newest {
+            bus.publish_elsewhere(device, mail);
         }
     }
 

@@ -78,7 +78,17 @@ impl RedisBus {
 
     /// Delivers on this node at once and sends to the others.
     pub fn publish(&self, device: DeviceId, signal: Signal) {
-        self.door.deliver(device, signal.clone());
+        self.deliver_here(device, signal.clone());
+        self.publish_elsewhere(device, signal);
+    }
+
+    /// Delivers on this node.
+    pub fn deliver_here(&self, device: DeviceId, signal: Signal) {
+        self.door.deliver(device, signal);
+    }
+
+    /// Sends to the other nodes.
+    pub fn publish_elsewhere(&self, device: DeviceId, signal: Signal) {
         if self.commands.try_send(Command::Publish(device, signal)).is_err() {
             tracing::warn!("a signal to other nodes was dropped: the bus has fallen behind");
         }

@@ -1,9 +1,11 @@
 //! What the server tells a connected device, as it travels between nodes. The socket turns a signal into the events
 //! and closes of the protocol.
 
+use std::sync::Arc;
+
 use serde::{Deserialize, Serialize};
 
-use super::{DeviceId, KeyKind, SessionId};
+use super::{DeviceId, Envelope, KeyKind, SessionId};
 
 /// Something that concerns one device, wherever it is connected.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -38,6 +40,16 @@ pub enum Signal {
         /// The new connection's `devices.conn_epoch`.
         epoch: i64,
     },
+    /// The device's mailbox holds envelopes up to this number.
+    Mail {
+        /// Its newest envelope.
+        seq: i64,
+        /// That envelope. It stays on the node that stored it; others read the store.
+        #[serde(skip)]
+        envelope: Option<Arc<Envelope>>,
+    },
+    /// A message for those who are connected now, stored nowhere.
+    Ephemeral(Arc<Envelope>),
 }
 
 /// Why a session ended, as the client hears it.

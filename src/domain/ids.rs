@@ -73,6 +73,8 @@ id! {
     ChallengeId;
     /// A claimer's intent to open sessions, chosen by the client.
     ClaimId;
+    /// A message, named by its sending device; the same for all devices that it is sent to.
+    MessageId;
 }
 
 #[cfg(test)]

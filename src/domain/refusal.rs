@@ -69,6 +69,20 @@ pub enum Refusal {
     /// No such path, method, user or address.
     #[error("not found")]
     NotFound,
+    /// The message id was used for something else.
+    #[error("this message id was used with another recipient or content")]
+    IdConflict,
+    /// A message does not name the devices that its recipient has.
+    #[error("the message must name each device of its recipient once, and no other")]
+    DevicesMismatch {
+        /// Addressable devices that are not named.
+        missing: Vec<DeviceId>,
+        /// Named devices that cannot be sent to, or stand twice.
+        extra: Vec<DeviceId>,
+    },
+    /// No device of the recipient could store the message.
+    #[error("the mailbox is full; try again later")]
+    MailboxFull,
     /// The user has as many devices as allowed.
     #[error("the user has the maximum number of devices; replace one")]
     DeviceLimit {

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use serde::Serialize;
 
-use crate::domain::{EndReason, Refusal, refusal::DeviceChoice, refusal::KeyFault};
+use crate::domain::{DeviceId, EndReason, Refusal, refusal::DeviceChoice, refusal::KeyFault};
 
 macro_rules! codes {
     ($($variant:ident $name:literal $status:literal $retryable:literal;)*) => {
@@ -54,9 +54,12 @@ codes! {
     NotFound         "not_found"          404 false;
     DeviceLimit      "device_limit"       409 false;
     IdentityConflict "identity_conflict"  409 false;
+    IdConflict       "id_conflict"        409 false;
+    DevicesMismatch  "devices_mismatch"   409 false;
     InvalidKey       "invalid_key"        422 false;
     InvalidSignature "invalid_signature"  422 false;
     IncompleteKeys   "incomplete_keys"    422 false;
+    MailboxFull      "mailbox_full"       429 true;
     Unavailable      "unavailable"        503 true;
     Internal         "internal"           500 true;
 }
@@ -126,6 +129,8 @@ impl From<EndReason> for CloseCode {
 
 /// How long a client should wait where the server cannot know better.
 const UNAVAILABLE_RETRY: Duration = Duration::from_secs(1);
+/// A full mailbox has to wait for its owner.
+const MAILBOX_RETRY: Duration = Duration::from_mins(1);
 
 /// The `error` object of a reply or of an HTTP body.
 #[derive(Clone, Debug, Serialize)]
@@ -146,6 +151,7 @@ pub struct Problem {
 enum Details {
     Devices { devices: Vec<DeviceChoice> },
     Key(KeyFault),
+    Mismatch { missing: Vec<DeviceId>, extra: Vec<DeviceId> },
 }
 
 #[expect(clippy::trivially_copy_pass_by_ref, reason = "serde's signature")]
@@ -193,6 +199,11 @@ impl From<Refusal> for Problem {
                 Code::DeviceLimit
             }
             Refusal::IdentityConflict => Code::IdentityConflict,
+            Refusal::IdConflict => Code::IdConflict,
+            Refusal::DevicesMismatch { missing, extra } => {
+                details = Some(Details::Mismatch { missing, extra });
+                Code::DevicesMismatch
+            }
             Refusal::InvalidKey(fault) => {
                 details = Some(Details::Key(fault));
                 Code::InvalidKey
@@ -202,6 +213,10 @@ impl From<Refusal> for Problem {
                 Code::InvalidSignature
             }
             Refusal::IncompleteKeys => Code::IncompleteKeys,
+            Refusal::MailboxFull => {
+                retry_after = Some(MAILBOX_RETRY);
+                Code::MailboxFull
+            }
             Refusal::Unavailable => {
                 retry_after = Some(UNAVAILABLE_RETRY);
                 Code::Unavailable

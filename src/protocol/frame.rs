@@ -2,6 +2,7 @@
 
 use std::{fmt, num::NonZeroU32};
 
+use base64::{display::Base64Display, engine::general_purpose::STANDARD};
 use serde::{
     Deserialize, Deserializer, Serialize,
     de::{
@@ -11,12 +12,13 @@ use serde::{
 };
 
 use super::{Codec, Problem, codec::DecodeError};
-use crate::domain::{DeviceId, EndReason, KeyKind, KeysStatus, Refusal, SessionId, Timestamp, UserId};
+use crate::domain::{
+    DeviceId, EndReason, Envelope, KeyKind, KeysStatus, MessageId, Refusal, SessionId, Timestamp, UserId,
+    envelope::MAX_CONTENT,
+};
 
 /// Largest message, in bytes of payload, over all its frames.
 pub const MAX_FRAME_BYTES: usize = 512 * 1024;
-/// Largest message content, in bytes.
-pub const MAX_CONTENT_BYTES: usize = 32 * 1024;
 /// Requests of one socket that may wait for their replies.
 pub const MAX_IN_FLIGHT: usize = 64;
 
@@ -55,6 +57,8 @@ ops! {
     KeysStatus    "keys.status";
     KeysFetch     "keys.fetch";
     KeysClaim     "keys.claim";
+    MessagesSend  "messages.send";
+    MessagesAck   "messages.ack";
 }
 
 /// A request's number, chosen by the client: 1 to 2^32-1.
@@ -340,12 +344,74 @@ pub enum Event<'a> {
         /// Why.
         reason: EndReason,
     },
+    /// A message.
+    #[serde(rename = "message")]
+    Message {
+        /// Its number in the device's mailbox; none where it is ephemeral.
+        seq: Option<i64>,
+        /// The sender's name for it.
+        message_id: MessageId,
+        /// Who sent it.
+        from: From,
+        /// In a numbering of the clients' own.
+        #[serde(rename = "type")]
+        kind: u8,
+        /// Ciphertext.
+        content: Content<'a>,
+        /// When it was accepted.
+        accepted_at: Timestamp,
+        /// Whether it is stored nowhere and cannot be acked.
+        ephemeral: bool,
+    },
+    /// What was in the mailbox when the device connected has been sent.
+    #[serde(rename = "mailbox.drained")]
+    MailboxDrained {},
     /// The node is being stopped; the close follows.
     #[serde(rename = "server.draining")]
     ServerDraining {
         /// When to come back, jittered.
         reconnect_in_ms: u64,
     },
+}
+
+impl<'a> Event<'a> {
+    /// An envelope as its device is told of it; without a number it is ephemeral.
+    #[must_use]
+    pub fn message(codec: Codec, seq: Option<i64>, envelope: &'a Envelope) -> Self {
+        Self::Message {
+            seq,
+            message_id: envelope.message,
+            from: From { user_id: envelope.from_user, device_id: envelope.from_device },
+            kind: envelope.kind,
+            content: Content { codec, bytes: &envelope.content },
+            accepted_at: envelope.accepted_at,
+            ephemeral: seq.is_none(),
+        }
+    }
+}
+
+/// Who sent a message.
+#[derive(Serialize)]
+pub struct From {
+    /// The user.
+    pub user_id: UserId,
+    /// The device.
+    pub device_id: DeviceId,
+}
+
+/// The content of a message: `bin` in `MessagePack`, base64 in JSON.
+pub struct Content<'a> {
+    codec: Codec,
+    bytes: &'a [u8],
+}
+
+impl Serialize for Content<'_> {
+    fn serialize<S: serde::Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        match self.codec {
+            Codec::MsgPack => serializer.serialize_bytes(self.bytes),
+            Codec::Json => serializer.collect_str(&Base64Display::new(self.bytes, &STANDARD)),
+        }
+    }
 }
 
 /// What a client is told first.
@@ -376,7 +442,7 @@ pub struct Welcome {
 pub struct Limits {
     /// [`MAX_FRAME_BYTES`]
     pub frame_bytes: usize,
-    /// [`MAX_CONTENT_BYTES`]
+    /// [`MAX_CONTENT`]
     pub content_bytes: usize,
     /// [`MAX_IN_FLIGHT`]
     pub in_flight: usize,
@@ -384,7 +450,7 @@ pub struct Limits {
 
 impl Default for Limits {
     fn default() -> Self {
-        Self { frame_bytes: MAX_FRAME_BYTES, content_bytes: MAX_CONTENT_BYTES, in_flight: MAX_IN_FLIGHT }
+        Self { frame_bytes: MAX_FRAME_BYTES, content_bytes: MAX_CONTENT, in_flight: MAX_IN_FLIGHT }
     }
 }
 

@@ -1,6 +1,6 @@
 //! The parameters of every op and the bodies of the HTTP requests, with what can be refused while reading them.
 
-use std::fmt;
+use std::{fmt, time::Duration};
 
 use base64::{
     Engine,
@@ -8,15 +8,25 @@ use base64::{
 };
 use serde::{Deserialize, Deserializer, de};
 
-use super::frame::{List, Object};
+use super::{
+    Codec,
+    frame::{List, Object},
+};
 use crate::domain::{
-    ChallengeId, ClaimId, DeviceId, Email, Refusal, Suite, Timestamp, UserId,
+    ChallengeId, ClaimId, DeviceId, Email, MessageId, Refusal, Suite, Timestamp, UserId,
+    envelope::{MAX_CONTENT, Outgoing, TTL_DEFAULT},
     otp::OtpCode,
     publish::{PlainKey, PublishRequest, SignedKey},
 };
 
 /// Devices that one fetch or claim may name.
 const MAX_DEVICE_IDS: usize = 100;
+/// Messages that one send may carry, far more than a user has devices.
+const MAX_MESSAGES: usize = 1000;
+/// Seqs that one ack may name.
+const MAX_SEQS: usize = 1000;
+/// How long a message may wait.
+const TTL_SECONDS: std::ops::RangeInclusive<u64> = 60..=30 * 24 * 3600;
 /// Characters of a device name.
 const NAME_CHARS: std::ops::RangeInclusive<usize> = 1..=64;
 /// Registration ids of the Signal libraries, which use 14 bits and keep 0 free.
@@ -337,12 +347,126 @@ impl From<Publish> for PublishRequest {
     }
 }
 
+/// `messages.send`
+#[derive(Deserialize)]
+pub struct Send {
+    /// The sending device's name for the message.
+    pub message_id: MessageId,
+    /// Whose devices.
+    pub to: UserId,
+    ephemeral: Option<bool>,
+    ttl_s: Option<u64>,
+    messages: List<Object<MessageBody>>,
+}
+
+#[derive(Deserialize)]
+struct MessageBody {
+    device_id: DeviceId,
+    #[serde(rename = "type")]
+    kind: u8,
+    content: Content,
+}
+
+impl Send {
+    /// Only for who is connected now.
+    #[must_use]
+    pub fn ephemeral(&self) -> bool {
+        self.ephemeral.unwrap_or(false)
+    }
+
+    /// How long it waits for its devices.
+    ///
+    /// # Errors
+    /// `bad_request` where that is less than a minute or more than thirty days.
+    pub fn ttl(&self) -> Result<Duration, Refusal> {
+        match self.ttl_s {
+            None => Ok(TTL_DEFAULT),
+            Some(seconds) if TTL_SECONDS.contains(&seconds) => Ok(Duration::from_secs(seconds)),
+            Some(_) => Err(Refusal::BadRequest("ttl_s is 60 to 2592000".into())),
+        }
+    }
+
+    /// What each device is sent.
+    ///
+    /// # Errors
+    /// `bad_request` where there are more than a thousand, or one is empty or not written as the encoding wants it;
+    /// `payload_too_large`
+    pub fn envelopes(self, codec: Codec) -> Result<Vec<Outgoing>, Refusal> {
+        let List(messages) = self.messages;
+        if messages.len() > MAX_MESSAGES {
+            return Err(Refusal::BadRequest("at most 1000 messages".into()));
+        }
+        for Object(message) in &messages {
+            if message.content.is_text != (codec == Codec::Json) {
+                return Err(Refusal::BadRequest("content is base64 in JSON and bin in MessagePack".into()));
+            }
+            if message.content.bytes.is_empty() {
+                return Err(Refusal::BadRequest("content must not be empty".into()));
+            }
+        }
+        if messages.iter().any(|Object(message)| message.content.bytes.len() > MAX_CONTENT) {
+            return Err(Refusal::PayloadTooLarge);
+        }
+        let outgoing = |Object(message): Object<MessageBody>| Outgoing {
+            device: message.device_id,
+            kind: message.kind,
+            content: message.content.bytes.into(),
+        };
+        Ok(messages.into_iter().map(outgoing).collect())
+    }
+}
+
+/// The content of a message, as either encoding writes it.
+struct Content {
+    bytes: Vec<u8>,
+    is_text: bool,
+}
+
+impl<'de> Deserialize<'de> for Content {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct TextOrBin;
+        impl de::Visitor<'_> for TextOrBin {
+            type Value = Content;
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("content")
+            }
+            fn visit_str<E: de::Error>(self, text: &str) -> Result<Content, E> {
+                let Base64(bytes) = Base64::parse(text).ok_or_else(|| E::custom("not base64"))?;
+                Ok(Content { bytes, is_text: true })
+            }
+            fn visit_bytes<E>(self, bytes: &[u8]) -> Result<Content, E> {
+                Ok(Content { bytes: bytes.to_owned(), is_text: false })
+            }
+        }
+        deserializer.deserialize_any(TextOrBin)
+    }
+}
+
+/// `messages.ack`
+#[derive(Deserialize)]
+pub struct Ack {
+    seqs: List<u64>,
+}
+
+impl Ack {
+    /// The numbers of the envelopes. Those beyond what any mailbox could count to are passed over.
+    ///
+    /// # Errors
+    /// `bad_request` where there are more than a thousand.
+    pub fn seqs(self) -> Result<Vec<i64>, Refusal> {
+        let List(seqs) = self.seqs;
+        if seqs.len() > MAX_SEQS {
+            return Err(Refusal::BadRequest("at most 1000 seqs".into()));
+        }
+        Ok(seqs.into_iter().filter_map(|seq| i64::try_from(seq).ok()).collect())
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use proptest::prelude::*;
 
     use super::*;
-    use crate::protocol::Codec;
 
     #[test]
     fn base64_padding_is_optional_and_the_alphabet_standard() {
@@ -385,12 +509,45 @@ mod tests {
         assert!(Codec::MsgPack.decode::<Timestamp>(b"\xc4\x142026-06-01T12:00:00Z").is_err());
     }
 
+    #[test]
+    fn content_is_base64_in_json_and_bin_in_messagepack() {
+        let id = "67e55044-10b1-426f-9247-bb680e5fe0c8";
+        let json = |content: &str| {
+            let text = format!(
+                r#"{{"message_id":"{id}","to":"{id}","messages":[{{"device_id":"{id}","type":255,"content":{content}}}]}}"#
+            );
+            Codec::Json.decode::<Send>(text.as_bytes()).map(|send| send.envelopes(Codec::Json))
+        };
+        assert_eq!(&json("\"aGk=\"").unwrap().unwrap()[0].content[..], b"hi");
+        assert!(matches!(json("\"\"").unwrap(), Err(Refusal::BadRequest(_))));
+        for wrong in ["null", "5", "[104,105]", "\"*\"", "{}"] {
+            assert!(json(wrong).is_err(), "{wrong}");
+        }
+        let large = STANDARD.encode(vec![7; MAX_CONTENT + 1]);
+        assert_eq!(json(&format!("\"{large}\"")).unwrap(), Err(Refusal::PayloadTooLarge));
+
+        let pack = |content: &[u8]| {
+            let text = |name: &str| [&[0xd9, u8::try_from(name.len()).unwrap()], name.as_bytes()].concat();
+            let message =
+                [&b"\x83"[..], &text("device_id"), &text(id), &text("type"), b"\x07", &text("content"), content];
+            let message = message.concat();
+            let head = [text("message_id"), text(id), text("to"), text(id), text("messages"), vec![0x91]].concat();
+            let whole = [&b"\x83"[..], &head, &message].concat();
+            Codec::MsgPack.decode::<Send>(&whole).map(|send| send.envelopes(Codec::MsgPack))
+        };
+        assert_eq!(&pack(b"\xc4\x02hi").unwrap().unwrap()[0].content[..], b"hi");
+        assert!(matches!(pack(b"\xa4aGk=").unwrap(), Err(Refusal::BadRequest(_))), "a string is not bin");
+        assert!(pack(b"\x92\x68\x69").is_err());
+    }
+
     proptest! {
         #[test]
         fn arbitrary_bytes_never_panic(bytes in proptest::collection::vec(any::<u8>(), 0..300)) {
             for codec in Codec::ALL {
                 let _ = codec.decode::<Publish>(&bytes);
                 let _ = codec.decode::<Claim>(&bytes);
+                let _ = codec.decode::<Send>(&bytes);
+                let _ = codec.decode::<Ack>(&bytes);
                 let _ = codec.decode::<VerifyBody>(&bytes);
             }
         }

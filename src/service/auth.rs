@@ -6,8 +6,8 @@ use subtle::ConstantTimeEq;
 use super::{ClientNetwork, Service, Told, limits::challenge_wait, mailer::Mail};
 use crate::{
     domain::{
-        Caller, ChallengeId, DeviceId, Email, KeysStatus, Refusal, Session, SessionId, Signal, UserId, otp::OtpCode,
-        token::Token,
+        Caller, ChallengeId, DeviceId, Email, KeysStatus, Refusal, Session, SessionId, Signal, UserId,
+        envelope::MailboxStatus, otp::OtpCode, token::Token,
     },
     store::{NewChallenge, NewConnection, NewDevice, NewSession, SignIn},
 };
@@ -42,6 +42,8 @@ pub struct Opened {
     pub epoch: i64,
     /// The device's keys at that moment.
     pub keys: KeysStatus,
+    /// Its mailbox at that moment.
+    pub mailbox: MailboxStatus,
 }
 
 impl Service {
@@ -147,7 +149,8 @@ impl Service {
         let connection = self.connections.submit(NewConnection { caller, now }).await?;
         self.bus.publish(caller.device, Signal::Displaced { epoch: connection.epoch });
         let keys = self.store.keys_status(caller.device, self.policy.low_watermark).await?;
-        Ok(Opened { epoch: connection.epoch, keys })
+        let mailbox = self.store.mailbox(caller.device).await?;
+        Ok(Opened { epoch: connection.epoch, keys, mailbox })
     }
 
     /// Notes that a connection ended, for each that [`Self::open_connection`] was called for.

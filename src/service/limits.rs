@@ -14,7 +14,7 @@ use std::{
 use serde::Deserialize;
 
 use crate::{
-    domain::{Refusal, Timestamp, UserId},
+    domain::{DeviceId, Refusal, Timestamp, UserId, bucket::Buckets},
     store::PastChallenge,
 };
 
@@ -129,16 +129,19 @@ pub struct Limits {
     otp_per_network: SlidingWindow<ClientNetwork>,
     verify_per_network: SlidingWindow<ClientNetwork>,
     find_per_user: SlidingWindow<UserId>,
+    sends_per_device: Buckets<DeviceId>,
 }
 
 impl Limits {
     /// Starts with nothing counted.
     #[must_use]
     pub fn new(settings: &LimitSettings) -> Self {
+        let sends = settings.sends_per_device_second;
         Self {
             otp_per_network: SlidingWindow::new(settings.otp_per_network_hour, HOUR),
             verify_per_network: SlidingWindow::new(settings.verify_per_network_minute, MINUTE),
             find_per_user: SlidingWindow::new(settings.find_per_user_hour, HOUR),
+            sends_per_device: Buckets::new(sends, Duration::from_secs(1) / sends.max(1)),
         }
     }
 
@@ -155,6 +158,11 @@ impl Limits {
     /// Counts a look-up of an address.
     pub fn find(&self, user: UserId, now: Timestamp) -> Result<(), Refusal> {
         self.find_per_user.take(user, now)
+    }
+
+    /// Counts a message.
+    pub fn send(&self, device: DeviceId, now: Timestamp) -> Result<(), Refusal> {
+        self.sends_per_device.take(device, now).map_err(|retry_after| Refusal::RateLimited { retry_after })
     }
 }
 

@@ -9,6 +9,7 @@ mod error;
 mod keys;
 mod limits;
 mod mailer;
+mod messages;
 mod reconcile;
 mod sweep;
 
@@ -19,19 +20,22 @@ use tokio::{runtime::Handle, sync::Semaphore};
 pub use auth::{Challenge, Opened, SignInRequest};
 pub use limits::{ClientNetwork, LimitSettings};
 pub use mailer::{Mailer, MailerError};
+pub use messages::{Message, Turn, Turns};
 pub use reconcile::reconcile_forever;
-pub use sweep::sweep_forever;
+pub use sweep::{sweep_forever, sweep_mail_forever};
 
 use crate::{
     bus::Bus,
     clock::{Clock, Entropy},
-    domain::{Deliver, DeviceId, Signal, Timestamp, drain::DrainLimit, otp::ServerSecret},
-    store::{Batcher, ClaimAnswer, ClaimRequest, Connection, NewConnection, Store},
+    domain::{Deliver, DeviceId, Signal, Timestamp, bucket::DrainLimit, envelope::MailboxBounds, otp::ServerSecret},
+    store::{Batcher, ClaimAnswer, ClaimRequest, Connection, MailAnswer, MailRequest, NewConnection, Store},
 };
 use limits::Limits;
 
 /// Claims that one transaction serves at most. Chosen with `loadtest/claims`, together with the number of lanes.
 const CLAIMS_PER_BATCH: usize = 128;
+/// Sends and acks that one transaction serves at most.
+const MAIL_PER_BATCH: usize = 256;
 /// Connections that one transaction opens at most.
 const CONNECTIONS_PER_BATCH: usize = 256;
 
@@ -49,6 +53,8 @@ pub struct Policy {
     pub low_watermark: u32,
     /// How long a signed prekey is served that does not say itself.
     pub signed_prekey_lifetime: Duration,
+    /// What mailboxes hold at most.
+    pub mailbox: MailboxBounds,
     /// Bounds on what clients may ask for.
     pub limits: LimitSettings,
 }
@@ -87,6 +93,8 @@ pub struct Service {
     claims: Batcher<ClaimRequest, ClaimAnswer>,
     /// Claims that wait for keys which others hold, each on a connection of its own.
     settling: Semaphore,
+    /// One lane, so that a device's sends keep their order.
+    mail: Batcher<MailRequest, MailAnswer>,
     connections: Batcher<NewConnection, Connection>,
     partings: Batcher<(DeviceId, Timestamp), ()>,
 }
@@ -128,6 +136,17 @@ impl Service {
                 }
             })
         };
+        let mail = {
+            let (store, bus, bounds) = (store.clone(), bus.clone(), policy.mailbox);
+            Batcher::start(runtime, MAIL_PER_BATCH, 1, move |items| {
+                let (store, bus) = (store.clone(), bus.clone());
+                async move {
+                    let batch = store.mail(items, &bounds).await;
+                    bus.publish_mail(batch.wakes);
+                    batch.answers
+                }
+            })
+        };
         let connections = {
             let store = store.clone();
             Batcher::start(runtime, CONNECTIONS_PER_BATCH, 1, move |items| {
@@ -161,6 +180,7 @@ impl Service {
             limits,
             claims,
             settling,
+            mail,
             connections,
             partings,
         }

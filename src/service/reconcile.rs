@@ -47,6 +47,8 @@ impl Service {
         for (connection, standing) in connections.iter().zip(self.store.survey(connections, self.now()).await?) {
             if let Some(signal) = verdict(connection, standing) {
                 self.door.deliver(connection.device, signal);
+            } else if let Some(Standing { mailbox_head: seq @ 1.., .. }) = standing {
+                self.door.deliver(connection.device, Signal::Mail { seq, envelope: None });
             }
         }
         let devices: Vec<_> = connections.iter().map(|connection| connection.device).collect();
@@ -82,7 +84,7 @@ mod tests {
     fn a_connection_hears_what_it_missed() {
         let session = SessionId(Uuid::from_u128(2));
         let connection = LiveConnection { device: DeviceId(Uuid::from_u128(1)), session, epoch: 7 };
-        let stands = Standing { newest_epoch: 7, revoked: false, session_holds: true };
+        let stands = Standing { newest_epoch: 7, revoked: false, session_holds: true, mailbox_head: 0 };
         assert_eq!(verdict(&connection, Some(stands)), None);
         assert_eq!(verdict(&connection, None), Some(Signal::AccountDeleted));
         let revoked = Standing { revoked: true, session_holds: false, ..stands };

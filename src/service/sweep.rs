@@ -7,6 +7,9 @@ use super::Service;
 /// Time between two sweeps.
 const EVERY: Duration = Duration::from_mins(5);
 
+/// Time between two looks for mail whose time is up.
+const MAIL_EVERY: Duration = Duration::from_secs(5);
+
 /// Sweeps until it is dropped.
 pub async fn sweep_forever(service: Arc<Service>) {
     loop {
@@ -15,5 +18,17 @@ pub async fn sweep_forever(service: Arc<Service>) {
             Err(error) => tracing::warn!(%error, "could not sweep"),
         }
         tokio::time::sleep(EVERY).await;
+    }
+}
+
+/// Deletes mail whose time is up until it is dropped.
+pub async fn sweep_mail_forever(service: Arc<Service>) {
+    loop {
+        match service.store.sweep_mail(service.now()).await {
+            Ok(0) => {}
+            Ok(rows) => tracing::debug!(rows, "swept mail"),
+            Err(error) => tracing::warn!(%error, "could not sweep mail"),
+        }
+        tokio::time::sleep(MAIL_EVERY).await;
     }
 }

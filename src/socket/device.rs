@@ -15,22 +15,23 @@ use tokio::{sync::oneshot, time::Instant};
 use super::{
     Node,
     budget::Reservation,
+    delivery::Delivery,
     hub::ConnectionKey,
     inlet::{Incoming, Inlet},
-    ops::{self, After, Outcome, encode, failure},
+    ops::{self, After, Origin, Outcome, encode, failure},
     outbox::{Outbox, Overflow, Writer},
     transport::{Violation, Wire},
 };
 use crate::{
     domain::{
-        EndReason, KeyKind, KeysStatus, Refusal, Session, Signal, Timestamp,
+        DeviceId, EndReason, KeyKind, KeysStatus, Refusal, Session, Signal, Timestamp,
         bundle::{SignedPrekeyStatus, depth},
     },
     protocol::{
         CloseCode, Codec,
         frame::{Event, Limits, MAX_IN_FLIGHT, MailboxSummary, Op, Request, RequestId, Welcome},
     },
-    service::Opened,
+    service::{Opened, Turns},
 };
 
 /// Time between two pings.
@@ -49,10 +50,10 @@ const REPLY_ROOM: usize = 1024;
 
 /// The actor.
 pub struct DeviceSocket {
-    node: Arc<Node>,
+    pub(super) node: Arc<Node>,
     session: Session,
-    codec: Codec,
-    outbox: Rc<Outbox>,
+    pub(super) codec: Codec,
+    pub(super) outbox: Rc<Outbox>,
     wire: Rc<Wire>,
     attached: Option<ConnectionKey>,
     opening: Opening,
@@ -65,12 +66,17 @@ pub struct DeviceSocket {
     /// Requests that wait for a renewal, or the renewal itself, which waits for those before it.
     deferred: VecDeque<(Request, Op, Bytes)>,
     renewing: bool,
+    /// The places of sends under way.
+    turns: Turns,
+    pub(super) delivery: Delivery,
     signed_prekey: Option<SignedPrekeyStatus>,
     /// How deep the owner knows each pool to be ([`depth`]), at which pool version: a signal that says no more is an echo.
     known_depth: [(i64, i32); 2],
     /// Whether the owner was told that the signed prekey expires.
     rotation_told: bool,
     next_ping: Instant,
+    /// Frames that had been taken from the outbox at the last ping.
+    taken_at_ping: u64,
     timer: SpawnHandle,
     closing: bool,
     opened_at: Instant,
@@ -136,6 +142,7 @@ impl DeviceSocket {
         Self::create(|ctx| {
             ctx.add_stream(Inlet::new(messages, outbox.clone()));
             let opened_at = Instant::now();
+            let delivery = Delivery::new(node.outbox_bytes / 2);
             Self {
                 node,
                 session,
@@ -149,11 +156,14 @@ impl DeviceSocket {
                 in_flight: Vec::new(),
                 deferred: VecDeque::new(),
                 renewing: false,
+                turns: Turns::default(),
+                delivery,
                 signed_prekey: None,
                 known_depth: [(0, 0); 2],
                 rotation_told: false,
                 // The first ping comes at a moment of its own, so that those of many sockets spread.
                 next_ping: opened_at + HEARTBEAT.mul_f64(fraction(session.caller.session.0)),
+                taken_at_ping: u64::MAX,
                 timer: SpawnHandle::default(),
                 closing: false,
                 opened_at,
@@ -167,7 +177,7 @@ impl DeviceSocket {
             return;
         }
         let now = self.node.service.now();
-        let Opened { epoch, keys } = match opened {
+        let Opened { epoch, keys, mailbox } = match opened {
             Ok(opened) => opened,
             Err(Refusal::SessionRevoked) if self.session.expires_at <= now => {
                 return self.close(CloseCode::SessionExpired, ctx);
@@ -199,13 +209,15 @@ impl DeviceSocket {
             heartbeat_s: HEARTBEAT.as_secs(),
             limits: Limits::default(),
             keys,
-            mailbox: MailboxSummary { waiting: 0, expired_total: 0 },
+            mailbox: MailboxSummary { waiting: mailbox.waiting, expired_total: mailbox.expired_total },
         };
         self.event(&Event::Welcome(&welcome), ctx);
         for (kind, remaining) in low {
             self.event(&Event::PrekeysLow { kind, remaining, threshold, pool_version }, ctx);
         }
         self.tell_rotation(now, ctx);
+        self.delivery.open(mailbox);
+        self.read_mail(ctx);
         for signal in std::mem::take(&mut self.early) {
             self.heed(signal, ctx);
         }
@@ -221,10 +233,25 @@ impl DeviceSocket {
         }
     }
 
-    fn event(&mut self, event: &Event<'_>, ctx: &mut Context<Self>) {
-        if let Err(Overflow) = self.outbox.push_event(encode(self.codec, event)) {
+    pub(super) fn event(&mut self, event: &Event<'_>, ctx: &mut Context<Self>) {
+        self.push_event(encode(self.codec, event), ctx);
+    }
+
+    pub(super) fn push_event(&mut self, frame: Vec<u8>, ctx: &mut Context<Self>) {
+        if !self.closing
+            && let Err(Overflow) = self.outbox.push_event(frame)
+        {
             self.close(CloseCode::SlowConsumer, ctx);
         }
+    }
+
+    pub(super) fn is_closing(&self) -> bool {
+        self.closing
+    }
+
+    /// Whose connection it is.
+    pub(super) fn device(&self) -> DeviceId {
+        self.session.caller.device
     }
 
     fn reply(&mut self, reply: Vec<u8>, ctx: &mut Context<Self>) {
@@ -261,8 +288,19 @@ impl DeviceSocket {
         if self.closing {
             return;
         }
-        let Some(epoch) = self.epoch else { return self.early.push(signal) };
+        let Some(epoch) = self.epoch else {
+            match signal {
+                // The mailbox is read after the welcome, up to here at least.
+                Signal::Mail { seq, .. } => self.delivery.note(seq),
+                // The device is not connected yet.
+                Signal::Ephemeral(_) => {}
+                signal => self.early.push(signal),
+            }
+            return;
+        };
         match signal {
+            Signal::Mail { seq, envelope } => self.mail_arrived(seq, envelope, ctx),
+            Signal::Ephemeral(envelope) => self.ephemeral_arrived(envelope, ctx),
             Signal::PrekeysLow { kind, remaining, pool_version } => {
                 let threshold = self.node.service.low_watermark();
                 let heard = (pool_version, depth(remaining, threshold));
@@ -337,10 +375,15 @@ impl DeviceSocket {
         self.outbox.expect_reply(bytes, room);
         self.in_flight.push(InFlight { id, bytes, room, _reservation: reservation });
         self.renewing = op == Op::SessionRenew;
-        let (node, codec, caller, address) = (self.node.clone(), self.codec, self.session.caller, ctx.address());
+        let origin = Origin {
+            caller: self.session.caller,
+            epoch: self.epoch.unwrap_or_default(),
+            turn: (op == Op::MessagesSend).then(|| self.turns.take()),
+        };
+        let (node, codec, address) = (self.node.clone(), self.codec, ctx.address());
         let runtime = node.runtime.clone();
         runtime.spawn(async move {
-            let run = ops::run(&node.service, caller, codec, op, &request, frame);
+            let run = ops::run(&node.service, origin, codec, op, &request, frame);
             // A panic in a use case is a defect, but the client still gets its one reply.
             let outcome = AssertUnwindSafe(run).catch_unwind().await.unwrap_or_else(|_| Outcome {
                 reply: failure(codec, id, Refusal::Internal),
@@ -372,6 +415,9 @@ impl DeviceSocket {
         }
         let instant = Instant::now();
         wait = wait.min(self.next_ping.saturating_duration_since(instant));
+        if let Some(at) = self.delivery.overdue_at() {
+            wait = wait.min(at.saturating_duration_since(instant));
+        }
         // Past it, [`Self::tick`] has looked already and found that the silence is of our making.
         let alive_until = self.wire.last_received() + IDLE;
         if alive_until > instant {
@@ -390,19 +436,26 @@ impl DeviceSocket {
         self.tell_rotation(now, ctx);
         let instant = Instant::now();
         if instant >= self.wire.last_received() + IDLE {
+            if !self.outbox.is_empty() || self.delivery.is_under_way() {
+                // It was sent something and takes no notice.
+                return self.close(CloseCode::SlowConsumer, ctx);
+            }
             if self.outbox.may_read() {
                 return self.close(CloseCode::Idle, ctx);
             }
-            if !self.outbox.is_empty() {
-                // It is we who stopped reading, because the peer does not.
-                return self.close(CloseCode::SlowConsumer, ctx);
-            }
+            // It is we who stopped reading.
             self.next_ping = instant + Duration::from_secs(1);
         }
         if instant >= self.next_ping {
             self.next_ping = instant + HEARTBEAT;
+            let taken = std::mem::replace(&mut self.taken_at_ping, self.outbox.taken());
+            if !self.outbox.is_empty() && taken == self.taken_at_ping {
+                // Not a frame went out since the last ping.
+                return self.close(CloseCode::SlowConsumer, ctx);
+            }
             self.outbox.ping();
         }
+        self.resend_mail(instant, ctx);
         self.set_timer(ctx);
     }
 }
@@ -565,6 +618,7 @@ impl Handler<Done> for DeviceSocket {
                     self.set_timer(ctx);
                 }
             }
+            After::Acked(seqs) => self.mail_acked(&seqs, ctx),
             After::Ended(reason) => return self.end(reason, ctx),
         }
         if std::mem::take(&mut self.renewing) {

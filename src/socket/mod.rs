@@ -1,10 +1,12 @@
 //! Connected devices: the upgrade, the transport below the WebSocket, and one actor per connection.
 
 mod budget;
+mod delivery;
 mod device;
 mod frame_guard;
 mod hub;
 mod inlet;
+mod mail;
 mod ops;
 mod outbox;
 pub mod transport;

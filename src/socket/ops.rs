@@ -13,7 +13,7 @@ use crate::{
         frame::{Empty, Failure, Op, Request, RequestId, Success},
         params,
     },
-    service::{Service, Told},
+    service::{Message, Service, Told, Turn},
 };
 
 /// What the socket does after it has sent a reply.
@@ -31,6 +31,8 @@ pub enum After {
         /// Whether the signed prekey is a new one.
         rotated: bool,
     },
+    /// The device has these envelopes; the numbers are sorted.
+    Acked(Vec<i64>),
     /// The session ended by the caller's own wish.
     Ended(EndReason),
 }
@@ -45,10 +47,21 @@ pub struct Outcome {
     pub told: Told,
 }
 
+/// Where a request comes from.
+pub struct Origin {
+    /// In whose name.
+    pub caller: Caller,
+    /// The connection's.
+    pub epoch: i64,
+    /// Its place among the sends of the socket, if it is one.
+    pub turn: Option<Turn>,
+}
+
 /// Runs one request to its reply.
-pub async fn run(service: &Service, caller: Caller, codec: Codec, op: Op, request: &Request, frame: Bytes) -> Outcome {
+pub async fn run(service: &Service, origin: Origin, codec: Codec, op: Op, request: &Request, frame: Bytes) -> Outcome {
+    let Origin { caller, epoch, turn } = origin;
     let mut effects = Effects::default();
-    let call = Call { service, caller, codec, request, frame: &frame, effects: &mut effects };
+    let call = Call { service, caller, epoch, turn, codec, request, frame: &frame, effects: &mut effects };
     let reply = match call.dispatch(op).await {
         Ok(reply) => reply,
         Err(refusal) => failure(codec, request.id, refusal),
@@ -83,6 +96,8 @@ struct Effects {
 struct Call<'a> {
     service: &'a Service,
     caller: Caller,
+    epoch: i64,
+    turn: Option<Turn>,
     codec: Codec,
     request: &'a Request,
     frame: &'a [u8],
@@ -103,6 +118,8 @@ impl Call<'_> {
             Op::KeysStatus => self.keys_status().await,
             Op::KeysFetch => self.fetch().await,
             Op::KeysClaim => self.claim().await,
+            Op::MessagesSend => self.send().await,
+            Op::MessagesAck => self.ack().await,
         }
     }
 
@@ -223,5 +240,50 @@ impl Call<'_> {
         let (user, claim) = (params.user_id, params.claim_id);
         let bundles: Bundles = self.service.claim(self.caller, user, params.device_ids()?, claim).await?;
         self.success(&bundles)
+    }
+
+    async fn send(mut self) -> Result<Vec<u8>, Refusal> {
+        #[derive(Serialize)]
+        struct Sent {
+            accepted_at: Timestamp,
+            duplicate: bool,
+            undelivered: Vec<Undelivered>,
+        }
+        #[derive(Serialize)]
+        struct Undelivered {
+            device_id: DeviceId,
+            reason: &'static str,
+        }
+        let message = self.message();
+        let mut turn = self.turn.take().ok_or(Refusal::Internal)?;
+        turn.come().await;
+        let accepted = self.service.send(self.caller, self.epoch, turn, message?).await?;
+        let full = |device_id| Undelivered { device_id, reason: Code::MailboxFull.name() };
+        let undelivered = accepted.undelivered.into_iter().map(full).collect();
+        self.success(&Sent { accepted_at: accepted.accepted_at, duplicate: accepted.duplicate, undelivered })
+    }
+
+    fn message(&self) -> Result<Message, Refusal> {
+        let params: params::Send = self.params()?;
+        Ok(Message {
+            id: params.message_id,
+            to: params.to,
+            ephemeral: params.ephemeral(),
+            ttl: params.ttl()?,
+            envelopes: params.envelopes(self.codec)?,
+        })
+    }
+
+    async fn ack(self) -> Result<Vec<u8>, Refusal> {
+        #[derive(Serialize)]
+        struct Acked {
+            acked: u64,
+        }
+        let params: params::Ack = self.params()?;
+        let mut seqs = params.seqs()?;
+        seqs.sort_unstable();
+        let acked = self.service.ack(self.caller, seqs.clone()).await?;
+        self.effects.after = After::Acked(seqs);
+        self.success(&Acked { acked })
     }
 }

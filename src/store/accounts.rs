@@ -232,6 +232,7 @@ impl Store {
                         .bind(now)
                         .execute(&mut *tx)
                         .await?;
+                    sqlx::query(sql::mailbox::INSERT_MAILBOX).bind(device.0).execute(&mut *tx).await?;
                 }
                 let caller = Caller { session: sign_in.session.id, user, device };
                 insert_session!(tx, caller, sign_in.session, sign_in.now, None::<Uuid>);
@@ -345,6 +346,7 @@ impl Store {
             serialize!(self, tx, sql::SERIALIZE_USER, caller.user.0);
             authorize!(tx, caller, now);
             let devices = sqlx::query_as(sql::ACTIVE_DEVICES).bind(caller.user.0).fetch_all(&mut *tx).await?;
+            serialize!(self, tx, [sql::SERIALIZE_MAILBOXES], caller.user.0);
             sqlx::query(sql::DELETE_USER).bind(caller.user.0).execute(&mut *tx).await?;
             devices
         });

@@ -61,9 +61,31 @@ impl<Item: Send + 'static, Answer: Send + 'static> Batcher<Item, Answer> {
     /// # Errors
     /// What `run` says of it, or `Overloaded` where the queue is full or the worker has stopped.
     pub async fn submit(&self, item: Item) -> Result<Answer, StoreError> {
+        self.enqueue(item)?.answer().await
+    }
+
+    /// Queues one item, behind all that were queued before.
+    ///
+    /// # Errors
+    /// `Overloaded` where the queue is full or the worker has stopped.
+    pub fn enqueue(&self, item: Item) -> Result<Queued<Answer>, StoreError> {
         let (caller, answer) = oneshot::channel();
         self.queue.try_send((item, caller)).map_err(|_| StoreError::Overloaded)?;
-        answer.await.map_err(|_| StoreError::Overloaded)?
+        Ok(Queued(answer))
+    }
+}
+
+/// An item that waits for its result.
+#[must_use = "somebody should want the answer"]
+pub struct Queued<Answer>(oneshot::Receiver<Result<Answer, StoreError>>);
+
+impl<Answer> Queued<Answer> {
+    /// The result.
+    ///
+    /// # Errors
+    /// What `run` says of it, or `Overloaded` where the worker has stopped.
+    pub async fn answer(self) -> Result<Answer, StoreError> {
+        self.0.await.map_err(|_| StoreError::Overloaded)?
     }
 }
 

@@ -17,8 +17,8 @@ use super::{
     rows, sql,
 };
 use crate::domain::{
-    Bundles, Caller, ClaimId, DeviceId, KeyKind, OneTimeOutcome, Refusal, Signal, Timestamp, UserId, bundle::depth,
-    drain::DrainLimit,
+    Bundles, Caller, ClaimId, DeviceId, KeyKind, OneTimeOutcome, Refusal, Signal, Timestamp, UserId,
+    bucket::DrainLimit, bundle::depth,
 };
 
 /// Runs of a batch whose outcome is unknown or that lost to another.
@@ -73,7 +73,7 @@ pub(super) struct TakenTokens<'a> {
 
 impl TakenTokens<'_> {
     pub(super) fn take(&mut self, user: UserId, target: DeviceId, now: Timestamp) -> bool {
-        let taken = self.drain.take(user, target, now);
+        let taken = self.drain.take((user, target), now).is_ok();
         if taken {
             self.pairs.push((user, target));
         }
@@ -89,15 +89,15 @@ impl TakenTokens<'_> {
     pub(super) fn give_back(&mut self, user: UserId, target: DeviceId) {
         if let Some(at) = self.pairs.iter().rposition(|pair| *pair == (user, target)) {
             self.pairs.swap_remove(at);
-            self.drain.give_back(user, target);
+            self.drain.give_back(&(user, target));
         }
     }
 }
 
 impl Drop for TakenTokens<'_> {
     fn drop(&mut self) {
-        for (user, target) in self.pairs.drain(..) {
-            self.drain.give_back(user, target);
+        for pair in self.pairs.drain(..) {
+            self.drain.give_back(&pair);
         }
     }
 }

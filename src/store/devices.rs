@@ -45,15 +45,17 @@ pub struct Standing {
     pub revoked: bool,
     /// Whether the connection's session holds.
     pub session_holds: bool,
+    /// The number of the newest envelope that was ever stored for the device.
+    pub mailbox_head: i64,
 }
 
 impl Standing {
-    fn from_row((newest_epoch, revoked, session_holds): (i64, bool, bool)) -> Self {
-        Self { newest_epoch, revoked, session_holds }
+    fn from_row((newest_epoch, revoked, session_holds, mailbox_head): (i64, bool, bool, i64)) -> Self {
+        Self { newest_epoch, revoked, session_holds, mailbox_head }
     }
 }
 
-/// Revokes a device inside a transaction: its sessions and unissued keys go. Evaluates to whether it was active.
+/// Revokes a device inside a transaction: its sessions, mailbox and unissued keys go. Evaluates to whether it was active.
 macro_rules! revoke {
     ($tx:ident, $device:expr, $user:expr) => {{
         let revoked =
@@ -62,6 +64,9 @@ macro_rules! revoke {
         if was_active {
             for text in [
                 $crate::store::sql::DELETE_SESSIONS_OF_DEVICE,
+                // The mailbox is locked before its messages go, so that a send under way is waited for.
+                $crate::store::sql::mailbox::EMPTY_MAILBOX,
+                $crate::store::sql::mailbox::DELETE_MESSAGES,
                 $crate::store::sql::DELETE_SIGNED_PREKEYS,
                 $crate::store::sql::DELETE_UNISSUED,
                 $crate::store::sql::DELETE_UNISSUED_PQ,
@@ -180,7 +185,7 @@ impl Store {
         match self {
             Self::Sqlite(engine) => {
                 for (standing, connection) in standings.iter_mut().zip(connections) {
-                    let row: Option<(i64, bool, bool)> = sqlx::query_as(sql::SURVEY)
+                    let row: Option<(i64, bool, bool, i64)> = sqlx::query_as(sql::SURVEY)
                         .bind(connection.device.0)
                         .bind(connection.session.0)
                         .bind(now.to_utc())
@@ -193,16 +198,16 @@ impl Store {
                 let places: Vec<i32> = (0..).take(connections.len()).collect();
                 let devices: Vec<Uuid> = connections.iter().map(|connection| connection.device.0).collect();
                 let sessions: Vec<Uuid> = connections.iter().map(|connection| connection.session.0).collect();
-                let rows: Vec<(i32, i64, bool, bool)> = sqlx::query_as(sql::SURVEY_OF_MANY)
+                let rows: Vec<(i32, i64, bool, bool, i64)> = sqlx::query_as(sql::SURVEY_OF_MANY)
                     .bind(places)
                     .bind(devices)
                     .bind(sessions)
                     .bind(now.to_utc())
                     .fetch_all(pool)
                     .await?;
-                for (place, epoch, revoked, session_holds) in rows {
+                for (place, epoch, revoked, session_holds, head) in rows {
                     if let Some(standing) = usize::try_from(place).ok().and_then(|place| standings.get_mut(place)) {
-                        *standing = Some(Standing::from_row((epoch, revoked, session_holds)));
+                        *standing = Some(Standing::from_row((epoch, revoked, session_holds, head)));
                     }
                 }
             }

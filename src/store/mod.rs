@@ -5,7 +5,7 @@
 //! `prekeys`), written over `read!` or `transaction!`, which run the one body on whichever engine is open. A method that
 //! changes anything starts with `authorize!`, so that a revoked session changes nothing, whatever the bus has heard.
 //!
-//! Lock order: users, sessions, devices, keys.
+//! Lock order: users, sessions, devices, mailboxes, keys.
 
 mod accounts;
 mod batch;
@@ -14,6 +14,7 @@ mod claims;
 mod claims_postgres;
 mod devices;
 mod error;
+mod mailbox;
 mod prekeys;
 mod rows;
 mod seed;
@@ -33,6 +34,7 @@ pub use batch::Batcher;
 pub use claims::{ClaimAnswer, ClaimBatch, ClaimRequest, Short};
 pub use devices::{Connection, DeviceRecord, NewConnection, Standing};
 pub use error::StoreError;
+pub use mailbox::{Accepted, AckRequest, MailAnswer, MailBatch, MailRequest, SendRequest};
 pub use prekeys::{PublishOutcome, PublishReport, ResolvedPublish};
 pub use seed::SeedDevice;
 

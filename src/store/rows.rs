@@ -22,7 +22,7 @@ pub fn time(at: DateTime<Utc>) -> Timestamp {
     Timestamp::new(at)
 }
 
-fn corrupt(why: Box<dyn std::error::Error + Send + Sync>) -> StoreError {
+pub fn corrupt(why: Box<dyn std::error::Error + Send + Sync>) -> StoreError {
     StoreError::Internal(sqlx::Error::Decode(why))
 }
 

@@ -53,6 +53,7 @@ impl Store {
                     .bind(at)
                     .execute(&mut *tx)
                     .await?;
+                sqlx::query(sql::mailbox::INSERT_MAILBOX).bind(caller.device.0).execute(&mut *tx).await?;
                 sqlx::query(sql::INSERT_SESSION)
                     .bind(session.id.0)
                     .bind(caller.user.0)

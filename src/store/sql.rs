@@ -13,6 +13,8 @@ macro_rules! texts {
     };
 }
 
+pub mod mailbox;
+
 /// One operation in two dialects.
 #[derive(Clone, Copy)]
 pub struct Pair<T = Option<&'static str>> {
@@ -72,9 +74,10 @@ texts! {
         WHERE id = $1 AND NOT revoked \
         AND EXISTS (SELECT 1 FROM sessions WHERE sessions.id = $2 AND device_id = $1 AND expires_at > $3) \
         RETURNING conn_epoch";
-    /// Whether a connection still stands: the device's newest epoch, whether it is revoked, and whether $2 holds.
+    /// How a connection stands: the device's newest epoch, whether it is revoked, whether $2 holds, the newest envelope.
     SURVEY = "SELECT conn_epoch, revoked, EXISTS (SELECT 1 FROM sessions \
-        WHERE sessions.id = $2 AND device_id = devices.id AND expires_at > $3) FROM devices WHERE id = $1";
+        WHERE sessions.id = $2 AND sessions.device_id = devices.id AND expires_at > $3), next_seq - 1 \
+        FROM devices JOIN mailboxes ON device_id = devices.id WHERE devices.id = $1";
     TOUCH_DEVICE = "UPDATE devices SET last_seen = $2 WHERE id = $1 AND (last_seen IS NULL OR last_seen < $2)";
 
     // Sessions
@@ -169,7 +172,7 @@ texts! {
     MAY_MIGRATE = "SELECT has_database_privilege(current_database(), 'CREATE'), \
         EXISTS (SELECT 1 FROM pg_extension WHERE extname = 'uuid-ossp')";
 
-    // Locks, in the order users, sessions, devices; each by id
+    // Locks, in the order users, sessions, devices, mailboxes; each by id
 
     CHALLENGE_LOCKED = "SELECT used, expires_at, attempts FROM email_otps WHERE id = $1 AND email = $2 FOR UPDATE";
     LOCK_EMAIL = "SELECT pg_advisory_xact_lock(hashtextextended($1, 0))";
@@ -180,9 +183,12 @@ texts! {
         ORDER BY id FOR UPDATE";
     LOCK_USER_DEVICES = "SELECT id FROM devices WHERE user_id = $1 ORDER BY id FOR UPDATE";
 
+    LOCK_USER_MAILBOXES = "SELECT device_id FROM mailboxes WHERE device_id IN (SELECT id FROM devices WHERE user_id = $1) \
+        ORDER BY device_id FOR UPDATE";
+
     // Claims, many at once. Texts that take keys carry an ordinal, since RETURNING has no order.
 
-    VALID_SESSIONS = "SELECT sessions.id, sessions.device_id, expires_at FROM sessions \
+    VALID_SESSIONS = "SELECT sessions.id, sessions.device_id, expires_at, conn_epoch FROM sessions \
         JOIN devices ON devices.id = sessions.device_id WHERE sessions.id = ANY($1) AND NOT revoked";
     TARGETS_OF_MANY = "SELECT user_id, devices.id, registration_id, identity_keys.suite, identity_keys.public_key, \
         signed_prekeys.key_id, signed_prekeys.public_key, signed_prekeys.signature, signed_prekeys.expires_at \
@@ -255,9 +261,9 @@ texts! {
     ANNOUNCE_COUNTED_PQ = "UPDATE devices SET pq_depth = $2 \
         WHERE id = $1 AND pq_depth < $2 AND pool_version = $3 RETURNING id";
     SURVEY_OF_MANY = "SELECT place, conn_epoch, revoked, EXISTS (SELECT 1 FROM sessions \
-        WHERE sessions.id = session AND device_id = device AND expires_at > $4) \
+        WHERE sessions.id = session AND sessions.device_id = device AND expires_at > $4), next_seq - 1 \
         FROM UNNEST($1::INT[], $2::UUID[], $3::UUID[]) AS connection (place, device, session) \
-        JOIN devices ON devices.id = device";
+        JOIN devices ON devices.id = device JOIN mailboxes ON mailboxes.device_id = device";
 }
 
 /// The challenge whose guesses are counted. Parallel ones come one after another.
@@ -273,3 +279,5 @@ pub const SERIALIZE_USER: [Pair; 3] = [
     Pair { sqlite: None, postgres: Some(LOCK_USER_SESSIONS) },
     Pair { sqlite: None, postgres: Some(LOCK_USER_DEVICES) },
 ];
+/// What is under way to a user's mailboxes arrives before they are deleted.
+pub const SERIALIZE_MAILBOXES: Pair = Pair { sqlite: None, postgres: Some(LOCK_USER_MAILBOXES) };

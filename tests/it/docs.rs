@@ -80,7 +80,7 @@ fn every_op_and_event_has_a_section_and_no_other_does() {
     let source = read("src/protocol/frame.rs");
     let (_, events) = source.split_once("\npub enum Event<'a> {").unwrap();
     let (events, _) = events.split_once("\n}").unwrap();
-    let names = events.lines().filter_map(|line| line.trim().strip_prefix("#[serde(rename = \"")?.strip_suffix("\")]"));
+    let names = events.lines().filter_map(|line| line.strip_prefix("    #[serde(rename = \"")?.strip_suffix("\")]"));
     let events: BTreeSet<String> = names.map(str::to_owned).collect();
     assert!(events.len() >= 6, "the test no longer reads the events: {events:?}");
     assert_eq!(sections("## Events"), events);

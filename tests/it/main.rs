@@ -20,6 +20,7 @@ mod hostile_http;
 mod hostile_keys;
 mod liveness;
 mod mail;
+mod messages;
 mod sessions;
 mod support;
 mod tour;

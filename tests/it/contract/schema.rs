@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use sealwire::store::sql::{POSTGRES, SHARED};
+use sealwire::store::sql::{POSTGRES, SHARED, mailbox};
 use sqlx::{ConnectOptions, Executor, SqlStr, postgres::PgConnectOptions, sqlite::SqliteConnectOptions};
 
 /// table.column → whether it may be NULL
@@ -10,16 +10,17 @@ type Columns = BTreeMap<String, bool>;
 
 #[tokio::test(flavor = "multi_thread")]
 async fn every_text_can_be_prepared() {
-    assert!(SHARED.len() > 40 && POSTGRES.len() > 10);
+    assert!(SHARED.len() > 40 && POSTGRES.len() > 10 && mailbox::sqlite::SQLITE.len() > 5);
     let fresh = super::sqlite().await;
     let mut sqlite = fresh.url.parse::<SqliteConnectOptions>().unwrap().connect().await.unwrap();
     let fresh = super::postgres().await;
     let mut postgres = fresh.url.parse::<PgConnectOptions>().unwrap().connect().await.unwrap();
-    for (name, text) in SHARED {
+    for (name, text) in SHARED.iter().chain(mailbox::SHARED).chain(mailbox::sqlite::SQLITE) {
         let prepared = sqlite.prepare(SqlStr::from_static(text)).await;
         assert!(prepared.is_ok(), "{name} on SQLite: {:?}", prepared.err());
     }
-    for (name, text) in SHARED.iter().chain(POSTGRES) {
+    let texts = [SHARED, POSTGRES, mailbox::SHARED, mailbox::POSTGRES];
+    for (name, text) in texts.into_iter().flatten() {
         let prepared = postgres.prepare(SqlStr::from_static(text)).await;
         assert!(prepared.is_ok(), "{name} on PostgreSQL: {:?}", prepared.err());
     }

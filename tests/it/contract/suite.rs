@@ -7,7 +7,7 @@ use sealwire::{
     domain::{
         Bundles, Caller, ChallengeId, ClaimId, DeviceId, Email, KeyKind, LiveConnection, OneTimeOutcome, Refusal,
         SessionId, Signal, Suite, Timestamp, UserId,
-        drain::DrainLimit,
+        bucket::DrainLimit,
         publish::{PlainKey, PublishRequest, SignedKey},
     },
     store::{

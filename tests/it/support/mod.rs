@@ -4,6 +4,8 @@
 pub mod claiming;
 pub mod http;
 pub mod keys;
+pub mod mailing;
+mod packed;
 pub mod problem;
 pub mod raw;
 pub mod server;
@@ -17,6 +19,7 @@ use std::{
 
 pub use http::{Person, sign_in, sign_in_as};
 pub use keys::KeySet;
+pub use mailing::Member;
 pub use server::{Server, ServerProcess, Settings, TestApp};
 pub use services::{Cluster, Services};
 pub use socket::{Codec, Socket};

@@ -24,7 +24,7 @@ use tokio_tungstenite::{
     tungstenite::{self, Message, client::IntoClientRequest, http::HeaderValue, protocol::WebSocketConfig},
 };
 
-use super::{PATIENCE, Server};
+use super::{PATIENCE, Server, packed};
 
 /// A subprotocol.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -46,7 +46,7 @@ impl Codec {
     pub fn encode(self, value: &Value) -> Message {
         match self {
             Self::Json => Message::text(value.to_string()),
-            Self::MsgPack => Message::binary(rmp_serde::to_vec_named(value).unwrap()),
+            Self::MsgPack => Message::binary(rmp_serde::to_vec_named(&packed::Packed(value)).unwrap()),
         }
     }
 
@@ -54,7 +54,8 @@ impl Codec {
         match (self, message) {
             (Self::Json, Message::Text(text)) => Some(serde_json::from_str(text).expect("the server sends JSON")),
             (Self::MsgPack, Message::Binary(bytes)) => {
-                Some(rmp_serde::from_slice(bytes).expect("the server sends MessagePack"))
+                let packed::Unpacked(value) = rmp_serde::from_slice(bytes).expect("the server sends MessagePack");
+                Some(value)
             }
             (_, Message::Text(_) | Message::Binary(_)) => panic!("a frame of the other kind: {message:?}"),
             _ => None,

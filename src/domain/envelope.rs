@@ -1,0 +1,248 @@
+//! Ciphertext on its way from one device to another, and the rules of sending it.
+
+use std::{collections::BTreeSet, sync::Arc, time::Duration};
+
+use bytes::Bytes;
+use serde::{Deserialize, Serialize};
+use uuid::Uuid;
+
+use super::{DeviceId, MessageId, Refusal, Timestamp, UserId};
+
+/// Bytes of one envelope's content.
+pub const MAX_CONTENT: usize = 32 * 1024;
+/// How long an envelope waits for its device, unless the sender says otherwise.
+pub const TTL_DEFAULT: Duration = Duration::from_hours(30 * 24);
+/// How long a message id is remembered.
+pub const REMEMBERED: Duration = Duration::from_hours(24);
+
+/// What a device is sent: opaque content with where it comes from.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Envelope {
+    /// The sender's name for the message, the same for all its devices.
+    pub message: MessageId,
+    /// The sending user.
+    pub from_user: UserId,
+    /// The sending device.
+    pub from_device: DeviceId,
+    /// What the content is, in a numbering of the clients' own.
+    pub kind: u8,
+    /// Ciphertext.
+    pub content: Bytes,
+    /// When the message was accepted.
+    pub accepted_at: Timestamp,
+}
+
+/// An envelope that a client wants to have delivered to one device.
+#[derive(Clone, PartialEq, Eq)]
+pub struct Outgoing {
+    /// To whom.
+    pub device: DeviceId,
+    /// See [`Envelope::kind`].
+    pub kind: u8,
+    /// Ciphertext: 1 to [`MAX_CONTENT`] bytes.
+    pub content: Bytes,
+}
+
+impl std::fmt::Debug for Outgoing {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{} bytes for {}", self.content.len(), self.device)
+    }
+}
+
+impl Outgoing {
+    /// Tells whether a repeat carries the same.
+    #[must_use]
+    pub fn digest(&self) -> [u8; 32] {
+        *blake3::Hasher::new().update(&[self.kind]).update(&self.content).finalize().as_bytes()
+    }
+}
+
+/// What became of one device's part of a send.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct SentTo {
+    /// Which device.
+    pub device: DeviceId,
+    /// [`Outgoing::digest`]
+    pub digest: [u8; 32],
+    /// Whether it was stored; its mailbox was full otherwise.
+    pub stored: bool,
+}
+
+impl SentTo {
+    const BYTES: usize = 16 + 32 + 1;
+
+    /// The form in which a send is remembered: id, digest and a flag of each device, one behind the other.
+    #[must_use]
+    pub fn encode(outcome: &[Self]) -> Vec<u8> {
+        let one = |sent: &Self| [&sent.device.0.as_bytes()[..], &sent.digest, &[u8::from(sent.stored)]].concat();
+        outcome.iter().flat_map(one).collect()
+    }
+
+    /// Reads what [`Self::encode`] wrote; `None` where it did not.
+    #[must_use]
+    pub fn decode(bytes: &[u8]) -> Option<Vec<Self>> {
+        let (all, rest) = bytes.as_chunks::<{ Self::BYTES }>();
+        let one = |bytes: &[u8; Self::BYTES]| {
+            let device = DeviceId(Uuid::from_slice(&bytes[..16]).ok()?);
+            Some(Self { device, digest: bytes[16..48].try_into().ok()?, stored: bytes[48] == 1 })
+        };
+        if rest.is_empty() { all.iter().map(one).collect() } else { None }
+    }
+}
+
+/// A device that messages can be sent to.
+#[derive(Clone, Copy, Debug)]
+pub struct Recipient {
+    /// Its id.
+    pub device: DeviceId,
+    /// Whether a message has to name it. One that nobody can open a session with may be left out.
+    pub required: bool,
+}
+
+/// Checks that a message names the recipients, all and no others, apart from the sending device.
+///
+/// # Errors
+/// `devices_mismatch`
+pub fn check_devices(recipients: &[Recipient], sender: DeviceId, named: &[Outgoing]) -> Result<(), Refusal> {
+    let mut expected: BTreeSet<DeviceId> = recipients.iter().map(|recipient| recipient.device).collect();
+    expected.remove(&sender);
+    let mut extra = BTreeSet::new();
+    for Outgoing { device, .. } in named {
+        if !expected.remove(device) {
+            extra.insert(*device);
+        }
+    }
+    let required = |device: &DeviceId| recipients.iter().any(|one| one.device == *device && one.required);
+    let missing: Vec<DeviceId> = expected.into_iter().filter(required).collect();
+    if missing.is_empty() && extra.is_empty() {
+        Ok(())
+    } else {
+        Err(Refusal::DevicesMismatch { missing, extra: extra.into_iter().collect() })
+    }
+}
+
+/// What a mailbox holds at most.
+#[derive(Clone, Copy, Debug)]
+pub struct MailboxBounds {
+    /// Of all senders together.
+    pub all: Load,
+    /// Of one sending user.
+    pub per_sender: Load,
+}
+
+/// Envelopes with their size.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Load {
+    /// How many.
+    pub envelopes: u64,
+    /// Bytes of their content.
+    pub bytes: u64,
+}
+
+impl Load {
+    /// This with one envelope more.
+    #[must_use]
+    pub fn plus(self, bytes: usize) -> Self {
+        Self { envelopes: self.envelopes + 1, bytes: self.bytes.saturating_add(bytes as u64) }
+    }
+
+    /// Whether it keeps within a bound.
+    #[must_use]
+    pub fn fits(self, bound: Self) -> bool {
+        self.envelopes <= bound.envelopes && self.bytes <= bound.bytes
+    }
+}
+
+/// A mailbox at a glance.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct MailboxStatus {
+    /// The number of the newest envelope that was ever stored.
+    pub head: i64,
+    /// Envelopes stored now.
+    pub waiting: u64,
+    /// Envelopes that ever timed out undelivered.
+    pub expired_total: u64,
+}
+
+/// Which envelopes to read.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct PageRequest {
+    /// Those with greater numbers.
+    pub after: i64,
+    /// Up to this one.
+    pub upto: i64,
+    /// So many at most.
+    pub envelopes: u32,
+    /// Content; none comes after the envelope that reaches it.
+    pub bytes: usize,
+}
+
+/// Some envelopes of a mailbox, by number.
+#[derive(Debug, Default)]
+pub struct Page {
+    /// With their numbers, which may have gaps where envelopes were acked.
+    pub envelopes: Vec<(i64, Arc<Envelope>)>,
+    /// Whether there are none beyond these that were asked for.
+    pub complete: bool,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn device(n: u128) -> DeviceId {
+        DeviceId(Uuid::from_u128(n))
+    }
+
+    fn to(devices: &[u128]) -> Vec<Outgoing> {
+        devices.iter().map(|n| Outgoing { device: device(*n), kind: 0, content: Bytes::from_static(b"x") }).collect()
+    }
+
+    fn recipients(devices: &[(u128, bool)]) -> Vec<Recipient> {
+        devices.iter().map(|(n, required)| Recipient { device: device(*n), required: *required }).collect()
+    }
+
+    fn mismatch(outcome: Result<(), Refusal>) -> (Vec<DeviceId>, Vec<DeviceId>) {
+        match outcome {
+            Err(Refusal::DevicesMismatch { missing, extra }) => (missing, extra),
+            other => panic!("{other:?}"),
+        }
+    }
+
+    #[test]
+    fn a_message_names_every_device_but_the_sending_one() {
+        let all = recipients(&[(1, true), (2, true), (3, true)]);
+        assert!(check_devices(&all, device(9), &to(&[3, 1, 2])).is_ok());
+        assert!(check_devices(&all, device(2), &to(&[1, 3])).is_ok());
+        assert_eq!(mismatch(check_devices(&all, device(9), &to(&[2]))), (vec![device(1), device(3)], vec![]));
+        assert_eq!(mismatch(check_devices(&all, device(2), &to(&[1, 2, 3]))), (vec![], vec![device(2)]));
+        let both = mismatch(check_devices(&all, device(9), &to(&[1, 1, 2, 7, 7])));
+        assert_eq!(both, (vec![device(3)], vec![device(1), device(7)]));
+    }
+
+    #[test]
+    fn a_device_that_cannot_be_reached_may_be_left_out_or_named() {
+        let some = recipients(&[(1, true), (2, false)]);
+        assert!(check_devices(&some, device(9), &to(&[1])).is_ok());
+        assert!(check_devices(&some, device(9), &to(&[1, 2])).is_ok());
+        assert!(check_devices(&[], device(9), &to(&[])).is_ok());
+    }
+
+    #[test]
+    fn what_is_remembered_comes_back() {
+        let sent = |n: u8, stored| SentTo { device: device(n.into()), digest: [n; 32], stored };
+        let outcome = vec![sent(1, true), sent(2, false)];
+        let bytes = SentTo::encode(&outcome);
+        assert_eq!(SentTo::decode(&bytes), Some(outcome));
+        assert_eq!(SentTo::decode(&[]), Some(vec![]));
+        assert_eq!(SentTo::decode(&bytes[1..]), None);
+    }
+
+    #[test]
+    fn a_repeat_with_another_type_or_content_is_told_apart() {
+        let one = Outgoing { device: device(1), kind: 1, content: Bytes::from_static(b"abc") };
+        assert_eq!(one.digest(), one.clone().digest());
+        assert_ne!(one.digest(), Outgoing { kind: 2, ..one.clone() }.digest());
+        assert_ne!(one.digest(), Outgoing { content: Bytes::from_static(b"abd"), ..one }.digest());
+    }
+}

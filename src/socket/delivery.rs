@@ -1,0 +1,352 @@
+//! How far a connection has come in its device's mailbox.
+//!
+//! Envelopes are sent in the order of their numbers. One that arrives as a signal is sent at once if it is the next;
+//! otherwise the store is read. So many are under way at once, in number and in bytes, and the rest waits for acks.
+
+use std::{collections::VecDeque, sync::Arc, time::Duration};
+
+use tokio::time::Instant;
+
+use crate::domain::{
+    Envelope,
+    envelope::{MailboxStatus, Page, PageRequest},
+};
+
+/// Envelopes that may be under way without an ack.
+const WINDOW: usize = 256;
+/// After this long without an ack an envelope is sent again.
+const RESEND_AFTER: Duration = Duration::from_mins(1);
+/// Envelopes that are read at once, and their content.
+const PAGE_ENVELOPES: usize = 64;
+pub const PAGE_BYTES: usize = 256 * 1024;
+/// Signals that are kept while the store is read.
+const HELD: usize = 64;
+
+/// The state of one connection.
+pub struct Delivery {
+    /// Bytes of frames that may be under way.
+    room: usize,
+    /// Everything up to here has been sent over this connection, or is gone.
+    cursor: i64,
+    /// The newest envelope that is known of.
+    head: i64,
+    /// The newest envelope at connect, until the client has been told that the backlog is through.
+    backlog: Option<i64>,
+    unacked: VecDeque<Unacked>,
+    unacked_bytes: usize,
+    /// Whether the next envelope did not fit; an ack clears it.
+    full: bool,
+    reading: bool,
+    held: VecDeque<Held>,
+}
+
+struct Unacked {
+    seq: i64,
+    bytes: usize,
+    sent: Instant,
+}
+
+/// Something that arrived while the store was being read.
+pub enum Held {
+    /// A stored envelope.
+    Mail(i64, Arc<Envelope>),
+    /// One that is stored nowhere.
+    Ephemeral(Arc<Envelope>),
+}
+
+/// What is to be read from the store, and why.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Reading {
+    /// Which envelopes.
+    pub page: PageRequest,
+    /// Whether they were sent before.
+    pub again: bool,
+}
+
+impl Delivery {
+    /// Nothing is known of the mailbox yet. `room` bounds the bytes of frames under way.
+    pub fn new(room: usize) -> Self {
+        Self {
+            room,
+            cursor: 0,
+            head: 0,
+            backlog: None,
+            unacked: VecDeque::new(),
+            unacked_bytes: 0,
+            full: false,
+            reading: false,
+            held: VecDeque::new(),
+        }
+    }
+
+    /// Takes note of the mailbox as it was when the connection opened.
+    pub fn open(&mut self, mailbox: MailboxStatus) {
+        self.head = self.head.max(mailbox.head);
+        self.backlog = Some(mailbox.head);
+        if mailbox.waiting == 0 {
+            self.cursor = mailbox.head;
+        }
+    }
+
+    /// Takes note of an envelope's number.
+    pub fn note(&mut self, seq: i64) {
+        self.head = self.head.max(seq);
+    }
+
+    /// Keeps what arrives while the store is read, as far as there is room; `None` once it is kept or need not be.
+    pub fn hold(&mut self, arrived: Held) -> Option<Held> {
+        if !self.reading {
+            return Some(arrived);
+        }
+        if self.held.len() < HELD {
+            self.held.push_back(arrived);
+        }
+        None
+    }
+
+    /// The oldest thing that was kept.
+    pub fn release(&mut self) -> Option<Held> {
+        let held = if self.reading { None } else { self.held.pop_front() };
+        if held.is_none() && self.held.is_empty() {
+            self.held = VecDeque::new();
+        }
+        held
+    }
+
+    /// Whether this is the next envelope to be sent.
+    pub fn is_next(&self, seq: i64) -> bool {
+        seq == self.cursor + 1
+    }
+
+    /// Takes note that a frame with an envelope will be sent, if there is room for it. There always is for one.
+    pub fn admit(&mut self, seq: i64, bytes: usize, now: Instant) -> bool {
+        let fits = self.unacked.len() < WINDOW && self.unacked_bytes + bytes <= self.room;
+        if !fits && !self.unacked.is_empty() {
+            self.full = true;
+            return false;
+        }
+        self.unacked.push_back(Unacked { seq, bytes, sent: now });
+        self.unacked_bytes += bytes;
+        self.cursor = seq;
+        true
+    }
+
+    /// Takes note of acks; the numbers are sorted.
+    pub fn acked(&mut self, seqs: &[i64]) {
+        self.forget(|unacked| seqs.binary_search(&unacked.seq).is_ok());
+    }
+
+    fn forget(&mut self, gone: impl Fn(&Unacked) -> bool) {
+        let before = self.unacked.len();
+        self.unacked.retain(|unacked| !gone(unacked));
+        if self.unacked.len() < before {
+            self.unacked_bytes = self.unacked.iter().map(|unacked| unacked.bytes).sum();
+            self.full = false;
+            if self.unacked.is_empty() {
+                self.unacked = VecDeque::new();
+            }
+        }
+    }
+
+    /// Whether envelopes wait for their acks.
+    pub fn is_under_way(&self) -> bool {
+        !self.unacked.is_empty()
+    }
+
+    /// When the oldest envelope under way is to be sent again.
+    pub fn overdue_at(&self) -> Option<Instant> {
+        self.unacked.iter().map(|unacked| unacked.sent).min().map(|sent| sent + RESEND_AFTER)
+    }
+
+    /// Begins to read what comes next, unless that is under way, there is nothing or no room.
+    pub fn begin_reading(&mut self) -> Option<Reading> {
+        if self.reading || self.full || self.cursor >= self.head || self.unacked.len() >= WINDOW {
+            return None;
+        }
+        self.reading = true;
+        let envelopes = u32::try_from(PAGE_ENVELOPES.min(WINDOW - self.unacked.len())).unwrap_or(1);
+        let bytes = self.room.saturating_sub(self.unacked_bytes).clamp(1, PAGE_BYTES);
+        Some(Reading { page: PageRequest { after: self.cursor, upto: self.head, envelopes, bytes }, again: false })
+    }
+
+    /// Begins to read what has waited too long for its ack, with what comes behind it.
+    pub fn begin_again(&mut self, now: Instant) -> Option<Reading> {
+        let overdue = |unacked: &&Unacked| unacked.sent + RESEND_AFTER <= now;
+        let after = self.unacked.iter().find(overdue)?.seq - 1;
+        if self.reading {
+            return None;
+        }
+        self.reading = true;
+        let envelopes = u32::try_from(PAGE_ENVELOPES).unwrap_or(1);
+        let page = PageRequest { after, upto: self.cursor, envelopes, bytes: PAGE_BYTES };
+        Some(Reading { page, again: true })
+    }
+
+    /// Ends a reading that failed.
+    pub fn give_up_reading(&mut self) {
+        self.reading = false;
+    }
+
+    /// Ends a reading of which everything was sent that had room. `complete`: there is no more up to where it asked for.
+    pub fn end_reading(&mut self, reading: Reading, complete: bool) {
+        self.reading = false;
+        if complete && !self.full {
+            self.cursor = self.cursor.max(reading.page.upto);
+        }
+    }
+
+    /// Takes note that these envelopes are sent again, and gives those that still wait for an ack. Others between them
+    /// that were under way are gone from the mailbox.
+    pub fn end_again(&mut self, reading: Reading, read: Page, now: Instant) -> Vec<(i64, Arc<Envelope>)> {
+        self.reading = false;
+        let found: Vec<i64> = read.envelopes.iter().map(|(seq, _)| *seq).collect();
+        let upto = if read.complete { reading.page.upto } else { found.last().copied().unwrap_or(reading.page.after) };
+        let was_read = |unacked: &Unacked| unacked.seq > reading.page.after && unacked.seq <= upto;
+        self.forget(|unacked| was_read(unacked) && found.binary_search(&unacked.seq).is_err());
+        for unacked in self.unacked.iter_mut().filter(|unacked| was_read(unacked)) {
+            unacked.sent = now;
+        }
+        let waits = |seq: &i64| self.unacked.iter().any(|unacked| unacked.seq == *seq);
+        read.envelopes.into_iter().filter(|(seq, _)| waits(seq)).collect()
+    }
+
+    /// Whether the backlog has just been sent in full. Says so once.
+    pub fn is_drained(&mut self) -> bool {
+        self.backlog.take_if(|backlog| self.cursor >= *backlog).is_some()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use uuid::Uuid;
+
+    use super::*;
+    use crate::domain::{DeviceId, MessageId, Timestamp, UserId};
+
+    fn mailbox(head: i64, waiting: u64) -> MailboxStatus {
+        MailboxStatus { head, waiting, expired_total: 0 }
+    }
+
+    fn page(seqs: &[i64], complete: bool) -> Page {
+        let envelope = Arc::new(Envelope {
+            message: MessageId(Uuid::nil()),
+            from_user: UserId(Uuid::nil()),
+            from_device: DeviceId(Uuid::nil()),
+            kind: 0,
+            content: bytes::Bytes::from_static(b"x"),
+            accepted_at: Timestamp::parse("2026-01-01T00:00:00Z").unwrap(),
+        });
+        Page { envelopes: seqs.iter().map(|seq| (*seq, envelope.clone())).collect(), complete }
+    }
+
+    #[test]
+    fn an_empty_mailbox_is_drained_at_once_and_live_mail_needs_no_reading() {
+        let now = Instant::now();
+        let mut delivery = Delivery::new(1000);
+        delivery.open(mailbox(7, 0));
+        assert!(delivery.is_drained());
+        assert!(!delivery.is_drained(), "said once");
+        delivery.note(8);
+        assert!(delivery.is_next(8) && delivery.admit(8, 100, now));
+        assert_eq!(delivery.begin_reading(), None);
+        // Word of one that is not the next: the store has those between.
+        delivery.note(11);
+        assert!(!delivery.is_next(11));
+        let reading = delivery.begin_reading().unwrap();
+        assert_eq!((reading.page.after, reading.page.upto), (8, 11));
+        assert_eq!(delivery.begin_reading(), None, "one reading at a time");
+    }
+
+    #[test]
+    fn gaps_are_passed_over_and_the_end_of_the_backlog_is_noticed() {
+        let now = Instant::now();
+        let mut delivery = Delivery::new(1000);
+        // Word of a newer one came before the welcome.
+        delivery.note(12);
+        delivery.open(mailbox(9, 3));
+        assert!(!delivery.is_drained());
+        let reading = delivery.begin_reading().unwrap();
+        assert_eq!((reading.page.after, reading.page.upto), (0, 12));
+        assert!(delivery.admit(2, 10, now) && delivery.admit(5, 10, now));
+        delivery.end_reading(reading, false);
+        assert!(!delivery.is_drained());
+        let reading = delivery.begin_reading().unwrap();
+        assert_eq!(reading.page.after, 5);
+        delivery.end_reading(reading, true);
+        assert!(delivery.is_drained(), "the rest was acked or has expired");
+        assert_eq!(delivery.begin_reading(), None);
+    }
+
+    #[test]
+    fn what_has_no_room_waits_for_an_ack() {
+        let now = Instant::now();
+        let mut delivery = Delivery::new(100);
+        delivery.open(mailbox(3, 3));
+        let reading = delivery.begin_reading().unwrap();
+        assert!(delivery.admit(1, 500, now), "one always goes");
+        assert!(!delivery.admit(2, 1, now));
+        delivery.end_reading(reading, false);
+        assert_eq!(delivery.begin_reading(), None);
+        delivery.acked(&[7]);
+        assert_eq!(delivery.begin_reading(), None, "an ack of something else");
+        delivery.acked(&[1]);
+        assert_eq!(delivery.begin_reading().unwrap().page.after, 1);
+    }
+
+    #[test]
+    fn no_more_than_the_window_is_under_way() {
+        let now = Instant::now();
+        let mut delivery = Delivery::new(1 << 20);
+        delivery.open(mailbox(1000, 1000));
+        for seq in 1..=256 {
+            assert!(delivery.admit(seq, 1, now));
+        }
+        assert!(!delivery.admit(257, 1, now));
+        delivery.acked(&[3]);
+        assert_eq!(delivery.begin_reading().unwrap().page.envelopes, 1);
+    }
+
+    #[test]
+    fn what_comes_while_reading_is_kept_in_order() {
+        let now = Instant::now();
+        let mut delivery = Delivery::new(1000);
+        delivery.open(mailbox(1, 1));
+        let envelope = page(&[2], true).envelopes.remove(0).1;
+        assert!(delivery.hold(Held::Ephemeral(envelope.clone())).is_some(), "nothing is being read");
+        let reading = delivery.begin_reading().unwrap();
+        for seq in 2..200 {
+            delivery.note(seq);
+            assert!(delivery.hold(Held::Mail(seq, envelope.clone())).is_none());
+        }
+        assert!(delivery.release().is_none(), "still reading");
+        assert!(delivery.admit(1, 1, now));
+        delivery.end_reading(reading, true);
+        let mut seqs = Vec::new();
+        while let Some(Held::Mail(seq, _)) = delivery.release() {
+            seqs.push(seq);
+        }
+        assert_eq!(seqs, (2..66).collect::<Vec<_>>(), "what was not kept is read");
+    }
+
+    #[test]
+    fn what_is_overdue_is_read_again() {
+        let start = Instant::now();
+        let mut delivery = Delivery::new(1000);
+        delivery.open(mailbox(4, 4));
+        for seq in 1..=4_u8 {
+            assert!(delivery.admit(seq.into(), 10, start + Duration::from_secs(10) * seq.into()));
+        }
+        assert!(delivery.begin_again(start + Duration::from_secs(69)).is_none());
+        delivery.acked(&[1]);
+        let now = start + Duration::from_secs(80);
+        let reading = delivery.begin_again(now).unwrap();
+        assert_eq!((reading.page.after, reading.page.upto, reading.again), (1, 4, true));
+        // 2 is acked while it is read, 3 has expired.
+        delivery.acked(&[2]);
+        let again = delivery.end_again(reading, page(&[2, 4], true), now);
+        assert_eq!(again.iter().map(|(seq, _)| *seq).collect::<Vec<_>>(), [4]);
+        assert_eq!(delivery.overdue_at(), Some(now + RESEND_AFTER));
+        delivery.acked(&[4]);
+        assert_eq!(delivery.overdue_at(), None);
+    }
+}

@@ -1,0 +1,246 @@
+//! What a batch of sends comes to, decided in memory from what was read under the locks of the mailboxes. One item after
+//! the other, as if each had a transaction of its own.
+
+use std::{
+    collections::{BTreeMap, HashMap},
+    sync::Arc,
+};
+
+use super::{Accepted, SendRequest};
+use crate::{
+    domain::{
+        DeviceId, Envelope, MessageId, Refusal, SessionId, Signal, Timestamp, UserId,
+        envelope::{Load, MailboxBounds, Outgoing, REMEMBERED, Recipient, SentTo, check_devices},
+    },
+    store::StoreError,
+};
+
+/// A mailbox, as it is locked and as it will be written.
+#[derive(Clone, Copy, Debug)]
+pub struct Mailbox {
+    /// The number that the next envelope gets.
+    pub next_seq: i64,
+    /// What it holds.
+    pub load: Load,
+    /// Envelopes that ever timed out.
+    pub expired_total: i64,
+}
+
+/// A session with the newest connection of its device.
+#[derive(Clone, Copy, Debug)]
+pub struct Sender {
+    pub device: DeviceId,
+    pub expires_at: Timestamp,
+    pub newest_epoch: i64,
+}
+
+/// What is remembered of a message id.
+#[derive(Clone, Debug)]
+pub struct PastSend {
+    pub to: UserId,
+    pub accepted_at: Timestamp,
+    pub outcome: Vec<SentTo>,
+}
+
+/// What the database says, read after the mailboxes were locked.
+#[derive(Default)]
+pub struct Facts {
+    pub mailboxes: BTreeMap<DeviceId, Mailbox>,
+    pub senders: HashMap<SessionId, Sender>,
+    /// Every user that exists, with the devices that have published.
+    pub recipients: HashMap<UserId, Vec<(DeviceId, Option<Timestamp>)>>,
+    pub sends: HashMap<(DeviceId, MessageId), PastSend>,
+    /// What a user has in a mailbox, where that may matter.
+    pub shares: HashMap<(DeviceId, UserId), Load>,
+}
+
+/// An envelope to be stored.
+pub struct NewEnvelope {
+    pub device: DeviceId,
+    pub seq: i64,
+    pub envelope: Arc<Envelope>,
+    pub expires_at: Timestamp,
+}
+
+/// What is to be written, answered and told.
+#[derive(Default)]
+pub struct Plan {
+    pub answers: Vec<Result<Accepted, StoreError>>,
+    pub envelopes: Vec<NewEnvelope>,
+    /// Mailboxes that change.
+    pub mailboxes: BTreeMap<DeviceId, Mailbox>,
+    pub new_sends: Vec<(DeviceId, MessageId)>,
+    pub changed_sends: Vec<(DeviceId, MessageId)>,
+    /// Sends that are past their time and whose ids are used anew.
+    pub stale_sends: Vec<(DeviceId, MessageId)>,
+    /// What stands behind the ids of both lists.
+    pub sends: HashMap<(DeviceId, MessageId), PastSend>,
+    /// In the order of the numbers of each device.
+    pub wakes: Vec<(DeviceId, Signal)>,
+}
+
+/// Decides a batch. `again` says that an earlier run may have been committed without our knowing.
+///
+/// # Errors
+/// `Conflict` where what was read changed in between: the batch is to run again.
+pub fn plan(items: &[SendRequest], facts: Facts, bounds: &MailboxBounds, again: bool) -> Result<Plan, StoreError> {
+    let mut planner = Planner { facts, bounds, again, plan: Plan::default() };
+    for item in items {
+        let answer = match planner.send(item) {
+            Err(error @ StoreError::Conflict(_)) => return Err(error),
+            answer => answer,
+        };
+        planner.plan.answers.push(answer);
+    }
+    let Planner { facts, mut plan, .. } = planner;
+    plan.sends = facts.sends;
+    Ok(plan)
+}
+
+struct Planner<'a> {
+    facts: Facts,
+    bounds: &'a MailboxBounds,
+    again: bool,
+    plan: Plan,
+}
+
+impl Planner<'_> {
+    fn send(&mut self, item: &SendRequest) -> Result<Accepted, StoreError> {
+        let sender = self.facts.senders.get(&item.caller.session);
+        let sender = sender.filter(|sender| sender.device == item.caller.device && sender.expires_at > item.now);
+        if sender.ok_or(Refusal::SessionRevoked)?.newest_epoch > item.epoch {
+            // The device is connected anew, maybe elsewhere: what it sends there must not be overtaken.
+            return Err(Refusal::Unavailable.into());
+        }
+        let id = (item.caller.device, item.message);
+        match self.facts.sends.get(&id) {
+            Some(past) if past.accepted_at > item.now.before(REMEMBERED) => self.repeat(item),
+            Some(_) => {
+                self.plan.stale_sends.push(id);
+                self.facts.sends.remove(&id);
+                self.first(item)
+            }
+            None => self.first(item),
+        }
+    }
+
+    fn first(&mut self, item: &SendRequest) -> Result<Accepted, StoreError> {
+        let devices = self.facts.recipients.get(&item.to).ok_or(Refusal::NotFound)?;
+        let required = |expires_at: &Option<Timestamp>| expires_at.is_some_and(|at| at > item.now);
+        let recipients: Vec<Recipient> =
+            devices.iter().map(|(device, expiry)| Recipient { device: *device, required: required(expiry) }).collect();
+        check_devices(&recipients, item.caller.device, &item.envelopes)?;
+        let accepted_at = item.now;
+        if item.ephemeral {
+            for outgoing in &item.envelopes {
+                let signal = Signal::Ephemeral(Arc::new(envelope(item, outgoing, accepted_at)));
+                self.plan.wakes.push((outgoing.device, signal));
+            }
+            return Ok(Accepted { accepted_at, duplicate: false, undelivered: Vec::new() });
+        }
+        let mut outcome = Vec::with_capacity(item.envelopes.len());
+        for outgoing in &item.envelopes {
+            let stored = self.store(item, outgoing, accepted_at)?;
+            outcome.push(SentTo { device: outgoing.device, digest: outgoing.digest(), stored });
+        }
+        let undelivered: Vec<DeviceId> = outcome.iter().filter(|one| !one.stored).map(|one| one.device).collect();
+        if !outcome.is_empty() && undelivered.len() == outcome.len() {
+            return Err(Refusal::MailboxFull.into());
+        }
+        let id = (item.caller.device, item.message);
+        self.plan.new_sends.push(id);
+        self.facts.sends.insert(id, PastSend { to: item.to, accepted_at, outcome });
+        Ok(Accepted { accepted_at, duplicate: false, undelivered })
+    }
+
+    /// Stores for the devices that were not reached before, and wakes the others: whoever accepted the message may not
+    /// have lived to tell them.
+    fn repeat(&mut self, item: &SendRequest) -> Result<Accepted, StoreError> {
+        let id = (item.caller.device, item.message);
+        let Some(PastSend { to, accepted_at, mut outcome }) = self.facts.sends.get(&id).cloned() else {
+            return self.first(item);
+        };
+        if to != item.to || item.ephemeral {
+            return Err(Refusal::IdConflict.into());
+        }
+        let find = |outcome: &[SentTo], device| outcome.iter().position(|one| one.device == device);
+        for outgoing in &item.envelopes {
+            let known = find(&outcome, outgoing.device).map(|at| outcome[at].digest);
+            if known.is_some_and(|digest| digest != outgoing.digest()) {
+                return Err(Refusal::IdConflict.into());
+            }
+        }
+        let mut undelivered = Vec::new();
+        let mut changed = false;
+        for outgoing in &item.envelopes {
+            let device = outgoing.device;
+            let at = find(&outcome, device);
+            if at.is_some_and(|at| outcome[at].stored) {
+                if let Some(mailbox) = self.facts.mailboxes.get(&device) {
+                    self.plan.wakes.push((device, Signal::Mail { seq: mailbox.next_seq - 1, envelope: None }));
+                }
+                continue;
+            }
+            let devices = self.facts.recipients.get(&to);
+            let reachable = devices.is_some_and(|devices| devices.iter().any(|(known, _)| *known == device));
+            if !reachable || device == item.caller.device {
+                continue;
+            }
+            let stored = self.store(item, outgoing, accepted_at)?;
+            if !stored {
+                undelivered.push(device);
+            }
+            match at {
+                Some(at) => outcome[at].stored = stored,
+                None => outcome.push(SentTo { device, digest: outgoing.digest(), stored }),
+            }
+            changed |= stored || at.is_none();
+        }
+        if changed {
+            self.facts.sends.insert(id, PastSend { to, accepted_at, outcome });
+            if !self.plan.new_sends.contains(&id) && !self.plan.changed_sends.contains(&id) {
+                self.plan.changed_sends.push(id);
+            }
+        }
+        // Of a batch that ran twice because nobody knew whether it was committed, the first run is the one that counts.
+        let duplicate = !(self.again && accepted_at == item.now);
+        Ok(Accepted { accepted_at, duplicate, undelivered })
+    }
+
+    /// Gives an envelope its number; `false` where the mailbox is full.
+    fn store(&mut self, item: &SendRequest, outgoing: &Outgoing, accepted_at: Timestamp) -> Result<bool, StoreError> {
+        let device = outgoing.device;
+        let bytes = outgoing.content.len();
+        // A device that came between the lock and the list of devices.
+        let mailbox = self.facts.mailboxes.get_mut(&device);
+        let mailbox = mailbox.ok_or(StoreError::Conflict(sqlx::Error::RowNotFound))?;
+        let share = self.facts.shares.get_mut(&(device, item.caller.user));
+        let load = mailbox.load.plus(bytes);
+        let share_fits = share.as_ref().is_none_or(|share| share.plus(bytes).fits(self.bounds.per_sender));
+        if !load.fits(self.bounds.all) || !share_fits {
+            return Ok(false);
+        }
+        if let Some(share) = share {
+            *share = share.plus(bytes);
+        }
+        let seq = mailbox.next_seq;
+        mailbox.next_seq += 1;
+        mailbox.load = load;
+        self.plan.mailboxes.insert(device, *mailbox);
+        let envelope = Arc::new(envelope(item, outgoing, accepted_at));
+        self.plan.wakes.push((device, Signal::Mail { seq, envelope: Some(envelope.clone()) }));
+        self.plan.envelopes.push(NewEnvelope { device, seq, envelope, expires_at: item.now + item.ttl });
+        Ok(true)
+    }
+}
+
+fn envelope(item: &SendRequest, outgoing: &Outgoing, accepted_at: Timestamp) -> Envelope {
+    Envelope {
+        message: item.message,
+        from_user: item.caller.user,
+        from_device: item.caller.device,
+        kind: outgoing.kind,
+        content: outgoing.content.clone(),
+        accepted_at,
+    }
+}

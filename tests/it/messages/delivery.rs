@@ -1,0 +1,170 @@
+//! How a device gets what waits for it.
+
+use std::time::{Duration, Instant};
+
+use serde_json::{Value, json};
+
+use crate::support::{
+    Codec, Member, Person, Socket, TestApp, eventually,
+    mailing::{content, message},
+};
+
+/// Sends numbered messages, many at a time and in order.
+async fn send_many(from: &Member, to: &Person, numbers: std::ops::Range<u32>, pad: usize) {
+    let all: Vec<u32> = numbers.collect();
+    for some in all.chunks(50) {
+        let mut replies = Vec::new();
+        for n in some {
+            let params = message(&[to], &text(*n, pad));
+            let id = 100_000 + n;
+            replies.push(from.socket.expect_reply(id));
+            from.socket.send(Codec::Json.encode(&json!({ "id": id, "op": "messages.send", "params": params }))).await;
+        }
+        for reply in replies {
+            let reply = reply.await.unwrap();
+            assert!(reply.get("result").is_some(), "{reply}");
+        }
+    }
+}
+
+fn text(n: u32, pad: usize) -> String {
+    format!("{n}:{}", "x".repeat(pad))
+}
+
+fn assert_is(message: &Value, n: u32, pad: usize) {
+    assert_eq!((&message["seq"], &message["content"]), (&json!(n), &json!(content(&text(n, pad)))));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_backlog_comes_in_order_before_the_word_that_it_is_through() {
+    let app = TestApp::start(&[("LIMITS__SENDS_PER_DEVICE_SECOND", "0")]);
+    let alice = Member::join(&app, "alice@example.org", Codec::Json).await;
+    let mut bob = Member::join(&app, "bob@example.org", Codec::Json).await;
+    assert_eq!(bob.socket.event("mailbox.drained").await, json!({}));
+    drop(bob.socket);
+    send_many(&alice, &bob.person, 1..601, 0).await;
+
+    bob.socket = Socket::connect(&app, &bob.person.token, Codec::Json).await;
+    assert_eq!(bob.socket.welcome["mailbox"], json!({ "waiting": 600, "expired_total": 0 }));
+    let mut unacked = Vec::new();
+    for n in 1..=256 {
+        let message = bob.socket.event("message").await;
+        assert_is(&message, n, 0);
+        unacked.push(message);
+    }
+    // No more without an ack, however long one waits.
+    bob.socket.settle().await;
+    assert_eq!(bob.socket.take_event("message"), None, "at most 256 are under way");
+    assert_eq!(bob.socket.take_event("mailbox.drained"), None);
+    // Live ones go to the end of the line.
+    send_many(&alice, &bob.person, 601..621, 0).await;
+    bob.ack(&unacked.iter().collect::<Vec<_>>()).await;
+    for n in 257..=620 {
+        let message = bob.socket.event("message").await;
+        assert_is(&message, n, 0);
+        bob.ack(&[&message]).await;
+    }
+    bob.socket.event("mailbox.drained").await;
+    assert_eq!(bob.socket.take_event("mailbox.drained"), None, "said once");
+    bob.reconnect(&app, Codec::Json).await;
+    assert_eq!(bob.socket.welcome["mailbox"]["waiting"], 0);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_end_of_the_backlog_is_told_behind_its_last_message_and_before_live_ones() {
+    let app = TestApp::start(&[("LIMITS__SENDS_PER_DEVICE_SECOND", "0")]);
+    let alice = Member::join(&app, "alice@example.org", Codec::Json).await;
+    let mut bob = Member::join(&app, "bob@example.org", Codec::Json).await;
+    for round in 0..20_u32 {
+        let start = round * 40 + 1;
+        // Sends race with the connect.
+        let person = bob.person.clone();
+        tokio::join!(bob.reconnect(&app, Codec::Json), send_many(&alice, &person, start..start + 40, 0));
+        let waiting = bob.socket.welcome["mailbox"]["waiting"].as_u64().unwrap();
+        let mut frames = Vec::new();
+        for n in start..start + 40 {
+            let message = bob.socket.event("message").await;
+            assert_is(&message, n, 0);
+            frames.push(message);
+        }
+        bob.ack(&frames.iter().collect::<Vec<_>>()).await;
+        bob.socket.event("mailbox.drained").await;
+        assert!(waiting <= 40);
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn half_the_outbox_is_under_way_at_most() {
+    let app = TestApp::start(&[("LIMITS__SENDS_PER_DEVICE_SECOND", "0"), ("SERVER__OUTBOX_BYTES", "262144")]);
+    let alice = Member::join(&app, "alice@example.org", Codec::Json).await;
+    let bob = Member::join(&app, "bob@example.org", Codec::MsgPack).await;
+    let pad = 30_000;
+    send_many(&alice, &bob.person, 1..31, pad).await;
+    let mut got = Vec::new();
+    for n in 1..=4 {
+        let message = bob.socket.event("message").await;
+        assert_is(&message, n, pad);
+        got.push(message);
+    }
+    bob.socket.settle().await;
+    assert_eq!(bob.socket.take_event("message"), None, "131072 bytes hold four");
+    // Each ack lets one more through.
+    for n in 5..=30 {
+        bob.ack(&[&got.remove(0)]).await;
+        let message = bob.socket.event("message").await;
+        assert_is(&message, n, pad);
+        got.push(message);
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_is_not_acked_for_a_minute_comes_again() {
+    let app = TestApp::start(&[]);
+    let alice = Member::join(&app, "alice@example.org", Codec::Json).await;
+    let bob = Member::join(&app, "bob@example.org", Codec::Json).await;
+    let began = Instant::now();
+    for n in ["one", "two", "three"] {
+        alice.send(&[&bob.person], n).await;
+    }
+    let first = bob.socket.event("message").await;
+    let second = bob.socket.event("message").await;
+    bob.socket.event("message").await;
+    bob.ack(&[&second]).await;
+    let again = tokio::time::timeout(Duration::from_secs(100), async {
+        loop {
+            if let Some(message) = bob.socket.take_event("message") {
+                return message;
+            }
+            tokio::time::sleep(Duration::from_millis(200)).await;
+        }
+    });
+    assert_eq!(again.await.expect("a minute is enough"), first);
+    assert!(began.elapsed() >= Duration::from_mins(1), "not before a minute has passed");
+    bob.receives("three").await;
+    bob.ack(&[&first]).await;
+    assert_eq!(bob.socket.take_event("message"), None, "what was acked does not come again");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn two_connections_of_a_device_leave_nothing_behind() {
+    // A device that is displaced in the middle of its backlog finds the rest on the new connection.
+    let app = TestApp::start(&[("LIMITS__SENDS_PER_DEVICE_SECOND", "0")]);
+    let alice = Member::join(&app, "alice@example.org", Codec::Json).await;
+    let mut bob = Member::join(&app, "bob@example.org", Codec::Json).await;
+    send_many(&alice, &bob.person, 1..101, 0).await;
+    let mut next = 1;
+    while next <= 100 {
+        let message = bob.socket.event("message").await;
+        assert_is(&message, next, 0);
+        bob.ack(&[&message]).await;
+        next += 1;
+        if next % 9 == 0 {
+            bob.reconnect(&app, Codec::Json).await;
+        }
+    }
+    let emptied = eventually("the mailbox is empty", || async {
+        let socket = Socket::connect(&app, &bob.person.token, Codec::Json).await;
+        (socket.welcome["mailbox"]["waiting"] == 0).then_some(())
+    });
+    emptied.await;
+}
