@@ -179,7 +179,9 @@ async fn a_server_that_is_told_to_stop_says_goodbye_and_exits_well() {
     let mut server = ServerProcess::start(&[]).await;
     let person = sign_in(&server, "alice@example.org").await;
     let mut stream = connect_raw(&server, Some(&person.token), "sealwire.v1.json").await.unwrap();
-    stream.next().await.unwrap().unwrap();
+    for event in ["welcome", "mailbox.drained"] {
+        assert!(stream.next().await.unwrap().unwrap().to_text().unwrap().contains(event));
+    }
     let goodbye = tokio::spawn(async move {
         let mut events: Vec<Value> = Vec::new();
         loop {

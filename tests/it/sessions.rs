@@ -43,11 +43,13 @@ async fn assert_ended(socket: &Socket, reason: &str, close: u16) {
     assert_eq!(socket.close_code().await, close);
 }
 
-/// Opens a socket of which the order of frames will be looked at. The welcome has been read.
+/// Opens a socket of which the order of frames will be looked at. The welcome and the word that no mail waits have been read.
 async fn connect_in_order(server: &impl Server, person: &Person) -> Stream {
     let mut stream = connect_raw(server, Some(&person.token), "sealwire.v1.json").await.unwrap();
     let welcome = stream.next().await.unwrap().unwrap();
     assert!(welcome.to_text().unwrap().contains("welcome"));
+    let drained = stream.next().await.unwrap().unwrap();
+    assert!(drained.to_text().unwrap().contains("mailbox.drained"));
     stream
 }
 
