@@ -244,3 +244,69 @@ fn envelope(item: &SendRequest, outgoing: &Outgoing, accepted_at: Timestamp) -> 
         accepted_at,
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use bytes::Bytes;
+    use uuid::Uuid;
+
+    use super::*;
+    use crate::domain::Caller;
+
+    const BOUNDS: MailboxBounds =
+        MailboxBounds { all: Load { envelopes: 9, bytes: 99 }, per_sender: Load { envelopes: 9, bytes: 99 } };
+
+    /// A sender, a device with an empty mailbox, and a message from the one to the other.
+    fn world() -> (Facts, SendRequest) {
+        let id = Uuid::from_u128;
+        let now = Timestamp::parse("2026-01-01T00:00:00Z").unwrap();
+        let caller = Caller { session: SessionId(id(1)), user: UserId(id(2)), device: DeviceId(id(3)) };
+        let (to, device) = (UserId(id(4)), DeviceId(id(5)));
+        let later = now + Duration::from_hours(1);
+        let mut facts = Facts::default();
+        facts.mailboxes.insert(device, Mailbox { next_seq: 1, load: Load::default(), expired_total: 0 });
+        facts.senders.insert(caller.session, Sender { device: caller.device, expires_at: later, newest_epoch: 1 });
+        facts.recipients.insert(to, vec![(device, Some(later))]);
+        let envelopes = vec![Outgoing { device, kind: 0, content: Bytes::from_static(b"x") }];
+        let message = MessageId(id(6));
+        let ttl = Duration::from_mins(1);
+        (facts, SendRequest { caller, epoch: 1, message, to, ephemeral: false, ttl, envelopes, now })
+    }
+
+    fn remember(facts: &mut Facts, item: &SendRequest) {
+        let outcome =
+            item.envelopes.iter().map(|one| SentTo { device: one.device, digest: one.digest(), stored: true });
+        let send = PastSend { to: item.to, accepted_at: item.now, outcome: outcome.collect() };
+        facts.sends.insert((item.caller.device, item.message), send);
+    }
+
+    #[test]
+    fn a_batch_that_was_committed_unnoticed_is_no_repeat() {
+        for (again, later, duplicate) in [(true, 0, false), (true, 1, true), (false, 0, true)] {
+            let (mut facts, mut item) = world();
+            remember(&mut facts, &item);
+            item.now = item.now + Duration::from_secs(later);
+            let plan = plan(&[item], facts, &BOUNDS, again).unwrap();
+            assert_eq!(plan.answers[0].as_ref().unwrap().duplicate, duplicate);
+            assert!(plan.envelopes.is_empty() && plan.mailboxes.is_empty());
+        }
+    }
+
+    #[test]
+    fn a_device_that_came_after_the_locks_makes_the_batch_run_again() {
+        let (mut facts, item) = world();
+        facts.mailboxes.clear();
+        assert!(matches!(plan(&[item], facts, &BOUNDS, false), Err(StoreError::Conflict(_))));
+    }
+
+    #[test]
+    fn only_a_newer_connection_makes_a_send_too_late() {
+        for (epoch, accepted) in [(0, false), (1, true), (2, true)] {
+            let (facts, item) = world();
+            let plan = plan(&[SendRequest { epoch, ..item }], facts, &BOUNDS, false).unwrap();
+            assert_eq!(plan.answers[0].is_ok(), accepted);
+        }
+    }
+}

@@ -28,38 +28,49 @@ async fn postgres() -> Fresh {
 
 /// Makes a test of every case for every engine.
 macro_rules! on_every_engine {
-    ($($case:ident)*) => {
+    ($($subject:ident: $($case:ident)*;)*) => {
         mod on_sqlite {
-            $(#[tokio::test(flavor = "multi_thread")]
+            $($(#[tokio::test(flavor = "multi_thread")]
             async fn $case() {
-                super::suite::$case(&super::sqlite().await.store).await;
-            })*
+                super::suite::$subject::$case(&super::sqlite().await.store).await;
+            })*)*
         }
 
         mod on_postgres {
-            $(#[tokio::test(flavor = "multi_thread")]
+            $($(#[tokio::test(flavor = "multi_thread")]
             async fn $case() {
-                super::suite::$case(&super::postgres().await.store).await;
-            })*
+                super::suite::$subject::$case(&super::postgres().await.store).await;
+            })*)*
         }
     };
 }
 
 on_every_engine! {
-    challenges_are_counted_against_their_address
-    five_guesses_are_counted_however_they_arrive
-    a_refused_sign_in_gives_its_attempt_back
-    one_of_two_parallel_sign_ins_wins
-    a_new_address_that_signs_in_twice_at_once_is_one_user
-    a_replaced_device_loses_everything_at_once
-    a_renewed_session_has_one_successor
-    logout_ends_the_pair
-    a_publish_sorts_every_key
-    claims_take_the_oldest_and_repeats_take_nothing
-    a_batch_fails_its_items_singly
-    levels_are_announced_once_and_rearmed
-    revoked_sessions_change_nothing
-    a_connection_takes_the_next_epoch
-    sweeps_forget_what_is_a_day_old
-    times_come_back_as_they_went_in
+    accounts:
+        challenges_are_counted_against_their_address
+        five_guesses_are_counted_however_they_arrive
+        a_refused_sign_in_gives_its_attempt_back
+        one_of_two_parallel_sign_ins_wins
+        a_new_address_that_signs_in_twice_at_once_is_one_user
+        a_replaced_device_loses_everything_at_once
+        a_renewed_session_has_one_successor
+        logout_ends_the_pair
+        a_connection_takes_the_next_epoch
+        sweeps_forget_what_is_a_day_old
+        times_come_back_as_they_went_in;
+    keys:
+        a_publish_sorts_every_key
+        claims_take_the_oldest_and_repeats_take_nothing
+        a_batch_fails_its_items_singly
+        levels_are_announced_once_and_rearmed
+        revoked_sessions_change_nothing;
+    mail:
+        a_batch_numbers_envelopes_in_its_order
+        items_of_a_batch_are_refused_singly
+        a_repeat_finds_what_was_sent
+        pages_are_bounded_in_number_and_bytes
+        shares_are_counted_over_a_batch
+        what_expires_is_counted
+        an_older_connection_cannot_send_any_more
+        parallel_batches_leave_no_gap_and_lose_nothing;
 }

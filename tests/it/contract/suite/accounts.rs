@@ -1,0 +1,221 @@
+//! People, devices, sessions and connections.
+
+use std::time::Duration;
+
+use futures_util::future::join_all;
+use sealwire::{
+    domain::{Caller, ChallengeId, ClaimId, DeviceId, LiveConnection, Refusal, SessionId, Timestamp},
+    store::{NewChallenge, NewConnection, Store},
+};
+use uuid::Uuid;
+
+use super::{
+    THRESHOLD, add_challenge, add_device, claim, email, hash, later, new_session, publish, refusal, sign_in, start,
+};
+
+pub async fn challenges_are_counted_against_their_address(store: &Store) {
+    for minute in 0..3 {
+        add_challenge(store, "alice", later(minute * 60)).await;
+    }
+    add_challenge(store, "bob", later(0)).await;
+    let challenge = NewChallenge {
+        id: ChallengeId(Uuid::new_v4()),
+        email: email("alice"),
+        hash: [7; 32],
+        network: [2; 32],
+        created_at: later(600),
+    };
+    let wait = Duration::from_secs(42);
+    let refused = store
+        .create_challenge(&challenge, |past| {
+            let times: Vec<_> = past.iter().map(|one| one.created_at).collect();
+            assert_eq!(times, [later(120), later(60), later(0)], "newest first, of this address alone");
+            assert_eq!(past[0].network, [1; 32]);
+            Some(wait)
+        })
+        .await;
+    assert_eq!(refusal(refused), Refusal::RateLimited { retry_after: wait });
+    let unknown = store.count_attempt(challenge.id, &email("alice"), later(600)).await;
+    assert_eq!(refusal(unknown), Refusal::InvalidCode, "a refused challenge was not written");
+    let tomorrow = NewChallenge { created_at: later(24 * 3600 + 60), ..challenge };
+    store
+        .create_challenge(&tomorrow, |past| {
+            assert_eq!(past.len(), 1, "older than a day does not count");
+            None
+        })
+        .await
+        .unwrap();
+}
+
+pub async fn five_guesses_are_counted_however_they_arrive(store: &Store) {
+    let challenge = add_challenge(store, "alice", start()).await;
+    let other = store.count_attempt(challenge, &email("bob"), later(1)).await;
+    assert_eq!(refusal(other), Refusal::InvalidCode);
+    let alice = email("alice");
+    let guesses = join_all((0..50).map(|_| store.count_attempt(challenge, &alice, later(1)))).await;
+    let (counted, refused): (Vec<_>, Vec<_>) = guesses.into_iter().partition(Result::is_ok);
+    assert_eq!(counted.len(), 5);
+    assert!(counted.into_iter().all(|hash| hash.unwrap() == [7; 32]));
+    assert!(refused.into_iter().all(|one| refusal(one) == Refusal::TooManyAttempts));
+    let expired = store.count_attempt(challenge, &alice, later(601)).await;
+    assert_eq!(refusal(expired), Refusal::InvalidCode);
+}
+
+pub async fn a_refused_sign_in_gives_its_attempt_back(store: &Store) {
+    for _ in 0..3 {
+        add_device(store, "alice").await;
+    }
+    let challenge = add_challenge(store, "alice", start()).await;
+    for _ in 0..10 {
+        store.count_attempt(challenge, &email("alice"), later(1)).await.unwrap();
+        let refused = refusal(store.redeem(&sign_in(challenge, "alice", later(1))).await);
+        assert!(matches!(refused, Refusal::DeviceLimit { devices } if devices.len() == 3));
+    }
+    let mut foreign = sign_in(challenge, "alice", later(1));
+    foreign.existing_device = Some(add_device(store, "bob").await.device);
+    store.count_attempt(challenge, &email("alice"), later(1)).await.unwrap();
+    assert_eq!(refusal(store.redeem(&foreign).await), Refusal::UnknownDevice);
+    let nobody = add_challenge(store, "nobody", start()).await;
+    let mut stranger = sign_in(nobody, "nobody", later(1));
+    stranger.replace = foreign.existing_device;
+    store.count_attempt(nobody, &email("nobody"), later(1)).await.unwrap();
+    assert_eq!(refusal(store.redeem(&stranger).await), Refusal::UnknownDevice);
+    assert_eq!(store.user_by_email(&email("nobody")).await.unwrap(), None, "a refusal makes no user");
+    stranger.replace = None;
+    store.redeem(&stranger).await.unwrap();
+}
+
+pub async fn one_of_two_parallel_sign_ins_wins(store: &Store) {
+    for round in 0..10 {
+        let name = format!("alice{round}");
+        let challenge = add_challenge(store, &name, start()).await;
+        let (one, two) = (sign_in(challenge, &name, later(1)), sign_in(challenge, &name, later(1)));
+        let (one, two) = tokio::join!(store.redeem(&one), store.redeem(&two));
+        let (won, lost) = if one.is_ok() { (one, two) } else { (two, one) };
+        assert!(won.is_ok());
+        assert_eq!(refusal(lost), Refusal::InvalidCode);
+    }
+}
+
+pub async fn a_new_address_that_signs_in_twice_at_once_is_one_user(store: &Store) {
+    for round in 0..10 {
+        let name = format!("alice{round}");
+        let mut sign_ins = Vec::new();
+        for _ in 0..3 {
+            sign_ins.push(sign_in(add_challenge(store, &name, start()).await, &name, later(1)));
+        }
+        let redeemed = join_all(sign_ins.iter().map(|one| store.redeem(one))).await;
+        let users: std::collections::HashSet<_> =
+            redeemed.iter().map(|one| one.as_ref().unwrap().caller.user).collect();
+        assert_eq!(users.len(), 1);
+        let newcomers = redeemed.iter().filter(|one| !one.as_ref().unwrap().added_to_known_user).count();
+        assert!(newcomers >= 1);
+    }
+}
+
+pub async fn a_replaced_device_loses_everything_at_once(store: &Store) {
+    let old = add_device(store, "alice").await;
+    let other = add_device(store, "alice").await;
+    publish(store, &old, 1..=5, start()).await.unwrap();
+    let mut exchange = sign_in(add_challenge(store, "alice", start()).await, "alice", later(1));
+    exchange.replace = Some(old.device);
+    let redeemed = store.redeem(&exchange).await.unwrap();
+    assert_eq!(redeemed.others, [other.device]);
+    assert_eq!(refusal(store.check_session(&old, later(2)).await), Refusal::SessionRevoked);
+    assert_eq!(refusal(store.present(&hash(old.session), later(2)).await), Refusal::Unauthorized);
+    let devices: Vec<_> = store.list_devices(&other, later(2)).await.unwrap().into_iter().map(|d| d.id).collect();
+    assert_eq!(devices.len(), 2);
+    assert!(!devices.contains(&old.device));
+    assert_eq!(store.keys_status(old.device, THRESHOLD).await.unwrap().one_time, 0);
+}
+
+pub async fn a_renewed_session_has_one_successor(store: &Store) {
+    let old = add_device(store, "alice").await;
+    let (first, second) = (new_session(later(1)), new_session(later(2)));
+    store.renew_session(&old, &first, later(1)).await.unwrap();
+    let as_first = Caller { session: first.id, ..old };
+    store.renew_session(&as_first, &second, later(2)).await.unwrap();
+    assert_eq!(refusal(store.present(&hash(first.id), later(3)).await), Refusal::Unauthorized);
+    assert!(store.present(&hash(old.session), later(3)).await.unwrap().superseded.is_none());
+    let presented = store.present(&hash(second.id), later(3)).await.unwrap();
+    assert_eq!(presented.superseded, Some(old.session));
+    assert_eq!(presented.session.caller.session, second.id);
+    assert_eq!(refusal(store.present(&hash(old.session), later(3)).await), Refusal::Unauthorized);
+    assert!(store.present(&hash(second.id), later(3)).await.unwrap().superseded.is_none());
+}
+
+pub async fn logout_ends_the_pair(store: &Store) {
+    for by_successor in [false, true] {
+        let old = add_device(store, "alice").await;
+        let bystander = add_device(store, "bob").await;
+        let successor = new_session(later(1));
+        store.renew_session(&old, &successor, later(1)).await.unwrap();
+        let who = if by_successor { Caller { session: successor.id, ..old } } else { old };
+        let mut ended = store.end_session(&who, later(2)).await.unwrap();
+        ended.sort_unstable();
+        let mut pair = [old.session, successor.id];
+        pair.sort_unstable();
+        assert_eq!(ended, pair);
+        assert_eq!(refusal(store.end_session(&old, later(3)).await), Refusal::SessionRevoked);
+        store.check_session(&bystander, later(3)).await.unwrap();
+        store.delete_account(&bystander, later(3)).await.unwrap();
+    }
+}
+pub async fn a_connection_takes_the_next_epoch(store: &Store) {
+    let caller = add_device(store, "alice").await;
+    let ended = Caller { session: SessionId(Uuid::new_v4()), ..caller };
+    let open = |caller: Caller| NewConnection { caller, now: later(1) };
+    let opened = store.open_connections(vec![open(caller), open(ended), open(caller)]).await;
+    let epochs: Vec<_> = opened.into_iter().map(|one| one.map(|one| one.epoch).map_err(|e| e.refusal())).collect();
+    assert_eq!(epochs, [Ok(1), Err(Refusal::SessionRevoked), Ok(2)]);
+    let live = |session, epoch| LiveConnection { device: caller.device, session, epoch };
+    let nobody = LiveConnection { device: DeviceId(Uuid::new_v4()), session: caller.session, epoch: 1 };
+    let survey = store.survey(&[live(caller.session, 1), nobody, live(ended.session, 2)], later(2)).await.unwrap();
+    let standing = survey[0].unwrap();
+    assert_eq!((standing.newest_epoch, standing.revoked, standing.session_holds), (2, false, true));
+    assert!(survey[1].is_none());
+    assert!(!survey[2].unwrap().session_holds);
+    store.touch_devices(&[(caller.device, later(9))]).await.unwrap();
+    assert_eq!(store.list_devices(&caller, later(9)).await.unwrap()[0].last_seen, Some(later(9)));
+}
+
+pub async fn sweeps_forget_what_is_a_day_old(store: &Store) {
+    let owner = add_device(store, "owner").await;
+    let claimer = add_device(store, "claimer").await;
+    let challenge = add_challenge(store, "someone", later(10)).await;
+    publish(store, &owner, 1..=3, start()).await.unwrap();
+    let id = ClaimId(Uuid::new_v4());
+    let first = claim(store, &claimer, owner.user, id, later(1)).await.unwrap();
+    store.sweep(later(20)).await.unwrap();
+    assert_eq!(claim(store, &claimer, owner.user, id, later(21)).await.unwrap(), first);
+    store.count_attempt(challenge, &email("someone"), later(21)).await.unwrap();
+    let day = 24 * 3600;
+    assert!(store.sweep(later(day + 30)).await.unwrap() >= 4, "two sessions, challenges, and a claim's memory");
+    assert_eq!(refusal(store.check_session(&claimer, later(1)).await), Refusal::SessionRevoked);
+    let outcome = store.keys_status(owner.device, THRESHOLD).await.unwrap();
+    assert_eq!(outcome.one_time, 2, "the tombstone stays");
+    assert_eq!(store.sweep(later(day + 30)).await.unwrap(), 0);
+}
+
+pub async fn times_come_back_as_they_went_in(store: &Store) {
+    // Text order must be time order, whatever decimals an instant has.
+    let instants = [
+        "2026-03-01T08:00:00Z",
+        "2026-03-01T08:00:00.000001Z",
+        "2026-03-01T08:00:00.100Z",
+        "2026-03-01T08:00:00.123456Z",
+        "2026-03-01T08:00:01Z",
+    ];
+    let caller = add_device(store, "alice").await;
+    let mut before = None;
+    for text in instants {
+        let at = Timestamp::parse(text).unwrap() + Duration::from_hours(1);
+        store.touch_devices(&[(caller.device, at)]).await.unwrap();
+        if let Some(before) = before {
+            // Goes only forward, so an instant that sorted before its predecessor would not be taken.
+            store.touch_devices(&[(caller.device, before)]).await.unwrap();
+        }
+        assert_eq!(store.list_devices(&caller, start()).await.unwrap()[0].last_seen, Some(at));
+        before = Some(at);
+    }
+}

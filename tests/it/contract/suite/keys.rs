@@ -1,0 +1,177 @@
+//! Publishing and claiming.
+
+use std::{sync::Arc, time::Duration};
+
+use futures_util::future::join_all;
+use sealwire::{
+    domain::{
+        Bundles, Caller, ClaimId, DeviceId, KeyKind, OneTimeOutcome, Refusal, SessionId, Signal, Suite, UserId,
+        bucket::DrainLimit,
+        publish::{PublishRequest, SignedKey},
+    },
+    store::{ClaimAnswer, ClaimRequest, ResolvedPublish, Store},
+};
+use uuid::Uuid;
+
+use super::{
+    THRESHOLD, add_device, claim, claimed, complete, key, later, new_session, publish, publish_request, refusal, start,
+};
+
+pub async fn a_publish_sorts_every_key(store: &Store) {
+    let owner = add_device(store, "owner").await;
+    let claimer = add_device(store, "claimer").await;
+    let part = PublishRequest { signed_prekey: None, ..complete([]) };
+    assert_eq!(refusal(publish_request(store, &owner, part, start()).await), Refusal::IncompleteKeys);
+    assert_eq!(publish(store, &owner, 1..=3, start()).await.unwrap().one_time.accepted, [1, 2, 3]);
+    claim(store, &claimer, owner.user, ClaimId(Uuid::new_v4()), later(1)).await.unwrap();
+    let mut request = complete([1, 2, 3, 4]);
+    request.one_time[2].public_key = key(99);
+    let outcome = publish_request(store, &owner, request, later(2)).await.unwrap();
+    assert_eq!(outcome.one_time.already_issued, [1]);
+    assert_eq!(outcome.one_time.duplicate, [2]);
+    assert_eq!(outcome.one_time.conflict, [3]);
+    assert_eq!(outcome.one_time.accepted, [4]);
+    assert_eq!(outcome.status.pool_version, 2);
+    let same = publish(store, &owner, [2], later(3)).await.unwrap();
+    assert_eq!(same.status.pool_version, 2, "nothing was added");
+    for chunk in (5..=600).collect::<Vec<_>>().chunks(100) {
+        publish(store, &owner, chunk.iter().copied(), later(4)).await.unwrap();
+    }
+    let status = store.keys_status(owner.device, THRESHOLD).await.unwrap();
+    assert_eq!(status.one_time, 500);
+    let full = publish(store, &owner, [9, 1000], later(5)).await.unwrap();
+    assert_eq!((full.one_time.duplicate, full.one_time.over_cap), (vec![9], vec![1000]));
+    let mut other = complete([]);
+    other.identity_key = Some(key(1));
+    let conflict = ResolvedPublish {
+        caller: owner,
+        request: other,
+        suite: Suite::SignalPqxdh,
+        identity_key: key(1),
+        signed_prekey_expires_at: later(100),
+        now: later(5),
+        threshold: THRESHOLD,
+    };
+    assert_eq!(refusal(store.publish(&conflict).await), Refusal::IdentityConflict);
+}
+
+pub async fn claims_take_the_oldest_and_repeats_take_nothing(store: &Store) {
+    let owner = add_device(store, "owner").await;
+    let claimer = add_device(store, "claimer").await;
+    publish(store, &owner, [8, 3], start()).await.unwrap();
+    publish(store, &owner, [1], later(1)).await.unwrap();
+    let mut request = complete([]);
+    request.pq_one_time = vec![SignedKey { key_id: 5, public_key: key(5), signature: vec![9; 64] }];
+    publish_request(store, &owner, request, later(2)).await.unwrap();
+    let ids: Vec<ClaimId> = (0..4).map(|_| ClaimId(Uuid::new_v4())).collect();
+    let mut answers = Vec::new();
+    for id in &ids {
+        answers.push(claim(store, &claimer, owner.user, *id, later(3)).await.unwrap());
+    }
+    let taken: Vec<_> = answers.iter().map(claimed).collect();
+    assert_eq!(taken, [Some(3), Some(8), Some(1), None], "publish order, then key id");
+    assert_eq!(answers[3].bundles[0].one_time, OneTimeOutcome::Exhausted);
+    let pq = |bundles: &Bundles| bundles.bundles[0].pq_prekey.as_ref().map(|key| (key.key_id, key.last_resort));
+    assert_eq!(
+        answers.iter().map(pq).collect::<Vec<_>>(),
+        [Some((5, false)), Some((1, true)), Some((1, true)), Some((1, true))]
+    );
+    for (id, answer) in ids.iter().zip(&answers) {
+        assert_eq!(claim(store, &claimer, owner.user, *id, later(4)).await.unwrap(), *answer);
+    }
+    publish(store, &owner, [20], later(5)).await.unwrap();
+    let repeated = claim(store, &claimer, owner.user, ids[3], later(6)).await.unwrap();
+    assert_eq!(claimed(&repeated), Some(20), "a claim that got none may get one on its repeat");
+    let repeats = join_all((0..16).map(|_| claim(store, &claimer, owner.user, ids[0], later(7)))).await;
+    assert!(repeats.into_iter().all(|answer| claimed(&answer.unwrap()) == Some(3)));
+}
+
+pub async fn a_batch_fails_its_items_singly(store: &Store) {
+    let owner = add_device(store, "owner").await;
+    let claimer = add_device(store, "claimer").await;
+    publish(store, &owner, 1..=10, start()).await.unwrap();
+    let request = |caller: Caller, user: UserId, claim: Uuid| ClaimRequest {
+        caller,
+        user,
+        devices: None,
+        claim: ClaimId(claim),
+        now: later(1),
+    };
+    let ended = Caller { session: SessionId(Uuid::new_v4()), ..claimer };
+    let twice = Uuid::new_v4();
+    let stranger = DeviceId(Uuid::new_v4());
+    let named = ClaimRequest {
+        devices: Some(vec![owner.device, stranger, claimer.device]),
+        ..request(claimer, owner.user, Uuid::new_v4())
+    };
+    let items = vec![
+        request(claimer, owner.user, twice),
+        request(ended, owner.user, Uuid::new_v4()),
+        request(claimer, UserId(Uuid::new_v4()), Uuid::new_v4()),
+        request(claimer, owner.user, twice),
+        named,
+    ];
+    let drain = Arc::new(DrainLimit::new(0, Duration::from_secs(1)));
+    let batch = store.claim(items, &drain, THRESHOLD).await;
+    let mut answers = batch.answers.into_iter().map(|answer| match answer {
+        Ok(ClaimAnswer::Done(bundles)) => Ok(bundles),
+        Ok(ClaimAnswer::Short(_)) => panic!("nobody holds a key"),
+        Err(error) => Err(refusal::<()>(Err(error))),
+    });
+    let first = answers.next().unwrap().unwrap();
+    assert_eq!(claimed(&first), Some(1));
+    assert_eq!(answers.next().unwrap(), Err(Refusal::SessionRevoked));
+    assert_eq!(answers.next().unwrap(), Err(Refusal::NotFound));
+    assert_eq!(answers.next().unwrap().unwrap(), first, "a repeat in the same batch brings the same key");
+    let named = answers.next().unwrap().unwrap();
+    assert_eq!(claimed(&named), Some(2));
+    let unavailable: Vec<_> = named.unavailable.iter().map(|one| one.device_id).collect();
+    assert_eq!(unavailable, [stranger, claimer.device]);
+}
+
+pub async fn levels_are_announced_once_and_rearmed(store: &Store) {
+    let owner = add_device(store, "owner").await;
+    let claimer = add_device(store, "claimer").await;
+    publish(store, &owner, 1..=6, start()).await.unwrap();
+    let drain = Arc::new(DrainLimit::new(0, Duration::from_secs(1)));
+    let mut told = Vec::new();
+    for _ in 0..7 {
+        let claim = ClaimId(Uuid::new_v4());
+        let request = ClaimRequest { caller: claimer, user: owner.user, devices: None, claim, now: later(1) };
+        let batch = store.claim(vec![request], &drain, THRESHOLD).await;
+        told.extend(batch.low.into_iter().map(|(device, signal)| {
+            assert_eq!(device, owner.device);
+            match signal {
+                Signal::PrekeysLow { kind: KeyKind::OneTime, remaining, pool_version: 1 } => remaining,
+                other => panic!("{other:?}"),
+            }
+        }));
+    }
+    assert_eq!(told, [4, 2, 1, 0]);
+    publish(store, &owner, 11..=13, later(2)).await.unwrap();
+    let claim = ClaimId(Uuid::new_v4());
+    let request = ClaimRequest { caller: claimer, user: owner.user, devices: None, claim, now: later(3) };
+    let batch = store.claim(vec![request], &drain, THRESHOLD).await;
+    let signal = Signal::PrekeysLow { kind: KeyKind::OneTime, remaining: 2, pool_version: 2 };
+    assert_eq!(batch.low, [(owner.device, signal)], "the levels that the publish rose above are armed again");
+}
+
+pub async fn revoked_sessions_change_nothing(store: &Store) {
+    let caller = add_device(store, "alice").await;
+    let other = add_device(store, "alice").await;
+    publish(store, &other, 1..=2, start()).await.unwrap();
+    assert_eq!(store.revoke_device(&other, caller.device, later(1)).await.unwrap(), [other.device]);
+    assert_eq!(refusal(store.revoke_device(&other, caller.device, later(1)).await), Refusal::UnknownDevice);
+    let gone = Refusal::SessionRevoked;
+    assert_eq!(refusal(publish(store, &caller, 1..=2, later(2)).await), gone);
+    assert_eq!(refusal(claim(store, &caller, other.user, ClaimId(Uuid::new_v4()), later(2)).await), gone);
+    assert_eq!(refusal(store.rename_device(&caller, other.device, "x", later(2)).await), gone);
+    assert_eq!(refusal(store.revoke_device(&caller, other.device, later(2)).await), gone);
+    assert_eq!(refusal(store.renew_session(&caller, &new_session(later(2)), later(2)).await), gone);
+    assert_eq!(refusal(store.end_session(&caller, later(2)).await), gone);
+    assert_eq!(refusal(store.delete_account(&caller, later(2)).await), gone);
+    assert_eq!(refusal(store.fetch(&caller, other.user, None, later(2)).await), gone);
+    assert_eq!(store.keys_status(other.device, THRESHOLD).await.unwrap().one_time, 2);
+    let expired = later(3601);
+    assert_eq!(refusal(publish(store, &other, 3..=4, expired).await), gone);
+}
