@@ -10,6 +10,7 @@ mod claims;
 mod cli;
 mod cluster;
 mod cluster_claims;
+mod cluster_messages;
 mod cluster_mixed;
 mod contract;
 mod docs;

@@ -153,7 +153,8 @@ pub async fn claim_through_crashes(
     }
 }
 
-async fn connect_patiently<'a>(endpoints: &mut impl Iterator<Item = &'a Endpoint>, person: &Person) -> Socket {
+/// Connects to the first of the nodes, in turn, that takes the connection.
+pub async fn connect_patiently<'a>(endpoints: &mut impl Iterator<Item = &'a Endpoint>, person: &Person) -> Socket {
     eventually("a node takes the connection", || {
         let endpoint = endpoints.next();
         async move { Socket::try_connect(endpoint?, &person.token, Codec::Json).await }

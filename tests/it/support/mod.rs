@@ -2,6 +2,7 @@
 //! real keys.
 
 pub mod claiming;
+pub mod couriers;
 pub mod http;
 pub mod keys;
 pub mod mailing;

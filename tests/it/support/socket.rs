@@ -202,6 +202,21 @@ impl Socket {
         timeout(PATIENCE, wait).await.unwrap_or_else(|_| panic!("no event {name}"))
     }
 
+    /// The same, for as long as it takes; `None` once the socket has closed.
+    pub async fn event_or_close(&self, name: &str) -> Option<Value> {
+        let mut closed = self.closed.clone();
+        loop {
+            let arrived = self.shared.arrived.notified();
+            if let Some(data) = self.take_event(name) {
+                return Some(data);
+            }
+            tokio::select! {
+                () = arrived => {}
+                _ = closed.wait_for(Option::is_some) => return None,
+            }
+        }
+    }
+
     /// Takes the oldest event of this name, if one has arrived.
     pub fn take_event(&self, name: &str) -> Option<Value> {
         let mut events = self.shared.events.lock().unwrap();

@@ -1,0 +1,188 @@
+//! Promise 7: an accepted message arrives, in order, whatever happens to nodes, Redis and PostgreSQL meanwhile.
+
+use std::time::Duration;
+
+use futures_util::future::join_all;
+use serde_json::{Value, json};
+use sqlx::{ConnectOptions, postgres::PgConnectOptions, sqlite::SqliteConnectOptions};
+use tokio::time::timeout;
+
+use crate::support::{
+    Cluster, Codec, Member, PATIENCE, Server, ServerProcess, Services, Settings, Socket,
+    couriers::{Couriers, households},
+    eventually,
+    mailing::{content, message},
+};
+
+const NO_LIMIT: Settings = &[("LIMITS__SENDS_PER_DEVICE_SECOND", "0")];
+/// What mailboxes and their books hold.
+const STORED: &str = "SELECT (SELECT COUNT(*) FROM messages), CAST(SUM(count) AS BIGINT), CAST(SUM(bytes) AS BIGINT), \
+    CAST(SUM(expired_total) AS BIGINT) FROM mailboxes";
+
+/// Waits until no mailbox holds anything: the last acks have been committed.
+macro_rules! wait_until_empty {
+    ($database:ident) => {
+        timeout(PATIENCE, async {
+            while sqlx::query_as::<_, (i64, i64, i64, i64)>(STORED).fetch_one(&mut $database).await.unwrap()
+                != (0, 0, 0, 0)
+            {
+                tokio::time::sleep(Duration::from_millis(20)).await;
+            }
+        })
+        .await
+        .expect("every mailbox is empty at last")
+    };
+}
+
+async fn wait_for_quiet(couriers: &Couriers) {
+    couriers.stop_writing();
+    eventually("all has arrived", || async { couriers.is_quiet().then_some(()) }).await;
+}
+
+async fn report(couriers: Couriers, what: &str) {
+    let books = couriers.stop().await;
+    let books = books.lock().unwrap();
+    println!(
+        "{what}: {} messages accepted, {} copies arrived, {} came again, {} requests repeated, {} connections",
+        books.accepted(),
+        books.arrived(),
+        books.repeats,
+        books.retried,
+        books.reconnects,
+    );
+    books.assert_complete();
+    assert!(books.accepted() > 100 && books.reconnects > 10, "there was something to be tested");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn forty_devices_lose_nothing_while_everything_fails_in_turn() {
+    let services = Services::private();
+    let mut cluster = Cluster::start(&services, 2, NO_LIMIT).await;
+    let households = households(&cluster.nodes[0], 20).await;
+    let addresses: Vec<_> = cluster.nodes.iter().map(Server::address).collect();
+    let couriers = Couriers::start(&addresses, &households, Duration::from_millis(150));
+    let seconds = |n| tokio::time::sleep(Duration::from_secs(n));
+    seconds(5).await;
+    for node in 0..2 {
+        cluster.nodes[node].kill();
+        seconds(3).await;
+        cluster.nodes[node].restart().await;
+        seconds(7).await;
+    }
+    services.control("stop", "redis").await;
+    seconds(10).await;
+    services.control("start", "redis").await;
+    seconds(10).await;
+    services.control("restart", "postgres").await;
+    seconds(10).await;
+    wait_for_quiet(&couriers).await;
+    let mut database = cluster.database.parse::<PgConnectOptions>().unwrap().connect().await.unwrap();
+    wait_until_empty!(database);
+    report(couriers, "two nodes").await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_single_node_that_is_killed_in_mid_stream_loses_nothing() {
+    let mut server = ServerProcess::start(NO_LIMIT).await;
+    let households = households(&server, 4).await;
+    let couriers = Couriers::start(&[server.address()], &households, Duration::from_millis(5));
+    for _ in 0..4 {
+        tokio::time::sleep(Duration::from_secs(2)).await;
+        server.kill();
+        server.restart().await;
+    }
+    wait_for_quiet(&couriers).await;
+    let file = format!("sqlite://{}", server.path("sealwire.db").display());
+    let mut database = file.parse::<SqliteConnectOptions>().unwrap().connect().await.unwrap();
+    wait_until_empty!(database);
+    report(couriers, "one node").await;
+}
+
+/// Sends without waiting for replies.
+async fn pipeline(socket: &Socket, codec: Codec, params: &[Value], first_id: u32) {
+    for (id, params) in (first_id..).zip(params) {
+        drop(socket.expect_reply(id));
+        socket.send(codec.encode(&json!({ "id": id, "op": "messages.send", "params": params }))).await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_sender_that_moves_to_another_node_keeps_its_order() {
+    const ROUNDS: usize = 40;
+    const EACH: usize = 12;
+    let services = Services::shared();
+    let cluster = Cluster::start(&services, 2, NO_LIMIT).await;
+    let bob = Member::join(&cluster.nodes[0], "bob@example.org", Codec::Json).await;
+    let mut alice = Member::join(&cluster.nodes[1], "alice@example.org", Codec::MsgPack).await;
+    let mut seen = Vec::new();
+    for round in 0..ROUNDS {
+        // Some are under way when the device goes elsewhere, repeats what was not answered, and goes on.
+        let texts: Vec<String> = (0..2 * EACH).map(|n| format!("{round} {n}")).collect();
+        let params: Vec<Value> = texts.iter().map(|text| message(&[&bob.person], text)).collect();
+        pipeline(&alice.socket, Codec::MsgPack, &params[..EACH], 1000).await;
+        let before = std::mem::replace(
+            &mut alice.socket,
+            Socket::connect(&cluster.nodes[round % 2], &alice.person.token, Codec::MsgPack).await,
+        );
+        for params in &params {
+            alice.socket.request("messages.send", params.clone()).await;
+        }
+        drop(before);
+        for text in &texts {
+            let arrived = bob.socket.event("message").await;
+            assert_eq!(arrived["content"], content(text), "round {round}: {seen:?}");
+            seen.push(arrived["seq"].clone());
+            bob.ack(&[&arrived]).await;
+        }
+    }
+    assert_eq!(seen.len(), ROUNDS * 2 * EACH);
+    assert_eq!(seen.last(), Some(&json!(seen.len())), "nothing was stored twice");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn messages_between_nodes_arrive_with_and_without_redis() {
+    let services = Services::private();
+    let cluster = Cluster::start(&services, 2, NO_LIMIT).await;
+    let alice = Member::join(&cluster.nodes[0], "alice@example.org", Codec::Json).await;
+    let bob = Member::join(&cluster.nodes[1], "bob@example.org", Codec::Json).await;
+    for n in 0..20 {
+        alice.send(&[&bob.person], &n.to_string()).await;
+    }
+    let mut ephemeral = message(&[&bob.person], "typing");
+    ephemeral["ephemeral"] = true.into();
+    alice.socket.request("messages.send", ephemeral.clone()).await;
+    for n in 0..20 {
+        bob.receives(&n.to_string()).await;
+    }
+    assert_eq!(bob.socket.event("message").await["ephemeral"], true, "behind what was sent before it");
+    services.control("stop", "redis").await;
+    for n in 20..25 {
+        alice.send(&[&bob.person], &n.to_string()).await;
+    }
+    // Stored nowhere and told nobody: it is gone.
+    alice.socket.request("messages.send", ephemeral).await;
+    for n in 20..25 {
+        bob.receives(&n.to_string()).await;
+    }
+    services.control("start", "redis").await;
+    alice.send(&[&bob.person], "back").await;
+    bob.receives("back").await;
+    assert_eq!(bob.socket.take_event("message"), None);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn parallel_repeats_on_both_nodes_are_one_message() {
+    let services = Services::shared();
+    let cluster = Cluster::start(&services, 2, NO_LIMIT).await;
+    let alice = Member::join(&cluster.nodes[0], "alice@example.org", Codec::Json).await;
+    let bob = Member::join(&cluster.nodes[1], "bob@example.org", Codec::Json).await;
+    for round in 0..30 {
+        let params = message(&[&bob.person], &round.to_string());
+        let old = Socket::connect(&cluster.nodes[0], &alice.person.token, Codec::Json).await;
+        pipeline(&old, Codec::Json, std::slice::from_ref(&params), 7).await;
+        let new = Socket::connect(&cluster.nodes[1], &alice.person.token, Codec::Json).await;
+        let repeats = join_all((0..4).map(|_| new.request("messages.send", params.clone()))).await;
+        assert!(repeats.iter().filter(|answer| answer["duplicate"] == false).count() <= 1, "{repeats:?}");
+        assert_eq!(bob.receives(&round.to_string()).await["seq"], round + 1);
+    }
+}
