@@ -2,11 +2,14 @@
 
 use std::time::{Duration, Instant};
 
+use futures_util::StreamExt;
 use serde_json::{Value, json};
+use tokio_tungstenite::tungstenite::Message;
 
 use crate::support::{
-    Codec, Member, Person, Socket, TestApp, eventually,
+    Codec, Member, Person, ServerProcess, Socket, TestApp, eventually,
     mailing::{content, message},
+    socket::connect_raw,
 };
 
 /// Sends numbered messages, many at a time and in order.
@@ -167,4 +170,53 @@ async fn two_connections_of_a_device_leave_nothing_behind() {
         (socket.welcome["mailbox"]["waiting"] == 0).then_some(())
     });
     emptied.await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_reader_that_stops_reading_disturbs_nobody_and_finds_everything_later() {
+    // Together more than the bound.
+    const MESSAGES: u32 = 4000;
+    const PAD: usize = 20_000;
+    const BOUND: usize = 64 * 1024 * 1024;
+    let settings = [
+        ("LIMITS__SENDS_PER_DEVICE_SECOND", "0"),
+        ("MAILBOX__MAX_PER_SENDER", "10000"),
+        ("MAILBOX__MAX_BYTES", "268435456"),
+        ("MAILBOX__MAX_BYTES_PER_SENDER", "268435456"),
+    ];
+    let server = ServerProcess::start(&settings).await;
+    let alice = Member::join(&server, "alice@example.org", Codec::Json).await;
+    let carol = Member::join(&server, "carol@example.org", Codec::MsgPack).await;
+    let mut bob = Member::join(&server, "bob@example.org", Codec::Json).await;
+    let mut stalled = connect_raw(&server, Some(&bob.person.token), "sealwire.v1.json").await.unwrap();
+    assert_eq!(bob.socket.close_code().await, 4503);
+    let before = server.resident_bytes();
+    let began = Instant::now();
+    send_many(&alice, &bob.person, 1..MESSAGES + 1, PAD).await;
+    let closed = || std::fs::read_to_string(server.path("server.log")).unwrap().contains("\"code\":4002");
+    let mut rounds = 0;
+    while !closed() {
+        assert!(began.elapsed() < Duration::from_mins(2), "a slow reader is closed");
+        let text = format!("meanwhile {rounds}");
+        alice.send(&[&carol.person], &text).await;
+        carol.receives(&text).await;
+        let grown = server.resident_bytes().saturating_sub(before);
+        assert!(grown < BOUND, "memory grew by {grown} bytes");
+        rounds += 1;
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+    let code = loop {
+        if let Message::Close(Some(close)) = stalled.next().await.unwrap().unwrap() {
+            break u16::from(close.code);
+        }
+    };
+    assert_eq!(code, 4002);
+    bob.reconnect(&server, Codec::MsgPack).await;
+    assert_eq!(bob.socket.welcome["mailbox"]["waiting"], MESSAGES);
+    for n in 1..=MESSAGES {
+        let message = bob.socket.event("message").await;
+        assert_is(&message, n, PAD);
+        bob.ack(&[&message]).await;
+    }
+    bob.socket.event("mailbox.drained").await;
 }
