@@ -2,8 +2,7 @@
 
 use std::{
     cell::RefCell,
-    collections::{BTreeMap, HashSet, hash_map::RandomState},
-    hash::{BuildHasher, Hasher},
+    collections::{BTreeMap, HashSet},
     io,
     path::PathBuf,
     rc::Rc,
@@ -21,8 +20,10 @@ use tokio::{
 use crate::{
     Result,
     client::{CLOSE, PING, PONG, Route, TEXT, frame, put_frame, upgraded},
+    dice::Dice,
     hold::parse_url,
     process::cpu_time,
+    times::{Percentiles, Times},
 };
 
 /// How long the last answers are waited for.
@@ -70,9 +71,9 @@ struct Report {
     seconds: f64,
     /// Keys handed out in a second.
     per_second: f64,
-    /// Time from a claim to its answer, of half of them and of all but a hundredth.
-    p50_ms: f64,
-    p99_ms: f64,
+    /// Time from a claim to its answer.
+    #[serde(flatten)]
+    answer: Percentiles,
     /// The server's processor time for each key.
     server_cpu_micros: Option<f64>,
 }
@@ -178,8 +179,8 @@ impl Swarm {
             return false;
         }
         self.left -= 1;
-        let at = self.dice.roll() % self.targets.len() as u64;
-        let user = usize::try_from(at).ok().and_then(|at| self.targets.get(at)).map_or("", String::as_str);
+        let at = self.dice.below(self.targets.len());
+        let user = self.targets.get(at).map_or("", String::as_str);
         let claim = self.dice.uuid();
         let text = format!(r#"{{"id":{id},"op":"keys.claim","params":{{"user_id":"{user}","claim_id":"{claim}"}}}}"#);
         put_frame(bytes, TEXT, text.as_bytes());
@@ -260,7 +261,7 @@ impl Socket {
 #[derive(Default)]
 struct Tally {
     keys: HashSet<(String, u32)>,
-    micros: Vec<u32>,
+    answers: Times,
     claimed: u64,
     exhausted: u64,
     limited: u64,
@@ -270,7 +271,7 @@ struct Tally {
 
 impl Tally {
     fn count(&mut self, answer: &Answer<'_>, took: Duration) {
-        self.micros.push(u32::try_from(took.as_micros()).unwrap_or(u32::MAX));
+        self.answers.add(took);
         if let Some(problem) = &answer.error {
             *self.errors.entry(problem.code.clone()).or_default() += 1;
         }
@@ -287,17 +288,11 @@ impl Tally {
         }
     }
 
-    fn report(mut self, time: Duration, cpu: Option<Duration>) -> Report {
-        self.micros.sort_unstable();
-        let percentile = |hundredths: usize| {
-            let at = self.micros.len() * hundredths / 100;
-            self.micros.get(at).map_or(f64::NAN, |micros| f64::from(*micros) / 1e3)
-        };
+    fn report(self, time: Duration, cpu: Option<Duration>) -> Report {
         #[expect(clippy::cast_precision_loss, reason = "counts are far below 2^52")]
         let claimed = self.claimed as f64;
         Report {
-            p50_ms: percentile(50),
-            p99_ms: percentile(99),
+            answer: self.answers.percentiles(),
             claimed: self.claimed,
             exhausted: self.exhausted,
             limited: self.limited,
@@ -307,34 +302,5 @@ impl Tally {
             per_second: claimed / time.as_secs_f64(),
             server_cpu_micros: cpu.map(|cpu| cpu.as_secs_f64() * 1e6 / claimed),
         }
-    }
-}
-
-/// `SplitMix64` (Steele, Lea and Flood 2014): spread out, and nothing here must be secret.
-struct Dice(u64);
-
-impl Dice {
-    fn new() -> Self {
-        Self(RandomState::new().build_hasher().finish())
-    }
-
-    fn roll(&mut self) -> u64 {
-        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        let z = (self.0 ^ (self.0 >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        let z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-        z ^ (z >> 31)
-    }
-
-    /// A version 4 UUID.
-    fn uuid(&mut self) -> String {
-        let (high, low) = (self.roll(), self.roll());
-        format!(
-            "{:08x}-{:04x}-4{:03x}-{:04x}-{:012x}",
-            high >> 32,
-            (high >> 16) & 0xffff,
-            high & 0xfff,
-            0x8000 | (low >> 48) & 0x3fff,
-            low & 0xffff_ffff_ffff
-        )
     }
 }

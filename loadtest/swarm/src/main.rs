@@ -4,10 +4,13 @@
 mod claims;
 mod client;
 mod compare;
+mod dice;
 mod echo;
 mod hold;
+mod messages;
 mod part;
 mod process;
+mod times;
 
 use clap::{Parser, Subcommand};
 
@@ -35,6 +38,8 @@ enum Command {
     Compare(compare::Options),
     /// Claim keys over many sockets at once; prints JSON
     Claims(claims::Options),
+    /// Write messages between many sockets; prints JSON
+    Messages(messages::Options),
     /// One process of a swarm, told what to do on standard input
     #[command(hide = true)]
     Part(part::Options),
@@ -46,6 +51,7 @@ fn main() -> Result<()> {
         Command::Hold(options) => process::block_on(hold::run(options)),
         Command::Compare(options) => process::block_on(compare::run(options)),
         Command::Claims(options) => process::block_on(claims::run(options)),
+        Command::Messages(options) => process::block_on(messages::run(options)),
         Command::Part(options) => process::block_on(part::run(options)),
     }
 }

@@ -1,0 +1,356 @@
+//! Messages under load: how many a second go from device to device, stored on the way, how long each takes, and whether
+//! all arrive once and in order.
+
+use std::{
+    cell::RefCell,
+    collections::{BTreeMap, VecDeque},
+    io,
+    path::PathBuf,
+    rc::Rc,
+    time::Duration,
+};
+
+use futures_util::future::{join_all, try_join_all};
+use serde::{Deserialize, Serialize};
+use tokio::{
+    io::{AsyncReadExt, AsyncWriteExt},
+    net::TcpStream,
+    time::{Instant, sleep_until, timeout},
+};
+
+use crate::{
+    Result,
+    client::{CLOSE, PING, PONG, Route, TEXT, frame, put_frame, upgraded},
+    dice::Dice,
+    hold::parse_url,
+    process::cpu_time,
+    times::{Percentiles, Times},
+};
+
+/// How long the last messages are waited for.
+const ARRIVAL_TIME: Duration = Duration::from_secs(20);
+/// Digits of the time at which a message was sent, at the beginning of its content.
+const STAMP: usize = 16;
+
+/// Who writes to whom, and how much.
+#[derive(clap::Args)]
+pub struct Options {
+    /// The socket, such as `ws://127.0.0.1:8080/v1/socket`; several nodes share the devices
+    #[arg(long, required = true)]
+    url: Vec<String>,
+    /// Seed file of users with one device each
+    #[arg(long)]
+    tokens: PathBuf,
+    /// Devices that write to each other, a socket each
+    #[arg(long, default_value_t = 64)]
+    sockets: usize,
+    /// Messages under way on each of them
+    #[arg(long, default_value_t = 8)]
+    pipeline: u32,
+    /// Messages a second of all together; as many as they can without
+    #[arg(long)]
+    rate: Option<u32>,
+    /// Bytes of content
+    #[arg(long, default_value_t = 255)]
+    bytes: usize,
+    /// How long
+    #[arg(long, default_value_t = 10)]
+    seconds: u64,
+    /// The servers' processes, whose processor time is read
+    #[arg(long)]
+    pid: Vec<u32>,
+}
+
+/// What came of it.
+#[derive(Debug, Serialize)]
+struct Report {
+    /// Messages that were accepted,
+    accepted: u64,
+    /// and those that arrived.
+    arrived: u64,
+    /// Those that came out of turn or twice. Anything but 0 is a defect of the server.
+    misplaced: u64,
+    /// Requests that were answered with an error, by its code.
+    errors: BTreeMap<String, u64>,
+    seconds: f64,
+    /// Messages that arrived in a second.
+    per_second: f64,
+    /// From sending to the reply, which comes once it is stored.
+    reply: Percentiles,
+    /// From sending to the arrival at the other device.
+    delivery: Percentiles,
+    /// The servers' processor time for each message.
+    server_cpu_micros: Option<f64>,
+}
+
+/// A line of a seed file.
+#[derive(Clone, Deserialize)]
+struct Seed {
+    user_id: String,
+    device_id: String,
+    token: String,
+}
+
+/// What a server says, as far as it matters here.
+#[derive(Deserialize)]
+struct Said<'a> {
+    id: Option<u32>,
+    event: Option<&'a str>,
+    #[serde(borrow)]
+    data: Option<Message<'a>>,
+    error: Option<Problem>,
+}
+
+#[derive(Deserialize)]
+struct Message<'a> {
+    seq: Option<i64>,
+    content: Option<&'a str>,
+}
+
+#[derive(Deserialize)]
+struct Problem {
+    code: String,
+}
+
+/// The command: open the sockets, write, print.
+pub async fn run(options: Options) -> Result<()> {
+    let mut routes = Vec::new();
+    for url in &options.url {
+        let (address, path) = parse_url(url).await?;
+        routes.push(Route { address, path, part: 0 });
+    }
+    let lines = std::fs::read_to_string(&options.tokens)?;
+    let seeds: Vec<Seed> = lines.lines().map(serde_json::from_str).collect::<std::result::Result<_, _>>()?;
+    let seeds = seeds.get(..options.sockets).ok_or("the seed file has too few devices")?.to_vec();
+
+    let opening = seeds.iter().enumerate().map(|(n, seed)| Socket::open(&routes[n % routes.len()], seed));
+    let sockets = try_join_all(opening).await?;
+    let cpu = || options.pid.iter().map(|pid| cpu_time(*pid)).sum::<Result<Duration>>();
+    let before = cpu()?;
+    let started = Instant::now();
+    // Any text of so many characters of the alphabet is base64.
+    let padding = "A".repeat((options.bytes.div_ceil(3) * 4).saturating_sub(STAMP));
+    let swarm = Swarm {
+        started,
+        until: started + Duration::from_secs(options.seconds),
+        peers: seeds,
+        padding,
+        dice: Dice::new(),
+        tally: Tally::default(),
+    };
+    let swarm = Rc::new(RefCell::new(swarm));
+    let sockets_sharing = f64::from(u32::try_from(sockets.len())?);
+    let pace = options.rate.map(|rate| Duration::from_secs_f64(sockets_sharing / f64::from(rate.max(1))));
+    let tasks = sockets.into_iter().map(|socket| {
+        let talking = socket.talk(Rc::clone(&swarm), options.pipeline, pace);
+        tokio::task::spawn_local(timeout(Duration::from_secs(options.seconds) + ARRIVAL_TIME, talking))
+    });
+    let ends = join_all(tasks).await;
+    let mut tally = std::mem::take(&mut swarm.borrow_mut().tally);
+    let cpu = (!options.pid.is_empty()).then(|| cpu().map(|after| after.saturating_sub(before))).transpose()?;
+    for end in ends {
+        if let Err(error) = end?.map_err(io::Error::from).flatten() {
+            *tally.errors.entry(format!("socket: {error}")).or_default() += 1;
+        }
+    }
+    let time = tally.last.map_or(Duration::ZERO, |last| last - started);
+    println!("{}", serde_json::to_string(&tally.report(time, cpu))?);
+    Ok(())
+}
+
+/// What all sockets share.
+struct Swarm {
+    started: Instant,
+    until: Instant,
+    peers: Vec<Seed>,
+    padding: String,
+    dice: Dice,
+    tally: Tally,
+}
+
+impl Swarm {
+    /// Appends the frame of a message to a random device other than `own`.
+    fn put_message(&mut self, id: u32, own: &str, now: Instant, bytes: &mut Vec<u8>) {
+        let at = self.dice.below(self.peers.len());
+        let peer = match &self.peers[at] {
+            peer if peer.device_id == own => &self.peers[(at + 1) % self.peers.len()],
+            peer => peer,
+        };
+        let (user, device, padding) = (&peer.user_id, &peer.device_id, &self.padding);
+        let (message, stamp) = (self.dice.uuid(), (now - self.started).as_micros());
+        let text = format!(
+            r#"{{"id":{id},"op":"messages.send","params":{{"message_id":"{message}","to":"{user}","messages":[{{"device_id":"{device}","type":1,"content":"{stamp:0STAMP$}{padding}"}}]}}}}"#
+        );
+        put_frame(bytes, TEXT, text.as_bytes());
+    }
+
+    /// Whether everything that was accepted has arrived and nothing more is sent.
+    fn is_through(&self) -> bool {
+        Instant::now() >= self.until && self.tally.unanswered == 0 && self.tally.arrived >= self.tally.accepted
+    }
+}
+
+/// One device's connection.
+struct Socket {
+    stream: TcpStream,
+    device: String,
+    received: Vec<u8>,
+    next_id: u32,
+    /// Sends that wait for their replies, and acks, which count as nothing: id and time.
+    under_way: VecDeque<(u32, Option<Instant>)>,
+    last_seq: i64,
+}
+
+impl Socket {
+    /// Opens it and waits for the welcome.
+    async fn open(route: &Route, seed: &Seed) -> io::Result<Self> {
+        let stream = upgraded(route, Some(&seed.token)).await?;
+        let device = seed.device_id.clone();
+        let mut socket =
+            Self { stream, device, received: Vec::new(), next_id: 1, under_way: VecDeque::new(), last_seq: 0 };
+        while frame(&socket.received).is_none() {
+            socket.receive().await?;
+        }
+        Ok(socket)
+    }
+
+    async fn receive(&mut self) -> io::Result<()> {
+        self.received.reserve(64 * 1024);
+        match self.stream.read_buf(&mut self.received).await? {
+            0 => Err(io::ErrorKind::UnexpectedEof.into()),
+            _ => Ok(()),
+        }
+    }
+
+    fn sends_under_way(&self) -> u32 {
+        u32::try_from(self.under_way.iter().filter(|(_, sent)| sent.is_some()).count()).unwrap_or(u32::MAX)
+    }
+
+    /// Writes, reads and acks until all messages of all sockets have arrived.
+    async fn talk(mut self, swarm: Rc<RefCell<Swarm>>, pipeline: u32, pace: Option<Duration>) -> io::Result<()> {
+        let mut bytes = Vec::new();
+        let mut due = Instant::now();
+        if let Some(pace) = pace {
+            due += pace.mul_f64(f64::from(u32::try_from(swarm.borrow_mut().dice.below(1000)).unwrap_or(0)) / 1000.0);
+        }
+        loop {
+            {
+                let mut swarm = swarm.borrow_mut();
+                let now = Instant::now();
+                while now < swarm.until && now >= due && self.sends_under_way() < pipeline {
+                    let id = self.next_id;
+                    self.next_id += 1;
+                    swarm.put_message(id, &self.device, now, &mut bytes);
+                    swarm.tally.unanswered += 1;
+                    self.under_way.push_back((id, Some(now)));
+                    due += pace.unwrap_or_default();
+                }
+                if swarm.is_through() && self.under_way.is_empty() {
+                    return Ok(());
+                }
+            }
+            self.stream.write_all(&bytes).await?;
+            bytes.clear();
+            let wake = if pace.is_some() { due } else { Instant::now() + Duration::from_secs(1) };
+            let wake =
+                wake.min(Instant::now() + Duration::from_millis(100)).max(Instant::now() + Duration::from_micros(200));
+            tokio::select! {
+                received = self.receive() => received?,
+                () = sleep_until(wake) => continue,
+            }
+            self.take(&mut swarm.borrow_mut(), &mut bytes)?;
+        }
+    }
+
+    /// Handles the frames that have come in whole; acks go to `bytes`.
+    fn take(&mut self, swarm: &mut Swarm, bytes: &mut Vec<u8>) -> io::Result<()> {
+        let received = std::mem::take(&mut self.received);
+        let mut used = 0;
+        let mut seqs: Vec<String> = Vec::new();
+        let now = Instant::now();
+        while let Some((head, payload)) = frame(&received[used..]) {
+            let text = &received[used..][payload.clone()];
+            used += payload.end;
+            match head {
+                PING => put_frame(bytes, PONG, text),
+                CLOSE => return Err(io::ErrorKind::ConnectionAborted.into()),
+                TEXT => {
+                    let said: Said<'_> = serde_json::from_slice(text)?;
+                    if let Some(id) = said.id {
+                        let at = self.under_way.iter().position(|(other, _)| *other == id);
+                        let at = at.ok_or(io::ErrorKind::InvalidData)?;
+                        if let Some((_, Some(sent))) = self.under_way.remove(at) {
+                            swarm.tally.replied(said.error, now - sent);
+                        }
+                    } else if let (Some("message"), Some(Message { seq: Some(seq), content: Some(content) })) =
+                        (said.event, said.data)
+                    {
+                        let stamp = content.get(..STAMP).and_then(|digits| digits.parse().ok());
+                        let sent = swarm.started + Duration::from_micros(stamp.ok_or(io::ErrorKind::InvalidData)?);
+                        swarm.tally.arrived(seq == self.last_seq + 1, now.saturating_duration_since(sent), now);
+                        self.last_seq = seq;
+                        seqs.push(seq.to_string());
+                    }
+                }
+                _ => {}
+            }
+        }
+        self.received = received;
+        self.received.drain(..used);
+        if !seqs.is_empty() {
+            let id = self.next_id;
+            self.next_id += 1;
+            self.under_way.push_back((id, None));
+            let text = format!(r#"{{"id":{id},"op":"messages.ack","params":{{"seqs":[{}]}}}}"#, seqs.join(","));
+            put_frame(bytes, TEXT, text.as_bytes());
+        }
+        Ok(())
+    }
+}
+
+/// What has happened so far.
+#[derive(Default)]
+struct Tally {
+    accepted: u64,
+    arrived: u64,
+    unanswered: u64,
+    misplaced: u64,
+    errors: BTreeMap<String, u64>,
+    replies: Times,
+    deliveries: Times,
+    last: Option<Instant>,
+}
+
+impl Tally {
+    fn replied(&mut self, problem: Option<Problem>, took: Duration) {
+        self.unanswered -= 1;
+        self.replies.add(took);
+        match problem {
+            None => self.accepted += 1,
+            Some(problem) => *self.errors.entry(problem.code).or_default() += 1,
+        }
+    }
+
+    fn arrived(&mut self, in_place: bool, took: Duration, now: Instant) {
+        self.arrived += 1;
+        self.misplaced += u64::from(!in_place);
+        self.deliveries.add(took);
+        self.last = Some(now);
+    }
+
+    fn report(self, time: Duration, cpu: Option<Duration>) -> Report {
+        #[expect(clippy::cast_precision_loss, reason = "counts are far below 2^52")]
+        let arrived = self.arrived as f64;
+        Report {
+            accepted: self.accepted,
+            arrived: self.arrived,
+            misplaced: self.misplaced,
+            errors: self.errors,
+            seconds: time.as_secs_f64(),
+            per_second: arrived / time.as_secs_f64(),
+            reply: self.replies.percentiles(),
+            delivery: self.deliveries.percentiles(),
+            server_cpu_micros: cpu.map(|cpu| cpu.as_secs_f64() * 1e6 / arrived),
+        }
+    }
+}
