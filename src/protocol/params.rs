@@ -23,6 +23,8 @@ use crate::domain::{
 const MAX_DEVICE_IDS: usize = 100;
 /// Messages that one send may carry, far more than a user has devices.
 const MAX_MESSAGES: usize = 1000;
+/// The largest integer of the protocol: what a double holds exactly, with all below it.
+const MAX_INTEGER: i64 = (1 << 53) - 1;
 /// Seqs that one ack may name.
 const MAX_SEQS: usize = 1000;
 /// How long a message may wait.
@@ -449,16 +451,18 @@ pub struct Ack {
 }
 
 impl Ack {
-    /// The numbers of the envelopes. Those beyond what any mailbox could count to are passed over.
+    /// The numbers of the envelopes.
     ///
     /// # Errors
-    /// `bad_request` where there are more than a thousand.
+    /// `bad_request` where there are more than a thousand, or one that no mailbox can count to.
     pub fn seqs(self) -> Result<Vec<i64>, Refusal> {
         let List(seqs) = self.seqs;
         if seqs.len() > MAX_SEQS {
             return Err(Refusal::BadRequest("at most 1000 seqs".into()));
         }
-        Ok(seqs.into_iter().filter_map(|seq| i64::try_from(seq).ok()).collect())
+        let number = |seq: u64| i64::try_from(seq).ok().filter(|seq| *seq <= MAX_INTEGER);
+        let numbers: Option<Vec<i64>> = seqs.into_iter().map(number).collect();
+        numbers.ok_or_else(|| Refusal::BadRequest("a seq is at most 2^53 - 1".into()))
     }
 }
 

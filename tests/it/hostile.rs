@@ -19,14 +19,19 @@ pub enum Takes {
     Text,
     Number,
     List,
+    /// A list of numbers.
+    Numbers,
     Map,
+    Truth,
+    /// What MessagePack calls bin.
+    Bytes,
 }
 
-use Takes::{List, Map, Number, Text};
+use Takes::{Bytes, List, Map, Number, Numbers, Text, Truth};
 
 /// Hostile values as they stand in a frame, with the kind that would take their type.
 const JSON: &[(&str, Option<Takes>)] = &[
-    ("true", None),
+    ("true", Some(Truth)),
     ("5", Some(Number)),
     ("-5", None),
     ("1.5", None),
@@ -41,12 +46,12 @@ const JSON: &[(&str, Option<Takes>)] = &[
     ("[]", Some(List)),
     ("[[]]", None),
     ("[null]", None),
-    ("[5]", None),
+    ("[5]", Some(Numbers)),
     ("{}", Some(Map)),
 ];
 
 const MSGPACK: &[(&[u8], Option<Takes>)] = &[
-    (b"\xc3", None),
+    (b"\xc3", Some(Truth)),
     (b"\x05", Some(Number)),
     (b"\xff", None),
     (b"\xd3\x80\0\0\0\0\0\0\0", None),
@@ -54,16 +59,17 @@ const MSGPACK: &[(&[u8], Option<Takes>)] = &[
     (b"\xca\x3f\x80\0\0", None),
     (b"\xcb\x7f\xf0\0\0\0\0\0\0", None),
     (b"\xa3x\0y", None),
-    (b"\xa3\xed\xa0\x80", None),
-    (b"\xa2\xff\xfe", None),
+    // A str that is no UTF-8 reads as bytes.
+    (b"\xa3\xed\xa0\x80", Some(Bytes)),
+    (b"\xa2\xff\xfe", Some(Bytes)),
     (b"\xc4\x00", None),
-    (b"\xc4\x04text", None),
+    (b"\xc4\x04text", Some(Bytes)),
     (b"\xd4\x01x", None),
     (b"\xd6\xff\0\0\0\0", None),
     (b"\x90", Some(List)),
     (b"\x91\x90", None),
     (b"\x91\xc0", None),
-    (b"\x91\x05", None),
+    (b"\x91\x05", Some(Numbers)),
     (b"\x80", Some(Map)),
 ];
 
@@ -88,7 +94,8 @@ pub fn hostile_versions(codec: Codec, field: &Field, request: &Value) -> Vec<Vec
     let (bytes, place) = (encode(codec, request), encode(codec, &json!(PLACE)));
     let at = bytes.windows(place.len()).position(|part| part == place).expect("the place is there");
     let put = |value: &[u8]| [&bytes[..at], value, &bytes[at + place.len()..]].concat();
-    let refused = |takes: &Option<Takes>| *takes != Some(field.takes);
+    let is_taken = |takes| takes == field.takes || (takes == List && field.takes == Numbers);
+    let refused = |takes: &Option<Takes>| !takes.is_some_and(is_taken);
     let mut versions: Vec<_> = match codec {
         Codec::Json => {
             JSON.iter().filter(|(_, takes)| refused(takes)).map(|(value, _)| put(value.as_bytes())).collect()
@@ -195,6 +202,30 @@ impl World {
             fields.push(field("keys.publish", signed(name, "signature"), Text));
         }
         fields.push(optional("keys.publish", signed("signed_prekey", "expires_at"), Text));
+        let message = |name: &str, value: Value| {
+            let mut params = json!({ "message_id": Uuid::nil(), "to": user, "messages": [] });
+            params[name] = value;
+            params
+        };
+        let part = |name: &str| {
+            let mut body = json!({ "device_id": Uuid::nil(), "type": 1, "content": "AAAA" });
+            body[name] = json!(PLACE);
+            message("messages", json!([body]))
+        };
+        fields.extend([
+            field("messages.send", message("message_id", json!(PLACE)), Text),
+            field("messages.send", message("to", json!(PLACE)), Text),
+            optional("messages.send", message("ephemeral", json!(PLACE)), Truth),
+            // No number that stands here is a life span either.
+            optional("messages.send", message("ttl_s", json!(PLACE)), Text),
+            field("messages.send", message("messages", json!(PLACE)), List),
+            field("messages.send", message("messages", json!([PLACE])), Text),
+            field("messages.send", part("device_id"), Text),
+            field("messages.send", part("type"), Number),
+            field("messages.send", part("content"), Bytes),
+            field("messages.ack", json!({ "seqs": PLACE }), Numbers),
+            field("messages.ack", json!({ "seqs": [PLACE] }), Number),
+        ]);
         fields
     }
 }
@@ -229,7 +260,7 @@ async fn every_field_of_every_op_refuses_what_it_does_not_take() {
                 assert_problem(&reply["error"], "bad_request", &sent);
             }
             let missing = without_place(&field.request);
-            let in_list = field.request["device_ids"] == json!([PLACE]);
+            let in_list = ["device_ids", "messages", "seqs"].iter().any(|list| field.request[list] == json!([PLACE]));
             if !field.optional && !in_list {
                 let error = world.socket.refused(field.op, missing.clone()).await;
                 assert_problem(&error, "bad_request", &format!("{} {missing}", field.op));
@@ -241,7 +272,7 @@ async fn every_field_of_every_op_refuses_what_it_does_not_take() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn op_and_params_of_a_wrong_type_are_bad_requests_and_unknown_ops_are_unknown() {
-    const OPS: [&str; 11] = [
+    const OPS: [&str; 13] = [
         "session.renew",
         "session.logout",
         "devices.list",
@@ -253,6 +284,8 @@ async fn op_and_params_of_a_wrong_type_are_bad_requests_and_unknown_ops_are_unkn
         "keys.status",
         "keys.fetch",
         "keys.claim",
+        "messages.send",
+        "messages.ack",
     ];
     for codec in Codec::ALL {
         let world = World::new(codec).await;

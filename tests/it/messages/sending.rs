@@ -244,8 +244,8 @@ async fn what_a_message_may_not_be() {
         assert_problem(&error, "bad_request", "too many seqs");
         let most: Vec<u64> = (1..=1000).collect();
         assert_eq!(alice.socket.request("messages.ack", json!({ "seqs": most })).await, json!({ "acked": 0 }));
-        let beyond = json!({ "seqs": [9_007_199_254_740_991_u64, u64::MAX] });
-        assert_eq!(alice.socket.request("messages.ack", beyond).await, json!({ "acked": 0 }));
+        let largest = json!({ "seqs": [9_007_199_254_740_991_u64] });
+        assert_eq!(alice.socket.request("messages.ack", largest).await, json!({ "acked": 0 }));
 
         // The largest that fits, with the shortest and the longest life.
         for ttl in [60, 2_592_000] {
