@@ -29,7 +29,7 @@ use crate::{
     },
     http::{self, Http},
     protocol::{frame::MAX_FRAME_BYTES, http::Origins},
-    service::{Mailer, MailerError, Parts, Policy, Service, reconcile_forever, sweep_forever, sweep_mail_forever},
+    service::{Mailer, MailerError, Parts, Policy, Service, expire_mail_forever, reconcile_forever, sweep_forever},
     socket::{
         Budget, Hub, Node, open,
         transport::{self, Tuning},
@@ -155,7 +155,7 @@ impl Application {
         };
         let service = Arc::new(Service::start(parts, &handle));
         handle.spawn(sweep_forever(service.clone()));
-        handle.spawn(sweep_mail_forever(service.clone()));
+        handle.spawn(expire_mail_forever(service.clone()));
         handle.spawn(reconcile_forever(service.clone()));
 
         let origins = Origins::new(&config.server.allowed_origins);

@@ -22,7 +22,7 @@ pub use limits::{ClientNetwork, LimitSettings};
 pub use mailer::{Mailer, MailerError};
 pub use messages::{Message, Turn, Turns};
 pub use reconcile::reconcile_forever;
-pub use sweep::{sweep_forever, sweep_mail_forever};
+pub use sweep::{expire_mail_forever, sweep_forever};
 
 use crate::{
     bus::Bus,

@@ -22,12 +22,12 @@ pub async fn sweep_forever(service: Arc<Service>) {
 }
 
 /// Deletes mail whose time is up until it is dropped.
-pub async fn sweep_mail_forever(service: Arc<Service>) {
+pub async fn expire_mail_forever(service: Arc<Service>) {
     loop {
-        match service.store.sweep_mail(service.now()).await {
+        match service.store.expire_mail(service.now()).await {
             Ok(0) => {}
-            Ok(rows) => tracing::debug!(rows, "swept mail"),
-            Err(error) => tracing::warn!(%error, "could not sweep mail"),
+            Ok(rows) => tracing::debug!(rows, "mail expired"),
+            Err(error) => tracing::warn!(%error, "could not expire mail"),
         }
         tokio::time::sleep(MAIL_EVERY).await;
     }

@@ -353,8 +353,8 @@ impl Store {
         Ok(devices.into_iter().map(|row| DeviceId(row.0)).collect())
     }
 
-    /// Deletes what has outlived its use: ended sessions, day-old challenges, and the memory of day-old claims (a social
-    /// graph) with the key material of issued PQ keys. Gives the rows handled.
+    /// Deletes what has outlived its use: ended sessions, day-old challenges, and the memory of day-old claims and sends (a
+    /// social graph) with the key material of issued PQ keys. Gives the rows handled.
     ///
     /// # Errors
     /// The store's own.
@@ -365,6 +365,7 @@ impl Store {
             (sql::SWEEP_CHALLENGES, day_ago),
             (sql::SWEEP_CLAIMS, day_ago),
             (sql::SWEEP_PQ_CLAIMS, day_ago),
+            (sql::mailbox::SWEEP_SENDS, day_ago),
         ];
         let mut swept = 0;
         for (text, until) in steps {

@@ -354,33 +354,18 @@ impl Store {
         Ok(Page { envelopes: found.into_iter().map(envelope).collect(), complete })
     }
 
-    /// Deletes envelopes whose time is up, in small steps, and counts them as expired; forgets sends that are a day old.
-    /// Of several nodes one does it. Gives the rows handled.
+    /// Deletes envelopes whose time is up, in small steps, and counts them as expired. Of several nodes one does it. Gives
+    /// their number.
     ///
     /// # Errors
     /// The store's own.
-    pub async fn sweep_mail(&self, now: Timestamp) -> Result<u64, StoreError> {
-        let mut swept = 0;
+    pub async fn expire_mail(&self, now: Timestamp) -> Result<u64, StoreError> {
+        let mut all = 0;
         loop {
             let expired = self.expire_some(now).await?;
-            swept += expired;
+            all += expired;
             if i64::try_from(expired).is_ok_and(|expired| expired < SWEEP_STEP) {
-                break;
-            }
-        }
-        loop {
-            let forgotten = mail_transaction!(self, |tx, engine| {
-                if engine::take_sweep(tx).await? {
-                    let until = now.before(crate::domain::envelope::REMEMBERED).to_utc();
-                    let swept = sqlx::query(texts::SWEEP_SENDS).bind(until).bind(SWEEP_STEP).execute(&mut *tx).await?;
-                    swept.rows_affected()
-                } else {
-                    0
-                }
-            });
-            swept += forgotten;
-            if i64::try_from(forgotten).is_ok_and(|forgotten| forgotten < SWEEP_STEP) {
-                return Ok(swept);
+                return Ok(all);
             }
         }
     }

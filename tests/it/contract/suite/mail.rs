@@ -191,7 +191,7 @@ pub async fn a_repeat_finds_what_was_sent(store: &Store) {
     let session = store_session(store, &alice).await;
     let late = SendRequest { caller: session, now: first.now + day, ..first };
     assert!(!accept(store, late).await.unwrap().duplicate);
-    assert!(store.sweep_mail(later(10) + 2 * day).await.unwrap() >= 2);
+    assert!(store.sweep(later(10) + 2 * day).await.unwrap() >= 2);
 }
 
 /// A session of the same device that outlives the first.
@@ -254,8 +254,8 @@ pub async fn what_expires_is_counted(store: &Store) {
     items.push(MailRequest::Send(long));
     mail(store, items).await;
     mail(store, vec![ack(&bob, &[7])]).await;
-    assert_eq!(store.sweep_mail(later(69)).await.unwrap(), 0);
-    assert_eq!(store.sweep_mail(later(70)).await.unwrap(), 449);
+    assert_eq!(store.expire_mail(later(69)).await.unwrap(), 0);
+    assert_eq!(store.expire_mail(later(70)).await.unwrap(), 449);
     assert_eq!(store.mailbox(bob.device).await.unwrap(), MailboxStatus { head: 451, waiting: 1, expired_total: 449 });
     assert_eq!(waiting(store, &bob).await, numbered(&[(451, "long")]));
     store.revoke_device(&bob, bob.device, later(80)).await.unwrap();
@@ -307,7 +307,7 @@ pub async fn parallel_batches_leave_no_gap_and_lose_nothing(store: &Store) {
                 Ok(MailAnswer::Acked(count)) => acked += count,
                 other => panic!("{other:?}"),
             }
-            store.sweep_mail(later(10)).await.unwrap();
+            store.expire_mail(later(10)).await.unwrap();
         }
         assert_eq!(acked, total);
     }));
