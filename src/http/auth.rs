@@ -18,7 +18,7 @@ use crate::{
         http::bearer,
         params::{OtpBody, VerifyBody},
     },
-    service::{ClientNetwork, SignInRequest},
+    service::{ClientNetwork, SignInRequest, Told},
 };
 
 #[derive(Serialize)]
@@ -52,7 +52,8 @@ pub async fn otp(http: Data<Http>, request: HttpRequest, body: Payload) -> HttpR
         let email = body.email()?;
         let network = network(&http, &request);
         let service = http.service.clone();
-        let challenge = on_runtime(&http, async move { service.request_code(email, network).await }).await?;
+        let work = async move { Ok((service.request_code(email, network).await?, Told::default())) };
+        let challenge = on_runtime(&http, work).await?;
         Ok(Some(OtpAnswer {
             challenge_id: challenge.id,
             expires_in_s: otp::LIFETIME.as_secs(),
@@ -78,8 +79,11 @@ pub async fn verify(http: Data<Http>, request: HttpRequest, body: Payload) -> Ht
         };
         let network = network(&http, &request);
         let service = http.service.clone();
-        let (session, token, told) = on_runtime(&http, async move { service.sign_in(sign_in, network).await }).await?;
-        http.service.tell(told);
+        let work = async move {
+            let (session, token, told) = service.sign_in(sign_in, network).await?;
+            Ok(((session, token), told))
+        };
+        let (session, token) = on_runtime(&http, work).await?;
         Ok(Some(SessionAnswer::new(session, Some(token.reveal()))))
     })
     .await
@@ -95,10 +99,7 @@ pub async fn logout(http: Data<Http>, request: HttpRequest) -> HttpResponse {
     respond(StatusCode::NO_CONTENT, async {
         let caller = present(&http, &request).await?.caller;
         let service = http.service.clone();
-        let work = async move {
-            service.tell(service.logout(&caller).await?);
-            Ok(())
-        };
+        let work = async move { Ok(((), service.logout(&caller).await?)) };
         on_runtime(&http, work).await.map_err(|refusal| {
             // Ended by somebody else in this moment: on HTTP every bad token is the same.
             if refusal == Refusal::SessionRevoked { Refusal::Unauthorized } else { refusal }
@@ -112,25 +113,26 @@ pub async fn logout(http: Data<Http>, request: HttpRequest) -> HttpResponse {
 async fn present(http: &Http, request: &HttpRequest) -> Result<Session, Refusal> {
     let token = bearer(request.headers()).flatten().ok_or(Refusal::Unauthorized)?;
     let service = http.service.clone();
-    on_runtime(http, async move {
-        let (session, told) = service.present(&token).await?;
-        service.tell(told);
-        Ok(session)
-    })
-    .await
+    on_runtime(http, async move { service.present(&token).await }).await
 }
 
 fn network(http: &Http, request: &HttpRequest) -> ClientNetwork {
     client_address(request, &http.trusted_proxies).into()
 }
 
-/// Runs a use case on the runtime of store and bus, to its end even if the client goes away: what it owes to others is
-/// told in there too.
+/// Runs a use case on the runtime of store and bus, to its end even if the client goes away, and tells others what it
+/// owes to them.
 async fn on_runtime<T: Send + 'static>(
     http: &Http,
-    work: impl Future<Output = Result<T, Refusal>> + Send + 'static,
+    work: impl Future<Output = Result<(T, Told), Refusal>> + Send + 'static,
 ) -> Result<T, Refusal> {
-    http.runtime.spawn(work).await.map_err(|_| Refusal::Internal)?
+    let service = http.service.clone();
+    let told = async move {
+        let (answer, told) = work.await?;
+        service.tell(told);
+        Ok(answer)
+    };
+    http.runtime.spawn(told).await.map_err(|_| Refusal::Internal)?
 }
 
 /// Reads a JSON body, whatever its Content-Type.

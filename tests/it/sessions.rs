@@ -1,6 +1,7 @@
 //! What becomes of sessions, devices and accounts, and of the sockets that are open in their name.
 
 mod ends;
+mod hang_up;
 mod people;
 mod renewal;
 

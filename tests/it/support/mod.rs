@@ -2,6 +2,7 @@
 //! real keys.
 
 pub mod claiming;
+pub mod cluster;
 pub mod couriers;
 pub mod http;
 pub mod keys;
@@ -18,11 +19,12 @@ use std::{
     time::{Duration, Instant},
 };
 
+pub use cluster::{Cluster, Holder};
 pub use http::{Person, sign_in, sign_in_as};
 pub use keys::KeySet;
 pub use mailing::Member;
 pub use server::{Server, ServerProcess, Settings, TestApp};
-pub use services::{Cluster, Services};
+pub use services::Services;
 pub use socket::{Codec, Socket};
 
 /// How long a condition may take to come true before the test fails. Generous: it is not what is tested.

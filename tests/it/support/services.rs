@@ -1,4 +1,4 @@
-//! PostgreSQL and Redis for tests, and nodes that share them.
+//! PostgreSQL and Redis for tests.
 
 use std::{
     collections::HashMap,
@@ -8,8 +8,6 @@ use std::{
 
 use sqlx::{ConnectOptions, Connection, Executor, postgres::PgConnectOptions};
 use uuid::Uuid;
-
-use super::{ServerProcess, Settings};
 
 /// A PostgreSQL and a Redis.
 pub struct Services {
@@ -69,27 +67,5 @@ impl Drop for Services {
         if let Some(folder) = &self.folder {
             script(&["down", folder.to_str().unwrap()]);
         }
-    }
-}
-
-/// Nodes, each a process, on one database and one Redis.
-pub struct Cluster {
-    pub nodes: Vec<ServerProcess>,
-    /// The URL of their database.
-    pub database: String,
-}
-
-impl Cluster {
-    /// Starts nodes all at once on a new database.
-    pub async fn start(services: &Services, nodes: usize, settings: Settings<'_>) -> Self {
-        let database = services.database().await;
-        let shared = [
-            ("DATABASE__URL", database.as_str()),
-            ("BUS__URL", services.redis.as_str()),
-            ("AUTH__SECRET", "c2VhbHdpcmUtdGVzdC1zZWNyZXQtMzItYnl0ZXMtISE="),
-        ];
-        let settings: Vec<_> = settings.iter().copied().chain(shared).collect();
-        let nodes = futures_util::future::join_all((0..nodes).map(|_| ServerProcess::start(&settings))).await;
-        Self { nodes, database }
     }
 }
