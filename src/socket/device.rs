@@ -195,6 +195,7 @@ impl DeviceSocket {
             Err(_) => return self.close(CloseCode::Unavailable, ctx),
         };
         self.epoch = Some(epoch);
+        tracing::info!(device_id = %self.session.caller.device, epoch, "socket opened");
         self.note_open();
         self.signed_prekey = keys.signed_prekey;
         self.known_depth = depths(&keys);
@@ -266,6 +267,7 @@ impl DeviceSocket {
             self.closing = true;
             tracing::info!(
                 device_id = %self.session.caller.device,
+                epoch = self.epoch,
                 code = code.number(),
                 reason = code.reason(),
                 seconds = self.opened_at.elapsed().as_secs(),

@@ -6,49 +6,21 @@ use std::{
 };
 
 use reqwest::StatusCode;
-use sealwire::domain::Suite;
-use serde_json::{Value, json};
-use sqlx::{ConnectOptions, PgConnection, postgres::PgConnectOptions};
+use serde_json::json;
 use uuid::Uuid;
 
 use crate::support::{
-    Cluster, Codec, KeySet, Person, Server, Services, Socket,
-    claiming::{Endpoint, Handed, claim_through_crashes, intents, owners},
-    code, eventually,
+    Cluster, Codec, Services, Socket,
     http::{call, challenge, post},
     sign_in,
 };
-
-/// The longest that a lost signal may cost, with the pass itself.
-const RECONCILE: Duration = Duration::from_secs(35);
-/// The same while the bus is down.
-const RECONCILE_WITHOUT_BUS: Duration = Duration::from_secs(10);
-
-async fn sql(cluster: &Cluster) -> PgConnection {
-    cluster.database.parse::<PgConnectOptions>().unwrap().connect().await.unwrap()
-}
-
-/// Two devices of one user, the first connected to the first node, the second to the second.
-async fn two_devices(cluster: &Cluster, email: &str) -> [(Person, Socket); 2] {
-    let mut devices = Vec::new();
-    for node in &cluster.nodes[..2] {
-        let person = sign_in(node, email).await;
-        let socket = Socket::connect(node, &person.token, Codec::Json).await;
-        devices.push((person, socket));
-    }
-    devices.try_into().ok().unwrap()
-}
-
-async fn readiness(node: &impl Server) -> Value {
-    call(node, reqwest::Method::GET, "/readyz", None, None).await.1
-}
 
 #[tokio::test(flavor = "multi_thread")]
 async fn nodes_that_start_together_migrate_once() {
     let cluster = Cluster::start(&Services::shared(), 3, &[]).await;
     let (applied, distinct): (i64, i64) =
         sqlx::query_as("SELECT COUNT(*), COUNT(DISTINCT version) FROM _sqlx_migrations WHERE success")
-            .fetch_one(&mut sql(&cluster).await)
+            .fetch_one(&mut cluster.sql().await)
             .await
             .unwrap();
     assert!(applied > 0);
@@ -58,7 +30,7 @@ async fn nodes_that_start_together_migrate_once() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_revocation_on_one_node_closes_the_socket_on_the_other_within_a_second() {
     let cluster = Cluster::start(&Services::shared(), 2, &[]).await;
-    let [(_, here), (there_person, there)] = two_devices(&cluster, "alice@example.org").await;
+    let [(_, here), (there_person, there)] = cluster.two_devices("alice@example.org").await;
     let added = here.event("devices.changed").await;
     assert_eq!(added, json!({ "added": [there_person.device], "removed": [] }));
     let revoked = Instant::now();
@@ -72,7 +44,7 @@ async fn a_revocation_on_one_node_closes_the_socket_on_the_other_within_a_second
 #[tokio::test(flavor = "multi_thread")]
 async fn logout_renewal_and_account_deletion_cross_nodes() {
     let cluster = Cluster::start(&Services::shared(), 2, &[]).await;
-    let [(one, here), (two, there)] = two_devices(&cluster, "alice@example.org").await;
+    let [(one, here), (two, there)] = cluster.two_devices("alice@example.org").await;
     // Presented on the other node, the renewed token ends the old session everywhere.
     let renewed = here.request("session.renew", json!({})).await;
     let token = renewed["token"].as_str().unwrap();
@@ -96,70 +68,45 @@ async fn logout_renewal_and_account_deletion_cross_nodes() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn without_redis_a_revoked_socket_can_do_nothing_and_closes_at_the_next_reconcile() {
-    let services = Services::private();
-    let cluster = Cluster::start(&services, 2, &[]).await;
-    let [(_, here), (there_person, there)] = two_devices(&cluster, "alice@example.org").await;
-    let mut keys = KeySet::new(Suite::SignalX3dh, 1);
-    there.request("keys.publish", keys.complete(1..=5)).await;
-    services.control("kill", "redis").await;
-    for node in &cluster.nodes {
-        eventually("the node notices", || async { (readiness(node).await["status"] == "degraded").then_some(()) })
-            .await;
-    }
-    let revoked = Instant::now();
-    here.request("devices.revoke", json!({ "device_id": there_person.device })).await;
-    let publish = there.try_request("keys.publish", json!({ "one_time_prekeys": [keys.prekey(6)] })).await;
-    let claim =
-        there.try_request("keys.claim", json!({ "user_id": there_person.user, "claim_id": Uuid::new_v4() })).await;
-    // The socket may have closed already, if the reconcile was that quick; it may not have let anything through.
-    for answer in [publish, claim].into_iter().flatten() {
-        assert_eq!(code(&answer.unwrap_err()), "session_revoked");
-    }
-    assert_eq!(there.close_code().await, 4502);
-    assert!(revoked.elapsed() < RECONCILE_WITHOUT_BUS, "it took {:?}", revoked.elapsed());
-    let (left,): (i64,) = sqlx::query_as("SELECT COUNT(*) FROM one_time_prekeys WHERE NOT used")
-        .fetch_one(&mut sql(&cluster).await)
-        .await
-        .unwrap();
-    assert_eq!(left, 0);
-}
-
-#[tokio::test(flavor = "multi_thread")]
 async fn a_device_that_connects_to_both_nodes_at_once_keeps_the_newer_connection() {
     const ROUNDS: usize = 300;
+    const PEOPLE: usize = 6;
     let cluster = Arc::new(Cluster::start(&Services::shared(), 2, &[]).await);
     let mut people = Vec::new();
-    for index in 0..6 {
+    for index in 0..PEOPLE {
         people.push(sign_in(&cluster.nodes[0], &format!("restless{index}@example.org")).await);
     }
     let rounds = people.into_iter().map(|person| {
         let cluster = cluster.clone();
         tokio::spawn(async move {
-            for round in 0..ROUNDS / 6 {
-                let connect = |node: usize| Socket::try_connect(&cluster.nodes[node], &person.token, Codec::Json);
+            let mut database = cluster.sql().await;
+            let mut newest_on = [0; 2];
+            for round in 0..ROUNDS / PEOPLE {
+                let connect = |node: usize| Socket::connect(&cluster.nodes[node], &person.token, Codec::Json);
                 let (one, two) = tokio::join!(connect(0), connect(1));
-                let sockets: Vec<Socket> = [one, two].into_iter().flatten().collect();
-                assert!(!sockets.is_empty(), "round {round}: neither connected");
-                // One of them may have been displaced before its welcome; of two that had one, one is displaced.
-                if sockets.len() == 2 {
-                    eventually("one of two connections is displaced", || async {
-                        sockets.iter().any(Socket::is_closed).then_some(())
-                    })
-                    .await;
-                }
-                let alive: Vec<&Socket> = sockets.iter().filter(|socket| !socket.is_closed()).collect();
-                assert_eq!(alive.len(), 1, "round {round}");
-                alive[0].settle().await;
-                for socket in sockets.iter().filter(|socket| socket.is_closed()) {
-                    assert_eq!(socket.close_code().await, 4503);
-                }
+                let sockets = [one, two];
+                // What a node writes down of a connection, it writes before the welcome.
+                let epochs = [0, 1].map(|node| *cluster.epochs(node, &person.device).last().unwrap());
+                let newest = usize::from(epochs[1] > epochs[0]);
+                let (stored,): (i64,) = sqlx::query_as("SELECT conn_epoch FROM devices WHERE id = $1")
+                    .bind(Uuid::parse_str(&person.device).unwrap())
+                    .fetch_one(&mut database)
+                    .await
+                    .unwrap();
+                assert_eq!((epochs[newest], epochs[1 - newest]), (stored, stored - 1), "round {round}");
+                assert_eq!(sockets[1 - newest].close_code().await, 4503, "round {round}: the older");
+                sockets[newest].settle().await;
+                newest_on[newest] += 1;
             }
+            newest_on
         })
     });
-    for round in futures_util::future::join_all(rounds).await {
-        round.unwrap();
+    let mut newest_on = [0; 2];
+    for rounds in futures_util::future::join_all(rounds).await {
+        let of_one = rounds.unwrap();
+        newest_on = [newest_on[0] + of_one[0], newest_on[1] + of_one[1]];
     }
+    assert!(newest_on[0] > 0 && newest_on[1] > 0, "the same node was always the later: {newest_on:?}");
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -194,84 +141,4 @@ async fn parallel_right_codes_on_both_nodes_open_one_session() {
         statuses.sort();
         assert_eq!(statuses, [StatusCode::CREATED, StatusCode::UNAUTHORIZED]);
     }
-}
-
-#[tokio::test(flavor = "multi_thread")]
-async fn ten_seconds_without_redis_stop_nothing_and_all_is_well_after() {
-    const KEYS: u32 = 200;
-    let services = Services::private();
-    let cluster = Cluster::start(&services, 2, &[("LIMITS__CLAIM_BURST", "0")]).await;
-    let owners = owners(&cluster.nodes[0], 20, KEYS).await;
-    let queue = Arc::new(tokio::sync::Mutex::new(intents(&owners, KEYS)));
-    let handed = Arc::new(tokio::sync::Mutex::new(Handed::default()));
-    let total = queue.lock().await.len();
-    let mut people = Vec::new();
-    for index in 0..16 {
-        people.push(sign_in(&cluster.nodes[index % 2], &format!("claimer{index}@example.org")).await);
-    }
-    services.control("kill", "redis").await;
-    let stopped = Instant::now();
-    eventually("the nodes say so", || async {
-        (readiness(&cluster.nodes[0]).await["status"] == "degraded").then_some(())
-    })
-    .await;
-    let claimers: Vec<_> = people
-        .into_iter()
-        .enumerate()
-        .map(|(index, person)| {
-            let endpoints = vec![Endpoint { address: cluster.nodes[index % 2].address() }];
-            tokio::spawn(claim_through_crashes(endpoints, person, queue.clone(), handed.clone()))
-        })
-        .collect();
-    eventually("claims go on", || async { (queue.lock().await.len() < total * 3 / 4).then_some(()) }).await;
-    // The outage is what is tested, so time has to pass.
-    tokio::time::sleep_until((stopped + Duration::from_secs(10)).into()).await;
-    services.control("start", "redis").await;
-    for claimer in claimers {
-        claimer.await.unwrap();
-    }
-    handed.lock().await.assert_complete(&owners, KEYS);
-    for node in &cluster.nodes {
-        eventually("the node is ready again", || async { (readiness(node).await["status"] == "ready").then_some(()) })
-            .await;
-    }
-    // Owners on the one node were not told of claims on the other; the reconcile after the return tells them.
-    for owner in &owners {
-        eventually("the owner knows that the pool is empty", || async {
-            owner.socket.seen_events("prekeys.low").last().filter(|event| event["remaining"] == 0).map(|_| ())
-        })
-        .await;
-    }
-    let [(_, here), (person, there)] = two_devices(&cluster, "after@example.org").await;
-    here.request("devices.revoke", json!({ "device_id": person.device })).await;
-    assert_eq!(there.close_code().await, 4502);
-}
-
-#[tokio::test(flavor = "multi_thread")]
-async fn a_publisher_that_dies_after_its_commit_costs_one_reconcile_interval() {
-    let cluster = Cluster::start(&Services::shared(), 2, &[]).await;
-    let [(revoked, revoked_socket), (low, low_socket)] = two_devices(&cluster, "alice@example.org").await;
-    let deleted = sign_in(&cluster.nodes[0], "bob@example.org").await;
-    let deleted_socket = Socket::connect(&cluster.nodes[0], &deleted.token, Codec::Json).await;
-    let mut keys = KeySet::new(Suite::SignalX3dh, 1);
-    low_socket.request("keys.publish", keys.complete(1..=30)).await;
-    // What a node would have committed before it died, without a word to anybody.
-    let mut database = sql(&cluster).await;
-    let id = |text: &str| Uuid::parse_str(text).unwrap();
-    for (statement, id) in [
-        ("UPDATE devices SET revoked = TRUE WHERE id = $1", id(&revoked.device)),
-        ("UPDATE one_time_prekeys SET used = TRUE WHERE device_id = $1 AND key_id > 7", id(&low.device)),
-        ("DELETE FROM users WHERE id = $1", id(&deleted.user)),
-    ] {
-        sqlx::query(statement).bind(id).execute(&mut database).await.unwrap();
-    }
-    let committed = Instant::now();
-    assert_eq!(
-        tokio::time::timeout(RECONCILE, revoked_socket.closed()).await.expect("closed within the interval"),
-        4502
-    );
-    assert_eq!(deleted_socket.closed().await, 4506);
-    let told = eventually("the owner is told", || async { low_socket.low_event(7) }).await;
-    assert_eq!(told["kind"], "one_time");
-    assert!(committed.elapsed() < RECONCILE, "it took {:?}", committed.elapsed());
 }

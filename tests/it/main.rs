@@ -9,6 +9,7 @@ mod browser;
 mod claims;
 mod cli;
 mod cluster;
+mod cluster_bus;
 mod cluster_claims;
 mod cluster_messages;
 mod cluster_mixed;

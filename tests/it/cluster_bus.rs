@@ -1,0 +1,221 @@
+//! What holds when signals between the nodes are lost, and what listening for them leaves behind.
+
+use std::{
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+use sealwire::domain::Suite;
+use serde_json::json;
+use sqlx::PgConnection;
+use uuid::Uuid;
+
+use crate::support::{
+    Cluster, Codec, KeySet, Person, Server, Services, Socket,
+    claiming::{Endpoint, Handed, claim_through_crashes, intents, owners},
+    code, eventually,
+    raw::{CLOSE, HANDSHAKE, RawSocket, frame, knock},
+    sign_in,
+};
+
+/// The longest that a lost signal may cost, with the pass itself.
+const RECONCILE: Duration = Duration::from_secs(35);
+/// The same while the bus is down.
+const RECONCILE_WITHOUT_BUS: Duration = Duration::from_secs(10);
+
+/// Waits until a node has just reconciled, so that it will not do so again for about four seconds: `device`, connected
+/// there, hears in it of a revocation that nobody told it of.
+async fn just_reconciled(database: &mut PgConnection, device: &(Person, Socket)) {
+    let (person, socket) = device;
+    let revoked = sqlx::query("UPDATE devices SET revoked = TRUE WHERE id = $1")
+        .bind(Uuid::parse_str(&person.device).unwrap())
+        .execute(database)
+        .await
+        .unwrap();
+    assert_eq!(revoked.rows_affected(), 1);
+    assert_eq!(socket.close_code().await, 4502);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn without_redis_a_revoked_socket_can_do_nothing_and_closes_at_the_next_reconcile() {
+    /// Well below the time from one reconcile to the next.
+    const BEFORE_THE_NEXT: Duration = Duration::from_secs(2);
+    const TRIES: usize = 5;
+    let services = Services::private();
+    let cluster = Cluster::start(&services, 2, &[]).await;
+    let mut database = cluster.sql().await;
+    let mut prepared = Vec::new();
+    for index in 0..TRIES {
+        let watch = sign_in(&cluster.nodes[1], &format!("watch{index}@example.org")).await;
+        let watch_socket = Socket::connect(&cluster.nodes[1], &watch.token, Codec::Json).await;
+        let [(_, here), (person, there)] = cluster.two_devices(&format!("alice{index}@example.org")).await;
+        let mut keys = KeySet::new(Suite::SignalX3dh, 1);
+        there.request("keys.publish", keys.complete(1..=5)).await;
+        prepared.push(((watch, watch_socket), here, person, there, keys));
+    }
+    services.control("kill", "redis").await;
+    cluster.all_are("degraded").await;
+    for (watch, here, person, there, mut keys) in prepared {
+        just_reconciled(&mut database, &watch).await;
+        let revoked = Instant::now();
+        here.request("devices.revoke", json!({ "device_id": person.device })).await;
+        let publish = there.try_request("keys.publish", json!({ "one_time_prekeys": [keys.prekey(6)] })).await;
+        let claim =
+            there.try_request("keys.claim", json!({ "user_id": person.user, "claim_id": Uuid::new_v4() })).await;
+        if revoked.elapsed() > BEFORE_THE_NEXT {
+            // The machine was so slow that the next reconcile may have closed the socket first. With another pair.
+            continue;
+        }
+        for answer in [publish, claim] {
+            assert_eq!(code(&answer.expect("the socket is still open").unwrap_err()), "session_revoked");
+        }
+        assert_eq!(there.close_code().await, 4502);
+        assert!(revoked.elapsed() < RECONCILE_WITHOUT_BUS, "it took {:?}", revoked.elapsed());
+        let (left,): (i64,) = sqlx::query_as("SELECT COUNT(*) FROM one_time_prekeys WHERE device_id = $1 AND NOT used")
+            .bind(Uuid::parse_str(&person.device).unwrap())
+            .fetch_one(&mut database)
+            .await
+            .unwrap();
+        assert_eq!(left, 0);
+        return;
+    }
+    panic!("this machine needs seconds for three requests");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn ten_seconds_without_redis_stop_nothing_and_all_is_well_after() {
+    const KEYS: u32 = 200;
+    let services = Services::private();
+    let cluster = Cluster::start(&services, 2, &[("LIMITS__CLAIM_BURST", "0")]).await;
+    let owners = owners(&cluster.nodes[0], 20, KEYS).await;
+    let queue = Arc::new(tokio::sync::Mutex::new(intents(&owners, KEYS)));
+    let handed = Arc::new(tokio::sync::Mutex::new(Handed::default()));
+    let total = queue.lock().await.len();
+    let mut people = Vec::new();
+    for index in 0..16 {
+        people.push(sign_in(&cluster.nodes[index % 2], &format!("claimer{index}@example.org")).await);
+    }
+    services.control("kill", "redis").await;
+    let stopped = Instant::now();
+    cluster.all_are("degraded").await;
+    let claimers: Vec<_> = people
+        .into_iter()
+        .enumerate()
+        .map(|(index, person)| {
+            let endpoints = vec![Endpoint { address: cluster.nodes[index % 2].address() }];
+            tokio::spawn(claim_through_crashes(endpoints, person, queue.clone(), handed.clone()))
+        })
+        .collect();
+    eventually("claims go on", || async { (queue.lock().await.len() < total * 3 / 4).then_some(()) }).await;
+    // The outage is what is tested, so time has to pass.
+    tokio::time::sleep_until((stopped + Duration::from_secs(10)).into()).await;
+    services.control("start", "redis").await;
+    for claimer in claimers {
+        claimer.await.unwrap();
+    }
+    handed.lock().await.assert_complete(&owners, KEYS);
+    cluster.all_are("ready").await;
+    // Owners on the one node were not told of claims on the other; the reconcile after the return tells them.
+    for owner in &owners {
+        eventually("the owner knows that the pool is empty", || async {
+            owner.socket.seen_events("prekeys.low").last().filter(|event| event["remaining"] == 0).map(|_| ())
+        })
+        .await;
+    }
+    let [(_, here), (person, there)] = cluster.two_devices("after@example.org").await;
+    here.request("devices.revoke", json!({ "device_id": person.device })).await;
+    assert_eq!(there.close_code().await, 4502);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_publisher_that_dies_after_its_commit_costs_one_reconcile_interval() {
+    let cluster = Cluster::start(&Services::shared(), 2, &[]).await;
+    let [(revoked, revoked_socket), (low, low_socket)] = cluster.two_devices("alice@example.org").await;
+    let deleted = sign_in(&cluster.nodes[0], "bob@example.org").await;
+    let deleted_socket = Socket::connect(&cluster.nodes[0], &deleted.token, Codec::Json).await;
+    let mut keys = KeySet::new(Suite::SignalX3dh, 1);
+    low_socket.request("keys.publish", keys.complete(1..=30)).await;
+    // What a node would have committed before it died, without a word to anybody.
+    let mut database = cluster.sql().await;
+    let id = |text: &str| Uuid::parse_str(text).unwrap();
+    for (statement, id) in [
+        ("UPDATE devices SET revoked = TRUE WHERE id = $1", id(&revoked.device)),
+        ("UPDATE one_time_prekeys SET used = TRUE WHERE device_id = $1 AND key_id > 7", id(&low.device)),
+        ("DELETE FROM users WHERE id = $1", id(&deleted.user)),
+    ] {
+        sqlx::query(statement).bind(id).execute(&mut database).await.unwrap();
+    }
+    let committed = Instant::now();
+    assert_eq!(
+        tokio::time::timeout(RECONCILE, revoked_socket.closed()).await.expect("closed within the interval"),
+        4502
+    );
+    assert_eq!(deleted_socket.closed().await, 4506);
+    let told = eventually("the owner is told", || async { low_socket.low_event(7) }).await;
+    assert_eq!(told["kind"], "one_time");
+    assert!(committed.elapsed() < RECONCILE, "it took {:?}", committed.elapsed());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn connections_that_come_and_go_leave_no_subscription_behind() {
+    const DEVICES: usize = 12;
+    const ROUNDS: usize = 25;
+    let services = Services::private();
+    let cluster = Arc::new(Cluster::start(&services, 2, &[]).await);
+    let mut redis = redis::Client::open(services.redis.as_str()).unwrap();
+    let mut channels =
+        || redis::cmd("PUBSUB").arg("CHANNELS").arg("sealwire:device:*").query::<Vec<String>>(&mut redis);
+    let mut people = Vec::new();
+    for index in 0..DEVICES {
+        people.push(sign_in(&cluster.nodes[0], &format!("fleeting{index}@example.org")).await);
+    }
+    let stays = sign_in(&cluster.nodes[0], "stays@example.org").await;
+    let staying = Socket::connect(&cluster.nodes[1], &stays.token, Codec::Json).await;
+    let comings_and_goings = people.into_iter().map(|person| {
+        let cluster = cluster.clone();
+        tokio::spawn(async move {
+            for round in 0..ROUNDS {
+                let node = &cluster.nodes[round % 2];
+                let (socket, _) = RawSocket::connect(node, &person.token, Codec::Json).await;
+                match round % 5 {
+                    // Goes without a word, says goodbye, is displaced, or goes before its welcome.
+                    0 => socket.reset(),
+                    1 => drop(socket),
+                    2 => {
+                        let mut socket = socket;
+                        socket.send(&frame(CLOSE, &1000_u16.to_be_bytes())).await;
+                        assert_eq!(socket.close_code().await, 1000);
+                    }
+                    3 => {
+                        let other = &cluster.nodes[(round + 1) % 2];
+                        let (_newer, _) = RawSocket::connect(other, &person.token, Codec::Json).await;
+                        let mut socket = socket;
+                        assert_eq!(socket.close_code().await, 4503);
+                    }
+                    _ => {
+                        let bearer = format!("Bearer {}", person.token);
+                        let (answer, socket) =
+                            knock(node, &[&HANDSHAKE[..], &[("authorization", bearer.as_str())]].concat()).await;
+                        assert_eq!(answer.status, 101);
+                        socket.reset();
+                    }
+                }
+            }
+        })
+    });
+    for done in futures_util::future::join_all(comings_and_goings).await {
+        done.unwrap();
+    }
+    let of_stays = format!("sealwire:device:{}", stays.device);
+    eventually("only the one that stayed is listened for", || {
+        let only = channels().unwrap() == [of_stays.clone()];
+        async move { only.then_some(()) }
+    })
+    .await;
+    drop(staying);
+    eventually("nobody is listened for", || {
+        let nobody = channels().unwrap().is_empty();
+        async move { nobody.then_some(()) }
+    })
+    .await;
+}
