@@ -2,16 +2,18 @@
 
 use std::{
     collections::{BTreeMap, HashMap},
+    ops::RangeInclusive,
     sync::Arc,
 };
 
+use sealwire::domain::Suite;
 use serde_json::{Value, json};
-use sqlx::{ConnectOptions, Connection, Executor, postgres::PgConnectOptions};
+use sqlx::{Connection, Executor};
 use tokio::{sync::Mutex, task::JoinHandle};
 use uuid::Uuid;
 
 use crate::support::{
-    Cluster, Codec, Server, Services, Socket,
+    Cluster, Codec, Holder, KeySet, Person, Server, Services, Socket,
     claiming::{Endpoint, Handed, Intent, Owner, assert_told_once, claim_through_crashes, intents, owners},
     eventually, sign_in,
 };
@@ -123,8 +125,7 @@ async fn keys_locked_by_somebody_who_rolls_back_are_not_lost_and_not_called_exha
     let services = Services::shared();
     let cluster = Cluster::start(&services, 2, UNLIMITED).await;
     let owners = owners(&cluster.nodes[0], 10, FEW).await;
-    let options: PgConnectOptions = cluster.database.parse().unwrap();
-    let mut stranger = options.connect().await.unwrap();
+    let mut stranger = cluster.sql().await;
     stranger.execute("BEGIN").await.unwrap();
     stranger.execute("SELECT id FROM one_time_prekeys WHERE key_id % 4 = 0 FOR UPDATE").await.unwrap();
     let claiming = Claiming::start(&cluster, &owners, FEW).await;
@@ -158,4 +159,86 @@ async fn a_repeat_on_the_other_node_even_in_parallel_brings_the_same_key() {
     }
     let status = owners[0].socket.request("keys.status", json!({})).await;
     assert_eq!(status["one_time"], 90);
+}
+
+/// An owner whose levels are told, and somebody who claims from it.
+struct Told {
+    owner: Person,
+    socket: Socket,
+    claimer: Socket,
+}
+
+impl Told {
+    async fn claim(&self) {
+        self.claimer.request("keys.claim", json!({ "user_id": self.owner.user, "claim_id": Uuid::new_v4() })).await;
+    }
+
+    /// A claim, and a publish that comes between its count of the pool and the announcement of what it counted: both
+    /// want the row of the device, which is held until they stand in line.
+    async fn claim_while_publishing(&self, cluster: &Cluster, more: Value) {
+        const LOCK: &str = "SELECT id FROM devices WHERE id = $1 FOR NO KEY UPDATE";
+        let mut holder = Holder::lock(cluster, LOCK, &self.owner.device).await;
+        let publish = self.socket.request("keys.publish", more);
+        let claim_behind_it = async {
+            holder.waited_for_by(1).await;
+            let in_line = async {
+                holder.waited_for_by(2).await;
+                holder.release().await;
+            };
+            tokio::join!(self.claim(), in_line);
+        };
+        tokio::join!(publish, claim_behind_it);
+    }
+
+    /// Counts and pool versions that the owner was told since it was last asked.
+    async fn levels(&self) -> Vec<(u64, u64)> {
+        self.socket.settle().await;
+        std::iter::from_fn(|| self.socket.take_event("prekeys.low"))
+            .map(|event| {
+                assert_eq!((&event["kind"], &event["threshold"]), (&json!("one_time"), &json!(20)));
+                (event["remaining"].as_u64().unwrap(), event["pool_version"].as_u64().unwrap())
+            })
+            .collect()
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_refill_between_a_count_and_its_announcement_is_counted_too() {
+    let cluster = Cluster::start(&Services::shared(), 1, UNLIMITED).await;
+    let node = &cluster.nodes[0];
+    let owner = sign_in(node, "owner@example.org").await;
+    let socket = Socket::connect(node, &owner.token, Codec::Json).await;
+    let claimer = sign_in(node, "claimer@example.org").await;
+    let claimer = Socket::connect(node, &claimer.token, Codec::Json).await;
+    let mut keys = KeySet::new(Suite::SignalPqxdh, 1);
+    let status = socket.request("keys.publish", keys.complete(1..=21)).await["status"].clone();
+    assert_eq!((&status["one_time"], &status["pool_version"]), (&json!(21), &json!(1)));
+    let mut more =
+        |ids: RangeInclusive<u32>| json!({ "one_time_prekeys": ids.map(|id| keys.prekey(id)).collect::<Vec<_>>() });
+    let told = Told { owner, socket, claimer };
+
+    // From 21 to 20 and back to 21: nothing to tell, and the level is reached for the first time by the next claim.
+    told.claim_while_publishing(&cluster, more(22..=22)).await;
+    assert_eq!(told.levels().await, []);
+    told.claim().await;
+    assert_eq!(told.levels().await, [(20, 2)]);
+
+    // From 11 to 10 and on to 15.
+    for _ in 11..20 {
+        told.claim().await;
+    }
+    told.claim_while_publishing(&cluster, more(23..=27)).await;
+    assert_eq!(told.levels().await, []);
+    for _ in 10..15 {
+        told.claim().await;
+    }
+    assert_eq!(told.levels().await, [(10, 3)]);
+
+    // From 6 to 5, which a publish of other keys leaves as it is: told at once, with the version that holds now.
+    for _ in 6..10 {
+        told.claim().await;
+    }
+    let other = json!({ "pq_one_time": [keys.pq_prekey(2)] });
+    told.claim_while_publishing(&cluster, other).await;
+    assert_eq!(told.levels().await, [(5, 4)]);
 }
