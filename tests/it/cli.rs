@@ -203,6 +203,32 @@ async fn a_server_that_is_told_to_stop_says_goodbye_and_exits_well() {
     Socket::connect(&server, &person.token, Codec::Json).await.settle().await;
 }
 
+#[tokio::test(flavor = "multi_thread")]
+async fn every_one_of_many_sockets_is_told_that_the_server_stops() {
+    const SOCKETS: &str = "400";
+    let mut server = ServerProcess::start(&[]).await;
+    let out = server.path("devices.jsonl");
+    server.command(&["seed", "--users", SOCKETS, "--prekeys", "0", "--out", out.to_str().unwrap()]);
+    let lines = fs::read_to_string(&out).unwrap();
+    let sockets: Vec<Socket> = futures_util::stream::iter(lines.lines())
+        .map(|line| async {
+            let device: Value = serde_json::from_str(line).unwrap();
+            Socket::connect(&server, device["token"].as_str().unwrap(), Codec::MsgPack).await
+        })
+        .buffer_unordered(32)
+        .collect()
+        .await;
+    assert_eq!(sockets.len().to_string(), SOCKETS);
+    let goodbyes =
+        sockets.iter().map(async |socket| (socket.close_code().await, socket.seen_events("server.draining")));
+    let (status, goodbyes) = tokio::join!(server.terminate(), futures_util::future::join_all(goodbyes));
+    assert_eq!(status.code(), Some(0));
+    for (code, events) in goodbyes {
+        assert_eq!((code, events.len()), (4000, 1));
+        assert!(events[0]["reconnect_in_ms"].as_u64().unwrap() <= 60_000);
+    }
+}
+
 /// A log must never hold a token or a code.
 #[tokio::test(flavor = "multi_thread")]
 async fn the_log_holds_neither_tokens_nor_codes_nor_addresses() {
