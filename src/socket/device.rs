@@ -42,8 +42,6 @@ const IDLE: Duration = Duration::from_mins(1);
 const ROTATION_NOTICE: Duration = Duration::from_hours(72);
 /// The longest that a timer is set for: what lies further ahead is looked at again then.
 const LONGEST_TIMER: Duration = Duration::from_hours(24);
-/// Frames up to this size are copied out of the buffer they came in.
-const COPIED_BYTES: usize = 16 * 1024;
 /// Room kept in the outbox for the reply to a request that brings bundles, and for any other.
 const BUNDLES_ROOM: usize = 16 * 1024;
 const REPLY_ROOM: usize = 1024;
@@ -537,9 +535,7 @@ impl StreamHandler<Result<Incoming, ProtocolError>> for DeviceSocket {
         }
         match (message, self.codec) {
             (Ok(Incoming::Text(frame)), Codec::Json) | (Ok(Incoming::Binary(frame)), Codec::MsgPack) => {
-                // A small frame shares its buffer with what came in around it; in flight it would keep all of that.
-                let small = frame.len() <= COPIED_BYTES;
-                self.frame(if small { Bytes::copy_from_slice(&frame) } else { frame }, ctx);
+                self.frame(frame, ctx);
             }
             (Ok(Incoming::Ping(payload)), _) => self.outbox.pong(&payload),
             (Ok(Incoming::Pong), _) => {}

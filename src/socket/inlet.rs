@@ -12,12 +12,20 @@ use futures_util::Stream;
 
 use super::outbox::Outbox;
 
+/// Messages up to this size are copied out of the buffer they came in.
+const COPIED_BYTES: usize = 16 * 1024;
+
 /// Incoming messages, whole, that wait at the outbox's gate.
-///
-/// Fragments are copied together here: kept as they come, each would keep the buffer alive that it came in.
 pub struct Inlet {
     messages: MessageStream,
     outbox: Rc<Outbox>,
+    assembly: Assembly,
+}
+
+/// Makes whole messages of frames, which share the buffer that they and others came in. Whoever keeps a small frame
+/// would keep all of that, so small messages are copied, and fragments are copied together.
+#[derive(Default)]
+struct Assembly {
     partial: Option<Box<Partial>>,
 }
 
@@ -44,14 +52,16 @@ pub enum Incoming {
 impl Inlet {
     /// Puts the gate in front of the messages, which the frame guard has found well-formed and within their size.
     pub fn new(messages: MessageStream, outbox: Rc<Outbox>) -> Self {
-        Self { messages, outbox, partial: None }
+        Self { messages, outbox, assembly: Assembly::default() }
     }
+}
 
+impl Assembly {
     /// The message that this frame completes, if it does.
     fn complete(&mut self, frame: Message) -> Result<Option<Incoming>, ProtocolError> {
         Ok(Some(match frame {
-            Message::Text(text) => Incoming::Text(text.into_bytes()),
-            Message::Binary(bytes) => Incoming::Binary(bytes),
+            Message::Text(text) => Incoming::Text(apart(text.into_bytes())),
+            Message::Binary(bytes) => Incoming::Binary(apart(bytes)),
             Message::Ping(payload) => Incoming::Ping(payload),
             Message::Pong(_) => Incoming::Pong,
             Message::Close(reason) => Incoming::Close(reason),
@@ -94,11 +104,70 @@ impl Stream for Inlet {
             match ready!(Pin::new(&mut self.messages).poll_next(cx)) {
                 None => return Poll::Ready(None),
                 Some(Err(error)) => return Poll::Ready(Some(Err(error))),
-                Some(Ok(frame)) => match self.complete(frame) {
+                Some(Ok(frame)) => match self.assembly.complete(frame) {
                     Ok(None) => {}
                     Ok(Some(message)) => return Poll::Ready(Some(Ok(message))),
                     Err(error) => return Poll::Ready(Some(Err(error))),
                 },
+            }
+        }
+    }
+}
+
+/// The bytes of a message, in a buffer of their own if they are few.
+fn apart(message: Bytes) -> Bytes {
+    if message.len() <= COPIED_BYTES { Bytes::copy_from_slice(&message) } else { message }
+}
+
+#[cfg(test)]
+mod tests {
+    use bytestring::ByteString;
+
+    use super::*;
+
+    /// What a peer may make of one read.
+    fn buffer() -> Bytes {
+        Bytes::from(vec![b'x'; COPIED_BYTES + 2])
+    }
+
+    fn text(bytes: Bytes) -> ByteString {
+        ByteString::try_from(bytes).unwrap()
+    }
+
+    #[test]
+    fn small_messages_do_not_keep_the_buffer_they_came_in() {
+        let small = |buffer: &Bytes| buffer.slice(1..=COPIED_BYTES);
+        for frame in [|bytes| Message::Text(text(bytes)), Message::Binary] {
+            let buffer = buffer();
+            let message = Assembly::default().complete(frame(small(&buffer))).unwrap().unwrap();
+            assert!(matches!(&message, Incoming::Text(kept) | Incoming::Binary(kept) if kept.len() == COPIED_BYTES));
+            assert!(buffer.is_unique(), "something still shares the buffer");
+        }
+    }
+
+    #[test]
+    fn a_large_message_is_not_copied() {
+        let buffer = buffer();
+        let message = Assembly::default().complete(Message::Binary(buffer.slice(1..))).unwrap().unwrap();
+        assert!(matches!(&message, Incoming::Binary(kept) if kept.as_ptr() == buffer[1..].as_ptr()));
+    }
+
+    #[test]
+    fn fragments_do_not_keep_the_buffers_they_came_in() {
+        for (first, whole) in [(Item::FirstText as fn(Bytes) -> Item, "Text"), (Item::FirstBinary, "Binary")] {
+            let mut assembly = Assembly::default();
+            let mut buffers = Vec::new();
+            for item in [first, Item::Continue, Item::Continue, Item::Last] {
+                let buffer = buffer();
+                let message = assembly.complete(Message::Continuation(item(buffer.slice(7..10)))).unwrap();
+                buffers.push(buffer);
+                assert!(buffers.iter().all(Bytes::is_unique), "something still shares a buffer");
+                match (message, buffers.len()) {
+                    (None, 1..4) => {}
+                    (Some(Incoming::Text(bytes)), 4) => assert_eq!((&bytes[..], whole), (&[b'x'; 12][..], "Text")),
+                    (Some(Incoming::Binary(bytes)), 4) => assert_eq!((&bytes[..], whole), (&[b'x'; 12][..], "Binary")),
+                    (message, count) => panic!("{} after {count} fragments", message.is_some()),
+                }
             }
         }
     }
