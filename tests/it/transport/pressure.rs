@@ -1,0 +1,124 @@
+//! Whoever is slow is pushed back upon, and large messages wait for memory.
+
+use std::{
+    sync::atomic::{AtomicU64, Ordering},
+    time::Duration,
+};
+
+use sealwire::socket::transport::{Budget, frame_bytes};
+use tokio::{io::AsyncWriteExt, time::timeout};
+
+use super::{
+    eventually,
+    server::{COUNTED, MAX_MESSAGE, Server},
+};
+use crate::support::raw::{BINARY, PING, PONG, TEXT, frame, header};
+
+#[tokio::test]
+async fn the_wire_counts_every_byte_of_every_frame() {
+    let server = Server::start();
+    let mut client = server.open("/count").await;
+    for size in COUNTED {
+        assert_eq!(client.receive().await.1.len(), size);
+    }
+    assert!(client.ends_orderly().await);
+    let given = server.probe.given.load(Ordering::SeqCst);
+    assert_eq!(given, server.probe.written.load(Ordering::SeqCst));
+}
+
+#[tokio::test]
+async fn a_reader_that_stops_is_pushed_back_to_the_sender() {
+    let server = Server::start();
+    let client = server.open("/push").await;
+    let given = server.settled(|| server.probe.given.load(Ordering::SeqCst)).await;
+    let written = server.probe.written.load(Ordering::SeqCst);
+    assert!(given > 0 && given - written <= 64 * 1024 + 2 * frame_bytes(16 * 1024), "{given} {written}");
+    drop(client);
+    server.all_connections_gone().await;
+}
+
+#[tokio::test]
+async fn a_handler_that_does_not_read_is_pushed_back_to_the_peer() {
+    let server = Server::start();
+    let mut client = server.open("/mute").await;
+    let message = frame(BINARY, &vec![7; 60_000]);
+    let sent = AtomicU64::new(0);
+    let sending = async {
+        while client.stream.write_all(&message).await.is_ok() {
+            sent.fetch_add(message.len() as u64, Ordering::SeqCst);
+        }
+    };
+    let stopped_at = tokio::select! {
+        () = sending => panic!("the connection ended"),
+        sent = server.settled(|| sent.load(Ordering::SeqCst)) => sent,
+    };
+    // The kernel's buffers of both sides, which grow to some megabytes; the server adds one chunk.
+    assert!(stopped_at < 32 << 20, "{stopped_at} bytes were taken");
+    assert!(server.tuning.inbound.in_use() <= 60_000);
+    client.stream.set_zero_linger().unwrap();
+}
+
+#[tokio::test]
+async fn large_messages_wait_for_the_budget_of_the_node() {
+    let server = Server::with(Budget::new(600_000), Budget::new(10));
+    let mut holder = server.open("/echo").await;
+    holder.send(&header(BINARY, 400_000)).await;
+    eventually(|| server.tuning.inbound.in_use() == 400_000).await;
+
+    let mut waiter = server.open("/echo").await;
+    let large = vec![7; 300_000];
+    waiter.send(&[frame(TEXT, b"small"), frame(BINARY, &large)].concat()).await;
+    assert_eq!(waiter.receive().await, (TEXT, b"small".to_vec()), "small ones need no memory");
+    // That it goes on waiting shows only in time, some tries of the budget long.
+    assert!(timeout(Duration::from_millis(300), waiter.receive()).await.is_err());
+    assert_eq!(server.tuning.inbound.in_use(), 400_000);
+
+    holder.send(&vec![7; 400_000]).await;
+    assert_eq!(holder.receive().await.1.len(), 400_000);
+    assert_eq!(waiter.receive().await, (BINARY, large));
+    eventually(|| server.tuning.inbound.in_use() == 0).await;
+}
+
+#[tokio::test]
+async fn a_large_message_stays_reserved_until_its_reader_looks_for_more() {
+    let server = Server::start();
+    let mut client = server.open("/sip").await;
+    client.send(&frame(BINARY, &[7; 10_000])).await;
+    eventually(|| server.probe.ended.load(Ordering::SeqCst) == 1).await;
+    assert_eq!(server.tuning.inbound.in_use(), 10_000);
+    server.probe.given.store(1, Ordering::SeqCst);
+    eventually(|| server.tuning.inbound.in_use() == 0).await;
+}
+
+#[tokio::test]
+async fn a_fragmented_message_reserves_what_it_may_grow_to() {
+    let server = Server::start();
+    let mut client = server.open("/echo").await;
+    client.send(&frame(0x02, &[7; 3000])).await;
+    client.send(&frame(PING, b"")).await;
+    assert_eq!(client.receive().await.0, PONG);
+    assert_eq!(server.tuning.inbound.in_use(), 0, "still small");
+    client.send(&frame(0x00, &[7; 3000])).await;
+    eventually(|| server.tuning.inbound.in_use() as u64 == MAX_MESSAGE).await;
+    client.send(&frame(0x80, &[7; 3000])).await;
+    assert_eq!(client.receive().await, (BINARY, vec![7; 9000]));
+    eventually(|| server.tuning.inbound.in_use() == 0).await;
+}
+
+#[tokio::test]
+async fn abort_drops_a_peer_that_takes_nothing() {
+    let server = Server::start();
+    let mut client = server.open("/abort").await;
+    client.send(&frame(TEXT, b"go")).await;
+    eventually(|| server.probe.ended.load(Ordering::SeqCst) == 1).await;
+    server.all_connections_gone().await;
+}
+
+#[tokio::test]
+async fn a_peer_that_takes_nothing_does_not_outlive_its_handler_for_long() {
+    let server = Server::start();
+    let client = server.open("/leave").await;
+    eventually(|| server.probe.ended.load(Ordering::SeqCst) == 1).await;
+    server.all_connections_gone().await;
+    drop(client);
+}
