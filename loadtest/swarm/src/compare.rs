@@ -1,4 +1,5 @@
-//! Sealwire beside the bare echo server: the same swarm to each, one after the other.
+//! Sealwire beside two bare echo servers, one on its own transport and one on the stock one: the same swarm to each, one
+//! after the other.
 
 use std::{
     net::{SocketAddr, TcpListener},
@@ -15,6 +16,7 @@ use tokio::{
 
 use crate::{
     Result,
+    echo::Transport,
     hold::{Held, hold},
     process::{Load, Rate, Server, Swarm, Target},
 };
@@ -48,55 +50,76 @@ pub struct Options {
     load: Load,
 }
 
-/// The command: start both, measure both, print one table, stop both.
+/// The command: start the servers, measure each, print one table, stop them.
 pub async fn run(options: Options) -> Result<()> {
     let folder = tempfile::tempdir()?;
     let tokens = folder.path().join("tokens.jsonl");
-    let (mut sealwire, address) = start_sealwire(&options, folder.path(), &tokens).await?;
-    let target = Target { address, path: "/v1/socket".to_owned(), tokens: Some(tokens), op: options.load.op.clone() };
-    let ours = measure("sealwire", &mut sealwire, &target, &options).await?;
-
-    let (mut echo, address) = Server::start_echo(options.workers).await?;
-    let target = Target { address, path: "/".to_owned(), tokens: None, op: options.load.op.clone() };
-    let theirs = measure("echo", &mut echo, &target, &options).await?;
-
-    let (mut ours, mut theirs) = (ours, theirs);
+    let sealwire = start_sealwire(&options, folder.path(), &tokens).await?;
+    let mut contenders = vec![Contender::hold("sealwire", sealwire, ("/v1/socket", Some(tokens)), &options).await?];
+    for (name, transport) in [("lean", Transport::Lean), ("stock", Transport::Stock)] {
+        let echo = Server::start_echo(transport, options.workers).await?;
+        contenders.push(Contender::hold(name, echo, ("/", None), &options).await?);
+    }
     for round in 1..=options.rounds {
         eprintln!("round {round} of {}", options.rounds);
-        for (measured, server) in [(&mut ours, &mut sealwire), (&mut theirs, &mut echo)] {
+        for step in 0..contenders.len() {
+            // Each is the first now and then.
+            let turn = (round + step) % contenders.len();
+            let contender = &mut contenders[turn];
             sleep(REST).await;
-            let rate = measured.swarm.load(server.pid()?, &options.load, options.round_seconds).await?;
-            measured.rates.push(rate);
+            let pid = contender.server.pid()?;
+            contender.rates.push(contender.swarm.load(pid, &options.load, options.round_seconds).await?);
         }
     }
-    print_table(&options, &ours, &theirs);
-    sealwire.stop().await?;
-    echo.stop().await
+    print_table(&options, &contenders);
+    for contender in contenders {
+        contender.server.stop().await?;
+    }
+    Ok(())
 }
 
-/// A server's measurements, and the swarm that still holds its sockets.
-struct Measured {
-    held: Held,
+/// A server, the swarm that holds sockets to it, and what was measured.
+struct Contender {
+    name: &'static str,
+    server: Server,
     swarm: Swarm,
+    held: Held,
     rates: Vec<Rate>,
 }
 
-impl Measured {
-    fn median(&self, of: impl Fn(&Rate) -> f64) -> f64 {
-        let mut values: Vec<f64> = self.rates.iter().map(of).collect();
-        values.sort_by(f64::total_cmp);
-        values.get(values.len() / 2).copied().unwrap_or(f64::NAN)
+impl Contender {
+    /// Holds sockets to a server that has just been started, at a path and with the tokens of a seed file, if any.
+    async fn hold(
+        name: &'static str,
+        (mut server, address): (Server, SocketAddr),
+        (path, tokens): (&str, Option<PathBuf>),
+        options: &Options,
+    ) -> Result<Self> {
+        eprintln!("{name}: {} sockets for {} s", options.sockets, options.seconds);
+        let target = Target { address, path: path.to_owned(), tokens, op: options.load.op.clone() };
+        let time = Duration::from_secs(options.seconds);
+        let (swarm, held) = hold(&target, server.pid()?, options.sockets, time).await?;
+        for (failure, count) in &held.failures {
+            eprintln!("{name}: {count} sockets failed: {failure}");
+        }
+        Ok(Self { name, server, swarm, held, rates: Vec::new() })
+    }
+
+    /// The median over the rounds.
+    fn rate(&self, of: fn(&Rate) -> f64) -> f64 {
+        median(self.rates.iter().map(of))
+    }
+
+    /// The median of the rounds' ratios to what another made of the same round: what disturbs a round disturbs both.
+    fn ratio(&self, base: &Self, of: fn(&Rate) -> f64) -> f64 {
+        median(self.rates.iter().zip(&base.rates).map(|(ours, theirs)| of(ours) / of(theirs)))
     }
 }
 
-async fn measure(name: &str, server: &mut Server, target: &Target, options: &Options) -> Result<Measured> {
-    eprintln!("{name}: {} sockets for {} s", options.sockets, options.seconds);
-    let time = Duration::from_secs(options.seconds);
-    let (swarm, held) = hold(target, server.pid()?, options.sockets, time).await?;
-    for (failure, count) in &held.failures {
-        eprintln!("{name}: {count} sockets failed: {failure}");
-    }
-    Ok(Measured { held, swarm, rates: Vec::new() })
+fn median(values: impl Iterator<Item = f64>) -> f64 {
+    let mut values: Vec<f64> = values.collect();
+    values.sort_by(f64::total_cmp);
+    values.get(values.len() / 2).copied().unwrap_or(f64::NAN)
 }
 
 /// Seeds a fresh store with a device for each socket, and serves it on free ports.
@@ -155,28 +178,37 @@ async fn is_ready(address: SocketAddr) -> bool {
     ask.await.unwrap_or(false)
 }
 
-fn print_table(options: &Options, ours: &Measured, theirs: &Measured) {
+/// One column for each server, and one for the ratio of each to the last.
+fn print_table(options: &Options, contenders: &[Contender]) {
     println!(
         "\n{} sockets, {} s idle; round trips over {} sockets, {} under way on each, median of {} rounds\n",
         options.sockets, options.seconds, options.load.active, options.load.pipeline, options.rounds
     );
-    println!("{:<28}{:>12}{:>12}{:>10}", "", "sealwire", "echo", "ratio");
-    let row = |name: &str, decimals: usize, one: f64, two: f64| {
-        println!("{name:<28}{one:>12.decimals$}{two:>12.decimals$}{:>10.2}", one / two);
+    let Some((base, others)) = contenders.split_last() else { return };
+    let line = |name: &str, cells: &[String]| {
+        print!("{name:<28}");
+        for cell in cells {
+            print!("{cell:>16}");
+        }
+        println!();
+    };
+    let names = contenders.iter().map(|contender| contender.name.to_owned());
+    line("", &names.chain(others.iter().map(|other| format!("{}/{}", other.name, base.name))).collect::<Vec<_>>());
+    let row = |name: &str, decimals: usize, value: &dyn Fn(&Contender) -> f64, ratio: &dyn Fn(&Contender) -> f64| {
+        let values = contenders.iter().map(|contender| format!("{:.decimals$}", value(contender)));
+        line(name, &values.chain(others.iter().map(|other| format!("{:.2}", ratio(other)))).collect::<Vec<_>>());
+    };
+    let held = |name: &str, decimals: usize, get: fn(&Held) -> f64| {
+        row(name, decimals, &|one| get(&one.held), &|other| get(&other.held) / get(&base.held));
     };
     #[expect(clippy::cast_precision_loss, reason = "counts are far below 2^52")]
-    let count = |name: &str, get: &dyn Fn(&Held) -> usize| {
-        row(name, 0, get(&ours.held) as f64, get(&theirs.held) as f64);
-    };
-    count("sockets open", &|held| held.open);
-    count("sockets that answered", &|held| held.answered);
-    let memory = |name: &str, get: &dyn Fn(&Held) -> f64| {
-        row(name, 2, get(&ours.held), get(&theirs.held));
-    };
-    memory("idle KiB a socket", &|held| held.idle_kib_per_socket);
-    memory("KiB a socket after an answer", &|held| held.asked_kib_per_socket);
+    held("sockets open", 0, |held| held.open as f64);
+    #[expect(clippy::cast_precision_loss, reason = "counts are far below 2^52")]
+    held("sockets that answered", 0, |held| held.answered as f64);
+    held("idle KiB a socket", 2, |held| held.idle_kib_per_socket);
+    held("KiB a socket after an answer", 2, |held| held.asked_kib_per_socket);
     let rate = |name: &str, decimals: usize, get: fn(&Rate) -> f64| {
-        row(name, decimals, ours.median(get), theirs.median(get));
+        row(name, decimals, &|one| one.rate(get), &|other| other.ratio(base, get));
     };
     rate("round trips a second", 0, |rate| rate.per_second);
     rate("server CPU µs a round trip", 2, |rate| rate.cpu_micros);

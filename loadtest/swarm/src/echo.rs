@@ -1,10 +1,18 @@
-//! What a server on actix-web's stock path costs: one actor a socket and nothing else.
+//! What a transport costs by itself: one actor a socket that sends back what it gets, on actix-web's stock path or on
+//! sealwire's lean one.
 
-use std::net::{SocketAddr, TcpListener};
+use std::{
+    net::{SocketAddr, TcpListener},
+    time::Duration,
+};
 
 use actix::{Actor, ActorContext, ActorFutureExt, AsyncContext, Context, StreamHandler, System, fut::WrapFuture};
 use actix_web::{App, HttpRequest, HttpResponse, HttpServer, web};
 use actix_ws::{Message, ProtocolError, Session};
+use sealwire::{
+    protocol::frame::MAX_FRAME_BYTES,
+    socket::transport::{self, Budget, Tuning},
+};
 use serde_json::json;
 
 use crate::Result;
@@ -18,6 +26,18 @@ pub struct Options {
     /// Worker threads
     #[arg(long, default_value_t = 2)]
     workers: usize,
+    /// What carries the frames
+    #[arg(long, value_enum, default_value_t = Transport::Stock)]
+    transport: Transport,
+}
+
+/// What carries the frames of an echo server.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
+pub enum Transport {
+    /// `HttpServer`, as it comes.
+    Stock,
+    /// The transport that sealwire serves its sockets with.
+    Lean,
 }
 
 struct Echo {
@@ -66,14 +86,31 @@ async fn socket(request: HttpRequest, body: web::Payload) -> actix_web::Result<H
 /// Serves until it is stopped.
 pub fn run(options: &Options) -> Result<()> {
     System::new().block_on(async {
-        let listener = TcpListener::bind(options.bind)?;
+        let app = || App::new().default_service(web::get().to(socket));
+        let listener = match options.transport {
+            Transport::Stock => TcpListener::bind(options.bind)?,
+            Transport::Lean => transport::bind(options.bind)?,
+        };
         println!("{}", json!({ "address": listener.local_addr()?, "pid": std::process::id() }));
-        HttpServer::new(|| App::new().default_service(web::get().to(socket)))
-            .workers(options.workers)
-            .tcp_nodelay(true)
-            .listen(listener)?
-            .run()
-            .await?;
+        match options.transport {
+            Transport::Stock => {
+                HttpServer::new(app).workers(options.workers).tcp_nodelay(true).listen(listener)?.run().await?;
+            }
+            Transport::Lean => {
+                let server = actix_server::Server::build().workers(options.workers);
+                transport::listen(server, listener, app, tuning())?.run().await?;
+            }
+        }
         Ok(())
     })
+}
+
+/// The bounds of a sealwire server, as far as the transport sees to them.
+fn tuning() -> Tuning {
+    Tuning {
+        max_message: MAX_FRAME_BYTES as u64,
+        inbound: Budget::new(256 << 20),
+        connections: Budget::new(1 << 20),
+        stall: Duration::from_secs(35),
+    }
 }

@@ -1,5 +1,5 @@
-//! Holds more sockets than k6 can, measures what they cost the server, and compares sealwire with a
-//! bare actix-ws echo server. See `loadtest/README.md`.
+//! Holds more sockets than k6 can, measures what they cost the server, and compares sealwire with bare actix-ws echo
+//! servers. See `loadtest/README.md`.
 
 mod claims;
 mod client;
@@ -30,11 +30,11 @@ struct Cli {
 
 #[derive(Subcommand)]
 enum Command {
-    /// Serve a bare stock actix-ws echo, one actor a socket; prints its address and pid
+    /// Serve a bare actix-ws echo, one actor a socket, on either transport; prints its address and pid
     Echo(echo::Options),
     /// Hold sockets to a running server and measure; prints JSON
     Hold(hold::Options),
-    /// Measure sealwire and the echo server side by side; prints a table
+    /// Measure sealwire and both echo servers side by side; prints a table
     Compare(compare::Options),
     /// Claim keys over many sockets at once; prints JSON
     Claims(claims::Options),

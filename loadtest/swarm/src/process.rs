@@ -19,6 +19,7 @@ use tokio::{
 
 use crate::{
     Result,
+    echo::Transport,
     part::{Order, Outcome},
 };
 
@@ -217,9 +218,13 @@ impl Server {
     }
 
     /// Starts `swarm echo` and waits until it listens.
-    pub async fn start_echo(workers: usize) -> Result<(Self, SocketAddr)> {
+    pub async fn start_echo(transport: Transport, workers: usize) -> Result<(Self, SocketAddr)> {
+        let transport = match transport {
+            Transport::Stock => "stock",
+            Transport::Lean => "lean",
+        };
         let mut process = Command::new(std::env::current_exe()?)
-            .args(["echo", "--workers", &workers.to_string()])
+            .args(["echo", "--transport", transport, "--workers", &workers.to_string()])
             .stdout(Stdio::piped())
             .kill_on_drop(true)
             .spawn()?;
