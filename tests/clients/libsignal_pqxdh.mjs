@@ -2,22 +2,18 @@
 //
 //     node libsignal_pqxdh.mjs URL MAIL_DIR
 //
-// The server carries keys only; ciphertext is handed over inside this script.
+// Keys and sessions. Where one sender meets several devices the server carries the ciphertext; in the crowd, which is
+// about keys alone, it is handed over inside this script. A whole conversation is in libsignal_conversation.mjs.
 
 import assert from 'node:assert/strict';
 import { randomUUID } from 'node:crypto';
-import { Connection, SealwireError, http, signIn } from './sealwire.mjs';
+import { Device, JSON_TEXT, MSGPACK, ids, ok } from './client_device.mjs';
+import { Connection, SealwireError, http } from './sealwire.mjs';
 import { SignalDevice, isFirstMessage, newRegistrationId } from './signal_device.mjs';
 
 const [url, mailDir] = process.argv.slice(2);
 const server = { url, mailDir };
-const MSGPACK = { format: 'msgpack', tokenIn: 'header' };
-const JSON_TEXT = { format: 'json', tokenIn: 'subprotocol' };
-const UUID = /^[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}$/;
-const TIME = /^\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d(\.\d{1,6})?Z$/;
 
-const ok = (what) => console.log(`  ok  ${what}`);
-const ids = (keys) => keys.map(({ key_id }) => key_id);
 /** For `assert.rejects`: the server refused with this code (and HTTP status, where it was HTTP). */
 const refusal = (code, status) => (error) => {
   assert(error instanceof SealwireError, error);
@@ -25,47 +21,28 @@ const refusal = (code, status) => (error) => {
   return true;
 };
 
-/** A device of `name`, signed in and connected, with its libsignal side: `{session, socket, signal}`. */
-async function newDevice(name, transport) {
-  const registrationId = newRegistrationId();
-  const session = await signIn(server, `${name}@clients.example`, {
-    device: { name: `${name}’s ${transport.format} device`, registration_id: registrationId },
-  });
-  for (const id of [session.user_id, session.device_id, session.session_id]) assert.match(id, UUID);
-  const socket = await Connection.open(server, session.token, transport);
-  return { session, socket, transport, signal: new SignalDevice(session.device_id, registrationId) };
-}
-
-/** Publishes the complete set and checks that every key was taken. */
-async function publish(device, count) {
-  const set = device.signal.completeSet(count);
-  const answer = await device.socket.request('keys.publish', set);
-  const none = { duplicate: [], conflict: [], already_issued: [], over_cap: [] };
-  assert.deepEqual(answer.one_time, { accepted: ids(set.one_time_prekeys), ...none });
-  assert.deepEqual(answer.pq_one_time, { accepted: ids(set.pq_one_time), ...none });
-  const { expires_at } = answer.status.signed_prekey;
-  assert.match(expires_at, TIME);
-  assert.deepEqual(await device.socket.request('keys.status'), answer.status);
-  assert.deepEqual(answer.status, {
-    ...answer.status,
-    suite: 'signal-pqxdh',
-    identity_key: set.identity_key,
-    signed_prekey: { key_id: set.signed_prekey.key_id, expires_at },
-    pq_last_resort: { key_id: set.pq_last_resort.key_id },
-    one_time: count,
-    pq_one_time: count,
-  });
-  return set;
-}
-
-const claim = ({ socket }, { session }, claimId = randomUUID(), deviceIds) =>
-  socket.request('keys.claim', { user_id: session.user_id, claim_id: claimId, device_ids: deviceIds });
+const newDevice = (name, transport) => Device.signIn(server, name, transport);
 
 /** The bundle of `device` in a reply of `keys.claim` or `keys.fetch`. */
 function bundleOf(reply, { session }) {
   const found = reply.bundles.filter((bundle) => bundle.device_id === session.device_id);
   assert.equal(found.length, 1, `one bundle for ${session.device_id}`);
   return found[0];
+}
+
+/** First message to all devices of a user, with whom `alice` has a session; their answers, and one more each way. */
+async function talkThroughServer(alice, bobs) {
+  for (const [text, first] of [['Hello Bob, this is a first message', true], ['How are you?', false]]) {
+    await alice.send(bobs[0].user, text);
+    for (const bob of bobs) {
+      assert.deepEqual(await bob.receive(), [text]);
+      assert.equal(bob.inbox.at(-1).first, first, 'prekeys are needed once');
+      const answer = `${bob.id} says: you wrote ${text}`;
+      await bob.send(alice.user, answer);
+      assert.deepEqual(await alice.receive(), [answer]);
+      assert.equal(alice.inbox.at(-1).first, false, 'the answer needs no prekeys');
+    }
+  }
 }
 
 /** `alice` starts a session from `bundle`; then first message, answer, and one more each way. */
@@ -94,17 +71,17 @@ async function twoDevices(transport) {
     assert.deepEqual([keys.suite, keys.identity_key, keys.one_time, keys.pq_one_time], [null, null, 0, 0]);
     assert.deepEqual(mailbox, { waiting: 0, expired_total: 0 });
   }
-  assert.equal(bobs[0].session.user_id, bobs[1].session.user_id);
+  assert.equal(bobs[0].user, bobs[1].user);
   assert.notEqual(bobs[0].session.device_id, bobs[1].session.device_id);
   await assert.rejects(Connection.open(server, 'A'.repeat(43), transport), refusal('unauthorized', 401));
   ok('signed in by mailed code and connected; a made-up token is refused');
 
-  await publish(alice, 5);
-  const set = await publish(bobs[0], 5);
-  await publish(bobs[1], 5);
+  await alice.publish(5);
+  const set = await bobs[0].publish(5);
+  await bobs[1].publish(5);
   ok('all three published identity, signed prekey, last-resort key and one-time keys of both kinds');
 
-  const fetched = await alice.socket.request('keys.fetch', { user_id: bobs[0].session.user_id });
+  const fetched = await alice.socket.request('keys.fetch', { user_id: bobs[0].user });
   assert.equal(fetched.bundles.length, 2);
   for (const bob of bobs) {
     const bundle = bundleOf(fetched, bob);
@@ -114,7 +91,7 @@ async function twoDevices(transport) {
   ok('a fetch shows both of Bob’s devices and consumes nothing');
 
   const claimId = randomUUID();
-  const claimed = await claim(alice, bobs[0], claimId);
+  const claimed = await alice.claim(bobs[0].user, claimId);
   assert.deepEqual([claimed.bundles.length, claimed.unavailable], [2, []]);
   const first = bundleOf(claimed, bobs[0]);
   assert.deepEqual(first, {
@@ -129,13 +106,13 @@ async function twoDevices(transport) {
   });
   ok('a claim brings both bundles, byte for byte as published, oldest one-time keys first');
 
-  for (const bob of bobs) await talk(alice, bob, bundleOf(claimed, bob));
-  ok('libsignal opened sessions from both bundles, and messages decrypt both ways');
+  await alice.startSessions(bobs[0].user, claimed);
+  await talkThroughServer(alice, bobs);
+  ok('libsignal opened sessions from both bundles, and messages through the server decrypt both ways');
 
-  const repeats = await Promise.all(Array.from({ length: 8 }, () => claim(alice, bobs[0], claimId)));
-  await alice.socket.close();
-  alice.socket = await Connection.open(server, alice.session.token, transport);
-  repeats.push(await claim(alice, bobs[0], claimId));
+  const repeats = await Promise.all(Array.from({ length: 8 }, () => alice.claim(bobs[0].user, claimId)));
+  await alice.reconnect();
+  repeats.push(await alice.claim(bobs[0].user, claimId));
   for (const repeat of repeats) {
     for (const bob of bobs) assert.deepEqual(bundleOf(repeat, bob), bundleOf(claimed, bob));
   }
@@ -145,10 +122,15 @@ async function twoDevices(transport) {
   }
   ok('the same claim_id, eight times in parallel and once after a reconnect, brings the same keys and burns none');
 
-  await talk(bobs[0], alice, bundleOf(await claim(bobs[0], alice), alice));
-  const own = await claim(bobs[0], bobs[1]);
+  await bobs[0].startSessions(alice.user, await bobs[0].claim(alice.user));
+  await talkThroughServer(bobs[0], [alice]);
+  const own = await bobs[0].claim(bobs[1].user);
   assert.equal(own.bundles.length, 1, 'the asking device is left out');
-  await talk(bobs[0], bobs[1], bundleOf(own, bobs[1]));
+  await bobs[0].startSessions(bobs[0].user, own);
+  const answers = await bobs[1].receive(2);
+  assert.equal(answers.length, 2, 'what Alice answered went to both of Bob’s devices');
+  await bobs[0].send(bobs[0].user, 'Hello other me');
+  assert.deepEqual(await bobs[1].receive(), ['Hello other me']);
   ok('Bob reaches Alice from her bundle, and his own other device');
 
   const forged = bobs[0].signal.oneTimeKeys(3);
@@ -187,7 +169,7 @@ async function crowd() {
   const size = people + devicesOfOne;
   console.log(`${size} parallel claimers on ${size} keys of each of Bob’s two devices, both subprotocols`);
   const bobs = [await newDevice('bob.crowd', MSGPACK), await newDevice('bob.crowd', JSON_TEXT)];
-  const sets = [await publish(bobs[0], size), await publish(bobs[1], size)];
+  const sets = [await bobs[0].publish(size), await bobs[1].publish(size)];
 
   const transports = (index) => (index % 2 ? JSON_TEXT : MSGPACK);
   const claimers = await Promise.all(Array.from({ length: people }, (_, i) => newDevice(`claimer.${i}`, transports(i))));
@@ -196,7 +178,7 @@ async function crowd() {
 
   // One claim_id for all: it counts per claiming device, so it must not make them share.
   const claimId = randomUUID();
-  const claims = await Promise.all(claimers.map((claimer) => claim(claimer, bobs[0], claimId)));
+  const claims = await Promise.all(claimers.map((claimer) => claimer.claim(bobs[0].user, claimId)));
   for (const [i, bob] of bobs.entries()) {
     const bundles = claims.map((reply) => bundleOf(reply, bob));
     assert(bundles.every(({ one_time, pq_prekey }) => one_time === 'claimed' && !pq_prekey.last_resort), 'nobody is turned away');
@@ -221,7 +203,7 @@ async function crowd() {
   const late = [await newDevice('late.one', MSGPACK), await newDevice('late.two', JSON_TEXT)];
   const lateClaim = randomUUID();
   for (const device of late) {
-    const reply = await claim(device, bobs[0], lateClaim);
+    const reply = await device.claim(bobs[0].user, lateClaim);
     for (const [i, bob] of bobs.entries()) {
       const bundle = bundleOf(reply, bob);
       assert.deepEqual([bundle.one_time, bundle.one_time_prekey], ['exhausted', null]);
@@ -231,8 +213,7 @@ async function crowd() {
   }
   ok('after that the bundle says "exhausted" and has the last-resort key; sessions of two latecomers still work');
 
-  await bobs[0].socket.close();
-  bobs[0].socket = await Connection.open(server, bobs[0].session.token, JSON_TEXT);
+  await bobs[0].reconnect();
   assert.equal(bobs[0].socket.welcome.keys.one_time, 0);
   for (const kind of ['one_time', 'pq_one_time']) {
     await bobs[0].socket.waitFor('prekeys.low', (data) => data.kind === kind && data.remaining === 0);
@@ -245,7 +226,7 @@ async function crowd() {
   });
   ok('Bob, reminded of it when he reconnects, refills; a key that was issued before is reported and not taken again');
 
-  const refilled = bundleOf(await claim(late[0], bobs[0], lateClaim, [bobs[0].session.device_id]), bobs[0]);
+  const refilled = bundleOf(await late[0].claim(bobs[0].user, lateClaim, [bobs[0].id]), bobs[0]);
   assert.deepEqual([refilled.one_time, refilled.one_time_prekey], ['claimed', fresh.one_time_prekeys[0]]);
   assert.deepEqual(refilled.pq_prekey, { ...fresh.pq_one_time[0], last_resort: false });
   await talk(late[0], bobs[0], refilled);

@@ -155,16 +155,24 @@ export class Connection {
   }
 
   /** Takes the first queued event of that name whose data fits, or waits for one. Answers its data. */
-  waitFor(event, fits = () => true) {
-    const matches = (frame) => frame.event === event && fits(frame.data);
-    const index = this.#events.findIndex(matches);
-    if (index >= 0) return Promise.resolve(this.#events.splice(index, 1)[0].data);
-    if (this.#over) return Promise.reject(this.#over);
-    return this.#patiently(`the event ${event}`, (resolve, reject) => {
-      const waiter = { matches, resolve, reject };
-      this.#waiters.add(waiter);
-      return () => this.#waiters.delete(waiter);
-    });
+  async waitFor(event, fits = () => true) {
+    return (await this.#take(`the event ${event}`, (frame) => frame.event === event && fits(frame.data))).data;
+  }
+
+  /** Takes whichever event of these names comes first. Answers the frame. */
+  waitForFirst(events) {
+    return this.#take(`one of the events ${events}`, ({ event }) => events.includes(event));
+  }
+
+  /** Reads nothing any more: what the server answers from now on is lost. */
+  deafen() {
+    this.#socket.pause();
+  }
+
+  /** Drops the connection without a close, as a network does. */
+  tear() {
+    this.#socket.terminate();
+    this.#end(new Error('the connection was torn'));
   }
 
   /** Closes the socket and waits until it is closed. */
@@ -180,7 +188,7 @@ export class Connection {
     this.#greeted = true;
     if (frame.event !== undefined) {
       const waiter = [...this.#waiters].find(({ matches }) => matches(frame));
-      if (waiter) waiter.resolve(frame.data);
+      if (waiter) waiter.resolve(frame);
       else this.#events.push(frame);
       return;
     }
@@ -201,6 +209,17 @@ export class Connection {
       how(value);
     }
     return promise;
+  }
+
+  #take(what, matches) {
+    const index = this.#events.findIndex(matches);
+    if (index >= 0) return Promise.resolve(this.#events.splice(index, 1)[0]);
+    if (this.#over) return Promise.reject(this.#over);
+    return this.#patiently(what, (resolve, reject) => {
+      const waiter = { matches, resolve, reject };
+      this.#waiters.add(waiter);
+      return () => this.#waiters.delete(waiter);
+    });
   }
 
   #end(error) {

@@ -1,0 +1,222 @@
+// One device of a person as a client has it: keys and sessions in libsignal, a socket to the server, messages in between.
+//
+// libsignal's sessions change with every message, so one task at a time may use a device.
+
+import assert from 'node:assert/strict';
+import { randomUUID } from 'node:crypto';
+import { Connection, SealwireError, signIn } from './sealwire.mjs';
+import { SignalDevice, isFirstMessage, newRegistrationId } from './signal_device.mjs';
+
+export const MSGPACK = { format: 'msgpack', tokenIn: 'header' };
+export const JSON_TEXT = { format: 'json', tokenIn: 'subprotocol' };
+export const UUID = /^[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}$/;
+export const TIME = /^\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d(\.\d{1,6})?Z$/;
+
+export const ok = (what) => console.log(`  ok  ${what}`);
+export const ids = (keys) => keys.map(({ key_id }) => key_id);
+
+export class Device {
+  /** What was read, oldest first: `{from, text, first, envelope}`, `from` being the sending device. */
+  inbox = [];
+  /** The details of every `devices_mismatch` that was heard. */
+  mismatches = [];
+  /** How many messages the server took, how many of these it had taken before, and how many envelopes it sent again. */
+  counts = { accepted: 0, repeated: 0, redelivered: 0 };
+
+  #server;
+  /** The devices with which there is a session, by user. */
+  #sessions = new Map();
+
+  /** A new device of `name`, signed in and connected. */
+  static async signIn(server, name, transport) {
+    const registrationId = newRegistrationId();
+    const session = await signIn(server, `${name}@clients.example`, {
+      device: { name: `${name}’s ${transport.format} device`, registration_id: registrationId },
+    });
+    for (const id of [session.user_id, session.device_id, session.session_id]) assert.match(id, UUID);
+    const device = new Device(server, session, transport, registrationId);
+    await device.connect();
+    return device;
+  }
+
+  constructor(server, session, transport, registrationId) {
+    this.#server = server;
+    Object.assign(this, { session, transport, signal: new SignalDevice(session.device_id, registrationId) });
+  }
+
+  get id() {
+    return this.session.device_id;
+  }
+
+  get user() {
+    return this.session.user_id;
+  }
+
+  async connect() {
+    this.socket = await Connection.open(this.#server, this.session.token, this.transport);
+  }
+
+  async reconnect() {
+    await this.socket.close();
+    await this.connect();
+  }
+
+  /** Publishes the complete set and checks that every key was taken. */
+  async publish(count) {
+    const set = this.signal.completeSet(count);
+    const answer = await this.socket.request('keys.publish', set);
+    const none = { duplicate: [], conflict: [], already_issued: [], over_cap: [] };
+    assert.deepEqual(answer.one_time, { accepted: ids(set.one_time_prekeys), ...none });
+    assert.deepEqual(answer.pq_one_time, { accepted: ids(set.pq_one_time), ...none });
+    const { expires_at } = answer.status.signed_prekey;
+    assert.match(expires_at, TIME);
+    assert.deepEqual(await this.socket.request('keys.status'), answer.status);
+    assert.deepEqual(answer.status, {
+      ...answer.status,
+      suite: 'signal-pqxdh',
+      identity_key: set.identity_key,
+      signed_prekey: { key_id: set.signed_prekey.key_id, expires_at },
+      pq_last_resort: { key_id: set.pq_last_resort.key_id },
+      one_time: count,
+      pq_one_time: count,
+    });
+    return set;
+  }
+
+  claim(user, claimId = randomUUID(), deviceIds) {
+    return this.socket.request('keys.claim', { user_id: user, claim_id: claimId, device_ids: deviceIds });
+  }
+
+  /** Starts a session with each device whose bundle a claim on `user` brought. */
+  async startSessions(user, { bundles }) {
+    for (const bundle of bundles) {
+      await this.signal.startSession(bundle);
+      this.#devicesOf(user).add(bundle.device_id);
+    }
+  }
+
+  /** Sends texts to a user, all under way at once. Answers the replies. */
+  async send(user, ...texts) {
+    return this.deliver(await this.compose(user, texts));
+  }
+
+  /** Encrypts texts for every device of a user that is known here. */
+  async compose(user, texts) {
+    const composed = [];
+    for (const text of texts) {
+      const params = { message_id: randomUUID(), to: user, messages: [] };
+      for (const deviceId of this.#devicesOf(user)) params.messages.push(await this.#encrypt(deviceId, text));
+      composed.push({ text, params });
+    }
+    return composed;
+  }
+
+  /**
+   * Hands over what `compose` gave, all of it under way at once, and once more with other devices where the server says
+   * so. Answers the replies.
+   */
+  async deliver(composed) {
+    const outcomes = await Promise.allSettled(composed.map(({ params }) => this.socket.request('messages.send', params)));
+    const replies = outcomes.map(({ value }) => value);
+    const refused = [];
+    for (const [index, { reason }] of outcomes.entries()) {
+      if (reason === undefined) continue;
+      if (!(reason instanceof SealwireError) || reason.code !== 'devices_mismatch') throw reason;
+      await this.#amend(composed[index], reason.details);
+      refused.push(index);
+    }
+    for (const { accepted_at, duplicate, undelivered } of replies.filter(Boolean)) {
+      assert.match(accepted_at, TIME);
+      assert.deepEqual(undelivered, []);
+      this.counts[duplicate ? 'repeated' : 'accepted'] += 1;
+    }
+    if (refused.length > 0) {
+      const later = await this.deliver(refused.map((index) => composed[index]));
+      for (const [at, index] of refused.entries()) replies[index] = later[at];
+    }
+    return replies;
+  }
+
+  /** Reads this many envelopes, then acks them unless the ack shall be lost. Answers the texts of those that are new. */
+  async receive(count = 1, { ack = true } = {}) {
+    const envelopes = [];
+    while (envelopes.length < count) envelopes.push(await this.socket.waitFor('message'));
+    return this.#take(envelopes, ack);
+  }
+
+  /** Reads until the mailbox is drained, which it becomes once after each connect. Answers like `receive`. */
+  async catchUp({ ack = true } = {}) {
+    const envelopes = [];
+    for (;;) {
+      const { event, data } = await this.socket.waitForFirst(['message', 'mailbox.drained']);
+      if (event === 'mailbox.drained') return this.#take(envelopes, ack);
+      envelopes.push(data);
+    }
+  }
+
+  async #take(envelopes, ack) {
+    const before = this.inbox.length;
+    for (const envelope of envelopes) await this.#read(envelope);
+    if (ack && envelopes.length > 0) {
+      const { acked } = await this.socket.request('messages.ack', { seqs: envelopes.map(({ seq }) => seq) });
+      assert.equal(acked, envelopes.length);
+    }
+    return this.inbox.slice(before).map(({ text }) => text);
+  }
+
+  /** Decrypts an envelope, which can be done once; one that came before is known by its `seq`. */
+  async #read(envelope) {
+    const { seq, message_id, from, type, content, accepted_at, ephemeral } = envelope;
+    assert.match(message_id, UUID);
+    assert.match(accepted_at, TIME);
+    assert.equal(ephemeral, false);
+    if (seq <= this.inbox.length) {
+      assert.deepEqual(envelope, this.inbox[seq - 1].envelope);
+      this.counts.redelivered += 1;
+      return;
+    }
+    assert.equal(seq, this.inbox.length + 1, 'a mailbox counts without gaps');
+    const sealed = { type, content: this.#fromWire(content) };
+    const text = await this.signal.decrypt(from.device_id, sealed);
+    this.#devicesOf(from.user_id).add(from.device_id);
+    this.inbox.push({ from: from.device_id, text, first: isFirstMessage(sealed), envelope });
+  }
+
+  /** Decrypts the newest message once more, which libsignal must refuse. */
+  async readAgain() {
+    const { from, envelope } = this.inbox.at(-1);
+    return this.signal.decrypt(from, { type: envelope.type, content: this.#fromWire(envelope.content) });
+  }
+
+  /** Brings a refused message up to date with the devices that its recipient has. */
+  async #amend({ text, params }, details) {
+    this.mismatches.push(details);
+    const devices = this.#devicesOf(params.to);
+    for (const extra of details.extra) devices.delete(extra);
+    const strangers = details.missing.filter((id) => !devices.has(id));
+    if (strangers.length > 0) await this.startSessions(params.to, await this.claim(params.to, randomUUID(), strangers));
+    params.messages = params.messages.filter(({ device_id }) => devices.has(device_id));
+    for (const deviceId of details.missing) params.messages.push(await this.#encrypt(deviceId, text));
+  }
+
+  async #encrypt(deviceId, text) {
+    const { type, content } = await this.signal.encrypt(deviceId, text);
+    return { device_id: deviceId, type, content: this.#toWire(content) };
+  }
+
+  /** Content is bytes in MessagePack and base64 in JSON. */
+  #toWire(bytes) {
+    return this.transport.format === 'json' ? Buffer.from(bytes).toString('base64') : bytes;
+  }
+
+  #fromWire(content) {
+    if (this.transport.format === 'json') return Uint8Array.from(Buffer.from(content, 'base64'));
+    assert(content instanceof Uint8Array, 'content is bin');
+    return content;
+  }
+
+  #devicesOf(user) {
+    if (!this.#sessions.has(user)) this.#sessions.set(user, new Set());
+    return this.#sessions.get(user);
+  }
+}
