@@ -3,8 +3,8 @@
     python python_x3dh.py URL MAIL_DIR
 
 An X3DH agreement through the server: Bob publishes, Alice claims, and both must come to the same secret, from which they
-encrypt both ways. The server carries keys only; header and ciphertext are handed over inside this script. (The file is
-not called x3dh.py because `import x3dh` would then find it instead of the package.)
+encrypt both ways. The server carries header and ciphertext too. (The file is not called x3dh.py because `import x3dh`
+would then find it instead of the package.)
 """
 
 import asyncio
@@ -18,7 +18,9 @@ import sys
 import urllib.request
 import uuid
 from base64 import b64decode, b64encode
+from collections import deque
 from pathlib import Path
+from typing import NamedTuple
 
 import x3dh
 import xeddsa
@@ -73,10 +75,11 @@ def mailed_code(address: str, paths: set[Path]) -> str | None:
 
 
 class Connection:
-    """A device's socket in JSON: one request at a time; events are passed over."""
+    """A device's socket in JSON: one request at a time; messages that come meanwhile are kept, other events passed over."""
 
     def __init__(self, session: dict, socket):
         self.session, self._socket, self._ids = session, socket, itertools.count(1)
+        self._messages, self.last_seq = deque(), 0
 
     @classmethod
     async def open(cls, session: dict, subprotocols: list[str] | None) -> "Connection":
@@ -92,20 +95,45 @@ class Connection:
         connection = cls(session, socket)
         welcome = await connection._receive()
         assert welcome["event"] == "welcome" and welcome["data"]["device_id"] == session["device_id"]
+        connection.welcome = welcome["data"]
         return connection
 
     async def request(self, op: str, **params) -> dict:
         number = next(self._ids)
         await self._socket.send(json.dumps({"id": number, "op": op, "params": params}))
         while "event" in (reply := await self._receive()):
-            pass
+            self._keep(reply)
         assert reply["id"] == number, reply
         if reply.get("error"):
             raise SealwireError(reply["error"])
         return reply["result"]
 
+    async def send(self, to: "Connection", content: bytes) -> None:
+        """Hands over ciphertext for the one device of `to`'s user."""
+        message = {"device_id": to.session["device_id"], "type": 1, "content": b64encode(content).decode()}
+        sent = {"message_id": str(uuid.uuid4()), "to": to.session["user_id"], "messages": [message]}
+        reply = await self.request("messages.send", **sent)
+        assert (reply["duplicate"], reply["undelivered"]) == (False, []), reply
+        repeat = await self.request("messages.send", **sent)
+        assert repeat == {**reply, "duplicate": True}, repeat
+
+    async def receive(self, sender: "Connection") -> bytes:
+        """Takes the next message, which must be from `sender`, and acks it."""
+        while not self._messages:
+            self._keep(await self._receive())
+        message = self._messages.popleft()
+        assert message["from"] == {key: sender.session[key] for key in ("user_id", "device_id")}, message
+        self.last_seq += 1
+        assert (message["seq"], message["type"], message["ephemeral"]) == (self.last_seq, 1, False), message
+        assert await self.request("messages.ack", seqs=[message["seq"]]) == {"acked": 1}
+        return b64decode(message["content"], validate=True)
+
     async def close(self) -> None:
         await self._socket.close()
+
+    def _keep(self, event: dict) -> None:
+        if event["event"] == "message":
+            self._messages.append(event["data"])
 
     async def _receive(self) -> dict:
         async with asyncio.timeout(PATIENCE_S):
@@ -147,6 +175,11 @@ class Ed25519State(x3dh.BaseState):
         return wire
 
 
+class Person(NamedTuple):
+    socket: Connection
+    state: x3dh.BaseState
+
+
 def new_state(kind: type) -> x3dh.BaseState:
     return kind.create(kind.key_format, x3dh.HashFunction.SHA_256, b"Sealwire client test")
 
@@ -186,18 +219,47 @@ def bundle_from_wire(kind: type, bundle: dict) -> x3dh.Bundle:
     )
 
 
-async def agree_and_talk(alice: x3dh.BaseState, bob: x3dh.BaseState, bundle: x3dh.Bundle) -> x3dh.Header:
-    """X3DH from Alice to Bob, then a message each way under the shared secret. Bob's one-time prekey is used up."""
+def first_message(header: x3dh.Header, sealed: bytes) -> bytes:
+    """What Bob needs for his side of the agreement, and the ciphertext behind it."""
+    pre_key = header.pre_key or b""
+    return b"".join([header.identity_key, header.ephemeral_key, header.signed_pre_key, bytes([len(pre_key)]), pre_key, sealed])
+
+
+def parse_first_message(content: bytes) -> tuple[x3dh.Header, bytes]:
+    end = 97 + content[96]
+    header = x3dh.Header(
+        identity_key=content[:32],
+        ephemeral_key=content[32:64],
+        signed_pre_key=content[64:96],
+        pre_key=content[97:end] or None,
+    )
+    return header, content[end:]
+
+
+def seal(secret: bytes, text: bytes, data: bytes) -> bytes:
+    nonce = os.urandom(12)
+    return nonce + ChaCha20Poly1305(secret).encrypt(nonce, text, data)
+
+
+def unseal(secret: bytes, sealed: bytes, data: bytes) -> bytes:
+    return ChaCha20Poly1305(secret).decrypt(sealed[:12], sealed[12:], data)
+
+
+async def agree_and_talk(alice: Person, bob: Person, bundle: x3dh.Bundle) -> x3dh.Header:
+    """X3DH by Alice's first message to Bob, whose answer is under the same secret. His one-time prekey is used up."""
     with_one_time = len(bundle.pre_keys) > 0
-    alice_secret, alice_data, header = await alice.get_shared_secret_active(bundle, require_pre_key=with_one_time)
-    bob_secret, bob_data, _ = await bob.get_shared_secret_passive(header, require_pre_key=with_one_time)
-    assert alice_secret == bob_secret and alice_data == bob_data
+    secret, data, header = await alice.state.get_shared_secret_active(bundle, require_pre_key=with_one_time)
+    await alice.socket.send(bob.socket, first_message(header, seal(secret, b"Hello Bob", data)))
+
+    received, sealed = parse_first_message(await bob.socket.receive(alice.socket))
+    assert received == header
+    bob_secret, bob_data, _ = await bob.state.get_shared_secret_passive(received, require_pre_key=with_one_time)
+    assert (bob_secret, bob_data) == (secret, data)
+    assert unseal(bob_secret, sealed, bob_data) == b"Hello Bob"
     if with_one_time:
-        assert bob.delete_pre_key(header.pre_key)
-    for sealer, opener, text in [(alice_secret, bob_secret, b"Hello Bob"), (bob_secret, alice_secret, b"Hello Alice")]:
-        nonce = os.urandom(12)
-        sealed = ChaCha20Poly1305(sealer).encrypt(nonce, text, alice_data)
-        assert ChaCha20Poly1305(opener).decrypt(nonce, sealed, bob_data) == text
+        assert bob.state.delete_pre_key(received.pre_key)
+    await bob.socket.send(alice.socket, seal(bob_secret, b"Hello Alice", bob_data))
+    assert unseal(secret, await alice.socket.receive(bob.socket), data) == b"Hello Alice"
     return header
 
 
@@ -250,26 +312,31 @@ async def through_the_server(kind: type) -> None:
         bundle = await claim(claim_id)
         seen.append(bundle["one_time_prekey"])
         assert bundle["one_time"] == "claimed"
-        await agree_and_talk(alice_state, bob_state, bundle_from_wire(kind, bundle))
+        await agree_and_talk(Person(alice, alice_state), Person(bob, bob_state), bundle_from_wire(kind, bundle))
     assert seen == whole["one_time_prekeys"]
-    ok("three claims, three agreements: the same secret on both sides, messages both ways, each one-time prekey once")
+    ok("three claims, three agreements: the same secret on both sides, messages both ways through the server, each one-time prekey once")
 
     assert (await claim(first_id))["one_time_prekey"] == seen[0]
     exhausted = await claim(str(uuid.uuid4()))
     assert (exhausted["one_time"], exhausted["one_time_prekey"]) == ("exhausted", None)
-    await agree_and_talk(alice_state, bob_state, bundle_from_wire(kind, exhausted))
+    await agree_and_talk(Person(alice, alice_state), Person(bob, bob_state), bundle_from_wire(kind, exhausted))
     ok("a repeated claim_id brings its key again; after the last one an agreement without a one-time prekey works")
 
     bob_state.rotate_signed_pre_key()
     await bob.request("keys.publish", signed_prekey=signed_prekey(bob_state, 2))
     rotated = await claim(str(uuid.uuid4()))
     assert rotated["signed_prekey"]["key_id"] == 2
-    header = await agree_and_talk(alice_state, bob_state, bundle_from_wire(kind, rotated))
+    header = await agree_and_talk(Person(alice, alice_state), Person(bob, bob_state), bundle_from_wire(kind, rotated))
     assert header.signed_pre_key == bob_state.bundle.signed_pre_key
     ok("Bob rotated his signed prekey; the next agreement uses it")
 
-    await alice.close()
-    await bob.close()
+    for old, messages in ((alice, 5), (bob, 5)):
+        await old.close()
+        again = await Connection.open(old.session, None)
+        assert again.welcome["mailbox"] == {"waiting": 0, "expired_total": 0}, again.welcome
+        assert old.last_seq == messages
+        await again.close()
+    ok("both mailboxes are empty: 5 messages each way, each sent twice under one message_id, came once")
 
 
 async def main() -> None:
