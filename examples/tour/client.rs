@@ -11,6 +11,8 @@ use tokio_tungstenite::{
     tungstenite::{Message, client::IntoClientRequest, http::HeaderValue},
 };
 
+use crate::packed::{Packed, Unpacked};
+
 /// What a step of the tour gives, or why the tour ends.
 pub type Outcome<T = ()> = Result<T, Box<dyn Error>>;
 
@@ -166,14 +168,14 @@ impl Encoding {
     fn encode(self, frame: &Value) -> Outcome<Message> {
         Ok(match self {
             Self::Json => Message::text(frame.to_string()),
-            Self::MsgPack => Message::binary(rmp_serde::to_vec_named(frame)?),
+            Self::MsgPack => Message::binary(rmp_serde::to_vec_named(&Packed(frame))?),
         })
     }
 
     fn decode(self, message: &Message) -> Option<Value> {
         match (self, message) {
             (Self::Json, Message::Text(text)) => serde_json::from_str(text).ok(),
-            (Self::MsgPack, Message::Binary(bytes)) => rmp_serde::from_slice(bytes).ok(),
+            (Self::MsgPack, Message::Binary(bytes)) => rmp_serde::from_slice(bytes).ok().map(|Unpacked(frame)| frame),
             _ => None,
         }
     }
@@ -186,7 +188,8 @@ enum Incoming {
 
 /// A connected device.
 pub struct Socket {
-    name: String,
+    /// Whose it is, in the story.
+    pub name: String,
     encoding: Encoding,
     sink: SplitSink<WebSocketStream<MaybeTlsStream<TcpStream>>, Message>,
     incoming: mpsc::UnboundedReceiver<Incoming>,

@@ -8,8 +8,11 @@
 
 mod client;
 mod keys;
+mod messages;
+mod packed;
+mod sealed;
 
-use std::{path::PathBuf, process::ExitCode};
+use std::{collections::BTreeMap, path::PathBuf, process::ExitCode};
 
 use clap::Parser;
 use reqwest::Method;
@@ -34,6 +37,8 @@ struct Device {
     session: Session,
     socket: Socket,
     keys: Keyring,
+    /// What it shares with other devices, by their ids.
+    secrets: BTreeMap<String, [u8; 32]>,
 }
 
 #[tokio::main]
@@ -77,12 +82,14 @@ async fn tour(server: &Server) -> Outcome {
     say("Bob's phone speaks MessagePack. He is stingy: seven one-time prekeys.");
     let mut bob = arrive(server, &entropy, "Bob's phone", bob, Encoding::MsgPack, 7).await?;
 
-    claim_once(server, &mut alice, &mut bob).await?;
-    let mut laptop = add_laptop(server, &entropy, &mut alice, &mut bob).await?;
+    let bundle = claim_once(server, &mut alice, &mut bob).await?;
+    messages::first(server, &entropy, &mut alice, &mut bob, &bundle).await?;
+    let mut laptop = add_laptop(server, &entropy, &mut alice).await?;
+    messages::answer(server, &entropy, &mut alice, &mut laptop, &mut bob).await?;
     run_out(&entropy, &mut alice, &mut bob).await?;
     renew(server, &mut bob).await?;
 
-    chapter(9, "Alice loses her laptop and revokes it");
+    chapter(10, "Alice loses her laptop and revokes it");
     let params = json!({ "device_id": laptop.session.device });
     alice.socket.request("devices.revoke", params).await?;
     let told = laptop.socket.event("session.revoked").await?;
@@ -92,9 +99,9 @@ async fn tour(server: &Server) -> Outcome {
     ensure(laptop.socket.close_code().await? == 4502, "a revoked device's socket closes with 4502")?;
     let (status, _) = server.call(Method::GET, "/v1/auth/session", &laptop.session.token, None).await?;
     ensure(status == 401, "a revoked device's token is worth nothing")?;
-    say("Its session, its unissued keys and its socket went in that moment.");
+    say("Its session, its unissued keys, its mailbox and its socket went in that moment.");
 
-    chapter(10, "Bob logs out, and signs in on the same phone again");
+    chapter(11, "Bob logs out, and signs in on the same phone again");
     bob.socket.request("session.logout", json!({})).await?;
     let told = bob.socket.event("session.revoked").await?;
     ensure(told["reason"] == "logout", "the reply comes first, then the event")?;
@@ -104,8 +111,9 @@ async fn tour(server: &Server) -> Outcome {
     ensure(again.device == bob.session.device, "it is the same device")?;
     bob.socket = server.connect("Bob's phone", &again, Encoding::MsgPack).await?;
     ensure(bob.socket.welcome["keys"]["identity_key"] == bob.keys.identity_key(), "its keys are still there")?;
+    ensure(bob.socket.welcome["mailbox"]["waiting"] == 0, "and its mailbox, which is empty: all was acked")?;
 
-    chapter(11, "Alice deletes her account");
+    chapter(12, "Alice deletes her account");
     alice.socket.request("account.delete", json!({})).await?;
     let told = alice.socket.event("session.revoked").await?;
     ensure(told["reason"] == "account_deleted", "she hears why")?;
@@ -135,10 +143,10 @@ async fn arrive(
     let report = socket.request("keys.publish", keys.complete_set(one_time)).await?;
     ensure(count(&report["one_time"]["accepted"]) == one_time, "all keys are accepted")?;
     ensure(report["status"]["one_time"] == one_time, "and wait to be claimed")?;
-    Ok(Device { session, socket, keys })
+    Ok(Device { session, socket, keys, secrets: BTreeMap::new() })
 }
 
-async fn claim_once(server: &Server, alice: &mut Device, bob: &mut Device) -> Outcome {
+async fn claim_once(server: &Server, alice: &mut Device, bob: &mut Device) -> Outcome<Value> {
     chapter(3, "Alice finds Bob and claims his keys");
     let found = alice.socket.request("users.find", json!({ "email": bob.session.email })).await?;
     ensure(found["user_id"] == bob.session.user, "an address leads to a user")?;
@@ -161,20 +169,10 @@ async fn claim_once(server: &Server, alice: &mut Device, bob: &mut Device) -> Ou
     let status = bob.socket.request("keys.status", json!({})).await?;
     ensure(status["one_time"] == 6, "and takes no other")?;
     say("The same key came again, and six of Bob's seven are left.");
-
-    chapter(5, "Both sides agree on a secret that the server does not know");
-    let (alices, hello) = alice.keys.initiate(bundle)?;
-    say("Alice has checked the prekey's signature and run X3DH. What Bob needs for his side is public:");
-    client::wire(&hello.to_string());
-    say("(The server does not carry messages yet, so the tour itself hands this over.)");
-    let bobs = bob.keys.respond(&hello)?;
-    ensure(alices == bobs, "both have derived the same secret")?;
-    say(&format!("Alice's secret begins with {}, Bob's with {}.", hex(&alices), hex(&bobs)));
-    ensure(bob.keys.respond(&hello).is_err(), "the private half of the one-time prekey is gone")?;
-    Ok(())
+    Ok(bundle.clone())
 }
 
-async fn add_laptop(server: &Server, entropy: &Entropy, alice: &mut Device, bob: &mut Device) -> Outcome<Device> {
+async fn add_laptop(server: &Server, entropy: &Entropy, alice: &mut Device) -> Outcome<Device> {
     chapter(6, "Alice adds a laptop");
     let seen = server.mails_to(&alice.session.email)?.len();
     let laptop = server.sign_in(&alice.session.email, json!({ "name": "Alice's laptop" })).await?;
@@ -188,14 +186,11 @@ async fn add_laptop(server: &Server, entropy: &Entropy, alice: &mut Device, bob:
     }
     let laptop = arrive(server, entropy, "Alice's laptop", laptop, Encoding::MsgPack, 30).await?;
     say("Whoever writes to Alice now encrypts twice: once for each of her devices.");
-    let claim = json!({ "user_id": alice.session.user, "claim_id": entropy.uuid() });
-    let claimed = bob.socket.request("keys.claim", claim).await?;
-    ensure(count(&claimed["bundles"]) == 2, "Bob gets a bundle for each device")?;
     Ok(laptop)
 }
 
 async fn run_out(entropy: &Entropy, alice: &mut Device, bob: &mut Device) -> Outcome {
-    chapter(7, "Bob's one-time prekeys run out, and he is told in time");
+    chapter(8, "Bob's one-time prekeys run out, and he is told in time");
     say("Alice claims again and again, each time under another claim_id. (More than ten would be over the limit.)");
     alice.socket.quiet = true;
     loop {
@@ -220,7 +215,7 @@ async fn run_out(entropy: &Entropy, alice: &mut Device, bob: &mut Device) -> Out
 }
 
 async fn renew(server: &Server, bob: &mut Device) -> Outcome {
-    chapter(8, "Bob's session is renewed, and a newer connection displaces the old one");
+    chapter(9, "Bob's session is renewed, and a newer connection displaces the old one");
     let renewed = bob.socket.request("session.renew", json!({})).await?;
     let check = |token: String| async move {
         let (status, session) = server.call(Method::GET, "/v1/auth/session", &token, None).await?;

@@ -7,6 +7,7 @@ pub mod couriers;
 pub mod http;
 pub mod keys;
 pub mod mailing;
+#[path = "../../../examples/tour/packed.rs"]
 mod packed;
 pub mod problem;
 pub mod raw;

@@ -1,9 +1,10 @@
-//! Values as MessagePack has them: a message's `content` is bytes there, and base64 in the tests' values.
+//! Values as MessagePack has them: a message's `content` is bytes there, and base64 in a `serde_json::Value`.
 
 use base64::{Engine, engine::general_purpose::STANDARD};
 use serde::{
     Deserialize, Deserializer, Serialize, Serializer,
     de::{MapAccess, SeqAccess, Visitor},
+    ser::Error,
 };
 use serde_json::Value;
 
@@ -25,7 +26,9 @@ struct Field<'a>(&'a str, &'a Value);
 impl Serialize for Field<'_> {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
         match (self.0, self.1) {
-            ("content", Value::String(text)) => serializer.serialize_bytes(&STANDARD.decode(text).unwrap()),
+            ("content", Value::String(text)) => {
+                serializer.serialize_bytes(&STANDARD.decode(text).map_err(S::Error::custom)?)
+            }
             (_, value) => Packed(value).serialize(serializer),
         }
     }
