@@ -7,7 +7,7 @@ use std::{
 };
 
 use futures_util::future::join_all;
-use serde_json::Value;
+use serde_json::{Value, json};
 use tokio::{sync::watch, task::JoinHandle};
 
 use super::{
@@ -204,7 +204,7 @@ impl Courier {
             let Some((n, params, devices)) = &self.pending else { continue };
             match socket.try_request("messages.send", params.clone()).await {
                 Some(Ok(answer)) => {
-                    assert_eq!(answer["undelivered"], serde_json::json!([]));
+                    assert_eq!(answer["undelivered"], json!([]));
                     let mut books = self.books.lock().unwrap();
                     let mine = books.accepted.entry(self.person.device.clone()).or_default();
                     mine.push((*n, devices.clone()));
@@ -224,19 +224,25 @@ impl Courier {
     }
 }
 
-/// Takes what arrives, in order, and acks it; ends with the socket.
+/// Takes what arrives, in order, and acks it until the ack is answered; ends with the socket.
 async fn read(socket: &Socket, device: String, books: Arc<Mutex<Books>>) {
     while let Some(event) = socket.event_or_close("message").await {
         books.lock().unwrap().note(&device, &event);
         let seq = event["seq"].as_i64().unwrap();
-        match socket.try_request("messages.ack", serde_json::json!({ "seqs": [seq] })).await {
-            // Zero where the ack before was lost on its way back.
-            Some(Ok(answer)) => {
-                assert!(answer["acked"].as_u64().unwrap() <= 1);
-                books.lock().unwrap().confirmed.insert((device.clone(), seq));
+        loop {
+            match socket.try_request("messages.ack", json!({ "seqs": [seq] })).await {
+                // Zero where the ack before was lost on its way back.
+                Some(Ok(answer)) => {
+                    assert!(answer["acked"].as_u64().unwrap() <= 1);
+                    books.lock().unwrap().confirmed.insert((device.clone(), seq));
+                    break;
+                }
+                Some(Err(error)) => {
+                    assert_eq!(error["code"], "unavailable", "{error}");
+                    tokio::time::sleep(Duration::from_millis(100)).await;
+                }
+                None => return,
             }
-            Some(Err(error)) => assert_eq!(error["code"], "unavailable", "{error}"),
-            None => return,
         }
     }
 }
