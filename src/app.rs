@@ -5,11 +5,12 @@ use std::{
     io,
     net::{SocketAddr, TcpListener},
     path::Path,
+    pin::pin,
     sync::Arc,
     time::Duration,
 };
 
-use actix_server::{Server, ServerHandle};
+use actix_server::Server;
 use actix_web::{App, web};
 use base64::{Engine, engine::general_purpose::STANDARD};
 use rand::Rng;
@@ -30,25 +31,25 @@ use crate::{
     http::{self, Http},
     protocol::{frame::MAX_FRAME_BYTES, http::Origins},
     service::{Mailer, MailerError, Parts, Policy, Service, expire_mail_forever, reconcile_forever, sweep_forever},
+    shutdown::DrainTime,
     socket::{
         Budget, Hub, Node, open,
         transport::{self, Tuning},
     },
     store::{Store, StoreError},
+    tasks::Tasks,
 };
+
+pub use crate::shutdown::Stopper;
 
 /// Files that a node needs besides its sockets.
 const RESERVED_FILES: u64 = 256;
-/// The time over which a stopping node's clients should come back.
-const DRAIN_SPREAD: Duration = Duration::from_secs(5);
-/// How long the sockets of a stopping node have to send their Close frames.
-const DRAIN_TIME: Duration = Duration::from_secs(5);
+/// How long closing the database's connections may take once nothing uses them.
+const CLOSE_TIME: Duration = Duration::from_millis(400);
 /// Connections that open at once: as many as one transaction of the store takes.
 const OPENING: usize = 256;
 /// How long a write may stand still after its actor has gone. Longer than the actor's own patience with a closing peer.
 const WRITE_STALL: Duration = Duration::from_secs(35);
-/// How long ordinary requests of a stopping node may take.
-const SHUTDOWN_SECONDS: u64 = 5;
 
 /// Why a server could not be built or run.
 #[derive(Debug, Error)]
@@ -78,6 +79,12 @@ pub enum AppError {
         /// Why not.
         source: io::Error,
     },
+    /// The listener, while it ran.
+    #[error("the listener failed: {0}")]
+    Server(#[source] io::Error),
+    /// A part without which the server would go on half dead. What was left of it has been stopped in good order.
+    #[error("a background task ended: {0}")]
+    TaskEnded(&'static str),
     /// The operating system gives no randomness or no threads.
     #[error("the system gives no randomness or threads: {0}")]
     System(#[source] io::Error),
@@ -87,36 +94,11 @@ pub enum AppError {
 pub struct Application {
     port: u16,
     server: Server,
-    hub: Arc<Hub>,
-    connections: Budget,
+    stopper: Stopper,
+    tasks: Tasks,
     store: Store,
     /// Owns store, batchers and bus; stopped last, so that no database connection hangs on a worker that drains.
     runtime: Runtime,
-}
-
-/// Stops a running server from elsewhere.
-#[derive(Clone)]
-pub struct Stopper {
-    server: ServerHandle,
-    hub: Arc<Hub>,
-    /// Upgraded sockets, those that are closing included.
-    connections: Budget,
-}
-
-impl Stopper {
-    /// Tells all clients to come back later, closes their sockets, and stops the server once they are gone.
-    pub async fn stop(&self) {
-        self.hub.drain(DRAIN_SPREAD);
-        let gone = async {
-            while self.connections.in_use() > 0 {
-                tokio::time::sleep(Duration::from_millis(20)).await;
-            }
-        };
-        if tokio::time::timeout(DRAIN_TIME, gone).await.is_err() {
-            tracing::warn!(sockets = self.connections.in_use(), "some sockets did not close in time");
-        }
-        self.server.stop(true).await;
-    }
 }
 
 impl Application {
@@ -131,16 +113,16 @@ impl Application {
             .enable_all()
             .build()
             .map_err(AppError::System)?;
-        let handle = runtime.handle().clone();
+        let tasks = Tasks::new(runtime.handle().clone());
         let store = runtime.block_on(open_store(config))?;
         let secret = server_secret(config, entropy)?;
         let hub = Arc::new(Hub::default());
         let mailer =
-            Mailer::start(config.mailer.url.reveal(), &config.mailer.from, clock.clone(), entropy.clone(), &handle)?;
+            Mailer::start(config.mailer.url.reveal(), &config.mailer.from, clock.clone(), entropy.clone(), &tasks)?;
         let node_id = entropy.uuid();
         let bus = match config.bus.url.reveal() {
             "local" => Bus::Local(hub.clone()),
-            url => Bus::Redis(RedisBus::start(url, hub.clone(), node_id, &handle).map_err(AppError::Bus)?),
+            url => Bus::Redis(RedisBus::start(url, hub.clone(), node_id, &tasks).map_err(AppError::Bus)?),
         };
         tracing::info!(%node_id, "starting");
         let parts = Parts {
@@ -153,10 +135,10 @@ impl Application {
             secret,
             policy: policy(config),
         };
-        let service = Arc::new(Service::start(parts, &handle));
-        handle.spawn(sweep_forever(service.clone()));
-        handle.spawn(expire_mail_forever(service.clone()));
-        handle.spawn(reconcile_forever(service.clone()));
+        let service = Arc::new(Service::start(parts, &tasks));
+        tasks.spawn("sweep", sweep_forever(service.clone()));
+        tasks.spawn("mail expiry", expire_mail_forever(service.clone()));
+        tasks.spawn("reconcile", reconcile_forever(service.clone()));
 
         let origins = Origins::new(&config.server.allowed_origins);
         // Half for what comes in, half for what is in flight and goes out: peers that declare large messages and never
@@ -166,7 +148,7 @@ impl Application {
         let node = web::Data::new(Node {
             service: service.clone(),
             hub: hub.clone(),
-            runtime: handle.clone(),
+            runtime: tasks.work().clone(),
             budget,
             opening: Semaphore::new(OPENING),
             outbox_bytes: config.server.outbox_bytes,
@@ -178,7 +160,7 @@ impl Application {
         };
         let http = web::Data::new(Http {
             service,
-            runtime: handle,
+            runtime: tasks.work().clone(),
             trusted_proxies: config.server.trusted_proxies.clone(),
             origins,
             is_draining,
@@ -197,15 +179,17 @@ impl Application {
         };
         let bind = config.server.bind;
         let workers = if config.server.workers == 0 { cores() } else { config.server.workers };
+        let time = DrainTime::from_secs(config.server.drain_s);
         let entered = runtime.enter();
         let listened = transport::bind(bind).and_then(|listener: TcpListener| {
             let port = listener.local_addr()?.port();
-            let server = Server::build().workers(workers).disable_signals().shutdown_timeout(SHUTDOWN_SECONDS);
+            let server = Server::build().workers(workers).disable_signals().shutdown_timeout(time.http_secs());
             Ok((port, transport::listen(server, listener, app, tuning)?.run()))
         });
         drop(entered);
         let (port, server) = listened.map_err(|source| AppError::Listen { bind, source })?;
-        Ok(Self { port, server, hub, connections, store, runtime })
+        let stopper = Stopper { server: server.handle(), hub, connections, time };
+        Ok(Self { port, server, stopper, tasks, store, runtime })
     }
 
     /// The port it listens on: the configured one, or the free one that was taken for port 0.
@@ -217,17 +201,40 @@ impl Application {
     /// A handle with which to stop it.
     #[must_use]
     pub fn stopper(&self) -> Stopper {
-        Stopper { server: self.server.handle(), hub: self.hub.clone(), connections: self.connections.clone() }
+        self.stopper.clone()
     }
 
-    /// Serves until it is stopped, then closes the store. Needs an actix system.
+    /// Its background tasks, to which more can be added.
+    #[must_use]
+    pub fn tasks(&self) -> Tasks {
+        self.tasks.clone()
+    }
+
+    /// Serves until it is stopped or a part of it fails, then closes the store. Needs an actix system.
     ///
     /// # Errors
-    /// Where the listener fails.
-    pub async fn run_until_stopped(self) -> io::Result<()> {
-        let served = self.server.await;
-        self.store.close().await;
-        self.runtime.shutdown_background();
+    /// Where the listener or a background task ends before it should.
+    pub async fn run_until_stopped(self) -> Result<(), AppError> {
+        let Self { server, stopper, tasks, store, runtime, .. } = self;
+        let mut server = pin!(server);
+        let served = tokio::select! {
+            served = &mut server => match served {
+                Ok(()) if stopper.hub.is_draining() => Ok(()),
+                Ok(()) => Err(AppError::TaskEnded("listener")),
+                Err(error) => Err(AppError::Server(error)),
+            },
+            name = tasks.first_ended() => {
+                tracing::error!(task = name, "a background task has ended; stopping");
+                // Its failure does not become a success where the rest stops well.
+                let _ = tokio::join!(stopper.stop(), server);
+                Err(AppError::TaskEnded(name))
+            }
+        };
+        stopper.settle(tasks.work()).await;
+        if tokio::time::timeout(CLOSE_TIME, store.close()).await.is_err() {
+            tracing::warn!("the database connections did not close in time");
+        }
+        runtime.shutdown_background();
         served
     }
 }

@@ -114,6 +114,8 @@ pub struct ServerConfig {
     pub outbox_bytes: usize,
     /// MiB per node.
     pub memory_budget_mb: usize,
+    /// Seconds that stopping may take.
+    pub drain_s: u64,
 }
 
 /// `[admin]`
@@ -338,6 +340,7 @@ fn check(settings: &Table) -> Result<(), ConfigError> {
         ("server.max_connections", 0..=10_000_000),
         ("server.outbox_bytes", 65_536..=1 << 30),
         ("server.memory_budget_mb", 16..=1 << 20),
+        ("server.drain_s", 3..=3600),
         ("database.max_connections", 1..=10_000),
         ("auth.max_devices", 1..=100),
         ("keys.low_watermark", 0..=500),

@@ -6,7 +6,7 @@
 //! ```text
 //! main → app → {http, socket} → service → {store, bus} → domain
 //!              {http, socket} → protocol → domain
-//! config is read by main and app alone; clock is a leaf that all may use
+//! config is read by main and app alone; clock and tasks are leaves that all may use
 //! ```
 //!
 //! A test reads the `use crate::` lines and fails on any other edge.
@@ -20,6 +20,8 @@ pub mod http;
 pub mod protocol;
 pub mod seed;
 pub mod service;
+pub mod shutdown;
 pub mod socket;
 pub mod store;
+pub mod tasks;
 pub mod telemetry;

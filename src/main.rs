@@ -8,6 +8,7 @@ use sealwire::{
     clock::{Clock, Entropy},
     config::Config,
     seed::{SeedPlan, seed},
+    shutdown::Signals,
     telemetry,
 };
 
@@ -29,7 +30,7 @@ struct Arguments {
 
 #[derive(Subcommand)]
 enum Command {
-    /// Serve until SIGTERM or Ctrl-C (the default).
+    /// Serve until SIGTERM or Ctrl-C, which a second one hurries (the default).
     Serve,
     /// Bring the database's tables up to date.
     Migrate,
@@ -100,24 +101,17 @@ fn serve(config: &Config) -> Result<(), Failure> {
     tracing::info!(address = %config.server.bind.ip(), port = application.port(), "listening");
     let stopper = application.stopper();
     actix_rt::System::new().block_on(async move {
+        let mut signals = Signals::new()?;
         actix_rt::spawn(async move {
-            stop_signal().await;
-            tracing::info!("stopping");
-            stopper.stop().await;
+            signals.next().await;
+            actix_rt::spawn(async move { stopper.stop().await });
+            signals.next().await;
+            tracing::warn!("a second signal: ending at once");
+            std::process::exit(1);
         });
-        application.run_until_stopped().await
-    })?;
-    Ok(())
-}
-
-/// Resolves at SIGTERM or Ctrl-C.
-async fn stop_signal() {
-    use tokio::signal::unix::{SignalKind, signal};
-    let Ok(mut terminate) = signal(SignalKind::terminate()) else { return std::future::pending().await };
-    tokio::select! {
-        _ = terminate.recv() => {}
-        _ = tokio::signal::ctrl_c() => {}
-    }
+        application.run_until_stopped().await?;
+        Ok(())
+    })
 }
 
 fn check_config(config: &Config) -> Result<(), Failure> {

@@ -20,13 +20,15 @@ use redis::{
     io::tcp::TcpSettings,
 };
 use tokio::{
-    runtime::Handle,
     sync::{Notify, mpsc, oneshot, watch},
     time::{MissedTickBehavior, interval, timeout},
 };
 use uuid::Uuid;
 
-use crate::domain::{Deliver, DeviceId, Signal};
+use crate::{
+    domain::{Deliver, DeviceId, Signal},
+    tasks::Tasks,
+};
 
 const DEVICE_CHANNEL: &str = "sealwire:device:";
 const PROBE_CHANNEL: &str = "sealwire:probe:";
@@ -64,7 +66,7 @@ impl RedisBus {
     ///
     /// # Errors
     /// Where the URL is none of Redis.
-    pub fn start(url: &str, door: Arc<dyn Deliver>, node: Uuid, runtime: &Handle) -> Result<Self, RedisError> {
+    pub fn start(url: &str, door: Arc<dyn Deliver>, node: Uuid, tasks: &Tasks) -> Result<Self, RedisError> {
         let info = url.into_connection_info()?;
         let redis = info.redis_settings().clone().set_protocol(ProtocolVersion::RESP3);
         let info = info.set_redis_settings(redis).set_tcp_settings(TcpSettings::default().set_nodelay(true));
@@ -72,7 +74,7 @@ impl RedisBus {
         let (commands, queue) = mpsc::channel(QUEUE);
         let (is_up, up) = watch::channel(false);
         let link = Link { client, node, door: door.clone(), is_up, queue, subscribers: HashMap::new() };
-        runtime.spawn(link.run());
+        tasks.spawn("bus link", link.run());
         Ok(Self { commands, door, up })
     }
 

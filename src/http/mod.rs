@@ -13,13 +13,13 @@ use actix_web::{
     web::{self, ServiceConfig},
 };
 use ipnet::IpNet;
-use tokio::runtime::Handle;
 use tracing_actix_web::TracingLogger;
 
 use crate::{
     domain::Refusal,
     protocol::{Problem, http::Origins},
     service::Service,
+    tasks::Work,
 };
 
 /// Largest request body.
@@ -32,7 +32,7 @@ pub struct Http {
     /// The use cases.
     pub service: Arc<Service>,
     /// The runtime on which they run.
-    pub runtime: Handle,
+    pub runtime: Work,
     /// Proxies whose word about the client is believed.
     pub trusted_proxies: Vec<IpNet>,
     /// Browser origins that may use `/v1`.

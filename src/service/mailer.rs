@@ -13,14 +13,12 @@ use lettre::{
 };
 use rand::RngExt;
 use thiserror::Error;
-use tokio::{
-    runtime::Handle,
-    sync::{Semaphore, mpsc},
-};
+use tokio::sync::{Semaphore, mpsc};
 
 use crate::{
     clock::{Clock, Entropy},
     domain::{Email, otp::OtpCode},
+    tasks::{Tasks, Unfinished, Work},
 };
 
 /// Mails that may wait for the mail server.
@@ -118,7 +116,8 @@ enum Transport {
 /// The queue in front of the transport. Clones share it.
 #[derive(Clone)]
 pub struct Mailer {
-    queue: mpsc::Sender<Mail>,
+    queue: mpsc::Sender<(Mail, Unfinished)>,
+    work: Work,
 }
 
 impl Mailer {
@@ -126,29 +125,30 @@ impl Mailer {
     ///
     /// # Errors
     /// Where the folder cannot be made or the URL is not one of a mail server.
-    pub fn start(url: &str, from: &str, clock: Clock, entropy: Entropy, runtime: &Handle) -> Result<Self, MailerError> {
+    pub fn start(url: &str, from: &str, clock: Clock, entropy: Entropy, tasks: &Tasks) -> Result<Self, MailerError> {
         let from: Mailbox = from.parse().map_err(|_| MailerError::Setup("mailer.from is not an address".to_owned()))?;
         let transport = Transport::open(url)?;
-        let (queue, mut waiting) = mpsc::channel::<Mail>(QUEUE);
+        let (queue, mut waiting) = mpsc::channel::<(Mail, Unfinished)>(QUEUE);
         let sender = Arc::new(Sender { transport, from, clock, entropy });
         let at_once = Arc::new(Semaphore::new(AT_ONCE));
-        runtime.spawn(async move {
-            while let Some(mail) = waiting.recv().await {
+        tasks.spawn("mailer", async move {
+            while let Some((mail, unfinished)) = waiting.recv().await {
                 // The semaphore is never closed.
                 let Ok(permit) = at_once.clone().acquire_owned().await else { return };
                 let sender = sender.clone();
                 tokio::spawn(async move {
                     sender.deliver(&mail).await;
-                    drop(permit);
+                    drop((permit, unfinished));
                 });
             }
         });
-        Ok(Self { queue })
+        Ok(Self { queue, work: tasks.work().clone() })
     }
 
-    /// Queues a mail. One that does not fit the queue is dropped, and the operator hears of it.
+    /// Queues a mail, for which a server that stops waits. One that does not fit the queue is dropped, and the operator
+    /// hears of it.
     pub fn send(&self, mail: Mail) {
-        if self.queue.try_send(mail).is_err() {
+        if self.queue.try_send((mail, self.work.begin())).is_err() {
             tracing::error!("a mail was dropped: the queue is full or its worker has stopped");
         }
     }

@@ -15,7 +15,7 @@ mod sweep;
 
 use std::{sync::Arc, time::Duration};
 
-use tokio::{runtime::Handle, sync::Semaphore};
+use tokio::sync::Semaphore;
 
 pub use auth::{Challenge, Opened, SignInRequest};
 pub use limits::{ClientNetwork, LimitSettings};
@@ -29,6 +29,7 @@ use crate::{
     clock::{Clock, Entropy},
     domain::{Deliver, DeviceId, Signal, Timestamp, bucket::DrainLimit, envelope::MailboxBounds, otp::ServerSecret},
     store::{Batcher, ClaimAnswer, ClaimRequest, Connection, MailAnswer, MailRequest, NewConnection, Store},
+    tasks::Tasks,
 };
 use limits::Limits;
 
@@ -116,16 +117,16 @@ impl Told {
 }
 
 impl Service {
-    /// Puts the parts together and starts the batchers on the runtime.
+    /// Puts the parts together and starts the batchers.
     #[must_use]
-    pub fn start(parts: Parts, runtime: &Handle) -> Self {
+    pub fn start(parts: Parts, tasks: &Tasks) -> Self {
         let Parts { store, bus, door, clock, entropy, mailer, secret, policy } = parts;
         let drain =
             Arc::new(DrainLimit::new(policy.limits.claim_burst, Duration::from_secs(policy.limits.claim_refill_s)));
         let claims = {
             let (store, bus, threshold) = (store.clone(), bus.clone(), policy.low_watermark);
             let lanes = store.claim_lanes();
-            Batcher::start(runtime, CLAIMS_PER_BATCH, lanes, move |items| {
+            Batcher::start(tasks, "claims", CLAIMS_PER_BATCH, lanes, move |items| {
                 let (store, bus, drain) = (store.clone(), bus.clone(), drain.clone());
                 async move {
                     let batch = store.claim(items, &drain, threshold).await;
@@ -138,7 +139,7 @@ impl Service {
         };
         let mail = {
             let (store, bus, bounds) = (store.clone(), bus.clone(), policy.mailbox);
-            Batcher::start(runtime, MAIL_PER_BATCH, 1, move |items| {
+            Batcher::start(tasks, "messages", MAIL_PER_BATCH, 1, move |items| {
                 let (store, bus) = (store.clone(), bus.clone());
                 async move {
                     let batch = store.mail(items, &bounds).await;
@@ -149,14 +150,14 @@ impl Service {
         };
         let connections = {
             let store = store.clone();
-            Batcher::start(runtime, CONNECTIONS_PER_BATCH, 1, move |items| {
+            Batcher::start(tasks, "connections", CONNECTIONS_PER_BATCH, 1, move |items| {
                 let store = store.clone();
                 async move { store.open_connections(items).await }
             })
         };
         let partings = {
             let store = store.clone();
-            Batcher::start(runtime, CONNECTIONS_PER_BATCH, 1, move |items: Vec<(DeviceId, Timestamp)>| {
+            Batcher::start(tasks, "partings", CONNECTIONS_PER_BATCH, 1, move |items: Vec<(DeviceId, Timestamp)>| {
                 let store = store.clone();
                 async move {
                     if let Err(error) = store.touch_devices(&items).await {

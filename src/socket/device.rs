@@ -77,6 +77,8 @@ pub struct DeviceSocket {
     taken_at_ping: u64,
     timer: SpawnHandle,
     closing: bool,
+    /// Whether the node is being stopped: what was begun is finished, then the socket closes.
+    draining: bool,
     opened_at: Instant,
 }
 
@@ -164,6 +166,7 @@ impl DeviceSocket {
                 taken_at_ping: u64::MAX,
                 timer: SpawnHandle::default(),
                 closing: false,
+                draining: false,
                 opened_at,
             }
         });
@@ -273,6 +276,13 @@ impl DeviceSocket {
             );
             self.outbox.close(code);
             ctx.stop();
+        }
+    }
+
+    /// Closes once a node that is being stopped owes this socket no reply.
+    fn close_if_drained(&mut self, ctx: &mut Context<Self>) {
+        if self.draining && self.in_flight.is_empty() && self.deferred.is_empty() {
+            self.close(CloseCode::Draining, ctx);
         }
     }
 
@@ -573,10 +583,15 @@ impl Handler<Drain> for DeviceSocket {
     fn handle(&mut self, Drain { spread }: Drain, ctx: &mut Context<Self>) {
         let wait = spread.mul_f64(fraction(self.session.caller.session.0));
         let reconnect_in_ms = u64::try_from(wait.as_millis()).unwrap_or(u64::MAX);
-        if self.epoch.is_some() && !self.closing {
-            self.event(&Event::ServerDraining { reconnect_in_ms }, ctx);
+        if self.epoch.is_none() {
+            return self.close(CloseCode::Draining, ctx);
         }
-        self.close(CloseCode::Draining, ctx);
+        if !self.closing && !self.draining {
+            self.event(&Event::ServerDraining { reconnect_in_ms }, ctx);
+            self.draining = true;
+            self.outbox.stop_reading();
+            self.close_if_drained(ctx);
+        }
     }
 }
 
@@ -625,5 +640,6 @@ impl Handler<Done> for DeviceSocket {
             }
         }
         self.resume_deferred(ctx);
+        self.close_if_drained(ctx);
     }
 }

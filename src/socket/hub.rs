@@ -18,6 +18,9 @@ use crate::domain::{Deliver, DeviceId, LiveConnection, SessionId, Signal};
 
 /// Locks that the registry is spread over.
 const SHARDS: usize = 32;
+/// Connections that are told at once that the node drains, and the longest pause before the next.
+const DRAIN_BATCH: usize = 256;
+const LONGEST_DRAIN_PAUSE: Duration = Duration::from_millis(50);
 
 type Shard = HashMap<DeviceId, Vec<Attached>>;
 
@@ -104,14 +107,28 @@ impl Hub {
         self.draining.load(Ordering::Relaxed)
     }
 
-    /// Tells every connection to come back later, spread over `spread`, and closes it.
-    pub fn drain(&self, spread: Duration) {
+    /// Refuses new connections from now on.
+    pub fn start_draining(&self) {
         self.draining.store(true, Ordering::Relaxed);
+    }
+
+    /// Tells every connection to finish what it has begun and to come back later, spread over `spread`. So many at a time
+    /// are told, with a pause between, that all have been told after `over`.
+    pub async fn drain(&self, spread: Duration, over: Duration) {
+        self.start_draining();
+        // Whoever attaches behind this sees for itself that the node drains.
+        let mut addresses = Vec::with_capacity(self.connected());
         for shard in &self.shards {
             let shard = shard.lock().unwrap_or_else(PoisonError::into_inner);
-            for attached in shard.values().flatten() {
-                attached.address.do_send(Drain { spread });
+            addresses.extend(shard.values().flatten().map(|attached| attached.address.clone()));
+        }
+        let batches = addresses.chunks(DRAIN_BATCH);
+        let pause = over / u32::try_from(batches.len().max(1)).unwrap_or(u32::MAX);
+        for batch in batches {
+            for address in batch {
+                address.do_send(Drain { spread });
             }
+            tokio::time::sleep(pause.min(LONGEST_DRAIN_PAUSE)).await;
         }
     }
 }

@@ -14,12 +14,12 @@ mod upgrade;
 
 use std::sync::Arc;
 
-use tokio::{runtime::Handle, sync::Semaphore};
+use tokio::sync::Semaphore;
 
 pub use hub::Hub;
 pub use upgrade::open;
 
-use crate::{protocol::http::Origins, service::Service};
+use crate::{protocol::http::Origins, service::Service, tasks::Work};
 pub use budget::Budget;
 
 /// What all sockets of a node share.
@@ -29,7 +29,7 @@ pub struct Node {
     /// Who is connected here.
     pub hub: Arc<Hub>,
     /// The runtime of store and bus, where ops run.
-    pub runtime: Handle,
+    pub runtime: Work,
     /// Bytes that requests in flight and outboxes may hold together.
     pub budget: Budget,
     /// Connections that may be under way from attached to open.

@@ -77,7 +77,7 @@ pub struct Outbox {
     ending: RefCell<Option<Ending>>,
     /// Whether an ending was set, ever.
     ended: Cell<bool>,
-    /// Whether the welcome is out, before which nothing is read.
+    /// Whether requests are read: from the welcome on, until the node drains.
     started: Cell<bool>,
     writer: RefCell<Option<Waker>>,
     reader: RefCell<Option<Waker>>,
@@ -179,6 +179,11 @@ impl Outbox {
     pub fn start_reading(&self) {
         self.started.set(true);
         wake(&self.reader);
+    }
+
+    /// Reads no more, for good. What was read is still answered.
+    pub fn stop_reading(&self) {
+        self.started.set(false);
     }
 
     /// Counts a request that was read and the reply that it will need.

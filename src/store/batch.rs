@@ -5,12 +5,10 @@ use std::{future::Future, panic::AssertUnwindSafe, sync::Arc};
 
 use futures_util::FutureExt;
 
-use tokio::{
-    runtime::Handle,
-    sync::{Mutex, mpsc, oneshot},
-};
+use tokio::sync::{Mutex, mpsc, oneshot};
 
 use super::StoreError;
+use crate::tasks::Tasks;
 
 /// Requests that may wait. Beyond it callers are told `unavailable` rather than kept.
 const QUEUE: usize = 16_384;
@@ -29,9 +27,9 @@ impl<Item, Answer> Clone for Batcher<Item, Answer> {
 }
 
 impl<Item: Send + 'static, Answer: Send + 'static> Batcher<Item, Answer> {
-    /// Starts a worker for each lane, which hands at most `largest` items at a time to `run`; that must give one result
+    /// Starts a worker of this name for each lane, which hands at most `largest` items at a time to `run`; that must give one result
     /// for each, in their order. With more lanes than one, later items may overtake earlier ones.
-    pub fn start<Run, Batch>(runtime: &Handle, largest: usize, lanes: usize, run: Run) -> Self
+    pub fn start<Run, Batch>(tasks: &Tasks, name: &'static str, largest: usize, lanes: usize, run: Run) -> Self
     where
         Run: Fn(Vec<Item>) -> Batch + Clone + Send + 'static,
         Batch: Future<Output = Vec<Result<Answer, StoreError>>> + Send,
@@ -40,7 +38,7 @@ impl<Item: Send + 'static, Answer: Send + 'static> Batcher<Item, Answer> {
         let waiting = Arc::new(Mutex::new(waiting));
         for _ in 0..lanes {
             let (waiting, run) = (waiting.clone(), run.clone());
-            runtime.spawn(async move {
+            tasks.spawn(name, async move {
                 let mut taken = Vec::with_capacity(largest);
                 while waiting.lock().await.recv_many(&mut taken, largest).await > 0 {
                     let (items, callers): (Vec<_>, Vec<_>) = taken.drain(..).unzip();
@@ -96,6 +94,8 @@ mod tests {
         atomic::{AtomicUsize, Ordering},
     };
 
+    use tokio::runtime::Handle;
+
     use super::*;
 
     #[tokio::test]
@@ -104,7 +104,7 @@ mod tests {
         let (started, mut has_started) = mpsc::channel::<()>(8);
         let (release, released) = tokio::sync::watch::channel(false);
         let counter = batches.clone();
-        let batcher = Batcher::start(&Handle::current(), 100, 1, move |items: Vec<usize>| {
+        let batcher = Batcher::start(&Tasks::new(Handle::current()), "doubling", 100, 1, move |items: Vec<usize>| {
             let (counter, started, mut released) = (counter.clone(), started.clone(), released.clone());
             async move {
                 counter.fetch_add(1, Ordering::SeqCst);

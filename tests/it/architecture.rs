@@ -2,20 +2,25 @@
 
 use std::{fs, path::Path};
 
-/// Who may import whom. `clock` is a leaf that all may use.
+/// Who may import whom. `clock` and `tasks` are leaves that all may use.
 const ALLOWED: &[(&str, &[&str])] = &[
-    ("main", &["app", "clock", "config", "seed", "telemetry"]),
-    ("app", &["bus", "clock", "config", "domain", "http", "protocol", "service", "socket", "store"]),
+    ("main", &["app", "clock", "config", "seed", "shutdown", "telemetry"]),
+    (
+        "app",
+        &["bus", "clock", "config", "domain", "http", "protocol", "service", "shutdown", "socket", "store", "tasks"],
+    ),
+    ("shutdown", &["socket", "tasks"]),
     ("seed", &["clock", "domain", "service", "store"]),
-    ("http", &["domain", "protocol", "service"]),
-    ("socket", &["domain", "protocol", "service"]),
-    ("service", &["bus", "clock", "domain", "store"]),
-    ("store", &["domain"]),
-    ("bus", &["domain"]),
+    ("http", &["domain", "protocol", "service", "tasks"]),
+    ("socket", &["domain", "protocol", "service", "tasks"]),
+    ("service", &["bus", "clock", "domain", "store", "tasks"]),
+    ("store", &["domain", "tasks"]),
+    ("bus", &["domain", "tasks"]),
     ("protocol", &["domain"]),
     ("config", &["domain", "service"]),
     ("clock", &["domain"]),
     ("domain", &[]),
+    ("tasks", &[]),
     ("telemetry", &[]),
     ("lib", &[]),
 ];

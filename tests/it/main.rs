@@ -15,6 +15,7 @@ mod cluster_messages;
 mod cluster_mixed;
 mod contract;
 mod docs;
+mod drain;
 mod frames;
 mod fuzz;
 mod hostile;

@@ -1,6 +1,6 @@
 //! A WebSocket client that may say anything: its frames are made by hand, and it answers nothing unasked.
 
-use std::{fmt::Write as _, sync::Arc};
+use std::{fmt::Write as _, sync::Arc, time::Duration};
 
 use serde_json::{Value, json};
 use tokio::{
@@ -111,6 +111,19 @@ impl RawSocket {
     pub fn send_meanwhile(&self, bytes: Vec<u8>) {
         let writer = self.writer.clone();
         tokio::spawn(async move { writer.lock().await.write_all(&bytes).await });
+    }
+
+    /// Sends bytes until the server has stopped reading them.
+    pub async fn send_until_stuck(&mut self, bytes: &[u8]) {
+        let mut writer = self.writer.lock().await;
+        let mut sent = 0;
+        while sent < bytes.len() {
+            match timeout(Duration::from_secs(1), writer.write(&bytes[sent..])).await {
+                Ok(written) => sent += written.unwrap(),
+                Err(_) => return,
+            }
+        }
+        panic!("the server has read all {sent} bytes");
     }
 
     /// Ends its own side of TCP and goes on listening.

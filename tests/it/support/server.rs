@@ -14,10 +14,11 @@ use std::{
 };
 
 use sealwire::{
-    app::{Application, Stopper},
+    app::{AppError, Application, Stopper},
     clock::{Clock, Entropy},
     config::Config,
     domain::Timestamp,
+    tasks::Tasks,
 };
 use tempfile::TempDir;
 
@@ -58,7 +59,9 @@ pub struct TestApp {
     address: SocketAddr,
     mail: PathBuf,
     stopper: Stopper,
-    thread: Option<JoinHandle<()>>,
+    /// Its background tasks.
+    pub tasks: Tasks,
+    thread: Option<JoinHandle<Result<(), AppError>>>,
     clock: Option<Arc<AtomicI64>>,
     folder: TempDir,
 }
@@ -82,13 +85,13 @@ impl TestApp {
         let (built, building) = std::sync::mpsc::channel();
         let thread = std::thread::spawn(move || {
             let application = Application::build(&config, server_clock, &Entropy::from_system().unwrap()).unwrap();
-            built.send((application.port(), application.stopper())).unwrap();
-            actix_rt::System::new().block_on(application.run_until_stopped()).unwrap();
+            built.send((application.port(), application.stopper(), application.tasks())).unwrap();
+            actix_rt::System::new().block_on(application.run_until_stopped())
         });
-        let (port, stopper) = building.recv().expect("the server did not start");
+        let (port, stopper, tasks) = building.recv().expect("the server did not start");
         let address = SocketAddr::from(([127, 0, 0, 1], port));
         let mail = folder.path().join("mail");
-        Self { address, mail, stopper, thread: Some(thread), clock, folder }
+        Self { address, mail, stopper, tasks, thread: Some(thread), clock, folder }
     }
 
     /// Moves the clock.
@@ -102,6 +105,12 @@ impl TestApp {
         self.folder.path().join("sealwire.db")
     }
 
+    /// Waits until it has stopped by itself, and gives why.
+    pub async fn ended(mut self) -> Result<(), AppError> {
+        let thread = self.thread.take().unwrap();
+        tokio::task::spawn_blocking(move || thread.join().unwrap()).await.unwrap()
+    }
+
     fn stop_and_join(&mut self) {
         if let Some(thread) = self.thread.take() {
             let stopper = self.stopper.clone();
@@ -110,7 +119,7 @@ impl TestApp {
                 tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap().block_on(stopper.stop());
             });
             stopping.join().unwrap();
-            thread.join().unwrap();
+            thread.join().unwrap().unwrap();
         }
     }
 }
@@ -188,9 +197,19 @@ impl ServerProcess {
 
     /// Asks it to stop (SIGTERM), waits until it has, and gives how it ended.
     pub async fn terminate(&mut self) -> ExitStatus {
+        self.signal();
+        self.stopped().await
+    }
+
+    /// Sends SIGTERM.
+    pub fn signal(&self) {
         let id = i32::try_from(self.child.id()).unwrap();
         rustix::process::kill_process(rustix::process::Pid::from_raw(id).unwrap(), rustix::process::Signal::TERM)
             .unwrap();
+    }
+
+    /// Waits until it has stopped, and gives how it ended.
+    pub async fn stopped(&mut self) -> ExitStatus {
         let child = Mutex::new(&mut self.child);
         eventually("the server has stopped", || async { child.lock().unwrap().try_wait().unwrap() }).await
     }

@@ -1,0 +1,176 @@
+//! How a server stops: nobody who was promised a reply goes without, and it ends in time whatever its clients do.
+
+use std::time::{Duration, Instant};
+
+use futures_util::future::join_all;
+use reqwest::{Method, StatusCode};
+use sealwire::{app::AppError, domain::Suite};
+use serde_json::{Value, json};
+use sqlx::{Connection, Executor, SqliteConnection};
+
+use crate::support::{
+    Codec, KeySet, PATIENCE, Server, ServerProcess, Socket, TestApp, eventually,
+    http::{call, mails},
+    raw::{HANDSHAKE, RawSocket, data, encode, knock},
+    sign_in,
+};
+
+/// Holds the one lock for writing of a server's SQLite file, so that whoever writes waits.
+async fn lock_writing(server: &ServerProcess) -> SqliteConnection {
+    let url = format!("sqlite://{}", server.path("sealwire.db").display());
+    let mut connection = SqliteConnection::connect(&url).await.unwrap();
+    connection.execute("BEGIN IMMEDIATE").await.unwrap();
+    connection
+}
+
+/// A client that floods the server with requests and reads nothing, so that no Close frame can reach it.
+async fn deaf(server: &impl Server) -> RawSocket {
+    let person = sign_in(server, "deaf@example.org").await;
+    let (mut socket, _) = RawSocket::connect(server, &person.token, Codec::Json).await;
+    let request = |id: u64| data(Codec::Json, &encode(Codec::Json, &json!({ "id": id, "op": "x" })));
+    // More replies than the kernel's buffers and the outbox take together.
+    socket.send_until_stuck(&(1..=250_000).flat_map(request).collect::<Vec<u8>>()).await;
+    socket
+}
+
+/// Asks until the server says that it is draining.
+async fn draining(server: &impl Server) {
+    eventually("it is not ready any more", || async {
+        let (status, body) = call(server, Method::GET, "/readyz", None, None).await;
+        (status == StatusCode::SERVICE_UNAVAILABLE && body["reasons"] == json!(["draining"])).then_some(())
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn requests_that_were_begun_are_answered_before_the_close_and_mails_are_sent() {
+    let mut server = ServerProcess::start(&[("SERVER__DRAIN_S", "30")]).await;
+    let person = sign_in(&server, "busy@example.org").await;
+    let idle = Socket::connect(&server, &sign_in(&server, "idle@example.org").await.token, Codec::Json).await;
+    let busy = Socket::connect(&server, &person.token, Codec::MsgPack).await;
+    let mut keys = KeySet::new(Suite::SignalX3dh, 1);
+    busy.request("keys.publish", keys.complete([])).await;
+
+    let lock = lock_writing(&server).await;
+    let mut replies = Vec::new();
+    for id in 1001..=1010 {
+        replies.push(busy.expect_reply(id));
+        let params = json!({ "one_time_prekeys": [keys.prekey(id)] });
+        busy.send(Codec::MsgPack.encode(&json!({ "id": id, "op": "keys.publish", "params": params }))).await;
+    }
+    // Reads are not held up: once this is answered, those before it are under way.
+    busy.request("devices.list", json!({})).await;
+    let address = server.address();
+    let code = tokio::spawn(async move {
+        let url = format!("http://{address}/v1/auth/otp");
+        let body = json!({ "email": "mailed@example.org" }).to_string();
+        reqwest::Client::new().post(url).body(body).send().await.unwrap().status()
+    });
+    // That request has no sign of being under way but time.
+    tokio::time::sleep(Duration::from_millis(300)).await;
+
+    server.signal();
+    draining(&server).await;
+    assert_eq!(idle.close_code().await, 4000, "who waits for nothing is closed at once");
+    busy.event("server.draining").await;
+    assert!(!busy.is_closed(), "its requests are under way");
+    // Neither a new request nor a new connection is taken up now, and other HTTP goes on.
+    let late = busy.expect_reply(2000);
+    busy.send(Codec::MsgPack.encode(&json!({ "id": 2000, "op": "devices.list", "params": {} }))).await;
+    let bearer = format!("Bearer {}", person.token);
+    let (refused, _) = knock(&server, &[&HANDSHAKE[..], &[("authorization", &bearer)]].concat()).await;
+    assert_eq!((refused.status, &refused.body["error"]["code"]), (503, &json!("unavailable")));
+    assert!(refused.header("retry-after").is_some());
+    let (status, _) = call(&server, Method::GET, "/v1/auth/session", Some(&person.token), None).await;
+    assert_eq!(status, StatusCode::OK);
+
+    lock.close().await.unwrap();
+    for reply in replies {
+        assert_eq!(reply.await.unwrap()["result"]["one_time"]["accepted"].as_array().map(Vec::len), Some(1));
+    }
+    assert_eq!(busy.close_code().await, 4000);
+    assert!(late.await.is_err(), "what came after is unanswered, and the close says so");
+    assert_eq!(code.await.unwrap(), StatusCode::ACCEPTED);
+    assert_eq!(server.stopped().await.code(), Some(0));
+    let mailed = mails(server.mail()).iter().filter(|mail| mail.contains("mailed@example.org")).count();
+    assert_eq!(mailed, 1, "a mail that was promised is sent before the end");
+    server.restart().await;
+    let again = Socket::connect(&server, &person.token, Codec::Json).await;
+    assert_eq!(again.welcome["keys"]["one_time"], 10, "what was answered is there");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_crowd_is_sent_away_in_batches_with_times_that_are_spread() {
+    const CROWD: usize = 600;
+    let mut server = ServerProcess::start(&[]).await;
+    let out = server.path("crowd.jsonl");
+    let count = CROWD.to_string();
+    server.command(&["seed", "--users", &count, "--devices", "1", "--prekeys", "1", "--out", out.to_str().unwrap()]);
+    let text = std::fs::read_to_string(out).unwrap();
+    let tokens: Vec<String> = text
+        .lines()
+        .map(|line| serde_json::from_str::<Value>(line).unwrap()["token"].as_str().unwrap().to_owned())
+        .collect();
+    let mut sockets = Vec::new();
+    for some in tokens.chunks(100) {
+        sockets.extend(join_all(some.iter().map(|token| Socket::connect(&server, token, Codec::Json))).await);
+    }
+    server.signal();
+    let mut waits = Vec::new();
+    for socket in &sockets {
+        waits.push(socket.event("server.draining").await["reconnect_in_ms"].as_u64().unwrap());
+        assert_eq!(socket.close_code().await, 4000);
+    }
+    assert_eq!(server.stopped().await.code(), Some(0));
+    // They are spread over five seconds: in each there is a fair share of the crowd.
+    for second in 0..5 {
+        let share = waits.iter().filter(|wait| **wait / 1000 == second).count();
+        assert!(share > CROWD / 10 && share < CROWD / 3, "second {second}: {share} of {CROWD}");
+    }
+    assert!(waits.iter().all(|wait| *wait <= 5000));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_client_that_does_not_read_cannot_hold_the_end_up() {
+    let mut server = ServerProcess::start(&[("SERVER__DRAIN_S", "6"), ("SERVER__OUTBOX_BYTES", "65536")]).await;
+    let _deaf = deaf(&server).await;
+    // A connection that never finishes its request is another way to stay.
+    let dangling = tokio::net::TcpStream::connect(server.address()).await.unwrap();
+    dangling.try_write(b"POST /v1/auth/otp HTTP/1.1\r\nHost: x\r\nContent-Length: 50\r\n\r\n{").unwrap();
+    let person = sign_in(&server, "polite@example.org").await;
+    let polite = Socket::connect(&server, &person.token, Codec::Json).await;
+    let began = Instant::now();
+    server.signal();
+    assert_eq!(polite.close_code().await, 4000);
+    let (status, _) = call(&server, Method::GET, "/healthz", None, None).await;
+    assert_eq!(status, StatusCode::OK, "the listener is open for as long as sockets are");
+    assert_eq!(server.stopped().await.code(), Some(0), "told to end, it ends well");
+    assert!(began.elapsed() < Duration::from_secs(7), "it took {:?}", began.elapsed());
+    let log = std::fs::read_to_string(server.path("server.log")).unwrap();
+    assert!(log.contains("some sockets did not close in time"), "the test no longer holds it up: {log}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_second_signal_ends_at_once() {
+    let mut server = ServerProcess::start(&[("SERVER__DRAIN_S", "600"), ("SERVER__OUTBOX_BYTES", "65536")]).await;
+    let _deaf = deaf(&server).await;
+    server.signal();
+    draining(&server).await;
+    tokio::time::sleep(Duration::from_secs(1)).await;
+    draining(&server).await;
+    let began = Instant::now();
+    server.signal();
+    assert_eq!(server.stopped().await.code(), Some(1), "what was cut off did not end well");
+    assert!(began.elapsed() < PATIENCE / 3, "it took {:?}", began.elapsed());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_server_that_loses_a_background_task_sends_its_clients_away_and_fails() {
+    let app = TestApp::start(&[]);
+    let person = sign_in(&app, "alice@example.org").await;
+    let socket = Socket::connect(&app, &person.token, Codec::Json).await;
+    app.tasks.spawn("canary", async { panic!("a defect") });
+    socket.event("server.draining").await;
+    assert_eq!(socket.close_code().await, 4000);
+    assert!(matches!(app.ended().await, Err(AppError::TaskEnded("canary"))));
+}
