@@ -24,6 +24,7 @@ mod hostile_keys;
 mod liveness;
 mod mail;
 mod messages;
+mod rolling;
 mod sessions;
 mod support;
 mod tour;
