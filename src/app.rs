@@ -23,7 +23,7 @@ use tokio::{
 use crate::{
     bus::{Bus, RedisBus},
     clock::{Clock, Entropy},
-    config::{Config, decode_secret},
+    config::{Config, ServerConfig, decode_secret},
     domain::{
         envelope::{Load, MailboxBounds},
         otp::ServerSecret,
@@ -33,8 +33,8 @@ use crate::{
     service::{Mailer, MailerError, Parts, Policy, Service, expire_mail_forever, reconcile_forever, sweep_forever},
     shutdown::DrainTime,
     socket::{
-        Budget, Hub, Node, open,
-        transport::{self, Tuning},
+        Budget, Hub, NetworkLimits, Networks, Node, open,
+        transport::{self, Admission, Tuning},
     },
     store::{Store, StoreError},
     tasks::Tasks,
@@ -42,8 +42,8 @@ use crate::{
 
 pub use crate::shutdown::Stopper;
 
-/// Files that a node needs besides its sockets.
-const RESERVED_FILES: u64 = 256;
+/// Files that a node needs besides its clients' connections.
+const RESERVED_FILES: u64 = 384;
 /// How long closing the database's connections may take once nothing uses them.
 const CLOSE_TIME: Duration = Duration::from_millis(400);
 /// Connections that open at once: as many as one transaction of the store takes.
@@ -145,6 +145,14 @@ impl Application {
         // finish them must not keep the others' requests from being served.
         let half = config.server.memory_budget_mb << 19;
         let (inbound, budget) = (Budget::new(half), Budget::new(half));
+        let (most_sockets, most_http) = most_connections(&config.server);
+        let connections = Budget::new(most_sockets);
+        let networks = Networks::new(NetworkLimits {
+            sockets: config.limits.connections_per_network,
+            // Whatever a node holds, one network must leave half of it to the others.
+            http: config.limits.http_connections_per_network.min((most_http / 2).max(1)),
+            connects_per_second: config.limits.connects_per_network_second,
+        });
         let node = web::Data::new(Node {
             service: service.clone(),
             hub: hub.clone(),
@@ -152,6 +160,9 @@ impl Application {
             budget,
             opening: Semaphore::new(OPENING),
             outbox_bytes: config.server.outbox_bytes,
+            requests_per_second: config.limits.requests_per_connection_second,
+            networks: networks.clone(),
+            trusted_proxies: config.server.trusted_proxies.clone(),
             origins: origins.clone(),
         });
         let is_draining = {
@@ -165,10 +176,10 @@ impl Application {
             origins,
             is_draining,
         });
-        let connections = Budget::new(max_connections(config.server.max_connections));
         let tuning = Tuning {
             max_message: MAX_FRAME_BYTES as u64,
             inbound,
+            admission: Admission::new(most_http, networks, &config.server.trusted_proxies),
             connections: connections.clone(),
             stall: WRITE_STALL,
         };
@@ -276,15 +287,16 @@ pub fn policy(config: &Config) -> Policy {
     }
 }
 
-/// Sockets that may be open: the configured number, or what the limit of open files leaves. The soft limit is raised to
-/// the hard one first.
-fn max_connections(configured: usize) -> usize {
+/// Sockets and other connections that may be open: the configured numbers, or what the limit of open files leaves. The
+/// soft limit is raised to the hard one first.
+fn most_connections(server: &ServerConfig) -> (usize, usize) {
     use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
     let Rlimit { current, maximum } = getrlimit(Resource::Nofile);
     let raised = setrlimit(Resource::Nofile, Rlimit { current: maximum, maximum });
     let files = if raised.is_ok() { maximum } else { current };
-    let room = usize::try_from(files.unwrap_or(1 << 20).saturating_sub(RESERVED_FILES)).unwrap_or(usize::MAX).max(64);
-    if configured == 0 { room } else { configured }
+    let room = usize::try_from(files.unwrap_or(1 << 20).saturating_sub(RESERVED_FILES)).unwrap_or(usize::MAX).max(128);
+    let or = |configured: usize, derived: usize| if configured == 0 { derived } else { configured };
+    (or(server.max_connections, room - room / 4), or(server.max_http_connections, room / 4))
 }
 
 /// The configured secret, or the one kept beside the `SQLite` file, which is made when it is absent.

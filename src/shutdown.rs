@@ -46,7 +46,8 @@ impl DrainTime {
     /// For sockets: the rest, less a moment to spare.
     #[must_use]
     pub fn sockets(self) -> Duration {
-        Duration::from_secs(self.0 - self.http_secs()) - self.work() - Duration::from_millis(500)
+        let others = Duration::from_secs(self.http_secs()) + self.work() + Duration::from_millis(500);
+        Duration::from_secs(self.0).saturating_sub(others)
     }
 }
 

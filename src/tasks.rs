@@ -31,7 +31,6 @@ impl Work {
     }
 
     /// Counts work that is no task of its own, such as an entry of a queue.
-    #[must_use]
     pub fn begin(&self) -> Unfinished {
         self.tracker.token()
     }

@@ -8,12 +8,15 @@ use actix_web::{
     web::{Data, Payload},
 };
 use serde::{Serialize, de::DeserializeOwned};
+use tokio::time::timeout;
+use tracing::Instrument;
 
-use super::{Http, MAX_BODY_BYTES, client::client_address};
+use super::{BODY_TIME, Http, MAX_BODY_BYTES};
 use crate::{
     domain::{ChallengeId, DeviceId, Refusal, Session, SessionId, Timestamp, UserId, otp},
     protocol::{
         Codec, Problem,
+        client::client_address,
         frame::Object,
         http::bearer,
         params::{OtpBody, VerifyBody},
@@ -117,7 +120,7 @@ async fn present(http: &Http, request: &HttpRequest) -> Result<Session, Refusal>
 }
 
 fn network(http: &Http, request: &HttpRequest) -> ClientNetwork {
-    client_address(request, &http.trusted_proxies).into()
+    client_address(request.peer_addr(), request.headers(), &http.trusted_proxies).into()
 }
 
 /// Runs a use case on the runtime of store and bus, to its end even if the client goes away, and tells others what it
@@ -132,14 +135,14 @@ async fn on_runtime<T: Send + 'static>(
         service.tell(told);
         Ok(answer)
     };
-    http.runtime.spawn(told).await.map_err(|_| Refusal::Internal)?
+    http.runtime.spawn(told.in_current_span()).await.map_err(|_| Refusal::Internal)?
 }
 
 /// Reads a JSON body, whatever its Content-Type.
 async fn read<T: DeserializeOwned>(body: Payload) -> Result<T, Refusal> {
-    let bytes = body
-        .to_bytes_limited(MAX_BODY_BYTES)
+    let bytes = timeout(BODY_TIME, body.to_bytes_limited(MAX_BODY_BYTES))
         .await
+        .map_err(|_| Refusal::BadRequest("the body took too long".into()))?
         .map_err(|_| Refusal::PayloadTooLarge)?
         .map_err(|_| Refusal::BadRequest("the body was cut off".into()))?;
     let Object(body) = Codec::Json.decode(&bytes).map_err(|error| Refusal::BadRequest(error.to_string().into()))?;

@@ -1,10 +1,10 @@
 //! The HTTP edge: sign-in, for those who have no session yet, and health.
 
 mod auth;
-mod client;
 mod health;
+mod log;
 
-use std::sync::Arc;
+use std::{sync::Arc, time::Duration};
 
 use actix_cors::Cors;
 use actix_web::{
@@ -24,6 +24,8 @@ use crate::{
 
 /// Largest request body.
 const MAX_BODY_BYTES: usize = 64 * 1024;
+/// How long all of a request body may take to come in.
+const BODY_TIME: Duration = Duration::from_secs(20);
 /// Seconds for which a browser may remember what a preflight allowed.
 const PREFLIGHT_SECONDS: usize = 600;
 
@@ -53,7 +55,7 @@ pub fn routes(http: web::Data<Http>) -> impl FnOnce(&mut ServiceConfig) {
             .block_on_origin_mismatch(false)
             .max_age(PREFLIGHT_SECONDS);
         let auth = web::scope("/auth")
-            .wrap(TracingLogger::<client::RequestSpan>::new())
+            .wrap(TracingLogger::<log::RequestSpan>::new())
             .service(resource("/otp").route(web::post().to(auth::otp)))
             .service(resource("/verify").route(web::post().to(auth::verify)))
             .service(resource("/session").route(web::get().to(auth::session)).route(web::delete().to(auth::logout)))

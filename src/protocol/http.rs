@@ -12,14 +12,15 @@ use serde::Serialize;
 use super::{Code, Problem};
 use crate::domain::token::Token;
 
+#[derive(Serialize)]
+struct Body<'a> {
+    error: &'a Problem,
+}
+
 impl Problem {
     /// The HTTP response that carries this error.
     #[must_use]
     pub fn response(&self) -> HttpResponse {
-        #[derive(Serialize)]
-        struct Body<'a> {
-            error: &'a Problem,
-        }
         let status = StatusCode::from_u16(self.code().http_status()).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
         let mut response = HttpResponse::build(status);
         if let Some(seconds) = self.retry_after_s() {
@@ -29,6 +30,22 @@ impl Problem {
             response.insert_header((header::WWW_AUTHENTICATE, "Bearer"));
         }
         response.insert_header((header::CACHE_CONTROL, "no-store")).json(Body { error: self })
+    }
+}
+
+impl Problem {
+    /// The same as the bytes of an answer on a connection that ends with it, for one that no application has seen.
+    #[must_use]
+    pub fn as_http1(&self) -> Vec<u8> {
+        let status = StatusCode::from_u16(self.code().http_status()).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
+        let body = serde_json::to_vec(&Body { error: self }).unwrap_or_default();
+        let wait = self.retry_after_s().map(|seconds| format!("retry-after: {seconds}\r\n")).unwrap_or_default();
+        let head = format!(
+            "HTTP/1.1 {status}\r\nconnection: close\r\ncache-control: no-store\r\ncontent-type: application/json\r\n\
+             content-length: {}\r\n{wait}\r\n",
+            body.len()
+        );
+        [head.into_bytes(), body].concat()
     }
 }
 

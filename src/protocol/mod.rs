@@ -1,5 +1,7 @@
-//! Protocol v1 as clients see it: frames and their codec, the parameters of every op, and the one table of codes.
+//! Protocol v1 as clients see it: frames and their codec, the parameters of every op, the one table of
+//! codes, and what both edges share of HTTP.
 
+pub mod client;
 pub mod code;
 pub mod codec;
 pub mod frame;

@@ -46,6 +46,14 @@ pub struct LimitSettings {
     pub claim_refill_s: u64,
     /// Messages a second that one device may send.
     pub sends_per_device_second: u32,
+    /// Open sockets of one client network.
+    pub connections_per_network: usize,
+    /// Open connections of one client network that are no sockets.
+    pub http_connections_per_network: usize,
+    /// New connections a second from one client network.
+    pub connects_per_network_second: u32,
+    /// Requests a second on one socket.
+    pub requests_per_connection_second: u32,
 }
 
 /// A client's address cut to what one customer is usually given: /24 of IPv4, /48 of IPv6.
@@ -231,6 +239,10 @@ mod tests {
             claim_burst: 0,
             claim_refill_s: 1,
             sends_per_device_second: 0,
+            connections_per_network: 0,
+            http_connections_per_network: 0,
+            connects_per_network_second: 0,
+            requests_per_connection_second: 0,
         };
         let made = |minutes_ago: u64, network: u8| PastChallenge {
             created_at: start().before(Duration::from_mins(minutes_ago)),

@@ -20,6 +20,7 @@ use super::{
     inlet::{Incoming, Inlet},
     ops::{self, After, Origin, Outcome, encode, failure},
     outbox::{Outbox, Overflow, Writer},
+    pace::{self, Pace},
     transport::{Violation, Wire},
 };
 use crate::{
@@ -77,8 +78,6 @@ pub struct DeviceSocket {
     taken_at_ping: u64,
     timer: SpawnHandle,
     closing: bool,
-    /// Whether the node is being stopped: what was begun is finished, then the socket closes.
-    draining: bool,
     opened_at: Instant,
 }
 
@@ -137,7 +136,7 @@ impl DeviceSocket {
     /// Starts the actor of an upgraded connection on this worker.
     pub fn launch(node: Arc<Node>, upgraded: Upgraded) {
         let Upgraded { session, codec, ws, messages, wire } = upgraded;
-        let outbox = Outbox::new(node.outbox_bytes, node.budget.clone());
+        let outbox = Outbox::new(node.outbox_bytes, node.budget.clone(), Pace::new(node.requests_per_second));
         actix_rt::spawn(Writer::new(outbox.clone(), ws, wire.clone(), codec));
         Self::create(|ctx| {
             ctx.add_stream(Inlet::new(messages, outbox.clone()));
@@ -166,7 +165,6 @@ impl DeviceSocket {
                 taken_at_ping: u64::MAX,
                 timer: SpawnHandle::default(),
                 closing: false,
-                draining: false,
                 opened_at,
             }
         });
@@ -279,9 +277,9 @@ impl DeviceSocket {
         }
     }
 
-    /// Closes once a node that is being stopped owes this socket no reply.
+    /// Closes once a node that is being stopped, and reads no more for that, owes this socket no reply.
     fn close_if_drained(&mut self, ctx: &mut Context<Self>) {
-        if self.draining && self.in_flight.is_empty() && self.deferred.is_empty() {
+        if self.epoch.is_some() && !self.outbox.is_reading() && self.in_flight.is_empty() && self.deferred.is_empty() {
             self.close(CloseCode::Draining, ctx);
         }
     }
@@ -346,6 +344,8 @@ impl DeviceSocket {
         if self.in_flight.iter().any(|request| request.id == id) || self.deferred.iter().any(waiting) {
             return self.close(CloseCode::ProtocolError, ctx);
         }
+        let is_carried_out = request.op.is_ok() && self.in_flight.len() + self.deferred.len() < MAX_IN_FLIGHT;
+        self.outbox.count_request(if is_carried_out { pace::REQUEST } else { pace::REFUSED });
         if self.in_flight.len() + self.deferred.len() >= MAX_IN_FLIGHT {
             return self.reply(failure(self.codec, id, Refusal::TooManyInFlight), ctx);
         }
@@ -586,9 +586,8 @@ impl Handler<Drain> for DeviceSocket {
         if self.epoch.is_none() {
             return self.close(CloseCode::Draining, ctx);
         }
-        if !self.closing && !self.draining {
+        if !self.closing && self.outbox.is_reading() {
             self.event(&Event::ServerDraining { reconnect_in_ms }, ctx);
-            self.draining = true;
             self.outbox.stop_reading();
             self.close_if_drained(ctx);
         }

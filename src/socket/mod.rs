@@ -7,16 +7,20 @@ mod frame_guard;
 mod hub;
 mod inlet;
 mod mail;
+mod networks;
 mod ops;
 mod outbox;
+mod pace;
 pub mod transport;
 mod upgrade;
 
 use std::sync::Arc;
 
+use ipnet::IpNet;
 use tokio::sync::Semaphore;
 
 pub use hub::Hub;
+pub use networks::{NetworkLimits, Networks};
 pub use upgrade::open;
 
 use crate::{protocol::http::Origins, service::Service, tasks::Work};
@@ -36,6 +40,12 @@ pub struct Node {
     pub opening: Semaphore,
     /// Bytes that may wait for one socket.
     pub outbox_bytes: usize,
+    /// Requests a second of one socket that are served without delay; 0: any number.
+    pub requests_per_second: u32,
+    /// What each client network has of this node.
+    pub networks: Networks,
+    /// Proxies whose word about the client is believed.
+    pub trusted_proxies: Vec<IpNet>,
     /// Browser origins that may connect.
     pub origins: Origins,
 }

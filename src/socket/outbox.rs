@@ -20,6 +20,7 @@ use tokio::time::Sleep;
 
 use super::{
     budget::{Budget, Reservation},
+    pace::Pace,
     transport::{Wire, frame_bytes},
 };
 use crate::protocol::{CloseCode, Codec};
@@ -65,6 +66,7 @@ pub struct Overflow;
 pub struct Outbox {
     budget: Budget,
     limit: usize,
+    pace: Pace,
     queue: RefCell<VecDeque<Frame>>,
     /// Bytes of data frames and pongs in the queue.
     queued: Cell<usize>,
@@ -85,10 +87,11 @@ pub struct Outbox {
 
 impl Outbox {
     /// An empty queue that holds `limit` bytes.
-    pub fn new(limit: usize, budget: Budget) -> Rc<Self> {
+    pub fn new(limit: usize, budget: Budget, pace: Pace) -> Rc<Self> {
         Rc::new(Self {
             budget,
             limit,
+            pace,
             queue: RefCell::default(),
             queued: Cell::new(0),
             expected: Cell::new(0),
@@ -186,6 +189,16 @@ impl Outbox {
         self.started.set(false);
     }
 
+    /// Whether requests are read at all, if not in this moment.
+    pub fn is_reading(&self) -> bool {
+        self.started.get()
+    }
+
+    /// Counts a request that was read against the socket's pace.
+    pub fn count_request(&self, cost: u32) {
+        self.pace.count(cost);
+    }
+
     /// Counts a request that was read and the reply that it will need.
     pub fn expect_reply(&self, request_bytes: usize, reply_bytes: usize) {
         self.requests.set(self.requests.get() + request_bytes);
@@ -230,9 +243,9 @@ impl Outbox {
     }
 
     /// Ready when another frame may be read.
-    pub fn poll_may_read(&self, cx: &Context<'_>) -> Poll<()> {
+    pub fn poll_may_read(&self, cx: &mut Context<'_>) -> Poll<()> {
         if self.may_read() {
-            return Poll::Ready(());
+            return self.pace.poll_ready(cx);
         }
         *self.reader.borrow_mut() = Some(cx.waker().clone());
         Poll::Pending

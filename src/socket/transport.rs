@@ -28,7 +28,8 @@ use std::{
 
 use actix_codec::{Encoder, Framed, FramedParts};
 use actix_http::{
-    BoxedPayloadStream, ConnectionType, HttpMessage, HttpService, Method, Payload, Request, Response, StatusCode,
+    BoxedPayloadStream, ConnectionType, HttpMessage, HttpService, Method, Payload, Protocol, Request, Response,
+    StatusCode,
     body::{BodySize, BoxBody, MessageBody},
     h1::{self, Codec},
 };
@@ -39,11 +40,13 @@ use actix_web::{
     dev::{AppConfig, ServiceResponse},
 };
 use bytes::Bytes;
+use futures_util::future::Either;
 use tokio::{io::AsyncWriteExt, net::TcpStream, time::timeout};
 
-pub use self::wire::Wire;
+pub use self::{admission::Admission, wire::Wire};
 use self::{
     pump::{Linger, Parts, Pump, Scratch, body_error},
+    watched::Watched,
     wire::Inbound,
 };
 pub use super::{
@@ -51,7 +54,9 @@ pub use super::{
     frame_guard::Violation,
 };
 
+mod admission;
 mod pump;
+mod watched;
 mod wire;
 
 /// How long a client may take to send the head of its first request.
@@ -73,6 +78,8 @@ pub struct Tuning {
     /// Bytes of large inbound messages that may be on their way to their handlers. A limit below
     /// `max_message` lets one such message in at a time.
     pub inbound: Budget,
+    /// Who may connect at all.
+    pub admission: Admission,
     /// Upgraded connections, those that are closing included.
     pub connections: Budget,
     /// How long a write may stand still once the reader, whose business that is otherwise, is gone.
@@ -130,22 +137,32 @@ where
     B: MessageBody + 'static,
 {
     let draining = server.graceful_shutdown_signal();
+    // Ours is the count to go by: at its own actix-server would stop accepting, and let everybody wait.
+    let server = server.max_concurrent_connections(tuning.admission.beyond_all());
     server.listen("http", listener, move || {
         let draining = draining.clone();
+        let (admission, scratch) = (tuning.admission.clone(), Scratch::new());
         let service = || map_config(app(), |()| AppConfig::default());
-        HttpService::build()
+        let http = HttpService::build()
             .keep_alive(KEEP_ALIVE)
             .client_request_timeout(HEAD_TIME)
             .client_disconnect_timeout(DISCONNECT_TIME)
             .h1_allow_half_closed(false)
-            .tcp_nodelay(true)
             .graceful_shutdown_signal(move || {
                 let draining = draining.clone();
                 async move { draining.notified().await }
             })
             .upgrade(upgrade_service(service(), tuning.clone()))
-            .finish(service())
-            .tcp()
+            .finish(service());
+        apply_fn_factory(http, move |stream: TcpStream, http| {
+            let peer = stream.peer_addr().ok();
+            // Without it, small answers would wait for the peer's acknowledgements; it works all the same.
+            let _ = stream.set_nodelay(true);
+            match admission.admit(stream, peer) {
+                Ok(watched) => Either::Left(http.call((watched, Protocol::Http1, peer))),
+                Err((stream, refusal)) => Either::Right(admission.clone().turn_away(stream, refusal, scratch.clone())),
+            }
+        })
     })
 }
 
@@ -153,7 +170,7 @@ where
 fn upgrade_service<S, B>(
     app: S,
     tuning: Tuning,
-) -> impl ServiceFactory<(Request, Framed<TcpStream, Codec>), Config = (), Response = (), Error = Error, InitError = ()>
+) -> impl ServiceFactory<(Request, Framed<Watched, Codec>), Config = (), Response = (), Error = Error, InitError = ()>
 where
     S: ServiceFactory<Request, Config = (), Response = ServiceResponse<B>, Error = Error, InitError = ()> + 'static,
     <S::Service as Service<Request>>::Future: 'static,
@@ -215,13 +232,15 @@ impl Upgrade {
     /// the dispatcher's, ends and frees its buffers.
     async fn accept(
         self,
-        connection: FramedParts<TcpStream, Codec>,
+        connection: FramedParts<Watched, Codec>,
         response: Response<()>,
         body: BoxBody,
         tuning: &Tuning,
         scratch: Scratch,
     ) -> io::Result<()> {
-        let FramedParts { io: mut stream, mut codec, read_buf, mut write_buf, .. } = connection;
+        let FramedParts { io, mut codec, read_buf, mut write_buf, .. } = connection;
+        // It counts as a socket from now on.
+        let mut stream = io.into_inner();
         codec.encode(h1::Message::Item((response, body.size())), &mut write_buf)?;
         timeout(ANSWER_TIME, stream.write_all(&write_buf)).await??;
         actix_rt::spawn(Pump::new(Parts {
@@ -243,7 +262,7 @@ impl Upgrade {
 /// Writes any other answer to an upgrade request, and closes: what the client sent behind the request
 /// is not HTTP.
 async fn refuse(
-    connection: FramedParts<TcpStream, Codec>,
+    connection: FramedParts<Watched, Codec>,
     mut response: Response<()>,
     body: BoxBody,
     scratch: &Scratch,
@@ -251,7 +270,7 @@ async fn refuse(
     if response.status() == StatusCode::SWITCHING_PROTOCOLS {
         return Err(io::Error::other("an upgrade was accepted that had not been offered"));
     }
-    let mut stream = timeout(ANSWER_TIME, async move {
+    let stream = timeout(ANSWER_TIME, async move {
         let FramedParts { io: mut stream, mut codec, mut write_buf, .. } = connection;
         let head = response.head_mut();
         head.set_connection_type(ConnectionType::Close);
@@ -268,7 +287,8 @@ async fn refuse(
         io::Result::Ok(stream)
     })
     .await??;
-    let mut linger = Linger::default();
+    // Its places in the counts are given up here: what lingers is bounded in time.
+    let (mut stream, mut linger) = (stream.into_inner(), Linger::default());
     poll_fn(|cx| linger.poll(&mut stream, scratch, cx)).await;
     Ok(())
 }

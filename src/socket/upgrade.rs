@@ -1,5 +1,5 @@
-//! `GET /v1/socket`: who may connect, and how frames will be written. Refusals come in the order origin, form, token,
-//! capacity.
+//! `GET /v1/socket`: who may connect, and how frames will be written. Refusals come in the order origin, form, rate of
+//! connects, token, capacity.
 
 use std::{rc::Rc, sync::Arc};
 
@@ -9,14 +9,23 @@ use actix_web::{
     web,
 };
 
+use tokio::time::Instant;
+
 use super::{
     Node,
     device::{DeviceSocket, Upgraded},
+    networks::Kind,
     transport::Wire,
 };
 use crate::{
     domain::{Refusal, token::Token},
-    protocol::{Codec, Problem, frame::MAX_FRAME_BYTES, http::bearer},
+    protocol::{
+        Codec, Problem,
+        client::{client_address, is_proxy},
+        frame::MAX_FRAME_BYTES,
+        http::bearer,
+    },
+    service::ClientNetwork,
 };
 
 /// The offered subprotocol that carries a browser's token.
@@ -50,6 +59,12 @@ async fn upgrade(request: &HttpRequest, body: web::Payload, node: Arc<Node>) -> 
         return Err(not_a_handshake());
     }
     let offer = Offer::read(request)?;
+    let client = client_address(request.peer_addr(), headers, &node.trusted_proxies);
+    let network = ClientNetwork::from(client);
+    // Those who connect by themselves were counted when they did.
+    if request.peer_addr().is_none_or(|peer| is_proxy(peer.ip(), &node.trusted_proxies)) {
+        node.networks.connect(network, Instant::now())?;
+    }
     let token = match bearer(headers) {
         Some(token) => token,
         None => offer.token,
@@ -67,6 +82,7 @@ async fn upgrade(request: &HttpRequest, body: web::Payload, node: Arc<Node>) -> 
     }
     // The transport gives every handshake its wire unless the node holds as many connections as it may.
     let wire = request.extensions().get::<Rc<Wire>>().cloned().ok_or(Refusal::Unavailable)?;
+    wire.keep(node.networks.enter(network, Kind::Socket, Instant::now())?);
     let (mut response, ws, messages) = actix_ws::handle(request, body).map_err(|_| not_a_handshake())?;
     if offer.named {
         let name = HeaderValue::from_static(offer.codec.subprotocol());

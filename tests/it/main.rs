@@ -16,6 +16,7 @@ mod cluster_mixed;
 mod contract;
 mod docs;
 mod drain;
+mod floods;
 mod frames;
 mod fuzz;
 mod hostile;

@@ -133,7 +133,12 @@ async fn start_sealwire(options: &Options, folder: &Path, tokens: &Path) -> Resu
             .env("SEALWIRE__SERVER__BIND", public.to_string())
             .env("SEALWIRE__SERVER__WORKERS", options.workers.to_string())
             .env("SEALWIRE__ADMIN__BIND", admin.to_string())
-            .env("SEALWIRE__MAILER__URL", format!("file:{}/mail", folder.display()));
+            .env("SEALWIRE__MAILER__URL", format!("file:{}/mail", folder.display()))
+            // All clients are of a few networks and busier than people are.
+            .env("SEALWIRE__LIMITS__CONNECTIONS_PER_NETWORK", "0")
+            .env("SEALWIRE__LIMITS__HTTP_CONNECTIONS_PER_NETWORK", "0")
+            .env("SEALWIRE__LIMITS__CONNECTS_PER_NETWORK_SECOND", "0")
+            .env("SEALWIRE__LIMITS__REQUESTS_PER_CONNECTION_SECOND", "0");
         command
     };
     eprintln!("sealwire: seeding {} devices", options.sockets);

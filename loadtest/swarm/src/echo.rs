@@ -11,7 +11,7 @@ use actix_web::{App, HttpRequest, HttpResponse, HttpServer, web};
 use actix_ws::{Message, ProtocolError, Session};
 use sealwire::{
     protocol::frame::MAX_FRAME_BYTES,
-    socket::transport::{self, Budget, Tuning},
+    socket::transport::{self, Admission, Budget, Tuning},
 };
 use serde_json::json;
 
@@ -110,6 +110,7 @@ fn tuning() -> Tuning {
     Tuning {
         max_message: MAX_FRAME_BYTES as u64,
         inbound: Budget::new(256 << 20),
+        admission: Admission::unlimited(),
         connections: Budget::new(1 << 20),
         stall: Duration::from_secs(35),
     }

@@ -14,6 +14,7 @@ use futures_util::Stream;
 use tokio::time::Instant;
 
 use super::{Reservation, Violation};
+use crate::socket::networks::Place;
 
 /// The handle on an upgraded connection, for its handler and its actor.
 ///
@@ -29,6 +30,8 @@ pub struct Wire {
     deaf: Cell<bool>,
     aborted: Cell<bool>,
     gone: Cell<bool>,
+    /// The connection's place in its network's count, which ends with the connection.
+    place: Cell<Option<Place>>,
     hand_over: RefCell<HandOver>,
     /// Waits for a chunk or the end.
     reader: Cell<Option<Waker>>,
@@ -61,6 +64,7 @@ impl Wire {
             deaf: Cell::default(),
             aborted: Cell::default(),
             gone: Cell::default(),
+            place: Cell::default(),
             hand_over: RefCell::default(),
             reader: Cell::default(),
             pump: Cell::default(),
@@ -108,6 +112,11 @@ impl Wire {
     #[must_use]
     pub fn is_gone(&self) -> bool {
         self.gone.get()
+    }
+
+    /// Keeps the place that the connection was given among those of its network.
+    pub fn keep(&self, place: Place) {
+        self.place.set(Some(place));
     }
 
     /// Drops the socket at once, whatever is unread or unwritten; for a peer that takes nothing.

@@ -6,6 +6,7 @@ pub mod cluster;
 pub mod couriers;
 pub mod http;
 pub mod keys;
+pub mod mail_server;
 pub mod mailing;
 #[path = "../../../examples/tour/packed.rs"]
 mod packed;

@@ -6,7 +6,7 @@ use serde_json::{Value, json};
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
     net::{
-        TcpStream,
+        TcpSocket, TcpStream,
         tcp::{OwnedReadHalf, OwnedWriteHalf},
     },
     sync::Mutex,
@@ -42,8 +42,21 @@ impl Answer {
 
 /// Asks for `/v1/socket` with exactly these headers besides `Host`.
 pub async fn knock(server: &impl Server, headers: &[(&str, &str)]) -> (Answer, RawSocket) {
-    let stream = TcpStream::connect(server.address()).await.unwrap();
+    knock_from([127, 0, 0, 1], server, headers).await
+}
+
+/// A connection from an address of this machine.
+pub async fn connect_from(source: [u8; 4], server: &impl Server) -> TcpStream {
+    let socket = TcpSocket::new_v4().unwrap();
+    socket.bind((source, 0).into()).unwrap();
+    let stream = socket.connect(server.address()).await.unwrap();
     stream.set_nodelay(true).unwrap();
+    stream
+}
+
+/// The same as [`knock`], from another address of this machine.
+pub async fn knock_from(source: [u8; 4], server: &impl Server, headers: &[(&str, &str)]) -> (Answer, RawSocket) {
+    let stream = connect_from(source, server).await;
     let mut request = format!("GET /v1/socket HTTP/1.1\r\nHost: {}\r\n", server.address());
     for (name, value) in headers {
         write!(request, "{name}: {value}\r\n").unwrap();

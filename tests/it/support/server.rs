@@ -24,7 +24,7 @@ use tempfile::TempDir;
 
 use super::eventually;
 
-/// Settings by environment name, without the prefix: `("LIMITS__CLAIM_BURST", "0")`.
+/// Settings by environment name, without the prefix: `("LIMITS__CLAIM_BURST", "0")`. Also `RUST_LOG`, for processes.
 pub type Settings<'a> = &'a [(&'a str, &'a str)];
 
 /// A server that tests can talk to.
@@ -51,7 +51,8 @@ fn environment(folder: &Path, settings: Settings) -> BTreeMap<String, String> {
         ("LIMITS__OTP_PER_EMAIL_DAY", "0"),
         ("LIMITS__VERIFY_PER_NETWORK_MINUTE", "0"),
     ];
-    defaults.iter().chain(settings).map(|(key, value)| (format!("SEALWIRE__{key}"), (*value).to_owned())).collect()
+    let name = |key: &str| if key == "RUST_LOG" { key.to_owned() } else { format!("SEALWIRE__{key}") };
+    defaults.iter().chain(settings).map(|(key, value)| (name(key), (*value).to_owned())).collect()
 }
 
 /// A server in this process, built by the production constructor, with a clock that the test may own.

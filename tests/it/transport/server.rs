@@ -16,7 +16,7 @@ use actix::{Actor, ActorContext, ActorFutureExt, AsyncContext, Context, StreamHa
 use actix_web::{App, HttpMessage, HttpRequest, HttpResponse, web};
 use actix_ws::{AggregatedMessage, CloseCode, CloseReason, ProtocolError, Session};
 use bytes::Bytes;
-use sealwire::socket::transport::{self, Budget, Tuning, Violation, Wire, frame_bytes};
+use sealwire::socket::transport::{self, Admission, Budget, Tuning, Violation, Wire, frame_bytes};
 use tokio::time::timeout;
 
 use super::{client::Client, eventually};
@@ -55,7 +55,8 @@ impl Server {
 
     /// One with these budgets.
     pub fn with(inbound: Budget, connections: Budget) -> Self {
-        let tuning = Tuning { max_message: MAX_MESSAGE, inbound, connections, stall: STALL };
+        let admission = Admission::unlimited();
+        let tuning = Tuning { max_message: MAX_MESSAGE, inbound, admission, connections, stall: STALL };
         let probe = Arc::new(Probe::default());
         let (tell, told) = std::sync::mpsc::channel();
         let (shared, data) = (tuning.clone(), web::Data::from(Arc::clone(&probe)));

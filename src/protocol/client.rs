@@ -1,22 +1,23 @@
-//! Who is behind a request, and what is logged of it.
+//! Who is behind a request, where a proxy may stand between.
 
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 
-use actix_web::{
-    Error, HttpRequest,
-    body::MessageBody,
-    dev::{ServiceRequest, ServiceResponse},
-};
+use actix_web::http::header::HeaderMap;
 use ipnet::IpNet;
-use tracing::Span;
-use tracing_actix_web::{DefaultRootSpanBuilder, RootSpanBuilder};
 
 /// The address of the client: the peer's, or, where the peer is a trusted proxy, the nearest one in `X-Forwarded-For`
 /// that is no trusted proxy itself.
-pub fn client_address(request: &HttpRequest, trusted: &[IpNet]) -> IpAddr {
-    let peer = request.peer_addr().map_or(IpAddr::V4(Ipv4Addr::UNSPECIFIED), |peer| peer.ip().to_canonical());
-    let forwarded = request.headers().get_all("x-forwarded-for").filter_map(|value| value.to_str().ok());
+#[must_use]
+pub fn client_address(peer: Option<SocketAddr>, headers: &HeaderMap, trusted: &[IpNet]) -> IpAddr {
+    let peer = peer.map_or(IpAddr::V4(Ipv4Addr::UNSPECIFIED), |peer| peer.ip().to_canonical());
+    let forwarded = headers.get_all("x-forwarded-for").filter_map(|value| value.to_str().ok());
     nearest_untrusted(peer, forwarded, trusted)
+}
+
+/// Whether an address is that of a trusted proxy.
+#[must_use]
+pub fn is_proxy(peer: IpAddr, trusted: &[IpNet]) -> bool {
+    trusted.iter().any(|network| network.contains(&peer.to_canonical()))
 }
 
 fn nearest_untrusted<'a>(
@@ -24,10 +25,9 @@ fn nearest_untrusted<'a>(
     forwarded: impl DoubleEndedIterator<Item = &'a str>,
     trusted: &[IpNet],
 ) -> IpAddr {
-    let is_trusted = |address: IpAddr| trusted.iter().any(|network| network.contains(&address));
     let mut nearest = peer;
     for hop in forwarded.rev().flat_map(|line| line.rsplit(',')) {
-        if !is_trusted(nearest) {
+        if !is_proxy(nearest, trusted) {
             break;
         }
         let Some(address) = parse_hop(hop.trim()) else { break };
@@ -41,28 +41,6 @@ fn parse_hop(text: &str) -> Option<IpAddr> {
     let bare = text.strip_prefix('[').and_then(|text| text.strip_suffix(']')).unwrap_or(text);
     let address = bare.parse::<IpAddr>().ok().or_else(|| text.parse::<SocketAddr>().ok().map(|socket| socket.ip()))?;
     Some(address.to_canonical())
-}
-
-/// A span with method, route and status. The URL itself stays out, since clients put things there that they should not.
-pub struct RequestSpan;
-
-impl RootSpanBuilder for RequestSpan {
-    fn on_request_start(request: &ServiceRequest) -> Span {
-        let route = request.match_pattern().unwrap_or_else(|| "unmatched".to_owned());
-        tracing::info_span!(
-            "http",
-            method = %request.method(),
-            route,
-            http.status_code = tracing::field::Empty,
-            otel.status_code = tracing::field::Empty,
-            exception.message = tracing::field::Empty,
-            exception.details = tracing::field::Empty,
-        )
-    }
-
-    fn on_request_end<B: MessageBody>(span: Span, outcome: &Result<ServiceResponse<B>, Error>) {
-        DefaultRootSpanBuilder::on_request_end(span, outcome);
-    }
 }
 
 #[cfg(test)]

@@ -1,0 +1,100 @@
+//! Which values a setting takes, where its kind alone does not say.
+
+use std::net::SocketAddr;
+
+use toml::{Table, Value};
+
+use super::{ConfigError, decode_secret, invalid, parse_network};
+
+/// Checks the values that have a range or a grammar.
+pub(super) fn check(settings: &Table) -> Result<(), ConfigError> {
+    let value = |name: &str| {
+        let (section, key) = name.split_once('.')?;
+        settings.get(section)?.get(key)
+    };
+    let text = |name: &str| value(name).and_then(Value::as_str).unwrap_or_default();
+    let whole = |name: &str| value(name).and_then(Value::as_integer).unwrap_or_default();
+    let number = |name: &str| value(name).and_then(Value::as_float).unwrap_or_default();
+    let list = |name: &str| value(name).and_then(Value::as_array).cloned().unwrap_or_default();
+    let require = |holds: bool, name: &str, takes: &str| if holds { Ok(()) } else { Err(invalid(name, takes)) };
+
+    for name in ["server.bind", "admin.bind"] {
+        require(text(name).parse::<SocketAddr>().is_ok(), name, "an address and port, such as 127.0.0.1:8080")?;
+    }
+    for origin in list("server.allowed_origins") {
+        let holds = origin.as_str().is_some_and(is_origin);
+        require(holds, "server.allowed_origins", "origins, such as https://chat.example, without a path")?;
+    }
+    for proxy in list("server.trusted_proxies") {
+        let holds = proxy.as_str().is_some_and(|text| parse_network(text).is_some());
+        require(holds, "server.trusted_proxies", "addresses or networks, such as 10.0.0.0/8")?;
+    }
+    let loopback = text("admin.bind").parse::<SocketAddr>().is_ok_and(|bind| bind.ip().is_loopback());
+    require(
+        loopback || !text("admin.token").is_empty(),
+        "admin.token",
+        "a token, since admin.bind is not a loopback address",
+    )?;
+    for (name, range) in [
+        ("server.workers", 0..=1024),
+        ("server.max_connections", 0..=10_000_000),
+        ("server.max_http_connections", 0..=10_000_000),
+        ("server.outbox_bytes", 65_536..=1 << 30),
+        ("server.memory_budget_mb", 16..=1 << 20),
+        ("server.drain_s", 3..=3600),
+        ("database.max_connections", 1..=10_000),
+        ("auth.max_devices", 1..=100),
+        ("keys.low_watermark", 0..=500),
+        ("mailbox.max_envelopes", 1..=1_000_000_000),
+        ("mailbox.max_bytes", 32_768..=1 << 40),
+        ("mailbox.max_per_sender", 1..=1_000_000_000),
+        ("mailbox.max_bytes_per_sender", 32_768..=1 << 40),
+        ("limits.otp_per_email_hour", 0..=1000),
+        ("limits.otp_per_email_day", 0..=1000),
+        ("limits.otp_per_email_network_hour", 0..=1000),
+        ("limits.otp_per_network_hour", 0..=1_000_000),
+        ("limits.verify_per_network_minute", 0..=1_000_000),
+        ("limits.find_per_user_hour", 0..=1_000_000),
+        ("limits.claim_burst", 0..=1_000_000),
+        ("limits.claim_refill_s", 1..=31_536_000),
+        ("limits.sends_per_device_second", 0..=1_000_000),
+        ("limits.connections_per_network", 0..=10_000_000),
+        ("limits.http_connections_per_network", 0..=10_000_000),
+        ("limits.connects_per_network_second", 0..=1_000_000),
+        ("limits.requests_per_connection_second", 0..=10_000_000),
+    ] {
+        let takes = format!("a whole number from {} to {}", range.start(), range.end());
+        require(range.contains(&whole(name)), name, &takes)?;
+    }
+    for (name, most) in [("auth.session_days", 3650.0), ("keys.signed_prekey_days", 90.0)] {
+        let days = number(name);
+        require(days > 0.0 && days <= most, name, &format!("days, above 0 and up to {most}"))?;
+    }
+    let postgres = ["postgres://", "postgresql://"].iter().any(|scheme| text("database.url").starts_with(scheme));
+    require(postgres || text("database.url").starts_with("sqlite:"), "database.url", "sqlite://FILE or postgres://…")?;
+    let bus = text("bus.url");
+    require(bus == "local" || bus.starts_with("redis://"), "bus.url", "\"local\" or redis://HOST:PORT")?;
+    let mailer = text("mailer.url");
+    let known = mailer == "log:"
+        || ["file:", "smtp://", "smtps://"]
+            .iter()
+            .any(|scheme| mailer.strip_prefix(scheme).is_some_and(|rest| !rest.is_empty()));
+    require(known, "mailer.url", "log:, file:DIR, smtp://HOST or smtps://HOST")?;
+    let from = text("mailer.from").parse::<lettre::message::Mailbox>();
+    require(from.is_ok(), "mailer.from", "a sender, such as Sealwire <no-reply@chat.example>")?;
+    let secret = text("auth.secret");
+    require(secret.is_empty() || decode_secret(secret).is_some(), "auth.secret", "32 bytes in base64")?;
+    require(
+        !postgres || !secret.is_empty(),
+        "auth.secret",
+        "32 bytes in base64, the same on every node, with PostgreSQL",
+    )
+}
+
+/// `scheme://host[:port]`, as browsers write it.
+fn is_origin(text: &str) -> bool {
+    let Some((scheme, authority)) = text.split_once("://") else { return false };
+    matches!(scheme, "http" | "https" | "app" | "capacitor" | "tauri" | "chrome-extension" | "moz-extension")
+        && !authority.is_empty()
+        && !authority.contains(['/', '?', '#', '@', ' '])
+}

@@ -1,0 +1,50 @@
+//! How one layer of settings overrides those below it: by name, in the kind that the default has.
+
+use toml::{Table, Value};
+
+use super::{ConfigError, invalid};
+
+/// Replaces a known setting by what `read` makes of the new value, given the default as an example of its kind.
+pub(super) fn set(
+    settings: &mut Table,
+    section: &str,
+    key: &str,
+    read: impl FnOnce(&Value) -> Result<Value, &'static str>,
+) -> Result<(), ConfigError> {
+    let name = format!("{section}.{key}");
+    let current = settings.get_mut(section).and_then(Value::as_table_mut).and_then(|table| table.get_mut(key));
+    let Some(current) = current else { return Err(ConfigError::Unknown(name)) };
+    *current = read(current).map_err(|takes| invalid(&name, takes))?;
+    Ok(())
+}
+
+pub(super) fn same_kind(example: &Value, value: Value) -> Result<Value, &'static str> {
+    #[expect(clippy::cast_precision_loss, reason = "a number of days")]
+    match (example, value) {
+        (Value::Float(_), Value::Integer(whole)) => Ok(Value::Float(whole as f64)),
+        (example, value) if example.same_type(&value) => Ok(value),
+        (example, _) => Err(kind(example)),
+    }
+}
+
+pub(super) fn parse_as(example: &Value, text: &str) -> Result<Value, &'static str> {
+    let list = || text.split(',').map(str::trim).filter(|item| !item.is_empty()).map(|item| item.to_owned().into());
+    let parsed = match example {
+        Value::Integer(_) => text.trim().parse().ok().map(Value::Integer),
+        Value::Float(_) => text.trim().parse().ok().map(Value::Float),
+        Value::Boolean(_) => text.trim().parse().ok().map(Value::Boolean),
+        Value::Array(_) => Some(Value::Array(list().collect())),
+        _ => Some(Value::String(text.to_owned())),
+    };
+    parsed.ok_or(kind(example))
+}
+
+fn kind(example: &Value) -> &'static str {
+    match example {
+        Value::Integer(_) => "a whole number",
+        Value::Float(_) => "a number",
+        Value::Boolean(_) => "true or false",
+        Value::Array(_) => "a list",
+        _ => "a text",
+    }
+}

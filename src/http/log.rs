@@ -1,0 +1,50 @@
+//! What is logged of ordinary requests: one line for each, and a span around whatever is said meanwhile.
+
+use std::time::Instant;
+
+use actix_web::{
+    Error, HttpMessage,
+    body::MessageBody,
+    dev::{ServiceRequest, ServiceResponse},
+    web::Data,
+};
+use tracing::Span;
+use tracing_actix_web::{DefaultRootSpanBuilder, RootSpanBuilder};
+
+use super::Http;
+use crate::protocol::client::client_address;
+
+/// When a request's head had been read.
+struct Began(Instant);
+
+/// A span with method, route, client and status. The URL itself stays out, since clients put things there that they
+/// should not.
+pub struct RequestSpan;
+
+impl RootSpanBuilder for RequestSpan {
+    fn on_request_start(request: &ServiceRequest) -> Span {
+        let route = request.match_pattern().unwrap_or_else(|| "unmatched".to_owned());
+        let trusted = request.app_data::<Data<Http>>().map_or(&[][..], |http| &http.trusted_proxies);
+        let client = client_address(request.request().peer_addr(), request.headers(), trusted);
+        request.extensions_mut().insert(Began(Instant::now()));
+        tracing::info_span!(
+            "http",
+            method = %request.method(),
+            route,
+            %client,
+            http.status_code = tracing::field::Empty,
+            otel.status_code = tracing::field::Empty,
+            exception.message = tracing::field::Empty,
+            exception.details = tracing::field::Empty,
+        )
+    }
+
+    fn on_request_end<B: MessageBody>(span: Span, outcome: &Result<ServiceResponse<B>, Error>) {
+        DefaultRootSpanBuilder::on_request_end(span, outcome);
+        if let Ok(response) = outcome {
+            let began = response.request().extensions().get::<Began>().map(|Began(at)| at.elapsed());
+            let ms = began.map(|took| u64::try_from(took.as_millis()).unwrap_or(u64::MAX));
+            tracing::info!(status = response.status().as_u16(), ms, "request");
+        }
+    }
+}

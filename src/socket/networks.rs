@@ -1,0 +1,244 @@
+//! What one client network (/24 of IPv4, /48 of IPv6) may have of this node: connections, and new ones each second.
+
+use std::{
+    collections::HashMap,
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicU64, Ordering},
+    },
+    time::Duration,
+};
+
+use tokio::time::Instant;
+
+use crate::{domain::Refusal, service::ClientNetwork};
+
+/// Seconds' worth of new connections that a network may make at once.
+const BURST_SECONDS: u32 = 20;
+/// When to try again where a connection of the network has to end first.
+const RETRY: Duration = Duration::from_secs(10);
+/// Networks that are remembered before those that have nothing open are forgotten.
+const TIDY_ABOVE: usize = 10_000;
+/// The operator hears of refusals at most this often.
+const REPORT_EVERY: Duration = Duration::from_secs(10);
+
+/// The bounds; 0 turns one off.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct NetworkLimits {
+    /// Open sockets.
+    pub sockets: usize,
+    /// Open connections that are no sockets (yet).
+    pub http: usize,
+    /// New connections a second.
+    pub connects_per_second: u32,
+}
+
+/// What a connection is counted as.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Kind {
+    /// Before an upgrade, or without one.
+    Http,
+    /// Upgraded.
+    Socket,
+}
+
+/// The count of every network. Clones share it.
+#[derive(Clone, Debug)]
+pub struct Networks {
+    shared: Arc<Shared>,
+}
+
+#[derive(Debug)]
+struct Shared {
+    limits: NetworkLimits,
+    table: Mutex<Table>,
+    refused: AtomicU64,
+}
+
+#[derive(Debug)]
+struct Table {
+    counts: HashMap<ClientNetwork, Counts>,
+    tidy_above: usize,
+    reported: Option<Instant>,
+}
+
+#[derive(Debug, Default)]
+struct Counts {
+    http: usize,
+    sockets: usize,
+    /// When the allowance of new connections will be full again.
+    full_at: Option<Instant>,
+}
+
+impl Counts {
+    fn of(&mut self, kind: Kind) -> &mut usize {
+        match kind {
+            Kind::Http => &mut self.http,
+            Kind::Socket => &mut self.sockets,
+        }
+    }
+
+    fn is_idle(&self, now: Instant) -> bool {
+        self.http == 0 && self.sockets == 0 && self.full_at.is_none_or(|at| at <= now)
+    }
+}
+
+/// A connection that counts for its network until this is dropped.
+#[derive(Debug)]
+#[must_use = "dropping it ends the count"]
+pub struct Place {
+    networks: Networks,
+    network: ClientNetwork,
+    kind: Kind,
+}
+
+impl Networks {
+    /// Nothing is open yet.
+    #[must_use]
+    pub fn new(limits: NetworkLimits) -> Self {
+        let table = Table { counts: HashMap::new(), tidy_above: TIDY_ABOVE, reported: None };
+        Self { shared: Arc::new(Shared { limits, table: Mutex::new(table), refused: AtomicU64::new(0) }) }
+    }
+
+    fn table(&self) -> MutexGuard<'_, Table> {
+        self.shared.table.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Counts a new connection against the network's rate.
+    ///
+    /// # Errors
+    /// `rate_limited`
+    pub fn connect(&self, network: ClientNetwork, now: Instant) -> Result<(), Refusal> {
+        let rate = self.shared.limits.connects_per_second;
+        if rate == 0 {
+            return Ok(());
+        }
+        let each = Duration::from_secs(1) / rate;
+        let burst = Duration::from_secs(1) * BURST_SECONDS;
+        let mut table = self.table();
+        let counts = table.entry(network, now);
+        let full_at = counts.full_at.unwrap_or(now).max(now) + each;
+        let over = (full_at - now).saturating_sub(burst);
+        if over > Duration::ZERO {
+            return Err(self.refuse(&mut table, over, now));
+        }
+        counts.full_at = Some(full_at);
+        Ok(())
+    }
+
+    /// Takes a place for a connection.
+    ///
+    /// # Errors
+    /// `rate_limited`
+    pub fn enter(&self, network: ClientNetwork, kind: Kind, now: Instant) -> Result<Place, Refusal> {
+        let limit = match kind {
+            Kind::Http => self.shared.limits.http,
+            Kind::Socket => self.shared.limits.sockets,
+        };
+        let mut table = self.table();
+        let count = table.entry(network, now).of(kind);
+        if limit > 0 && *count >= limit {
+            return Err(self.refuse(&mut table, RETRY, now));
+        }
+        *count += 1;
+        Ok(Place { networks: self.clone(), network, kind })
+    }
+
+    /// Says so in the log, but not for each: a flood must not fill the log as well.
+    fn refuse(&self, table: &mut Table, retry_after: Duration, now: Instant) -> Refusal {
+        self.shared.refused.fetch_add(1, Ordering::Relaxed);
+        if table.reported.is_none_or(|at| now >= at + REPORT_EVERY) {
+            table.reported = Some(now);
+            let connections = self.shared.refused.swap(0, Ordering::Relaxed);
+            tracing::warn!(connections, "connections were refused: their networks are over their limits");
+        }
+        Refusal::RateLimited { retry_after }
+    }
+}
+
+impl Table {
+    fn entry(&mut self, network: ClientNetwork, now: Instant) -> &mut Counts {
+        if self.counts.len() > self.tidy_above {
+            self.counts.retain(|_, counts| !counts.is_idle(now));
+            // Not again before it has doubled: a crowd of networks must not cost a scan each.
+            self.tidy_above = (2 * self.counts.len()).max(TIDY_ABOVE);
+        }
+        self.counts.entry(network).or_default()
+    }
+}
+
+impl Drop for Place {
+    fn drop(&mut self) {
+        if let Some(counts) = self.networks.table().counts.get_mut(&self.network) {
+            *counts.of(self.kind) -= 1;
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn network(last: u8) -> ClientNetwork {
+        ClientNetwork::V4([192, 0, last])
+    }
+
+    fn refused<T: std::fmt::Debug>(outcome: Result<T, Refusal>) -> Duration {
+        match outcome.unwrap_err() {
+            Refusal::RateLimited { retry_after } => retry_after,
+            other => panic!("{other:?}"),
+        }
+    }
+
+    #[test]
+    fn places_are_counted_by_kind_and_network_and_come_back() {
+        let networks = Networks::new(NetworkLimits { sockets: 2, http: 1, connects_per_second: 0 });
+        let now = Instant::now();
+        let first = networks.enter(network(1), Kind::Socket, now).unwrap();
+        let _second = networks.enter(network(1), Kind::Socket, now).unwrap();
+        assert_eq!(refused(networks.enter(network(1), Kind::Socket, now)), RETRY);
+        let _other = networks.enter(network(2), Kind::Socket, now).unwrap();
+        let _http = networks.enter(network(1), Kind::Http, now).unwrap();
+        refused(networks.enter(network(1), Kind::Http, now));
+        drop(first);
+        let _third = networks.enter(network(1), Kind::Socket, now).unwrap();
+    }
+
+    #[test]
+    fn new_connections_have_a_rate_with_room_for_a_crowd() {
+        let networks = Networks::new(NetworkLimits { connects_per_second: 5, ..NetworkLimits::default() });
+        let start = Instant::now();
+        let taken = |at, tries: usize| (0..tries).filter(|_| networks.connect(network(1), at).is_ok()).count();
+        assert_eq!(taken(start, 150), 100);
+        assert_eq!(refused(networks.connect(network(1), start)), Duration::from_millis(200));
+        assert!(networks.connect(network(2), start).is_ok(), "another network is counted apart");
+        assert_eq!(taken(start + Duration::from_secs(1), 10), 5);
+        assert_eq!(taken(start + Duration::from_mins(10), 150), 100);
+    }
+
+    #[test]
+    fn zero_turns_a_limit_off() {
+        let networks = Networks::new(NetworkLimits::default());
+        let now = Instant::now();
+        let places: Vec<_> = (0..1000).map(|_| networks.enter(network(1), Kind::Socket, now).unwrap()).collect();
+        assert!((0..1000).all(|_| networks.connect(network(1), now).is_ok()));
+        drop(places);
+    }
+
+    #[test]
+    fn networks_with_nothing_open_are_forgotten() {
+        let networks = Networks::new(NetworkLimits { connects_per_second: 1000, ..NetworkLimits::default() });
+        let start = Instant::now();
+        let kept = networks.enter(network(1), Kind::Socket, start).unwrap();
+        for second in 0..5u64 {
+            let now = start + Duration::from_secs(second);
+            for index in 0..u32::try_from(TIDY_ABOVE).unwrap() {
+                let [_, a, b, c] = (index + 1_000_000 * u32::try_from(second).unwrap()).to_be_bytes();
+                networks.connect(ClientNetwork::V4([a, b, c]), now).unwrap();
+            }
+        }
+        assert!(networks.table().counts.len() <= 2 * TIDY_ABOVE + 1);
+        assert!(networks.table().counts.contains_key(&network(1)));
+        drop(kept);
+    }
+}
