@@ -107,6 +107,13 @@ impl Service {
         if redeemed.added_to_known_user {
             self.mailer.send(Mail::device_added(sign_in.email, sign_in.new_device.name.as_deref()));
         }
+        tracing::info!(
+            user_id = %redeemed.caller.user,
+            device_id = %redeemed.caller.device,
+            session_id = %redeemed.caller.session,
+            new_device = redeemed.device_is_new,
+            "signed in"
+        );
         let mut told = Told::default();
         if redeemed.device_is_new {
             let removed = sign_in.replace.into_iter().collect();

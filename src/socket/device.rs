@@ -1,7 +1,7 @@
 //! The actor of one connected device. It owns the session, hands requests to the use cases, and queues what comes back.
 //! No handler waits for anything: work runs on the runtime of store and bus and returns as a message.
 
-use std::{collections::VecDeque, panic::AssertUnwindSafe, rc::Rc, sync::Arc, time::Duration};
+use std::{collections::VecDeque, net::IpAddr, panic::AssertUnwindSafe, rc::Rc, sync::Arc, time::Duration};
 
 use actix::{
     Actor, ActorContext, ActorFutureExt, AsyncContext, Context, Handler, Message, SpawnHandle, StreamHandler,
@@ -46,6 +46,9 @@ const LONGEST_TIMER: Duration = Duration::from_hours(24);
 /// Room kept in the outbox for the reply to a request that brings bundles, and for any other.
 const BUNDLES_ROOM: usize = 16 * 1024;
 const REPLY_ROOM: usize = 1024;
+/// What stands in the log for a Close frame without a code, and for an end without a Close frame (RFC 6455, 7.1.5).
+const CLOSED_WITHOUT_CODE: u16 = 1005;
+const ENDED_WITHOUT_CLOSE: u16 = 1006;
 
 /// The actor.
 pub struct DeviceSocket {
@@ -54,6 +57,7 @@ pub struct DeviceSocket {
     pub(super) codec: Codec,
     pub(super) outbox: Rc<Outbox>,
     wire: Rc<Wire>,
+    client: IpAddr,
     attached: Option<ConnectionKey>,
     opening: Opening,
     /// The connection's place among those of the device; `None` until it is open.
@@ -130,12 +134,14 @@ pub struct Upgraded {
     pub messages: MessageStream,
     /// Below both.
     pub wire: Rc<Wire>,
+    /// The client's address.
+    pub client: IpAddr,
 }
 
 impl DeviceSocket {
     /// Starts the actor of an upgraded connection on this worker.
     pub fn launch(node: Arc<Node>, upgraded: Upgraded) {
-        let Upgraded { session, codec, ws, messages, wire } = upgraded;
+        let Upgraded { session, codec, ws, messages, wire, client } = upgraded;
         let outbox = Outbox::new(node.outbox_bytes, node.budget.clone(), Pace::new(node.requests_per_second));
         actix_rt::spawn(Writer::new(outbox.clone(), ws, wire.clone(), codec));
         Self::create(|ctx| {
@@ -148,6 +154,7 @@ impl DeviceSocket {
                 codec,
                 outbox,
                 wire,
+                client,
                 attached: None,
                 opening: Opening::NotBegun,
                 epoch: None,
@@ -194,7 +201,15 @@ impl DeviceSocket {
             Err(_) => return self.close(CloseCode::Unavailable, ctx),
         };
         self.epoch = Some(epoch);
-        tracing::info!(device_id = %self.session.caller.device, epoch, "socket opened");
+        tracing::info!(
+            device_id = %self.session.caller.device,
+            user_id = %self.session.caller.user,
+            session_id = %self.session.caller.session,
+            epoch,
+            client = %self.client,
+            subprotocol = self.codec.subprotocol(),
+            "socket opened"
+        );
         self.note_open();
         self.signed_prekey = keys.signed_prekey;
         self.known_depth = depths(&keys);
@@ -264,17 +279,22 @@ impl DeviceSocket {
     fn close(&mut self, code: CloseCode, ctx: &mut Context<Self>) {
         if !self.closing {
             self.closing = true;
-            tracing::info!(
-                device_id = %self.session.caller.device,
-                epoch = self.epoch,
-                code = code.number(),
-                reason = code.reason(),
-                seconds = self.opened_at.elapsed().as_secs(),
-                "socket closed"
-            );
+            self.log_closed(code.number(), code.reason());
             self.outbox.close(code);
             ctx.stop();
         }
+    }
+
+    /// The one line at the end of every socket, whoever ended it.
+    fn log_closed(&self, code: u16, reason: &'static str) {
+        tracing::info!(
+            device_id = %self.session.caller.device,
+            epoch = self.epoch,
+            code,
+            reason,
+            seconds = self.opened_at.elapsed().as_secs_f64(),
+            "socket closed"
+        );
     }
 
     /// Closes once a node that is being stopped, and reads no more for that, owes this socket no reply.
@@ -516,6 +536,7 @@ impl Actor for DeviceSocket {
 
     fn stopped(&mut self, _: &mut Context<Self>) {
         if !self.closing {
+            self.log_closed(ENDED_WITHOUT_CLOSE, "connection lost");
             self.outbox.abort();
         }
         let device = self.session.caller.device;
@@ -551,6 +572,8 @@ impl StreamHandler<Result<Incoming, ProtocolError>> for DeviceSocket {
             (Ok(Incoming::Pong), _) => {}
             (Ok(Incoming::Close(reason)), _) => {
                 self.closing = true;
+                let code = reason.as_ref().map_or(CLOSED_WITHOUT_CODE, |reason| reason.code.into());
+                self.log_closed(code, "closed by the client");
                 self.outbox.echo_close(reason);
                 ctx.stop();
             }

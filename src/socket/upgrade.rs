@@ -89,7 +89,7 @@ async fn upgrade(request: &HttpRequest, body: web::Payload, node: Arc<Node>) -> 
         response.headers_mut().insert(header::SEC_WEBSOCKET_PROTOCOL, name);
     }
     let messages = messages.max_frame_size(MAX_FRAME_BYTES);
-    DeviceSocket::launch(node, Upgraded { session, codec: offer.codec, ws, messages, wire });
+    DeviceSocket::launch(node, Upgraded { session, codec: offer.codec, ws, messages, wire, client });
     Ok(response)
 }
 

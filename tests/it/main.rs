@@ -23,6 +23,7 @@ mod hostile;
 mod hostile_http;
 mod hostile_keys;
 mod liveness;
+mod logs;
 mod mail;
 mod messages;
 mod rolling;
