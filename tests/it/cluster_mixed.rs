@@ -97,8 +97,10 @@ async fn live(socket: &Socket, person: &Person, users: &Mutex<Vec<String>>, tall
         let mut operations: Vec<(&str, Value)> = Vec::new();
         for _ in 0..rng.random_range(1..4) {
             let user = {
+                // Those who have signed in by now, this person at least.
                 let users = users.lock().unwrap();
-                users[rng.random_range(0..users.len())].clone()
+                let known: Vec<&String> = users.iter().filter(|user| !user.is_empty()).collect();
+                known[rng.random_range(0..known.len())].clone()
             };
             operations.push(match rng.random_range(0..100) {
                 _ if step == 0 => ("keys.publish", keys.complete([])),
