@@ -13,13 +13,13 @@ use crate::{
     store::{Accepted, AckRequest, MailAnswer, MailRequest, SendRequest},
 };
 
-/// The places of a socket's sends, which take effect in the order in which they came.
+/// The places of a socket's requests of one kind, which take effect in the order in which they came.
 #[derive(Default)]
 pub struct Turns {
     last: Option<oneshot::Receiver<()>>,
 }
 
-/// The place of one send. Its turn is over when it is dropped, which must not be before it has come.
+/// The place of one request. Its turn is over when it is dropped, which must not be before it has come.
 pub struct Turn {
     before: Option<oneshot::Receiver<()>>,
     _after: oneshot::Sender<()>,

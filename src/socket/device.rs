@@ -43,8 +43,9 @@ const IDLE: Duration = Duration::from_mins(1);
 const ROTATION_NOTICE: Duration = Duration::from_hours(72);
 /// The longest that a timer is set for: what lies further ahead is looked at again then.
 const LONGEST_TIMER: Duration = Duration::from_hours(24);
-/// Room kept in the outbox for the reply to a request that brings bundles, and for any other.
-const BUNDLES_ROOM: usize = 16 * 1024;
+/// Room kept in the outbox for the reply to a request that brings bundles (as many as a user has devices, with post-quantum
+/// keys), and for any other.
+const BUNDLES_ROOM: usize = 40 * 1024;
 const REPLY_ROOM: usize = 1024;
 /// What stands in the log for a Close frame without a code, and for an end without a Close frame (RFC 6455, 7.1.5).
 const CLOSED_WITHOUT_CODE: u16 = 1005;
@@ -70,7 +71,9 @@ pub struct DeviceSocket {
     deferred: VecDeque<(Request, Op, Bytes)>,
     renewing: bool,
     /// The places of sends under way.
-    turns: Turns,
+    sends: Turns,
+    /// Those of publishes, so that the last one's signed prekey is the one that is watched.
+    publishes: Turns,
     pub(super) delivery: Delivery,
     signed_prekey: Option<SignedPrekeyStatus>,
     /// How deep the owner knows each pool to be ([`depth`]), at which pool version: a signal that says no more is an echo.
@@ -162,7 +165,8 @@ impl DeviceSocket {
                 in_flight: Vec::new(),
                 deferred: VecDeque::new(),
                 renewing: false,
-                turns: Turns::default(),
+                sends: Turns::default(),
+                publishes: Turns::default(),
                 delivery,
                 signed_prekey: None,
                 known_depth: [(0, 0); 2],
@@ -408,7 +412,11 @@ impl DeviceSocket {
         let origin = Origin {
             caller: self.session.caller,
             epoch: self.epoch.unwrap_or_default(),
-            turn: (op == Op::MessagesSend).then(|| self.turns.take()),
+            turn: match op {
+                Op::MessagesSend => Some(self.sends.take()),
+                Op::KeysPublish => Some(self.publishes.take()),
+                _ => None,
+            },
         };
         let (node, codec, address) = (self.node.clone(), self.codec, ctx.address());
         let runtime = node.runtime.clone();
@@ -419,9 +427,11 @@ impl DeviceSocket {
                 reply: failure(codec, id, Refusal::Internal),
                 after: After::Nothing,
                 told: crate::service::Told::default(),
+                turn: None,
             });
             // The reply first, then what others hear of it.
             address.do_send(Done { id, reply: outcome.reply, after: outcome.after });
+            drop(outcome.turn);
             node.service.tell(outcome.told);
         });
     }

@@ -45,6 +45,8 @@ pub struct Outcome {
     pub after: After,
     /// For other devices.
     pub told: Told,
+    /// The turn of a publish, which is over when the socket has its reply.
+    pub turn: Option<Turn>,
 }
 
 /// Where a request comes from.
@@ -53,7 +55,7 @@ pub struct Origin {
     pub caller: Caller,
     /// The connection's.
     pub epoch: i64,
-    /// Its place among the sends of the socket, if it is one.
+    /// Its place among the sends or the publishes of the socket, if it is one.
     pub turn: Option<Turn>,
 }
 
@@ -66,7 +68,7 @@ pub async fn run(service: &Service, origin: Origin, codec: Codec, op: Op, reques
         Ok(reply) => reply,
         Err(refusal) => failure(codec, request.id, refusal),
     };
-    Outcome { reply, after: effects.after, told: effects.told }
+    Outcome { reply, after: effects.after, told: effects.told, turn: effects.turn }
 }
 
 /// Encodes an error reply.
@@ -91,6 +93,7 @@ pub fn encode(codec: Codec, frame: &impl Serialize) -> Vec<u8> {
 struct Effects {
     after: After,
     told: Told,
+    turn: Option<Turn>,
 }
 
 struct Call<'a> {
@@ -213,7 +216,11 @@ impl Call<'_> {
         self.success(&Empty {})
     }
 
-    async fn publish(self) -> Result<Vec<u8>, Refusal> {
+    async fn publish(mut self) -> Result<Vec<u8>, Refusal> {
+        self.effects.turn = self.turn.take();
+        if let Some(turn) = &mut self.effects.turn {
+            turn.come().await;
+        }
         let params: params::Publish = self.params()?;
         let rotated = params.rotates_signed_prekey();
         let outcome = self.service.publish(&self.caller, params.into()).await?;

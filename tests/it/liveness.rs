@@ -340,6 +340,34 @@ async fn the_owner_of_an_expiring_signed_prekey_is_told_until_it_rotates() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn pipelined_rotations_are_told_of_in_their_order() {
+    let app = TestApp::start(&[]);
+    let token = sign_in(&app, "owner@example.org").await.token;
+    let socket = Socket::connect(&app, &token, Codec::Json).await;
+    let mut keys = KeySet::new(Suite::SignalX3dh, 1);
+    socket.request("keys.publish", keys.complete([1])).await;
+    let soon = Timestamp::parse(socket.welcome["server_time"].as_str().unwrap()).unwrap() + Duration::from_hours(48);
+    let mut replies = Vec::new();
+    for key_id in 2..40_u32 {
+        let mut key = keys.signed_prekey(key_id);
+        key["expires_at"] = json!(soon);
+        // Some are refused, which takes no time at all.
+        let key = if key_id % 5 == 0 { json!({ "key_id": key_id }) } else { key };
+        let id = 1000 + key_id;
+        replies.push(socket.expect_reply(id));
+        let request = json!({ "id": id, "op": "keys.publish", "params": { "signed_prekey": key } });
+        socket.send(Codec::Json.encode(&request)).await;
+    }
+    for reply in replies {
+        reply.await.unwrap();
+    }
+    for key_id in (2..40_u32).filter(|key_id| key_id % 5 != 0) {
+        assert_eq!(socket.event("signed_prekey.expiring").await["key_id"], key_id);
+    }
+    assert_eq!(socket.request("keys.status", json!({})).await["signed_prekey"]["key_id"], 39);
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn an_expired_signed_prekey_is_not_served_until_it_is_replaced() {
     let app = TestApp::with_clock(&[]);
     let owner = sign_in(&app, "owner@example.org").await;
