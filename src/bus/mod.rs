@@ -40,8 +40,8 @@ impl Bus {
         let mut newest: BTreeMap<DeviceId, Signal> = BTreeMap::new();
         for (device, signal) in wakes {
             bus.deliver_here(device, signal.clone());
-            if matches!(signal, Signal::Mail { .. }) {
-                newest.insert(device, signal);
+            if let Signal::Mail { seq, .. } = signal {
+                newest.insert(device, Signal::Mail { seq, envelope: None });
                 continue;
             }
             if let Some(mail) = newest.remove(&device) {

@@ -16,7 +16,7 @@ pub const TTL_DEFAULT: Duration = Duration::from_hours(30 * 24);
 pub const REMEMBERED: Duration = Duration::from_hours(24);
 
 /// What a device is sent: opaque content with where it comes from.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Envelope {
     /// The sender's name for the message, the same for all its devices.
     pub message: MessageId,
@@ -30,6 +30,12 @@ pub struct Envelope {
     pub content: Bytes,
     /// When the message was accepted.
     pub accepted_at: Timestamp,
+}
+
+impl std::fmt::Debug for Envelope {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{} of {}: {} bytes", self.message, self.from_device, self.content.len())
+    }
 }
 
 /// An envelope that a client wants to have delivered to one device.

@@ -21,8 +21,8 @@ use crate::domain::{
 
 /// Devices that one fetch or claim may name.
 const MAX_DEVICE_IDS: usize = 100;
-/// Messages that one send may carry, far more than a user has devices.
-const MAX_MESSAGES: usize = 1000;
+/// Messages that one send may carry: as many as a user may have devices at the most.
+const MAX_MESSAGES: usize = 100;
 /// The largest integer of the protocol: what a double holds exactly, with all below it.
 const MAX_INTEGER: i64 = (1 << 53) - 1;
 /// Seqs that one ack may name.
@@ -391,12 +391,12 @@ impl Send {
     /// What each device is sent.
     ///
     /// # Errors
-    /// `bad_request` where there are more than a thousand, or one is empty or not written as the encoding wants it;
+    /// `bad_request` where there are more than a hundred, or one is empty or not written as the encoding wants it;
     /// `payload_too_large`
     pub fn envelopes(self, codec: Codec) -> Result<Vec<Outgoing>, Refusal> {
         let List(messages) = self.messages;
         if messages.len() > MAX_MESSAGES {
-            return Err(Refusal::BadRequest("at most 1000 messages".into()));
+            return Err(Refusal::BadRequest("at most 100 messages".into()));
         }
         for Object(message) in &messages {
             if message.content.is_text != (codec == Codec::Json) {

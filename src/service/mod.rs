@@ -1,7 +1,7 @@
 //! The use cases, and the only writer of store and bus.
 //!
 //! A method that changes something answers with what others must hear ([`Told`]); the caller sends its own reply first
-//! and then calls [`Service::tell`].
+//! and then calls [`Service::tell`]. What a batch has for others, of claims and of mail, goes out with its commit.
 
 mod auth;
 mod devices;

@@ -12,6 +12,8 @@ use crate::domain::{
     envelope::{MailboxStatus, Page, PageRequest},
 };
 
+use super::budget::{Budget, Reservation};
+
 /// Envelopes that may be under way without an ack.
 const WINDOW: usize = 256;
 /// After this long without an ack an envelope is sent again.
@@ -37,7 +39,8 @@ pub struct Delivery {
     /// Whether the next envelope did not fit; an ack clears it.
     full: bool,
     reading: bool,
-    held: VecDeque<Held>,
+    /// With what each draws on the node's memory.
+    held: VecDeque<(Held, Reservation)>,
 }
 
 struct Unacked {
@@ -52,6 +55,13 @@ pub enum Held {
     Mail(i64, Arc<Envelope>),
     /// One that is stored nowhere.
     Ephemeral(Arc<Envelope>),
+}
+
+impl Held {
+    fn bytes(&self) -> usize {
+        let (Self::Mail(_, envelope) | Self::Ephemeral(envelope)) = self;
+        envelope.content.len()
+    }
 }
 
 /// What is to be read from the store, and why.
@@ -93,29 +103,32 @@ impl Delivery {
         self.head = self.head.max(seq);
     }
 
-    /// Keeps what arrives while the store is read, as far as there is room; `None` once it is kept or need not be.
-    pub fn hold(&mut self, arrived: Held) -> Option<Held> {
+    /// Keeps what arrives while the store is read, as far as there is room and memory; `None` once it is kept or need not
+    /// be, since the store has it.
+    pub fn hold(&mut self, arrived: Held, memory: &Budget) -> Option<Held> {
         if !self.reading {
             return Some(arrived);
         }
-        if self.held.len() < HELD {
-            self.held.push_back(arrived);
+        if self.held.len() < HELD
+            && let Some(reservation) = memory.try_reserve(arrived.bytes())
+        {
+            self.held.push_back((arrived, reservation));
         }
         None
     }
 
     /// The oldest thing that was kept.
     pub fn release(&mut self) -> Option<Held> {
-        let held = if self.reading { None } else { self.held.pop_front() };
+        let held = if self.reading { None } else { self.held.pop_front().map(|(held, _)| held) };
         if held.is_none() && self.held.is_empty() {
             self.held = VecDeque::new();
         }
         held
     }
 
-    /// Whether this is the next envelope to be sent.
+    /// Whether this is the next envelope to be sent, and one may be sent.
     pub fn is_next(&self, seq: i64) -> bool {
-        seq == self.cursor + 1
+        seq == self.cursor + 1 && !self.full
     }
 
     /// Takes note that a frame with an envelope will be sent, if there is room for it. There always is for one.
@@ -129,6 +142,16 @@ impl Delivery {
         self.unacked_bytes += bytes;
         self.cursor = seq;
         true
+    }
+
+    /// Takes note that the outbox has no room. Until [`Self::go_on`] nothing is read.
+    pub fn wait(&mut self) {
+        self.full = true;
+    }
+
+    /// Takes note that the outbox may have room again.
+    pub fn go_on(&mut self) {
+        self.full = false;
     }
 
     /// Takes note of acks; the numbers are sorted.
@@ -166,7 +189,9 @@ impl Delivery {
         self.reading = true;
         let envelopes = u32::try_from(PAGE_ENVELOPES.min(WINDOW - self.unacked.len())).unwrap_or(1);
         let bytes = self.room.saturating_sub(self.unacked_bytes).clamp(1, PAGE_BYTES);
-        Some(Reading { page: PageRequest { after: self.cursor, upto: self.head, envelopes, bytes }, again: false })
+        // The backlog first, whose end the client is told of.
+        let upto = self.backlog.unwrap_or(self.head);
+        Some(Reading { page: PageRequest { after: self.cursor, upto, envelopes, bytes }, again: false })
     }
 
     /// Begins to read what has waited too long for its ack, with what comes behind it.
@@ -266,7 +291,7 @@ mod tests {
         delivery.open(mailbox(9, 3));
         assert!(!delivery.is_drained());
         let reading = delivery.begin_reading().unwrap();
-        assert_eq!((reading.page.after, reading.page.upto), (0, 12));
+        assert_eq!((reading.page.after, reading.page.upto), (0, 9));
         assert!(delivery.admit(2, 10, now) && delivery.admit(5, 10, now));
         delivery.end_reading(reading, false);
         assert!(!delivery.is_drained());
@@ -274,7 +299,8 @@ mod tests {
         assert_eq!(reading.page.after, 5);
         delivery.end_reading(reading, true);
         assert!(delivery.is_drained(), "the rest was acked or has expired");
-        assert_eq!(delivery.begin_reading(), None);
+        let reading = delivery.begin_reading().unwrap();
+        assert_eq!((reading.page.after, reading.page.upto), (9, 12), "live ones come behind it");
     }
 
     #[test]
@@ -312,11 +338,12 @@ mod tests {
         let mut delivery = Delivery::new(1000);
         delivery.open(mailbox(1, 1));
         let envelope = page(&[2], true).envelopes.remove(0).1;
-        assert!(delivery.hold(Held::Ephemeral(envelope.clone())).is_some(), "nothing is being read");
+        let memory = Budget::new(64);
+        assert!(delivery.hold(Held::Ephemeral(envelope.clone()), &memory).is_some(), "nothing is being read");
         let reading = delivery.begin_reading().unwrap();
         for seq in 2..200 {
             delivery.note(seq);
-            assert!(delivery.hold(Held::Mail(seq, envelope.clone())).is_none());
+            assert!(delivery.hold(Held::Mail(seq, envelope.clone()), &memory).is_none());
         }
         assert!(delivery.release().is_none(), "still reading");
         assert!(delivery.admit(1, 1, now));

@@ -14,7 +14,6 @@ use tokio::{sync::oneshot, time::Instant};
 
 use super::{
     Node,
-    budget::Reservation,
     delivery::Delivery,
     hub::ConnectionKey,
     inlet::{Incoming, Inlet},
@@ -43,10 +42,14 @@ const IDLE: Duration = Duration::from_mins(1);
 const ROTATION_NOTICE: Duration = Duration::from_hours(72);
 /// The longest that a timer is set for: what lies further ahead is looked at again then.
 const LONGEST_TIMER: Duration = Duration::from_hours(24);
+/// Time between two looks at mail whose ack is overdue.
+const RESEND_LOOK: Duration = Duration::from_secs(1);
 /// Room kept in the outbox for the reply to a request that brings bundles (as many as a user has devices, with post-quantum
 /// keys), and for any other.
 const BUNDLES_ROOM: usize = 40 * 1024;
 const REPLY_ROOM: usize = 1024;
+/// The same for one that may bring two lists of devices.
+const MISMATCH_ROOM: usize = 8 * 1024;
 /// What stands in the log for a Close frame without a code, and for an end without a Close frame (RFC 6455, 7.1.5).
 const CLOSED_WITHOUT_CODE: u16 = 1005;
 const ENDED_WITHOUT_CLOSE: u16 = 1006;
@@ -100,7 +103,6 @@ struct InFlight {
     id: RequestId,
     bytes: usize,
     room: usize,
-    _reservation: Reservation,
 }
 
 /// A signal for the device.
@@ -407,7 +409,7 @@ impl DeviceSocket {
         };
         let (bytes, room) = (frame.len(), room(op));
         self.outbox.expect_reply(bytes, room);
-        self.in_flight.push(InFlight { id, bytes, room, _reservation: reservation });
+        self.in_flight.push(InFlight { id, bytes, room });
         self.renewing = op == Op::SessionRenew;
         let origin = Origin {
             caller: self.session.caller,
@@ -421,6 +423,8 @@ impl DeviceSocket {
         let (node, codec, address) = (self.node.clone(), self.codec, ctx.address());
         let runtime = node.runtime.clone();
         runtime.spawn(async move {
+            // Held for as long as the request is under way, which may be longer than its socket lives.
+            let _memory = reservation;
             let run = ops::run(&node.service, origin, codec, op, &request, frame);
             // A panic in a use case is a defect, but the client still gets its one reply.
             let outcome = AssertUnwindSafe(run).catch_unwind().await.unwrap_or_else(|_| Outcome {
@@ -456,7 +460,8 @@ impl DeviceSocket {
         let instant = Instant::now();
         wait = wait.min(self.next_ping.saturating_duration_since(instant));
         if let Some(at) = self.delivery.overdue_at() {
-            wait = wait.min(at.saturating_duration_since(instant));
+            // What cannot be sent again yet is not asked about at every turn.
+            wait = wait.min(at.saturating_duration_since(instant).max(RESEND_LOOK));
         }
         // Past it, [`Self::tick`] has looked already and found that the silence is of our making.
         let alive_until = self.wire.last_received() + IDLE;
@@ -509,6 +514,7 @@ fn depths(keys: &KeysStatus) -> [(i64, i32); 2] {
 fn room(op: Op) -> usize {
     match op {
         Op::KeysFetch | Op::KeysClaim => BUNDLES_ROOM,
+        Op::MessagesSend => MISMATCH_ROOM,
         _ => REPLY_ROOM,
     }
 }

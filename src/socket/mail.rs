@@ -1,8 +1,9 @@
 //! Delivery of mail by the device's actor.
 
-use std::{sync::Arc, time::Duration};
+use std::{panic::AssertUnwindSafe, sync::Arc, time::Duration};
 
 use actix::{AsyncContext, Context, Handler, Message};
+use futures_util::FutureExt;
 use tokio::time::Instant;
 
 use super::{
@@ -36,7 +37,8 @@ impl DeviceSocket {
     /// A stored envelope has arrived, or word of one.
     pub(super) fn mail_arrived(&mut self, seq: i64, envelope: Option<Arc<Envelope>>, ctx: &mut Context<Self>) {
         self.delivery.note(seq);
-        if let Some(held) = envelope.and_then(|envelope| self.delivery.hold(Held::Mail(seq, envelope))) {
+        let memory = &self.node.budget;
+        if let Some(held) = envelope.and_then(|envelope| self.delivery.hold(Held::Mail(seq, envelope), memory)) {
             self.deliver(&held, ctx);
         }
         self.read_mail(ctx);
@@ -44,7 +46,7 @@ impl DeviceSocket {
 
     /// An envelope for those who are connected now has arrived.
     pub(super) fn ephemeral_arrived(&mut self, envelope: Arc<Envelope>, ctx: &mut Context<Self>) {
-        if let Some(held) = self.delivery.hold(Held::Ephemeral(envelope)) {
+        if let Some(held) = self.delivery.hold(Held::Ephemeral(envelope), &self.node.budget) {
             self.deliver(&held, ctx);
         }
     }
@@ -74,6 +76,15 @@ impl DeviceSocket {
     /// Sends an envelope if there is room for it.
     fn deliver_stored(&mut self, seq: i64, envelope: &Envelope, ctx: &mut Context<Self>) -> bool {
         let frame = encode(self.codec, &Event::message(self.codec, Some(seq), envelope));
+        if !self.outbox.has_room(frame.len()) {
+            // Replies that the client has not read yet: they are no reason to give it up.
+            self.delivery.wait();
+            ctx.run_later(RETRY, |actor, ctx| {
+                actor.delivery.go_on();
+                actor.read_mail(ctx);
+            });
+            return false;
+        }
         let admitted = self.delivery.admit(seq, frame.len(), Instant::now());
         if admitted {
             self.push_event(frame, ctx);
@@ -81,16 +92,20 @@ impl DeviceSocket {
         admitted
     }
 
-    /// Reads on in the mailbox where there is something to be sent, and tells the client when the backlog is through.
+    /// Tells the client when the backlog is through, and reads on where there is something to be sent.
     pub(super) fn read_mail(&mut self, ctx: &mut Context<Self>) {
         if self.is_closing() {
             return;
         }
-        if self.delivery.is_drained() {
-            self.event(&Event::MailboxDrained {}, ctx);
-        }
+        self.tell_drained(ctx);
         if let Some(reading) = self.delivery.begin_reading() {
             self.read_page(reading, ctx);
+        }
+    }
+
+    fn tell_drained(&mut self, ctx: &mut Context<Self>) {
+        if self.delivery.is_drained() {
+            self.event(&Event::MailboxDrained {}, ctx);
         }
     }
 
@@ -110,7 +125,9 @@ impl DeviceSocket {
         let (node, device, address) = (self.node.clone(), self.device(), ctx.address());
         let runtime = node.runtime.clone();
         runtime.spawn(async move {
-            let page = node.service.mail_page(device, reading.page).await;
+            let page = AssertUnwindSafe(node.service.mail_page(device, reading.page)).catch_unwind().await;
+            // A panic is a defect, but it must not leave the device without its mail.
+            let page = page.unwrap_or(Err(Refusal::Internal));
             address.do_send(Read { reading, page, _memory: memory });
         });
     }
@@ -150,6 +167,7 @@ impl Handler<Read> for DeviceSocket {
         } else {
             let all = page.envelopes.iter().all(|(seq, envelope)| self.deliver_stored(*seq, envelope, ctx));
             self.delivery.end_reading(reading, page.complete && all);
+            self.tell_drained(ctx);
         }
         drop(memory);
         self.release_held(ctx);

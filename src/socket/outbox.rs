@@ -219,6 +219,11 @@ impl Outbox {
             && self.requests.get() <= REQUEST_BYTES
     }
 
+    /// Whether an event of so many bytes fits; one always does in an empty queue.
+    pub fn has_room(&self, bytes: usize) -> bool {
+        self.queued.get() == 0 || self.queued.get() + bytes <= self.limit
+    }
+
     /// Whether something that may as well be lost fits: half of the room is kept for the rest.
     pub fn has_spare_room(&self, bytes: usize) -> bool {
         self.queued.get() + bytes <= self.limit / 2

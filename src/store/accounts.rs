@@ -342,6 +342,8 @@ impl Store {
     /// # Errors
     /// `session_revoked`
     pub async fn delete_account(&self, caller: &Caller, now: Timestamp) -> Result<Vec<DeviceId>, StoreError> {
+        let active = self.list_devices(caller, now).await?;
+        self.empty_mailboxes(&active.iter().map(|device| device.id).collect::<Vec<_>>()).await?;
         let devices: Vec<rows::DeviceRow> = transaction!(self, |tx| {
             serialize!(self, tx, sql::SERIALIZE_USER, caller.user.0);
             authorize!(tx, caller, now);

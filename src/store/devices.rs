@@ -133,6 +133,10 @@ impl Store {
         device: DeviceId,
         now: Timestamp,
     ) -> Result<Vec<DeviceId>, StoreError> {
+        let active = self.list_devices(caller, now).await?;
+        if active.iter().any(|known| known.id == device) {
+            self.empty_mailboxes(&[device]).await?;
+        }
         let others: Vec<rows::DeviceRow> = transaction!(self, |tx| {
             serialize!(self, tx, sql::SERIALIZE_USER, caller.user.0);
             authorize!(tx, caller, now);

@@ -5,7 +5,8 @@ use thiserror::Error;
 
 use crate::domain::Refusal;
 
-/// A store operation that did not happen: its transaction was rolled back.
+/// A store operation that failed. Nothing of it was written, unless it is [`StoreError::Unavailable`] and the connection was
+/// lost in the moment of the commit.
 #[derive(Debug, Error)]
 pub enum StoreError {
     /// The rules say no.
@@ -100,6 +101,13 @@ impl StoreError {
             }
             other => sqlx::Error::from(other).into(),
         }
+    }
+
+    /// Whether the database was not even reached, so that trying again at once is of no use.
+    #[must_use]
+    pub fn is_out_of_reach(&self) -> bool {
+        use sqlx::Error::{BeginFailed, PoolClosed, PoolTimedOut};
+        matches!(self, Self::Unavailable(PoolTimedOut | PoolClosed | BeginFailed))
     }
 
     /// What the client is told.

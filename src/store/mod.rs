@@ -193,6 +193,8 @@ impl Store {
             ("lock_timeout", LOCK_TIMEOUT),
             ("statement_timeout", STATEMENT_TIMEOUT),
             ("synchronous_commit", "on"),
+            // Every statement has an index. A plan that was made while a table was all but empty would be kept.
+            ("enable_seqscan", "off"),
         ]);
         let pool: PgPoolOptions = PoolOptions::new()
             .max_connections(max_connections.max(2))

@@ -83,7 +83,7 @@ pub struct Plan {
 ///
 /// # Errors
 /// `Conflict` where what was read changed in between: the batch is to run again.
-pub fn plan(items: &[SendRequest], facts: Facts, bounds: &MailboxBounds, again: bool) -> Result<Plan, StoreError> {
+pub fn plan(items: &[&SendRequest], facts: Facts, bounds: &MailboxBounds, again: bool) -> Result<Plan, StoreError> {
     let mut planner = Planner { facts, bounds, again, plan: Plan::default() };
     for item in items {
         let answer = match planner.send(item) {
@@ -114,7 +114,7 @@ impl Planner<'_> {
         }
         let id = (item.caller.device, item.message);
         match self.facts.sends.get(&id) {
-            Some(past) if past.accepted_at > item.now.before(REMEMBERED) => self.repeat(item),
+            Some(past) if past.accepted_at > item.now.before(REMEMBERED) => self.repeat(item, past.clone()),
             Some(_) => {
                 self.plan.stale_sends.push(id);
                 self.facts.sends.remove(&id);
@@ -155,11 +155,9 @@ impl Planner<'_> {
 
     /// Stores for the devices that were not reached before, and wakes the others: whoever accepted the message may not
     /// have lived to tell them.
-    fn repeat(&mut self, item: &SendRequest) -> Result<Accepted, StoreError> {
+    fn repeat(&mut self, item: &SendRequest, past: PastSend) -> Result<Accepted, StoreError> {
         let id = (item.caller.device, item.message);
-        let Some(PastSend { to, accepted_at, mut outcome }) = self.facts.sends.get(&id).cloned() else {
-            return self.first(item);
-        };
+        let PastSend { to, accepted_at, mut outcome } = past;
         if to != item.to || item.ephemeral {
             return Err(Refusal::IdConflict.into());
         }
@@ -288,7 +286,7 @@ mod tests {
             let (mut facts, mut item) = world();
             remember(&mut facts, &item);
             item.now = item.now + Duration::from_secs(later);
-            let plan = plan(&[item], facts, &BOUNDS, again).unwrap();
+            let plan = plan(&[&item], facts, &BOUNDS, again).unwrap();
             assert_eq!(plan.answers[0].as_ref().unwrap().duplicate, duplicate);
             assert!(plan.envelopes.is_empty() && plan.mailboxes.is_empty());
         }
@@ -298,14 +296,14 @@ mod tests {
     fn a_device_that_came_after_the_locks_makes_the_batch_run_again() {
         let (mut facts, item) = world();
         facts.mailboxes.clear();
-        assert!(matches!(plan(&[item], facts, &BOUNDS, false), Err(StoreError::Conflict(_))));
+        assert!(matches!(plan(&[&item], facts, &BOUNDS, false), Err(StoreError::Conflict(_))));
     }
 
     #[test]
     fn only_a_newer_connection_makes_a_send_too_late() {
         for (epoch, accepted) in [(0, false), (1, true), (2, true)] {
             let (facts, item) = world();
-            let plan = plan(&[SendRequest { epoch, ..item }], facts, &BOUNDS, false).unwrap();
+            let plan = plan(&[&SendRequest { epoch, ..item }], facts, &BOUNDS, false).unwrap();
             assert_eq!(plan.answers[0].is_ok(), accepted);
         }
     }

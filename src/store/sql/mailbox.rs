@@ -15,6 +15,7 @@ texts! {
         (SELECT * FROM messages WHERE device_id = $1 AND seq > $2 AND seq <= $3 AND expires_at > $4 \
         ORDER BY seq LIMIT $5) AS page) AS sized \
         WHERE total - OCTET_LENGTH(content) < $6 ORDER BY seq";
+    OLDEST = "SELECT device_id, seq FROM messages WHERE device_id = $1 ORDER BY seq LIMIT $2";
     UPDATE_SEND = "UPDATE sends SET outcome = $3 WHERE sender_device = $1 AND message_id = $2";
     DELETE_SEND = "DELETE FROM sends WHERE sender_device = $1 AND message_id = $2";
     EXPIRED = "SELECT device_id, seq FROM messages WHERE expires_at <= $1 ORDER BY expires_at LIMIT $2";

@@ -4,10 +4,11 @@ use std::time::{Duration, Instant};
 
 use futures_util::StreamExt;
 use serde_json::{Value, json};
+use tokio::time::timeout;
 use tokio_tungstenite::tungstenite::Message;
 
 use crate::support::{
-    Codec, Member, Person, ServerProcess, Socket, TestApp, eventually,
+    Codec, Member, PATIENCE, Person, ServerProcess, Socket, TestApp, eventually,
     mailing::{content, message},
     socket::connect_raw,
 };
@@ -75,25 +76,40 @@ async fn a_backlog_comes_in_order_before_the_word_that_it_is_through() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn the_end_of_the_backlog_is_told_behind_its_last_message_and_before_live_ones() {
+    const EACH: usize = 40;
     let app = TestApp::start(&[("LIMITS__SENDS_PER_DEVICE_SECOND", "0")]);
     let alice = Member::join(&app, "alice@example.org", Codec::Json).await;
     let mut bob = Member::join(&app, "bob@example.org", Codec::Json).await;
-    for round in 0..20_u32 {
-        let start = round * 40 + 1;
+    let mut backlogs = Vec::new();
+    for round in 0..30_u32 {
         // Sends race with the connect.
-        let person = bob.person.clone();
-        tokio::join!(bob.reconnect(&app, Codec::Json), send_many(&alice, &person, start..start + 40, 0));
-        let waiting = bob.socket.welcome["mailbox"]["waiting"].as_u64().unwrap();
-        let mut frames = Vec::new();
-        for n in start..start + 40 {
-            let message = bob.socket.event("message").await;
-            assert_is(&message, n, 0);
-            frames.push(message);
+        let start = round * 40 + 1;
+        let connect = async {
+            tokio::time::sleep(Duration::from_millis(u64::from(round))).await;
+            connect_raw(&app, Some(&bob.person.token), "sealwire.v1.json").await.unwrap()
+        };
+        let (mut stream, ()) = tokio::join!(connect, send_many(&alice, &bob.person, start..start + 40, 0));
+        let mut events: Vec<Value> = Vec::new();
+        while events.len() < EACH + 2 {
+            match timeout(PATIENCE, stream.next()).await.unwrap().unwrap().unwrap() {
+                Message::Text(text) => events.push(serde_json::from_str(&text).unwrap()),
+                other => assert!(other.is_ping(), "{other:?}"),
+            }
+            events.retain(|event| event["event"] != "prekeys.low");
         }
-        bob.ack(&frames.iter().collect::<Vec<_>>()).await;
-        bob.socket.event("mailbox.drained").await;
-        assert!(waiting <= 40);
+        let backlog = usize::try_from(events[0]["data"]["mailbox"]["waiting"].as_u64().unwrap()).unwrap();
+        let drained = events.iter().position(|event| event["event"] == "mailbox.drained").unwrap();
+        assert_eq!(drained, 1 + backlog, "round {round}");
+        let messages = events.iter().filter(|event| event["event"] == "message");
+        for (n, message) in (start..).zip(messages) {
+            assert_is(&message["data"], n, 0);
+        }
+        backlogs.push(backlog);
+        bob.reconnect(&app, Codec::Json).await;
+        let seqs: Vec<u32> = (start..start + 40).collect();
+        assert_eq!(bob.socket.request("messages.ack", json!({ "seqs": seqs })).await, json!({ "acked": EACH }));
     }
+    assert!(backlogs.iter().any(|backlog| (1..EACH).contains(backlog)), "none was cut in two: {backlogs:?}");
 }
 
 #[tokio::test(flavor = "multi_thread")]

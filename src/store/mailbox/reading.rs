@@ -1,0 +1,62 @@
+//! What waits in a mailbox.
+
+use std::sync::Arc;
+
+use chrono::{DateTime, Utc};
+use uuid::Uuid;
+
+use crate::{
+    domain::{
+        DeviceId, Envelope, MessageId, Timestamp, UserId,
+        envelope::{MailboxStatus, Page, PageRequest},
+    },
+    store::{Store, StoreError, read, rows, sql::mailbox as texts},
+};
+
+impl Store {
+    /// A mailbox at a glance.
+    ///
+    /// # Errors
+    /// The store's own.
+    pub async fn mailbox(&self, device: DeviceId) -> Result<MailboxStatus, StoreError> {
+        let row: Option<(i64, i64, i64)> =
+            read!(self, |db| sqlx::query_as(texts::MAILBOX).bind(device.0).fetch_optional(db).await)?;
+        Ok(row.map_or_else(MailboxStatus::default, |(next_seq, count, expired)| MailboxStatus {
+            head: next_seq - 1,
+            waiting: count.unsigned_abs(),
+            expired_total: expired.unsigned_abs(),
+        }))
+    }
+
+    /// Some envelopes of a device, oldest first, without those whose time is up.
+    ///
+    /// # Errors
+    /// The store's own.
+    pub async fn mail_page(&self, device: DeviceId, page: PageRequest, now: Timestamp) -> Result<Page, StoreError> {
+        type Row = (i64, Uuid, Uuid, Uuid, i32, Vec<u8>, DateTime<Utc>);
+        let bytes = i64::try_from(page.bytes).unwrap_or(i64::MAX);
+        let found: Vec<Row> = read!(self, |db| sqlx::query_as(texts::PAGE)
+            .bind(device.0)
+            .bind(page.after)
+            .bind(page.upto)
+            .bind(now.to_utc())
+            .bind(i64::from(page.envelopes))
+            .bind(bytes)
+            .fetch_all(db)
+            .await)?;
+        let total: usize = found.iter().map(|row| row.5.len()).sum();
+        let complete = found.len() < page.envelopes as usize && total < page.bytes;
+        let envelope = |(seq, message, user, from, kind, content, accepted_at): Row| {
+            let envelope = Envelope {
+                message: MessageId(message),
+                from_user: UserId(user),
+                from_device: DeviceId(from),
+                kind: u8::try_from(kind).unwrap_or_default(),
+                content: content.into(),
+                accepted_at: rows::time(accepted_at),
+            };
+            (seq, Arc::new(envelope))
+        };
+        Ok(Page { envelopes: found.into_iter().map(envelope).collect(), complete })
+    }
+}
