@@ -19,6 +19,7 @@ use tokio::{
     runtime::{Builder, Runtime},
     sync::Semaphore,
 };
+use uuid::Uuid;
 
 use crate::{
     bus::{Bus, RedisBus},
@@ -28,7 +29,11 @@ use crate::{
         envelope::{Load, MailboxBounds},
         otp::ServerSecret,
     },
-    http::{self, Http},
+    http::{
+        self, Http,
+        admin::{self, Access, Admin, Levels},
+    },
+    metrics::Metrics,
     protocol::{frame::MAX_FRAME_BYTES, http::Origins},
     service::{Mailer, MailerError, Parts, Policy, Service, expire_mail_forever, reconcile_forever, sweep_forever},
     shutdown::DrainTime,
@@ -72,8 +77,10 @@ pub enum AppError {
         source: io::Error,
     },
     /// The listener, or the system's limits.
-    #[error("cannot serve on {bind}: {source}")]
+    #[error("cannot serve on {setting} = {bind}: {source}")]
     Listen {
+        /// The setting that has the address.
+        setting: &'static str,
         /// The address.
         bind: SocketAddr,
         /// Why not.
@@ -93,7 +100,10 @@ pub enum AppError {
 /// A server that is ready to run.
 pub struct Application {
     port: u16,
+    admin_port: u16,
     server: Server,
+    /// On a thread of its own, so that it answers whatever the clients do.
+    admin: Server,
     stopper: Stopper,
     tasks: Tasks,
     store: Store,
@@ -107,23 +117,22 @@ impl Application {
     /// # Errors
     /// Where a backend, the secret or the port cannot be had.
     pub fn build(config: &Config, clock: Clock, entropy: &Entropy) -> Result<Self, AppError> {
-        let runtime = Builder::new_multi_thread()
-            .thread_name("sealwire-store")
-            .worker_threads(cores())
-            .enable_all()
-            .build()
-            .map_err(AppError::System)?;
+        let runtime = build_runtime().map_err(AppError::System)?;
         let tasks = Tasks::new(runtime.handle().clone());
-        let store = runtime.block_on(open_store(config))?;
+        let metrics = Arc::new(Metrics::new());
+        let store = runtime.block_on(open_store(config))?.measured(metrics.clone());
         let secret = server_secret(config, entropy)?;
         let hub = Arc::new(Hub::default());
-        let mailer =
-            Mailer::start(config.mailer.url.reveal(), &config.mailer.from, clock.clone(), entropy.clone(), &tasks)?;
+        let mailer = Mailer::start(
+            config.mailer.url.reveal(),
+            &config.mailer.from,
+            clock.clone(),
+            entropy.clone(),
+            metrics.clone(),
+            &tasks,
+        )?;
         let node_id = entropy.uuid();
-        let bus = match config.bus.url.reveal() {
-            "local" => Bus::Local(hub.clone()),
-            url => Bus::Redis(RedisBus::start(url, hub.clone(), node_id, &tasks).map_err(AppError::Bus)?),
-        };
+        let bus = start_bus(config, &hub, node_id, &metrics, &tasks)?;
         tracing::info!(%node_id, "starting");
         let parts = Parts {
             store: store.clone(),
@@ -134,6 +143,7 @@ impl Application {
             mailer,
             secret,
             policy: policy(config),
+            metrics: metrics.clone(),
         };
         let service = Arc::new(Service::start(parts, &tasks));
         tasks.spawn("sweep", sweep_forever(service.clone()));
@@ -164,7 +174,11 @@ impl Application {
             networks: networks.clone(),
             trusted_proxies: config.server.trusted_proxies.clone(),
             origins: origins.clone(),
+            metrics: metrics.clone(),
         });
+        let levels = levels(hub.clone(), inbound.clone(), node.budget.clone());
+        let access = Access::new(config.admin.token.reveal(), &config.admin.allowed_hosts);
+        let admin = Admin::start(service.clone(), runtime.handle().clone(), metrics.clone(), levels, access, node_id);
         let is_draining = {
             let hub = hub.clone();
             Box::new(move || hub.is_draining())
@@ -174,6 +188,7 @@ impl Application {
             runtime: tasks.work().clone(),
             trusted_proxies: config.server.trusted_proxies.clone(),
             origins,
+            metrics: metrics.clone(),
             is_draining,
         });
         let tuning = Tuning {
@@ -188,6 +203,7 @@ impl Application {
                 web::resource("/v1/socket").route(web::get().to(open)).default_service(web::to(http::not_found));
             App::new().app_data(node.clone()).service(socket).configure(http::routes(http.clone()))
         };
+        let (admin_port, admin) = listen_admin(config.admin.bind, admin, &runtime)?;
         let bind = config.server.bind;
         let workers = if config.server.workers == 0 { cores() } else { config.server.workers };
         let time = DrainTime::from_secs(config.server.drain_s);
@@ -198,15 +214,21 @@ impl Application {
             Ok((port, transport::listen(server, listener, app, tuning)?.run()))
         });
         drop(entered);
-        let (port, server) = listened.map_err(|source| AppError::Listen { bind, source })?;
+        let (port, server) = listened.map_err(|source| AppError::Listen { setting: "server.bind", bind, source })?;
         let stopper = Stopper { server: server.handle(), hub, connections, time };
-        Ok(Self { port, server, stopper, tasks, store, runtime })
+        Ok(Self { port, admin_port, server, admin, stopper, tasks, store, runtime })
     }
 
     /// The port it listens on: the configured one, or the free one that was taken for port 0.
     #[must_use]
     pub fn port(&self) -> u16 {
         self.port
+    }
+
+    /// The port of the operator's listener.
+    #[must_use]
+    pub fn admin_port(&self) -> u16 {
+        self.admin_port
     }
 
     /// A handle with which to stop it.
@@ -224,16 +246,22 @@ impl Application {
     /// Serves until it is stopped or a part of it fails, then closes the store. Needs an actix system.
     ///
     /// # Errors
-    /// Where the listener or a background task ends before it should.
+    /// Where a listener or a background task ends before it should.
     pub async fn run_until_stopped(self) -> Result<(), AppError> {
-        let Self { server, stopper, tasks, store, runtime, .. } = self;
-        let mut server = pin!(server);
+        let Self { server, admin, stopper, tasks, store, runtime, .. } = self;
+        let admin_handle = admin.handle();
+        let (mut server, mut admin) = (pin!(server), pin!(admin));
         let served = tokio::select! {
             served = &mut server => match served {
                 Ok(()) if stopper.hub.is_draining() => Ok(()),
                 Ok(()) => Err(AppError::TaskEnded("listener")),
                 Err(error) => Err(AppError::Server(error)),
             },
+            watched = &mut admin => {
+                tracing::error!("the operator's listener has ended; stopping");
+                let _ = tokio::join!(stopper.stop(), server);
+                return Err(watched.map_or_else(AppError::Server, |()| AppError::TaskEnded("admin listener")));
+            }
             name = tasks.first_ended() => {
                 tracing::error!(task = name, "a background task has ended; stopping");
                 // Its failure does not become a success where the rest stops well.
@@ -242,11 +270,51 @@ impl Application {
             }
         };
         stopper.settle(tasks.work()).await;
+        // The operator can watch until the clients' work is done.
+        let _ = tokio::join!(admin_handle.stop(false), admin);
         if tokio::time::timeout(CLOSE_TIME, store.close()).await.is_err() {
             tracing::warn!("the database connections did not close in time");
         }
         runtime.shutdown_background();
         served
+    }
+}
+
+/// What the operator's listener asks about the node.
+fn levels(hub: Arc<Hub>, inbound: Budget, outbound: Budget) -> Box<dyn Fn() -> Levels + Send + Sync> {
+    Box::new(move || Levels {
+        connected: hub.connected(),
+        inbound: (inbound.in_use(), inbound.limit()),
+        outbound: (outbound.in_use(), outbound.limit()),
+        is_draining: hub.is_draining(),
+    })
+}
+
+/// Binds the operator's port.
+fn listen_admin(bind: SocketAddr, admin: Arc<Admin>, runtime: &Runtime) -> Result<(u16, Server), AppError> {
+    let _entered = runtime.enter();
+    let listener = transport::bind(bind);
+    let listened = listener.and_then(|listener| Ok((listener.local_addr()?.port(), admin::listen(listener, admin)?)));
+    listened.map_err(|source| AppError::Listen { setting: "admin.bind", bind, source })
+}
+
+/// The runtime of store and bus.
+fn build_runtime() -> io::Result<Runtime> {
+    Builder::new_multi_thread().thread_name("sealwire-store").worker_threads(cores()).enable_all().build()
+}
+
+fn start_bus(
+    config: &Config,
+    hub: &Arc<Hub>,
+    node_id: Uuid,
+    metrics: &Arc<Metrics>,
+    tasks: &Tasks,
+) -> Result<Bus, AppError> {
+    match config.bus.url.reveal() {
+        "local" => Ok(Bus::Local(hub.clone())),
+        url => {
+            RedisBus::start(url, hub.clone(), node_id, metrics.clone(), tasks).map(Bus::Redis).map_err(AppError::Bus)
+        }
     }
 }
 

@@ -134,6 +134,8 @@ pub struct AdminConfig {
     pub bind: SocketAddr,
     /// Bearer token.
     pub token: Secret,
+    /// Host names.
+    pub allowed_hosts: Vec<String>,
 }
 
 /// `[database]`
@@ -318,6 +320,7 @@ mod tests {
             ("SEALWIRE__SERVER__ALLOWED_ORIGINS", "chat.example", "server.allowed_origins takes origins"),
             ("SEALWIRE__SERVER__TRUSTED_PROXIES", "proxy", "server.trusted_proxies takes addresses"),
             ("SEALWIRE__ADMIN__BIND", "0.0.0.0:9090", "admin.token takes a token"),
+            ("SEALWIRE__ADMIN__ALLOWED_HOSTS", "status.example:9090", "admin.allowed_hosts takes host names"),
             ("SEALWIRE__AUTH__SECRET", "c2hvcnQ=", "auth.secret takes 32 bytes"),
             ("SEALWIRE__AUTH__SESSION_DAYS", "0", "auth.session_days takes days"),
             ("SEALWIRE__MAILER__URL", "pigeon:", "mailer.url takes"),

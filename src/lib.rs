@@ -6,7 +6,8 @@
 //! ```text
 //! main → app → {http, socket} → service → {store, bus} → domain
 //!              {http, socket} → protocol → domain
-//! config is read by main and app alone; clock and tasks are leaves that all may use
+//! config is read by main and app alone; clock and tasks are leaves that all may use; metrics is for all but domain and
+//! protocol
 //! ```
 //!
 //! A test reads the `use crate::` lines and fails on any other edge.
@@ -17,6 +18,7 @@ pub mod clock;
 pub mod config;
 pub mod domain;
 pub mod http;
+pub mod metrics;
 pub mod protocol;
 pub mod seed;
 pub mod service;

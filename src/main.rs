@@ -99,6 +99,7 @@ fn serve(config: &Config) -> Result<(), Failure> {
     let entropy = Entropy::from_system()?;
     let application = Application::build(config, Clock::System, &entropy)?;
     tracing::info!(address = %config.server.bind.ip(), port = application.port(), "listening");
+    tracing::info!(address = %config.admin.bind.ip(), port = application.admin_port(), "listening for the operator");
     let stopper = application.stopper();
     actix_rt::System::new().block_on(async move {
         let mut signals = Signals::new()?;

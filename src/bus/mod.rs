@@ -3,7 +3,7 @@
 
 mod redis;
 
-use std::{collections::BTreeMap, sync::Arc};
+use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
 pub use redis::RedisBus;
 use tokio::sync::watch;
@@ -76,6 +76,24 @@ impl Bus {
         match self {
             Self::Local(_) => true,
             Self::Redis(bus) => bus.is_up(),
+        }
+    }
+
+    /// What it is, in a word.
+    #[must_use]
+    pub fn kind(&self) -> &'static str {
+        match self {
+            Self::Local(_) => "local",
+            Self::Redis(_) => "redis",
+        }
+    }
+
+    /// How long ago the bus was last heard to work; `None` where it has nothing to hear, or never did.
+    #[must_use]
+    pub fn probe_age(&self) -> Option<Duration> {
+        match self {
+            Self::Local(_) => None,
+            Self::Redis(bus) => bus.probe_age(),
         }
     }
 

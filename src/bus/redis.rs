@@ -21,12 +21,13 @@ use redis::{
 };
 use tokio::{
     sync::{Notify, mpsc, oneshot, watch},
-    time::{MissedTickBehavior, interval, timeout},
+    time::{Instant, MissedTickBehavior, interval, timeout},
 };
 use uuid::Uuid;
 
 use crate::{
     domain::{Deliver, DeviceId, Signal},
+    metrics::{BusTraffic, Metrics},
     tasks::Tasks,
 };
 
@@ -59,6 +60,9 @@ pub struct RedisBus {
     commands: mpsc::Sender<Command>,
     door: Arc<dyn Deliver>,
     up: watch::Receiver<bool>,
+    metrics: Arc<Metrics>,
+    /// When a probe last came back.
+    heard: watch::Receiver<Option<Instant>>,
 }
 
 impl RedisBus {
@@ -66,16 +70,32 @@ impl RedisBus {
     ///
     /// # Errors
     /// Where the URL is none of Redis.
-    pub fn start(url: &str, door: Arc<dyn Deliver>, node: Uuid, tasks: &Tasks) -> Result<Self, RedisError> {
+    pub fn start(
+        url: &str,
+        door: Arc<dyn Deliver>,
+        node: Uuid,
+        metrics: Arc<Metrics>,
+        tasks: &Tasks,
+    ) -> Result<Self, RedisError> {
         let info = url.into_connection_info()?;
         let redis = info.redis_settings().clone().set_protocol(ProtocolVersion::RESP3);
         let info = info.set_redis_settings(redis).set_tcp_settings(TcpSettings::default().set_nodelay(true));
         let client = Client::open(info)?;
         let (commands, queue) = mpsc::channel(QUEUE);
         let (is_up, up) = watch::channel(false);
-        let link = Link { client, node, door: door.clone(), is_up, queue, subscribers: HashMap::new() };
+        let (hears, heard) = watch::channel(None);
+        let link = Link {
+            client,
+            node,
+            door: door.clone(),
+            is_up,
+            hears,
+            queue,
+            subscribers: HashMap::new(),
+            metrics: metrics.clone(),
+        };
         tasks.spawn("bus link", link.run());
-        Ok(Self { commands, door, up })
+        Ok(Self { commands, door, up, metrics, heard })
     }
 
     /// Delivers on this node at once and sends to the others.
@@ -91,7 +111,10 @@ impl RedisBus {
 
     /// Sends to the other nodes.
     pub fn publish_elsewhere(&self, device: DeviceId, signal: Signal) {
-        if self.commands.try_send(Command::Publish(device, signal)).is_err() {
+        if self.commands.try_send(Command::Publish(device, signal)).is_ok() {
+            self.metrics.bus_signals.inc(BusTraffic::Published);
+        } else {
+            self.metrics.bus_signals.inc(BusTraffic::Dropped);
             tracing::warn!("a signal to other nodes was dropped: the bus has fallen behind");
         }
     }
@@ -121,6 +144,12 @@ impl RedisBus {
     pub fn watch(&self) -> watch::Receiver<bool> {
         self.up.clone()
     }
+
+    /// How long ago a probe last came back; `None` where none ever has.
+    #[must_use]
+    pub fn probe_age(&self) -> Option<Duration> {
+        self.heard.borrow().map(|heard| heard.elapsed())
+    }
 }
 
 /// What arrives on the listening connection. It is called by the connection itself and hands on without waiting.
@@ -129,6 +158,8 @@ struct Ear {
     door: Arc<dyn Deliver>,
     lost: Arc<Notify>,
     unanswered: Arc<AtomicU32>,
+    hears: watch::Sender<Option<Instant>>,
+    metrics: Arc<Metrics>,
 }
 
 impl AsyncPushSender for Ear {
@@ -139,11 +170,15 @@ impl AsyncPushSender for Ear {
                 let channel = std::str::from_utf8(channel).unwrap_or_default();
                 if channel.starts_with(PROBE_CHANNEL) {
                     self.unanswered.store(0, Ordering::Relaxed);
+                    self.hears.send_replace(Some(Instant::now()));
                 } else if let Some(device) = channel.strip_prefix(DEVICE_CHANNEL).and_then(DeviceId::parse) {
                     match rmp_serde::from_slice::<(Uuid, Signal)>(payload) {
                         // This node has delivered its own signals already.
                         Ok((node, _)) if node == self.node => {}
-                        Ok((_, signal)) => self.door.deliver(device, signal),
+                        Ok((_, signal)) => {
+                            self.metrics.bus_signals.inc(BusTraffic::Received);
+                            self.door.deliver(device, signal);
+                        }
                         Err(error) => tracing::warn!(%error, "a signal of another version was ignored"),
                     }
                 }
@@ -159,9 +194,11 @@ struct Link {
     node: Uuid,
     door: Arc<dyn Deliver>,
     is_up: watch::Sender<bool>,
+    hears: watch::Sender<Option<Instant>>,
     queue: mpsc::Receiver<Command>,
     /// How many connections of this node want each device's signals.
     subscribers: HashMap<DeviceId, usize>,
+    metrics: Arc<Metrics>,
 }
 
 /// Why the link stopped serving.
@@ -183,7 +220,7 @@ impl Link {
     async fn run(mut self) {
         let mut pause = FIRST_PAUSE;
         loop {
-            let began = tokio::time::Instant::now();
+            let began = Instant::now();
             let lost = self.serve().await;
             self.is_up.send_if_modified(std::mem::take);
             match lost {
@@ -233,7 +270,14 @@ impl Link {
     async fn try_serve(&mut self) -> Result<Lost, Lost> {
         let lost = Arc::new(Notify::new());
         let unanswered = Arc::new(AtomicU32::new(0));
-        let ear = Ear { node: self.node, door: self.door.clone(), lost: lost.clone(), unanswered: unanswered.clone() };
+        let ear = Ear {
+            node: self.node,
+            door: self.door.clone(),
+            lost: lost.clone(),
+            unanswered: unanswered.clone(),
+            hears: self.hears.clone(),
+            metrics: self.metrics.clone(),
+        };
         let config = || {
             AsyncConnectionConfig::new()
                 .set_connection_timeout(Some(RESPONSE_TIMEOUT))

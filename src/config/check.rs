@@ -25,6 +25,10 @@ pub(super) fn check(settings: &Table) -> Result<(), ConfigError> {
         let holds = origin.as_str().is_some_and(is_origin);
         require(holds, "server.allowed_origins", "origins, such as https://chat.example, without a path")?;
     }
+    for host in list("admin.allowed_hosts") {
+        let holds = host.as_str().is_some_and(is_host_name);
+        require(holds, "admin.allowed_hosts", "host names, such as status.example, without a port")?;
+    }
     for proxy in list("server.trusted_proxies") {
         let holds = proxy.as_str().is_some_and(|text| parse_network(text).is_some());
         require(holds, "server.trusted_proxies", "addresses or networks, such as 10.0.0.0/8")?;
@@ -97,4 +101,8 @@ fn is_origin(text: &str) -> bool {
     matches!(scheme, "http" | "https" | "app" | "capacitor" | "tauri" | "chrome-extension" | "moz-extension")
         && !authority.is_empty()
         && !authority.contains(['/', '?', '#', '@', ' '])
+}
+
+fn is_host_name(text: &str) -> bool {
+    !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_alphanumeric() || matches!(byte, b'.' | b'-' | b'_'))
 }

@@ -14,6 +14,7 @@ use tracing::Instrument;
 use super::{BODY_TIME, Http, MAX_BODY_BYTES};
 use crate::{
     domain::{ChallengeId, DeviceId, Refusal, Session, SessionId, Timestamp, UserId, otp},
+    metrics::{Outcome, Route},
     protocol::{
         Codec, Problem,
         client::client_address,
@@ -50,7 +51,7 @@ impl SessionAnswer {
 
 /// `POST /v1/auth/otp`
 pub async fn otp(http: Data<Http>, request: HttpRequest, body: Payload) -> HttpResponse {
-    respond(StatusCode::ACCEPTED, async {
+    respond(&http, Route::Otp, StatusCode::ACCEPTED, async {
         let body: OtpBody = read(body).await?;
         let email = body.email()?;
         let network = network(&http, &request);
@@ -68,7 +69,7 @@ pub async fn otp(http: Data<Http>, request: HttpRequest, body: Payload) -> HttpR
 
 /// `POST /v1/auth/verify`
 pub async fn verify(http: Data<Http>, request: HttpRequest, body: Payload) -> HttpResponse {
-    respond(StatusCode::CREATED, async {
+    respond(&http, Route::Verify, StatusCode::CREATED, async {
         let mut body: VerifyBody = read(body).await?;
         let device = body.device()?;
         let sign_in = SignInRequest {
@@ -94,12 +95,13 @@ pub async fn verify(http: Data<Http>, request: HttpRequest, body: Payload) -> Ht
 
 /// `GET /v1/auth/session`
 pub async fn session(http: Data<Http>, request: HttpRequest) -> HttpResponse {
-    respond(StatusCode::OK, async { Ok(Some(SessionAnswer::new(present(&http, &request).await?, None))) }).await
+    let work = async { Ok(Some(SessionAnswer::new(present(&http, &request).await?, None))) };
+    respond(&http, Route::Session, StatusCode::OK, work).await
 }
 
 /// `DELETE /v1/auth/session`
 pub async fn logout(http: Data<Http>, request: HttpRequest) -> HttpResponse {
-    respond(StatusCode::NO_CONTENT, async {
+    respond(&http, Route::Logout, StatusCode::NO_CONTENT, async {
         let caller = present(&http, &request).await?.caller;
         let service = http.service.clone();
         let work = async move { Ok(((), service.logout(&caller).await?)) };
@@ -150,11 +152,14 @@ async fn read<T: DeserializeOwned>(body: Payload) -> Result<T, Refusal> {
 }
 
 async fn respond<T: Serialize>(
+    http: &Http,
+    route: Route,
     success: StatusCode,
     work: impl Future<Output = Result<Option<T>, Refusal>>,
 ) -> HttpResponse {
     match work.await {
         Ok(answer) => {
+            http.metrics.http_requests.inc((route, Outcome::Done));
             let mut response = HttpResponse::build(success);
             response.insert_header((header::CACHE_CONTROL, "no-store"));
             match answer {
@@ -162,6 +167,10 @@ async fn respond<T: Serialize>(
                 None => response.finish(),
             }
         }
-        Err(refusal) => Problem::from(refusal).response(),
+        Err(refusal) => {
+            let problem = Problem::from(refusal);
+            http.metrics.http_requests.inc((route, Outcome::Refused(problem.code())));
+            problem.response()
+        }
     }
 }

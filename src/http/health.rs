@@ -20,20 +20,27 @@ pub async fn healthz() -> HttpResponse {
 pub async fn readyz(http: Data<Http>) -> HttpResponse {
     let service = http.service.clone();
     let reachable = http.runtime.spawn(async move { service.store_is_reachable().await }).await.unwrap_or(false);
+    let (status, reasons) = standing(reachable, http.service.bus_is_up(), (http.is_draining)());
+    let code = if status == NOT_READY { StatusCode::SERVICE_UNAVAILABLE } else { StatusCode::OK };
+    HttpResponse::build(code).json(Readiness { status, reasons })
+}
+
+const NOT_READY: &str = "not_ready";
+
+/// How a node stands, in a word, and why not better.
+pub fn standing(store_answers: bool, bus_is_up: bool, is_draining: bool) -> (&'static str, Vec<&'static str>) {
     let mut reasons = Vec::new();
-    if !reachable {
+    if !store_answers {
         reasons.push("the store does not answer");
     }
-    if (http.is_draining)() {
+    if is_draining {
         reasons.push("draining");
     }
-    let (code, status) = if !reasons.is_empty() {
-        (StatusCode::SERVICE_UNAVAILABLE, "not_ready")
-    } else if http.service.bus_is_up() {
-        (StatusCode::OK, "ready")
+    if !reasons.is_empty() {
+        (NOT_READY, reasons)
+    } else if bus_is_up {
+        ("ready", reasons)
     } else {
-        reasons.push("the bus does not answer");
-        (StatusCode::OK, "degraded")
-    };
-    HttpResponse::build(code).json(Readiness { status, reasons })
+        ("degraded", vec!["the bus does not answer"])
+    }
 }

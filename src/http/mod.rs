@@ -1,5 +1,6 @@
-//! The HTTP edge: sign-in, for those who have no session yet, and health.
+//! The HTTP edge: sign-in, for those who have no session yet, and health; and the operator's listener.
 
+pub mod admin;
 mod auth;
 mod health;
 mod log;
@@ -17,6 +18,7 @@ use tracing_actix_web::TracingLogger;
 
 use crate::{
     domain::Refusal,
+    metrics::Metrics,
     protocol::{Problem, http::Origins},
     service::Service,
     tasks::Work,
@@ -39,6 +41,8 @@ pub struct Http {
     pub trusted_proxies: Vec<IpNet>,
     /// Browser origins that may use `/v1`.
     pub origins: Origins,
+    /// What counts the answers.
+    pub metrics: Arc<Metrics>,
     /// Whether the node is being stopped.
     pub is_draining: Box<dyn Fn() -> bool + Send + Sync>,
 }

@@ -67,6 +67,7 @@ impl Service {
         let limits = &self.policy.limits;
         self.store.create_challenge(&challenge, |past| challenge_wait(limits, past, &network, now)).await?;
         self.mailer.send(Mail::code(email, &code));
+        self.metrics.codes_mailed.inc();
         Ok(Challenge { id })
     }
 
@@ -104,6 +105,7 @@ impl Service {
             now,
         };
         let redeemed = self.store.redeem(&sign_in).await?;
+        self.metrics.sign_ins.inc();
         if redeemed.added_to_known_user {
             self.mailer.send(Mail::device_added(sign_in.email, sign_in.new_device.name.as_deref()));
         }

@@ -2,7 +2,10 @@
 
 use super::Service;
 use crate::{
-    domain::{Bundles, Caller, ClaimId, DeviceId, KeysStatus, Refusal, UserId, publish::PublishRequest},
+    domain::{
+        Bundles, Caller, ClaimId, DeviceId, KeysStatus, OneTimeOutcome, Refusal, UserId, publish::PublishRequest,
+    },
+    metrics::ClaimEnd,
     store::{ClaimAnswer, ClaimRequest, PublishOutcome, ResolvedPublish},
 };
 
@@ -76,6 +79,19 @@ impl Service {
         claim: ClaimId,
     ) -> Result<Bundles, Refusal> {
         let request = ClaimRequest { caller, user, devices, claim, now: self.now() };
+        let bundles = self.claim_bundles(request).await?;
+        for bundle in &bundles.bundles {
+            match bundle.one_time {
+                OneTimeOutcome::Claimed => self.metrics.claims.inc(ClaimEnd::Claimed),
+                OneTimeOutcome::Exhausted => self.metrics.claims.inc(ClaimEnd::Exhausted),
+                OneTimeOutcome::Limited => self.metrics.claims.inc(ClaimEnd::Limited),
+                OneTimeOutcome::NotRequested => {}
+            }
+        }
+        Ok(bundles)
+    }
+
+    async fn claim_bundles(&self, request: ClaimRequest) -> Result<Bundles, Refusal> {
         match self.claims.submit(request).await? {
             ClaimAnswer::Done(bundles) => Ok(bundles),
             ClaimAnswer::Short(short) => {

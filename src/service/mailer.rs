@@ -18,6 +18,7 @@ use tokio::sync::{Semaphore, mpsc};
 use crate::{
     clock::{Clock, Entropy},
     domain::{Email, otp::OtpCode},
+    metrics::{MailEnd, Metrics},
     tasks::{Tasks, Unfinished, Work},
 };
 
@@ -118,6 +119,7 @@ enum Transport {
 pub struct Mailer {
     queue: mpsc::Sender<(Mail, Unfinished)>,
     work: Work,
+    metrics: Arc<Metrics>,
 }
 
 impl Mailer {
@@ -125,11 +127,18 @@ impl Mailer {
     ///
     /// # Errors
     /// Where the folder cannot be made or the URL is not one of a mail server.
-    pub fn start(url: &str, from: &str, clock: Clock, entropy: Entropy, tasks: &Tasks) -> Result<Self, MailerError> {
+    pub fn start(
+        url: &str,
+        from: &str,
+        clock: Clock,
+        entropy: Entropy,
+        metrics: Arc<Metrics>,
+        tasks: &Tasks,
+    ) -> Result<Self, MailerError> {
         let from: Mailbox = from.parse().map_err(|_| MailerError::Setup("mailer.from is not an address".to_owned()))?;
         let transport = Transport::open(url)?;
         let (queue, mut waiting) = mpsc::channel::<(Mail, Unfinished)>(QUEUE);
-        let sender = Arc::new(Sender { transport, from, clock, entropy });
+        let sender = Arc::new(Sender { transport, from, clock, entropy, metrics: metrics.clone() });
         let at_once = Arc::new(Semaphore::new(AT_ONCE));
         tasks.spawn("mailer", async move {
             while let Some((mail, unfinished)) = waiting.recv().await {
@@ -142,13 +151,14 @@ impl Mailer {
                 });
             }
         });
-        Ok(Self { queue, work: tasks.work().clone() })
+        Ok(Self { queue, work: tasks.work().clone(), metrics })
     }
 
     /// Queues a mail, for which a server that stops waits. One that does not fit the queue is dropped, and the operator
     /// hears of it.
     pub fn send(&self, mail: Mail) {
         if self.queue.try_send((mail, self.work.begin())).is_err() {
+            self.metrics.mails.inc(MailEnd::Dropped);
             tracing::error!("a mail was dropped: the queue is full or its worker has stopped");
         }
     }
@@ -160,18 +170,25 @@ struct Sender {
     from: Mailbox,
     clock: Clock,
     entropy: Entropy,
+    metrics: Arc<Metrics>,
 }
 
 impl Sender {
     async fn deliver(&self, mail: &Mail) {
+        let sent = self.try_deliver(mail).await;
+        self.metrics.mails.inc(if sent { MailEnd::Sent } else { MailEnd::Failed });
+    }
+
+    /// Whether it worked, in the end.
+    async fn try_deliver(&self, mail: &Mail) -> bool {
         let mut pause = Duration::from_secs(1);
         for tries_left in (0..TRIES).rev() {
             match self.transport.send(mail, &self.from, &self.clock, &self.entropy).await {
-                Ok(()) => return,
+                Ok(()) => return true,
                 Err(error) => {
                     tracing::warn!(%error, tries_left, "a mail was not sent");
                     if matches!(error, MailerError::Compose | MailerError::Server { permanent: true }) {
-                        return;
+                        return false;
                     }
                 }
             }
@@ -180,6 +197,7 @@ impl Sender {
                 pause *= 4;
             }
         }
+        false
     }
 }
 

@@ -8,7 +8,7 @@ use super::Service;
 use crate::{
     domain::{
         Caller, DeviceId, MessageId, Refusal, UserId,
-        envelope::{Outgoing, Page, PageRequest},
+        envelope::{Load, Outgoing, Page, PageRequest},
     },
     store::{Accepted, AckRequest, MailAnswer, MailRequest, SendRequest},
 };
@@ -71,7 +71,12 @@ impl Service {
         let queued = self.mail.enqueue(MailRequest::Send(request))?;
         drop(turn);
         match queued.answer().await? {
-            MailAnswer::Sent(accepted) => Ok(accepted),
+            MailAnswer::Sent(accepted) => {
+                if !accepted.duplicate {
+                    self.metrics.sends.inc();
+                }
+                Ok(accepted)
+            }
             MailAnswer::Acked(_) => Err(Refusal::Internal),
         }
     }
@@ -86,6 +91,14 @@ impl Service {
             MailAnswer::Acked(count) => Ok(count),
             MailAnswer::Sent(_) => Err(Refusal::Internal),
         }
+    }
+
+    /// What waits in all mailboxes of the database together.
+    ///
+    /// # Errors
+    /// `unavailable`
+    pub async fn mailbox_backlog(&self) -> Result<Load, Refusal> {
+        Ok(self.store.mailbox_backlog().await?)
     }
 
     /// Some envelopes of a device.

@@ -15,7 +15,7 @@ mod sweep;
 
 use std::{sync::Arc, time::Duration};
 
-use tokio::sync::Semaphore;
+use tokio::{sync::Semaphore, time::Instant};
 
 pub use auth::{Challenge, Opened, SignInRequest};
 pub use limits::{ClientNetwork, LimitSettings};
@@ -28,7 +28,10 @@ use crate::{
     bus::Bus,
     clock::{Clock, Entropy},
     domain::{Deliver, DeviceId, Signal, Timestamp, bucket::DrainLimit, envelope::MailboxBounds, otp::ServerSecret},
-    store::{Batcher, ClaimAnswer, ClaimRequest, Connection, MailAnswer, MailRequest, NewConnection, Store},
+    metrics::{Batch, Metrics},
+    store::{
+        Batcher, ClaimAnswer, ClaimRequest, Connection, MailAnswer, MailRequest, NewConnection, PoolLevels, Store,
+    },
     tasks::Tasks,
 };
 use limits::Limits;
@@ -78,6 +81,8 @@ pub struct Parts {
     pub secret: ServerSecret,
     /// The configured rules.
     pub policy: Policy,
+    /// What counts it all.
+    pub metrics: Arc<Metrics>,
 }
 
 /// The use cases. Lives on the runtime that owns store and bus.
@@ -90,6 +95,7 @@ pub struct Service {
     mailer: Mailer,
     secret: ServerSecret,
     policy: Policy,
+    metrics: Arc<Metrics>,
     limits: Limits,
     claims: Batcher<ClaimRequest, ClaimAnswer>,
     /// Claims that wait for keys which others hold, each on a connection of its own.
@@ -120,13 +126,13 @@ impl Service {
     /// Puts the parts together and starts the batchers.
     #[must_use]
     pub fn start(parts: Parts, tasks: &Tasks) -> Self {
-        let Parts { store, bus, door, clock, entropy, mailer, secret, policy } = parts;
+        let Parts { store, bus, door, clock, entropy, mailer, secret, policy, metrics } = parts;
         let drain =
             Arc::new(DrainLimit::new(policy.limits.claim_burst, Duration::from_secs(policy.limits.claim_refill_s)));
         let claims = {
             let (store, bus, threshold) = (store.clone(), bus.clone(), policy.low_watermark);
             let lanes = store.claim_lanes();
-            Batcher::start(tasks, "claims", CLAIMS_PER_BATCH, lanes, move |items| {
+            Batcher::start(tasks, "claims", CLAIMS_PER_BATCH, lanes, &metrics.batch(Batch::Claims), move |items| {
                 let (store, bus, drain) = (store.clone(), bus.clone(), drain.clone());
                 async move {
                     let batch = store.claim(items, &drain, threshold).await;
@@ -139,7 +145,7 @@ impl Service {
         };
         let mail = {
             let (store, bus, bounds) = (store.clone(), bus.clone(), policy.mailbox);
-            Batcher::start(tasks, "messages", MAIL_PER_BATCH, 1, move |items| {
+            Batcher::start(tasks, "mail", MAIL_PER_BATCH, 1, &metrics.batch(Batch::Mail), move |items| {
                 let (store, bus) = (store.clone(), bus.clone());
                 async move {
                     let batch = store.mail(items, &bounds).await;
@@ -150,22 +156,31 @@ impl Service {
         };
         let connections = {
             let store = store.clone();
-            Batcher::start(tasks, "connections", CONNECTIONS_PER_BATCH, 1, move |items| {
+            let meter = &metrics.batch(Batch::Connections);
+            Batcher::start(tasks, "connections", CONNECTIONS_PER_BATCH, 1, meter, move |items| {
                 let store = store.clone();
                 async move { store.open_connections(items).await }
             })
         };
         let partings = {
             let store = store.clone();
-            Batcher::start(tasks, "partings", CONNECTIONS_PER_BATCH, 1, move |items: Vec<(DeviceId, Timestamp)>| {
-                let store = store.clone();
-                async move {
-                    if let Err(error) = store.touch_devices(&items).await {
-                        tracing::warn!(%error, "could not note when devices were last seen");
+            let meter = &metrics.batch(Batch::Partings);
+            Batcher::start(
+                tasks,
+                "partings",
+                CONNECTIONS_PER_BATCH,
+                1,
+                meter,
+                move |items: Vec<(DeviceId, Timestamp)>| {
+                    let store = store.clone();
+                    async move {
+                        if let Err(error) = store.touch_devices(&items).await {
+                            tracing::warn!(%error, "could not note when devices were last seen");
+                        }
+                        items.iter().map(|_| Ok(())).collect()
                     }
-                    items.iter().map(|_| Ok(())).collect()
-                }
-            })
+                },
+            )
         };
         let limits = Limits::new(&policy.limits);
         let settling = Semaphore::new(SETTLING);
@@ -178,6 +193,7 @@ impl Service {
             mailer,
             secret,
             policy,
+            metrics,
             limits,
             claims,
             settling,
@@ -212,15 +228,33 @@ impl Service {
         self.bus.is_up()
     }
 
+    /// What the bus is, in a word, and how long ago it was last heard to work.
+    #[must_use]
+    pub fn bus_state(&self) -> (&'static str, Option<Duration>) {
+        (self.bus.kind(), self.bus.probe_age())
+    }
+
+    /// What the store is, in a word, and its connections.
+    #[must_use]
+    pub fn store_state(&self) -> (&'static str, PoolLevels) {
+        (self.store.kind(), self.store.pool())
+    }
+
     /// Whether the store answers.
     pub async fn store_is_reachable(&self) -> bool {
+        self.store_latency().await.is_some()
+    }
+
+    /// How long the store takes to answer, if it does.
+    pub async fn store_latency(&self) -> Option<Duration> {
+        let began = Instant::now();
         match tokio::time::timeout(Duration::from_secs(2), self.store.ping()).await {
-            Ok(Ok(())) => true,
+            Ok(Ok(())) => Some(began.elapsed()),
             Ok(Err(error)) => {
                 tracing::warn!(%error, "the store does not answer");
-                false
+                None
             }
-            Err(_) => false,
+            Err(_) => None,
         }
     }
 }

@@ -8,6 +8,7 @@ use rand::RngExt;
 use super::Service;
 use crate::{
     domain::{LiveConnection, Signal},
+    metrics::Repair,
     store::{Standing, StoreError},
 };
 
@@ -38,6 +39,7 @@ pub async fn reconcile_forever(service: Arc<Service>) {
                 tracing::warn!(%error, "could not reconcile");
             }
         }
+        service.metrics.reconcile_rounds.inc();
     }
 }
 
@@ -45,7 +47,8 @@ impl Service {
     /// Looks after some connections of this node.
     async fn reconcile(&self, connections: &[LiveConnection]) -> Result<(), StoreError> {
         for (connection, standing) in connections.iter().zip(self.store.survey(connections, self.now()).await?) {
-            if let Some(signal) = verdict(connection, standing) {
+            if let Some((signal, missed)) = verdict(connection, standing) {
+                self.metrics.reconcile_repairs.inc(missed);
                 self.door.deliver(connection.device, signal);
             } else if let Some(Standing { mailbox_head: seq @ 1.., .. }) = standing {
                 self.door.deliver(connection.device, Signal::Mail { seq, envelope: None });
@@ -61,13 +64,15 @@ impl Service {
 }
 
 /// What a connection should have heard, if it still stands wrongly.
-fn verdict(connection: &LiveConnection, standing: Option<Standing>) -> Option<Signal> {
+fn verdict(connection: &LiveConnection, standing: Option<Standing>) -> Option<(Signal, Repair)> {
     match standing {
-        None => Some(Signal::AccountDeleted),
-        Some(Standing { revoked: true, .. }) => Some(Signal::DeviceRevoked),
-        Some(Standing { session_holds: false, .. }) => Some(Signal::LoggedOut { sessions: vec![connection.session] }),
+        None => Some((Signal::AccountDeleted, Repair::Deleted)),
+        Some(Standing { revoked: true, .. }) => Some((Signal::DeviceRevoked, Repair::Revoked)),
+        Some(Standing { session_holds: false, .. }) => {
+            Some((Signal::LoggedOut { sessions: vec![connection.session] }, Repair::LoggedOut))
+        }
         Some(Standing { newest_epoch, .. }) if newest_epoch > connection.epoch => {
-            Some(Signal::Displaced { epoch: newest_epoch })
+            Some((Signal::Displaced { epoch: newest_epoch }, Repair::Displaced))
         }
         Some(_) => None,
     }
@@ -85,13 +90,15 @@ mod tests {
         let session = SessionId(Uuid::from_u128(2));
         let connection = LiveConnection { device: DeviceId(Uuid::from_u128(1)), session, epoch: 7 };
         let stands = Standing { newest_epoch: 7, revoked: false, session_holds: true, mailbox_head: 0 };
-        assert_eq!(verdict(&connection, Some(stands)), None);
-        assert_eq!(verdict(&connection, None), Some(Signal::AccountDeleted));
+        let verdict = |standing| verdict(&connection, standing);
+        assert_eq!(verdict(Some(stands)), None);
+        assert_eq!(verdict(None), Some((Signal::AccountDeleted, Repair::Deleted)));
         let revoked = Standing { revoked: true, session_holds: false, ..stands };
-        assert_eq!(verdict(&connection, Some(revoked)), Some(Signal::DeviceRevoked));
+        assert_eq!(verdict(Some(revoked)), Some((Signal::DeviceRevoked, Repair::Revoked)));
         let ended = Standing { session_holds: false, ..stands };
-        assert_eq!(verdict(&connection, Some(ended)), Some(Signal::LoggedOut { sessions: vec![session] }));
+        let logged_out = Signal::LoggedOut { sessions: vec![session] };
+        assert_eq!(verdict(Some(ended)), Some((logged_out, Repair::LoggedOut)));
         let displaced = Standing { newest_epoch: 8, ..stands };
-        assert_eq!(verdict(&connection, Some(displaced)), Some(Signal::Displaced { epoch: 8 }));
+        assert_eq!(verdict(Some(displaced)), Some((Signal::Displaced { epoch: 8 }, Repair::Displaced)));
     }
 }

@@ -14,7 +14,11 @@ const MAIL_EVERY: Duration = Duration::from_secs(5);
 pub async fn sweep_forever(service: Arc<Service>) {
     loop {
         match service.store.sweep(service.now()).await {
-            Ok(rows) => tracing::debug!(rows, "swept"),
+            Ok(rows) => {
+                service.metrics.sweeps.inc();
+                service.metrics.swept_rows.add(rows);
+                tracing::debug!(rows, "swept");
+            }
             Err(error) => tracing::warn!(%error, "could not sweep"),
         }
         tokio::time::sleep(EVERY).await;
@@ -26,7 +30,10 @@ pub async fn expire_mail_forever(service: Arc<Service>) {
     loop {
         match service.store.expire_mail(service.now()).await {
             Ok(0) => {}
-            Ok(rows) => tracing::debug!(rows, "mail expired"),
+            Ok(rows) => {
+                service.metrics.expired.add(rows);
+                tracing::debug!(rows, "mail expired");
+            }
             Err(error) => tracing::warn!(%error, "could not expire mail"),
         }
         tokio::time::sleep(MAIL_EVERY).await;

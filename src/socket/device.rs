@@ -27,6 +27,7 @@ use crate::{
         DeviceId, EndReason, KeyKind, KeysStatus, Refusal, Session, Signal, Timestamp,
         bundle::{SignedPrekeyStatus, depth},
     },
+    metrics::{Asked, Close},
     protocol::{
         CloseCode, Codec,
         frame::{Event, Limits, MAX_IN_FLIGHT, MailboxSummary, Op, Request, RequestId, Welcome},
@@ -44,9 +45,9 @@ const ROTATION_NOTICE: Duration = Duration::from_hours(72);
 const LONGEST_TIMER: Duration = Duration::from_hours(24);
 /// Time between two looks at mail whose ack is overdue.
 const RESEND_LOOK: Duration = Duration::from_secs(1);
-/// Room kept in the outbox for the reply to a request that brings bundles (as many as a user has devices, with post-quantum
-/// keys), and for any other.
-const BUNDLES_ROOM: usize = 40 * 1024;
+/// Room kept in the outbox for the reply to a request that brings bundles, and for any other. With the default outbox 64 of
+/// either can be under way.
+const BUNDLES_ROOM: usize = 16 * 1024;
 const REPLY_ROOM: usize = 1024;
 /// The same for one that may bring two lists of devices.
 const MISMATCH_ROOM: usize = 8 * 1024;
@@ -232,6 +233,7 @@ impl DeviceSocket {
             keys,
             mailbox: MailboxSummary { waiting: mailbox.waiting, expired_total: mailbox.expired_total },
         };
+        self.node.metrics.connects.inc();
         self.event(&Event::Welcome(&welcome), ctx);
         for (kind, remaining) in low {
             self.event(&Event::PrekeysLow { kind, remaining, threshold, pool_version }, ctx);
@@ -270,6 +272,11 @@ impl DeviceSocket {
         self.closing
     }
 
+    /// For how long it has been open.
+    pub(super) fn connected_for(&self) -> Duration {
+        self.opened_at.elapsed()
+    }
+
     /// Whose connection it is.
     pub(super) fn device(&self) -> DeviceId {
         self.session.caller.device
@@ -281,11 +288,18 @@ impl DeviceSocket {
         }
     }
 
+    /// Answers a request with an error without running it.
+    fn refuse(&mut self, id: RequestId, asked: Asked, refusal: Refusal, ctx: &mut Context<Self>) {
+        let reply = failure(&self.node.metrics, asked, self.codec, id, refusal);
+        self.reply(reply, ctx);
+    }
+
     /// Sends what is queued, then the Close frame. The writer sees to it; the actor is done.
     fn close(&mut self, code: CloseCode, ctx: &mut Context<Self>) {
         if !self.closing {
             self.closing = true;
             self.log_closed(code.number(), code.reason());
+            self.node.metrics.closes.inc(Close::Code(code));
             self.outbox.close(code);
             ctx.stop();
         }
@@ -373,10 +387,11 @@ impl DeviceSocket {
         let is_carried_out = request.op.is_ok() && self.in_flight.len() + self.deferred.len() < MAX_IN_FLIGHT;
         self.outbox.count_request(if is_carried_out { pace::REQUEST } else { pace::REFUSED });
         if self.in_flight.len() + self.deferred.len() >= MAX_IN_FLIGHT {
-            return self.reply(failure(self.codec, id, Refusal::TooManyInFlight), ctx);
+            let asked = request.op.as_ref().map_or(Asked::Unknown, |op| Asked::Op(*op));
+            return self.refuse(id, asked, Refusal::TooManyInFlight, ctx);
         }
         match request.op.clone() {
-            Err(refusal) => self.reply(failure(self.codec, id, refusal), ctx),
+            Err(refusal) => self.refuse(id, Asked::Unknown, refusal, ctx),
             // A renewal runs alone: what comes before it belongs to the old session, what comes after to the new one.
             Ok(Op::SessionRenew) if !self.in_flight.is_empty() => self.defer(request, Op::SessionRenew, frame),
             Ok(op) if self.renewing || !self.deferred.is_empty() => self.defer(request, op, frame),
@@ -405,7 +420,7 @@ impl DeviceSocket {
     fn hand_on(&mut self, request: Request, op: Op, frame: Bytes, ctx: &mut Context<Self>) {
         let id = request.id;
         let Some(reservation) = self.node.budget.try_reserve(frame.len()) else {
-            return self.reply(failure(self.codec, id, Refusal::Unavailable), ctx);
+            return self.refuse(id, Asked::Op(op), Refusal::Unavailable, ctx);
         };
         let (bytes, room) = (frame.len(), room(op));
         self.outbox.expect_reply(bytes, room);
@@ -425,10 +440,10 @@ impl DeviceSocket {
         runtime.spawn(async move {
             // Held for as long as the request is under way, which may be longer than its socket lives.
             let _memory = reservation;
-            let run = ops::run(&node.service, origin, codec, op, &request, frame);
+            let run = ops::run(&node, origin, codec, op, &request, frame);
             // A panic in a use case is a defect, but the client still gets its one reply.
             let outcome = AssertUnwindSafe(run).catch_unwind().await.unwrap_or_else(|_| Outcome {
-                reply: failure(codec, id, Refusal::Internal),
+                reply: failure(&node.metrics, Asked::Op(op), codec, id, Refusal::Internal),
                 after: After::Nothing,
                 told: crate::service::Told::default(),
                 turn: None,
@@ -553,6 +568,7 @@ impl Actor for DeviceSocket {
     fn stopped(&mut self, _: &mut Context<Self>) {
         if !self.closing {
             self.log_closed(ENDED_WITHOUT_CLOSE, "connection lost");
+            self.node.metrics.closes.inc(Close::Lost);
             self.outbox.abort();
         }
         let device = self.session.caller.device;
@@ -590,6 +606,7 @@ impl StreamHandler<Result<Incoming, ProtocolError>> for DeviceSocket {
                 self.closing = true;
                 let code = reason.as_ref().map_or(CLOSED_WITHOUT_CODE, |reason| reason.code.into());
                 self.log_closed(code, "closed by the client");
+                self.node.metrics.closes.inc(Close::Peer);
                 self.outbox.echo_close(reason);
                 ctx.stop();
             }

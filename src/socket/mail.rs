@@ -67,6 +67,7 @@ impl DeviceSocket {
             Held::Ephemeral(envelope) => {
                 let frame = encode(self.codec, &Event::message(self.codec, None, envelope));
                 if self.outbox.has_spare_room(frame.len()) {
+                    self.count_delivery(envelope);
                     self.push_event(frame, ctx);
                 }
             }
@@ -87,9 +88,15 @@ impl DeviceSocket {
         }
         let admitted = self.delivery.admit(seq, frame.len(), Instant::now());
         if admitted {
+            self.count_delivery(envelope);
             self.push_event(frame, ctx);
         }
         admitted
+    }
+
+    fn count_delivery(&self, envelope: &Envelope) {
+        let waited = self.node.service.now().since(envelope.accepted_at);
+        self.node.metrics.delivered((waited <= self.connected_for()).then_some(waited));
     }
 
     /// Tells the client when the backlog is through, and reads on where there is something to be sent.
@@ -162,6 +169,7 @@ impl Handler<Read> for DeviceSocket {
         if reading.again {
             for (seq, envelope) in self.delivery.end_again(reading, page, Instant::now()) {
                 let frame = encode(self.codec, &Event::message(self.codec, Some(seq), &envelope));
+                self.node.metrics.redeliveries.inc();
                 self.push_event(frame, ctx);
             }
         } else {

@@ -23,7 +23,7 @@ pub use hub::Hub;
 pub use networks::{NetworkLimits, Networks};
 pub use upgrade::open;
 
-use crate::{protocol::http::Origins, service::Service, tasks::Work};
+use crate::{metrics::Metrics, protocol::http::Origins, service::Service, tasks::Work};
 pub use budget::Budget;
 
 /// What all sockets of a node share.
@@ -48,4 +48,6 @@ pub struct Node {
     pub trusted_proxies: Vec<IpNet>,
     /// Browser origins that may connect.
     pub origins: Origins,
+    /// What is counted of all sockets together; none has metrics of its own.
+    pub metrics: Arc<Metrics>,
 }

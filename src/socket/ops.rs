@@ -5,9 +5,12 @@
 
 use bytes::Bytes;
 use serde::Serialize;
+use tokio::time::Instant;
 
+use super::Node;
 use crate::{
     domain::{Bundles, Caller, DeviceId, EndReason, KeysStatus, Refusal, Session, SessionId, Timestamp, UserId},
+    metrics::{self, Asked, Metrics},
     protocol::{
         Code, Codec, Problem,
         frame::{Empty, Failure, Op, Request, RequestId, Success},
@@ -60,20 +63,27 @@ pub struct Origin {
 }
 
 /// Runs one request to its reply.
-pub async fn run(service: &Service, origin: Origin, codec: Codec, op: Op, request: &Request, frame: Bytes) -> Outcome {
+pub async fn run(node: &Node, origin: Origin, codec: Codec, op: Op, request: &Request, frame: Bytes) -> Outcome {
+    let began = Instant::now();
     let Origin { caller, epoch, turn } = origin;
     let mut effects = Effects::default();
+    let service = &node.service;
     let call = Call { service, caller, epoch, turn, codec, request, frame: &frame, effects: &mut effects };
     let reply = match call.dispatch(op).await {
-        Ok(reply) => reply,
-        Err(refusal) => failure(codec, request.id, refusal),
+        Ok(reply) => {
+            node.metrics.answered(Asked::Op(op), metrics::Outcome::Done);
+            reply
+        }
+        Err(refusal) => failure(&node.metrics, Asked::Op(op), codec, request.id, refusal),
     };
+    node.metrics.op_seconds.observe(op, began.elapsed().as_secs_f64());
     Outcome { reply, after: effects.after, told: effects.told, turn: effects.turn }
 }
 
-/// Encodes an error reply.
-pub fn failure(codec: Codec, id: RequestId, refusal: Refusal) -> Vec<u8> {
+/// Encodes an error reply and counts it.
+pub fn failure(metrics: &Metrics, asked: Asked, codec: Codec, id: RequestId, refusal: Refusal) -> Vec<u8> {
     let problem = Problem::from(refusal);
+    metrics.answered(asked, metrics::Outcome::Refused(problem.code()));
     if problem.code() == Code::Internal {
         tracing::error!("an op failed for a reason of the server's own");
     }

@@ -33,10 +33,13 @@ const TOKEN_SUBPROTOCOL: &str = "sealwire.token.";
 
 /// Answers the upgrade request.
 pub async fn open(request: HttpRequest, body: web::Payload, node: web::Data<Node>) -> HttpResponse {
-    match upgrade(&request, body, node.into_inner()).await {
+    let node = node.into_inner();
+    match upgrade(&request, body, node.clone()).await {
         Ok(response) => response,
         Err(refusal) => {
-            let mut response = Problem::from(refusal).response();
+            let problem = Problem::from(refusal);
+            node.metrics.upgrades_refused.inc(problem.code());
+            let mut response = problem.response();
             if actix_http::ws::verify_handshake(request.head()).is_err() {
                 // RFC 6455, 4.4: what the server would understand.
                 response.headers_mut().insert(header::SEC_WEBSOCKET_VERSION, HeaderValue::from_static("13"));

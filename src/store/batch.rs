@@ -5,10 +5,13 @@ use std::{future::Future, panic::AssertUnwindSafe, sync::Arc};
 
 use futures_util::FutureExt;
 
-use tokio::sync::{Mutex, mpsc, oneshot};
+use tokio::{
+    sync::{Mutex, mpsc, oneshot},
+    time::Instant,
+};
 
 use super::StoreError;
-use crate::tasks::Tasks;
+use crate::{metrics::BatchMeter, tasks::Tasks};
 
 /// Requests that may wait. Beyond it callers are told `unavailable` rather than kept.
 const QUEUE: usize = 16_384;
@@ -29,7 +32,14 @@ impl<Item, Answer> Clone for Batcher<Item, Answer> {
 impl<Item: Send + 'static, Answer: Send + 'static> Batcher<Item, Answer> {
     /// Starts a worker of this name for each lane, which hands at most `largest` items at a time to `run`; that must give one result
     /// for each, in their order. With more lanes than one, later items may overtake earlier ones.
-    pub fn start<Run, Batch>(tasks: &Tasks, name: &'static str, largest: usize, lanes: usize, run: Run) -> Self
+    pub fn start<Run, Batch>(
+        tasks: &Tasks,
+        name: &'static str,
+        largest: usize,
+        lanes: usize,
+        meter: &BatchMeter,
+        run: Run,
+    ) -> Self
     where
         Run: Fn(Vec<Item>) -> Batch + Clone + Send + 'static,
         Batch: Future<Output = Vec<Result<Answer, StoreError>>> + Send,
@@ -37,13 +47,15 @@ impl<Item: Send + 'static, Answer: Send + 'static> Batcher<Item, Answer> {
         let (queue, waiting) = mpsc::channel::<Waiting<Item, Answer>>(QUEUE);
         let waiting = Arc::new(Mutex::new(waiting));
         for _ in 0..lanes {
-            let (waiting, run) = (waiting.clone(), run.clone());
+            let (waiting, run, meter) = (waiting.clone(), run.clone(), meter.clone());
             tasks.spawn(name, async move {
                 let mut taken = Vec::with_capacity(largest);
                 while waiting.lock().await.recv_many(&mut taken, largest).await > 0 {
                     let (items, callers): (Vec<_>, Vec<_>) = taken.drain(..).unzip();
+                    let (count, began) = (items.len(), Instant::now());
                     // A panic is a defect, but it must not take the lane with it; its callers hear `Overloaded`.
                     let Ok(answers) = AssertUnwindSafe(run(items)).catch_unwind().await else { continue };
+                    meter.ran(count, began.elapsed());
                     for (caller, answer) in callers.into_iter().zip(answers) {
                         // A caller that has gone away does not want its answer; what was committed stays.
                         let _ = caller.send(answer);
@@ -97,6 +109,7 @@ mod tests {
     use tokio::runtime::Handle;
 
     use super::*;
+    use crate::metrics::{Batch, Metrics};
 
     #[tokio::test]
     async fn what_waits_shares_a_batch_and_each_gets_its_own_answer() {
@@ -104,7 +117,9 @@ mod tests {
         let (started, mut has_started) = mpsc::channel::<()>(8);
         let (release, released) = tokio::sync::watch::channel(false);
         let counter = batches.clone();
-        let batcher = Batcher::start(&Tasks::new(Handle::current()), "doubling", 100, 1, move |items: Vec<usize>| {
+        let tasks = Tasks::new(Handle::current());
+        let meter = Metrics::new().batch(Batch::Claims);
+        let batcher = Batcher::start(&tasks, "doubling", 100, 1, &meter, move |items: Vec<usize>| {
             let (counter, started, mut released) = (counter.clone(), started.clone(), released.clone());
             async move {
                 counter.fetch_add(1, Ordering::SeqCst);

@@ -8,6 +8,8 @@ use std::{
     sync::Arc,
 };
 
+use tokio::time::Instant;
+
 use super::{
     Sqlite, Store, StoreError, authorize,
     bundles::{Draft, Target, absent, bundles, draft, last_resort},
@@ -192,6 +194,7 @@ impl Store {
                     if tries < CLAIM_TRIES =>
                 {
                     tracing::debug!(%error, tries, "a batch of claims failed; trying again");
+                    self.metrics().store_retries.inc();
                     tries += 1;
                 }
                 Err(error) => return ClaimBatch { answers: fail_all(&error, items.len()), low: Vec::new() },
@@ -217,7 +220,7 @@ impl Store {
     ) -> Result<ClaimBatch, StoreError> {
         match self {
             Self::Sqlite(engine) => claim_in_turn(engine, items, tokens, threshold).await,
-            Self::Postgres(pool) => claims_postgres::claim(pool, items, tokens, threshold).await,
+            Self::Postgres(engine) => claims_postgres::claim(engine, items, tokens, threshold).await,
         }
     }
 
@@ -230,7 +233,7 @@ impl Store {
         match self {
             // One writer: nobody else can hold a key.
             Self::Sqlite(_) => Ok((short.answer, Vec::new())),
-            Self::Postgres(pool) => claims_postgres::settle(pool, short, threshold).await,
+            Self::Postgres(engine) => claims_postgres::settle(engine, short, threshold).await,
         }
     }
 }
@@ -242,6 +245,7 @@ async fn claim_in_turn(
     tokens: &mut TakenTokens<'_>,
     threshold: u32,
 ) -> Result<ClaimBatch, StoreError> {
+    let began = Instant::now();
     let mut transaction = engine.writer.begin_with("BEGIN IMMEDIATE").await?;
     let tx = &mut *transaction;
     let mut answers = Vec::with_capacity(items.len());
@@ -280,5 +284,6 @@ async fn claim_in_turn(
         }
     }
     transaction.commit().await?;
+    engine.metrics.transaction_seconds.observe(began.elapsed().as_secs_f64());
     Ok(ClaimBatch { answers, low: low.into_iter().map(|((device, _), signal)| (device, signal)).collect() })
 }

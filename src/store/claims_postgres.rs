@@ -9,10 +9,11 @@ use std::collections::{BTreeSet, HashMap, HashSet};
 
 use chrono::{DateTime, Utc};
 use sqlx::{PgConnection, PgPool};
+use tokio::time::Instant;
 use uuid::Uuid;
 
 use super::{
-    StoreError, attempt, authorize,
+    Postgres, StoreError, attempt, authorize,
     bundles::{Draft, Target, absent, draft},
     claims::{ClaimAnswer, ClaimBatch, ClaimRequest, Short, TakenTokens},
     rows, sql,
@@ -38,11 +39,12 @@ struct Slot {
 
 /// Serves a batch.
 pub(super) async fn claim(
-    pool: &PgPool,
+    engine: &Postgres,
     items: &[ClaimRequest],
     tokens: &mut TakenTokens<'_>,
     threshold: u32,
 ) -> Result<ClaimBatch, StoreError> {
+    let (pool, began) = (&engine.pool, Instant::now());
     let mut transaction = pool.begin().await?;
     let tx = &mut *transaction;
     let mut drafts = drafts(tx, items).await?;
@@ -62,6 +64,7 @@ pub(super) async fn claim(
     }
     add_last_resorts(tx, &mut drafts, &slots, items).await?;
     transaction.commit().await?;
+    engine.metrics.transaction_seconds.observe(began.elapsed().as_secs_f64());
     tokens.keep();
 
     // What an earlier run took, it may not have lived to announce.
@@ -456,7 +459,7 @@ pub(super) async fn low_pools(
 
 /// The blocking pass of a claim that came up short.
 pub(super) async fn settle(
-    pool: &PgPool,
+    engine: &Postgres,
     short: Short,
     threshold: u32,
 ) -> Result<(Bundles, Vec<(DeviceId, Signal)>), StoreError> {
@@ -467,7 +470,7 @@ pub(super) async fn settle(
         match kind {
             KeyKind::OneTime => {
                 let texts = (sql::CLAIMED_ONE_TIME, sql::WAIT_FOR_ONE_TIME, sql::UNISSUED_ONE_TIME);
-                let row: Option<rows::OneTimeRow> = wait_for_key!(pool, request, device, texts);
+                let row: Option<rows::OneTimeRow> = wait_for_key!(engine, request, device, texts);
                 if row.is_some() {
                     touched.insert((device, kind));
                     let pq = None;
@@ -476,7 +479,7 @@ pub(super) async fn settle(
             }
             KeyKind::PqOneTime => {
                 let texts = (sql::CLAIMED_PQ, sql::WAIT_FOR_PQ, sql::UNISSUED_PQ);
-                let row: Option<rows::PqRow> = wait_for_key!(pool, request, device, texts);
+                let row: Option<rows::PqRow> = wait_for_key!(engine, request, device, texts);
                 if let Some(row) = row {
                     touched.insert((device, kind));
                     bundle.pq_prekey = Some(rows::pq(row, false)?);
@@ -484,20 +487,20 @@ pub(super) async fn settle(
             }
         }
     }
-    let low = announce_or_leave(pool, touched, threshold).await;
+    let low = announce_or_leave(&engine.pool, touched, threshold).await;
     Ok((answer, low))
 }
 
 /// Takes a key of the pool for the claim, or finds the one that a parallel repeat took; waits for whoever holds the
 /// oldest. `None` once the pool shows no unissued key.
 macro_rules! wait_for_key {
-    ($pool:ident, $request:ident, $device:ident, $texts:ident) => {{
+    ($engine:ident, $request:ident, $device:ident, $texts:ident) => {{
         let (earlier, wait, unissued) = $texts;
         let ClaimRequest { caller, claim, now, .. } = &$request;
         let mut lost = 0;
         loop {
             let run = async {
-                let row = attempt!($pool, |tx| {
+                let row = attempt!($engine, |tx| {
                     authorize!(tx, caller, now);
                     let row = sqlx::query_as(earlier)
                         .bind(caller.device.0)
@@ -524,7 +527,7 @@ macro_rules! wait_for_key {
                 Ok(Some(row)) => break Some(row),
                 Ok(None) => {
                     let left: Option<(Uuid,)> =
-                        sqlx::query_as(unissued).bind(vec![$device.0]).fetch_optional($pool).await?;
+                        sqlx::query_as(unissued).bind(vec![$device.0]).fetch_optional(&$engine.pool).await?;
                     if left.is_none() {
                         break None;
                     }

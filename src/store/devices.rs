@@ -198,7 +198,7 @@ impl Store {
                     *standing = row.map(Standing::from_row);
                 }
             }
-            Self::Postgres(pool) => {
+            Self::Postgres(engine) => {
                 let places: Vec<i32> = (0..).take(connections.len()).collect();
                 let devices: Vec<Uuid> = connections.iter().map(|connection| connection.device.0).collect();
                 let sessions: Vec<Uuid> = connections.iter().map(|connection| connection.session.0).collect();
@@ -207,7 +207,7 @@ impl Store {
                     .bind(devices)
                     .bind(sessions)
                     .bind(now.to_utc())
-                    .fetch_all(pool)
+                    .fetch_all(&engine.pool)
                     .await?;
                 for (place, epoch, revoked, session_holds, head) in rows {
                     if let Some(standing) = usize::try_from(place).ok().and_then(|place| standings.get_mut(place)) {
@@ -227,7 +227,7 @@ impl Store {
     pub async fn low_pools(&self, devices: &[DeviceId], threshold: u32) -> Result<Vec<(DeviceId, Signal)>, StoreError> {
         match self {
             Self::Sqlite(_) => Ok(Vec::new()),
-            Self::Postgres(pool) => super::claims_postgres::low_pools(pool, devices, threshold).await,
+            Self::Postgres(engine) => super::claims_postgres::low_pools(&engine.pool, devices, threshold).await,
         }
     }
 

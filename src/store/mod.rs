@@ -20,7 +20,7 @@ mod rows;
 mod seed;
 pub mod sql;
 
-use std::{path::Path, str::FromStr, time::Duration};
+use std::{path::Path, str::FromStr, sync::Arc, time::Duration};
 
 use sqlx::{
     ConnectOptions, PgConnection, PgPool, SqlitePool,
@@ -64,7 +64,10 @@ macro_rules! read {
                 let $db = &engine.readers;
                 $body
             }
-            $crate::store::Store::Postgres($db) => $body,
+            $crate::store::Store::Postgres(engine) => {
+                let $db = &engine.pool;
+                $body
+            }
         }
     };
 }
@@ -75,6 +78,7 @@ macro_rules! transaction {
     ($store:expr, |$tx:ident| $body:block) => {
         match $store {
             $crate::store::Store::Sqlite(engine) => {
+                let began = tokio::time::Instant::now();
                 let mut transaction = engine.writer.begin_with("BEGIN IMMEDIATE").await?;
                 let value = {
                     let $tx = &mut *transaction;
@@ -82,31 +86,35 @@ macro_rules! transaction {
                     run.await?
                 };
                 transaction.commit().await?;
+                engine.metrics.transaction_seconds.observe(began.elapsed().as_secs_f64());
                 value
             }
-            $crate::store::Store::Postgres(pool) => $crate::store::attempt!(pool, |$tx| $body),
+            $crate::store::Store::Postgres(engine) => $crate::store::attempt!(engine, |$tx| $body),
         }
     };
 }
 
 /// The PostgreSQL half of [`transaction`].
 macro_rules! attempt {
-    ($pool:expr, |$tx:ident| $body:block) => {{
+    ($engine:expr, |$tx:ident| $body:block) => {{
         let mut tries = 1;
         loop {
+            let began = tokio::time::Instant::now();
             let run = async {
-                let mut transaction = $pool.begin().await?;
+                let mut transaction = $engine.pool.begin().await?;
                 let value = {
                     let $tx = &mut *transaction;
                     let run = async { Ok::<_, $crate::store::StoreError>($body) };
                     run.await?
                 };
                 transaction.commit().await?;
+                $engine.metrics.transaction_seconds.observe(began.elapsed().as_secs_f64());
                 Ok::<_, $crate::store::StoreError>(value)
             };
             match run.await {
                 Err($crate::store::StoreError::Conflict(error)) if tries < $crate::store::CONFLICT_TRIES => {
                     tracing::debug!(%error, tries, "a transaction lost to another and runs again");
+                    $engine.metrics.store_retries.inc();
                     tries += 1;
                 }
                 outcome => break outcome?,
@@ -137,6 +145,7 @@ macro_rules! authorize {
     }};
 }
 
+use crate::metrics::Metrics;
 use {attempt, authorize, read, serialize, transaction};
 
 /// The open database. Clones share its connections.
@@ -145,7 +154,7 @@ pub enum Store {
     /// One file, for one node.
     Sqlite(Sqlite),
     /// A server, for many nodes.
-    Postgres(PgPool),
+    Postgres(Postgres),
 }
 
 /// The embedded engine: write-ahead log, every commit synced, one writer, several readers.
@@ -153,6 +162,25 @@ pub enum Store {
 pub struct Sqlite {
     writer: SqlitePool,
     readers: SqlitePool,
+    metrics: Arc<Metrics>,
+}
+
+/// The server for many nodes: every connection reads and writes.
+#[derive(Clone, Debug)]
+pub struct Postgres {
+    pool: PgPool,
+    metrics: Arc<Metrics>,
+}
+
+/// Database connections at one moment.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct PoolLevels {
+    /// Open.
+    pub open: u32,
+    /// Open and not in use.
+    pub idle: u32,
+    /// As many as may be open.
+    pub limit: u32,
 }
 
 impl Store {
@@ -185,7 +213,7 @@ impl Store {
         // Readers never wait for each other or for the writer, so more of them than cores would only hold memory.
         let cores = std::thread::available_parallelism().map_or(1, |cores| u32::try_from(cores.get()).unwrap_or(1));
         let readers = pool().max_connections(max_connections.clamp(1, cores)).connect_with(readers).await?;
-        Ok(Self::Sqlite(Sqlite { writer, readers }))
+        Ok(Self::Sqlite(Sqlite { writer, readers, metrics: Arc::default() }))
     }
 
     async fn open_postgres(url: &str, max_connections: u32) -> Result<Self, StoreError> {
@@ -209,7 +237,55 @@ impl Store {
         let pool = pool.connect_with(options).await?;
         // sqlx holds an advisory lock while it migrates, so nodes that start together migrate once.
         sqlx::migrate!("migrations/postgres").run(&pool).await.map_err(StoreError::from_migration)?;
-        Ok(Self::Postgres(pool))
+        Ok(Self::Postgres(Postgres { pool, metrics: Arc::default() }))
+    }
+
+    /// Has the store count what it does in `with`; until then it counts for itself.
+    #[must_use]
+    pub fn measured(mut self, with: Arc<Metrics>) -> Self {
+        match &mut self {
+            Self::Sqlite(engine) => engine.metrics = with,
+            Self::Postgres(engine) => engine.metrics = with,
+        }
+        self
+    }
+
+    fn metrics(&self) -> &Metrics {
+        match self {
+            Self::Sqlite(engine) => &engine.metrics,
+            Self::Postgres(engine) => &engine.metrics,
+        }
+    }
+
+    /// What it is, in a word.
+    #[must_use]
+    pub fn kind(&self) -> &'static str {
+        match self {
+            Self::Sqlite(_) => "sqlite",
+            Self::Postgres(_) => "postgres",
+        }
+    }
+
+    /// Its connections at this moment.
+    #[must_use]
+    pub fn pool(&self) -> PoolLevels {
+        fn levels<DB: sqlx::Database>(pool: &sqlx::Pool<DB>) -> PoolLevels {
+            let idle = u32::try_from(pool.num_idle()).unwrap_or(u32::MAX);
+            // Counted one after the other, so a connection that is just being opened may show as idle already.
+            let open = pool.size().max(idle);
+            PoolLevels { open, idle, limit: pool.options().get_max_connections() }
+        }
+        match self {
+            Self::Sqlite(engine) => {
+                let (writer, readers) = (levels(&engine.writer), levels(&engine.readers));
+                PoolLevels {
+                    open: writer.open + readers.open,
+                    idle: writer.idle + readers.idle,
+                    limit: writer.limit + readers.limit,
+                }
+            }
+            Self::Postgres(engine) => levels(&engine.pool),
+        }
     }
 
     /// Looks at the database that the URL names without changing anything in it, and says what a start would do.
@@ -245,7 +321,7 @@ impl Store {
     pub fn claim_lanes(&self) -> usize {
         match self {
             Self::Sqlite(_) => 1,
-            Self::Postgres(pool) => (pool.options().get_max_connections() as usize / 2).clamp(1, CLAIM_LANES),
+            Self::Postgres(engine) => (engine.pool.options().get_max_connections() as usize / 2).clamp(1, CLAIM_LANES),
         }
     }
 
@@ -256,7 +332,7 @@ impl Store {
                 engine.readers.close().await;
                 engine.writer.close().await;
             }
-            Self::Postgres(pool) => pool.close().await,
+            Self::Postgres(engine) => engine.pool.close().await,
         }
     }
 }

@@ -2,23 +2,27 @@
 
 use std::{fs, path::Path};
 
-/// Who may import whom. `clock` and `tasks` are leaves that all may use.
+/// Who may import whom. `clock` and `tasks` are leaves that all may use; `metrics` is for all above `protocol` and `domain`.
 const ALLOWED: &[(&str, &[&str])] = &[
     ("main", &["app", "clock", "config", "seed", "shutdown", "telemetry"]),
     (
         "app",
-        &["bus", "clock", "config", "domain", "http", "protocol", "service", "shutdown", "socket", "store", "tasks"],
+        &[
+            "bus", "clock", "config", "domain", "http", "metrics", "protocol", "service", "shutdown", "socket",
+            "store", "tasks",
+        ],
     ),
     ("shutdown", &["socket", "tasks"]),
     ("seed", &["clock", "domain", "service", "store"]),
-    ("http", &["domain", "protocol", "service", "tasks"]),
-    ("socket", &["domain", "protocol", "service", "tasks"]),
-    ("service", &["bus", "clock", "domain", "store", "tasks"]),
-    ("store", &["domain", "tasks"]),
-    ("bus", &["domain", "tasks"]),
+    ("http", &["domain", "metrics", "protocol", "service", "tasks"]),
+    ("socket", &["domain", "metrics", "protocol", "service", "tasks"]),
+    ("service", &["bus", "clock", "domain", "metrics", "store", "tasks"]),
+    ("store", &["domain", "metrics", "tasks"]),
+    ("bus", &["domain", "metrics", "tasks"]),
     ("protocol", &["domain"]),
     ("config", &["domain", "service"]),
     ("clock", &["domain"]),
+    ("metrics", &["protocol"]),
     ("domain", &[]),
     ("tasks", &[]),
     ("telemetry", &[]),

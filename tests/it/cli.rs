@@ -95,6 +95,34 @@ fn a_wrong_setting_is_named_with_what_it_takes_and_stops_every_command() {
 }
 
 #[test]
+fn the_operators_listener_is_not_opened_to_others_without_a_token() {
+    let folder = TempDir::new().unwrap();
+    for bind in ["0.0.0.0:0", "[::]:0", "192.0.2.1:9090"] {
+        for command in ["serve", "check-config"] {
+            let output = run(folder.path(), &[command], &[("ADMIN__BIND", bind)]);
+            let (_, stderr) = text(&output);
+            assert_eq!(output.status.code(), Some(1), "{bind}: {stderr}");
+            assert!(stderr.contains("admin.token") && stderr.contains("admin.bind"), "{stderr}");
+        }
+        let with_token = run(folder.path(), &["check-config"], &[("ADMIN__BIND", bind), ("ADMIN__TOKEN", "a token")]);
+        assert!(with_token.status.success());
+    }
+}
+
+#[test]
+fn a_port_that_is_taken_is_named_with_its_setting() {
+    let folder = TempDir::new().unwrap();
+    let other = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let taken = other.local_addr().unwrap().to_string();
+    for (key, setting) in [("ADMIN__BIND", "admin.bind"), ("SERVER__BIND", "server.bind")] {
+        let output = run(folder.path(), &["serve"], &[(key, &taken)]);
+        let (_, stderr) = text(&output);
+        assert_eq!(output.status.code(), Some(1), "{stderr}");
+        assert!(stderr.contains(&format!("{setting} = {taken}")), "{stderr}");
+    }
+}
+
+#[test]
 fn a_configuration_file_stands_between_the_defaults_and_the_environment() {
     let folder = TempDir::new().unwrap();
     let file = folder.path().join("sealwire.toml");

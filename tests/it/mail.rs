@@ -7,7 +7,10 @@ use reqwest::StatusCode;
 use serde_json::{Value, json};
 use tokio::net::{TcpListener, TcpStream};
 
-use crate::support::{Server, TestApp, eventually, http::post, mail_server::MailServer};
+use crate::{
+    metrics::counts,
+    support::{Server, TestApp, eventually, http::post, mail_server::MailServer},
+};
 
 const EMAIL: &str = "alice@example.org";
 
@@ -56,6 +59,10 @@ async fn a_mail_server_that_refuses_for_good_loses_one_mail_and_no_other() {
     let challenge = ask(&app).await;
     let code = server.room.nth(0).await.code();
     assert_eq!(enter(&app, &challenge, &code).await.0, StatusCode::CREATED, "the later mail is the one that came");
+    for outcome in ["sent", "failed"] {
+        let sample = format!("sealwire_mails_total{{outcome=\"{outcome}\"}}");
+        counts(&app, &sample, 1.0..=1.0).await;
+    }
 }
 
 #[tokio::test(flavor = "multi_thread")]

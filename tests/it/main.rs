@@ -3,6 +3,7 @@
 #![expect(clippy::unwrap_used, clippy::expect_used, reason = "a test that cannot go on has failed")]
 #![expect(clippy::disallowed_methods, reason = "tests are where ids, clocks and environments come from")]
 
+mod admin;
 mod architecture;
 mod auth;
 mod browser;
@@ -26,8 +27,10 @@ mod liveness;
 mod logs;
 mod mail;
 mod messages;
+mod metrics;
 mod rolling;
 mod sessions;
+mod status_page;
 mod support;
 mod tour;
 mod transport;

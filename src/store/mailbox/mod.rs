@@ -148,18 +148,22 @@ macro_rules! mail_transaction {
         match $store {
             $crate::store::Store::Sqlite(sqlite) => {
                 use $crate::store::mailbox::sqlite as $engine;
+                let began = tokio::time::Instant::now();
                 let mut transaction = sqlite.writer.begin_with("BEGIN IMMEDIATE").await?;
                 let $tx = &mut *transaction;
                 let value = $body;
                 transaction.commit().await?;
+                sqlite.metrics.transaction_seconds.observe(began.elapsed().as_secs_f64());
                 value
             }
-            $crate::store::Store::Postgres(pool) => {
+            $crate::store::Store::Postgres(postgres) => {
                 use $crate::store::mailbox::postgres as $engine;
-                let mut transaction = pool.begin().await?;
+                let began = tokio::time::Instant::now();
+                let mut transaction = postgres.pool.begin().await?;
                 let $tx = &mut *transaction;
                 let value = $body;
                 transaction.commit().await?;
+                postgres.metrics.transaction_seconds.observe(began.elapsed().as_secs_f64());
                 value
             }
         }
@@ -304,6 +308,7 @@ impl Store {
                     if tries < TRIES && !error.is_out_of_reach() =>
                 {
                     tracing::debug!(%error, tries, "a batch of mail failed; trying again");
+                    self.metrics().store_retries.inc();
                     tries += 1;
                 }
                 outcome => return outcome,

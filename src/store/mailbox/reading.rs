@@ -8,7 +8,7 @@ use uuid::Uuid;
 use crate::{
     domain::{
         DeviceId, Envelope, MessageId, Timestamp, UserId,
-        envelope::{MailboxStatus, Page, PageRequest},
+        envelope::{Load, MailboxStatus, Page, PageRequest},
     },
     store::{Store, StoreError, read, rows, sql::mailbox as texts},
 };
@@ -26,6 +26,15 @@ impl Store {
             waiting: count.unsigned_abs(),
             expired_total: expired.unsigned_abs(),
         }))
+    }
+
+    /// What waits in all mailboxes. Reads every one of them, so ask seldom.
+    ///
+    /// # Errors
+    /// The store's own.
+    pub async fn mailbox_backlog(&self) -> Result<Load, StoreError> {
+        let (count, bytes): (i64, i64) = read!(self, |db| sqlx::query_as(texts::BACKLOG).fetch_one(db).await)?;
+        Ok(super::load(count, bytes))
     }
 
     /// Some envelopes of a device, oldest first, without those whose time is up.

@@ -7,6 +7,7 @@ texts! {
 
     INSERT_MAILBOX = "INSERT INTO mailboxes (device_id) VALUES ($1)";
     MAILBOX = "SELECT next_seq, count, expired_total FROM mailboxes WHERE device_id = $1";
+    BACKLOG = "SELECT CAST(COALESCE(SUM(count), 0) AS BIGINT), CAST(COALESCE(SUM(bytes), 0) AS BIGINT) FROM mailboxes";
     EMPTY_MAILBOX = "UPDATE mailboxes SET count = 0, bytes = 0 WHERE device_id = $1";
     DELETE_MESSAGES = "DELETE FROM messages WHERE device_id = $1";
     /// The oldest envelopes after $2 up to $3: at most $5 of them, and none beyond the one that reaches $6 bytes.

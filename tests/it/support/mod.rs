@@ -1,6 +1,7 @@
 //! What tests are built from: servers (in this process and as a process of their own), people who sign in, sockets, and
 //! real keys.
 
+pub mod chromium;
 pub mod claiming;
 pub mod cluster;
 pub mod couriers;

@@ -110,8 +110,8 @@ impl RawSocket {
         socket.codec = codec;
         let welcome = socket.message().await.expect("a welcome");
         assert_eq!(welcome["event"], "welcome", "the first frame");
-        let drained = socket.message().await.expect("word of the mailbox");
-        assert_eq!(drained["event"], "mailbox.drained", "the second frame of a device without keys or mail");
+        // Behind word of keys that run low.
+        while socket.message().await.expect("word of the mailbox")["event"] != "mailbox.drained" {}
         (socket, welcome)
     }
 

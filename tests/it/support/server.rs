@@ -58,6 +58,7 @@ fn environment(folder: &Path, settings: Settings) -> BTreeMap<String, String> {
 /// A server in this process, built by the production constructor, with a clock that the test may own.
 pub struct TestApp {
     address: SocketAddr,
+    admin: SocketAddr,
     mail: PathBuf,
     stopper: Stopper,
     /// Its background tasks.
@@ -86,19 +87,27 @@ impl TestApp {
         let (built, building) = std::sync::mpsc::channel();
         let thread = std::thread::spawn(move || {
             let application = Application::build(&config, server_clock, &Entropy::from_system().unwrap()).unwrap();
-            built.send((application.port(), application.stopper(), application.tasks())).unwrap();
+            built
+                .send((application.port(), application.admin_port(), application.stopper(), application.tasks()))
+                .unwrap();
             actix_rt::System::new().block_on(application.run_until_stopped())
         });
-        let (port, stopper, tasks) = building.recv().expect("the server did not start");
+        let (port, admin_port, stopper, tasks) = building.recv().expect("the server did not start");
         let address = SocketAddr::from(([127, 0, 0, 1], port));
+        let admin = SocketAddr::from(([127, 0, 0, 1], admin_port));
         let mail = folder.path().join("mail");
-        Self { address, mail, stopper, tasks, thread: Some(thread), clock, folder }
+        Self { address, admin, mail, stopper, tasks, thread: Some(thread), clock, folder }
     }
 
     /// Moves the clock.
     pub fn advance(&self, span: Duration) {
         let clock = self.clock.as_ref().expect("started with a clock");
         clock.fetch_add(i64::try_from(span.as_micros()).unwrap(), Ordering::SeqCst);
+    }
+
+    /// Where its operator looks.
+    pub fn admin(&self) -> SocketAddr {
+        self.admin
     }
 
     /// The database file.

@@ -1,0 +1,127 @@
+//! Who may look at the status.
+
+use std::net::IpAddr;
+
+use actix_web::{
+    dev::RequestHead,
+    http::{
+        header::{self, HeaderMap},
+        uri::Authority,
+    },
+};
+use base64::{Engine, engine::general_purpose::STANDARD};
+
+/// The rules of the operator's listener.
+pub struct Access {
+    /// Hashed, so that comparing takes the same time whatever is shown.
+    token: Option<blake3::Hash>,
+    hosts: Vec<String>,
+}
+
+impl Access {
+    /// With a token, if it is not empty, and names under which the listener may be asked besides addresses and
+    /// `localhost`.
+    #[must_use]
+    pub fn new(token: &str, hosts: &[String]) -> Self {
+        Self {
+            token: (!token.is_empty()).then(|| blake3::hash(token.as_bytes())),
+            hosts: hosts.iter().map(|host| host.trim_end_matches('.').to_ascii_lowercase()).collect(),
+        }
+    }
+
+    /// Whether the request names this server as it may be named. A page can make a browser ask this address only under
+    /// the page's own name (DNS rebinding), so names have to be known; addresses lead nowhere else.
+    pub(super) fn knows_host(&self, head: &RequestHead) -> bool {
+        let mut hosts = head.headers.get_all(header::HOST).map(|value| value.to_str().unwrap_or_default());
+        let Some(host) = hosts.next() else { return false };
+        // A request line with a whole URL names a host too, and takes precedence over the header.
+        hosts.next().is_none()
+            && self.is_known(host)
+            && head.uri.authority().is_none_or(|authority| self.is_known(authority.as_str()))
+    }
+
+    fn is_known(&self, host: &str) -> bool {
+        let Ok(authority) = host.parse::<Authority>() else { return false };
+        if authority.as_str().contains('@') {
+            return false;
+        }
+        let name = authority.host().trim_end_matches('.').to_ascii_lowercase();
+        let bare = name.strip_prefix('[').and_then(|name| name.strip_suffix(']')).unwrap_or(&name);
+        bare.parse::<IpAddr>().is_ok() || name == "localhost" || self.hosts.contains(&name)
+    }
+
+    /// Whether the request shows the token, if there is one: as a bearer token, or as the password of any user.
+    pub(super) fn lets_in(&self, headers: &HeaderMap) -> bool {
+        let Some(token) = &self.token else { return true };
+        let shown = headers.get(header::AUTHORIZATION).and_then(|value| shown(value.as_bytes()));
+        shown.is_some_and(|shown| blake3::hash(&shown) == *token)
+    }
+}
+
+/// The token that an `Authorization` header carries.
+fn shown(value: &[u8]) -> Option<Vec<u8>> {
+    let (scheme, rest) = value.split_at(value.iter().position(|byte| *byte == b' ')?);
+    let rest = rest.trim_ascii();
+    if scheme.eq_ignore_ascii_case(b"bearer") {
+        return Some(rest.to_vec());
+    }
+    if scheme.eq_ignore_ascii_case(b"basic") {
+        let decoded = STANDARD.decode(rest).ok()?;
+        let colon = decoded.iter().position(|byte| *byte == b':')?;
+        return Some(decoded[colon + 1..].to_vec());
+    }
+    None
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_have_to_be_known_and_addresses_do_not() {
+        let access = Access::new("", &["Status.Example".to_owned()]);
+        for host in [
+            "localhost",
+            "localhost:9090",
+            "LOCALHOST.",
+            "127.0.0.1",
+            "127.0.0.1:9090",
+            "[::1]:9090",
+            "192.0.2.7:80",
+            "status.example",
+            "status.example:443",
+            "STATUS.example.",
+        ] {
+            assert!(access.is_known(host), "{host}");
+        }
+        for host in [
+            "",
+            "evil.example",
+            "evil.example:9090",
+            "localhost.evil.example",
+            "127.0.0.1.evil.example",
+            "localhost@evil",
+            "evil@localhost",
+            "xlocalhost",
+            "status.example.evil",
+            "127.1",
+            "0x7f000001",
+            "a b",
+        ] {
+            assert!(!access.is_known(host), "{host}");
+        }
+    }
+
+    #[test]
+    fn tokens_are_found_in_both_schemes() {
+        let found = |value: &str| shown(value.as_bytes()).map(|token| String::from_utf8(token).unwrap());
+        assert_eq!(found("Bearer abc").as_deref(), Some("abc"));
+        assert_eq!(found("bearer  abc ").as_deref(), Some("abc"));
+        assert_eq!(found(&format!("Basic {}", STANDARD.encode("anyone:a:b"))).as_deref(), Some("a:b"));
+        assert_eq!(found(&format!("basic {}", STANDARD.encode(":abc"))).as_deref(), Some("abc"));
+        for none in ["", "abc", "Bearer", "Basic !", "Digest abc"] {
+            assert_eq!(found(none), None, "{none}");
+        }
+        assert_eq!(found(&format!("Basic {}", STANDARD.encode("abc"))), None, "a user alone is no password");
+    }
+}

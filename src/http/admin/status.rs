@@ -1,0 +1,135 @@
+//! The status as JSON. `docs/operations.md` explains every field.
+
+use std::{collections::BTreeMap, time::Duration};
+
+use serde::Serialize;
+use uuid::Uuid;
+
+use super::{
+    Admin, Levels,
+    history::{Series, milliseconds},
+};
+use crate::{http::health::standing, metrics::Close, protocol::Code};
+
+/// `GET /status`
+#[derive(Debug, Serialize)]
+pub struct Report {
+    name: &'static str,
+    version: &'static str,
+    node_id: Uuid,
+    uptime_s: u64,
+    /// As `/readyz` has it.
+    status: &'static str,
+    reasons: Vec<&'static str>,
+    database: Database,
+    bus: Bus,
+    connected_devices: usize,
+    memory: Memory,
+    mailbox: Mailbox,
+    last_minute: Minute,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    history: Option<Series>,
+}
+
+#[derive(Debug, Serialize)]
+struct Database {
+    kind: &'static str,
+    ok: bool,
+    latency_ms: Option<f64>,
+    pool: Pool,
+}
+
+#[derive(Debug, Serialize)]
+struct Pool {
+    open: u32,
+    idle: u32,
+    limit: u32,
+}
+
+#[derive(Debug, Serialize)]
+struct Bus {
+    kind: &'static str,
+    ok: bool,
+    probe_age_ms: Option<f64>,
+}
+
+#[derive(Debug, Serialize)]
+#[expect(clippy::struct_field_names, reason = "units belong to the names of fields")]
+struct Memory {
+    resident_bytes: Option<u64>,
+    budget_used_bytes: usize,
+    budget_limit_bytes: usize,
+}
+
+/// What waits in all mailboxes of the database.
+#[derive(Debug, Serialize)]
+struct Mailbox {
+    waiting: Option<u64>,
+    bytes: Option<u64>,
+}
+
+/// What happened in the last minute.
+#[derive(Debug, Serialize)]
+struct Minute {
+    /// How long that was.
+    seconds: f64,
+    claims: u64,
+    exhausted: u64,
+    limited: u64,
+    sends: u64,
+    deliveries: u64,
+    sign_ins: u64,
+    errors: BTreeMap<&'static str, u64>,
+    closes: BTreeMap<String, u64>,
+}
+
+impl Report {
+    /// Now, with what the database has just been found to be.
+    pub fn of(admin: &Admin, latency: Option<Duration>, with_history: bool) -> Self {
+        let service = &admin.service;
+        let point = admin.point(latency);
+        let (seconds, counts) = admin.history.minute(&point);
+        let Levels { inbound, outbound, is_draining, .. } = (admin.levels)();
+        let bus_is_up = service.bus_is_up();
+        let (status, reasons) = standing(latency.is_some(), bus_is_up, is_draining);
+        let (store, pool) = service.store_state();
+        let (bus, probe_age) = service.bus_state();
+        let backlog = admin.backlog();
+        let errors = Code::ALL.iter().map(|code| code.name()).zip(counts.errors);
+        let closes = Close::all().map(|(_, text)| text).zip(counts.closes);
+        Self {
+            name: "sealwire",
+            version: env!("CARGO_PKG_VERSION"),
+            node_id: admin.node_id,
+            uptime_s: admin.started.elapsed().as_secs(),
+            status,
+            reasons,
+            database: Database {
+                kind: store,
+                ok: latency.is_some(),
+                latency_ms: latency.map(milliseconds),
+                pool: Pool { open: pool.open, idle: pool.idle, limit: pool.limit },
+            },
+            bus: Bus { kind: bus, ok: bus_is_up, probe_age_ms: probe_age.map(milliseconds) },
+            connected_devices: point.connected,
+            memory: Memory {
+                resident_bytes: point.resident,
+                budget_used_bytes: inbound.0 + outbound.0,
+                budget_limit_bytes: inbound.1 + outbound.1,
+            },
+            mailbox: Mailbox { waiting: backlog.map(|load| load.envelopes), bytes: backlog.map(|load| load.bytes) },
+            last_minute: Minute {
+                seconds: milliseconds(seconds) / 1000.0,
+                claims: counts.claims,
+                exhausted: counts.exhausted,
+                limited: counts.limited,
+                sends: counts.sends,
+                deliveries: counts.deliveries,
+                sign_ins: counts.sign_ins,
+                errors: errors.filter(|(_, count)| *count > 0).collect(),
+                closes: closes.filter(|(_, count)| *count > 0).collect(),
+            },
+            history: with_history.then(|| admin.history.series(point)),
+        }
+    }
+}

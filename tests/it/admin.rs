@@ -1,0 +1,363 @@
+//! The operator's listener: who may ask, for what, and what it says.
+
+use reqwest::{Client, Method, Response, StatusCode};
+use serde_json::{Value, json};
+use uuid::Uuid;
+
+use crate::support::{
+    Codec, Member, Server, Socket, TestApp, claiming::owners, eventually, http::call, mailing::message, raw::RawSocket,
+    services::Services, sign_in,
+};
+
+const TOKEN: &str = "correct horse battery staple";
+
+async fn ask(app: &TestApp, method: Method, path: &str, headers: &[(&str, &str)]) -> Response {
+    let mut request = Client::new().request(method, format!("http://{}{path}", app.admin()));
+    for (name, value) in headers {
+        request = request.header(*name, *value);
+    }
+    request.send().await.unwrap()
+}
+
+async fn get(app: &TestApp, path: &str, headers: &[(&str, &str)]) -> Response {
+    ask(app, Method::GET, path, headers).await
+}
+
+pub async fn status(app: &TestApp) -> Value {
+    let response = get(app, "/status", &[]).await;
+    assert_eq!(response.status(), StatusCode::OK);
+    response.json().await.unwrap()
+}
+
+fn header<'a>(response: &'a Response, name: &str) -> &'a str {
+    response.headers().get(name).map_or("", |value| value.to_str().unwrap())
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_status_says_who_the_node_is_and_how_its_parts_are() {
+    let app = TestApp::start(&[]);
+    let first = status(&app).await;
+    assert_eq!(first["name"], "sealwire");
+    assert_eq!(first["version"], env!("CARGO_PKG_VERSION"));
+    assert!(first["node_id"].as_str().unwrap().parse::<Uuid>().is_ok());
+    assert_eq!((&first["status"], &first["reasons"]), (&json!("ready"), &json!([])));
+    let (database, bus) = (&first["database"], &first["bus"]);
+    assert_eq!((&database["kind"], &database["ok"]), (&json!("sqlite"), &json!(true)));
+    assert!(database["latency_ms"].as_f64().unwrap() > 0.0);
+    let pool = |key: &str| database["pool"][key].as_u64().unwrap();
+    assert!(pool("idle") <= pool("open") && (1..=pool("limit")).contains(&pool("open")), "{database}");
+    assert_eq!(bus, &json!({ "kind": "local", "ok": true, "probe_age_ms": null }));
+    assert!(first["memory"]["resident_bytes"].as_u64().unwrap() > 1_000_000);
+    assert_eq!(first["memory"]["budget_limit_bytes"], 512 << 20);
+    assert!(first.get("history").is_none(), "only the page needs it");
+    assert_eq!(status(&app).await["node_id"], first["node_id"]);
+    let other = TestApp::start(&[]);
+    assert_ne!(status(&other).await["node_id"], first["node_id"]);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_last_minute_counts_what_happened() {
+    let app = TestApp::start(&[]);
+    let owner = owners(&app, 1, 2).await.remove(0);
+    let alice = sign_in(&app, "alice@example.org").await;
+    let socket = Socket::connect(&app, &alice.token, Codec::Json).await;
+    let claim = |n| json!({ "user_id": owner.person.user, "claim_id": Uuid::from_u128(n) });
+    for n in 0..3 {
+        socket.request("keys.claim", claim(n)).await;
+    }
+    socket.refused("keys.claim", json!({ "user_id": Uuid::from_u128(9), "claim_id": Uuid::from_u128(9) })).await;
+    socket.refused("no.such.op", json!({})).await;
+    call(&app, Method::GET, "/v1/auth/session", Some("nonsense"), None).await;
+    let now = status(&app).await;
+    assert_eq!(now["connected_devices"], 2);
+    let minute = &now["last_minute"];
+    assert_eq!((&minute["claims"], &minute["exhausted"], &minute["limited"]), (&json!(2), &json!(1), &json!(0)));
+    assert_eq!(minute["sign_ins"], 2);
+    assert_eq!(minute["errors"], json!({ "not_found": 1, "unauthorized": 1, "unknown_op": 1 }));
+    assert_eq!(minute["closes"], json!({}));
+    assert!(minute["seconds"].as_f64().unwrap() > 0.0);
+
+    // One is displaced, one says goodbye, one is cut off.
+    let newer = Socket::connect(&app, &alice.token, Codec::Json).await;
+    assert_eq!(socket.close_code().await, 4503);
+    newer.send(tokio_tungstenite::tungstenite::Message::Close(None)).await;
+    newer.closed().await;
+    let (raw, _) = RawSocket::connect(&app, &owner.person.token, Codec::Json).await;
+    raw.reset();
+    let expected = json!({ "4503": 2, "peer": 1, "lost": 1 });
+    let closes = eventually("all closes are counted", || async {
+        let now = status(&app).await;
+        (now["connected_devices"] == 0).then(|| now["last_minute"]["closes"].clone())
+    })
+    .await;
+    assert_eq!(closes, expected);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn messages_are_counted_on_their_way_and_where_they_wait() {
+    let app = TestApp::start(&[]);
+    let alice = Member::join(&app, "alice@example.org", Codec::Json).await;
+    let phone = Member::join(&app, "bob@example.org", Codec::Json).await;
+    let laptop = Member::join(&app, "bob@example.org", Codec::Json).await;
+    drop(laptop.socket);
+    eventually("the laptop is away", || async { (status(&app).await["connected_devices"] == 2).then_some(()) }).await;
+    let both = [&phone.person, &laptop.person];
+    for text in ["one", "three"] {
+        alice.send(&both, text).await;
+        phone.receives(text).await;
+    }
+    let again = message(&both, "once more");
+    for _ in 0..2 {
+        alice.socket.request("messages.send", again.clone()).await;
+    }
+    phone.receives("once more").await;
+    let now = status(&app).await;
+    assert_eq!((&now["last_minute"]["sends"], &now["last_minute"]["deliveries"]), (&json!(3), &json!(3)));
+    // What waits is looked at now and then.
+    eventually("the backlog is known", || async {
+        (status(&app).await["mailbox"] == json!({ "waiting": 3, "bytes": 3 + 5 + 9 })).then_some(())
+    })
+    .await;
+    let metrics = get(&app, "/metrics", &[]).await.text().await.unwrap();
+    for line in [
+        "sealwire_sends_total 3",
+        "sealwire_deliveries_total 3",
+        "sealwire_redeliveries_total 0",
+        "sealwire_delivery_seconds_count 3",
+        "sealwire_mailbox_envelopes 3",
+        "sealwire_mailbox_bytes 17",
+    ] {
+        assert!(metrics.contains(&format!("\n{line}\n")), "{line} in\n{metrics}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_database_that_is_gone_and_a_bus_that_is_down_show() {
+    let services = Services::private();
+    let database = services.database().await;
+    let app = TestApp::start(&[
+        ("DATABASE__URL", database.as_str()),
+        ("BUS__URL", services.redis.as_str()),
+        ("AUTH__SECRET", "c2VhbHdpcmUtdGVzdC1zZWNyZXQtMzItYnl0ZXMtISE="),
+    ]);
+    let probed = eventually("the bus is up and was heard", || async {
+        let now = status(&app).await;
+        (now["bus"]["ok"] == true && now["bus"]["probe_age_ms"].is_number()).then_some(now)
+    })
+    .await;
+    assert_eq!((&probed["bus"]["kind"], &probed["database"]["kind"]), (&json!("redis"), &json!("postgres")));
+    assert!(probed["bus"]["probe_age_ms"].as_f64().unwrap() < 10_000.0);
+    assert_eq!(probed["status"], "ready");
+
+    services.control("stop", "redis").await;
+    let down = eventually("the bus is down", || async {
+        let now = status(&app).await;
+        (now["bus"]["ok"] == false).then_some(now)
+    })
+    .await;
+    assert_eq!((&down["status"], &down["reasons"]), (&json!("degraded"), &json!(["the bus does not answer"])));
+
+    services.control("stop", "postgres").await;
+    let gone = eventually("the database is gone", || async {
+        let now = status(&app).await;
+        (now["database"]["ok"] == false).then_some(now)
+    })
+    .await;
+    assert_eq!(gone["status"], "not_ready");
+    assert_eq!(gone["database"]["latency_ms"], Value::Null);
+    let metrics = get(&app, "/metrics", &[]).await.text().await.unwrap();
+    assert!(metrics.contains("\nsealwire_database_up 0\n") && metrics.contains("\nsealwire_bus_up 0\n"));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn with_a_token_nothing_is_shown_without_it() {
+    let app = TestApp::start(&[("ADMIN__TOKEN", TOKEN)]);
+    let basic = |text: &str| {
+        use base64::{Engine, engine::general_purpose::STANDARD};
+        format!("Basic {}", STANDARD.encode(text))
+    };
+    let paths = ["/status", "/metrics", "/", "/status.js", "/status.css", "/status.svg", "/nothing"];
+    for path in paths {
+        for wrong in [
+            None,
+            Some(String::new()),
+            Some("Bearer".to_owned()),
+            Some("Bearer wrong".to_owned()),
+            Some(format!("Bearer {}", &TOKEN[1..])),
+            Some(format!("Bearer {TOKEN}x")),
+            Some(TOKEN.to_owned()),
+            Some(basic(TOKEN)),
+            Some(basic(&format!("{TOKEN}:"))),
+            Some(basic("operator:wrong")),
+        ] {
+            let headers: Vec<_> = wrong.iter().map(|value| ("Authorization", value.as_str())).collect();
+            let refused = get(&app, path, &headers).await;
+            assert_eq!(refused.status(), StatusCode::UNAUTHORIZED, "{path} {wrong:?}");
+            assert!(header(&refused, "www-authenticate").starts_with("Basic "), "so that browsers ask");
+            let text = refused.text().await.unwrap();
+            assert!(text.len() < 100 && !text.contains("sealwire_"), "{text}");
+        }
+    }
+    for right in [format!("Bearer {TOKEN}"), format!("bearer {TOKEN}"), basic(&format!("operator:{TOKEN}"))] {
+        for path in &paths[..2] {
+            let let_in = get(&app, path, &[("Authorization", &right)]).await;
+            assert_eq!(let_in.status(), StatusCode::OK, "{right}");
+        }
+    }
+}
+
+/// A page under a name that was rebound to this address asks with its own name.
+#[tokio::test(flavor = "multi_thread")]
+async fn names_that_are_not_known_are_refused_before_anything_else() {
+    let app = TestApp::start(&[("ADMIN__ALLOWED_HOSTS", "status.example, metrics.example")]);
+    let port = app.admin().port();
+    for known in ["localhost", "127.0.0.1", "[::1]", "status.example", "METRICS.example"] {
+        for host in [known.to_owned(), format!("{known}:{port}")] {
+            assert_eq!(get(&app, "/status", &[("Host", &host)]).await.status(), StatusCode::OK, "{host}");
+        }
+    }
+    for host in ["evil.example", "localhost.evil.example", "status.example.evil", "127.0.0.1.nip.example"] {
+        for path in ["/status", "/metrics", "/status.js", "/nothing"] {
+            let host = format!("{host}:{port}");
+            assert_eq!(get(&app, path, &[("Host", &host)]).await.status(), StatusCode::FORBIDDEN, "{host}");
+        }
+    }
+    let raw = |head: String| async move {
+        use tokio::io::{AsyncReadExt, AsyncWriteExt};
+        let mut stream = tokio::net::TcpStream::connect(("127.0.0.1", port)).await.unwrap();
+        stream.write_all(head.as_bytes()).await.unwrap();
+        let mut answer = vec![0; 12];
+        stream.read_exact(&mut answer).await.unwrap();
+        String::from_utf8(answer).unwrap()
+    };
+    let own = format!("127.0.0.1:{port}");
+    assert_eq!(raw(format!("GET /status HTTP/1.1\r\nHost: {own}\r\n\r\n")).await, "HTTP/1.1 200");
+    for head in [
+        "GET /status HTTP/1.0\r\n\r\n".to_owned(),
+        format!("GET /status HTTP/1.1\r\nHost: {own}\r\nHost: evil.example\r\n\r\n"),
+        format!("GET http://evil.example/status HTTP/1.1\r\nHost: {own}\r\n\r\n"),
+        "GET /status HTTP/1.1\r\nHost:\r\n\r\n".to_owned(),
+    ] {
+        let answer = raw(head.clone()).await;
+        assert!(answer.ends_with("403") || answer.ends_with("400"), "{head}: {answer}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn only_reading_is_answered() {
+    let app = TestApp::start(&[]);
+    for path in ["/status", "/metrics", "/status.js", "/nothing"] {
+        for method in [Method::POST, Method::PUT, Method::DELETE, Method::PATCH, Method::OPTIONS, Method::TRACE] {
+            let refused = ask(&app, method.clone(), path, &[]).await;
+            assert_eq!(refused.status(), StatusCode::METHOD_NOT_ALLOWED, "{method} {path}");
+            assert_eq!(header(&refused, "allow"), "GET, HEAD");
+        }
+    }
+    assert_eq!(get(&app, "/nothing", &[]).await.status(), StatusCode::NOT_FOUND);
+    for path in ["/status", "/metrics", "/status.css"] {
+        let head = ask(&app, Method::HEAD, path, &[]).await;
+        assert_eq!(head.status(), StatusCode::OK);
+        assert!(header(&head, "content-length").parse::<usize>().unwrap() > 100);
+        assert_eq!(head.bytes().await.unwrap().len(), 0);
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn every_answer_carries_what_protects_it() {
+    let app = TestApp::start(&[]);
+    let foreign = [("Host", "evil.example")];
+    let origin = [("Origin", "https://evil.example")];
+    for (path, headers) in [
+        ("/status", &[][..]),
+        ("/metrics", &[]),
+        ("/status.js", &[]),
+        ("/nothing", &[]),
+        ("/", &foreign),
+        ("/status", &origin),
+    ] {
+        let response = get(&app, path, headers).await;
+        assert_eq!(header(&response, "cache-control"), "no-store");
+        assert_eq!(header(&response, "x-content-type-options"), "nosniff");
+        assert_eq!(header(&response, "referrer-policy"), "no-referrer");
+        assert_eq!(header(&response, "cross-origin-resource-policy"), "same-origin");
+        assert_eq!(header(&response, "access-control-allow-origin"), "", "no other origin may read");
+        let policy = header(&response, "content-security-policy");
+        assert!(policy.starts_with("default-src 'none';") && policy.contains("frame-ancestors 'none'"), "{policy}");
+        assert!(!policy.contains("unsafe") && !policy.contains('*'), "{policy}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn browsers_get_the_page_and_all_others_json() {
+    let app = TestApp::start(&[]);
+    for (accept, kind) in [
+        ("text/html,application/xhtml+xml,application/xml;q=0.9,*/*;q=0.8", "text/html"),
+        ("application/json, text/html;q=0.5", "application/json"),
+        ("text/html;q=0.5, application/json", "application/json"),
+        ("text/html", "text/html"),
+        ("*/*", "application/json"),
+        ("image/png", "application/json"),
+        ("nonsense", "application/json"),
+    ] {
+        let response = get(&app, "/status", &[("Accept", accept)]).await;
+        assert_eq!(response.status(), StatusCode::OK);
+        assert!(header(&response, "content-type").starts_with(kind), "{accept}");
+        assert!(header(&response, "vary").eq_ignore_ascii_case("accept"));
+    }
+    let page = get(&app, "/status", &[("Accept", "text/html")]).await.text().await.unwrap();
+    for file in ["/status.css", "/status.js", "/status.svg"] {
+        assert!(page.contains(&format!("\"{file}\"")), "{file}");
+    }
+    let home = reqwest::Client::builder().redirect(reqwest::redirect::Policy::none()).build().unwrap();
+    let home = home.get(format!("http://{}/", app.admin())).send().await.unwrap();
+    assert_eq!((home.status().as_u16(), header(&home, "location")), (302, "/status"));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_document_explains_every_field_and_no_other() {
+    fn fields(value: &Value, path: &str, found: &mut Vec<String>) {
+        match value {
+            // These two have codes for names.
+            Value::Object(map) if !path.ends_with("errors") && !path.ends_with("closes") => {
+                for (key, value) in map {
+                    let path = if path.is_empty() { key.clone() } else { format!("{path}.{key}") };
+                    fields(value, &path, found);
+                }
+            }
+            _ => found.push(path.to_owned()),
+        }
+    }
+    let mut real = Vec::new();
+    fields(&status(&TestApp::start(&[])).await, "", &mut real);
+    let text = std::fs::read_to_string(concat!(env!("CARGO_MANIFEST_DIR"), "/docs/operations.md")).unwrap();
+    let section = text.split_once("\n## Status\n").unwrap().1.split("\n## ").next().unwrap();
+    let rows = section.lines().filter_map(|line| line.strip_prefix("| `")?.split_once(" |"));
+    let mut documented: Vec<&str> = rows.flat_map(|(names, _)| names.trim_end_matches('`').split("`, `")).collect();
+    documented.sort_unstable();
+    real.sort_unstable();
+    assert_eq!(documented, real);
+}
+
+/// What clients can reach and what the operator can reach are two doors.
+#[tokio::test(flavor = "multi_thread")]
+async fn the_clients_port_shows_nothing_of_it() {
+    let app = TestApp::start(&[]);
+    for path in ["/status", "/metrics", "/status.js"] {
+        let (code, _) = call(&app, Method::GET, path, None, None).await;
+        assert_eq!(code, StatusCode::NOT_FOUND);
+    }
+    assert_ne!(app.address(), app.admin());
+    assert_eq!(get(&app, "/healthz", &[]).await.status(), StatusCode::NOT_FOUND);
+}
+
+/// The page names close codes; the protocol's table has the names.
+#[test]
+fn the_page_calls_close_codes_as_the_protocol_does() {
+    let script = include_str!("../../src/http/admin/status.js");
+    let (_, names) = script.split_once("const CLOSE_NAMES = {").unwrap();
+    let names: Vec<&str> =
+        names.split_once('}').unwrap().0.lines().map(str::trim).filter(|line| !line.is_empty()).collect();
+    let real = sealwire::protocol::CloseCode::ALL;
+    let real: Vec<String> = real.iter().map(|code| format!("{}: \"{}\",", code.number(), code.reason())).collect();
+    assert_eq!(names, real);
+}

@@ -1,0 +1,152 @@
+//! The status page in a real browser. Pictures of it are kept in `target/artifacts`.
+
+use std::sync::{
+    Arc,
+    atomic::{AtomicBool, Ordering},
+};
+
+use serde_json::json;
+use tokio::task::JoinHandle;
+use uuid::Uuid;
+
+use crate::support::{
+    Codec, Socket, TestApp,
+    chromium::Page,
+    claiming::{Owner, owners},
+    http::post,
+    sign_in,
+};
+
+const TOKEN: &str = "a-token-for-the-page";
+
+/// Claims, fetches and mistakes, again and again, until it is dropped.
+struct Load {
+    go_on: Arc<AtomicBool>,
+    task: JoinHandle<()>,
+    _owner: Owner,
+}
+
+impl Load {
+    async fn start(app: &Arc<TestApp>) -> Self {
+        let owner = owners(&**app, 1, 100).await.remove(0);
+        let alice = sign_in(&**app, "alice@example.org").await;
+        let socket = Socket::connect(&**app, &alice.token, Codec::Json).await;
+        let go_on = Arc::new(AtomicBool::new(true));
+        let task = tokio::spawn({
+            let (go_on, app, user) = (go_on.clone(), app.clone(), owner.person.user.clone());
+            async move {
+                while go_on.load(Ordering::Relaxed) {
+                    let claim = json!({ "user_id": user, "claim_id": Uuid::new_v4() });
+                    socket.request("keys.claim", claim).await;
+                    socket.refused("users.find", json!({})).await;
+                    post(&*app, "/v1/auth/otp", json!({ "email": "nobody" })).await;
+                    tokio::time::sleep(std::time::Duration::from_millis(20)).await;
+                }
+            }
+        });
+        Self { go_on, task, _owner: owner }
+    }
+
+    async fn stop(self) {
+        self.go_on.store(false, Ordering::Relaxed);
+        self.task.await.unwrap();
+    }
+}
+
+/// The number on the card of this title.
+fn number(title: &str) -> String {
+    format!(
+        "(() => {{ const card = [...document.querySelectorAll('.chart')].find(c => c.querySelector('h3').textContent === {title:?}); \
+         return parseInt(card.querySelector('.value').textContent.replaceAll(',', '')); }})()"
+    )
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_page_lives_fits_and_breaks_no_rule_of_its_own() {
+    let app = Arc::new(TestApp::start(&[("LIMITS__CLAIM_BURST", "30")]));
+    let load = Load::start(&app).await;
+    let mut page = Page::open().await;
+    page.look(1280, 800, "light").await;
+    page.go(&format!("http://{}/status", app.admin())).await;
+    page.until("document.getElementById('state').dataset.state === 'ready'").await;
+    assert_eq!(page.evaluate("document.title").await, "Sealwire: Ready");
+    assert_eq!(page.evaluate("document.querySelectorAll('.chart').length").await, 8);
+
+    for title in ["Claims", "Errors"] {
+        page.until(&format!("{} > 0", number(title))).await;
+        let before = page.evaluate(&number(title)).await;
+        page.until(&format!("{} > {before}", number(title))).await;
+    }
+    page.until(&format!("{} === 2", number("Connected devices"))).await;
+    // The server keeps the history: after two of its steps a chart has a line, also on a page that was not open then.
+    let drawn = "document.querySelectorAll('.chart')[1].querySelector('.stroke').getAttribute('d')?.split('L').length";
+    page.until(&format!("{drawn} >= 3")).await;
+    page.go("about:blank").await;
+    page.go(&format!("http://{}/status", app.admin())).await;
+    page.until(&format!("{drawn} >= 3")).await;
+    page.until("document.getElementById('errors').textContent.includes('bad_request')").await;
+
+    for (width, height, scheme) in
+        [(1280, 800, "light"), (1280, 800, "dark"), (820, 1100, "light"), (390, 844, "dark"), (320, 640, "light")]
+    {
+        page.look(width, height, scheme).await;
+        page.until(&format!("innerWidth === {width}")).await;
+        let overflow = "[document.documentElement.scrollWidth - innerWidth, \
+             [...document.querySelectorAll('body *')].filter(e => !e.closest('svg') && e.getBoundingClientRect().right > innerWidth + 0.5) \
+             .map(e => e.className || e.tagName).join(), \
+             [...document.querySelectorAll('.chart, .chart *:not(.axis span)')].filter(e => e.scrollWidth > e.clientWidth && !e.closest('svg, span')) \
+             .map(e => e.textContent).join()]";
+        assert_eq!(page.evaluate(overflow).await, json!([0, "", ""]), "{width} wide");
+        let dark = "getComputedStyle(document.body).backgroundColor.match(/\\d+/g).every(n => n < 60)";
+        assert_eq!(page.evaluate(dark).await, scheme == "dark", "{scheme}");
+        let faint = page.evaluate(CONTRAST).await;
+        assert_eq!(faint, json!([]), "text that is hard to read in {scheme}");
+        page.picture(&format!("status-{width}-{scheme}.png")).await;
+    }
+    // Pointing at a chart tells what it showed then.
+    page.look(1280, 800, "light").await;
+    let corner = "(() => { const box = document.querySelector('.chart svg').getBoundingClientRect(); \
+         return [box.right - 1, box.top + 5]; })()";
+    let corner = page.evaluate(corner).await;
+    let pointer = json!({ "type": "mouseMoved", "x": corner[0], "y": corner[1] });
+    page.call("Input.dispatchMouseEvent", pointer).await;
+    page.until("document.querySelector('.axis').textContent === 'now2'").await;
+
+    let nameless = "[...document.querySelectorAll('svg')].filter(s => s.getAttribute('role') !== 'img' || !s.querySelector('title').textContent).length \
+         + [...document.querySelectorAll('section')].filter(s => !document.getElementById(s.getAttribute('aria-labelledby'))).length";
+    assert_eq!(page.evaluate(nameless).await, 0);
+    assert_eq!(page.evaluate("document.getElementById('state').getAttribute('role')").await, "status");
+    assert_eq!(page.complaints, Vec::<String>::new(), "the console and the policy have nothing to say");
+
+    load.stop().await;
+    page.look(1280, 800, "light").await;
+    drop(Arc::into_inner(app).expect("the load has let go of it"));
+    page.until("document.getElementById('state').dataset.state === 'gone'").await;
+    page.until("/^for [2-9] s$/.test(document.getElementById('silence').textContent)").await;
+    assert_eq!(page.evaluate("document.title").await, "Sealwire: No answer: the server cannot be reached");
+    assert_eq!(page.evaluate("document.documentElement.hasAttribute('data-stale')").await, true);
+    page.picture("status-gone.png").await;
+}
+
+/// Every text of the page whose contrast to what is behind it is under 4.5 (WCAG 2.2, 1.4.3), by its definition.
+const CONTRAST: &str = r"(() => {
+  const parse = (text) => text.match(/[\d.]+/g).map(Number);
+  const light = ([r, g, b]) => [r, g, b].map((n) => n / 255)
+    .map((n) => (n <= 0.04045 ? n / 12.92 : ((n + 0.055) / 1.055) ** 2.4))
+    .reduce((sum, n, index) => sum + n * [0.2126, 0.7152, 0.0722][index], 0);
+  const behind = (e) => { for (; e; e = e.parentElement) { const c = parse(getComputedStyle(e).backgroundColor); if (c[3] !== 0) return c; } };
+  return [...document.querySelectorAll('body *')]
+    .filter((e) => !e.closest('svg, noscript') && [...e.childNodes].some((n) => n.nodeType === 3 && n.data.trim()))
+    .map((e) => [e.textContent, [light(parse(getComputedStyle(e).color)), light(behind(e))].sort((a, b) => b - a)])
+    .filter(([, [high, low]]) => (high + 0.05) / (low + 0.05) < 4.5).map(([text]) => text);
+})()";
+
+/// The address may hold the token; the page's own requests then carry it along.
+#[tokio::test(flavor = "multi_thread")]
+async fn the_page_works_behind_a_token() {
+    let app = TestApp::start(&[("ADMIN__TOKEN", TOKEN)]);
+    let mut page = Page::open().await;
+    page.go(&format!("http://operator:{TOKEN}@{}/status", app.admin())).await;
+    page.until("document.getElementById('state').dataset.state === 'ready'").await;
+    assert_eq!(page.complaints, Vec::<String>::new());
+}

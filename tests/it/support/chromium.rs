@@ -1,0 +1,147 @@
+//! A real browser: headless Chromium, driven over the protocol of its developer tools
+//! (<https://chromedevtools.github.io/devtools-protocol/>).
+
+use std::{
+    io::{BufRead, BufReader},
+    path::{Path, PathBuf},
+    process::{Child, Command, Stdio},
+};
+
+use base64::{Engine, engine::general_purpose::STANDARD};
+use futures_util::{SinkExt, StreamExt};
+use serde_json::{Value, json};
+use tempfile::TempDir;
+use tokio::{net::TcpStream, time::timeout};
+use tokio_tungstenite::{MaybeTlsStream, WebSocketStream, connect_async, tungstenite::Message};
+
+use super::{PATIENCE, eventually};
+
+/// Names under which it is installed; `scripts/test` installs the first where none is.
+const NAMES: [&str; 5] =
+    ["chromium-headless-shell", "chromium", "chromium-browser", "google-chrome", "google-chrome-stable"];
+
+/// A browser with one page open.
+pub struct Page {
+    child: Child,
+    devtools: WebSocketStream<MaybeTlsStream<TcpStream>>,
+    session: Option<String>,
+    last_id: u64,
+    /// What the page complained of: errors and warnings in the console, refusals by its policy, uncaught exceptions.
+    pub complaints: Vec<String>,
+    _profile: TempDir,
+}
+
+impl Page {
+    /// Starts a browser and opens an empty page.
+    pub async fn open() -> Self {
+        let profile = tempfile::tempdir().unwrap();
+        let mut child = Command::new(browser())
+            .args(["--headless", "--no-sandbox", "--disable-gpu", "--no-first-run", "--hide-scrollbars"])
+            .args(["--disable-dev-shm-usage", "--disable-background-networking", "--remote-debugging-port=0"])
+            .arg(format!("--user-data-dir={}", profile.path().display()))
+            .arg("about:blank")
+            .stdin(Stdio::null())
+            .stdout(Stdio::null())
+            .stderr(Stdio::piped())
+            .spawn()
+            .unwrap();
+        let mut lines = BufReader::new(child.stderr.take().unwrap()).lines();
+        let url = lines.find_map(|line| Some(line.ok()?.strip_prefix("DevTools listening on ")?.trim().to_owned()));
+        // Whatever else it says must not fill the pipe.
+        std::thread::spawn(move || lines.for_each(drop));
+        let (devtools, _) = connect_async(url.expect("the browser says where to reach it")).await.unwrap();
+        let mut page = Self { child, devtools, session: None, last_id: 0, complaints: Vec::new(), _profile: profile };
+        let target = page.call("Target.createTarget", json!({ "url": "about:blank" })).await["targetId"].clone();
+        let attached = page.call("Target.attachToTarget", json!({ "targetId": target, "flatten": true })).await;
+        page.session = attached["sessionId"].as_str().map(str::to_owned);
+        for domain in ["Page.enable", "Runtime.enable", "Log.enable"] {
+            page.call(domain, json!({})).await;
+        }
+        page
+    }
+
+    /// Sends a command and gives its result. Events that come meanwhile are looked at.
+    pub async fn call(&mut self, method: &str, params: Value) -> Value {
+        self.last_id += 1;
+        let id = self.last_id;
+        let mut command = json!({ "id": id, "method": method, "params": params });
+        if let Some(session) = &self.session {
+            command["sessionId"] = json!(session);
+        }
+        self.devtools.send(Message::text(command.to_string())).await.unwrap();
+        loop {
+            let message = timeout(PATIENCE, self.devtools.next()).await.expect("an answer in time").unwrap().unwrap();
+            let Message::Text(text) = message else { continue };
+            let mut message: Value = serde_json::from_str(&text).unwrap();
+            if message["id"] == id {
+                assert!(message["error"].is_null(), "{method}: {}", message["error"]);
+                return message["result"].take();
+            }
+            self.heed(&message);
+        }
+    }
+
+    fn heed(&mut self, event: &Value) {
+        let params = &event["params"];
+        match event["method"].as_str() {
+            Some("Log.entryAdded") => self.complaints.push(params["entry"].to_string()),
+            Some("Runtime.exceptionThrown") => self.complaints.push(params["exceptionDetails"].to_string()),
+            Some("Runtime.consoleAPICalled") => self.complaints.push(params["args"].to_string()),
+            _ => {}
+        }
+    }
+
+    /// Goes to an address and waits until it is there.
+    pub async fn go(&mut self, url: &str) {
+        let gone = self.call("Page.navigate", json!({ "url": url })).await;
+        assert!(gone["errorText"].is_null(), "{url}: {gone}");
+        self.until("document.readyState === 'complete'").await;
+    }
+
+    /// The value of an expression.
+    pub async fn evaluate(&mut self, expression: &str) -> Value {
+        let params = json!({ "expression": expression, "returnByValue": true, "awaitPromise": true });
+        let mut answer = self.call("Runtime.evaluate", params).await;
+        assert!(answer["exceptionDetails"].is_null(), "{expression}: {}", answer["exceptionDetails"]);
+        answer["result"]["value"].take()
+    }
+
+    /// Waits until an expression is true.
+    pub async fn until(&mut self, expression: &str) {
+        let page = tokio::sync::Mutex::new(self);
+        eventually(expression, || async { (page.lock().await.evaluate(expression).await == true).then_some(()) }).await;
+    }
+
+    /// Makes the window so large and says which colours the system prefers: `light` or `dark`.
+    pub async fn look(&mut self, width: u32, height: u32, scheme: &str) {
+        let metrics = json!({ "width": width, "height": height, "deviceScaleFactor": 2, "mobile": width < 500 });
+        self.call("Emulation.setDeviceMetricsOverride", metrics).await;
+        let features = json!({ "features": [{ "name": "prefers-color-scheme", "value": scheme }] });
+        self.call("Emulation.setEmulatedMedia", features).await;
+    }
+
+    /// Keeps a picture of the whole page among the artefacts of the test run.
+    pub async fn picture(&mut self, name: &str) -> PathBuf {
+        let taken = self.call("Page.captureScreenshot", json!({ "captureBeyondViewport": true })).await;
+        let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("target/artifacts");
+        std::fs::create_dir_all(&folder).unwrap();
+        let path = folder.join(name);
+        std::fs::write(&path, STANDARD.decode(taken["data"].as_str().unwrap()).unwrap()).unwrap();
+        path
+    }
+}
+
+impl Drop for Page {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+fn browser() -> PathBuf {
+    let folders = std::env::var_os("PATH").unwrap_or_default();
+    let found = std::env::split_paths(&folders)
+        .flat_map(|folder| NAMES.map(|name| folder.join(name)))
+        .find(|path| path.is_file());
+    found.expect("a browser is needed: apt-get install -y chromium-headless-shell")
+}
