@@ -14,16 +14,16 @@ use crate::support::{
     chromium::Page,
     claiming::{Owner, owners},
     http::post,
+    mailing::message,
     sign_in,
 };
 
 const TOKEN: &str = "a-token-for-the-page";
 
-/// Claims, fetches and mistakes, again and again, until it is dropped.
+/// Claims, messages and mistakes, again and again, until it is stopped.
 struct Load {
     go_on: Arc<AtomicBool>,
     task: JoinHandle<()>,
-    _owner: Owner,
 }
 
 impl Load {
@@ -33,18 +33,22 @@ impl Load {
         let socket = Socket::connect(&**app, &alice.token, Codec::Json).await;
         let go_on = Arc::new(AtomicBool::new(true));
         let task = tokio::spawn({
-            let (go_on, app, user) = (go_on.clone(), app.clone(), owner.person.user.clone());
+            let (go_on, app) = (go_on.clone(), app.clone());
             async move {
+                let Owner { person, socket: reader } = owner;
                 while go_on.load(Ordering::Relaxed) {
-                    let claim = json!({ "user_id": user, "claim_id": Uuid::new_v4() });
+                    let claim = json!({ "user_id": person.user, "claim_id": Uuid::new_v4() });
                     socket.request("keys.claim", claim).await;
+                    socket.request("messages.send", message(&[&person], "moving")).await;
+                    let arrived = reader.event("message").await;
+                    reader.request("messages.ack", json!({ "seqs": [arrived["seq"]] })).await;
                     socket.refused("users.find", json!({})).await;
                     post(&*app, "/v1/auth/otp", json!({ "email": "nobody" })).await;
                     tokio::time::sleep(std::time::Duration::from_millis(20)).await;
                 }
             }
         });
-        Self { go_on, task, _owner: owner }
+        Self { go_on, task }
     }
 
     async fn stop(self) {
@@ -72,7 +76,7 @@ async fn the_page_lives_fits_and_breaks_no_rule_of_its_own() {
     assert_eq!(page.evaluate("document.title").await, "Sealwire: Ready");
     assert_eq!(page.evaluate("document.querySelectorAll('.chart').length").await, 8);
 
-    for title in ["Claims", "Errors"] {
+    for title in ["Claims", "Messages", "Errors"] {
         page.until(&format!("{} > 0", number(title))).await;
         let before = page.evaluate(&number(title)).await;
         page.until(&format!("{} > {before}", number(title))).await;
