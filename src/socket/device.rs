@@ -1,7 +1,12 @@
 //! The actor of one connected device. It owns the session, hands requests to the use cases, and queues what comes back.
 //! No handler waits for anything: work runs on the runtime of store and bus and returns as a message.
 
-use std::{collections::VecDeque, net::IpAddr, panic::AssertUnwindSafe, rc::Rc, sync::Arc, time::Duration};
+mod mail;
+mod requests;
+mod signals;
+mod timing;
+
+use std::{collections::VecDeque, net::IpAddr, rc::Rc, sync::Arc, time::Duration};
 
 use actix::{
     Actor, ActorContext, ActorFutureExt, AsyncContext, Context, Handler, Message, SpawnHandle, StreamHandler,
@@ -9,7 +14,6 @@ use actix::{
 };
 use actix_web::web::Bytes;
 use actix_ws::{MessageStream, ProtocolError, Session as WsSession};
-use futures_util::FutureExt;
 use tokio::{sync::oneshot, time::Instant};
 
 use super::{
@@ -17,40 +21,26 @@ use super::{
     delivery::Delivery,
     hub::ConnectionKey,
     inlet::{Incoming, Inlet},
-    ops::{self, After, Origin, Outcome, encode, failure},
+    ops::{encode, failure},
     outbox::{Outbox, Overflow, Writer},
-    pace::{self, Pace},
+    pace::Pace,
     transport::{Violation, Wire},
 };
 use crate::{
     domain::{
-        DeviceId, EndReason, KeyKind, KeysStatus, Refusal, Session, Signal, Timestamp,
+        DeviceId, EndReason, KeysStatus, Refusal, Session, Signal,
         bundle::{SignedPrekeyStatus, depth},
     },
     metrics::{Asked, Close},
     protocol::{
         CloseCode, Codec,
-        frame::{Event, Limits, MAX_IN_FLIGHT, MailboxSummary, Op, Request, RequestId, Welcome},
+        frame::{Event, Limits, MailboxSummary, Op, Request, RequestId, Welcome},
     },
     service::{Opened, Turns},
 };
 
 /// Time between two pings.
 const HEARTBEAT: Duration = Duration::from_secs(25);
-/// A socket from which nothing came in for this long is closed.
-const IDLE: Duration = Duration::from_mins(1);
-/// How long before its expiry the owner is told to rotate a signed prekey.
-const ROTATION_NOTICE: Duration = Duration::from_hours(72);
-/// The longest that a timer is set for: what lies further ahead is looked at again then.
-const LONGEST_TIMER: Duration = Duration::from_hours(24);
-/// Time between two looks at mail whose ack is overdue.
-const RESEND_LOOK: Duration = Duration::from_secs(1);
-/// Room kept in the outbox for the reply to a request that brings bundles, and for any other. With the default outbox 64 of
-/// either can be under way.
-const BUNDLES_ROOM: usize = 16 * 1024;
-const REPLY_ROOM: usize = 1024;
-/// The same for one that may bring two lists of devices.
-const MISMATCH_ROOM: usize = 8 * 1024;
 /// What stands in the log for a Close frame without a code, and for an end without a Close frame (RFC 6455, 7.1.5).
 const CLOSED_WITHOUT_CODE: u16 = 1005;
 const ENDED_WITHOUT_CLOSE: u16 = 1006;
@@ -70,7 +60,7 @@ pub struct DeviceSocket {
     /// Signals that came before the welcome was out, or during a renewal that they may concern.
     early: Vec<Signal>,
     /// Requests that were handed on.
-    in_flight: Vec<InFlight>,
+    in_flight: Vec<requests::InFlight>,
     /// Requests that wait for a renewal, or the renewal itself, which waits for those before it.
     deferred: VecDeque<(Request, Op, Bytes)>,
     renewing: bool,
@@ -100,12 +90,6 @@ enum Opening {
     Done,
 }
 
-struct InFlight {
-    id: RequestId,
-    bytes: usize,
-    room: usize,
-}
-
 /// A signal for the device.
 #[derive(Message)]
 #[rtype(result = "()")]
@@ -117,15 +101,6 @@ pub struct Told(pub Signal);
 pub struct Drain {
     /// The time over which the clients of this node should come back.
     pub spread: Duration,
-}
-
-/// A request has its reply.
-#[derive(Message)]
-#[rtype(result = "()")]
-struct Done {
-    id: RequestId,
-    reply: Vec<u8>,
-    after: After,
 }
 
 /// What an upgraded connection brings along.
@@ -331,207 +306,11 @@ impl DeviceSocket {
             self.close(reason.into(), ctx);
         }
     }
-
-    fn heed(&mut self, signal: Signal, ctx: &mut Context<Self>) {
-        if self.closing {
-            return;
-        }
-        let Some(epoch) = self.epoch else {
-            match signal {
-                // The mailbox is read after the welcome, up to here at least.
-                Signal::Mail { seq, .. } => self.delivery.note(seq),
-                // The device is not connected yet.
-                Signal::Ephemeral(_) => {}
-                signal => self.early.push(signal),
-            }
-            return;
-        };
-        match signal {
-            Signal::Mail { seq, envelope } => self.mail_arrived(seq, envelope, ctx),
-            Signal::Ephemeral(envelope) => self.ephemeral_arrived(envelope, ctx),
-            Signal::PrekeysLow { kind, remaining, pool_version } => {
-                let threshold = self.node.service.low_watermark();
-                let heard = (pool_version, depth(remaining, threshold));
-                let known = &mut self.known_depth[usize::from(kind == KeyKind::PqOneTime)];
-                if heard <= *known {
-                    return;
-                }
-                *known = heard;
-                self.event(&Event::PrekeysLow { kind, remaining, threshold, pool_version }, ctx);
-            }
-            Signal::DevicesChanged { added, removed } => {
-                self.event(&Event::DevicesChanged { added: &added, removed: &removed }, ctx);
-            }
-            // Which session this socket belongs to is being decided.
-            Signal::LoggedOut { .. } if self.renewing => self.early.push(signal),
-            Signal::LoggedOut { sessions } if sessions.contains(&self.session.caller.session) => {
-                let expired = self.session.expires_at <= self.node.service.now();
-                self.end(if expired { EndReason::Expired } else { EndReason::Logout }, ctx);
-            }
-            Signal::DeviceRevoked => self.end(EndReason::DeviceRevoked, ctx),
-            Signal::AccountDeleted => self.end(EndReason::AccountDeleted, ctx),
-            Signal::Displaced { epoch: newer } if newer > epoch => self.close(CloseCode::Displaced, ctx),
-            Signal::LoggedOut { .. } | Signal::Displaced { .. } => {}
-        }
-    }
-
-    fn frame(&mut self, frame: Bytes, ctx: &mut Context<Self>) {
-        let Ok(request) = Request::decode(self.codec, &frame) else {
-            return self.close(CloseCode::ProtocolError, ctx);
-        };
-        let id = request.id;
-        let waiting = |(request, ..): &(Request, Op, Bytes)| request.id == id;
-        if self.in_flight.iter().any(|request| request.id == id) || self.deferred.iter().any(waiting) {
-            return self.close(CloseCode::ProtocolError, ctx);
-        }
-        let is_carried_out = request.op.is_ok() && self.in_flight.len() + self.deferred.len() < MAX_IN_FLIGHT;
-        self.outbox.count_request(if is_carried_out { pace::REQUEST } else { pace::REFUSED });
-        if self.in_flight.len() + self.deferred.len() >= MAX_IN_FLIGHT {
-            let asked = request.op.as_ref().map_or(Asked::Unknown, |op| Asked::Op(*op));
-            return self.refuse(id, asked, Refusal::TooManyInFlight, ctx);
-        }
-        match request.op.clone() {
-            Err(refusal) => self.refuse(id, Asked::Unknown, refusal, ctx),
-            // A renewal runs alone: what comes before it belongs to the old session, what comes after to the new one.
-            Ok(Op::SessionRenew) if !self.in_flight.is_empty() => self.defer(request, Op::SessionRenew, frame),
-            Ok(op) if self.renewing || !self.deferred.is_empty() => self.defer(request, op, frame),
-            Ok(op) => self.hand_on(request, op, frame, ctx),
-        }
-    }
-
-    fn defer(&mut self, request: Request, op: Op, frame: Bytes) {
-        self.outbox.expect_reply(frame.len(), room(op));
-        self.deferred.push_back((request, op, frame));
-    }
-
-    fn resume_deferred(&mut self, ctx: &mut Context<Self>) {
-        while let Some((_, op, _)) = self.deferred.front() {
-            if self.renewing || (*op == Op::SessionRenew && !self.in_flight.is_empty()) {
-                return;
-            }
-            if let Some((request, op, frame)) = self.deferred.pop_front() {
-                self.outbox.settle_reply(frame.len(), room(op));
-                self.hand_on(request, op, frame, ctx);
-            }
-        }
-    }
-
-    /// Runs a request on the runtime of store and bus.
-    fn hand_on(&mut self, request: Request, op: Op, frame: Bytes, ctx: &mut Context<Self>) {
-        let id = request.id;
-        let Some(reservation) = self.node.budget.try_reserve(frame.len()) else {
-            return self.refuse(id, Asked::Op(op), Refusal::Unavailable, ctx);
-        };
-        let (bytes, room) = (frame.len(), room(op));
-        self.outbox.expect_reply(bytes, room);
-        self.in_flight.push(InFlight { id, bytes, room });
-        self.renewing = op == Op::SessionRenew;
-        let origin = Origin {
-            caller: self.session.caller,
-            epoch: self.epoch.unwrap_or_default(),
-            turn: match op {
-                Op::MessagesSend => Some(self.sends.take()),
-                Op::KeysPublish => Some(self.publishes.take()),
-                _ => None,
-            },
-        };
-        let (node, codec, address) = (self.node.clone(), self.codec, ctx.address());
-        let runtime = node.runtime.clone();
-        runtime.spawn(async move {
-            // Held for as long as the request is under way, which may be longer than its socket lives.
-            let _memory = reservation;
-            let run = ops::run(&node, origin, codec, op, &request, frame);
-            // A panic in a use case is a defect, but the client still gets its one reply.
-            let outcome = AssertUnwindSafe(run).catch_unwind().await.unwrap_or_else(|_| Outcome {
-                reply: failure(&node.metrics, Asked::Op(op), codec, id, Refusal::Internal),
-                after: After::Nothing,
-                told: crate::service::Told::default(),
-                turn: None,
-            });
-            // The reply first, then what others hear of it.
-            address.do_send(Done { id, reply: outcome.reply, after: outcome.after });
-            drop(outcome.turn);
-            node.service.tell(outcome.told);
-        });
-    }
-
-    fn tell_rotation(&mut self, now: Timestamp, ctx: &mut Context<Self>) {
-        if let Some(SignedPrekeyStatus { key_id, expires_at }) = self.signed_prekey
-            && !self.rotation_told
-            && expires_at.before(ROTATION_NOTICE) <= now
-        {
-            self.rotation_told = true;
-            self.event(&Event::SignedPrekeyExpiring { key_id, expires_at }, ctx);
-        }
-    }
-
-    /// Sets the one timer to the next thing that time brings.
-    fn set_timer(&mut self, ctx: &mut Context<Self>) {
-        let now = self.node.service.now();
-        let mut wait = LONGEST_TIMER.min(self.session.expires_at.since(now));
-        if let Some(key) = self.signed_prekey.filter(|_| !self.rotation_told) {
-            wait = wait.min(key.expires_at.before(ROTATION_NOTICE).since(now));
-        }
-        let instant = Instant::now();
-        wait = wait.min(self.next_ping.saturating_duration_since(instant));
-        if let Some(at) = self.delivery.overdue_at() {
-            // What cannot be sent again yet is not asked about at every turn.
-            wait = wait.min(at.saturating_duration_since(instant).max(RESEND_LOOK));
-        }
-        // Past it, [`Self::tick`] has looked already and found that the silence is of our making.
-        let alive_until = self.wire.last_received() + IDLE;
-        if alive_until > instant {
-            wait = wait.min(alive_until - instant);
-        }
-        ctx.cancel_future(self.timer);
-        // Timers are coarse; a millisecond more saves a second look.
-        self.timer = ctx.run_later(wait + Duration::from_millis(1), Self::tick);
-    }
-
-    fn tick(&mut self, ctx: &mut Context<Self>) {
-        let now = self.node.service.now();
-        if self.session.expires_at <= now {
-            return self.end(EndReason::Expired, ctx);
-        }
-        self.tell_rotation(now, ctx);
-        let instant = Instant::now();
-        if instant >= self.wire.last_received() + IDLE {
-            if !self.outbox.is_empty() || self.delivery.is_under_way() {
-                // It was sent something and takes no notice.
-                return self.close(CloseCode::SlowConsumer, ctx);
-            }
-            if self.outbox.may_read() {
-                return self.close(CloseCode::Idle, ctx);
-            }
-            // It is we who stopped reading.
-            self.next_ping = instant + Duration::from_secs(1);
-        }
-        if instant >= self.next_ping {
-            self.next_ping = instant + HEARTBEAT;
-            let taken = std::mem::replace(&mut self.taken_at_ping, self.outbox.taken());
-            if !self.outbox.is_empty() && taken == self.taken_at_ping {
-                // Not a frame went out since the last ping.
-                return self.close(CloseCode::SlowConsumer, ctx);
-            }
-            self.outbox.ping();
-        }
-        self.resend_mail(instant, ctx);
-        self.set_timer(ctx);
-    }
 }
 
 /// How deep each pool is, with the pool version.
 fn depths(keys: &KeysStatus) -> [(i64, i32); 2] {
     [keys.one_time, keys.pq_one_time].map(|count| (keys.pool_version, depth(count, keys.threshold)))
-}
-
-/// What the reply to an op may need of the outbox.
-fn room(op: Op) -> usize {
-    match op {
-        Op::KeysFetch | Op::KeysClaim => BUNDLES_ROOM,
-        Op::MessagesSend => MISMATCH_ROOM,
-        _ => REPLY_ROOM,
-    }
 }
 
 /// A number from 0 to 1 out of random bits.
@@ -625,14 +404,6 @@ impl StreamHandler<Result<Incoming, ProtocolError>> for DeviceSocket {
     }
 }
 
-impl Handler<Told> for DeviceSocket {
-    type Result = ();
-
-    fn handle(&mut self, Told(signal): Told, ctx: &mut Context<Self>) {
-        self.heed(signal, ctx);
-    }
-}
-
 impl Handler<Drain> for DeviceSocket {
     type Result = ();
 
@@ -647,54 +418,5 @@ impl Handler<Drain> for DeviceSocket {
             self.outbox.stop_reading();
             self.close_if_drained(ctx);
         }
-    }
-}
-
-impl Handler<Done> for DeviceSocket {
-    type Result = ();
-
-    fn handle(&mut self, Done { id, reply, after }: Done, ctx: &mut Context<Self>) {
-        let Some(at) = self.in_flight.iter().position(|request| request.id == id) else { return };
-        let InFlight { bytes, room, .. } = self.in_flight.swap_remove(at);
-        if self.in_flight.is_empty() && self.deferred.is_empty() {
-            self.in_flight = Vec::new();
-        }
-        if self.closing {
-            return;
-        }
-        self.reply(reply, ctx);
-        self.outbox.settle_reply(bytes, room);
-        match after {
-            After::Nothing => {}
-            After::Renewed(session) => {
-                self.session = session;
-                self.note_open();
-                self.set_timer(ctx);
-            }
-            After::Published { status, rotated } => {
-                let now_known = depths(&status);
-                for (known, (version, depth)) in self.known_depth.iter_mut().zip(now_known) {
-                    // A signal that came after the publish was heard already if its version stands here.
-                    if version > known.0 {
-                        *known = (version, depth.min(known.1));
-                    }
-                }
-                if rotated {
-                    self.signed_prekey = status.signed_prekey;
-                    self.rotation_told = false;
-                    self.tell_rotation(self.node.service.now(), ctx);
-                    self.set_timer(ctx);
-                }
-            }
-            After::Acked(seqs) => self.mail_acked(&seqs, ctx),
-            After::Ended(reason) => return self.end(reason, ctx),
-        }
-        if std::mem::take(&mut self.renewing) {
-            for signal in std::mem::take(&mut self.early) {
-                self.heed(signal, ctx);
-            }
-        }
-        self.resume_deferred(ctx);
-        self.close_if_drained(ctx);
     }
 }

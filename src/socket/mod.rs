@@ -6,7 +6,6 @@ mod device;
 mod frame_guard;
 mod hub;
 mod inlet;
-mod mail;
 mod networks;
 mod ops;
 mod outbox;

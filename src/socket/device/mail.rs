@@ -6,7 +6,7 @@ use actix::{AsyncContext, Context, Handler, Message};
 use futures_util::FutureExt;
 use tokio::time::Instant;
 
-use super::{
+use super::super::{
     budget::Reservation,
     delivery::{Held, Reading},
     device::DeviceSocket,
