@@ -1,37 +1,43 @@
-# What the load tests that compare with a database share. To be sourced; wants $name, and leaves $dir, $database and $admin.
+# What load tests share: a folder, sealwire's binary, seeds, servers. To be sourced; wants $name, and leaves $dir, $sealwire,
+# and, while servers run, $servers (their pids) and $ports. What is started and made here goes when the script ends.
 
-# Where Debian keeps pgbench out of the path.
+# Where Debian keeps what belongs to PostgreSQL.
 PATH=$PATH:$(printf '%s:' /usr/lib/postgresql/*/bin)
-for command in pgbench psql curl; do
-    command -v "$command" >/dev/null || { echo "loadtest/$name needs $command" >&2; exit 1; }
-done
-sealwire=${SEALWIRE:-target/release/sealwire} swarm=${SWARM:-target/release/swarm}
-if [ ! -x "$sealwire" ] || [ ! -x "$swarm" ]; then
-    cargo build --release --locked --workspace --bins
-fi
 
 say() { echo "$name: $*" >&2; }
 
+need() { # need COMMAND HOW-TO-GET-IT
+    command -v "$1" >/dev/null || { say "$1 is missing: $2"; exit 1; }
+}
+need curl 'apt-get install -y curl'
+
+sealwire=${SEALWIRE:-target/release/sealwire}
+[ -x "$sealwire" ] || cargo build --release --locked
+
 dir=$(mktemp -d "${TMPDIR:-/tmp}/sealwire-$name.XXXXXX")
-database=sealwire_${name}_$$
-admin=$DATABASE_URL
+database=sealwire_${name}_$$ url=
 servers=() ports=()
 finish() {
     for server in "${servers[@]}"; do
         { kill "$server" && wait "$server"; } 2>/dev/null || true
     done
-    psql -q "$admin" -c "DROP DATABASE IF EXISTS $database WITH (FORCE)" 2>/dev/null || true
+    if [ -n "$url" ]; then
+        psql -q "$DATABASE_URL" -c "DROP DATABASE IF EXISTS $database WITH (FORCE)" 2>/dev/null || true
+    fi
     rm -rf "$dir"
 }
 trap finish EXIT
 
 export SEALWIRE__MAILER__URL=file:$dir/mail SEALWIRE__ADMIN__BIND=127.0.0.1:0
-export SEALWIRE__LIMITS__CLAIM_BURST=0 SEALWIRE__LIMITS__SENDS_PER_DEVICE_SECOND=0
-# All clients are of one network and busier than people are.
-export SEALWIRE__LIMITS__CONNECTIONS_PER_NETWORK=0 SEALWIRE__LIMITS__HTTP_CONNECTIONS_PER_NETWORK=0
-export SEALWIRE__LIMITS__CONNECTS_PER_NETWORK_SECOND=0 SEALWIRE__LIMITS__REQUESTS_PER_CONNECTION_SECOND=0
 SEALWIRE__AUTH__SECRET=$(head -c 32 /dev/urandom | base64)
 export SEALWIRE__AUTH__SECRET
+# Limits are there to keep one client from what these tests do: all are off, but for those that are times.
+for limit in $(sed -n '/^\[limits\]/,/^\[[^l]/s/^\([a-z_]*\) =.*/\1/p' config/default.toml); do
+    case "$limit" in
+    *_s) ;;
+    *) export "SEALWIRE__LIMITS__${limit^^}=0" ;;
+    esac
+done
 
 sql() { psql -qAtX -v ON_ERROR_STOP=1 "$url" "$@"; }
 
@@ -57,63 +63,31 @@ start_servers() { # start_servers COUNT
     done
 }
 
+# Fails if one of them had failed or does not stop as it should.
 stop_servers() {
-    local server
+    local server failed=0
     for server in "${servers[@]}"; do
-        kill "$server"
-        wait "$server" || say "a server ended with an error"
+        kill "$server" || failed=1
+        wait "$server" || failed=1
     done
     servers=() ports=()
+    [ "$failed" = 0 ] || { say 'a server ended with an error'; return 1; }
 }
 
-# The arguments by which swarm finds the servers.
-servers_of_swarm() {
-    printf -- '--url ws://127.0.0.1:%s/v1/socket ' "${ports[@]}"
-    printf -- '--pid %s ' "${servers[@]}"
-}
-
+# Makes one line for each device in $dir/tokens.jsonl.
 seed() { # seed DEVICES KEYS_EACH
     "$sealwire" seed --users "$1" --devices 1 --prekeys "$2" --out "$dir/tokens.jsonl" 2>"$dir/seed.log" ||
         { cat "$dir/seed.log" >&2; exit 1; }
 }
 
+# A database of its own in the PostgreSQL of DATABASE_URL, seeded, for servers that share the Redis of REDIS_URL.
 fresh_database() { # fresh_database DEVICES KEYS_EACH
-    url=$admin
+    need psql 'apt-get install -y postgresql-client'
+    url=$DATABASE_URL
     sql -c 'SET client_min_messages = warning' -c "DROP DATABASE IF EXISTS $database WITH (FORCE)" -c "CREATE DATABASE $database"
     # The same URL with another path.
-    url=$(sed -E "s#^([a-z]+://[^/]*)/[^?]*#\1/$database#" <<<"$admin")
+    url=$(sed -E "s#^([a-z]+://[^/]*)/[^?]*#\1/$database#" <<<"$DATABASE_URL")
     export SEALWIRE__DATABASE__URL=$url SEALWIRE__BUS__URL=$REDIS_URL
     "$sealwire" migrate
     seed "$1" "$2"
 }
-
-# Makes the table in which pgbench finds devices by number, out of the ids on standard input.
-number_devices() {
-    sql -c 'CREATE TABLE loadtest_devices (n BIGINT PRIMARY KEY, device_id UUID NOT NULL)'
-    awk '{ print NR "\t" $1 }' | sql -c 'COPY loadtest_devices FROM STDIN'
-}
-
-# The device ids of the seed file.
-device_ids() { sed -E 's/.*"device_id":"([^"]*)".*/\1/' "$dir/tokens.jsonl"; }
-
-# Prints: transactions a second, p50 and p99 in milliseconds.
-pgbench_round() { # pgbench_round SCRIPT
-    local log=$dir/transactions rate
-    pgbench -n -c 32 -j 2 -M prepared -T "$seconds" -f "$1" --log --log-prefix="$log" "$url" >"$dir/pgbench.out" 2>&1 ||
-        { cat "$dir/pgbench.out" >&2; exit 1; }
-    rate=$(sed -nE 's/^tps = ([0-9.]+).*/\1/p' "$dir/pgbench.out")
-    # The third column of the log is the latency in microseconds.
-    cat "$log".* | awk '{ print $3 }' | sort -n |
-        awk -v rate="$rate" '{ t[NR] = $1 } END { printf "%.0f %.2f %.2f\n", rate, t[int(NR / 2) + 1] / 1000, t[int(NR * 0.99) + 1] / 1000 }'
-    rm -f "$log".*
-}
-
-# A number out of one line of JSON; of several of that name the last.
-field() { # field NAME JSON
-    sed -nE "s/.*\"$1\":([0-9.]+).*/\1/p" <<<"$2"
-}
-
-# The line of the middle rate among those on standard input.
-median() { sort -n | awk '{ line[NR] = $0 } END { print line[int((NR + 1) / 2)] }'; }
-
-ratio() { awk "BEGIN { printf \"%.2f\", $1 / $2 }"; }

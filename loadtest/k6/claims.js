@@ -1,0 +1,12 @@
+// Many devices claim from the same pools until all are empty: each key comes to one claim, and no pool is called exhausted
+// before it is.
+
+import { allWell, gather, once } from './lib/crowd.js';
+import { claimEverything, claimsCount } from './lib/claiming.js';
+
+export const options = {
+  scenarios: { claims: once() },
+  thresholds: { ...allWell(), ...claimsCount, claim_ms: ['p(95)<1500'] },
+};
+
+export default () => gather(claimEverything);
