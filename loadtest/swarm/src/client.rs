@@ -53,13 +53,22 @@ pub struct Socket {
     pub answers: Cell<u64>,
     /// Whether the connection has ended.
     pub ended: Cell<bool>,
+    leaving: Cell<bool>,
     wake: Notify,
+    /// Notified once something has come in, or the connection has ended.
+    heard: Notify,
 }
 
 impl Socket {
     /// Has `n` more requests sent.
     pub fn request(&self, n: u32) {
         self.wanted.set(self.wanted.get() + n);
+        self.wake.notify_one();
+    }
+
+    /// Has it say goodbye and end.
+    pub fn leave(&self) {
+        self.leaving.set(true);
         self.wake.notify_one();
     }
 }
@@ -74,17 +83,26 @@ pub struct Route {
     pub part: u8,
 }
 
-/// Opens a socket and starts the task that runs it, on the current `LocalSet`.
+/// Opens a socket and starts the task that runs it, on the current `LocalSet`. With a token it is open once the server has
+/// welcomed it.
 pub async fn open(swarm: &Rc<Swarm>, route: &Route, token: Option<&str>) -> io::Result<Rc<Socket>> {
     let stream = upgraded(route, token).await?;
     let socket = Rc::new(Socket {
         wanted: Cell::default(),
         answers: Cell::default(),
         ended: Cell::default(),
+        leaving: Cell::default(),
         wake: Notify::new(),
+        heard: Notify::new(),
     });
     let run = Run { stream, swarm: Rc::clone(swarm), socket: Rc::clone(&socket), next_id: 1, partial: Vec::new() };
     tokio::task::spawn_local(run.until_closed());
+    if token.is_some() {
+        socket.heard.notified().await;
+        if socket.ended.get() {
+            return Err(io::ErrorKind::ConnectionAborted.into());
+        }
+    }
     Ok(socket)
 }
 
@@ -143,11 +161,17 @@ impl Run {
         // The peer going away is the expected end; what it cost is seen in the answers counted.
         let _ = self.run().await;
         self.socket.ended.set(true);
+        self.socket.heard.notify_one();
     }
 
     async fn run(&mut self) -> io::Result<()> {
         loop {
             self.send_wanted().await?;
+            if self.socket.leaving.get() {
+                let mut goodbye = Vec::new();
+                put_frame(&mut goodbye, CLOSE, &[]);
+                return self.stream.write_all(&goodbye).await;
+            }
             tokio::select! {
                 readable = self.stream.readable() => readable?,
                 () = self.socket.wake.notified() => continue,
@@ -157,6 +181,7 @@ impl Run {
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => continue,
                 Err(error) => return Err(error),
             };
+            self.socket.heard.notify_one();
             self.stream.write_all(&pongs).await?;
         }
     }

@@ -2,29 +2,29 @@
 //! after the other.
 
 use std::{
-    net::{SocketAddr, TcpListener},
+    net::SocketAddr,
     path::{Path, PathBuf},
     time::Duration,
 };
 
-use tokio::{
-    io::{AsyncReadExt, AsyncWriteExt},
-    net::TcpStream,
-    process::Command,
-    time::{Instant, sleep},
-};
+use tokio::time::sleep;
 
 use crate::{
     Result,
     echo::Transport,
     hold::{Held, hold},
+    messages::{self, exchange},
     process::{Load, Rate, Server, Swarm, Target},
+    seeded::start_sealwire,
+    tally::Report,
 };
 
-/// How long the server may take to become ready.
-const READY_TIME: Duration = Duration::from_secs(30);
-/// A rest between rounds, so that one server's last work is not charged to the other.
+/// A rest between measurements, so that one server's last work is not charged to the other.
 const REST: Duration = Duration::from_secs(1);
+/// Devices that connect in a round, besides those that stay.
+const CONNECTS: usize = 2_000;
+/// Devices that write to each other, again others.
+const WRITERS: usize = 64;
 
 /// What to compare, and how thoroughly.
 #[derive(clap::Args)]
@@ -54,24 +54,26 @@ pub struct Options {
 pub async fn run(options: Options) -> Result<()> {
     let folder = tempfile::tempdir()?;
     let tokens = folder.path().join("tokens.jsonl");
-    let sealwire = start_sealwire(&options, folder.path(), &tokens).await?;
-    let mut contenders = vec![Contender::hold("sealwire", sealwire, ("/v1/socket", Some(tokens)), &options).await?];
+    let devices = options.sockets + CONNECTS + WRITERS;
+    let sealwire = start_sealwire(&options.sealwire, options.workers, devices, folder.path(), &tokens).await?;
+    let mut contenders = vec![Contender::hold("sealwire", sealwire, "/v1/socket", &tokens, &options).await?];
     for (name, transport) in [("lean", Transport::Lean), ("stock", Transport::Stock)] {
         let echo = Server::start_echo(transport, options.workers).await?;
-        contenders.push(Contender::hold(name, echo, ("/", None), &options).await?);
+        contenders.push(Contender::hold(name, echo, "/", &tokens, &options).await?);
     }
+    eprintln!("sealwire: as many messages as it can");
+    let most = contenders[0].exchange(None).await?.per_second;
+    #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "some thousands")]
+    let half = (most / 2.0) as u32;
     for round in 1..=options.rounds {
         eprintln!("round {round} of {}", options.rounds);
         for step in 0..contenders.len() {
             // Each is the first now and then.
             let turn = (round + step) % contenders.len();
-            let contender = &mut contenders[turn];
-            sleep(REST).await;
-            let pid = contender.server.pid()?;
-            contender.rates.push(contender.swarm.load(pid, &options.load, options.round_seconds).await?);
+            contenders[turn].round(&options, half).await?;
         }
     }
-    print_table(&options, &contenders);
+    print_table(&options, half, &contenders);
     for contender in contenders {
         contender.server.stop().await?;
     }
@@ -83,36 +85,81 @@ struct Contender {
     name: &'static str,
     server: Server,
     swarm: Swarm,
+    /// Sockets that come and go.
+    visitors: Swarm,
+    writers: messages::Options,
     held: Held,
-    rates: Vec<Rate>,
+    rounds: Vec<Round>,
+}
+
+/// What one round of load showed.
+struct Round {
+    trips: Rate,
+    connects: Rate,
+    messages: Report,
 }
 
 impl Contender {
-    /// Holds sockets to a server that has just been started, at a path and with the tokens of a seed file, if any.
+    /// Holds sockets to a server that has just been started. Only sealwire is told who connects.
     async fn hold(
         name: &'static str,
         (mut server, address): (Server, SocketAddr),
-        (path, tokens): (&str, Option<PathBuf>),
+        path: &str,
+        tokens: &Path,
         options: &Options,
     ) -> Result<Self> {
         eprintln!("{name}: {} sockets for {} s", options.sockets, options.seconds);
-        let target = Target { address, path: path.to_owned(), tokens, op: options.load.op.clone() };
+        let is_echo = name != "sealwire";
+        let shown = (!is_echo).then(|| tokens.to_owned());
+        let target = Target { address, path: path.to_owned(), tokens: shown, op: options.load.op.clone() };
         let time = Duration::from_secs(options.seconds);
         let (swarm, held) = hold(&target, server.pid()?, options.sockets, time).await?;
         for (failure, count) in &held.failures {
             eprintln!("{name}: {count} sockets failed: {failure}");
         }
-        Ok(Self { name, server, swarm, held, rates: Vec::new() })
+        let first_writer = options.sockets + CONNECTS;
+        let visitors = Swarm::start(&target, options.sockets..first_writer)?;
+        let url = format!("ws://{address}{path}");
+        let devices = first_writer..first_writer + WRITERS;
+        let mut writers = messages::Options::new(url, tokens.to_owned(), devices, options.round_seconds);
+        writers.echo = is_echo;
+        Ok(Self { name, server, swarm, visitors, writers, held, rounds: Vec::new() })
+    }
+
+    async fn round(&mut self, options: &Options, half: u32) -> Result<()> {
+        let pid = self.server.pid()?;
+        sleep(REST).await;
+        let trips = self.swarm.load(pid, &options.load, options.round_seconds).await?;
+        sleep(REST).await;
+        let connects = self.visitors.connect(pid).await?;
+        sleep(REST).await;
+        let messages = self.exchange(Some(half)).await?;
+        self.rounds.push(Round { trips, connects, messages });
+        Ok(())
+    }
+
+    /// Messages at this rate, all of which must arrive.
+    async fn exchange(&self, rate: Option<u32>) -> Result<Report> {
+        let mut writers = self.writers.clone();
+        writers.rate = rate;
+        let report = exchange(&writers).await?;
+        if let Some((failure, count)) = report.errors.first_key_value() {
+            return Err(format!("{}: {count} messages failed: {failure}", self.name).into());
+        }
+        if report.arrived != report.accepted || report.misplaced > 0 {
+            return Err(format!("{}: messages were lost or came out of turn: {report:?}", self.name).into());
+        }
+        Ok(report)
     }
 
     /// The median over the rounds.
-    fn rate(&self, of: fn(&Rate) -> f64) -> f64 {
-        median(self.rates.iter().map(of))
+    fn median(&self, of: fn(&Round) -> f64) -> f64 {
+        median(self.rounds.iter().map(of))
     }
 
     /// The median of the rounds' ratios to what another made of the same round: what disturbs a round disturbs both.
-    fn ratio(&self, base: &Self, of: fn(&Rate) -> f64) -> f64 {
-        median(self.rates.iter().zip(&base.rates).map(|(ours, theirs)| of(ours) / of(theirs)))
+    fn ratio(&self, base: &Self, of: fn(&Round) -> f64) -> f64 {
+        median(self.rounds.iter().zip(&base.rounds).map(|(ours, theirs)| of(ours) / of(theirs)))
     }
 }
 
@@ -122,76 +169,16 @@ fn median(values: impl Iterator<Item = f64>) -> f64 {
     values.get(values.len() / 2).copied().unwrap_or(f64::NAN)
 }
 
-/// Seeds a fresh store with a device for each socket, and serves it on free ports.
-async fn start_sealwire(options: &Options, folder: &Path, tokens: &Path) -> Result<(Server, SocketAddr)> {
-    let [public, admin] = free_addresses()?;
-    let log = folder.join("sealwire.log");
-    let command = || {
-        let mut command = Command::new(&options.sealwire);
-        command
-            .env("SEALWIRE__DATABASE__URL", format!("sqlite://{}/x.db", folder.display()))
-            .env("SEALWIRE__SERVER__BIND", public.to_string())
-            .env("SEALWIRE__SERVER__WORKERS", options.workers.to_string())
-            .env("SEALWIRE__ADMIN__BIND", admin.to_string())
-            .env("SEALWIRE__MAILER__URL", format!("file:{}/mail", folder.display()))
-            // All clients are of a few networks and busier than people are.
-            .env("SEALWIRE__LIMITS__CONNECTIONS_PER_NETWORK", "0")
-            .env("SEALWIRE__LIMITS__HTTP_CONNECTIONS_PER_NETWORK", "0")
-            .env("SEALWIRE__LIMITS__CONNECTS_PER_NETWORK_SECOND", "0")
-            .env("SEALWIRE__LIMITS__REQUESTS_PER_CONNECTION_SECOND", "0");
-        command
-    };
-    eprintln!("sealwire: seeding {} devices", options.sockets);
-    let seeded = command()
-        .args(["seed", "--users", &options.sockets.to_string()])
-        .args(["--devices", "1", "--prekeys", "1", "--out"])
-        .arg(tokens)
-        .stdout(std::process::Stdio::null())
-        .status()
-        .await?;
-    if !seeded.success() {
-        return Err(format!("seeding failed: {seeded}").into());
-    }
-    let mut server = Server::start(command().arg("serve"), Some(&log))?;
-    let deadline = Instant::now() + READY_TIME;
-    while !is_ready(public).await {
-        if server.pid().is_err() || Instant::now() > deadline {
-            let said = std::fs::read_to_string(&log)?;
-            return Err(format!("sealwire did not become ready; it said:\n{said}").into());
-        }
-        sleep(Duration::from_millis(100)).await;
-    }
-    Ok((server, public))
-}
-
-/// Two loopback addresses that nobody listened on a moment ago.
-fn free_addresses() -> Result<[SocketAddr; 2]> {
-    let [one, two] = [TcpListener::bind("127.0.0.1:0")?, TcpListener::bind("127.0.0.1:0")?];
-    Ok([one.local_addr()?, two.local_addr()?])
-}
-
-/// Whether `/readyz` answers 200.
-async fn is_ready(address: SocketAddr) -> bool {
-    let ask = async {
-        let mut stream = TcpStream::connect(address).await?;
-        let request = "GET /readyz HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n";
-        stream.write_all(request.as_bytes()).await?;
-        let mut answer = Vec::new();
-        stream.read_to_end(&mut answer).await?;
-        std::io::Result::Ok(answer.starts_with(b"HTTP/1.1 200"))
-    };
-    ask.await.unwrap_or(false)
-}
-
 /// One column for each server, and one for the ratio of each to the last.
-fn print_table(options: &Options, contenders: &[Contender]) {
+fn print_table(options: &Options, half: u32, contenders: &[Contender]) {
     println!(
-        "\n{} sockets, {} s idle; round trips over {} sockets, {} under way on each, median of {} rounds\n",
+        "\n{} sockets, {} s idle; round trips over {} sockets, {} under way on each; {CONNECTS} connects, 64 at a time;\n\
+         {half} messages a second between {WRITERS} devices, an echo of the same text; median of {} rounds\n",
         options.sockets, options.seconds, options.load.active, options.load.pipeline, options.rounds
     );
     let Some((base, others)) = contenders.split_last() else { return };
     let line = |name: &str, cells: &[String]| {
-        print!("{name:<28}");
+        print!("{name:<30}");
         for cell in cells {
             print!("{cell:>16}");
         }
@@ -212,9 +199,13 @@ fn print_table(options: &Options, contenders: &[Contender]) {
     held("sockets that answered", 0, |held| held.answered as f64);
     held("idle KiB a socket", 2, |held| held.idle_kib_per_socket);
     held("KiB a socket after an answer", 2, |held| held.asked_kib_per_socket);
-    let rate = |name: &str, decimals: usize, get: fn(&Rate) -> f64| {
-        row(name, decimals, &|one| one.rate(get), &|other| other.ratio(base, get));
+    let measured = |name: &str, decimals: usize, get: fn(&Round) -> f64| {
+        row(name, decimals, &|one| one.median(get), &|other| other.ratio(base, get));
     };
-    rate("round trips a second", 0, |rate| rate.per_second);
-    rate("server CPU µs a round trip", 2, |rate| rate.cpu_micros);
+    measured("round trips a second", 0, |round| round.trips.per_second);
+    measured("server CPU µs a round trip", 2, |round| round.trips.cpu_micros);
+    measured("connects a second", 0, |round| round.connects.per_second);
+    measured("server CPU µs a connect", 0, |round| round.connects.cpu_micros);
+    measured("delivery at half load, p50 ms", 2, |round| round.messages.delivery.p50_ms);
+    measured("delivery at half load, p99 ms", 2, |round| round.messages.delivery.p99_ms);
 }

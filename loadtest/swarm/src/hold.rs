@@ -63,7 +63,7 @@ pub struct Held {
 
 /// Opens a swarm, lets it idle, then asks each socket for an answer.
 pub async fn hold(target: &Target, pid: u32, sockets: usize, time: Duration) -> Result<(Swarm, Held)> {
-    let mut swarm = Swarm::start(target, sockets)?;
+    let mut swarm = Swarm::start(target, 0..sockets)?;
     let before_kib = settled_kib(pid).await?;
     let opened = swarm.order(Order::Open).await?;
     sleep(time).await;

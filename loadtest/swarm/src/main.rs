@@ -10,6 +10,8 @@ mod hold;
 mod messages;
 mod part;
 mod process;
+mod seeded;
+mod tally;
 mod times;
 
 use clap::{Parser, Subcommand};

@@ -1,17 +1,10 @@
 //! Messages under load: how many a second go from device to device, stored on the way, how long each takes, and whether
 //! all arrive once and in order.
 
-use std::{
-    cell::RefCell,
-    collections::{BTreeMap, VecDeque},
-    io,
-    path::PathBuf,
-    rc::Rc,
-    time::Duration,
-};
+use std::{cell::RefCell, collections::VecDeque, io, ops::Range, path::PathBuf, rc::Rc, time::Duration};
 
 use futures_util::future::{join_all, try_join_all};
-use serde::{Deserialize, Serialize};
+use serde::Deserialize;
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
     net::TcpStream,
@@ -24,7 +17,7 @@ use crate::{
     dice::Dice,
     hold::parse_url,
     process::cpu_time,
-    times::{Percentiles, Times},
+    tally::{Report, Tally},
 };
 
 /// How long the last messages are waited for.
@@ -33,7 +26,7 @@ const ARRIVAL_TIME: Duration = Duration::from_secs(20);
 const STAMP: usize = 16;
 
 /// Who writes to whom, and how much.
-#[derive(clap::Args)]
+#[derive(Clone, clap::Args)]
 pub struct Options {
     /// The socket, such as `ws://127.0.0.1:8080/v1/socket`; several nodes share the devices
     #[arg(long, required = true)]
@@ -44,12 +37,15 @@ pub struct Options {
     /// Devices that write to each other, a socket each
     #[arg(long, default_value_t = 64)]
     sockets: usize,
+    /// Devices of the seed file before those
+    #[arg(long, default_value_t = 0)]
+    skip: usize,
     /// Messages under way on each of them
     #[arg(long, default_value_t = 8)]
     pipeline: u32,
     /// Messages a second of all together; as many as they can without
     #[arg(long)]
-    rate: Option<u32>,
+    pub rate: Option<u32>,
     /// Bytes of content
     #[arg(long, default_value_t = 255)]
     bytes: usize,
@@ -59,28 +55,27 @@ pub struct Options {
     /// The servers' processes, whose processor time is read
     #[arg(long)]
     pid: Vec<u32>,
+    /// The server is `swarm echo`: what comes back counts as the delivery
+    #[arg(long)]
+    pub echo: bool,
 }
 
-/// What came of it.
-#[derive(Debug, Serialize)]
-struct Report {
-    /// Messages that were accepted,
-    accepted: u64,
-    /// and those that arrived.
-    arrived: u64,
-    /// Those that came out of turn or twice. Anything but 0 is a defect of the server.
-    misplaced: u64,
-    /// Requests that were answered with an error, by its code.
-    errors: BTreeMap<String, u64>,
-    seconds: f64,
-    /// Messages that arrived in a second.
-    per_second: f64,
-    /// From sending to the reply, which comes once it is stored.
-    reply: Percentiles,
-    /// From sending to the arrival at the other device.
-    delivery: Percentiles,
-    /// The servers' processor time for each message.
-    server_cpu_micros: Option<f64>,
+impl Options {
+    /// These devices of the seed file write to each other as fast as they can.
+    pub fn new(url: String, tokens: PathBuf, devices: Range<usize>, seconds: u64) -> Self {
+        Self {
+            url: vec![url],
+            tokens,
+            sockets: devices.len(),
+            skip: devices.start,
+            pipeline: 8,
+            rate: None,
+            bytes: 255,
+            seconds,
+            pid: Vec::new(),
+            echo: false,
+        }
+    }
 }
 
 /// A line of a seed file.
@@ -112,8 +107,14 @@ struct Problem {
     code: String,
 }
 
-/// The command: open the sockets, write, print.
+/// The command: measure and print.
 pub async fn run(options: Options) -> Result<()> {
+    println!("{}", serde_json::to_string(&exchange(&options).await?)?);
+    Ok(())
+}
+
+/// Opens the sockets, has them write to each other, and waits for what they wrote.
+pub async fn exchange(options: &Options) -> Result<Report> {
     let mut routes = Vec::new();
     for url in &options.url {
         let (address, path) = parse_url(url).await?;
@@ -121,9 +122,11 @@ pub async fn run(options: Options) -> Result<()> {
     }
     let lines = std::fs::read_to_string(&options.tokens)?;
     let seeds: Vec<Seed> = lines.lines().map(serde_json::from_str).collect::<std::result::Result<_, _>>()?;
-    let seeds = seeds.get(..options.sockets).ok_or("the seed file has too few devices")?.to_vec();
+    let devices = options.skip..options.skip + options.sockets;
+    let seeds = seeds.get(devices).ok_or("the seed file has too few devices")?.to_vec();
 
-    let opening = seeds.iter().enumerate().map(|(n, seed)| Socket::open(&routes[n % routes.len()], seed));
+    let opening =
+        seeds.iter().enumerate().map(|(n, seed)| Socket::open(&routes[n % routes.len()], seed, !options.echo));
     let sockets = try_join_all(opening).await?;
     let cpu = || options.pid.iter().map(|pid| cpu_time(*pid)).sum::<Result<Duration>>();
     let before = cpu()?;
@@ -136,6 +139,7 @@ pub async fn run(options: Options) -> Result<()> {
         peers: seeds,
         padding,
         dice: Dice::new(),
+        echo: options.echo,
         tally: Tally::default(),
     };
     let swarm = Rc::new(RefCell::new(swarm));
@@ -154,8 +158,7 @@ pub async fn run(options: Options) -> Result<()> {
         }
     }
     let time = tally.last.map_or(Duration::ZERO, |last| last - started);
-    println!("{}", serde_json::to_string(&tally.report(time, cpu))?);
-    Ok(())
+    Ok(tally.report(time, cpu))
 }
 
 /// What all sockets share.
@@ -165,6 +168,7 @@ struct Swarm {
     peers: Vec<Seed>,
     padding: String,
     dice: Dice,
+    echo: bool,
     tally: Tally,
 }
 
@@ -198,17 +202,18 @@ struct Socket {
     next_id: u32,
     /// Sends that wait for their replies, and acks, which count as nothing: id and time.
     under_way: VecDeque<(u32, Option<Instant>)>,
-    last_seq: i64,
+    /// None before the first: the device may have had messages in earlier runs.
+    last_seq: Option<i64>,
 }
 
 impl Socket {
-    /// Opens it and waits for the welcome.
-    async fn open(route: &Route, seed: &Seed) -> io::Result<Self> {
+    /// Opens it and waits for the welcome, if there will be one.
+    async fn open(route: &Route, seed: &Seed, welcome: bool) -> io::Result<Self> {
         let stream = upgraded(route, Some(&seed.token)).await?;
         let device = seed.device_id.clone();
         let mut socket =
-            Self { stream, device, received: Vec::new(), next_id: 1, under_way: VecDeque::new(), last_seq: 0 };
-        while frame(&socket.received).is_none() {
+            Self { stream, device, received: Vec::new(), next_id: 1, under_way: VecDeque::new(), last_seq: None };
+        while welcome && frame(&socket.received).is_none() {
             socket.receive().await?;
         }
         Ok(socket)
@@ -280,15 +285,22 @@ impl Socket {
                         let at = self.under_way.iter().position(|(other, _)| *other == id);
                         let at = at.ok_or(io::ErrorKind::InvalidData)?;
                         if let Some((_, Some(sent))) = self.under_way.remove(at) {
-                            swarm.tally.replied(said.error, now - sent);
+                            swarm.tally.replied(said.error.map(|problem| problem.code), now - sent);
+                            if swarm.echo {
+                                swarm.tally.arrived(true, now - sent, now);
+                            }
                         }
                     } else if let (Some("message"), Some(Message { seq: Some(seq), content: Some(content) })) =
                         (said.event, said.data)
                     {
                         let stamp = content.get(..STAMP).and_then(|digits| digits.parse().ok());
                         let sent = swarm.started + Duration::from_micros(stamp.ok_or(io::ErrorKind::InvalidData)?);
-                        swarm.tally.arrived(seq == self.last_seq + 1, now.saturating_duration_since(sent), now);
-                        self.last_seq = seq;
+                        swarm.tally.arrived(
+                            self.last_seq.is_none_or(|last| seq == last + 1),
+                            now.saturating_duration_since(sent),
+                            now,
+                        );
+                        self.last_seq = Some(seq);
                         seqs.push(seq.to_string());
                     }
                 }
@@ -305,52 +317,5 @@ impl Socket {
             put_frame(bytes, TEXT, text.as_bytes());
         }
         Ok(())
-    }
-}
-
-/// What has happened so far.
-#[derive(Default)]
-struct Tally {
-    accepted: u64,
-    arrived: u64,
-    unanswered: u64,
-    misplaced: u64,
-    errors: BTreeMap<String, u64>,
-    replies: Times,
-    deliveries: Times,
-    last: Option<Instant>,
-}
-
-impl Tally {
-    fn replied(&mut self, problem: Option<Problem>, took: Duration) {
-        self.unanswered -= 1;
-        self.replies.add(took);
-        match problem {
-            None => self.accepted += 1,
-            Some(problem) => *self.errors.entry(problem.code).or_default() += 1,
-        }
-    }
-
-    fn arrived(&mut self, in_place: bool, took: Duration, now: Instant) {
-        self.arrived += 1;
-        self.misplaced += u64::from(!in_place);
-        self.deliveries.add(took);
-        self.last = Some(now);
-    }
-
-    fn report(self, time: Duration, cpu: Option<Duration>) -> Report {
-        #[expect(clippy::cast_precision_loss, reason = "counts are far below 2^52")]
-        let arrived = self.arrived as f64;
-        Report {
-            accepted: self.accepted,
-            arrived: self.arrived,
-            misplaced: self.misplaced,
-            errors: self.errors,
-            seconds: time.as_secs_f64(),
-            per_second: arrived / time.as_secs_f64(),
-            reply: self.replies.percentiles(),
-            delivery: self.deliveries.percentiles(),
-            server_cpu_micros: cpu.map(|cpu| cpu.as_secs_f64() * 1e6 / arrived),
-        }
     }
 }

@@ -48,8 +48,10 @@ pub struct Options {
 #[derive(Debug, Clone, Copy, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Order {
-    /// Open all sockets.
+    /// Open all sockets, a number of them at a time.
     Open,
+    /// Close all sockets.
+    Close,
     /// One round trip on every socket.
     Ask,
     /// Keep `pipeline` requests under way on each of the first `active` sockets.
@@ -68,7 +70,7 @@ pub struct Outcome {
     pub answered: usize,
     /// Round trips in all.
     pub round_trips: u64,
-    /// What they took.
+    /// What the order took.
     pub seconds: f64,
 }
 
@@ -112,6 +114,7 @@ impl Part {
         while let Some(order) = orders.next_line().await? {
             let mut outcome = match serde_json::from_str(&order)? {
                 Order::Open => self.open().await,
+                Order::Close => self.close().await,
                 Order::Ask => self.ask().await,
                 Order::Load { active, pipeline, seconds } => {
                     self.load(active, pipeline, Duration::from_secs(seconds)).await
@@ -124,6 +127,7 @@ impl Part {
     }
 
     async fn open(&mut self) -> Outcome {
+        let started = Instant::now();
         let mut outcome = Outcome::default();
         let mut opening = stream::iter(&self.tokens)
             .map(|token| timeout(HANDSHAKE_TIME, client::open(&self.swarm, &self.route, token.as_deref())))
@@ -134,7 +138,20 @@ impl Part {
                 Err(error) => *outcome.failures.entry(error.to_string()).or_default() += 1,
             }
         }
+        outcome.seconds = started.elapsed().as_secs_f64();
         outcome
+    }
+
+    async fn close(&mut self) -> Outcome {
+        let started = Instant::now();
+        for socket in &self.sockets {
+            socket.leave();
+        }
+        while self.sockets.iter().any(|socket| !socket.ended.get()) && started.elapsed() < ANSWER_TIME {
+            sleep(Duration::from_millis(20)).await;
+        }
+        self.sockets.clear();
+        Outcome { seconds: started.elapsed().as_secs_f64(), ..Outcome::default() }
     }
 
     async fn ask(&self) -> Outcome {

@@ -3,6 +3,7 @@
 use std::{
     future::Future,
     net::SocketAddr,
+    ops::Range,
     path::{Path, PathBuf},
     process::Stdio,
     time::Duration,
@@ -100,11 +101,19 @@ pub struct Load {
 /// How a server did under load.
 #[derive(Debug, Clone, Copy, Serialize)]
 pub struct Rate {
-    /// Round trips a second.
+    /// Round trips or connects a second.
     pub per_second: f64,
     /// Processor time of the server for each, in microseconds. It hardly depends on what else the
     /// machine does meanwhile.
     pub cpu_micros: f64,
+}
+
+impl Rate {
+    fn of(count: u64, seconds: f64, cpu: Duration) -> Self {
+        #[expect(clippy::cast_precision_loss, reason = "counts are far below 2^52")]
+        let count = count as f64;
+        Self { per_second: count / seconds, cpu_micros: cpu.as_secs_f64() * 1e6 / count }
+    }
 }
 
 /// Sockets in processes of their own. Dropping it ends them.
@@ -120,14 +129,13 @@ struct Part {
 }
 
 impl Swarm {
-    /// Starts the processes for `sockets` sockets; none is opened yet.
-    pub fn start(target: &Target, sockets: usize) -> Result<Self> {
+    /// Starts the processes for the sockets of the devices in this range of the seed file; none is opened yet.
+    pub fn start(target: &Target, devices: Range<usize>) -> Result<Self> {
         let mut parts = Vec::new();
-        let mut left = sockets;
-        while left > 0 {
-            let size = left.min(SOCKETS_PER_PART);
-            parts.push(Part::start(target, u8::try_from(parts.len())?, size, sockets - left)?);
-            left -= size;
+        // No two swarms have the same source addresses if their ranges do not overlap.
+        let first = u8::try_from(devices.start.div_ceil(SOCKETS_PER_PART))?;
+        for (number, start) in (first..).zip(devices.clone().step_by(SOCKETS_PER_PART)) {
+            parts.push(Part::start(target, number, SOCKETS_PER_PART.min(devices.end - start), start)?);
         }
         Ok(Self { parts })
     }
@@ -155,9 +163,19 @@ impl Swarm {
         let order = Order::Load { active: load.active, pipeline: load.pipeline, seconds };
         let outcome = self.order(order).await?;
         let cpu = cpu_time(pid)?.saturating_sub(before);
-        #[expect(clippy::cast_precision_loss, reason = "counts are far below 2^52")]
-        let round_trips = outcome.round_trips as f64;
-        Ok(Rate { per_second: round_trips / outcome.seconds, cpu_micros: cpu.as_secs_f64() * 1e6 / round_trips })
+        Ok(Rate::of(outcome.round_trips, outcome.seconds, cpu))
+    }
+
+    /// Opens all sockets and closes them again, and says what `pid` made of the opening.
+    pub async fn connect(&mut self, pid: u32) -> Result<Rate> {
+        let before = cpu_time(pid)?;
+        let outcome = self.order(Order::Open).await?;
+        let cpu = cpu_time(pid)?.saturating_sub(before);
+        self.order(Order::Close).await?;
+        if let Some((failure, count)) = outcome.failures.first_key_value() {
+            return Err(format!("{count} sockets failed: {failure}").into());
+        }
+        Ok(Rate::of(outcome.open as u64, outcome.seconds, cpu))
     }
 
     /// The order as each part gets it: active sockets are spread evenly.
