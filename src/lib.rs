@@ -19,6 +19,7 @@ pub mod config;
 pub mod domain;
 pub mod http;
 pub mod metrics;
+pub mod probe;
 pub mod protocol;
 pub mod seed;
 pub mod service;

@@ -7,6 +7,7 @@ use sealwire::{
     app::{self, Application},
     clock::{Clock, Entropy},
     config::Config,
+    probe,
     seed::{SeedPlan, seed},
     shutdown::Signals,
     telemetry,
@@ -36,6 +37,8 @@ enum Command {
     Migrate,
     /// Check the settings and the database without starting, and show what is in force.
     CheckConfig,
+    /// Ask the server on this machine whether it is ready, as containers do; fails if it is not.
+    Healthcheck,
     /// Fill the database with users, devices and keys for load tests.
     Seed {
         /// Users to make.
@@ -79,6 +82,7 @@ fn run(arguments: Arguments) -> Result<(), Failure> {
             })
         }
         Command::CheckConfig => check_config(&config),
+        Command::Healthcheck => Ok(probe::ask(config.server.bind)?),
         Command::Seed { users, devices, prekeys, out } => {
             let runtime = tokio::runtime::Runtime::new()?;
             let plan = SeedPlan { users, devices, prekeys };

@@ -4,7 +4,7 @@ use std::{fs, path::Path};
 
 /// Who may import whom. `clock` and `tasks` are leaves that all may use; `metrics` is for all above `protocol` and `domain`.
 const ALLOWED: &[(&str, &[&str])] = &[
-    ("main", &["app", "clock", "config", "seed", "shutdown", "telemetry"]),
+    ("main", &["app", "clock", "config", "probe", "seed", "shutdown", "telemetry"]),
     (
         "app",
         &[
@@ -13,6 +13,7 @@ const ALLOWED: &[(&str, &[&str])] = &[
         ],
     ),
     ("shutdown", &["socket", "tasks"]),
+    ("probe", &[]),
     ("seed", &["clock", "domain", "service", "store"]),
     ("http", &["domain", "metrics", "protocol", "service", "tasks"]),
     ("socket", &["domain", "metrics", "protocol", "service", "tasks"]),

@@ -3,6 +3,7 @@
 use std::{
     collections::HashSet,
     fs,
+    io::{Read, Write},
     os::unix::fs::PermissionsExt,
     path::Path,
     process::{Command, Output, Stdio},
@@ -229,4 +230,35 @@ async fn a_server_that_is_told_to_stop_says_goodbye_and_exits_well() {
     assert!(events[0]["data"]["reconnect_in_ms"].as_u64().unwrap() <= 60_000);
     server.restart().await;
     Socket::connect(&server, &person.token, Codec::Json).await.settle().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_health_check_says_whether_the_server_is_ready_and_why_not() {
+    let mut server = ServerProcess::start(&[]).await;
+    assert_eq!(server.command(&["healthcheck"]), "");
+    let bind = server.address().to_string();
+    server.terminate().await;
+    let folder = TempDir::new().unwrap();
+    let unhealthy = |bind: &str, why: &str| {
+        let output = run(folder.path(), &["healthcheck"], &[("SERVER__BIND", bind)]);
+        let (_, said) = text(&output);
+        assert_eq!(output.status.code(), Some(1), "{said}");
+        assert!(said.contains(why) && said.contains("sealwire: "), "{said}");
+    };
+    unhealthy(&bind, "nothing answers at 127.0.0.1");
+    unhealthy("127.0.0.1:0", "server.bind");
+
+    // One that is up, and says that it has lost its database.
+    let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let bind = listener.local_addr().unwrap().to_string();
+    let answering = std::thread::spawn(move || {
+        let (mut stream, _) = listener.accept().unwrap();
+        let mut asked = [0; 512];
+        let length = stream.read(&mut asked).unwrap();
+        stream.write_all(b"HTTP/1.1 503 Service Unavailable\r\ncontent-length: 15\r\n\r\n{\"reasons\":[1]}").unwrap();
+        String::from_utf8_lossy(&asked[..length]).into_owned()
+    });
+    unhealthy(&bind, "503 Service Unavailable {\"reasons\":[1]}");
+    assert!(answering.join().unwrap().starts_with("GET /readyz HTTP/1.1\r\n"));
+    assert!(!folder.path().join("sealwire.db").exists(), "a check changes nothing");
 }

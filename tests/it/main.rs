@@ -15,6 +15,8 @@ mod cluster_claims;
 mod cluster_messages;
 mod cluster_mixed;
 mod contract;
+mod deploy;
+mod deploy_proxy;
 mod docs;
 mod drain;
 mod floods;

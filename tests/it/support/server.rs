@@ -268,6 +268,7 @@ fn launch(environment: &BTreeMap<String, String>, folder: &Path) -> Child {
         .unwrap()
 }
 
-fn free_address() -> SocketAddr {
+/// A loopback address that nobody listened on a moment ago.
+pub fn free_address() -> SocketAddr {
     std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap()
 }

@@ -18,7 +18,8 @@ pub struct Services {
     folder: Option<PathBuf>,
 }
 
-fn script(arguments: &[&str]) -> String {
+/// Runs `scripts/services` and gives what it printed.
+pub fn script(arguments: &[&str]) -> String {
     let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("scripts/services");
     let output = Command::new(script).args(arguments).stdin(Stdio::null()).stderr(Stdio::piped()).output().unwrap();
     assert!(output.status.success(), "{arguments:?}: {}", String::from_utf8_lossy(&output.stderr));

@@ -1,0 +1,284 @@
+//! What runs the server elsewhere holds what it says: the image, the compose file, the unit. Nothing here needs a container
+//! engine; `tests/it/deploy_proxy.rs` runs the proxy's configuration.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    fs,
+    net::SocketAddr,
+    path::{Path, PathBuf},
+    process::Command,
+    time::Duration,
+};
+
+use sealwire::config::Config;
+use yaml_rust2::{Yaml, YamlLoader};
+
+use crate::support::services::script;
+
+/// Where the unit wants the binary.
+const INSTALLED: &str = "/usr/local/bin/sealwire";
+
+fn root() -> PathBuf {
+    PathBuf::from(env!("CARGO_MANIFEST_DIR"))
+}
+
+fn read(path: &str) -> String {
+    fs::read_to_string(root().join(path)).unwrap_or_else(|error| panic!("{path}: {error}"))
+}
+
+/// The configuration that these settings make, on top of a file or of the defaults alone.
+fn config(file: Option<&str>, settings: impl IntoIterator<Item = (String, String)>) -> Config {
+    let file = file.map(|file| root().join(file));
+    Config::load(file.as_deref(), settings.into_iter()).unwrap_or_else(|error| panic!("{error}"))
+}
+
+fn compose() -> Yaml {
+    YamlLoader::load_from_str(&read("compose.yaml")).unwrap().remove(0)
+}
+
+/// The strings of a list.
+fn strings(list: &Yaml) -> Vec<&str> {
+    list.as_vec().unwrap().iter().map(|item| item.as_str().unwrap()).collect()
+}
+
+fn services(compose: &Yaml) -> BTreeMap<&str, &Yaml> {
+    let services = compose["services"].as_hash().unwrap();
+    services.iter().map(|(name, service)| (name.as_str().unwrap(), service)).collect()
+}
+
+/// The services that are nodes.
+fn nodes(compose: &Yaml) -> Vec<&Yaml> {
+    let nodes: Vec<_> = services(compose).into_values().filter(|service| !service["build"].is_badvalue()).collect();
+    assert!(nodes.len() >= 2, "two nodes or more");
+    nodes
+}
+
+/// Puts values in the place of `${NAME:?…}` and `${NAME:-…}`, and hands each name to `seen`.
+fn substitute(text: &str, mut seen: impl FnMut(&str)) -> String {
+    let mut made = String::new();
+    let mut rest = text;
+    while let Some((before, after)) = rest.split_once("${") {
+        let (variable, after) = after.split_once('}').unwrap();
+        let name = variable.split(':').next().unwrap();
+        seen(name);
+        made += before;
+        made += match (name, variable.split_once(":-")) {
+            ("SEALWIRE_AUTH_SECRET", _) => "c2VhbHdpcmUtdGVzdC1zZWNyZXQtMzItYnl0ZXMtISE=",
+            (_, Some((_, default))) => default,
+            _ => "0123456789abcdef",
+        };
+        rest = after;
+    }
+    made + rest
+}
+
+fn environment(service: &Yaml) -> BTreeMap<String, String> {
+    let pairs = service["environment"].as_hash().unwrap().iter();
+    pairs.map(|(name, value)| (name.as_str().unwrap().to_owned(), value.as_str().unwrap().to_owned())).collect()
+}
+
+/// `30s` or `2m`.
+fn span(text: &str) -> Duration {
+    let (number, unit) = text.split_at(text.len() - 1);
+    let seconds = match unit {
+        "s" => 1,
+        "m" => 60,
+        _ => panic!("{text}"),
+    };
+    Duration::from_secs(seconds * number.parse::<u64>().unwrap())
+}
+
+/// The instructions of the last stage, each with its arguments.
+fn last_stage(dockerfile: &str) -> Vec<(String, String)> {
+    let whole = dockerfile.replace("\\\n", " ");
+    let lines = whole.lines().filter(|line| !line.is_empty() && !line.starts_with('#'));
+    let all: Vec<(String, String)> = lines
+        .map(|line| {
+            let (instruction, arguments) = line.split_once(' ').unwrap();
+            (instruction.to_owned(), arguments.split_whitespace().collect::<Vec<_>>().join(" "))
+        })
+        .collect();
+    let last = all.iter().rposition(|(instruction, _)| instruction == "FROM").unwrap();
+    all[last..].to_vec()
+}
+
+#[test]
+fn the_image_is_not_root_and_says_how_it_is() {
+    let stage = last_stage(&read("Dockerfile"));
+    let one = |name: &str| {
+        let found: Vec<_> = stage.iter().filter(|(instruction, _)| instruction == name).collect();
+        assert_eq!(found.len(), 1, "{name} stands once in the last stage");
+        found[0].1.as_str()
+    };
+    let (user, group) = one("USER").split_once(':').unwrap();
+    assert!(user.parse::<u32>().unwrap() > 0 && group.parse::<u32>().unwrap() > 0, "numbers, for those who check them");
+    assert_eq!(one("STOPSIGNAL"), "SIGTERM");
+    let (_, check) = one("HEALTHCHECK").split_once("CMD ").unwrap();
+    assert_eq!(check, r#"["/usr/local/bin/sealwire", "healthcheck"]"#, "there is no shell and no curl in the image");
+    assert_eq!(one("ENTRYPOINT"), r#"["/usr/local/bin/sealwire"]"#);
+    assert_eq!(one("CMD"), r#"["serve"]"#);
+
+    let settings = one("ENV").split(' ').map(|pair| pair.split_once('=').unwrap());
+    let config = config(None, settings.map(|(name, value)| (name.to_owned(), value.to_owned())));
+    assert!(config.server.bind.ip().is_unspecified(), "reachable from outside the container");
+    assert_eq!(one("EXPOSE"), config.server.bind.port().to_string());
+    assert!(config.admin.bind.ip().is_loopback(), "the operators' listener is not, unless asked for");
+    assert!(config.database.url.reveal().starts_with(&format!("sqlite://{}/", one("VOLUME"))), "kept in the volume");
+    let owned = format!("--chown={user}:{group} {0} {0}", one("VOLUME"));
+    assert!(stage.iter().any(|(_, arguments)| arguments.ends_with(&owned)), "the volume belongs to that user");
+}
+
+#[test]
+fn the_image_is_built_by_a_pinned_compiler_that_is_new_enough_out_of_all_it_needs() {
+    let dockerfile = read("Dockerfile");
+    let images = dockerfile.lines().filter_map(|line| line.strip_prefix("FROM ")?.split(' ').next());
+    let images: Vec<&str> = images.collect();
+    let version = images[0].strip_prefix("rust:").unwrap().split('-').next().unwrap();
+    let parts = |version: &str| -> Vec<u32> { version.split('.').map(|part| part.parse().unwrap()).collect() };
+    assert_eq!(parts(version).len(), 2, "pinned to a minor version: {version}");
+    let manifest: toml::Table = read("Cargo.toml").parse().unwrap();
+    let least = manifest["package"]["rust-version"].as_str().unwrap();
+    assert!(parts(version) >= parts(least), "{version} is older than {least}");
+    // Or the binary would look for a C library that is newer than the image's.
+    let debian = images[0].rsplit_once('-').unwrap().1;
+    let number = match debian {
+        "bookworm" => "debian12",
+        "trixie" => "debian13",
+        other => panic!("which Debian is {other}?"),
+    };
+    assert!(images[1].contains(number), "built on {debian}, run on {}", images[1]);
+
+    let ignored = read(".dockerignore");
+    let kept: BTreeSet<&str> = ignored.lines().filter_map(|line| line.strip_prefix('!')).collect();
+    assert!(ignored.lines().any(|line| line == "*"), "and nothing else, such as secrets and databases");
+    let members = manifest["workspace"]["members"].as_array().unwrap().iter().map(|member| member.as_str().unwrap());
+    for needed in ["Cargo.toml", "Cargo.lock", "src", "config", "migrations"].into_iter().chain(members) {
+        assert!(kept.contains(needed), "cargo needs {needed}");
+    }
+    assert!(kept.iter().all(|path| root().join(path).exists()), "{kept:?}");
+}
+
+#[test]
+fn every_node_of_the_compose_file_starts_with_settings_that_hold() {
+    let compose = compose();
+    for node in nodes(&compose) {
+        let settings = environment(node).into_iter().map(|(name, value)| (name, substitute(&value, |_| {})));
+        let config = config(None, settings);
+        assert!(config.bus.url.reveal().starts_with("redis://") && config.server_secret().is_some());
+        assert!(config.database.url.reveal().starts_with("postgres://"));
+        assert!(span(node["stop_grace_period"].as_str().unwrap()) > Duration::from_secs(config.server.drain_s + 5));
+
+        // Whose word about clients is believed: the proxy's network, in which nobody else is.
+        let subnet = compose["networks"]["front"]["ipam"]["config"][0]["subnet"].as_str().unwrap();
+        assert_eq!(config.server.trusted_proxies, [subnet.parse().unwrap()]);
+        assert_eq!(strings(&node["networks"]), ["front", "back"]);
+        assert!(node["ports"].is_badvalue(), "only the proxy is reached from outside");
+        assert_eq!(strings(&node["cap_drop"]), ["ALL"]);
+        assert_eq!(node["read_only"].as_bool(), Some(true));
+    }
+    let shared: BTreeSet<_> = nodes(&compose).into_iter().map(environment).collect();
+    assert_eq!(shared.len(), 1, "all nodes have the same settings");
+    for (name, service) in services(&compose) {
+        let on_front = strings(&service["networks"]).contains(&"front");
+        assert!(!on_front || name == "proxy" || !service["build"].is_badvalue(), "{name} is on the proxy's network");
+    }
+}
+
+#[test]
+fn the_compose_file_waits_for_what_is_needed_and_opens_only_what_it_says() {
+    let compose = compose();
+    let all = services(&compose);
+    let mut conditions = 0;
+    for (name, service) in &all {
+        // Nodes have the image's own.
+        let checked = |service: &Yaml| !service["build"].is_badvalue() || !service["healthcheck"]["test"].is_badvalue();
+        assert!(checked(service), "{name} has no health check");
+        for (needed, how) in service["depends_on"].as_hash().into_iter().flatten() {
+            assert_eq!(how["condition"].as_str(), Some("service_healthy"), "{name}");
+            assert!(all.contains_key(needed.as_str().unwrap()), "{name}");
+            conditions += 1;
+        }
+        for port in service["ports"].as_vec().into_iter().flatten() {
+            assert!(matches!(*name, "proxy" | "mail"), "{name} opens a port");
+            let outside = substitute(port.as_str().unwrap(), |_| {});
+            assert!(outside.starts_with("127.0.0.1:"), "{name} is open to the world unless told so: {outside}");
+        }
+        let image = service["image"].as_str().unwrap();
+        let (_, tag) = image.rsplit_once(':').unwrap_or_else(|| panic!("{image} names no version"));
+        assert_ne!(tag, "latest");
+    }
+    assert!(conditions >= 2 * 3 + 2, "only {conditions} are waited for");
+    let upstreams = environment(all["proxy"]).remove("NODES").unwrap();
+    for upstream in upstreams.split(' ') {
+        let (host, port) = upstream.split_once(':').unwrap();
+        let bind: SocketAddr = environment(all[host])["SEALWIRE__SERVER__BIND"].parse().unwrap();
+        assert_eq!(bind.port().to_string(), port);
+    }
+    assert_eq!(upstreams.split(' ').count(), nodes(&compose).len());
+}
+
+#[test]
+fn every_variable_of_the_compose_file_is_in_the_example_and_no_secret_has_a_default() {
+    let example = read(".env.example");
+    let listed: BTreeMap<&str, &str> =
+        example.lines().filter(|line| !line.starts_with('#')).filter_map(|line| line.split_once('=')).collect();
+    let mut used = BTreeSet::new();
+    let text = read("compose.yaml");
+    substitute(&text, |name| {
+        used.insert(name.to_owned());
+    });
+    assert_eq!(listed.keys().map(|name| (*name).to_owned()).collect::<BTreeSet<_>>(), used);
+    for (name, value) in listed {
+        let is_secret = ["PASSWORD", "SECRET", "TOKEN"].iter().any(|kind| name.contains(kind));
+        assert!(!is_secret || value.is_empty(), "{name} has to be made by who needs it");
+        assert!(!is_secret || text.contains(&format!("${{{name}:?")), "nothing starts without {name}");
+    }
+    assert!(read(".gitignore").lines().any(|line| line == "/.env"), "what is filled in is not committed");
+}
+
+#[test]
+fn the_unit_is_one_that_systemd_takes_and_its_files_are_where_the_configuration_has_them() {
+    let unit = read("deploy/sealwire.service");
+    let of = |key: &str| {
+        let found: Vec<_> = unit.lines().filter_map(|line| line.strip_prefix(key)?.strip_prefix('=')).collect();
+        assert_eq!(found.len(), 1, "{key} stands once");
+        found[0]
+    };
+    for (key, value) in [
+        ("DynamicUser", "yes"),
+        ("NoNewPrivileges", "yes"),
+        ("ProtectSystem", "strict"),
+        ("Restart", "on-failure"),
+        ("KillSignal", "SIGTERM"),
+        ("StateDirectory", "sealwire"),
+    ] {
+        assert_eq!(of(key), value, "{key}");
+    }
+    assert!(of("LimitNOFILE").parse::<u32>().unwrap() >= 100_000, "a socket is a file");
+    let config = config(Some("config/production.toml"), []);
+    assert!(
+        Duration::from_secs(of("TimeoutStopSec").parse().unwrap()) > Duration::from_secs(config.server.drain_s + 5)
+    );
+    let state = format!("/var/lib/{}", of("StateDirectory"));
+    assert_eq!(of("WorkingDirectory"), state);
+    assert!(config.database.url.reveal().starts_with(&format!("sqlite://{state}/")), "the only place it may write to");
+    let (binary, arguments) = of("ExecStart").split_once(' ').unwrap();
+    assert_eq!((binary, arguments), (INSTALLED, "serve --config /etc/sealwire/sealwire.toml"));
+
+    // With the binary where it is, since a unit without one is not taken.
+    script(&["need", "systemd-analyze", "systemd"]);
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("sealwire.service");
+    fs::write(&file, unit.replace(INSTALLED, env!("CARGO_BIN_EXE_sealwire"))).unwrap();
+    let (holds, said) = analyze(&["verify"], &file);
+    assert!(holds && !said.contains("sealwire.service"), "{said}");
+    // Of ten; 0 is perfect. What remains is that it talks to the network.
+    let (holds, said) = analyze(&["security", "--offline=true", "--threshold=20"], &file);
+    assert!(holds, "{said}");
+}
+
+fn analyze(arguments: &[&str], unit: &Path) -> (bool, String) {
+    let output = Command::new("systemd-analyze").args(arguments).arg(unit).output().unwrap();
+    let said = String::from_utf8_lossy(&output.stdout).into_owned() + &String::from_utf8_lossy(&output.stderr);
+    (output.status.success(), said)
+}
