@@ -168,6 +168,9 @@ fn every_node_of_the_compose_file_starts_with_settings_that_hold() {
         assert!(config.database.url.reveal().starts_with("postgres://"));
         assert!(span(node["stop_grace_period"].as_str().unwrap()) > Duration::from_secs(config.server.drain_s + 5));
 
+        let names: Vec<_> = services(&compose).into_iter().filter(|(_, one)| !one["build"].is_badvalue()).collect();
+        assert_eq!(config.admin.allowed_hosts, names.iter().map(|(name, _)| *name).collect::<Vec<_>>());
+
         // Whose word about clients is believed: the proxy's network, in which nobody else is.
         let subnet = compose["networks"]["front"]["ipam"]["config"][0]["subnet"].as_str().unwrap();
         assert_eq!(config.server.trusted_proxies, [subnet.parse().unwrap()]);

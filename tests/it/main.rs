@@ -32,6 +32,7 @@ mod messages;
 mod metrics;
 mod rolling;
 mod sessions;
+mod settings;
 mod status_page;
 mod support;
 mod tour;
