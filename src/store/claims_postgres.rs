@@ -79,8 +79,10 @@ pub(super) async fn claim(
 /// The answers without one-time parts, or why there is none.
 async fn drafts(tx: &mut PgConnection, items: &[ClaimRequest]) -> Result<Vec<Result<Bundles, StoreError>>, StoreError> {
     let sessions: HashSet<Uuid> = items.iter().map(|item| item.caller.session.0).collect();
-    let valid: Vec<(Uuid, Uuid, DateTime<Utc>)> =
-        sqlx::query_as(sql::VALID_SESSIONS).bind(sessions.into_iter().collect::<Vec<_>>()).fetch_all(&mut *tx).await?;
+    let valid: Vec<(Uuid, Uuid, DateTime<Utc>)> = sqlx::query_as(sql::many::SESSIONS_OF_MANY)
+        .bind(sessions.into_iter().collect::<Vec<_>>())
+        .fetch_all(&mut *tx)
+        .await?;
     let valid: HashMap<Uuid, (Uuid, DateTime<Utc>)> =
         valid.into_iter().map(|(session, device, expires_at)| (session, (device, expires_at))).collect();
 
@@ -94,7 +96,7 @@ async fn drafts(tx: &mut PgConnection, items: &[ClaimRequest]) -> Result<Vec<Res
     }
     let empty: Vec<Uuid> = users.into_iter().filter(|user| !targets.contains_key(user)).collect();
     if !empty.is_empty() {
-        let exist: Vec<(Uuid,)> = sqlx::query_as(sql::USERS_OF_MANY).bind(&empty).fetch_all(&mut *tx).await?;
+        let exist: Vec<(Uuid,)> = sqlx::query_as(sql::many::USERS_OF_MANY).bind(&empty).fetch_all(&mut *tx).await?;
         targets.extend(exist.into_iter().map(|(user,)| (user, Vec::new())));
     }
 

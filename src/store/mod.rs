@@ -15,6 +15,7 @@ mod claims_postgres;
 mod devices;
 mod error;
 mod mailbox;
+mod many;
 mod prekeys;
 mod rows;
 mod seed;

@@ -14,6 +14,7 @@ macro_rules! texts {
 }
 
 pub mod mailbox;
+pub mod many;
 
 /// One operation in two dialects.
 #[derive(Clone, Copy)]
@@ -188,14 +189,11 @@ texts! {
 
     // Claims, many at once. Texts that take keys carry an ordinal, since RETURNING has no order.
 
-    VALID_SESSIONS = "SELECT sessions.id, sessions.device_id, expires_at, conn_epoch FROM sessions \
-        JOIN devices ON devices.id = sessions.device_id WHERE sessions.id = ANY($1) AND NOT revoked";
     TARGETS_OF_MANY = "SELECT user_id, devices.id, registration_id, identity_keys.suite, identity_keys.public_key, \
         signed_prekeys.key_id, signed_prekeys.public_key, signed_prekeys.signature, signed_prekeys.expires_at \
         FROM devices LEFT JOIN identity_keys ON identity_keys.device_id = devices.id \
         LEFT JOIN signed_prekeys ON signed_prekeys.device_id = devices.id \
         WHERE user_id = ANY($1) AND NOT revoked ORDER BY devices.created_at, devices.id";
-    USERS_OF_MANY = "SELECT id FROM users WHERE id = ANY($1)";
     DEVICES_OF_MANY = "SELECT id, user_id, revoked FROM devices WHERE id = ANY($1)";
     LAST_RESORTS = "SELECT device_id, key_id, public_key, signature FROM pq_prekeys \
         WHERE device_id = ANY($1) AND last_resort";

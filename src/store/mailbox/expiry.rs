@@ -2,10 +2,10 @@
 
 use uuid::Uuid;
 
-use super::{Mailbox, lock, mail_transaction, remove};
+use super::{Mailbox, lock, remove};
 use crate::{
     domain::{DeviceId, Timestamp},
-    store::{Store, StoreError, read, sql::mailbox as texts},
+    store::{Store, StoreError, many::batch_transaction, read, sql::mailbox as texts},
 };
 
 /// Envelopes that one transaction deletes. Small, since sends to the same mailboxes wait for it.
@@ -34,7 +34,7 @@ impl Store {
         if any.is_none() {
             return Ok(0);
         }
-        Ok(mail_transaction!(self, |tx, engine| {
+        Ok(batch_transaction!(self, mailbox, |tx, engine| {
             if engine::take_sweep(tx).await? {
                 let expired: Vec<(Uuid, i64)> =
                     sqlx::query_as(texts::EXPIRED).bind(now.to_utc()).bind(STEP).fetch_all(&mut *tx).await?;
@@ -61,7 +61,7 @@ impl Store {
     pub(in crate::store) async fn empty_mailboxes(&self, devices: &[DeviceId]) -> Result<(), StoreError> {
         for device in devices {
             loop {
-                let gone = mail_transaction!(self, |tx, engine| {
+                let gone = batch_transaction!(self, mailbox, |tx, engine| {
                     let mut mailboxes = lock!(tx, engine, [device.0].into());
                     let oldest: Vec<(Uuid, i64)> =
                         sqlx::query_as(texts::OLDEST).bind(device.0).bind(STEP).fetch_all(&mut *tx).await?;

@@ -20,7 +20,7 @@ use std::{
 use chrono::{DateTime, Utc};
 use uuid::Uuid;
 
-use super::{Store, StoreError, error::fail_all, rows, sql::mailbox as texts};
+use super::{Store, StoreError, error::fail_all, many::batch_transaction, rows, sql::mailbox as texts};
 use crate::domain::{
     Caller, DeviceId, MessageId, SessionId, Signal, Timestamp, UserId,
     envelope::{Load, MailboxBounds, Outgoing, SentTo},
@@ -141,35 +141,6 @@ fn columns(pairs: &[(Uuid, Uuid)]) -> (Vec<Uuid>, Vec<Uuid>) {
 fn load(count: i64, bytes: i64) -> Load {
     Load { envelopes: count.unsigned_abs(), bytes: bytes.unsigned_abs() }
 }
-
-/// Runs a block in one transaction of either engine, with that engine's statements.
-macro_rules! mail_transaction {
-    ($store:expr, |$tx:ident, $engine:ident| $body:block) => {
-        match $store {
-            $crate::store::Store::Sqlite(sqlite) => {
-                use $crate::store::mailbox::sqlite as $engine;
-                let began = tokio::time::Instant::now();
-                let mut transaction = sqlite.writer.begin_with("BEGIN IMMEDIATE").await?;
-                let $tx = &mut *transaction;
-                let value = $body;
-                transaction.commit().await?;
-                sqlite.metrics.transaction_seconds.observe(began.elapsed().as_secs_f64());
-                value
-            }
-            $crate::store::Store::Postgres(postgres) => {
-                use $crate::store::mailbox::postgres as $engine;
-                let began = tokio::time::Instant::now();
-                let mut transaction = postgres.pool.begin().await?;
-                let $tx = &mut *transaction;
-                let value = $body;
-                transaction.commit().await?;
-                postgres.metrics.transaction_seconds.observe(began.elapsed().as_secs_f64());
-                value
-            }
-        }
-    };
-}
-use mail_transaction;
 
 /// Locks mailboxes, by id, and reads them.
 macro_rules! lock {
@@ -323,9 +294,9 @@ impl Store {
         again: bool,
     ) -> Result<MailBatch, StoreError> {
         let items = Items::of(items);
-        let (acked, Plan { answers, wakes, .. }) = mail_transaction!(self, |tx, engine| {
+        let (acked, Plan { answers, wakes, .. }) = batch_transaction!(self, mailbox, |tx, engine| {
             let mut facts = Facts { mailboxes: lock!(tx, engine, items.devices()), ..Facts::default() };
-            let sessions = engine::senders(tx, &items.sessions()).await?;
+            let sessions = engine::sessions(tx, &items.sessions()).await?;
             let sender = |(session, device, expires_at, newest_epoch)| {
                 (
                     SessionId(session),

@@ -8,26 +8,13 @@ use super::{
     SendRow, columns,
     plan::{Mailbox, NewEnvelope},
 };
+pub use crate::store::many::postgres::{sessions, users};
 use crate::{
     domain::DeviceId,
-    store::{
-        StoreError,
-        sql::{self, mailbox as texts},
-    },
+    store::{StoreError, many::postgres::by_ids, sql::mailbox as texts},
 };
 
-/// A query over one list of ids.
-macro_rules! by_ids {
-    ($name:ident, $text:expr, $row:ty) => {
-        pub async fn $name(tx: &mut PgConnection, ids: &[Uuid]) -> Result<Vec<$row>, StoreError> {
-            Ok(sqlx::query_as($text).bind(ids).fetch_all(tx).await?)
-        }
-    };
-}
-
 by_ids!(mailboxes, texts::MAILBOXES_LOCKED, (Uuid, i64, i64, i64, i64));
-by_ids!(senders, sql::VALID_SESSIONS, (Uuid, Uuid, DateTime<Utc>, i64));
-by_ids!(users, sql::USERS_OF_MANY, (Uuid,));
 by_ids!(recipients, texts::RECIPIENTS_OF_MANY, (Uuid, Uuid, Option<DateTime<Utc>>));
 
 pub async fn sends(tx: &mut PgConnection, ids: &[(Uuid, Uuid)]) -> Result<Vec<SendRow>, StoreError> {

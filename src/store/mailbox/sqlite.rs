@@ -1,7 +1,6 @@
 //! The statements of a batch of mail on SQLite: the same set-based operations, with one JSON text in the place of arrays.
 
 use chrono::{DateTime, SecondsFormat, Utc};
-use serde::Serialize;
 use sqlx::SqliteConnection;
 use uuid::Uuid;
 
@@ -9,38 +8,22 @@ use super::{
     SendRow,
     plan::{Mailbox, NewEnvelope},
 };
+pub use crate::store::many::sqlite::{sessions, users};
 use crate::{
     domain::DeviceId,
-    store::{StoreError, sql::mailbox::sqlite as texts},
+    store::{
+        StoreError,
+        many::sqlite::{by_ids, hex, json},
+        sql::mailbox::sqlite as texts,
+    },
 };
-
-fn json(rows: &[impl Serialize]) -> String {
-    // Lists of numbers and strings always have a text; an empty list would match nothing.
-    serde_json::to_string(rows).unwrap_or_else(|_| "[]".to_owned())
-}
-
-fn hex(id: Uuid) -> uuid::fmt::Simple {
-    id.simple()
-}
 
 /// A time as sqlx writes it, so that texts compare as times do.
 fn time(at: DateTime<Utc>) -> String {
     at.to_rfc3339_opts(SecondsFormat::AutoSi, false)
 }
 
-/// A query over one list of ids.
-macro_rules! by_ids {
-    ($name:ident, $text:expr, $row:ty) => {
-        pub async fn $name(tx: &mut SqliteConnection, ids: &[Uuid]) -> Result<Vec<$row>, StoreError> {
-            let ids: Vec<_> = ids.iter().copied().map(hex).collect();
-            Ok(sqlx::query_as($text).bind(json(&ids)).fetch_all(tx).await?)
-        }
-    };
-}
-
 by_ids!(mailboxes, texts::MAILBOXES_OF_MANY, (Uuid, i64, i64, i64, i64));
-by_ids!(senders, texts::SESSIONS_OF_MANY, (Uuid, Uuid, DateTime<Utc>, i64));
-by_ids!(users, texts::USERS_OF_MANY, (Uuid,));
 by_ids!(recipients, texts::RECIPIENTS_OF_MANY, (Uuid, Uuid, Option<DateTime<Utc>>));
 
 fn pairs(ids: &[(Uuid, Uuid)]) -> String {

@@ -65,10 +65,6 @@ pub mod sqlite {
 
         MAILBOXES_OF_MANY = "SELECT device_id, next_seq, count, bytes, expired_total FROM mailboxes \
             WHERE device_id IN (SELECT unhex(value) FROM json_each($1))";
-        SESSIONS_OF_MANY = "SELECT sessions.id, sessions.device_id, expires_at, conn_epoch FROM sessions \
-            JOIN devices ON devices.id = sessions.device_id \
-            WHERE sessions.id IN (SELECT unhex(value) FROM json_each($1)) AND NOT revoked";
-        USERS_OF_MANY = "SELECT id FROM users WHERE id IN (SELECT unhex(value) FROM json_each($1))";
         RECIPIENTS_OF_MANY = "SELECT user_id, devices.id, signed_prekeys.expires_at \
             FROM devices JOIN identity_keys ON identity_keys.device_id = devices.id \
             LEFT JOIN signed_prekeys ON signed_prekeys.device_id = devices.id \

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use sealwire::store::sql::{POSTGRES, SHARED, mailbox};
+use sealwire::store::sql::{POSTGRES, SHARED, mailbox, many};
 use sqlx::{ConnectOptions, Executor, SqlStr, postgres::PgConnectOptions, sqlite::SqliteConnectOptions};
 
 /// table.column → whether it may be NULL
@@ -15,11 +15,12 @@ async fn every_text_can_be_prepared() {
     let mut sqlite = fresh.url.parse::<SqliteConnectOptions>().unwrap().connect().await.unwrap();
     let fresh = super::postgres().await;
     let mut postgres = fresh.url.parse::<PgConnectOptions>().unwrap().connect().await.unwrap();
-    for (name, text) in SHARED.iter().chain(mailbox::SHARED).chain(mailbox::sqlite::SQLITE) {
+    for (name, text) in SHARED.iter().chain(mailbox::SHARED).chain(mailbox::sqlite::SQLITE).chain(many::sqlite::SQLITE)
+    {
         let prepared = sqlite.prepare(SqlStr::from_static(text)).await;
         assert!(prepared.is_ok(), "{name} on SQLite: {:?}", prepared.err());
     }
-    let texts = [SHARED, POSTGRES, mailbox::SHARED, mailbox::POSTGRES];
+    let texts = [SHARED, POSTGRES, mailbox::SHARED, mailbox::POSTGRES, many::POSTGRES];
     for (name, text) in texts.into_iter().flatten() {
         let prepared = postgres.prepare(SqlStr::from_static(text)).await;
         assert!(prepared.is_ok(), "{name} on PostgreSQL: {:?}", prepared.err());
