@@ -117,9 +117,9 @@ texts! {
         "SELECT used, public_key FROM one_time_prekeys WHERE device_id = $1 AND key_id = $2";
     PQ_BY_KEY_ID = "SELECT used, public_key FROM pq_prekeys \
         WHERE device_id = $1 AND key_id = $2 AND NOT last_resort";
-    /// Counts no further than $2.
+    /// Counts no further than $2, and no tombstones: SQLite takes both columns of an index for `used = FALSE` only.
     COUNT_ONE_TIME = "SELECT COUNT(*) FROM (SELECT 1 FROM one_time_prekeys \
-        WHERE device_id = $1 AND NOT used LIMIT $2) AS pool";
+        WHERE device_id = $1 AND used = FALSE LIMIT $2) AS pool";
     /// Counts no further than $2.
     COUNT_PQ = "SELECT COUNT(*) FROM (SELECT 1 FROM pq_prekeys \
         WHERE device_id = $1 AND NOT used AND NOT last_resort LIMIT $2) AS pool";
