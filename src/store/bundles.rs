@@ -123,7 +123,6 @@ macro_rules! bundles {
         answer
     }};
 }
-pub(super) use bundles;
 
 /// Puts the last-resort PQ key into a bundle of a PQ suite.
 macro_rules! last_resort {
@@ -135,7 +134,6 @@ macro_rules! last_resort {
         }
     };
 }
-pub(super) use last_resort;
 
 impl Store {
     /// Bundles that consume nothing.

@@ -3,7 +3,7 @@
 use uuid::Uuid;
 
 use super::{Store, StoreError, authorize, read, rows, serialize, sql, transaction};
-use crate::domain::{Caller, DeviceId, LiveConnection, Refusal, Signal, Timestamp};
+use crate::domain::{Caller, DeviceId, LiveConnection, Refusal, Timestamp};
 
 /// An active device.
 #[derive(Clone, Debug)]
@@ -217,18 +217,6 @@ impl Store {
             }
         }
         Ok(standings)
-    }
-
-    /// The low pools of these devices, for owners who may have missed the news. SQLite has one node, which cannot miss
-    /// its own.
-    ///
-    /// # Errors
-    /// The store's own.
-    pub async fn low_pools(&self, devices: &[DeviceId], threshold: u32) -> Result<Vec<(DeviceId, Signal)>, StoreError> {
-        match self {
-            Self::Sqlite(_) => Ok(Vec::new()),
-            Self::Postgres(engine) => super::claims_postgres::low_pools(&engine.pool, devices, threshold).await,
-        }
     }
 
     /// Notes when these devices were last connected.

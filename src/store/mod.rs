@@ -2,8 +2,10 @@
 //! texts that stand in `sql`.
 //!
 //! To add an operation: its text goes into `sql.rs`, its method into the file of its subject (`accounts`, `devices`,
-//! `prekeys`), written over `read!` or `transaction!`, which run the one body on whichever engine is open. A method that
-//! changes anything starts with `authorize!`, so that a revoked session changes nothing, whatever the bus has heard.
+//! `prekeys`), written over `read!` or `transaction!`, which run the one body on whichever engine is open. What serves
+//! batches (`claims`, `mailbox`) is written over `batch_transaction!` and a module of set-based statements per engine. A
+//! method that changes anything starts with `authorize!` or looks the sessions up, so that a revoked session changes
+//! nothing, whatever the bus has heard.
 //!
 //! Lock order: users, sessions, devices, mailboxes, keys.
 
@@ -11,7 +13,6 @@ mod accounts;
 mod batch;
 mod bundles;
 mod claims;
-mod claims_postgres;
 mod devices;
 mod error;
 mod mailbox;

@@ -112,7 +112,6 @@ macro_rules! pool_size {
         rows::number(count)
     }};
 }
-pub(super) use pool_size;
 
 /// Adds keys to a pool and reports on each: `$insert` answers with the rows it wrote, `$existing` finds a taken id.
 /// New keys re-arm the low-water levels that the pool rises above.

@@ -13,6 +13,7 @@ macro_rules! texts {
     };
 }
 
+pub mod claims;
 pub mod mailbox;
 pub mod many;
 
@@ -128,10 +129,6 @@ texts! {
     /// A publish re-arms the levels that the pool rose above.
     REARM_ONE_TIME = "UPDATE devices SET one_time_depth = $2 WHERE id = $1 AND one_time_depth > $2";
     REARM_PQ = "UPDATE devices SET pq_depth = $2 WHERE id = $1 AND pq_depth > $2";
-    /// Whoever makes the depth grow announces it.
-    ANNOUNCE_ONE_TIME = "UPDATE devices SET one_time_depth = $2 \
-        WHERE id = $1 AND one_time_depth < $2 RETURNING pool_version";
-    ANNOUNCE_PQ = "UPDATE devices SET pq_depth = $2 WHERE id = $1 AND pq_depth < $2 RETURNING pool_version";
 
     /// All active devices of a user with their signed parts; the keys are NULL for one that has not published.
     TARGETS = "SELECT devices.id, registration_id, identity_keys.suite, identity_keys.public_key, \
@@ -139,18 +136,6 @@ texts! {
         FROM devices LEFT JOIN identity_keys ON identity_keys.device_id = devices.id \
         LEFT JOIN signed_prekeys ON signed_prekeys.device_id = devices.id \
         WHERE user_id = $1 AND NOT revoked ORDER BY devices.created_at, devices.id";
-
-    CLAIMED_ONE_TIME = "SELECT key_id, public_key FROM one_time_prekeys \
-        WHERE claimed_by = $1 AND claim_id = $2 AND device_id = $3";
-    CLAIMED_PQ = "SELECT key_id, public_key, signature FROM pq_prekeys \
-        WHERE claimed_by = $1 AND claim_id = $2 AND device_id = $3";
-    CLAIM_ONE_TIME = "UPDATE one_time_prekeys \
-        SET used = TRUE, claimed_by = $2, claim_id = $3, claimed_at = $4 \
-        WHERE id = (SELECT id FROM one_time_prekeys WHERE device_id = $1 AND NOT used ORDER BY created_at, key_id LIMIT 1) \
-        RETURNING key_id, public_key";
-    CLAIM_PQ = "UPDATE pq_prekeys SET used = TRUE, claimed_by = $2, claim_id = $3, claimed_at = $4 \
-        WHERE id = (SELECT id FROM pq_prekeys WHERE device_id = $1 AND NOT used AND NOT last_resort \
-        ORDER BY created_at, key_id LIMIT 1) RETURNING key_id, public_key, signature";
 
     // Sweeps, each in steps of $2 rows
 
@@ -166,7 +151,7 @@ texts! {
 }
 
 texts! {
-    /// Texts of PostgreSQL alone: row locks and batches.
+    /// Texts of PostgreSQL alone: row locks and the like.
     POSTGRES:
 
     /// Whether the role may make the extension, and whether it is there already.
@@ -187,77 +172,8 @@ texts! {
     LOCK_USER_MAILBOXES = "SELECT device_id FROM mailboxes WHERE device_id IN (SELECT id FROM devices WHERE user_id = $1) \
         ORDER BY device_id FOR UPDATE";
 
-    // Claims, many at once. Texts that take keys carry an ordinal, since RETURNING has no order.
+    // Many at once
 
-    TARGETS_OF_MANY = "SELECT user_id, devices.id, registration_id, identity_keys.suite, identity_keys.public_key, \
-        signed_prekeys.key_id, signed_prekeys.public_key, signed_prekeys.signature, signed_prekeys.expires_at \
-        FROM devices LEFT JOIN identity_keys ON identity_keys.device_id = devices.id \
-        LEFT JOIN signed_prekeys ON signed_prekeys.device_id = devices.id \
-        WHERE user_id = ANY($1) AND NOT revoked ORDER BY devices.created_at, devices.id";
-    DEVICES_OF_MANY = "SELECT id, user_id, revoked FROM devices WHERE id = ANY($1)";
-    LAST_RESORTS = "SELECT device_id, key_id, public_key, signature FROM pq_prekeys \
-        WHERE device_id = ANY($1) AND last_resort";
-    CLAIMED_ONE_TIME_OF_MANY = "SELECT wanted.slot, key_id, public_key \
-        FROM UNNEST($1::INT[], $2::UUID[], $3::UUID[], $4::UUID[]) AS wanted (slot, claimer, claim, device) \
-        JOIN one_time_prekeys ON claimed_by = wanted.claimer AND claim_id = wanted.claim \
-        AND device_id = wanted.device";
-    CLAIMED_PQ_OF_MANY = "SELECT wanted.slot, key_id, public_key, signature \
-        FROM UNNEST($1::INT[], $2::UUID[], $3::UUID[], $4::UUID[]) AS wanted (slot, claimer, claim, device) \
-        JOIN pq_prekeys ON claimed_by = wanted.claimer AND claim_id = wanted.claim AND device_id = wanted.device";
-    CLAIM_ONE_TIME_OF_MANY = "WITH wanted AS (SELECT slot, claimer, claim, device, \
-        ROW_NUMBER() OVER (PARTITION BY device ORDER BY slot) AS place \
-        FROM UNNEST($1::INT[], $2::UUID[], $3::UUID[], $4::UUID[]) AS item (slot, claimer, claim, device)), \
-        demand AS (SELECT device, COUNT(*) AS keys FROM wanted GROUP BY device), \
-        oldest AS (SELECT demand.device, pool.id, \
-        ROW_NUMBER() OVER (PARTITION BY demand.device ORDER BY pool.created_at, pool.key_id) AS place \
-        FROM demand CROSS JOIN LATERAL (SELECT id, created_at, key_id FROM one_time_prekeys \
-        WHERE device_id = demand.device AND NOT used ORDER BY created_at, key_id LIMIT demand.keys \
-        FOR UPDATE SKIP LOCKED) AS pool) \
-        UPDATE one_time_prekeys SET used = TRUE, claimed_by = wanted.claimer, claim_id = wanted.claim, claimed_at = $5 \
-        FROM oldest JOIN wanted ON wanted.device = oldest.device AND wanted.place = oldest.place \
-        WHERE one_time_prekeys.id = oldest.id \
-        RETURNING wanted.slot, one_time_prekeys.key_id, one_time_prekeys.public_key";
-    CLAIM_PQ_OF_MANY = "WITH wanted AS (SELECT slot, claimer, claim, device, \
-        ROW_NUMBER() OVER (PARTITION BY device ORDER BY slot) AS place \
-        FROM UNNEST($1::INT[], $2::UUID[], $3::UUID[], $4::UUID[]) AS item (slot, claimer, claim, device)), \
-        demand AS (SELECT device, COUNT(*) AS keys FROM wanted GROUP BY device), \
-        oldest AS (SELECT demand.device, pool.id, \
-        ROW_NUMBER() OVER (PARTITION BY demand.device ORDER BY pool.created_at, pool.key_id) AS place \
-        FROM demand CROSS JOIN LATERAL (SELECT id, created_at, key_id FROM pq_prekeys \
-        WHERE device_id = demand.device AND NOT used AND NOT last_resort ORDER BY created_at, key_id LIMIT demand.keys \
-        FOR UPDATE SKIP LOCKED) AS pool) \
-        UPDATE pq_prekeys SET used = TRUE, claimed_by = wanted.claimer, claim_id = wanted.claim, claimed_at = $5 \
-        FROM oldest JOIN wanted ON wanted.device = oldest.device AND wanted.place = oldest.place \
-        WHERE pq_prekeys.id = oldest.id \
-        RETURNING wanted.slot, pq_prekeys.key_id, pq_prekeys.public_key, pq_prekeys.signature";
-    /// Which of these pools still hold an unissued key, locked or not.
-    UNISSUED_ONE_TIME = "SELECT pool.device FROM UNNEST($1::UUID[]) AS pool (device) \
-        WHERE EXISTS (SELECT 1 FROM one_time_prekeys WHERE device_id = pool.device AND NOT used)";
-    UNISSUED_PQ = "SELECT pool.device FROM UNNEST($1::UUID[]) AS pool (device) \
-        WHERE EXISTS (SELECT 1 FROM pq_prekeys WHERE device_id = pool.device AND NOT used AND NOT last_resort)";
-    /// Waits for whoever holds the oldest key. No row: that key was issued meanwhile; there may be others.
-    WAIT_FOR_ONE_TIME = "UPDATE one_time_prekeys SET used = TRUE, claimed_by = $2, claim_id = $3, claimed_at = $4 \
-        WHERE id = (SELECT id FROM one_time_prekeys WHERE device_id = $1 AND NOT used \
-        ORDER BY created_at, key_id LIMIT 1 FOR UPDATE) RETURNING key_id, public_key";
-    WAIT_FOR_PQ = "UPDATE pq_prekeys SET used = TRUE, claimed_by = $2, claim_id = $3, claimed_at = $4 \
-        WHERE id = (SELECT id FROM pq_prekeys WHERE device_id = $1 AND NOT used AND NOT last_resort \
-        ORDER BY created_at, key_id LIMIT 1 FOR UPDATE) RETURNING key_id, public_key, signature";
-    /// The pools among these that hold at most $2 keys, with how many.
-    LOW_ONE_TIME = "SELECT device, remaining, pool_version, one_time_depth FROM (SELECT pool.device, \
-        (SELECT COUNT(*) FROM (SELECT 1 FROM one_time_prekeys WHERE device_id = pool.device AND NOT used LIMIT $2 + 1) \
-        AS counted) AS remaining FROM UNNEST($1::UUID[]) AS pool (device)) AS pools \
-        JOIN devices ON devices.id = device JOIN identity_keys ON identity_keys.device_id = device \
-        WHERE remaining <= $2";
-    LOW_PQ = "SELECT device, remaining, pool_version, pq_depth FROM (SELECT pool.device, \
-        (SELECT COUNT(*) FROM (SELECT 1 FROM pq_prekeys WHERE device_id = pool.device AND NOT used AND NOT last_resort \
-        LIMIT $2 + 1) AS counted) AS remaining FROM UNNEST($1::UUID[]) AS pool (device)) AS pools \
-        JOIN devices ON devices.id = device JOIN identity_keys ON identity_keys.device_id = device \
-        WHERE remaining <= $2 AND suite = 'signal-pqxdh'";
-    /// Only where no publish has come between the count and this.
-    ANNOUNCE_COUNTED_ONE_TIME = "UPDATE devices SET one_time_depth = $2 \
-        WHERE id = $1 AND one_time_depth < $2 AND pool_version = $3 RETURNING id";
-    ANNOUNCE_COUNTED_PQ = "UPDATE devices SET pq_depth = $2 \
-        WHERE id = $1 AND pq_depth < $2 AND pool_version = $3 RETURNING id";
     SURVEY_OF_MANY = "SELECT place, conn_epoch, revoked, EXISTS (SELECT 1 FROM sessions \
         WHERE sessions.id = session AND sessions.device_id = device AND expires_at > $4), next_seq - 1 \
         FROM UNNEST($1::INT[], $2::UUID[], $3::UUID[]) AS connection (place, device, session) \

@@ -62,6 +62,8 @@ on_every_engine! {
         a_publish_sorts_every_key
         claims_take_the_oldest_and_repeats_take_nothing
         a_batch_fails_its_items_singly
+        a_batch_takes_keys_in_its_order
+        a_batch_takes_a_token_for_each_key
         levels_are_announced_once_and_rearmed
         revoked_sessions_change_nothing;
     mail:

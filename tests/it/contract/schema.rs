@@ -2,28 +2,58 @@
 
 use std::collections::BTreeMap;
 
-use sealwire::store::sql::{POSTGRES, SHARED, mailbox, many};
-use sqlx::{ConnectOptions, Executor, SqlStr, postgres::PgConnectOptions, sqlite::SqliteConnectOptions};
+use sealwire::store::sql::{POSTGRES, SHARED, claims, mailbox, many};
+use sqlx::{AssertSqlSafe, ConnectOptions, Executor, SqlStr, postgres::PgConnectOptions, sqlite::SqliteConnectOptions};
 
 /// table.column → whether it may be NULL
 type Columns = BTreeMap<String, bool>;
 
 #[tokio::test(flavor = "multi_thread")]
 async fn every_text_can_be_prepared() {
-    assert!(SHARED.len() > 40 && POSTGRES.len() > 10 && mailbox::sqlite::SQLITE.len() > 5);
+    let shared = [SHARED, claims::SHARED, mailbox::SHARED];
+    let on_sqlite = [claims::sqlite::SQLITE, mailbox::sqlite::SQLITE, many::sqlite::SQLITE];
+    let on_postgres = [POSTGRES, claims::POSTGRES, mailbox::POSTGRES, many::POSTGRES];
+    let count = |lists: &[&[(&str, &str)]]| lists.iter().map(|list| list.len()).sum::<usize>();
+    assert!(count(&shared) > 40 && count(&on_sqlite) > 15 && count(&on_postgres) > 25);
     let fresh = super::sqlite().await;
     let mut sqlite = fresh.url.parse::<SqliteConnectOptions>().unwrap().connect().await.unwrap();
     let fresh = super::postgres().await;
     let mut postgres = fresh.url.parse::<PgConnectOptions>().unwrap().connect().await.unwrap();
-    for (name, text) in SHARED.iter().chain(mailbox::SHARED).chain(mailbox::sqlite::SQLITE).chain(many::sqlite::SQLITE)
-    {
+    for (name, text) in shared.into_iter().chain(on_sqlite).flatten() {
         let prepared = sqlite.prepare(SqlStr::from_static(text)).await;
         assert!(prepared.is_ok(), "{name} on SQLite: {:?}", prepared.err());
     }
-    let texts = [SHARED, POSTGRES, mailbox::SHARED, mailbox::POSTGRES, many::POSTGRES];
-    for (name, text) in texts.into_iter().flatten() {
+    for (name, text) in shared.into_iter().chain(on_postgres).flatten() {
         let prepared = postgres.prepare(SqlStr::from_static(text)).await;
         assert!(prepared.is_ok(), "{name} on PostgreSQL: {:?}", prepared.err());
+    }
+}
+
+/// What a claim costs must not depend on how many keys are stored.
+#[tokio::test(flavor = "multi_thread")]
+async fn claims_reach_keys_by_index_alone() {
+    let fresh = super::sqlite().await;
+    let mut connection = fresh.url.parse::<SqliteConnectOptions>().unwrap().connect().await.unwrap();
+    let mut steps = String::new();
+    for (name, text) in
+        claims::sqlite::SQLITE.iter().chain(SHARED.iter().filter(|(name, _)| name.starts_with("COUNT_")))
+    {
+        let plan: Vec<(i64, i64, i64, String)> = sqlx::query_as(AssertSqlSafe(format!("EXPLAIN QUERY PLAN {text}")))
+            .fetch_all(&mut connection)
+            .await
+            .unwrap();
+        for (.., step) in plan {
+            let table = step.strip_prefix("SCAN ").and_then(|rest| rest.split(' ').next()).unwrap_or_default();
+            let stored = ["one_time_prekeys", "pq_prekeys", "devices", "identity_keys", "next"].contains(&table);
+            assert!(!stored, "{name} reads a whole table: {step}");
+            // Without the second column it would pass over every tombstone of the device.
+            assert!(!step.ends_with("one_time_prekeys_pool (device_id=?)"), "{name}: {step}");
+            steps += &step;
+        }
+    }
+    for pool in ["one_time_prekeys", "pq_prekeys"] {
+        let along = format!("{pool}_fifo (device_id=? AND (created_at,key_id)>(?,?))");
+        assert!(steps.contains(&along), "{along} is not in {steps}");
     }
 }
 

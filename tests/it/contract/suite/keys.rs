@@ -129,6 +129,103 @@ pub async fn a_batch_fails_its_items_singly(store: &Store) {
     assert_eq!(unavailable, [stranger, claimer.device]);
 }
 
+/// Claims of one batch, as one claimer's.
+async fn claim_batch(
+    store: &Store,
+    claimer: &Caller,
+    user: UserId,
+    ids: &[ClaimId],
+    drain: &Arc<DrainLimit>,
+) -> (Vec<Bundles>, Vec<(DeviceId, Signal)>) {
+    let request =
+        |claim: &ClaimId| ClaimRequest { caller: *claimer, user, devices: None, claim: *claim, now: later(9) };
+    let batch = store.claim(ids.iter().map(request).collect(), drain, THRESHOLD).await;
+    let answers = batch.answers.into_iter().map(|answer| match answer.unwrap() {
+        ClaimAnswer::Done(bundles) => bundles,
+        ClaimAnswer::Short(_) => panic!("nobody holds a key"),
+    });
+    (answers.collect(), batch.low)
+}
+
+pub async fn a_batch_takes_keys_in_its_order(store: &Store) {
+    let one = add_device(store, "owner").await;
+    let other = add_device(store, "owner").await;
+    let bystander = add_device(store, "bystander").await;
+    let claimer = add_device(store, "claimer").await;
+    publish(store, &bystander, 1..=5, start()).await.unwrap();
+    publish(store, &one, [7, 2], start()).await.unwrap();
+    publish(store, &one, [1], later(1)).await.unwrap();
+    let mut request = complete([4]);
+    request.pq_one_time =
+        [6, 5].map(|id| SignedKey { key_id: id, public_key: key(id), signature: vec![9; 64] }).to_vec();
+    publish_request(store, &other, request, later(2)).await.unwrap();
+
+    let mut ids: Vec<ClaimId> = (0..4).map(|_| ClaimId(Uuid::new_v4())).collect();
+    ids.insert(1, ids[0]);
+    let off = Arc::new(DrainLimit::new(0, Duration::from_secs(1)));
+    let (answers, mut low) = claim_batch(store, &claimer, one.user, &ids, &off).await;
+    let of = |device: &Caller| {
+        let bundle =
+            |answer: &Bundles| answer.bundles.iter().find(|one| one.device_id == device.device).cloned().unwrap();
+        answers.iter().map(bundle).collect::<Vec<_>>()
+    };
+    let one_time =
+        |device| of(device).into_iter().map(|one| one.one_time_prekey.map(|key| key.key_id)).collect::<Vec<_>>();
+    assert_eq!(
+        one_time(&one),
+        [Some(2), Some(2), Some(7), Some(1), None],
+        "publish order, then key id; a repeat shares"
+    );
+    assert_eq!(one_time(&other), [Some(4), Some(4), None, None, None]);
+    let pq = |device| {
+        of(device).into_iter().map(|one| one.pq_prekey.map(|key| (key.key_id, key.last_resort))).collect::<Vec<_>>()
+    };
+    assert_eq!(pq(&other), [Some((5, false)), Some((5, false)), Some((6, false)), Some((1, true)), Some((1, true))]);
+    assert_eq!(pq(&one), [Some((1, true)); 5]);
+    for (answer, expected) in of(&other).iter().zip([true, true, false, false, false]) {
+        let outcome = if expected { OneTimeOutcome::Claimed } else { OneTimeOutcome::Exhausted };
+        assert_eq!(answer.one_time, outcome);
+    }
+    let empty =
+        |device: &Caller, kind, pool_version| (device.device, Signal::PrekeysLow { kind, remaining: 0, pool_version });
+    let mut expected = vec![
+        empty(&one, KeyKind::OneTime, 2),
+        empty(&other, KeyKind::OneTime, 1),
+        empty(&other, KeyKind::PqOneTime, 1),
+    ];
+    let in_order = |(device, signal): &(DeviceId, Signal)| (*device, format!("{signal:?}"));
+    low.sort_by_key(in_order);
+    expected.sort_by_key(in_order);
+    assert_eq!(low, expected, "each pool is announced once");
+
+    let (again, low) = claim_batch(store, &claimer, one.user, &ids, &off).await;
+    assert_eq!((again, low), (answers.clone(), Vec::new()), "a repeated batch finds its keys");
+    assert_eq!(store.keys_status(bystander.device, THRESHOLD).await.unwrap().one_time, 5);
+}
+
+pub async fn a_batch_takes_a_token_for_each_key(store: &Store) {
+    let owner = add_device(store, "owner").await;
+    let claimer = add_device(store, "claimer").await;
+    publish(store, &owner, 1..=3, start()).await.unwrap();
+    let ids: Vec<ClaimId> = (0..3).map(|_| ClaimId(Uuid::new_v4())).collect();
+    let drain = Arc::new(DrainLimit::new(2, Duration::from_hours(1)));
+    let outcomes = |answers: &[Bundles]| answers.iter().map(|one| one.bundles[0].one_time).collect::<Vec<_>>();
+    let (answers, _) = claim_batch(store, &claimer, owner.user, &ids, &drain).await;
+    assert_eq!(outcomes(&answers), [OneTimeOutcome::Claimed, OneTimeOutcome::Claimed, OneTimeOutcome::Limited]);
+    assert_eq!(answers[2].bundles[0].pq_prekey.as_ref().map(|key| key.last_resort), Some(true));
+    assert_eq!(claimed(&claim(store, &claimer, owner.user, ids[2], later(9)).await.unwrap()), Some(3));
+    let drain = Arc::new(DrainLimit::new(1, Duration::from_hours(1)));
+    for _ in 0..3 {
+        let id = ClaimId(Uuid::new_v4());
+        let (answers, _) = claim_batch(store, &claimer, owner.user, &[ids[0], id], &drain).await;
+        assert_eq!(
+            outcomes(&answers),
+            [OneTimeOutcome::Claimed, OneTimeOutcome::Exhausted],
+            "neither a repeat nor an empty pool costs a token"
+        );
+    }
+}
+
 pub async fn levels_are_announced_once_and_rearmed(store: &Store) {
     let owner = add_device(store, "owner").await;
     let claimer = add_device(store, "claimer").await;

@@ -1,0 +1,44 @@
+//! Drain-limit tokens of claims that are not committed yet.
+
+use crate::domain::{DeviceId, Timestamp, UserId, bucket::DrainLimit};
+
+/// Drain-limit tokens of a transaction that has not committed; dropping gives them back.
+pub struct TakenTokens<'a> {
+    drain: &'a DrainLimit,
+    pairs: Vec<(UserId, DeviceId)>,
+}
+
+impl<'a> TakenTokens<'a> {
+    pub fn none(drain: &'a DrainLimit) -> Self {
+        Self { drain, pairs: Vec::new() }
+    }
+
+    pub fn take(&mut self, user: UserId, target: DeviceId, now: Timestamp) -> bool {
+        let taken = self.drain.take((user, target), now).is_ok();
+        if taken {
+            self.pairs.push((user, target));
+        }
+        taken
+    }
+
+    /// The claims are committed: what they took stays taken.
+    pub fn keep(&mut self) {
+        self.pairs.clear();
+    }
+
+    /// A token was not needed: its claim took no key.
+    pub fn give_back(&mut self, user: UserId, target: DeviceId) {
+        if let Some(at) = self.pairs.iter().rposition(|pair| *pair == (user, target)) {
+            self.pairs.swap_remove(at);
+            self.drain.give_back(&(user, target));
+        }
+    }
+}
+
+impl Drop for TakenTokens<'_> {
+    fn drop(&mut self) {
+        for pair in self.pairs.drain(..) {
+            self.drain.give_back(&pair);
+        }
+    }
+}
