@@ -89,6 +89,8 @@ texts! {
 
 /// The same operations for SQLite. It has no LATERAL, so the oldest keys of each pool are found one from the other, along
 /// the index, as many as are wanted. The `+` takes the affinity away, without which only half of the index would be used.
+/// OR FAIL, since an error rolls the whole transaction back anyway: otherwise SQLite would first write every page that the
+/// statement changes to a journal of its own.
 pub mod sqlite {
     texts! {
         /// Texts of SQLite alone.
@@ -122,7 +124,7 @@ pub mod sqlite {
             (SELECT pool.rowid FROM one_time_prekeys AS pool WHERE pool.device_id = last.device AND NOT pool.used \
             AND (pool.created_at, pool.key_id) > (+last.created_at, +last.key_id) \
             ORDER BY pool.created_at, pool.key_id LIMIT 1) WHERE place < keys) \
-            UPDATE one_time_prekeys SET used = TRUE, claimed_by = wanted.claimer, claim_id = wanted.claim, claimed_at = $2 \
+            UPDATE OR FAIL one_time_prekeys SET used = TRUE, claimed_by = wanted.claimer, claim_id = wanted.claim, claimed_at = $2 \
             FROM oldest JOIN wanted ON wanted.device = oldest.device AND wanted.place = oldest.place \
             WHERE one_time_prekeys.rowid = oldest.number \
             RETURNING claimed_by, claim_id, device_id, key_id, public_key";
@@ -138,7 +140,7 @@ pub mod sqlite {
             WHERE pool.device_id = last.device AND NOT pool.used AND NOT pool.last_resort \
             AND (pool.created_at, pool.key_id) > (+last.created_at, +last.key_id) \
             ORDER BY pool.created_at, pool.key_id LIMIT 1) WHERE place < keys) \
-            UPDATE pq_prekeys SET used = TRUE, claimed_by = wanted.claimer, claim_id = wanted.claim, claimed_at = $2 \
+            UPDATE OR FAIL pq_prekeys SET used = TRUE, claimed_by = wanted.claimer, claim_id = wanted.claim, claimed_at = $2 \
             FROM oldest JOIN wanted ON wanted.device = oldest.device AND wanted.place = oldest.place \
             WHERE pq_prekeys.rowid = oldest.number \
             RETURNING claimed_by, claim_id, device_id, key_id, public_key, signature";
