@@ -75,8 +75,6 @@ pub struct DeviceSocket {
     /// Whether the owner was told that the signed prekey expires.
     rotation_told: bool,
     next_ping: Instant,
-    /// Frames that had been taken from the outbox at the last ping.
-    taken_at_ping: u64,
     timer: SpawnHandle,
     closing: bool,
     opened_at: Instant,
@@ -151,7 +149,6 @@ impl DeviceSocket {
                 rotation_told: false,
                 // The first ping comes at a moment of its own, so that those of many sockets spread.
                 next_ping: opened_at + HEARTBEAT.mul_f64(fraction(session.caller.session.0)),
-                taken_at_ping: u64::MAX,
                 timer: SpawnHandle::default(),
                 closing: false,
                 opened_at,

@@ -74,8 +74,6 @@ pub struct Outbox {
     expected: Cell<usize>,
     /// Bytes of requests in flight.
     requests: Cell<usize>,
-    /// Frames that the writer took.
-    taken: Cell<u64>,
     ending: RefCell<Option<Ending>>,
     /// Whether an ending was set, ever.
     ended: Cell<bool>,
@@ -96,7 +94,6 @@ impl Outbox {
             queued: Cell::new(0),
             expected: Cell::new(0),
             requests: Cell::new(0),
-            taken: Cell::new(0),
             ending: RefCell::new(None),
             ended: Cell::new(false),
             started: Cell::new(false),
@@ -229,11 +226,6 @@ impl Outbox {
         self.queued.get() + bytes <= self.limit / 2
     }
 
-    /// Frames that were taken from the queue, ever: whether the peer takes anything.
-    pub fn taken(&self) -> u64 {
-        self.taken.get()
-    }
-
     /// Whether anything waits.
     pub fn is_empty(&self) -> bool {
         self.queue.borrow().is_empty()
@@ -268,7 +260,6 @@ impl Outbox {
                 Frame::Ping => 0,
             };
             self.queued.set(self.queued.get() - bytes);
-            self.taken.set(self.taken.get() + 1);
             wake(&self.reader);
             return Poll::Ready(Ok(frame));
         }

@@ -101,6 +101,10 @@ async fn the_page_lives_fits_and_breaks_no_rule_of_its_own() {
              [...document.querySelectorAll('.chart, .chart *:not(.axis span)')].filter(e => e.scrollWidth > e.clientWidth && !e.closest('svg, span')) \
              .map(e => e.textContent).join()]";
         assert_eq!(page.evaluate(overflow).await, json!([0, "", ""]), "{width} wide");
+        // Also with numbers such as a large server has.
+        let large = "document.querySelectorAll('.value').forEach(v => v.firstChild.textContent = '8,888 MiB ')";
+        page.evaluate(large).await;
+        assert_eq!(page.evaluate(overflow).await, json!([0, "", ""]), "{width} wide, with large numbers");
         let dark = "getComputedStyle(document.body).backgroundColor.match(/\\d+/g).every(n => n < 60)";
         assert_eq!(page.evaluate(dark).await, scheme == "dark", "{scheme}");
         let faint = page.evaluate(CONTRAST).await;

@@ -74,11 +74,6 @@ impl DeviceSocket {
         }
         if instant >= self.next_ping {
             self.next_ping = instant + HEARTBEAT;
-            let taken = std::mem::replace(&mut self.taken_at_ping, self.outbox.taken());
-            if !self.outbox.is_empty() && taken == self.taken_at_ping {
-                // Not a frame went out since the last ping.
-                return self.close(CloseCode::SlowConsumer, ctx);
-            }
             self.outbox.ping();
         }
         self.resend_mail(instant, ctx);
