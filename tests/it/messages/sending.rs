@@ -8,8 +8,8 @@ use sqlx::{ConnectOptions, sqlite::SqliteConnectOptions};
 use uuid::Uuid;
 
 use crate::support::{
-    Codec, Member, Socket, TestApp,
-    mailing::{content, message, publish},
+    Codec, Member, TestApp,
+    mailing::{content, message},
     problem::assert_problem,
     sign_in,
 };
@@ -255,34 +255,6 @@ async fn what_a_message_may_not_be() {
             bob.receives(&"x".repeat(32 * 1024)).await;
         }
     }
-}
-
-#[tokio::test(flavor = "multi_thread")]
-async fn an_ended_session_neither_sends_nor_acks() {
-    let app = TestApp::start(&[]);
-    let alice = Member::join(&app, "alice@example.org", Codec::Json).await;
-    let bob = Member::join(&app, "bob@example.org", Codec::Json).await;
-    // In one go, so that the requests stand before the close.
-    let ids = [500, 501, 502];
-    let replies: Vec<_> = ids.iter().map(|id| bob.socket.expect_reply(*id)).collect();
-    let ops = [
-        ("session.logout", json!({})),
-        ("messages.send", message(&[&alice.person], "late")),
-        ("messages.ack", json!({ "seqs": [1] })),
-    ];
-    for (id, (op, params)) in ids.iter().zip(ops) {
-        bob.socket.send(Codec::Json.encode(&json!({ "id": id, "op": op, "params": params }))).await;
-    }
-    assert_eq!(bob.socket.close_code().await, 4500);
-    for reply in replies.into_iter().skip(1) {
-        // Unanswered where the close came first.
-        if let Ok(reply) = reply.await {
-            assert!(reply["error"]["code"] == "session_revoked" || reply["result"].is_object(), "{reply}");
-        }
-    }
-    let again = sign_in(&app, "bob@example.org").await;
-    let socket = Socket::connect(&app, &again.token, Codec::Json).await;
-    publish(&socket).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
