@@ -6,6 +6,9 @@ use toml::{Table, Value};
 
 use super::{ConfigError, decode_secret, invalid, parse_network};
 
+/// Fewest characters of the operator's token. Wrong ones are not counted, so it must not be one that can be guessed.
+const MIN_ADMIN_TOKEN: usize = 16;
+
 /// Checks the values that have a range or a grammar.
 pub(super) fn check(settings: &Table) -> Result<(), ConfigError> {
     let value = |name: &str| {
@@ -33,12 +36,11 @@ pub(super) fn check(settings: &Table) -> Result<(), ConfigError> {
         let holds = proxy.as_str().is_some_and(|text| parse_network(text).is_some());
         require(holds, "server.trusted_proxies", "addresses or networks, such as 10.0.0.0/8")?;
     }
+    let token = text("admin.token");
+    let is_long = token.chars().count() >= MIN_ADMIN_TOKEN;
+    require(token.is_empty() || is_long, "admin.token", &format!("{MIN_ADMIN_TOKEN} characters or more"))?;
     let loopback = text("admin.bind").parse::<SocketAddr>().is_ok_and(|bind| bind.ip().is_loopback());
-    require(
-        loopback || !text("admin.token").is_empty(),
-        "admin.token",
-        "a token, since admin.bind is not a loopback address",
-    )?;
+    require(loopback || !token.is_empty(), "admin.token", "a token, since admin.bind is not a loopback address")?;
     for (name, range) in [
         ("server.workers", 0..=1024),
         ("server.max_connections", 0..=10_000_000),

@@ -58,7 +58,7 @@ fn check_config_shows_what_is_in_force_and_no_secret() {
         &["check-config"],
         &[
             ("AUTH__SECRET", &secret),
-            ("ADMIN__TOKEN", "hunter-admin"),
+            ("ADMIN__TOKEN", "hunter-of-the-operator"),
             ("MAILER__URL", "smtp://user:hunter-mail@mail.example"),
             ("AUTH__MAX_DEVICES", "37"),
         ],
@@ -105,7 +105,8 @@ fn the_operators_listener_is_not_opened_to_others_without_a_token() {
             assert_eq!(output.status.code(), Some(1), "{bind}: {stderr}");
             assert!(stderr.contains("admin.token") && stderr.contains("admin.bind"), "{stderr}");
         }
-        let with_token = run(folder.path(), &["check-config"], &[("ADMIN__BIND", bind), ("ADMIN__TOKEN", "a token")]);
+        let with_token =
+            run(folder.path(), &["check-config"], &[("ADMIN__BIND", bind), ("ADMIN__TOKEN", "sixteen letters.")]);
         assert!(with_token.status.success());
     }
 }
