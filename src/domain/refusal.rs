@@ -48,6 +48,9 @@ pub enum Refusal {
         /// When the next attempt can succeed.
         retry_after: Duration,
     },
+    /// A request over HTTP that did not come in whole in its time.
+    #[error("the request did not come in in time; send it again, faster")]
+    TooSlow,
     /// The op is not of this protocol version.
     #[error("no such op")]
     UnknownOp,

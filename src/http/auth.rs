@@ -144,7 +144,7 @@ async fn on_runtime<T: Send + 'static>(
 async fn read<T: DeserializeOwned>(body: Payload) -> Result<T, Refusal> {
     let bytes = timeout(BODY_TIME, body.to_bytes_limited(MAX_BODY_BYTES))
         .await
-        .map_err(|_| Refusal::BadRequest("the body took too long".into()))?
+        .map_err(|_| Refusal::TooSlow)?
         .map_err(|_| Refusal::PayloadTooLarge)?
         .map_err(|_| Refusal::BadRequest("the body was cut off".into()))?;
     let Object(body) = Codec::Json.decode(&bytes).map_err(|error| Refusal::BadRequest(error.to_string().into()))?;

@@ -127,8 +127,12 @@ impl From<EndReason> for CloseCode {
     }
 }
 
+/// The HTTP status of a request that did not come in in time.
+pub(super) const REQUEST_TIMEOUT: u16 = 408;
 /// How long a client should wait where the server cannot know better.
 const UNAVAILABLE_RETRY: Duration = Duration::from_secs(1);
+/// Whoever was too slow may try again at once; a second keeps a client that always is from doing nothing else.
+const TOO_SLOW_RETRY: Duration = Duration::from_secs(1);
 /// A full mailbox has to wait for its owner.
 const MAILBOX_RETRY: Duration = Duration::from_mins(1);
 
@@ -137,6 +141,8 @@ const MAILBOX_RETRY: Duration = Duration::from_mins(1);
 pub struct Problem {
     #[serde(rename = "code", serialize_with = "code_name")]
     code: Code,
+    #[serde(skip)]
+    http_status: u16,
     message: String,
     retryable: bool,
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -166,6 +172,12 @@ impl Problem {
         self.code
     }
 
+    /// The HTTP status that carries it: the code's, but for a request that did not come in in time.
+    #[must_use]
+    pub fn http_status(&self) -> u16 {
+        self.http_status
+    }
+
     /// Whole seconds for the `Retry-After` header, rounded up.
     #[must_use]
     pub fn retry_after_s(&self) -> Option<u64> {
@@ -178,6 +190,7 @@ impl From<Refusal> for Problem {
         let message = refusal.to_string();
         let mut retry_after = None;
         let mut details = None;
+        let mut http_status = None;
         let code = match refusal {
             Refusal::BadRequest(_) => Code::BadRequest,
             Refusal::Unauthorized => Code::Unauthorized,
@@ -185,6 +198,11 @@ impl From<Refusal> for Problem {
             Refusal::TooManyAttempts => Code::TooManyAttempts,
             Refusal::RateLimited { retry_after: wait } => {
                 retry_after = Some(wait);
+                Code::RateLimited
+            }
+            Refusal::TooSlow => {
+                retry_after = Some(TOO_SLOW_RETRY);
+                http_status = Some(REQUEST_TIMEOUT);
                 Code::RateLimited
             }
             Refusal::UnknownOp => Code::UnknownOp,
@@ -223,8 +241,10 @@ impl From<Refusal> for Problem {
             }
             Refusal::Internal => Code::Internal,
         };
-        let retry_after_ms = retry_after.map(|wait| u64::try_from(wait.as_micros().div_ceil(1000)).unwrap_or(u64::MAX));
-        Self { code, message, retryable: code.retryable(), retry_after_ms, details }
+        let retry_after_ms =
+            retry_after.map(|wait| u64::try_from(wait.as_micros().div_ceil(1000)).unwrap_or(u64::MAX));
+        let http_status = http_status.unwrap_or_else(|| code.http_status());
+        Self { code, http_status, message, retryable: code.retryable(), retry_after_ms, details }
     }
 }
 
@@ -242,6 +262,16 @@ mod tests {
         assert_eq!(problem.retry_after_s(), Some(2));
         let json = serde_json::to_value(Problem::from(Refusal::NotFound)).unwrap();
         assert!(json.get("details").is_none() && json.get("retry_after_ms").is_none());
+    }
+
+    #[test]
+    fn the_status_is_the_codes_but_for_who_was_too_slow() {
+        let problem = Problem::from(Refusal::RateLimited { retry_after: Duration::from_secs(1) });
+        assert_eq!((problem.http_status(), problem.code()), (429, Code::RateLimited));
+        let problem = Problem::from(Refusal::TooSlow);
+        assert_eq!((problem.http_status(), problem.code()), (408, Code::RateLimited));
+        assert_eq!(problem.retry_after_s(), Some(1));
+        assert!(serde_json::to_value(&problem).unwrap().get("http_status").is_none());
     }
 
     #[test]

@@ -9,7 +9,7 @@ use actix_web::{
 };
 use serde::Serialize;
 
-use super::{Code, Problem};
+use super::{Code, Problem, code::REQUEST_TIMEOUT};
 use crate::domain::token::Token;
 
 #[derive(Serialize)]
@@ -21,10 +21,14 @@ impl Problem {
     /// The HTTP response that carries this error.
     #[must_use]
     pub fn response(&self) -> HttpResponse {
-        let status = StatusCode::from_u16(self.code().http_status()).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
+        let status = self.status();
         let mut response = HttpResponse::build(status);
         if let Some(seconds) = self.retry_after_s() {
             response.insert_header((header::RETRY_AFTER, seconds.to_string()));
+        }
+        if self.http_status() == REQUEST_TIMEOUT {
+            // What is still to come of the request would be taken for the next.
+            response.force_close();
         }
         if self.code() == Code::Unauthorized {
             response.insert_header((header::WWW_AUTHENTICATE, "Bearer"));
@@ -34,10 +38,14 @@ impl Problem {
 }
 
 impl Problem {
+    fn status(&self) -> StatusCode {
+        StatusCode::from_u16(self.http_status()).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR)
+    }
+
     /// The same as the bytes of an answer on a connection that ends with it, for one that no application has seen.
     #[must_use]
     pub fn as_http1(&self) -> Vec<u8> {
-        let status = StatusCode::from_u16(self.code().http_status()).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
+        let status = self.status();
         let body = serde_json::to_vec(&Body { error: self }).unwrap_or_default();
         let wait = self.retry_after_s().map(|seconds| format!("retry-after: {seconds}\r\n")).unwrap_or_default();
         let head = format!(

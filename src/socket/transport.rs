@@ -45,6 +45,7 @@ use tokio::{io::AsyncWriteExt, net::TcpStream, time::timeout};
 
 pub use self::{admission::Admission, wire::Wire};
 use self::{
+    progress::followed,
     pump::{Linger, Parts, Pump, Scratch, body_error},
     watched::Watched,
     wire::Inbound,
@@ -55,12 +56,11 @@ pub use super::{
 };
 
 mod admission;
+mod progress;
 mod pump;
 mod watched;
 mod wire;
 
-/// How long a client may take to send the head of its first request.
-const HEAD_TIME: Duration = Duration::from_secs(10);
 /// How long an ordinary connection is kept for another request.
 const KEEP_ALIVE: Duration = Duration::from_secs(30);
 /// How long an ordinary connection with unread request bytes lingers after its last response.
@@ -145,7 +145,8 @@ where
         let service = || map_config(app(), |()| AppConfig::default());
         let http = HttpService::build()
             .keep_alive(KEEP_ALIVE)
-            .client_request_timeout(HEAD_TIME)
+            // Bounded by the stream, which can say so in our terms.
+            .client_request_timeout(Duration::ZERO)
             .client_disconnect_timeout(DISCONNECT_TIME)
             .h1_allow_half_closed(false)
             .graceful_shutdown_signal(move || {
@@ -153,12 +154,15 @@ where
                 async move { draining.notified().await }
             })
             .upgrade(upgrade_service(service(), tuning.clone()))
-            .finish(service());
+            .on_connect_ext(|connection: &Watched, data| {
+                data.insert(connection.progress());
+            })
+            .finish(followed(service()));
         apply_fn_factory(http, move |stream: TcpStream, http| {
             let peer = stream.peer_addr().ok();
             // Without it, small answers would wait for the peer's acknowledgements; it works all the same.
             let _ = stream.set_nodelay(true);
-            match admission.admit(stream, peer) {
+            match admission.admit(stream, peer, &scratch) {
                 Ok(watched) => Either::Left(http.call((watched, Protocol::Http1, peer))),
                 Err((stream, refusal)) => Either::Right(admission.clone().turn_away(stream, refusal, scratch.clone())),
             }

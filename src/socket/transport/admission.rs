@@ -73,9 +73,14 @@ impl Admission {
     }
 
     /// Takes a new connection into the counts.
-    pub(super) fn admit(&self, stream: TcpStream, peer: Option<SocketAddr>) -> Result<Watched, (TcpStream, Refusal)> {
+    pub(super) fn admit(
+        &self,
+        stream: TcpStream,
+        peer: Option<SocketAddr>,
+        scratch: &Scratch,
+    ) -> Result<Watched, (TcpStream, Refusal)> {
         match self.places(peer) {
-            Ok(places) => Ok(Watched::new(stream, places)),
+            Ok(places) => Ok(Watched::new(stream, places, scratch.clone())),
             Err(refusal) => Err((stream, refusal)),
         }
     }
