@@ -133,6 +133,8 @@ pub(super) const REQUEST_TIMEOUT: u16 = 408;
 const UNAVAILABLE_RETRY: Duration = Duration::from_secs(1);
 /// Whoever was too slow may try again at once; a second keeps a client that always is from doing nothing else.
 const TOO_SLOW_RETRY: Duration = Duration::from_secs(1);
+/// A reply may come at any moment; until one does, more of the same is refused as well.
+const IN_FLIGHT_RETRY: Duration = Duration::from_millis(100);
 /// A full mailbox has to wait for its owner.
 const MAILBOX_RETRY: Duration = Duration::from_mins(1);
 
@@ -206,7 +208,10 @@ impl From<Refusal> for Problem {
                 Code::RateLimited
             }
             Refusal::UnknownOp => Code::UnknownOp,
-            Refusal::TooManyInFlight => Code::TooManyInFlight,
+            Refusal::TooManyInFlight => {
+                retry_after = Some(IN_FLIGHT_RETRY);
+                Code::TooManyInFlight
+            }
             Refusal::PayloadTooLarge => Code::PayloadTooLarge,
             Refusal::UnknownDevice => Code::UnknownDevice,
             Refusal::SessionRevoked => Code::SessionRevoked,
@@ -242,7 +247,7 @@ impl From<Refusal> for Problem {
             Refusal::Internal => Code::Internal,
         };
         let retry_after_ms =
-            retry_after.map(|wait| u64::try_from(wait.as_micros().div_ceil(1000)).unwrap_or(u64::MAX));
+            retry_after.map(|wait| u64::try_from(wait.as_nanos().div_ceil(1_000_000)).unwrap_or(u64::MAX));
         let http_status = http_status.unwrap_or_else(|| code.http_status());
         Self { code, http_status, message, retryable: code.retryable(), retry_after_ms, details }
     }
@@ -265,6 +270,13 @@ mod tests {
     }
 
     #[test]
+    fn a_wait_is_rounded_up_and_never_nothing() {
+        let ms = |wait| Problem::from(Refusal::RateLimited { retry_after: wait }).retry_after_ms;
+        assert_eq!(ms(Duration::from_nanos(1)), Some(1));
+        assert_eq!(ms(Duration::from_micros(2001)), Some(3));
+    }
+
+    #[test]
     fn the_status_is_the_codes_but_for_who_was_too_slow() {
         let problem = Problem::from(Refusal::RateLimited { retry_after: Duration::from_secs(1) });
         assert_eq!((problem.http_status(), problem.code()), (429, Code::RateLimited));
@@ -272,6 +284,14 @@ mod tests {
         assert_eq!((problem.http_status(), problem.code()), (408, Code::RateLimited));
         assert_eq!(problem.retry_after_s(), Some(1));
         assert!(serde_json::to_value(&problem).unwrap().get("http_status").is_none());
+    }
+
+    #[test]
+    fn who_may_try_again_is_told_when() {
+        for refusal in [Refusal::TooManyInFlight, Refusal::MailboxFull, Refusal::TooSlow, Refusal::Unavailable] {
+            let problem = Problem::from(refusal);
+            assert!(problem.retryable && problem.retry_after_s() > Some(0), "{problem:?}");
+        }
     }
 
     #[test]

@@ -191,9 +191,9 @@ impl Outbox {
         self.started.get()
     }
 
-    /// Counts a request that was read against the socket's pace.
-    pub fn count_request(&self, cost: u32) {
-        self.pace.count(cost);
+    /// How fast the socket may ask.
+    pub fn pace(&self) -> &Pace {
+        &self.pace
     }
 
     /// Counts a request that was read and the reply that it will need.

@@ -1,5 +1,6 @@
 //! Who takes more than their share is refused or slowed, by a clear answer, and nobody else notices.
 
+mod requests;
 mod slow;
 
 use std::{

@@ -7,10 +7,7 @@ use actix_web::web::Bytes;
 use futures_util::FutureExt;
 
 use super::{
-    super::{
-        ops::{self, After, Origin, Outcome, failure},
-        pace,
-    },
+    super::ops::{self, After, Origin, Outcome, failure},
     DeviceSocket, depths,
 };
 use crate::{
@@ -54,19 +51,31 @@ impl DeviceSocket {
         if self.in_flight.iter().any(|request| request.id == id) || self.deferred.iter().any(waiting) {
             return self.close(CloseCode::ProtocolError, ctx);
         }
-        let is_carried_out = request.op.is_ok() && self.in_flight.len() + self.deferred.len() < MAX_IN_FLIGHT;
-        self.outbox.count_request(if is_carried_out { pace::REQUEST } else { pace::REFUSED });
-        if self.in_flight.len() + self.deferred.len() >= MAX_IN_FLIGHT {
-            let asked = request.op.as_ref().map_or(Asked::Unknown, |op| Asked::Op(*op));
-            return self.refuse(id, asked, Refusal::TooManyInFlight, ctx);
+        let asked = request.op.as_ref().map_or(Asked::Unknown, |op| Asked::Op(*op));
+        let op = match self.admit(&request) {
+            Ok(op) => op,
+            Err(refusal) => return self.refuse(id, asked, refusal, ctx),
+        };
+        // A renewal runs alone: what comes before it belongs to the old session, what comes after to the new one.
+        let must_wait = op == Op::SessionRenew && !self.in_flight.is_empty();
+        if must_wait || self.renewing || !self.deferred.is_empty() {
+            self.defer(request, op, frame);
+        } else {
+            self.hand_on(request, op, frame, ctx);
         }
-        match request.op.clone() {
-            Err(refusal) => self.refuse(id, Asked::Unknown, refusal, ctx),
-            // A renewal runs alone: what comes before it belongs to the old session, what comes after to the new one.
-            Ok(Op::SessionRenew) if !self.in_flight.is_empty() => self.defer(request, Op::SessionRenew, frame),
-            Ok(op) if self.renewing || !self.deferred.is_empty() => self.defer(request, op, frame),
-            Ok(op) => self.hand_on(request, op, frame, ctx),
-        }
+    }
+
+    /// Whether a request is carried out, be it later. It is counted, and has no effect on any other if it is refused.
+    fn admit(&self, request: &Request) -> Result<Op, Refusal> {
+        let pace = self.outbox.pace();
+        let known = if self.in_flight.len() + self.deferred.len() < MAX_IN_FLIGHT {
+            request.op.clone()
+        } else {
+            Err(Refusal::TooManyInFlight)
+        };
+        let op = known.inspect_err(|_| pace.count_refused())?;
+        pace.take().map_err(|retry_after| Refusal::RateLimited { retry_after })?;
+        Ok(op)
     }
 
     pub(super) fn defer(&mut self, request: Request, op: Op, frame: Bytes) {
