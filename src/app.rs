@@ -42,7 +42,7 @@ use crate::{
         transport::{self, Admission, Tuning},
     },
     store::{Store, StoreError},
-    tasks::Tasks,
+    tasks::{Tasks, Work},
 };
 
 pub use crate::shutdown::Stopper;
@@ -176,7 +176,8 @@ impl Application {
             origins: origins.clone(),
             metrics: metrics.clone(),
         });
-        let levels = levels(hub.clone(), inbound.clone(), node.budget.clone());
+        let (sockets, work) = (connections.clone(), tasks.work().clone());
+        let levels = levels(hub.clone(), sockets, work, inbound.clone(), node.budget.clone());
         let access = Access::new(config.admin.token.reveal(), &config.admin.allowed_hosts);
         let admin = Admin::start(service.clone(), runtime.handle().clone(), metrics.clone(), levels, access, node_id);
         let is_draining = {
@@ -281,9 +282,17 @@ impl Application {
 }
 
 /// What the operator's listener asks about the node.
-fn levels(hub: Arc<Hub>, inbound: Budget, outbound: Budget) -> Box<dyn Fn() -> Levels + Send + Sync> {
+fn levels(
+    hub: Arc<Hub>,
+    sockets: Budget,
+    work: Work,
+    inbound: Budget,
+    outbound: Budget,
+) -> Box<dyn Fn() -> Levels + Send + Sync> {
     Box::new(move || Levels {
         connected: hub.connected(),
+        sockets: (sockets.in_use(), sockets.limit()),
+        work: work.unfinished(),
         inbound: (inbound.in_use(), inbound.limit()),
         outbound: (outbound.in_use(), outbound.limit()),
         is_draining: hub.is_draining(),

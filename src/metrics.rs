@@ -67,12 +67,15 @@ metrics! {
     resident_memory: Gauge = "process_resident_memory_bytes" [] "Memory that the process holds";
 
     connected_devices: Gauge = "sealwire_connected_devices" [] "Sockets of devices on this node";
+    open_sockets: Gauge = "sealwire_open_sockets" [] "Upgraded connections, those that are closing included";
+    open_sockets_limit: Gauge = "sealwire_open_sockets_limit" [] "Upgraded connections that this node takes";
     connects: Counter = "sealwire_connects_total" [] "Sockets that got their welcome";
     closes: Counters<Close> = "sealwire_closes_total" ["code"] "Sockets that ended, by close code";
     upgrades_refused: Counters<Code> = "sealwire_upgrades_refused_total" ["code"] "Upgrades to a socket that were refused, by error code";
     ops: Counters<(Asked, Outcome)> = "sealwire_ops_total" ["op", "code"] "Replies to requests on sockets, by op and error code";
     op_seconds: Histograms<Op, Seconds> = "sealwire_op_seconds" ["op"] "Time from a request's start to its encoded reply";
     http_requests: Counters<(Route, Outcome)> = "sealwire_http_requests_total" ["route", "code"] "Answers to sign-in and session requests, by error code";
+    work_under_way: Gauge = "sealwire_work_under_way" [] "Requests and mails that are under way";
     draining: Gauge = "sealwire_draining" [] "1 while the node is being stopped";
 
     sign_ins: Counter = "sealwire_sign_ins_total" [] "Sessions opened by a right code";

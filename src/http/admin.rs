@@ -62,6 +62,10 @@ const CONTENT_SECURITY_POLICY: &str = "default-src 'none'; script-src 'self'; st
 pub struct Levels {
     /// Sockets of devices.
     pub connected: usize,
+    /// Upgraded connections, also those that are closing: open, and the most.
+    pub sockets: (usize, usize),
+    /// Requests and mails that are not finished.
+    pub work: usize,
     /// Bytes of large messages coming in: in use, and the most.
     pub inbound: (usize, usize),
     /// Bytes of requests in flight and outboxes: in use, and the most.
@@ -163,8 +167,11 @@ impl Admin {
     /// Brings the gauges up to date.
     async fn measure(&self) {
         let metrics = &self.metrics;
-        let Levels { connected, inbound, outbound, is_draining } = (self.levels)();
+        let Levels { connected, sockets, work, inbound, outbound, is_draining } = (self.levels)();
         metrics.connected_devices.set(connected as u64);
+        metrics.open_sockets.set(sockets.0 as u64);
+        metrics.open_sockets_limit.set(sockets.1 as u64);
+        metrics.work_under_way.set(work as u64);
         metrics.draining.set(u64::from(is_draining));
         for (direction, (used, limit)) in [(Direction::In, inbound), (Direction::Out, outbound)] {
             metrics.memory_in_use.set(direction, used as u64);

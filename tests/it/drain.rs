@@ -8,11 +8,14 @@ use sealwire::{app::AppError, domain::Suite};
 use serde_json::{Value, json};
 use sqlx::{Connection, Executor, SqliteConnection};
 
-use crate::support::{
-    Codec, KeySet, PATIENCE, Server, ServerProcess, Socket, TestApp, eventually,
-    http::{call, mails},
-    raw::{HANDSHAKE, RawSocket, data, encode, knock},
-    sign_in,
+use crate::{
+    metrics::counts,
+    support::{
+        Codec, KeySet, PATIENCE, Server, ServerProcess, Socket, TestApp, eventually,
+        http::{call, mails},
+        raw::{HANDSHAKE, RawSocket, data, encode, knock},
+        sign_in,
+    },
 };
 
 /// Holds the one lock for writing of a server's SQLite file, so that whoever writes waits.
@@ -66,8 +69,8 @@ async fn requests_that_were_begun_are_answered_before_the_close_and_mails_are_se
         let body = json!({ "email": "mailed@example.org" }).to_string();
         reqwest::Client::new().post(url).body(body).send().await.unwrap().status()
     });
-    // That request has no sign of being under way but time.
-    tokio::time::sleep(Duration::from_millis(300)).await;
+    // The ten publishes and that one.
+    counts(server.admin(), "sealwire_work_under_way", 11.0..=11.0).await;
 
     server.signal();
     draining(&server).await;
@@ -154,10 +157,15 @@ async fn a_client_that_does_not_read_cannot_hold_the_end_up() {
 async fn a_second_signal_ends_at_once() {
     let mut server = ServerProcess::start(&[("SERVER__DRAIN_S", "600"), ("SERVER__OUTBOX_BYTES", "65536")]).await;
     let _deaf = deaf(&server).await;
+    let person = sign_in(&server, "polite@example.org").await;
+    let polite = Socket::connect(&server, &person.token, Codec::Json).await;
+    counts(server.admin(), "sealwire_open_sockets", 2.0..=2.0).await;
     server.signal();
     draining(&server).await;
-    tokio::time::sleep(Duration::from_secs(1)).await;
-    draining(&server).await;
+    assert_eq!(polite.close_code().await, 4000);
+    // All have been told, and the one that does not listen is waited for.
+    counts(server.admin(), "sealwire_open_sockets", 1.0..=1.0).await;
+    counts(server.admin(), "sealwire_connected_devices", 0.0..=0.0).await;
     let began = Instant::now();
     server.signal();
     assert_eq!(server.stopped().await.code(), Some(1), "what was cut off did not end well");

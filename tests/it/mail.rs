@@ -61,7 +61,7 @@ async fn a_mail_server_that_refuses_for_good_loses_one_mail_and_no_other() {
     assert_eq!(enter(&app, &challenge, &code).await.0, StatusCode::CREATED, "the later mail is the one that came");
     for outcome in ["sent", "failed"] {
         let sample = format!("sealwire_mails_total{{outcome=\"{outcome}\"}}");
-        counts(&app, &sample, 1.0..=1.0).await;
+        counts(app.admin(), &sample, 1.0..=1.0).await;
     }
 }
 

@@ -3,6 +3,7 @@
 use std::{
     collections::{BTreeMap, BTreeSet},
     fs,
+    net::SocketAddr,
     ops::RangeInclusive,
 };
 
@@ -22,8 +23,8 @@ struct Scrape {
 }
 
 impl Scrape {
-    async fn of(app: &TestApp) -> Self {
-        let response = reqwest::get(format!("http://{}/metrics", app.admin())).await.unwrap();
+    async fn of(admin: SocketAddr) -> Self {
+        let response = reqwest::get(format!("http://{admin}/metrics")).await.unwrap();
         let kind = response.headers()["content-type"].to_str().unwrap().to_owned();
         assert!(kind.starts_with("text/plain; version=0.0.4"), "{kind}");
         Self::parse(&response.text().await.unwrap())
@@ -63,15 +64,20 @@ impl Scrape {
     }
 }
 
-/// Waits until a sample is in the range.
-pub async fn counts(app: &TestApp, sample: &str, range: RangeInclusive<f64>) {
-    eventually(sample, || async { range.contains(&Scrape::of(app).await.value(sample)).then_some(()) }).await;
+/// A sample of the server whose operator looks there.
+pub async fn value(admin: SocketAddr, sample: &str) -> f64 {
+    Scrape::of(admin).await.value(sample)
+}
+
+/// Waits until a sample of the server whose operator looks there is in the range.
+pub async fn counts(admin: SocketAddr, sample: &str, range: RangeInclusive<f64>) {
+    eventually(sample, || async { range.contains(&value(admin, sample).await).then_some(()) }).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_live_server_shows_every_metric_of_the_list_and_no_other() {
     let app = TestApp::start(&[]);
-    let scrape = Scrape::of(&app).await;
+    let scrape = Scrape::of(app.admin()).await;
     let live: BTreeMap<&str, (&str, &str)> =
         scrape.families.iter().map(|(name, (kind, help))| (name.as_str(), (kind.as_str(), help.as_str()))).collect();
     let listed: BTreeMap<&str, (&str, &str)> =
@@ -152,9 +158,10 @@ async fn what_happens_is_counted() {
     let newer = Socket::connect(&app, &alice.token, Codec::Json).await;
     assert_eq!(socket.close_code().await, 4503);
     newer.settle().await;
+    counts(app.admin(), "sealwire_open_sockets", 2.0..=2.0).await;
 
     let scrape = eventually("the mails were sent and the parting was written", || async {
-        let scrape = Scrape::of(&app).await;
+        let scrape = Scrape::of(app.admin()).await;
         let parted = scrape.value("sealwire_batch_items_count{batch=\"partings\"}") >= 1.0;
         (parted && scrape.value("sealwire_mails_total{outcome=\"sent\"}") >= 2.0).then_some(scrape)
     })
@@ -192,6 +199,7 @@ async fn what_happens_is_counted() {
         version,
         "process_start_time_seconds",
         "process_resident_memory_bytes",
+        "sealwire_open_sockets_limit",
         "sealwire_sweeps_total",
         "sealwire_batch_seconds_count{batch=\"claims\"}",
         "sealwire_transaction_seconds_count",
@@ -204,7 +212,7 @@ async fn what_happens_is_counted() {
     let pool = ["idle", "busy"].map(|state| scrape.value(&format!("sealwire_pool_connections{{state=\"{state}\"}}")));
     assert!(pool[0] + pool[1] >= 1.0 && pool[0] + pool[1] <= scrape.value("sealwire_pool_connections_limit"));
 
-    let other = Scrape::of(&TestApp::start(&[])).await;
+    let other = Scrape::of(TestApp::start(&[]).admin()).await;
     assert!(other.value("sealwire_sign_ins_total") == 0.0, "every server counts for itself");
 }
 
@@ -219,22 +227,22 @@ async fn signals_between_nodes_are_counted_and_so_is_what_the_reconcile_repairs(
     ];
     let (one, two) = (TestApp::start(&settings), TestApp::start(&settings));
     for app in [&one, &two] {
-        counts(app, "sealwire_bus_up", 1.0..=1.0).await;
+        counts(app.admin(), "sealwire_bus_up", 1.0..=1.0).await;
     }
     let alice = sign_in(&one, "alice@example.org").await;
     let older = Socket::connect(&one, &alice.token, Codec::Json).await;
     let newer = Socket::connect(&two, &alice.token, Codec::Json).await;
     assert_eq!(older.close_code().await, 4503);
-    counts(&two, "sealwire_bus_signals_total{direction=\"published\"}", 1.0..=f64::MAX).await;
-    counts(&one, "sealwire_bus_signals_total{direction=\"received\"}", 1.0..=f64::MAX).await;
-    counts(&two, "sealwire_reconcile_repairs_total{what=\"displaced\"}", 0.0..=0.0).await;
+    counts(two.admin(), "sealwire_bus_signals_total{direction=\"published\"}", 1.0..=f64::MAX).await;
+    counts(one.admin(), "sealwire_bus_signals_total{direction=\"received\"}", 1.0..=f64::MAX).await;
+    counts(two.admin(), "sealwire_reconcile_repairs_total{what=\"displaced\"}", 0.0..=0.0).await;
 
     // Without the bus the next reconcile finds what the signal would have told.
     services.control("stop", "redis").await;
-    counts(&two, "sealwire_bus_up", 0.0..=0.0).await;
+    counts(two.admin(), "sealwire_bus_up", 0.0..=0.0).await;
     let newest = Socket::connect(&one, &alice.token, Codec::Json).await;
     assert_eq!(newer.close_code().await, 4503);
-    counts(&two, "sealwire_reconcile_repairs_total{what=\"displaced\"}", 1.0..=1.0).await;
-    counts(&two, "sealwire_reconcile_rounds_total", 1.0..=f64::MAX).await;
+    counts(two.admin(), "sealwire_reconcile_repairs_total{what=\"displaced\"}", 1.0..=1.0).await;
+    counts(two.admin(), "sealwire_reconcile_rounds_total", 1.0..=f64::MAX).await;
     newest.settle().await;
 }

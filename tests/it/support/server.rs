@@ -194,6 +194,15 @@ impl ServerProcess {
         line.trim().trim_end_matches(" kB").parse::<usize>().unwrap() * 1024
     }
 
+    /// Where its operator looks: a free port, of which the log tells.
+    pub fn admin(&self) -> SocketAddr {
+        let log = std::fs::read_to_string(self.path("server.log")).unwrap();
+        let line = log.lines().rfind(|line| line.contains("listening for the operator")).unwrap();
+        let line: serde_json::Value = serde_json::from_str(line).unwrap();
+        let port = line["fields"]["port"].as_u64().unwrap();
+        SocketAddr::from(([127, 0, 0, 1], u16::try_from(port).unwrap()))
+    }
+
     /// A file in its folder.
     pub fn path(&self, name: &str) -> PathBuf {
         self.folder.path().join(name)
