@@ -17,10 +17,21 @@ use serde_json::{Value, json};
 use tokio::sync::Mutex;
 use uuid::Uuid;
 
-use crate::support::{Cluster, Codec, KeySet, Person, Server, Services, Socket, eventually, sign_in};
+use crate::{
+    metrics::value,
+    support::{
+        Cluster, Codec, KeySet, Person, Server, Services, Socket,
+        couriers::{Couriers, households, wait_until_empty},
+        eventually, sign_in,
+    },
+};
 
 const CLIENTS: usize = 12;
+/// Users who write to each other, with two devices each.
+const WRITERS: usize = 5;
 const ROUNDS: usize = 2;
+/// How often each of them is sent away, at least: always but for the first time, when it may be on the other node.
+const MOVES: usize = 2 * ROUNDS - 1;
 /// Requests of a client that are under way together.
 const TOGETHER: u32 = 4;
 
@@ -163,9 +174,32 @@ impl Client {
     }
 }
 
+/// Waits until everybody is connected and has got some more done.
+async fn all_get_on(cluster: &Cluster, tally: &Tally, couriers: &Couriers) {
+    let everybody = f64::from(u32::try_from(CLIENTS + 2 * WRITERS).unwrap());
+    eventually("everybody is back", || async {
+        let connected = cluster.nodes.iter().map(|node| value(node.admin(), "sealwire_connected_devices"));
+        let connected: f64 = futures_util::future::join_all(connected).await.into_iter().sum();
+        (connected >= everybody).then_some(())
+    })
+    .await;
+    let done = || (tally.published.load(Ordering::Relaxed), couriers.books.lock().unwrap().accepted());
+    let (published, accepted) = done();
+    eventually("the clients get on", || async {
+        let now = done();
+        (now.0 > published + 10 * CLIENTS && now.1 > accepted + 20 * WRITERS).then_some(())
+    })
+    .await;
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn nodes_restart_one_by_one_under_load_and_no_request_is_lost() {
-    let settings = [("LIMITS__CLAIM_BURST", "0"), ("DATABASE__MAX_CONNECTIONS", "4"), ("SERVER__DRAIN_S", "20")];
+    let settings = [
+        ("LIMITS__CLAIM_BURST", "0"),
+        ("LIMITS__SENDS_PER_DEVICE_SECOND", "0"),
+        ("DATABASE__MAX_CONNECTIONS", "4"),
+        ("SERVER__DRAIN_S", "20"),
+    ];
     let mut cluster = Cluster::start(&Services::shared(), 2, &settings).await;
     let doors: Vec<_> = cluster.nodes.iter().map(Server::address).collect();
     let (tally, stop) = (Arc::new(Tally::default()), Arc::new(AtomicBool::new(false)));
@@ -186,23 +220,21 @@ async fn nodes_restart_one_by_one_under_load_and_no_request_is_lost() {
         }));
     }
 
+    let writers = households(&cluster.nodes[0], WRITERS).await;
+    let couriers = Couriers::start(&doors, &writers, Duration::from_millis(5));
+
     for _ in 0..ROUNDS {
-        for node in &mut cluster.nodes {
-            let before = tally.published.load(Ordering::Relaxed);
-            eventually("the clients get on", || async {
-                (tally.published.load(Ordering::Relaxed) > before + 10 * CLIENTS).then_some(())
-            })
-            .await;
-            assert_eq!(node.terminate().await.code(), Some(0));
-            node.restart().await;
+        for node in 0..cluster.nodes.len() {
+            all_get_on(&cluster, &tally, &couriers).await;
+            assert_eq!(cluster.nodes[node].terminate().await.code(), Some(0));
+            cluster.nodes[node].restart().await;
         }
     }
-    let before = tally.published.load(Ordering::Relaxed);
-    eventually("the clients get on", || async {
-        (tally.published.load(Ordering::Relaxed) > before + 10 * CLIENTS).then_some(())
-    })
-    .await;
+    all_get_on(&cluster, &tally, &couriers).await;
     stop.store(true, Ordering::Relaxed);
+    couriers.settle().await;
+    let mut database = cluster.sql().await;
+    wait_until_empty!(database);
 
     let (mut stored, mut left) = (0, 0);
     for client in futures_util::future::join_all(working).await {
@@ -223,6 +255,11 @@ async fn nodes_restart_one_by_one_under_load_and_no_request_is_lost() {
         tally.refused.load(Ordering::Relaxed),
     );
     assert_eq!(closes.keys().copied().collect::<Vec<_>>(), [4000], "only a draining node closes: {closes:?}");
-    assert!(closes[&4000] >= CLIENTS * ROUNDS, "every client moved in each round: {closes:?}");
+    assert!(closes[&4000] >= CLIENTS * MOVES, "every client moved again and again: {closes:?}");
     assert!(tally.claimed.load(Ordering::Relaxed) > CLIENTS, "claims got keys");
+    let books = couriers.report("messages").await;
+    let books = books.lock().unwrap();
+    assert_eq!(books.closes.keys().copied().collect::<Vec<_>>(), [4000], "of those who write, too");
+    assert!(books.closes[&4000] >= 2 * WRITERS * MOVES, "every device moved again and again: {:?}", books.closes);
+    assert!(books.repeats > 0, "some envelopes were under way when their node went: they came again at the other");
 }

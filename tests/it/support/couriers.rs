@@ -13,8 +13,32 @@ use tokio::{sync::watch, task::JoinHandle};
 use super::{
     Codec, Member, Person, Server, Socket,
     claiming::{Endpoint, connect_patiently},
+    eventually,
     mailing::message,
 };
+
+/// What mailboxes and their books hold.
+pub const STORED: &str = "SELECT (SELECT COUNT(*) FROM messages), CAST(SUM(count) AS BIGINT), \
+    CAST(SUM(bytes) AS BIGINT), CAST(SUM(expired_total) AS BIGINT) FROM mailboxes";
+
+/// Waits until no mailbox of the database of this connection holds anything: the last acks have been committed.
+macro_rules! wait_until_empty {
+    ($database:expr) => {
+        tokio::time::timeout($crate::support::PATIENCE, async {
+            while sqlx::query_as::<_, (i64, i64, i64, i64)>($crate::support::couriers::STORED)
+                .fetch_one(&mut $database)
+                .await
+                .unwrap()
+                != (0, 0, 0, 0)
+            {
+                tokio::time::sleep(std::time::Duration::from_millis(20)).await;
+            }
+        })
+        .await
+        .expect("every mailbox is empty at last")
+    };
+}
+pub(crate) use wait_until_empty;
 
 /// How far the run has come.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd)]
@@ -30,6 +54,8 @@ pub enum Phase {
 /// What happened.
 #[derive(Default)]
 pub struct Books {
+    /// Messages that somebody began to send.
+    begun: usize,
     /// Sending device → its accepted messages with the devices they went to, in order.
     accepted: BTreeMap<String, Vec<(u64, Vec<String>)>>,
     /// Receiving device, sending device → what arrived, first copies in order.
@@ -41,8 +67,8 @@ pub struct Books {
     pub repeats: usize,
     /// Requests that were made again.
     pub retried: usize,
-    /// Connections that were made anew.
-    pub reconnects: usize,
+    /// How connections ended, by close code (1006: without one).
+    pub closes: BTreeMap<u16, usize>,
 }
 
 /// Devices under way.
@@ -61,6 +87,13 @@ impl Books {
     /// First copies that arrived.
     pub fn arrived(&self) -> usize {
         self.arrived.values().map(Vec::len).sum()
+    }
+
+    /// Whether one more message may be sent, which then has begun.
+    fn may_begin(&mut self, phase: &watch::Receiver<Phase>) -> bool {
+        let may = *phase.borrow() == Phase::Write;
+        self.begun += usize::from(may);
+        may
     }
 
     fn note(&mut self, to: &str, event: &Value) {
@@ -137,13 +170,31 @@ impl Couriers {
         Self { phase, books, tasks }
     }
 
-    /// Ends the writing; what was begun will be finished.
-    pub fn stop_writing(&self) {
+    /// Ends the writing, and waits until what was begun has been accepted and has arrived.
+    pub async fn settle(&self) {
         self.phase.send(Phase::Read).unwrap();
+        eventually("all has arrived", || async { self.is_quiet().then_some(()) }).await;
     }
 
-    /// Ends the run.
-    pub async fn stop(self) -> Arc<Mutex<Books>> {
+    /// Ends the run, says what came of it and checks that nothing was lost.
+    pub async fn report(self, what: &str) -> Arc<Mutex<Books>> {
+        let shared = self.stop().await;
+        let books = shared.lock().unwrap();
+        println!(
+            "{what}: {} messages accepted, {} copies arrived, {} came again, {} requests repeated, connections closed: \
+             {:?}",
+            books.accepted(),
+            books.arrived(),
+            books.repeats,
+            books.retried,
+            books.closes,
+        );
+        books.assert_complete();
+        drop(books);
+        shared
+    }
+
+    async fn stop(self) -> Arc<Mutex<Books>> {
         self.phase.send(Phase::Stop).unwrap();
         for task in join_all(self.tasks).await {
             task.unwrap();
@@ -152,10 +203,10 @@ impl Couriers {
     }
 
     /// Whether every message that was begun has been accepted and every accepted one has arrived.
-    pub fn is_quiet(&self) -> bool {
+    fn is_quiet(&self) -> bool {
         let books = self.books.lock().unwrap();
         let expected: usize = books.accepted.values().flatten().map(|(_, devices)| devices.len()).sum();
-        expected == books.arrived()
+        books.begun == books.accepted() && expected == books.arrived()
     }
 }
 
@@ -170,19 +221,24 @@ struct Courier {
 }
 
 impl Courier {
-    async fn run(mut self, endpoints: Vec<Endpoint>, mut phase: watch::Receiver<Phase>) {
+    async fn run(mut self, endpoints: Vec<Endpoint>, phase: watch::Receiver<Phase>) {
         let mut endpoints = endpoints.iter().cycle();
-        while *phase.borrow() != Phase::Stop {
+        let mut over = phase.clone();
+        loop {
             let socket = connect_patiently(&mut endpoints, &self.person).await;
             let reading = read(&socket, self.person.device.clone(), self.books.clone());
-            let mut until = phase.clone();
+            // Both end with the socket, so an answer that came before its end is taken note of.
+            let ended = async { tokio::join!(reading, self.write(&socket, &phase)) };
             tokio::select! {
-                () = reading => {}
-                () = self.write(&socket, &phase) => {}
-                _ = until.wait_for(|phase| *phase == Phase::Stop) => {}
+                _ = ended => {}
+                _ = over.wait_for(|phase| *phase == Phase::Stop) => return,
             }
-            self.books.lock().unwrap().reconnects += 1;
-            phase.mark_unchanged();
+            let code = socket.close_code().await;
+            *self.books.lock().unwrap().closes.entry(code).or_default() += 1;
+            // Whoever is sent away is told when to come back.
+            if let Some(told) = socket.take_event("server.draining") {
+                tokio::time::sleep(Duration::from_millis(told["reconnect_in_ms"].as_u64().unwrap())).await;
+            }
         }
     }
 
@@ -190,11 +246,11 @@ impl Courier {
     async fn write(&mut self, socket: &Socket, phase: &watch::Receiver<Phase>) {
         loop {
             if self.pending.is_none() {
-                if *phase.borrow() != Phase::Write {
+                tokio::time::sleep(self.pause).await;
+                if !self.books.lock().unwrap().may_begin(phase) {
                     socket.closed().await;
                     return;
                 }
-                tokio::time::sleep(self.pause).await;
                 let peer = &self.peers[usize::try_from(self.next).unwrap() % self.peers.len()];
                 let params = message(&peer.iter().collect::<Vec<_>>(), &self.next.to_string());
                 let devices = peer.iter().map(|person| person.device.clone()).collect();
