@@ -1,5 +1,7 @@
 //! The metrics: what a live server says is what the list says and what the document says, and it counts.
 
+mod troubles;
+
 use std::{
     collections::{BTreeMap, BTreeSet},
     fs,

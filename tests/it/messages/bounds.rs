@@ -4,10 +4,13 @@ use std::time::Duration;
 
 use serde_json::json;
 
-use crate::support::{
-    Codec, Member, Socket, TestApp, eventually,
-    mailing::{content, message},
-    problem::assert_problem,
+use crate::{
+    metrics::counts,
+    support::{
+        Codec, Member, Socket, TestApp, eventually,
+        mailing::{content, message},
+        problem::assert_problem,
+    },
 };
 
 #[tokio::test(flavor = "multi_thread")]
@@ -123,6 +126,7 @@ async fn what_is_not_fetched_in_time_is_counted_as_expired() {
         (socket.welcome["mailbox"] == json!({ "waiting": 1, "expired_total": 1 })).then_some(socket)
     })
     .await;
+    counts(app.admin(), "sealwire_expired_envelopes_total", 1.0..=1.0).await;
     let seq = bob.receives("long").await["seq"].clone();
     assert_eq!(seq, 2);
     assert_eq!(bob.socket.request("messages.ack", json!({ "seqs": [1] })).await, json!({ "acked": 0 }));

@@ -7,10 +7,13 @@ use serde_json::{Value, json};
 use tokio::time::timeout;
 use tokio_tungstenite::tungstenite::Message;
 
-use crate::support::{
-    Codec, Member, PATIENCE, Person, ServerProcess, Socket, TestApp, eventually,
-    mailing::{content, message},
-    socket::connect_raw,
+use crate::{
+    metrics::counts,
+    support::{
+        Codec, Member, PATIENCE, Person, ServerProcess, Socket, TestApp, eventually,
+        mailing::{content, message},
+        socket::connect_raw,
+    },
 };
 
 /// Sends numbered messages, many at a time and in order.
@@ -162,6 +165,8 @@ async fn what_is_not_acked_for_a_minute_comes_again() {
     bob.receives("three").await;
     bob.ack(&[&first]).await;
     assert_eq!(bob.socket.take_event("message"), None, "what was acked does not come again");
+    counts(app.admin(), "sealwire_redeliveries_total", 2.0..=2.0).await;
+    counts(app.admin(), "sealwire_deliveries_total", 3.0..=3.0).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -93,6 +93,15 @@ impl Holder {
         .await;
     }
 
+    /// Ends the connections of those who wait, as an operator or a restart of the database would.
+    pub async fn cut_off(&mut self) {
+        let cut = self.watching.execute(
+            "SELECT pg_terminate_backend(pid) FROM pg_stat_activity \
+             WHERE datname = current_database() AND wait_event_type = 'Lock'",
+        );
+        cut.await.unwrap();
+    }
+
     /// Lets them go on.
     pub async fn release(mut self) {
         self.holding.execute("ROLLBACK").await.unwrap();

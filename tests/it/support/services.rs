@@ -45,7 +45,7 @@ impl Services {
         Self { postgres: split_url(urls["DATABASE_URL"]), redis: urls["REDIS_URL"].to_owned(), folder: Some(folder) }
     }
 
-    /// `start`, `stop`, `kill` or `restart` of `postgres` or `redis`.
+    /// `start`, `stop`, `kill` or `restart` of `postgres` or `redis`; `pause` or `resume` of `redis`.
     pub async fn control(&self, action: &'static str, service: &'static str) {
         let folder = self.folder.clone().expect("a test may only stop its own services");
         let run = move || script(&[action, service, folder.to_str().unwrap()]);

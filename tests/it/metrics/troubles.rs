@@ -1,0 +1,184 @@
+//! What is counted when something goes wrong, each time by the real cause. Envelopes that come again and those that expire
+//! are counted where that is tested (`messages/`).
+
+use futures_util::{StreamExt, future::join_all, stream};
+use reqwest::{Client, StatusCode};
+use sealwire::domain::Suite;
+use serde_json::{Value, json};
+use sqlx::Executor;
+use tokio::{net::TcpListener, time::timeout};
+use uuid::Uuid;
+
+use super::{Scrape, counts};
+use crate::support::{
+    Cluster, Codec, Holder, KeySet, Member, PATIENCE, Server, Services, Socket, TestApp, claiming::owners, sign_in,
+};
+
+const RETRIES: &str = "sealwire_store_retries_total";
+
+#[tokio::test(flavor = "multi_thread")]
+async fn batches_whose_connection_is_lost_run_again() {
+    let cluster = Cluster::start(&Services::shared(), 1, &[]).await;
+    let node = &cluster.nodes[0];
+    let owner = owners(node, 1, 2).await.remove(0);
+    let alice = Member::join(node, "alice@example.org", Codec::Json).await;
+    counts(node.admin(), RETRIES, 0.0..=0.0).await;
+
+    // A parallel run of the same claim, of which nobody knows yet whether it will be committed.
+    let parallel = "UPDATE one_time_prekeys SET used = TRUE, claimed_by = $1, claimed_at = NOW(), \
+         claim_id = '3e1f2d4c-7777-4888-9999-102030405060' WHERE key_id = 1";
+    let mut holder = Holder::lock(&cluster, parallel, &alice.person.device).await;
+    let claim = json!({ "user_id": owner.person.user, "claim_id": "3e1f2d4c-7777-4888-9999-102030405060" });
+    let cut_off = async {
+        holder.waited_for_by(1).await;
+        holder.cut_off().await;
+        counts(node.admin(), RETRIES, 1.0..=1.0).await;
+        holder.release().await;
+    };
+    let (answer, ()) = tokio::join!(alice.socket.request("keys.claim", claim), cut_off);
+    assert_eq!(answer["bundles"][0]["one_time"], "claimed");
+
+    let mailbox = "SELECT device_id FROM mailboxes WHERE device_id = $1 FOR UPDATE";
+    let mut holder = Holder::lock(&cluster, mailbox, &owner.person.device).await;
+    let cut_off = async {
+        holder.waited_for_by(1).await;
+        holder.cut_off().await;
+        counts(node.admin(), RETRIES, 2.0..=2.0).await;
+        holder.release().await;
+    };
+    let to = [&owner.person];
+    tokio::join!(alice.send(&to, "once"), cut_off);
+    let arrived = owner.socket.event("message").await;
+    assert_eq!(arrived["seq"], 1);
+    counts(node.admin(), RETRIES, 2.0..=2.0).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_transaction_that_loses_a_deadlock_runs_again() {
+    let cluster = Cluster::start(&Services::shared(), 1, &[]).await;
+    let node = &cluster.nodes[0];
+    let person = sign_in(node, "alice@example.org").await;
+    let socket = Socket::connect(node, &person.token, Codec::Json).await;
+    let mut keys = KeySet::new(Suite::SignalX3dh, 1);
+    socket.request("keys.publish", keys.complete([])).await;
+    let device = Uuid::parse_str(&person.device).unwrap();
+
+    // A stranger has a key's place, and nobody knows yet whether it keeps it. It is patient, so of two who wait for each
+    // other it is not the one who gives way.
+    let mut stranger = cluster.sql().await;
+    stranger.execute("SET deadlock_timeout = '1h'; BEGIN").await.unwrap();
+    sqlx::query(
+        "INSERT INTO one_time_prekeys (id, device_id, public_key, created_at, key_id) VALUES ($1, $2, $3, NOW(), 1)",
+    )
+    .bind(Uuid::new_v4())
+    .bind(device)
+    .bind(vec![5_u8; 33])
+    .execute(&mut stranger)
+    .await
+    .unwrap();
+    // The publish has its device and stands before the prekey that is held here; the stranger waits for the device.
+    let signed = "SELECT id FROM signed_prekeys WHERE device_id = $1 FOR UPDATE";
+    let mut holder = Holder::lock(&cluster, signed, &person.device).await;
+    let publish = socket.request("keys.publish", keys.complete([1]));
+    let deadlock = async {
+        holder.waited_for_by(1).await;
+        let takes_device = async {
+            sqlx::query("SELECT id FROM devices WHERE id = $1 FOR UPDATE")
+                .bind(device)
+                .execute(&mut stranger)
+                .await
+                .unwrap();
+            counts(node.admin(), RETRIES, 1.0..=1.0).await;
+            stranger.execute("ROLLBACK").await.unwrap();
+        };
+        let closes_the_ring = async {
+            holder.waited_for_by(2).await;
+            holder.release().await;
+        };
+        tokio::join!(takes_device, closes_the_ring);
+    };
+    let (published, ()) = tokio::join!(publish, deadlock);
+    assert_eq!(published["one_time"]["accepted"], json!([1]), "the stranger is gone without a trace");
+    counts(node.admin(), RETRIES, 1.0..=1.0).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn mails_that_do_not_fit_the_queue_are_dropped() {
+    /// Those that wait, those under way, and the one whose turn is next.
+    const HELD: u32 = 1024 + 8 + 1;
+    const DROPPED: u32 = 7;
+    // It takes connections and says nothing, so that each mail is under way for almost a minute.
+    let silent = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let url = format!("smtp://{}", silent.local_addr().unwrap());
+    let app = TestApp::start(&[("MAILER__URL", &url)]);
+    let client = Client::new();
+    let otp = format!("http://{}/v1/auth/otp", app.address());
+    let ask = |index: u32| {
+        let body = json!({ "email": format!("person{index}@example.org") }).to_string();
+        client.post(&otp).body(body).send()
+    };
+    stream::iter((0..HELD + DROPPED).map(ask))
+        .buffer_unordered(32)
+        .for_each(|answer| async { assert_eq!(answer.unwrap().status(), StatusCode::ACCEPTED) })
+        .await;
+    counts(app.admin(), "sealwire_mails_total{outcome=\"dropped\"}", DROPPED.into()..=DROPPED.into()).await;
+    let scrape = Scrape::of(app.admin()).await;
+    for outcome in ["sent", "failed"] {
+        let ended = scrape.value(&format!("sealwire_mails_total{{outcome=\"{outcome}\"}}"));
+        assert!(ended.abs() < f64::EPSILON, "{outcome}: {ended}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn signals_that_a_stuck_redis_does_not_take_are_dropped() {
+    const DEVICES: usize = 100;
+    let services = Services::private();
+    let settings = [("LIMITS__SENDS_PER_DEVICE_SECOND", "0"), ("LIMITS__REQUESTS_PER_CONNECTION_SECOND", "0")];
+    let cluster = Cluster::start(&services, 1, &settings).await;
+    let node = &cluster.nodes[0];
+    let out = node.path("crowd.jsonl");
+    let (devices, file) = (DEVICES.to_string(), out.to_str().unwrap());
+    node.command(&["seed", "--users", "1", "--devices", &devices, "--prekeys", "1", "--out", file]);
+    let crowd = std::fs::read_to_string(out).unwrap();
+    let crowd: Vec<Value> = crowd.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
+    let alice = sign_in(node, "alice@example.org").await;
+    let alice = Socket::connect(node, &alice.token, Codec::MsgPack).await;
+    // Each message is a signal to every one of these devices, which may be connected anywhere.
+    let messages: Vec<Value> =
+        crowd.iter().map(|device| json!({ "device_id": device["device_id"], "type": 0, "content": "eA==" })).collect();
+    let send = || {
+        let to = &crowd[0]["user_id"];
+        let params = json!({ "message_id": Uuid::new_v4(), "to": to, "ephemeral": true, "messages": messages });
+        alice.request("messages.send", params)
+    };
+    let signals = |scrape: &Scrape| {
+        ["published", "dropped"]
+            .map(|what| scrape.value(&format!("sealwire_bus_signals_total{{direction=\"{what}\"}}")))
+    };
+    counts(node.admin(), "sealwire_bus_up", 1.0..=1.0).await;
+    let [before, none] = signals(&Scrape::of(node.admin()).await);
+    assert!(none.abs() < f64::EPSILON);
+
+    // It neither refuses nor answers. For two seconds at a time the link waits for it, and a queue fills up.
+    services.control("pause", "redis").await;
+    let mut sent = 0;
+    let filling = async {
+        loop {
+            join_all((0..64).map(|_| send())).await;
+            sent += 64;
+            let now = signals(&Scrape::of(node.admin()).await);
+            if now[1] > 0.0 {
+                return now;
+            }
+        }
+    };
+    let [published, dropped] = timeout(PATIENCE, filling).await.expect("the queue is full at last");
+    #[expect(clippy::cast_precision_loss, reason = "there are few")]
+    let all = (sent * DEVICES) as f64;
+    assert!(
+        (published + dropped - before - all).abs() < f64::EPSILON,
+        "each of {all} is either: {published} {dropped}"
+    );
+    services.control("resume", "redis").await;
+    counts(node.admin(), "sealwire_bus_up", 1.0..=1.0).await;
+}
