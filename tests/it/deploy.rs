@@ -32,8 +32,15 @@ fn config(file: Option<&str>, settings: impl IntoIterator<Item = (String, String
     Config::load(file.as_deref(), settings.into_iter()).unwrap_or_else(|error| panic!("{error}"))
 }
 
+/// The compose file, with what services take over (`<<`) put into them.
 fn compose() -> Yaml {
-    YamlLoader::load_from_str(&read("compose.yaml")).unwrap().remove(0)
+    let mut compose = YamlLoader::load_from_str(&read("compose.yaml")).unwrap().remove(0);
+    for service in compose["services"].as_mut_hash().unwrap().values_mut() {
+        if let Some(Yaml::Hash(shared)) = service.as_mut_hash().unwrap().remove(&Yaml::String("<<".to_owned())) {
+            *service = Yaml::Hash(shared.into_iter().chain(service.as_hash().unwrap().clone()).collect());
+        }
+    }
+    compose
 }
 
 /// The strings of a list.
@@ -46,9 +53,14 @@ fn services(compose: &Yaml) -> BTreeMap<&str, &Yaml> {
     services.iter().map(|(name, service)| (name.as_str().unwrap(), service)).collect()
 }
 
+/// Whether a service is a node.
+fn is_node(service: &Yaml) -> bool {
+    service["image"].as_str() == Some("sealwire:local")
+}
+
 /// The services that are nodes.
 fn nodes(compose: &Yaml) -> Vec<&Yaml> {
-    let nodes: Vec<_> = services(compose).into_values().filter(|service| !service["build"].is_badvalue()).collect();
+    let nodes: Vec<_> = services(compose).into_values().filter(|service| is_node(service)).collect();
     assert!(nodes.len() >= 2, "two nodes or more");
     nodes
 }
@@ -168,7 +180,7 @@ fn every_node_of_the_compose_file_starts_with_settings_that_hold() {
         assert!(config.database.url.reveal().starts_with("postgres://"));
         assert!(span(node["stop_grace_period"].as_str().unwrap()) > Duration::from_secs(config.server.drain_s + 5));
 
-        let names: Vec<_> = services(&compose).into_iter().filter(|(_, one)| !one["build"].is_badvalue()).collect();
+        let names: Vec<_> = services(&compose).into_iter().filter(|(_, one)| is_node(one)).collect();
         assert_eq!(config.admin.allowed_hosts, names.iter().map(|(name, _)| *name).collect::<Vec<_>>());
 
         // Whose word about clients is believed: the proxy's network, in which nobody else is.
@@ -179,11 +191,18 @@ fn every_node_of_the_compose_file_starts_with_settings_that_hold() {
         assert_eq!(strings(&node["cap_drop"]), ["ALL"]);
         assert_eq!(node["read_only"].as_bool(), Some(true));
     }
+    // The first build for a name that two services build at once fails.
+    let built = nodes(&compose).into_iter().filter(|node| !node["build"].is_badvalue());
+    assert_eq!(built.count(), 1, "the image is built once");
+    assert!(nodes(&compose).into_iter().all(|node| {
+        let is_built = !node["build"].is_badvalue();
+        is_built || node["pull_policy"].as_str() == Some("never")
+    }));
     let shared: BTreeSet<_> = nodes(&compose).into_iter().map(environment).collect();
     assert_eq!(shared.len(), 1, "all nodes have the same settings");
     for (name, service) in services(&compose) {
         let on_front = strings(&service["networks"]).contains(&"front");
-        assert!(!on_front || name == "proxy" || !service["build"].is_badvalue(), "{name} is on the proxy's network");
+        assert!(!on_front || name == "proxy" || is_node(service), "{name} is on the proxy's network");
     }
 }
 
@@ -194,7 +213,7 @@ fn the_compose_file_waits_for_what_is_needed_and_opens_only_what_it_says() {
     let mut conditions = 0;
     for (name, service) in &all {
         // Nodes have the image's own.
-        let checked = |service: &Yaml| !service["build"].is_badvalue() || !service["healthcheck"]["test"].is_badvalue();
+        let checked = |service: &Yaml| is_node(service) || !service["healthcheck"]["test"].is_badvalue();
         assert!(checked(service), "{name} has no health check");
         for (needed, how) in service["depends_on"].as_hash().into_iter().flatten() {
             assert_eq!(how["condition"].as_str(), Some("service_healthy"), "{name}");
