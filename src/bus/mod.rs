@@ -1,10 +1,12 @@
 //! The bus carries signals to wherever a device is connected. It never touches a connection: whatever arrives enters the
 //! node by [`Deliver`]. The database is the truth and the bus only a wake-up.
 
+mod parcel;
 mod redis;
 
 use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
+use parcel::Parcel;
 pub use redis::RedisBus;
 use tokio::sync::watch;
 
@@ -23,13 +25,14 @@ impl Bus {
     /// Sends a signal to a device's connections. Call it after the commit that it tells of.
     pub fn publish(&self, device: DeviceId, signal: Signal) {
         match self {
-            Self::Local(door) => door.deliver(device, signal),
+            Self::Local(door) => {
+                door.deliver(device, signal);
+            }
             Self::Redis(bus) => bus.publish(device, signal),
         }
     }
 
-    /// Sends what a batch of mail has for devices, in its order. Other nodes read the store from a device's newest number
-    /// on, so of several in a row they are told the last alone.
+    /// Sends what a batch of mail has for devices, in its order.
     pub fn publish_mail(&self, wakes: Vec<(DeviceId, Signal)>) {
         let Self::Redis(bus) = self else {
             for (device, signal) in wakes {
@@ -37,20 +40,13 @@ impl Bus {
             }
             return;
         };
-        let mut newest: BTreeMap<DeviceId, Signal> = BTreeMap::new();
+        let mut elsewhere: BTreeMap<DeviceId, Parcel> = BTreeMap::new();
         for (device, signal) in wakes {
-            bus.deliver_here(device, signal.clone());
-            if let Signal::Mail { seq, .. } = signal {
-                newest.insert(device, Signal::Mail { seq, envelope: None });
-                continue;
-            }
-            if let Some(mail) = newest.remove(&device) {
-                bus.publish_elsewhere(device, mail);
-            }
-            bus.publish_elsewhere(device, signal);
+            let is_here = bus.deliver_here(device, signal.clone());
+            elsewhere.entry(device).or_default().add(signal, !is_here);
         }
-        for (device, mail) in newest {
-            bus.publish_elsewhere(device, mail);
+        for (device, parcel) in elsewhere {
+            bus.publish_elsewhere(device, parcel);
         }
     }
 

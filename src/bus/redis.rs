@@ -20,11 +20,12 @@ use redis::{
     io::tcp::TcpSettings,
 };
 use tokio::{
-    sync::{Notify, mpsc, oneshot, watch},
+    sync::{Notify, OwnedSemaphorePermit, Semaphore, mpsc, oneshot, watch},
     time::{Instant, MissedTickBehavior, interval, timeout},
 };
 use uuid::Uuid;
 
+use super::Parcel;
 use crate::{
     domain::{Deliver, DeviceId, Signal},
     metrics::{BusTraffic, Metrics},
@@ -35,6 +36,8 @@ const DEVICE_CHANNEL: &str = "sealwire:device:";
 const PROBE_CHANNEL: &str = "sealwire:probe:";
 /// Commands that may wait for the link. A publish beyond it is dropped; the reconcile heals that.
 const QUEUE: usize = 16_384;
+/// Bytes of content among them.
+const QUEUE_BYTES: usize = 32 * 1024 * 1024;
 /// Commands that the link handles together, and channels in one (re)subscription.
 const BATCH: usize = 500;
 /// How long one answer of Redis may take.
@@ -49,7 +52,12 @@ const LONGEST_PAUSE: Duration = Duration::from_secs(1);
 const SUBSCRIBE_PATIENCE: Duration = Duration::from_secs(1);
 
 enum Command {
-    Publish(DeviceId, Signal),
+    Publish {
+        device: DeviceId,
+        parcel: Parcel,
+        /// Ends once the parcel is on its way.
+        _room: OwnedSemaphorePermit,
+    },
     Subscribe(DeviceId, oneshot::Sender<()>),
     Unsubscribe(DeviceId),
 }
@@ -58,6 +66,8 @@ enum Command {
 #[derive(Clone)]
 pub struct RedisBus {
     commands: mpsc::Sender<Command>,
+    /// What is left of [`QUEUE_BYTES`].
+    room: Arc<Semaphore>,
     door: Arc<dyn Deliver>,
     up: watch::Receiver<bool>,
     metrics: Arc<Metrics>,
@@ -95,28 +105,42 @@ impl RedisBus {
             metrics: metrics.clone(),
         };
         tasks.spawn("bus link", link.run());
-        Ok(Self { commands, door, up, metrics, heard })
+        Ok(Self { commands, room: Arc::new(Semaphore::new(QUEUE_BYTES)), door, up, metrics, heard })
     }
 
     /// Delivers on this node at once and sends to the others.
     pub fn publish(&self, device: DeviceId, signal: Signal) {
         self.deliver_here(device, signal.clone());
-        self.publish_elsewhere(device, signal);
+        self.publish_elsewhere(device, signal.into());
     }
 
-    /// Delivers on this node.
-    pub fn deliver_here(&self, device: DeviceId, signal: Signal) {
-        self.door.deliver(device, signal);
+    /// Delivers on this node, and tells whether the device is connected here.
+    pub fn deliver_here(&self, device: DeviceId, signal: Signal) -> bool {
+        self.door.deliver(device, signal)
     }
 
     /// Sends to the other nodes.
-    pub fn publish_elsewhere(&self, device: DeviceId, signal: Signal) {
-        if self.commands.try_send(Command::Publish(device, signal)).is_ok() {
-            self.metrics.bus_signals.inc(BusTraffic::Published);
-        } else {
-            self.metrics.bus_signals.inc(BusTraffic::Dropped);
+    pub fn publish_elsewhere(&self, device: DeviceId, mut parcel: Parcel) {
+        let room = self.reserve(&parcel).or_else(|| {
+            let dropped = parcel.drop_content();
+            self.count(BusTraffic::Dropped, dropped);
+            self.reserve(&parcel)
+        });
+        let signals = parcel.signals().len();
+        let command = room.map(|_room| Command::Publish { device, parcel, _room });
+        let sent = command.is_some_and(|command| self.commands.try_send(command).is_ok());
+        self.count(if sent { BusTraffic::Published } else { BusTraffic::Dropped }, signals);
+        if !sent {
             tracing::warn!("a signal to other nodes was dropped: the bus has fallen behind");
         }
+    }
+
+    fn reserve(&self, parcel: &Parcel) -> Option<OwnedSemaphorePermit> {
+        self.room.clone().try_acquire_many_owned(u32::try_from(parcel.bytes()).ok()?).ok()
+    }
+
+    fn count(&self, traffic: BusTraffic, signals: usize) {
+        self.metrics.bus_signals.add(traffic, signals as u64);
     }
 
     /// Listens for a device; returns once Redis has confirmed it, or has been given long enough.
@@ -172,12 +196,14 @@ impl AsyncPushSender for Ear {
                     self.unanswered.store(0, Ordering::Relaxed);
                     self.hears.send_replace(Some(Instant::now()));
                 } else if let Some(device) = channel.strip_prefix(DEVICE_CHANNEL).and_then(DeviceId::parse) {
-                    match rmp_serde::from_slice::<(Uuid, Signal)>(payload) {
+                    match rmp_serde::from_slice::<(Uuid, Vec<Signal>)>(payload) {
                         // This node has delivered its own signals already.
                         Ok((node, _)) if node == self.node => {}
-                        Ok((_, signal)) => {
-                            self.metrics.bus_signals.inc(BusTraffic::Received);
-                            self.door.deliver(device, signal);
+                        Ok((_, signals)) => {
+                            for signal in signals {
+                                self.metrics.bus_signals.inc(BusTraffic::Received);
+                                self.door.deliver(device, signal);
+                            }
                         }
                         Err(error) => tracing::warn!(%error, "a signal of another version was ignored"),
                     }
@@ -246,7 +272,7 @@ impl Link {
                 command = self.queue.recv() => match command {
                     None => return false,
                     // Nobody listens; the reconcile finds what these would have told.
-                    Some(Command::Publish(..)) => {}
+                    Some(Command::Publish { .. }) => {}
                     // Not confirmed: the waiting device goes on, and the reconcile covers it.
                     Some(Command::Subscribe(device, confirm)) => {
                         *self.subscribers.entry(device).or_default() += 1;
@@ -332,7 +358,7 @@ impl Link {
         let mut publishes = redis::pipe();
         for command in commands.drain(..) {
             match command {
-                Command::Publish(device, signal) => match rmp_serde::to_vec(&(self.node, signal)) {
+                Command::Publish { device, parcel, .. } => match rmp_serde::to_vec(&(self.node, parcel.signals())) {
                     Ok(payload) => {
                         publishes.cmd("PUBLISH").arg(channel(&device)).arg(payload).ignore();
                     }

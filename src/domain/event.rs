@@ -44,8 +44,7 @@ pub enum Signal {
     Mail {
         /// Its newest envelope.
         seq: i64,
-        /// That envelope. It stays on the node that stored it; others read the store.
-        #[serde(skip)]
+        /// That envelope, or nothing where it is to be read from the store.
         envelope: Option<Arc<Envelope>>,
     },
     /// A message for those who are connected now, stored nowhere.
@@ -79,8 +78,8 @@ pub struct LiveConnection {
 
 /// The one door by which signals, local or remote, enter a node. The hub implements it and `app` hands it to the bus.
 pub trait Deliver: Send + Sync {
-    /// Hands a signal to the device's connections on this node, if there are any. Must not block.
-    fn deliver(&self, device: DeviceId, signal: Signal);
+    /// Hands a signal to the device's connections on this node, and tells whether there are any. Must not block.
+    fn deliver(&self, device: DeviceId, signal: Signal) -> bool;
 
     /// The connections that are open on this node.
     fn live(&self) -> Vec<LiveConnection>;

@@ -1,7 +1,8 @@
 //! How far a connection has come in its device's mailbox.
 //!
-//! Envelopes are sent in the order of their numbers. One that arrives as a signal is sent at once if it is the next;
-//! otherwise the store is read. So many are under way at once, in number and in bytes, and the rest waits for acks.
+//! Envelopes are sent in the order of their numbers. One that arrives as a signal is sent at once if it is the next. One
+//! that is ahead is kept for a moment, since those before it may be on their way from another node; then the store is
+//! read. So many are under way at once, in number and in bytes, and the rest waits for acks.
 
 use std::{collections::VecDeque, sync::Arc, time::Duration};
 
@@ -21,8 +22,10 @@ const RESEND_AFTER: Duration = Duration::from_mins(1);
 /// Envelopes that are read at once, and their content.
 const PAGE_ENVELOPES: usize = 64;
 pub const PAGE_BYTES: usize = 256 * 1024;
-/// Signals that are kept while the store is read.
+/// Signals that are kept while the store is read or others are awaited.
 const HELD: usize = 64;
+/// How long an envelope that is ahead waits for those before it. The bus takes a few milliseconds.
+const PATIENCE: Duration = Duration::from_millis(20);
 
 /// The state of one connection.
 pub struct Delivery {
@@ -39,8 +42,12 @@ pub struct Delivery {
     /// Whether the next envelope did not fit; an ack clears it.
     full: bool,
     reading: bool,
-    /// With what each draws on the node's memory.
+    /// What cannot be sent yet, as it arrived, with what each draws on the node's memory.
     held: VecDeque<(Held, Reservation)>,
+    /// Until when those before what is held are awaited, once that has begun.
+    patience: Option<Instant>,
+    /// Whether there is something to be read that will not arrive by itself.
+    urgent: bool,
 }
 
 struct Unacked {
@@ -49,7 +56,7 @@ struct Unacked {
     sent: Instant,
 }
 
-/// Something that arrived while the store was being read.
+/// Something that arrived.
 pub enum Held {
     /// A stored envelope.
     Mail(i64, Arc<Envelope>),
@@ -62,6 +69,17 @@ impl Held {
         let (Self::Mail(_, envelope) | Self::Ephemeral(envelope)) = self;
         envelope.content.len()
     }
+}
+
+/// How to get at what comes next.
+#[derive(Debug, PartialEq, Eq)]
+pub enum Next {
+    /// Nothing, or it is under way, or there is no room for it.
+    Nothing,
+    /// Ask again after this time.
+    Wait(Duration),
+    /// Read the store.
+    Read(Reading),
 }
 
 /// What is to be read from the store, and why.
@@ -86,6 +104,8 @@ impl Delivery {
             full: false,
             reading: false,
             held: VecDeque::new(),
+            patience: None,
+            urgent: false,
         }
     }
 
@@ -98,37 +118,59 @@ impl Delivery {
         }
     }
 
-    /// Takes note of an envelope's number.
+    /// Takes note of an envelope's number, which is all that will arrive of it.
     pub fn note(&mut self, seq: i64) {
         self.head = self.head.max(seq);
+        self.urgent |= seq > self.cursor;
     }
 
-    /// Keeps what arrives while the store is read, as far as there is room and memory; `None` once it is kept or need not
-    /// be, since the store has it.
-    pub fn hold(&mut self, arrived: Held, memory: &Budget) -> Option<Held> {
-        if !self.reading {
+    /// Gives back what arrives if it may be sent at once. Otherwise keeps it, as far as there is room and memory; of what
+    /// is not kept, the store has what counts.
+    pub fn arrived(&mut self, arrived: Held, memory: &Budget) -> Option<Held> {
+        let at_once = match &arrived {
+            Held::Mail(seq, _) => {
+                self.head = self.head.max(*seq);
+                if *seq <= self.cursor {
+                    return None;
+                }
+                *seq == self.cursor + 1 && !self.full
+            }
+            Held::Ephemeral(_) => self.held.is_empty(),
+        };
+        if at_once && !self.reading {
             return Some(arrived);
         }
-        if self.held.len() < HELD
-            && let Some(reservation) = memory.try_reserve(arrived.bytes())
-        {
-            self.held.push_back((arrived, reservation));
+        let is_stored = matches!(&arrived, Held::Mail(..));
+        if is_stored && self.full {
+            return None;
+        }
+        match memory.try_reserve(arrived.bytes()).filter(|_| self.held.len() < HELD) {
+            Some(reservation) => self.held.push_back((arrived, reservation)),
+            None => self.urgent |= is_stored,
         }
         None
     }
 
-    /// The oldest thing that was kept.
+    /// Something of what was kept that may be sent now.
     pub fn release(&mut self) -> Option<Held> {
-        let held = if self.reading { None } else { self.held.pop_front().map(|(held, _)| held) };
-        if held.is_none() && self.held.is_empty() {
-            self.held = VecDeque::new();
+        if self.reading {
+            return None;
         }
-        held
-    }
-
-    /// Whether this is the next envelope to be sent, and one may be sent.
-    pub fn is_next(&self, seq: i64) -> bool {
-        seq == self.cursor + 1 && !self.full
+        let (cursor, full) = (self.cursor, self.full);
+        self.held.retain(|(held, _)| !matches!(held, Held::Mail(seq, _) if full || *seq <= cursor));
+        let is_next = |held: &Held| matches!(held, Held::Mail(seq, _) if *seq == cursor + 1);
+        let at = self.held.iter().position(|(held, _)| is_next(held));
+        let at = at.or_else(|| matches!(self.held.front()?, (Held::Ephemeral(_), _)).then_some(0));
+        if at.is_some() {
+            // There was progress, so there may be more.
+            self.patience = None;
+        }
+        let released = at.and_then(|at| self.held.remove(at)).map(|(held, _)| held);
+        if self.held.is_empty() {
+            self.held = VecDeque::new();
+            self.patience = None;
+        }
+        released
     }
 
     /// Takes note that a frame with an envelope will be sent, if there is room for it. There always is for one.
@@ -181,17 +223,31 @@ impl Delivery {
         self.unacked.iter().map(|unacked| unacked.sent).min().map(|sent| sent + RESEND_AFTER)
     }
 
-    /// Begins to read what comes next, unless that is under way, there is nothing or no room.
-    pub fn begin_reading(&mut self) -> Option<Reading> {
-        if self.reading || self.full || self.cursor >= self.head || self.unacked.len() >= WINDOW {
-            return None;
+    /// How to get at what comes next. Where that is by reading, it has begun.
+    pub fn next(&mut self, now: Instant) -> Next {
+        if self.cursor >= self.head {
+            self.urgent = false;
+            return Next::Nothing;
         }
-        self.reading = true;
+        if self.reading || self.full || self.unacked.len() >= WINDOW {
+            return Next::Nothing;
+        }
+        if !self.held.is_empty() && !self.urgent {
+            match self.patience {
+                None => {
+                    self.patience = Some(now + PATIENCE);
+                    return Next::Wait(PATIENCE);
+                }
+                Some(until) if now < until => return Next::Nothing,
+                Some(_) => {}
+            }
+        }
+        (self.patience, self.urgent, self.reading) = (None, false, true);
         let envelopes = u32::try_from(PAGE_ENVELOPES.min(WINDOW - self.unacked.len())).unwrap_or(1);
         let bytes = self.room.saturating_sub(self.unacked_bytes).clamp(1, PAGE_BYTES);
         // The backlog first, whose end the client is told of.
         let upto = self.backlog.unwrap_or(self.head);
-        Some(Reading { page: PageRequest { after: self.cursor, upto, envelopes, bytes }, again: false })
+        Next::Read(Reading { page: PageRequest { after: self.cursor, upto, envelopes, bytes }, again: false })
     }
 
     /// Begins to read what has waited too long for its ack, with what comes behind it.
@@ -264,22 +320,50 @@ mod tests {
         Page { envelopes: seqs.iter().map(|seq| (*seq, envelope.clone())).collect(), complete }
     }
 
+    fn envelope() -> Arc<Envelope> {
+        page(&[1], true).envelopes.remove(0).1
+    }
+
+    /// What is read now.
+    fn read(delivery: &mut Delivery) -> Option<Reading> {
+        match delivery.next(Instant::now()) {
+            Next::Read(reading) => Some(reading),
+            Next::Nothing => None,
+            wait @ Next::Wait(_) => panic!("{wait:?}"),
+        }
+    }
+
+    /// Takes in an envelope, sends what can be sent, and gives the numbers of that; 0 is one that is stored nowhere.
+    fn arrives(delivery: &mut Delivery, seq: i64, memory: &Budget) -> Vec<i64> {
+        let mut next = delivery.arrived(Held::Mail(seq, envelope()), memory).or_else(|| delivery.release());
+        let mut numbers = Vec::new();
+        while let Some(held) = next {
+            numbers.push(match held {
+                Held::Mail(seq, _) => {
+                    assert!(delivery.admit(seq, 1, Instant::now()));
+                    seq
+                }
+                Held::Ephemeral(_) => 0,
+            });
+            next = delivery.release();
+        }
+        numbers
+    }
+
     #[test]
     fn an_empty_mailbox_is_drained_at_once_and_live_mail_needs_no_reading() {
-        let now = Instant::now();
         let mut delivery = Delivery::new(1000);
         delivery.open(mailbox(7, 0));
         assert!(delivery.is_drained());
         assert!(!delivery.is_drained(), "said once");
-        delivery.note(8);
-        assert!(delivery.is_next(8) && delivery.admit(8, 100, now));
-        assert_eq!(delivery.begin_reading(), None);
-        // Word of one that is not the next: the store has those between.
+        assert_eq!(arrives(&mut delivery, 8, &Budget::new(9)), [8]);
+        assert_eq!(read(&mut delivery), None);
+        assert!(arrives(&mut delivery, 8, &Budget::new(9)).is_empty(), "twice the same");
+        // Word of one whose envelope is in the store alone.
         delivery.note(11);
-        assert!(!delivery.is_next(11));
-        let reading = delivery.begin_reading().unwrap();
+        let reading = read(&mut delivery).unwrap();
         assert_eq!((reading.page.after, reading.page.upto), (8, 11));
-        assert_eq!(delivery.begin_reading(), None, "one reading at a time");
+        assert_eq!(read(&mut delivery), None, "one reading at a time");
     }
 
     #[test]
@@ -290,16 +374,16 @@ mod tests {
         delivery.note(12);
         delivery.open(mailbox(9, 3));
         assert!(!delivery.is_drained());
-        let reading = delivery.begin_reading().unwrap();
+        let reading = read(&mut delivery).unwrap();
         assert_eq!((reading.page.after, reading.page.upto), (0, 9));
         assert!(delivery.admit(2, 10, now) && delivery.admit(5, 10, now));
         delivery.end_reading(reading, false);
         assert!(!delivery.is_drained());
-        let reading = delivery.begin_reading().unwrap();
+        let reading = read(&mut delivery).unwrap();
         assert_eq!(reading.page.after, 5);
         delivery.end_reading(reading, true);
         assert!(delivery.is_drained(), "the rest was acked or has expired");
-        let reading = delivery.begin_reading().unwrap();
+        let reading = read(&mut delivery).unwrap();
         assert_eq!((reading.page.after, reading.page.upto), (9, 12), "live ones come behind it");
     }
 
@@ -308,15 +392,15 @@ mod tests {
         let now = Instant::now();
         let mut delivery = Delivery::new(100);
         delivery.open(mailbox(3, 3));
-        let reading = delivery.begin_reading().unwrap();
+        let reading = read(&mut delivery).unwrap();
         assert!(delivery.admit(1, 500, now), "one always goes");
         assert!(!delivery.admit(2, 1, now));
         delivery.end_reading(reading, false);
-        assert_eq!(delivery.begin_reading(), None);
+        assert_eq!(read(&mut delivery), None);
         delivery.acked(&[7]);
-        assert_eq!(delivery.begin_reading(), None, "an ack of something else");
+        assert_eq!(read(&mut delivery), None, "an ack of something else");
         delivery.acked(&[1]);
-        assert_eq!(delivery.begin_reading().unwrap().page.after, 1);
+        assert_eq!(read(&mut delivery).unwrap().page.after, 1);
     }
 
     #[test]
@@ -329,7 +413,7 @@ mod tests {
         }
         assert!(!delivery.admit(257, 1, now));
         delivery.acked(&[3]);
-        assert_eq!(delivery.begin_reading().unwrap().page.envelopes, 1);
+        assert_eq!(read(&mut delivery).unwrap().page.envelopes, 1);
     }
 
     #[test]
@@ -337,22 +421,64 @@ mod tests {
         let now = Instant::now();
         let mut delivery = Delivery::new(1000);
         delivery.open(mailbox(1, 1));
-        let envelope = page(&[2], true).envelopes.remove(0).1;
         let memory = Budget::new(64);
-        assert!(delivery.hold(Held::Ephemeral(envelope.clone()), &memory).is_some(), "nothing is being read");
-        let reading = delivery.begin_reading().unwrap();
+        let ephemeral = || Held::Ephemeral(envelope());
+        assert!(delivery.arrived(ephemeral(), &memory).is_some(), "nothing is being read");
+        let reading = read(&mut delivery).unwrap();
+        assert!(delivery.arrived(ephemeral(), &memory).is_none());
         for seq in 2..200 {
-            delivery.note(seq);
-            assert!(delivery.hold(Held::Mail(seq, envelope.clone()), &memory).is_none());
+            assert!(arrives(&mut delivery, seq, &memory).is_empty());
         }
         assert!(delivery.release().is_none(), "still reading");
         assert!(delivery.admit(1, 1, now));
         delivery.end_reading(reading, true);
-        let mut seqs = Vec::new();
-        while let Some(Held::Mail(seq, _)) = delivery.release() {
-            seqs.push(seq);
+        assert_eq!(arrives(&mut delivery, 200, &memory), (2..65).chain([0]).collect::<Vec<_>>());
+        assert_eq!(read(&mut delivery).unwrap().page.after, 64, "what was not kept is read at once");
+        assert_eq!(memory.in_use(), 0);
+    }
+
+    #[test]
+    fn what_is_ahead_waits_a_moment_for_those_before_it() {
+        let start = Instant::now();
+        let memory = Budget::new(64);
+        let mut delivery = Delivery::new(1000);
+        delivery.open(mailbox(0, 0));
+        assert!(delivery.is_drained());
+        assert!(arrives(&mut delivery, 3, &memory).is_empty());
+        assert_eq!(delivery.next(start), Next::Wait(PATIENCE));
+        assert_eq!(delivery.next(start), Next::Nothing, "it is asked again after that time");
+        assert!(delivery.arrived(Held::Ephemeral(envelope()), &memory).is_none(), "it overtakes nobody");
+        assert!(arrives(&mut delivery, 5, &memory).is_empty());
+        assert_eq!(arrives(&mut delivery, 1, &memory), [1]);
+        assert_eq!(arrives(&mut delivery, 2, &memory), [2, 3, 0]);
+        let later = start + PATIENCE;
+        assert_eq!(delivery.next(later), Next::Wait(PATIENCE), "there was progress");
+        assert_eq!(delivery.next(later), Next::Nothing);
+        let Next::Read(reading) = delivery.next(later + PATIENCE) else { panic!("4 does not come") };
+        assert_eq!((reading.page.after, reading.page.upto), (3, 5));
+        assert!(delivery.admit(4, 1, start) && delivery.admit(5, 1, start));
+        delivery.end_reading(reading, true);
+        assert!(delivery.release().is_none());
+        assert_eq!((read(&mut delivery), memory.in_use()), (None, 0));
+    }
+
+    #[test]
+    fn nobody_waits_where_there_is_no_room_or_the_store_alone_can_tell() {
+        let memory = Budget::new(2);
+        let mut delivery = Delivery::new(4);
+        delivery.open(mailbox(0, 0));
+        assert!(delivery.is_drained());
+        for seq in 2..5 {
+            assert!(arrives(&mut delivery, seq, &memory).is_empty());
         }
-        assert_eq!(seqs, (2..66).collect::<Vec<_>>(), "what was not kept is read");
+        let reading = read(&mut delivery).expect("memory was short");
+        delivery.give_up_reading();
+        delivery.note(9);
+        assert_eq!(read(&mut delivery).map(|again| again.page.after), Some(reading.page.after), "9 itself is in the store");
+        delivery.give_up_reading();
+        delivery.wait();
+        assert!(delivery.release().is_none());
+        assert_eq!(memory.in_use(), 0, "who has no room keeps nothing");
     }
 
     #[test]

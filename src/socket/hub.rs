@@ -134,12 +134,13 @@ impl Hub {
 }
 
 impl Deliver for Hub {
-    fn deliver(&self, device: DeviceId, signal: Signal) {
-        if let Some(connections) = self.shard(device).get(&device) {
-            for attached in connections {
-                attached.address.do_send(Told(signal.clone()));
-            }
+    fn deliver(&self, device: DeviceId, signal: Signal) -> bool {
+        let shard = self.shard(device);
+        let Some(connections) = shard.get(&device) else { return false };
+        for attached in connections {
+            attached.address.do_send(Told(signal.clone()));
         }
+        true
     }
 
     fn live(&self) -> Vec<LiveConnection> {

@@ -8,7 +8,7 @@ use tokio::time::Instant;
 
 use super::super::{
     budget::Reservation,
-    delivery::{Held, Reading},
+    delivery::{Held, Next, Reading},
     device::DeviceSocket,
     ops::encode,
 };
@@ -36,19 +36,25 @@ struct Read {
 impl DeviceSocket {
     /// A stored envelope has arrived, or word of one.
     pub(super) fn mail_arrived(&mut self, seq: i64, envelope: Option<Arc<Envelope>>, ctx: &mut Context<Self>) {
-        self.delivery.note(seq);
-        let memory = &self.node.budget;
-        if let Some(held) = envelope.and_then(|envelope| self.delivery.hold(Held::Mail(seq, envelope), memory)) {
-            self.deliver(&held, ctx);
+        match envelope {
+            Some(envelope) => self.arrived(Held::Mail(seq, envelope), ctx),
+            None => {
+                self.delivery.note(seq);
+                self.read_mail(ctx);
+            }
         }
-        self.read_mail(ctx);
     }
 
     /// An envelope for those who are connected now has arrived.
     pub(super) fn ephemeral_arrived(&mut self, envelope: Arc<Envelope>, ctx: &mut Context<Self>) {
-        if let Some(held) = self.delivery.hold(Held::Ephemeral(envelope), &self.node.budget) {
-            self.deliver(&held, ctx);
+        self.arrived(Held::Ephemeral(envelope), ctx);
+    }
+
+    fn arrived(&mut self, arrived: Held, ctx: &mut Context<Self>) {
+        if let Some(held) = self.delivery.arrived(arrived, &self.node.budget) {
+            self.deliver(held, ctx);
         }
+        self.release_held(ctx);
     }
 
     /// The device has acked envelopes; the numbers are sorted.
@@ -57,17 +63,15 @@ impl DeviceSocket {
         self.read_mail(ctx);
     }
 
-    fn deliver(&mut self, held: &Held, ctx: &mut Context<Self>) {
+    fn deliver(&mut self, held: Held, ctx: &mut Context<Self>) {
         match held {
-            Held::Mail(seq, envelope) if self.delivery.is_next(*seq) => {
-                self.deliver_stored(*seq, envelope, ctx);
+            Held::Mail(seq, envelope) => {
+                self.deliver_stored(seq, &envelope, ctx);
             }
-            // Older than what was sent, or too new: the store has it.
-            Held::Mail(..) => {}
             Held::Ephemeral(envelope) => {
-                let frame = encode(self.codec, &Event::message(self.codec, None, envelope));
+                let frame = encode(self.codec, &Event::message(self.codec, None, &envelope));
                 if self.outbox.has_spare_room(frame.len()) {
-                    self.count_delivery(envelope);
+                    self.count_delivery(&envelope);
                     self.push_event(frame, ctx);
                 }
             }
@@ -105,8 +109,12 @@ impl DeviceSocket {
             return;
         }
         self.tell_drained(ctx);
-        if let Some(reading) = self.delivery.begin_reading() {
-            self.read_page(reading, ctx);
+        match self.delivery.next(Instant::now()) {
+            Next::Nothing => {}
+            Next::Wait(time) => {
+                ctx.run_later(time, Self::read_mail);
+            }
+            Next::Read(reading) => self.read_page(reading, ctx),
         }
     }
 
@@ -150,7 +158,7 @@ impl DeviceSocket {
     /// Goes on with what arrived while the store was read.
     fn release_held(&mut self, ctx: &mut Context<Self>) {
         while let Some(held) = self.delivery.release() {
-            self.deliver(&held, ctx);
+            self.deliver(held, ctx);
         }
         self.read_mail(ctx);
     }

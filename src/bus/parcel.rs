@@ -1,0 +1,137 @@
+//! What one publish carries to other nodes: signals for one device, in their order.
+
+use crate::domain::Signal;
+
+/// Bytes of stored content in one parcel. What is larger is read from the store, by the node that wants it.
+const CARRIED_BYTES: usize = 16 * 1024;
+
+/// Signals for one device.
+#[derive(Debug, Default, PartialEq, Eq)]
+pub struct Parcel {
+    signals: Vec<Signal>,
+    /// Bytes of content, of stored envelopes and in all.
+    carried: usize,
+    bytes: usize,
+}
+
+impl From<Signal> for Parcel {
+    fn from(signal: Signal) -> Self {
+        let mut parcel = Self::default();
+        parcel.add(signal, true);
+        parcel
+    }
+}
+
+impl Parcel {
+    /// Puts a signal in. A stored envelope travels along where it is `wanted` and there is room, otherwise its number alone;
+    /// of several numbers in a row the last says all.
+    pub fn add(&mut self, signal: Signal, wanted: bool) {
+        let signal = match signal {
+            Signal::Mail { seq, envelope } => {
+                let fits = |bytes| wanted && self.carried + bytes <= CARRIED_BYTES;
+                let envelope = envelope.filter(|envelope| fits(envelope.content.len()));
+                if let (None, Some(Signal::Mail { seq: last, envelope: None })) = (&envelope, self.signals.last_mut()) {
+                    *last = seq;
+                    return;
+                }
+                let bytes = envelope.as_ref().map_or(0, |envelope| envelope.content.len());
+                self.carried += bytes;
+                self.bytes += bytes;
+                Signal::Mail { seq, envelope }
+            }
+            Signal::Ephemeral(envelope) => {
+                self.bytes += envelope.content.len();
+                Signal::Ephemeral(envelope)
+            }
+            signal => signal,
+        };
+        self.signals.push(signal);
+    }
+
+    /// Leaves out all content: stored envelopes shrink to their numbers, ephemeral ones are dropped. Gives how many were.
+    pub fn drop_content(&mut self) -> usize {
+        let mut dropped = 0;
+        for signal in std::mem::take(self).signals {
+            if matches!(signal, Signal::Ephemeral(_)) {
+                dropped += 1;
+            } else {
+                self.add(signal, false);
+            }
+        }
+        dropped
+    }
+
+    /// Bytes of content.
+    pub fn bytes(&self) -> usize {
+        self.bytes
+    }
+
+    /// The signals.
+    pub fn signals(&self) -> &[Signal] {
+        &self.signals
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use uuid::Uuid;
+
+    use super::*;
+    use crate::domain::{DeviceId, Envelope, MessageId, Timestamp, UserId};
+
+    fn envelope(bytes: usize) -> Arc<Envelope> {
+        Arc::new(Envelope {
+            message: MessageId(Uuid::nil()),
+            from_user: UserId(Uuid::nil()),
+            from_device: DeviceId(Uuid::nil()),
+            kind: 0,
+            content: vec![7; bytes].into(),
+            accepted_at: Timestamp::parse("2026-01-01T00:00:00Z").unwrap(),
+        })
+    }
+
+    fn mail(seq: i64, bytes: usize) -> Signal {
+        Signal::Mail { seq, envelope: Some(envelope(bytes)) }
+    }
+
+    fn number(seq: i64) -> Signal {
+        Signal::Mail { seq, envelope: None }
+    }
+
+    #[test]
+    fn envelopes_travel_where_they_are_wanted_and_fit() {
+        let mut parcel = Parcel::default();
+        parcel.add(mail(1, 10_000), true);
+        parcel.add(mail(2, 10_000), true);
+        parcel.add(mail(3, 6_384), true);
+        parcel.add(mail(4, 1), true);
+        parcel.add(mail(5, 1), false);
+        assert_eq!(parcel.signals(), [mail(1, 10_000), number(2), mail(3, 6_384), number(5)]);
+        assert_eq!(parcel.bytes(), CARRIED_BYTES);
+    }
+
+    #[test]
+    fn the_order_is_kept_around_what_is_stored_nowhere() {
+        let mut parcel = Parcel::default();
+        let ephemeral = Signal::Ephemeral(envelope(20_000));
+        for signal in [mail(1, 10), ephemeral.clone(), mail(2, 10), mail(3, 10)] {
+            parcel.add(signal, false);
+        }
+        assert_eq!(parcel.signals(), [number(1), ephemeral, number(3)]);
+        assert_eq!(parcel.bytes(), 20_000);
+        assert_eq!(parcel.drop_content(), 1);
+        assert_eq!((parcel.signals(), parcel.bytes()), (&[number(3)][..], 0));
+    }
+
+    #[test]
+    fn what_travels_arrives_as_it_was() {
+        let mut parcel = Parcel::from(Signal::DeviceRevoked);
+        parcel.add(mail(1, 300), true);
+        parcel.add(number(2), true);
+        let bytes = rmp_serde::to_vec(parcel.signals()).unwrap();
+        assert!(bytes.len() < 500, "content travels as bytes: {}", bytes.len());
+        assert_eq!(rmp_serde::from_slice::<Vec<Signal>>(&bytes).unwrap(), parcel.signals());
+    }
+}
