@@ -51,6 +51,8 @@ pub use crate::shutdown::Stopper;
 const RESERVED_FILES: u64 = 384;
 /// How long closing the database's connections may take once nothing uses them.
 const CLOSE_TIME: Duration = Duration::from_millis(400);
+/// Threads for the lanes of batchers at most. They plan what the database then does.
+const LANE_THREADS: usize = 4;
 /// Connections that open at once: as many as one transaction of the store takes.
 const OPENING: usize = 256;
 /// How long a write may stand still after its actor has gone. Longer than the actor's own patience with a closing peer.
@@ -107,8 +109,10 @@ pub struct Application {
     stopper: Stopper,
     tasks: Tasks,
     store: Store,
-    /// Owns store, batchers and bus; stopped last, so that no database connection hangs on a worker that drains.
+    /// Owns store and bus; stopped last, so that no database connection hangs on a worker that drains.
     runtime: Runtime,
+    /// Owns the batchers' lanes and their connections.
+    lanes: Runtime,
 }
 
 impl Application {
@@ -117,8 +121,9 @@ impl Application {
     /// # Errors
     /// Where a backend, the secret or the port cannot be had.
     pub fn build(config: &Config, clock: Clock, entropy: &Entropy) -> Result<Self, AppError> {
-        let runtime = build_runtime().map_err(AppError::System)?;
-        let tasks = Tasks::new(runtime.handle().clone());
+        let runtime = build_runtime("sealwire-store", cores()).map_err(AppError::System)?;
+        let lanes = build_runtime("sealwire-lanes", cores().min(LANE_THREADS)).map_err(AppError::System)?;
+        let tasks = Tasks::new(runtime.handle().clone()).with_lanes(lanes.handle().clone());
         let metrics = Arc::new(Metrics::new());
         let store = runtime.block_on(open_store(config))?.measured(metrics.clone());
         let secret = server_secret(config, entropy)?;
@@ -217,7 +222,7 @@ impl Application {
         drop(entered);
         let (port, server) = listened.map_err(|source| AppError::Listen { setting: "server.bind", bind, source })?;
         let stopper = Stopper { server: server.handle(), hub, connections, time };
-        Ok(Self { port, admin_port, server, admin, stopper, tasks, store, runtime })
+        Ok(Self { port, admin_port, server, admin, stopper, tasks, store, runtime, lanes })
     }
 
     /// The port it listens on: the configured one, or the free one that was taken for port 0.
@@ -249,7 +254,7 @@ impl Application {
     /// # Errors
     /// Where a listener or a background task ends before it should.
     pub async fn run_until_stopped(self) -> Result<(), AppError> {
-        let Self { server, admin, stopper, tasks, store, runtime, .. } = self;
+        let Self { server, admin, stopper, tasks, store, runtime, lanes, .. } = self;
         let admin_handle = admin.handle();
         let (mut server, mut admin) = (pin!(server), pin!(admin));
         let served = tokio::select! {
@@ -276,6 +281,7 @@ impl Application {
         if tokio::time::timeout(CLOSE_TIME, store.close()).await.is_err() {
             tracing::warn!("the database connections did not close in time");
         }
+        lanes.shutdown_background();
         runtime.shutdown_background();
         served
     }
@@ -307,9 +313,8 @@ fn listen_admin(bind: SocketAddr, admin: Arc<Admin>, runtime: &Runtime) -> Resul
     listened.map_err(|source| AppError::Listen { setting: "admin.bind", bind, source })
 }
 
-/// The runtime of store and bus.
-fn build_runtime() -> io::Result<Runtime> {
-    Builder::new_multi_thread().thread_name("sealwire-store").worker_threads(cores()).enable_all().build()
+fn build_runtime(name: &str, threads: usize) -> io::Result<Runtime> {
+    Builder::new_multi_thread().thread_name(name).worker_threads(threads).enable_all().build()
 }
 
 fn start_bus(

@@ -1,4 +1,4 @@
-//! What runs on the runtime of store and bus: background tasks, which never end, and work, which does.
+//! What runs on the runtimes of store and bus: background tasks, which never end, and work, which does.
 //!
 //! A background task is one that the server cannot do without. Each has a name, and one that ends, by a panic or by
 //! returning, is an alarm: a server without it would go on half dead. Work is what a server that stops waits for.
@@ -52,6 +52,7 @@ impl Work {
 #[derive(Clone)]
 pub struct Tasks {
     work: Work,
+    lanes: Handle,
     /// The first task that ended.
     ended: Arc<watch::Sender<Option<&'static str>>>,
 }
@@ -60,14 +61,34 @@ impl Tasks {
     /// No tasks yet.
     #[must_use]
     pub fn new(runtime: Handle) -> Self {
-        Self { work: Work::new(runtime), ended: Arc::new(watch::Sender::new(None)) }
+        Self { work: Work::new(runtime.clone()), lanes: runtime, ended: Arc::new(watch::Sender::new(None)) }
+    }
+
+    /// Runs the lanes of batchers on a runtime of their own.
+    #[must_use]
+    pub fn with_lanes(self, lanes: Handle) -> Self {
+        Self { lanes, ..self }
     }
 
     /// Starts a task that is to run for as long as the server does.
     pub fn spawn(&self, name: &'static str, task: impl Future<Output = ()> + Send + 'static) -> JoinHandle<()> {
+        self.spawn_on(&self.work.runtime, name, task)
+    }
+
+    /// Starts a lane of a batcher, which many wait for: it does not queue up behind their tasks.
+    pub fn spawn_lane(&self, name: &'static str, lane: impl Future<Output = ()> + Send + 'static) -> JoinHandle<()> {
+        self.spawn_on(&self.lanes, name, lane)
+    }
+
+    fn spawn_on(
+        &self,
+        runtime: &Handle,
+        name: &'static str,
+        task: impl Future<Output = ()> + Send + 'static,
+    ) -> JoinHandle<()> {
         // Dropped when the task returns and when it panics alike.
         let alarm = Alarm { name, ended: self.ended.clone() };
-        self.work.runtime.spawn(async move {
+        runtime.spawn(async move {
             let _alarm = alarm;
             task.await;
         })

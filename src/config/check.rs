@@ -48,7 +48,7 @@ pub(super) fn check(settings: &Table) -> Result<(), ConfigError> {
         ("server.outbox_bytes", 65_536..=1 << 30),
         ("server.memory_budget_mb", 16..=1 << 20),
         ("server.drain_s", 3..=3600),
-        ("database.max_connections", 1..=10_000),
+        ("database.max_connections", 6..=10_000),
         ("auth.max_devices", 1..=100),
         ("keys.low_watermark", 0..=500),
         ("mailbox.max_envelopes", 1..=1_000_000_000),

@@ -130,8 +130,8 @@ impl Service {
         let drain =
             Arc::new(DrainLimit::new(policy.limits.claim_burst, Duration::from_secs(policy.limits.claim_refill_s)));
         let claims = {
-            let (store, bus, threshold) = (store.clone(), bus.clone(), policy.low_watermark);
             let lanes = store.claim_lanes();
+            let (store, bus, threshold) = (store.for_lanes(), bus.clone(), policy.low_watermark);
             Batcher::start(tasks, "claims", CLAIMS_PER_BATCH, lanes, &metrics.batch(Batch::Claims), move |items| {
                 let (store, bus, drain) = (store.clone(), bus.clone(), drain.clone());
                 async move {
@@ -144,7 +144,7 @@ impl Service {
             })
         };
         let mail = {
-            let (store, bus, bounds) = (store.clone(), bus.clone(), policy.mailbox);
+            let (store, bus, bounds) = (store.for_lanes(), bus.clone(), policy.mailbox);
             Batcher::start(tasks, "mail", MAIL_PER_BATCH, 1, &metrics.batch(Batch::Mail), move |items| {
                 let (store, bus) = (store.clone(), bus.clone());
                 async move {
@@ -155,7 +155,7 @@ impl Service {
             })
         };
         let connections = {
-            let store = store.clone();
+            let store = store.for_lanes();
             let meter = &metrics.batch(Batch::Connections);
             Batcher::start(tasks, "connections", CONNECTIONS_PER_BATCH, 1, meter, move |items| {
                 let store = store.clone();
@@ -163,7 +163,7 @@ impl Service {
             })
         };
         let partings = {
-            let store = store.clone();
+            let store = store.for_lanes();
             let meter = &metrics.batch(Batch::Partings);
             Batcher::start(
                 tasks,

@@ -48,7 +48,7 @@ impl<Item: Send + 'static, Answer: Send + 'static> Batcher<Item, Answer> {
         let waiting = Arc::new(Mutex::new(waiting));
         for _ in 0..lanes {
             let (waiting, run, meter) = (waiting.clone(), run.clone(), meter.clone());
-            tasks.spawn(name, async move {
+            tasks.spawn_lane(name, async move {
                 let mut taken = Vec::with_capacity(largest);
                 while waiting.lock().await.recv_many(&mut taken, largest).await > 0 {
                     let (items, callers): (Vec<_>, Vec<_>) = taken.drain(..).unzip();

@@ -54,7 +54,9 @@ const STATEMENT_TIMEOUT: &str = "20s";
 /// A connection that has idled for longer is tried out before it is used: the server may have gone meanwhile.
 const TRUSTED_IDLE: Duration = Duration::from_secs(1);
 /// Batches of claims that PostgreSQL works on at once. Measured with `loadtest/claims`: six gained nothing over four.
-const CLAIM_LANES: usize = 4;
+const CLAIM_LANES: u32 = 4;
+/// Connections for mail, for devices that connect and that part, and one more: one that comes back is tried out first.
+const OTHER_LANES: u32 = 4;
 /// Runs of a transaction that lost to another before its client is told `unavailable`.
 const CONFLICT_TRIES: u32 = 4;
 
@@ -171,6 +173,8 @@ pub struct Sqlite {
 #[derive(Clone, Debug)]
 pub struct Postgres {
     pool: PgPool,
+    /// For the lanes of batchers, on whose runtime it opens its connections.
+    lanes: PgPool,
     metrics: Arc<Metrics>,
 }
 
@@ -183,6 +187,22 @@ pub struct PoolLevels {
     pub idle: u32,
     /// As many as may be open.
     pub limit: u32,
+}
+
+impl PoolLevels {
+    fn plus(self, other: Self) -> Self {
+        Self { open: self.open + other.open, idle: self.idle + other.idle, limit: self.limit + other.limit }
+    }
+}
+
+/// Batches of claims that may be in flight at once, of so many connections in all.
+fn claim_lanes(max_connections: u32) -> u32 {
+    (max_connections.saturating_sub(OTHER_LANES) / 3).clamp(1, CLAIM_LANES)
+}
+
+/// Connections that the lanes of batchers have to themselves, of so many in all.
+fn lane_connections(max_connections: u32) -> u32 {
+    claim_lanes(max_connections) + OTHER_LANES
 }
 
 impl Store {
@@ -227,7 +247,6 @@ impl Store {
             ("enable_seqscan", "off"),
         ]);
         let pool: PgPoolOptions = PoolOptions::new()
-            .max_connections(max_connections.max(2))
             .acquire_timeout(BUSY_TIMEOUT)
             .test_before_acquire(false)
             .before_acquire(|connection: &mut PgConnection, meta| {
@@ -236,10 +255,13 @@ impl Store {
                     Ok(meta.idle_for < TRUSTED_IDLE || connection.ping().await.is_ok())
                 })
             });
-        let pool = pool.connect_with(options).await?;
+        let in_lanes = lane_connections(max_connections);
+        let others = max_connections.saturating_sub(in_lanes).max(1);
+        let lanes = pool.clone().max_connections(in_lanes).connect_lazy_with(options.clone());
+        let pool = pool.max_connections(others).connect_with(options).await?;
         // sqlx holds an advisory lock while it migrates, so nodes that start together migrate once.
         sqlx::migrate!("migrations/postgres").run(&pool).await.map_err(StoreError::from_migration)?;
-        Ok(Self::Postgres(Postgres { pool, metrics: Arc::default() }))
+        Ok(Self::Postgres(Postgres { pool, lanes, metrics: Arc::default() }))
     }
 
     /// Has the store count what it does in `with`; until then it counts for itself.
@@ -279,14 +301,9 @@ impl Store {
         }
         match self {
             Self::Sqlite(engine) => {
-                let (writer, readers) = (levels(&engine.writer), levels(&engine.readers));
-                PoolLevels {
-                    open: writer.open + readers.open,
-                    idle: writer.idle + readers.idle,
-                    limit: writer.limit + readers.limit,
-                }
+                levels(&engine.writer).plus(levels(&engine.readers))
             }
-            Self::Postgres(engine) => levels(&engine.pool),
+            Self::Postgres(engine) => levels(&engine.pool).plus(levels(&engine.lanes)),
         }
     }
 
@@ -318,12 +335,24 @@ impl Store {
     }
 
     /// Batches of claims that may be in flight at once. SQLite has one writer; PostgreSQL keeps other connections busy
-    /// while one waits for its commit, but half of them stay free for everything else.
+    /// while one waits for its commit.
     #[must_use]
     pub fn claim_lanes(&self) -> usize {
         match self {
             Self::Sqlite(_) => 1,
-            Self::Postgres(engine) => (engine.pool.options().get_max_connections() as usize / 2).clamp(1, CLAIM_LANES),
+            Self::Postgres(_) => claim_lanes(self.pool().limit) as usize,
+        }
+    }
+
+    /// The same database for the lanes of batchers, which have connections of their own: those open on the lanes' runtime,
+    /// and nobody else's work keeps them waiting.
+    #[must_use]
+    pub fn for_lanes(&self) -> Self {
+        match self {
+            Self::Sqlite(_) => self.clone(),
+            Self::Postgres(engine) => {
+                Self::Postgres(Postgres { pool: engine.lanes.clone(), ..engine.clone() })
+            }
         }
     }
 
@@ -334,7 +363,10 @@ impl Store {
                 engine.readers.close().await;
                 engine.writer.close().await;
             }
-            Self::Postgres(engine) => engine.pool.close().await,
+            Self::Postgres(engine) => {
+                engine.lanes.close().await;
+                engine.pool.close().await;
+            }
         }
     }
 }

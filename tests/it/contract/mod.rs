@@ -18,12 +18,12 @@ pub struct Fresh {
 async fn sqlite() -> Fresh {
     let folder = tempfile::tempdir().unwrap();
     let url = format!("sqlite://{}", folder.path().join("contract.db").display());
-    Fresh { store: Store::open(&url, 4).await.unwrap(), url, _folder: Some(folder) }
+    Fresh { store: Store::open(&url, 12).await.unwrap(), url, _folder: Some(folder) }
 }
 
 async fn postgres() -> Fresh {
     let url = Services::shared().database().await;
-    Fresh { store: Store::open(&url, 4).await.unwrap(), url, _folder: None }
+    Fresh { store: Store::open(&url, 12).await.unwrap(), url, _folder: None }
 }
 
 /// Makes a test of every case for every engine.
