@@ -474,7 +474,11 @@ mod tests {
         let reading = read(&mut delivery).expect("memory was short");
         delivery.give_up_reading();
         delivery.note(9);
-        assert_eq!(read(&mut delivery).map(|again| again.page.after), Some(reading.page.after), "9 itself is in the store");
+        assert_eq!(
+            read(&mut delivery).map(|again| again.page.after),
+            Some(reading.page.after),
+            "9 itself is in the store"
+        );
         delivery.give_up_reading();
         delivery.wait();
         assert!(delivery.release().is_none());

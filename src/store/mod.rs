@@ -300,9 +300,7 @@ impl Store {
             PoolLevels { open, idle, limit: pool.options().get_max_connections() }
         }
         match self {
-            Self::Sqlite(engine) => {
-                levels(&engine.writer).plus(levels(&engine.readers))
-            }
+            Self::Sqlite(engine) => levels(&engine.writer).plus(levels(&engine.readers)),
             Self::Postgres(engine) => levels(&engine.pool).plus(levels(&engine.lanes)),
         }
     }
@@ -350,9 +348,7 @@ impl Store {
     pub fn for_lanes(&self) -> Self {
         match self {
             Self::Sqlite(_) => self.clone(),
-            Self::Postgres(engine) => {
-                Self::Postgres(Postgres { pool: engine.lanes.clone(), ..engine.clone() })
-            }
+            Self::Postgres(engine) => Self::Postgres(Postgres { pool: engine.lanes.clone(), ..engine.clone() }),
         }
     }
 

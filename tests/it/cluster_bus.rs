@@ -11,9 +11,10 @@ use sqlx::PgConnection;
 use uuid::Uuid;
 
 use crate::support::{
-    Cluster, Codec, KeySet, Person, Server, Services, Socket,
+    Cluster, Codec, KeySet, PATIENCE, Person, Server, Services, Socket,
     claiming::{Endpoint, Handed, claim_through_crashes, intents, owners},
     code, eventually,
+    mailing::Member,
     raw::{CLOSE, HANDSHAKE, RawSocket, frame, knock},
     sign_in,
 };
@@ -154,6 +155,30 @@ async fn a_publisher_that_dies_after_its_commit_costs_one_reconcile_interval() {
     let told = eventually("the owner is told", || async { low_socket.low_event(7) }).await;
     assert_eq!(told["kind"], "one_time");
     assert!(committed.elapsed() < RECONCILE, "it took {:?}", committed.elapsed());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_envelope_travels_by_the_bus_unless_its_device_is_here_or_it_is_large() {
+    let services = Services::private();
+    let cluster = Cluster::start(&services, 2, &[]).await;
+    let alice = Member::join(&cluster.nodes[0], "alice@example.org", Codec::Json).await;
+    let here = Member::join(&cluster.nodes[0], "here@example.org", Codec::MsgPack).await;
+    let there = Member::join(&cluster.nodes[1], "there@example.org", Codec::MsgPack).await;
+    let mut redis = redis::Client::open(services.redis.as_str()).unwrap().get_connection().unwrap();
+    redis.set_read_timeout(Some(PATIENCE)).unwrap();
+    let mut listener = redis.as_pubsub();
+    let large = "l".repeat(20_000);
+    for (to, text, travels) in [(&there, "it travels", true), (&here, "it is here", false), (&there, &large, false)] {
+        let channel = format!("sealwire:device:{}", to.person.device);
+        listener.subscribe(&channel).unwrap();
+        alice.send(&[&to.person], text).await;
+        let published = listener.get_message().unwrap();
+        assert_eq!(published.get_channel_name(), channel);
+        let payload = published.get_payload_bytes();
+        assert_eq!(payload.windows(text.len()).any(|some| some == text.as_bytes()), travels, "{} bytes", payload.len());
+        to.receives(text).await;
+        listener.unsubscribe(&channel).unwrap();
+    }
 }
 
 #[tokio::test(flavor = "multi_thread")]
