@@ -56,7 +56,7 @@ enum Command {
         device: DeviceId,
         parcel: Parcel,
         /// Ends once the parcel is on its way.
-        _room: OwnedSemaphorePermit,
+        room: OwnedSemaphorePermit,
     },
     Subscribe(DeviceId, oneshot::Sender<()>),
     Unsubscribe(DeviceId),
@@ -115,19 +115,19 @@ impl RedisBus {
     }
 
     /// Delivers on this node, and tells whether the device is connected here.
-    pub fn deliver_here(&self, device: DeviceId, signal: Signal) -> bool {
+    pub(super) fn deliver_here(&self, device: DeviceId, signal: Signal) -> bool {
         self.door.deliver(device, signal)
     }
 
     /// Sends to the other nodes.
-    pub fn publish_elsewhere(&self, device: DeviceId, mut parcel: Parcel) {
+    pub(super) fn publish_elsewhere(&self, device: DeviceId, mut parcel: Parcel) {
         let room = self.reserve(&parcel).or_else(|| {
             let dropped = parcel.drop_content();
             self.count(BusTraffic::Dropped, dropped);
             self.reserve(&parcel)
         });
         let signals = parcel.signals().len();
-        let command = room.map(|_room| Command::Publish { device, parcel, _room });
+        let command = room.map(|room| Command::Publish { device, parcel, room });
         let sent = command.is_some_and(|command| self.commands.try_send(command).is_ok());
         self.count(if sent { BusTraffic::Published } else { BusTraffic::Dropped }, signals);
         if !sent {
@@ -358,12 +358,15 @@ impl Link {
         let mut publishes = redis::pipe();
         for command in commands.drain(..) {
             match command {
-                Command::Publish { device, parcel, .. } => match rmp_serde::to_vec(&(self.node, parcel.signals())) {
-                    Ok(payload) => {
-                        publishes.cmd("PUBLISH").arg(channel(&device)).arg(payload).ignore();
+                Command::Publish { device, parcel, room } => {
+                    match rmp_serde::to_vec(&(self.node, parcel.signals())) {
+                        Ok(payload) => {
+                            publishes.cmd("PUBLISH").arg(channel(&device)).arg(payload).ignore();
+                        }
+                        Err(error) => tracing::error!(%error, "a signal has no encoding"),
                     }
-                    Err(error) => tracing::error!(%error, "a signal has no encoding"),
-                },
+                    drop(room);
+                }
                 Command::Subscribe(device, confirmed) => {
                     let subscribers = self.subscribers.entry(device).or_default();
                     *subscribers += 1;

@@ -36,12 +36,11 @@ struct Read {
 impl DeviceSocket {
     /// A stored envelope has arrived, or word of one.
     pub(super) fn mail_arrived(&mut self, seq: i64, envelope: Option<Arc<Envelope>>, ctx: &mut Context<Self>) {
-        match envelope {
-            Some(envelope) => self.arrived(Held::Mail(seq, envelope), ctx),
-            None => {
-                self.delivery.note(seq);
-                self.read_mail(ctx);
-            }
+        if let Some(envelope) = envelope {
+            self.arrived(Held::Mail(seq, envelope), ctx);
+        } else {
+            self.delivery.note(seq);
+            self.read_mail(ctx);
         }
     }
 
