@@ -102,7 +102,7 @@ pub struct Accepted {
     pub accepted_at: Timestamp,
     /// Whether it had been accepted before.
     pub duplicate: bool,
-    /// Devices whose mailboxes are full.
+    /// Devices that lack it because their mailboxes were full.
     pub undelivered: Vec<DeviceId>,
 }
 

@@ -2,7 +2,7 @@
 //! the other, as if each had a transaction of its own.
 
 use std::{
-    collections::{BTreeMap, HashMap},
+    collections::{BTreeMap, HashMap, HashSet},
     sync::Arc,
 };
 
@@ -168,7 +168,8 @@ impl Planner<'_> {
                 return Err(Refusal::IdConflict.into());
             }
         }
-        let mut undelivered = Vec::new();
+        let devices = self.facts.recipients.get(&to);
+        let reachable: HashSet<DeviceId> = devices.into_iter().flatten().map(|(device, _)| *device).collect();
         let mut changed = false;
         for outgoing in &item.envelopes {
             let device = outgoing.device;
@@ -179,21 +180,19 @@ impl Planner<'_> {
                 }
                 continue;
             }
-            let devices = self.facts.recipients.get(&to);
-            let reachable = devices.is_some_and(|devices| devices.iter().any(|(known, _)| *known == device));
-            if !reachable || device == item.caller.device {
+            if !reachable.contains(&device) || device == item.caller.device {
                 continue;
             }
             let stored = self.store(item, outgoing, accepted_at)?;
-            if !stored {
-                undelivered.push(device);
-            }
             match at {
                 Some(at) => outcome[at].stored = stored,
                 None => outcome.push(SentTo { device, digest: outgoing.digest(), stored }),
             }
             changed |= stored || at.is_none();
         }
+        // Whoever is left out this time waits for another repeat.
+        let lacks = |one: &&SentTo| !one.stored && reachable.contains(&one.device);
+        let undelivered = outcome.iter().filter(lacks).map(|one| one.device).collect();
         if changed {
             self.facts.sends.insert(id, PastSend { to, accepted_at, outcome });
             if !self.plan.new_sends.contains(&id) && !self.plan.changed_sends.contains(&id) {

@@ -70,6 +70,7 @@ on_every_engine! {
         a_batch_numbers_envelopes_in_its_order
         items_of_a_batch_are_refused_singly
         a_repeat_finds_what_was_sent
+        a_repeat_names_all_who_lack_the_message
         pages_are_bounded_in_number_and_bytes
         shares_are_counted_over_a_batch
         what_expires_is_counted

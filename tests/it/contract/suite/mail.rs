@@ -194,6 +194,39 @@ pub async fn a_repeat_finds_what_was_sent(store: &Store) {
     assert!(store.sweep(later(10) + 2 * day).await.unwrap() >= 2);
 }
 
+pub async fn a_repeat_names_all_who_lack_the_message(store: &Store) {
+    let alice = member(store, "alice").await;
+    let (phone, laptop, tablet) = (member(store, "bob").await, member(store, "bob").await, member(store, "bob").await);
+    let room_for_one =
+        MailboxBounds { all: Load { envelopes: 1, bytes: 1000 }, per_sender: Load { envelopes: 9, bytes: 1000 } };
+    let undelivered = async |request: &SendRequest| {
+        let batch = store.mail(vec![MailRequest::Send(request.clone())], &room_for_one).await;
+        match batch.answers.into_iter().next() {
+            Some(Ok(MailAnswer::Sent(Accepted { undelivered, .. }))) => undelivered,
+            other => panic!("{other:?}"),
+        }
+    };
+    let all = [&phone, &laptop, &tablet];
+    undelivered(&send(&alice, &all, "before")).await;
+    mail(store, vec![ack(&phone, &[1])]).await;
+    let whole = send(&alice, &all, "whole");
+    assert_eq!(undelivered(&whole).await, [laptop.device, tablet.device]);
+    // There is nothing to store for whoever is left out, be there room or not.
+    mail(store, vec![ack(&laptop, &[1])]).await;
+    let part = |to: &Caller| SendRequest {
+        envelopes: whole.envelopes.iter().filter(|one| one.device == to.device).cloned().collect(),
+        ..whole.clone()
+    };
+    assert_eq!(undelivered(&part(&phone)).await, [laptop.device, tablet.device]);
+    assert_eq!(undelivered(&part(&laptop)).await, [tablet.device]);
+    assert_eq!(undelivered(&part(&phone)).await, [tablet.device]);
+    assert_eq!(waiting(store, &laptop).await, numbered(&[(2, "whole")]));
+    // Nobody waits for a device that is gone.
+    store.revoke_device(&tablet, tablet.device, later(12)).await.unwrap();
+    assert_eq!(undelivered(&part(&phone)).await, []);
+    assert_eq!(undelivered(&whole).await, []);
+}
+
 /// A session of the same device that outlives the first.
 async fn store_session(store: &Store, caller: &Caller) -> Caller {
     let session = sealwire::store::NewSession {
