@@ -18,9 +18,9 @@ use crate::{
     protocol::{
         Codec, Problem,
         client::client_address,
-        frame::Object,
         http::bearer,
-        params::{OtpBody, VerifyBody},
+        params::accounts::{OtpBody, VerifyBody},
+        value::Object,
     },
     service::{ClientNetwork, SignInRequest, Told},
 };

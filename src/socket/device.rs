@@ -34,7 +34,8 @@ use crate::{
     metrics::{Asked, Close},
     protocol::{
         CloseCode, Codec,
-        frame::{Event, Limits, MailboxSummary, Op, Request, RequestId, Welcome},
+        event::{Event, Limits, MailboxSummary, Welcome},
+        frame::{Op, Request, RequestId},
     },
     service::{Opened, Turns},
 };

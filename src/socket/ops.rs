@@ -14,7 +14,7 @@ use crate::{
     protocol::{
         Code, Codec, Problem,
         frame::{Empty, Failure, Op, Request, RequestId, Success},
-        params,
+        params::{Nothing, accounts, keys, messages},
     },
     service::{Message, Service, Told, Turn},
 };
@@ -152,7 +152,7 @@ impl Call<'_> {
             expires_at: Timestamp,
             session_id: SessionId,
         }
-        self.params::<params::Nothing>()?;
+        self.params::<Nothing>()?;
         let (session, token) = self.service.renew(&self.caller).await?;
         self.effects.after = After::Renewed(session);
         let Session { caller, expires_at } = session;
@@ -160,7 +160,7 @@ impl Call<'_> {
     }
 
     async fn logout(self) -> Result<Vec<u8>, Refusal> {
-        self.params::<params::Nothing>()?;
+        self.params::<Nothing>()?;
         self.effects.told = self.service.logout(&self.caller).await?;
         self.effects.after = After::Ended(EndReason::Logout);
         self.success(&Empty {})
@@ -180,7 +180,7 @@ impl Call<'_> {
             last_seen: Option<Timestamp>,
             current: bool,
         }
-        self.params::<params::Nothing>()?;
+        self.params::<Nothing>()?;
         let devices = self.service.list_devices(&self.caller).await?;
         let listed = devices.into_iter().map(|device| Listed {
             device_id: device.id,
@@ -194,14 +194,14 @@ impl Call<'_> {
     }
 
     async fn rename_device(self) -> Result<Vec<u8>, Refusal> {
-        let params: params::Rename = self.params()?;
+        let params: accounts::Rename = self.params()?;
         let device = params.device_id.unwrap_or(self.caller.device);
         self.service.rename_device(&self.caller, device, params.name()?).await?;
         self.success(&Empty {})
     }
 
     async fn revoke_device(self) -> Result<Vec<u8>, Refusal> {
-        let params::Revoke { device_id } = self.params()?;
+        let accounts::Revoke { device_id } = self.params()?;
         self.effects.told = self.service.revoke_device(&self.caller, device_id).await?;
         if device_id == self.caller.device {
             self.effects.after = After::Ended(EndReason::DeviceRevoked);
@@ -214,13 +214,13 @@ impl Call<'_> {
         struct Found {
             user_id: UserId,
         }
-        let params: params::Find = self.params()?;
+        let params: accounts::Find = self.params()?;
         let user_id = self.service.find_user(&self.caller, &params.email()?).await?;
         self.success(&Found { user_id })
     }
 
     async fn delete_account(self) -> Result<Vec<u8>, Refusal> {
-        self.params::<params::Nothing>()?;
+        self.params::<Nothing>()?;
         self.effects.told = self.service.delete_account(&self.caller).await?;
         self.effects.after = After::Ended(EndReason::AccountDeleted);
         self.success(&Empty {})
@@ -231,7 +231,7 @@ impl Call<'_> {
         if let Some(turn) = &mut self.effects.turn {
             turn.come().await;
         }
-        let params: params::Publish = self.params()?;
+        let params: keys::Publish = self.params()?;
         let rotated = params.rotates_signed_prekey();
         let outcome = self.service.publish(&self.caller, params.into()).await?;
         self.effects.after = After::Published { status: outcome.status.clone(), rotated };
@@ -239,13 +239,13 @@ impl Call<'_> {
     }
 
     async fn keys_status(self) -> Result<Vec<u8>, Refusal> {
-        self.params::<params::Nothing>()?;
+        self.params::<Nothing>()?;
         let status: KeysStatus = self.service.keys_status(&self.caller).await?;
         self.success(&status)
     }
 
     async fn fetch(self) -> Result<Vec<u8>, Refusal> {
-        let params: params::Fetch = self.params()?;
+        let params: keys::Fetch = self.params()?;
         let user = params.user_id;
         let devices = params.device_ids()?;
         let bundles: Bundles = self.service.fetch(&self.caller, user, devices.as_deref()).await?;
@@ -253,7 +253,7 @@ impl Call<'_> {
     }
 
     async fn claim(self) -> Result<Vec<u8>, Refusal> {
-        let params: params::Claim = self.params()?;
+        let params: keys::Claim = self.params()?;
         let (user, claim) = (params.user_id, params.claim_id);
         let bundles: Bundles = self.service.claim(self.caller, user, params.device_ids()?, claim).await?;
         self.success(&bundles)
@@ -281,7 +281,7 @@ impl Call<'_> {
     }
 
     fn message(&self) -> Result<Message, Refusal> {
-        let params: params::Send = self.params()?;
+        let params: messages::Send = self.params()?;
         Ok(Message {
             id: params.message_id,
             to: params.to,
@@ -296,7 +296,7 @@ impl Call<'_> {
         struct Acked {
             acked: u64,
         }
-        let params: params::Ack = self.params()?;
+        let params: messages::Ack = self.params()?;
         let mut seqs = params.seqs()?;
         seqs.sort_unstable();
         let acked = self.service.ack(self.caller, seqs.clone()).await?;

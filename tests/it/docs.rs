@@ -77,7 +77,7 @@ fn every_op_and_event_has_a_section_and_no_other_does() {
     assert_eq!(sections("## Ops"), ops);
 
     // Events have no list in the code but the names that serde writes.
-    let source = read("src/protocol/frame.rs");
+    let source = read("src/protocol/event.rs");
     let (_, events) = source.split_once("\npub enum Event<'a> {").unwrap();
     let (events, _) = events.split_once("\n}").unwrap();
     let names = events.lines().filter_map(|line| line.strip_prefix("    #[serde(rename = \"")?.strip_suffix("\")]"));

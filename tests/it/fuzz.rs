@@ -8,7 +8,11 @@ use std::sync::{
 use proptest::prelude::*;
 use rand::{Rng, RngExt, SeedableRng, rngs::StdRng};
 use reqwest::Method;
-use sealwire::protocol::{Codec as Format, frame::Request, params};
+use sealwire::protocol::{
+    Codec as Format,
+    frame::Request,
+    params::{Nothing, accounts, keys, messages},
+};
 use serde_json::{Map, Value, json};
 
 use crate::support::{
@@ -21,17 +25,19 @@ use crate::support::{
 /// Reads the bytes as a frame and as the parameters of every op.
 fn read(format: Format, bytes: &[u8]) {
     let Ok(request) = Request::decode(format, bytes) else { return };
-    let _ = request.params::<params::Nothing>(format, bytes);
-    let _ = request.params::<params::Rename>(format, bytes).map(|params| params.name().map(str::len));
-    let _ = request.params::<params::Revoke>(format, bytes);
-    let _ = request.params::<params::Find>(format, bytes).map(|params| params.email());
-    let _ = request.params::<params::Fetch>(format, bytes).map(params::Fetch::device_ids);
-    let _ = request.params::<params::Claim>(format, bytes).map(params::Claim::device_ids);
-    let publish = request.params::<params::Publish>(format, bytes);
+    let _ = request.params::<Nothing>(format, bytes);
+    let _ = request.params::<accounts::Rename>(format, bytes).map(|params| params.name().map(str::len));
+    let _ = request.params::<accounts::Revoke>(format, bytes);
+    let _ = request.params::<accounts::Find>(format, bytes).map(|params| params.email());
+    let _ = request.params::<keys::Fetch>(format, bytes).map(keys::Fetch::device_ids);
+    let _ = request.params::<keys::Claim>(format, bytes).map(keys::Claim::device_ids);
+    let publish = request.params::<keys::Publish>(format, bytes);
     let _ = publish.map(|params| sealwire::domain::publish::PublishRequest::from(params).is_complete());
+    let _ = request.params::<messages::Send>(format, bytes).map(|params| params.envelopes(format).map(|all| all.len()));
+    let _ = request.params::<messages::Ack>(format, bytes).map(messages::Ack::seqs);
 }
 
-const NAMES: [&str; 22] = [
+const NAMES: [&str; 29] = [
     "id",
     "op",
     "params",
@@ -51,13 +57,21 @@ const NAMES: [&str; 22] = [
     "public_key",
     "signature",
     "expires_at",
+    "message_id",
+    "to",
+    "messages",
+    "type",
+    "content",
+    "ttl_s",
+    "seqs",
     "x",
     "",
     "\0",
 ];
 
-const WORDS: [&str; 10] = [
+const WORDS: [&str; 11] = [
     "keys.publish",
+    "messages.send",
     "keys.claim",
     "devices.rename",
     "signal-pqxdh",

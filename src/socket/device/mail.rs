@@ -17,7 +17,7 @@ use crate::{
         Envelope, Refusal,
         envelope::{MAX_CONTENT, Page},
     },
-    protocol::frame::Event,
+    protocol::event::Event,
 };
 
 /// Pause before the store is read again after it could not be, or after memory was short.

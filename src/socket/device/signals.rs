@@ -5,7 +5,7 @@ use actix::{Context, Handler};
 use super::{DeviceSocket, Told};
 use crate::{
     domain::{EndReason, KeyKind, Signal, bundle::depth},
-    protocol::{CloseCode, frame::Event},
+    protocol::{CloseCode, event::Event},
 };
 
 impl DeviceSocket {

@@ -8,7 +8,7 @@ use tokio::time::Instant;
 use super::{DeviceSocket, HEARTBEAT};
 use crate::{
     domain::{EndReason, Timestamp, bundle::SignedPrekeyStatus},
-    protocol::{CloseCode, frame::Event},
+    protocol::{CloseCode, event::Event},
 };
 
 /// A socket from which nothing came in for this long is closed.

@@ -1,0 +1,213 @@
+//! Values in requests, of exactly one kind each. What serde derives is more lenient than the protocol: it takes lists for
+//! maps, and what `MessagePack` calls `bin` for lists and for text.
+
+use std::fmt;
+
+use base64::{
+    Engine,
+    engine::general_purpose::{STANDARD, STANDARD_NO_PAD},
+};
+use serde::{
+    Deserialize, Deserializer,
+    de::{
+        self, DeserializeSeed, IgnoredAny, IntoDeserializer, MapAccess, SeqAccess, Visitor,
+        value::{MapAccessDeserializer, SeqAccessDeserializer},
+    },
+};
+
+/// A value that must be a map. Derived implementations would also take an array, field by field.
+#[derive(Debug)]
+pub struct Object<T>(pub T);
+
+impl<'de, T: Deserialize<'de>> Deserialize<'de> for Object<T> {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct MapOnly<T>(std::marker::PhantomData<T>);
+        impl<'de, T: Deserialize<'de>> Visitor<'de> for MapOnly<T> {
+            type Value = Object<T>;
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("a map")
+            }
+            fn visit_map<A: MapAccess<'de>>(self, map: A) -> Result<Self::Value, A::Error> {
+                T::deserialize(MapAccessDeserializer::new(Named(map))).map(Object)
+            }
+        }
+        deserializer.deserialize_map(MapOnly(std::marker::PhantomData))
+    }
+}
+
+/// A value that must be a list. A plain `Vec` would also take the `bin` of `MessagePack`, as a list of numbers.
+#[derive(Debug)]
+pub struct List<T>(pub Vec<T>);
+
+impl<'de, T: Deserialize<'de>> Deserialize<'de> for List<T> {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct ListOnly<T>(std::marker::PhantomData<T>);
+        impl<'de, T: Deserialize<'de>> Visitor<'de> for ListOnly<T> {
+            type Value = List<T>;
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("a list")
+            }
+            fn visit_seq<A: SeqAccess<'de>>(self, seq: A) -> Result<Self::Value, A::Error> {
+                Vec::deserialize(SeqAccessDeserializer::new(seq)).map(List)
+            }
+        }
+        deserializer.deserialize_any(ListOnly(std::marker::PhantomData))
+    }
+}
+
+/// A map whose fields are known by their names alone. `MessagePack` allows any value as a key, and derived
+/// implementations would take a number for the field in that place.
+struct Named<A>(A);
+
+impl<'de, A: MapAccess<'de>> MapAccess<'de> for Named<A> {
+    type Error = A::Error;
+
+    fn next_key_seed<K: DeserializeSeed<'de>>(&mut self, seed: K) -> Result<Option<K::Value>, A::Error> {
+        let Some(key) = self.0.next_key::<Shape>()? else { return Ok(None) };
+        let name = match key {
+            Shape::Text(name) => name,
+            // No field has this name, so that it is passed over.
+            _ => String::new(),
+        };
+        seed.deserialize(name.into_deserializer()).map(Some)
+    }
+
+    fn next_value_seed<V: DeserializeSeed<'de>>(&mut self, seed: V) -> Result<V::Value, A::Error> {
+        self.0.next_value_seed(seed)
+    }
+}
+
+/// What kind of value stands in a place, with as much of it as the outline needs.
+pub(super) enum Shape {
+    Null,
+    Integer(u64),
+    Text(String),
+    Map,
+    Other,
+}
+
+impl<'de> Deserialize<'de> for Shape {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct Any;
+        impl<'de> Visitor<'de> for Any {
+            type Value = Shape;
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("a value")
+            }
+            fn visit_bool<E>(self, _: bool) -> Result<Shape, E> {
+                Ok(Shape::Other)
+            }
+            fn visit_i64<E>(self, value: i64) -> Result<Shape, E> {
+                Ok(u64::try_from(value).map_or(Shape::Other, Shape::Integer))
+            }
+            fn visit_u64<E>(self, value: u64) -> Result<Shape, E> {
+                Ok(Shape::Integer(value))
+            }
+            fn visit_f64<E>(self, _: f64) -> Result<Shape, E> {
+                Ok(Shape::Other)
+            }
+            fn visit_str<E>(self, value: &str) -> Result<Shape, E> {
+                Ok(Shape::Text(value.to_owned()))
+            }
+            fn visit_bytes<E>(self, _: &[u8]) -> Result<Shape, E> {
+                Ok(Shape::Other)
+            }
+            fn visit_unit<E>(self) -> Result<Shape, E> {
+                Ok(Shape::Null)
+            }
+            fn visit_none<E>(self) -> Result<Shape, E> {
+                Ok(Shape::Null)
+            }
+            fn visit_newtype_struct<D: Deserializer<'de>>(self, deserializer: D) -> Result<Shape, D::Error> {
+                IgnoredAny::deserialize(deserializer).map(|_| Shape::Other)
+            }
+            fn visit_seq<A: SeqAccess<'de>>(self, mut seq: A) -> Result<Shape, A::Error> {
+                while seq.next_element::<IgnoredAny>()?.is_some() {}
+                Ok(Shape::Other)
+            }
+            fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Shape, A::Error> {
+                while map.next_entry::<IgnoredAny, IgnoredAny>()?.is_some() {}
+                Ok(Shape::Map)
+            }
+        }
+        deserializer.deserialize_any(Any)
+    }
+}
+
+/// Text that is really text (no `bin` of MessagePack) and free of NUL.
+#[derive(Clone)]
+pub struct Text(String);
+
+impl Text {
+    /// The text.
+    #[must_use]
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+}
+
+impl<'de> Deserialize<'de> for Text {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        deserializer.deserialize_str(StringOnly(|text: &str| (!text.contains('\0')).then(|| Self(text.to_owned()))))
+    }
+}
+
+/// Bytes as base64. Padding may be left out, but not in part.
+pub(super) struct Base64(pub(super) Vec<u8>);
+
+impl Base64 {
+    pub(super) fn parse(text: &str) -> Option<Self> {
+        let engine = if text.contains('=') { STANDARD } else { STANDARD_NO_PAD };
+        engine.decode(text).ok().map(Self)
+    }
+}
+
+impl<'de> Deserialize<'de> for Base64 {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        deserializer.deserialize_str(StringOnly(Self::parse))
+    }
+}
+
+/// Takes strings alone and parses them with the function.
+struct StringOnly<F>(F);
+
+impl<T, F: FnOnce(&str) -> Option<T>> de::Visitor<'_> for StringOnly<F> {
+    type Value = T;
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("a well-formed string")
+    }
+
+    fn visit_str<E: de::Error>(self, text: &str) -> Result<T, E> {
+        (self.0)(text).ok_or_else(|| E::custom("not well-formed"))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{domain::Timestamp, protocol::Codec};
+
+    #[test]
+    fn base64_padding_is_optional_and_the_alphabet_standard() {
+        for (text, bytes) in [
+            ("\"/+8=\"", Some(vec![0xff, 0xef])),
+            ("\"/+8\"", Some(vec![0xff, 0xef])),
+            ("\"_-8\"", None),
+            ("\"/+8\\n\"", None),
+            ("\"BQ=\"", None),
+            ("5", None),
+        ] {
+            assert_eq!(serde_json::from_str::<Base64>(text).ok().map(|b| b.0), bytes, "{text}");
+        }
+    }
+
+    #[test]
+    fn bin_is_not_text_in_messagepack() {
+        assert!(Codec::MsgPack.decode::<Text>(b"\xa2hi").is_ok());
+        assert!(Codec::MsgPack.decode::<Text>(b"\xc4\x02hi").is_err());
+        assert!(Codec::Json.decode::<Text>(br#""a\u0000""#).is_err());
+        assert!(Codec::MsgPack.decode::<Timestamp>(b"\xb42026-06-01T12:00:00Z").is_ok());
+        assert!(Codec::MsgPack.decode::<Timestamp>(b"\xc4\x142026-06-01T12:00:00Z").is_err());
+    }
+}
