@@ -1,10 +1,14 @@
 //! The two encodings of a frame, chosen by subprotocol: MessagePack in binary frames, JSON in text frames.
 
-use serde::{Serialize, de::DeserializeOwned};
+use serde::{Deserialize, Serialize};
 use thiserror::Error;
 
 /// How deep a request may nest. The protocol needs five levels.
 const MAX_DEPTH: usize = 32;
+/// `MessagePack`'s markers of bytes; a big-endian length of so many bits follows.
+const BIN_8: u8 = 0xc4;
+const BIN_16: u8 = 0xc5;
+const BIN_32: u8 = 0xc6;
 
 /// An encoding of frames.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -57,7 +61,7 @@ impl Codec {
     ///
     /// # Errors
     /// Where the bytes are no such value, nest too deeply, or go on after it.
-    pub fn decode<T: DeserializeOwned>(self, bytes: &[u8]) -> Result<T, DecodeError> {
+    pub fn decode<'de, T: Deserialize<'de>>(self, bytes: &'de [u8]) -> Result<T, DecodeError> {
         match self {
             Self::Json => serde_json::from_slice(bytes).map_err(|error| DecodeError::from_text(&error.to_string())),
             Self::MsgPack => {
@@ -65,7 +69,7 @@ impl Codec {
                 decoder.set_max_depth(MAX_DEPTH);
                 let value = T::deserialize(&mut decoder).map_err(|error| DecodeError::from_text(&error.to_string()))?;
                 // The reader has no position, but what it has not read is what another value would start with.
-                let rest: Result<serde::de::IgnoredAny, _> = serde::Deserialize::deserialize(&mut decoder);
+                let rest: Result<serde::de::IgnoredAny, _> = Deserialize::deserialize(&mut decoder);
                 match rest {
                     Err(rmp_serde::decode::Error::InvalidMarkerRead(end))
                         if end.kind() == std::io::ErrorKind::UnexpectedEof =>
@@ -94,6 +98,18 @@ impl Codec {
     }
 }
 
+/// Whether bytes that were read out of a `MessagePack` frame, and borrow from it, stand there as `bin`: a `str` that is
+/// no UTF-8 is read as bytes too.
+pub(super) fn is_bin(frame: &[u8], bytes: &[u8]) -> bool {
+    let Some(start) = bytes.first().and_then(|first| frame.element_offset(first)) else { return bytes.is_empty() };
+    let before = &frame[..start];
+    let follow = |marker: u8, length: &[u8]| before.strip_suffix(length).is_some_and(|head| head.ends_with(&[marker]));
+    let length = bytes.len();
+    u8::try_from(length).is_ok_and(|length| follow(BIN_8, &length.to_be_bytes()))
+        || u16::try_from(length).is_ok_and(|length| follow(BIN_16, &length.to_be_bytes()))
+        || u32::try_from(length).is_ok_and(|length| follow(BIN_32, &length.to_be_bytes()))
+}
+
 /// A value that has no encoding.
 #[derive(Debug, Error)]
 pub enum EncodeError {
@@ -107,8 +123,6 @@ pub enum EncodeError {
 
 #[cfg(test)]
 mod tests {
-    use serde::Deserialize;
-
     use super::*;
 
     #[derive(Debug, PartialEq, Serialize, Deserialize)]
@@ -136,6 +150,38 @@ mod tests {
         assert_eq!(missing.to_string(), "missing field `number`");
         let wrong = Codec::Json.decode::<Sample>(br#"{"number":"secret"}"#).unwrap_err();
         assert!(!wrong.to_string().contains("secret"));
+    }
+
+    #[test]
+    fn bin_is_told_from_text_that_is_no_utf_8() {
+        let heads = |length: u32| {
+            let [.., high, low] = length.to_be_bytes();
+            let long = |marker: u8| [&[marker][..], &length.to_be_bytes()].concat();
+            let mut heads = vec![(true, long(BIN_32)), (false, long(0xdb))];
+            if length <= 0xffff {
+                heads.extend([(true, vec![BIN_16, high, low]), (false, vec![0xda, high, low])]);
+            }
+            if length <= 0xff {
+                heads.extend([(true, vec![BIN_8, low]), (false, vec![0xd9, low])]);
+            }
+            if length <= 31 {
+                heads.push((false, vec![0xa0 | low]));
+            }
+            heads
+        };
+        // Lengths that hold the markers themselves, and what stands before them may look like one.
+        for length in [1, 4, 31, 32, 0xa1, 0xc4, 0xc5, 0xc6, 0xff, 0x100, 0xc4c4, 0xc5c5, 0xc600, 0xffff, 0x1_0000] {
+            for before in [0x00, BIN_8, BIN_16, BIN_32] {
+                for (is_bytes, head) in heads(length) {
+                    let content = vec![0xff; length as usize];
+                    let frame = [&[0x92, 0xc4, 0x01, before][..], &head, &content].concat();
+                    let (_, read): (&[u8], &[u8]) = Codec::MsgPack.decode(&frame).unwrap();
+                    assert_eq!(is_bin(&frame, read), is_bytes, "{before:x} {head:x?}");
+                }
+            }
+        }
+        assert!(is_bin(b"\xc4\x00", b""));
+        assert!(!is_bin(b"\xc4\x01x", &Vec::from(*b"x")), "bytes from elsewhere");
     }
 
     #[test]

@@ -4,7 +4,7 @@ use std::{fmt, num::NonZeroU32};
 
 use serde::{
     Deserialize, Deserializer, Serialize,
-    de::{self, DeserializeOwned, IgnoredAny, MapAccess, Visitor},
+    de::{self, IgnoredAny, MapAccess, Visitor},
 };
 
 use super::{
@@ -104,7 +104,7 @@ impl Request {
     ///
     /// # Errors
     /// `bad_request` where a required one is missing or one has the wrong type.
-    pub fn params<T: DeserializeOwned>(&self, codec: Codec, frame: &[u8]) -> Result<T, Refusal> {
+    pub fn params<'de, T: Deserialize<'de>>(&self, codec: Codec, frame: &'de [u8]) -> Result<T, Refusal> {
         let params = if self.has_params {
             codec.decode::<Carrier<T>>(frame).map(|carrier| carrier.params.0)
         } else {
@@ -115,7 +115,7 @@ impl Request {
 }
 
 #[derive(Deserialize)]
-#[serde(bound = "T: DeserializeOwned")]
+#[serde(bound(deserialize = "T: Deserialize<'de>"))]
 struct Carrier<T> {
     params: Object<T>,
 }

@@ -4,7 +4,7 @@
 //! `service`, and its arm here.
 
 use bytes::Bytes;
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 use tokio::time::Instant;
 
 use super::Node;
@@ -117,7 +117,7 @@ struct Call<'a> {
     effects: &'a mut Effects,
 }
 
-impl Call<'_> {
+impl<'a> Call<'a> {
     async fn dispatch(self, op: Op) -> Result<Vec<u8>, Refusal> {
         match op {
             Op::SessionRenew => self.renew().await,
@@ -136,7 +136,7 @@ impl Call<'_> {
         }
     }
 
-    fn params<T: serde::de::DeserializeOwned>(&self) -> Result<T, Refusal> {
+    fn params<T: Deserialize<'a>>(&self) -> Result<T, Refusal> {
         self.request.params(self.codec, self.frame)
     }
 
@@ -281,13 +281,13 @@ impl Call<'_> {
     }
 
     fn message(&self) -> Result<Message, Refusal> {
-        let params: messages::Send = self.params()?;
+        let params: messages::Send<'_> = self.params()?;
         Ok(Message {
             id: params.message_id,
             to: params.to,
             ephemeral: params.ephemeral(),
             ttl: params.ttl()?,
-            envelopes: params.envelopes(self.codec)?,
+            envelopes: params.envelopes(self.codec, self.frame)?,
         })
     }
 

@@ -33,7 +33,9 @@ fn read(format: Format, bytes: &[u8]) {
     let _ = request.params::<keys::Claim>(format, bytes).map(keys::Claim::device_ids);
     let publish = request.params::<keys::Publish>(format, bytes);
     let _ = publish.map(|params| sealwire::domain::publish::PublishRequest::from(params).is_complete());
-    let _ = request.params::<messages::Send>(format, bytes).map(|params| params.envelopes(format).map(|all| all.len()));
+    let _ = request
+        .params::<messages::Send<'_>>(format, bytes)
+        .map(|params| params.envelopes(format, bytes).map(|all| all.len()));
     let _ = request.params::<messages::Ack>(format, bytes).map(messages::Ack::seqs);
 }
 

@@ -2,6 +2,7 @@
 
 use std::{fmt, time::Duration};
 
+use bytes::Bytes;
 use serde::{Deserialize, Deserializer, de};
 
 use crate::{
@@ -11,6 +12,7 @@ use crate::{
     },
     protocol::{
         Codec,
+        codec::is_bin,
         value::{Base64, List, Object},
     },
 };
@@ -26,25 +28,27 @@ const TTL_SECONDS: std::ops::RangeInclusive<u64> = 60..=30 * 24 * 3600;
 
 /// `messages.send`
 #[derive(Deserialize)]
-pub struct Send {
+pub struct Send<'a> {
     /// The sending device's name for the message.
     pub message_id: MessageId,
     /// Whose devices.
     pub to: UserId,
     ephemeral: Option<bool>,
     ttl_s: Option<u64>,
-    messages: List<Object<MessageBody>>,
+    #[serde(borrow)]
+    messages: List<Object<MessageBody<'a>>>,
 }
 
 #[derive(Deserialize)]
-struct MessageBody {
+struct MessageBody<'a> {
     device_id: DeviceId,
     #[serde(rename = "type")]
     kind: u8,
-    content: Content,
+    #[serde(borrow)]
+    content: Content<'a>,
 }
 
-impl Send {
+impl Send<'_> {
     /// Only for who is connected now.
     #[must_use]
     pub fn ephemeral(&self) -> bool {
@@ -63,59 +67,66 @@ impl Send {
         }
     }
 
-    /// What each device is sent.
+    /// What each device is sent. `frame` is the one that this was read from.
     ///
     /// # Errors
     /// `bad_request` where there are more than a hundred, or one is empty or not written as the encoding wants it;
     /// `payload_too_large`
-    pub fn envelopes(self, codec: Codec) -> Result<Vec<Outgoing>, Refusal> {
+    pub fn envelopes(self, codec: Codec, frame: &[u8]) -> Result<Vec<Outgoing>, Refusal> {
         let List(messages) = self.messages;
         if messages.len() > MAX_MESSAGES {
             return Err(Refusal::BadRequest("at most 100 messages".into()));
         }
-        for Object(message) in &messages {
-            if message.content.is_text != (codec == Codec::Json) {
-                return Err(Refusal::BadRequest("content is base64 in JSON and bin in MessagePack".into()));
-            }
-            if message.content.bytes.is_empty() {
-                return Err(Refusal::BadRequest("content must not be empty".into()));
-            }
-        }
-        if messages.iter().any(|Object(message)| message.content.bytes.len() > MAX_CONTENT) {
+        let outgoing = |Object(message): Object<MessageBody<'_>>| {
+            let content = message.content.read(codec, frame)?;
+            Ok(Outgoing { device: message.device_id, kind: message.kind, content })
+        };
+        let envelopes: Vec<Outgoing> = messages.into_iter().map(outgoing).collect::<Result<_, Refusal>>()?;
+        if envelopes.iter().any(|outgoing| outgoing.content.len() > MAX_CONTENT) {
             return Err(Refusal::PayloadTooLarge);
         }
-        let outgoing = |Object(message): Object<MessageBody>| Outgoing {
-            device: message.device_id,
-            kind: message.kind,
-            content: message.content.bytes.into(),
-        };
-        Ok(messages.into_iter().map(outgoing).collect())
+        Ok(envelopes)
     }
 }
 
-/// The content of a message, as either encoding writes it.
-struct Content {
-    bytes: Vec<u8>,
-    is_text: bool,
+/// The content of a message, as it stands in a frame.
+enum Content<'a> {
+    Base64(Vec<u8>),
+    Raw(&'a [u8]),
 }
 
-impl<'de> Deserialize<'de> for Content {
+impl Content<'_> {
+    /// The bytes. `frame` is the one that this was read from.
+    fn read(self, codec: Codec, frame: &[u8]) -> Result<Bytes, Refusal> {
+        let content: Bytes = match (codec, self) {
+            (Codec::Json, Self::Base64(bytes)) => bytes.into(),
+            (Codec::MsgPack, Self::Raw(bytes)) if is_bin(frame, bytes) => Bytes::copy_from_slice(bytes),
+            _ => return Err(Refusal::BadRequest("content is base64 in JSON and bin in MessagePack".into())),
+        };
+        if content.is_empty() {
+            return Err(Refusal::BadRequest("content must not be empty".into()));
+        }
+        Ok(content)
+    }
+}
+
+impl<'de: 'a, 'a> Deserialize<'de> for Content<'a> {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        struct TextOrBin;
-        impl de::Visitor<'_> for TextOrBin {
-            type Value = Content;
+        struct TextOrBytes;
+        impl<'de> de::Visitor<'de> for TextOrBytes {
+            type Value = Content<'de>;
             fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
                 f.write_str("content")
             }
-            fn visit_str<E: de::Error>(self, text: &str) -> Result<Content, E> {
+            fn visit_str<E: de::Error>(self, text: &str) -> Result<Content<'de>, E> {
                 let Base64(bytes) = Base64::parse(text).ok_or_else(|| E::custom("not base64"))?;
-                Ok(Content { bytes, is_text: true })
+                Ok(Content::Base64(bytes))
             }
-            fn visit_bytes<E>(self, bytes: &[u8]) -> Result<Content, E> {
-                Ok(Content { bytes: bytes.to_owned(), is_text: false })
+            fn visit_borrowed_bytes<E>(self, bytes: &'de [u8]) -> Result<Content<'de>, E> {
+                Ok(Content::Raw(bytes))
             }
         }
-        deserializer.deserialize_any(TextOrBin)
+        deserializer.deserialize_any(TextOrBytes)
     }
 }
 
@@ -154,7 +165,7 @@ mod tests {
             let text = format!(
                 r#"{{"message_id":"{id}","to":"{id}","messages":[{{"device_id":"{id}","type":255,"content":{content}}}]}}"#
             );
-            Codec::Json.decode::<Send>(text.as_bytes()).map(|send| send.envelopes(Codec::Json))
+            Codec::Json.decode::<Send<'_>>(text.as_bytes()).map(|send| send.envelopes(Codec::Json, text.as_bytes()))
         };
         assert_eq!(&json("\"aGk=\"").unwrap().unwrap()[0].content[..], b"hi");
         assert!(matches!(json("\"\"").unwrap(), Err(Refusal::BadRequest(_))));
@@ -171,10 +182,12 @@ mod tests {
             let message = message.concat();
             let head = [text("message_id"), text(id), text("to"), text(id), text("messages"), vec![0x91]].concat();
             let whole = [&b"\x83"[..], &head, &message].concat();
-            Codec::MsgPack.decode::<Send>(&whole).map(|send| send.envelopes(Codec::MsgPack))
+            Codec::MsgPack.decode::<Send<'_>>(&whole).map(|send| send.envelopes(Codec::MsgPack, &whole))
         };
         assert_eq!(&pack(b"\xc4\x02hi").unwrap().unwrap()[0].content[..], b"hi");
-        assert!(matches!(pack(b"\xa4aGk=").unwrap(), Err(Refusal::BadRequest(_))), "a string is not bin");
+        for text in [&b"\xa4aGk="[..], b"\xa2\xff\xfe", b"\xd9\x02\xff\xfe"] {
+            assert!(matches!(pack(text).unwrap(), Err(Refusal::BadRequest(_))), "a string is not bin: {text:x?}");
+        }
         assert!(pack(b"\x92\x68\x69").is_err());
     }
 }

@@ -27,7 +27,7 @@ mod tests {
             for codec in Codec::ALL {
                 let _ = codec.decode::<Publish>(&bytes);
                 let _ = codec.decode::<Claim>(&bytes);
-                let _ = codec.decode::<Send>(&bytes);
+                let _ = codec.decode::<Send<'_>>(&bytes);
                 let _ = codec.decode::<Ack>(&bytes);
                 let _ = codec.decode::<VerifyBody>(&bytes);
             }
