@@ -1,19 +1,19 @@
-//! What is not the protocol closes with the right code, what is goes on: frames, upgrades, and requests in flight.
+//! Frames that are not the protocol close with the right code, those that are go through: form, size, framing.
 
 use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
-use sqlx::{ConnectOptions, Connection, SqliteConnection, sqlite::SqliteConnectOptions};
-use uuid::Uuid;
 
 use crate::support::{
-    Codec, KeySet, Person, TestApp, eventually,
-    raw::{BINARY, CLOSE, HANDSHAKE, PING, PONG, RawSocket, TEXT, data, encode, frame, header, knock},
+    Codec, TestApp,
+    raw::{BINARY, CLOSE, PING, PONG, RawSocket, TEXT, data, encode, frame, header},
     sign_in,
 };
 
 const PROTOCOL_ERROR: u16 = 4504;
+
 const TOO_LARGE: u16 = 4505;
+
 const LIMIT: usize = 512 * 1024;
 
 /// Sends each of these byte strings on a connection of its own, which must close with the code.
@@ -213,225 +213,6 @@ async fn a_flood_of_pings_is_no_trouble() {
             }
             (TEXT, _) => replied = true,
             _ => {}
-        }
-    }
-}
-
-#[tokio::test(flavor = "multi_thread")]
-async fn the_welcome_is_the_first_frame_and_has_the_fields_of_the_contract() {
-    let app = TestApp::with_clock(&[]);
-    let person = sign_in(&app, "frames@example.org").await;
-    let Person { user, device, session, token, .. } = &person;
-    let none = json!({
-        "suite": null, "identity_key": null, "signed_prekey": null, "pq_last_resort": null,
-        "one_time": 0, "pq_one_time": 0, "threshold": 20, "pool_version": 0,
-    });
-    for codec in Codec::ALL {
-        let (_, welcome) = RawSocket::connect(&app, token, codec).await;
-        let expected = json!({ "event": "welcome", "data": {
-            "session_id": session, "user_id": user, "device_id": device,
-            "expires_at": "2026-07-01T12:00:00.000000Z", "server_time": "2026-06-01T12:00:00.000000Z",
-            "heartbeat_s": 25,
-            "limits": { "frame_bytes": LIMIT, "content_bytes": 32768, "in_flight": 64 },
-            "keys": none,
-            "mailbox": { "waiting": 0, "expired_total": 0 },
-        }});
-        assert_eq!(welcome, expected, "{codec:?}");
-    }
-}
-
-/// The database's one writer, held by the test: claims wait in flight until it is dropped.
-struct HeldWriter(SqliteConnection);
-
-impl HeldWriter {
-    async fn take(app: &TestApp) -> Self {
-        let mut connection = SqliteConnectOptions::new().filename(app.database()).connect().await.unwrap();
-        sqlx::query("BEGIN IMMEDIATE").execute(&mut connection).await.unwrap();
-        Self(connection)
-    }
-
-    async fn release(mut self) {
-        sqlx::query("ROLLBACK").execute(&mut self.0).await.unwrap();
-        self.0.close().await.unwrap();
-    }
-}
-
-fn claim(id: u32, user: &str) -> Value {
-    json!({ "id": id, "op": "keys.claim", "params": { "user_id": user, "claim_id": Uuid::from_u128(id.into()) } })
-}
-
-#[tokio::test(flavor = "multi_thread")]
-async fn sixty_four_requests_wait_and_each_request_gets_one_reply() {
-    let app = TestApp::start(&[("LIMITS__CLAIM_BURST", "0")]);
-    let person = sign_in(&app, "frames@example.org").await;
-    let owner = sign_in(&app, "owner@example.org").await;
-    let (mut keys, _) = RawSocket::connect(&app, &owner.token, Codec::Json).await;
-    let set = KeySet::new(sealwire::domain::Suite::SignalX3dh, 1).complete(1..=80);
-    keys.say(&json!({ "id": 1, "op": "keys.publish", "params": set })).await;
-    keys.reply(1).await;
-    for codec in Codec::ALL {
-        let (mut socket, _) = RawSocket::connect(&app, &person.token, codec).await;
-        let held = HeldWriter::take(&app).await;
-        let claims = |ids: std::ops::RangeInclusive<u32>| -> Vec<u8> {
-            ids.flat_map(|id| data(codec, &encode(codec, &claim(id, &owner.user)))).collect()
-        };
-        socket.send(&claims(1..=10)).await;
-        // Ten wait; others pass them.
-        socket.say(&json!({ "id": 100, "op": "keys.nonsense" })).await;
-        assert_eq!(socket.reply(100).await["error"]["code"], "unknown_op");
-        socket.say(&json!({ "id": 100, "op": "keys.fetch", "params": {} })).await;
-        assert_eq!(socket.reply(100).await["error"]["code"], "bad_request");
-        assert!(socket.status(101).await["result"].is_object());
-        socket.send(&claims(11..=80)).await;
-        for id in 65..=80 {
-            let reply = socket.message().await.unwrap();
-            assert_eq!(reply["id"], id, "{reply}");
-            assert_eq!(reply["error"]["code"], "too_many_in_flight");
-            assert_eq!(reply["error"]["retryable"], true);
-        }
-        held.release().await;
-        let mut replies = std::collections::BTreeSet::new();
-        for _ in 1..=64 {
-            let reply = socket.message().await.unwrap();
-            assert!(reply["result"]["bundles"].is_array(), "{reply}");
-            assert!(replies.insert(reply["id"].as_u64().unwrap()), "a second reply: {reply}");
-        }
-        assert!(replies.into_iter().eq(1..=64));
-        // An answered id may be used again.
-        assert!(socket.status(1).await["result"].is_object());
-    }
-}
-
-#[tokio::test(flavor = "multi_thread")]
-async fn an_id_that_is_in_flight_already_closes_with_4504() {
-    let app = TestApp::start(&[]);
-    let person = sign_in(&app, "frames@example.org").await;
-    let (mut socket, _) = RawSocket::connect(&app, &person.token, Codec::Json).await;
-    let held = HeldWriter::take(&app).await;
-    socket.say(&claim(7, &person.user)).await;
-    socket.say(&json!({ "id": 7, "op": "keys.status" })).await;
-    assert_eq!(socket.close_code().await, PROTOCOL_ERROR);
-    held.release().await;
-}
-
-#[tokio::test(flavor = "multi_thread")]
-async fn the_reply_comes_first_then_the_event_then_the_close() {
-    let app = TestApp::start(&[]);
-    for (op, code, reason) in [("session.logout", 4500, "logout"), ("account.delete", 4506, "account_deleted")] {
-        let token = sign_in(&app, "frames@example.org").await.token;
-        let (mut socket, _) = RawSocket::connect(&app, &token, Codec::MsgPack).await;
-        socket.say(&json!({ "id": 9, "op": op })).await;
-        assert_eq!(socket.message().await.unwrap(), json!({ "id": 9, "result": {} }));
-        let revoked = json!({ "event": "session.revoked", "data": { "reason": reason } });
-        assert_eq!(socket.message().await.unwrap(), revoked);
-        assert_eq!(socket.frame().await.unwrap().1[..2], u16::to_be_bytes(code));
-    }
-}
-
-#[tokio::test(flavor = "multi_thread")]
-async fn connections_that_vanish_leave_their_places() {
-    let app = TestApp::start(&[("SERVER__MAX_CONNECTIONS", "2")]);
-    let token = sign_in(&app, "frames@example.org").await.token;
-    let bearer = format!("Bearer {token}");
-    let headers = [&HANDSHAKE[..], &[("authorization", bearer.as_str())]].concat();
-    let connect = || async {
-        let (answer, socket) = knock(&app, &headers).await;
-        (answer.status == 101).then_some(socket)
-    };
-    for round in 0..12 {
-        let mut socket = eventually("a place is free", connect).await;
-        assert!(socket.message().await.is_some(), "the welcome");
-        match round % 3 {
-            0 => socket.reset(),
-            1 => drop(socket),
-            _ => {
-                socket.shutdown().await;
-                while socket.frame().await.is_some() {}
-            }
-        }
-    }
-}
-
-#[tokio::test(flavor = "multi_thread")]
-async fn a_full_node_refuses_sockets_and_serves_http() {
-    let app = TestApp::start(&[("SERVER__MAX_CONNECTIONS", "2")]);
-    let mut people = Vec::new();
-    for index in 0..3 {
-        people.push(sign_in(&app, &format!("frames{index}@example.org")).await);
-    }
-    let (mut first, _) = RawSocket::connect(&app, &people[0].token, Codec::Json).await;
-    let (_second, _) = RawSocket::connect(&app, &people[1].token, Codec::Json).await;
-    let bearer = format!("Bearer {}", people[2].token);
-    let headers = [&HANDSHAKE[..], &[("authorization", bearer.as_str())]].concat();
-    let (answer, _) = knock(&app, &headers).await;
-    assert_eq!(answer.status, 503);
-    assert_eq!(answer.body["error"]["code"], "unavailable");
-    assert!(answer.header("retry-after").is_some_and(|seconds| seconds.parse::<u32>().unwrap() >= 1));
-    assert_eq!(knock(&app, &HANDSHAKE).await.0.status, 401, "the token is looked at before the room");
-    sign_in(&app, "frames3@example.org").await;
-    first.send(&frame(CLOSE, b"")).await;
-    first.close_code().await;
-    eventually("the place is free again", || async { (knock(&app, &headers).await.0.status == 101).then_some(()) })
-        .await;
-}
-
-/// What is tried, its headers, and the status and code that answer.
-type Case = (&'static str, Vec<(String, String)>, u16, &'static str);
-
-#[tokio::test(flavor = "multi_thread")]
-async fn an_upgrade_is_refused_for_the_documented_reasons_in_the_documented_order() {
-    let app = TestApp::start(&[]);
-    let token = sign_in(&app, "frames@example.org").await.token;
-    let bearer = format!("Bearer {token}");
-    let offer = format!("sealwire.token.{token}");
-    let stranger = format!("Bearer {}", "A".repeat(43));
-    let own = format!("http://{}", crate::support::Server::address(&app));
-    let (auth, protocol) = ("authorization", "sec-websocket-protocol");
-    let with = |more: &[(&'static str, &str)]| -> Vec<(String, String)> {
-        let all = HANDSHAKE.iter().chain(more).map(|(name, value)| ((*name).to_owned(), (*value).to_owned()));
-        let replaced = |name: &str| more.iter().any(|(other, _)| *other == name);
-        let all = all.enumerate().filter(|(at, (name, _))| *at >= HANDSHAKE.len() || !replaced(name));
-        all.map(|(_, header)| header).filter(|(_, value)| !value.is_empty()).collect()
-    };
-    let (both, json, both_token) = (
-        "x, sealwire.v1.json, sealwire.v1.msgpack",
-        "sealwire.v1.json",
-        format!("sealwire.v1.msgpack, {offer}, sealwire.v1.json"),
-    );
-    let bad_offer = format!("{json}, sealwire.token.x");
-    let table: Vec<Case> = vec![
-        ("no subprotocol", with(&[(auth, &bearer)]), 101, ""),
-        ("first known one offered", with(&[(auth, &bearer), (protocol, both)]), 101, json),
-        ("token offered", with(&[(protocol, &both_token)]), 101, "sealwire.v1.msgpack"),
-        ("header counts first", with(&[(auth, &stranger), (protocol, &both_token)]), 401, "unauthorized"),
-        ("own origin", with(&[(auth, &bearer), ("origin", &own)]), 101, ""),
-        ("foreign origin", with(&[("origin", "https://evil.example"), ("upgrade", "")]), 403, "forbidden_origin"),
-        ("no Upgrade", with(&[(auth, &bearer), ("upgrade", "")]), 400, "bad_request"),
-        ("other Upgrade", with(&[(auth, &bearer), ("upgrade", "h2c")]), 400, "bad_request"),
-        ("no Connection", with(&[(auth, &bearer), ("connection", "")]), 400, "bad_request"),
-        ("version 12", with(&[(auth, &bearer), ("sec-websocket-version", "12")]), 400, "bad_request"),
-        ("no version", with(&[(auth, &bearer), ("sec-websocket-version", "")]), 400, "bad_request"),
-        ("no key", with(&[(auth, &bearer), ("sec-websocket-key", "")]), 400, "bad_request"),
-        ("unknown subprotocols", with(&[(auth, &bearer), (protocol, "chat, sealwire.v2.json")]), 400, "bad_request"),
-        ("a token alone", with(&[(protocol, &offer)]), 400, "bad_request"),
-        ("form before token", with(&[(auth, "Bearer x"), (protocol, "chat")]), 400, "bad_request"),
-        ("no token", with(&[]), 401, "unauthorized"),
-        ("unknown token", with(&[(auth, &stranger)]), 401, "unauthorized"),
-        ("short token", with(&[(auth, &bearer[..40])]), 401, "unauthorized"),
-        ("other scheme", with(&[(auth, &format!("Basic {token}"))]), 401, "unauthorized"),
-        ("bad token offered", with(&[(protocol, &bad_offer)]), 401, "unauthorized"),
-    ];
-    for (what, headers, status, word) in &table {
-        let headers: Vec<(&str, &str)> = headers.iter().map(|(name, value)| (name.as_str(), value.as_str())).collect();
-        let (answer, _) = knock(&app, &headers).await;
-        assert_eq!(answer.status, *status, "{what}: {}", answer.body);
-        if *status == 101 {
-            assert_eq!(answer.header(protocol).unwrap_or_default(), *word, "{what}");
-            continue;
-        }
-        assert_eq!(answer.body["error"]["code"], *word, "{what}");
-        if what.contains("version") {
-            assert_eq!(answer.header("sec-websocket-version"), Some("13"), "{what}");
         }
     }
 }
