@@ -9,19 +9,15 @@ use std::{
     time::Duration,
 };
 
-use futures_util::future::{join_all, try_join_all};
+use futures_util::future::try_join_all;
 use serde::{Deserialize, Serialize};
-use tokio::{
-    io::{AsyncReadExt, AsyncWriteExt},
-    net::TcpStream,
-    time::{Instant, timeout},
-};
+use tokio::time::Instant;
 
 use crate::{
     Result,
-    client::{CLOSE, PING, PONG, Route, TEXT, frame, put_frame, upgraded},
+    client::{TEXT, put_frame},
+    devices::{Connection, Problem, read_seeds, route_to, side_by_side},
     dice::Dice,
-    hold::parse_url,
     process::cpu_time,
     times::{Percentiles, Times},
 };
@@ -78,13 +74,6 @@ struct Report {
     server_cpu_micros: Option<f64>,
 }
 
-/// A line of a seed file.
-#[derive(Deserialize)]
-struct Seed {
-    user_id: String,
-    token: String,
-}
-
 /// An answer, as far as it matters here.
 #[derive(Deserialize)]
 struct Answer<'a> {
@@ -112,17 +101,10 @@ struct Key {
     key_id: u32,
 }
 
-#[derive(Deserialize)]
-struct Problem {
-    code: String,
-}
-
 /// The command: open the sockets, claim, print.
 pub async fn run(options: Options) -> Result<()> {
-    let (address, path) = parse_url(&options.url).await?;
-    let route = Route { address, path, part: 0 };
-    let lines = std::fs::read_to_string(&options.tokens)?;
-    let seeds: Vec<Seed> = lines.lines().map(serde_json::from_str).collect::<std::result::Result<_, _>>()?;
+    let route = route_to(&options.url).await?;
+    let seeds = read_seeds(&options.tokens)?;
     let (claimers, others) = seeds.split_at_checked(options.sockets).ok_or("the seed file has too few devices")?;
     let own: HashSet<&str> = claimers.iter().map(|seed| seed.user_id.as_str()).collect();
     let others: HashSet<&str> = others.iter().map(|seed| seed.user_id.as_str()).collect();
@@ -131,7 +113,7 @@ pub async fn run(options: Options) -> Result<()> {
         return Err("the seed file has no user whose keys could be claimed".into());
     }
 
-    let sockets = try_join_all(claimers.iter().map(|seed| Socket::open(&route, &seed.token))).await?;
+    let sockets = try_join_all(claimers.iter().map(|seed| Connection::open(&route, &seed.token, true))).await?;
     let before = options.pid.map(cpu_time).transpose()?;
     let started = Instant::now();
     let swarm = Swarm {
@@ -142,22 +124,15 @@ pub async fn run(options: Options) -> Result<()> {
         tally: Tally::default(),
     };
     let swarm = Rc::new(RefCell::new(swarm));
-    let tasks = sockets.into_iter().map(|socket| {
-        let claiming = socket.claim(Rc::clone(&swarm), options.pipeline);
-        tokio::task::spawn_local(timeout(Duration::from_secs(options.seconds) + ANSWER_TIME, claiming))
-    });
-    let ends = join_all(tasks).await;
+    let claiming = sockets.into_iter().map(|socket| claim(socket, Rc::clone(&swarm), options.pipeline));
+    let failures = side_by_side(claiming, Duration::from_secs(options.seconds) + ANSWER_TIME).await?;
     let time = started.elapsed();
     let cpu = match (options.pid, before) {
         (Some(pid), Some(before)) => Some(cpu_time(pid)?.saturating_sub(before)),
         _ => None,
     };
     let mut tally = std::mem::take(&mut swarm.borrow_mut().tally);
-    for end in ends {
-        if let Err(error) = end?.map_err(io::Error::from).flatten() {
-            *tally.errors.entry(format!("socket: {error}")).or_default() += 1;
-        }
-    }
+    tally.errors.extend(failures);
     println!("{}", serde_json::to_string(&tally.report(time, cpu))?);
     Ok(())
 }
@@ -188,73 +163,40 @@ impl Swarm {
     }
 }
 
-/// One claimer's connection.
-struct Socket {
-    stream: TcpStream,
-    received: Vec<u8>,
-}
-
-impl Socket {
-    /// Opens it and waits for the welcome.
-    async fn open(route: &Route, token: &str) -> io::Result<Self> {
-        let mut socket = Self { stream: upgraded(route, Some(token)).await?, received: Vec::new() };
-        while frame(&socket.received).is_none() {
-            socket.receive().await?;
-        }
-        Ok(socket)
-    }
-
-    async fn receive(&mut self) -> io::Result<()> {
-        self.received.reserve(64 * 1024);
-        match self.stream.read_buf(&mut self.received).await? {
-            0 => Err(io::ErrorKind::UnexpectedEof.into()),
-            _ => Ok(()),
+/// Keeps `pipeline` claims under way on a socket until it is time to stop, and returns with the last answer.
+async fn claim(mut socket: Connection, swarm: Rc<RefCell<Swarm>>, pipeline: u32) -> io::Result<()> {
+    let mut sent = Vec::new();
+    let mut bytes = Vec::new();
+    for id in 1..=pipeline {
+        let now = Instant::now();
+        if swarm.borrow_mut().put_claim(id, now, &mut bytes) {
+            sent.push(now);
         }
     }
-
-    /// Keeps `pipeline` claims under way until it is time to stop, and returns with the last answer.
-    async fn claim(mut self, swarm: Rc<RefCell<Swarm>>, pipeline: u32) -> io::Result<()> {
-        let mut sent = Vec::new();
-        let mut bytes = Vec::new();
-        for id in 1..=pipeline {
+    let mut under_way = sent.len();
+    while under_way > 0 {
+        socket.send(&mut bytes).await?;
+        socket.receive().await?;
+        let mut swarm = swarm.borrow_mut();
+        socket.take(&mut bytes, |text, bytes| {
+            if text.starts_with(br#"{"event""#) {
+                return Ok(());
+            }
+            let answer: Answer<'_> = serde_json::from_slice(text)?;
             let now = Instant::now();
-            if swarm.borrow_mut().put_claim(id, now, &mut bytes) {
-                sent.push(now);
+            // An id means a place and grows by the number of places with each claim from there.
+            let place = answer.id.wrapping_sub(1).checked_rem(pipeline).unwrap_or(0) as usize;
+            let at = sent.get_mut(place).ok_or(io::ErrorKind::InvalidData)?;
+            swarm.tally.count(&answer, now - *at);
+            if swarm.put_claim(answer.id.wrapping_add(pipeline), now, bytes) {
+                *at = now;
+            } else {
+                under_way -= 1;
             }
-        }
-        let mut under_way = sent.len();
-        while under_way > 0 {
-            self.stream.write_all(&bytes).await?;
-            bytes.clear();
-            self.receive().await?;
-            let mut used = 0;
-            let mut swarm = swarm.borrow_mut();
-            while let Some((head, payload)) = frame(&self.received[used..]) {
-                let text = &self.received[used..][payload.clone()];
-                used += payload.end;
-                match head {
-                    PING => put_frame(&mut bytes, PONG, text),
-                    CLOSE => return Err(io::ErrorKind::ConnectionAborted.into()),
-                    TEXT if !text.starts_with(br#"{"event""#) => {
-                        let answer: Answer<'_> = serde_json::from_slice(text)?;
-                        let now = Instant::now();
-                        // An id means a place and grows by the number of places with each claim from there.
-                        let place = answer.id.wrapping_sub(1).checked_rem(pipeline).unwrap_or(0) as usize;
-                        let at = sent.get_mut(place).ok_or(io::ErrorKind::InvalidData)?;
-                        swarm.tally.count(&answer, now - *at);
-                        if swarm.put_claim(answer.id.wrapping_add(pipeline), now, &mut bytes) {
-                            *at = now;
-                        } else {
-                            under_way -= 1;
-                        }
-                    }
-                    _ => {}
-                }
-            }
-            self.received.drain(..used);
-        }
-        Ok(())
+            Ok(())
+        })?;
     }
+    Ok(())
 }
 
 /// What has been answered so far.

@@ -16,11 +16,11 @@ use tokio::{
 /// The first byte of a text frame that is whole.
 pub const TEXT: u8 = 0x81;
 /// The first byte of a Close frame.
-pub const CLOSE: u8 = 0x88;
+const CLOSE: u8 = 0x88;
 /// The first byte of a ping.
-pub const PING: u8 = 0x89;
+const PING: u8 = 0x89;
 /// The first byte of a pong.
-pub const PONG: u8 = 0x8a;
+const PONG: u8 = 0x8a;
 
 /// What all sockets of a process share.
 pub struct Swarm {
@@ -209,12 +209,16 @@ impl Run {
         }
         let mut pongs = Vec::new();
         let mut answers = 0;
+        let count = |text: &[u8], _: &mut Vec<u8>| {
+            answers += u32::from(is_answer(text));
+            Ok(())
+        };
         let rest = if self.partial.is_empty() {
-            let used = take_frames(&scratch[..n], &mut pongs, &mut answers)?;
+            let used = take_texts(&scratch[..n], &mut pongs, count)?;
             scratch[used..n].to_vec()
         } else {
             self.partial.extend_from_slice(&scratch[..n]);
-            let used = take_frames(&self.partial, &mut pongs, &mut answers)?;
+            let used = take_texts(&self.partial, &mut pongs, count)?;
             self.partial[used..].to_vec()
         };
         self.partial = rest;
@@ -227,15 +231,20 @@ impl Run {
     }
 }
 
-/// Goes through the whole frames in `bytes`; returns how many bytes they take.
-fn take_frames(bytes: &[u8], pongs: &mut Vec<u8>, answers: &mut u32) -> io::Result<usize> {
+/// Goes through the whole frames in `bytes`: answers pings into `answers`, where `each` may put requests of its own when it
+/// is shown a text. Returns how many bytes the frames take.
+pub fn take_texts(
+    bytes: &[u8],
+    answers: &mut Vec<u8>,
+    mut each: impl FnMut(&[u8], &mut Vec<u8>) -> io::Result<()>,
+) -> io::Result<usize> {
     let mut used = 0;
     while let Some((head, payload)) = frame(&bytes[used..]) {
         let text = &bytes[used..][payload.clone()];
         match head {
-            PING => put_frame(pongs, PONG, text),
+            PING => put_frame(answers, PONG, text),
             CLOSE => return Err(io::ErrorKind::ConnectionAborted.into()),
-            TEXT if is_answer(text) => *answers += 1,
+            TEXT => each(text, answers)?,
             _ => {}
         }
         used += payload.end;

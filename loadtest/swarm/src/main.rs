@@ -4,6 +4,7 @@
 mod claims;
 mod client;
 mod compare;
+mod devices;
 mod dice;
 mod echo;
 mod hold;

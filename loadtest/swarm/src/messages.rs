@@ -3,19 +3,15 @@
 
 use std::{cell::RefCell, collections::VecDeque, io, ops::Range, path::PathBuf, rc::Rc, time::Duration};
 
-use futures_util::future::{join_all, try_join_all};
+use futures_util::future::try_join_all;
 use serde::Deserialize;
-use tokio::{
-    io::{AsyncReadExt, AsyncWriteExt},
-    net::TcpStream,
-    time::{Instant, sleep_until, timeout},
-};
+use tokio::time::{Instant, sleep_until};
 
 use crate::{
     Result,
-    client::{CLOSE, PING, PONG, Route, TEXT, frame, put_frame, upgraded},
+    client::{Route, TEXT, put_frame},
+    devices::{Connection, Problem, Seed, read_seeds, route_to, side_by_side},
     dice::Dice,
-    hold::parse_url,
     process::cpu_time,
     tally::{Report, Tally},
 };
@@ -78,14 +74,6 @@ impl Options {
     }
 }
 
-/// A line of a seed file.
-#[derive(Clone, Deserialize)]
-struct Seed {
-    user_id: String,
-    device_id: String,
-    token: String,
-}
-
 /// What a server says, as far as it matters here.
 #[derive(Deserialize)]
 struct Said<'a> {
@@ -102,11 +90,6 @@ struct Message<'a> {
     content: Option<&'a str>,
 }
 
-#[derive(Deserialize)]
-struct Problem {
-    code: String,
-}
-
 /// The command: measure and print.
 pub async fn run(options: Options) -> Result<()> {
     println!("{}", serde_json::to_string(&exchange(&options).await?)?);
@@ -117,11 +100,9 @@ pub async fn run(options: Options) -> Result<()> {
 pub async fn exchange(options: &Options) -> Result<Report> {
     let mut routes = Vec::new();
     for url in &options.url {
-        let (address, path) = parse_url(url).await?;
-        routes.push(Route { address, path, part: 0 });
+        routes.push(route_to(url).await?);
     }
-    let lines = std::fs::read_to_string(&options.tokens)?;
-    let seeds: Vec<Seed> = lines.lines().map(serde_json::from_str).collect::<std::result::Result<_, _>>()?;
+    let seeds = read_seeds(&options.tokens)?;
     let devices = options.skip..options.skip + options.sockets;
     let seeds = seeds.get(devices).ok_or("the seed file has too few devices")?.to_vec();
 
@@ -145,18 +126,11 @@ pub async fn exchange(options: &Options) -> Result<Report> {
     let swarm = Rc::new(RefCell::new(swarm));
     let sockets_sharing = f64::from(u32::try_from(sockets.len())?);
     let pace = options.rate.map(|rate| Duration::from_secs_f64(sockets_sharing / f64::from(rate.max(1))));
-    let tasks = sockets.into_iter().map(|socket| {
-        let talking = socket.talk(Rc::clone(&swarm), options.pipeline, pace);
-        tokio::task::spawn_local(timeout(Duration::from_secs(options.seconds) + ARRIVAL_TIME, talking))
-    });
-    let ends = join_all(tasks).await;
+    let talking = sockets.into_iter().map(|socket| socket.talk(Rc::clone(&swarm), options.pipeline, pace));
+    let failures = side_by_side(talking, Duration::from_secs(options.seconds) + ARRIVAL_TIME).await?;
     let mut tally = std::mem::take(&mut swarm.borrow_mut().tally);
     let cpu = (!options.pid.is_empty()).then(|| cpu().map(|after| after.saturating_sub(before))).transpose()?;
-    for end in ends {
-        if let Err(error) = end?.map_err(io::Error::from).flatten() {
-            *tally.errors.entry(format!("socket: {error}")).or_default() += 1;
-        }
-    }
+    tally.errors.extend(failures);
     let time = tally.last.map_or(Duration::ZERO, |last| last - started);
     Ok(tally.report(time, cpu))
 }
@@ -194,11 +168,10 @@ impl Swarm {
     }
 }
 
-/// One device's connection.
+/// One device at work.
 struct Socket {
-    stream: TcpStream,
+    connection: Connection,
     device: String,
-    received: Vec<u8>,
     next_id: u32,
     /// Sends that wait for their replies, and acks, which count as nothing: id and time.
     under_way: VecDeque<(u32, Option<Instant>)>,
@@ -209,22 +182,9 @@ struct Socket {
 impl Socket {
     /// Opens it and waits for the welcome, if there will be one.
     async fn open(route: &Route, seed: &Seed, welcome: bool) -> io::Result<Self> {
-        let stream = upgraded(route, Some(&seed.token)).await?;
+        let connection = Connection::open(route, &seed.token, welcome).await?;
         let device = seed.device_id.clone();
-        let mut socket =
-            Self { stream, device, received: Vec::new(), next_id: 1, under_way: VecDeque::new(), last_seq: None };
-        while welcome && frame(&socket.received).is_none() {
-            socket.receive().await?;
-        }
-        Ok(socket)
-    }
-
-    async fn receive(&mut self) -> io::Result<()> {
-        self.received.reserve(64 * 1024);
-        match self.stream.read_buf(&mut self.received).await? {
-            0 => Err(io::ErrorKind::UnexpectedEof.into()),
-            _ => Ok(()),
-        }
+        Ok(Self { connection, device, next_id: 1, under_way: VecDeque::new(), last_seq: None })
     }
 
     fn sends_under_way(&self) -> u32 {
@@ -254,13 +214,12 @@ impl Socket {
                     return Ok(());
                 }
             }
-            self.stream.write_all(&bytes).await?;
-            bytes.clear();
+            self.connection.send(&mut bytes).await?;
             let wake = if pace.is_some() { due } else { Instant::now() + Duration::from_secs(1) };
             let wake =
                 wake.min(Instant::now() + Duration::from_millis(100)).max(Instant::now() + Duration::from_micros(200));
             tokio::select! {
-                received = self.receive() => received?,
+                received = self.connection.receive() => received?,
                 () = sleep_until(wake) => continue,
             }
             self.take(&mut swarm.borrow_mut(), &mut bytes)?;
@@ -269,46 +228,34 @@ impl Socket {
 
     /// Handles the frames that have come in whole; acks go to `bytes`.
     fn take(&mut self, swarm: &mut Swarm, bytes: &mut Vec<u8>) -> io::Result<()> {
-        let received = std::mem::take(&mut self.received);
-        let mut used = 0;
         let mut seqs: Vec<String> = Vec::new();
         let now = Instant::now();
-        while let Some((head, payload)) = frame(&received[used..]) {
-            let text = &received[used..][payload.clone()];
-            used += payload.end;
-            match head {
-                PING => put_frame(bytes, PONG, text),
-                CLOSE => return Err(io::ErrorKind::ConnectionAborted.into()),
-                TEXT => {
-                    let said: Said<'_> = serde_json::from_slice(text)?;
-                    if let Some(id) = said.id {
-                        let at = self.under_way.iter().position(|(other, _)| *other == id);
-                        let at = at.ok_or(io::ErrorKind::InvalidData)?;
-                        if let Some((_, Some(sent))) = self.under_way.remove(at) {
-                            swarm.tally.replied(said.error.map(|problem| problem.code), now - sent);
-                            if swarm.echo {
-                                swarm.tally.arrived(true, now - sent, now);
-                            }
-                        }
-                    } else if let (Some("message"), Some(Message { seq: Some(seq), content: Some(content) })) =
-                        (said.event, said.data)
-                    {
-                        let stamp = content.get(..STAMP).and_then(|digits| digits.parse().ok());
-                        let sent = swarm.started + Duration::from_micros(stamp.ok_or(io::ErrorKind::InvalidData)?);
-                        swarm.tally.arrived(
-                            self.last_seq.is_none_or(|last| seq == last + 1),
-                            now.saturating_duration_since(sent),
-                            now,
-                        );
-                        self.last_seq = Some(seq);
-                        seqs.push(seq.to_string());
+        self.connection.take(bytes, |text, _| {
+            let said: Said<'_> = serde_json::from_slice(text)?;
+            if let Some(id) = said.id {
+                let at = self.under_way.iter().position(|(other, _)| *other == id);
+                let at = at.ok_or(io::ErrorKind::InvalidData)?;
+                if let Some((_, Some(sent))) = self.under_way.remove(at) {
+                    swarm.tally.replied(said.error.map(|problem| problem.code), now - sent);
+                    if swarm.echo {
+                        swarm.tally.arrived(true, now - sent, now);
                     }
                 }
-                _ => {}
+            } else if let (Some("message"), Some(Message { seq: Some(seq), content: Some(content) })) =
+                (said.event, said.data)
+            {
+                let stamp = content.get(..STAMP).and_then(|digits| digits.parse().ok());
+                let sent = swarm.started + Duration::from_micros(stamp.ok_or(io::ErrorKind::InvalidData)?);
+                swarm.tally.arrived(
+                    self.last_seq.is_none_or(|last| seq == last + 1),
+                    now.saturating_duration_since(sent),
+                    now,
+                );
+                self.last_seq = Some(seq);
+                seqs.push(seq.to_string());
             }
-        }
-        self.received = received;
-        self.received.drain(..used);
+            Ok(())
+        })?;
         if !seqs.is_empty() {
             let id = self.next_id;
             self.next_id += 1;
