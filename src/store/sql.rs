@@ -6,7 +6,7 @@
 use super::Store;
 
 macro_rules! texts {
-    ($(#[$list_doc:meta])* $list:ident: $($(#[$doc:meta])* $name:ident = $text:literal;)*) => {
+    ($(#[$list_doc:meta])* $list:ident: $($(#[$doc:meta])* $name:ident = $text:expr;)*) => {
         $($(#[$doc])* pub const $name: &str = $text;)*
         $(#[$list_doc])*
         pub const $list: &[(&str, &str)] = &[$((stringify!($name), $name),)*];

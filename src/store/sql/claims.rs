@@ -1,6 +1,63 @@
 //! The texts of claims. Those over many claims take claimers, claim ids and devices: three arrays in PostgreSQL, one JSON
 //! text of rows in SQLite. RETURNING has no order, so each row that they give begins with what it was taken for.
 
+/// Takes the oldest unissued keys of a table for many claims at once, a key each.
+macro_rules! take_on_postgres {
+    ($table:literal, unissued: $unissued:literal, key: $key:literal) => {
+        concat!(
+            "WITH wanted AS (SELECT claimer, claim, device, \
+            ROW_NUMBER() OVER (PARTITION BY device ORDER BY turn) AS place \
+            FROM UNNEST($1::UUID[], $2::UUID[], $3::UUID[]) WITH ORDINALITY AS item (claimer, claim, device, turn)), \
+            demand AS (SELECT device, COUNT(*) AS keys FROM wanted GROUP BY device), \
+            oldest AS (SELECT demand.device, pool.id, \
+            ROW_NUMBER() OVER (PARTITION BY demand.device ORDER BY pool.created_at, pool.key_id) AS place \
+            FROM demand CROSS JOIN LATERAL (SELECT id, created_at, key_id FROM ",
+            $table,
+            " WHERE device_id = demand.device AND ",
+            $unissued,
+            " ORDER BY created_at, key_id LIMIT demand.keys FOR UPDATE SKIP LOCKED) AS pool) UPDATE ",
+            $table,
+            " SET used = TRUE, claimed_by = wanted.claimer, claim_id = wanted.claim, claimed_at = $4 \
+            FROM oldest JOIN wanted ON wanted.device = oldest.device AND wanted.place = oldest.place WHERE ",
+            $table,
+            ".id = oldest.id RETURNING claimed_by, claim_id, device_id, key_id, ",
+            $key
+        )
+    };
+}
+
+/// The same for SQLite. It has no LATERAL, so the oldest keys of each pool are found one from the other, along the index, as
+/// many as are wanted. The `+` takes the affinity away, without which only half of the index would be used. OR FAIL, since
+/// an error rolls the whole transaction back anyway: otherwise SQLite would first write every page that the statement
+/// changes to a journal of its own.
+macro_rules! take_on_sqlite {
+    ($table:literal, unissued: $unissued:literal, key: $key:literal) => {
+        concat!(
+            "WITH RECURSIVE wanted AS MATERIALIZED (SELECT unhex(value ->> 0) AS claimer, \
+            unhex(value ->> 1) AS claim, unhex(value ->> 2) AS device, \
+            ROW_NUMBER() OVER (PARTITION BY value ->> 2 ORDER BY key) AS place FROM json_each($1)), \
+            demand AS (SELECT device, COUNT(*) AS keys FROM wanted GROUP BY device), \
+            oldest (device, keys, place, number, created_at, key_id) AS (\
+            SELECT device, keys, 0, NULL, '', -1 FROM demand UNION ALL \
+            SELECT device, keys, place + 1, next.rowid, next.created_at, next.key_id \
+            FROM oldest AS last CROSS JOIN ",
+            $table,
+            " AS next ON next.rowid = (SELECT pool.rowid FROM ",
+            $table,
+            " AS pool WHERE pool.device_id = last.device AND ",
+            $unissued,
+            " AND (pool.created_at, pool.key_id) > (+last.created_at, +last.key_id) \
+            ORDER BY pool.created_at, pool.key_id LIMIT 1) WHERE place < keys) UPDATE OR FAIL ",
+            $table,
+            " SET used = TRUE, claimed_by = wanted.claimer, claim_id = wanted.claim, claimed_at = $2 \
+            FROM oldest JOIN wanted ON wanted.device = oldest.device AND wanted.place = oldest.place WHERE ",
+            $table,
+            ".rowid = oldest.number RETURNING claimed_by, claim_id, device_id, key_id, ",
+            $key
+        )
+    };
+}
+
 texts! {
     /// Texts for both engines.
     SHARED:
@@ -31,30 +88,9 @@ texts! {
     CLAIMED_PQ_OF_MANY = "SELECT claimed_by, claim_id, device_id, key_id, public_key, signature \
         FROM UNNEST($1::UUID[], $2::UUID[], $3::UUID[]) AS wanted (claimer, claim, device) \
         JOIN pq_prekeys ON claimed_by = wanted.claimer AND claim_id = wanted.claim AND device_id = wanted.device";
-    CLAIM_ONE_TIME_OF_MANY = "WITH wanted AS (SELECT claimer, claim, device, \
-        ROW_NUMBER() OVER (PARTITION BY device ORDER BY turn) AS place \
-        FROM UNNEST($1::UUID[], $2::UUID[], $3::UUID[]) WITH ORDINALITY AS item (claimer, claim, device, turn)), \
-        demand AS (SELECT device, COUNT(*) AS keys FROM wanted GROUP BY device), \
-        oldest AS (SELECT demand.device, pool.id, \
-        ROW_NUMBER() OVER (PARTITION BY demand.device ORDER BY pool.created_at, pool.key_id) AS place \
-        FROM demand CROSS JOIN LATERAL (SELECT id, created_at, key_id FROM one_time_prekeys \
-        WHERE device_id = demand.device AND NOT used ORDER BY created_at, key_id LIMIT demand.keys \
-        FOR UPDATE SKIP LOCKED) AS pool) \
-        UPDATE one_time_prekeys SET used = TRUE, claimed_by = wanted.claimer, claim_id = wanted.claim, claimed_at = $4 \
-        FROM oldest JOIN wanted ON wanted.device = oldest.device AND wanted.place = oldest.place \
-        WHERE one_time_prekeys.id = oldest.id RETURNING claimed_by, claim_id, device_id, key_id, public_key";
-    CLAIM_PQ_OF_MANY = "WITH wanted AS (SELECT claimer, claim, device, \
-        ROW_NUMBER() OVER (PARTITION BY device ORDER BY turn) AS place \
-        FROM UNNEST($1::UUID[], $2::UUID[], $3::UUID[]) WITH ORDINALITY AS item (claimer, claim, device, turn)), \
-        demand AS (SELECT device, COUNT(*) AS keys FROM wanted GROUP BY device), \
-        oldest AS (SELECT demand.device, pool.id, \
-        ROW_NUMBER() OVER (PARTITION BY demand.device ORDER BY pool.created_at, pool.key_id) AS place \
-        FROM demand CROSS JOIN LATERAL (SELECT id, created_at, key_id FROM pq_prekeys \
-        WHERE device_id = demand.device AND NOT used AND NOT last_resort ORDER BY created_at, key_id LIMIT demand.keys \
-        FOR UPDATE SKIP LOCKED) AS pool) \
-        UPDATE pq_prekeys SET used = TRUE, claimed_by = wanted.claimer, claim_id = wanted.claim, claimed_at = $4 \
-        FROM oldest JOIN wanted ON wanted.device = oldest.device AND wanted.place = oldest.place \
-        WHERE pq_prekeys.id = oldest.id RETURNING claimed_by, claim_id, device_id, key_id, public_key, signature";
+    CLAIM_ONE_TIME_OF_MANY = take_on_postgres!("one_time_prekeys", unissued: "NOT used", key: "public_key");
+    CLAIM_PQ_OF_MANY = take_on_postgres!(
+        "pq_prekeys", unissued: "NOT used AND NOT last_resort", key: "public_key, signature");
     /// The pools among these that hold at most $2 keys, with how many.
     LOW_ONE_TIME = "SELECT device, remaining, pool_version, one_time_depth FROM (SELECT pool.device, \
         (SELECT COUNT(*) FROM (SELECT 1 FROM one_time_prekeys WHERE device_id = pool.device AND NOT used LIMIT $2 + 1) \
@@ -87,10 +123,7 @@ texts! {
         ORDER BY created_at, key_id LIMIT 1 FOR UPDATE) RETURNING key_id, public_key, signature";
 }
 
-/// The same operations for SQLite. It has no LATERAL, so the oldest keys of each pool are found one from the other, along
-/// the index, as many as are wanted. The `+` takes the affinity away, without which only half of the index would be used.
-/// OR FAIL, since an error rolls the whole transaction back anyway: otherwise SQLite would first write every page that the
-/// statement changes to a journal of its own.
+/// The same operations for SQLite.
 pub mod sqlite {
     texts! {
         /// Texts of SQLite alone.
@@ -113,37 +146,9 @@ pub mod sqlite {
         CLAIMED_PQ_OF_MANY = "SELECT claimed_by, claim_id, device_id, key_id, public_key, signature \
             FROM json_each($1) AS wanted CROSS JOIN pq_prekeys ON claimed_by = unhex(wanted.value ->> 0) \
             AND claim_id = unhex(wanted.value ->> 1) AND device_id = unhex(wanted.value ->> 2)";
-        CLAIM_ONE_TIME_OF_MANY = "WITH RECURSIVE wanted AS MATERIALIZED (SELECT unhex(value ->> 0) AS claimer, \
-            unhex(value ->> 1) AS claim, unhex(value ->> 2) AS device, \
-            ROW_NUMBER() OVER (PARTITION BY value ->> 2 ORDER BY key) AS place FROM json_each($1)), \
-            demand AS (SELECT device, COUNT(*) AS keys FROM wanted GROUP BY device), \
-            oldest (device, keys, place, number, created_at, key_id) AS (\
-            SELECT device, keys, 0, NULL, '', -1 FROM demand UNION ALL \
-            SELECT device, keys, place + 1, next.rowid, next.created_at, next.key_id \
-            FROM oldest AS last CROSS JOIN one_time_prekeys AS next ON next.rowid = \
-            (SELECT pool.rowid FROM one_time_prekeys AS pool WHERE pool.device_id = last.device AND NOT pool.used \
-            AND (pool.created_at, pool.key_id) > (+last.created_at, +last.key_id) \
-            ORDER BY pool.created_at, pool.key_id LIMIT 1) WHERE place < keys) \
-            UPDATE OR FAIL one_time_prekeys SET used = TRUE, claimed_by = wanted.claimer, claim_id = wanted.claim, claimed_at = $2 \
-            FROM oldest JOIN wanted ON wanted.device = oldest.device AND wanted.place = oldest.place \
-            WHERE one_time_prekeys.rowid = oldest.number \
-            RETURNING claimed_by, claim_id, device_id, key_id, public_key";
-        CLAIM_PQ_OF_MANY = "WITH RECURSIVE wanted AS MATERIALIZED (SELECT unhex(value ->> 0) AS claimer, \
-            unhex(value ->> 1) AS claim, unhex(value ->> 2) AS device, \
-            ROW_NUMBER() OVER (PARTITION BY value ->> 2 ORDER BY key) AS place FROM json_each($1)), \
-            demand AS (SELECT device, COUNT(*) AS keys FROM wanted GROUP BY device), \
-            oldest (device, keys, place, number, created_at, key_id) AS (\
-            SELECT device, keys, 0, NULL, '', -1 FROM demand UNION ALL \
-            SELECT device, keys, place + 1, next.rowid, next.created_at, next.key_id \
-            FROM oldest AS last CROSS JOIN pq_prekeys AS next ON next.rowid = \
-            (SELECT pool.rowid FROM pq_prekeys AS pool \
-            WHERE pool.device_id = last.device AND NOT pool.used AND NOT pool.last_resort \
-            AND (pool.created_at, pool.key_id) > (+last.created_at, +last.key_id) \
-            ORDER BY pool.created_at, pool.key_id LIMIT 1) WHERE place < keys) \
-            UPDATE OR FAIL pq_prekeys SET used = TRUE, claimed_by = wanted.claimer, claim_id = wanted.claim, claimed_at = $2 \
-            FROM oldest JOIN wanted ON wanted.device = oldest.device AND wanted.place = oldest.place \
-            WHERE pq_prekeys.rowid = oldest.number \
-            RETURNING claimed_by, claim_id, device_id, key_id, public_key, signature";
+        CLAIM_ONE_TIME_OF_MANY = take_on_sqlite!("one_time_prekeys", unissued: "NOT pool.used", key: "public_key");
+        CLAIM_PQ_OF_MANY = take_on_sqlite!(
+            "pq_prekeys", unissued: "NOT pool.used AND NOT pool.last_resort", key: "public_key, signature");
         LOW_ONE_TIME = "WITH pools AS MATERIALIZED (SELECT unhex(pool.value) AS device, \
             (SELECT COUNT(*) FROM (SELECT 1 FROM one_time_prekeys \
             WHERE device_id = unhex(pool.value) AND used = FALSE LIMIT $2 + 1)) AS remaining FROM json_each($1) AS pool) \
