@@ -128,13 +128,13 @@ impl Application {
         let store = runtime.block_on(open_store(config))?.measured(metrics.clone());
         let secret = server_secret(config, entropy)?;
         let hub = Arc::new(Hub::default());
-        let mailer = Mailer::start(
+        let mailer = Mailer::new(
             config.mailer.url.reveal(),
             &config.mailer.from,
             clock.clone(),
             entropy.clone(),
             metrics.clone(),
-            &tasks,
+            tasks.work().clone(),
         )?;
         let node_id = entropy.uuid();
         let bus = start_bus(config, &hub, node_id, &metrics, &tasks)?;

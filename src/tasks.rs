@@ -3,26 +3,28 @@
 //! A background task is one that the server cannot do without. Each has a name, and one that ends, by a panic or by
 //! returning, is an alarm: a server without it would go on half dead. Work is what a server that stops waits for.
 
-use std::{future::Future, sync::Arc};
+use std::{
+    collections::BTreeSet,
+    future::Future,
+    sync::{Arc, Mutex, PoisonError},
+};
 
 use tokio::{runtime::Handle, sync::watch, task::JoinHandle};
-use tokio_util::task::{TaskTracker, task_tracker::TaskTrackerToken};
-
-/// Work that is under way. Dropping it says that it is done.
-pub type Unfinished = TaskTrackerToken;
+use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 /// Spawns work: requests, deliveries, whatever ends by itself. Clones share the count.
 #[derive(Clone)]
 pub struct Work {
     runtime: Handle,
     tracker: TaskTracker,
+    ending: CancellationToken,
 }
 
 impl Work {
     /// Nothing under way yet.
     #[must_use]
     pub fn new(runtime: Handle) -> Self {
-        Self { runtime, tracker: TaskTracker::new() }
+        Self { runtime, tracker: TaskTracker::new(), ending: CancellationToken::new() }
     }
 
     /// Runs it to its end, whether or not anybody waits for the result.
@@ -30,13 +32,14 @@ impl Work {
         self.tracker.spawn_on(work, &self.runtime)
     }
 
-    /// Counts work that is no task of its own, such as an entry of a queue.
-    pub fn begin(&self) -> Unfinished {
-        self.tracker.token()
+    /// Waits until the server is about to end and only waits for what is under way: whoever pauses should go on.
+    pub async fn ending(&self) {
+        self.ending.cancelled().await;
     }
 
-    /// Waits until nothing is under way.
+    /// Waits until nothing is under way, of which it tells those that pause.
     pub async fn settled(&self) {
+        self.ending.cancel();
         self.tracker.close();
         self.tracker.wait().await;
     }
@@ -55,13 +58,15 @@ pub struct Tasks {
     lanes: Handle,
     /// The first task that ended.
     ended: Arc<watch::Sender<Option<&'static str>>>,
+    names: Arc<Mutex<BTreeSet<&'static str>>>,
 }
 
 impl Tasks {
     /// No tasks yet.
     #[must_use]
     pub fn new(runtime: Handle) -> Self {
-        Self { work: Work::new(runtime.clone()), lanes: runtime, ended: Arc::new(watch::Sender::new(None)) }
+        let (lanes, ended) = (runtime.clone(), Arc::new(watch::Sender::new(None)));
+        Self { work: Work::new(runtime), lanes, ended, names: Arc::default() }
     }
 
     /// Runs the lanes of batchers on a runtime of their own.
@@ -86,12 +91,19 @@ impl Tasks {
         name: &'static str,
         task: impl Future<Output = ()> + Send + 'static,
     ) -> JoinHandle<()> {
+        self.names.lock().unwrap_or_else(PoisonError::into_inner).insert(name);
         // Dropped when the task returns and when it panics alike.
         let alarm = Alarm { name, ended: self.ended.clone() };
         runtime.spawn(async move {
             let _alarm = alarm;
             task.await;
         })
+    }
+
+    /// The names of all tasks that were started.
+    #[must_use]
+    pub fn names(&self) -> BTreeSet<&'static str> {
+        self.names.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
     /// Where work goes, on the same runtime.
@@ -153,14 +165,16 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn work_is_waited_for_also_where_it_panics_or_waits_in_a_queue() {
+    async fn work_is_waited_for_also_where_it_panics_and_told_if_it_pauses() {
         let tasks = Tasks::new(Handle::current());
-        let queued = tasks.work().begin();
+        let work = tasks.work().clone();
+        let pausing = tasks.work().spawn(async move { work.ending().await });
+        assert!(timeout(Duration::from_millis(50), tasks.work().ending()).await.is_err(), "not before the end");
         let (release, released) = tokio::sync::oneshot::channel::<()>();
         tasks.work().spawn(async { released.await.unwrap() });
         tasks.work().spawn(async { panic!("a defect") });
         assert!(timeout(Duration::from_millis(50), tasks.work().settled()).await.is_err());
-        drop(queued);
+        timeout(SOON, pausing).await.unwrap().unwrap();
         assert!(timeout(Duration::from_millis(50), tasks.work().settled()).await.is_err());
         release.send(()).unwrap();
         assert_eq!(timeout(SOON, tasks.work().settled()).await, Ok(()));

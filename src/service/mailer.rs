@@ -1,6 +1,8 @@
 //! Mail to people: codes, and the news that a device was added.
 //!
-//! Sending happens behind a bounded queue, so that a request neither waits for a mail server nor shows whether it worked.
+//! Each mail is a task of its own, of which there are so many at most, so that a request neither waits for a mail server nor
+//! shows whether it worked. A mail that is refused for now, as by greylisting, or finds the server away, is tried again for
+//! as long as a code in it is worth something.
 
 use std::{path::PathBuf, sync::Arc, time::Duration};
 
@@ -13,23 +15,35 @@ use lettre::{
 };
 use rand::RngExt;
 use thiserror::Error;
-use tokio::sync::{Semaphore, mpsc};
+use tokio::{
+    sync::Semaphore,
+    time::{Instant, sleep, timeout_at},
+};
 
 use crate::{
     clock::{Clock, Entropy},
     domain::{Email, otp::OtpCode},
     metrics::{MailEnd, Metrics},
-    tasks::{Tasks, Unfinished, Work},
+    tasks::Work,
 };
 
-/// Mails that may wait for the mail server.
-const QUEUE: usize = 1024;
+/// Mails that may be on their way, those included that wait for another try.
+const PLACES: usize = 1024;
 /// How long one step of an SMTP conversation may take.
 const SMTP_TIMEOUT: Duration = Duration::from_secs(15);
-/// Tries for one mail, with a pause after each that failed.
-const TRIES: u32 = 3;
-/// Mails under way at once, so that one slow recipient does not hold the others up.
+/// Conversations with the mail server at once, so that one slow recipient does not hold the others up.
 const AT_ONCE: usize = 8;
+/// Pauses between the tries for one mail: three minutes in all.
+const PAUSES: &[Duration] = &[
+    Duration::from_secs(1),
+    Duration::from_secs(4),
+    Duration::from_secs(15),
+    Duration::from_secs(40),
+    Duration::from_mins(1),
+    Duration::from_mins(1),
+];
+/// How old a mail may be when a try begins: codes live twice as long.
+const WORTH_SENDING: Duration = Duration::from_mins(5);
 
 /// Why mail cannot be set up or sent. Never names the recipient.
 #[derive(Debug, Error)]
@@ -43,12 +57,15 @@ pub enum MailerError {
     /// The folder does not take it.
     #[error("the mail folder does not take it: {0}")]
     Folder(#[from] std::io::Error),
-    /// The server does not take it.
-    #[error("the mail server does not take it (permanent: {permanent})")]
-    Server {
-        /// Whether another try is pointless.
-        permanent: bool,
+    /// The server refuses it.
+    #[error("the mail server refuses it with {code}")]
+    Refused {
+        /// The reply's code (RFC 5321, 4.2): from 500 on, another try is pointless.
+        code: u16,
     },
+    /// The server is not there, or not understood.
+    #[error("the mail server cannot be spoken to")]
+    Server,
 }
 
 /// One mail.
@@ -114,90 +131,95 @@ enum Transport {
     Smtp(Box<AsyncSmtpTransport<Tokio1Executor>>),
 }
 
-/// The queue in front of the transport. Clones share it.
+impl MailerError {
+    fn is_permanent(&self) -> bool {
+        matches!(self, Self::Compose | Self::Refused { code: 500.. })
+    }
+}
+
+/// Takes mails and sees to them. Clones share the places.
 #[derive(Clone)]
 pub struct Mailer {
-    queue: mpsc::Sender<(Mail, Unfinished)>,
+    sender: Arc<Sender>,
+    places: Arc<Semaphore>,
     work: Work,
-    metrics: Arc<Metrics>,
 }
 
 impl Mailer {
-    /// Sets the transport of a checked `mailer.url` up and starts its worker.
+    /// Sets the transport of a checked `mailer.url` up.
     ///
     /// # Errors
     /// Where the folder cannot be made or the URL is not one of a mail server.
-    pub fn start(
+    pub fn new(
         url: &str,
         from: &str,
         clock: Clock,
         entropy: Entropy,
         metrics: Arc<Metrics>,
-        tasks: &Tasks,
+        work: Work,
     ) -> Result<Self, MailerError> {
         let from: Mailbox = from.parse().map_err(|_| MailerError::Setup("mailer.from is not an address".to_owned()))?;
         let transport = Transport::open(url)?;
-        let (queue, mut waiting) = mpsc::channel::<(Mail, Unfinished)>(QUEUE);
-        let sender = Arc::new(Sender { transport, from, clock, entropy, metrics: metrics.clone() });
-        let at_once = Arc::new(Semaphore::new(AT_ONCE));
-        tasks.spawn("mailer", async move {
-            while let Some((mail, unfinished)) = waiting.recv().await {
-                // The semaphore is never closed.
-                let Ok(permit) = at_once.clone().acquire_owned().await else { return };
-                let sender = sender.clone();
-                tokio::spawn(async move {
-                    sender.deliver(&mail).await;
-                    drop((permit, unfinished));
-                });
-            }
-        });
-        Ok(Self { queue, work: tasks.work().clone(), metrics })
+        let at_once = Semaphore::new(AT_ONCE);
+        let sender = Arc::new(Sender { transport, from, clock, entropy, metrics, at_once, pauses: PAUSES });
+        Ok(Self { sender, places: Arc::new(Semaphore::new(PLACES)), work })
     }
 
-    /// Queues a mail, for which a server that stops waits. One that does not fit the queue is dropped, and the operator
+    /// Sends a mail, for which a server that stops waits. One for which there is no place is dropped, and the operator
     /// hears of it.
     pub fn send(&self, mail: Mail) {
-        if self.queue.try_send((mail, self.work.begin())).is_err() {
-            self.metrics.mails.inc(MailEnd::Dropped);
-            tracing::error!("a mail was dropped: the queue is full or its worker has stopped");
-        }
+        let Ok(place) = self.places.clone().try_acquire_owned() else {
+            self.sender.metrics.mails.inc(MailEnd::Dropped);
+            tracing::error!("a mail was dropped: too many are on their way");
+            return;
+        };
+        let (sender, work) = (self.sender.clone(), self.work.clone());
+        self.work.spawn(async move {
+            let sent = sender.deliver(&mail, &work).await;
+            sender.metrics.mails.inc(if sent { MailEnd::Sent } else { MailEnd::Failed });
+            drop(place);
+        });
     }
 }
 
-/// What the worker needs for every mail.
+/// What every mail needs.
 struct Sender {
     transport: Transport,
     from: Mailbox,
     clock: Clock,
     entropy: Entropy,
     metrics: Arc<Metrics>,
+    at_once: Semaphore,
+    pauses: &'static [Duration],
 }
 
 impl Sender {
-    async fn deliver(&self, mail: &Mail) {
-        let sent = self.try_deliver(mail).await;
-        self.metrics.mails.inc(if sent { MailEnd::Sent } else { MailEnd::Failed });
-    }
-
-    /// Whether it worked, in the end.
-    async fn try_deliver(&self, mail: &Mail) -> bool {
-        let mut pause = Duration::from_secs(1);
-        for tries_left in (0..TRIES).rev() {
-            match self.transport.send(mail, &self.from, &self.clock, &self.entropy).await {
-                Ok(()) => return true,
-                Err(error) => {
-                    tracing::warn!(%error, tries_left, "a mail was not sent");
-                    if matches!(error, MailerError::Compose | MailerError::Server { permanent: true }) {
-                        return false;
-                    }
-                }
+    /// Whether it worked, in the end. A server that stops hurries the next try, which is the last.
+    async fn deliver(&self, mail: &Mail, work: &Work) -> bool {
+        let worthless = Instant::now() + WORTH_SENDING;
+        let mut pauses = self.pauses;
+        loop {
+            // Given back for the pause, so that a mail which has to wait keeps no other from being sent.
+            let Ok(Ok(turn)) = timeout_at(worthless, self.at_once.acquire()).await else {
+                tracing::warn!("a mail was given up: the mail server is too slow for all that wait");
+                return false;
+            };
+            let sent = self.transport.send(mail, &self.from, &self.clock, &self.entropy).await;
+            drop(turn);
+            let Err(error) = sent else { return true };
+            let tries_left = if error.is_permanent() { 0 } else { pauses.len() };
+            if tries_left == 0 || tries_left == self.pauses.len() {
+                tracing::warn!(%error, tries_left, "a mail was not sent");
+            } else {
+                tracing::debug!(%error, tries_left, "a mail was not sent");
             }
-            if tries_left > 0 {
-                tokio::time::sleep(pause).await;
-                pause *= 4;
+            let Some((pause, rest)) = pauses.split_first().filter(|_| tries_left > 0) else { return false };
+            pauses = rest;
+            tokio::select! {
+                () = sleep(*pause) => {}
+                () = work.ending() => pauses = &[],
             }
         }
-        false
     }
 }
 
@@ -240,7 +262,10 @@ impl Transport {
             }
             Self::Smtp(server) => match server.send(message).await {
                 Ok(_) => Ok(()),
-                Err(error) => Err(MailerError::Server { permanent: error.is_permanent() }),
+                Err(error) => match error.status() {
+                    Some(code) => Err(MailerError::Refused { code: code.into() }),
+                    None => Err(MailerError::Server),
+                },
             },
         }
     }
@@ -266,5 +291,63 @@ mod tests {
             let raw = raw(Mail::device_added(to(), name));
             assert!(!raw.contains("12345678") && !raw.contains("\nBcc"), "{raw}");
         }
+    }
+    #[test]
+    fn tries_outlast_greylisting_and_end_before_the_code_does() {
+        assert!(PAUSES.is_sorted());
+        let all: Duration = PAUSES.iter().sum();
+        assert!((Duration::from_mins(2)..WORTH_SENDING).contains(&all), "{all:?}");
+        assert!(WORTH_SENDING + SMTP_TIMEOUT < crate::domain::otp::LIFETIME);
+        for (code, permanent) in [(421, false), (451, false), (499, false), (500, true), (550, true)] {
+            assert_eq!(MailerError::Refused { code }.is_permanent(), permanent, "{code}");
+        }
+        assert!(!MailerError::Server.is_permanent() && MailerError::Compose.is_permanent());
+    }
+
+    /// A sender into a folder that is not there yet, so that every try fails for now.
+    fn sender(folder: PathBuf, pauses: &'static [Duration]) -> Sender {
+        Sender {
+            transport: Transport::Folder(folder),
+            from: "sealwire@localhost".parse().unwrap(),
+            clock: Clock::System,
+            entropy: Entropy::from_system().unwrap(),
+            metrics: Arc::new(Metrics::new()),
+            at_once: Semaphore::new(1),
+            pauses,
+        }
+    }
+
+    fn mail() -> Mail {
+        Mail::code(Email::parse("alice@example.org").unwrap(), &OtpCode::parse("12345678").unwrap())
+    }
+
+    #[tokio::test]
+    async fn a_mail_is_tried_after_each_pause_and_keeps_no_other_from_its_turn_meanwhile() {
+        const SHORT: &[Duration] = &[Duration::from_millis(20), Duration::from_millis(30), Duration::from_millis(50)];
+        const LONG: &[Duration] = &[Duration::from_hours(1)];
+        let folder = tempfile::tempdir().unwrap();
+        let work = Work::new(tokio::runtime::Handle::current());
+        let began = Instant::now();
+        assert!(!sender(folder.path().join("never"), SHORT).deliver(&mail(), &work).await);
+        assert!(began.elapsed() >= SHORT.iter().sum::<Duration>(), "all pauses were made: {:?}", began.elapsed());
+
+        let later = folder.path().join("later");
+        let pausing = Arc::new(sender(later.clone(), LONG));
+        let (first, own) = (pausing.clone(), work.clone());
+        // Turns are taken in the order in which they were asked for: the test's next is behind the mail's.
+        let turn = pausing.at_once.acquire().await.unwrap();
+        let waiting = work.spawn(async move { first.deliver(&mail(), &own).await });
+        for _ in 0..10 {
+            tokio::task::yield_now().await;
+        }
+        drop(turn);
+        let turn = tokio::time::timeout(Duration::from_secs(30), pausing.at_once.acquire()).await;
+        drop(turn.expect("the only turn comes back while the first mail pauses"));
+        std::fs::create_dir(&later).unwrap();
+        assert!(pausing.deliver(&mail(), &work).await);
+        assert!(!waiting.is_finished());
+        // Whoever stops the server does not wait for the hour to pass, and nor does the mail.
+        work.settled().await;
+        assert!(waiting.await.unwrap());
     }
 }

@@ -77,6 +77,41 @@ async fn a_mail_that_is_refused_for_now_is_tried_again() {
     assert_eq!(enter(&app, &challenge, &code).await.0, StatusCode::CREATED);
 }
 
+/// More mails than there are conversations at once, all of them refused for now.
+#[tokio::test(flavor = "multi_thread")]
+async fn mails_that_wait_for_another_try_keep_no_other_waiting() {
+    const GREYLISTED: u16 = 24;
+    let server = MailServer::start().await;
+    server.room.refuse_with.store(451, Ordering::SeqCst);
+    let app = TestApp::start(&[("MAILER__URL", &server.url())]);
+    let asked = (0..GREYLISTED).map(|index| json!({ "email": format!("grey{index}@example.org") }));
+    join_all(asked.map(|body| post(&app, "/v1/auth/otp", body))).await;
+    // Each twice: now all make their second pause, of four seconds.
+    server.room.refused(2 * GREYLISTED).await;
+    server.room.refuse_with.store(0, Ordering::SeqCst);
+    ask(&app).await;
+    let all = eventually("all mails have come", || async {
+        Some(server.room.mails()).filter(|mails| mails.len() == usize::from(GREYLISTED) + 1)
+    })
+    .await;
+    let place = all.iter().position(|mail| mail.to == [EMAIL]).unwrap();
+    assert!(place < usize::from(GREYLISTED) / 2, "the new one was number {place}");
+    counts(app.admin(), "sealwire_mails_total{outcome=\"sent\"}", 25.0..=25.0).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_server_that_stops_tries_what_waits_once_more() {
+    let server = MailServer::start().await;
+    server.room.refuse_with.store(451, Ordering::SeqCst);
+    let app = TestApp::start(&[("MAILER__URL", &server.url())]);
+    ask(&app).await;
+    server.room.refused(2).await;
+    server.room.refuse_with.store(0, Ordering::SeqCst);
+    // Its next try would be in four seconds, and stopping takes less.
+    drop(app);
+    assert_eq!(server.room.mails().len(), 1);
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn a_mail_server_that_is_down_holds_nobody_up() {
     let address = MailServer::start().await.address;
