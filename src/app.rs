@@ -138,7 +138,8 @@ impl Application {
         )?;
         let node_id = entropy.uuid();
         let bus = start_bus(config, &hub, node_id, &metrics, &tasks)?;
-        tracing::info!(%node_id, "starting");
+        let version = env!("CARGO_PKG_VERSION");
+        tracing::info!(%node_id, version, database = store.kind(), bus = bus.kind(), "starting");
         let parts = Parts {
             store: store.clone(),
             bus,

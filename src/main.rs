@@ -58,7 +58,6 @@ enum Command {
 
 fn main() -> ExitCode {
     let arguments = Arguments::parse();
-    telemetry::init();
     match run(arguments) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
@@ -71,6 +70,7 @@ fn main() -> ExitCode {
 }
 
 fn run(arguments: Arguments) -> Result<(), Failure> {
+    telemetry::init(levels().as_deref())?;
     let config = Config::load(arguments.config.as_deref(), std::env::vars())?;
     match arguments.command.unwrap_or(Command::Serve) {
         Command::Serve => serve(&config),
@@ -99,6 +99,11 @@ fn run(arguments: Arguments) -> Result<(), Failure> {
     }
 }
 
+/// What `RUST_LOG` says. Text that is no UTF-8 is no level either.
+fn levels() -> Option<String> {
+    std::env::var_os("RUST_LOG").map(|levels| levels.to_string_lossy().into_owned())
+}
+
 fn serve(config: &Config) -> Result<(), Failure> {
     let entropy = Entropy::from_system()?;
     let application = Application::build(config, Clock::System, &entropy)?;
@@ -115,6 +120,7 @@ fn serve(config: &Config) -> Result<(), Failure> {
             std::process::exit(1);
         });
         application.run_until_stopped().await?;
+        tracing::info!("stopped");
         Ok(())
     })
 }

@@ -10,6 +10,7 @@ use std::{
     panic::PanicHookInfo,
 };
 
+use thiserror::Error;
 use tracing::level_filters::LevelFilter;
 use tracing_subscriber::{EnvFilter, filter::Targets, fmt, layer::SubscriberExt, util::SubscriberInitExt};
 
@@ -17,9 +18,17 @@ use tracing_subscriber::{EnvFilter, filter::Targets, fmt, layer::SubscriberExt, 
 /// the client's and not the operator's.
 const DEFAULT_LEVELS: &str = "info,actix_http=off,actix_server=warn";
 
-/// Starts logging for the process. Does nothing where it has been started already.
-pub fn init() {
-    let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new(DEFAULT_LEVELS));
+/// `RUST_LOG` says nothing that can be heeded. Going on would keep from the log what somebody asked for.
+#[derive(Debug, Error, PartialEq, Eq)]
+#[error("RUST_LOG takes a level (error, warn, info, debug, trace, off) or PART=LEVEL,…, such as sealwire=debug,info")]
+pub struct WrongLevels;
+
+/// Starts logging for the process, at the levels that `RUST_LOG` has. Does nothing where it has been started already.
+///
+/// # Errors
+/// Where the levels are none.
+pub fn init(levels: Option<&str>) -> Result<(), WrongLevels> {
+    let filter = filter(levels)?;
     let registry = tracing_subscriber::registry().with(filter).with(trusted());
     // A log that nobody takes any more must not end the tasks that write to it.
     let layer = || fmt::layer().with_writer(std::io::stderr).log_internal_errors(false);
@@ -31,6 +40,21 @@ pub fn init() {
     if started.is_ok() {
         std::panic::set_hook(Box::new(report_panic));
     }
+    Ok(())
+}
+
+fn filter(levels: Option<&str>) -> Result<EnvFilter, WrongLevels> {
+    let levels = levels.map(str::trim).filter(|levels| !levels.is_empty()).unwrap_or(DEFAULT_LEVELS);
+    // A word alone that is no level would pass for the name of a part, and silence all others: most likely it is a slip.
+    let is_slip = |part: &str| {
+        part.bytes().all(|byte| byte.is_ascii_alphanumeric() || byte == b'_')
+            && part.parse::<LevelFilter>().is_err()
+            && part != "sealwire"
+    };
+    if levels.split(',').map(str::trim).any(|part| !part.is_empty() && is_slip(part)) {
+        return Err(WrongLevels);
+    }
+    EnvFilter::builder().parse(levels).map_err(|_| WrongLevels)
 }
 
 /// The most that anybody may say: everything of our own, and of libraries what they mean for operators.
@@ -46,4 +70,32 @@ fn report_panic(panic: &PanicHookInfo<'_>) {
     let backtrace = Backtrace::capture();
     let backtrace = (backtrace.status() == BacktraceStatus::Captured).then(|| backtrace.to_string());
     tracing::error!(place, message, backtrace, "a defect: a task has panicked");
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn levels_are_heeded_or_refused() {
+        for good in [
+            "",
+            "warn",
+            "INFO",
+            "off",
+            "info,",
+            "sealwire=debug",
+            "sealwire=debug,info",
+            "lettre::transport=debug,info",
+            "sealwire",
+            "lettre::transport",
+            "trace,sqlx=trace,actix_http=off",
+        ] {
+            assert!(filter(Some(good)).is_ok(), "{good}");
+        }
+        for bad in ["wran", "info,[bad", "sealwire=loud", "info,debgu", "sealwire=debug;info", "a=b=c"] {
+            assert_eq!(filter(Some(bad)).err(), Some(WrongLevels), "{bad}");
+        }
+        assert_eq!(filter(None).unwrap().to_string(), filter(Some(DEFAULT_LEVELS)).unwrap().to_string());
+    }
 }

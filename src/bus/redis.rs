@@ -19,6 +19,7 @@ use redis::{
     aio::{AsyncPushSender, MultiplexedConnection, SendError},
     io::tcp::TcpSettings,
 };
+use thiserror::Error;
 use tokio::{
     sync::{Notify, OwnedSemaphorePermit, Semaphore, mpsc, oneshot, watch},
     time::{Instant, MissedTickBehavior, interval, timeout},
@@ -48,6 +49,8 @@ const PROBES_MISSED: u32 = 2;
 /// Pause before connecting again, doubled up to the longest.
 const FIRST_PAUSE: Duration = Duration::from_millis(50);
 const LONGEST_PAUSE: Duration = Duration::from_secs(1);
+/// Time after which the log says again that the bus is still down.
+const REMIND_EVERY: Duration = Duration::from_mins(1);
 /// How long a device that connects waits for its subscription. Without it, the reconcile covers what is missed.
 const SUBSCRIBE_PATIENCE: Duration = Duration::from_secs(1);
 
@@ -103,6 +106,7 @@ impl RedisBus {
             queue,
             subscribers: HashMap::new(),
             metrics: metrics.clone(),
+            outage: None,
         };
         tasks.spawn("bus link", link.run());
         Ok(Self { commands, room: Arc::new(Semaphore::new(QUEUE_BYTES)), door, up, metrics, heard })
@@ -225,21 +229,27 @@ struct Link {
     /// How many connections of this node want each device's signals.
     subscribers: HashMap<DeviceId, usize>,
     metrics: Arc<Metrics>,
+    outage: Option<Outage>,
+}
+
+/// The time for which signals have not flowed.
+struct Outage {
+    since: Instant,
+    /// When the log last said so.
+    said: Instant,
 }
 
 /// Why the link stopped serving.
+#[derive(Debug, Error)]
 enum Lost {
-    Redis(RedisError),
+    #[error(transparent)]
+    Redis(#[from] RedisError),
+    #[error("its probes do not come back")]
     Silence,
+    #[error("Redis closed the connection")]
     Disconnection,
-    /// The node has no more use for it.
+    #[error("the node has no more use for it")]
     Closed,
-}
-
-impl From<RedisError> for Lost {
-    fn from(error: RedisError) -> Self {
-        Self::Redis(error)
-    }
 }
 
 impl Link {
@@ -249,16 +259,31 @@ impl Link {
             let began = Instant::now();
             let lost = self.serve().await;
             self.is_up.send_if_modified(std::mem::take);
-            match lost {
-                Lost::Closed => return,
-                Lost::Redis(error) => tracing::warn!(%error, "the bus is down"),
-                Lost::Silence => tracing::warn!("the bus is down: its probes do not come back"),
-                Lost::Disconnection => tracing::warn!("the bus is down: Redis closed the connection"),
+            if matches!(lost, Lost::Closed) {
+                return;
             }
+            self.note_loss(&lost);
             pause = if began.elapsed() > LONGEST_PAUSE { FIRST_PAUSE } else { (pause * 2).min(LONGEST_PAUSE) };
             if !self.wait_without_redis(pause).await {
                 return;
             }
+        }
+    }
+
+    /// Says that the bus is down when that begins, and then once a minute.
+    fn note_loss(&mut self, error: &Lost) {
+        let now = Instant::now();
+        let Some(outage) = &mut self.outage else {
+            self.outage = Some(Outage { since: now, said: now });
+            tracing::warn!(%error, "the bus is down");
+            return;
+        };
+        let down_s = (now - outage.since).as_secs();
+        if now - outage.said >= REMIND_EVERY {
+            outage.said = now;
+            tracing::warn!(%error, down_s, "the bus is still down");
+        } else {
+            tracing::debug!(%error, down_s, "the bus is still down");
         }
     }
 
@@ -319,7 +344,8 @@ impl Link {
             subscribe(&mut listener, chunk.iter().map(channel)).await?;
         }
         self.is_up.send_replace(true);
-        tracing::info!(devices = devices.len(), "the bus is up");
+        let down_s = self.outage.take().map(|outage| outage.since.elapsed().as_secs_f64());
+        tracing::info!(devices = devices.len(), down_s, "the bus is up");
 
         let mut probes = interval(PROBE_EVERY);
         probes.set_missed_tick_behavior(MissedTickBehavior::Delay);

@@ -27,6 +27,7 @@ mod hostile;
 mod hostile_http;
 mod hostile_keys;
 mod liveness;
+mod log_lines;
 mod logs;
 mod mail;
 mod messages;
