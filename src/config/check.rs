@@ -79,7 +79,8 @@ pub(super) fn check(settings: &Table) -> Result<(), ConfigError> {
     let postgres = ["postgres://", "postgresql://"].iter().any(|scheme| text("database.url").starts_with(scheme));
     require(postgres || text("database.url").starts_with("sqlite:"), "database.url", "sqlite://FILE or postgres://…")?;
     let bus = text("bus.url");
-    require(bus == "local" || bus.starts_with("redis://"), "bus.url", "\"local\" or redis://HOST:PORT")?;
+    let redis = ["redis://", "rediss://"].iter().any(|scheme| bus.starts_with(scheme));
+    require(bus == "local" || redis, "bus.url", "\"local\", redis://HOST:PORT or rediss://HOST:PORT")?;
     let mailer = text("mailer.url");
     let known = mailer == "log:"
         || ["file:", "smtp://", "smtps://"]

@@ -32,6 +32,7 @@ mod logs;
 mod mail;
 mod messages;
 mod metrics;
+mod redis_tls;
 mod requests;
 mod rolling;
 mod sessions;

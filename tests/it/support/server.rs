@@ -24,7 +24,8 @@ use tempfile::TempDir;
 
 use super::eventually;
 
-/// Settings by environment name, without the prefix: `("LIMITS__CLAIM_BURST", "0")`. Also `RUST_LOG`, for processes.
+/// Settings by environment name, without the prefix: `("LIMITS__CLAIM_BURST", "0")`. For processes also `RUST_LOG` and
+/// `SSL_CERT_FILE`.
 pub type Settings<'a> = &'a [(&'a str, &'a str)];
 
 /// A server that tests can talk to.
@@ -51,7 +52,8 @@ fn environment(folder: &Path, settings: Settings) -> BTreeMap<String, String> {
         ("LIMITS__OTP_PER_EMAIL_DAY", "0"),
         ("LIMITS__VERIFY_PER_NETWORK_MINUTE", "0"),
     ];
-    let name = |key: &str| if key == "RUST_LOG" { key.to_owned() } else { format!("SEALWIRE__{key}") };
+    let is_bare = |key: &str| matches!(key, "RUST_LOG" | "SSL_CERT_FILE");
+    let name = |key: &str| if is_bare(key) { key.to_owned() } else { format!("SEALWIRE__{key}") };
     defaults.iter().chain(settings).map(|(key, value)| (name(key), (*value).to_owned())).collect()
 }
 
