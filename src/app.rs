@@ -5,7 +5,7 @@ use std::{
     io,
     net::{SocketAddr, TcpListener},
     path::Path,
-    pin::pin,
+    pin::{Pin, pin},
     sync::Arc,
     time::Duration,
 };
@@ -13,6 +13,10 @@ use std::{
 use actix_server::Server;
 use actix_web::{App, web};
 use base64::{Engine, engine::general_purpose::STANDARD};
+use futures_util::{
+    FutureExt,
+    future::{Fuse, FusedFuture},
+};
 use rand::Rng;
 use thiserror::Error;
 use tokio::{
@@ -222,7 +226,7 @@ impl Application {
         });
         drop(entered);
         let (port, server) = listened.map_err(|source| AppError::Listen { setting: "server.bind", bind, source })?;
-        let stopper = Stopper { server: server.handle(), hub, connections, time };
+        let stopper = Stopper { server: server.handle(), admin: admin.handle(), hub, connections, time };
         Ok(Self { port, admin_port, server, admin, stopper, tasks, store, runtime, lanes })
     }
 
@@ -256,29 +260,24 @@ impl Application {
     /// Where a listener or a background task ends before it should.
     pub async fn run_until_stopped(self) -> Result<(), AppError> {
         let Self { server, admin, stopper, tasks, store, runtime, lanes, .. } = self;
-        let admin_handle = admin.handle();
-        let (mut server, mut admin) = (pin!(server), pin!(admin));
+        let (mut server, mut admin) = (pin!(server.fuse()), pin!(admin.fuse()));
         let served = tokio::select! {
             served = &mut server => match served {
                 Ok(()) if stopper.hub.is_draining() => Ok(()),
                 Ok(()) => Err(AppError::TaskEnded("listener")),
                 Err(error) => Err(AppError::Server(error)),
             },
-            watched = &mut admin => {
-                tracing::error!("the operator's listener has ended; stopping");
-                let _ = tokio::join!(stopper.stop(), server);
-                return Err(watched.map_or_else(AppError::Server, |()| AppError::TaskEnded("admin listener")));
-            }
-            name = tasks.first_ended() => {
-                tracing::error!(task = name, "a background task has ended; stopping");
-                // Its failure does not become a success where the rest stops well.
-                let _ = tokio::join!(stopper.stop(), server);
-                Err(AppError::TaskEnded(name))
-            }
+            watched = &mut admin => Err(watched.map_or_else(AppError::Server, |()| AppError::TaskEnded("admin listener"))),
+            name = tasks.first_ended() => Err(AppError::TaskEnded(name)),
         };
+        if let Err(error) = &served {
+            tracing::error!(%error, "a part of the server has ended; stopping");
+            // Its failure does not become a success where the rest stops well.
+            tokio::join!(stopper.stop(), drive(server.as_mut()));
+        }
         stopper.settle(tasks.work()).await;
         // The operator can watch until the clients' work is done.
-        let _ = tokio::join!(admin_handle.stop(false), admin);
+        tokio::join!(stopper.admin.stop(false), drive(admin.as_mut()));
         if tokio::time::timeout(CLOSE_TIME, store.close()).await.is_err() {
             tracing::warn!("the database connections did not close in time");
         }
@@ -304,6 +303,14 @@ fn levels(
         outbound: (outbound.in_use(), outbound.limit()),
         is_draining: hub.is_draining(),
     })
+}
+
+/// Runs a listener to its end, if it has not come to that yet.
+async fn drive(listener: Pin<&mut Fuse<Server>>) {
+    if !listener.is_terminated() {
+        // However it ends, the node is ending with it.
+        let _ = listener.await;
+    }
 }
 
 /// Binds the operator's port.

@@ -115,7 +115,7 @@ fn serve(config: &Config) -> Result<(), Failure> {
         actix_rt::spawn(async move {
             signals.next().await;
             actix_rt::spawn(async move { stopper.stop().await });
-            signals.next().await;
+            signals.second().await;
             tracing::warn!("a second signal: ending at once");
             std::process::exit(1);
         });

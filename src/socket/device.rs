@@ -102,6 +102,11 @@ pub struct Drain {
     pub spread: Duration,
 }
 
+/// The time for replies is over.
+#[derive(Message)]
+#[rtype(result = "()")]
+pub struct CutOff;
+
 /// What an upgraded connection brings along.
 pub struct Upgraded {
     /// Of the presented token.
@@ -416,5 +421,13 @@ impl Handler<Drain> for DeviceSocket {
             self.outbox.stop_reading();
             self.close_if_drained(ctx);
         }
+    }
+}
+
+impl Handler<CutOff> for DeviceSocket {
+    type Result = ();
+
+    fn handle(&mut self, _: CutOff, ctx: &mut Context<Self>) {
+        self.close(CloseCode::Draining, ctx);
     }
 }

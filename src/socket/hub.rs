@@ -13,7 +13,7 @@ use std::{
 
 use actix::Addr;
 
-use super::device::{DeviceSocket, Drain, Told};
+use super::device::{CutOff, DeviceSocket, Drain, Told};
 use crate::domain::{Deliver, DeviceId, LiveConnection, SessionId, Signal};
 
 /// Locks that the registry is spread over.
@@ -117,11 +117,7 @@ impl Hub {
     pub async fn drain(&self, spread: Duration, over: Duration) {
         self.start_draining();
         // Whoever attaches behind this sees for itself that the node drains.
-        let mut addresses = Vec::with_capacity(self.connected());
-        for shard in &self.shards {
-            let shard = shard.lock().unwrap_or_else(PoisonError::into_inner);
-            addresses.extend(shard.values().flatten().map(|attached| attached.address.clone()));
-        }
+        let addresses = self.addresses();
         let batches = addresses.chunks(DRAIN_BATCH);
         let pause = over / u32::try_from(batches.len().max(1)).unwrap_or(u32::MAX);
         for batch in batches {
@@ -130,6 +126,22 @@ impl Hub {
             }
             tokio::time::sleep(pause.min(LONGEST_DRAIN_PAUSE)).await;
         }
+    }
+
+    /// Closes every connection that is still there, whether or not it has its replies.
+    pub fn cut_off(&self) {
+        for address in self.addresses() {
+            address.do_send(CutOff);
+        }
+    }
+
+    fn addresses(&self) -> Vec<Addr<DeviceSocket>> {
+        let mut addresses = Vec::with_capacity(self.connected());
+        for shard in &self.shards {
+            let shard = shard.lock().unwrap_or_else(PoisonError::into_inner);
+            addresses.extend(shard.values().flatten().map(|attached| attached.address.clone()));
+        }
+        addresses
     }
 }
 

@@ -38,6 +38,7 @@ mod rolling;
 mod sessions;
 mod settings;
 mod status_page;
+mod stopping;
 mod support;
 mod tour;
 mod transport;

@@ -62,7 +62,8 @@ pub struct TestApp {
     address: SocketAddr,
     admin: SocketAddr,
     mail: PathBuf,
-    stopper: Stopper,
+    /// Stops it, or one of its listeners.
+    pub stopper: Stopper,
     /// Its background tasks.
     pub tasks: Tasks,
     thread: Option<JoinHandle<Result<(), AppError>>>,
@@ -224,9 +225,18 @@ impl ServerProcess {
 
     /// Sends SIGTERM.
     pub fn signal(&self) {
+        self.send_signal(rustix::process::Signal::TERM);
+    }
+
+    /// Sends any signal.
+    pub fn send_signal(&self, signal: rustix::process::Signal) {
         let id = i32::try_from(self.child.id()).unwrap();
-        rustix::process::kill_process(rustix::process::Pid::from_raw(id).unwrap(), rustix::process::Signal::TERM)
-            .unwrap();
+        rustix::process::kill_process(rustix::process::Pid::from_raw(id).unwrap(), signal).unwrap();
+    }
+
+    /// How it ended, if it has.
+    pub fn try_stopped(&mut self) -> Option<ExitStatus> {
+        self.child.try_wait().unwrap()
     }
 
     /// Waits until it has stopped, and gives how it ended.
