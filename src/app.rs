@@ -39,7 +39,10 @@ use crate::{
     },
     metrics::Metrics,
     protocol::{frame::MAX_FRAME_BYTES, http::Origins},
-    service::{Mailer, MailerError, Parts, Policy, Service, expire_mail_forever, reconcile_forever, sweep_forever},
+    service::{
+        LimitSettings, Mailer, MailerError, Parts, Policy, Service, expire_mail_forever, reconcile_forever,
+        sweep_forever,
+    },
     shutdown::DrainTime,
     socket::{
         Budget, Hub, NetworkLimits, Networks, Node, open,
@@ -167,12 +170,8 @@ impl Application {
         let (inbound, budget) = (Budget::new(half), Budget::new(half));
         let (most_sockets, most_http) = most_connections(&config.server);
         let connections = Budget::new(most_sockets);
-        let networks = Networks::new(NetworkLimits {
-            sockets: config.limits.connections_per_network,
-            // Whatever a node holds, one network must leave half of it to the others.
-            http: config.limits.http_connections_per_network.min((most_http / 2).max(1)),
-            connects_per_second: config.limits.connects_per_network_second,
-        });
+        let networks = Networks::new(network_limits(&config.limits, most_http), metrics.clone());
+        let admission = Admission::new(most_http, networks.clone(), &config.server.trusted_proxies);
         let node = web::Data::new(Node {
             service: service.clone(),
             hub: hub.clone(),
@@ -181,15 +180,17 @@ impl Application {
             opening: Semaphore::new(OPENING),
             outbox_bytes: config.server.outbox_bytes,
             requests_per_second: config.limits.requests_per_connection_second,
-            networks: networks.clone(),
+            networks,
             trusted_proxies: config.server.trusted_proxies.clone(),
             origins: origins.clone(),
             metrics: metrics.clone(),
         });
-        let (sockets, work) = (connections.clone(), tasks.work().clone());
-        let levels = levels(hub.clone(), sockets, work, inbound.clone(), node.budget.clone());
+        let (sockets, http) = (connections.clone(), admission.http.clone());
+        let budgets = [sockets, http, inbound.clone(), node.budget.clone()];
+        let levels = levels(hub.clone(), tasks.work().clone(), budgets);
         let access = Access::new(config.admin.token.reveal(), &config.admin.allowed_hosts);
-        let admin = Admin::start(service.clone(), runtime.handle().clone(), metrics.clone(), levels, access, node_id);
+        let handle = runtime.handle().clone();
+        let admin = Admin::start(service.clone(), handle, &tasks, metrics.clone(), levels, access, node_id);
         let is_draining = {
             let hub = hub.clone();
             Box::new(move || hub.is_draining())
@@ -205,7 +206,7 @@ impl Application {
         let tuning = Tuning {
             max_message: MAX_FRAME_BYTES as u64,
             inbound,
-            admission: Admission::new(most_http, networks, &config.server.trusted_proxies),
+            admission,
             connections: connections.clone(),
             stall: WRITE_STALL,
         };
@@ -287,21 +288,29 @@ impl Application {
     }
 }
 
+/// What one client network may have of a node that takes so many connections that are no sockets.
+fn network_limits(limits: &LimitSettings, most_http: usize) -> NetworkLimits {
+    NetworkLimits {
+        sockets: limits.connections_per_network,
+        // Whatever a node holds, one network must leave half of it to the others.
+        http: limits.http_connections_per_network.min((most_http / 2).max(1)),
+        connects_per_second: limits.connects_per_network_second,
+    }
+}
+
 /// What the operator's listener asks about the node.
-fn levels(
-    hub: Arc<Hub>,
-    sockets: Budget,
-    work: Work,
-    inbound: Budget,
-    outbound: Budget,
-) -> Box<dyn Fn() -> Levels + Send + Sync> {
-    Box::new(move || Levels {
-        connected: hub.connected(),
-        sockets: (sockets.in_use(), sockets.limit()),
-        work: work.unfinished(),
-        inbound: (inbound.in_use(), inbound.limit()),
-        outbound: (outbound.in_use(), outbound.limit()),
-        is_draining: hub.is_draining(),
+fn levels(hub: Arc<Hub>, work: Work, budgets: [Budget; 4]) -> Box<dyn Fn() -> Levels + Send + Sync> {
+    Box::new(move || {
+        let [sockets, http, inbound, outbound] = budgets.each_ref().map(|budget| (budget.in_use(), budget.limit()));
+        Levels {
+            connected: hub.connected(),
+            sockets,
+            http,
+            work: work.unfinished(),
+            inbound,
+            outbound,
+            is_draining: hub.is_draining(),
+        }
     })
 }
 

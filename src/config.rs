@@ -321,6 +321,7 @@ mod tests {
             ("SEALWIRE__SERVER__TRUSTED_PROXIES", "proxy", "server.trusted_proxies takes addresses"),
             ("SEALWIRE__ADMIN__BIND", "0.0.0.0:9090", "admin.token takes a token"),
             ("SEALWIRE__ADMIN__TOKEN", "fifteen letters", "admin.token takes 16 characters or more"),
+            ("SEALWIRE__ADMIN__TOKEN", "   fourteen chars     ", "admin.token takes 16 characters or more"),
             ("SEALWIRE__ADMIN__ALLOWED_HOSTS", "status.example:9090", "admin.allowed_hosts takes host names"),
             ("SEALWIRE__AUTH__SECRET", "c2hvcnQ=", "auth.secret takes 32 bytes"),
             ("SEALWIRE__AUTH__SESSION_DAYS", "0", "auth.session_days takes days"),

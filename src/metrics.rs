@@ -16,7 +16,8 @@ use crate::protocol::{Code, frame::Op};
 use kinds::Kind;
 pub use kinds::{Buckets, Counter, Counters, Gauge, Gauges, Histogram, Histograms, Items, Label, Seconds};
 pub use labels::{
-    Asked, Batch, BusTraffic, ClaimEnd, Close, Direction, MailEnd, Outcome, PoolState, Repair, Route, Version,
+    Asked, Batch, BusTraffic, ClaimEnd, Close, Direction, Limit, MailEnd, Outcome, PoolState, Repair, Route, Stranger,
+    Version,
 };
 
 /// A metric as the list has it.
@@ -65,18 +66,24 @@ metrics! {
     build_info: Gauges<Version> = "sealwire_build_info" ["version"] "Always 1; the label names the version";
     start_time: Gauge = "process_start_time_seconds" [] "When the server started, in seconds since 1970";
     resident_memory: Gauge = "process_resident_memory_bytes" [] "Memory that the process holds";
+    open_files: Gauge = "process_open_fds" [] "Files that the process has open, connections among them";
+    max_files: Gauge = "process_max_fds" [] "Files that the process may have open";
 
     connected_devices: Gauge = "sealwire_connected_devices" [] "Sockets of devices on this node";
     open_sockets: Gauge = "sealwire_open_sockets" [] "Upgraded connections, those that are closing included";
     open_sockets_limit: Gauge = "sealwire_open_sockets_limit" [] "Upgraded connections that this node takes";
+    open_http: Gauge = "sealwire_open_http_connections" [] "Open connections of clients that are no sockets (yet)";
+    open_http_limit: Gauge = "sealwire_open_http_connections_limit" [] "Connections that are no sockets that may be open at once";
     connects: Counter = "sealwire_connects_total" [] "Sockets that got their welcome";
     closes: Counters<Close> = "sealwire_closes_total" ["code"] "Sockets that ended, by close code";
+    connections_refused: Counters<Limit> = "sealwire_connections_refused_total" ["limit"] "Connections and upgrades that were refused, by the limit that they met";
     upgrades_refused: Counters<Code> = "sealwire_upgrades_refused_total" ["code"] "Upgrades to a socket that were refused, by error code";
     ops: Counters<(Asked, Outcome)> = "sealwire_ops_total" ["op", "code"] "Replies to requests on sockets, by op and error code";
     op_seconds: Histograms<Op, Seconds> = "sealwire_op_seconds" ["op"] "Time from a request's start to its encoded reply";
     http_requests: Counters<(Route, Outcome)> = "sealwire_http_requests_total" ["route", "code"] "Answers to sign-in and session requests, by error code";
     work_under_way: Gauge = "sealwire_work_under_way" [] "Requests and mails that are under way";
     draining: Gauge = "sealwire_draining" [] "1 while the node is being stopped";
+    strangers: Counters<Stranger> = "sealwire_admin_refused_total" ["reason"] "Requests to the operator's listener that were refused";
 
     sign_ins: Counter = "sealwire_sign_ins_total" [] "Sessions opened by a right code";
     codes_mailed: Counter = "sealwire_codes_mailed_total" [] "Sign-in codes handed to the mail queue";

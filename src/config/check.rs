@@ -6,7 +6,7 @@ use toml::{Table, Value};
 
 use super::{ConfigError, decode_secret, invalid, parse_network};
 
-/// Fewest characters of the operator's token. Wrong ones are not counted, so it must not be one that can be guessed.
+/// Fewest characters of the operator's token. Wrong ones are not slowed, so it must not be one that can be guessed.
 const MIN_ADMIN_TOKEN: usize = 16;
 
 /// Checks the values that have a range or a grammar.
@@ -37,7 +37,7 @@ pub(super) fn check(settings: &Table) -> Result<(), ConfigError> {
         require(holds, "server.trusted_proxies", "addresses or networks, such as 10.0.0.0/8")?;
     }
     let token = text("admin.token");
-    let is_long = token.chars().count() >= MIN_ADMIN_TOKEN;
+    let is_long = token.trim().chars().count() >= MIN_ADMIN_TOKEN;
     require(token.is_empty() || is_long, "admin.token", &format!("{MIN_ADMIN_TOKEN} characters or more"))?;
     let loopback = text("admin.bind").parse::<SocketAddr>().is_ok_and(|bind| bind.ip().is_loopback());
     require(loopback || !token.is_empty(), "admin.token", "a token, since admin.bind is not a loopback address")?;

@@ -6,7 +6,7 @@
 
 mod access;
 mod history;
-mod memory;
+mod process;
 mod status;
 
 use std::{
@@ -37,8 +37,9 @@ use history::{Counts, History, Point};
 
 use crate::{
     domain::envelope::Load,
-    metrics::{Direction, Metrics, PoolState, Version},
+    metrics::{Direction, Metrics, PoolState, Stranger, Version},
     service::Service,
+    tasks::Tasks,
 };
 
 /// Connections that it holds at once. Operators are few.
@@ -64,6 +65,8 @@ pub struct Levels {
     pub connected: usize,
     /// Upgraded connections, also those that are closing: open, and the most.
     pub sockets: (usize, usize),
+    /// Connections that are no sockets (yet): open, and the most.
+    pub http: (usize, usize),
     /// Requests and mails that are not finished.
     pub work: usize,
     /// Bytes of large messages coming in: in use, and the most.
@@ -89,11 +92,12 @@ pub struct Admin {
 }
 
 impl Admin {
-    /// Puts it together and starts to keep its history on the runtime.
+    /// Puts it together and starts to keep its history. What it asks the store, it asks on the runtime.
     #[must_use]
     pub fn start(
         service: Arc<Service>,
         runtime: Handle,
+        tasks: &Tasks,
         metrics: Arc<Metrics>,
         levels: Box<dyn Fn() -> Levels + Send + Sync>,
         access: Access,
@@ -114,9 +118,8 @@ impl Admin {
             history,
             backlog: Mutex::default(),
         });
-        // Ends with the runtime.
-        admin.runtime.spawn(admin.clone().remember());
-        admin.runtime.spawn(admin.clone().watch_mailboxes());
+        tasks.spawn("status history", admin.clone().remember());
+        tasks.spawn("mailbox watch", admin.clone().watch_mailboxes());
         admin
     }
 
@@ -153,7 +156,7 @@ impl Admin {
             at: Instant::now(),
             counts: Counts::of(&self.metrics),
             connected: (self.levels)().connected,
-            resident: memory::resident_bytes(),
+            resident: process::resident_bytes(),
             latency,
         }
     }
@@ -167,10 +170,12 @@ impl Admin {
     /// Brings the gauges up to date.
     async fn measure(&self) {
         let metrics = &self.metrics;
-        let Levels { connected, sockets, work, inbound, outbound, is_draining } = (self.levels)();
+        let Levels { connected, sockets, http, work, inbound, outbound, is_draining } = (self.levels)();
         metrics.connected_devices.set(connected as u64);
         metrics.open_sockets.set(sockets.0 as u64);
         metrics.open_sockets_limit.set(sockets.1 as u64);
+        metrics.open_http.set(http.0 as u64);
+        metrics.open_http_limit.set(http.1 as u64);
         metrics.work_under_way.set(work as u64);
         metrics.draining.set(u64::from(is_draining));
         for (direction, (used, limit)) in [(Direction::In, inbound), (Direction::Out, outbound)] {
@@ -180,7 +185,9 @@ impl Admin {
         let Load { envelopes, bytes } = self.backlog().unwrap_or_default();
         metrics.mailbox_envelopes.set(envelopes);
         metrics.mailbox_bytes.set(bytes);
-        metrics.resident_memory.set(memory::resident_bytes().unwrap_or_default());
+        metrics.resident_memory.set(process::resident_bytes().unwrap_or_default());
+        metrics.open_files.set(process::open_files().unwrap_or_default());
+        metrics.max_files.set(process::max_files().unwrap_or(u64::MAX));
         metrics.database_up.set(u64::from(self.latency().await.is_some()));
         let (_, pool) = self.service.store_state();
         metrics.pool_connections.set(PoolState::Idle, pool.idle.into());
@@ -238,26 +245,31 @@ async fn admit(
     next: Next<impl MessageBody + 'static>,
 ) -> Result<ServiceResponse<BoxBody>, Error> {
     let refused = request.app_data::<Data<Admin>>().and_then(|admin| {
-        if !admin.access.knows_host(request.head()) {
-            let why = "this name is not known here: use an address, or add the name to admin.allowed_hosts";
-            Some(refusal(StatusCode::FORBIDDEN, why))
-        } else if !admin.access.lets_in(request.headers()) {
-            let mut response = refusal(StatusCode::UNAUTHORIZED, "show admin.token, as Bearer or as Basic's password");
-            let challenge = header::HeaderValue::from_static("Basic realm=\"sealwire\", charset=\"UTF-8\"");
-            response.headers_mut().insert(header::WWW_AUTHENTICATE, challenge);
-            Some(response)
-        } else if !matches!(*request.method(), Method::GET | Method::HEAD) {
+        if let Err(stranger) = admin.access.admit(request.head()) {
+            admin.metrics.strangers.inc(stranger);
+            return Some(turn_away(stranger));
+        }
+        (!matches!(*request.method(), Method::GET | Method::HEAD)).then(|| {
             let mut response = refusal(StatusCode::METHOD_NOT_ALLOWED, "this listener only answers GET and HEAD");
             response.headers_mut().insert(header::ALLOW, header::HeaderValue::from_static("GET, HEAD"));
-            Some(response)
-        } else {
-            None
-        }
+            response
+        })
     });
     match refused {
         Some(response) => Ok(request.into_response(response)),
         None => Ok(next.call(request).await?.map_into_boxed_body()),
     }
+}
+
+fn turn_away(stranger: Stranger) -> HttpResponse {
+    if stranger == Stranger::Host {
+        let why = "this name is not known here: use an address, or add the name to admin.allowed_hosts";
+        return refusal(StatusCode::FORBIDDEN, why);
+    }
+    let mut response = refusal(StatusCode::UNAUTHORIZED, "show admin.token, as Bearer or as Basic's password");
+    let challenge = header::HeaderValue::from_static("Basic realm=\"sealwire\", charset=\"UTF-8\"");
+    response.headers_mut().insert(header::WWW_AUTHENTICATE, challenge);
+    response
 }
 
 fn refusal(status: StatusCode, why: &'static str) -> HttpResponse {

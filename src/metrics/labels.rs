@@ -90,6 +90,34 @@ label! {
 }
 
 label! {
+    /// The limits on connections, by their settings.
+    Limit {
+        /// Of the node, on sockets.
+        Sockets "max_connections",
+        /// Of the node, on connections that are no sockets.
+        Http "max_http_connections",
+        /// Of a network, on sockets.
+        NetworkSockets "connections_per_network",
+        /// Of a network, on connections that are no sockets.
+        NetworkHttp "http_connections_per_network",
+        /// Of a network, on new connections.
+        NetworkConnects "connects_per_network_second",
+    }
+}
+
+label! {
+    /// Why the operator's listener refused somebody.
+    Stranger {
+        /// Asked under a name that is not known.
+        Host "host",
+        /// Showed no token.
+        NoToken "no_token",
+        /// Showed another one.
+        WrongToken "wrong_token",
+    }
+}
+
+label! {
     /// What a database connection does.
     PoolState {
         /// Nothing.
@@ -267,5 +295,7 @@ mod tests {
         holds(Close::all().map(|(close, _)| close));
         holds(std::iter::once(Outcome::Done).chain(Code::ALL.iter().copied().map(Outcome::Refused)));
         holds(Repair::ALL.iter().copied());
+        holds(Limit::ALL.iter().copied());
+        holds(Stranger::ALL.iter().copied());
     }
 }

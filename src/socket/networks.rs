@@ -11,7 +11,11 @@ use std::{
 
 use tokio::time::Instant;
 
-use crate::{domain::Refusal, service::ClientNetwork};
+use crate::{
+    domain::Refusal,
+    metrics::{Limit, Metrics},
+    service::ClientNetwork,
+};
 
 /// Seconds' worth of new connections that a network may make at once.
 const BURST_SECONDS: u32 = 20;
@@ -53,6 +57,7 @@ struct Shared {
     limits: NetworkLimits,
     table: Mutex<Table>,
     refused: AtomicU64,
+    metrics: Arc<Metrics>,
 }
 
 #[derive(Debug)]
@@ -95,9 +100,14 @@ pub struct Place {
 impl Networks {
     /// Nothing is open yet.
     #[must_use]
-    pub fn new(limits: NetworkLimits) -> Self {
+    pub fn new(limits: NetworkLimits, metrics: Arc<Metrics>) -> Self {
         let table = Table { counts: HashMap::new(), tidy_above: TIDY_ABOVE, reported: None };
-        Self { shared: Arc::new(Shared { limits, table: Mutex::new(table), refused: AtomicU64::new(0) }) }
+        Self { shared: Arc::new(Shared { limits, table: Mutex::new(table), refused: AtomicU64::new(0), metrics }) }
+    }
+
+    /// Counts a connection that met a limit, of its network or of the node.
+    pub fn count_refused(&self, limit: Limit) {
+        self.shared.metrics.connections_refused.inc(limit);
     }
 
     fn table(&self) -> MutexGuard<'_, Table> {
@@ -120,7 +130,7 @@ impl Networks {
         let full_at = counts.full_at.unwrap_or(now).max(now) + each;
         let over = (full_at - now).saturating_sub(burst);
         if over > Duration::ZERO {
-            return Err(self.refuse(&mut table, over, now));
+            return Err(self.refuse(&mut table, Limit::NetworkConnects, over, now));
         }
         counts.full_at = Some(full_at);
         Ok(())
@@ -131,21 +141,22 @@ impl Networks {
     /// # Errors
     /// `rate_limited`
     pub fn enter(&self, network: ClientNetwork, kind: Kind, now: Instant) -> Result<Place, Refusal> {
-        let limit = match kind {
-            Kind::Http => self.shared.limits.http,
-            Kind::Socket => self.shared.limits.sockets,
+        let (limit, met) = match kind {
+            Kind::Http => (self.shared.limits.http, Limit::NetworkHttp),
+            Kind::Socket => (self.shared.limits.sockets, Limit::NetworkSockets),
         };
         let mut table = self.table();
         let count = table.entry(network, now).of(kind);
         if limit > 0 && *count >= limit {
-            return Err(self.refuse(&mut table, RETRY, now));
+            return Err(self.refuse(&mut table, met, RETRY, now));
         }
         *count += 1;
         Ok(Place { networks: self.clone(), network, kind })
     }
 
     /// Says so in the log, but not for each: a flood must not fill the log as well.
-    fn refuse(&self, table: &mut Table, retry_after: Duration, now: Instant) -> Refusal {
+    fn refuse(&self, table: &mut Table, met: Limit, retry_after: Duration, now: Instant) -> Refusal {
+        self.count_refused(met);
         self.shared.refused.fetch_add(1, Ordering::Relaxed);
         if table.reported.is_none_or(|at| now >= at + REPORT_EVERY) {
             table.reported = Some(now);
@@ -179,6 +190,10 @@ impl Drop for Place {
 mod tests {
     use super::*;
 
+    fn networks(limits: NetworkLimits) -> Networks {
+        Networks::new(limits, Arc::new(Metrics::new()))
+    }
+
     fn network(last: u8) -> ClientNetwork {
         ClientNetwork::V4([192, 0, last])
     }
@@ -192,7 +207,7 @@ mod tests {
 
     #[test]
     fn places_are_counted_by_kind_and_network_and_come_back() {
-        let networks = Networks::new(NetworkLimits { sockets: 2, http: 1, connects_per_second: 0 });
+        let networks = networks(NetworkLimits { sockets: 2, http: 1, connects_per_second: 0 });
         let now = Instant::now();
         let first = networks.enter(network(1), Kind::Socket, now).unwrap();
         let _second = networks.enter(network(1), Kind::Socket, now).unwrap();
@@ -206,7 +221,7 @@ mod tests {
 
     #[test]
     fn new_connections_have_a_rate_with_room_for_a_crowd() {
-        let networks = Networks::new(NetworkLimits { connects_per_second: 5, ..NetworkLimits::default() });
+        let networks = networks(NetworkLimits { connects_per_second: 5, ..NetworkLimits::default() });
         let start = Instant::now();
         let taken = |at, tries: usize| (0..tries).filter(|_| networks.connect(network(1), at).is_ok()).count();
         assert_eq!(taken(start, 150), 100);
@@ -218,7 +233,7 @@ mod tests {
 
     #[test]
     fn zero_turns_a_limit_off() {
-        let networks = Networks::new(NetworkLimits::default());
+        let networks = networks(NetworkLimits::default());
         let now = Instant::now();
         let places: Vec<_> = (0..1000).map(|_| networks.enter(network(1), Kind::Socket, now).unwrap()).collect();
         assert!((0..1000).all(|_| networks.connect(network(1), now).is_ok()));
@@ -227,7 +242,7 @@ mod tests {
 
     #[test]
     fn networks_with_nothing_open_are_forgotten() {
-        let networks = Networks::new(NetworkLimits { connects_per_second: 1000, ..NetworkLimits::default() });
+        let networks = networks(NetworkLimits { connects_per_second: 1000, ..NetworkLimits::default() });
         let start = Instant::now();
         let kept = networks.enter(network(1), Kind::Socket, start).unwrap();
         for second in 0..5u64 {

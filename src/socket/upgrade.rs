@@ -19,6 +19,7 @@ use super::{
 };
 use crate::{
     domain::{Refusal, token::Token},
+    metrics::Limit,
     protocol::{
         Codec, Problem,
         client::{client_address, is_proxy},
@@ -84,7 +85,10 @@ async fn upgrade(request: &HttpRequest, body: web::Payload, node: Arc<Node>) -> 
         return Err(Refusal::Unavailable);
     }
     // The transport gives every handshake its wire unless the node holds as many connections as it may.
-    let wire = request.extensions().get::<Rc<Wire>>().cloned().ok_or(Refusal::Unavailable)?;
+    let Some(wire) = request.extensions().get::<Rc<Wire>>().cloned() else {
+        node.metrics.connections_refused.inc(Limit::Sockets);
+        return Err(Refusal::Unavailable);
+    };
     wire.keep(node.networks.enter(network, Kind::Socket, Instant::now())?);
     let (mut response, ws, messages) = actix_ws::handle(request, body).map_err(|_| not_a_handshake())?;
     if offer.named {

@@ -32,6 +32,7 @@ mod logs;
 mod mail;
 mod messages;
 mod metrics;
+mod metrics_connections;
 mod redis_tls;
 mod requests;
 mod rolling;

@@ -17,15 +17,15 @@ use crate::support::{Codec, Services, Socket, TestApp, claiming::owners, eventua
 
 /// One scrape.
 #[derive(Default)]
-struct Scrape {
+pub struct Scrape {
     /// Name → kind, help.
     families: BTreeMap<String, (String, String)>,
     /// Name with labels, as written → value.
-    samples: BTreeMap<String, f64>,
+    pub samples: BTreeMap<String, f64>,
 }
 
 impl Scrape {
-    async fn of(admin: SocketAddr) -> Self {
+    pub async fn of(admin: SocketAddr) -> Self {
         let response = reqwest::get(format!("http://{admin}/metrics")).await.unwrap();
         let kind = response.headers()["content-type"].to_str().unwrap().to_owned();
         assert!(kind.starts_with("text/plain; version=0.0.4"), "{kind}");
@@ -51,7 +51,7 @@ impl Scrape {
         scrape
     }
 
-    fn value(&self, sample: &str) -> f64 {
+    pub fn value(&self, sample: &str) -> f64 {
         *self.samples.get(sample).unwrap_or_else(|| panic!("no {sample}"))
     }
 

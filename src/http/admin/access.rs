@@ -1,6 +1,10 @@
 //! Who may look at the status.
 
-use std::net::IpAddr;
+use std::{
+    net::{IpAddr, SocketAddr},
+    sync::{Mutex, PoisonError},
+    time::Duration,
+};
 
 use actix_web::{
     dev::RequestHead,
@@ -10,12 +14,39 @@ use actix_web::{
     },
 };
 use base64::{Engine, engine::general_purpose::STANDARD};
+use tokio::time::Instant;
+
+use crate::metrics::Stranger;
+
+/// The log hears of wrong tokens at most this often.
+const REPORT_EVERY: Duration = Duration::from_mins(1);
 
 /// The rules of the operator's listener.
 pub struct Access {
     /// Hashed, so that comparing takes the same time whatever is shown.
     token: Option<blake3::Hash>,
     hosts: Vec<String>,
+    guesses: Mutex<Guesses>,
+}
+
+/// Wrong tokens.
+#[derive(Debug, Default)]
+struct Guesses {
+    /// Since the log last heard of some.
+    count: u64,
+    reported: Option<Instant>,
+}
+
+impl Guesses {
+    /// Counts one more; how many there were if the log should hear of them.
+    fn one_more(&mut self, now: Instant) -> Option<u64> {
+        self.count += 1;
+        if self.reported.is_some_and(|at| now < at + REPORT_EVERY) {
+            return None;
+        }
+        self.reported = Some(now);
+        Some(std::mem::take(&mut self.count))
+    }
 }
 
 impl Access {
@@ -24,14 +55,35 @@ impl Access {
     #[must_use]
     pub fn new(token: &str, hosts: &[String]) -> Self {
         Self {
-            token: (!token.is_empty()).then(|| blake3::hash(token.as_bytes())),
+            token: Some(token.trim()).filter(|token| !token.is_empty()).map(|token| blake3::hash(token.as_bytes())),
             hosts: hosts.iter().map(|host| host.trim_end_matches('.').to_ascii_lowercase()).collect(),
+            guesses: Mutex::default(),
+        }
+    }
+
+    /// Whether somebody may ask.
+    pub(super) fn admit(&self, head: &RequestHead) -> Result<(), Stranger> {
+        if !self.knows_host(head) {
+            return Err(Stranger::Host);
+        }
+        let admitted = self.lets_in(&head.headers);
+        if admitted == Err(Stranger::WrongToken) {
+            self.note_guess(head.peer_addr);
+        }
+        admitted
+    }
+
+    fn note_guess(&self, peer: Option<SocketAddr>) {
+        let guesses = self.guesses.lock().unwrap_or_else(PoisonError::into_inner).one_more(Instant::now());
+        if let Some(guesses) = guesses {
+            let client = peer.map(|peer| peer.ip().to_string());
+            tracing::warn!(guesses, client, "somebody shows a wrong token to the operator's listener");
         }
     }
 
     /// Whether the request names this server as it may be named. A page can make a browser ask this address only under
     /// the page's own name (DNS rebinding), so names have to be known; addresses lead nowhere else.
-    pub(super) fn knows_host(&self, head: &RequestHead) -> bool {
+    fn knows_host(&self, head: &RequestHead) -> bool {
         let mut hosts = head.headers.get_all(header::HOST).map(|value| value.to_str().unwrap_or_default());
         let Some(host) = hosts.next() else { return false };
         // A request line with a whole URL names a host too, and takes precedence over the header.
@@ -51,10 +103,13 @@ impl Access {
     }
 
     /// Whether the request shows the token, if there is one: as a bearer token, or as the password of any user.
-    pub(super) fn lets_in(&self, headers: &HeaderMap) -> bool {
-        let Some(token) = &self.token else { return true };
-        let shown = headers.get(header::AUTHORIZATION).and_then(|value| shown(value.as_bytes()));
-        shown.is_some_and(|shown| blake3::hash(&shown) == *token)
+    fn lets_in(&self, headers: &HeaderMap) -> Result<(), Stranger> {
+        let Some(token) = &self.token else { return Ok(()) };
+        let Some(value) = headers.get(header::AUTHORIZATION) else { return Err(Stranger::NoToken) };
+        match shown(value.as_bytes()) {
+            Some(shown) if blake3::hash(&shown) == *token => Ok(()),
+            _ => Err(Stranger::WrongToken),
+        }
     }
 }
 
@@ -110,6 +165,14 @@ mod tests {
         ] {
             assert!(!access.is_known(host), "{host}");
         }
+    }
+
+    #[test]
+    fn wrong_tokens_are_reported_once_a_minute_with_their_number() {
+        let (mut guesses, start) = (Guesses::default(), Instant::now());
+        assert_eq!(guesses.one_more(start), Some(1));
+        assert!((1..600).all(|tenth| guesses.one_more(start + Duration::from_millis(100 * tenth)).is_none()));
+        assert_eq!(guesses.one_more(start + REPORT_EVERY), Some(600));
     }
 
     #[test]

@@ -181,6 +181,11 @@ pub fn milliseconds(span: Duration) -> f64 {
     round(span.as_secs_f64() * 1000.0)
 }
 
+/// Seconds, with as many digits as are worth showing.
+pub fn seconds(span: Duration) -> f64 {
+    round(span.as_secs_f64())
+}
+
 fn round(value: f64) -> f64 {
     (value * 1000.0).round() / 1000.0
 }
@@ -201,6 +206,12 @@ mod tests {
             history.push(point(start + STEP * step, u64::from(step) * 10));
         }
         history
+    }
+
+    #[test]
+    fn times_have_no_more_digits_than_are_worth_showing() {
+        let span = Duration::from_nanos(3_007_607_608);
+        assert_eq!((seconds(span).to_string(), milliseconds(span).to_string()), ("3.008".into(), "3007.608".into()));
     }
 
     #[test]

@@ -7,7 +7,7 @@ use uuid::Uuid;
 
 use super::{
     Admin, Levels,
-    history::{Series, milliseconds},
+    history::{Series, milliseconds, seconds},
 };
 use crate::{http::health::standing, metrics::Close, protocol::Code};
 
@@ -88,7 +88,7 @@ impl Report {
     pub fn of(admin: &Admin, latency: Option<Duration>, with_history: bool) -> Self {
         let service = &admin.service;
         let point = admin.point(latency);
-        let (seconds, counts) = admin.history.minute(&point);
+        let (span, counts) = admin.history.minute(&point);
         let Levels { inbound, outbound, is_draining, .. } = (admin.levels)();
         let bus_is_up = service.bus_is_up();
         let (status, reasons) = standing(latency.is_some(), bus_is_up, is_draining);
@@ -119,7 +119,7 @@ impl Report {
             },
             mailbox: Mailbox { waiting: backlog.map(|load| load.envelopes), bytes: backlog.map(|load| load.bytes) },
             last_minute: Minute {
-                seconds: milliseconds(seconds) / 1000.0,
+                seconds: seconds(span),
                 claims: counts.claims,
                 exhausted: counts.exhausted,
                 limited: counts.limited,

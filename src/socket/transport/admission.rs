@@ -17,6 +17,7 @@ use super::{
 };
 use crate::{
     domain::Refusal,
+    metrics::{Limit, Metrics},
     protocol::{Problem, client::is_proxy},
     service::ClientNetwork,
     socket::networks::{Kind, NetworkLimits, Networks, Place},
@@ -63,7 +64,8 @@ impl Admission {
     /// Lets everybody in.
     #[must_use]
     pub fn unlimited() -> Self {
-        Self::new(usize::MAX, Networks::new(NetworkLimits::default()), &[])
+        let networks = Networks::new(NetworkLimits::default(), Arc::new(Metrics::new()));
+        Self::new(usize::MAX, networks, &[])
     }
 
     /// More connections than actix-server can have at a time, so that its own limit is never met.
@@ -92,7 +94,10 @@ impl Admission {
             self.networks.connect(from, now)?;
             network = Some(self.networks.enter(from, Kind::Http, now)?);
         }
-        let node = self.http.try_reserve(1).ok_or(Refusal::Unavailable)?;
+        let Some(node) = self.http.try_reserve(1) else {
+            self.networks.count_refused(Limit::Http);
+            return Err(Refusal::Unavailable);
+        };
         Ok(Admitted { _node: node, _network: network })
     }
 
