@@ -35,6 +35,7 @@ mod metrics;
 mod metrics_connections;
 mod redis_tls;
 mod requests;
+mod restore;
 mod rolling;
 mod sessions;
 mod settings;
