@@ -142,6 +142,23 @@ fn the_architecture_names_every_table_and_module() {
     }
 }
 
+/// The background tasks whose end is an alarm.
+#[tokio::test(flavor = "multi_thread")]
+async fn the_background_tasks_are_those_that_a_server_starts() {
+    let document = read("docs/operations.md");
+    let (_, list) = document.split_once("A background task (").unwrap();
+    let (list, _) = list.split_once(')').unwrap();
+    let names = list.split(',').map(|name| name.trim().trim_matches('`').to_owned());
+    let mut listed: BTreeSet<String> = names.collect();
+    // Redis need not be there.
+    let app = crate::support::TestApp::start(&[("BUS__URL", "redis://127.0.0.1:1")]);
+    let mut started: BTreeSet<String> = app.tasks.names().into_iter().map(str::to_owned).collect();
+    // Both listeners are watched in another way.
+    started.extend(["listener", "admin listener"].map(str::to_owned));
+    listed.retain(|name| !name.is_empty());
+    assert_eq!(listed, started);
+}
+
 #[test]
 fn links_lead_somewhere() {
     let mut checked = 0;

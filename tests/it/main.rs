@@ -4,6 +4,7 @@
 #![expect(clippy::disallowed_methods, reason = "tests are where ids, clocks and environments come from")]
 
 mod admin;
+mod alerts;
 mod architecture;
 mod auth;
 mod browser;
