@@ -22,7 +22,7 @@ use crate::{
 const SPREAD: Duration = Duration::from_secs(5);
 /// Signals within this time after the first are the same order: supervisors that signal a process and its group, such as
 /// `timeout`, deliver one twice, and a terminal that closes adds its own.
-const ECHO: Duration = Duration::from_secs(1);
+const ECHO: Duration = Duration::from_millis(100);
 
 /// The time that stopping may take, and how it is shared out.
 #[derive(Clone, Copy, Debug)]

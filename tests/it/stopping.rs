@@ -82,7 +82,7 @@ async fn signals_that_come_together_are_one_order() {
     }
     draining(&server).await;
     // A machine so slow that this would be a second order does without.
-    if began.elapsed() < Duration::from_millis(700) {
+    if began.elapsed() < Duration::from_millis(60) {
         server.send_signal(Signal::INT);
     }
     sqlx::Connection::close(lock).await.unwrap();
