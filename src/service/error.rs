@@ -5,13 +5,10 @@ use crate::{domain::Refusal, store::StoreError};
 impl From<StoreError> for Refusal {
     fn from(error: StoreError) -> Self {
         match &error {
-            StoreError::Refused(_) => {}
-            StoreError::Unavailable(_) | StoreError::Conflict(_) | StoreError::Overloaded => {
-                tracing::warn!(%error, "store unavailable");
-            }
-            StoreError::Data(_) | StoreError::Migration(_) | StoreError::Internal(_) => {
-                tracing::error!(%error, "store defect");
-            }
+            // While the database is out of reach there would be one for every request; the store logs that by itself.
+            StoreError::Refused(_) | StoreError::Unavailable(_) => {}
+            StoreError::Conflict(_) | StoreError::Overloaded => tracing::warn!(%error, "store unavailable"),
+            _ => tracing::error!(%error, "store defect"),
         }
         error.refusal()
     }

@@ -129,10 +129,12 @@ impl Service {
         let Parts { store, bus, door, clock, entropy, mailer, secret, policy, metrics } = parts;
         let drain =
             Arc::new(DrainLimit::new(policy.limits.claim_burst, Duration::from_secs(policy.limits.claim_refill_s)));
+        let reach = store.reach().clone();
         let claims = {
             let lanes = store.claim_lanes();
             let (store, bus, threshold) = (store.for_lanes(), bus.clone(), policy.low_watermark);
-            Batcher::start(tasks, "claims", CLAIMS_PER_BATCH, lanes, &metrics.batch(Batch::Claims), move |items| {
+            let meter = &metrics.batch(Batch::Claims);
+            Batcher::start(tasks, "claims", CLAIMS_PER_BATCH, lanes, meter, &reach, move |items| {
                 let (store, bus, drain) = (store.clone(), bus.clone(), drain.clone());
                 async move {
                     let batch = store.claim(items, &drain, threshold).await;
@@ -145,7 +147,7 @@ impl Service {
         };
         let mail = {
             let (store, bus, bounds) = (store.for_lanes(), bus.clone(), policy.mailbox);
-            Batcher::start(tasks, "mail", MAIL_PER_BATCH, 1, &metrics.batch(Batch::Mail), move |items| {
+            Batcher::start(tasks, "mail", MAIL_PER_BATCH, 1, &metrics.batch(Batch::Mail), &reach, move |items| {
                 let (store, bus) = (store.clone(), bus.clone());
                 async move {
                     let batch = store.mail(items, &bounds).await;
@@ -157,7 +159,7 @@ impl Service {
         let connections = {
             let store = store.for_lanes();
             let meter = &metrics.batch(Batch::Connections);
-            Batcher::start(tasks, "connections", CONNECTIONS_PER_BATCH, 1, meter, move |items| {
+            Batcher::start(tasks, "connections", CONNECTIONS_PER_BATCH, 1, meter, &reach, move |items| {
                 let store = store.clone();
                 async move { store.open_connections(items).await }
             })
@@ -171,6 +173,7 @@ impl Service {
                 CONNECTIONS_PER_BATCH,
                 1,
                 meter,
+                &reach,
                 move |items: Vec<(DeviceId, Timestamp)>| {
                     let store = store.clone();
                     async move {

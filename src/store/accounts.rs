@@ -255,7 +255,7 @@ impl Store {
             .bind(&token[..])
             .bind(now.to_utc())
             .fetch_optional(db)
-            .await)?;
+            .await?);
         let (id, user, device, expires_at, replaces) = row.ok_or(Refusal::Unauthorized)?;
         let caller = Caller { session: SessionId(id), user: UserId(user), device: DeviceId(device) };
         let session = Session { caller, expires_at: rows::time(expires_at) };
@@ -287,7 +287,7 @@ impl Store {
             .bind(caller.device.0)
             .bind(now.to_utc())
             .fetch_optional(db)
-            .await)?;
+            .await?);
         row.map(|_| ()).ok_or_else(|| Refusal::SessionRevoked.into())
     }
 
@@ -333,7 +333,7 @@ impl Store {
     /// The store's own.
     pub async fn user_by_email(&self, email: &Email) -> Result<Option<UserId>, StoreError> {
         let row: Option<(Uuid,)> =
-            read!(self, |db| sqlx::query_as(sql::USER_BY_EMAIL).bind(email.as_str()).fetch_optional(db).await)?;
+            read!(self, |db| sqlx::query_as(sql::USER_BY_EMAIL).bind(email.as_str()).fetch_optional(db).await?);
         Ok(row.map(|(id,)| UserId(id)))
     }
 

@@ -148,12 +148,12 @@ impl Store {
         now: Timestamp,
     ) -> Result<Bundles, StoreError> {
         self.check_session(caller, now).await?;
-        read!(self, |db| {
-            let mut answer = bundles!(db, caller, user, devices, now);
+        Ok(read!(self, |db| {
+            let mut answer = bundles!(&mut *db, caller, user, devices, now);
             for bundle in &mut answer.bundles {
-                last_resort!(db, bundle);
+                last_resort!(&mut *db, bundle);
             }
-            Ok(answer)
-        })
+            answer
+        }))
     }
 }

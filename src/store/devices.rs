@@ -2,7 +2,7 @@
 
 use uuid::Uuid;
 
-use super::{Store, StoreError, authorize, read, rows, serialize, sql, transaction};
+use super::{Store, StoreError, authorize, read, rows, run, serialize, sql, transaction};
 use crate::domain::{Caller, DeviceId, LiveConnection, Refusal, Timestamp};
 
 /// An active device.
@@ -87,7 +87,7 @@ impl Store {
     pub async fn list_devices(&self, caller: &Caller, now: Timestamp) -> Result<Vec<DeviceRecord>, StoreError> {
         self.check_session(caller, now).await?;
         let devices: Vec<rows::DeviceRow> =
-            read!(self, |db| sqlx::query_as(sql::ACTIVE_DEVICES).bind(caller.user.0).fetch_all(db).await)?;
+            read!(self, |db| sqlx::query_as(sql::ACTIVE_DEVICES).bind(caller.user.0).fetch_all(db).await?);
         let record = |(id, name, registration_id, created_at, last_seen): rows::DeviceRow| {
             Ok(DeviceRecord {
                 id: DeviceId(id),
@@ -188,27 +188,23 @@ impl Store {
         let mut standings = vec![None; connections.len()];
         match self {
             Self::Sqlite(engine) => {
-                for (standing, connection) in standings.iter_mut().zip(connections) {
+                run!(engine.readers, |db| for (standing, connection) in standings.iter_mut().zip(connections) {
                     let row: Option<(i64, bool, bool, i64)> = sqlx::query_as(sql::SURVEY)
                         .bind(connection.device.0)
                         .bind(connection.session.0)
                         .bind(now.to_utc())
-                        .fetch_optional(&engine.readers)
+                        .fetch_optional(&mut *db)
                         .await?;
                     *standing = row.map(Standing::from_row);
-                }
+                })?;
             }
             Self::Postgres(engine) => {
                 let places: Vec<i32> = (0..).take(connections.len()).collect();
                 let devices: Vec<Uuid> = connections.iter().map(|connection| connection.device.0).collect();
                 let sessions: Vec<Uuid> = connections.iter().map(|connection| connection.session.0).collect();
-                let rows: Vec<(i32, i64, bool, bool, i64)> = sqlx::query_as(sql::SURVEY_OF_MANY)
-                    .bind(places)
-                    .bind(devices)
-                    .bind(sessions)
-                    .bind(now.to_utc())
-                    .fetch_all(&engine.pool)
-                    .await?;
+                let query = sqlx::query_as(sql::SURVEY_OF_MANY).bind(places).bind(devices).bind(sessions);
+                let rows: Vec<(i32, i64, bool, bool, i64)> =
+                    run!(engine.connections, |db| query.bind(now.to_utc()).fetch_all(db).await?)?;
                 for (place, epoch, revoked, session_holds, head) in rows {
                     if let Some(standing) = usize::try_from(place).ok().and_then(|place| standings.get_mut(place)) {
                         *standing = Some(Standing::from_row((epoch, revoked, session_holds, head)));

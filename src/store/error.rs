@@ -1,6 +1,6 @@
 //! What can go wrong in the store.
 
-use sqlx::{error::DatabaseError, migrate::MigrateError, postgres::PgDatabaseError};
+use sqlx::{error::DatabaseError, migrate::MigrateError, postgres::PgDatabaseError, sqlite::SqliteError};
 use thiserror::Error;
 
 use crate::domain::Refusal;
@@ -65,8 +65,9 @@ impl StoreError {
     fn from_sqlstate(code: &str, error: sqlx::Error) -> Self {
         match code {
             "40001" | "40P01" => Self::Conflict(error),
-            // Lock and statement timeouts, and a server that is stopping, starting, full or read-only.
-            "55P03" | "57014" | "57P01" | "57P02" | "57P03" | "25006" => Self::Unavailable(error),
+            // Timeouts of locks, statements and idle transactions, and a server that is stopping, starting, full or
+            // read-only.
+            "55P03" | "57014" | "25P03" | "57P01" | "57P02" | "57P03" | "25006" => Self::Unavailable(error),
             _ if code.starts_with("08") || code.starts_with("53") || code.starts_with("58") => Self::Unavailable(error),
             _ if code.starts_with("22") || code.starts_with("23") => Self::Data(error),
             _ => Self::Internal(error),
@@ -91,6 +92,17 @@ impl StoreError {
         )
     }
 
+    /// The database did not answer in time.
+    pub(super) fn silent() -> Self {
+        let silence = std::io::Error::new(std::io::ErrorKind::TimedOut, "it did not answer for ten seconds");
+        Self::Unavailable(sqlx::Error::Io(silence))
+    }
+
+    /// The database failed a moment ago.
+    pub(super) fn unsettled() -> Self {
+        Self::Unavailable(sqlx::Error::Io(std::io::Error::other("a write failed a moment ago")))
+    }
+
     /// Says plainly what a migration lacks.
     pub(super) fn from_migration(error: MigrateError) -> Self {
         let refused =
@@ -103,11 +115,15 @@ impl StoreError {
         }
     }
 
-    /// Whether the database was not even reached, so that trying again at once is of no use.
+    /// Whether the database was not even reached, or its file cannot be written, so that trying again at once is of no use.
     #[must_use]
     pub fn is_out_of_reach(&self) -> bool {
-        use sqlx::Error::{BeginFailed, PoolClosed, PoolTimedOut};
-        matches!(self, Self::Unavailable(PoolTimedOut | PoolClosed | BeginFailed))
+        use sqlx::Error::{BeginFailed, Database, PoolClosed, PoolTimedOut};
+        match self {
+            Self::Unavailable(PoolTimedOut | PoolClosed | BeginFailed) => true,
+            Self::Unavailable(Database(error)) => error.try_downcast_ref::<SqliteError>().is_some(),
+            _ => false,
+        }
     }
 
     /// What the client is told.
@@ -123,6 +139,9 @@ impl StoreError {
 
 /// The same failure for every item of a batch.
 pub(super) fn fail_all<T>(error: &StoreError, items: usize) -> Vec<Result<T, StoreError>> {
-    tracing::error!(%error, items, "a batch failed");
+    // Of a database that is out of reach the log tells once in a while.
+    if !matches!(error, StoreError::Unavailable(_)) {
+        tracing::error!(%error, items, "a batch failed");
+    }
     std::iter::repeat_with(|| Err(StoreError::Refused(error.refusal()))).take(items).collect()
 }

@@ -17,19 +17,15 @@ mod devices;
 mod error;
 mod mailbox;
 mod many;
+mod open;
 mod prekeys;
+mod reach;
 mod rows;
+mod run;
 mod seed;
 pub mod sql;
 
-use std::{path::Path, str::FromStr, sync::Arc, time::Duration};
-
-use sqlx::{
-    ConnectOptions, PgConnection, PgPool, SqlitePool,
-    pool::PoolOptions,
-    postgres::{PgConnectOptions, PgPoolOptions},
-    sqlite::{SqliteConnectOptions, SqliteJournalMode, SqlitePoolOptions, SqliteSynchronous},
-};
+use std::{sync::Arc, time::Duration};
 
 pub use accounts::{NewChallenge, NewDevice, NewSession, PastChallenge, Presented, Redemption, SignIn};
 pub use batch::Batcher;
@@ -38,94 +34,20 @@ pub use devices::{Connection, DeviceRecord, NewConnection, Standing};
 pub use error::StoreError;
 pub use mailbox::{Accepted, AckRequest, MailAnswer, MailBatch, MailRequest, SendRequest};
 pub use prekeys::{PublishOutcome, PublishReport, ResolvedPublish};
+pub use reach::Reach;
 pub use seed::SeedDevice;
 
-/// How long a statement waits for the writer before the client is told `unavailable`.
-const BUSY_TIMEOUT: Duration = Duration::from_secs(10);
+/// How long after the last failed write a SQLite file is trusted again.
+const SETTLED: Duration = Duration::from_secs(5);
 /// Rows that a sweep handles in one transaction.
 const SWEEP_STEP: i64 = 500;
 
-/// Page cache of each SQLite reader (negative: KiB). Small, since the operating system caches the same pages for all.
-const READER_CACHE: &str = "-256";
-/// How long a PostgreSQL statement waits for a row that another transaction holds.
-const LOCK_TIMEOUT: &str = "5s";
-/// How long a PostgreSQL statement may take in all.
-const STATEMENT_TIMEOUT: &str = "20s";
-/// A connection that has idled for longer is tried out before it is used: the server may have gone meanwhile.
-const TRUSTED_IDLE: Duration = Duration::from_secs(1);
 /// Batches of claims that PostgreSQL works on at once. Measured with `loadtest/claims`: six gained nothing over four.
 const CLAIM_LANES: u32 = 4;
 /// Connections for mail, for devices that connect and that part, and one more: one that comes back is tried out first.
 const OTHER_LANES: u32 = 4;
 /// Runs of a transaction that lost to another before its client is told `unavailable`.
 const CONFLICT_TRIES: u32 = 4;
-
-/// Runs one expression on a connection for reading.
-macro_rules! read {
-    ($store:expr, |$db:ident| $body:expr) => {
-        match $store {
-            $crate::store::Store::Sqlite(engine) => {
-                let $db = &engine.readers;
-                $body
-            }
-            $crate::store::Store::Postgres(engine) => {
-                let $db = &engine.pool;
-                $body
-            }
-        }
-    };
-}
-
-/// Runs a block in a write transaction and commits; an error in the block rolls back. On PostgreSQL the block runs again
-/// where it lost to another transaction (serialization failure, deadlock), so it must not consume what it captures.
-macro_rules! transaction {
-    ($store:expr, |$tx:ident| $body:block) => {
-        match $store {
-            $crate::store::Store::Sqlite(engine) => {
-                let began = tokio::time::Instant::now();
-                let mut transaction = engine.writer.begin_with("BEGIN IMMEDIATE").await?;
-                let value = {
-                    let $tx = &mut *transaction;
-                    let run = async { Ok::<_, $crate::store::StoreError>($body) };
-                    run.await?
-                };
-                transaction.commit().await?;
-                engine.metrics.transaction_seconds.observe(began.elapsed().as_secs_f64());
-                value
-            }
-            $crate::store::Store::Postgres(engine) => $crate::store::attempt!(engine, |$tx| $body),
-        }
-    };
-}
-
-/// The PostgreSQL half of [`transaction`].
-macro_rules! attempt {
-    ($engine:expr, |$tx:ident| $body:block) => {{
-        let mut tries = 1;
-        loop {
-            let began = tokio::time::Instant::now();
-            let run = async {
-                let mut transaction = $engine.pool.begin().await?;
-                let value = {
-                    let $tx = &mut *transaction;
-                    let run = async { Ok::<_, $crate::store::StoreError>($body) };
-                    run.await?
-                };
-                transaction.commit().await?;
-                $engine.metrics.transaction_seconds.observe(began.elapsed().as_secs_f64());
-                Ok::<_, $crate::store::StoreError>(value)
-            };
-            match run.await {
-                Err($crate::store::StoreError::Conflict(error)) if tries < $crate::store::CONFLICT_TRIES => {
-                    tracing::debug!(%error, tries, "a transaction lost to another and runs again");
-                    $engine.metrics.store_retries.inc();
-                    tries += 1;
-                }
-                outcome => break outcome?,
-            }
-        }
-    }};
-}
 
 /// Takes the locks of a list of pairs, where the engine has any.
 macro_rules! serialize {
@@ -150,7 +72,9 @@ macro_rules! authorize {
 }
 
 use crate::metrics::Metrics;
-use {attempt, authorize, read, serialize, transaction};
+use run::Connections;
+use run::{attempt, read, run, transaction};
+use {authorize, serialize};
 
 /// The open database. Clones share its connections.
 #[derive(Clone, Debug)]
@@ -164,17 +88,17 @@ pub enum Store {
 /// The embedded engine: write-ahead log, every commit synced, one writer, several readers.
 #[derive(Clone, Debug)]
 pub struct Sqlite {
-    writer: SqlitePool,
-    readers: SqlitePool,
+    writer: Connections<sqlx::Sqlite>,
+    readers: Connections<sqlx::Sqlite>,
     metrics: Arc<Metrics>,
 }
 
 /// The server for many nodes: every connection reads and writes.
 #[derive(Clone, Debug)]
 pub struct Postgres {
-    pool: PgPool,
-    /// For the lanes of batchers, on whose runtime it opens its connections.
-    lanes: PgPool,
+    connections: Connections<sqlx::Postgres>,
+    /// For the lanes of batchers, on whose runtime they are opened.
+    lanes: Connections<sqlx::Postgres>,
     metrics: Arc<Metrics>,
 }
 
@@ -206,64 +130,6 @@ fn lane_connections(max_connections: u32) -> u32 {
 }
 
 impl Store {
-    /// Opens the database that the URL names and brings its tables up to date.
-    ///
-    /// # Errors
-    /// Where it cannot be opened or migrated.
-    pub async fn open(url: &str, max_connections: u32) -> Result<Self, StoreError> {
-        if url.starts_with("sqlite:") {
-            Self::open_sqlite(url, max_connections).await
-        } else {
-            Self::open_postgres(url, max_connections).await
-        }
-    }
-
-    async fn open_sqlite(url: &str, max_connections: u32) -> Result<Self, StoreError> {
-        let options = SqliteConnectOptions::from_str(url)?
-            .create_if_missing(true)
-            .journal_mode(SqliteJournalMode::Wal)
-            .synchronous(SqliteSynchronous::Full)
-            .foreign_keys(true)
-            .busy_timeout(BUSY_TIMEOUT);
-        if let Some(folder) = options.get_filename().parent().filter(|folder| *folder != Path::new("")) {
-            std::fs::create_dir_all(folder).map_err(sqlx::Error::Io)?;
-        }
-        let pool = || SqlitePoolOptions::new().acquire_timeout(BUSY_TIMEOUT).test_before_acquire(false);
-        let writer = pool().max_connections(1).connect_with(options.clone()).await?;
-        sqlx::migrate!("migrations/sqlite").run(&writer).await.map_err(sqlx::Error::from)?;
-        let readers = options.read_only(true).pragma("cache_size", READER_CACHE);
-        // Readers never wait for each other or for the writer, so more of them than cores would only hold memory.
-        let cores = std::thread::available_parallelism().map_or(1, |cores| u32::try_from(cores.get()).unwrap_or(1));
-        let readers = pool().max_connections(max_connections.clamp(1, cores)).connect_with(readers).await?;
-        Ok(Self::Sqlite(Sqlite { writer, readers, metrics: Arc::default() }))
-    }
-
-    async fn open_postgres(url: &str, max_connections: u32) -> Result<Self, StoreError> {
-        let options = PgConnectOptions::from_str(url)?.application_name("sealwire").options([
-            ("lock_timeout", LOCK_TIMEOUT),
-            ("statement_timeout", STATEMENT_TIMEOUT),
-            ("synchronous_commit", "on"),
-            // Every statement has an index. A plan that was made while a table was all but empty would be kept.
-            ("enable_seqscan", "off"),
-        ]);
-        let pool: PgPoolOptions = PoolOptions::new()
-            .acquire_timeout(BUSY_TIMEOUT)
-            .test_before_acquire(false)
-            .before_acquire(|connection: &mut PgConnection, meta| {
-                Box::pin(async move {
-                    use sqlx::Connection;
-                    Ok(meta.idle_for < TRUSTED_IDLE || connection.ping().await.is_ok())
-                })
-            });
-        let in_lanes = lane_connections(max_connections);
-        let others = max_connections.saturating_sub(in_lanes).max(1);
-        let lanes = pool.clone().max_connections(in_lanes).connect_lazy_with(options.clone());
-        let pool = pool.max_connections(others).connect_with(options).await?;
-        // sqlx holds an advisory lock while it migrates, so nodes that start together migrate once.
-        sqlx::migrate!("migrations/postgres").run(&pool).await.map_err(StoreError::from_migration)?;
-        Ok(Self::Postgres(Postgres { pool, lanes, metrics: Arc::default() }))
-    }
-
     /// Has the store count what it does in `with`; until then it counts for itself.
     #[must_use]
     pub fn measured(mut self, with: Arc<Metrics>) -> Self {
@@ -300,36 +166,51 @@ impl Store {
             PoolLevels { open, idle, limit: pool.options().get_max_connections() }
         }
         match self {
-            Self::Sqlite(engine) => levels(&engine.writer).plus(levels(&engine.readers)),
-            Self::Postgres(engine) => levels(&engine.pool).plus(levels(&engine.lanes)),
+            Self::Sqlite(engine) => levels(engine.writer.pool()).plus(levels(engine.readers.pool())),
+            Self::Postgres(engine) => levels(engine.connections.pool()).plus(levels(engine.lanes.pool())),
         }
     }
 
-    /// Looks at the database that the URL names without changing anything in it, and says what a start would do.
-    ///
-    /// # Errors
-    /// Where it cannot be reached, or a start would be refused.
-    pub async fn inspect(url: &str) -> Result<&'static str, StoreError> {
-        if url.starts_with("sqlite:") {
-            let options = SqliteConnectOptions::from_str(url)?.create_if_missing(false).read_only(true);
-            if !options.get_filename().exists() {
-                return Ok("the database file does not exist yet; a start makes it");
-            }
-            let (_,): (i32,) = sqlx::query_as(sql::PING).fetch_one(&mut options.connect().await?).await?;
-            return Ok("the database file can be opened");
-        }
-        let mut connection = PgConnectOptions::from_str(url)?.connect().await?;
-        let (may_create, extended): (bool, bool) = sqlx::query_as(sql::MAY_MIGRATE).fetch_one(&mut connection).await?;
-        if may_create || extended { Ok("the database answers") } else { Err(StoreError::may_not_migrate()) }
-    }
-
-    /// Whether the database answers.
+    /// Whether the database answers; and, where SQLite could not write, whether it can again.
     ///
     /// # Errors
     /// Where it does not.
     pub async fn ping(&self) -> Result<(), StoreError> {
-        let _: Option<(i32,)> = read!(self, |db| sqlx::query_as(sql::PING).fetch_optional(db).await)?;
+        let _: Option<(i32,)> = read!(self, |db| sqlx::query_as(sql::PING).fetch_optional(db).await?);
+        if let Self::Sqlite(engine) = self {
+            engine.readers.reach().held();
+            if let Some(lost) = engine.writer.reach().lost_at() {
+                transaction!(self, |tx| {
+                    sqlx::query(sql::TRY_TO_WRITE).execute(&mut *tx).await?;
+                });
+                // What is left of a full disk may take this small write and no other.
+                if lost.elapsed() < SETTLED {
+                    return Err(StoreError::unsettled());
+                }
+                engine.writer.reach().held();
+            }
+        }
         Ok(())
+    }
+
+    /// What is known of its reach, for writing.
+    #[must_use]
+    pub fn reach(&self) -> &Arc<Reach> {
+        match self {
+            Self::Sqlite(engine) => engine.writer.reach(),
+            Self::Postgres(engine) => engine.connections.reach(),
+        }
+    }
+
+    /// The same store without limits on how long its runs take, for work that nobody waits for.
+    #[must_use]
+    pub fn unhurried(&self) -> Self {
+        match self.clone() {
+            Self::Sqlite(engine) => Self::Sqlite(Sqlite { writer: engine.writer.unhurried(), ..engine }),
+            Self::Postgres(engine) => {
+                Self::Postgres(Postgres { connections: engine.connections.unhurried(), ..engine })
+            }
+        }
     }
 
     /// Batches of claims that may be in flight at once. SQLite has one writer; PostgreSQL keeps other connections busy
@@ -348,7 +229,7 @@ impl Store {
     pub fn for_lanes(&self) -> Self {
         match self {
             Self::Sqlite(_) => self.clone(),
-            Self::Postgres(engine) => Self::Postgres(Postgres { pool: engine.lanes.clone(), ..engine.clone() }),
+            Self::Postgres(engine) => Self::Postgres(Postgres { connections: engine.lanes.clone(), ..engine.clone() }),
         }
     }
 
@@ -356,12 +237,12 @@ impl Store {
     pub async fn close(&self) {
         match self {
             Self::Sqlite(engine) => {
-                engine.readers.close().await;
-                engine.writer.close().await;
+                engine.readers.pool().close().await;
+                engine.writer.pool().close().await;
             }
             Self::Postgres(engine) => {
-                engine.lanes.close().await;
-                engine.pool.close().await;
+                engine.lanes.pool().close().await;
+                engine.connections.pool().close().await;
             }
         }
     }

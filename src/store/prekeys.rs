@@ -179,7 +179,7 @@ impl Store {
     pub async fn identity(&self, caller: &Caller, now: Timestamp) -> Result<Option<(Suite, Vec<u8>)>, StoreError> {
         self.check_session(caller, now).await?;
         let row: Option<(String, Vec<u8>)> =
-            read!(self, |db| sqlx::query_as(sql::IDENTITY).bind(caller.device.0).fetch_optional(db).await)?;
+            read!(self, |db| sqlx::query_as(sql::IDENTITY).bind(caller.device.0).fetch_optional(db).await?);
         row.map(|(suite, key)| Ok((rows::suite(&suite)?, key))).transpose()
     }
 
@@ -262,6 +262,6 @@ impl Store {
     /// # Errors
     /// The store's own.
     pub async fn keys_status(&self, device: DeviceId, threshold: u32) -> Result<KeysStatus, StoreError> {
-        Ok(read!(self, |db| status!(db, device, threshold)))
+        Ok(read!(self, |db| status!(&mut *db, device, threshold)))
     }
 }

@@ -33,7 +33,9 @@ impl Store {
         threshold: u32,
     ) -> Result<(), StoreError> {
         let at = now.to_utc();
-        transaction!(self, |tx| {
+        // Nobody waits for it, and it may be large.
+        let store = self.unhurried();
+        transaction!(&store, |tx| {
             for SeedDevice { caller, email, registration_id, session, suite, keys } in devices {
                 let user: Option<(i32,)> =
                     sqlx::query_as(sql::USER_EXISTS).bind(caller.user.0).fetch_optional(&mut *tx).await?;

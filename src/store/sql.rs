@@ -151,8 +151,18 @@ texts! {
 }
 
 texts! {
+    /// Texts of SQLite alone.
+    SQLITE:
+
+    /// Writes a page that nobody reads.
+    TRY_TO_WRITE = "PRAGMA user_version = 0";
+}
+
+texts! {
     /// Texts of PostgreSQL alone: row locks and the like.
     POSTGRES:
+
+    NO_TIMEOUTS = "SELECT set_config('lock_timeout', '0', FALSE), set_config('statement_timeout', '0', FALSE)";
 
     /// Whether the role may make the extension, and whether it is there already.
     MAY_MIGRATE = "SELECT has_database_privilege(current_database(), 'CREATE'), \

@@ -6,13 +6,12 @@
 
 use std::collections::BTreeSet;
 
-use sqlx::PgPool;
 use uuid::Uuid;
 
 use super::postgres;
 use crate::{
     domain::{DeviceId, KeyKind, Signal, bundle::depth},
-    store::{StoreError, rows, sql::claims as texts},
+    store::{Postgres, StoreError, rows, run, sql::claims as texts},
 };
 
 /// Counts of a pool that is refilled while it is counted.
@@ -95,25 +94,23 @@ pub fn news(low: Vec<LowPool>) -> Vec<(DeviceId, Signal)> {
 }
 
 async fn count(
-    pool: &PgPool,
+    engine: &Postgres,
     pools: &BTreeSet<(DeviceId, KeyKind)>,
     threshold: u32,
 ) -> Result<Vec<LowPool>, StoreError> {
     if pools.is_empty() {
         return Ok(Vec::new());
     }
-    let mut connection = pool.acquire().await?;
-    let connection = &mut *connection;
-    Ok(low_pools!(connection, postgres, pools, threshold))
+    run!(engine.connections, |db| low_pools!(db, postgres, pools, threshold))
 }
 
 /// The owners to be told after a commit that must not be undone by a failure here: the reconcile tells what this does not.
 pub async fn announce_or_leave(
-    pool: &PgPool,
+    engine: &Postgres,
     touched: BTreeSet<(DeviceId, KeyKind)>,
     threshold: u32,
 ) -> Vec<(DeviceId, Signal)> {
-    let low = count(pool, &touched, threshold).await.unwrap_or_else(|error| {
+    let low = count(engine, &touched, threshold).await.unwrap_or_else(|error| {
         tracing::warn!(%error, "could not announce low pools");
         Vec::new()
     });
@@ -122,12 +119,12 @@ pub async fn announce_or_leave(
 
 /// All low pools of these devices, announced or not: for owners who may have missed it.
 pub async fn all_low(
-    pool: &PgPool,
+    engine: &Postgres,
     devices: &[DeviceId],
     threshold: u32,
 ) -> Result<Vec<(DeviceId, Signal)>, StoreError> {
     let kinds = [KeyKind::OneTime, KeyKind::PqOneTime];
     let pools = devices.iter().flat_map(|device| kinds.map(|kind| (*device, kind))).collect();
-    let low = count(pool, &pools, threshold).await?;
+    let low = count(engine, &pools, threshold).await?;
     Ok(low.into_iter().map(|pool| (pool.device, pool.signal)).collect())
 }

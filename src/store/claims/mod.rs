@@ -19,7 +19,7 @@ use std::{
     sync::Arc,
 };
 
-use super::{Postgres, Store, StoreError, error::fail_all, many::batch_transaction};
+use super::{Store, StoreError, error::fail_all, many::batch_transaction};
 use crate::domain::{Bundles, Caller, ClaimId, DeviceId, KeyKind, Signal, Timestamp, UserId, bucket::DrainLimit};
 use drafts::{Facts, add_last_resorts, distinct, explain_missing, missing};
 use slots::Slots;
@@ -86,8 +86,8 @@ impl Store {
                 }
                 // The commit's outcome may be unknown, or a parallel repeat of the same claim was first: on the next run
                 // the claim ids find their keys.
-                Err(StoreError::Unavailable(error) | StoreError::Conflict(error) | StoreError::Data(error))
-                    if tries < CLAIM_TRIES =>
+                Err(error @ (StoreError::Unavailable(_) | StoreError::Conflict(_) | StoreError::Data(_)))
+                    if tries < CLAIM_TRIES && !error.is_out_of_reach() =>
                 {
                     tracing::debug!(%error, tries, "a batch of claims failed; trying again");
                     self.metrics().store_retries.inc();
@@ -146,14 +146,14 @@ impl Store {
             (drafts, slots, touched, low)
         });
         tokens.keep();
-        let Self::Postgres(Postgres { pool, .. }) = self else {
+        let Self::Postgres(engine) = self else {
             return Ok(ClaimBatch { answers: slots.answers(items, drafts, &HashSet::new())?, low });
         };
         // What an earlier run took, it may not have lived to announce.
         touched.extend(slots.touched_earlier());
-        let unissued = settle::unissued(pool, &slots).await?;
+        let unissued = settle::unissued(engine, &slots).await?;
         let answers = slots.answers(items, drafts, &unissued)?;
-        let low = levels::announce_or_leave(pool, touched, threshold).await;
+        let low = levels::announce_or_leave(engine, touched, threshold).await;
         Ok(ClaimBatch { answers, low })
     }
 
@@ -178,7 +178,7 @@ impl Store {
     pub async fn low_pools(&self, devices: &[DeviceId], threshold: u32) -> Result<Vec<(DeviceId, Signal)>, StoreError> {
         match self {
             Self::Sqlite(_) => Ok(Vec::new()),
-            Self::Postgres(engine) => levels::all_low(&engine.pool, devices, threshold).await,
+            Self::Postgres(engine) => levels::all_low(engine, devices, threshold).await,
         }
     }
 }

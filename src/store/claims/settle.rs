@@ -5,7 +5,6 @@
 
 use std::collections::{BTreeSet, HashSet};
 
-use sqlx::PgPool;
 use uuid::Uuid;
 
 use super::{
@@ -15,20 +14,21 @@ use super::{
 };
 use crate::{
     domain::{Bundles, DeviceId, KeyKind, Signal},
-    store::{Postgres, StoreError, attempt, authorize, rows, sql::claims as texts},
+    store::{Postgres, StoreError, attempt, authorize, rows, run, sql::claims as texts},
 };
 
 /// Tries to find the earlier claim after a parallel repeat has won.
 const SETTLE_TRIES: usize = 3;
 
 /// The pools of which a slot came up short although they show unissued keys.
-pub async fn unissued(pool: &PgPool, slots: &Slots) -> Result<HashSet<(DeviceId, KeyKind)>, StoreError> {
+pub async fn unissued(engine: &Postgres, slots: &Slots) -> Result<HashSet<(DeviceId, KeyKind)>, StoreError> {
     let mut waiting = HashSet::new();
     for (kind, text) in [(KeyKind::OneTime, texts::UNISSUED_ONE_TIME), (KeyKind::PqOneTime, texts::UNISSUED_PQ)] {
         let devices: HashSet<Uuid> = slots.wanting(kind).into_iter().map(|id| id.device).collect();
         if !devices.is_empty() {
             let devices: Vec<Uuid> = devices.into_iter().collect();
-            let rows: Vec<(Uuid,)> = sqlx::query_as(text).bind(devices).fetch_all(pool).await?;
+            let query = sqlx::query_as(text).bind(devices);
+            let rows: Vec<(Uuid,)> = run!(engine.connections, |db| query.fetch_all(db).await?)?;
             waiting.extend(rows.into_iter().map(|(device,)| (DeviceId(device), kind)));
         }
     }
@@ -64,7 +64,7 @@ pub async fn settle(
             }
         }
     }
-    let low = announce_or_leave(&engine.pool, touched, threshold).await;
+    let low = announce_or_leave(engine, touched, threshold).await;
     Ok((answer, low))
 }
 
@@ -103,8 +103,8 @@ macro_rules! wait_for_key {
             match run.await {
                 Ok(Some(row)) => break Some(row),
                 Ok(None) => {
-                    let left: Option<(Uuid,)> =
-                        sqlx::query_as(unissued).bind(vec![$device.0]).fetch_optional(&$engine.pool).await?;
+                    let query = sqlx::query_as(unissued).bind(vec![$device.0]);
+                    let left: Option<(Uuid,)> = run!($engine.connections, |db| query.fetch_optional(db).await?)?;
                     if left.is_none() {
                         break None;
                     }

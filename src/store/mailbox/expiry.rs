@@ -30,7 +30,7 @@ impl Store {
 
     async fn expire_some(&self, now: Timestamp) -> Result<u64, StoreError> {
         let any: Option<(Uuid, i64)> =
-            read!(self, |db| sqlx::query_as(texts::EXPIRED).bind(now.to_utc()).bind(1_i64).fetch_optional(db).await)?;
+            read!(self, |db| sqlx::query_as(texts::EXPIRED).bind(now.to_utc()).bind(1_i64).fetch_optional(db).await?);
         if any.is_none() {
             return Ok(0);
         }

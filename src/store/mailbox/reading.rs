@@ -20,7 +20,7 @@ impl Store {
     /// The store's own.
     pub async fn mailbox(&self, device: DeviceId) -> Result<MailboxStatus, StoreError> {
         let row: Option<(i64, i64, i64)> =
-            read!(self, |db| sqlx::query_as(texts::MAILBOX).bind(device.0).fetch_optional(db).await)?;
+            read!(self, |db| sqlx::query_as(texts::MAILBOX).bind(device.0).fetch_optional(db).await?);
         Ok(row.map_or_else(MailboxStatus::default, |(next_seq, count, expired)| MailboxStatus {
             head: next_seq - 1,
             waiting: count.unsigned_abs(),
@@ -33,7 +33,7 @@ impl Store {
     /// # Errors
     /// The store's own.
     pub async fn mailbox_backlog(&self) -> Result<Load, StoreError> {
-        let (count, bytes): (i64, i64) = read!(self, |db| sqlx::query_as(texts::BACKLOG).fetch_one(db).await)?;
+        let (count, bytes): (i64, i64) = read!(self, |db| sqlx::query_as(texts::BACKLOG).fetch_one(db).await?);
         Ok(super::load(count, bytes))
     }
 
@@ -52,7 +52,7 @@ impl Store {
             .bind(i64::from(page.envelopes))
             .bind(bytes)
             .fetch_all(db)
-            .await)?;
+            .await?);
         let total: usize = found.iter().map(|row| row.5.len()).sum();
         let complete = found.len() < page.envelopes as usize && total < page.bytes;
         let envelope = |(seq, message, user, from, kind, content, accepted_at): Row| {

@@ -16,23 +16,11 @@ macro_rules! batch_transaction {
         match $store {
             $crate::store::Store::Sqlite(sqlite) => {
                 use $crate::store::$batch::sqlite as $engine;
-                let began = tokio::time::Instant::now();
-                let mut transaction = sqlite.writer.begin_with("BEGIN IMMEDIATE").await?;
-                let $tx = &mut *transaction;
-                let value = $body;
-                transaction.commit().await?;
-                sqlite.metrics.transaction_seconds.observe(began.elapsed().as_secs_f64());
-                value
+                $crate::store::run::commit!(sqlite, sqlite.writer, "BEGIN IMMEDIATE", |$tx| $body)?
             }
             $crate::store::Store::Postgres(postgres) => {
                 use $crate::store::$batch::postgres as $engine;
-                let began = tokio::time::Instant::now();
-                let mut transaction = postgres.pool.begin().await?;
-                let $tx = &mut *transaction;
-                let value = $body;
-                transaction.commit().await?;
-                postgres.metrics.transaction_seconds.observe(began.elapsed().as_secs_f64());
-                value
+                $crate::store::run::commit!(postgres, postgres.connections, "BEGIN", |$tx| $body)?
             }
         }
     };

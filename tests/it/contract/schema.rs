@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use sealwire::store::sql::{POSTGRES, SHARED, claims, mailbox, many};
+use sealwire::store::sql::{POSTGRES, SHARED, SQLITE, claims, mailbox, many};
 use sqlx::{AssertSqlSafe, ConnectOptions, Executor, SqlStr, postgres::PgConnectOptions, sqlite::SqliteConnectOptions};
 
 /// table.column → whether it may be NULL
@@ -11,7 +11,7 @@ type Columns = BTreeMap<String, bool>;
 #[tokio::test(flavor = "multi_thread")]
 async fn every_text_can_be_prepared() {
     let shared = [SHARED, claims::SHARED, mailbox::SHARED];
-    let on_sqlite = [claims::sqlite::SQLITE, mailbox::sqlite::SQLITE, many::sqlite::SQLITE];
+    let on_sqlite = [SQLITE, claims::sqlite::SQLITE, mailbox::sqlite::SQLITE, many::sqlite::SQLITE];
     let on_postgres = [POSTGRES, claims::POSTGRES, mailbox::POSTGRES, many::POSTGRES];
     let count = |lists: &[&[(&str, &str)]]| lists.iter().map(|list| list.len()).sum::<usize>();
     assert!(count(&shared) > 40 && count(&on_sqlite) > 15 && count(&on_postgres) > 25);

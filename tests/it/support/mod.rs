@@ -12,6 +12,7 @@ pub mod mailing;
 #[path = "../../../examples/tour/packed.rs"]
 mod packed;
 pub mod problem;
+pub mod proxy;
 pub mod raw;
 pub mod server;
 pub mod services;

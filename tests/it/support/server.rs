@@ -206,6 +206,14 @@ impl ServerProcess {
         SocketAddr::from(([127, 0, 0, 1], u16::try_from(port).unwrap()))
     }
 
+    /// Keeps its files from growing beyond so many bytes, as a full disk would, or no longer does.
+    pub fn limit_file_size(&self, bytes: Option<u64>) {
+        use rustix::process::{Pid, Resource, Rlimit, getrlimit, prlimit};
+        let pid = Pid::from_raw(i32::try_from(self.child.id()).unwrap());
+        let Rlimit { maximum, .. } = getrlimit(Resource::Fsize);
+        prlimit(pid, Resource::Fsize, Rlimit { current: bytes.or(maximum), maximum }).unwrap();
+    }
+
     /// A file in its folder.
     pub fn path(&self, name: &str) -> PathBuf {
         self.folder.path().join(name)
@@ -279,7 +287,9 @@ impl Drop for ServerProcess {
 
 fn launch(environment: &BTreeMap<String, String>, folder: &Path) -> Child {
     let log = std::fs::OpenOptions::new().create(true).append(true).open(folder.join("server.log")).unwrap();
-    Command::new(env!("CARGO_BIN_EXE_sealwire"))
+    // A file that has reached its limit is an error to be told, not a signal that kills.
+    Command::new("sh")
+        .args(["-c", "trap '' XFSZ; exec \"$0\"", env!("CARGO_BIN_EXE_sealwire")])
         .envs(environment)
         .current_dir(folder)
         .stdin(Stdio::null())
