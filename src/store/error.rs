@@ -27,6 +27,9 @@ pub enum StoreError {
     /// The database refuses what a migration needs.
     #[error("the database refuses the migration: {0}")]
     Migration(String),
+    /// The tables are not such as this version makes them.
+    #[error("the database does not fit this version of sealwire: {0}")]
+    Schema(String),
     /// A defect: a statement or a row is not what the code takes it to be.
     #[error("database error: {0}")]
     Internal(#[source] sqlx::Error),
@@ -92,6 +95,23 @@ impl StoreError {
         )
     }
 
+    /// A migration was applied that this version does not know.
+    pub(super) fn newer(migration: i64) -> Self {
+        Self::Schema(format!(
+            "migration {migration} is of a newer one; run that, or restore the backup from before the upgrade"
+        ))
+    }
+
+    /// A migration was applied in another form.
+    pub(super) fn other(migration: i64) -> Self {
+        Self::Schema(format!("migration {migration} was applied in another form"))
+    }
+
+    /// A migration was begun and did not end.
+    pub(super) fn unfinished(migration: i64) -> Self {
+        Self::Schema(format!("migration {migration} was begun and did not end well; restore the backup from before"))
+    }
+
     /// The database did not answer in time.
     pub(super) fn silent() -> Self {
         let silence = std::io::Error::new(std::io::ErrorKind::TimedOut, "it did not answer for ten seconds");
@@ -111,6 +131,9 @@ impl StoreError {
             MigrateError::Execute(error) | MigrateError::ExecuteMigration(error, _) if refused(&error) => {
                 Self::may_not_migrate()
             }
+            MigrateError::VersionMissing(version) => Self::newer(version),
+            MigrateError::VersionMismatch(version) => Self::other(version),
+            MigrateError::Dirty(version) => Self::unfinished(version),
             other => sqlx::Error::from(other).into(),
         }
     }
@@ -132,7 +155,7 @@ impl StoreError {
         match self {
             Self::Refused(refusal) => refusal.clone(),
             Self::Unavailable(_) | Self::Conflict(_) | Self::Overloaded => Refusal::Unavailable,
-            Self::Data(_) | Self::Migration(_) | Self::Internal(_) => Refusal::Internal,
+            Self::Data(_) | Self::Migration(_) | Self::Schema(_) | Self::Internal(_) => Refusal::Internal,
         }
     }
 }

@@ -4,6 +4,7 @@ use std::{path::Path, str::FromStr, sync::Arc, time::Duration};
 
 use sqlx::{
     ConnectOptions, Connection, PgConnection, SqliteConnection,
+    migrate::Migrator,
     pool::PoolOptions,
     postgres::{PgConnectOptions, PgPoolOptions},
     sqlite::{SqliteConnectOptions, SqliteJournalMode, SqlitePoolOptions, SqliteSynchronous},
@@ -29,6 +30,9 @@ const IDLE_TIMEOUT: &str = "15s";
 const TRUSTED_IDLE: Duration = Duration::from_secs(1);
 /// How long its answer may take.
 const PING_TIME: Duration = Duration::from_secs(1);
+
+static ON_SQLITE: Migrator = sqlx::migrate!("migrations/sqlite");
+static ON_POSTGRES: Migrator = sqlx::migrate!("migrations/postgres");
 
 impl Store {
     /// Opens the database that the URL names and brings its tables up to date.
@@ -60,7 +64,7 @@ impl Store {
             Box::pin(async move { Ok(!writer.is_in_transaction()) })
         });
         let writer = writer.connect_with(options.clone()).await?;
-        sqlx::migrate!("migrations/sqlite").run(&writer).await.map_err(sqlx::Error::from)?;
+        ON_SQLITE.run(&writer).await.map_err(StoreError::from_migration)?;
         let readers = options.read_only(true).pragma("cache_size", READER_CACHE);
         // Readers never wait for each other or for the writer, so more of them than cores would only hold memory.
         let cores = std::thread::available_parallelism().map_or(1, |cores| u32::try_from(cores.get()).unwrap_or(1));
@@ -99,7 +103,7 @@ impl Store {
         // A migration takes as long as it does, and so does waiting for another node's: sqlx holds an advisory lock, so
         // nodes that start together migrate once.
         sqlx::query(sql::NO_TIMEOUTS).execute(&mut *connection).await?;
-        sqlx::migrate!("migrations/postgres").run(&mut *connection).await.map_err(StoreError::from_migration)?;
+        ON_POSTGRES.run(&mut *connection).await.map_err(StoreError::from_migration)?;
         connection.close().await?;
         let lanes = Connections::to_server(lanes, reach.clone());
         Ok(Self::Postgres(Postgres {
@@ -114,16 +118,59 @@ impl Store {
     /// # Errors
     /// Where it cannot be reached, or a start would be refused.
     pub async fn inspect(url: &str) -> Result<&'static str, StoreError> {
-        if url.starts_with("sqlite:") {
-            let options = SqliteConnectOptions::from_str(url)?.create_if_missing(false).read_only(true);
-            if !options.get_filename().exists() {
-                return Ok("the database file does not exist yet; a start makes it");
-            }
-            let (_,): (i32,) = sqlx::query_as(sql::PING).fetch_one(&mut options.connect().await?).await?;
-            return Ok("the database file can be opened");
-        }
-        let mut connection = PgConnectOptions::from_str(url)?.connect().await?;
-        let (may_create, extended): (bool, bool) = sqlx::query_as(sql::MAY_MIGRATE).fetch_one(&mut connection).await?;
-        if may_create || extended { Ok("the database answers") } else { Err(StoreError::may_not_migrate()) }
+        let inspected = timeout(PATIENCE, async {
+            if url.starts_with("sqlite:") { inspect_sqlite(url).await } else { inspect_postgres(url).await }
+        });
+        inspected.await.unwrap_or_else(|_| Err(StoreError::silent()))
     }
+}
+
+async fn inspect_sqlite(url: &str) -> Result<&'static str, StoreError> {
+    let options = SqliteConnectOptions::from_str(url)?.create_if_missing(false).read_only(true);
+    if !options.get_filename().exists() {
+        return Ok("the database file does not exist yet; a start makes it");
+    }
+    let mut connection = options.connect().await?;
+    let (migrated,): (bool,) = sqlx::query_as(sql::HAS_MIGRATIONS).fetch_one(&mut connection).await?;
+    let mut applied: Vec<Applied> = Vec::new();
+    if migrated {
+        applied = sqlx::query_as(sql::MIGRATIONS).fetch_all(&mut connection).await?;
+    }
+    Ok(match pending(&ON_SQLITE, &applied)? {
+        0 => "the database file can be opened",
+        _ => "the database file can be opened; a start brings its tables up to date",
+    })
+}
+
+async fn inspect_postgres(url: &str) -> Result<&'static str, StoreError> {
+    let mut connection = PgConnectOptions::from_str(url)?.connect().await?;
+    let (may_create, extended): (bool, bool) = sqlx::query_as(sql::MAY_MIGRATE).fetch_one(&mut connection).await?;
+    if !may_create && !extended {
+        return Err(StoreError::may_not_migrate());
+    }
+    let (migrated,): (bool,) = sqlx::query_as(sql::HAS_MIGRATIONS_TABLE).fetch_one(&mut connection).await?;
+    let mut applied: Vec<Applied> = Vec::new();
+    if migrated {
+        applied = sqlx::query_as(sql::MIGRATIONS).fetch_all(&mut connection).await?;
+    }
+    Ok(match pending(&ON_POSTGRES, &applied)? {
+        0 => "the database answers",
+        _ => "the database answers; a start brings its tables up to date",
+    })
+}
+
+/// Version, whether it ended well, checksum.
+type Applied = (i64, bool, Vec<u8>);
+
+/// How many migrations a start would apply.
+fn pending(known: &Migrator, applied: &[Applied]) -> Result<usize, StoreError> {
+    for (version, succeeded, checksum) in applied {
+        match known.iter().find(|migration| migration.version == *version) {
+            None => return Err(StoreError::newer(*version)),
+            Some(migration) if migration.checksum != *checksum => return Err(StoreError::other(*version)),
+            Some(_) if !succeeded => return Err(StoreError::unfinished(*version)),
+            Some(_) => {}
+        }
+    }
+    Ok(known.iter().filter(|migration| applied.iter().all(|(version, ..)| *version != migration.version)).count())
 }

@@ -40,6 +40,7 @@ texts! {
     SHARED:
 
     PING = "SELECT 1";
+    MIGRATIONS = "SELECT version, success, checksum FROM _sqlx_migrations";
 
     // Challenges
 
@@ -154,6 +155,7 @@ texts! {
     /// Texts of SQLite alone.
     SQLITE:
 
+    HAS_MIGRATIONS = "SELECT EXISTS (SELECT 1 FROM sqlite_schema WHERE name = '_sqlx_migrations')";
     /// Writes a page that nobody reads.
     TRY_TO_WRITE = "PRAGMA user_version = 0";
 }
@@ -162,6 +164,7 @@ texts! {
     /// Texts of PostgreSQL alone: row locks and the like.
     POSTGRES:
 
+    HAS_MIGRATIONS_TABLE = "SELECT to_regclass('_sqlx_migrations') IS NOT NULL";
     NO_TIMEOUTS = "SELECT set_config('lock_timeout', '0', FALSE), set_config('statement_timeout', '0', FALSE)";
 
     /// Whether the role may make the extension, and whether it is there already.

@@ -14,13 +14,14 @@ use futures_util::StreamExt;
 use reqwest::StatusCode;
 use sealwire::domain::{Suite, keys::IdentityKey, signature};
 use serde_json::{Value, json};
+use sqlx::{ConnectOptions, Executor, postgres::PgConnectOptions, sqlite::SqliteConnectOptions};
 use tempfile::TempDir;
 use tokio::time::timeout;
 use tokio_tungstenite::tungstenite::Message;
 use uuid::Uuid;
 
 use crate::support::{
-    Codec, PATIENCE, Server, ServerProcess, Socket,
+    Codec, PATIENCE, Server, ServerProcess, Services, Socket,
     http::{challenge, mails, post},
     sign_in,
     socket::connect_raw,
@@ -146,6 +147,52 @@ fn migrating_twice_is_as_good_as_once() {
         assert!(output.status.success(), "{}", text(&output).1);
     }
     assert!(folder.path().join("sealwire.db").exists());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn tables_of_another_version_are_told_by_a_check_as_by_a_start() {
+    let folder = TempDir::new().unwrap();
+    let file = folder.path().join("sealwire.db");
+    let sqlite = format!("sqlite://{}", file.display());
+    let postgres = Services::shared().database().await;
+    let secret = STANDARD.encode([7; 32]);
+    for url in [sqlite.as_str(), postgres.as_str()] {
+        let settings = [("DATABASE__URL", url), ("AUTH__SECRET", secret.as_str())];
+        let run = |command: &str| run(folder.path(), &[command], &settings);
+        assert!(run("migrate").status.success());
+        let shown = text(&run("check-config")).0;
+        assert!(shown.contains("the settings hold") && !shown.contains("up to date"), "{shown}");
+        change(
+            url,
+            "INSERT INTO _sqlx_migrations (version, description, success, checksum, execution_time) \
+            SELECT 990101000000, 'newer', success, checksum, execution_time FROM _sqlx_migrations LIMIT 1",
+        )
+        .await;
+        for command in ["check-config", "serve", "migrate"] {
+            let output = run(command);
+            let (stdout, stderr) = text(&output);
+            assert_eq!(output.status.code(), Some(1), "{command}: {stdout}");
+            assert!(
+                stderr.contains("does not fit this version") && stderr.contains("migration 990101000000"),
+                "{stderr}"
+            );
+            assert!(!stdout.contains("hold"), "{stdout}");
+        }
+        change(url, "DELETE FROM _sqlx_migrations WHERE version = 990101000000").await;
+        let newest = "DELETE FROM _sqlx_migrations WHERE version = (SELECT MAX(version) FROM _sqlx_migrations)";
+        change(url, newest).await;
+        let shown = text(&run("check-config")).0;
+        assert!(shown.contains("a start brings its tables up to date"), "{shown}");
+    }
+}
+
+/// Changes a database behind the server's back.
+async fn change(url: &str, statement: &'static str) {
+    if url.starts_with("sqlite:") {
+        url.parse::<SqliteConnectOptions>().unwrap().connect().await.unwrap().execute(statement).await.unwrap();
+    } else {
+        url.parse::<PgConnectOptions>().unwrap().connect().await.unwrap().execute(statement).await.unwrap();
+    }
 }
 
 /// Decoded base64 of a field.
