@@ -132,7 +132,8 @@ impl Application {
         let lanes = build_runtime("sealwire-lanes", cores().min(LANE_THREADS)).map_err(AppError::System)?;
         let tasks = Tasks::new(runtime.handle().clone()).with_lanes(lanes.handle().clone());
         let metrics = Arc::new(Metrics::new());
-        let store = runtime.block_on(open_store(config))?.measured(metrics.clone());
+        let store = Store::open(config.database.url.reveal(), config.database.max_connections);
+        let store = runtime.block_on(store)?.measured(metrics.clone());
         let secret = server_secret(config, entropy)?;
         let hub = Arc::new(Hub::default());
         let mailer = Mailer::new(
@@ -353,12 +354,12 @@ fn cores() -> usize {
     std::thread::available_parallelism().map_or(2, usize::from)
 }
 
-/// Opens the configured store and brings its tables up to date.
+/// Opens the configured store for a command, beside a server if one runs, and brings its tables up to date.
 ///
 /// # Errors
 /// The store's.
 pub async fn open_store(config: &Config) -> Result<Store, StoreError> {
-    Store::open(config.database.url.reveal(), config.database.max_connections).await
+    Store::open_beside(config.database.url.reveal(), config.database.max_connections).await
 }
 
 /// Looks at the configured store without changing it.

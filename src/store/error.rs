@@ -30,6 +30,9 @@ pub enum StoreError {
     /// The tables are not such as this version makes them.
     #[error("the database does not fit this version of sealwire: {0}")]
     Schema(String),
+    /// Another process serves the file.
+    #[error("{0} is in use by a running server; a SQLite file is for one, and its tables change while none runs")]
+    InUse(String),
     /// A defect: a statement or a row is not what the code takes it to be.
     #[error("database error: {0}")]
     Internal(#[source] sqlx::Error),
@@ -155,7 +158,9 @@ impl StoreError {
         match self {
             Self::Refused(refusal) => refusal.clone(),
             Self::Unavailable(_) | Self::Conflict(_) | Self::Overloaded => Refusal::Unavailable,
-            Self::Data(_) | Self::Migration(_) | Self::Schema(_) | Self::Internal(_) => Refusal::Internal,
+            Self::Data(_) | Self::Migration(_) | Self::Schema(_) | Self::InUse(_) | Self::Internal(_) => {
+                Refusal::Internal
+            }
         }
     }
 }

@@ -72,6 +72,7 @@ macro_rules! authorize {
 }
 
 use crate::metrics::Metrics;
+use open::FileLock;
 use run::Connections;
 use run::{attempt, read, run, transaction};
 use {authorize, serialize};
@@ -90,6 +91,8 @@ pub enum Store {
 pub struct Sqlite {
     writer: Connections<sqlx::Sqlite>,
     readers: Connections<sqlx::Sqlite>,
+    /// Held by the one that serves.
+    lock: Option<Arc<FileLock>>,
     metrics: Arc<Metrics>,
 }
 
@@ -239,6 +242,9 @@ impl Store {
             Self::Sqlite(engine) => {
                 engine.readers.pool().close().await;
                 engine.writer.pool().close().await;
+                if let Some(lock) = &engine.lock {
+                    lock.release();
+                }
             }
             Self::Postgres(engine) => {
                 engine.lanes.pool().close().await;

@@ -1,9 +1,17 @@
 //! Opening a database: its options, its lock, its tables.
 
-use std::{path::Path, str::FromStr, sync::Arc, time::Duration};
+use std::{
+    fs::{DirBuilder, File, OpenOptions, TryLockError},
+    io,
+    os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt, fchown},
+    path::Path,
+    str::FromStr,
+    sync::Arc,
+    time::Duration,
+};
 
 use sqlx::{
-    ConnectOptions, Connection, PgConnection, SqliteConnection,
+    ConnectOptions, Connection, PgConnection, SqliteConnection, SqlitePool,
     migrate::Migrator,
     pool::PoolOptions,
     postgres::{PgConnectOptions, PgPoolOptions},
@@ -34,28 +42,94 @@ const PING_TIME: Duration = Duration::from_secs(1);
 static ON_SQLITE: Migrator = sqlx::migrate!("migrations/sqlite");
 static ON_POSTGRES: Migrator = sqlx::migrate!("migrations/postgres");
 
+/// The lock of whoever serves a file, or changes its tables. Ends with the process at the latest.
+#[derive(Debug)]
+pub struct FileLock(File);
+
+impl FileLock {
+    /// Takes the lock that stands beside the database file, unless somebody has it.
+    fn take(database: &Path) -> Result<Option<Self>, StoreError> {
+        let path = database.with_extension("lock");
+        let failed = |error| unusable(&path, &error);
+        let file = private().open(&path).map_err(failed)?;
+        if let Ok(owner) = database.metadata() {
+            // A command that root runs must not keep the server out. Only root can give it away.
+            let _ = fchown(&file, Some(owner.uid()), Some(owner.gid()));
+        }
+        match file.try_lock() {
+            Ok(()) => Ok(Some(Self(file))),
+            Err(TryLockError::WouldBlock) => Ok(None),
+            Err(TryLockError::Error(error)) => Err(failed(error)),
+        }
+    }
+
+    /// Gives it up.
+    pub fn release(&self) {
+        if let Err(error) = self.0.unlock() {
+            tracing::warn!(%error, "the lock of the database file stays until the process ends");
+        }
+    }
+}
+
+/// Opens files that, where they are made, their owner alone can read.
+fn private() -> OpenOptions {
+    let mut options = OpenOptions::new();
+    options.read(true).write(true).create(true).truncate(false).mode(0o600);
+    options
+}
+
+fn unusable(path: &Path, error: &io::Error) -> StoreError {
+    sqlx::Error::Io(io::Error::new(error.kind(), format!("{}: {error}", path.display()))).into()
+}
+
+/// Makes the file and its folder, where they are not there yet, for their owner alone. SQLite gives what it puts beside the
+/// file the same mode.
+fn prepare(file: &Path) -> io::Result<()> {
+    if let Some(folder) = file.parent().filter(|folder| *folder != Path::new("")) {
+        DirBuilder::new().recursive(true).mode(0o700).create(folder)?;
+    }
+    private().open(file)?;
+    Ok(())
+}
+
 impl Store {
-    /// Opens the database that the URL names and brings its tables up to date.
+    /// Opens the database that the URL names, brings its tables up to date, and keeps others from serving a SQLite file.
     ///
     /// # Errors
-    /// Where it cannot be opened or migrated.
+    /// Where it cannot be opened or migrated, or somebody serves it.
     pub async fn open(url: &str, max_connections: u32) -> Result<Self, StoreError> {
         if url.starts_with("sqlite:") {
-            Self::open_sqlite(url, max_connections).await
+            Self::open_sqlite(url, max_connections, true).await
         } else {
             Self::open_postgres(url, max_connections).await
         }
     }
 
-    async fn open_sqlite(url: &str, max_connections: u32) -> Result<Self, StoreError> {
+    /// The same for work beside a server, who may serve a SQLite file meanwhile; its tables are up to date then.
+    ///
+    /// # Errors
+    /// Where it cannot be opened or migrated, or tables would change under a server.
+    pub async fn open_beside(url: &str, max_connections: u32) -> Result<Self, StoreError> {
+        if url.starts_with("sqlite:") {
+            Self::open_sqlite(url, max_connections, false).await
+        } else {
+            Self::open_postgres(url, max_connections).await
+        }
+    }
+
+    async fn open_sqlite(url: &str, max_connections: u32, alone: bool) -> Result<Self, StoreError> {
         let options = SqliteConnectOptions::from_str(url)?
             .create_if_missing(true)
             .journal_mode(SqliteJournalMode::Wal)
             .synchronous(SqliteSynchronous::Full)
             .foreign_keys(true)
             .busy_timeout(PATIENCE);
-        if let Some(folder) = options.get_filename().parent().filter(|folder| *folder != Path::new("")) {
-            std::fs::create_dir_all(folder).map_err(sqlx::Error::Io)?;
+        let file = options.get_filename().to_owned();
+        prepare(&file).map_err(|error| unusable(&file, &error))?;
+        let lock = FileLock::take(&file)?;
+        let in_use = || StoreError::InUse(file.display().to_string());
+        if alone && lock.is_none() {
+            return Err(in_use());
         }
         let pool = || SqlitePoolOptions::new().acquire_timeout(PATIENCE).test_before_acquire(false);
         let writer: SqlitePoolOptions = pool().max_connections(1).before_acquire(|writer: &mut SqliteConnection, _| {
@@ -64,13 +138,16 @@ impl Store {
             Box::pin(async move { Ok(!writer.is_in_transaction()) })
         });
         let writer = writer.connect_with(options.clone()).await?;
+        if lock.is_none() && is_behind(&writer).await? {
+            return Err(in_use());
+        }
         ON_SQLITE.run(&writer).await.map_err(StoreError::from_migration)?;
         let readers = options.read_only(true).pragma("cache_size", READER_CACHE);
         // Readers never wait for each other or for the writer, so more of them than cores would only hold memory.
         let cores = std::thread::available_parallelism().map_or(1, |cores| u32::try_from(cores.get()).unwrap_or(1));
         let readers = pool().max_connections(max_connections.clamp(1, cores)).connect_with(readers).await?;
         let (writer, readers) = (Connections::to_file(writer), Connections::to_file(readers));
-        Ok(Self::Sqlite(Sqlite { writer, readers, metrics: Arc::default() }))
+        Ok(Self::Sqlite(Sqlite { writer, readers, lock: lock.map(Arc::new), metrics: Arc::default() }))
     }
 
     async fn open_postgres(url: &str, max_connections: u32) -> Result<Self, StoreError> {
@@ -173,4 +250,14 @@ fn pending(known: &Migrator, applied: &[Applied]) -> Result<usize, StoreError> {
         }
     }
     Ok(known.iter().filter(|migration| applied.iter().all(|(version, ..)| *version != migration.version)).count())
+}
+
+/// Whether a start would change the tables.
+async fn is_behind(pool: &SqlitePool) -> Result<bool, StoreError> {
+    let (migrated,): (bool,) = sqlx::query_as(sql::HAS_MIGRATIONS).fetch_one(pool).await?;
+    if !migrated {
+        return Ok(true);
+    }
+    let applied: Vec<Applied> = sqlx::query_as(sql::MIGRATIONS).fetch_all(pool).await?;
+    Ok(pending(&ON_SQLITE, &applied)? > 0)
 }

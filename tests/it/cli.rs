@@ -195,6 +195,47 @@ async fn change(url: &str, statement: &'static str) {
     }
 }
 
+#[tokio::test(flavor = "multi_thread")]
+async fn a_database_file_is_for_one_server_and_its_owner() {
+    let mut server = ServerProcess::start(&[]).await;
+    for name in ["sealwire.db", "sealwire.db-wal", "sealwire.db-shm", "sealwire.lock", "sealwire.secret"] {
+        assert_eq!(mode(&server.path(name)), 0o600, "{name}");
+    }
+    let file = server.path("sealwire.db");
+    let folder = file.parent().unwrap();
+    let refused = |command: &str| {
+        let output = run(folder, &[command], &[]);
+        let (_, said) = text(&output);
+        assert_eq!(output.status.code(), Some(1), "{said}");
+        assert!(said.contains(&format!("{} is in use by a running server", file.display())), "{said}");
+        assert_eq!(said.lines().filter(|line| line.starts_with("sealwire: ")).count(), 1, "{said}");
+    };
+    refused("serve");
+    // What changes no tables may be done beside it.
+    for command in ["check-config", "migrate"] {
+        let output = run(folder, &[command], &[]);
+        assert!(output.status.success(), "{command}: {}", text(&output).1);
+    }
+    let url = format!("sqlite://{}", file.display());
+    change(&url, "CREATE TABLE kept AS SELECT * FROM _sqlx_migrations").await;
+    change(&url, "DELETE FROM _sqlx_migrations WHERE version = (SELECT MAX(version) FROM _sqlx_migrations)").await;
+    refused("migrate");
+    change(&url, "DELETE FROM _sqlx_migrations").await;
+    change(&url, "INSERT INTO _sqlx_migrations SELECT * FROM kept").await;
+    // Whoever holds the file ends with its process, however that ends.
+    server.kill();
+    server.restart().await;
+    assert!(server.terminate().await.success());
+    server.restart().await;
+
+    let parent = TempDir::new().unwrap();
+    let url = format!("sqlite://{}", parent.path().join("data/deep/sealwire.db").display());
+    assert!(run(parent.path(), &["migrate"], &[("DATABASE__URL", &url)]).status.success());
+    for made in ["data", "data/deep"] {
+        assert_eq!(mode(&parent.path().join(made)), 0o700, "{made}");
+    }
+}
+
 /// Decoded base64 of a field.
 fn bytes(value: &Value) -> Vec<u8> {
     STANDARD.decode(value.as_str().unwrap()).unwrap()
