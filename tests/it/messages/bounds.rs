@@ -107,7 +107,7 @@ async fn one_sender_cannot_fill_a_mailbox() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn what_is_not_fetched_in_time_is_counted_as_expired() {
-    let app = TestApp::with_clock(&[]);
+    let app = TestApp::with_clock(&[("AUTH__SESSION_DAYS", "60")]);
     let alice = Member::join(&app, "alice@example.org", Codec::Json).await;
     let mut bob = Member::join(&app, "bob@example.org", Codec::Json).await;
     let mut short = message(&[&bob.person], "short");
@@ -132,6 +132,11 @@ async fn what_is_not_fetched_in_time_is_counted_as_expired() {
     assert_eq!(bob.socket.request("messages.ack", json!({ "seqs": [1] })).await, json!({ "acked": 0 }));
     // A message may wait thirty days, which is longer than its sender's id is remembered.
     alice.send(&[&bob.person], "thirty days").await;
-    app.advance(Duration::from_hours(30 * 24) - Duration::from_mins(2));
+    app.advance(Duration::from_hours(30 * 24) - Duration::from_secs(1));
+    bob.reconnect(&app, Codec::Json).await;
     assert_eq!(bob.receives("thirty days").await["seq"], 3);
+    app.advance(Duration::from_secs(1));
+    bob.reconnect(&app, Codec::Json).await;
+    bob.socket.event("mailbox.drained").await;
+    assert_eq!(bob.socket.take_event("message"), None, "and no longer");
 }
