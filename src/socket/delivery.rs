@@ -133,7 +133,7 @@ impl Delivery {
                 if *seq <= self.cursor {
                     return None;
                 }
-                *seq == self.cursor + 1 && !self.full
+                *seq == self.cursor + 1 && !self.is_full()
             }
             Held::Ephemeral(_) => self.held.is_empty(),
         };
@@ -141,7 +141,7 @@ impl Delivery {
             return Some(arrived);
         }
         let is_stored = matches!(&arrived, Held::Mail(..));
-        if is_stored && self.full {
+        if is_stored && self.is_full() {
             return None;
         }
         match memory.try_reserve(arrived.bytes()).filter(|_| self.held.len() < HELD) {
@@ -156,11 +156,13 @@ impl Delivery {
         if self.reading {
             return None;
         }
-        let (cursor, full) = (self.cursor, self.full);
+        let (cursor, full) = (self.cursor, self.is_full());
         self.held.retain(|(held, _)| !matches!(held, Held::Mail(seq, _) if full || *seq <= cursor));
         let is_next = |held: &Held| matches!(held, Held::Mail(seq, _) if *seq == cursor + 1);
-        let at = self.held.iter().position(|(held, _)| is_next(held));
-        let at = at.or_else(|| matches!(self.held.front()?, (Held::Ephemeral(_), _)).then_some(0));
+        let at = match self.held.front() {
+            Some((Held::Ephemeral(_), _)) => Some(0),
+            _ => self.held.iter().position(|(held, _)| is_next(held)),
+        };
         if at.is_some() {
             // There was progress, so there may be more.
             self.patience = None;
@@ -184,6 +186,11 @@ impl Delivery {
         self.unacked_bytes += bytes;
         self.cursor = seq;
         true
+    }
+
+    /// Whether nothing more may be sent before an ack. What arrives meanwhile is read from the store later.
+    fn is_full(&self) -> bool {
+        self.full || self.unacked.len() >= WINDOW
     }
 
     /// Takes note that the outbox has no room. Until [`Self::go_on`] nothing is read.
@@ -229,10 +236,11 @@ impl Delivery {
             self.urgent = false;
             return Next::Nothing;
         }
-        if self.reading || self.full || self.unacked.len() >= WINDOW {
+        if self.reading || self.is_full() {
             return Next::Nothing;
         }
-        if !self.held.is_empty() && !self.urgent {
+        // The backlog is in the store alone.
+        if !self.held.is_empty() && !self.urgent && self.backlog.is_none() {
             match self.patience {
                 None => {
                     self.patience = Some(now + PATIENCE);
@@ -273,6 +281,8 @@ impl Delivery {
         self.reading = false;
         if complete && !self.full {
             self.cursor = self.cursor.max(reading.page.upto);
+        } else {
+            self.urgent = true;
         }
     }
 
@@ -411,9 +421,13 @@ mod tests {
         for seq in 1..=256 {
             assert!(delivery.admit(seq, 1, now));
         }
+        let memory = Budget::new(9);
+        assert!(arrives(&mut delivery, 1001, &memory).is_empty() && arrives(&mut delivery, 257, &memory).is_empty());
+        assert_eq!(memory.in_use(), 0, "what has to wait for an ack waits in the store");
         assert!(!delivery.admit(257, 1, now));
         delivery.acked(&[3]);
-        assert_eq!(read(&mut delivery).unwrap().page.envelopes, 1);
+        assert!(arrives(&mut delivery, 1002, &memory).is_empty());
+        assert_eq!(read(&mut delivery).unwrap().page.envelopes, 1, "the backlog waits for nobody");
     }
 
     #[test]
@@ -432,7 +446,7 @@ mod tests {
         assert!(delivery.release().is_none(), "still reading");
         assert!(delivery.admit(1, 1, now));
         delivery.end_reading(reading, true);
-        assert_eq!(arrives(&mut delivery, 200, &memory), (2..65).chain([0]).collect::<Vec<_>>());
+        assert_eq!(arrives(&mut delivery, 200, &memory), [0].into_iter().chain(2..65).collect::<Vec<_>>());
         assert_eq!(read(&mut delivery).unwrap().page.after, 64, "what was not kept is read at once");
         assert_eq!(memory.in_use(), 0);
     }
