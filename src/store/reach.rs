@@ -65,8 +65,10 @@ impl Reach {
         if !self.is_lost() {
             return;
         }
-        let loss = self.lost.lock().unwrap_or_else(PoisonError::into_inner).take();
+        let mut lost = self.lost.lock().unwrap_or_else(PoisonError::into_inner);
+        let loss = lost.take();
         self.is_lost.store(false, Ordering::Relaxed);
+        drop(lost);
         if let Some(loss) = loss {
             tracing::info!(seconds = loss.since.elapsed().as_secs(), "the database is back");
         }

@@ -9,12 +9,18 @@ use std::{
 };
 
 use sqlx::{Database, Pool, pool::PoolConnection};
-use tokio::time::{error::Elapsed, timeout};
+use tokio::{
+    runtime::Handle,
+    time::{error::Elapsed, timeout},
+};
 
 use super::{StoreError, reach::Reach};
 
 /// How long a run may take once it has its connection.
 pub const RUN_LIMIT: Duration = Duration::from_secs(10);
+
+/// How long a server may take to show that a connection which comes back is still one. Beyond it the connection is closed.
+const RETURN_LIMIT: Duration = Duration::from_secs(2);
 
 /// Connections of one kind.
 pub struct Connections<DB: Database> {
@@ -78,10 +84,14 @@ impl<DB: Database> Connections<DB> {
             Ok(connection) => Ok(Lease { connection, of: self, ended: false }),
             Err(error) => {
                 // Whatever it is, a wrong password or a file that cannot be opened: the database is out of reach.
-                let is_closed = matches!(error, sqlx::Error::PoolClosed);
                 let error = StoreError::Unavailable(error);
-                if !is_closed {
-                    self.reach.lost(&error);
+                match &error {
+                    StoreError::Unavailable(sqlx::Error::PoolClosed) => {}
+                    // There is one writer, and many may wait for it.
+                    StoreError::Unavailable(sqlx::Error::PoolTimedOut) if !self.to_server => {
+                        self.reach.complain(&error);
+                    }
+                    _ => self.reach.lost(&error),
                 }
                 Err(error)
             }
@@ -102,7 +112,11 @@ impl<DB: Database> Lease<'_, DB> {
         let reach = &self.of.reach;
         let Ok(outcome) = outcome else {
             let error = StoreError::silent();
-            reach.lost(&error);
+            if self.of.to_server {
+                reach.lost(&error);
+            } else {
+                reach.complain(&error);
+            }
             return Err(error);
         };
         self.ended = true;
@@ -132,9 +146,15 @@ impl<DB: Database> DerefMut for Lease<'_, DB> {
 
 impl<DB: Database> Drop for Lease<'_, DB> {
     fn drop(&mut self) {
-        // The run was given up in the middle. The pool would ask the server whether it is there, and wait for ever.
-        if !self.ended && self.of.to_server {
+        if !self.of.to_server {
+            return;
+        }
+        // The pool asks the server whether it is still there, and would wait for ever.
+        if !self.ended {
+            // The run was given up in the middle.
             self.connection.close_on_drop();
+        } else if let Ok(runtime) = Handle::try_current() {
+            runtime.spawn(timeout(RETURN_LIMIT, self.connection.return_to_pool()));
         }
     }
 }
