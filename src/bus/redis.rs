@@ -131,6 +131,9 @@ impl RedisBus {
             self.reserve(&parcel)
         });
         let signals = parcel.signals().len();
+        if signals == 0 {
+            return;
+        }
         let command = room.map(|room| Command::Publish { device, parcel, room });
         let sent = command.is_some_and(|command| self.commands.try_send(command).is_ok());
         self.count(if sent { BusTraffic::Published } else { BusTraffic::Dropped }, signals);

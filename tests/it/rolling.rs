@@ -261,5 +261,4 @@ async fn nodes_restart_one_by_one_under_load_and_no_request_is_lost() {
     let books = books.lock().unwrap();
     assert_eq!(books.closes.keys().copied().collect::<Vec<_>>(), [4000], "of those who write, too");
     assert!(books.closes[&4000] >= 2 * WRITERS * MOVES, "every device moved again and again: {:?}", books.closes);
-    assert!(books.repeats > 0, "some envelopes were under way when their node went: they came again at the other");
 }

@@ -11,7 +11,8 @@ use uuid::Uuid;
 
 use super::{Scrape, counts};
 use crate::support::{
-    Cluster, Codec, Holder, KeySet, Member, PATIENCE, Server, Services, Socket, TestApp, claiming::owners, sign_in,
+    Cluster, Codec, Holder, KeySet, Member, PATIENCE, Server, Services, Socket, TestApp, claiming::owners,
+    mailing::content, sign_in,
 };
 
 const RETRIES: &str = "sealwire_store_retries_total";
@@ -143,9 +144,12 @@ async fn signals_that_a_stuck_redis_does_not_take_are_dropped() {
     let crowd: Vec<Value> = crowd.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
     let alice = sign_in(node, "alice@example.org").await;
     let alice = Socket::connect(node, &alice.token, Codec::MsgPack).await;
-    // Each message is a signal to every one of these devices, which may be connected anywhere.
-    let messages: Vec<Value> =
-        crowd.iter().map(|device| json!({ "device_id": device["device_id"], "type": 0, "content": "eA==" })).collect();
+    // Each message is a signal to every one of these devices, which may be connected anywhere, and 200 KiB.
+    let text = "x".repeat(2048);
+    let messages: Vec<Value> = crowd
+        .iter()
+        .map(|device| json!({ "device_id": device["device_id"], "type": 0, "content": content(&text) }))
+        .collect();
     let send = || {
         let to = &crowd[0]["user_id"];
         let params = json!({ "message_id": Uuid::new_v4(), "to": to, "ephemeral": true, "messages": messages });
