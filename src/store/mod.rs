@@ -163,9 +163,10 @@ impl Store {
     #[must_use]
     pub fn pool(&self) -> PoolLevels {
         fn levels<DB: sqlx::Database>(pool: &sqlx::Pool<DB>) -> PoolLevels {
-            let idle = u32::try_from(pool.num_idle()).unwrap_or(u32::MAX);
-            // Counted one after the other, so a connection that is just being opened may show as idle already.
-            let open = pool.size().max(idle);
+            let open = pool.size();
+            // The pool counts without a lock: a connection that is just being opened may show as idle already, and one that
+            // is taken at the moment at which it comes back makes the count fall below zero, which is then a huge one.
+            let idle = u32::try_from(pool.num_idle()).map_or(0, |idle| idle.min(open));
             PoolLevels { open, idle, limit: pool.options().get_max_connections() }
         }
         match self {
