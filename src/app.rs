@@ -48,7 +48,7 @@ use crate::{
         Budget, Hub, NetworkLimits, Networks, Node, open,
         transport::{self, Admission, Tuning},
     },
-    store::{Store, StoreError},
+    store::{Store, StoreError, StoreSettings},
     tasks::{Tasks, Work},
 };
 
@@ -132,8 +132,8 @@ impl Application {
         let lanes = build_runtime("sealwire-lanes", cores().min(LANE_THREADS)).map_err(AppError::System)?;
         let tasks = Tasks::new(runtime.handle().clone()).with_lanes(lanes.handle().clone());
         let metrics = Arc::new(Metrics::new());
-        let store = Store::open(config.database.url.reveal(), config.database.max_connections);
-        let store = runtime.block_on(store)?.measured(metrics.clone());
+        let store = Store::open(config.database.url.reveal(), store_settings(config, entropy));
+        let store = runtime.block_on(store)?.with_metrics(metrics.clone());
         let secret = server_secret(config, entropy)?;
         let hub = Arc::new(Hub::default());
         let mailer = Mailer::new(
@@ -354,12 +354,20 @@ fn cores() -> usize {
     std::thread::available_parallelism().map_or(2, usize::from)
 }
 
+fn store_settings(config: &Config, entropy: &Entropy) -> StoreSettings {
+    StoreSettings {
+        max_connections: config.database.max_connections,
+        low_watermark: config.keys.low_watermark,
+        entropy: entropy.clone(),
+    }
+}
+
 /// Opens the configured store for a command, beside a server if one runs, and brings its tables up to date.
 ///
 /// # Errors
 /// The store's.
-pub async fn open_store(config: &Config) -> Result<Store, StoreError> {
-    Store::open_beside(config.database.url.reveal(), config.database.max_connections).await
+pub async fn open_store(config: &Config, entropy: &Entropy) -> Result<Store, StoreError> {
+    Store::open_beside(config.database.url.reveal(), store_settings(config, entropy)).await
 }
 
 /// Looks at the configured store without changing it.

@@ -59,6 +59,15 @@ impl Entropy {
     }
 }
 
+impl Entropy {
+    /// A time-ordered (version 7) UUID (RFC 9562 §5.7): the milliseconds of `now`, then random bits.
+    #[must_use]
+    pub fn time_ordered_uuid(&self, now: Timestamp) -> Uuid {
+        let millis = u64::try_from(now.as_micros() / 1000).unwrap_or_default();
+        self.draw(|rng| uuid::Builder::from_unix_timestamp_millis(millis, &rng.random()).into_uuid())
+    }
+}
+
 fn random_uuid(rng: &mut impl CryptoRng) -> Uuid {
     uuid::Builder::from_random_bytes(rng.random()).into_uuid()
 }

@@ -77,7 +77,7 @@ fn run(arguments: Arguments) -> Result<(), Failure> {
         Command::Migrate => {
             let runtime = tokio::runtime::Runtime::new()?;
             runtime.block_on(async {
-                app::open_store(&config).await?.close().await;
+                app::open_store(&config, &Entropy::from_system()?).await?.close().await;
                 Ok(())
             })
         }
@@ -87,10 +87,11 @@ fn run(arguments: Arguments) -> Result<(), Failure> {
             let runtime = tokio::runtime::Runtime::new()?;
             let plan = SeedPlan { users, devices, prekeys };
             runtime.block_on(async {
-                let store = app::open_store(&config).await?;
+                let entropy = Entropy::from_system()?;
+                let store = app::open_store(&config, &entropy).await?;
                 let out = std::fs::File::create(out)?;
                 let policy = app::policy(&config);
-                let made = seed(&store, &plan, &policy, &Clock::System, &Entropy::from_system()?, out).await?;
+                let made = seed(&store, &plan, &policy, &Clock::System, &entropy, out).await?;
                 store.close().await;
                 writeln!(std::io::stderr(), "{made} devices")?;
                 Ok(())

@@ -67,16 +67,17 @@ pub async fn seed(
             out.write_all(b"\n")?;
             let (registration_id, keys) =
                 entropy.draw(|rng| (rng.random_range(1..=16380), signal_x3dh_keys(rng, plan.prekeys)));
+            let keys = keys.verify(None, now + policy.signed_prekey_lifetime)?;
             let email = email.clone();
-            batch.push(SeedDevice { caller, email, registration_id, session, suite: Suite::SignalX3dh, keys });
+            batch.push(SeedDevice { caller, email, registration_id, session, keys });
             made += 1;
             if batch.len() == STEP {
-                store.seed(&batch, now, now + policy.signed_prekey_lifetime, policy.low_watermark).await?;
+                store.seed(&batch, now).await?;
                 batch.clear();
             }
         }
     }
-    store.seed(&batch, now, now + policy.signed_prekey_lifetime, policy.low_watermark).await?;
+    store.seed(&batch, now).await?;
     out.flush()?;
     Ok(made)
 }

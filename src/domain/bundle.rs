@@ -28,6 +28,11 @@ pub enum KeyKind {
     PqOneTime,
 }
 
+impl KeyKind {
+    /// Both kinds.
+    pub const ALL: [Self; 2] = [Self::OneTime, Self::PqOneTime];
+}
+
 /// The levels of a pool at which its owner is told: the threshold, its half, its quarter and nothing left.
 #[must_use]
 pub fn low_levels(threshold: u32) -> [u32; 4] {

@@ -1,4 +1,4 @@
-//! What a device may publish, and the checks that need no database.
+//! What a device publishes: parsed and verified once, then passed on as [`VerifiedPublish`].
 
 use std::{collections::HashSet, time::Duration};
 
@@ -9,12 +9,12 @@ use super::{
     signature::Verifier,
 };
 
-/// Keys of one kind in one request.
+/// Keys of one kind that one request may carry.
 pub const MAX_PER_REQUEST: usize = 100;
 /// How far ahead a signed prekey may expire.
 const MAX_LIFETIME: Duration = Duration::from_hours(90 * 24);
 
-/// A key without a signature of its own.
+/// A key without a signature of its own, as sent.
 #[derive(Clone, Debug)]
 pub struct PlainKey {
     /// Chosen by the owner.
@@ -23,7 +23,7 @@ pub struct PlainKey {
     pub public_key: Vec<u8>,
 }
 
-/// A key with the identity key's signature over it.
+/// A key with the identity key's signature over it, as sent.
 #[derive(Clone, Debug)]
 pub struct SignedKey {
     /// Chosen by the owner.
@@ -43,14 +43,100 @@ pub struct PublishRequest {
     pub identity_key: Option<Vec<u8>>,
     /// Required the first time; replaces the served one.
     pub signed_prekey: Option<SignedKey>,
-    /// When the signed prekey expires, if not after the configured time.
+    /// When the signed prekey expires, if not after the configured lifetime.
     pub expires_at: Option<Timestamp>,
-    /// Additions to the pool.
+    /// Additions to the pool of one-time prekeys.
     pub one_time: Vec<PlainKey>,
     /// Required the first time under a PQ suite; replaces the served one.
     pub pq_last_resort: Option<SignedKey>,
-    /// Additions to the PQ pool.
+    /// Additions to the pool of one-time PQ prekeys.
     pub pq_one_time: Vec<SignedKey>,
+}
+
+/// What a device is known by: its suite and its identity key, set with its first publish.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Identity {
+    /// The suite of all its keys.
+    pub suite: Suite,
+    /// The key that signs them.
+    pub key: IdentityKey,
+}
+
+/// A signature that was verified under the identity key: 64 bytes.
+pub type Signature = [u8; 64];
+
+/// A verified signed prekey.
+#[derive(Clone, Debug)]
+pub struct VerifiedSignedPrekey {
+    /// Chosen by the owner.
+    pub key_id: KeyId,
+    /// The key.
+    pub key: Prekey,
+    /// The identity key's signature over it.
+    pub signature: Signature,
+    /// When it stops being served.
+    pub expires_at: Timestamp,
+}
+
+/// A verified PQ prekey, one-time or last-resort.
+#[derive(Clone, Debug)]
+pub struct VerifiedPqPrekey {
+    /// Chosen by the owner.
+    pub key_id: KeyId,
+    /// The key.
+    pub key: PqPrekey,
+    /// The identity key's signature over it.
+    pub signature: Signature,
+}
+
+/// A publish whose keys are valid in the device's suite and whose signatures verify under its identity key. Made by
+/// [`PublishRequest::verify`] alone.
+#[derive(Clone, Debug)]
+pub struct VerifiedPublish {
+    identity: Identity,
+    is_complete: bool,
+    signed_prekey: Option<VerifiedSignedPrekey>,
+    one_time: Vec<(KeyId, Prekey)>,
+    pq_last_resort: Option<VerifiedPqPrekey>,
+    pq_one_time: Vec<VerifiedPqPrekey>,
+}
+
+impl VerifiedPublish {
+    /// The identity under which everything was verified.
+    #[must_use]
+    pub fn identity(&self) -> &Identity {
+        &self.identity
+    }
+
+    /// Whether this can be a device's first publish.
+    #[must_use]
+    pub fn is_complete(&self) -> bool {
+        self.is_complete
+    }
+
+    /// The signed prekey, if there is a new one.
+    #[must_use]
+    pub fn signed_prekey(&self) -> Option<&VerifiedSignedPrekey> {
+        self.signed_prekey.as_ref()
+    }
+
+    /// Additions to the pool of one-time prekeys; each id once.
+    #[must_use]
+    pub fn one_time(&self) -> &[(KeyId, Prekey)] {
+        &self.one_time
+    }
+
+    /// The last-resort PQ key, if there is a new one.
+    #[must_use]
+    pub fn pq_last_resort(&self) -> Option<&VerifiedPqPrekey> {
+        self.pq_last_resort.as_ref()
+    }
+
+    /// Additions to the pool of one-time PQ prekeys; each id once.
+    #[must_use]
+    pub fn pq_one_time(&self) -> &[VerifiedPqPrekey] {
+        &self.pq_one_time
+    }
 }
 
 impl PublishRequest {
@@ -66,7 +152,7 @@ impl PublishRequest {
         let pq_one_time = || self.pq_one_time.iter().map(|key| key.key_id);
         let signed = self.signed_prekey.iter().chain(&self.pq_last_resort).map(|key| key.key_id);
         if signed.chain(one_time()).chain(pq_one_time()).any(|id| KeyId::new(id).is_none()) {
-            return Err(bad("key ids are 0 to 2147483647"));
+            return Err(bad(KEY_ID_RANGE));
         }
         if has_repeats(one_time()) || has_repeats(pq_one_time()) {
             return Err(bad("a key id stands twice"));
@@ -78,48 +164,101 @@ impl PublishRequest {
         }
     }
 
-    /// Whether this could be a device's first publish.
-    #[must_use]
-    pub fn is_complete(&self) -> bool {
+    /// Parses every key and verifies every signature: under the `stored` identity if the device has published before,
+    /// otherwise under the one in the request. A signed prekey without `expires_at` expires at `default_expiry`. A full
+    /// request takes milliseconds of arithmetic: call this while no transaction is open.
+    ///
+    /// # Errors
+    /// `identity_conflict` if suite or identity key differ from the stored ones; `incomplete_keys` if a first publish lacks a
+    /// part; `bad_request` for PQ keys under a suite without them; `invalid_key` or `invalid_signature` with field and id
+    /// of the first part that fails.
+    pub fn verify(self, stored: Option<&Identity>, default_expiry: Timestamp) -> Result<VerifiedPublish, Refusal> {
+        let identity = match stored {
+            Some(stored) => self.confirm(stored)?,
+            None => self.first_identity()?,
+        };
+        if self.has_pq_parts() && !identity.suite.has_pq() {
+            return Err(bad(NO_PQ_KEYS));
+        }
+        let is_complete = self.is_complete();
+        let verifier = Verifier::new(identity.suite, &identity.key);
+        let parts = Parts { suite: identity.suite, verifier };
+        let signed_prekey = match self.signed_prekey {
+            Some(key) => Some(parts.signed_prekey(&key, self.expires_at.unwrap_or(default_expiry))?),
+            None => None,
+        };
+        let one_time = self.one_time.iter().map(|key| parts.one_time(key)).collect::<Result<_, _>>()?;
+        let pq_last_resort = self.pq_last_resort.map(|key| parts.pq("pq_last_resort", &key)).transpose()?;
+        let pq_one_time = self.pq_one_time.iter().map(|key| parts.pq("pq_one_time", key)).collect::<Result<_, _>>()?;
+        Ok(VerifiedPublish { identity, is_complete, signed_prekey, one_time, pq_last_resort, pq_one_time })
+    }
+
+    /// The stored identity, if the request does not name another.
+    fn confirm(&self, stored: &Identity) -> Result<Identity, Refusal> {
+        let other_suite = self.suite.is_some_and(|given| given != stored.suite);
+        let other_key = self.identity_key.as_ref().is_some_and(|given| given != stored.key.as_bytes());
+        if other_suite || other_key { Err(Refusal::IdentityConflict) } else { Ok(*stored) }
+    }
+
+    /// The identity that a first publish sets.
+    fn first_identity(&self) -> Result<Identity, Refusal> {
+        if self.has_pq_parts() && self.suite.is_some_and(|suite| !suite.has_pq()) {
+            return Err(bad(NO_PQ_KEYS));
+        }
+        match (self.suite, &self.identity_key) {
+            (Some(suite), Some(key)) if self.is_complete() => {
+                let key = IdentityKey::parse(suite, key).map_err(|error| fault(error, "identity_key", None))?;
+                Ok(Identity { suite, key })
+            }
+            _ => Err(Refusal::IncompleteKeys),
+        }
+    }
+
+    fn is_complete(&self) -> bool {
         let pq = self.pq_last_resort.is_some() || !self.suite.is_some_and(Suite::has_pq);
         self.suite.is_some() && self.identity_key.is_some() && self.signed_prekey.is_some() && pq
     }
 
-    /// Whether any PQ field is there.
-    #[must_use]
-    pub fn has_pq_parts(&self) -> bool {
+    fn has_pq_parts(&self) -> bool {
         self.pq_last_resort.is_some() || !self.pq_one_time.is_empty()
     }
+}
 
-    /// Checks every key and signature under the device's suite and identity key. Milliseconds of arithmetic for a full
-    /// request: call it where no transaction is open.
-    ///
-    /// # Errors
-    /// `invalid_key` or `invalid_signature` with the field and id of the first that fails; `bad_request` for PQ fields
-    /// under a suite without PQ.
-    pub fn verify(&self, suite: Suite, identity_key: &[u8]) -> Result<(), Refusal> {
-        if self.has_pq_parts() && !suite.has_pq() {
-            return Err(bad("this suite has no post-quantum keys"));
-        }
-        let identity = IdentityKey::parse(suite, identity_key).map_err(|error| fault(error, "identity_key", None))?;
-        let verifier = Verifier::new(suite, &identity);
-        if let Some(key) = &self.signed_prekey {
-            Prekey::parse(suite, &key.public_key)
-                .and_then(|parsed| verifier.verify(parsed.as_bytes(), &key.signature))
-                .map_err(|error| fault(error, "signed_prekey", Some(key.key_id)))?;
-        }
-        for key in &self.one_time {
-            Prekey::parse(suite, &key.public_key)
-                .map_err(|error| fault(error, "one_time_prekeys", Some(key.key_id)))?;
-        }
-        let last_resort = self.pq_last_resort.iter().map(|key| ("pq_last_resort", key));
-        for (field, key) in last_resort.chain(self.pq_one_time.iter().map(|key| ("pq_one_time", key))) {
-            PqPrekey::parse(suite, &key.public_key)
-                .and_then(|parsed| verifier.verify(parsed.as_bytes(), &key.signature))
-                .map_err(|error| fault(error, field, Some(key.key_id)))?;
-        }
-        Ok(())
+/// Parses and verifies the parts of one publish.
+struct Parts {
+    suite: Suite,
+    verifier: Verifier,
+}
+
+impl Parts {
+    fn signed_prekey(&self, sent: &SignedKey, expires_at: Timestamp) -> Result<VerifiedSignedPrekey, Refusal> {
+        let checked = Prekey::parse(self.suite, &sent.public_key)
+            .and_then(|key| Ok((key, self.verifier.verified(key.as_bytes(), &sent.signature)?)));
+        let (key, signature) = checked.map_err(|error| fault(error, "signed_prekey", Some(sent.key_id)))?;
+        Ok(VerifiedSignedPrekey { key_id: key_id(sent.key_id)?, key, signature, expires_at })
     }
+
+    fn one_time(&self, sent: &PlainKey) -> Result<(KeyId, Prekey), Refusal> {
+        let key = Prekey::parse(self.suite, &sent.public_key)
+            .map_err(|error| fault(error, "one_time_prekeys", Some(sent.key_id)))?;
+        Ok((key_id(sent.key_id)?, key))
+    }
+
+    fn pq(&self, field: &'static str, sent: &SignedKey) -> Result<VerifiedPqPrekey, Refusal> {
+        let checked = PqPrekey::parse(self.suite, &sent.public_key).and_then(|key| {
+            let signature = self.verifier.verified(key.as_bytes(), &sent.signature)?;
+            Ok((key, signature))
+        });
+        let (key, signature) = checked.map_err(|error| fault(error, field, Some(sent.key_id)))?;
+        Ok(VerifiedPqPrekey { key_id: key_id(sent.key_id)?, key, signature })
+    }
+}
+
+const KEY_ID_RANGE: &str = "key ids are 0 to 2147483647";
+const NO_PQ_KEYS: &str = "this suite has no post-quantum keys";
+
+fn key_id(id: u32) -> Result<KeyId, Refusal> {
+    KeyId::new(id).ok_or_else(|| bad(KEY_ID_RANGE))
 }
 
 fn bad(text: &'static str) -> Refusal {

@@ -50,7 +50,16 @@ impl Verifier {
     /// # Errors
     /// [`KeyError::InvalidSignature`].
     pub fn verify(&self, message: &[u8], signature: &[u8]) -> Result<(), KeyError> {
-        let mut signature: [u8; 64] = signature.try_into().map_err(|_| KeyError::InvalidSignature)?;
+        self.verified(message, signature).map(drop)
+    }
+
+    /// Like [`Self::verify`]; returns the signature as the 64 bytes that it was sent as.
+    ///
+    /// # Errors
+    /// [`KeyError::InvalidSignature`].
+    pub fn verified(&self, message: &[u8], signature: &[u8]) -> Result<[u8; 64], KeyError> {
+        let sent: [u8; 64] = signature.try_into().map_err(|_| KeyError::InvalidSignature)?;
+        let mut signature = sent;
         let key = match &self.0 {
             Scheme::XEdDsa(by_sign) => {
                 let sign = signature[63] >> 7;
@@ -60,7 +69,8 @@ impl Verifier {
             Scheme::Ed25519(key) => key,
             Scheme::Never => return Err(KeyError::InvalidSignature),
         };
-        key.verify_strict(message, &Signature::from_bytes(&signature)).map_err(|_| KeyError::InvalidSignature)
+        key.verify_strict(message, &Signature::from_bytes(&signature)).map_err(|_| KeyError::InvalidSignature)?;
+        Ok(sent)
     }
 }
 

@@ -85,7 +85,7 @@ label! {
         /// Connections that open.
         Connections "connections",
         /// Connections that ended.
-        Partings "partings",
+        Disconnects "disconnects",
     }
 }
 

@@ -157,7 +157,7 @@ impl Service {
         let now = self.now();
         let connection = self.connections.submit(NewConnection { caller, now }).await?;
         self.bus.publish(caller.device, Signal::Displaced { epoch: connection.epoch });
-        let keys = self.store.keys_status(caller.device, self.policy.low_watermark).await?;
+        let keys = self.store.keys_status(caller.device).await?;
         let mailbox = self.store.mailbox(caller.device).await?;
         Ok(Opened { epoch: connection.epoch, keys, mailbox })
     }
@@ -166,7 +166,7 @@ impl Service {
     pub async fn part(&self, device: DeviceId) {
         self.bus.unsubscribe(device).await;
         // Nobody waits for this; a full queue costs a `last_seen`.
-        let _ = self.partings.submit((device, self.now())).await;
+        let _ = self.disconnects.submit((device, self.now())).await;
     }
 
     /// Makes the successor of a session.

@@ -6,7 +6,7 @@ use crate::{
         Bundles, Caller, ClaimId, DeviceId, KeysStatus, OneTimeOutcome, Refusal, UserId, publish::PublishRequest,
     },
     metrics::ClaimEnd,
-    store::{ClaimAnswer, ClaimRequest, PublishOutcome, ResolvedPublish},
+    store::{ClaimAnswer, ClaimRequest, PublishOutcome},
 };
 
 impl Service {
@@ -18,36 +18,8 @@ impl Service {
         let now = self.now();
         request.check_form(now)?;
         let stored = self.store.identity(caller, now).await?;
-        let (suite, identity_key) = match stored {
-            Some((suite, key)) => {
-                let other_suite = request.suite.is_some_and(|given| given != suite);
-                let other_key = request.identity_key.as_ref().is_some_and(|given| *given != key);
-                if other_suite || other_key {
-                    return Err(Refusal::IdentityConflict);
-                }
-                (suite, key)
-            }
-            None => match (request.suite, request.identity_key.clone()) {
-                (Some(suite), _) if request.has_pq_parts() && !suite.has_pq() => {
-                    return Err(Refusal::BadRequest("this suite has no post-quantum keys".into()));
-                }
-                (Some(suite), Some(key)) if request.is_complete() => (suite, key),
-                _ => return Err(Refusal::IncompleteKeys),
-            },
-        };
-        // The arithmetic happens here, before any transaction is open.
-        request.verify(suite, &identity_key)?;
-        let signed_prekey_expires_at = request.expires_at.unwrap_or(now + self.policy.signed_prekey_lifetime);
-        let publish = ResolvedPublish {
-            caller: *caller,
-            request,
-            suite,
-            identity_key,
-            signed_prekey_expires_at,
-            now,
-            threshold: self.policy.low_watermark,
-        };
-        Ok(self.store.publish(&publish).await?)
+        let publish = request.verify(stored.as_ref(), now + self.policy.signed_prekey_lifetime)?;
+        Ok(self.store.publish(caller, &publish, now).await?)
     }
 
     /// What the server holds of the caller's keys.
@@ -56,7 +28,7 @@ impl Service {
     /// `session_revoked`
     pub async fn keys_status(&self, caller: &Caller) -> Result<KeysStatus, Refusal> {
         self.store.check_session(caller, self.now()).await?;
-        Ok(self.store.keys_status(caller.device, self.policy.low_watermark).await?)
+        Ok(self.store.keys_status(caller.device).await?)
     }
 
     /// Bundles that consume nothing.
@@ -94,10 +66,10 @@ impl Service {
     async fn claim_bundles(&self, request: ClaimRequest) -> Result<Bundles, Refusal> {
         match self.claims.submit(request).await? {
             ClaimAnswer::Done(bundles) => Ok(bundles),
-            ClaimAnswer::Short(short) => {
-                let _permit = self.settling.acquire().await.map_err(|_| Refusal::Unavailable)?;
-                let (bundles, low) = self.store.settle(*short, self.policy.low_watermark).await?;
-                for (owner, signal) in low {
+            ClaimAnswer::Blocked(blocked) => {
+                let _permit = self.blocking.acquire().await.map_err(|_| Refusal::Unavailable)?;
+                let (bundles, signals) = self.blocking_claims.claim_blocking(*blocked).await?;
+                for (owner, signal) in signals {
                     self.bus.publish(owner, signal);
                 }
                 Ok(bundles)

@@ -30,7 +30,8 @@ use crate::{
     domain::{Deliver, DeviceId, Signal, Timestamp, bucket::DrainLimit, envelope::MailboxBounds, otp::ServerSecret},
     metrics::{Batch, Metrics},
     store::{
-        Batcher, ClaimAnswer, ClaimRequest, Connection, MailAnswer, MailRequest, NewConnection, PoolLevels, Store,
+        BatchWorkers, Batcher, ClaimAnswer, ClaimRequest, Claims, Connection, MailAnswer, MailRequest, Mailboxes,
+        NewConnection, PoolLevels, Store, StoreError,
     },
     tasks::Tasks,
 };
@@ -43,8 +44,8 @@ const MAIL_PER_BATCH: usize = 256;
 /// Connections that one transaction opens at most.
 const CONNECTIONS_PER_BATCH: usize = 256;
 
-/// Claims that may wait at once for keys which others hold.
-const SETTLING: usize = 4;
+/// Claims that may wait at once for locked keys, each with a database connection of its own.
+const BLOCKING_CLAIMS: usize = 4;
 
 /// What the use cases need to know of the configuration.
 #[derive(Clone, Debug)]
@@ -98,12 +99,14 @@ pub struct Service {
     metrics: Arc<Metrics>,
     limits: Limits,
     claims: Batcher<ClaimRequest, ClaimAnswer>,
-    /// Claims that wait for keys which others hold, each on a connection of its own.
-    settling: Semaphore,
-    /// One lane, so that a device's sends keep their order.
+    /// For claims that wait for locked keys.
+    blocking_claims: Claims,
+    /// A permit for each of them.
+    blocking: Semaphore,
+    /// One worker, so that a device's sends keep their order.
     mail: Batcher<MailRequest, MailAnswer>,
     connections: Batcher<NewConnection, Connection>,
-    partings: Batcher<(DeviceId, Timestamp), ()>,
+    disconnects: Batcher<(DeviceId, Timestamp), ()>,
 }
 
 /// Signals that an operation owes to devices, to be sent after its reply.
@@ -122,71 +125,88 @@ impl Told {
     }
 }
 
+/// Starts the batchers of a service.
+struct Batches<'s> {
+    tasks: &'s Tasks,
+    metrics: &'s Metrics,
+    store: &'s Store,
+}
+
+impl Batches<'_> {
+    fn start<Item, Answer, Run, Done>(
+        &self,
+        name: &'static str,
+        batch: Batch,
+        largest_batch: usize,
+        count: usize,
+        run: Run,
+    ) -> Batcher<Item, Answer>
+    where
+        Item: Send + 'static,
+        Answer: Send + 'static,
+        Run: Fn(Vec<Item>) -> Done + Clone + Send + 'static,
+        Done: Future<Output = Vec<Result<Answer, StoreError>>> + Send,
+    {
+        let workers = BatchWorkers { name, largest_batch, count, meter: self.metrics.batch(batch) };
+        Batcher::start(self.tasks, workers, self.store.health(), run)
+    }
+}
+
 impl Service {
     /// Puts the parts together and starts the batchers.
     #[must_use]
     pub fn start(parts: Parts, tasks: &Tasks) -> Self {
         let Parts { store, bus, door, clock, entropy, mailer, secret, policy, metrics } = parts;
-        let drain =
-            Arc::new(DrainLimit::new(policy.limits.claim_burst, Duration::from_secs(policy.limits.claim_refill_s)));
-        let reach = store.reach().clone();
-        let claims = {
-            let lanes = store.claim_lanes();
-            let (store, bus, threshold) = (store.for_lanes(), bus.clone(), policy.low_watermark);
-            let meter = &metrics.batch(Batch::Claims);
-            Batcher::start(tasks, "claims", CLAIMS_PER_BATCH, lanes, meter, &reach, move |items| {
-                let (store, bus, drain) = (store.clone(), bus.clone(), drain.clone());
+        let limits = &policy.limits;
+        let drain = DrainLimit::new(limits.claim_burst, Duration::from_secs(limits.claim_refill_s));
+        let blocking_claims = Claims::new(store.clone(), drain);
+        let batches = Batches { tasks, metrics: &metrics, store: &store };
+        let claims = blocking_claims.clone().on(store.for_batch_workers());
+        let claims = batches.start("claims", Batch::Claims, CLAIMS_PER_BATCH, store.claim_workers(), {
+            let bus = bus.clone();
+            move |items| {
+                let (claims, bus) = (claims.clone(), bus.clone());
                 async move {
-                    let batch = store.claim(items, &drain, threshold).await;
-                    for (owner, signal) in batch.low {
+                    let outcome = claims.claim(items).await;
+                    for (owner, signal) in outcome.signals {
                         bus.publish(owner, signal);
                     }
-                    batch.answers
+                    outcome.answers
                 }
-            })
-        };
-        let mail = {
-            let (store, bus, bounds) = (store.for_lanes(), bus.clone(), policy.mailbox);
-            Batcher::start(tasks, "mail", MAIL_PER_BATCH, 1, &metrics.batch(Batch::Mail), &reach, move |items| {
-                let (store, bus) = (store.clone(), bus.clone());
+            }
+        });
+        let mailboxes = Mailboxes::new(store.for_batch_workers(), policy.mailbox);
+        let mail = batches.start("mail", Batch::Mail, MAIL_PER_BATCH, 1, {
+            let bus = bus.clone();
+            move |items| {
+                let (mailboxes, bus) = (mailboxes.clone(), bus.clone());
                 async move {
-                    let batch = store.mail(items, &bounds).await;
-                    bus.publish_mail(batch.wakes);
-                    batch.answers
+                    let outcome = mailboxes.serve(items).await;
+                    bus.publish_mail(outcome.signals);
+                    outcome.answers
                 }
-            })
-        };
-        let connections = {
-            let store = store.for_lanes();
-            let meter = &metrics.batch(Batch::Connections);
-            Batcher::start(tasks, "connections", CONNECTIONS_PER_BATCH, 1, meter, &reach, move |items| {
+            }
+        });
+        let connections = batches.start("connections", Batch::Connections, CONNECTIONS_PER_BATCH, 1, {
+            let store = store.for_batch_workers();
+            move |items| {
                 let store = store.clone();
                 async move { store.open_connections(items).await }
-            })
-        };
-        let partings = {
-            let store = store.for_lanes();
-            let meter = &metrics.batch(Batch::Partings);
-            Batcher::start(
-                tasks,
-                "partings",
-                CONNECTIONS_PER_BATCH,
-                1,
-                meter,
-                &reach,
-                move |items: Vec<(DeviceId, Timestamp)>| {
-                    let store = store.clone();
-                    async move {
-                        if let Err(error) = store.touch_devices(&items).await {
-                            tracing::warn!(%error, "could not note when devices were last seen");
-                        }
-                        items.iter().map(|_| Ok(())).collect()
+            }
+        });
+        let disconnects = batches.start("disconnects", Batch::Disconnects, CONNECTIONS_PER_BATCH, 1, {
+            let store = store.for_batch_workers();
+            move |items: Vec<(DeviceId, Timestamp)>| {
+                let store = store.clone();
+                async move {
+                    if let Err(error) = store.touch_devices(&items).await {
+                        tracing::warn!(%error, "cannot record when devices were last seen");
                     }
-                },
-            )
-        };
+                    items.iter().map(|_| Ok(())).collect()
+                }
+            }
+        });
         let limits = Limits::new(&policy.limits);
-        let settling = Semaphore::new(SETTLING);
         Self {
             store,
             bus,
@@ -199,10 +219,11 @@ impl Service {
             metrics,
             limits,
             claims,
-            settling,
+            blocking_claims,
+            blocking: Semaphore::new(BLOCKING_CLAIMS),
             mail,
             connections,
-            partings,
+            disconnects,
         }
     }
 

@@ -9,7 +9,7 @@ use super::Service;
 use crate::{
     domain::{LiveConnection, Signal},
     metrics::Repair,
-    store::{Standing, StoreError},
+    store::{ConnectionState, StoreError},
 };
 
 /// Time between two passes while the bus is up, and while it is down.
@@ -46,16 +46,17 @@ pub async fn reconcile_forever(service: Arc<Service>) {
 impl Service {
     /// Looks after some connections of this node.
     async fn reconcile(&self, connections: &[LiveConnection]) -> Result<(), StoreError> {
-        for (connection, standing) in connections.iter().zip(self.store.survey(connections, self.now()).await?) {
-            if let Some((signal, missed)) = verdict(connection, standing) {
+        for (connection, state) in connections.iter().zip(self.store.check_connections(connections, self.now()).await?)
+        {
+            if let Some((signal, missed)) = verdict(connection, state) {
                 self.metrics.reconcile_repairs.inc(missed);
                 self.door.deliver(connection.device, signal);
-            } else if let Some(Standing { mailbox_head: seq @ 1.., .. }) = standing {
+            } else if let Some(ConnectionState { mailbox_head: seq @ 1.., .. }) = state {
                 self.door.deliver(connection.device, Signal::Mail { seq, envelope: None });
             }
         }
         let devices: Vec<_> = connections.iter().map(|connection| connection.device).collect();
-        for (device, signal) in self.store.low_pools(&devices, self.policy.low_watermark).await? {
+        for (device, signal) in self.store.low_pools(&devices).await? {
             // The device knows what it has heard already.
             self.door.deliver(device, signal);
         }
@@ -63,15 +64,15 @@ impl Service {
     }
 }
 
-/// What a connection should have heard, if it still stands wrongly.
-fn verdict(connection: &LiveConnection, standing: Option<Standing>) -> Option<(Signal, Repair)> {
-    match standing {
+/// The signal that a connection has missed, if there is one.
+fn verdict(connection: &LiveConnection, state: Option<ConnectionState>) -> Option<(Signal, Repair)> {
+    match state {
         None => Some((Signal::AccountDeleted, Repair::Deleted)),
-        Some(Standing { revoked: true, .. }) => Some((Signal::DeviceRevoked, Repair::Revoked)),
-        Some(Standing { session_holds: false, .. }) => {
+        Some(ConnectionState { revoked: true, .. }) => Some((Signal::DeviceRevoked, Repair::Revoked)),
+        Some(ConnectionState { session_is_valid: false, .. }) => {
             Some((Signal::LoggedOut { sessions: vec![connection.session] }, Repair::LoggedOut))
         }
-        Some(Standing { newest_epoch, .. }) if newest_epoch > connection.epoch => {
+        Some(ConnectionState { newest_epoch, .. }) if newest_epoch > connection.epoch => {
             Some((Signal::Displaced { epoch: newest_epoch }, Repair::Displaced))
         }
         Some(_) => None,
@@ -89,16 +90,16 @@ mod tests {
     fn a_connection_hears_what_it_missed() {
         let session = SessionId(Uuid::from_u128(2));
         let connection = LiveConnection { device: DeviceId(Uuid::from_u128(1)), session, epoch: 7 };
-        let stands = Standing { newest_epoch: 7, revoked: false, session_holds: true, mailbox_head: 0 };
-        let verdict = |standing| verdict(&connection, standing);
-        assert_eq!(verdict(Some(stands)), None);
+        let current = ConnectionState { newest_epoch: 7, revoked: false, session_is_valid: true, mailbox_head: 0 };
+        let verdict = |state| verdict(&connection, state);
+        assert_eq!(verdict(Some(current)), None);
         assert_eq!(verdict(None), Some((Signal::AccountDeleted, Repair::Deleted)));
-        let revoked = Standing { revoked: true, session_holds: false, ..stands };
+        let revoked = ConnectionState { revoked: true, session_is_valid: false, ..current };
         assert_eq!(verdict(Some(revoked)), Some((Signal::DeviceRevoked, Repair::Revoked)));
-        let ended = Standing { session_holds: false, ..stands };
+        let ended = ConnectionState { session_is_valid: false, ..current };
         let logged_out = Signal::LoggedOut { sessions: vec![session] };
         assert_eq!(verdict(Some(ended)), Some((logged_out, Repair::LoggedOut)));
-        let displaced = Standing { newest_epoch: 8, ..stands };
+        let displaced = ConnectionState { newest_epoch: 8, ..current };
         assert_eq!(verdict(Some(displaced)), Some((Signal::Displaced { epoch: 8 }, Repair::Displaced)));
     }
 }

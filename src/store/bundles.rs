@@ -1,142 +1,191 @@
-//! What can be said of devices to those who want to reach them: their signed parts, or why there are none.
+//! Bundles without their one-time keys, made of the devices' signed keys, and the reasons why a device has none.
+//!
+//! Fetches and claims share this. It is set-based: a batch of requests reads the devices of all users that it names at once.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 
-use super::{Store, StoreError, read, rows, sql};
+use chrono::{DateTime, Utc};
+use sqlx::FromRow;
+use uuid::Uuid;
+
+use super::{
+    Store, StoreError, rows, sessions,
+    sql::{accounts, keys as sql},
+    tx::Tx,
+};
 use crate::domain::{
-    Bundle, Bundles, Caller, DeviceId, OneTimeOutcome, Refusal, Suite, Timestamp, UserId,
-    bundle::{KeyBytes, SignedPrekey, Unavailable, UnavailableReason},
+    Bundle, Bundles, Caller, DeviceId, OneTimeOutcome, Refusal, Timestamp, UserId,
+    bundle::{KeyBytes, PqPrekey, SignedPrekey, Unavailable, UnavailableReason},
 };
 
-/// A device of the user that is asked about, with its signed parts if it has published.
-pub(super) struct Target {
-    pub(super) device: DeviceId,
-    registration_id: u32,
-    keys: Option<TargetKeys>,
+/// An active device with its signed keys, which are absent if it has not published.
+#[derive(Clone, FromRow)]
+struct TargetRow {
+    user_id: Uuid,
+    device_id: Uuid,
+    registration_id: i64,
+    suite: Option<String>,
+    identity_key: Option<Vec<u8>>,
+    key_id: Option<i64>,
+    public_key: Option<Vec<u8>>,
+    signature: Option<Vec<u8>>,
+    expires_at: Option<DateTime<Utc>>,
 }
 
-struct TargetKeys {
-    suite: Suite,
-    identity_key: Vec<u8>,
-    /// Absent where its owner has none that could be served.
-    signed_prekey: Option<SignedPrekey>,
-}
-
-impl Target {
-    pub(super) fn from_row(row: rows::TargetRow) -> Result<Self, StoreError> {
-        let (id, registration_id, suite, identity_key, key_id, public_key, signature, expires_at) = row;
-        let signed_prekey = match (key_id, public_key, signature, expires_at) {
-            (Some(key_id), Some(public_key), Some(signature), Some(expires_at)) => Some(SignedPrekey {
-                key_id: rows::number(key_id)?,
-                public_key: KeyBytes(public_key),
-                signature: KeyBytes(signature),
-                expires_at: rows::time(expires_at),
-            }),
-            _ => None,
-        };
-        let keys = match (suite, identity_key) {
-            (Some(suite), Some(identity_key)) => {
-                Some(TargetKeys { suite: rows::suite(&suite)?, identity_key, signed_prekey })
-            }
-            _ => None,
-        };
-        Ok(Self { device: DeviceId(id), registration_id: rows::number(registration_id)?, keys })
+impl TargetRow {
+    fn has_published(&self) -> bool {
+        self.suite.is_some()
     }
 
-    /// The bundle without one-time parts, or why there is none.
-    fn into_bundle(self, now: Timestamp) -> Result<Bundle, Unavailable> {
-        let unavailable = |reason| Unavailable { device_id: self.device, reason };
-        let keys = self.keys.ok_or(unavailable(UnavailableReason::NoKeys))?;
-        let signed_prekey = keys
-            .signed_prekey
-            .filter(|key| key.expires_at > now)
-            .ok_or(unavailable(UnavailableReason::SignedPrekeyExpired))?;
-        Ok(Bundle {
-            device_id: self.device,
-            registration_id: self.registration_id,
-            suite: keys.suite,
-            identity_key: KeyBytes(keys.identity_key),
+    /// The bundle without one-time keys, or why there is none.
+    fn bundle(&self, now: Timestamp) -> Result<Result<Bundle, Unavailable>, StoreError> {
+        let device_id = DeviceId(self.device_id);
+        let unavailable = |reason| Ok(Err(Unavailable { device_id, reason }));
+        let (Some(suite), Some(identity_key)) = (&self.suite, &self.identity_key) else {
+            return unavailable(UnavailableReason::NoKeys);
+        };
+        let signed_prekey = match (self.key_id, &self.public_key, &self.signature, self.expires_at.map(rows::time)) {
+            (Some(key_id), Some(key), Some(signature), Some(expires_at)) if expires_at > now => SignedPrekey {
+                key_id: rows::number(key_id)?,
+                public_key: KeyBytes(key.clone()),
+                signature: KeyBytes(signature.clone()),
+                expires_at,
+            },
+            _ => return unavailable(UnavailableReason::SignedPrekeyExpired),
+        };
+        Ok(Ok(Bundle {
+            device_id,
+            registration_id: rows::number(self.registration_id)?,
+            suite: rows::suite(suite)?,
+            identity_key: KeyBytes(identity_key.clone()),
             signed_prekey,
             one_time_prekey: None,
             one_time: OneTimeOutcome::NotRequested,
             pq_prekey: None,
-        })
+        }))
     }
 }
 
-/// An answer without one-time parts, and the named devices that are not among the user's active ones.
-pub(super) struct Draft {
-    pub(super) answer: Bundles,
-    pub(super) missing: Vec<DeviceId>,
+/// The active devices of some users.
+pub(super) struct Targets {
+    /// Every user that exists, with its active devices.
+    users: HashMap<Uuid, Vec<TargetRow>>,
 }
 
-/// Sorts a user's active devices into bundles and devices without: the named ones, or all that are addressable.
-pub(super) fn draft(targets: Vec<Target>, caller: &Caller, devices: Option<&[DeviceId]>, now: Timestamp) -> Draft {
-    let mut draft = Draft { answer: Bundles::default(), missing: Vec::new() };
-    let add = |answer: &mut Bundles, target: Target| match target.into_bundle(now) {
-        Ok(bundle) => answer.bundles.push(bundle),
-        Err(unavailable) => answer.unavailable.push(unavailable),
-    };
-    let Some(wanted) = devices else {
-        for target in targets {
-            if target.device != caller.device && target.keys.is_some() {
-                add(&mut draft.answer, target);
+/// Each value once.
+pub(super) fn distinct(ids: impl Iterator<Item = Uuid>) -> Vec<Uuid> {
+    ids.collect::<HashSet<_>>().into_iter().collect()
+}
+
+impl Targets {
+    /// Reads the devices of these users.
+    pub(super) async fn read(tx: &mut Tx<'_>, users: &[Uuid]) -> Result<Self, StoreError> {
+        let mut found: HashMap<Uuid, Vec<TargetRow>> = HashMap::new();
+        for row in tx.query(sql::TARGETS_OF_MANY).bind_ids(users).fetch_all::<TargetRow>().await? {
+            found.entry(row.user_id).or_default().push(row);
+        }
+        let others: Vec<Uuid> = users.iter().copied().filter(|user| !found.contains_key(user)).collect();
+        for (user,) in tx.query(accounts::USERS_OF_MANY).bind_ids(&others).fetch_all::<(Uuid,)>().await? {
+            found.entry(user).or_default();
+        }
+        Ok(Self { users: found })
+    }
+
+    /// Sorts a user's devices into bundles and devices without one: the `wanted` devices, or all that have published.
+    ///
+    /// # Errors
+    /// `not_found` if the user does not exist.
+    pub(super) fn assemble(
+        &self,
+        caller: &Caller,
+        user: UserId,
+        wanted: Option<&[DeviceId]>,
+        now: Timestamp,
+    ) -> Result<Assembly, StoreError> {
+        let devices = self.users.get(&user.0).ok_or(Refusal::NotFound)?;
+        let mut assembly = Assembly { answer: Bundles::default(), missing: Vec::new() };
+        let others = devices.iter().filter(|row| row.device_id != caller.device.0);
+        if let Some(wanted) = wanted {
+            let others: HashMap<Uuid, &TargetRow> = others.map(|row| (row.device_id, row)).collect();
+            for device in wanted {
+                match others.get(&device.0) {
+                    Some(row) => assembly.add(row.bundle(now)?),
+                    None => assembly.missing.push(*device),
+                }
+            }
+        } else {
+            for row in others.filter(|row| row.has_published()) {
+                assembly.add(row.bundle(now)?);
             }
         }
-        return draft;
-    };
-    let mut active: HashMap<_, _> = targets.into_iter().map(|target| (target.device, target)).collect();
-    for device in wanted {
-        match active.remove(device).filter(|target| target.device != caller.device) {
-            Some(target) => add(&mut draft.answer, target),
-            None => draft.missing.push(*device),
+        Ok(assembly)
+    }
+}
+
+/// The answer to one request so far.
+pub(super) struct Assembly {
+    answer: Bundles,
+    /// Wanted devices that are not among the user's active ones.
+    missing: Vec<DeviceId>,
+}
+
+impl Assembly {
+    fn add(&mut self, bundle: Result<Bundle, Unavailable>) {
+        match bundle {
+            Ok(bundle) => self.answer.bundles.push(bundle),
+            Err(unavailable) => self.answer.unavailable.push(unavailable),
         }
     }
-    draft
+
+    /// Adds the reasons for the missing devices.
+    pub(super) fn finish(mut self, caller: &Caller, user: UserId, known: &KnownDevices) -> Bundles {
+        for device_id in self.missing {
+            let reason = match known.0.get(&(device_id.0, user.0)) {
+                Some(true) if device_id != caller.device => UnavailableReason::Revoked,
+                _ => UnavailableReason::UnknownDevice,
+            };
+            self.answer.unavailable.push(Unavailable { device_id, reason });
+        }
+        self.answer
+    }
 }
 
-/// Why a device that is not among the user's active ones cannot be reached. `revoked` is `None` where the user has no
-/// such device at all.
-pub(super) fn absent(device_id: DeviceId, caller: &Caller, revoked: Option<bool>) -> Unavailable {
-    let reason = match revoked {
-        Some(true) if device_id != caller.device => UnavailableReason::Revoked,
-        _ => UnavailableReason::UnknownDevice,
-    };
-    Unavailable { device_id, reason }
+/// Which missing devices exist: whether they are revoked, by device and user.
+pub(super) struct KnownDevices(HashMap<(Uuid, Uuid), bool>);
+
+impl KnownDevices {
+    /// Looks up the missing devices of some assemblies.
+    pub(super) async fn read(tx: &mut Tx<'_>, assemblies: impl Iterator<Item = &Assembly>) -> Result<Self, StoreError> {
+        let missing = distinct(assemblies.flat_map(|assembly| assembly.missing.iter().map(|device| device.0)));
+        let known: Vec<(Uuid, Uuid, bool)> = tx.query(sql::DEVICES_OF_MANY).bind_ids(&missing).fetch_all().await?;
+        Ok(Self(known.into_iter().map(|(device, user, revoked)| ((device, user), revoked)).collect()))
+    }
 }
 
-/// Reads the bundles without one-time parts that answer for `$devices` (or all addressable ones) of `$user`.
-macro_rules! bundles {
-    ($db:expr, $caller:expr, $user:expr, $devices:expr, $now:expr) => {{
-        let rows: Vec<rows::TargetRow> = sqlx::query_as(sql::TARGETS).bind($user.0).fetch_all($db).await?;
-        if rows.is_empty() {
-            let exists: Option<(i32,)> = sqlx::query_as(sql::USER_EXISTS).bind($user.0).fetch_optional($db).await?;
-            exists.ok_or(Refusal::NotFound)?;
+/// Puts the last-resort keys of these devices into their bundles, if their suite has PQ keys.
+pub(super) async fn add_last_resorts<'b>(
+    tx: &mut Tx<'_>,
+    devices: &[Uuid],
+    bundles: impl Iterator<Item = &'b mut Bundle>,
+) -> Result<(), StoreError> {
+    type KeyRow = (Uuid, i64, Vec<u8>, Vec<u8>);
+    let found: Vec<KeyRow> = tx.query(sql::LAST_RESORTS_OF_MANY).bind_ids(devices).fetch_all().await?;
+    let found: HashMap<Uuid, KeyRow> = found.into_iter().map(|row| (row.0, row)).collect();
+    for bundle in bundles.filter(|bundle| bundle.suite.has_pq()) {
+        if let Some((_, key_id, key, signature)) = found.get(&bundle.device_id.0) {
+            bundle.pq_prekey = Some(PqPrekey {
+                key_id: rows::number(*key_id)?,
+                public_key: KeyBytes(key.clone()),
+                signature: KeyBytes(signature.clone()),
+                last_resort: true,
+            });
         }
-        let targets = rows.into_iter().map(Target::from_row).collect::<Result<Vec<_>, _>>()?;
-        let Draft { mut answer, missing } = draft(targets, $caller, $devices, $now);
-        for device in missing {
-            let row: Option<(bool,)> =
-                sqlx::query_as(sql::DEVICE_REVOKED).bind(device.0).bind($user.0).fetch_optional($db).await?;
-            answer.unavailable.push(absent(device, $caller, row.map(|(revoked,)| revoked)));
-        }
-        answer
-    }};
-}
-
-/// Puts the last-resort PQ key into a bundle of a PQ suite.
-macro_rules! last_resort {
-    ($db:expr, $bundle:ident) => {
-        if $bundle.suite.has_pq() {
-            let row: Option<rows::PqRow> =
-                sqlx::query_as(sql::LAST_RESORT).bind($bundle.device_id.0).fetch_optional($db).await?;
-            $bundle.pq_prekey = row.map(|row| rows::pq(row, true)).transpose()?;
-        }
-    };
+    }
+    Ok(())
 }
 
 impl Store {
-    /// Bundles that consume nothing.
+    /// The bundles of a user's devices without one-time keys: of the named devices, or of all that have published.
     ///
     /// # Errors
     /// `session_revoked`, `not_found`
@@ -147,13 +196,14 @@ impl Store {
         devices: Option<&[DeviceId]>,
         now: Timestamp,
     ) -> Result<Bundles, StoreError> {
-        self.check_session(caller, now).await?;
-        Ok(read!(self, |db| {
-            let mut answer = bundles!(&mut *db, caller, user, devices, now);
-            for bundle in &mut answer.bundles {
-                last_resort!(&mut *db, bundle);
-            }
-            answer
-        }))
+        let mut tx = self.read().await?;
+        sessions::authorize(&mut tx, caller, now).await?;
+        let targets = Targets::read(&mut tx, &[user.0]).await?;
+        let assembly = targets.assemble(caller, user, devices, now)?;
+        let known = KnownDevices::read(&mut tx, std::iter::once(&assembly)).await?;
+        let mut answer = assembly.finish(caller, user, &known);
+        let ids: Vec<Uuid> = answer.bundles.iter().map(|bundle| bundle.device_id.0).collect();
+        add_last_resorts(&mut tx, &ids, answer.bundles.iter_mut()).await?;
+        Ok(answer)
     }
 }

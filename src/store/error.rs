@@ -167,7 +167,7 @@ impl StoreError {
 
 /// The same failure for every item of a batch.
 pub(super) fn fail_all<T>(error: &StoreError, items: usize) -> Vec<Result<T, StoreError>> {
-    // Of a database that is out of reach the log tells once in a while.
+    // `Health` logs an unavailable database, once a minute.
     if !matches!(error, StoreError::Unavailable(_)) {
         tracing::error!(%error, items, "a batch failed");
     }

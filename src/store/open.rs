@@ -11,7 +11,7 @@ use std::{
 };
 
 use sqlx::{
-    ConnectOptions, Connection, PgConnection, SqliteConnection, SqlitePool,
+    ConnectOptions, Connection, PgConnection, SqlitePool,
     migrate::Migrator,
     pool::PoolOptions,
     postgres::{PgConnectOptions, PgPoolOptions},
@@ -20,9 +20,9 @@ use sqlx::{
 use tokio::time::timeout;
 
 use super::{
-    Postgres, Sqlite, Store, StoreError, lane_connections,
-    reach::{PATIENCE, Reach},
-    run::Connections,
+    Database, PostgresServer, SqliteFile, Store, StoreError, StoreSettings, batch_connections,
+    health::{Health, PATIENCE},
+    pool::Connections,
     sql,
 };
 
@@ -97,11 +97,11 @@ impl Store {
     ///
     /// # Errors
     /// Where it cannot be opened or migrated, or somebody serves it.
-    pub async fn open(url: &str, max_connections: u32) -> Result<Self, StoreError> {
+    pub async fn open(url: &str, settings: StoreSettings) -> Result<Self, StoreError> {
         if url.starts_with("sqlite:") {
-            Self::open_sqlite(url, max_connections, true).await
+            Self::open_sqlite(url, settings, true).await
         } else {
-            Self::open_postgres(url, max_connections).await
+            Self::open_postgres(url, settings).await
         }
     }
 
@@ -109,15 +109,15 @@ impl Store {
     ///
     /// # Errors
     /// Where it cannot be opened or migrated, or tables would change under a server.
-    pub async fn open_beside(url: &str, max_connections: u32) -> Result<Self, StoreError> {
+    pub async fn open_beside(url: &str, settings: StoreSettings) -> Result<Self, StoreError> {
         if url.starts_with("sqlite:") {
-            Self::open_sqlite(url, max_connections, false).await
+            Self::open_sqlite(url, settings, false).await
         } else {
-            Self::open_postgres(url, max_connections).await
+            Self::open_postgres(url, settings).await
         }
     }
 
-    async fn open_sqlite(url: &str, max_connections: u32, alone: bool) -> Result<Self, StoreError> {
+    async fn open_sqlite(url: &str, settings: StoreSettings, alone: bool) -> Result<Self, StoreError> {
         let options = SqliteConnectOptions::from_str(url)?
             .create_if_missing(true)
             .journal_mode(SqliteJournalMode::Wal)
@@ -132,12 +132,7 @@ impl Store {
             return Err(in_use());
         }
         let pool = || SqlitePoolOptions::new().acquire_timeout(PATIENCE).test_before_acquire(false);
-        let writer: SqlitePoolOptions = pool().max_connections(1).before_acquire(|writer: &mut SqliteConnection, _| {
-            // SQLite ends a transaction by itself where the disk is full or fails. sqlx does not notice, and takes the
-            // connection to be in a transaction from then on.
-            Box::pin(async move { Ok(!writer.is_in_transaction()) })
-        });
-        let writer = writer.connect_with(options.clone()).await?;
+        let writer = pool().max_connections(1).connect_with(options.clone()).await?;
         if lock.is_none() && is_behind(&writer).await? {
             return Err(in_use());
         }
@@ -145,12 +140,13 @@ impl Store {
         let readers = options.read_only(true).pragma("cache_size", READER_CACHE);
         // Readers never wait for each other or for the writer, so more of them than cores would only hold memory.
         let cores = std::thread::available_parallelism().map_or(1, |cores| u32::try_from(cores.get()).unwrap_or(1));
-        let readers = pool().max_connections(max_connections.clamp(1, cores)).connect_with(readers).await?;
-        let (writer, readers) = (Connections::to_file(writer), Connections::to_file(readers));
-        Ok(Self::Sqlite(Sqlite { writer, readers, lock: lock.map(Arc::new), metrics: Arc::default() }))
+        let readers = pool().max_connections(settings.max_connections.clamp(1, cores)).connect_with(readers).await?;
+        let writer = Connections::new(writer, Arc::default());
+        let readers = Connections::new(readers, Arc::default());
+        Ok(Self::over(Database::Sqlite(SqliteFile { writer, readers, lock: lock.map(Arc::new) }), settings))
     }
 
-    async fn open_postgres(url: &str, max_connections: u32) -> Result<Self, StoreError> {
+    async fn open_postgres(url: &str, settings: StoreSettings) -> Result<Self, StoreError> {
         let options = PgConnectOptions::from_str(url)?.application_name("sealwire").options([
             ("lock_timeout", LOCK_TIMEOUT),
             ("statement_timeout", STATEMENT_TIMEOUT),
@@ -159,8 +155,8 @@ impl Store {
             // Every statement has an index. A plan that was made while a table was all but empty would be kept.
             ("enable_seqscan", "off"),
         ]);
-        let reach = Arc::new(Reach::default());
-        let known = reach.clone();
+        let health = Arc::new(Health::default());
+        let known = health.clone();
         let pool: PgPoolOptions = PoolOptions::new()
             .acquire_timeout(PATIENCE)
             .test_before_acquire(false)
@@ -172,22 +168,19 @@ impl Store {
                     Ok(!is_stale && (is_trusted || matches!(timeout(PING_TIME, connection.ping()).await, Ok(Ok(())))))
                 })
             });
-        let in_lanes = lane_connections(max_connections);
-        let others = max_connections.saturating_sub(in_lanes).max(1);
-        let lanes = pool.clone().max_connections(in_lanes).connect_lazy_with(options.clone());
+        let for_batches = batch_connections(settings.max_connections);
+        let others = settings.max_connections.saturating_sub(for_batches).max(1);
+        let batch_pool = pool.clone().max_connections(for_batches).connect_lazy_with(options.clone());
         let pool = pool.max_connections(others).connect_with(options).await?;
         let mut connection = pool.acquire().await?;
         // A migration takes as long as it does, and so does waiting for another node's: sqlx holds an advisory lock, so
         // nodes that start together migrate once.
-        sqlx::query(sql::NO_TIMEOUTS).execute(&mut *connection).await?;
+        sqlx::query(sql::NO_TIMEOUTS.postgres).execute(&mut *connection).await?;
         ON_POSTGRES.run(&mut *connection).await.map_err(StoreError::from_migration)?;
         connection.close().await?;
-        let lanes = Connections::to_server(lanes, reach.clone());
-        Ok(Self::Postgres(Postgres {
-            connections: Connections::to_server(pool, reach),
-            lanes,
-            metrics: Arc::default(),
-        }))
+        let batch_connections = Connections::new(batch_pool, health.clone());
+        let connections = Connections::new(pool, health);
+        Ok(Self::over(Database::Postgres(PostgresServer { connections, batch_connections }), settings))
     }
 
     /// Looks at the database that the URL names without changing anything in it, and says what a start would do.
@@ -208,10 +201,10 @@ async fn inspect_sqlite(url: &str) -> Result<&'static str, StoreError> {
         return Ok("the database file does not exist yet; a start makes it");
     }
     let mut connection = options.connect().await?;
-    let (migrated,): (bool,) = sqlx::query_as(sql::HAS_MIGRATIONS).fetch_one(&mut connection).await?;
+    let (migrated,): (bool,) = sqlx::query_as(sql::HAS_MIGRATIONS.sqlite).fetch_one(&mut connection).await?;
     let mut applied: Vec<Applied> = Vec::new();
     if migrated {
-        applied = sqlx::query_as(sql::MIGRATIONS).fetch_all(&mut connection).await?;
+        applied = sqlx::query_as(sql::MIGRATIONS.sqlite).fetch_all(&mut connection).await?;
     }
     Ok(match pending(&ON_SQLITE, &applied)? {
         0 => "the database file can be opened",
@@ -221,14 +214,15 @@ async fn inspect_sqlite(url: &str) -> Result<&'static str, StoreError> {
 
 async fn inspect_postgres(url: &str) -> Result<&'static str, StoreError> {
     let mut connection = PgConnectOptions::from_str(url)?.connect().await?;
-    let (may_create, extended): (bool, bool) = sqlx::query_as(sql::MAY_MIGRATE).fetch_one(&mut connection).await?;
+    let (may_create, extended): (bool, bool) =
+        sqlx::query_as(sql::MAY_MIGRATE.postgres).fetch_one(&mut connection).await?;
     if !may_create && !extended {
         return Err(StoreError::may_not_migrate());
     }
-    let (migrated,): (bool,) = sqlx::query_as(sql::HAS_MIGRATIONS_TABLE).fetch_one(&mut connection).await?;
+    let (migrated,): (bool,) = sqlx::query_as(sql::HAS_MIGRATIONS.postgres).fetch_one(&mut connection).await?;
     let mut applied: Vec<Applied> = Vec::new();
     if migrated {
-        applied = sqlx::query_as(sql::MIGRATIONS).fetch_all(&mut connection).await?;
+        applied = sqlx::query_as(sql::MIGRATIONS.postgres).fetch_all(&mut connection).await?;
     }
     Ok(match pending(&ON_POSTGRES, &applied)? {
         0 => "the database answers",
@@ -254,10 +248,10 @@ fn pending(known: &Migrator, applied: &[Applied]) -> Result<usize, StoreError> {
 
 /// Whether a start would change the tables.
 async fn is_behind(pool: &SqlitePool) -> Result<bool, StoreError> {
-    let (migrated,): (bool,) = sqlx::query_as(sql::HAS_MIGRATIONS).fetch_one(pool).await?;
+    let (migrated,): (bool,) = sqlx::query_as(sql::HAS_MIGRATIONS.sqlite).fetch_one(pool).await?;
     if !migrated {
         return Ok(true);
     }
-    let applied: Vec<Applied> = sqlx::query_as(sql::MIGRATIONS).fetch_all(pool).await?;
+    let applied: Vec<Applied> = sqlx::query_as(sql::MIGRATIONS.sqlite).fetch_all(pool).await?;
     Ok(pending(&ON_SQLITE, &applied)? > 0)
 }

@@ -1,111 +1,56 @@
 //! Filling a store directly, for load tests.
 
-use super::{NewSession, Store, StoreError, sql, transaction};
-use crate::domain::{Caller, Email, Suite, Timestamp, bundle::depth, publish::PublishRequest};
-use uuid::Uuid;
+use super::{
+    NewDevice, NewSession, Store, StoreError, keys, sessions, sign_in,
+    sql::{accounts as sql, keys as keys_sql},
+};
+use crate::domain::{Caller, Email, Timestamp, bundle::depth, publish::VerifiedPublish};
 
 /// A device that is complete from the start.
 pub struct SeedDevice {
-    /// User, device and session; the user is made with its first device.
+    /// User, device and session. The user is created with its first device.
     pub caller: Caller,
     /// The user's address.
     pub email: Email,
-    /// For the client's library.
+    /// The number that the client's library uses for the device.
     pub registration_id: u32,
-    /// Its session.
+    /// The device's session.
     pub session: NewSession,
-    /// The device's suite.
-    pub suite: Suite,
-    /// A complete, valid set with its pool, of any size.
-    pub keys: PublishRequest,
+    /// A complete first publish under a suite without PQ keys.
+    pub keys: VerifiedPublish,
 }
 
 impl Store {
     /// Writes devices in one transaction, without the checks that clients go through.
     ///
     /// # Errors
-    /// The store's own.
-    pub async fn seed(
-        &self,
-        devices: &[SeedDevice],
-        now: Timestamp,
-        signed_prekey_expires_at: Timestamp,
-        threshold: u32,
-    ) -> Result<(), StoreError> {
-        let at = now.to_utc();
-        // Nobody waits for it, and it may be large.
-        let store = self.unhurried();
-        transaction!(&store, |tx| {
-            for SeedDevice { caller, email, registration_id, session, suite, keys } in devices {
-                let user: Option<(i32,)> =
-                    sqlx::query_as(sql::USER_EXISTS).bind(caller.user.0).fetch_optional(&mut *tx).await?;
-                if user.is_none() {
-                    sqlx::query(sql::UPSERT_USER)
-                        .bind(caller.user.0)
-                        .bind(email.as_str())
-                        .bind(at)
-                        .execute(&mut *tx)
-                        .await?;
-                }
-                sqlx::query(sql::INSERT_DEVICE)
-                    .bind(caller.device.0)
-                    .bind(caller.user.0)
-                    .bind(None::<String>)
-                    .bind(i64::from(*registration_id))
-                    .bind(at)
-                    .execute(&mut *tx)
-                    .await?;
-                sqlx::query(sql::mailbox::INSERT_MAILBOX).bind(caller.device.0).execute(&mut *tx).await?;
-                sqlx::query(sql::INSERT_SESSION)
-                    .bind(session.id.0)
-                    .bind(caller.user.0)
-                    .bind(caller.device.0)
-                    .bind(&session.token_hash[..])
-                    .bind(session.expires_at.to_utc())
-                    .bind(at)
-                    .bind(None::<Uuid>)
-                    .execute(&mut *tx)
-                    .await?;
-                sqlx::query(sql::INSERT_IDENTITY)
-                    .bind(caller.device.0)
-                    .bind(keys.identity_key.as_deref())
-                    .bind(at)
-                    .bind(suite.as_str())
-                    .execute(&mut *tx)
-                    .await?;
-                if let Some(key) = &keys.signed_prekey {
-                    sqlx::query(sql::INSERT_SIGNED_PREKEY)
-                        .bind(Uuid::now_v7())
-                        .bind(caller.device.0)
-                        .bind(&key.public_key)
-                        .bind(&key.signature)
-                        .bind(at)
-                        .bind(signed_prekey_expires_at.to_utc())
-                        .bind(i64::from(key.key_id))
-                        .execute(&mut *tx)
-                        .await?;
-                }
-                for key in &keys.one_time {
-                    sqlx::query(sql::INSERT_ONE_TIME)
-                        .bind(Uuid::now_v7())
-                        .bind(caller.device.0)
-                        .bind(&key.public_key)
-                        .bind(at)
-                        .bind(i64::from(key.key_id))
-                        .execute(&mut *tx)
-                        .await?;
-                }
-                if !keys.one_time.is_empty() {
-                    let size = u32::try_from(keys.one_time.len()).unwrap_or(u32::MAX);
-                    sqlx::query(sql::REARM_ONE_TIME)
-                        .bind(caller.device.0)
-                        .bind(depth(size, threshold))
-                        .execute(&mut *tx)
-                        .await?;
-                    sqlx::query(sql::BUMP_POOL_VERSION).bind(caller.device.0).execute(&mut *tx).await?;
-                }
+    /// [`StoreError::Unavailable`]
+    pub async fn seed(&self, devices: &[SeedDevice], now: Timestamp) -> Result<(), StoreError> {
+        let store = self.without_time_limit();
+        let mut tx = store.begin().await?;
+        for SeedDevice { caller, email, registration_id, session, keys } in devices {
+            let Caller { user, device, .. } = *caller;
+            let known: Option<(i32,)> = tx.query(sql::USER_EXISTS).bind(user.0).fetch_optional().await?;
+            if known.is_none() {
+                tx.query(sql::UPSERT_USER).bind(user.0).bind(email.as_str()).bind(now.to_utc()).execute().await?;
             }
-        });
-        Ok(())
+            let new = NewDevice { id: device, name: None, registration_id: *registration_id };
+            sign_in::insert_device(&mut tx, user, &new, now).await?;
+            sessions::insert(&mut tx, caller, session, now, None).await?;
+            keys::insert_identity(&mut tx, device, keys.identity(), now).await?;
+            if let Some(key) = keys.signed_prekey() {
+                store.replace_signed_prekey(&mut tx, device, key, now).await?;
+            }
+            for (key_id, key) in keys.one_time() {
+                store.insert_one_time(&mut tx, device, *key_id, key.as_bytes(), None, now).await?;
+            }
+            if !keys.one_time().is_empty() {
+                let size = u32::try_from(keys.one_time().len()).unwrap_or(u32::MAX);
+                let depth = depth(size, store.settings.low_watermark);
+                tx.query(keys_sql::REARM_ONE_TIME).bind(device.0).bind(depth).execute().await?;
+                tx.query(keys_sql::BUMP_POOL_VERSION).bind(device.0).execute().await?;
+            }
+        }
+        tx.commit().await
     }
 }

@@ -18,7 +18,7 @@ const ALLOWED: &[(&str, &[&str])] = &[
     ("http", &["domain", "metrics", "protocol", "service", "tasks"]),
     ("socket", &["domain", "metrics", "protocol", "service", "tasks"]),
     ("service", &["bus", "clock", "domain", "metrics", "store", "tasks"]),
-    ("store", &["domain", "metrics", "tasks"]),
+    ("store", &["clock", "domain", "metrics", "tasks"]),
     ("bus", &["domain", "metrics", "tasks"]),
     ("protocol", &["domain"]),
     ("config", &["domain", "service"]),

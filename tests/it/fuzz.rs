@@ -8,6 +8,7 @@ use std::sync::{
 use proptest::prelude::*;
 use rand::{Rng, RngExt, SeedableRng, rngs::StdRng};
 use reqwest::Method;
+use sealwire::domain::{Timestamp, publish::PublishRequest};
 use sealwire::protocol::{
     Codec as Format,
     frame::Request,
@@ -32,7 +33,9 @@ fn read(format: Format, bytes: &[u8]) {
     let _ = request.params::<keys::Fetch>(format, bytes).map(keys::Fetch::device_ids);
     let _ = request.params::<keys::Claim>(format, bytes).map(keys::Claim::device_ids);
     let publish = request.params::<keys::Publish>(format, bytes);
-    let _ = publish.map(|params| sealwire::domain::publish::PublishRequest::from(params).is_complete());
+    let _ = publish.map(|params| {
+        PublishRequest::from(params).verify(None, Timestamp::parse("2026-01-01T00:00:00Z").unwrap()).is_ok()
+    });
     let _ = request
         .params::<messages::Send<'_>>(format, bytes)
         .map(|params| params.envelopes(format, bytes).map(|all| all.len()));

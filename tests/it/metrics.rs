@@ -164,7 +164,7 @@ async fn what_happens_is_counted() {
 
     let scrape = eventually("the mails were sent and the parting was written", || async {
         let scrape = Scrape::of(app.admin()).await;
-        let parted = scrape.value("sealwire_batch_items_count{batch=\"partings\"}") >= 1.0;
+        let parted = scrape.value("sealwire_batch_items_count{batch=\"disconnects\"}") >= 1.0;
         (parted && scrape.value("sealwire_mails_total{outcome=\"sent\"}") >= 2.0).then_some(scrape)
     })
     .await;

@@ -1,75 +1,81 @@
-//! Envelopes that nobody will fetch: their time is up, or their device is about to go.
+//! Envelopes that nobody will fetch: they have expired, or their device is about to be deleted.
 
 use uuid::Uuid;
 
-use super::{Mailbox, lock, remove};
+use super::writing::{lock_mailboxes, remove_envelopes, update_mailboxes};
 use crate::{
     domain::{DeviceId, Timestamp},
-    store::{Store, StoreError, many::batch_transaction, read, sql::mailbox as texts},
+    store::{Store, StoreError, sql::mailbox as sql},
 };
 
 /// Envelopes that one transaction deletes. Small, since sends to the same mailboxes wait for it.
-const STEP: i64 = 200;
+const STEP: u32 = 200;
+
+fn is_last_step(rows: usize) -> bool {
+    u32::try_from(rows).is_ok_and(|rows| rows < STEP)
+}
 
 impl Store {
-    /// Deletes envelopes whose time is up, in small steps, and counts them as expired. Of several nodes one does it. Gives
-    /// their number.
+    /// Deletes expired envelopes, in small steps, and counts them in their mailboxes. One node at a time does it. Returns
+    /// the number of envelopes.
     ///
     /// # Errors
-    /// The store's own.
+    /// [`StoreError::Unavailable`]
     pub async fn expire_mail(&self, now: Timestamp) -> Result<u64, StoreError> {
         let mut all = 0;
         loop {
             let expired = self.expire_some(now).await?;
-            all += expired;
-            if i64::try_from(expired).is_ok_and(|expired| expired < STEP) {
+            all += expired as u64;
+            if is_last_step(expired) {
                 return Ok(all);
             }
         }
     }
 
-    async fn expire_some(&self, now: Timestamp) -> Result<u64, StoreError> {
+    async fn expire_some(&self, now: Timestamp) -> Result<usize, StoreError> {
         let any: Option<(Uuid, i64)> =
-            read!(self, |db| sqlx::query_as(texts::EXPIRED).bind(now.to_utc()).bind(1_i64).fetch_optional(db).await?);
+            self.read().await?.query(sql::EXPIRED).bind(now.to_utc()).bind(1_i64).fetch_optional().await?;
         if any.is_none() {
             return Ok(0);
         }
-        Ok(batch_transaction!(self, mailbox, |tx, engine| {
-            if engine::take_sweep(tx).await? {
-                let expired: Vec<(Uuid, i64)> =
-                    sqlx::query_as(texts::EXPIRED).bind(now.to_utc()).bind(STEP).fetch_all(&mut *tx).await?;
-                let mut mailboxes = lock!(tx, engine, expired.iter().map(|(device, _)| *device).collect());
-                let gone = remove!(tx, engine, expired, mailboxes);
-                for (device, ..) in &gone {
-                    if let Some(mailbox) = mailboxes.get_mut(&DeviceId(*device)) {
-                        mailbox.expired_total += 1;
-                    }
-                }
-                engine::update_mailboxes(tx, &mailboxes.into_iter().collect::<Vec<_>>()).await?;
-                gone.len() as u64
-            } else {
-                0
+        let mut tx = self.begin().await?;
+        let (is_ours,): (bool,) = tx.query(sql::TAKE_EXPIRY).fetch_one().await?;
+        if !is_ours {
+            return Ok(0);
+        }
+        let expired: Vec<(Uuid, i64)> =
+            tx.query(sql::EXPIRED).bind(now.to_utc()).bind(i64::from(STEP)).fetch_all().await?;
+        let expired: Vec<_> = expired.into_iter().map(|(device, seq)| (DeviceId(device), seq)).collect();
+        let devices = expired.iter().map(|(device, _)| *device).collect();
+        let mut mailboxes = lock_mailboxes(&mut tx, &devices).await?;
+        let removed = remove_envelopes(&mut tx, &expired, &mut mailboxes).await?;
+        for (device, _) in &removed {
+            if let Some(mailbox) = mailboxes.get_mut(device) {
+                mailbox.expired_total += 1;
             }
-        }))
+        }
+        update_mailboxes(&mut tx, &mailboxes).await?;
+        tx.commit().await?;
+        Ok(removed.len())
     }
 
-    /// Deletes what waits for devices that are about to go, in small steps: in one, a full mailbox would hold up everybody
-    /// who sends to it. What comes in meanwhile is left to the transaction that follows.
+    /// Deletes what waits for devices that are about to be deleted, in small steps: one large step would hold up everybody
+    /// who sends to a full mailbox. What comes in meanwhile is left to the transaction that follows.
     ///
     /// # Errors
-    /// The store's own.
+    /// [`StoreError::Unavailable`]
     pub(in crate::store) async fn empty_mailboxes(&self, devices: &[DeviceId]) -> Result<(), StoreError> {
         for device in devices {
             loop {
-                let gone = batch_transaction!(self, mailbox, |tx, engine| {
-                    let mut mailboxes = lock!(tx, engine, [device.0].into());
-                    let oldest: Vec<(Uuid, i64)> =
-                        sqlx::query_as(texts::OLDEST).bind(device.0).bind(STEP).fetch_all(&mut *tx).await?;
-                    let gone = remove!(tx, engine, oldest, mailboxes);
-                    engine::update_mailboxes(tx, &mailboxes.into_iter().collect::<Vec<_>>()).await?;
-                    gone.len()
-                });
-                if i64::try_from(gone).is_ok_and(|gone| gone < STEP) {
+                let mut tx = self.begin().await?;
+                let mut mailboxes = lock_mailboxes(&mut tx, &[*device].into()).await?;
+                let oldest: Vec<(Uuid, i64)> =
+                    tx.query(sql::OLDEST).bind(device.0).bind(i64::from(STEP)).fetch_all().await?;
+                let oldest: Vec<_> = oldest.into_iter().map(|(device, seq)| (DeviceId(device), seq)).collect();
+                let removed = remove_envelopes(&mut tx, &oldest, &mut mailboxes).await?;
+                update_mailboxes(&mut tx, &mailboxes).await?;
+                tx.commit().await?;
+                if is_last_step(removed.len()) {
                     break;
                 }
             }

@@ -1,12 +1,15 @@
-//! What a batch of sends comes to, decided in memory from what was read under the locks of the mailboxes. One item after
-//! the other, as if each had a transaction of its own.
+//! The outcome of a batch of sends, decided in memory from what was read under the locks of the mailboxes: one send after the
+//! other, as if each had a transaction of its own.
 
 use std::{
     collections::{BTreeMap, HashMap, HashSet},
     sync::Arc,
 };
 
-use super::{Accepted, SendRequest};
+use super::{
+    Accepted, SendRequest,
+    writing::{Mailbox, RememberedSend},
+};
 use crate::{
     domain::{
         DeviceId, Envelope, MessageId, Refusal, SessionId, Signal, Timestamp, UserId,
@@ -14,17 +17,6 @@ use crate::{
     },
     store::StoreError,
 };
-
-/// A mailbox, as it is locked and as it will be written.
-#[derive(Clone, Copy, Debug)]
-pub struct Mailbox {
-    /// The number that the next envelope gets.
-    pub next_seq: i64,
-    /// What it holds.
-    pub load: Load,
-    /// Envelopes that ever timed out.
-    pub expired_total: i64,
-}
 
 /// A session with the newest connection of its device.
 #[derive(Clone, Copy, Debug)]
@@ -34,22 +26,14 @@ pub struct Sender {
     pub newest_epoch: i64,
 }
 
-/// What is remembered of a message id.
-#[derive(Clone, Debug)]
-pub struct PastSend {
-    pub to: UserId,
-    pub accepted_at: Timestamp,
-    pub outcome: Vec<SentTo>,
-}
-
-/// What the database says, read after the mailboxes were locked.
+/// What the outcome depends on, read after the mailboxes were locked.
 #[derive(Default)]
-pub struct Facts {
+pub struct PlanInput {
     pub mailboxes: BTreeMap<DeviceId, Mailbox>,
     pub senders: HashMap<SessionId, Sender>,
     /// Every user that exists, with the devices that have published.
     pub recipients: HashMap<UserId, Vec<(DeviceId, Option<Timestamp>)>>,
-    pub sends: HashMap<(DeviceId, MessageId), PastSend>,
+    pub sends: HashMap<(DeviceId, MessageId), RememberedSend>,
     /// What a user has in a mailbox, where that may matter.
     pub shares: HashMap<(DeviceId, UserId), Load>,
 }
@@ -62,7 +46,7 @@ pub struct NewEnvelope {
     pub expires_at: Timestamp,
 }
 
-/// What is to be written, answered and told.
+/// What is to be written, answered and signalled.
 #[derive(Default)]
 pub struct Plan {
     pub answers: Vec<Result<Accepted, StoreError>>,
@@ -74,7 +58,7 @@ pub struct Plan {
     /// Sends that are past their time and whose ids are used anew.
     pub stale_sends: Vec<(DeviceId, MessageId)>,
     /// What stands behind the ids of both lists.
-    pub sends: HashMap<(DeviceId, MessageId), PastSend>,
+    pub sends: HashMap<(DeviceId, MessageId), RememberedSend>,
     /// In the order of the numbers of each device.
     pub wakes: Vec<(DeviceId, Signal)>,
 }
@@ -83,8 +67,8 @@ pub struct Plan {
 ///
 /// # Errors
 /// `Conflict` where what was read changed in between: the batch is to run again.
-pub fn plan(items: &[&SendRequest], facts: Facts, bounds: &MailboxBounds, again: bool) -> Result<Plan, StoreError> {
-    let mut planner = Planner { facts, bounds, again, plan: Plan::default() };
+pub fn plan(items: &[&SendRequest], input: PlanInput, bounds: &MailboxBounds, again: bool) -> Result<Plan, StoreError> {
+    let mut planner = Planner { input, bounds, again, plan: Plan::default() };
     for item in items {
         let answer = match planner.send(item) {
             Err(error @ StoreError::Conflict(_)) => return Err(error),
@@ -92,13 +76,13 @@ pub fn plan(items: &[&SendRequest], facts: Facts, bounds: &MailboxBounds, again:
         };
         planner.plan.answers.push(answer);
     }
-    let Planner { facts, mut plan, .. } = planner;
-    plan.sends = facts.sends;
+    let Planner { input, mut plan, .. } = planner;
+    plan.sends = input.sends;
     Ok(plan)
 }
 
 struct Planner<'a> {
-    facts: Facts,
+    input: PlanInput,
     bounds: &'a MailboxBounds,
     again: bool,
     plan: Plan,
@@ -106,18 +90,18 @@ struct Planner<'a> {
 
 impl Planner<'_> {
     fn send(&mut self, item: &SendRequest) -> Result<Accepted, StoreError> {
-        let sender = self.facts.senders.get(&item.caller.session);
+        let sender = self.input.senders.get(&item.caller.session);
         let sender = sender.filter(|sender| sender.device == item.caller.device && sender.expires_at > item.now);
         if sender.ok_or(Refusal::SessionRevoked)?.newest_epoch > item.epoch {
             // The device is connected anew, maybe elsewhere: what it sends there must not be overtaken.
             return Err(Refusal::Unavailable.into());
         }
         let id = (item.caller.device, item.message);
-        match self.facts.sends.get(&id) {
+        match self.input.sends.get(&id) {
             Some(past) if past.accepted_at > item.now.before(REMEMBERED) => self.repeat(item, past.clone()),
             Some(_) => {
                 self.plan.stale_sends.push(id);
-                self.facts.sends.remove(&id);
+                self.input.sends.remove(&id);
                 self.first(item)
             }
             None => self.first(item),
@@ -125,7 +109,7 @@ impl Planner<'_> {
     }
 
     fn first(&mut self, item: &SendRequest) -> Result<Accepted, StoreError> {
-        let devices = self.facts.recipients.get(&item.to).ok_or(Refusal::NotFound)?;
+        let devices = self.input.recipients.get(&item.to).ok_or(Refusal::NotFound)?;
         let required = |expires_at: &Option<Timestamp>| expires_at.is_some_and(|at| at > item.now);
         let recipients: Vec<Recipient> =
             devices.iter().map(|(device, expiry)| Recipient { device: *device, required: required(expiry) }).collect();
@@ -149,15 +133,15 @@ impl Planner<'_> {
         }
         let id = (item.caller.device, item.message);
         self.plan.new_sends.push(id);
-        self.facts.sends.insert(id, PastSend { to: item.to, accepted_at, outcome });
+        self.input.sends.insert(id, RememberedSend { to: item.to, accepted_at, outcome });
         Ok(Accepted { accepted_at, duplicate: false, undelivered })
     }
 
     /// Stores for the devices that were not reached before, and wakes the others: whoever accepted the message may not
     /// have lived to tell them.
-    fn repeat(&mut self, item: &SendRequest, past: PastSend) -> Result<Accepted, StoreError> {
+    fn repeat(&mut self, item: &SendRequest, past: RememberedSend) -> Result<Accepted, StoreError> {
         let id = (item.caller.device, item.message);
-        let PastSend { to, accepted_at, mut outcome } = past;
+        let RememberedSend { to, accepted_at, mut outcome } = past;
         if to != item.to || item.ephemeral {
             return Err(Refusal::IdConflict.into());
         }
@@ -168,14 +152,14 @@ impl Planner<'_> {
                 return Err(Refusal::IdConflict.into());
             }
         }
-        let devices = self.facts.recipients.get(&to);
+        let devices = self.input.recipients.get(&to);
         let reachable: HashSet<DeviceId> = devices.into_iter().flatten().map(|(device, _)| *device).collect();
         let mut changed = false;
         for outgoing in &item.envelopes {
             let device = outgoing.device;
             let at = find(&outcome, device);
             if at.is_some_and(|at| outcome[at].stored) {
-                if let Some(mailbox) = self.facts.mailboxes.get(&device) {
+                if let Some(mailbox) = self.input.mailboxes.get(&device) {
                     self.plan.wakes.push((device, Signal::Mail { seq: mailbox.next_seq - 1, envelope: None }));
                 }
                 continue;
@@ -194,7 +178,7 @@ impl Planner<'_> {
         let lacks = |one: &&SentTo| !one.stored && reachable.contains(&one.device);
         let undelivered = outcome.iter().filter(lacks).map(|one| one.device).collect();
         if changed {
-            self.facts.sends.insert(id, PastSend { to, accepted_at, outcome });
+            self.input.sends.insert(id, RememberedSend { to, accepted_at, outcome });
             if !self.plan.new_sends.contains(&id) && !self.plan.changed_sends.contains(&id) {
                 self.plan.changed_sends.push(id);
             }
@@ -209,9 +193,9 @@ impl Planner<'_> {
         let device = outgoing.device;
         let bytes = outgoing.content.len();
         // A device that came between the lock and the list of devices.
-        let mailbox = self.facts.mailboxes.get_mut(&device);
+        let mailbox = self.input.mailboxes.get_mut(&device);
         let mailbox = mailbox.ok_or(StoreError::Conflict(sqlx::Error::RowNotFound))?;
-        let share = self.facts.shares.get_mut(&(device, item.caller.user));
+        let share = self.input.shares.get_mut(&(device, item.caller.user));
         let load = mailbox.load.plus(bytes);
         let share_fits = share.as_ref().is_none_or(|share| share.plus(bytes).fits(self.bounds.per_sender));
         if !load.fits(self.bounds.all) || !share_fits {
@@ -256,36 +240,36 @@ mod tests {
         MailboxBounds { all: Load { envelopes: 9, bytes: 99 }, per_sender: Load { envelopes: 9, bytes: 99 } };
 
     /// A sender, a device with an empty mailbox, and a message from the one to the other.
-    fn world() -> (Facts, SendRequest) {
+    fn world() -> (PlanInput, SendRequest) {
         let id = Uuid::from_u128;
         let now = Timestamp::parse("2026-01-01T00:00:00Z").unwrap();
         let caller = Caller { session: SessionId(id(1)), user: UserId(id(2)), device: DeviceId(id(3)) };
         let (to, device) = (UserId(id(4)), DeviceId(id(5)));
         let later = now + Duration::from_hours(1);
-        let mut facts = Facts::default();
-        facts.mailboxes.insert(device, Mailbox { next_seq: 1, load: Load::default(), expired_total: 0 });
-        facts.senders.insert(caller.session, Sender { device: caller.device, expires_at: later, newest_epoch: 1 });
-        facts.recipients.insert(to, vec![(device, Some(later))]);
+        let mut input = PlanInput::default();
+        input.mailboxes.insert(device, Mailbox { next_seq: 1, load: Load::default(), expired_total: 0 });
+        input.senders.insert(caller.session, Sender { device: caller.device, expires_at: later, newest_epoch: 1 });
+        input.recipients.insert(to, vec![(device, Some(later))]);
         let envelopes = vec![Outgoing { device, kind: 0, content: Bytes::from_static(b"x") }];
         let message = MessageId(id(6));
         let ttl = Duration::from_mins(1);
-        (facts, SendRequest { caller, epoch: 1, message, to, ephemeral: false, ttl, envelopes, now })
+        (input, SendRequest { caller, epoch: 1, message, to, ephemeral: false, ttl, envelopes, now })
     }
 
-    fn remember(facts: &mut Facts, item: &SendRequest) {
+    fn remember(input: &mut PlanInput, item: &SendRequest) {
         let outcome =
             item.envelopes.iter().map(|one| SentTo { device: one.device, digest: one.digest(), stored: true });
-        let send = PastSend { to: item.to, accepted_at: item.now, outcome: outcome.collect() };
-        facts.sends.insert((item.caller.device, item.message), send);
+        let send = RememberedSend { to: item.to, accepted_at: item.now, outcome: outcome.collect() };
+        input.sends.insert((item.caller.device, item.message), send);
     }
 
     #[test]
     fn a_batch_that_was_committed_unnoticed_is_no_repeat() {
         for (again, later, duplicate) in [(true, 0, false), (true, 1, true), (false, 0, true)] {
-            let (mut facts, mut item) = world();
-            remember(&mut facts, &item);
+            let (mut input, mut item) = world();
+            remember(&mut input, &item);
             item.now = item.now + Duration::from_secs(later);
-            let plan = plan(&[&item], facts, &BOUNDS, again).unwrap();
+            let plan = plan(&[&item], input, &BOUNDS, again).unwrap();
             assert_eq!(plan.answers[0].as_ref().unwrap().duplicate, duplicate);
             assert!(plan.envelopes.is_empty() && plan.mailboxes.is_empty());
         }
@@ -293,16 +277,16 @@ mod tests {
 
     #[test]
     fn a_device_that_came_after_the_locks_makes_the_batch_run_again() {
-        let (mut facts, item) = world();
-        facts.mailboxes.clear();
-        assert!(matches!(plan(&[&item], facts, &BOUNDS, false), Err(StoreError::Conflict(_))));
+        let (mut input, item) = world();
+        input.mailboxes.clear();
+        assert!(matches!(plan(&[&item], input, &BOUNDS, false), Err(StoreError::Conflict(_))));
     }
 
     #[test]
     fn only_a_newer_connection_makes_a_send_too_late() {
         for (epoch, accepted) in [(0, false), (1, true), (2, true)] {
-            let (facts, item) = world();
-            let plan = plan(&[&SendRequest { epoch, ..item }], facts, &BOUNDS, false).unwrap();
+            let (input, item) = world();
+            let plan = plan(&[&SendRequest { epoch, ..item }], input, &BOUNDS, false).unwrap();
             assert_eq!(plan.answers[0].is_ok(), accepted);
         }
     }

@@ -1,4 +1,4 @@
-//! What waits in a mailbox.
+//! Reading mailboxes.
 
 use std::sync::Arc;
 
@@ -10,17 +10,17 @@ use crate::{
         DeviceId, Envelope, MessageId, Timestamp, UserId,
         envelope::{Load, MailboxStatus, Page, PageRequest},
     },
-    store::{Store, StoreError, read, rows, sql::mailbox as texts},
+    store::{Store, StoreError, rows, sql::mailbox as sql},
 };
 
 impl Store {
-    /// A mailbox at a glance.
+    /// What a mailbox holds and has held; all zero if there is none.
     ///
     /// # Errors
-    /// The store's own.
+    /// [`StoreError::Unavailable`]
     pub async fn mailbox(&self, device: DeviceId) -> Result<MailboxStatus, StoreError> {
         let row: Option<(i64, i64, i64)> =
-            read!(self, |db| sqlx::query_as(texts::MAILBOX).bind(device.0).fetch_optional(db).await?);
+            self.read().await?.query(sql::MAILBOX).bind(device.0).fetch_optional().await?;
         Ok(row.map_or_else(MailboxStatus::default, |(next_seq, count, expired)| MailboxStatus {
             head: next_seq - 1,
             waiting: count.unsigned_abs(),
@@ -28,31 +28,34 @@ impl Store {
         }))
     }
 
-    /// What waits in all mailboxes. Reads every one of them, so ask seldom.
+    /// What waits in all mailboxes. Reads every one of them, so call it rarely.
     ///
     /// # Errors
-    /// The store's own.
+    /// [`StoreError::Unavailable`]
     pub async fn mailbox_backlog(&self) -> Result<Load, StoreError> {
-        let (count, bytes): (i64, i64) = read!(self, |db| sqlx::query_as(texts::BACKLOG).fetch_one(db).await?);
+        let (count, bytes): (i64, i64) = self.read().await?.query(sql::BACKLOG).fetch_one().await?;
         Ok(super::load(count, bytes))
     }
 
-    /// Some envelopes of a device, oldest first, without those whose time is up.
+    /// A page of a device's envelopes, oldest first, without expired ones.
     ///
     /// # Errors
-    /// The store's own.
+    /// [`StoreError::Unavailable`]
     pub async fn mail_page(&self, device: DeviceId, page: PageRequest, now: Timestamp) -> Result<Page, StoreError> {
         type Row = (i64, Uuid, Uuid, Uuid, i32, Vec<u8>, DateTime<Utc>);
         let bytes = i64::try_from(page.bytes).unwrap_or(i64::MAX);
-        let found: Vec<Row> = read!(self, |db| sqlx::query_as(texts::PAGE)
+        let found: Vec<Row> = self
+            .read()
+            .await?
+            .query(sql::PAGE)
             .bind(device.0)
             .bind(page.after)
             .bind(page.upto)
             .bind(now.to_utc())
             .bind(i64::from(page.envelopes))
             .bind(bytes)
-            .fetch_all(db)
-            .await?);
+            .fetch_all()
+            .await?;
         let total: usize = found.iter().map(|row| row.5.len()).sum();
         let complete = found.len() < page.envelopes as usize && total < page.bytes;
         let envelope = |(seq, message, user, from, kind, content, accepted_at): Row| {

@@ -1,5 +1,7 @@
-//! The texts of claims. Those over many claims take claimers, claim ids and devices: three arrays in PostgreSQL, one JSON
-//! text of rows in SQLite. RETURNING has no order, so each row that they give begins with what it was taken for.
+//! Claims of one-time keys. Statements over many claims take rows of claimer, claim id and device. RETURNING has no order,
+//! so each row that they return starts with the three values it was taken for.
+
+use super::{Sql, both, each, postgres};
 
 /// Takes the oldest unissued keys of a table for many claims at once, a key each.
 macro_rules! take_on_postgres {
@@ -58,109 +60,83 @@ macro_rules! take_on_sqlite {
     };
 }
 
-texts! {
-    /// Texts for both engines.
-    SHARED:
-
-    /// Whoever makes the depth grow announces it; only where no publish has come between the count and this.
-    ANNOUNCE_ONE_TIME = "UPDATE devices SET one_time_depth = $2 \
-        WHERE id = $1 AND one_time_depth < $2 AND pool_version = $3 RETURNING id";
-    ANNOUNCE_PQ = "UPDATE devices SET pq_depth = $2 \
-        WHERE id = $1 AND pq_depth < $2 AND pool_version = $3 RETURNING id";
-}
-
-texts! {
-    /// Texts of PostgreSQL alone.
-    POSTGRES:
-
-    TARGETS_OF_MANY = "SELECT user_id, devices.id, registration_id, identity_keys.suite, identity_keys.public_key, \
-        signed_prekeys.key_id, signed_prekeys.public_key, signed_prekeys.signature, signed_prekeys.expires_at \
-        FROM devices LEFT JOIN identity_keys ON identity_keys.device_id = devices.id \
-        LEFT JOIN signed_prekeys ON signed_prekeys.device_id = devices.id \
-        WHERE user_id = ANY($1) AND NOT revoked ORDER BY devices.created_at, devices.id";
-    DEVICES_OF_MANY = "SELECT id, user_id, revoked FROM devices WHERE id = ANY($1)";
-    LAST_RESORTS = "SELECT device_id, key_id, public_key, signature FROM pq_prekeys \
-        WHERE device_id = ANY($1) AND last_resort";
-    CLAIMED_ONE_TIME_OF_MANY = "SELECT claimed_by, claim_id, device_id, key_id, public_key \
+statements! {
+    /// The keys that earlier runs of these claims took.
+    CLAIMED_ONE_TIME = each(
+        "SELECT claimed_by, claim_id, device_id, key_id, public_key \
+        FROM json_each($1) AS wanted CROSS JOIN one_time_prekeys ON claimed_by = unhex(wanted.value ->> 0) \
+        AND claim_id = unhex(wanted.value ->> 1) AND device_id = unhex(wanted.value ->> 2)",
+        "SELECT claimed_by, claim_id, device_id, key_id, public_key \
         FROM UNNEST($1::UUID[], $2::UUID[], $3::UUID[]) AS wanted (claimer, claim, device) \
         JOIN one_time_prekeys ON claimed_by = wanted.claimer AND claim_id = wanted.claim \
-        AND device_id = wanted.device";
-    CLAIMED_PQ_OF_MANY = "SELECT claimed_by, claim_id, device_id, key_id, public_key, signature \
+        AND device_id = wanted.device");
+    CLAIMED_PQ = each(
+        "SELECT claimed_by, claim_id, device_id, key_id, public_key, signature \
+        FROM json_each($1) AS wanted CROSS JOIN pq_prekeys ON claimed_by = unhex(wanted.value ->> 0) \
+        AND claim_id = unhex(wanted.value ->> 1) AND device_id = unhex(wanted.value ->> 2)",
+        "SELECT claimed_by, claim_id, device_id, key_id, public_key, signature \
         FROM UNNEST($1::UUID[], $2::UUID[], $3::UUID[]) AS wanted (claimer, claim, device) \
-        JOIN pq_prekeys ON claimed_by = wanted.claimer AND claim_id = wanted.claim AND device_id = wanted.device";
-    CLAIM_ONE_TIME_OF_MANY = take_on_postgres!("one_time_prekeys", unissued: "NOT used", key: "public_key");
-    CLAIM_PQ_OF_MANY = take_on_postgres!(
-        "pq_prekeys", unissued: "NOT used AND NOT last_resort", key: "public_key, signature");
-    /// The pools among these that hold at most $2 keys, with how many.
-    LOW_ONE_TIME = "SELECT device, remaining, pool_version, one_time_depth FROM (SELECT pool.device, \
+        JOIN pq_prekeys ON claimed_by = wanted.claimer AND claim_id = wanted.claim AND device_id = wanted.device");
+    CLAIM_ONE_TIME = each(
+        take_on_sqlite!("one_time_prekeys", unissued: "NOT pool.used", key: "public_key"),
+        take_on_postgres!("one_time_prekeys", unissued: "NOT used", key: "public_key"));
+    CLAIM_PQ = each(
+        take_on_sqlite!(
+            "pq_prekeys", unissued: "NOT pool.used AND NOT pool.last_resort", key: "public_key, signature"),
+        take_on_postgres!("pq_prekeys", unissued: "NOT used AND NOT last_resort", key: "public_key, signature"));
+
+    // Low-water levels
+
+    /// The pools among these that hold at most $2 keys, with their number.
+    LOW_ONE_TIME = each(
+        "WITH pools AS MATERIALIZED (SELECT unhex(pool.value) AS device, \
+        (SELECT COUNT(*) FROM (SELECT 1 FROM one_time_prekeys \
+        WHERE device_id = unhex(pool.value) AND used = FALSE LIMIT $2 + 1)) AS remaining FROM json_each($1) AS pool) \
+        SELECT devices.id, remaining, pool_version, one_time_depth FROM pools CROSS JOIN devices \
+        ON devices.id = pools.device JOIN identity_keys ON identity_keys.device_id = pools.device \
+        WHERE remaining <= $2",
+        "SELECT device, remaining, pool_version, one_time_depth FROM (SELECT pool.device, \
         (SELECT COUNT(*) FROM (SELECT 1 FROM one_time_prekeys WHERE device_id = pool.device AND NOT used LIMIT $2 + 1) \
         AS counted) AS remaining FROM UNNEST($1::UUID[]) AS pool (device)) AS pools \
         JOIN devices ON devices.id = device JOIN identity_keys ON identity_keys.device_id = device \
-        WHERE remaining <= $2";
-    LOW_PQ = "SELECT device, remaining, pool_version, pq_depth FROM (SELECT pool.device, \
+        WHERE remaining <= $2");
+    LOW_PQ = each(
+        "WITH pools AS MATERIALIZED (SELECT unhex(pool.value) AS device, \
+        (SELECT COUNT(*) FROM (SELECT 1 FROM pq_prekeys \
+        WHERE device_id = unhex(pool.value) AND NOT used AND NOT last_resort LIMIT $2 + 1)) AS remaining \
+        FROM json_each($1) AS pool) \
+        SELECT devices.id, remaining, pool_version, pq_depth FROM pools CROSS JOIN devices \
+        ON devices.id = pools.device JOIN identity_keys ON identity_keys.device_id = pools.device \
+        WHERE remaining <= $2 AND suite = 'signal-pqxdh'",
+        "SELECT device, remaining, pool_version, pq_depth FROM (SELECT pool.device, \
         (SELECT COUNT(*) FROM (SELECT 1 FROM pq_prekeys WHERE device_id = pool.device AND NOT used AND NOT last_resort \
         LIMIT $2 + 1) AS counted) AS remaining FROM UNNEST($1::UUID[]) AS pool (device)) AS pools \
         JOIN devices ON devices.id = device JOIN identity_keys ON identity_keys.device_id = device \
-        WHERE remaining <= $2 AND suite = 'signal-pqxdh'";
+        WHERE remaining <= $2 AND suite = 'signal-pqxdh'");
+    /// Raises the announced depth, unless another node has raised it or a publish came after the count. Whoever gets a row
+    /// announces the level.
+    ANNOUNCE_ONE_TIME = both("UPDATE devices SET one_time_depth = $2 \
+        WHERE id = $1 AND one_time_depth < $2 AND pool_version = $3 RETURNING id");
+    ANNOUNCE_PQ = both("UPDATE devices SET pq_depth = $2 \
+        WHERE id = $1 AND pq_depth < $2 AND pool_version = $3 RETURNING id");
 
-    // What comes up short, one at a time
+    // Claims that wait for keys which other transactions have locked
 
-    /// Which of these pools still hold an unissued key, locked or not.
-    UNISSUED_ONE_TIME = "SELECT pool.device FROM UNNEST($1::UUID[]) AS pool (device) \
-        WHERE EXISTS (SELECT 1 FROM one_time_prekeys WHERE device_id = pool.device AND NOT used)";
-    UNISSUED_PQ = "SELECT pool.device FROM UNNEST($1::UUID[]) AS pool (device) \
-        WHERE EXISTS (SELECT 1 FROM pq_prekeys WHERE device_id = pool.device AND NOT used AND NOT last_resort)";
-    CLAIMED_ONE_TIME = "SELECT key_id, public_key FROM one_time_prekeys \
-        WHERE claimed_by = $1 AND claim_id = $2 AND device_id = $3";
-    CLAIMED_PQ = "SELECT key_id, public_key, signature FROM pq_prekeys \
-        WHERE claimed_by = $1 AND claim_id = $2 AND device_id = $3";
-    /// Waits for whoever holds the oldest key. No row: that key was issued meanwhile; there may be others.
-    WAIT_FOR_ONE_TIME = "UPDATE one_time_prekeys SET used = TRUE, claimed_by = $2, claim_id = $3, claimed_at = $4 \
+    /// The pools among these that still show an unissued key, locked or not.
+    UNISSUED_ONE_TIME = postgres("SELECT pool.device FROM UNNEST($1::UUID[]) AS pool (device) \
+        WHERE EXISTS (SELECT 1 FROM one_time_prekeys WHERE device_id = pool.device AND NOT used)");
+    UNISSUED_PQ = postgres("SELECT pool.device FROM UNNEST($1::UUID[]) AS pool (device) \
+        WHERE EXISTS (SELECT 1 FROM pq_prekeys WHERE device_id = pool.device AND NOT used AND NOT last_resort)");
+    /// Waits for the transaction that has locked the oldest key. No row means that this key was issued; there may be
+    /// others.
+    WAIT_FOR_ONE_TIME = postgres("UPDATE one_time_prekeys \
+        SET used = TRUE, claimed_by = $2, claim_id = $3, claimed_at = $4 \
         WHERE id = (SELECT id FROM one_time_prekeys WHERE device_id = $1 AND NOT used \
-        ORDER BY created_at, key_id LIMIT 1 FOR UPDATE) RETURNING key_id, public_key";
-    WAIT_FOR_PQ = "UPDATE pq_prekeys SET used = TRUE, claimed_by = $2, claim_id = $3, claimed_at = $4 \
+        ORDER BY created_at, key_id LIMIT 1 FOR UPDATE) \
+        RETURNING claimed_by, claim_id, device_id, key_id, public_key");
+    WAIT_FOR_PQ = postgres("UPDATE pq_prekeys \
+        SET used = TRUE, claimed_by = $2, claim_id = $3, claimed_at = $4 \
         WHERE id = (SELECT id FROM pq_prekeys WHERE device_id = $1 AND NOT used AND NOT last_resort \
-        ORDER BY created_at, key_id LIMIT 1 FOR UPDATE) RETURNING key_id, public_key, signature";
-}
-
-/// The same operations for SQLite.
-pub mod sqlite {
-    texts! {
-        /// Texts of SQLite alone.
-        SQLITE:
-
-        TARGETS_OF_MANY = "SELECT user_id, devices.id, registration_id, identity_keys.suite, \
-            identity_keys.public_key, signed_prekeys.key_id, signed_prekeys.public_key, signed_prekeys.signature, \
-            signed_prekeys.expires_at \
-            FROM devices LEFT JOIN identity_keys ON identity_keys.device_id = devices.id \
-            LEFT JOIN signed_prekeys ON signed_prekeys.device_id = devices.id \
-            WHERE user_id IN (SELECT unhex(value) FROM json_each($1)) AND NOT revoked \
-            ORDER BY devices.created_at, devices.id";
-        DEVICES_OF_MANY = "SELECT id, user_id, revoked FROM devices \
-            WHERE id IN (SELECT unhex(value) FROM json_each($1))";
-        LAST_RESORTS = "SELECT device_id, key_id, public_key, signature FROM pq_prekeys \
-            WHERE device_id IN (SELECT unhex(value) FROM json_each($1)) AND last_resort";
-        CLAIMED_ONE_TIME_OF_MANY = "SELECT claimed_by, claim_id, device_id, key_id, public_key \
-            FROM json_each($1) AS wanted CROSS JOIN one_time_prekeys ON claimed_by = unhex(wanted.value ->> 0) \
-            AND claim_id = unhex(wanted.value ->> 1) AND device_id = unhex(wanted.value ->> 2)";
-        CLAIMED_PQ_OF_MANY = "SELECT claimed_by, claim_id, device_id, key_id, public_key, signature \
-            FROM json_each($1) AS wanted CROSS JOIN pq_prekeys ON claimed_by = unhex(wanted.value ->> 0) \
-            AND claim_id = unhex(wanted.value ->> 1) AND device_id = unhex(wanted.value ->> 2)";
-        CLAIM_ONE_TIME_OF_MANY = take_on_sqlite!("one_time_prekeys", unissued: "NOT pool.used", key: "public_key");
-        CLAIM_PQ_OF_MANY = take_on_sqlite!(
-            "pq_prekeys", unissued: "NOT pool.used AND NOT pool.last_resort", key: "public_key, signature");
-        LOW_ONE_TIME = "WITH pools AS MATERIALIZED (SELECT unhex(pool.value) AS device, \
-            (SELECT COUNT(*) FROM (SELECT 1 FROM one_time_prekeys \
-            WHERE device_id = unhex(pool.value) AND used = FALSE LIMIT $2 + 1)) AS remaining FROM json_each($1) AS pool) \
-            SELECT devices.id, remaining, pool_version, one_time_depth FROM pools CROSS JOIN devices \
-            ON devices.id = pools.device JOIN identity_keys ON identity_keys.device_id = pools.device \
-            WHERE remaining <= $2";
-        LOW_PQ = "WITH pools AS MATERIALIZED (SELECT unhex(pool.value) AS device, \
-            (SELECT COUNT(*) FROM (SELECT 1 FROM pq_prekeys \
-            WHERE device_id = unhex(pool.value) AND NOT used AND NOT last_resort LIMIT $2 + 1)) AS remaining \
-            FROM json_each($1) AS pool) \
-            SELECT devices.id, remaining, pool_version, pq_depth FROM pools CROSS JOIN devices \
-            ON devices.id = pools.device JOIN identity_keys ON identity_keys.device_id = pools.device \
-            WHERE remaining <= $2 AND suite = 'signal-pqxdh'";
-    }
+        ORDER BY created_at, key_id LIMIT 1 FOR UPDATE) \
+        RETURNING claimed_by, claim_id, device_id, key_id, public_key, signature");
 }

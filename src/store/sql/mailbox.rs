@@ -1,97 +1,97 @@
-//! The texts of mailboxes. What handles many rows at once takes arrays in PostgreSQL and one JSON text in SQLite, whose
-//! rows are lists; ids stand in it as hexadecimal digits.
+//! Mailboxes, the envelopes in them, and what is remembered of sends.
 
-texts! {
-    /// Texts for both engines.
-    SHARED:
+use super::{Sql, both, each};
 
-    INSERT_MAILBOX = "INSERT INTO mailboxes (device_id) VALUES ($1)";
-    MAILBOX = "SELECT next_seq, count, expired_total FROM mailboxes WHERE device_id = $1";
-    BACKLOG = "SELECT CAST(COALESCE(SUM(count), 0) AS BIGINT), CAST(COALESCE(SUM(bytes), 0) AS BIGINT) FROM mailboxes";
-    EMPTY_MAILBOX = "UPDATE mailboxes SET count = 0, bytes = 0 WHERE device_id = $1";
-    DELETE_MESSAGES = "DELETE FROM messages WHERE device_id = $1";
+statements! {
+    INSERT_MAILBOX = both("INSERT INTO mailboxes (device_id) VALUES ($1)");
+    MAILBOX = both("SELECT next_seq, count, expired_total FROM mailboxes WHERE device_id = $1");
+    /// What waits in all mailboxes: envelopes and bytes.
+    BACKLOG = both("SELECT CAST(COALESCE(SUM(count), 0) AS BIGINT), CAST(COALESCE(SUM(bytes), 0) AS BIGINT) \
+        FROM mailboxes");
+    EMPTY_MAILBOX = both("UPDATE mailboxes SET count = 0, bytes = 0 WHERE device_id = $1");
+    DELETE_MESSAGES = both("DELETE FROM messages WHERE device_id = $1");
     /// The oldest envelopes after $2 up to $3: at most $5 of them, and none beyond the one that reaches $6 bytes.
-    PAGE = "SELECT seq, message_id, sender_user, sender_device, type, content, accepted_at FROM \
+    PAGE = both("SELECT seq, message_id, sender_user, sender_device, type, content, accepted_at FROM \
         (SELECT page.*, SUM(OCTET_LENGTH(content)) OVER (ORDER BY seq) AS total FROM \
         (SELECT * FROM messages WHERE device_id = $1 AND seq > $2 AND seq <= $3 AND expires_at > $4 \
         ORDER BY seq LIMIT $5) AS page) AS sized \
-        WHERE total - OCTET_LENGTH(content) < $6 ORDER BY seq";
-    OLDEST = "SELECT device_id, seq FROM messages WHERE device_id = $1 ORDER BY seq LIMIT $2";
-    UPDATE_SEND = "UPDATE sends SET outcome = $3 WHERE sender_device = $1 AND message_id = $2";
-    DELETE_SEND = "DELETE FROM sends WHERE sender_device = $1 AND message_id = $2";
-    EXPIRED = "SELECT device_id, seq FROM messages WHERE expires_at <= $1 ORDER BY expires_at LIMIT $2";
-    SWEEP_SENDS = "DELETE FROM sends WHERE (sender_device, message_id) IN \
-        (SELECT sender_device, message_id FROM sends WHERE accepted_at <= $1 ORDER BY accepted_at LIMIT $2)";
-}
+        WHERE total - OCTET_LENGTH(content) < $6 ORDER BY seq");
+    OLDEST = both("SELECT device_id, seq FROM messages WHERE device_id = $1 ORDER BY seq LIMIT $2");
+    EXPIRED = both("SELECT device_id, seq FROM messages WHERE expires_at <= $1 ORDER BY expires_at LIMIT $2");
+    /// Whether this node is the one that deletes expired envelopes. On PostgreSQL no other is until the transaction ends.
+    TAKE_EXPIRY = each("SELECT TRUE", "SELECT pg_try_advisory_xact_lock(7166182912861)");
 
-texts! {
-    /// Texts of PostgreSQL alone.
-    POSTGRES:
+    // What a batch locks and reads
 
-    /// One node sweeps at a time.
-    TAKE_SWEEP = "SELECT pg_try_advisory_xact_lock(7166182912861)";
-    MAILBOXES_LOCKED = "SELECT device_id, next_seq, count, bytes, expired_total FROM mailboxes \
-        WHERE device_id = ANY($1) ORDER BY device_id FOR NO KEY UPDATE";
-    RECIPIENTS_OF_MANY = "SELECT user_id, devices.id, signed_prekeys.expires_at \
+    /// Locks these mailboxes, by id.
+    LOCK_MAILBOXES = each(
+        "SELECT device_id, next_seq, count, bytes, expired_total FROM mailboxes \
+        WHERE device_id IN (SELECT unhex(value) FROM json_each($1))",
+        "SELECT device_id, next_seq, count, bytes, expired_total FROM mailboxes \
+        WHERE device_id = ANY($1) ORDER BY device_id FOR NO KEY UPDATE");
+    /// The published devices of these users, each with the expiry of its signed prekey.
+    RECIPIENTS_OF_MANY = each(
+        "SELECT user_id, devices.id, signed_prekeys.expires_at \
         FROM devices JOIN identity_keys ON identity_keys.device_id = devices.id \
         LEFT JOIN signed_prekeys ON signed_prekeys.device_id = devices.id \
-        WHERE user_id = ANY($1) AND NOT revoked";
-    SENDS_OF_MANY = "SELECT sender_device, sends.message_id, recipient, accepted_at, outcome \
+        WHERE user_id IN (SELECT unhex(value) FROM json_each($1)) AND NOT revoked",
+        "SELECT user_id, devices.id, signed_prekeys.expires_at \
+        FROM devices JOIN identity_keys ON identity_keys.device_id = devices.id \
+        LEFT JOIN signed_prekeys ON signed_prekeys.device_id = devices.id \
+        WHERE user_id = ANY($1) AND NOT revoked");
+    /// What is remembered of sends, given as rows of sending device and message id.
+    SENDS_OF_MANY = each(
+        "SELECT sender_device, message_id, recipient, accepted_at, outcome \
+        FROM json_each($1) AS wanted CROSS JOIN sends \
+        ON sender_device = unhex(wanted.value ->> 0) AND message_id = unhex(wanted.value ->> 1)",
+        "SELECT sender_device, sends.message_id, recipient, accepted_at, outcome \
         FROM UNNEST($1::UUID[], $2::UUID[]) AS wanted (device, message) \
-        JOIN sends ON sender_device = wanted.device AND sends.message_id = wanted.message";
-    SHARES_OF_MANY = "SELECT device_id, sender_user, COUNT(*), SUM(OCTET_LENGTH(content)) \
+        JOIN sends ON sender_device = wanted.device AND sends.message_id = wanted.message");
+    /// What users have in mailboxes, given as rows of device and sending user: envelopes and bytes.
+    SHARES_OF_MANY = each(
+        "SELECT device_id, sender_user, COUNT(*), SUM(OCTET_LENGTH(content)) \
+        FROM json_each($1) AS wanted CROSS JOIN messages \
+        ON device_id = unhex(wanted.value ->> 0) AND sender_user = unhex(wanted.value ->> 1) \
+        GROUP BY device_id, sender_user",
+        "SELECT device_id, sender_user, COUNT(*), SUM(OCTET_LENGTH(content)) \
         FROM UNNEST($1::UUID[], $2::UUID[]) AS wanted (device, sender) \
-        JOIN messages ON device_id = wanted.device AND sender_user = wanted.sender GROUP BY device_id, sender_user";
-    DELETE_MANY_MESSAGES = "DELETE FROM messages USING UNNEST($1::UUID[], $2::BIGINT[]) AS gone (device, number) \
+        JOIN messages ON device_id = wanted.device AND sender_user = wanted.sender GROUP BY device_id, sender_user");
+
+    // What a batch writes
+
+    /// Takes rows of device and number; returns those that were there, each with the bytes of its content.
+    DELETE_ENVELOPES = each(
+        "DELETE FROM messages WHERE (device_id, seq) IN \
+        (SELECT unhex(value ->> 0), value ->> 1 FROM json_each($1)) \
+        RETURNING device_id, seq, OCTET_LENGTH(content)",
+        "DELETE FROM messages USING UNNEST($1::UUID[], $2::BIGINT[]) AS gone (device, number) \
         WHERE device_id = gone.device AND seq = gone.number \
-        RETURNING device_id, seq, OCTET_LENGTH(content)::BIGINT";
-    INSERT_MESSAGES = "INSERT INTO messages \
+        RETURNING device_id, seq, OCTET_LENGTH(content)::BIGINT");
+    INSERT_ENVELOPES = each(
+        "INSERT INTO messages \
         (device_id, seq, message_id, sender_user, sender_device, type, content, accepted_at, expires_at) \
-        SELECT * FROM UNNEST($1::UUID[], $2::BIGINT[], $3::UUID[], $4::UUID[], $5::UUID[], $6::INT[], $7::BYTEA[], \
-        $8::TIMESTAMPTZ[], $9::TIMESTAMPTZ[])";
-    UPDATE_MAILBOXES = "UPDATE mailboxes \
+        SELECT unhex(value ->> 0), value ->> 1, unhex(value ->> 2), unhex(value ->> 3), unhex(value ->> 4), \
+        value ->> 5, substr($2, (value ->> 6) + 1, value ->> 7), value ->> 8, value ->> 9 FROM json_each($1)",
+        "INSERT INTO messages \
+        (device_id, seq, message_id, sender_user, sender_device, type, content, accepted_at, expires_at) \
+        SELECT * FROM UNNEST($1::UUID[], $2::BIGINT[], $3::UUID[], $4::UUID[], $5::UUID[], $6::BIGINT[], $7::BYTEA[], \
+        $8::TIMESTAMPTZ[], $9::TIMESTAMPTZ[])");
+    UPDATE_MAILBOXES = each(
+        "UPDATE mailboxes \
+        SET next_seq = now.next_seq, count = now.count, bytes = now.bytes, expired_total = now.expired_total \
+        FROM (SELECT unhex(value ->> 0) AS device, value ->> 1 AS next_seq, value ->> 2 AS count, \
+        value ->> 3 AS bytes, value ->> 4 AS expired_total FROM json_each($1)) AS now \
+        WHERE device_id = now.device",
+        "UPDATE mailboxes \
         SET next_seq = now.next_seq, count = now.count, bytes = now.bytes, expired_total = now.expired_total \
         FROM UNNEST($1::UUID[], $2::BIGINT[], $3::BIGINT[], $4::BIGINT[], $5::BIGINT[]) \
-        AS now (device, next_seq, count, bytes, expired_total) WHERE device_id = now.device";
-    INSERT_SENDS = "INSERT INTO sends (sender_device, message_id, recipient, accepted_at, outcome) \
-        SELECT * FROM UNNEST($1::UUID[], $2::UUID[], $3::UUID[], $4::TIMESTAMPTZ[], $5::BYTEA[])";
-}
-
-/// The same operations for SQLite.
-pub mod sqlite {
-    texts! {
-        /// Texts of SQLite alone.
-        SQLITE:
-
-        MAILBOXES_OF_MANY = "SELECT device_id, next_seq, count, bytes, expired_total FROM mailboxes \
-            WHERE device_id IN (SELECT unhex(value) FROM json_each($1))";
-        RECIPIENTS_OF_MANY = "SELECT user_id, devices.id, signed_prekeys.expires_at \
-            FROM devices JOIN identity_keys ON identity_keys.device_id = devices.id \
-            LEFT JOIN signed_prekeys ON signed_prekeys.device_id = devices.id \
-            WHERE user_id IN (SELECT unhex(value) FROM json_each($1)) AND NOT revoked";
-        SENDS_OF_MANY = "SELECT sender_device, message_id, recipient, accepted_at, outcome \
-            FROM json_each($1) AS wanted CROSS JOIN sends \
-            ON sender_device = unhex(wanted.value ->> 0) AND message_id = unhex(wanted.value ->> 1)";
-        SHARES_OF_MANY = "SELECT device_id, sender_user, COUNT(*), SUM(OCTET_LENGTH(content)) \
-            FROM json_each($1) AS wanted CROSS JOIN messages \
-            ON device_id = unhex(wanted.value ->> 0) AND sender_user = unhex(wanted.value ->> 1) \
-            GROUP BY device_id, sender_user";
-        DELETE_MANY_MESSAGES = "DELETE FROM messages WHERE (device_id, seq) IN \
-            (SELECT unhex(value ->> 0), value ->> 1 FROM json_each($1)) \
-            RETURNING device_id, seq, OCTET_LENGTH(content)";
-        /// The contents stand one behind the other in $2; each row says from where and how many bytes.
-        INSERT_MESSAGES = "INSERT INTO messages \
-            (device_id, seq, message_id, sender_user, sender_device, type, content, accepted_at, expires_at) \
-            SELECT unhex(value ->> 0), value ->> 1, unhex(value ->> 2), unhex(value ->> 3), unhex(value ->> 4), \
-            value ->> 5, substr($2, (value ->> 6) + 1, value ->> 7), value ->> 8, value ->> 9 FROM json_each($1)";
-        UPDATE_MAILBOXES = "UPDATE mailboxes \
-            SET next_seq = now.next_seq, count = now.count, bytes = now.bytes, expired_total = now.expired_total \
-            FROM (SELECT unhex(value ->> 0) AS device, value ->> 1 AS next_seq, value ->> 2 AS count, \
-            value ->> 3 AS bytes, value ->> 4 AS expired_total FROM json_each($1)) AS now \
-            WHERE device_id = now.device";
-        /// The outcomes stand in $2 likewise.
-        INSERT_SENDS = "INSERT INTO sends (sender_device, message_id, recipient, accepted_at, outcome) \
-            SELECT unhex(value ->> 0), unhex(value ->> 1), unhex(value ->> 2), value ->> 3, \
-            COALESCE(substr($2, (value ->> 4) + 1, value ->> 5), x'') FROM json_each($1)";
-    }
+        AS now (device, next_seq, count, bytes, expired_total) WHERE device_id = now.device");
+    INSERT_SENDS = each(
+        "INSERT INTO sends (sender_device, message_id, recipient, accepted_at, outcome) \
+        SELECT unhex(value ->> 0), unhex(value ->> 1), unhex(value ->> 2), value ->> 3, \
+        COALESCE(substr($2, (value ->> 4) + 1, value ->> 5), x'') FROM json_each($1)",
+        "INSERT INTO sends (sender_device, message_id, recipient, accepted_at, outcome) \
+        SELECT * FROM UNNEST($1::UUID[], $2::UUID[], $3::UUID[], $4::TIMESTAMPTZ[], $5::BYTEA[])");
+    UPDATE_SEND = both("UPDATE sends SET outcome = $3 WHERE sender_device = $1 AND message_id = $2");
+    DELETE_SEND = both("DELETE FROM sends WHERE sender_device = $1 AND message_id = $2");
 }

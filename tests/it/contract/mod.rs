@@ -4,7 +4,10 @@ mod postgres;
 mod schema;
 mod suite;
 
-use sealwire::store::Store;
+use sealwire::{
+    clock::Entropy,
+    store::{Store, StoreSettings},
+};
 use tempfile::TempDir;
 
 use crate::support::Services;
@@ -16,15 +19,20 @@ pub struct Fresh {
     _folder: Option<TempDir>,
 }
 
+/// Low-water marks are small here.
+fn settings(max_connections: u32) -> StoreSettings {
+    StoreSettings { max_connections, low_watermark: suite::LOW_WATERMARK, entropy: Entropy::from_system().unwrap() }
+}
+
 async fn sqlite() -> Fresh {
     let folder = tempfile::tempdir().unwrap();
     let url = format!("sqlite://{}", folder.path().join("contract.db").display());
-    Fresh { store: Store::open(&url, 12).await.unwrap(), url, _folder: Some(folder) }
+    Fresh { store: Store::open(&url, settings(12)).await.unwrap(), url, _folder: Some(folder) }
 }
 
 async fn postgres() -> Fresh {
     let url = Services::shared().database().await;
-    Fresh { store: Store::open(&url, 12).await.unwrap(), url, _folder: None }
+    Fresh { store: Store::open(&url, settings(12)).await.unwrap(), url, _folder: None }
 }
 
 /// Makes a test of every case for every engine.

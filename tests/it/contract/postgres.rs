@@ -3,7 +3,7 @@
 use sealwire::store::Store;
 use sqlx::{AssertSqlSafe, ConnectOptions, Executor, PgConnection, postgres::PgConnectOptions};
 
-use super::suite::mail;
+use super::{settings, suite::mail};
 use crate::support::Services;
 
 async fn connect(url: &str) -> PgConnection {
@@ -21,7 +21,7 @@ async fn commits_are_synchronous_even_where_the_database_defaults_to_less() {
     let (shown,): (String,) = sqlx::query_as("SHOW synchronous_commit").fetch_one(&mut outside).await.unwrap();
     assert_eq!(shown, "off", "what any other client gets");
 
-    let store = Store::open(&url, 4).await.unwrap();
+    let store = Store::open(&url, settings(4)).await.unwrap();
     outside
         .execute(
             "CREATE TABLE seen (synchronous TEXT); \
@@ -40,7 +40,7 @@ async fn commits_are_synchronous_even_where_the_database_defaults_to_less() {
 #[tokio::test(flavor = "multi_thread")]
 async fn one_node_at_a_time_deletes_expired_mail() {
     let url = Services::shared().database().await;
-    let store = Store::open(&url, 4).await.unwrap();
+    let store = Store::open(&url, settings(4)).await.unwrap();
     let device = mail::fill(&store, 3).await;
     let mut other = connect(&url).await;
     other.execute("SELECT pg_advisory_lock(7166182912861)").await.unwrap();

@@ -9,9 +9,7 @@ use sealwire::{
 };
 use uuid::Uuid;
 
-use super::{
-    THRESHOLD, add_challenge, add_device, claim, email, hash, later, new_session, publish, refusal, sign_in, start,
-};
+use super::{add_challenge, add_device, claim, email, hash, later, new_session, publish, refusal, sign_in, start};
 
 pub async fn challenges_are_counted_against_their_address(store: &Store) {
     for minute in 0..3 {
@@ -126,7 +124,7 @@ pub async fn a_replaced_device_loses_everything_at_once(store: &Store) {
     let devices: Vec<_> = store.list_devices(&other, later(2)).await.unwrap().into_iter().map(|d| d.id).collect();
     assert_eq!(devices.len(), 2);
     assert!(!devices.contains(&old.device));
-    assert_eq!(store.keys_status(old.device, THRESHOLD).await.unwrap().one_time, 0);
+    assert_eq!(store.keys_status(old.device).await.unwrap().one_time, 0);
 }
 
 pub async fn a_renewed_session_has_one_successor(store: &Store) {
@@ -170,11 +168,12 @@ pub async fn a_connection_takes_the_next_epoch(store: &Store) {
     assert_eq!(epochs, [Ok(1), Err(Refusal::SessionRevoked), Ok(2)]);
     let live = |session, epoch| LiveConnection { device: caller.device, session, epoch };
     let nobody = LiveConnection { device: DeviceId(Uuid::new_v4()), session: caller.session, epoch: 1 };
-    let survey = store.survey(&[live(caller.session, 1), nobody, live(ended.session, 2)], later(2)).await.unwrap();
-    let standing = survey[0].unwrap();
-    assert_eq!((standing.newest_epoch, standing.revoked, standing.session_holds), (2, false, true));
-    assert!(survey[1].is_none());
-    assert!(!survey[2].unwrap().session_holds);
+    let states =
+        store.check_connections(&[live(caller.session, 1), nobody, live(ended.session, 2)], later(2)).await.unwrap();
+    let state = states[0].unwrap();
+    assert_eq!((state.newest_epoch, state.revoked, state.session_is_valid), (2, false, true));
+    assert!(states[1].is_none());
+    assert!(!states[2].unwrap().session_is_valid);
     store.touch_devices(&[(caller.device, later(9))]).await.unwrap();
     assert_eq!(store.list_devices(&caller, later(9)).await.unwrap()[0].last_seen, Some(later(9)));
 }
@@ -192,7 +191,7 @@ pub async fn sweeps_forget_what_is_a_day_old(store: &Store) {
     let day = 24 * 3600;
     assert!(store.sweep(later(day + 30)).await.unwrap() >= 4, "two sessions, challenges, and a claim's memory");
     assert_eq!(refusal(store.check_session(&claimer, later(1)).await), Refusal::SessionRevoked);
-    let outcome = store.keys_status(owner.device, THRESHOLD).await.unwrap();
+    let outcome = store.keys_status(owner.device).await.unwrap();
     assert_eq!(outcome.one_time, 2, "the tombstone stays");
     assert_eq!(store.sweep(later(day + 30)).await.unwrap(), 0);
 }

@@ -1,20 +1,19 @@
 //! Publishing and claiming.
 
-use std::{sync::Arc, time::Duration};
-
 use futures_util::future::join_all;
 use sealwire::{
     domain::{
         Bundles, Caller, ClaimId, DeviceId, KeyKind, OneTimeOutcome, Refusal, SessionId, Signal, Suite, UserId,
-        bucket::DrainLimit,
         publish::{PublishRequest, SignedKey},
+        signature::{x25519_public, xeddsa_sign},
     },
-    store::{ClaimAnswer, ClaimRequest, ResolvedPublish, Store},
+    store::{ClaimAnswer, ClaimRequest, Claims, Store},
 };
 use uuid::Uuid;
 
 use super::{
-    THRESHOLD, add_device, claim, claimed, complete, key, later, new_session, publish, publish_request, refusal, start,
+    add_device, claim, claimed, claims, complete, key, later, new_session, pq_key, publish, publish_request, refusal,
+    signed, start, typed,
 };
 
 pub async fn a_publish_sorts_every_key(store: &Store) {
@@ -37,22 +36,25 @@ pub async fn a_publish_sorts_every_key(store: &Store) {
     for chunk in (5..=600).collect::<Vec<_>>().chunks(100) {
         publish(store, &owner, chunk.iter().copied(), later(4)).await.unwrap();
     }
-    let status = store.keys_status(owner.device, THRESHOLD).await.unwrap();
+    let status = store.keys_status(owner.device).await.unwrap();
     assert_eq!(status.one_time, 500);
     let full = publish(store, &owner, [9, 1000], later(5)).await.unwrap();
     assert_eq!((full.one_time.duplicate, full.one_time.over_cap), (vec![9], vec![1000]));
-    let mut other = complete([]);
-    other.identity_key = Some(key(1));
-    let conflict = ResolvedPublish {
-        caller: owner,
-        request: other,
-        suite: Suite::SignalPqxdh,
-        identity_key: key(1),
-        signed_prekey_expires_at: later(100),
-        now: later(5),
-        threshold: THRESHOLD,
-    };
-    assert_eq!(refusal(store.publish(&conflict).await), Refusal::IdentityConflict);
+    let other = other_identity().verify(None, later(100)).unwrap();
+    assert_eq!(refusal(store.publish(&owner, &other, later(5)).await), Refusal::IdentityConflict);
+}
+
+/// A complete first publish under another identity than that of all other publishes.
+fn other_identity() -> PublishRequest {
+    let private = [9; 32];
+    let public_key = key(1);
+    let signature = xeddsa_sign(&private, &public_key, &[3; 64]).to_vec();
+    PublishRequest {
+        suite: Some(Suite::SignalX3dh),
+        identity_key: Some(typed(5, &x25519_public(&private))),
+        signed_prekey: Some(SignedKey { key_id: 1, public_key, signature }),
+        ..PublishRequest::default()
+    }
 }
 
 pub async fn claims_take_the_oldest_and_repeats_take_nothing(store: &Store) {
@@ -61,7 +63,7 @@ pub async fn claims_take_the_oldest_and_repeats_take_nothing(store: &Store) {
     publish(store, &owner, [8, 3], start()).await.unwrap();
     publish(store, &owner, [1], later(1)).await.unwrap();
     let mut request = complete([]);
-    request.pq_one_time = vec![SignedKey { key_id: 5, public_key: key(5), signature: vec![9; 64] }];
+    request.pq_one_time = vec![signed(5, pq_key(5))];
     publish_request(store, &owner, request, later(2)).await.unwrap();
     let ids: Vec<ClaimId> = (0..4).map(|_| ClaimId(Uuid::new_v4())).collect();
     let mut answers = Vec::new();
@@ -111,11 +113,10 @@ pub async fn a_batch_fails_its_items_singly(store: &Store) {
         request(claimer, owner.user, twice),
         named,
     ];
-    let drain = Arc::new(DrainLimit::new(0, Duration::from_secs(1)));
-    let batch = store.claim(items, &drain, THRESHOLD).await;
+    let batch = claims(store, 0).claim(items).await;
     let mut answers = batch.answers.into_iter().map(|answer| match answer {
         Ok(ClaimAnswer::Done(bundles)) => Ok(bundles),
-        Ok(ClaimAnswer::Short(_)) => panic!("nobody holds a key"),
+        Ok(ClaimAnswer::Blocked(_)) => panic!("nobody holds a key"),
         Err(error) => Err(refusal::<()>(Err(error))),
     });
     let first = answers.next().unwrap().unwrap();
@@ -131,20 +132,19 @@ pub async fn a_batch_fails_its_items_singly(store: &Store) {
 
 /// Claims of one batch, as one claimer's.
 async fn claim_batch(
-    store: &Store,
+    claims: &Claims,
     claimer: &Caller,
     user: UserId,
     ids: &[ClaimId],
-    drain: &Arc<DrainLimit>,
 ) -> (Vec<Bundles>, Vec<(DeviceId, Signal)>) {
     let request =
         |claim: &ClaimId| ClaimRequest { caller: *claimer, user, devices: None, claim: *claim, now: later(9) };
-    let batch = store.claim(ids.iter().map(request).collect(), drain, THRESHOLD).await;
+    let batch = claims.claim(ids.iter().map(request).collect()).await;
     let answers = batch.answers.into_iter().map(|answer| match answer.unwrap() {
         ClaimAnswer::Done(bundles) => bundles,
-        ClaimAnswer::Short(_) => panic!("nobody holds a key"),
+        ClaimAnswer::Blocked(_) => panic!("nobody holds a key"),
     });
-    (answers.collect(), batch.low)
+    (answers.collect(), batch.signals)
 }
 
 pub async fn a_batch_takes_keys_in_its_order(store: &Store) {
@@ -156,14 +156,13 @@ pub async fn a_batch_takes_keys_in_its_order(store: &Store) {
     publish(store, &one, [7, 2], start()).await.unwrap();
     publish(store, &one, [1], later(1)).await.unwrap();
     let mut request = complete([4]);
-    request.pq_one_time =
-        [6, 5].map(|id| SignedKey { key_id: id, public_key: key(id), signature: vec![9; 64] }).to_vec();
+    request.pq_one_time = [6, 5].map(|id| signed(id, pq_key(id))).to_vec();
     publish_request(store, &other, request, later(2)).await.unwrap();
 
     let mut ids: Vec<ClaimId> = (0..4).map(|_| ClaimId(Uuid::new_v4())).collect();
     ids.insert(1, ids[0]);
-    let off = Arc::new(DrainLimit::new(0, Duration::from_secs(1)));
-    let (answers, mut low) = claim_batch(store, &claimer, one.user, &ids, &off).await;
+    let off = claims(store, 0);
+    let (answers, mut low) = claim_batch(&off, &claimer, one.user, &ids).await;
     let of = |device: &Caller| {
         let bundle =
             |answer: &Bundles| answer.bundles.iter().find(|one| one.device_id == device.device).cloned().unwrap();
@@ -198,9 +197,9 @@ pub async fn a_batch_takes_keys_in_its_order(store: &Store) {
     expected.sort_by_key(in_order);
     assert_eq!(low, expected, "each pool is announced once");
 
-    let (again, low) = claim_batch(store, &claimer, one.user, &ids, &off).await;
+    let (again, low) = claim_batch(&off, &claimer, one.user, &ids).await;
     assert_eq!((again, low), (answers.clone(), Vec::new()), "a repeated batch finds its keys");
-    assert_eq!(store.keys_status(bystander.device, THRESHOLD).await.unwrap().one_time, 5);
+    assert_eq!(store.keys_status(bystander.device).await.unwrap().one_time, 5);
 }
 
 pub async fn a_batch_takes_a_token_for_each_key(store: &Store) {
@@ -208,16 +207,16 @@ pub async fn a_batch_takes_a_token_for_each_key(store: &Store) {
     let claimer = add_device(store, "claimer").await;
     publish(store, &owner, 1..=3, start()).await.unwrap();
     let ids: Vec<ClaimId> = (0..3).map(|_| ClaimId(Uuid::new_v4())).collect();
-    let drain = Arc::new(DrainLimit::new(2, Duration::from_hours(1)));
+    let two_at_once = claims(store, 2);
     let outcomes = |answers: &[Bundles]| answers.iter().map(|one| one.bundles[0].one_time).collect::<Vec<_>>();
-    let (answers, _) = claim_batch(store, &claimer, owner.user, &ids, &drain).await;
+    let (answers, _) = claim_batch(&two_at_once, &claimer, owner.user, &ids).await;
     assert_eq!(outcomes(&answers), [OneTimeOutcome::Claimed, OneTimeOutcome::Claimed, OneTimeOutcome::Limited]);
     assert_eq!(answers[2].bundles[0].pq_prekey.as_ref().map(|key| key.last_resort), Some(true));
     assert_eq!(claimed(&claim(store, &claimer, owner.user, ids[2], later(9)).await.unwrap()), Some(3));
-    let drain = Arc::new(DrainLimit::new(1, Duration::from_hours(1)));
+    let one_at_once = claims(store, 1);
     for _ in 0..3 {
         let id = ClaimId(Uuid::new_v4());
-        let (answers, _) = claim_batch(store, &claimer, owner.user, &[ids[0], id], &drain).await;
+        let (answers, _) = claim_batch(&one_at_once, &claimer, owner.user, &[ids[0], id]).await;
         assert_eq!(
             outcomes(&answers),
             [OneTimeOutcome::Claimed, OneTimeOutcome::Exhausted],
@@ -230,13 +229,13 @@ pub async fn levels_are_announced_once_and_rearmed(store: &Store) {
     let owner = add_device(store, "owner").await;
     let claimer = add_device(store, "claimer").await;
     publish(store, &owner, 1..=6, start()).await.unwrap();
-    let drain = Arc::new(DrainLimit::new(0, Duration::from_secs(1)));
+    let claims = claims(store, 0);
     let mut told = Vec::new();
     for _ in 0..7 {
         let claim = ClaimId(Uuid::new_v4());
         let request = ClaimRequest { caller: claimer, user: owner.user, devices: None, claim, now: later(1) };
-        let batch = store.claim(vec![request], &drain, THRESHOLD).await;
-        told.extend(batch.low.into_iter().map(|(device, signal)| {
+        let batch = claims.claim(vec![request]).await;
+        told.extend(batch.signals.into_iter().map(|(device, signal)| {
             assert_eq!(device, owner.device);
             match signal {
                 Signal::PrekeysLow { kind: KeyKind::OneTime, remaining, pool_version: 1 } => remaining,
@@ -248,9 +247,9 @@ pub async fn levels_are_announced_once_and_rearmed(store: &Store) {
     publish(store, &owner, 11..=13, later(2)).await.unwrap();
     let claim = ClaimId(Uuid::new_v4());
     let request = ClaimRequest { caller: claimer, user: owner.user, devices: None, claim, now: later(3) };
-    let batch = store.claim(vec![request], &drain, THRESHOLD).await;
+    let batch = claims.claim(vec![request]).await;
     let signal = Signal::PrekeysLow { kind: KeyKind::OneTime, remaining: 2, pool_version: 2 };
-    assert_eq!(batch.low, [(owner.device, signal)], "the levels that the publish rose above are armed again");
+    assert_eq!(batch.signals, [(owner.device, signal)], "the levels that the publish rose above are armed again");
 }
 
 pub async fn revoked_sessions_change_nothing(store: &Store) {
@@ -268,7 +267,7 @@ pub async fn revoked_sessions_change_nothing(store: &Store) {
     assert_eq!(refusal(store.end_session(&caller, later(2)).await), gone);
     assert_eq!(refusal(store.delete_account(&caller, later(2)).await), gone);
     assert_eq!(refusal(store.fetch(&caller, other.user, None, later(2)).await), gone);
-    assert_eq!(store.keys_status(other.device, THRESHOLD).await.unwrap().one_time, 2);
+    assert_eq!(store.keys_status(other.device).await.unwrap().one_time, 2);
     let expired = later(3601);
     assert_eq!(refusal(publish(store, &other, 3..=4, expired).await), gone);
 }

@@ -10,7 +10,10 @@ use sealwire::{
         envelope::{Load, MailboxBounds, MailboxStatus, Outgoing, Page, PageRequest},
     },
     metrics::Metrics,
-    store::{Accepted, AckRequest, MailAnswer, MailBatch, MailRequest, NewConnection, SendRequest, Store, StoreError},
+    store::{
+        Accepted, AckRequest, BatchOutcome, MailAnswer, MailRequest, Mailboxes, NewConnection, SendRequest, Store,
+        StoreError,
+    },
 };
 use uuid::Uuid;
 
@@ -51,8 +54,12 @@ fn ack(caller: &Caller, seqs: &[i64]) -> MailRequest {
     MailRequest::Ack(AckRequest { caller: *caller, seqs: seqs.to_vec(), now: later(11) })
 }
 
-async fn mail(store: &Store, items: Vec<MailRequest>) -> MailBatch {
-    store.mail(items, &BOUNDS).await
+async fn mail(store: &Store, items: Vec<MailRequest>) -> BatchOutcome<MailAnswer> {
+    mail_within(store, items, &BOUNDS).await
+}
+
+async fn mail_within(store: &Store, items: Vec<MailRequest>, bounds: &MailboxBounds) -> BatchOutcome<MailAnswer> {
+    Mailboxes::new(store.clone(), *bounds).serve(items).await
 }
 
 async fn accept(store: &Store, request: SendRequest) -> Result<Accepted, StoreError> {
@@ -105,7 +112,7 @@ pub async fn a_batch_numbers_envelopes_in_its_order(store: &Store) {
     for device in [&phone, &laptop] {
         assert_eq!(waiting(store, device).await, numbered(&[(1, "one"), (2, "two"), (3, "three")]));
         let told: Vec<i64> = batch
-            .wakes
+            .signals
             .iter()
             .filter(|(to, _)| *to == device.device)
             .map(|(_, signal)| match signal {
@@ -184,7 +191,7 @@ pub async fn a_repeat_finds_what_was_sent(store: &Store) {
         assert_eq!(again, Accepted { duplicate: true, ..accepted.clone() });
     }
     // Whoever accepted it may not have lived to tell.
-    assert!(batch.wakes.contains(&(bob.device, Signal::Mail { seq: 1, envelope: None })));
+    assert!(batch.signals.contains(&(bob.device, Signal::Mail { seq: 1, envelope: None })));
     let mut other = repeat.clone();
     other.envelopes[0].kind = 8;
     assert_eq!(refusal(accept(store, other).await), Refusal::IdConflict);
@@ -213,7 +220,7 @@ pub async fn a_repeat_names_all_who_lack_the_message(store: &Store) {
     let room_for_one =
         MailboxBounds { all: Load { envelopes: 1, bytes: 1000 }, per_sender: Load { envelopes: 9, bytes: 1000 } };
     let undelivered = async |request: &SendRequest| {
-        let batch = store.mail(vec![MailRequest::Send(request.clone())], &room_for_one).await;
+        let batch = mail_within(store, vec![MailRequest::Send(request.clone())], &room_for_one).await;
         match batch.answers.into_iter().next() {
             Some(Ok(MailAnswer::Sent(Accepted { undelivered, .. }))) => undelivered,
             other => panic!("{other:?}"),
@@ -275,19 +282,20 @@ pub async fn shares_are_counted_over_a_batch(store: &Store) {
     let (alice, carol, bob) = (member(store, "alice").await, member(store, "carol").await, member(store, "bob").await);
     let bounds =
         MailboxBounds { all: Load { envelopes: 5, bytes: 1000 }, per_sender: Load { envelopes: 3, bytes: 1000 } };
-    let full = |batch: &MailBatch| -> Vec<bool> {
+    let full = |batch: &BatchOutcome<MailAnswer>| -> Vec<bool> {
         let is_full =
             |answer: &Result<MailAnswer, StoreError>| matches!(answer, Err(StoreError::Refused(Refusal::MailboxFull)));
         batch.answers.iter().map(is_full).collect()
     };
     let one = |from: &Caller| MailRequest::Send(send(from, &[&bob], "x"));
-    let batch = store.mail(vec![one(&alice), one(&alice)], &bounds).await;
+    let batch = mail_within(store, vec![one(&alice), one(&alice)], &bounds).await;
     assert_eq!(full(&batch), [false, false]);
     let batch =
-        store.mail(vec![one(&alice), one(&alice), one(&carol), one(&carol), one(&carol), one(&alice)], &bounds).await;
+        mail_within(store, vec![one(&alice), one(&alice), one(&carol), one(&carol), one(&carol), one(&alice)], &bounds)
+            .await;
     assert_eq!(full(&batch), [false, true, false, false, true, true]);
     // An ack in the same batch makes room first.
-    let batch = store.mail(vec![one(&carol), ack(&bob, &[1])], &bounds).await;
+    let batch = mail_within(store, vec![one(&carol), ack(&bob, &[1])], &bounds).await;
     assert_eq!(full(&batch), [false, false]);
     assert_eq!(store.mailbox(bob.device).await.unwrap().waiting, 5);
 }
@@ -302,7 +310,7 @@ pub async fn what_expires_is_counted(store: &Store) {
     mail(store, vec![ack(&bob, &[7])]).await;
     assert_eq!(store.expire_mail(later(69)).await.unwrap(), 0);
     let metrics = Arc::new(Metrics::new());
-    assert_eq!(store.clone().measured(metrics.clone()).expire_mail(later(70)).await.unwrap(), 449);
+    assert_eq!(store.clone().with_metrics(metrics.clone()).expire_mail(later(70)).await.unwrap(), 449);
     // Senders to the same mailboxes wait for each, so none may be long.
     assert!(metrics.exposition().contains("\nsealwire_transaction_seconds_count 3\n"), "200, 200 and 49");
     assert_eq!(store.mailbox(bob.device).await.unwrap(), MailboxStatus { head: 451, waiting: 1, expired_total: 449 });

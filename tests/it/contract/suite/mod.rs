@@ -4,22 +4,24 @@ pub mod accounts;
 pub mod keys;
 pub mod mail;
 
-use std::{sync::Arc, time::Duration};
+use std::time::Duration;
 
 use sealwire::{
     domain::{
         Bundles, Caller, ChallengeId, ClaimId, DeviceId, Email, Refusal, SessionId, Suite, Timestamp, UserId,
         bucket::DrainLimit,
-        publish::{PlainKey, PublishRequest, SignedKey},
+        keys::IdentityKey,
+        publish::{Identity, PlainKey, PublishRequest, SignedKey},
+        signature::{x25519_public, xeddsa_sign},
     },
     store::{
-        ClaimAnswer, ClaimRequest, NewChallenge, NewDevice, NewSession, PublishOutcome, ResolvedPublish, SignIn, Store,
+        ClaimAnswer, ClaimRequest, Claims, NewChallenge, NewDevice, NewSession, PublishOutcome, SignIn, Store,
         StoreError,
     },
 };
 use uuid::Uuid;
 
-const THRESHOLD: u32 = 4;
+pub const LOW_WATERMARK: u32 = 4;
 
 fn start() -> Timestamp {
     Timestamp::parse("2026-03-01T08:00:00.123456Z").unwrap()
@@ -78,19 +80,46 @@ async fn add_device(store: &Store, name: &str) -> Caller {
     let challenge = add_challenge(store, name, start()).await;
     store.redeem(&sign_in(challenge, name, start())).await.unwrap().caller
 }
+
+/// The private identity key of most devices.
+const IDENTITY: [u8; 32] = [1; 32];
+
+fn typed(byte: u8, key: &[u8]) -> Vec<u8> {
+    [&[byte], key].concat()
+}
+
+/// A public X25519 key for each id.
 fn key(id: u32) -> Vec<u8> {
-    let mut key = vec![5; 29];
-    key.extend(id.to_be_bytes());
-    key
+    let mut private = [2; 32];
+    private[..4].copy_from_slice(&id.to_be_bytes());
+    typed(5, &x25519_public(&private))
+}
+
+/// An encoded ML-KEM-1024 key for each id: any last 32 bytes will do.
+fn pq_key(id: u32) -> Vec<u8> {
+    let mut encoded = [0; 1568];
+    encoded[1564..].copy_from_slice(&id.to_be_bytes());
+    typed(0x0a, &encoded)
+}
+
+fn signed(key_id: u32, public_key: Vec<u8>) -> SignedKey {
+    let signature = xeddsa_sign(&IDENTITY, &public_key, &[3; 64]).to_vec();
+    SignedKey { key_id, public_key, signature }
+}
+
+fn identity() -> Identity {
+    let suite = Suite::SignalPqxdh;
+    let key = IdentityKey::parse(suite, &typed(5, &x25519_public(&IDENTITY))).unwrap();
+    Identity { suite, key }
 }
 
 fn complete(ids: impl IntoIterator<Item = u32>) -> PublishRequest {
     PublishRequest {
         suite: Some(Suite::SignalPqxdh),
-        identity_key: Some(key(0)),
-        signed_prekey: Some(SignedKey { key_id: 1, public_key: key(1), signature: vec![9; 64] }),
+        identity_key: Some(identity().key.as_bytes().to_vec()),
+        signed_prekey: Some(signed(1, key(1))),
         one_time: ids.into_iter().map(|id| PlainKey { key_id: id, public_key: key(id) }).collect(),
-        pq_last_resort: Some(SignedKey { key_id: 1, public_key: key(1), signature: vec![9; 64] }),
+        pq_last_resort: Some(signed(1, pq_key(1))),
         ..PublishRequest::default()
     }
 }
@@ -101,16 +130,8 @@ async fn publish_request(
     request: PublishRequest,
     now: Timestamp,
 ) -> Result<PublishOutcome, StoreError> {
-    let publish = ResolvedPublish {
-        caller: *caller,
-        request,
-        suite: Suite::SignalPqxdh,
-        identity_key: key(0),
-        signed_prekey_expires_at: now + Duration::from_hours(720),
-        now,
-        threshold: THRESHOLD,
-    };
-    store.publish(&publish).await
+    let publish = request.verify(Some(&identity()), now + Duration::from_hours(720)).unwrap();
+    store.publish(caller, &publish, now).await
 }
 
 async fn publish(
@@ -129,13 +150,18 @@ async fn claim(
     claim: ClaimId,
     now: Timestamp,
 ) -> Result<Bundles, StoreError> {
-    let drain = Arc::new(DrainLimit::new(0, Duration::from_secs(1)));
     let request = ClaimRequest { caller: *caller, user, devices: None, claim, now };
-    let mut batch = store.claim(vec![request], &drain, THRESHOLD).await;
+    let claims = claims(store, 0);
+    let mut batch = claims.claim(vec![request]).await;
     match batch.answers.remove(0)? {
         ClaimAnswer::Done(bundles) => Ok(bundles),
-        ClaimAnswer::Short(short) => Ok(store.settle(*short, THRESHOLD).await?.0),
+        ClaimAnswer::Blocked(blocked) => Ok(claims.claim_blocking(*blocked).await?.0),
     }
+}
+
+/// Claims with a burst of so many keys that is refilled hourly; 0 for no limit.
+fn claims(store: &Store, burst: u32) -> Claims {
+    Claims::new(store.clone(), DrainLimit::new(burst, Duration::from_hours(1)))
 }
 
 fn claimed(bundles: &Bundles) -> Option<u32> {

@@ -1,8 +1,8 @@
-//! Natural batching: while one transaction is in flight, requests of the same kind queue up, and the next transaction
-//! takes all that wait. No timers: an idle system answers after one round trip, a busy one shares its commits.
+//! Natural batching: while one transaction is in flight, requests of the same kind queue up, and the next transaction takes
+//! all that wait. There are no timers: an idle system answers after one round trip, a busy one shares its commits.
 //!
-//! Where a transaction finds that the database is out of reach, those who queued up behind it are told so with it, and not
-//! each batch after a time of its own.
+//! If a transaction finds the database unreachable, the requests that were queued by then fail with it. They do not wait for
+//! a time-out of their own.
 
 use std::{future::Future, panic::AssertUnwindSafe, sync::Arc};
 
@@ -13,11 +13,23 @@ use tokio::{
     time::Instant,
 };
 
-use super::{Reach, StoreError};
+use super::{Health, StoreError};
 use crate::{metrics::BatchMeter, tasks::Tasks};
 
-/// Requests that may wait. Beyond it callers are told `unavailable` rather than kept.
+/// Requests that may wait. Beyond this a request gets `unavailable` at once.
 const QUEUE: usize = 16_384;
+
+/// The workers of one batcher.
+pub struct BatchWorkers {
+    /// The name of their tasks.
+    pub name: &'static str,
+    /// Items that one batch holds at most.
+    pub largest_batch: usize,
+    /// The number of workers. With more than one, later items may overtake earlier ones.
+    pub count: usize,
+    /// What batches are measured with.
+    pub meter: BatchMeter,
+}
 
 struct Waiting<Item, Answer> {
     item: Item,
@@ -37,30 +49,22 @@ impl<Item, Answer> Clone for Batcher<Item, Answer> {
 }
 
 impl<Item: Send + 'static, Answer: Send + 'static> Batcher<Item, Answer> {
-    /// Starts a worker of this name for each lane, which hands at most `largest` items at a time to `run`; that must give one result
-    /// for each, in their order. With more lanes than one, later items may overtake earlier ones. `reach` is that of the
-    /// database which `run` uses.
-    pub fn start<Run, Batch>(
-        tasks: &Tasks,
-        name: &'static str,
-        largest: usize,
-        lanes: usize,
-        meter: &BatchMeter,
-        reach: &Arc<Reach>,
-        run: Run,
-    ) -> Self
+    /// Starts the workers, which hand batches to `run`. `run` must return one result for each item, in their order. `health` is
+    /// that of the database that `run` uses.
+    pub fn start<Run, Batch>(tasks: &Tasks, workers: BatchWorkers, health: &Arc<Health>, run: Run) -> Self
     where
         Run: Fn(Vec<Item>) -> Batch + Clone + Send + 'static,
         Batch: Future<Output = Vec<Result<Answer, StoreError>>> + Send,
     {
         let (queue, waiting) = mpsc::channel::<Waiting<Item, Answer>>(QUEUE);
         let waiting = Arc::new(Mutex::new(waiting));
-        for _ in 0..lanes {
-            let (waiting, run, meter, reach) = (waiting.clone(), run.clone(), meter.clone(), reach.clone());
+        let BatchWorkers { name, largest_batch: largest, count, meter } = workers;
+        for _ in 0..count {
+            let (waiting, run, meter, health) = (waiting.clone(), run.clone(), meter.clone(), health.clone());
             tasks.spawn_lane(name, async move {
                 let mut taken = Vec::with_capacity(largest);
                 while waiting.lock().await.recv_many(&mut taken, largest).await > 0 {
-                    let lost_at = reach.lost_at();
+                    let lost_at = health.lost_at();
                     let mut items = Vec::with_capacity(taken.len());
                     let mut callers = Vec::with_capacity(taken.len());
                     for Waiting { item, since, caller } in taken.drain(..) {
@@ -75,11 +79,11 @@ impl<Item: Send + 'static, Answer: Send + 'static> Batcher<Item, Answer> {
                         continue;
                     }
                     let (count, began) = (items.len(), Instant::now());
-                    // A panic is a defect, but it must not take the lane with it; its callers hear `Overloaded`.
+                    // A panic is a defect, but it must not end the worker. The callers of this batch get `Overloaded`.
                     let Ok(answers) = AssertUnwindSafe(run(items)).catch_unwind().await else { continue };
                     meter.ran(count, began.elapsed());
                     for (caller, answer) in callers.into_iter().zip(answers) {
-                        // A caller that has gone away does not want its answer; what was committed stays.
+                        // The caller may be gone; what was committed stays.
                         let _ = caller.send(answer);
                     }
                 }
@@ -134,6 +138,10 @@ mod tests {
     use super::*;
     use crate::metrics::{Batch, Metrics};
 
+    fn one_worker(largest_batch: usize) -> BatchWorkers {
+        BatchWorkers { name: "batch", largest_batch, count: 1, meter: Metrics::new().batch(Batch::Claims) }
+    }
+
     #[tokio::test]
     async fn what_waits_shares_a_batch_and_each_gets_its_own_answer() {
         let batches = Arc::new(AtomicUsize::new(0));
@@ -141,8 +149,7 @@ mod tests {
         let (release, released) = tokio::sync::watch::channel(false);
         let counter = batches.clone();
         let tasks = Tasks::new(Handle::current());
-        let meter = Metrics::new().batch(Batch::Claims);
-        let batcher = Batcher::start(&tasks, "doubling", 100, 1, &meter, &Arc::default(), move |items: Vec<usize>| {
+        let batcher = Batcher::start(&tasks, one_worker(100), &Arc::default(), move |items: Vec<usize>| {
             let (counter, started, mut released) = (counter.clone(), started.clone(), released.clone());
             async move {
                 counter.fetch_add(1, Ordering::SeqCst);
@@ -175,13 +182,12 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn who_waits_while_the_database_is_found_out_of_reach_is_not_made_to_wait_again() {
-        let reach: Arc<Reach> = Arc::default();
+    async fn requests_that_wait_when_an_outage_is_found_fail_with_the_batch_that_found_it() {
+        let health: Arc<Health> = Arc::default();
         let attempts = Arc::new(AtomicUsize::new(0));
         let (release, released) = tokio::sync::watch::channel(false);
-        let (tasks, known, counter) = (Tasks::new(Handle::current()), reach.clone(), attempts.clone());
-        let meter = Metrics::new().batch(Batch::Mail);
-        let batcher = Batcher::start(&tasks, "mail", 1, 1, &meter, &reach, move |items: Vec<usize>| {
+        let (tasks, known, counter) = (Tasks::new(Handle::current()), health.clone(), attempts.clone());
+        let batcher = Batcher::start(&tasks, one_worker(1), &health, move |items: Vec<usize>| {
             let (known, counter, mut released) = (known.clone(), counter.clone(), released.clone());
             async move {
                 counter.fetch_add(1, Ordering::SeqCst);
@@ -195,8 +201,8 @@ mod tests {
         for queued in waiting {
             assert!(queued.answer().await.is_err());
         }
-        assert_eq!(attempts.load(Ordering::SeqCst), 1, "one for all who waited");
+        assert_eq!(attempts.load(Ordering::SeqCst), 1, "one for all that waited");
         assert!(batcher.submit(30).await.is_err());
-        assert_eq!(attempts.load(Ordering::SeqCst), 2, "who comes later has one of its own");
+        assert_eq!(attempts.load(Ordering::SeqCst), 2, "a later request has one of its own");
     }
 }

@@ -1,10 +1,10 @@
-//! A batch of mail taken apart: what has to be locked, read and deleted for it, and how its answers come together again.
+//! A batch of sends and acks: what has to be locked, read and deleted for it, and how its answers are put together.
 
 use std::collections::{BTreeSet, HashMap, HashSet};
 
 use uuid::Uuid;
 
-use super::{Accepted, AckRequest, MailAnswer, MailRequest, SendRequest, plan::Facts};
+use super::{Accepted, AckRequest, MailAnswer, MailRequest, SendRequest, plan::PlanInput};
 use crate::{
     domain::{
         DeviceId, Refusal, UserId,
@@ -13,16 +13,16 @@ use crate::{
     store::StoreError,
 };
 
-/// A batch, by kind.
-pub struct Items<'a> {
+/// A batch, split by kind.
+pub struct MailBatch<'a> {
     pub sends: Vec<&'a SendRequest>,
     acks: Vec<&'a AckRequest>,
     /// For each item, whether it is a send.
     order: Vec<bool>,
 }
 
-impl<'a> Items<'a> {
-    pub fn of(items: &'a [MailRequest]) -> Self {
+impl<'a> MailBatch<'a> {
+    pub fn new(items: &'a [MailRequest]) -> Self {
         let mut all = Self { sends: Vec::new(), acks: Vec::new(), order: Vec::with_capacity(items.len()) };
         for item in items {
             all.order.push(matches!(item, MailRequest::Send(_)));
@@ -34,54 +34,57 @@ impl<'a> Items<'a> {
         all
     }
 
-    /// The mailboxes that may change.
-    pub fn devices(&self) -> BTreeSet<Uuid> {
+    /// The devices whose mailboxes may change.
+    pub fn devices(&self) -> BTreeSet<DeviceId> {
         let named = self.sends.iter().filter(|send| !send.ephemeral).flat_map(|send| &send.envelopes);
-        named.map(|outgoing| outgoing.device.0).chain(self.acks.iter().map(|ack| ack.caller.device.0)).collect()
+        named.map(|outgoing| outgoing.device).chain(self.acks.iter().map(|ack| ack.caller.device)).collect()
     }
 
+    /// The sessions of all callers, each once.
     pub fn sessions(&self) -> Vec<Uuid> {
         let callers = self.sends.iter().map(|send| send.caller).chain(self.acks.iter().map(|ack| ack.caller));
         callers.map(|caller| caller.session.0).collect::<HashSet<_>>().into_iter().collect()
     }
 
+    /// The users that are sent to, each once.
     pub fn recipients(&self) -> Vec<Uuid> {
         self.sends.iter().map(|send| send.to.0).collect::<HashSet<_>>().into_iter().collect()
     }
 
-    pub fn ids(&self) -> Vec<(Uuid, Uuid)> {
+    /// The sending device and message id of each send, each pair once.
+    pub fn message_ids(&self) -> Vec<(Uuid, Uuid)> {
         let ids = self.sends.iter().map(|send| (send.caller.device.0, send.message.0));
         ids.collect::<HashSet<_>>().into_iter().collect()
     }
 
-    /// Whether each ack comes in the name of a session that holds.
-    pub fn holding(&self, facts: &Facts) -> Vec<bool> {
-        let holds = |ack: &&AckRequest| {
-            let sender = facts.senders.get(&ack.caller.session);
+    /// For each ack, whether its session is valid.
+    pub fn valid_acks(&self, input: &PlanInput) -> Vec<bool> {
+        let is_valid = |ack: &&AckRequest| {
+            let sender = input.senders.get(&ack.caller.session);
             sender.is_some_and(|sender| sender.device == ack.caller.device && sender.expires_at > ack.now)
         };
-        self.acks.iter().map(holds).collect()
+        self.acks.iter().map(is_valid).collect()
     }
 
-    /// What is to be deleted, each envelope once. Numbers that were never given out are not looked for.
-    pub fn acked(&self, holding: &[bool], facts: &Facts) -> Vec<(Uuid, i64)> {
+    /// The envelopes to delete, each once. Numbers that no envelope has had yet are left out.
+    pub fn acked_envelopes(&self, valid: &[bool], input: &PlanInput) -> Vec<(DeviceId, i64)> {
         let mut envelopes = BTreeSet::new();
-        for (ack, _) in self.acks.iter().zip(holding).filter(|(_, holds)| **holds) {
+        for (ack, _) in self.acks.iter().zip(valid).filter(|(_, valid)| **valid) {
             let device = ack.caller.device;
-            let Some(mailbox) = facts.mailboxes.get(&device).filter(|mailbox| mailbox.load.envelopes > 0) else {
+            let Some(mailbox) = input.mailboxes.get(&device).filter(|mailbox| mailbox.load.envelopes > 0) else {
                 continue;
             };
             let given = ack.seqs.iter().filter(|seq| (1..mailbox.next_seq).contains(*seq));
-            envelopes.extend(given.map(|seq| (device.0, *seq)));
+            envelopes.extend(given.map(|seq| (device, *seq)));
         }
         envelopes.into_iter().collect()
     }
 
-    /// Which users might go over their share of which mailbox with this batch: those are looked up, and no others.
-    pub fn crowded(&self, facts: &Facts, bounds: &MailboxBounds) -> HashSet<(DeviceId, UserId)> {
+    /// The mailboxes and sending users whose share might be exceeded by this batch. Only those shares are read.
+    pub fn crowded(&self, input: &PlanInput, bounds: &MailboxBounds) -> HashSet<(DeviceId, UserId)> {
         let mut loads: HashMap<DeviceId, Load> = HashMap::new();
         for outgoing in self.sends.iter().flat_map(|send| &send.envelopes) {
-            let stored = || facts.mailboxes.get(&outgoing.device).map_or_else(Load::default, |mailbox| mailbox.load);
+            let stored = || input.mailboxes.get(&outgoing.device).map_or_else(Load::default, |mailbox| mailbox.load);
             let load = loads.entry(outgoing.device).or_insert_with(stored);
             *load = load.plus(outgoing.content.len());
         }
@@ -93,17 +96,18 @@ impl<'a> Items<'a> {
         pairs.filter(|(device, _)| !loads.get(device).is_some_and(|load| load.fits(bounds.per_sender))).collect()
     }
 
-    /// The answers to the acks: an envelope counts for the first that names it.
-    pub fn count(&self, holding: &[bool], mut gone: HashSet<(DeviceId, i64)>) -> Vec<Result<u64, StoreError>> {
-        let count = |(ack, holds): (&&AckRequest, &bool)| {
-            if !holds {
+    /// The answers to the acks. An envelope counts for the first ack that names it.
+    pub fn count_acked(&self, valid: &[bool], mut removed: HashSet<(DeviceId, i64)>) -> Vec<Result<u64, StoreError>> {
+        let count = |(ack, valid): (&&AckRequest, &bool)| {
+            if !valid {
                 return Err(Refusal::SessionRevoked.into());
             }
-            Ok(ack.seqs.iter().filter(|seq| gone.remove(&(ack.caller.device, **seq))).count() as u64)
+            Ok(ack.seqs.iter().filter(|seq| removed.remove(&(ack.caller.device, **seq))).count() as u64)
         };
-        self.acks.iter().zip(holding).map(count).collect()
+        self.acks.iter().zip(valid).map(count).collect()
     }
 
+    /// All answers in the order of the batch.
     pub fn merge(
         self,
         acked: Vec<Result<u64, StoreError>>,

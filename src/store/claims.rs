@@ -1,0 +1,177 @@
+//! Claims: each one-time key is issued at most once, ever.
+//!
+//! The memory of a claim is the tombstone itself: the statement that issues a key writes claimer and claim id into its row,
+//! where they stay for a day. A repeat finds its key there, and of two parallel repeats only one can write.
+//!
+//! A batch is one transaction of a few set-based statements, whatever its size. Which claim lacks which keys is kept in
+//! memory (`assignments`). On PostgreSQL other transactions may have locked keys meanwhile: see `blocking`.
+
+mod assignments;
+mod blocking;
+mod levels;
+mod tokens;
+
+use std::{
+    collections::{BTreeSet, HashMap, HashSet},
+    sync::Arc,
+};
+
+use chrono::{DateTime, Utc};
+use uuid::Uuid;
+
+use super::{
+    BatchOutcome, Store, StoreError,
+    bundles::{Assembly, KnownDevices, Targets, add_last_resorts, distinct},
+    rows,
+    sql::accounts,
+    tx::Tx,
+};
+use crate::domain::{
+    Bundles, Caller, ClaimId, DeviceId, KeyKind, Refusal, Signal, Timestamp, UserId, bucket::DrainLimit,
+};
+use assignments::Assignments;
+pub use blocking::BlockedClaim;
+use tokens::TakenTokens;
+
+/// A pool of one device.
+type Pool = (DeviceId, KeyKind);
+
+/// A request for one-time keys of some or all devices of a user.
+#[derive(Clone, Debug)]
+pub struct ClaimRequest {
+    /// Who claims.
+    pub caller: Caller,
+    /// Whose keys.
+    pub user: UserId,
+    /// Which devices; `None` for all that have published.
+    pub devices: Option<Vec<DeviceId>>,
+    /// Chosen by the client; a repeat with the same id gets the same keys.
+    pub claim: ClaimId,
+    /// The time of day.
+    pub now: Timestamp,
+}
+
+/// The answer to one claim.
+#[derive(Debug)]
+pub enum ClaimAnswer {
+    /// All that can be said.
+    Done(Bundles),
+    /// Some pools have keys that other transactions had locked: see [`Claims::claim_blocking`].
+    Blocked(Box<BlockedClaim>),
+}
+
+/// Claims of a store under a drain limit.
+#[derive(Clone)]
+pub struct Claims {
+    store: Store,
+    drain: Arc<DrainLimit>,
+}
+
+impl Claims {
+    /// Claims on `store`. Claimers over the limit get no one-time keys.
+    #[must_use]
+    pub fn new(store: Store, drain: DrainLimit) -> Self {
+        Self { store, drain: Arc::new(drain) }
+    }
+
+    /// The same claims, under the same limit, on another store of the same database.
+    #[must_use]
+    pub fn on(self, store: Store) -> Self {
+        Self { store, ..self }
+    }
+
+    /// Serves claims in one commit. A claim that fails for a reason of its own fails alone. The signals tell owners of pools
+    /// that have fallen to a low-water level.
+    pub async fn claim(&self, items: Vec<ClaimRequest>) -> BatchOutcome<ClaimAnswer> {
+        let outcome = self.store.run_batch("claims", &items, |items, _| self.claim_once(items)).await;
+        outcome.unwrap_or_else(|error| BatchOutcome::failed(&error, items.len()))
+    }
+
+    async fn claim_once(&self, items: &[ClaimRequest]) -> Result<BatchOutcome<ClaimAnswer>, StoreError> {
+        let Some(now) = items.first().map(|item| item.now) else { return Ok(BatchOutcome::default()) };
+        let mut tokens = TakenTokens::none(&self.drain);
+        let mut tx = self.store.begin().await?;
+        let assemblies = assemble(&mut tx, items).await?;
+        let known = KnownDevices::read(&mut tx, assemblies.iter().flatten()).await?;
+        let finish = |(assembly, item): (Result<Assembly, StoreError>, &ClaimRequest)| {
+            assembly.map(|assembly| assembly.finish(&item.caller, item.user, &known))
+        };
+        let mut answers: Vec<Result<Bundles, StoreError>> = assemblies.into_iter().zip(items).map(finish).collect();
+
+        let mut assignments = Assignments::new(items, &answers);
+        assignments.find_earlier(&mut tx).await?;
+        assignments.allow(items, &mut tokens);
+        let mut touched = assignments.take(&mut tx, now).await?;
+        assignments.give_tokens_back(items, &mut tokens);
+        let bundles = answers.iter_mut().flatten().flat_map(|answer| &mut answer.bundles);
+        add_last_resorts(&mut tx, &assignments.without_pq_key(), bundles).await?;
+        if tx.writes_alone() {
+            let low = levels::low_pools(&mut tx, &touched, self.store.settings.low_watermark).await?;
+            tx.commit().await?;
+            tokens.keep();
+            let answers = assignments.answers(items, answers, &HashSet::new());
+            return Ok(BatchOutcome { answers, signals: levels::newly_low(low) });
+        }
+        tx.commit().await?;
+        tokens.keep();
+        // An earlier run may have taken keys and not lived to announce it.
+        touched.extend(assignments.touched_earlier());
+        let blocked = blocking::blocked_pools(&self.store, &assignments).await?;
+        let answers = assignments.answers(items, answers, &blocked);
+        Ok(BatchOutcome { answers, signals: self.store.announce(&touched).await })
+    }
+}
+
+/// The answers to claims without their one-time keys, or why there are none.
+async fn assemble(tx: &mut Tx<'_>, items: &[ClaimRequest]) -> Result<Vec<Result<Assembly, StoreError>>, StoreError> {
+    type SessionRow = (Uuid, Uuid, DateTime<Utc>, i64);
+    let sessions = distinct(items.iter().map(|item| item.caller.session.0));
+    let sessions: Vec<SessionRow> = tx.query(accounts::SESSIONS_OF_MANY).bind_ids(&sessions).fetch_all().await?;
+    let sessions: HashMap<Uuid, (Uuid, Timestamp)> = sessions
+        .into_iter()
+        .map(|(session, device, expires_at, _)| (session, (device, rows::time(expires_at))))
+        .collect();
+    let targets = Targets::read(tx, &distinct(items.iter().map(|item| item.user.0))).await?;
+    let assemble = |ClaimRequest { caller, user, devices, now, .. }: &ClaimRequest| {
+        let session = sessions.get(&caller.session.0);
+        let is_valid = session.is_some_and(|(device, expires_at)| *device == caller.device.0 && expires_at > now);
+        if !is_valid {
+            return Err(Refusal::SessionRevoked.into());
+        }
+        targets.assemble(caller, *user, devices.as_deref(), *now)
+    };
+    Ok(items.iter().map(assemble).collect())
+}
+
+impl Store {
+    /// The low pools of these devices, for owners who may have missed the signal. SQLite has one node, which cannot miss its
+    /// own.
+    ///
+    /// # Errors
+    /// [`StoreError::Unavailable`]
+    pub async fn low_pools(&self, devices: &[DeviceId]) -> Result<Vec<(DeviceId, Signal)>, StoreError> {
+        let mut tx = self.read().await?;
+        if tx.writes_alone() {
+            return Ok(Vec::new());
+        }
+        let pools = devices.iter().flat_map(|device| KeyKind::ALL.map(|kind| (*device, kind))).collect();
+        let low = levels::low_pools(&mut tx, &pools, self.settings.low_watermark).await?;
+        Ok(low.into_iter().map(|pool| (pool.device, pool.signal)).collect())
+    }
+
+    /// Counts pools after the commit that took keys of them, and returns the signals for their owners. Best effort: failures
+    /// are logged, and the reconciler catches up.
+    async fn announce(&self, touched: &BTreeSet<Pool>) -> Vec<(DeviceId, Signal)> {
+        if touched.is_empty() {
+            return Vec::new();
+        }
+        let low = async { levels::low_pools(&mut self.read().await?, touched, self.settings.low_watermark).await };
+        match low.await {
+            Ok(low) => levels::newly_low(low),
+            Err(error) => {
+                tracing::warn!(%error, "cannot announce low pools of prekeys; the reconciler will");
+                Vec::new()
+            }
+        }
+    }
+}

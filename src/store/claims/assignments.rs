@@ -1,0 +1,246 @@
+//! Which keys the claims of a batch lack and have. Kept in memory, so that a batch needs one statement for each kind of key.
+
+use std::collections::{BTreeSet, HashMap, HashSet};
+
+use uuid::Uuid;
+
+use super::{BlockedClaim, ClaimAnswer, ClaimRequest, Pool, tokens::TakenTokens};
+use crate::{
+    domain::{
+        Bundle, Bundles, DeviceId, KeyKind, OneTimeOutcome, Timestamp,
+        bundle::{KeyBytes, OneTimePrekey, PqPrekey},
+    },
+    store::{
+        StoreError, rows,
+        sql::claims as sql,
+        tx::{Column, Tx},
+    },
+};
+
+/// One claim on one device. All three stand in the row of a key that is taken for it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+struct AssignmentId {
+    claimer: Uuid,
+    claim: Uuid,
+    device: Uuid,
+}
+
+impl AssignmentId {
+    fn of(item: &ClaimRequest, device: DeviceId) -> Self {
+        Self { claimer: item.caller.device.0, claim: item.claim.0, device: device.0 }
+    }
+}
+
+fn columns(ids: &[AssignmentId]) -> [Column<'static>; 3] {
+    let column = |get: fn(&AssignmentId) -> Uuid| Column::Ids(ids.iter().map(get).collect());
+    [column(|id| id.claimer), column(|id| id.claim), column(|id| id.device)]
+}
+
+/// claimer, claim, device, then the key.
+pub(super) type OneTimeRow = (Uuid, Uuid, Uuid, i64, Vec<u8>);
+/// claimer, claim, device, then the key with its signature.
+pub(super) type PqRow = (Uuid, Uuid, Uuid, i64, Vec<u8>, Vec<u8>);
+
+/// The key of a row.
+pub(super) fn one_time_key((.., key_id, key): OneTimeRow) -> Result<OneTimePrekey, StoreError> {
+    Ok(OneTimePrekey { key_id: rows::number(key_id)?, public_key: KeyBytes(key) })
+}
+
+/// The key of a row.
+pub(super) fn pq_key((.., key_id, key, signature): PqRow) -> Result<PqPrekey, StoreError> {
+    let key_id = rows::number(key_id)?;
+    Ok(PqPrekey { key_id, public_key: KeyBytes(key), signature: KeyBytes(signature), last_resort: false })
+}
+
+struct Assignment {
+    id: AssignmentId,
+    /// The first item of the batch that it serves.
+    item: usize,
+    has_pq: bool,
+    one_time: Option<OneTimePrekey>,
+    pq: Option<PqPrekey>,
+    /// Whether an earlier run of the same claim took a key; the drain limit counted it then.
+    counted: bool,
+    /// Whether it may take the keys that it lacks.
+    allowed: bool,
+}
+
+impl Assignment {
+    fn lacks(&self, kind: KeyKind) -> bool {
+        match kind {
+            KeyKind::OneTime => self.one_time.is_none(),
+            KeyKind::PqOneTime => self.has_pq && self.pq.is_none(),
+        }
+    }
+}
+
+/// An assignment for each claim and device, in the order of the batch. Repeats within the batch share one.
+pub struct Assignments {
+    all: Vec<Assignment>,
+    places: HashMap<AssignmentId, usize>,
+}
+
+impl Assignments {
+    /// The assignments of the bundles that answer these claims; nothing is assigned yet.
+    pub fn new(items: &[ClaimRequest], answers: &[Result<Bundles, StoreError>]) -> Self {
+        let mut assignments = Self { all: Vec::new(), places: HashMap::new() };
+        for (index, (item, answer)) in items.iter().zip(answers).enumerate() {
+            for bundle in answer.iter().flat_map(|answer| &answer.bundles) {
+                let id = AssignmentId::of(item, bundle.device_id);
+                assignments.places.entry(id).or_insert_with(|| {
+                    assignments.all.push(Assignment {
+                        id,
+                        item: index,
+                        has_pq: bundle.suite.has_pq(),
+                        one_time: None,
+                        pq: None,
+                        counted: false,
+                        allowed: false,
+                    });
+                    assignments.all.len() - 1
+                });
+            }
+        }
+        assignments
+    }
+
+    /// Assigns the keys that earlier runs of the same claims took.
+    pub async fn find_earlier(&mut self, tx: &mut Tx<'_>) -> Result<(), StoreError> {
+        let all: Vec<_> = self.all.iter().map(|one| one.id).collect();
+        let found = tx.query(sql::CLAIMED_ONE_TIME).bind_rows(columns(&all)).fetch_all().await?;
+        self.assign_one_time(found)?;
+        let with_pq: Vec<_> = self.all.iter().filter(|one| one.has_pq).map(|one| one.id).collect();
+        let found = tx.query(sql::CLAIMED_PQ).bind_rows(columns(&with_pq)).fetch_all().await?;
+        self.assign_pq(found)?;
+        for one in &mut self.all {
+            one.counted = one.one_time.is_some() || one.pq.is_some();
+        }
+        Ok(())
+    }
+
+    /// Decides which claims may take the keys that they lack. What was counted in an earlier run is not counted again.
+    pub fn allow(&mut self, items: &[ClaimRequest], tokens: &mut TakenTokens<'_>) {
+        for one in &mut self.all {
+            let wants_more = KeyKind::ALL.into_iter().any(|kind| one.lacks(kind));
+            let ClaimRequest { caller, now, .. } = &items[one.item];
+            one.allowed = wants_more && (one.counted || tokens.take(caller.user, DeviceId(one.id.device), *now));
+        }
+    }
+
+    /// Takes the oldest keys that are not locked for all who lack some and may. Returns the pools that they came from.
+    pub async fn take(&mut self, tx: &mut Tx<'_>, now: Timestamp) -> Result<BTreeSet<Pool>, StoreError> {
+        let wanting = columns(&self.wanting(KeyKind::OneTime));
+        let taken = tx.query(sql::CLAIM_ONE_TIME).bind_rows(wanting).bind(now.to_utc()).fetch_all().await?;
+        let wanting = columns(&self.wanting(KeyKind::PqOneTime));
+        let taken_pq = tx.query(sql::CLAIM_PQ).bind_rows(wanting).bind(now.to_utc()).fetch_all().await?;
+        let mut touched = BTreeSet::new();
+        touched.extend(self.assign_one_time(taken)?.into_iter().map(|device| (device, KeyKind::OneTime)));
+        touched.extend(self.assign_pq(taken_pq)?.into_iter().map(|device| (device, KeyKind::PqOneTime)));
+        Ok(touched)
+    }
+
+    /// Gives the tokens back of claims that took nothing.
+    pub fn give_tokens_back(&self, items: &[ClaimRequest], tokens: &mut TakenTokens<'_>) {
+        for one in &self.all {
+            if one.allowed && !one.counted && one.one_time.is_none() && one.pq.is_none() {
+                tokens.give_back(items[one.item].caller.user, DeviceId(one.id.device));
+            }
+        }
+    }
+
+    /// The devices whose bundles need their last-resort key.
+    pub fn without_pq_key(&self) -> Vec<Uuid> {
+        let devices: HashSet<Uuid> =
+            self.all.iter().filter(|one| one.lacks(KeyKind::PqOneTime)).map(|one| one.id.device).collect();
+        devices.into_iter().collect()
+    }
+
+    /// The devices from which claims may take keys of this kind and got none.
+    pub fn lacking(&self, kind: KeyKind) -> HashSet<Uuid> {
+        self.wanting(kind).into_iter().map(|id| id.device).collect()
+    }
+
+    /// The pools from which earlier runs of the same claims may have taken keys.
+    pub fn touched_earlier(&self) -> BTreeSet<Pool> {
+        let earlier = self.all.iter().filter(|one| one.counted).map(|one| DeviceId(one.id.device));
+        earlier.flat_map(|device| KeyKind::ALL.map(|kind| (device, kind))).collect()
+    }
+
+    /// Completes the answers with the assigned keys. `blocked` are pools that still have unissued keys, all of them locked.
+    pub fn answers(
+        self,
+        items: &[ClaimRequest],
+        answers: Vec<Result<Bundles, StoreError>>,
+        blocked: &HashSet<Pool>,
+    ) -> Vec<Result<ClaimAnswer, StoreError>> {
+        let complete = |(answer, item): (Result<Bundles, StoreError>, &ClaimRequest)| {
+            answer.map(|answer| self.complete(item, answer, blocked))
+        };
+        answers.into_iter().zip(items).map(complete).collect()
+    }
+
+    fn complete(&self, item: &ClaimRequest, mut answer: Bundles, blocked: &HashSet<Pool>) -> ClaimAnswer {
+        let mut waiting = Vec::new();
+        for bundle in &mut answer.bundles {
+            let device = bundle.device_id;
+            let place = self.places.get(&AssignmentId::of(item, device));
+            let Some(one) = place.and_then(|place| self.all.get(*place)) else { continue };
+            set_one_time(bundle, one.one_time.clone(), one.allowed);
+            if let Some(key) = &one.pq {
+                bundle.pq_prekey = Some(key.clone());
+            }
+            let pools = KeyKind::ALL.map(|kind| (device, kind));
+            waiting.extend(pools.into_iter().filter(|pool| one.allowed && one.lacks(pool.1) && blocked.contains(pool)));
+        }
+        if waiting.is_empty() {
+            ClaimAnswer::Done(answer)
+        } else {
+            ClaimAnswer::Blocked(Box::new(BlockedClaim { request: item.clone(), answer, waiting }))
+        }
+    }
+
+    fn wanting(&self, kind: KeyKind) -> Vec<AssignmentId> {
+        self.all.iter().filter(|one| one.allowed && one.lacks(kind)).map(|one| one.id).collect()
+    }
+
+    fn get_mut(&mut self, claimer: Uuid, claim: Uuid, device: Uuid) -> Option<&mut Assignment> {
+        let place = self.places.get(&AssignmentId { claimer, claim, device })?;
+        self.all.get_mut(*place)
+    }
+
+    /// Returns the devices that the keys are of.
+    fn assign_one_time(&mut self, found: Vec<OneTimeRow>) -> Result<Vec<DeviceId>, StoreError> {
+        let mut devices = Vec::with_capacity(found.len());
+        for row in found {
+            let device = row.2;
+            if let Some(one) = self.get_mut(row.0, row.1, device) {
+                one.one_time = Some(one_time_key(row)?);
+                devices.push(DeviceId(device));
+            }
+        }
+        Ok(devices)
+    }
+
+    /// Returns the devices that the keys are of.
+    fn assign_pq(&mut self, found: Vec<PqRow>) -> Result<Vec<DeviceId>, StoreError> {
+        let mut devices = Vec::with_capacity(found.len());
+        for row in found {
+            let device = row.2;
+            if let Some(one) = self.get_mut(row.0, row.1, device) {
+                one.pq = Some(pq_key(row)?);
+                devices.push(DeviceId(device));
+            }
+        }
+        Ok(devices)
+    }
+}
+
+/// Puts the one-time prekey into a bundle, or says why there is none.
+pub fn set_one_time(bundle: &mut Bundle, key: Option<OneTimePrekey>, allowed: bool) {
+    bundle.one_time = match (&key, allowed) {
+        (Some(_), _) => OneTimeOutcome::Claimed,
+        (None, true) => OneTimeOutcome::Exhausted,
+        (None, false) => OneTimeOutcome::Limited,
+    };
+    bundle.one_time_prekey = key;
+}

@@ -1,0 +1,314 @@
+//! Publishing keys, and the status of a device's keys.
+
+use chrono::{DateTime, Utc};
+
+use super::{
+    Store, StoreError, locks, rows, sessions,
+    sql::{Sql, keys as sql},
+    tx::Tx,
+};
+use crate::domain::{
+    Caller, DeviceId, KeyKind, KeysStatus, Refusal, Timestamp,
+    bundle::{KeyBytes, LastResortStatus, MAX_POOL, SignedPrekeyStatus, depth},
+    keys::{IdentityKey, KeyId},
+    publish::{Identity, VerifiedPqPrekey, VerifiedPublish, VerifiedSignedPrekey},
+};
+
+/// What became of each key id of a pool. Every id of the request is in one of the lists.
+#[derive(Debug, Default, PartialEq, Eq, serde::Serialize)]
+pub struct PublishReport {
+    /// New and stored.
+    pub accepted: Vec<u32>,
+    /// Stored before with the same key, and not issued.
+    pub duplicate: Vec<u32>,
+    /// Stored before with another key.
+    pub conflict: Vec<u32>,
+    /// Issued before; the id cannot be used again.
+    pub already_issued: Vec<u32>,
+    /// Not stored because the pool is full.
+    pub over_cap: Vec<u32>,
+}
+
+/// The result of a publish.
+#[derive(Debug, serde::Serialize)]
+pub struct PublishOutcome {
+    /// One-time prekeys.
+    pub one_time: PublishReport,
+    /// One-time PQ prekeys.
+    pub pq_one_time: PublishReport,
+    /// All of the device's keys afterwards.
+    pub status: KeysStatus,
+}
+
+/// A pool that is being added to.
+struct PoolStatements {
+    count: Sql,
+    by_key_id: Sql,
+    rearm: Sql,
+}
+
+impl PoolStatements {
+    fn of(kind: KeyKind) -> Self {
+        match kind {
+            KeyKind::OneTime => {
+                Self { count: sql::COUNT_ONE_TIME, by_key_id: sql::ONE_TIME_BY_KEY_ID, rearm: sql::REARM_ONE_TIME }
+            }
+            KeyKind::PqOneTime => Self { count: sql::COUNT_PQ, by_key_id: sql::PQ_BY_KEY_ID, rearm: sql::REARM_PQ },
+        }
+    }
+}
+
+/// A key for a pool. One-time prekeys have no signature.
+struct PoolKey<'k> {
+    key_id: KeyId,
+    key: &'k [u8],
+    signature: Option<&'k [u8]>,
+}
+
+/// The stored identity of a device.
+async fn identity(tx: &mut Tx<'_>, device: DeviceId) -> Result<Option<Identity>, StoreError> {
+    let row: Option<(String, Vec<u8>)> = tx.query(sql::IDENTITY).bind(device.0).fetch_optional().await?;
+    row.map(|(suite, key)| {
+        let suite = rows::suite(&suite)?;
+        let key = IdentityKey::parse(suite, &key).map_err(|error| rows::corrupt(error.into()))?;
+        Ok(Identity { suite, key })
+    })
+    .transpose()
+}
+
+impl Store {
+    /// The suite and identity key that the caller's device has published, if it has.
+    ///
+    /// # Errors
+    /// `session_revoked`
+    pub async fn identity(&self, caller: &Caller, now: Timestamp) -> Result<Option<Identity>, StoreError> {
+        let mut tx = self.read().await?;
+        sessions::authorize(&mut tx, caller, now).await?;
+        identity(&mut tx, caller.device).await
+    }
+
+    /// Stores a publish, whole or not at all.
+    ///
+    /// # Errors
+    /// `session_revoked`; `identity_conflict` or `incomplete_keys` if the stored identity is not the one that the publish was
+    /// verified under.
+    pub async fn publish(
+        &self,
+        caller: &Caller,
+        publish: &VerifiedPublish,
+        now: Timestamp,
+    ) -> Result<PublishOutcome, StoreError> {
+        let device = caller.device;
+        self.retrying(|| async {
+            let mut tx = self.begin().await?;
+            locks::device(&mut tx, device).await?;
+            sessions::authorize(&mut tx, caller, now).await?;
+            match identity(&mut tx, device).await? {
+                Some(stored) if stored == *publish.identity() => {}
+                Some(_) => return Err(Refusal::IdentityConflict.into()),
+                None if publish.is_complete() => insert_identity(&mut tx, device, publish.identity(), now).await?,
+                None => return Err(Refusal::IncompleteKeys.into()),
+            }
+            if let Some(key) = publish.signed_prekey() {
+                self.replace_signed_prekey(&mut tx, device, key, now).await?;
+            }
+            if let Some(key) = publish.pq_last_resort() {
+                self.replace_last_resort(&mut tx, device, key, now).await?;
+            }
+            let keys = publish.one_time().iter();
+            let keys = keys.map(|(key_id, key)| PoolKey { key_id: *key_id, key: key.as_bytes(), signature: None });
+            let one_time = self.add_to_pool(&mut tx, device, KeyKind::OneTime, keys.collect(), now).await?;
+            let keys = publish.pq_one_time().iter().map(|one| PoolKey {
+                key_id: one.key_id,
+                key: one.key.as_bytes(),
+                signature: Some(&one.signature),
+            });
+            let pq_one_time = self.add_to_pool(&mut tx, device, KeyKind::PqOneTime, keys.collect(), now).await?;
+            if !one_time.accepted.is_empty() || !pq_one_time.accepted.is_empty() {
+                tx.query(sql::BUMP_POOL_VERSION).bind(device.0).execute().await?;
+            }
+            let status = self.status(&mut tx, device).await?;
+            tx.commit().await?;
+            Ok(PublishOutcome { one_time, pq_one_time, status })
+        })
+        .await
+    }
+
+    pub(super) async fn replace_signed_prekey(
+        &self,
+        tx: &mut Tx<'_>,
+        device: DeviceId,
+        new: &VerifiedSignedPrekey,
+        now: Timestamp,
+    ) -> Result<(), StoreError> {
+        tx.query(sql::DELETE_SIGNED_PREKEYS).bind(device.0).execute().await?;
+        tx.query(sql::INSERT_SIGNED_PREKEY)
+            .bind(self.row_id(now))
+            .bind(device.0)
+            .bind(new.key.as_bytes())
+            .bind(&new.signature[..])
+            .bind(now.to_utc())
+            .bind(new.expires_at.to_utc())
+            .bind(i64::from(new.key_id))
+            .execute()
+            .await?;
+        Ok(())
+    }
+
+    async fn replace_last_resort(
+        &self,
+        tx: &mut Tx<'_>,
+        device: DeviceId,
+        new: &VerifiedPqPrekey,
+        now: Timestamp,
+    ) -> Result<(), StoreError> {
+        tx.query(sql::DELETE_LAST_RESORT).bind(device.0).execute().await?;
+        self.insert_pq(tx, device, true, new.key_id, new.key.as_bytes(), &new.signature, now).await?;
+        Ok(())
+    }
+
+    /// Adds keys to a pool and reports on each. The low-water levels that the pool rises above are announced again when it
+    /// falls below them.
+    async fn add_to_pool(
+        &self,
+        tx: &mut Tx<'_>,
+        device: DeviceId,
+        kind: KeyKind,
+        keys: Vec<PoolKey<'_>>,
+        now: Timestamp,
+    ) -> Result<PublishReport, StoreError> {
+        let mut report = PublishReport::default();
+        if keys.is_empty() {
+            return Ok(report);
+        }
+        let statements = PoolStatements::of(kind);
+        let mut size = count(tx, statements.count, device).await?;
+        for PoolKey { key_id, key, signature } in keys {
+            let fits = usize::try_from(size).is_ok_and(|size| size < MAX_POOL);
+            if fits && self.insert_one_time(tx, device, key_id, key, signature, now).await? {
+                size += 1;
+                report.accepted.push(key_id.get());
+                continue;
+            }
+            let taken: Option<(bool, Option<Vec<u8>>)> =
+                tx.query(statements.by_key_id).bind(device.0).bind(i64::from(key_id)).fetch_optional().await?;
+            let list = match taken {
+                None => &mut report.over_cap,
+                Some((true, _)) => &mut report.already_issued,
+                Some((false, Some(stored))) if stored == key => &mut report.duplicate,
+                Some((false, _)) => &mut report.conflict,
+            };
+            list.push(key_id.get());
+        }
+        if !report.accepted.is_empty() {
+            let reached = depth(size, self.settings.low_watermark);
+            tx.query(statements.rearm).bind(device.0).bind(reached).execute().await?;
+        }
+        Ok(report)
+    }
+
+    /// Inserts a one-time key of either kind. Returns whether its id was free.
+    pub(super) async fn insert_one_time(
+        &self,
+        tx: &mut Tx<'_>,
+        device: DeviceId,
+        key_id: KeyId,
+        key: &[u8],
+        signature: Option<&[u8]>,
+        now: Timestamp,
+    ) -> Result<bool, StoreError> {
+        if let Some(signature) = signature {
+            return self.insert_pq(tx, device, false, key_id, key, signature, now).await;
+        }
+        let inserted = tx
+            .query(sql::INSERT_ONE_TIME)
+            .bind(self.row_id(now))
+            .bind(device.0)
+            .bind(key)
+            .bind(now.to_utc())
+            .bind(i64::from(key_id))
+            .execute()
+            .await?;
+        Ok(inserted == 1)
+    }
+
+    #[expect(clippy::too_many_arguments, reason = "one for each column")]
+    async fn insert_pq(
+        &self,
+        tx: &mut Tx<'_>,
+        device: DeviceId,
+        last_resort: bool,
+        key_id: KeyId,
+        key: &[u8],
+        signature: &[u8],
+        now: Timestamp,
+    ) -> Result<bool, StoreError> {
+        let inserted = tx
+            .query(sql::INSERT_PQ)
+            .bind(self.row_id(now))
+            .bind(device.0)
+            .bind(last_resort)
+            .bind(i64::from(key_id))
+            .bind(key)
+            .bind(signature)
+            .bind(now.to_utc())
+            .execute()
+            .await?;
+        Ok(inserted == 1)
+    }
+
+    /// What the server holds of a device's keys.
+    ///
+    /// # Errors
+    /// [`StoreError::Unavailable`]
+    pub async fn keys_status(&self, device: DeviceId) -> Result<KeysStatus, StoreError> {
+        self.status(&mut self.read().await?, device).await
+    }
+
+    async fn status(&self, tx: &mut Tx<'_>, device: DeviceId) -> Result<KeysStatus, StoreError> {
+        let identity = identity(tx, device).await?;
+        let signed: Option<(i64, DateTime<Utc>)> =
+            tx.query(sql::SIGNED_PREKEY_STATUS).bind(device.0).fetch_optional().await?;
+        let last_resort: Option<(i64,)> = tx.query(sql::LAST_RESORT_STATUS).bind(device.0).fetch_optional().await?;
+        let one_time = count(tx, sql::COUNT_ONE_TIME, device).await?;
+        let pq_one_time = count(tx, sql::COUNT_PQ, device).await?;
+        let version: Option<(i64,)> = tx.query(sql::POOL_VERSION).bind(device.0).fetch_optional().await?;
+        let signed_prekey = |(id, at)| {
+            Ok::<_, StoreError>(SignedPrekeyStatus { key_id: rows::number(id)?, expires_at: rows::time(at) })
+        };
+        let pq_last_resort = |(id,)| Ok::<_, StoreError>(LastResortStatus { key_id: rows::number(id)? });
+        Ok(KeysStatus {
+            suite: identity.map(|identity| identity.suite),
+            identity_key: identity.map(|identity| KeyBytes(identity.key.as_bytes().to_vec())),
+            signed_prekey: signed.map(signed_prekey).transpose()?,
+            pq_last_resort: last_resort.map(pq_last_resort).transpose()?,
+            one_time,
+            pq_one_time,
+            threshold: self.settings.low_watermark,
+            pool_version: version.map_or(0, |(version,)| version),
+        })
+    }
+}
+
+pub(super) async fn insert_identity(
+    tx: &mut Tx<'_>,
+    device: DeviceId,
+    identity: &Identity,
+    now: Timestamp,
+) -> Result<(), StoreError> {
+    tx.query(sql::INSERT_IDENTITY)
+        .bind(device.0)
+        .bind(identity.key.as_bytes())
+        .bind(now.to_utc())
+        .bind(identity.suite.as_str())
+        .execute()
+        .await?;
+    Ok(())
+}
+
+/// The unissued keys of a pool, counted no further than it may grow.
+async fn count(tx: &mut Tx<'_>, text: Sql, device: DeviceId) -> Result<u32, StoreError> {
+    let limit = i64::try_from(MAX_POOL).unwrap_or(i64::MAX);
+    let (count,): (i64,) = tx.query(text).bind(device.0).bind(limit).fetch_one().await?;
+    rows::number(count)
+}

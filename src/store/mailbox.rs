@@ -1,0 +1,238 @@
+//! Mailboxes: ciphertext that waits for its device.
+//!
+//! Sends and acks of many devices share one transaction. It locks the mailboxes that are named, by id, and only then reads
+//! what the sends depend on. So the numbers of envelopes are the order of commits, without gaps, and whoever sees a number
+//! sees all before it. What is to be written is decided in memory (`plan`) and written by a few set-based statements.
+
+mod batch;
+mod expiry;
+mod plan;
+mod reading;
+mod writing;
+
+use std::{
+    collections::{BTreeMap, BTreeSet, HashMap},
+    time::Duration,
+};
+
+use chrono::{DateTime, Utc};
+use uuid::Uuid;
+
+use super::{
+    BatchOutcome, Store, StoreError, rows,
+    sql::{accounts, mailbox as sql},
+    tx::{Column, Tx},
+};
+use crate::domain::{
+    Caller, DeviceId, MessageId, SessionId, Timestamp, UserId,
+    envelope::{Load, MailboxBounds, Outgoing},
+};
+use batch::MailBatch;
+use plan::{Plan, PlanInput, Sender, plan};
+use writing::{Mailbox, RememberedSend, lock_mailboxes, remove_envelopes};
+
+/// What one transaction handles, unless a single message is larger: bytes of content, and [`ROW_BYTES`] for each row.
+const COMMIT_BYTES: usize = 4 * 1024 * 1024;
+/// What a row costs besides its content.
+const ROW_BYTES: usize = 256;
+
+/// A message to the devices of a user.
+#[derive(Clone, Debug)]
+pub struct SendRequest {
+    /// Who sends.
+    pub caller: Caller,
+    /// The epoch of the connection that it came over. Refused once the device has a newer one.
+    pub epoch: i64,
+    /// Chosen by the sending device; a repeat with the same id is stored once.
+    pub message: MessageId,
+    /// The recipient.
+    pub to: UserId,
+    /// Delivered to connected devices alone, and stored nowhere.
+    pub ephemeral: bool,
+    /// How long an envelope waits for its device.
+    pub ttl: Duration,
+    /// One for each device of the recipient.
+    pub envelopes: Vec<Outgoing>,
+    /// The time of day.
+    pub now: Timestamp,
+}
+
+/// Envelopes that have arrived.
+#[derive(Clone, Debug)]
+pub struct AckRequest {
+    /// Whose mailbox.
+    pub caller: Caller,
+    /// Numbers of envelopes; unknown ones are ignored.
+    pub seqs: Vec<i64>,
+    /// The time of day.
+    pub now: Timestamp,
+}
+
+/// A change of mailboxes.
+#[derive(Clone, Debug)]
+pub enum MailRequest {
+    /// Stores envelopes.
+    Send(SendRequest),
+    /// Deletes envelopes.
+    Ack(AckRequest),
+}
+
+impl MailRequest {
+    /// The request's part of [`COMMIT_BYTES`].
+    fn bytes(&self) -> usize {
+        match self {
+            Self::Send(send) => send.envelopes.iter().map(|outgoing| ROW_BYTES + outgoing.content.len()).sum(),
+            Self::Ack(ack) => ROW_BYTES * ack.seqs.len(),
+        }
+    }
+}
+
+/// The result of a [`MailRequest`].
+#[derive(Debug)]
+pub enum MailAnswer {
+    /// The message was accepted.
+    Sent(Accepted),
+    /// This many envelopes were deleted.
+    Acked(u64),
+}
+
+/// An accepted message.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Accepted {
+    /// When it was accepted first.
+    pub accepted_at: Timestamp,
+    /// Whether it had been accepted before.
+    pub duplicate: bool,
+    /// Devices that lack it because their mailboxes are full.
+    pub undelivered: Vec<DeviceId>,
+}
+
+/// Sends and acks on a store, with bounds on what a mailbox holds.
+#[derive(Clone)]
+pub struct Mailboxes {
+    store: Store,
+    bounds: MailboxBounds,
+}
+
+impl Mailboxes {
+    /// The mailboxes of `store`.
+    #[must_use]
+    pub fn new(store: Store, bounds: MailboxBounds) -> Self {
+        Self { store, bounds }
+    }
+
+    /// Serves sends and acks, sends in their order, in one commit or, if they are large, in several. A request that fails
+    /// for a reason of its own fails alone. The signals carry the envelopes to their devices.
+    pub async fn serve(&self, items: Vec<MailRequest>) -> BatchOutcome<MailAnswer> {
+        let mut all = BatchOutcome::default();
+        let mut rest = &items[..];
+        while !rest.is_empty() {
+            let (commit, later) = rest.split_at(first_commit(rest));
+            rest = later;
+            match self.store.run_batch("mail", commit, |items, again| self.serve_once(items, again)).await {
+                Ok(outcome) => all.append(outcome),
+                Err(error) if error.is_out_of_reach() => {
+                    // The rest would wait as long, and so would those behind it.
+                    all.append(BatchOutcome::failed(&error, commit.len() + rest.len()));
+                    rest = &[];
+                }
+                Err(error) => all.append(BatchOutcome::failed(&error, commit.len())),
+            }
+        }
+        all
+    }
+
+    async fn serve_once(&self, items: &[MailRequest], again: bool) -> Result<BatchOutcome<MailAnswer>, StoreError> {
+        let batch = MailBatch::new(items);
+        let mut tx = self.store.begin().await?;
+        let mut input =
+            PlanInput { mailboxes: lock_mailboxes(&mut tx, &batch.devices()).await?, ..PlanInput::default() };
+        input.senders = senders(&mut tx, &batch.sessions()).await?;
+        let valid_acks = batch.valid_acks(&input);
+        let acked = batch.acked_envelopes(&valid_acks, &input);
+        let removed = remove_envelopes(&mut tx, &acked, &mut input.mailboxes).await?;
+        let emptied = changed_mailboxes(&removed, &input.mailboxes);
+        if !batch.sends.is_empty() {
+            read_for_sends(&mut tx, &batch, &self.bounds, &mut input).await?;
+        }
+        let mut plan = plan(&batch.sends, input, &self.bounds, again)?;
+        for (device, mailbox) in emptied {
+            plan.mailboxes.entry(device).or_insert(mailbox);
+        }
+        plan.write(&mut tx).await?;
+        tx.commit().await?;
+        let acked = batch.count_acked(&valid_acks, removed.into_iter().collect());
+        let Plan { answers, wakes, .. } = plan;
+        Ok(BatchOutcome { answers: batch.merge(acked, answers), signals: wakes })
+    }
+}
+
+/// How many of these requests fit into one commit; at least one.
+fn first_commit(items: &[MailRequest]) -> usize {
+    let mut bytes = 0;
+    let fits = |item: &&MailRequest| {
+        bytes += item.bytes();
+        bytes <= COMMIT_BYTES
+    };
+    items.iter().take_while(fits).count().max(1)
+}
+
+/// The sessions among these whose devices are not revoked.
+async fn senders(tx: &mut Tx<'_>, sessions: &[Uuid]) -> Result<HashMap<SessionId, Sender>, StoreError> {
+    let found: Vec<(Uuid, Uuid, DateTime<Utc>, i64)> =
+        tx.query(accounts::SESSIONS_OF_MANY).bind_ids(sessions).fetch_all().await?;
+    let sender = |(session, device, expires_at, newest_epoch)| {
+        (SessionId(session), Sender { device: DeviceId(device), expires_at: rows::time(expires_at), newest_epoch })
+    };
+    Ok(found.into_iter().map(sender).collect())
+}
+
+/// The mailboxes from which envelopes were removed.
+fn changed_mailboxes(
+    removed: &[(DeviceId, i64)],
+    mailboxes: &BTreeMap<DeviceId, Mailbox>,
+) -> BTreeMap<DeviceId, Mailbox> {
+    let devices: BTreeSet<DeviceId> = removed.iter().map(|(device, _)| *device).collect();
+    devices.into_iter().filter_map(|device| Some((device, *mailboxes.get(&device)?))).collect()
+}
+
+/// Reads what sends depend on: recipients, remembered sends, and shares of mailboxes so full that they matter.
+async fn read_for_sends(
+    tx: &mut Tx<'_>,
+    batch: &MailBatch<'_>,
+    bounds: &MailboxBounds,
+    input: &mut PlanInput,
+) -> Result<(), StoreError> {
+    let users = batch.recipients();
+    let devices: Vec<(Uuid, Uuid, Option<DateTime<Utc>>)> =
+        tx.query(sql::RECIPIENTS_OF_MANY).bind_ids(&users).fetch_all().await?;
+    for (user, device, expires_at) in devices {
+        let devices = input.recipients.entry(UserId(user)).or_default();
+        devices.push((DeviceId(device), expires_at.map(rows::time)));
+    }
+    let others: Vec<Uuid> = users.into_iter().filter(|user| !input.recipients.contains_key(&UserId(*user))).collect();
+    let others: Vec<(Uuid,)> = tx.query(accounts::USERS_OF_MANY).bind_ids(&others).fetch_all().await?;
+    input.recipients.extend(others.into_iter().map(|(user,)| (UserId(user), Vec::new())));
+
+    let (devices, messages) = batch.message_ids().into_iter().unzip();
+    let sends = tx.query(sql::SENDS_OF_MANY).bind_rows([Column::Ids(devices), Column::Ids(messages)]);
+    for row in sends.fetch_all().await? {
+        let (id, send) = RememberedSend::from_row(row)?;
+        input.sends.insert(id, send);
+    }
+
+    let crowded = batch.crowded(input, bounds);
+    let (devices, users) = crowded.iter().map(|(device, user)| (device.0, user.0)).unzip();
+    input.shares = crowded.into_iter().map(|pair| (pair, Load::default())).collect();
+    let shares: Vec<(Uuid, Uuid, i64, i64)> =
+        tx.query(sql::SHARES_OF_MANY).bind_rows([Column::Ids(devices), Column::Ids(users)]).fetch_all().await?;
+    for (device, user, count, bytes) in shares {
+        input.shares.insert((DeviceId(device), UserId(user)), load(count, bytes));
+    }
+    Ok(())
+}
+
+/// Counts as the database keeps them; they are never negative.
+fn load(count: i64, bytes: i64) -> Load {
+    Load { envelopes: count.unsigned_abs(), bytes: bytes.unsigned_abs() }
+}

@@ -1,0 +1,153 @@
+//! The rows of mailboxes, envelopes and remembered sends: locked, removed, written.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use chrono::{DateTime, Utc};
+use uuid::Uuid;
+
+use super::{load, plan::Plan};
+use crate::{
+    domain::{
+        DeviceId, MessageId, Timestamp, UserId,
+        envelope::{Load, SentTo},
+    },
+    store::{
+        StoreError, rows,
+        sql::mailbox as sql,
+        tx::{Column, Tx},
+    },
+};
+
+/// A locked mailbox, as it will be written.
+#[derive(Clone, Copy, Debug)]
+pub struct Mailbox {
+    /// The number that the next envelope gets.
+    pub next_seq: i64,
+    /// What it holds.
+    pub load: Load,
+    /// Envelopes that ever expired before they were acked.
+    pub expired_total: i64,
+}
+
+/// What is remembered of a message id.
+#[derive(Clone, Debug)]
+pub struct RememberedSend {
+    pub to: UserId,
+    pub accepted_at: Timestamp,
+    pub outcome: Vec<SentTo>,
+}
+
+/// sending device, message id, recipient, time of acceptance, outcome.
+type SendRow = (Uuid, Uuid, Uuid, DateTime<Utc>, Vec<u8>);
+
+impl RememberedSend {
+    pub fn from_row(
+        (device, message, to, accepted_at, outcome): SendRow,
+    ) -> Result<((DeviceId, MessageId), Self), StoreError> {
+        let outcome = SentTo::decode(&outcome).ok_or_else(|| rows::corrupt("a send's outcome".into()))?;
+        let send = Self { to: UserId(to), accepted_at: rows::time(accepted_at), outcome };
+        Ok(((DeviceId(device), MessageId(message)), send))
+    }
+}
+
+/// Locks mailboxes, by id, and reads them.
+pub async fn lock_mailboxes(
+    tx: &mut Tx<'_>,
+    devices: &BTreeSet<DeviceId>,
+) -> Result<BTreeMap<DeviceId, Mailbox>, StoreError> {
+    let ids: Vec<Uuid> = devices.iter().map(|device| device.0).collect();
+    let found: Vec<(Uuid, i64, i64, i64, i64)> = tx.query(sql::LOCK_MAILBOXES).bind_ids(&ids).fetch_all().await?;
+    let mailbox = |(device, next_seq, count, bytes, expired_total)| {
+        (DeviceId(device), Mailbox { next_seq, load: load(count, bytes), expired_total })
+    };
+    Ok(found.into_iter().map(mailbox).collect())
+}
+
+/// Deletes envelopes of locked mailboxes and subtracts them from what the mailboxes hold. Returns those that were there.
+pub async fn remove_envelopes(
+    tx: &mut Tx<'_>,
+    envelopes: &[(DeviceId, i64)],
+    mailboxes: &mut BTreeMap<DeviceId, Mailbox>,
+) -> Result<Vec<(DeviceId, i64)>, StoreError> {
+    let (devices, seqs) = envelopes.iter().map(|(device, seq)| (device.0, *seq)).unzip();
+    let removed: Vec<(Uuid, i64, i64)> =
+        tx.query(sql::DELETE_ENVELOPES).bind_rows([Column::Ids(devices), Column::Integers(seqs)]).fetch_all().await?;
+    for (device, _, bytes) in &removed {
+        if let Some(Mailbox { load, .. }) = mailboxes.get_mut(&DeviceId(*device)) {
+            load.envelopes = load.envelopes.saturating_sub(1);
+            load.bytes = load.bytes.saturating_sub(bytes.unsigned_abs());
+        }
+    }
+    Ok(removed.into_iter().map(|(device, seq, _)| (DeviceId(device), seq)).collect())
+}
+
+/// Writes locked mailboxes back.
+pub async fn update_mailboxes(tx: &mut Tx<'_>, mailboxes: &BTreeMap<DeviceId, Mailbox>) -> Result<(), StoreError> {
+    let column = |get: fn(&Mailbox) -> i64| Column::Integers(mailboxes.values().map(get).collect());
+    let number = |value: u64| i64::try_from(value).unwrap_or(i64::MAX);
+    tx.query(sql::UPDATE_MAILBOXES)
+        .bind_rows([
+            Column::Ids(mailboxes.keys().map(|device| device.0).collect()),
+            column(|mailbox| mailbox.next_seq),
+            Column::Integers(mailboxes.values().map(|mailbox| number(mailbox.load.envelopes)).collect()),
+            Column::Integers(mailboxes.values().map(|mailbox| number(mailbox.load.bytes)).collect()),
+            column(|mailbox| mailbox.expired_total),
+        ])
+        .execute()
+        .await?;
+    Ok(())
+}
+
+impl Plan {
+    /// Writes what was decided.
+    pub async fn write(&self, tx: &mut Tx<'_>) -> Result<(), StoreError> {
+        self.insert_envelopes(tx).await?;
+        update_mailboxes(tx, &self.mailboxes).await?;
+        for (device, message) in &self.stale_sends {
+            tx.query(sql::DELETE_SEND).bind(device.0).bind(message.0).execute().await?;
+        }
+        self.insert_sends(tx).await?;
+        for id in &self.changed_sends {
+            if let Some(send) = self.sends.get(id) {
+                let outcome = SentTo::encode(&send.outcome);
+                tx.query(sql::UPDATE_SEND).bind(id.0.0).bind(id.1.0).bind(outcome).execute().await?;
+            }
+        }
+        Ok(())
+    }
+
+    async fn insert_envelopes(&self, tx: &mut Tx<'_>) -> Result<(), StoreError> {
+        let all = || self.envelopes.iter();
+        tx.query(sql::INSERT_ENVELOPES)
+            .bind_rows([
+                Column::Ids(all().map(|new| new.device.0).collect()),
+                Column::Integers(all().map(|new| new.seq).collect()),
+                Column::Ids(all().map(|new| new.envelope.message.0).collect()),
+                Column::Ids(all().map(|new| new.envelope.from_user.0).collect()),
+                Column::Ids(all().map(|new| new.envelope.from_device.0).collect()),
+                Column::Integers(all().map(|new| new.envelope.kind.into()).collect()),
+                Column::Bytes(all().map(|new| &new.envelope.content[..]).collect()),
+                Column::Times(all().map(|new| new.envelope.accepted_at.to_utc()).collect()),
+                Column::Times(all().map(|new| new.expires_at.to_utc()).collect()),
+            ])
+            .execute()
+            .await?;
+        Ok(())
+    }
+
+    async fn insert_sends(&self, tx: &mut Tx<'_>) -> Result<(), StoreError> {
+        let new: Vec<_> = self.new_sends.iter().filter_map(|id| Some((id, self.sends.get(id)?))).collect();
+        let outcomes: Vec<Vec<u8>> = new.iter().map(|(_, send)| SentTo::encode(&send.outcome)).collect();
+        tx.query(sql::INSERT_SENDS)
+            .bind_rows([
+                Column::Ids(new.iter().map(|(id, _)| id.0.0).collect()),
+                Column::Ids(new.iter().map(|(id, _)| id.1.0).collect()),
+                Column::Ids(new.iter().map(|(_, send)| send.to.0).collect()),
+                Column::Times(new.iter().map(|(_, send)| send.accepted_at.to_utc()).collect()),
+                Column::Bytes(outcomes.iter().map(Vec::as_slice).collect()),
+            ])
+            .execute()
+            .await?;
+        Ok(())
+    }
+}

@@ -1,0 +1,117 @@
+//! Running a transaction again, and running the items of a failed batch one by one.
+
+use std::future::Future;
+
+use super::{Store, StoreError};
+use crate::domain::{DeviceId, Signal};
+
+/// Runs of a transaction before its caller gets `unavailable`.
+const TRIES: u32 = 4;
+
+/// What a batch came to.
+pub struct BatchOutcome<Answer> {
+    /// One answer for each request, in their order.
+    pub answers: Vec<Result<Answer, StoreError>>,
+    /// Signals to publish now that the batch is committed; those for one device are in their order.
+    pub signals: Vec<(DeviceId, Signal)>,
+}
+
+impl<Answer> Default for BatchOutcome<Answer> {
+    fn default() -> Self {
+        Self { answers: Vec::new(), signals: Vec::new() }
+    }
+}
+
+impl<Answer> BatchOutcome<Answer> {
+    /// Appends the outcome of the requests that follow.
+    pub fn append(&mut self, other: Self) {
+        self.answers.extend(other.answers);
+        self.signals.extend(other.signals);
+    }
+
+    /// The same failure for all of a batch.
+    #[must_use]
+    pub fn failed(error: &StoreError, items: usize) -> Self {
+        Self { answers: super::error::fail_all(error, items), signals: Vec::new() }
+    }
+}
+
+impl Store {
+    /// Runs a transaction, again if it lost to another one (serialization failure or deadlock, which only PostgreSQL has).
+    /// `work` must not keep anything from a failed run.
+    pub(super) async fn retrying<T, Run>(&self, work: impl Fn() -> Run) -> Result<T, StoreError>
+    where
+        Run: Future<Output = Result<T, StoreError>>,
+    {
+        let mut tries = 1;
+        loop {
+            match work().await {
+                Err(StoreError::Conflict(error)) if tries < TRIES => {
+                    tracing::debug!(%error, tries, "a transaction lost to another and runs again");
+                    self.metrics.store_retries.inc();
+                    tries += 1;
+                }
+                outcome => return outcome,
+            }
+        }
+    }
+
+    /// Runs a batch of items in one transaction. If it fails for a reason in the data, its items run one by one, so that
+    /// only the faulty one fails. If the outcome of its commit is unknown, it runs again; `run` is told that it is not the
+    /// first run and must then find what was written before.
+    pub(super) async fn run_batch<'i, Item, Answer, Run>(
+        &self,
+        name: &'static str,
+        items: &'i [Item],
+        run: impl Fn(&'i [Item], bool) -> Run,
+    ) -> Result<BatchOutcome<Answer>, StoreError>
+    where
+        Run: Future<Output = Result<BatchOutcome<Answer>, StoreError>>,
+    {
+        match self.run_batch_again(name, items, &run).await {
+            Err(error @ (StoreError::Data(_) | StoreError::Internal(_))) if items.len() > 1 => {
+                tracing::warn!(batch = name, %error, items = items.len(), "a batch failed; running its items one by one");
+                let mut all = BatchOutcome::default();
+                for item in items.chunks(1) {
+                    match self.run_batch_again(name, item, &run).await {
+                        Ok(one) => all.append(one),
+                        Err(error) => all.answers.push(Err(error)),
+                    }
+                }
+                Ok(all)
+            }
+            outcome => outcome,
+        }
+    }
+
+    async fn run_batch_again<'i, Item, Answer, Run>(
+        &self,
+        name: &'static str,
+        items: &'i [Item],
+        run: &impl Fn(&'i [Item], bool) -> Run,
+    ) -> Result<BatchOutcome<Answer>, StoreError>
+    where
+        Run: Future<Output = Result<BatchOutcome<Answer>, StoreError>>,
+    {
+        let mut tries = 1;
+        loop {
+            let error = match run(items, tries > 1).await {
+                Err(error) => error,
+                done => return done,
+            };
+            // The commit may have happened, or a repeat of the same request on another connection was first: the next run
+            // finds what was written. With several items that is left to running them one by one.
+            let may_succeed = match &error {
+                StoreError::Unavailable(_) | StoreError::Conflict(_) => !error.is_out_of_reach(),
+                StoreError::Data(_) => items.len() == 1,
+                _ => false,
+            };
+            if !may_succeed || tries == TRIES {
+                return Err(error);
+            }
+            tracing::debug!(batch = name, %error, tries, "a batch failed and runs again");
+            self.metrics.store_retries.inc();
+            tries += 1;
+        }
+    }
+}

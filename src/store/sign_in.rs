@@ -1,0 +1,248 @@
+//! Signing in: challenges, guesses, and the session that a right code opens.
+
+use std::time::Duration;
+
+use chrono::{DateTime, Utc};
+use uuid::Uuid;
+
+use super::{
+    DeviceRecord, NewSession, Store, StoreError, devices, locks, rows, sessions,
+    sql::{accounts as sql, mailbox},
+    tx::Tx,
+};
+use crate::domain::{Caller, ChallengeId, DeviceId, Email, Refusal, Timestamp, UserId, otp, refusal::DeviceChoice};
+
+/// Keyed hash of the network that asked for a challenge.
+pub type NetworkTag = [u8; 32];
+
+/// A challenge to be written.
+pub struct NewChallenge {
+    /// A new id.
+    pub id: ChallengeId,
+    /// The address that its code is mailed to.
+    pub email: Email,
+    /// Keyed hash of the code.
+    pub hash: [u8; 32],
+    /// The network that asked for it.
+    pub network: NetworkTag,
+    /// The time of day.
+    pub created_at: Timestamp,
+}
+
+/// A challenge of the same address within the last day.
+pub struct PastChallenge {
+    /// When it was written.
+    pub created_at: Timestamp,
+    /// The network that asked for it.
+    pub network: Vec<u8>,
+}
+
+/// The device that a sign-in adds unless it names an existing one.
+pub struct NewDevice {
+    /// A new id.
+    pub id: DeviceId,
+    /// A name for people.
+    pub name: Option<String>,
+    /// The number that the client's library uses for it.
+    pub registration_id: u32,
+}
+
+/// A right code, and what the sign-in asks for.
+pub struct SignIn {
+    /// The challenge of the code.
+    pub challenge: ChallengeId,
+    /// The address of the challenge.
+    pub email: Email,
+    /// The id of the user if the address has none yet.
+    pub new_user: UserId,
+    /// The device that signs in again; `None` to add `new_device`.
+    pub existing_device: Option<DeviceId>,
+    /// The device to add.
+    pub new_device: NewDevice,
+    /// A device to revoke in exchange.
+    pub replace: Option<DeviceId>,
+    /// Active devices that a user may have.
+    pub max_devices: usize,
+    /// The session to open.
+    pub session: NewSession,
+    /// The time of day.
+    pub now: Timestamp,
+}
+
+impl SignIn {
+    /// Why the user's devices do not allow this sign-in, if they do not.
+    fn refusal(&self, active: &[DeviceRecord]) -> Option<Refusal> {
+        let owns = |device: DeviceId| active.iter().any(|known| known.id == device);
+        if !self.existing_device.into_iter().chain(self.replace).all(owns) {
+            return Some(Refusal::UnknownDevice);
+        }
+        let remaining = active.len() - usize::from(self.replace.is_some());
+        if self.existing_device.is_some() || remaining < self.max_devices {
+            return None;
+        }
+        let choice = |device: &DeviceRecord| DeviceChoice {
+            device_id: device.id,
+            name: device.name.clone(),
+            last_seen: device.last_seen,
+        };
+        Some(Refusal::DeviceLimit { devices: active.iter().map(choice).collect() })
+    }
+}
+
+/// What a sign-in did.
+pub struct Redemption {
+    /// Whose session was opened.
+    pub caller: Caller,
+    /// Whether a device was added to a user that existed before.
+    pub added_to_known_user: bool,
+    /// Whether a device was added.
+    pub device_is_new: bool,
+    /// The user's other active devices, without the new and the replaced one.
+    pub others: Vec<DeviceId>,
+}
+
+impl Store {
+    /// Writes a challenge unless `wait`, given the address's challenges of the last day (newest first), returns how long to
+    /// wait.
+    ///
+    /// # Errors
+    /// `rate_limited`
+    pub async fn create_challenge(
+        &self,
+        new: &NewChallenge,
+        wait: impl Fn(&[PastChallenge]) -> Option<Duration>,
+    ) -> Result<(), StoreError> {
+        let day_ago = new.created_at.before(Duration::from_hours(24));
+        self.retrying(|| async {
+            let mut tx = self.begin().await?;
+            locks::email(&mut tx, &new.email).await?;
+            let past: Vec<(DateTime<Utc>, Vec<u8>)> =
+                tx.query(sql::CHALLENGES_OF).bind(new.email.as_str()).bind(day_ago.to_utc()).fetch_all().await?;
+            let past: Vec<_> = past
+                .into_iter()
+                .map(|(created_at, network)| PastChallenge { created_at: rows::time(created_at), network })
+                .collect();
+            if let Some(retry_after) = wait(&past) {
+                return Err(Refusal::RateLimited { retry_after }.into());
+            }
+            tx.query(sql::INSERT_CHALLENGE)
+                .bind(new.id.0)
+                .bind(new.email.as_str())
+                .bind(&new.hash[..])
+                .bind((new.created_at + otp::LIFETIME).to_utc())
+                .bind(new.created_at.to_utc())
+                .bind(&new.network[..])
+                .execute()
+                .await?;
+            tx.commit().await
+        })
+        .await
+    }
+
+    /// Counts a guess, in a transaction of its own so that nothing can undo it. Returns the hash to compare the guess with.
+    ///
+    /// # Errors
+    /// `invalid_code` and `too_many_attempts`; nothing was counted then.
+    pub async fn count_attempt(
+        &self,
+        challenge: ChallengeId,
+        email: &Email,
+        now: Timestamp,
+    ) -> Result<Vec<u8>, StoreError> {
+        self.retrying(|| async {
+            let mut tx = self.begin().await?;
+            let row: Option<(bool, DateTime<Utc>, i32)> =
+                tx.query(sql::CHALLENGE_FOR_UPDATE).bind(challenge.0).bind(email.as_str()).fetch_optional().await?;
+            let (used, expires_at, attempts) = row.ok_or(Refusal::InvalidCode)?;
+            if used || rows::time(expires_at) <= now {
+                return Err(Refusal::InvalidCode.into());
+            }
+            if attempts >= otp::MAX_ATTEMPTS {
+                return Err(Refusal::TooManyAttempts.into());
+            }
+            let counted: Option<(Vec<u8>,)> = tx
+                .query(sql::COUNT_ATTEMPT)
+                .bind(challenge.0)
+                .bind(now.to_utc())
+                .bind(otp::MAX_ATTEMPTS)
+                .fetch_optional()
+                .await?;
+            let (hash,) = counted.ok_or(Refusal::TooManyAttempts)?;
+            tx.commit().await?;
+            Ok(hash)
+        })
+        .await
+    }
+
+    /// Turns a right code into a session. If the user's devices do not allow it, the attempt is given back and the code
+    /// stays usable.
+    ///
+    /// # Errors
+    /// `invalid_code` if a parallel sign-in used the code first, `device_limit`, `unknown_device`
+    pub async fn redeem(&self, sign_in: &SignIn) -> Result<Redemption, StoreError> {
+        let redeemed = self.retrying(|| async {
+            let mut tx = self.begin().await?;
+            if tx.query(sql::USE_CHALLENGE).bind(sign_in.challenge.0).execute().await? == 0 {
+                return Err(Refusal::InvalidCode.into());
+            }
+            let redeemed = open_session(&mut tx, sign_in).await?;
+            if redeemed.is_err() {
+                // The refund has to be committed, so the refusal leaves the transaction as a value.
+                tx.query(sql::REFUND_ATTEMPT).bind(sign_in.challenge.0).execute().await?;
+            }
+            tx.commit().await?;
+            Ok(redeemed)
+        });
+        Ok(redeemed.await??)
+    }
+}
+
+/// Does what the sign-in asks for, or writes nothing that matters and returns why not.
+async fn open_session(tx: &mut Tx<'_>, sign_in: &SignIn) -> Result<Result<Redemption, Refusal>, StoreError> {
+    let known: Option<(Uuid,)> = tx.query(sql::USER_BY_EMAIL).bind(sign_in.email.as_str()).fetch_optional().await?;
+    if known.is_none() && (sign_in.existing_device.is_some() || sign_in.replace.is_some()) {
+        // Nobody's device can be meant, and no user is created for a refusal.
+        return Ok(Err(Refusal::UnknownDevice));
+    }
+    let now = sign_in.now.to_utc();
+    let (user,): (Uuid,) =
+        tx.query(sql::UPSERT_USER).bind(sign_in.new_user.0).bind(sign_in.email.as_str()).bind(now).fetch_one().await?;
+    let user = UserId(user);
+    locks::user(tx, user).await?;
+    let active = devices::active(tx, user).await?;
+    if let Some(refusal) = sign_in.refusal(&active) {
+        return Ok(Err(refusal));
+    }
+    if let Some(replaced) = sign_in.replace {
+        devices::revoke(tx, replaced, user).await?;
+    }
+    let device = sign_in.existing_device.unwrap_or(sign_in.new_device.id);
+    let device_is_new = sign_in.existing_device.is_none();
+    if device_is_new {
+        insert_device(tx, user, &sign_in.new_device, sign_in.now).await?;
+    }
+    let caller = Caller { session: sign_in.session.id, user, device };
+    sessions::insert(tx, &caller, &sign_in.session, sign_in.now, None).await?;
+    let others = active.into_iter().map(|known| known.id);
+    let others = others.filter(|id| *id != device && Some(*id) != sign_in.replace).collect();
+    Ok(Ok(Redemption { caller, added_to_known_user: known.is_some() && device_is_new, device_is_new, others }))
+}
+
+/// Inserts a device with an empty mailbox.
+pub(super) async fn insert_device(
+    tx: &mut Tx<'_>,
+    user: UserId,
+    new: &NewDevice,
+    now: Timestamp,
+) -> Result<(), StoreError> {
+    tx.query(sql::INSERT_DEVICE)
+        .bind(new.id.0)
+        .bind(user.0)
+        .bind(new.name.as_deref())
+        .bind(i64::from(new.registration_id))
+        .bind(now.to_utc())
+        .execute()
+        .await?;
+    tx.query(mailbox::INSERT_MAILBOX).bind(new.id.0).execute().await?;
+    Ok(())
+}

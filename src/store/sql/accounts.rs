@@ -1,0 +1,88 @@
+//! Challenges, users, sessions, devices and their connections.
+
+use super::{Sql, both, each};
+
+statements! {
+    // Challenges
+
+    CHALLENGES_OF = both("SELECT created_at, network FROM email_otps \
+        WHERE email = $1 AND created_at > $2 ORDER BY created_at DESC LIMIT 1000");
+    INSERT_CHALLENGE = both("INSERT INTO email_otps (id, email, otp_hash, expires_at, created_at, network) \
+        VALUES ($1, $2, $3, $4, $5, $6)");
+    /// The challenge whose guesses are counted. Parallel guesses wait for each other.
+    CHALLENGE_FOR_UPDATE = each(
+        "SELECT used, expires_at, attempts FROM email_otps WHERE id = $1 AND email = $2",
+        "SELECT used, expires_at, attempts FROM email_otps WHERE id = $1 AND email = $2 FOR UPDATE");
+    COUNT_ATTEMPT = both("UPDATE email_otps SET attempts = attempts + 1 \
+        WHERE id = $1 AND NOT used AND expires_at > $2 AND attempts < $3 RETURNING otp_hash");
+    USE_CHALLENGE = both("UPDATE email_otps SET used = TRUE WHERE id = $1 AND NOT used");
+    REFUND_ATTEMPT = both("UPDATE email_otps SET used = FALSE, attempts = attempts - 1 WHERE id = $1");
+
+    // Users
+
+    USER_BY_EMAIL = both("SELECT id FROM users WHERE email = $1");
+    USER_EXISTS = both("SELECT 1 FROM users WHERE id = $1");
+    /// Locks the user's row, and creates it first if it is new.
+    UPSERT_USER = both("INSERT INTO users (id, email, email_verified, created_at) VALUES ($1, $2, TRUE, $3) \
+        ON CONFLICT (email) DO UPDATE SET email_verified = TRUE RETURNING id");
+    DELETE_USER = both("DELETE FROM users WHERE id = $1");
+    USERS_OF_MANY = each(
+        "SELECT id FROM users WHERE id IN (SELECT unhex(value) FROM json_each($1))",
+        "SELECT id FROM users WHERE id = ANY($1)");
+
+    // Sessions
+
+    INSERT_SESSION = both("INSERT INTO sessions \
+        (id, user_id, device_id, token_hash, expires_at, created_at, replaces) VALUES ($1, $2, $3, $4, $5, $6, $7)");
+    SESSION_BY_TOKEN = both("SELECT sessions.id, sessions.user_id, sessions.device_id, expires_at, replaces \
+        FROM sessions JOIN devices ON devices.id = sessions.device_id \
+        WHERE token_hash = $1 AND expires_at > $2 AND NOT revoked");
+    /// The row of a session that is valid for its device at $3.
+    AUTHORIZE = both("SELECT replaces FROM sessions JOIN devices ON devices.id = sessions.device_id \
+        WHERE sessions.id = $1 AND sessions.device_id = $2 AND expires_at > $3 AND NOT revoked");
+    /// The sessions among these whose devices are not revoked, expired ones included.
+    SESSIONS_OF_MANY = each(
+        "SELECT sessions.id, sessions.device_id, expires_at, conn_epoch FROM sessions \
+        JOIN devices ON devices.id = sessions.device_id \
+        WHERE sessions.id IN (SELECT unhex(value) FROM json_each($1)) AND NOT revoked",
+        "SELECT sessions.id, sessions.device_id, expires_at, conn_epoch FROM sessions \
+        JOIN devices ON devices.id = sessions.device_id WHERE sessions.id = ANY($1) AND NOT revoked");
+    CLEAR_REPLACES = both("UPDATE sessions SET replaces = NULL WHERE id = $1 AND replaces IS NOT NULL");
+    DELETE_SESSION = both("DELETE FROM sessions WHERE id = $1");
+    SESSION_IS_VALID = both("SELECT 1 FROM sessions WHERE id = $1 AND expires_at > $2");
+    DELETE_SUCCESSOR = both("DELETE FROM sessions WHERE replaces = $1 AND device_id = $2");
+    DELETE_PAIR = both("DELETE FROM sessions WHERE device_id = $1 \
+        AND (id = $2 OR replaces = $2 OR id = (SELECT pair.replaces FROM sessions pair WHERE pair.id = $2)) \
+        RETURNING id");
+    DELETE_SESSIONS_OF_DEVICE = both("DELETE FROM sessions WHERE device_id = $1");
+
+    // Devices
+
+    ACTIVE_DEVICES = both("SELECT id, device_name, registration_id, created_at, last_seen FROM devices \
+        WHERE user_id = $1 AND NOT revoked ORDER BY created_at, id");
+    INSERT_DEVICE = both("INSERT INTO devices (id, user_id, device_name, registration_id, created_at) \
+        VALUES ($1, $2, $3, $4, $5)");
+    RENAME_DEVICE = both("UPDATE devices SET device_name = $3 WHERE id = $1 AND user_id = $2 AND NOT revoked");
+    REVOKE_DEVICE = both("UPDATE devices SET revoked = TRUE WHERE id = $1 AND user_id = $2 AND NOT revoked");
+    TOUCH_DEVICE =
+        both("UPDATE devices SET last_seen = $2 WHERE id = $1 AND (last_seen IS NULL OR last_seen < $2)");
+
+    // Connections
+
+    OPEN_CONNECTION = both("UPDATE devices SET conn_epoch = conn_epoch + 1, last_seen = $3 \
+        WHERE id = $1 AND NOT revoked \
+        AND EXISTS (SELECT 1 FROM sessions WHERE sessions.id = $2 AND device_id = $1 AND expires_at > $3) \
+        RETURNING conn_epoch");
+    /// The state of connections, given as rows of place, device and session; the last parameter is the time.
+    CHECK_CONNECTIONS = each(
+        "SELECT connection.value ->> 0 AS place, conn_epoch, revoked, EXISTS (SELECT 1 FROM sessions \
+        WHERE sessions.id = unhex(connection.value ->> 2) AND sessions.device_id = devices.id AND expires_at > $2) \
+        AS session_is_valid, next_seq - 1 AS mailbox_head FROM json_each($1) AS connection \
+        CROSS JOIN devices ON devices.id = unhex(connection.value ->> 1) \
+        JOIN mailboxes ON mailboxes.device_id = devices.id",
+        "SELECT place, conn_epoch, revoked, EXISTS (SELECT 1 FROM sessions \
+        WHERE sessions.id = session AND sessions.device_id = device AND expires_at > $4) \
+        AS session_is_valid, next_seq - 1 AS mailbox_head \
+        FROM UNNEST($1::BIGINT[], $2::UUID[], $3::UUID[]) AS connection (place, device, session) \
+        JOIN devices ON devices.id = device JOIN mailboxes ON mailboxes.device_id = device");
+}

@@ -1,0 +1,72 @@
+//! Published keys, and the bundles made of them.
+
+use super::{Sql, both, each};
+
+statements! {
+    // Publishing
+
+    IDENTITY = both("SELECT suite, public_key FROM identity_keys WHERE device_id = $1");
+    INSERT_IDENTITY =
+        both("INSERT INTO identity_keys (device_id, public_key, created_at, suite) VALUES ($1, $2, $3, $4)");
+    DELETE_SIGNED_PREKEYS = both("DELETE FROM signed_prekeys WHERE device_id = $1");
+    INSERT_SIGNED_PREKEY = both("INSERT INTO signed_prekeys \
+        (id, device_id, public_key, signature, created_at, expires_at, key_id) VALUES ($1, $2, $3, $4, $5, $6, $7)");
+    DELETE_LAST_RESORT = both("DELETE FROM pq_prekeys WHERE device_id = $1 AND last_resort");
+    INSERT_PQ = both("INSERT INTO pq_prekeys \
+        (id, device_id, last_resort, key_id, public_key, signature, created_at) \
+        VALUES ($1, $2, $3, $4, $5, $6, $7) ON CONFLICT (device_id, last_resort, key_id) DO NOTHING");
+    INSERT_ONE_TIME = both("INSERT INTO one_time_prekeys (id, device_id, public_key, created_at, key_id) \
+        VALUES ($1, $2, $3, $4, $5) ON CONFLICT (device_id, key_id) DO NOTHING");
+    ONE_TIME_BY_KEY_ID =
+        both("SELECT used, public_key FROM one_time_prekeys WHERE device_id = $1 AND key_id = $2");
+    PQ_BY_KEY_ID = both("SELECT used, public_key FROM pq_prekeys \
+        WHERE device_id = $1 AND key_id = $2 AND NOT last_resort");
+    BUMP_POOL_VERSION = both("UPDATE devices SET pool_version = pool_version + 1 WHERE id = $1");
+    /// A publish lowers the announced depth to that of the new count, so that levels above it are announced again.
+    REARM_ONE_TIME = both("UPDATE devices SET one_time_depth = $2 WHERE id = $1 AND one_time_depth > $2");
+    REARM_PQ = both("UPDATE devices SET pq_depth = $2 WHERE id = $1 AND pq_depth > $2");
+
+    // Revoking a device
+
+    DELETE_UNISSUED = both("DELETE FROM one_time_prekeys WHERE device_id = $1 AND NOT used");
+    DELETE_UNISSUED_PQ = both("DELETE FROM pq_prekeys WHERE device_id = $1 AND NOT used");
+
+    // Status
+
+    SIGNED_PREKEY_STATUS = both("SELECT key_id, expires_at FROM signed_prekeys WHERE device_id = $1");
+    LAST_RESORT_STATUS = both("SELECT key_id FROM pq_prekeys WHERE device_id = $1 AND last_resort");
+    /// Counts no further than $2. SQLite uses both columns of the index only for `used = FALSE`, not for `NOT used`; with
+    /// one column it would walk over every tombstone.
+    COUNT_ONE_TIME = both("SELECT COUNT(*) FROM (SELECT 1 FROM one_time_prekeys \
+        WHERE device_id = $1 AND used = FALSE LIMIT $2) AS pool");
+    /// Counts no further than $2.
+    COUNT_PQ = both("SELECT COUNT(*) FROM (SELECT 1 FROM pq_prekeys \
+        WHERE device_id = $1 AND NOT used AND NOT last_resort LIMIT $2) AS pool");
+    POOL_VERSION = both("SELECT pool_version FROM devices WHERE id = $1");
+
+    // Bundles
+
+    /// The active devices of these users with their signed keys, which are NULL for a device that has not published.
+    TARGETS_OF_MANY = each(
+        "SELECT user_id, devices.id AS device_id, registration_id, identity_keys.suite, \
+        identity_keys.public_key AS identity_key, signed_prekeys.key_id, signed_prekeys.public_key, \
+        signed_prekeys.signature, signed_prekeys.expires_at \
+        FROM devices LEFT JOIN identity_keys ON identity_keys.device_id = devices.id \
+        LEFT JOIN signed_prekeys ON signed_prekeys.device_id = devices.id \
+        WHERE user_id IN (SELECT unhex(value) FROM json_each($1)) AND NOT revoked \
+        ORDER BY devices.created_at, devices.id",
+        "SELECT user_id, devices.id AS device_id, registration_id, identity_keys.suite, \
+        identity_keys.public_key AS identity_key, signed_prekeys.key_id, signed_prekeys.public_key, \
+        signed_prekeys.signature, signed_prekeys.expires_at \
+        FROM devices LEFT JOIN identity_keys ON identity_keys.device_id = devices.id \
+        LEFT JOIN signed_prekeys ON signed_prekeys.device_id = devices.id \
+        WHERE user_id = ANY($1) AND NOT revoked ORDER BY devices.created_at, devices.id");
+    /// The devices among these that exist, revoked ones included.
+    DEVICES_OF_MANY = each(
+        "SELECT id, user_id, revoked FROM devices WHERE id IN (SELECT unhex(value) FROM json_each($1))",
+        "SELECT id, user_id, revoked FROM devices WHERE id = ANY($1)");
+    LAST_RESORTS_OF_MANY = each(
+        "SELECT device_id, key_id, public_key, signature FROM pq_prekeys \
+        WHERE device_id IN (SELECT unhex(value) FROM json_each($1)) AND last_resort",
+        "SELECT device_id, key_id, public_key, signature FROM pq_prekeys WHERE device_id = ANY($1) AND last_resort");
+}

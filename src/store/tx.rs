@@ -1,0 +1,248 @@
+//! One connection to whichever database is open, and statements on it.
+//!
+//! Values are bound by types that both databases encode, and rows are read into types that both decode. So an operation
+//! is one ordinary async function for both; only its SQL may differ ([`Sql`]).
+
+use std::fmt::Write;
+
+use chrono::{DateTime, SecondsFormat, Utc};
+use sqlx::{
+    Database, Encode, FromRow, Postgres, Sqlite, Type, postgres::PgRow, query::Query as Statement, sqlite::SqliteRow,
+};
+use uuid::Uuid;
+
+use super::{StoreError, pool::Pooled, sql::Sql};
+
+/// A connection for one operation: in a write transaction if it comes from `Store::begin`, for reading if it comes from
+/// `Store::read`. What was begun and is not committed is rolled back when this is dropped.
+pub enum Tx<'c> {
+    Sqlite(Pooled<'c, Sqlite>),
+    Postgres(Pooled<'c, Postgres>),
+}
+
+impl<'c> Tx<'c> {
+    /// A statement to bind parameters to and to run.
+    pub fn query(&mut self, text: Sql) -> Query<'_, 'c> {
+        match self {
+            Self::Sqlite(connection) => {
+                Query { is_void: text.sqlite.is_empty(), on: On::Sqlite(connection, sqlx::query(text.sqlite)) }
+            }
+            Self::Postgres(connection) => {
+                Query { is_void: text.postgres.is_empty(), on: On::Postgres(connection, sqlx::query(text.postgres)) }
+            }
+        }
+    }
+
+    /// Commits the transaction.
+    ///
+    /// # Errors
+    /// After [`StoreError::Unavailable`] nobody knows whether it is committed.
+    pub async fn commit(self) -> Result<(), StoreError> {
+        match self {
+            Self::Sqlite(mut connection) => connection.commit().await,
+            Self::Postgres(mut connection) => connection.commit().await,
+        }
+    }
+
+    /// Whether no other transaction can write before this one ends. What it counts is then what everybody sees after its
+    /// commit.
+    pub fn writes_alone(&self) -> bool {
+        matches!(self, Self::Sqlite(_))
+    }
+}
+
+/// A value that both databases take as a parameter.
+pub trait Value<'v>: Encode<'v, Sqlite> + Type<Sqlite> + Encode<'v, Postgres> + Type<Postgres> {}
+impl<'v, T: Encode<'v, Sqlite> + Type<Sqlite> + Encode<'v, Postgres> + Type<Postgres>> Value<'v> for T {}
+
+/// A row that can be read from both databases: a tuple in the order of the columns, or a struct by their names.
+pub trait Row: for<'r> FromRow<'r, SqliteRow> + for<'r> FromRow<'r, PgRow> {}
+impl<T: for<'r> FromRow<'r, SqliteRow> + for<'r> FromRow<'r, PgRow>> Row for T {}
+
+/// A column of a list of rows that is bound as a parameter.
+pub enum Column<'v> {
+    Ids(Vec<Uuid>),
+    Integers(Vec<i64>),
+    Times(Vec<DateTime<Utc>>),
+    Bytes(Vec<&'v [u8]>),
+}
+
+impl Column<'_> {
+    fn len(&self) -> usize {
+        match self {
+            Self::Ids(values) => values.len(),
+            Self::Integers(values) => values.len(),
+            Self::Times(values) => values.len(),
+            Self::Bytes(values) => values.len(),
+        }
+    }
+}
+
+/// A statement with its parameters so far.
+#[must_use = "a statement does nothing until it is run"]
+pub struct Query<'t, 'c> {
+    /// Nothing is sent and there are no rows: this database needs no such statement, or a list is empty.
+    is_void: bool,
+    on: On<'t, 'c>,
+}
+
+enum On<'t, 'c> {
+    Sqlite(&'t mut Pooled<'c, Sqlite>, Statement<'static, Sqlite, <Sqlite as Database>::Arguments>),
+    Postgres(&'t mut Pooled<'c, Postgres>, Statement<'static, Postgres, <Postgres as Database>::Arguments>),
+}
+
+impl Query<'_, '_> {
+    /// Binds the next parameter.
+    pub fn bind<'v>(self, value: impl Value<'v>) -> Self {
+        let on = match self.on {
+            On::Sqlite(connection, statement) => On::Sqlite(connection, statement.bind(value)),
+            On::Postgres(connection, statement) => On::Postgres(connection, statement.bind(value)),
+        };
+        Self { on, ..self }
+    }
+
+    /// Binds a list of ids: an array on PostgreSQL, a JSON list of hexadecimal texts on SQLite.
+    pub fn bind_ids(self, ids: &[Uuid]) -> Self {
+        let is_void = self.is_void || ids.is_empty();
+        let on = match self.on {
+            On::Sqlite(connection, statement) => {
+                let list: Vec<String> = ids.iter().map(|id| format!("\"{}\"", id.simple())).collect();
+                On::Sqlite(connection, statement.bind(format!("[{}]", list.join(","))))
+            }
+            On::Postgres(connection, statement) => On::Postgres(connection, statement.bind(ids)),
+        };
+        Self { is_void, on }
+    }
+
+    /// Binds a list of rows, given by columns of one length. On PostgreSQL each column is an array. On SQLite the rows are
+    /// one JSON list of lists, with ids as hexadecimal text and times as text. A column of bytes is two values there,
+    /// offset and length, into one more parameter that holds all bytes.
+    pub fn bind_rows<const N: usize>(self, columns: [Column<'_>; N]) -> Self {
+        let is_void = self.is_void || columns.iter().all(|column| column.len() == 0);
+        let on = match self.on {
+            On::Sqlite(connection, mut statement) => {
+                let (rows, bytes) = json_rows(&columns);
+                statement = statement.bind(rows);
+                if columns.iter().any(|column| matches!(column, Column::Bytes(_))) {
+                    statement = statement.bind(bytes);
+                }
+                On::Sqlite(connection, statement)
+            }
+            On::Postgres(connection, mut statement) => {
+                for column in columns {
+                    statement = match column {
+                        Column::Ids(values) => statement.bind(values),
+                        Column::Integers(values) => statement.bind(values),
+                        Column::Times(values) => statement.bind(values),
+                        Column::Bytes(values) => statement.bind(values),
+                    };
+                }
+                On::Postgres(connection, statement)
+            }
+        };
+        Self { is_void, on }
+    }
+
+    /// Runs the statement and returns the number of rows that it wrote.
+    pub async fn execute(self) -> Result<u64, StoreError> {
+        match self.on {
+            _ if self.is_void => Ok(0),
+            On::Sqlite(connection, statement) => connection.execute(statement).await,
+            On::Postgres(connection, statement) => connection.execute(statement).await,
+        }
+    }
+
+    /// Runs the statement and returns all rows.
+    pub async fn fetch_all<R: Row>(self) -> Result<Vec<R>, StoreError> {
+        match self.on {
+            _ if self.is_void => Ok(Vec::new()),
+            On::Sqlite(connection, statement) => read_rows(&connection.fetch_all(statement).await?),
+            On::Postgres(connection, statement) => read_rows(&connection.fetch_all(statement).await?),
+        }
+    }
+
+    /// Runs the statement and returns the first row, if there is one.
+    pub async fn fetch_optional<R: Row>(self) -> Result<Option<R>, StoreError> {
+        Ok(self.fetch_all().await?.into_iter().next())
+    }
+
+    /// Runs a statement that always has a row and returns it.
+    pub async fn fetch_one<R: Row>(self) -> Result<R, StoreError> {
+        self.fetch_optional().await?.ok_or_else(|| sqlx::Error::RowNotFound.into())
+    }
+}
+
+fn read_rows<DbRow: sqlx::Row, R: for<'r> FromRow<'r, DbRow>>(rows: &[DbRow]) -> Result<Vec<R>, StoreError> {
+    Ok(rows.iter().map(R::from_row).collect::<Result<_, _>>()?)
+}
+
+/// The rows of some columns as JSON, and the bytes of their byte columns one behind the other.
+fn json_rows(columns: &[Column<'_>]) -> (String, Vec<u8>) {
+    let rows = columns.iter().map(Column::len).min().unwrap_or_default();
+    let mut json = String::with_capacity(2 + rows * columns.len() * 36);
+    let mut all_bytes = Vec::new();
+    json.push('[');
+    for row in 0..rows {
+        json.push_str(if row == 0 { "[" } else { ",[" });
+        for (place, column) in columns.iter().enumerate() {
+            if place > 0 {
+                json.push(',');
+            }
+            // Writing to a string cannot fail.
+            let _ = match column {
+                Column::Ids(values) => write!(json, "\"{}\"", values[row].simple()),
+                Column::Integers(values) => write!(json, "{}", values[row]),
+                Column::Times(values) => write!(json, "\"{}\"", sqlite_time(values[row])),
+                Column::Bytes(values) => {
+                    let offset = all_bytes.len();
+                    all_bytes.extend_from_slice(values[row]);
+                    write!(json, "{offset},{}", values[row].len())
+                }
+            };
+        }
+        json.push(']');
+    }
+    json.push(']');
+    (json, all_bytes)
+}
+
+/// A time as sqlx writes it into SQLite, so that the order of the texts is the order of the times.
+fn sqlite_time(at: DateTime<Utc>) -> String {
+    at.to_rfc3339_opts(SecondsFormat::AutoSi, false)
+}
+
+#[cfg(test)]
+mod tests {
+    use sqlx::sqlite::SqliteArgumentsBuffer;
+
+    use super::*;
+    use crate::domain::Timestamp;
+
+    #[test]
+    fn times_are_written_as_the_driver_writes_them() {
+        for text in ["2026-06-01T12:00:00Z", "2026-06-01T12:00:00.5Z", "2026-06-01T12:00:00.123456Z"] {
+            let at = Timestamp::parse(text).unwrap().to_utc();
+            let mut buffer = SqliteArgumentsBuffer::default();
+            assert!(!Encode::<Sqlite>::encode(at, &mut buffer).unwrap().is_null());
+            assert!(format!("{buffer:?}").contains(&format!("{:?}", sqlite_time(at))), "{buffer:?}");
+        }
+    }
+
+    #[test]
+    fn rows_become_one_json_list_and_one_run_of_bytes() {
+        let at = Timestamp::parse("2026-06-01T12:00:00.5Z").unwrap().to_utc();
+        let (json, bytes) = json_rows(&[
+            Column::Ids(vec![Uuid::from_u128(1), Uuid::from_u128(0xab)]),
+            Column::Bytes(vec![b"one", b""]),
+            Column::Integers(vec![-7, i64::MAX]),
+            Column::Times(vec![at, at]),
+        ]);
+        let expected = serde_json::json!([
+            ["00000000000000000000000000000001", 0, 3, -7, "2026-06-01T12:00:00.500+00:00"],
+            ["000000000000000000000000000000ab", 3, 0, i64::MAX, "2026-06-01T12:00:00.500+00:00"],
+        ]);
+        assert_eq!(serde_json::from_str::<serde_json::Value>(&json).unwrap(), expected);
+        assert_eq!(bytes, b"one");
+        assert_eq!(json_rows(&[Column::Ids(Vec::new())]).0, "[]");
+    }
+}

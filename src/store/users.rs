@@ -1,0 +1,38 @@
+//! Users: found by address, deleted.
+
+use uuid::Uuid;
+
+use super::{Store, StoreError, devices, locks, sessions, sql::accounts as sql};
+use crate::domain::{Caller, DeviceId, Email, Timestamp, UserId};
+
+impl Store {
+    /// The user of an address, if there is one.
+    ///
+    /// # Errors
+    /// [`StoreError::Unavailable`]
+    pub async fn user_by_email(&self, email: &Email) -> Result<Option<UserId>, StoreError> {
+        let row: Option<(Uuid,)> =
+            self.read().await?.query(sql::USER_BY_EMAIL).bind(email.as_str()).fetch_optional().await?;
+        Ok(row.map(|(id,)| UserId(id)))
+    }
+
+    /// Deletes the caller's user and everything that belongs to it. Returns the devices that were active.
+    ///
+    /// # Errors
+    /// `session_revoked`
+    pub async fn delete_account(&self, caller: &Caller, now: Timestamp) -> Result<Vec<DeviceId>, StoreError> {
+        let active = self.list_devices(caller, now).await?;
+        self.empty_mailboxes(&active.iter().map(|device| device.id).collect::<Vec<_>>()).await?;
+        self.retrying(|| async {
+            let mut tx = self.begin().await?;
+            locks::user(&mut tx, caller.user).await?;
+            sessions::authorize(&mut tx, caller, now).await?;
+            let active = devices::active(&mut tx, caller.user).await?;
+            locks::mailboxes_of(&mut tx, caller.user).await?;
+            tx.query(sql::DELETE_USER).bind(caller.user.0).execute().await?;
+            tx.commit().await?;
+            Ok(active.into_iter().map(|device| device.id).collect())
+        })
+        .await
+    }
+}
