@@ -16,6 +16,7 @@ mod health;
 mod keys;
 mod locks;
 mod mailbox;
+mod migrations;
 mod open;
 mod pool;
 mod retry;

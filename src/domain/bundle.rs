@@ -8,13 +8,27 @@ use super::{DeviceId, Suite, Timestamp};
 /// Unissued keys that one device may keep of each kind.
 pub const MAX_POOL: usize = 500;
 
-/// Public key material or a signature as stored; base64 text on the wire.
+/// A serialized public key or a signature in standard base64 with padding, as it is stored and as it travels.
 #[derive(Clone, PartialEq, Eq, Debug)]
-pub struct KeyBytes(pub Vec<u8>);
+pub struct EncodedKey(pub String);
 
-impl Serialize for KeyBytes {
+impl EncodedKey {
+    /// Encodes the bytes of a key or signature.
+    #[must_use]
+    pub fn of(bytes: &[u8]) -> Self {
+        Self(STANDARD.encode(bytes))
+    }
+
+    /// The bytes; `None` if the text is not base64.
+    #[must_use]
+    pub fn decode(&self) -> Option<Vec<u8>> {
+        STANDARD.decode(&self.0).ok()
+    }
+}
+
+impl Serialize for EncodedKey {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-        serializer.serialize_str(&STANDARD.encode(&self.0))
+        serializer.serialize_str(&self.0)
     }
 }
 
@@ -65,9 +79,9 @@ pub struct SignedPrekey {
     /// Chosen by the owner.
     pub key_id: u32,
     /// Serialized public key.
-    pub public_key: KeyBytes,
+    pub public_key: EncodedKey,
     /// The identity key's signature over it.
-    pub signature: KeyBytes,
+    pub signature: EncodedKey,
     /// After this it is not served.
     pub expires_at: Timestamp,
 }
@@ -78,7 +92,7 @@ pub struct OneTimePrekey {
     /// Chosen by the owner.
     pub key_id: u32,
     /// Serialized public key.
-    pub public_key: KeyBytes,
+    pub public_key: EncodedKey,
 }
 
 /// A post-quantum prekey handed out.
@@ -87,9 +101,9 @@ pub struct PqPrekey {
     /// Chosen by the owner; last-resort and one-time ids are separate.
     pub key_id: u32,
     /// Serialized public key.
-    pub public_key: KeyBytes,
+    pub public_key: EncodedKey,
     /// The identity key's signature over it.
-    pub signature: KeyBytes,
+    pub signature: EncodedKey,
     /// Whether this is the reusable key that stands in for an empty pool.
     pub last_resort: bool,
 }
@@ -104,7 +118,7 @@ pub struct Bundle {
     /// How to read the keys.
     pub suite: Suite,
     /// Long-term identity key.
-    pub identity_key: KeyBytes,
+    pub identity_key: EncodedKey,
     /// Current signed prekey.
     pub signed_prekey: SignedPrekey,
     /// One-time prekey, when claimed.
@@ -169,7 +183,7 @@ pub struct KeysStatus {
     /// Set with the first publish.
     pub suite: Option<Suite>,
     /// Set with the first publish.
-    pub identity_key: Option<KeyBytes>,
+    pub identity_key: Option<EncodedKey>,
     /// The served signed prekey.
     pub signed_prekey: Option<SignedPrekeyStatus>,
     /// The served last-resort PQ key.

@@ -85,7 +85,7 @@ impl Service {
         let SignInRequest { challenge, email, code, .. } = &request;
         let expected = self.store.count_attempt(*challenge, email, now).await?;
         let hash = code.hash(&self.secret, *challenge, email);
-        if !bool::from(hash[..].ct_eq(&expected)) {
+        if !bool::from(hash[..].ct_eq(&expected[..])) {
             return Err(Refusal::InvalidCode);
         }
         let token = self.entropy.draw(Token::generate);

@@ -5,7 +5,6 @@
 use std::collections::{HashMap, HashSet};
 
 use chrono::{DateTime, Utc};
-use sqlx::FromRow;
 use uuid::Uuid;
 
 use super::{
@@ -15,31 +14,48 @@ use super::{
 };
 use crate::domain::{
     Bundle, Bundles, Caller, DeviceId, OneTimeOutcome, Refusal, Timestamp, UserId,
-    bundle::{KeyBytes, PqPrekey, SignedPrekey, Unavailable, UnavailableReason},
+    bundle::{EncodedKey, PqPrekey, SignedPrekey, Unavailable, UnavailableReason},
 };
 
 /// An active device with its signed keys, which are absent if it has not published.
-#[derive(Clone, FromRow)]
-struct TargetRow {
-    user_id: Uuid,
-    device_id: Uuid,
+struct Target {
+    user: Uuid,
+    device: Uuid,
     registration_id: i64,
     suite: Option<String>,
-    identity_key: Option<Vec<u8>>,
+    identity_key: Option<String>,
     key_id: Option<i64>,
-    public_key: Option<Vec<u8>>,
-    signature: Option<Vec<u8>>,
+    public_key: Option<String>,
+    signature: Option<String>,
     expires_at: Option<DateTime<Utc>>,
 }
 
-impl TargetRow {
+/// The columns of a [`Target`].
+type TargetRow = (
+    Uuid,
+    Uuid,
+    i64,
+    Option<String>,
+    Option<String>,
+    Option<i64>,
+    Option<String>,
+    Option<String>,
+    Option<DateTime<Utc>>,
+);
+
+impl Target {
+    fn from_row(row: TargetRow) -> Self {
+        let (user, device, registration_id, suite, identity_key, key_id, public_key, signature, expires_at) = row;
+        Self { user, device, registration_id, suite, identity_key, key_id, public_key, signature, expires_at }
+    }
+
     fn has_published(&self) -> bool {
         self.suite.is_some()
     }
 
     /// The bundle without one-time keys, or why there is none.
     fn bundle(&self, now: Timestamp) -> Result<Result<Bundle, Unavailable>, StoreError> {
-        let device_id = DeviceId(self.device_id);
+        let device_id = DeviceId(self.device);
         let unavailable = |reason| Ok(Err(Unavailable { device_id, reason }));
         let (Some(suite), Some(identity_key)) = (&self.suite, &self.identity_key) else {
             return unavailable(UnavailableReason::NoKeys);
@@ -47,8 +63,8 @@ impl TargetRow {
         let signed_prekey = match (self.key_id, &self.public_key, &self.signature, self.expires_at.map(rows::time)) {
             (Some(key_id), Some(key), Some(signature), Some(expires_at)) if expires_at > now => SignedPrekey {
                 key_id: rows::number(key_id)?,
-                public_key: KeyBytes(key.clone()),
-                signature: KeyBytes(signature.clone()),
+                public_key: EncodedKey(key.clone()),
+                signature: EncodedKey(signature.clone()),
                 expires_at,
             },
             _ => return unavailable(UnavailableReason::SignedPrekeyExpired),
@@ -57,7 +73,7 @@ impl TargetRow {
             device_id,
             registration_id: rows::number(self.registration_id)?,
             suite: rows::suite(suite)?,
-            identity_key: KeyBytes(identity_key.clone()),
+            identity_key: EncodedKey(identity_key.clone()),
             signed_prekey,
             one_time_prekey: None,
             one_time: OneTimeOutcome::NotRequested,
@@ -69,7 +85,7 @@ impl TargetRow {
 /// The active devices of some users.
 pub(super) struct Targets {
     /// Every user that exists, with its active devices.
-    users: HashMap<Uuid, Vec<TargetRow>>,
+    users: HashMap<Uuid, Vec<Target>>,
 }
 
 /// Each value once.
@@ -80,9 +96,10 @@ pub(super) fn distinct(ids: impl Iterator<Item = Uuid>) -> Vec<Uuid> {
 impl Targets {
     /// Reads the devices of these users.
     pub(super) async fn read(tx: &mut Tx<'_>, users: &[Uuid]) -> Result<Self, StoreError> {
-        let mut found: HashMap<Uuid, Vec<TargetRow>> = HashMap::new();
-        for row in tx.query(sql::TARGETS_OF_MANY).bind_ids(users).fetch_all::<TargetRow>().await? {
-            found.entry(row.user_id).or_default().push(row);
+        let mut found: HashMap<Uuid, Vec<Target>> = HashMap::new();
+        for row in tx.query(sql::TARGETS_OF_MANY).bind_ids(users).fetch_all().await? {
+            let target = Target::from_row(row);
+            found.entry(target.user).or_default().push(target);
         }
         let others: Vec<Uuid> = users.iter().copied().filter(|user| !found.contains_key(user)).collect();
         for (user,) in tx.query(accounts::USERS_OF_MANY).bind_ids(&others).fetch_all::<(Uuid,)>().await? {
@@ -104,18 +121,18 @@ impl Targets {
     ) -> Result<Assembly, StoreError> {
         let devices = self.users.get(&user.0).ok_or(Refusal::NotFound)?;
         let mut assembly = Assembly { answer: Bundles::default(), missing: Vec::new() };
-        let others = devices.iter().filter(|row| row.device_id != caller.device.0);
+        let others = devices.iter().filter(|target| target.device != caller.device.0);
         if let Some(wanted) = wanted {
-            let others: HashMap<Uuid, &TargetRow> = others.map(|row| (row.device_id, row)).collect();
+            let others: HashMap<Uuid, &Target> = others.map(|target| (target.device, target)).collect();
             for device in wanted {
                 match others.get(&device.0) {
-                    Some(row) => assembly.add(row.bundle(now)?),
+                    Some(target) => assembly.add(target.bundle(now)?),
                     None => assembly.missing.push(*device),
                 }
             }
         } else {
-            for row in others.filter(|row| row.has_published()) {
-                assembly.add(row.bundle(now)?);
+            for target in others.filter(|target| target.has_published()) {
+                assembly.add(target.bundle(now)?);
             }
         }
         Ok(assembly)
@@ -175,8 +192,8 @@ pub(super) async fn add_last_resorts<'b>(
         if let Some((_, key_id, key, signature)) = found.get(&bundle.device_id.0) {
             bundle.pq_prekey = Some(PqPrekey {
                 key_id: rows::number(*key_id)?,
-                public_key: KeyBytes(key.clone()),
-                signature: KeyBytes(signature.clone()),
+                public_key: EncodedKey::of(key),
+                signature: EncodedKey::of(signature),
                 last_resort: true,
             });
         }

@@ -1,7 +1,5 @@
 //! Connections of devices to nodes, as the database knows them: which is the newest, and what it may have missed.
 
-use sqlx::FromRow;
-
 use super::{Store, StoreError, error::fail_all, sql::accounts as sql, tx::Column};
 use crate::domain::{Caller, DeviceId, LiveConnection, Refusal, Timestamp};
 
@@ -32,15 +30,6 @@ pub struct ConnectionState {
     pub session_is_valid: bool,
     /// The number of the newest envelope that was ever stored for the device, 0 if there was none.
     pub mailbox_head: i64,
-}
-
-#[derive(FromRow)]
-struct StateRow {
-    place: i64,
-    conn_epoch: i64,
-    revoked: bool,
-    session_is_valid: bool,
-    mailbox_head: i64,
 }
 
 impl Store {
@@ -86,7 +75,7 @@ impl Store {
         connections: &[LiveConnection],
         now: Timestamp,
     ) -> Result<Vec<Option<ConnectionState>>, StoreError> {
-        let found: Vec<StateRow> = self
+        let found: Vec<(i64, i64, bool, bool, i64)> = self
             .read()
             .await?
             .query(sql::CHECK_CONNECTIONS)
@@ -99,9 +88,9 @@ impl Store {
             .fetch_all()
             .await?;
         let mut states = vec![None; connections.len()];
-        for StateRow { place, conn_epoch, revoked, session_is_valid, mailbox_head } in found {
+        for (place, newest_epoch, revoked, session_is_valid, mailbox_head) in found {
             if let Some(state) = usize::try_from(place).ok().and_then(|place| states.get_mut(place)) {
-                *state = Some(ConnectionState { newest_epoch: conn_epoch, revoked, session_is_valid, mailbox_head });
+                *state = Some(ConnectionState { newest_epoch, revoked, session_is_valid, mailbox_head });
             }
         }
         Ok(states)

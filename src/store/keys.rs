@@ -9,8 +9,8 @@ use super::{
 };
 use crate::domain::{
     Caller, DeviceId, KeyKind, KeysStatus, Refusal, Timestamp,
-    bundle::{KeyBytes, LastResortStatus, MAX_POOL, SignedPrekeyStatus, depth},
-    keys::{IdentityKey, KeyId},
+    bundle::{EncodedKey, LastResortStatus, MAX_POOL, SignedPrekeyStatus, depth},
+    keys::{IdentityKey, KeyId, Prekey},
     publish::{Identity, VerifiedPqPrekey, VerifiedPublish, VerifiedSignedPrekey},
 };
 
@@ -58,19 +58,29 @@ impl PoolStatements {
     }
 }
 
-/// A key for a pool. One-time prekeys have no signature.
-struct PoolKey<'k> {
-    key_id: KeyId,
-    key: &'k [u8],
-    signature: Option<&'k [u8]>,
+/// A key for a pool.
+#[derive(Clone, Copy)]
+enum PoolKey<'k> {
+    OneTime(KeyId, &'k Prekey),
+    Pq(&'k VerifiedPqPrekey),
+}
+
+impl PoolKey<'_> {
+    fn key_id(self) -> KeyId {
+        match self {
+            Self::OneTime(key_id, _) => key_id,
+            Self::Pq(key) => key.key_id,
+        }
+    }
 }
 
 /// The stored identity of a device.
 async fn identity(tx: &mut Tx<'_>, device: DeviceId) -> Result<Option<Identity>, StoreError> {
-    let row: Option<(String, Vec<u8>)> = tx.query(sql::IDENTITY).bind(device.0).fetch_optional().await?;
+    let row: Option<(String, String)> = tx.query(sql::IDENTITY).bind(device.0).fetch_optional().await?;
     row.map(|(suite, key)| {
         let suite = rows::suite(&suite)?;
-        let key = IdentityKey::parse(suite, &key).map_err(|error| rows::corrupt(error.into()))?;
+        let bytes = EncodedKey(key).decode().unwrap_or_default();
+        let key = IdentityKey::parse(suite, &bytes).map_err(|error| rows::corrupt(error.into()))?;
         Ok(Identity { suite, key })
     })
     .transpose()
@@ -115,14 +125,9 @@ impl Store {
             if let Some(key) = publish.pq_last_resort() {
                 self.replace_last_resort(&mut tx, device, key, now).await?;
             }
-            let keys = publish.one_time().iter();
-            let keys = keys.map(|(key_id, key)| PoolKey { key_id: *key_id, key: key.as_bytes(), signature: None });
+            let keys = publish.one_time().iter().map(|(key_id, key)| PoolKey::OneTime(*key_id, key));
             let one_time = self.add_to_pool(&mut tx, device, KeyKind::OneTime, keys.collect(), now).await?;
-            let keys = publish.pq_one_time().iter().map(|one| PoolKey {
-                key_id: one.key_id,
-                key: one.key.as_bytes(),
-                signature: Some(&one.signature),
-            });
+            let keys = publish.pq_one_time().iter().map(PoolKey::Pq);
             let pq_one_time = self.add_to_pool(&mut tx, device, KeyKind::PqOneTime, keys.collect(), now).await?;
             if !one_time.accepted.is_empty() || !pq_one_time.accepted.is_empty() {
                 tx.query(sql::BUMP_POOL_VERSION).bind(device.0).execute().await?;
@@ -145,8 +150,8 @@ impl Store {
         tx.query(sql::INSERT_SIGNED_PREKEY)
             .bind(self.row_id(now))
             .bind(device.0)
-            .bind(new.key.as_bytes())
-            .bind(&new.signature[..])
+            .bind(EncodedKey::of(new.key.as_bytes()).0)
+            .bind(EncodedKey::of(&new.signature).0)
             .bind(now.to_utc())
             .bind(new.expires_at.to_utc())
             .bind(i64::from(new.key_id))
@@ -163,8 +168,7 @@ impl Store {
         now: Timestamp,
     ) -> Result<(), StoreError> {
         tx.query(sql::DELETE_LAST_RESORT).bind(device.0).execute().await?;
-        self.insert_pq(tx, device, true, new.key_id, new.key.as_bytes(), &new.signature, now).await?;
-        Ok(())
+        self.insert_pq(tx, device, true, new, now).await.map(drop)
     }
 
     /// Adds keys to a pool and reports on each. The low-water levels that the pool rises above are announced again when it
@@ -183,20 +187,24 @@ impl Store {
         }
         let statements = PoolStatements::of(kind);
         let mut size = count(tx, statements.count, device).await?;
-        for PoolKey { key_id, key, signature } in keys {
+        for key in keys {
+            let key_id = key.key_id();
             let fits = usize::try_from(size).is_ok_and(|size| size < MAX_POOL);
-            if fits && self.insert_one_time(tx, device, key_id, key, signature, now).await? {
+            if fits && self.insert(tx, device, key, now).await? {
                 size += 1;
                 report.accepted.push(key_id.get());
                 continue;
             }
-            let taken: Option<(bool, Option<Vec<u8>>)> =
-                tx.query(statements.by_key_id).bind(device.0).bind(i64::from(key_id)).fetch_optional().await?;
-            let list = match taken {
+            let taken = tx.query(statements.by_key_id).bind(device.0).bind(i64::from(key_id));
+            let taken = match key {
+                PoolKey::OneTime(_, key) => taken.bind(EncodedKey::of(key.as_bytes()).0),
+                PoolKey::Pq(key) => taken.bind(key.key.as_bytes()),
+            };
+            let list = match taken.fetch_optional().await? {
                 None => &mut report.over_cap,
                 Some((true, _)) => &mut report.already_issued,
-                Some((false, Some(stored))) if stored == key => &mut report.duplicate,
-                Some((false, _)) => &mut report.conflict,
+                Some((false, Some(true))) => &mut report.duplicate,
+                Some((false, Some(false) | None)) => &mut report.conflict,
             };
             list.push(key_id.get());
         }
@@ -207,24 +215,33 @@ impl Store {
         Ok(report)
     }
 
-    /// Inserts a one-time key of either kind. Returns whether its id was free.
+    /// Inserts a key into its pool. Returns whether its id was free.
+    async fn insert(
+        &self,
+        tx: &mut Tx<'_>,
+        device: DeviceId,
+        key: PoolKey<'_>,
+        now: Timestamp,
+    ) -> Result<bool, StoreError> {
+        match key {
+            PoolKey::OneTime(key_id, key) => self.insert_one_time(tx, device, key_id, key, now).await,
+            PoolKey::Pq(key) => self.insert_pq(tx, device, false, key, now).await,
+        }
+    }
+
     pub(super) async fn insert_one_time(
         &self,
         tx: &mut Tx<'_>,
         device: DeviceId,
         key_id: KeyId,
-        key: &[u8],
-        signature: Option<&[u8]>,
+        key: &Prekey,
         now: Timestamp,
     ) -> Result<bool, StoreError> {
-        if let Some(signature) = signature {
-            return self.insert_pq(tx, device, false, key_id, key, signature, now).await;
-        }
         let inserted = tx
             .query(sql::INSERT_ONE_TIME)
             .bind(self.row_id(now))
             .bind(device.0)
-            .bind(key)
+            .bind(EncodedKey::of(key.as_bytes()).0)
             .bind(now.to_utc())
             .bind(i64::from(key_id))
             .execute()
@@ -232,15 +249,13 @@ impl Store {
         Ok(inserted == 1)
     }
 
-    #[expect(clippy::too_many_arguments, reason = "one for each column")]
+    /// PQ keys are kept as bytes: in base64 they would be too large for their row and move to a table of their own.
     async fn insert_pq(
         &self,
         tx: &mut Tx<'_>,
         device: DeviceId,
         last_resort: bool,
-        key_id: KeyId,
-        key: &[u8],
-        signature: &[u8],
+        new: &VerifiedPqPrekey,
         now: Timestamp,
     ) -> Result<bool, StoreError> {
         let inserted = tx
@@ -248,9 +263,9 @@ impl Store {
             .bind(self.row_id(now))
             .bind(device.0)
             .bind(last_resort)
-            .bind(i64::from(key_id))
-            .bind(key)
-            .bind(signature)
+            .bind(i64::from(new.key_id))
+            .bind(new.key.as_bytes())
+            .bind(&new.signature[..])
             .bind(now.to_utc())
             .execute()
             .await?;
@@ -279,7 +294,7 @@ impl Store {
         let pq_last_resort = |(id,)| Ok::<_, StoreError>(LastResortStatus { key_id: rows::number(id)? });
         Ok(KeysStatus {
             suite: identity.map(|identity| identity.suite),
-            identity_key: identity.map(|identity| KeyBytes(identity.key.as_bytes().to_vec())),
+            identity_key: identity.map(|identity| EncodedKey::of(identity.key.as_bytes())),
             signed_prekey: signed.map(signed_prekey).transpose()?,
             pq_last_resort: last_resort.map(pq_last_resort).transpose()?,
             one_time,
@@ -298,7 +313,7 @@ pub(super) async fn insert_identity(
 ) -> Result<(), StoreError> {
     tx.query(sql::INSERT_IDENTITY)
         .bind(device.0)
-        .bind(identity.key.as_bytes())
+        .bind(EncodedKey::of(identity.key.as_bytes()).0)
         .bind(now.to_utc())
         .bind(identity.suite.as_str())
         .execute()

@@ -11,7 +11,7 @@ use std::{
 };
 
 use sqlx::{
-    ConnectOptions, Connection, PgConnection, SqlitePool,
+    ConnectOptions, Connection, PgConnection, SqliteConnection,
     migrate::Migrator,
     pool::PoolOptions,
     postgres::{PgConnectOptions, PgPoolOptions},
@@ -22,6 +22,7 @@ use tokio::time::timeout;
 use super::{
     Database, PostgresServer, SqliteFile, Store, StoreError, StoreSettings, batch_connections,
     health::{Health, PATIENCE},
+    migrations::{ON_POSTGRES, ON_SQLITE},
     pool::Connections,
     sql,
 };
@@ -38,9 +39,6 @@ const IDLE_TIMEOUT: &str = "15s";
 const TRUSTED_IDLE: Duration = Duration::from_secs(1);
 /// How long its answer may take.
 const PING_TIME: Duration = Duration::from_secs(1);
-
-static ON_SQLITE: Migrator = sqlx::migrate!("migrations/sqlite");
-static ON_POSTGRES: Migrator = sqlx::migrate!("migrations/postgres");
 
 /// The lock of whoever serves a file, or changes its tables. Ends with the process at the latest.
 #[derive(Debug)]
@@ -131,12 +129,15 @@ impl Store {
         if alone && lock.is_none() {
             return Err(in_use());
         }
-        let pool = || SqlitePoolOptions::new().acquire_timeout(PATIENCE).test_before_acquire(false);
-        let writer = pool().max_connections(1).connect_with(options.clone()).await?;
-        if lock.is_none() && is_behind(&writer).await? {
+        // Migrations replace tables. A connection that enforces foreign keys would delete what refers to the old ones.
+        let mut migrating = options.clone().foreign_keys(false).connect().await?;
+        if lock.is_none() && is_behind(&mut migrating).await? {
             return Err(in_use());
         }
-        ON_SQLITE.run(&writer).await.map_err(StoreError::from_migration)?;
+        ON_SQLITE.run(&mut migrating).await.map_err(StoreError::from_migration)?;
+        migrating.close().await?;
+        let pool = || SqlitePoolOptions::new().acquire_timeout(PATIENCE).test_before_acquire(false);
+        let writer = pool().max_connections(1).connect_with(options.clone()).await?;
         let readers = options.read_only(true).pragma("cache_size", READER_CACHE);
         // Readers never wait for each other or for the writer, so more of them than cores would only hold memory.
         let cores = std::thread::available_parallelism().map_or(1, |cores| u32::try_from(cores.get()).unwrap_or(1));
@@ -247,11 +248,11 @@ fn pending(known: &Migrator, applied: &[Applied]) -> Result<usize, StoreError> {
 }
 
 /// Whether a start would change the tables.
-async fn is_behind(pool: &SqlitePool) -> Result<bool, StoreError> {
-    let (migrated,): (bool,) = sqlx::query_as(sql::HAS_MIGRATIONS.sqlite).fetch_one(pool).await?;
+async fn is_behind(connection: &mut SqliteConnection) -> Result<bool, StoreError> {
+    let (migrated,): (bool,) = sqlx::query_as(sql::HAS_MIGRATIONS.sqlite).fetch_one(&mut *connection).await?;
     if !migrated {
         return Ok(true);
     }
-    let applied: Vec<Applied> = sqlx::query_as(sql::MIGRATIONS.sqlite).fetch_all(pool).await?;
+    let applied: Vec<Applied> = sqlx::query_as(sql::MIGRATIONS.sqlite).fetch_all(connection).await?;
     Ok(pending(&ON_SQLITE, &applied)? > 0)
 }

@@ -20,6 +20,16 @@ pub fn time(at: DateTime<Utc>) -> Timestamp {
     Timestamp::new(at)
 }
 
+/// Hashes are kept in lower-case hexadecimal.
+pub fn hex(hash: &[u8; 32]) -> String {
+    blake3::Hash::from_bytes(*hash).to_hex().to_string()
+}
+
+/// The hash that [`hex`] wrote.
+pub fn hash(text: &str) -> Result<[u8; 32], StoreError> {
+    blake3::Hash::from_hex(text).map(Into::into).map_err(|error| corrupt(error.into()))
+}
+
 /// The error for a column that holds what this server never writes.
 pub fn corrupt(why: Box<dyn std::error::Error + Send + Sync>) -> StoreError {
     StoreError::Internal(sqlx::Error::Decode(why))

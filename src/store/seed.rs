@@ -42,7 +42,7 @@ impl Store {
                 store.replace_signed_prekey(&mut tx, device, key, now).await?;
             }
             for (key_id, key) in keys.one_time() {
-                store.insert_one_time(&mut tx, device, *key_id, key.as_bytes(), None, now).await?;
+                store.insert_one_time(&mut tx, device, *key_id, key, now).await?;
             }
             if !keys.one_time().is_empty() {
                 let size = u32::try_from(keys.one_time().len()).unwrap_or(u32::MAX);

@@ -52,7 +52,7 @@ pub(super) async fn insert(
         .bind(new.id.0)
         .bind(caller.user.0)
         .bind(caller.device.0)
-        .bind(&new.token_hash[..])
+        .bind(rows::hex(&new.token_hash))
         .bind(new.expires_at.to_utc())
         .bind(now.to_utc())
         .bind(replaces)
@@ -77,7 +77,7 @@ impl Store {
             .read()
             .await?
             .query(sql::SESSION_BY_TOKEN)
-            .bind(&token[..])
+            .bind(rows::hex(token))
             .bind(now.to_utc())
             .fetch_optional()
             .await?;

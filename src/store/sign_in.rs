@@ -128,7 +128,7 @@ impl Store {
             tx.query(sql::INSERT_CHALLENGE)
                 .bind(new.id.0)
                 .bind(new.email.as_str())
-                .bind(&new.hash[..])
+                .bind(rows::hex(&new.hash))
                 .bind((new.created_at + otp::LIFETIME).to_utc())
                 .bind(new.created_at.to_utc())
                 .bind(&new.network[..])
@@ -148,7 +148,7 @@ impl Store {
         challenge: ChallengeId,
         email: &Email,
         now: Timestamp,
-    ) -> Result<Vec<u8>, StoreError> {
+    ) -> Result<[u8; 32], StoreError> {
         self.retrying(|| async {
             let mut tx = self.begin().await?;
             let row: Option<(bool, DateTime<Utc>, i32)> =
@@ -160,7 +160,7 @@ impl Store {
             if attempts >= otp::MAX_ATTEMPTS {
                 return Err(Refusal::TooManyAttempts.into());
             }
-            let counted: Option<(Vec<u8>,)> = tx
+            let counted: Option<(String,)> = tx
                 .query(sql::COUNT_ATTEMPT)
                 .bind(challenge.0)
                 .bind(now.to_utc())
@@ -168,6 +168,7 @@ impl Store {
                 .fetch_optional()
                 .await?;
             let (hash,) = counted.ok_or(Refusal::TooManyAttempts)?;
+            let hash = rows::hash(&hash)?;
             tx.commit().await?;
             Ok(hash)
         })

@@ -34,6 +34,7 @@ mod mail;
 mod messages;
 mod metrics;
 mod metrics_connections;
+mod migrations;
 mod outage;
 mod redis_tls;
 mod requests;

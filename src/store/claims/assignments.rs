@@ -8,7 +8,7 @@ use super::{BlockedClaim, ClaimAnswer, ClaimRequest, Pool, tokens::TakenTokens};
 use crate::{
     domain::{
         Bundle, Bundles, DeviceId, KeyKind, OneTimeOutcome, Timestamp,
-        bundle::{KeyBytes, OneTimePrekey, PqPrekey},
+        bundle::{EncodedKey, OneTimePrekey, PqPrekey},
     },
     store::{
         StoreError, rows,
@@ -37,19 +37,20 @@ fn columns(ids: &[AssignmentId]) -> [Column<'static>; 3] {
 }
 
 /// claimer, claim, device, then the key.
-pub(super) type OneTimeRow = (Uuid, Uuid, Uuid, i64, Vec<u8>);
+pub(super) type OneTimeRow = (Uuid, Uuid, Uuid, i64, String);
 /// claimer, claim, device, then the key with its signature.
 pub(super) type PqRow = (Uuid, Uuid, Uuid, i64, Vec<u8>, Vec<u8>);
 
 /// The key of a row.
 pub(super) fn one_time_key((.., key_id, key): OneTimeRow) -> Result<OneTimePrekey, StoreError> {
-    Ok(OneTimePrekey { key_id: rows::number(key_id)?, public_key: KeyBytes(key) })
+    Ok(OneTimePrekey { key_id: rows::number(key_id)?, public_key: EncodedKey(key) })
 }
 
 /// The key of a row.
 pub(super) fn pq_key((.., key_id, key, signature): PqRow) -> Result<PqPrekey, StoreError> {
     let key_id = rows::number(key_id)?;
-    Ok(PqPrekey { key_id, public_key: KeyBytes(key), signature: KeyBytes(signature), last_resort: false })
+    let (public_key, signature) = (EncodedKey::of(&key), EncodedKey::of(&signature));
+    Ok(PqPrekey { key_id, public_key, signature, last_resort: false })
 }
 
 struct Assignment {

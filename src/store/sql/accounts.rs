@@ -75,14 +75,13 @@ statements! {
         RETURNING conn_epoch");
     /// The state of connections, given as rows of place, device and session; the last parameter is the time.
     CHECK_CONNECTIONS = each(
-        "SELECT connection.value ->> 0 AS place, conn_epoch, revoked, EXISTS (SELECT 1 FROM sessions \
-        WHERE sessions.id = unhex(connection.value ->> 2) AND sessions.device_id = devices.id AND expires_at > $2) \
-        AS session_is_valid, next_seq - 1 AS mailbox_head FROM json_each($1) AS connection \
+        "SELECT connection.value ->> 0, conn_epoch, revoked, EXISTS (SELECT 1 FROM sessions \
+        WHERE sessions.id = unhex(connection.value ->> 2) AND sessions.device_id = devices.id AND expires_at > $2), \
+        next_seq - 1 FROM json_each($1) AS connection \
         CROSS JOIN devices ON devices.id = unhex(connection.value ->> 1) \
         JOIN mailboxes ON mailboxes.device_id = devices.id",
         "SELECT place, conn_epoch, revoked, EXISTS (SELECT 1 FROM sessions \
-        WHERE sessions.id = session AND sessions.device_id = device AND expires_at > $4) \
-        AS session_is_valid, next_seq - 1 AS mailbox_head \
+        WHERE sessions.id = session AND sessions.device_id = device AND expires_at > $4), next_seq - 1 \
         FROM UNNEST($1::BIGINT[], $2::UUID[], $3::UUID[]) AS connection (place, device, session) \
         JOIN devices ON devices.id = device JOIN mailboxes ON mailboxes.device_id = device");
 }

@@ -17,9 +17,11 @@ statements! {
         VALUES ($1, $2, $3, $4, $5, $6, $7) ON CONFLICT (device_id, last_resort, key_id) DO NOTHING");
     INSERT_ONE_TIME = both("INSERT INTO one_time_prekeys (id, device_id, public_key, created_at, key_id) \
         VALUES ($1, $2, $3, $4, $5) ON CONFLICT (device_id, key_id) DO NOTHING");
+    /// Whether the key with this id was issued, and whether it is the key $3.
     ONE_TIME_BY_KEY_ID =
-        both("SELECT used, public_key FROM one_time_prekeys WHERE device_id = $1 AND key_id = $2");
-    PQ_BY_KEY_ID = both("SELECT used, public_key FROM pq_prekeys \
+        both("SELECT used, public_key = $3 FROM one_time_prekeys WHERE device_id = $1 AND key_id = $2");
+    /// The same for a PQ key. The key of one that was issued long ago is NULL.
+    PQ_BY_KEY_ID = both("SELECT used, public_key = $3 FROM pq_prekeys \
         WHERE device_id = $1 AND key_id = $2 AND NOT last_resort");
     BUMP_POOL_VERSION = both("UPDATE devices SET pool_version = pool_version + 1 WHERE id = $1");
     /// A publish lowers the announced depth to that of the new count, so that levels above it are announced again.
@@ -48,15 +50,15 @@ statements! {
 
     /// The active devices of these users with their signed keys, which are NULL for a device that has not published.
     TARGETS_OF_MANY = each(
-        "SELECT user_id, devices.id AS device_id, registration_id, identity_keys.suite, \
-        identity_keys.public_key AS identity_key, signed_prekeys.key_id, signed_prekeys.public_key, \
+        "SELECT user_id, devices.id, registration_id, identity_keys.suite, \
+        identity_keys.public_key, signed_prekeys.key_id, signed_prekeys.public_key, \
         signed_prekeys.signature, signed_prekeys.expires_at \
         FROM devices LEFT JOIN identity_keys ON identity_keys.device_id = devices.id \
         LEFT JOIN signed_prekeys ON signed_prekeys.device_id = devices.id \
         WHERE user_id IN (SELECT unhex(value) FROM json_each($1)) AND NOT revoked \
         ORDER BY devices.created_at, devices.id",
-        "SELECT user_id, devices.id AS device_id, registration_id, identity_keys.suite, \
-        identity_keys.public_key AS identity_key, signed_prekeys.key_id, signed_prekeys.public_key, \
+        "SELECT user_id, devices.id, registration_id, identity_keys.suite, \
+        identity_keys.public_key, signed_prekeys.key_id, signed_prekeys.public_key, \
         signed_prekeys.signature, signed_prekeys.expires_at \
         FROM devices LEFT JOIN identity_keys ON identity_keys.device_id = devices.id \
         LEFT JOIN signed_prekeys ON signed_prekeys.device_id = devices.id \

@@ -1,5 +1,6 @@
 //! One suite for the store, run on every engine, so that they cannot drift apart.
 
+mod given_schema;
 mod postgres;
 mod schema;
 mod suite;

@@ -1,0 +1,56 @@
+//! The migrations of both databases, in their order. sqlx keeps their checksums in the database: a file that has been released
+//! must not change any more.
+//!
+//! They are listed here rather than collected by sqlx's macro, since its macros would compile both drivers a second time.
+
+use std::sync::LazyLock;
+
+use sqlx::{
+    SqlStr,
+    migrate::{Migration, MigrationType, Migrator},
+};
+
+/// The migrations of SQLite. They need a connection that does not enforce foreign keys.
+pub static ON_SQLITE: LazyLock<Migrator> = LazyLock::new(|| {
+    migrator(&[
+        ("accounts and keys", include_str!("../../migrations/sqlite/0001_accounts_and_keys.sql")),
+        ("mailbox", include_str!("../../migrations/sqlite/0002_mailbox.sql")),
+        ("text and defaults", include_str!("../../migrations/sqlite/0003_text_and_defaults.sql")),
+    ])
+});
+
+/// The migrations of PostgreSQL.
+pub static ON_POSTGRES: LazyLock<Migrator> = LazyLock::new(|| {
+    migrator(&[
+        ("accounts and keys", include_str!("../../migrations/postgres/0001_accounts_and_keys.sql")),
+        ("mailbox", include_str!("../../migrations/postgres/0002_mailbox.sql")),
+        ("text and defaults", include_str!("../../migrations/postgres/0003_text_and_defaults.sql")),
+    ])
+});
+
+/// Numbers migrations from 1. Each runs in a transaction of its own, together with the row that records it.
+fn migrator(texts: &[(&'static str, &'static str)]) -> Migrator {
+    let migration = |(version, (description, text)): (i64, &(&'static str, &'static str))| {
+        Migration::new(version, (*description).into(), MigrationType::Simple, SqlStr::from_static(text), false)
+    };
+    Migrator::with_migrations((1..).zip(texts).map(migration).collect())
+}
+
+#[cfg(test)]
+mod tests {
+    use std::{fs, path::Path};
+
+    use super::*;
+
+    #[test]
+    fn every_migration_file_is_listed_under_its_number_and_name() {
+        for (folder, migrator) in [("sqlite", &ON_SQLITE), ("postgres", &ON_POSTGRES)] {
+            let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("migrations").join(folder);
+            let mut files: Vec<String> =
+                fs::read_dir(folder).unwrap().map(|file| file.unwrap().file_name().into_string().unwrap()).collect();
+            files.sort();
+            let named = |one: &Migration| format!("{:04}_{}.sql", one.version, one.description.replace(' ', "_"));
+            assert_eq!(migrator.iter().map(named).collect::<Vec<_>>(), files);
+        }
+    }
+}
