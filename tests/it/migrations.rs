@@ -45,7 +45,7 @@ fn on_postgres(query: &str) -> String {
 
 /// Text as the new columns should hold it.
 fn encoded(keys: Vec<(String, Vec<u8>)>, hashes: Vec<(String, Vec<u8>)>) -> BTreeMap<String, String> {
-    let hex = |bytes: Vec<u8>| bytes.iter().map(|byte| format!("{byte:02x}")).collect::<String>();
+    let hex = |bytes: Vec<u8>| blake3::Hash::from_slice(&bytes).unwrap().to_hex().to_string();
     let keys = keys.into_iter().map(|(name, bytes)| (name, STANDARD.encode(bytes)));
     keys.chain(hashes.into_iter().map(|(name, bytes)| (name, hex(bytes)))).collect()
 }
