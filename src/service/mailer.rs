@@ -1,37 +1,31 @@
-//! Mail to people: codes, and the news that a device was added.
+//! Mail to people: sign-in codes, and notices that a device was added.
 //!
-//! Each mail is a task of its own, of which there are so many at most, so that a request neither waits for a mail server nor
-//! shows whether it worked. A mail that is refused for now, as by greylisting, or finds the server away, is tried again for
-//! as long as a code in it is worth something.
+//! Each mail is a task of its own, of which there is a bounded number, so that a request neither waits for a mail server
+//! nor shows whether it worked. A mail that the server refuses for now, as greylisting does, or for which the server
+//! cannot be reached, is tried again for as long as a code in it is of use.
 
-use std::{path::PathBuf, sync::Arc, time::Duration};
+mod mail;
+mod transport;
 
-use lettre::{
-    AsyncSmtpTransport, AsyncTransport, Message, Tokio1Executor,
-    message::{
-        Body, Mailbox,
-        header::{ContentTransferEncoding, ContentType},
-    },
-};
-use rand::RngExt;
+use std::{sync::Arc, time::Duration};
+
 use thiserror::Error;
 use tokio::{
     sync::Semaphore,
     time::{Instant, sleep, timeout_at},
 };
 
+pub use self::mail::Mail;
+use self::transport::Transport;
 use crate::{
     clock::{Clock, Entropy},
-    domain::{Email, otp::OtpCode},
     metrics::{MailEnd, Metrics},
     tasks::Work,
 };
 
-/// Mails that may be on their way, those included that wait for another try.
+/// Mails that may be on their way, including those that wait for another try.
 const PLACES: usize = 1024;
-/// How long one step of an SMTP conversation may take.
-const SMTP_TIMEOUT: Duration = Duration::from_secs(15);
-/// Conversations with the mail server at once, so that one slow recipient does not hold the others up.
+/// Conversations with the mail server at once, so that one slow recipient does not hold up the others.
 const AT_ONCE: usize = 8;
 /// Pauses between the tries for one mail: three minutes in all.
 const PAUSES: &[Duration] = &[
@@ -54,81 +48,18 @@ pub enum MailerError {
     /// The mail could not be composed.
     #[error("the mail cannot be composed")]
     Compose,
-    /// The folder does not take it.
+    /// The folder of a `file:` mailer cannot be written.
     #[error("the mail folder does not take it: {0}")]
     Folder(#[from] std::io::Error),
-    /// The server refuses it.
+    /// The mail server refuses the mail.
     #[error("the mail server refuses it with {code}")]
     Refused {
         /// The reply's code (RFC 5321, 4.2): from 500 on, another try is pointless.
         code: u16,
     },
-    /// The server is not there, or not understood.
+    /// The mail server cannot be reached, or its replies cannot be read.
     #[error("the mail server cannot be spoken to")]
     Server,
-}
-
-/// One mail.
-pub struct Mail {
-    to: Email,
-    subject: &'static str,
-    text: String,
-}
-
-impl Mail {
-    /// The mail that carries a code. The code is its only group of eight digits.
-    pub fn code(to: Email, code: &OtpCode) -> Self {
-        let text = format!(
-            "Your code is {}\n\nIt works once, for ten minutes.\nIf you did not ask for it, ignore this mail.\n",
-            code.as_str()
-        );
-        Self { to, subject: "Your sign-in code", text }
-    }
-
-    /// The mail that tells of a new device.
-    pub fn device_added(to: Email, name: Option<&str>) -> Self {
-        // The name is whatever a stranger with the code chose: only letters of it are shown, and no digits, so that
-        // nothing in it can pass for a code.
-        let shown = |name: &str| name.chars().filter(|c| c.is_ascii_alphabetic() || *c == ' ').collect::<String>();
-        let name = name.map(shown).filter(|name| !name.trim().is_empty());
-        // On a line of its own, which with 64 characters is just short enough to need no encoding.
-        let named = name.map(|name| format!("Name: {}\n", name.trim())).unwrap_or_default();
-        let text = format!(
-            "A new device has signed in to your account.\n{named}\n\
-             If this was not you, revoke it from one of your other devices.\n"
-        );
-        Self { to, subject: "A device was added to your account", text }
-    }
-}
-
-impl Mail {
-    fn compose(&self, from: &Mailbox, clock: &Clock, entropy: &Entropy) -> Result<Message, MailerError> {
-        let to = self.to.as_str().parse().map_err(|_| MailerError::Compose)?;
-        // Lines are short and ASCII, so the text stays readable in the raw mail.
-        let text = Body::new_with_encoding(self.text.clone(), ContentTransferEncoding::SevenBit)
-            .map_err(|_| MailerError::Compose)?;
-        Message::builder()
-            .from(from.clone())
-            .to(Mailbox::new(None, to))
-            .subject(self.subject)
-            .date(std::time::UNIX_EPOCH + Duration::from_micros(clock.now().as_micros().unsigned_abs()))
-            .message_id(Some(format!("<{}@{}>", letters(entropy), from.email.domain())))
-            .header(ContentType::TEXT_PLAIN)
-            .body(text)
-            .map_err(|_| MailerError::Compose)
-    }
-}
-
-/// A random name of letters alone, so that it never looks like a code.
-fn letters(entropy: &Entropy) -> String {
-    entropy.draw(|rng| (0..20).map(|_| char::from(rng.random_range(b'a'..=b'z'))).collect())
-}
-
-/// The way out.
-enum Transport {
-    Log,
-    Folder(PathBuf),
-    Smtp(Box<AsyncSmtpTransport<Tokio1Executor>>),
 }
 
 impl MailerError {
@@ -137,7 +68,7 @@ impl MailerError {
     }
 }
 
-/// Takes mails and sees to them. Clones share the places.
+/// Accepts mails and sends them in the background. Clones share the bound on their number.
 #[derive(Clone)]
 pub struct Mailer {
     sender: Arc<Sender>,
@@ -146,10 +77,10 @@ pub struct Mailer {
 }
 
 impl Mailer {
-    /// Sets the transport of a checked `mailer.url` up.
+    /// Sets up the transport of a checked `mailer.url`.
     ///
     /// # Errors
-    /// Where the folder cannot be made or the URL is not one of a mail server.
+    /// If the folder cannot be made, the URL names no mail server, or the sender is not an address.
     pub fn new(
         url: &str,
         from: &str,
@@ -158,15 +89,13 @@ impl Mailer {
         metrics: Arc<Metrics>,
         work: Work,
     ) -> Result<Self, MailerError> {
-        let from: Mailbox = from.parse().map_err(|_| MailerError::Setup("mailer.from is not an address".to_owned()))?;
-        let transport = Transport::open(url)?;
-        let at_once = Semaphore::new(AT_ONCE);
-        let sender = Arc::new(Sender { transport, from, clock, entropy, metrics, at_once, pauses: PAUSES });
-        Ok(Self { sender, places: Arc::new(Semaphore::new(PLACES)), work })
+        let transport = Transport::open(url, from, clock, entropy)?;
+        let sender = Sender { transport, metrics, at_once: Semaphore::new(AT_ONCE), pauses: PAUSES };
+        Ok(Self { sender: Arc::new(sender), places: Arc::new(Semaphore::new(PLACES)), work })
     }
 
-    /// Sends a mail, for which a server that stops waits. One for which there is no place is dropped, and the operator
-    /// hears of it.
+    /// Sends a mail in the background; a server that stops waits for it. If too many are on their way, the mail is
+    /// dropped, and the log says so.
     pub fn send(&self, mail: Mail) {
         let Ok(place) = self.places.clone().try_acquire_owned() else {
             self.sender.metrics.mails.inc(MailEnd::Dropped);
@@ -182,29 +111,27 @@ impl Mailer {
     }
 }
 
-/// What every mail needs.
+/// Sends mails over one transport, with retries.
 struct Sender {
     transport: Transport,
-    from: Mailbox,
-    clock: Clock,
-    entropy: Entropy,
     metrics: Arc<Metrics>,
     at_once: Semaphore,
     pauses: &'static [Duration],
 }
 
 impl Sender {
-    /// Whether it worked, in the end. A server that stops hurries the next try, which is the last.
+    /// Sends a mail, with retries, and returns whether it was sent. When the server stops, the next try follows at once
+    /// and is the last.
     async fn deliver(&self, mail: &Mail, work: &Work) -> bool {
         let worthless = Instant::now() + WORTH_SENDING;
         let mut pauses = self.pauses;
         loop {
-            // Given back for the pause, so that a mail which has to wait keeps no other from being sent.
             let Ok(Ok(turn)) = timeout_at(worthless, self.at_once.acquire()).await else {
                 tracing::warn!("a mail was given up: the mail server is too slow for all that wait");
                 return false;
             };
-            let sent = self.transport.send(mail, &self.from, &self.clock, &self.entropy).await;
+            let sent = self.transport.send(mail).await;
+            // Given back for the pause, so that a mail which has to wait keeps no other from being sent.
             drop(turn);
             let Err(error) = sent else { return true };
             let tries_left = if error.is_permanent() { 0 } else { pauses.len() };
@@ -223,81 +150,19 @@ impl Sender {
     }
 }
 
-impl Transport {
-    fn open(url: &str) -> Result<Self, MailerError> {
-        if url == "log:" {
-            return Ok(Self::Log);
-        }
-        if let Some(folder) = url.strip_prefix("file:") {
-            let folder = PathBuf::from(folder.strip_prefix("//").unwrap_or(folder));
-            std::fs::create_dir_all(&folder)?;
-            return Ok(Self::Folder(folder));
-        }
-        // Plain `smtp://` means to lettre that TLS is not even tried.
-        let opportunistic = url.starts_with("smtp://") && !url.contains("tls=");
-        let separator = if url.contains('?') { '&' } else { '?' };
-        let url = if opportunistic { format!("{url}{separator}tls=opportunistic") } else { url.to_owned() };
-        let builder = AsyncSmtpTransport::<Tokio1Executor>::from_url(&url)
-            .map_err(|_| MailerError::Setup("mailer.url is not the address of a mail server".to_owned()))?;
-        Ok(Self::Smtp(Box::new(builder.timeout(Some(SMTP_TIMEOUT)).build())))
-    }
-
-    async fn send(&self, mail: &Mail, from: &Mailbox, clock: &Clock, entropy: &Entropy) -> Result<(), MailerError> {
-        if let Self::Log = self {
-            // Not through tracing: whoever chose this mailer wants to read the code, and no log may hold it.
-            #[expect(clippy::print_stdout, reason = "the development mailer's purpose")]
-            {
-                println!("mail to {}: {}: {}", mail.to.as_str(), mail.subject, mail.text.replace('\n', " "));
-            }
-            return Ok(());
-        }
-        let message = mail.compose(from, clock, entropy)?;
-        match self {
-            Self::Log => Ok(()),
-            Self::Folder(folder) => {
-                let name = format!("{}-{}.eml", clock.now().to_utc().format("%Y-%m-%dT%H-%M-%S%.6f"), letters(entropy));
-                let unfinished = folder.join(format!(".{name}.part"));
-                tokio::fs::write(&unfinished, message.formatted()).await?;
-                Ok(tokio::fs::rename(unfinished, folder.join(name)).await?)
-            }
-            Self::Smtp(server) => match server.send(message).await {
-                Ok(_) => Ok(()),
-                Err(error) => match error.status() {
-                    Some(code) => Err(MailerError::Refused { code: code.into() }),
-                    None => Err(MailerError::Server),
-                },
-            },
-        }
-    }
-}
-
 #[cfg(test)]
 mod tests {
-    use super::*;
+    use std::path::PathBuf;
 
-    #[test]
-    fn every_mail_composes_and_shows_its_code_in_the_raw_text() {
-        let entropy = Entropy::from_system().unwrap();
-        let from: Mailbox = "Sealwire <sealwire@localhost>".parse().unwrap();
-        let to = || Email::parse("alice@example.org").unwrap();
-        let code = OtpCode::parse("12345678").unwrap();
-        let raw =
-            |mail: Mail| String::from_utf8(mail.compose(&from, &Clock::System, &entropy).unwrap().formatted()).unwrap();
-        assert!(raw(Mail::code(to(), &code)).contains("Your code is 12345678\r\n"));
-        let name = "x".repeat(64);
-        for name in
-            [None, Some(name.as_str()), Some("Bob's phone 12345678"), Some("\r\nBcc: eve@example.org"), Some("電話")]
-        {
-            let raw = raw(Mail::device_added(to(), name));
-            assert!(!raw.contains("12345678") && !raw.contains("\nBcc"), "{raw}");
-        }
-    }
+    use super::*;
+    use crate::domain::{Email, otp::OtpCode};
+
     #[test]
     fn tries_outlast_greylisting_and_end_before_the_code_does() {
         assert!(PAUSES.is_sorted());
         let all: Duration = PAUSES.iter().sum();
         assert!((Duration::from_mins(2)..WORTH_SENDING).contains(&all), "{all:?}");
-        assert!(WORTH_SENDING + SMTP_TIMEOUT < crate::domain::otp::LIFETIME);
+        assert!(WORTH_SENDING + transport::SMTP_TIMEOUT < crate::domain::otp::LIFETIME);
         for (code, permanent) in [(421, false), (451, false), (499, false), (500, true), (550, true)] {
             assert_eq!(MailerError::Refused { code }.is_permanent(), permanent, "{code}");
         }
@@ -307,10 +172,7 @@ mod tests {
     /// A sender into a folder that is not there yet, so that every try fails for now.
     fn sender(folder: PathBuf, pauses: &'static [Duration]) -> Sender {
         Sender {
-            transport: Transport::Folder(folder),
-            from: "sealwire@localhost".parse().unwrap(),
-            clock: Clock::System,
-            entropy: Entropy::from_system().unwrap(),
+            transport: Transport::to_folder(folder),
             metrics: Arc::new(Metrics::new()),
             at_once: Semaphore::new(1),
             pauses,
@@ -346,7 +208,7 @@ mod tests {
         std::fs::create_dir(&later).unwrap();
         assert!(pausing.deliver(&mail(), &work).await);
         assert!(!waiting.is_finished());
-        // Whoever stops the server does not wait for the hour to pass, and nor does the mail.
+        // Stopping does not wait for the hour to pass, and nor does the mail.
         work.settled().await;
         assert!(waiting.await.unwrap());
     }

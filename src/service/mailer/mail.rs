@@ -1,0 +1,99 @@
+//! The mails that people get.
+
+use std::time::Duration;
+
+use lettre::{
+    Message,
+    message::{
+        Body, Mailbox,
+        header::{ContentTransferEncoding, ContentType},
+    },
+};
+use rand::RngExt;
+
+use super::MailerError;
+use crate::{
+    clock::{Clock, Entropy},
+    domain::{Email, otp::OtpCode},
+};
+
+/// A mail to one person.
+pub struct Mail {
+    pub(super) to: Email,
+    pub(super) subject: &'static str,
+    pub(super) text: String,
+}
+
+impl Mail {
+    /// The mail that carries a code. The code is its only group of eight digits.
+    pub fn code(to: Email, code: &OtpCode) -> Self {
+        let text = format!(
+            "Your code is {}\n\nIt works once, for ten minutes.\nIf you did not ask for it, ignore this mail.\n",
+            code.as_str()
+        );
+        Self { to, subject: "Your sign-in code", text }
+    }
+
+    /// The mail that says that a device was added, with its name if it has one.
+    pub fn device_added(to: Email, name: Option<&str>) -> Self {
+        // Anybody with the code chooses the name: only its ASCII letters are shown, and no digits, so that nothing in
+        // it can pass for a code.
+        let shown = |name: &str| name.chars().filter(|c| c.is_ascii_alphabetic() || *c == ' ').collect::<String>();
+        let name = name.map(shown).filter(|name| !name.trim().is_empty());
+        // On a line of its own, which with 64 characters is just short enough to need no encoding.
+        let named = name.map(|name| format!("Name: {}\n", name.trim())).unwrap_or_default();
+        let text = format!(
+            "A new device has signed in to your account.\n{named}\n\
+             If this was not you, revoke it from one of your other devices.\n"
+        );
+        Self { to, subject: "A device was added to your account", text }
+    }
+
+    /// The mail as it is sent.
+    ///
+    /// # Errors
+    /// [`MailerError::Compose`]
+    pub(super) fn compose(&self, from: &Mailbox, clock: &Clock, entropy: &Entropy) -> Result<Message, MailerError> {
+        let to = self.to.as_str().parse().map_err(|_| MailerError::Compose)?;
+        // Lines are short and ASCII, so the text stays readable in the raw mail.
+        let text = Body::new_with_encoding(self.text.clone(), ContentTransferEncoding::SevenBit)
+            .map_err(|_| MailerError::Compose)?;
+        Message::builder()
+            .from(from.clone())
+            .to(Mailbox::new(None, to))
+            .subject(self.subject)
+            .date(std::time::UNIX_EPOCH + Duration::from_micros(clock.now().as_micros().unsigned_abs()))
+            .message_id(Some(format!("<{}@{}>", letters(entropy), from.email.domain())))
+            .header(ContentType::TEXT_PLAIN)
+            .body(text)
+            .map_err(|_| MailerError::Compose)
+    }
+}
+
+/// Twenty random letters. There are no digits in them, so they never look like a code.
+pub(super) fn letters(entropy: &Entropy) -> String {
+    entropy.draw(|rng| (0..20).map(|_| char::from(rng.random_range(b'a'..=b'z'))).collect())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_mail_composes_and_shows_its_code_in_the_raw_text() {
+        let entropy = Entropy::from_system().unwrap();
+        let from: Mailbox = "Sealwire <sealwire@localhost>".parse().unwrap();
+        let to = || Email::parse("alice@example.org").unwrap();
+        let code = OtpCode::parse("12345678").unwrap();
+        let raw =
+            |mail: Mail| String::from_utf8(mail.compose(&from, &Clock::System, &entropy).unwrap().formatted()).unwrap();
+        assert!(raw(Mail::code(to(), &code)).contains("Your code is 12345678\r\n"));
+        let name = "x".repeat(64);
+        for name in
+            [None, Some(name.as_str()), Some("Bob's phone 12345678"), Some("\r\nBcc: eve@example.org"), Some("電話")]
+        {
+            let raw = raw(Mail::device_added(to(), name));
+            assert!(!raw.contains("12345678") && !raw.contains("\nBcc"), "{raw}");
+        }
+    }
+}
