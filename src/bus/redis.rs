@@ -28,7 +28,7 @@ use uuid::Uuid;
 
 use super::Parcel;
 use crate::{
-    domain::{Deliver, DeviceId, Signal},
+    domain::{DeviceId, LocalDelivery, Signal},
     metrics::{BusTraffic, Metrics},
     tasks::Tasks,
 };
@@ -71,7 +71,7 @@ pub struct RedisBus {
     commands: mpsc::Sender<Command>,
     /// What is left of [`QUEUE_BYTES`].
     room: Arc<Semaphore>,
-    door: Arc<dyn Deliver>,
+    local: Arc<dyn LocalDelivery>,
     up: watch::Receiver<bool>,
     metrics: Arc<Metrics>,
     /// When a probe last came back.
@@ -85,7 +85,7 @@ impl RedisBus {
     /// Where the URL is none of Redis.
     pub fn start(
         url: &str,
-        door: Arc<dyn Deliver>,
+        local: Arc<dyn LocalDelivery>,
         node: Uuid,
         metrics: Arc<Metrics>,
         tasks: &Tasks,
@@ -100,7 +100,7 @@ impl RedisBus {
         let link = Link {
             client,
             node,
-            door: door.clone(),
+            local: local.clone(),
             is_up,
             hears,
             queue,
@@ -109,7 +109,7 @@ impl RedisBus {
             outage: None,
         };
         tasks.spawn("bus link", link.run());
-        Ok(Self { commands, room: Arc::new(Semaphore::new(QUEUE_BYTES)), door, up, metrics, heard })
+        Ok(Self { commands, room: Arc::new(Semaphore::new(QUEUE_BYTES)), local, up, metrics, heard })
     }
 
     /// Delivers on this node at once and sends to the others.
@@ -120,7 +120,7 @@ impl RedisBus {
 
     /// Delivers on this node, and tells whether the device is connected here.
     pub(super) fn deliver_here(&self, device: DeviceId, signal: Signal) -> bool {
-        self.door.deliver(device, signal)
+        self.local.deliver(device, signal)
     }
 
     /// Sends to the other nodes.
@@ -186,7 +186,7 @@ impl RedisBus {
 /// What arrives on the listening connection. It is called by the connection itself and hands on without waiting.
 struct Ear {
     node: Uuid,
-    door: Arc<dyn Deliver>,
+    local: Arc<dyn LocalDelivery>,
     lost: Arc<Notify>,
     unanswered: Arc<AtomicU32>,
     hears: watch::Sender<Option<Instant>>,
@@ -209,7 +209,7 @@ impl AsyncPushSender for Ear {
                         Ok((_, signals)) => {
                             for signal in signals {
                                 self.metrics.bus_signals.inc(BusTraffic::Received);
-                                self.door.deliver(device, signal);
+                                self.local.deliver(device, signal);
                             }
                         }
                         Err(error) => tracing::warn!(%error, "a signal of another version was ignored"),
@@ -225,7 +225,7 @@ impl AsyncPushSender for Ear {
 struct Link {
     client: Client,
     node: Uuid,
-    door: Arc<dyn Deliver>,
+    local: Arc<dyn LocalDelivery>,
     is_up: watch::Sender<bool>,
     hears: watch::Sender<Option<Instant>>,
     queue: mpsc::Receiver<Command>,
@@ -326,7 +326,7 @@ impl Link {
         let unanswered = Arc::new(AtomicU32::new(0));
         let ear = Ear {
             node: self.node,
-            door: self.door.clone(),
+            local: self.local.clone(),
             lost: lost.clone(),
             unanswered: unanswered.clone(),
             hears: self.hears.clone(),

@@ -27,7 +27,9 @@ pub use sweep::{expire_mail_forever, sweep_forever};
 use crate::{
     bus::Bus,
     clock::{Clock, Entropy},
-    domain::{Deliver, DeviceId, Signal, Timestamp, bucket::DrainLimit, envelope::MailboxBounds, otp::ServerSecret},
+    domain::{
+        DeviceId, LocalDelivery, Signal, Timestamp, bucket::DrainLimit, envelope::MailboxBounds, otp::ServerSecret,
+    },
     metrics::{Batch, Metrics},
     store::{
         BatchWorkers, Batcher, ClaimAnswer, ClaimRequest, Claims, Connection, MailAnswer, MailRequest, Mailboxes,
@@ -71,7 +73,7 @@ pub struct Parts {
     /// The way to connected devices.
     pub bus: Bus,
     /// The devices connected to this node.
-    pub door: Arc<dyn Deliver>,
+    pub local: Arc<dyn LocalDelivery>,
     /// Time.
     pub clock: Clock,
     /// Randomness.
@@ -90,7 +92,7 @@ pub struct Parts {
 pub struct Service {
     store: Store,
     bus: Bus,
-    door: Arc<dyn Deliver>,
+    local: Arc<dyn LocalDelivery>,
     clock: Clock,
     entropy: Entropy,
     mailer: Mailer,
@@ -156,7 +158,7 @@ impl Service {
     /// Puts the parts together and starts the batchers.
     #[must_use]
     pub fn start(parts: Parts, tasks: &Tasks) -> Self {
-        let Parts { store, bus, door, clock, entropy, mailer, secret, policy, metrics } = parts;
+        let Parts { store, bus, local, clock, entropy, mailer, secret, policy, metrics } = parts;
         let limits = &policy.limits;
         let drain = DrainLimit::new(limits.claim_burst, Duration::from_secs(limits.claim_refill_s));
         let blocking_claims = Claims::new(store.clone(), drain);
@@ -210,7 +212,7 @@ impl Service {
         Self {
             store,
             bus,
-            door,
+            local,
             clock,
             entropy,
             mailer,

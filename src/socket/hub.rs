@@ -14,7 +14,7 @@ use std::{
 use actix::Addr;
 
 use super::device::{CutOff, DeviceSocket, Drain, Told};
-use crate::domain::{Deliver, DeviceId, LiveConnection, SessionId, Signal};
+use crate::domain::{DeviceId, LiveConnection, LocalDelivery, SessionId, Signal};
 
 /// Locks that the registry is spread over.
 const SHARDS: usize = 32;
@@ -145,7 +145,7 @@ impl Hub {
     }
 }
 
-impl Deliver for Hub {
+impl LocalDelivery for Hub {
     fn deliver(&self, device: DeviceId, signal: Signal) -> bool {
         let shard = self.shard(device);
         let Some(connections) = shard.get(&device) else { return false };
@@ -155,7 +155,7 @@ impl Deliver for Hub {
         true
     }
 
-    fn live(&self) -> Vec<LiveConnection> {
+    fn connections(&self) -> Vec<LiveConnection> {
         let mut live = Vec::with_capacity(self.connected());
         for shard in &self.shards {
             let shard = shard.lock().unwrap_or_else(PoisonError::into_inner);

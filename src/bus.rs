@@ -1,5 +1,5 @@
 //! The bus carries signals to wherever a device is connected. It never touches a connection: whatever arrives enters the
-//! node by [`Deliver`]. The database is the truth and the bus only a wake-up.
+//! node by [`LocalDelivery`]. The database is the truth and the bus only a wake-up.
 
 mod parcel;
 mod redis;
@@ -10,13 +10,13 @@ use parcel::Parcel;
 pub use redis::RedisBus;
 use tokio::sync::watch;
 
-use crate::domain::{Deliver, DeviceId, Signal};
+use crate::domain::{DeviceId, LocalDelivery, Signal};
 
 /// The way signals travel.
 #[derive(Clone)]
 pub enum Bus {
-    /// One node: straight to its own door.
-    Local(Arc<dyn Deliver>),
+    /// One node: straight to its own connections.
+    Local(Arc<dyn LocalDelivery>),
     /// Many nodes.
     Redis(RedisBus),
 }
@@ -25,8 +25,8 @@ impl Bus {
     /// Sends a signal to a device's connections. Call it after the commit that it tells of.
     pub fn publish(&self, device: DeviceId, signal: Signal) {
         match self {
-            Self::Local(door) => {
-                door.deliver(device, signal);
+            Self::Local(connections) => {
+                connections.deliver(device, signal);
             }
             Self::Redis(bus) => bus.publish(device, signal),
         }

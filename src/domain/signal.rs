@@ -1,5 +1,4 @@
-//! What the server tells a connected device, as it travels between nodes. The socket turns a signal into the events
-//! and closes of the protocol.
+//! What nodes tell each other about a device. The socket turns a signal into the events and closes of the protocol.
 
 use std::sync::Arc;
 
@@ -7,7 +6,7 @@ use serde::{Deserialize, Serialize};
 
 use super::{DeviceId, Envelope, KeyKind, SessionId};
 
-/// Something that concerns one device, wherever it is connected.
+/// Something that a device's connections have to know, whatever node they are on.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Signal {
     /// A claim took one of the device's pools to a level or below it.
@@ -44,14 +43,14 @@ pub enum Signal {
     Mail {
         /// Its newest envelope.
         seq: i64,
-        /// That envelope, or nothing where it is to be read from the store.
+        /// That envelope, or `None` if it has to be read from the store.
         envelope: Option<Arc<Envelope>>,
     },
-    /// A message for those who are connected now, stored nowhere.
+    /// A message for the connections that are open now. It is not stored.
     Ephemeral(Arc<Envelope>),
 }
 
-/// Why a session ended, as the client hears it.
+/// Why a session ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum EndReason {
@@ -63,24 +62,4 @@ pub enum EndReason {
     DeviceRevoked,
     /// Its user was deleted.
     AccountDeleted,
-}
-
-/// A connection of this node, as the hub knows it.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct LiveConnection {
-    /// Whose.
-    pub device: DeviceId,
-    /// In the name of which session.
-    pub session: SessionId,
-    /// Its `devices.conn_epoch`.
-    pub epoch: i64,
-}
-
-/// The one door by which signals, local or remote, enter a node. The hub implements it and `app` hands it to the bus.
-pub trait Deliver: Send + Sync {
-    /// Hands a signal to the device's connections on this node, and tells whether there are any. Must not block.
-    fn deliver(&self, device: DeviceId, signal: Signal) -> bool;
-
-    /// The connections that are open on this node.
-    fn live(&self) -> Vec<LiveConnection>;
 }
