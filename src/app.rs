@@ -28,7 +28,7 @@ use uuid::Uuid;
 use crate::{
     bus::{Bus, RedisBus},
     clock::{Clock, Entropy},
-    config::{Config, ServerConfig, decode_secret},
+    config::{Config, LimitsConfig, ServerConfig, decode_secret},
     domain::{
         envelope::{Load, MailboxBounds},
         otp::ServerSecret,
@@ -290,7 +290,7 @@ impl Application {
 }
 
 /// What one client network may have of a node that takes so many connections that are no sockets.
-fn network_limits(limits: &LimitSettings, most_http: usize) -> NetworkLimits {
+fn network_limits(limits: &LimitsConfig, most_http: usize) -> NetworkLimits {
     NetworkLimits {
         sockets: limits.connections_per_network,
         // Whatever a node holds, one network must leave half of it to the others.
@@ -391,7 +391,7 @@ pub fn policy(config: &Config) -> Policy {
             all: Load { envelopes: mailbox.max_envelopes.into(), bytes: mailbox.max_bytes },
             per_sender: Load { envelopes: mailbox.max_per_sender.into(), bytes: mailbox.max_bytes_per_sender },
         },
-        limits: config.limits.clone(),
+        limits: limits(&config.limits),
     }
 }
 
@@ -434,4 +434,19 @@ fn write_private(path: &Path, text: &str) -> io::Result<()> {
     let mut file = std::fs::OpenOptions::new().write(true).create_new(true).mode(0o600).open(path)?;
     file.write_all(text.as_bytes())?;
     file.sync_all()
+}
+
+/// The limits of the use cases. Those of connections are [`NetworkLimits`].
+fn limits(limits: &LimitsConfig) -> LimitSettings {
+    LimitSettings {
+        otp_per_email_hour: limits.otp_per_email_hour,
+        otp_per_email_day: limits.otp_per_email_day,
+        otp_per_email_network_hour: limits.otp_per_email_network_hour,
+        otp_per_network_hour: limits.otp_per_network_hour,
+        verify_per_network_minute: limits.verify_per_network_minute,
+        find_per_user_hour: limits.find_per_user_hour,
+        claim_burst: limits.claim_burst,
+        claim_refill_s: limits.claim_refill_s,
+        sends_per_device_second: limits.sends_per_device_second,
+    }
 }

@@ -20,37 +20,37 @@ use self::{
     check::check,
     layers::{parse_as, same_kind, set},
 };
-use crate::{domain::otp::ServerSecret, service::LimitSettings};
+use crate::domain::otp::ServerSecret;
 
 const DEFAULTS: &str = include_str!("../config/default.toml");
 const ENV_PREFIX: &str = "SEALWIRE__";
 
-/// A configuration that cannot be started with.
+/// A configuration that a server cannot be started with.
 #[derive(Debug, Error)]
 pub enum ConfigError {
     /// The file cannot be read.
     #[error("cannot read the configuration file {path}: {source}")]
     File {
-        /// As given.
+        /// The path as it was given.
         path: String,
-        /// Why.
+        /// The operating system's reason.
         source: std::io::Error,
     },
     /// The file is not TOML.
     #[error("the configuration file {path} is not TOML: {why}")]
     Syntax {
-        /// As given.
+        /// The path as it was given.
         path: String,
-        /// Why; without the line itself, which may hold a secret.
+        /// The parser's reason with the number of the line, but without its text, which may hold a secret.
         why: String,
     },
-    /// A key that means nothing.
+    /// There is no such setting.
     #[error("unknown setting {0}; config/default.toml lists all settings")]
     Unknown(String),
-    /// A value that cannot be.
+    /// The value is of the wrong kind, out of range, or has no valid form.
     #[error("{key} takes {takes}")]
     Invalid {
-        /// The setting.
+        /// The setting, such as `server.bind`.
         key: String,
         /// What it takes.
         takes: String,
@@ -61,7 +61,7 @@ fn invalid(key: &str, takes: impl Into<String>) -> ConfigError {
     ConfigError::Invalid { key: key.to_owned(), takes: takes.into() }
 }
 
-/// Text that Debug does not show.
+/// Text that must not be shown; `Debug` says only whether it is set.
 #[derive(Clone, Deserialize)]
 #[serde(transparent)]
 pub struct Secret(String);
@@ -83,24 +83,24 @@ impl fmt::Debug for Secret {
 /// All settings.
 #[derive(Clone, Debug, Deserialize)]
 pub struct Config {
-    /// The clients' listener.
+    /// `[server]`: the clients' listener.
     pub server: ServerConfig,
-    /// The operators' listener.
+    /// `[admin]`: the operator's listener.
     pub admin: AdminConfig,
-    /// The store.
+    /// `[database]`: the store.
     pub database: DatabaseConfig,
-    /// The bus.
+    /// `[bus]`: how signals travel between nodes.
     pub bus: BusConfig,
-    /// Mail.
+    /// `[mailer]`: how mail is sent.
     pub mailer: MailerConfig,
-    /// Sign-in and sessions.
+    /// `[auth]`: sign-in and sessions.
     pub auth: AuthConfig,
-    /// Prekeys.
+    /// `[keys]`: prekeys.
     pub keys: KeysConfig,
-    /// Mailboxes.
+    /// `[mailbox]`: what may wait for a device.
     pub mailbox: MailboxConfig,
-    /// Limits on clients.
-    pub limits: LimitSettings,
+    /// `[limits]`: limits on clients.
+    pub limits: LimitsConfig,
 }
 
 /// `[server]`
@@ -110,18 +110,18 @@ pub struct ServerConfig {
     pub bind: SocketAddr,
     /// Origins in the form browsers send.
     pub allowed_origins: Vec<String>,
-    /// Proxies whose word about the client is believed.
+    /// Proxies whose `X-Forwarded-For` is trusted.
     #[serde(deserialize_with = "networks")]
     pub trusted_proxies: Vec<IpNet>,
-    /// Threads; 0: one per core.
+    /// Worker threads; 0 for one per core.
     pub workers: usize,
-    /// Sockets; 0: derived.
+    /// Open sockets; 0 to derive the number from the limit of open files.
     pub max_connections: usize,
-    /// Connections that are no sockets; 0: derived.
+    /// Open connections that are not upgraded, or not yet; 0 to derive the number likewise.
     pub max_http_connections: usize,
-    /// Bytes per socket.
+    /// Bytes that may wait to be sent to one socket.
     pub outbox_bytes: usize,
-    /// MiB per node.
+    /// MiB that requests in flight and outboxes of all sockets may hold together.
     pub memory_budget_mb: usize,
     /// Seconds that stopping may take.
     pub drain_s: u64,
@@ -130,70 +130,101 @@ pub struct ServerConfig {
 /// `[admin]`
 #[derive(Clone, Debug, Deserialize)]
 pub struct AdminConfig {
-    /// Address and port.
+    /// Address and port; port 0 takes a free one.
     pub bind: SocketAddr,
-    /// Bearer token.
+    /// Bearer token; empty for none.
     pub token: Secret,
-    /// Host names.
+    /// Host names under which the listener may be asked, besides addresses and `localhost`.
     pub allowed_hosts: Vec<String>,
 }
 
 /// `[database]`
 #[derive(Clone, Debug, Deserialize)]
 pub struct DatabaseConfig {
-    /// May hold a password, so Debug does not show it.
+    /// `sqlite://FILE` or `postgres://…`. May hold a password.
     pub url: Secret,
-    /// Connections for reading.
+    /// Connections to PostgreSQL; to SQLite, those that read.
     pub max_connections: u32,
 }
 
 /// `[bus]`
 #[derive(Clone, Debug, Deserialize)]
 pub struct BusConfig {
-    /// May hold a password.
+    /// `local`, `redis://…` or `rediss://…`. May hold a password.
     pub url: Secret,
 }
 
 /// `[mailer]`
 #[derive(Clone, Debug, Deserialize)]
 pub struct MailerConfig {
-    /// May hold a password.
+    /// `log:`, `file:DIR`, `smtp://…` or `smtps://…`. May hold a password.
     pub url: Secret,
-    /// The sender.
+    /// The sender of mails, an address with or without a name.
     pub from: String,
 }
 
 /// `[auth]`
 #[derive(Clone, Debug, Deserialize)]
 pub struct AuthConfig {
-    /// 32 bytes in base64, or empty.
+    /// 32 bytes in base64; empty to keep one beside the SQLite file.
     pub secret: Secret,
-    /// Days.
+    /// Days that a session lasts unless it is renewed.
     pub session_days: f64,
-    /// Active devices.
+    /// Active devices of one user.
     pub max_devices: usize,
 }
 
 /// `[keys]`
 #[derive(Clone, Debug, Deserialize)]
 pub struct KeysConfig {
-    /// Keys.
+    /// Unissued keys of a pool at which its owner is notified.
     pub low_watermark: u32,
-    /// Days.
+    /// Default lifetime in days of a signed prekey published without `expires_at`.
     pub signed_prekey_days: f64,
 }
 
 /// `[mailbox]`
 #[derive(Clone, Debug, Deserialize)]
 pub struct MailboxConfig {
-    /// Envelopes per device.
+    /// Envelopes that may wait for one device.
     pub max_envelopes: u32,
-    /// Bytes of content per device.
+    /// Bytes of content that may wait for one device.
     pub max_bytes: u64,
-    /// Envelopes of one sending user per device.
+    /// Envelopes of one sending user that may wait for one device.
     pub max_per_sender: u32,
-    /// Bytes of one sending user per device.
+    /// Bytes of content of one sending user that may wait for one device.
     pub max_bytes_per_sender: u64,
+}
+
+/// `[limits]`. 0 turns one off.
+#[derive(Clone, Debug, Deserialize)]
+pub struct LimitsConfig {
+    /// Codes per hour to one address.
+    pub otp_per_email_hour: usize,
+    /// Codes per day to one address.
+    pub otp_per_email_day: usize,
+    /// Codes per hour to one address, requested from one client network.
+    pub otp_per_email_network_hour: usize,
+    /// Codes per hour requested from one client network.
+    pub otp_per_network_hour: usize,
+    /// Code guesses per minute from one client network.
+    pub verify_per_network_minute: usize,
+    /// Addresses per hour looked up by one user.
+    pub find_per_user_hour: usize,
+    /// Key-taking claims of one user on one device that are served in a burst.
+    pub claim_burst: u32,
+    /// Seconds until one more such claim is served.
+    pub claim_refill_s: u64,
+    /// Messages per second sent by one device.
+    pub sends_per_device_second: u32,
+    /// Open sockets of one client network.
+    pub connections_per_network: usize,
+    /// Open connections of one client network that are not upgraded, or not yet.
+    pub http_connections_per_network: usize,
+    /// New connections per second from one client network.
+    pub connects_per_network_second: u32,
+    /// Requests per second on one socket.
+    pub requests_per_connection_second: u32,
 }
 
 fn networks<'de, D: serde::Deserializer<'de>>(deserializer: D) -> Result<Vec<IpNet>, D::Error> {
@@ -206,10 +237,10 @@ fn parse_network(text: &str) -> Option<IpNet> {
 }
 
 impl Config {
-    /// Reads the layers and checks every value.
+    /// Reads the defaults, then the file, then the environment, and checks every value.
     ///
     /// # Errors
-    /// Names the first setting that is unknown or impossible, and what it takes.
+    /// If the file cannot be read, or for the first setting that is unknown or invalid, with what it takes.
     pub fn load(file: Option<&Path>, environment: impl Iterator<Item = (String, String)>) -> Result<Self, ConfigError> {
         let mut settings = defaults();
         if let Some(path) = file {
@@ -244,20 +275,20 @@ impl Config {
         days(self.auth.session_days)
     }
 
-    /// How long a signed prekey is served that does not say itself.
+    /// Default lifetime of a signed prekey published without `expires_at`.
     #[must_use]
     pub fn signed_prekey_lifetime(&self) -> Duration {
         days(self.keys.signed_prekey_days)
     }
 
-    /// The configured server secret, if there is one.
+    /// The configured server secret, unless `auth.secret` is empty.
     #[must_use]
     pub fn server_secret(&self) -> Option<ServerSecret> {
         decode_secret(self.auth.secret.reveal())
     }
 }
 
-/// Reads a server secret's text form.
+/// Decodes a server secret; `None` unless it is 32 bytes in base64.
 #[must_use]
 pub fn decode_secret(text: &str) -> Option<ServerSecret> {
     STANDARD.decode(text.trim()).ok()?.try_into().ok().map(ServerSecret::new)

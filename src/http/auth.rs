@@ -13,7 +13,7 @@ use tracing::Instrument;
 
 use super::{BODY_TIME, Http, MAX_BODY_BYTES};
 use crate::{
-    domain::{ChallengeId, DeviceId, Refusal, Session, SessionId, Timestamp, UserId, otp},
+    domain::{ChallengeId, ClientNetwork, DeviceId, Refusal, Session, SessionId, Timestamp, UserId, otp},
     metrics::{Outcome, Route},
     protocol::{
         Codec, Problem,
@@ -22,7 +22,7 @@ use crate::{
         params::accounts::{OtpBody, VerifyBody},
         value::Object,
     },
-    service::{ClientNetwork, SignInRequest, Told},
+    service::{SignInRequest, Told},
 };
 
 #[derive(Serialize)]

@@ -3,10 +3,10 @@
 use rand::RngExt;
 use subtle::ConstantTimeEq;
 
-use super::{ClientNetwork, Service, Told, limits::challenge_wait, mailer::Mail};
+use super::{Service, Told, limits::challenge_wait, mailer::Mail};
 use crate::{
     domain::{
-        Caller, ChallengeId, DeviceId, Email, KeysStatus, Refusal, Session, SessionId, Signal, UserId,
+        Caller, ChallengeId, ClientNetwork, DeviceId, Email, KeysStatus, Refusal, Session, SessionId, Signal, UserId,
         envelope::MailboxStatus, otp::OtpCode, token::Token,
     },
     store::{NewChallenge, NewConnection, NewDevice, NewSession, SignIn},

@@ -11,6 +11,7 @@ mod limits;
 mod mailer;
 mod messages;
 mod reconcile;
+mod sliding_window;
 mod sweep;
 
 use std::{sync::Arc, time::Duration};
@@ -18,7 +19,7 @@ use std::{sync::Arc, time::Duration};
 use tokio::{sync::Semaphore, time::Instant};
 
 pub use auth::{Challenge, Opened, SignInRequest};
-pub use limits::{ClientNetwork, LimitSettings};
+pub use limits::LimitSettings;
 pub use mailer::{Mailer, MailerError};
 pub use messages::{Message, Turn, Turns};
 pub use reconcile::reconcile_forever;

@@ -12,9 +12,8 @@ use std::{
 use tokio::time::Instant;
 
 use crate::{
-    domain::Refusal,
+    domain::{ClientNetwork, Refusal},
     metrics::{Limit, Metrics},
-    service::ClientNetwork,
 };
 
 /// Seconds' worth of new connections that a network may make at once.

@@ -18,7 +18,7 @@ use super::{
     transport::Wire,
 };
 use crate::{
-    domain::{Refusal, token::Token},
+    domain::{ClientNetwork, Refusal, token::Token},
     metrics::Limit,
     protocol::{
         Codec, Problem,
@@ -26,7 +26,6 @@ use crate::{
         frame::MAX_FRAME_BYTES,
         http::bearer,
     },
-    service::ClientNetwork,
 };
 
 /// The offered subprotocol that carries a browser's token.

@@ -21,7 +21,7 @@ const ALLOWED: &[(&str, &[&str])] = &[
     ("store", &["clock", "domain", "metrics", "tasks"]),
     ("bus", &["domain", "metrics", "tasks"]),
     ("protocol", &["domain"]),
-    ("config", &["domain", "service"]),
+    ("config", &["domain"]),
     ("clock", &["domain"]),
     ("metrics", &["protocol"]),
     ("domain", &[]),

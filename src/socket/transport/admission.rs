@@ -16,10 +16,9 @@ use super::{
     watched::Watched,
 };
 use crate::{
-    domain::Refusal,
+    domain::{ClientNetwork, Refusal},
     metrics::{Limit, Metrics},
     protocol::{Problem, client::is_proxy},
-    service::ClientNetwork,
     socket::networks::{Kind, NetworkLimits, Networks, Place},
 };
 

@@ -1,0 +1,53 @@
+//! The network that a client comes from.
+
+use std::net::IpAddr;
+
+/// A client's address cut to what one customer is usually given: /24 of IPv4, /48 of IPv6.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum ClientNetwork {
+    /// The first three bytes.
+    V4([u8; 3]),
+    /// The first six bytes.
+    V6([u8; 6]),
+}
+
+impl From<IpAddr> for ClientNetwork {
+    fn from(address: IpAddr) -> Self {
+        match address.to_canonical() {
+            IpAddr::V4(v4) => {
+                let [a, b, c, _] = v4.octets();
+                Self::V4([a, b, c])
+            }
+            IpAddr::V6(v6) => {
+                let o = v6.octets();
+                Self::V6([o[0], o[1], o[2], o[3], o[4], o[5]])
+            }
+        }
+    }
+}
+
+impl ClientNetwork {
+    /// The bytes that tell networks apart.
+    #[must_use]
+    pub fn as_bytes(&self) -> &[u8] {
+        match self {
+            Self::V4(bytes) => bytes,
+            Self::V6(bytes) => bytes,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn networks_are_cut_and_mapped_addresses_are_ipv4() {
+        let network = |text: &str| ClientNetwork::from(text.parse::<IpAddr>().unwrap());
+        assert_eq!(network("192.0.2.1"), network("192.0.2.250"));
+        assert_ne!(network("192.0.2.1"), network("192.0.3.1"));
+        assert_eq!(network("::ffff:192.0.2.1"), network("192.0.2.9"));
+        assert_eq!(network("2001:db8:1:2::1"), network("2001:db8:1:ffff::1"));
+        assert_ne!(network("2001:db8:1::1"), network("2001:db8:2::1"));
+    }
+}
