@@ -1,10 +1,11 @@
 //! The composition root: the only place where backends are chosen and parts are put together. Production and tests both
 //! go through [`Application::build`].
 
+mod secret_file;
+
 use std::{
     io,
     net::{SocketAddr, TcpListener},
-    path::Path,
     pin::{Pin, pin},
     sync::Arc,
     time::Duration,
@@ -12,12 +13,10 @@ use std::{
 
 use actix_server::Server;
 use actix_web::{App, web};
-use base64::{Engine, engine::general_purpose::STANDARD};
 use futures_util::{
     FutureExt,
     future::{Fuse, FusedFuture},
 };
-use rand::Rng;
 use thiserror::Error;
 use tokio::{
     runtime::{Builder, Runtime},
@@ -25,10 +24,11 @@ use tokio::{
 };
 use uuid::Uuid;
 
+use self::secret_file::SecretFileError;
 use crate::{
     bus::{Bus, RedisBus},
     clock::{Clock, Entropy},
-    config::{Config, LimitsConfig, ServerConfig, decode_secret},
+    config::{Config, LimitsConfig, ServerConfig},
     domain::{
         envelope::{Load, MailboxBounds},
         otp::ServerSecret,
@@ -48,6 +48,7 @@ use crate::{
         Budget, Hub, NetworkLimits, Networks, Node, open,
         transport::{self, Admission, Tuning},
     },
+    sqlite_file::SqliteFile,
     store::{Store, StoreError, StoreSettings},
     tasks::{Tasks, Work},
 };
@@ -77,14 +78,9 @@ pub enum AppError {
     /// The mailer.
     #[error(transparent)]
     Mailer(#[from] MailerError),
-    /// The server secret's file.
-    #[error("cannot read or make the server secret {path}: {source}")]
-    Secret {
-        /// Where it should be.
-        path: String,
-        /// Why not.
-        source: io::Error,
-    },
+    /// The server's secret cannot be read or made.
+    #[error(transparent)]
+    Secret(#[from] SecretFileError),
     /// The listener, or the system's limits.
     #[error("cannot serve on {setting} = {bind}: {source}")]
     Listen {
@@ -407,33 +403,13 @@ fn most_connections(server: &ServerConfig) -> (usize, usize) {
     (or(server.max_connections, room - room / 4), or(server.max_http_connections, room / 4))
 }
 
-/// The configured secret, or the one kept beside the `SQLite` file, which is made when it is absent.
+/// The configured secret, or that beside the SQLite file.
 fn server_secret(config: &Config, entropy: &Entropy) -> Result<ServerSecret, AppError> {
     if let Some(secret) = config.server_secret() {
         return Ok(secret);
     }
-    let url = config.database.url.reveal();
-    let file = url.trim_start_matches("sqlite:").trim_start_matches("//");
-    let path = Path::new(file.split('?').next().unwrap_or(file)).with_extension("secret");
-    let failed = |source| AppError::Secret { path: path.display().to_string(), source };
-    match std::fs::read_to_string(&path) {
-        Ok(text) => decode_secret(&text).ok_or_else(|| failed(io::Error::other("not 32 bytes in base64"))),
-        Err(error) if error.kind() == io::ErrorKind::NotFound => {
-            let mut bytes = [0; 32];
-            entropy.draw(|rng| rng.fill_bytes(&mut bytes));
-            write_private(&path, &STANDARD.encode(bytes)).map_err(failed)?;
-            Ok(ServerSecret::new(bytes))
-        }
-        Err(error) => Err(failed(error)),
-    }
-}
-
-/// Writes a new file that its owner alone can read.
-fn write_private(path: &Path, text: &str) -> io::Result<()> {
-    use std::{io::Write, os::unix::fs::OpenOptionsExt};
-    let mut file = std::fs::OpenOptions::new().write(true).create_new(true).mode(0o600).open(path)?;
-    file.write_all(text.as_bytes())?;
-    file.sync_all()
+    let file = SqliteFile::from_url(config.database.url.reveal()).map_err(StoreError::from)?;
+    Ok(secret_file::read_or_make(&file, entropy)?)
 }
 
 /// The limits of the use cases. Those of connections are [`NetworkLimits`].

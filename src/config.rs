@@ -20,7 +20,7 @@ use self::{
     check::check,
     layers::{parse_as, same_kind, set},
 };
-use crate::domain::otp::ServerSecret;
+use crate::{domain::otp::ServerSecret, sqlite_file::SqliteUrlError};
 
 const DEFAULTS: &str = include_str!("../config/default.toml");
 const ENV_PREFIX: &str = "SEALWIRE__";
@@ -55,6 +55,9 @@ pub enum ConfigError {
         /// What it takes.
         takes: String,
     },
+    /// `database.url` names no SQLite file that a server can be run on.
+    #[error("database.url: {0}")]
+    SqliteUrl(#[from] SqliteUrlError),
 }
 
 fn invalid(key: &str, takes: impl Into<String>) -> ConfigError {
@@ -359,6 +362,8 @@ mod tests {
             ("SEALWIRE__MAILER__URL", "pigeon:", "mailer.url takes"),
             ("SEALWIRE__MAILER__FROM", "nobody", "mailer.from takes"),
             ("SEALWIRE__DATABASE__URL", "mysql://x", "database.url takes"),
+            ("SEALWIRE__DATABASE__URL", "sqlite::memory:", "database.url: a SQLite database in memory"),
+            ("SEALWIRE__DATABASE__URL", "sqlite://data/", "database.url: data/ is a folder"),
             ("SEALWIRE__BUS__URL", "carrier", "bus.url takes"),
         ] {
             let error = load(&[(name, value)]).unwrap_err().to_string();

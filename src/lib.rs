@@ -6,7 +6,7 @@
 //! ```text
 //! main → app → {http, socket} → service → {store, bus} → domain
 //!              {http, socket} → protocol → domain
-//! config is read by main and app alone; clock and tasks are leaves that all may use; metrics is for all but domain and
+//! config is read by main and app alone; sqlite_file is a leaf for config, app and store; clock and tasks are leaves that all may use; metrics is for all but domain and
 //! protocol
 //! ```
 //!
@@ -25,6 +25,7 @@ pub mod seed;
 pub mod service;
 pub mod shutdown;
 pub mod socket;
+pub mod sqlite_file;
 pub mod store;
 pub mod tasks;
 pub mod telemetry;

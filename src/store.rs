@@ -82,14 +82,14 @@ pub struct Store {
 #[derive(Clone, Debug)]
 enum Database {
     /// One file, for one node.
-    Sqlite(SqliteFile),
+    Sqlite(SqliteConnections),
     /// A server, for many nodes.
     Postgres(PostgresServer),
 }
 
 /// Write-ahead log, every commit synced, one writer, several readers.
 #[derive(Clone, Debug)]
-struct SqliteFile {
+struct SqliteConnections {
     writer: Connections<sqlx::Sqlite>,
     readers: Connections<sqlx::Sqlite>,
     /// Held by the process that serves the file.
@@ -161,7 +161,9 @@ impl Store {
     #[must_use]
     pub fn without_time_limit(&self) -> Self {
         let database = match self.database.clone() {
-            Database::Sqlite(file) => Database::Sqlite(SqliteFile { writer: file.writer.without_limit(), ..file }),
+            Database::Sqlite(file) => {
+                Database::Sqlite(SqliteConnections { writer: file.writer.without_limit(), ..file })
+            }
             Database::Postgres(server) => {
                 Database::Postgres(PostgresServer { connections: server.connections.without_limit(), ..server })
             }

@@ -1,12 +1,13 @@
-//! Which values a setting takes, where its kind alone does not say.
+//! The values that a setting takes, if its kind alone does not say.
 
 use std::net::SocketAddr;
 
 use toml::{Table, Value};
 
 use super::{ConfigError, decode_secret, invalid, parse_network};
+use crate::sqlite_file::SqliteFile;
 
-/// Fewest characters of the operator's token. Wrong ones are not slowed, so it must not be one that can be guessed.
+/// Fewest characters of the operator's token. Wrong tokens are not slowed down, so it must be hard to guess.
 const MIN_ADMIN_TOKEN: usize = 16;
 
 /// Checks the values that have a range or a grammar.
@@ -77,7 +78,11 @@ pub(super) fn check(settings: &Table) -> Result<(), ConfigError> {
         require(days > 0.0 && days <= most, name, &format!("days, above 0 and up to {most}"))?;
     }
     let postgres = ["postgres://", "postgresql://"].iter().any(|scheme| text("database.url").starts_with(scheme));
-    require(postgres || text("database.url").starts_with("sqlite:"), "database.url", "sqlite://FILE or postgres://…")?;
+    let sqlite = text("database.url").starts_with("sqlite:");
+    require(postgres || sqlite, "database.url", "sqlite://FILE or postgres://…")?;
+    if sqlite {
+        SqliteFile::from_url(text("database.url"))?;
+    }
     let bus = text("bus.url");
     let redis = ["redis://", "rediss://"].iter().any(|scheme| bus.starts_with(scheme));
     require(bus == "local" || redis, "bus.url", "\"local\", redis://HOST:PORT or rediss://HOST:PORT")?;

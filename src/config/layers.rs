@@ -4,7 +4,8 @@ use toml::{Table, Value};
 
 use super::{ConfigError, invalid};
 
-/// Replaces a known setting by what `read` makes of the new value, given the default as an example of its kind.
+/// Replaces the value of a known setting. `read` gets the present value, as an example of the setting's kind, and returns
+/// the new one, or else what the setting takes.
 pub(super) fn set(
     settings: &mut Table,
     section: &str,
@@ -18,6 +19,7 @@ pub(super) fn set(
     Ok(())
 }
 
+/// Takes a value of the same kind as the example, or a whole number for a fraction.
 pub(super) fn same_kind(example: &Value, value: Value) -> Result<Value, &'static str> {
     #[expect(clippy::cast_precision_loss, reason = "a number of days")]
     match (example, value) {
@@ -27,6 +29,7 @@ pub(super) fn same_kind(example: &Value, value: Value) -> Result<Value, &'static
     }
 }
 
+/// Parses a text into a value of the example's kind. Lists are separated by commas.
 pub(super) fn parse_as(example: &Value, text: &str) -> Result<Value, &'static str> {
     let list = || text.split(',').map(str::trim).filter(|item| !item.is_empty()).map(|item| item.to_owned().into());
     let parsed = match example {

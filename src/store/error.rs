@@ -3,7 +3,7 @@
 use sqlx::{error::DatabaseError, migrate::MigrateError, postgres::PgDatabaseError, sqlite::SqliteError};
 use thiserror::Error;
 
-use crate::domain::Refusal;
+use crate::{domain::Refusal, sqlite_file::SqliteUrlError};
 
 /// A store operation that failed. Nothing of it was written, unless it is [`StoreError::Unavailable`] and the connection was
 /// lost in the moment of the commit.
@@ -33,6 +33,9 @@ pub enum StoreError {
     /// Another process serves the file.
     #[error("{0} is in use by a running server; a SQLite file is for one, and its tables change while none runs")]
     InUse(String),
+    /// The URL names no SQLite file that a server can be run on.
+    #[error(transparent)]
+    Url(#[from] SqliteUrlError),
     /// A defect: a statement or a row is not what the code takes it to be.
     #[error("database error: {0}")]
     Internal(#[source] sqlx::Error),
@@ -158,9 +161,12 @@ impl StoreError {
         match self {
             Self::Refused(refusal) => refusal.clone(),
             Self::Unavailable(_) | Self::Conflict(_) | Self::Overloaded => Refusal::Unavailable,
-            Self::Data(_) | Self::Migration(_) | Self::Schema(_) | Self::InUse(_) | Self::Internal(_) => {
-                Refusal::Internal
-            }
+            Self::Data(_)
+            | Self::Migration(_)
+            | Self::Schema(_)
+            | Self::InUse(_)
+            | Self::Url(_)
+            | Self::Internal(_) => Refusal::Internal,
         }
     }
 }

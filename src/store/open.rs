@@ -15,17 +15,18 @@ use sqlx::{
     migrate::Migrator,
     pool::PoolOptions,
     postgres::{PgConnectOptions, PgPoolOptions},
-    sqlite::{SqliteConnectOptions, SqliteJournalMode, SqlitePoolOptions, SqliteSynchronous},
+    sqlite::{SqliteJournalMode, SqlitePoolOptions, SqliteSynchronous},
 };
 use tokio::time::timeout;
 
 use super::{
-    Database, PostgresServer, SqliteFile, Store, StoreError, StoreSettings, batch_connections,
+    Database, PostgresServer, SqliteConnections, Store, StoreError, StoreSettings, batch_connections,
     health::{Health, PATIENCE},
     migrations::{ON_POSTGRES, ON_SQLITE},
     pool::Connections,
     sql,
 };
+use crate::sqlite_file::SqliteFile;
 
 /// Page cache of each SQLite reader (negative: KiB). Small, since the operating system caches the same pages for all.
 const READER_CACHE: &str = "-256";
@@ -40,36 +41,53 @@ const TRUSTED_IDLE: Duration = Duration::from_secs(1);
 /// How long its answer may take.
 const PING_TIME: Duration = Duration::from_secs(1);
 
-/// The lock of whoever serves a file, or changes its tables. Ends with the process at the latest.
+/// Held by the one process that serves a database file or changes its tables. The operating system ends it with the
+/// process at the latest.
 #[derive(Debug)]
-pub struct FileLock(File);
+pub struct FileLock {
+    /// This database's own.
+    own: File,
+    /// That of earlier versions, which databases may share: shared between newer versions, and exclusive to an older
+    /// one, so that an older and a newer version keep each other away from a file.
+    former: File,
+}
 
 impl FileLock {
-    /// Takes the lock that stands beside the database file, unless somebody has it.
-    fn take(database: &Path) -> Result<Option<Self>, StoreError> {
-        let path = database.with_extension("lock");
-        let failed = |error| unusable(&path, &error);
-        let file = private().open(&path).map_err(failed)?;
-        if let Ok(owner) = database.metadata() {
-            // A command that root runs must not keep the server out. Only root can give it away.
-            let _ = fchown(&file, Some(owner.uid()), Some(owner.gid()));
-        }
-        match file.try_lock() {
-            Ok(()) => Ok(Some(Self(file))),
-            Err(TryLockError::WouldBlock) => Ok(None),
-            Err(TryLockError::Error(error)) => Err(failed(error)),
-        }
+    /// Takes the lock of a database file; `None` if another process has it.
+    fn take(file: &SqliteFile) -> Result<Option<Self>, StoreError> {
+        let Some(own) = lock(&file.lock(), file.database(), File::try_lock)? else { return Ok(None) };
+        let former = lock(&file.former_lock(), file.database(), File::try_lock_shared)?;
+        Ok(former.map(|former| Self { own, former }))
     }
 
-    /// Gives it up.
+    /// Releases it before the process ends.
     pub fn release(&self) {
-        if let Err(error) = self.0.unlock() {
+        if let Err(error) = self.own.unlock().and(self.former.unlock()) {
             tracing::warn!(%error, "the lock of the database file stays until the process ends");
         }
     }
 }
 
-/// Opens files that, where they are made, their owner alone can read.
+/// Opens and locks a file; `None` if another process keeps it locked.
+fn lock(
+    path: &Path,
+    database: &Path,
+    lock: impl FnOnce(&File) -> Result<(), TryLockError>,
+) -> Result<Option<File>, StoreError> {
+    let failed = |error| unusable(path, &error);
+    let file = private().open(path).map_err(failed)?;
+    if let Ok(owner) = database.metadata() {
+        // A command that root runs must not keep the server out. Only root can give a file away.
+        let _ = fchown(&file, Some(owner.uid()), Some(owner.gid()));
+    }
+    match lock(&file) {
+        Ok(()) => Ok(Some(file)),
+        Err(TryLockError::WouldBlock) => Ok(None),
+        Err(TryLockError::Error(error)) => Err(failed(error)),
+    }
+}
+
+/// Opens files; one that is made can be read by its owner alone.
 fn private() -> OpenOptions {
     let mut options = OpenOptions::new();
     options.read(true).write(true).create(true).truncate(false).mode(0o600);
@@ -80,9 +98,12 @@ fn unusable(path: &Path, error: &io::Error) -> StoreError {
     sqlx::Error::Io(io::Error::new(error.kind(), format!("{}: {error}", path.display()))).into()
 }
 
-/// Makes the file and its folder, where they are not there yet, for their owner alone. SQLite gives what it puts beside the
-/// file the same mode.
+/// Makes the file and its folder for their owner alone, unless they exist. SQLite gives what it puts beside the file the
+/// same mode.
 fn prepare(file: &Path) -> io::Result<()> {
+    if file.is_dir() {
+        return Err(io::ErrorKind::IsADirectory.into());
+    }
     if let Some(folder) = file.parent().filter(|folder| *folder != Path::new("")) {
         DirBuilder::new().recursive(true).mode(0o700).create(folder)?;
     }
@@ -116,16 +137,19 @@ impl Store {
     }
 
     async fn open_sqlite(url: &str, settings: StoreSettings, alone: bool) -> Result<Self, StoreError> {
-        let options = SqliteConnectOptions::from_str(url)?
+        let file = SqliteFile::from_url(url)?;
+        let options = file
+            .options()
+            .clone()
             .create_if_missing(true)
             .journal_mode(SqliteJournalMode::Wal)
             .synchronous(SqliteSynchronous::Full)
             .foreign_keys(true)
             .busy_timeout(PATIENCE);
-        let file = options.get_filename().to_owned();
-        prepare(&file).map_err(|error| unusable(&file, &error))?;
+        let database = file.database();
+        prepare(database).map_err(|error| unusable(database, &error))?;
         let lock = FileLock::take(&file)?;
-        let in_use = || StoreError::InUse(file.display().to_string());
+        let in_use = || StoreError::InUse(database.display().to_string());
         if alone && lock.is_none() {
             return Err(in_use());
         }
@@ -144,7 +168,7 @@ impl Store {
         let readers = pool().max_connections(settings.max_connections.clamp(1, cores)).connect_with(readers).await?;
         let writer = Connections::new(writer, Arc::default());
         let readers = Connections::new(readers, Arc::default());
-        Ok(Self::over(Database::Sqlite(SqliteFile { writer, readers, lock: lock.map(Arc::new) }), settings))
+        Ok(Self::over(Database::Sqlite(SqliteConnections { writer, readers, lock: lock.map(Arc::new) }), settings))
     }
 
     async fn open_postgres(url: &str, settings: StoreSettings) -> Result<Self, StoreError> {
@@ -197,11 +221,15 @@ impl Store {
 }
 
 async fn inspect_sqlite(url: &str) -> Result<&'static str, StoreError> {
-    let options = SqliteConnectOptions::from_str(url)?.create_if_missing(false).read_only(true);
-    if !options.get_filename().exists() {
+    let file = SqliteFile::from_url(url)?;
+    let database = file.database();
+    if !database.exists() {
         return Ok("the database file does not exist yet; a start makes it");
     }
-    let mut connection = options.connect().await?;
+    if database.is_dir() {
+        return Err(unusable(database, &io::ErrorKind::IsADirectory.into()));
+    }
+    let mut connection = file.options().clone().create_if_missing(false).read_only(true).connect().await?;
     let (migrated,): (bool,) = sqlx::query_as(sql::HAS_MIGRATIONS.sqlite).fetch_one(&mut connection).await?;
     let mut applied: Vec<Applied> = Vec::new();
     if migrated {

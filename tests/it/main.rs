@@ -16,6 +16,7 @@ mod cluster_claims;
 mod cluster_messages;
 mod cluster_mixed;
 mod contract;
+mod database_files;
 mod deploy;
 mod deploy_proxy;
 mod docs;

@@ -1,0 +1,162 @@
+//! The server's secret in a file beside a SQLite database, for servers whose `auth.secret` is empty.
+
+use std::{
+    fs::{self, File, OpenOptions},
+    io::{self, Read, Write},
+    os::unix::fs::OpenOptionsExt,
+    path::{Path, PathBuf},
+};
+
+use base64::{Engine, engine::general_purpose::STANDARD};
+use rand::Rng;
+use thiserror::Error;
+
+use crate::{clock::Entropy, config::decode_secret, domain::otp::ServerSecret, sqlite_file::SqliteFile};
+
+/// The secret's file cannot be read or made.
+#[derive(Debug, Error)]
+#[error("cannot read or make the server secret {}: {source}", path.display())]
+pub struct SecretFileError {
+    path: PathBuf,
+    source: io::Error,
+}
+
+/// Reads the secret beside the database, and makes one if there is none. The folder exists already.
+///
+/// Earlier versions looked for it under the path as it stands in the URL, with its percent escapes. One that is there
+/// is moved.
+///
+/// # Errors
+/// If the file cannot be read or written, or holds anything but 32 bytes in base64.
+pub fn read_or_make(file: &SqliteFile, entropy: &Entropy) -> Result<ServerSecret, SecretFileError> {
+    let path = file.secret();
+    let failed = |source| SecretFileError { path: path.clone(), source };
+    let mut found = read(&path).map_err(failed)?;
+    if found.is_none()
+        && let Some(former) = file.former_secret()
+    {
+        found = take_over(former, &path).map_err(|source| SecretFileError { path: former.to_owned(), source })?;
+    }
+    match found {
+        Some(secret) => Ok(secret),
+        None => make(&path, entropy).map_err(failed),
+    }
+}
+
+/// Reads a secret; `None` if there is no file, or an empty one, as a server leaves that dies while it makes it.
+fn read(path: &Path) -> io::Result<Option<ServerSecret>> {
+    match fs::read_to_string(path) {
+        Ok(text) => parse(&text),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+        Err(error) => Err(error),
+    }
+}
+
+fn parse(text: &str) -> io::Result<Option<ServerSecret>> {
+    if text.is_empty() {
+        return Ok(None);
+    }
+    decode_secret(text).map(Some).ok_or_else(|| io::Error::other("not 32 bytes in base64"))
+}
+
+/// Moves the secret that an earlier version left elsewhere, or uses it there if it cannot be moved.
+fn take_over(former: &Path, path: &Path) -> io::Result<Option<ServerSecret>> {
+    let Some(secret) = read(former)? else { return Ok(None) };
+    let (from, to) = (former.display(), path.display());
+    match fs::rename(former, path) {
+        Ok(()) => tracing::warn!(%from, %to, "moved the server secret to its place beside the database"),
+        Err(error) => tracing::warn!(%from, %to, %error, "the server secret is not beside the database; move it there"),
+    }
+    Ok(Some(secret))
+}
+
+/// Makes a secret that only its owner can read. Two servers that share it may start at once: the file is locked while
+/// one of them fills it.
+fn make(path: &Path, entropy: &Entropy) -> io::Result<ServerSecret> {
+    let mut file = OpenOptions::new().read(true).write(true).create(true).truncate(false).mode(0o600).open(path)?;
+    file.lock()?;
+    let mut text = String::new();
+    file.read_to_string(&mut text)?;
+    if let Some(secret) = parse(&text)? {
+        return Ok(secret);
+    }
+    let mut bytes = [0; 32];
+    entropy.draw(|rng| rng.fill_bytes(&mut bytes));
+    write(&mut file, &STANDARD.encode(bytes))?;
+    Ok(ServerSecret::new(bytes))
+}
+
+fn write(file: &mut File, text: &str) -> io::Result<()> {
+    file.write_all(text.as_bytes())?;
+    file.sync_all()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn database(folder: &Path, in_url: &str) -> SqliteFile {
+        SqliteFile::from_url(&format!("sqlite://{}/{in_url}", folder.display())).unwrap()
+    }
+
+    fn entropy() -> Entropy {
+        Entropy::from_system().unwrap()
+    }
+
+    fn names(folder: &Path) -> Vec<String> {
+        let name = |entry: io::Result<fs::DirEntry>| entry.unwrap().file_name().into_string().unwrap();
+        let mut names: Vec<String> = fs::read_dir(folder).unwrap().map(name).collect();
+        names.sort();
+        names
+    }
+
+    #[test]
+    fn a_secret_is_made_once_and_found_again() {
+        let folder = tempfile::tempdir().unwrap();
+        let file = database(folder.path(), "my%20chat.db");
+        read_or_make(&file, &entropy()).unwrap();
+        let made = fs::read_to_string(folder.path().join("my chat.secret")).unwrap();
+        read_or_make(&file, &entropy()).unwrap();
+        read_or_make(&database(folder.path(), "my%20chat.sqlite"), &entropy()).unwrap();
+        assert_eq!(fs::read_to_string(folder.path().join("my chat.secret")).unwrap(), made);
+        assert_eq!(names(folder.path()), ["my chat.secret"]);
+    }
+
+    #[test]
+    fn a_secret_under_the_undecoded_name_is_moved() {
+        let folder = tempfile::tempdir().unwrap();
+        let text = STANDARD.encode([7; 32]);
+        fs::write(folder.path().join("my%20chat.secret"), &text).unwrap();
+        read_or_make(&database(folder.path(), "my%20chat.db"), &entropy()).unwrap();
+        assert_eq!(names(folder.path()), ["my chat.secret"]);
+        assert_eq!(fs::read_to_string(folder.path().join("my chat.secret")).unwrap(), text);
+
+        // One that is in its place already wins, and the other stays.
+        let other = STANDARD.encode([8; 32]);
+        fs::write(folder.path().join("my%20chat.secret"), &other).unwrap();
+        read_or_make(&database(folder.path(), "my%20chat.db"), &entropy()).unwrap();
+        assert_eq!(fs::read_to_string(folder.path().join("my chat.secret")).unwrap(), text);
+        assert_eq!(names(folder.path()), ["my chat.secret", "my%20chat.secret"]);
+    }
+
+    #[test]
+    fn a_secret_that_cannot_be_moved_is_used_where_it_is() {
+        let folder = tempfile::tempdir().unwrap();
+        fs::write(folder.path().join("gone%2Fchat.secret"), STANDARD.encode([7; 32])).unwrap();
+        // The folder of the new place does not exist.
+        read_or_make(&database(folder.path(), "gone%2Fchat.db"), &entropy()).unwrap();
+        assert_eq!(names(folder.path()), ["gone%2Fchat.secret"]);
+    }
+
+    #[test]
+    fn an_empty_file_is_filled_and_another_text_is_refused() {
+        let folder = tempfile::tempdir().unwrap();
+        let secret = folder.path().join("x.secret");
+        fs::write(&secret, "").unwrap();
+        read_or_make(&database(folder.path(), "x.db"), &entropy()).unwrap();
+        assert_eq!(STANDARD.decode(fs::read(&secret).unwrap()).unwrap().len(), 32);
+        fs::write(&secret, "hunter2").unwrap();
+        let error = read_or_make(&database(folder.path(), "x.db"), &entropy()).err().unwrap().to_string();
+        assert!(error.contains("x.secret: not 32 bytes in base64") && !error.contains("hunter2"), "{error}");
+    }
+}
