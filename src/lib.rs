@@ -6,8 +6,8 @@
 //! ```text
 //! main → app → {http, socket} → service → {store, bus} → domain
 //!              {http, socket} → protocol → domain
-//! config is read by main and app alone; sqlite_file is a leaf for config, app and store; clock and tasks are leaves that all may use; metrics is for all but domain and
-//! protocol
+//! config is read by main and app alone; sqlite_file is a leaf for config, app and store; clock and tasks are leaves for
+//! all; metrics is for all but domain and protocol
 //! ```
 //!
 //! A test reads the `use crate::` lines and fails on any other edge.
