@@ -1,4 +1,5 @@
-//! Time and randomness as parameters. Nothing else in the server asks the machine for either, so a test can own both.
+//! Time and randomness as parameters. Nothing else in the server asks the machine for either, so a test can own both;
+//! `clippy.toml` sees to that.
 
 use std::sync::{
     Arc, Mutex, PoisonError,
@@ -6,12 +7,12 @@ use std::sync::{
 };
 
 use chrono::DateTime;
-use rand::{CryptoRng, RngExt, SeedableRng, rngs::StdRng};
+use rand::{RngExt, SeedableRng, rngs::StdRng};
 use uuid::Uuid;
 
 use crate::domain::Timestamp;
 
-/// Where the time of day comes from.
+/// The source of the time of day.
 #[derive(Clone, Debug)]
 pub enum Clock {
     /// The machine's clock.
@@ -21,7 +22,7 @@ pub enum Clock {
 }
 
 impl Clock {
-    /// Now, in UTC.
+    /// The time in UTC, to the microsecond.
     #[must_use]
     pub fn now(&self) -> Timestamp {
         #[expect(clippy::disallowed_methods, reason = "the one place where the machine's clock is read")]
@@ -34,20 +35,20 @@ impl Clock {
     }
 }
 
-/// Where secrets, codes and identifiers come from: a ChaCha generator seeded by the machine. Clones share it.
+/// The source of secrets, codes and identifiers: a ChaCha generator seeded by the machine. Clones share it.
 #[derive(Clone, Debug)]
 pub struct Entropy(Arc<Mutex<StdRng>>);
 
 impl Entropy {
-    /// Seeded from the operating system.
+    /// A generator seeded by the operating system.
     ///
     /// # Errors
-    /// Where the operating system has no randomness to give.
+    /// If the operating system has no randomness to give.
     pub fn from_system() -> Result<Self, rand::rngs::SysError> {
         Ok(Self(Arc::new(Mutex::new(StdRng::try_from_rng(&mut rand::rngs::SysRng)?))))
     }
 
-    /// Draws with the generator.
+    /// Lends the generator, and returns what was drawn with it.
     pub fn draw<T>(&self, with: impl FnOnce(&mut StdRng) -> T) -> T {
         with(&mut self.0.lock().unwrap_or_else(PoisonError::into_inner))
     }
@@ -55,19 +56,13 @@ impl Entropy {
     /// A random (version 4) UUID.
     #[must_use]
     pub fn uuid(&self) -> Uuid {
-        self.draw(random_uuid)
+        uuid::Builder::from_random_bytes(self.draw(RngExt::random)).into_uuid()
     }
-}
 
-impl Entropy {
     /// A time-ordered (version 7) UUID (RFC 9562 §5.7): the milliseconds of `now`, then random bits.
     #[must_use]
     pub fn time_ordered_uuid(&self, now: Timestamp) -> Uuid {
         let millis = u64::try_from(now.as_micros() / 1000).unwrap_or_default();
-        self.draw(|rng| uuid::Builder::from_unix_timestamp_millis(millis, &rng.random()).into_uuid())
+        uuid::Builder::from_unix_timestamp_millis(millis, &self.draw(RngExt::random)).into_uuid()
     }
-}
-
-fn random_uuid(rng: &mut impl CryptoRng) -> Uuid {
-    uuid::Builder::from_random_bytes(rng.random()).into_uuid()
 }
