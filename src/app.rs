@@ -120,7 +120,7 @@ impl Application {
             // The failure stays one even if the rest stops well.
             tokio::join!(self.stopper.stop(), self.clients.finish());
         }
-        self.stopper.settle(self.tasks.work()).await;
+        self.stopper.finish_work(self.tasks.work()).await;
         // The operator can watch until the clients' work is done.
         tokio::join!(self.stopper.admin.stop(false), self.operator.finish());
         if tokio::time::timeout(CLOSE_TIME, self.store.close()).await.is_err() {

@@ -1,6 +1,11 @@
 //! The command line.
 
-use std::{io::Write, path::PathBuf, process::ExitCode};
+use std::{
+    fs::File,
+    io::Write,
+    path::{Path, PathBuf},
+    process::ExitCode,
+};
 
 use clap::{Parser, Subcommand};
 use sealwire::{
@@ -12,6 +17,7 @@ use sealwire::{
     shutdown::Signals,
     telemetry,
 };
+use tokio::runtime::Runtime;
 
 #[global_allocator]
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
@@ -62,7 +68,7 @@ fn main() -> ExitCode {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             let mut stderr = std::io::stderr();
-            // Nothing is left to do where even this cannot be said.
+            // If even this cannot be written, there is nobody to tell.
             let _ = writeln!(stderr, "sealwire: {error}");
             ExitCode::FAILURE
         }
@@ -74,33 +80,14 @@ fn run(arguments: Arguments) -> Result<(), Failure> {
     let config = Config::load(arguments.config.as_deref(), std::env::vars())?;
     match arguments.command.unwrap_or(Command::Serve) {
         Command::Serve => serve(&config),
-        Command::Migrate => {
-            let runtime = tokio::runtime::Runtime::new()?;
-            runtime.block_on(async {
-                app::open_store(&config, &Entropy::from_system()?).await?.close().await;
-                Ok(())
-            })
-        }
+        Command::Migrate => migrate(&config),
         Command::CheckConfig => check_config(&config),
         Command::Healthcheck => Ok(probe::ask(config.server.bind)?),
-        Command::Seed { users, devices, prekeys, out } => {
-            let runtime = tokio::runtime::Runtime::new()?;
-            let plan = SeedPlan { users, devices, prekeys };
-            runtime.block_on(async {
-                let entropy = Entropy::from_system()?;
-                let store = app::open_store(&config, &entropy).await?;
-                let out = std::fs::File::create(out)?;
-                let policy = app::policy(&config);
-                let made = seed(&store, &plan, &policy, &Clock::System, &entropy, out).await?;
-                store.close().await;
-                writeln!(std::io::stderr(), "{made} devices")?;
-                Ok(())
-            })
-        }
+        Command::Seed { users, devices, prekeys, out } => fill(&config, &SeedPlan { users, devices, prekeys }, &out),
     }
 }
 
-/// What `RUST_LOG` says. Text that is no UTF-8 is no level either.
+/// The value of `RUST_LOG`. Text that is not UTF-8 is refused later, as no level.
 fn levels() -> Option<String> {
     std::env::var_os("RUST_LOG").map(|levels| levels.to_string_lossy().into_owned())
 }
@@ -112,23 +99,34 @@ fn serve(config: &Config) -> Result<(), Failure> {
     tracing::info!(address = %config.admin.bind.ip(), port = application.admin_port(), "listening for the operator");
     let stopper = application.stopper();
     actix_rt::System::new().block_on(async move {
-        let mut signals = Signals::new()?;
-        actix_rt::spawn(async move {
-            signals.next().await;
-            actix_rt::spawn(async move { stopper.stop().await });
-            signals.second().await;
-            tracing::warn!("a second signal: ending at once");
-            std::process::exit(1);
-        });
+        actix_rt::spawn(Signals::new()?.stop(stopper));
         application.run_until_stopped().await?;
         tracing::info!("stopped");
         Ok(())
     })
 }
 
+fn migrate(config: &Config) -> Result<(), Failure> {
+    Runtime::new()?.block_on(async {
+        app::open_store(config, &Entropy::from_system()?).await?.close().await;
+        Ok(())
+    })
+}
+
 fn check_config(config: &Config) -> Result<(), Failure> {
-    let runtime = tokio::runtime::Runtime::new()?;
-    let found = runtime.block_on(app::inspect_store(config))?;
+    let found = Runtime::new()?.block_on(app::inspect_store(config))?;
     writeln!(std::io::stdout(), "{config:#?}\nthe settings hold; {found}")?;
     Ok(())
+}
+
+fn fill(config: &Config, plan: &SeedPlan, out: &Path) -> Result<(), Failure> {
+    Runtime::new()?.block_on(async {
+        let entropy = Entropy::from_system()?;
+        let store = app::open_store(config, &entropy).await?;
+        let out = File::create(out)?;
+        let made = seed(&store, plan, &app::policy(config), &Clock::System, &entropy, out).await?;
+        store.close().await;
+        writeln!(std::io::stderr(), "{made} devices")?;
+        Ok(())
+    })
 }

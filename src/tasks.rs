@@ -1,7 +1,9 @@
-//! What runs on the runtimes of store and bus: background tasks, which never end, and work, which does.
+//! What runs on the runtimes of store and bus: background tasks, which never end, and [`Work`], which does.
 //!
-//! A background task is one that the server cannot do without. Each has a name, and one that ends, by a panic or by
-//! returning, is an alarm: a server without it would go on half dead. Work is what a server that stops waits for.
+//! The server cannot do without any of its background tasks. Each has a name, and its end, by a panic or by returning, is
+//! an alarm: a server without it would go on half dead.
+
+mod work;
 
 use std::{
     collections::BTreeSet,
@@ -10,79 +12,46 @@ use std::{
 };
 
 use tokio::{runtime::Handle, sync::watch, task::JoinHandle};
-use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
-/// Spawns work: requests, deliveries, whatever ends by itself. Clones share the count.
-#[derive(Clone)]
-pub struct Work {
-    runtime: Handle,
-    tracker: TaskTracker,
-    ending: CancellationToken,
-}
+pub use self::work::Work;
 
-impl Work {
-    /// Nothing under way yet.
-    #[must_use]
-    pub fn new(runtime: Handle) -> Self {
-        Self { runtime, tracker: TaskTracker::new(), ending: CancellationToken::new() }
-    }
-
-    /// Runs it to its end, whether or not anybody waits for the result.
-    pub fn spawn<T: Send + 'static>(&self, work: impl Future<Output = T> + Send + 'static) -> JoinHandle<T> {
-        self.tracker.spawn_on(work, &self.runtime)
-    }
-
-    /// Waits until the server is about to end and only waits for what is under way: whoever pauses should go on.
-    pub async fn ending(&self) {
-        self.ending.cancelled().await;
-    }
-
-    /// Waits until nothing is under way, of which it tells those that pause.
-    pub async fn settled(&self) {
-        self.ending.cancel();
-        self.tracker.close();
-        self.tracker.wait().await;
-    }
-
-    /// How much is under way.
-    #[must_use]
-    pub fn unfinished(&self) -> usize {
-        self.tracker.len()
-    }
-}
-
-/// Spawns background tasks and hears of those that end. Clones share the alarm.
+/// Spawns background tasks and notices those that end. Clones share the alarm.
 #[derive(Clone)]
 pub struct Tasks {
     work: Work,
-    lanes: Handle,
+    /// Runs the batch workers.
+    batches: Handle,
     /// The first task that ended.
     ended: Arc<watch::Sender<Option<&'static str>>>,
     names: Arc<Mutex<BTreeSet<&'static str>>>,
 }
 
 impl Tasks {
-    /// No tasks yet.
+    /// Tasks and work on one runtime. There are none yet.
     #[must_use]
     pub fn new(runtime: Handle) -> Self {
-        let (lanes, ended) = (runtime.clone(), Arc::new(watch::Sender::new(None)));
-        Self { work: Work::new(runtime), lanes, ended, names: Arc::default() }
+        let (batches, ended) = (runtime.clone(), Arc::new(watch::Sender::new(None)));
+        Self { work: Work::new(runtime), batches, ended, names: Arc::default() }
     }
 
-    /// Runs the lanes of batchers on a runtime of their own.
+    /// Runs the batch workers on a runtime of their own.
     #[must_use]
-    pub fn with_lanes(self, lanes: Handle) -> Self {
-        Self { lanes, ..self }
+    pub fn with_batch_runtime(self, batches: Handle) -> Self {
+        Self { batches, ..self }
     }
 
-    /// Starts a task that is to run for as long as the server does.
+    /// Starts a task that runs for as long as the server does.
     pub fn spawn(&self, name: &'static str, task: impl Future<Output = ()> + Send + 'static) -> JoinHandle<()> {
-        self.spawn_on(&self.work.runtime, name, task)
+        self.spawn_on(self.work.runtime(), name, task)
     }
 
-    /// Starts a lane of a batcher, which many wait for: it does not queue up behind their tasks.
-    pub fn spawn_lane(&self, name: &'static str, lane: impl Future<Output = ()> + Send + 'static) -> JoinHandle<()> {
-        self.spawn_on(&self.lanes, name, lane)
+    /// Starts a batch worker. Many requests wait for it, so it does not queue up behind their tasks.
+    pub fn spawn_batch_worker(
+        &self,
+        name: &'static str,
+        worker: impl Future<Output = ()> + Send + 'static,
+    ) -> JoinHandle<()> {
+        self.spawn_on(&self.batches, name, worker)
     }
 
     fn spawn_on(
@@ -106,13 +75,13 @@ impl Tasks {
         self.names.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
-    /// Where work goes, on the same runtime.
+    /// Spawns work on the runtime of the tasks.
     #[must_use]
     pub fn work(&self) -> &Work {
         &self.work
     }
 
-    /// Waits for a task to end and names it. At a regular end of the server nobody asks any more.
+    /// Waits for a task to end, and returns its name. When the server stops in good order, nobody waits any more.
     pub async fn first_ended(&self) -> &'static str {
         let mut ended = self.ended.subscribe();
         match ended.wait_for(Option::is_some).await.map(|name| *name) {
@@ -165,27 +134,10 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn work_is_waited_for_also_where_it_panics_and_told_if_it_pauses() {
-        let tasks = Tasks::new(Handle::current());
-        let work = tasks.work().clone();
-        let pausing = tasks.work().spawn(async move { work.ending().await });
-        assert!(timeout(Duration::from_millis(50), tasks.work().ending()).await.is_err(), "not before the end");
-        let (release, released) = tokio::sync::oneshot::channel::<()>();
-        tasks.work().spawn(async { released.await.unwrap() });
-        tasks.work().spawn(async { panic!("a defect") });
-        assert!(timeout(Duration::from_millis(50), tasks.work().settled()).await.is_err());
-        timeout(SOON, pausing).await.unwrap().unwrap();
-        assert!(timeout(Duration::from_millis(50), tasks.work().settled()).await.is_err());
-        release.send(()).unwrap();
-        assert_eq!(timeout(SOON, tasks.work().settled()).await, Ok(()));
-        assert_eq!(tasks.work().unfinished(), 0);
-        assert!(timeout(Duration::from_millis(50), tasks.first_ended()).await.is_err(), "work may end");
-    }
-
-    #[tokio::test]
     async fn nobody_is_alarmed_while_all_run() {
         let tasks = Tasks::new(Handle::current());
         tasks.spawn("steady", std::future::pending());
-        assert!(timeout(Duration::from_millis(50), tasks.first_ended()).await.is_err());
+        assert!(tasks.work().spawn(async { panic!("a defect") }).await.is_err());
+        assert!(timeout(Duration::from_millis(50), tasks.first_ended()).await.is_err(), "work may end");
     }
 }

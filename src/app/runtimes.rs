@@ -31,7 +31,7 @@ impl Runtimes {
 
     /// Spawns background tasks and work on them.
     pub fn tasks(&self) -> Tasks {
-        Tasks::new(self.store.handle().clone()).with_lanes(self.batches.handle().clone())
+        Tasks::new(self.store.handle().clone()).with_batch_runtime(self.batches.handle().clone())
     }
 
     /// The runtime of store, bus and use cases.

@@ -209,7 +209,7 @@ mod tests {
         assert!(pausing.deliver(&mail(), &work).await);
         assert!(!waiting.is_finished());
         // Stopping does not wait for the hour to pass, and nor does the mail.
-        work.settled().await;
+        work.finished().await;
         assert!(waiting.await.unwrap());
     }
 }

@@ -61,7 +61,7 @@ impl<Item: Send + 'static, Answer: Send + 'static> Batcher<Item, Answer> {
         let BatchWorkers { name, largest_batch: largest, count, meter } = workers;
         for _ in 0..count {
             let (waiting, run, meter, health) = (waiting.clone(), run.clone(), meter.clone(), health.clone());
-            tasks.spawn_lane(name, async move {
+            tasks.spawn_batch_worker(name, async move {
                 let mut taken = Vec::with_capacity(largest);
                 while waiting.lock().await.recv_many(&mut taken, largest).await > 0 {
                     let lost_at = health.lost_at();
