@@ -1,4 +1,5 @@
-//! Whether the server on this machine is ready, asked over its own port: for container runtimes, which have no other client.
+//! Asks the server on this machine whether it is ready, over its own port. For container runtimes, whose images have no
+//! other HTTP client.
 
 use std::{
     io::{self, Read, Write},
@@ -8,31 +9,31 @@ use std::{
 
 use thiserror::Error;
 
-/// How long each step of the question may take.
+/// How long connecting, writing or reading may take.
 const PATIENCE: Duration = Duration::from_secs(3);
-/// Most of an answer that is read; the real one is far shorter.
+/// Bytes of an answer that are read; the real one is far shorter.
 const MOST_BYTES: u64 = 4096;
 
 /// Why the server is not ready.
 #[derive(Debug, Error)]
 pub enum NotReady {
-    /// The address has port 0, so that nobody knows where it listens.
+    /// The port is 0, so the server listens on one that is not known here.
     #[error("server.bind takes any free port: give it a number")]
     NoPort,
-    /// Nobody answers.
+    /// Nothing answers.
     #[error("nothing answers at {address}: {source}")]
     Silent {
-        /// Where we asked.
+        /// The address that was asked.
         address: SocketAddr,
-        /// What happened.
+        /// Why connecting, writing or reading failed.
         source: io::Error,
     },
-    /// It answers something else than 200.
+    /// It answers with something else than 200; its status line and body.
     #[error("not ready: {0}")]
     Refused(String),
 }
 
-/// Asks `/readyz` of a server that listens on `bind`.
+/// Asks `/readyz` of the server that listens on `bind`.
 ///
 /// # Errors
 /// If it does not answer that it is ready.
@@ -50,7 +51,7 @@ pub fn ask(bind: SocketAddr) -> Result<(), NotReady> {
     Err(NotReady::Refused(format!("{status} {body}")))
 }
 
-/// A server that listens on all addresses is asked on the loopback one.
+/// The address at which to ask a server that listens on `bind`: the loopback address if it listens on all.
 fn reachable(bind: SocketAddr) -> SocketAddr {
     let ip = match bind.ip() {
         IpAddr::V4(ip) if ip.is_unspecified() => Ipv4Addr::LOCALHOST.into(),

@@ -20,11 +20,11 @@ use crate::{
 /// Devices written in one transaction.
 const STEP: usize = 500;
 
-/// How much to make.
+/// What to make.
 pub struct SeedPlan {
-    /// Users.
+    /// The number of users.
     pub users: usize,
-    /// Devices of each.
+    /// Devices of each user.
     pub devices: usize,
     /// One-time prekeys of each device.
     pub prekeys: usize,
@@ -37,10 +37,10 @@ struct Line {
     token: String,
 }
 
-/// Fills the store and writes one JSON line a device. Gives the number of devices made.
+/// Fills the store and writes one JSON line per device, with its user, id and token. Returns the number of devices made.
 ///
 /// # Errors
-/// Where the store or the output fails.
+/// If the store or the output fails.
 pub async fn seed(
     store: &Store,
     plan: &SeedPlan,

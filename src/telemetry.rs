@@ -1,7 +1,7 @@
 //! Logging: human in a terminal, JSON elsewhere, on standard error. `RUST_LOG` sets the levels.
 //!
 //! Our own log statements name devices, sessions and clients by id and address, and never hold a token, a code, an e-mail
-//! address or a key. Libraries give no such promise: at their lower levels they print the bytes and statements that pass
+//! address or a key. Libraries make no such promise: at their lower levels they print the bytes and statements that pass
 //! through them. So those levels of theirs are off, whatever `RUST_LOG` says.
 
 use std::{
@@ -14,23 +14,23 @@ use thiserror::Error;
 use tracing::level_filters::LevelFilter;
 use tracing_subscriber::{EnvFilter, filter::Targets, fmt, layer::SubscriberExt, util::SubscriberInitExt};
 
-/// The levels where `RUST_LOG` says nothing. actix-http reports every malformed request as an error of its own, which is
+/// The levels if `RUST_LOG` is unset or empty. actix-http reports every malformed request as an error of its own, which is
 /// the client's and not the operator's.
 const DEFAULT_LEVELS: &str = "info,actix_http=off,actix_server=warn";
 
-/// `RUST_LOG` says nothing that can be heeded. Going on would keep from the log what somebody asked for.
+/// `RUST_LOG` cannot be parsed. To ignore it would leave out of the log what somebody asked for.
 #[derive(Debug, Error, PartialEq, Eq)]
 #[error("RUST_LOG takes a level (error, warn, info, debug, trace, off) or PART=LEVEL,…, such as sealwire=debug,info")]
 pub struct WrongLevels;
 
-/// Starts logging for the process, at the levels that `RUST_LOG` has. Does nothing where it has been started already.
+/// Starts logging for the process, at the levels in `RUST_LOG`. Does nothing if it has been started already.
 ///
 /// # Errors
-/// Where the levels are none.
+/// If the levels are invalid.
 pub fn init(levels: Option<&str>) -> Result<(), WrongLevels> {
     let filter = filter(levels)?;
     let registry = tracing_subscriber::registry().with(filter).with(trusted());
-    // A log that nobody takes any more must not end the tasks that write to it.
+    // If standard error is closed, writing to it must not end the tasks that do.
     let layer = || fmt::layer().with_writer(std::io::stderr).log_internal_errors(false);
     let started = if std::io::stderr().is_terminal() {
         registry.with(layer()).try_init()
@@ -45,25 +45,25 @@ pub fn init(levels: Option<&str>) -> Result<(), WrongLevels> {
 
 fn filter(levels: Option<&str>) -> Result<EnvFilter, WrongLevels> {
     let levels = levels.map(str::trim).filter(|levels| !levels.is_empty()).unwrap_or(DEFAULT_LEVELS);
-    // A word alone that is no level would pass for the name of a part, and silence all others: most likely it is a slip.
-    let is_slip = |part: &str| {
+    // A word alone that is not a level would pass for the name of a part, and silence all others. Most likely it is a typo.
+    let is_typo = |part: &str| {
         part.bytes().all(|byte| byte.is_ascii_alphanumeric() || byte == b'_')
             && part.parse::<LevelFilter>().is_err()
             && part != "sealwire"
     };
-    if levels.split(',').map(str::trim).any(|part| !part.is_empty() && is_slip(part)) {
+    if levels.split(',').map(str::trim).any(|part| !part.is_empty() && is_typo(part)) {
         return Err(WrongLevels);
     }
     EnvFilter::builder().parse(levels).map_err(|_| WrongLevels)
 }
 
-/// The most that anybody may say: everything of our own, and of libraries what they mean for operators.
+/// The lowest levels that are logged at all: every level of our own, and of libraries what they mean for operators.
 fn trusted() -> Targets {
     Targets::new().with_target("sealwire", LevelFilter::TRACE).with_default(LevelFilter::INFO)
 }
 
-/// A panic as a line of the log. A message that was put together at run time may hold anything, so only one that stands in
-/// the source is repeated; the place tells the rest.
+/// Logs a panic. A message that was formatted at run time may hold anything, so only one that stands in the source is
+/// logged; the place has to do for the others.
 fn report_panic(panic: &PanicHookInfo<'_>) {
     let place = panic.location().map(ToString::to_string);
     let message = panic.payload().downcast_ref::<&'static str>();
@@ -77,7 +77,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn levels_are_heeded_or_refused() {
+    fn levels_are_applied_or_refused() {
         for good in [
             "",
             "warn",
