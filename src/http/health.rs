@@ -1,4 +1,4 @@
-//! Whether the process is up, and whether it should be sent clients.
+//! Whether the process is up, and whether it should get clients.
 
 use actix_web::{HttpResponse, http::StatusCode, web::Data};
 use serde::Serialize;
@@ -16,19 +16,20 @@ pub async fn healthz() -> HttpResponse {
     HttpResponse::Ok().json(Readiness { status: "ok", reasons: vec![] })
 }
 
-/// `GET /readyz`: 200 while the store answers (degraded while the bus does not), 503 when it does not or the node is being stopped.
+/// `GET /readyz`: 200 while the store answers, `degraded` if the bus does not; 503 if the store does not answer or the
+/// node is being stopped.
 pub async fn readyz(http: Data<Http>) -> HttpResponse {
     let service = http.service.clone();
     let reachable = http.runtime.spawn(async move { service.store_is_reachable().await }).await.unwrap_or(false);
-    let (status, reasons) = standing(reachable, http.service.bus_is_up(), (http.is_draining)());
+    let (status, reasons) = readiness(reachable, http.service.bus_is_up(), (http.is_draining)());
     let code = if status == NOT_READY { StatusCode::SERVICE_UNAVAILABLE } else { StatusCode::OK };
     HttpResponse::build(code).json(Readiness { status, reasons })
 }
 
 const NOT_READY: &str = "not_ready";
 
-/// How a node stands, in a word, and why not better.
-pub fn standing(store_answers: bool, bus_is_up: bool, is_draining: bool) -> (&'static str, Vec<&'static str>) {
+/// Whether a node should get clients: `ready`, `degraded` or `not_ready`, and the reasons unless it is `ready`.
+pub fn readiness(store_answers: bool, bus_is_up: bool, is_draining: bool) -> (&'static str, Vec<&'static str>) {
     let mut reasons = Vec::new();
     if !store_answers {
         reasons.push("the store does not answer");

@@ -107,12 +107,12 @@ label! {
 
 label! {
     /// Why the operator's listener refused somebody.
-    Stranger {
-        /// Asked under a name that is not known.
+    AccessDenied {
+        /// The request names the server by an unknown name.
         Host "host",
-        /// Showed no token.
+        /// The request shows no token.
         NoToken "no_token",
-        /// Showed another one.
+        /// The request shows another token.
         WrongToken "wrong_token",
     }
 }
@@ -296,6 +296,6 @@ mod tests {
         holds(std::iter::once(Outcome::Done).chain(Code::ALL.iter().copied().map(Outcome::Refused)));
         holds(Repair::ALL.iter().copied());
         holds(Limit::ALL.iter().copied());
-        holds(Stranger::ALL.iter().copied());
+        holds(AccessDenied::ALL.iter().copied());
     }
 }

@@ -1,4 +1,4 @@
-//! Who may look at the status.
+//! Who may read the operator's listener.
 
 use std::{
     net::{IpAddr, SocketAddr},
@@ -7,18 +7,24 @@ use std::{
 };
 
 use actix_web::{
-    dev::RequestHead,
+    Error, HttpResponse,
+    body::{BoxBody, MessageBody},
+    dev::{RequestHead, ServiceRequest, ServiceResponse},
     http::{
-        header::{self, HeaderMap},
+        Method, StatusCode,
+        header::{self, ContentType, HeaderMap, HeaderValue},
         uri::Authority,
     },
+    middleware::Next,
+    web::Data,
 };
 use base64::{Engine, engine::general_purpose::STANDARD};
 use tokio::time::Instant;
 
-use crate::metrics::Stranger;
+use super::Admin;
+use crate::metrics::AccessDenied;
 
-/// The log hears of wrong tokens at most this often.
+/// Wrong tokens are logged at most this often.
 const REPORT_EVERY: Duration = Duration::from_mins(1);
 
 /// The rules of the operator's listener.
@@ -32,13 +38,13 @@ pub struct Access {
 /// Wrong tokens.
 #[derive(Debug, Default)]
 struct Guesses {
-    /// Since the log last heard of some.
+    /// How many since some were last logged.
     count: u64,
     reported: Option<Instant>,
 }
 
 impl Guesses {
-    /// Counts one more; how many there were if the log should hear of them.
+    /// Counts one more. Returns how many there were if they are to be logged.
     fn one_more(&mut self, now: Instant) -> Option<u64> {
         self.count += 1;
         if self.reported.is_some_and(|at| now < at + REPORT_EVERY) {
@@ -50,8 +56,7 @@ impl Guesses {
 }
 
 impl Access {
-    /// With a token, if it is not empty, and names under which the listener may be asked besides addresses and
-    /// `localhost`.
+    /// Access with a token, unless it is empty, under any address, `localhost` and the names in `hosts`.
     #[must_use]
     pub fn new(token: &str, hosts: &[String]) -> Self {
         Self {
@@ -61,16 +66,16 @@ impl Access {
         }
     }
 
-    /// Whether somebody may ask.
-    pub(super) fn admit(&self, head: &RequestHead) -> Result<(), Stranger> {
+    /// Checks a request's host, then its token.
+    fn check(&self, head: &RequestHead) -> Result<(), AccessDenied> {
         if !self.knows_host(head) {
-            return Err(Stranger::Host);
+            return Err(AccessDenied::Host);
         }
-        let admitted = self.lets_in(&head.headers);
-        if admitted == Err(Stranger::WrongToken) {
+        let checked = self.check_token(&head.headers);
+        if checked == Err(AccessDenied::WrongToken) {
             self.note_guess(head.peer_addr);
         }
-        admitted
+        checked
     }
 
     fn note_guess(&self, peer: Option<SocketAddr>) {
@@ -102,15 +107,53 @@ impl Access {
         bare.parse::<IpAddr>().is_ok() || name == "localhost" || self.hosts.contains(&name)
     }
 
-    /// Whether the request shows the token, if there is one: as a bearer token, or as the password of any user.
-    fn lets_in(&self, headers: &HeaderMap) -> Result<(), Stranger> {
+    /// Checks that the request shows the token, if there is one: as a bearer token, or as the password of any user.
+    fn check_token(&self, headers: &HeaderMap) -> Result<(), AccessDenied> {
         let Some(token) = &self.token else { return Ok(()) };
-        let Some(value) = headers.get(header::AUTHORIZATION) else { return Err(Stranger::NoToken) };
+        let Some(value) = headers.get(header::AUTHORIZATION) else { return Err(AccessDenied::NoToken) };
         match shown(value.as_bytes()) {
             Some(shown) if blake3::hash(&shown) == *token => Ok(()),
-            _ => Err(Stranger::WrongToken),
+            _ => Err(AccessDenied::WrongToken),
         }
     }
+}
+
+/// Refuses requests that [`Access`] does not allow, and all methods but GET and HEAD.
+pub async fn check_access(
+    request: ServiceRequest,
+    next: Next<impl MessageBody + 'static>,
+) -> Result<ServiceResponse<BoxBody>, Error> {
+    let refused = request.app_data::<Data<Admin>>().and_then(|admin| {
+        if let Err(denied) = admin.access.check(request.head()) {
+            admin.metrics.access_denied.inc(denied);
+            return Some(explain(denied));
+        }
+        (!matches!(*request.method(), Method::GET | Method::HEAD)).then(|| {
+            let mut response = refusal(StatusCode::METHOD_NOT_ALLOWED, "this listener only answers GET and HEAD");
+            response.headers_mut().insert(header::ALLOW, HeaderValue::from_static("GET, HEAD"));
+            response
+        })
+    });
+    match refused {
+        Some(response) => Ok(request.into_response(response)),
+        None => Ok(next.call(request).await?.map_into_boxed_body()),
+    }
+}
+
+fn explain(denied: AccessDenied) -> HttpResponse {
+    if denied == AccessDenied::Host {
+        let why = "this name is not known here: use an address, or add the name to admin.allowed_hosts";
+        return refusal(StatusCode::FORBIDDEN, why);
+    }
+    let mut response = refusal(StatusCode::UNAUTHORIZED, "show admin.token, as Bearer or as Basic's password");
+    let challenge = HeaderValue::from_static("Basic realm=\"sealwire\", charset=\"UTF-8\"");
+    response.headers_mut().insert(header::WWW_AUTHENTICATE, challenge);
+    response
+}
+
+/// A refusal with its reason in plain text.
+pub fn refusal(status: StatusCode, why: &'static str) -> HttpResponse {
+    HttpResponse::build(status).content_type(ContentType::plaintext()).body(format!("{why}\n"))
 }
 
 /// The token that an `Authorization` header carries.

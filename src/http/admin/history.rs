@@ -18,9 +18,9 @@ use crate::{
 pub const STEP: Duration = Duration::from_secs(5);
 /// Points that are kept: ten minutes.
 const KEPT: usize = 120;
-/// What is called the last minute.
+/// The length of the last minute, at least.
 const MINUTE: Duration = Duration::from_mins(1);
-/// What has to have passed since the last point for a rate to mean something.
+/// The time that has to pass after the last point for a rate to be meaningful.
 const SHORTEST: Duration = Duration::from_secs(1);
 const CLOSES: usize = 2 + CloseCode::ALL.len();
 
@@ -40,7 +40,7 @@ pub struct Counts {
 }
 
 impl Counts {
-    /// Now.
+    /// The present counters.
     pub fn of(metrics: &Metrics) -> Self {
         let mut closes = [0; CLOSES];
         for (count, (close, _)) in closes.iter_mut().zip(Close::all()) {
@@ -113,7 +113,7 @@ pub struct History {
 }
 
 impl History {
-    /// Begins now.
+    /// A history that begins at this moment.
     pub fn new(at: Instant, counts: Counts) -> Self {
         let start = Point { at, counts, connected: 0, resident: None, latency: None };
         Self { points: Mutex::new(VecDeque::with_capacity(KEPT + 1)), start }
@@ -133,7 +133,7 @@ impl History {
         }
     }
 
-    /// What was added in the last minute, and how long that was: up to a step more, or less where the server is younger.
+    /// What was added in the last minute, and how long that was: up to a step more, or less if the server is younger.
     pub fn minute(&self, now: &Point) -> (Duration, Counts) {
         let points = self.points();
         let long_ago = |point: &&Point| now.at.saturating_duration_since(point.at) >= MINUTE;

@@ -1,8 +1,8 @@
-//! What the process holds of the machine.
+//! What the process uses of the machine.
 
 use rustix::process::{Resource, getrlimit};
 
-/// Bytes resident, where the system tells (Linux).
+/// Bytes of resident memory; `None` if the system does not say (other than Linux).
 pub fn resident_bytes() -> Option<u64> {
     let status = std::fs::read_to_string("/proc/self/status").ok()?;
     let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:"))?;
@@ -10,14 +10,14 @@ pub fn resident_bytes() -> Option<u64> {
     Some(kibibytes * 1024)
 }
 
-/// Files and connections that are open, where the system tells (Linux).
+/// Open files and connections; `None` if the system does not say (other than Linux).
 pub fn open_files() -> Option<u64> {
     let open = std::fs::read_dir("/proc/self/fd").ok()?.count();
     // The folder that was read is one of them.
     u64::try_from(open.saturating_sub(1)).ok()
 }
 
-/// Files and connections that may be open; `None` where there is no limit.
+/// Files and connections that may be open; `None` if there is no limit.
 pub fn max_files() -> Option<u64> {
     getrlimit(Resource::Nofile).current
 }

@@ -9,7 +9,7 @@ use super::{
     Admin, Levels,
     history::{Series, milliseconds, seconds},
 };
-use crate::{http::health::standing, metrics::Close, protocol::Code};
+use crate::{http::health::readiness, metrics::Close, protocol::Code};
 
 /// `GET /status`
 #[derive(Debug, Serialize)]
@@ -18,7 +18,7 @@ pub struct Report {
     version: &'static str,
     node_id: Uuid,
     uptime_s: u64,
-    /// As `/readyz` has it.
+    /// As in `/readyz`.
     status: &'static str,
     reasons: Vec<&'static str>,
     database: Database,
@@ -84,14 +84,14 @@ struct Minute {
 }
 
 impl Report {
-    /// Now, with what the database has just been found to be.
+    /// The present state. `latency` is what the database just took to answer; `None` if it did not.
     pub fn of(admin: &Admin, latency: Option<Duration>, with_history: bool) -> Self {
         let service = &admin.service;
         let point = admin.point(latency);
         let (span, counts) = admin.history.minute(&point);
         let Levels { inbound, outbound, is_draining, .. } = (admin.levels)();
         let bus_is_up = service.bus_is_up();
-        let (status, reasons) = standing(latency.is_some(), bus_is_up, is_draining);
+        let (status, reasons) = readiness(latency.is_some(), bus_is_up, is_draining);
         let (store, pool) = service.store_state();
         let (bus, probe_age) = service.bus_state();
         let backlog = admin.backlog();
