@@ -1,5 +1,5 @@
-//! The bus carries signals to wherever a device is connected. It never touches a connection: whatever arrives enters the
-//! node by [`LocalDelivery`]. The database is the truth and the bus only a wake-up.
+//! Carries signals to the nodes that a device is connected to. What arrives reaches the connections by [`LocalDelivery`]
+//! alone. Signals may be lost: the database has what they tell, and the reconcile finds it there.
 
 mod parcel;
 mod redis;
@@ -12,7 +12,7 @@ use tokio::sync::watch;
 
 use crate::domain::{DeviceId, LocalDelivery, Signal};
 
-/// The way signals travel.
+/// How signals travel.
 #[derive(Clone)]
 pub enum Bus {
     /// One node: straight to its own connections.
@@ -22,7 +22,7 @@ pub enum Bus {
 }
 
 impl Bus {
-    /// Sends a signal to a device's connections. Call it after the commit that it tells of.
+    /// Sends a signal to a device's connections on all nodes. Call it after the commit that the signal is about.
     pub fn publish(&self, device: DeviceId, signal: Signal) {
         match self {
             Self::Local(connections) => {
@@ -32,7 +32,7 @@ impl Bus {
         }
     }
 
-    /// Sends what a batch of mail has for devices, in its order.
+    /// Sends the signals of a batch of mail, in its order.
     pub fn publish_mail(&self, wakes: Vec<(DeviceId, Signal)>) {
         let Self::Redis(bus) = self else {
             for (device, signal) in wakes {
@@ -50,7 +50,7 @@ impl Bus {
         }
     }
 
-    /// Listens for a device from the time this returns (or soon after, where the bus is down).
+    /// Subscribes to a device's signals. They arrive from the time this returns, or soon after if the bus is down.
     pub async fn subscribe(&self, device: DeviceId) {
         match self {
             Self::Local(_) => {}
@@ -58,7 +58,7 @@ impl Bus {
         }
     }
 
-    /// Takes back one [`Self::subscribe`].
+    /// Undoes one [`Self::subscribe`].
     pub async fn unsubscribe(&self, device: DeviceId) {
         match self {
             Self::Local(_) => {}
@@ -75,7 +75,7 @@ impl Bus {
         }
     }
 
-    /// What it is, in a word.
+    /// `local` or `redis`.
     #[must_use]
     pub fn kind(&self) -> &'static str {
         match self {
@@ -84,7 +84,7 @@ impl Bus {
         }
     }
 
-    /// How long ago the bus was last heard to work; `None` where it has nothing to hear, or never did.
+    /// How long ago the bus last proved that it works; `None` if it never did, and for the local bus.
     #[must_use]
     pub fn probe_age(&self) -> Option<Duration> {
         match self {
@@ -93,7 +93,7 @@ impl Bus {
         }
     }
 
-    /// [`Self::is_up`], to be waited on. Of the local bus it never changes.
+    /// [`Self::is_up`] as a value to wait on. For the local bus it never changes.
     #[must_use]
     pub fn watch(&self) -> watch::Receiver<bool> {
         match self {

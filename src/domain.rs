@@ -1,5 +1,5 @@
-//! Pure types and rules: what an address, a code, a token, a key or a bundle is. Nothing here knows of sockets,
-//! databases or runtimes, so every rule can be tested by calling it.
+//! Pure types and rules: what an address, a code, a token, a key or a bundle is. Nothing here does I/O, so every rule can
+//! be tested by calling it.
 
 pub mod bucket;
 pub mod bundle;

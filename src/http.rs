@@ -1,4 +1,4 @@
-//! The HTTP edge: sign-in, for those who have no session yet, and health; and the operator's listener.
+//! The HTTP edge: sign-in for people who have no session yet, health, and the operator's listener.
 
 pub mod admin;
 mod auth;
@@ -24,11 +24,11 @@ use crate::{
     tasks::Work,
 };
 
-/// Largest request body.
+/// Bytes of the largest request body.
 const MAX_BODY_BYTES: usize = 64 * 1024;
-/// How long all of a request body may take to come in.
+/// How long a whole request body may take to come in.
 const BODY_TIME: Duration = Duration::from_secs(20);
-/// Seconds for which a browser may remember what a preflight allowed.
+/// Seconds for which a browser may remember a preflight's answer.
 const PREFLIGHT_SECONDS: usize = 600;
 
 /// What the handlers share.
@@ -37,17 +37,17 @@ pub struct Http {
     pub service: Arc<Service>,
     /// The runtime on which they run.
     pub runtime: Work,
-    /// Proxies whose word about the client is believed.
+    /// Proxies whose `X-Forwarded-For` is trusted.
     pub trusted_proxies: Vec<IpNet>,
     /// Browser origins that may use `/v1`.
     pub origins: Origins,
-    /// What counts the answers.
+    /// Counts the answers.
     pub metrics: Arc<Metrics>,
     /// Whether the node is being stopped.
     pub is_draining: Box<dyn Fn() -> bool + Send + Sync>,
 }
 
-/// Adds all routes but the socket's, which stays outside so that no span lives as long as a connection.
+/// Adds all routes but the socket's. That stays outside, so that no span lives as long as a connection.
 pub fn routes(http: web::Data<Http>) -> impl FnOnce(&mut ServiceConfig) {
     move |app| {
         let origins = http.origins.clone();
@@ -78,7 +78,7 @@ fn resource(path: &str) -> actix_web::Resource {
     web::resource(path).default_service(web::to(not_found))
 }
 
-/// The answer to whatever is not there.
+/// Answers requests for an unknown path.
 pub async fn not_found() -> HttpResponse {
     Problem::from(Refusal::NotFound).response()
 }
