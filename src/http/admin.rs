@@ -27,7 +27,7 @@ use tokio::{
 use uuid::Uuid;
 
 pub use self::access::Access;
-use self::history::{Counts, History, Point};
+use self::history::{CounterValues, History, Point};
 use crate::{
     domain::envelope::Load,
     metrics::{Metrics, Version},
@@ -96,7 +96,7 @@ impl Admin {
         metrics.build_info.set(Version::Built, 1);
         metrics.start_time.set(u64::try_from(service.now().as_micros() / 1_000_000).unwrap_or_default());
         let started = Instant::now();
-        let history = History::new(started, Counts::of(&metrics));
+        let history = History::new(started, CounterValues::of(&metrics));
         let admin = Arc::new(Self {
             service,
             runtime,
@@ -144,7 +144,7 @@ impl Admin {
     fn point(&self, latency: Option<Duration>) -> Point {
         Point {
             at: Instant::now(),
-            counts: Counts::of(&self.metrics),
+            counts: CounterValues::of(&self.metrics),
             connected: (self.levels)().connected,
             resident: process::resident_bytes(),
             latency,

@@ -26,7 +26,7 @@ const CLOSES: usize = 2 + CloseCode::ALL.len();
 
 /// Counters at one moment, or what was added between two.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Counts {
+pub struct CounterValues {
     pub claims: u64,
     pub exhausted: u64,
     pub limited: u64,
@@ -39,7 +39,7 @@ pub struct Counts {
     pub closes: [u64; CLOSES],
 }
 
-impl Counts {
+impl CounterValues {
     /// The present counters.
     pub fn of(metrics: &Metrics) -> Self {
         let mut closes = [0; CLOSES];
@@ -79,7 +79,7 @@ impl Counts {
 #[derive(Clone, Debug)]
 pub struct Point {
     pub at: Instant,
-    pub counts: Counts,
+    pub counts: CounterValues,
     pub connected: usize,
     pub resident: Option<u64>,
     /// How long the database took to answer, if it did.
@@ -114,7 +114,7 @@ pub struct History {
 
 impl History {
     /// A history that begins at this moment.
-    pub fn new(at: Instant, counts: Counts) -> Self {
+    pub fn new(at: Instant, counts: CounterValues) -> Self {
         let start = Point { at, counts, connected: 0, resident: None, latency: None };
         Self { points: Mutex::new(VecDeque::with_capacity(KEPT + 1)), start }
     }
@@ -134,7 +134,7 @@ impl History {
     }
 
     /// What was added in the last minute, and how long that was: up to a step more, or less if the server is younger.
-    pub fn minute(&self, now: &Point) -> (Duration, Counts) {
+    pub fn minute(&self, now: &Point) -> (Duration, CounterValues) {
         let points = self.points();
         let long_ago = |point: &&Point| now.at.saturating_duration_since(point.at) >= MINUTE;
         let from = points.iter().rev().find(long_ago).unwrap_or(&self.start);
@@ -150,7 +150,7 @@ impl History {
         }
         let points = &points[points.len().saturating_sub(KEPT + 1)..];
         let values = points.get(1..).unwrap_or_default();
-        let rates = |count: fn(&Counts) -> u64| -> Vec<f64> {
+        let rates = |count: fn(&CounterValues) -> u64| -> Vec<f64> {
             let rate = |pair: &[Point]| {
                 let span = pair[1].at.saturating_duration_since(pair[0].at).as_secs_f64().max(f64::EPSILON);
                 #[expect(clippy::cast_precision_loss, reason = "a chart does not show more")]
@@ -195,13 +195,13 @@ mod tests {
     use super::*;
 
     fn point(at: Instant, sign_ins: u64) -> Point {
-        let counts = Counts { sign_ins, ..Counts::of(&Metrics::new()) };
+        let counts = CounterValues { sign_ins, ..CounterValues::of(&Metrics::new()) };
         Point { at, counts, connected: 0, resident: None, latency: None }
     }
 
     /// A history of points a step apart, each with ten sign-ins more than the one before.
     fn history(start: Instant, steps: u32) -> History {
-        let history = History::new(start, Counts::of(&Metrics::new()));
+        let history = History::new(start, CounterValues::of(&Metrics::new()));
         for step in 1..=steps {
             history.push(point(start + STEP * step, u64::from(step) * 10));
         }

@@ -14,7 +14,7 @@ use actix_web::{
 use super::{
     Admin,
     access::{check_access, refusal},
-    status,
+    status::StatusReport,
 };
 use crate::metrics::Metrics;
 
@@ -61,7 +61,7 @@ async fn show(request: HttpRequest, admin: Data<Admin>) -> HttpResponse {
         return response.content_type(ContentType::html()).body(include_str!("status.html"));
     }
     let latency = admin.latency().await;
-    response.json(status::Report::of(&admin, latency, request.query_string() == "history"))
+    response.json(StatusReport::of(&admin, latency, request.query_string() == "history"))
 }
 
 fn prefers_html(request: &HttpRequest) -> bool {

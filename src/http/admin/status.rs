@@ -13,7 +13,7 @@ use crate::{http::health::readiness, metrics::Close, protocol::Code};
 
 /// `GET /status`
 #[derive(Debug, Serialize)]
-pub struct Report {
+pub struct StatusReport {
     name: &'static str,
     version: &'static str,
     node_id: Uuid,
@@ -21,33 +21,33 @@ pub struct Report {
     /// As in `/readyz`.
     status: &'static str,
     reasons: Vec<&'static str>,
-    database: Database,
-    bus: Bus,
+    database: DatabaseReport,
+    bus: BusReport,
     connected_devices: usize,
-    memory: Memory,
-    mailbox: Mailbox,
-    last_minute: Minute,
+    memory: MemoryReport,
+    mailbox: MailboxReport,
+    last_minute: LastMinute,
     #[serde(skip_serializing_if = "Option::is_none")]
     history: Option<Series>,
 }
 
 #[derive(Debug, Serialize)]
-struct Database {
+struct DatabaseReport {
     kind: &'static str,
     ok: bool,
     latency_ms: Option<f64>,
-    pool: Pool,
+    pool: PoolReport,
 }
 
 #[derive(Debug, Serialize)]
-struct Pool {
+struct PoolReport {
     open: u32,
     idle: u32,
     limit: u32,
 }
 
 #[derive(Debug, Serialize)]
-struct Bus {
+struct BusReport {
     kind: &'static str,
     ok: bool,
     probe_age_ms: Option<f64>,
@@ -55,7 +55,7 @@ struct Bus {
 
 #[derive(Debug, Serialize)]
 #[expect(clippy::struct_field_names, reason = "units belong to the names of fields")]
-struct Memory {
+struct MemoryReport {
     resident_bytes: Option<u64>,
     budget_used_bytes: usize,
     budget_limit_bytes: usize,
@@ -63,14 +63,14 @@ struct Memory {
 
 /// What waits in all mailboxes of the database.
 #[derive(Debug, Serialize)]
-struct Mailbox {
+struct MailboxReport {
     waiting: Option<u64>,
     bytes: Option<u64>,
 }
 
 /// What happened in the last minute.
 #[derive(Debug, Serialize)]
-struct Minute {
+struct LastMinute {
     /// How long that was.
     seconds: f64,
     claims: u64,
@@ -83,7 +83,7 @@ struct Minute {
     closes: BTreeMap<String, u64>,
 }
 
-impl Report {
+impl StatusReport {
     /// The present state. `latency` is what the database just took to answer; `None` if it did not.
     pub fn of(admin: &Admin, latency: Option<Duration>, with_history: bool) -> Self {
         let service = &admin.service;
@@ -104,21 +104,24 @@ impl Report {
             uptime_s: admin.started.elapsed().as_secs(),
             status,
             reasons,
-            database: Database {
+            database: DatabaseReport {
                 kind: store,
                 ok: latency.is_some(),
                 latency_ms: latency.map(milliseconds),
-                pool: Pool { open: pool.open, idle: pool.idle, limit: pool.limit },
+                pool: PoolReport { open: pool.open, idle: pool.idle, limit: pool.limit },
             },
-            bus: Bus { kind: bus, ok: bus_is_up, probe_age_ms: probe_age.map(milliseconds) },
+            bus: BusReport { kind: bus, ok: bus_is_up, probe_age_ms: probe_age.map(milliseconds) },
             connected_devices: point.connected,
-            memory: Memory {
+            memory: MemoryReport {
                 resident_bytes: point.resident,
                 budget_used_bytes: inbound.0 + outbound.0,
                 budget_limit_bytes: inbound.1 + outbound.1,
             },
-            mailbox: Mailbox { waiting: backlog.map(|load| load.envelopes), bytes: backlog.map(|load| load.bytes) },
-            last_minute: Minute {
+            mailbox: MailboxReport {
+                waiting: backlog.map(|load| load.envelopes),
+                bytes: backlog.map(|load| load.bytes),
+            },
+            last_minute: LastMinute {
                 seconds: seconds(span),
                 claims: counts.claims,
                 exhausted: counts.exhausted,
