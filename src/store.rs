@@ -2,9 +2,9 @@
 //! SQLite and PostgreSQL.
 //!
 //! To add an operation: its SQL goes into the file of its subject under `sql`, its method into the file of its subject
-//! here. A write takes a transaction from [`Store::begin`] inside [`Store::retrying`], takes its row locks first (`locks`)
+//! here. A write takes a transaction from `Store::begin` inside `Store::retrying`, takes its row locks first (`locks`)
 //! and then checks the caller's session (`sessions::authorize`), so that a session that has ended changes nothing from
-//! that commit on. A read takes a connection from [`Store::read`].
+//! that commit on. A read takes a connection from `Store::read`.
 
 mod batcher;
 mod bundles;
