@@ -18,6 +18,7 @@ use futures_util::{
     future::{Fuse, FusedFuture},
 };
 use rand::Rng;
+use sealwire_protocol::limits::MAX_FRAME_BYTES;
 use thiserror::Error;
 use tokio::{
     runtime::{Builder, Runtime},
@@ -33,12 +34,12 @@ use crate::{
         envelope::{Load, MailboxBounds},
         otp::ServerSecret,
     },
+    edge::Origins,
     http::{
         self, Http,
         admin::{self, Access, Admin, Levels},
     },
     metrics::Metrics,
-    protocol::{frame::MAX_FRAME_BYTES, http::Origins},
     service::{
         LimitSettings, Mailer, MailerError, Parts, Policy, Service, expire_mail_forever, reconcile_forever,
         sweep_forever,

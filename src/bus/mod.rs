@@ -2,6 +2,7 @@
 //! node by [`Deliver`]. The database is the truth and the bus only a wake-up.
 
 mod parcel;
+mod payload;
 mod redis;
 
 use std::{collections::BTreeMap, sync::Arc, time::Duration};

@@ -26,7 +26,7 @@ use tokio::{
 };
 use uuid::Uuid;
 
-use super::Parcel;
+use super::{Parcel, payload};
 use crate::{
     domain::{Deliver, DeviceId, Signal},
     metrics::{BusTraffic, Metrics},
@@ -203,7 +203,7 @@ impl AsyncPushSender for Ear {
                     self.unanswered.store(0, Ordering::Relaxed);
                     self.hears.send_replace(Some(Instant::now()));
                 } else if let Some(device) = channel.strip_prefix(DEVICE_CHANNEL).and_then(DeviceId::parse) {
-                    match rmp_serde::from_slice::<(Uuid, Vec<Signal>)>(payload) {
+                    match payload::decode(payload) {
                         // This node has delivered its own signals already.
                         Ok((node, _)) if node == self.node => {}
                         Ok((_, signals)) => {
@@ -388,7 +388,7 @@ impl Link {
         for command in commands.drain(..) {
             match command {
                 Command::Publish { device, parcel, room } => {
-                    match rmp_serde::to_vec(&(self.node, parcel.signals())) {
+                    match payload::encode(self.node, parcel.signals()) {
                         Ok(payload) => {
                             publishes.cmd("PUBLISH").arg(channel(&device)).arg(payload).ignore();
                         }

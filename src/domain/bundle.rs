@@ -1,37 +1,15 @@
 //! What keys look like to those who fetch, claim and own them.
 
-use base64::{Engine, engine::general_purpose::STANDARD};
-use serde::{Deserialize, Serialize, Serializer};
+pub use sealwire_protocol::{
+    keys::{KeyKind, OneTimeOutcome, UnavailableReason},
+    limits::MAX_POOL,
+};
 
 use super::{DeviceId, Suite, Timestamp};
 
-/// Unissued keys that one device may keep of each kind.
-pub const MAX_POOL: usize = 500;
-
-/// Public key material or a signature as stored; base64 text on the wire.
+/// Public key material or a signature.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct KeyBytes(pub Vec<u8>);
-
-impl Serialize for KeyBytes {
-    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-        serializer.serialize_str(&STANDARD.encode(&self.0))
-    }
-}
-
-/// The two pools of one-time keys.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum KeyKind {
-    /// Curve prekeys.
-    OneTime,
-    /// Post-quantum prekeys.
-    PqOneTime,
-}
-
-impl KeyKind {
-    /// Both kinds.
-    pub const ALL: [Self; 2] = [Self::OneTime, Self::PqOneTime];
-}
 
 /// The levels of a pool at which its owner is told: the threshold, its half, its quarter and nothing left.
 #[must_use]
@@ -45,22 +23,8 @@ pub fn depth(remaining: u32, threshold: u32) -> i32 {
     low_levels(threshold).into_iter().map(|level| i32::from(remaining <= level)).sum()
 }
 
-/// What became of the one-time prekey in a bundle.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
-#[serde(rename_all = "snake_case")]
-pub enum OneTimeOutcome {
-    /// The bundle carries one, and nobody else will ever get it.
-    Claimed,
-    /// The pool is empty.
-    Exhausted,
-    /// The claimer is past the drain limit for this device.
-    Limited,
-    /// A fetch does not take keys.
-    NotRequested,
-}
-
 /// A served signed prekey.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct SignedPrekey {
     /// Chosen by the owner.
     pub key_id: u32,
@@ -73,7 +37,7 @@ pub struct SignedPrekey {
 }
 
 /// A one-time prekey handed out.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct OneTimePrekey {
     /// Chosen by the owner.
     pub key_id: u32,
@@ -82,7 +46,7 @@ pub struct OneTimePrekey {
 }
 
 /// A post-quantum prekey handed out.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct PqPrekey {
     /// Chosen by the owner; last-resort and one-time ids are separate.
     pub key_id: u32,
@@ -95,7 +59,7 @@ pub struct PqPrekey {
 }
 
 /// All that is needed to open a session with one device.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Bundle {
     /// The target device.
     pub device_id: DeviceId,
@@ -115,22 +79,8 @@ pub struct Bundle {
     pub pq_prekey: Option<PqPrekey>,
 }
 
-/// Why no bundle can be had for a device.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
-#[serde(rename_all = "snake_case")]
-pub enum UnavailableReason {
-    /// It never published a complete set.
-    NoKeys,
-    /// Its owner has not rotated the signed prekey in time.
-    SignedPrekeyExpired,
-    /// It was revoked.
-    Revoked,
-    /// No such device of that user, or the asking device itself.
-    UnknownDevice,
-}
-
 /// A device for which no bundle can be had.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Unavailable {
     /// As asked for.
     pub device_id: DeviceId,
@@ -139,7 +89,7 @@ pub struct Unavailable {
 }
 
 /// The answer to a fetch or a claim.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Bundles {
     /// One for each device that can be reached.
     pub bundles: Vec<Bundle>,
@@ -148,7 +98,7 @@ pub struct Bundles {
 }
 
 /// A signed prekey as its owner sees it in a status.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct SignedPrekeyStatus {
     /// Its id.
     pub key_id: u32,
@@ -157,14 +107,14 @@ pub struct SignedPrekeyStatus {
 }
 
 /// A last-resort key as its owner sees it in a status.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct LastResortStatus {
     /// Its id.
     pub key_id: u32,
 }
 
 /// What the server holds of a device's keys.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct KeysStatus {
     /// Set with the first publish.
     pub suite: Option<Suite>,
@@ -191,12 +141,6 @@ impl KeysStatus {
         let one_time = self.suite.map(|_| (KeyKind::OneTime, self.one_time));
         let threshold = self.threshold;
         one_time.into_iter().chain(pq).filter(move |(_, remaining)| *remaining <= threshold)
-    }
-}
-
-impl Serialize for Suite {
-    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-        serializer.serialize_str(self.as_str())
     }
 }
 

@@ -3,20 +3,16 @@
 use std::{collections::BTreeSet, sync::Arc, time::Duration};
 
 use bytes::Bytes;
-use serde::{Deserialize, Serialize};
+pub use sealwire_protocol::limits::{MAX_CONTENT, TTL_DEFAULT};
 use uuid::Uuid;
 
 use super::{DeviceId, MessageId, Refusal, Timestamp, UserId};
 
-/// Bytes of one envelope's content.
-pub const MAX_CONTENT: usize = 32 * 1024;
-/// How long an envelope waits for its device, unless the sender says otherwise.
-pub const TTL_DEFAULT: Duration = Duration::from_hours(30 * 24);
 /// How long a message id is remembered.
 pub const REMEMBERED: Duration = Duration::from_hours(24);
 
 /// What a device is sent: opaque content with where it comes from.
-#[derive(Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, PartialEq, Eq)]
 pub struct Envelope {
     /// The sender's name for the message, the same for all its devices.
     pub message: MessageId,

@@ -17,15 +17,12 @@ use ipnet::IpNet;
 use tracing_actix_web::TracingLogger;
 
 use crate::{
-    domain::Refusal,
+    edge::{EdgeError, Origins, Problem},
     metrics::Metrics,
-    protocol::{Problem, http::Origins},
     service::Service,
     tasks::Work,
 };
 
-/// Largest request body.
-const MAX_BODY_BYTES: usize = 64 * 1024;
 /// How long all of a request body may take to come in.
 const BODY_TIME: Duration = Duration::from_secs(20);
 /// Seconds for which a browser may remember what a preflight allowed.
@@ -80,5 +77,5 @@ fn resource(path: &str) -> actix_web::Resource {
 
 /// The answer to whatever is not there.
 pub async fn not_found() -> HttpResponse {
-    Problem::from(Refusal::NotFound).response()
+    Problem::from(EdgeError::NoSuchResource).response()
 }

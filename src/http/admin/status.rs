@@ -2,6 +2,7 @@
 
 use std::{collections::BTreeMap, time::Duration};
 
+use sealwire_protocol::Code;
 use serde::Serialize;
 use uuid::Uuid;
 
@@ -9,7 +10,7 @@ use super::{
     Admin, Levels,
     history::{Series, milliseconds, seconds},
 };
-use crate::{http::health::standing, metrics::Close, protocol::Code};
+use crate::{http::health::readiness, metrics::Close};
 
 /// `GET /status`
 #[derive(Debug, Serialize)]
@@ -91,7 +92,7 @@ impl Report {
         let (span, counts) = admin.history.minute(&point);
         let Levels { inbound, outbound, is_draining, .. } = (admin.levels)();
         let bus_is_up = service.bus_is_up();
-        let (status, reasons) = standing(latency.is_some(), bus_is_up, is_draining);
+        let (status, reasons) = readiness(latency.is_some(), bus_is_up, is_draining);
         let (store, pool) = service.store_state();
         let (bus, probe_age) = service.bus_state();
         let backlog = admin.backlog();
@@ -102,7 +103,7 @@ impl Report {
             version: env!("CARGO_PKG_VERSION"),
             node_id: admin.node_id,
             uptime_s: admin.started.elapsed().as_secs(),
-            status,
+            status: status.name(),
             reasons,
             database: Database {
                 kind: store,

@@ -17,8 +17,8 @@ use super::{
 };
 use crate::{
     domain::Refusal,
+    edge::{Problem, is_proxy},
     metrics::{Limit, Metrics},
-    protocol::{Problem, client::is_proxy},
     service::ClientNetwork,
     socket::networks::{Kind, NetworkLimits, Networks, Place},
 };

@@ -1,23 +1,20 @@
-//! Requests as they come in and replies as they go out.
+//! Frames of the socket that clients send and that answer them. What the server sends unasked is in
+//! [`events`](crate::events).
 
 use std::{fmt, num::NonZeroU32};
 
 use serde::{
-    Deserialize, Deserializer, Serialize,
+    Deserialize, Deserializer, Serialize, Serializer,
     de::{self, IgnoredAny, MapAccess, Visitor},
+    ser::SerializeStruct,
 };
+use thiserror::Error;
 
-use super::{
-    Codec, Problem,
-    codec::DecodeError,
+use crate::{
+    codec::{Codec, DecodeError},
+    error::ErrorBody,
     value::{Object, Shape},
 };
-use crate::domain::Refusal;
-
-/// Largest message, in bytes of payload, over all its frames.
-pub const MAX_FRAME_BYTES: usize = 512 * 1024;
-/// Requests of one socket that may wait for their replies.
-pub const MAX_IN_FLIGHT: usize = 64;
 
 macro_rules! ops {
     ($($variant:ident $name:literal;)*) => {
@@ -35,7 +32,9 @@ macro_rules! ops {
                 match self { $(Self::$variant => $name,)* }
             }
 
-            fn parse(name: &str) -> Option<Self> {
+            /// The op of exactly this name.
+            #[must_use]
+            pub fn parse(name: &str) -> Option<Self> {
                 match name { $($name => Some(Self::$variant),)* _ => None }
             }
         }
@@ -58,24 +57,74 @@ ops! {
     MessagesAck   "messages.ack";
 }
 
-/// A request's number, chosen by the client: 1 to 2^32-1.
+impl Serialize for Op {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.serialize_str(self.name())
+    }
+}
+
+/// A request's number, chosen by the client: 1 to 2³² − 1.
 pub type RequestId = NonZeroU32;
 
-/// A request of which only the outline is known yet.
+/// The parameters of an op.
+pub trait SocketRequest {
+    /// The op.
+    const OP: Op;
+    /// The op's result.
+    type Reply;
+}
+
+/// A request as a client writes it.
+#[derive(Clone, Copy, Debug, Serialize)]
+pub struct RequestFrame<'a, T> {
+    /// Names the request in its reply.
+    pub id: RequestId,
+    /// The op.
+    pub op: Op,
+    /// The parameters of the op.
+    pub params: &'a T,
+}
+
+impl<'a, T: SocketRequest> RequestFrame<'a, T> {
+    /// A request with the op that its parameters belong to.
+    #[must_use]
+    pub const fn new(id: RequestId, params: &'a T) -> Self {
+        Self { id, op: T::OP, params }
+    }
+}
+
+/// A request of which only the outline has been read, as the server does first.
 #[derive(Debug)]
-pub struct Request {
+pub struct RequestOutline {
     /// To be repeated in the reply.
     pub id: RequestId,
     /// The op, or why the request is refused whatever its parameters are.
-    pub op: Result<Op, Refusal>,
+    pub op: Result<Op, OutlineError>,
     has_params: bool,
 }
 
-impl Request {
-    /// Reads a frame's outline.
+/// A request with a valid id that cannot be carried out.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Error)]
+pub enum OutlineError {
+    /// The op is not of this version of the protocol.
+    #[error("no such op")]
+    UnknownOp,
+    /// `op` is not a string.
+    #[error("op must be a string")]
+    OpIsNotText,
+    /// `op` has a NUL.
+    #[error("text must not hold NUL")]
+    Nul,
+    /// `params` is not a map.
+    #[error("params must be a map")]
+    ParamsAreNotMap,
+}
+
+impl RequestOutline {
+    /// Reads the outline of a frame.
     ///
     /// # Errors
-    /// Where the frame is not one map with a valid `id`: the socket closes over it.
+    /// If the frame is not one map with a valid `id`: the socket closes over it.
     pub fn decode(codec: Codec, frame: &[u8]) -> Result<Self, DecodeError> {
         let outline: Outline = codec.decode(frame)?;
         let id = match outline.id {
@@ -86,16 +135,16 @@ impl Request {
         let params = match outline.params {
             None | Some(Shape::Null) => Ok(false),
             Some(Shape::Map) => Ok(true),
-            Some(_) => Err(Refusal::BadRequest("params must be a map".into())),
+            Some(_) => Err(OutlineError::ParamsAreNotMap),
         };
         let op = match outline.op {
-            Some(Shape::Text(name)) if name.contains('\0') => Err(Refusal::BadRequest("text must not hold NUL".into())),
-            Some(Shape::Text(name)) => Op::parse(&name).ok_or(Refusal::UnknownOp),
-            _ => Err(Refusal::BadRequest("op must be a string".into())),
+            Some(Shape::Text(name)) if name.contains('\0') => Err(OutlineError::Nul),
+            Some(Shape::Text(name)) => Op::parse(&name).ok_or(OutlineError::UnknownOp),
+            _ => Err(OutlineError::OpIsNotText),
         };
         let (op, has_params) = match (op, params) {
             (Ok(op), Ok(has_params)) => (Ok(op), has_params),
-            (Err(refusal), _) | (_, Err(refusal)) => (Err(refusal), false),
+            (Err(error), _) | (_, Err(error)) => (Err(error), false),
         };
         Ok(Self { id, op, has_params })
     }
@@ -103,20 +152,19 @@ impl Request {
     /// Reads the parameters out of the same frame.
     ///
     /// # Errors
-    /// `bad_request` where a required one is missing or one has the wrong type.
-    pub fn params<'de, T: Deserialize<'de>>(&self, codec: Codec, frame: &'de [u8]) -> Result<T, Refusal> {
-        let params = if self.has_params {
-            codec.decode::<Carrier<T>>(frame).map(|carrier| carrier.params.0)
+    /// If a required one is missing or one has the wrong type.
+    pub fn params<'de, T: Deserialize<'de>>(&self, codec: Codec, frame: &'de [u8]) -> Result<T, DecodeError> {
+        if self.has_params {
+            codec.decode::<ParamsOnly<T>>(frame).map(|carrier| carrier.params.0)
         } else {
             Codec::Json.decode(b"{}")
-        };
-        params.map_err(|error| Refusal::BadRequest(error.to_string().into()))
+        }
     }
 }
 
 #[derive(Deserialize)]
 #[serde(bound(deserialize = "T: Deserialize<'de>"))]
-struct Carrier<T> {
+struct ParamsOnly<T> {
     params: Object<T>,
 }
 
@@ -159,27 +207,49 @@ impl<'de> Deserialize<'de> for Outline {
     }
 }
 
-/// A reply with a result.
-#[derive(Serialize)]
-pub struct Success<'a, T> {
-    /// The request's.
+/// A reply: the `result` of the op, or an `error`.
+#[derive(Clone, Debug, PartialEq)]
+pub struct ReplyFrame<T> {
+    /// The id of the request.
     pub id: RequestId,
-    /// What the op gives.
-    pub result: &'a T,
+    /// What came of it.
+    pub result: Result<T, ErrorBody>,
 }
 
-/// A reply with an error.
-#[derive(Serialize)]
-pub struct Failure<'a> {
-    /// The request's.
-    pub id: RequestId,
-    /// What went wrong.
-    pub error: &'a Problem,
+impl<T: Serialize> Serialize for ReplyFrame<T> {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        let mut frame = serializer.serialize_struct("ReplyFrame", 2)?;
+        frame.serialize_field("id", &self.id)?;
+        match &self.result {
+            Ok(result) => frame.serialize_field("result", result)?,
+            Err(error) => frame.serialize_field("error", error)?,
+        }
+        frame.end()
+    }
+}
+
+impl<'de, T: Deserialize<'de>> Deserialize<'de> for ReplyFrame<T> {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        #[derive(Deserialize)]
+        #[serde(bound(deserialize = "T: Deserialize<'de>"))]
+        struct Fields<T> {
+            id: RequestId,
+            result: Option<T>,
+            error: Option<ErrorBody>,
+        }
+        let Fields { id, result, error } = Fields::deserialize(deserializer)?;
+        let result = match (result, error) {
+            (Some(result), None) => Ok(result),
+            (None, Some(error)) => Err(error),
+            _ => return Err(de::Error::custom("a reply has either a result or an error")),
+        };
+        Ok(Self { id, result })
+    }
 }
 
 /// The result of ops that give nothing: an empty map.
-#[derive(Serialize)]
-pub struct Empty {}
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct EmptyReply {}
 
 #[cfg(test)]
 mod tests {
@@ -187,8 +257,8 @@ mod tests {
 
     use super::*;
 
-    fn json(text: &str) -> Result<Request, DecodeError> {
-        Request::decode(Codec::Json, text.as_bytes())
+    fn json(text: &str) -> Result<RequestOutline, DecodeError> {
+        RequestOutline::decode(Codec::Json, text.as_bytes())
     }
 
     #[test]
@@ -216,16 +286,17 @@ mod tests {
 
     #[test]
     fn with_a_valid_id_wrong_types_are_bad_requests() {
-        for frame in [
-            r#"{"id":1}"#,
-            r#"{"id":1,"op":5}"#,
-            r#"{"id":1,"op":null}"#,
-            r#"{"id":1,"op":"keys.status","params":[]}"#,
-            r#"{"id":1,"op":"keys.status","params":"x"}"#,
+        for (frame, error) in [
+            (r#"{"id":1}"#, OutlineError::OpIsNotText),
+            (r#"{"id":1,"op":5}"#, OutlineError::OpIsNotText),
+            (r#"{"id":1,"op":null}"#, OutlineError::OpIsNotText),
+            (r#"{"id":1,"op":"a\u0000"}"#, OutlineError::Nul),
+            (r#"{"id":1,"op":"keys.status","params":[]}"#, OutlineError::ParamsAreNotMap),
+            (r#"{"id":1,"op":"keys.status","params":"x"}"#, OutlineError::ParamsAreNotMap),
+            (r#"{"id":4294967295,"op":"nonsense"}"#, OutlineError::UnknownOp),
         ] {
-            assert!(matches!(json(frame).unwrap().op, Err(Refusal::BadRequest(_))), "{frame}");
+            assert_eq!(json(frame).unwrap().op, Err(error), "{frame}");
         }
-        assert!(matches!(json(r#"{"id":4294967295,"op":"nonsense"}"#).unwrap().op, Err(Refusal::UnknownOp)));
         for frame in [
             r#"{"id":1,"op":"keys.status"}"#,
             r#"{"id":1,"op":"keys.status","params":null}"#,
@@ -242,11 +313,11 @@ mod tests {
             n: Option<u32>,
         }
         let text = br#"{"id":1,"op":"keys.status","params":{"n":5}}"#;
-        let request = Request::decode(Codec::Json, text).unwrap();
+        let request = RequestOutline::decode(Codec::Json, text).unwrap();
         assert_eq!(request.params::<P>(Codec::Json, text).unwrap().n, Some(5));
         let value: serde_json::Value = serde_json::from_slice(text).unwrap();
         let pack = Codec::MsgPack.encode(&value).unwrap();
-        let request = Request::decode(Codec::MsgPack, &pack).unwrap();
+        let request = RequestOutline::decode(Codec::MsgPack, &pack).unwrap();
         assert_eq!(request.params::<P>(Codec::MsgPack, &pack).unwrap().n, Some(5));
     }
 
@@ -254,7 +325,7 @@ mod tests {
         #[test]
         fn arbitrary_bytes_never_panic(bytes in proptest::collection::vec(any::<u8>(), 0..300)) {
             for codec in Codec::ALL {
-                let _ = Request::decode(codec, &bytes);
+                let _ = RequestOutline::decode(codec, &bytes);
             }
         }
     }
