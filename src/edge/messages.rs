@@ -114,11 +114,11 @@ mod tests {
     #[test]
     fn a_message_keeps_its_bounds() {
         let too_many = "at most 100 messages".to_owned();
-        assert_eq!(parsed(&[b"hi"; 100], Some(60)), Ok(100));
-        assert_eq!(parsed(&[b"hi"; 101], None), Err(too_many));
+        assert_eq!(parsed(&[&b"hi"[..]; 100], Some(60)), Ok(100));
+        assert_eq!(parsed(&[&b"hi"[..]; 101], None), Err(too_many));
         assert_eq!(parsed(&[b""], None), Err("content must not be empty".to_owned()));
-        assert_eq!(parsed(&[&[7; MAX_CONTENT]], None), Ok(1));
-        assert_eq!(parsed(&[&[7; MAX_CONTENT + 1]], None), Err(EdgeError::PayloadTooLarge.to_string()));
+        assert_eq!(parsed(&[&vec![7; MAX_CONTENT]], None), Ok(1));
+        assert_eq!(parsed(&[&vec![7; MAX_CONTENT + 1]], None), Err(EdgeError::PayloadTooLarge.to_string()));
         for ttl in [0, 59, 2_592_001] {
             assert_eq!(parsed(&[b"hi"], Some(ttl)), Err("ttl_s is 60 to 2592000".to_owned()));
         }

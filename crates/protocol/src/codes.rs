@@ -2,7 +2,10 @@
 
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
-use crate::{auth::EndReason, value::StringOnly};
+use crate::{
+    auth::EndReason,
+    value::{Named, StringOnly},
+};
 
 macro_rules! codes {
     ($($variant:ident $name:literal $status:literal $retryable:literal;)*) => {
@@ -141,6 +144,17 @@ impl Serialize for Code {
 impl<'de> Deserialize<'de> for Code {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
         deserializer.deserialize_str(StringOnly(Self::parse))
+    }
+}
+
+impl Named<Code> {
+    /// The name on the wire.
+    #[must_use]
+    pub fn name(&self) -> &str {
+        match self {
+            Self::Known(code) => code.name(),
+            Self::Unknown(name) => name,
+        }
     }
 }
 

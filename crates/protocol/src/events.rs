@@ -67,6 +67,20 @@ pub enum Event<'a> {
     },
 }
 
+impl Event<'_> {
+    /// The names of all events. A client ignores frames with another one: they come from a newer server.
+    pub const NAMES: [&'static str; 8] = [
+        "welcome",
+        "prekeys.low",
+        "signed_prekey.expiring",
+        "devices.changed",
+        "session.revoked",
+        "message",
+        "mailbox.drained",
+        "server.draining",
+    ];
+}
+
 /// The data of `message`.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct MessageEvent<'a> {

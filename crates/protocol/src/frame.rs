@@ -247,6 +247,34 @@ impl<'de, T: Deserialize<'de>> Deserialize<'de> for ReplyFrame<T> {
     }
 }
 
+/// A frame of the server of which only the outline has been read, as a client does first.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum ServerOutline {
+    /// The reply to the request with this id: a [`ReplyFrame`].
+    Reply(RequestId),
+    /// The event of this name: an [`Event`](crate::events::Event), if it is one of this version.
+    Event(String),
+}
+
+impl ServerOutline {
+    /// Reads the outline of a frame.
+    ///
+    /// # Errors
+    /// If the frame is neither a reply nor an event.
+    pub fn decode(codec: Codec, frame: &[u8]) -> Result<Self, DecodeError> {
+        #[derive(Deserialize)]
+        struct Fields {
+            id: Option<RequestId>,
+            event: Option<String>,
+        }
+        match codec.decode(frame)? {
+            Fields { id: Some(id), event: None } => Ok(Self::Reply(id)),
+            Fields { id: None, event: Some(name) } => Ok(Self::Event(name)),
+            _ => Err(DecodeError::Malformed),
+        }
+    }
+}
+
 /// The result of ops that give nothing: an empty map.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct EmptyReply {}
