@@ -47,7 +47,7 @@ pub struct OneTimePrekey {
 
 /// A post-quantum prekey handed out.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct PqPrekey {
+pub struct IssuedPqPrekey {
     /// Chosen by the owner; last-resort and one-time ids are separate.
     pub key_id: u32,
     /// Serialized public key.
@@ -76,7 +76,7 @@ pub struct Bundle {
     /// Why there is or is no one-time prekey.
     pub one_time: OneTimeOutcome,
     /// Post-quantum prekey; `None` under suites without.
-    pub pq_prekey: Option<PqPrekey>,
+    pub pq_prekey: Option<IssuedPqPrekey>,
 }
 
 /// A device for which no bundle can be had.

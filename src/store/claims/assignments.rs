@@ -8,7 +8,7 @@ use super::{BlockedClaim, ClaimAnswer, ClaimRequest, Pool, tokens::TakenTokens};
 use crate::{
     domain::{
         Bundle, Bundles, DeviceId, KeyKind, OneTimeOutcome, Timestamp,
-        bundle::{KeyBytes, OneTimePrekey, PqPrekey},
+        bundle::{IssuedPqPrekey, KeyBytes, OneTimePrekey},
     },
     store::{
         StoreError, rows,
@@ -47,9 +47,9 @@ pub(super) fn one_time_key((.., key_id, key): OneTimeRow) -> Result<OneTimePreke
 }
 
 /// The key of a row.
-pub(super) fn pq_key((.., key_id, key, signature): PqRow) -> Result<PqPrekey, StoreError> {
+pub(super) fn pq_key((.., key_id, key, signature): PqRow) -> Result<IssuedPqPrekey, StoreError> {
     let key_id = rows::number(key_id)?;
-    Ok(PqPrekey { key_id, public_key: KeyBytes(key), signature: KeyBytes(signature), last_resort: false })
+    Ok(IssuedPqPrekey { key_id, public_key: KeyBytes(key), signature: KeyBytes(signature), last_resort: false })
 }
 
 struct Assignment {
@@ -58,7 +58,7 @@ struct Assignment {
     item: usize,
     has_pq: bool,
     one_time: Option<OneTimePrekey>,
-    pq: Option<PqPrekey>,
+    pq: Option<IssuedPqPrekey>,
     /// Whether an earlier run of the same claim took a key; the drain limit counted it then.
     counted: bool,
     /// Whether it may take the keys that it lacks.
