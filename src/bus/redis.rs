@@ -26,7 +26,7 @@ use tokio::{
 };
 use uuid::Uuid;
 
-use super::{Parcel, payload};
+use super::{SignalBatch, payload};
 use crate::{
     domain::{Deliver, DeviceId, Signal},
     metrics::{BusTraffic, Metrics},
@@ -57,8 +57,8 @@ const SUBSCRIBE_PATIENCE: Duration = Duration::from_secs(1);
 enum Command {
     Publish {
         device: DeviceId,
-        parcel: Parcel,
-        /// Ends once the parcel is on its way.
+        batch: SignalBatch,
+        /// Ends once the batch is on its way.
         room: OwnedSemaphorePermit,
     },
     Subscribe(DeviceId, oneshot::Sender<()>),
@@ -124,17 +124,17 @@ impl RedisBus {
     }
 
     /// Sends to the other nodes.
-    pub(super) fn publish_elsewhere(&self, device: DeviceId, mut parcel: Parcel) {
-        let room = self.reserve(&parcel).or_else(|| {
-            let dropped = parcel.drop_content();
+    pub(super) fn publish_elsewhere(&self, device: DeviceId, mut batch: SignalBatch) {
+        let room = self.reserve(&batch).or_else(|| {
+            let dropped = batch.drop_content();
             self.count(BusTraffic::Dropped, dropped);
-            self.reserve(&parcel)
+            self.reserve(&batch)
         });
-        let signals = parcel.signals().len();
+        let signals = batch.signals().len();
         if signals == 0 {
             return;
         }
-        let command = room.map(|room| Command::Publish { device, parcel, room });
+        let command = room.map(|room| Command::Publish { device, batch, room });
         let sent = command.is_some_and(|command| self.commands.try_send(command).is_ok());
         self.count(if sent { BusTraffic::Published } else { BusTraffic::Dropped }, signals);
         if !sent {
@@ -142,8 +142,8 @@ impl RedisBus {
         }
     }
 
-    fn reserve(&self, parcel: &Parcel) -> Option<OwnedSemaphorePermit> {
-        self.room.clone().try_acquire_many_owned(u32::try_from(parcel.bytes()).ok()?).ok()
+    fn reserve(&self, batch: &SignalBatch) -> Option<OwnedSemaphorePermit> {
+        self.room.clone().try_acquire_many_owned(u32::try_from(batch.bytes()).ok()?).ok()
     }
 
     fn count(&self, traffic: BusTraffic, signals: usize) {
@@ -387,8 +387,8 @@ impl Link {
         let mut publishes = redis::pipe();
         for command in commands.drain(..) {
             match command {
-                Command::Publish { device, parcel, room } => {
-                    match payload::encode(self.node, parcel.signals()) {
+                Command::Publish { device, batch, room } => {
+                    match payload::encode(self.node, batch.signals()) {
                         Ok(payload) => {
                             publishes.cmd("PUBLISH").arg(channel(&device)).arg(payload).ignore();
                         }

@@ -1,4 +1,4 @@
-//! What keys look like to those who fetch, claim and own them.
+//! Prekey bundles, and what the server holds of a device's keys.
 
 pub use sealwire_protocol::{
     keys::{KeyKind, OneTimeOutcome, UnavailableReason},
@@ -11,7 +11,7 @@ use super::{DeviceId, Suite, Timestamp};
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct KeyBytes(pub Vec<u8>);
 
-/// The levels of a pool at which its owner is told: the threshold, its half, its quarter and nothing left.
+/// The levels at which a pool is announced as low to its owner: the threshold, its half, its quarter and nothing left.
 #[must_use]
 pub fn low_levels(threshold: u32) -> [u32; 4] {
     [threshold, threshold / 2, threshold / 4, 0]
@@ -23,7 +23,7 @@ pub fn depth(remaining: u32, threshold: u32) -> i32 {
     low_levels(threshold).into_iter().map(|level| i32::from(remaining <= level)).sum()
 }
 
-/// A served signed prekey.
+/// The signed prekey of a bundle.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct SignedPrekey {
     /// Chosen by the owner.
@@ -36,7 +36,7 @@ pub struct SignedPrekey {
     pub expires_at: Timestamp,
 }
 
-/// A one-time prekey handed out.
+/// A one-time prekey that was handed out.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct OneTimePrekey {
     /// Chosen by the owner.
@@ -45,7 +45,7 @@ pub struct OneTimePrekey {
     pub public_key: KeyBytes,
 }
 
-/// A post-quantum prekey handed out.
+/// A post-quantum prekey that was handed out.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct IssuedPqPrekey {
     /// Chosen by the owner; last-resort and one-time ids are separate.
@@ -63,7 +63,7 @@ pub struct IssuedPqPrekey {
 pub struct Bundle {
     /// The target device.
     pub device_id: DeviceId,
-    /// The target library's own number for it.
+    /// The number that the target's client library chose.
     pub registration_id: u32,
     /// How to read the keys.
     pub suite: Suite,
@@ -79,16 +79,16 @@ pub struct Bundle {
     pub pq_prekey: Option<IssuedPqPrekey>,
 }
 
-/// A device for which no bundle can be had.
+/// A device without a bundle.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Unavailable {
     /// As asked for.
     pub device_id: DeviceId,
-    /// Why.
+    /// Why there is no bundle.
     pub reason: UnavailableReason,
 }
 
-/// The answer to a fetch or a claim.
+/// The result of a fetch or a claim.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Bundles {
     /// One for each device that can be reached.
@@ -100,7 +100,7 @@ pub struct Bundles {
 /// A signed prekey as its owner sees it in a status.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct SignedPrekeyStatus {
-    /// Its id.
+    /// Chosen by the owner.
     pub key_id: u32,
     /// When it stops being served.
     pub expires_at: Timestamp,
@@ -109,7 +109,7 @@ pub struct SignedPrekeyStatus {
 /// A last-resort key as its owner sees it in a status.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct LastResortStatus {
-    /// Its id.
+    /// Chosen by the owner.
     pub key_id: u32,
 }
 
@@ -135,7 +135,7 @@ pub struct KeysStatus {
 }
 
 impl KeysStatus {
-    /// The pools that stand at or under the threshold and matter under the device's suite.
+    /// The pools at or below the threshold that matter under the device's suite, with their sizes.
     pub fn low_pools(&self) -> impl Iterator<Item = (KeyKind, u32)> {
         let pq = self.suite.is_some_and(Suite::has_pq).then_some((KeyKind::PqOneTime, self.pq_one_time));
         let one_time = self.suite.map(|_| (KeyKind::OneTime, self.one_time));

@@ -1,13 +1,13 @@
-//! The bus carries signals to wherever a device is connected. It never touches a connection: whatever arrives enters the
-//! node by [`Deliver`]. The database is the truth and the bus only a wake-up.
+//! The bus carries signals to wherever a device is connected. It never touches a connection: what arrives is handed to
+//! [`Deliver`]. The database is the truth and the bus only a wake-up, so a lost signal does no harm.
 
-mod parcel;
+mod batch;
 mod payload;
 mod redis;
 
 use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
-use parcel::Parcel;
+use batch::SignalBatch;
 pub use redis::RedisBus;
 use tokio::sync::watch;
 
@@ -16,24 +16,24 @@ use crate::domain::{Deliver, DeviceId, Signal};
 /// The way signals travel.
 #[derive(Clone)]
 pub enum Bus {
-    /// One node: straight to its own door.
+    /// One node: straight to its own connections.
     Local(Arc<dyn Deliver>),
     /// Many nodes.
     Redis(RedisBus),
 }
 
 impl Bus {
-    /// Sends a signal to a device's connections. Call it after the commit that it tells of.
+    /// Sends a signal to a device's connections. Call it after the commit that it is about.
     pub fn publish(&self, device: DeviceId, signal: Signal) {
         match self {
-            Self::Local(door) => {
-                door.deliver(device, signal);
+            Self::Local(local) => {
+                local.deliver(device, signal);
             }
             Self::Redis(bus) => bus.publish(device, signal),
         }
     }
 
-    /// Sends what a batch of mail has for devices, in its order.
+    /// Sends the signals of one batch of mail, in order.
     pub fn publish_mail(&self, wakes: Vec<(DeviceId, Signal)>) {
         let Self::Redis(bus) = self else {
             for (device, signal) in wakes {
@@ -41,17 +41,17 @@ impl Bus {
             }
             return;
         };
-        let mut elsewhere: BTreeMap<DeviceId, Parcel> = BTreeMap::new();
+        let mut elsewhere: BTreeMap<DeviceId, SignalBatch> = BTreeMap::new();
         for (device, signal) in wakes {
             let is_here = bus.deliver_here(device, signal.clone());
             elsewhere.entry(device).or_default().add(signal, !is_here);
         }
-        for (device, parcel) in elsewhere {
-            bus.publish_elsewhere(device, parcel);
+        for (device, batch) in elsewhere {
+            bus.publish_elsewhere(device, batch);
         }
     }
 
-    /// Listens for a device from the time this returns (or soon after, where the bus is down).
+    /// Receives signals for a device from the time this returns, or soon after if the bus is down.
     pub async fn subscribe(&self, device: DeviceId) {
         match self {
             Self::Local(_) => {}
@@ -59,7 +59,7 @@ impl Bus {
         }
     }
 
-    /// Takes back one [`Self::subscribe`].
+    /// Undoes one [`Self::subscribe`].
     pub async fn unsubscribe(&self, device: DeviceId) {
         match self {
             Self::Local(_) => {}
@@ -76,7 +76,7 @@ impl Bus {
         }
     }
 
-    /// What it is, in a word.
+    /// `local` or `redis`.
     #[must_use]
     pub fn kind(&self) -> &'static str {
         match self {
@@ -85,7 +85,7 @@ impl Bus {
         }
     }
 
-    /// How long ago the bus was last heard to work; `None` where it has nothing to hear, or never did.
+    /// How long ago a probe last came back; `None` if none ever did, or there are none.
     #[must_use]
     pub fn probe_age(&self) -> Option<Duration> {
         match self {
@@ -94,7 +94,7 @@ impl Bus {
         }
     }
 
-    /// [`Self::is_up`], to be waited on. Of the local bus it never changes.
+    /// [`Self::is_up`], to be waited on. The local bus never changes.
     #[must_use]
     pub fn watch(&self) -> watch::Receiver<bool> {
         match self {

@@ -23,7 +23,7 @@ use crate::{
     tasks::Work,
 };
 
-/// How long all of a request body may take to come in.
+/// How long a client may take to send the body of a request.
 const BODY_TIME: Duration = Duration::from_secs(20);
 /// Seconds for which a browser may remember what a preflight allowed.
 const PREFLIGHT_SECONDS: usize = 600;
@@ -34,17 +34,17 @@ pub struct Http {
     pub service: Arc<Service>,
     /// The runtime on which they run.
     pub runtime: Work,
-    /// Proxies whose word about the client is believed.
+    /// Proxies whose `X-Forwarded-For` is trusted.
     pub trusted_proxies: Vec<IpNet>,
     /// Browser origins that may use `/v1`.
     pub origins: Origins,
-    /// What counts the answers.
+    /// Counts the answers.
     pub metrics: Arc<Metrics>,
     /// Whether the node is being stopped.
     pub is_draining: Box<dyn Fn() -> bool + Send + Sync>,
 }
 
-/// Adds all routes but the socket's, which stays outside so that no span lives as long as a connection.
+/// Adds all routes except the socket's, which stays outside so that no span lives as long as a connection.
 pub fn routes(http: web::Data<Http>) -> impl FnOnce(&mut ServiceConfig) {
     move |app| {
         let origins = http.origins.clone();
@@ -70,12 +70,12 @@ pub fn routes(http: web::Data<Http>) -> impl FnOnce(&mut ServiceConfig) {
     }
 }
 
-/// A resource that answers a wrong method as it answers a wrong path.
+/// A resource that answers a wrong method like a wrong path.
 fn resource(path: &str) -> actix_web::Resource {
     web::resource(path).default_service(web::to(not_found))
 }
 
-/// The answer to whatever is not there.
+/// `not_found`, for any path or method that does not exist.
 pub async fn not_found() -> HttpResponse {
     Problem::from(EdgeError::NoSuchResource).response()
 }
