@@ -1,12 +1,13 @@
 //! Carries signals to the nodes that a device is connected to. What arrives reaches the connections by [`LocalDelivery`]
 //! alone. Signals may be lost: the database has what they tell, and the reconcile finds it there.
 
-mod parcel;
+mod batch;
+mod payload;
 mod redis;
 
 use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
-use parcel::Parcel;
+use batch::SignalBatch;
 pub use redis::RedisBus;
 use tokio::sync::watch;
 
@@ -32,7 +33,7 @@ impl Bus {
         }
     }
 
-    /// Sends the signals of a batch of mail, in its order.
+    /// Sends the signals of one batch of mail, in order.
     pub fn publish_mail(&self, wakes: Vec<(DeviceId, Signal)>) {
         let Self::Redis(bus) = self else {
             for (device, signal) in wakes {
@@ -40,13 +41,13 @@ impl Bus {
             }
             return;
         };
-        let mut elsewhere: BTreeMap<DeviceId, Parcel> = BTreeMap::new();
+        let mut elsewhere: BTreeMap<DeviceId, SignalBatch> = BTreeMap::new();
         for (device, signal) in wakes {
             let is_here = bus.deliver_here(device, signal.clone());
             elsewhere.entry(device).or_default().add(signal, !is_here);
         }
-        for (device, parcel) in elsewhere {
-            bus.publish_elsewhere(device, parcel);
+        for (device, batch) in elsewhere {
+            bus.publish_elsewhere(device, batch);
         }
     }
 

@@ -1,11 +1,11 @@
 //! Pure types and rules: what an address, a code, a token, a key or a bundle is. Nothing here does I/O, so every rule can
-//! be tested by calling it.
+//! be tested by calling it. Ids, times and the protocol's words for things (suites, kinds, reasons) come from the protocol's
+//! crate; no other type here can be written to the wire.
 
 pub mod bucket;
 pub mod bundle;
 pub mod email;
 pub mod envelope;
-pub mod ids;
 pub mod keys;
 pub mod local_delivery;
 pub mod network;
@@ -15,17 +15,18 @@ pub mod refusal;
 pub mod session;
 pub mod signal;
 pub mod signature;
-pub mod time;
 pub mod token;
 
 pub use bundle::{Bundle, Bundles, KeyKind, KeysStatus, OneTimeOutcome};
 pub use email::Email;
 pub use envelope::Envelope;
-pub use ids::{ChallengeId, ClaimId, DeviceId, MessageId, SessionId, UserId};
 pub use keys::Suite;
 pub use local_delivery::{LiveConnection, LocalDelivery};
 pub use network::ClientNetwork;
 pub use refusal::Refusal;
+pub use sealwire_protocol::{
+    Timestamp,
+    ids::{ChallengeId, ClaimId, DeviceId, MessageId, SessionId, UserId},
+};
 pub use session::{Caller, Session};
 pub use signal::{EndReason, Signal};
-pub use time::Timestamp;

@@ -17,16 +17,13 @@ use ipnet::IpNet;
 use tracing_actix_web::TracingLogger;
 
 use crate::{
-    domain::Refusal,
+    edge::{EdgeError, Origins, Problem},
     metrics::Metrics,
-    protocol::{Problem, http::Origins},
     service::Service,
     tasks::Work,
 };
 
-/// Bytes of the largest request body.
-const MAX_BODY_BYTES: usize = 64 * 1024;
-/// How long a whole request body may take to come in.
+/// How long a client may take to send the body of a request.
 const BODY_TIME: Duration = Duration::from_secs(20);
 /// Seconds for which a browser may remember a preflight's answer.
 const PREFLIGHT_SECONDS: usize = 600;
@@ -47,7 +44,7 @@ pub struct Http {
     pub is_draining: Box<dyn Fn() -> bool + Send + Sync>,
 }
 
-/// Adds all routes but the socket's. That stays outside, so that no span lives as long as a connection.
+/// Adds all routes except the socket's, which stays outside so that no span lives as long as a connection.
 pub fn routes(http: web::Data<Http>) -> impl FnOnce(&mut ServiceConfig) {
     move |app| {
         let origins = http.origins.clone();
@@ -73,12 +70,12 @@ pub fn routes(http: web::Data<Http>) -> impl FnOnce(&mut ServiceConfig) {
     }
 }
 
-/// A resource that answers a wrong method as it answers a wrong path.
+/// A resource that answers a wrong method like a wrong path.
 fn resource(path: &str) -> actix_web::Resource {
     web::resource(path).default_service(web::to(not_found))
 }
 
-/// Answers requests for an unknown path.
+/// `not_found`, for any path or method that does not exist.
 pub async fn not_found() -> HttpResponse {
-    Problem::from(Refusal::NotFound).response()
+    Problem::from(EdgeError::NoSuchResource).response()
 }

@@ -11,8 +11,8 @@ mod labels;
 use std::time::Duration;
 
 use prometheus::{Registry, TextEncoder};
+use sealwire_protocol::{Code, frame::Op};
 
-use crate::protocol::{Code, frame::Op};
 use kinds::Kind;
 pub use kinds::{Buckets, Counter, Counters, Gauge, Gauges, Histogram, Histograms, Items, Label, Seconds};
 pub use labels::{

@@ -11,13 +11,15 @@ use futures_util::{
 use tokio::{runtime::Handle, sync::Semaphore};
 
 use super::{AppError, NodeParts, bounds::Bounds, runtimes::cores};
+use sealwire_protocol::limits::MAX_FRAME_BYTES;
+
 use crate::{
     config::Config,
+    edge::Origins,
     http::{
         self, Http,
         admin::{self, Access, Admin, Levels},
     },
-    protocol::{frame::MAX_FRAME_BYTES, http::Origins},
     service::Service,
     shutdown::DrainTime,
     socket::{

@@ -1,12 +1,12 @@
-//! What keys look like to those who fetch, claim and own them.
+//! Prekey bundles, and what the server holds of a device's keys.
 
 use base64::{Engine, engine::general_purpose::STANDARD};
-use serde::{Deserialize, Serialize, Serializer};
+pub use sealwire_protocol::{
+    keys::{KeyKind, OneTimeOutcome, UnavailableReason},
+    limits::MAX_POOL,
+};
 
 use super::{DeviceId, Suite, Timestamp};
-
-/// Unissued keys that one device may keep of each kind.
-pub const MAX_POOL: usize = 500;
 
 /// A serialized public key or a signature in standard base64 with padding, as it is stored and as it travels.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -26,28 +26,7 @@ impl EncodedKey {
     }
 }
 
-impl Serialize for EncodedKey {
-    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-        serializer.serialize_str(&self.0)
-    }
-}
-
-/// The two pools of one-time keys.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum KeyKind {
-    /// Curve prekeys.
-    OneTime,
-    /// Post-quantum prekeys.
-    PqOneTime,
-}
-
-impl KeyKind {
-    /// Both kinds.
-    pub const ALL: [Self; 2] = [Self::OneTime, Self::PqOneTime];
-}
-
-/// The levels of a pool at which its owner is told: the threshold, its half, its quarter and nothing left.
+/// The levels at which a pool is announced as low to its owner: the threshold, its half, its quarter and nothing left.
 #[must_use]
 pub fn low_levels(threshold: u32) -> [u32; 4] {
     [threshold, threshold / 2, threshold / 4, 0]
@@ -59,22 +38,8 @@ pub fn depth(remaining: u32, threshold: u32) -> i32 {
     low_levels(threshold).into_iter().map(|level| i32::from(remaining <= level)).sum()
 }
 
-/// What became of the one-time prekey in a bundle.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
-#[serde(rename_all = "snake_case")]
-pub enum OneTimeOutcome {
-    /// The bundle carries one, and nobody else will ever get it.
-    Claimed,
-    /// The pool is empty.
-    Exhausted,
-    /// The claimer is past the drain limit for this device.
-    Limited,
-    /// A fetch does not take keys.
-    NotRequested,
-}
-
-/// A served signed prekey.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+/// The signed prekey of a bundle.
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct SignedPrekey {
     /// Chosen by the owner.
     pub key_id: u32,
@@ -86,8 +51,8 @@ pub struct SignedPrekey {
     pub expires_at: Timestamp,
 }
 
-/// A one-time prekey handed out.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+/// A one-time prekey that was handed out.
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct OneTimePrekey {
     /// Chosen by the owner.
     pub key_id: u32,
@@ -95,9 +60,9 @@ pub struct OneTimePrekey {
     pub public_key: EncodedKey,
 }
 
-/// A post-quantum prekey handed out.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
-pub struct PqPrekey {
+/// A post-quantum prekey that was handed out.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct IssuedPqPrekey {
     /// Chosen by the owner; last-resort and one-time ids are separate.
     pub key_id: u32,
     /// Serialized public key.
@@ -109,11 +74,11 @@ pub struct PqPrekey {
 }
 
 /// All that is needed to open a session with one device.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Bundle {
     /// The target device.
     pub device_id: DeviceId,
-    /// The target library's own number for it.
+    /// The number that the target's client library chose.
     pub registration_id: u32,
     /// How to read the keys.
     pub suite: Suite,
@@ -126,34 +91,20 @@ pub struct Bundle {
     /// Why there is or is no one-time prekey.
     pub one_time: OneTimeOutcome,
     /// Post-quantum prekey; `None` under suites without.
-    pub pq_prekey: Option<PqPrekey>,
+    pub pq_prekey: Option<IssuedPqPrekey>,
 }
 
-/// Why no bundle can be had for a device.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
-#[serde(rename_all = "snake_case")]
-pub enum UnavailableReason {
-    /// It never published a complete set.
-    NoKeys,
-    /// Its owner has not rotated the signed prekey in time.
-    SignedPrekeyExpired,
-    /// It was revoked.
-    Revoked,
-    /// No such device of that user, or the asking device itself.
-    UnknownDevice,
-}
-
-/// A device for which no bundle can be had.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+/// A device without a bundle.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Unavailable {
     /// As asked for.
     pub device_id: DeviceId,
-    /// Why.
+    /// Why there is no bundle.
     pub reason: UnavailableReason,
 }
 
-/// The answer to a fetch or a claim.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
+/// The result of a fetch or a claim.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Bundles {
     /// One for each device that can be reached.
     pub bundles: Vec<Bundle>,
@@ -162,23 +113,23 @@ pub struct Bundles {
 }
 
 /// A signed prekey as its owner sees it in a status.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct SignedPrekeyStatus {
-    /// Its id.
+    /// Chosen by the owner.
     pub key_id: u32,
     /// When it stops being served.
     pub expires_at: Timestamp,
 }
 
 /// A last-resort key as its owner sees it in a status.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct LastResortStatus {
-    /// Its id.
+    /// Chosen by the owner.
     pub key_id: u32,
 }
 
 /// What the server holds of a device's keys.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct KeysStatus {
     /// Set with the first publish.
     pub suite: Option<Suite>,
@@ -199,18 +150,12 @@ pub struct KeysStatus {
 }
 
 impl KeysStatus {
-    /// The pools that stand at or under the threshold and matter under the device's suite.
+    /// The pools at or below the threshold that matter under the device's suite, with their sizes.
     pub fn low_pools(&self) -> impl Iterator<Item = (KeyKind, u32)> {
         let pq = self.suite.is_some_and(Suite::has_pq).then_some((KeyKind::PqOneTime, self.pq_one_time));
         let one_time = self.suite.map(|_| (KeyKind::OneTime, self.one_time));
         let threshold = self.threshold;
         one_time.into_iter().chain(pq).filter(move |(_, remaining)| *remaining <= threshold)
-    }
-}
-
-impl Serialize for Suite {
-    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-        serializer.serialize_str(self.as_str())
     }
 }
 

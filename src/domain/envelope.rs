@@ -3,20 +3,16 @@
 use std::{collections::BTreeSet, sync::Arc, time::Duration};
 
 use bytes::Bytes;
-use serde::{Deserialize, Serialize};
+pub use sealwire_protocol::limits::{MAX_CONTENT, TTL_DEFAULT};
 use uuid::Uuid;
 
 use super::{DeviceId, MessageId, Refusal, Timestamp, UserId};
 
-/// Bytes of one envelope's content.
-pub const MAX_CONTENT: usize = 32 * 1024;
-/// How long an envelope waits for its device, unless the sender says otherwise.
-pub const TTL_DEFAULT: Duration = Duration::from_hours(30 * 24);
 /// How long a message id is remembered.
 pub const REMEMBERED: Duration = Duration::from_hours(24);
 
-/// What a device is sent: opaque content with where it comes from.
-#[derive(Clone, PartialEq, Eq, Serialize, Deserialize)]
+/// A message for one device: opaque content with its sender.
+#[derive(Clone, PartialEq, Eq)]
 pub struct Envelope {
     /// The sender's name for the message, the same for all its devices.
     pub message: MessageId,
@@ -41,7 +37,7 @@ impl std::fmt::Debug for Envelope {
 /// An envelope that a client wants to have delivered to one device.
 #[derive(Clone, PartialEq, Eq)]
 pub struct Outgoing {
-    /// To whom.
+    /// The recipient.
     pub device: DeviceId,
     /// See [`Envelope::kind`].
     pub kind: u8,
@@ -56,19 +52,19 @@ impl std::fmt::Debug for Outgoing {
 }
 
 impl Outgoing {
-    /// Tells whether a repeat carries the same.
+    /// A hash by which a repeat with the same type and content is recognized.
     #[must_use]
     pub fn digest(&self) -> [u8; 32] {
         *blake3::Hasher::new().update(&[self.kind]).update(&self.content).finalize().as_bytes()
     }
 }
 
-/// What became of one device's part of a send.
+/// The outcome of a send for one device.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct SentTo {
-    /// Which device.
+    /// The recipient.
     pub device: DeviceId,
-    /// [`Outgoing::digest`]
+    /// See [`Outgoing::digest`].
     pub digest: [u8; 32],
     /// Whether it was stored; its mailbox was full otherwise.
     pub stored: bool,
@@ -84,7 +80,7 @@ impl SentTo {
         outcome.iter().flat_map(one).collect()
     }
 
-    /// Reads what [`Self::encode`] wrote; `None` where it did not.
+    /// Reads what [`Self::encode`] wrote; `None` for any other bytes.
     #[must_use]
     pub fn decode(bytes: &[u8]) -> Option<Vec<Self>> {
         let (all, rest) = bytes.as_chunks::<{ Self::BYTES }>();
@@ -99,9 +95,9 @@ impl SentTo {
 /// A device that messages can be sent to.
 #[derive(Clone, Copy, Debug)]
 pub struct Recipient {
-    /// Its id.
+    /// Which device.
     pub device: DeviceId,
-    /// Whether a message has to name it. One that nobody can open a session with may be left out.
+    /// Whether a message has to name it. A device with which no session can be opened may be left out.
     pub required: bool,
 }
 
@@ -127,7 +123,7 @@ pub fn check_devices(recipients: &[Recipient], sender: DeviceId, named: &[Outgoi
     }
 }
 
-/// What a mailbox holds at most.
+/// The bounds of a mailbox.
 #[derive(Clone, Copy, Debug)]
 pub struct MailboxBounds {
     /// Of all senders together.
@@ -146,20 +142,20 @@ pub struct Load {
 }
 
 impl Load {
-    /// This with one envelope more.
+    /// This load with one more envelope of `bytes`.
     #[must_use]
     pub fn plus(self, bytes: usize) -> Self {
         Self { envelopes: self.envelopes + 1, bytes: self.bytes.saturating_add(bytes as u64) }
     }
 
-    /// Whether it keeps within a bound.
+    /// Whether it is within a bound.
     #[must_use]
     pub fn fits(self, bound: Self) -> bool {
         self.envelopes <= bound.envelopes && self.bytes <= bound.bytes
     }
 }
 
-/// A mailbox at a glance.
+/// The state of a mailbox.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct MailboxStatus {
     /// The number of the newest envelope that was ever stored.
@@ -173,22 +169,22 @@ pub struct MailboxStatus {
 /// Which envelopes to read.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct PageRequest {
-    /// Those with greater numbers.
+    /// Only envelopes with greater numbers.
     pub after: i64,
-    /// Up to this one.
+    /// Up to and including this number.
     pub upto: i64,
-    /// So many at most.
+    /// At most this many.
     pub envelopes: u32,
-    /// Content; none comes after the envelope that reaches it.
+    /// Bytes of content after which no further envelope is read.
     pub bytes: usize,
 }
 
 /// Some envelopes of a mailbox, by number.
 #[derive(Debug, Default)]
 pub struct Page {
-    /// With their numbers, which may have gaps where envelopes were acked.
+    /// With their numbers. Acked envelopes leave gaps.
     pub envelopes: Vec<(i64, Arc<Envelope>)>,
-    /// Whether there are none beyond these that were asked for.
+    /// Whether these are all that the request asked for.
     pub complete: bool,
 }
 

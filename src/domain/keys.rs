@@ -3,10 +3,9 @@
 //! Every key enters through a `parse` that takes the suite and the serialized key as it was on the wire, and keeps
 //! exactly those bytes: they are what clients sign, compare and get back.
 
-use std::fmt;
-
 use curve25519_dalek::{edwards::CompressedEdwardsY, montgomery::MontgomeryPoint};
 use ml_kem::EncapsulationKey1024;
+pub use sealwire_protocol::keys::Suite;
 
 /// libsignal's type byte of an X25519 key.
 const TYPE_X25519: u8 = 0x05;
@@ -48,55 +47,6 @@ pub enum KeyError {
     /// Length, S ≥ L, or not made by this identity over this message.
     #[error("the signature does not verify under the identity key")]
     InvalidSignature,
-}
-
-/// Which kinds of keys a device publishes and how it signs them; set once per device.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub enum Suite {
-    /// `signal-pqxdh`: 33-byte X25519 keys and 1569-byte PQ keys, `XEdDSA`.
-    SignalPqxdh,
-    /// `signal-x3dh`: 33-byte X25519 keys, `XEdDSA`.
-    SignalX3dh,
-    /// `ed25519-x3dh`: a 32-byte Ed25519 identity, 32-byte X25519 prekeys, Ed25519.
-    Ed25519X3dh,
-}
-
-impl Suite {
-    /// Every suite, for tables and tests.
-    pub const ALL: [Self; 3] = [Self::SignalPqxdh, Self::SignalX3dh, Self::Ed25519X3dh];
-
-    /// The name in the protocol and in the store.
-    #[must_use]
-    pub const fn as_str(self) -> &'static str {
-        match self {
-            Self::SignalPqxdh => "signal-pqxdh",
-            Self::SignalX3dh => "signal-x3dh",
-            Self::Ed25519X3dh => "ed25519-x3dh",
-        }
-    }
-
-    /// The suite of exactly this name, if there is one.
-    #[must_use]
-    pub fn parse(name: &str) -> Option<Self> {
-        Self::ALL.into_iter().find(|suite| suite.as_str() == name)
-    }
-
-    /// Whether bundles of this suite carry a PQ prekey.
-    #[must_use]
-    pub const fn has_pq(self) -> bool {
-        matches!(self, Self::SignalPqxdh)
-    }
-
-    /// Whether curve keys carry libsignal's type byte.
-    const fn has_type_byte(self) -> bool {
-        matches!(self, Self::SignalPqxdh | Self::SignalX3dh)
-    }
-}
-
-impl fmt::Display for Suite {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(self.as_str())
-    }
 }
 
 /// A serialized curve key.

@@ -1,6 +1,8 @@
 //! What a device publishes: parsed and verified once, then passed on as [`VerifiedPublish`].
 
-use std::{collections::HashSet, time::Duration};
+use std::collections::HashSet;
+
+use sealwire_protocol::limits::{MAX_KEYS_PER_PUBLISH, MAX_SIGNED_PREKEY_LIFETIME};
 
 use super::{
     Refusal, Suite, Timestamp,
@@ -8,11 +10,6 @@ use super::{
     refusal::KeyFault,
     signature::Verifier,
 };
-
-/// Keys of one kind that one request may carry.
-pub const MAX_PER_REQUEST: usize = 100;
-/// How far ahead a signed prekey may expire.
-const MAX_LIFETIME: Duration = Duration::from_hours(90 * 24);
 
 /// A key without a signature of its own, as sent.
 #[derive(Clone, Debug)]
@@ -145,7 +142,7 @@ impl PublishRequest {
     /// # Errors
     /// `bad_request`: too many keys, an id twice or out of range, an expiry in the past or too far ahead.
     pub fn check_form(&self, now: Timestamp) -> Result<(), Refusal> {
-        if self.one_time.len() > MAX_PER_REQUEST || self.pq_one_time.len() > MAX_PER_REQUEST {
+        if self.one_time.len() > MAX_KEYS_PER_PUBLISH || self.pq_one_time.len() > MAX_KEYS_PER_PUBLISH {
             return Err(bad("at most 100 keys of a kind in one request"));
         }
         let one_time = || self.one_time.iter().map(|key| key.key_id);
@@ -159,7 +156,7 @@ impl PublishRequest {
         }
         match self.expires_at {
             Some(at) if at <= now => Err(bad("expires_at is in the past")),
-            Some(at) if at > now + MAX_LIFETIME => Err(bad("expires_at is more than 90 days ahead")),
+            Some(at) if at > now + MAX_SIGNED_PREKEY_LIFETIME => Err(bad("expires_at is more than 90 days ahead")),
             _ => Ok(()),
         }
     }

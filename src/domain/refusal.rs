@@ -1,75 +1,59 @@
-//! Every way in which the server says no. The protocol gives each its code, status and wording.
+//! What the rules of the server refuse. The edges add what only they refuse, and give each its code and status.
 
 use std::{borrow::Cow, time::Duration};
 
-use serde::Serialize;
 use thiserror::Error;
 
 use super::{DeviceId, Timestamp};
 
-/// One of a user's devices, as offered for replacement.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+/// One of a user's devices, from which one can be chosen to be replaced.
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct DeviceChoice {
-    /// Its id.
+    /// Which device.
     pub device_id: DeviceId,
-    /// Its name, if it has one.
+    /// For people; `None` if it was never named.
     pub name: Option<String>,
-    /// When it was last connected.
+    /// When it last connected or disconnected; `None` if it never did.
     pub last_seen: Option<Timestamp>,
 }
 
 /// Which part of a publish was refused.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct KeyFault {
-    /// The request's field.
+    /// The field of the request.
     pub field: &'static str,
-    /// The key's id, where it has one.
+    /// The key's id; `None` for the identity key.
     pub key_id: Option<u32>,
 }
 
-/// A typed refusal. Texts say what to do and never repeat what was sent.
+/// A typed refusal. Texts say what to do and never repeat what the client sent.
 #[derive(Clone, Debug, PartialEq, Eq, Error)]
 pub enum Refusal {
-    /// The request's form is wrong.
+    /// What the request asks for breaks a rule that has no code of its own; the text says which.
     #[error("{0}")]
     BadRequest(Cow<'static, str>),
-    /// No valid token.
+    /// No session has this token.
     #[error("a valid session token is required")]
     Unauthorized,
-    /// Wrong, used, expired or unknown code.
+    /// The code is wrong, used, expired or unknown.
     #[error("the code is wrong, used or expired")]
     InvalidCode,
     /// Five guesses were counted.
     #[error("too many guesses; ask for another code")]
     TooManyAttempts,
-    /// A limit was hit.
+    /// A limit was reached.
     #[error("too many requests; wait and try again")]
     RateLimited {
         /// When the next attempt can succeed.
         retry_after: Duration,
     },
-    /// A request over HTTP that did not come in whole in its time.
-    #[error("the request did not come in in time; send it again, faster")]
-    TooSlow,
-    /// The op is not of this protocol version.
-    #[error("no such op")]
-    UnknownOp,
-    /// The socket has its full number of unanswered requests.
-    #[error("too many requests are unanswered; wait for replies")]
-    TooManyInFlight,
-    /// A body over its bound.
-    #[error("the payload is too large")]
-    PayloadTooLarge,
     /// Not an active device of this user.
     #[error("no such device of this user")]
     UnknownDevice,
     /// The session has ended.
     #[error("the session has ended; sign in again")]
     SessionRevoked,
-    /// A browser page from elsewhere.
-    #[error("this origin is not allowed")]
-    ForbiddenOrigin,
-    /// No such path, method, user or address.
+    /// There is no such user or address.
     #[error("not found")]
     NotFound,
     /// The message id was used for something else.
@@ -80,7 +64,7 @@ pub enum Refusal {
     DevicesMismatch {
         /// Addressable devices that are not named.
         missing: Vec<DeviceId>,
-        /// Named devices that cannot be sent to, or stand twice.
+        /// Named devices that cannot be sent to, or that are named twice.
         extra: Vec<DeviceId>,
     },
     /// No device of the recipient could store the message.
@@ -89,22 +73,22 @@ pub enum Refusal {
     /// The user has as many devices as allowed.
     #[error("the user has the maximum number of devices; replace one")]
     DeviceLimit {
-        /// Those that can be replaced.
+        /// All of them.
         devices: Vec<DeviceChoice>,
     },
     /// Identity key and suite are set once.
     #[error("the device already has another identity key or suite")]
     IdentityConflict,
-    /// A key that is not one.
+    /// A key is malformed or weak.
     #[error("a key is malformed or weak")]
     InvalidKey(KeyFault),
-    /// A signature that does not verify.
+    /// A signature does not verify.
     #[error("a signature does not verify")]
     InvalidSignature(KeyFault),
     /// The first publish was not a complete set.
     #[error("the first publish must carry a complete set of keys")]
     IncompleteKeys,
-    /// A backend is out of reach.
+    /// A backend cannot be reached, or is overloaded.
     #[error("the server cannot do this right now; try again")]
     Unavailable,
     /// A defect of the server.

@@ -1,13 +1,14 @@
-//! What nodes tell each other about a device. The socket turns a signal into the events and closes of the protocol.
+//! Signals: what concerns a connected device. The socket turns them into the events and closes of the protocol, and the bus
+//! carries them to other nodes.
 
 use std::sync::Arc;
 
-use serde::{Deserialize, Serialize};
+pub use sealwire_protocol::auth::EndReason;
 
 use super::{DeviceId, Envelope, KeyKind, SessionId};
 
 /// Something that a device's connections have to know, whatever node they are on.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Signal {
     /// A claim took one of the device's pools to a level or below it.
     PrekeysLow {
@@ -48,18 +49,4 @@ pub enum Signal {
     },
     /// A message for the connections that are open now. It is not stored.
     Ephemeral(Arc<Envelope>),
-}
-
-/// Why a session ended.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum EndReason {
-    /// Logged out, or superseded by the presentation of a renewed token.
-    Logout,
-    /// Its time was up.
-    Expired,
-    /// Its device was revoked or replaced.
-    DeviceRevoked,
-    /// Its user was deleted.
-    AccountDeleted,
 }

@@ -7,62 +7,34 @@ use actix_web::{
     http::{StatusCode, header},
     web::{Data, Payload},
 };
+use sealwire_protocol::{
+    Codec,
+    auth::{OtpRequest, SessionReply, VerifyRequest},
+    limits::MAX_BODY_BYTES,
+    value::Object,
+};
 use serde::{Serialize, de::DeserializeOwned};
 use tokio::time::timeout;
 use tracing::Instrument;
 
-use super::{BODY_TIME, Http, MAX_BODY_BYTES};
+use super::{BODY_TIME, Http};
 use crate::{
-    domain::{ChallengeId, ClientNetwork, DeviceId, Refusal, Session, SessionId, Timestamp, UserId, otp},
+    domain::{ClientNetwork, Refusal, Session},
+    edge::{EdgeError, Problem, accounts, bearer_token, client_address},
     metrics::{Outcome, Route},
-    protocol::{
-        Codec, Problem,
-        client::client_address,
-        http::bearer,
-        params::accounts::{OtpBody, VerifyBody},
-        value::Object,
-    },
-    service::{SignInRequest, Told},
+    service::Notifications,
 };
-
-#[derive(Serialize)]
-struct OtpAnswer {
-    challenge_id: ChallengeId,
-    expires_in_s: u64,
-    resend_in_s: u64,
-}
-
-#[derive(Serialize)]
-struct SessionAnswer {
-    user_id: UserId,
-    device_id: DeviceId,
-    session_id: SessionId,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    token: Option<String>,
-    expires_at: Timestamp,
-}
-
-impl SessionAnswer {
-    fn new(session: Session, token: Option<String>) -> Self {
-        let Session { caller, expires_at } = session;
-        Self { user_id: caller.user, device_id: caller.device, session_id: caller.session, token, expires_at }
-    }
-}
 
 /// `POST /v1/auth/otp`
 pub async fn otp(http: Data<Http>, request: HttpRequest, body: Payload) -> HttpResponse {
     respond(&http, Route::Otp, StatusCode::ACCEPTED, async {
-        let body: OtpBody = read(body).await?;
-        let email = body.email()?;
+        let body: OtpRequest = read(body).await?;
+        let email = accounts::email(&body.email)?;
         let network = network(&http, &request);
         let service = http.service.clone();
-        let work = async move { Ok((service.request_code(email, network).await?, Told::default())) };
+        let work = async move { Ok((service.request_code(email, network).await?, Notifications::default())) };
         let challenge = on_runtime(&http, work).await?;
-        Ok(Some(OtpAnswer {
-            challenge_id: challenge.id,
-            expires_in_s: otp::LIFETIME.as_secs(),
-            resend_in_s: otp::RESEND_AFTER.as_secs(),
-        }))
+        Ok(Some(accounts::otp_reply(&challenge)))
     })
     .await
 }
@@ -70,32 +42,23 @@ pub async fn otp(http: Data<Http>, request: HttpRequest, body: Payload) -> HttpR
 /// `POST /v1/auth/verify`
 pub async fn verify(http: Data<Http>, request: HttpRequest, body: Payload) -> HttpResponse {
     respond(&http, Route::Verify, StatusCode::CREATED, async {
-        let mut body: VerifyBody = read(body).await?;
-        let device = body.device()?;
-        let sign_in = SignInRequest {
-            challenge: body.challenge_id,
-            email: body.email()?,
-            code: body.code()?,
-            existing_device: device.id,
-            device_name: device.name.map(|name| name.as_str().to_owned()),
-            registration_id: device.registration_id,
-            replace: body.replace_device_id,
-        };
+        let body: VerifyRequest = read(body).await?;
+        let sign_in = accounts::sign_in(body)?;
         let network = network(&http, &request);
         let service = http.service.clone();
         let work = async move {
-            let (session, token, told) = service.sign_in(sign_in, network).await?;
-            Ok(((session, token), told))
+            let (session, token, notifications) = service.sign_in(sign_in, network).await?;
+            Ok(((session, token), notifications))
         };
         let (session, token) = on_runtime(&http, work).await?;
-        Ok(Some(SessionAnswer::new(session, Some(token.reveal()))))
+        Ok(Some(accounts::session_reply(session, Some(&token))))
     })
     .await
 }
 
 /// `GET /v1/auth/session`
 pub async fn session(http: Data<Http>, request: HttpRequest) -> HttpResponse {
-    let work = async { Ok(Some(SessionAnswer::new(present(&http, &request).await?, None))) };
+    let work = async { Ok(Some(accounts::session_reply(present(&http, &request).await?, None))) };
     respond(&http, Route::Session, StatusCode::OK, work).await
 }
 
@@ -106,48 +69,47 @@ pub async fn logout(http: Data<Http>, request: HttpRequest) -> HttpResponse {
         let service = http.service.clone();
         let work = async move { Ok(((), service.logout(&caller).await?)) };
         on_runtime(&http, work).await.map_err(|refusal| {
-            // Ended by somebody else in this moment: on HTTP every bad token is the same.
+            // It was ended meanwhile: over HTTP every invalid token is the same.
             if refusal == Refusal::SessionRevoked { Refusal::Unauthorized } else { refusal }
         })?;
-        Ok(None::<SessionAnswer>)
+        Ok(None::<SessionReply>)
     })
     .await
 }
 
 /// Finds the session of the request's bearer token.
-async fn present(http: &Http, request: &HttpRequest) -> Result<Session, Refusal> {
-    let token = bearer(request.headers()).flatten().ok_or(Refusal::Unauthorized)?;
+async fn present(http: &Http, request: &HttpRequest) -> Result<Session, EdgeError> {
+    let token = bearer_token(request.headers()).flatten().ok_or(Refusal::Unauthorized)?;
     let service = http.service.clone();
-    on_runtime(http, async move { service.present(&token).await }).await
+    Ok(on_runtime(http, async move { service.present(&token).await }).await?)
 }
 
 fn network(http: &Http, request: &HttpRequest) -> ClientNetwork {
     client_address(request.peer_addr(), request.headers(), &http.trusted_proxies).into()
 }
 
-/// Runs a use case on the runtime of store and bus, to its end even if the client goes away, and tells others what it
-/// owes to them.
+/// Runs a use case on the runtime of store and bus, to its end even if the client goes away, and sends its notifications.
 async fn on_runtime<T: Send + 'static>(
     http: &Http,
-    work: impl Future<Output = Result<(T, Told), Refusal>> + Send + 'static,
+    work: impl Future<Output = Result<(T, Notifications), Refusal>> + Send + 'static,
 ) -> Result<T, Refusal> {
     let service = http.service.clone();
-    let told = async move {
-        let (answer, told) = work.await?;
-        service.tell(told);
+    let notified = async move {
+        let (answer, notifications) = work.await?;
+        service.notify(notifications);
         Ok(answer)
     };
-    http.runtime.spawn(told.in_current_span()).await.map_err(|_| Refusal::Internal)?
+    http.runtime.spawn(notified.in_current_span()).await.map_err(|_| Refusal::Internal)?
 }
 
 /// Reads a JSON body, whatever its Content-Type.
-async fn read<T: DeserializeOwned>(body: Payload) -> Result<T, Refusal> {
+async fn read<T: DeserializeOwned>(body: Payload) -> Result<T, EdgeError> {
     let bytes = timeout(BODY_TIME, body.to_bytes_limited(MAX_BODY_BYTES))
         .await
-        .map_err(|_| Refusal::TooSlow)?
-        .map_err(|_| Refusal::PayloadTooLarge)?
-        .map_err(|_| Refusal::BadRequest("the body was cut off".into()))?;
-    let Object(body) = Codec::Json.decode(&bytes).map_err(|error| Refusal::BadRequest(error.to_string().into()))?;
+        .map_err(|_| EdgeError::TooSlow)?
+        .map_err(|_| EdgeError::PayloadTooLarge)?
+        .map_err(|_| EdgeError::Malformed("the body was cut off".into()))?;
+    let Object(body) = Codec::Json.decode(&bytes)?;
     Ok(body)
 }
 
@@ -155,7 +117,7 @@ async fn respond<T: Serialize>(
     http: &Http,
     route: Route,
     success: StatusCode,
-    work: impl Future<Output = Result<Option<T>, Refusal>>,
+    work: impl Future<Output = Result<Option<T>, EdgeError>>,
 ) -> HttpResponse {
     match work.await {
         Ok(answer) => {
@@ -167,8 +129,8 @@ async fn respond<T: Serialize>(
                 None => response.finish(),
             }
         }
-        Err(refusal) => {
-            let problem = Problem::from(refusal);
+        Err(error) => {
+            let problem = Problem::from(error);
             http.metrics.http_requests.inc((route, Outcome::Refused(problem.code())));
             problem.response()
         }

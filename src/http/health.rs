@@ -1,19 +1,13 @@
 //! Whether the process is up, and whether it should get clients.
 
 use actix_web::{HttpResponse, http::StatusCode, web::Data};
-use serde::Serialize;
+use sealwire_protocol::health::{HealthReply, HealthStatus};
 
 use super::Http;
 
-#[derive(Serialize)]
-struct Readiness {
-    status: &'static str,
-    reasons: Vec<&'static str>,
-}
-
 /// `GET /healthz`: touches no backend.
 pub async fn healthz() -> HttpResponse {
-    HttpResponse::Ok().json(Readiness { status: "ok", reasons: vec![] })
+    HttpResponse::Ok().json(reply(HealthStatus::Ok, &[]))
 }
 
 /// `GET /readyz`: 200 while the store answers, `degraded` if the bus does not; 503 if the store does not answer or the
@@ -22,14 +16,16 @@ pub async fn readyz(http: Data<Http>) -> HttpResponse {
     let service = http.service.clone();
     let reachable = http.runtime.spawn(async move { service.store_is_reachable().await }).await.unwrap_or(false);
     let (status, reasons) = readiness(reachable, http.service.bus_is_up(), (http.is_draining)());
-    let code = if status == NOT_READY { StatusCode::SERVICE_UNAVAILABLE } else { StatusCode::OK };
-    HttpResponse::build(code).json(Readiness { status, reasons })
+    let code = if status == HealthStatus::NotReady { StatusCode::SERVICE_UNAVAILABLE } else { StatusCode::OK };
+    HttpResponse::build(code).json(reply(status, &reasons))
 }
 
-const NOT_READY: &str = "not_ready";
+fn reply(status: HealthStatus, reasons: &[&str]) -> HealthReply {
+    HealthReply { status: status.into(), reasons: reasons.iter().map(|reason| (*reason).to_owned()).collect() }
+}
 
-/// Whether a node should get clients: `ready`, `degraded` or `not_ready`, and the reasons unless it is `ready`.
-pub fn readiness(store_answers: bool, bus_is_up: bool, is_draining: bool) -> (&'static str, Vec<&'static str>) {
+/// Whether a node should get clients, and the reasons unless it is ready.
+pub fn readiness(store_answers: bool, bus_is_up: bool, is_draining: bool) -> (HealthStatus, Vec<&'static str>) {
     let mut reasons = Vec::new();
     if !store_answers {
         reasons.push("the store does not answer");
@@ -38,10 +34,10 @@ pub fn readiness(store_answers: bool, bus_is_up: bool, is_draining: bool) -> (&'
         reasons.push("draining");
     }
     if !reasons.is_empty() {
-        (NOT_READY, reasons)
+        (HealthStatus::NotReady, reasons)
     } else if bus_is_up {
-        ("ready", reasons)
+        (HealthStatus::Ready, reasons)
     } else {
-        ("degraded", vec!["the bus does not answer"])
+        (HealthStatus::Degraded, vec!["the bus does not answer"])
     }
 }

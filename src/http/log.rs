@@ -12,7 +12,7 @@ use tracing::Span;
 use tracing_actix_web::{DefaultRootSpanBuilder, RootSpanBuilder};
 
 use super::Http;
-use crate::protocol::client::client_address;
+use crate::edge::client_address;
 
 /// When a request's head had been read.
 struct Began(Instant);

@@ -1,7 +1,8 @@
 //! The labels and their values: closed sets, most of them out of the protocol's tables.
 
+use sealwire_protocol::{CloseCode, Code, frame::Op};
+
 use super::Label;
-use crate::protocol::{CloseCode, Code, frame::Op};
 
 /// A label whose values are an enum's, each with its text.
 macro_rules! label {

@@ -3,7 +3,7 @@
 use rand::RngExt;
 use subtle::ConstantTimeEq;
 
-use super::{Service, Told, limits::challenge_wait, mailer::Mail};
+use super::{Notifications, Service, limits::challenge_wait, mailer::Mail};
 use crate::{
     domain::{
         Caller, ChallengeId, ClientNetwork, DeviceId, Email, KeysStatus, Refusal, Session, SessionId, Signal, UserId,
@@ -79,7 +79,7 @@ impl Service {
         &self,
         request: SignInRequest,
         network: ClientNetwork,
-    ) -> Result<(Session, Token, Told), Refusal> {
+    ) -> Result<(Session, Token, Notifications), Refusal> {
         let now = self.now();
         self.limits.verify(network, now)?;
         let SignInRequest { challenge, email, code, .. } = &request;
@@ -116,16 +116,16 @@ impl Service {
             new_device = redeemed.device_is_new,
             "signed in"
         );
-        let mut told = Told::default();
+        let mut notifications = Notifications::default();
         if redeemed.device_is_new {
             let removed = sign_in.replace.into_iter().collect();
             let changed = Signal::DevicesChanged { added: vec![redeemed.caller.device], removed };
-            told = Told::all(redeemed.others, &changed);
+            notifications = Notifications::to_all(redeemed.others, &changed);
         }
         if let Some(replaced) = sign_in.replace {
-            told = told.and(replaced, Signal::DeviceRevoked);
+            notifications = notifications.and(replaced, Signal::DeviceRevoked);
         }
-        Ok((Session { caller: redeemed.caller, expires_at }, token, told))
+        Ok((Session { caller: redeemed.caller, expires_at }, token, notifications))
     }
 
     fn new_session(&self, token: &Token) -> NewSession {
@@ -140,11 +140,11 @@ impl Service {
     ///
     /// # Errors
     /// `unauthorized`
-    pub async fn present(&self, token: &Token) -> Result<(Session, Told), Refusal> {
+    pub async fn present(&self, token: &Token) -> Result<(Session, Notifications), Refusal> {
         let presented = self.store.present(&token.hash(), self.now()).await?;
         let device = presented.session.caller.device;
         let ended = |session| (device, Signal::LoggedOut { sessions: vec![session] });
-        Ok((presented.session, Told(presented.superseded.map(ended).into_iter().collect())))
+        Ok((presented.session, Notifications(presented.superseded.map(ended).into_iter().collect())))
     }
 
     /// Opens a connection of a presented session: the newest of its device from now on. The device must be attached to
@@ -185,8 +185,8 @@ impl Service {
     ///
     /// # Errors
     /// `session_revoked`
-    pub async fn logout(&self, caller: &Caller) -> Result<Told, Refusal> {
+    pub async fn logout(&self, caller: &Caller) -> Result<Notifications, Refusal> {
         let sessions = self.store.end_session(caller, self.now()).await?;
-        Ok(Told::default().and(caller.device, Signal::LoggedOut { sessions }))
+        Ok(Notifications::default().and(caller.device, Signal::LoggedOut { sessions }))
     }
 }

@@ -1,6 +1,6 @@
 //! A user's devices, and finding and deleting users.
 
-use super::{Service, Told};
+use super::{Notifications, Service};
 use crate::{
     domain::{Caller, DeviceId, Email, Refusal, Signal, UserId},
     store::DeviceRecord,
@@ -27,10 +27,10 @@ impl Service {
     ///
     /// # Errors
     /// `session_revoked`, `unknown_device`
-    pub async fn revoke_device(&self, caller: &Caller, device: DeviceId) -> Result<Told, Refusal> {
+    pub async fn revoke_device(&self, caller: &Caller, device: DeviceId) -> Result<Notifications, Refusal> {
         let others = self.store.revoke_device(caller, device, self.now()).await?;
         let changed = Signal::DevicesChanged { added: vec![], removed: vec![device] };
-        Ok(Told::all(others, &changed).and(device, Signal::DeviceRevoked))
+        Ok(Notifications::to_all(others, &changed).and(device, Signal::DeviceRevoked))
     }
 
     /// The user of an address.
@@ -47,8 +47,8 @@ impl Service {
     ///
     /// # Errors
     /// `session_revoked`
-    pub async fn delete_account(&self, caller: &Caller) -> Result<Told, Refusal> {
+    pub async fn delete_account(&self, caller: &Caller) -> Result<Notifications, Refusal> {
         let devices = self.store.delete_account(caller, self.now()).await?;
-        Ok(Told::all(devices, &Signal::AccountDeleted))
+        Ok(Notifications::to_all(devices, &Signal::AccountDeleted))
     }
 }

@@ -35,7 +35,7 @@ impl Turns {
 
 impl Turn {
     /// Waits for the turn of the one before to be over.
-    pub async fn come(&mut self) {
+    pub async fn ready(&mut self) {
         if let Some(before) = self.before.take() {
             // It is dropped, never sent.
             let _ = before.await;

@@ -1,7 +1,7 @@
 //! The use cases, and the only writer of store and bus.
 //!
-//! A method that changes something answers with what others must hear ([`Told`]); the caller sends its own reply first
-//! and then calls [`Service::tell`]. What a batch has for others, of claims and of mail, goes out with its commit.
+//! A method that changes something returns what other devices must be sent ([`Notifications`]); the caller sends its own
+//! reply first and then calls [`Service::notify`]. What a batch of claims or of mail has for others goes out with its commit.
 
 mod auth;
 mod devices;
@@ -25,6 +25,7 @@ pub use messages::{Message, Turn, Turns};
 pub use reconcile::reconcile_forever;
 pub use sweep::{expire_mail_forever, sweep_forever};
 
+pub use crate::store::{Accepted, DeviceRecord, PublishOutcome, PublishReport};
 use crate::{
     bus::Bus,
     clock::{Clock, Entropy},
@@ -113,12 +114,12 @@ pub struct Service {
 }
 
 /// Signals that an operation owes to devices, to be sent after its reply.
-#[must_use = "others must be told"]
+#[must_use = "other devices wait for them"]
 #[derive(Debug, Default)]
-pub struct Told(Vec<(DeviceId, Signal)>);
+pub struct Notifications(Vec<(DeviceId, Signal)>);
 
-impl Told {
-    fn all(devices: impl IntoIterator<Item = DeviceId>, signal: &Signal) -> Self {
+impl Notifications {
+    fn to_all(devices: impl IntoIterator<Item = DeviceId>, signal: &Signal) -> Self {
         Self(devices.into_iter().map(|device| (device, signal.clone())).collect())
     }
 
@@ -243,8 +244,8 @@ impl Service {
     }
 
     /// Sends what an operation owes to other devices.
-    pub fn tell(&self, told: Told) {
-        for (device, signal) in told.0 {
+    pub fn notify(&self, notifications: Notifications) {
+        for (device, signal) in notifications.0 {
             self.bus.publish(device, signal);
         }
     }

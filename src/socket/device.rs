@@ -14,6 +14,11 @@ use actix::{
 };
 use actix_web::web::Bytes;
 use actix_ws::{MessageStream, ProtocolError, Session as WsSession};
+use sealwire_protocol::{
+    CloseCode, Codec,
+    events::Event,
+    frame::{Op, RequestId, RequestOutline},
+};
 use tokio::{sync::oneshot, time::Instant};
 
 use super::{
@@ -31,12 +36,8 @@ use crate::{
         DeviceId, EndReason, KeysStatus, Refusal, Session, Signal,
         bundle::{SignedPrekeyStatus, depth},
     },
+    edge::{self, EdgeError},
     metrics::{Asked, Close},
-    protocol::{
-        CloseCode, Codec,
-        event::{Event, Limits, MailboxSummary, Welcome},
-        frame::{Op, Request, RequestId},
-    },
     service::{Opened, Turns},
 };
 
@@ -63,7 +64,7 @@ pub struct DeviceSocket {
     /// Requests that were handed on.
     in_flight: Vec<requests::InFlight>,
     /// Requests that wait for a renewal, or the renewal itself, which waits for those before it.
-    deferred: VecDeque<(Request, Op, Bytes)>,
+    deferred: VecDeque<(RequestOutline, Op, Bytes)>,
     renewing: bool,
     /// The places of sends under way.
     sends: Turns,
@@ -200,21 +201,10 @@ impl DeviceSocket {
         self.known_depth = depths(&keys);
         let low: Vec<_> = keys.low_pools().collect();
         let (threshold, pool_version) = (keys.threshold, keys.pool_version);
-        let welcome = Welcome {
-            session_id: self.session.caller.session,
-            user_id: self.session.caller.user,
-            device_id: self.session.caller.device,
-            expires_at: self.session.expires_at,
-            server_time: now,
-            heartbeat_s: HEARTBEAT.as_secs(),
-            limits: Limits::default(),
-            keys,
-            mailbox: MailboxSummary { waiting: mailbox.waiting, expired_total: mailbox.expired_total },
-        };
         self.node.metrics.connects.inc();
-        self.event(&Event::Welcome(&welcome), ctx);
+        self.event(&edge::events::welcome(&self.session, now, HEARTBEAT, keys, mailbox), ctx);
         for (kind, remaining) in low {
-            self.event(&Event::PrekeysLow { kind, remaining, threshold, pool_version }, ctx);
+            self.event(&Event::PrekeysLow { kind: kind.into(), remaining, threshold, pool_version }, ctx);
         }
         self.tell_rotation(now, ctx);
         self.delivery.open(mailbox);
@@ -267,8 +257,8 @@ impl DeviceSocket {
     }
 
     /// Answers a request with an error without running it.
-    fn refuse(&mut self, id: RequestId, asked: Asked, refusal: Refusal, ctx: &mut Context<Self>) {
-        let reply = failure(&self.node.metrics, asked, self.codec, id, refusal);
+    fn refuse(&mut self, id: RequestId, asked: Asked, error: EdgeError, ctx: &mut Context<Self>) {
+        let reply = failure(&self.node.metrics, asked, self.codec, id, error);
         self.reply(reply, ctx);
     }
 
@@ -305,7 +295,7 @@ impl DeviceSocket {
     /// Tells the client why its session ended, and closes.
     fn end(&mut self, reason: EndReason, ctx: &mut Context<Self>) {
         if !self.closing {
-            self.event(&Event::SessionRevoked { reason }, ctx);
+            self.event(&Event::SessionRevoked { reason: reason.into() }, ctx);
             self.close(reason.into(), ctx);
         }
     }

@@ -22,7 +22,7 @@ pub use hub::Hub;
 pub use networks::{NetworkLimits, Networks};
 pub use upgrade::open;
 
-use crate::{metrics::Metrics, protocol::http::Origins, service::Service, tasks::Work};
+use crate::{edge::Origins, metrics::Metrics, service::Service, tasks::Work};
 pub use budget::Budget;
 
 /// What all sockets of a node share.

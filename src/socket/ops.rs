@@ -1,22 +1,26 @@
-//! From a request to its reply: reads the parameters, calls the use case, encodes what comes of it. One arm per op.
+//! From a request to its reply: reads the parameters, calls the use case, encodes the result. One function per op.
 //!
-//! To add an op: its name goes into `protocol::frame::Op`, its parameters into `protocol::params`, its use case into
-//! `service`, and its arm here.
+//! To add an op: its name goes into `sealwire_protocol::frame::Op`, its parameters and result beside the others of its area
+//! in that crate, their conversions into `edge`, its use case into `service`, and its function here.
+
+mod accounts;
+mod keys;
+mod messages;
 
 use bytes::Bytes;
+use sealwire_protocol::{
+    Code, Codec,
+    frame::{Op, ReplyFrame, RequestId, RequestOutline},
+};
 use serde::{Deserialize, Serialize};
 use tokio::time::Instant;
 
 use super::Node;
 use crate::{
-    domain::{Bundles, Caller, DeviceId, EndReason, KeysStatus, Refusal, Session, SessionId, Timestamp, UserId},
-    metrics::{self, Asked, Metrics},
-    protocol::{
-        Code, Codec, Problem,
-        frame::{Empty, Failure, Op, Request, RequestId, Success},
-        params::{Nothing, accounts, keys, messages},
-    },
-    service::{Message, Service, Told, Turn},
+    domain::{Caller, EndReason, KeysStatus, Session},
+    edge::{EdgeError, Problem},
+    metrics::{Asked, Metrics, Outcome},
+    service::{Notifications, Service, Turn},
 };
 
 /// What the socket does after it has sent a reply.
@@ -36,20 +40,39 @@ pub enum After {
     },
     /// The device has these envelopes; the numbers are sorted.
     Acked(Vec<i64>),
-    /// The session ended by the caller's own wish.
+    /// The caller ended the session.
     Ended(EndReason),
 }
 
-/// A reply, encoded, with what comes after it.
-pub struct Outcome {
-    /// The frame.
-    pub reply: Vec<u8>,
-    /// For this socket.
+/// A reply with what follows it.
+pub struct Reply {
+    /// The encoded frame.
+    pub frame: Vec<u8>,
+    /// What this socket does.
     pub after: After,
-    /// For other devices.
-    pub told: Told,
-    /// The turn of a publish, which is over when the socket has its reply.
+    /// What other devices are sent.
+    pub notifications: Notifications,
+    /// The turn of a publish, which ends once the socket has its reply.
     pub turn: Option<Turn>,
+}
+
+impl Reply {
+    /// A reply that nothing follows.
+    pub fn new(frame: Vec<u8>) -> Self {
+        Self { frame, after: After::Nothing, notifications: Notifications::default(), turn: None }
+    }
+
+    fn then(self, after: After) -> Self {
+        Self { after, ..self }
+    }
+
+    fn notifying(self, notifications: Notifications) -> Self {
+        Self { notifications, ..self }
+    }
+
+    fn ending(self, turn: Option<Turn>) -> Self {
+        Self { turn, ..self }
+    }
 }
 
 /// Where a request comes from.
@@ -63,244 +86,75 @@ pub struct Origin {
 }
 
 /// Runs one request to its reply.
-pub async fn run(node: &Node, origin: Origin, codec: Codec, op: Op, request: &Request, frame: Bytes) -> Outcome {
+pub async fn run(node: &Node, origin: Origin, codec: Codec, op: Op, request: &RequestOutline, frame: Bytes) -> Reply {
     let began = Instant::now();
     let Origin { caller, epoch, turn } = origin;
-    let mut effects = Effects::default();
-    let service = &node.service;
-    let call = Call { service, caller, epoch, turn, codec, request, frame: &frame, effects: &mut effects };
-    let reply = match call.dispatch(op).await {
+    let call = Call { service: &node.service, caller, epoch, codec, request, frame: &frame };
+    let reply = match call.dispatch(op, turn).await {
         Ok(reply) => {
-            node.metrics.answered(Asked::Op(op), metrics::Outcome::Done);
+            node.metrics.answered(Asked::Op(op), Outcome::Done);
             reply
         }
-        Err(refusal) => failure(&node.metrics, Asked::Op(op), codec, request.id, refusal),
+        Err(error) => Reply::new(failure(&node.metrics, Asked::Op(op), codec, request.id, error)),
     };
     node.metrics.op_seconds.observe(op, began.elapsed().as_secs_f64());
-    Outcome { reply, after: effects.after, told: effects.told, turn: effects.turn }
+    reply
 }
 
 /// Encodes an error reply and counts it.
-pub fn failure(metrics: &Metrics, asked: Asked, codec: Codec, id: RequestId, refusal: Refusal) -> Vec<u8> {
-    let problem = Problem::from(refusal);
-    metrics.answered(asked, metrics::Outcome::Refused(problem.code()));
+pub fn failure(metrics: &Metrics, asked: Asked, codec: Codec, id: RequestId, error: impl Into<EdgeError>) -> Vec<u8> {
+    let problem = Problem::from(error.into());
+    metrics.answered(asked, Outcome::Refused(problem.code()));
     if problem.code() == Code::Internal {
         tracing::error!("an op failed for a reason of the server's own");
     }
-    encode(codec, &Failure { id, error: &problem })
+    encode(codec, &ReplyFrame::<()> { id, result: Err(problem.into_body()) })
 }
 
-/// Encodes a frame of ours.
+/// Encodes a frame of the server.
 pub fn encode(codec: Codec, frame: &impl Serialize) -> Vec<u8> {
     codec.encode(frame).unwrap_or_else(|error| {
-        // Every type of the protocol has an encoding; an empty frame would still tell the client that something broke.
+        // Every type of the protocol has an encoding; an empty frame would still show the client that something broke.
         tracing::error!(%error, "a frame has no encoding");
         Vec::new()
     })
 }
 
-#[derive(Default)]
-struct Effects {
-    after: After,
-    told: Told,
-    turn: Option<Turn>,
-}
-
+/// A request with all that its op works with.
 struct Call<'a> {
     service: &'a Service,
     caller: Caller,
     epoch: i64,
-    turn: Option<Turn>,
     codec: Codec,
-    request: &'a Request,
+    request: &'a RequestOutline,
     frame: &'a [u8],
-    effects: &'a mut Effects,
 }
 
 impl<'a> Call<'a> {
-    async fn dispatch(self, op: Op) -> Result<Vec<u8>, Refusal> {
+    /// `turn` is there for the ops that have one.
+    async fn dispatch(&self, op: Op, turn: Option<Turn>) -> Result<Reply, EdgeError> {
         match op {
-            Op::SessionRenew => self.renew().await,
-            Op::SessionLogout => self.logout().await,
-            Op::DevicesList => self.list_devices().await,
-            Op::DevicesRename => self.rename_device().await,
-            Op::DevicesRevoke => self.revoke_device().await,
-            Op::UsersFind => self.find_user().await,
-            Op::AccountDelete => self.delete_account().await,
-            Op::KeysPublish => self.publish().await,
-            Op::KeysStatus => self.keys_status().await,
-            Op::KeysFetch => self.fetch().await,
-            Op::KeysClaim => self.claim().await,
-            Op::MessagesSend => self.send().await,
-            Op::MessagesAck => self.ack().await,
+            Op::SessionRenew => accounts::renew_session(self).await,
+            Op::SessionLogout => accounts::log_out(self).await,
+            Op::DevicesList => accounts::list_devices(self).await,
+            Op::DevicesRename => accounts::rename_device(self).await,
+            Op::DevicesRevoke => accounts::revoke_device(self).await,
+            Op::UsersFind => accounts::find_user(self).await,
+            Op::AccountDelete => accounts::delete_account(self).await,
+            Op::KeysPublish => keys::publish(self, turn).await,
+            Op::KeysStatus => keys::status(self).await,
+            Op::KeysFetch => keys::fetch(self).await,
+            Op::KeysClaim => keys::claim(self).await,
+            Op::MessagesSend => messages::send(self, turn).await,
+            Op::MessagesAck => messages::ack(self).await,
         }
     }
 
-    fn params<T: Deserialize<'a>>(&self) -> Result<T, Refusal> {
-        self.request.params(self.codec, self.frame)
+    fn params<T: Deserialize<'a>>(&self) -> Result<T, EdgeError> {
+        Ok(self.request.params(self.codec, self.frame)?)
     }
 
-    #[expect(clippy::unnecessary_wraps, reason = "every arm ends with it")]
-    fn success(&self, result: &impl Serialize) -> Result<Vec<u8>, Refusal> {
-        Ok(encode(self.codec, &Success { id: self.request.id, result }))
-    }
-
-    async fn renew(self) -> Result<Vec<u8>, Refusal> {
-        #[derive(Serialize)]
-        struct Renewed {
-            token: String,
-            expires_at: Timestamp,
-            session_id: SessionId,
-        }
-        self.params::<Nothing>()?;
-        let (session, token) = self.service.renew(&self.caller).await?;
-        self.effects.after = After::Renewed(session);
-        let Session { caller, expires_at } = session;
-        self.success(&Renewed { token: token.reveal(), expires_at, session_id: caller.session })
-    }
-
-    async fn logout(self) -> Result<Vec<u8>, Refusal> {
-        self.params::<Nothing>()?;
-        self.effects.told = self.service.logout(&self.caller).await?;
-        self.effects.after = After::Ended(EndReason::Logout);
-        self.success(&Empty {})
-    }
-
-    async fn list_devices(self) -> Result<Vec<u8>, Refusal> {
-        #[derive(Serialize)]
-        struct List {
-            devices: Vec<Listed>,
-        }
-        #[derive(Serialize)]
-        struct Listed {
-            device_id: DeviceId,
-            name: Option<String>,
-            registration_id: u32,
-            created_at: Timestamp,
-            last_seen: Option<Timestamp>,
-            current: bool,
-        }
-        self.params::<Nothing>()?;
-        let devices = self.service.list_devices(&self.caller).await?;
-        let listed = devices.into_iter().map(|device| Listed {
-            device_id: device.id,
-            name: device.name,
-            registration_id: device.registration_id,
-            created_at: device.created_at,
-            last_seen: device.last_seen,
-            current: device.id == self.caller.device,
-        });
-        self.success(&List { devices: listed.collect() })
-    }
-
-    async fn rename_device(self) -> Result<Vec<u8>, Refusal> {
-        let params: accounts::Rename = self.params()?;
-        let device = params.device_id.unwrap_or(self.caller.device);
-        self.service.rename_device(&self.caller, device, params.name()?).await?;
-        self.success(&Empty {})
-    }
-
-    async fn revoke_device(self) -> Result<Vec<u8>, Refusal> {
-        let accounts::Revoke { device_id } = self.params()?;
-        self.effects.told = self.service.revoke_device(&self.caller, device_id).await?;
-        if device_id == self.caller.device {
-            self.effects.after = After::Ended(EndReason::DeviceRevoked);
-        }
-        self.success(&Empty {})
-    }
-
-    async fn find_user(self) -> Result<Vec<u8>, Refusal> {
-        #[derive(Serialize)]
-        struct Found {
-            user_id: UserId,
-        }
-        let params: accounts::Find = self.params()?;
-        let user_id = self.service.find_user(&self.caller, &params.email()?).await?;
-        self.success(&Found { user_id })
-    }
-
-    async fn delete_account(self) -> Result<Vec<u8>, Refusal> {
-        self.params::<Nothing>()?;
-        self.effects.told = self.service.delete_account(&self.caller).await?;
-        self.effects.after = After::Ended(EndReason::AccountDeleted);
-        self.success(&Empty {})
-    }
-
-    async fn publish(mut self) -> Result<Vec<u8>, Refusal> {
-        self.effects.turn = self.turn.take();
-        if let Some(turn) = &mut self.effects.turn {
-            turn.come().await;
-        }
-        let params: keys::Publish = self.params()?;
-        let rotated = params.rotates_signed_prekey();
-        let outcome = self.service.publish(&self.caller, params.into()).await?;
-        self.effects.after = After::Published { status: outcome.status.clone(), rotated };
-        self.success(&outcome)
-    }
-
-    async fn keys_status(self) -> Result<Vec<u8>, Refusal> {
-        self.params::<Nothing>()?;
-        let status: KeysStatus = self.service.keys_status(&self.caller).await?;
-        self.success(&status)
-    }
-
-    async fn fetch(self) -> Result<Vec<u8>, Refusal> {
-        let params: keys::Fetch = self.params()?;
-        let user = params.user_id;
-        let devices = params.device_ids()?;
-        let bundles: Bundles = self.service.fetch(&self.caller, user, devices.as_deref()).await?;
-        self.success(&bundles)
-    }
-
-    async fn claim(self) -> Result<Vec<u8>, Refusal> {
-        let params: keys::Claim = self.params()?;
-        let (user, claim) = (params.user_id, params.claim_id);
-        let bundles: Bundles = self.service.claim(self.caller, user, params.device_ids()?, claim).await?;
-        self.success(&bundles)
-    }
-
-    async fn send(mut self) -> Result<Vec<u8>, Refusal> {
-        #[derive(Serialize)]
-        struct Sent {
-            accepted_at: Timestamp,
-            duplicate: bool,
-            undelivered: Vec<Undelivered>,
-        }
-        #[derive(Serialize)]
-        struct Undelivered {
-            device_id: DeviceId,
-            reason: &'static str,
-        }
-        let message = self.message();
-        let mut turn = self.turn.take().ok_or(Refusal::Internal)?;
-        turn.come().await;
-        let accepted = self.service.send(self.caller, self.epoch, turn, message?).await?;
-        let full = |device_id| Undelivered { device_id, reason: Code::MailboxFull.name() };
-        let undelivered = accepted.undelivered.into_iter().map(full).collect();
-        self.success(&Sent { accepted_at: accepted.accepted_at, duplicate: accepted.duplicate, undelivered })
-    }
-
-    fn message(&self) -> Result<Message, Refusal> {
-        let params: messages::Send<'_> = self.params()?;
-        Ok(Message {
-            id: params.message_id,
-            to: params.to,
-            ephemeral: params.ephemeral(),
-            ttl: params.ttl()?,
-            envelopes: params.envelopes(self.codec, self.frame)?,
-        })
-    }
-
-    async fn ack(self) -> Result<Vec<u8>, Refusal> {
-        #[derive(Serialize)]
-        struct Acked {
-            acked: u64,
-        }
-        let params: messages::Ack = self.params()?;
-        let mut seqs = params.seqs()?;
-        seqs.sort_unstable();
-        let acked = self.service.ack(self.caller, seqs.clone()).await?;
-        self.effects.after = After::Acked(seqs);
-        self.success(&Acked { acked })
+    fn reply(&self, result: &impl Serialize) -> Reply {
+        Reply::new(encode(self.codec, &ReplyFrame { id: self.request.id, result: Ok(result) }))
     }
 }

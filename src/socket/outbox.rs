@@ -23,7 +23,7 @@ use super::{
     pace::Pace,
     transport::{Wire, frame_bytes},
 };
-use crate::protocol::{CloseCode, Codec};
+use sealwire_protocol::{CloseCode, Codec};
 
 /// Bytes that may be under way between the queue and the kernel.
 const WINDOW: u64 = 64 * 1024;

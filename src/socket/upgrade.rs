@@ -9,6 +9,7 @@ use actix_web::{
     web,
 };
 
+use sealwire_protocol::{Codec, limits::MAX_FRAME_BYTES};
 use tokio::time::Instant;
 
 use super::{
@@ -19,13 +20,8 @@ use super::{
 };
 use crate::{
     domain::{ClientNetwork, Refusal, token::Token},
+    edge::{EdgeError, Problem, bearer_token, client_address, is_proxy},
     metrics::Limit,
-    protocol::{
-        Codec, Problem,
-        client::{client_address, is_proxy},
-        frame::MAX_FRAME_BYTES,
-        http::bearer,
-    },
 };
 
 /// The offered subprotocol that carries a browser's token.
@@ -36,8 +32,8 @@ pub async fn open(request: HttpRequest, body: web::Payload, node: web::Data<Node
     let node = node.into_inner();
     match upgrade(&request, body, node.clone()).await {
         Ok(response) => response,
-        Err(refusal) => {
-            let problem = Problem::from(refusal);
+        Err(error) => {
+            let problem = Problem::from(error);
             node.metrics.upgrades_refused.inc(problem.code());
             let mut response = problem.response();
             if actix_http::ws::verify_handshake(request.head()).is_err() {
@@ -49,14 +45,14 @@ pub async fn open(request: HttpRequest, body: web::Payload, node: web::Data<Node
     }
 }
 
-async fn upgrade(request: &HttpRequest, body: web::Payload, node: Arc<Node>) -> Result<HttpResponse, Refusal> {
+async fn upgrade(request: &HttpRequest, body: web::Payload, node: Arc<Node>) -> Result<HttpResponse, EdgeError> {
     let headers = request.headers();
     if let Some(origin) = headers.get(header::ORIGIN)
         && !node.origins.allows(origin, headers.get(header::HOST))
     {
-        return Err(Refusal::ForbiddenOrigin);
+        return Err(EdgeError::ForbiddenOrigin);
     }
-    let not_a_handshake = || Refusal::BadRequest("not a WebSocket handshake (RFC 6455, version 13)".into());
+    let not_a_handshake = || EdgeError::Malformed("not a WebSocket handshake (RFC 6455, version 13)".into());
     actix_http::ws::verify_handshake(request.head()).map_err(|_| not_a_handshake())?;
     if headers.contains_key(header::CONTENT_LENGTH) || headers.contains_key(header::TRANSFER_ENCODING) {
         return Err(not_a_handshake());
@@ -68,25 +64,25 @@ async fn upgrade(request: &HttpRequest, body: web::Payload, node: Arc<Node>) -> 
     if request.peer_addr().is_none_or(|peer| is_proxy(peer.ip(), &node.trusted_proxies)) {
         node.networks.connect(network, Instant::now())?;
     }
-    let token = match bearer(headers) {
+    let token = match bearer_token(headers) {
         Some(token) => token,
         None => offer.token,
     };
     let token = token.ok_or(Refusal::Unauthorized)?;
     let service = node.service.clone();
     let presented = node.runtime.spawn(async move {
-        let (session, told) = service.present(&token).await?;
-        service.tell(told);
+        let (session, notifications) = service.present(&token).await?;
+        service.notify(notifications);
         Ok::<_, Refusal>(session)
     });
     let session = presented.await.map_err(|_| Refusal::Internal)??;
     if node.hub.is_draining() {
-        return Err(Refusal::Unavailable);
+        return Err(Refusal::Unavailable.into());
     }
     // The transport gives every handshake its wire unless the node holds as many connections as it may.
     let Some(wire) = request.extensions().get::<Rc<Wire>>().cloned() else {
         node.metrics.connections_refused.inc(Limit::Sockets);
-        return Err(Refusal::Unavailable);
+        return Err(Refusal::Unavailable.into());
     };
     wire.keep(node.networks.enter(network, Kind::Socket, Instant::now())?);
     let (mut response, ws, messages) = actix_ws::handle(request, body).map_err(|_| not_a_handshake())?;
@@ -108,8 +104,8 @@ struct Offer {
 }
 
 impl Offer {
-    fn read(request: &HttpRequest) -> Result<Self, Refusal> {
-        let unknown = || Refusal::BadRequest("offer sealwire.v1.msgpack or sealwire.v1.json".into());
+    fn read(request: &HttpRequest) -> Result<Self, EdgeError> {
+        let unknown = || EdgeError::Malformed("offer sealwire.v1.msgpack or sealwire.v1.json".into());
         let mut codec = None;
         let mut token = None;
         let mut any = false;

@@ -14,7 +14,7 @@ use super::{
 };
 use crate::domain::{
     Bundle, Bundles, Caller, DeviceId, OneTimeOutcome, Refusal, Timestamp, UserId,
-    bundle::{EncodedKey, PqPrekey, SignedPrekey, Unavailable, UnavailableReason},
+    bundle::{EncodedKey, IssuedPqPrekey, SignedPrekey, Unavailable, UnavailableReason},
 };
 
 /// An active device with its signed keys, which are absent if it has not published.
@@ -190,7 +190,7 @@ pub(super) async fn add_last_resorts<'b>(
     let found: HashMap<Uuid, KeyRow> = found.into_iter().map(|row| (row.0, row)).collect();
     for bundle in bundles.filter(|bundle| bundle.suite.has_pq()) {
         if let Some((_, key_id, key, signature)) = found.get(&bundle.device_id.0) {
-            bundle.pq_prekey = Some(PqPrekey {
+            bundle.pq_prekey = Some(IssuedPqPrekey {
                 key_id: rows::number(*key_id)?,
                 public_key: EncodedKey::of(key),
                 signature: EncodedKey::of(signature),

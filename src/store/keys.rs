@@ -15,7 +15,7 @@ use crate::domain::{
 };
 
 /// What became of each key id of a pool. Every id of the request is in one of the lists.
-#[derive(Debug, Default, PartialEq, Eq, serde::Serialize)]
+#[derive(Debug, Default, PartialEq, Eq)]
 pub struct PublishReport {
     /// New and stored.
     pub accepted: Vec<u32>,
@@ -30,7 +30,7 @@ pub struct PublishReport {
 }
 
 /// The result of a publish.
-#[derive(Debug, serde::Serialize)]
+#[derive(Debug)]
 pub struct PublishOutcome {
     /// One-time prekeys.
     pub one_time: PublishReport,

@@ -371,7 +371,7 @@ fn the_page_calls_close_codes_as_the_protocol_does() {
     let (_, names) = script.split_once("const CLOSE_NAMES = {").unwrap();
     let names: Vec<&str> =
         names.split_once('}').unwrap().0.lines().map(str::trim).filter(|line| !line.is_empty()).collect();
-    let real = sealwire::protocol::CloseCode::ALL;
+    let real = sealwire_protocol::CloseCode::ALL;
     let real: Vec<String> = real.iter().map(|code| format!("{}: \"{}\",", code.number(), code.reason())).collect();
     assert_eq!(names, real);
 }

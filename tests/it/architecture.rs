@@ -2,7 +2,7 @@
 
 use std::{fs, path::Path};
 
-/// Who may import whom. `clock` and `tasks` are leaves that all may use; `metrics` is for all above `protocol` and `domain`.
+/// Which module may import which others. `clock` and `tasks` are leaves that all may use; `metrics` is for all above `domain`.
 const ALLOWED: &[(&str, &[&str])] = &[
     ("main", &["app", "clock", "config", "probe", "seed", "shutdown", "telemetry"]),
     (
@@ -12,9 +12,9 @@ const ALLOWED: &[(&str, &[&str])] = &[
             "clock",
             "config",
             "domain",
+            "edge",
             "http",
             "metrics",
-            "protocol",
             "service",
             "shutdown",
             "socket",
@@ -26,15 +26,15 @@ const ALLOWED: &[(&str, &[&str])] = &[
     ("shutdown", &["socket", "tasks"]),
     ("probe", &[]),
     ("seed", &["clock", "domain", "service", "store"]),
-    ("http", &["domain", "metrics", "protocol", "service", "tasks"]),
-    ("socket", &["domain", "metrics", "protocol", "service", "tasks"]),
+    ("http", &["domain", "edge", "metrics", "service", "tasks"]),
+    ("socket", &["domain", "edge", "metrics", "service", "tasks"]),
+    ("edge", &["domain", "service"]),
     ("service", &["bus", "clock", "domain", "metrics", "store", "tasks"]),
     ("store", &["clock", "domain", "metrics", "sqlite_file", "tasks"]),
     ("bus", &["domain", "metrics", "tasks"]),
-    ("protocol", &["domain"]),
     ("config", &["domain", "sqlite_file"]),
     ("clock", &["domain"]),
-    ("metrics", &["protocol"]),
+    ("metrics", &[]),
     ("domain", &[]),
     ("sqlite_file", &[]),
     ("tasks", &[]),
@@ -42,10 +42,19 @@ const ALLOWED: &[(&str, &[&str])] = &[
     ("lib", &[]),
 ];
 
-#[test]
-fn modules_import_only_what_they_may() {
+/// The modules that may name the protocol's crate.
+const SPEAKS_PROTOCOL: &[&str] = &["app", "domain", "edge", "http", "metrics", "socket"];
+
+/// Files below the edges that may name serde: none of them writes for clients.
+const SERIALIZES_BELOW_THE_EDGES: &[&str] = &[
+    // Settings, as the configuration has them.
+    "service/limits.rs",
+];
+
+/// Every file below `src`: its path there, its top-level module and its text.
+fn sources() -> Vec<(String, String, String)> {
     let source = Path::new(env!("CARGO_MANIFEST_DIR")).join("src");
-    let mut checked = 0;
+    let mut found = Vec::new();
     let mut folders = vec![source.clone()];
     while let Some(folder) = folders.pop() {
         for entry in fs::read_dir(folder).unwrap() {
@@ -56,21 +65,57 @@ fn modules_import_only_what_they_may() {
             }
             let relative = path.strip_prefix(&source).unwrap();
             let module = relative.components().next().unwrap().as_os_str().to_str().unwrap().trim_end_matches(".rs");
-            let (_, allowed) = ALLOWED
-                .iter()
-                .find(|(name, _)| *name == module)
-                .unwrap_or_else(|| panic!("{module} is not in the rule"));
-            for imported in imports(&fs::read_to_string(&path).unwrap()) {
-                assert!(
-                    imported == module || allowed.contains(&imported.as_str()),
-                    "{} imports {imported}",
-                    relative.display()
-                );
-                checked += 1;
-            }
+            found.push((relative.to_str().unwrap().to_owned(), module.to_owned(), fs::read_to_string(&path).unwrap()));
+        }
+    }
+    found
+}
+
+#[test]
+fn modules_import_only_what_they_may() {
+    let mut checked = 0;
+    for (path, module, text) in sources() {
+        let (_, allowed) =
+            ALLOWED.iter().find(|(name, _)| *name == module).unwrap_or_else(|| panic!("{module} is not in the rule"));
+        for imported in imports(&text) {
+            assert!(imported == module || allowed.contains(&imported.as_str()), "{path} imports {imported}");
+            checked += 1;
         }
     }
     assert!(checked > 30, "only {checked} imports were found: the test no longer reads them");
+}
+
+#[test]
+fn only_the_edges_speak_the_protocol() {
+    let mut speaking = 0;
+    for (path, module, text) in sources() {
+        if text.contains("sealwire_protocol::") {
+            assert!(SPEAKS_PROTOCOL.contains(&module.as_str()) || module == "lib", "{path} names the protocol's crate");
+            speaking += 1;
+        }
+        assert!(module != "metrics" || !text.contains("actix_web"), "{path}: metrics are counted without HTTP");
+    }
+    assert!(speaking > 10, "only {speaking} files were found: the test no longer reads them");
+}
+
+/// So that renaming a column or a field of the store or the domain cannot change the protocol.
+#[test]
+fn nothing_below_the_edges_is_serialized_for_clients() {
+    let mut checked = 0;
+    for (path, module, text) in sources() {
+        if !["domain", "store", "service"].contains(&module.as_str()) {
+            continue;
+        }
+        checked += 1;
+        let code = text.split("#[cfg(test)]").next().unwrap_or_default();
+        let serializes = ["use serde", "serde::", "#[serde"].into_iter().find(|name| code.contains(name));
+        assert!(
+            serializes.is_none() || SERIALIZES_BELOW_THE_EDGES.contains(&path.as_str()),
+            "{path} names {}",
+            serializes.unwrap_or_default()
+        );
+    }
+    assert!(checked > 40, "only {checked} files were found: the test no longer reads them");
 }
 
 /// The top-level modules that a file names as `crate::x` (or `sealwire::x`, in the binary), also inside `{…}`.

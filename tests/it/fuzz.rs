@@ -8,11 +8,14 @@ use std::sync::{
 use proptest::prelude::*;
 use rand::{Rng, RngExt, SeedableRng, rngs::StdRng};
 use reqwest::Method;
-use sealwire::domain::{Timestamp, publish::PublishRequest};
-use sealwire::protocol::{
+use sealwire::{domain::Timestamp, edge};
+use sealwire_protocol::{
     Codec as Format,
-    frame::Request,
-    params::{Nothing, accounts, keys, messages},
+    devices::{RenameDeviceRequest, RevokeDeviceRequest},
+    frame::RequestOutline,
+    keys::{ClaimKeysRequest, FetchKeysRequest, KeysStatusRequest, PublishKeysRequest},
+    messages::{AckMessagesRequest, SendMessageRequest},
+    users::FindUserRequest,
 };
 use serde_json::{Map, Value, json};
 
@@ -25,21 +28,25 @@ use crate::support::{
 
 /// Reads the bytes as a frame and as the parameters of every op.
 fn read(format: Format, bytes: &[u8]) {
-    let Ok(request) = Request::decode(format, bytes) else { return };
-    let _ = request.params::<Nothing>(format, bytes);
-    let _ = request.params::<accounts::Rename>(format, bytes).map(|params| params.name().map(str::len));
-    let _ = request.params::<accounts::Revoke>(format, bytes);
-    let _ = request.params::<accounts::Find>(format, bytes).map(|params| params.email());
-    let _ = request.params::<keys::Fetch>(format, bytes).map(keys::Fetch::device_ids);
-    let _ = request.params::<keys::Claim>(format, bytes).map(keys::Claim::device_ids);
-    let publish = request.params::<keys::Publish>(format, bytes);
+    let Ok(request) = RequestOutline::decode(format, bytes) else { return };
+    let _ = request.params::<KeysStatusRequest>(format, bytes);
+    let _ = request
+        .params::<RenameDeviceRequest>(format, bytes)
+        .map(|params| edge::accounts::device_name(&params.name).map(str::len));
+    let _ = request.params::<RevokeDeviceRequest>(format, bytes);
+    let _ = request.params::<FindUserRequest>(format, bytes).map(|params| edge::accounts::email(&params.email));
+    let _ =
+        request.params::<FetchKeysRequest>(format, bytes).map(|params| edge::keys::named_devices(params.device_ids));
+    let _ =
+        request.params::<ClaimKeysRequest>(format, bytes).map(|params| edge::keys::named_devices(params.device_ids));
+    let publish = request.params::<PublishKeysRequest>(format, bytes);
     let _ = publish.map(|params| {
-        PublishRequest::from(params).verify(None, Timestamp::parse("2026-01-01T00:00:00Z").unwrap()).is_ok()
+        edge::keys::publish_request(params).verify(None, Timestamp::parse("2026-01-01T00:00:00Z").unwrap()).is_ok()
     });
     let _ = request
-        .params::<messages::Send<'_>>(format, bytes)
-        .map(|params| params.envelopes(format, bytes).map(|all| all.len()));
-    let _ = request.params::<messages::Ack>(format, bytes).map(messages::Ack::seqs);
+        .params::<SendMessageRequest<'_>>(format, bytes)
+        .map(|params| edge::messages::message(params, format, bytes).map(|message| message.envelopes.len()));
+    let _ = request.params::<AckMessagesRequest>(format, bytes).map(edge::messages::acked_seqs);
 }
 
 const NAMES: [&str; 29] = [

@@ -10,13 +10,20 @@ use std::{
 };
 
 use futures_util::future::try_join_all;
-use serde::{Deserialize, Serialize};
+use sealwire_protocol::{
+    Codec,
+    frame::{ReplyFrame, RequestFrame, RequestId},
+    ids::{ClaimId, DeviceId, UserId},
+    keys::{BundlesReply, ClaimKeysRequest, OneTimeOutcome},
+    value::Named,
+};
+use serde::Serialize;
 use tokio::time::Instant;
 
 use crate::{
     Result,
-    client::{TEXT, put_frame},
-    devices::{Connection, Problem, read_seeds, route_to, side_by_side},
+    client::{TEXT, is_event, put_frame},
+    devices::{Connection, read_seeds, route_to, side_by_side},
     dice::Dice,
     process::cpu_time,
     times::{Percentiles, Times},
@@ -74,41 +81,14 @@ struct Report {
     server_cpu_micros: Option<f64>,
 }
 
-/// An answer, as far as it matters here.
-#[derive(Deserialize)]
-struct Answer<'a> {
-    id: u32,
-    #[serde(borrow)]
-    result: Option<Bundles<'a>>,
-    error: Option<Problem>,
-}
-
-#[derive(Deserialize)]
-struct Bundles<'a> {
-    #[serde(borrow)]
-    bundles: Vec<Bundle<'a>>,
-}
-
-#[derive(Deserialize)]
-struct Bundle<'a> {
-    device_id: &'a str,
-    one_time: &'a str,
-    one_time_prekey: Option<Key>,
-}
-
-#[derive(Deserialize)]
-struct Key {
-    key_id: u32,
-}
-
 /// The command: open the sockets, claim, print.
 pub async fn run(options: Options) -> Result<()> {
     let route = route_to(&options.url).await?;
     let seeds = read_seeds(&options.tokens)?;
     let (claimers, others) = seeds.split_at_checked(options.sockets).ok_or("the seed file has too few devices")?;
-    let own: HashSet<&str> = claimers.iter().map(|seed| seed.user_id.as_str()).collect();
-    let others: HashSet<&str> = others.iter().map(|seed| seed.user_id.as_str()).collect();
-    let targets: Vec<String> = others.difference(&own).map(|user| (*user).to_owned()).collect();
+    let own: HashSet<UserId> = claimers.iter().map(|seed| seed.user_id).collect();
+    let others: HashSet<UserId> = others.iter().map(|seed| seed.user_id).collect();
+    let targets: Vec<UserId> = others.difference(&own).copied().collect();
     if targets.is_empty() {
         return Err("the seed file has no user whose keys could be claimed".into());
     }
@@ -139,7 +119,7 @@ pub async fn run(options: Options) -> Result<()> {
 
 /// What all sockets share.
 struct Swarm {
-    targets: Vec<String>,
+    targets: Vec<UserId>,
     until: Instant,
     /// Claims that may still be sent.
     left: u64,
@@ -149,17 +129,17 @@ struct Swarm {
 
 impl Swarm {
     /// Appends the frame of a claim, unless it is time to stop.
-    fn put_claim(&mut self, id: u32, now: Instant, bytes: &mut Vec<u8>) -> bool {
+    fn put_claim(&mut self, id: u32, now: Instant, bytes: &mut Vec<u8>) -> io::Result<bool> {
         if self.left == 0 || now >= self.until {
-            return false;
+            return Ok(false);
         }
         self.left -= 1;
-        let at = self.dice.below(self.targets.len());
-        let user = self.targets.get(at).map_or("", String::as_str);
-        let claim = self.dice.uuid();
-        let text = format!(r#"{{"id":{id},"op":"keys.claim","params":{{"user_id":"{user}","claim_id":"{claim}"}}}}"#);
-        put_frame(bytes, TEXT, text.as_bytes());
-        true
+        let id = RequestId::new(id).ok_or(io::ErrorKind::InvalidInput)?;
+        let user_id = self.targets[self.dice.below(self.targets.len())];
+        let claim = ClaimKeysRequest { user_id, device_ids: None, claim_id: ClaimId(self.dice.uuid()) };
+        let text = Codec::Json.encode(&RequestFrame::new(id, &claim)).map_err(io::Error::other)?;
+        put_frame(bytes, TEXT, &text);
+        Ok(true)
     }
 }
 
@@ -169,7 +149,7 @@ async fn claim(mut socket: Connection, swarm: Rc<RefCell<Swarm>>, pipeline: u32)
     let mut bytes = Vec::new();
     for id in 1..=pipeline {
         let now = Instant::now();
-        if swarm.borrow_mut().put_claim(id, now, &mut bytes) {
+        if swarm.borrow_mut().put_claim(id, now, &mut bytes)? {
             sent.push(now);
         }
     }
@@ -179,16 +159,17 @@ async fn claim(mut socket: Connection, swarm: Rc<RefCell<Swarm>>, pipeline: u32)
         socket.receive().await?;
         let mut swarm = swarm.borrow_mut();
         socket.take(&mut bytes, |text, bytes| {
-            if text.starts_with(br#"{"event""#) {
+            if is_event(text) {
                 return Ok(());
             }
-            let answer: Answer<'_> = serde_json::from_slice(text)?;
+            let answer: ReplyFrame<BundlesReply> = Codec::Json.decode(text).map_err(io::Error::other)?;
+            let id = answer.id.get();
             let now = Instant::now();
             // An id means a place and grows by the number of places with each claim from there.
-            let place = answer.id.wrapping_sub(1).checked_rem(pipeline).unwrap_or(0) as usize;
+            let place = id.wrapping_sub(1).checked_rem(pipeline).unwrap_or(0) as usize;
             let at = sent.get_mut(place).ok_or(io::ErrorKind::InvalidData)?;
-            swarm.tally.count(&answer, now - *at);
-            if swarm.put_claim(answer.id.wrapping_add(pipeline), now, bytes) {
+            swarm.tally.count(answer, now - *at);
+            if swarm.put_claim(id.wrapping_add(pipeline), now, bytes)? {
                 *at = now;
             } else {
                 under_way -= 1;
@@ -202,7 +183,7 @@ async fn claim(mut socket: Connection, swarm: Rc<RefCell<Swarm>>, pipeline: u32)
 /// What has been answered so far.
 #[derive(Default)]
 struct Tally {
-    keys: HashSet<(String, u32)>,
+    keys: HashSet<(DeviceId, u32)>,
     answers: Times,
     claimed: u64,
     exhausted: u64,
@@ -212,19 +193,23 @@ struct Tally {
 }
 
 impl Tally {
-    fn count(&mut self, answer: &Answer<'_>, took: Duration) {
+    fn count(&mut self, answer: ReplyFrame<BundlesReply>, took: Duration) {
         self.answers.add(took);
-        if let Some(problem) = &answer.error {
-            *self.errors.entry(problem.code.clone()).or_default() += 1;
-        }
-        for bundle in answer.result.iter().flat_map(|result| &result.bundles) {
-            match (&bundle.one_time_prekey, bundle.one_time) {
+        let bundles = match answer.result {
+            Ok(reply) => reply.bundles,
+            Err(error) => {
+                *self.errors.entry(error.code.name().to_owned()).or_default() += 1;
+                return;
+            }
+        };
+        for bundle in bundles {
+            match (bundle.one_time_prekey, bundle.one_time) {
                 (Some(key), _) => {
                     self.claimed += 1;
-                    let is_new = self.keys.insert((bundle.device_id.to_owned(), key.key_id));
+                    let is_new = self.keys.insert((bundle.device_id, key.key_id));
                     self.duplicates += u64::from(!is_new);
                 }
-                (None, "limited") => self.limited += 1,
+                (None, Named::Known(OneTimeOutcome::Limited)) => self.limited += 1,
                 (None, _) => self.exhausted += 1,
             }
         }

@@ -193,6 +193,7 @@ impl Run {
         }
         let mut bytes = Vec::new();
         for _ in 0..wanted {
+            // By hand: the op may be one that no server knows.
             let text = format!(r#"{{"id":{},"op":"{}","params":{{}}}}"#, self.next_id, self.swarm.op);
             self.next_id += 1;
             put_frame(&mut bytes, TEXT, text.as_bytes());
@@ -266,9 +267,14 @@ pub fn frame(bytes: &[u8]) -> Option<(u8, std::ops::Range<usize>)> {
     (payload.end <= bytes.len()).then(|| (bytes[0], payload))
 }
 
-/// Whether a text answers a request, or echoes one; the others are events.
+/// Whether a text of the server is an event: it writes the fields of its frames in one order.
+pub fn is_event(text: &[u8]) -> bool {
+    text.starts_with(br#"{"event""#)
+}
+
+/// Whether a text answers a request, or echoes one.
 fn is_answer(text: &[u8]) -> bool {
-    !text.starts_with(br#"{"event""#) && text.windows(5).take(64).any(|part| part == br#""id":"#)
+    !is_event(text) && text.windows(5).take(64).any(|part| part == br#""id":"#)
 }
 
 /// Appends a client's frame. The mask is zero: the server's work is the same, and ours is less.

@@ -3,6 +3,7 @@
 use std::{collections::BTreeMap, future::Future, io, path::Path, time::Duration};
 
 use futures_util::future::join_all;
+use sealwire_protocol::ids::{DeviceId, UserId};
 use serde::Deserialize;
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
@@ -19,8 +20,8 @@ use crate::{
 /// A line of a seed file.
 #[derive(Clone, Deserialize)]
 pub struct Seed {
-    pub user_id: String,
-    pub device_id: String,
+    pub user_id: UserId,
+    pub device_id: DeviceId,
     pub token: String,
 }
 
@@ -34,12 +35,6 @@ pub fn read_seeds(path: &Path) -> Result<Vec<Seed>> {
 pub async fn route_to(url: &str) -> Result<Route> {
     let (address, path) = parse_url(url).await?;
     Ok(Route { address, path, part: 0 })
-}
-
-/// The error of an answer, as far as it matters here.
-#[derive(Deserialize)]
-pub struct Problem {
-    pub code: String,
 }
 
 /// A device's connection.

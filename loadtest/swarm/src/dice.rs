@@ -5,6 +5,8 @@ use std::{
     hash::{BuildHasher, Hasher},
 };
 
+use uuid::{Builder, Uuid};
+
 /// `SplitMix64` (Steele, Lea and Flood 2014): spread out, and nothing here must be secret.
 pub struct Dice(u64);
 
@@ -28,15 +30,8 @@ impl Dice {
     }
 
     /// A version 4 UUID.
-    pub fn uuid(&mut self) -> String {
-        let (high, low) = (self.roll(), self.roll());
-        format!(
-            "{:08x}-{:04x}-4{:03x}-{:04x}-{:012x}",
-            high >> 32,
-            (high >> 16) & 0xffff,
-            high & 0xfff,
-            0x8000 | (low >> 48) & 0x3fff,
-            low & 0xffff_ffff_ffff
-        )
+    pub fn uuid(&mut self) -> Uuid {
+        let (high, low) = (u128::from(self.roll()), u128::from(self.roll()));
+        Builder::from_random_bytes((high << 64 | low).to_be_bytes()).into_uuid()
     }
 }

@@ -9,10 +9,8 @@ use std::{
 use actix::{Actor, ActorContext, ActorFutureExt, AsyncContext, Context, StreamHandler, System, fut::WrapFuture};
 use actix_web::{App, HttpRequest, HttpResponse, HttpServer, web};
 use actix_ws::{Message, ProtocolError, Session};
-use sealwire::{
-    protocol::frame::MAX_FRAME_BYTES,
-    socket::transport::{self, Admission, Budget, Tuning},
-};
+use sealwire::socket::transport::{self, Admission, Budget, Tuning};
+use sealwire_protocol::limits::MAX_FRAME_BYTES;
 use serde_json::json;
 
 use crate::Result;

@@ -4,13 +4,21 @@
 use std::{cell::RefCell, collections::VecDeque, io, ops::Range, path::PathBuf, rc::Rc, time::Duration};
 
 use futures_util::future::try_join_all;
-use serde::Deserialize;
+use sealwire_protocol::{
+    Codec,
+    events::{Event, MessageEvent},
+    frame::{ReplyFrame, RequestFrame, RequestId, RequestOutline, SocketRequest},
+    ids::{DeviceId, MessageId},
+    messages::{AckMessagesRequest, DeviceMessage, MessageContent, SendMessageRequest},
+    value::{List, Object},
+};
+use serde::{Serialize, de::IgnoredAny};
 use tokio::time::{Instant, sleep_until};
 
 use crate::{
     Result,
-    client::{Route, TEXT, put_frame},
-    devices::{Connection, Problem, Seed, read_seeds, route_to, side_by_side},
+    client::{Route, TEXT, is_event, put_frame},
+    devices::{Connection, Seed, read_seeds, route_to, side_by_side},
     dice::Dice,
     process::cpu_time,
     tally::{Report, Tally},
@@ -18,8 +26,8 @@ use crate::{
 
 /// How long the last messages are waited for.
 const ARRIVAL_TIME: Duration = Duration::from_secs(20);
-/// Digits of the time at which a message was sent, at the beginning of its content.
-const STAMP: usize = 16;
+/// Bytes of the time at which a message was sent, at the beginning of its content: microseconds, big-endian.
+const STAMP: usize = 8;
 
 /// Who writes to whom, and how much.
 #[derive(Clone, clap::Args)]
@@ -74,22 +82,6 @@ impl Options {
     }
 }
 
-/// What a server says, as far as it matters here.
-#[derive(Deserialize)]
-struct Said<'a> {
-    id: Option<u32>,
-    event: Option<&'a str>,
-    #[serde(borrow)]
-    data: Option<Message<'a>>,
-    error: Option<Problem>,
-}
-
-#[derive(Deserialize)]
-struct Message<'a> {
-    seq: Option<i64>,
-    content: Option<&'a str>,
-}
-
 /// The command: measure and print.
 pub async fn run(options: Options) -> Result<()> {
     println!("{}", serde_json::to_string(&exchange(&options).await?)?);
@@ -112,13 +104,11 @@ pub async fn exchange(options: &Options) -> Result<Report> {
     let cpu = || options.pid.iter().map(|pid| cpu_time(*pid)).sum::<Result<Duration>>();
     let before = cpu()?;
     let started = Instant::now();
-    // Any text of so many characters of the alphabet is base64.
-    let padding = "A".repeat((options.bytes.div_ceil(3) * 4).saturating_sub(STAMP));
     let swarm = Swarm {
         started,
         until: started + Duration::from_secs(options.seconds),
         peers: seeds,
-        padding,
+        content: vec![0; options.bytes.max(STAMP)],
         dice: Dice::new(),
         echo: options.echo,
         tally: Tally::default(),
@@ -140,7 +130,8 @@ struct Swarm {
     started: Instant,
     until: Instant,
     peers: Vec<Seed>,
-    padding: String,
+    /// Of the message being written.
+    content: Vec<u8>,
     dice: Dice,
     echo: bool,
     tally: Tally,
@@ -148,18 +139,23 @@ struct Swarm {
 
 impl Swarm {
     /// Appends the frame of a message to a random device other than `own`.
-    fn put_message(&mut self, id: u32, own: &str, now: Instant, bytes: &mut Vec<u8>) {
+    fn put_message(&mut self, id: u32, own: DeviceId, now: Instant, bytes: &mut Vec<u8>) -> io::Result<()> {
         let at = self.dice.below(self.peers.len());
         let peer = match &self.peers[at] {
             peer if peer.device_id == own => &self.peers[(at + 1) % self.peers.len()],
             peer => peer,
         };
-        let (user, device, padding) = (&peer.user_id, &peer.device_id, &self.padding);
-        let (message, stamp) = (self.dice.uuid(), (now - self.started).as_micros());
-        let text = format!(
-            r#"{{"id":{id},"op":"messages.send","params":{{"message_id":"{message}","to":"{user}","messages":[{{"device_id":"{device}","type":1,"content":"{stamp:0STAMP$}{padding}"}}]}}}}"#
-        );
-        put_frame(bytes, TEXT, text.as_bytes());
+        let stamp = u64::try_from((now - self.started).as_micros()).unwrap_or(u64::MAX);
+        self.content[..STAMP].copy_from_slice(&stamp.to_be_bytes());
+        let content = MessageContent::new(Codec::Json, &self.content);
+        let send = SendMessageRequest {
+            message_id: MessageId(self.dice.uuid()),
+            to: peer.user_id,
+            ephemeral: None,
+            ttl_s: None,
+            messages: List(vec![Object(DeviceMessage { device_id: peer.device_id, kind: 1, content })]),
+        };
+        put_request(id, &send, bytes)
     }
 
     /// Whether everything that was accepted has arrived and nothing more is sent.
@@ -171,7 +167,7 @@ impl Swarm {
 /// One device at work.
 struct Socket {
     connection: Connection,
-    device: String,
+    device: DeviceId,
     next_id: u32,
     /// Sends that wait for their replies, and acks, which count as nothing: id and time.
     under_way: VecDeque<(u32, Option<Instant>)>,
@@ -183,8 +179,7 @@ impl Socket {
     /// Opens it and waits for the welcome, if there will be one.
     async fn open(route: &Route, seed: &Seed, welcome: bool) -> io::Result<Self> {
         let connection = Connection::open(route, &seed.token, welcome).await?;
-        let device = seed.device_id.clone();
-        Ok(Self { connection, device, next_id: 1, under_way: VecDeque::new(), last_seq: None })
+        Ok(Self { connection, device: seed.device_id, next_id: 1, under_way: VecDeque::new(), last_seq: None })
     }
 
     fn sends_under_way(&self) -> u32 {
@@ -205,7 +200,7 @@ impl Socket {
                 while now < swarm.until && now >= due && self.sends_under_way() < pipeline {
                     let id = self.next_id;
                     self.next_id += 1;
-                    swarm.put_message(id, &self.device, now, &mut bytes);
+                    swarm.put_message(id, self.device, now, &mut bytes)?;
                     swarm.tally.unanswered += 1;
                     self.under_way.push_back((id, Some(now)));
                     due += pace.unwrap_or_default();
@@ -228,31 +223,37 @@ impl Socket {
 
     /// Handles the frames that have come in whole; acks go to `bytes`.
     fn take(&mut self, swarm: &mut Swarm, bytes: &mut Vec<u8>) -> io::Result<()> {
-        let mut seqs: Vec<String> = Vec::new();
+        let mut seqs: Vec<u64> = Vec::new();
         let now = Instant::now();
         self.connection.take(bytes, |text, _| {
-            let said: Said<'_> = serde_json::from_slice(text)?;
-            if let Some(id) = said.id {
-                let at = self.under_way.iter().position(|(other, _)| *other == id);
-                let at = at.ok_or(io::ErrorKind::InvalidData)?;
-                if let Some((_, Some(sent))) = self.under_way.remove(at) {
-                    swarm.tally.replied(said.error.map(|problem| problem.code), now - sent);
-                    if swarm.echo {
-                        swarm.tally.arrived(true, now - sent, now);
-                    }
+            if is_event(text) {
+                let event = Codec::Json.decode(text).map_err(io::Error::other)?;
+                if let Event::Message(MessageEvent { seq: Some(seq), content, .. }) = event {
+                    let stamp = content.as_bytes().first_chunk().ok_or(io::ErrorKind::InvalidData)?;
+                    let sent = swarm.started + Duration::from_micros(u64::from_be_bytes(*stamp));
+                    swarm.tally.arrived(
+                        self.last_seq.is_none_or(|last| seq == last + 1),
+                        now.saturating_duration_since(sent),
+                        now,
+                    );
+                    self.last_seq = Some(seq);
+                    seqs.push(seq.unsigned_abs());
                 }
-            } else if let (Some("message"), Some(Message { seq: Some(seq), content: Some(content) })) =
-                (said.event, said.data)
-            {
-                let stamp = content.get(..STAMP).and_then(|digits| digits.parse().ok());
-                let sent = swarm.started + Duration::from_micros(stamp.ok_or(io::ErrorKind::InvalidData)?);
-                swarm.tally.arrived(
-                    self.last_seq.is_none_or(|last| seq == last + 1),
-                    now.saturating_duration_since(sent),
-                    now,
-                );
-                self.last_seq = Some(seq);
-                seqs.push(seq.to_string());
+                return Ok(());
+            }
+            let (id, error) = if swarm.echo {
+                (RequestOutline::decode(Codec::Json, text).map_err(io::Error::other)?.id, None)
+            } else {
+                let reply: ReplyFrame<IgnoredAny> = Codec::Json.decode(text).map_err(io::Error::other)?;
+                (reply.id, reply.result.err())
+            };
+            let at = self.under_way.iter().position(|(other, _)| *other == id.get());
+            let at = at.ok_or(io::ErrorKind::InvalidData)?;
+            if let Some((_, Some(sent))) = self.under_way.remove(at) {
+                swarm.tally.replied(error.map(|error| error.code.name().to_owned()), now - sent);
+                if swarm.echo {
+                    swarm.tally.arrived(true, now - sent, now);
+                }
             }
             Ok(())
         })?;
@@ -260,9 +261,16 @@ impl Socket {
             let id = self.next_id;
             self.next_id += 1;
             self.under_way.push_back((id, None));
-            let text = format!(r#"{{"id":{id},"op":"messages.ack","params":{{"seqs":[{}]}}}}"#, seqs.join(","));
-            put_frame(bytes, TEXT, text.as_bytes());
+            put_request(id, &AckMessagesRequest { seqs: List(seqs) }, bytes)?;
         }
         Ok(())
     }
+}
+
+/// Appends the frame of a request.
+fn put_request<T: SocketRequest + Serialize>(id: u32, params: &T, bytes: &mut Vec<u8>) -> io::Result<()> {
+    let id = RequestId::new(id).ok_or(io::ErrorKind::InvalidInput)?;
+    let text = Codec::Json.encode(&RequestFrame::new(id, params)).map_err(io::Error::other)?;
+    put_frame(bytes, TEXT, &text);
+    Ok(())
 }

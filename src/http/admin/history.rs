@@ -6,13 +6,11 @@ use std::{
     time::Duration,
 };
 
+use sealwire_protocol::{CloseCode, Code};
 use serde::Serialize;
 use tokio::time::Instant;
 
-use crate::{
-    metrics::{ClaimEnd, Close, Metrics},
-    protocol::{CloseCode, Code},
-};
+use crate::metrics::{ClaimEnd, Close, Metrics};
 
 /// Time between two points.
 pub const STEP: Duration = Duration::from_secs(5);

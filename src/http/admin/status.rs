@@ -2,6 +2,7 @@
 
 use std::{collections::BTreeMap, time::Duration};
 
+use sealwire_protocol::Code;
 use serde::Serialize;
 use uuid::Uuid;
 
@@ -9,7 +10,7 @@ use super::{
     Admin, Levels,
     history::{Series, milliseconds, seconds},
 };
-use crate::{http::health::readiness, metrics::Close, protocol::Code};
+use crate::{http::health::readiness, metrics::Close};
 
 /// `GET /status`
 #[derive(Debug, Serialize)]
@@ -102,7 +103,7 @@ impl StatusReport {
             version: env!("CARGO_PKG_VERSION"),
             node_id: admin.node_id,
             uptime_s: admin.started.elapsed().as_secs(),
-            status,
+            status: status.name(),
             reasons,
             database: DatabaseReport {
                 kind: store,

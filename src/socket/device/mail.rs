@@ -4,6 +4,7 @@ use std::{panic::AssertUnwindSafe, sync::Arc, time::Duration};
 
 use actix::{AsyncContext, Context, Handler, Message};
 use futures_util::FutureExt;
+use sealwire_protocol::events::Event;
 use tokio::time::Instant;
 
 use super::super::{
@@ -17,7 +18,7 @@ use crate::{
         Envelope, Refusal,
         envelope::{MAX_CONTENT, Page},
     },
-    protocol::event::Event,
+    edge::events::message,
 };
 
 /// Pause before the store is read again after it could not be, or after memory was short.
@@ -68,7 +69,7 @@ impl DeviceSocket {
                 self.deliver_stored(seq, &envelope, ctx);
             }
             Held::Ephemeral(envelope) => {
-                let frame = encode(self.codec, &Event::message(self.codec, None, &envelope));
+                let frame = encode(self.codec, &message(self.codec, None, &envelope));
                 if self.outbox.has_spare_room(frame.len()) {
                     self.count_delivery(&envelope);
                     self.push_event(frame, ctx);
@@ -79,7 +80,7 @@ impl DeviceSocket {
 
     /// Sends an envelope if there is room for it.
     fn deliver_stored(&mut self, seq: i64, envelope: &Envelope, ctx: &mut Context<Self>) -> bool {
-        let frame = encode(self.codec, &Event::message(self.codec, Some(seq), envelope));
+        let frame = encode(self.codec, &message(self.codec, Some(seq), envelope));
         if !self.outbox.has_room(frame.len()) {
             // Replies that the client has not read yet: they are no reason to give it up.
             self.delivery.wait();
@@ -175,7 +176,7 @@ impl Handler<Read> for DeviceSocket {
         };
         if reading.again {
             for (seq, envelope) in self.delivery.end_again(reading, page, Instant::now()) {
-                let frame = encode(self.codec, &Event::message(self.codec, Some(seq), &envelope));
+                let frame = encode(self.codec, &message(self.codec, Some(seq), &envelope));
                 self.node.metrics.redeliveries.inc();
                 self.push_event(frame, ctx);
             }

@@ -5,19 +5,17 @@ use std::panic::AssertUnwindSafe;
 use actix::{AsyncContext, Context, Handler, Message};
 use actix_web::web::Bytes;
 use futures_util::FutureExt;
+use sealwire_protocol::{
+    CloseCode,
+    frame::{Op, RequestId, RequestOutline},
+    limits::MAX_IN_FLIGHT,
+};
 
 use super::{
-    super::ops::{self, After, Origin, Outcome, failure},
+    super::ops::{self, After, Origin, Reply, failure},
     DeviceSocket, depths,
 };
-use crate::{
-    domain::Refusal,
-    metrics::Asked,
-    protocol::{
-        CloseCode,
-        frame::{MAX_IN_FLIGHT, Op, Request, RequestId},
-    },
-};
+use crate::{domain::Refusal, edge::EdgeError, metrics::Asked};
 
 /// Room kept in the outbox for the reply to a request that brings bundles, and for any other. With the default outbox 64 of
 /// either can be under way.
@@ -43,11 +41,11 @@ struct Done {
 
 impl DeviceSocket {
     pub(super) fn frame(&mut self, frame: Bytes, ctx: &mut Context<Self>) {
-        let Ok(request) = Request::decode(self.codec, &frame) else {
+        let Ok(request) = RequestOutline::decode(self.codec, &frame) else {
             return self.close(CloseCode::ProtocolError, ctx);
         };
         let id = request.id;
-        let waiting = |(request, ..): &(Request, Op, Bytes)| request.id == id;
+        let waiting = |(request, ..): &(RequestOutline, Op, Bytes)| request.id == id;
         if self.in_flight.iter().any(|request| request.id == id) || self.deferred.iter().any(waiting) {
             return self.close(CloseCode::ProtocolError, ctx);
         }
@@ -66,19 +64,19 @@ impl DeviceSocket {
     }
 
     /// Whether a request is carried out, be it later. It is counted, and has no effect on any other if it is refused.
-    fn admit(&self, request: &Request) -> Result<Op, Refusal> {
+    fn admit(&self, request: &RequestOutline) -> Result<Op, EdgeError> {
         let pace = self.outbox.pace();
         let known = if self.in_flight.len() + self.deferred.len() < MAX_IN_FLIGHT {
-            request.op.clone()
+            request.op.map_err(EdgeError::from)
         } else {
-            Err(Refusal::TooManyInFlight)
+            Err(EdgeError::TooManyInFlight)
         };
         let op = known.inspect_err(|_| pace.count_refused())?;
         pace.take().map_err(|retry_after| Refusal::RateLimited { retry_after })?;
         Ok(op)
     }
 
-    pub(super) fn defer(&mut self, request: Request, op: Op, frame: Bytes) {
+    pub(super) fn defer(&mut self, request: RequestOutline, op: Op, frame: Bytes) {
         self.outbox.expect_reply(frame.len(), room(op));
         self.deferred.push_back((request, op, frame));
     }
@@ -96,10 +94,10 @@ impl DeviceSocket {
     }
 
     /// Runs a request on the runtime of store and bus.
-    pub(super) fn hand_on(&mut self, request: Request, op: Op, frame: Bytes, ctx: &mut Context<Self>) {
+    pub(super) fn hand_on(&mut self, request: RequestOutline, op: Op, frame: Bytes, ctx: &mut Context<Self>) {
         let id = request.id;
         let Some(reservation) = self.node.budget.try_reserve(frame.len()) else {
-            return self.refuse(id, Asked::Op(op), Refusal::Unavailable, ctx);
+            return self.refuse(id, Asked::Op(op), Refusal::Unavailable.into(), ctx);
         };
         let (bytes, room) = (frame.len(), room(op));
         self.outbox.expect_reply(bytes, room);
@@ -121,16 +119,14 @@ impl DeviceSocket {
             let _memory = reservation;
             let run = ops::run(&node, origin, codec, op, &request, frame);
             // A panic in a use case is a defect, but the client still gets its one reply.
-            let outcome = AssertUnwindSafe(run).catch_unwind().await.unwrap_or_else(|_| Outcome {
-                reply: failure(&node.metrics, Asked::Op(op), codec, id, Refusal::Internal),
-                after: After::Nothing,
-                told: crate::service::Told::default(),
-                turn: None,
-            });
+            let reply = AssertUnwindSafe(run)
+                .catch_unwind()
+                .await
+                .unwrap_or_else(|_| Reply::new(failure(&node.metrics, Asked::Op(op), codec, id, Refusal::Internal)));
             // The reply first, then what others hear of it.
-            address.do_send(Done { id, reply: outcome.reply, after: outcome.after });
-            drop(outcome.turn);
-            node.service.tell(outcome.told);
+            address.do_send(Done { id, reply: reply.frame, after: reply.after });
+            drop(reply.turn);
+            node.service.notify(reply.notifications);
         });
     }
 }

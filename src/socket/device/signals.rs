@@ -1,12 +1,10 @@
 //! What a device is told by others: of its sessions, its keys, its mail.
 
 use actix::{Context, Handler};
+use sealwire_protocol::{CloseCode, events::Event};
 
 use super::{DeviceSocket, Told};
-use crate::{
-    domain::{EndReason, KeyKind, Signal, bundle::depth},
-    protocol::{CloseCode, event::Event},
-};
+use crate::domain::{EndReason, KeyKind, Signal, bundle::depth};
 
 impl DeviceSocket {
     pub(super) fn heed(&mut self, signal: Signal, ctx: &mut Context<Self>) {
@@ -34,10 +32,10 @@ impl DeviceSocket {
                     return;
                 }
                 *known = heard;
-                self.event(&Event::PrekeysLow { kind, remaining, threshold, pool_version }, ctx);
+                self.event(&Event::PrekeysLow { kind: kind.into(), remaining, threshold, pool_version }, ctx);
             }
             Signal::DevicesChanged { added, removed } => {
-                self.event(&Event::DevicesChanged { added: &added, removed: &removed }, ctx);
+                self.event(&Event::DevicesChanged { added, removed }, ctx);
             }
             // Which session this socket belongs to is being decided.
             Signal::LoggedOut { .. } if self.renewing => self.early.push(signal),

@@ -3,13 +3,11 @@
 use std::time::Duration;
 
 use actix::{AsyncContext, Context};
+use sealwire_protocol::{CloseCode, events::Event};
 use tokio::time::Instant;
 
 use super::{DeviceSocket, HEARTBEAT};
-use crate::{
-    domain::{EndReason, Timestamp, bundle::SignedPrekeyStatus},
-    protocol::{CloseCode, event::Event},
-};
+use crate::domain::{EndReason, Timestamp, bundle::SignedPrekeyStatus};
 
 /// A socket from which nothing came in for this long is closed.
 const IDLE: Duration = Duration::from_mins(1);

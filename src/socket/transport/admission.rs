@@ -17,8 +17,8 @@ use super::{
 };
 use crate::{
     domain::{ClientNetwork, Refusal},
+    edge::{Problem, is_proxy},
     metrics::{Limit, Metrics},
-    protocol::{Problem, client::is_proxy},
     socket::networks::{Kind, NetworkLimits, Networks, Place},
 };
 

@@ -25,7 +25,7 @@ use super::{
     progress::Progress,
     pump::{Linger, Scratch},
 };
-use crate::{domain::Refusal, protocol::Problem};
+use crate::edge::{EdgeError, Problem};
 
 /// How long the head of a request may take.
 const HEAD_TIME: Duration = Duration::from_secs(10);
@@ -104,7 +104,7 @@ impl Watched {
             return Err(io::ErrorKind::TimedOut.into());
         }
         // Nothing else waits to be sent, so there is room for it.
-        let answer = Problem::from(Refusal::TooSlow).as_http1();
+        let answer = Problem::from(EdgeError::TooSlow).as_http1();
         self.stream.try_write(&answer).map_err(|_| io::ErrorKind::TimedOut)?;
         self.progress.end();
         Ok(())

@@ -8,7 +8,7 @@ use super::{BlockedClaim, ClaimAnswer, ClaimRequest, Pool, tokens::TakenTokens};
 use crate::{
     domain::{
         Bundle, Bundles, DeviceId, KeyKind, OneTimeOutcome, Timestamp,
-        bundle::{EncodedKey, OneTimePrekey, PqPrekey},
+        bundle::{EncodedKey, IssuedPqPrekey, OneTimePrekey},
     },
     store::{
         StoreError, rows,
@@ -47,10 +47,10 @@ pub(super) fn one_time_key((.., key_id, key): OneTimeRow) -> Result<OneTimePreke
 }
 
 /// The key of a row.
-pub(super) fn pq_key((.., key_id, key, signature): PqRow) -> Result<PqPrekey, StoreError> {
+pub(super) fn pq_key((.., key_id, key, signature): PqRow) -> Result<IssuedPqPrekey, StoreError> {
     let key_id = rows::number(key_id)?;
     let (public_key, signature) = (EncodedKey::of(&key), EncodedKey::of(&signature));
-    Ok(PqPrekey { key_id, public_key, signature, last_resort: false })
+    Ok(IssuedPqPrekey { key_id, public_key, signature, last_resort: false })
 }
 
 struct Assignment {
@@ -59,7 +59,7 @@ struct Assignment {
     item: usize,
     has_pq: bool,
     one_time: Option<OneTimePrekey>,
-    pq: Option<PqPrekey>,
+    pq: Option<IssuedPqPrekey>,
     /// Whether an earlier run of the same claim took a key; the drain limit counted it then.
     counted: bool,
     /// Whether it may take the keys that it lacks.

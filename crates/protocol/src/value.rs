@@ -1,5 +1,5 @@
-//! Values in requests, of exactly one kind each. What serde derives is more lenient than the protocol: it takes lists for
-//! maps, and what `MessagePack` calls `bin` for lists and for text.
+//! Values of exactly one kind each, for requests. What serde derives is more lenient than the protocol: it takes lists for
+//! maps, and the `bin` of `MessagePack` for lists and for text. And [`Named`], for words that a newer server may add to.
 
 use std::fmt;
 
@@ -8,15 +8,16 @@ use base64::{
     engine::general_purpose::{STANDARD, STANDARD_NO_PAD},
 };
 use serde::{
-    Deserialize, Deserializer,
+    Deserialize, Deserializer, Serialize, Serializer,
     de::{
-        self, DeserializeSeed, IgnoredAny, IntoDeserializer, MapAccess, SeqAccess, Visitor,
+        self, DeserializeOwned, DeserializeSeed, IgnoredAny, IntoDeserializer, MapAccess, SeqAccess, Visitor,
         value::{MapAccessDeserializer, SeqAccessDeserializer},
     },
 };
 
 /// A value that must be a map. Derived implementations would also take an array, field by field.
-#[derive(Debug)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[serde(transparent)]
 pub struct Object<T>(pub T);
 
 impl<'de, T: Deserialize<'de>> Deserialize<'de> for Object<T> {
@@ -28,7 +29,7 @@ impl<'de, T: Deserialize<'de>> Deserialize<'de> for Object<T> {
                 f.write_str("a map")
             }
             fn visit_map<A: MapAccess<'de>>(self, map: A) -> Result<Self::Value, A::Error> {
-                T::deserialize(MapAccessDeserializer::new(Named(map))).map(Object)
+                T::deserialize(MapAccessDeserializer::new(TextKeys(map))).map(Object)
             }
         }
         deserializer.deserialize_map(MapOnly(std::marker::PhantomData))
@@ -36,7 +37,8 @@ impl<'de, T: Deserialize<'de>> Deserialize<'de> for Object<T> {
 }
 
 /// A value that must be a list. A plain `Vec` would also take the `bin` of `MessagePack`, as a list of numbers.
-#[derive(Debug)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[serde(transparent)]
 pub struct List<T>(pub Vec<T>);
 
 impl<'de, T: Deserialize<'de>> Deserialize<'de> for List<T> {
@@ -57,9 +59,9 @@ impl<'de, T: Deserialize<'de>> Deserialize<'de> for List<T> {
 
 /// A map whose fields are known by their names alone. `MessagePack` allows any value as a key, and derived
 /// implementations would take a number for the field in that place.
-struct Named<A>(A);
+struct TextKeys<A>(A);
 
-impl<'de, A: MapAccess<'de>> MapAccess<'de> for Named<A> {
+impl<'de, A: MapAccess<'de>> MapAccess<'de> for TextKeys<A> {
     type Error = A::Error;
 
     fn next_key_seed<K: DeserializeSeed<'de>>(&mut self, seed: K) -> Result<Option<K::Value>, A::Error> {
@@ -78,7 +80,7 @@ impl<'de, A: MapAccess<'de>> MapAccess<'de> for Named<A> {
 }
 
 /// What kind of value stands in a place, with as much of it as the outline needs.
-pub(super) enum Shape {
+pub(crate) enum Shape {
     Null,
     Integer(u64),
     Text(String),
@@ -134,12 +136,19 @@ impl<'de> Deserialize<'de> for Shape {
     }
 }
 
-/// Text that is really text (no `bin` of MessagePack) and free of NUL.
-#[derive(Clone)]
+/// Text without NUL. The `bin` of `MessagePack` is not text. `Debug` gives its length alone.
+#[derive(Clone, PartialEq, Eq, Serialize)]
+#[serde(transparent)]
 pub struct Text(String);
 
 impl Text {
-    /// The text.
+    /// The text, unless it has a NUL.
+    #[must_use]
+    pub fn parse(text: &str) -> Option<Self> {
+        (!text.contains('\0')).then(|| Self(text.to_owned()))
+    }
+
+    /// As a string.
     #[must_use]
     pub fn as_str(&self) -> &str {
         &self.0
@@ -148,15 +157,24 @@ impl Text {
 
 impl<'de> Deserialize<'de> for Text {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        deserializer.deserialize_str(StringOnly(|text: &str| (!text.contains('\0')).then(|| Self(text.to_owned()))))
+        deserializer.deserialize_str(StringOnly(Self::parse))
     }
 }
 
-/// Bytes as base64. Padding may be left out, but not in part.
-pub(super) struct Base64(pub(super) Vec<u8>);
+impl fmt::Debug for Text {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} bytes of text", self.0.len())
+    }
+}
+
+/// Bytes that travel as standard base64 in both encodings. Written with padding; read with all of it or none.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Base64(pub Vec<u8>);
 
 impl Base64 {
-    pub(super) fn parse(text: &str) -> Option<Self> {
+    /// The bytes that a text stands for, if it is base64.
+    #[must_use]
+    pub fn parse(text: &str) -> Option<Self> {
         let engine = if text.contains('=') { STANDARD } else { STANDARD_NO_PAD };
         engine.decode(text).ok().map(Self)
     }
@@ -168,8 +186,79 @@ impl<'de> Deserialize<'de> for Base64 {
     }
 }
 
+impl Serialize for Base64 {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.serialize_str(&STANDARD.encode(&self.0))
+    }
+}
+
+/// The standard base64 text, with padding, of a public key or signature in a reply. It is kept as text because the server
+/// stores it so and clients often pass it on; [`Self::decode`] has the bytes.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize)]
+#[serde(transparent)]
+pub struct Base64Text(pub String);
+
+impl Base64Text {
+    /// The bytes that the text stands for, if it is base64.
+    #[must_use]
+    pub fn decode(&self) -> Option<Vec<u8>> {
+        Base64::parse(&self.0).map(|bytes| bytes.0)
+    }
+}
+
+impl<'de> Deserialize<'de> for Base64Text {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        deserializer.deserialize_str(StringOnly(|text: &str| Base64::parse(text).map(|_| Self(text.to_owned()))))
+    }
+}
+
+/// A word of a closed set to which later versions may add. The server writes known ones; a client keeps the others as
+/// text.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Named<T> {
+    /// A word of this version.
+    Known(T),
+    /// Any other.
+    Unknown(String),
+}
+
+impl<T> Named<T> {
+    /// The value, if its word is of this version.
+    #[must_use]
+    pub fn known(self) -> Option<T> {
+        match self {
+            Self::Known(value) => Some(value),
+            Self::Unknown(_) => None,
+        }
+    }
+}
+
+impl<T> From<T> for Named<T> {
+    fn from(value: T) -> Self {
+        Self::Known(value)
+    }
+}
+
+impl<T: Serialize> Serialize for Named<T> {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        match self {
+            Self::Known(value) => value.serialize(serializer),
+            Self::Unknown(word) => serializer.serialize_str(word),
+        }
+    }
+}
+
+impl<'de, T: DeserializeOwned> Deserialize<'de> for Named<T> {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        deserializer.deserialize_str(StringOnly(|word: &str| {
+            let known = T::deserialize(IntoDeserializer::<de::value::Error>::into_deserializer(word));
+            Some(known.map_or_else(|_| Self::Unknown(word.to_owned()), Self::Known))
+        }))
+    }
+}
+
 /// Takes strings alone and parses them with the function.
-struct StringOnly<F>(F);
+pub(crate) struct StringOnly<F>(pub(crate) F);
 
 impl<T, F: FnOnce(&str) -> Option<T>> de::Visitor<'_> for StringOnly<F> {
     type Value = T;
@@ -186,7 +275,7 @@ impl<T, F: FnOnce(&str) -> Option<T>> de::Visitor<'_> for StringOnly<F> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::{domain::Timestamp, protocol::Codec};
+    use crate::{Codec, Timestamp};
 
     #[test]
     fn base64_padding_is_optional_and_the_alphabet_standard() {

@@ -5,7 +5,7 @@ use thiserror::Error;
 
 /// How deep a request may nest. The protocol needs five levels.
 const MAX_DEPTH: usize = 32;
-/// `MessagePack`'s markers of bytes; a big-endian length of so many bits follows.
+/// Markers of `bin` in `MessagePack`; a big-endian length of that many bits follows.
 const BIN_8: u8 = 0xc4;
 const BIN_16: u8 = 0xc5;
 const BIN_32: u8 = 0xc6;
@@ -19,8 +19,8 @@ pub enum Codec {
     MsgPack,
 }
 
-/// The bytes are not one whole value of the wanted shape. The text never repeats what was sent, apart from the names
-/// of our own fields.
+/// The bytes are not one whole value of the expected shape. The text never repeats what was sent, apart from the names
+/// of the protocol's own fields.
 #[derive(Debug, PartialEq, Eq, Error)]
 pub enum DecodeError {
     /// A required field is absent.
@@ -60,7 +60,7 @@ impl Codec {
     /// Decodes one value that fills all of `bytes`.
     ///
     /// # Errors
-    /// Where the bytes are no such value, nest too deeply, or go on after it.
+    /// If the bytes are not such a value, nest too deeply, or go on after it.
     pub fn decode<'de, T: Deserialize<'de>>(self, bytes: &'de [u8]) -> Result<T, DecodeError> {
         match self {
             Self::Json => serde_json::from_slice(bytes).map_err(|error| DecodeError::from_text(&error.to_string())),
@@ -85,7 +85,7 @@ impl Codec {
     /// Encodes one value.
     ///
     /// # Errors
-    /// Where the value cannot be written as this encoding, which no type of the protocol is.
+    /// If the value cannot be written in this encoding. Every type of the protocol can.
     pub fn encode<T: Serialize>(self, value: &T) -> Result<Vec<u8>, EncodeError> {
         match self {
             Self::Json => Ok(serde_json::to_vec(value)?),
@@ -98,9 +98,9 @@ impl Codec {
     }
 }
 
-/// Whether bytes that were read out of a `MessagePack` frame, and borrow from it, stand there as `bin`: a `str` that is
-/// no UTF-8 is read as bytes too.
-pub(super) fn is_bin(frame: &[u8], bytes: &[u8]) -> bool {
+/// Whether bytes that were read from a `MessagePack` frame, and borrow from it, are a `bin` there: a `str` that is not
+/// UTF-8 is read as bytes too.
+pub(crate) fn is_bin(frame: &[u8], bytes: &[u8]) -> bool {
     let Some(start) = bytes.first().and_then(|first| frame.element_offset(first)) else { return bytes.is_empty() };
     let before = &frame[..start];
     let follow = |marker: u8, length: &[u8]| before.strip_suffix(length).is_some_and(|head| head.ends_with(&[marker]));

@@ -63,17 +63,17 @@ macro_rules! id {
 }
 
 id! {
-    /// A person: one verified e-mail address.
+    /// A user: one verified e-mail address.
     UserId;
     /// One installation of a client; it owns keys, sessions and a mailbox.
     DeviceId;
     /// One sign-in of a device.
     SessionId;
-    /// One code sent by mail: the row of `email_otps`.
+    /// One code sent by mail.
     ChallengeId;
-    /// A claimer's intent to open sessions, chosen by the client.
+    /// One intent of a claimer to open sessions, chosen by the client.
     ClaimId;
-    /// A message, named by its sending device; the same for all devices that it is sent to.
+    /// A message, chosen by its sending device; the same for all devices that it is sent to.
     MessageId;
 }
 

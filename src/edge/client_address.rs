@@ -1,12 +1,12 @@
-//! Who is behind a request, where a proxy may stand between.
+//! The client's address, also behind proxies.
 
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 
 use actix_web::http::header::HeaderMap;
 use ipnet::IpNet;
 
-/// The address of the client: the peer's, or, where the peer is a trusted proxy, the nearest one in `X-Forwarded-For`
-/// that is no trusted proxy itself.
+/// The address of the client: the peer's, or, if the peer is a trusted proxy, the nearest one in `X-Forwarded-For` that is
+/// not a trusted proxy itself.
 #[must_use]
 pub fn client_address(peer: Option<SocketAddr>, headers: &HeaderMap, trusted: &[IpNet]) -> IpAddr {
     let peer = peer.map_or(IpAddr::V4(Ipv4Addr::UNSPECIFIED), |peer| peer.ip().to_canonical());

@@ -1,4 +1,4 @@
-//! Points in time: UTC, to the microsecond, which is what PostgreSQL keeps.
+//! Points in time: UTC, to the microsecond, which is what a database keeps.
 
 use std::{fmt, ops::Add, time::Duration};
 
@@ -24,7 +24,7 @@ impl Timestamp {
         self.0.timestamp_micros()
     }
 
-    /// The form the database drivers bind.
+    /// The instant as `chrono` has it.
     #[must_use]
     pub fn to_utc(self) -> DateTime<Utc> {
         self.0

@@ -1,0 +1,171 @@
+//! The tables of error codes and close codes.
+
+use serde::{Deserialize, Deserializer, Serialize, Serializer};
+
+use crate::{
+    auth::EndReason,
+    value::{Named, StringOnly},
+};
+
+macro_rules! codes {
+    ($($variant:ident $name:literal $status:literal $retryable:literal;)*) => {
+        /// An error code of the protocol.
+        #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+        pub enum Code {
+            $(#[doc = concat!("`", $name, "`")] $variant,)*
+        }
+
+        impl Code {
+            /// Every code, in the order of the table.
+            pub const ALL: &'static [Self] = &[$(Self::$variant,)*];
+
+            /// The name on the wire.
+            #[must_use]
+            pub const fn name(self) -> &'static str {
+                match self { $(Self::$variant => $name,)* }
+            }
+
+            /// The code of exactly this name.
+            #[must_use]
+            pub fn parse(name: &str) -> Option<Self> {
+                match name { $($name => Some(Self::$variant),)* _ => None }
+            }
+
+            /// The HTTP status that carries it.
+            #[must_use]
+            pub const fn http_status(self) -> u16 {
+                match self { $(Self::$variant => $status,)* }
+            }
+
+            /// Whether the same request can succeed later.
+            #[must_use]
+            pub const fn retryable(self) -> bool {
+                match self { $(Self::$variant => $retryable,)* }
+            }
+        }
+    };
+}
+
+codes! {
+    BadRequest       "bad_request"        400 false;
+    Unauthorized     "unauthorized"       401 false;
+    InvalidCode      "invalid_code"       401 false;
+    TooManyAttempts  "too_many_attempts"  429 false;
+    RateLimited      "rate_limited"       429 true;
+    UnknownOp        "unknown_op"         400 false;
+    TooManyInFlight  "too_many_in_flight" 429 true;
+    PayloadTooLarge  "payload_too_large"  413 false;
+    UnknownDevice    "unknown_device"     404 false;
+    SessionRevoked   "session_revoked"    401 false;
+    ForbiddenOrigin  "forbidden_origin"   403 false;
+    NotFound         "not_found"          404 false;
+    DeviceLimit      "device_limit"       409 false;
+    IdentityConflict "identity_conflict"  409 false;
+    IdConflict       "id_conflict"        409 false;
+    DevicesMismatch  "devices_mismatch"   409 false;
+    InvalidKey       "invalid_key"        422 false;
+    InvalidSignature "invalid_signature"  422 false;
+    IncompleteKeys   "incomplete_keys"    422 false;
+    MailboxFull      "mailbox_full"       429 true;
+    Unavailable      "unavailable"        503 true;
+    Internal         "internal"           500 true;
+}
+
+macro_rules! close_codes {
+    ($($(#[$doc:meta])* $variant:ident $number:literal $reason:literal;)*) => {
+        /// Why the server closes a socket. From 4000 to 4499 reconnect with jitter; from 4500 to 4999 do not, or not with
+        /// this session.
+        #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+        pub enum CloseCode {
+            $($(#[$doc])* $variant = $number,)*
+        }
+
+        impl CloseCode {
+            /// Every close code, in the order of the table.
+            pub const ALL: &'static [Self] = &[$(Self::$variant,)*];
+
+            /// The number in the Close frame.
+            #[must_use]
+            pub const fn number(self) -> u16 {
+                self as u16
+            }
+
+            /// The reason text in the Close frame.
+            #[must_use]
+            pub const fn reason(self) -> &'static str {
+                match self { $(Self::$variant => $reason,)* }
+            }
+        }
+    };
+}
+
+close_codes! {
+    /// The node is being stopped.
+    Draining       4000 "draining";
+    /// Nothing was received for a minute.
+    Idle           4001 "idle";
+    /// The peer does not read what is sent to it, or does not ack its messages.
+    SlowConsumer   4002 "slow consumer";
+    /// The state of the socket cannot be trusted any more.
+    Unavailable    4003 "unavailable";
+    /// The session was revoked or logged out.
+    SessionRevoked 4500 "session revoked";
+    /// The session has expired.
+    SessionExpired 4501 "session expired";
+    /// The device was revoked or replaced.
+    DeviceRevoked  4502 "device revoked";
+    /// The device opened a newer connection.
+    Displaced      4503 "displaced";
+    /// A breach of the WebSocket protocol or of the frame format.
+    ProtocolError  4504 "protocol error";
+    /// The peer declared a message over the limit.
+    FrameTooLarge  4505 "frame too large";
+    /// The account was deleted.
+    AccountDeleted 4506 "account deleted";
+}
+
+impl From<EndReason> for CloseCode {
+    fn from(reason: EndReason) -> Self {
+        match reason {
+            EndReason::Logout => Self::SessionRevoked,
+            EndReason::Expired => Self::SessionExpired,
+            EndReason::DeviceRevoked => Self::DeviceRevoked,
+            EndReason::AccountDeleted => Self::AccountDeleted,
+        }
+    }
+}
+
+impl Serialize for Code {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.serialize_str(self.name())
+    }
+}
+
+impl<'de> Deserialize<'de> for Code {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        deserializer.deserialize_str(StringOnly(Self::parse))
+    }
+}
+
+impl Named<Code> {
+    /// The name on the wire.
+    #[must_use]
+    pub fn name(&self) -> &str {
+        match self {
+            Self::Known(code) => code.name(),
+            Self::Unknown(name) => name,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_are_unique() {
+        for code in Code::ALL {
+            assert_eq!(Code::parse(code.name()), Some(*code));
+        }
+    }
+}

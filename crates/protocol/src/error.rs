@@ -1,0 +1,109 @@
+//! Errors as they travel: in replies on the socket and in HTTP bodies.
+
+use std::{borrow::Cow, time::Duration};
+
+use serde::{Deserialize, Serialize, de::IgnoredAny};
+
+use crate::{codes::Code, ids::DeviceId, time::Timestamp, value::Named};
+
+/// The body of every HTTP error.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct HttpErrorBody<E = ErrorBody> {
+    /// The error.
+    pub error: E,
+}
+
+/// The `error` of a reply or of an HTTP body.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct ErrorBody {
+    /// What went wrong.
+    pub code: Named<Code>,
+    /// For developers; may change.
+    pub message: String,
+    /// Whether the same request can succeed later.
+    pub retryable: bool,
+    /// Milliseconds after which trying again can help.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub retry_after_ms: Option<u64>,
+    /// More about it, under some codes.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub details: Option<ErrorDetails>,
+}
+
+impl ErrorBody {
+    /// An error with a code, retryable as the code is.
+    #[must_use]
+    pub fn new(code: Code, message: String, retry_after: Option<Duration>, details: Option<ErrorDetails>) -> Self {
+        let retry_after_ms =
+            retry_after.map(|wait| u64::try_from(wait.as_nanos().div_ceil(1_000_000)).unwrap_or(u64::MAX));
+        Self { code: code.into(), message, retryable: code.retryable(), retry_after_ms, details }
+    }
+
+    /// Whole seconds for the `Retry-After` header, rounded up, at least one.
+    #[must_use]
+    pub fn retry_after_s(&self) -> Option<u64> {
+        self.retry_after_ms.map(|ms| ms.div_ceil(1000).max(1))
+    }
+}
+
+/// The `details` of an error.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(untagged)]
+pub enum ErrorDetails {
+    /// Under `device_limit`: the devices of which one can be replaced.
+    Devices {
+        /// All active devices of the user.
+        devices: Vec<ReplaceableDevice>,
+    },
+    /// Under `invalid_key` and `invalid_signature`: the first part of the publish that failed.
+    Key {
+        /// The field of the request.
+        field: Cow<'static, str>,
+        /// The id of the key in it; `None` for the identity key.
+        key_id: Option<u32>,
+    },
+    /// Under `devices_mismatch`.
+    Mismatch {
+        /// Addressable devices of the recipient that were not named.
+        missing: Vec<DeviceId>,
+        /// Named devices that cannot be sent to, or that were named twice.
+        extra: Vec<DeviceId>,
+    },
+    /// Of a newer server.
+    #[serde(skip_serializing)]
+    Unknown(IgnoredAny),
+}
+
+/// A device as `device_limit` lists it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ReplaceableDevice {
+    /// To be given as `replace_device_id`.
+    pub device_id: DeviceId,
+    /// For people; `None` if it was never named.
+    pub name: Option<String>,
+    /// When it last connected or disconnected; `None` if it never did.
+    pub last_seen: Option<Timestamp>,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_wait_is_rounded_up_and_never_zero() {
+        let error = |wait| ErrorBody::new(Code::RateLimited, String::new(), Some(wait), None);
+        assert_eq!(error(Duration::from_nanos(1)).retry_after_ms, Some(1));
+        assert_eq!(error(Duration::from_micros(2001)).retry_after_ms, Some(3));
+        assert_eq!(error(Duration::from_millis(1500)).retry_after_s(), Some(2));
+        assert_eq!(error(Duration::ZERO).retry_after_s(), Some(1));
+        assert_eq!(error(Duration::MAX).retry_after_ms, Some(u64::MAX));
+    }
+
+    #[test]
+    fn codes_and_details_of_a_newer_server_are_read() {
+        let text = r#"{"code":"new","message":"m","retryable":true,"details":{"more":[1]},"x":1}"#;
+        let error: ErrorBody = serde_json::from_str(text).unwrap();
+        assert_eq!(error.code, Named::Unknown("new".to_owned()));
+        assert!(error.retryable && matches!(error.details, Some(ErrorDetails::Unknown(_))));
+    }
+}

@@ -1,0 +1,161 @@
+//! Events: what the server sends unasked.
+
+use serde::{Deserialize, Serialize};
+
+use crate::{
+    auth::EndReason,
+    ids::{DeviceId, MessageId, SessionId, UserId},
+    keys::{KeyKind, KeysStatusReply},
+    limits::{MAX_CONTENT, MAX_FRAME_BYTES, MAX_IN_FLIGHT},
+    messages::MessageContent,
+    time::Timestamp,
+    value::Named,
+};
+
+/// An event, with the name that it has on the wire.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "event", content = "data")]
+pub enum Event<'a> {
+    /// The first frame of every socket.
+    #[serde(rename = "welcome")]
+    Welcome(Box<Welcome>),
+    /// A pool of the device's keys runs low.
+    #[serde(rename = "prekeys.low")]
+    PrekeysLow {
+        /// Which pool.
+        kind: Named<KeyKind>,
+        /// Unissued keys in it.
+        remaining: u32,
+        /// The level at or below which a pool is announced.
+        threshold: u32,
+        /// Lets a client tell whether it has published since.
+        pool_version: i64,
+    },
+    /// The signed prekey should be rotated.
+    #[serde(rename = "signed_prekey.expiring")]
+    SignedPrekeyExpiring {
+        /// As published.
+        key_id: u32,
+        /// When it stops being served.
+        expires_at: Timestamp,
+    },
+    /// Other devices of the user were added or revoked.
+    #[serde(rename = "devices.changed")]
+    DevicesChanged {
+        /// New devices.
+        added: Vec<DeviceId>,
+        /// Revoked devices.
+        removed: Vec<DeviceId>,
+    },
+    /// The session ended; the close follows.
+    #[serde(rename = "session.revoked")]
+    SessionRevoked {
+        /// Why it ended.
+        reason: Named<EndReason>,
+    },
+    /// A message for this device.
+    #[serde(rename = "message")]
+    Message(#[serde(borrow)] MessageEvent<'a>),
+    /// What was in the mailbox when the device connected has been sent.
+    #[serde(rename = "mailbox.drained")]
+    MailboxDrained {},
+    /// The node is being stopped; the close follows.
+    #[serde(rename = "server.draining")]
+    ServerDraining {
+        /// Milliseconds after which to reconnect, different for each client.
+        reconnect_in_ms: u64,
+    },
+}
+
+impl Event<'_> {
+    /// The names of all events. A client ignores frames with another one: they come from a newer server.
+    pub const NAMES: [&'static str; 8] = [
+        "welcome",
+        "prekeys.low",
+        "signed_prekey.expiring",
+        "devices.changed",
+        "session.revoked",
+        "message",
+        "mailbox.drained",
+        "server.draining",
+    ];
+}
+
+/// The data of `message`.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct MessageEvent<'a> {
+    /// Its number in the device's mailbox, by which it is acked; `None` if it is ephemeral.
+    pub seq: Option<i64>,
+    /// Chosen by the sender.
+    pub message_id: MessageId,
+    /// The sending device.
+    pub from: MessageSender,
+    /// What the content is, in a numbering of the clients' own.
+    #[serde(rename = "type")]
+    pub kind: u8,
+    /// Ciphertext.
+    #[serde(borrow)]
+    pub content: MessageContent<'a>,
+    /// When it was accepted.
+    pub accepted_at: Timestamp,
+    /// Whether it is stored nowhere and cannot be acked.
+    pub ephemeral: bool,
+}
+
+/// Who sent a message.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct MessageSender {
+    /// The sending user.
+    pub user_id: UserId,
+    /// The sending device.
+    pub device_id: DeviceId,
+}
+
+/// The data of `welcome`.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Welcome {
+    /// The session of the socket.
+    pub session_id: SessionId,
+    /// Who is signed in.
+    pub user_id: UserId,
+    /// On which device.
+    pub device_id: DeviceId,
+    /// When the session ends unless it is renewed.
+    pub expires_at: Timestamp,
+    /// The server's time of day.
+    pub server_time: Timestamp,
+    /// Seconds between the server's pings.
+    pub heartbeat_s: u64,
+    /// Bounds that a client must keep.
+    pub limits: WelcomeLimits,
+    /// What the server holds of the device's keys.
+    pub keys: KeysStatusReply,
+    /// The device's mailbox.
+    pub mailbox: WelcomeMailbox,
+}
+
+/// The `limits` of a welcome.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct WelcomeLimits {
+    /// See [`MAX_FRAME_BYTES`].
+    pub frame_bytes: usize,
+    /// See [`MAX_CONTENT`].
+    pub content_bytes: usize,
+    /// See [`MAX_IN_FLIGHT`].
+    pub in_flight: usize,
+}
+
+impl Default for WelcomeLimits {
+    fn default() -> Self {
+        Self { frame_bytes: MAX_FRAME_BYTES, content_bytes: MAX_CONTENT, in_flight: MAX_IN_FLIGHT }
+    }
+}
+
+/// The `mailbox` of a welcome.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct WelcomeMailbox {
+    /// Envelopes stored at that moment.
+    pub waiting: u64,
+    /// Envelopes that ever timed out undelivered: if it has grown, messages were lost.
+    pub expired_total: u64,
+}

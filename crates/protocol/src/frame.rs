@@ -1,0 +1,360 @@
+//! Frames of the socket that clients send and that answer them. What the server sends unasked is in
+//! [`events`](crate::events).
+
+use std::{fmt, num::NonZeroU32};
+
+use serde::{
+    Deserialize, Deserializer, Serialize, Serializer,
+    de::{self, IgnoredAny, MapAccess, Visitor},
+    ser::SerializeStruct,
+};
+use thiserror::Error;
+
+use crate::{
+    codec::{Codec, DecodeError},
+    error::ErrorBody,
+    value::{Object, Shape},
+};
+
+macro_rules! ops {
+    ($($variant:ident $name:literal;)*) => {
+        /// An operation of the socket.
+        #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+        pub enum Op { $(#[doc = concat!("`", $name, "`")] $variant,)* }
+
+        impl Op {
+            /// Every op.
+            pub const ALL: &'static [Self] = &[$(Self::$variant,)*];
+
+            /// The name on the wire.
+            #[must_use]
+            pub const fn name(self) -> &'static str {
+                match self { $(Self::$variant => $name,)* }
+            }
+
+            /// The op of exactly this name.
+            #[must_use]
+            pub fn parse(name: &str) -> Option<Self> {
+                match name { $($name => Some(Self::$variant),)* _ => None }
+            }
+        }
+    };
+}
+
+ops! {
+    SessionRenew  "session.renew";
+    SessionLogout "session.logout";
+    DevicesList   "devices.list";
+    DevicesRename "devices.rename";
+    DevicesRevoke "devices.revoke";
+    UsersFind     "users.find";
+    AccountDelete "account.delete";
+    KeysPublish   "keys.publish";
+    KeysStatus    "keys.status";
+    KeysFetch     "keys.fetch";
+    KeysClaim     "keys.claim";
+    MessagesSend  "messages.send";
+    MessagesAck   "messages.ack";
+}
+
+impl Serialize for Op {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.serialize_str(self.name())
+    }
+}
+
+/// A request's number, chosen by the client: 1 to 2³² − 1.
+pub type RequestId = NonZeroU32;
+
+/// The parameters of an op.
+pub trait SocketRequest {
+    /// The op.
+    const OP: Op;
+    /// The op's result.
+    type Reply;
+}
+
+/// A request as a client writes it.
+#[derive(Clone, Copy, Debug, Serialize)]
+pub struct RequestFrame<'a, T> {
+    /// Names the request in its reply.
+    pub id: RequestId,
+    /// The op.
+    pub op: Op,
+    /// The parameters of the op.
+    pub params: &'a T,
+}
+
+impl<'a, T: SocketRequest> RequestFrame<'a, T> {
+    /// A request with the op that its parameters belong to.
+    #[must_use]
+    pub const fn new(id: RequestId, params: &'a T) -> Self {
+        Self { id, op: T::OP, params }
+    }
+}
+
+/// A request of which only the outline has been read, as the server does first.
+#[derive(Debug)]
+pub struct RequestOutline {
+    /// To be repeated in the reply.
+    pub id: RequestId,
+    /// The op, or why the request is refused whatever its parameters are.
+    pub op: Result<Op, OutlineError>,
+    has_params: bool,
+}
+
+/// A request with a valid id that cannot be carried out.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Error)]
+pub enum OutlineError {
+    /// The op is not of this version of the protocol.
+    #[error("no such op")]
+    UnknownOp,
+    /// `op` is not a string.
+    #[error("op must be a string")]
+    OpIsNotText,
+    /// `op` has a NUL.
+    #[error("text must not hold NUL")]
+    Nul,
+    /// `params` is not a map.
+    #[error("params must be a map")]
+    ParamsAreNotMap,
+}
+
+impl RequestOutline {
+    /// Reads the outline of a frame.
+    ///
+    /// # Errors
+    /// If the frame is not one map with a valid `id`: the socket closes over it.
+    pub fn decode(codec: Codec, frame: &[u8]) -> Result<Self, DecodeError> {
+        let outline: Outline = codec.decode(frame)?;
+        let id = match outline.id {
+            Some(Shape::Integer(id)) => u32::try_from(id).ok().and_then(NonZeroU32::new),
+            _ => None,
+        };
+        let id = id.ok_or(DecodeError::Malformed)?;
+        let params = match outline.params {
+            None | Some(Shape::Null) => Ok(false),
+            Some(Shape::Map) => Ok(true),
+            Some(_) => Err(OutlineError::ParamsAreNotMap),
+        };
+        let op = match outline.op {
+            Some(Shape::Text(name)) if name.contains('\0') => Err(OutlineError::Nul),
+            Some(Shape::Text(name)) => Op::parse(&name).ok_or(OutlineError::UnknownOp),
+            _ => Err(OutlineError::OpIsNotText),
+        };
+        let (op, has_params) = match (op, params) {
+            (Ok(op), Ok(has_params)) => (Ok(op), has_params),
+            (Err(error), _) | (_, Err(error)) => (Err(error), false),
+        };
+        Ok(Self { id, op, has_params })
+    }
+
+    /// Reads the parameters out of the same frame.
+    ///
+    /// # Errors
+    /// If a required one is missing or one has the wrong type.
+    pub fn params<'de, T: Deserialize<'de>>(&self, codec: Codec, frame: &'de [u8]) -> Result<T, DecodeError> {
+        if self.has_params {
+            codec.decode::<ParamsOnly<T>>(frame).map(|carrier| carrier.params.0)
+        } else {
+            Codec::Json.decode(b"{}")
+        }
+    }
+}
+
+#[derive(Deserialize)]
+#[serde(bound(deserialize = "T: Deserialize<'de>"))]
+struct ParamsOnly<T> {
+    params: Object<T>,
+}
+
+/// The three fields of a request, of whatever type.
+#[derive(Default)]
+struct Outline {
+    id: Option<Shape>,
+    op: Option<Shape>,
+    params: Option<Shape>,
+}
+
+impl<'de> Deserialize<'de> for Outline {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct Fields;
+        impl<'de> Visitor<'de> for Fields {
+            type Value = Outline;
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("a request")
+            }
+            fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Outline, A::Error> {
+                let mut outline = Outline::default();
+                while let Some(key) = map.next_key::<Shape>()? {
+                    let field = match &key {
+                        Shape::Text(name) if name == "id" => &mut outline.id,
+                        Shape::Text(name) if name == "op" => &mut outline.op,
+                        Shape::Text(name) if name == "params" => &mut outline.params,
+                        _ => {
+                            map.next_value::<IgnoredAny>()?;
+                            continue;
+                        }
+                    };
+                    if field.replace(map.next_value()?).is_some() {
+                        return Err(de::Error::custom("a field stands twice"));
+                    }
+                }
+                Ok(outline)
+            }
+        }
+        deserializer.deserialize_map(Fields)
+    }
+}
+
+/// A reply: the `result` of the op, or an `error`.
+#[derive(Clone, Debug, PartialEq)]
+pub struct ReplyFrame<T> {
+    /// The id of the request.
+    pub id: RequestId,
+    /// What came of it.
+    pub result: Result<T, ErrorBody>,
+}
+
+impl<T: Serialize> Serialize for ReplyFrame<T> {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        let mut frame = serializer.serialize_struct("ReplyFrame", 2)?;
+        frame.serialize_field("id", &self.id)?;
+        match &self.result {
+            Ok(result) => frame.serialize_field("result", result)?,
+            Err(error) => frame.serialize_field("error", error)?,
+        }
+        frame.end()
+    }
+}
+
+impl<'de, T: Deserialize<'de>> Deserialize<'de> for ReplyFrame<T> {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        #[derive(Deserialize)]
+        #[serde(bound(deserialize = "T: Deserialize<'de>"))]
+        struct Fields<T> {
+            id: RequestId,
+            result: Option<T>,
+            error: Option<ErrorBody>,
+        }
+        let Fields { id, result, error } = Fields::deserialize(deserializer)?;
+        let result = match (result, error) {
+            (Some(result), None) => Ok(result),
+            (None, Some(error)) => Err(error),
+            _ => return Err(de::Error::custom("a reply has either a result or an error")),
+        };
+        Ok(Self { id, result })
+    }
+}
+
+/// A frame of the server of which only the outline has been read, as a client does first.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum ServerOutline {
+    /// The reply to the request with this id: a [`ReplyFrame`].
+    Reply(RequestId),
+    /// The event of this name: an [`Event`](crate::events::Event), if it is one of this version.
+    Event(String),
+}
+
+impl ServerOutline {
+    /// Reads the outline of a frame.
+    ///
+    /// # Errors
+    /// If the frame is neither a reply nor an event.
+    pub fn decode(codec: Codec, frame: &[u8]) -> Result<Self, DecodeError> {
+        #[derive(Deserialize)]
+        struct Fields {
+            id: Option<RequestId>,
+            event: Option<String>,
+        }
+        match codec.decode(frame)? {
+            Fields { id: Some(id), event: None } => Ok(Self::Reply(id)),
+            Fields { id: None, event: Some(name) } => Ok(Self::Event(name)),
+            _ => Err(DecodeError::Malformed),
+        }
+    }
+}
+
+/// The result of ops that give nothing: an empty map.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct EmptyReply {}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn json(text: &str) -> Result<RequestOutline, DecodeError> {
+        RequestOutline::decode(Codec::Json, text.as_bytes())
+    }
+
+    #[test]
+    fn a_frame_without_a_valid_id_is_no_request() {
+        for frame in [
+            "",
+            "7",
+            "null",
+            "[]",
+            r#"[7,"keys.status"]"#,
+            "{}",
+            r#"{"op":"keys.status"}"#,
+            r#"{"id":0,"op":"x"}"#,
+            r#"{"id":-1}"#,
+            r#"{"id":1.0}"#,
+            r#"{"id":"1"}"#,
+            r#"{"id":4294967296}"#,
+            r#"{"id":null}"#,
+            r#"{"id":1,"id":2}"#,
+            r#"{"id":1} x"#,
+        ] {
+            assert!(json(frame).is_err(), "{frame}");
+        }
+    }
+
+    #[test]
+    fn with_a_valid_id_wrong_types_are_bad_requests() {
+        for (frame, error) in [
+            (r#"{"id":1}"#, OutlineError::OpIsNotText),
+            (r#"{"id":1,"op":5}"#, OutlineError::OpIsNotText),
+            (r#"{"id":1,"op":null}"#, OutlineError::OpIsNotText),
+            (r#"{"id":1,"op":"a\u0000"}"#, OutlineError::Nul),
+            (r#"{"id":1,"op":"keys.status","params":[]}"#, OutlineError::ParamsAreNotMap),
+            (r#"{"id":1,"op":"keys.status","params":"x"}"#, OutlineError::ParamsAreNotMap),
+            (r#"{"id":4294967295,"op":"nonsense"}"#, OutlineError::UnknownOp),
+        ] {
+            assert_eq!(json(frame).unwrap().op, Err(error), "{frame}");
+        }
+        for frame in [
+            r#"{"id":1,"op":"keys.status"}"#,
+            r#"{"id":1,"op":"keys.status","params":null}"#,
+            r#"{"id":1,"op":"keys.status","params":{"x":1},"y":2}"#,
+        ] {
+            assert_eq!(json(frame).unwrap().op.unwrap(), Op::KeysStatus);
+        }
+    }
+
+    #[test]
+    fn params_are_read_from_either_encoding() {
+        #[derive(Deserialize, Debug)]
+        struct P {
+            n: Option<u32>,
+        }
+        let text = br#"{"id":1,"op":"keys.status","params":{"n":5}}"#;
+        let request = RequestOutline::decode(Codec::Json, text).unwrap();
+        assert_eq!(request.params::<P>(Codec::Json, text).unwrap().n, Some(5));
+        let value: serde_json::Value = serde_json::from_slice(text).unwrap();
+        let pack = Codec::MsgPack.encode(&value).unwrap();
+        let request = RequestOutline::decode(Codec::MsgPack, &pack).unwrap();
+        assert_eq!(request.params::<P>(Codec::MsgPack, &pack).unwrap().n, Some(5));
+    }
+
+    proptest! {
+        #[test]
+        fn arbitrary_bytes_never_panic(bytes in proptest::collection::vec(any::<u8>(), 0..300)) {
+            for codec in Codec::ALL {
+                let _ = RequestOutline::decode(codec, &bytes);
+            }
+        }
+    }
+}

@@ -1,0 +1,218 @@
+//! Messages: the ops `messages.send` and `messages.ack`, and message content in either encoding.
+
+use std::{borrow::Cow, fmt};
+
+use base64::{display::Base64Display, engine::general_purpose::STANDARD};
+use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
+use thiserror::Error;
+
+use crate::{
+    codec::{Codec, is_bin},
+    codes::Code,
+    frame::{Op, SocketRequest},
+    ids::{DeviceId, MessageId, UserId},
+    time::Timestamp,
+    value::{Base64, List, Named, Object},
+};
+
+/// `messages.send`
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SendMessageRequest<'a> {
+    /// Drawn by the sending device; a repeat under the same id is stored once.
+    pub message_id: MessageId,
+    /// The user whose devices are sent to.
+    pub to: UserId,
+    /// Whether it is only for devices that are connected now; false if absent.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub ephemeral: Option<bool>,
+    /// Seconds that it waits for its devices, within [`TTL_SECONDS`](crate::limits::TTL_SECONDS);
+    /// [`TTL_DEFAULT`](crate::limits::TTL_DEFAULT) if absent.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub ttl_s: Option<u64>,
+    /// One for each addressable device of the recipient, at most
+    /// [`MAX_MESSAGES_PER_SEND`](crate::limits::MAX_MESSAGES_PER_SEND).
+    #[serde(borrow)]
+    pub messages: List<Object<DeviceMessage<'a>>>,
+}
+
+/// What one device is sent.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct DeviceMessage<'a> {
+    /// To which device.
+    pub device_id: DeviceId,
+    /// What the content is, in a numbering of the clients' own.
+    #[serde(rename = "type")]
+    pub kind: u8,
+    /// Ciphertext, 1 to [`MAX_CONTENT`](crate::limits::MAX_CONTENT) bytes.
+    #[serde(borrow)]
+    pub content: MessageContent<'a>,
+}
+
+/// The result of `messages.send`.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SendMessageReply {
+    /// When the message was accepted, the first time.
+    pub accepted_at: Timestamp,
+    /// Whether it had been accepted before.
+    pub duplicate: bool,
+    /// The devices that could not store it.
+    pub undelivered: Vec<UndeliveredDevice>,
+}
+
+/// A device that could not store a message.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct UndeliveredDevice {
+    /// As named in the request.
+    pub device_id: DeviceId,
+    /// Why: [`Code::MailboxFull`].
+    pub reason: Named<Code>,
+}
+
+impl SocketRequest for SendMessageRequest<'_> {
+    const OP: Op = Op::MessagesSend;
+    type Reply = SendMessageReply;
+}
+
+/// `messages.ack`
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct AckMessagesRequest {
+    /// The numbers of the envelopes that have arrived, at most [`MAX_SEQS_PER_ACK`](crate::limits::MAX_SEQS_PER_ACK).
+    pub seqs: List<u64>,
+}
+
+/// The result of `messages.ack`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct AckMessagesReply {
+    /// How many of them the mailbox still held.
+    pub acked: u64,
+}
+
+impl SocketRequest for AckMessagesRequest {
+    const OP: Op = Op::MessagesAck;
+    type Reply = AckMessagesReply;
+}
+
+/// The content of a message as it stands in a frame: base64 text in JSON, `bin` in `MessagePack`. What is read from
+/// `MessagePack` borrows from the frame.
+#[derive(Clone, PartialEq, Eq)]
+pub enum MessageContent<'a> {
+    /// Travels as base64 text; these are the bytes that it stands for.
+    Text(Cow<'a, [u8]>),
+    /// Travels as bytes.
+    Bytes(Cow<'a, [u8]>),
+}
+
+/// Content that is not written as the encoding wants it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Error)]
+#[error("content is base64 in JSON and bin in MessagePack")]
+pub struct ContentError;
+
+impl<'a> MessageContent<'a> {
+    /// Content to be written in an encoding.
+    #[must_use]
+    pub const fn new(codec: Codec, bytes: &'a [u8]) -> Self {
+        match codec {
+            Codec::Json => Self::Text(Cow::Borrowed(bytes)),
+            Codec::MsgPack => Self::Bytes(Cow::Borrowed(bytes)),
+        }
+    }
+
+    /// The bytes of content that was read from `frame` in an encoding.
+    ///
+    /// # Errors
+    /// If it is not written as the encoding wants it.
+    pub fn read(self, codec: Codec, frame: &[u8]) -> Result<Cow<'a, [u8]>, ContentError> {
+        match (codec, self) {
+            (Codec::Json, Self::Text(bytes)) => Ok(bytes),
+            (Codec::MsgPack, Self::Bytes(bytes)) if is_bin(frame, &bytes) => Ok(bytes),
+            _ => Err(ContentError),
+        }
+    }
+
+    /// The bytes, however they travel.
+    #[must_use]
+    pub fn as_bytes(&self) -> &[u8] {
+        match self {
+            Self::Text(bytes) | Self::Bytes(bytes) => bytes,
+        }
+    }
+}
+
+impl fmt::Debug for MessageContent<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} bytes of content", self.as_bytes().len())
+    }
+}
+
+impl Serialize for MessageContent<'_> {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        match self {
+            Self::Text(bytes) => serializer.collect_str(&Base64Display::new(bytes, &STANDARD)),
+            Self::Bytes(bytes) => serializer.serialize_bytes(bytes),
+        }
+    }
+}
+
+impl<'de: 'a, 'a> Deserialize<'de> for MessageContent<'a> {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct TextOrBytes;
+        impl<'de> de::Visitor<'de> for TextOrBytes {
+            type Value = MessageContent<'de>;
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("content")
+            }
+            fn visit_str<E: de::Error>(self, text: &str) -> Result<Self::Value, E> {
+                let Base64(bytes) = Base64::parse(text).ok_or_else(|| E::custom("not base64"))?;
+                Ok(MessageContent::Text(bytes.into()))
+            }
+            fn visit_borrowed_bytes<E>(self, bytes: &'de [u8]) -> Result<Self::Value, E> {
+                Ok(MessageContent::Bytes(bytes.into()))
+            }
+        }
+        deserializer.deserialize_any(TextOrBytes)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const ID: &str = "67e55044-10b1-426f-9247-bb680e5fe0c8";
+
+    fn content_of(codec: Codec, frame: &[u8]) -> Option<Result<Vec<u8>, ContentError>> {
+        let request: SendMessageRequest<'_> = codec.decode(frame).ok()?;
+        let List(mut messages) = request.messages;
+        let Object(message) = messages.pop()?;
+        Some(message.content.read(codec, frame).map(Cow::into_owned))
+    }
+
+    #[test]
+    fn content_is_base64_in_json_and_bin_in_messagepack() {
+        let json = |content: &str| {
+            let text = format!(
+                r#"{{"message_id":"{ID}","to":"{ID}","messages":[{{"device_id":"{ID}","type":255,"content":{content}}}]}}"#
+            );
+            content_of(Codec::Json, text.as_bytes())
+        };
+        assert_eq!(json("\"aGk=\""), Some(Ok(b"hi".to_vec())));
+        assert_eq!(json("\"\""), Some(Ok(Vec::new())));
+        for wrong in ["null", "5", "[104,105]", "\"*\"", "{}"] {
+            assert_eq!(json(wrong), None, "{wrong}");
+        }
+
+        let pack = |content: &[u8]| {
+            let text = |name: &str| [&[0xd9, u8::try_from(name.len()).unwrap()], name.as_bytes()].concat();
+            let message =
+                [&b"\x83"[..], &text("device_id"), &text(ID), &text("type"), b"\x07", &text("content"), content];
+            let message = message.concat();
+            let head = [text("message_id"), text(ID), text("to"), text(ID), text("messages"), vec![0x91]].concat();
+            let whole = [&b"\x83"[..], &head, &message].concat();
+            content_of(Codec::MsgPack, &whole)
+        };
+        assert_eq!(pack(b"\xc4\x02hi"), Some(Ok(b"hi".to_vec())));
+        for text in [&b"\xa4aGk="[..], b"\xa2\xff\xfe", b"\xd9\x02\xff\xfe"] {
+            assert_eq!(pack(text), Some(Err(ContentError)), "a string is not bin: {text:x?}");
+        }
+        assert_eq!(pack(b"\x92\x68\x69"), None);
+    }
+}

@@ -1,0 +1,373 @@
+//! Holds every shape to its bytes, in both encodings and both directions. The texts are compact forms of the examples in
+//! `docs/protocol.md`; the order of fields counts.
+
+use std::fmt;
+
+use serde::{
+    Deserialize, Deserializer, Serialize, Serializer,
+    de::{DeserializeOwned, MapAccess, SeqAccess, Visitor},
+};
+
+use crate::{
+    Codec,
+    auth::{OtpReply, OtpRequest, RenewSessionReply, SessionReply, VerifyRequest},
+    codec::DecodeError,
+    devices::{ListDevicesReply, RenameDeviceRequest, RevokeDeviceRequest},
+    error::{ErrorBody, HttpErrorBody},
+    events::Event,
+    frame::{EmptyReply, Op, ReplyFrame, RequestFrame, RequestId, RequestOutline, ServerOutline, SocketRequest},
+    health::HealthReply,
+    keys::{BundlesReply, ClaimKeysRequest, FetchKeysRequest, KeysStatusReply, PublishKeysReply, PublishKeysRequest},
+    messages::{AckMessagesReply, AckMessagesRequest, SendMessageReply, SendMessageRequest},
+    users::{FindUserReply, FindUserRequest},
+    value::{Object, Text},
+};
+
+/// Any value, with the fields of maps in their order.
+#[derive(Debug, PartialEq)]
+enum Ordered {
+    Null,
+    Bool(bool),
+    Integer(i64),
+    Text(String),
+    List(Vec<Ordered>),
+    Map(Vec<(String, Ordered)>),
+}
+
+impl Serialize for Ordered {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        match self {
+            Self::Null => serializer.serialize_none(),
+            Self::Bool(value) => serializer.serialize_bool(*value),
+            Self::Integer(value) => serializer.serialize_i64(*value),
+            Self::Text(text) => serializer.serialize_str(text),
+            Self::List(items) => serializer.collect_seq(items),
+            Self::Map(fields) => serializer.collect_map(fields.iter().map(|(name, value)| (name, value))),
+        }
+    }
+}
+
+impl<'de> Deserialize<'de> for Ordered {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct Any;
+        impl<'de> Visitor<'de> for Any {
+            type Value = Ordered;
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("a value")
+            }
+            fn visit_unit<E>(self) -> Result<Ordered, E> {
+                Ok(Ordered::Null)
+            }
+            fn visit_bool<E>(self, value: bool) -> Result<Ordered, E> {
+                Ok(Ordered::Bool(value))
+            }
+            fn visit_u64<E: serde::de::Error>(self, value: u64) -> Result<Ordered, E> {
+                i64::try_from(value).map(Ordered::Integer).map_err(E::custom)
+            }
+            fn visit_i64<E>(self, value: i64) -> Result<Ordered, E> {
+                Ok(Ordered::Integer(value))
+            }
+            fn visit_str<E>(self, text: &str) -> Result<Ordered, E> {
+                Ok(Ordered::Text(text.to_owned()))
+            }
+            fn visit_seq<A: SeqAccess<'de>>(self, mut seq: A) -> Result<Ordered, A::Error> {
+                let mut items = Vec::new();
+                while let Some(item) = seq.next_element()? {
+                    items.push(item);
+                }
+                Ok(Ordered::List(items))
+            }
+            fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Ordered, A::Error> {
+                let mut fields = Vec::new();
+                while let Some(field) = map.next_entry()? {
+                    fields.push(field);
+                }
+                Ok(Ordered::Map(fields))
+            }
+        }
+        deserializer.deserialize_any(Any)
+    }
+}
+
+/// The bytes of a text in an encoding.
+fn bytes(codec: Codec, text: &str) -> Vec<u8> {
+    codec.encode(&serde_json::from_str::<Ordered>(text).unwrap()).unwrap()
+}
+
+/// What is read from the text, in either encoding, is written as the same bytes.
+fn holds<T: Serialize + DeserializeOwned>(text: &str) {
+    for codec in Codec::ALL {
+        let expected = bytes(codec, text);
+        let value: T = codec.decode(&expected).unwrap_or_else(|error| panic!("{error}: {text}"));
+        assert_eq!(codec.encode(&value).unwrap(), expected, "{codec:?}: {text}");
+    }
+}
+
+/// A request is read with unknown fields and with nulls for what is absent, and written without either.
+fn holds_request<T: Serialize + DeserializeOwned + SocketRequest>(op: Op, text: &str) {
+    holds::<T>(text);
+    assert_eq!(T::OP, op);
+    let id = RequestId::MAX;
+    for codec in Codec::ALL {
+        let params: T = codec.decode(&bytes(codec, text)).unwrap();
+        let frame = codec.encode(&RequestFrame::new(id, &params)).unwrap();
+        let expected = format!(r#"{{"id":{id},"op":"{}","params":{text}}}"#, op.name());
+        assert_eq!(frame, bytes(codec, &expected));
+        let outline = RequestOutline::decode(codec, &frame).unwrap();
+        assert_eq!((outline.id, outline.op), (id, Ok(op)));
+        let again: T = outline.params(codec, &frame).unwrap();
+        assert_eq!(codec.encode(&again).unwrap(), bytes(codec, text));
+    }
+}
+
+fn holds_reply<T: Serialize + DeserializeOwned>(result: &str) {
+    holds::<T>(result);
+    holds::<ReplyFrame<T>>(&format!(r#"{{"id":7,"result":{result}}}"#));
+}
+
+const ID: &str = "67e55044-10b1-426f-9247-bb680e5fe0c8";
+const OTHER: &str = "9c1d7e52-7a0f-4b3e-8c61-2f4f5a6b7c8d";
+const TIME: &str = "2026-06-01T12:00:00.000000Z";
+
+#[test]
+fn requests_over_http() {
+    holds::<OtpRequest>(r#"{"email":"alice@example.org"}"#);
+    holds::<VerifyRequest>(&format!(r#"{{"challenge_id":"{ID}","email":"a@b.example","code":"1234 5678"}}"#));
+    holds::<VerifyRequest>(&format!(
+        r#"{{"challenge_id":"{ID}","email":"a@b.example","code":"1","device":{{"name":"Phone","registration_id":4242}},"replace_device_id":"{OTHER}"}}"#
+    ));
+    holds::<VerifyRequest>(&format!(
+        r#"{{"challenge_id":"{ID}","email":"a@b.example","code":"1","device":{{"id":"{OTHER}"}}}}"#
+    ));
+}
+
+#[test]
+fn replies_over_http() {
+    holds::<OtpReply>(&format!(r#"{{"challenge_id":"{ID}","expires_in_s":600,"resend_in_s":30}}"#));
+    let session = format!(r#""user_id":"{ID}","device_id":"{ID}","session_id":"{OTHER}""#);
+    holds::<SessionReply>(&format!(r#"{{{session},"token":"t","expires_at":"{TIME}"}}"#));
+    holds::<SessionReply>(&format!(r#"{{{session},"expires_at":"{TIME}"}}"#));
+    for status in ["ok", "ready", "degraded", "not_ready", "of a newer server"] {
+        holds::<HealthReply>(&format!(r#"{{"status":"{status}","reasons":["draining"]}}"#));
+    }
+    holds::<HttpErrorBody>(r#"{"error":{"code":"not_found","message":"not found","retryable":false}}"#);
+}
+
+#[test]
+fn errors() {
+    let device = format!(r#"{{"device_id":"{ID}","name":"Phone","last_seen":"{TIME}"}}"#);
+    let unnamed = format!(r#"{{"device_id":"{ID}","name":null,"last_seen":null}}"#);
+    for rest in [
+        String::new(),
+        r#","retry_after_ms":1740250"#.to_owned(),
+        r#","details":{"field":"signed_prekey","key_id":1}"#.to_owned(),
+        r#","details":{"field":"identity_key","key_id":null}"#.to_owned(),
+        format!(r#","details":{{"devices":[{device},{unnamed}]}}"#),
+        format!(r#","details":{{"missing":["{ID}"],"extra":["{OTHER}"]}}"#),
+    ] {
+        let error = format!(r#"{{"code":"rate_limited","message":"wait","retryable":true{rest}}}"#);
+        holds::<ErrorBody>(&error);
+        holds::<ReplyFrame<EmptyReply>>(&format!(r#"{{"id":1,"error":{error}}}"#));
+    }
+    holds::<ErrorBody>(r#"{"code":"of a newer server","message":"","retryable":true}"#);
+}
+
+#[test]
+fn a_reply_has_one_of_result_and_error() {
+    let error = r#""error":{"code":"internal","message":"","retryable":true}"#;
+    for wrong in [r#"{"id":1}"#, r#"{"id":0,"result":{}}"#, &format!(r#"{{"id":1,"result":{{}},{error}}}"#)] {
+        assert!(Codec::Json.decode::<ReplyFrame<EmptyReply>>(wrong.as_bytes()).is_err(), "{wrong}");
+    }
+    let newer = format!(r#"{{"x":1,{error},"id":1}}"#);
+    assert!(Codec::Json.decode::<ReplyFrame<EmptyReply>>(newer.as_bytes()).unwrap().result.is_err());
+}
+
+#[test]
+fn ops_on_sessions_devices_and_users() {
+    for (op, has_no_params) in [
+        (Op::SessionRenew, holds_request::<crate::auth::RenewSessionRequest> as fn(Op, &str)),
+        (Op::SessionLogout, holds_request::<crate::auth::LogoutRequest>),
+        (Op::DevicesList, holds_request::<crate::devices::ListDevicesRequest>),
+        (Op::AccountDelete, holds_request::<crate::users::DeleteAccountRequest>),
+        (Op::KeysStatus, holds_request::<crate::keys::KeysStatusRequest>),
+    ] {
+        has_no_params(op, "{}");
+    }
+    holds_reply::<EmptyReply>("{}");
+    holds_reply::<RenewSessionReply>(&format!(r#"{{"token":"t","expires_at":"{TIME}","session_id":"{ID}"}}"#));
+    holds_reply::<ListDevicesReply>(&format!(
+        r#"{{"devices":[{{"device_id":"{ID}","name":null,"registration_id":4242,"created_at":"{TIME}","last_seen":null,"current":true}},{{"device_id":"{OTHER}","name":"Laptop","registration_id":1,"created_at":"{TIME}","last_seen":"{TIME}","current":false}}]}}"#
+    ));
+    holds_request::<RenameDeviceRequest>(Op::DevicesRename, r#"{"name":"Laptop"}"#);
+    holds_request::<RenameDeviceRequest>(Op::DevicesRename, &format!(r#"{{"device_id":"{ID}","name":"Laptop"}}"#));
+    holds_request::<RevokeDeviceRequest>(Op::DevicesRevoke, &format!(r#"{{"device_id":"{ID}"}}"#));
+    holds_request::<FindUserRequest>(Op::UsersFind, r#"{"email":"bob@example.org"}"#);
+    holds_reply::<FindUserReply>(&format!(r#"{{"user_id":"{ID}"}}"#));
+}
+
+const STATUS: &str = r#"{"suite":"signal-x3dh","identity_key":"BQ==","signed_prekey":{"key_id":1,"expires_at":"2026-06-15T12:00:00.000000Z"},"pq_last_resort":{"key_id":2},"one_time":1,"pq_one_time":0,"threshold":20,"pool_version":1}"#;
+const NO_KEYS: &str = r#"{"suite":null,"identity_key":null,"signed_prekey":null,"pq_last_resort":null,"one_time":0,"pq_one_time":0,"threshold":20,"pool_version":0}"#;
+
+#[test]
+fn ops_on_keys() {
+    holds_request::<PublishKeysRequest>(Op::KeysPublish, "{}");
+    holds_request::<PublishKeysRequest>(
+        Op::KeysPublish,
+        r#"{"suite":"signal-pqxdh","identity_key":"BTI=","signed_prekey":{"key_id":1,"public_key":"BYM=","signature":"4NeQ","expires_at":"2026-06-15T12:00:00.000000Z"},"one_time_prekeys":[{"key_id":2147483647,"public_key":"BRA="}],"pq_last_resort":{"key_id":1,"public_key":"CA==","signature":"AA=="},"pq_one_time":[{"key_id":0,"public_key":"Cg==","signature":"/+8="}]}"#,
+    );
+    let report = r#"{"accepted":[1],"duplicate":[2],"conflict":[3],"already_issued":[4],"over_cap":[5]}"#;
+    let nothing = r#"{"accepted":[],"duplicate":[],"conflict":[],"already_issued":[],"over_cap":[]}"#;
+    holds_reply::<PublishKeysReply>(&format!(r#"{{"one_time":{report},"pq_one_time":{nothing},"status":{STATUS}}}"#));
+    holds_reply::<KeysStatusReply>(STATUS);
+    holds_reply::<KeysStatusReply>(NO_KEYS);
+    holds_request::<FetchKeysRequest>(Op::KeysFetch, &format!(r#"{{"user_id":"{ID}"}}"#));
+    holds_request::<FetchKeysRequest>(Op::KeysFetch, &format!(r#"{{"user_id":"{ID}","device_ids":["{OTHER}"]}}"#));
+    holds_request::<ClaimKeysRequest>(
+        Op::KeysClaim,
+        &format!(r#"{{"user_id":"{ID}","device_ids":[],"claim_id":"{OTHER}"}}"#),
+    );
+    let bundle = |suite: &str, rest: &str| {
+        format!(
+            r#"{{"device_id":"{ID}","registration_id":4242,"suite":"{suite}","identity_key":"BTI=","signed_prekey":{{"key_id":1,"public_key":"BYM=","signature":"4NeQ","expires_at":"{TIME}"}},{rest}}}"#
+        )
+    };
+    let claimed = r#""one_time_prekey":{"key_id":1,"public_key":"BRA="},"one_time":"claimed","pq_prekey":null"#;
+    let pq = r#""pq_prekey":{"key_id":3,"public_key":"CA==","signature":"AA==","last_resort":true}"#;
+    let mut bundles = vec![bundle("signal-x3dh", claimed), bundle("of a newer server", claimed)];
+    for outcome in ["exhausted", "limited", "not_requested", "of a newer server"] {
+        bundles.push(bundle("signal-pqxdh", &format!(r#""one_time_prekey":null,"one_time":"{outcome}",{pq}"#)));
+    }
+    let reasons = ["no_keys", "signed_prekey_expired", "revoked", "unknown_device", "of a newer server"];
+    let unavailable = reasons.map(|reason| format!(r#"{{"device_id":"{OTHER}","reason":"{reason}"}}"#)).join(",");
+    holds_reply::<BundlesReply>(&format!(r#"{{"bundles":[{}],"unavailable":[{unavailable}]}}"#, bundles.join(",")));
+}
+
+#[test]
+fn ops_on_messages() {
+    holds_request::<AckMessagesRequest>(Op::MessagesAck, r#"{"seqs":[12,9007199254740991]}"#);
+    holds_reply::<AckMessagesReply>(r#"{"acked":2}"#);
+    holds_reply::<SendMessageReply>(&format!(r#"{{"accepted_at":"{TIME}","duplicate":false,"undelivered":[]}}"#));
+    holds_reply::<SendMessageReply>(&format!(
+        r#"{{"accepted_at":"{TIME}","duplicate":true,"undelivered":[{{"device_id":"{ID}","reason":"mailbox_full"}}]}}"#
+    ));
+}
+
+/// Replaces the text `"aGk="` by the bytes that it stands for.
+fn with_bin(pack: &[u8]) -> Vec<u8> {
+    let at = pack.windows(5).position(|window| window == b"\xa4aGk=").unwrap();
+    [&pack[..at], b"\xc4\x02hi", &pack[at + 5..]].concat()
+}
+
+#[test]
+fn content_is_text_in_json_and_bytes_in_messagepack() {
+    let from = format!(r#"{{"user_id":"{ID}","device_id":"{OTHER}"}}"#);
+    for text in [
+        format!(r#"{{"message_id":"{ID}","to":"{ID}","messages":[{{"device_id":"{ID}","type":3,"content":"aGk="}}]}}"#),
+        format!(
+            r#"{{"message_id":"{ID}","to":"{ID}","ephemeral":true,"ttl_s":60,"messages":[{{"device_id":"{ID}","type":255,"content":"aGk="}}]}}"#
+        ),
+    ] {
+        for (codec, bytes) in
+            [(Codec::Json, text.clone().into_bytes()), (Codec::MsgPack, with_bin(&bytes(Codec::MsgPack, &text)))]
+        {
+            let request: SendMessageRequest<'_> = codec.decode(&bytes).unwrap();
+            assert_eq!(codec.encode(&request).unwrap(), bytes, "{codec:?}: {text}");
+            assert_eq!(request.messages.0[0].0.content.as_bytes(), b"hi");
+        }
+    }
+    for (seq, ephemeral) in [("12", "false"), ("null", "true")] {
+        let text = format!(
+            r#"{{"event":"message","data":{{"seq":{seq},"message_id":"{ID}","from":{from},"type":3,"content":"aGk=","accepted_at":"{TIME}","ephemeral":{ephemeral}}}}}"#
+        );
+        for (codec, bytes) in
+            [(Codec::Json, text.clone().into_bytes()), (Codec::MsgPack, with_bin(&bytes(Codec::MsgPack, &text)))]
+        {
+            let event: Event<'_> = codec.decode(&bytes).unwrap();
+            assert_eq!(codec.encode(&event).unwrap(), bytes, "{codec:?}: {text}");
+            let Event::Message(message) = event else { panic!("{event:?}") };
+            assert_eq!(message.content.read(codec, &bytes).unwrap(), &b"hi"[..]);
+        }
+    }
+}
+
+#[test]
+fn events() {
+    let welcome = |keys: &str| {
+        format!(
+            r#"{{"event":"welcome","data":{{"session_id":"{ID}","user_id":"{ID}","device_id":"{OTHER}","expires_at":"{TIME}","server_time":"{TIME}","heartbeat_s":25,"limits":{{"frame_bytes":524288,"content_bytes":32768,"in_flight":64}},"keys":{keys},"mailbox":{{"waiting":0,"expired_total":0}}}}}}"#
+        )
+    };
+    let low = |kind: &str| {
+        format!(r#"{{"event":"prekeys.low","data":{{"kind":"{kind}","remaining":5,"threshold":20,"pool_version":1}}}}"#)
+    };
+    let revoked = |reason: &str| format!(r#"{{"event":"session.revoked","data":{{"reason":"{reason}"}}}}"#);
+    let expiring = format!(r#"{{"event":"signed_prekey.expiring","data":{{"key_id":1,"expires_at":"{TIME}"}}}}"#);
+    let changed = format!(r#"{{"event":"devices.changed","data":{{"added":["{ID}"],"removed":[]}}}}"#);
+    let mut all = vec![welcome(STATUS), welcome(NO_KEYS), expiring, changed];
+    all.extend(["one_time", "pq_one_time", "of a newer server"].map(low));
+    all.extend(["logout", "expired", "device_revoked", "account_deleted", "of a newer server"].map(revoked));
+    all.push(r#"{"event":"mailbox.drained","data":{}}"#.to_owned());
+    all.push(r#"{"event":"server.draining","data":{"reconnect_in_ms":3120}}"#.to_owned());
+    let mut names = std::collections::BTreeSet::from(["message".to_owned()]);
+    for text in all {
+        for codec in Codec::ALL {
+            let expected = bytes(codec, &text);
+            let Ok(ServerOutline::Event(name)) = ServerOutline::decode(codec, &expected) else { panic!("{text}") };
+            names.insert(name);
+            let event: Event<'_> = codec.decode(&expected).unwrap_or_else(|error| panic!("{error}: {text}"));
+            assert_eq!(codec.encode(&event).unwrap(), expected, "{codec:?}: {text}");
+        }
+    }
+    assert_eq!(names, Event::NAMES.map(str::to_owned).into());
+}
+
+#[test]
+fn a_client_tells_replies_from_events() {
+    for (text, outline) in [
+        (r#"{"id":7,"result":{}}"#, Ok(ServerOutline::Reply(RequestId::new(7).unwrap()))),
+        (r#"{"data":[],"event":"of a newer server"}"#, Ok(ServerOutline::Event("of a newer server".to_owned()))),
+        (r#"{"id":7,"event":"welcome"}"#, Err(DecodeError::Malformed)),
+        ("{}", Err(DecodeError::Malformed)),
+    ] {
+        for codec in Codec::ALL {
+            assert_eq!(ServerOutline::decode(codec, &bytes(codec, text)), outline, "{text}");
+        }
+    }
+}
+
+#[test]
+fn requests_are_read_strictly() {
+    let refused = |text: &str| Codec::Json.decode::<Object<VerifyRequest>>(text.as_bytes()).map(|_| ()).unwrap_err();
+    let missing = DecodeError::MissingField("missing field `challenge_id`".to_owned());
+    assert_eq!(refused(r#"{"email":"a@b.example","code":"1"}"#), missing);
+    assert_eq!(refused("[]"), DecodeError::Malformed);
+    for wrong in [
+        format!(r#"{{"challenge_id":"{}","email":"a","code":"1"}}"#, ID.replace('-', "")),
+        format!(r#"{{"challenge_id":"{ID}","email":"a\u0000","code":"1"}}"#),
+        format!(r#"{{"challenge_id":"{ID}","email":"a","code":1}}"#),
+        format!(r#"{{"challenge_id":"{ID}","email":"a","email":"a","code":"1"}}"#),
+        format!(r#"{{"challenge_id":"{ID}","email":"a","code":"1","device":[]}}"#),
+    ] {
+        assert_eq!(refused(&wrong), DecodeError::Malformed, "{wrong}");
+    }
+    assert!(Text::parse("a\0").is_none());
+    // Lists of bytes, and a number in place of a field's name.
+    for wrong in [&b"\x81\xa4seqs\xc4\x01\x01"[..], b"\x81\x00\x91\x01"] {
+        assert!(Codec::MsgPack.decode::<Object<AckMessagesRequest>>(wrong).is_err(), "{wrong:x?}");
+    }
+}
+
+proptest::proptest! {
+    #[test]
+    fn arbitrary_bytes_never_panic(bytes in proptest::collection::vec(proptest::arbitrary::any::<u8>(), 0..300)) {
+        for codec in Codec::ALL {
+            let _ = codec.decode::<PublishKeysRequest>(&bytes);
+            let _ = codec.decode::<ClaimKeysRequest>(&bytes);
+            let _ = codec.decode::<SendMessageRequest<'_>>(&bytes);
+            let _ = codec.decode::<AckMessagesRequest>(&bytes);
+            let _ = codec.decode::<VerifyRequest>(&bytes);
+            let _ = codec.decode::<Event<'_>>(&bytes);
+            let _ = codec.decode::<ReplyFrame<BundlesReply>>(&bytes);
+        }
+    }
+}

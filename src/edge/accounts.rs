@@ -1,0 +1,137 @@
+//! Signing in, sessions, devices, other users.
+
+use sealwire_protocol::{
+    auth::{DeviceDescription, OtpReply, RenewSessionReply, SessionReply, VerifyRequest},
+    devices::{ListDevicesReply, ListedDevice},
+    limits::{DEVICE_NAME_CHARS, REGISTRATION_IDS},
+    value::{Object, Text},
+};
+
+use super::EdgeError;
+use crate::{
+    domain::{
+        DeviceId, Email, Session,
+        otp::{self, OtpCode},
+        token::Token,
+    },
+    service::{Challenge, DeviceRecord, SignInRequest},
+};
+
+/// Parses an address.
+///
+/// # Errors
+/// `bad_request` if it is invalid.
+pub fn email(text: &Text) -> Result<Email, EdgeError> {
+    Email::parse(text.as_str()).ok_or_else(|| EdgeError::Malformed("not an e-mail address".into()))
+}
+
+/// Parses a device's name.
+///
+/// # Errors
+/// `bad_request` if it is empty or too long.
+pub fn device_name(text: &Text) -> Result<&str, EdgeError> {
+    if DEVICE_NAME_CHARS.contains(&text.as_str().chars().count()) {
+        Ok(text.as_str())
+    } else {
+        Err(EdgeError::Malformed("a name has 1 to 64 characters".into()))
+    }
+}
+
+/// Parses a sign-in.
+///
+/// # Errors
+/// `bad_request` for a wrong name, registration id or address, if an existing device would replace another, and if the code
+/// is not eight digits; such a guess is not counted.
+pub fn sign_in(request: VerifyRequest) -> Result<SignInRequest, EdgeError> {
+    let VerifyRequest { challenge_id, email: address, code, device, replace_device_id } = request;
+    let Object(DeviceDescription { id, name, registration_id }) =
+        device.unwrap_or(Object(DeviceDescription::default()));
+    let device_name = name.as_ref().map(device_name).transpose()?.map(str::to_owned);
+    if registration_id.is_some_and(|id| !REGISTRATION_IDS.contains(&id)) {
+        return Err(EdgeError::Malformed("registration_id is 1 to 16380".into()));
+    }
+    if id.is_some() && replace_device_id.is_some() {
+        return Err(EdgeError::Malformed("replace_device_id does not go with device.id".into()));
+    }
+    Ok(SignInRequest {
+        challenge: challenge_id,
+        email: email(&address)?,
+        code: OtpCode::parse(code.as_str()).ok_or_else(|| EdgeError::Malformed("a code has eight digits".into()))?,
+        existing_device: id,
+        device_name,
+        registration_id,
+        replace: replace_device_id,
+    })
+}
+
+/// The answer to a request for a code.
+#[must_use]
+pub fn otp_reply(challenge: &Challenge) -> OtpReply {
+    OtpReply {
+        challenge_id: challenge.id,
+        expires_in_s: otp::LIFETIME.as_secs(),
+        resend_in_s: otp::RESEND_AFTER.as_secs(),
+    }
+}
+
+/// A session as HTTP tells of it, with its token if it is new.
+#[must_use]
+pub fn session_reply(session: Session, token: Option<&Token>) -> SessionReply {
+    let Session { caller, expires_at } = session;
+    SessionReply {
+        user_id: caller.user,
+        device_id: caller.device,
+        session_id: caller.session,
+        token: token.map(Token::reveal),
+        expires_at,
+    }
+}
+
+/// The result of a renewal.
+#[must_use]
+pub fn renew_session_reply(session: Session, token: &Token) -> RenewSessionReply {
+    let Session { caller, expires_at } = session;
+    RenewSessionReply { token: token.reveal(), expires_at, session_id: caller.session }
+}
+
+/// The user's devices as `current` sees them.
+#[must_use]
+pub fn list_devices_reply(devices: Vec<DeviceRecord>, current: DeviceId) -> ListDevicesReply {
+    let listed = devices.into_iter().map(|device| ListedDevice {
+        device_id: device.id,
+        name: device.name,
+        registration_id: device.registration_id,
+        created_at: device.created_at,
+        last_seen: device.last_seen,
+        current: device.id == current,
+    });
+    ListDevicesReply { devices: listed.collect() }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn refused(device: &str, rest: &str) -> String {
+        let id = "67e55044-10b1-426f-9247-bb680e5fe0c8";
+        let text =
+            format!(r#"{{"challenge_id":"{id}","email":"a@example.org","code":"1234 5678","device":{device}{rest}}}"#);
+        let request: VerifyRequest = serde_json::from_str(&text).unwrap();
+        sign_in(request).map_or_else(|error| error.to_string(), |_| "ok".to_owned())
+    }
+
+    #[test]
+    fn a_sign_in_is_checked_before_anything_is_looked_up() {
+        assert_eq!(refused("null", ""), "ok");
+        assert_eq!(refused(r#"{"name":"x","registration_id":16380}"#, ""), "ok");
+        assert_eq!(refused(r#"{"name":""}"#, ""), "a name has 1 to 64 characters");
+        assert_eq!(refused(&format!(r#"{{"name":"{}"}}"#, "é".repeat(64)), ""), "ok");
+        assert_eq!(refused(&format!(r#"{{"name":"{}"}}"#, "é".repeat(65)), ""), "a name has 1 to 64 characters");
+        for id in [0, 16381] {
+            assert_eq!(refused(&format!(r#"{{"registration_id":{id}}}"#), ""), "registration_id is 1 to 16380");
+        }
+        let id = r#""67e55044-10b1-426f-9247-bb680e5fe0c8""#;
+        let both = refused(&format!(r#"{{"id":{id}}}"#), &format!(r#","replace_device_id":{id}"#));
+        assert_eq!(both, "replace_device_id does not go with device.id");
+    }
+}

@@ -1,0 +1,48 @@
+//! Events out of what the domain knows.
+
+use std::time::Duration;
+
+use sealwire_protocol::{
+    Codec,
+    events::{Event, MessageEvent, MessageSender, Welcome, WelcomeLimits, WelcomeMailbox},
+    messages::MessageContent,
+};
+
+use super::keys::keys_status_reply;
+use crate::domain::{Envelope, KeysStatus, Session, Timestamp, envelope::MailboxStatus};
+
+/// The welcome of a connection that was opened at `now`.
+#[must_use]
+pub fn welcome(
+    session: &Session,
+    now: Timestamp,
+    heartbeat: Duration,
+    keys: KeysStatus,
+    mailbox: MailboxStatus,
+) -> Event<'static> {
+    Event::Welcome(Box::new(Welcome {
+        session_id: session.caller.session,
+        user_id: session.caller.user,
+        device_id: session.caller.device,
+        expires_at: session.expires_at,
+        server_time: now,
+        heartbeat_s: heartbeat.as_secs(),
+        limits: WelcomeLimits::default(),
+        keys: keys_status_reply(keys),
+        mailbox: WelcomeMailbox { waiting: mailbox.waiting, expired_total: mailbox.expired_total },
+    }))
+}
+
+/// An envelope for its device. Without a number it is ephemeral.
+#[must_use]
+pub fn message(codec: Codec, seq: Option<i64>, envelope: &Envelope) -> Event<'_> {
+    Event::Message(MessageEvent {
+        seq,
+        message_id: envelope.message,
+        from: MessageSender { user_id: envelope.from_user, device_id: envelope.from_device },
+        kind: envelope.kind,
+        content: MessageContent::new(codec, &envelope.content),
+        accepted_at: envelope.accepted_at,
+        ephemeral: seq.is_none(),
+    })
+}

@@ -1,0 +1,140 @@
+//! Messages: sent, acked.
+
+use std::{borrow::Cow, time::Duration};
+
+use bytes::Bytes;
+use sealwire_protocol::{
+    Code, Codec,
+    limits::{MAX_CONTENT, MAX_INTEGER, MAX_MESSAGES_PER_SEND, MAX_SEQS_PER_ACK, TTL_DEFAULT, TTL_SECONDS},
+    messages::{AckMessagesRequest, DeviceMessage, SendMessageReply, SendMessageRequest, UndeliveredDevice},
+    value::{List, Object},
+};
+
+use super::EdgeError;
+use crate::{
+    domain::envelope::Outgoing,
+    service::{Accepted, Message},
+};
+
+/// Parses a message. `frame` is the one that the request was read from, with `codec`.
+///
+/// # Errors
+/// `bad_request` for too many messages, a wrong `ttl_s`, and content that is empty or not written as the encoding wants it;
+/// `payload_too_large` for content over [`MAX_CONTENT`].
+pub fn message(request: SendMessageRequest<'_>, codec: Codec, frame: &[u8]) -> Result<Message, EdgeError> {
+    let SendMessageRequest { message_id, to, ephemeral, ttl_s, messages: List(messages) } = request;
+    let ttl = ttl(ttl_s)?;
+    if messages.len() > MAX_MESSAGES_PER_SEND {
+        return Err(EdgeError::Malformed("at most 100 messages".into()));
+    }
+    let envelopes: Vec<Outgoing> =
+        messages.into_iter().map(|Object(message)| outgoing(message, codec, frame)).collect::<Result<_, _>>()?;
+    if envelopes.iter().any(|outgoing| outgoing.content.len() > MAX_CONTENT) {
+        return Err(EdgeError::PayloadTooLarge);
+    }
+    Ok(Message { id: message_id, to, ephemeral: ephemeral.unwrap_or(false), ttl, envelopes })
+}
+
+fn ttl(seconds: Option<u64>) -> Result<Duration, EdgeError> {
+    match seconds {
+        None => Ok(TTL_DEFAULT),
+        Some(seconds) if TTL_SECONDS.contains(&seconds) => Ok(Duration::from_secs(seconds)),
+        Some(_) => Err(EdgeError::Malformed("ttl_s is 60 to 2592000".into())),
+    }
+}
+
+fn outgoing(message: DeviceMessage<'_>, codec: Codec, frame: &[u8]) -> Result<Outgoing, EdgeError> {
+    let content: Bytes = match message.content.read(codec, frame)? {
+        // A part of the frame: the envelope may outlive it.
+        Cow::Borrowed(bytes) => Bytes::copy_from_slice(bytes),
+        Cow::Owned(bytes) => bytes.into(),
+    };
+    if content.is_empty() {
+        return Err(EdgeError::Malformed("content must not be empty".into()));
+    }
+    Ok(Outgoing { device: message.device_id, kind: message.kind, content })
+}
+
+/// The result of a send.
+#[must_use]
+pub fn send_reply(accepted: Accepted) -> SendMessageReply {
+    let full = |device_id| UndeliveredDevice { device_id, reason: Code::MailboxFull.into() };
+    SendMessageReply {
+        accepted_at: accepted.accepted_at,
+        duplicate: accepted.duplicate,
+        undelivered: accepted.undelivered.into_iter().map(full).collect(),
+    }
+}
+
+/// The numbers of acked envelopes, sorted.
+///
+/// # Errors
+/// `bad_request` if there are more than [`MAX_SEQS_PER_ACK`], or one is greater than [`MAX_INTEGER`].
+pub fn acked_seqs(request: AckMessagesRequest) -> Result<Vec<i64>, EdgeError> {
+    let List(seqs) = request.seqs;
+    if seqs.len() > MAX_SEQS_PER_ACK {
+        return Err(EdgeError::Malformed("at most 1000 seqs".into()));
+    }
+    let number = |seq: u64| i64::try_from(seq).ok().filter(|seq| *seq <= MAX_INTEGER);
+    let numbers: Option<Vec<i64>> = seqs.into_iter().map(number).collect();
+    let mut numbers = numbers.ok_or_else(|| EdgeError::Malformed("a seq is at most 2^53 - 1".into()))?;
+    numbers.sort_unstable();
+    Ok(numbers)
+}
+
+#[cfg(test)]
+mod tests {
+    use sealwire_protocol::{
+        ids::{DeviceId, MessageId, UserId},
+        messages::MessageContent,
+    };
+    use uuid::Uuid;
+
+    use super::*;
+
+    fn request(contents: &[&[u8]], ttl_s: Option<u64>) -> SendMessageRequest<'static> {
+        let device = |content: &&[u8]| {
+            let content = MessageContent::Text(content.to_vec().into());
+            Object(DeviceMessage { device_id: DeviceId(Uuid::nil()), kind: 255, content })
+        };
+        SendMessageRequest {
+            message_id: MessageId(Uuid::nil()),
+            to: UserId(Uuid::nil()),
+            ephemeral: None,
+            ttl_s,
+            messages: List(contents.iter().map(device).collect()),
+        }
+    }
+
+    fn parsed(contents: &[&[u8]], ttl_s: Option<u64>) -> Result<usize, String> {
+        let message = message(request(contents, ttl_s), Codec::Json, b"");
+        message.map(|message| message.envelopes.len()).map_err(|error| error.to_string())
+    }
+
+    #[test]
+    fn a_message_keeps_its_bounds() {
+        let too_many = "at most 100 messages".to_owned();
+        assert_eq!(parsed(&[&b"hi"[..]; 100], Some(60)), Ok(100));
+        assert_eq!(parsed(&[&b"hi"[..]; 101], None), Err(too_many));
+        assert_eq!(parsed(&[b""], None), Err("content must not be empty".to_owned()));
+        assert_eq!(parsed(&[&vec![7; MAX_CONTENT]], None), Ok(1));
+        assert_eq!(parsed(&[&vec![7; MAX_CONTENT + 1]], None), Err(EdgeError::PayloadTooLarge.to_string()));
+        for ttl in [0, 59, 2_592_001] {
+            assert_eq!(parsed(&[b"hi"], Some(ttl)), Err("ttl_s is 60 to 2592000".to_owned()));
+        }
+        let other_encoding = message(request(&[b"hi"], None), Codec::MsgPack, b"").map(|_| ());
+        assert_eq!(
+            other_encoding,
+            Err(EdgeError::Malformed("content is base64 in JSON and bin in MessagePack".into()))
+        );
+    }
+
+    #[test]
+    fn acks_are_sorted_and_bounded() {
+        let seqs = |seqs: Vec<u64>| acked_seqs(AckMessagesRequest { seqs: List(seqs) });
+        assert_eq!(seqs(vec![3, 1, 2]), Ok(vec![1, 2, 3]));
+        assert!(seqs(vec![1 << 53]).is_err() && seqs(vec![u64::MAX]).is_err());
+        assert_eq!(seqs(vec![(1 << 53) - 1]), Ok(vec![MAX_INTEGER]));
+        assert!(seqs(vec![1; 1000]).is_ok() && seqs(vec![1; 1001]).is_err());
+    }
+}

@@ -1,0 +1,59 @@
+//! The ops on sessions, devices and users.
+
+use sealwire_protocol::{
+    auth::{LogoutRequest, RenewSessionRequest},
+    devices::{ListDevicesRequest, RenameDeviceRequest, RevokeDeviceRequest},
+    frame::EmptyReply,
+    users::{DeleteAccountRequest, FindUserReply, FindUserRequest},
+};
+
+use super::{After, Call, Reply};
+use crate::{
+    domain::EndReason,
+    edge::{EdgeError, accounts},
+};
+
+pub async fn renew_session(call: &Call<'_>) -> Result<Reply, EdgeError> {
+    let RenewSessionRequest {} = call.params()?;
+    let (session, token) = call.service.renew(&call.caller).await?;
+    Ok(call.reply(&accounts::renew_session_reply(session, &token)).then(After::Renewed(session)))
+}
+
+pub async fn log_out(call: &Call<'_>) -> Result<Reply, EdgeError> {
+    let LogoutRequest {} = call.params()?;
+    let notifications = call.service.logout(&call.caller).await?;
+    Ok(call.reply(&EmptyReply {}).notifying(notifications).then(After::Ended(EndReason::Logout)))
+}
+
+pub async fn list_devices(call: &Call<'_>) -> Result<Reply, EdgeError> {
+    let ListDevicesRequest {} = call.params()?;
+    let devices = call.service.list_devices(&call.caller).await?;
+    Ok(call.reply(&accounts::list_devices_reply(devices, call.caller.device)))
+}
+
+pub async fn rename_device(call: &Call<'_>) -> Result<Reply, EdgeError> {
+    let RenameDeviceRequest { device_id, name } = call.params()?;
+    let device = device_id.unwrap_or(call.caller.device);
+    call.service.rename_device(&call.caller, device, accounts::device_name(&name)?).await?;
+    Ok(call.reply(&EmptyReply {}))
+}
+
+pub async fn revoke_device(call: &Call<'_>) -> Result<Reply, EdgeError> {
+    let RevokeDeviceRequest { device_id } = call.params()?;
+    let notifications = call.service.revoke_device(&call.caller, device_id).await?;
+    let is_own = device_id == call.caller.device;
+    let after = if is_own { After::Ended(EndReason::DeviceRevoked) } else { After::Nothing };
+    Ok(call.reply(&EmptyReply {}).notifying(notifications).then(after))
+}
+
+pub async fn find_user(call: &Call<'_>) -> Result<Reply, EdgeError> {
+    let FindUserRequest { email } = call.params()?;
+    let user_id = call.service.find_user(&call.caller, &accounts::email(&email)?).await?;
+    Ok(call.reply(&FindUserReply { user_id }))
+}
+
+pub async fn delete_account(call: &Call<'_>) -> Result<Reply, EdgeError> {
+    let DeleteAccountRequest {} = call.params()?;
+    let notifications = call.service.delete_account(&call.caller).await?;
+    Ok(call.reply(&EmptyReply {}).notifying(notifications).then(After::Ended(EndReason::AccountDeleted)))
+}

@@ -1,0 +1,40 @@
+//! The ops on keys.
+
+use sealwire_protocol::keys::{ClaimKeysRequest, FetchKeysRequest, KeysStatusRequest, PublishKeysRequest};
+
+use super::{After, Call, Reply};
+use crate::{
+    edge::{EdgeError, keys},
+    service::Turn,
+};
+
+/// Publishes take effect in the order in which they came: the last one's signed prekey is the one that the socket watches.
+pub async fn publish(call: &Call<'_>, mut turn: Option<Turn>) -> Result<Reply, EdgeError> {
+    if let Some(turn) = &mut turn {
+        turn.ready().await;
+    }
+    let request: PublishKeysRequest = call.params()?;
+    let rotated = request.signed_prekey.is_some();
+    let outcome = call.service.publish(&call.caller, keys::publish_request(request)).await?;
+    let after = After::Published { status: outcome.status.clone(), rotated };
+    Ok(call.reply(&keys::publish_reply(outcome)).then(after).ending(turn))
+}
+
+pub async fn status(call: &Call<'_>) -> Result<Reply, EdgeError> {
+    let KeysStatusRequest {} = call.params()?;
+    let status = call.service.keys_status(&call.caller).await?;
+    Ok(call.reply(&keys::keys_status_reply(status)))
+}
+
+pub async fn fetch(call: &Call<'_>) -> Result<Reply, EdgeError> {
+    let FetchKeysRequest { user_id, device_ids } = call.params()?;
+    let devices = keys::named_devices(device_ids)?;
+    let bundles = call.service.fetch(&call.caller, user_id, devices.as_deref()).await?;
+    Ok(call.reply(&keys::bundles_reply(bundles)))
+}
+
+pub async fn claim(call: &Call<'_>) -> Result<Reply, EdgeError> {
+    let ClaimKeysRequest { user_id, device_ids, claim_id } = call.params()?;
+    let bundles = call.service.claim(call.caller, user_id, keys::named_devices(device_ids)?, claim_id).await?;
+    Ok(call.reply(&keys::bundles_reply(bundles)))
+}

@@ -1,0 +1,27 @@
+//! The ops on messages.
+
+use sealwire_protocol::messages::{AckMessagesReply, AckMessagesRequest};
+
+use super::{After, Call, Reply};
+use crate::{
+    domain::Refusal,
+    edge::{EdgeError, messages},
+    service::Turn,
+};
+
+/// Sends enter the queue in the order in which they came. A send gives its place up only when its turn has come, also if it
+/// is malformed.
+pub async fn send(call: &Call<'_>, turn: Option<Turn>) -> Result<Reply, EdgeError> {
+    let message = call.params().and_then(|request| messages::message(request, call.codec, call.frame));
+    let mut turn = turn.ok_or(Refusal::Internal)?;
+    turn.ready().await;
+    let accepted = call.service.send(call.caller, call.epoch, turn, message?).await?;
+    Ok(call.reply(&messages::send_reply(accepted)))
+}
+
+pub async fn ack(call: &Call<'_>) -> Result<Reply, EdgeError> {
+    let request: AckMessagesRequest = call.params()?;
+    let seqs = messages::acked_seqs(request)?;
+    let acked = call.service.ack(call.caller, seqs.clone()).await?;
+    Ok(call.reply(&AckMessagesReply { acked }).then(After::Acked(seqs)))
+}
