@@ -15,6 +15,7 @@ pub mod session;
 pub mod signature;
 pub mod time;
 pub mod token;
+pub mod token_bucket;
 
 pub use bundle::{Bundle, Bundles, KeyKind, KeysStatus, OneTimeOutcome};
 pub use email::Email;
