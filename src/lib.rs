@@ -6,8 +6,8 @@
 //! ```text
 //! main → app → {http, socket} → service → {store, bus} → domain
 //!              {http, socket} → protocol → domain
-//! config is read by main and app alone; clock and tasks are leaves that all may use; metrics is for all but domain and
-//! protocol
+//! config is read by main and app alone; clock, log_throttle and tasks are leaves that all may use; metrics is for all but
+//! domain and protocol
 //! ```
 //!
 //! A test reads the `use crate::` lines and fails on any other edge.
@@ -18,6 +18,7 @@ pub mod clock;
 pub mod config;
 pub mod domain;
 pub mod http;
+pub mod log_throttle;
 pub mod metrics;
 pub mod probe;
 pub mod protocol;

@@ -29,6 +29,7 @@ use uuid::Uuid;
 use super::Parcel;
 use crate::{
     domain::{Deliver, DeviceId, Signal},
+    log_throttle::LogThrottle,
     metrics::{BusTraffic, Metrics},
     tasks::Tasks,
 };
@@ -71,7 +72,7 @@ pub struct RedisBus {
     commands: mpsc::Sender<Command>,
     /// What is left of [`QUEUE_BYTES`].
     room: Arc<Semaphore>,
-    door: Arc<dyn Deliver>,
+    local_delivery: Arc<dyn Deliver>,
     up: watch::Receiver<bool>,
     metrics: Arc<Metrics>,
     /// When a probe last came back.
@@ -85,7 +86,7 @@ impl RedisBus {
     /// Where the URL is none of Redis.
     pub fn start(
         url: &str,
-        door: Arc<dyn Deliver>,
+        local_delivery: Arc<dyn Deliver>,
         node: Uuid,
         metrics: Arc<Metrics>,
         tasks: &Tasks,
@@ -100,7 +101,7 @@ impl RedisBus {
         let link = Link {
             client,
             node,
-            door: door.clone(),
+            local_delivery: local_delivery.clone(),
             is_up,
             hears,
             queue,
@@ -109,7 +110,7 @@ impl RedisBus {
             outage: None,
         };
         tasks.spawn("bus link", link.run());
-        Ok(Self { commands, room: Arc::new(Semaphore::new(QUEUE_BYTES)), door, up, metrics, heard })
+        Ok(Self { commands, room: Arc::new(Semaphore::new(QUEUE_BYTES)), local_delivery, up, metrics, heard })
     }
 
     /// Delivers on this node at once and sends to the others.
@@ -120,7 +121,7 @@ impl RedisBus {
 
     /// Delivers on this node, and tells whether the device is connected here.
     pub(super) fn deliver_here(&self, device: DeviceId, signal: Signal) -> bool {
-        self.door.deliver(device, signal)
+        self.local_delivery.deliver(device, signal)
     }
 
     /// Sends to the other nodes.
@@ -183,17 +184,17 @@ impl RedisBus {
     }
 }
 
-/// What arrives on the listening connection. It is called by the connection itself and hands on without waiting.
-struct Ear {
+/// Handles what arrives on the listening connection. Called by the connection itself; it must not wait.
+struct PushHandler {
     node: Uuid,
-    door: Arc<dyn Deliver>,
+    local_delivery: Arc<dyn Deliver>,
     lost: Arc<Notify>,
     unanswered: Arc<AtomicU32>,
     hears: watch::Sender<Option<Instant>>,
     metrics: Arc<Metrics>,
 }
 
-impl AsyncPushSender for Ear {
+impl AsyncPushSender for PushHandler {
     fn send(&self, push: PushInfo) -> Result<(), SendError> {
         match (push.kind, push.data.as_slice()) {
             (PushKind::Disconnection, _) => self.lost.notify_one(),
@@ -209,7 +210,7 @@ impl AsyncPushSender for Ear {
                         Ok((_, signals)) => {
                             for signal in signals {
                                 self.metrics.bus_signals.inc(BusTraffic::Received);
-                                self.door.deliver(device, signal);
+                                self.local_delivery.deliver(device, signal);
                             }
                         }
                         Err(error) => tracing::warn!(%error, "a signal of another version was ignored"),
@@ -225,7 +226,7 @@ impl AsyncPushSender for Ear {
 struct Link {
     client: Client,
     node: Uuid,
-    door: Arc<dyn Deliver>,
+    local_delivery: Arc<dyn Deliver>,
     is_up: watch::Sender<bool>,
     hears: watch::Sender<Option<Instant>>,
     queue: mpsc::Receiver<Command>,
@@ -235,11 +236,10 @@ struct Link {
     outage: Option<Outage>,
 }
 
-/// The time for which signals have not flowed.
+/// A time in which signals do not flow.
 struct Outage {
     since: Instant,
-    /// When the log last said so.
-    said: Instant,
+    failures: LogThrottle,
 }
 
 /// Why the link stopped serving.
@@ -273,17 +273,16 @@ impl Link {
         }
     }
 
-    /// Says that the bus is down when that begins, and then once a minute.
+    /// Logs that the bus is down when an outage begins, and then once per [`REMIND_EVERY`].
     fn note_loss(&mut self, error: &Lost) {
         let now = Instant::now();
-        let Some(outage) = &mut self.outage else {
-            self.outage = Some(Outage { since: now, said: now });
-            tracing::warn!(%error, "the bus is down");
-            return;
-        };
+        let is_new = self.outage.is_none();
+        let outage = self.outage.get_or_insert_with(|| Outage { since: now, failures: LogThrottle::new(REMIND_EVERY) });
+        let is_logged = outage.failures.count(now.into_std()).is_some();
         let down_s = (now - outage.since).as_secs();
-        if now - outage.said >= REMIND_EVERY {
-            outage.said = now;
+        if is_new {
+            tracing::warn!(%error, "the bus is down");
+        } else if is_logged {
             tracing::warn!(%error, down_s, "the bus is still down");
         } else {
             tracing::debug!(%error, down_s, "the bus is still down");
@@ -324,9 +323,9 @@ impl Link {
     async fn try_serve(&mut self) -> Result<Lost, Lost> {
         let lost = Arc::new(Notify::new());
         let unanswered = Arc::new(AtomicU32::new(0));
-        let ear = Ear {
+        let push_handler = PushHandler {
             node: self.node,
-            door: self.door.clone(),
+            local_delivery: self.local_delivery.clone(),
             lost: lost.clone(),
             unanswered: unanswered.clone(),
             hears: self.hears.clone(),
@@ -337,7 +336,7 @@ impl Link {
                 .set_connection_timeout(Some(RESPONSE_TIMEOUT))
                 .set_response_timeout(Some(RESPONSE_TIMEOUT))
         };
-        let listening = config().set_push_sender(ear);
+        let listening = config().set_push_sender(push_handler);
         let mut listener = self.client.get_multiplexed_async_connection_with_config(&listening).await?;
         let mut publisher = self.client.get_multiplexed_async_connection_with_config(&config()).await?;
         let probe = format!("{PROBE_CHANNEL}{}", self.node);

@@ -2,7 +2,7 @@
 
 use std::{fs, path::Path};
 
-/// Who may import whom. `clock` and `tasks` are leaves that all may use; `metrics` is for all above `protocol` and `domain`.
+/// Who may import whom. `clock`, `log_throttle` and `tasks` are leaves that all may use; `metrics` is for all above `protocol` and `domain`.
 const ALLOWED: &[(&str, &[&str])] = &[
     ("main", &["app", "clock", "config", "probe", "seed", "shutdown", "telemetry"]),
     (
@@ -15,14 +15,15 @@ const ALLOWED: &[(&str, &[&str])] = &[
     ("shutdown", &["socket", "tasks"]),
     ("probe", &[]),
     ("seed", &["clock", "domain", "service", "store"]),
-    ("http", &["domain", "metrics", "protocol", "service", "tasks"]),
-    ("socket", &["domain", "metrics", "protocol", "service", "tasks"]),
-    ("service", &["bus", "clock", "domain", "metrics", "store", "tasks"]),
-    ("store", &["clock", "domain", "metrics", "tasks"]),
-    ("bus", &["domain", "metrics", "tasks"]),
+    ("http", &["domain", "log_throttle", "metrics", "protocol", "service", "tasks"]),
+    ("socket", &["domain", "log_throttle", "metrics", "protocol", "service", "tasks"]),
+    ("service", &["bus", "clock", "domain", "log_throttle", "metrics", "store", "tasks"]),
+    ("store", &["clock", "domain", "log_throttle", "metrics", "tasks"]),
+    ("bus", &["domain", "log_throttle", "metrics", "tasks"]),
     ("protocol", &["domain"]),
     ("config", &["domain", "service"]),
     ("clock", &["domain"]),
+    ("log_throttle", &[]),
     ("metrics", &["protocol"]),
     ("domain", &[]),
     ("tasks", &[]),

@@ -15,7 +15,7 @@ use crate::domain::{Deliver, DeviceId, Signal};
 /// The way signals travel.
 #[derive(Clone)]
 pub enum Bus {
-    /// One node: straight to its own door.
+    /// One node: straight to its own connections.
     Local(Arc<dyn Deliver>),
     /// Many nodes.
     Redis(RedisBus),
@@ -25,8 +25,8 @@ impl Bus {
     /// Sends a signal to a device's connections. Call it after the commit that it tells of.
     pub fn publish(&self, device: DeviceId, signal: Signal) {
         match self {
-            Self::Local(door) => {
-                door.deliver(device, signal);
+            Self::Local(local_delivery) => {
+                local_delivery.deliver(device, signal);
             }
             Self::Redis(bus) => bus.publish(device, signal),
         }
