@@ -16,8 +16,8 @@ use crate::protocol::{Code, frame::Op};
 use kinds::Kind;
 pub use kinds::{Buckets, Counter, Counters, Gauge, Gauges, Histogram, Histograms, Items, Label, Seconds};
 pub use labels::{
-    Asked, Batch, BusTraffic, ClaimEnd, Close, Direction, Limit, MailEnd, Outcome, PoolState, Repair, Route, Stranger,
-    Version,
+    AccessDenied, Asked, Batch, BusTraffic, ClaimEnd, Close, Direction, Limit, MailEnd, Outcome, PoolState, Repair,
+    Route, Version,
 };
 
 /// A metric as the list has it.
@@ -83,7 +83,7 @@ metrics! {
     http_requests: Counters<(Route, Outcome)> = "sealwire_http_requests_total" ["route", "code"] "Answers to sign-in and session requests, by error code";
     work_under_way: Gauge = "sealwire_work_under_way" [] "Requests and mails that are under way";
     draining: Gauge = "sealwire_draining" [] "1 while the node is being stopped";
-    strangers: Counters<Stranger> = "sealwire_admin_refused_total" ["reason"] "Requests to the operator's listener that were refused";
+    access_denied: Counters<AccessDenied> = "sealwire_admin_refused_total" ["reason"] "Requests to the operator's listener that were refused";
 
     sign_ins: Counter = "sealwire_sign_ins_total" [] "Sessions opened by a right code";
     codes_mailed: Counter = "sealwire_codes_mailed_total" [] "Sign-in codes handed to the mail queue";

@@ -37,7 +37,7 @@ use history::{Counts, History, Point};
 
 use crate::{
     domain::envelope::Load,
-    metrics::{Direction, Metrics, PoolState, Stranger, Version},
+    metrics::{AccessDenied, Direction, Metrics, PoolState, Version},
     service::Service,
     tasks::Tasks,
 };
@@ -226,7 +226,7 @@ fn routes(admin: Data<Admin>) -> impl FnOnce(&mut ServiceConfig) {
     };
     move |app| {
         let all = web::scope("")
-            .wrap(from_fn(admit))
+            .wrap(from_fn(authorize))
             .wrap(headers)
             .route("/status", web::to(show))
             .route("/status.css", file("text/css; charset=utf-8", include_str!("admin/status.css")))
@@ -239,15 +239,15 @@ fn routes(admin: Data<Admin>) -> impl FnOnce(&mut ServiceConfig) {
     }
 }
 
-/// Lets in who may ask, for what may be asked.
-async fn admit(
+/// Passes on the requests that may be asked, by those who may ask.
+async fn authorize(
     request: ServiceRequest,
     next: Next<impl MessageBody + 'static>,
 ) -> Result<ServiceResponse<BoxBody>, Error> {
     let refused = request.app_data::<Data<Admin>>().and_then(|admin| {
-        if let Err(stranger) = admin.access.admit(request.head()) {
-            admin.metrics.strangers.inc(stranger);
-            return Some(turn_away(stranger));
+        if let Err(denied) = admin.access.check(request.head()) {
+            admin.metrics.access_denied.inc(denied);
+            return Some(deny(denied));
         }
         (!matches!(*request.method(), Method::GET | Method::HEAD)).then(|| {
             let mut response = refusal(StatusCode::METHOD_NOT_ALLOWED, "this listener only answers GET and HEAD");
@@ -261,8 +261,8 @@ async fn admit(
     }
 }
 
-fn turn_away(stranger: Stranger) -> HttpResponse {
-    if stranger == Stranger::Host {
+fn deny(denied: AccessDenied) -> HttpResponse {
+    if denied == AccessDenied::Host {
         let why = "this name is not known here: use an address, or add the name to admin.allowed_hosts";
         return refusal(StatusCode::FORBIDDEN, why);
     }

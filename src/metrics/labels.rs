@@ -106,13 +106,13 @@ label! {
 }
 
 label! {
-    /// Why the operator's listener refused somebody.
-    Stranger {
-        /// Asked under a name that is not known.
+    /// Why the operator's listener refused a request.
+    AccessDenied {
+        /// It named the server by an unknown name.
         Host "host",
-        /// Showed no token.
+        /// It had no token.
         NoToken "no_token",
-        /// Showed another one.
+        /// It had a wrong token.
         WrongToken "wrong_token",
     }
 }
@@ -296,6 +296,6 @@ mod tests {
         holds(std::iter::once(Outcome::Done).chain(Code::ALL.iter().copied().map(Outcome::Refused)));
         holds(Repair::ALL.iter().copied());
         holds(Limit::ALL.iter().copied());
-        holds(Stranger::ALL.iter().copied());
+        holds(AccessDenied::ALL.iter().copied());
     }
 }

@@ -2,8 +2,7 @@
 
 use std::{
     net::{IpAddr, SocketAddr},
-    sync::{Mutex, PoisonError},
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use actix_web::{
@@ -14,11 +13,10 @@ use actix_web::{
     },
 };
 use base64::{Engine, engine::general_purpose::STANDARD};
-use tokio::time::Instant;
 
-use crate::metrics::Stranger;
+use crate::{log_throttle::LogThrottle, metrics::AccessDenied};
 
-/// The log hears of wrong tokens at most this often.
+/// Wrong tokens are logged at most this often.
 const REPORT_EVERY: Duration = Duration::from_mins(1);
 
 /// The rules of the operator's listener.
@@ -26,27 +24,8 @@ pub struct Access {
     /// Hashed, so that comparing takes the same time whatever is shown.
     token: Option<blake3::Hash>,
     hosts: Vec<String>,
-    guesses: Mutex<Guesses>,
-}
-
-/// Wrong tokens.
-#[derive(Debug, Default)]
-struct Guesses {
-    /// Since the log last heard of some.
-    count: u64,
-    reported: Option<Instant>,
-}
-
-impl Guesses {
-    /// Counts one more; how many there were if the log should hear of them.
-    fn one_more(&mut self, now: Instant) -> Option<u64> {
-        self.count += 1;
-        if self.reported.is_some_and(|at| now < at + REPORT_EVERY) {
-            return None;
-        }
-        self.reported = Some(now);
-        Some(std::mem::take(&mut self.count))
-    }
+    /// Wrong tokens.
+    guesses: LogThrottle,
 }
 
 impl Access {
@@ -57,25 +36,27 @@ impl Access {
         Self {
             token: Some(token.trim()).filter(|token| !token.is_empty()).map(|token| blake3::hash(token.as_bytes())),
             hosts: hosts.iter().map(|host| host.trim_end_matches('.').to_ascii_lowercase()).collect(),
-            guesses: Mutex::default(),
+            guesses: LogThrottle::new(REPORT_EVERY),
         }
     }
 
-    /// Whether somebody may ask.
-    pub(super) fn admit(&self, head: &RequestHead) -> Result<(), Stranger> {
-        if !self.knows_host(head) {
-            return Err(Stranger::Host);
+    /// Checks the name under which a request asks, then its token.
+    ///
+    /// # Errors
+    /// The first of the two that is wrong.
+    pub(super) fn check(&self, head: &RequestHead) -> Result<(), AccessDenied> {
+        if !self.is_known_host(head) {
+            return Err(AccessDenied::Host);
         }
-        let admitted = self.lets_in(&head.headers);
-        if admitted == Err(Stranger::WrongToken) {
-            self.note_guess(head.peer_addr);
+        let checked = self.check_token(&head.headers);
+        if checked == Err(AccessDenied::WrongToken) {
+            self.log_wrong_token(head.peer_addr);
         }
-        admitted
+        checked
     }
 
-    fn note_guess(&self, peer: Option<SocketAddr>) {
-        let guesses = self.guesses.lock().unwrap_or_else(PoisonError::into_inner).one_more(Instant::now());
-        if let Some(guesses) = guesses {
+    fn log_wrong_token(&self, peer: Option<SocketAddr>) {
+        if let Some(guesses) = self.guesses.count(Instant::now()) {
             let client = peer.map(|peer| peer.ip().to_string());
             tracing::warn!(guesses, client, "somebody shows a wrong token to the operator's listener");
         }
@@ -83,7 +64,7 @@ impl Access {
 
     /// Whether the request names this server as it may be named. A page can make a browser ask this address only under
     /// the page's own name (DNS rebinding), so names have to be known; addresses lead nowhere else.
-    fn knows_host(&self, head: &RequestHead) -> bool {
+    fn is_known_host(&self, head: &RequestHead) -> bool {
         let mut hosts = head.headers.get_all(header::HOST).map(|value| value.to_str().unwrap_or_default());
         let Some(host) = hosts.next() else { return false };
         // A request line with a whole URL names a host too, and takes precedence over the header.
@@ -103,12 +84,12 @@ impl Access {
     }
 
     /// Whether the request shows the token, if there is one: as a bearer token, or as the password of any user.
-    fn lets_in(&self, headers: &HeaderMap) -> Result<(), Stranger> {
+    fn check_token(&self, headers: &HeaderMap) -> Result<(), AccessDenied> {
         let Some(token) = &self.token else { return Ok(()) };
-        let Some(value) = headers.get(header::AUTHORIZATION) else { return Err(Stranger::NoToken) };
+        let Some(value) = headers.get(header::AUTHORIZATION) else { return Err(AccessDenied::NoToken) };
         match shown(value.as_bytes()) {
             Some(shown) if blake3::hash(&shown) == *token => Ok(()),
-            _ => Err(Stranger::WrongToken),
+            _ => Err(AccessDenied::WrongToken),
         }
     }
 }
@@ -165,14 +146,6 @@ mod tests {
         ] {
             assert!(!access.is_known(host), "{host}");
         }
-    }
-
-    #[test]
-    fn wrong_tokens_are_reported_once_a_minute_with_their_number() {
-        let (mut guesses, start) = (Guesses::default(), Instant::now());
-        assert_eq!(guesses.one_more(start), Some(1));
-        assert!((1..600).all(|tenth| guesses.one_more(start + Duration::from_millis(100 * tenth)).is_none()));
-        assert_eq!(guesses.one_more(start + REPORT_EVERY), Some(600));
     }
 
     #[test]
