@@ -151,7 +151,7 @@ impl Application {
         let parts = Parts {
             store: store.clone(),
             bus,
-            door: hub.clone(),
+            local_delivery: hub.clone(),
             clock,
             entropy: entropy.clone(),
             mailer,

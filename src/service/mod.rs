@@ -71,7 +71,7 @@ pub struct Parts {
     /// The way to connected devices.
     pub bus: Bus,
     /// The devices connected to this node.
-    pub door: Arc<dyn Deliver>,
+    pub local_delivery: Arc<dyn Deliver>,
     /// Time.
     pub clock: Clock,
     /// Randomness.
@@ -90,7 +90,7 @@ pub struct Parts {
 pub struct Service {
     store: Store,
     bus: Bus,
-    door: Arc<dyn Deliver>,
+    local_delivery: Arc<dyn Deliver>,
     clock: Clock,
     entropy: Entropy,
     mailer: Mailer,
@@ -156,7 +156,7 @@ impl Service {
     /// Puts the parts together and starts the batchers.
     #[must_use]
     pub fn start(parts: Parts, tasks: &Tasks) -> Self {
-        let Parts { store, bus, door, clock, entropy, mailer, secret, policy, metrics } = parts;
+        let Parts { store, bus, local_delivery, clock, entropy, mailer, secret, policy, metrics } = parts;
         let limits = &policy.limits;
         let drain = DrainLimit::new(limits.claim_burst, Duration::from_secs(limits.claim_refill_s));
         let blocking_claims = Claims::new(store.clone(), drain);
@@ -210,7 +210,7 @@ impl Service {
         Self {
             store,
             bus,
-            door,
+            local_delivery,
             clock,
             entropy,
             mailer,

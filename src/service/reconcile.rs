@@ -34,7 +34,7 @@ pub async fn reconcile_forever(service: Arc<Service>) {
                 }
             }
         }
-        for chunk in service.door.live().chunks(CHUNK) {
+        for chunk in service.local_delivery.live().chunks(CHUNK) {
             if let Err(error) = service.reconcile(chunk).await {
                 tracing::warn!(%error, "could not reconcile");
             }
@@ -50,15 +50,15 @@ impl Service {
         {
             if let Some((signal, missed)) = verdict(connection, state) {
                 self.metrics.reconcile_repairs.inc(missed);
-                self.door.deliver(connection.device, signal);
+                self.local_delivery.deliver(connection.device, signal);
             } else if let Some(ConnectionState { mailbox_head: seq @ 1.., .. }) = state {
-                self.door.deliver(connection.device, Signal::Mail { seq, envelope: None });
+                self.local_delivery.deliver(connection.device, Signal::Mail { seq, envelope: None });
             }
         }
         let devices: Vec<_> = connections.iter().map(|connection| connection.device).collect();
         for (device, signal) in self.store.low_pools(&devices).await? {
             // The device knows what it has heard already.
-            self.door.deliver(device, signal);
+            self.local_delivery.deliver(device, signal);
         }
         Ok(())
     }

@@ -1,4 +1,4 @@
-//! Delivery of mail by the device's actor.
+//! Delivery of mail over an open connection.
 
 use std::{panic::AssertUnwindSafe, sync::Arc, time::Duration};
 
@@ -6,18 +6,18 @@ use actix::{AsyncContext, Context, Handler, Message};
 use futures_util::FutureExt;
 use tokio::time::Instant;
 
-use super::super::{
-    budget::Reservation,
-    delivery::{Held, Next, Reading},
-    device::DeviceSocket,
-    ops::encode,
-};
+use super::{DeviceSocket, Handled, connection::Connection, open::Open};
 use crate::{
     domain::{
         Envelope, Refusal,
         envelope::{MAX_CONTENT, Page},
     },
     protocol::event::Event,
+    socket::{
+        budget::Reservation,
+        delivery::{LiveEnvelope, Next, Reading},
+        ops::encode,
+    },
 };
 
 /// Pause before the store is read again after it could not be, or after memory was short.
@@ -26,165 +26,211 @@ const RETRY: Duration = Duration::from_secs(1);
 /// What was read from the mailbox.
 #[derive(Message)]
 #[rtype(result = "()")]
-struct Read {
+struct PageRead {
     reading: Reading,
     page: Result<Page, Refusal>,
     /// Ends once the page is in the outbox, which has reservations of its own.
-    _memory: Reservation,
+    memory: Reservation,
 }
 
-impl DeviceSocket {
-    /// A stored envelope has arrived, or word of one.
-    pub(super) fn mail_arrived(&mut self, seq: i64, envelope: Option<Arc<Envelope>>, ctx: &mut Context<Self>) {
-        if let Some(envelope) = envelope {
-            self.arrived(Held::Mail(seq, envelope), ctx);
-        } else {
-            self.delivery.note(seq);
-            self.read_mail(ctx);
+impl Open {
+    /// A stored envelope was signalled, with its content or without.
+    pub fn handle_mail(
+        &mut self,
+        connection: &Connection,
+        seq: i64,
+        envelope: Option<Arc<Envelope>>,
+        ctx: &mut Context<DeviceSocket>,
+    ) -> Handled {
+        match envelope {
+            Some(envelope) => self.deliver_or_hold(connection, LiveEnvelope::Stored(seq, envelope), ctx),
+            None => {
+                self.delivery.note(seq);
+                self.read_mail(connection, ctx)
+            }
         }
     }
 
-    /// An envelope for those who are connected now has arrived.
-    pub(super) fn ephemeral_arrived(&mut self, envelope: Arc<Envelope>, ctx: &mut Context<Self>) {
-        self.arrived(Held::Ephemeral(envelope), ctx);
+    /// An envelope for the devices that are connected now was signalled.
+    pub fn handle_ephemeral(
+        &mut self,
+        connection: &Connection,
+        envelope: Arc<Envelope>,
+        ctx: &mut Context<DeviceSocket>,
+    ) -> Handled {
+        self.deliver_or_hold(connection, LiveEnvelope::Ephemeral(envelope), ctx)
     }
 
-    fn arrived(&mut self, arrived: Held, ctx: &mut Context<Self>) {
-        if let Some(held) = self.delivery.arrived(arrived, &self.node.budget) {
-            self.deliver(held, ctx);
+    fn deliver_or_hold(
+        &mut self,
+        connection: &Connection,
+        envelope: LiveEnvelope,
+        ctx: &mut Context<DeviceSocket>,
+    ) -> Handled {
+        if let Some(envelope) = self.delivery.take_in(envelope, &connection.node.budget) {
+            self.deliver(connection, &envelope, ctx)?;
         }
-        self.release_held(ctx);
+        self.release_held(connection, ctx)
     }
 
     /// The device has acked envelopes; the numbers are sorted.
-    pub(super) fn mail_acked(&mut self, seqs: &[i64], ctx: &mut Context<Self>) {
-        self.delivery.acked(seqs);
-        self.read_mail(ctx);
+    pub fn handle_ack(&mut self, connection: &Connection, seqs: &[i64], ctx: &mut Context<DeviceSocket>) -> Handled {
+        self.delivery.ack(seqs);
+        self.read_mail(connection, ctx)
     }
 
-    fn deliver(&mut self, held: Held, ctx: &mut Context<Self>) {
-        match held {
-            Held::Mail(seq, envelope) => {
-                self.deliver_stored(seq, &envelope, ctx);
+    fn deliver(
+        &mut self,
+        connection: &Connection,
+        envelope: &LiveEnvelope,
+        ctx: &mut Context<DeviceSocket>,
+    ) -> Handled {
+        match envelope {
+            LiveEnvelope::Stored(seq, envelope) => {
+                self.deliver_stored(connection, *seq, envelope, ctx)?;
             }
-            Held::Ephemeral(envelope) => {
-                let frame = encode(self.codec, &Event::message(self.codec, None, &envelope));
-                if self.outbox.has_spare_room(frame.len()) {
-                    self.count_delivery(&envelope);
-                    self.push_event(frame, ctx);
+            LiveEnvelope::Ephemeral(envelope) => {
+                let frame = encode(connection.codec, &Event::message(connection.codec, None, envelope));
+                if connection.flow.outbox.fits_in_half(frame.len()) {
+                    count_delivery(connection, envelope);
+                    connection.send_event_frame(frame)?;
                 }
             }
         }
+        Ok(())
     }
 
-    /// Sends an envelope if there is room for it.
-    fn deliver_stored(&mut self, seq: i64, envelope: &Envelope, ctx: &mut Context<Self>) -> bool {
-        let frame = encode(self.codec, &Event::message(self.codec, Some(seq), envelope));
-        if !self.outbox.has_room(frame.len()) {
-            // Replies that the client has not read yet: they are no reason to give it up.
-            self.delivery.wait();
+    /// Sends an envelope. Returns false if it does not fit into the outbox or the window.
+    fn deliver_stored(
+        &mut self,
+        connection: &Connection,
+        seq: i64,
+        envelope: &Envelope,
+        ctx: &mut Context<DeviceSocket>,
+    ) -> Result<bool, crate::protocol::CloseCode> {
+        let frame = encode(connection.codec, &Event::message(connection.codec, Some(seq), envelope));
+        if !connection.flow.outbox.fits(frame.len()) {
+            // It is full of replies that the client has not read yet: no reason to give the client up.
+            self.delivery.block();
             ctx.run_later(RETRY, |actor, ctx| {
-                actor.delivery.go_on();
-                actor.read_mail(ctx);
+                actor.when_open(ctx, |open, connection, ctx| {
+                    open.delivery.unblock();
+                    open.read_mail(connection, ctx)
+                });
             });
-            return false;
+            return Ok(false);
         }
-        let admitted = self.delivery.admit(seq, frame.len(), Instant::now());
-        if admitted {
-            self.count_delivery(envelope);
-            self.push_event(frame, ctx);
+        let fits = self.delivery.add_to_window(seq, frame.len(), Instant::now());
+        if fits {
+            count_delivery(connection, envelope);
+            connection.send_event_frame(frame)?;
         }
-        admitted
+        Ok(fits)
     }
 
-    fn count_delivery(&self, envelope: &Envelope) {
-        let waited = self.node.service.now().since(envelope.accepted_at);
-        self.node.metrics.delivered((waited <= self.connected_for()).then_some(waited));
-    }
-
-    /// Tells the client when the backlog is through, and reads on where there is something to be sent.
-    pub(super) fn read_mail(&mut self, ctx: &mut Context<Self>) {
-        if self.is_closing() {
-            return;
-        }
-        self.tell_drained(ctx);
+    /// Sends the end of the backlog if it has been reached, and reads on if there is something to send.
+    pub fn read_mail(&mut self, connection: &Connection, ctx: &mut Context<DeviceSocket>) -> Handled {
+        self.send_backlog_end(connection)?;
         match self.delivery.next(Instant::now()) {
             Next::Nothing => {}
             Next::Wait(time) => {
-                ctx.run_later(time, Self::read_mail);
+                ctx.run_later(time, |actor, ctx| actor.when_open(ctx, Self::read_mail_again));
             }
-            Next::Read(reading) => self.read_page(reading, ctx),
+            Next::Read(reading) => self.read_page(connection, reading, ctx),
         }
+        Ok(())
     }
 
-    fn tell_drained(&mut self, ctx: &mut Context<Self>) {
-        if self.delivery.is_drained() {
-            self.event(&Event::MailboxDrained {}, ctx);
-        }
+    fn read_mail_again(&mut self, connection: &mut Connection, ctx: &mut Context<DeviceSocket>) -> Handled {
+        self.read_mail(connection, ctx)
     }
 
-    /// Sends what has waited too long for its ack once more, unless the client has not even taken the first copies.
-    pub(super) fn resend_mail(&mut self, now: Instant, ctx: &mut Context<Self>) {
-        if self.outbox.is_empty()
-            && let Some(reading) = self.delivery.begin_again(now)
+    fn send_backlog_end(&mut self, connection: &Connection) -> Handled {
+        if self.delivery.take_backlog_end() { connection.send_event(&Event::MailboxDrained {}) } else { Ok(()) }
+    }
+
+    /// Sends again what has waited too long for its ack, unless the client has not even taken the first copies.
+    pub fn resend_mail(&mut self, connection: &Connection, now: Instant, ctx: &mut Context<DeviceSocket>) {
+        if connection.flow.outbox.is_empty()
+            && let Some(reading) = self.delivery.begin_resend(now)
         {
-            self.read_page(reading, ctx);
+            self.read_page(connection, reading, ctx);
         }
     }
 
-    fn read_page(&mut self, reading: Reading, ctx: &mut Context<Self>) {
-        let Some(memory) = self.node.budget.try_reserve(reading.page.bytes + MAX_CONTENT) else {
+    fn read_page(&mut self, connection: &Connection, reading: Reading, ctx: &mut Context<DeviceSocket>) {
+        let Some(memory) = connection.node.budget.try_reserve(reading.page.bytes + MAX_CONTENT) else {
             return Self::read_later(ctx);
         };
-        let (node, device, address) = (self.node.clone(), self.device(), ctx.address());
+        let (node, device, address) = (connection.node.clone(), connection.device(), ctx.address());
         let runtime = node.runtime.clone();
         runtime.spawn(async move {
             let page = AssertUnwindSafe(node.service.mail_page(device, reading.page)).catch_unwind().await;
             // A panic is a defect, but it must not leave the device without its mail.
             let page = page.unwrap_or(Err(Refusal::Internal));
-            address.do_send(Read { reading, page, _memory: memory });
+            address.do_send(PageRead { reading, page, memory });
         });
     }
 
-    fn read_later(ctx: &mut Context<Self>) {
-        // Until then nothing else reads, so that what is kept meanwhile stays in order.
+    fn read_later(ctx: &mut Context<DeviceSocket>) {
+        // Until then nothing else reads, so that what is held meanwhile stays in order.
         ctx.run_later(RETRY, |actor, ctx| {
-            actor.delivery.give_up_reading();
-            actor.release_held(ctx);
+            actor.when_open(ctx, |open, connection, ctx| {
+                open.delivery.give_up_reading();
+                open.release_held(connection, ctx)
+            });
         });
     }
 
-    /// Goes on with what arrived while the store was read.
-    fn release_held(&mut self, ctx: &mut Context<Self>) {
-        while let Some(held) = self.delivery.release() {
-            self.deliver(held, ctx);
+    /// Goes on with what was held while the store was read.
+    fn release_held(&mut self, connection: &Connection, ctx: &mut Context<DeviceSocket>) -> Handled {
+        while let Some(envelope) = self.delivery.release() {
+            self.deliver(connection, &envelope, ctx)?;
         }
-        self.read_mail(ctx);
+        self.read_mail(connection, ctx)
+    }
+
+    fn handle_page(
+        &mut self,
+        connection: &Connection,
+        PageRead { reading, page, memory }: PageRead,
+        ctx: &mut Context<DeviceSocket>,
+    ) -> Handled {
+        let Ok(page) = page else {
+            Self::read_later(ctx);
+            return Ok(());
+        };
+        if reading.is_resend {
+            for (seq, envelope) in self.delivery.end_resend(reading, page, Instant::now()) {
+                let frame = encode(connection.codec, &Event::message(connection.codec, Some(seq), &envelope));
+                connection.node.metrics.redeliveries.inc();
+                connection.send_event_frame(frame)?;
+            }
+        } else {
+            let mut all_fit = true;
+            for (seq, envelope) in &page.envelopes {
+                all_fit = self.deliver_stored(connection, *seq, envelope, ctx)?;
+                if !all_fit {
+                    break;
+                }
+            }
+            self.delivery.end_reading(reading, page.complete && all_fit);
+            self.send_backlog_end(connection)?;
+        }
+        drop(memory);
+        self.release_held(connection, ctx)
     }
 }
 
-impl Handler<Read> for DeviceSocket {
+fn count_delivery(connection: &Connection, envelope: &Envelope) {
+    let waited = connection.node.service.now().since(envelope.accepted_at);
+    connection.node.metrics.delivered((waited <= connection.age()).then_some(waited));
+}
+
+impl Handler<PageRead> for DeviceSocket {
     type Result = ();
 
-    fn handle(&mut self, Read { reading, page, _memory: memory }: Read, ctx: &mut Context<Self>) {
-        if self.is_closing() {
-            return;
-        }
-        let Ok(page) = page else {
-            return Self::read_later(ctx);
-        };
-        if reading.again {
-            for (seq, envelope) in self.delivery.end_again(reading, page, Instant::now()) {
-                let frame = encode(self.codec, &Event::message(self.codec, Some(seq), &envelope));
-                self.node.metrics.redeliveries.inc();
-                self.push_event(frame, ctx);
-            }
-        } else {
-            let all = page.envelopes.iter().all(|(seq, envelope)| self.deliver_stored(*seq, envelope, ctx));
-            self.delivery.end_reading(reading, page.complete && all);
-            self.tell_drained(ctx);
-        }
-        drop(memory);
-        self.release_held(ctx);
+    fn handle(&mut self, read: PageRead, ctx: &mut Context<Self>) {
+        self.when_open(ctx, |open, connection, ctx| open.handle_page(connection, read, ctx));
     }
 }

@@ -1,35 +1,98 @@
-//! Requests of a device: taken in, handed on, answered.
+//! Requests of an open connection: checked, run, answered.
 
-use std::panic::AssertUnwindSafe;
+use std::{collections::VecDeque, panic::AssertUnwindSafe, time::Instant};
 
 use actix::{AsyncContext, Context, Handler, Message};
 use actix_web::web::Bytes;
 use futures_util::FutureExt;
 
-use super::{
-    super::ops::{self, After, Origin, Outcome, failure},
-    DeviceSocket, depths,
-};
+use super::{DeviceSocket, Handled, connection::Connection, open::Open};
 use crate::{
-    domain::Refusal,
+    domain::{Refusal, Signal},
     metrics::Asked,
     protocol::{
         CloseCode,
         frame::{MAX_IN_FLIGHT, Op, Request, RequestId},
     },
+    service::Turns,
+    socket::ops::{self, After, Origin, Outcome, failure},
 };
 
-/// Room kept in the outbox for the reply to a request that brings bundles, and for any other. With the default outbox 64 of
-/// either can be under way.
-const BUNDLES_ROOM: usize = 16 * 1024;
-const REPLY_ROOM: usize = 1024;
-/// The same for one that may bring two lists of devices.
-const MISMATCH_ROOM: usize = 8 * 1024;
+/// Bytes kept free in the outbox for the reply to a request that brings bundles, and to most others. With the default
+/// outbox 64 of either can be under way.
+const BUNDLES_REPLY: usize = 16 * 1024;
+const USUAL_REPLY: usize = 1024;
+/// The same for a reply that may hold two lists of devices.
+const MISMATCH_REPLY: usize = 8 * 1024;
 
-pub(super) struct InFlight {
+/// The requests that have no reply yet.
+#[derive(Default)]
+pub struct Requests {
+    in_flight: Vec<InFlight>,
+    /// Requests that wait for a renewal, or the renewal itself, which waits for those before it.
+    deferred: VecDeque<Deferred>,
+    /// While a renewal is in flight: the signals that wait for its outcome.
+    renewal: Option<Vec<Signal>>,
+    /// The order of the sends under way.
+    sends: Turns,
+    /// The order of the publishes, so that the last one's signed prekey is the one that is watched.
+    publishes: Turns,
+}
+
+struct InFlight {
     id: RequestId,
-    bytes: usize,
-    room: usize,
+    request_bytes: usize,
+    reply_bytes: usize,
+}
+
+struct Deferred {
+    request: Request,
+    op: Op,
+    frame: Bytes,
+}
+
+impl Requests {
+    /// Whether all requests have their replies.
+    pub fn is_empty(&self) -> bool {
+        self.in_flight.is_empty() && self.deferred.is_empty()
+    }
+
+    fn len(&self) -> usize {
+        self.in_flight.len() + self.deferred.len()
+    }
+
+    fn contains(&self, id: RequestId) -> bool {
+        self.in_flight.iter().any(|request| request.id == id)
+            || self.deferred.iter().any(|deferred| deferred.request.id == id)
+    }
+
+    /// Where signals wait for the outcome of a renewal, if one is in flight.
+    pub fn signals_of_renewal(&mut self) -> Option<&mut Vec<Signal>> {
+        self.renewal.as_mut()
+    }
+
+    /// Whether an op cannot run yet: a renewal runs alone, since what comes before it belongs to the old session and what
+    /// comes after to the new one.
+    fn must_wait(&self, op: Op) -> bool {
+        self.renewal.is_some() || (op == Op::SessionRenew && !self.in_flight.is_empty())
+    }
+
+    /// The next deferred request that can run.
+    fn next_deferred(&mut self) -> Option<Deferred> {
+        let op = self.deferred.front()?.op;
+        if self.must_wait(op) { None } else { self.deferred.pop_front() }
+    }
+
+    /// Removes a request that has its reply.
+    fn take_in_flight(&mut self, id: RequestId) -> Option<InFlight> {
+        let at = self.in_flight.iter().position(|request| request.id == id)?;
+        let request = self.in_flight.swap_remove(at);
+        if self.is_empty() {
+            // An idle connection keeps no buffer.
+            self.in_flight = Vec::new();
+        }
+        Some(request)
+    }
 }
 
 /// A request has its reply.
@@ -41,83 +104,72 @@ struct Done {
     after: After,
 }
 
-impl DeviceSocket {
-    pub(super) fn frame(&mut self, frame: Bytes, ctx: &mut Context<Self>) {
-        let Ok(request) = Request::decode(self.codec, &frame) else {
-            return self.close(CloseCode::ProtocolError, ctx);
-        };
-        let id = request.id;
-        let waiting = |(request, ..): &(Request, Op, Bytes)| request.id == id;
-        if self.in_flight.iter().any(|request| request.id == id) || self.deferred.iter().any(waiting) {
-            return self.close(CloseCode::ProtocolError, ctx);
+impl Open {
+    /// Takes in a frame of the client.
+    pub fn handle_request(
+        &mut self,
+        connection: &Connection,
+        frame: Bytes,
+        ctx: &mut Context<DeviceSocket>,
+    ) -> Handled {
+        let request = Request::decode(connection.codec, &frame).map_err(|_| CloseCode::ProtocolError)?;
+        if self.requests.contains(request.id) {
+            return Err(CloseCode::ProtocolError);
         }
         let asked = request.op.as_ref().map_or(Asked::Unknown, |op| Asked::Op(*op));
-        let op = match self.admit(&request) {
+        let op = match self.check_request(connection, &request) {
             Ok(op) => op,
-            Err(refusal) => return self.refuse(id, asked, refusal, ctx),
+            Err(refusal) => return connection.refuse(request.id, asked, refusal),
         };
-        // A renewal runs alone: what comes before it belongs to the old session, what comes after to the new one.
-        let must_wait = op == Op::SessionRenew && !self.in_flight.is_empty();
-        if must_wait || self.renewing || !self.deferred.is_empty() {
-            self.defer(request, op, frame);
-        } else {
-            self.hand_on(request, op, frame, ctx);
+        if self.requests.must_wait(op) || !self.requests.deferred.is_empty() {
+            connection.flow.gate.begin_request(frame.len(), reply_bytes(op));
+            self.requests.deferred.push_back(Deferred { request, op, frame });
+            return Ok(());
         }
+        self.run_request(connection, request, op, frame, ctx)
     }
 
-    /// Whether a request is carried out, be it later. It is counted, and has no effect on any other if it is refused.
-    fn admit(&self, request: &Request) -> Result<Op, Refusal> {
-        let pace = self.outbox.pace();
-        let known = if self.in_flight.len() + self.deferred.len() < MAX_IN_FLIGHT {
-            request.op.clone()
-        } else {
-            Err(Refusal::TooManyInFlight)
-        };
-        let op = known.inspect_err(|_| pace.count_refused())?;
-        pace.take().map_err(|retry_after| Refusal::RateLimited { retry_after })?;
+    /// The op to run, at once or later, or the refusal. Either way the request counts towards the rate.
+    fn check_request(&self, connection: &Connection, request: &Request) -> Result<Op, Refusal> {
+        let (rate, now) = (connection.flow.gate.rate(), Instant::now());
+        let known =
+            if self.requests.len() < MAX_IN_FLIGHT { request.op.clone() } else { Err(Refusal::TooManyInFlight) };
+        let op = known.inspect_err(|_| rate.count_refused(now))?;
+        rate.take(now).map_err(|retry_after| Refusal::RateLimited { retry_after })?;
         Ok(op)
     }
 
-    pub(super) fn defer(&mut self, request: Request, op: Op, frame: Bytes) {
-        self.outbox.expect_reply(frame.len(), room(op));
-        self.deferred.push_back((request, op, frame));
-    }
-
-    pub(super) fn resume_deferred(&mut self, ctx: &mut Context<Self>) {
-        while let Some((_, op, _)) = self.deferred.front() {
-            if self.renewing || (*op == Op::SessionRenew && !self.in_flight.is_empty()) {
-                return;
-            }
-            if let Some((request, op, frame)) = self.deferred.pop_front() {
-                self.outbox.settle_reply(frame.len(), room(op));
-                self.hand_on(request, op, frame, ctx);
-            }
-        }
-    }
-
     /// Runs a request on the runtime of store and bus.
-    pub(super) fn hand_on(&mut self, request: Request, op: Op, frame: Bytes, ctx: &mut Context<Self>) {
+    fn run_request(
+        &mut self,
+        connection: &Connection,
+        request: Request,
+        op: Op,
+        frame: Bytes,
+        ctx: &mut Context<DeviceSocket>,
+    ) -> Handled {
         let id = request.id;
-        let Some(reservation) = self.node.budget.try_reserve(frame.len()) else {
-            return self.refuse(id, Asked::Op(op), Refusal::Unavailable, ctx);
+        let Some(reservation) = connection.node.budget.try_reserve(frame.len()) else {
+            return connection.refuse(id, Asked::Op(op), Refusal::Unavailable);
         };
-        let (bytes, room) = (frame.len(), room(op));
-        self.outbox.expect_reply(bytes, room);
-        self.in_flight.push(InFlight { id, bytes, room });
-        self.renewing = op == Op::SessionRenew;
+        let (request_bytes, reply_bytes) = (frame.len(), reply_bytes(op));
+        connection.flow.gate.begin_request(request_bytes, reply_bytes);
+        let requests = &mut self.requests;
+        requests.in_flight.push(InFlight { id, request_bytes, reply_bytes });
+        requests.renewal = (op == Op::SessionRenew).then(Vec::new);
         let origin = Origin {
-            caller: self.session.caller,
-            epoch: self.epoch.unwrap_or_default(),
+            caller: connection.session.caller,
+            epoch: self.epoch,
             turn: match op {
-                Op::MessagesSend => Some(self.sends.take()),
-                Op::KeysPublish => Some(self.publishes.take()),
+                Op::MessagesSend => Some(requests.sends.take()),
+                Op::KeysPublish => Some(requests.publishes.take()),
                 _ => None,
             },
         };
-        let (node, codec, address) = (self.node.clone(), self.codec, ctx.address());
+        let (node, codec, address) = (connection.node.clone(), connection.codec, ctx.address());
         let runtime = node.runtime.clone();
         runtime.spawn(async move {
-            // Held for as long as the request is under way, which may be longer than its socket lives.
+            // Held for as long as the request is under way, which may be longer than its connection lives.
             let _memory = reservation;
             let run = ops::run(&node, origin, codec, op, &request, frame);
             // A panic in a use case is a defect, but the client still gets its one reply.
@@ -132,63 +184,61 @@ impl DeviceSocket {
             drop(outcome.turn);
             node.service.tell(outcome.told);
         });
+        Ok(())
+    }
+
+    /// Sends a reply, and does what comes after it.
+    fn finish_request(
+        &mut self,
+        connection: &mut Connection,
+        Done { id, reply, after }: Done,
+        ctx: &mut Context<DeviceSocket>,
+    ) -> Handled {
+        let Some(request) = self.requests.take_in_flight(id) else { return Ok(()) };
+        connection.send_reply(reply)?;
+        connection.flow.gate.end_request(request.request_bytes, request.reply_bytes);
+        match after {
+            After::Nothing => {}
+            After::Renewed(session) => {
+                connection.session = session;
+                connection.note_open(self.epoch);
+                self.set_timer(connection, ctx);
+            }
+            After::Published { status, rotated } => {
+                self.keys.note_publish(&status);
+                if rotated {
+                    self.keys.note_rotation(status.signed_prekey);
+                    self.send_rotation_notice(connection, connection.node.service.now())?;
+                    self.set_timer(connection, ctx);
+                }
+            }
+            After::Acked(seqs) => self.handle_ack(connection, &seqs, ctx)?,
+            After::Ended(reason) => return Err(connection.end_session(reason)),
+        }
+        for signal in self.requests.renewal.take().unwrap_or_default() {
+            self.handle_signal(connection, signal, ctx)?;
+        }
+        while let Some(Deferred { request, op, frame }) = self.requests.next_deferred() {
+            connection.flow.gate.end_request(frame.len(), reply_bytes(op));
+            self.run_request(connection, request, op, frame, ctx)?;
+        }
+        self.close_if_drained()
     }
 }
 
-/// What the reply to an op may need of the outbox.
-fn room(op: Op) -> usize {
+/// The bytes that the reply to an op may need.
+fn reply_bytes(op: Op) -> usize {
     match op {
-        Op::KeysFetch | Op::KeysClaim => BUNDLES_ROOM,
-        Op::MessagesSend => MISMATCH_ROOM,
-        _ => REPLY_ROOM,
+        Op::KeysFetch | Op::KeysClaim => BUNDLES_REPLY,
+        Op::MessagesSend => MISMATCH_REPLY,
+        _ => USUAL_REPLY,
     }
 }
 
 impl Handler<Done> for DeviceSocket {
     type Result = ();
 
-    fn handle(&mut self, Done { id, reply, after }: Done, ctx: &mut Context<Self>) {
-        let Some(at) = self.in_flight.iter().position(|request| request.id == id) else { return };
-        let InFlight { bytes, room, .. } = self.in_flight.swap_remove(at);
-        if self.in_flight.is_empty() && self.deferred.is_empty() {
-            self.in_flight = Vec::new();
-        }
-        if self.closing {
-            return;
-        }
-        self.reply(reply, ctx);
-        self.outbox.settle_reply(bytes, room);
-        match after {
-            After::Nothing => {}
-            After::Renewed(session) => {
-                self.session = session;
-                self.note_open();
-                self.set_timer(ctx);
-            }
-            After::Published { status, rotated } => {
-                let now_known = depths(&status);
-                for (known, (version, depth)) in self.known_depth.iter_mut().zip(now_known) {
-                    // A signal that came after the publish was heard already if its version stands here.
-                    if version > known.0 {
-                        *known = (version, depth.min(known.1));
-                    }
-                }
-                if rotated {
-                    self.signed_prekey = status.signed_prekey;
-                    self.rotation_told = false;
-                    self.tell_rotation(self.node.service.now(), ctx);
-                    self.set_timer(ctx);
-                }
-            }
-            After::Acked(seqs) => self.mail_acked(&seqs, ctx),
-            After::Ended(reason) => return self.end(reason, ctx),
-        }
-        if std::mem::take(&mut self.renewing) {
-            for signal in std::mem::take(&mut self.early) {
-                self.heed(signal, ctx);
-            }
-        }
-        self.resume_deferred(ctx);
-        self.close_if_drained(ctx);
+    fn handle(&mut self, done: Done, ctx: &mut Context<Self>) {
+        self.when_open(ctx, |open, connection, ctx| open.finish_request(connection, done, ctx));
     }
 }

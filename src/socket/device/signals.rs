@@ -1,62 +1,50 @@
-//! What a device is told by others: of its sessions, its keys, its mail.
+//! Signals about an open connection's device: its sessions, its keys, its mail.
 
-use actix::{Context, Handler};
+use actix::Context;
 
-use super::{DeviceSocket, Told};
+use super::{DeviceSocket, Handled, connection::Connection, open::Open};
 use crate::{
-    domain::{EndReason, KeyKind, Signal, bundle::depth},
+    domain::{EndReason, Signal},
     protocol::{CloseCode, event::Event},
 };
 
-impl DeviceSocket {
-    pub(super) fn heed(&mut self, signal: Signal, ctx: &mut Context<Self>) {
-        if self.closing {
-            return;
-        }
-        let Some(epoch) = self.epoch else {
-            match signal {
-                // The mailbox is read after the welcome, up to here at least.
-                Signal::Mail { seq, .. } => self.delivery.note(seq),
-                // The device is not connected yet.
-                Signal::Ephemeral(_) => {}
-                signal => self.early.push(signal),
-            }
-            return;
-        };
+impl Open {
+    /// Turns a signal into events or a close.
+    pub fn handle_signal(
+        &mut self,
+        connection: &Connection,
+        signal: Signal,
+        ctx: &mut Context<DeviceSocket>,
+    ) -> Handled {
         match signal {
-            Signal::Mail { seq, envelope } => self.mail_arrived(seq, envelope, ctx),
-            Signal::Ephemeral(envelope) => self.ephemeral_arrived(envelope, ctx),
+            Signal::Mail { seq, envelope } => self.handle_mail(connection, seq, envelope, ctx),
+            Signal::Ephemeral(envelope) => self.handle_ephemeral(connection, envelope, ctx),
             Signal::PrekeysLow { kind, remaining, pool_version } => {
-                let threshold = self.node.service.low_watermark();
-                let heard = (pool_version, depth(remaining, threshold));
-                let known = &mut self.known_depth[usize::from(kind == KeyKind::PqOneTime)];
-                if heard <= *known {
-                    return;
+                let threshold = connection.node.service.low_watermark();
+                if !self.keys.take_low_pool(kind, remaining, threshold, pool_version) {
+                    return Ok(());
                 }
-                *known = heard;
-                self.event(&Event::PrekeysLow { kind, remaining, threshold, pool_version }, ctx);
+                connection.send_event(&Event::PrekeysLow { kind, remaining, threshold, pool_version })
             }
             Signal::DevicesChanged { added, removed } => {
-                self.event(&Event::DevicesChanged { added: &added, removed: &removed }, ctx);
+                connection.send_event(&Event::DevicesChanged { added: &added, removed: &removed })
             }
-            // Which session this socket belongs to is being decided.
-            Signal::LoggedOut { .. } if self.renewing => self.early.push(signal),
-            Signal::LoggedOut { sessions } if sessions.contains(&self.session.caller.session) => {
-                let expired = self.session.expires_at <= self.node.service.now();
-                self.end(if expired { EndReason::Expired } else { EndReason::Logout }, ctx);
+            Signal::LoggedOut { sessions } => {
+                if let Some(deferred) = self.requests.signals_of_renewal() {
+                    // It is being decided which session this connection belongs to.
+                    deferred.push(Signal::LoggedOut { sessions });
+                    return Ok(());
+                }
+                if !sessions.contains(&connection.session.caller.session) {
+                    return Ok(());
+                }
+                let is_over = connection.session.expires_at <= connection.node.service.now();
+                Err(connection.end_session(if is_over { EndReason::Expired } else { EndReason::Logout }))
             }
-            Signal::DeviceRevoked => self.end(EndReason::DeviceRevoked, ctx),
-            Signal::AccountDeleted => self.end(EndReason::AccountDeleted, ctx),
-            Signal::Displaced { epoch: newer } if newer > epoch => self.close(CloseCode::Displaced, ctx),
-            Signal::LoggedOut { .. } | Signal::Displaced { .. } => {}
+            Signal::DeviceRevoked => Err(connection.end_session(EndReason::DeviceRevoked)),
+            Signal::AccountDeleted => Err(connection.end_session(EndReason::AccountDeleted)),
+            Signal::Displaced { epoch } if epoch > self.epoch => Err(CloseCode::Displaced),
+            Signal::Displaced { .. } => Ok(()),
         }
-    }
-}
-
-impl Handler<Told> for DeviceSocket {
-    type Result = ();
-
-    fn handle(&mut self, Told(signal): Told, ctx: &mut Context<Self>) {
-        self.heed(signal, ctx);
     }
 }
