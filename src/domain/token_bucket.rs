@@ -107,7 +107,8 @@ mod tests {
         let mut bucket = TokenBucket::full(start);
         assert_eq!((0..20).filter(|_| bucket.take(TOKEN, TEN, start).is_ok()).count(), 10);
         assert_eq!(bucket.take(TOKEN, TEN, start), Err(TOKEN));
-        assert_eq!(bucket.take(TOKEN, TEN, start + TOKEN - Duration::from_nanos(1)), Err(Duration::from_nanos(1)));
+        let (a_bit, too_early) = (Duration::from_nanos(1), start + TOKEN.saturating_sub(Duration::from_nanos(1)));
+        assert_eq!(bucket.take(TOKEN, TEN, too_early), Err(a_bit));
         assert_eq!(bucket.take(TOKEN, TEN, start + TOKEN), Ok(()));
         let later = start + Duration::from_hours(1);
         assert_eq!((0..20).filter(|_| bucket.take(TOKEN, TEN, later).is_ok()).count(), 10, "a full bucket stays full");
@@ -129,7 +130,7 @@ mod tests {
         let start = Timestamp::parse("2026-01-01T00:00:00Z").unwrap();
         let mut bucket = TokenBucket::full(start);
         assert_eq!(bucket.take(TEN, TEN, start), Ok(()));
-        assert_eq!(bucket.missing(start + TOKEN), TEN - TOKEN);
+        assert_eq!(bucket.missing(start + TOKEN), TEN.saturating_sub(TOKEN));
         assert_eq!(bucket.missing(start + TEN * 2), Duration::ZERO);
     }
 }

@@ -1,14 +1,16 @@
 //! The actor of one connected device: the life of a connection, from top to bottom.
 //!
 //! No handler waits for anything: work runs on the runtime of store and bus and returns as a message. What an open
-//! connection does is in [`Open`] and the files below; it returns the close code if the connection is to end.
+//! connection does stands in the `handle_*` files; it returns a close code if the connection is to end.
 
 mod connection;
+mod handle_mail;
+mod handle_request;
+mod handle_signal;
+mod handle_timer;
 mod key_notices;
-mod mail;
 mod open;
 mod requests;
-mod signals;
 mod timers;
 
 use std::{rc::Rc, sync::Arc, time::Duration};
@@ -46,6 +48,7 @@ pub struct DeviceSocket {
 }
 
 /// The states of a connection, in their order. It may close in each of them.
+#[expect(clippy::large_enum_variant, reason = "nearly all connections are open; a box would cost each an allocation")]
 enum State {
     /// The hub knows the connection.
     Attached,

@@ -94,7 +94,7 @@ impl RequestRate {
         if !self.is_overdrawn.get() {
             return None;
         }
-        let bearable = CAPACITY + MAX_DEBT - SLICE.max(self.refusal_cost());
+        let bearable = (CAPACITY + MAX_DEBT).saturating_sub(SLICE.max(self.refusal_cost()));
         let wait = self.bucket.get().missing(now).saturating_sub(bearable);
         self.is_overdrawn.set(wait > Duration::ZERO);
         Some(wait).filter(|wait| *wait > Duration::ZERO)
@@ -157,7 +157,7 @@ mod tests {
         let told = rate.take(start).unwrap_err();
         // What a request costs, and what its refusal did.
         assert_eq!(told, Duration::from_millis(11));
-        assert!(rate.take(start + told - Duration::from_micros(1)).is_err(), "not before");
+        assert!(rate.take(start + told.saturating_sub(Duration::from_micros(1))).is_err(), "not before");
         let told = rate.take(start + told).unwrap_err();
         assert_eq!(told, Duration::from_millis(2), "two refusals have come in between");
         let later = start + Duration::from_mins(10);

@@ -1,5 +1,7 @@
 //! The import rule of `lib.rs`, read off the sources.
 
+mod cycles;
+
 use std::{fs, path::Path};
 
 /// Who may import whom. `clock`, `log_throttle` and `tasks` are leaves that all may use; `metrics` is for all above `protocol` and `domain`.

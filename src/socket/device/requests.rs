@@ -1,54 +1,41 @@
-//! Requests of an open connection: checked, run, answered.
+//! The requests of an open connection that have no reply yet, and their order.
 
-use std::{collections::VecDeque, panic::AssertUnwindSafe, time::Instant};
+use std::collections::VecDeque;
 
-use actix::{AsyncContext, Context, Handler, Message};
 use actix_web::web::Bytes;
-use futures_util::FutureExt;
 
-use super::{DeviceSocket, Handled, connection::Connection, open::Open};
 use crate::{
-    domain::{Refusal, Signal},
-    metrics::Asked,
-    protocol::{
-        CloseCode,
-        frame::{MAX_IN_FLIGHT, Op, Request, RequestId},
-    },
+    domain::Signal,
+    protocol::frame::{Op, Request, RequestId},
     service::Turns,
-    socket::ops::{self, After, Origin, Outcome, failure},
 };
-
-/// Bytes kept free in the outbox for the reply to a request that brings bundles, and to most others. With the default
-/// outbox 64 of either can be under way.
-const BUNDLES_REPLY: usize = 16 * 1024;
-const USUAL_REPLY: usize = 1024;
-/// The same for a reply that may hold two lists of devices.
-const MISMATCH_REPLY: usize = 8 * 1024;
 
 /// The requests that have no reply yet.
 #[derive(Default)]
 pub struct Requests {
-    in_flight: Vec<InFlight>,
+    pub in_flight: Vec<InFlight>,
     /// Requests that wait for a renewal, or the renewal itself, which waits for those before it.
-    deferred: VecDeque<Deferred>,
+    pub deferred: VecDeque<Deferred>,
     /// While a renewal is in flight: the signals that wait for its outcome.
-    renewal: Option<Vec<Signal>>,
+    pub renewal: Option<Vec<Signal>>,
     /// The order of the sends under way.
-    sends: Turns,
+    pub sends: Turns,
     /// The order of the publishes, so that the last one's signed prekey is the one that is watched.
-    publishes: Turns,
+    pub publishes: Turns,
 }
 
-struct InFlight {
-    id: RequestId,
-    request_bytes: usize,
-    reply_bytes: usize,
+/// A request that runs, and what the read gate counts for it.
+pub struct InFlight {
+    pub id: RequestId,
+    pub request_bytes: usize,
+    pub reply_bytes: usize,
 }
 
-struct Deferred {
-    request: Request,
-    op: Op,
-    frame: Bytes,
+/// A request that waits to run.
+pub struct Deferred {
+    pub request: Request,
+    pub op: Op,
+    pub frame: Bytes,
 }
 
 impl Requests {
@@ -57,34 +44,31 @@ impl Requests {
         self.in_flight.is_empty() && self.deferred.is_empty()
     }
 
-    fn len(&self) -> usize {
+    /// How many have no reply yet.
+    pub fn len(&self) -> usize {
         self.in_flight.len() + self.deferred.len()
     }
 
-    fn contains(&self, id: RequestId) -> bool {
+    /// Whether a request with this id has no reply yet.
+    pub fn contains(&self, id: RequestId) -> bool {
         self.in_flight.iter().any(|request| request.id == id)
             || self.deferred.iter().any(|deferred| deferred.request.id == id)
     }
 
-    /// Where signals wait for the outcome of a renewal, if one is in flight.
-    pub fn signals_of_renewal(&mut self) -> Option<&mut Vec<Signal>> {
-        self.renewal.as_mut()
-    }
-
     /// Whether an op cannot run yet: a renewal runs alone, since what comes before it belongs to the old session and what
     /// comes after to the new one.
-    fn must_wait(&self, op: Op) -> bool {
+    pub fn must_wait(&self, op: Op) -> bool {
         self.renewal.is_some() || (op == Op::SessionRenew && !self.in_flight.is_empty())
     }
 
     /// The next deferred request that can run.
-    fn next_deferred(&mut self) -> Option<Deferred> {
+    pub fn next_deferred(&mut self) -> Option<Deferred> {
         let op = self.deferred.front()?.op;
         if self.must_wait(op) { None } else { self.deferred.pop_front() }
     }
 
     /// Removes a request that has its reply.
-    fn take_in_flight(&mut self, id: RequestId) -> Option<InFlight> {
+    pub fn take_in_flight(&mut self, id: RequestId) -> Option<InFlight> {
         let at = self.in_flight.iter().position(|request| request.id == id)?;
         let request = self.in_flight.swap_remove(at);
         if self.is_empty() {
@@ -92,153 +76,5 @@ impl Requests {
             self.in_flight = Vec::new();
         }
         Some(request)
-    }
-}
-
-/// A request has its reply.
-#[derive(Message)]
-#[rtype(result = "()")]
-struct Done {
-    id: RequestId,
-    reply: Vec<u8>,
-    after: After,
-}
-
-impl Open {
-    /// Takes in a frame of the client.
-    pub fn handle_request(
-        &mut self,
-        connection: &Connection,
-        frame: Bytes,
-        ctx: &mut Context<DeviceSocket>,
-    ) -> Handled {
-        let request = Request::decode(connection.codec, &frame).map_err(|_| CloseCode::ProtocolError)?;
-        if self.requests.contains(request.id) {
-            return Err(CloseCode::ProtocolError);
-        }
-        let asked = request.op.as_ref().map_or(Asked::Unknown, |op| Asked::Op(*op));
-        let op = match self.check_request(connection, &request) {
-            Ok(op) => op,
-            Err(refusal) => return connection.refuse(request.id, asked, refusal),
-        };
-        if self.requests.must_wait(op) || !self.requests.deferred.is_empty() {
-            connection.flow.gate.begin_request(frame.len(), reply_bytes(op));
-            self.requests.deferred.push_back(Deferred { request, op, frame });
-            return Ok(());
-        }
-        self.run_request(connection, request, op, frame, ctx)
-    }
-
-    /// The op to run, at once or later, or the refusal. Either way the request counts towards the rate.
-    fn check_request(&self, connection: &Connection, request: &Request) -> Result<Op, Refusal> {
-        let (rate, now) = (connection.flow.gate.rate(), Instant::now());
-        let known =
-            if self.requests.len() < MAX_IN_FLIGHT { request.op.clone() } else { Err(Refusal::TooManyInFlight) };
-        let op = known.inspect_err(|_| rate.count_refused(now))?;
-        rate.take(now).map_err(|retry_after| Refusal::RateLimited { retry_after })?;
-        Ok(op)
-    }
-
-    /// Runs a request on the runtime of store and bus.
-    fn run_request(
-        &mut self,
-        connection: &Connection,
-        request: Request,
-        op: Op,
-        frame: Bytes,
-        ctx: &mut Context<DeviceSocket>,
-    ) -> Handled {
-        let id = request.id;
-        let Some(reservation) = connection.node.budget.try_reserve(frame.len()) else {
-            return connection.refuse(id, Asked::Op(op), Refusal::Unavailable);
-        };
-        let (request_bytes, reply_bytes) = (frame.len(), reply_bytes(op));
-        connection.flow.gate.begin_request(request_bytes, reply_bytes);
-        let requests = &mut self.requests;
-        requests.in_flight.push(InFlight { id, request_bytes, reply_bytes });
-        requests.renewal = (op == Op::SessionRenew).then(Vec::new);
-        let origin = Origin {
-            caller: connection.session.caller,
-            epoch: self.epoch,
-            turn: match op {
-                Op::MessagesSend => Some(requests.sends.take()),
-                Op::KeysPublish => Some(requests.publishes.take()),
-                _ => None,
-            },
-        };
-        let (node, codec, address) = (connection.node.clone(), connection.codec, ctx.address());
-        let runtime = node.runtime.clone();
-        runtime.spawn(async move {
-            // Held for as long as the request is under way, which may be longer than its connection lives.
-            let _memory = reservation;
-            let run = ops::run(&node, origin, codec, op, &request, frame);
-            // A panic in a use case is a defect, but the client still gets its one reply.
-            let outcome = AssertUnwindSafe(run).catch_unwind().await.unwrap_or_else(|_| Outcome {
-                reply: failure(&node.metrics, Asked::Op(op), codec, id, Refusal::Internal),
-                after: After::Nothing,
-                told: crate::service::Told::default(),
-                turn: None,
-            });
-            // The reply first, then what others hear of it.
-            address.do_send(Done { id, reply: outcome.reply, after: outcome.after });
-            drop(outcome.turn);
-            node.service.tell(outcome.told);
-        });
-        Ok(())
-    }
-
-    /// Sends a reply, and does what comes after it.
-    fn finish_request(
-        &mut self,
-        connection: &mut Connection,
-        Done { id, reply, after }: Done,
-        ctx: &mut Context<DeviceSocket>,
-    ) -> Handled {
-        let Some(request) = self.requests.take_in_flight(id) else { return Ok(()) };
-        connection.send_reply(reply)?;
-        connection.flow.gate.end_request(request.request_bytes, request.reply_bytes);
-        match after {
-            After::Nothing => {}
-            After::Renewed(session) => {
-                connection.session = session;
-                connection.note_open(self.epoch);
-                self.set_timer(connection, ctx);
-            }
-            After::Published { status, rotated } => {
-                self.keys.note_publish(&status);
-                if rotated {
-                    self.keys.note_rotation(status.signed_prekey);
-                    self.send_rotation_notice(connection, connection.node.service.now())?;
-                    self.set_timer(connection, ctx);
-                }
-            }
-            After::Acked(seqs) => self.handle_ack(connection, &seqs, ctx)?,
-            After::Ended(reason) => return Err(connection.end_session(reason)),
-        }
-        for signal in self.requests.renewal.take().unwrap_or_default() {
-            self.handle_signal(connection, signal, ctx)?;
-        }
-        while let Some(Deferred { request, op, frame }) = self.requests.next_deferred() {
-            connection.flow.gate.end_request(frame.len(), reply_bytes(op));
-            self.run_request(connection, request, op, frame, ctx)?;
-        }
-        self.close_if_drained()
-    }
-}
-
-/// The bytes that the reply to an op may need.
-fn reply_bytes(op: Op) -> usize {
-    match op {
-        Op::KeysFetch | Op::KeysClaim => BUNDLES_REPLY,
-        Op::MessagesSend => MISMATCH_REPLY,
-        _ => USUAL_REPLY,
-    }
-}
-
-impl Handler<Done> for DeviceSocket {
-    type Result = ();
-
-    fn handle(&mut self, done: Done, ctx: &mut Context<Self>) {
-        self.when_open(ctx, |open, connection, ctx| open.finish_request(connection, done, ctx));
     }
 }

@@ -42,13 +42,11 @@ impl Open {
         envelope: Option<Arc<Envelope>>,
         ctx: &mut Context<DeviceSocket>,
     ) -> Handled {
-        match envelope {
-            Some(envelope) => self.deliver_or_hold(connection, LiveEnvelope::Stored(seq, envelope), ctx),
-            None => {
-                self.delivery.note(seq);
-                self.read_mail(connection, ctx)
-            }
+        if let Some(envelope) = envelope {
+            return self.deliver_or_hold(connection, LiveEnvelope::Stored(seq, envelope), ctx);
         }
+        self.delivery.note(seq);
+        self.read_mail(connection, ctx)
     }
 
     /// An envelope for the devices that are connected now was signalled.
@@ -136,7 +134,7 @@ impl Open {
             Next::Wait(time) => {
                 ctx.run_later(time, |actor, ctx| actor.when_open(ctx, Self::read_mail_again));
             }
-            Next::Read(reading) => self.read_page(connection, reading, ctx),
+            Next::Read(reading) => read_page(connection, reading, ctx),
         }
         Ok(())
     }
@@ -154,32 +152,8 @@ impl Open {
         if connection.flow.outbox.is_empty()
             && let Some(reading) = self.delivery.begin_resend(now)
         {
-            self.read_page(connection, reading, ctx);
+            read_page(connection, reading, ctx);
         }
-    }
-
-    fn read_page(&mut self, connection: &Connection, reading: Reading, ctx: &mut Context<DeviceSocket>) {
-        let Some(memory) = connection.node.budget.try_reserve(reading.page.bytes + MAX_CONTENT) else {
-            return Self::read_later(ctx);
-        };
-        let (node, device, address) = (connection.node.clone(), connection.device(), ctx.address());
-        let runtime = node.runtime.clone();
-        runtime.spawn(async move {
-            let page = AssertUnwindSafe(node.service.mail_page(device, reading.page)).catch_unwind().await;
-            // A panic is a defect, but it must not leave the device without its mail.
-            let page = page.unwrap_or(Err(Refusal::Internal));
-            address.do_send(PageRead { reading, page, memory });
-        });
-    }
-
-    fn read_later(ctx: &mut Context<DeviceSocket>) {
-        // Until then nothing else reads, so that what is held meanwhile stays in order.
-        ctx.run_later(RETRY, |actor, ctx| {
-            actor.when_open(ctx, |open, connection, ctx| {
-                open.delivery.give_up_reading();
-                open.release_held(connection, ctx)
-            });
-        });
     }
 
     /// Goes on with what was held while the store was read.
@@ -197,7 +171,7 @@ impl Open {
         ctx: &mut Context<DeviceSocket>,
     ) -> Handled {
         let Ok(page) = page else {
-            Self::read_later(ctx);
+            read_later(ctx);
             return Ok(());
         };
         if reading.is_resend {
@@ -220,6 +194,30 @@ impl Open {
         drop(memory);
         self.release_held(connection, ctx)
     }
+}
+
+fn read_page(connection: &Connection, reading: Reading, ctx: &mut Context<DeviceSocket>) {
+    let Some(memory) = connection.node.budget.try_reserve(reading.page.bytes + MAX_CONTENT) else {
+        return read_later(ctx);
+    };
+    let (node, device, address) = (connection.node.clone(), connection.device(), ctx.address());
+    let runtime = node.runtime.clone();
+    runtime.spawn(async move {
+        let page = AssertUnwindSafe(node.service.mail_page(device, reading.page)).catch_unwind().await;
+        // A panic is a defect, but it must not leave the device without its mail.
+        let page = page.unwrap_or(Err(Refusal::Internal));
+        address.do_send(PageRead { reading, page, memory });
+    });
+}
+
+fn read_later(ctx: &mut Context<DeviceSocket>) {
+    // Until then nothing else reads, so that what is held meanwhile stays in order.
+    ctx.run_later(RETRY, |actor, ctx| {
+        actor.when_open(ctx, |open, connection, ctx| {
+            open.delivery.give_up_reading();
+            open.release_held(connection, ctx)
+        });
+    });
 }
 
 fn count_delivery(connection: &Connection, envelope: &Envelope) {

@@ -30,7 +30,7 @@ impl Open {
                 connection.send_event(&Event::DevicesChanged { added: &added, removed: &removed })
             }
             Signal::LoggedOut { sessions } => {
-                if let Some(deferred) = self.requests.signals_of_renewal() {
+                if let Some(deferred) = &mut self.requests.renewal {
                     // It is being decided which session this connection belongs to.
                     deferred.push(Signal::LoggedOut { sessions });
                     return Ok(());
