@@ -1,14 +1,15 @@
-//! The bus carries signals to wherever a device is connected. It never touches a connection: whatever arrives enters the
-//! node by [`Deliver`]. The database is the truth and the bus only a wake-up.
+//! The bus carries signals to wherever a device is connected. It never touches a connection: what arrives enters the node
+//! through [`Deliver`]. The database is the truth and the bus only a wake-up.
 
-mod parcel;
 mod redis;
+mod signal_batch;
 
 use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
-use parcel::Parcel;
-pub use redis::RedisBus;
+use signal_batch::SignalBatch;
 use tokio::sync::watch;
+
+pub use redis::RedisBus;
 
 use crate::domain::{Deliver, DeviceId, Signal};
 
@@ -22,7 +23,7 @@ pub enum Bus {
 }
 
 impl Bus {
-    /// Sends a signal to a device's connections. Call it after the commit that it tells of.
+    /// Sends a signal to a device's connections. Call it after the commit that it reports.
     pub fn publish(&self, device: DeviceId, signal: Signal) {
         match self {
             Self::Local(local_delivery) => {
@@ -32,7 +33,7 @@ impl Bus {
         }
     }
 
-    /// Sends what a batch of mail has for devices, in its order.
+    /// Sends the signals of a batch of mail, in their order.
     pub fn publish_mail(&self, wakes: Vec<(DeviceId, Signal)>) {
         let Self::Redis(bus) = self else {
             for (device, signal) in wakes {
@@ -40,17 +41,17 @@ impl Bus {
             }
             return;
         };
-        let mut elsewhere: BTreeMap<DeviceId, Parcel> = BTreeMap::new();
+        let mut elsewhere: BTreeMap<DeviceId, SignalBatch> = BTreeMap::new();
         for (device, signal) in wakes {
             let is_here = bus.deliver_here(device, signal.clone());
             elsewhere.entry(device).or_default().add(signal, !is_here);
         }
-        for (device, parcel) in elsewhere {
-            bus.publish_elsewhere(device, parcel);
+        for (device, batch) in elsewhere {
+            bus.publish_elsewhere(device, batch);
         }
     }
 
-    /// Listens for a device from the time this returns (or soon after, where the bus is down).
+    /// Subscribes to a device's signals. They arrive from the time this returns, or soon after if the bus is down.
     pub async fn subscribe(&self, device: DeviceId) {
         match self {
             Self::Local(_) => {}
@@ -75,7 +76,7 @@ impl Bus {
         }
     }
 
-    /// What it is, in a word.
+    /// `local` or `redis`.
     #[must_use]
     pub fn kind(&self) -> &'static str {
         match self {
@@ -84,7 +85,7 @@ impl Bus {
         }
     }
 
-    /// How long ago the bus was last heard to work; `None` where it has nothing to hear, or never did.
+    /// Time since the last probe came back; `None` if none has, and for the local bus, which needs none.
     #[must_use]
     pub fn probe_age(&self) -> Option<Duration> {
         match self {
@@ -93,7 +94,7 @@ impl Bus {
         }
     }
 
-    /// [`Self::is_up`], to be waited on. Of the local bus it never changes.
+    /// [`Self::is_up`], to be waited on. The local bus is always up.
     #[must_use]
     pub fn watch(&self) -> watch::Receiver<bool> {
         match self {

@@ -1,89 +1,52 @@
-//! Signals between nodes over Redis pub/sub: one channel for each connected device.
-//!
-//! One task, the link, owns two connections: one that only listens (RESP3, so that messages arrive as pushes) and one that
-//! publishes. Whatever waits is handled together, so a crowd of connecting devices shares round trips. After a loss the
-//! link connects again and resubscribes itself: the client library's own resubscription ignores failures. Pub/sub can
-//! also die without a word, so the link listens for its own probes.
+//! Signals between nodes over Redis pub/sub: one channel for each connected device. This is the node's end; the link, a
+//! task of its own, holds the connections.
 
-use std::{
-    collections::HashMap,
-    sync::{
-        Arc,
-        atomic::{AtomicU32, Ordering},
-    },
-    time::Duration,
-};
+mod channels;
+mod link;
+mod push_handler;
 
-use redis::{
-    AsyncConnectionConfig, Client, IntoConnectionInfo, ProtocolVersion, PushInfo, PushKind, RedisError, Value,
-    aio::{AsyncPushSender, MultiplexedConnection, SendError},
-    io::tcp::TcpSettings,
-};
-use thiserror::Error;
+use std::{sync::Arc, time::Duration};
+
+use redis::{Client, IntoConnectionInfo, ProtocolVersion, RedisError, io::tcp::TcpSettings};
 use tokio::{
-    sync::{Notify, OwnedSemaphorePermit, Semaphore, mpsc, oneshot, watch},
-    time::{Instant, MissedTickBehavior, interval, timeout},
+    sync::{OwnedSemaphorePermit, Semaphore, mpsc, oneshot, watch},
+    time::{Instant, timeout},
 };
 use uuid::Uuid;
 
-use super::Parcel;
+use super::signal_batch::SignalBatch;
 use crate::{
     domain::{Deliver, DeviceId, Signal},
-    log_throttle::LogThrottle,
     metrics::{BusTraffic, Metrics},
     tasks::Tasks,
 };
+use link::{Command, Link, Reports};
 
-const DEVICE_CHANNEL: &str = "sealwire:device:";
-const PROBE_CHANNEL: &str = "sealwire:probe:";
 /// Commands that may wait for the link. A publish beyond it is dropped; the reconcile heals that.
 const QUEUE: usize = 16_384;
 /// Bytes of content among them.
 const QUEUE_BYTES: usize = 32 * 1024 * 1024;
-/// Commands that the link handles together, and channels in one (re)subscription.
-const BATCH: usize = 500;
-/// How long one answer of Redis may take.
-const RESPONSE_TIMEOUT: Duration = Duration::from_secs(2);
-/// Time between probes. The second that is missed counts as a loss.
-const PROBE_EVERY: Duration = Duration::from_secs(2);
-const PROBES_MISSED: u32 = 2;
-/// Pause before connecting again, doubled up to the longest.
-const FIRST_PAUSE: Duration = Duration::from_millis(50);
-const LONGEST_PAUSE: Duration = Duration::from_secs(1);
-/// Time after which the log says again that the bus is still down.
-const REMIND_EVERY: Duration = Duration::from_mins(1);
 /// How long a device that connects waits for its subscription. Without it, the reconcile covers what is missed.
 const SUBSCRIBE_PATIENCE: Duration = Duration::from_secs(1);
-
-enum Command {
-    Publish {
-        device: DeviceId,
-        parcel: Parcel,
-        /// Ends once the parcel is on its way.
-        room: OwnedSemaphorePermit,
-    },
-    Subscribe(DeviceId, oneshot::Sender<()>),
-    Unsubscribe(DeviceId),
-}
 
 /// The node's end of the link. Clones share it; the link stops when the last is dropped.
 #[derive(Clone)]
 pub struct RedisBus {
     commands: mpsc::Sender<Command>,
     /// What is left of [`QUEUE_BYTES`].
-    room: Arc<Semaphore>,
+    free_bytes: Arc<Semaphore>,
     local_delivery: Arc<dyn Deliver>,
     up: watch::Receiver<bool>,
     metrics: Arc<Metrics>,
     /// When a probe last came back.
-    heard: watch::Receiver<Option<Instant>>,
+    probed: watch::Receiver<Option<Instant>>,
 }
 
 impl RedisBus {
     /// Starts the link. Redis need not be there yet.
     ///
     /// # Errors
-    /// Where the URL is none of Redis.
+    /// If `url` is not a Redis URL.
     pub fn start(
         url: &str,
         local_delivery: Arc<dyn Deliver>,
@@ -97,20 +60,11 @@ impl RedisBus {
         let client = Client::open(info)?;
         let (commands, queue) = mpsc::channel(QUEUE);
         let (is_up, up) = watch::channel(false);
-        let (hears, heard) = watch::channel(None);
-        let link = Link {
-            client,
-            node,
-            local_delivery: local_delivery.clone(),
-            is_up,
-            hears,
-            queue,
-            subscribers: HashMap::new(),
-            metrics: metrics.clone(),
-            outage: None,
-        };
+        let (probed_by_link, probed) = watch::channel(None);
+        let reports = Reports { is_up, probed: probed_by_link };
+        let link = Link::new(client, node, local_delivery.clone(), queue, reports, metrics.clone());
         tasks.spawn("bus link", link.run());
-        Ok(Self { commands, room: Arc::new(Semaphore::new(QUEUE_BYTES)), local_delivery, up, metrics, heard })
+        Ok(Self { commands, free_bytes: Arc::new(Semaphore::new(QUEUE_BYTES)), local_delivery, up, metrics, probed })
     }
 
     /// Delivers on this node at once and sends to the others.
@@ -119,23 +73,23 @@ impl RedisBus {
         self.publish_elsewhere(device, signal.into());
     }
 
-    /// Delivers on this node, and tells whether the device is connected here.
+    /// Delivers on this node. Returns whether the device is connected here.
     pub(super) fn deliver_here(&self, device: DeviceId, signal: Signal) -> bool {
         self.local_delivery.deliver(device, signal)
     }
 
     /// Sends to the other nodes.
-    pub(super) fn publish_elsewhere(&self, device: DeviceId, mut parcel: Parcel) {
-        let room = self.reserve(&parcel).or_else(|| {
-            let dropped = parcel.drop_content();
+    pub(super) fn publish_elsewhere(&self, device: DeviceId, mut batch: SignalBatch) {
+        let bytes = self.reserve(&batch).or_else(|| {
+            let dropped = batch.drop_content();
             self.count(BusTraffic::Dropped, dropped);
-            self.reserve(&parcel)
+            self.reserve(&batch)
         });
-        let signals = parcel.signals().len();
+        let signals = batch.signals().len();
         if signals == 0 {
             return;
         }
-        let command = room.map(|room| Command::Publish { device, parcel, room });
+        let command = bytes.map(|bytes| Command::Publish { device, batch, bytes });
         let sent = command.is_some_and(|command| self.commands.try_send(command).is_ok());
         self.count(if sent { BusTraffic::Published } else { BusTraffic::Dropped }, signals);
         if !sent {
@@ -143,15 +97,15 @@ impl RedisBus {
         }
     }
 
-    fn reserve(&self, parcel: &Parcel) -> Option<OwnedSemaphorePermit> {
-        self.room.clone().try_acquire_many_owned(u32::try_from(parcel.bytes()).ok()?).ok()
+    fn reserve(&self, batch: &SignalBatch) -> Option<OwnedSemaphorePermit> {
+        self.free_bytes.clone().try_acquire_many_owned(u32::try_from(batch.bytes()).ok()?).ok()
     }
 
     fn count(&self, traffic: BusTraffic, signals: usize) {
         self.metrics.bus_signals.add(traffic, signals as u64);
     }
 
-    /// Listens for a device; returns once Redis has confirmed it, or has been given long enough.
+    /// Subscribes to a device's signals. Returns once Redis has confirmed it, or after [`SUBSCRIBE_PATIENCE`].
     pub async fn subscribe(&self, device: DeviceId) {
         let (confirm, confirmed) = oneshot::channel();
         if self.commands.send(Command::Subscribe(device, confirm)).await.is_ok() {
@@ -161,7 +115,7 @@ impl RedisBus {
 
     /// Takes back one [`Self::subscribe`].
     pub async fn unsubscribe(&self, device: DeviceId) {
-        // Fails only where the link has stopped, and its subscriptions with it.
+        // Fails only if the link has stopped, and its subscriptions with it.
         let _ = self.commands.send(Command::Unsubscribe(device)).await;
     }
 
@@ -177,279 +131,9 @@ impl RedisBus {
         self.up.clone()
     }
 
-    /// How long ago a probe last came back; `None` where none ever has.
+    /// Time since a probe last came back; `None` if none has.
     #[must_use]
     pub fn probe_age(&self) -> Option<Duration> {
-        self.heard.borrow().map(|heard| heard.elapsed())
+        self.probed.borrow().map(|probed| probed.elapsed())
     }
-}
-
-/// Handles what arrives on the listening connection. Called by the connection itself; it must not wait.
-struct PushHandler {
-    node: Uuid,
-    local_delivery: Arc<dyn Deliver>,
-    lost: Arc<Notify>,
-    unanswered: Arc<AtomicU32>,
-    hears: watch::Sender<Option<Instant>>,
-    metrics: Arc<Metrics>,
-}
-
-impl AsyncPushSender for PushHandler {
-    fn send(&self, push: PushInfo) -> Result<(), SendError> {
-        match (push.kind, push.data.as_slice()) {
-            (PushKind::Disconnection, _) => self.lost.notify_one(),
-            (PushKind::Message, [Value::BulkString(channel), Value::BulkString(payload)]) => {
-                let channel = std::str::from_utf8(channel).unwrap_or_default();
-                if channel.starts_with(PROBE_CHANNEL) {
-                    self.unanswered.store(0, Ordering::Relaxed);
-                    self.hears.send_replace(Some(Instant::now()));
-                } else if let Some(device) = channel.strip_prefix(DEVICE_CHANNEL).and_then(DeviceId::parse) {
-                    match rmp_serde::from_slice::<(Uuid, Vec<Signal>)>(payload) {
-                        // This node has delivered its own signals already.
-                        Ok((node, _)) if node == self.node => {}
-                        Ok((_, signals)) => {
-                            for signal in signals {
-                                self.metrics.bus_signals.inc(BusTraffic::Received);
-                                self.local_delivery.deliver(device, signal);
-                            }
-                        }
-                        Err(error) => tracing::warn!(%error, "a signal of another version was ignored"),
-                    }
-                }
-            }
-            _ => {}
-        }
-        Ok(())
-    }
-}
-
-struct Link {
-    client: Client,
-    node: Uuid,
-    local_delivery: Arc<dyn Deliver>,
-    is_up: watch::Sender<bool>,
-    hears: watch::Sender<Option<Instant>>,
-    queue: mpsc::Receiver<Command>,
-    /// How many connections of this node want each device's signals.
-    subscribers: HashMap<DeviceId, usize>,
-    metrics: Arc<Metrics>,
-    outage: Option<Outage>,
-}
-
-/// A time in which signals do not flow.
-struct Outage {
-    since: Instant,
-    failures: LogThrottle,
-}
-
-/// Why the link stopped serving.
-#[derive(Debug, Error)]
-enum Lost {
-    #[error(transparent)]
-    Redis(#[from] RedisError),
-    #[error("its probes do not come back")]
-    Silence,
-    #[error("Redis closed the connection")]
-    Disconnection,
-    #[error("the node has no more use for it")]
-    Closed,
-}
-
-impl Link {
-    async fn run(mut self) {
-        let mut pause = FIRST_PAUSE;
-        loop {
-            let began = Instant::now();
-            let lost = self.serve().await;
-            self.is_up.send_if_modified(std::mem::take);
-            if matches!(lost, Lost::Closed) {
-                return;
-            }
-            self.note_loss(&lost);
-            pause = if began.elapsed() > LONGEST_PAUSE { FIRST_PAUSE } else { (pause * 2).min(LONGEST_PAUSE) };
-            if !self.wait_without_redis(pause).await {
-                return;
-            }
-        }
-    }
-
-    /// Logs that the bus is down when an outage begins, and then once per [`REMIND_EVERY`].
-    fn note_loss(&mut self, error: &Lost) {
-        let now = Instant::now();
-        let is_new = self.outage.is_none();
-        let outage = self.outage.get_or_insert_with(|| Outage { since: now, failures: LogThrottle::new(REMIND_EVERY) });
-        let is_logged = outage.failures.count(now.into_std()).is_some();
-        let down_s = (now - outage.since).as_secs();
-        if is_new {
-            tracing::warn!(%error, "the bus is down");
-        } else if is_logged {
-            tracing::warn!(%error, down_s, "the bus is still down");
-        } else {
-            tracing::debug!(%error, down_s, "the bus is still down");
-        }
-    }
-
-    /// Keeps the count of subscribers right while Redis is away. `false` where the node has no more use for the link.
-    async fn wait_without_redis(&mut self, pause: Duration) -> bool {
-        let until = tokio::time::sleep(pause);
-        tokio::pin!(until);
-        loop {
-            tokio::select! {
-                () = &mut until => return true,
-                command = self.queue.recv() => match command {
-                    None => return false,
-                    // Nobody listens; the reconcile finds what these would have told.
-                    Some(Command::Publish { .. }) => {}
-                    // Not confirmed: the waiting device goes on, and the reconcile covers it.
-                    Some(Command::Subscribe(device, confirm)) => {
-                        *self.subscribers.entry(device).or_default() += 1;
-                        drop(confirm);
-                    }
-                    Some(Command::Unsubscribe(device)) => {
-                        self.release(device);
-                    }
-                },
-            }
-        }
-    }
-
-    /// Connects, resubscribes, and serves until something breaks.
-    async fn serve(&mut self) -> Lost {
-        match self.try_serve().await {
-            Ok(lost) | Err(lost) => lost,
-        }
-    }
-
-    async fn try_serve(&mut self) -> Result<Lost, Lost> {
-        let lost = Arc::new(Notify::new());
-        let unanswered = Arc::new(AtomicU32::new(0));
-        let push_handler = PushHandler {
-            node: self.node,
-            local_delivery: self.local_delivery.clone(),
-            lost: lost.clone(),
-            unanswered: unanswered.clone(),
-            hears: self.hears.clone(),
-            metrics: self.metrics.clone(),
-        };
-        let config = || {
-            AsyncConnectionConfig::new()
-                .set_connection_timeout(Some(RESPONSE_TIMEOUT))
-                .set_response_timeout(Some(RESPONSE_TIMEOUT))
-        };
-        let listening = config().set_push_sender(push_handler);
-        let mut listener = self.client.get_multiplexed_async_connection_with_config(&listening).await?;
-        let mut publisher = self.client.get_multiplexed_async_connection_with_config(&config()).await?;
-        let probe = format!("{PROBE_CHANNEL}{}", self.node);
-        subscribe(&mut listener, std::iter::once(probe.clone())).await?;
-        let devices: Vec<DeviceId> = self.subscribers.keys().copied().collect();
-        for chunk in devices.chunks(BATCH) {
-            subscribe(&mut listener, chunk.iter().map(channel)).await?;
-        }
-        self.is_up.send_replace(true);
-        let down_s = self.outage.take().map(|outage| outage.since.elapsed().as_secs_f64());
-        tracing::info!(devices = devices.len(), down_s, "the bus is up");
-
-        let mut probes = interval(PROBE_EVERY);
-        probes.set_missed_tick_behavior(MissedTickBehavior::Delay);
-        let mut taken = Vec::with_capacity(BATCH);
-        loop {
-            tokio::select! {
-                () = lost.notified() => return Ok(Lost::Disconnection),
-                count = self.queue.recv_many(&mut taken, BATCH) => {
-                    if count == 0 {
-                        return Ok(Lost::Closed);
-                    }
-                    let handled = self.handle(&mut taken, &mut listener, &mut publisher).await;
-                    taken.clear();
-                    handled?;
-                }
-                _ = probes.tick() => {
-                    if unanswered.fetch_add(1, Ordering::Relaxed) >= PROBES_MISSED {
-                        return Ok(Lost::Silence);
-                    }
-                    redis::cmd("PUBLISH").arg(&probe).arg("").exec_async(&mut publisher).await?;
-                }
-            }
-        }
-    }
-
-    /// Handles what has queued up: subscriptions in one command each way, publishes in one pipeline.
-    async fn handle(
-        &mut self,
-        commands: &mut Vec<Command>,
-        listener: &mut MultiplexedConnection,
-        publisher: &mut MultiplexedConnection,
-    ) -> Result<(), RedisError> {
-        let mut wanted = Vec::new();
-        let mut unwanted = Vec::new();
-        let mut confirm = Vec::new();
-        let mut publishes = redis::pipe();
-        for command in commands.drain(..) {
-            match command {
-                Command::Publish { device, parcel, room } => {
-                    match rmp_serde::to_vec(&(self.node, parcel.signals())) {
-                        Ok(payload) => {
-                            publishes.cmd("PUBLISH").arg(channel(&device)).arg(payload).ignore();
-                        }
-                        Err(error) => tracing::error!(%error, "a signal has no encoding"),
-                    }
-                    drop(room);
-                }
-                Command::Subscribe(device, confirmed) => {
-                    let subscribers = self.subscribers.entry(device).or_default();
-                    *subscribers += 1;
-                    if *subscribers == 1 {
-                        unwanted.retain(|other| *other != device);
-                        wanted.push(device);
-                    }
-                    confirm.push(confirmed);
-                }
-                Command::Unsubscribe(device) => {
-                    if self.release(device) {
-                        wanted.retain(|other| *other != device);
-                        unwanted.push(device);
-                    }
-                }
-            }
-        }
-        if !unwanted.is_empty() {
-            listener.unsubscribe(unwanted.iter().map(channel).collect::<Vec<_>>()).await?;
-        }
-        subscribe(listener, wanted.iter().map(channel)).await?;
-        for confirmed in confirm {
-            // A device that has gone away does not wait.
-            let _ = confirmed.send(());
-        }
-        if publishes.cmd_iter().next().is_some() {
-            publishes.exec_async(publisher).await?;
-        }
-        Ok(())
-    }
-
-    /// Takes one subscriber away; whether it was the last.
-    fn release(&mut self, device: DeviceId) -> bool {
-        let Some(subscribers) = self.subscribers.get_mut(&device) else { return false };
-        *subscribers -= 1;
-        let last = *subscribers == 0;
-        if last {
-            self.subscribers.remove(&device);
-        }
-        last
-    }
-}
-
-fn channel(device: &DeviceId) -> String {
-    format!("{DEVICE_CHANNEL}{device}")
-}
-
-/// Subscribes to all of them in one command and waits for Redis to confirm.
-async fn subscribe(
-    listener: &mut MultiplexedConnection,
-    channels: impl Iterator<Item = String>,
-) -> Result<(), RedisError> {
-    let channels: Vec<String> = channels.collect();
-    if channels.is_empty() {
-        return Ok(());
-    }
-    listener.subscribe(channels).await
 }

@@ -1,41 +1,42 @@
-//! What one publish carries to other nodes: signals for one device, in their order.
+//! The signals for one device that one publish carries to other nodes, in their order.
 
 use crate::domain::Signal;
 
-/// Bytes of stored content in one parcel. What is larger is read from the store, by the node that wants it.
-const CARRIED_BYTES: usize = 16 * 1024;
+/// Bytes of stored content in one batch. What does not fit is read from the store, by the node that needs it.
+const MAX_STORED_BYTES: usize = 16 * 1024;
 
 /// Signals for one device.
 #[derive(Debug, Default, PartialEq, Eq)]
-pub struct Parcel {
+pub struct SignalBatch {
     signals: Vec<Signal>,
-    /// Bytes of content, of stored envelopes and in all.
-    carried: usize,
+    /// Bytes of content of stored envelopes.
+    stored_bytes: usize,
+    /// Bytes of content of all envelopes.
     bytes: usize,
 }
 
-impl From<Signal> for Parcel {
+impl From<Signal> for SignalBatch {
     fn from(signal: Signal) -> Self {
-        let mut parcel = Self::default();
-        parcel.add(signal, true);
-        parcel
+        let mut batch = Self::default();
+        batch.add(signal, true);
+        batch
     }
 }
 
-impl Parcel {
-    /// Puts a signal in. A stored envelope travels along where it is `wanted` and there is room, otherwise its number alone;
-    /// of several numbers in a row the last says all.
-    pub fn add(&mut self, signal: Signal, wanted: bool) {
+impl SignalBatch {
+    /// Adds a signal. A stored envelope goes along if `with_content` is set and it fits, otherwise only its number does; of
+    /// several numbers in a row the last is enough.
+    pub fn add(&mut self, signal: Signal, with_content: bool) {
         let signal = match signal {
             Signal::Mail { seq, envelope } => {
-                let fits = |bytes| wanted && self.carried + bytes <= CARRIED_BYTES;
+                let fits = |bytes| with_content && self.stored_bytes + bytes <= MAX_STORED_BYTES;
                 let envelope = envelope.filter(|envelope| fits(envelope.content.len()));
                 if let (None, Some(Signal::Mail { seq: last, envelope: None })) = (&envelope, self.signals.last_mut()) {
                     *last = seq;
                     return;
                 }
                 let bytes = envelope.as_ref().map_or(0, |envelope| envelope.content.len());
-                self.carried += bytes;
+                self.stored_bytes += bytes;
                 self.bytes += bytes;
                 Signal::Mail { seq, envelope }
             }
@@ -48,7 +49,8 @@ impl Parcel {
         self.signals.push(signal);
     }
 
-    /// Leaves out all content: stored envelopes shrink to their numbers, ephemeral ones are dropped. Gives how many were.
+    /// Removes all content: stored envelopes shrink to their numbers, ephemeral ones are dropped. Returns the number of those
+    /// that were dropped.
     pub fn drop_content(&mut self) -> usize {
         let mut dropped = 0;
         for signal in std::mem::take(self).signals {
@@ -102,36 +104,36 @@ mod tests {
 
     #[test]
     fn envelopes_travel_where_they_are_wanted_and_fit() {
-        let mut parcel = Parcel::default();
-        parcel.add(mail(1, 10_000), true);
-        parcel.add(mail(2, 10_000), true);
-        parcel.add(mail(3, 6_384), true);
-        parcel.add(mail(4, 1), true);
-        parcel.add(mail(5, 1), false);
-        assert_eq!(parcel.signals(), [mail(1, 10_000), number(2), mail(3, 6_384), number(5)]);
-        assert_eq!(parcel.bytes(), CARRIED_BYTES);
+        let mut batch = SignalBatch::default();
+        batch.add(mail(1, 10_000), true);
+        batch.add(mail(2, 10_000), true);
+        batch.add(mail(3, 6_384), true);
+        batch.add(mail(4, 1), true);
+        batch.add(mail(5, 1), false);
+        assert_eq!(batch.signals(), [mail(1, 10_000), number(2), mail(3, 6_384), number(5)]);
+        assert_eq!(batch.bytes(), MAX_STORED_BYTES);
     }
 
     #[test]
     fn the_order_is_kept_around_what_is_stored_nowhere() {
-        let mut parcel = Parcel::default();
+        let mut batch = SignalBatch::default();
         let ephemeral = Signal::Ephemeral(envelope(20_000));
         for signal in [mail(1, 10), ephemeral.clone(), mail(2, 10), mail(3, 10)] {
-            parcel.add(signal, false);
+            batch.add(signal, false);
         }
-        assert_eq!(parcel.signals(), [number(1), ephemeral, number(3)]);
-        assert_eq!(parcel.bytes(), 20_000);
-        assert_eq!(parcel.drop_content(), 1);
-        assert_eq!((parcel.signals(), parcel.bytes()), (&[number(3)][..], 0));
+        assert_eq!(batch.signals(), [number(1), ephemeral, number(3)]);
+        assert_eq!(batch.bytes(), 20_000);
+        assert_eq!(batch.drop_content(), 1);
+        assert_eq!((batch.signals(), batch.bytes()), (&[number(3)][..], 0));
     }
 
     #[test]
     fn what_travels_arrives_as_it_was() {
-        let mut parcel = Parcel::from(Signal::DeviceRevoked);
-        parcel.add(mail(1, 300), true);
-        parcel.add(number(2), true);
-        let bytes = rmp_serde::to_vec(parcel.signals()).unwrap();
+        let mut batch = SignalBatch::from(Signal::DeviceRevoked);
+        batch.add(mail(1, 300), true);
+        batch.add(number(2), true);
+        let bytes = rmp_serde::to_vec(batch.signals()).unwrap();
         assert!(bytes.len() < 500, "content travels as bytes: {}", bytes.len());
-        assert_eq!(rmp_serde::from_slice::<Vec<Signal>>(&bytes).unwrap(), parcel.signals());
+        assert_eq!(rmp_serde::from_slice::<Vec<Signal>>(&bytes).unwrap(), batch.signals());
     }
 }
