@@ -1,8 +1,8 @@
 //! The operator's listener, on a port of its own: `GET /status` for people and scripts, `GET /metrics` for Prometheus.
 //!
-//! Nothing here changes anything, and nothing here names a user. Still a page of a browser must not read it: whoever asks
+//! Nothing here changes anything, and nothing here names a user. Still, no web page may read it through a browser: a request
 //! has to name the server by an address or a known name (a page whose own name was rebound to this address cannot), and
-//! has to show the token where one is configured.
+//! has to carry the token if one is configured.
 
 mod access;
 mod history;
@@ -48,7 +48,7 @@ const MAX_CONNECTIONS: usize = 64;
 const REQUEST_TIME: Duration = Duration::from_secs(5);
 /// How long a connection is kept for another request.
 const KEEP_ALIVE: Duration = Duration::from_secs(15);
-/// Time between two looks at the backlog of mail: at least so long, and so many times as long as a look takes.
+/// Time between two looks at the backlog of mail: at least [`BACKLOG_EVERY`], and [`BACKLOG_SHARE`] times as long as a look takes.
 const BACKLOG_EVERY: Duration = Duration::from_secs(5);
 const BACKLOG_SHARE: u32 = 100;
 /// How long answers may take once the server stops.
@@ -139,7 +139,7 @@ impl Admin {
     async fn watch_mailboxes(self: Arc<Self>) {
         loop {
             let began = Instant::now();
-            // Where the store does not answer, what was last known stands; the store's own state is shown beside it.
+            // If the store does not answer, the last known backlog stays; the state of the store is shown beside it.
             if let Ok(backlog) = self.service.mailbox_backlog().await {
                 *self.backlog.lock().unwrap_or_else(PoisonError::into_inner) = Some(backlog);
             }
@@ -200,7 +200,7 @@ impl Admin {
 /// Serves on a listening socket. The server runs once it is awaited.
 ///
 /// # Errors
-/// Where the socket cannot be used.
+/// If the socket cannot be used.
 pub fn listen(listener: TcpListener, admin: Arc<Admin>) -> io::Result<Server> {
     let admin = Data::from(admin);
     let server = HttpServer::new(move || App::new().configure(routes(admin.clone())))
@@ -281,7 +281,7 @@ async fn home() -> HttpResponse {
     HttpResponse::Found().insert_header((header::LOCATION, "/status")).finish()
 }
 
-/// `GET /status`: the page for whoever prefers HTML, JSON for all others; with the history where the query asks for it.
+/// `GET /status`: the page for clients that prefer HTML, JSON for all others; with the history if the query asks for it.
 async fn show(request: HttpRequest, admin: Data<Admin>) -> HttpResponse {
     let mut response = HttpResponse::Ok();
     response.insert_header((header::VARY, "Accept"));

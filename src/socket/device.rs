@@ -69,11 +69,11 @@ struct Opening {
     newest_mail: i64,
 }
 
-/// When the store and the bus are to hear that the connection has ended.
+/// When the end of the connection is reported to the store and the bus.
 enum Disconnect {
-    /// Never: they have not heard of it.
+    /// Never: they do not know the connection.
     NotNeeded,
-    /// Once the use case that opens it has finished, since it takes back what that does.
+    /// Once the use case that opens the connection has finished, since the report takes back what that does.
     After(oneshot::Receiver<()>),
     /// At once.
     Now,

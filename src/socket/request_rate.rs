@@ -177,7 +177,7 @@ mod tests {
             for _ in 0..100 {
                 if let Err(told) = rate.take(now) {
                     refused += 1;
-                    // As clients are told: in milliseconds.
+                    // Clients get milliseconds.
                     now += Duration::from_millis(u64::try_from(told.as_nanos().div_ceil(1_000_000)).unwrap());
                     assert_eq!(rate.take(now), Ok(()), "at {per_second} a second it was told {told:?}");
                 }

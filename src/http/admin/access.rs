@@ -1,4 +1,4 @@
-//! Who may look at the status.
+//! Decides who may look at the status: by the name under which the request asks, and by the token.
 
 use std::{
     net::{IpAddr, SocketAddr},

@@ -1,4 +1,4 @@
-//! What a client has been told of its own keys, so that it is told each thing once.
+//! What a client knows of its own keys, so that it is sent each notice once.
 
 use std::time::Duration;
 
@@ -51,13 +51,13 @@ impl KeyNotices {
         self.unannounced = signed_prekey;
     }
 
-    /// Whether the client has yet to hear that a pool is this low. True once.
+    /// Whether it is news to the client that a pool is this low. True once.
     pub fn take_low_pool(&mut self, kind: KeyKind, remaining: u32, threshold: u32, pool_version: i64) -> bool {
-        let heard = Known { pool_version, depth: depth(remaining, threshold) };
+        let signalled = Known { pool_version, depth: depth(remaining, threshold) };
         let known = &mut self.known[usize::from(kind == KeyKind::PqOneTime)];
-        let is_news = heard > *known;
+        let is_news = signalled > *known;
         if is_news {
-            *known = heard;
+            *known = signalled;
         }
         is_news
     }
@@ -70,5 +70,57 @@ impl KeyNotices {
     /// When the expiry of the signed prekey is to be announced.
     pub fn rotation_notice_at(&self) -> Option<Timestamp> {
         self.unannounced.map(|key| key.expires_at.before(ROTATION_NOTICE))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn status(one_time: u32, pool_version: i64, signed_prekey: Option<SignedPrekeyStatus>) -> KeysStatus {
+        KeysStatus {
+            suite: None,
+            identity_key: None,
+            signed_prekey,
+            pq_last_resort: None,
+            one_time,
+            pq_one_time: 100,
+            threshold: 20,
+            pool_version,
+        }
+    }
+
+    #[test]
+    fn a_level_is_news_once_and_again_after_a_publish() {
+        let mut notices = KeyNotices::new(&status(15, 1, None));
+        let mut is_news = |remaining, version| notices.take_low_pool(KeyKind::OneTime, remaining, 20, version);
+        assert!(!is_news(15, 1), "the welcome said so");
+        assert!(is_news(9, 1) && !is_news(8, 1), "the next level, once");
+        assert!(!is_news(20, 0), "an older version");
+        notices.note_publish(&status(100, 2, None));
+        assert!(notices.take_low_pool(KeyKind::OneTime, 20, 20, 2));
+        assert!(notices.take_low_pool(KeyKind::PqOneTime, 20, 20, 2), "the other pool is counted apart");
+    }
+
+    #[test]
+    fn a_signal_that_overtakes_the_reply_to_a_publish_stays_known() {
+        let mut notices = KeyNotices::new(&status(100, 1, None));
+        assert!(notices.take_low_pool(KeyKind::OneTime, 18, 20, 2));
+        notices.note_publish(&status(100, 2, None));
+        assert!(!notices.take_low_pool(KeyKind::OneTime, 18, 20, 2));
+    }
+
+    #[test]
+    fn the_expiry_of_a_signed_prekey_is_announced_once_for_each_key() {
+        let expires_at = Timestamp::parse("2026-01-10T00:00:00Z").unwrap();
+        let key = Some(SignedPrekeyStatus { key_id: 1, expires_at });
+        let mut notices = KeyNotices::new(&status(100, 1, key));
+        let due = expires_at.before(ROTATION_NOTICE);
+        assert_eq!(notices.rotation_notice_at(), Some(due));
+        assert_eq!(notices.take_rotation_notice(due.before(Duration::from_secs(1))), None);
+        assert_eq!(notices.take_rotation_notice(due), key);
+        assert_eq!((notices.take_rotation_notice(due), notices.rotation_notice_at()), (None, None));
+        notices.note_rotation(key);
+        assert_eq!(notices.take_rotation_notice(due), key);
     }
 }
