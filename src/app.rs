@@ -181,7 +181,7 @@ fn start_service(
     let parts = Parts {
         store: store.clone(),
         bus,
-        local: node.hub.clone(),
+        local_delivery: node.hub.clone(),
         clock,
         entropy: entropy.clone(),
         mailer,

@@ -16,6 +16,7 @@ pub mod session;
 pub mod signal;
 pub mod signature;
 pub mod token;
+pub mod token_bucket;
 
 pub use bundle::{Bundle, Bundles, KeyKind, KeysStatus, OneTimeOutcome};
 pub use email::Email;

@@ -5,8 +5,8 @@
 //!
 //! ```text
 //! main → app → {http, socket} → edge → service → {store, bus} → domain
-//! config is read by main and app alone; sqlite_file is a leaf for config, app and store; clock and tasks are leaves for
-//! all; metrics is for all but domain
+//! config is read by main and app alone; sqlite_file is a leaf for config, app and store; clock, log_throttle and tasks are
+//! leaves for all; metrics is for all but domain
 //! ```
 //!
 //! The shapes of the protocol are a crate of their own, `sealwire_protocol`. The edges read and write them (`edge`, `http`,
@@ -22,6 +22,7 @@ pub mod config;
 pub mod domain;
 pub mod edge;
 pub mod http;
+pub mod log_throttle;
 pub mod metrics;
 pub mod probe;
 pub mod seed;

@@ -1,68 +1,65 @@
-//! Token buckets: so much at once, then one more per refill. One for each pair of claiming user and target device is the
-//! drain limit, by which nobody can empty somebody's pool of one-time prekeys; one for each device bounds what it sends.
+//! Token buckets by key. One for each pair of claiming user and target device is the drain limit, which keeps a user from
+//! emptying somebody's pool of one-time prekeys; one for each device bounds what it sends.
 
-use std::{collections::HashMap, hash::Hash, sync::Mutex, time::Duration};
+use std::{
+    collections::HashMap,
+    hash::Hash,
+    sync::{Mutex, MutexGuard, PoisonError},
+    time::Duration,
+};
 
-use super::{DeviceId, Timestamp, UserId};
+use super::{DeviceId, Timestamp, UserId, token_bucket::TokenBucket};
 
-/// Buckets remembered at the most. Full ones are forgotten first, which loses nothing; then all.
+/// Buckets kept in memory at most. Full ones are forgotten first, which loses nothing; then all.
 const MAX_BUCKETS: usize = 200_000;
 
 /// A token bucket for each key: `burst` tokens at once, then one more per `refill`. Node-local.
-pub struct Buckets<K> {
+pub struct KeyedBuckets<K> {
     burst: u32,
     refill: Duration,
-    /// When each bucket will be full again, in microseconds since 1970.
-    full_at: Mutex<HashMap<K, i64>>,
+    buckets: Mutex<HashMap<K, TokenBucket<Timestamp>>>,
 }
 
 /// Claims by one user that took a key of one device.
-pub type DrainLimit = Buckets<(UserId, DeviceId)>;
+pub type DrainLimit = KeyedBuckets<(UserId, DeviceId)>;
 
-impl<K: Hash + Eq> Buckets<K> {
-    /// A `burst` of 0 turns the limit off.
+impl<K: Hash + Eq> KeyedBuckets<K> {
+    /// All buckets are full. A `burst` of 0 turns the limit off.
     #[must_use]
     pub fn new(burst: u32, refill: Duration) -> Self {
-        Self { burst, refill, full_at: Mutex::new(HashMap::new()) }
+        // A timestamp has whole microseconds; a refill shorter than one would make tokens free.
+        let micros = u64::try_from(refill.as_micros()).unwrap_or(u64::MAX).max(1);
+        Self { burst, refill: Duration::from_micros(micros), buckets: Mutex::default() }
     }
 
-    fn refill_micros(&self) -> i64 {
-        i64::try_from(self.refill.as_micros()).unwrap_or(i64::MAX / i64::from(u32::MAX)).max(1)
+    fn buckets(&self) -> MutexGuard<'_, HashMap<K, TokenBucket<Timestamp>>> {
+        self.buckets.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Takes a token.
     ///
     /// # Errors
-    /// Where there is none: how long until there is.
+    /// How long until there is one, if the bucket is empty.
     pub fn take(&self, key: K, now: Timestamp) -> Result<(), Duration> {
         if self.burst == 0 {
             return Ok(());
         }
-        let (now, step) = (now.as_micros(), self.refill_micros());
-        let capacity = step.saturating_mul(i64::from(self.burst));
-        let mut full_at = self.full_at.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
-        if full_at.len() >= MAX_BUCKETS {
-            full_at.retain(|_, full| *full > now);
-            if full_at.len() >= MAX_BUCKETS {
+        let capacity = self.refill.saturating_mul(self.burst);
+        let mut buckets = self.buckets();
+        if buckets.len() >= MAX_BUCKETS {
+            buckets.retain(|_, bucket| bucket.missing(now) > Duration::ZERO);
+            if buckets.len() >= MAX_BUCKETS {
                 // All of them are in use. Starting over is more generous than refusing everybody, and costs no scan per claim.
-                full_at.clear();
+                buckets.clear();
             }
         }
-        let full = full_at.get(&key).copied().unwrap_or(now).max(now);
-        let over = (full - now).saturating_sub(capacity - step);
-        if over > 0 {
-            return Err(Duration::from_micros(over.unsigned_abs()));
-        }
-        full_at.insert(key, full.saturating_add(step));
-        Ok(())
+        buckets.entry(key).or_insert_with(|| TokenBucket::full(now)).take(self.refill, capacity, now)
     }
 
-    /// Returns a token that was not used after all.
+    /// Puts back a token that was not used.
     pub fn give_back(&self, key: &K) {
-        let step = self.refill_micros();
-        let mut full_at = self.full_at.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
-        if let Some(full) = full_at.get_mut(key) {
-            *full -= step;
+        if let Some(bucket) = self.buckets().get_mut(key) {
+            bucket.give_back(self.refill);
         }
     }
 }

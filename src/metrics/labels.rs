@@ -107,13 +107,13 @@ label! {
 }
 
 label! {
-    /// Why the operator's listener refused somebody.
+    /// Why the operator's listener refused a request.
     AccessDenied {
-        /// The request names the server by an unknown name.
+        /// It named the server by an unknown name.
         Host "host",
-        /// The request shows no token.
+        /// It had no token.
         NoToken "no_token",
-        /// The request shows another token.
+        /// It had a wrong token.
         WrongToken "wrong_token",
     }
 }

@@ -162,8 +162,8 @@ impl Service {
         Ok(Opened { epoch: connection.epoch, keys, mailbox })
     }
 
-    /// Notes that a connection ended, for each that [`Self::open_connection`] was called for.
-    pub async fn part(&self, device: DeviceId) {
+    /// Notes that a connection ended. To be called once for each call of [`Self::open_connection`].
+    pub async fn disconnect(&self, device: DeviceId) {
         self.bus.unsubscribe(device).await;
         // Nobody waits for this; a full queue costs a `last_seen`.
         let _ = self.disconnects.submit((device, self.now())).await;

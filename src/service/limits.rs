@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use super::sliding_window::SlidingWindow;
 use crate::{
-    domain::{ClientNetwork, DeviceId, Refusal, Timestamp, UserId, bucket::Buckets},
+    domain::{ClientNetwork, DeviceId, Refusal, Timestamp, UserId, bucket::KeyedBuckets},
     store::PastChallenge,
 };
 
@@ -41,7 +41,7 @@ pub struct Limits {
     otp_per_network: SlidingWindow<ClientNetwork>,
     verify_per_network: SlidingWindow<ClientNetwork>,
     find_per_user: SlidingWindow<UserId>,
-    sends_per_device: Buckets<DeviceId>,
+    sends_per_device: KeyedBuckets<DeviceId>,
 }
 
 impl Limits {
@@ -53,7 +53,7 @@ impl Limits {
             otp_per_network: SlidingWindow::new(settings.otp_per_network_hour, HOUR),
             verify_per_network: SlidingWindow::new(settings.verify_per_network_minute, MINUTE),
             find_per_user: SlidingWindow::new(settings.find_per_user_hour, HOUR),
-            sends_per_device: Buckets::new(sends, Duration::from_secs(1) / sends.max(1)),
+            sends_per_device: KeyedBuckets::new(sends, Duration::from_secs(1) / sends.max(1)),
         }
     }
 

@@ -75,7 +75,7 @@ pub struct Parts {
     /// The way to connected devices.
     pub bus: Bus,
     /// The devices connected to this node.
-    pub local: Arc<dyn LocalDelivery>,
+    pub local_delivery: Arc<dyn LocalDelivery>,
     /// Time.
     pub clock: Clock,
     /// Randomness.
@@ -94,7 +94,7 @@ pub struct Parts {
 pub struct Service {
     store: Store,
     bus: Bus,
-    local: Arc<dyn LocalDelivery>,
+    local_delivery: Arc<dyn LocalDelivery>,
     clock: Clock,
     entropy: Entropy,
     mailer: Mailer,
@@ -160,7 +160,7 @@ impl Service {
     /// Puts the parts together and starts the batchers.
     #[must_use]
     pub fn start(parts: Parts, tasks: &Tasks) -> Self {
-        let Parts { store, bus, local, clock, entropy, mailer, secret, policy, metrics } = parts;
+        let Parts { store, bus, local_delivery, clock, entropy, mailer, secret, policy, metrics } = parts;
         let limits = &policy.limits;
         let drain = DrainLimit::new(limits.claim_burst, Duration::from_secs(limits.claim_refill_s));
         let blocking_claims = Claims::new(store.clone(), drain);
@@ -214,7 +214,7 @@ impl Service {
         Self {
             store,
             bus,
-            local,
+            local_delivery,
             clock,
             entropy,
             mailer,

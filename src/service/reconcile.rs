@@ -1,5 +1,5 @@
-//! The reconcile: now and then, a node asks the database about its own connections and acts on what it finds. One piece of
-//! code heals lost signals, dead publishers and outages of the bus alike.
+//! The reconcile: at intervals, a node checks its connections against the database and sends them what they missed. It makes
+//! up for lost signals, dead publishers and outages of the bus alike.
 
 use std::{sync::Arc, time::Duration};
 
@@ -34,7 +34,7 @@ pub async fn reconcile_forever(service: Arc<Service>) {
                 }
             }
         }
-        for chunk in service.local.connections().chunks(CHUNK) {
+        for chunk in service.local_delivery.connections().chunks(CHUNK) {
             if let Err(error) = service.reconcile(chunk).await {
                 tracing::warn!(%error, "could not reconcile");
             }
@@ -44,28 +44,28 @@ pub async fn reconcile_forever(service: Arc<Service>) {
 }
 
 impl Service {
-    /// Looks after some connections of this node.
+    /// Checks some connections of this node, and sends each what it missed.
     async fn reconcile(&self, connections: &[LiveConnection]) -> Result<(), StoreError> {
-        for (connection, state) in connections.iter().zip(self.store.check_connections(connections, self.now()).await?)
-        {
-            if let Some((signal, missed)) = verdict(connection, state) {
+        let states = self.store.check_connections(connections, self.now()).await?;
+        for (connection, state) in connections.iter().zip(states) {
+            if let Some((signal, missed)) = missed_signal(connection, state) {
                 self.metrics.reconcile_repairs.inc(missed);
-                self.local.deliver(connection.device, signal);
+                self.local_delivery.deliver(connection.device, signal);
             } else if let Some(ConnectionState { mailbox_head: seq @ 1.., .. }) = state {
-                self.local.deliver(connection.device, Signal::Mail { seq, envelope: None });
+                self.local_delivery.deliver(connection.device, Signal::Mail { seq, envelope: None });
             }
         }
         let devices: Vec<_> = connections.iter().map(|connection| connection.device).collect();
         for (device, signal) in self.store.low_pools(&devices).await? {
-            // The device knows what it has heard already.
-            self.local.deliver(device, signal);
+            // The connection knows what its client has been sent already.
+            self.local_delivery.deliver(device, signal);
         }
         Ok(())
     }
 }
 
 /// The signal that a connection has missed, if there is one.
-fn verdict(connection: &LiveConnection, state: Option<ConnectionState>) -> Option<(Signal, Repair)> {
+fn missed_signal(connection: &LiveConnection, state: Option<ConnectionState>) -> Option<(Signal, Repair)> {
     match state {
         None => Some((Signal::AccountDeleted, Repair::Deleted)),
         Some(ConnectionState { revoked: true, .. }) => Some((Signal::DeviceRevoked, Repair::Revoked)),
@@ -87,19 +87,19 @@ mod tests {
     use crate::domain::{DeviceId, SessionId};
 
     #[test]
-    fn a_connection_hears_what_it_missed() {
+    fn a_connection_is_sent_what_it_missed() {
         let session = SessionId(Uuid::from_u128(2));
         let connection = LiveConnection { device: DeviceId(Uuid::from_u128(1)), session, epoch: 7 };
         let current = ConnectionState { newest_epoch: 7, revoked: false, session_is_valid: true, mailbox_head: 0 };
-        let verdict = |state| verdict(&connection, state);
-        assert_eq!(verdict(Some(current)), None);
-        assert_eq!(verdict(None), Some((Signal::AccountDeleted, Repair::Deleted)));
+        let missed = |state| missed_signal(&connection, state);
+        assert_eq!(missed(Some(current)), None);
+        assert_eq!(missed(None), Some((Signal::AccountDeleted, Repair::Deleted)));
         let revoked = ConnectionState { revoked: true, session_is_valid: false, ..current };
-        assert_eq!(verdict(Some(revoked)), Some((Signal::DeviceRevoked, Repair::Revoked)));
+        assert_eq!(missed(Some(revoked)), Some((Signal::DeviceRevoked, Repair::Revoked)));
         let ended = ConnectionState { session_is_valid: false, ..current };
         let logged_out = Signal::LoggedOut { sessions: vec![session] };
-        assert_eq!(verdict(Some(ended)), Some((logged_out, Repair::LoggedOut)));
+        assert_eq!(missed(Some(ended)), Some((logged_out, Repair::LoggedOut)));
         let displaced = ConnectionState { newest_epoch: 8, ..current };
-        assert_eq!(verdict(Some(displaced)), Some((Signal::Displaced { epoch: 8 }, Repair::Displaced)));
+        assert_eq!(missed(Some(displaced)), Some((Signal::Displaced { epoch: 8 }, Repair::Displaced)));
     }
 }

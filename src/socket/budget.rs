@@ -1,4 +1,4 @@
-//! A count that many may draw on and nobody may overdraw: bytes of memory, open sockets.
+//! A limit on what many share: bytes of memory, open sockets.
 
 use std::sync::{
     Arc,
@@ -7,7 +7,7 @@ use std::sync::{
 
 /// A node-wide allowance, shared by its clones.
 ///
-/// What is drawn comes back when the [`Reservation`] drops, so that no error path can leak it.
+/// What is reserved comes back when the [`Reservation`] drops, so that no error path can leak it.
 #[derive(Debug, Clone)]
 pub struct Budget {
     shared: Arc<Shared>,
@@ -26,7 +26,7 @@ impl Budget {
         Self { shared: Arc::new(Shared { limit, in_use: AtomicUsize::new(0) }) }
     }
 
-    /// Draws `n` units, or nothing at all when fewer than `n` are left.
+    /// Reserves `n` units; `None` if fewer are left.
     #[must_use]
     pub fn try_reserve(&self, n: usize) -> Option<Reservation> {
         // Relaxed suffices: the count guards no other memory.
@@ -39,20 +39,20 @@ impl Budget {
             .map(|_| Reservation { budget: self.clone(), amount: n })
     }
 
-    /// Units drawn at this moment.
+    /// Units reserved at this moment.
     #[must_use]
     pub fn in_use(&self) -> usize {
         self.shared.in_use.load(Ordering::Relaxed)
     }
 
-    /// The most that can be drawn at once.
+    /// The most that can be reserved at once.
     #[must_use]
     pub fn limit(&self) -> usize {
         self.shared.limit
     }
 }
 
-/// Units drawn from a [`Budget`]; dropping it gives them back.
+/// Units of a [`Budget`]; dropping it gives them back.
 #[derive(Debug)]
 #[must_use = "dropping a reservation gives it back at once"]
 pub struct Reservation {
@@ -67,7 +67,7 @@ impl Reservation {
         self.amount
     }
 
-    /// Takes over what `other`, drawn from the same budget, holds: both then end together.
+    /// Takes over the units of `other`, of the same budget: both then end together.
     pub fn absorb(&mut self, mut other: Self) {
         debug_assert!(Arc::ptr_eq(&self.budget.shared, &other.budget.shared), "two budgets");
         self.amount += std::mem::take(&mut other.amount);

@@ -1,118 +1,89 @@
-//! The actor of one connected device. It owns the session, hands requests to the use cases, and queues what comes back.
-//! No handler waits for anything: work runs on the runtime of store and bus and returns as a message.
+//! The actor of one connected device: the life of a connection, from top to bottom.
+//!
+//! No handler waits for anything: work runs on the runtime of store and bus and returns as a message. What an open
+//! connection does stands in the `handle_*` files; it returns a close code if the connection is to end.
 
-mod mail;
+mod connection;
+mod handle_mail;
+mod handle_request;
+mod handle_signal;
+mod handle_timer;
+mod key_notices;
+mod open;
 mod requests;
-mod signals;
-mod timing;
+mod timers;
 
-use std::{collections::VecDeque, net::IpAddr, rc::Rc, sync::Arc, time::Duration};
+use std::{rc::Rc, sync::Arc, time::Duration};
 
-use actix::{
-    Actor, ActorContext, ActorFutureExt, AsyncContext, Context, Handler, Message, SpawnHandle, StreamHandler,
-    fut::wrap_future,
-};
-use actix_web::web::Bytes;
-use actix_ws::{MessageStream, ProtocolError, Session as WsSession};
-use sealwire_protocol::{
-    CloseCode, Codec,
-    events::Event,
-    frame::{Op, RequestId, RequestOutline},
-};
+use actix::{Actor, ActorContext, ActorFutureExt, AsyncContext, Context, Handler, StreamHandler, fut::wrap_future};
+use actix_ws::{CloseReason, MessageStream, ProtocolError, Session as WsSession};
+use sealwire_protocol::{CloseCode, Codec};
 use tokio::{sync::oneshot, time::Instant};
 
 use super::{
-    Node,
-    delivery::Delivery,
-    hub::ConnectionKey,
-    inlet::{Incoming, Inlet},
-    ops::{encode, failure},
-    outbox::{Outbox, Overflow, Writer},
-    pace::Pace,
+    flow::Flow,
+    hub::HubMessage,
+    message_reader::{Incoming, MessageReader},
+    node::Node,
+    request_rate::RequestRate,
     transport::{Violation, Wire},
+    writer::Writer,
 };
 use crate::{
-    domain::{
-        DeviceId, EndReason, KeysStatus, Refusal, Session, Signal,
-        bundle::{SignedPrekeyStatus, depth},
-    },
-    edge::{self, EdgeError},
-    metrics::{Asked, Close},
-    service::{Opened, Turns},
+    domain::{Refusal, Session, Signal},
+    metrics::Close,
+    service::Opened,
 };
+use connection::Connection;
+use open::Open;
 
-/// Time between two pings.
-const HEARTBEAT: Duration = Duration::from_secs(25);
-/// What stands in the log for a Close frame without a code, and for an end without a Close frame (RFC 6455, 7.1.5).
+/// What the log says of a Close frame without a code, and of an end without a Close frame (RFC 6455, 7.1.5).
 const CLOSED_WITHOUT_CODE: u16 = 1005;
 const ENDED_WITHOUT_CLOSE: u16 = 1006;
 
 /// The actor.
 pub struct DeviceSocket {
-    pub(super) node: Arc<Node>,
-    session: Session,
-    pub(super) codec: Codec,
-    pub(super) outbox: Rc<Outbox>,
-    wire: Rc<Wire>,
-    client: IpAddr,
-    attached: Option<ConnectionKey>,
-    opening: Opening,
-    /// The connection's place among those of the device; `None` until it is open.
-    epoch: Option<i64>,
-    /// Signals that came before the welcome was out, or during a renewal that they may concern.
+    connection: Connection,
+    state: State,
+}
+
+/// The states of a connection, in their order. It may close in each of them.
+#[expect(clippy::large_enum_variant, reason = "nearly all connections are open; a box would cost each an allocation")]
+enum State {
+    /// The hub knows the connection.
+    Attached,
+    /// The use case that opens it is under way.
+    Opening(Opening),
+    /// The welcome has been sent: requests, signals and mail are handled.
+    Open(Open),
+    /// The outbox has its ending, or the connection is lost. The writer does the rest.
+    Closing(Disconnect),
+}
+
+struct Opening {
+    /// Resolves when the use case has finished.
+    finished: oneshot::Receiver<()>,
+    /// Signals that came before the welcome.
     early: Vec<Signal>,
-    /// Requests that were handed on.
-    in_flight: Vec<requests::InFlight>,
-    /// Requests that wait for a renewal, or the renewal itself, which waits for those before it.
-    deferred: VecDeque<(RequestOutline, Op, Bytes)>,
-    renewing: bool,
-    /// The places of sends under way.
-    sends: Turns,
-    /// Those of publishes, so that the last one's signed prekey is the one that is watched.
-    publishes: Turns,
-    pub(super) delivery: Delivery,
-    signed_prekey: Option<SignedPrekeyStatus>,
-    /// How deep the owner knows each pool to be ([`depth`]), at which pool version: a signal that says no more is an echo.
-    known_depth: [(i64, i32); 2],
-    /// Whether the owner was told that the signed prekey expires.
-    rotation_told: bool,
-    next_ping: Instant,
-    timer: SpawnHandle,
-    closing: bool,
-    opened_at: Instant,
+    /// The newest envelope among them. The mailbox is read after the welcome, up to here at least.
+    newest_mail: i64,
 }
 
-/// How far the use case that opens the connection has come.
-enum Opening {
-    NotBegun,
-    /// The receiver resolves when it has finished.
-    UnderWay(oneshot::Receiver<()>),
-    Done,
+/// When the end of the connection is reported to the store and the bus.
+enum Disconnect {
+    /// Never: they do not know the connection.
+    NotNeeded,
+    /// Once the use case that opens the connection has finished, since the report takes back what that does.
+    After(oneshot::Receiver<()>),
+    /// At once.
+    Now,
 }
 
-/// A signal for the device.
-#[derive(Message)]
-#[rtype(result = "()")]
-pub struct Told(pub Signal);
-
-/// The node is being stopped.
-#[derive(Message)]
-#[rtype(result = "()")]
-pub struct Drain {
-    /// The time over which the clients of this node should come back.
-    pub spread: Duration,
-}
-
-/// The time for replies is over.
-#[derive(Message)]
-#[rtype(result = "()")]
-pub struct CutOff;
-
-/// What an upgraded connection brings along.
+/// What an upgraded connection consists of.
 pub struct Upgraded {
-    /// Of the presented token.
+    /// The session of the presented token.
     pub session: Session,
-    /// Of the chosen subprotocol.
+    /// The codec of the chosen subprotocol.
     pub codec: Codec,
     /// Towards the peer.
     pub ws: WsSession,
@@ -121,215 +92,49 @@ pub struct Upgraded {
     /// Below both.
     pub wire: Rc<Wire>,
     /// The client's address.
-    pub client: IpAddr,
+    pub client: std::net::IpAddr,
 }
+
+/// What a handler of an open connection returns: the code with which to close it, if it is to end.
+type Handled = Result<(), CloseCode>;
+
+// Attached.
 
 impl DeviceSocket {
-    /// Starts the actor of an upgraded connection on this worker.
+    /// Starts the actor of an upgraded connection, with its reader and its writer, on this worker.
     pub fn launch(node: Arc<Node>, upgraded: Upgraded) {
         let Upgraded { session, codec, ws, messages, wire, client } = upgraded;
-        let outbox = Outbox::new(node.outbox_bytes, node.budget.clone(), Pace::new(node.requests_per_second));
-        actix_rt::spawn(Writer::new(outbox.clone(), ws, wire.clone(), codec));
+        let began = Instant::now();
+        let rate = RequestRate::new(node.requests_per_second, began.into_std());
+        let flow = Flow::new(node.outbox_bytes, node.budget.clone(), rate);
+        actix_rt::spawn(Writer::new(flow.clone(), ws, wire.clone(), codec));
         Self::create(|ctx| {
-            ctx.add_stream(Inlet::new(messages, outbox.clone()));
-            let opened_at = Instant::now();
-            let delivery = Delivery::new(node.outbox_bytes / 2);
-            Self {
-                node,
-                session,
-                codec,
-                outbox,
-                wire,
-                client,
-                attached: None,
-                opening: Opening::NotBegun,
-                epoch: None,
-                early: Vec::new(),
-                in_flight: Vec::new(),
-                deferred: VecDeque::new(),
-                renewing: false,
-                sends: Turns::default(),
-                publishes: Turns::default(),
-                delivery,
-                signed_prekey: None,
-                known_depth: [(0, 0); 2],
-                rotation_told: false,
-                // The first ping comes at a moment of its own, so that those of many sockets spread.
-                next_ping: opened_at + HEARTBEAT.mul_f64(fraction(session.caller.session.0)),
-                timer: SpawnHandle::default(),
-                closing: false,
-                opened_at,
-            }
+            // Attached before the session is checked again: a revocation is seen by the check or arrives as a signal.
+            let key = node.hub.attach(session.caller.device, ctx.address().recipient());
+            ctx.add_stream(MessageReader::new(messages, flow.clone()));
+            let connection = Connection { node, session, codec, flow, wire, client, key, began };
+            Self { connection, state: State::Attached }
         });
     }
-
-    fn opened(&mut self, opened: Result<Opened, Refusal>, ctx: &mut Context<Self>) {
-        self.opening = Opening::Done;
-        if self.closing {
-            return;
-        }
-        let now = self.node.service.now();
-        let Opened { epoch, keys, mailbox } = match opened {
-            Ok(opened) => opened,
-            Err(Refusal::SessionRevoked) if self.session.expires_at <= now => {
-                return self.close(CloseCode::SessionExpired, ctx);
-            }
-            Err(Refusal::SessionRevoked) => {
-                let code = if self.early.contains(&Signal::AccountDeleted) {
-                    CloseCode::AccountDeleted
-                } else if self.early.contains(&Signal::DeviceRevoked) {
-                    CloseCode::DeviceRevoked
-                } else {
-                    CloseCode::SessionRevoked
-                };
-                return self.close(code, ctx);
-            }
-            Err(_) => return self.close(CloseCode::Unavailable, ctx),
-        };
-        self.epoch = Some(epoch);
-        tracing::info!(
-            device_id = %self.session.caller.device,
-            user_id = %self.session.caller.user,
-            session_id = %self.session.caller.session,
-            epoch,
-            client = %self.client,
-            subprotocol = self.codec.subprotocol(),
-            "socket opened"
-        );
-        self.note_open();
-        self.signed_prekey = keys.signed_prekey;
-        self.known_depth = depths(&keys);
-        let low: Vec<_> = keys.low_pools().collect();
-        let (threshold, pool_version) = (keys.threshold, keys.pool_version);
-        self.node.metrics.connects.inc();
-        self.event(&edge::events::welcome(&self.session, now, HEARTBEAT, keys, mailbox), ctx);
-        for (kind, remaining) in low {
-            self.event(&Event::PrekeysLow { kind: kind.into(), remaining, threshold, pool_version }, ctx);
-        }
-        self.tell_rotation(now, ctx);
-        self.delivery.open(mailbox);
-        self.read_mail(ctx);
-        for signal in std::mem::take(&mut self.early) {
-            self.heed(signal, ctx);
-        }
-        self.outbox.start_reading();
-        self.set_timer(ctx);
-    }
-
-    /// Tells the hub what the reconcile has to check.
-    fn note_open(&self) {
-        if let (Some(key), Some(epoch)) = (self.attached, self.epoch) {
-            let caller = self.session.caller;
-            self.node.hub.note_open(caller.device, key, caller.session, epoch);
-        }
-    }
-
-    pub(super) fn event(&mut self, event: &Event<'_>, ctx: &mut Context<Self>) {
-        self.push_event(encode(self.codec, event), ctx);
-    }
-
-    pub(super) fn push_event(&mut self, frame: Vec<u8>, ctx: &mut Context<Self>) {
-        if !self.closing
-            && let Err(Overflow) = self.outbox.push_event(frame)
-        {
-            self.close(CloseCode::SlowConsumer, ctx);
-        }
-    }
-
-    pub(super) fn is_closing(&self) -> bool {
-        self.closing
-    }
-
-    /// For how long it has been open.
-    pub(super) fn connected_for(&self) -> Duration {
-        self.opened_at.elapsed()
-    }
-
-    /// Whose connection it is.
-    pub(super) fn device(&self) -> DeviceId {
-        self.session.caller.device
-    }
-
-    fn reply(&mut self, reply: Vec<u8>, ctx: &mut Context<Self>) {
-        if let Err(Overflow) = self.outbox.push_reply(reply) {
-            self.close(CloseCode::SlowConsumer, ctx);
-        }
-    }
-
-    /// Answers a request with an error without running it.
-    fn refuse(&mut self, id: RequestId, asked: Asked, error: EdgeError, ctx: &mut Context<Self>) {
-        let reply = failure(&self.node.metrics, asked, self.codec, id, error);
-        self.reply(reply, ctx);
-    }
-
-    /// Sends what is queued, then the Close frame. The writer sees to it; the actor is done.
-    fn close(&mut self, code: CloseCode, ctx: &mut Context<Self>) {
-        if !self.closing {
-            self.closing = true;
-            self.log_closed(code.number(), code.reason());
-            self.node.metrics.closes.inc(Close::Code(code));
-            self.outbox.close(code);
-            ctx.stop();
-        }
-    }
-
-    /// The one line at the end of every socket, whoever ended it.
-    fn log_closed(&self, code: u16, reason: &'static str) {
-        tracing::info!(
-            device_id = %self.session.caller.device,
-            epoch = self.epoch,
-            code,
-            reason,
-            seconds = self.opened_at.elapsed().as_secs_f64(),
-            "socket closed"
-        );
-    }
-
-    /// Closes once a node that is being stopped, and reads no more for that, owes this socket no reply.
-    fn close_if_drained(&mut self, ctx: &mut Context<Self>) {
-        if self.epoch.is_some() && !self.outbox.is_reading() && self.in_flight.is_empty() && self.deferred.is_empty() {
-            self.close(CloseCode::Draining, ctx);
-        }
-    }
-
-    /// Tells the client why its session ended, and closes.
-    fn end(&mut self, reason: EndReason, ctx: &mut Context<Self>) {
-        if !self.closing {
-            self.event(&Event::SessionRevoked { reason: reason.into() }, ctx);
-            self.close(reason.into(), ctx);
-        }
-    }
-}
-
-/// How deep each pool is, with the pool version.
-fn depths(keys: &KeysStatus) -> [(i64, i32); 2] {
-    [keys.one_time, keys.pq_one_time].map(|count| (keys.pool_version, depth(count, keys.threshold)))
-}
-
-/// A number from 0 to 1 out of random bits.
-fn fraction(id: uuid::Uuid) -> f64 {
-    f64::from(u32::from_le_bytes(id.as_bytes()[12..16].try_into().unwrap_or_default())) / f64::from(u32::MAX)
 }
 
 impl Actor for DeviceSocket {
     type Context = Context<Self>;
 
     fn started(&mut self, ctx: &mut Context<Self>) {
-        // Attached before the session is checked again: a revocation is seen by the check or arrives as a signal.
-        self.attached = Some(self.node.hub.attach(self.session.caller.device, ctx.address()));
-        if self.node.hub.is_draining() {
+        if self.connection.node.hub.is_draining() {
             // The drain may have passed before this connection was attached.
             return self.close(CloseCode::Draining, ctx);
         }
-        let (node, caller) = (self.node.clone(), self.session.caller);
-        let (finished, opening) = oneshot::channel();
-        self.opening = Opening::UnderWay(opening);
-        let open = self.node.runtime.spawn(async move {
+        let (node, caller) = (self.connection.node.clone(), self.connection.session.caller);
+        let (finish, finished) = oneshot::channel();
+        self.state = State::Opening(Opening { finished, early: Vec::new(), newest_mail: 0 });
+        let open = self.connection.node.runtime.spawn(async move {
             // A crowd that connects at once waits here, in little memory, rather than inside the use case.
-            let _turn = node.opening.acquire().await;
+            let _permit = node.opening.acquire().await;
             let opened = Box::pin(node.service.open_connection(caller)).await;
             // Nobody waits for this unless the connection has ended meanwhile.
-            let _ = finished.send(());
+            let _ = finish.send(());
             opened
         });
         ctx.spawn(wrap_future(open).map(|opened, actor: &mut Self, ctx| {
@@ -338,58 +143,96 @@ impl Actor for DeviceSocket {
     }
 
     fn stopped(&mut self, _: &mut Context<Self>) {
-        if !self.closing {
-            self.log_closed(ENDED_WITHOUT_CLOSE, "connection lost");
-            self.node.metrics.closes.inc(Close::Lost);
-            self.outbox.abort();
+        self.disconnect();
+    }
+}
+
+// Opening.
+
+impl Opening {
+    fn keep(&mut self, signal: Signal) {
+        match signal {
+            Signal::Mail { seq, .. } => self.newest_mail = self.newest_mail.max(seq),
+            // The device is not connected yet.
+            Signal::Ephemeral(_) => {}
+            signal => self.early.push(signal),
         }
-        let device = self.session.caller.device;
-        if let Some(key) = self.attached.take() {
-            self.node.hub.detach(device, key);
+    }
+
+    /// How a connection closes that is not opened.
+    fn close_code(&self, refusal: &Refusal, session_is_over: bool) -> CloseCode {
+        match refusal {
+            Refusal::SessionRevoked if session_is_over => CloseCode::SessionExpired,
+            Refusal::SessionRevoked if self.early.contains(&Signal::AccountDeleted) => CloseCode::AccountDeleted,
+            Refusal::SessionRevoked if self.early.contains(&Signal::DeviceRevoked) => CloseCode::DeviceRevoked,
+            Refusal::SessionRevoked => CloseCode::SessionRevoked,
+            _ => CloseCode::Unavailable,
         }
-        let (node, opening) = (self.node.clone(), std::mem::replace(&mut self.opening, Opening::NotBegun));
-        self.node.runtime.spawn(async move {
-            // Parting takes back what opening did, so it must not overtake it.
-            match opening {
-                Opening::NotBegun => return,
-                Opening::UnderWay(finished) => {
-                    // Fails where the node is being torn down, and then there is nothing to wait for.
-                    let _ = finished.await;
-                }
-                Opening::Done => {}
+    }
+}
+
+impl DeviceSocket {
+    fn opened(&mut self, opened: Result<Opened, Refusal>, ctx: &mut Context<Self>) {
+        let State::Opening(opening) = &mut self.state else { return };
+        let now = self.connection.node.service.now();
+        let Opened { epoch, keys, mailbox } = match opened {
+            Ok(opened) => opened,
+            Err(refusal) => {
+                let code = opening.close_code(&refusal, self.connection.session.expires_at <= now);
+                return self.close(code, ctx);
             }
-            node.service.part(device).await;
+        };
+        let (early, newest_mail) = (std::mem::take(&mut opening.early), opening.newest_mail);
+        self.connection.log_opened(epoch);
+        self.connection.note_open(epoch);
+        self.state = State::Open(Open::new(&self.connection, epoch, &keys, mailbox, newest_mail));
+        self.when_open(ctx, |open, connection, ctx| {
+            open.welcome(connection, keys, mailbox, now)?;
+            open.read_mail(connection, ctx)?;
+            for signal in early {
+                open.handle_signal(connection, signal, ctx)?;
+            }
+            connection.flow.gate.open();
+            open.set_timer(connection, ctx);
+            Ok(())
         });
+    }
+}
+
+// Open.
+
+impl DeviceSocket {
+    /// Has an open connection do something, and closes it if that ends it.
+    fn when_open(
+        &mut self,
+        ctx: &mut Context<Self>,
+        act: impl FnOnce(&mut Open, &mut Connection, &mut Context<Self>) -> Handled,
+    ) {
+        let State::Open(open) = &mut self.state else { return };
+        if let Err(code) = act(open, &mut self.connection, ctx) {
+            self.close(code, ctx);
+        }
     }
 }
 
 impl StreamHandler<Result<Incoming, ProtocolError>> for DeviceSocket {
     fn handle(&mut self, message: Result<Incoming, ProtocolError>, ctx: &mut Context<Self>) {
-        if self.closing {
+        if matches!(self.state, State::Closing(_)) {
             return;
         }
-        match (message, self.codec) {
+        match (message, self.connection.codec) {
             (Ok(Incoming::Text(frame)), Codec::Json) | (Ok(Incoming::Binary(frame)), Codec::MsgPack) => {
-                self.frame(frame, ctx);
+                self.when_open(ctx, |open, connection, ctx| open.handle_request(connection, frame, ctx));
             }
-            (Ok(Incoming::Ping(payload)), _) => self.outbox.pong(&payload),
+            (Ok(Incoming::Ping(payload)), _) => self.connection.flow.outbox.pong(&payload),
             (Ok(Incoming::Pong), _) => {}
-            (Ok(Incoming::Close(reason)), _) => {
-                self.closing = true;
-                let code = reason.as_ref().map_or(CLOSED_WITHOUT_CODE, |reason| reason.code.into());
-                self.log_closed(code, "closed by the client");
-                self.node.metrics.closes.inc(Close::Peer);
-                self.outbox.echo_close(reason);
-                ctx.stop();
-            }
-            (Ok(Incoming::Text(_) | Incoming::Binary(_)) | Err(_), _) => {
-                self.close(CloseCode::ProtocolError, ctx);
-            }
+            (Ok(Incoming::Close(reason)), _) => self.echo_close(reason, ctx),
+            (Ok(Incoming::Text(_) | Incoming::Binary(_)) | Err(_), _) => self.close(CloseCode::ProtocolError, ctx),
         }
     }
 
     fn finished(&mut self, ctx: &mut Context<Self>) {
-        match self.wire.violation() {
+        match self.connection.wire.violation() {
             Some(Violation::FrameTooLarge) => self.close(CloseCode::FrameTooLarge, ctx),
             Some(Violation::Protocol) => self.close(CloseCode::ProtocolError, ctx),
             None => ctx.stop(),
@@ -397,27 +240,94 @@ impl StreamHandler<Result<Incoming, ProtocolError>> for DeviceSocket {
     }
 }
 
-impl Handler<Drain> for DeviceSocket {
+impl Handler<HubMessage> for DeviceSocket {
     type Result = ();
 
-    fn handle(&mut self, Drain { spread }: Drain, ctx: &mut Context<Self>) {
-        let wait = spread.mul_f64(fraction(self.session.caller.session.0));
-        let reconnect_in_ms = u64::try_from(wait.as_millis()).unwrap_or(u64::MAX);
-        if self.epoch.is_none() {
-            return self.close(CloseCode::Draining, ctx);
-        }
-        if !self.closing && self.outbox.is_reading() {
-            self.event(&Event::ServerDraining { reconnect_in_ms }, ctx);
-            self.outbox.stop_reading();
-            self.close_if_drained(ctx);
+    fn handle(&mut self, message: HubMessage, ctx: &mut Context<Self>) {
+        match message {
+            HubMessage::DeliverSignal(signal) => self.handle_signal(signal, ctx),
+            HubMessage::Drain { spread } => self.drain(spread, ctx),
+            HubMessage::CutOff => self.close(CloseCode::Draining, ctx),
         }
     }
 }
 
-impl Handler<CutOff> for DeviceSocket {
-    type Result = ();
+impl DeviceSocket {
+    fn handle_signal(&mut self, signal: Signal, ctx: &mut Context<Self>) {
+        match &mut self.state {
+            State::Opening(opening) => opening.keep(signal),
+            State::Open(_) => {
+                self.when_open(ctx, |open, connection, ctx| open.handle_signal(connection, signal, ctx));
+            }
+            State::Attached | State::Closing(_) => {}
+        }
+    }
 
-    fn handle(&mut self, _: CutOff, ctx: &mut Context<Self>) {
-        self.close(CloseCode::Draining, ctx);
+    fn drain(&mut self, spread: Duration, ctx: &mut Context<Self>) {
+        match &self.state {
+            State::Open(_) => self.when_open(ctx, |open, connection, _| open.drain(connection, spread)),
+            State::Attached | State::Opening(_) | State::Closing(_) => self.close(CloseCode::Draining, ctx),
+        }
+    }
+}
+
+// Closing.
+
+impl DeviceSocket {
+    /// Sends what is queued, then the Close frame. The writer sees to it; the actor is done.
+    fn close(&mut self, code: CloseCode, ctx: &mut Context<Self>) {
+        if self.begin_closing(code.number(), code.reason(), Close::Code(code)) {
+            self.connection.flow.outbox.close(code);
+            ctx.stop();
+        }
+    }
+
+    /// Answers the client's Close frame.
+    fn echo_close(&mut self, reason: Option<CloseReason>, ctx: &mut Context<Self>) {
+        let code = reason.as_ref().map_or(CLOSED_WITHOUT_CODE, |reason| reason.code.into());
+        if self.begin_closing(code, "closed by the client", Close::Peer) {
+            self.connection.flow.outbox.echo_close(reason);
+            ctx.stop();
+        }
+    }
+
+    /// Enters the last state, and writes the one line that the log has of the end of every socket. Returns false if the
+    /// connection is closing already.
+    fn begin_closing(&mut self, code: u16, reason: &'static str, close: Close) -> bool {
+        let (epoch, disconnect) = match std::mem::replace(&mut self.state, State::Closing(Disconnect::NotNeeded)) {
+            State::Attached => (None, Disconnect::NotNeeded),
+            State::Opening(opening) => (None, Disconnect::After(opening.finished)),
+            State::Open(open) => (Some(open.epoch()), Disconnect::Now),
+            closing @ State::Closing(_) => {
+                self.state = closing;
+                return false;
+            }
+        };
+        self.state = State::Closing(disconnect);
+        self.connection.log_closed(epoch, code, reason);
+        self.connection.node.metrics.closes.inc(close);
+        true
+    }
+
+    /// Takes back what attaching and opening did.
+    fn disconnect(&mut self) {
+        if self.begin_closing(ENDED_WITHOUT_CLOSE, "connection lost", Close::Lost) {
+            self.connection.flow.outbox.abort();
+        }
+        let (node, device) = (self.connection.node.clone(), self.connection.device());
+        node.hub.detach(device, self.connection.key);
+        let finished = match std::mem::replace(&mut self.state, State::Closing(Disconnect::NotNeeded)) {
+            State::Closing(Disconnect::After(finished)) => Some(finished),
+            State::Closing(Disconnect::Now) => None,
+            State::Closing(Disconnect::NotNeeded) | State::Attached | State::Opening(_) | State::Open(_) => return,
+        };
+        let runtime = node.runtime.clone();
+        runtime.spawn(async move {
+            if let Some(finished) = finished {
+                // Fails if the node is being torn down, and then there is nothing to wait for.
+                let _ = finished.await;
+            }
+            node.service.disconnect(device).await;
+        });
     }
 }

@@ -1,5 +1,7 @@
-//! The registry of connections on this node: device → actors. Usually one; two while a newer connection displaces an
+//! The registry of connections on this node: device → connections. Usually one; two while a newer connection displaces an
 //! older one, which the epochs that travel with [`Signal::Displaced`] decide.
+//!
+//! The hub knows a connection only as the recipient of a [`HubMessage`], not as the actor behind it.
 
 use std::{
     collections::{HashMap, hash_map::Entry},
@@ -11,22 +13,36 @@ use std::{
     time::Duration,
 };
 
-use actix::Addr;
+use actix::{Message, Recipient};
 
-use super::device::{CutOff, DeviceSocket, Drain, Told};
 use crate::domain::{DeviceId, LiveConnection, LocalDelivery, SessionId, Signal};
 
 /// Locks that the registry is spread over.
 const SHARDS: usize = 32;
-/// Connections that are told at once that the node drains, and the longest pause before the next.
+/// Connections that are drained at once, and the longest pause before the next batch.
 const DRAIN_BATCH: usize = 256;
 const LONGEST_DRAIN_PAUSE: Duration = Duration::from_millis(50);
 
 type Shard = HashMap<DeviceId, Vec<Attached>>;
 
+/// What the hub sends to a connection.
+#[derive(Message)]
+#[rtype(result = "()")]
+pub enum HubMessage {
+    /// A signal for its device.
+    DeliverSignal(Signal),
+    /// The node is being stopped: answer what was asked, then close.
+    Drain {
+        /// The time over which the clients of this node should come back.
+        spread: Duration,
+    },
+    /// The time for replies is over: close at once.
+    CutOff,
+}
+
 struct Attached {
     key: ConnectionKey,
-    address: Addr<DeviceSocket>,
+    connection: Recipient<HubMessage>,
     /// Session and epoch, once the connection is open.
     open: Option<(SessionId, i64)>,
 }
@@ -63,12 +79,13 @@ impl Hub {
         self.shards[index].lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Adds a connection; signals for its device reach it from now on.
-    pub fn attach(&self, device: DeviceId, address: Addr<DeviceSocket>) -> ConnectionKey {
+    /// Adds a connection; signals for its device reach it from now on. Returns the key for [`Self::note_open`] and
+    /// [`Self::detach`].
+    pub fn attach(&self, device: DeviceId, connection: Recipient<HubMessage>) -> ConnectionKey {
         let key = ConnectionKey(self.next_key.fetch_add(1, Ordering::Relaxed));
         self.shard(device).entry(device).or_insert_with(|| Vec::with_capacity(1)).push(Attached {
             key,
-            address,
+            connection,
             open: None,
         });
         self.connected.fetch_add(1, Ordering::Relaxed);
@@ -112,36 +129,36 @@ impl Hub {
         self.draining.store(true, Ordering::Relaxed);
     }
 
-    /// Tells every connection to finish what it has begun and to come back later, spread over `spread`. So many at a time
-    /// are told, with a pause between, that all have been told after `over`.
+    /// Drains all connections: each finishes what it has begun, asks its client to come back within `spread`, and closes.
+    /// It is done in batches with a pause after each, so that all have the message after `over`.
     pub async fn drain(&self, spread: Duration, over: Duration) {
         self.start_draining();
-        // Whoever attaches behind this sees for itself that the node drains.
-        let addresses = self.addresses();
-        let batches = addresses.chunks(DRAIN_BATCH);
+        // A connection that attaches after this checks for itself whether the node drains.
+        let connections = self.all();
+        let batches = connections.chunks(DRAIN_BATCH);
         let pause = over / u32::try_from(batches.len().max(1)).unwrap_or(u32::MAX);
         for batch in batches {
-            for address in batch {
-                address.do_send(Drain { spread });
+            for connection in batch {
+                connection.do_send(HubMessage::Drain { spread });
             }
             tokio::time::sleep(pause.min(LONGEST_DRAIN_PAUSE)).await;
         }
     }
 
-    /// Closes every connection that is still there, whether or not it has its replies.
+    /// Closes all connections that are left, whether or not they have their replies.
     pub fn cut_off(&self) {
-        for address in self.addresses() {
-            address.do_send(CutOff);
+        for connection in self.all() {
+            connection.do_send(HubMessage::CutOff);
         }
     }
 
-    fn addresses(&self) -> Vec<Addr<DeviceSocket>> {
-        let mut addresses = Vec::with_capacity(self.connected());
+    fn all(&self) -> Vec<Recipient<HubMessage>> {
+        let mut connections = Vec::with_capacity(self.connected());
         for shard in &self.shards {
             let shard = shard.lock().unwrap_or_else(PoisonError::into_inner);
-            addresses.extend(shard.values().flatten().map(|attached| attached.address.clone()));
+            connections.extend(shard.values().flatten().map(|attached| attached.connection.clone()));
         }
-        addresses
+        connections
     }
 }
 
@@ -150,7 +167,7 @@ impl LocalDelivery for Hub {
         let shard = self.shard(device);
         let Some(connections) = shard.get(&device) else { return false };
         for attached in connections {
-            attached.address.do_send(Told(signal.clone()));
+            attached.connection.do_send(HubMessage::DeliverSignal(signal.clone()));
         }
         true
     }

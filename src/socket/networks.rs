@@ -1,28 +1,24 @@
-//! What one client network (/24 of IPv4, /48 of IPv6) may have of this node: connections, and new ones each second.
+//! Limits on each client network (/24 of IPv4, /48 of IPv6): its open connections, and its new ones per second.
 
 use std::{
     collections::HashMap,
-    sync::{
-        Arc, Mutex, MutexGuard, PoisonError,
-        atomic::{AtomicU64, Ordering},
-    },
-    time::Duration,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    time::{Duration, Instant},
 };
 
-use tokio::time::Instant;
-
 use crate::{
-    domain::{ClientNetwork, Refusal},
+    domain::{ClientNetwork, Refusal, token_bucket::TokenBucket},
+    log_throttle::LogThrottle,
     metrics::{Limit, Metrics},
 };
 
-/// Seconds' worth of new connections that a network may make at once.
-const BURST_SECONDS: u32 = 20;
-/// When to try again where a connection of the network has to end first.
+/// A network may make as many new connections at once as its rate allows in this time.
+const BURST: Duration = Duration::from_secs(20);
+/// `retry_after` of a refusal that holds until a connection of the network ends.
 const RETRY: Duration = Duration::from_secs(10);
-/// Networks that are remembered before those that have nothing open are forgotten.
+/// Networks kept in memory before those with nothing open are forgotten.
 const TIDY_ABOVE: usize = 10_000;
-/// The operator hears of refusals at most this often.
+/// Refusals are logged at most this often.
 const REPORT_EVERY: Duration = Duration::from_secs(10);
 
 /// The bounds; 0 turns one off.
@@ -30,22 +26,22 @@ const REPORT_EVERY: Duration = Duration::from_secs(10);
 pub struct NetworkLimits {
     /// Open sockets.
     pub sockets: usize,
-    /// Open connections that are no sockets (yet).
+    /// Open connections that are not sockets.
     pub http: usize,
-    /// New connections a second.
+    /// New connections per second.
     pub connects_per_second: u32,
 }
 
-/// What a connection is counted as.
+/// What a connection counts as.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Kind {
+pub enum ConnectionKind {
     /// Before an upgrade, or without one.
     Http,
     /// Upgraded.
     Socket,
 }
 
-/// The count of every network. Clones share it.
+/// The counts of all networks. Clones share them.
 #[derive(Clone, Debug)]
 pub struct Networks {
     shared: Arc<Shared>,
@@ -55,7 +51,7 @@ pub struct Networks {
 struct Shared {
     limits: NetworkLimits,
     table: Mutex<Table>,
-    refused: AtomicU64,
+    refusals: LogThrottle,
     metrics: Arc<Metrics>,
 }
 
@@ -63,27 +59,26 @@ struct Shared {
 struct Table {
     counts: HashMap<ClientNetwork, Counts>,
     tidy_above: usize,
-    reported: Option<Instant>,
 }
 
 #[derive(Debug, Default)]
 struct Counts {
     http: usize,
     sockets: usize,
-    /// When the allowance of new connections will be full again.
-    full_at: Option<Instant>,
+    /// New connections; `None` if the network has never made one.
+    connects: Option<TokenBucket<Instant>>,
 }
 
 impl Counts {
-    fn of(&mut self, kind: Kind) -> &mut usize {
+    fn of(&mut self, kind: ConnectionKind) -> &mut usize {
         match kind {
-            Kind::Http => &mut self.http,
-            Kind::Socket => &mut self.sockets,
+            ConnectionKind::Http => &mut self.http,
+            ConnectionKind::Socket => &mut self.sockets,
         }
     }
 
     fn is_idle(&self, now: Instant) -> bool {
-        self.http == 0 && self.sockets == 0 && self.full_at.is_none_or(|at| at <= now)
+        self.http == 0 && self.sockets == 0 && self.connects.is_none_or(|bucket| bucket.missing(now).is_zero())
     }
 }
 
@@ -93,18 +88,19 @@ impl Counts {
 pub struct Place {
     networks: Networks,
     network: ClientNetwork,
-    kind: Kind,
+    kind: ConnectionKind,
 }
 
 impl Networks {
     /// Nothing is open yet.
     #[must_use]
     pub fn new(limits: NetworkLimits, metrics: Arc<Metrics>) -> Self {
-        let table = Table { counts: HashMap::new(), tidy_above: TIDY_ABOVE, reported: None };
-        Self { shared: Arc::new(Shared { limits, table: Mutex::new(table), refused: AtomicU64::new(0), metrics }) }
+        let table = Mutex::new(Table { counts: HashMap::new(), tidy_above: TIDY_ABOVE });
+        let refusals = LogThrottle::new(REPORT_EVERY);
+        Self { shared: Arc::new(Shared { limits, table, refusals, metrics }) }
     }
 
-    /// Counts a connection that met a limit, of its network or of the node.
+    /// Counts a connection that was refused by a limit, of its network or of the node.
     pub fn count_refused(&self, limit: Limit) {
         self.shared.metrics.connections_refused.inc(limit);
     }
@@ -122,44 +118,35 @@ impl Networks {
         if rate == 0 {
             return Ok(());
         }
-        let each = Duration::from_secs(1) / rate;
-        let burst = Duration::from_secs(1) * BURST_SECONDS;
         let mut table = self.table();
-        let counts = table.entry(network, now);
-        let full_at = counts.full_at.unwrap_or(now).max(now) + each;
-        let over = (full_at - now).saturating_sub(burst);
-        if over > Duration::ZERO {
-            return Err(self.refuse(&mut table, Limit::NetworkConnects, over, now));
-        }
-        counts.full_at = Some(full_at);
-        Ok(())
+        let connects = table.entry(network, now).connects.get_or_insert_with(|| TokenBucket::full(now));
+        connects
+            .take(Duration::from_secs(1) / rate, BURST, now)
+            .map_err(|retry_after| self.refuse(Limit::NetworkConnects, retry_after, now))
     }
 
-    /// Takes a place for a connection.
+    /// Counts an open connection until the returned place is dropped.
     ///
     /// # Errors
     /// `rate_limited`
-    pub fn enter(&self, network: ClientNetwork, kind: Kind, now: Instant) -> Result<Place, Refusal> {
-        let (limit, met) = match kind {
-            Kind::Http => (self.shared.limits.http, Limit::NetworkHttp),
-            Kind::Socket => (self.shared.limits.sockets, Limit::NetworkSockets),
+    pub fn enter(&self, network: ClientNetwork, kind: ConnectionKind, now: Instant) -> Result<Place, Refusal> {
+        let (max, limit) = match kind {
+            ConnectionKind::Http => (self.shared.limits.http, Limit::NetworkHttp),
+            ConnectionKind::Socket => (self.shared.limits.sockets, Limit::NetworkSockets),
         };
         let mut table = self.table();
         let count = table.entry(network, now).of(kind);
-        if limit > 0 && *count >= limit {
-            return Err(self.refuse(&mut table, met, RETRY, now));
+        if max > 0 && *count >= max {
+            return Err(self.refuse(limit, RETRY, now));
         }
         *count += 1;
         Ok(Place { networks: self.clone(), network, kind })
     }
 
-    /// Says so in the log, but not for each: a flood must not fill the log as well.
-    fn refuse(&self, table: &mut Table, met: Limit, retry_after: Duration, now: Instant) -> Refusal {
-        self.count_refused(met);
-        self.shared.refused.fetch_add(1, Ordering::Relaxed);
-        if table.reported.is_none_or(|at| now >= at + REPORT_EVERY) {
-            table.reported = Some(now);
-            let connections = self.shared.refused.swap(0, Ordering::Relaxed);
+    /// Counts a refusal, and logs it unless one was logged a moment ago.
+    fn refuse(&self, limit: Limit, retry_after: Duration, now: Instant) -> Refusal {
+        self.count_refused(limit);
+        if let Some(connections) = self.shared.refusals.count(now) {
             tracing::warn!(connections, "connections were refused: their networks are over their limits");
         }
         Refusal::RateLimited { retry_after }
@@ -208,14 +195,14 @@ mod tests {
     fn places_are_counted_by_kind_and_network_and_come_back() {
         let networks = networks(NetworkLimits { sockets: 2, http: 1, connects_per_second: 0 });
         let now = Instant::now();
-        let first = networks.enter(network(1), Kind::Socket, now).unwrap();
-        let _second = networks.enter(network(1), Kind::Socket, now).unwrap();
-        assert_eq!(refused(networks.enter(network(1), Kind::Socket, now)), RETRY);
-        let _other = networks.enter(network(2), Kind::Socket, now).unwrap();
-        let _http = networks.enter(network(1), Kind::Http, now).unwrap();
-        refused(networks.enter(network(1), Kind::Http, now));
+        let first = networks.enter(network(1), ConnectionKind::Socket, now).unwrap();
+        let _second = networks.enter(network(1), ConnectionKind::Socket, now).unwrap();
+        assert_eq!(refused(networks.enter(network(1), ConnectionKind::Socket, now)), RETRY);
+        let _other = networks.enter(network(2), ConnectionKind::Socket, now).unwrap();
+        let _http = networks.enter(network(1), ConnectionKind::Http, now).unwrap();
+        refused(networks.enter(network(1), ConnectionKind::Http, now));
         drop(first);
-        let _third = networks.enter(network(1), Kind::Socket, now).unwrap();
+        let _third = networks.enter(network(1), ConnectionKind::Socket, now).unwrap();
     }
 
     #[test]
@@ -234,7 +221,8 @@ mod tests {
     fn zero_turns_a_limit_off() {
         let networks = networks(NetworkLimits::default());
         let now = Instant::now();
-        let places: Vec<_> = (0..1000).map(|_| networks.enter(network(1), Kind::Socket, now).unwrap()).collect();
+        let places: Vec<_> =
+            (0..1000).map(|_| networks.enter(network(1), ConnectionKind::Socket, now).unwrap()).collect();
         assert!((0..1000).all(|_| networks.connect(network(1), now).is_ok()));
         drop(places);
     }
@@ -243,7 +231,7 @@ mod tests {
     fn networks_with_nothing_open_are_forgotten() {
         let networks = networks(NetworkLimits { connects_per_second: 1000, ..NetworkLimits::default() });
         let start = Instant::now();
-        let kept = networks.enter(network(1), Kind::Socket, start).unwrap();
+        let kept = networks.enter(network(1), ConnectionKind::Socket, start).unwrap();
         for second in 0..5u64 {
             let now = start + Duration::from_secs(second);
             for index in 0..u32::try_from(TIDY_ABOVE).unwrap() {

@@ -43,22 +43,25 @@ use bytes::Bytes;
 use futures_util::future::Either;
 use tokio::{io::AsyncWriteExt, net::TcpStream, time::timeout};
 
-pub use self::{admission::Admission, wire::Wire};
+pub use self::{admission::Admission, frame_guard::Violation, wire::Wire};
 use self::{
-    progress::followed,
-    pump::{Linger, Parts, Pump, Scratch, body_error},
-    watched::Watched,
+    deadline_stream::DeadlineStream,
+    linger::Linger,
+    pump::{Pump, PumpParts, body_error},
+    request_activity::tracked,
+    scratch::Scratch,
     wire::Inbound,
 };
-pub use super::{
-    budget::{Budget, Reservation},
-    frame_guard::Violation,
-};
+pub use super::budget::{Budget, Reservation};
 
 mod admission;
-mod progress;
+mod deadline_stream;
+mod frame_decoder;
+mod frame_guard;
+mod linger;
 mod pump;
-mod watched;
+mod request_activity;
+mod scratch;
 mod wire;
 
 /// How long an ordinary connection is kept for another request.
@@ -78,7 +81,7 @@ pub struct Tuning {
     /// Bytes of large inbound messages that may be on their way to their handlers. A limit below
     /// `max_message` lets one such message in at a time.
     pub inbound: Budget,
-    /// Who may connect at all.
+    /// Decides which connections are accepted.
     pub admission: Admission,
     /// Upgraded connections, those that are closing included.
     pub connections: Budget,
@@ -154,17 +157,20 @@ where
                 async move { draining.notified().await }
             })
             .upgrade(upgrade_service(service(), tuning.clone()))
-            .on_connect_ext(|connection: &Watched, data| {
-                data.insert(connection.progress());
+            .on_connect_ext(|connection: &DeadlineStream, data| {
+                data.insert(connection.activity());
             })
-            .finish(followed(service()));
+            .finish(tracked(service()));
         apply_fn_factory(http, move |stream: TcpStream, http| {
             let peer = stream.peer_addr().ok();
             // Without it, small answers would wait for the peer's acknowledgements; it works all the same.
             let _ = stream.set_nodelay(true);
-            match admission.admit(stream, peer, &scratch) {
-                Ok(watched) => Either::Left(http.call((watched, Protocol::Http1, peer))),
-                Err((stream, refusal)) => Either::Right(admission.clone().turn_away(stream, refusal, scratch.clone())),
+            match admission.admit(peer) {
+                Ok(admitted) => {
+                    let stream = DeadlineStream::new(stream, admitted, scratch.clone());
+                    Either::Left(http.call((stream, Protocol::Http1, peer)))
+                }
+                Err(refusal) => Either::Right(admission.clone().refuse(stream, refusal, scratch.clone())),
             }
         })
     })
@@ -174,7 +180,7 @@ where
 fn upgrade_service<S, B>(
     app: S,
     tuning: Tuning,
-) -> impl ServiceFactory<(Request, Framed<Watched, Codec>), Config = (), Response = (), Error = Error, InitError = ()>
+) -> impl ServiceFactory<(Request, Framed<DeadlineStream, Codec>), Config = (), Response = (), Error = Error, InitError = ()>
 where
     S: ServiceFactory<Request, Config = (), Response = ServiceResponse<B>, Error = Error, InitError = ()> + 'static,
     <S::Service as Service<Request>>::Future: 'static,
@@ -200,7 +206,7 @@ where
                 refused => {
                     // The slot is for connections that were let in; actix-server counts this one.
                     drop(refused);
-                    refuse(connection, response, body, &scratch).await
+                    refuse_upgrade(connection, response, body, &scratch).await
                 }
             };
             if let Err(error) = ended {
@@ -236,7 +242,7 @@ impl Upgrade {
     /// the dispatcher's, ends and frees its buffers.
     async fn accept(
         self,
-        connection: FramedParts<Watched, Codec>,
+        connection: FramedParts<DeadlineStream, Codec>,
         response: Response<()>,
         body: BoxBody,
         tuning: &Tuning,
@@ -247,7 +253,7 @@ impl Upgrade {
         let mut stream = io.into_inner();
         codec.encode(h1::Message::Item((response, body.size())), &mut write_buf)?;
         timeout(ANSWER_TIME, stream.write_all(&write_buf)).await??;
-        actix_rt::spawn(Pump::new(Parts {
+        actix_rt::spawn(Pump::new(PumpParts {
             stream,
             scratch,
             wire: self.wire,
@@ -263,10 +269,9 @@ impl Upgrade {
     }
 }
 
-/// Writes any other answer to an upgrade request, and closes: what the client sent behind the request
-/// is not HTTP.
-async fn refuse(
-    connection: FramedParts<Watched, Codec>,
+/// Writes any other answer to an upgrade request, and closes: what the client sent behind the request is not HTTP.
+async fn refuse_upgrade(
+    connection: FramedParts<DeadlineStream, Codec>,
     mut response: Response<()>,
     body: BoxBody,
     scratch: &Scratch,

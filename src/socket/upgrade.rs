@@ -1,7 +1,7 @@
-//! `GET /v1/socket`: who may connect, and how frames will be written. Refusals come in the order origin, form, rate of
+//! `GET /v1/socket`: checks the upgrade request and chooses the codec. Refusals come in the order origin, form, rate of
 //! connects, token, capacity.
 
-use std::{rc::Rc, sync::Arc};
+use std::{rc::Rc, sync::Arc, time::Instant};
 
 use actix_web::{
     HttpMessage, HttpRequest, HttpResponse,
@@ -10,12 +10,11 @@ use actix_web::{
 };
 
 use sealwire_protocol::{Codec, limits::MAX_FRAME_BYTES};
-use tokio::time::Instant;
 
 use super::{
-    Node,
     device::{DeviceSocket, Upgraded},
-    networks::Kind,
+    networks::ConnectionKind,
+    node::Node,
     transport::Wire,
 };
 use crate::{
@@ -60,7 +59,7 @@ async fn upgrade(request: &HttpRequest, body: web::Payload, node: Arc<Node>) -> 
     let offer = Offer::read(request)?;
     let client = client_address(request.peer_addr(), headers, &node.trusted_proxies);
     let network = ClientNetwork::from(client);
-    // Those who connect by themselves were counted when they did.
+    // A client that connects without a proxy was counted when it connected.
     if request.peer_addr().is_none_or(|peer| is_proxy(peer.ip(), &node.trusted_proxies)) {
         node.networks.connect(network, Instant::now())?;
     }
@@ -84,7 +83,7 @@ async fn upgrade(request: &HttpRequest, body: web::Payload, node: Arc<Node>) -> 
         node.metrics.connections_refused.inc(Limit::Sockets);
         return Err(Refusal::Unavailable.into());
     };
-    wire.keep(node.networks.enter(network, Kind::Socket, Instant::now())?);
+    wire.keep(node.networks.enter(network, ConnectionKind::Socket, Instant::now())?);
     let (mut response, ws, messages) = actix_ws::handle(request, body).map_err(|_| not_a_handshake())?;
     if offer.named {
         let name = HeaderValue::from_static(offer.codec.subprotocol());

@@ -2,8 +2,7 @@
 
 use std::{
     net::{IpAddr, SocketAddr},
-    sync::{Mutex, PoisonError},
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use actix_web::{
@@ -19,10 +18,9 @@ use actix_web::{
     web::Data,
 };
 use base64::{Engine, engine::general_purpose::STANDARD};
-use tokio::time::Instant;
 
 use super::Admin;
-use crate::metrics::AccessDenied;
+use crate::{log_throttle::LogThrottle, metrics::AccessDenied};
 
 /// Wrong tokens are logged at most this often.
 const REPORT_EVERY: Duration = Duration::from_mins(1);
@@ -32,27 +30,8 @@ pub struct Access {
     /// Hashed, so that comparing takes the same time whatever is shown.
     token: Option<blake3::Hash>,
     hosts: Vec<String>,
-    guesses: Mutex<Guesses>,
-}
-
-/// Wrong tokens.
-#[derive(Debug, Default)]
-struct Guesses {
-    /// How many since some were last logged.
-    count: u64,
-    reported: Option<Instant>,
-}
-
-impl Guesses {
-    /// Counts one more. Returns how many there were if they are to be logged.
-    fn one_more(&mut self, now: Instant) -> Option<u64> {
-        self.count += 1;
-        if self.reported.is_some_and(|at| now < at + REPORT_EVERY) {
-            return None;
-        }
-        self.reported = Some(now);
-        Some(std::mem::take(&mut self.count))
-    }
+    /// Wrong tokens.
+    guesses: LogThrottle,
 }
 
 impl Access {
@@ -62,25 +41,27 @@ impl Access {
         Self {
             token: Some(token.trim()).filter(|token| !token.is_empty()).map(|token| blake3::hash(token.as_bytes())),
             hosts: hosts.iter().map(|host| host.trim_end_matches('.').to_ascii_lowercase()).collect(),
-            guesses: Mutex::default(),
+            guesses: LogThrottle::new(REPORT_EVERY),
         }
     }
 
     /// Checks a request's host, then its token.
+    ///
+    /// # Errors
+    /// The first of the two that is wrong.
     fn check(&self, head: &RequestHead) -> Result<(), AccessDenied> {
-        if !self.knows_host(head) {
+        if !self.is_known_host(head) {
             return Err(AccessDenied::Host);
         }
         let checked = self.check_token(&head.headers);
         if checked == Err(AccessDenied::WrongToken) {
-            self.note_guess(head.peer_addr);
+            self.log_wrong_token(head.peer_addr);
         }
         checked
     }
 
-    fn note_guess(&self, peer: Option<SocketAddr>) {
-        let guesses = self.guesses.lock().unwrap_or_else(PoisonError::into_inner).one_more(Instant::now());
-        if let Some(guesses) = guesses {
+    fn log_wrong_token(&self, peer: Option<SocketAddr>) {
+        if let Some(guesses) = self.guesses.count(Instant::now()) {
             let client = peer.map(|peer| peer.ip().to_string());
             tracing::warn!(guesses, client, "somebody shows a wrong token to the operator's listener");
         }
@@ -88,7 +69,7 @@ impl Access {
 
     /// Whether the request names this server as it may be named. A page can make a browser ask this address only under
     /// the page's own name (DNS rebinding), so names have to be known; addresses lead nowhere else.
-    fn knows_host(&self, head: &RequestHead) -> bool {
+    fn is_known_host(&self, head: &RequestHead) -> bool {
         let mut hosts = head.headers.get_all(header::HOST).map(|value| value.to_str().unwrap_or_default());
         let Some(host) = hosts.next() else { return false };
         // A request line with a whole URL names a host too, and takes precedence over the header.
@@ -208,14 +189,6 @@ mod tests {
         ] {
             assert!(!access.is_known(host), "{host}");
         }
-    }
-
-    #[test]
-    fn wrong_tokens_are_reported_once_a_minute_with_their_number() {
-        let (mut guesses, start) = (Guesses::default(), Instant::now());
-        assert_eq!(guesses.one_more(start), Some(1));
-        assert!((1..600).all(|tenth| guesses.one_more(start + Duration::from_millis(100 * tenth)).is_none()));
-        assert_eq!(guesses.one_more(start + REPORT_EVERY), Some(600));
     }
 
     #[test]

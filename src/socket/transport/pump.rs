@@ -4,7 +4,6 @@
 //! as allocations of their exact size, because actix-ws keeps the last one until the next arrives.
 
 use std::{
-    cell::RefCell,
     future::Future,
     io,
     pin::Pin,
@@ -16,16 +15,19 @@ use std::{
 use actix_http::body::{BoxBody, MessageBody};
 use bytes::{Buf, Bytes};
 use tokio::{
-    io::{AsyncRead, AsyncWrite, ReadBuf},
+    io::AsyncWrite,
     net::TcpStream,
-    time::{Instant, Sleep, sleep},
+    time::{Sleep, sleep},
 };
 
-use super::{Budget, Reservation, Wire};
-use crate::socket::frame_guard::{Found, Frame, FrameGuard};
+use super::{
+    frame_guard::{DeclaredFrame, FrameGuard, Stop},
+    linger::Linger,
+    scratch::Scratch,
+    wire::Wire,
+};
+use crate::socket::budget::{Budget, Reservation};
 
-/// Bytes read at once, and so the most that waits for the reader of one connection.
-const READ_BYTES: usize = 16 * 1024;
 /// Messages up to this size need no reservation: a chunk may hold as much anyway.
 const FREE_BYTES: u64 = 4 * 1024;
 /// Frames handed on at once. actix-ws makes a queue of all frames in a chunk and never shrinks it;
@@ -33,33 +35,6 @@ const FREE_BYTES: u64 = 4 * 1024;
 const FRAMES_AT_ONCE: usize = 32;
 /// How long to leave a socket unread before asking the exhausted budget again.
 const BUDGET_RETRY: Duration = Duration::from_millis(100);
-/// How long to wait for a peer that says nothing to close its side.
-const QUIET: Duration = Duration::from_secs(2);
-/// How long to wait for a peer that goes on sending to close its side.
-const LINGER: Duration = Duration::from_secs(5);
-
-/// What the pumps of one worker thread share.
-#[derive(Clone)]
-pub(super) struct Scratch(Rc<RefCell<Box<[u8]>>>);
-
-impl Scratch {
-    pub(super) fn new() -> Self {
-        Self(Rc::new(RefCell::new(vec![0; READ_BYTES].into_boxed_slice())))
-    }
-
-    /// Reads once; `taken` sees the bytes, none at the end of the stream.
-    fn poll_read<T>(
-        &self,
-        stream: &mut TcpStream,
-        cx: &mut Context<'_>,
-        taken: impl FnOnce(&[u8]) -> T,
-    ) -> Poll<io::Result<T>> {
-        let mut scratch = self.0.borrow_mut();
-        let mut buffer = ReadBuf::new(&mut scratch);
-        ready!(Pin::new(stream).poll_read(cx, &mut buffer))?;
-        Poll::Ready(Ok(taken(buffer.filled())))
-    }
-}
 
 /// The future of one upgraded connection. It ends when the socket is to be dropped.
 pub(super) struct Pump {
@@ -74,7 +49,7 @@ pub(super) struct Pump {
     /// How much of `inbox` the guard has seen.
     seen: usize,
     /// The frame at which the inbox was cut, because it has to wait its turn or for memory.
-    waiting: Option<Frame>,
+    waiting: Option<DeclaredFrame>,
     retry: Option<Pin<Box<Sleep>>>,
     body: BoxBody,
     /// Taken from the body but not yet written.
@@ -97,13 +72,13 @@ struct Memory {
 }
 
 impl Memory {
-    /// Makes sure that the message of `frame` is covered; false when the budget is exhausted.
-    fn admit(&mut self, frame: Frame) -> bool {
-        if frame.message <= FREE_BYTES || self.message.is_some() {
+    /// Makes sure that the message of `frame` is covered; false if the budget is exhausted.
+    fn cover(&mut self, frame: DeclaredFrame) -> bool {
+        if frame.message_bytes <= FREE_BYTES || self.message.is_some() {
             return true;
         }
         // All at once: connections that each held a part and waited for more would wait for ever.
-        let need = if frame.starts_message && frame.fin { frame.message } else { self.max_message };
+        let need = if frame.starts_message && frame.fin { frame.message_bytes } else { self.max_message };
         let need = usize::try_from(need).unwrap_or(usize::MAX).min(self.budget.limit());
         self.message = self.budget.try_reserve(need);
         self.message.is_some()
@@ -120,7 +95,7 @@ impl Memory {
 }
 
 /// Everything that a pump starts with.
-pub(super) struct Parts {
+pub(super) struct PumpParts {
     pub stream: TcpStream,
     pub scratch: Scratch,
     pub wire: Rc<Wire>,
@@ -134,7 +109,7 @@ pub(super) struct Parts {
 }
 
 impl Pump {
-    pub(super) fn new(parts: Parts) -> Self {
+    pub(super) fn new(parts: PumpParts) -> Self {
         Self {
             stream: parts.stream,
             scratch: parts.scratch,
@@ -156,7 +131,7 @@ impl Pump {
 
     /// Moves bytes in until the socket has none, the reader takes none or memory is short.
     fn poll_inbound(&mut self, cx: &mut Context<'_>) -> io::Result<()> {
-        while self.wire.has_room() {
+        while self.wire.wants_chunk() {
             if let Some(retry) = &mut self.retry {
                 if retry.as_mut().poll(cx).is_pending() {
                     return Ok(());
@@ -171,7 +146,7 @@ impl Pump {
                     self.wire.end(None);
                     return Ok(());
                 }
-                self.wire.touch();
+                self.wire.note_received();
             }
             self.sift();
         }
@@ -181,7 +156,7 @@ impl Pump {
     /// Hands on as much of the inbox as the guard and the budget let pass.
     fn sift(&mut self) {
         if let Some(frame) = self.waiting {
-            if !self.memory.admit(frame) {
+            if !self.memory.cover(frame) {
                 self.retry = Some(Box::pin(sleep(BUDGET_RETRY)));
                 return;
             }
@@ -190,33 +165,33 @@ impl Pump {
         let mut frames = 0;
         let mut violation = None;
         let pass = loop {
-            let look = self.guard.inspect(&self.inbox[self.seen..]);
-            let start = self.seen + look.start;
-            self.seen += look.seen;
-            match look.found {
-                Found::End => break self.seen,
-                Found::Frame(frame) => {
+            let inspection = self.guard.inspect(&self.inbox[self.seen..]);
+            let start = self.seen + inspection.frame_start;
+            self.seen += inspection.seen;
+            match inspection.stop {
+                Stop::End => break self.seen,
+                Stop::Frame(frame) => {
                     if frame.starts_message {
                         self.memory.message_ended();
                     }
-                    if frames == FRAMES_AT_ONCE || !self.memory.admit(frame) {
+                    if frames == FRAMES_AT_ONCE || !self.memory.cover(frame) {
                         self.waiting = Some(frame);
                         break start;
                     }
                     frames += 1;
                 }
-                Found::Closed => {
+                Stop::Closed => {
                     self.inbox.truncate(start);
                     break start;
                 }
-                Found::Violation(found) => {
+                Stop::Violation(found) => {
                     self.inbox.truncate(start);
                     violation = Some(found);
                     break start;
                 }
             }
         };
-        if self.guard.between_messages() {
+        if self.guard.is_between_messages() {
             self.memory.message_ended();
         }
         self.hand_on(pass);
@@ -259,7 +234,7 @@ impl Pump {
                     // Also an empty rest keeps its whole buffer alive, and an idle socket would for long.
                     self.outbox = Bytes::new();
                 }
-                self.wire.wrote(n);
+                self.wire.note_written(n);
             }
             self.outbox = match ready!(Pin::new(&mut self.body).poll_next(cx)) {
                 Some(chunk) => chunk.map_err(body_error)?,
@@ -271,7 +246,7 @@ impl Pump {
     /// While there is a reader, it decides how long a write may stand still. After it, [`Tuning::stall`](super::Tuning::stall) does:
     /// the body that is not polled meanwhile could not tell that nobody is behind it any more.
     fn poll_stall(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        if !self.wire.is_deaf() {
+        if !self.wire.has_lost_reader() {
             return Poll::Pending;
         }
         let stall = self.stall.get_or_insert_with(|| Box::pin(sleep(self.stall_limit)));
@@ -324,40 +299,4 @@ impl Drop for Pump {
 #[expect(clippy::needless_pass_by_value, reason = "for map_err")]
 pub(super) fn body_error(error: Box<dyn std::error::Error>) -> io::Error {
     io::Error::other(error.to_string())
-}
-
-/// The end of a connection that the peer is to learn of: shut down the writing side, then read until
-/// the peer closes. Dropping a socket with unread bytes would reset it, and the peer would lose what
-/// it has not read yet, such as the Close frame.
-#[derive(Default)]
-pub(super) struct Linger {
-    timers: Option<Timers>,
-}
-
-struct Timers {
-    quiet: Pin<Box<Sleep>>,
-    last: Instant,
-}
-
-impl Linger {
-    pub(super) fn poll(&mut self, stream: &mut TcpStream, scratch: &Scratch, cx: &mut Context<'_>) -> Poll<()> {
-        let timers = match &mut self.timers {
-            Some(timers) => timers,
-            none => {
-                if ready!(Pin::new(&mut *stream).poll_shutdown(cx)).is_err() {
-                    return Poll::Ready(());
-                }
-                let quiet = Box::pin(sleep(QUIET));
-                none.insert(Timers { quiet, last: Instant::now() + LINGER })
-            }
-        };
-        while let Poll::Ready(read) = scratch.poll_read(stream, cx, <[u8]>::len) {
-            if !matches!(read, Ok(1..)) {
-                return Poll::Ready(());
-            }
-            let until = timers.last.min(Instant::now() + QUIET);
-            timers.quiet.as_mut().reset(until);
-        }
-        timers.quiet.as_mut().poll(cx)
-    }
 }

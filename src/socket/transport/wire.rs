@@ -13,8 +13,8 @@ use bytes::Bytes;
 use futures_util::Stream;
 use tokio::time::Instant;
 
-use super::{Reservation, Violation};
-use crate::socket::networks::Place;
+use super::frame_guard::Violation;
+use crate::socket::{budget::Reservation, networks::Place};
 
 /// The handle on an upgraded connection, for its handler and its actor.
 ///
@@ -27,7 +27,7 @@ pub struct Wire {
     /// No more bytes will be handed in after the chunk that may still wait.
     ended: Cell<bool>,
     /// The payload stream was dropped: nobody reads any more.
-    deaf: Cell<bool>,
+    reader_gone: Cell<bool>,
     aborted: Cell<bool>,
     gone: Cell<bool>,
     /// The connection's place in its network's count, which ends with the connection.
@@ -61,7 +61,7 @@ impl Wire {
             written: Cell::default(),
             violation: Cell::default(),
             ended: Cell::default(),
-            deaf: Cell::default(),
+            reader_gone: Cell::default(),
             aborted: Cell::default(),
             gone: Cell::default(),
             place: Cell::default(),
@@ -135,23 +135,24 @@ impl Wire {
         register(&self.pump, cx);
     }
 
-    /// Whether a chunk can be handed to a reader now.
-    pub(super) fn has_room(&self) -> bool {
-        !self.ended.get() && !self.deaf.get() && self.hand_over.borrow().chunk.is_none()
+    /// Whether the reader can take a chunk now.
+    pub(super) fn wants_chunk(&self) -> bool {
+        !self.ended.get() && !self.reader_gone.get() && self.hand_over.borrow().chunk.is_none()
     }
 
     /// Whether the payload stream has been dropped.
-    pub(super) fn is_deaf(&self) -> bool {
-        self.deaf.get()
+    pub(super) fn has_lost_reader(&self) -> bool {
+        self.reader_gone.get()
     }
 
-    pub(super) fn touch(&self) {
+    /// Notes that bytes came in from the peer.
+    pub(super) fn note_received(&self) {
         self.last_received.set(Instant::now());
     }
 
     /// Puts a chunk where the reader finds it; `covered` is released when it is done with.
     pub(super) fn offer(&self, chunk: Bytes, covered: Option<Reservation>) {
-        debug_assert!(self.has_room(), "at most one chunk waits");
+        debug_assert!(self.wants_chunk(), "at most one chunk waits");
         let mut hand_over = self.hand_over.borrow_mut();
         hand_over.chunk = Some(chunk);
         hand_over.covered = covered;
@@ -166,7 +167,8 @@ impl Wire {
         wake(&self.reader);
     }
 
-    pub(super) fn wrote(&self, n: usize) {
+    /// Notes that the kernel took `n` bytes.
+    pub(super) fn note_written(&self, n: usize) {
         let written = self.written.get() + n as u64;
         self.written.set(written);
         match self.writer.take() {
@@ -215,7 +217,7 @@ impl Stream for Inbound {
 
 impl Drop for Inbound {
     fn drop(&mut self) {
-        self.0.deaf.set(true);
+        self.0.reader_gone.set(true);
         self.0.hand_over.take();
         wake(&self.0.pump);
     }

@@ -1,4 +1,4 @@
-//! What becomes of a connection's requests once their heads have come in, told by the application to the stream below it.
+//! Lets the stream of a connection see which of its requests the application is working on.
 
 use std::{cell::Cell, rc::Rc};
 
@@ -8,19 +8,19 @@ use actix_web::{Error, body::MessageBody, dev::ServiceResponse};
 
 /// Shared by a connection's stream and the application that answers what came over it.
 #[derive(Debug, Default)]
-pub(super) struct Progress {
+pub(super) struct RequestActivity {
     begun: Cell<u64>,
     under_way: Cell<usize>,
     is_over: Cell<bool>,
 }
 
-impl Progress {
-    /// How many heads have come in whole.
+impl RequestActivity {
+    /// The number of requests whose heads have come in whole.
     pub(super) fn begun(&self) -> u64 {
         self.begun.get()
     }
 
-    /// Whether an answer is being made, so that what comes in is no head.
+    /// Whether a request is being answered, so that what comes in is not a head.
     pub(super) fn is_under_way(&self) -> bool {
         self.under_way.get() > 0
     }
@@ -30,31 +30,31 @@ impl Progress {
         self.is_over.get()
     }
 
-    /// Says that the connection has its last answer.
+    /// Notes that the connection has its last answer.
     pub(super) fn end(&self) {
         self.is_over.set(true);
     }
 }
 
 /// A request that is being answered, until this is dropped.
-struct UnderWay(Rc<Progress>);
+struct ActiveRequest(Rc<RequestActivity>);
 
-impl UnderWay {
-    fn begin(progress: &Rc<Progress>) -> Self {
-        progress.begun.set(progress.begun.get() + 1);
-        progress.under_way.set(progress.under_way.get() + 1);
-        Self(progress.clone())
+impl ActiveRequest {
+    fn begin(activity: &Rc<RequestActivity>) -> Self {
+        activity.begun.set(activity.begun.get() + 1);
+        activity.under_way.set(activity.under_way.get() + 1);
+        Self(activity.clone())
     }
 }
 
-impl Drop for UnderWay {
+impl Drop for ActiveRequest {
     fn drop(&mut self) {
         self.0.under_way.set(self.0.under_way.get() - 1);
     }
 }
 
-/// An application whose connections see how it gets on.
-pub(super) fn followed<S, B>(
+/// Wraps an application so that its connections see the activity of their requests.
+pub(super) fn tracked<S, B>(
     app: S,
 ) -> impl ServiceFactory<
     Request,
@@ -71,14 +71,14 @@ where
     B: MessageBody + 'static,
 {
     apply_fn_factory(app, |request: Request, app: &S::Service| {
-        let under_way = request.conn_data::<Rc<Progress>>().map(UnderWay::begin);
+        let active = request.conn_data::<Rc<RequestActivity>>().map(ActiveRequest::begin);
         let answer = app.call(request);
         async move {
             let answer = answer.await;
-            if let (Some(UnderWay(progress)), Ok(answer)) = (&under_way, &answer)
+            if let (Some(ActiveRequest(activity)), Ok(answer)) = (&active, &answer)
                 && answer.response().head().connection_type() == ConnectionType::Close
             {
-                progress.end();
+                activity.end();
             }
             answer
         }

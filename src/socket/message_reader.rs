@@ -1,4 +1,4 @@
-//! What comes in from one socket: whole messages, read only while the outbox has room for what they will bring.
+//! Reads whole messages from one socket, each once the read gate allows it.
 
 use std::{
     pin::Pin,
@@ -10,20 +10,20 @@ use actix_web::web::{Bytes, BytesMut};
 use actix_ws::{CloseReason, Item, Message, MessageStream, ProtocolError};
 use futures_util::Stream;
 
-use super::outbox::Outbox;
+use super::flow::Flow;
 
 /// Messages up to this size are copied out of the buffer they came in.
 const COPIED_BYTES: usize = 16 * 1024;
 
-/// Incoming messages, whole, that wait at the outbox's gate.
-pub struct Inlet {
+/// The stream of a socket's incoming messages.
+pub struct MessageReader {
     messages: MessageStream,
-    outbox: Rc<Outbox>,
+    flow: Rc<Flow>,
     assembly: Assembly,
 }
 
-/// Makes whole messages of frames, which share the buffer that they and others came in. Whoever keeps a small frame
-/// would keep all of that, so small messages are copied, and fragments are copied together.
+/// Makes whole messages of frames. Frames share the buffer that they and others came in, and keeping a small one would
+/// keep all of it; so small messages are copied, and fragments are copied together.
 #[derive(Default)]
 struct Assembly {
     partial: Option<Box<Partial>>,
@@ -45,23 +45,23 @@ pub enum Incoming {
     Ping(Bytes),
     /// An answer to a ping of ours.
     Pong,
-    /// The peer says goodbye.
+    /// The peer closes.
     Close(Option<CloseReason>),
 }
 
-impl Inlet {
-    /// Puts the gate in front of the messages, which the frame guard has found well-formed and within their size.
-    pub fn new(messages: MessageStream, outbox: Rc<Outbox>) -> Self {
-        Self { messages, outbox, assembly: Assembly::default() }
+impl MessageReader {
+    /// Reads from `messages`, which the frame guard keeps well-formed and within their size.
+    pub fn new(messages: MessageStream, flow: Rc<Flow>) -> Self {
+        Self { messages, flow, assembly: Assembly::default() }
     }
 }
 
 impl Assembly {
-    /// The message that this frame completes, if it does.
+    /// The message that this frame completes, if it completes one.
     fn complete(&mut self, frame: Message) -> Result<Option<Incoming>, ProtocolError> {
         Ok(Some(match frame {
-            Message::Text(text) => Incoming::Text(apart(text.into_bytes())),
-            Message::Binary(bytes) => Incoming::Binary(apart(bytes)),
+            Message::Text(text) => Incoming::Text(detached(text.into_bytes())),
+            Message::Binary(bytes) => Incoming::Binary(detached(bytes)),
             Message::Ping(payload) => Incoming::Ping(payload),
             Message::Pong(_) => Incoming::Pong,
             Message::Close(reason) => Incoming::Close(reason),
@@ -95,12 +95,12 @@ impl Assembly {
     }
 }
 
-impl Stream for Inlet {
+impl Stream for MessageReader {
     type Item = Result<Incoming, ProtocolError>;
 
     fn poll_next(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Self::Item>> {
         loop {
-            ready!(self.outbox.poll_may_read(cx));
+            ready!(self.flow.poll_may_read(cx));
             match ready!(Pin::new(&mut self.messages).poll_next(cx)) {
                 None => return Poll::Ready(None),
                 Some(Err(error)) => return Poll::Ready(Some(Err(error))),
@@ -114,8 +114,8 @@ impl Stream for Inlet {
     }
 }
 
-/// The bytes of a message, in a buffer of their own if they are few.
-fn apart(message: Bytes) -> Bytes {
+/// The bytes of a message; a small one gets a buffer of its own.
+fn detached(message: Bytes) -> Bytes {
     if message.len() <= COPIED_BYTES { Bytes::copy_from_slice(&message) } else { message }
 }
 

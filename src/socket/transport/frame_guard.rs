@@ -1,8 +1,11 @@
-//! Reads the headers of inbound WebSocket frames (RFC 6455, section 5.2) as the bytes come in.
+//! Checks inbound WebSocket frames as their bytes come in: how frames make up messages (RFC 6455, section 5.4), and how
+//! large a message may be.
 //!
-//! actix-ws checks a frame's size only after it has buffered the whole frame, so that a peer decides
-//! how much memory it costs. The guard stands before it: it sees a length when it is declared, and
-//! names a violation before any byte of that payload is passed on. It stores no payload itself.
+//! actix-ws checks the size of a frame only after it has buffered all of it, so that a peer decides how much memory it
+//! costs. The guard stands before it: it sees a length when it is declared, and reports a violation before any byte of
+//! that payload is passed on. It stores no payload itself.
+
+use super::frame_decoder::{Decoded, FrameDecoder, FramingError, Head, Opcode};
 
 /// Why a peer's bytes are refused.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
@@ -15,215 +18,140 @@ pub enum Violation {
     Protocol,
 }
 
+impl From<FramingError> for Violation {
+    fn from(_: FramingError) -> Self {
+        Self::Protocol
+    }
+}
+
 /// A frame whose header has declared its length.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) struct Frame {
+pub(super) struct DeclaredFrame {
     /// Whether a data message begins with it. False for control frames and continuations.
     pub starts_message: bool,
     /// Whether the message ends with it. Control frames count as messages of their own.
     pub fin: bool,
     /// Payload bytes declared so far by the data message it belongs to; 0 for control frames.
-    pub message: u64,
+    pub message_bytes: u64,
 }
 
-/// What [`FrameGuard::inspect`] came upon.
+/// Why an inspection stopped.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Found {
-    /// The end of the bytes: all of them may be passed on.
+pub(super) enum Stop {
+    /// At the end of the bytes: all of them may be passed on.
     End,
-    /// A frame. If it is to wait, pass on the bytes before `start`, else look on from `seen`.
-    Frame(Frame),
-    /// A Close frame that ended at `start`; the bytes after it mean nothing.
+    /// At a frame. If it is to wait, pass on the bytes before `frame_start`; otherwise inspect on from `seen`.
+    Frame(DeclaredFrame),
+    /// At a Close frame that ended at `frame_start`; the bytes after it mean nothing.
     Closed,
-    /// A violation by the frame that begins at `start`; nothing from there on may be passed on.
+    /// At a violation by the frame that begins at `frame_start`; nothing from there on may be passed on.
     Violation(Violation),
 }
 
-/// The outcome of one look.
+/// The outcome of one inspection.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) struct Look {
-    /// What ended the look.
-    pub found: Found,
-    /// Where in the bytes the frame concerned begins; 0 if it began in earlier bytes. Its first
-    /// header bytes were passed on with those then, and are never enough to make a frame of.
-    pub start: usize,
+pub(super) struct Inspection {
+    pub stop: Stop,
+    /// Where in the bytes the frame concerned begins; 0 if it began in earlier bytes. Its first header bytes were passed on
+    /// with those then, and are never enough to make a frame of.
+    pub frame_start: usize,
     /// Bytes that the guard has taken in: never show them to it again.
     pub seen: usize,
 }
 
-/// The incremental parser, one per connection. It may be fed in pieces of any size.
+/// The guard of one connection. It may be fed in pieces of any size.
 #[derive(Debug, Clone)]
 pub(super) struct FrameGuard {
+    decoder: FrameDecoder,
     max_message: u64,
     /// Payload bytes declared so far by a data message that still lacks its last frame.
     open_message: Option<u64>,
-    /// First header byte of the current frame.
-    head: u8,
-    /// Declared payload length of the current frame, as far as it has come in.
-    length: u64,
-    part: Part,
+    end: Option<End>,
 }
 
-/// The part of a frame to which the next byte belongs.
+/// After it, no bytes are passed on.
 #[derive(Debug, Clone, Copy)]
-enum Part {
-    Head,
-    Length,
-    Extended {
-        width: u8,
-        left: u8,
-    },
-    Mask {
-        left: u8,
-    },
-    Payload {
-        left: u64,
-    },
-    /// After a Close frame.
-    Nothing,
-    Refused(Violation),
+enum End {
+    CloseFrame,
+    Violation(Violation),
 }
-
-const FIN: u8 = 0x80;
-const RESERVED: u8 = 0x70;
-const OPCODE: u8 = 0x0f;
-const CONTROL: u8 = 0x08;
-const CONTINUATION: u8 = 0x0;
-const CLOSE: u8 = 0x8;
-const MASKED: u8 = 0x80;
-/// Longest payload of a control frame, and the longest that the 7-bit length can say.
-const SHORT: u8 = 125;
 
 impl FrameGuard {
     /// A guard at the beginning of a connection; messages may be `max_message` bytes long.
     pub fn new(max_message: u64) -> Self {
-        Self { max_message, open_message: None, head: 0, length: 0, part: Part::Head }
+        Self { decoder: FrameDecoder::new(), max_message, open_message: None, end: None }
     }
 
     /// Whether all data messages that began have ended, as far as the bytes seen tell.
-    pub fn between_messages(&self) -> bool {
-        self.open_message.is_none()
-            && !matches!(self.part, Part::Mask { .. } | Part::Payload { .. } if self.head & CONTROL == 0)
+    pub fn is_between_messages(&self) -> bool {
+        let in_data_frame = self.decoder.is_past_length() && !self.decoder.head().opcode.is_control();
+        self.open_message.is_none() && (self.end.is_some() || !in_data_frame)
     }
 
     /// Looks through `bytes` up to the first thing worth stopping for.
-    pub fn inspect(&mut self, bytes: &[u8]) -> Look {
-        let mut start = 0;
-        let mut at = 0;
-        let found = loop {
-            match self.part {
-                Part::Nothing => {
-                    return Look { found: Found::Closed, start, seen: bytes.len() };
-                }
-                Part::Refused(violation) => break Found::Violation(violation),
-                Part::Payload { left } => {
-                    let here = (bytes.len() - at) as u64;
-                    if here < left {
-                        self.part = Part::Payload { left: left - here };
-                        at = bytes.len();
-                        break Found::End;
+    pub fn inspect(&mut self, bytes: &[u8]) -> Inspection {
+        let mut frame_start = 0;
+        let mut seen = 0;
+        let stop = loop {
+            match self.end {
+                Some(End::CloseFrame) => return Inspection { stop: Stop::Closed, frame_start, seen: bytes.len() },
+                Some(End::Violation(violation)) => break Stop::Violation(violation),
+                None if self.decoder.is_in_payload() => {
+                    seen += self.decoder.skip_payload(bytes.len() - seen);
+                    if self.decoder.is_in_payload() {
+                        break Stop::End;
                     }
-                    // Fits: `left` is at most what this slice still holds.
-                    #[expect(clippy::cast_possible_truncation)]
-                    {
-                        at += left as usize;
+                    frame_start = seen;
+                    if self.decoder.head().opcode == Opcode::Close {
+                        self.end = Some(End::CloseFrame);
                     }
-                    start = at;
-                    let closed = self.head & OPCODE == CLOSE;
-                    self.part = if closed { Part::Nothing } else { Part::Head };
                 }
-                _ if at == bytes.len() => break Found::End,
-                _ => {
-                    let byte = bytes[at];
-                    at += 1;
+                None if seen == bytes.len() => break Stop::End,
+                None => {
+                    let byte = bytes[seen];
+                    seen += 1;
                     match self.take_header_byte(byte) {
-                        Ok(Some(frame)) => break Found::Frame(frame),
+                        Ok(Some(frame)) => break Stop::Frame(frame),
                         Ok(None) => {}
-                        Err(violation) => self.part = Part::Refused(violation),
+                        Err(violation) => self.end = Some(End::Violation(violation)),
                     }
                 }
             }
         };
-        Look { found, start, seen: at }
+        Inspection { stop, frame_start, seen }
     }
 
-    /// Advances the header by one byte; answers with the frame once its length is known.
-    fn take_header_byte(&mut self, byte: u8) -> Result<Option<Frame>, Violation> {
-        match self.part {
-            Part::Head => {
-                self.head = byte;
-                self.check_head()?;
-                self.part = Part::Length;
-                Ok(None)
-            }
-            Part::Length => {
-                if byte & MASKED == 0 {
-                    return Err(Violation::Protocol);
-                }
-                let short = byte & !MASKED;
-                if short <= SHORT {
-                    return self.declare(short.into()).map(Some);
-                }
-                if self.head & CONTROL != 0 {
-                    return Err(Violation::Protocol);
-                }
-                let width = if short == 126 { 2 } else { 8 };
-                self.length = 0;
-                self.part = Part::Extended { width, left: width };
-                Ok(None)
-            }
-            Part::Extended { width, left } => {
-                self.length = self.length << 8 | u64::from(byte);
-                if left > 1 {
-                    self.part = Part::Extended { width, left: left - 1 };
-                    return Ok(None);
-                }
-                let least = if width == 2 { u64::from(SHORT) + 1 } else { 1 << 16 };
-                if self.length < least || self.length >> 63 != 0 {
-                    return Err(Violation::Protocol);
-                }
-                self.declare(self.length).map(Some)
-            }
-            Part::Mask { left: 1 } => {
-                self.part = Part::Payload { left: self.length };
-                Ok(None)
-            }
-            Part::Mask { left } => {
-                self.part = Part::Mask { left: left - 1 };
-                Ok(None)
-            }
-            Part::Payload { .. } | Part::Nothing | Part::Refused(_) => Ok(None),
+    /// Returns the frame once its length is known.
+    fn take_header_byte(&mut self, byte: u8) -> Result<Option<DeclaredFrame>, Violation> {
+        match self.decoder.decode(byte)? {
+            Decoded::Incomplete => Ok(None),
+            Decoded::Head(head) => self.check_sequence(head).map(|()| None),
+            Decoded::Length(length) => self.declare(self.decoder.head(), length).map(Some),
         }
     }
 
-    /// The rules that the first byte alone can break.
-    fn check_head(&self) -> Result<(), Violation> {
-        let opcode = self.head & OPCODE;
-        let sound = self.head & RESERVED == 0
-            && match opcode {
-                CONTINUATION => self.open_message.is_some(),
-                0x1 | 0x2 => self.open_message.is_none(),
-                CLOSE | 0x9 | 0xa => self.head & FIN != 0,
-                _ => false,
-            };
-        if sound { Ok(()) } else { Err(Violation::Protocol) }
+    /// A continuation needs a message to continue, and a new message must not begin inside another.
+    fn check_sequence(&self, head: Head) -> Result<(), Violation> {
+        let is_allowed = match head.opcode {
+            Opcode::Continuation => self.open_message.is_some(),
+            Opcode::Text | Opcode::Binary => self.open_message.is_none(),
+            Opcode::Close | Opcode::Ping | Opcode::Pong => true,
+        };
+        if is_allowed { Ok(()) } else { Err(Violation::Protocol) }
     }
 
-    /// Takes note of a frame of `length` payload bytes; its mask comes next.
-    fn declare(&mut self, length: u64) -> Result<Frame, Violation> {
-        self.length = length;
-        self.part = Part::Mask { left: 4 };
-        let fin = self.head & FIN != 0;
-        if self.head & CONTROL != 0 {
-            return Ok(Frame { starts_message: false, fin, message: 0 });
+    /// Counts a frame of `length` payload bytes towards its message.
+    fn declare(&mut self, Head { opcode, fin }: Head, length: u64) -> Result<DeclaredFrame, Violation> {
+        if opcode.is_control() {
+            return Ok(DeclaredFrame { starts_message: false, fin, message_bytes: 0 });
         }
         let starts_message = self.open_message.is_none();
-        let message = self.open_message.unwrap_or(0).saturating_add(length);
-        if message > self.max_message {
+        let message_bytes = self.open_message.unwrap_or(0).saturating_add(length);
+        if message_bytes > self.max_message {
             return Err(Violation::FrameTooLarge);
         }
-        self.open_message = (!fin).then_some(message);
-        Ok(Frame { starts_message, fin, message })
+        self.open_message = (!fin).then_some(message_bytes);
+        Ok(DeclaredFrame { starts_message, fin, message_bytes })
     }
 }
 
@@ -246,7 +174,7 @@ mod tests {
     fn header(head: u8, length: u64) -> Vec<u8> {
         let mut bytes = vec![head];
         match (u8::try_from(length), u16::try_from(length)) {
-            (Ok(short), _) if short <= SHORT => bytes.push(MASKED | short),
+            (Ok(short @ 0..=125), _) => bytes.push(0x80 | short),
             (_, Ok(medium)) => {
                 bytes.push(0xfe);
                 bytes.extend_from_slice(&medium.to_be_bytes());
@@ -260,10 +188,10 @@ mod tests {
         bytes
     }
 
-    /// What a guard has to say about a stream of bytes.
+    /// What a guard reports of a stream of bytes.
     #[derive(Debug, Default, PartialEq)]
     struct Verdict {
-        frames: Vec<Frame>,
+        frames: Vec<DeclaredFrame>,
         violation: Option<Violation>,
         closed: bool,
         /// Bytes before the frame that ended the stream.
@@ -279,16 +207,16 @@ mod tests {
         for piece in pieces {
             let mut seen = 0;
             loop {
-                let look = guard.inspect(&piece[seen..]);
-                if look.start > 0 {
-                    frame_start = offset + seen + look.start;
+                let inspection = guard.inspect(&piece[seen..]);
+                if inspection.frame_start > 0 {
+                    frame_start = offset + seen + inspection.frame_start;
                 }
-                seen += look.seen;
-                match look.found {
-                    Found::End => break,
-                    Found::Frame(frame) => verdict.frames.push(frame),
-                    Found::Closed => verdict.closed = true,
-                    Found::Violation(violation) => verdict.violation = Some(violation),
+                seen += inspection.seen;
+                match inspection.stop {
+                    Stop::End => break,
+                    Stop::Frame(frame) => verdict.frames.push(frame),
+                    Stop::Closed => verdict.closed = true,
+                    Stop::Violation(violation) => verdict.violation = Some(violation),
                 }
                 if verdict.closed || verdict.violation.is_some() {
                     verdict.passed = frame_start;
@@ -316,7 +244,7 @@ mod tests {
         ]
         .concat();
         let verdict = judge([&bytes[..]]);
-        let told: Vec<_> = verdict.frames.iter().map(|f| (f.starts_message, f.fin, f.message)).collect();
+        let told: Vec<_> = verdict.frames.iter().map(|f| (f.starts_message, f.fin, f.message_bytes)).collect();
         assert_eq!(told, [(true, true, 5), (true, false, 200), (false, true, 0), (false, true, 500), (true, true, 0)]);
         assert_eq!((verdict.violation, verdict.passed), (None, bytes.len()));
     }
@@ -397,7 +325,7 @@ mod tests {
             while seen < bytes.len() {
                 seen += guard.inspect(&bytes[seen..]).seen;
             }
-            guard.between_messages()
+            guard.is_between_messages()
         };
         assert!(after(&frame(0x81, b"whole")));
         assert!(!after(&header(0x02, 2)));

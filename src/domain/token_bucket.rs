@@ -1,0 +1,136 @@
+//! The token bucket: a rate limit that allows bursts. Pure: time is a parameter, of whichever clock the caller uses.
+//!
+//! Tokens are measured by the time in which they refill. So the whole state of a bucket is the moment at which it will be
+//! full again, and nothing has to be added to it as time passes. A caller charges the refill time of a token, against a
+//! capacity that is the refill time of the whole burst.
+
+use std::time::{Duration, Instant};
+
+use super::Timestamp;
+
+/// A point in time of some clock.
+pub trait Moment: Copy + Ord {
+    /// The moment `span` later.
+    #[must_use]
+    fn later(self, span: Duration) -> Self;
+
+    /// The moment `span` earlier.
+    #[must_use]
+    fn earlier(self, span: Duration) -> Self;
+
+    /// The time from `start` to `self`; zero if `start` is later.
+    #[must_use]
+    fn elapsed_from(self, start: Self) -> Duration;
+}
+
+impl Moment for Timestamp {
+    fn later(self, span: Duration) -> Self {
+        self + span
+    }
+
+    fn earlier(self, span: Duration) -> Self {
+        self.before(span)
+    }
+
+    fn elapsed_from(self, start: Self) -> Duration {
+        self.since(start)
+    }
+}
+
+impl Moment for Instant {
+    fn later(self, span: Duration) -> Self {
+        self + span
+    }
+
+    fn earlier(self, span: Duration) -> Self {
+        self.checked_sub(span).unwrap_or(self)
+    }
+
+    fn elapsed_from(self, start: Self) -> Duration {
+        self.saturating_duration_since(start)
+    }
+}
+
+/// One bucket.
+#[derive(Clone, Copy, Debug)]
+pub struct TokenBucket<T> {
+    full_at: T,
+}
+
+impl<T: Moment> TokenBucket<T> {
+    /// A full bucket.
+    #[must_use]
+    pub fn full(now: T) -> Self {
+        Self { full_at: now }
+    }
+
+    /// The refill time of what is missing from the bucket.
+    #[must_use]
+    pub fn missing(&self, now: T) -> Duration {
+        self.full_at.elapsed_from(now)
+    }
+
+    /// Takes tokens that refill in `cost`, if a bucket of `capacity` still holds them.
+    ///
+    /// # Errors
+    /// How long until it will; nothing has been taken.
+    pub fn take(&mut self, cost: Duration, capacity: Duration, now: T) -> Result<(), Duration> {
+        let lacking = (self.missing(now) + cost).saturating_sub(capacity);
+        if lacking > Duration::ZERO {
+            return Err(lacking);
+        }
+        self.charge(cost, now);
+        Ok(())
+    }
+
+    /// Takes tokens that refill in `cost`, whether or not the bucket holds them: it may go into debt.
+    pub fn charge(&mut self, cost: Duration, now: T) {
+        self.full_at = self.full_at.max(now).later(cost);
+    }
+
+    /// Puts tokens back that were taken and not used.
+    pub fn give_back(&mut self, cost: Duration) {
+        self.full_at = self.full_at.earlier(cost);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const TOKEN: Duration = Duration::from_millis(100);
+    const TEN: Duration = Duration::from_secs(1);
+
+    #[test]
+    fn a_burst_is_served_at_once_and_more_as_tokens_refill() {
+        let start = Instant::now();
+        let mut bucket = TokenBucket::full(start);
+        assert_eq!((0..20).filter(|_| bucket.take(TOKEN, TEN, start).is_ok()).count(), 10);
+        assert_eq!(bucket.take(TOKEN, TEN, start), Err(TOKEN));
+        let (a_bit, too_early) = (Duration::from_nanos(1), start + TOKEN.saturating_sub(Duration::from_nanos(1)));
+        assert_eq!(bucket.take(TOKEN, TEN, too_early), Err(a_bit));
+        assert_eq!(bucket.take(TOKEN, TEN, start + TOKEN), Ok(()));
+        let later = start + Duration::from_hours(1);
+        assert_eq!((0..20).filter(|_| bucket.take(TOKEN, TEN, later).is_ok()).count(), 10, "a full bucket stays full");
+    }
+
+    #[test]
+    fn a_charge_may_lead_into_debt_and_a_token_can_be_given_back() {
+        let start = Instant::now();
+        let mut bucket = TokenBucket::full(start);
+        bucket.charge(TEN * 2, start);
+        assert_eq!(bucket.missing(start), TEN * 2);
+        assert_eq!(bucket.take(TOKEN, TEN, start), Err(TEN + TOKEN));
+        bucket.give_back(TEN + TOKEN);
+        assert_eq!(bucket.take(TOKEN, TEN, start), Ok(()));
+    }
+
+    #[test]
+    fn the_clock_may_be_the_time_of_day() {
+        let start = Timestamp::parse("2026-01-01T00:00:00Z").unwrap();
+        let mut bucket = TokenBucket::full(start);
+        assert_eq!(bucket.take(TEN, TEN, start), Ok(()));
+        assert_eq!(bucket.missing(start + TOKEN), TEN.saturating_sub(TOKEN));
+        assert_eq!(bucket.missing(start + TEN * 2), Duration::ZERO);
+    }
+}

@@ -1,0 +1,23 @@
+//! Connected devices: the upgrade, the transport below the WebSocket, and one actor per connection.
+
+mod budget;
+mod delivery;
+mod device;
+mod flow;
+mod hub;
+mod message_reader;
+mod networks;
+mod node;
+mod ops;
+mod outbox;
+mod read_gate;
+mod request_rate;
+pub mod transport;
+mod upgrade;
+mod writer;
+
+pub use budget::Budget;
+pub use hub::Hub;
+pub use networks::{NetworkLimits, Networks};
+pub use node::Node;
+pub use upgrade::open;

@@ -1,0 +1,115 @@
+//! What a connection has in all of its states, and what it sends.
+
+use std::{net::IpAddr, rc::Rc, sync::Arc, time::Duration};
+
+use sealwire_protocol::{CloseCode, Codec, events::Event, frame::RequestId};
+use tokio::time::Instant;
+
+use super::Handled;
+use crate::{
+    domain::{DeviceId, EndReason, Session},
+    edge::EdgeError,
+    metrics::Asked,
+    socket::{
+        flow::Flow,
+        hub::ConnectionKey,
+        node::Node,
+        ops::{encode, failure},
+        outbox::Overflow,
+        transport::Wire,
+    },
+};
+
+/// The parts of a connection.
+pub struct Connection {
+    pub node: Arc<Node>,
+    pub session: Session,
+    pub codec: Codec,
+    pub flow: Rc<Flow>,
+    pub wire: Rc<Wire>,
+    /// The client's address.
+    pub client: IpAddr,
+    /// Names the connection to the hub.
+    pub key: ConnectionKey,
+    /// When it was upgraded.
+    pub began: Instant,
+}
+
+impl Connection {
+    /// The connected device.
+    pub fn device(&self) -> DeviceId {
+        self.session.caller.device
+    }
+
+    /// Time since the upgrade.
+    pub fn age(&self) -> Duration {
+        self.began.elapsed()
+    }
+
+    /// A share of `span`, random but always the same for one session, so that what many connections do is spread over it.
+    pub fn share_of(&self, span: Duration) -> Duration {
+        let id = self.session.caller.session.0;
+        let random = u32::from_le_bytes(id.as_bytes()[12..16].try_into().unwrap_or_default());
+        span.mul_f64(f64::from(random) / f64::from(u32::MAX))
+    }
+
+    /// Gives the hub what the reconcile has to check.
+    pub fn note_open(&self, epoch: i64) {
+        let caller = self.session.caller;
+        self.node.hub.note_open(caller.device, self.key, caller.session, epoch);
+    }
+
+    /// Queues an event.
+    pub fn send_event(&self, event: &Event<'_>) -> Handled {
+        self.send_event_frame(encode(self.codec, event))
+    }
+
+    /// Queues an encoded event.
+    pub fn send_event_frame(&self, frame: Vec<u8>) -> Handled {
+        self.flow.outbox.push_event(frame).map_err(|Overflow| CloseCode::SlowConsumer)
+    }
+
+    /// Queues an encoded reply.
+    pub fn send_reply(&self, reply: Vec<u8>) -> Handled {
+        self.flow.outbox.push_reply(reply).map_err(|Overflow| CloseCode::SlowConsumer)
+    }
+
+    /// Answers a request with an error without running it.
+    pub fn refuse(&self, id: RequestId, asked: Asked, error: EdgeError) -> Handled {
+        self.send_reply(failure(&self.node.metrics, asked, self.codec, id, error))
+    }
+
+    /// Sends the client the reason why its session ended, and returns the code to close with.
+    pub fn end_session(&self, reason: EndReason) -> CloseCode {
+        match self.send_event(&Event::SessionRevoked { reason: reason.into() }) {
+            Ok(()) => reason.into(),
+            Err(code) => code,
+        }
+    }
+
+    /// Logs that the connection is open.
+    pub fn log_opened(&self, epoch: i64) {
+        let caller = self.session.caller;
+        tracing::info!(
+            device_id = %caller.device,
+            user_id = %caller.user,
+            session_id = %caller.session,
+            epoch,
+            client = %self.client,
+            subprotocol = self.codec.subprotocol(),
+            "socket opened"
+        );
+    }
+
+    /// Logs that the connection has ended.
+    pub fn log_closed(&self, epoch: Option<i64>, code: u16, reason: &'static str) {
+        tracing::info!(
+            device_id = %self.device(),
+            epoch,
+            code,
+            reason,
+            seconds = self.age().as_secs_f64(),
+            "socket closed"
+        );
+    }
+}

@@ -1,0 +1,181 @@
+//! Checks the requests of an open connection, runs them, and sends their replies.
+
+use std::{panic::AssertUnwindSafe, time::Instant};
+
+use actix::{AsyncContext, Context, Handler, Message};
+use actix_web::web::Bytes;
+use futures_util::FutureExt;
+use sealwire_protocol::{
+    CloseCode,
+    frame::{Op, RequestId, RequestOutline},
+    limits::MAX_IN_FLIGHT,
+};
+
+use super::{
+    DeviceSocket, Handled,
+    connection::Connection,
+    open::Open,
+    requests::{Deferred, InFlight},
+};
+use crate::{
+    domain::Refusal,
+    edge::EdgeError,
+    metrics::Asked,
+    socket::ops::{self, After, Origin, Reply, failure},
+};
+
+/// Bytes kept free in the outbox for the reply to a request that brings bundles, and to most others. With the default
+/// outbox 64 of either can be under way.
+const BUNDLES_REPLY: usize = 16 * 1024;
+const USUAL_REPLY: usize = 1024;
+/// The same for a reply that may hold two lists of devices.
+const MISMATCH_REPLY: usize = 8 * 1024;
+
+/// A request has its reply.
+#[derive(Message)]
+#[rtype(result = "()")]
+struct Done {
+    id: RequestId,
+    reply: Vec<u8>,
+    after: After,
+}
+
+impl Open {
+    /// Takes in a frame of the client.
+    pub fn handle_request(
+        &mut self,
+        connection: &Connection,
+        frame: Bytes,
+        ctx: &mut Context<DeviceSocket>,
+    ) -> Handled {
+        let request = RequestOutline::decode(connection.codec, &frame).map_err(|_| CloseCode::ProtocolError)?;
+        if self.requests.contains(request.id) {
+            return Err(CloseCode::ProtocolError);
+        }
+        let asked = request.op.as_ref().map_or(Asked::Unknown, |op| Asked::Op(*op));
+        let op = match self.check_request(connection, &request) {
+            Ok(op) => op,
+            Err(error) => return connection.refuse(request.id, asked, error),
+        };
+        if self.requests.must_wait(op) || !self.requests.deferred.is_empty() {
+            connection.flow.gate.begin_request(frame.len(), reply_bytes(op));
+            self.requests.deferred.push_back(Deferred { request, op, frame });
+            return Ok(());
+        }
+        self.run_request(connection, request, op, frame, ctx)
+    }
+
+    /// The op to run, at once or later, or the refusal. Either way the request counts towards the rate.
+    fn check_request(&self, connection: &Connection, request: &RequestOutline) -> Result<Op, EdgeError> {
+        let (rate, now) = (connection.flow.gate.rate(), Instant::now());
+        let known = if self.requests.len() < MAX_IN_FLIGHT {
+            request.op.map_err(EdgeError::from)
+        } else {
+            Err(EdgeError::TooManyInFlight)
+        };
+        let op = known.inspect_err(|_| rate.count_refused(now))?;
+        rate.take(now).map_err(|retry_after| Refusal::RateLimited { retry_after })?;
+        Ok(op)
+    }
+
+    /// Runs a request on the runtime of store and bus.
+    fn run_request(
+        &mut self,
+        connection: &Connection,
+        request: RequestOutline,
+        op: Op,
+        frame: Bytes,
+        ctx: &mut Context<DeviceSocket>,
+    ) -> Handled {
+        let id = request.id;
+        let Some(reservation) = connection.node.budget.try_reserve(frame.len()) else {
+            return connection.refuse(id, Asked::Op(op), Refusal::Unavailable.into());
+        };
+        let (request_bytes, reply_bytes) = (frame.len(), reply_bytes(op));
+        connection.flow.gate.begin_request(request_bytes, reply_bytes);
+        let requests = &mut self.requests;
+        requests.in_flight.push(InFlight { id, request_bytes, reply_bytes });
+        requests.renewal = (op == Op::SessionRenew).then(Vec::new);
+        let origin = Origin {
+            caller: connection.session.caller,
+            epoch: self.epoch,
+            turn: match op {
+                Op::MessagesSend => Some(requests.sends.take()),
+                Op::KeysPublish => Some(requests.publishes.take()),
+                _ => None,
+            },
+        };
+        let (node, codec, address) = (connection.node.clone(), connection.codec, ctx.address());
+        let runtime = node.runtime.clone();
+        runtime.spawn(async move {
+            // Held for as long as the request is under way, which may be longer than its connection lives.
+            let _memory = reservation;
+            let run = ops::run(&node, origin, codec, op, &request, frame);
+            // A panic in a use case is a defect, but the client still gets its one reply.
+            let reply = AssertUnwindSafe(run)
+                .catch_unwind()
+                .await
+                .unwrap_or_else(|_| Reply::new(failure(&node.metrics, Asked::Op(op), codec, id, Refusal::Internal)));
+            // The reply first, then the notifications of other devices.
+            address.do_send(Done { id, reply: reply.frame, after: reply.after });
+            drop(reply.turn);
+            node.service.notify(reply.notifications);
+        });
+        Ok(())
+    }
+
+    /// Sends a reply, and does what comes after it.
+    fn finish_request(
+        &mut self,
+        connection: &mut Connection,
+        Done { id, reply, after }: Done,
+        ctx: &mut Context<DeviceSocket>,
+    ) -> Handled {
+        let Some(request) = self.requests.take_in_flight(id) else { return Ok(()) };
+        connection.send_reply(reply)?;
+        connection.flow.gate.end_request(request.request_bytes, request.reply_bytes);
+        match after {
+            After::Nothing => {}
+            After::Renewed(session) => {
+                connection.session = session;
+                connection.note_open(self.epoch);
+                self.set_timer(connection, ctx);
+            }
+            After::Published { status, rotated } => {
+                self.keys.note_publish(&status);
+                if rotated {
+                    self.keys.note_rotation(status.signed_prekey);
+                    self.send_rotation_notice(connection, connection.node.service.now())?;
+                    self.set_timer(connection, ctx);
+                }
+            }
+            After::Acked(seqs) => self.handle_ack(connection, &seqs, ctx)?,
+            After::Ended(reason) => return Err(connection.end_session(reason)),
+        }
+        for signal in self.requests.renewal.take().unwrap_or_default() {
+            self.handle_signal(connection, signal, ctx)?;
+        }
+        while let Some(Deferred { request, op, frame }) = self.requests.next_deferred() {
+            connection.flow.gate.end_request(frame.len(), reply_bytes(op));
+            self.run_request(connection, request, op, frame, ctx)?;
+        }
+        self.close_if_drained()
+    }
+}
+
+/// The bytes that the reply to an op may need.
+fn reply_bytes(op: Op) -> usize {
+    match op {
+        Op::KeysFetch | Op::KeysClaim => BUNDLES_REPLY,
+        Op::MessagesSend => MISMATCH_REPLY,
+        _ => USUAL_REPLY,
+    }
+}
+
+impl Handler<Done> for DeviceSocket {
+    type Result = ();
+
+    fn handle(&mut self, done: Done, ctx: &mut Context<Self>) {
+        self.when_open(ctx, |open, connection, ctx| open.finish_request(connection, done, ctx));
+    }
+}

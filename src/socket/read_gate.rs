@@ -1,0 +1,88 @@
+//! Decides when another message of a socket may be read: from the welcome until the node drains, while the requests in
+//! flight are within their bounds and the connection is within its request rate.
+
+use std::{
+    cell::{Cell, RefCell},
+    task::{Context, Poll, Waker},
+};
+
+use super::{outbox::Outbox, request_rate::RequestRate};
+
+/// Bytes of requests in flight above which nothing more is read.
+const MAX_REQUEST_BYTES: usize = 1024 * 1024;
+
+/// The gate of one socket.
+pub struct ReadGate {
+    is_open: Cell<bool>,
+    /// Bytes of requests in flight.
+    request_bytes: Cell<usize>,
+    /// Bytes kept free in the outbox for their replies.
+    reply_bytes: Cell<usize>,
+    rate: RequestRate,
+    reader: RefCell<Option<Waker>>,
+}
+
+impl ReadGate {
+    /// A gate that is still shut.
+    pub fn new(rate: RequestRate) -> Self {
+        Self {
+            is_open: Cell::new(false),
+            request_bytes: Cell::new(0),
+            reply_bytes: Cell::new(0),
+            rate,
+            reader: RefCell::new(None),
+        }
+    }
+
+    /// Lets the reader begin.
+    pub fn open(&self) {
+        self.is_open.set(true);
+        self.wake();
+    }
+
+    /// Ends reading for good. What was read is still answered.
+    pub fn shut(&self) {
+        self.is_open.set(false);
+    }
+
+    /// The limit on the connection's requests.
+    pub fn rate(&self) -> &RequestRate {
+        &self.rate
+    }
+
+    /// Counts a request that was read, and the size of the reply that it may need.
+    pub fn begin_request(&self, request_bytes: usize, reply_bytes: usize) {
+        self.request_bytes.set(self.request_bytes.get() + request_bytes);
+        self.reply_bytes.set(self.reply_bytes.get() + reply_bytes);
+    }
+
+    /// Takes back what [`Self::begin_request`] counted.
+    pub fn end_request(&self, request_bytes: usize, reply_bytes: usize) {
+        self.request_bytes.set(self.request_bytes.get() - request_bytes);
+        self.reply_bytes.set(self.reply_bytes.get() - reply_bytes);
+        self.wake();
+    }
+
+    /// Whether another message may be read, apart from the request rate.
+    pub fn allows(&self, outbox: &Outbox) -> bool {
+        self.is_open.get()
+            && outbox.queued_bytes() + self.reply_bytes.get() <= outbox.max_bytes()
+            && self.request_bytes.get() <= MAX_REQUEST_BYTES
+    }
+
+    /// Ready when another message may be read.
+    pub fn poll_ready(&self, outbox: &Outbox, cx: &mut Context<'_>) -> Poll<()> {
+        if self.allows(outbox) {
+            return self.rate.poll_ready(cx);
+        }
+        *self.reader.borrow_mut() = Some(cx.waker().clone());
+        Poll::Pending
+    }
+
+    /// Has the reader look again: the outbox has shrunk, or a request has ended.
+    pub fn wake(&self) {
+        if let Some(waker) = self.reader.borrow().as_ref() {
+            waker.wake_by_ref();
+        }
+    }
+}

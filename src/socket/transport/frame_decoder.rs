@@ -1,0 +1,222 @@
+//! Decodes the headers of inbound WebSocket frames (RFC 6455, section 5.2) byte by byte, and skips over payloads without
+//! storing them. It checks what one frame alone can break; how frames follow each other is the frame guard's business.
+
+/// What a frame carries (RFC 6455, section 11.8).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Opcode {
+    Continuation,
+    Text,
+    Binary,
+    Close,
+    Ping,
+    Pong,
+}
+
+impl Opcode {
+    fn from_bits(bits: u8) -> Option<Self> {
+        Some(match bits {
+            0x0 => Self::Continuation,
+            0x1 => Self::Text,
+            0x2 => Self::Binary,
+            0x8 => Self::Close,
+            0x9 => Self::Ping,
+            0xa => Self::Pong,
+            _ => return None,
+        })
+    }
+
+    /// Whether frames of this kind stand outside of messages.
+    pub fn is_control(self) -> bool {
+        matches!(self, Self::Close | Self::Ping | Self::Pong)
+    }
+}
+
+/// The first byte of a frame.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Head {
+    pub opcode: Opcode,
+    /// Whether the frame is the last of its message.
+    pub fin: bool,
+}
+
+/// What a header byte completed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Decoded {
+    /// Nothing yet.
+    Incomplete,
+    /// The first byte.
+    Head(Head),
+    /// The length of the payload, which follows behind the mask.
+    Length(u64),
+}
+
+/// A frame breaks RFC 6455.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct FramingError;
+
+/// The decoder of one connection.
+#[derive(Clone, Debug)]
+pub(super) struct FrameDecoder {
+    part: Part,
+    head: Head,
+    /// Payload bytes that the current frame declares, as far as its length has come in; then those still to come.
+    length: u64,
+}
+
+/// The part of a frame to which the next byte belongs.
+#[derive(Clone, Copy, Debug)]
+enum Part {
+    Head,
+    Length,
+    /// A length of `width` bytes, of which `left` are to come.
+    Extended {
+        width: u8,
+        left: u8,
+    },
+    Mask {
+        left: u8,
+    },
+    Payload,
+}
+
+const FIN: u8 = 0x80;
+const RESERVED: u8 = 0x70;
+const OPCODE: u8 = 0x0f;
+const MASKED: u8 = 0x80;
+/// The longest payload of a control frame, and the longest whose length fits in seven bits.
+const SHORT: u8 = 125;
+
+impl FrameDecoder {
+    /// At the beginning of the first frame.
+    pub fn new() -> Self {
+        Self { part: Part::Head, head: Head { opcode: Opcode::Continuation, fin: true }, length: 0 }
+    }
+
+    /// The first byte of the current frame, once it has been decoded.
+    pub fn head(&self) -> Head {
+        self.head
+    }
+
+    /// Whether the length of the current frame has been decoded, and its end has not been reached.
+    pub fn is_past_length(&self) -> bool {
+        matches!(self.part, Part::Mask { .. } | Part::Payload)
+    }
+
+    /// Whether the next bytes are payload, to be skipped by [`Self::skip_payload`].
+    pub fn is_in_payload(&self) -> bool {
+        matches!(self.part, Part::Payload)
+    }
+
+    /// Skips payload of the current frame, at most `available` bytes, and returns how many. At the end of the payload, which
+    /// may be empty, the next frame begins.
+    pub fn skip_payload(&mut self, available: usize) -> usize {
+        let skipped = usize::try_from(self.length).unwrap_or(usize::MAX).min(available);
+        self.length -= skipped as u64;
+        if self.length == 0 {
+            self.part = Part::Head;
+        }
+        skipped
+    }
+
+    /// Takes in one byte of a header or a mask.
+    ///
+    /// # Errors
+    /// A reserved bit, an unknown opcode, a fragmented or long control frame, a frame without a mask, a length that is not
+    /// in its shortest form.
+    pub fn decode(&mut self, byte: u8) -> Result<Decoded, FramingError> {
+        match self.part {
+            Part::Head => {
+                let opcode = Opcode::from_bits(byte & OPCODE).ok_or(FramingError)?;
+                let fin = byte & FIN != 0;
+                if byte & RESERVED != 0 || (opcode.is_control() && !fin) {
+                    return Err(FramingError);
+                }
+                self.head = Head { opcode, fin };
+                self.part = Part::Length;
+                Ok(Decoded::Head(self.head))
+            }
+            Part::Length => {
+                let short = byte & !MASKED;
+                if byte & MASKED == 0 || (short > SHORT && self.head.opcode.is_control()) {
+                    return Err(FramingError);
+                }
+                if short <= SHORT {
+                    return Ok(self.declare(short.into()));
+                }
+                let width = if short == 126 { 2 } else { 8 };
+                self.length = 0;
+                self.part = Part::Extended { width, left: width };
+                Ok(Decoded::Incomplete)
+            }
+            Part::Extended { width, left } => {
+                self.length = self.length << 8 | u64::from(byte);
+                if left > 1 {
+                    self.part = Part::Extended { width, left: left - 1 };
+                    return Ok(Decoded::Incomplete);
+                }
+                let least = if width == 2 { u64::from(SHORT) + 1 } else { 1 << 16 };
+                if self.length < least || self.length >> 63 != 0 {
+                    return Err(FramingError);
+                }
+                Ok(self.declare(self.length))
+            }
+            Part::Mask { left } => {
+                self.part = if left > 1 { Part::Mask { left: left - 1 } } else { Part::Payload };
+                Ok(Decoded::Incomplete)
+            }
+            Part::Payload => Ok(Decoded::Incomplete),
+        }
+    }
+
+    fn declare(&mut self, length: u64) -> Decoded {
+        self.length = length;
+        self.part = Part::Mask { left: 4 };
+        Decoded::Length(length)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Decodes until something is complete behind the head; gives the head too.
+    fn decode(bytes: &[u8]) -> Result<(Head, Decoded), FramingError> {
+        let mut decoder = FrameDecoder::new();
+        let mut last = Decoded::Incomplete;
+        for byte in bytes {
+            last = decoder.decode(*byte)?;
+        }
+        Ok((decoder.head(), last))
+    }
+
+    #[test]
+    fn lengths_come_in_three_forms() {
+        let text = Head { opcode: Opcode::Text, fin: true };
+        assert_eq!(decode(&[0x81, 0x85]), Ok((text, Decoded::Length(5))));
+        assert_eq!(decode(&[0x81, 0xfe, 1, 0]), Ok((text, Decoded::Length(256))));
+        assert_eq!(decode(&[0x81, 0xff, 0, 0, 0, 0, 0, 1, 0, 0]), Ok((text, Decoded::Length(65_536))));
+        assert_eq!(decode(&[0x81, 0xfe, 1]), Ok((text, Decoded::Incomplete)));
+        let fragment = Head { opcode: Opcode::Binary, fin: false };
+        assert_eq!(decode(&[0x02]), Ok((fragment, Decoded::Head(fragment))));
+    }
+
+    #[test]
+    fn a_payload_is_skipped_in_pieces_and_an_empty_one_ends_at_once() {
+        let mut decoder = FrameDecoder::new();
+        for byte in [0x81, 0x85, 1, 2, 3, 4] {
+            assert!(!decoder.is_in_payload());
+            decoder.decode(byte).unwrap();
+        }
+        assert!(decoder.is_in_payload() && decoder.is_past_length());
+        assert_eq!(decoder.skip_payload(3), 3);
+        assert!(decoder.is_in_payload());
+        assert_eq!(decoder.skip_payload(10), 2);
+        assert!(!decoder.is_past_length());
+        for byte in [0x89, 0x80, 1, 2, 3, 4] {
+            decoder.decode(byte).unwrap();
+        }
+        assert!(decoder.is_in_payload());
+        assert_eq!(decoder.skip_payload(0), 0);
+        assert!(!decoder.is_in_payload());
+    }
+}
