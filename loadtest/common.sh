@@ -1,5 +1,6 @@
 # What load tests share: a folder, sealwire's binary, seeds, servers. To be sourced; wants $name, and leaves $dir, $sealwire,
-# and, while servers run, $servers (their pids) and $ports. What is started and made here goes when the script ends.
+# and, while servers run, $servers (their pids) and $ports. What is started and made here goes when the script ends: servers
+# and databases here, and whatever is left, even of a script that is killed, by scripts/contained.
 
 # Where Debian keeps what belongs to PostgreSQL.
 PATH=$PATH:$(printf '%s:' /usr/lib/postgresql/*/bin)
@@ -41,25 +42,18 @@ done
 
 sql() { psql -qAtX -v ON_ERROR_STOP=1 "$url" "$@"; }
 
-free_port() {
-    local port
-    while :; do
-        port=$((20000 + RANDOM % 12000))
-        (exec 3<>"/dev/tcp/127.0.0.1/$port") 2>/dev/null || { echo "$port"; return; }
-    done
-}
-
 start_servers() { # start_servers COUNT
     servers=() ports=()
     local n port
     for n in $(seq "$1"); do
-        port=$(free_port)
-        SEALWIRE__SERVER__BIND=127.0.0.1:$port "$sealwire" serve >"$dir/server$n.log" 2>&1 &
-        servers+=($!) ports+=("$port")
-        until curl -fs "http://127.0.0.1:$port/readyz" >/dev/null; do
+        RUST_LOG=info SEALWIRE__SERVER__BIND=127.0.0.1:0 "$sealwire" serve >"$dir/server$n.log" 2>&1 &
+        servers+=($!) port=''
+        until [ -n "$port" ] && curl -fs "http://127.0.0.1:$port/readyz" >/dev/null; do
             kill -0 "${servers[-1]}" 2>/dev/null || { cat "$dir/server$n.log" >&2; exit 1; }
             sleep 0.1
+            port=$(sed -nE 's/.*"message":"listening",.*"port":([0-9]+).*/\1/p' "$dir/server$n.log")
         done
+        ports+=("$port")
     done
 }
 

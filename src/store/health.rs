@@ -11,6 +11,7 @@ use std::{
 use tokio::time::Instant;
 
 use super::StoreError;
+use crate::log_throttle::LogThrottle;
 
 /// How long an operation waits for a connection.
 pub const PATIENCE: Duration = Duration::from_secs(10);
@@ -20,12 +21,12 @@ const OUTAGE_PATIENCE: Duration = Duration::from_secs(2);
 const LOG_EVERY: Duration = Duration::from_mins(1);
 
 /// What is known of a database's availability.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub struct Health {
     /// Whether `lost` holds anything. Read without the lock by every statement that succeeds.
     is_lost: AtomicBool,
     lost: Mutex<Option<Outage>>,
-    failures: Mutex<Failures>,
+    failures: LogThrottle,
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -34,10 +35,10 @@ struct Outage {
     latest: Instant,
 }
 
-#[derive(Debug, Default)]
-struct Failures {
-    logged: Option<Instant>,
-    unlogged: u64,
+impl Default for Health {
+    fn default() -> Self {
+        Self { is_lost: AtomicBool::default(), lost: Mutex::default(), failures: LogThrottle::new(LOG_EVERY) }
+    }
 }
 
 impl Health {
@@ -86,22 +87,9 @@ impl Health {
 
     /// Logs a failure, at most once a minute.
     pub(super) fn report(&self, error: &StoreError) {
-        let line = self.failures.lock().unwrap_or_else(PoisonError::into_inner).note(Instant::now());
-        if let Some(failures) = line {
+        if let Some(failures) = self.failures.count(std::time::Instant::now()) {
             tracing::error!(%error, failures, "the database fails");
         }
-    }
-}
-
-impl Failures {
-    /// Counts a failure. Returns the number of unlogged ones if it is time to log.
-    fn note(&mut self, now: Instant) -> Option<u64> {
-        self.unlogged += 1;
-        if self.logged.is_some_and(|logged| now - logged < LOG_EVERY) {
-            return None;
-        }
-        self.logged = Some(now);
-        Some(std::mem::take(&mut self.unlogged))
     }
 }
 
@@ -122,17 +110,5 @@ mod tests {
         }
         health.held();
         assert_eq!((health.patience(), health.lost_at()), (PATIENCE, None));
-    }
-
-    #[test]
-    fn failures_are_logged_once_a_minute_with_their_number() {
-        let mut failures = Failures::default();
-        let began = Instant::now();
-        assert_eq!(failures.note(began), Some(1));
-        for second in [0, 1, 59] {
-            assert_eq!(failures.note(began + Duration::from_secs(second)), None);
-        }
-        assert_eq!(failures.note(began + LOG_EVERY), Some(4));
-        assert_eq!(failures.note(began + LOG_EVERY), None);
     }
 }

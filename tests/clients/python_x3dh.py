@@ -28,7 +28,7 @@ from cryptography.hazmat.primitives.ciphers.aead import ChaCha20Poly1305
 from websockets.asyncio.client import connect
 from x3dh.types import IdentityKeyFormat
 
-PATIENCE_S = 15
+PATIENCE_S = 60
 URL, MAIL_DIR = sys.argv[1], Path(sys.argv[2])
 
 

@@ -9,12 +9,15 @@ use std::{
 use sealwire::domain::Suite;
 use serde_json::{Value, json};
 use sqlx::{Connection, Executor};
-use tokio::{sync::Mutex, task::JoinHandle};
+use tokio::{
+    sync::{Mutex, MutexGuard},
+    task::JoinHandle,
+};
 use uuid::Uuid;
 
 use crate::support::{
     Cluster, Codec, Holder, KeySet, Person, Server, Services, Socket,
-    claiming::{Endpoint, Handed, Intent, Owner, assert_told_once, claim_through_crashes, intents, owners},
+    claiming::{Endpoint, Handed, Intent, Owner, assert_told_once, claim_through_crashes, intents, owners, shrunk_to},
     eventually, sign_in,
 };
 
@@ -49,11 +52,9 @@ impl Claiming {
         Self { queue, handed, claimers, total }
     }
 
-    async fn half_done(&self) {
-        eventually("half of the keys are claimed", || async {
-            (self.queue.lock().await.len() <= self.total / 2).then_some(())
-        })
-        .await;
+    /// Waits until half of the keys are claimed or about to be, and keeps the claimers from the other half.
+    async fn half_done(&self) -> MutexGuard<'_, Vec<Intent>> {
+        shrunk_to(&self.queue, self.total / 2).await
     }
 
     /// Waits for the claimers and checks that every key was handed out exactly once. Gives the number of repeats.
@@ -99,10 +100,11 @@ async fn a_killed_node_loses_and_burns_no_key() {
     let mut cluster = Cluster::start(&services, 2, UNLIMITED).await;
     let owners = owners(&cluster.nodes[0], OWNERS, KEYS).await;
     let claiming = Claiming::start(&cluster, &owners, KEYS).await;
-    claiming.half_done().await;
+    let others_wait = claiming.half_done().await;
     cluster.nodes[1].kill();
+    drop(others_wait);
     let retried = claiming.finish(&owners, KEYS).await;
-    assert!(retried > 0, "the node was killed while nobody waited for a reply");
+    assert!(retried > 0, "nobody noticed that the node was killed");
     assert_exhausted(&cluster.nodes[0], &owners[0]).await;
 }
 
@@ -112,7 +114,7 @@ async fn a_restart_of_postgres_loses_and_burns_no_key() {
     let cluster = Cluster::start(&services, 2, UNLIMITED).await;
     let owners = owners(&cluster.nodes[0], OWNERS, KEYS).await;
     let claiming = Claiming::start(&cluster, &owners, KEYS).await;
-    claiming.half_done().await;
+    drop(claiming.half_done().await);
     services.control("kill", "postgres").await;
     services.control("start", "postgres").await;
     claiming.finish(&owners, KEYS).await;

@@ -28,20 +28,21 @@ async fn forty_devices_lose_nothing_while_everything_fails_in_turn() {
     let households = households(&cluster.nodes[0], 20).await;
     let addresses: Vec<_> = cluster.nodes.iter().map(Server::address).collect();
     let couriers = Couriers::start(&addresses, &households, Duration::from_millis(150));
-    let seconds = |n| tokio::time::sleep(Duration::from_secs(n));
-    seconds(5).await;
+    couriers.all_get_on(5).await;
     for node in 0..2 {
         cluster.nodes[node].kill();
-        seconds(3).await;
+        couriers.all_get_on(5).await;
         cluster.nodes[node].restart().await;
-        seconds(7).await;
+        couriers.all_get_on(20).await;
     }
     services.control("stop", "redis").await;
-    seconds(10).await;
+    // The outage is what is tested: it lasts for two passes of the reconcile.
+    tokio::time::sleep(Duration::from_secs(10)).await;
+    couriers.all_get_on(20).await;
     services.control("start", "redis").await;
-    seconds(10).await;
+    couriers.all_get_on(20).await;
     services.control("restart", "postgres").await;
-    seconds(10).await;
+    couriers.all_get_on(20).await;
     couriers.settle().await;
     let mut database = cluster.database.parse::<PgConnectOptions>().unwrap().connect().await.unwrap();
     wait_until_empty!(database);
@@ -54,7 +55,7 @@ async fn a_single_node_that_is_killed_in_mid_stream_loses_nothing() {
     let households = households(&server, 4).await;
     let couriers = Couriers::start(&[server.address()], &households, Duration::from_millis(5));
     for _ in 0..4 {
-        tokio::time::sleep(Duration::from_secs(2)).await;
+        couriers.all_get_on(50).await;
         server.kill();
         server.restart().await;
     }

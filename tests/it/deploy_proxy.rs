@@ -3,7 +3,7 @@
 use std::{
     net::{IpAddr, SocketAddr},
     path::{Path, PathBuf},
-    process::{Child, Command, Stdio},
+    process::{Child, Stdio},
     sync::Arc,
 };
 
@@ -24,7 +24,11 @@ use tokio_rustls::{
 use tokio_tungstenite::{connect_async, tungstenite::client::IntoClientRequest};
 
 use crate::support::{
-    Cluster, Codec, Server, Services, Socket, eventually, http::call, server::free_address, services::script, sign_in,
+    Cluster, Codec, Server, Services, Socket, eventually,
+    http::call,
+    server::{ReservedPort, mortal},
+    services::script,
+    sign_in,
 };
 
 /// Caddy with `deploy/Caddyfile`, and an authority of its own.
@@ -32,6 +36,7 @@ struct Proxy {
     process: Child,
     address: SocketAddr,
     folder: TempDir,
+    _ports: [ReservedPort; 2],
 }
 
 impl Drop for Proxy {
@@ -45,11 +50,12 @@ impl Proxy {
     fn start(nodes: &[impl Server]) -> Self {
         script(&["need", "caddy"]);
         let folder = tempfile::tempdir().unwrap();
-        let (plain, address) = (free_address(), free_address());
+        let ports = [ReservedPort::new(), ReservedPort::new()];
+        let [plain, address] = ports.each_ref().map(|port| port.address);
         let upstreams: Vec<_> = nodes.iter().map(|node| node.address().to_string()).collect();
         let log = std::fs::File::create(folder.path().join("caddy.log")).unwrap();
         let file = Path::new(env!("CARGO_MANIFEST_DIR")).join("deploy/Caddyfile");
-        let process = Command::new("caddy")
+        let process = mortal("caddy")
             .args(["run", "--adapter", "caddyfile", "--config"])
             .arg(file)
             .env("HOME", folder.path())
@@ -65,7 +71,7 @@ impl Proxy {
             .stderr(log)
             .spawn()
             .unwrap();
-        Self { process, address, folder }
+        Self { process, address, folder, _ports: ports }
     }
 
     /// Those who trust its authority alone.

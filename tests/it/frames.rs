@@ -1,7 +1,5 @@
 //! Frames that are not the protocol close with the right code, those that are go through: form, size, framing.
 
-use std::time::{Duration, Instant};
-
 use serde_json::{Value, json};
 
 use crate::support::{
@@ -109,9 +107,8 @@ async fn a_frame_over_the_limit_closes_with_4505_as_soon_as_it_says_so() {
         ("with a ping between", [frame(0x01, &half), frame(PING, b""), header(0x80, LIMIT as u64)].concat()),
         ("in an unfinished part", [frame(0x01, b" "), header(0x00, LIMIT as u64)].concat()),
     ];
-    let started = Instant::now();
+    // Their payloads never come: a close that waited for one would be for silence, with another code.
     assert_closes(&app, &token, Codec::Json, TOO_LARGE, &cases).await;
-    assert!(started.elapsed() < Duration::from_secs(20), "a close waited for the payload");
 }
 
 #[tokio::test(flavor = "multi_thread")]

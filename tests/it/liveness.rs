@@ -6,10 +6,13 @@ use futures_util::future::join_all;
 use sealwire::domain::Suite;
 use serde_json::json;
 
-use crate::support::{
-    Codec, KeySet, Person, ServerProcess, Socket, TestApp, eventually,
-    raw::{CLOSE, PING, PONG, RawSocket, data, encode, frame},
-    sign_in,
+use crate::{
+    metrics::counts,
+    support::{
+        Codec, KeySet, Person, ServerProcess, Socket, TestApp, eventually,
+        raw::{CLOSE, PING, PONG, RawSocket, data, encode, frame},
+        sign_in,
+    },
 };
 
 #[tokio::test(flavor = "multi_thread")]
@@ -109,8 +112,9 @@ async fn a_reader_that_stays_away_for_a_minute_is_closed_as_a_slow_consumer_and_
     let (mut socket, _) = RawSocket::connect(&app, &person.token, Codec::Json).await;
     let request = |id: u64| data(Codec::Json, &encode(Codec::Json, &json!({ "id": id, "op": "x" })));
     socket.send_meanwhile((1..=REQUESTS).flat_map(request).collect());
-    // That time passes is what is tested; the Close frame waits half a minute for its reader.
-    tokio::time::sleep(Duration::from_secs(70)).await;
+    // That a minute passes is what is tested. The Close frame then waits half a minute for its reader.
+    tokio::time::sleep(Duration::from_mins(1)).await;
+    counts(app.admin(), "sealwire_closes_total{code=\"4002\"}", 1.0..=1.0).await;
     assert_eq!(socket.close_code().await, 4002);
     Socket::connect(&app, &person.token, Codec::Json).await.settle().await;
 }
@@ -140,7 +144,8 @@ async fn listen(app: &TestApp, person: Person, answers: bool) -> (Vec<Duration>,
 
 #[tokio::test(flavor = "multi_thread")]
 async fn every_socket_is_pinged_and_a_silent_one_is_closed_after_a_minute() {
-    const SLACK: Duration = Duration::from_secs(8);
+    // That time passes is what is tested. So much may everything be late on a busy machine; the next ping is further away.
+    const SLACK: Duration = Duration::from_secs(20);
     let seconds = Duration::from_secs;
     let app = TestApp::start(&[]);
     let mut people = Vec::new();
@@ -152,7 +157,10 @@ async fn every_socket_is_pinged_and_a_silent_one_is_closed_after_a_minute() {
         assert!(pings.len() >= 2 && pings[0] <= seconds(25) + SLACK, "pings of {index}: {pings:?}");
         for pair in pings.windows(2) {
             let between = pair[1].saturating_sub(pair[0]);
-            assert!(between >= seconds(20) && between <= seconds(25) + SLACK, "pings of {index}: {pings:?}");
+            assert!(
+                between + SLACK / 2 >= seconds(25) && between <= seconds(25) + SLACK,
+                "pings of {index}: {pings:?}"
+            );
         }
         // By now more than a minute is over for all of them.
         match end {

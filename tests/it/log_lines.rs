@@ -37,7 +37,9 @@ async fn a_level_keeps_what_is_below_it_out_of_the_log() {
         let mut server = ServerProcess::start(&[("RUST_LOG", levels)]).await;
         sign_in(&server, "alice@example.org").await;
         server.terminate().await;
-        let entries = entries(&server);
+        let mut entries = entries(&server);
+        // Where the disk is slow, the database's library says so.
+        entries.retain(|entry| entry["target"] != "sqlx::query");
         assert_eq!(with(&entries, "starting").len(), shown, "{levels}");
         if levels == "warn" {
             assert_eq!(entries, Vec::<Value>::new(), "nothing was wrong");

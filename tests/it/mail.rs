@@ -5,11 +5,11 @@ use std::{fs, sync::atomic::Ordering};
 use futures_util::future::join_all;
 use reqwest::StatusCode;
 use serde_json::{Value, json};
-use tokio::net::{TcpListener, TcpStream};
+use tokio::net::TcpListener;
 
 use crate::{
     metrics::counts,
-    support::{Server, TestApp, eventually, http::post, mail_server::MailServer},
+    support::{Server, TestApp, eventually, http::post, mail_server::MailServer, server::ReservedPort},
 };
 
 const EMAIL: &str = "alice@example.org";
@@ -86,8 +86,8 @@ async fn mails_that_wait_for_another_try_keep_no_other_waiting() {
     let app = TestApp::start(&[("MAILER__URL", &server.url())]);
     let asked = (0..GREYLISTED).map(|index| json!({ "email": format!("grey{index}@example.org") }));
     join_all(asked.map(|body| post(&app, "/v1/auth/otp", body))).await;
-    // Each twice: now all make their second pause, of four seconds.
-    server.room.refused(2 * GREYLISTED).await;
+    // Each thrice: now all make their third pause, of fifteen seconds.
+    server.room.refused(3 * GREYLISTED).await;
     server.room.refuse_with.store(0, Ordering::SeqCst);
     ask(&app).await;
     let all = eventually("all mails have come", || async {
@@ -114,14 +114,10 @@ async fn a_server_that_stops_tries_what_waits_once_more() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_mail_server_that_is_down_holds_nobody_up() {
-    let address = MailServer::start().await.address;
-    let app = TestApp::start(&[("MAILER__URL", &format!("smtp://{address}"))]);
+    let port = ReservedPort::new();
+    let app = TestApp::start(&[("MAILER__URL", &format!("smtp://{}", port.address))]);
     let first = ask(&app).await;
-    let server = eventually("the port is free again", || async {
-        TcpStream::connect(address).await.err().map(|_| MailServer::start_on(address))
-    })
-    .await
-    .await;
+    let server = MailServer::start_on(port.address).await;
     let second = ask(&app).await;
     let codes = [server.room.nth(0).await.code(), server.room.nth(1).await.code()];
     for challenge in [second, first] {

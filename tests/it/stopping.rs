@@ -1,9 +1,6 @@
 //! What makes a server stop, and that it stops in good order whichever it was.
 
-use std::{
-    sync::atomic::Ordering,
-    time::{Duration, Instant},
-};
+use std::sync::atomic::Ordering;
 
 use reqwest::Method;
 use rustix::process::Signal;
@@ -45,7 +42,6 @@ async fn a_request_that_hangs_does_not_keep_its_client_from_the_close() {
     let (socket, mut keys) = busy(&server, "alice@example.org").await;
     let _never_released = lock_writing(&server.path("sealwire.db")).await;
     let reply = begin(&socket, &mut keys).await;
-    let began = Instant::now();
     server.signal();
     socket.event("server.draining").await;
     assert_eq!(socket.close_code().await, 4000);
@@ -53,7 +49,6 @@ async fn a_request_that_hangs_does_not_keep_its_client_from_the_close() {
     drop(socket);
     assert!(reply.await.is_err(), "the request is unanswered");
     assert_eq!(server.stopped().await.code(), Some(0));
-    assert!(began.elapsed().as_secs() < 8, "it took {:?}", began.elapsed());
     let log = std::fs::read_to_string(server.path("server.log")).unwrap();
     assert!(log.contains("some sockets are closed without their replies"), "{log}");
     assert!(!log.contains("some sockets did not close in time"), "{log}");
@@ -76,15 +71,13 @@ async fn signals_that_come_together_are_one_order() {
     let (socket, mut keys) = busy(&server, "alice@example.org").await;
     let lock = lock_writing(&server.path("sealwire.db")).await;
     let reply = begin(&socket, &mut keys).await;
-    let began = Instant::now();
+    // It does not run while they are sent, so it gets all of them at the same moment.
+    server.send_signal(Signal::STOP);
     for signal in [Signal::TERM, Signal::INT, Signal::TERM] {
         server.send_signal(signal);
     }
+    server.send_signal(Signal::CONT);
     draining(&server).await;
-    // A machine so slow that this would be a second order does without.
-    if began.elapsed() < Duration::from_millis(60) {
-        server.send_signal(Signal::INT);
-    }
     sqlx::Connection::close(lock).await.unwrap();
     assert!(reply.await.unwrap()["result"].is_object(), "it was given the time to answer");
     assert_eq!(socket.close_code().await, 4000);

@@ -4,7 +4,7 @@
 
 use std::{path::PathBuf, process::Command};
 
-use crate::support::{Server, ServerProcess};
+use crate::support::{Server, ServerProcess, server::ReservedPort};
 
 /// The compiled example: `cargo test` puts it into a folder beside that of this executable.
 fn tour() -> PathBuf {
@@ -44,8 +44,8 @@ async fn two_people_and_three_devices_get_through_the_whole_protocol() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn the_tour_fails_where_there_is_no_server() {
-    let nowhere = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
-    let output = Command::new(tour()).arg(format!("http://{nowhere}")).output().unwrap();
+    let nowhere = ReservedPort::new();
+    let output = Command::new(tour()).arg(format!("http://{}", nowhere.address)).output().unwrap();
     assert_eq!(output.status.code(), Some(1));
     assert!(String::from_utf8_lossy(&output.stderr).contains("The tour ends here"));
 }

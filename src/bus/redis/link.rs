@@ -20,6 +20,7 @@ use uuid::Uuid;
 use super::{super::payload, Command, push::PushHandler};
 use crate::{
     domain::{DeviceId, LocalDelivery},
+    log_throttle::LogThrottle,
     metrics::Metrics,
 };
 
@@ -53,11 +54,10 @@ pub(super) struct Link {
     outage: Option<Outage>,
 }
 
-/// The time for which signals have not flowed.
+/// A time in which signals do not flow.
 struct Outage {
     since: Instant,
-    /// When it was last logged.
-    logged: Instant,
+    failures: LogThrottle,
 }
 
 /// Why the link stopped serving.
@@ -126,17 +126,14 @@ impl Link {
     /// Logs that the bus is down when an outage begins, and then once a minute.
     fn note_loss(&mut self, error: &Lost) {
         let now = Instant::now();
-        let Some(outage) = &mut self.outage else {
-            self.outage = Some(Outage { since: now, logged: now });
-            tracing::warn!(%error, "the bus is down");
-            return;
-        };
+        let is_new = self.outage.is_none();
+        let outage = self.outage.get_or_insert_with(|| Outage { since: now, failures: LogThrottle::new(REMIND_EVERY) });
         let down_s = (now - outage.since).as_secs();
-        if now - outage.logged >= REMIND_EVERY {
-            outage.logged = now;
-            tracing::warn!(%error, down_s, "the bus is still down");
-        } else {
-            tracing::debug!(%error, down_s, "the bus is still down");
+        let is_logged = outage.failures.count(now.into_std()).is_some();
+        match (is_new, is_logged) {
+            (true, _) => tracing::warn!(%error, "the bus is down"),
+            (false, true) => tracing::warn!(%error, down_s, "the bus is still down"),
+            (false, false) => tracing::debug!(%error, down_s, "the bus is still down"),
         }
     }
 

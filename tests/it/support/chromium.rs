@@ -5,7 +5,7 @@ use std::{
     io::{BufRead, BufReader},
     os::unix::process::CommandExt,
     path::{Path, PathBuf},
-    process::{Child, Command, Stdio},
+    process::{Child, Stdio},
 };
 
 use base64::{Engine, engine::general_purpose::STANDARD};
@@ -16,7 +16,7 @@ use tempfile::TempDir;
 use tokio::{net::TcpStream, time::timeout};
 use tokio_tungstenite::{MaybeTlsStream, WebSocketStream, connect_async, tungstenite::Message};
 
-use super::{PATIENCE, eventually};
+use super::{PATIENCE, eventually, server::mortal};
 
 /// Names under which it is installed; `scripts/test` installs the first where none is.
 const NAMES: [&str; 5] =
@@ -37,7 +37,7 @@ impl Page {
     /// Starts a browser and opens an empty page.
     pub async fn open() -> Self {
         let profile = tempfile::tempdir().unwrap();
-        let mut child = Command::new(browser())
+        let mut child = mortal(browser())
             .args(["--headless", "--no-sandbox", "--disable-gpu", "--no-first-run", "--hide-scrollbars"])
             .args(["--disable-dev-shm-usage", "--disable-background-networking", "--remote-debugging-port=0"])
             .arg(format!("--user-data-dir={}", profile.path().display()))

@@ -10,7 +10,7 @@ use std::{
 
 use sealwire::domain::Suite;
 use serde_json::{Value, json};
-use tokio::sync::Mutex;
+use tokio::sync::{Mutex, MutexGuard};
 use uuid::Uuid;
 
 use super::{Codec, KeySet, Person, Server, Socket, eventually, sign_in};
@@ -53,6 +53,17 @@ pub fn intents(owners: &[Owner], each: u32) -> Vec<Intent> {
     (0..each)
         .flat_map(|_| owners.iter().map(|owner| Intent { user: owner.person.user.clone(), claim: Uuid::new_v4() }))
         .collect()
+}
+
+/// Waits until at most so many intents are left, and keeps the claimers from them as long as the guard lives.
+pub async fn shrunk_to(queue: &Mutex<Vec<Intent>>, left: usize) -> MutexGuard<'_, Vec<Intent>> {
+    let guard = eventually("the queue shrinks", || async {
+        let guard = queue.lock().await;
+        (guard.len() <= left).then_some(guard)
+    })
+    .await;
+    assert!(!guard.is_empty(), "nothing is left to be claimed");
+    guard
 }
 
 /// What was handed out: device → key ids, every one with the intent that got it.

@@ -75,6 +75,7 @@ pub struct Books {
 pub struct Couriers {
     phase: watch::Sender<Phase>,
     pub books: Arc<Mutex<Books>>,
+    devices: Vec<String>,
     tasks: Vec<JoinHandle<()>>,
 }
 
@@ -167,7 +168,23 @@ impl Couriers {
             };
             tasks.push(tokio::spawn(courier.run(endpoints, phase.subscribe())));
         }
-        Self { phase, books, tasks }
+        let devices = households.iter().flatten().map(|person| person.device.clone()).collect();
+        Self { phase, books, devices, tasks }
+    }
+
+    /// Waits until every device has had so many more of its messages accepted.
+    pub async fn all_get_on(&self, messages: usize) {
+        let accepted = || {
+            let books = self.books.lock().unwrap();
+            let of = |device: &String| books.accepted.get(device).map_or(0, Vec::len);
+            self.devices.iter().map(of).collect::<Vec<_>>()
+        };
+        let before = accepted();
+        eventually("every device gets on", || async {
+            let all = accepted().into_iter().zip(&before).all(|(now, before)| now >= before + messages);
+            all.then_some(())
+        })
+        .await;
     }
 
     /// Ends the writing, and waits until what was begun has been accepted and has arrived.

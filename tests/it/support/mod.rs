@@ -32,7 +32,7 @@ pub use services::Services;
 pub use socket::{Codec, Socket};
 
 /// How long a condition may take to come true before the test fails. Generous: it is not what is tested.
-pub const PATIENCE: Duration = Duration::from_secs(30);
+pub const PATIENCE: Duration = Duration::from_mins(1);
 
 /// Waits until the condition gives something.
 pub async fn eventually<T, F: Future<Output = Option<T>>>(what: &str, mut condition: impl FnMut() -> F) -> T {

@@ -168,7 +168,7 @@ impl RawSocket {
 
     async fn fill(&mut self) -> bool {
         let mut chunk = vec![0; 16 * 1024];
-        match timeout(PATIENCE * 3, self.reader.read(&mut chunk)).await.expect("the server says something") {
+        match timeout(PATIENCE * 2, self.reader.read(&mut chunk)).await.expect("the server says something") {
             Ok(0) | Err(_) => false,
             Ok(n) => {
                 self.inbox.extend_from_slice(&chunk[..n]);

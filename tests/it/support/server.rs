@@ -2,6 +2,7 @@
 
 use std::{
     collections::BTreeMap,
+    ffi::OsStr,
     net::SocketAddr,
     path::{Path, PathBuf},
     process::{Child, Command, ExitStatus, Stdio},
@@ -21,6 +22,7 @@ use sealwire::{
     tasks::Tasks,
 };
 use tempfile::TempDir;
+use tokio::net::TcpSocket;
 
 use super::eventually;
 
@@ -162,6 +164,7 @@ pub struct ServerProcess {
     mail: PathBuf,
     environment: BTreeMap<String, String>,
     folder: Arc<TempDir>,
+    _port: ReservedPort,
 }
 
 impl ServerProcess {
@@ -169,11 +172,12 @@ impl ServerProcess {
     pub async fn start(settings: Settings<'_>) -> Self {
         let folder = Arc::new(tempfile::tempdir().unwrap());
         let mut environment = environment(folder.path(), settings);
-        let address = free_address();
+        let port = ReservedPort::new();
+        let address = port.address;
         environment.insert("SEALWIRE__SERVER__BIND".to_owned(), address.to_string());
         let child = launch(&environment, folder.path());
         let mail = folder.path().join("mail");
-        let process = Self { child, address, mail, environment, folder };
+        let process = Self { child, address, mail, environment, folder, _port: port };
         process.ready().await;
         process
     }
@@ -285,10 +289,17 @@ impl Drop for ServerProcess {
     }
 }
 
+/// A command for a process that ends with the thread that starts it, even if that is killed: with the test.
+pub fn mortal(program: impl AsRef<OsStr>) -> Command {
+    let mut command = Command::new("setpriv");
+    command.args(["--pdeathsig", "KILL", "--"]).arg(program);
+    command
+}
+
 fn launch(environment: &BTreeMap<String, String>, folder: &Path) -> Child {
     let log = std::fs::OpenOptions::new().create(true).append(true).open(folder.join("server.log")).unwrap();
-    // A file that has reached its limit is an error to be told, not a signal that kills.
-    Command::new("sh")
+    // A file that has reached its limit is an error to report, not a signal that kills.
+    mortal("sh")
         .args(["-c", "trap '' XFSZ; exec \"$0\"", env!("CARGO_BIN_EXE_sealwire")])
         .envs(environment)
         .current_dir(folder)
@@ -299,7 +310,19 @@ fn launch(environment: &BTreeMap<String, String>, folder: &Path) -> Child {
         .unwrap()
 }
 
-/// A loopback address that nobody listened on a moment ago.
-pub fn free_address() -> SocketAddr {
-    std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap()
+/// A port of 127.0.0.1 that the system gives to nobody else as long as this lives, whether a server listens on it or not.
+pub struct ReservedPort {
+    pub address: SocketAddr,
+    /// Bound and not listening: Linux then lets only those listen who ask for this very port, and allow it to be reused,
+    /// as servers do.
+    _socket: TcpSocket,
+}
+
+impl ReservedPort {
+    pub fn new() -> Self {
+        let socket = TcpSocket::new_v4().unwrap();
+        socket.set_reuseaddr(true).unwrap();
+        socket.bind("127.0.0.1:0".parse().unwrap()).unwrap();
+        Self { address: socket.local_addr().unwrap(), _socket: socket }
+    }
 }
