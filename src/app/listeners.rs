@@ -8,11 +8,10 @@ use futures_util::{
     FutureExt,
     future::{Fuse, FusedFuture},
 };
+use sealwire_protocol::limits::MAX_FRAME_BYTES;
 use tokio::{runtime::Handle, sync::Semaphore};
 
 use super::{AppError, NodeParts, bounds::Bounds, runtimes::cores};
-use sealwire_protocol::limits::MAX_FRAME_BYTES;
-
 use crate::{
     config::Config,
     edge::Origins,

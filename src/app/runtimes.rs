@@ -25,7 +25,7 @@ impl Runtimes {
     pub fn start() -> io::Result<Self> {
         Ok(Self {
             store: build("sealwire-store", cores())?,
-            batches: build("sealwire-batches", cores().min(BATCH_THREADS))?,
+            batches: build("sealwire-batch", cores().min(BATCH_THREADS))?,
         })
     }
 
