@@ -126,14 +126,14 @@ impl RawSocket {
         tokio::spawn(async move { writer.lock().await.write_all(&bytes).await });
     }
 
-    /// Sends bytes until the server has stopped reading them.
-    pub async fn send_until_stuck(&mut self, bytes: &[u8]) {
+    /// Sends bytes until the server has read none of them for a second, and gives how many were sent.
+    pub async fn send_until_stuck(&mut self, bytes: &[u8]) -> usize {
         let mut writer = self.writer.lock().await;
         let mut sent = 0;
         while sent < bytes.len() {
             match timeout(Duration::from_secs(1), writer.write(&bytes[sent..])).await {
                 Ok(written) => sent += written.unwrap(),
-                Err(_) => return,
+                Err(_) => return sent,
             }
         }
         panic!("the server has read all {sent} bytes");

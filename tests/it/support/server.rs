@@ -286,6 +286,13 @@ impl Drop for ServerProcess {
     fn drop(&mut self) {
         let _ = self.child.kill();
         let _ = self.child.wait();
+        // What a failed test cannot tell.
+        if std::thread::panicking() {
+            let log = std::fs::read_to_string(self.path("server.log")).unwrap_or_default();
+            let skipped = log.lines().count().saturating_sub(60);
+            let end: Vec<&str> = log.lines().skip(skipped).collect();
+            println!("the end of the log of the server at {}:\n{}", self.address, end.join("\n"));
+        }
     }
 }
 
