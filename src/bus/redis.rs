@@ -5,6 +5,7 @@
 //! link connects again and resubscribes itself: the client library's own resubscription ignores failures. Pub/sub can
 //! also die without a word, so the link listens for its own probes.
 
+mod channels;
 mod link;
 mod push;
 

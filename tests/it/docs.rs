@@ -124,7 +124,8 @@ fn the_architecture_names_every_table_and_module() {
     for entry in fs::read_dir(root().join("migrations/sqlite")).unwrap() {
         let text = fs::read_to_string(entry.unwrap().path()).unwrap();
         for line in text.lines().filter_map(|line| line.strip_prefix("CREATE TABLE ")) {
-            let table = line.split_whitespace().next().unwrap();
+            // A table that is made anew gets its name in the end.
+            let table = line.split_whitespace().next().unwrap().trim_start_matches("new_");
             assert!(document.contains(&format!("| `{table}` |")), "the table {table} is missing");
         }
     }

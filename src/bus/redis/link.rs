@@ -17,15 +17,18 @@ use tokio::{
 };
 use uuid::Uuid;
 
-use super::{super::payload, Command, push::PushHandler};
+use super::{
+    super::payload,
+    Command,
+    channels::{DEVICE_CHANNEL, PROBE_CHANNEL},
+    push::PushHandler,
+};
 use crate::{
     domain::{DeviceId, LocalDelivery},
     log_throttle::LogThrottle,
     metrics::Metrics,
 };
 
-pub(super) const DEVICE_CHANNEL: &str = "sealwire:device:";
-pub(super) const PROBE_CHANNEL: &str = "sealwire:probe:";
 /// Commands that the link handles together, and channels in one (re)subscription.
 const BATCH: usize = 500;
 /// How long one answer of Redis may take.

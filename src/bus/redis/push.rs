@@ -17,7 +17,7 @@ use uuid::Uuid;
 
 use super::{
     super::payload,
-    link::{DEVICE_CHANNEL, PROBE_CHANNEL},
+    channels::{DEVICE_CHANNEL, PROBE_CHANNEL},
 };
 use crate::{
     domain::{DeviceId, LocalDelivery},

@@ -9,7 +9,7 @@ pub mod http;
 pub mod keys;
 pub mod mail_server;
 pub mod mailing;
-#[path = "../../../examples/tour/packed.rs"]
+#[path = "../../examples/tour/packed.rs"]
 mod packed;
 pub mod problem;
 pub mod proxy;
