@@ -30,7 +30,6 @@ use crate::domain::{
     Bundles, Caller, ClaimId, DeviceId, KeyKind, Refusal, Signal, Timestamp, UserId, bucket::DrainLimit,
 };
 use assignments::Assignments;
-pub use blocking::BlockedClaim;
 use tokens::TakenTokens;
 
 /// A pool of one device.
@@ -58,6 +57,15 @@ pub enum ClaimAnswer {
     Done(Bundles),
     /// Some pools have keys that other transactions had locked: see [`Claims::claim_blocking`].
     Blocked(Box<BlockedClaim>),
+}
+
+/// A claim that came up short of keys which exist.
+#[derive(Debug)]
+pub struct BlockedClaim {
+    request: ClaimRequest,
+    answer: Bundles,
+    /// The pools to wait for.
+    waiting: Vec<Pool>,
 }
 
 /// Claims of a store under a drain limit.

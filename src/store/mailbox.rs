@@ -28,8 +28,8 @@ use crate::domain::{
     envelope::{Load, MailboxBounds, Outgoing},
 };
 use batch::MailBatch;
-use plan::{Plan, PlanInput, Sender, plan};
-use writing::{Mailbox, RememberedSend, lock_mailboxes, remove_envelopes};
+use plan::{Mailbox, Plan, PlanInput, RememberedSend, Sender, plan};
+use writing::{lock_mailboxes, remove_envelopes};
 
 /// What one transaction handles, unless a single message is larger: bytes of content, and [`ROW_BYTES`] for each row.
 const COMMIT_BYTES: usize = 4 * 1024 * 1024;

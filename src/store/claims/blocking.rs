@@ -8,7 +8,7 @@ use std::collections::{BTreeSet, HashSet};
 use uuid::Uuid;
 
 use super::{
-    ClaimRequest, Claims, Pool,
+    BlockedClaim, ClaimRequest, Claims, Pool,
     assignments::{Assignments, OneTimeRow, PqRow, one_time_key, pq_key, set_one_time},
 };
 use crate::{
@@ -22,15 +22,6 @@ use crate::{
 
 /// Runs of one claim that find that a parallel repeat was first.
 const TRIES: usize = 4;
-
-/// A claim that came up short of keys which exist.
-#[derive(Debug)]
-pub struct BlockedClaim {
-    pub(super) request: ClaimRequest,
-    pub(super) answer: Bundles,
-    /// The pools to wait for.
-    pub(super) waiting: Vec<Pool>,
-}
 
 /// What a blocking claim does to a pool.
 struct PoolStatements {

@@ -6,10 +6,7 @@ use std::{
     sync::Arc,
 };
 
-use super::{
-    Accepted, SendRequest,
-    writing::{Mailbox, RememberedSend},
-};
+use super::{Accepted, SendRequest};
 use crate::{
     domain::{
         DeviceId, Envelope, MessageId, Refusal, SessionId, Signal, Timestamp, UserId,
@@ -24,6 +21,25 @@ pub struct Sender {
     pub device: DeviceId,
     pub expires_at: Timestamp,
     pub newest_epoch: i64,
+}
+
+/// A locked mailbox, as it will be written.
+#[derive(Clone, Copy, Debug)]
+pub struct Mailbox {
+    /// The number that the next envelope gets.
+    pub next_seq: i64,
+    /// What it holds.
+    pub load: Load,
+    /// Envelopes that ever expired before they were acked.
+    pub expired_total: i64,
+}
+
+/// What is remembered of a message id.
+#[derive(Clone, Debug)]
+pub struct RememberedSend {
+    pub to: UserId,
+    pub accepted_at: Timestamp,
+    pub outcome: Vec<SentTo>,
 }
 
 /// What the outcome depends on, read after the mailboxes were locked.

@@ -5,37 +5,18 @@ use std::collections::{BTreeMap, BTreeSet};
 use chrono::{DateTime, Utc};
 use uuid::Uuid;
 
-use super::{load, plan::Plan};
+use super::{
+    load,
+    plan::{Mailbox, Plan, RememberedSend},
+};
 use crate::{
-    domain::{
-        DeviceId, MessageId, Timestamp, UserId,
-        envelope::{Load, SentTo},
-    },
+    domain::{DeviceId, MessageId, UserId, envelope::SentTo},
     store::{
         StoreError, rows,
         sql::mailbox as sql,
         tx::{Column, Tx},
     },
 };
-
-/// A locked mailbox, as it will be written.
-#[derive(Clone, Copy, Debug)]
-pub struct Mailbox {
-    /// The number that the next envelope gets.
-    pub next_seq: i64,
-    /// What it holds.
-    pub load: Load,
-    /// Envelopes that ever expired before they were acked.
-    pub expired_total: i64,
-}
-
-/// What is remembered of a message id.
-#[derive(Clone, Debug)]
-pub struct RememberedSend {
-    pub to: UserId,
-    pub accepted_at: Timestamp,
-    pub outcome: Vec<SentTo>,
-}
 
 /// sending device, message id, recipient, time of acceptance, outcome.
 type SendRow = (Uuid, Uuid, Uuid, DateTime<Utc>, Vec<u8>);
