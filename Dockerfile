@@ -5,8 +5,8 @@ COPY . .
 # What cargo fetched and built last time is kept between builds, outside the image.
 RUN --mount=type=cache,target=/usr/local/cargo/registry,sharing=locked \
     --mount=type=cache,target=/build/target,sharing=locked \
-    cargo build --profile dist --locked --bin sealwire \
-    && strip --output-file=/sealwire target/dist/sealwire \
+    cargo build --release --locked --bin sealwire \
+    && strip --output-file=/sealwire target/release/sealwire \
     && mkdir /data
 
 # The C library and the authorities that SMTP over TLS needs; no shell.
