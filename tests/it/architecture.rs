@@ -49,12 +49,6 @@ const ALLOWED: &[(&str, &[&str])] = &[
 /// The modules that may name the protocol's crate.
 const SPEAKS_PROTOCOL: &[&str] = &["app", "domain", "edge", "http", "metrics", "socket"];
 
-/// Files below the edges that may name serde: none of them writes for clients.
-const SERIALIZES_BELOW_THE_EDGES: &[&str] = &[
-    // Settings, as the configuration has them.
-    "service/limits.rs",
-];
-
 /// Every file below `src`: its path there, its top-level module and its text.
 fn sources() -> Vec<(String, String, String)> {
     let source = Path::new(env!("CARGO_MANIFEST_DIR")).join("src");
@@ -112,12 +106,9 @@ fn nothing_below_the_edges_is_serialized_for_clients() {
         }
         checked += 1;
         let code = text.split("#[cfg(test)]").next().unwrap_or_default();
-        let serializes = ["use serde", "serde::", "#[serde"].into_iter().find(|name| code.contains(name));
-        assert!(
-            serializes.is_none() || SERIALIZES_BELOW_THE_EDGES.contains(&path.as_str()),
-            "{path} names {}",
-            serializes.unwrap_or_default()
-        );
+        for name in ["use serde", "serde::", "#[serde"] {
+            assert!(!code.contains(name), "{path} names {name}");
+        }
     }
     assert!(checked > 40, "only {checked} files were found: the test no longer reads them");
 }
