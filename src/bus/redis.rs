@@ -118,7 +118,7 @@ impl RedisBus {
         self.metrics.bus_signals.add(traffic, signals as u64);
     }
 
-    /// Subscribes to a device's signals; returns once Redis has confirmed it, or after [`SUBSCRIBE_PATIENCE`].
+    /// Subscribes to a device's signals; returns once Redis has confirmed it, or after a second.
     pub async fn subscribe(&self, device: DeviceId) {
         let (confirm, confirmed) = oneshot::channel();
         if self.commands.send(Command::Subscribe(device, confirm)).await.is_ok() {
