@@ -41,7 +41,7 @@ use crate::{
 };
 use limits::Limits;
 
-/// Claims that one transaction serves at most. Chosen with `loadtest/claims`, together with the number of lanes.
+/// Claims that one transaction serves at most. Chosen with `loadtest/claims`, together with the number of workers.
 const CLAIMS_PER_BATCH: usize = 128;
 /// Sends and acks that one transaction serves at most.
 const MAIL_PER_BATCH: usize = 256;
