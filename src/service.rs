@@ -1,4 +1,4 @@
-//! The use cases, and the only writer of store and bus.
+//! The use cases. In a running server nothing else calls the store or the bus.
 //!
 //! A method that changes something returns what other devices must be sent ([`Notifications`]); the caller sends its own
 //! reply first and then calls [`Service::notify`]. What a batch of claims or of mail has for others goes out with its commit.

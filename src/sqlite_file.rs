@@ -1,4 +1,4 @@
-//! Where a SQLite database and the files beside it are: the one reader of `sqlite:` URLs.
+//! The one reader of `sqlite:` URLs: the paths of a SQLite database and of the files beside it.
 //!
 //! sqlx decodes percent escapes in the path of such a URL, so the store, the lock and the server's secret all ask
 //! [`SqliteFile`] rather than the URL. It refuses every URL under which a server's data would not be in one file that
@@ -95,7 +95,7 @@ impl SqliteFile {
         self.database().with_extension("secret")
     }
 
-    /// Where earlier versions kept the secret, if that is another place than [`Self::secret`]: they did not decode
+    /// The path at which earlier versions kept the secret, if it differs from [`Self::secret`]: they did not decode
     /// the path.
     #[must_use]
     pub fn former_secret(&self) -> Option<&Path> {

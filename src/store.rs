@@ -60,7 +60,7 @@ const CLAIM_WORKERS: u32 = 4;
 /// tested before it can be taken again.
 const OTHER_WORKERS: u32 = 4;
 
-/// What a store is told once, when it is opened.
+/// Settings of a store that are fixed when it is opened.
 #[derive(Clone, Debug)]
 pub struct StoreSettings {
     /// Database connections that may be open.

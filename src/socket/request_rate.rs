@@ -166,7 +166,7 @@ mod tests {
     }
 
     #[test]
-    fn whoever_waits_as_told_gets_through_at_the_rate() {
+    fn a_client_that_waits_for_retry_after_is_served_at_the_rate() {
         for per_second in [1, 3, 100, 2500, 10_000_000] {
             let start = Instant::now();
             let rate = RequestRate::new(per_second, start);
@@ -192,7 +192,7 @@ mod tests {
     }
 
     #[test]
-    fn whoever_goes_on_at_full_speed_stays_refused_and_is_read_ten_times_as_fast_as_served() {
+    fn a_client_that_ignores_refusals_stays_refused_and_is_read_at_ten_times_the_rate() {
         let start = Instant::now();
         let rate = RequestRate::new(100, start);
         assert_eq!(rush(&rate, start, 1000).until, start);

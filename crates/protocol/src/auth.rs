@@ -63,7 +63,7 @@ pub struct DeviceDescription {
 /// The answer to `POST /v1/auth/verify` and `GET /v1/auth/session`.
 #[derive(Clone, Serialize, Deserialize)]
 pub struct SessionReply {
-    /// Who is signed in.
+    /// The user who signed in.
     pub user_id: UserId,
     /// On which device.
     pub device_id: DeviceId,

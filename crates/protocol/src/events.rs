@@ -102,7 +102,7 @@ pub struct MessageEvent<'a> {
     pub ephemeral: bool,
 }
 
-/// Who sent a message.
+/// The sender of a message.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct MessageSender {
     /// The sending user.
@@ -116,7 +116,7 @@ pub struct MessageSender {
 pub struct Welcome {
     /// The session of the socket.
     pub session_id: SessionId,
-    /// Who is signed in.
+    /// The user of the socket's session.
     pub user_id: UserId,
     /// On which device.
     pub device_id: DeviceId,

@@ -1,4 +1,4 @@
-//! Who may read the operator's listener.
+//! Access control of the operator's listener: the host that a request names, then its token.
 
 use std::{
     net::{IpAddr, SocketAddr},

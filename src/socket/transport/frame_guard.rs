@@ -52,7 +52,7 @@ pub(super) enum Stop {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Inspection {
     pub stop: Stop,
-    /// Where in the bytes the frame concerned begins; 0 if it began in earlier bytes. Its first header bytes were passed on
+    /// Offset in the bytes of the frame that `stop` is about; 0 if it began in earlier bytes. Its first header bytes were passed on
     /// with those then, and are never enough to make a frame of.
     pub frame_start: usize,
     /// Bytes that the guard has taken in: never show them to it again.
