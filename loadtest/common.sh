@@ -46,6 +46,7 @@ start_servers() { # start_servers COUNT
     servers=() ports=()
     local n port
     for n in $(seq "$1"); do
+        : >"$dir/server$n.log" # it is read at once: it must be there before the server is
         RUST_LOG=info SEALWIRE__SERVER__BIND=127.0.0.1:0 "$sealwire" serve >"$dir/server$n.log" 2>&1 &
         servers+=($!) port=''
         until [ -n "$port" ] && curl -fs "http://127.0.0.1:$port/readyz" >/dev/null; do
