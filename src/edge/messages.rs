@@ -12,8 +12,8 @@ use sealwire_protocol::{
 
 use super::EdgeError;
 use crate::{
-    domain::envelope::Outgoing,
-    service::{Accepted, Message},
+    domain::envelope::OutgoingEnvelope,
+    service::{AcceptedMessage, Message},
 };
 
 /// Parses a message. `frame` is the one that the request was read from, with `codec`.
@@ -27,7 +27,7 @@ pub fn message(request: SendMessageRequest<'_>, codec: Codec, frame: &[u8]) -> R
     if messages.len() > MAX_MESSAGES_PER_SEND {
         return Err(EdgeError::Malformed("at most 100 messages".into()));
     }
-    let envelopes: Vec<Outgoing> =
+    let envelopes: Vec<OutgoingEnvelope> =
         messages.into_iter().map(|Object(message)| outgoing(message, codec, frame)).collect::<Result<_, _>>()?;
     if envelopes.iter().any(|outgoing| outgoing.content.len() > MAX_CONTENT) {
         return Err(EdgeError::PayloadTooLarge);
@@ -43,7 +43,7 @@ fn ttl(seconds: Option<u64>) -> Result<Duration, EdgeError> {
     }
 }
 
-fn outgoing(message: DeviceMessage<'_>, codec: Codec, frame: &[u8]) -> Result<Outgoing, EdgeError> {
+fn outgoing(message: DeviceMessage<'_>, codec: Codec, frame: &[u8]) -> Result<OutgoingEnvelope, EdgeError> {
     let content: Bytes = match message.content.read(codec, frame)? {
         // A part of the frame: the envelope may outlive it.
         Cow::Borrowed(bytes) => Bytes::copy_from_slice(bytes),
@@ -52,12 +52,12 @@ fn outgoing(message: DeviceMessage<'_>, codec: Codec, frame: &[u8]) -> Result<Ou
     if content.is_empty() {
         return Err(EdgeError::Malformed("content must not be empty".into()));
     }
-    Ok(Outgoing { device: message.device_id, kind: message.kind, content })
+    Ok(OutgoingEnvelope { device: message.device_id, kind: message.kind, content })
 }
 
 /// The result of a send.
 #[must_use]
-pub fn send_reply(accepted: Accepted) -> SendMessageReply {
+pub fn send_reply(accepted: AcceptedMessage) -> SendMessageReply {
     let full = |device_id| UndeliveredDevice { device_id, reason: Code::MailboxFull.into() };
     SendMessageReply {
         accepted_at: accepted.accepted_at,
