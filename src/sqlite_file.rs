@@ -1,8 +1,7 @@
-//! The one reader of `sqlite:` URLs: the paths of a SQLite database and of the files beside it.
+//! Parses `sqlite:` URLs: the path of a SQLite database and of the files beside it.
 //!
-//! sqlx decodes percent escapes in the path of such a URL, so the store, the lock and the server's secret all ask
-//! [`SqliteFile`] rather than the URL. It refuses every URL under which a server's data would not be in one file that
-//! it can write.
+//! sqlx decodes percent escapes in the path of a URL, so all code that needs such a path gets it from [`SqliteFile`].
+//! URLs under which the data would not be in one writable file are refused.
 
 use std::{
     ffi::OsString,
@@ -13,7 +12,7 @@ use std::{
 use sqlx::sqlite::SqliteConnectOptions;
 use thiserror::Error;
 
-/// A `sqlite:` URL that a server cannot be run on.
+/// A `sqlite:` URL that a server cannot use.
 #[derive(Debug, Error, PartialEq, Eq)]
 pub enum SqliteUrlError {
     /// SQLite would keep the data in memory.
@@ -42,7 +41,7 @@ pub enum SqliteUrlError {
     Invalid(String),
 }
 
-/// A SQLite database file and what stands beside it.
+/// A SQLite database file and the paths of the files beside it.
 #[derive(Clone, Debug)]
 pub struct SqliteFile {
     options: SqliteConnectOptions,
@@ -51,10 +50,10 @@ pub struct SqliteFile {
 
 impl SqliteFile {
     /// Reads a URL such as `sqlite://data/sealwire.db`, `sqlite:///var/lib/sealwire/sealwire.db` or
-    /// `sqlite://my%20chat.db?mode=rwc`. Does not look at the file system.
+    /// `sqlite://my%20chat.db?mode=rwc`. Does not access the file system.
     ///
     /// # Errors
-    /// If the URL is invalid, or names anything but a file that can be written.
+    /// If the URL is invalid, or does not name a writable file.
     pub fn from_url(url: &str) -> Result<Self, SqliteUrlError> {
         check_parameters(url)?;
         let options = SqliteConnectOptions::from_str(url).map_err(|error| SqliteUrlError::Invalid(reason(&error)))?;
@@ -73,7 +72,7 @@ impl SqliteFile {
         }
     }
 
-    /// How sqlx connects to it: the path and the parameters of the URL.
+    /// The sqlx options for connecting: path and parameters of the URL.
     #[must_use]
     pub fn options(&self) -> &SqliteConnectOptions {
         &self.options
@@ -102,8 +101,8 @@ impl SqliteFile {
         Some(self.legacy_secret.as_path()).filter(|former| *former != self.secret())
     }
 
-    /// The lock of the one process that serves this file: `sealwire.db-lock` beside `sealwire.db`, after the manner of
-    /// SQLite's `sealwire.db-wal`. No two databases have the same.
+    /// The lock of the one process that serves this file: `sealwire.db-lock` beside `sealwire.db`, named like SQLite's
+    /// `sealwire.db-wal`. No two databases share it.
     #[must_use]
     pub fn lock(&self) -> PathBuf {
         self.beside("-lock")
@@ -116,7 +115,7 @@ impl SqliteFile {
         self.database().with_extension("lock")
     }
 
-    /// The path of the database with `suffix` after it.
+    /// The path of the database with `suffix` appended.
     fn beside(&self, suffix: &str) -> PathBuf {
         let mut path = OsString::from(self.database());
         path.push(suffix);
@@ -124,7 +123,7 @@ impl SqliteFile {
     }
 }
 
-/// Refuses the parameters that put the data into memory or keep the server from writing it. sqlx refuses unknown ones.
+/// Refuses parameters that put the data into memory or make it read-only. sqlx refuses unknown parameters.
 fn check_parameters(url: &str) -> Result<(), SqliteUrlError> {
     let parameters = url.split_once('?').map(|(_, parameters)| parameters).unwrap_or_default();
     for (key, value) in form_urlencoded::parse(parameters.as_bytes()) {
@@ -145,7 +144,7 @@ fn reason(error: &sqlx::Error) -> String {
     }
 }
 
-/// The path of the secret as earlier versions made it of the URL.
+/// The path of the secret as earlier versions derived it from the URL.
 fn legacy_secret(url: &str) -> PathBuf {
     let file = url.trim_start_matches("sqlite:").trim_start_matches("//");
     Path::new(file.split('?').next().unwrap_or(file)).with_extension("secret")

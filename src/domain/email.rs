@@ -1,4 +1,4 @@
-//! E-mail addresses in the one form in which they are stored, limited and compared.
+//! E-mail addresses in the normalized form used for storage, rate limits and comparison.
 
 use std::fmt;
 
@@ -7,14 +7,14 @@ const MAX_BYTES: usize = 254;
 /// Longest local part (RFC 5321, 4.5.3.1.1).
 const MAX_LOCAL_BYTES: usize = 64;
 
-/// A normalised address: trimmed, lower-cased, its domain in ASCII form. Debug shows nothing of it, since addresses
-/// must never reach a log.
+/// A normalized address: trimmed, local part in lower case, domain in ASCII form. `Debug` does not show it, because
+/// addresses must never be logged.
 #[derive(Clone, PartialEq, Eq, Hash)]
 pub struct Email(String);
 
 impl Email {
-    /// Parses what a person typed. `None` where no mail server would take it: the local part must be a dot-atom
-    /// (RFC 5322, 3.2.3; quoted strings and non-ASCII local parts are refused), the domain one that IDNA can encode.
+    /// Parses user input; `None` if it is invalid. The local part must be a dot-atom (RFC 5322, 3.2.3; quoted strings
+    /// and non-ASCII local parts are refused), and IDNA must be able to encode the domain.
     #[must_use]
     pub fn parse(text: &str) -> Option<Self> {
         let text = text.trim();
@@ -33,7 +33,7 @@ impl Email {
         (labels && address.len() <= MAX_BYTES).then_some(Self(address))
     }
 
-    /// The normalised text.
+    /// The normalized address.
     #[must_use]
     pub fn as_str(&self) -> &str {
         &self.0
@@ -56,7 +56,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn addresses_are_normalised() {
+    fn addresses_are_normalized() {
         for (typed, stored) in [
             (" Alice@Example.ORG\n", "alice@example.org"),
             ("a.b+tag@bücher.example", "a.b+tag@xn--bcher-kva.example"),
@@ -67,7 +67,7 @@ mod tests {
     }
 
     #[test]
-    fn what_no_server_would_take_is_refused() {
+    fn invalid_addresses_are_refused() {
         let long = format!("{}@example.org", "a".repeat(65));
         let longer = format!("a@{}.org", "x.".repeat(130));
         for wrong in [

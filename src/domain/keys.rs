@@ -1,7 +1,7 @@
 //! Public key material, valid by type.
 //!
-//! Every key enters through a `parse` that takes the suite and the serialized key as it was on the wire, and keeps
-//! exactly those bytes: they are what clients sign, compare and get back.
+//! Each type has a `parse` that takes the suite and the serialized key from the wire, and keeps exactly those bytes:
+//! clients sign, compare and get back the same bytes.
 
 use curve25519_dalek::{edwards::CompressedEdwardsY, montgomery::MontgomeryPoint};
 use ml_kem::EncapsulationKey1024;
@@ -38,7 +38,7 @@ const fn sparse(first: u8, middle: u8, last: u8) -> MontgomeryPoint {
     MontgomeryPoint(bytes)
 }
 
-/// Why a key or a signature was refused; the code of the same name in the protocol.
+/// Why a key or a signature was refused; maps to the error code of the same name.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub enum KeyError {
     /// Type byte, length, low order, encoding or modulus.

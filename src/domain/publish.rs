@@ -1,4 +1,4 @@
-//! What a device publishes: parsed and verified once, then passed on as [`VerifiedPublish`].
+//! Publish requests: parsed and verified once, then passed on as [`VerifiedPublish`].
 
 use std::collections::HashSet;
 
@@ -14,7 +14,7 @@ use super::{
 /// A key without a signature of its own, as sent.
 #[derive(Clone, Debug)]
 pub struct UnsignedKey {
-    /// Chosen by the owner.
+    /// Id chosen by the owner's client.
     pub key_id: u32,
     /// Serialized public key.
     pub public_key: Vec<u8>,
@@ -23,7 +23,7 @@ pub struct UnsignedKey {
 /// A key with the identity key's signature over it, as sent.
 #[derive(Clone, Debug)]
 pub struct SignedKey {
-    /// Chosen by the owner.
+    /// Id chosen by the owner's client.
     pub key_id: u32,
     /// Serialized public key.
     pub public_key: Vec<u8>,
@@ -31,26 +31,26 @@ pub struct SignedKey {
     pub signature: Vec<u8>,
 }
 
-/// The parts of a publish, as sent.
+/// A publish request, as sent.
 #[derive(Clone, Debug, Default)]
 pub struct PublishRequest {
-    /// Required the first time.
+    /// Required in the first publish.
     pub suite: Option<Suite>,
-    /// Required the first time.
+    /// Required in the first publish.
     pub identity_key: Option<Vec<u8>>,
-    /// Required the first time; replaces the served one.
+    /// Required in the first publish; replaces the current one.
     pub signed_prekey: Option<SignedKey>,
-    /// When the signed prekey expires, if not after the configured lifetime.
+    /// When the signed prekey expires; `None` for the configured lifetime.
     pub expires_at: Option<Timestamp>,
     /// Additions to the pool of one-time prekeys.
     pub one_time: Vec<UnsignedKey>,
-    /// Required the first time under a PQ suite; replaces the served one.
+    /// Required in the first publish under a PQ suite; replaces the current one.
     pub pq_last_resort: Option<SignedKey>,
     /// Additions to the pool of one-time PQ prekeys.
     pub pq_one_time: Vec<SignedKey>,
 }
 
-/// What a device is known by: its suite and its identity key, set with its first publish.
+/// The suite and the identity key of a device, fixed by its first publish.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Identity {
     /// The suite of all its keys.
@@ -65,7 +65,7 @@ pub type Signature = [u8; 64];
 /// A verified signed prekey.
 #[derive(Clone, Debug)]
 pub struct VerifiedSignedPrekey {
-    /// Chosen by the owner.
+    /// Id chosen by the owner's client.
     pub key_id: KeyId,
     /// The key.
     pub key: Prekey,
@@ -78,7 +78,7 @@ pub struct VerifiedSignedPrekey {
 /// A verified PQ prekey, one-time or last-resort.
 #[derive(Clone, Debug)]
 pub struct VerifiedPqPrekey {
-    /// Chosen by the owner.
+    /// Id chosen by the owner's client.
     pub key_id: KeyId,
     /// The key.
     pub key: PqPrekey,
@@ -86,8 +86,8 @@ pub struct VerifiedPqPrekey {
     pub signature: Signature,
 }
 
-/// A publish whose keys are valid in the device's suite and whose signatures verify under its identity key. Made by
-/// [`PublishRequest::verify`] alone.
+/// A publish whose keys are valid in the device's suite and whose signatures verify under its identity key. Only
+/// [`PublishRequest::verify`] creates it.
 #[derive(Clone, Debug)]
 pub struct VerifiedPublish {
     identity: Identity,
@@ -137,7 +137,7 @@ impl VerifiedPublish {
 }
 
 impl PublishRequest {
-    /// Checks what can be checked without knowing what the device published before.
+    /// Checks that do not depend on what the device published before.
     ///
     /// # Errors
     /// `bad_request`: too many keys, an id twice or out of range, an expiry in the past or too far ahead.
@@ -152,7 +152,7 @@ impl PublishRequest {
             return Err(bad(KEY_ID_RANGE));
         }
         if has_repeats(one_time()) || has_repeats(pq_one_time()) {
-            return Err(bad("a key id stands twice"));
+            return Err(bad("a key id occurs twice"));
         }
         match self.expires_at {
             Some(at) if at <= now => Err(bad("expires_at is in the past")),
@@ -222,7 +222,7 @@ impl PublishRequest {
     }
 }
 
-/// Parses and verifies the parts of one publish.
+/// Parses and verifies the keys of one publish.
 struct PublishVerifier {
     suite: Suite,
     signatures: Verifier,

@@ -1,7 +1,7 @@
-//! Bundles without their one-time keys, made of the devices' signed keys, and the reasons why a device has none.
+//! Assembles bundles without one-time keys from the signed keys of devices, with the reason for each device that has
+//! none.
 //!
-//! Fetches and claims share this. It is set-based: a batch of requests reads the devices of all users that it names at
-//! once.
+//! Shared by fetches and claims. It is set-based: the devices of all users that a batch names are read at once.
 
 use std::collections::{HashMap, HashSet};
 
@@ -18,7 +18,7 @@ use crate::domain::{
     bundle::{EncodedKey, IssuedPqPrekey, SignedPrekey, Unavailable, UnavailableReason},
 };
 
-/// An active device with its signed keys, which are absent if it has not published.
+/// An active device with its signed keys; they are `None` if it has not published.
 struct TargetDevice {
     user: Uuid,
     device: Uuid,
@@ -54,7 +54,7 @@ impl TargetDevice {
         self.suite.is_some()
     }
 
-    /// The bundle without one-time keys, or why there is none.
+    /// The device's bundle without one-time keys, or the reason why it has none.
     fn bundle(&self, now: Timestamp) -> Result<Result<Bundle, Unavailable>, StoreError> {
         let device_id = DeviceId(self.device);
         let unavailable = |reason| Ok(Err(Unavailable { device_id, reason }));
@@ -85,11 +85,11 @@ impl TargetDevice {
 
 /// The active devices of some users.
 pub(super) struct TargetDevices {
-    /// Every user that exists, with its active devices.
+    /// The users that exist, each with its active devices.
     users: HashMap<Uuid, Vec<TargetDevice>>,
 }
 
-/// Each value once.
+/// The distinct ids.
 pub(super) fn distinct(ids: impl Iterator<Item = Uuid>) -> Vec<Uuid> {
     ids.collect::<HashSet<_>>().into_iter().collect()
 }
@@ -109,7 +109,8 @@ impl TargetDevices {
         Ok(Self { users: found })
     }
 
-    /// Sorts a user's devices into bundles and devices without one: the `wanted` devices, or all that have published.
+    /// Assembles the bundles of a user's `wanted` devices, or of all that have published; never of the caller's own
+    /// device.
     ///
     /// # Errors
     /// `not_found` if the user does not exist.
@@ -140,10 +141,10 @@ impl TargetDevices {
     }
 }
 
-/// The answer to one request so far.
+/// A bundle answer without one-time keys and without the reasons for missing devices.
 pub(super) struct BundleAssembly {
     answer: Bundles,
-    /// Wanted devices that are not among the user's active ones.
+    /// Wanted devices that are not active devices of the user.
     missing: Vec<DeviceId>,
 }
 
@@ -168,7 +169,7 @@ impl BundleAssembly {
     }
 }
 
-/// Which missing devices exist: whether they are revoked, by device and user.
+/// The missing devices that exist. Key: device and user; value: whether the device is revoked.
 pub(super) struct KnownDevices(HashMap<(Uuid, Uuid), bool>);
 
 impl KnownDevices {
@@ -206,7 +207,7 @@ pub(super) async fn add_last_resorts<'b>(
 }
 
 impl Store {
-    /// The bundles of a user's devices without one-time keys: of the named devices, or of all that have published.
+    /// The bundles, without one-time keys, of the named devices of a user, or of all that have published.
     ///
     /// # Errors
     /// `session_revoked`, `not_found`

@@ -1,10 +1,11 @@
 //! Claims: each one-time key is issued at most once, ever.
 //!
-//! The memory of a claim is the tombstone itself: the statement that issues a key writes claimer and claim id into its
-//! row, where they stay for a day. A repeat finds its key there, and of two parallel repeats only one can write.
+//! The record of a claim is the tombstone itself: the statement that issues a key writes the claimer and the claim id
+//! into its row, where they stay for a day. A repeat finds its key there, and a unique index lets only one of two
+//! parallel repeats write.
 //!
-//! A batch is one transaction of a few set-based statements, whatever its size. Which claim lacks which keys is kept in
-//! memory (`assignments`). On PostgreSQL other transactions may have locked keys meanwhile: see `blocking`.
+//! A batch is one transaction of a few set-based statements, whatever its size. Which claim still needs which keys
+//! is tracked in memory (`assignments`). On PostgreSQL, other transactions may have locked keys: see `blocking`.
 
 mod assignments;
 mod blocking;
@@ -32,34 +33,34 @@ use crate::domain::{
 use assignments::Assignments;
 use tokens::TakenTokens;
 
-/// A pool of one device.
+/// One of a device's two pools of one-time keys.
 type KeyPool = (DeviceId, KeyKind);
 
 /// A request for one-time keys of some or all devices of a user.
 #[derive(Clone, Debug)]
 pub struct ClaimRequest {
-    /// Who claims.
+    /// The claiming session, user and device.
     pub caller: Caller,
-    /// Whose keys.
+    /// The user whose keys are claimed.
     pub user: UserId,
-    /// Which devices; `None` for all that have published.
+    /// The target devices; `None` for all that have published.
     pub devices: Option<Vec<DeviceId>>,
     /// Chosen by the client; a repeat with the same id gets the same keys.
     pub claim: ClaimId,
-    /// The time of day.
+    /// The current time.
     pub now: Timestamp,
 }
 
 /// The answer to one claim.
 #[derive(Debug)]
 pub enum ClaimAnswer {
-    /// All that can be said.
+    /// The final answer.
     Done(Bundles),
-    /// Some pools have keys that other transactions had locked: see [`Claims::claim_blocking`].
+    /// The claim may still get keys that other transactions had locked: see [`Claims::claim_blocking`].
     Blocked(Box<BlockedClaim>),
 }
 
-/// A claim that came up short of keys which exist.
+/// A claim that lacks keys although their pools have unissued ones, which were locked.
 #[derive(Debug)]
 pub struct BlockedClaim {
     request: ClaimRequest,
@@ -68,7 +69,7 @@ pub struct BlockedClaim {
     waiting: Vec<KeyPool>,
 }
 
-/// Claims of a store under a drain limit.
+/// Claims on a store, under a drain limit.
 #[derive(Clone)]
 pub struct Claims {
     store: Store,
@@ -76,7 +77,7 @@ pub struct Claims {
 }
 
 impl Claims {
-    /// Claims on `store`. Claimers over the limit get no one-time keys.
+    /// Claims on `store`. Claims over the drain limit get no one-time keys.
     #[must_use]
     pub fn new(store: Store, drain: DrainLimit) -> Self {
         Self { store, drain: Arc::new(drain) }
@@ -88,8 +89,8 @@ impl Claims {
         Self { store, ..self }
     }
 
-    /// Serves claims in one commit. A claim that fails for a reason of its own fails alone. The signals tell owners of
-    /// pools that have fallen to a low-water level.
+    /// Serves a batch of claims in one transaction. A claim can fail without failing the others. The signals are for
+    /// owners whose pools have fallen to a low-water level.
     pub async fn claim(&self, items: Vec<ClaimRequest>) -> BatchOutcome<ClaimAnswer> {
         let outcome = self.store.run_batch("claims", &items, |items, _| self.claim_once(items)).await;
         outcome.unwrap_or_else(|error| BatchOutcome::failed(&error, items.len()))
@@ -122,7 +123,7 @@ impl Claims {
         }
         tx.commit().await?;
         tokens.commit();
-        // An earlier run may have taken keys and not lived to announce it.
+        // A node may have committed an earlier run of a claim and stopped before it announced the low pool.
         touched.extend(assignments.touched_earlier());
         let blocked = blocking::blocked_pools(&self.store, &assignments).await?;
         let answers = assignments.answers(items, answers, &blocked);
@@ -130,7 +131,7 @@ impl Claims {
     }
 }
 
-/// The answers to claims without their one-time keys, or why there are none.
+/// For each claim, its bundles without one-time keys, or its refusal.
 async fn assemble(
     tx: &mut Tx<'_>,
     items: &[ClaimRequest],
@@ -155,8 +156,8 @@ async fn assemble(
 }
 
 impl Store {
-    /// The low pools of these devices, for owners who may have missed the signal. SQLite has one node, which cannot
-    /// miss its own.
+    /// Signals for the low pools of these devices, whose owners may have missed one. Empty on SQLite, where the only
+    /// node cannot miss its own signals.
     ///
     /// # Errors
     /// [`StoreError::Unavailable`]

@@ -1,9 +1,8 @@
-//! Mailboxes: ciphertext that waits for its device.
+//! Mailboxes: encrypted envelopes stored until their device acks them.
 //!
-//! Sends and acks of many devices share one transaction. It locks the mailboxes that are named, by id, and only then
-//! reads what the sends depend on. So the numbers of envelopes are the order of commits, without gaps, and whoever sees
-//! a number sees all before it. What is to be written is decided in memory (`plan`) and written by a few set-based
-//! statements.
+//! Sends and acks of many devices share one transaction. It locks their mailboxes, by id, before it reads anything that
+//! the sends depend on. So envelope numbers follow commit order without gaps, and a reader that sees one number sees
+//! all smaller ones. What to write is decided in memory (`plan`) and written by a few set-based statements.
 
 mod batch;
 mod expiry;
@@ -32,44 +31,44 @@ use batch::MailBatch;
 use plan::{CallerSession, Mailbox, Plan, PlanInput, RememberedSend, plan};
 use writing::{lock_mailboxes, remove_envelopes};
 
-/// What one transaction handles, unless a single message is larger: bytes of content, and [`ROW_BYTES`] for each row.
+/// Maximum size of a transaction, unless a single message is larger: bytes of content plus [`ROW_BYTES`] per row.
 const COMMIT_BYTES: usize = 4 * 1024 * 1024;
-/// What a row costs besides its content.
+/// Assumed size of a row without its content.
 const ROW_BYTES: usize = 256;
 
 /// A message to the devices of a user.
 #[derive(Clone, Debug)]
 pub struct SendRequest {
-    /// Who sends.
+    /// The sending session, user and device.
     pub caller: Caller,
-    /// The epoch of the connection that it came over. Refused once the device has a newer one.
+    /// The epoch of the connection that sent it. The send is refused if the device has a newer connection.
     pub epoch: i64,
-    /// Chosen by the sending device; a repeat with the same id is stored once.
+    /// Chosen by the sending device. A repeat with the same id is not stored again.
     pub message: MessageId,
-    /// The recipient.
+    /// The receiving user.
     pub to: UserId,
-    /// Delivered to connected devices alone, and stored nowhere.
+    /// Whether to deliver it to connected devices only, without storing it.
     pub ephemeral: bool,
-    /// How long an envelope waits for its device.
+    /// How long an envelope is stored before it expires.
     pub ttl: Duration,
     /// One for each device of the recipient.
     pub envelopes: Vec<OutgoingEnvelope>,
-    /// The time of day.
+    /// The current time.
     pub now: Timestamp,
 }
 
-/// Envelopes that have arrived.
+/// Acknowledges envelopes, so that they are deleted.
 #[derive(Clone, Debug)]
 pub struct AckRequest {
-    /// Whose mailbox.
+    /// The device that acks, with its session and user.
     pub caller: Caller,
     /// Numbers of envelopes; unknown ones are ignored.
     pub seqs: Vec<i64>,
-    /// The time of day.
+    /// The current time.
     pub now: Timestamp,
 }
 
-/// A change of mailboxes.
+/// A request that changes mailboxes.
 #[derive(Clone, Debug)]
 pub enum MailRequest {
     /// Stores envelopes.
@@ -79,7 +78,7 @@ pub enum MailRequest {
 }
 
 impl MailRequest {
-    /// The request's part of [`COMMIT_BYTES`].
+    /// The size that counts towards [`COMMIT_BYTES`].
     fn bytes(&self) -> usize {
         match self {
             Self::Send(send) => send.envelopes.iter().map(|outgoing| ROW_BYTES + outgoing.content.len()).sum(),
@@ -100,11 +99,11 @@ pub enum MailAnswer {
 /// An accepted message.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct AcceptedMessage {
-    /// When it was accepted first.
+    /// When it was first accepted.
     pub accepted_at: Timestamp,
-    /// Whether it had been accepted before.
+    /// Whether an earlier request was already accepted with this message id.
     pub duplicate: bool,
-    /// Devices that lack it because their mailboxes are full.
+    /// Devices that did not get it because their mailboxes are full.
     pub undelivered: Vec<DeviceId>,
 }
 
@@ -122,8 +121,8 @@ impl Mailboxes {
         Self { store, bounds }
     }
 
-    /// Serves sends and acks, sends in their order, in one commit or, if they are large, in several. A request that
-    /// fails for a reason of its own fails alone. The signals carry the envelopes to their devices.
+    /// Serves sends and acks in one transaction, or in several if they are large. Sends are served in order. A request
+    /// can fail without failing the others. The signals deliver the envelopes to connected devices.
     pub async fn serve(&self, items: Vec<MailRequest>) -> BatchOutcome<MailAnswer> {
         let mut all = BatchOutcome::default();
         let mut rest = &items[..];
@@ -133,7 +132,7 @@ impl Mailboxes {
             match self.store.run_batch("mail", commit, |items, again| self.serve_once(items, again)).await {
                 Ok(outcome) => all.append(outcome),
                 Err(error) if error.is_outage() => {
-                    // The rest would wait as long, and so would those behind it.
+                    // The rest would wait just as long, and so would the requests queued behind it.
                     all.append(BatchOutcome::failed(&error, commit.len() + rest.len()));
                     rest = &[];
                 }
@@ -168,7 +167,7 @@ impl Mailboxes {
     }
 }
 
-/// How many of these requests fit into one commit; at least one.
+/// How many of these requests fit into one transaction; at least one.
 fn first_commit(items: &[MailRequest]) -> usize {
     let mut bytes = 0;
     let fits = |item: &&MailRequest| {
@@ -178,7 +177,7 @@ fn first_commit(items: &[MailRequest]) -> usize {
     items.iter().take_while(fits).count().max(1)
 }
 
-/// The sessions among these whose devices are not revoked.
+/// Those of `sessions` whose devices are not revoked.
 async fn sessions(tx: &mut Tx<'_>, sessions: &[Uuid]) -> Result<HashMap<SessionId, CallerSession>, StoreError> {
     let found: Vec<(Uuid, Uuid, DateTime<Utc>, i64)> =
         tx.query(accounts::SESSIONS_OF_MANY).bind_ids(sessions).fetch_all().await?;
@@ -200,7 +199,7 @@ fn changed_mailboxes(
     devices.into_iter().filter_map(|device| Some((device, *mailboxes.get(&device)?))).collect()
 }
 
-/// Reads what sends depend on: recipients, remembered sends, and shares of mailboxes so full that they matter.
+/// Reads what sends depend on: recipients, remembered sends, and senders' shares of mailboxes that are nearly full.
 async fn read_for_sends(
     tx: &mut Tx<'_>,
     batch: &MailBatch<'_>,
@@ -236,7 +235,7 @@ async fn read_for_sends(
     Ok(())
 }
 
-/// Counts as the database keeps them; they are never negative.
+/// Converts counts from the database, where they are never negative.
 fn load(count: i64, bytes: i64) -> MailboxSize {
     MailboxSize { envelopes: count.unsigned_abs(), bytes: bytes.unsigned_abs() }
 }

@@ -1,5 +1,5 @@
-//! Which keys the claims of a batch lack and have. Kept in memory, so that a batch needs one statement for each kind of
-//! key.
+//! Tracks in memory which keys the claims of a batch have and still need, so that a batch takes one statement for each
+//! kind of key.
 
 use std::collections::{BTreeSet, HashMap, HashSet};
 
@@ -18,7 +18,7 @@ use crate::{
     },
 };
 
-/// One claim on one device. All three stand in the row of a key that is taken for it.
+/// One claim on one device. All three ids are in the row of a key that is issued to it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 struct AssignmentId {
     claimer: Uuid,
@@ -37,9 +37,9 @@ fn columns(ids: &[AssignmentId]) -> [Column<'static>; 3] {
     [column(|id| id.claimer), column(|id| id.claim), column(|id| id.device)]
 }
 
-/// claimer, claim, device, then the key.
+/// Claimer, claim, device, key id, key.
 pub(super) type OneTimeRow = (Uuid, Uuid, Uuid, i64, String);
-/// claimer, claim, device, then the key with its signature.
+/// Claimer, claim, device, key id, key, signature.
 pub(super) type PqRow = (Uuid, Uuid, Uuid, i64, Vec<u8>, Vec<u8>);
 
 /// The key of a row.
@@ -56,14 +56,14 @@ pub(super) fn pq_key((.., key_id, key, signature): PqRow) -> Result<IssuedPqPrek
 
 struct Assignment {
     id: AssignmentId,
-    /// The first item of the batch that it serves.
+    /// The index of the first claim of the batch that it serves.
     item: usize,
     has_pq: bool,
     one_time: Option<OneTimePrekey>,
     pq: Option<IssuedPqPrekey>,
-    /// Whether an earlier run of the same claim took a key; the drain limit counted it then.
+    /// Whether an earlier run of the same claim took a key, and so was counted by the drain limit.
     counted: bool,
-    /// Whether it may take the keys that it lacks.
+    /// Whether the drain limit lets it take the keys that it lacks.
     allowed: bool,
 }
 
@@ -76,14 +76,14 @@ impl Assignment {
     }
 }
 
-/// An assignment for each claim and device, in the order of the batch. Repeats within the batch share one.
+/// One assignment per claim and device, in batch order. Repeats within the batch share one.
 pub struct Assignments {
     all: Vec<Assignment>,
     places: HashMap<AssignmentId, usize>,
 }
 
 impl Assignments {
-    /// The assignments of the bundles that answer these claims; nothing is assigned yet.
+    /// Empty assignments for the bundles that answer these claims.
     pub fn new(items: &[ClaimRequest], answers: &[Result<Bundles, StoreError>]) -> Self {
         let mut assignments = Self { all: Vec::new(), places: HashMap::new() };
         for (index, (item, answer)) in items.iter().zip(answers).enumerate() {
@@ -106,7 +106,7 @@ impl Assignments {
         assignments
     }
 
-    /// Assigns the keys that earlier runs of the same claims took.
+    /// Reads and assigns the keys that earlier runs of the same claims took.
     pub async fn load_earlier(&mut self, tx: &mut Tx<'_>) -> Result<(), StoreError> {
         let all: Vec<_> = self.all.iter().map(|one| one.id).collect();
         let found = tx.query(sql::CLAIMED_ONE_TIME).bind_rows(columns(&all)).fetch_all().await?;
@@ -120,7 +120,7 @@ impl Assignments {
         Ok(())
     }
 
-    /// Decides which claims may take the keys that they lack. What was counted in an earlier run is not counted again.
+    /// Decides which claims may take the keys that they lack. A claim that an earlier run counted is not counted again.
     pub fn apply_drain_limit(&mut self, items: &[ClaimRequest], tokens: &mut TakenTokens<'_>) {
         for one in &mut self.all {
             let wants_more = KeyKind::ALL.into_iter().any(|kind| one.lacks(kind));
@@ -129,7 +129,8 @@ impl Assignments {
         }
     }
 
-    /// Takes the oldest keys that are not locked for all who lack some and may. Returns the pools that they came from.
+    /// Takes the oldest unlocked keys for all assignments that lack some and may take them. Returns the pools they came
+    /// from.
     pub async fn take_keys(&mut self, tx: &mut Tx<'_>, now: Timestamp) -> Result<BTreeSet<KeyPool>, StoreError> {
         let unmet = columns(&self.unmet(KeyKind::OneTime));
         let taken = tx.query(sql::CLAIM_ONE_TIME).bind_rows(unmet).bind(now.to_utc()).fetch_all().await?;
@@ -141,7 +142,7 @@ impl Assignments {
         Ok(touched)
     }
 
-    /// Gives the tokens back of claims that took nothing.
+    /// Refunds the tokens of claims that took no key.
     pub fn refund_unused_tokens(&self, items: &[ClaimRequest], tokens: &mut TakenTokens<'_>) {
         for one in &self.all {
             if one.allowed && !one.counted && one.one_time.is_none() && one.pq.is_none() {
@@ -157,7 +158,7 @@ impl Assignments {
         devices.into_iter().collect()
     }
 
-    /// The devices from which claims may take keys of this kind and got none.
+    /// The devices from which a claim was allowed to take a key of this kind but got none.
     pub fn devices_lacking(&self, kind: KeyKind) -> HashSet<Uuid> {
         self.unmet(kind).into_iter().map(|id| id.device).collect()
     }
@@ -168,8 +169,7 @@ impl Assignments {
         earlier.flat_map(|device| KeyKind::ALL.map(|kind| (device, kind))).collect()
     }
 
-    /// Completes the answers with the assigned keys. `blocked` are pools that still have unissued keys, all of them
-    /// locked.
+    /// Completes the answers with the assigned keys. `blocked` are the pools that still have unissued keys.
     pub fn answers(
         self,
         items: &[ClaimRequest],
@@ -211,7 +211,7 @@ impl Assignments {
         self.all.get_mut(*place)
     }
 
-    /// Returns the devices that the keys are of.
+    /// Returns the devices that own the keys.
     fn assign_one_time(&mut self, found: Vec<OneTimeRow>) -> Result<Vec<DeviceId>, StoreError> {
         let mut devices = Vec::with_capacity(found.len());
         for row in found {
@@ -224,7 +224,7 @@ impl Assignments {
         Ok(devices)
     }
 
-    /// Returns the devices that the keys are of.
+    /// Returns the devices that own the keys.
     fn assign_pq(&mut self, found: Vec<PqRow>) -> Result<Vec<DeviceId>, StoreError> {
         let mut devices = Vec::with_capacity(found.len());
         for row in found {
@@ -238,7 +238,7 @@ impl Assignments {
     }
 }
 
-/// Puts the one-time prekey into a bundle, or says why there is none.
+/// Puts the one-time prekey into a bundle, or the reason why there is none.
 pub fn set_one_time(bundle: &mut Bundle, key: Option<OneTimePrekey>, allowed: bool) {
     bundle.one_time = match (&key, allowed) {
         (Some(_), _) => OneTimeOutcome::Claimed,

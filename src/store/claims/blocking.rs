@@ -1,8 +1,8 @@
-//! Claims that wait for keys which other transactions have locked. Only PostgreSQL has them.
+//! Claims that wait for keys which other transactions have locked. PostgreSQL only.
 //!
-//! The transaction of a batch skips locked keys. A claim that came up short of a pool which still shows unissued keys
-//! runs again after that commit, alone, with a lock that waits. "Exhausted" is said only there, or if the pool shows no
-//! key.
+//! The transaction of a batch skips locked keys. If a claim got no key from a pool that still has unissued ones, it
+//! runs again after the commit, alone, and waits for the lock. So a pool is never reported as exhausted just because
+//! its keys were locked.
 
 use std::collections::{BTreeSet, HashSet};
 
@@ -21,10 +21,10 @@ use crate::{
     },
 };
 
-/// Runs of one claim that find that a parallel repeat was first.
+/// Maximum number of attempts of a claim that loses to a parallel repeat of itself.
 const TRIES: usize = 4;
 
-/// What a blocking claim does to a pool.
+/// The statements of a blocking claim for a pool of one kind.
 struct BlockingClaimStatements {
     claimed: Sql,
     wait: Sql,
@@ -42,7 +42,7 @@ impl BlockingClaimStatements {
     }
 }
 
-/// The pools of which a claim got no key although they show unissued ones.
+/// The pools from which a claim got no key although they have unissued ones.
 pub async fn blocked_pools(store: &Store, assignments: &Assignments) -> Result<HashSet<KeyPool>, StoreError> {
     let mut blocked = HashSet::new();
     for kind in KeyKind::ALL {
@@ -55,7 +55,7 @@ pub async fn blocked_pools(store: &Store, assignments: &Assignments) -> Result<H
     Ok(blocked)
 }
 
-/// The devices among these whose pools show unissued keys, locked or not.
+/// Those of `devices` whose pools have unissued keys, locked or not.
 async fn unissued(store: &Store, kind: KeyKind, devices: &[Uuid]) -> Result<Vec<Uuid>, StoreError> {
     let text = BlockingClaimStatements::of(kind).unissued;
     let found: Vec<(Uuid,)> = store.read().await?.query(text).bind_ids(devices).fetch_all().await?;
@@ -63,7 +63,7 @@ async fn unissued(store: &Store, kind: KeyKind, devices: &[Uuid]) -> Result<Vec<
 }
 
 impl Claims {
-    /// Completes a blocked claim: waits for the transactions that have locked its keys. Returns the bundles, and
+    /// Completes a blocked claim: waits for the transactions that have locked the keys. Returns the bundles, and
     /// signals for owners whose pools have fallen to a low-water level.
     ///
     /// # Errors
@@ -94,8 +94,7 @@ impl Claims {
         Ok((answer, signals))
     }
 
-    /// Takes a key of the pool, or finds the one that a parallel repeat took. `None` once the pool shows no unissued
-    /// key.
+    /// Takes a key of the pool, or finds the one that a parallel repeat took. `None` once the pool has no unissued key.
     async fn wait_for_key<R: DecodeRow>(
         &self,
         request: &ClaimRequest,

@@ -1,9 +1,8 @@
-//! Low-water levels: which node tells the owner that a pool runs low.
+//! Low-water levels: decides which node announces to the owner that a pool is low.
 //!
-//! Pools are counted, and a conditional update of the announced depth decides who announces a level, so that each is
-//! announced once. On SQLite that is part of the claims' transaction, since the writer is alone. On PostgreSQL it
-//! follows the commit: claims that count inside their transactions do not see each other, and two of them could both
-//! miss a level.
+//! Pools are counted, and a conditional update of the announced depth decides which node announces a level, so that
+//! each is announced once. On SQLite, which has one writer, this is part of the claims' transaction. On PostgreSQL it
+//! follows the commit: concurrent transactions do not see each other's claims, so both could miss a level.
 
 use std::collections::BTreeSet;
 
@@ -19,10 +18,10 @@ use crate::{
     },
 };
 
-/// Times that a pool is counted which is refilled meanwhile.
+/// Maximum number of counts of a pool that is refilled in between.
 const COUNT_TRIES: usize = 3;
 
-/// device, keys left, pool version, announced depth.
+/// Device, unissued keys, pool version, announced depth.
 type LowPoolRow = (Uuid, i64, i64, i32);
 
 /// A pool at or below the low-water mark.
@@ -66,7 +65,7 @@ pub async fn low_pools(
                     let raised: Option<(Uuid,)> =
                         tx.query(announce).bind(device).bind(depth).bind(pool_version).fetch_optional().await?;
                     if raised.is_none() {
-                        // Another node announced it, or the pool was refilled: the next count shows which.
+                        // Another node announced the level, or the pool was refilled. Count again to find out which.
                         devices.push(device);
                         continue;
                     }

@@ -1,8 +1,8 @@
-//! Drain-limit tokens of claims that are not committed yet.
+//! Drain-limit tokens of uncommitted claims.
 
 use crate::domain::{DeviceId, Timestamp, UserId, keyed_buckets::DrainLimit};
 
-/// Drain-limit tokens of a transaction that has not committed; dropping gives them back.
+/// Drain-limit tokens taken in a transaction. Dropping this refunds them unless [`Self::commit`] was called.
 pub struct TakenTokens<'a> {
     drain: &'a DrainLimit,
     pairs: Vec<(UserId, DeviceId)>,
@@ -21,12 +21,12 @@ impl<'a> TakenTokens<'a> {
         taken
     }
 
-    /// The claims are committed: what they took stays taken.
+    /// Keeps the tokens, after the claims were committed.
     pub fn commit(&mut self) {
         self.pairs.clear();
     }
 
-    /// A token was not needed: its claim took no key.
+    /// Refunds the token of a claim that took no key.
     pub fn refund(&mut self, user: UserId, target: DeviceId) {
         if let Some(at) = self.pairs.iter().rposition(|pair| *pair == (user, target)) {
             self.pairs.swap_remove(at);

@@ -1,4 +1,4 @@
-//! A batch of sends and acks: what has to be locked, read and deleted for it, and how its answers are put together.
+//! A batch of sends and acks: which rows it has to lock, read and delete, and how its answers are combined.
 
 use std::collections::{BTreeSet, HashMap, HashSet};
 
@@ -13,7 +13,7 @@ use crate::{
     store::StoreError,
 };
 
-/// A batch, split by kind.
+/// A batch, split into sends and acks.
 pub struct MailBatch<'a> {
     pub sends: Vec<&'a SendRequest>,
     acks: Vec<&'a AckRequest>,
@@ -46,7 +46,7 @@ impl<'a> MailBatch<'a> {
         callers.map(|caller| caller.session.0).collect::<HashSet<_>>().into_iter().collect()
     }
 
-    /// The users that are sent to, each once.
+    /// The receiving users, each once.
     pub fn recipients(&self) -> Vec<Uuid> {
         self.sends.iter().map(|send| send.to.0).collect::<HashSet<_>>().into_iter().collect()
     }
@@ -66,7 +66,7 @@ impl<'a> MailBatch<'a> {
         self.acks.iter().map(is_valid).collect()
     }
 
-    /// The envelopes to delete, each once. Numbers that no envelope has had yet are left out.
+    /// The envelopes to delete, each once, without numbers that were never assigned.
     pub fn acked_envelopes(&self, valid: &[bool], input: &PlanInput) -> Vec<(DeviceId, i64)> {
         let mut envelopes = BTreeSet::new();
         for (ack, _) in self.acks.iter().zip(valid).filter(|(_, valid)| **valid) {
@@ -80,7 +80,8 @@ impl<'a> MailBatch<'a> {
         envelopes.into_iter().collect()
     }
 
-    /// The mailboxes and sending users whose share might be exceeded by this batch. Only those shares are read.
+    /// Pairs of mailbox and sending user whose share of the mailbox this batch might exceed. Only these shares are
+    /// read.
     pub fn crowded(&self, input: &PlanInput, bounds: &MailboxBounds) -> HashSet<(DeviceId, UserId)> {
         let mut loads: HashMap<DeviceId, MailboxSize> = HashMap::new();
         for outgoing in self.sends.iter().flat_map(|send| &send.envelopes) {
@@ -97,7 +98,7 @@ impl<'a> MailBatch<'a> {
         pairs.filter(|(device, _)| !loads.get(device).is_some_and(|load| load.fits(bounds.per_sender))).collect()
     }
 
-    /// The answers to the acks. An envelope counts for the first ack that names it.
+    /// The answers to the acks: how many envelopes each deleted. An envelope counts for the first ack that names it.
     pub fn count_acked(&self, valid: &[bool], mut removed: HashSet<(DeviceId, i64)>) -> Vec<Result<u64, StoreError>> {
         let count = |(ack, valid): (&&AckRequest, &bool)| {
             if !valid {

@@ -1,5 +1,5 @@
-//! The outcome of a batch of sends, decided in memory from what was read under the locks of the mailboxes: one send
-//! after the other, as if each had a transaction of its own.
+//! Decides the outcome of a batch of sends, in memory, from what was read after the mailboxes were locked. Sends are
+//! decided in order, as if each had its own transaction.
 
 use std::{
     collections::{BTreeMap, HashMap, HashSet},
@@ -18,7 +18,7 @@ use crate::{
     store::StoreError,
 };
 
-/// A session with the newest connection of its device.
+/// A caller's session, with the epoch of its device's newest connection.
 #[derive(Clone, Copy, Debug)]
 pub struct CallerSession {
     pub device: DeviceId,
@@ -26,18 +26,18 @@ pub struct CallerSession {
     pub newest_epoch: i64,
 }
 
-/// A locked mailbox, as it will be written.
+/// The state of a locked mailbox.
 #[derive(Clone, Copy, Debug)]
 pub struct Mailbox {
     /// The number that the next envelope gets.
     pub next_seq: i64,
-    /// What it holds.
+    /// The envelopes that it holds.
     pub load: MailboxSize,
-    /// Envelopes that ever expired before they were acked.
+    /// Number of envelopes that ever expired before they were acked.
     pub expired_total: i64,
 }
 
-/// What is remembered of a message id.
+/// An accepted send, remembered so that repeats are recognized.
 #[derive(Clone, Debug)]
 pub struct RememberedSend {
     pub to: UserId,
@@ -45,15 +45,15 @@ pub struct RememberedSend {
     pub outcome: Vec<RecipientOutcome>,
 }
 
-/// What the outcome depends on, read after the mailboxes were locked.
+/// The state that the outcome depends on, read after the mailboxes were locked.
 #[derive(Default)]
 pub struct PlanInput {
     pub mailboxes: BTreeMap<DeviceId, Mailbox>,
     pub sessions: HashMap<SessionId, CallerSession>,
-    /// Every user that exists, with the devices that have published.
+    /// The users that exist, each with its published devices and the expiry of their signed prekeys.
     pub recipients: HashMap<UserId, Vec<(DeviceId, Option<Timestamp>)>>,
     pub sends: HashMap<(DeviceId, MessageId), RememberedSend>,
-    /// What a user has in a mailbox, where that may matter.
+    /// What a sending user has in a mailbox, for nearly full mailboxes only.
     pub shares: HashMap<(DeviceId, UserId), MailboxSize>,
 }
 
@@ -65,7 +65,7 @@ pub struct NewEnvelope {
     pub expires_at: Timestamp,
 }
 
-/// What is to be written, answered and signalled.
+/// What to write, answer and signal.
 #[derive(Default)]
 pub struct Plan {
     pub answers: Vec<Result<AcceptedMessage, StoreError>>,
@@ -74,18 +74,18 @@ pub struct Plan {
     pub mailboxes: BTreeMap<DeviceId, Mailbox>,
     pub new_sends: Vec<(DeviceId, MessageId)>,
     pub changed_sends: Vec<(DeviceId, MessageId)>,
-    /// Sends that are past their time and whose ids are used anew.
+    /// Remembered sends that are past their retention time and whose ids are used again.
     pub stale_sends: Vec<(DeviceId, MessageId)>,
-    /// What stands behind the ids of both lists.
+    /// The sends of `new_sends` and `changed_sends`.
     pub sends: HashMap<(DeviceId, MessageId), RememberedSend>,
-    /// In the order of the numbers of each device.
+    /// In order of envelope number for each device.
     pub signals: Vec<(DeviceId, Signal)>,
 }
 
-/// Decides a batch. `again` says that an earlier run may have been committed without our knowing.
+/// Decides a batch. `again` means that an earlier run of the same batch may have been committed.
 ///
 /// # Errors
-/// `Conflict` where what was read changed in between: the batch is to run again.
+/// `Conflict` if a device was added after the mailboxes were locked: the batch has to run again.
 pub fn plan(items: &[&SendRequest], input: PlanInput, bounds: &MailboxBounds, again: bool) -> Result<Plan, StoreError> {
     let mut planner = Planner { input, bounds, again, plan: Plan::default() };
     for item in items {
@@ -112,7 +112,8 @@ impl Planner<'_> {
         let sender = self.input.sessions.get(&item.caller.session);
         let sender = sender.filter(|sender| sender.device == item.caller.device && sender.expires_at > item.now);
         if sender.ok_or(Refusal::SessionRevoked)?.newest_epoch > item.epoch {
-            // The device is connected anew, maybe elsewhere: what it sends there must not be overtaken.
+            // The device has a newer connection, perhaps on another node, and this send must not overtake sends from
+            // there.
             return Err(Refusal::Unavailable.into());
         }
         let id = (item.caller.device, item.message);
@@ -156,8 +157,8 @@ impl Planner<'_> {
         Ok(AcceptedMessage { accepted_at, duplicate: false, undelivered })
     }
 
-    /// Stores for the devices that were not reached before, and signals the others: whoever accepted the message may
-    /// not have lived to tell them.
+    /// Stores the message for devices that did not get it before, and signals the others again: the node that accepted
+    /// the message may have stopped before it signalled them.
     fn repeat(&mut self, item: &SendRequest, past: RememberedSend) -> Result<AcceptedMessage, StoreError> {
         let id = (item.caller.device, item.message);
         let RememberedSend { to, accepted_at, mut outcome } = past;
@@ -193,7 +194,7 @@ impl Planner<'_> {
             }
             changed |= stored || at.is_none();
         }
-        // Whoever is left out this time waits for another repeat.
+        // Devices that the repeat does not name still count as undelivered.
         let lacks = |one: &&RecipientOutcome| !one.stored && reachable.contains(&one.device);
         let undelivered = outcome.iter().filter(lacks).map(|one| one.device).collect();
         if changed {
@@ -202,12 +203,12 @@ impl Planner<'_> {
                 self.plan.changed_sends.push(id);
             }
         }
-        // Of a batch that ran twice because nobody knew whether it was committed, the first run is the one that counts.
+        // If the batch runs again because the outcome of its commit was unknown, its sends are not duplicates.
         let duplicate = !(self.again && accepted_at == item.now);
         Ok(AcceptedMessage { accepted_at, duplicate, undelivered })
     }
 
-    /// Gives an envelope its number; `false` where the mailbox is full.
+    /// Assigns an envelope its number; `false` if the mailbox is full.
     fn store(
         &mut self,
         item: &SendRequest,
@@ -216,7 +217,7 @@ impl Planner<'_> {
     ) -> Result<bool, StoreError> {
         let device = outgoing.device;
         let bytes = outgoing.content.len();
-        // A device that came between the lock and the list of devices.
+        // Missing if the device was added after the mailboxes were locked.
         let mailbox = self.input.mailboxes.get_mut(&device);
         let mailbox = mailbox.ok_or(StoreError::Conflict(sqlx::Error::RowNotFound))?;
         let share = self.input.shares.get_mut(&(device, item.caller.user));
@@ -266,7 +267,7 @@ mod tests {
     };
 
     /// A sender, a device with an empty mailbox, and a message from the one to the other.
-    fn world() -> (PlanInput, SendRequest) {
+    fn input_and_send() -> (PlanInput, SendRequest) {
         let id = Uuid::from_u128;
         let now = Timestamp::parse("2026-01-01T00:00:00Z").unwrap();
         let caller = Caller { session: SessionId(id(1)), user: UserId(id(2)), device: DeviceId(id(3)) };
@@ -295,9 +296,9 @@ mod tests {
     }
 
     #[test]
-    fn a_batch_that_was_committed_unnoticed_is_no_repeat() {
+    fn a_batch_that_runs_again_after_an_unknown_commit_is_not_a_duplicate() {
         for (again, later, duplicate) in [(true, 0, false), (true, 1, true), (false, 0, true)] {
-            let (mut input, mut item) = world();
+            let (mut input, mut item) = input_and_send();
             remember(&mut input, &item);
             item.now = item.now + Duration::from_secs(later);
             let plan = plan(&[&item], input, &BOUNDS, again).unwrap();
@@ -307,16 +308,16 @@ mod tests {
     }
 
     #[test]
-    fn a_device_that_came_after_the_locks_makes_the_batch_run_again() {
-        let (mut input, item) = world();
+    fn a_device_added_after_the_mailboxes_were_locked_makes_the_batch_run_again() {
+        let (mut input, item) = input_and_send();
         input.mailboxes.clear();
         assert!(matches!(plan(&[&item], input, &BOUNDS, false), Err(StoreError::Conflict(_))));
     }
 
     #[test]
-    fn only_a_newer_connection_makes_a_send_too_late() {
+    fn a_send_is_refused_only_if_its_device_has_a_newer_connection() {
         for (epoch, accepted) in [(0, false), (1, true), (2, true)] {
-            let (input, item) = world();
+            let (input, item) = input_and_send();
             let plan = plan(&[&SendRequest { epoch, ..item }], input, &BOUNDS, false).unwrap();
             assert_eq!(plan.answers[0].is_ok(), accepted);
         }

@@ -14,7 +14,7 @@ use crate::{
 };
 
 impl Store {
-    /// What a mailbox holds and has held; all zero if there is none.
+    /// The status of a device's mailbox; all zero if there is none.
     ///
     /// # Errors
     /// [`StoreError::Unavailable`]
@@ -28,7 +28,7 @@ impl Store {
         }))
     }
 
-    /// What waits in all mailboxes. Reads every one of them, so call it rarely.
+    /// The number and size of all stored envelopes. Reads every mailbox row, so call it rarely.
     ///
     /// # Errors
     /// [`StoreError::Unavailable`]
@@ -37,7 +37,7 @@ impl Store {
         Ok(super::load(count, bytes))
     }
 
-    /// A page of a device's envelopes, oldest first, without expired ones.
+    /// A page of a device's unexpired envelopes, oldest first.
     ///
     /// # Errors
     /// [`StoreError::Unavailable`]

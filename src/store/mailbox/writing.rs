@@ -1,4 +1,4 @@
-//! The rows of mailboxes, envelopes and remembered sends: locked, removed, written.
+//! Locks, deletes and writes the rows of mailboxes, envelopes and remembered sends.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -18,7 +18,7 @@ use crate::{
     },
 };
 
-/// sending device, message id, recipient, time of acceptance, outcome.
+/// Sending device, message id, receiving user, time of acceptance, encoded outcome.
 type SendRow = (Uuid, Uuid, Uuid, DateTime<Utc>, Vec<u8>);
 
 impl RememberedSend {
@@ -44,8 +44,7 @@ pub async fn lock_mailboxes(
     Ok(found.into_iter().map(mailbox).collect())
 }
 
-/// Deletes envelopes of locked mailboxes and subtracts them from what the mailboxes hold. Returns those that were
-/// there.
+/// Deletes envelopes of locked mailboxes and updates the sizes of the mailboxes in memory. Returns those that existed.
 pub async fn remove_envelopes(
     tx: &mut Tx<'_>,
     envelopes: &[(DeviceId, i64)],
@@ -81,7 +80,7 @@ pub async fn update_mailboxes(tx: &mut Tx<'_>, mailboxes: &BTreeMap<DeviceId, Ma
 }
 
 impl Plan {
-    /// Writes what was decided.
+    /// Writes the plan to the database.
     pub async fn write(&self, tx: &mut Tx<'_>) -> Result<(), StoreError> {
         self.insert_envelopes(tx).await?;
         update_mailboxes(tx, &self.mailboxes).await?;
