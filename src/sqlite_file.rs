@@ -46,7 +46,7 @@ pub enum SqliteUrlError {
 #[derive(Clone, Debug)]
 pub struct SqliteFile {
     options: SqliteConnectOptions,
-    former_secret: PathBuf,
+    legacy_secret: PathBuf,
 }
 
 impl SqliteFile {
@@ -69,7 +69,7 @@ impl SqliteFile {
             name if name.ends_with('/') || name.ends_with("/.") || path.file_name().is_none() => {
                 Err(SqliteUrlError::Folder(path.to_owned()))
             }
-            _ => Ok(Self { former_secret: former_secret(url), options }),
+            _ => Ok(Self { legacy_secret: legacy_secret(url), options }),
         }
     }
 
@@ -98,8 +98,8 @@ impl SqliteFile {
     /// The path at which earlier versions kept the secret, if it differs from [`Self::secret`]: they did not decode
     /// the path.
     #[must_use]
-    pub fn former_secret(&self) -> Option<&Path> {
-        Some(self.former_secret.as_path()).filter(|former| *former != self.secret())
+    pub fn legacy_secret(&self) -> Option<&Path> {
+        Some(self.legacy_secret.as_path()).filter(|former| *former != self.secret())
     }
 
     /// The lock of the one process that serves this file: `sealwire.db-lock` beside `sealwire.db`, after the manner of
@@ -112,7 +112,7 @@ impl SqliteFile {
     /// The lock of earlier versions: `sealwire.lock` beside `sealwire.db`. Databases whose names differ only in the
     /// ending share it.
     #[must_use]
-    pub fn former_lock(&self) -> PathBuf {
+    pub fn legacy_lock(&self) -> PathBuf {
         self.database().with_extension("lock")
     }
 
@@ -146,7 +146,7 @@ fn reason(error: &sqlx::Error) -> String {
 }
 
 /// The path of the secret as earlier versions made it of the URL.
-fn former_secret(url: &str) -> PathBuf {
+fn legacy_secret(url: &str) -> PathBuf {
     let file = url.trim_start_matches("sqlite:").trim_start_matches("//");
     Path::new(file.split('?').next().unwrap_or(file)).with_extension("secret")
 }
@@ -202,7 +202,7 @@ mod tests {
         let files = urls.map(|url| SqliteFile::from_url(url).unwrap());
         for (index, file) in files.iter().enumerate() {
             assert!(files[..index].iter().all(|other| other.lock() != file.lock()), "{file:?}");
-            assert!(files.iter().all(|other| other.former_lock() != file.lock()), "{file:?}");
+            assert!(files.iter().all(|other| other.legacy_lock() != file.lock()), "{file:?}");
             assert_eq!(file.secret(), Path::new("data/a.secret"));
         }
     }
@@ -217,7 +217,7 @@ mod tests {
             ("sqlite:////var/lib/x.db", Some("var/lib/x.secret")),
         ] {
             let file = SqliteFile::from_url(url).unwrap();
-            assert_eq!(file.former_secret(), former.map(Path::new), "{url}");
+            assert_eq!(file.legacy_secret(), former.map(Path::new), "{url}");
         }
     }
 

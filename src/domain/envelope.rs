@@ -9,7 +9,7 @@ use uuid::Uuid;
 use super::{DeviceId, MessageId, Refusal, Timestamp, UserId};
 
 /// How long a message id is remembered.
-pub const REMEMBERED: Duration = Duration::from_hours(24);
+pub const MESSAGE_ID_RETENTION: Duration = Duration::from_hours(24);
 
 /// A message for one device: opaque content with its sender.
 #[derive(Clone, PartialEq, Eq)]
@@ -36,7 +36,7 @@ impl std::fmt::Debug for Envelope {
 
 /// An envelope that a client wants to have delivered to one device.
 #[derive(Clone, PartialEq, Eq)]
-pub struct Outgoing {
+pub struct OutgoingEnvelope {
     /// The recipient.
     pub device: DeviceId,
     /// See [`Envelope::kind`].
@@ -45,13 +45,13 @@ pub struct Outgoing {
     pub content: Bytes,
 }
 
-impl std::fmt::Debug for Outgoing {
+impl std::fmt::Debug for OutgoingEnvelope {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         write!(f, "{} bytes for {}", self.content.len(), self.device)
     }
 }
 
-impl Outgoing {
+impl OutgoingEnvelope {
     /// A hash by which a repeat with the same type and content is recognized.
     #[must_use]
     pub fn digest(&self) -> [u8; 32] {
@@ -61,16 +61,16 @@ impl Outgoing {
 
 /// The outcome of a send for one device.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct SentTo {
+pub struct RecipientOutcome {
     /// The recipient.
     pub device: DeviceId,
-    /// See [`Outgoing::digest`].
+    /// See [`OutgoingEnvelope::digest`].
     pub digest: [u8; 32],
     /// Whether it was stored; its mailbox was full otherwise.
     pub stored: bool,
 }
 
-impl SentTo {
+impl RecipientOutcome {
     const BYTES: usize = 16 + 32 + 1;
 
     /// The form in which a send is remembered: id, digest and a flag of each device, one behind the other.
@@ -105,11 +105,11 @@ pub struct Recipient {
 ///
 /// # Errors
 /// `devices_mismatch`
-pub fn check_devices(recipients: &[Recipient], sender: DeviceId, named: &[Outgoing]) -> Result<(), Refusal> {
+pub fn check_devices(recipients: &[Recipient], sender: DeviceId, named: &[OutgoingEnvelope]) -> Result<(), Refusal> {
     let mut expected: BTreeSet<DeviceId> = recipients.iter().map(|recipient| recipient.device).collect();
     expected.remove(&sender);
     let mut extra = BTreeSet::new();
-    for Outgoing { device, .. } in named {
+    for OutgoingEnvelope { device, .. } in named {
         if !expected.remove(device) {
             extra.insert(*device);
         }
@@ -127,21 +127,21 @@ pub fn check_devices(recipients: &[Recipient], sender: DeviceId, named: &[Outgoi
 #[derive(Clone, Copy, Debug)]
 pub struct MailboxBounds {
     /// Of all senders together.
-    pub all: Load,
+    pub all: MailboxSize,
     /// Of one sending user.
-    pub per_sender: Load,
+    pub per_sender: MailboxSize,
 }
 
 /// Envelopes with their size.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Load {
+pub struct MailboxSize {
     /// How many.
     pub envelopes: u64,
     /// Bytes of their content.
     pub bytes: u64,
 }
 
-impl Load {
+impl MailboxSize {
     /// This load with one more envelope of `bytes`.
     #[must_use]
     pub fn plus(self, bytes: usize) -> Self {
@@ -168,7 +168,7 @@ pub struct MailboxStatus {
 
 /// Which envelopes to read.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct PageRequest {
+pub struct MailPageRequest {
     /// Only envelopes with greater numbers.
     pub after: i64,
     /// Up to and including this number.
@@ -181,7 +181,7 @@ pub struct PageRequest {
 
 /// Some envelopes of a mailbox, by number.
 #[derive(Debug, Default)]
-pub struct Page {
+pub struct MailPage {
     /// With their numbers. Acked envelopes leave gaps.
     pub envelopes: Vec<(i64, Arc<Envelope>)>,
     /// Whether these are all that the request asked for.
@@ -196,8 +196,11 @@ mod tests {
         DeviceId(Uuid::from_u128(n))
     }
 
-    fn to(devices: &[u128]) -> Vec<Outgoing> {
-        devices.iter().map(|n| Outgoing { device: device(*n), kind: 0, content: Bytes::from_static(b"x") }).collect()
+    fn to(devices: &[u128]) -> Vec<OutgoingEnvelope> {
+        devices
+            .iter()
+            .map(|n| OutgoingEnvelope { device: device(*n), kind: 0, content: Bytes::from_static(b"x") })
+            .collect()
     }
 
     fn recipients(devices: &[(u128, bool)]) -> Vec<Recipient> {
@@ -232,19 +235,19 @@ mod tests {
 
     #[test]
     fn what_is_remembered_comes_back() {
-        let sent = |n: u8, stored| SentTo { device: device(n.into()), digest: [n; 32], stored };
+        let sent = |n: u8, stored| RecipientOutcome { device: device(n.into()), digest: [n; 32], stored };
         let outcome = vec![sent(1, true), sent(2, false)];
-        let bytes = SentTo::encode(&outcome);
-        assert_eq!(SentTo::decode(&bytes), Some(outcome));
-        assert_eq!(SentTo::decode(&[]), Some(vec![]));
-        assert_eq!(SentTo::decode(&bytes[1..]), None);
+        let bytes = RecipientOutcome::encode(&outcome);
+        assert_eq!(RecipientOutcome::decode(&bytes), Some(outcome));
+        assert_eq!(RecipientOutcome::decode(&[]), Some(vec![]));
+        assert_eq!(RecipientOutcome::decode(&bytes[1..]), None);
     }
 
     #[test]
     fn a_repeat_with_another_type_or_content_is_told_apart() {
-        let one = Outgoing { device: device(1), kind: 1, content: Bytes::from_static(b"abc") };
+        let one = OutgoingEnvelope { device: device(1), kind: 1, content: Bytes::from_static(b"abc") };
         assert_eq!(one.digest(), one.clone().digest());
-        assert_ne!(one.digest(), Outgoing { kind: 2, ..one.clone() }.digest());
-        assert_ne!(one.digest(), Outgoing { content: Bytes::from_static(b"abd"), ..one }.digest());
+        assert_ne!(one.digest(), OutgoingEnvelope { kind: 2, ..one.clone() }.digest());
+        assert_ne!(one.digest(), OutgoingEnvelope { content: Bytes::from_static(b"abd"), ..one }.digest());
     }
 }

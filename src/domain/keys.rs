@@ -14,8 +14,8 @@ const TYPE_KYBER_1024: u8 = 0x08;
 /// libsignal's type byte of an ML-KEM-1024 key (FIPS 203).
 const TYPE_ML_KEM_1024: u8 = 0x0A;
 
-/// The u-coordinates of small order on Curve25519 and its twist (RFC 7748 §7), reduced. `MontgomeryPoint` compares mod p
-/// and ignores the top bit, so each stands for all its encodings.
+/// The u-coordinates of small order on Curve25519 and its twist (RFC 7748 §7), reduced. `MontgomeryPoint` compares mod
+/// p and ignores the top bit, so each stands for all its encodings.
 const LOW_ORDER: [MontgomeryPoint; 5] = [
     sparse(0x00, 0x00, 0x00),
     sparse(0x01, 0x00, 0x00),
@@ -156,8 +156,8 @@ impl Prekey {
 pub struct PqPrekey(Box<[u8]>);
 
 impl PqPrekey {
-    /// Parses a serialized PQ prekey with the encapsulation key check of FIPS 203 §7.2 (length and modulus); Kyber1024 has
-    /// the same encoding.
+    /// Parses a serialized PQ prekey with the encapsulation key check of FIPS 203 §7.2 (length and modulus); Kyber1024
+    /// has the same encoding.
     ///
     /// # Errors
     /// [`KeyError::InvalidKey`] for a wrong length or type byte, a coefficient ≥ 3329, or a suite without PQ keys.

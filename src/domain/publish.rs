@@ -13,7 +13,7 @@ use super::{
 
 /// A key without a signature of its own, as sent.
 #[derive(Clone, Debug)]
-pub struct PlainKey {
+pub struct UnsignedKey {
     /// Chosen by the owner.
     pub key_id: u32,
     /// Serialized public key.
@@ -43,7 +43,7 @@ pub struct PublishRequest {
     /// When the signed prekey expires, if not after the configured lifetime.
     pub expires_at: Option<Timestamp>,
     /// Additions to the pool of one-time prekeys.
-    pub one_time: Vec<PlainKey>,
+    pub one_time: Vec<UnsignedKey>,
     /// Required the first time under a PQ suite; replaces the served one.
     pub pq_last_resort: Option<SignedKey>,
     /// Additions to the pool of one-time PQ prekeys.
@@ -162,25 +162,26 @@ impl PublishRequest {
     /// request takes milliseconds of arithmetic: call this while no transaction is open.
     ///
     /// # Errors
-    /// `identity_conflict` if suite or identity key differ from the stored ones; `incomplete_keys` if a first publish lacks a
-    /// part; `bad_request` for PQ keys under a suite without them; `invalid_key` or `invalid_signature` with field and id
-    /// of the first part that fails.
+    /// `identity_conflict` if suite or identity key differ from the stored ones; `incomplete_keys` if a first publish
+    /// lacks a part; `bad_request` for PQ keys under a suite without them; `invalid_key` or `invalid_signature` with
+    /// field and id of the first part that fails.
     pub fn verify(self, stored: Option<&Identity>, default_expiry: Timestamp) -> Result<VerifiedPublish, Refusal> {
         let identity = match stored {
             Some(stored) => self.confirm(stored)?,
             None => self.first_identity()?,
         };
-        self.check_pq_parts(identity.suite)?;
+        self.check_pq_keys(identity.suite)?;
         let is_complete = self.is_complete();
-        let verifier = Verifier::new(identity.suite, &identity.key);
-        let parts = Parts { suite: identity.suite, verifier };
+        let signatures = Verifier::new(identity.suite, &identity.key);
+        let verifier = PublishVerifier { suite: identity.suite, signatures };
         let signed_prekey = match self.signed_prekey {
-            Some(key) => Some(parts.signed_prekey(&key, self.expires_at.unwrap_or(default_expiry))?),
+            Some(key) => Some(verifier.signed_prekey(&key, self.expires_at.unwrap_or(default_expiry))?),
             None => None,
         };
-        let one_time = self.one_time.iter().map(|key| parts.one_time(key)).collect::<Result<_, _>>()?;
-        let pq_last_resort = self.pq_last_resort.map(|key| parts.pq("pq_last_resort", &key)).transpose()?;
-        let pq_one_time = self.pq_one_time.iter().map(|key| parts.pq("pq_one_time", key)).collect::<Result<_, _>>()?;
+        let one_time = self.one_time.iter().map(|key| verifier.one_time(key)).collect::<Result<_, _>>()?;
+        let pq_last_resort = self.pq_last_resort.map(|key| verifier.pq("pq_last_resort", &key)).transpose()?;
+        let pq_one_time =
+            self.pq_one_time.iter().map(|key| verifier.pq("pq_one_time", key)).collect::<Result<_, _>>()?;
         Ok(VerifiedPublish { identity, is_complete, signed_prekey, one_time, pq_last_resort, pq_one_time })
     }
 
@@ -194,7 +195,7 @@ impl PublishRequest {
     /// The identity that a first publish sets.
     fn first_identity(&self) -> Result<Identity, Refusal> {
         if let Some(suite) = self.suite {
-            self.check_pq_parts(suite)?;
+            self.check_pq_keys(suite)?;
         }
         match (self.suite, &self.identity_key) {
             (Some(suite), Some(key)) if self.is_complete() => {
@@ -210,7 +211,7 @@ impl PublishRequest {
         self.suite.is_some() && self.identity_key.is_some() && self.signed_prekey.is_some() && pq
     }
 
-    fn check_pq_parts(&self, suite: Suite) -> Result<(), Refusal> {
+    fn check_pq_keys(&self, suite: Suite) -> Result<(), Refusal> {
         let fields = [("pq_last_resort", self.pq_last_resort.is_some()), ("pq_one_time", !self.pq_one_time.is_empty())];
         match fields.into_iter().find(|(_, is_present)| *is_present) {
             Some((field, _)) if !suite.has_pq() => Err(invalid(field, "nothing: this suite has no post-quantum keys")),
@@ -220,20 +221,20 @@ impl PublishRequest {
 }
 
 /// Parses and verifies the parts of one publish.
-struct Parts {
+struct PublishVerifier {
     suite: Suite,
-    verifier: Verifier,
+    signatures: Verifier,
 }
 
-impl Parts {
+impl PublishVerifier {
     fn signed_prekey(&self, sent: &SignedKey, expires_at: Timestamp) -> Result<VerifiedSignedPrekey, Refusal> {
         let checked = Prekey::parse(self.suite, &sent.public_key)
-            .and_then(|key| Ok((key, self.verifier.verified(key.as_bytes(), &sent.signature)?)));
+            .and_then(|key| Ok((key, self.signatures.verified(key.as_bytes(), &sent.signature)?)));
         let (key, signature) = checked.map_err(|error| fault(error, "signed_prekey", Some(sent.key_id)))?;
         Ok(VerifiedSignedPrekey { key_id: key_id("signed_prekey", sent.key_id)?, key, signature, expires_at })
     }
 
-    fn one_time(&self, sent: &PlainKey) -> Result<(KeyId, Prekey), Refusal> {
+    fn one_time(&self, sent: &UnsignedKey) -> Result<(KeyId, Prekey), Refusal> {
         let key = Prekey::parse(self.suite, &sent.public_key)
             .map_err(|error| fault(error, "one_time_prekeys", Some(sent.key_id)))?;
         Ok((key_id("one_time_prekeys", sent.key_id)?, key))
@@ -241,7 +242,7 @@ impl Parts {
 
     fn pq(&self, field: &'static str, sent: &SignedKey) -> Result<VerifiedPqPrekey, Refusal> {
         let checked = PqPrekey::parse(self.suite, &sent.public_key).and_then(|key| {
-            let signature = self.verifier.verified(key.as_bytes(), &sent.signature)?;
+            let signature = self.signatures.verified(key.as_bytes(), &sent.signature)?;
             Ok((key, signature))
         });
         let (key, signature) = checked.map_err(|error| fault(error, field, Some(sent.key_id)))?;

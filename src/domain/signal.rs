@@ -1,5 +1,5 @@
-//! Signals: what concerns a connected device. The socket turns them into the events and closes of the protocol, and the bus
-//! carries them to other nodes.
+//! Signals: what concerns a connected device. The socket turns them into the events and closes of the protocol, and the
+//! bus carries them to other nodes.
 
 use std::sync::Arc;
 

@@ -1,15 +1,15 @@
 //! The token bucket: a rate limit that allows bursts. Pure: time is a parameter, of whichever clock the caller uses.
 //!
-//! Tokens are measured by the time in which they refill. So the whole state of a bucket is the moment at which it will be
-//! full again, and nothing has to be added to it as time passes. A caller charges the refill time of a token, against a
-//! capacity that is the refill time of the whole burst.
+//! Tokens are measured by the time in which they refill. So the whole state of a bucket is the moment at which it will
+//! be full again, and nothing has to be added to it as time passes. A caller charges the refill time of a token,
+//! against a capacity that is the refill time of the whole burst.
 
 use std::time::{Duration, Instant};
 
 use super::Timestamp;
 
 /// A point in time of some clock.
-pub trait Moment: Copy + Ord {
+pub trait TimePoint: Copy + Ord {
     /// The moment `span` later.
     #[must_use]
     fn later(self, span: Duration) -> Self;
@@ -23,7 +23,7 @@ pub trait Moment: Copy + Ord {
     fn elapsed_from(self, start: Self) -> Duration;
 }
 
-impl Moment for Timestamp {
+impl TimePoint for Timestamp {
     fn later(self, span: Duration) -> Self {
         self + span
     }
@@ -37,7 +37,7 @@ impl Moment for Timestamp {
     }
 }
 
-impl Moment for Instant {
+impl TimePoint for Instant {
     fn later(self, span: Duration) -> Self {
         self + span
     }
@@ -57,7 +57,7 @@ pub struct TokenBucket<T> {
     full_at: T,
 }
 
-impl<T: Moment> TokenBucket<T> {
+impl<T: TimePoint> TokenBucket<T> {
     /// A full bucket.
     #[must_use]
     pub fn full(now: T) -> Self {
@@ -89,7 +89,7 @@ impl<T: Moment> TokenBucket<T> {
     }
 
     /// Puts tokens back that were taken and not used.
-    pub fn give_back(&mut self, cost: Duration) {
+    pub fn refund(&mut self, cost: Duration) {
         self.full_at = self.full_at.earlier(cost);
     }
 }
@@ -121,7 +121,7 @@ mod tests {
         bucket.charge(TEN * 2, start);
         assert_eq!(bucket.missing(start), TEN * 2);
         assert_eq!(bucket.take(TOKEN, TEN, start), Err(TEN + TOKEN));
-        bucket.give_back(TEN + TOKEN);
+        bucket.refund(TEN + TOKEN);
         assert_eq!(bucket.take(TOKEN, TEN, start), Ok(()));
     }
 

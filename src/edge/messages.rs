@@ -12,8 +12,8 @@ use sealwire_protocol::{
 
 use super::EdgeError;
 use crate::{
-    domain::envelope::Outgoing,
-    service::{Accepted, Message},
+    domain::envelope::OutgoingEnvelope,
+    service::{AcceptedMessage, Message},
 };
 
 /// How content is written.
@@ -34,7 +34,7 @@ pub fn message(request: SendMessageRequest<'_>, codec: Codec, frame: &[u8]) -> R
         outgoing(message, codec, frame)
             .map_err(|expected| EdgeError::invalid(format!("messages[{index}].content"), expected))
     };
-    let envelopes: Vec<Outgoing> = messages.into_iter().enumerate().map(outgoing).collect::<Result<_, _>>()?;
+    let envelopes: Vec<OutgoingEnvelope> = messages.into_iter().enumerate().map(outgoing).collect::<Result<_, _>>()?;
     if envelopes.iter().any(|outgoing| outgoing.content.len() > MAX_CONTENT) {
         return Err(EdgeError::PayloadTooLarge);
     }
@@ -50,7 +50,7 @@ fn ttl(seconds: Option<u64>) -> Result<Duration, EdgeError> {
 }
 
 /// What one device is sent, or what its content should be.
-fn outgoing(message: DeviceMessage<'_>, codec: Codec, frame: &[u8]) -> Result<Outgoing, &'static str> {
+fn outgoing(message: DeviceMessage<'_>, codec: Codec, frame: &[u8]) -> Result<OutgoingEnvelope, &'static str> {
     let content: Bytes = match message.content.read(codec, frame).map_err(|_| CONTENT_FORM)? {
         // A part of the frame: the envelope may outlive it.
         Cow::Borrowed(bytes) => Bytes::copy_from_slice(bytes),
@@ -59,12 +59,12 @@ fn outgoing(message: DeviceMessage<'_>, codec: Codec, frame: &[u8]) -> Result<Ou
     if content.is_empty() {
         return Err("at least one byte");
     }
-    Ok(Outgoing { device: message.device_id, kind: message.kind, content })
+    Ok(OutgoingEnvelope { device: message.device_id, kind: message.kind, content })
 }
 
 /// The result of a send.
 #[must_use]
-pub fn send_reply(accepted: Accepted) -> SendMessageReply {
+pub fn send_reply(accepted: AcceptedMessage) -> SendMessageReply {
     let full = |device_id| UndeliveredDevice { device_id, reason: Code::MailboxFull.into() };
     SendMessageReply {
         accepted_at: accepted.accepted_at,

@@ -1,6 +1,7 @@
 //! Bundles without their one-time keys, made of the devices' signed keys, and the reasons why a device has none.
 //!
-//! Fetches and claims share this. It is set-based: a batch of requests reads the devices of all users that it names at once.
+//! Fetches and claims share this. It is set-based: a batch of requests reads the devices of all users that it names at
+//! once.
 
 use std::collections::{HashMap, HashSet};
 
@@ -18,7 +19,7 @@ use crate::domain::{
 };
 
 /// An active device with its signed keys, which are absent if it has not published.
-struct Target {
+struct TargetDevice {
     user: Uuid,
     device: Uuid,
     registration_id: i64,
@@ -30,8 +31,8 @@ struct Target {
     expires_at: Option<DateTime<Utc>>,
 }
 
-/// The columns of a [`Target`].
-type TargetRow = (
+/// The columns of a [`TargetDevice`].
+type TargetDeviceRow = (
     Uuid,
     Uuid,
     i64,
@@ -43,8 +44,8 @@ type TargetRow = (
     Option<DateTime<Utc>>,
 );
 
-impl Target {
-    fn from_row(row: TargetRow) -> Self {
+impl TargetDevice {
+    fn from_row(row: TargetDeviceRow) -> Self {
         let (user, device, registration_id, suite, identity_key, key_id, public_key, signature, expires_at) = row;
         Self { user, device, registration_id, suite, identity_key, key_id, public_key, signature, expires_at }
     }
@@ -83,9 +84,9 @@ impl Target {
 }
 
 /// The active devices of some users.
-pub(super) struct Targets {
+pub(super) struct TargetDevices {
     /// Every user that exists, with its active devices.
-    users: HashMap<Uuid, Vec<Target>>,
+    users: HashMap<Uuid, Vec<TargetDevice>>,
 }
 
 /// Each value once.
@@ -93,12 +94,12 @@ pub(super) fn distinct(ids: impl Iterator<Item = Uuid>) -> Vec<Uuid> {
     ids.collect::<HashSet<_>>().into_iter().collect()
 }
 
-impl Targets {
+impl TargetDevices {
     /// Reads the devices of these users.
     pub(super) async fn read(tx: &mut Tx<'_>, users: &[Uuid]) -> Result<Self, StoreError> {
-        let mut found: HashMap<Uuid, Vec<Target>> = HashMap::new();
+        let mut found: HashMap<Uuid, Vec<TargetDevice>> = HashMap::new();
         for row in tx.query(sql::TARGETS_OF_MANY).bind_ids(users).fetch_all().await? {
-            let target = Target::from_row(row);
+            let target = TargetDevice::from_row(row);
             found.entry(target.user).or_default().push(target);
         }
         let others: Vec<Uuid> = users.iter().copied().filter(|user| !found.contains_key(user)).collect();
@@ -118,12 +119,12 @@ impl Targets {
         user: UserId,
         wanted: Option<&[DeviceId]>,
         now: Timestamp,
-    ) -> Result<Assembly, StoreError> {
+    ) -> Result<BundleAssembly, StoreError> {
         let devices = self.users.get(&user.0).ok_or(Refusal::NotFound)?;
-        let mut assembly = Assembly { answer: Bundles::default(), missing: Vec::new() };
+        let mut assembly = BundleAssembly { answer: Bundles::default(), missing: Vec::new() };
         let others = devices.iter().filter(|target| target.device != caller.device.0);
         if let Some(wanted) = wanted {
-            let others: HashMap<Uuid, &Target> = others.map(|target| (target.device, target)).collect();
+            let others: HashMap<Uuid, &TargetDevice> = others.map(|target| (target.device, target)).collect();
             for device in wanted {
                 match others.get(&device.0) {
                     Some(target) => assembly.add(target.bundle(now)?),
@@ -140,13 +141,13 @@ impl Targets {
 }
 
 /// The answer to one request so far.
-pub(super) struct Assembly {
+pub(super) struct BundleAssembly {
     answer: Bundles,
     /// Wanted devices that are not among the user's active ones.
     missing: Vec<DeviceId>,
 }
 
-impl Assembly {
+impl BundleAssembly {
     fn add(&mut self, bundle: Result<Bundle, Unavailable>) {
         match bundle {
             Ok(bundle) => self.answer.bundles.push(bundle),
@@ -172,7 +173,10 @@ pub(super) struct KnownDevices(HashMap<(Uuid, Uuid), bool>);
 
 impl KnownDevices {
     /// Looks up the missing devices of some assemblies.
-    pub(super) async fn read(tx: &mut Tx<'_>, assemblies: impl Iterator<Item = &Assembly>) -> Result<Self, StoreError> {
+    pub(super) async fn read(
+        tx: &mut Tx<'_>,
+        assemblies: impl Iterator<Item = &BundleAssembly>,
+    ) -> Result<Self, StoreError> {
         let missing = distinct(assemblies.flat_map(|assembly| assembly.missing.iter().map(|device| device.0)));
         let known: Vec<(Uuid, Uuid, bool)> = tx.query(sql::DEVICES_OF_MANY).bind_ids(&missing).fetch_all().await?;
         Ok(Self(known.into_iter().map(|(device, user, revoked)| ((device, user), revoked)).collect()))
@@ -215,7 +219,7 @@ impl Store {
     ) -> Result<Bundles, StoreError> {
         let mut tx = self.read().await?;
         sessions::authorize(&mut tx, caller, now).await?;
-        let targets = Targets::read(&mut tx, &[user.0]).await?;
+        let targets = TargetDevices::read(&mut tx, &[user.0]).await?;
         let assembly = targets.assemble(caller, user, devices, now)?;
         let known = KnownDevices::read(&mut tx, std::iter::once(&assembly)).await?;
         let mut answer = assembly.finish(caller, user, &known);

@@ -41,13 +41,13 @@ pub struct PublishOutcome {
 }
 
 /// A pool that is being added to.
-struct PoolStatements {
+struct PublishStatements {
     count: Sql,
     by_key_id: Sql,
     rearm: Sql,
 }
 
-impl PoolStatements {
+impl PublishStatements {
     fn of(kind: KeyKind) -> Self {
         match kind {
             KeyKind::OneTime => {
@@ -100,8 +100,8 @@ impl Store {
     /// Stores a publish, whole or not at all.
     ///
     /// # Errors
-    /// `session_revoked`; `identity_conflict` or `incomplete_keys` if the stored identity is not the one that the publish was
-    /// verified under.
+    /// `session_revoked`; `identity_conflict` or `incomplete_keys` if the stored identity is not the one that the
+    /// publish was verified under.
     pub async fn publish(
         &self,
         caller: &Caller,
@@ -171,8 +171,8 @@ impl Store {
         self.insert_pq(tx, device, true, new, now).await.map(drop)
     }
 
-    /// Adds keys to a pool and reports on each. The low-water levels that the pool rises above are announced again when it
-    /// falls below them.
+    /// Adds keys to a pool and reports on each. The low-water levels that the pool rises above are announced again when
+    /// it falls below them.
     async fn add_to_pool(
         &self,
         tx: &mut Tx<'_>,
@@ -185,7 +185,7 @@ impl Store {
         if keys.is_empty() {
             return Ok(report);
         }
-        let statements = PoolStatements::of(kind);
+        let statements = PublishStatements::of(kind);
         let mut size = count(tx, statements.count, device).await?;
         for key in keys {
             let key_id = key.key_id();

@@ -1,8 +1,9 @@
 //! Mailboxes: ciphertext that waits for its device.
 //!
-//! Sends and acks of many devices share one transaction. It locks the mailboxes that are named, by id, and only then reads
-//! what the sends depend on. So the numbers of envelopes are the order of commits, without gaps, and whoever sees a number
-//! sees all before it. What is to be written is decided in memory (`plan`) and written by a few set-based statements.
+//! Sends and acks of many devices share one transaction. It locks the mailboxes that are named, by id, and only then
+//! reads what the sends depend on. So the numbers of envelopes are the order of commits, without gaps, and whoever sees
+//! a number sees all before it. What is to be written is decided in memory (`plan`) and written by a few set-based
+//! statements.
 
 mod batch;
 mod expiry;
@@ -25,10 +26,10 @@ use super::{
 };
 use crate::domain::{
     Caller, DeviceId, MessageId, SessionId, Timestamp, UserId,
-    envelope::{Load, MailboxBounds, Outgoing},
+    envelope::{MailboxBounds, MailboxSize, OutgoingEnvelope},
 };
 use batch::MailBatch;
-use plan::{Mailbox, Plan, PlanInput, RememberedSend, Sender, plan};
+use plan::{CallerSession, Mailbox, Plan, PlanInput, RememberedSend, plan};
 use writing::{lock_mailboxes, remove_envelopes};
 
 /// What one transaction handles, unless a single message is larger: bytes of content, and [`ROW_BYTES`] for each row.
@@ -52,7 +53,7 @@ pub struct SendRequest {
     /// How long an envelope waits for its device.
     pub ttl: Duration,
     /// One for each device of the recipient.
-    pub envelopes: Vec<Outgoing>,
+    pub envelopes: Vec<OutgoingEnvelope>,
     /// The time of day.
     pub now: Timestamp,
 }
@@ -91,14 +92,14 @@ impl MailRequest {
 #[derive(Debug)]
 pub enum MailAnswer {
     /// The message was accepted.
-    Sent(Accepted),
+    Sent(AcceptedMessage),
     /// This many envelopes were deleted.
     Acked(u64),
 }
 
 /// An accepted message.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Accepted {
+pub struct AcceptedMessage {
     /// When it was accepted first.
     pub accepted_at: Timestamp,
     /// Whether it had been accepted before.
@@ -121,8 +122,8 @@ impl Mailboxes {
         Self { store, bounds }
     }
 
-    /// Serves sends and acks, sends in their order, in one commit or, if they are large, in several. A request that fails
-    /// for a reason of its own fails alone. The signals carry the envelopes to their devices.
+    /// Serves sends and acks, sends in their order, in one commit or, if they are large, in several. A request that
+    /// fails for a reason of its own fails alone. The signals carry the envelopes to their devices.
     pub async fn serve(&self, items: Vec<MailRequest>) -> BatchOutcome<MailAnswer> {
         let mut all = BatchOutcome::default();
         let mut rest = &items[..];
@@ -131,7 +132,7 @@ impl Mailboxes {
             rest = later;
             match self.store.run_batch("mail", commit, |items, again| self.serve_once(items, again)).await {
                 Ok(outcome) => all.append(outcome),
-                Err(error) if error.is_out_of_reach() => {
+                Err(error) if error.is_outage() => {
                     // The rest would wait as long, and so would those behind it.
                     all.append(BatchOutcome::failed(&error, commit.len() + rest.len()));
                     rest = &[];
@@ -147,7 +148,7 @@ impl Mailboxes {
         let mut tx = self.store.begin().await?;
         let mut input =
             PlanInput { mailboxes: lock_mailboxes(&mut tx, &batch.devices()).await?, ..PlanInput::default() };
-        input.senders = senders(&mut tx, &batch.sessions()).await?;
+        input.sessions = sessions(&mut tx, &batch.sessions()).await?;
         let valid_acks = batch.valid_acks(&input);
         let acked = batch.acked_envelopes(&valid_acks, &input);
         let removed = remove_envelopes(&mut tx, &acked, &mut input.mailboxes).await?;
@@ -162,8 +163,8 @@ impl Mailboxes {
         plan.write(&mut tx).await?;
         tx.commit().await?;
         let acked = batch.count_acked(&valid_acks, removed.into_iter().collect());
-        let Plan { answers, wakes, .. } = plan;
-        Ok(BatchOutcome { answers: batch.merge(acked, answers), signals: wakes })
+        let Plan { answers, signals, .. } = plan;
+        Ok(BatchOutcome { answers: batch.merge(acked, answers), signals: signals })
     }
 }
 
@@ -178,11 +179,14 @@ fn first_commit(items: &[MailRequest]) -> usize {
 }
 
 /// The sessions among these whose devices are not revoked.
-async fn senders(tx: &mut Tx<'_>, sessions: &[Uuid]) -> Result<HashMap<SessionId, Sender>, StoreError> {
+async fn sessions(tx: &mut Tx<'_>, sessions: &[Uuid]) -> Result<HashMap<SessionId, CallerSession>, StoreError> {
     let found: Vec<(Uuid, Uuid, DateTime<Utc>, i64)> =
         tx.query(accounts::SESSIONS_OF_MANY).bind_ids(sessions).fetch_all().await?;
     let sender = |(session, device, expires_at, newest_epoch)| {
-        (SessionId(session), Sender { device: DeviceId(device), expires_at: rows::time(expires_at), newest_epoch })
+        (
+            SessionId(session),
+            CallerSession { device: DeviceId(device), expires_at: rows::time(expires_at), newest_epoch },
+        )
     };
     Ok(found.into_iter().map(sender).collect())
 }
@@ -223,7 +227,7 @@ async fn read_for_sends(
 
     let crowded = batch.crowded(input, bounds);
     let (devices, users) = crowded.iter().map(|(device, user)| (device.0, user.0)).unzip();
-    input.shares = crowded.into_iter().map(|pair| (pair, Load::default())).collect();
+    input.shares = crowded.into_iter().map(|pair| (pair, MailboxSize::default())).collect();
     let shares: Vec<(Uuid, Uuid, i64, i64)> =
         tx.query(sql::SHARES_OF_MANY).bind_rows([Column::Ids(devices), Column::Ids(users)]).fetch_all().await?;
     for (device, user, count, bytes) in shares {
@@ -233,6 +237,6 @@ async fn read_for_sends(
 }
 
 /// Counts as the database keeps them; they are never negative.
-fn load(count: i64, bytes: i64) -> Load {
-    Load { envelopes: count.unsigned_abs(), bytes: bytes.unsigned_abs() }
+fn load(count: i64, bytes: i64) -> MailboxSize {
+    MailboxSize { envelopes: count.unsigned_abs(), bytes: bytes.unsigned_abs() }
 }

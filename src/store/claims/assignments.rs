@@ -1,10 +1,11 @@
-//! Which keys the claims of a batch lack and have. Kept in memory, so that a batch needs one statement for each kind of key.
+//! Which keys the claims of a batch lack and have. Kept in memory, so that a batch needs one statement for each kind of
+//! key.
 
 use std::collections::{BTreeSet, HashMap, HashSet};
 
 use uuid::Uuid;
 
-use super::{BlockedClaim, ClaimAnswer, ClaimRequest, Pool, tokens::TakenTokens};
+use super::{BlockedClaim, ClaimAnswer, ClaimRequest, KeyPool, tokens::TakenTokens};
 use crate::{
     domain::{
         Bundle, Bundles, DeviceId, KeyKind, OneTimeOutcome, Timestamp,
@@ -106,7 +107,7 @@ impl Assignments {
     }
 
     /// Assigns the keys that earlier runs of the same claims took.
-    pub async fn find_earlier(&mut self, tx: &mut Tx<'_>) -> Result<(), StoreError> {
+    pub async fn load_earlier(&mut self, tx: &mut Tx<'_>) -> Result<(), StoreError> {
         let all: Vec<_> = self.all.iter().map(|one| one.id).collect();
         let found = tx.query(sql::CLAIMED_ONE_TIME).bind_rows(columns(&all)).fetch_all().await?;
         self.assign_one_time(found)?;
@@ -120,7 +121,7 @@ impl Assignments {
     }
 
     /// Decides which claims may take the keys that they lack. What was counted in an earlier run is not counted again.
-    pub fn allow(&mut self, items: &[ClaimRequest], tokens: &mut TakenTokens<'_>) {
+    pub fn apply_drain_limit(&mut self, items: &[ClaimRequest], tokens: &mut TakenTokens<'_>) {
         for one in &mut self.all {
             let wants_more = KeyKind::ALL.into_iter().any(|kind| one.lacks(kind));
             let ClaimRequest { caller, now, .. } = &items[one.item];
@@ -129,11 +130,11 @@ impl Assignments {
     }
 
     /// Takes the oldest keys that are not locked for all who lack some and may. Returns the pools that they came from.
-    pub async fn take(&mut self, tx: &mut Tx<'_>, now: Timestamp) -> Result<BTreeSet<Pool>, StoreError> {
-        let wanting = columns(&self.wanting(KeyKind::OneTime));
-        let taken = tx.query(sql::CLAIM_ONE_TIME).bind_rows(wanting).bind(now.to_utc()).fetch_all().await?;
-        let wanting = columns(&self.wanting(KeyKind::PqOneTime));
-        let taken_pq = tx.query(sql::CLAIM_PQ).bind_rows(wanting).bind(now.to_utc()).fetch_all().await?;
+    pub async fn take_keys(&mut self, tx: &mut Tx<'_>, now: Timestamp) -> Result<BTreeSet<KeyPool>, StoreError> {
+        let unmet = columns(&self.unmet(KeyKind::OneTime));
+        let taken = tx.query(sql::CLAIM_ONE_TIME).bind_rows(unmet).bind(now.to_utc()).fetch_all().await?;
+        let unmet = columns(&self.unmet(KeyKind::PqOneTime));
+        let taken_pq = tx.query(sql::CLAIM_PQ).bind_rows(unmet).bind(now.to_utc()).fetch_all().await?;
         let mut touched = BTreeSet::new();
         touched.extend(self.assign_one_time(taken)?.into_iter().map(|device| (device, KeyKind::OneTime)));
         touched.extend(self.assign_pq(taken_pq)?.into_iter().map(|device| (device, KeyKind::PqOneTime)));
@@ -141,10 +142,10 @@ impl Assignments {
     }
 
     /// Gives the tokens back of claims that took nothing.
-    pub fn give_tokens_back(&self, items: &[ClaimRequest], tokens: &mut TakenTokens<'_>) {
+    pub fn refund_unused_tokens(&self, items: &[ClaimRequest], tokens: &mut TakenTokens<'_>) {
         for one in &self.all {
             if one.allowed && !one.counted && one.one_time.is_none() && one.pq.is_none() {
-                tokens.give_back(items[one.item].caller.user, DeviceId(one.id.device));
+                tokens.refund(items[one.item].caller.user, DeviceId(one.id.device));
             }
         }
     }
@@ -157,22 +158,23 @@ impl Assignments {
     }
 
     /// The devices from which claims may take keys of this kind and got none.
-    pub fn lacking(&self, kind: KeyKind) -> HashSet<Uuid> {
-        self.wanting(kind).into_iter().map(|id| id.device).collect()
+    pub fn devices_lacking(&self, kind: KeyKind) -> HashSet<Uuid> {
+        self.unmet(kind).into_iter().map(|id| id.device).collect()
     }
 
     /// The pools from which earlier runs of the same claims may have taken keys.
-    pub fn touched_earlier(&self) -> BTreeSet<Pool> {
+    pub fn touched_earlier(&self) -> BTreeSet<KeyPool> {
         let earlier = self.all.iter().filter(|one| one.counted).map(|one| DeviceId(one.id.device));
         earlier.flat_map(|device| KeyKind::ALL.map(|kind| (device, kind))).collect()
     }
 
-    /// Completes the answers with the assigned keys. `blocked` are pools that still have unissued keys, all of them locked.
+    /// Completes the answers with the assigned keys. `blocked` are pools that still have unissued keys, all of them
+    /// locked.
     pub fn answers(
         self,
         items: &[ClaimRequest],
         answers: Vec<Result<Bundles, StoreError>>,
-        blocked: &HashSet<Pool>,
+        blocked: &HashSet<KeyPool>,
     ) -> Vec<Result<ClaimAnswer, StoreError>> {
         let complete = |(answer, item): (Result<Bundles, StoreError>, &ClaimRequest)| {
             answer.map(|answer| self.complete(item, answer, blocked))
@@ -180,7 +182,7 @@ impl Assignments {
         answers.into_iter().zip(items).map(complete).collect()
     }
 
-    fn complete(&self, item: &ClaimRequest, mut answer: Bundles, blocked: &HashSet<Pool>) -> ClaimAnswer {
+    fn complete(&self, item: &ClaimRequest, mut answer: Bundles, blocked: &HashSet<KeyPool>) -> ClaimAnswer {
         let mut waiting = Vec::new();
         for bundle in &mut answer.bundles {
             let device = bundle.device_id;
@@ -200,7 +202,7 @@ impl Assignments {
         }
     }
 
-    fn wanting(&self, kind: KeyKind) -> Vec<AssignmentId> {
+    fn unmet(&self, kind: KeyKind) -> Vec<AssignmentId> {
         self.all.iter().filter(|one| one.allowed && one.lacks(kind)).map(|one| one.id).collect()
     }
 

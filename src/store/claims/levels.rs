@@ -1,14 +1,15 @@
 //! Low-water levels: which node tells the owner that a pool runs low.
 //!
 //! Pools are counted, and a conditional update of the announced depth decides who announces a level, so that each is
-//! announced once. On SQLite that is part of the claims' transaction, since the writer is alone. On PostgreSQL it follows the
-//! commit: claims that count inside their transactions do not see each other, and two of them could both miss a level.
+//! announced once. On SQLite that is part of the claims' transaction, since the writer is alone. On PostgreSQL it
+//! follows the commit: claims that count inside their transactions do not see each other, and two of them could both
+//! miss a level.
 
 use std::collections::BTreeSet;
 
 use uuid::Uuid;
 
-use super::Pool;
+use super::KeyPool;
 use crate::{
     domain::{DeviceId, KeyKind, Signal, bundle::depth},
     store::{
@@ -22,7 +23,7 @@ use crate::{
 const COUNT_TRIES: usize = 3;
 
 /// device, keys left, pool version, announced depth.
-type LowRow = (Uuid, i64, i64, i32);
+type LowPoolRow = (Uuid, i64, i64, i32);
 
 /// A pool at or below the low-water mark.
 pub struct LowPool {
@@ -39,11 +40,11 @@ fn statements(kind: KeyKind) -> (Sql, Sql) {
     }
 }
 
-/// Counts pools, and raises the announced depth of those that have fallen further. A pool that is refilled between the two
-/// is counted again.
+/// Counts pools, and raises the announced depth of those that have fallen further. A pool that is refilled between the
+/// two is counted again.
 pub async fn low_pools(
     tx: &mut Tx<'_>,
-    pools: &BTreeSet<Pool>,
+    pools: &BTreeSet<KeyPool>,
     low_watermark: u32,
 ) -> Result<Vec<LowPool>, StoreError> {
     let mut low = Vec::new();
@@ -51,7 +52,7 @@ pub async fn low_pools(
         let (count, announce) = statements(kind);
         let mut devices: Vec<Uuid> = pools.iter().filter(|(_, one)| *one == kind).map(|(device, _)| device.0).collect();
         for _ in 0..COUNT_TRIES {
-            let counted: Vec<LowRow> = tx
+            let counted: Vec<LowPoolRow> = tx
                 .query(count)
                 .bind_ids(&std::mem::take(&mut devices))
                 .bind(i64::from(low_watermark))

@@ -4,11 +4,11 @@ use std::collections::{BTreeSet, HashMap, HashSet};
 
 use uuid::Uuid;
 
-use super::{Accepted, AckRequest, MailAnswer, MailRequest, SendRequest, plan::PlanInput};
+use super::{AcceptedMessage, AckRequest, MailAnswer, MailRequest, SendRequest, plan::PlanInput};
 use crate::{
     domain::{
         DeviceId, Refusal, UserId,
-        envelope::{Load, MailboxBounds},
+        envelope::{MailboxBounds, MailboxSize},
     },
     store::StoreError,
 };
@@ -60,7 +60,7 @@ impl<'a> MailBatch<'a> {
     /// For each ack, whether its session is valid.
     pub fn valid_acks(&self, input: &PlanInput) -> Vec<bool> {
         let is_valid = |ack: &&AckRequest| {
-            let sender = input.senders.get(&ack.caller.session);
+            let sender = input.sessions.get(&ack.caller.session);
             sender.is_some_and(|sender| sender.device == ack.caller.device && sender.expires_at > ack.now)
         };
         self.acks.iter().map(is_valid).collect()
@@ -82,9 +82,10 @@ impl<'a> MailBatch<'a> {
 
     /// The mailboxes and sending users whose share might be exceeded by this batch. Only those shares are read.
     pub fn crowded(&self, input: &PlanInput, bounds: &MailboxBounds) -> HashSet<(DeviceId, UserId)> {
-        let mut loads: HashMap<DeviceId, Load> = HashMap::new();
+        let mut loads: HashMap<DeviceId, MailboxSize> = HashMap::new();
         for outgoing in self.sends.iter().flat_map(|send| &send.envelopes) {
-            let stored = || input.mailboxes.get(&outgoing.device).map_or_else(Load::default, |mailbox| mailbox.load);
+            let stored =
+                || input.mailboxes.get(&outgoing.device).map_or_else(MailboxSize::default, |mailbox| mailbox.load);
             let load = loads.entry(outgoing.device).or_insert_with(stored);
             *load = load.plus(outgoing.content.len());
         }
@@ -111,7 +112,7 @@ impl<'a> MailBatch<'a> {
     pub fn merge(
         self,
         acked: Vec<Result<u64, StoreError>>,
-        sent: Vec<Result<Accepted, StoreError>>,
+        sent: Vec<Result<AcceptedMessage, StoreError>>,
     ) -> Vec<Result<MailAnswer, StoreError>> {
         let (mut acked, mut sent) = (acked.into_iter(), sent.into_iter());
         let answer = |is_send: bool| {

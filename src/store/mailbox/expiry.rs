@@ -16,8 +16,8 @@ fn is_last_step(rows: usize) -> bool {
 }
 
 impl Store {
-    /// Deletes expired envelopes, in small steps, and counts them in their mailboxes. One node at a time does it. Returns
-    /// the number of envelopes.
+    /// Deletes expired envelopes, in small steps, and counts them in their mailboxes. One node at a time does it.
+    /// Returns the number of envelopes.
     ///
     /// # Errors
     /// [`StoreError::Unavailable`]
@@ -59,8 +59,8 @@ impl Store {
         Ok(removed.len())
     }
 
-    /// Deletes what waits for devices that are about to be deleted, in small steps: one large step would hold up everybody
-    /// who sends to a full mailbox. What comes in meanwhile is left to the transaction that follows.
+    /// Deletes what waits for devices that are about to be deleted, in small steps: one large step would hold up
+    /// everybody who sends to a full mailbox. What comes in meanwhile is left to the transaction that follows.
     ///
     /// # Errors
     /// [`StoreError::Unavailable`]

@@ -1,23 +1,26 @@
-//! The outcome of a batch of sends, decided in memory from what was read under the locks of the mailboxes: one send after the
-//! other, as if each had a transaction of its own.
+//! The outcome of a batch of sends, decided in memory from what was read under the locks of the mailboxes: one send
+//! after the other, as if each had a transaction of its own.
 
 use std::{
     collections::{BTreeMap, HashMap, HashSet},
     sync::Arc,
 };
 
-use super::{Accepted, SendRequest};
+use super::{AcceptedMessage, SendRequest};
 use crate::{
     domain::{
         DeviceId, Envelope, MessageId, Refusal, SessionId, Signal, Timestamp, UserId,
-        envelope::{Load, MailboxBounds, Outgoing, REMEMBERED, Recipient, SentTo, check_devices},
+        envelope::{
+            MESSAGE_ID_RETENTION, MailboxBounds, MailboxSize, OutgoingEnvelope, Recipient, RecipientOutcome,
+            check_devices,
+        },
     },
     store::StoreError,
 };
 
 /// A session with the newest connection of its device.
 #[derive(Clone, Copy, Debug)]
-pub struct Sender {
+pub struct CallerSession {
     pub device: DeviceId,
     pub expires_at: Timestamp,
     pub newest_epoch: i64,
@@ -29,7 +32,7 @@ pub struct Mailbox {
     /// The number that the next envelope gets.
     pub next_seq: i64,
     /// What it holds.
-    pub load: Load,
+    pub load: MailboxSize,
     /// Envelopes that ever expired before they were acked.
     pub expired_total: i64,
 }
@@ -39,19 +42,19 @@ pub struct Mailbox {
 pub struct RememberedSend {
     pub to: UserId,
     pub accepted_at: Timestamp,
-    pub outcome: Vec<SentTo>,
+    pub outcome: Vec<RecipientOutcome>,
 }
 
 /// What the outcome depends on, read after the mailboxes were locked.
 #[derive(Default)]
 pub struct PlanInput {
     pub mailboxes: BTreeMap<DeviceId, Mailbox>,
-    pub senders: HashMap<SessionId, Sender>,
+    pub sessions: HashMap<SessionId, CallerSession>,
     /// Every user that exists, with the devices that have published.
     pub recipients: HashMap<UserId, Vec<(DeviceId, Option<Timestamp>)>>,
     pub sends: HashMap<(DeviceId, MessageId), RememberedSend>,
     /// What a user has in a mailbox, where that may matter.
-    pub shares: HashMap<(DeviceId, UserId), Load>,
+    pub shares: HashMap<(DeviceId, UserId), MailboxSize>,
 }
 
 /// An envelope to be stored.
@@ -65,7 +68,7 @@ pub struct NewEnvelope {
 /// What is to be written, answered and signalled.
 #[derive(Default)]
 pub struct Plan {
-    pub answers: Vec<Result<Accepted, StoreError>>,
+    pub answers: Vec<Result<AcceptedMessage, StoreError>>,
     pub envelopes: Vec<NewEnvelope>,
     /// Mailboxes that change.
     pub mailboxes: BTreeMap<DeviceId, Mailbox>,
@@ -76,7 +79,7 @@ pub struct Plan {
     /// What stands behind the ids of both lists.
     pub sends: HashMap<(DeviceId, MessageId), RememberedSend>,
     /// In the order of the numbers of each device.
-    pub wakes: Vec<(DeviceId, Signal)>,
+    pub signals: Vec<(DeviceId, Signal)>,
 }
 
 /// Decides a batch. `again` says that an earlier run may have been committed without our knowing.
@@ -105,8 +108,8 @@ struct Planner<'a> {
 }
 
 impl Planner<'_> {
-    fn send(&mut self, item: &SendRequest) -> Result<Accepted, StoreError> {
-        let sender = self.input.senders.get(&item.caller.session);
+    fn send(&mut self, item: &SendRequest) -> Result<AcceptedMessage, StoreError> {
+        let sender = self.input.sessions.get(&item.caller.session);
         let sender = sender.filter(|sender| sender.device == item.caller.device && sender.expires_at > item.now);
         if sender.ok_or(Refusal::SessionRevoked)?.newest_epoch > item.epoch {
             // The device is connected anew, maybe elsewhere: what it sends there must not be overtaken.
@@ -114,7 +117,7 @@ impl Planner<'_> {
         }
         let id = (item.caller.device, item.message);
         match self.input.sends.get(&id) {
-            Some(past) if past.accepted_at > item.now.before(REMEMBERED) => self.repeat(item, past.clone()),
+            Some(past) if past.accepted_at > item.now.before(MESSAGE_ID_RETENTION) => self.repeat(item, past.clone()),
             Some(_) => {
                 self.plan.stale_sends.push(id);
                 self.input.sends.remove(&id);
@@ -124,7 +127,7 @@ impl Planner<'_> {
         }
     }
 
-    fn first(&mut self, item: &SendRequest) -> Result<Accepted, StoreError> {
+    fn first(&mut self, item: &SendRequest) -> Result<AcceptedMessage, StoreError> {
         let devices = self.input.recipients.get(&item.to).ok_or(Refusal::NotFound)?;
         let required = |expires_at: &Option<Timestamp>| expires_at.is_some_and(|at| at > item.now);
         let recipients: Vec<Recipient> =
@@ -134,14 +137,14 @@ impl Planner<'_> {
         if item.ephemeral {
             for outgoing in &item.envelopes {
                 let signal = Signal::Ephemeral(Arc::new(envelope(item, outgoing, accepted_at)));
-                self.plan.wakes.push((outgoing.device, signal));
+                self.plan.signals.push((outgoing.device, signal));
             }
-            return Ok(Accepted { accepted_at, duplicate: false, undelivered: Vec::new() });
+            return Ok(AcceptedMessage { accepted_at, duplicate: false, undelivered: Vec::new() });
         }
         let mut outcome = Vec::with_capacity(item.envelopes.len());
         for outgoing in &item.envelopes {
             let stored = self.store(item, outgoing, accepted_at)?;
-            outcome.push(SentTo { device: outgoing.device, digest: outgoing.digest(), stored });
+            outcome.push(RecipientOutcome { device: outgoing.device, digest: outgoing.digest(), stored });
         }
         let undelivered: Vec<DeviceId> = outcome.iter().filter(|one| !one.stored).map(|one| one.device).collect();
         if !outcome.is_empty() && undelivered.len() == outcome.len() {
@@ -150,18 +153,18 @@ impl Planner<'_> {
         let id = (item.caller.device, item.message);
         self.plan.new_sends.push(id);
         self.input.sends.insert(id, RememberedSend { to: item.to, accepted_at, outcome });
-        Ok(Accepted { accepted_at, duplicate: false, undelivered })
+        Ok(AcceptedMessage { accepted_at, duplicate: false, undelivered })
     }
 
-    /// Stores for the devices that were not reached before, and wakes the others: whoever accepted the message may not
-    /// have lived to tell them.
-    fn repeat(&mut self, item: &SendRequest, past: RememberedSend) -> Result<Accepted, StoreError> {
+    /// Stores for the devices that were not reached before, and signals the others: whoever accepted the message may
+    /// not have lived to tell them.
+    fn repeat(&mut self, item: &SendRequest, past: RememberedSend) -> Result<AcceptedMessage, StoreError> {
         let id = (item.caller.device, item.message);
         let RememberedSend { to, accepted_at, mut outcome } = past;
         if to != item.to || item.ephemeral {
             return Err(Refusal::IdConflict.into());
         }
-        let find = |outcome: &[SentTo], device| outcome.iter().position(|one| one.device == device);
+        let find = |outcome: &[RecipientOutcome], device| outcome.iter().position(|one| one.device == device);
         for outgoing in &item.envelopes {
             let known = find(&outcome, outgoing.device).map(|at| outcome[at].digest);
             if known.is_some_and(|digest| digest != outgoing.digest()) {
@@ -176,7 +179,7 @@ impl Planner<'_> {
             let at = find(&outcome, device);
             if at.is_some_and(|at| outcome[at].stored) {
                 if let Some(mailbox) = self.input.mailboxes.get(&device) {
-                    self.plan.wakes.push((device, Signal::Mail { seq: mailbox.next_seq - 1, envelope: None }));
+                    self.plan.signals.push((device, Signal::Mail { seq: mailbox.next_seq - 1, envelope: None }));
                 }
                 continue;
             }
@@ -186,12 +189,12 @@ impl Planner<'_> {
             let stored = self.store(item, outgoing, accepted_at)?;
             match at {
                 Some(at) => outcome[at].stored = stored,
-                None => outcome.push(SentTo { device, digest: outgoing.digest(), stored }),
+                None => outcome.push(RecipientOutcome { device, digest: outgoing.digest(), stored }),
             }
             changed |= stored || at.is_none();
         }
         // Whoever is left out this time waits for another repeat.
-        let lacks = |one: &&SentTo| !one.stored && reachable.contains(&one.device);
+        let lacks = |one: &&RecipientOutcome| !one.stored && reachable.contains(&one.device);
         let undelivered = outcome.iter().filter(lacks).map(|one| one.device).collect();
         if changed {
             self.input.sends.insert(id, RememberedSend { to, accepted_at, outcome });
@@ -201,11 +204,16 @@ impl Planner<'_> {
         }
         // Of a batch that ran twice because nobody knew whether it was committed, the first run is the one that counts.
         let duplicate = !(self.again && accepted_at == item.now);
-        Ok(Accepted { accepted_at, duplicate, undelivered })
+        Ok(AcceptedMessage { accepted_at, duplicate, undelivered })
     }
 
     /// Gives an envelope its number; `false` where the mailbox is full.
-    fn store(&mut self, item: &SendRequest, outgoing: &Outgoing, accepted_at: Timestamp) -> Result<bool, StoreError> {
+    fn store(
+        &mut self,
+        item: &SendRequest,
+        outgoing: &OutgoingEnvelope,
+        accepted_at: Timestamp,
+    ) -> Result<bool, StoreError> {
         let device = outgoing.device;
         let bytes = outgoing.content.len();
         // A device that came between the lock and the list of devices.
@@ -225,13 +233,13 @@ impl Planner<'_> {
         mailbox.load = load;
         self.plan.mailboxes.insert(device, *mailbox);
         let envelope = Arc::new(envelope(item, outgoing, accepted_at));
-        self.plan.wakes.push((device, Signal::Mail { seq, envelope: Some(envelope.clone()) }));
+        self.plan.signals.push((device, Signal::Mail { seq, envelope: Some(envelope.clone()) }));
         self.plan.envelopes.push(NewEnvelope { device, seq, envelope, expires_at: item.now + item.ttl });
         Ok(true)
     }
 }
 
-fn envelope(item: &SendRequest, outgoing: &Outgoing, accepted_at: Timestamp) -> Envelope {
+fn envelope(item: &SendRequest, outgoing: &OutgoingEnvelope, accepted_at: Timestamp) -> Envelope {
     Envelope {
         message: item.message,
         from_user: item.caller.user,
@@ -252,8 +260,10 @@ mod tests {
     use super::*;
     use crate::domain::Caller;
 
-    const BOUNDS: MailboxBounds =
-        MailboxBounds { all: Load { envelopes: 9, bytes: 99 }, per_sender: Load { envelopes: 9, bytes: 99 } };
+    const BOUNDS: MailboxBounds = MailboxBounds {
+        all: MailboxSize { envelopes: 9, bytes: 99 },
+        per_sender: MailboxSize { envelopes: 9, bytes: 99 },
+    };
 
     /// A sender, a device with an empty mailbox, and a message from the one to the other.
     fn world() -> (PlanInput, SendRequest) {
@@ -263,18 +273,23 @@ mod tests {
         let (to, device) = (UserId(id(4)), DeviceId(id(5)));
         let later = now + Duration::from_hours(1);
         let mut input = PlanInput::default();
-        input.mailboxes.insert(device, Mailbox { next_seq: 1, load: Load::default(), expired_total: 0 });
-        input.senders.insert(caller.session, Sender { device: caller.device, expires_at: later, newest_epoch: 1 });
+        input.mailboxes.insert(device, Mailbox { next_seq: 1, load: MailboxSize::default(), expired_total: 0 });
+        input
+            .sessions
+            .insert(caller.session, CallerSession { device: caller.device, expires_at: later, newest_epoch: 1 });
         input.recipients.insert(to, vec![(device, Some(later))]);
-        let envelopes = vec![Outgoing { device, kind: 0, content: Bytes::from_static(b"x") }];
+        let envelopes = vec![OutgoingEnvelope { device, kind: 0, content: Bytes::from_static(b"x") }];
         let message = MessageId(id(6));
         let ttl = Duration::from_mins(1);
         (input, SendRequest { caller, epoch: 1, message, to, ephemeral: false, ttl, envelopes, now })
     }
 
     fn remember(input: &mut PlanInput, item: &SendRequest) {
-        let outcome =
-            item.envelopes.iter().map(|one| SentTo { device: one.device, digest: one.digest(), stored: true });
+        let outcome = item.envelopes.iter().map(|one| RecipientOutcome {
+            device: one.device,
+            digest: one.digest(),
+            stored: true,
+        });
         let send = RememberedSend { to: item.to, accepted_at: item.now, outcome: outcome.collect() };
         input.sends.insert((item.caller.device, item.message), send);
     }

@@ -1,5 +1,5 @@
-//! Claims of one-time keys. Statements over many claims take rows of claimer, claim id and device. RETURNING has no order,
-//! so each row that they return starts with the three values it was taken for.
+//! Claims of one-time keys. Statements over many claims take rows of claimer, claim id and device. RETURNING has no
+//! order, so each row that they return starts with the three values it was taken for.
 
 use super::{Sql, both, each, postgres};
 
@@ -28,10 +28,10 @@ macro_rules! take_on_postgres {
     };
 }
 
-/// The same for SQLite. It has no LATERAL, so the oldest keys of each pool are found one from the other, along the index, as
-/// many as are wanted. The `+` takes the affinity away, without which only half of the index would be used. OR FAIL, since
-/// an error rolls the whole transaction back anyway: otherwise SQLite would first write every page that the statement
-/// changes to a journal of its own.
+/// The same for SQLite. It has no LATERAL, so the oldest keys of each pool are found one from the other, along the
+/// index, as many as are wanted. The `+` takes the affinity away, without which only half of the index would be used.
+/// OR FAIL, since an error rolls the whole transaction back anyway: otherwise SQLite would first write every page that
+/// the statement changes to a journal of its own.
 macro_rules! take_on_sqlite {
     ($table:literal, unissued: $unissued:literal, key: $key:literal) => {
         concat!(
@@ -113,8 +113,8 @@ statements! {
         LIMIT $2 + 1) AS counted) AS remaining FROM UNNEST($1::UUID[]) AS pool (device)) AS pools \
         JOIN devices ON devices.id = device JOIN identity_keys ON identity_keys.device_id = device \
         WHERE remaining <= $2 AND suite = 'signal-pqxdh'");
-    /// Raises the announced depth, unless another node has raised it or a publish came after the count. Whoever gets a row
-    /// announces the level.
+    /// Raises the announced depth, unless another node has raised it or a publish came after the count. Whoever gets a
+    /// row announces the level.
     ANNOUNCE_ONE_TIME = both("UPDATE devices SET one_time_depth = $2 \
         WHERE id = $1 AND one_time_depth < $2 AND pool_version = $3 RETURNING id");
     ANNOUNCE_PQ = both("UPDATE devices SET pq_depth = $2 \

@@ -37,8 +37,8 @@ statements! {
 
     SIGNED_PREKEY_STATUS = both("SELECT key_id, expires_at FROM signed_prekeys WHERE device_id = $1");
     LAST_RESORT_STATUS = both("SELECT key_id FROM pq_prekeys WHERE device_id = $1 AND last_resort");
-    /// Counts no further than $2. SQLite uses both columns of the index only for `used = FALSE`, not for `NOT used`; with
-    /// one column it would walk over every tombstone.
+    /// Counts no further than $2. SQLite uses both columns of the index only for `used = FALSE`, not for `NOT used`;
+    /// with one column it would walk over every tombstone.
     COUNT_ONE_TIME = both("SELECT COUNT(*) FROM (SELECT 1 FROM one_time_prekeys \
         WHERE device_id = $1 AND used = FALSE LIMIT $2) AS pool");
     /// Counts no further than $2.

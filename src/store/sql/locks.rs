@@ -1,5 +1,5 @@
-//! Row locks, which only PostgreSQL has; SQLite's writer is alone. Order: users, sessions, devices, mailboxes, keys; rows of
-//! one table by id.
+//! Row locks, which only PostgreSQL has; SQLite's writer is alone. Order: users, sessions, devices, mailboxes, keys;
+//! rows of one table by id.
 
 use super::{Sql, postgres};
 

@@ -18,7 +18,8 @@ statements! {
         WHERE total - OCTET_LENGTH(content) < $6 ORDER BY seq");
     OLDEST = both("SELECT device_id, seq FROM messages WHERE device_id = $1 ORDER BY seq LIMIT $2");
     EXPIRED = both("SELECT device_id, seq FROM messages WHERE expires_at <= $1 ORDER BY expires_at LIMIT $2");
-    /// Whether this node is the one that deletes expired envelopes. On PostgreSQL no other is until the transaction ends.
+    /// Whether this node is the one that deletes expired envelopes. On PostgreSQL no other is until the transaction
+    /// ends.
     TAKE_EXPIRY = each("SELECT TRUE", "SELECT pg_try_advisory_xact_lock(7166182912861)");
 
     // What a batch locks and reads

@@ -1,5 +1,5 @@
-//! Token buckets by key. One for each pair of claiming user and target device is the drain limit, which keeps a user from
-//! emptying somebody's pool of one-time prekeys; one for each device bounds what it sends.
+//! Token buckets by key. One for each pair of claiming user and target device is the drain limit, which keeps a user
+//! from emptying somebody's pool of one-time prekeys; one for each device bounds what it sends.
 
 use std::{
     collections::HashMap,
@@ -49,7 +49,8 @@ impl<K: Hash + Eq> KeyedBuckets<K> {
         if buckets.len() >= MAX_BUCKETS {
             buckets.retain(|_, bucket| bucket.missing(now) > Duration::ZERO);
             if buckets.len() >= MAX_BUCKETS {
-                // All of them are in use. Starting over is more generous than refusing everybody, and costs no scan per claim.
+                // All of them are in use. Starting over is more generous than refusing everybody, and costs no scan per
+                // claim.
                 buckets.clear();
             }
         }
@@ -57,9 +58,9 @@ impl<K: Hash + Eq> KeyedBuckets<K> {
     }
 
     /// Puts back a token that was not used.
-    pub fn give_back(&self, key: &K) {
+    pub fn refund(&self, key: &K) {
         if let Some(bucket) = self.buckets().get_mut(key) {
-            bucket.give_back(self.refill);
+            bucket.refund(self.refill);
         }
     }
 }
@@ -80,7 +81,7 @@ mod tests {
         assert_eq!(taken(start + Duration::from_mins(9), 3), 0);
         assert_eq!(taken(start + Duration::from_mins(10), 3), 1);
         assert_eq!(limit.take((user, device), start + Duration::from_mins(14)), Err(Duration::from_mins(6)));
-        limit.give_back(&(user, device));
+        limit.refund(&(user, device));
         assert_eq!(taken(start + Duration::from_mins(10), 3), 1);
         assert_eq!(taken(start + Duration::from_hours(10), 12), 10);
         assert!(
