@@ -2,6 +2,8 @@
 
 use std::fmt;
 
+use idna::uts46::{AsciiDenyList, DnsLength, Hyphens, Uts46};
+
 /// Longest address that fits an SMTP path (RFC 5321, 4.5.3.1.3, less the angle brackets).
 const MAX_BYTES: usize = 254;
 /// Longest local part (RFC 5321, 4.5.3.1.1).
@@ -27,7 +29,10 @@ impl Email {
         if !local_fits || !dot_atom {
             return None;
         }
-        let domain = idna::domain_to_ascii_strict(domain).ok()?;
+        // Two hyphens in third place are allowed ("ab--cd.example"): domains of that form are in use. Invalid A-labels fail.
+        let domain =
+            Uts46::new().to_ascii(domain.as_bytes(), AsciiDenyList::STD3, Hyphens::CheckFirstLast, DnsLength::Verify);
+        let domain = domain.ok()?;
         let labels = !domain.is_empty() && domain.split('.').all(|label| !label.is_empty());
         let address = format!("{}@{domain}", local.to_ascii_lowercase());
         (labels && address.len() <= MAX_BYTES).then_some(Self(address))
@@ -61,6 +66,9 @@ mod tests {
             (" Alice@Example.ORG\n", "alice@example.org"),
             ("a.b+tag@bücher.example", "a.b+tag@xn--bcher-kva.example"),
             ("root@localhost", "root@localhost"),
+            ("user@ab--cd.example", "user@ab--cd.example"),
+            ("user@xn--bcher-kva.example", "user@xn--bcher-kva.example"),
+            (" User+Tag@Example.ORG ", "user+tag@example.org"),
         ] {
             assert_eq!(Email::parse(typed).unwrap().as_str(), stored);
         }
@@ -89,6 +97,10 @@ mod tests {
             "é@b.c",
             "a@[127.0.0.1]",
             "a@.b",
+            "a@xn--.example",
+            "a@xn--a-.example",
+            "a@-b.example",
+            "a@b-.example",
             &long,
             &longer,
         ] {

@@ -142,21 +142,17 @@ impl PublishRequest {
     /// # Errors
     /// `bad_request`: too many keys, an id twice or out of range, an expiry in the past or too far ahead.
     pub fn check_form(&self, now: Timestamp) -> Result<(), Refusal> {
-        if self.one_time.len() > MAX_KEYS_PER_PUBLISH || self.pq_one_time.len() > MAX_KEYS_PER_PUBLISH {
-            return Err(bad("at most 100 keys of a kind in one request"));
+        for (field, key) in [("signed_prekey", &self.signed_prekey), ("pq_last_resort", &self.pq_last_resort)] {
+            if let Some(key) = key {
+                key_id(field, key.key_id)?;
+            }
         }
-        let one_time = || self.one_time.iter().map(|key| key.key_id);
-        let pq_one_time = || self.pq_one_time.iter().map(|key| key.key_id);
-        let signed = self.signed_prekey.iter().chain(&self.pq_last_resort).map(|key| key.key_id);
-        if signed.chain(one_time()).chain(pq_one_time()).any(|id| KeyId::new(id).is_none()) {
-            return Err(bad(KEY_ID_RANGE));
-        }
-        if has_repeats(one_time()) || has_repeats(pq_one_time()) {
-            return Err(bad("a key id occurs twice"));
-        }
+        check_ids("one_time_prekeys", self.one_time.iter().map(|key| key.key_id))?;
+        check_ids("pq_one_time", self.pq_one_time.iter().map(|key| key.key_id))?;
+        let expiry = |expected| Err(invalid("signed_prekey.expires_at", expected));
         match self.expires_at {
-            Some(at) if at <= now => Err(bad("expires_at is in the past")),
-            Some(at) if at > now + MAX_SIGNED_PREKEY_LIFETIME => Err(bad("expires_at is more than 90 days ahead")),
+            Some(at) if at <= now => expiry("a time to come"),
+            Some(at) if at > now + MAX_SIGNED_PREKEY_LIFETIME => expiry("at most 90 days ahead"),
             _ => Ok(()),
         }
     }
@@ -174,9 +170,7 @@ impl PublishRequest {
             Some(stored) => self.confirm(stored)?,
             None => self.first_identity()?,
         };
-        if self.has_pq_keys() && !identity.suite.has_pq() {
-            return Err(bad(NO_PQ_KEYS));
-        }
+        self.check_pq_keys(identity.suite)?;
         let is_complete = self.is_complete();
         let signatures = Verifier::new(identity.suite, &identity.key);
         let verifier = PublishVerifier { suite: identity.suite, signatures };
@@ -200,8 +194,8 @@ impl PublishRequest {
 
     /// The identity that a first publish sets.
     fn first_identity(&self) -> Result<Identity, Refusal> {
-        if self.has_pq_keys() && self.suite.is_some_and(|suite| !suite.has_pq()) {
-            return Err(bad(NO_PQ_KEYS));
+        if let Some(suite) = self.suite {
+            self.check_pq_keys(suite)?;
         }
         match (self.suite, &self.identity_key) {
             (Some(suite), Some(key)) if self.is_complete() => {
@@ -217,8 +211,12 @@ impl PublishRequest {
         self.suite.is_some() && self.identity_key.is_some() && self.signed_prekey.is_some() && pq
     }
 
-    fn has_pq_keys(&self) -> bool {
-        self.pq_last_resort.is_some() || !self.pq_one_time.is_empty()
+    fn check_pq_keys(&self, suite: Suite) -> Result<(), Refusal> {
+        let fields = [("pq_last_resort", self.pq_last_resort.is_some()), ("pq_one_time", !self.pq_one_time.is_empty())];
+        match fields.into_iter().find(|(_, is_present)| *is_present) {
+            Some((field, _)) if !suite.has_pq() => Err(invalid(field, "nothing: this suite has no post-quantum keys")),
+            _ => Ok(()),
+        }
     }
 }
 
@@ -233,13 +231,13 @@ impl PublishVerifier {
         let checked = Prekey::parse(self.suite, &sent.public_key)
             .and_then(|key| Ok((key, self.signatures.verified(key.as_bytes(), &sent.signature)?)));
         let (key, signature) = checked.map_err(|error| fault(error, "signed_prekey", Some(sent.key_id)))?;
-        Ok(VerifiedSignedPrekey { key_id: key_id(sent.key_id)?, key, signature, expires_at })
+        Ok(VerifiedSignedPrekey { key_id: key_id("signed_prekey", sent.key_id)?, key, signature, expires_at })
     }
 
     fn one_time(&self, sent: &UnsignedKey) -> Result<(KeyId, Prekey), Refusal> {
         let key = Prekey::parse(self.suite, &sent.public_key)
             .map_err(|error| fault(error, "one_time_prekeys", Some(sent.key_id)))?;
-        Ok((key_id(sent.key_id)?, key))
+        Ok((key_id("one_time_prekeys", sent.key_id)?, key))
     }
 
     fn pq(&self, field: &'static str, sent: &SignedKey) -> Result<VerifiedPqPrekey, Refusal> {
@@ -248,19 +246,36 @@ impl PublishVerifier {
             Ok((key, signature))
         });
         let (key, signature) = checked.map_err(|error| fault(error, field, Some(sent.key_id)))?;
-        Ok(VerifiedPqPrekey { key_id: key_id(sent.key_id)?, key, signature })
+        Ok(VerifiedPqPrekey { key_id: key_id(field, sent.key_id)?, key, signature })
     }
 }
 
-const KEY_ID_RANGE: &str = "key ids are 0 to 2147483647";
-const NO_PQ_KEYS: &str = "this suite has no post-quantum keys";
-
-fn key_id(id: u32) -> Result<KeyId, Refusal> {
-    KeyId::new(id).ok_or_else(|| bad(KEY_ID_RANGE))
+/// The id of the key that stands at `path` in the request.
+fn key_id(path: &str, id: u32) -> Result<KeyId, Refusal> {
+    KeyId::new(id).ok_or_else(|| invalid(format!("{path}.key_id"), "0 to 2147483647"))
 }
 
-fn bad(text: &'static str) -> Refusal {
-    Refusal::BadRequest(text.into())
+/// Checks the ids of a list of keys.
+fn check_ids(field: &str, ids: impl ExactSizeIterator<Item = u32>) -> Result<(), Refusal> {
+    if ids.len() > MAX_KEYS_PER_PUBLISH {
+        return Err(invalid(field, "at most 100 keys"));
+    }
+    let mut seen = HashSet::new();
+    for (index, id) in ids.enumerate() {
+        let place = || format!("{field}[{index}]");
+        match KeyId::new(id) {
+            None => return key_id(&place(), id).map(|_| ()),
+            Some(id) if !seen.insert(id) => {
+                return Err(invalid(place() + ".key_id", "an id that no other key of the list has"));
+            }
+            Some(_) => {}
+        }
+    }
+    Ok(())
+}
+
+fn invalid(path: impl Into<String>, expected: &'static str) -> Refusal {
+    Refusal::InvalidField { path: path.into(), expected }
 }
 
 fn fault(error: KeyError, field: &'static str, key_id: Option<u32>) -> Refusal {
@@ -269,9 +284,4 @@ fn fault(error: KeyError, field: &'static str, key_id: Option<u32>) -> Refusal {
         KeyError::InvalidKey => Refusal::InvalidKey(fault),
         KeyError::InvalidSignature => Refusal::InvalidSignature(fault),
     }
-}
-
-fn has_repeats(ids: impl Iterator<Item = u32>) -> bool {
-    let mut seen = HashSet::new();
-    !ids.into_iter().all(|id| seen.insert(id))
 }

@@ -1,6 +1,6 @@
 //! Refusals by the rules of the server. The edge adds its own, and maps each to an error code and an HTTP status.
 
-use std::{borrow::Cow, time::Duration};
+use std::time::Duration;
 
 use thiserror::Error;
 
@@ -29,9 +29,14 @@ pub struct KeyFault {
 /// Why a request is refused. Texts say what to do and never repeat what the client sent.
 #[derive(Clone, Debug, PartialEq, Eq, Error)]
 pub enum Refusal {
-    /// What the request asks for breaks a rule that has no code of its own; the text says which.
-    #[error("{0}")]
-    BadRequest(Cow<'static, str>),
+    /// A field of the request has a value that it cannot have.
+    #[error("`{path}`: expected {expected}")]
+    InvalidField {
+        /// Where it stands in the request: `one_time_prekeys[3].key_id`.
+        path: String,
+        /// What it should be.
+        expected: &'static str,
+    },
     /// No session has this token.
     #[error("a valid session token is required")]
     Unauthorized,

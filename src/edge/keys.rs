@@ -31,7 +31,7 @@ pub fn named_devices(ids: Option<List<DeviceId>>) -> Result<Option<Vec<DeviceId>
     let mut seen = HashSet::new();
     ids.retain(|id| seen.insert(*id));
     if ids.len() > MAX_DEVICE_IDS {
-        return Err(EdgeError::Malformed("at most 100 device_ids".into()));
+        return Err(EdgeError::invalid("device_ids", "at most 100 devices"));
     }
     Ok(Some(ids))
 }
