@@ -1,4 +1,4 @@
-//! A limit on what many share: bytes of memory, open sockets.
+//! Limits on resources that all connections of a node share: bytes of memory, open sockets.
 
 use std::sync::{
     Arc,
@@ -10,11 +10,11 @@ use std::sync::{
 /// What is reserved comes back when the [`Reservation`] drops, so that no error path can leak it.
 #[derive(Debug, Clone)]
 pub struct Budget {
-    shared: Arc<Shared>,
+    shared: Arc<BudgetState>,
 }
 
 #[derive(Debug)]
-struct Shared {
+struct BudgetState {
     limit: usize,
     in_use: AtomicUsize,
 }
@@ -23,7 +23,7 @@ impl Budget {
     /// An unused allowance of `limit` units (bytes, unless the owner says otherwise).
     #[must_use]
     pub fn new(limit: usize) -> Self {
-        Self { shared: Arc::new(Shared { limit, in_use: AtomicUsize::new(0) }) }
+        Self { shared: Arc::new(BudgetState { limit, in_use: AtomicUsize::new(0) }) }
     }
 
     /// Reserves `n` units; `None` if fewer are left.

@@ -19,13 +19,13 @@ const COPIED_BYTES: usize = 16 * 1024;
 pub struct MessageReader {
     messages: MessageStream,
     flow: Rc<Flow>,
-    assembly: Assembly,
+    assembly: MessageAssembly,
 }
 
 /// Makes whole messages of frames. Frames share the buffer that they and others came in, and keeping a small one would
 /// keep all of it; so small messages are copied, and fragments are copied together.
 #[derive(Default)]
-struct Assembly {
+struct MessageAssembly {
     partial: Option<Box<Partial>>,
 }
 
@@ -52,11 +52,11 @@ pub enum Incoming {
 impl MessageReader {
     /// Reads from `messages`, which the frame guard keeps well-formed and within their size.
     pub fn new(messages: MessageStream, flow: Rc<Flow>) -> Self {
-        Self { messages, flow, assembly: Assembly::default() }
+        Self { messages, flow, assembly: MessageAssembly::default() }
     }
 }
 
-impl Assembly {
+impl MessageAssembly {
     /// The message that this frame completes, if it completes one.
     fn complete(&mut self, frame: Message) -> Result<Option<Incoming>, ProtocolError> {
         Ok(Some(match frame {
@@ -139,7 +139,7 @@ mod tests {
         let small = |buffer: &Bytes| buffer.slice(1..=COPIED_BYTES);
         for frame in [|bytes| Message::Text(text(bytes)), Message::Binary] {
             let buffer = buffer();
-            let message = Assembly::default().complete(frame(small(&buffer))).unwrap().unwrap();
+            let message = MessageAssembly::default().complete(frame(small(&buffer))).unwrap().unwrap();
             assert!(matches!(&message, Incoming::Text(kept) | Incoming::Binary(kept) if kept.len() == COPIED_BYTES));
             assert!(buffer.is_unique(), "something still shares the buffer");
         }
@@ -148,14 +148,14 @@ mod tests {
     #[test]
     fn a_large_message_is_not_copied() {
         let buffer = buffer();
-        let message = Assembly::default().complete(Message::Binary(buffer.slice(1..))).unwrap().unwrap();
+        let message = MessageAssembly::default().complete(Message::Binary(buffer.slice(1..))).unwrap().unwrap();
         assert!(matches!(&message, Incoming::Binary(kept) if kept.as_ptr() == buffer[1..].as_ptr()));
     }
 
     #[test]
     fn fragments_do_not_keep_the_buffers_they_came_in() {
         for (first, whole) in [(Item::FirstText as fn(Bytes) -> Item, "Text"), (Item::FirstBinary, "Binary")] {
-            let mut assembly = Assembly::default();
+            let mut assembly = MessageAssembly::default();
             let mut buffers = Vec::new();
             for item in [first, Item::Continue, Item::Continue, Item::Last] {
                 let buffer = buffer();
