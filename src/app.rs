@@ -22,7 +22,7 @@ use crate::{
     clock::{Clock, Entropy},
     config::{Config, LimitsConfig},
     domain::{
-        envelope::{Load, MailboxBounds},
+        envelope::{MailboxBounds, MailboxSize},
         otp::ServerSecret,
     },
     metrics::Metrics,
@@ -231,9 +231,9 @@ fn start_housekeeping(service: &Arc<Service>, tasks: &Tasks) {
 /// Opens the configured store for a command, beside a server if one runs, and brings its tables up to date.
 ///
 /// # Errors
-/// Those of [`Store::open_beside`].
+/// Those of [`Store::open_beside_server`].
 pub async fn open_store(config: &Config, entropy: &Entropy) -> Result<Store, StoreError> {
-    Store::open_beside(config.database.url.reveal(), store_settings(config, entropy)).await
+    Store::open_beside_server(config.database.url.reveal(), store_settings(config, entropy)).await
 }
 
 /// Looks at the configured store without changing it, and returns what it found in a few words.
@@ -254,8 +254,8 @@ pub fn policy(config: &Config) -> Policy {
         low_watermark: config.keys.low_watermark,
         signed_prekey_lifetime: config.signed_prekey_lifetime(),
         mailbox: MailboxBounds {
-            all: Load { envelopes: mailbox.max_envelopes.into(), bytes: mailbox.max_bytes },
-            per_sender: Load { envelopes: mailbox.max_per_sender.into(), bytes: mailbox.max_bytes_per_sender },
+            all: MailboxSize { envelopes: mailbox.max_envelopes.into(), bytes: mailbox.max_bytes },
+            per_sender: MailboxSize { envelopes: mailbox.max_per_sender.into(), bytes: mailbox.max_bytes_per_sender },
         },
         limits: limits(&config.limits),
     }

@@ -1,5 +1,5 @@
-//! Time and randomness as parameters. Nothing else in the server asks the machine for either, so a test can own both;
-//! `clippy.toml` sees to that.
+//! Time and randomness as parameters. No other module reads the system clock or the system's
+//! randomness (`clippy.toml` enforces it), so a test controls both.
 
 use std::sync::{
     Arc, Mutex, PoisonError,
@@ -12,7 +12,7 @@ use uuid::Uuid;
 
 use crate::domain::Timestamp;
 
-/// The source of the time of day.
+/// The source of the current time.
 #[derive(Clone, Debug)]
 pub enum Clock {
     /// The machine's clock.
@@ -43,12 +43,12 @@ impl Entropy {
     /// A generator seeded by the operating system.
     ///
     /// # Errors
-    /// If the operating system has no randomness to give.
+    /// If the operating system cannot provide randomness.
     pub fn from_system() -> Result<Self, rand::rngs::SysError> {
         Ok(Self(Arc::new(Mutex::new(StdRng::try_from_rng(&mut rand::rngs::SysRng)?))))
     }
 
-    /// Lends the generator, and returns what was drawn with it.
+    /// Calls `with` with the generator, and returns its result.
     pub fn draw<T>(&self, with: impl FnOnce(&mut StdRng) -> T) -> T {
         with(&mut self.0.lock().unwrap_or_else(PoisonError::into_inner))
     }

@@ -1,11 +1,11 @@
-//! Pure types and rules: what an address, a code, a token, a key or a bundle is. Nothing here does I/O, so every rule can
-//! be tested by calling it. Ids, times and the protocol's words for things (suites, kinds, reasons) come from the protocol's
-//! crate; no other type here can be written to the wire.
+//! Domain types and rules: addresses, codes, tokens, keys, bundles, envelopes. Nothing here does I/O, so every rule can
+//! be tested by calling it. Ids, times and protocol enums (suites, kinds, reasons) come from the protocol crate; no
+//! other type here can be serialized to the wire.
 
-pub mod bucket;
 pub mod bundle;
 pub mod email;
 pub mod envelope;
+pub mod keyed_buckets;
 pub mod keys;
 pub mod local_delivery;
 pub mod network;

@@ -1,11 +1,11 @@
-//! Keeps events that come in floods from flooding the log: of each kind one is logged per interval, with their number.
+//! Limits how often a frequent event is logged: at most once per interval, with the number of occurrences.
 
 use std::{
     sync::{Mutex, PoisonError},
     time::{Duration, Instant},
 };
 
-/// Decides which events of one kind are logged. Time is a parameter.
+/// Decides which events of one kind are logged.
 #[derive(Debug)]
 pub struct LogThrottle {
     interval: Duration,
@@ -15,7 +15,7 @@ pub struct LogThrottle {
 #[derive(Debug, Default)]
 struct State {
     last_logged: Option<Instant>,
-    /// Events since then.
+    /// Events since the last logged one.
     unlogged: u64,
 }
 

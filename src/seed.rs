@@ -9,7 +9,7 @@ use crate::{
     clock::{Clock, Entropy},
     domain::{
         Caller, DeviceId, Email, SessionId, Suite, UserId,
-        publish::{PlainKey, PublishRequest, SignedKey},
+        publish::{PublishRequest, SignedKey, UnsignedKey},
         signature::{x25519_public, xeddsa_sign},
         token::Token,
     },
@@ -92,7 +92,7 @@ fn signal_x3dh_keys(rng: &mut StdRng, prekeys: usize) -> PublishRequest {
     };
     let mut public_key = || serialized(&rng.random());
     let signed = public_key();
-    let one_time = (1..).take(prekeys).map(|key_id| PlainKey { key_id, public_key: public_key() }).collect();
+    let one_time = (1..).take(prekeys).map(|key_id| UnsignedKey { key_id, public_key: public_key() }).collect();
     let nonce = { rng.random::<[[u8; 32]; 2]>() };
     let mut random = [0; 64];
     random[..32].copy_from_slice(&nonce[0]);

@@ -25,17 +25,18 @@ pub use messages::{Message, Turn, Turns};
 pub use reconcile::reconcile_forever;
 pub use sweep::{expire_mail_forever, sweep_forever};
 
-pub use crate::store::{Accepted, DeviceRecord, PublishOutcome, PublishReport};
+pub use crate::store::{AcceptedMessage, DeviceRecord, PublishOutcome, PublishReport};
 use crate::{
     bus::Bus,
     clock::{Clock, Entropy},
     domain::{
-        DeviceId, LocalDelivery, Signal, Timestamp, bucket::DrainLimit, envelope::MailboxBounds, otp::ServerSecret,
+        DeviceId, LocalDelivery, Signal, Timestamp, envelope::MailboxBounds, keyed_buckets::DrainLimit,
+        otp::ServerSecret,
     },
     metrics::{Batch, Metrics},
     store::{
-        BatchWorkers, Batcher, ClaimAnswer, ClaimRequest, Claims, Connection, MailAnswer, MailRequest, Mailboxes,
-        NewConnection, PoolLevels, Store, StoreError,
+        BatchWorkers, Batcher, ClaimAnswer, ClaimRequest, Claims, ConnectionRegistration, MailAnswer, MailRequest,
+        Mailboxes, PoolUsage, RegisteredConnection, Store, StoreError,
     },
     tasks::Tasks,
 };
@@ -109,7 +110,7 @@ pub struct Service {
     blocking: Semaphore,
     /// One worker, so that a device's sends keep their order.
     mail: Batcher<MailRequest, MailAnswer>,
-    connections: Batcher<NewConnection, Connection>,
+    connections: Batcher<ConnectionRegistration, RegisteredConnection>,
     disconnects: Batcher<(DeviceId, Timestamp), ()>,
 }
 
@@ -195,7 +196,7 @@ impl Service {
             let store = store.for_batch_workers();
             move |items| {
                 let store = store.clone();
-                async move { store.open_connections(items).await }
+                async move { store.register_connections(items).await }
             }
         });
         let disconnects = batches.start("disconnects", Batch::Disconnects, CONNECTIONS_PER_BATCH, 1, {
@@ -264,7 +265,7 @@ impl Service {
 
     /// What the store is, in a word, and its connections.
     #[must_use]
-    pub fn store_state(&self) -> (&'static str, PoolLevels) {
+    pub fn store_state(&self) -> (&'static str, PoolUsage) {
         (self.store.kind(), self.store.pool())
     }
 

@@ -1,8 +1,7 @@
-//! The one reader of `sqlite:` URLs: the paths of a SQLite database and of the files beside it.
+//! Parses `sqlite:` URLs: the path of a SQLite database and of the files beside it.
 //!
-//! sqlx decodes percent escapes in the path of such a URL, so the store, the lock and the server's secret all ask
-//! [`SqliteFile`] rather than the URL. It refuses every URL under which a server's data would not be in one file that
-//! it can write.
+//! sqlx decodes percent escapes in the path of a URL, so all code that needs such a path gets it from [`SqliteFile`].
+//! URLs under which the data would not be in one writable file are refused.
 
 use std::{
     ffi::OsString,
@@ -13,7 +12,7 @@ use std::{
 use sqlx::sqlite::SqliteConnectOptions;
 use thiserror::Error;
 
-/// A `sqlite:` URL that a server cannot be run on.
+/// A `sqlite:` URL that a server cannot use.
 #[derive(Debug, Error, PartialEq, Eq)]
 pub enum SqliteUrlError {
     /// SQLite would keep the data in memory.
@@ -42,19 +41,19 @@ pub enum SqliteUrlError {
     Invalid(String),
 }
 
-/// A SQLite database file and what stands beside it.
+/// A SQLite database file and the paths of the files beside it.
 #[derive(Clone, Debug)]
 pub struct SqliteFile {
     options: SqliteConnectOptions,
-    former_secret: PathBuf,
+    legacy_secret: PathBuf,
 }
 
 impl SqliteFile {
     /// Reads a URL such as `sqlite://data/sealwire.db`, `sqlite:///var/lib/sealwire/sealwire.db` or
-    /// `sqlite://my%20chat.db?mode=rwc`. Does not look at the file system.
+    /// `sqlite://my%20chat.db?mode=rwc`. Does not access the file system.
     ///
     /// # Errors
-    /// If the URL is invalid, or names anything but a file that can be written.
+    /// If the URL is invalid, or does not name a writable file.
     pub fn from_url(url: &str) -> Result<Self, SqliteUrlError> {
         check_parameters(url)?;
         let options = SqliteConnectOptions::from_str(url).map_err(|error| SqliteUrlError::Invalid(reason(&error)))?;
@@ -69,11 +68,11 @@ impl SqliteFile {
             name if name.ends_with('/') || name.ends_with("/.") || path.file_name().is_none() => {
                 Err(SqliteUrlError::Folder(path.to_owned()))
             }
-            _ => Ok(Self { former_secret: former_secret(url), options }),
+            _ => Ok(Self { legacy_secret: legacy_secret(url), options }),
         }
     }
 
-    /// How sqlx connects to it: the path and the parameters of the URL.
+    /// The sqlx options for connecting: path and parameters of the URL.
     #[must_use]
     pub fn options(&self) -> &SqliteConnectOptions {
         &self.options
@@ -98,12 +97,12 @@ impl SqliteFile {
     /// The path at which earlier versions kept the secret, if it differs from [`Self::secret`]: they did not decode
     /// the path.
     #[must_use]
-    pub fn former_secret(&self) -> Option<&Path> {
-        Some(self.former_secret.as_path()).filter(|former| *former != self.secret())
+    pub fn legacy_secret(&self) -> Option<&Path> {
+        Some(self.legacy_secret.as_path()).filter(|former| *former != self.secret())
     }
 
-    /// The lock of the one process that serves this file: `sealwire.db-lock` beside `sealwire.db`, after the manner of
-    /// SQLite's `sealwire.db-wal`. No two databases have the same.
+    /// The lock of the one process that serves this file: `sealwire.db-lock` beside `sealwire.db`, named like SQLite's
+    /// `sealwire.db-wal`. No two databases share it.
     #[must_use]
     pub fn lock(&self) -> PathBuf {
         self.beside("-lock")
@@ -112,11 +111,11 @@ impl SqliteFile {
     /// The lock of earlier versions: `sealwire.lock` beside `sealwire.db`. Databases whose names differ only in the
     /// ending share it.
     #[must_use]
-    pub fn former_lock(&self) -> PathBuf {
+    pub fn legacy_lock(&self) -> PathBuf {
         self.database().with_extension("lock")
     }
 
-    /// The path of the database with `suffix` after it.
+    /// The path of the database with `suffix` appended.
     fn beside(&self, suffix: &str) -> PathBuf {
         let mut path = OsString::from(self.database());
         path.push(suffix);
@@ -124,7 +123,7 @@ impl SqliteFile {
     }
 }
 
-/// Refuses the parameters that put the data into memory or keep the server from writing it. sqlx refuses unknown ones.
+/// Refuses parameters that put the data into memory or make it read-only. sqlx refuses unknown parameters.
 fn check_parameters(url: &str) -> Result<(), SqliteUrlError> {
     let parameters = url.split_once('?').map(|(_, parameters)| parameters).unwrap_or_default();
     for (key, value) in form_urlencoded::parse(parameters.as_bytes()) {
@@ -145,8 +144,8 @@ fn reason(error: &sqlx::Error) -> String {
     }
 }
 
-/// The path of the secret as earlier versions made it of the URL.
-fn former_secret(url: &str) -> PathBuf {
+/// The path of the secret as earlier versions derived it from the URL.
+fn legacy_secret(url: &str) -> PathBuf {
     let file = url.trim_start_matches("sqlite:").trim_start_matches("//");
     Path::new(file.split('?').next().unwrap_or(file)).with_extension("secret")
 }
@@ -202,7 +201,7 @@ mod tests {
         let files = urls.map(|url| SqliteFile::from_url(url).unwrap());
         for (index, file) in files.iter().enumerate() {
             assert!(files[..index].iter().all(|other| other.lock() != file.lock()), "{file:?}");
-            assert!(files.iter().all(|other| other.former_lock() != file.lock()), "{file:?}");
+            assert!(files.iter().all(|other| other.legacy_lock() != file.lock()), "{file:?}");
             assert_eq!(file.secret(), Path::new("data/a.secret"));
         }
     }
@@ -217,7 +216,7 @@ mod tests {
             ("sqlite:////var/lib/x.db", Some("var/lib/x.secret")),
         ] {
             let file = SqliteFile::from_url(url).unwrap();
-            assert_eq!(file.former_secret(), former.map(Path::new), "{url}");
+            assert_eq!(file.legacy_secret(), former.map(Path::new), "{url}");
         }
     }
 

@@ -1,10 +1,10 @@
-//! The database: every operation is one method, in at most one transaction unless it says otherwise, written once for
-//! SQLite and PostgreSQL.
+//! Database access. Each operation is one method, written once for SQLite and PostgreSQL; it uses at most one
+//! transaction unless its comment says otherwise.
 //!
-//! To add an operation: its SQL goes into the file of its subject under `sql`, its method into the file of its subject
-//! here. A write takes a transaction from `Store::begin` inside `Store::retrying`, takes its row locks first (`locks`)
-//! and then checks the caller's session (`sessions::authorize`), so that a session that has ended changes nothing from
-//! that commit on. A read takes a connection from `Store::read`.
+//! To add an operation, put its SQL into the matching file under `sql` and its method into the matching file here. A
+//! write takes a transaction from `Store::begin` inside `Store::retrying`, takes its row locks first (`locks`) and then
+//! checks the caller's session (`sessions::authorize`), so that a session that has ended changes nothing from that
+//! commit on. A read takes a connection from `Store::read`.
 
 mod batcher;
 mod bundles;
@@ -33,41 +33,42 @@ use std::{sync::Arc, time::Duration};
 
 pub use batcher::{BatchWorkers, Batcher};
 pub use claims::{BlockedClaim, ClaimAnswer, ClaimRequest, Claims};
-pub use connections::{Connection, ConnectionState, NewConnection};
+pub use connections::{ConnectionRegistration, ConnectionState, RegisteredConnection};
 pub use devices::DeviceRecord;
 pub use error::StoreError;
-pub use health::Health;
+pub use health::DatabaseHealth;
 pub use keys::{PublishOutcome, PublishReport};
-pub use mailbox::{Accepted, AckRequest, MailAnswer, MailRequest, Mailboxes, SendRequest};
+pub use mailbox::{AcceptedMessage, AckRequest, MailAnswer, MailRequest, Mailboxes, SendRequest};
 pub use retry::BatchOutcome;
 pub use seed::SeedDevice;
-pub use sessions::{NewSession, Presented};
+pub use sessions::{NewSession, PresentedSession};
 pub use sign_in::{NewChallenge, NewDevice, PastChallenge, Redemption, SignIn};
 
 use uuid::Uuid;
 
 use crate::{clock::Entropy, domain::Timestamp, metrics::Metrics};
 use open::FileLock;
-use pool::Connections;
+use pool::DatabasePool;
 use tx::Tx;
 
-/// How long after the last failed write a SQLite file is trusted again.
-const SETTLED: Duration = Duration::from_secs(5);
+/// How long after the last failed write `ping` still reports a SQLite file as unavailable.
+const WRITE_RECOVERY: Duration = Duration::from_secs(5);
 
-/// Batches of claims that PostgreSQL works on at once. Measured with `loadtest/claims`: six gained nothing over four.
+/// Maximum number of claim batches in flight on PostgreSQL. Measured with `loadtest/claims`: six gained nothing over
+/// four.
 const CLAIM_WORKERS: u32 = 4;
-/// Connections for the other batch workers (mail, connects, disconnects), and one more: a connection that is returned is
-/// tested before it can be taken again.
+/// Connections for the other batch workers (mail, connects, disconnects), and one spare, because a returned connection
+/// is checked before it can be taken again.
 const OTHER_WORKERS: u32 = 4;
 
-/// Settings of a store that are fixed when it is opened.
+/// Store settings, fixed when it is opened.
 #[derive(Clone, Debug)]
 pub struct StoreSettings {
-    /// Database connections that may be open.
+    /// Maximum number of open database connections.
     pub max_connections: u32,
-    /// Unissued keys of a pool at which its owner gets `prekeys.low`.
+    /// Low-water mark: the number of unissued keys in a pool at or below which its owner gets `prekeys.low`.
     pub low_watermark: u32,
-    /// The source of the ids of new rows.
+    /// Source of the ids of new rows.
     pub entropy: Entropy,
 }
 
@@ -81,42 +82,42 @@ pub struct Store {
 
 #[derive(Clone, Debug)]
 enum Database {
-    /// One file, for one node.
-    Sqlite(SqliteConnections),
-    /// A server, for many nodes.
-    Postgres(PostgresServer),
+    /// One file, served by one node.
+    Sqlite(SqlitePools),
+    /// A database server, shared by any number of nodes.
+    Postgres(PostgresPools),
 }
 
-/// Write-ahead log, every commit synced, one writer, several readers.
+/// Pools on one file: one writer, several readers. WAL mode; every commit is synced.
 #[derive(Clone, Debug)]
-struct SqliteConnections {
-    writer: Connections<sqlx::Sqlite>,
-    readers: Connections<sqlx::Sqlite>,
-    /// Held by the process that serves the file.
+struct SqlitePools {
+    writer: DatabasePool<sqlx::Sqlite>,
+    readers: DatabasePool<sqlx::Sqlite>,
+    /// Set in the process that serves the file.
     lock: Option<Arc<FileLock>>,
 }
 
-/// Every connection reads and writes.
+/// Pools on one server. Every connection reads and writes.
 #[derive(Clone, Debug)]
-struct PostgresServer {
-    connections: Connections<sqlx::Postgres>,
-    /// For the batch workers, on whose runtime they are opened.
-    batch_connections: Connections<sqlx::Postgres>,
+struct PostgresPools {
+    connections: DatabasePool<sqlx::Postgres>,
+    /// Only for the batch workers, and opened on their runtime.
+    batch_connections: DatabasePool<sqlx::Postgres>,
 }
 
-/// Database connections at one moment.
+/// A snapshot of the number of database connections.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct PoolLevels {
+pub struct PoolUsage {
     /// Open connections.
     pub open: u32,
-    /// Open connections that nobody uses.
+    /// Open connections that are not in use.
     pub idle: u32,
     /// The maximum number of open connections.
     pub limit: u32,
 }
 
-impl PoolLevels {
-    fn of<DB: pool::Engine>(connections: &Connections<DB>) -> Self {
+impl PoolUsage {
+    fn of<DB: pool::Engine>(connections: &DatabasePool<DB>) -> Self {
         let pool = connections.pool();
         let open = pool.size();
         // The pool counts without a lock: a connection that is being opened may count as idle already, and one that is
@@ -130,62 +131,60 @@ impl PoolLevels {
     }
 }
 
-/// Batches of claims in flight at once, given `max_connections` in all.
+/// Number of claim batches in flight at once, if there are `max_connections` in total.
 fn claim_workers(max_connections: u32) -> u32 {
     (max_connections.saturating_sub(OTHER_WORKERS) / 3).clamp(1, CLAIM_WORKERS)
 }
 
-/// Connections that the batch workers have to themselves, given `max_connections` in all.
+/// Number of connections reserved for the batch workers, if there are `max_connections` in total.
 fn batch_connections(max_connections: u32) -> u32 {
     claim_workers(max_connections) + OTHER_WORKERS
 }
 
 impl Store {
-    /// A store over an open database, with metrics of its own.
+    /// A store on an open database, with its own metrics.
     fn over(database: Database, settings: StoreSettings) -> Self {
         Self { database, settings, metrics: Arc::default() }
     }
 
-    /// The id of a new row. Ids grow with time, so that new rows stand together in their index.
+    /// The id of a new row. Ids grow with time, so that new rows are adjacent in the index.
     fn row_id(&self, now: Timestamp) -> Uuid {
         self.settings.entropy.time_ordered_uuid(now)
     }
 
-    /// The same store, counting in `metrics`.
+    /// The same store, recording into `metrics`.
     #[must_use]
     pub fn with_metrics(self, metrics: Arc<Metrics>) -> Self {
         Self { metrics, ..self }
     }
 
-    /// The same store without a time limit on write transactions, for work that nobody waits for.
+    /// The same store without a time limit on write transactions, for background work.
     #[must_use]
     pub fn without_time_limit(&self) -> Self {
         let database = match self.database.clone() {
-            Database::Sqlite(file) => {
-                Database::Sqlite(SqliteConnections { writer: file.writer.without_limit(), ..file })
-            }
+            Database::Sqlite(file) => Database::Sqlite(SqlitePools { writer: file.writer.without_limit(), ..file }),
             Database::Postgres(server) => {
-                Database::Postgres(PostgresServer { connections: server.connections.without_limit(), ..server })
+                Database::Postgres(PostgresPools { connections: server.connections.without_limit(), ..server })
             }
         };
         Self { database, ..self.clone() }
     }
 
-    /// The same store for batch workers, whose connections to PostgreSQL are their own: these open on the workers' runtime,
-    /// and no other work keeps them busy.
+    /// The same store for batch workers. On PostgreSQL it uses the connections reserved for them, which are opened on
+    /// the workers' runtime and are never busy with other work.
     #[must_use]
     pub fn for_batch_workers(&self) -> Self {
         let database = match self.database.clone() {
             Database::Postgres(server) => {
-                Database::Postgres(PostgresServer { connections: server.batch_connections.clone(), ..server })
+                Database::Postgres(PostgresPools { connections: server.batch_connections.clone(), ..server })
             }
             file @ Database::Sqlite(_) => file,
         };
         Self { database, ..self.clone() }
     }
 
-    /// Batches of claims that may be in flight at once. SQLite has one writer; PostgreSQL works on some while others wait
-    /// for their commits.
+    /// Maximum number of claim batches in flight. SQLite has one writer; PostgreSQL can run some batches while others
+    /// wait for their commits.
     #[must_use]
     pub fn claim_workers(&self) -> usize {
         match self.database {
@@ -203,49 +202,49 @@ impl Store {
         }
     }
 
-    /// The database connections of this moment.
+    /// The current number of database connections, of all pools together.
     #[must_use]
-    pub fn pool(&self) -> PoolLevels {
+    pub fn pool(&self) -> PoolUsage {
         match &self.database {
-            Database::Sqlite(file) => PoolLevels::of(&file.writer).plus(PoolLevels::of(&file.readers)),
+            Database::Sqlite(file) => PoolUsage::of(&file.writer).plus(PoolUsage::of(&file.readers)),
             Database::Postgres(server) => {
-                PoolLevels::of(&server.connections).plus(PoolLevels::of(&server.batch_connections))
+                PoolUsage::of(&server.connections).plus(PoolUsage::of(&server.batch_connections))
             }
         }
     }
 
-    /// What is known of the database's availability for writing.
+    /// Whether the database is known to be available for writing.
     #[must_use]
-    pub fn health(&self) -> &Arc<Health> {
+    pub fn health(&self) -> &Arc<DatabaseHealth> {
         match &self.database {
             Database::Sqlite(file) => file.writer.health(),
             Database::Postgres(server) => server.connections.health(),
         }
     }
 
-    /// Checks that the database answers, and if SQLite could not write, that it can again.
+    /// Checks that the database answers. After a failed write to SQLite, also checks that writing works again.
     ///
     /// # Errors
-    /// [`StoreError::Unavailable`] if it does not.
+    /// [`StoreError::Unavailable`] if it does not answer, or if a write failed less than five seconds ago.
     pub async fn ping(&self) -> Result<(), StoreError> {
         self.read().await?.query(sql::PING).execute().await?;
         if let Database::Sqlite(file) = &self.database {
-            file.readers.health().held();
-            if let Some(lost) = file.writer.health().lost_at() {
+            file.readers.health().record_success();
+            if let Some(lost) = file.writer.health().last_outage_at() {
                 let mut tx = self.begin().await?;
                 tx.query(sql::TRY_TO_WRITE).execute().await?;
                 tx.commit().await?;
-                // What is left of a full disk may take this small write and no other.
-                if lost.elapsed() < SETTLED {
-                    return Err(StoreError::unsettled());
+                // On an almost full disk this small write may succeed although larger ones fail.
+                if lost.elapsed() < WRITE_RECOVERY {
+                    return Err(StoreError::still_failing());
                 }
-                file.writer.health().held();
+                file.writer.health().record_success();
             }
         }
         Ok(())
     }
 
-    /// Closes all connections after the statements in flight.
+    /// Waits for the statements in flight, then closes all connections.
     pub async fn close(&self) {
         match &self.database {
             Database::Sqlite(file) => {
@@ -262,7 +261,7 @@ impl Store {
         }
     }
 
-    /// Begins a write transaction. It ends with [`Tx::commit`], or is rolled back when it is dropped.
+    /// Begins a write transaction. Dropping it without [`Tx::commit`] rolls it back.
     async fn begin(&self) -> Result<Tx<'_>, StoreError> {
         Ok(match &self.database {
             Database::Sqlite(file) => {
@@ -278,7 +277,7 @@ impl Store {
         })
     }
 
-    /// A connection for reading. Each statement on it sees what is committed when it starts.
+    /// A connection for reading, without a transaction: each statement sees what is committed when it starts.
     async fn read(&self) -> Result<Tx<'_>, StoreError> {
         Ok(match &self.database {
             Database::Sqlite(file) => Tx::Sqlite(file.readers.acquire(&self.metrics).await?),

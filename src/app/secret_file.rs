@@ -33,7 +33,7 @@ pub fn read_or_make(file: &SqliteFile, entropy: &Entropy) -> Result<ServerSecret
     let failed = |source| SecretFileError { path: path.clone(), source };
     let mut found = read(&path).map_err(failed)?;
     if found.is_none()
-        && let Some(former) = file.former_secret()
+        && let Some(former) = file.legacy_secret()
     {
         found = take_over(former, &path).map_err(|source| SecretFileError { path: former.to_owned(), source })?;
     }

@@ -1,4 +1,4 @@
-//! Prekey bundles, and what the server holds of a device's keys.
+//! Prekey bundles, and the status of a device's keys on the server.
 
 use base64::{Engine, engine::general_purpose::STANDARD};
 pub use sealwire_protocol::{
@@ -8,7 +8,7 @@ pub use sealwire_protocol::{
 
 use super::{DeviceId, Suite, Timestamp};
 
-/// A serialized public key or a signature in standard base64 with padding, as it is stored and as it travels.
+/// A serialized public key or a signature in standard base64 with padding, as stored and as sent.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct EncodedKey(pub String);
 
@@ -26,13 +26,14 @@ impl EncodedKey {
     }
 }
 
-/// The levels at which a pool is announced as low to its owner: the threshold, its half, its quarter and nothing left.
+/// The levels at which a low pool is announced to its owner: the threshold, half of it, a quarter of it, and 0.
 #[must_use]
 pub fn low_levels(threshold: u32) -> [u32; 4] {
     [threshold, threshold / 2, threshold / 4, 0]
 }
 
-/// How many levels a pool of `remaining` keys is at or below, 0 to 4. A pool announces when a claim makes this grow.
+/// How many levels a pool of `remaining` keys is at or below, 0 to 4. A pool is announced as low when a claim increases
+/// this number.
 #[must_use]
 pub fn depth(remaining: u32, threshold: u32) -> i32 {
     low_levels(threshold).into_iter().map(|level| i32::from(remaining <= level)).sum()
@@ -41,63 +42,63 @@ pub fn depth(remaining: u32, threshold: u32) -> i32 {
 /// The signed prekey of a bundle.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct SignedPrekey {
-    /// Chosen by the owner.
+    /// Id chosen by the owner's client.
     pub key_id: u32,
     /// Serialized public key.
     pub public_key: EncodedKey,
     /// The identity key's signature over it.
     pub signature: EncodedKey,
-    /// After this it is not served.
+    /// When it stops being served.
     pub expires_at: Timestamp,
 }
 
-/// A one-time prekey that was handed out.
+/// An issued one-time prekey.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct OneTimePrekey {
-    /// Chosen by the owner.
+    /// Id chosen by the owner's client.
     pub key_id: u32,
     /// Serialized public key.
     pub public_key: EncodedKey,
 }
 
-/// A post-quantum prekey that was handed out.
+/// An issued post-quantum prekey, one-time or last-resort.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct IssuedPqPrekey {
-    /// Chosen by the owner; last-resort and one-time ids are separate.
+    /// Id chosen by the owner's client; last-resort and one-time ids are separate.
     pub key_id: u32,
     /// Serialized public key.
     pub public_key: EncodedKey,
     /// The identity key's signature over it.
     pub signature: EncodedKey,
-    /// Whether this is the reusable key that stands in for an empty pool.
+    /// Whether this is the reusable last-resort key, served if the pool is empty.
     pub last_resort: bool,
 }
 
-/// All that is needed to open a session with one device.
+/// The keys needed to open an end-to-end session with one device.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Bundle {
     /// The target device.
     pub device_id: DeviceId,
-    /// The number that the target's client library chose.
+    /// The target device's number in its client's Signal library.
     pub registration_id: u32,
-    /// How to read the keys.
+    /// The suite of the keys.
     pub suite: Suite,
     /// Long-term identity key.
     pub identity_key: EncodedKey,
     /// Current signed prekey.
     pub signed_prekey: SignedPrekey,
-    /// One-time prekey, when claimed.
+    /// One-time prekey, if one was claimed.
     pub one_time_prekey: Option<OneTimePrekey>,
     /// Why there is or is no one-time prekey.
     pub one_time: OneTimeOutcome,
-    /// Post-quantum prekey; `None` under suites without.
+    /// Post-quantum prekey; `None` if the suite has none.
     pub pq_prekey: Option<IssuedPqPrekey>,
 }
 
-/// A device without a bundle.
+/// A device that has no bundle, with the reason.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Unavailable {
-    /// As asked for.
+    /// The device.
     pub device_id: DeviceId,
     /// Why there is no bundle.
     pub reason: UnavailableReason,
@@ -106,16 +107,16 @@ pub struct Unavailable {
 /// The result of a fetch or a claim.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Bundles {
-    /// One for each device that can be reached.
+    /// One for each device that has a bundle.
     pub bundles: Vec<Bundle>,
-    /// The others, each with its reason.
+    /// The devices without a bundle.
     pub unavailable: Vec<Unavailable>,
 }
 
 /// A signed prekey as its owner sees it in a status.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct SignedPrekeyStatus {
-    /// Chosen by the owner.
+    /// Id chosen by the owner's client.
     pub key_id: u32,
     /// When it stops being served.
     pub expires_at: Timestamp,
@@ -124,11 +125,11 @@ pub struct SignedPrekeyStatus {
 /// A last-resort key as its owner sees it in a status.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct LastResortStatus {
-    /// Chosen by the owner.
+    /// Id chosen by the owner's client.
     pub key_id: u32,
 }
 
-/// What the server holds of a device's keys.
+/// The keys of a device that the server holds.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct KeysStatus {
     /// Set with the first publish.
@@ -145,12 +146,12 @@ pub struct KeysStatus {
     pub pq_one_time: u32,
     /// The configured low-water mark.
     pub threshold: u32,
-    /// Grows with each publish that changes a pool.
+    /// Incremented by each publish that adds to a pool.
     pub pool_version: i64,
 }
 
 impl KeysStatus {
-    /// The pools at or below the threshold that matter under the device's suite, with their sizes.
+    /// The pools of the device's suite that are at or below the threshold, with their sizes.
     pub fn low_pools(&self) -> impl Iterator<Item = (KeyKind, u32)> {
         let pq = self.suite.is_some_and(Suite::has_pq).then_some((KeyKind::PqOneTime, self.pq_one_time));
         let one_time = self.suite.map(|_| (KeyKind::OneTime, self.one_time));
@@ -164,7 +165,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn depth_counts_the_levels_at_or_above() {
+    fn depth_is_the_number_of_levels_at_or_above_the_size() {
         let depths: Vec<i32> = [21, 20, 11, 10, 6, 5, 1, 0].map(|n| depth(n, 20)).into();
         assert_eq!(depths, [0, 1, 1, 2, 2, 3, 3, 4]);
         assert_eq!([depth(2, 1), depth(1, 1), depth(0, 1)], [0, 1, 4]);

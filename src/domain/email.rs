@@ -1,20 +1,22 @@
-//! E-mail addresses in the one form in which they are stored, limited and compared.
+//! E-mail addresses in the normalized form used for storage, rate limits and comparison.
 
 use std::fmt;
+
+use idna::uts46::{AsciiDenyList, DnsLength, Hyphens, Uts46};
 
 /// Longest address that fits an SMTP path (RFC 5321, 4.5.3.1.3, less the angle brackets).
 const MAX_BYTES: usize = 254;
 /// Longest local part (RFC 5321, 4.5.3.1.1).
 const MAX_LOCAL_BYTES: usize = 64;
 
-/// A normalised address: trimmed, lower-cased, its domain in ASCII form. Debug shows nothing of it, since addresses
-/// must never reach a log.
+/// A normalized address: trimmed, local part in lower case, domain in ASCII form. `Debug` does not show it, because
+/// addresses must never be logged.
 #[derive(Clone, PartialEq, Eq, Hash)]
 pub struct Email(String);
 
 impl Email {
-    /// Parses what a person typed. `None` where no mail server would take it: the local part must be a dot-atom
-    /// (RFC 5322, 3.2.3; quoted strings and non-ASCII local parts are refused), the domain one that IDNA can encode.
+    /// Parses user input; `None` if it is invalid. The local part must be a dot-atom (RFC 5322, 3.2.3; quoted strings
+    /// and non-ASCII local parts are refused), and IDNA must be able to encode the domain.
     #[must_use]
     pub fn parse(text: &str) -> Option<Self> {
         let text = text.trim();
@@ -27,13 +29,16 @@ impl Email {
         if !local_fits || !dot_atom {
             return None;
         }
-        let domain = idna::domain_to_ascii_strict(domain).ok()?;
+        // Two hyphens in third place are allowed ("ab--cd.example"): domains of that form are in use. Invalid A-labels fail.
+        let domain =
+            Uts46::new().to_ascii(domain.as_bytes(), AsciiDenyList::STD3, Hyphens::CheckFirstLast, DnsLength::Verify);
+        let domain = domain.ok()?;
         let labels = !domain.is_empty() && domain.split('.').all(|label| !label.is_empty());
         let address = format!("{}@{domain}", local.to_ascii_lowercase());
         (labels && address.len() <= MAX_BYTES).then_some(Self(address))
     }
 
-    /// The normalised text.
+    /// The normalized address.
     #[must_use]
     pub fn as_str(&self) -> &str {
         &self.0
@@ -56,18 +61,21 @@ mod tests {
     use super::*;
 
     #[test]
-    fn addresses_are_normalised() {
+    fn addresses_are_normalized() {
         for (typed, stored) in [
             (" Alice@Example.ORG\n", "alice@example.org"),
             ("a.b+tag@bücher.example", "a.b+tag@xn--bcher-kva.example"),
             ("root@localhost", "root@localhost"),
+            ("user@ab--cd.example", "user@ab--cd.example"),
+            ("user@xn--bcher-kva.example", "user@xn--bcher-kva.example"),
+            (" User+Tag@Example.ORG ", "user+tag@example.org"),
         ] {
             assert_eq!(Email::parse(typed).unwrap().as_str(), stored);
         }
     }
 
     #[test]
-    fn what_no_server_would_take_is_refused() {
+    fn invalid_addresses_are_refused() {
         let long = format!("{}@example.org", "a".repeat(65));
         let longer = format!("a@{}.org", "x.".repeat(130));
         for wrong in [
@@ -89,6 +97,10 @@ mod tests {
             "é@b.c",
             "a@[127.0.0.1]",
             "a@.b",
+            "a@xn--.example",
+            "a@xn--a-.example",
+            "a@-b.example",
+            "a@b-.example",
             &long,
             &longer,
         ] {

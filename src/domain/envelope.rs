@@ -1,4 +1,4 @@
-//! Ciphertext on its way from one device to another, and the rules of sending it.
+//! Envelopes, which carry ciphertext from one device to another, and the rules of sending.
 
 use std::{collections::BTreeSet, sync::Arc, time::Duration};
 
@@ -8,23 +8,23 @@ use uuid::Uuid;
 
 use super::{DeviceId, MessageId, Refusal, Timestamp, UserId};
 
-/// How long a message id is remembered.
-pub const REMEMBERED: Duration = Duration::from_hours(24);
+/// How long a message id is remembered, so that repeats are recognized.
+pub const MESSAGE_ID_RETENTION: Duration = Duration::from_hours(24);
 
 /// A message for one device: opaque content with its sender.
 #[derive(Clone, PartialEq, Eq)]
 pub struct Envelope {
-    /// The sender's name for the message, the same for all its devices.
+    /// The message id, chosen by the sender; the same in the envelopes for all devices.
     pub message: MessageId,
     /// The sending user.
     pub from_user: UserId,
     /// The sending device.
     pub from_device: DeviceId,
-    /// What the content is, in a numbering of the clients' own.
+    /// The type of the content, as a number that clients define.
     pub kind: u8,
     /// Ciphertext.
     pub content: Bytes,
-    /// When the message was accepted.
+    /// When the server accepted the message.
     pub accepted_at: Timestamp,
 }
 
@@ -34,10 +34,10 @@ impl std::fmt::Debug for Envelope {
     }
 }
 
-/// An envelope that a client wants to have delivered to one device.
+/// An envelope in a send request.
 #[derive(Clone, PartialEq, Eq)]
-pub struct Outgoing {
-    /// The recipient.
+pub struct OutgoingEnvelope {
+    /// The receiving device.
     pub device: DeviceId,
     /// See [`Envelope::kind`].
     pub kind: u8,
@@ -45,14 +45,14 @@ pub struct Outgoing {
     pub content: Bytes,
 }
 
-impl std::fmt::Debug for Outgoing {
+impl std::fmt::Debug for OutgoingEnvelope {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         write!(f, "{} bytes for {}", self.content.len(), self.device)
     }
 }
 
-impl Outgoing {
-    /// A hash by which a repeat with the same type and content is recognized.
+impl OutgoingEnvelope {
+    /// A hash of type and content, by which repeats are recognized.
     #[must_use]
     pub fn digest(&self) -> [u8; 32] {
         *blake3::Hasher::new().update(&[self.kind]).update(&self.content).finalize().as_bytes()
@@ -61,19 +61,20 @@ impl Outgoing {
 
 /// The outcome of a send for one device.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct SentTo {
-    /// The recipient.
+pub struct RecipientOutcome {
+    /// The receiving device.
     pub device: DeviceId,
-    /// See [`Outgoing::digest`].
+    /// See [`OutgoingEnvelope::digest`].
     pub digest: [u8; 32],
-    /// Whether it was stored; its mailbox was full otherwise.
+    /// Whether it was stored; if not, the mailbox was full.
     pub stored: bool,
 }
 
-impl SentTo {
+impl RecipientOutcome {
     const BYTES: usize = 16 + 32 + 1;
 
-    /// The form in which a send is remembered: id, digest and a flag of each device, one behind the other.
+    /// Encodes outcomes for storage: per device 16 bytes of id, 32 bytes of digest and one byte for `stored`,
+    /// concatenated.
     #[must_use]
     pub fn encode(outcome: &[Self]) -> Vec<u8> {
         let one = |sent: &Self| [&sent.device.0.as_bytes()[..], &sent.digest, &[u8::from(sent.stored)]].concat();
@@ -92,24 +93,26 @@ impl SentTo {
     }
 }
 
-/// A device that messages can be sent to.
+/// A device of the receiving user.
 #[derive(Clone, Copy, Debug)]
 pub struct Recipient {
-    /// Which device.
+    /// The device.
     pub device: DeviceId,
-    /// Whether a message has to name it. A device with which no session can be opened may be left out.
+    /// Whether a message has to name it. A device whose signed prekey has expired may be left out, because no session
+    /// can be opened with it.
     pub required: bool,
 }
 
-/// Checks that a message names the recipients, all and no others, apart from the sending device.
+/// Checks that a message names every required recipient, each once, and no device that is not a recipient. The sending
+/// device itself must not be named.
 ///
 /// # Errors
 /// `devices_mismatch`
-pub fn check_devices(recipients: &[Recipient], sender: DeviceId, named: &[Outgoing]) -> Result<(), Refusal> {
+pub fn check_devices(recipients: &[Recipient], sender: DeviceId, named: &[OutgoingEnvelope]) -> Result<(), Refusal> {
     let mut expected: BTreeSet<DeviceId> = recipients.iter().map(|recipient| recipient.device).collect();
     expected.remove(&sender);
     let mut extra = BTreeSet::new();
-    for Outgoing { device, .. } in named {
+    for OutgoingEnvelope { device, .. } in named {
         if !expected.remove(device) {
             extra.insert(*device);
         }
@@ -123,32 +126,32 @@ pub fn check_devices(recipients: &[Recipient], sender: DeviceId, named: &[Outgoi
     }
 }
 
-/// The bounds of a mailbox.
+/// Maximum size of a mailbox.
 #[derive(Clone, Copy, Debug)]
 pub struct MailboxBounds {
-    /// Of all senders together.
-    pub all: Load,
-    /// Of one sending user.
-    pub per_sender: Load,
+    /// Limit for all senders together.
+    pub all: MailboxSize,
+    /// Limit for each sending user.
+    pub per_sender: MailboxSize,
 }
 
-/// Envelopes with their size.
+/// The size of a mailbox, or of a share of it: number and bytes of envelopes.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Load {
-    /// How many.
+pub struct MailboxSize {
+    /// Number of envelopes.
     pub envelopes: u64,
     /// Bytes of their content.
     pub bytes: u64,
 }
 
-impl Load {
-    /// This load with one more envelope of `bytes`.
+impl MailboxSize {
+    /// The size with one more envelope of `bytes`.
     #[must_use]
     pub fn plus(self, bytes: usize) -> Self {
         Self { envelopes: self.envelopes + 1, bytes: self.bytes.saturating_add(bytes as u64) }
     }
 
-    /// Whether it is within a bound.
+    /// Whether both numbers are within `bound`.
     #[must_use]
     pub fn fits(self, bound: Self) -> bool {
         self.envelopes <= bound.envelopes && self.bytes <= bound.bytes
@@ -158,31 +161,31 @@ impl Load {
 /// The state of a mailbox.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct MailboxStatus {
-    /// The number of the newest envelope that was ever stored.
+    /// The number of the newest envelope ever stored; 0 if there was none.
     pub head: i64,
-    /// Envelopes stored now.
+    /// Number of envelopes stored now.
     pub waiting: u64,
-    /// Envelopes that ever timed out undelivered.
+    /// Number of envelopes that ever expired before they were acked.
     pub expired_total: u64,
 }
 
 /// Which envelopes to read.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct PageRequest {
+pub struct MailPageRequest {
     /// Only envelopes with greater numbers.
     pub after: i64,
     /// Up to and including this number.
     pub upto: i64,
-    /// At most this many.
+    /// Maximum number of envelopes.
     pub envelopes: u32,
-    /// Bytes of content after which no further envelope is read.
+    /// Once the content read so far reaches this number of bytes, no further envelope is read.
     pub bytes: usize,
 }
 
-/// Some envelopes of a mailbox, by number.
+/// Envelopes of a mailbox, in order of their numbers.
 #[derive(Debug, Default)]
-pub struct Page {
-    /// With their numbers. Acked envelopes leave gaps.
+pub struct MailPage {
+    /// Envelopes with their numbers. Acked envelopes leave gaps.
     pub envelopes: Vec<(i64, Arc<Envelope>)>,
     /// Whether these are all that the request asked for.
     pub complete: bool,
@@ -196,8 +199,11 @@ mod tests {
         DeviceId(Uuid::from_u128(n))
     }
 
-    fn to(devices: &[u128]) -> Vec<Outgoing> {
-        devices.iter().map(|n| Outgoing { device: device(*n), kind: 0, content: Bytes::from_static(b"x") }).collect()
+    fn to(devices: &[u128]) -> Vec<OutgoingEnvelope> {
+        devices
+            .iter()
+            .map(|n| OutgoingEnvelope { device: device(*n), kind: 0, content: Bytes::from_static(b"x") })
+            .collect()
     }
 
     fn recipients(devices: &[(u128, bool)]) -> Vec<Recipient> {
@@ -223,7 +229,7 @@ mod tests {
     }
 
     #[test]
-    fn a_device_that_cannot_be_reached_may_be_left_out_or_named() {
+    fn a_device_that_is_not_required_may_be_left_out_or_named() {
         let some = recipients(&[(1, true), (2, false)]);
         assert!(check_devices(&some, device(9), &to(&[1])).is_ok());
         assert!(check_devices(&some, device(9), &to(&[1, 2])).is_ok());
@@ -231,20 +237,20 @@ mod tests {
     }
 
     #[test]
-    fn what_is_remembered_comes_back() {
-        let sent = |n: u8, stored| SentTo { device: device(n.into()), digest: [n; 32], stored };
+    fn encoded_outcomes_decode_to_the_same() {
+        let sent = |n: u8, stored| RecipientOutcome { device: device(n.into()), digest: [n; 32], stored };
         let outcome = vec![sent(1, true), sent(2, false)];
-        let bytes = SentTo::encode(&outcome);
-        assert_eq!(SentTo::decode(&bytes), Some(outcome));
-        assert_eq!(SentTo::decode(&[]), Some(vec![]));
-        assert_eq!(SentTo::decode(&bytes[1..]), None);
+        let bytes = RecipientOutcome::encode(&outcome);
+        assert_eq!(RecipientOutcome::decode(&bytes), Some(outcome));
+        assert_eq!(RecipientOutcome::decode(&[]), Some(vec![]));
+        assert_eq!(RecipientOutcome::decode(&bytes[1..]), None);
     }
 
     #[test]
-    fn a_repeat_with_another_type_or_content_is_told_apart() {
-        let one = Outgoing { device: device(1), kind: 1, content: Bytes::from_static(b"abc") };
+    fn digests_differ_if_type_or_content_differs() {
+        let one = OutgoingEnvelope { device: device(1), kind: 1, content: Bytes::from_static(b"abc") };
         assert_eq!(one.digest(), one.clone().digest());
-        assert_ne!(one.digest(), Outgoing { kind: 2, ..one.clone() }.digest());
-        assert_ne!(one.digest(), Outgoing { content: Bytes::from_static(b"abd"), ..one }.digest());
+        assert_ne!(one.digest(), OutgoingEnvelope { kind: 2, ..one.clone() }.digest());
+        assert_ne!(one.digest(), OutgoingEnvelope { content: Bytes::from_static(b"abd"), ..one }.digest());
     }
 }

@@ -1,7 +1,7 @@
 //! Public key material, valid by type.
 //!
-//! Every key enters through a `parse` that takes the suite and the serialized key as it was on the wire, and keeps
-//! exactly those bytes: they are what clients sign, compare and get back.
+//! Each type has a `parse` that takes the suite and the serialized key from the wire, and keeps exactly those bytes:
+//! clients sign, compare and get back the same bytes.
 
 use curve25519_dalek::{edwards::CompressedEdwardsY, montgomery::MontgomeryPoint};
 use ml_kem::EncapsulationKey1024;
@@ -14,8 +14,8 @@ const TYPE_KYBER_1024: u8 = 0x08;
 /// libsignal's type byte of an ML-KEM-1024 key (FIPS 203).
 const TYPE_ML_KEM_1024: u8 = 0x0A;
 
-/// The u-coordinates of small order on Curve25519 and its twist (RFC 7748 §7), reduced. `MontgomeryPoint` compares mod p
-/// and ignores the top bit, so each stands for all its encodings.
+/// The u-coordinates of small order on Curve25519 and its twist (RFC 7748 §7), reduced. `MontgomeryPoint` compares mod
+/// p and ignores the top bit, so each stands for all its encodings.
 const LOW_ORDER: [MontgomeryPoint; 5] = [
     sparse(0x00, 0x00, 0x00),
     sparse(0x01, 0x00, 0x00),
@@ -38,7 +38,7 @@ const fn sparse(first: u8, middle: u8, last: u8) -> MontgomeryPoint {
     MontgomeryPoint(bytes)
 }
 
-/// Why a key or a signature was refused; the code of the same name in the protocol.
+/// Why a key or a signature was refused; maps to the error code of the same name.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub enum KeyError {
     /// Type byte, length, low order, encoding or modulus.
@@ -156,8 +156,8 @@ impl Prekey {
 pub struct PqPrekey(Box<[u8]>);
 
 impl PqPrekey {
-    /// Parses a serialized PQ prekey with the encapsulation key check of FIPS 203 §7.2 (length and modulus); Kyber1024 has
-    /// the same encoding.
+    /// Parses a serialized PQ prekey with the encapsulation key check of FIPS 203 §7.2 (length and modulus); Kyber1024
+    /// has the same encoding.
     ///
     /// # Errors
     /// [`KeyError::InvalidKey`] for a wrong length or type byte, a coefficient ≥ 3329, or a suite without PQ keys.

@@ -1,6 +1,6 @@
-//! How signals reach the connections of this node, and which connections those are.
+//! The interface through which signals reach the connections of this node.
 //!
-//! The bus and the reconcile deliver; the hub of the sockets implements it, which neither of them may import.
+//! The socket hub implements it. The bus and the reconciler use it, because they may not import the hub.
 
 use super::{DeviceId, SessionId, Signal};
 
@@ -15,7 +15,7 @@ pub struct LiveConnection {
     pub epoch: i64,
 }
 
-/// The only way by which signals, local or from other nodes, reach the connections of this node.
+/// Delivers signals, from this node or others, to the connections of this node. There is no other way.
 pub trait LocalDelivery: Send + Sync {
     /// Delivers a signal to the device's connections on this node. Returns whether there are any. Must not block.
     fn deliver(&self, device: DeviceId, signal: Signal) -> bool;

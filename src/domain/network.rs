@@ -2,7 +2,7 @@
 
 use std::net::IpAddr;
 
-/// A client's address cut to what one customer is usually given: /24 of IPv4, /48 of IPv6.
+/// A client's address truncated to the prefix that one customer usually has: /24 of IPv4, /48 of IPv6.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum ClientNetwork {
     /// The first three bytes.
@@ -27,7 +27,7 @@ impl From<IpAddr> for ClientNetwork {
 }
 
 impl ClientNetwork {
-    /// The bytes that tell networks apart.
+    /// The bytes of the prefix.
     #[must_use]
     pub fn as_bytes(&self) -> &[u8] {
         match self {
@@ -42,7 +42,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn networks_are_cut_and_mapped_addresses_are_ipv4() {
+    fn addresses_are_truncated_and_ipv4_mapped_ones_count_as_ipv4() {
         let network = |text: &str| ClientNetwork::from(text.parse::<IpAddr>().unwrap());
         assert_eq!(network("192.0.2.1"), network("192.0.2.250"));
         assert_ne!(network("192.0.2.1"), network("192.0.3.1"));

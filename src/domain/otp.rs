@@ -9,14 +9,15 @@ use super::{ChallengeId, Email};
 
 /// How long a code may be used.
 pub const LIFETIME: Duration = Duration::from_mins(10);
-/// How long a client should wait before it offers to send another.
+/// How long a client should wait before it offers to send another code.
 pub const RESEND_AFTER: Duration = Duration::from_secs(30);
-/// Guesses that one challenge evaluates.
+/// Maximum number of codes tried per challenge.
 pub const MAX_ATTEMPTS: i32 = 5;
 /// Digits in a code.
 const DIGITS: usize = 8;
 
-/// The server's secret: it keys the hashes of codes, so that a stolen table cannot be searched for them.
+/// The server's secret. It keys the hashes of codes, so that codes cannot be found by hashing all of them against a
+/// stolen table.
 #[derive(Clone)]
 pub struct ServerSecret(Zeroizing<[u8; 32]>);
 
@@ -45,7 +46,7 @@ impl fmt::Debug for ServerSecret {
     }
 }
 
-/// A code as typed or as mailed.
+/// A one-time code.
 #[derive(Clone, PartialEq, Eq)]
 pub struct OtpCode(Zeroizing<String>);
 
@@ -55,7 +56,7 @@ impl OtpCode {
         Self(Zeroizing::new(format!("{:08}", rng.random_range(0..100_000_000u32))))
     }
 
-    /// Parses what a person typed: eight ASCII digits, spaces and dashes between them ignored.
+    /// Parses user input: eight ASCII digits; spaces and dashes are ignored.
     #[must_use]
     pub fn parse(text: &str) -> Option<Self> {
         let separator = |c: char| c.is_whitespace() || matches!(c, '-' | '\u{2010}'..='\u{2015}');
@@ -69,7 +70,7 @@ impl OtpCode {
         &self.0
     }
 
-    /// What `email_otps.otp_hash` keeps.
+    /// The keyed hash that `email_otps.otp_hash` stores.
     #[must_use]
     pub fn hash(&self, secret: &ServerSecret, challenge: ChallengeId, email: &Email) -> [u8; 32] {
         secret.tag(&[b"otp", challenge.0.as_bytes(), email.as_str().as_bytes(), self.0.as_bytes()])

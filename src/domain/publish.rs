@@ -1,4 +1,4 @@
-//! What a device publishes: parsed and verified once, then passed on as [`VerifiedPublish`].
+//! Publish requests: parsed and verified once, then passed on as [`VerifiedPublish`].
 
 use std::collections::HashSet;
 
@@ -13,8 +13,8 @@ use super::{
 
 /// A key without a signature of its own, as sent.
 #[derive(Clone, Debug)]
-pub struct PlainKey {
-    /// Chosen by the owner.
+pub struct UnsignedKey {
+    /// Id chosen by the owner's client.
     pub key_id: u32,
     /// Serialized public key.
     pub public_key: Vec<u8>,
@@ -23,7 +23,7 @@ pub struct PlainKey {
 /// A key with the identity key's signature over it, as sent.
 #[derive(Clone, Debug)]
 pub struct SignedKey {
-    /// Chosen by the owner.
+    /// Id chosen by the owner's client.
     pub key_id: u32,
     /// Serialized public key.
     pub public_key: Vec<u8>,
@@ -31,26 +31,26 @@ pub struct SignedKey {
     pub signature: Vec<u8>,
 }
 
-/// The parts of a publish, as sent.
+/// A publish request, as sent.
 #[derive(Clone, Debug, Default)]
 pub struct PublishRequest {
-    /// Required the first time.
+    /// Required in the first publish.
     pub suite: Option<Suite>,
-    /// Required the first time.
+    /// Required in the first publish.
     pub identity_key: Option<Vec<u8>>,
-    /// Required the first time; replaces the served one.
+    /// Required in the first publish; replaces the current one.
     pub signed_prekey: Option<SignedKey>,
-    /// When the signed prekey expires, if not after the configured lifetime.
+    /// When the signed prekey expires; `None` for the configured lifetime.
     pub expires_at: Option<Timestamp>,
     /// Additions to the pool of one-time prekeys.
-    pub one_time: Vec<PlainKey>,
-    /// Required the first time under a PQ suite; replaces the served one.
+    pub one_time: Vec<UnsignedKey>,
+    /// Required in the first publish under a PQ suite; replaces the current one.
     pub pq_last_resort: Option<SignedKey>,
     /// Additions to the pool of one-time PQ prekeys.
     pub pq_one_time: Vec<SignedKey>,
 }
 
-/// What a device is known by: its suite and its identity key, set with its first publish.
+/// The suite and the identity key of a device, fixed by its first publish.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Identity {
     /// The suite of all its keys.
@@ -65,7 +65,7 @@ pub type Signature = [u8; 64];
 /// A verified signed prekey.
 #[derive(Clone, Debug)]
 pub struct VerifiedSignedPrekey {
-    /// Chosen by the owner.
+    /// Id chosen by the owner's client.
     pub key_id: KeyId,
     /// The key.
     pub key: Prekey,
@@ -78,7 +78,7 @@ pub struct VerifiedSignedPrekey {
 /// A verified PQ prekey, one-time or last-resort.
 #[derive(Clone, Debug)]
 pub struct VerifiedPqPrekey {
-    /// Chosen by the owner.
+    /// Id chosen by the owner's client.
     pub key_id: KeyId,
     /// The key.
     pub key: PqPrekey,
@@ -86,8 +86,8 @@ pub struct VerifiedPqPrekey {
     pub signature: Signature,
 }
 
-/// A publish whose keys are valid in the device's suite and whose signatures verify under its identity key. Made by
-/// [`PublishRequest::verify`] alone.
+/// A publish whose keys are valid in the device's suite and whose signatures verify under its identity key. Only
+/// [`PublishRequest::verify`] creates it.
 #[derive(Clone, Debug)]
 pub struct VerifiedPublish {
     identity: Identity,
@@ -137,26 +137,22 @@ impl VerifiedPublish {
 }
 
 impl PublishRequest {
-    /// Checks what can be checked without knowing what the device published before.
+    /// Checks that do not depend on what the device published before.
     ///
     /// # Errors
     /// `bad_request`: too many keys, an id twice or out of range, an expiry in the past or too far ahead.
     pub fn check_form(&self, now: Timestamp) -> Result<(), Refusal> {
-        if self.one_time.len() > MAX_KEYS_PER_PUBLISH || self.pq_one_time.len() > MAX_KEYS_PER_PUBLISH {
-            return Err(bad("at most 100 keys of a kind in one request"));
+        for (field, key) in [("signed_prekey", &self.signed_prekey), ("pq_last_resort", &self.pq_last_resort)] {
+            if let Some(key) = key {
+                key_id(field, key.key_id)?;
+            }
         }
-        let one_time = || self.one_time.iter().map(|key| key.key_id);
-        let pq_one_time = || self.pq_one_time.iter().map(|key| key.key_id);
-        let signed = self.signed_prekey.iter().chain(&self.pq_last_resort).map(|key| key.key_id);
-        if signed.chain(one_time()).chain(pq_one_time()).any(|id| KeyId::new(id).is_none()) {
-            return Err(bad(KEY_ID_RANGE));
-        }
-        if has_repeats(one_time()) || has_repeats(pq_one_time()) {
-            return Err(bad("a key id stands twice"));
-        }
+        check_ids("one_time_prekeys", self.one_time.iter().map(|key| key.key_id))?;
+        check_ids("pq_one_time", self.pq_one_time.iter().map(|key| key.key_id))?;
+        let expiry = |expected| Err(invalid("signed_prekey.expires_at", expected));
         match self.expires_at {
-            Some(at) if at <= now => Err(bad("expires_at is in the past")),
-            Some(at) if at > now + MAX_SIGNED_PREKEY_LIFETIME => Err(bad("expires_at is more than 90 days ahead")),
+            Some(at) if at <= now => expiry("a time to come"),
+            Some(at) if at > now + MAX_SIGNED_PREKEY_LIFETIME => expiry("at most 90 days ahead"),
             _ => Ok(()),
         }
     }
@@ -166,27 +162,26 @@ impl PublishRequest {
     /// request takes milliseconds of arithmetic: call this while no transaction is open.
     ///
     /// # Errors
-    /// `identity_conflict` if suite or identity key differ from the stored ones; `incomplete_keys` if a first publish lacks a
-    /// part; `bad_request` for PQ keys under a suite without them; `invalid_key` or `invalid_signature` with field and id
-    /// of the first part that fails.
+    /// `identity_conflict` if suite or identity key differ from the stored ones; `incomplete_keys` if a first publish
+    /// lacks a part; `bad_request` for PQ keys under a suite without them; `invalid_key` or `invalid_signature` with
+    /// field and id of the first part that fails.
     pub fn verify(self, stored: Option<&Identity>, default_expiry: Timestamp) -> Result<VerifiedPublish, Refusal> {
         let identity = match stored {
             Some(stored) => self.confirm(stored)?,
             None => self.first_identity()?,
         };
-        if self.has_pq_parts() && !identity.suite.has_pq() {
-            return Err(bad(NO_PQ_KEYS));
-        }
+        self.check_pq_keys(identity.suite)?;
         let is_complete = self.is_complete();
-        let verifier = Verifier::new(identity.suite, &identity.key);
-        let parts = Parts { suite: identity.suite, verifier };
+        let signatures = Verifier::new(identity.suite, &identity.key);
+        let verifier = PublishVerifier { suite: identity.suite, signatures };
         let signed_prekey = match self.signed_prekey {
-            Some(key) => Some(parts.signed_prekey(&key, self.expires_at.unwrap_or(default_expiry))?),
+            Some(key) => Some(verifier.signed_prekey(&key, self.expires_at.unwrap_or(default_expiry))?),
             None => None,
         };
-        let one_time = self.one_time.iter().map(|key| parts.one_time(key)).collect::<Result<_, _>>()?;
-        let pq_last_resort = self.pq_last_resort.map(|key| parts.pq("pq_last_resort", &key)).transpose()?;
-        let pq_one_time = self.pq_one_time.iter().map(|key| parts.pq("pq_one_time", key)).collect::<Result<_, _>>()?;
+        let one_time = self.one_time.iter().map(|key| verifier.one_time(key)).collect::<Result<_, _>>()?;
+        let pq_last_resort = self.pq_last_resort.map(|key| verifier.pq("pq_last_resort", &key)).transpose()?;
+        let pq_one_time =
+            self.pq_one_time.iter().map(|key| verifier.pq("pq_one_time", key)).collect::<Result<_, _>>()?;
         Ok(VerifiedPublish { identity, is_complete, signed_prekey, one_time, pq_last_resort, pq_one_time })
     }
 
@@ -199,8 +194,8 @@ impl PublishRequest {
 
     /// The identity that a first publish sets.
     fn first_identity(&self) -> Result<Identity, Refusal> {
-        if self.has_pq_parts() && self.suite.is_some_and(|suite| !suite.has_pq()) {
-            return Err(bad(NO_PQ_KEYS));
+        if let Some(suite) = self.suite {
+            self.check_pq_keys(suite)?;
         }
         match (self.suite, &self.identity_key) {
             (Some(suite), Some(key)) if self.is_complete() => {
@@ -216,50 +211,71 @@ impl PublishRequest {
         self.suite.is_some() && self.identity_key.is_some() && self.signed_prekey.is_some() && pq
     }
 
-    fn has_pq_parts(&self) -> bool {
-        self.pq_last_resort.is_some() || !self.pq_one_time.is_empty()
+    fn check_pq_keys(&self, suite: Suite) -> Result<(), Refusal> {
+        let fields = [("pq_last_resort", self.pq_last_resort.is_some()), ("pq_one_time", !self.pq_one_time.is_empty())];
+        match fields.into_iter().find(|(_, is_present)| *is_present) {
+            Some((field, _)) if !suite.has_pq() => Err(invalid(field, "nothing: this suite has no post-quantum keys")),
+            _ => Ok(()),
+        }
     }
 }
 
-/// Parses and verifies the parts of one publish.
-struct Parts {
+/// Parses and verifies the keys of one publish.
+struct PublishVerifier {
     suite: Suite,
-    verifier: Verifier,
+    signatures: Verifier,
 }
 
-impl Parts {
+impl PublishVerifier {
     fn signed_prekey(&self, sent: &SignedKey, expires_at: Timestamp) -> Result<VerifiedSignedPrekey, Refusal> {
         let checked = Prekey::parse(self.suite, &sent.public_key)
-            .and_then(|key| Ok((key, self.verifier.verified(key.as_bytes(), &sent.signature)?)));
+            .and_then(|key| Ok((key, self.signatures.verified(key.as_bytes(), &sent.signature)?)));
         let (key, signature) = checked.map_err(|error| fault(error, "signed_prekey", Some(sent.key_id)))?;
-        Ok(VerifiedSignedPrekey { key_id: key_id(sent.key_id)?, key, signature, expires_at })
+        Ok(VerifiedSignedPrekey { key_id: key_id("signed_prekey", sent.key_id)?, key, signature, expires_at })
     }
 
-    fn one_time(&self, sent: &PlainKey) -> Result<(KeyId, Prekey), Refusal> {
+    fn one_time(&self, sent: &UnsignedKey) -> Result<(KeyId, Prekey), Refusal> {
         let key = Prekey::parse(self.suite, &sent.public_key)
             .map_err(|error| fault(error, "one_time_prekeys", Some(sent.key_id)))?;
-        Ok((key_id(sent.key_id)?, key))
+        Ok((key_id("one_time_prekeys", sent.key_id)?, key))
     }
 
     fn pq(&self, field: &'static str, sent: &SignedKey) -> Result<VerifiedPqPrekey, Refusal> {
         let checked = PqPrekey::parse(self.suite, &sent.public_key).and_then(|key| {
-            let signature = self.verifier.verified(key.as_bytes(), &sent.signature)?;
+            let signature = self.signatures.verified(key.as_bytes(), &sent.signature)?;
             Ok((key, signature))
         });
         let (key, signature) = checked.map_err(|error| fault(error, field, Some(sent.key_id)))?;
-        Ok(VerifiedPqPrekey { key_id: key_id(sent.key_id)?, key, signature })
+        Ok(VerifiedPqPrekey { key_id: key_id(field, sent.key_id)?, key, signature })
     }
 }
 
-const KEY_ID_RANGE: &str = "key ids are 0 to 2147483647";
-const NO_PQ_KEYS: &str = "this suite has no post-quantum keys";
-
-fn key_id(id: u32) -> Result<KeyId, Refusal> {
-    KeyId::new(id).ok_or_else(|| bad(KEY_ID_RANGE))
+/// The id of the key that stands at `path` in the request.
+fn key_id(path: &str, id: u32) -> Result<KeyId, Refusal> {
+    KeyId::new(id).ok_or_else(|| invalid(format!("{path}.key_id"), "0 to 2147483647"))
 }
 
-fn bad(text: &'static str) -> Refusal {
-    Refusal::BadRequest(text.into())
+/// Checks the ids of a list of keys.
+fn check_ids(field: &str, ids: impl ExactSizeIterator<Item = u32>) -> Result<(), Refusal> {
+    if ids.len() > MAX_KEYS_PER_PUBLISH {
+        return Err(invalid(field, "at most 100 keys"));
+    }
+    let mut seen = HashSet::new();
+    for (index, id) in ids.enumerate() {
+        let place = || format!("{field}[{index}]");
+        match KeyId::new(id) {
+            None => return key_id(&place(), id).map(|_| ()),
+            Some(id) if !seen.insert(id) => {
+                return Err(invalid(place() + ".key_id", "an id that no other key of the list has"));
+            }
+            Some(_) => {}
+        }
+    }
+    Ok(())
+}
+
+fn invalid(path: impl Into<String>, expected: &'static str) -> Refusal {
+    Refusal::InvalidField { path: path.into(), expected }
 }
 
 fn fault(error: KeyError, field: &'static str, key_id: Option<u32>) -> Refusal {
@@ -268,9 +284,4 @@ fn fault(error: KeyError, field: &'static str, key_id: Option<u32>) -> Refusal {
         KeyError::InvalidKey => Refusal::InvalidKey(fault),
         KeyError::InvalidSignature => Refusal::InvalidSignature(fault),
     }
-}
-
-fn has_repeats(ids: impl Iterator<Item = u32>) -> bool {
-    let mut seen = HashSet::new();
-    !ids.into_iter().all(|id| seen.insert(id))
 }

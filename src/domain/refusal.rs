@@ -1,23 +1,23 @@
-//! What the rules of the server refuse. The edges add what only they refuse, and give each its code and status.
+//! Refusals by the rules of the server. The edge adds its own, and maps each to an error code and an HTTP status.
 
-use std::{borrow::Cow, time::Duration};
+use std::time::Duration;
 
 use thiserror::Error;
 
 use super::{DeviceId, Timestamp};
 
-/// One of a user's devices, from which one can be chosen to be replaced.
+/// A device of the user, offered for replacement.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct DeviceChoice {
-    /// Which device.
+    /// The device.
     pub device_id: DeviceId,
-    /// For people; `None` if it was never named.
+    /// Display name, if it has one.
     pub name: Option<String>,
     /// When it last connected or disconnected; `None` if it never did.
     pub last_seen: Option<Timestamp>,
 }
 
-/// Which part of a publish was refused.
+/// The key of a publish that was refused.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct KeyFault {
     /// The field of the request.
@@ -26,25 +26,30 @@ pub struct KeyFault {
     pub key_id: Option<u32>,
 }
 
-/// A typed refusal. Texts say what to do and never repeat what the client sent.
+/// Why a request is refused. Texts say what to do and never repeat what the client sent.
 #[derive(Clone, Debug, PartialEq, Eq, Error)]
 pub enum Refusal {
-    /// What the request asks for breaks a rule that has no code of its own; the text says which.
-    #[error("{0}")]
-    BadRequest(Cow<'static, str>),
+    /// A field of the request has a value that it cannot have.
+    #[error("`{path}`: expected {expected}")]
+    InvalidField {
+        /// Where it stands in the request: `one_time_prekeys[3].key_id`.
+        path: String,
+        /// What it should be.
+        expected: &'static str,
+    },
     /// No session has this token.
     #[error("a valid session token is required")]
     Unauthorized,
     /// The code is wrong, used, expired or unknown.
     #[error("the code is wrong, used or expired")]
     InvalidCode,
-    /// Five guesses were counted.
+    /// The challenge has had its maximum number of attempts.
     #[error("too many guesses; ask for another code")]
     TooManyAttempts,
-    /// A limit was reached.
+    /// A rate limit was reached.
     #[error("too many requests; wait and try again")]
     RateLimited {
-        /// When the next attempt can succeed.
+        /// How long to wait before the next attempt can succeed.
         retry_after: Duration,
     },
     /// Not an active device of this user.
@@ -53,10 +58,10 @@ pub enum Refusal {
     /// The session has ended.
     #[error("the session has ended; sign in again")]
     SessionRevoked,
-    /// There is no such user or address.
+    /// The user does not exist.
     #[error("not found")]
     NotFound,
-    /// The message id was used for something else.
+    /// The message id was already used with another recipient or content.
     #[error("this message id was used with another recipient or content")]
     IdConflict,
     /// A message does not name the devices that its recipient has.
@@ -76,7 +81,7 @@ pub enum Refusal {
         /// All of them.
         devices: Vec<DeviceChoice>,
     },
-    /// Identity key and suite are set once.
+    /// The device has already published another identity key or suite.
     #[error("the device already has another identity key or suite")]
     IdentityConflict,
     /// A key is malformed or weak.

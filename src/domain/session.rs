@@ -1,8 +1,9 @@
-//! Who is asking.
+//! The caller of a request, and its session.
 
 use super::{DeviceId, SessionId, Timestamp, UserId};
 
-/// The session in whose name an operation runs. Every statement that changes anything checks that it still holds.
+/// The session on whose behalf an operation runs. Every write checks in its transaction that the session is still
+/// valid.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Caller {
     /// The session.
@@ -13,11 +14,11 @@ pub struct Caller {
     pub device: DeviceId,
 }
 
-/// A valid session, as its token found it.
+/// A valid session, looked up by its token.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Session {
-    /// Who it speaks for.
+    /// The session's id, user and device.
     pub caller: Caller,
-    /// When it ends.
+    /// When it expires.
     pub expires_at: Timestamp,
 }

@@ -1,5 +1,5 @@
-//! Signals: what concerns a connected device. The socket turns them into the events and closes of the protocol, and the bus
-//! carries them to other nodes.
+//! Signals to connected devices. The bus carries them to other nodes; the socket turns them into events of the protocol
+//! or closes the connection.
 
 use std::sync::Arc;
 
@@ -7,26 +7,26 @@ pub use sealwire_protocol::auth::EndReason;
 
 use super::{DeviceId, Envelope, KeyKind, SessionId};
 
-/// Something that a device's connections have to know, whatever node they are on.
+/// A signal to a device's connections, on any node.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Signal {
     /// A claim took one of the device's pools to a level or below it.
     PrekeysLow {
-        /// Which pool.
+        /// The pool.
         kind: KeyKind,
         /// Unissued keys after that commit.
         remaining: u32,
         /// The pool's version at that commit.
         pool_version: i64,
     },
-    /// Other devices of the same user came or went.
+    /// Other devices of the same user were added or revoked.
     DevicesChanged {
         /// New devices.
         added: Vec<DeviceId>,
         /// Revoked devices.
         removed: Vec<DeviceId>,
     },
-    /// These sessions of the device were logged out; a socket of another session stays.
+    /// These sessions of the device were logged out; connections of its other sessions stay open.
     LoggedOut {
         /// The sessions that ended.
         sessions: Vec<SessionId>,
@@ -35,7 +35,7 @@ pub enum Signal {
     DeviceRevoked,
     /// The user's account was deleted.
     AccountDeleted,
-    /// A connection with this epoch was opened; every older one of the device closes.
+    /// A connection with this epoch was opened; all older ones of the device close.
     Displaced {
         /// The new connection's `devices.conn_epoch`.
         epoch: i64,

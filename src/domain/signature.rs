@@ -18,7 +18,7 @@ use sha2::{Digest, Sha512};
 
 use super::keys::{IdentityKey, KeyError, Suite};
 
-/// An identity key made ready to verify many signatures: its point is decompressed once.
+/// An identity key prepared for verifying many signatures: its point is decompressed only once.
 #[derive(Debug, Clone)]
 pub struct Verifier(Scheme);
 
@@ -91,7 +91,7 @@ pub fn x25519_public(private: &[u8; 32]) -> [u8; 32] {
 /// Signs `message` with an X25519 private key and 64 fresh random bytes; R ‖ S with the sign of A in the top bit.
 ///
 /// `XEdDSA` §3 with libsignal's convention: where the specification negates the private key to make the sign zero,
-/// the key is used as it is and the sign told. For clients: `sealwire seed` and tests play them.
+/// the key is used as it is and the sign is sent along. Only `sealwire seed` and tests use it, as clients would.
 #[must_use]
 pub fn xeddsa_sign(private: &[u8; 32], message: &[u8], random: &[u8; 64]) -> [u8; 64] {
     let clamped = clamp_integer(*private);

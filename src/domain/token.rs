@@ -1,4 +1,4 @@
-//! Session tokens: 256 random bits, of which the server keeps only the hash.
+//! Session tokens: 256 random bits, of which the server stores only the hash.
 
 use std::fmt;
 
@@ -10,11 +10,11 @@ use zeroize::Zeroizing;
 #[derive(Clone)]
 pub struct Token(Zeroizing<[u8; 32]>);
 
-/// BLAKE3 of a token: what `sessions.token_hash` keeps. A plain hash suffices, since a token cannot be guessed.
+/// BLAKE3 hash of a token, as `sessions.token_hash` stores it. A plain hash suffices, since a token cannot be guessed.
 pub type TokenHash = [u8; 32];
 
 impl Token {
-    /// Draws a token.
+    /// Generates a random token.
     pub fn generate(rng: &mut impl CryptoRng) -> Self {
         let mut bytes = Zeroizing::new([0; 32]);
         rng.fill_bytes(bytes.as_mut());
@@ -29,13 +29,13 @@ impl Token {
         (length == bytes.len()).then_some(Self(bytes))
     }
 
-    /// The text form. It goes into the one reply that hands the token out and nowhere else.
+    /// The text form. Used only in the reply that issues the token.
     #[must_use]
     pub fn reveal(&self) -> String {
         URL_SAFE_NO_PAD.encode(*self.0)
     }
 
-    /// What the database keeps.
+    /// The hash that the database stores.
     #[must_use]
     pub fn hash(&self) -> TokenHash {
         blake3::hash(self.0.as_ref()).into()
@@ -55,7 +55,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn text_form_round_trips() {
+    fn the_text_form_of_a_token_round_trips() {
         let token = Token::generate(&mut StdRng::seed_from_u64(7));
         let text = token.reveal();
         assert_eq!(text.len(), 43);

@@ -1,20 +1,20 @@
-//! The token bucket: a rate limit that allows bursts. Pure: time is a parameter, of whichever clock the caller uses.
+//! Token bucket: a rate limit that allows bursts. The time is a parameter, from any clock.
 //!
-//! Tokens are measured by the time in which they refill. So the whole state of a bucket is the moment at which it will be
-//! full again, and nothing has to be added to it as time passes. A caller charges the refill time of a token, against a
-//! capacity that is the refill time of the whole burst.
+//! Tokens are measured in refill time: the cost of a token is the time in which it refills, and the capacity is the
+//! refill time of the whole burst. So the only state of a bucket is the time at which it will be full again, and nothing
+//! has to be updated as time passes.
 
 use std::time::{Duration, Instant};
 
 use super::Timestamp;
 
-/// A point in time of some clock.
-pub trait Moment: Copy + Ord {
-    /// The moment `span` later.
+/// A point in time on some clock.
+pub trait TimePoint: Copy + Ord {
+    /// The point in time `span` later.
     #[must_use]
     fn later(self, span: Duration) -> Self;
 
-    /// The moment `span` earlier.
+    /// The point in time `span` earlier.
     #[must_use]
     fn earlier(self, span: Duration) -> Self;
 
@@ -23,7 +23,7 @@ pub trait Moment: Copy + Ord {
     fn elapsed_from(self, start: Self) -> Duration;
 }
 
-impl Moment for Timestamp {
+impl TimePoint for Timestamp {
     fn later(self, span: Duration) -> Self {
         self + span
     }
@@ -37,7 +37,7 @@ impl Moment for Timestamp {
     }
 }
 
-impl Moment for Instant {
+impl TimePoint for Instant {
     fn later(self, span: Duration) -> Self {
         self + span
     }
@@ -51,20 +51,20 @@ impl Moment for Instant {
     }
 }
 
-/// One bucket.
+/// A token bucket on the clock of `T`.
 #[derive(Clone, Copy, Debug)]
 pub struct TokenBucket<T> {
     full_at: T,
 }
 
-impl<T: Moment> TokenBucket<T> {
+impl<T: TimePoint> TokenBucket<T> {
     /// A full bucket.
     #[must_use]
     pub fn full(now: T) -> Self {
         Self { full_at: now }
     }
 
-    /// The refill time of what is missing from the bucket.
+    /// The time until the bucket is full.
     #[must_use]
     pub fn missing(&self, now: T) -> Duration {
         self.full_at.elapsed_from(now)
@@ -73,7 +73,7 @@ impl<T: Moment> TokenBucket<T> {
     /// Takes tokens that refill in `cost`, if a bucket of `capacity` still holds them.
     ///
     /// # Errors
-    /// How long until it will; nothing has been taken.
+    /// The time until it holds them; nothing was taken.
     pub fn take(&mut self, cost: Duration, capacity: Duration, now: T) -> Result<(), Duration> {
         let lacking = (self.missing(now) + cost).saturating_sub(capacity);
         if lacking > Duration::ZERO {
@@ -83,13 +83,13 @@ impl<T: Moment> TokenBucket<T> {
         Ok(())
     }
 
-    /// Takes tokens that refill in `cost`, whether or not the bucket holds them: it may go into debt.
+    /// Takes tokens that refill in `cost` even if the bucket does not hold them. The bucket may go into debt.
     pub fn charge(&mut self, cost: Duration, now: T) {
         self.full_at = self.full_at.max(now).later(cost);
     }
 
-    /// Puts tokens back that were taken and not used.
-    pub fn give_back(&mut self, cost: Duration) {
+    /// Puts back tokens that were taken and not used.
+    pub fn refund(&mut self, cost: Duration) {
         self.full_at = self.full_at.earlier(cost);
     }
 }
@@ -115,18 +115,18 @@ mod tests {
     }
 
     #[test]
-    fn a_charge_may_lead_into_debt_and_a_token_can_be_given_back() {
+    fn a_charge_may_put_a_bucket_into_debt_and_a_token_can_be_refunded() {
         let start = Instant::now();
         let mut bucket = TokenBucket::full(start);
         bucket.charge(TEN * 2, start);
         assert_eq!(bucket.missing(start), TEN * 2);
         assert_eq!(bucket.take(TOKEN, TEN, start), Err(TEN + TOKEN));
-        bucket.give_back(TEN + TOKEN);
+        bucket.refund(TEN + TOKEN);
         assert_eq!(bucket.take(TOKEN, TEN, start), Ok(()));
     }
 
     #[test]
-    fn the_clock_may_be_the_time_of_day() {
+    fn a_bucket_works_with_timestamps_too() {
         let start = Timestamp::parse("2026-01-01T00:00:00Z").unwrap();
         let mut bucket = TokenBucket::full(start);
         assert_eq!(bucket.take(TEN, TEN, start), Ok(()));

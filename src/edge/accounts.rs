@@ -22,18 +22,18 @@ use crate::{
 /// # Errors
 /// `bad_request` if it is invalid.
 pub fn email(text: &Text) -> Result<Email, EdgeError> {
-    Email::parse(text.as_str()).ok_or_else(|| EdgeError::Malformed("not an e-mail address".into()))
+    Email::parse(text.as_str()).ok_or_else(|| EdgeError::invalid("email", "an e-mail address"))
 }
 
-/// Parses a device's name.
+/// Parses a device's name, which stands at `path` in the request.
 ///
 /// # Errors
 /// `bad_request` if it is empty or too long.
-pub fn device_name(text: &Text) -> Result<&str, EdgeError> {
+pub fn device_name<'a>(path: &'static str, text: &'a Text) -> Result<&'a str, EdgeError> {
     if DEVICE_NAME_CHARS.contains(&text.as_str().chars().count()) {
         Ok(text.as_str())
     } else {
-        Err(EdgeError::Malformed("a name has 1 to 64 characters".into()))
+        Err(EdgeError::invalid(path, "1 to 64 characters"))
     }
 }
 
@@ -46,17 +46,17 @@ pub fn sign_in(request: VerifyRequest) -> Result<SignInRequest, EdgeError> {
     let VerifyRequest { challenge_id, email: address, code, device, replace_device_id } = request;
     let Object(DeviceDescription { id, name, registration_id }) =
         device.unwrap_or(Object(DeviceDescription::default()));
-    let device_name = name.as_ref().map(device_name).transpose()?.map(str::to_owned);
+    let device_name = name.as_ref().map(|name| device_name("device.name", name)).transpose()?.map(str::to_owned);
     if registration_id.is_some_and(|id| !REGISTRATION_IDS.contains(&id)) {
-        return Err(EdgeError::Malformed("registration_id is 1 to 16380".into()));
+        return Err(EdgeError::invalid("device.registration_id", "1 to 16380"));
     }
     if id.is_some() && replace_device_id.is_some() {
-        return Err(EdgeError::Malformed("replace_device_id does not go with device.id".into()));
+        return Err(EdgeError::invalid("replace_device_id", "nothing beside device.id"));
     }
     Ok(SignInRequest {
         challenge: challenge_id,
         email: email(&address)?,
-        code: OtpCode::parse(code.as_str()).ok_or_else(|| EdgeError::Malformed("a code has eight digits".into()))?,
+        code: OtpCode::parse(code.as_str()).ok_or_else(|| EdgeError::invalid("code", "eight digits"))?,
         existing_device: id,
         device_name,
         registration_id,
@@ -124,14 +124,20 @@ mod tests {
     fn a_sign_in_is_checked_before_anything_is_looked_up() {
         assert_eq!(refused("null", ""), "ok");
         assert_eq!(refused(r#"{"name":"x","registration_id":16380}"#, ""), "ok");
-        assert_eq!(refused(r#"{"name":""}"#, ""), "a name has 1 to 64 characters");
+        assert_eq!(refused(r#"{"name":""}"#, ""), "`device.name`: expected 1 to 64 characters");
         assert_eq!(refused(&format!(r#"{{"name":"{}"}}"#, "é".repeat(64)), ""), "ok");
-        assert_eq!(refused(&format!(r#"{{"name":"{}"}}"#, "é".repeat(65)), ""), "a name has 1 to 64 characters");
+        assert_eq!(
+            refused(&format!(r#"{{"name":"{}"}}"#, "é".repeat(65)), ""),
+            "`device.name`: expected 1 to 64 characters"
+        );
         for id in [0, 16381] {
-            assert_eq!(refused(&format!(r#"{{"registration_id":{id}}}"#), ""), "registration_id is 1 to 16380");
+            assert_eq!(
+                refused(&format!(r#"{{"registration_id":{id}}}"#), ""),
+                "`device.registration_id`: expected 1 to 16380"
+            );
         }
         let id = r#""67e55044-10b1-426f-9247-bb680e5fe0c8""#;
         let both = refused(&format!(r#"{{"id":{id}}}"#), &format!(r#","replace_device_id":{id}"#));
-        assert_eq!(both, "replace_device_id does not go with device.id");
+        assert_eq!(both, "`replace_device_id`: expected nothing beside device.id");
     }
 }

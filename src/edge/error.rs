@@ -7,7 +7,6 @@ use sealwire_protocol::{
     codec::DecodeError,
     error::{ErrorBody, ErrorDetails, ReplaceableDevice},
     frame::OutlineError,
-    messages::ContentError,
 };
 use thiserror::Error;
 
@@ -36,6 +35,20 @@ pub enum EdgeError {
     /// The form of the request is wrong; the text says how.
     #[error("{0}")]
     Malformed(Cow<'static, str>),
+    /// A required field is absent.
+    #[error("missing field `{path}`")]
+    MissingField {
+        /// Where it belongs, below `params` or the body.
+        path: String,
+    },
+    /// A field has a value that it cannot have.
+    #[error("`{path}`: expected {expected}")]
+    InvalidField {
+        /// Where it stands, below `params` or the body.
+        path: Cow<'static, str>,
+        /// What it should be.
+        expected: Cow<'static, str>,
+    },
     /// An HTTP request that was not complete in time.
     #[error("the request did not come in in time; send it again, faster")]
     TooSlow,
@@ -56,9 +69,20 @@ pub enum EdgeError {
     NoSuchResource,
 }
 
+impl EdgeError {
+    /// A field with a value that it cannot have.
+    pub(crate) fn invalid(path: impl Into<Cow<'static, str>>, expected: impl Into<Cow<'static, str>>) -> Self {
+        Self::InvalidField { path: path.into(), expected: expected.into() }
+    }
+}
+
 impl From<DecodeError> for EdgeError {
     fn from(error: DecodeError) -> Self {
-        Self::Malformed(error.to_string().into())
+        match error {
+            DecodeError::MissingField { path } => Self::MissingField { path },
+            DecodeError::InvalidField { path, expected } => Self::invalid(path, expected),
+            DecodeError::Malformed => Self::Malformed(error.to_string().into()),
+        }
     }
 }
 
@@ -68,12 +92,6 @@ impl From<OutlineError> for EdgeError {
             OutlineError::UnknownOp => Self::UnknownOp,
             _ => Self::Malformed(error.to_string().into()),
         }
-    }
-}
-
-impl From<ContentError> for EdgeError {
-    fn from(error: ContentError) -> Self {
-        Self::Malformed(error.to_string().into())
     }
 }
 
@@ -124,6 +142,8 @@ impl From<EdgeError> for Problem {
         let (code, retry_after, details) = match error {
             EdgeError::Refused(refusal) => of_refusal(refusal),
             EdgeError::Malformed(_) => (Code::BadRequest, None, None),
+            EdgeError::MissingField { path } => (Code::BadRequest, None, Some(field(path, "a value"))),
+            EdgeError::InvalidField { path, expected } => (Code::BadRequest, None, Some(field(path, expected))),
             EdgeError::TooSlow => {
                 http_status = Some(REQUEST_TIMEOUT);
                 (Code::RateLimited, Some(TOO_SLOW_RETRY), None)
@@ -153,7 +173,7 @@ fn of_refusal(refusal: Refusal) -> (Code, Option<Duration>, Option<ErrorDetails>
         }
         Refusal::InvalidKey(fault) => return (Code::InvalidKey, None, Some(part(fault))),
         Refusal::InvalidSignature(fault) => return (Code::InvalidSignature, None, Some(part(fault))),
-        Refusal::BadRequest(_) => Code::BadRequest,
+        Refusal::InvalidField { path, expected } => return (Code::BadRequest, None, Some(field(path, expected))),
         Refusal::Unauthorized => Code::Unauthorized,
         Refusal::InvalidCode => Code::InvalidCode,
         Refusal::TooManyAttempts => Code::TooManyAttempts,
@@ -170,6 +190,10 @@ fn of_refusal(refusal: Refusal) -> (Code, Option<Duration>, Option<ErrorDetails>
 
 fn replaceable(device: DeviceChoice) -> ReplaceableDevice {
     ReplaceableDevice { device_id: device.device_id, name: device.name, last_seen: device.last_seen }
+}
+
+fn field(path: impl Into<Cow<'static, str>>, expected: impl Into<Cow<'static, str>>) -> ErrorDetails {
+    ErrorDetails::Field { path: path.into(), expected: expected.into() }
 }
 
 fn part(fault: KeyFault) -> ErrorDetails {

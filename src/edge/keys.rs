@@ -17,7 +17,7 @@ use crate::{
     domain::{
         Bundle, Bundles, DeviceId, KeysStatus,
         bundle::{EncodedKey, Unavailable},
-        publish::{PlainKey, PublishRequest, SignedKey},
+        publish::{PublishRequest, SignedKey, UnsignedKey},
     },
     service::{PublishOutcome, PublishReport},
 };
@@ -31,7 +31,7 @@ pub fn named_devices(ids: Option<List<DeviceId>>) -> Result<Option<Vec<DeviceId>
     let mut seen = HashSet::new();
     ids.retain(|id| seen.insert(*id));
     if ids.len() > MAX_DEVICE_IDS {
-        return Err(EdgeError::Malformed("at most 100 device_ids".into()));
+        return Err(EdgeError::invalid("device_ids", "at most 100 devices"));
     }
     Ok(Some(ids))
 }
@@ -39,7 +39,7 @@ pub fn named_devices(ids: Option<List<DeviceId>>) -> Result<Option<Vec<DeviceId>
 /// A publish as the domain has it; its keys are not parsed yet.
 #[must_use]
 pub fn publish_request(request: PublishKeysRequest) -> PublishRequest {
-    let plain = |Object(key): Object<PublishedKey>| PlainKey { key_id: key.key_id, public_key: key.public_key.0 };
+    let plain = |Object(key): Object<PublishedKey>| UnsignedKey { key_id: key.key_id, public_key: key.public_key.0 };
     let signed = |Object(key): Object<PublishedSignedKey>| SignedKey {
         key_id: key.key_id,
         public_key: key.public_key.0,

@@ -12,9 +12,12 @@ use sealwire_protocol::{
 
 use super::EdgeError;
 use crate::{
-    domain::envelope::Outgoing,
-    service::{Accepted, Message},
+    domain::envelope::OutgoingEnvelope,
+    service::{AcceptedMessage, Message},
 };
+
+/// How content is written.
+const CONTENT_FORM: &str = "base64 text in JSON, bin in MessagePack";
 
 /// Parses a message. `frame` is the one that the request was read from, with `codec`.
 ///
@@ -25,10 +28,13 @@ pub fn message(request: SendMessageRequest<'_>, codec: Codec, frame: &[u8]) -> R
     let SendMessageRequest { message_id, to, ephemeral, ttl_s, messages: List(messages) } = request;
     let ttl = ttl(ttl_s)?;
     if messages.len() > MAX_MESSAGES_PER_SEND {
-        return Err(EdgeError::Malformed("at most 100 messages".into()));
+        return Err(EdgeError::invalid("messages", "at most 100 messages"));
     }
-    let envelopes: Vec<Outgoing> =
-        messages.into_iter().map(|Object(message)| outgoing(message, codec, frame)).collect::<Result<_, _>>()?;
+    let outgoing = |(index, Object(message))| {
+        outgoing(message, codec, frame)
+            .map_err(|expected| EdgeError::invalid(format!("messages[{index}].content"), expected))
+    };
+    let envelopes: Vec<OutgoingEnvelope> = messages.into_iter().enumerate().map(outgoing).collect::<Result<_, _>>()?;
     if envelopes.iter().any(|outgoing| outgoing.content.len() > MAX_CONTENT) {
         return Err(EdgeError::PayloadTooLarge);
     }
@@ -39,25 +45,26 @@ fn ttl(seconds: Option<u64>) -> Result<Duration, EdgeError> {
     match seconds {
         None => Ok(TTL_DEFAULT),
         Some(seconds) if TTL_SECONDS.contains(&seconds) => Ok(Duration::from_secs(seconds)),
-        Some(_) => Err(EdgeError::Malformed("ttl_s is 60 to 2592000".into())),
+        Some(_) => Err(EdgeError::invalid("ttl_s", "60 to 2592000 seconds")),
     }
 }
 
-fn outgoing(message: DeviceMessage<'_>, codec: Codec, frame: &[u8]) -> Result<Outgoing, EdgeError> {
-    let content: Bytes = match message.content.read(codec, frame)? {
+/// What one device is sent, or what its content should be.
+fn outgoing(message: DeviceMessage<'_>, codec: Codec, frame: &[u8]) -> Result<OutgoingEnvelope, &'static str> {
+    let content: Bytes = match message.content.read(codec, frame).map_err(|_| CONTENT_FORM)? {
         // A part of the frame: the envelope may outlive it.
         Cow::Borrowed(bytes) => Bytes::copy_from_slice(bytes),
         Cow::Owned(bytes) => bytes.into(),
     };
     if content.is_empty() {
-        return Err(EdgeError::Malformed("content must not be empty".into()));
+        return Err("at least one byte");
     }
-    Ok(Outgoing { device: message.device_id, kind: message.kind, content })
+    Ok(OutgoingEnvelope { device: message.device_id, kind: message.kind, content })
 }
 
 /// The result of a send.
 #[must_use]
-pub fn send_reply(accepted: Accepted) -> SendMessageReply {
+pub fn send_reply(accepted: AcceptedMessage) -> SendMessageReply {
     let full = |device_id| UndeliveredDevice { device_id, reason: Code::MailboxFull.into() };
     SendMessageReply {
         accepted_at: accepted.accepted_at,
@@ -73,11 +80,13 @@ pub fn send_reply(accepted: Accepted) -> SendMessageReply {
 pub fn acked_seqs(request: AckMessagesRequest) -> Result<Vec<i64>, EdgeError> {
     let List(seqs) = request.seqs;
     if seqs.len() > MAX_SEQS_PER_ACK {
-        return Err(EdgeError::Malformed("at most 1000 seqs".into()));
+        return Err(EdgeError::invalid("seqs", "at most 1000 numbers"));
     }
-    let number = |seq: u64| i64::try_from(seq).ok().filter(|seq| *seq <= MAX_INTEGER);
-    let numbers: Option<Vec<i64>> = seqs.into_iter().map(number).collect();
-    let mut numbers = numbers.ok_or_else(|| EdgeError::Malformed("a seq is at most 2^53 - 1".into()))?;
+    let number = |(index, seq): (usize, u64)| {
+        let number = i64::try_from(seq).ok().filter(|seq| *seq <= MAX_INTEGER);
+        number.ok_or_else(|| EdgeError::invalid(format!("seqs[{index}]"), "at most 2^53 - 1"))
+    };
+    let mut numbers: Vec<i64> = seqs.into_iter().enumerate().map(number).collect::<Result<_, _>>()?;
     numbers.sort_unstable();
     Ok(numbers)
 }
@@ -113,20 +122,17 @@ mod tests {
 
     #[test]
     fn a_message_keeps_its_bounds() {
-        let too_many = "at most 100 messages".to_owned();
+        let too_many = "`messages`: expected at most 100 messages".to_owned();
         assert_eq!(parsed(&[&b"hi"[..]; 100], Some(60)), Ok(100));
         assert_eq!(parsed(&[&b"hi"[..]; 101], None), Err(too_many));
-        assert_eq!(parsed(&[b""], None), Err("content must not be empty".to_owned()));
+        assert_eq!(parsed(&[b""], None), Err("`messages[0].content`: expected at least one byte".to_owned()));
         assert_eq!(parsed(&[&vec![7; MAX_CONTENT]], None), Ok(1));
         assert_eq!(parsed(&[&vec![7; MAX_CONTENT + 1]], None), Err(EdgeError::PayloadTooLarge.to_string()));
         for ttl in [0, 59, 2_592_001] {
-            assert_eq!(parsed(&[b"hi"], Some(ttl)), Err("ttl_s is 60 to 2592000".to_owned()));
+            assert_eq!(parsed(&[b"hi"], Some(ttl)), Err("`ttl_s`: expected 60 to 2592000 seconds".to_owned()));
         }
         let other_encoding = message(request(&[b"hi"], None), Codec::MsgPack, b"").map(|_| ());
-        assert_eq!(
-            other_encoding,
-            Err(EdgeError::Malformed("content is base64 in JSON and bin in MessagePack".into()))
-        );
+        assert_eq!(other_encoding, Err(EdgeError::invalid("messages[0].content", CONTENT_FORM)));
     }
 
     #[test]

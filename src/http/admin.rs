@@ -29,7 +29,7 @@ use uuid::Uuid;
 pub use self::access::Access;
 use self::history::{CounterValues, History, Point};
 use crate::{
-    domain::envelope::Load,
+    domain::envelope::MailboxSize,
     metrics::{Metrics, Version},
     service::Service,
     tasks::Tasks,
@@ -78,7 +78,7 @@ pub struct Admin {
     started: Instant,
     history: History,
     /// What waits in mailboxes; `None` before the first measurement.
-    backlog: Mutex<Option<Load>>,
+    backlog: Mutex<Option<MailboxSize>>,
 }
 
 impl Admin {
@@ -137,7 +137,7 @@ impl Admin {
         }
     }
 
-    fn backlog(&self) -> Option<Load> {
+    fn backlog(&self) -> Option<MailboxSize> {
         *self.backlog.lock().unwrap_or_else(PoisonError::into_inner)
     }
 

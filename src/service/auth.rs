@@ -9,7 +9,7 @@ use crate::{
         Caller, ChallengeId, ClientNetwork, DeviceId, Email, KeysStatus, Refusal, Session, SessionId, Signal, UserId,
         envelope::MailboxStatus, otp::OtpCode, token::Token,
     },
-    store::{NewChallenge, NewConnection, NewDevice, NewSession, SignIn},
+    store::{ConnectionRegistration, NewChallenge, NewDevice, NewSession, SignIn},
 };
 
 /// A challenge that was mailed (or would have been).
@@ -155,7 +155,7 @@ impl Service {
     pub async fn open_connection(&self, caller: Caller) -> Result<Opened, Refusal> {
         self.bus.subscribe(caller.device).await;
         let now = self.now();
-        let connection = self.connections.submit(NewConnection { caller, now }).await?;
+        let connection = self.connections.submit(ConnectionRegistration { caller, now }).await?;
         self.bus.publish(caller.device, Signal::Displaced { epoch: connection.epoch });
         let keys = self.store.keys_status(caller.device).await?;
         let mailbox = self.store.mailbox(caller.device).await?;

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use super::sliding_window::SlidingWindow;
 use crate::{
-    domain::{ClientNetwork, DeviceId, Refusal, Timestamp, UserId, bucket::KeyedBuckets},
+    domain::{ClientNetwork, DeviceId, Refusal, Timestamp, UserId, keyed_buckets::KeyedBuckets},
     store::PastChallenge,
 };
 

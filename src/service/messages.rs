@@ -8,9 +8,9 @@ use super::Service;
 use crate::{
     domain::{
         Caller, DeviceId, MessageId, Refusal, UserId,
-        envelope::{Load, Outgoing, Page, PageRequest},
+        envelope::{MailPage, MailPageRequest, MailboxSize, OutgoingEnvelope},
     },
-    store::{Accepted, AckRequest, MailAnswer, MailRequest, SendRequest},
+    store::{AcceptedMessage, AckRequest, MailAnswer, MailRequest, SendRequest},
 };
 
 /// The places of a socket's requests of one kind, which take effect in the order in which they came.
@@ -54,7 +54,7 @@ pub struct Message {
     /// How long it waits.
     pub ttl: Duration,
     /// One for each device.
-    pub envelopes: Vec<Outgoing>,
+    pub envelopes: Vec<OutgoingEnvelope>,
 }
 
 impl Service {
@@ -63,7 +63,13 @@ impl Service {
     ///
     /// # Errors
     /// `session_revoked`, `rate_limited`, `not_found`, `devices_mismatch`, `id_conflict`, `mailbox_full`
-    pub async fn send(&self, caller: Caller, epoch: i64, turn: Turn, message: Message) -> Result<Accepted, Refusal> {
+    pub async fn send(
+        &self,
+        caller: Caller,
+        epoch: i64,
+        turn: Turn,
+        message: Message,
+    ) -> Result<AcceptedMessage, Refusal> {
         let now = self.now();
         self.limits.send(caller.device, now)?;
         let Message { id, to, ephemeral, ttl, envelopes } = message;
@@ -97,7 +103,7 @@ impl Service {
     ///
     /// # Errors
     /// `unavailable`
-    pub async fn mailbox_backlog(&self) -> Result<Load, Refusal> {
+    pub async fn mailbox_backlog(&self) -> Result<MailboxSize, Refusal> {
         Ok(self.store.mailbox_backlog().await?)
     }
 
@@ -105,7 +111,7 @@ impl Service {
     ///
     /// # Errors
     /// `unavailable`
-    pub async fn mail_page(&self, device: DeviceId, page: PageRequest) -> Result<Page, Refusal> {
+    pub async fn mail_page(&self, device: DeviceId, page: MailPageRequest) -> Result<MailPage, Refusal> {
         Ok(self.store.mail_page(device, page, self.now()).await?)
     }
 }

@@ -14,7 +14,7 @@ use tokio::time::Instant;
 use super::budget::Budget;
 use crate::domain::{
     Envelope,
-    envelope::{MailboxStatus, Page, PageRequest},
+    envelope::{MailPage, MailPageRequest, MailboxStatus},
 };
 use held::{Held, Patience};
 use window::Window;
@@ -55,7 +55,7 @@ pub enum Next {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Reading {
     /// Which envelopes.
-    pub page: PageRequest,
+    pub page: MailPageRequest,
     /// Whether they were sent before.
     pub is_resend: bool,
 }
@@ -171,7 +171,7 @@ impl Delivery {
         let bytes = self.window.free_bytes().clamp(1, PAGE_BYTES);
         // The backlog first, since the client is sent its end.
         let upto = self.backlog.unwrap_or(self.head);
-        Next::Read(Reading { page: PageRequest { after: self.cursor, upto, envelopes, bytes }, is_resend: false })
+        Next::Read(Reading { page: MailPageRequest { after: self.cursor, upto, envelopes, bytes }, is_resend: false })
     }
 
     /// Ends a reading that failed.
@@ -197,12 +197,12 @@ impl Delivery {
         }
         self.is_reading = true;
         let envelopes = u32::try_from(PAGE_ENVELOPES).unwrap_or(1);
-        let page = PageRequest { after, upto: self.cursor, envelopes, bytes: PAGE_BYTES };
+        let page = MailPageRequest { after, upto: self.cursor, envelopes, bytes: PAGE_BYTES };
         Some(Reading { page, is_resend: true })
     }
 
     /// Ends the reading for a resend. Returns the envelopes that still wait for an ack, which count as sent again.
-    pub fn end_resend(&mut self, reading: Reading, read: Page, now: Instant) -> Vec<(i64, Arc<Envelope>)> {
+    pub fn end_resend(&mut self, reading: Reading, read: MailPage, now: Instant) -> Vec<(i64, Arc<Envelope>)> {
         self.is_reading = false;
         let stored: Vec<i64> = read.envelopes.iter().map(|(seq, _)| *seq).collect();
         let after = reading.page.after;
@@ -228,7 +228,7 @@ mod tests {
         MailboxStatus { head, waiting, expired_total: 0 }
     }
 
-    fn page(seqs: &[i64], complete: bool) -> Page {
+    fn page(seqs: &[i64], complete: bool) -> MailPage {
         let envelope = Arc::new(Envelope {
             message: MessageId(Uuid::nil()),
             from_user: UserId(Uuid::nil()),
@@ -237,7 +237,7 @@ mod tests {
             content: bytes::Bytes::from_static(b"x"),
             accepted_at: Timestamp::parse("2026-01-01T00:00:00Z").unwrap(),
         });
-        Page { envelopes: seqs.iter().map(|seq| (*seq, envelope.clone())).collect(), complete }
+        MailPage { envelopes: seqs.iter().map(|seq| (*seq, envelope.clone())).collect(), complete }
     }
 
     fn envelope() -> Arc<Envelope> {

@@ -5,7 +5,7 @@ use std::{rc::Rc, sync::Arc, time::Instant};
 
 use actix_web::{
     HttpMessage, HttpRequest, HttpResponse,
-    http::header::{self, HeaderValue},
+    http::header::{self, HeaderMap, HeaderValue},
     web,
 };
 
@@ -53,7 +53,7 @@ async fn upgrade(request: &HttpRequest, body: web::Payload, node: Arc<Node>) -> 
     }
     let not_a_handshake = || EdgeError::Malformed("not a WebSocket handshake (RFC 6455, version 13)".into());
     actix_http::ws::verify_handshake(request.head()).map_err(|_| not_a_handshake())?;
-    if headers.contains_key(header::CONTENT_LENGTH) || headers.contains_key(header::TRANSFER_ENCODING) {
+    if !is_upgraded_by_transport(headers) || has_body(headers) {
         return Err(not_a_handshake());
     }
     let offer = Offer::read(request)?;
@@ -92,6 +92,19 @@ async fn upgrade(request: &HttpRequest, body: web::Payload, node: Arc<Node>) -> 
     let messages = messages.max_frame_size(MAX_FRAME_BYTES);
     DeviceSocket::launch(node, Upgraded { session, codec: offer.codec, ws, messages, wire, client });
     Ok(response)
+}
+
+/// Whether the HTTP layer has taken the connection out of HTTP: it does so only for an `Upgrade` of exactly this value.
+fn is_upgraded_by_transport(headers: &HeaderMap) -> bool {
+    let is_websocket = |value: &HeaderValue| value.as_bytes().trim_ascii().eq_ignore_ascii_case(b"websocket");
+    headers.get_all(header::UPGRADE).any(is_websocket)
+}
+
+/// Whether the request announces a body. Proxies and libraries add `Content-Length: 0`, which is none.
+fn has_body(headers: &HeaderMap) -> bool {
+    let length = headers.get(header::CONTENT_LENGTH);
+    let is_empty = length.is_none_or(|length| length.to_str().is_ok_and(|text| text.trim().parse() == Ok(0u64)));
+    !is_empty || headers.contains_key(header::TRANSFER_ENCODING)
 }
 
 /// What the client offers as subprotocols.

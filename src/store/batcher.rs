@@ -1,8 +1,8 @@
-//! Natural batching: while one transaction is in flight, requests of the same kind queue up, and the next transaction takes
-//! all that wait. There are no timers: an idle system answers after one round trip, a busy one shares its commits.
+//! Batching without timers: while one transaction is in flight, requests of the same kind queue up, and the next
+//! transaction takes all of them. An idle server answers after one transaction; a busy one shares its commits.
 //!
-//! If a transaction finds the database unreachable, the requests that were queued by then fail with it. They do not wait for
-//! a time-out of their own.
+//! If a batch finds the database unavailable, all requests queued by then fail with it, instead of each batch waiting
+//! for its own timeout.
 
 use std::{future::Future, panic::AssertUnwindSafe, sync::Arc};
 
@@ -13,33 +13,33 @@ use tokio::{
     time::Instant,
 };
 
-use super::{Health, StoreError};
+use super::{DatabaseHealth, StoreError};
 use crate::{metrics::BatchMeter, tasks::Tasks};
 
-/// Requests that may wait. Beyond this a request gets `unavailable` at once.
+/// Maximum number of queued requests. If the queue is full, a request gets `unavailable` at once.
 const QUEUE: usize = 16_384;
 
-/// The workers of one batcher.
+/// Configuration of the workers of a [`Batcher`].
 pub struct BatchWorkers {
     /// The name of their tasks.
     pub name: &'static str,
-    /// Items that one batch holds at most.
+    /// Maximum number of items in a batch.
     pub largest_batch: usize,
     /// The number of workers. With more than one, later items may overtake earlier ones.
     pub count: usize,
-    /// What batches are measured with.
+    /// Records the size and duration of batches.
     pub meter: BatchMeter,
 }
 
-struct Waiting<Item, Answer> {
+struct QueuedItem<Item, Answer> {
     item: Item,
     since: Instant,
     caller: oneshot::Sender<Result<Answer, StoreError>>,
 }
 
-/// A queue in front of one kind of transaction. Clones share the queue; the worker stops when the last is dropped.
+/// A queue of items of one kind, served in batches. Clones share the queue; the workers stop when the last is dropped.
 pub struct Batcher<Item, Answer> {
-    queue: mpsc::Sender<Waiting<Item, Answer>>,
+    queue: mpsc::Sender<QueuedItem<Item, Answer>>,
 }
 
 impl<Item, Answer> Clone for Batcher<Item, Answer> {
@@ -49,14 +49,14 @@ impl<Item, Answer> Clone for Batcher<Item, Answer> {
 }
 
 impl<Item: Send + 'static, Answer: Send + 'static> Batcher<Item, Answer> {
-    /// Starts the workers, which hand batches to `run`. `run` must return one result for each item, in their order. `health` is
-    /// that of the database that `run` uses.
-    pub fn start<Run, Batch>(tasks: &Tasks, workers: BatchWorkers, health: &Arc<Health>, run: Run) -> Self
+    /// Starts the workers, which pass batches to `run`. `run` must return one result per item, in order. `health` is
+    /// the health of the database that `run` uses.
+    pub fn start<Run, Batch>(tasks: &Tasks, workers: BatchWorkers, health: &Arc<DatabaseHealth>, run: Run) -> Self
     where
         Run: Fn(Vec<Item>) -> Batch + Clone + Send + 'static,
         Batch: Future<Output = Vec<Result<Answer, StoreError>>> + Send,
     {
-        let (queue, waiting) = mpsc::channel::<Waiting<Item, Answer>>(QUEUE);
+        let (queue, waiting) = mpsc::channel::<QueuedItem<Item, Answer>>(QUEUE);
         let waiting = Arc::new(Mutex::new(waiting));
         let BatchWorkers { name, largest_batch: largest, count, meter } = workers;
         for _ in 0..count {
@@ -64,11 +64,11 @@ impl<Item: Send + 'static, Answer: Send + 'static> Batcher<Item, Answer> {
             tasks.spawn_batch_worker(name, async move {
                 let mut taken = Vec::with_capacity(largest);
                 while waiting.lock().await.recv_many(&mut taken, largest).await > 0 {
-                    let lost_at = health.lost_at();
+                    let last_outage_at = health.last_outage_at();
                     let mut items = Vec::with_capacity(taken.len());
                     let mut callers = Vec::with_capacity(taken.len());
-                    for Waiting { item, since, caller } in taken.drain(..) {
-                        if lost_at.is_some_and(|lost| since < lost) {
+                    for QueuedItem { item, since, caller } in taken.drain(..) {
+                        if last_outage_at.is_some_and(|lost| since < lost) {
                             let _ = caller.send(Err(StoreError::Unavailable(sqlx::Error::PoolTimedOut)));
                         } else {
                             items.push(item);
@@ -95,32 +95,32 @@ impl<Item: Send + 'static, Answer: Send + 'static> Batcher<Item, Answer> {
     /// Queues one item and waits for its result.
     ///
     /// # Errors
-    /// What `run` says of it, or `Overloaded` where the queue is full or the worker has stopped.
+    /// The error of `run`, or `Overloaded` if the queue is full or the workers have stopped.
     pub async fn submit(&self, item: Item) -> Result<Answer, StoreError> {
         self.enqueue(item)?.answer().await
     }
 
-    /// Queues one item, behind all that were queued before.
+    /// Queues one item. Unlike [`Self::submit`], it fixes the item's place in the queue without waiting for the result.
     ///
     /// # Errors
-    /// `Overloaded` where the queue is full or the worker has stopped.
-    pub fn enqueue(&self, item: Item) -> Result<Queued<Answer>, StoreError> {
+    /// `Overloaded` if the queue is full or the workers have stopped.
+    pub fn enqueue(&self, item: Item) -> Result<PendingAnswer<Answer>, StoreError> {
         let (caller, answer) = oneshot::channel();
-        let waiting = Waiting { item, since: Instant::now(), caller };
+        let waiting = QueuedItem { item, since: Instant::now(), caller };
         self.queue.try_send(waiting).map_err(|_| StoreError::Overloaded)?;
-        Ok(Queued(answer))
+        Ok(PendingAnswer(answer))
     }
 }
 
-/// An item that waits for its result.
-#[must_use = "somebody should want the answer"]
-pub struct Queued<Answer>(oneshot::Receiver<Result<Answer, StoreError>>);
+/// The result of a queued item.
+#[must_use = "dropping it discards the answer"]
+pub struct PendingAnswer<Answer>(oneshot::Receiver<Result<Answer, StoreError>>);
 
-impl<Answer> Queued<Answer> {
-    /// The result.
+impl<Answer> PendingAnswer<Answer> {
+    /// Waits for the result.
     ///
     /// # Errors
-    /// What `run` says of it, or `Overloaded` where the worker has stopped.
+    /// The error of `run`, or `Overloaded` if the workers have stopped.
     pub async fn answer(self) -> Result<Answer, StoreError> {
         self.0.await.map_err(|_| StoreError::Overloaded)?
     }
@@ -143,7 +143,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn what_waits_shares_a_batch_and_each_gets_its_own_answer() {
+    async fn queued_requests_share_a_batch_and_each_gets_its_own_answer() {
         let batches = Arc::new(AtomicUsize::new(0));
         let (started, mut has_started) = mpsc::channel::<()>(8);
         let (release, released) = tokio::sync::watch::channel(false);
@@ -182,8 +182,8 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn requests_that_wait_when_an_outage_is_found_fail_with_the_batch_that_found_it() {
-        let health: Arc<Health> = Arc::default();
+    async fn queued_requests_fail_with_the_batch_that_finds_an_outage() {
+        let health: Arc<DatabaseHealth> = Arc::default();
         let attempts = Arc::new(AtomicUsize::new(0));
         let (release, released) = tokio::sync::watch::channel(false);
         let (tasks, known, counter) = (Tasks::new(Handle::current()), health.clone(), attempts.clone());
@@ -192,7 +192,7 @@ mod tests {
             async move {
                 counter.fetch_add(1, Ordering::SeqCst);
                 released.wait_for(|go| *go).await.unwrap();
-                known.lost(&StoreError::Overloaded);
+                known.record_outage(&StoreError::Overloaded);
                 items.into_iter().map(|_| Err::<(), _>(StoreError::Overloaded)).collect()
             }
         });
@@ -201,8 +201,8 @@ mod tests {
         for queued in waiting {
             assert!(queued.answer().await.is_err());
         }
-        assert_eq!(attempts.load(Ordering::SeqCst), 1, "one for all that waited");
+        assert_eq!(attempts.load(Ordering::SeqCst), 1, "one attempt for all queued requests");
         assert!(batcher.submit(30).await.is_err());
-        assert_eq!(attempts.load(Ordering::SeqCst), 2, "a later request has one of its own");
+        assert_eq!(attempts.load(Ordering::SeqCst), 2, "a later request makes its own attempt");
     }
 }

@@ -1,6 +1,7 @@
-//! Bundles without their one-time keys, made of the devices' signed keys, and the reasons why a device has none.
+//! Assembles bundles without one-time keys from the signed keys of devices, with the reason for each device that has
+//! none.
 //!
-//! Fetches and claims share this. It is set-based: a batch of requests reads the devices of all users that it names at once.
+//! Shared by fetches and claims. It is set-based: the devices of all users that a batch names are read at once.
 
 use std::collections::{HashMap, HashSet};
 
@@ -17,8 +18,8 @@ use crate::domain::{
     bundle::{EncodedKey, IssuedPqPrekey, SignedPrekey, Unavailable, UnavailableReason},
 };
 
-/// An active device with its signed keys, which are absent if it has not published.
-struct Target {
+/// An active device with its signed keys; they are `None` if it has not published.
+struct TargetDevice {
     user: Uuid,
     device: Uuid,
     registration_id: i64,
@@ -30,8 +31,8 @@ struct Target {
     expires_at: Option<DateTime<Utc>>,
 }
 
-/// The columns of a [`Target`].
-type TargetRow = (
+/// The columns of a [`TargetDevice`].
+type TargetDeviceRow = (
     Uuid,
     Uuid,
     i64,
@@ -43,8 +44,8 @@ type TargetRow = (
     Option<DateTime<Utc>>,
 );
 
-impl Target {
-    fn from_row(row: TargetRow) -> Self {
+impl TargetDevice {
+    fn from_row(row: TargetDeviceRow) -> Self {
         let (user, device, registration_id, suite, identity_key, key_id, public_key, signature, expires_at) = row;
         Self { user, device, registration_id, suite, identity_key, key_id, public_key, signature, expires_at }
     }
@@ -53,7 +54,7 @@ impl Target {
         self.suite.is_some()
     }
 
-    /// The bundle without one-time keys, or why there is none.
+    /// The device's bundle without one-time keys, or the reason why it has none.
     fn bundle(&self, now: Timestamp) -> Result<Result<Bundle, Unavailable>, StoreError> {
         let device_id = DeviceId(self.device);
         let unavailable = |reason| Ok(Err(Unavailable { device_id, reason }));
@@ -83,22 +84,22 @@ impl Target {
 }
 
 /// The active devices of some users.
-pub(super) struct Targets {
-    /// Every user that exists, with its active devices.
-    users: HashMap<Uuid, Vec<Target>>,
+pub(super) struct TargetDevices {
+    /// The users that exist, each with its active devices.
+    users: HashMap<Uuid, Vec<TargetDevice>>,
 }
 
-/// Each value once.
+/// The distinct ids.
 pub(super) fn distinct(ids: impl Iterator<Item = Uuid>) -> Vec<Uuid> {
     ids.collect::<HashSet<_>>().into_iter().collect()
 }
 
-impl Targets {
+impl TargetDevices {
     /// Reads the devices of these users.
     pub(super) async fn read(tx: &mut Tx<'_>, users: &[Uuid]) -> Result<Self, StoreError> {
-        let mut found: HashMap<Uuid, Vec<Target>> = HashMap::new();
+        let mut found: HashMap<Uuid, Vec<TargetDevice>> = HashMap::new();
         for row in tx.query(sql::TARGETS_OF_MANY).bind_ids(users).fetch_all().await? {
-            let target = Target::from_row(row);
+            let target = TargetDevice::from_row(row);
             found.entry(target.user).or_default().push(target);
         }
         let others: Vec<Uuid> = users.iter().copied().filter(|user| !found.contains_key(user)).collect();
@@ -108,7 +109,8 @@ impl Targets {
         Ok(Self { users: found })
     }
 
-    /// Sorts a user's devices into bundles and devices without one: the `wanted` devices, or all that have published.
+    /// Assembles the bundles of a user's `wanted` devices, or of all that have published; never of the caller's own
+    /// device.
     ///
     /// # Errors
     /// `not_found` if the user does not exist.
@@ -118,12 +120,12 @@ impl Targets {
         user: UserId,
         wanted: Option<&[DeviceId]>,
         now: Timestamp,
-    ) -> Result<Assembly, StoreError> {
+    ) -> Result<BundleAssembly, StoreError> {
         let devices = self.users.get(&user.0).ok_or(Refusal::NotFound)?;
-        let mut assembly = Assembly { answer: Bundles::default(), missing: Vec::new() };
+        let mut assembly = BundleAssembly { answer: Bundles::default(), missing: Vec::new() };
         let others = devices.iter().filter(|target| target.device != caller.device.0);
         if let Some(wanted) = wanted {
-            let others: HashMap<Uuid, &Target> = others.map(|target| (target.device, target)).collect();
+            let others: HashMap<Uuid, &TargetDevice> = others.map(|target| (target.device, target)).collect();
             for device in wanted {
                 match others.get(&device.0) {
                     Some(target) => assembly.add(target.bundle(now)?),
@@ -139,14 +141,14 @@ impl Targets {
     }
 }
 
-/// The answer to one request so far.
-pub(super) struct Assembly {
+/// A bundle answer without one-time keys and without the reasons for missing devices.
+pub(super) struct BundleAssembly {
     answer: Bundles,
-    /// Wanted devices that are not among the user's active ones.
+    /// Wanted devices that are not active devices of the user.
     missing: Vec<DeviceId>,
 }
 
-impl Assembly {
+impl BundleAssembly {
     fn add(&mut self, bundle: Result<Bundle, Unavailable>) {
         match bundle {
             Ok(bundle) => self.answer.bundles.push(bundle),
@@ -167,12 +169,15 @@ impl Assembly {
     }
 }
 
-/// Which missing devices exist: whether they are revoked, by device and user.
+/// The missing devices that exist. Key: device and user; value: whether the device is revoked.
 pub(super) struct KnownDevices(HashMap<(Uuid, Uuid), bool>);
 
 impl KnownDevices {
     /// Looks up the missing devices of some assemblies.
-    pub(super) async fn read(tx: &mut Tx<'_>, assemblies: impl Iterator<Item = &Assembly>) -> Result<Self, StoreError> {
+    pub(super) async fn read(
+        tx: &mut Tx<'_>,
+        assemblies: impl Iterator<Item = &BundleAssembly>,
+    ) -> Result<Self, StoreError> {
         let missing = distinct(assemblies.flat_map(|assembly| assembly.missing.iter().map(|device| device.0)));
         let known: Vec<(Uuid, Uuid, bool)> = tx.query(sql::DEVICES_OF_MANY).bind_ids(&missing).fetch_all().await?;
         Ok(Self(known.into_iter().map(|(device, user, revoked)| ((device, user), revoked)).collect()))
@@ -202,7 +207,7 @@ pub(super) async fn add_last_resorts<'b>(
 }
 
 impl Store {
-    /// The bundles of a user's devices without one-time keys: of the named devices, or of all that have published.
+    /// The bundles, without one-time keys, of the named devices of a user, or of all that have published.
     ///
     /// # Errors
     /// `session_revoked`, `not_found`
@@ -215,7 +220,7 @@ impl Store {
     ) -> Result<Bundles, StoreError> {
         let mut tx = self.read().await?;
         sessions::authorize(&mut tx, caller, now).await?;
-        let targets = Targets::read(&mut tx, &[user.0]).await?;
+        let targets = TargetDevices::read(&mut tx, &[user.0]).await?;
         let assembly = targets.assemble(caller, user, devices, now)?;
         let known = KnownDevices::read(&mut tx, std::iter::once(&assembly)).await?;
         let mut answer = assembly.finish(caller, user, &known);

@@ -1,10 +1,11 @@
 //! Claims: each one-time key is issued at most once, ever.
 //!
-//! The memory of a claim is the tombstone itself: the statement that issues a key writes claimer and claim id into its row,
-//! where they stay for a day. A repeat finds its key there, and of two parallel repeats only one can write.
+//! The record of a claim is the tombstone itself: the statement that issues a key writes the claimer and the claim id
+//! into its row, where they stay for a day. A repeat finds its key there, and a unique index lets only one of two
+//! parallel repeats write.
 //!
-//! A batch is one transaction of a few set-based statements, whatever its size. Which claim lacks which keys is kept in
-//! memory (`assignments`). On PostgreSQL other transactions may have locked keys meanwhile: see `blocking`.
+//! A batch is one transaction of a few set-based statements, whatever its size. Which claim still needs which keys
+//! is tracked in memory (`assignments`). On PostgreSQL, other transactions may have locked keys: see `blocking`.
 
 mod assignments;
 mod blocking;
@@ -21,54 +22,54 @@ use uuid::Uuid;
 
 use super::{
     BatchOutcome, Store, StoreError,
-    bundles::{Assembly, KnownDevices, Targets, add_last_resorts, distinct},
+    bundles::{BundleAssembly, KnownDevices, TargetDevices, add_last_resorts, distinct},
     rows,
     sql::accounts,
     tx::Tx,
 };
 use crate::domain::{
-    Bundles, Caller, ClaimId, DeviceId, KeyKind, Refusal, Signal, Timestamp, UserId, bucket::DrainLimit,
+    Bundles, Caller, ClaimId, DeviceId, KeyKind, Refusal, Signal, Timestamp, UserId, keyed_buckets::DrainLimit,
 };
 use assignments::Assignments;
 use tokens::TakenTokens;
 
-/// A pool of one device.
-type Pool = (DeviceId, KeyKind);
+/// One of a device's two pools of one-time keys.
+type KeyPool = (DeviceId, KeyKind);
 
 /// A request for one-time keys of some or all devices of a user.
 #[derive(Clone, Debug)]
 pub struct ClaimRequest {
-    /// Who claims.
+    /// The claiming session, user and device.
     pub caller: Caller,
-    /// Whose keys.
+    /// The user whose keys are claimed.
     pub user: UserId,
-    /// Which devices; `None` for all that have published.
+    /// The target devices; `None` for all that have published.
     pub devices: Option<Vec<DeviceId>>,
     /// Chosen by the client; a repeat with the same id gets the same keys.
     pub claim: ClaimId,
-    /// The time of day.
+    /// The current time.
     pub now: Timestamp,
 }
 
 /// The answer to one claim.
 #[derive(Debug)]
 pub enum ClaimAnswer {
-    /// All that can be said.
+    /// The final answer.
     Done(Bundles),
-    /// Some pools have keys that other transactions had locked: see [`Claims::claim_blocking`].
+    /// The claim may still get keys that other transactions had locked: see [`Claims::claim_blocking`].
     Blocked(Box<BlockedClaim>),
 }
 
-/// A claim that came up short of keys which exist.
+/// A claim that lacks keys although their pools have unissued ones, which were locked.
 #[derive(Debug)]
 pub struct BlockedClaim {
     request: ClaimRequest,
     answer: Bundles,
     /// The pools to wait for.
-    waiting: Vec<Pool>,
+    waiting: Vec<KeyPool>,
 }
 
-/// Claims of a store under a drain limit.
+/// Claims on a store, under a drain limit.
 #[derive(Clone)]
 pub struct Claims {
     store: Store,
@@ -76,7 +77,7 @@ pub struct Claims {
 }
 
 impl Claims {
-    /// Claims on `store`. Claimers over the limit get no one-time keys.
+    /// Claims on `store`. Claims over the drain limit get no one-time keys.
     #[must_use]
     pub fn new(store: Store, drain: DrainLimit) -> Self {
         Self { store, drain: Arc::new(drain) }
@@ -88,8 +89,8 @@ impl Claims {
         Self { store, ..self }
     }
 
-    /// Serves claims in one commit. A claim that fails for a reason of its own fails alone. The signals tell owners of pools
-    /// that have fallen to a low-water level.
+    /// Serves a batch of claims in one transaction. A claim can fail without failing the others. The signals are for
+    /// owners whose pools have fallen to a low-water level.
     pub async fn claim(&self, items: Vec<ClaimRequest>) -> BatchOutcome<ClaimAnswer> {
         let outcome = self.store.run_batch("claims", &items, |items, _| self.claim_once(items)).await;
         outcome.unwrap_or_else(|error| BatchOutcome::failed(&error, items.len()))
@@ -97,32 +98,32 @@ impl Claims {
 
     async fn claim_once(&self, items: &[ClaimRequest]) -> Result<BatchOutcome<ClaimAnswer>, StoreError> {
         let Some(now) = items.first().map(|item| item.now) else { return Ok(BatchOutcome::default()) };
-        let mut tokens = TakenTokens::none(&self.drain);
+        let mut tokens = TakenTokens::new(&self.drain);
         let mut tx = self.store.begin().await?;
         let assemblies = assemble(&mut tx, items).await?;
         let known = KnownDevices::read(&mut tx, assemblies.iter().flatten()).await?;
-        let finish = |(assembly, item): (Result<Assembly, StoreError>, &ClaimRequest)| {
+        let finish = |(assembly, item): (Result<BundleAssembly, StoreError>, &ClaimRequest)| {
             assembly.map(|assembly| assembly.finish(&item.caller, item.user, &known))
         };
         let mut answers: Vec<Result<Bundles, StoreError>> = assemblies.into_iter().zip(items).map(finish).collect();
 
         let mut assignments = Assignments::new(items, &answers);
-        assignments.find_earlier(&mut tx).await?;
-        assignments.allow(items, &mut tokens);
-        let mut touched = assignments.take(&mut tx, now).await?;
-        assignments.give_tokens_back(items, &mut tokens);
+        assignments.load_earlier(&mut tx).await?;
+        assignments.apply_drain_limit(items, &mut tokens);
+        let mut touched = assignments.take_keys(&mut tx, now).await?;
+        assignments.refund_unused_tokens(items, &mut tokens);
         let bundles = answers.iter_mut().flatten().flat_map(|answer| &mut answer.bundles);
         add_last_resorts(&mut tx, &assignments.without_pq_key(), bundles).await?;
-        if tx.writes_alone() {
+        if tx.is_sole_writer() {
             let low = levels::low_pools(&mut tx, &touched, self.store.settings.low_watermark).await?;
             tx.commit().await?;
-            tokens.keep();
+            tokens.commit();
             let answers = assignments.answers(items, answers, &HashSet::new());
             return Ok(BatchOutcome { answers, signals: levels::newly_low(low) });
         }
         tx.commit().await?;
-        tokens.keep();
-        // An earlier run may have taken keys and not lived to announce it.
+        tokens.commit();
+        // A node may have committed an earlier run of a claim and stopped before it announced the low pool.
         touched.extend(assignments.touched_earlier());
         let blocked = blocking::blocked_pools(&self.store, &assignments).await?;
         let answers = assignments.answers(items, answers, &blocked);
@@ -130,16 +131,19 @@ impl Claims {
     }
 }
 
-/// The answers to claims without their one-time keys, or why there are none.
-async fn assemble(tx: &mut Tx<'_>, items: &[ClaimRequest]) -> Result<Vec<Result<Assembly, StoreError>>, StoreError> {
-    type SessionRow = (Uuid, Uuid, DateTime<Utc>, i64);
+/// For each claim, its bundles without one-time keys, or its refusal.
+async fn assemble(
+    tx: &mut Tx<'_>,
+    items: &[ClaimRequest],
+) -> Result<Vec<Result<BundleAssembly, StoreError>>, StoreError> {
+    type CallerSessionRow = (Uuid, Uuid, DateTime<Utc>, i64);
     let sessions = distinct(items.iter().map(|item| item.caller.session.0));
-    let sessions: Vec<SessionRow> = tx.query(accounts::SESSIONS_OF_MANY).bind_ids(&sessions).fetch_all().await?;
+    let sessions: Vec<CallerSessionRow> = tx.query(accounts::SESSIONS_OF_MANY).bind_ids(&sessions).fetch_all().await?;
     let sessions: HashMap<Uuid, (Uuid, Timestamp)> = sessions
         .into_iter()
         .map(|(session, device, expires_at, _)| (session, (device, rows::time(expires_at))))
         .collect();
-    let targets = Targets::read(tx, &distinct(items.iter().map(|item| item.user.0))).await?;
+    let targets = TargetDevices::read(tx, &distinct(items.iter().map(|item| item.user.0))).await?;
     let assemble = |ClaimRequest { caller, user, devices, now, .. }: &ClaimRequest| {
         let session = sessions.get(&caller.session.0);
         let is_valid = session.is_some_and(|(device, expires_at)| *device == caller.device.0 && expires_at > now);
@@ -152,14 +156,14 @@ async fn assemble(tx: &mut Tx<'_>, items: &[ClaimRequest]) -> Result<Vec<Result<
 }
 
 impl Store {
-    /// The low pools of these devices, for owners who may have missed the signal. SQLite has one node, which cannot miss its
-    /// own.
+    /// Signals for the low pools of these devices, whose owners may have missed one. Empty on SQLite, where the only
+    /// node cannot miss its own signals.
     ///
     /// # Errors
     /// [`StoreError::Unavailable`]
     pub async fn low_pools(&self, devices: &[DeviceId]) -> Result<Vec<(DeviceId, Signal)>, StoreError> {
         let mut tx = self.read().await?;
-        if tx.writes_alone() {
+        if tx.is_sole_writer() {
             return Ok(Vec::new());
         }
         let pools = devices.iter().flat_map(|device| KeyKind::ALL.map(|kind| (*device, kind))).collect();
@@ -167,9 +171,9 @@ impl Store {
         Ok(low.into_iter().map(|pool| (pool.device, pool.signal)).collect())
     }
 
-    /// Counts pools after the commit that took keys of them, and returns the signals for their owners. Best effort: failures
-    /// are logged, and the reconciler catches up.
-    async fn announce(&self, touched: &BTreeSet<Pool>) -> Vec<(DeviceId, Signal)> {
+    /// Counts pools after the commit that took keys of them, and returns the signals for their owners. Best effort:
+    /// failures are logged, and the reconciler catches up.
+    async fn announce(&self, touched: &BTreeSet<KeyPool>) -> Vec<(DeviceId, Signal)> {
         if touched.is_empty() {
             return Vec::new();
         }

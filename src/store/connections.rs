@@ -1,25 +1,26 @@
-//! Connections of devices to nodes, as the database knows them: which is the newest, and what it may have missed.
+//! The WebSocket connections of devices, as the database records them: the epoch of each device's newest connection,
+//! and what a connection may have missed.
 
 use super::{Store, StoreError, error::fail_all, sql::accounts as sql, tx::Column};
 use crate::domain::{Caller, DeviceId, LiveConnection, Refusal, Timestamp};
 
-/// A connection that is to be opened.
+/// A device's connection to register.
 #[derive(Clone, Copy, Debug)]
-pub struct NewConnection {
-    /// Whose connection it is.
+pub struct ConnectionRegistration {
+    /// The session, user and device that connect.
     pub caller: Caller,
-    /// The time of day.
+    /// The current time.
     pub now: Timestamp,
 }
 
-/// A connection that was opened.
+/// A registered connection.
 #[derive(Clone, Copy, Debug)]
-pub struct Connection {
+pub struct RegisteredConnection {
     /// Greater than the epoch of every earlier connection of the device.
     pub epoch: i64,
 }
 
-/// What the database says of a connection.
+/// The state of a connection in the database.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct ConnectionState {
     /// The epoch of the device's newest connection.
@@ -28,29 +29,35 @@ pub struct ConnectionState {
     pub revoked: bool,
     /// Whether the connection's session is valid.
     pub session_is_valid: bool,
-    /// The number of the newest envelope that was ever stored for the device, 0 if there was none.
+    /// The number of the newest envelope ever stored for the device; 0 if there was none.
     pub mailbox_head: i64,
 }
 
 impl Store {
-    /// Opens connections in one commit. For each, one statement checks the session and takes the next epoch. Answers are in
-    /// the order of the items: `session_revoked` if a session is not valid.
-    pub async fn open_connections(&self, items: Vec<NewConnection>) -> Vec<Result<Connection, StoreError>> {
-        match self.try_open_connections(&items).await {
+    /// Registers connections in one transaction. For each, one statement checks the session and increments the device's
+    /// epoch. Answers are in the order of the items: `session_revoked` if a session is not valid.
+    pub async fn register_connections(
+        &self,
+        items: Vec<ConnectionRegistration>,
+    ) -> Vec<Result<RegisteredConnection, StoreError>> {
+        match self.try_register_connections(&items).await {
             Ok(opened) => opened.into_iter().map(|opened| opened.ok_or(Refusal::SessionRevoked.into())).collect(),
             Err(error) => fail_all(&error, items.len()),
         }
     }
 
-    async fn try_open_connections(&self, items: &[NewConnection]) -> Result<Vec<Option<Connection>>, StoreError> {
-        // By id, so that nodes that open connections of the same devices cannot deadlock.
+    async fn try_register_connections(
+        &self,
+        items: &[ConnectionRegistration],
+    ) -> Result<Vec<Option<RegisteredConnection>>, StoreError> {
+        // Sorted by device, so that nodes that register connections of the same devices cannot deadlock.
         let mut order: Vec<usize> = (0..items.len()).collect();
         order.sort_by_key(|index| items[*index].caller.device);
         self.retrying(|| async {
             let mut tx = self.begin().await?;
             let mut opened = vec![None; items.len()];
             for index in order.iter().copied() {
-                let NewConnection { caller, now } = &items[index];
+                let ConnectionRegistration { caller, now } = &items[index];
                 let row: Option<(i64,)> = tx
                     .query(sql::OPEN_CONNECTION)
                     .bind(caller.device.0)
@@ -58,7 +65,7 @@ impl Store {
                     .bind(now.to_utc())
                     .fetch_optional()
                     .await?;
-                opened[index] = row.map(|(epoch,)| Connection { epoch });
+                opened[index] = row.map(|(epoch,)| RegisteredConnection { epoch });
             }
             tx.commit().await?;
             Ok(opened)

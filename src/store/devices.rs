@@ -13,11 +13,11 @@ use crate::domain::{Caller, DeviceId, Refusal, Timestamp, UserId};
 /// An active device.
 #[derive(Clone, Debug)]
 pub struct DeviceRecord {
-    /// Its id.
+    /// The id that the server gave it.
     pub id: DeviceId,
-    /// A name for people.
+    /// A display name, if it has one.
     pub name: Option<String>,
-    /// The number that the client's library uses for it.
+    /// The device's number in the client's Signal library.
     pub registration_id: u32,
     /// When it first signed in.
     pub created_at: Timestamp,
@@ -42,13 +42,14 @@ pub(super) async fn active(tx: &mut Tx<'_>, user: UserId) -> Result<Vec<DeviceRe
     found.into_iter().map(record).collect()
 }
 
-/// Revokes a device of the user: its sessions, mailbox, served and unissued keys are deleted. Returns whether it was active.
+/// Revokes a device of the user. Deletes its sessions, its envelopes, its signed prekey, its last-resort key and its
+/// unissued one-time keys. Returns whether it was active.
 pub(super) async fn revoke(tx: &mut Tx<'_>, device: DeviceId, user: UserId) -> Result<bool, StoreError> {
     let was_active = tx.query(sql::REVOKE_DEVICE).bind(device.0).bind(user.0).execute().await? == 1;
     if was_active {
         for text in [
             sql::DELETE_SESSIONS_OF_DEVICE,
-            // This locks the mailbox before its messages are deleted, so that it waits for a send that is under way.
+            // Locks the mailbox before its envelopes are deleted, and so waits for a send in progress.
             mailbox::EMPTY_MAILBOX,
             mailbox::DELETE_MESSAGES,
             keys::DELETE_SIGNED_PREKEYS,
@@ -72,7 +73,7 @@ impl Store {
         active(&mut tx, caller.user).await
     }
 
-    /// Names one of the caller's active devices.
+    /// Sets the display name of one of the caller's active devices.
     ///
     /// # Errors
     /// `session_revoked`, `unknown_device`
@@ -96,7 +97,7 @@ impl Store {
         .await
     }
 
-    /// Revokes one of the caller's active devices. Returns those that remain.
+    /// Revokes one of the caller's active devices. Returns the remaining ones.
     ///
     /// # Errors
     /// `session_revoked`, `unknown_device`

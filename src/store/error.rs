@@ -1,15 +1,15 @@
-//! What can go wrong in the store.
+//! Errors of store operations.
 
 use sqlx::{error::DatabaseError, migrate::MigrateError, postgres::PgDatabaseError, sqlite::SqliteError};
 use thiserror::Error;
 
 use crate::{domain::Refusal, sqlite_file::SqliteUrlError};
 
-/// A store operation that failed. Nothing of it was written, unless it is [`StoreError::Unavailable`] and the connection was
-/// lost in the moment of the commit.
+/// Why a store operation failed. It wrote nothing, except that after [`StoreError::Unavailable`] during a commit the
+/// transaction may have been committed.
 #[derive(Debug, Error)]
 pub enum StoreError {
-    /// The rules say no.
+    /// The request breaks a rule of the server.
     #[error(transparent)]
     Refused(#[from] Refusal),
     /// The database cannot be reached, is full or is too busy.
@@ -18,32 +18,32 @@ pub enum StoreError {
     /// The work queue is full or its worker has stopped.
     #[error("the store is overloaded or stopped")]
     Overloaded,
-    /// Another transaction won; running this one again may succeed.
+    /// A serialization failure or deadlock; a retry may succeed.
     #[error("the transaction lost to another: {0}")]
     Conflict(#[source] sqlx::Error),
-    /// A value that the database does not take (classes 22 and 23): one item of a batch is poisoned.
-    #[error("the database does not take a value: {0}")]
+    /// The database rejects a value (SQLSTATE classes 22 and 23): one item of a batch is invalid.
+    #[error("the database rejected a value: {0}")]
     Data(#[source] sqlx::Error),
-    /// The database refuses what a migration needs.
-    #[error("the database refuses the migration: {0}")]
+    /// The database role lacks a privilege that a migration needs.
+    #[error("cannot migrate the database: {0}")]
     Migration(String),
-    /// The tables are not such as this version makes them.
+    /// The applied migrations do not match this version.
     #[error("the database does not fit this version of sealwire: {0}")]
     Schema(String),
-    /// Another process serves the file.
+    /// Another process serves the SQLite file.
     #[error("{0} is in use by a running server; a SQLite file is for one, and its tables change while none runs")]
     InUse(String),
-    /// The URL names no SQLite file that a server can be run on.
+    /// The URL does not name a SQLite file that the server can use.
     #[error(transparent)]
     Url(#[from] SqliteUrlError),
-    /// A defect: a statement or a row is not what the code takes it to be.
+    /// A defect: a statement or a row is not what the code expects.
     #[error("database error: {0}")]
     Internal(#[source] sqlx::Error),
 }
 
 /// SQLite's primary code for a violated constraint.
 const SQLITE_CONSTRAINT: u32 = 19;
-/// SQLite's primary result codes that are about the machine, not about the statement: BUSY, LOCKED, NOMEM, INTERRUPT,
+/// SQLite's primary result codes that have a cause outside the statement: BUSY, LOCKED, NOMEM, INTERRUPT,
 /// IOERR, FULL, CANTOPEN, PROTOCOL, READONLY.
 const SQLITE_OUT_OF_REACH: [u32; 9] = [5, 6, 7, 9, 10, 13, 14, 15, 8];
 
@@ -70,12 +70,11 @@ impl From<sqlx::Error> for StoreError {
 }
 
 impl StoreError {
-    /// Sorts by SQLSTATE (PostgreSQL documentation, appendix A).
+    /// Classifies an error by its SQLSTATE (PostgreSQL documentation, appendix A).
     fn from_sqlstate(code: &str, error: sqlx::Error) -> Self {
         match code {
             "40001" | "40P01" => Self::Conflict(error),
-            // Timeouts of locks, statements and idle transactions, and a server that is stopping, starting, full or
-            // read-only.
+            // Timeouts of locks, statements and idle transactions; a server that is stopping, starting or read-only.
             "55P03" | "57014" | "25P03" | "57P01" | "57P02" | "57P03" | "25006" => Self::Unavailable(error),
             _ if code.starts_with("08") || code.starts_with("53") || code.starts_with("58") => Self::Unavailable(error),
             _ if code.starts_with("22") || code.starts_with("23") => Self::Data(error),
@@ -92,8 +91,8 @@ impl StoreError {
         }
     }
 
-    /// Says plainly what the role lacks.
-    pub(super) fn may_not_migrate() -> Self {
+    /// Names the privilege that the role lacks.
+    pub(super) fn missing_privilege() -> Self {
         Self::Migration(
             "the extension uuid-ossp and the tables need the CREATE privilege on the database and its schema; \
              grant it to this role, or have an owner run: CREATE EXTENSION \"uuid-ossp\""
@@ -101,52 +100,52 @@ impl StoreError {
         )
     }
 
-    /// A migration was applied that this version does not know.
-    pub(super) fn newer(migration: i64) -> Self {
+    /// The database has a migration that this version does not know.
+    pub(super) fn unknown_migration(migration: i64) -> Self {
         Self::Schema(format!(
-            "migration {migration} is of a newer one; run that, or restore the backup from before the upgrade"
+            "migration {migration} belongs to a newer version; run that version, or restore a backup from before the upgrade"
         ))
     }
 
-    /// A migration was applied in another form.
-    pub(super) fn other(migration: i64) -> Self {
-        Self::Schema(format!("migration {migration} was applied in another form"))
+    /// The checksum of an applied migration differs from this version's.
+    pub(super) fn changed_migration(migration: i64) -> Self {
+        Self::Schema(format!("migration {migration} differs from the one that was applied"))
     }
 
-    /// A migration was begun and did not end.
-    pub(super) fn unfinished(migration: i64) -> Self {
-        Self::Schema(format!("migration {migration} was begun and did not end well; restore the backup from before"))
+    /// A migration was started and did not finish.
+    pub(super) fn unfinished_migration(migration: i64) -> Self {
+        Self::Schema(format!("migration {migration} did not finish; restore a backup from before the upgrade"))
     }
 
     /// The database did not answer in time.
-    pub(super) fn silent() -> Self {
-        let silence = std::io::Error::new(std::io::ErrorKind::TimedOut, "it did not answer for ten seconds");
+    pub(super) fn timed_out() -> Self {
+        let silence = std::io::Error::new(std::io::ErrorKind::TimedOut, "no answer within ten seconds");
         Self::Unavailable(sqlx::Error::Io(silence))
     }
 
-    /// The database failed a moment ago.
-    pub(super) fn unsettled() -> Self {
-        Self::Unavailable(sqlx::Error::Io(std::io::Error::other("a write failed a moment ago")))
+    /// A write failed less than [`super::WRITE_RECOVERY`] ago.
+    pub(super) fn still_failing() -> Self {
+        Self::Unavailable(sqlx::Error::Io(std::io::Error::other("a write failed less than five seconds ago")))
     }
 
-    /// Says plainly what a migration lacks.
+    /// Turns an error of sqlx's migrator into one that says what to do.
     pub(super) fn from_migration(error: MigrateError) -> Self {
         let refused =
             |error: &sqlx::Error| error.as_database_error().and_then(DatabaseError::code).is_some_and(|c| c == "42501");
         match error {
             MigrateError::Execute(error) | MigrateError::ExecuteMigration(error, _) if refused(&error) => {
-                Self::may_not_migrate()
+                Self::missing_privilege()
             }
-            MigrateError::VersionMissing(version) => Self::newer(version),
-            MigrateError::VersionMismatch(version) => Self::other(version),
-            MigrateError::Dirty(version) => Self::unfinished(version),
+            MigrateError::VersionMissing(version) => Self::unknown_migration(version),
+            MigrateError::VersionMismatch(version) => Self::changed_migration(version),
+            MigrateError::Dirty(version) => Self::unfinished_migration(version),
             other => sqlx::Error::from(other).into(),
         }
     }
 
-    /// Whether the database was not even reached, or its file cannot be written, so that trying again at once is of no use.
+    /// Whether the database could not be reached, or its file not be written, so that an immediate retry is useless.
     #[must_use]
-    pub fn is_out_of_reach(&self) -> bool {
+    pub fn is_outage(&self) -> bool {
         use sqlx::Error::{BeginFailed, Database, PoolClosed, PoolTimedOut};
         match self {
             Self::Unavailable(PoolTimedOut | PoolClosed | BeginFailed) => true,
@@ -155,7 +154,7 @@ impl StoreError {
         }
     }
 
-    /// What the client is told.
+    /// The refusal that the client gets.
     #[must_use]
     pub fn refusal(&self) -> Refusal {
         match self {
@@ -171,9 +170,9 @@ impl StoreError {
     }
 }
 
-/// The same failure for every item of a batch.
+/// Logs a failed batch, and returns the same error for every item.
 pub(super) fn fail_all<T>(error: &StoreError, items: usize) -> Vec<Result<T, StoreError>> {
-    // `Health` logs an unavailable database, once a minute.
+    // `DatabaseHealth` logs an unavailable database, once a minute.
     if !matches!(error, StoreError::Unavailable(_)) {
         tracing::error!(%error, items, "a batch failed");
     }

@@ -1,4 +1,5 @@
-//! Tracks database availability, as the last operations found it. During an outage it shortens waits and throttles the log.
+//! Tracks whether the latest operations found the database available. During an outage it shortens waits and throttles
+//! the log.
 
 use std::{
     sync::{
@@ -14,60 +15,61 @@ use super::StoreError;
 use crate::log_throttle::LogThrottle;
 
 /// How long an operation waits for a connection.
-pub const PATIENCE: Duration = Duration::from_secs(10);
-/// The same during a known outage, so that clients soon get their error.
-const OUTAGE_PATIENCE: Duration = Duration::from_secs(2);
-/// Failures are logged once in this time.
+pub const ACQUIRE_TIMEOUT: Duration = Duration::from_secs(10);
+/// The same during a known outage, so that clients get their error soon.
+const OUTAGE_ACQUIRE_TIMEOUT: Duration = Duration::from_secs(2);
+/// At most one failure is logged per interval.
 const LOG_EVERY: Duration = Duration::from_mins(1);
 
-/// What is known of a database's availability.
+/// The availability of a database, as the latest operations found it.
 #[derive(Debug)]
-pub struct Health {
-    /// Whether `lost` holds anything. Read without the lock by every statement that succeeds.
-    is_lost: AtomicBool,
-    lost: Mutex<Option<Outage>>,
+pub struct DatabaseHealth {
+    /// Whether `outage` is `Some`. Every successful statement reads this, without taking the lock.
+    is_unavailable: AtomicBool,
+    outage: Mutex<Option<DatabaseOutage>>,
     failures: LogThrottle,
 }
 
 #[derive(Clone, Copy, Debug)]
-struct Outage {
+struct DatabaseOutage {
     since: Instant,
     latest: Instant,
 }
 
-impl Default for Health {
+impl Default for DatabaseHealth {
     fn default() -> Self {
-        Self { is_lost: AtomicBool::default(), lost: Mutex::default(), failures: LogThrottle::new(LOG_EVERY) }
+        Self { is_unavailable: AtomicBool::default(), outage: Mutex::default(), failures: LogThrottle::new(LOG_EVERY) }
     }
 }
 
-impl Health {
+impl DatabaseHealth {
     /// How long an operation waits for a connection.
-    pub fn patience(&self) -> Duration {
-        if self.is_lost() { OUTAGE_PATIENCE } else { PATIENCE }
+    pub fn acquire_timeout(&self) -> Duration {
+        if self.is_unavailable() { OUTAGE_ACQUIRE_TIMEOUT } else { ACQUIRE_TIMEOUT }
     }
 
-    /// Whether the last operation found the database unreachable.
-    pub fn is_lost(&self) -> bool {
-        self.is_lost.load(Ordering::Relaxed)
+    /// Whether an operation found the database unavailable and none has succeeded since.
+    pub fn is_unavailable(&self) -> bool {
+        self.is_unavailable.load(Ordering::Relaxed)
     }
 
-    /// When the database was last found unreachable, if no operation has succeeded since. What waited then need not be tried.
-    pub fn lost_at(&self) -> Option<Instant> {
-        if !self.is_lost() {
+    /// When an operation last found the database unavailable, if none has succeeded since. Requests queued before that
+    /// time can fail without being tried.
+    pub fn last_outage_at(&self) -> Option<Instant> {
+        if !self.is_unavailable() {
             return None;
         }
-        self.lost.lock().unwrap_or_else(PoisonError::into_inner).map(|outage| outage.latest)
+        self.outage.lock().unwrap_or_else(PoisonError::into_inner).map(|outage| outage.latest)
     }
 
-    /// Records that the database did what it was asked.
-    pub(super) fn held(&self) {
-        if !self.is_lost() {
+    /// Records that an operation succeeded.
+    pub(super) fn record_success(&self) {
+        if !self.is_unavailable() {
             return;
         }
-        let mut lost = self.lost.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut lost = self.outage.lock().unwrap_or_else(PoisonError::into_inner);
         let outage = lost.take();
-        self.is_lost.store(false, Ordering::Relaxed);
+        self.is_unavailable.store(false, Ordering::Relaxed);
         drop(lost);
         if let Some(outage) = outage {
             tracing::info!(seconds = outage.since.elapsed().as_secs(), "the database is back");
@@ -75,18 +77,18 @@ impl Health {
     }
 
     /// Records that the database cannot be reached or written.
-    pub(super) fn lost(&self, error: &StoreError) {
+    pub(super) fn record_outage(&self, error: &StoreError) {
         let now = Instant::now();
-        let mut lost = self.lost.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut lost = self.outage.lock().unwrap_or_else(PoisonError::into_inner);
         let since = lost.map_or(now, |outage| outage.since);
-        *lost = Some(Outage { since, latest: now });
-        self.is_lost.store(true, Ordering::Relaxed);
+        *lost = Some(DatabaseOutage { since, latest: now });
+        self.is_unavailable.store(true, Ordering::Relaxed);
         drop(lost);
-        self.report(error);
+        self.log_failure(error);
     }
 
     /// Logs a failure, at most once a minute.
-    pub(super) fn report(&self, error: &StoreError) {
+    pub(super) fn log_failure(&self, error: &StoreError) {
         if let Some(failures) = self.failures.count(std::time::Instant::now()) {
             tracing::error!(%error, failures, "the database fails");
         }
@@ -99,16 +101,16 @@ mod tests {
 
     #[test]
     fn a_known_outage_shortens_waits_until_the_database_is_back() {
-        let health = Health::default();
+        let health = DatabaseHealth::default();
         let gone = StoreError::Unavailable(sqlx::Error::PoolTimedOut);
-        assert_eq!((health.patience(), health.lost_at()), (PATIENCE, None));
+        assert_eq!((health.acquire_timeout(), health.last_outage_at()), (ACQUIRE_TIMEOUT, None));
         let before = Instant::now();
         for _ in 0..2 {
-            health.lost(&gone);
-            assert!(health.lost_at().is_some_and(|lost| lost >= before));
-            assert_eq!(health.patience(), OUTAGE_PATIENCE);
+            health.record_outage(&gone);
+            assert!(health.last_outage_at().is_some_and(|lost| lost >= before));
+            assert_eq!(health.acquire_timeout(), OUTAGE_ACQUIRE_TIMEOUT);
         }
-        health.held();
-        assert_eq!((health.patience(), health.lost_at()), (PATIENCE, None));
+        health.record_success();
+        assert_eq!((health.acquire_timeout(), health.last_outage_at()), (ACQUIRE_TIMEOUT, None));
     }
 }

@@ -1,4 +1,4 @@
-//! Publishing keys, and the status of a device's keys.
+//! Stores published keys, and reports the status of a device's keys.
 
 use chrono::{DateTime, Utc};
 
@@ -14,7 +14,7 @@ use crate::domain::{
     publish::{Identity, VerifiedPqPrekey, VerifiedPublish, VerifiedSignedPrekey},
 };
 
-/// What became of each key id of a pool. Every id of the request is in one of the lists.
+/// The outcome for each key id of a pool. Every id of the request is in exactly one list.
 #[derive(Debug, Default, PartialEq, Eq)]
 pub struct PublishReport {
     /// New and stored.
@@ -32,22 +32,22 @@ pub struct PublishReport {
 /// The result of a publish.
 #[derive(Debug)]
 pub struct PublishOutcome {
-    /// One-time prekeys.
+    /// Outcome for the one-time prekeys.
     pub one_time: PublishReport,
-    /// One-time PQ prekeys.
+    /// Outcome for the one-time PQ prekeys.
     pub pq_one_time: PublishReport,
-    /// All of the device's keys afterwards.
+    /// The status of the device's keys after the publish.
     pub status: KeysStatus,
 }
 
-/// A pool that is being added to.
-struct PoolStatements {
+/// The statements for adding to a pool of one kind.
+struct PublishStatements {
     count: Sql,
     by_key_id: Sql,
     rearm: Sql,
 }
 
-impl PoolStatements {
+impl PublishStatements {
     fn of(kind: KeyKind) -> Self {
         match kind {
             KeyKind::OneTime => {
@@ -58,7 +58,7 @@ impl PoolStatements {
     }
 }
 
-/// A key for a pool.
+/// A key to add to a pool.
 #[derive(Clone, Copy)]
 enum PoolKey<'k> {
     OneTime(KeyId, &'k Prekey),
@@ -74,7 +74,7 @@ impl PoolKey<'_> {
     }
 }
 
-/// The stored identity of a device.
+/// The stored suite and identity key of a device, if it has published.
 async fn identity(tx: &mut Tx<'_>, device: DeviceId) -> Result<Option<Identity>, StoreError> {
     let row: Option<(String, String)> = tx.query(sql::IDENTITY).bind(device.0).fetch_optional().await?;
     row.map(|(suite, key)| {
@@ -97,11 +97,11 @@ impl Store {
         identity(&mut tx, caller.device).await
     }
 
-    /// Stores a publish, whole or not at all.
+    /// Stores all keys of a publish in one transaction.
     ///
     /// # Errors
-    /// `session_revoked`; `identity_conflict` or `incomplete_keys` if the stored identity is not the one that the publish was
-    /// verified under.
+    /// `session_revoked`; `identity_conflict` or `incomplete_keys` if the stored identity changed since the publish was
+    /// verified, or is missing and the publish is not complete.
     pub async fn publish(
         &self,
         caller: &Caller,
@@ -171,8 +171,8 @@ impl Store {
         self.insert_pq(tx, device, true, new, now).await.map(drop)
     }
 
-    /// Adds keys to a pool and reports on each. The low-water levels that the pool rises above are announced again when it
-    /// falls below them.
+    /// Adds keys to a pool and reports on each. Low-water levels that the pool is now above will be announced again
+    /// when it falls to them.
     async fn add_to_pool(
         &self,
         tx: &mut Tx<'_>,
@@ -185,7 +185,7 @@ impl Store {
         if keys.is_empty() {
             return Ok(report);
         }
-        let statements = PoolStatements::of(kind);
+        let statements = PublishStatements::of(kind);
         let mut size = count(tx, statements.count, device).await?;
         for key in keys {
             let key_id = key.key_id();
@@ -249,7 +249,7 @@ impl Store {
         Ok(inserted == 1)
     }
 
-    /// PQ keys are kept as bytes: in base64 they would be too large for their row and move to a table of their own.
+    /// PQ keys are stored as bytes: in base64, PostgreSQL would move them out of the row into a TOAST table.
     async fn insert_pq(
         &self,
         tx: &mut Tx<'_>,
@@ -321,7 +321,7 @@ pub(super) async fn insert_identity(
     Ok(())
 }
 
-/// The unissued keys of a pool, counted no further than it may grow.
+/// The number of unissued keys in a pool, counted up to [`MAX_POOL`].
 async fn count(tx: &mut Tx<'_>, text: Sql, device: DeviceId) -> Result<u32, StoreError> {
     let limit = i64::try_from(MAX_POOL).unwrap_or(i64::MAX);
     let (count,): (i64,) = tx.query(text).bind(device.0).bind(limit).fetch_one().await?;

@@ -1,8 +1,8 @@
-//! Mailboxes: ciphertext that waits for its device.
+//! Mailboxes: encrypted envelopes stored until their device acks them.
 //!
-//! Sends and acks of many devices share one transaction. It locks the mailboxes that are named, by id, and only then reads
-//! what the sends depend on. So the numbers of envelopes are the order of commits, without gaps, and whoever sees a number
-//! sees all before it. What is to be written is decided in memory (`plan`) and written by a few set-based statements.
+//! Sends and acks of many devices share one transaction. It locks their mailboxes, by id, before it reads anything that
+//! the sends depend on. So envelope numbers follow commit order without gaps, and a reader that sees one number sees
+//! all smaller ones. What to write is decided in memory (`plan`) and written by a few set-based statements.
 
 mod batch;
 mod expiry;
@@ -25,50 +25,50 @@ use super::{
 };
 use crate::domain::{
     Caller, DeviceId, MessageId, SessionId, Timestamp, UserId,
-    envelope::{Load, MailboxBounds, Outgoing},
+    envelope::{MailboxBounds, MailboxSize, OutgoingEnvelope},
 };
 use batch::MailBatch;
-use plan::{Mailbox, Plan, PlanInput, RememberedSend, Sender, plan};
+use plan::{CallerSession, Mailbox, Plan, PlanInput, RememberedSend, plan};
 use writing::{lock_mailboxes, remove_envelopes};
 
-/// What one transaction handles, unless a single message is larger: bytes of content, and [`ROW_BYTES`] for each row.
+/// Maximum size of a transaction, unless a single message is larger: bytes of content plus [`ROW_BYTES`] per row.
 const COMMIT_BYTES: usize = 4 * 1024 * 1024;
-/// What a row costs besides its content.
+/// Assumed size of a row without its content.
 const ROW_BYTES: usize = 256;
 
 /// A message to the devices of a user.
 #[derive(Clone, Debug)]
 pub struct SendRequest {
-    /// Who sends.
+    /// The sending session, user and device.
     pub caller: Caller,
-    /// The epoch of the connection that it came over. Refused once the device has a newer one.
+    /// The epoch of the connection that sent it. The send is refused if the device has a newer connection.
     pub epoch: i64,
-    /// Chosen by the sending device; a repeat with the same id is stored once.
+    /// Chosen by the sending device. A repeat with the same id is not stored again.
     pub message: MessageId,
-    /// The recipient.
+    /// The receiving user.
     pub to: UserId,
-    /// Delivered to connected devices alone, and stored nowhere.
+    /// Whether to deliver it to connected devices only, without storing it.
     pub ephemeral: bool,
-    /// How long an envelope waits for its device.
+    /// How long an envelope is stored before it expires.
     pub ttl: Duration,
     /// One for each device of the recipient.
-    pub envelopes: Vec<Outgoing>,
-    /// The time of day.
+    pub envelopes: Vec<OutgoingEnvelope>,
+    /// The current time.
     pub now: Timestamp,
 }
 
-/// Envelopes that have arrived.
+/// Acknowledges envelopes, so that they are deleted.
 #[derive(Clone, Debug)]
 pub struct AckRequest {
-    /// Whose mailbox.
+    /// The device that acks, with its session and user.
     pub caller: Caller,
     /// Numbers of envelopes; unknown ones are ignored.
     pub seqs: Vec<i64>,
-    /// The time of day.
+    /// The current time.
     pub now: Timestamp,
 }
 
-/// A change of mailboxes.
+/// A request that changes mailboxes.
 #[derive(Clone, Debug)]
 pub enum MailRequest {
     /// Stores envelopes.
@@ -78,7 +78,7 @@ pub enum MailRequest {
 }
 
 impl MailRequest {
-    /// The request's part of [`COMMIT_BYTES`].
+    /// The size that counts towards [`COMMIT_BYTES`].
     fn bytes(&self) -> usize {
         match self {
             Self::Send(send) => send.envelopes.iter().map(|outgoing| ROW_BYTES + outgoing.content.len()).sum(),
@@ -91,19 +91,19 @@ impl MailRequest {
 #[derive(Debug)]
 pub enum MailAnswer {
     /// The message was accepted.
-    Sent(Accepted),
+    Sent(AcceptedMessage),
     /// This many envelopes were deleted.
     Acked(u64),
 }
 
 /// An accepted message.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Accepted {
-    /// When it was accepted first.
+pub struct AcceptedMessage {
+    /// When it was first accepted.
     pub accepted_at: Timestamp,
-    /// Whether it had been accepted before.
+    /// Whether an earlier request was already accepted with this message id.
     pub duplicate: bool,
-    /// Devices that lack it because their mailboxes are full.
+    /// Devices that did not get it because their mailboxes are full.
     pub undelivered: Vec<DeviceId>,
 }
 
@@ -121,8 +121,8 @@ impl Mailboxes {
         Self { store, bounds }
     }
 
-    /// Serves sends and acks, sends in their order, in one commit or, if they are large, in several. A request that fails
-    /// for a reason of its own fails alone. The signals carry the envelopes to their devices.
+    /// Serves sends and acks in one transaction, or in several if they are large. Sends are served in order. A request
+    /// can fail without failing the others. The signals deliver the envelopes to connected devices.
     pub async fn serve(&self, items: Vec<MailRequest>) -> BatchOutcome<MailAnswer> {
         let mut all = BatchOutcome::default();
         let mut rest = &items[..];
@@ -131,8 +131,8 @@ impl Mailboxes {
             rest = later;
             match self.store.run_batch("mail", commit, |items, again| self.serve_once(items, again)).await {
                 Ok(outcome) => all.append(outcome),
-                Err(error) if error.is_out_of_reach() => {
-                    // The rest would wait as long, and so would those behind it.
+                Err(error) if error.is_outage() => {
+                    // The rest would wait just as long, and so would the requests queued behind it.
                     all.append(BatchOutcome::failed(&error, commit.len() + rest.len()));
                     rest = &[];
                 }
@@ -147,7 +147,7 @@ impl Mailboxes {
         let mut tx = self.store.begin().await?;
         let mut input =
             PlanInput { mailboxes: lock_mailboxes(&mut tx, &batch.devices()).await?, ..PlanInput::default() };
-        input.senders = senders(&mut tx, &batch.sessions()).await?;
+        input.sessions = sessions(&mut tx, &batch.sessions()).await?;
         let valid_acks = batch.valid_acks(&input);
         let acked = batch.acked_envelopes(&valid_acks, &input);
         let removed = remove_envelopes(&mut tx, &acked, &mut input.mailboxes).await?;
@@ -162,12 +162,12 @@ impl Mailboxes {
         plan.write(&mut tx).await?;
         tx.commit().await?;
         let acked = batch.count_acked(&valid_acks, removed.into_iter().collect());
-        let Plan { answers, wakes, .. } = plan;
-        Ok(BatchOutcome { answers: batch.merge(acked, answers), signals: wakes })
+        let Plan { answers, signals, .. } = plan;
+        Ok(BatchOutcome { answers: batch.merge(acked, answers), signals: signals })
     }
 }
 
-/// How many of these requests fit into one commit; at least one.
+/// How many of these requests fit into one transaction; at least one.
 fn first_commit(items: &[MailRequest]) -> usize {
     let mut bytes = 0;
     let fits = |item: &&MailRequest| {
@@ -177,12 +177,15 @@ fn first_commit(items: &[MailRequest]) -> usize {
     items.iter().take_while(fits).count().max(1)
 }
 
-/// The sessions among these whose devices are not revoked.
-async fn senders(tx: &mut Tx<'_>, sessions: &[Uuid]) -> Result<HashMap<SessionId, Sender>, StoreError> {
+/// Those of `sessions` whose devices are not revoked.
+async fn sessions(tx: &mut Tx<'_>, sessions: &[Uuid]) -> Result<HashMap<SessionId, CallerSession>, StoreError> {
     let found: Vec<(Uuid, Uuid, DateTime<Utc>, i64)> =
         tx.query(accounts::SESSIONS_OF_MANY).bind_ids(sessions).fetch_all().await?;
     let sender = |(session, device, expires_at, newest_epoch)| {
-        (SessionId(session), Sender { device: DeviceId(device), expires_at: rows::time(expires_at), newest_epoch })
+        (
+            SessionId(session),
+            CallerSession { device: DeviceId(device), expires_at: rows::time(expires_at), newest_epoch },
+        )
     };
     Ok(found.into_iter().map(sender).collect())
 }
@@ -196,7 +199,7 @@ fn changed_mailboxes(
     devices.into_iter().filter_map(|device| Some((device, *mailboxes.get(&device)?))).collect()
 }
 
-/// Reads what sends depend on: recipients, remembered sends, and shares of mailboxes so full that they matter.
+/// Reads what sends depend on: recipients, remembered sends, and senders' shares of mailboxes that are nearly full.
 async fn read_for_sends(
     tx: &mut Tx<'_>,
     batch: &MailBatch<'_>,
@@ -223,7 +226,7 @@ async fn read_for_sends(
 
     let crowded = batch.crowded(input, bounds);
     let (devices, users) = crowded.iter().map(|(device, user)| (device.0, user.0)).unzip();
-    input.shares = crowded.into_iter().map(|pair| (pair, Load::default())).collect();
+    input.shares = crowded.into_iter().map(|pair| (pair, MailboxSize::default())).collect();
     let shares: Vec<(Uuid, Uuid, i64, i64)> =
         tx.query(sql::SHARES_OF_MANY).bind_rows([Column::Ids(devices), Column::Ids(users)]).fetch_all().await?;
     for (device, user, count, bytes) in shares {
@@ -232,7 +235,7 @@ async fn read_for_sends(
     Ok(())
 }
 
-/// Counts as the database keeps them; they are never negative.
-fn load(count: i64, bytes: i64) -> Load {
-    Load { envelopes: count.unsigned_abs(), bytes: bytes.unsigned_abs() }
+/// Converts counts from the database, where they are never negative.
+fn load(count: i64, bytes: i64) -> MailboxSize {
+    MailboxSize { envelopes: count.unsigned_abs(), bytes: bytes.unsigned_abs() }
 }

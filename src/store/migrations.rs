@@ -1,7 +1,7 @@
-//! The migrations of both databases, in their order. sqlx keeps their checksums in the database: a file that has been released
-//! must not change any more.
+//! The migrations of both databases, in order. sqlx stores their checksums in the database, so a released file must
+//! never change.
 //!
-//! They are listed here rather than collected by sqlx's macro, since its macros would compile both drivers a second time.
+//! They are listed by hand because sqlx's macros would compile both drivers a second time.
 
 use std::sync::LazyLock;
 
@@ -28,7 +28,7 @@ pub static ON_POSTGRES: LazyLock<Migrator> = LazyLock::new(|| {
     ])
 });
 
-/// Numbers migrations from 1. Each runs in a transaction of its own, together with the row that records it.
+/// Numbers migrations from 1. Each runs in one transaction with the row that records it.
 fn migrator(texts: &[(&'static str, &'static str)]) -> Migrator {
     let migration = |(version, (description, text)): (i64, &(&'static str, &'static str))| {
         Migration::new(version, (*description).into(), MigrationType::Simple, SqlStr::from_static(text), false)

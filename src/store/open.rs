@@ -1,4 +1,4 @@
-//! Opening a database: its options, its lock, its tables.
+//! Opens a database: connection options, the lock of a SQLite file, migrations.
 
 use std::{
     fs::{DirBuilder, File, OpenOptions, TryLockError},
@@ -20,55 +20,58 @@ use sqlx::{
 use tokio::time::timeout;
 
 use super::{
-    Database, PostgresServer, SqliteConnections, Store, StoreError, StoreSettings, batch_connections,
-    health::{Health, PATIENCE},
+    Database, PostgresPools, SqlitePools, Store, StoreError, StoreSettings, batch_connections,
+    health::{ACQUIRE_TIMEOUT, DatabaseHealth},
     migrations::{ON_POSTGRES, ON_SQLITE},
-    pool::Connections,
+    pool::DatabasePool,
     sql,
 };
 use crate::sqlite_file::SqliteFile;
 
 /// Page cache of each SQLite reader (negative: KiB). Small, since the operating system caches the same pages for all.
 const READER_CACHE: &str = "-256";
-/// How long a PostgreSQL statement waits for a row that another transaction holds.
+/// How long a PostgreSQL statement waits for a row that another transaction has locked.
 const LOCK_TIMEOUT: &str = "5s";
-/// How long a PostgreSQL statement may take in all. Less than a run, so that it is the server that ends one which is slow.
+/// Time limit of a PostgreSQL statement. Less than `pool::OPERATION_LIMIT`, so that the server ends a slow statement
+/// before the client gives up on its connection.
 const STATEMENT_TIMEOUT: &str = "9s";
-/// How long PostgreSQL keeps the locks of a node from which it hears nothing more. More than a run.
+/// After this time PostgreSQL ends the idle transaction of a node that has gone silent and releases its locks. More
+/// than `pool::OPERATION_LIMIT`.
 const IDLE_TIMEOUT: &str = "15s";
-/// A connection that has idled for longer is tried out before it is used: the server may have gone meanwhile.
+/// A connection that has been idle for longer is pinged before it is used, because the server may have gone away.
 const TRUSTED_IDLE: Duration = Duration::from_secs(1);
-/// How long its answer may take.
+/// Time limit of that ping.
 const PING_TIME: Duration = Duration::from_secs(1);
 
-/// Held by the one process that serves a database file or changes its tables. The operating system ends it with the
-/// process at the latest.
+/// File lock of the one process that may serve a database file or migrate it. The operating system releases it when the
+/// process ends.
 #[derive(Debug)]
 pub struct FileLock {
-    /// This database's own.
+    /// The lock of this database.
     own: File,
-    /// That of earlier versions, which databases may share: shared between newer versions, and exclusive to an older
-    /// one, so that an older and a newer version keep each other away from a file.
+    /// The lock file of earlier versions, which several databases in one folder may have in common. Earlier versions
+    /// lock it exclusively and this one takes a shared lock, so an earlier and a later version cannot serve a file
+    /// together.
     former: File,
 }
 
 impl FileLock {
-    /// Takes the lock of a database file; `None` if another process has it.
+    /// Locks a database file; `None` if another process has locked it.
     fn take(file: &SqliteFile) -> Result<Option<Self>, StoreError> {
         let Some(own) = lock(&file.lock(), file.database(), File::try_lock)? else { return Ok(None) };
-        let former = lock(&file.former_lock(), file.database(), File::try_lock_shared)?;
+        let former = lock(&file.legacy_lock(), file.database(), File::try_lock_shared)?;
         Ok(former.map(|former| Self { own, former }))
     }
 
-    /// Releases it before the process ends.
+    /// Releases the lock before the process ends.
     pub fn release(&self) {
         if let Err(error) = self.own.unlock().and(self.former.unlock()) {
-            tracing::warn!(%error, "the lock of the database file stays until the process ends");
+            tracing::warn!(%error, "cannot release the lock of the database file before the process ends");
         }
     }
 }
 
-/// Opens and locks a file; `None` if another process keeps it locked.
+/// Opens and locks a file; `None` if another process has locked it.
 fn lock(
     path: &Path,
     database: &Path,
@@ -77,7 +80,7 @@ fn lock(
     let failed = |error| unusable(path, &error);
     let file = private().open(path).map_err(failed)?;
     if let Ok(owner) = database.metadata() {
-        // A command that root runs must not keep the server out. Only root can give a file away.
+        // If root runs a command, the server must still be able to open the lock file. Only root can change an owner.
         let _ = fchown(&file, Some(owner.uid()), Some(owner.gid()));
     }
     match lock(&file) {
@@ -87,7 +90,7 @@ fn lock(
     }
 }
 
-/// Opens files; one that is made can be read by its owner alone.
+/// Options that open a file for reading and writing, and create it readable by its owner only.
 fn private() -> OpenOptions {
     let mut options = OpenOptions::new();
     options.read(true).write(true).create(true).truncate(false).mode(0o600);
@@ -98,8 +101,8 @@ fn unusable(path: &Path, error: &io::Error) -> StoreError {
     sqlx::Error::Io(io::Error::new(error.kind(), format!("{}: {error}", path.display()))).into()
 }
 
-/// Makes the file and its folder for their owner alone, unless they exist. SQLite gives what it puts beside the file the
-/// same mode.
+/// Creates the file and its folder, accessible to their owner only, unless they exist. SQLite creates its other files
+/// (`-wal`, `-shm`) with the mode of the database file.
 fn prepare(file: &Path) -> io::Result<()> {
     if file.is_dir() {
         return Err(io::ErrorKind::IsADirectory.into());
@@ -112,10 +115,10 @@ fn prepare(file: &Path) -> io::Result<()> {
 }
 
 impl Store {
-    /// Opens the database that the URL names, brings its tables up to date, and keeps others from serving a SQLite file.
+    /// Opens the database at `url` and migrates it. A SQLite file is locked, so that no other process can serve it.
     ///
     /// # Errors
-    /// Where it cannot be opened or migrated, or somebody serves it.
+    /// If it cannot be opened or migrated; [`StoreError::InUse`] if another process serves the SQLite file.
     pub async fn open(url: &str, settings: StoreSettings) -> Result<Self, StoreError> {
         if url.starts_with("sqlite:") {
             Self::open_sqlite(url, settings, true).await
@@ -124,11 +127,12 @@ impl Store {
         }
     }
 
-    /// The same for work beside a server, who may serve a SQLite file meanwhile; its tables are up to date then.
+    /// Like [`Self::open`], for a command that may run while a server has a SQLite file open. It migrates the file only
+    /// if no server does.
     ///
     /// # Errors
-    /// Where it cannot be opened or migrated, or tables would change under a server.
-    pub async fn open_beside(url: &str, settings: StoreSettings) -> Result<Self, StoreError> {
+    /// If it cannot be opened or migrated; [`StoreError::InUse`] if it needs a migration while a server has it open.
+    pub async fn open_beside_server(url: &str, settings: StoreSettings) -> Result<Self, StoreError> {
         if url.starts_with("sqlite:") {
             Self::open_sqlite(url, settings, false).await
         } else {
@@ -145,7 +149,7 @@ impl Store {
             .journal_mode(SqliteJournalMode::Wal)
             .synchronous(SqliteSynchronous::Full)
             .foreign_keys(true)
-            .busy_timeout(PATIENCE);
+            .busy_timeout(ACQUIRE_TIMEOUT);
         let database = file.database();
         prepare(database).map_err(|error| unusable(database, &error))?;
         let lock = FileLock::take(&file)?;
@@ -153,22 +157,23 @@ impl Store {
         if alone && lock.is_none() {
             return Err(in_use());
         }
-        // Migrations replace tables. A connection that enforces foreign keys would delete what refers to the old ones.
+        // Migrations replace tables. With foreign keys enforced, dropping the old table would delete the rows that
+        // refer to it.
         let mut migrating = options.clone().foreign_keys(false).connect().await?;
         if lock.is_none() && is_behind(&mut migrating).await? {
             return Err(in_use());
         }
         ON_SQLITE.run(&mut migrating).await.map_err(StoreError::from_migration)?;
         migrating.close().await?;
-        let pool = || SqlitePoolOptions::new().acquire_timeout(PATIENCE).test_before_acquire(false);
+        let pool = || SqlitePoolOptions::new().acquire_timeout(ACQUIRE_TIMEOUT).test_before_acquire(false);
         let writer = pool().max_connections(1).connect_with(options.clone()).await?;
         let readers = options.read_only(true).pragma("cache_size", READER_CACHE);
-        // Readers never wait for each other or for the writer, so more of them than cores would only hold memory.
+        // Readers never wait for each other or for the writer, so more readers than cores would only use memory.
         let cores = std::thread::available_parallelism().map_or(1, |cores| u32::try_from(cores.get()).unwrap_or(1));
         let readers = pool().max_connections(settings.max_connections.clamp(1, cores)).connect_with(readers).await?;
-        let writer = Connections::new(writer, Arc::default());
-        let readers = Connections::new(readers, Arc::default());
-        Ok(Self::over(Database::Sqlite(SqliteConnections { writer, readers, lock: lock.map(Arc::new) }), settings))
+        let writer = DatabasePool::new(writer, Arc::default());
+        let readers = DatabasePool::new(readers, Arc::default());
+        Ok(Self::over(Database::Sqlite(SqlitePools { writer, readers, lock: lock.map(Arc::new) }), settings))
     }
 
     async fn open_postgres(url: &str, settings: StoreSettings) -> Result<Self, StoreError> {
@@ -177,17 +182,19 @@ impl Store {
             ("statement_timeout", STATEMENT_TIMEOUT),
             ("idle_in_transaction_session_timeout", IDLE_TIMEOUT),
             ("synchronous_commit", "on"),
-            // Every statement has an index. A plan that was made while a table was all but empty would be kept.
+            // Every statement has an index. Without this, a sequential scan planned while a table was almost empty
+            // would stay cached.
             ("enable_seqscan", "off"),
         ]);
-        let health = Arc::new(Health::default());
+        let health = Arc::new(DatabaseHealth::default());
         let known = health.clone();
         let pool: PgPoolOptions = PoolOptions::new()
-            .acquire_timeout(PATIENCE)
+            .acquire_timeout(ACQUIRE_TIMEOUT)
             .test_before_acquire(false)
             .before_acquire(move |connection: &mut PgConnection, meta| {
-                // What idled when the server was found to be away leads nowhere, and asking it would take its time.
-                let is_stale = known.lost_at().is_some_and(|lost| lost.elapsed() < meta.idle_for);
+                // A connection that was already idle when the server became unreachable is dead, and a ping would take
+                // up to its time limit.
+                let is_stale = known.last_outage_at().is_some_and(|lost| lost.elapsed() < meta.idle_for);
                 Box::pin(async move {
                     let is_trusted = meta.idle_for < TRUSTED_IDLE;
                     Ok(!is_stale && (is_trusted || matches!(timeout(PING_TIME, connection.ping()).await, Ok(Ok(())))))
@@ -198,25 +205,25 @@ impl Store {
         let batch_pool = pool.clone().max_connections(for_batches).connect_lazy_with(options.clone());
         let pool = pool.max_connections(others).connect_with(options).await?;
         let mut connection = pool.acquire().await?;
-        // A migration takes as long as it does, and so does waiting for another node's: sqlx holds an advisory lock, so
-        // nodes that start together migrate once.
+        // No time limits: a migration may be slow, and so may be waiting for another node's. sqlx takes an advisory
+        // lock, so nodes that start together migrate once.
         sqlx::query(sql::NO_TIMEOUTS.postgres).execute(&mut *connection).await?;
         ON_POSTGRES.run(&mut *connection).await.map_err(StoreError::from_migration)?;
         connection.close().await?;
-        let batch_connections = Connections::new(batch_pool, health.clone());
-        let connections = Connections::new(pool, health);
-        Ok(Self::over(Database::Postgres(PostgresServer { connections, batch_connections }), settings))
+        let batch_connections = DatabasePool::new(batch_pool, health.clone());
+        let connections = DatabasePool::new(pool, health);
+        Ok(Self::over(Database::Postgres(PostgresPools { connections, batch_connections }), settings))
     }
 
-    /// Looks at the database that the URL names without changing anything in it, and says what a start would do.
+    /// Checks the database at `url` without changing it. Returns a sentence that says what a start would do.
     ///
     /// # Errors
-    /// Where it cannot be reached, or a start would be refused.
+    /// If it cannot be reached, or a start would fail.
     pub async fn inspect(url: &str) -> Result<&'static str, StoreError> {
-        let inspected = timeout(PATIENCE, async {
+        let inspected = timeout(ACQUIRE_TIMEOUT, async {
             if url.starts_with("sqlite:") { inspect_sqlite(url).await } else { inspect_postgres(url).await }
         });
-        inspected.await.unwrap_or_else(|_| Err(StoreError::silent()))
+        inspected.await.unwrap_or_else(|_| Err(StoreError::timed_out()))
     }
 }
 
@@ -224,14 +231,14 @@ async fn inspect_sqlite(url: &str) -> Result<&'static str, StoreError> {
     let file = SqliteFile::from_url(url)?;
     let database = file.database();
     if !database.exists() {
-        return Ok("the database file does not exist yet; a start makes it");
+        return Ok("the database file does not exist yet; the server creates it when it starts");
     }
     if database.is_dir() {
         return Err(unusable(database, &io::ErrorKind::IsADirectory.into()));
     }
     let mut connection = file.options().clone().create_if_missing(false).read_only(true).connect().await?;
     let (migrated,): (bool,) = sqlx::query_as(sql::HAS_MIGRATIONS.sqlite).fetch_one(&mut connection).await?;
-    let mut applied: Vec<Applied> = Vec::new();
+    let mut applied: Vec<AppliedMigration> = Vec::new();
     if migrated {
         applied = sqlx::query_as(sql::MIGRATIONS.sqlite).fetch_all(&mut connection).await?;
     }
@@ -246,10 +253,10 @@ async fn inspect_postgres(url: &str) -> Result<&'static str, StoreError> {
     let (may_create, extended): (bool, bool) =
         sqlx::query_as(sql::MAY_MIGRATE.postgres).fetch_one(&mut connection).await?;
     if !may_create && !extended {
-        return Err(StoreError::may_not_migrate());
+        return Err(StoreError::missing_privilege());
     }
     let (migrated,): (bool,) = sqlx::query_as(sql::HAS_MIGRATIONS.postgres).fetch_one(&mut connection).await?;
-    let mut applied: Vec<Applied> = Vec::new();
+    let mut applied: Vec<AppliedMigration> = Vec::new();
     if migrated {
         applied = sqlx::query_as(sql::MIGRATIONS.postgres).fetch_all(&mut connection).await?;
     }
@@ -259,28 +266,31 @@ async fn inspect_postgres(url: &str) -> Result<&'static str, StoreError> {
     })
 }
 
-/// Version, whether it ended well, checksum.
-type Applied = (i64, bool, Vec<u8>);
+/// Version, whether it succeeded, checksum.
+type AppliedMigration = (i64, bool, Vec<u8>);
 
-/// How many migrations a start would apply.
-fn pending(known: &Migrator, applied: &[Applied]) -> Result<usize, StoreError> {
+/// The number of migrations that a start would apply.
+///
+/// # Errors
+/// If an applied migration is unknown, differs from the known one, or did not finish.
+fn pending(known: &Migrator, applied: &[AppliedMigration]) -> Result<usize, StoreError> {
     for (version, succeeded, checksum) in applied {
         match known.iter().find(|migration| migration.version == *version) {
-            None => return Err(StoreError::newer(*version)),
-            Some(migration) if migration.checksum != *checksum => return Err(StoreError::other(*version)),
-            Some(_) if !succeeded => return Err(StoreError::unfinished(*version)),
+            None => return Err(StoreError::unknown_migration(*version)),
+            Some(migration) if migration.checksum != *checksum => return Err(StoreError::changed_migration(*version)),
+            Some(_) if !succeeded => return Err(StoreError::unfinished_migration(*version)),
             Some(_) => {}
         }
     }
     Ok(known.iter().filter(|migration| applied.iter().all(|(version, ..)| *version != migration.version)).count())
 }
 
-/// Whether a start would change the tables.
+/// Whether the database needs a migration.
 async fn is_behind(connection: &mut SqliteConnection) -> Result<bool, StoreError> {
     let (migrated,): (bool,) = sqlx::query_as(sql::HAS_MIGRATIONS.sqlite).fetch_one(&mut *connection).await?;
     if !migrated {
         return Ok(true);
     }
-    let applied: Vec<Applied> = sqlx::query_as(sql::MIGRATIONS.sqlite).fetch_all(connection).await?;
+    let applied: Vec<AppliedMigration> = sqlx::query_as(sql::MIGRATIONS.sqlite).fetch_all(connection).await?;
     Ok(pending(&ON_SQLITE, &applied)? > 0)
 }

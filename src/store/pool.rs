@@ -1,8 +1,8 @@
-//! Pools of database connections, and the connection that one operation has taken out of a pool.
+//! Pools of database connections, and the connection that an operation takes from a pool.
 //!
-//! sqlx sets no timeout on its sockets, and a database can fall silent without closing them. So each operation has ten
-//! seconds on its connection. A connection to a server whose statement did not end is closed rather than given back: the
-//! pool would ask the server whether it is still there, and wait for ever.
+//! sqlx sets no timeout on its sockets, and a database server can stop answering without closing them. So each
+//! operation has ten seconds. A server connection whose statement did not finish is closed rather than returned: the
+//! pool would ping the server and might wait forever.
 
 use std::{fmt, future::Future, sync::Arc, time::Duration};
 
@@ -12,20 +12,20 @@ use tokio::{
     time::{Instant, error::Elapsed, timeout, timeout_at},
 };
 
-use super::{StoreError, health::Health};
+use super::{StoreError, health::DatabaseHealth};
 use crate::metrics::Metrics;
 
-/// How long an operation may use its connection, from the moment it has it.
+/// How long an operation may use a connection, counted from when it gets it.
 const OPERATION_LIMIT: Duration = Duration::from_secs(10);
-/// How long a returned connection may take to roll back and to show that it is usable. After that it is closed.
+/// How long a returned connection may take for the rollback, and again for the pool's check. After that it is closed.
 const RETURN_LIMIT: Duration = Duration::from_secs(2);
 
-/// What differs between the databases below the level of SQL.
+/// Differences between the databases other than their SQL.
 pub trait Engine: sqlx::Database<Arguments: IntoArguments<Self>> {
     /// Starts a write transaction.
     const BEGIN: &'static str;
-    /// Whether connections lead to a server rather than to a file. Any answer of a server proves that it is up. Reading
-    /// a file does not prove that it can be written.
+    /// Whether this is a server rather than a file. Any answer from a server proves that it is available; reading a
+    /// file does not prove that it can be written.
     const IS_SERVER: bool;
 
     /// Runs a command without parameters or rows.
@@ -48,7 +48,7 @@ pub trait Engine: sqlx::Database<Arguments: IntoArguments<Self>> {
 }
 
 impl Engine for Sqlite {
-    // A transaction that begins by reading could not start to write once another has written.
+    // A plain BEGIN takes the write lock only at the first write, which fails if another connection has written since.
     const BEGIN: &'static str = "BEGIN IMMEDIATE";
     const IS_SERVER: bool = false;
 
@@ -94,55 +94,55 @@ impl Engine for Postgres {
     }
 }
 
-/// A pool with what is known of its database. Clones share both.
-pub struct Connections<DB: Engine> {
+/// A connection pool with the health of its database. Clones share both.
+pub struct DatabasePool<DB: Engine> {
     pool: Pool<DB>,
-    health: Arc<Health>,
+    health: Arc<DatabaseHealth>,
     limit: Option<Duration>,
 }
 
-impl<DB: Engine> Clone for Connections<DB> {
+impl<DB: Engine> Clone for DatabasePool<DB> {
     fn clone(&self) -> Self {
         Self { pool: self.pool.clone(), health: self.health.clone(), limit: self.limit }
     }
 }
 
-impl<DB: Engine> fmt::Debug for Connections<DB> {
+impl<DB: Engine> fmt::Debug for DatabasePool<DB> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Connections").field("pool", &self.pool).field("health", &self.health).finish_non_exhaustive()
+        f.debug_struct("DatabasePool").field("pool", &self.pool).field("health", &self.health).finish_non_exhaustive()
     }
 }
 
-impl<DB: Engine> Connections<DB> {
+impl<DB: Engine> DatabasePool<DB> {
     /// `health` is shared by all pools of one database.
-    pub fn new(pool: Pool<DB>, health: Arc<Health>) -> Self {
+    pub fn new(pool: Pool<DB>, health: Arc<DatabaseHealth>) -> Self {
         Self { pool, health, limit: Some(OPERATION_LIMIT) }
     }
 
-    /// The same connections without the time limit on operations.
+    /// The same pool without the time limit on operations.
     pub fn without_limit(self) -> Self {
         Self { limit: None, ..self }
     }
 
-    /// The pool.
+    /// The sqlx pool.
     pub fn pool(&self) -> &Pool<DB> {
         &self.pool
     }
 
-    /// What is known of the database.
-    pub fn health(&self) -> &Arc<Health> {
+    /// The health of the database.
+    pub fn health(&self) -> &Arc<DatabaseHealth> {
         &self.health
     }
 
-    /// Takes a connection out of the pool. Transactions on it are counted in `metrics`.
+    /// Takes a connection from the pool. The duration of its transactions is recorded in `metrics`.
     ///
     /// # Errors
-    /// [`StoreError::Unavailable`] if there is none within [`Health::patience`].
-    pub async fn acquire<'c>(&'c self, metrics: &'c Metrics) -> Result<Pooled<'c, DB>, StoreError> {
+    /// [`StoreError::Unavailable`] if there is none within [`DatabaseHealth::acquire_timeout`].
+    pub async fn acquire<'c>(&'c self, metrics: &'c Metrics) -> Result<PooledConnection<'c, DB>, StoreError> {
         let began = Instant::now();
-        let acquired = timeout(self.health.patience(), self.pool.acquire()).await;
+        let acquired = timeout(self.health.acquire_timeout(), self.pool.acquire()).await;
         match acquired.unwrap_or(Err(sqlx::Error::PoolTimedOut)) {
-            Ok(connection) => Ok(Pooled {
+            Ok(connection) => Ok(PooledConnection {
                 connection: Some(connection),
                 source: self,
                 metrics,
@@ -152,13 +152,15 @@ impl<DB: Engine> Connections<DB> {
                 in_transaction: false,
             }),
             Err(error) => {
-                // A wrong password or a file that cannot be opened also means that nobody can use the database.
+                // Whatever the cause (a wrong password, a file that cannot be opened), nothing can use the database.
                 let error = StoreError::Unavailable(error);
                 match &error {
                     StoreError::Unavailable(sqlx::Error::PoolClosed) => {}
-                    // A file has one writer, and many may wait for it.
-                    StoreError::Unavailable(sqlx::Error::PoolTimedOut) if !DB::IS_SERVER => self.health.report(&error),
-                    _ => self.health.lost(&error),
+                    // SQLite has one writer. A long queue for it is no outage.
+                    StoreError::Unavailable(sqlx::Error::PoolTimedOut) if !DB::IS_SERVER => {
+                        self.health.log_failure(&error)
+                    }
+                    _ => self.health.record_outage(&error),
                 }
                 Err(error)
             }
@@ -166,21 +168,21 @@ impl<DB: Engine> Connections<DB> {
     }
 }
 
-/// A connection that one operation uses. Dropping it rolls an open transaction back and returns the connection to its
-/// pool, or closes it if a server has not answered the last statement.
-pub struct Pooled<'c, DB: Engine> {
-    /// `None` only while it is dropped.
+/// A connection in use by one operation. Dropping it rolls back an open transaction and returns the connection to its
+/// pool; a server connection with an unfinished statement is closed instead.
+pub struct PooledConnection<'c, DB: Engine> {
+    /// `None` only during `drop`.
     connection: Option<PoolConnection<DB>>,
-    source: &'c Connections<DB>,
+    source: &'c DatabasePool<DB>,
     metrics: &'c Metrics,
     began: Instant,
     deadline: Option<Instant>,
-    /// A statement was sent and its answer was not read.
+    /// Whether a statement was sent whose answer was not read.
     is_busy: bool,
     in_transaction: bool,
 }
 
-impl<DB: Engine> Pooled<'_, DB> {
+impl<DB: Engine> PooledConnection<'_, DB> {
     /// Begins a write transaction.
     pub async fn begin(&mut self) -> Result<(), StoreError> {
         let (deadline, connection) = self.start();
@@ -190,7 +192,7 @@ impl<DB: Engine> Pooled<'_, DB> {
         Ok(())
     }
 
-    /// Commits what was begun. After an error nobody knows whether it is committed.
+    /// Commits the transaction. After [`StoreError::Unavailable`] it is unknown whether it was committed.
     pub async fn commit(&mut self) -> Result<(), StoreError> {
         let (deadline, connection) = self.start();
         let committed = within(deadline, DB::command(connection, "COMMIT")).await;
@@ -220,31 +222,31 @@ impl<DB: Engine> Pooled<'_, DB> {
         (self.deadline, self.connection.as_mut().expect("a connection that is not dropped"))
     }
 
-    /// Reports what a statement has shown of the database.
+    /// Records what the outcome of a statement says about the health of the database.
     fn finish<T>(&mut self, outcome: Result<Result<T, sqlx::Error>, Elapsed>) -> Result<T, StoreError> {
         let health = &self.source.health;
         let Ok(outcome) = outcome else {
-            let error = StoreError::silent();
+            let error = StoreError::timed_out();
             if DB::IS_SERVER {
-                health.lost(&error);
+                health.record_outage(&error);
             } else {
-                health.report(&error);
+                health.log_failure(&error);
             }
             return Err(error);
         };
         self.is_busy = false;
         let outcome = outcome.map_err(StoreError::from);
         match &outcome {
-            Err(error @ StoreError::Unavailable(_)) if error.is_out_of_reach() => health.lost(error),
-            Err(error @ StoreError::Unavailable(_)) => health.report(error),
-            _ if DB::IS_SERVER => health.held(),
+            Err(error @ StoreError::Unavailable(_)) if error.is_outage() => health.record_outage(error),
+            Err(error @ StoreError::Unavailable(_)) => health.log_failure(error),
+            _ if DB::IS_SERVER => health.record_success(),
             _ => {}
         }
         outcome
     }
 }
 
-/// Awaits a statement, no longer than the operation may take.
+/// Awaits a statement, until the deadline of the operation at most.
 async fn within<T>(
     deadline: Option<Instant>,
     statement: impl Future<Output = Result<T, sqlx::Error>>,
@@ -255,7 +257,7 @@ async fn within<T>(
     }
 }
 
-impl<DB: Engine> Drop for Pooled<'_, DB> {
+impl<DB: Engine> Drop for PooledConnection<'_, DB> {
     fn drop(&mut self) {
         let Some(mut connection) = self.connection.take() else { return };
         if DB::IS_SERVER && self.is_busy {
@@ -263,16 +265,17 @@ impl<DB: Engine> Drop for Pooled<'_, DB> {
         } else if (DB::IS_SERVER || self.in_transaction)
             && let Ok(runtime) = Handle::try_current()
         {
-            runtime.spawn(give_back(connection, self.in_transaction));
+            runtime.spawn(return_to_pool(connection, self.in_transaction));
         }
     }
 }
 
-/// Returns a connection to its pool, or closes it if it cannot be used any more.
-async fn give_back<DB: Engine>(mut connection: PoolConnection<DB>, in_transaction: bool) {
+/// Returns a connection to its pool, or closes it if it is no longer usable.
+async fn return_to_pool<DB: Engine>(mut connection: PoolConnection<DB>, in_transaction: bool) {
     if in_transaction {
         let rolled_back = timeout(RETURN_LIMIT, DB::command(&mut connection, "ROLLBACK")).await;
-        // SQLite ends a transaction by itself if the disk is full or fails; there is nothing to roll back then.
+        // SQLite itself rolls back if the disk is full or fails. The ROLLBACK then fails, and a new connection is
+        // opened later.
         if !matches!(rolled_back, Ok(Ok(()))) {
             connection.close_on_drop();
             return;

@@ -1,18 +1,18 @@
-//! Running a transaction again, and running the items of a failed batch one by one.
+//! Retries of transactions, and running the items of a failed batch one by one.
 
 use std::future::Future;
 
 use super::{Store, StoreError};
 use crate::domain::{DeviceId, Signal};
 
-/// Runs of a transaction before its caller gets `unavailable`.
+/// Maximum number of times that a transaction runs before its caller gets `unavailable`.
 const TRIES: u32 = 4;
 
-/// What a batch came to.
+/// The outcome of a batch.
 pub struct BatchOutcome<Answer> {
-    /// One answer for each request, in their order.
+    /// One answer for each request, in request order.
     pub answers: Vec<Result<Answer, StoreError>>,
-    /// Signals to publish now that the batch is committed; those for one device are in their order.
+    /// Signals to publish after the commit. The signals of one device are in order.
     pub signals: Vec<(DeviceId, Signal)>,
 }
 
@@ -23,13 +23,13 @@ impl<Answer> Default for BatchOutcome<Answer> {
 }
 
 impl<Answer> BatchOutcome<Answer> {
-    /// Appends the outcome of the requests that follow.
+    /// Appends the outcome of the next requests.
     pub fn append(&mut self, other: Self) {
         self.answers.extend(other.answers);
         self.signals.extend(other.signals);
     }
 
-    /// The same failure for all of a batch.
+    /// The same error for every request of a batch.
     #[must_use]
     pub fn failed(error: &StoreError, items: usize) -> Self {
         Self { answers: super::error::fail_all(error, items), signals: Vec::new() }
@@ -37,8 +37,8 @@ impl<Answer> BatchOutcome<Answer> {
 }
 
 impl Store {
-    /// Runs a transaction, again if it lost to another one (serialization failure or deadlock, which only PostgreSQL has).
-    /// `work` must not keep anything from a failed run.
+    /// Runs a transaction, and runs it again after a serialization failure or deadlock (PostgreSQL only). `work` must
+    /// not keep any state from a failed run.
     pub(super) async fn retrying<T, Run>(&self, work: impl Fn() -> Run) -> Result<T, StoreError>
     where
         Run: Future<Output = Result<T, StoreError>>,
@@ -56,9 +56,9 @@ impl Store {
         }
     }
 
-    /// Runs a batch of items in one transaction. If it fails for a reason in the data, its items run one by one, so that
-    /// only the faulty one fails. If the outcome of its commit is unknown, it runs again; `run` is told that it is not the
-    /// first run and must then find what was written before.
+    /// Runs a batch of items in one transaction. If it fails because of the data, its items run one by one, so that
+    /// only the faulty item fails. If it is unknown whether the batch was committed, it runs again: `run` then gets
+    /// `true` as its second argument and must look for what the earlier run wrote.
     pub(super) async fn run_batch<'i, Item, Answer, Run>(
         &self,
         name: &'static str,
@@ -68,12 +68,12 @@ impl Store {
     where
         Run: Future<Output = Result<BatchOutcome<Answer>, StoreError>>,
     {
-        match self.run_batch_again(name, items, &run).await {
+        match self.run_batch_with_retries(name, items, &run).await {
             Err(error @ (StoreError::Data(_) | StoreError::Internal(_))) if items.len() > 1 => {
                 tracing::warn!(batch = name, %error, items = items.len(), "a batch failed; running its items one by one");
                 let mut all = BatchOutcome::default();
                 for item in items.chunks(1) {
-                    match self.run_batch_again(name, item, &run).await {
+                    match self.run_batch_with_retries(name, item, &run).await {
                         Ok(one) => all.append(one),
                         Err(error) => all.answers.push(Err(error)),
                     }
@@ -84,7 +84,7 @@ impl Store {
         }
     }
 
-    async fn run_batch_again<'i, Item, Answer, Run>(
+    async fn run_batch_with_retries<'i, Item, Answer, Run>(
         &self,
         name: &'static str,
         items: &'i [Item],
@@ -99,10 +99,11 @@ impl Store {
                 Err(error) => error,
                 done => return done,
             };
-            // The commit may have happened, or a repeat of the same request on another connection was first: the next run
-            // finds what was written. With several items that is left to running them one by one.
+            // The transaction may have been committed, or a repeat of the request on another connection was faster: the
+            // next run finds what was written. After a data error in a larger batch, `run_batch` runs the items one by
+            // one.
             let may_succeed = match &error {
-                StoreError::Unavailable(_) | StoreError::Conflict(_) => !error.is_out_of_reach(),
+                StoreError::Unavailable(_) | StoreError::Conflict(_) => !error.is_outage(),
                 StoreError::Data(_) => items.len() == 1,
                 _ => false,
             };

@@ -1,4 +1,4 @@
-//! Filling a store directly, for load tests.
+//! Fills a store directly, for load tests.
 
 use super::{
     NewDevice, NewSession, Store, StoreError, keys, sessions, sign_in,
@@ -6,13 +6,13 @@ use super::{
 };
 use crate::domain::{Caller, Email, Timestamp, bundle::depth, publish::VerifiedPublish};
 
-/// A device that is complete from the start.
+/// A device with a session and published keys.
 pub struct SeedDevice {
-    /// User, device and session. The user is created with its first device.
+    /// Its user, device and session. The user is created with its first device.
     pub caller: Caller,
     /// The user's address.
     pub email: Email,
-    /// The number that the client's library uses for the device.
+    /// The device's number in the client's Signal library.
     pub registration_id: u32,
     /// The device's session.
     pub session: NewSession,
@@ -21,7 +21,7 @@ pub struct SeedDevice {
 }
 
 impl Store {
-    /// Writes devices in one transaction, without the checks that clients go through.
+    /// Writes devices in one transaction, without the checks that apply to clients.
     ///
     /// # Errors
     /// [`StoreError::Unavailable`]

@@ -1,7 +1,7 @@
-//! Sessions: presented, renewed, ended.
+//! Looking up, renewing and ending sessions.
 //!
-//! `sessions.replaces` names the session that a renewed one will replace. It is cleared when the renewed token is first
-//! presented, in the transaction that deletes the predecessor.
+//! `sessions.replaces` of a renewed session is the session that it replaces. When the renewed token is first presented,
+//! one transaction deletes that session and clears the column.
 
 use chrono::{DateTime, Utc};
 use uuid::Uuid;
@@ -9,26 +9,28 @@ use uuid::Uuid;
 use super::{Store, StoreError, locks, rows, sql::accounts as sql, tx::Tx};
 use crate::domain::{Caller, DeviceId, Refusal, Session, SessionId, Timestamp, UserId, token::TokenHash};
 
-/// The session that a sign-in or a renewal opens.
+/// A session to insert.
 pub struct NewSession {
-    /// A new id.
+    /// The id of the new session.
     pub id: SessionId,
     /// The hash of its token.
     pub token_hash: TokenHash,
-    /// When it ends unless it is renewed.
+    /// When it expires.
     pub expires_at: Timestamp,
 }
 
-/// A session that was found by its token.
-pub struct Presented {
-    /// The session.
+/// The result of [`Store::present`].
+pub struct PresentedSession {
+    /// The session of the token.
     pub session: Session,
     /// The session that this presentation ended.
     pub superseded: Option<SessionId>,
 }
 
-/// Checks in a transaction that the caller's session is valid. Returns the session that it will replace, if it has not been
-/// presented yet.
+/// Checks that the caller's session is valid. Returns the session that it replaces, if its token was never presented.
+///
+/// # Errors
+/// `session_revoked`
 pub(super) async fn authorize(tx: &mut Tx<'_>, caller: &Caller, now: Timestamp) -> Result<Option<Uuid>, StoreError> {
     let row: Option<(Option<Uuid>,)> = tx
         .query(sql::AUTHORIZE)
@@ -52,7 +54,7 @@ pub(super) async fn insert(
         .bind(new.id.0)
         .bind(caller.user.0)
         .bind(caller.device.0)
-        .bind(rows::hex(&new.token_hash))
+        .bind(rows::hash_to_hex(&new.token_hash))
         .bind(new.expires_at.to_utc())
         .bind(now.to_utc())
         .bind(replaces)
@@ -71,13 +73,13 @@ impl Store {
     ///
     /// # Errors
     /// `unauthorized` if no valid session has this token.
-    pub async fn present(&self, token: &TokenHash, now: Timestamp) -> Result<Presented, StoreError> {
-        type SessionRow = (Uuid, Uuid, Uuid, DateTime<Utc>, Option<Uuid>);
-        let found: Option<SessionRow> = self
+    pub async fn present(&self, token: &TokenHash, now: Timestamp) -> Result<PresentedSession, StoreError> {
+        type TokenSessionRow = (Uuid, Uuid, Uuid, DateTime<Utc>, Option<Uuid>);
+        let found: Option<TokenSessionRow> = self
             .read()
             .await?
             .query(sql::SESSION_BY_TOKEN)
-            .bind(rows::hex(token))
+            .bind(rows::hash_to_hex(token))
             .bind(now.to_utc())
             .fetch_optional()
             .await?;
@@ -88,7 +90,7 @@ impl Store {
             Some(replaced) => self.supersede(&caller, replaced, now).await?,
             None => None,
         };
-        Ok(Presented { session, superseded })
+        Ok(PresentedSession { session, superseded })
     }
 
     /// Ends the session that the caller's replaces. Returns it if this call is the one that ended it.
@@ -105,7 +107,7 @@ impl Store {
             let ended = if cleared == 1 {
                 tx.query(sql::DELETE_SESSION).bind(replaced).execute().await?
             } else {
-                // A parallel presentation or a logout was first; the session may be gone.
+                // A parallel request or a logout was first; the session may have been deleted.
                 if !is_valid(&mut tx, caller.session.0, now).await? {
                     return Err(Refusal::Unauthorized.into());
                 }
@@ -125,7 +127,7 @@ impl Store {
         authorize(&mut self.read().await?, caller, now).await.map(drop)
     }
 
-    /// Opens the one successor of the caller's session. An earlier successor that was never presented is deleted.
+    /// Inserts the renewed session of the caller's. An earlier renewal whose token was never presented is deleted.
     ///
     /// # Errors
     /// `session_revoked`
@@ -133,7 +135,8 @@ impl Store {
         self.retrying(|| async {
             let mut tx = self.begin().await?;
             locks::device(&mut tx, caller.device).await?;
-            // A successor that was not presented yet is renewed in the name of the session that the client still has.
+            // If the caller's session is itself a renewal that was never presented, the new one replaces the original
+            // session.
             let base = match authorize(&mut tx, caller, now).await? {
                 Some(older) if is_valid(&mut tx, older, now).await? => older,
                 _ => caller.session.0,
@@ -145,7 +148,7 @@ impl Store {
         .await
     }
 
-    /// Ends the caller's session and the one that it is paired with by a renewal. Returns those that ended.
+    /// Ends the caller's session and the session that it replaces or that replaces it. Returns the sessions that ended.
     ///
     /// # Errors
     /// `session_revoked`

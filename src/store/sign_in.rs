@@ -1,4 +1,4 @@
-//! Signing in: challenges, guesses, and the session that a right code opens.
+//! Signing in: challenges, attempts, and the session that a correct code opens.
 
 use std::time::Duration;
 
@@ -15,62 +15,62 @@ use crate::domain::{Caller, ChallengeId, DeviceId, Email, Refusal, Timestamp, Us
 /// Keyed hash of the network that asked for a challenge.
 pub type NetworkTag = [u8; 32];
 
-/// A challenge to be written.
+/// A challenge to insert.
 pub struct NewChallenge {
-    /// A new id.
+    /// The id of the new challenge.
     pub id: ChallengeId,
     /// The address that its code is mailed to.
     pub email: Email,
     /// Keyed hash of the code.
     pub hash: [u8; 32],
-    /// The network that asked for it.
+    /// The network that the request came from, as a keyed hash.
     pub network: NetworkTag,
-    /// The time of day.
+    /// The current time.
     pub created_at: Timestamp,
 }
 
 /// A challenge of the same address within the last day.
 pub struct PastChallenge {
-    /// When it was written.
+    /// When it was created.
     pub created_at: Timestamp,
-    /// The network that asked for it.
+    /// The network that the request came from, as a keyed hash.
     pub network: Vec<u8>,
 }
 
 /// The device that a sign-in adds unless it names an existing one.
 pub struct NewDevice {
-    /// A new id.
+    /// The id of the new device.
     pub id: DeviceId,
-    /// A name for people.
+    /// A display name.
     pub name: Option<String>,
-    /// The number that the client's library uses for it.
+    /// The device's number in the client's Signal library.
     pub registration_id: u32,
 }
 
-/// A right code, and what the sign-in asks for.
+/// A sign-in whose code was correct.
 pub struct SignIn {
-    /// The challenge of the code.
+    /// The challenge that the code answers.
     pub challenge: ChallengeId,
     /// The address of the challenge.
     pub email: Email,
-    /// The id of the user if the address has none yet.
+    /// The id for a new user, if the address has no user yet.
     pub new_user: UserId,
-    /// The device that signs in again; `None` to add `new_device`.
+    /// The existing device that signs in again; `None` to add `new_device`.
     pub existing_device: Option<DeviceId>,
     /// The device to add.
     pub new_device: NewDevice,
-    /// A device to revoke in exchange.
+    /// A device to revoke, so that the new one fits within the limit.
     pub replace: Option<DeviceId>,
-    /// Active devices that a user may have.
+    /// Maximum number of active devices of a user.
     pub max_devices: usize,
     /// The session to open.
     pub session: NewSession,
-    /// The time of day.
+    /// The current time.
     pub now: Timestamp,
 }
 
 impl SignIn {
-    /// Why the user's devices do not allow this sign-in, if they do not.
+    /// Checks the sign-in against the user's active devices: `unknown_device` or `device_limit`.
     fn refusal(&self, active: &[DeviceRecord]) -> Option<Refusal> {
         let owns = |device: DeviceId| active.iter().any(|known| known.id == device);
         if !self.existing_device.into_iter().chain(self.replace).all(owns) {
@@ -89,9 +89,9 @@ impl SignIn {
     }
 }
 
-/// What a sign-in did.
+/// The result of a sign-in.
 pub struct Redemption {
-    /// Whose session was opened.
+    /// The new session with its user and device.
     pub caller: Caller,
     /// Whether a device was added to a user that existed before.
     pub added_to_known_user: bool,
@@ -102,8 +102,8 @@ pub struct Redemption {
 }
 
 impl Store {
-    /// Writes a challenge unless `wait`, given the address's challenges of the last day (newest first), returns how long to
-    /// wait.
+    /// Inserts a challenge, unless `wait` returns how long the client has to wait. `wait` gets the challenges of the
+    /// address in the last day, newest first.
     ///
     /// # Errors
     /// `rate_limited`
@@ -128,7 +128,7 @@ impl Store {
             tx.query(sql::INSERT_CHALLENGE)
                 .bind(new.id.0)
                 .bind(new.email.as_str())
-                .bind(rows::hex(&new.hash))
+                .bind(rows::hash_to_hex(&new.hash))
                 .bind((new.created_at + otp::LIFETIME).to_utc())
                 .bind(new.created_at.to_utc())
                 .bind(&new.network[..])
@@ -139,10 +139,11 @@ impl Store {
         .await
     }
 
-    /// Counts a guess, in a transaction of its own so that nothing can undo it. Returns the hash to compare the guess with.
+    /// Counts an attempt, in its own transaction so that a later failure cannot undo it. Returns the hash to compare
+    /// the code with.
     ///
     /// # Errors
-    /// `invalid_code` and `too_many_attempts`; nothing was counted then.
+    /// `invalid_code` or `too_many_attempts`; the attempt is not counted then.
     pub async fn count_attempt(
         &self,
         challenge: ChallengeId,
@@ -168,15 +169,15 @@ impl Store {
                 .fetch_optional()
                 .await?;
             let (hash,) = counted.ok_or(Refusal::TooManyAttempts)?;
-            let hash = rows::hash(&hash)?;
+            let hash = rows::hash_from_hex(&hash)?;
             tx.commit().await?;
             Ok(hash)
         })
         .await
     }
 
-    /// Turns a right code into a session. If the user's devices do not allow it, the attempt is given back and the code
-    /// stays usable.
+    /// Uses up a correct code and opens a session. If the user's devices do not allow that, the attempt is refunded and
+    /// the code stays usable.
     ///
     /// # Errors
     /// `invalid_code` if a parallel sign-in used the code first, `device_limit`, `unknown_device`
@@ -198,11 +199,11 @@ impl Store {
     }
 }
 
-/// Does what the sign-in asks for, or writes nothing that matters and returns why not.
+/// Opens the session, and adds or revokes devices as requested. A refusal is a value, because the caller still commits.
 async fn open_session(tx: &mut Tx<'_>, sign_in: &SignIn) -> Result<Result<Redemption, Refusal>, StoreError> {
     let known: Option<(Uuid,)> = tx.query(sql::USER_BY_EMAIL).bind(sign_in.email.as_str()).fetch_optional().await?;
     if known.is_none() && (sign_in.existing_device.is_some() || sign_in.replace.is_some()) {
-        // Nobody's device can be meant, and no user is created for a refusal.
+        // The address has no user and so no devices. Do not create a user only to refuse the request.
         return Ok(Err(Refusal::UnknownDevice));
     }
     let now = sign_in.now.to_utc();

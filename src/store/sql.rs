@@ -1,11 +1,12 @@
-//! Every SQL text, each once. Most are written in the subset that SQLite and PostgreSQL share: `$n` parameters,
-//! `RETURNING`, `ON CONFLICT`, partial indexes, times as parameters. Where the form must differ, both stand side by side.
+//! Every SQL statement, written once. Most use the subset that SQLite and PostgreSQL share: `$n` parameters,
+//! `RETURNING`, `ON CONFLICT`, partial indexes, times as parameters. If the two must differ, both forms are side by
+//! side.
 //!
-//! Lists differ most. On PostgreSQL a list of ids is one array, and a list of rows is one array for each column. On SQLite
-//! either is one JSON text, in which ids stand as hexadecimal digits; byte columns stand there as offset and length into a
-//! second parameter. See `Query::bind_ids` and `Query::bind_rows`.
+//! Lists differ most. On PostgreSQL a list of ids is an array, and a list of rows is one array per column. On SQLite
+//! both are JSON texts, with ids in hexadecimal and each value of a byte column as offset and length into a second
+//! parameter. See `Query::bind_ids` and `Query::bind_rows`.
 //!
-//! A test prepares every text on the database that it is for.
+//! A test prepares every statement on its database.
 
 /// One statement in both dialects. An empty text means that the database needs no such statement.
 #[derive(Clone, Copy, Debug)]
@@ -24,17 +25,17 @@ const fn each(sqlite: &'static str, postgres: &'static str) -> Sql {
     Sql { sqlite, postgres }
 }
 
-/// For PostgreSQL alone, where other transactions write at the same time.
+/// For PostgreSQL only, where other transactions write at the same time.
 const fn postgres(text: &'static str) -> Sql {
     Sql { sqlite: "", postgres: text }
 }
 
-/// For SQLite alone.
+/// For SQLite only.
 const fn sqlite(text: &'static str) -> Sql {
     Sql { sqlite: text, postgres: "" }
 }
 
-/// Declares the statements of a file and the list of them that the tests go through.
+/// Declares the statements of a file, and the list of them for the tests.
 macro_rules! statements {
     ($($(#[$doc:meta])* $name:ident = $sql:expr;)*) => {
         $($(#[$doc])* pub const $name: Sql = $sql;)*
@@ -52,7 +53,7 @@ pub mod sweeps;
 
 statements! {
     PING = both("SELECT 1");
-    /// Writes a page that nobody reads.
+    /// Writes a page of the file without changing any data.
     TRY_TO_WRITE = sqlite("PRAGMA user_version = 0");
     MIGRATIONS = both("SELECT version, success, checksum FROM _sqlx_migrations");
     HAS_MIGRATIONS = each(
@@ -67,6 +68,6 @@ statements! {
 
 /// All statements, each with its name.
 #[must_use]
-pub fn everything() -> Vec<(&'static str, Sql)> {
+pub fn all_statements() -> Vec<(&'static str, Sql)> {
     [ALL, accounts::ALL, claims::ALL, keys::ALL, locks::ALL, mailbox::ALL, sweeps::ALL].concat()
 }

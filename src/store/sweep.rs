@@ -1,18 +1,18 @@
-//! Sweeps: rows that have outlived their use.
+//! Deletes rows that are past their retention time.
 
 use std::time::Duration;
 
 use super::{Store, StoreError, sql::sweeps as sql};
 use crate::domain::Timestamp;
 
-/// Rows that one transaction handles.
+/// Maximum number of rows in one transaction.
 const STEP: u64 = 500;
-/// How long challenges, and the memory of claims and sends, are kept.
+/// How long challenges and the records of claims and sends are kept.
 const KEPT: Duration = Duration::from_hours(24);
 
 impl Store {
-    /// Deletes expired sessions, day-old challenges, the memory of day-old claims and sends (a social graph), and the key
-    /// material of day-old issued PQ keys. Returns the number of rows.
+    /// Deletes expired sessions and, after a day, challenges, the records of claims and sends (they reveal who talks to
+    /// whom), and the key material of issued PQ keys. Returns the number of rows. Runs in many small transactions.
     ///
     /// # Errors
     /// [`StoreError::Unavailable`]

@@ -1,7 +1,7 @@
-//! One connection to whichever database is open, and statements on it.
+//! A connection to either database, and statements on it.
 //!
-//! Values are bound by types that both databases encode, and rows are read into types that both decode. So an operation
-//! is one ordinary async function for both; only its SQL may differ ([`Sql`]).
+//! Parameters have types that both databases encode, and rows are read into types that both decode. So an operation is
+//! written once as an async function; only its SQL may differ ([`Sql`]).
 
 use std::fmt::Write;
 
@@ -11,32 +11,34 @@ use sqlx::{
 };
 use uuid::Uuid;
 
-use super::{StoreError, pool::Pooled, sql::Sql};
+use super::{StoreError, pool::PooledConnection, sql::Sql};
 
 /// A connection for one operation: in a write transaction if it comes from `Store::begin`, for reading if it comes from
-/// `Store::read`. What was begun and is not committed is rolled back when this is dropped.
+/// `Store::read`. Dropping it rolls back an uncommitted transaction.
 pub enum Tx<'c> {
-    Sqlite(Pooled<'c, Sqlite>),
-    Postgres(Pooled<'c, Postgres>),
+    Sqlite(PooledConnection<'c, Sqlite>),
+    Postgres(PooledConnection<'c, Postgres>),
 }
 
 impl<'c> Tx<'c> {
     /// A statement to bind parameters to and to run.
     pub fn query(&mut self, text: Sql) -> Query<'_, 'c> {
         match self {
-            Self::Sqlite(connection) => {
-                Query { is_void: text.sqlite.is_empty(), on: On::Sqlite(connection, sqlx::query(text.sqlite)) }
-            }
-            Self::Postgres(connection) => {
-                Query { is_void: text.postgres.is_empty(), on: On::Postgres(connection, sqlx::query(text.postgres)) }
-            }
+            Self::Sqlite(connection) => Query {
+                is_noop: text.sqlite.is_empty(),
+                statement: BoundStatement::Sqlite(connection, sqlx::query(text.sqlite)),
+            },
+            Self::Postgres(connection) => Query {
+                is_noop: text.postgres.is_empty(),
+                statement: BoundStatement::Postgres(connection, sqlx::query(text.postgres)),
+            },
         }
     }
 
     /// Commits the transaction.
     ///
     /// # Errors
-    /// After [`StoreError::Unavailable`] nobody knows whether it is committed.
+    /// After [`StoreError::Unavailable`] it is unknown whether the transaction was committed.
     pub async fn commit(self) -> Result<(), StoreError> {
         match self {
             Self::Sqlite(mut connection) => connection.commit().await,
@@ -44,20 +46,20 @@ impl<'c> Tx<'c> {
         }
     }
 
-    /// Whether no other transaction can write before this one ends. What it counts is then what everybody sees after its
-    /// commit.
-    pub fn writes_alone(&self) -> bool {
+    /// Whether no other transaction can write before this one ends (SQLite). What it counts is then still true right
+    /// after its commit.
+    pub fn is_sole_writer(&self) -> bool {
         matches!(self, Self::Sqlite(_))
     }
 }
 
-/// A value that both databases take as a parameter.
-pub trait Value<'v>: Encode<'v, Sqlite> + Type<Sqlite> + Encode<'v, Postgres> + Type<Postgres> {}
-impl<'v, T: Encode<'v, Sqlite> + Type<Sqlite> + Encode<'v, Postgres> + Type<Postgres>> Value<'v> for T {}
+/// A value that can be a parameter on both databases.
+pub trait BindValue<'v>: Encode<'v, Sqlite> + Type<Sqlite> + Encode<'v, Postgres> + Type<Postgres> {}
+impl<'v, T: Encode<'v, Sqlite> + Type<Sqlite> + Encode<'v, Postgres> + Type<Postgres>> BindValue<'v> for T {}
 
 /// A row that can be read from both databases: a tuple in the order of the columns.
-pub trait Row: for<'r> FromRow<'r, SqliteRow> + for<'r> FromRow<'r, PgRow> {}
-impl<T: for<'r> FromRow<'r, SqliteRow> + for<'r> FromRow<'r, PgRow>> Row for T {}
+pub trait DecodeRow: for<'r> FromRow<'r, SqliteRow> + for<'r> FromRow<'r, PgRow> {}
+impl<T: for<'r> FromRow<'r, SqliteRow> + for<'r> FromRow<'r, PgRow>> DecodeRow for T {}
 
 /// A column of a list of rows that is bound as a parameter.
 pub enum Column<'v> {
@@ -81,54 +83,58 @@ impl Column<'_> {
 /// A statement with its parameters so far.
 #[must_use = "a statement does nothing until it is run"]
 pub struct Query<'t, 'c> {
-    /// Nothing is sent and there are no rows: this database needs no such statement, or a list is empty.
-    is_void: bool,
-    on: On<'t, 'c>,
+    /// Whether the statement is skipped and returns no rows: it does not exist on this database, or a list is empty.
+    is_noop: bool,
+    statement: BoundStatement<'t, 'c>,
 }
 
-enum On<'t, 'c> {
-    Sqlite(&'t mut Pooled<'c, Sqlite>, Statement<'static, Sqlite, <Sqlite as Database>::Arguments>),
-    Postgres(&'t mut Pooled<'c, Postgres>, Statement<'static, Postgres, <Postgres as Database>::Arguments>),
+enum BoundStatement<'t, 'c> {
+    Sqlite(&'t mut PooledConnection<'c, Sqlite>, Statement<'static, Sqlite, <Sqlite as Database>::Arguments>),
+    Postgres(&'t mut PooledConnection<'c, Postgres>, Statement<'static, Postgres, <Postgres as Database>::Arguments>),
 }
 
 impl Query<'_, '_> {
     /// Binds the next parameter.
-    pub fn bind<'v>(self, value: impl Value<'v>) -> Self {
-        let on = match self.on {
-            On::Sqlite(connection, statement) => On::Sqlite(connection, statement.bind(value)),
-            On::Postgres(connection, statement) => On::Postgres(connection, statement.bind(value)),
+    pub fn bind<'v>(self, value: impl BindValue<'v>) -> Self {
+        let statement = match self.statement {
+            BoundStatement::Sqlite(connection, statement) => BoundStatement::Sqlite(connection, statement.bind(value)),
+            BoundStatement::Postgres(connection, statement) => {
+                BoundStatement::Postgres(connection, statement.bind(value))
+            }
         };
-        Self { on, ..self }
+        Self { statement, ..self }
     }
 
     /// Binds a list of ids: an array on PostgreSQL, a JSON list of hexadecimal texts on SQLite.
     pub fn bind_ids(self, ids: &[Uuid]) -> Self {
-        let is_void = self.is_void || ids.is_empty();
-        let on = match self.on {
-            On::Sqlite(connection, statement) => {
+        let is_noop = self.is_noop || ids.is_empty();
+        let statement = match self.statement {
+            BoundStatement::Sqlite(connection, statement) => {
                 let list: Vec<String> = ids.iter().map(|id| format!("\"{}\"", id.simple())).collect();
-                On::Sqlite(connection, statement.bind(format!("[{}]", list.join(","))))
+                BoundStatement::Sqlite(connection, statement.bind(format!("[{}]", list.join(","))))
             }
-            On::Postgres(connection, statement) => On::Postgres(connection, statement.bind(ids)),
+            BoundStatement::Postgres(connection, statement) => {
+                BoundStatement::Postgres(connection, statement.bind(ids))
+            }
         };
-        Self { is_void, on }
+        Self { is_noop, statement }
     }
 
-    /// Binds a list of rows, given by columns of one length. On PostgreSQL each column is an array. On SQLite the rows are
-    /// one JSON list of lists, with ids as hexadecimal text and times as text. A column of bytes is two values there,
-    /// offset and length, into one more parameter that holds all bytes.
+    /// Binds a list of rows, given as columns of equal length. On PostgreSQL each column is an array. On SQLite the
+    /// rows are one JSON list of lists, with ids as hexadecimal text and times as text. There a value of a byte column
+    /// becomes an offset and a length into one more parameter, which holds all bytes.
     pub fn bind_rows<const N: usize>(self, columns: [Column<'_>; N]) -> Self {
-        let is_void = self.is_void || columns.iter().all(|column| column.len() == 0);
-        let on = match self.on {
-            On::Sqlite(connection, mut statement) => {
+        let is_noop = self.is_noop || columns.iter().all(|column| column.len() == 0);
+        let statement = match self.statement {
+            BoundStatement::Sqlite(connection, mut statement) => {
                 let (rows, bytes) = json_rows(&columns);
                 statement = statement.bind(rows);
                 if columns.iter().any(|column| matches!(column, Column::Bytes(_))) {
                     statement = statement.bind(bytes);
                 }
-                On::Sqlite(connection, statement)
+                BoundStatement::Sqlite(connection, statement)
             }
-            On::Postgres(connection, mut statement) => {
+            BoundStatement::Postgres(connection, mut statement) => {
                 for column in columns {
                     statement = match column {
                         Column::Ids(values) => statement.bind(values),
@@ -137,37 +143,37 @@ impl Query<'_, '_> {
                         Column::Bytes(values) => statement.bind(values),
                     };
                 }
-                On::Postgres(connection, statement)
+                BoundStatement::Postgres(connection, statement)
             }
         };
-        Self { is_void, on }
+        Self { is_noop, statement }
     }
 
     /// Runs the statement and returns the number of rows that it wrote.
     pub async fn execute(self) -> Result<u64, StoreError> {
-        match self.on {
-            _ if self.is_void => Ok(0),
-            On::Sqlite(connection, statement) => connection.execute(statement).await,
-            On::Postgres(connection, statement) => connection.execute(statement).await,
+        match self.statement {
+            _ if self.is_noop => Ok(0),
+            BoundStatement::Sqlite(connection, statement) => connection.execute(statement).await,
+            BoundStatement::Postgres(connection, statement) => connection.execute(statement).await,
         }
     }
 
     /// Runs the statement and returns all rows.
-    pub async fn fetch_all<R: Row>(self) -> Result<Vec<R>, StoreError> {
-        match self.on {
-            _ if self.is_void => Ok(Vec::new()),
-            On::Sqlite(connection, statement) => read_rows(&connection.fetch_all(statement).await?),
-            On::Postgres(connection, statement) => read_rows(&connection.fetch_all(statement).await?),
+    pub async fn fetch_all<R: DecodeRow>(self) -> Result<Vec<R>, StoreError> {
+        match self.statement {
+            _ if self.is_noop => Ok(Vec::new()),
+            BoundStatement::Sqlite(connection, statement) => read_rows(&connection.fetch_all(statement).await?),
+            BoundStatement::Postgres(connection, statement) => read_rows(&connection.fetch_all(statement).await?),
         }
     }
 
     /// Runs the statement and returns the first row, if there is one.
-    pub async fn fetch_optional<R: Row>(self) -> Result<Option<R>, StoreError> {
+    pub async fn fetch_optional<R: DecodeRow>(self) -> Result<Option<R>, StoreError> {
         Ok(self.fetch_all().await?.into_iter().next())
     }
 
-    /// Runs a statement that always has a row and returns it.
-    pub async fn fetch_one<R: Row>(self) -> Result<R, StoreError> {
+    /// Runs a statement that always returns a row, and returns the first one.
+    pub async fn fetch_one<R: DecodeRow>(self) -> Result<R, StoreError> {
         self.fetch_optional().await?.ok_or_else(|| sqlx::Error::RowNotFound.into())
     }
 }
@@ -176,7 +182,7 @@ fn read_rows<DbRow: sqlx::Row, R: for<'r> FromRow<'r, DbRow>>(rows: &[DbRow]) ->
     Ok(rows.iter().map(R::from_row).collect::<Result<_, _>>()?)
 }
 
-/// The rows of some columns as JSON, and the bytes of their byte columns one behind the other.
+/// The rows of these columns as JSON, and the concatenated bytes of their byte columns.
 fn json_rows(columns: &[Column<'_>]) -> (String, Vec<u8>) {
     let rows = columns.iter().map(Column::len).min().unwrap_or_default();
     let mut json = String::with_capacity(2 + rows * columns.len() * 36);
@@ -206,7 +212,7 @@ fn json_rows(columns: &[Column<'_>]) -> (String, Vec<u8>) {
     (json, all_bytes)
 }
 
-/// A time as sqlx writes it into SQLite, so that the order of the texts is the order of the times.
+/// A time in the text form that sqlx writes into SQLite, whose text order is the order of the times.
 fn sqlite_time(at: DateTime<Utc>) -> String {
     at.to_rfc3339_opts(SecondsFormat::AutoSi, false)
 }
@@ -219,7 +225,7 @@ mod tests {
     use crate::domain::Timestamp;
 
     #[test]
-    fn times_are_written_as_the_driver_writes_them() {
+    fn times_have_the_text_form_that_the_driver_writes() {
         for text in ["2026-06-01T12:00:00Z", "2026-06-01T12:00:00.5Z", "2026-06-01T12:00:00.123456Z"] {
             let at = Timestamp::parse(text).unwrap().to_utc();
             let mut buffer = SqliteArgumentsBuffer::default();

@@ -1,4 +1,4 @@
-//! Users: found by address, deleted.
+//! Looking up and deleting users.
 
 use uuid::Uuid;
 
@@ -6,7 +6,7 @@ use super::{Store, StoreError, devices, locks, sessions, sql::accounts as sql};
 use crate::domain::{Caller, DeviceId, Email, Timestamp, UserId};
 
 impl Store {
-    /// The user of an address, if there is one.
+    /// The user with this address, if there is one.
     ///
     /// # Errors
     /// [`StoreError::Unavailable`]
@@ -17,6 +17,8 @@ impl Store {
     }
 
     /// Deletes the caller's user and everything that belongs to it. Returns the devices that were active.
+    ///
+    /// The mailboxes are emptied in small transactions of their own first.
     ///
     /// # Errors
     /// `session_revoked`

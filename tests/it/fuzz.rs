@@ -32,7 +32,7 @@ fn read(format: Format, bytes: &[u8]) {
     let _ = request.params::<KeysStatusRequest>(format, bytes);
     let _ = request
         .params::<RenameDeviceRequest>(format, bytes)
-        .map(|params| edge::accounts::device_name(&params.name).map(str::len));
+        .map(|params| edge::accounts::device_name("name", &params.name).map(str::len));
     let _ = request.params::<RevokeDeviceRequest>(format, bytes);
     let _ = request.params::<FindUserRequest>(format, bytes).map(|params| edge::accounts::email(&params.email));
     let _ =

@@ -7,6 +7,7 @@ mod admin;
 mod alerts;
 mod architecture;
 mod auth;
+mod bad_requests;
 mod browser;
 mod claims;
 mod cli;

@@ -107,9 +107,29 @@ async fn an_upgrade_is_refused_for_the_documented_reasons_in_the_documented_orde
         ("first known one offered", with(&[(auth, &bearer), (protocol, both)]), 101, json),
         ("token offered", with(&[(protocol, &both_token)]), 101, "sealwire.v1.msgpack"),
         ("header counts first", with(&[(auth, &stranger), (protocol, &both_token)]), 401, "unauthorized"),
+        ("two subprotocol headers", with(&[(protocol, json), (protocol, &offer)]), 101, json),
+        (
+            "another scheme beside an offered token",
+            with(&[(auth, "Basic dTpw"), (protocol, &both_token)]),
+            101,
+            "sealwire.v1.msgpack",
+        ),
+        ("no body", with(&[(auth, &bearer), ("content-length", "0")]), 101, ""),
+        ("a body", with(&[(auth, &bearer), ("content-length", "5")]), 400, "bad_request"),
+        ("a chunked body", with(&[(auth, &bearer), ("transfer-encoding", "chunked")]), 400, "bad_request"),
+        ("several tokens in Connection", with(&[(auth, &bearer), ("connection", "keep-alive, Upgrade")]), 101, ""),
+        (
+            "two Connection headers",
+            with(&[(auth, &bearer), ("connection", "keep-alive"), ("connection", "Upgrade")]),
+            101,
+            "",
+        ),
+        ("other case", with(&[(auth, &bearer), ("connection", "upgrade"), ("upgrade", "WebSocket")]), 101, ""),
+        ("an extension", with(&[(auth, &bearer), ("sec-websocket-extensions", "permessage-deflate")]), 101, ""),
         ("own origin", with(&[(auth, &bearer), ("origin", &own)]), 101, ""),
         ("foreign origin", with(&[("origin", "https://evil.example"), ("upgrade", "")]), 403, "forbidden_origin"),
         ("no Upgrade", with(&[(auth, &bearer), ("upgrade", "")]), 400, "bad_request"),
+        ("several protocols in Upgrade", with(&[(auth, &bearer), ("upgrade", "websocket, h2c")]), 400, "bad_request"),
         ("other Upgrade", with(&[(auth, &bearer), ("upgrade", "h2c")]), 400, "bad_request"),
         ("no Connection", with(&[(auth, &bearer), ("connection", "")]), 400, "bad_request"),
         ("version 12", with(&[(auth, &bearer), ("sec-websocket-version", "12")]), 400, "bad_request"),
@@ -130,11 +150,15 @@ async fn an_upgrade_is_refused_for_the_documented_reasons_in_the_documented_orde
         assert_eq!(answer.status, *status, "{what}: {}", answer.body);
         if *status == 101 {
             assert_eq!(answer.header(protocol).unwrap_or_default(), *word, "{what}");
+            assert_eq!(answer.header("sec-websocket-extensions"), None, "{what}");
             continue;
         }
         assert_eq!(answer.body["error"]["code"], *word, "{what}");
         if what.contains("version") {
             assert_eq!(answer.header("sec-websocket-version"), Some("13"), "{what}");
+            // The HTTP parser refuses this itself, without a body.
+            let headers = [&HANDSHAKE[..], &[(auth, bearer.as_str()), ("content-length", "0x0")]].concat();
+            assert_eq!(knock(&app, &headers).await.0.status, 400);
         }
     }
 }

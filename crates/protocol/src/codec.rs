@@ -1,6 +1,8 @@
 //! The two encodings of a frame, chosen by subprotocol: MessagePack in binary frames, JSON in text frames.
 
-use serde::{Deserialize, Serialize};
+use rmp_serde::{config::HumanReadableConfig, decode::ReadRefReader};
+use serde::{Deserialize, Deserializer, Serialize};
+use serde_path_to_error::Path;
 use thiserror::Error;
 
 /// How deep a request may nest. The protocol needs five levels.
@@ -9,6 +11,9 @@ const MAX_DEPTH: usize = 32;
 const BIN_8: u8 = 0xc4;
 const BIN_16: u8 = 0xc5;
 const BIN_32: u8 = 0xc6;
+
+type MessagePackDeserializer<'a> =
+    rmp_serde::Deserializer<ReadRefReader<'a, [u8]>, HumanReadableConfig<rmp_serde::config::DefaultConfig>>;
 
 /// An encoding of frames.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -24,23 +29,69 @@ pub enum Codec {
 #[derive(Debug, PartialEq, Eq, Error)]
 pub enum DecodeError {
     /// A required field is absent.
-    #[error("{0}")]
-    MissingField(String),
-    /// Anything else.
+    #[error("missing field `{path}`")]
+    MissingField {
+        /// The field, such as `messages[0].content`.
+        path: String,
+    },
+    /// A field has a value of the wrong type, or one that its type excludes.
+    #[error("`{path}`: expected {expected}")]
+    InvalidField {
+        /// The field, such as `messages[0].content`.
+        path: String,
+        /// What it should be, for people.
+        expected: String,
+    },
+    /// Anything else: no single field is at fault.
     #[error("a field has the wrong type or value")]
     Malformed,
 }
 
 impl DecodeError {
-    fn from_text(text: &str) -> Self {
-        // serde words this one with the name of the field alone; other messages may quote the input.
-        match text.find("missing field `") {
-            Some(0) => {
-                let end = text[15..].find('`').map_or(text.len(), |at| 15 + at + 1);
-                Self::MissingField(text[..end].to_owned())
-            }
-            _ => Self::Malformed,
+    /// Finds the field at fault. serde's messages begin with the name of a missing field, or end with what was expected; between
+    /// them they may quote the input.
+    fn locate(path: &Path, error: &impl ToString) -> Self {
+        let text = error.to_string();
+        let place = path.to_string();
+        if let Some(rest) = text.strip_prefix("missing field `") {
+            let name = rest.split('`').next().unwrap_or_default();
+            let path = if path.iter().len() == 0 { name.to_owned() } else { format!("{place}.{name}") };
+            return Self::MissingField { path };
         }
+        let expected = match text.rsplit_once(", expected ") {
+            // serde_json adds the position.
+            Some((_, expected)) => in_words(expected.split(" at line ").next().unwrap_or_default()),
+            // rmp_serde does not always say more.
+            None if text.starts_with("wrong msgpack marker") => "a value of another type",
+            None => return Self::Malformed,
+        };
+        if path.iter().len() == 0 {
+            return Self::Malformed;
+        }
+        Self::InvalidField { path: place, expected: expected.to_owned() }
+    }
+
+    /// The same with paths that begin below `field`; a fault of `field` itself is that of no single field below it.
+    pub(crate) fn below(self, field: &str) -> Self {
+        let strip = |path: String| path.strip_prefix(field)?.strip_prefix('.').map(str::to_owned);
+        match self {
+            Self::MissingField { path } => strip(path).map_or(Self::Malformed, |path| Self::MissingField { path }),
+            Self::InvalidField { path, expected } => {
+                strip(path).map_or(Self::Malformed, |path| Self::InvalidField { path, expected })
+            }
+            Self::Malformed => Self::Malformed,
+        }
+    }
+}
+
+/// What serde calls by the name of a Rust type.
+fn in_words(expected: &str) -> &str {
+    match expected {
+        "u8" => "an integer from 0 to 255",
+        "u32" => "an integer from 0 to 4294967295",
+        "u64" | "usize" => "a non-negative integer",
+        "i64" => "an integer",
+        other => other,
     }
 }
 
@@ -63,11 +114,14 @@ impl Codec {
     /// If the bytes are not such a value, nest too deeply, or go on after it.
     pub fn decode<'de, T: Deserialize<'de>>(self, bytes: &'de [u8]) -> Result<T, DecodeError> {
         match self {
-            Self::Json => serde_json::from_slice(bytes).map_err(|error| DecodeError::from_text(&error.to_string())),
+            Self::Json => serde_json::from_slice(bytes).map_err(|_| {
+                // Finding the place takes longer, so it is looked for only when there is a fault.
+                let mut decoder = serde_json::Deserializer::from_slice(bytes);
+                fault::<T, _>(&mut decoder)
+            }),
             Self::MsgPack => {
-                let mut decoder = rmp_serde::Deserializer::from_read_ref(bytes).with_human_readable();
-                decoder.set_max_depth(MAX_DEPTH);
-                let value = T::deserialize(&mut decoder).map_err(|error| DecodeError::from_text(&error.to_string()))?;
+                let mut decoder = messagepack(bytes);
+                let value = T::deserialize(&mut decoder).map_err(|_| fault::<T, _>(&mut messagepack(bytes)))?;
                 // The reader has no position, but what it has not read is what another value would start with.
                 let rest: Result<serde::de::IgnoredAny, _> = Deserialize::deserialize(&mut decoder);
                 match rest {
@@ -95,6 +149,20 @@ impl Codec {
                 Ok(bytes)
             }
         }
+    }
+}
+
+fn messagepack(bytes: &[u8]) -> MessagePackDeserializer<'_> {
+    let mut decoder = rmp_serde::Deserializer::from_read_ref(bytes).with_human_readable();
+    decoder.set_max_depth(MAX_DEPTH);
+    decoder
+}
+
+/// Why a value cannot be read.
+fn fault<'de, T: Deserialize<'de>, D: Deserializer<'de, Error: ToString>>(decoder: D) -> DecodeError {
+    match serde_path_to_error::deserialize::<_, T>(decoder) {
+        Ok(_) => DecodeError::Malformed, // What follows the value is at fault.
+        Err(error) => DecodeError::locate(error.path(), error.inner()),
     }
 }
 
@@ -148,8 +216,10 @@ mod tests {
         assert_eq!(missing.to_string(), "missing field `number`");
         let missing = Codec::MsgPack.decode::<Sample>(b"\x80").unwrap_err();
         assert_eq!(missing.to_string(), "missing field `number`");
-        let wrong = Codec::Json.decode::<Sample>(br#"{"number":"secret"}"#).unwrap_err();
-        assert!(!wrong.to_string().contains("secret"));
+        let wrong = Codec::Json.decode::<Sample>(br#"{"number":"secret, expected x"}"#).unwrap_err();
+        assert_eq!(wrong.to_string(), "`number`: expected an integer from 0 to 4294967295");
+        let wrong = Codec::MsgPack.decode::<Sample>(b"\x81\xa6number\xa6secret").unwrap_err();
+        assert_eq!(wrong.to_string(), "`number`: expected a value of another type");
     }
 
     #[test]

@@ -143,7 +143,7 @@ impl Serialize for Code {
 
 impl<'de> Deserialize<'de> for Code {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        deserializer.deserialize_str(StringOnly(Self::parse))
+        deserializer.deserialize_str(StringOnly("an error code", Self::parse))
     }
 }
 

@@ -62,6 +62,13 @@ pub enum ErrorDetails {
         /// The id of the key in it; `None` for the identity key.
         key_id: Option<u32>,
     },
+    /// Under `bad_request`, if a single field is at fault.
+    Field {
+        /// Where it stands, below `params` or below the body of an HTTP request: `messages[0].content`.
+        path: Cow<'static, str>,
+        /// What it should be, for people.
+        expected: Cow<'static, str>,
+    },
     /// Under `devices_mismatch`.
     Mismatch {
         /// Addressable devices of the recipient that were not named.

@@ -155,7 +155,7 @@ impl RequestOutline {
     /// If a required one is missing or one has the wrong type.
     pub fn params<'de, T: Deserialize<'de>>(&self, codec: Codec, frame: &'de [u8]) -> Result<T, DecodeError> {
         if self.has_params {
-            codec.decode::<ParamsOnly<T>>(frame).map(|carrier| carrier.params.0)
+            codec.decode::<ParamsOnly<T>>(frame).map(|carrier| carrier.params.0).map_err(|error| error.below("params"))
         } else {
             Codec::Json.decode(b"{}")
         }

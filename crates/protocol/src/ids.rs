@@ -53,7 +53,7 @@ macro_rules! id {
                         f.write_str("a UUID string")
                     }
                     fn visit_str<E: de::Error>(self, text: &str) -> Result<$name, E> {
-                        $name::parse(text).ok_or_else(|| E::custom("not a UUID string"))
+                        $name::parse(text).ok_or_else(|| E::invalid_value(de::Unexpected::Other("text"), &self))
                     }
                 }
                 deserializer.deserialize_str(TextForm)

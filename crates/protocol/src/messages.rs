@@ -3,7 +3,10 @@
 use std::{borrow::Cow, fmt};
 
 use base64::{display::Base64Display, engine::general_purpose::STANDARD};
-use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
+use serde::{
+    Deserialize, Deserializer, Serialize, Serializer,
+    de::{self, Unexpected},
+};
 use thiserror::Error;
 
 use crate::{
@@ -104,7 +107,7 @@ pub enum MessageContent<'a> {
 
 /// Content that is not written as the encoding wants it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Error)]
-#[error("content is base64 in JSON and bin in MessagePack")]
+#[error("content is base64 text in JSON and bin in MessagePack")]
 pub struct ContentError;
 
 impl<'a> MessageContent<'a> {
@@ -159,10 +162,11 @@ impl<'de: 'a, 'a> Deserialize<'de> for MessageContent<'a> {
         impl<'de> de::Visitor<'de> for TextOrBytes {
             type Value = MessageContent<'de>;
             fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-                f.write_str("content")
+                f.write_str("base64 text in JSON, bin in MessagePack")
             }
             fn visit_str<E: de::Error>(self, text: &str) -> Result<Self::Value, E> {
-                let Base64(bytes) = Base64::parse(text).ok_or_else(|| E::custom("not base64"))?;
+                let Base64(bytes) =
+                    Base64::parse(text).ok_or_else(|| E::invalid_value(Unexpected::Other("text"), &self))?;
                 Ok(MessageContent::Text(bytes.into()))
             }
             fn visit_borrowed_bytes<E>(self, bytes: &'de [u8]) -> Result<Self::Value, E> {

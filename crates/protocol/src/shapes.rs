@@ -338,18 +338,21 @@ fn a_client_tells_replies_from_events() {
 #[test]
 fn requests_are_read_strictly() {
     let refused = |text: &str| Codec::Json.decode::<Object<VerifyRequest>>(text.as_bytes()).map(|_| ()).unwrap_err();
-    let missing = DecodeError::MissingField("missing field `challenge_id`".to_owned());
+    let missing = DecodeError::MissingField { path: "challenge_id".to_owned() };
     assert_eq!(refused(r#"{"email":"a@b.example","code":"1"}"#), missing);
     assert_eq!(refused("[]"), DecodeError::Malformed);
-    for wrong in [
-        format!(r#"{{"challenge_id":"{}","email":"a","code":"1"}}"#, ID.replace('-', "")),
-        format!(r#"{{"challenge_id":"{ID}","email":"a\u0000","code":"1"}}"#),
-        format!(r#"{{"challenge_id":"{ID}","email":"a","code":1}}"#),
-        format!(r#"{{"challenge_id":"{ID}","email":"a","email":"a","code":"1"}}"#),
-        format!(r#"{{"challenge_id":"{ID}","email":"a","code":"1","device":[]}}"#),
-    ] {
-        assert_eq!(refused(&wrong), DecodeError::Malformed, "{wrong}");
+    let table = [
+        (format!(r#"{{"challenge_id":"{}","email":"a","code":"1"}}"#, ID.replace('-', "")), "challenge_id"),
+        (format!(r#"{{"challenge_id":"{ID}","email":"a\u0000","code":"1"}}"#), "email"),
+        (format!(r#"{{"challenge_id":"{ID}","email":"a","code":1}}"#), "code"),
+        (format!(r#"{{"challenge_id":"{ID}","email":"a","code":"1","device":[]}}"#), "device"),
+    ];
+    for (wrong, field) in table {
+        let DecodeError::InvalidField { path, .. } = refused(&wrong) else { panic!("{wrong}") };
+        assert_eq!(path, field, "{wrong}");
     }
+    let twice = format!(r#"{{"challenge_id":"{ID}","email":"a","email":"a","code":"1"}}"#);
+    assert_eq!(refused(&twice), DecodeError::Malformed);
     assert!(Text::parse("a\0").is_none());
     // Lists of bytes, and a number in place of a field's name.
     for wrong in [&b"\x81\xa4seqs\xc4\x01\x01"[..], b"\x81\x00\x91\x01"] {

@@ -10,7 +10,8 @@ use base64::{
 use serde::{
     Deserialize, Deserializer, Serialize, Serializer,
     de::{
-        self, DeserializeOwned, DeserializeSeed, IgnoredAny, IntoDeserializer, MapAccess, SeqAccess, Visitor,
+        self, DeserializeOwned, DeserializeSeed, IgnoredAny, IntoDeserializer, MapAccess, SeqAccess, Unexpected,
+        Visitor,
         value::{MapAccessDeserializer, SeqAccessDeserializer},
     },
 };
@@ -157,7 +158,7 @@ impl Text {
 
 impl<'de> Deserialize<'de> for Text {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        deserializer.deserialize_str(StringOnly(Self::parse))
+        deserializer.deserialize_str(StringOnly("text without NUL", Self::parse))
     }
 }
 
@@ -182,7 +183,7 @@ impl Base64 {
 
 impl<'de> Deserialize<'de> for Base64 {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        deserializer.deserialize_str(StringOnly(Self::parse))
+        deserializer.deserialize_str(StringOnly("base64 text", Self::parse))
     }
 }
 
@@ -208,7 +209,8 @@ impl Base64Text {
 
 impl<'de> Deserialize<'de> for Base64Text {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        deserializer.deserialize_str(StringOnly(|text: &str| Base64::parse(text).map(|_| Self(text.to_owned()))))
+        deserializer
+            .deserialize_str(StringOnly("base64 text", |text: &str| Base64::parse(text).map(|_| Self(text.to_owned()))))
     }
 }
 
@@ -250,25 +252,25 @@ impl<T: Serialize> Serialize for Named<T> {
 
 impl<'de, T: DeserializeOwned> Deserialize<'de> for Named<T> {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        deserializer.deserialize_str(StringOnly(|word: &str| {
+        deserializer.deserialize_str(StringOnly("a word", |word: &str| {
             let known = T::deserialize(IntoDeserializer::<de::value::Error>::into_deserializer(word));
             Some(known.map_or_else(|_| Self::Unknown(word.to_owned()), Self::Known))
         }))
     }
 }
 
-/// Takes strings alone and parses them with the function.
-pub(crate) struct StringOnly<F>(pub(crate) F);
+/// Takes strings alone and parses them with the function; the text says what is expected.
+pub(crate) struct StringOnly<F>(pub(crate) &'static str, pub(crate) F);
 
 impl<T, F: FnOnce(&str) -> Option<T>> de::Visitor<'_> for StringOnly<F> {
     type Value = T;
 
     fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("a well-formed string")
+        f.write_str(self.0)
     }
 
     fn visit_str<E: de::Error>(self, text: &str) -> Result<T, E> {
-        (self.0)(text).ok_or_else(|| E::custom("not well-formed"))
+        (self.1)(text).ok_or_else(|| E::invalid_value(Unexpected::Other("text"), &self.0))
     }
 }
 

@@ -2,7 +2,7 @@
 
 use super::{Admin, Levels, process};
 use crate::{
-    domain::envelope::Load,
+    domain::envelope::MailboxSize,
     metrics::{Direction, PoolState},
 };
 
@@ -22,7 +22,7 @@ impl Admin {
             metrics.memory_in_use.set(direction, used as u64);
             metrics.memory_limit.set(direction, limit as u64);
         }
-        let Load { envelopes, bytes } = self.backlog().unwrap_or_default();
+        let MailboxSize { envelopes, bytes } = self.backlog().unwrap_or_default();
         metrics.mailbox_envelopes.set(envelopes);
         metrics.mailbox_bytes.set(bytes);
         metrics.resident_memory.set(process::resident_bytes().unwrap_or_default());

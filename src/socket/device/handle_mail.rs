@@ -11,7 +11,7 @@ use super::{DeviceSocket, Handled, connection::Connection, open::Open};
 use crate::{
     domain::{
         Envelope, Refusal,
-        envelope::{MAX_CONTENT, Page},
+        envelope::{MAX_CONTENT, MailPage},
     },
     edge::events::message,
     socket::{
@@ -29,7 +29,7 @@ const RETRY: Duration = Duration::from_secs(1);
 #[rtype(result = "()")]
 struct PageRead {
     reading: Reading,
-    page: Result<Page, Refusal>,
+    page: Result<MailPage, Refusal>,
     /// Ends once the page is in the outbox, which has reservations of its own.
     memory: Reservation,
 }

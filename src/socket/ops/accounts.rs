@@ -34,7 +34,7 @@ pub async fn list_devices(call: &Call<'_>) -> Result<Reply, EdgeError> {
 pub async fn rename_device(call: &Call<'_>) -> Result<Reply, EdgeError> {
     let RenameDeviceRequest { device_id, name } = call.params()?;
     let device = device_id.unwrap_or(call.caller.device);
-    call.service.rename_device(&call.caller, device, accounts::device_name(&name)?).await?;
+    call.service.rename_device(&call.caller, device, accounts::device_name("name", &name)?).await?;
     Ok(call.reply(&EmptyReply {}))
 }
 

@@ -1,10 +1,11 @@
-//! Which keys the claims of a batch lack and have. Kept in memory, so that a batch needs one statement for each kind of key.
+//! Tracks in memory which keys the claims of a batch have and still need, so that a batch takes one statement for each
+//! kind of key.
 
 use std::collections::{BTreeSet, HashMap, HashSet};
 
 use uuid::Uuid;
 
-use super::{BlockedClaim, ClaimAnswer, ClaimRequest, Pool, tokens::TakenTokens};
+use super::{BlockedClaim, ClaimAnswer, ClaimRequest, KeyPool, tokens::TakenTokens};
 use crate::{
     domain::{
         Bundle, Bundles, DeviceId, KeyKind, OneTimeOutcome, Timestamp,
@@ -17,7 +18,7 @@ use crate::{
     },
 };
 
-/// One claim on one device. All three stand in the row of a key that is taken for it.
+/// One claim on one device. All three ids are in the row of a key that is issued to it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 struct AssignmentId {
     claimer: Uuid,
@@ -36,9 +37,9 @@ fn columns(ids: &[AssignmentId]) -> [Column<'static>; 3] {
     [column(|id| id.claimer), column(|id| id.claim), column(|id| id.device)]
 }
 
-/// claimer, claim, device, then the key.
+/// Claimer, claim, device, key id, key.
 pub(super) type OneTimeRow = (Uuid, Uuid, Uuid, i64, String);
-/// claimer, claim, device, then the key with its signature.
+/// Claimer, claim, device, key id, key, signature.
 pub(super) type PqRow = (Uuid, Uuid, Uuid, i64, Vec<u8>, Vec<u8>);
 
 /// The key of a row.
@@ -55,14 +56,14 @@ pub(super) fn pq_key((.., key_id, key, signature): PqRow) -> Result<IssuedPqPrek
 
 struct Assignment {
     id: AssignmentId,
-    /// The first item of the batch that it serves.
+    /// The index of the first claim of the batch that it serves.
     item: usize,
     has_pq: bool,
     one_time: Option<OneTimePrekey>,
     pq: Option<IssuedPqPrekey>,
-    /// Whether an earlier run of the same claim took a key; the drain limit counted it then.
+    /// Whether an earlier run of the same claim took a key, and so was counted by the drain limit.
     counted: bool,
-    /// Whether it may take the keys that it lacks.
+    /// Whether the drain limit lets it take the keys that it lacks.
     allowed: bool,
 }
 
@@ -75,14 +76,14 @@ impl Assignment {
     }
 }
 
-/// An assignment for each claim and device, in the order of the batch. Repeats within the batch share one.
+/// One assignment per claim and device, in batch order. Repeats within the batch share one.
 pub struct Assignments {
     all: Vec<Assignment>,
     places: HashMap<AssignmentId, usize>,
 }
 
 impl Assignments {
-    /// The assignments of the bundles that answer these claims; nothing is assigned yet.
+    /// Empty assignments for the bundles that answer these claims.
     pub fn new(items: &[ClaimRequest], answers: &[Result<Bundles, StoreError>]) -> Self {
         let mut assignments = Self { all: Vec::new(), places: HashMap::new() };
         for (index, (item, answer)) in items.iter().zip(answers).enumerate() {
@@ -105,8 +106,8 @@ impl Assignments {
         assignments
     }
 
-    /// Assigns the keys that earlier runs of the same claims took.
-    pub async fn find_earlier(&mut self, tx: &mut Tx<'_>) -> Result<(), StoreError> {
+    /// Reads and assigns the keys that earlier runs of the same claims took.
+    pub async fn load_earlier(&mut self, tx: &mut Tx<'_>) -> Result<(), StoreError> {
         let all: Vec<_> = self.all.iter().map(|one| one.id).collect();
         let found = tx.query(sql::CLAIMED_ONE_TIME).bind_rows(columns(&all)).fetch_all().await?;
         self.assign_one_time(found)?;
@@ -119,8 +120,8 @@ impl Assignments {
         Ok(())
     }
 
-    /// Decides which claims may take the keys that they lack. What was counted in an earlier run is not counted again.
-    pub fn allow(&mut self, items: &[ClaimRequest], tokens: &mut TakenTokens<'_>) {
+    /// Decides which claims may take the keys that they lack. A claim that an earlier run counted is not counted again.
+    pub fn apply_drain_limit(&mut self, items: &[ClaimRequest], tokens: &mut TakenTokens<'_>) {
         for one in &mut self.all {
             let wants_more = KeyKind::ALL.into_iter().any(|kind| one.lacks(kind));
             let ClaimRequest { caller, now, .. } = &items[one.item];
@@ -128,23 +129,24 @@ impl Assignments {
         }
     }
 
-    /// Takes the oldest keys that are not locked for all who lack some and may. Returns the pools that they came from.
-    pub async fn take(&mut self, tx: &mut Tx<'_>, now: Timestamp) -> Result<BTreeSet<Pool>, StoreError> {
-        let wanting = columns(&self.wanting(KeyKind::OneTime));
-        let taken = tx.query(sql::CLAIM_ONE_TIME).bind_rows(wanting).bind(now.to_utc()).fetch_all().await?;
-        let wanting = columns(&self.wanting(KeyKind::PqOneTime));
-        let taken_pq = tx.query(sql::CLAIM_PQ).bind_rows(wanting).bind(now.to_utc()).fetch_all().await?;
+    /// Takes the oldest unlocked keys for all assignments that lack some and may take them. Returns the pools they came
+    /// from.
+    pub async fn take_keys(&mut self, tx: &mut Tx<'_>, now: Timestamp) -> Result<BTreeSet<KeyPool>, StoreError> {
+        let unmet = columns(&self.unmet(KeyKind::OneTime));
+        let taken = tx.query(sql::CLAIM_ONE_TIME).bind_rows(unmet).bind(now.to_utc()).fetch_all().await?;
+        let unmet = columns(&self.unmet(KeyKind::PqOneTime));
+        let taken_pq = tx.query(sql::CLAIM_PQ).bind_rows(unmet).bind(now.to_utc()).fetch_all().await?;
         let mut touched = BTreeSet::new();
         touched.extend(self.assign_one_time(taken)?.into_iter().map(|device| (device, KeyKind::OneTime)));
         touched.extend(self.assign_pq(taken_pq)?.into_iter().map(|device| (device, KeyKind::PqOneTime)));
         Ok(touched)
     }
 
-    /// Gives the tokens back of claims that took nothing.
-    pub fn give_tokens_back(&self, items: &[ClaimRequest], tokens: &mut TakenTokens<'_>) {
+    /// Refunds the tokens of claims that took no key.
+    pub fn refund_unused_tokens(&self, items: &[ClaimRequest], tokens: &mut TakenTokens<'_>) {
         for one in &self.all {
             if one.allowed && !one.counted && one.one_time.is_none() && one.pq.is_none() {
-                tokens.give_back(items[one.item].caller.user, DeviceId(one.id.device));
+                tokens.refund(items[one.item].caller.user, DeviceId(one.id.device));
             }
         }
     }
@@ -156,23 +158,23 @@ impl Assignments {
         devices.into_iter().collect()
     }
 
-    /// The devices from which claims may take keys of this kind and got none.
-    pub fn lacking(&self, kind: KeyKind) -> HashSet<Uuid> {
-        self.wanting(kind).into_iter().map(|id| id.device).collect()
+    /// The devices from which a claim was allowed to take a key of this kind but got none.
+    pub fn devices_lacking(&self, kind: KeyKind) -> HashSet<Uuid> {
+        self.unmet(kind).into_iter().map(|id| id.device).collect()
     }
 
     /// The pools from which earlier runs of the same claims may have taken keys.
-    pub fn touched_earlier(&self) -> BTreeSet<Pool> {
+    pub fn touched_earlier(&self) -> BTreeSet<KeyPool> {
         let earlier = self.all.iter().filter(|one| one.counted).map(|one| DeviceId(one.id.device));
         earlier.flat_map(|device| KeyKind::ALL.map(|kind| (device, kind))).collect()
     }
 
-    /// Completes the answers with the assigned keys. `blocked` are pools that still have unissued keys, all of them locked.
+    /// Completes the answers with the assigned keys. `blocked` are the pools that still have unissued keys.
     pub fn answers(
         self,
         items: &[ClaimRequest],
         answers: Vec<Result<Bundles, StoreError>>,
-        blocked: &HashSet<Pool>,
+        blocked: &HashSet<KeyPool>,
     ) -> Vec<Result<ClaimAnswer, StoreError>> {
         let complete = |(answer, item): (Result<Bundles, StoreError>, &ClaimRequest)| {
             answer.map(|answer| self.complete(item, answer, blocked))
@@ -180,7 +182,7 @@ impl Assignments {
         answers.into_iter().zip(items).map(complete).collect()
     }
 
-    fn complete(&self, item: &ClaimRequest, mut answer: Bundles, blocked: &HashSet<Pool>) -> ClaimAnswer {
+    fn complete(&self, item: &ClaimRequest, mut answer: Bundles, blocked: &HashSet<KeyPool>) -> ClaimAnswer {
         let mut waiting = Vec::new();
         for bundle in &mut answer.bundles {
             let device = bundle.device_id;
@@ -200,7 +202,7 @@ impl Assignments {
         }
     }
 
-    fn wanting(&self, kind: KeyKind) -> Vec<AssignmentId> {
+    fn unmet(&self, kind: KeyKind) -> Vec<AssignmentId> {
         self.all.iter().filter(|one| one.allowed && one.lacks(kind)).map(|one| one.id).collect()
     }
 
@@ -209,7 +211,7 @@ impl Assignments {
         self.all.get_mut(*place)
     }
 
-    /// Returns the devices that the keys are of.
+    /// Returns the devices that own the keys.
     fn assign_one_time(&mut self, found: Vec<OneTimeRow>) -> Result<Vec<DeviceId>, StoreError> {
         let mut devices = Vec::with_capacity(found.len());
         for row in found {
@@ -222,7 +224,7 @@ impl Assignments {
         Ok(devices)
     }
 
-    /// Returns the devices that the keys are of.
+    /// Returns the devices that own the keys.
     fn assign_pq(&mut self, found: Vec<PqRow>) -> Result<Vec<DeviceId>, StoreError> {
         let mut devices = Vec::with_capacity(found.len());
         for row in found {
@@ -236,7 +238,7 @@ impl Assignments {
     }
 }
 
-/// Puts the one-time prekey into a bundle, or says why there is none.
+/// Puts the one-time prekey into a bundle, or the reason why there is none.
 pub fn set_one_time(bundle: &mut Bundle, key: Option<OneTimePrekey>, allowed: bool) {
     bundle.one_time = match (&key, allowed) {
         (Some(_), _) => OneTimeOutcome::Claimed,

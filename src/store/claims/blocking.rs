@@ -1,14 +1,15 @@
-//! Claims that wait for keys which other transactions have locked. Only PostgreSQL has them.
+//! Claims that wait for keys which other transactions have locked. PostgreSQL only.
 //!
-//! The transaction of a batch skips locked keys. A claim that came up short of a pool which still shows unissued keys runs
-//! again after that commit, alone, with a lock that waits. "Exhausted" is said only there, or if the pool shows no key.
+//! The transaction of a batch skips locked keys. If a claim got no key from a pool that still has unissued ones, it
+//! runs again after the commit, alone, and waits for the lock. So a pool is never reported as exhausted just because
+//! its keys were locked.
 
 use std::collections::{BTreeSet, HashSet};
 
 use uuid::Uuid;
 
 use super::{
-    BlockedClaim, ClaimRequest, Claims, Pool,
+    BlockedClaim, ClaimRequest, Claims, KeyPool,
     assignments::{Assignments, OneTimeRow, PqRow, one_time_key, pq_key, set_one_time},
 };
 use crate::{
@@ -16,21 +17,21 @@ use crate::{
     store::{
         Store, StoreError, sessions,
         sql::{Sql, claims as sql},
-        tx::{Column, Row},
+        tx::{Column, DecodeRow},
     },
 };
 
-/// Runs of one claim that find that a parallel repeat was first.
+/// Maximum number of attempts of a claim that loses to a parallel repeat of itself.
 const TRIES: usize = 4;
 
-/// What a blocking claim does to a pool.
-struct PoolStatements {
+/// The statements of a blocking claim for a pool of one kind.
+struct BlockingClaimStatements {
     claimed: Sql,
     wait: Sql,
     unissued: Sql,
 }
 
-impl PoolStatements {
+impl BlockingClaimStatements {
     fn of(kind: KeyKind) -> Self {
         match kind {
             KeyKind::OneTime => {
@@ -41,11 +42,11 @@ impl PoolStatements {
     }
 }
 
-/// The pools of which a claim got no key although they show unissued ones.
-pub async fn blocked_pools(store: &Store, assignments: &Assignments) -> Result<HashSet<Pool>, StoreError> {
+/// The pools from which a claim got no key although they have unissued ones.
+pub async fn blocked_pools(store: &Store, assignments: &Assignments) -> Result<HashSet<KeyPool>, StoreError> {
     let mut blocked = HashSet::new();
     for kind in KeyKind::ALL {
-        let devices: Vec<Uuid> = assignments.lacking(kind).into_iter().collect();
+        let devices: Vec<Uuid> = assignments.devices_lacking(kind).into_iter().collect();
         if !devices.is_empty() {
             let found = unissued(store, kind, &devices).await?;
             blocked.extend(found.into_iter().map(|device| (DeviceId(device), kind)));
@@ -54,16 +55,16 @@ pub async fn blocked_pools(store: &Store, assignments: &Assignments) -> Result<H
     Ok(blocked)
 }
 
-/// The devices among these whose pools show unissued keys, locked or not.
+/// Those of `devices` whose pools have unissued keys, locked or not.
 async fn unissued(store: &Store, kind: KeyKind, devices: &[Uuid]) -> Result<Vec<Uuid>, StoreError> {
-    let text = PoolStatements::of(kind).unissued;
+    let text = BlockingClaimStatements::of(kind).unissued;
     let found: Vec<(Uuid,)> = store.read().await?.query(text).bind_ids(devices).fetch_all().await?;
     Ok(found.into_iter().map(|(device,)| device).collect())
 }
 
 impl Claims {
-    /// Completes a blocked claim: waits for the transactions that have locked its keys. Returns the bundles, and signals for
-    /// owners whose pools have fallen to a low-water level.
+    /// Completes a blocked claim: waits for the transactions that have locked the keys. Returns the bundles, and
+    /// signals for owners whose pools have fallen to a low-water level.
     ///
     /// # Errors
     /// `session_revoked`; `unavailable` if a lock is held too long.
@@ -93,8 +94,8 @@ impl Claims {
         Ok((answer, signals))
     }
 
-    /// Takes a key of the pool, or finds the one that a parallel repeat took. `None` once the pool shows no unissued key.
-    async fn wait_for_key<R: Row>(
+    /// Takes a key of the pool, or finds the one that a parallel repeat took. `None` once the pool has no unissued key.
+    async fn wait_for_key<R: DecodeRow>(
         &self,
         request: &ClaimRequest,
         device: DeviceId,
@@ -116,14 +117,14 @@ impl Claims {
         }
     }
 
-    async fn take_or_wait<R: Row>(
+    async fn take_or_wait<R: DecodeRow>(
         &self,
         request: &ClaimRequest,
         device: DeviceId,
         kind: KeyKind,
     ) -> Result<Option<R>, StoreError> {
         let ClaimRequest { caller, claim, now, .. } = request;
-        let statements = PoolStatements::of(kind);
+        let statements = BlockingClaimStatements::of(kind);
         let mut tx = self.store.begin().await?;
         sessions::authorize(&mut tx, caller, *now).await?;
         let this_claim = [caller.device.0, claim.0, device.0].map(|id| Column::Ids(vec![id]));

@@ -1,14 +1,14 @@
-//! Low-water levels: which node tells the owner that a pool runs low.
+//! Low-water levels: decides which node announces to the owner that a pool is low.
 //!
-//! Pools are counted, and a conditional update of the announced depth decides who announces a level, so that each is
-//! announced once. On SQLite that is part of the claims' transaction, since the writer is alone. On PostgreSQL it follows the
-//! commit: claims that count inside their transactions do not see each other, and two of them could both miss a level.
+//! Pools are counted, and a conditional update of the announced depth decides which node announces a level, so that
+//! each is announced once. On SQLite, which has one writer, this is part of the claims' transaction. On PostgreSQL it
+//! follows the commit: concurrent transactions do not see each other's claims, so both could miss a level.
 
 use std::collections::BTreeSet;
 
 use uuid::Uuid;
 
-use super::Pool;
+use super::KeyPool;
 use crate::{
     domain::{DeviceId, KeyKind, Signal, bundle::depth},
     store::{
@@ -18,11 +18,11 @@ use crate::{
     },
 };
 
-/// Times that a pool is counted which is refilled meanwhile.
+/// Maximum number of counts of a pool that is refilled in between.
 const COUNT_TRIES: usize = 3;
 
-/// device, keys left, pool version, announced depth.
-type LowRow = (Uuid, i64, i64, i32);
+/// Device, unissued keys, pool version, announced depth.
+type LowPoolRow = (Uuid, i64, i64, i32);
 
 /// A pool at or below the low-water mark.
 pub struct LowPool {
@@ -39,11 +39,11 @@ fn statements(kind: KeyKind) -> (Sql, Sql) {
     }
 }
 
-/// Counts pools, and raises the announced depth of those that have fallen further. A pool that is refilled between the two
-/// is counted again.
+/// Counts pools, and raises the announced depth of those that have fallen further. A pool that is refilled between the
+/// two is counted again.
 pub async fn low_pools(
     tx: &mut Tx<'_>,
-    pools: &BTreeSet<Pool>,
+    pools: &BTreeSet<KeyPool>,
     low_watermark: u32,
 ) -> Result<Vec<LowPool>, StoreError> {
     let mut low = Vec::new();
@@ -51,7 +51,7 @@ pub async fn low_pools(
         let (count, announce) = statements(kind);
         let mut devices: Vec<Uuid> = pools.iter().filter(|(_, one)| *one == kind).map(|(device, _)| device.0).collect();
         for _ in 0..COUNT_TRIES {
-            let counted: Vec<LowRow> = tx
+            let counted: Vec<LowPoolRow> = tx
                 .query(count)
                 .bind_ids(&std::mem::take(&mut devices))
                 .bind(i64::from(low_watermark))
@@ -65,7 +65,7 @@ pub async fn low_pools(
                     let raised: Option<(Uuid,)> =
                         tx.query(announce).bind(device).bind(depth).bind(pool_version).fetch_optional().await?;
                     if raised.is_none() {
-                        // Another node announced it, or the pool was refilled: the next count shows which.
+                        // Another node announced the level, or the pool was refilled. Count again to find out which.
                         devices.push(device);
                         continue;
                     }

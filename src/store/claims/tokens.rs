@@ -1,15 +1,15 @@
-//! Drain-limit tokens of claims that are not committed yet.
+//! Drain-limit tokens of uncommitted claims.
 
-use crate::domain::{DeviceId, Timestamp, UserId, bucket::DrainLimit};
+use crate::domain::{DeviceId, Timestamp, UserId, keyed_buckets::DrainLimit};
 
-/// Drain-limit tokens of a transaction that has not committed; dropping gives them back.
+/// Drain-limit tokens taken in a transaction. Dropping this refunds them unless [`Self::commit`] was called.
 pub struct TakenTokens<'a> {
     drain: &'a DrainLimit,
     pairs: Vec<(UserId, DeviceId)>,
 }
 
 impl<'a> TakenTokens<'a> {
-    pub fn none(drain: &'a DrainLimit) -> Self {
+    pub fn new(drain: &'a DrainLimit) -> Self {
         Self { drain, pairs: Vec::new() }
     }
 
@@ -21,16 +21,16 @@ impl<'a> TakenTokens<'a> {
         taken
     }
 
-    /// The claims are committed: what they took stays taken.
-    pub fn keep(&mut self) {
+    /// Keeps the tokens, after the claims were committed.
+    pub fn commit(&mut self) {
         self.pairs.clear();
     }
 
-    /// A token was not needed: its claim took no key.
-    pub fn give_back(&mut self, user: UserId, target: DeviceId) {
+    /// Refunds the token of a claim that took no key.
+    pub fn refund(&mut self, user: UserId, target: DeviceId) {
         if let Some(at) = self.pairs.iter().rposition(|pair| *pair == (user, target)) {
             self.pairs.swap_remove(at);
-            self.drain.give_back(&(user, target));
+            self.drain.refund(&(user, target));
         }
     }
 }
@@ -38,7 +38,7 @@ impl<'a> TakenTokens<'a> {
 impl Drop for TakenTokens<'_> {
     fn drop(&mut self) {
         for pair in self.pairs.drain(..) {
-            self.drain.give_back(&pair);
+            self.drain.refund(&pair);
         }
     }
 }

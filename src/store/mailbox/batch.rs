@@ -1,19 +1,19 @@
-//! A batch of sends and acks: what has to be locked, read and deleted for it, and how its answers are put together.
+//! A batch of sends and acks: which rows it has to lock, read and delete, and how its answers are combined.
 
 use std::collections::{BTreeSet, HashMap, HashSet};
 
 use uuid::Uuid;
 
-use super::{Accepted, AckRequest, MailAnswer, MailRequest, SendRequest, plan::PlanInput};
+use super::{AcceptedMessage, AckRequest, MailAnswer, MailRequest, SendRequest, plan::PlanInput};
 use crate::{
     domain::{
         DeviceId, Refusal, UserId,
-        envelope::{Load, MailboxBounds},
+        envelope::{MailboxBounds, MailboxSize},
     },
     store::StoreError,
 };
 
-/// A batch, split by kind.
+/// A batch, split into sends and acks.
 pub struct MailBatch<'a> {
     pub sends: Vec<&'a SendRequest>,
     acks: Vec<&'a AckRequest>,
@@ -46,7 +46,7 @@ impl<'a> MailBatch<'a> {
         callers.map(|caller| caller.session.0).collect::<HashSet<_>>().into_iter().collect()
     }
 
-    /// The users that are sent to, each once.
+    /// The receiving users, each once.
     pub fn recipients(&self) -> Vec<Uuid> {
         self.sends.iter().map(|send| send.to.0).collect::<HashSet<_>>().into_iter().collect()
     }
@@ -60,13 +60,13 @@ impl<'a> MailBatch<'a> {
     /// For each ack, whether its session is valid.
     pub fn valid_acks(&self, input: &PlanInput) -> Vec<bool> {
         let is_valid = |ack: &&AckRequest| {
-            let sender = input.senders.get(&ack.caller.session);
+            let sender = input.sessions.get(&ack.caller.session);
             sender.is_some_and(|sender| sender.device == ack.caller.device && sender.expires_at > ack.now)
         };
         self.acks.iter().map(is_valid).collect()
     }
 
-    /// The envelopes to delete, each once. Numbers that no envelope has had yet are left out.
+    /// The envelopes to delete, each once, without numbers that were never assigned.
     pub fn acked_envelopes(&self, valid: &[bool], input: &PlanInput) -> Vec<(DeviceId, i64)> {
         let mut envelopes = BTreeSet::new();
         for (ack, _) in self.acks.iter().zip(valid).filter(|(_, valid)| **valid) {
@@ -80,11 +80,13 @@ impl<'a> MailBatch<'a> {
         envelopes.into_iter().collect()
     }
 
-    /// The mailboxes and sending users whose share might be exceeded by this batch. Only those shares are read.
+    /// Pairs of mailbox and sending user whose share of the mailbox this batch might exceed. Only these shares are
+    /// read.
     pub fn crowded(&self, input: &PlanInput, bounds: &MailboxBounds) -> HashSet<(DeviceId, UserId)> {
-        let mut loads: HashMap<DeviceId, Load> = HashMap::new();
+        let mut loads: HashMap<DeviceId, MailboxSize> = HashMap::new();
         for outgoing in self.sends.iter().flat_map(|send| &send.envelopes) {
-            let stored = || input.mailboxes.get(&outgoing.device).map_or_else(Load::default, |mailbox| mailbox.load);
+            let stored =
+                || input.mailboxes.get(&outgoing.device).map_or_else(MailboxSize::default, |mailbox| mailbox.load);
             let load = loads.entry(outgoing.device).or_insert_with(stored);
             *load = load.plus(outgoing.content.len());
         }
@@ -96,7 +98,7 @@ impl<'a> MailBatch<'a> {
         pairs.filter(|(device, _)| !loads.get(device).is_some_and(|load| load.fits(bounds.per_sender))).collect()
     }
 
-    /// The answers to the acks. An envelope counts for the first ack that names it.
+    /// The answers to the acks: how many envelopes each deleted. An envelope counts for the first ack that names it.
     pub fn count_acked(&self, valid: &[bool], mut removed: HashSet<(DeviceId, i64)>) -> Vec<Result<u64, StoreError>> {
         let count = |(ack, valid): (&&AckRequest, &bool)| {
             if !valid {
@@ -111,7 +113,7 @@ impl<'a> MailBatch<'a> {
     pub fn merge(
         self,
         acked: Vec<Result<u64, StoreError>>,
-        sent: Vec<Result<Accepted, StoreError>>,
+        sent: Vec<Result<AcceptedMessage, StoreError>>,
     ) -> Vec<Result<MailAnswer, StoreError>> {
         let (mut acked, mut sent) = (acked.into_iter(), sent.into_iter());
         let answer = |is_send: bool| {

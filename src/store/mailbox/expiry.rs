@@ -1,4 +1,4 @@
-//! Envelopes that nobody will fetch: they have expired, or their device is about to be deleted.
+//! Deletes envelopes that no device will read: expired ones, and those of a device that is about to be deleted.
 
 use uuid::Uuid;
 
@@ -8,7 +8,7 @@ use crate::{
     store::{Store, StoreError, sql::mailbox as sql},
 };
 
-/// Envelopes that one transaction deletes. Small, since sends to the same mailboxes wait for it.
+/// Maximum number of envelopes that one transaction deletes. Small, because sends to the same mailboxes wait for it.
 const STEP: u32 = 200;
 
 fn is_last_step(rows: usize) -> bool {
@@ -16,8 +16,8 @@ fn is_last_step(rows: usize) -> bool {
 }
 
 impl Store {
-    /// Deletes expired envelopes, in small steps, and counts them in their mailboxes. One node at a time does it. Returns
-    /// the number of envelopes.
+    /// Deletes expired envelopes, in small steps, and counts them in their mailboxes. One node at a time does this.
+    /// Returns the number of envelopes.
     ///
     /// # Errors
     /// [`StoreError::Unavailable`]
@@ -59,8 +59,8 @@ impl Store {
         Ok(removed.len())
     }
 
-    /// Deletes what waits for devices that are about to be deleted, in small steps: one large step would hold up everybody
-    /// who sends to a full mailbox. What comes in meanwhile is left to the transaction that follows.
+    /// Deletes the envelopes of devices that are about to be deleted, in small steps: one large step would block
+    /// senders to a full mailbox. Envelopes stored meanwhile are left to the transaction that deletes the device.
     ///
     /// # Errors
     /// [`StoreError::Unavailable`]

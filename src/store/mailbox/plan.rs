@@ -1,57 +1,60 @@
-//! The outcome of a batch of sends, decided in memory from what was read under the locks of the mailboxes: one send after the
-//! other, as if each had a transaction of its own.
+//! Decides the outcome of a batch of sends, in memory, from what was read after the mailboxes were locked. Sends are
+//! decided in order, as if each had its own transaction.
 
 use std::{
     collections::{BTreeMap, HashMap, HashSet},
     sync::Arc,
 };
 
-use super::{Accepted, SendRequest};
+use super::{AcceptedMessage, SendRequest};
 use crate::{
     domain::{
         DeviceId, Envelope, MessageId, Refusal, SessionId, Signal, Timestamp, UserId,
-        envelope::{Load, MailboxBounds, Outgoing, REMEMBERED, Recipient, SentTo, check_devices},
+        envelope::{
+            MESSAGE_ID_RETENTION, MailboxBounds, MailboxSize, OutgoingEnvelope, Recipient, RecipientOutcome,
+            check_devices,
+        },
     },
     store::StoreError,
 };
 
-/// A session with the newest connection of its device.
+/// A caller's session, with the epoch of its device's newest connection.
 #[derive(Clone, Copy, Debug)]
-pub struct Sender {
+pub struct CallerSession {
     pub device: DeviceId,
     pub expires_at: Timestamp,
     pub newest_epoch: i64,
 }
 
-/// A locked mailbox, as it will be written.
+/// The state of a locked mailbox.
 #[derive(Clone, Copy, Debug)]
 pub struct Mailbox {
     /// The number that the next envelope gets.
     pub next_seq: i64,
-    /// What it holds.
-    pub load: Load,
-    /// Envelopes that ever expired before they were acked.
+    /// The envelopes that it holds.
+    pub load: MailboxSize,
+    /// Number of envelopes that ever expired before they were acked.
     pub expired_total: i64,
 }
 
-/// What is remembered of a message id.
+/// An accepted send, remembered so that repeats are recognized.
 #[derive(Clone, Debug)]
 pub struct RememberedSend {
     pub to: UserId,
     pub accepted_at: Timestamp,
-    pub outcome: Vec<SentTo>,
+    pub outcome: Vec<RecipientOutcome>,
 }
 
-/// What the outcome depends on, read after the mailboxes were locked.
+/// The state that the outcome depends on, read after the mailboxes were locked.
 #[derive(Default)]
 pub struct PlanInput {
     pub mailboxes: BTreeMap<DeviceId, Mailbox>,
-    pub senders: HashMap<SessionId, Sender>,
-    /// Every user that exists, with the devices that have published.
+    pub sessions: HashMap<SessionId, CallerSession>,
+    /// The users that exist, each with its published devices and the expiry of their signed prekeys.
     pub recipients: HashMap<UserId, Vec<(DeviceId, Option<Timestamp>)>>,
     pub sends: HashMap<(DeviceId, MessageId), RememberedSend>,
-    /// What a user has in a mailbox, where that may matter.
-    pub shares: HashMap<(DeviceId, UserId), Load>,
+    /// What a sending user has in a mailbox, for nearly full mailboxes only.
+    pub shares: HashMap<(DeviceId, UserId), MailboxSize>,
 }
 
 /// An envelope to be stored.
@@ -62,27 +65,27 @@ pub struct NewEnvelope {
     pub expires_at: Timestamp,
 }
 
-/// What is to be written, answered and signalled.
+/// What to write, answer and signal.
 #[derive(Default)]
 pub struct Plan {
-    pub answers: Vec<Result<Accepted, StoreError>>,
+    pub answers: Vec<Result<AcceptedMessage, StoreError>>,
     pub envelopes: Vec<NewEnvelope>,
     /// Mailboxes that change.
     pub mailboxes: BTreeMap<DeviceId, Mailbox>,
     pub new_sends: Vec<(DeviceId, MessageId)>,
     pub changed_sends: Vec<(DeviceId, MessageId)>,
-    /// Sends that are past their time and whose ids are used anew.
+    /// Remembered sends that are past their retention time and whose ids are used again.
     pub stale_sends: Vec<(DeviceId, MessageId)>,
-    /// What stands behind the ids of both lists.
+    /// The sends of `new_sends` and `changed_sends`.
     pub sends: HashMap<(DeviceId, MessageId), RememberedSend>,
-    /// In the order of the numbers of each device.
-    pub wakes: Vec<(DeviceId, Signal)>,
+    /// In order of envelope number for each device.
+    pub signals: Vec<(DeviceId, Signal)>,
 }
 
-/// Decides a batch. `again` says that an earlier run may have been committed without our knowing.
+/// Decides a batch. `again` means that an earlier run of the same batch may have been committed.
 ///
 /// # Errors
-/// `Conflict` where what was read changed in between: the batch is to run again.
+/// `Conflict` if a device was added after the mailboxes were locked: the batch has to run again.
 pub fn plan(items: &[&SendRequest], input: PlanInput, bounds: &MailboxBounds, again: bool) -> Result<Plan, StoreError> {
     let mut planner = Planner { input, bounds, again, plan: Plan::default() };
     for item in items {
@@ -105,16 +108,17 @@ struct Planner<'a> {
 }
 
 impl Planner<'_> {
-    fn send(&mut self, item: &SendRequest) -> Result<Accepted, StoreError> {
-        let sender = self.input.senders.get(&item.caller.session);
+    fn send(&mut self, item: &SendRequest) -> Result<AcceptedMessage, StoreError> {
+        let sender = self.input.sessions.get(&item.caller.session);
         let sender = sender.filter(|sender| sender.device == item.caller.device && sender.expires_at > item.now);
         if sender.ok_or(Refusal::SessionRevoked)?.newest_epoch > item.epoch {
-            // The device is connected anew, maybe elsewhere: what it sends there must not be overtaken.
+            // The device has a newer connection, perhaps on another node, and this send must not overtake sends from
+            // there.
             return Err(Refusal::Unavailable.into());
         }
         let id = (item.caller.device, item.message);
         match self.input.sends.get(&id) {
-            Some(past) if past.accepted_at > item.now.before(REMEMBERED) => self.repeat(item, past.clone()),
+            Some(past) if past.accepted_at > item.now.before(MESSAGE_ID_RETENTION) => self.repeat(item, past.clone()),
             Some(_) => {
                 self.plan.stale_sends.push(id);
                 self.input.sends.remove(&id);
@@ -124,7 +128,7 @@ impl Planner<'_> {
         }
     }
 
-    fn first(&mut self, item: &SendRequest) -> Result<Accepted, StoreError> {
+    fn first(&mut self, item: &SendRequest) -> Result<AcceptedMessage, StoreError> {
         let devices = self.input.recipients.get(&item.to).ok_or(Refusal::NotFound)?;
         let required = |expires_at: &Option<Timestamp>| expires_at.is_some_and(|at| at > item.now);
         let recipients: Vec<Recipient> =
@@ -134,14 +138,14 @@ impl Planner<'_> {
         if item.ephemeral {
             for outgoing in &item.envelopes {
                 let signal = Signal::Ephemeral(Arc::new(envelope(item, outgoing, accepted_at)));
-                self.plan.wakes.push((outgoing.device, signal));
+                self.plan.signals.push((outgoing.device, signal));
             }
-            return Ok(Accepted { accepted_at, duplicate: false, undelivered: Vec::new() });
+            return Ok(AcceptedMessage { accepted_at, duplicate: false, undelivered: Vec::new() });
         }
         let mut outcome = Vec::with_capacity(item.envelopes.len());
         for outgoing in &item.envelopes {
             let stored = self.store(item, outgoing, accepted_at)?;
-            outcome.push(SentTo { device: outgoing.device, digest: outgoing.digest(), stored });
+            outcome.push(RecipientOutcome { device: outgoing.device, digest: outgoing.digest(), stored });
         }
         let undelivered: Vec<DeviceId> = outcome.iter().filter(|one| !one.stored).map(|one| one.device).collect();
         if !outcome.is_empty() && undelivered.len() == outcome.len() {
@@ -150,18 +154,18 @@ impl Planner<'_> {
         let id = (item.caller.device, item.message);
         self.plan.new_sends.push(id);
         self.input.sends.insert(id, RememberedSend { to: item.to, accepted_at, outcome });
-        Ok(Accepted { accepted_at, duplicate: false, undelivered })
+        Ok(AcceptedMessage { accepted_at, duplicate: false, undelivered })
     }
 
-    /// Stores for the devices that were not reached before, and wakes the others: whoever accepted the message may not
-    /// have lived to tell them.
-    fn repeat(&mut self, item: &SendRequest, past: RememberedSend) -> Result<Accepted, StoreError> {
+    /// Stores the message for devices that did not get it before, and signals the others again: the node that accepted
+    /// the message may have stopped before it signalled them.
+    fn repeat(&mut self, item: &SendRequest, past: RememberedSend) -> Result<AcceptedMessage, StoreError> {
         let id = (item.caller.device, item.message);
         let RememberedSend { to, accepted_at, mut outcome } = past;
         if to != item.to || item.ephemeral {
             return Err(Refusal::IdConflict.into());
         }
-        let find = |outcome: &[SentTo], device| outcome.iter().position(|one| one.device == device);
+        let find = |outcome: &[RecipientOutcome], device| outcome.iter().position(|one| one.device == device);
         for outgoing in &item.envelopes {
             let known = find(&outcome, outgoing.device).map(|at| outcome[at].digest);
             if known.is_some_and(|digest| digest != outgoing.digest()) {
@@ -176,7 +180,7 @@ impl Planner<'_> {
             let at = find(&outcome, device);
             if at.is_some_and(|at| outcome[at].stored) {
                 if let Some(mailbox) = self.input.mailboxes.get(&device) {
-                    self.plan.wakes.push((device, Signal::Mail { seq: mailbox.next_seq - 1, envelope: None }));
+                    self.plan.signals.push((device, Signal::Mail { seq: mailbox.next_seq - 1, envelope: None }));
                 }
                 continue;
             }
@@ -186,12 +190,12 @@ impl Planner<'_> {
             let stored = self.store(item, outgoing, accepted_at)?;
             match at {
                 Some(at) => outcome[at].stored = stored,
-                None => outcome.push(SentTo { device, digest: outgoing.digest(), stored }),
+                None => outcome.push(RecipientOutcome { device, digest: outgoing.digest(), stored }),
             }
             changed |= stored || at.is_none();
         }
-        // Whoever is left out this time waits for another repeat.
-        let lacks = |one: &&SentTo| !one.stored && reachable.contains(&one.device);
+        // Devices that the repeat does not name still count as undelivered.
+        let lacks = |one: &&RecipientOutcome| !one.stored && reachable.contains(&one.device);
         let undelivered = outcome.iter().filter(lacks).map(|one| one.device).collect();
         if changed {
             self.input.sends.insert(id, RememberedSend { to, accepted_at, outcome });
@@ -199,16 +203,21 @@ impl Planner<'_> {
                 self.plan.changed_sends.push(id);
             }
         }
-        // Of a batch that ran twice because nobody knew whether it was committed, the first run is the one that counts.
+        // If the batch runs again because the outcome of its commit was unknown, its sends are not duplicates.
         let duplicate = !(self.again && accepted_at == item.now);
-        Ok(Accepted { accepted_at, duplicate, undelivered })
+        Ok(AcceptedMessage { accepted_at, duplicate, undelivered })
     }
 
-    /// Gives an envelope its number; `false` where the mailbox is full.
-    fn store(&mut self, item: &SendRequest, outgoing: &Outgoing, accepted_at: Timestamp) -> Result<bool, StoreError> {
+    /// Assigns an envelope its number; `false` if the mailbox is full.
+    fn store(
+        &mut self,
+        item: &SendRequest,
+        outgoing: &OutgoingEnvelope,
+        accepted_at: Timestamp,
+    ) -> Result<bool, StoreError> {
         let device = outgoing.device;
         let bytes = outgoing.content.len();
-        // A device that came between the lock and the list of devices.
+        // Missing if the device was added after the mailboxes were locked.
         let mailbox = self.input.mailboxes.get_mut(&device);
         let mailbox = mailbox.ok_or(StoreError::Conflict(sqlx::Error::RowNotFound))?;
         let share = self.input.shares.get_mut(&(device, item.caller.user));
@@ -225,13 +234,13 @@ impl Planner<'_> {
         mailbox.load = load;
         self.plan.mailboxes.insert(device, *mailbox);
         let envelope = Arc::new(envelope(item, outgoing, accepted_at));
-        self.plan.wakes.push((device, Signal::Mail { seq, envelope: Some(envelope.clone()) }));
+        self.plan.signals.push((device, Signal::Mail { seq, envelope: Some(envelope.clone()) }));
         self.plan.envelopes.push(NewEnvelope { device, seq, envelope, expires_at: item.now + item.ttl });
         Ok(true)
     }
 }
 
-fn envelope(item: &SendRequest, outgoing: &Outgoing, accepted_at: Timestamp) -> Envelope {
+fn envelope(item: &SendRequest, outgoing: &OutgoingEnvelope, accepted_at: Timestamp) -> Envelope {
     Envelope {
         message: item.message,
         from_user: item.caller.user,
@@ -252,37 +261,44 @@ mod tests {
     use super::*;
     use crate::domain::Caller;
 
-    const BOUNDS: MailboxBounds =
-        MailboxBounds { all: Load { envelopes: 9, bytes: 99 }, per_sender: Load { envelopes: 9, bytes: 99 } };
+    const BOUNDS: MailboxBounds = MailboxBounds {
+        all: MailboxSize { envelopes: 9, bytes: 99 },
+        per_sender: MailboxSize { envelopes: 9, bytes: 99 },
+    };
 
     /// A sender, a device with an empty mailbox, and a message from the one to the other.
-    fn world() -> (PlanInput, SendRequest) {
+    fn input_and_send() -> (PlanInput, SendRequest) {
         let id = Uuid::from_u128;
         let now = Timestamp::parse("2026-01-01T00:00:00Z").unwrap();
         let caller = Caller { session: SessionId(id(1)), user: UserId(id(2)), device: DeviceId(id(3)) };
         let (to, device) = (UserId(id(4)), DeviceId(id(5)));
         let later = now + Duration::from_hours(1);
         let mut input = PlanInput::default();
-        input.mailboxes.insert(device, Mailbox { next_seq: 1, load: Load::default(), expired_total: 0 });
-        input.senders.insert(caller.session, Sender { device: caller.device, expires_at: later, newest_epoch: 1 });
+        input.mailboxes.insert(device, Mailbox { next_seq: 1, load: MailboxSize::default(), expired_total: 0 });
+        input
+            .sessions
+            .insert(caller.session, CallerSession { device: caller.device, expires_at: later, newest_epoch: 1 });
         input.recipients.insert(to, vec![(device, Some(later))]);
-        let envelopes = vec![Outgoing { device, kind: 0, content: Bytes::from_static(b"x") }];
+        let envelopes = vec![OutgoingEnvelope { device, kind: 0, content: Bytes::from_static(b"x") }];
         let message = MessageId(id(6));
         let ttl = Duration::from_mins(1);
         (input, SendRequest { caller, epoch: 1, message, to, ephemeral: false, ttl, envelopes, now })
     }
 
     fn remember(input: &mut PlanInput, item: &SendRequest) {
-        let outcome =
-            item.envelopes.iter().map(|one| SentTo { device: one.device, digest: one.digest(), stored: true });
+        let outcome = item.envelopes.iter().map(|one| RecipientOutcome {
+            device: one.device,
+            digest: one.digest(),
+            stored: true,
+        });
         let send = RememberedSend { to: item.to, accepted_at: item.now, outcome: outcome.collect() };
         input.sends.insert((item.caller.device, item.message), send);
     }
 
     #[test]
-    fn a_batch_that_was_committed_unnoticed_is_no_repeat() {
+    fn a_batch_that_runs_again_after_an_unknown_commit_is_not_a_duplicate() {
         for (again, later, duplicate) in [(true, 0, false), (true, 1, true), (false, 0, true)] {
-            let (mut input, mut item) = world();
+            let (mut input, mut item) = input_and_send();
             remember(&mut input, &item);
             item.now = item.now + Duration::from_secs(later);
             let plan = plan(&[&item], input, &BOUNDS, again).unwrap();
@@ -292,16 +308,16 @@ mod tests {
     }
 
     #[test]
-    fn a_device_that_came_after_the_locks_makes_the_batch_run_again() {
-        let (mut input, item) = world();
+    fn a_device_added_after_the_mailboxes_were_locked_makes_the_batch_run_again() {
+        let (mut input, item) = input_and_send();
         input.mailboxes.clear();
         assert!(matches!(plan(&[&item], input, &BOUNDS, false), Err(StoreError::Conflict(_))));
     }
 
     #[test]
-    fn only_a_newer_connection_makes_a_send_too_late() {
+    fn a_send_is_refused_only_if_its_device_has_a_newer_connection() {
         for (epoch, accepted) in [(0, false), (1, true), (2, true)] {
-            let (input, item) = world();
+            let (input, item) = input_and_send();
             let plan = plan(&[&SendRequest { epoch, ..item }], input, &BOUNDS, false).unwrap();
             assert_eq!(plan.answers[0].is_ok(), accepted);
         }

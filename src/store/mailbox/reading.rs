@@ -8,13 +8,13 @@ use uuid::Uuid;
 use crate::{
     domain::{
         DeviceId, Envelope, MessageId, Timestamp, UserId,
-        envelope::{Load, MailboxStatus, Page, PageRequest},
+        envelope::{MailPage, MailPageRequest, MailboxSize, MailboxStatus},
     },
     store::{Store, StoreError, rows, sql::mailbox as sql},
 };
 
 impl Store {
-    /// What a mailbox holds and has held; all zero if there is none.
+    /// The status of a device's mailbox; all zero if there is none.
     ///
     /// # Errors
     /// [`StoreError::Unavailable`]
@@ -28,23 +28,28 @@ impl Store {
         }))
     }
 
-    /// What waits in all mailboxes. Reads every one of them, so call it rarely.
+    /// The number and size of all stored envelopes. Reads every mailbox row, so call it rarely.
     ///
     /// # Errors
     /// [`StoreError::Unavailable`]
-    pub async fn mailbox_backlog(&self) -> Result<Load, StoreError> {
+    pub async fn mailbox_backlog(&self) -> Result<MailboxSize, StoreError> {
         let (count, bytes): (i64, i64) = self.read().await?.query(sql::BACKLOG).fetch_one().await?;
         Ok(super::load(count, bytes))
     }
 
-    /// A page of a device's envelopes, oldest first, without expired ones.
+    /// A page of a device's unexpired envelopes, oldest first.
     ///
     /// # Errors
     /// [`StoreError::Unavailable`]
-    pub async fn mail_page(&self, device: DeviceId, page: PageRequest, now: Timestamp) -> Result<Page, StoreError> {
-        type Row = (i64, Uuid, Uuid, Uuid, i32, Vec<u8>, DateTime<Utc>);
+    pub async fn mail_page(
+        &self,
+        device: DeviceId,
+        page: MailPageRequest,
+        now: Timestamp,
+    ) -> Result<MailPage, StoreError> {
+        type EnvelopeRow = (i64, Uuid, Uuid, Uuid, i32, Vec<u8>, DateTime<Utc>);
         let bytes = i64::try_from(page.bytes).unwrap_or(i64::MAX);
-        let found: Vec<Row> = self
+        let found: Vec<EnvelopeRow> = self
             .read()
             .await?
             .query(sql::PAGE)
@@ -58,7 +63,7 @@ impl Store {
             .await?;
         let total: usize = found.iter().map(|row| row.5.len()).sum();
         let complete = found.len() < page.envelopes as usize && total < page.bytes;
-        let envelope = |(seq, message, user, from, kind, content, accepted_at): Row| {
+        let envelope = |(seq, message, user, from, kind, content, accepted_at): EnvelopeRow| {
             let envelope = Envelope {
                 message: MessageId(message),
                 from_user: UserId(user),
@@ -69,6 +74,6 @@ impl Store {
             };
             (seq, Arc::new(envelope))
         };
-        Ok(Page { envelopes: found.into_iter().map(envelope).collect(), complete })
+        Ok(MailPage { envelopes: found.into_iter().map(envelope).collect(), complete })
     }
 }

@@ -1,4 +1,4 @@
-//! The rows of mailboxes, envelopes and remembered sends: locked, removed, written.
+//! Locks, deletes and writes the rows of mailboxes, envelopes and remembered sends.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -10,7 +10,7 @@ use super::{
     plan::{Mailbox, Plan, RememberedSend},
 };
 use crate::{
-    domain::{DeviceId, MessageId, UserId, envelope::SentTo},
+    domain::{DeviceId, MessageId, UserId, envelope::RecipientOutcome},
     store::{
         StoreError, rows,
         sql::mailbox as sql,
@@ -18,14 +18,14 @@ use crate::{
     },
 };
 
-/// sending device, message id, recipient, time of acceptance, outcome.
+/// Sending device, message id, receiving user, time of acceptance, encoded outcome.
 type SendRow = (Uuid, Uuid, Uuid, DateTime<Utc>, Vec<u8>);
 
 impl RememberedSend {
     pub fn from_row(
         (device, message, to, accepted_at, outcome): SendRow,
     ) -> Result<((DeviceId, MessageId), Self), StoreError> {
-        let outcome = SentTo::decode(&outcome).ok_or_else(|| rows::corrupt("a send's outcome".into()))?;
+        let outcome = RecipientOutcome::decode(&outcome).ok_or_else(|| rows::corrupt("a send's outcome".into()))?;
         let send = Self { to: UserId(to), accepted_at: rows::time(accepted_at), outcome };
         Ok(((DeviceId(device), MessageId(message)), send))
     }
@@ -44,7 +44,7 @@ pub async fn lock_mailboxes(
     Ok(found.into_iter().map(mailbox).collect())
 }
 
-/// Deletes envelopes of locked mailboxes and subtracts them from what the mailboxes hold. Returns those that were there.
+/// Deletes envelopes of locked mailboxes and updates the sizes of the mailboxes in memory. Returns those that existed.
 pub async fn remove_envelopes(
     tx: &mut Tx<'_>,
     envelopes: &[(DeviceId, i64)],
@@ -80,7 +80,7 @@ pub async fn update_mailboxes(tx: &mut Tx<'_>, mailboxes: &BTreeMap<DeviceId, Ma
 }
 
 impl Plan {
-    /// Writes what was decided.
+    /// Writes the plan to the database.
     pub async fn write(&self, tx: &mut Tx<'_>) -> Result<(), StoreError> {
         self.insert_envelopes(tx).await?;
         update_mailboxes(tx, &self.mailboxes).await?;
@@ -90,7 +90,7 @@ impl Plan {
         self.insert_sends(tx).await?;
         for id in &self.changed_sends {
             if let Some(send) = self.sends.get(id) {
-                let outcome = SentTo::encode(&send.outcome);
+                let outcome = RecipientOutcome::encode(&send.outcome);
                 tx.query(sql::UPDATE_SEND).bind(id.0.0).bind(id.1.0).bind(outcome).execute().await?;
             }
         }
@@ -118,7 +118,7 @@ impl Plan {
 
     async fn insert_sends(&self, tx: &mut Tx<'_>) -> Result<(), StoreError> {
         let new: Vec<_> = self.new_sends.iter().filter_map(|id| Some((id, self.sends.get(id)?))).collect();
-        let outcomes: Vec<Vec<u8>> = new.iter().map(|(_, send)| SentTo::encode(&send.outcome)).collect();
+        let outcomes: Vec<Vec<u8>> = new.iter().map(|(_, send)| RecipientOutcome::encode(&send.outcome)).collect();
         tx.query(sql::INSERT_SENDS)
             .bind_rows([
                 Column::Ids(new.iter().map(|(id, _)| id.0.0).collect()),

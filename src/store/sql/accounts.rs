@@ -9,7 +9,7 @@ statements! {
         WHERE email = $1 AND created_at > $2 ORDER BY created_at DESC LIMIT 1000");
     INSERT_CHALLENGE = both("INSERT INTO email_otps (id, email, otp_hash, expires_at, created_at, network) \
         VALUES ($1, $2, $3, $4, $5, $6)");
-    /// The challenge whose guesses are counted. Parallel guesses wait for each other.
+    /// Reads a challenge before an attempt is counted. On PostgreSQL, parallel attempts wait for each other.
     CHALLENGE_FOR_UPDATE = each(
         "SELECT used, expires_at, attempts FROM email_otps WHERE id = $1 AND email = $2",
         "SELECT used, expires_at, attempts FROM email_otps WHERE id = $1 AND email = $2 FOR UPDATE");
@@ -22,7 +22,7 @@ statements! {
 
     USER_BY_EMAIL = both("SELECT id FROM users WHERE email = $1");
     USER_EXISTS = both("SELECT 1 FROM users WHERE id = $1");
-    /// Locks the user's row, and creates it first if it is new.
+    /// Creates the user of an address, or locks the existing row.
     UPSERT_USER = both("INSERT INTO users (id, email, email_verified, created_at) VALUES ($1, $2, TRUE, $3) \
         ON CONFLICT (email) DO UPDATE SET email_verified = TRUE RETURNING id");
     DELETE_USER = both("DELETE FROM users WHERE id = $1");
@@ -40,7 +40,7 @@ statements! {
     /// The row of a session that is valid for its device at $3.
     AUTHORIZE = both("SELECT replaces FROM sessions JOIN devices ON devices.id = sessions.device_id \
         WHERE sessions.id = $1 AND sessions.device_id = $2 AND expires_at > $3 AND NOT revoked");
-    /// The sessions among these whose devices are not revoked, expired ones included.
+    /// Those of the given sessions whose devices are not revoked, including expired sessions.
     SESSIONS_OF_MANY = each(
         "SELECT sessions.id, sessions.device_id, expires_at, conn_epoch FROM sessions \
         JOIN devices ON devices.id = sessions.device_id \
@@ -73,7 +73,7 @@ statements! {
         WHERE id = $1 AND NOT revoked \
         AND EXISTS (SELECT 1 FROM sessions WHERE sessions.id = $2 AND device_id = $1 AND expires_at > $3) \
         RETURNING conn_epoch");
-    /// The state of connections, given as rows of place, device and session; the last parameter is the time.
+    /// The state of connections, given as rows of index, device and session; the last parameter is the time.
     CHECK_CONNECTIONS = each(
         "SELECT connection.value ->> 0, conn_epoch, revoked, EXISTS (SELECT 1 FROM sessions \
         WHERE sessions.id = unhex(connection.value ->> 2) AND sessions.device_id = devices.id AND expires_at > $2), \

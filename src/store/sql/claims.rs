@@ -1,9 +1,9 @@
-//! Claims of one-time keys. Statements over many claims take rows of claimer, claim id and device. RETURNING has no order,
-//! so each row that they return starts with the three values it was taken for.
+//! Claims of one-time keys. Statements over many claims take rows of claimer, claim id and device. RETURNING has no
+//! defined order, so each returned row starts with the three ids of its claim.
 
 use super::{Sql, both, each, postgres};
 
-/// Takes the oldest unissued keys of a table for many claims at once, a key each.
+/// Issues the oldest unissued keys of a table to many claims at once, one key each.
 macro_rules! take_on_postgres {
     ($table:literal, unissued: $unissued:literal, key: $key:literal) => {
         concat!(
@@ -28,10 +28,10 @@ macro_rules! take_on_postgres {
     };
 }
 
-/// The same for SQLite. It has no LATERAL, so the oldest keys of each pool are found one from the other, along the index, as
-/// many as are wanted. The `+` takes the affinity away, without which only half of the index would be used. OR FAIL, since
-/// an error rolls the whole transaction back anyway: otherwise SQLite would first write every page that the statement
-/// changes to a journal of its own.
+/// The same for SQLite. It has no LATERAL, so the needed number of oldest keys of each pool is found by stepping along
+/// the index, each key from the one before. The `+` removes column affinity; with it, SQLite would use only half of the
+/// index. OR FAIL, because an error rolls back the whole transaction anyway: otherwise SQLite would first copy every
+/// page that the statement changes to a statement journal.
 macro_rules! take_on_sqlite {
     ($table:literal, unissued: $unissued:literal, key: $key:literal) => {
         concat!(
@@ -87,7 +87,7 @@ statements! {
 
     // Low-water levels
 
-    /// The pools among these that hold at most $2 keys, with their number.
+    /// Those of the given pools that have at most $2 unissued keys, with their counts.
     LOW_ONE_TIME = each(
         "WITH pools AS MATERIALIZED (SELECT unhex(pool.value) AS device, \
         (SELECT COUNT(*) FROM (SELECT 1 FROM one_time_prekeys \
@@ -113,8 +113,8 @@ statements! {
         LIMIT $2 + 1) AS counted) AS remaining FROM UNNEST($1::UUID[]) AS pool (device)) AS pools \
         JOIN devices ON devices.id = device JOIN identity_keys ON identity_keys.device_id = device \
         WHERE remaining <= $2 AND suite = 'signal-pqxdh'");
-    /// Raises the announced depth, unless another node has raised it or a publish came after the count. Whoever gets a row
-    /// announces the level.
+    /// Raises the announced depth, unless another node has raised it or a publish came after the count. The node that
+    /// gets a row announces the level.
     ANNOUNCE_ONE_TIME = both("UPDATE devices SET one_time_depth = $2 \
         WHERE id = $1 AND one_time_depth < $2 AND pool_version = $3 RETURNING id");
     ANNOUNCE_PQ = both("UPDATE devices SET pq_depth = $2 \
@@ -122,12 +122,12 @@ statements! {
 
     // Claims that wait for keys which other transactions have locked
 
-    /// The pools among these that still show an unissued key, locked or not.
+    /// Those of the given pools that have an unissued key, locked or not.
     UNISSUED_ONE_TIME = postgres("SELECT pool.device FROM UNNEST($1::UUID[]) AS pool (device) \
         WHERE EXISTS (SELECT 1 FROM one_time_prekeys WHERE device_id = pool.device AND NOT used)");
     UNISSUED_PQ = postgres("SELECT pool.device FROM UNNEST($1::UUID[]) AS pool (device) \
         WHERE EXISTS (SELECT 1 FROM pq_prekeys WHERE device_id = pool.device AND NOT used AND NOT last_resort)");
-    /// Waits for the transaction that has locked the oldest key. No row means that this key was issued; there may be
+    /// Waits for the transaction that has locked the oldest key. No row means that it issued this key; there may be
     /// others.
     WAIT_FOR_ONE_TIME = postgres("UPDATE one_time_prekeys \
         SET used = TRUE, claimed_by = $2, claim_id = $3, claimed_at = $4 \

@@ -1,4 +1,4 @@
-//! Published keys, and the bundles made of them.
+//! Published keys, and the bundles made from them.
 
 use super::{Sql, both, each};
 
@@ -20,7 +20,7 @@ statements! {
     /// Whether the key with this id was issued, and whether it is the key $3.
     ONE_TIME_BY_KEY_ID =
         both("SELECT used, public_key = $3 FROM one_time_prekeys WHERE device_id = $1 AND key_id = $2");
-    /// The same for a PQ key. The key of one that was issued long ago is NULL.
+    /// The same for a PQ key. The sweep sets the key of an issued one to NULL after a day.
     PQ_BY_KEY_ID = both("SELECT used, public_key = $3 FROM pq_prekeys \
         WHERE device_id = $1 AND key_id = $2 AND NOT last_resort");
     BUMP_POOL_VERSION = both("UPDATE devices SET pool_version = pool_version + 1 WHERE id = $1");
@@ -37,8 +37,8 @@ statements! {
 
     SIGNED_PREKEY_STATUS = both("SELECT key_id, expires_at FROM signed_prekeys WHERE device_id = $1");
     LAST_RESORT_STATUS = both("SELECT key_id FROM pq_prekeys WHERE device_id = $1 AND last_resort");
-    /// Counts no further than $2. SQLite uses both columns of the index only for `used = FALSE`, not for `NOT used`; with
-    /// one column it would walk over every tombstone.
+    /// Counts no further than $2. SQLite uses both columns of the index only for `used = FALSE`, not for `NOT used`;
+    /// with one column it would scan every tombstone.
     COUNT_ONE_TIME = both("SELECT COUNT(*) FROM (SELECT 1 FROM one_time_prekeys \
         WHERE device_id = $1 AND used = FALSE LIMIT $2) AS pool");
     /// Counts no further than $2.
@@ -63,7 +63,7 @@ statements! {
         FROM devices LEFT JOIN identity_keys ON identity_keys.device_id = devices.id \
         LEFT JOIN signed_prekeys ON signed_prekeys.device_id = devices.id \
         WHERE user_id = ANY($1) AND NOT revoked ORDER BY devices.created_at, devices.id");
-    /// The devices among these that exist, revoked ones included.
+    /// Those of the given devices that exist, including revoked ones.
     DEVICES_OF_MANY = each(
         "SELECT id, user_id, revoked FROM devices WHERE id IN (SELECT unhex(value) FROM json_each($1))",
         "SELECT id, user_id, revoked FROM devices WHERE id = ANY($1)");

@@ -1,5 +1,4 @@
-//! Row locks, which only PostgreSQL has; SQLite's writer is alone. Order: users, sessions, devices, mailboxes, keys; rows of
-//! one table by id.
+//! Row locks, for PostgreSQL only: SQLite has one writer. For their order see `store::locks`.
 
 use super::{Sql, postgres};
 

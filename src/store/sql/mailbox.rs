@@ -1,16 +1,17 @@
-//! Mailboxes, the envelopes in them, and what is remembered of sends.
+//! Mailboxes, their envelopes, and remembered sends.
 
 use super::{Sql, both, each};
 
 statements! {
     INSERT_MAILBOX = both("INSERT INTO mailboxes (device_id) VALUES ($1)");
     MAILBOX = both("SELECT next_seq, count, expired_total FROM mailboxes WHERE device_id = $1");
-    /// What waits in all mailboxes: envelopes and bytes.
+    /// The envelopes and bytes in all mailboxes.
     BACKLOG = both("SELECT CAST(COALESCE(SUM(count), 0) AS BIGINT), CAST(COALESCE(SUM(bytes), 0) AS BIGINT) \
         FROM mailboxes");
     EMPTY_MAILBOX = both("UPDATE mailboxes SET count = 0, bytes = 0 WHERE device_id = $1");
     DELETE_MESSAGES = both("DELETE FROM messages WHERE device_id = $1");
-    /// The oldest envelopes after $2 up to $3: at most $5 of them, and none beyond the one that reaches $6 bytes.
+    /// The oldest envelopes after $2 up to $3: at most $5 of them, and none after the one with which they reach $6
+    /// bytes.
     PAGE = both("SELECT seq, message_id, sender_user, sender_device, type, content, accepted_at FROM \
         (SELECT page.*, SUM(OCTET_LENGTH(content)) OVER (ORDER BY seq) AS total FROM \
         (SELECT * FROM messages WHERE device_id = $1 AND seq > $2 AND seq <= $3 AND expires_at > $4 \
@@ -18,7 +19,7 @@ statements! {
         WHERE total - OCTET_LENGTH(content) < $6 ORDER BY seq");
     OLDEST = both("SELECT device_id, seq FROM messages WHERE device_id = $1 ORDER BY seq LIMIT $2");
     EXPIRED = both("SELECT device_id, seq FROM messages WHERE expires_at <= $1 ORDER BY expires_at LIMIT $2");
-    /// Whether this node is the one that deletes expired envelopes. On PostgreSQL no other is until the transaction ends.
+    /// Whether this transaction may delete expired envelopes. On PostgreSQL, no other may until it ends.
     TAKE_EXPIRY = each("SELECT TRUE", "SELECT pg_try_advisory_xact_lock(7166182912861)");
 
     // What a batch locks and reads
@@ -39,7 +40,7 @@ statements! {
         FROM devices JOIN identity_keys ON identity_keys.device_id = devices.id \
         LEFT JOIN signed_prekeys ON signed_prekeys.device_id = devices.id \
         WHERE user_id = ANY($1) AND NOT revoked");
-    /// What is remembered of sends, given as rows of sending device and message id.
+    /// Remembered sends, given as rows of sending device and message id.
     SENDS_OF_MANY = each(
         "SELECT sender_device, message_id, recipient, accepted_at, outcome \
         FROM json_each($1) AS wanted CROSS JOIN sends \
@@ -47,7 +48,7 @@ statements! {
         "SELECT sender_device, sends.message_id, recipient, accepted_at, outcome \
         FROM UNNEST($1::UUID[], $2::UUID[]) AS wanted (device, message) \
         JOIN sends ON sender_device = wanted.device AND sends.message_id = wanted.message");
-    /// What users have in mailboxes, given as rows of device and sending user: envelopes and bytes.
+    /// Envelopes and bytes of sending users in mailboxes, given as rows of device and sending user.
     SHARES_OF_MANY = each(
         "SELECT device_id, sender_user, COUNT(*), SUM(OCTET_LENGTH(content)) \
         FROM json_each($1) AS wanted CROSS JOIN messages \
@@ -59,7 +60,7 @@ statements! {
 
     // What a batch writes
 
-    /// Takes rows of device and number; returns those that were there, each with the bytes of its content.
+    /// Takes rows of device and envelope number. Returns the deleted ones, each with its content size in bytes.
     DELETE_ENVELOPES = each(
         "DELETE FROM messages WHERE (device_id, seq) IN \
         (SELECT unhex(value ->> 0), value ->> 1 FROM json_each($1)) \

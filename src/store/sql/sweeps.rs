@@ -1,4 +1,4 @@
-//! Sweeps: what has outlived its use. Each handles at most $2 rows whose time is at or before $1.
+//! Sweeps: delete or clear rows past their retention time. Each handles at most $2 rows whose time is at or before $1.
 
 use super::{Sql, both};
 

@@ -10,7 +10,7 @@ type Columns = BTreeMap<String, bool>;
 
 #[tokio::test(flavor = "multi_thread")]
 async fn every_text_can_be_prepared() {
-    let statements = sql::everything();
+    let statements = sql::all_statements();
     assert!(statements.len() > 80, "{}", statements.len());
     let fresh = super::sqlite().await;
     let mut sqlite = fresh.url.parse::<SqliteConnectOptions>().unwrap().connect().await.unwrap();

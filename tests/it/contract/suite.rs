@@ -9,9 +9,9 @@ use std::time::Duration;
 use sealwire::{
     domain::{
         Bundles, Caller, ChallengeId, ClaimId, DeviceId, Email, Refusal, SessionId, Suite, Timestamp, UserId,
-        bucket::DrainLimit,
+        keyed_buckets::DrainLimit,
         keys::IdentityKey,
-        publish::{Identity, PlainKey, PublishRequest, SignedKey},
+        publish::{Identity, PublishRequest, SignedKey, UnsignedKey},
         signature::{x25519_public, xeddsa_sign},
     },
     store::{
@@ -118,7 +118,7 @@ fn complete(ids: impl IntoIterator<Item = u32>) -> PublishRequest {
         suite: Some(Suite::SignalPqxdh),
         identity_key: Some(identity().key.as_bytes().to_vec()),
         signed_prekey: Some(signed(1, key(1))),
-        one_time: ids.into_iter().map(|id| PlainKey { key_id: id, public_key: key(id) }).collect(),
+        one_time: ids.into_iter().map(|id| UnsignedKey { key_id: id, public_key: key(id) }).collect(),
         pq_last_resort: Some(signed(1, pq_key(1))),
         ..PublishRequest::default()
     }

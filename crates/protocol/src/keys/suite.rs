@@ -64,6 +64,6 @@ impl Serialize for Suite {
 
 impl<'de> Deserialize<'de> for Suite {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        deserializer.deserialize_str(StringOnly(Self::parse))
+        deserializer.deserialize_str(StringOnly("the name of a suite", Self::parse))
     }
 }

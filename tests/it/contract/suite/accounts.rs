@@ -5,7 +5,7 @@ use std::time::Duration;
 use futures_util::future::join_all;
 use sealwire::{
     domain::{Caller, ChallengeId, ClaimId, DeviceId, LiveConnection, Refusal, SessionId, Timestamp},
-    store::{NewChallenge, NewConnection, Store},
+    store::{ConnectionRegistration, NewChallenge, Store},
 };
 use uuid::Uuid;
 
@@ -162,8 +162,8 @@ pub async fn logout_ends_the_pair(store: &Store) {
 pub async fn a_connection_takes_the_next_epoch(store: &Store) {
     let caller = add_device(store, "alice").await;
     let ended = Caller { session: SessionId(Uuid::new_v4()), ..caller };
-    let open = |caller: Caller| NewConnection { caller, now: later(1) };
-    let opened = store.open_connections(vec![open(caller), open(ended), open(caller)]).await;
+    let open = |caller: Caller| ConnectionRegistration { caller, now: later(1) };
+    let opened = store.register_connections(vec![open(caller), open(ended), open(caller)]).await;
     let epochs: Vec<_> = opened.into_iter().map(|one| one.map(|one| one.epoch).map_err(|e| e.refusal())).collect();
     assert_eq!(epochs, [Ok(1), Err(Refusal::SessionRevoked), Ok(2)]);
     let live = |session, epoch| LiveConnection { device: caller.device, session, epoch };

@@ -7,12 +7,12 @@ use futures_util::future::join_all;
 use sealwire::{
     domain::{
         Caller, DeviceId, MessageId, Refusal, SessionId, Signal, Timestamp, UserId,
-        envelope::{Load, MailboxBounds, MailboxStatus, Outgoing, Page, PageRequest},
+        envelope::{MailPage, MailPageRequest, MailboxBounds, MailboxSize, MailboxStatus, OutgoingEnvelope},
     },
     metrics::Metrics,
     store::{
-        Accepted, AckRequest, BatchOutcome, MailAnswer, MailRequest, Mailboxes, NewConnection, SendRequest, Store,
-        StoreError,
+        AcceptedMessage, AckRequest, BatchOutcome, ConnectionRegistration, MailAnswer, MailRequest, Mailboxes,
+        SendRequest, Store, StoreError,
     },
 };
 use uuid::Uuid;
@@ -20,8 +20,8 @@ use uuid::Uuid;
 use super::{add_device, later, publish, refusal, start};
 
 const BOUNDS: MailboxBounds = MailboxBounds {
-    all: Load { envelopes: 10_000, bytes: 1 << 26 },
-    per_sender: Load { envelopes: 1000, bytes: 1 << 23 },
+    all: MailboxSize { envelopes: 10_000, bytes: 1 << 26 },
+    per_sender: MailboxSize { envelopes: 1000, bytes: 1 << 23 },
 };
 
 /// A device that has published.
@@ -32,8 +32,11 @@ async fn member(store: &Store, name: &str) -> Caller {
 }
 
 fn send_at(from: &Caller, to: &[&Caller], text: &str, now: Timestamp) -> SendRequest {
-    let outgoing =
-        |one: &&Caller| Outgoing { device: one.device, kind: 7, content: Bytes::copy_from_slice(text.as_bytes()) };
+    let outgoing = |one: &&Caller| OutgoingEnvelope {
+        device: one.device,
+        kind: 7,
+        content: Bytes::copy_from_slice(text.as_bytes()),
+    };
     SendRequest {
         caller: *from,
         epoch: 0,
@@ -62,15 +65,15 @@ async fn mail_within(store: &Store, items: Vec<MailRequest>, bounds: &MailboxBou
     Mailboxes::new(store.clone(), *bounds).serve(items).await
 }
 
-async fn accept(store: &Store, request: SendRequest) -> Result<Accepted, StoreError> {
+async fn accept(store: &Store, request: SendRequest) -> Result<AcceptedMessage, StoreError> {
     match mail(store, vec![MailRequest::Send(request)]).await.answers.remove(0)? {
         MailAnswer::Sent(accepted) => Ok(accepted),
         MailAnswer::Acked(_) => panic!("an ack's answer to a send"),
     }
 }
 
-async fn page(store: &Store, caller: &Caller, after: i64, envelopes: u32, bytes: usize, now: Timestamp) -> Page {
-    let request = PageRequest { after, upto: i64::MAX, envelopes, bytes };
+async fn page(store: &Store, caller: &Caller, after: i64, envelopes: u32, bytes: usize, now: Timestamp) -> MailPage {
+    let request = MailPageRequest { after, upto: i64::MAX, envelopes, bytes };
     store.mail_page(caller.device, request, now).await.unwrap()
 }
 
@@ -107,7 +110,10 @@ pub async fn a_batch_numbers_envelopes_in_its_order(store: &Store) {
     ];
     let batch = mail(store, items).await;
     assert!(
-        batch.answers.iter().all(|answer| matches!(answer, Ok(MailAnswer::Sent(Accepted { duplicate: false, .. }))))
+        batch
+            .answers
+            .iter()
+            .all(|answer| matches!(answer, Ok(MailAnswer::Sent(AcceptedMessage { duplicate: false, .. }))))
     );
     for device in [&phone, &laptop] {
         assert_eq!(waiting(store, device).await, numbered(&[(1, "one"), (2, "two"), (3, "three")]));
@@ -188,7 +194,7 @@ pub async fn a_repeat_finds_what_was_sent(store: &Store) {
     let batch = mail(store, items).await;
     for answer in batch.answers {
         let Ok(MailAnswer::Sent(again)) = answer else { panic!("{answer:?}") };
-        assert_eq!(again, Accepted { duplicate: true, ..accepted.clone() });
+        assert_eq!(again, AcceptedMessage { duplicate: true, ..accepted.clone() });
     }
     // Whoever accepted it may not have lived to tell.
     assert!(batch.signals.contains(&(bob.device, Signal::Mail { seq: 1, envelope: None })));
@@ -202,7 +208,7 @@ pub async fn a_repeat_finds_what_was_sent(store: &Store) {
     let duplicates: Vec<bool> = batch
         .answers
         .into_iter()
-        .map(|answer| matches!(answer, Ok(MailAnswer::Sent(Accepted { duplicate: true, .. }))))
+        .map(|answer| matches!(answer, Ok(MailAnswer::Sent(AcceptedMessage { duplicate: true, .. }))))
         .collect();
     assert_eq!(duplicates, [false, true]);
     assert_eq!(store.mailbox(bob.device).await.unwrap().head, 2);
@@ -217,12 +223,14 @@ pub async fn a_repeat_finds_what_was_sent(store: &Store) {
 pub async fn a_repeat_names_all_who_lack_the_message(store: &Store) {
     let alice = member(store, "alice").await;
     let (phone, laptop, tablet) = (member(store, "bob").await, member(store, "bob").await, member(store, "bob").await);
-    let room_for_one =
-        MailboxBounds { all: Load { envelopes: 1, bytes: 1000 }, per_sender: Load { envelopes: 9, bytes: 1000 } };
+    let room_for_one = MailboxBounds {
+        all: MailboxSize { envelopes: 1, bytes: 1000 },
+        per_sender: MailboxSize { envelopes: 9, bytes: 1000 },
+    };
     let undelivered = async |request: &SendRequest| {
         let batch = mail_within(store, vec![MailRequest::Send(request.clone())], &room_for_one).await;
         match batch.answers.into_iter().next() {
-            Some(Ok(MailAnswer::Sent(Accepted { undelivered, .. }))) => undelivered,
+            Some(Ok(MailAnswer::Sent(AcceptedMessage { undelivered, .. }))) => undelivered,
             other => panic!("{other:?}"),
         }
     };
@@ -263,7 +271,7 @@ pub async fn pages_are_bounded_in_number_and_bytes(store: &Store) {
     let (alice, bob) = (member(store, "alice").await, member(store, "bob").await);
     let sends = (0..20).map(|n| MailRequest::Send(send(&alice, &[&bob], &format!("{n:010}"))));
     mail(store, sends.collect()).await;
-    let seqs = |page: &Page| page.envelopes.iter().map(|(seq, _)| *seq).collect::<Vec<_>>();
+    let seqs = |page: &MailPage| page.envelopes.iter().map(|(seq, _)| *seq).collect::<Vec<_>>();
     let some = page(store, &bob, 3, 5, 1000, later(20)).await;
     assert_eq!((seqs(&some), some.complete), ((4..=8).collect(), false));
     let some = page(store, &bob, 0, 100, 25, later(20)).await;
@@ -272,7 +280,7 @@ pub async fn pages_are_bounded_in_number_and_bytes(store: &Store) {
     assert_eq!((seqs(&some), some.complete), (vec![1], false), "there is always one");
     let some = page(store, &bob, 17, 100, 1000, later(20)).await;
     assert_eq!((seqs(&some), some.complete), (vec![18, 19, 20], true));
-    let request = PageRequest { after: 4, upto: 6, envelopes: 100, bytes: 1000 };
+    let request = MailPageRequest { after: 4, upto: 6, envelopes: 100, bytes: 1000 };
     let some = store.mail_page(bob.device, request, later(20)).await.unwrap();
     assert_eq!((seqs(&some), some.complete), (vec![5, 6], true));
     assert!(page(store, &bob, 0, 100, 1000, later(70)).await.envelopes.is_empty(), "their minute is over");
@@ -280,8 +288,10 @@ pub async fn pages_are_bounded_in_number_and_bytes(store: &Store) {
 
 pub async fn shares_are_counted_over_a_batch(store: &Store) {
     let (alice, carol, bob) = (member(store, "alice").await, member(store, "carol").await, member(store, "bob").await);
-    let bounds =
-        MailboxBounds { all: Load { envelopes: 5, bytes: 1000 }, per_sender: Load { envelopes: 3, bytes: 1000 } };
+    let bounds = MailboxBounds {
+        all: MailboxSize { envelopes: 5, bytes: 1000 },
+        per_sender: MailboxSize { envelopes: 3, bytes: 1000 },
+    };
     let full = |batch: &BatchOutcome<MailAnswer>| -> Vec<bool> {
         let is_full =
             |answer: &Result<MailAnswer, StoreError>| matches!(answer, Err(StoreError::Refused(Refusal::MailboxFull)));
@@ -322,9 +332,9 @@ pub async fn what_expires_is_counted(store: &Store) {
 
 pub async fn an_older_connection_cannot_send_any_more(store: &Store) {
     let (alice, bob) = (member(store, "alice").await, member(store, "bob").await);
-    let open = NewConnection { caller: alice, now: later(1) };
+    let open = ConnectionRegistration { caller: alice, now: later(1) };
     let epochs: Vec<i64> =
-        store.open_connections(vec![open, open]).await.into_iter().map(|one| one.unwrap().epoch).collect();
+        store.register_connections(vec![open, open]).await.into_iter().map(|one| one.unwrap().epoch).collect();
     let old = SendRequest { epoch: epochs[0], ..send(&alice, &[&bob], "old") };
     let new = SendRequest { epoch: epochs[1], ..send(&alice, &[&bob], "new") };
     assert_eq!(refusal(accept(store, old).await), Refusal::Unavailable);

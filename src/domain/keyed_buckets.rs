@@ -1,5 +1,5 @@
-//! Token buckets by key. One for each pair of claiming user and target device is the drain limit, which keeps a user from
-//! emptying somebody's pool of one-time prekeys; one for each device bounds what it sends.
+//! Token buckets by key, held in memory. The drain limit has one per pair of claiming user and target device, so that a
+//! user cannot empty a pool of one-time prekeys; the send limit has one per sending device.
 
 use std::{
     collections::HashMap,
@@ -10,24 +10,25 @@ use std::{
 
 use super::{DeviceId, Timestamp, UserId, token_bucket::TokenBucket};
 
-/// Buckets kept in memory at most. Full ones are forgotten first, which loses nothing; then all.
+/// Maximum number of buckets in memory. Beyond it, full buckets are dropped, which loses nothing; if all are in use,
+/// all are dropped.
 const MAX_BUCKETS: usize = 200_000;
 
-/// A token bucket for each key: `burst` tokens at once, then one more per `refill`. Node-local.
+/// A token bucket per key: `burst` tokens at once, then one more per `refill`. Other nodes have their own buckets.
 pub struct KeyedBuckets<K> {
     burst: u32,
     refill: Duration,
     buckets: Mutex<HashMap<K, TokenBucket<Timestamp>>>,
 }
 
-/// Claims by one user that took a key of one device.
+/// Limits how many claims of one user may take a key of one device.
 pub type DrainLimit = KeyedBuckets<(UserId, DeviceId)>;
 
 impl<K: Hash + Eq> KeyedBuckets<K> {
-    /// All buckets are full. A `burst` of 0 turns the limit off.
+    /// Starts with full buckets. A `burst` of 0 turns the limit off.
     #[must_use]
     pub fn new(burst: u32, refill: Duration) -> Self {
-        // A timestamp has whole microseconds; a refill shorter than one would make tokens free.
+        // A timestamp has whole microseconds; a shorter refill would round to zero and make tokens free.
         let micros = u64::try_from(refill.as_micros()).unwrap_or(u64::MAX).max(1);
         Self { burst, refill: Duration::from_micros(micros), buckets: Mutex::default() }
     }
@@ -36,10 +37,10 @@ impl<K: Hash + Eq> KeyedBuckets<K> {
         self.buckets.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Takes a token.
+    /// Takes a token from the bucket of `key`.
     ///
     /// # Errors
-    /// How long until there is one, if the bucket is empty.
+    /// The time until the next token, if the bucket is empty.
     pub fn take(&self, key: K, now: Timestamp) -> Result<(), Duration> {
         if self.burst == 0 {
             return Ok(());
@@ -49,7 +50,8 @@ impl<K: Hash + Eq> KeyedBuckets<K> {
         if buckets.len() >= MAX_BUCKETS {
             buckets.retain(|_, bucket| bucket.missing(now) > Duration::ZERO);
             if buckets.len() >= MAX_BUCKETS {
-                // All of them are in use. Starting over is more generous than refusing everybody, and costs no scan per claim.
+                // All of them are in use. Dropping them is more generous than refusing every request, and avoids a scan
+                // per request.
                 buckets.clear();
             }
         }
@@ -57,9 +59,9 @@ impl<K: Hash + Eq> KeyedBuckets<K> {
     }
 
     /// Puts back a token that was not used.
-    pub fn give_back(&self, key: &K) {
+    pub fn refund(&self, key: &K) {
         if let Some(bucket) = self.buckets().get_mut(key) {
-            bucket.give_back(self.refill);
+            bucket.refund(self.refill);
         }
     }
 }
@@ -71,7 +73,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn ten_at_once_then_one_per_ten_minutes() {
+    fn a_bucket_allows_ten_at_once_and_then_one_per_ten_minutes() {
         let limit = DrainLimit::new(10, Duration::from_mins(10));
         let (user, device) = (UserId(Uuid::from_u128(1)), DeviceId(Uuid::from_u128(2)));
         let start = Timestamp::parse("2026-01-01T00:00:00Z").unwrap();
@@ -80,7 +82,7 @@ mod tests {
         assert_eq!(taken(start + Duration::from_mins(9), 3), 0);
         assert_eq!(taken(start + Duration::from_mins(10), 3), 1);
         assert_eq!(limit.take((user, device), start + Duration::from_mins(14)), Err(Duration::from_mins(6)));
-        limit.give_back(&(user, device));
+        limit.refund(&(user, device));
         assert_eq!(taken(start + Duration::from_mins(10), 3), 1);
         assert_eq!(taken(start + Duration::from_hours(10), 12), 10);
         assert!(
@@ -90,7 +92,7 @@ mod tests {
     }
 
     #[test]
-    fn zero_turns_it_off() {
+    fn a_burst_of_zero_turns_the_limit_off() {
         let limit = DrainLimit::new(0, Duration::from_mins(10));
         let now = Timestamp::parse("2026-01-01T00:00:00Z").unwrap();
         assert!((0..1000).all(|_| limit.take((UserId(Uuid::nil()), DeviceId(Uuid::nil())), now).is_ok()));
