@@ -18,7 +18,7 @@ use std::{sync::Arc, time::Duration};
 
 use tokio::{sync::Semaphore, time::Instant};
 
-pub use auth::{Challenge, Opened, SignInRequest};
+pub use auth::{Challenge, OpenedConnection, SignInRequest};
 pub use limits::LimitSettings;
 pub use mailer::{Mailer, MailerError};
 pub use messages::{Message, Turn, Turns};

@@ -1,4 +1,4 @@
-//! Connected devices: the upgrade, the transport below the WebSocket, and one actor per connection.
+//! Serves connected devices: the upgrade, the transport below the WebSocket, and one actor per connection.
 
 mod budget;
 mod delivery;

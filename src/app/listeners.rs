@@ -107,7 +107,7 @@ fn sockets(config: &Config, service: &Arc<Service>, node: &NodeParts, bounds: &B
         hub: node.hub.clone(),
         runtime: node.tasks.work().clone(),
         budget: bounds.outbound.clone(),
-        opening: Semaphore::new(OPENING),
+        opening_permits: Semaphore::new(OPENING),
         outbox_bytes: config.server.outbox_bytes,
         requests_per_second: config.limits.requests_per_connection_second,
         networks: bounds.networks.clone(),

@@ -74,7 +74,7 @@ pub fn otp_reply(challenge: &Challenge) -> OtpReply {
     }
 }
 
-/// A session as HTTP tells of it, with its token if it is new.
+/// A session in an HTTP reply, with its token if that is new.
 #[must_use]
 pub fn session_reply(session: Session, token: Option<&Token>) -> SessionReply {
     let Session { caller, expires_at } = session;

@@ -48,7 +48,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn only_trusted_proxies_are_believed() {
+    fn x_forwarded_for_is_used_only_behind_trusted_proxies() {
         let trusted: Vec<IpNet> = vec!["10.0.0.0/8".parse().unwrap(), "::1/128".parse().unwrap()];
         let client = |peer: &str, forwarded: &[&'static str]| {
             nearest_untrusted(peer.parse().unwrap(), forwarded.iter().copied(), &trusted).to_string()

@@ -17,7 +17,7 @@ use crate::domain::{
 
 /// The HTTP status of a request that was not complete in time.
 pub(super) const REQUEST_TIMEOUT: u16 = 408;
-/// How long a client should wait if the server cannot know better.
+/// `retry_after` of `unavailable`: the server does not know how long an outage lasts.
 const UNAVAILABLE_RETRY: Duration = Duration::from_secs(1);
 /// A client that was too slow may try again at once; a second keeps one that always is from doing nothing else.
 const TOO_SLOW_RETRY: Duration = Duration::from_secs(1);
@@ -52,16 +52,16 @@ pub enum EdgeError {
     /// An HTTP request that was not complete in time.
     #[error("the request did not come in in time; send it again, faster")]
     TooSlow,
-    /// The op is not of this version of the protocol.
+    /// This version of the protocol has no such op.
     #[error("no such op")]
     UnknownOp,
-    /// The socket has as many unanswered requests as it may.
+    /// The connection has reached its limit of unanswered requests.
     #[error("too many requests are unanswered; wait for replies")]
     TooManyInFlight,
-    /// A body or a message's content is over its bound.
+    /// A body or a message's content exceeds its size limit.
     #[error("the payload is too large")]
     PayloadTooLarge,
-    /// A browser page of an origin that may not connect.
+    /// The request comes from a browser page whose origin is not allowed.
     #[error("this origin is not allowed")]
     ForbiddenOrigin,
     /// There is no such path, or not with this method.
@@ -104,25 +104,25 @@ pub struct Problem {
 }
 
 impl Problem {
-    /// Its code.
+    /// The error code of the protocol.
     #[must_use]
     pub fn code(&self) -> Code {
         self.code
     }
 
-    /// The HTTP status that carries it: the code's, except for a request that was not complete in time.
+    /// The HTTP status of the response: the code's own, except 408 for a request that was not complete in time.
     #[must_use]
     pub fn http_status(&self) -> u16 {
         self.http_status
     }
 
-    /// As it travels.
+    /// The error object as it is sent to the client.
     #[must_use]
     pub fn body(&self) -> &ErrorBody {
         &self.body
     }
 
-    /// As it travels, without a copy.
+    /// Like [`Self::body`], without a copy.
     #[must_use]
     pub fn into_body(self) -> ErrorBody {
         self.body

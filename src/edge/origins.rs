@@ -43,7 +43,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_own_origin_and_the_configured_ones_are_allowed() {
+    fn the_servers_own_origin_and_the_configured_ones_are_allowed() {
         let origins = Origins::new(&["https://chat.example".to_owned()]);
         let allows = |origin: &'static str, host: &'static str| {
             origins.allows(&HeaderValue::from_static(origin), Some(&HeaderValue::from_static(host)))

@@ -37,7 +37,7 @@ pub struct SignInRequest {
 }
 
 /// A connection that has just been opened.
-pub struct Opened {
+pub struct OpenedConnection {
     /// Newer than all others of the device.
     pub epoch: i64,
     /// The device's keys at that moment.
@@ -152,14 +152,14 @@ impl Service {
     ///
     /// # Errors
     /// `session_revoked`
-    pub async fn open_connection(&self, caller: Caller) -> Result<Opened, Refusal> {
+    pub async fn open_connection(&self, caller: Caller) -> Result<OpenedConnection, Refusal> {
         self.bus.subscribe(caller.device).await;
         let now = self.now();
         let connection = self.connections.submit(ConnectionRegistration { caller, now }).await?;
         self.bus.publish(caller.device, Signal::Displaced { epoch: connection.epoch });
         let keys = self.store.keys_status(caller.device).await?;
         let mailbox = self.store.mailbox(caller.device).await?;
-        Ok(Opened { epoch: connection.epoch, keys, mailbox })
+        Ok(OpenedConnection { epoch: connection.epoch, keys, mailbox })
     }
 
     /// Notes that a connection ended. To be called once for each call of [`Self::open_connection`].

@@ -1,35 +1,35 @@
-//! A limit on what many share: bytes of memory, open sockets.
+//! Limits on resources that all connections of a node share, such as bytes of memory or open connections.
 
 use std::sync::{
     Arc,
     atomic::{AtomicUsize, Ordering},
 };
 
-/// A node-wide allowance, shared by its clones.
+/// A node-wide limit on one resource. Clones share it.
 ///
-/// What is reserved comes back when the [`Reservation`] drops, so that no error path can leak it.
+/// Reserved units are given back when the [`Reservation`] is dropped, so that no error path can leak them.
 #[derive(Debug, Clone)]
 pub struct Budget {
-    shared: Arc<Shared>,
+    shared: Arc<BudgetState>,
 }
 
 #[derive(Debug)]
-struct Shared {
+struct BudgetState {
     limit: usize,
     in_use: AtomicUsize,
 }
 
 impl Budget {
-    /// An unused allowance of `limit` units (bytes, unless the owner says otherwise).
+    /// A budget of `limit` units, all free. The owner defines the unit: bytes or connections.
     #[must_use]
     pub fn new(limit: usize) -> Self {
-        Self { shared: Arc::new(Shared { limit, in_use: AtomicUsize::new(0) }) }
+        Self { shared: Arc::new(BudgetState { limit, in_use: AtomicUsize::new(0) }) }
     }
 
-    /// Reserves `n` units; `None` if fewer are left.
+    /// Reserves `n` units. Returns `None` if fewer are free.
     #[must_use]
     pub fn try_reserve(&self, n: usize) -> Option<Reservation> {
-        // Relaxed suffices: the count guards no other memory.
+        // Relaxed is enough, because the count protects no other memory.
         self.shared
             .in_use
             .fetch_update(Ordering::Relaxed, Ordering::Relaxed, |used| {
@@ -39,13 +39,13 @@ impl Budget {
             .map(|_| Reservation { budget: self.clone(), amount: n })
     }
 
-    /// Units reserved at this moment.
+    /// Units reserved now.
     #[must_use]
     pub fn in_use(&self) -> usize {
         self.shared.in_use.load(Ordering::Relaxed)
     }
 
-    /// The most that can be reserved at once.
+    /// Units that can be reserved in total.
     #[must_use]
     pub fn limit(&self) -> usize {
         self.shared.limit
@@ -54,22 +54,22 @@ impl Budget {
 
 /// Units of a [`Budget`]; dropping it gives them back.
 #[derive(Debug)]
-#[must_use = "dropping a reservation gives it back at once"]
+#[must_use = "dropping a reservation gives its units back at once"]
 pub struct Reservation {
     budget: Budget,
     amount: usize,
 }
 
 impl Reservation {
-    /// Units held.
+    /// Units reserved.
     #[must_use]
     pub fn amount(&self) -> usize {
         self.amount
     }
 
-    /// Takes over the units of `other`, of the same budget: both then end together.
+    /// Takes over the units of `other`, which must be of the same budget.
     pub fn absorb(&mut self, mut other: Self) {
-        debug_assert!(Arc::ptr_eq(&self.budget.shared, &other.budget.shared), "two budgets");
+        debug_assert!(Arc::ptr_eq(&self.budget.shared, &other.budget.shared), "the reservations are of two budgets");
         self.amount += std::mem::take(&mut other.amount);
     }
 }
@@ -85,11 +85,11 @@ mod tests {
     use super::*;
 
     #[test]
-    fn gives_until_the_limit_and_takes_back() {
+    fn reservations_stop_at_the_limit_and_are_given_back_on_drop() {
         let budget = Budget::new(10);
         let six = budget.try_reserve(6).unwrap();
         assert!(budget.try_reserve(5).is_none());
-        assert_eq!(budget.in_use(), 6, "a refusal draws nothing");
+        assert_eq!(budget.in_use(), 6, "a failed reservation takes nothing");
         let four = budget.clone().try_reserve(4).unwrap();
         assert_eq!((budget.in_use(), budget.limit(), four.amount()), (10, 10, 4));
         drop(six);
@@ -99,14 +99,14 @@ mod tests {
     }
 
     #[test]
-    fn cannot_be_overdrawn_by_a_huge_wish() {
+    fn a_huge_reservation_does_not_overflow() {
         let budget = Budget::new(usize::MAX);
         let _one = budget.try_reserve(1).unwrap();
         assert!(budget.try_reserve(usize::MAX).is_none());
     }
 
     #[test]
-    fn absorbed_reservations_end_together() {
+    fn an_absorbed_reservation_is_given_back_with_the_other() {
         let budget = Budget::new(10);
         let mut first = budget.try_reserve(3).unwrap();
         first.absorb(budget.try_reserve(4).unwrap());
@@ -116,7 +116,7 @@ mod tests {
     }
 
     #[test]
-    fn holds_when_threads_race() {
+    fn the_limit_holds_when_threads_race() {
         let budget = Budget::new(64);
         std::thread::scope(|scope| {
             for _ in 0..4 {

@@ -1,8 +1,8 @@
-//! How far a connection has come in its device's mailbox.
+//! Decides which envelopes of a device's mailbox are sent over one connection, and when.
 //!
-//! Envelopes are sent in the order of their numbers. One that arrives as a signal is sent at once if it is the next. One
-//! that is ahead is held for a moment, since those before it may be on their way from another node; then the store is
-//! read. The window bounds how many wait for their acks; the rest waits in the store.
+//! Envelopes are sent in sequence order. An envelope received as a signal is sent at once if its sequence number is the
+//! next one. If numbers are missing before it, it is held briefly, because the missing ones may be on their way from another
+//! node; after that the store is read. The window bounds how many sent envelopes may be unacked; the rest stay in the store.
 
 mod held;
 mod window;
@@ -16,52 +16,52 @@ use crate::domain::{
     Envelope,
     envelope::{MailPage, MailPageRequest, MailboxStatus},
 };
-use held::{Held, Patience};
+use held::{HeldEnvelopes, ReorderWait};
 use window::Window;
 
 pub use held::LiveEnvelope;
 
-/// Envelopes that are read at once, and their content.
+/// Most envelopes per page read from the store, and most bytes of their content.
 const PAGE_ENVELOPES: usize = 64;
 const PAGE_BYTES: usize = 256 * 1024;
 
-/// The delivery of one connection.
+/// The delivery state of one connection.
 pub struct Delivery {
-    /// Everything up to here has been sent over this connection, or is gone.
+    /// Every envelope up to this sequence number was sent over this connection or is no longer stored.
     cursor: i64,
-    /// The newest envelope that is known of.
+    /// The highest sequence number known.
     head: i64,
-    /// The newest envelope at connect, until the client has been sent the end of the backlog.
+    /// The highest sequence number when the connection opened; `None` once the client was sent the end of this backlog.
     backlog: Option<i64>,
     window: Window,
     is_reading: bool,
-    held: Held,
-    /// Whether there is something to read that will not arrive as a signal.
-    is_urgent: bool,
+    held: HeldEnvelopes,
+    /// Whether an envelope is stored that no signal will bring, so that the store is read without waiting.
+    must_read: bool,
 }
 
-/// How to get at what comes next.
+/// What to do about envelopes that have not been sent.
 #[derive(Debug, PartialEq, Eq)]
-pub enum Next {
-    /// Nothing to do: nothing waits, or it is under way, or the window is full.
-    Nothing,
-    /// Ask again after this time.
+pub enum NextStep {
+    /// Nothing: all are sent, a read or a wait is in progress, or the window is full.
+    Idle,
+    /// Call [`Delivery::next_step`] again after this time.
     Wait(Duration),
-    /// Read the store.
-    Read(Reading),
+    /// Read this page from the store.
+    Read(MailboxRead),
 }
 
-/// What is to be read from the store, and why.
+/// A page to read from the store.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Reading {
-    /// Which envelopes.
+pub struct MailboxRead {
+    /// The range of envelopes.
     pub page: MailPageRequest,
-    /// Whether they were sent before.
+    /// Whether they were sent before and are overdue for an ack.
     pub is_resend: bool,
 }
 
 impl Delivery {
-    /// Begins with the mailbox as it was when the connection opened. `max_bytes` bounds the frames that wait for acks.
+    /// Starts from the mailbox status at the time the connection opened. `max_bytes` bounds the unacked frames.
     pub fn new(max_bytes: usize, mailbox: MailboxStatus) -> Self {
         Self {
             cursor: if mailbox.waiting == 0 { mailbox.head } else { 0 },
@@ -69,20 +69,20 @@ impl Delivery {
             backlog: Some(mailbox.head),
             window: Window::new(max_bytes),
             is_reading: false,
-            held: Held::default(),
-            is_urgent: false,
+            held: HeldEnvelopes::default(),
+            must_read: false,
         }
     }
 
-    /// Takes note of the number of a stored envelope that will not arrive itself.
-    pub fn note(&mut self, seq: i64) {
+    /// Records that envelope `seq` is stored and has to be read from there: no signal will bring its content.
+    pub fn note_stored(&mut self, seq: i64) {
         self.head = self.head.max(seq);
-        self.is_urgent |= seq > self.cursor;
+        self.must_read |= seq > self.cursor;
     }
 
-    /// Takes in an envelope that arrived as a signal. Returns it if it may be sent at once; otherwise holds it, if it can:
-    /// what it cannot hold is read from the store later, unless it is ephemeral.
-    pub fn take_in(&mut self, envelope: LiveEnvelope, memory: &Budget) -> Option<LiveEnvelope> {
+    /// Receives the envelope of a signal. Returns it if it may be sent at once. Otherwise it is held if the limits allow
+    /// it; if not, a stored envelope is read from the store later, and an ephemeral one is lost.
+    pub fn receive(&mut self, envelope: LiveEnvelope, budget: &Budget) -> Option<LiveEnvelope> {
         let is_next = match &envelope {
             LiveEnvelope::Stored(seq, _) => {
                 self.head = self.head.max(*seq);
@@ -100,13 +100,13 @@ impl Delivery {
         if is_stored && self.window.is_full() {
             return None;
         }
-        if !self.held.hold(envelope, memory) {
-            self.is_urgent |= is_stored;
+        if !self.held.hold(envelope, budget) {
+            self.must_read |= is_stored;
         }
         None
     }
 
-    /// A held envelope that may be sent now.
+    /// Removes and returns a held envelope that may be sent now.
     pub fn release(&mut self) -> Option<LiveEnvelope> {
         if self.is_reading {
             return None;
@@ -114,7 +114,8 @@ impl Delivery {
         self.held.release(self.cursor, self.window.is_full())
     }
 
-    /// Adds a frame that is being sent to the window. Returns false if it does not fit; one always fits into an empty window.
+    /// Adds the frame of envelope `seq`, which is about to be sent, to the window. Returns false if it does not fit; any frame
+    /// fits into an empty window.
     pub fn add_to_window(&mut self, seq: i64, bytes: usize, now: Instant) -> bool {
         let is_added = self.window.add(seq, bytes, now);
         if is_added {
@@ -123,7 +124,7 @@ impl Delivery {
         is_added
     }
 
-    /// Stops sending, since the outbox is full. Until [`Self::unblock`] or an ack nothing is read.
+    /// Stops sending because the outbox is full, until [`Self::unblock`] or an ack. The store is not read meanwhile.
     pub fn block(&mut self) {
         self.window.block();
     }
@@ -133,64 +134,69 @@ impl Delivery {
         self.window.unblock();
     }
 
-    /// Takes note of acks; the numbers are sorted.
+    /// Removes acked envelopes from the window. `seqs` is sorted.
     pub fn ack(&mut self, seqs: &[i64]) {
         self.window.ack(seqs);
     }
 
-    /// Whether envelopes wait for their acks.
+    /// Whether any sent envelope is unacked.
     pub fn has_unacked(&self) -> bool {
         !self.window.is_empty()
     }
 
-    /// When the oldest envelope without an ack is to be sent again.
+    /// When the unacked envelope that was sent first is due to be sent again.
     pub fn overdue_at(&self) -> Option<Instant> {
         self.window.overdue_at()
     }
 
-    /// How to get at what comes next. If that is by reading, the reading has begun.
-    pub fn next(&mut self, now: Instant) -> Next {
+    /// Decides what to do next. After [`NextStep::Read`] a read counts as in progress until [`Self::finish_read`] or
+    /// [`Self::abandon_read`].
+    pub fn next_step(&mut self, now: Instant) -> NextStep {
         if self.cursor >= self.head {
-            self.is_urgent = false;
-            return Next::Nothing;
+            self.must_read = false;
+            return NextStep::Idle;
         }
         if self.is_reading || self.window.is_full() {
-            return Next::Nothing;
+            return NextStep::Idle;
         }
-        // The backlog is in the store alone.
-        if !self.held.is_empty() && !self.is_urgent && self.backlog.is_none() {
-            match self.held.await_earlier(now) {
-                Patience::Begins(time) => return Next::Wait(time),
-                Patience::Lasts => return Next::Nothing,
-                Patience::IsOver => {}
+        // No signal brings an envelope of the backlog, so there is no point in waiting for one.
+        if !self.held.is_empty() && !self.must_read && self.backlog.is_none() {
+            match self.held.wait_for_earlier(now) {
+                ReorderWait::Started(time) => return NextStep::Wait(time),
+                ReorderWait::Running => return NextStep::Idle,
+                ReorderWait::Expired => {}
             }
         }
-        self.held.stop_awaiting();
-        (self.is_urgent, self.is_reading) = (false, true);
+        self.held.stop_waiting();
+        (self.must_read, self.is_reading) = (false, true);
         let envelopes = u32::try_from(PAGE_ENVELOPES.min(self.window.free_envelopes())).unwrap_or(1);
         let bytes = self.window.free_bytes().clamp(1, PAGE_BYTES);
-        // The backlog first, since the client is sent its end.
+        // The backlog is read first, because its end is announced to the client.
         let upto = self.backlog.unwrap_or(self.head);
-        Next::Read(Reading { page: MailPageRequest { after: self.cursor, upto, envelopes, bytes }, is_resend: false })
+        NextStep::Read(MailboxRead {
+            page: MailPageRequest { after: self.cursor, upto, envelopes, bytes },
+            is_resend: false,
+        })
     }
 
-    /// Ends a reading that failed.
-    pub fn give_up_reading(&mut self) {
+    /// Ends a read that failed or was not started.
+    pub fn abandon_read(&mut self) {
         self.is_reading = false;
     }
 
-    /// Ends a reading of which everything was sent that fitted. `complete`: there is no more up to the end of its request.
-    pub fn end_reading(&mut self, reading: Reading, complete: bool) {
+    /// Ends a read after sending what fitted. `complete` means that nothing is left to send in the requested range.
+    pub fn finish_read(&mut self, read: MailboxRead, complete: bool) {
         self.is_reading = false;
         if complete && !self.window.is_blocked() {
-            self.cursor = self.cursor.max(reading.page.upto);
+            self.cursor = self.cursor.max(read.page.upto);
         } else {
-            self.is_urgent = true;
+            self.must_read = true;
         }
     }
 
-    /// Begins to read what has waited too long for its ack, with what comes behind it.
-    pub fn begin_resend(&mut self, now: Instant) -> Option<Reading> {
+    /// Starts a read of the first envelope whose ack is overdue and of those sent after it. Returns `None` if none is overdue
+    /// or a read is in progress.
+    pub fn begin_resend(&mut self, now: Instant) -> Option<MailboxRead> {
         let after = self.window.first_overdue(now)? - 1;
         if self.is_reading {
             return None;
@@ -198,20 +204,20 @@ impl Delivery {
         self.is_reading = true;
         let envelopes = u32::try_from(PAGE_ENVELOPES).unwrap_or(1);
         let page = MailPageRequest { after, upto: self.cursor, envelopes, bytes: PAGE_BYTES };
-        Some(Reading { page, is_resend: true })
+        Some(MailboxRead { page, is_resend: true })
     }
 
-    /// Ends the reading for a resend. Returns the envelopes that still wait for an ack, which count as sent again.
-    pub fn end_resend(&mut self, reading: Reading, read: MailPage, now: Instant) -> Vec<(i64, Arc<Envelope>)> {
+    /// Ends the read that [`Self::begin_resend`] started. Returns the envelopes to send again: those that are still unacked.
+    pub fn finish_resend(&mut self, read: MailboxRead, page: MailPage, now: Instant) -> Vec<(i64, Arc<Envelope>)> {
         self.is_reading = false;
-        let stored: Vec<i64> = read.envelopes.iter().map(|(seq, _)| *seq).collect();
-        let after = reading.page.after;
-        let upto = if read.complete { reading.page.upto } else { stored.last().copied().unwrap_or(after) };
-        self.window.resent(after, upto, &stored, now);
-        read.envelopes.into_iter().filter(|(seq, _)| self.window.contains(*seq)).collect()
+        let stored: Vec<i64> = page.envelopes.iter().map(|(seq, _)| *seq).collect();
+        let after = read.page.after;
+        let upto = if page.complete { read.page.upto } else { stored.last().copied().unwrap_or(after) };
+        self.window.mark_resent(after, upto, &stored, now);
+        page.envelopes.into_iter().filter(|(seq, _)| self.window.contains(*seq)).collect()
     }
 
-    /// Whether the backlog has been sent in full. True once.
+    /// Returns true once, when the backlog has been sent in full.
     pub fn take_backlog_end(&mut self) -> bool {
         self.backlog.take_if(|backlog| self.cursor >= *backlog).is_some()
     }
@@ -221,7 +227,7 @@ impl Delivery {
 mod tests {
     use uuid::Uuid;
 
-    use super::{held::PATIENCE, window::RESEND_AFTER, *};
+    use super::{held::REORDER_WAIT, window::RESEND_TIMEOUT, *};
     use crate::domain::{DeviceId, MessageId, Timestamp, UserId};
 
     fn mailbox(head: i64, waiting: u64) -> MailboxStatus {
@@ -244,18 +250,18 @@ mod tests {
         page(&[1], true).envelopes.remove(0).1
     }
 
-    /// What is read now.
-    fn read(delivery: &mut Delivery) -> Option<Reading> {
-        match delivery.next(Instant::now()) {
-            Next::Read(reading) => Some(reading),
-            Next::Nothing => None,
-            wait @ Next::Wait(_) => panic!("{wait:?}"),
+    /// The read that the delivery asks for, if it asks for one.
+    fn next_read(delivery: &mut Delivery) -> Option<MailboxRead> {
+        match delivery.next_step(Instant::now()) {
+            NextStep::Read(read) => Some(read),
+            NextStep::Idle => None,
+            wait @ NextStep::Wait(_) => panic!("unexpected {wait:?}"),
         }
     }
 
-    /// Takes in an envelope, sends what can be sent, and gives the numbers of that; 0 is one that is stored nowhere.
-    fn arrives(delivery: &mut Delivery, seq: i64, memory: &Budget) -> Vec<i64> {
-        let mut next = delivery.take_in(LiveEnvelope::Stored(seq, envelope()), memory).or_else(|| delivery.release());
+    /// Receives a stored envelope and sends all that can be sent. Returns the sequence numbers sent, 0 for an ephemeral one.
+    fn receive(delivery: &mut Delivery, seq: i64, budget: &Budget) -> Vec<i64> {
+        let mut next = delivery.receive(LiveEnvelope::Stored(seq, envelope()), budget).or_else(|| delivery.release());
         let mut numbers = Vec::new();
         while let Some(envelope) = next {
             numbers.push(match envelope {
@@ -271,139 +277,156 @@ mod tests {
     }
 
     #[test]
-    fn an_empty_mailbox_is_drained_at_once_and_live_mail_needs_no_reading() {
+    fn an_empty_mailbox_is_drained_at_once_and_signalled_mail_is_sent_without_a_read() {
         let mut delivery = Delivery::new(1000, mailbox(7, 0));
         assert!(delivery.take_backlog_end());
-        assert!(!delivery.take_backlog_end(), "said once");
-        assert_eq!(arrives(&mut delivery, 8, &Budget::new(9)), [8]);
-        assert_eq!(read(&mut delivery), None);
-        assert!(arrives(&mut delivery, 8, &Budget::new(9)).is_empty(), "twice the same");
-        // Word of one whose envelope is in the store alone.
-        delivery.note(11);
-        let reading = read(&mut delivery).unwrap();
-        assert_eq!((reading.page.after, reading.page.upto), (8, 11));
-        assert_eq!(read(&mut delivery), None, "one reading at a time");
+        assert!(!delivery.take_backlog_end(), "the end is reported once");
+        assert_eq!(receive(&mut delivery, 8, &Budget::new(9)), [8]);
+        assert_eq!(next_read(&mut delivery), None);
+        assert!(receive(&mut delivery, 8, &Budget::new(9)).is_empty(), "a duplicate is dropped");
+        // A signal without the envelope.
+        delivery.note_stored(11);
+        let read = next_read(&mut delivery).unwrap();
+        assert_eq!((read.page.after, read.page.upto), (8, 11));
+        assert_eq!(next_read(&mut delivery), None, "one read at a time");
     }
 
     #[test]
-    fn gaps_are_passed_over_and_the_end_of_the_backlog_is_noticed() {
+    fn gaps_in_the_backlog_are_skipped_and_its_end_is_reported() {
         let now = Instant::now();
         let mut delivery = Delivery::new(1000, mailbox(9, 3));
-        // Word of a newer one came before the welcome.
-        delivery.note(12);
+        // A newer envelope was signalled before the welcome.
+        delivery.note_stored(12);
         assert!(!delivery.take_backlog_end());
-        let reading = read(&mut delivery).unwrap();
-        assert_eq!((reading.page.after, reading.page.upto), (0, 9));
+        let read = next_read(&mut delivery).unwrap();
+        assert_eq!((read.page.after, read.page.upto), (0, 9));
         assert!(delivery.add_to_window(2, 10, now) && delivery.add_to_window(5, 10, now));
-        delivery.end_reading(reading, false);
+        delivery.finish_read(read, false);
         assert!(!delivery.take_backlog_end());
-        let reading = read(&mut delivery).unwrap();
-        assert_eq!(reading.page.after, 5);
-        delivery.end_reading(reading, true);
-        assert!(delivery.take_backlog_end(), "the rest was acked or has expired");
-        let reading = read(&mut delivery).unwrap();
-        assert_eq!((reading.page.after, reading.page.upto), (9, 12), "live ones come behind it");
+        let read = next_read(&mut delivery).unwrap();
+        assert_eq!(read.page.after, 5);
+        delivery.finish_read(read, true);
+        assert!(delivery.take_backlog_end(), "the rest were acked or have expired");
+        let read = next_read(&mut delivery).unwrap();
+        assert_eq!((read.page.after, read.page.upto), (9, 12), "newer envelopes come after the backlog");
     }
 
     #[test]
-    fn what_has_no_room_waits_for_an_ack() {
+    fn an_envelope_that_does_not_fit_into_the_window_waits_for_an_ack() {
         let now = Instant::now();
         let mut delivery = Delivery::new(100, mailbox(3, 3));
-        let reading = read(&mut delivery).unwrap();
-        assert!(delivery.add_to_window(1, 500, now), "one always goes");
+        let read = next_read(&mut delivery).unwrap();
+        assert!(delivery.add_to_window(1, 500, now), "any envelope fits into an empty window");
         assert!(!delivery.add_to_window(2, 1, now));
-        delivery.end_reading(reading, false);
-        assert_eq!(read(&mut delivery), None);
+        delivery.finish_read(read, false);
+        assert_eq!(next_read(&mut delivery), None);
         delivery.ack(&[7]);
-        assert_eq!(read(&mut delivery), None, "an ack of something else");
+        assert_eq!(next_read(&mut delivery), None, "an ack of another envelope");
         delivery.ack(&[1]);
-        assert_eq!(read(&mut delivery).unwrap().page.after, 1);
+        assert_eq!(next_read(&mut delivery).unwrap().page.after, 1);
     }
 
     #[test]
-    fn no_more_than_the_window_is_under_way() {
+    fn a_full_window_stops_sending_and_holds_nothing_in_memory() {
         let now = Instant::now();
         let mut delivery = Delivery::new(1 << 20, mailbox(1000, 1000));
         for seq in 1..=256 {
             assert!(delivery.add_to_window(seq, 1, now));
         }
-        let memory = Budget::new(9);
-        assert!(arrives(&mut delivery, 1001, &memory).is_empty() && arrives(&mut delivery, 257, &memory).is_empty());
-        assert_eq!(memory.in_use(), 0, "what has to wait for an ack waits in the store");
+        let budget = Budget::new(9);
+        assert!(receive(&mut delivery, 1001, &budget).is_empty() && receive(&mut delivery, 257, &budget).is_empty());
+        assert_eq!(budget.in_use(), 0, "envelopes that wait for an ack stay in the store");
         assert!(!delivery.add_to_window(257, 1, now));
         delivery.ack(&[3]);
-        assert!(arrives(&mut delivery, 1002, &memory).is_empty());
-        assert_eq!(read(&mut delivery).unwrap().page.envelopes, 1, "the backlog waits for nobody");
+        assert!(receive(&mut delivery, 1002, &budget).is_empty());
+        assert_eq!(
+            next_read(&mut delivery).unwrap().page.envelopes,
+            1,
+            "the backlog is read without waiting for signals"
+        );
     }
 
     #[test]
-    fn what_comes_while_reading_is_kept_in_order() {
+    fn envelopes_received_during_a_read_are_sent_after_it_in_order() {
         let now = Instant::now();
         let mut delivery = Delivery::new(1000, mailbox(1, 1));
-        let memory = Budget::new(64);
+        let budget = Budget::new(64);
         let ephemeral = || LiveEnvelope::Ephemeral(envelope());
-        assert!(delivery.take_in(ephemeral(), &memory).is_some(), "nothing is being read");
-        let reading = read(&mut delivery).unwrap();
-        assert!(delivery.take_in(ephemeral(), &memory).is_none());
+        assert!(delivery.receive(ephemeral(), &budget).is_some(), "no read is in progress");
+        let read = next_read(&mut delivery).unwrap();
+        assert!(delivery.receive(ephemeral(), &budget).is_none());
         for seq in 2..200 {
-            assert!(arrives(&mut delivery, seq, &memory).is_empty());
+            assert!(receive(&mut delivery, seq, &budget).is_empty());
         }
-        assert!(delivery.release().is_none(), "still reading");
+        assert!(delivery.release().is_none(), "the read is in progress");
         assert!(delivery.add_to_window(1, 1, now));
-        delivery.end_reading(reading, true);
-        assert_eq!(arrives(&mut delivery, 200, &memory), [0].into_iter().chain(2..65).collect::<Vec<_>>());
-        assert_eq!(read(&mut delivery).unwrap().page.after, 64, "what was not kept is read at once");
-        assert_eq!(memory.in_use(), 0);
+        delivery.finish_read(read, true);
+        assert_eq!(receive(&mut delivery, 200, &budget), [0].into_iter().chain(2..65).collect::<Vec<_>>());
+        assert_eq!(
+            next_read(&mut delivery).unwrap().page.after,
+            64,
+            "envelopes that could not be held are read at once"
+        );
+        assert_eq!(budget.in_use(), 0);
     }
 
     #[test]
-    fn what_is_ahead_waits_a_moment_for_those_before_it() {
+    fn an_envelope_after_a_gap_waits_briefly_for_the_missing_ones() {
         let start = Instant::now();
-        let memory = Budget::new(64);
+        let budget = Budget::new(64);
         let mut delivery = Delivery::new(1000, mailbox(0, 0));
         assert!(delivery.take_backlog_end());
-        assert!(arrives(&mut delivery, 3, &memory).is_empty());
-        assert_eq!(delivery.next(start), Next::Wait(PATIENCE));
-        assert_eq!(delivery.next(start), Next::Nothing, "it is asked again after that time");
-        assert!(delivery.take_in(LiveEnvelope::Ephemeral(envelope()), &memory).is_none(), "it overtakes nobody");
-        assert!(arrives(&mut delivery, 5, &memory).is_empty());
-        assert_eq!(arrives(&mut delivery, 1, &memory), [1]);
-        assert_eq!(arrives(&mut delivery, 2, &memory), [2, 3, 0]);
-        let later = start + PATIENCE;
-        assert_eq!(delivery.next(later), Next::Wait(PATIENCE), "there was progress");
-        assert_eq!(delivery.next(later), Next::Nothing);
-        let Next::Read(reading) = delivery.next(later + PATIENCE) else { panic!("4 does not come") };
-        assert_eq!((reading.page.after, reading.page.upto), (3, 5));
+        assert!(receive(&mut delivery, 3, &budget).is_empty());
+        assert_eq!(delivery.next_step(start), NextStep::Wait(REORDER_WAIT));
+        assert_eq!(delivery.next_step(start), NextStep::Idle, "the wait is in progress");
+        assert!(
+            delivery.receive(LiveEnvelope::Ephemeral(envelope()), &budget).is_none(),
+            "an ephemeral envelope does not overtake held ones"
+        );
+        assert!(receive(&mut delivery, 5, &budget).is_empty());
+        assert_eq!(receive(&mut delivery, 1, &budget), [1]);
+        assert_eq!(receive(&mut delivery, 2, &budget), [2, 3, 0]);
+        let later = start + REORDER_WAIT;
+        assert_eq!(
+            delivery.next_step(later),
+            NextStep::Wait(REORDER_WAIT),
+            "an envelope was released, so the wait starts again"
+        );
+        assert_eq!(delivery.next_step(later), NextStep::Idle);
+        let NextStep::Read(read) = delivery.next_step(later + REORDER_WAIT) else {
+            panic!("4 is still missing, so the store should be read")
+        };
+        assert_eq!((read.page.after, read.page.upto), (3, 5));
         assert!(delivery.add_to_window(4, 1, start) && delivery.add_to_window(5, 1, start));
-        delivery.end_reading(reading, true);
+        delivery.finish_read(read, true);
         assert!(delivery.release().is_none());
-        assert_eq!((read(&mut delivery), memory.in_use()), (None, 0));
+        assert_eq!((next_read(&mut delivery), budget.in_use()), (None, 0));
     }
 
     #[test]
-    fn nobody_waits_where_there_is_no_room_or_the_store_alone_can_tell() {
-        let memory = Budget::new(2);
+    fn the_store_is_read_without_a_wait_if_an_envelope_cannot_be_held_or_was_not_signalled() {
+        let budget = Budget::new(2);
         let mut delivery = Delivery::new(4, mailbox(0, 0));
         assert!(delivery.take_backlog_end());
         for seq in 2..5 {
-            assert!(arrives(&mut delivery, seq, &memory).is_empty());
+            assert!(receive(&mut delivery, seq, &budget).is_empty());
         }
-        let reading = read(&mut delivery).expect("memory was short");
-        delivery.give_up_reading();
-        delivery.note(9);
+        let read = next_read(&mut delivery).expect("the budget is used up");
+        delivery.abandon_read();
+        delivery.note_stored(9);
         assert_eq!(
-            read(&mut delivery).map(|again| again.page.after),
-            Some(reading.page.after),
-            "9 itself is in the store"
+            next_read(&mut delivery).map(|again| again.page.after),
+            Some(read.page.after),
+            "9 was signalled without its envelope"
         );
-        delivery.give_up_reading();
+        delivery.abandon_read();
         delivery.block();
         assert!(delivery.release().is_none());
-        assert_eq!(memory.in_use(), 0, "who has no room keeps nothing");
+        assert_eq!(budget.in_use(), 0, "a blocked connection holds no stored envelopes");
     }
 
     #[test]
-    fn what_is_overdue_is_read_again() {
+    fn envelopes_with_an_overdue_ack_are_sent_again_if_they_are_still_stored() {
         let start = Instant::now();
         let mut delivery = Delivery::new(1000, mailbox(4, 4));
         for seq in 1..=4_u8 {
@@ -412,13 +435,13 @@ mod tests {
         assert!(delivery.begin_resend(start + Duration::from_secs(69)).is_none());
         delivery.ack(&[1]);
         let now = start + Duration::from_secs(80);
-        let reading = delivery.begin_resend(now).unwrap();
-        assert_eq!((reading.page.after, reading.page.upto, reading.is_resend), (1, 4, true));
-        // 2 is acked while it is read, 3 has expired.
+        let read = delivery.begin_resend(now).unwrap();
+        assert_eq!((read.page.after, read.page.upto, read.is_resend), (1, 4, true));
+        // 2 is acked during the read; 3 has expired.
         delivery.ack(&[2]);
-        let again = delivery.end_resend(reading, page(&[2, 4], true), now);
+        let again = delivery.finish_resend(read, page(&[2, 4], true), now);
         assert_eq!(again.iter().map(|(seq, _)| *seq).collect::<Vec<_>>(), [4]);
-        assert_eq!(delivery.overdue_at(), Some(now + RESEND_AFTER));
+        assert_eq!(delivery.overdue_at(), Some(now + RESEND_TIMEOUT));
         delivery.ack(&[4]);
         assert_eq!(delivery.overdue_at(), None);
     }

@@ -1,7 +1,7 @@
-//! The actor of one connected device: the life of a connection, from top to bottom.
+//! The actor of one connected device. The file follows the states of a connection in order.
 //!
-//! No handler waits for anything: work runs on the runtime of store and bus and returns as a message. What an open
-//! connection does stands in the `handle_*` files; it returns a close code if the connection is to end.
+//! No handler waits: work runs on the runtime of store and bus, and its result comes back as a message. The `handle_*` modules
+//! implement what an open connection does; their handlers return a close code if the connection has to close.
 
 mod connection;
 mod handle_mail;
@@ -11,7 +11,7 @@ mod handle_timer;
 mod key_notices;
 mod open;
 mod requests;
-mod timers;
+mod timer;
 
 use std::{rc::Rc, sync::Arc, time::Duration};
 
@@ -32,88 +32,92 @@ use super::{
 use crate::{
     domain::{Refusal, Session, Signal},
     metrics::Close,
-    service::Opened,
+    service::OpenedConnection,
 };
-use connection::Connection;
-use open::Open;
+use connection::DeviceConnection;
+use open::OpenState;
 
-/// What the log says of a Close frame without a code, and of an end without a Close frame (RFC 6455, 7.1.5).
+/// Codes logged for a Close frame without a code, and for an end without a Close frame (RFC 6455, 7.1.5).
 const CLOSED_WITHOUT_CODE: u16 = 1005;
 const ENDED_WITHOUT_CLOSE: u16 = 1006;
 
-/// The actor.
+/// The actor of one connection.
 pub struct DeviceSocket {
-    connection: Connection,
-    state: State,
+    connection: DeviceConnection,
+    state: SocketState,
 }
 
-/// The states of a connection, in their order. It may close in each of them.
-#[expect(clippy::large_enum_variant, reason = "nearly all connections are open; a box would cost each an allocation")]
-enum State {
-    /// The hub knows the connection.
+/// The states of a connection, in order. It may start to close in any of them.
+#[expect(
+    clippy::large_enum_variant,
+    reason = "nearly all connections are open; boxing the state would cost each an allocation"
+)]
+enum SocketState {
+    /// Registered with the hub.
     Attached,
-    /// The use case that opens it is under way.
-    Opening(Opening),
+    /// `Service::open_connection` is running.
+    Opening(OpeningState),
     /// The welcome has been sent: requests, signals and mail are handled.
-    Open(Open),
-    /// The outbox has its ending, or the connection is lost. The writer does the rest.
+    Open(OpenState),
+    /// The outbox is closing, or the connection is lost. The writer finishes on its own.
     Closing(Disconnect),
 }
 
-struct Opening {
-    /// Resolves when the use case has finished.
+/// What a connection has while it is being opened.
+struct OpeningState {
+    /// Resolves when `Service::open_connection` has finished.
     finished: oneshot::Receiver<()>,
-    /// Signals that came before the welcome.
-    early: Vec<Signal>,
-    /// The newest envelope among them. The mailbox is read after the welcome, up to here at least.
+    /// Signals received before the welcome, except mail.
+    early_signals: Vec<Signal>,
+    /// The highest sequence number of mail signalled before the welcome. The mailbox is read at least up to it.
     newest_mail: i64,
 }
 
-/// When the end of the connection is reported to the store and the bus.
+/// When `Service::disconnect` reports the end of the connection to the store and the bus.
 enum Disconnect {
-    /// Never: they do not know the connection.
+    /// Never: the connection was not registered there.
     NotNeeded,
-    /// Once the use case that opens the connection has finished, since the report takes back what that does.
-    After(oneshot::Receiver<()>),
+    /// Once `Service::open_connection` has finished, because the report undoes what that does.
+    AfterOpening(oneshot::Receiver<()>),
     /// At once.
     Now,
 }
 
-/// What an upgraded connection consists of.
-pub struct Upgraded {
+/// A connection that has been upgraded to a WebSocket.
+pub struct UpgradedConnection {
     /// The session of the presented token.
     pub session: Session,
-    /// The codec of the chosen subprotocol.
+    /// The codec of the negotiated subprotocol.
     pub codec: Codec,
-    /// Towards the peer.
+    /// Sends to the peer.
     pub ws: WsSession,
-    /// From the peer.
+    /// Receives from the peer.
     pub messages: MessageStream,
-    /// Below both.
+    /// The transport below both.
     pub wire: Rc<Wire>,
     /// The client's address.
     pub client: std::net::IpAddr,
 }
 
-/// What a handler of an open connection returns: the code with which to close it, if it is to end.
-type Handled = Result<(), CloseCode>;
+/// The result of a handler of an open connection: `Err` with the code to close it with.
+type HandlerResult = Result<(), CloseCode>;
 
 // Attached.
 
 impl DeviceSocket {
-    /// Starts the actor of an upgraded connection, with its reader and its writer, on this worker.
-    pub fn launch(node: Arc<Node>, upgraded: Upgraded) {
-        let Upgraded { session, codec, ws, messages, wire, client } = upgraded;
-        let began = Instant::now();
-        let rate = RequestRate::new(node.requests_per_second, began.into_std());
+    /// Starts the actor, the reader and the writer of an upgraded connection on this worker thread.
+    pub fn launch(node: Arc<Node>, upgraded: UpgradedConnection) {
+        let UpgradedConnection { session, codec, ws, messages, wire, client } = upgraded;
+        let upgraded_at = Instant::now();
+        let rate = RequestRate::new(node.requests_per_second, upgraded_at.into_std());
         let flow = Flow::new(node.outbox_bytes, node.budget.clone(), rate);
         actix_rt::spawn(Writer::new(flow.clone(), ws, wire.clone(), codec));
         Self::create(|ctx| {
-            // Attached before the session is checked again: a revocation is seen by the check or arrives as a signal.
+            // Attached before the session is checked again, so that a revocation is seen by the check or received as a signal.
             let key = node.hub.attach(session.caller.device, ctx.address().recipient());
             ctx.add_stream(MessageReader::new(messages, flow.clone()));
-            let connection = Connection { node, session, codec, flow, wire, client, key, began };
-            Self { connection, state: State::Attached }
+            let connection = DeviceConnection { node, session, codec, flow, wire, client, key, upgraded_at };
+            Self { connection, state: SocketState::Attached }
         });
     }
 }
@@ -123,17 +127,17 @@ impl Actor for DeviceSocket {
 
     fn started(&mut self, ctx: &mut Context<Self>) {
         if self.connection.node.hub.is_draining() {
-            // The drain may have passed before this connection was attached.
+            // The drain may have started before this connection was attached.
             return self.close(CloseCode::Draining, ctx);
         }
         let (node, caller) = (self.connection.node.clone(), self.connection.session.caller);
         let (finish, finished) = oneshot::channel();
-        self.state = State::Opening(Opening { finished, early: Vec::new(), newest_mail: 0 });
+        self.state = SocketState::Opening(OpeningState { finished, early_signals: Vec::new(), newest_mail: 0 });
         let open = self.connection.node.runtime.spawn(async move {
-            // A crowd that connects at once waits here, in little memory, rather than inside the use case.
-            let _permit = node.opening.acquire().await;
+            // If many clients connect at once, they wait here, where each needs little memory.
+            let _permit = node.opening_permits.acquire().await;
             let opened = Box::pin(node.service.open_connection(caller)).await;
-            // Nobody waits for this unless the connection has ended meanwhile.
+            // Fails unless the connection has ended meanwhile and waits to report that.
             let _ = finish.send(());
             opened
         });
@@ -149,22 +153,24 @@ impl Actor for DeviceSocket {
 
 // Opening.
 
-impl Opening {
-    fn keep(&mut self, signal: Signal) {
+impl OpeningState {
+    fn hold_signal(&mut self, signal: Signal) {
         match signal {
             Signal::Mail { seq, .. } => self.newest_mail = self.newest_mail.max(seq),
-            // The device is not connected yet.
+            // Not delivered: the device is not connected before the welcome.
             Signal::Ephemeral(_) => {}
-            signal => self.early.push(signal),
+            signal => self.early_signals.push(signal),
         }
     }
 
-    /// How a connection closes that is not opened.
-    fn close_code(&self, refusal: &Refusal, session_is_over: bool) -> CloseCode {
+    /// The code to close with if the connection could not be opened.
+    fn close_code(&self, refusal: &Refusal, is_session_expired: bool) -> CloseCode {
         match refusal {
-            Refusal::SessionRevoked if session_is_over => CloseCode::SessionExpired,
-            Refusal::SessionRevoked if self.early.contains(&Signal::AccountDeleted) => CloseCode::AccountDeleted,
-            Refusal::SessionRevoked if self.early.contains(&Signal::DeviceRevoked) => CloseCode::DeviceRevoked,
+            Refusal::SessionRevoked if is_session_expired => CloseCode::SessionExpired,
+            Refusal::SessionRevoked if self.early_signals.contains(&Signal::AccountDeleted) => {
+                CloseCode::AccountDeleted
+            }
+            Refusal::SessionRevoked if self.early_signals.contains(&Signal::DeviceRevoked) => CloseCode::DeviceRevoked,
             Refusal::SessionRevoked => CloseCode::SessionRevoked,
             _ => CloseCode::Unavailable,
         }
@@ -172,24 +178,24 @@ impl Opening {
 }
 
 impl DeviceSocket {
-    fn opened(&mut self, opened: Result<Opened, Refusal>, ctx: &mut Context<Self>) {
-        let State::Opening(opening) = &mut self.state else { return };
+    fn opened(&mut self, opened: Result<OpenedConnection, Refusal>, ctx: &mut Context<Self>) {
+        let SocketState::Opening(opening) = &mut self.state else { return };
         let now = self.connection.node.service.now();
-        let Opened { epoch, keys, mailbox } = match opened {
+        let OpenedConnection { epoch, keys, mailbox } = match opened {
             Ok(opened) => opened,
             Err(refusal) => {
                 let code = opening.close_code(&refusal, self.connection.session.expires_at <= now);
                 return self.close(code, ctx);
             }
         };
-        let (early, newest_mail) = (std::mem::take(&mut opening.early), opening.newest_mail);
+        let (early_signals, newest_mail) = (std::mem::take(&mut opening.early_signals), opening.newest_mail);
         self.connection.log_opened(epoch);
         self.connection.note_open(epoch);
-        self.state = State::Open(Open::new(&self.connection, epoch, &keys, mailbox, newest_mail));
+        self.state = SocketState::Open(OpenState::new(&self.connection, epoch, &keys, mailbox, newest_mail));
         self.when_open(ctx, |open, connection, ctx| {
             open.welcome(connection, keys, mailbox, now)?;
             open.read_mail(connection, ctx)?;
-            for signal in early {
+            for signal in early_signals {
                 open.handle_signal(connection, signal, ctx)?;
             }
             connection.flow.gate.open();
@@ -202,13 +208,13 @@ impl DeviceSocket {
 // Open.
 
 impl DeviceSocket {
-    /// Has an open connection do something, and closes it if that ends it.
+    /// Runs `act` if the connection is open, and closes the connection if `act` fails.
     fn when_open(
         &mut self,
         ctx: &mut Context<Self>,
-        act: impl FnOnce(&mut Open, &mut Connection, &mut Context<Self>) -> Handled,
+        act: impl FnOnce(&mut OpenState, &mut DeviceConnection, &mut Context<Self>) -> HandlerResult,
     ) {
-        let State::Open(open) = &mut self.state else { return };
+        let SocketState::Open(open) = &mut self.state else { return };
         if let Err(code) = act(open, &mut self.connection, ctx) {
             self.close(code, ctx);
         }
@@ -217,7 +223,7 @@ impl DeviceSocket {
 
 impl StreamHandler<Result<Incoming, ProtocolError>> for DeviceSocket {
     fn handle(&mut self, message: Result<Incoming, ProtocolError>, ctx: &mut Context<Self>) {
-        if matches!(self.state, State::Closing(_)) {
+        if matches!(self.state, SocketState::Closing(_)) {
             return;
         }
         match (message, self.connection.codec) {
@@ -255,18 +261,20 @@ impl Handler<HubMessage> for DeviceSocket {
 impl DeviceSocket {
     fn handle_signal(&mut self, signal: Signal, ctx: &mut Context<Self>) {
         match &mut self.state {
-            State::Opening(opening) => opening.keep(signal),
-            State::Open(_) => {
+            SocketState::Opening(opening) => opening.hold_signal(signal),
+            SocketState::Open(_) => {
                 self.when_open(ctx, |open, connection, ctx| open.handle_signal(connection, signal, ctx));
             }
-            State::Attached | State::Closing(_) => {}
+            SocketState::Attached | SocketState::Closing(_) => {}
         }
     }
 
     fn drain(&mut self, spread: Duration, ctx: &mut Context<Self>) {
         match &self.state {
-            State::Open(_) => self.when_open(ctx, |open, connection, _| open.drain(connection, spread)),
-            State::Attached | State::Opening(_) | State::Closing(_) => self.close(CloseCode::Draining, ctx),
+            SocketState::Open(_) => self.when_open(ctx, |open, connection, _| open.drain(connection, spread)),
+            SocketState::Attached | SocketState::Opening(_) | SocketState::Closing(_) => {
+                self.close(CloseCode::Draining, ctx)
+            }
         }
     }
 }
@@ -274,7 +282,7 @@ impl DeviceSocket {
 // Closing.
 
 impl DeviceSocket {
-    /// Sends what is queued, then the Close frame. The writer sees to it; the actor is done.
+    /// Closes with `code`: the writer sends the queued frames and the Close frame, and the actor stops.
     fn close(&mut self, code: CloseCode, ctx: &mut Context<Self>) {
         if self.begin_closing(code.number(), code.reason(), Close::Code(code)) {
             self.connection.flow.outbox.close(code);
@@ -282,7 +290,7 @@ impl DeviceSocket {
         }
     }
 
-    /// Answers the client's Close frame.
+    /// Closes by answering the client's Close frame.
     fn echo_close(&mut self, reason: Option<CloseReason>, ctx: &mut Context<Self>) {
         let code = reason.as_ref().map_or(CLOSED_WITHOUT_CODE, |reason| reason.code.into());
         if self.begin_closing(code, "closed by the client", Close::Peer) {
@@ -291,40 +299,43 @@ impl DeviceSocket {
         }
     }
 
-    /// Enters the last state, and writes the one line that the log has of the end of every socket. Returns false if the
-    /// connection is closing already.
+    /// Enters the closing state, and logs the end of the connection. Returns false if the connection is already closing.
     fn begin_closing(&mut self, code: u16, reason: &'static str, close: Close) -> bool {
-        let (epoch, disconnect) = match std::mem::replace(&mut self.state, State::Closing(Disconnect::NotNeeded)) {
-            State::Attached => (None, Disconnect::NotNeeded),
-            State::Opening(opening) => (None, Disconnect::After(opening.finished)),
-            State::Open(open) => (Some(open.epoch()), Disconnect::Now),
-            closing @ State::Closing(_) => {
+        let (epoch, disconnect) = match std::mem::replace(&mut self.state, SocketState::Closing(Disconnect::NotNeeded))
+        {
+            SocketState::Attached => (None, Disconnect::NotNeeded),
+            SocketState::Opening(opening) => (None, Disconnect::AfterOpening(opening.finished)),
+            SocketState::Open(open) => (Some(open.epoch()), Disconnect::Now),
+            closing @ SocketState::Closing(_) => {
                 self.state = closing;
                 return false;
             }
         };
-        self.state = State::Closing(disconnect);
+        self.state = SocketState::Closing(disconnect);
         self.connection.log_closed(epoch, code, reason);
         self.connection.node.metrics.closes.inc(close);
         true
     }
 
-    /// Takes back what attaching and opening did.
+    /// Unregisters the connection from the hub, and from the store and the bus if it was opened.
     fn disconnect(&mut self) {
         if self.begin_closing(ENDED_WITHOUT_CLOSE, "connection lost", Close::Lost) {
             self.connection.flow.outbox.abort();
         }
         let (node, device) = (self.connection.node.clone(), self.connection.device());
         node.hub.detach(device, self.connection.key);
-        let finished = match std::mem::replace(&mut self.state, State::Closing(Disconnect::NotNeeded)) {
-            State::Closing(Disconnect::After(finished)) => Some(finished),
-            State::Closing(Disconnect::Now) => None,
-            State::Closing(Disconnect::NotNeeded) | State::Attached | State::Opening(_) | State::Open(_) => return,
+        let finished = match std::mem::replace(&mut self.state, SocketState::Closing(Disconnect::NotNeeded)) {
+            SocketState::Closing(Disconnect::AfterOpening(finished)) => Some(finished),
+            SocketState::Closing(Disconnect::Now) => None,
+            SocketState::Closing(Disconnect::NotNeeded)
+            | SocketState::Attached
+            | SocketState::Opening(_)
+            | SocketState::Open(_) => return,
         };
         let runtime = node.runtime.clone();
         runtime.spawn(async move {
             if let Some(finished) = finished {
-                // Fails if the node is being torn down, and then there is nothing to wait for.
+                // Fails if the task was dropped with its runtime; then there is nothing to wait for.
                 let _ = finished.await;
             }
             node.service.disconnect(device).await;

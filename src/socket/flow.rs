@@ -1,5 +1,5 @@
-//! Flow control of one socket: what waits to go out decides what may come in. One allocation per connection, shared by
-//! its reader, its writer and its actor.
+//! Flow control of one connection: reading waits while too much is queued for sending. The reader, the writer and the actor
+//! share it, in one allocation.
 
 use std::{
     rc::Rc,
@@ -8,21 +8,21 @@ use std::{
 
 use super::{
     budget::Budget,
-    outbox::{Ending, Outbox, QueuedFrame},
+    outbox::{CloseMode, Outbox, QueuedFrame},
     read_gate::ReadGate,
     request_rate::RequestRate,
 };
 
-/// Both directions of one socket.
+/// The outbox and the read gate of one connection.
 pub struct Flow {
-    /// What goes out.
+    /// The frames to be sent.
     pub outbox: Outbox,
-    /// What holds back the reader.
+    /// Decides when the reader may go on.
     pub gate: ReadGate,
 }
 
 impl Flow {
-    /// An empty outbox for `max_bytes` bytes, behind a gate that is still shut.
+    /// An empty outbox for at most `max_bytes` bytes, and a gate that is still shut.
     pub fn new(max_bytes: usize, budget: Budget, rate: RequestRate) -> Rc<Self> {
         Rc::new(Self { outbox: Outbox::new(max_bytes, budget), gate: ReadGate::new(rate) })
     }
@@ -37,8 +37,8 @@ impl Flow {
         self.gate.poll_ready(&self.outbox, cx)
     }
 
-    /// The next frame to send, or how the socket ends. What leaves the outbox may let the reader go on.
-    pub fn poll_next_frame(&self) -> Poll<Result<QueuedFrame, Ending>> {
+    /// The next frame to send, or how to close. Wakes the reader, which may have waited for space in the outbox.
+    pub fn poll_next_frame(&self) -> Poll<Result<QueuedFrame, CloseMode>> {
         let next = self.outbox.poll_next();
         if matches!(next, Poll::Ready(Ok(_))) {
             self.gate.wake();

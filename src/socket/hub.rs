@@ -1,5 +1,5 @@
-//! The registry of connections on this node: device → connections. Usually one; two while a newer connection displaces an
-//! older one, which the epochs that travel with [`Signal::Displaced`] decide.
+//! The registry of this node's connections, by device. A device usually has one; it has two while a newer connection
+//! displaces an older one, as decided by the epochs in [`Signal::Displaced`].
 //!
 //! The hub knows a connection only as the recipient of a [`HubMessage`], not as the actor behind it.
 
@@ -17,9 +17,9 @@ use actix::{Message, Recipient};
 
 use crate::domain::{DeviceId, LiveConnection, LocalDelivery, SessionId, Signal};
 
-/// Locks that the registry is spread over.
+/// The registry is split into this many shards, each with its own lock.
 const SHARDS: usize = 32;
-/// Connections that are drained at once, and the longest pause before the next batch.
+/// Connections per batch of a drain, and the longest pause between two batches.
 const DRAIN_BATCH: usize = 256;
 const LONGEST_DRAIN_PAUSE: Duration = Duration::from_millis(50);
 
@@ -31,15 +31,16 @@ type Shard = HashMap<DeviceId, Vec<Attached>>;
 pub enum HubMessage {
     /// A signal for its device.
     DeliverSignal(Signal),
-    /// The node is being stopped: answer what was asked, then close.
+    /// The node is shutting down: answer the requests in flight, then close.
     Drain {
-        /// The time over which the clients of this node should come back.
+        /// The time over which the reconnects of this node's clients are spread.
         spread: Duration,
     },
-    /// The time for replies is over: close at once.
+    /// The drain has timed out: close without waiting for replies.
     CutOff,
 }
 
+/// A registered connection.
 struct Attached {
     key: ConnectionKey,
     connection: Recipient<HubMessage>,
@@ -47,11 +48,11 @@ struct Attached {
     open: Option<(SessionId, i64)>,
 }
 
-/// Names one attachment on this node.
+/// Identifies a connection in the hub.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct ConnectionKey(u64);
 
-/// The registry.
+/// The registry of this node's connections.
 pub struct Hub {
     shards: Vec<Mutex<Shard>>,
     hasher: RandomState,
@@ -74,12 +75,12 @@ impl Default for Hub {
 
 impl Hub {
     fn shard(&self, device: DeviceId) -> MutexGuard<'_, Shard> {
-        #[expect(clippy::cast_possible_truncation, reason = "any bits of the hash do")]
+        #[expect(clippy::cast_possible_truncation, reason = "any bits of the hash will do")]
         let index = self.hasher.hash_one(device) as usize % SHARDS;
         self.shards[index].lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Adds a connection; signals for its device reach it from now on. Returns the key for [`Self::note_open`] and
+    /// Adds a connection, which receives the signals for its device from now on. Returns its key for [`Self::note_open`] and
     /// [`Self::detach`].
     pub fn attach(&self, device: DeviceId, connection: Recipient<HubMessage>) -> ConnectionKey {
         let key = ConnectionKey(self.next_key.fetch_add(1, Ordering::Relaxed));
@@ -92,7 +93,7 @@ impl Hub {
         key
     }
 
-    /// Notes that a connection is open, or that it has passed to another session.
+    /// Records that a connection is open, or has switched to another session.
     pub fn note_open(&self, device: DeviceId, key: ConnectionKey, session: SessionId, epoch: i64) {
         if let Some(connections) = self.shard(device).get_mut(&device) {
             for attached in connections.iter_mut().filter(|attached| attached.key == key) {
@@ -112,13 +113,13 @@ impl Hub {
         }
     }
 
-    /// Connections on this node.
+    /// The number of connections on this node.
     #[must_use]
     pub fn connected(&self) -> usize {
         self.connected.load(Ordering::Relaxed)
     }
 
-    /// Whether new connections are refused because the node is being stopped.
+    /// Whether the node is shutting down and refuses new connections.
     #[must_use]
     pub fn is_draining(&self) -> bool {
         self.draining.load(Ordering::Relaxed)
@@ -129,11 +130,11 @@ impl Hub {
         self.draining.store(true, Ordering::Relaxed);
     }
 
-    /// Drains all connections: each finishes what it has begun, asks its client to come back within `spread`, and closes.
-    /// It is done in batches with a pause after each, so that all have the message after `over`.
+    /// Drains all connections: each asks its client to reconnect within `spread`, answers its requests in flight, and closes.
+    /// Messages go out in batches with pauses, so that the last connection gets it after at most `over`.
     pub async fn drain(&self, spread: Duration, over: Duration) {
         self.start_draining();
-        // A connection that attaches after this checks for itself whether the node drains.
+        // A connection that attaches after this point checks `is_draining` itself.
         let connections = self.all();
         let batches = connections.chunks(DRAIN_BATCH);
         let pause = over / u32::try_from(batches.len().max(1)).unwrap_or(u32::MAX);
@@ -145,7 +146,7 @@ impl Hub {
         }
     }
 
-    /// Closes all connections that are left, whether or not they have their replies.
+    /// Closes all remaining connections, without waiting for their replies.
     pub fn cut_off(&self) {
         for connection in self.all() {
             connection.do_send(HubMessage::CutOff);

@@ -1,4 +1,4 @@
-//! Reads whole messages from one socket, each once the read gate allows it.
+//! Reads whole messages from one WebSocket, each when the read gate allows it.
 
 use std::{
     pin::Pin,
@@ -12,53 +12,56 @@ use futures_util::Stream;
 
 use super::flow::Flow;
 
-/// Messages up to this size are copied out of the buffer they came in.
+/// Messages up to this size are copied out of the buffer in which they were received.
 const COPIED_BYTES: usize = 16 * 1024;
 
-/// The stream of a socket's incoming messages.
+/// The stream of a connection's incoming messages.
 pub struct MessageReader {
     messages: MessageStream,
     flow: Rc<Flow>,
-    assembly: Assembly,
+    assembly: MessageAssembly,
 }
 
-/// Makes whole messages of frames. Frames share the buffer that they and others came in, and keeping a small one would
-/// keep all of it; so small messages are copied, and fragments are copied together.
+/// Assembles frames into whole messages. A frame is a slice of the buffer in which it was received and keeps all of it
+/// allocated. Therefore small messages and fragments are copied.
 #[derive(Default)]
-struct Assembly {
-    partial: Option<Box<Partial>>,
+struct MessageAssembly {
+    partial: Option<Box<PartialMessage>>,
 }
 
-/// A message of which not all fragments have come.
-struct Partial {
+/// A fragmented message whose last fragment is missing.
+struct PartialMessage {
     is_text: bool,
     bytes: BytesMut,
 }
 
 /// A whole message or a control frame.
 pub enum Incoming {
-    /// UTF-8 text.
+    /// A text message.
     Text(Bytes),
-    /// Bytes.
+    /// A binary message.
     Binary(Bytes),
-    /// To be answered with the same payload.
+    /// A ping, to be answered with the same payload.
     Ping(Bytes),
-    /// An answer to a ping of ours.
+    /// The answer to one of our pings.
     Pong,
-    /// The peer closes.
+    /// The peer's Close frame.
     Close(Option<CloseReason>),
 }
 
 impl MessageReader {
-    /// Reads from `messages`, which the frame guard keeps well-formed and within their size.
+    /// Reads from `messages`. The frame guard has already checked their form and size.
     pub fn new(messages: MessageStream, flow: Rc<Flow>) -> Self {
-        Self { messages, flow, assembly: Assembly::default() }
+        Self { messages, flow, assembly: MessageAssembly::default() }
     }
 }
 
-impl Assembly {
-    /// The message that this frame completes, if it completes one.
-    fn complete(&mut self, frame: Message) -> Result<Option<Incoming>, ProtocolError> {
+impl MessageAssembly {
+    /// Adds a frame, and returns the message that it completes.
+    ///
+    /// # Errors
+    /// If a continuation has no first fragment, or a fragmented text message is not UTF-8.
+    fn add(&mut self, frame: Message) -> Result<Option<Incoming>, ProtocolError> {
         Ok(Some(match frame {
             Message::Text(text) => Incoming::Text(detached(text.into_bytes())),
             Message::Binary(bytes) => Incoming::Binary(detached(bytes)),
@@ -74,7 +77,7 @@ impl Assembly {
                     Item::Last(bytes) => (None, bytes, true),
                 };
                 if let Some(is_text) = start {
-                    self.partial = Some(Box::new(Partial { is_text, bytes: BytesMut::new() }));
+                    self.partial = Some(Box::new(PartialMessage { is_text, bytes: BytesMut::new() }));
                 }
                 let partial = self.partial.as_mut().ok_or(ProtocolError::ContinuationNotStarted)?;
                 partial.bytes.extend_from_slice(&fragment);
@@ -104,7 +107,7 @@ impl Stream for MessageReader {
             match ready!(Pin::new(&mut self.messages).poll_next(cx)) {
                 None => return Poll::Ready(None),
                 Some(Err(error)) => return Poll::Ready(Some(Err(error))),
-                Some(Ok(frame)) => match self.assembly.complete(frame) {
+                Some(Ok(frame)) => match self.assembly.add(frame) {
                     Ok(None) => {}
                     Ok(Some(message)) => return Poll::Ready(Some(Ok(message))),
                     Err(error) => return Poll::Ready(Some(Err(error))),
@@ -114,7 +117,7 @@ impl Stream for MessageReader {
     }
 }
 
-/// The bytes of a message; a small one gets a buffer of its own.
+/// The bytes of a message, copied if it is small.
 fn detached(message: Bytes) -> Bytes {
     if message.len() <= COPIED_BYTES { Bytes::copy_from_slice(&message) } else { message }
 }
@@ -125,7 +128,7 @@ mod tests {
 
     use super::*;
 
-    /// What a peer may make of one read.
+    /// A buffer that a message shares with other data.
     fn buffer() -> Bytes {
         Bytes::from(vec![b'x'; COPIED_BYTES + 2])
     }
@@ -135,11 +138,11 @@ mod tests {
     }
 
     #[test]
-    fn small_messages_do_not_keep_the_buffer_they_came_in() {
+    fn small_messages_do_not_keep_the_buffer_they_were_received_in() {
         let small = |buffer: &Bytes| buffer.slice(1..=COPIED_BYTES);
         for frame in [|bytes| Message::Text(text(bytes)), Message::Binary] {
             let buffer = buffer();
-            let message = Assembly::default().complete(frame(small(&buffer))).unwrap().unwrap();
+            let message = MessageAssembly::default().add(frame(small(&buffer))).unwrap().unwrap();
             assert!(matches!(&message, Incoming::Text(kept) | Incoming::Binary(kept) if kept.len() == COPIED_BYTES));
             assert!(buffer.is_unique(), "something still shares the buffer");
         }
@@ -148,18 +151,18 @@ mod tests {
     #[test]
     fn a_large_message_is_not_copied() {
         let buffer = buffer();
-        let message = Assembly::default().complete(Message::Binary(buffer.slice(1..))).unwrap().unwrap();
+        let message = MessageAssembly::default().add(Message::Binary(buffer.slice(1..))).unwrap().unwrap();
         assert!(matches!(&message, Incoming::Binary(kept) if kept.as_ptr() == buffer[1..].as_ptr()));
     }
 
     #[test]
-    fn fragments_do_not_keep_the_buffers_they_came_in() {
+    fn fragments_do_not_keep_the_buffers_they_were_received_in() {
         for (first, whole) in [(Item::FirstText as fn(Bytes) -> Item, "Text"), (Item::FirstBinary, "Binary")] {
-            let mut assembly = Assembly::default();
+            let mut assembly = MessageAssembly::default();
             let mut buffers = Vec::new();
             for item in [first, Item::Continue, Item::Continue, Item::Last] {
                 let buffer = buffer();
-                let message = assembly.complete(Message::Continuation(item(buffer.slice(7..10)))).unwrap();
+                let message = assembly.add(Message::Continuation(item(buffer.slice(7..10)))).unwrap();
                 buffers.push(buffer);
                 assert!(buffers.iter().all(Bytes::is_unique), "something still shares a buffer");
                 match (message, buffers.len()) {

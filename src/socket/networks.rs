@@ -1,4 +1,4 @@
-//! Limits on each client network (/24 of IPv4, /48 of IPv6): its open connections, and its new ones per second.
+//! Limits the open connections, and the new ones per second, of each client network (IPv4 /24, IPv6 /48).
 
 use std::{
     collections::HashMap,
@@ -12,64 +12,64 @@ use crate::{
     metrics::{Limit, Metrics},
 };
 
-/// A network may make as many new connections at once as its rate allows in this time.
+/// The burst limit of new connections: as many as the rate allows in this time.
 const BURST: Duration = Duration::from_secs(20);
-/// `retry_after` of a refusal that holds until a connection of the network ends.
-const RETRY: Duration = Duration::from_secs(10);
-/// Networks kept in memory before those with nothing open are forgotten.
-const TIDY_ABOVE: usize = 10_000;
+/// `retry_after` of a connection refused because the network has too many open.
+const RETRY_AFTER: Duration = Duration::from_secs(10);
+/// Idle networks are removed from memory when there are more networks than this.
+const PRUNE_ABOVE: usize = 10_000;
 /// Refusals are logged at most this often.
-const REPORT_EVERY: Duration = Duration::from_secs(10);
+const LOG_INTERVAL: Duration = Duration::from_secs(10);
 
-/// The bounds; 0 turns one off.
+/// The limits; 0 turns one off.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct NetworkLimits {
-    /// Open sockets.
+    /// Open connections that have upgraded to a WebSocket.
     pub sockets: usize,
-    /// Open connections that are not sockets.
+    /// Open connections that have not upgraded.
     pub http: usize,
     /// New connections per second.
     pub connects_per_second: u32,
 }
 
-/// What a connection counts as.
+/// Which limit a connection counts towards.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum ConnectionKind {
-    /// Before an upgrade, or without one.
+    /// Not upgraded, or not yet.
     Http,
-    /// Upgraded.
+    /// Upgraded to a WebSocket.
     Socket,
 }
 
-/// The counts of all networks. Clones share them.
+/// Counts the connections of all networks. Clones share the counts.
 #[derive(Clone, Debug)]
 pub struct Networks {
-    shared: Arc<Shared>,
+    state: Arc<NetworksState>,
 }
 
 #[derive(Debug)]
-struct Shared {
+struct NetworksState {
     limits: NetworkLimits,
-    table: Mutex<Table>,
+    table: Mutex<NetworkTable>,
     refusals: LogThrottle,
     metrics: Arc<Metrics>,
 }
 
 #[derive(Debug)]
-struct Table {
-    counts: HashMap<ClientNetwork, Counts>,
-    tidy_above: usize,
+struct NetworkTable {
+    counts: HashMap<ClientNetwork, NetworkCounts>,
+    prune_above: usize,
 }
 
 #[derive(Debug, Default)]
-struct Counts {
+struct NetworkCounts {
     http: usize,
     sockets: usize,
-    /// New connections; `None` if the network has never made one.
+    /// The rate of new connections; `None` before the first one.
     connects: Option<TokenBucket<Instant>>,
 }
 
-impl Counts {
+impl NetworkCounts {
     fn of(&mut self, kind: ConnectionKind) -> &mut usize {
         match kind {
             ConnectionKind::Http => &mut self.http,
@@ -82,39 +82,39 @@ impl Counts {
     }
 }
 
-/// A connection that counts for its network until this is dropped.
+/// An open connection in the counts of its network. Dropping this removes it from them.
 #[derive(Debug)]
-#[must_use = "dropping it ends the count"]
-pub struct Place {
+#[must_use = "dropping it removes the connection from the counts"]
+pub struct CountedConnection {
     networks: Networks,
     network: ClientNetwork,
     kind: ConnectionKind,
 }
 
 impl Networks {
-    /// Nothing is open yet.
+    /// No connection is open yet.
     #[must_use]
     pub fn new(limits: NetworkLimits, metrics: Arc<Metrics>) -> Self {
-        let table = Mutex::new(Table { counts: HashMap::new(), tidy_above: TIDY_ABOVE });
-        let refusals = LogThrottle::new(REPORT_EVERY);
-        Self { shared: Arc::new(Shared { limits, table, refusals, metrics }) }
+        let table = Mutex::new(NetworkTable { counts: HashMap::new(), prune_above: PRUNE_ABOVE });
+        let refusals = LogThrottle::new(LOG_INTERVAL);
+        Self { state: Arc::new(NetworksState { limits, table, refusals, metrics }) }
     }
 
-    /// Counts a connection that was refused by a limit, of its network or of the node.
+    /// Counts a refused connection in the metrics. `limit` is the network's or the node's.
     pub fn count_refused(&self, limit: Limit) {
-        self.shared.metrics.connections_refused.inc(limit);
+        self.state.metrics.connections_refused.inc(limit);
     }
 
-    fn table(&self) -> MutexGuard<'_, Table> {
-        self.shared.table.lock().unwrap_or_else(PoisonError::into_inner)
+    fn table(&self) -> MutexGuard<'_, NetworkTable> {
+        self.state.table.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Counts a new connection against the network's rate.
+    /// Counts a new connection towards the network's rate.
     ///
     /// # Errors
-    /// `rate_limited`
-    pub fn connect(&self, network: ClientNetwork, now: Instant) -> Result<(), Refusal> {
-        let rate = self.shared.limits.connects_per_second;
+    /// `rate_limited` if the network is over its rate.
+    pub fn count_new(&self, network: ClientNetwork, now: Instant) -> Result<(), Refusal> {
+        let rate = self.state.limits.connects_per_second;
         if rate == 0 {
             return Ok(());
         }
@@ -122,49 +122,54 @@ impl Networks {
         let connects = table.entry(network, now).connects.get_or_insert_with(|| TokenBucket::full(now));
         connects
             .take(Duration::from_secs(1) / rate, BURST, now)
-            .map_err(|retry_after| self.refuse(Limit::NetworkConnects, retry_after, now))
+            .map_err(|retry_after| self.refusal(Limit::NetworkConnects, retry_after, now))
     }
 
-    /// Counts an open connection until the returned place is dropped.
+    /// Counts an open connection until the returned value is dropped.
     ///
     /// # Errors
-    /// `rate_limited`
-    pub fn enter(&self, network: ClientNetwork, kind: ConnectionKind, now: Instant) -> Result<Place, Refusal> {
+    /// `rate_limited` if the network has as many open connections as it may.
+    pub fn count_open(
+        &self,
+        network: ClientNetwork,
+        kind: ConnectionKind,
+        now: Instant,
+    ) -> Result<CountedConnection, Refusal> {
         let (max, limit) = match kind {
-            ConnectionKind::Http => (self.shared.limits.http, Limit::NetworkHttp),
-            ConnectionKind::Socket => (self.shared.limits.sockets, Limit::NetworkSockets),
+            ConnectionKind::Http => (self.state.limits.http, Limit::NetworkHttp),
+            ConnectionKind::Socket => (self.state.limits.sockets, Limit::NetworkSockets),
         };
         let mut table = self.table();
         let count = table.entry(network, now).of(kind);
         if max > 0 && *count >= max {
-            return Err(self.refuse(limit, RETRY, now));
+            return Err(self.refusal(limit, RETRY_AFTER, now));
         }
         *count += 1;
-        Ok(Place { networks: self.clone(), network, kind })
+        Ok(CountedConnection { networks: self.clone(), network, kind })
     }
 
-    /// Counts a refusal, and logs it unless one was logged a moment ago.
-    fn refuse(&self, limit: Limit, retry_after: Duration, now: Instant) -> Refusal {
+    /// Counts a refusal, logs it unless another was logged within [`LOG_INTERVAL`], and returns it.
+    fn refusal(&self, limit: Limit, retry_after: Duration, now: Instant) -> Refusal {
         self.count_refused(limit);
-        if let Some(connections) = self.shared.refusals.count(now) {
+        if let Some(connections) = self.state.refusals.count(now) {
             tracing::warn!(connections, "connections were refused: their networks are over their limits");
         }
         Refusal::RateLimited { retry_after }
     }
 }
 
-impl Table {
-    fn entry(&mut self, network: ClientNetwork, now: Instant) -> &mut Counts {
-        if self.counts.len() > self.tidy_above {
+impl NetworkTable {
+    fn entry(&mut self, network: ClientNetwork, now: Instant) -> &mut NetworkCounts {
+        if self.counts.len() > self.prune_above {
             self.counts.retain(|_, counts| !counts.is_idle(now));
-            // Not again before it has doubled: a crowd of networks must not cost a scan each.
-            self.tidy_above = (2 * self.counts.len()).max(TIDY_ABOVE);
+            // Not again before the table has doubled, so that many active networks do not cost a scan per connection.
+            self.prune_above = (2 * self.counts.len()).max(PRUNE_ABOVE);
         }
         self.counts.entry(network).or_default()
     }
 }
 
-impl Drop for Place {
+impl Drop for CountedConnection {
     fn drop(&mut self) {
         if let Some(counts) = self.networks.table().counts.get_mut(&self.network) {
             *counts.of(self.kind) -= 1;
@@ -192,27 +197,27 @@ mod tests {
     }
 
     #[test]
-    fn places_are_counted_by_kind_and_network_and_come_back() {
+    fn connections_are_counted_by_kind_and_network_until_they_end() {
         let networks = networks(NetworkLimits { sockets: 2, http: 1, connects_per_second: 0 });
         let now = Instant::now();
-        let first = networks.enter(network(1), ConnectionKind::Socket, now).unwrap();
-        let _second = networks.enter(network(1), ConnectionKind::Socket, now).unwrap();
-        assert_eq!(refused(networks.enter(network(1), ConnectionKind::Socket, now)), RETRY);
-        let _other = networks.enter(network(2), ConnectionKind::Socket, now).unwrap();
-        let _http = networks.enter(network(1), ConnectionKind::Http, now).unwrap();
-        refused(networks.enter(network(1), ConnectionKind::Http, now));
+        let first = networks.count_open(network(1), ConnectionKind::Socket, now).unwrap();
+        let _second = networks.count_open(network(1), ConnectionKind::Socket, now).unwrap();
+        assert_eq!(refused(networks.count_open(network(1), ConnectionKind::Socket, now)), RETRY_AFTER);
+        let _other = networks.count_open(network(2), ConnectionKind::Socket, now).unwrap();
+        let _http = networks.count_open(network(1), ConnectionKind::Http, now).unwrap();
+        refused(networks.count_open(network(1), ConnectionKind::Http, now));
         drop(first);
-        let _third = networks.enter(network(1), ConnectionKind::Socket, now).unwrap();
+        let _third = networks.count_open(network(1), ConnectionKind::Socket, now).unwrap();
     }
 
     #[test]
-    fn new_connections_have_a_rate_with_room_for_a_crowd() {
+    fn new_connections_are_limited_by_a_rate_with_a_burst() {
         let networks = networks(NetworkLimits { connects_per_second: 5, ..NetworkLimits::default() });
         let start = Instant::now();
-        let taken = |at, tries: usize| (0..tries).filter(|_| networks.connect(network(1), at).is_ok()).count();
+        let taken = |at, tries: usize| (0..tries).filter(|_| networks.count_new(network(1), at).is_ok()).count();
         assert_eq!(taken(start, 150), 100);
-        assert_eq!(refused(networks.connect(network(1), start)), Duration::from_millis(200));
-        assert!(networks.connect(network(2), start).is_ok(), "another network is counted apart");
+        assert_eq!(refused(networks.count_new(network(1), start)), Duration::from_millis(200));
+        assert!(networks.count_new(network(2), start).is_ok(), "another network has its own count");
         assert_eq!(taken(start + Duration::from_secs(1), 10), 5);
         assert_eq!(taken(start + Duration::from_mins(10), 150), 100);
     }
@@ -221,25 +226,25 @@ mod tests {
     fn zero_turns_a_limit_off() {
         let networks = networks(NetworkLimits::default());
         let now = Instant::now();
-        let places: Vec<_> =
-            (0..1000).map(|_| networks.enter(network(1), ConnectionKind::Socket, now).unwrap()).collect();
-        assert!((0..1000).all(|_| networks.connect(network(1), now).is_ok()));
-        drop(places);
+        let open: Vec<_> =
+            (0..1000).map(|_| networks.count_open(network(1), ConnectionKind::Socket, now).unwrap()).collect();
+        assert!((0..1000).all(|_| networks.count_new(network(1), now).is_ok()));
+        drop(open);
     }
 
     #[test]
-    fn networks_with_nothing_open_are_forgotten() {
+    fn idle_networks_are_removed_from_memory() {
         let networks = networks(NetworkLimits { connects_per_second: 1000, ..NetworkLimits::default() });
         let start = Instant::now();
-        let kept = networks.enter(network(1), ConnectionKind::Socket, start).unwrap();
+        let kept = networks.count_open(network(1), ConnectionKind::Socket, start).unwrap();
         for second in 0..5u64 {
             let now = start + Duration::from_secs(second);
-            for index in 0..u32::try_from(TIDY_ABOVE).unwrap() {
+            for index in 0..u32::try_from(PRUNE_ABOVE).unwrap() {
                 let [_, a, b, c] = (index + 1_000_000 * u32::try_from(second).unwrap()).to_be_bytes();
-                networks.connect(ClientNetwork::V4([a, b, c]), now).unwrap();
+                networks.count_new(ClientNetwork::V4([a, b, c]), now).unwrap();
             }
         }
-        assert!(networks.table().counts.len() <= 2 * TIDY_ABOVE + 1);
+        assert!(networks.table().counts.len() <= 2 * PRUNE_ABOVE + 1);
         assert!(networks.table().counts.contains_key(&network(1)));
         drop(kept);
     }

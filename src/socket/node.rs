@@ -1,4 +1,4 @@
-//! What all sockets of a node share.
+//! The state that all connections of a node share.
 
 use std::sync::Arc;
 
@@ -8,28 +8,28 @@ use tokio::sync::Semaphore;
 use super::{budget::Budget, hub::Hub, networks::Networks};
 use crate::{edge::Origins, metrics::Metrics, service::Service, tasks::Work};
 
-/// The shared parts. Every connection holds one `Arc` of it.
+/// The shared state. Every connection holds an `Arc` of it.
 pub struct Node {
     /// The use cases.
     pub service: Arc<Service>,
-    /// The connections of this node.
+    /// The registry of this node's connections.
     pub hub: Arc<Hub>,
-    /// The runtime of store and bus, where ops run.
+    /// Spawns on the runtime of store and bus, where ops run.
     pub runtime: Work,
-    /// Bytes that requests in flight and outboxes may hold together.
+    /// The memory, in bytes, that requests in flight, outboxes and held mail may use in total.
     pub budget: Budget,
-    /// Permits to run the use case that opens a connection.
-    pub opening: Semaphore,
-    /// Bytes that may wait for one socket.
+    /// Limits how many connections may be opening at once.
+    pub opening_permits: Semaphore,
+    /// The most bytes that may be queued in the outbox of one connection.
     pub outbox_bytes: usize,
-    /// Requests per second of one connection that are served without delay; 0 turns the limit off.
+    /// Request rate limit of each connection, per second; 0 turns it off.
     pub requests_per_second: u32,
     /// The limits on each client network.
     pub networks: Networks,
-    /// Proxies whose `X-Forwarded-For` is believed.
+    /// Proxies whose `X-Forwarded-For` is trusted.
     pub trusted_proxies: Vec<IpNet>,
-    /// Browser origins that may connect.
+    /// The browser origins that may connect.
     pub origins: Origins,
-    /// Counts all sockets together; none has metrics of its own.
+    /// The metrics of the node. No connection has its own.
     pub metrics: Arc<Metrics>,
 }

@@ -1,7 +1,7 @@
-//! From a request to its reply: reads the parameters, calls the use case, encodes the result. One function per op.
+//! Serves requests: reads the parameters, calls the use case and encodes the result. One function per op.
 //!
-//! To add an op: its name goes into `sealwire_protocol::frame::Op`, its parameters and result beside the others of its area
-//! in that crate, their conversions into `edge`, its use case into `service`, and its function here.
+//! To add an op, add its name to `sealwire_protocol::frame::Op`, its parameter and result types to the module of its area in
+//! that crate, their conversions to `edge`, its use case to `service`, and its function here.
 
 mod accounts;
 mod keys;
@@ -23,72 +23,79 @@ use crate::{
     service::{Notifications, Service, Turn},
 };
 
-/// What the socket does after it has sent a reply.
+/// What the connection does after it has sent a reply.
 #[derive(Debug, Default)]
-pub enum After {
+pub enum FollowUp {
     /// Nothing.
     #[default]
     Nothing,
-    /// The socket belongs to this session from now on.
+    /// Switches to this session.
     Renewed(Session),
-    /// The device's keys changed.
+    /// Records that the device published keys.
     Published {
-        /// What the server holds now.
+        /// The keys held for the device after the publish.
         status: KeysStatus,
-        /// Whether the signed prekey is a new one.
+        /// Whether the publish contained a signed prekey.
         rotated: bool,
     },
-    /// The device has these envelopes; the numbers are sorted.
+    /// Removes acked envelopes from the delivery window. The sequence numbers are sorted.
     Acked(Vec<i64>),
-    /// The caller ended the session.
+    /// Closes, because the request ended the session.
     Ended(EndReason),
 }
 
-/// A reply with what follows it.
+/// A reply, and what happens after it is sent.
 pub struct Reply {
     /// The encoded frame.
     pub frame: Vec<u8>,
-    /// What this socket does.
-    pub after: After,
-    /// What other devices are sent.
+    /// What this connection does.
+    pub follow_up: FollowUp,
+    /// What is sent to other devices.
     pub notifications: Notifications,
-    /// The turn of a publish, which ends once the socket has its reply.
+    /// The turn of a publish. It is dropped once the reply is on its way to the connection, so that replies keep the order.
     pub turn: Option<Turn>,
 }
 
 impl Reply {
-    /// A reply that nothing follows.
+    /// A reply without follow-up or notifications.
     pub fn new(frame: Vec<u8>) -> Self {
-        Self { frame, after: After::Nothing, notifications: Notifications::default(), turn: None }
+        Self { frame, follow_up: FollowUp::Nothing, notifications: Notifications::default(), turn: None }
     }
 
-    fn then(self, after: After) -> Self {
-        Self { after, ..self }
+    fn then(self, follow_up: FollowUp) -> Self {
+        Self { follow_up, ..self }
     }
 
     fn notifying(self, notifications: Notifications) -> Self {
         Self { notifications, ..self }
     }
 
-    fn ending(self, turn: Option<Turn>) -> Self {
+    fn holding(self, turn: Option<Turn>) -> Self {
         Self { turn, ..self }
     }
 }
 
-/// Where a request comes from.
-pub struct Origin {
-    /// In whose name.
+/// Who sent a request, and its position among the requests of the connection.
+pub struct RequestSource {
+    /// The authenticated session.
     pub caller: Caller,
-    /// The connection's.
+    /// The epoch of the connection.
     pub epoch: i64,
-    /// Its place among the sends or the publishes of the socket, if it is one.
+    /// Its turn among the sends or publishes of the connection; `None` for other ops.
     pub turn: Option<Turn>,
 }
 
-/// Runs one request to its reply.
-pub async fn run(node: &Node, origin: Origin, codec: Codec, op: Op, request: &RequestOutline, frame: Bytes) -> Reply {
+/// Runs one request and returns its reply. Errors become error replies.
+pub async fn run(
+    node: &Node,
+    source: RequestSource,
+    codec: Codec,
+    op: Op,
+    request: &RequestOutline,
+    frame: Bytes,
+) -> Reply {
     let began = Instant::now();
-    let Origin { caller, epoch, turn } = origin;
+    let RequestSource { caller, epoch, turn } = source;
     let call = Call { service: &node.service, caller, epoch, codec, request, frame: &frame };
     let reply = match call.dispatch(op, turn).await {
         Ok(reply) => {
@@ -101,26 +108,26 @@ pub async fn run(node: &Node, origin: Origin, codec: Codec, op: Op, request: &Re
     reply
 }
 
-/// Encodes an error reply and counts it.
+/// Encodes an error reply, and counts it in the metrics.
 pub fn failure(metrics: &Metrics, asked: Asked, codec: Codec, id: RequestId, error: impl Into<EdgeError>) -> Vec<u8> {
     let problem = Problem::from(error.into());
     metrics.answered(asked, Outcome::Refused(problem.code()));
     if problem.code() == Code::Internal {
-        tracing::error!("an op failed for a reason of the server's own");
+        tracing::error!("an op failed with an internal error");
     }
     encode(codec, &ReplyFrame::<()> { id, result: Err(problem.into_body()) })
 }
 
-/// Encodes a frame of the server.
+/// Encodes a reply or an event.
 pub fn encode(codec: Codec, frame: &impl Serialize) -> Vec<u8> {
     codec.encode(frame).unwrap_or_else(|error| {
-        // Every type of the protocol has an encoding; an empty frame would still show the client that something broke.
-        tracing::error!(%error, "a frame has no encoding");
+        // Cannot happen: every protocol type can be encoded. An empty frame at least shows the client that something failed.
+        tracing::error!(%error, "cannot encode a frame");
         Vec::new()
     })
 }
 
-/// A request with all that its op works with.
+/// A request, and what its op needs to serve it.
 struct Call<'a> {
     service: &'a Service,
     caller: Caller,
@@ -131,7 +138,7 @@ struct Call<'a> {
 }
 
 impl<'a> Call<'a> {
-    /// `turn` is there for the ops that have one.
+    /// `turn` is `Some` for sends and publishes.
     async fn dispatch(&self, op: Op, turn: Option<Turn>) -> Result<Reply, EdgeError> {
         match op {
             Op::SessionRenew => accounts::renew_session(self).await,

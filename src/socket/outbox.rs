@@ -1,6 +1,6 @@
-//! The frames that wait to be sent to one socket, bounded in bytes, and how the socket ends after them.
+//! Queues the frames to be sent over one connection, bounded in bytes, and how it closes after them.
 //!
-//! Everything here lives on the socket's own worker.
+//! An outbox is used by a single worker thread.
 
 use std::{
     cell::{Cell, RefCell},
@@ -14,9 +14,9 @@ use sealwire_protocol::CloseCode;
 
 use super::budget::{Budget, Reservation};
 
-/// Bytes that a queue may hold whatever the node's budget says, so that one greedy peer does not silence the others.
-const FLOOR: usize = 64 * 1024;
-/// What a waiting pong counts as.
+/// Bytes that a queue may hold even if the node's budget is used up, so that a few slow peers cannot block all others.
+const GUARANTEED_BYTES: usize = 64 * 1024;
+/// Bytes that a queued pong counts as.
 const PONG_BYTES: usize = 128;
 
 /// A frame in the queue.
@@ -25,22 +25,22 @@ pub enum QueuedFrame {
     Data {
         /// The payload.
         bytes: Bytes,
-        /// Its share of the node's budget, which ends with the frame.
+        /// Its share of the node's budget, given back when the frame is dropped.
         _reservation: Option<Reservation>,
     },
-    /// A ping of ours.
+    /// A ping from the server.
     Ping,
-    /// The answer to a ping.
+    /// The answer to a ping of the peer.
     Pong(Bytes),
 }
 
-/// How a socket ends once the queue is empty.
-pub enum Ending {
-    /// With a Close frame of ours.
+/// How the connection closes once the queue is empty.
+pub enum CloseMode {
+    /// Send a Close frame with this code.
     Close(CloseCode),
-    /// With an echo of the peer's Close frame.
+    /// Echo the peer's Close frame.
     Echo(Option<CloseReason>),
-    /// At once: the peer is gone.
+    /// Close at once, since the peer is gone.
     Abort,
 }
 
@@ -48,29 +48,29 @@ pub enum Ending {
 #[derive(Debug)]
 pub struct Overflow;
 
-/// The queue of one socket.
+/// The send queue of one connection.
 pub struct Outbox {
     budget: Budget,
     max_bytes: usize,
     queue: RefCell<VecDeque<QueuedFrame>>,
     /// Bytes of data frames and pongs in the queue.
-    queued: Cell<usize>,
-    ending: RefCell<Option<Ending>>,
-    /// Whether an ending was ever set.
-    ended: Cell<bool>,
+    queued_bytes: Cell<usize>,
+    close_mode: RefCell<Option<CloseMode>>,
+    /// Whether `close_mode` was ever set: the writer takes it out.
+    is_closing: Cell<bool>,
     writer: RefCell<Option<Waker>>,
 }
 
 impl Outbox {
-    /// An empty queue for `max_bytes` bytes.
+    /// An empty queue for at most `max_bytes` bytes.
     pub fn new(max_bytes: usize, budget: Budget) -> Self {
         Self {
             budget,
             max_bytes,
             queue: RefCell::default(),
-            queued: Cell::new(0),
-            ending: RefCell::new(None),
-            ended: Cell::new(false),
+            queued_bytes: Cell::new(0),
+            close_mode: RefCell::new(None),
+            is_closing: Cell::new(false),
             writer: RefCell::new(None),
         }
     }
@@ -78,45 +78,46 @@ impl Outbox {
     /// Queues an event.
     ///
     /// # Errors
-    /// [`Overflow`] if the queue is full, or if the node's budget is used up and this queue is not small.
+    /// [`Overflow`] if the queue is full, or if the node's budget is used up and this queue is over [`GUARANTEED_BYTES`].
     pub fn push_event(&self, frame: Vec<u8>) -> Result<(), Overflow> {
-        if self.queued.get() + frame.len() > self.max_bytes {
+        if self.queued_bytes.get() + frame.len() > self.max_bytes {
             return Err(Overflow);
         }
         self.push_reply(frame)
     }
 
-    /// Queues a reply. The read gate has kept space for it, so only the node's budget can refuse it.
+    /// Queues a reply. The read gate has kept space for it, so the queue's own limit does not apply.
     ///
     /// # Errors
-    /// [`Overflow`] if the node's budget is used up and this queue is not small.
+    /// [`Overflow`] if the node's budget is used up and this queue is over [`GUARANTEED_BYTES`].
     pub fn push_reply(&self, frame: Vec<u8>) -> Result<(), Overflow> {
         let reservation = self.budget.try_reserve(frame.len());
-        if reservation.is_none() && self.queued.get() > FLOOR {
+        if reservation.is_none() && self.queued_bytes.get() > GUARANTEED_BYTES {
             return Err(Overflow);
         }
-        self.queued.set(self.queued.get() + frame.len());
+        self.queued_bytes.set(self.queued_bytes.get() + frame.len());
         self.push(QueuedFrame::Data { bytes: frame.into(), _reservation: reservation });
         Ok(())
     }
 
-    /// Queues a ping if the queue is empty: other frames show as well whether the peer is there.
+    /// Queues a ping if the queue is empty. Otherwise the queued frames serve to detect a dead peer.
     pub fn ping(&self) {
         if self.queue.borrow().is_empty() {
             self.push(QueuedFrame::Ping);
         }
     }
 
-    /// Queues the answer to a ping. A flood of pings gets the latest answer alone (RFC 6455, 5.5.3).
+    /// Queues the answer to a ping. It replaces a pong that is last in the queue, so a flood of pings gets only the latest answer
+    /// (RFC 6455, 5.5.3).
     pub fn pong(&self, payload: &[u8]) {
-        // A copy: the payload shares the buffer of whatever came in around it.
+        // Copied, because the payload is a slice of a larger receive buffer.
         let payload = Bytes::copy_from_slice(payload);
         let mut queue = self.queue.borrow_mut();
         if let Some(QueuedFrame::Pong(last)) = queue.back_mut() {
             *last = payload;
         } else {
             drop(queue);
-            self.queued.set(self.queued.get() + PONG_BYTES);
+            self.queued_bytes.set(self.queued_bytes.get() + PONG_BYTES);
             self.push(QueuedFrame::Pong(payload));
         }
     }
@@ -126,75 +127,75 @@ impl Outbox {
         wake(&self.writer);
     }
 
-    /// Sends what is queued, then a Close frame. A slow consumer's queue is dropped, since it would not be read.
+    /// Closes with a Close frame after the queued frames. The queue of a slow consumer is dropped, since it would not be read.
     pub fn close(&self, code: CloseCode) {
         if code == CloseCode::SlowConsumer {
             self.queue.borrow_mut().clear();
-            self.queued.set(0);
+            self.queued_bytes.set(0);
         }
-        self.end(Ending::Close(code));
+        self.begin_closing(CloseMode::Close(code));
     }
 
-    /// Answers the peer's Close frame.
+    /// Answers the peer's Close frame after the queued frames.
     pub fn echo_close(&self, reason: Option<CloseReason>) {
-        self.end(Ending::Echo(reason));
+        self.begin_closing(CloseMode::Echo(reason));
     }
 
-    /// Ends at once, without a Close frame.
+    /// Closes at once, without a Close frame.
     pub fn abort(&self) {
-        self.end(Ending::Abort);
+        self.begin_closing(CloseMode::Abort);
     }
 
-    fn end(&self, ending: Ending) {
-        if !self.ended.replace(true) {
-            *self.ending.borrow_mut() = Some(ending);
+    fn begin_closing(&self, close_mode: CloseMode) {
+        if !self.is_closing.replace(true) {
+            *self.close_mode.borrow_mut() = Some(close_mode);
         }
         wake(&self.writer);
     }
 
-    /// Whether an ending was set.
-    pub fn has_ended(&self) -> bool {
-        self.ended.get()
+    /// Whether the connection is closing.
+    pub fn is_closing(&self) -> bool {
+        self.is_closing.get()
     }
 
-    /// Bytes that wait.
+    /// Bytes in the queue.
     pub fn queued_bytes(&self) -> usize {
-        self.queued.get()
+        self.queued_bytes.get()
     }
 
-    /// Bytes that may wait.
+    /// Most bytes that events may fill the queue to.
     pub fn max_bytes(&self) -> usize {
         self.max_bytes
     }
 
-    /// Whether an event of this size fits; one always does in an empty queue.
+    /// Whether an event of this size fits; any event fits into an empty queue.
     pub fn fits(&self, bytes: usize) -> bool {
-        self.queued.get() == 0 || self.queued.get() + bytes <= self.max_bytes
+        self.queued_bytes.get() == 0 || self.queued_bytes.get() + bytes <= self.max_bytes
     }
 
-    /// Whether an event that may be lost fits: it gets no more than half of the queue.
+    /// Whether an event that may be dropped fits: such events may use at most half of the queue.
     pub fn fits_in_half(&self, bytes: usize) -> bool {
-        self.queued.get() + bytes <= self.max_bytes / 2
+        self.queued_bytes.get() + bytes <= self.max_bytes / 2
     }
 
-    /// Whether nothing waits.
+    /// Whether the queue is empty.
     pub fn is_empty(&self) -> bool {
         self.queue.borrow().is_empty()
     }
 
-    /// Has the writer's task woken when there is something to do.
-    pub fn watch(&self, cx: &Context<'_>) {
+    /// Registers the writer's task, to be woken when there is something to send or the connection closes.
+    pub fn register_writer(&self, cx: &Context<'_>) {
         let mut writer = self.writer.borrow_mut();
         if !writer.as_ref().is_some_and(|waker| waker.will_wake(cx.waker())) {
             *writer = Some(cx.waker().clone());
         }
     }
 
-    /// The next frame, or the ending once the queue is empty; an abort overtakes the queue.
-    pub fn poll_next(&self) -> Poll<Result<QueuedFrame, Ending>> {
-        let mut ending = self.ending.borrow_mut();
-        if matches!(*ending, Some(Ending::Abort)) {
-            return Poll::Ready(Err(Ending::Abort));
+    /// The next frame, or the close mode once the queue is empty. An abort does not wait for the queue.
+    pub fn poll_next(&self) -> Poll<Result<QueuedFrame, CloseMode>> {
+        let mut close_mode = self.close_mode.borrow_mut();
+        if matches!(*close_mode, Some(CloseMode::Abort)) {
+            return Poll::Ready(Err(CloseMode::Abort));
         }
         if let Some(frame) = self.queue.borrow_mut().pop_front() {
             let bytes = match &frame {
@@ -202,13 +203,13 @@ impl Outbox {
                 QueuedFrame::Pong(_) => PONG_BYTES,
                 QueuedFrame::Ping => 0,
             };
-            self.queued.set(self.queued.get() - bytes);
+            self.queued_bytes.set(self.queued_bytes.get() - bytes);
             return Poll::Ready(Ok(frame));
         }
-        if let Some(ending) = ending.take() {
-            return Poll::Ready(Err(ending));
+        if let Some(close_mode) = close_mode.take() {
+            return Poll::Ready(Err(close_mode));
         }
-        // A queue that was long once gives its memory back while it idles.
+        // An idle connection keeps no buffer.
         self.queue.borrow_mut().shrink_to(0);
         Poll::Pending
     }

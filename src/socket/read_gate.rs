@@ -1,5 +1,5 @@
-//! Decides when another message of a socket may be read: from the welcome until the node drains, while the requests in
-//! flight are within their bounds and the connection is within its request rate.
+//! Decides when the next message of a connection may be read: between the welcome and a drain, if the requests in flight are
+//! within their limits and the connection is within its request rate.
 
 use std::{
     cell::{Cell, RefCell},
@@ -8,10 +8,10 @@ use std::{
 
 use super::{outbox::Outbox, request_rate::RequestRate};
 
-/// Bytes of requests in flight above which nothing more is read.
+/// Reading pauses while the requests in flight have more bytes than this.
 const MAX_REQUEST_BYTES: usize = 1024 * 1024;
 
-/// The gate of one socket.
+/// The read gate of one connection.
 pub struct ReadGate {
     is_open: Cell<bool>,
     /// Bytes of requests in flight.
@@ -34,13 +34,13 @@ impl ReadGate {
         }
     }
 
-    /// Lets the reader begin.
+    /// Allows reading.
     pub fn open(&self) {
         self.is_open.set(true);
         self.wake();
     }
 
-    /// Ends reading for good. What was read is still answered.
+    /// Stops reading. Requests that were read are still answered.
     pub fn shut(&self) {
         self.is_open.set(false);
     }
@@ -50,13 +50,13 @@ impl ReadGate {
         &self.rate
     }
 
-    /// Counts a request that was read, and the size of the reply that it may need.
+    /// Counts a request, and keeps `reply_bytes` free in the outbox for its reply.
     pub fn begin_request(&self, request_bytes: usize, reply_bytes: usize) {
         self.request_bytes.set(self.request_bytes.get() + request_bytes);
         self.reply_bytes.set(self.reply_bytes.get() + reply_bytes);
     }
 
-    /// Takes back what [`Self::begin_request`] counted.
+    /// Ends [`Self::begin_request`], with the same values.
     pub fn end_request(&self, request_bytes: usize, reply_bytes: usize) {
         self.request_bytes.set(self.request_bytes.get() - request_bytes);
         self.reply_bytes.set(self.reply_bytes.get() - reply_bytes);
@@ -79,7 +79,7 @@ impl ReadGate {
         Poll::Pending
     }
 
-    /// Has the reader look again: the outbox has shrunk, or a request has ended.
+    /// Wakes the reader to check again, because the outbox has shrunk or a request has ended.
     pub fn wake(&self) {
         if let Some(waker) = self.reader.borrow().as_ref() {
             waker.wake_by_ref();

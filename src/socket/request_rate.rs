@@ -1,5 +1,5 @@
-//! The limit on the requests of one connection. Excess requests are refused with the time to wait; a client that ignores
-//! that is read more slowly, so that refusals are bounded too.
+//! Limits the request rate of one connection. An excess request is refused with the time to wait. A client that ignores
+//! this is read more slowly, so that refusals are limited too.
 
 use std::{
     cell::{Cell, RefCell},
@@ -13,28 +13,28 @@ use tokio::time::{Sleep, sleep_until};
 
 use crate::domain::token_bucket::TokenBucket;
 
-/// A refused request costs this share of one that is carried out.
+/// A refused request costs this fraction of an accepted one: one tenth.
 const REFUSALS_PER_REQUEST: u32 = 10;
-/// The time in which an empty bucket refills: a burst is what comes in within it at the rate.
+/// The time in which an empty bucket refills. A burst may be as many requests as the rate allows in this time.
 const CAPACITY: Duration = Duration::from_secs(10);
-/// The debt at which reading stops. Only refusals lead into debt.
+/// The debt at which reading pauses. Only refusals cause debt.
 const MAX_DEBT: Duration = Duration::from_secs(1);
-/// Reading goes on once this much of the debt has been paid, or one refusal's worth if that is more.
-const SLICE: Duration = Duration::from_millis(20);
+/// Reading resumes once this much of the debt is paid off, or the cost of one refusal if that is more.
+const RESUME_AFTER: Duration = Duration::from_millis(20);
 
 /// The rate limit of one connection.
 pub struct RequestRate {
     /// Requests per second; 0 turns the limit off.
     per_second: u32,
     bucket: Cell<TokenBucket<Instant>>,
-    /// Whether the last charge reached [`MAX_DEBT`], so that other reads need not look at the clock.
+    /// Whether the last charge reached [`MAX_DEBT`]. Otherwise reading need not look at the clock.
     is_overdrawn: Cell<bool>,
-    /// Runs while reading waits. Boxed, since most connections never do.
+    /// Runs while reading is paused. Boxed, since most connections never need it.
     timer: RefCell<Option<Pin<Box<Sleep>>>>,
 }
 
 impl RequestRate {
-    /// Allows `per_second` requests per second after a burst of ten times as many; 0 turns the limit off.
+    /// Allows `per_second` requests per second, and bursts of ten times as many; 0 turns the limit off.
     #[must_use]
     pub fn new(per_second: u32, now: Instant) -> Self {
         Self {
@@ -45,10 +45,10 @@ impl RequestRate {
         }
     }
 
-    /// Counts a request that is to be carried out.
+    /// Counts a request that is to be run.
     ///
     /// # Errors
-    /// The time until a request would be accepted, if the connection is over its rate. The request counts as refused.
+    /// If the connection is over its rate: the time until a request would be accepted. The request is counted as refused.
     pub fn take(&self, now: Instant) -> Result<(), Duration> {
         if self.per_second == 0 {
             return Ok(());
@@ -89,22 +89,23 @@ impl RequestRate {
         }
     }
 
-    /// The time until another request may be read; `None` if it may be read now.
+    /// The time until another request may be read, or `None` if it may be read now.
     fn wait(&self, now: Instant) -> Option<Duration> {
         if !self.is_overdrawn.get() {
             return None;
         }
-        let bearable = (CAPACITY + MAX_DEBT).saturating_sub(SLICE.max(self.refusal_cost()));
-        let wait = self.bucket.get().missing(now).saturating_sub(bearable);
+        let allowed_missing = (CAPACITY + MAX_DEBT).saturating_sub(RESUME_AFTER.max(self.refusal_cost()));
+        let wait = self.bucket.get().missing(now).saturating_sub(allowed_missing);
         self.is_overdrawn.set(wait > Duration::ZERO);
         Some(wait).filter(|wait| *wait > Duration::ZERO)
     }
 
-    /// The refill time of one request.
+    /// What an accepted request costs, in refill time.
     fn request_cost(&self) -> Duration {
         Duration::from_secs(1) / self.per_second.max(1)
     }
 
+    /// What a refused request costs, in refill time.
     fn refusal_cost(&self) -> Duration {
         self.request_cost() / REFUSALS_PER_REQUEST
     }
@@ -114,26 +115,26 @@ impl RequestRate {
 mod tests {
     use super::*;
 
-    /// What became of requests that came as fast as the connection is read.
-    struct Read {
+    /// The outcome of requests sent as fast as the connection is read.
+    struct RushOutcome {
         taken: u32,
         refused: u32,
-        /// When the last was read.
+        /// When the last one was read.
         until: Instant,
     }
 
-    /// Waits until the connection is read, as it would.
+    /// Returns the time at which the connection is read next.
     fn wait(rate: &RequestRate, mut now: Instant) -> Instant {
         while let Some(wait) = rate.wait(now) {
-            assert!(wait > Duration::ZERO, "it would spin");
+            assert!(wait > Duration::ZERO, "a wait of zero would spin");
             now += wait;
         }
         now
     }
 
-    /// Sends that many requests and ignores every refusal.
-    fn rush(rate: &RequestRate, begin: Instant, requests: u32) -> Read {
-        let mut read = Read { taken: 0, refused: 0, until: begin };
+    /// Sends this many requests and ignores refusals.
+    fn rush(rate: &RequestRate, begin: Instant, requests: u32) -> RushOutcome {
+        let mut read = RushOutcome { taken: 0, refused: 0, until: begin };
         for _ in 0..requests {
             read.until = wait(rate, read.until);
             match rate.take(read.until) {
@@ -149,20 +150,23 @@ mod tests {
     }
 
     #[test]
-    fn a_burst_is_free_and_what_goes_beyond_it_is_refused_and_told_when_to_come() {
+    fn requests_beyond_a_burst_are_refused_with_the_time_to_wait() {
         let start = Instant::now();
         let rate = RequestRate::new(100, start);
         let burst = rush(&rate, start, 1000);
         assert_eq!((burst.taken, burst.until), (1000, start));
-        let told = rate.take(start).unwrap_err();
-        // What a request costs, and what its refusal did.
-        assert_eq!(told, Duration::from_millis(11));
-        assert!(rate.take(start + told.saturating_sub(Duration::from_micros(1))).is_err(), "not before");
-        let told = rate.take(start + told).unwrap_err();
-        assert_eq!(told, Duration::from_millis(2), "two refusals have come in between");
+        let wait_time = rate.take(start).unwrap_err();
+        // The cost of a request and of its refusal.
+        assert_eq!(wait_time, Duration::from_millis(11));
+        assert!(
+            rate.take(start + wait_time.saturating_sub(Duration::from_micros(1))).is_err(),
+            "it is refused before that time"
+        );
+        let wait_time = rate.take(start + wait_time).unwrap_err();
+        assert_eq!(wait_time, Duration::from_millis(2), "two refusals were counted in between");
         let later = start + Duration::from_mins(10);
         let burst = rush(&rate, later, 1001);
-        assert_eq!((burst.taken, burst.refused), (1000, 1), "after a pause there is a burst again, and no greater one");
+        assert_eq!((burst.taken, burst.refused), (1000, 1), "after a pause, a burst of the same size is accepted");
     }
 
     #[test]
@@ -175,11 +179,11 @@ mod tests {
             rate.bucket.set(empty);
             let (mut now, mut refused) = (start, 0);
             for _ in 0..100 {
-                if let Err(told) = rate.take(now) {
+                if let Err(wait_time) = rate.take(now) {
                     refused += 1;
                     // Clients get milliseconds.
-                    now += Duration::from_millis(u64::try_from(told.as_nanos().div_ceil(1_000_000)).unwrap());
-                    assert_eq!(rate.take(now), Ok(()), "at {per_second} a second it was told {told:?}");
+                    now += Duration::from_millis(u64::try_from(wait_time.as_nanos().div_ceil(1_000_000)).unwrap());
+                    assert_eq!(rate.take(now), Ok(()), "refused after {wait_time:?} at {per_second} a second");
                 }
             }
             let fair = f64::from(refused) * 1.1 / f64::from(per_second);
@@ -192,23 +196,23 @@ mod tests {
     }
 
     #[test]
-    fn a_client_that_ignores_refusals_stays_refused_and_is_read_at_ten_times_the_rate() {
+    fn a_client_that_ignores_refusals_is_read_at_ten_times_its_rate_and_all_its_requests_are_refused() {
         let start = Instant::now();
         let rate = RequestRate::new(100, start);
         assert_eq!(rush(&rate, start, 1000).until, start);
         let into_debt = rush(&rate, start, 1000);
-        assert_eq!((into_debt.taken, into_debt.refused, into_debt.until), (0, 1000, start), "a second's worth");
+        assert_eq!((into_debt.taken, into_debt.refused, into_debt.until), (0, 1000, start), "the debt is one second");
         let slowed = rush(&rate, start, 5000);
         assert_eq!((slowed.taken, slowed.refused), (0, 5000));
         let took = seconds(start, slowed.until);
         assert!((4.9..5.1).contains(&took), "{took}");
-        let told = rate.take(slowed.until).unwrap_err();
-        assert!(told < Duration::from_millis(1020), "nobody is sent away for longer: {told:?}");
-        assert_eq!(rate.take(slowed.until + told), Ok(()), "a pause is enough");
+        let wait_time = rate.take(slowed.until).unwrap_err();
+        assert!(wait_time < Duration::from_millis(1020), "the time to wait is bounded: {wait_time:?}");
+        assert_eq!(rate.take(slowed.until + wait_time), Ok(()), "a pause is enough");
     }
 
     #[test]
-    fn what_is_refused_for_other_reasons_costs_a_tenth_and_is_slowed_alike() {
+    fn a_request_refused_for_another_reason_costs_a_tenth_and_slows_reading_too() {
         let start = Instant::now();
         let rate = RequestRate::new(100, start);
         let mut now = start;
@@ -216,7 +220,7 @@ mod tests {
             now = wait(&rate, now);
             rate.count_refused(now);
         }
-        assert_eq!(now, start, "ten times as many, and the debt");
+        assert_eq!(now, start, "a burst of ten times as many, and the debt");
         assert!(rate.take(now).is_err());
         for _ in 0..5000 {
             now = wait(&rate, now);
@@ -226,7 +230,7 @@ mod tests {
     }
 
     #[test]
-    fn asking_often_loses_nothing_of_what_is_earned() {
+    fn frequent_checks_do_not_slow_the_refill() {
         let start = Instant::now();
         let rate = RequestRate::new(100, start);
         assert_eq!(rush(&rate, start, 1000).until, start);
@@ -237,21 +241,21 @@ mod tests {
     }
 
     #[test]
-    fn one_a_second_is_possible() {
+    fn a_limit_of_one_request_per_second_works() {
         let start = Instant::now();
         let rate = RequestRate::new(1, start);
         let (mut now, mut taken) = (start, 0);
         while taken < 13 {
             match rate.take(now) {
                 Ok(()) => taken += 1,
-                Err(told) => now += told,
+                Err(wait_time) => now += wait_time,
             }
         }
         assert!((3.2..3.4).contains(&seconds(start, now)), "{}", seconds(start, now));
     }
 
     #[tokio::test]
-    async fn a_socket_that_waits_is_woken_and_zero_is_no_bound() {
+    async fn a_paused_reader_is_woken_and_zero_turns_the_limit_off() {
         for (per_second, requests) in [(1000, 25_000), (0, 1_000_000)] {
             let rate = RequestRate::new(per_second, Instant::now());
             for _ in 0..requests {

@@ -1,4 +1,4 @@
-//! Drains a socket's outbox into its WebSocket session, in order.
+//! Writes the frames of an outbox to the WebSocket session, in order.
 
 use std::{
     future::Future,
@@ -17,59 +17,59 @@ use tokio::time::Sleep;
 
 use super::{
     flow::Flow,
-    outbox::{Ending, QueuedFrame},
+    outbox::{CloseMode, QueuedFrame},
     transport::{Wire, frame_bytes},
 };
 
-/// Bytes that may be under way between the queue and the kernel.
-const WINDOW: u64 = 64 * 1024;
-/// How long a peer may take to read what is still under way, and the Close frame after it, before TCP ends. It is
-/// generous so that a client that stalled for a while still learns why it was closed; the queue is bounded meanwhile.
-const CLOSE_PATIENCE: Duration = Duration::from_secs(30);
+/// Most bytes between the outbox and the kernel.
+const MAX_IN_TRANSIT: u64 = 64 * 1024;
+/// How long a peer may take to read the remaining frames and the Close frame before the TCP connection is aborted. Long, so that
+/// a client that stalled for a while still learns why it was closed; the queue is bounded, so waiting is cheap.
+const CLOSE_TIMEOUT: Duration = Duration::from_secs(30);
 
-/// Writes until the outbox ends, then sees the ending through within [`CLOSE_PATIENCE`].
+/// The future that writes until the connection is closed. From the start of closing it runs for at most [`CLOSE_TIMEOUT`].
 ///
-/// Written out by hand: every connected device carries one, and as an `async fn` it would be five times as large.
+/// Implemented by hand because every connection has one, and an `async fn` would take five times as much memory.
 pub struct Writer {
     flow: Rc<Flow>,
     session: Session,
     wire: Rc<Wire>,
     codec: Codec,
-    /// Bytes of frames given to the session.
-    given: u64,
-    /// Goes to the session next, once the window allows it.
+    /// Bytes of the frames handed over to the session.
+    handed_over: u64,
+    /// The next message for the session, waiting until [`MAX_IN_TRANSIT`] allows it.
     next: Option<Message>,
-    /// Whether the Close frame was taken from the outbox.
-    closing: bool,
-    /// Runs once an ending is set. Boxed, since most sockets never get here.
-    patience: Option<Pin<Box<Sleep>>>,
+    /// Whether the Close frame is in `next` or was handed over.
+    is_close_sent: bool,
+    /// Runs from the start of closing. Boxed to keep open connections small.
+    close_timer: Option<Pin<Box<Sleep>>>,
 }
 
 impl Writer {
-    /// A writer, to be spawned on the socket's worker.
+    /// A writer, to be spawned on the worker of the connection.
     pub fn new(flow: Rc<Flow>, session: Session, wire: Rc<Wire>, codec: Codec) -> Self {
-        Self { flow, session, wire, codec, given: 0, next: None, closing: false, patience: None }
+        Self { flow, session, wire, codec, handed_over: 0, next: None, is_close_sent: false, close_timer: None }
     }
 
-    /// The frame as the session takes it; its reservation ends here, where the window takes over.
+    /// Converts a frame for the session. Its reservation ends here; [`MAX_IN_TRANSIT`] bounds it from now on.
     fn message(&self, frame: QueuedFrame) -> Option<Message> {
         match (frame, self.codec) {
             (QueuedFrame::Data { bytes, .. }, Codec::MsgPack) => Some(Message::Binary(bytes)),
-            // Our JSON is UTF-8 by construction; the conversion checks it rather than trust it.
+            // Our JSON is always UTF-8; the conversion checks it again.
             (QueuedFrame::Data { bytes, .. }, Codec::Json) => ByteString::try_from(bytes).ok().map(Message::Text),
             (QueuedFrame::Ping, _) => Some(Message::Ping(Bytes::new())),
             (QueuedFrame::Pong(payload), _) => Some(Message::Pong(payload)),
         }
     }
 
-    /// Gives the session the next message. The session's channel counts frames, not bytes, so its bytes are bounded here.
-    fn poll_give(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), Closed>> {
+    /// Hands the next message over to the session. Its channel is bounded in frames, so the bytes are bounded here.
+    fn poll_hand_over(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), Closed>> {
         if self.next.is_some() {
-            ready!(self.wire.poll_written(cx, self.given.saturating_sub(WINDOW)));
+            ready!(self.wire.poll_written(cx, self.handed_over.saturating_sub(MAX_IN_TRANSIT)));
             ready!(Pin::new(&mut self.session).poll_ready(cx))?;
         }
         if let Some(message) = self.next.take() {
-            self.given += frame_bytes(payload_bytes(&message));
+            self.handed_over += frame_bytes(payload_bytes(&message));
             Pin::new(&mut self.session).start_send(message)?;
         }
         Poll::Ready(Ok(()))
@@ -77,27 +77,27 @@ impl Writer {
 
     fn poll_drain(&mut self, cx: &mut Context<'_>) -> Poll<()> {
         loop {
-            if ready!(self.poll_give(cx)).is_err() {
+            if ready!(self.poll_hand_over(cx)).is_err() {
                 return Poll::Ready(());
             }
-            if self.closing {
-                return self.wire.poll_written(cx, self.given);
+            if self.is_close_sent {
+                return self.wire.poll_written(cx, self.handed_over);
             }
             match ready!(self.flow.poll_next_frame()) {
                 Ok(frame) => self.next = self.message(frame),
-                Err(Ending::Abort) => {
+                Err(CloseMode::Abort) => {
                     self.wire.abort();
                     return Poll::Ready(());
                 }
-                Err(Ending::Close(code)) => {
+                Err(CloseMode::Close(code)) => {
                     let description = Some(code.reason().to_owned());
                     let reason = CloseReason { code: WsCloseCode::Other(code.number()), description };
                     self.next = Some(Message::Close(Some(reason)));
-                    self.closing = true;
+                    self.is_close_sent = true;
                 }
-                Err(Ending::Echo(reason)) => {
+                Err(CloseMode::Echo(reason)) => {
                     self.next = Some(Message::Close(reason));
-                    self.closing = true;
+                    self.is_close_sent = true;
                 }
             }
         }
@@ -109,10 +109,10 @@ impl Future for Writer {
 
     fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<()> {
         let this = self.get_mut();
-        this.flow.outbox.watch(cx);
-        if this.flow.outbox.has_ended() {
-            let patience = this.patience.get_or_insert_with(|| Box::pin(tokio::time::sleep(CLOSE_PATIENCE)));
-            if patience.as_mut().poll(cx).is_ready() {
+        this.flow.outbox.register_writer(cx);
+        if this.flow.outbox.is_closing() {
+            let close_timer = this.close_timer.get_or_insert_with(|| Box::pin(tokio::time::sleep(CLOSE_TIMEOUT)));
+            if close_timer.as_mut().poll(cx).is_ready() {
                 this.wire.abort();
                 return Poll::Ready(());
             }

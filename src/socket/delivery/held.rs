@@ -1,4 +1,5 @@
-//! Envelopes that arrived as signals and cannot be sent yet: the store is being read, or earlier ones are awaited.
+//! Holds envelopes that were received as signals and cannot be sent yet, because the store is being read or earlier
+//! envelopes are missing.
 
 use std::{collections::VecDeque, sync::Arc, time::Duration};
 
@@ -9,16 +10,16 @@ use crate::{
     socket::budget::{Budget, Reservation},
 };
 
-/// Envelopes held at most.
+/// Most envelopes held for one connection.
 const MAX_HELD: usize = 64;
-/// How long an envelope that is ahead waits for those before it. The bus takes a few milliseconds.
-pub const PATIENCE: Duration = Duration::from_millis(20);
+/// How long held envelopes wait for missing earlier ones before the store is read. The bus takes a few milliseconds.
+pub const REORDER_WAIT: Duration = Duration::from_millis(20);
 
-/// An envelope that arrived as a signal.
+/// An envelope received as a signal.
 pub enum LiveEnvelope {
-    /// A stored one, with its number.
+    /// An envelope in the mailbox, with its sequence number.
     Stored(i64, Arc<Envelope>),
-    /// One that is stored nowhere.
+    /// An envelope that is not stored.
     Ephemeral(Arc<Envelope>),
 }
 
@@ -29,35 +30,35 @@ impl LiveEnvelope {
     }
 }
 
-/// Whether those before the held envelopes are still awaited.
+/// The wait for envelopes that are missing before the held ones.
 #[derive(Debug, PartialEq, Eq)]
-pub enum Patience {
-    /// From now on, for this time.
-    Begins(Duration),
-    /// Since earlier.
-    Lasts,
-    /// No longer.
-    IsOver,
+pub enum ReorderWait {
+    /// It starts now and lasts this long.
+    Started(Duration),
+    /// It started earlier and has not expired.
+    Running,
+    /// It is over, and they are still missing.
+    Expired,
 }
 
-/// The held envelopes of one connection, in the order of their arrival.
+/// The held envelopes of one connection, in the order in which they were received.
 #[derive(Default)]
-pub struct Held {
-    /// Each with what it draws on the node's memory.
+pub struct HeldEnvelopes {
+    /// Each with its reservation of the node's budget.
     queue: VecDeque<(LiveEnvelope, Reservation)>,
-    /// Until when those before them are awaited, once that has begun.
-    awaited_until: Option<Instant>,
+    /// When the wait for missing envelopes expires, once it has started.
+    wait_until: Option<Instant>,
 }
 
-impl Held {
+impl HeldEnvelopes {
     /// Whether nothing is held.
     pub fn is_empty(&self) -> bool {
         self.queue.is_empty()
     }
 
-    /// Holds an envelope. Returns false if the limit or the node's memory does not allow it.
-    pub fn hold(&mut self, envelope: LiveEnvelope, memory: &Budget) -> bool {
-        let reservation = memory.try_reserve(envelope.bytes()).filter(|_| self.queue.len() < MAX_HELD);
+    /// Holds an envelope. Returns false, and drops it, if [`MAX_HELD`] or `budget` is exhausted.
+    pub fn hold(&mut self, envelope: LiveEnvelope, budget: &Budget) -> bool {
+        let reservation = budget.try_reserve(envelope.bytes()).filter(|_| self.queue.len() < MAX_HELD);
         if let Some(reservation) = reservation {
             self.queue.push_back((envelope, reservation));
             return true;
@@ -65,8 +66,8 @@ impl Held {
         false
     }
 
-    /// An envelope that may be sent now that those up to `cursor` have been. Drops the stored ones that need not be held:
-    /// those up to `cursor`, and all of them if the window is full.
+    /// Removes and returns the envelope to send next, given that those up to `cursor` were sent. Drops the stored ones that
+    /// need not be held: those up to `cursor`, and all of them if the window is full.
     pub fn release(&mut self, cursor: i64, window_is_full: bool) -> Option<LiveEnvelope> {
         self.queue.retain(
             |(envelope, _)| !matches!(envelope, LiveEnvelope::Stored(seq, _) if window_is_full || *seq <= cursor),
@@ -77,8 +78,8 @@ impl Held {
             _ => self.queue.iter().position(|(envelope, _)| is_next(envelope)),
         };
         if at.is_some() {
-            // There was progress, so there may be more.
-            self.awaited_until = None;
+            // Missing envelopes are coming in, so the wait may start again.
+            self.wait_until = None;
         }
         let released = at.and_then(|at| self.queue.remove(at)).map(|(envelope, _)| envelope);
         if self.queue.is_empty() {
@@ -87,20 +88,20 @@ impl Held {
         released
     }
 
-    /// Waits for the envelopes before those that are held.
-    pub fn await_earlier(&mut self, now: Instant) -> Patience {
-        match self.awaited_until {
+    /// Starts the wait for missing envelopes, or returns how far it is.
+    pub fn wait_for_earlier(&mut self, now: Instant) -> ReorderWait {
+        match self.wait_until {
             None => {
-                self.awaited_until = Some(now + PATIENCE);
-                Patience::Begins(PATIENCE)
+                self.wait_until = Some(now + REORDER_WAIT);
+                ReorderWait::Started(REORDER_WAIT)
             }
-            Some(until) if now < until => Patience::Lasts,
-            Some(_) => Patience::IsOver,
+            Some(until) if now < until => ReorderWait::Running,
+            Some(_) => ReorderWait::Expired,
         }
     }
 
-    /// Ends the wait: the store is read instead.
-    pub fn stop_awaiting(&mut self) {
-        self.awaited_until = None;
+    /// Ends the wait, since the store is read instead.
+    pub fn stop_waiting(&mut self) {
+        self.wait_until = None;
     }
 }

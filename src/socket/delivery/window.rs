@@ -1,49 +1,49 @@
-//! The envelopes that were sent over a connection and wait for their acks, bounded in number and in bytes.
+//! Tracks the envelopes that were sent over a connection and are not acked yet, bounded in number and bytes.
 
 use std::{collections::VecDeque, time::Duration};
 
 use tokio::time::Instant;
 
-/// Envelopes that may wait for their acks.
-pub const MAX_ENVELOPES: usize = 256;
-/// After this long without an ack an envelope is sent again.
-pub const RESEND_AFTER: Duration = Duration::from_mins(1);
+/// Most unacked envelopes.
+pub const MAX_UNACKED: usize = 256;
+/// An envelope that is unacked for this long is sent again.
+pub const RESEND_TIMEOUT: Duration = Duration::from_mins(1);
 
 /// The window of one connection.
 pub struct Window {
     max_bytes: usize,
     unacked: VecDeque<Unacked>,
     bytes: usize,
-    /// Whether the next envelope did not fit, here or in the outbox. An ack clears it.
+    /// Whether the next envelope did not fit, into the window or the outbox. An ack clears it.
     is_blocked: bool,
 }
 
 struct Unacked {
     seq: i64,
     bytes: usize,
-    sent: Instant,
+    sent_at: Instant,
 }
 
 impl Window {
-    /// An empty window for `max_bytes` bytes of frames.
+    /// An empty window for at most `max_bytes` bytes of frames.
     pub fn new(max_bytes: usize) -> Self {
         Self { max_bytes, unacked: VecDeque::new(), bytes: 0, is_blocked: false }
     }
 
-    /// Adds an envelope that is being sent. Returns false, and blocks the window, if it does not fit; one always fits into
-    /// an empty window.
+    /// Adds an envelope that is about to be sent. If it does not fit, blocks the window and returns false; any envelope fits
+    /// into an empty window.
     pub fn add(&mut self, seq: i64, bytes: usize, now: Instant) -> bool {
-        let fits = self.unacked.len() < MAX_ENVELOPES && self.bytes + bytes <= self.max_bytes;
+        let fits = self.unacked.len() < MAX_UNACKED && self.bytes + bytes <= self.max_bytes;
         if !fits && !self.unacked.is_empty() {
             self.is_blocked = true;
             return false;
         }
-        self.unacked.push_back(Unacked { seq, bytes, sent: now });
+        self.unacked.push_back(Unacked { seq, bytes, sent_at: now });
         self.bytes += bytes;
         true
     }
 
-    /// Blocks the window, since the outbox is full. Until [`Self::unblock`] or an ack nothing is sent.
+    /// Blocks the window because the outbox is full, until [`Self::unblock`] or an ack.
     pub fn block(&mut self) {
         self.is_blocked = true;
     }
@@ -53,58 +53,58 @@ impl Window {
         self.is_blocked = false;
     }
 
-    /// Whether something did not fit since the last ack.
+    /// Whether an envelope did not fit and no ack has come since.
     pub fn is_blocked(&self) -> bool {
         self.is_blocked
     }
 
     /// Whether nothing more may be sent before an ack.
     pub fn is_full(&self) -> bool {
-        self.is_blocked || self.unacked.len() >= MAX_ENVELOPES
+        self.is_blocked || self.unacked.len() >= MAX_UNACKED
     }
 
-    /// Whether nothing waits for an ack.
+    /// Whether nothing is unacked.
     pub fn is_empty(&self) -> bool {
         self.unacked.is_empty()
     }
 
-    /// Envelopes for which there is space.
+    /// How many more envelopes fit.
     pub fn free_envelopes(&self) -> usize {
-        MAX_ENVELOPES - self.unacked.len()
+        MAX_UNACKED - self.unacked.len()
     }
 
-    /// Bytes for which there is space.
+    /// How many more bytes fit.
     pub fn free_bytes(&self) -> usize {
         self.max_bytes.saturating_sub(self.bytes)
     }
 
-    /// Whether an envelope waits for its ack.
+    /// Whether envelope `seq` is unacked.
     pub fn contains(&self, seq: i64) -> bool {
         self.unacked.iter().any(|unacked| unacked.seq == seq)
     }
 
-    /// Removes the envelopes with these numbers, which are sorted.
+    /// Removes the envelopes with these sequence numbers, which are sorted.
     pub fn ack(&mut self, seqs: &[i64]) {
         self.remove(|seq| seqs.binary_search(&seq).is_ok());
     }
 
-    /// When the oldest envelope is to be sent again.
+    /// When the envelope that was sent first is due to be sent again.
     pub fn overdue_at(&self) -> Option<Instant> {
-        self.unacked.iter().map(|unacked| unacked.sent).min().map(|sent| sent + RESEND_AFTER)
+        self.unacked.iter().map(|unacked| unacked.sent_at).min().map(|sent_at| sent_at + RESEND_TIMEOUT)
     }
 
-    /// The first envelope that is to be sent again.
+    /// The sequence number of the first envelope that is due to be sent again.
     pub fn first_overdue(&self, now: Instant) -> Option<i64> {
-        self.unacked.iter().find(|unacked| unacked.sent + RESEND_AFTER <= now).map(|unacked| unacked.seq)
+        self.unacked.iter().find(|unacked| unacked.sent_at + RESEND_TIMEOUT <= now).map(|unacked| unacked.seq)
     }
 
-    /// Takes note that the mailbox holds only the `stored` ones (sorted) of the envelopes behind `after` up to `upto`. Those
-    /// are being sent again; the others are gone.
-    pub fn resent(&mut self, after: i64, upto: i64, stored: &[i64], now: Instant) {
+    /// Records that of the envelopes after `after` and up to `upto` the mailbox still holds only `stored` (sorted). Those count
+    /// as sent now; the others are removed.
+    pub fn mark_resent(&mut self, after: i64, upto: i64, stored: &[i64], now: Instant) {
         let was_read = |seq: i64| seq > after && seq <= upto;
         self.remove(|seq| was_read(seq) && stored.binary_search(&seq).is_err());
         for unacked in self.unacked.iter_mut().filter(|unacked| was_read(unacked.seq)) {
-            unacked.sent = now;
+            unacked.sent_at = now;
         }
     }
 

@@ -1,11 +1,11 @@
-//! What a connection has in all of its states, and what it sends.
+//! What a connection has in all its states; sending and logging.
 
 use std::{net::IpAddr, rc::Rc, sync::Arc, time::Duration};
 
 use sealwire_protocol::{CloseCode, Codec, events::Event, frame::RequestId};
 use tokio::time::Instant;
 
-use super::Handled;
+use super::HandlerResult;
 use crate::{
     domain::{DeviceId, EndReason, Session},
     edge::EdgeError,
@@ -20,8 +20,8 @@ use crate::{
     },
 };
 
-/// The parts of a connection.
-pub struct Connection {
+/// What a connection has in all its states.
+pub struct DeviceConnection {
     pub node: Arc<Node>,
     pub session: Session,
     pub codec: Codec,
@@ -29,13 +29,13 @@ pub struct Connection {
     pub wire: Rc<Wire>,
     /// The client's address.
     pub client: IpAddr,
-    /// Names the connection to the hub.
+    /// Identifies the connection in the hub.
     pub key: ConnectionKey,
-    /// When it was upgraded.
-    pub began: Instant,
+    /// The time of the upgrade.
+    pub upgraded_at: Instant,
 }
 
-impl Connection {
+impl DeviceConnection {
     /// The connected device.
     pub fn device(&self) -> DeviceId {
         self.session.caller.device
@@ -43,43 +43,43 @@ impl Connection {
 
     /// Time since the upgrade.
     pub fn age(&self) -> Duration {
-        self.began.elapsed()
+        self.upgraded_at.elapsed()
     }
 
-    /// A share of `span`, random but always the same for one session, so that what many connections do is spread over it.
-    pub fn share_of(&self, span: Duration) -> Duration {
+    /// A random part of `span`, always the same for one session. Spreads over `span` what many connections do.
+    pub fn jitter_within(&self, span: Duration) -> Duration {
         let id = self.session.caller.session.0;
         let random = u32::from_le_bytes(id.as_bytes()[12..16].try_into().unwrap_or_default());
         span.mul_f64(f64::from(random) / f64::from(u32::MAX))
     }
 
-    /// Gives the hub what the reconcile has to check.
+    /// Gives the hub the session and epoch, which the reconciler checks.
     pub fn note_open(&self, epoch: i64) {
         let caller = self.session.caller;
         self.node.hub.note_open(caller.device, self.key, caller.session, epoch);
     }
 
-    /// Queues an event.
-    pub fn send_event(&self, event: &Event<'_>) -> Handled {
+    /// Queues an event. Fails with `SlowConsumer` if the outbox is full.
+    pub fn send_event(&self, event: &Event<'_>) -> HandlerResult {
         self.send_event_frame(encode(self.codec, event))
     }
 
     /// Queues an encoded event.
-    pub fn send_event_frame(&self, frame: Vec<u8>) -> Handled {
+    pub fn send_event_frame(&self, frame: Vec<u8>) -> HandlerResult {
         self.flow.outbox.push_event(frame).map_err(|Overflow| CloseCode::SlowConsumer)
     }
 
     /// Queues an encoded reply.
-    pub fn send_reply(&self, reply: Vec<u8>) -> Handled {
+    pub fn send_reply(&self, reply: Vec<u8>) -> HandlerResult {
         self.flow.outbox.push_reply(reply).map_err(|Overflow| CloseCode::SlowConsumer)
     }
 
-    /// Answers a request with an error without running it.
-    pub fn refuse(&self, id: RequestId, asked: Asked, error: EdgeError) -> Handled {
+    /// Answers a request with an error, without running it.
+    pub fn refuse(&self, id: RequestId, asked: Asked, error: EdgeError) -> HandlerResult {
         self.send_reply(failure(&self.node.metrics, asked, self.codec, id, error))
     }
 
-    /// Sends the client the reason why its session ended, and returns the code to close with.
+    /// Sends the client the reason why its session ended. Returns the code to close with.
     pub fn end_session(&self, reason: EndReason) -> CloseCode {
         match self.send_event(&Event::SessionRevoked { reason: reason.into() }) {
             Ok(()) => reason.into(),
@@ -101,7 +101,7 @@ impl Connection {
         );
     }
 
-    /// Logs that the connection has ended.
+    /// Logs the end of the connection.
     pub fn log_closed(&self, epoch: Option<i64>, code: u16, reason: &'static str) {
         tracing::info!(
             device_id = %self.device(),

@@ -1,4 +1,4 @@
-//! Delivery of mail over an open connection.
+//! Delivers mail over an open connection.
 
 use std::{panic::AssertUnwindSafe, sync::Arc, time::Duration};
 
@@ -7,7 +7,7 @@ use futures_util::FutureExt;
 use sealwire_protocol::{CloseCode, events::Event};
 use tokio::time::Instant;
 
-use super::{DeviceSocket, Handled, connection::Connection, open::Open};
+use super::{DeviceSocket, HandlerResult, connection::DeviceConnection, open::OpenState};
 use crate::{
     domain::{
         Envelope, Refusal,
@@ -16,74 +16,80 @@ use crate::{
     edge::events::message,
     socket::{
         budget::Reservation,
-        delivery::{LiveEnvelope, Next, Reading},
+        delivery::{LiveEnvelope, MailboxRead, NextStep},
         ops::encode,
     },
 };
 
-/// Pause before the store is read again after it could not be, or after memory was short.
-const RETRY: Duration = Duration::from_secs(1);
+/// Pause before another try after the store could not be read, or the budget or the outbox was full.
+const RETRY_PAUSE: Duration = Duration::from_secs(1);
 
-/// What was read from the mailbox.
+/// The result of a mailbox read.
 #[derive(Message)]
 #[rtype(result = "()")]
-struct PageRead {
-    reading: Reading,
+struct MailPageRead {
+    read: MailboxRead,
     page: Result<MailPage, Refusal>,
-    /// Ends once the page is in the outbox, which has reservations of its own.
-    memory: Reservation,
+    /// Memory for the page. Given back once the page is in the outbox, which makes its own reservations.
+    reservation: Reservation,
 }
 
-impl Open {
-    /// A stored envelope was signalled, with its content or without.
+impl OpenState {
+    /// Handles the signal of a stored envelope. `envelope` is `None` if the signal carried only its sequence number.
     pub fn handle_mail(
         &mut self,
-        connection: &Connection,
+        connection: &DeviceConnection,
         seq: i64,
         envelope: Option<Arc<Envelope>>,
         ctx: &mut Context<DeviceSocket>,
-    ) -> Handled {
+    ) -> HandlerResult {
         if let Some(envelope) = envelope {
             return self.deliver_or_hold(connection, LiveEnvelope::Stored(seq, envelope), ctx);
         }
-        self.delivery.note(seq);
+        self.delivery.note_stored(seq);
         self.read_mail(connection, ctx)
     }
 
-    /// An envelope for the devices that are connected now was signalled.
+    /// Handles the signal of an ephemeral envelope, which is meant only for devices connected now.
     pub fn handle_ephemeral(
         &mut self,
-        connection: &Connection,
+        connection: &DeviceConnection,
         envelope: Arc<Envelope>,
         ctx: &mut Context<DeviceSocket>,
-    ) -> Handled {
+    ) -> HandlerResult {
         self.deliver_or_hold(connection, LiveEnvelope::Ephemeral(envelope), ctx)
     }
 
     fn deliver_or_hold(
         &mut self,
-        connection: &Connection,
+        connection: &DeviceConnection,
         envelope: LiveEnvelope,
         ctx: &mut Context<DeviceSocket>,
-    ) -> Handled {
-        if let Some(envelope) = self.delivery.take_in(envelope, &connection.node.budget) {
+    ) -> HandlerResult {
+        if let Some(envelope) = self.delivery.receive(envelope, &connection.node.budget) {
             self.deliver(connection, &envelope, ctx)?;
         }
-        self.release_held(connection, ctx)
+        self.send_held(connection, ctx)
     }
 
-    /// The device has acked envelopes; the numbers are sorted.
-    pub fn handle_ack(&mut self, connection: &Connection, seqs: &[i64], ctx: &mut Context<DeviceSocket>) -> Handled {
+    /// Handles acked envelopes. `seqs` is sorted.
+    pub fn handle_ack(
+        &mut self,
+        connection: &DeviceConnection,
+        seqs: &[i64],
+        ctx: &mut Context<DeviceSocket>,
+    ) -> HandlerResult {
         self.delivery.ack(seqs);
         self.read_mail(connection, ctx)
     }
 
+    /// Sends an envelope if it fits. An ephemeral one that does not fit is dropped.
     fn deliver(
         &mut self,
-        connection: &Connection,
+        connection: &DeviceConnection,
         envelope: &LiveEnvelope,
         ctx: &mut Context<DeviceSocket>,
-    ) -> Handled {
+    ) -> HandlerResult {
         match envelope {
             LiveEnvelope::Stored(seq, envelope) => {
                 self.deliver_stored(connection, *seq, envelope, ctx)?;
@@ -99,19 +105,19 @@ impl Open {
         Ok(())
     }
 
-    /// Sends an envelope. Returns false if it does not fit into the outbox or the window.
+    /// Sends a stored envelope. Returns false if it does not fit into the outbox or the window.
     fn deliver_stored(
         &mut self,
-        connection: &Connection,
+        connection: &DeviceConnection,
         seq: i64,
         envelope: &Envelope,
         ctx: &mut Context<DeviceSocket>,
     ) -> Result<bool, CloseCode> {
         let frame = encode(connection.codec, &message(connection.codec, Some(seq), envelope));
         if !connection.flow.outbox.fits(frame.len()) {
-            // It is full of replies that the client has not read yet: no reason to give the client up.
+            // The outbox is full of replies that the client has not read yet. That is no reason to close the connection.
             self.delivery.block();
-            ctx.run_later(RETRY, |actor, ctx| {
+            ctx.run_later(RETRY_PAUSE, |actor, ctx| {
                 actor.when_open(ctx, |open, connection, ctx| {
                     open.delivery.unblock();
                     open.read_mail(connection, ctx)
@@ -127,38 +133,38 @@ impl Open {
         Ok(fits)
     }
 
-    /// Sends the end of the backlog if it has been reached, and reads on if there is something to send.
-    pub fn read_mail(&mut self, connection: &Connection, ctx: &mut Context<DeviceSocket>) -> Handled {
+    /// Announces the end of the backlog if it has been reached, and reads the mailbox if there is more to send.
+    pub fn read_mail(&mut self, connection: &DeviceConnection, ctx: &mut Context<DeviceSocket>) -> HandlerResult {
         self.send_backlog_end(connection)?;
-        match self.delivery.next(Instant::now()) {
-            Next::Nothing => {}
-            Next::Wait(time) => {
+        match self.delivery.next_step(Instant::now()) {
+            NextStep::Idle => {}
+            NextStep::Wait(time) => {
                 ctx.run_later(time, |actor, ctx| actor.when_open(ctx, Self::read_mail_again));
             }
-            Next::Read(reading) => read_page(connection, reading, ctx),
+            NextStep::Read(read) => read_page(connection, read, ctx),
         }
         Ok(())
     }
 
-    fn read_mail_again(&mut self, connection: &mut Connection, ctx: &mut Context<DeviceSocket>) -> Handled {
+    fn read_mail_again(&mut self, connection: &mut DeviceConnection, ctx: &mut Context<DeviceSocket>) -> HandlerResult {
         self.read_mail(connection, ctx)
     }
 
-    fn send_backlog_end(&mut self, connection: &Connection) -> Handled {
+    fn send_backlog_end(&mut self, connection: &DeviceConnection) -> HandlerResult {
         if self.delivery.take_backlog_end() { connection.send_event(&Event::MailboxDrained {}) } else { Ok(()) }
     }
 
-    /// Sends again what has waited too long for its ack, unless the client has not even taken the first copies.
-    pub fn resend_mail(&mut self, connection: &Connection, now: Instant, ctx: &mut Context<DeviceSocket>) {
+    /// Starts to resend envelopes whose acks are overdue, unless the outbox shows that the client has not read everything yet.
+    pub fn resend_mail(&mut self, connection: &DeviceConnection, now: Instant, ctx: &mut Context<DeviceSocket>) {
         if connection.flow.outbox.is_empty()
-            && let Some(reading) = self.delivery.begin_resend(now)
+            && let Some(read) = self.delivery.begin_resend(now)
         {
-            read_page(connection, reading, ctx);
+            read_page(connection, read, ctx);
         }
     }
 
-    /// Goes on with what was held while the store was read.
-    fn release_held(&mut self, connection: &Connection, ctx: &mut Context<DeviceSocket>) -> Handled {
+    /// Sends the held envelopes that may be sent now, then reads on.
+    fn send_held(&mut self, connection: &DeviceConnection, ctx: &mut Context<DeviceSocket>) -> HandlerResult {
         while let Some(envelope) = self.delivery.release() {
             self.deliver(connection, &envelope, ctx)?;
         }
@@ -167,16 +173,16 @@ impl Open {
 
     fn handle_page(
         &mut self,
-        connection: &Connection,
-        PageRead { reading, page, memory }: PageRead,
+        connection: &DeviceConnection,
+        MailPageRead { read, page, reservation }: MailPageRead,
         ctx: &mut Context<DeviceSocket>,
-    ) -> Handled {
+    ) -> HandlerResult {
         let Ok(page) = page else {
             read_later(ctx);
             return Ok(());
         };
-        if reading.is_resend {
-            for (seq, envelope) in self.delivery.end_resend(reading, page, Instant::now()) {
+        if read.is_resend {
+            for (seq, envelope) in self.delivery.finish_resend(read, page, Instant::now()) {
                 let frame = encode(connection.codec, &message(connection.codec, Some(seq), &envelope));
                 connection.node.metrics.redeliveries.inc();
                 connection.send_event_frame(frame)?;
@@ -189,47 +195,50 @@ impl Open {
                     break;
                 }
             }
-            self.delivery.end_reading(reading, page.complete && all_fit);
+            self.delivery.finish_read(read, page.complete && all_fit);
             self.send_backlog_end(connection)?;
         }
-        drop(memory);
-        self.release_held(connection, ctx)
+        drop(reservation);
+        self.send_held(connection, ctx)
     }
 }
 
-fn read_page(connection: &Connection, reading: Reading, ctx: &mut Context<DeviceSocket>) {
-    let Some(memory) = connection.node.budget.try_reserve(reading.page.bytes + MAX_CONTENT) else {
+/// Reads a page from the store. Its result comes back as [`MailPageRead`].
+fn read_page(connection: &DeviceConnection, read: MailboxRead, ctx: &mut Context<DeviceSocket>) {
+    let Some(reservation) = connection.node.budget.try_reserve(read.page.bytes + MAX_CONTENT) else {
         return read_later(ctx);
     };
     let (node, device, address) = (connection.node.clone(), connection.device(), ctx.address());
     let runtime = node.runtime.clone();
     runtime.spawn(async move {
-        let page = AssertUnwindSafe(node.service.mail_page(device, reading.page)).catch_unwind().await;
-        // A panic is a defect, but it must not leave the device without its mail.
+        let page = AssertUnwindSafe(node.service.mail_page(device, read.page)).catch_unwind().await;
+        // A panic is a defect, but the connection still has to get an answer, so that it tries again.
         let page = page.unwrap_or(Err(Refusal::Internal));
-        address.do_send(PageRead { reading, page, memory });
+        address.do_send(MailPageRead { read, page, reservation });
     });
 }
 
+/// Tries again after a pause.
 fn read_later(ctx: &mut Context<DeviceSocket>) {
-    // Until then nothing else reads, so that what is held meanwhile stays in order.
-    ctx.run_later(RETRY, |actor, ctx| {
+    // The read counts as in progress until then, so that envelopes received meanwhile are held and stay in order.
+    ctx.run_later(RETRY_PAUSE, |actor, ctx| {
         actor.when_open(ctx, |open, connection, ctx| {
-            open.delivery.give_up_reading();
-            open.release_held(connection, ctx)
+            open.delivery.abandon_read();
+            open.send_held(connection, ctx)
         });
     });
 }
 
-fn count_delivery(connection: &Connection, envelope: &Envelope) {
+/// Counts a delivery. Its latency counts only if the envelope was accepted after the connection was opened.
+fn count_delivery(connection: &DeviceConnection, envelope: &Envelope) {
     let waited = connection.node.service.now().since(envelope.accepted_at);
     connection.node.metrics.delivered((waited <= connection.age()).then_some(waited));
 }
 
-impl Handler<PageRead> for DeviceSocket {
+impl Handler<MailPageRead> for DeviceSocket {
     type Result = ();
 
-    fn handle(&mut self, read: PageRead, ctx: &mut Context<Self>) {
+    fn handle(&mut self, read: MailPageRead, ctx: &mut Context<Self>) {
         self.when_open(ctx, |open, connection, ctx| open.handle_page(connection, read, ctx));
     }
 }

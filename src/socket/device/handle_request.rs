@@ -12,42 +12,42 @@ use sealwire_protocol::{
 };
 
 use super::{
-    DeviceSocket, Handled,
-    connection::Connection,
-    open::Open,
+    DeviceSocket, HandlerResult,
+    connection::DeviceConnection,
+    open::OpenState,
     requests::{Deferred, InFlight},
 };
 use crate::{
     domain::Refusal,
     edge::EdgeError,
     metrics::Asked,
-    socket::ops::{self, After, Origin, Reply, failure},
+    socket::ops::{self, FollowUp, Reply, RequestSource, failure},
 };
 
-/// Bytes kept free in the outbox for the reply to a request that brings bundles, and to most others. With the default
-/// outbox 64 of either can be under way.
+/// Bytes kept free in the outbox for a reply with bundles, and for most other replies. With the default outbox size, 64 requests
+/// of either kind can be in flight.
 const BUNDLES_REPLY: usize = 16 * 1024;
 const USUAL_REPLY: usize = 1024;
-/// The same for a reply that may hold two lists of devices.
+/// Bytes kept free for a reply that may contain two lists of devices.
 const MISMATCH_REPLY: usize = 8 * 1024;
 
-/// A request has its reply.
+/// The reply to a request is ready.
 #[derive(Message)]
 #[rtype(result = "()")]
-struct Done {
+struct RequestFinished {
     id: RequestId,
     reply: Vec<u8>,
-    after: After,
+    follow_up: FollowUp,
 }
 
-impl Open {
-    /// Takes in a frame of the client.
+impl OpenState {
+    /// Checks a request frame of the client, then runs, defers or refuses it.
     pub fn handle_request(
         &mut self,
-        connection: &Connection,
+        connection: &DeviceConnection,
         frame: Bytes,
         ctx: &mut Context<DeviceSocket>,
-    ) -> Handled {
+    ) -> HandlerResult {
         let request = RequestOutline::decode(connection.codec, &frame).map_err(|_| CloseCode::ProtocolError)?;
         if self.requests.contains(request.id) {
             return Err(CloseCode::ProtocolError);
@@ -65,15 +65,18 @@ impl Open {
         self.run_request(connection, request, op, frame, ctx)
     }
 
-    /// The op to run, at once or later, or the refusal. Either way the request counts towards the rate.
-    fn check_request(&self, connection: &Connection, request: &RequestOutline) -> Result<Op, EdgeError> {
+    /// Checks the op and the limits. Whether accepted or refused, the request counts towards the rate.
+    ///
+    /// # Errors
+    /// If too many requests are in flight, the op is unknown, or the connection is over its rate.
+    fn check_request(&self, connection: &DeviceConnection, request: &RequestOutline) -> Result<Op, EdgeError> {
         let (rate, now) = (connection.flow.gate.rate(), Instant::now());
-        let known = if self.requests.len() < MAX_IN_FLIGHT {
+        let op = if self.requests.len() < MAX_IN_FLIGHT {
             request.op.map_err(EdgeError::from)
         } else {
             Err(EdgeError::TooManyInFlight)
         };
-        let op = known.inspect_err(|_| rate.count_refused(now))?;
+        let op = op.inspect_err(|_| rate.count_refused(now))?;
         rate.take(now).map_err(|retry_after| Refusal::RateLimited { retry_after })?;
         Ok(op)
     }
@@ -81,12 +84,12 @@ impl Open {
     /// Runs a request on the runtime of store and bus.
     fn run_request(
         &mut self,
-        connection: &Connection,
+        connection: &DeviceConnection,
         request: RequestOutline,
         op: Op,
         frame: Bytes,
         ctx: &mut Context<DeviceSocket>,
-    ) -> Handled {
+    ) -> HandlerResult {
         let id = request.id;
         let Some(reservation) = connection.node.budget.try_reserve(frame.len()) else {
             return connection.refuse(id, Asked::Op(op), Refusal::Unavailable.into());
@@ -95,8 +98,8 @@ impl Open {
         connection.flow.gate.begin_request(request_bytes, reply_bytes);
         let requests = &mut self.requests;
         requests.in_flight.push(InFlight { id, request_bytes, reply_bytes });
-        requests.renewal = (op == Op::SessionRenew).then(Vec::new);
-        let origin = Origin {
+        requests.signals_after_renewal = (op == Op::SessionRenew).then(Vec::new);
+        let source = RequestSource {
             caller: connection.session.caller,
             epoch: self.epoch,
             turn: match op {
@@ -108,40 +111,40 @@ impl Open {
         let (node, codec, address) = (connection.node.clone(), connection.codec, ctx.address());
         let runtime = node.runtime.clone();
         runtime.spawn(async move {
-            // Held for as long as the request is under way, which may be longer than its connection lives.
-            let _memory = reservation;
-            let run = ops::run(&node, origin, codec, op, &request, frame);
-            // A panic in a use case is a defect, but the client still gets its one reply.
+            // Held while the request runs, which may be longer than its connection exists.
+            let _reservation = reservation;
+            let run = ops::run(&node, source, codec, op, &request, frame);
+            // A panic in a use case is a defect, but the client still gets a reply.
             let reply = AssertUnwindSafe(run)
                 .catch_unwind()
                 .await
                 .unwrap_or_else(|_| Reply::new(failure(&node.metrics, Asked::Op(op), codec, id, Refusal::Internal)));
-            // The reply first, then the notifications of other devices.
-            address.do_send(Done { id, reply: reply.frame, after: reply.after });
+            // The reply first, then the notifications to other devices.
+            address.do_send(RequestFinished { id, reply: reply.frame, follow_up: reply.follow_up });
             drop(reply.turn);
             node.service.notify(reply.notifications);
         });
         Ok(())
     }
 
-    /// Sends a reply, and does what comes after it.
+    /// Sends a reply, does its follow-up, and runs the requests that waited for it.
     fn finish_request(
         &mut self,
-        connection: &mut Connection,
-        Done { id, reply, after }: Done,
+        connection: &mut DeviceConnection,
+        RequestFinished { id, reply, follow_up }: RequestFinished,
         ctx: &mut Context<DeviceSocket>,
-    ) -> Handled {
+    ) -> HandlerResult {
         let Some(request) = self.requests.take_in_flight(id) else { return Ok(()) };
         connection.send_reply(reply)?;
         connection.flow.gate.end_request(request.request_bytes, request.reply_bytes);
-        match after {
-            After::Nothing => {}
-            After::Renewed(session) => {
+        match follow_up {
+            FollowUp::Nothing => {}
+            FollowUp::Renewed(session) => {
                 connection.session = session;
                 connection.note_open(self.epoch);
                 self.set_timer(connection, ctx);
             }
-            After::Published { status, rotated } => {
+            FollowUp::Published { status, rotated } => {
                 self.keys.note_publish(&status);
                 if rotated {
                     self.keys.note_rotation(status.signed_prekey);
@@ -149,10 +152,10 @@ impl Open {
                     self.set_timer(connection, ctx);
                 }
             }
-            After::Acked(seqs) => self.handle_ack(connection, &seqs, ctx)?,
-            After::Ended(reason) => return Err(connection.end_session(reason)),
+            FollowUp::Acked(seqs) => self.handle_ack(connection, &seqs, ctx)?,
+            FollowUp::Ended(reason) => return Err(connection.end_session(reason)),
         }
-        for signal in self.requests.renewal.take().unwrap_or_default() {
+        for signal in self.requests.signals_after_renewal.take().unwrap_or_default() {
             self.handle_signal(connection, signal, ctx)?;
         }
         while let Some(Deferred { request, op, frame }) = self.requests.next_deferred() {
@@ -172,10 +175,10 @@ fn reply_bytes(op: Op) -> usize {
     }
 }
 
-impl Handler<Done> for DeviceSocket {
+impl Handler<RequestFinished> for DeviceSocket {
     type Result = ();
 
-    fn handle(&mut self, done: Done, ctx: &mut Context<Self>) {
-        self.when_open(ctx, |open, connection, ctx| open.finish_request(connection, done, ctx));
+    fn handle(&mut self, finished: RequestFinished, ctx: &mut Context<Self>) {
+        self.when_open(ctx, |open, connection, ctx| open.finish_request(connection, finished, ctx));
     }
 }

@@ -1,19 +1,19 @@
-//! Signals about an open connection's device: its sessions, its keys, its mail.
+//! Handles the signals for an open connection: about its session, its device, its keys and its mail.
 
 use actix::Context;
 use sealwire_protocol::{CloseCode, events::Event};
 
-use super::{DeviceSocket, Handled, connection::Connection, open::Open};
+use super::{DeviceSocket, HandlerResult, connection::DeviceConnection, open::OpenState};
 use crate::domain::{EndReason, Signal};
 
-impl Open {
-    /// Turns a signal into events or a close.
+impl OpenState {
+    /// Handles a signal by sending events, delivering mail or closing the connection.
     pub fn handle_signal(
         &mut self,
-        connection: &Connection,
+        connection: &DeviceConnection,
         signal: Signal,
         ctx: &mut Context<DeviceSocket>,
-    ) -> Handled {
+    ) -> HandlerResult {
         match signal {
             Signal::Mail { seq, envelope } => self.handle_mail(connection, seq, envelope, ctx),
             Signal::Ephemeral(envelope) => self.handle_ephemeral(connection, envelope, ctx),
@@ -28,16 +28,16 @@ impl Open {
                 connection.send_event(&Event::DevicesChanged { added, removed })
             }
             Signal::LoggedOut { sessions } => {
-                if let Some(deferred) = &mut self.requests.renewal {
-                    // It is being decided which session this connection belongs to.
-                    deferred.push(Signal::LoggedOut { sessions });
+                if let Some(waiting) = &mut self.requests.signals_after_renewal {
+                    // The renewal decides which session this connection belongs to, so the signal waits for it.
+                    waiting.push(Signal::LoggedOut { sessions });
                     return Ok(());
                 }
                 if !sessions.contains(&connection.session.caller.session) {
                     return Ok(());
                 }
-                let is_over = connection.session.expires_at <= connection.node.service.now();
-                Err(connection.end_session(if is_over { EndReason::Expired } else { EndReason::Logout }))
+                let is_expired = connection.session.expires_at <= connection.node.service.now();
+                Err(connection.end_session(if is_expired { EndReason::Expired } else { EndReason::Logout }))
             }
             Signal::DeviceRevoked => Err(connection.end_session(EndReason::DeviceRevoked)),
             Signal::AccountDeleted => Err(connection.end_session(EndReason::AccountDeleted)),

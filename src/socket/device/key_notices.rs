@@ -1,4 +1,4 @@
-//! What a client knows of its own keys, so that it is sent each notice once.
+//! Tracks what a client knows about its own keys, so that it is sent each notice once.
 
 use std::time::Duration;
 
@@ -7,67 +7,67 @@ use crate::domain::{
     bundle::{SignedPrekeyStatus, depth},
 };
 
-/// How long before its expiry a client is asked to rotate its signed prekey.
+/// How long before a signed prekey expires its client is asked to rotate it.
 const ROTATION_NOTICE: Duration = Duration::from_hours(72);
 
-/// The notices of one connection.
+/// The key notices of one connection.
 pub struct KeyNotices {
-    /// The signed prekey, until the notice of its expiry has been sent.
+    /// The signed prekey, until the notice that it expires has been sent.
     unannounced: Option<SignedPrekeyStatus>,
-    known: [Known; 2],
+    known_pools: [KnownPool; 2],
 }
 
-/// What the client knows of a pool.
+/// What the client knows about a pool of one-time prekeys.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-struct Known {
+struct KnownPool {
     pool_version: i64,
     /// How low the pool is ([`depth`]).
     depth: i32,
 }
 
-fn known(keys: &KeysStatus) -> [Known; 2] {
+fn known_pools(keys: &KeysStatus) -> [KnownPool; 2] {
     [keys.one_time, keys.pq_one_time]
-        .map(|count| Known { pool_version: keys.pool_version, depth: depth(count, keys.threshold) })
+        .map(|count| KnownPool { pool_version: keys.pool_version, depth: depth(count, keys.threshold) })
 }
 
 impl KeyNotices {
-    /// The client is being sent this status.
+    /// The state of a client that is being sent `keys` in the welcome.
     pub fn new(keys: &KeysStatus) -> Self {
-        Self { unannounced: keys.signed_prekey, known: known(keys) }
+        Self { unannounced: keys.signed_prekey, known_pools: known_pools(keys) }
     }
 
-    /// The client has published, and was sent this status.
+    /// Records that the client has published keys and was sent this status.
     pub fn note_publish(&mut self, keys: &KeysStatus) {
-        for (known, published) in self.known.iter_mut().zip(known(keys)) {
-            // A signal of a version that is known already has overtaken the reply.
+        for (known, published) in self.known_pools.iter_mut().zip(known_pools(keys)) {
+            // An equal version means that a signal has overtaken the reply to the publish.
             if published.pool_version > known.pool_version {
-                *known = Known { depth: published.depth.min(known.depth), ..published };
+                *known = KnownPool { depth: published.depth.min(known.depth), ..published };
             }
         }
     }
 
-    /// The client has published a new signed prekey.
+    /// Records that the client has published a signed prekey.
     pub fn note_rotation(&mut self, signed_prekey: Option<SignedPrekeyStatus>) {
         self.unannounced = signed_prekey;
     }
 
-    /// Whether it is news to the client that a pool is this low. True once.
+    /// Returns true once if the client does not know yet that a pool is this low.
     pub fn take_low_pool(&mut self, kind: KeyKind, remaining: u32, threshold: u32, pool_version: i64) -> bool {
-        let signalled = Known { pool_version, depth: depth(remaining, threshold) };
-        let known = &mut self.known[usize::from(kind == KeyKind::PqOneTime)];
-        let is_news = signalled > *known;
-        if is_news {
+        let signalled = KnownPool { pool_version, depth: depth(remaining, threshold) };
+        let known = &mut self.known_pools[usize::from(kind == KeyKind::PqOneTime)];
+        let is_unknown = signalled > *known;
+        if is_unknown {
             *known = signalled;
         }
-        is_news
+        is_unknown
     }
 
-    /// The signed prekey, if its expiry is to be announced now. Returned once.
+    /// Returns the signed prekey once, when the notice that it expires is due.
     pub fn take_rotation_notice(&mut self, now: Timestamp) -> Option<SignedPrekeyStatus> {
         self.unannounced.take_if(|key| key.expires_at.before(ROTATION_NOTICE) <= now)
     }
 
-    /// When the expiry of the signed prekey is to be announced.
+    /// When the notice that the signed prekey expires is due; `None` if it was sent.
     pub fn rotation_notice_at(&self) -> Option<Timestamp> {
         self.unannounced.map(|key| key.expires_at.before(ROTATION_NOTICE))
     }
@@ -91,19 +91,19 @@ mod tests {
     }
 
     #[test]
-    fn a_level_is_news_once_and_again_after_a_publish() {
+    fn a_low_level_is_announced_once_and_again_after_a_publish() {
         let mut notices = KeyNotices::new(&status(15, 1, None));
-        let mut is_news = |remaining, version| notices.take_low_pool(KeyKind::OneTime, remaining, 20, version);
-        assert!(!is_news(15, 1), "the welcome said so");
-        assert!(is_news(9, 1) && !is_news(8, 1), "the next level, once");
-        assert!(!is_news(20, 0), "an older version");
+        let mut is_unknown = |remaining, version| notices.take_low_pool(KeyKind::OneTime, remaining, 20, version);
+        assert!(!is_unknown(15, 1), "the welcome announced it");
+        assert!(is_unknown(9, 1) && !is_unknown(8, 1), "the next level is announced once");
+        assert!(!is_unknown(20, 0), "an older version");
         notices.note_publish(&status(100, 2, None));
         assert!(notices.take_low_pool(KeyKind::OneTime, 20, 20, 2));
-        assert!(notices.take_low_pool(KeyKind::PqOneTime, 20, 20, 2), "the other pool is counted apart");
+        assert!(notices.take_low_pool(KeyKind::PqOneTime, 20, 20, 2), "each pool is tracked separately");
     }
 
     #[test]
-    fn a_signal_that_overtakes_the_reply_to_a_publish_stays_known() {
+    fn a_signal_that_overtakes_the_reply_to_a_publish_is_not_announced_again() {
         let mut notices = KeyNotices::new(&status(100, 1, None));
         assert!(notices.take_low_pool(KeyKind::OneTime, 18, 20, 2));
         notices.note_publish(&status(100, 2, None));
@@ -111,7 +111,7 @@ mod tests {
     }
 
     #[test]
-    fn the_expiry_of_a_signed_prekey_is_announced_once_for_each_key() {
+    fn the_expiry_of_each_signed_prekey_is_announced_once() {
         let expires_at = Timestamp::parse("2026-01-10T00:00:00Z").unwrap();
         let key = Some(SignedPrekeyStatus { key_id: 1, expires_at });
         let mut notices = KeyNotices::new(&status(100, 1, key));

@@ -1,14 +1,14 @@
-//! What a connection has while it is open, from the welcome to the drain.
+//! The state of an open connection, its welcome and its drain.
 
 use sealwire_protocol::{CloseCode, events::Event};
 use std::time::Duration;
 
 use super::{
-    Handled,
-    connection::Connection,
+    HandlerResult,
+    connection::DeviceConnection,
     key_notices::KeyNotices,
     requests::Requests,
-    timers::{HEARTBEAT, Timers},
+    timer::{ConnectionTimer, HEARTBEAT},
 };
 use crate::{
     domain::{KeysStatus, Timestamp, envelope::MailboxStatus},
@@ -16,52 +16,52 @@ use crate::{
     socket::delivery::Delivery,
 };
 
-/// An open connection. Its methods take the [`Connection`] that it belongs to.
-pub struct Open {
-    /// The connection's place among those of the device.
+/// What a connection has only while it is open. Its methods take the [`DeviceConnection`] to which it belongs.
+pub struct OpenState {
+    /// The connection's epoch: of two connections of a device, the higher one stays.
     pub(super) epoch: i64,
-    /// Whether the node is being stopped: nothing more is read.
+    /// Whether the node is shutting down; requests are no longer read.
     is_draining: bool,
     pub(super) requests: Requests,
     pub(super) delivery: Delivery,
     pub(super) keys: KeyNotices,
-    pub(super) timers: Timers,
+    pub(super) timer: ConnectionTimer,
 }
 
-impl Open {
+impl OpenState {
     /// The state before the welcome.
     pub fn new(
-        connection: &Connection,
+        connection: &DeviceConnection,
         epoch: i64,
         keys: &KeysStatus,
         mailbox: MailboxStatus,
         newest_mail: i64,
     ) -> Self {
         let mut delivery = Delivery::new(connection.node.outbox_bytes / 2, mailbox);
-        delivery.note(newest_mail);
+        delivery.note_stored(newest_mail);
         Self {
             epoch,
             is_draining: false,
             requests: Requests::default(),
             delivery,
             keys: KeyNotices::new(keys),
-            timers: Timers::new(connection),
+            timer: ConnectionTimer::new(connection),
         }
     }
 
-    /// The connection's place among those of the device.
+    /// The connection's epoch.
     pub fn epoch(&self) -> i64 {
         self.epoch
     }
 
-    /// Sends the welcome, and behind it what the client should know of its keys.
+    /// Sends the welcome, and after it the notices about the device's keys that are due.
     pub fn welcome(
         &mut self,
-        connection: &Connection,
+        connection: &DeviceConnection,
         keys: KeysStatus,
         mailbox: MailboxStatus,
         now: Timestamp,
-    ) -> Handled {
+    ) -> HandlerResult {
         let low: Vec<_> = keys.low_pools().collect();
         let (threshold, pool_version) = (keys.threshold, keys.pool_version);
         connection.node.metrics.connects.inc();
@@ -72,8 +72,8 @@ impl Open {
         self.send_rotation_notice(connection, now)
     }
 
-    /// Sends the notice that the signed prekey expires, if it is due.
-    pub fn send_rotation_notice(&mut self, connection: &Connection, now: Timestamp) -> Handled {
+    /// Sends the notice that the signed prekey expires soon, if it is due.
+    pub fn send_rotation_notice(&mut self, connection: &DeviceConnection, now: Timestamp) -> HandlerResult {
         match self.keys.take_rotation_notice(now) {
             Some(key) => {
                 connection.send_event(&Event::SignedPrekeyExpiring { key_id: key.key_id, expires_at: key.expires_at })
@@ -82,20 +82,20 @@ impl Open {
         }
     }
 
-    /// Reads no more, asks the client to come back within `spread`, and closes once all requests have their replies.
-    pub fn drain(&mut self, connection: &Connection, spread: Duration) -> Handled {
+    /// Stops reading, asks the client to reconnect within `spread`, and closes once all requests are answered.
+    pub fn drain(&mut self, connection: &DeviceConnection, spread: Duration) -> HandlerResult {
         if self.is_draining {
             return Ok(());
         }
         self.is_draining = true;
-        let reconnect_in_ms = u64::try_from(connection.share_of(spread).as_millis()).unwrap_or(u64::MAX);
+        let reconnect_in_ms = u64::try_from(connection.jitter_within(spread).as_millis()).unwrap_or(u64::MAX);
         connection.send_event(&Event::ServerDraining { reconnect_in_ms })?;
         connection.flow.gate.shut();
         self.close_if_drained()
     }
 
-    /// Closes a draining connection that owes no reply.
-    pub fn close_if_drained(&self) -> Handled {
+    /// Closes a draining connection if all its requests are answered.
+    pub fn close_if_drained(&self) -> HandlerResult {
         if self.is_draining && self.requests.is_empty() { Err(CloseCode::Draining) } else { Ok(()) }
     }
 }

@@ -1,4 +1,4 @@
-//! The requests of an open connection that have no reply yet, and their order.
+//! The unanswered requests of an open connection, and their order.
 
 use std::collections::VecDeque;
 
@@ -7,28 +7,28 @@ use sealwire_protocol::frame::{Op, RequestId, RequestOutline};
 
 use crate::{domain::Signal, service::Turns};
 
-/// The requests that have no reply yet.
+/// The unanswered requests of one connection.
 #[derive(Default)]
 pub struct Requests {
     pub in_flight: Vec<InFlight>,
-    /// Requests that wait for a renewal, or the renewal itself, which waits for those before it.
+    /// Requests that wait to run: a renewal waits for earlier requests, and later requests wait for the renewal.
     pub deferred: VecDeque<Deferred>,
-    /// While a renewal is in flight: the signals that wait for its outcome.
-    pub renewal: Option<Vec<Signal>>,
-    /// The order of the sends under way.
+    /// `Some` while a renewal is in flight: the signals to handle after it.
+    pub signals_after_renewal: Option<Vec<Signal>>,
+    /// The order of the sends in flight.
     pub sends: Turns,
-    /// The order of the publishes, so that the last one's signed prekey is the one that is watched.
+    /// The order of the publishes in flight, so that the expiry of the signed prekey published last is announced.
     pub publishes: Turns,
 }
 
-/// A request that runs, and what the read gate counts for it.
+/// A running request, and the bytes that the read gate counts for it.
 pub struct InFlight {
     pub id: RequestId,
     pub request_bytes: usize,
     pub reply_bytes: usize,
 }
 
-/// A request that waits to run.
+/// A request that waits for a renewal, or a renewal that waits for requests.
 pub struct Deferred {
     pub request: RequestOutline,
     pub op: Op,
@@ -36,35 +36,35 @@ pub struct Deferred {
 }
 
 impl Requests {
-    /// Whether all requests have their replies.
+    /// Whether all requests are answered.
     pub fn is_empty(&self) -> bool {
         self.in_flight.is_empty() && self.deferred.is_empty()
     }
 
-    /// How many have no reply yet.
+    /// The number of unanswered requests.
     pub fn len(&self) -> usize {
         self.in_flight.len() + self.deferred.len()
     }
 
-    /// Whether a request with this id has no reply yet.
+    /// Whether a request with this id is unanswered.
     pub fn contains(&self, id: RequestId) -> bool {
         self.in_flight.iter().any(|request| request.id == id)
             || self.deferred.iter().any(|deferred| deferred.request.id == id)
     }
 
-    /// Whether an op cannot run yet: a renewal runs alone, since what comes before it belongs to the old session and what
-    /// comes after to the new one.
+    /// Whether an op cannot run yet. A renewal runs alone, because earlier requests belong to the old session and later ones to
+    /// the new session.
     pub fn must_wait(&self, op: Op) -> bool {
-        self.renewal.is_some() || (op == Op::SessionRenew && !self.in_flight.is_empty())
+        self.signals_after_renewal.is_some() || (op == Op::SessionRenew && !self.in_flight.is_empty())
     }
 
-    /// The next deferred request that can run.
+    /// Removes and returns the next deferred request, if it can run now.
     pub fn next_deferred(&mut self) -> Option<Deferred> {
         let op = self.deferred.front()?.op;
         if self.must_wait(op) { None } else { self.deferred.pop_front() }
     }
 
-    /// Removes a request that has its reply.
+    /// Removes a running request, which has been answered.
     pub fn take_in_flight(&mut self, id: RequestId) -> Option<InFlight> {
         let at = self.in_flight.iter().position(|request| request.id == id)?;
         let request = self.in_flight.swap_remove(at);

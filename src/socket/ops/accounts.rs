@@ -1,4 +1,4 @@
-//! The ops on sessions, devices and users.
+//! Serves the ops on sessions, devices and users.
 
 use sealwire_protocol::{
     auth::{LogoutRequest, RenewSessionRequest},
@@ -7,7 +7,7 @@ use sealwire_protocol::{
     users::{DeleteAccountRequest, FindUserReply, FindUserRequest},
 };
 
-use super::{After, Call, Reply};
+use super::{Call, FollowUp, Reply};
 use crate::{
     domain::EndReason,
     edge::{EdgeError, accounts},
@@ -16,13 +16,13 @@ use crate::{
 pub async fn renew_session(call: &Call<'_>) -> Result<Reply, EdgeError> {
     let RenewSessionRequest {} = call.params()?;
     let (session, token) = call.service.renew(&call.caller).await?;
-    Ok(call.reply(&accounts::renew_session_reply(session, &token)).then(After::Renewed(session)))
+    Ok(call.reply(&accounts::renew_session_reply(session, &token)).then(FollowUp::Renewed(session)))
 }
 
 pub async fn log_out(call: &Call<'_>) -> Result<Reply, EdgeError> {
     let LogoutRequest {} = call.params()?;
     let notifications = call.service.logout(&call.caller).await?;
-    Ok(call.reply(&EmptyReply {}).notifying(notifications).then(After::Ended(EndReason::Logout)))
+    Ok(call.reply(&EmptyReply {}).notifying(notifications).then(FollowUp::Ended(EndReason::Logout)))
 }
 
 pub async fn list_devices(call: &Call<'_>) -> Result<Reply, EdgeError> {
@@ -42,7 +42,7 @@ pub async fn revoke_device(call: &Call<'_>) -> Result<Reply, EdgeError> {
     let RevokeDeviceRequest { device_id } = call.params()?;
     let notifications = call.service.revoke_device(&call.caller, device_id).await?;
     let is_own = device_id == call.caller.device;
-    let after = if is_own { After::Ended(EndReason::DeviceRevoked) } else { After::Nothing };
+    let after = if is_own { FollowUp::Ended(EndReason::DeviceRevoked) } else { FollowUp::Nothing };
     Ok(call.reply(&EmptyReply {}).notifying(notifications).then(after))
 }
 
@@ -55,5 +55,5 @@ pub async fn find_user(call: &Call<'_>) -> Result<Reply, EdgeError> {
 pub async fn delete_account(call: &Call<'_>) -> Result<Reply, EdgeError> {
     let DeleteAccountRequest {} = call.params()?;
     let notifications = call.service.delete_account(&call.caller).await?;
-    Ok(call.reply(&EmptyReply {}).notifying(notifications).then(After::Ended(EndReason::AccountDeleted)))
+    Ok(call.reply(&EmptyReply {}).notifying(notifications).then(FollowUp::Ended(EndReason::AccountDeleted)))
 }

@@ -1,14 +1,15 @@
-//! The ops on keys.
+//! Serves the ops on keys.
 
 use sealwire_protocol::keys::{ClaimKeysRequest, FetchKeysRequest, KeysStatusRequest, PublishKeysRequest};
 
-use super::{After, Call, Reply};
+use super::{Call, FollowUp, Reply};
 use crate::{
     edge::{EdgeError, keys},
     service::Turn,
 };
 
-/// Publishes take effect in the order in which they came: the last one's signed prekey is the one that the socket watches.
+/// Waits for its turn, so that publishes take effect in the order received: the connection announces the expiry of the
+/// signed prekey published last.
 pub async fn publish(call: &Call<'_>, mut turn: Option<Turn>) -> Result<Reply, EdgeError> {
     if let Some(turn) = &mut turn {
         turn.ready().await;
@@ -16,8 +17,8 @@ pub async fn publish(call: &Call<'_>, mut turn: Option<Turn>) -> Result<Reply, E
     let request: PublishKeysRequest = call.params()?;
     let rotated = request.signed_prekey.is_some();
     let outcome = call.service.publish(&call.caller, keys::publish_request(request)).await?;
-    let after = After::Published { status: outcome.status.clone(), rotated };
-    Ok(call.reply(&keys::publish_reply(outcome)).then(after).ending(turn))
+    let after = FollowUp::Published { status: outcome.status.clone(), rotated };
+    Ok(call.reply(&keys::publish_reply(outcome)).then(after).holding(turn))
 }
 
 pub async fn status(call: &Call<'_>) -> Result<Reply, EdgeError> {

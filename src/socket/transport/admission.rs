@@ -17,7 +17,7 @@ use crate::{
     metrics::{Limit, Metrics},
     socket::{
         budget::{Budget, Reservation},
-        networks::{ConnectionKind, NetworkLimits, Networks, Place},
+        networks::{ConnectionKind, CountedConnection, NetworkLimits, Networks},
     },
 };
 
@@ -44,7 +44,7 @@ pub struct Admission {
 #[derive(Debug)]
 pub(super) struct Admitted {
     _node: Reservation,
-    _network: Option<Place>,
+    _network: Option<CountedConnection>,
 }
 
 impl Admission {
@@ -80,8 +80,8 @@ impl Admission {
         let mut network = None;
         if let Some(peer) = peer.filter(|peer| !is_proxy(peer.ip(), &self.trusted_proxies)) {
             let (from, now) = (ClientNetwork::from(peer.ip()), Instant::now());
-            self.networks.connect(from, now)?;
-            network = Some(self.networks.enter(from, ConnectionKind::Http, now)?);
+            self.networks.count_new(from, now)?;
+            network = Some(self.networks.count_open(from, ConnectionKind::Http, now)?);
         }
         let Some(node) = self.http.try_reserve(1) else {
             self.networks.count_refused(Limit::Http);

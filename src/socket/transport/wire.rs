@@ -14,7 +14,7 @@ use futures_util::Stream;
 use tokio::time::Instant;
 
 use super::frame_guard::Violation;
-use crate::socket::{budget::Reservation, networks::Place};
+use crate::socket::{budget::Reservation, networks::CountedConnection};
 
 /// The handle on an upgraded connection, for its handler and its actor.
 ///
@@ -31,7 +31,7 @@ pub struct Wire {
     aborted: Cell<bool>,
     gone: Cell<bool>,
     /// The connection's place in its network's count, which ends with the connection.
-    place: Cell<Option<Place>>,
+    place: Cell<Option<CountedConnection>>,
     hand_over: RefCell<HandOver>,
     /// Waits for a chunk or the end.
     reader: Cell<Option<Waker>>,
@@ -115,7 +115,7 @@ impl Wire {
     }
 
     /// Keeps the place that the connection was given among those of its network.
-    pub fn keep(&self, place: Place) {
+    pub fn keep(&self, place: CountedConnection) {
         self.place.set(Some(place));
     }
 
