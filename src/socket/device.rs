@@ -273,7 +273,7 @@ impl DeviceSocket {
         match &self.state {
             SocketState::Open(_) => self.when_open(ctx, |open, connection, _| open.drain(connection, spread)),
             SocketState::Attached | SocketState::Opening(_) | SocketState::Closing(_) => {
-                self.close(CloseCode::Draining, ctx)
+                self.close(CloseCode::Draining, ctx);
             }
         }
     }

@@ -167,7 +167,7 @@ impl Mailboxes {
         tx.commit().await?;
         let acked = batch.count_acked(&valid_acks, removed.into_iter().collect());
         let Plan { answers, signals, .. } = plan;
-        Ok(BatchOutcome { answers: batch.merge(acked, answers), signals: signals })
+        Ok(BatchOutcome { answers: batch.merge(acked, answers), signals })
     }
 }
 
