@@ -2,7 +2,8 @@
 //!
 //! Envelopes are sent in sequence order. An envelope received as a signal is sent at once if its sequence number is the
 //! next one. If numbers are missing before it, it is held briefly, because the missing ones may be on their way from another
-//! node; after that the store is read. The window bounds how many sent envelopes may be unacked; the rest stay in the store.
+//! node; after that the store is read. The backlog, which is what was stored when the connection opened, is always read from
+//! the store. The window bounds how many sent envelopes may be unacked; the rest stay in the store.
 
 mod held;
 mod window;
@@ -81,7 +82,7 @@ impl Delivery {
     }
 
     /// Receives the envelope of a signal. Returns it if it may be sent at once. Otherwise it is held if the limits allow
-    /// it; if not, a stored envelope is read from the store later, and an ephemeral one is lost.
+    /// it; if not, a stored envelope is read from the store later, and an ephemeral one is dropped.
     pub fn receive(&mut self, envelope: LiveEnvelope, budget: &Budget) -> Option<LiveEnvelope> {
         let is_next = match &envelope {
             LiveEnvelope::Stored(seq, _) => {

@@ -137,7 +137,7 @@ impl Actor for DeviceSocket {
             // If many clients connect at once, they wait here, where each needs little memory.
             let _permit = node.opening_permits.acquire().await;
             let opened = Box::pin(node.service.open_connection(caller)).await;
-            // Fails unless the connection has ended meanwhile and waits to report that.
+            // Matters only if the connection has ended meanwhile and waits for this, so a failure is ignored.
             let _ = finish.send(());
             opened
         });
@@ -273,7 +273,7 @@ impl DeviceSocket {
         match &self.state {
             SocketState::Open(_) => self.when_open(ctx, |open, connection, _| open.drain(connection, spread)),
             SocketState::Attached | SocketState::Opening(_) | SocketState::Closing(_) => {
-                self.close(CloseCode::Draining, ctx)
+                self.close(CloseCode::Draining, ctx);
             }
         }
     }
@@ -317,7 +317,7 @@ impl DeviceSocket {
         true
     }
 
-    /// Unregisters the connection from the hub, and from the store and the bus if it was opened.
+    /// Unregisters the connection from the hub, and from the store and the bus if opening it had started.
     fn disconnect(&mut self) {
         if self.begin_closing(ENDED_WITHOUT_CLOSE, "connection lost", Close::Lost) {
             self.connection.flow.outbox.abort();

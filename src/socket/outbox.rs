@@ -163,7 +163,7 @@ impl Outbox {
         self.queued_bytes.get()
     }
 
-    /// Most bytes that events may fill the queue to.
+    /// The queue size, in bytes, up to which events are accepted.
     pub fn max_bytes(&self) -> usize {
         self.max_bytes
     }

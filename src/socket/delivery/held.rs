@@ -37,7 +37,7 @@ pub enum ReorderWait {
     Started(Duration),
     /// It started earlier and has not expired.
     Running,
-    /// It is over, and they are still missing.
+    /// It has expired, and envelopes are still missing.
     Expired,
 }
 
@@ -88,7 +88,7 @@ impl HeldEnvelopes {
         released
     }
 
-    /// Starts the wait for missing envelopes, or returns how far it is.
+    /// Starts the wait for missing envelopes if it has not started. Returns its state.
     pub fn wait_for_earlier(&mut self, now: Instant) -> ReorderWait {
         match self.wait_until {
             None => {

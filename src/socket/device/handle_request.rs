@@ -111,7 +111,7 @@ impl OpenState {
         let (node, codec, address) = (connection.node.clone(), connection.codec, ctx.address());
         let runtime = node.runtime.clone();
         runtime.spawn(async move {
-            // Held while the request runs, which may be longer than its connection exists.
+            // Held until the request is finished, even if its connection ends earlier.
             let _reservation = reservation;
             let run = ops::run(&node, source, codec, op, &request, frame);
             // A panic in a use case is a defect, but the client still gets a reply.
