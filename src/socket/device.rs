@@ -1,7 +1,7 @@
 //! The actor of one connected device. The file follows the states of a connection in order.
 //!
-//! No handler waits: work runs on the runtime of store and bus, and its result comes back as a message. The `handle_*` modules
-//! implement what an open connection does; their handlers return a close code if the connection has to close.
+//! No handler waits: work runs on the runtime of store and bus, and its result comes back as a message. The `handle_*`
+//! modules implement what an open connection does; their handlers return a close code if the connection has to close.
 
 mod connection;
 mod handle_mail;
@@ -113,7 +113,8 @@ impl DeviceSocket {
         let flow = Flow::new(node.outbox_bytes, node.budget.clone(), rate);
         actix_rt::spawn(Writer::new(flow.clone(), ws, wire.clone(), codec));
         Self::create(|ctx| {
-            // Attached before the session is checked again, so that a revocation is seen by the check or received as a signal.
+            // Attached before the session is checked again, so that a revocation is seen by the check or received as a
+            // signal.
             let key = node.hub.attach(session.caller.device, ctx.address().recipient());
             ctx.add_stream(MessageReader::new(messages, flow.clone()));
             let connection = DeviceConnection { node, session, codec, flow, wire, client, key, upgraded_at };
@@ -299,7 +300,8 @@ impl DeviceSocket {
         }
     }
 
-    /// Enters the closing state, and logs the end of the connection. Returns false if the connection is already closing.
+    /// Enters the closing state, and logs the end of the connection. Returns false if the connection is already
+    /// closing.
     fn begin_closing(&mut self, code: u16, reason: &'static str, close: Close) -> bool {
         let (epoch, disconnect) = match std::mem::replace(&mut self.state, SocketState::Closing(Disconnect::NotNeeded))
         {

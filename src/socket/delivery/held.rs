@@ -66,8 +66,8 @@ impl HeldEnvelopes {
         false
     }
 
-    /// Removes and returns the envelope to send next, given that those up to `cursor` were sent. Drops the stored ones that
-    /// need not be held: those up to `cursor`, and all of them if the window is full.
+    /// Removes and returns the envelope to send next, given that those up to `cursor` were sent. Drops the stored ones
+    /// that need not be held: those up to `cursor`, and all of them if the window is full.
     pub fn release(&mut self, cursor: i64, window_is_full: bool) -> Option<LiveEnvelope> {
         self.queue.retain(
             |(envelope, _)| !matches!(envelope, LiveEnvelope::Stored(seq, _) if window_is_full || *seq <= cursor),

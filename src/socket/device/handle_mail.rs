@@ -83,7 +83,8 @@ impl OpenState {
         self.read_mail(connection, ctx)
     }
 
-    /// Sends an envelope if it fits. If not, a stored one is read from the store later, and an ephemeral one is dropped.
+    /// Sends an envelope if it fits. If not, a stored one is read from the store later, and an ephemeral one is
+    /// dropped.
     fn deliver(
         &mut self,
         connection: &DeviceConnection,
@@ -115,7 +116,8 @@ impl OpenState {
     ) -> Result<bool, CloseCode> {
         let frame = encode(connection.codec, &message(connection.codec, Some(seq), envelope));
         if !connection.flow.outbox.fits(frame.len()) {
-            // The outbox is full of replies that the client has not read yet. That is no reason to close the connection.
+            // The outbox is full of replies that the client has not read yet. That is no reason to close the
+            // connection.
             self.delivery.block();
             ctx.run_later(RETRY_PAUSE, |actor, ctx| {
                 actor.when_open(ctx, |open, connection, ctx| {
@@ -154,7 +156,8 @@ impl OpenState {
         if self.delivery.take_backlog_end() { connection.send_event(&Event::MailboxDrained {}) } else { Ok(()) }
     }
 
-    /// Starts to resend the envelopes whose acks are overdue, unless frames are still queued: the client has to read those first.
+    /// Starts to resend the envelopes whose acks are overdue, unless frames are still queued: the client has to read
+    /// those first.
     pub fn resend_mail(&mut self, connection: &DeviceConnection, now: Instant, ctx: &mut Context<DeviceSocket>) {
         if connection.flow.outbox.is_empty()
             && let Some(read) = self.delivery.begin_resend(now)

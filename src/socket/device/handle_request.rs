@@ -24,8 +24,8 @@ use crate::{
     socket::ops::{self, FollowUp, Reply, RequestSource, failure},
 };
 
-/// Bytes kept free in the outbox for a reply with bundles, and for most other replies. With the default outbox size, 64 requests
-/// of either kind can be in flight.
+/// Bytes kept free in the outbox for a reply with bundles, and for most other replies. With the default outbox size, 64
+/// requests of either kind can be in flight.
 const BUNDLES_REPLY: usize = 16 * 1024;
 const USUAL_REPLY: usize = 1024;
 /// Bytes kept free for a reply that may contain two lists of devices.
