@@ -1,8 +1,9 @@
 //! Decides which envelopes of a device's mailbox are sent over one connection, and when.
 //!
 //! Envelopes are sent in sequence order. An envelope received as a signal is sent at once if its sequence number is the
-//! next one. If numbers are missing before it, it is held briefly, because the missing ones may be on their way from another
-//! node; after that the store is read. The window bounds how many sent envelopes may be unacked; the rest stay in the store.
+//! next one. If numbers are missing before it, it is held briefly, because the missing ones may be on their way from
+//! another node; after that the store is read. The backlog, which is what was stored when the connection opened, is
+//! always read from the store. The window bounds how many sent envelopes may be unacked; the rest stay in the store.
 
 mod held;
 mod window;
@@ -80,8 +81,8 @@ impl Delivery {
         self.must_read |= seq > self.cursor;
     }
 
-    /// Receives the envelope of a signal. Returns it if it may be sent at once. Otherwise it is held if the limits allow
-    /// it; if not, a stored envelope is read from the store later, and an ephemeral one is lost.
+    /// Receives the envelope of a signal. Returns it if it may be sent at once. Otherwise it is held if the limits
+    /// allow it; if not, a stored envelope is read from the store later, and an ephemeral one is dropped.
     pub fn receive(&mut self, envelope: LiveEnvelope, budget: &Budget) -> Option<LiveEnvelope> {
         let is_next = match &envelope {
             LiveEnvelope::Stored(seq, _) => {
@@ -114,8 +115,8 @@ impl Delivery {
         self.held.release(self.cursor, self.window.is_full())
     }
 
-    /// Adds the frame of envelope `seq`, which is about to be sent, to the window. Returns false if it does not fit; any frame
-    /// fits into an empty window.
+    /// Adds the frame of envelope `seq`, which is about to be sent, to the window. Returns false if it does not fit;
+    /// any frame fits into an empty window.
     pub fn add_to_window(&mut self, seq: i64, bytes: usize, now: Instant) -> bool {
         let is_added = self.window.add(seq, bytes, now);
         if is_added {
@@ -194,8 +195,8 @@ impl Delivery {
         }
     }
 
-    /// Starts a read of the first envelope whose ack is overdue and of those sent after it. Returns `None` if none is overdue
-    /// or a read is in progress.
+    /// Starts a read of the first envelope whose ack is overdue and of those sent after it. Returns `None` if none is
+    /// overdue or a read is in progress.
     pub fn begin_resend(&mut self, now: Instant) -> Option<MailboxRead> {
         let after = self.window.first_overdue(now)? - 1;
         if self.is_reading {
@@ -207,7 +208,8 @@ impl Delivery {
         Some(MailboxRead { page, is_resend: true })
     }
 
-    /// Ends the read that [`Self::begin_resend`] started. Returns the envelopes to send again: those that are still unacked.
+    /// Ends the read that [`Self::begin_resend`] started. Returns the envelopes to send again: those that are still
+    /// unacked.
     pub fn finish_resend(&mut self, read: MailboxRead, page: MailPage, now: Instant) -> Vec<(i64, Arc<Envelope>)> {
         self.is_reading = false;
         let stored: Vec<i64> = page.envelopes.iter().map(|(seq, _)| *seq).collect();
@@ -259,7 +261,8 @@ mod tests {
         }
     }
 
-    /// Receives a stored envelope and sends all that can be sent. Returns the sequence numbers sent, 0 for an ephemeral one.
+    /// Receives a stored envelope and sends all that can be sent. Returns the sequence numbers sent, 0 for an ephemeral
+    /// one.
     fn receive(delivery: &mut Delivery, seq: i64, budget: &Budget) -> Vec<i64> {
         let mut next = delivery.receive(LiveEnvelope::Stored(seq, envelope()), budget).or_else(|| delivery.release());
         let mut numbers = Vec::new();

@@ -1,7 +1,7 @@
 //! The actor of one connected device. The file follows the states of a connection in order.
 //!
-//! No handler waits: work runs on the runtime of store and bus, and its result comes back as a message. The `handle_*` modules
-//! implement what an open connection does; their handlers return a close code if the connection has to close.
+//! No handler waits: work runs on the runtime of store and bus, and its result comes back as a message. The `handle_*`
+//! modules implement what an open connection does; their handlers return a close code if the connection has to close.
 
 mod connection;
 mod handle_mail;
@@ -113,7 +113,8 @@ impl DeviceSocket {
         let flow = Flow::new(node.outbox_bytes, node.budget.clone(), rate);
         actix_rt::spawn(Writer::new(flow.clone(), ws, wire.clone(), codec));
         Self::create(|ctx| {
-            // Attached before the session is checked again, so that a revocation is seen by the check or received as a signal.
+            // Attached before the session is checked again, so that a revocation is seen by the check or received as a
+            // signal.
             let key = node.hub.attach(session.caller.device, ctx.address().recipient());
             ctx.add_stream(MessageReader::new(messages, flow.clone()));
             let connection = DeviceConnection { node, session, codec, flow, wire, client, key, upgraded_at };
@@ -137,7 +138,7 @@ impl Actor for DeviceSocket {
             // If many clients connect at once, they wait here, where each needs little memory.
             let _permit = node.opening_permits.acquire().await;
             let opened = Box::pin(node.service.open_connection(caller)).await;
-            // Fails unless the connection has ended meanwhile and waits to report that.
+            // Matters only if the connection has ended meanwhile and waits for this, so a failure is ignored.
             let _ = finish.send(());
             opened
         });
@@ -273,7 +274,7 @@ impl DeviceSocket {
         match &self.state {
             SocketState::Open(_) => self.when_open(ctx, |open, connection, _| open.drain(connection, spread)),
             SocketState::Attached | SocketState::Opening(_) | SocketState::Closing(_) => {
-                self.close(CloseCode::Draining, ctx)
+                self.close(CloseCode::Draining, ctx);
             }
         }
     }
@@ -299,7 +300,8 @@ impl DeviceSocket {
         }
     }
 
-    /// Enters the closing state, and logs the end of the connection. Returns false if the connection is already closing.
+    /// Enters the closing state, and logs the end of the connection. Returns false if the connection is already
+    /// closing.
     fn begin_closing(&mut self, code: u16, reason: &'static str, close: Close) -> bool {
         let (epoch, disconnect) = match std::mem::replace(&mut self.state, SocketState::Closing(Disconnect::NotNeeded))
         {
@@ -317,7 +319,7 @@ impl DeviceSocket {
         true
     }
 
-    /// Unregisters the connection from the hub, and from the store and the bus if it was opened.
+    /// Unregisters the connection from the hub, and from the store and the bus if opening it had started.
     fn disconnect(&mut self) {
         if self.begin_closing(ENDED_WITHOUT_CLOSE, "connection lost", Close::Lost) {
             self.connection.flow.outbox.abort();

@@ -80,8 +80,8 @@ impl Hub {
         self.shards[index].lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Adds a connection, which receives the signals for its device from now on. Returns its key for [`Self::note_open`] and
-    /// [`Self::detach`].
+    /// Adds a connection, which receives the signals for its device from now on. Returns its key for
+    /// [`Self::note_open`] and [`Self::detach`].
     pub fn attach(&self, device: DeviceId, connection: Recipient<HubMessage>) -> ConnectionKey {
         let key = ConnectionKey(self.next_key.fetch_add(1, Ordering::Relaxed));
         self.shard(device).entry(device).or_insert_with(|| Vec::with_capacity(1)).push(Attached {
@@ -130,8 +130,8 @@ impl Hub {
         self.draining.store(true, Ordering::Relaxed);
     }
 
-    /// Drains all connections: each asks its client to reconnect within `spread`, answers its requests in flight, and closes.
-    /// Messages go out in batches with pauses, so that the last connection gets it after at most `over`.
+    /// Drains all connections: each asks its client to reconnect within `spread`, answers its requests in flight, and
+    /// closes. Messages go out in batches with pauses, so that the last connection gets it after at most `over`.
     pub async fn drain(&self, spread: Duration, over: Duration) {
         self.start_draining();
         // A connection that attaches after this point checks `is_draining` itself.

@@ -1,7 +1,7 @@
 //! Serves requests: reads the parameters, calls the use case and encodes the result. One function per op.
 //!
-//! To add an op, add its name to `sealwire_protocol::frame::Op`, its parameter and result types to the module of its area in
-//! that crate, their conversions to `edge`, its use case to `service`, and its function here.
+//! To add an op, add its name to `sealwire_protocol::frame::Op`, its parameter and result types to the module of its
+//! area in that crate, their conversions to `edge`, its use case to `service`, and its function here.
 
 mod accounts;
 mod keys;
@@ -52,7 +52,8 @@ pub struct Reply {
     pub follow_up: FollowUp,
     /// What is sent to other devices.
     pub notifications: Notifications,
-    /// The turn of a publish. It is dropped once the reply is on its way to the connection, so that replies keep the order.
+    /// The turn of a publish. It is dropped once the reply is on its way to the connection, so that replies keep the
+    /// order.
     pub turn: Option<Turn>,
 }
 
@@ -121,7 +122,8 @@ pub fn failure(metrics: &Metrics, asked: Asked, codec: Codec, id: RequestId, err
 /// Encodes a reply or an event.
 pub fn encode(codec: Codec, frame: &impl Serialize) -> Vec<u8> {
     codec.encode(frame).unwrap_or_else(|error| {
-        // Cannot happen: every protocol type can be encoded. An empty frame at least shows the client that something failed.
+        // Cannot happen: every protocol type can be encoded. An empty frame at least shows the client that something
+        // failed.
         tracing::error!(%error, "cannot encode a frame");
         Vec::new()
     })

@@ -78,7 +78,8 @@ impl Outbox {
     /// Queues an event.
     ///
     /// # Errors
-    /// [`Overflow`] if the queue is full, or if the node's budget is used up and this queue is over [`GUARANTEED_BYTES`].
+    /// [`Overflow`] if the queue is full, or if the node's budget is used up and this queue is over
+    /// [`GUARANTEED_BYTES`].
     pub fn push_event(&self, frame: Vec<u8>) -> Result<(), Overflow> {
         if self.queued_bytes.get() + frame.len() > self.max_bytes {
             return Err(Overflow);
@@ -107,8 +108,8 @@ impl Outbox {
         }
     }
 
-    /// Queues the answer to a ping. It replaces a pong that is last in the queue, so a flood of pings gets only the latest answer
-    /// (RFC 6455, 5.5.3).
+    /// Queues the answer to a ping. It replaces a pong that is last in the queue, so a flood of pings gets only the
+    /// latest answer (RFC 6455, 5.5.3).
     pub fn pong(&self, payload: &[u8]) {
         // Copied, because the payload is a slice of a larger receive buffer.
         let payload = Bytes::copy_from_slice(payload);
@@ -127,7 +128,8 @@ impl Outbox {
         wake(&self.writer);
     }
 
-    /// Closes with a Close frame after the queued frames. The queue of a slow consumer is dropped, since it would not be read.
+    /// Closes with a Close frame after the queued frames. The queue of a slow consumer is dropped, since it would not
+    /// be read.
     pub fn close(&self, code: CloseCode) {
         if code == CloseCode::SlowConsumer {
             self.queue.borrow_mut().clear();
@@ -163,7 +165,7 @@ impl Outbox {
         self.queued_bytes.get()
     }
 
-    /// Most bytes that events may fill the queue to.
+    /// The queue size, in bytes, up to which events are accepted.
     pub fn max_bytes(&self) -> usize {
         self.max_bytes
     }

@@ -1,5 +1,5 @@
-//! Decides when the next message of a connection may be read: between the welcome and a drain, if the requests in flight are
-//! within their limits and the connection is within its request rate.
+//! Decides when the next message of a connection may be read: between the welcome and a drain, if the requests in
+//! flight are within their limits and the connection is within its request rate.
 
 use std::{
     cell::{Cell, RefCell},

@@ -48,7 +48,8 @@ impl RequestRate {
     /// Counts a request that is to be run.
     ///
     /// # Errors
-    /// If the connection is over its rate: the time until a request would be accepted. The request is counted as refused.
+    /// If the connection is over its rate: the time until a request would be accepted. The request is counted as
+    /// refused.
     pub fn take(&self, now: Instant) -> Result<(), Duration> {
         if self.per_second == 0 {
             return Ok(());

@@ -1,5 +1,5 @@
-//! Serves `GET /v1/socket`: checks the upgrade request, chooses the codec and starts the connection. The checks run in this
-//! order: browser origin, form of the request, rate of new connections, token, capacity.
+//! Serves `GET /v1/socket`: checks the upgrade request, chooses the codec and starts the connection. The checks run in
+//! this order: browser origin, form of the request, rate of new connections, token, capacity.
 
 use std::{rc::Rc, sync::Arc, time::Instant};
 
@@ -94,8 +94,8 @@ async fn upgrade(request: &HttpRequest, body: web::Payload, node: Arc<Node>) -> 
     Ok(response)
 }
 
-/// Whether the transport has switched the connection to WebSocket. It does so only if an `Upgrade` header has exactly this
-/// value.
+/// Whether the transport has switched the connection to WebSocket. It does so only if an `Upgrade` header has exactly
+/// this value.
 fn is_upgraded_by_transport(headers: &HeaderMap) -> bool {
     let is_websocket = |value: &HeaderValue| value.as_bytes().trim_ascii().eq_ignore_ascii_case(b"websocket");
     headers.get_all(header::UPGRADE).any(is_websocket)

@@ -21,13 +21,15 @@ use super::{
     transport::{Wire, frame_bytes},
 };
 
-/// Most bytes between the outbox and the kernel.
+/// Most bytes that have left the outbox and are not written to the kernel yet.
 const MAX_IN_TRANSIT: u64 = 64 * 1024;
-/// How long a peer may take to read the remaining frames and the Close frame before the TCP connection is aborted. Long, so that
-/// a client that stalled for a while still learns why it was closed; the queue is bounded, so waiting is cheap.
+/// How long a peer may take to read the remaining frames and the Close frame before the TCP connection is aborted.
+/// Long, so that a client that stalled for a while still learns why it was closed; the queue is bounded, so waiting is
+/// cheap.
 const CLOSE_TIMEOUT: Duration = Duration::from_secs(30);
 
-/// The future that writes until the connection is closed. From the start of closing it runs for at most [`CLOSE_TIMEOUT`].
+/// The future that writes until the connection is closed. From the start of closing it runs for at most
+/// [`CLOSE_TIMEOUT`].
 ///
 /// Implemented by hand because every connection has one, and an `async fn` would take five times as much memory.
 pub struct Writer {

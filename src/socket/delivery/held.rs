@@ -37,7 +37,7 @@ pub enum ReorderWait {
     Started(Duration),
     /// It started earlier and has not expired.
     Running,
-    /// It is over, and they are still missing.
+    /// It has expired, and envelopes are still missing.
     Expired,
 }
 
@@ -66,8 +66,8 @@ impl HeldEnvelopes {
         false
     }
 
-    /// Removes and returns the envelope to send next, given that those up to `cursor` were sent. Drops the stored ones that
-    /// need not be held: those up to `cursor`, and all of them if the window is full.
+    /// Removes and returns the envelope to send next, given that those up to `cursor` were sent. Drops the stored ones
+    /// that need not be held: those up to `cursor`, and all of them if the window is full.
     pub fn release(&mut self, cursor: i64, window_is_full: bool) -> Option<LiveEnvelope> {
         self.queue.retain(
             |(envelope, _)| !matches!(envelope, LiveEnvelope::Stored(seq, _) if window_is_full || *seq <= cursor),
@@ -88,7 +88,7 @@ impl HeldEnvelopes {
         released
     }
 
-    /// Starts the wait for missing envelopes, or returns how far it is.
+    /// Starts the wait for missing envelopes if it has not started. Returns its state.
     pub fn wait_for_earlier(&mut self, now: Instant) -> ReorderWait {
         match self.wait_until {
             None => {

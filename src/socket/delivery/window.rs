@@ -30,8 +30,8 @@ impl Window {
         Self { max_bytes, unacked: VecDeque::new(), bytes: 0, is_blocked: false }
     }
 
-    /// Adds an envelope that is about to be sent. If it does not fit, blocks the window and returns false; any envelope fits
-    /// into an empty window.
+    /// Adds an envelope that is about to be sent. If it does not fit, blocks the window and returns false; any envelope
+    /// fits into an empty window.
     pub fn add(&mut self, seq: i64, bytes: usize, now: Instant) -> bool {
         let fits = self.unacked.len() < MAX_UNACKED && self.bytes + bytes <= self.max_bytes;
         if !fits && !self.unacked.is_empty() {
@@ -98,8 +98,8 @@ impl Window {
         self.unacked.iter().find(|unacked| unacked.sent_at + RESEND_TIMEOUT <= now).map(|unacked| unacked.seq)
     }
 
-    /// Records that of the envelopes after `after` and up to `upto` the mailbox still holds only `stored` (sorted). Those count
-    /// as sent now; the others are removed.
+    /// Records that of the envelopes after `after` and up to `upto` the mailbox still holds only `stored` (sorted).
+    /// Those count as sent now; the others are removed.
     pub fn mark_resent(&mut self, after: i64, upto: i64, stored: &[i64], now: Instant) {
         let was_read = |seq: i64| seq > after && seq <= upto;
         self.remove(|seq| was_read(seq) && stored.binary_search(&seq).is_err());

@@ -83,7 +83,8 @@ impl OpenState {
         self.read_mail(connection, ctx)
     }
 
-    /// Sends an envelope if it fits. An ephemeral one that does not fit is dropped.
+    /// Sends an envelope if it fits. If not, a stored one is read from the store later, and an ephemeral one is
+    /// dropped.
     fn deliver(
         &mut self,
         connection: &DeviceConnection,
@@ -115,7 +116,8 @@ impl OpenState {
     ) -> Result<bool, CloseCode> {
         let frame = encode(connection.codec, &message(connection.codec, Some(seq), envelope));
         if !connection.flow.outbox.fits(frame.len()) {
-            // The outbox is full of replies that the client has not read yet. That is no reason to close the connection.
+            // The outbox is full of replies that the client has not read yet. That is no reason to close the
+            // connection.
             self.delivery.block();
             ctx.run_later(RETRY_PAUSE, |actor, ctx| {
                 actor.when_open(ctx, |open, connection, ctx| {
@@ -154,7 +156,8 @@ impl OpenState {
         if self.delivery.take_backlog_end() { connection.send_event(&Event::MailboxDrained {}) } else { Ok(()) }
     }
 
-    /// Starts to resend envelopes whose acks are overdue, unless the outbox shows that the client has not read everything yet.
+    /// Starts to resend the envelopes whose acks are overdue, unless frames are still queued: the client has to read
+    /// those first.
     pub fn resend_mail(&mut self, connection: &DeviceConnection, now: Instant, ctx: &mut Context<DeviceSocket>) {
         if connection.flow.outbox.is_empty()
             && let Some(read) = self.delivery.begin_resend(now)
@@ -163,7 +166,7 @@ impl OpenState {
         }
     }
 
-    /// Sends the held envelopes that may be sent now, then reads on.
+    /// Sends the held envelopes that may be sent now, then reads the mailbox if there is more to send.
     fn send_held(&mut self, connection: &DeviceConnection, ctx: &mut Context<DeviceSocket>) -> HandlerResult {
         while let Some(envelope) = self.delivery.release() {
             self.deliver(connection, &envelope, ctx)?;
@@ -171,6 +174,7 @@ impl OpenState {
         self.read_mail(connection, ctx)
     }
 
+    /// Sends the envelopes of a page that was read.
     fn handle_page(
         &mut self,
         connection: &DeviceConnection,
@@ -212,7 +216,7 @@ fn read_page(connection: &DeviceConnection, read: MailboxRead, ctx: &mut Context
     let runtime = node.runtime.clone();
     runtime.spawn(async move {
         let page = AssertUnwindSafe(node.service.mail_page(device, read.page)).catch_unwind().await;
-        // A panic is a defect, but the connection still has to get an answer, so that it tries again.
+        // A panic is a defect, but without a result the connection would never read its mailbox again.
         let page = page.unwrap_or(Err(Refusal::Internal));
         address.do_send(MailPageRead { read, page, reservation });
     });
@@ -229,7 +233,7 @@ fn read_later(ctx: &mut Context<DeviceSocket>) {
     });
 }
 
-/// Counts a delivery. Its latency counts only if the envelope was accepted after the connection was opened.
+/// Counts a delivery. Its latency counts only if the envelope was accepted after the connection was upgraded.
 fn count_delivery(connection: &DeviceConnection, envelope: &Envelope) {
     let waited = connection.node.service.now().since(envelope.accepted_at);
     connection.node.metrics.delivered((waited <= connection.age()).then_some(waited));

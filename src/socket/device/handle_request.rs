@@ -24,8 +24,8 @@ use crate::{
     socket::ops::{self, FollowUp, Reply, RequestSource, failure},
 };
 
-/// Bytes kept free in the outbox for a reply with bundles, and for most other replies. With the default outbox size, 64 requests
-/// of either kind can be in flight.
+/// Bytes kept free in the outbox for a reply with bundles, and for most other replies. With the default outbox size, 64
+/// requests of either kind can be in flight.
 const BUNDLES_REPLY: usize = 16 * 1024;
 const USUAL_REPLY: usize = 1024;
 /// Bytes kept free for a reply that may contain two lists of devices.
@@ -111,7 +111,7 @@ impl OpenState {
         let (node, codec, address) = (connection.node.clone(), connection.codec, ctx.address());
         let runtime = node.runtime.clone();
         runtime.spawn(async move {
-            // Held while the request runs, which may be longer than its connection exists.
+            // Held until the request is finished, even if its connection ends earlier.
             let _reservation = reservation;
             let run = ops::run(&node, source, codec, op, &request, frame);
             // A panic in a use case is a defect, but the client still gets a reply.

@@ -1,5 +1,5 @@
-//! Handles the deadlines of an open connection: pings, the end of the session, the notice that a signed prekey expires, acks
-//! that are overdue, and the idle timeout.
+//! Handles the deadlines of an open connection: pings, the end of the session, the notice that a signed prekey expires,
+//! acks that are overdue, and the idle timeout.
 
 use std::time::Duration;
 

@@ -52,8 +52,8 @@ impl Requests {
             || self.deferred.iter().any(|deferred| deferred.request.id == id)
     }
 
-    /// Whether an op cannot run yet. A renewal runs alone, because earlier requests belong to the old session and later ones to
-    /// the new session.
+    /// Whether an op cannot run yet. A renewal runs alone, because earlier requests belong to the old session and later
+    /// ones to the new session.
     pub fn must_wait(&self, op: Op) -> bool {
         self.signals_after_renewal.is_some() || (op == Op::SessionRenew && !self.in_flight.is_empty())
     }

@@ -9,8 +9,8 @@ use crate::{
     service::Turn,
 };
 
-/// Waits for its turn, so that sends are queued in the order received. A malformed send waits too: leaving early would let a
-/// later send overtake an earlier one.
+/// Waits for its turn, so that sends are queued in the order received. A malformed send waits too: leaving early would
+/// let a later send overtake an earlier one.
 pub async fn send(call: &Call<'_>, turn: Option<Turn>) -> Result<Reply, EdgeError> {
     let message = call.params().and_then(|request| messages::message(request, call.codec, call.frame));
     let mut turn = turn.ok_or(Refusal::Internal)?;
