@@ -57,6 +57,8 @@ pub struct Message {
     pub ttl: Duration,
     /// One for each device of the recipient.
     pub envelopes: Vec<OutgoingEnvelope>,
+    /// Devices of the user that the sender cannot encrypt for.
+    pub skipped: Vec<DeviceId>,
 }
 
 impl Service {
@@ -64,7 +66,7 @@ impl Service {
     /// connection; `turn` must be ready, and is dropped as soon as the message is queued.
     ///
     /// # Errors
-    /// `session_revoked`, `rate_limited`, `not_found`, `devices_mismatch`, `id_conflict`, `mailbox_full`
+    /// `session_revoked`, `rate_limited`, `not_found`, `no_devices`, `devices_mismatch`, `id_conflict`, `mailbox_full`
     pub async fn send(
         &self,
         caller: Caller,
@@ -74,8 +76,8 @@ impl Service {
     ) -> Result<AcceptedMessage, Refusal> {
         let now = self.now();
         self.limits.send(caller.device, now)?;
-        let Message { id, to, ephemeral, ttl, envelopes } = message;
-        let request = SendRequest { caller, epoch, message: id, to, ephemeral, ttl, envelopes, now };
+        let Message { id, to, ephemeral, ttl, envelopes, skipped } = message;
+        let request = SendRequest { caller, epoch, message: id, to, ephemeral, ttl, envelopes, skipped, now };
         let queued = self.mail.enqueue(MailRequest::Send(request))?;
         drop(turn);
         match queued.answer().await? {
