@@ -1,9 +1,9 @@
-//! The composition root: the only place where backends are chosen and parts are put together. Production and tests both
-//! build a server by [`Application::build`] and run it by [`Application::run_until_stopped`].
+//! The composition root: the only place that chooses backends and connects the modules. Production and tests both build a
+//! server with [`Application::build`] and run it with [`Application::run_until_stopped`].
 
-mod bounds;
 mod error;
 mod listeners;
+mod node_limits;
 mod open_files;
 mod runtimes;
 mod secret_file;
@@ -13,20 +13,20 @@ use std::{sync::Arc, time::Duration};
 use uuid::Uuid;
 
 use self::{
-    bounds::Bounds,
     listeners::{Listener, listen_to_clients, listen_to_operator},
+    node_limits::NodeLimits,
     runtimes::Runtimes,
 };
 use crate::{
     bus::{Bus, RedisBus},
     clock::{Clock, Entropy},
-    config::{Config, LimitsConfig},
+    config::Config,
     domain::{
         envelope::{MailboxBounds, MailboxSize},
         otp::ServerSecret,
     },
     metrics::Metrics,
-    service::{LimitSettings, Mailer, Parts, Policy, Service, expire_mail_forever, reconcile_forever, sweep_forever},
+    service::{Mailer, Policy, Service, ServiceDependencies, expire_mail_forever, reconcile_forever, sweep_forever},
     shutdown::DrainTime,
     socket::Hub,
     sqlite_file::SqliteFile,
@@ -37,8 +37,8 @@ use crate::{
 pub use self::error::AppError;
 pub use crate::shutdown::Stopper;
 
-/// How long closing the database's connections may take once nothing uses them.
-const CLOSE_TIME: Duration = Duration::from_millis(400);
+/// How long closing the idle database connections may take.
+const CLOSE_TIMEOUT: Duration = Duration::from_millis(400);
 
 /// A server that is ready to run.
 pub struct Application {
@@ -47,12 +47,12 @@ pub struct Application {
     stopper: Stopper,
     tasks: Tasks,
     store: Store,
-    /// Stopped last.
+    /// Stopped last: everything else runs on them.
     runtimes: Runtimes,
 }
 
-/// What all parts of a node share.
-struct NodeParts {
+/// What all modules of a node share.
+struct NodeContext {
     id: Uuid,
     tasks: Tasks,
     metrics: Arc<Metrics>,
@@ -60,77 +60,77 @@ struct NodeParts {
 }
 
 impl Application {
-    /// Opens the backends, starts the background tasks and binds both ports. Nothing is served before
+    /// Opens the backends, starts the background tasks and binds both ports. Connections are accepted only by
     /// [`Self::run_until_stopped`].
     ///
     /// # Errors
-    /// If a backend, the secret or a port cannot be had.
+    /// If a backend or the secret cannot be opened, or a port cannot be bound.
     pub fn build(config: &Config, clock: Clock, entropy: &Entropy) -> Result<Self, AppError> {
         let runtimes = Runtimes::start().map_err(AppError::System)?;
         let node =
-            NodeParts { id: entropy.uuid(), tasks: runtimes.tasks(), metrics: Arc::default(), hub: Arc::default() };
+            NodeContext { id: entropy.uuid(), tasks: runtimes.tasks(), metrics: Arc::default(), hub: Arc::default() };
         let store = open_served_store(config, entropy, &node, &runtimes)?;
         let service = start_service(config, clock, entropy, &store, &node)?;
         start_housekeeping(&service, &node.tasks);
-        let bounds = Bounds::new(config, &node);
-        let operator = listen_to_operator(config, &service, &node, &bounds, runtimes.store())?;
-        let clients = listen_to_clients(config, &service, &node, &bounds, runtimes.store())?;
+        let limits = NodeLimits::new(config, &node);
+        let operator = listen_to_operator(config, &service, &node, &limits, runtimes.store())?;
+        let clients = listen_to_clients(config, &service, &node, &limits, runtimes.store())?;
         let stopper = Stopper {
             server: clients.handle(),
             admin: operator.handle(),
             hub: node.hub,
-            connections: bounds.sockets,
+            connections: limits.sockets,
             time: DrainTime::from_secs(config.server.drain_s),
         };
         Ok(Self { clients, operator, stopper, tasks: node.tasks, store, runtimes })
     }
 
-    /// The clients' port: the configured one, or the free one that was taken for port 0.
+    /// The port of the clients' listener. If port 0 is configured, the one that the system chose.
     #[must_use]
     pub fn port(&self) -> u16 {
         self.clients.port()
     }
 
-    /// The operator's port, likewise.
+    /// The port of the operator's listener. If port 0 is configured, the one that the system chose.
     #[must_use]
     pub fn admin_port(&self) -> u16 {
         self.operator.port()
     }
 
-    /// A handle with which to stop it.
+    /// A handle that stops this server.
     #[must_use]
     pub fn stopper(&self) -> Stopper {
         self.stopper.clone()
     }
 
-    /// Its background tasks, to which more can be added.
+    /// The background tasks. More can be spawned.
     #[must_use]
     pub fn tasks(&self) -> Tasks {
         self.tasks.clone()
     }
 
-    /// Serves until it is stopped or a part of it fails, then closes the store. Needs an actix system.
+    /// Serves until the server is stopped or a part of it fails, then closes the store. Must run in an actix system.
     ///
     /// # Errors
-    /// If a listener or a background task ends before it should. The rest is stopped in good order all the same.
+    /// If a listener or a background task ended unexpectedly. The rest has been stopped in order nevertheless.
     pub async fn run_until_stopped(mut self) -> Result<(), AppError> {
         let served = self.serve().await;
         if let Err(error) = &served {
             tracing::error!(%error, "a part of the server has ended; stopping");
-            // The failure stays one even if the rest stops well.
+            // `served` is returned below, however well the rest stops.
             tokio::join!(self.stopper.stop(), self.clients.finish());
         }
         self.stopper.finish_work(self.tasks.work()).await;
-        // The operator can watch until the clients' work is done.
+        // The operator's listener stops last, so that the operator can watch the server stop.
         tokio::join!(self.stopper.admin.stop(false), self.operator.finish());
-        if tokio::time::timeout(CLOSE_TIME, self.store.close()).await.is_err() {
+        if tokio::time::timeout(CLOSE_TIMEOUT, self.store.close()).await.is_err() {
             tracing::warn!("the database connections did not close in time");
         }
         self.runtimes.stop();
         served
     }
 
-    /// Serves until the clients' listener has been stopped, or any part ends that should not.
+    /// Serves until the clients' listener has been stopped, or a listener or background task ends unexpectedly.
     async fn serve(&mut self) -> Result<(), AppError> {
         tokio::select! {
             served = self.clients.server() => match served {
@@ -150,7 +150,7 @@ impl Application {
 fn open_served_store(
     config: &Config,
     entropy: &Entropy,
-    node: &NodeParts,
+    node: &NodeContext,
     runtimes: &Runtimes,
 ) -> Result<Store, StoreError> {
     let opening = Store::open(config.database.url.reveal(), store_settings(config, entropy));
@@ -165,20 +165,20 @@ fn store_settings(config: &Config, entropy: &Entropy) -> StoreSettings {
     }
 }
 
-/// Puts the use cases together with what they use.
+/// Starts the service with all its dependencies.
 fn start_service(
     config: &Config,
     clock: Clock,
     entropy: &Entropy,
     store: &Store,
-    node: &NodeParts,
+    node: &NodeContext,
 ) -> Result<Arc<Service>, AppError> {
     let secret = server_secret(config, entropy)?;
     let mailer = start_mailer(config, &clock, entropy, node)?;
     let bus = start_bus(config, node)?;
     let version = env!("CARGO_PKG_VERSION");
     tracing::info!(node_id = %node.id, version, database = store.kind(), bus = bus.kind(), "starting");
-    let parts = Parts {
+    let dependencies = ServiceDependencies {
         store: store.clone(),
         bus,
         local_delivery: node.hub.clone(),
@@ -189,19 +189,19 @@ fn start_service(
         policy: policy(config),
         metrics: node.metrics.clone(),
     };
-    Ok(Arc::new(Service::start(parts, &node.tasks)))
+    Ok(Arc::new(Service::start(dependencies, &node.tasks)))
 }
 
-/// The configured secret, or that beside the SQLite file.
+/// Returns the configured secret or, if there is none, the one in the file beside the SQLite database.
 fn server_secret(config: &Config, entropy: &Entropy) -> Result<ServerSecret, AppError> {
     if let Some(secret) = config.server_secret() {
         return Ok(secret);
     }
     let file = SqliteFile::from_url(config.database.url.reveal()).map_err(StoreError::from)?;
-    Ok(secret_file::read_or_make(&file, entropy)?)
+    Ok(secret_file::read_or_create(&file, entropy)?)
 }
 
-fn start_mailer(config: &Config, clock: &Clock, entropy: &Entropy, node: &NodeParts) -> Result<Mailer, AppError> {
+fn start_mailer(config: &Config, clock: &Clock, entropy: &Entropy, node: &NodeContext) -> Result<Mailer, AppError> {
     Ok(Mailer::new(
         config.mailer.url.reveal(),
         &config.mailer.from,
@@ -212,7 +212,7 @@ fn start_mailer(config: &Config, clock: &Clock, entropy: &Entropy, node: &NodePa
     )?)
 }
 
-fn start_bus(config: &Config, node: &NodeParts) -> Result<Bus, AppError> {
+fn start_bus(config: &Config, node: &NodeContext) -> Result<Bus, AppError> {
     match config.bus.url.reveal() {
         "local" => Ok(Bus::Local(node.hub.clone())),
         url => RedisBus::start(url, node.hub.clone(), node.id, node.metrics.clone(), &node.tasks)
@@ -221,14 +221,14 @@ fn start_bus(config: &Config, node: &NodeParts) -> Result<Bus, AppError> {
     }
 }
 
-/// Starts what a node does by itself from time to time.
+/// Starts the periodic tasks of a node.
 fn start_housekeeping(service: &Arc<Service>, tasks: &Tasks) {
     tasks.spawn("sweep", sweep_forever(service.clone()));
     tasks.spawn("mail expiry", expire_mail_forever(service.clone()));
     tasks.spawn("reconcile", reconcile_forever(service.clone()));
 }
 
-/// Opens the configured store for a command, beside a server if one runs, and brings its tables up to date.
+/// Opens the configured store for a command and migrates it. A server may be running on it.
 ///
 /// # Errors
 /// Those of [`Store::open_beside_server`].
@@ -236,7 +236,7 @@ pub async fn open_store(config: &Config, entropy: &Entropy) -> Result<Store, Sto
     Store::open_beside_server(config.database.url.reveal(), store_settings(config, entropy)).await
 }
 
-/// Looks at the configured store without changing it, and returns what it found in a few words.
+/// Inspects the configured store without changing it, and describes it in a few words.
 ///
 /// # Errors
 /// Those of [`Store::inspect`].
@@ -244,7 +244,7 @@ pub async fn inspect_store(config: &Config) -> Result<&'static str, StoreError> 
     Store::inspect(config.database.url.reveal()).await
 }
 
-/// The configured rules of the use cases.
+/// The settings of the use cases.
 #[must_use]
 pub fn policy(config: &Config) -> Policy {
     let mailbox = &config.mailbox;
@@ -257,21 +257,6 @@ pub fn policy(config: &Config) -> Policy {
             all: MailboxSize { envelopes: mailbox.max_envelopes.into(), bytes: mailbox.max_bytes },
             per_sender: MailboxSize { envelopes: mailbox.max_per_sender.into(), bytes: mailbox.max_bytes_per_sender },
         },
-        limits: limits(&config.limits),
-    }
-}
-
-/// The limits of the use cases. Those of connections are [`Bounds`].
-fn limits(limits: &LimitsConfig) -> LimitSettings {
-    LimitSettings {
-        otp_per_email_hour: limits.otp_per_email_hour,
-        otp_per_email_day: limits.otp_per_email_day,
-        otp_per_email_network_hour: limits.otp_per_email_network_hour,
-        otp_per_network_hour: limits.otp_per_network_hour,
-        verify_per_network_minute: limits.verify_per_network_minute,
-        find_per_user_hour: limits.find_per_user_hour,
-        claim_burst: limits.claim_burst,
-        claim_refill_s: limits.claim_refill_s,
-        sends_per_device_second: limits.sends_per_device_second,
+        limits: config.limits.usage.clone(),
     }
 }

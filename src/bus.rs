@@ -1,5 +1,6 @@
-//! Carries signals to the nodes that a device is connected to. What arrives reaches the connections by [`LocalDelivery`]
-//! alone. Signals may be lost: the database has what they tell, and the reconcile finds it there.
+//! Carries signals to the nodes that a device is connected to. A node hands them to its connections only through
+//! [`LocalDelivery`]. Signals may be lost: they report changes that are in the database, where the reconcile finds them.
+//! Only ephemeral messages are not stored.
 
 mod batch;
 mod payload;
@@ -13,17 +14,17 @@ use tokio::sync::watch;
 
 use crate::domain::{DeviceId, LocalDelivery, Signal};
 
-/// How signals travel.
+/// The transport of signals.
 #[derive(Clone)]
 pub enum Bus {
-    /// One node: straight to its own connections.
+    /// For a single node: delivers directly to its own connections.
     Local(Arc<dyn LocalDelivery>),
-    /// Many nodes.
+    /// For several nodes: Redis pub/sub.
     Redis(RedisBus),
 }
 
 impl Bus {
-    /// Sends a signal to a device's connections on all nodes. Call it after the commit that the signal is about.
+    /// Sends a signal to a device's connections on all nodes. Call this after the commit that the signal reports.
     pub fn publish(&self, device: DeviceId, signal: Signal) {
         match self {
             Self::Local(connections) => {
@@ -33,25 +34,26 @@ impl Bus {
         }
     }
 
-    /// Sends the signals of one batch of mail, in order.
-    pub fn publish_mail(&self, wakes: Vec<(DeviceId, Signal)>) {
+    /// Sends the signals of one batch of mail, in order. Signals for one device share a publish; envelopes are sent to other
+    /// nodes only if the device is not connected here.
+    pub fn publish_mail(&self, signals: Vec<(DeviceId, Signal)>) {
         let Self::Redis(bus) = self else {
-            for (device, signal) in wakes {
+            for (device, signal) in signals {
                 self.publish(device, signal);
             }
             return;
         };
-        let mut elsewhere: BTreeMap<DeviceId, SignalBatch> = BTreeMap::new();
-        for (device, signal) in wakes {
-            let is_here = bus.deliver_here(device, signal.clone());
-            elsewhere.entry(device).or_default().add(signal, !is_here);
+        let mut remote: BTreeMap<DeviceId, SignalBatch> = BTreeMap::new();
+        for (device, signal) in signals {
+            let is_local = bus.deliver_locally(device, signal.clone());
+            remote.entry(device).or_default().add(signal, !is_local);
         }
-        for (device, batch) in elsewhere {
-            bus.publish_elsewhere(device, batch);
+        for (device, batch) in remote {
+            bus.publish_remotely(device, batch);
         }
     }
 
-    /// Subscribes to a device's signals. They arrive from the time this returns, or soon after if the bus is down.
+    /// Subscribes this node to a device's signals. They are received once this returns or, if the bus is down, once it is up.
     pub async fn subscribe(&self, device: DeviceId) {
         match self {
             Self::Local(_) => {}
@@ -59,7 +61,7 @@ impl Bus {
         }
     }
 
-    /// Undoes one [`Self::subscribe`].
+    /// Undoes one call of [`Self::subscribe`].
     pub async fn unsubscribe(&self, device: DeviceId) {
         match self {
             Self::Local(_) => {}
@@ -85,7 +87,7 @@ impl Bus {
         }
     }
 
-    /// How long ago the bus last proved that it works; `None` if it never did, and for the local bus.
+    /// How long ago a probe last came back over the bus; `None` if none ever did, and for the local bus.
     #[must_use]
     pub fn probe_age(&self) -> Option<Duration> {
         match self {
@@ -94,7 +96,7 @@ impl Bus {
         }
     }
 
-    /// [`Self::is_up`] as a value to wait on. For the local bus it never changes.
+    /// [`Self::is_up`] as a watch channel. For the local bus it never changes.
     #[must_use]
     pub fn watch(&self) -> watch::Receiver<bool> {
         match self {

@@ -1,4 +1,5 @@
-//! The configuration: `config/default.toml` (compiled in), then a file, then the environment; typed and checked once.
+//! The configuration. Later layers override earlier ones: `config/default.toml` (compiled in), a file, the environment. All
+//! values are checked once, at the start.
 
 mod check;
 mod layers;
@@ -20,42 +21,42 @@ use self::{
     check::check,
     layers::{parse_as, same_kind, set},
 };
-use crate::{domain::otp::ServerSecret, sqlite_file::SqliteUrlError};
+use crate::{domain::otp::ServerSecret, sqlite_file::SqliteUrlError, usage_limits::UsageLimits};
 
 const DEFAULTS: &str = include_str!("../config/default.toml");
 const ENV_PREFIX: &str = "SEALWIRE__";
 
-/// A configuration that a server cannot be started with.
+/// The configuration is invalid.
 #[derive(Debug, Error)]
 pub enum ConfigError {
     /// The file cannot be read.
     #[error("cannot read the configuration file {path}: {source}")]
     File {
-        /// The path as it was given.
+        /// The path given on the command line.
         path: String,
         /// The operating system's reason.
         source: std::io::Error,
     },
     /// The file is not TOML.
-    #[error("the configuration file {path} is not TOML: {why}")]
+    #[error("the configuration file {path} is not valid TOML: {why}")]
     Syntax {
-        /// The path as it was given.
+        /// The path given on the command line.
         path: String,
-        /// The parser's reason with the number of the line, but without its text, which may hold a secret.
+        /// The parser's reason and the line number, without the text of the line, which may contain a secret.
         why: String,
     },
     /// There is no such setting.
     #[error("unknown setting {0}; config/default.toml lists all settings")]
     Unknown(String),
-    /// The value is of the wrong kind, out of range, or has no valid form.
+    /// The value has the wrong type, is out of range, or is malformed.
     #[error("{key} takes {takes}")]
     Invalid {
         /// The setting, such as `server.bind`.
         key: String,
-        /// What it takes.
+        /// The values that it takes, in words.
         takes: String,
     },
-    /// `database.url` names no SQLite file that a server can be run on.
+    /// `database.url` does not name a SQLite file that a server can use.
     #[error("database.url: {0}")]
     SqliteUrl(#[from] SqliteUrlError),
 }
@@ -64,13 +65,13 @@ fn invalid(key: &str, takes: impl Into<String>) -> ConfigError {
     ConfigError::Invalid { key: key.to_owned(), takes: takes.into() }
 }
 
-/// Text that must not be shown; `Debug` says only whether it is set.
+/// A secret text. `Debug` shows only whether it is set.
 #[derive(Clone, Deserialize)]
 #[serde(transparent)]
 pub struct Secret(String);
 
 impl Secret {
-    /// The text.
+    /// Returns the text.
     #[must_use]
     pub fn reveal(&self) -> &str {
         &self.0
@@ -86,9 +87,9 @@ impl fmt::Debug for Secret {
 /// All settings.
 #[derive(Clone, Debug, Deserialize)]
 pub struct Config {
-    /// `[server]`: the clients' listener.
+    /// `[server]`: the listener for clients.
     pub server: ServerConfig,
-    /// `[admin]`: the operator's listener.
+    /// `[admin]`: the listener for the operator.
     pub admin: AdminConfig,
     /// `[database]`: the store.
     pub database: DatabaseConfig,
@@ -100,87 +101,87 @@ pub struct Config {
     pub auth: AuthConfig,
     /// `[keys]`: prekeys.
     pub keys: KeysConfig,
-    /// `[mailbox]`: what may wait for a device.
+    /// `[mailbox]`: the size of mailboxes.
     pub mailbox: MailboxConfig,
-    /// `[limits]`: limits on clients.
+    /// `[limits]`: rate and connection limits.
     pub limits: LimitsConfig,
 }
 
 /// `[server]`
 #[derive(Clone, Debug, Deserialize)]
 pub struct ServerConfig {
-    /// Address and port; port 0 takes a free one.
+    /// Address and port of the listener; for port 0 the system chooses one.
     pub bind: SocketAddr,
-    /// Origins in the form browsers send.
+    /// Origins, as in the `Origin` header, of web pages that may use the API besides the server's own.
     pub allowed_origins: Vec<String>,
     /// Proxies whose `X-Forwarded-For` is trusted.
     #[serde(deserialize_with = "networks")]
     pub trusted_proxies: Vec<IpNet>,
     /// Worker threads; 0 for one per core.
     pub workers: usize,
-    /// Open sockets; 0 to derive the number from the limit of open files.
+    /// Maximum number of open sockets; 0 to derive it from the limit on open files.
     pub max_connections: usize,
-    /// Open connections that are not upgraded, or not yet; 0 to derive the number likewise.
+    /// Maximum number of open connections that have not upgraded to WebSocket; 0 to derive it likewise.
     pub max_http_connections: usize,
-    /// Bytes that may wait to be sent to one socket.
+    /// Maximum number of bytes queued for one socket.
     pub outbox_bytes: usize,
-    /// MiB that requests in flight and outboxes of all sockets may hold together.
+    /// Memory budget in MiB for messages being received, requests in flight and outboxes of all sockets together.
     pub memory_budget_mb: usize,
-    /// Seconds that stopping may take.
+    /// Maximum number of seconds that stopping takes.
     pub drain_s: u64,
 }
 
 /// `[admin]`
 #[derive(Clone, Debug, Deserialize)]
 pub struct AdminConfig {
-    /// Address and port; port 0 takes a free one.
+    /// Address and port of the listener; for port 0 the system chooses one.
     pub bind: SocketAddr,
-    /// Bearer token; empty for none.
+    /// Bearer token that requests must present; empty to require none.
     pub token: Secret,
-    /// Host names under which the listener may be asked, besides addresses and `localhost`.
+    /// Host names allowed in requests, besides IP addresses and `localhost`.
     pub allowed_hosts: Vec<String>,
 }
 
 /// `[database]`
 #[derive(Clone, Debug, Deserialize)]
 pub struct DatabaseConfig {
-    /// `sqlite://FILE` or `postgres://…`. May hold a password.
+    /// `sqlite://FILE` or `postgres://…`. May contain a password.
     pub url: Secret,
-    /// Connections to PostgreSQL; to SQLite, those that read.
+    /// Maximum number of connections to PostgreSQL. With SQLite, of those that read.
     pub max_connections: u32,
 }
 
 /// `[bus]`
 #[derive(Clone, Debug, Deserialize)]
 pub struct BusConfig {
-    /// `local`, `redis://…` or `rediss://…`. May hold a password.
+    /// `local`, `redis://…` or `rediss://…`. May contain a password.
     pub url: Secret,
 }
 
 /// `[mailer]`
 #[derive(Clone, Debug, Deserialize)]
 pub struct MailerConfig {
-    /// `log:`, `file:DIR`, `smtp://…` or `smtps://…`. May hold a password.
+    /// `log:`, `file:DIR`, `smtp://…` or `smtps://…`. May contain a password.
     pub url: Secret,
-    /// The sender of mails, an address with or without a name.
+    /// The sender of mails: an address with or without a name.
     pub from: String,
 }
 
 /// `[auth]`
 #[derive(Clone, Debug, Deserialize)]
 pub struct AuthConfig {
-    /// 32 bytes in base64; empty to keep one beside the SQLite file.
+    /// 32 bytes in base64; empty to use a secret in a file beside the SQLite database.
     pub secret: Secret,
-    /// Days that a session lasts unless it is renewed.
+    /// Lifetime in days of a session that is not renewed.
     pub session_days: f64,
-    /// Active devices of one user.
+    /// Maximum number of active devices per user.
     pub max_devices: usize,
 }
 
 /// `[keys]`
 #[derive(Clone, Debug, Deserialize)]
 pub struct KeysConfig {
-    /// Unissued keys of a pool at which its owner is notified.
+    /// The owner is notified when a pool has at most this many unissued keys.
     pub low_watermark: u32,
     /// Default lifetime in days of a signed prekey published without `expires_at`.
     pub signed_prekey_days: f64,
@@ -189,40 +190,25 @@ pub struct KeysConfig {
 /// `[mailbox]`
 #[derive(Clone, Debug, Deserialize)]
 pub struct MailboxConfig {
-    /// Envelopes that may wait for one device.
+    /// Maximum number of envelopes in one mailbox.
     pub max_envelopes: u32,
-    /// Bytes of content that may wait for one device.
+    /// Maximum number of bytes of content in one mailbox.
     pub max_bytes: u64,
-    /// Envelopes of one sending user that may wait for one device.
+    /// Maximum number of envelopes from one sending user in one mailbox.
     pub max_per_sender: u32,
-    /// Bytes of content of one sending user that may wait for one device.
+    /// Maximum number of bytes of content from one sending user in one mailbox.
     pub max_bytes_per_sender: u64,
 }
 
-/// `[limits]`. 0 turns one off.
+/// `[limits]`. 0 turns a limit off.
 #[derive(Clone, Debug, Deserialize)]
 pub struct LimitsConfig {
-    /// Codes per hour to one address.
-    pub otp_per_email_hour: usize,
-    /// Codes per day to one address.
-    pub otp_per_email_day: usize,
-    /// Codes per hour to one address, requested from one client network.
-    pub otp_per_email_network_hour: usize,
-    /// Codes per hour requested from one client network.
-    pub otp_per_network_hour: usize,
-    /// Code guesses per minute from one client network.
-    pub verify_per_network_minute: usize,
-    /// Addresses per hour looked up by one user.
-    pub find_per_user_hour: usize,
-    /// Key-taking claims of one user on one device that are served in a burst.
-    pub claim_burst: u32,
-    /// Seconds until one more such claim is served.
-    pub claim_refill_s: u64,
-    /// Messages per second sent by one device.
-    pub sends_per_device_second: u32,
+    /// The limits of the use cases.
+    #[serde(flatten)]
+    pub usage: UsageLimits,
     /// Open sockets of one client network.
     pub connections_per_network: usize,
-    /// Open connections of one client network that are not upgraded, or not yet.
+    /// Open connections of one client network that have not upgraded to WebSocket.
     pub http_connections_per_network: usize,
     /// New connections per second from one client network.
     pub connects_per_network_second: u32,
@@ -243,7 +229,7 @@ impl Config {
     /// Reads the defaults, then the file, then the environment, and checks every value.
     ///
     /// # Errors
-    /// If the file cannot be read, or for the first setting that is unknown or invalid, with what it takes.
+    /// If the file cannot be read, or a setting is unknown or invalid. The error names the first such setting.
     pub fn load(file: Option<&Path>, environment: impl Iterator<Item = (String, String)>) -> Result<Self, ConfigError> {
         let mut settings = defaults();
         if let Some(path) = file {
@@ -268,11 +254,11 @@ impl Config {
             set(&mut settings, section, key, |kind| parse_as(kind, &text))?;
         }
         check(&settings)?;
-        // The kinds match the defaults and `check` has passed what has a grammar, so this names no setting.
+        // Cannot fail for a known setting: all types match the defaults, and `check` has accepted the values.
         settings.try_into().map_err(|error: toml::de::Error| invalid("the configuration", error.message().to_owned()))
     }
 
-    /// How long a session lasts.
+    /// The lifetime of a session that is not renewed.
     #[must_use]
     pub fn session_lifetime(&self) -> Duration {
         days(self.auth.session_days)
@@ -315,21 +301,21 @@ mod tests {
     }
 
     #[test]
-    fn the_defaults_hold() {
+    fn the_defaults_are_valid() {
         let config = load(&[]).unwrap();
         assert_eq!(config.server.bind.to_string(), "127.0.0.1:8080");
         assert_eq!(config.session_lifetime(), Duration::from_hours(30 * 24));
     }
 
     #[test]
-    fn production_toml_holds() {
+    fn production_toml_is_valid() {
         let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("config/production.toml");
         let config = Config::load(Some(&path), std::iter::empty()).unwrap();
         assert_eq!(config.server.trusted_proxies.len(), 2);
     }
 
     #[test]
-    fn the_environment_wins_and_lists_are_split() {
+    fn the_environment_overrides_the_defaults_and_its_lists_are_split_at_commas() {
         let config = load(&[
             ("SEALWIRE__SERVER__BIND", "127.0.0.1:0"),
             ("SEALWIRE__SERVER__TRUSTED_PROXIES", "10.0.0.0/8, 192.0.2.1"),
@@ -340,11 +326,11 @@ mod tests {
         .unwrap();
         assert_eq!(config.server.trusted_proxies.len(), 2);
         assert_eq!(config.session_lifetime(), Duration::from_millis(4320));
-        assert_eq!(config.limits.claim_burst, 0);
+        assert_eq!(config.limits.usage.claim_burst, 0);
     }
 
     #[test]
-    fn what_cannot_be_is_named_with_what_it_takes() {
+    fn an_invalid_setting_is_reported_with_the_values_it_takes() {
         for (name, value, expected) in [
             ("SEALWIRE__SERVER__BIMD", "x", "server.bimd"),
             ("SEALWIRE__SERVER", "x", "SEALWIRE__SERVER"),
@@ -372,7 +358,7 @@ mod tests {
     }
 
     #[test]
-    fn secrets_stay_out_of_debug() {
+    fn debug_shows_no_secrets() {
         let secret = STANDARD.encode([7; 32]);
         let config =
             load(&[("SEALWIRE__AUTH__SECRET", &secret), ("SEALWIRE__MAILER__URL", "smtp://u:hunter2@h")]).unwrap();

@@ -1,4 +1,4 @@
-//! The HTTP edge: sign-in for people who have no session yet, health, and the operator's listener.
+//! The HTTP edge: sign-in and sessions, health checks, and the operator's listener.
 
 pub mod admin;
 mod auth;
@@ -23,28 +23,28 @@ use crate::{
     tasks::Work,
 };
 
-/// How long a client may take to send the body of a request.
-const BODY_TIME: Duration = Duration::from_secs(20);
-/// Seconds for which a browser may remember a preflight's answer.
+/// Timeout for receiving the body of a request.
+const BODY_TIMEOUT: Duration = Duration::from_secs(20);
+/// Seconds for which a browser may cache the response to a CORS preflight.
 const PREFLIGHT_SECONDS: usize = 600;
 
-/// What the handlers share.
+/// The state that the handlers share.
 pub struct Http {
     /// The use cases.
     pub service: Arc<Service>,
-    /// The runtime on which they run.
+    /// Runs the use cases.
     pub runtime: Work,
     /// Proxies whose `X-Forwarded-For` is trusted.
     pub trusted_proxies: Vec<IpNet>,
-    /// Browser origins that may use `/v1`.
+    /// Origins of web pages that may use `/v1`.
     pub origins: Origins,
-    /// Counts the answers.
+    /// Counts the responses.
     pub metrics: Arc<Metrics>,
-    /// Whether the node is being stopped.
+    /// Whether the node is stopping.
     pub is_draining: Box<dyn Fn() -> bool + Send + Sync>,
 }
 
-/// Adds all routes except the socket's, which stays outside so that no span lives as long as a connection.
+/// Adds all routes except that of the socket, which is added elsewhere so that no tracing span lasts as long as a connection.
 pub fn routes(http: web::Data<Http>) -> impl FnOnce(&mut ServiceConfig) {
     move |app| {
         let origins = http.origins.clone();
@@ -70,12 +70,12 @@ pub fn routes(http: web::Data<Http>) -> impl FnOnce(&mut ServiceConfig) {
     }
 }
 
-/// A resource that answers a wrong method like a wrong path.
+/// A resource that answers an unsupported method as it would an unknown path.
 fn resource(path: &str) -> actix_web::Resource {
     web::resource(path).default_service(web::to(not_found))
 }
 
-/// `not_found`, for any path or method that does not exist.
+/// Responds with `not_found`, for unknown paths and unsupported methods.
 pub async fn not_found() -> HttpResponse {
     Problem::from(EdgeError::NoSuchResource).response()
 }

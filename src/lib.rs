@@ -1,19 +1,19 @@
-//! Sealwire: the server side of an end-to-end-encrypted messenger. It signs people in by e-mail code, keeps their
-//! devices, sessions and public keys, and hands out prekey bundles. It never sees a private key or a plaintext.
+//! Sealwire: the server of an end-to-end-encrypted messenger. It signs people in by e-mail code, keeps their devices,
+//! sessions and public keys, hands out prekey bundles, and delivers messages. It never sees a private key or a plaintext.
 //!
-//! Modules, and what they may import (left may import right):
+//! The modules, and which imports are allowed (left may import right):
 //!
 //! ```text
 //! main → app → {http, socket} → edge → service → {store, bus} → domain
-//! config is read by main and app alone; sqlite_file is a leaf for config, app and store; clock, log_throttle and tasks are
-//! leaves for all; metrics is for all but domain
+//! only main and app use config; config, app and store use sqlite_file; config and service use usage_limits; all may use
+//! clock, log_throttle and tasks; all but domain may use metrics
 //! ```
 //!
-//! The shapes of the protocol are a crate of their own, `sealwire_protocol`. The edges read and write them (`edge`, `http`,
-//! `socket`), `metrics` takes its labels from their tables, and `domain` re-exports their vocabulary: ids, times, suites.
-//! Below the edges nothing else of it is used, and nothing is serialized for clients.
+//! The protocol's types are in their own crate, `sealwire_protocol`. The edges (`edge`, `http`, `socket`) read and write them,
+//! `metrics` takes label values from its tables, and `domain` re-exports ids, times and suites. Modules below the edges use
+//! nothing else of the crate and serialize nothing for clients.
 //!
-//! A test reads the imports and fails on any other edge.
+//! `tests/it/architecture.rs` reads the imports and fails on any other.
 
 pub mod app;
 pub mod bus;
@@ -33,3 +33,4 @@ pub mod sqlite_file;
 pub mod store;
 pub mod tasks;
 pub mod telemetry;
+pub mod usage_limits;

@@ -28,7 +28,7 @@ type Failure = Box<dyn std::error::Error>;
 #[derive(Parser)]
 #[command(version)]
 struct Arguments {
-    /// A TOML file whose settings override the defaults.
+    /// TOML file with settings that override the defaults.
     #[arg(long, global = true, value_name = "FILE")]
     config: Option<PathBuf>,
     #[command(subcommand)]
@@ -37,26 +37,26 @@ struct Arguments {
 
 #[derive(Subcommand)]
 enum Command {
-    /// Serve until SIGTERM or Ctrl-C, which a second one hurries (the default).
+    /// Run the server until SIGTERM or Ctrl-C; a second one exits immediately (the default command).
     Serve,
-    /// Bring the database's tables up to date.
+    /// Migrate the database to this version.
     Migrate,
-    /// Check the settings and the database without starting, and show what is in force.
+    /// Check the settings and the database without starting the server, and show the settings in force.
     CheckConfig,
-    /// Ask the server on this machine whether it is ready, as containers do; fails if it is not.
+    /// Check whether the server on this machine is ready; exits with 1 if not. For container health checks.
     Healthcheck,
     /// Fill the database with users, devices and keys for load tests.
     Seed {
-        /// Users to make.
+        /// Number of users to create.
         #[arg(long)]
         users: usize,
-        /// Devices of each user.
+        /// Number of devices per user.
         #[arg(long, default_value_t = 1)]
         devices: usize,
-        /// One-time prekeys of each device.
+        /// Number of one-time prekeys per device.
         #[arg(long, default_value_t = 100)]
         prekeys: usize,
-        /// Where to write one JSON line a device, with its user, id and token.
+        /// File to write: one JSON line per device, with its user id, device id and token.
         #[arg(long)]
         out: PathBuf,
     },
@@ -68,7 +68,7 @@ fn main() -> ExitCode {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             let mut stderr = std::io::stderr();
-            // If even this cannot be written, there is nobody to tell.
+            // If standard error is closed, the exit code has to do.
             let _ = writeln!(stderr, "sealwire: {error}");
             ExitCode::FAILURE
         }
@@ -87,7 +87,7 @@ fn run(arguments: Arguments) -> Result<(), Failure> {
     }
 }
 
-/// The value of `RUST_LOG`. Text that is not UTF-8 is refused later, as no level.
+/// The value of `RUST_LOG`. If it is not UTF-8, parsing it as levels will fail.
 fn levels() -> Option<String> {
     std::env::var_os("RUST_LOG").map(|levels| levels.to_string_lossy().into_owned())
 }
@@ -126,7 +126,7 @@ fn fill(config: &Config, plan: &SeedPlan, out: &Path) -> Result<(), Failure> {
         let out = File::create(out)?;
         let made = seed(&store, plan, &app::policy(config), &Clock::System, &entropy, out).await?;
         store.close().await;
-        writeln!(std::io::stderr(), "{made} devices")?;
+        writeln!(std::io::stderr(), "created {made} devices")?;
         Ok(())
     })
 }

@@ -1,5 +1,4 @@
-//! Asks the server on this machine whether it is ready, over its own port. For container runtimes, whose images have no
-//! other HTTP client.
+//! `sealwire healthcheck`: asks the server on this machine whether it is ready. For container images without an HTTP client.
 
 use std::{
     io::{self, Read, Write},
@@ -9,34 +8,34 @@ use std::{
 
 use thiserror::Error;
 
-/// How long connecting, writing or reading may take.
-const PATIENCE: Duration = Duration::from_secs(3);
-/// Bytes of an answer that are read; the real one is far shorter.
-const MOST_BYTES: u64 = 4096;
+/// Timeout for connecting, and for each read and write.
+const TIMEOUT: Duration = Duration::from_secs(3);
+/// Maximum number of bytes to read of a response. A real one is far shorter.
+const MAX_RESPONSE_BYTES: u64 = 4096;
 
-/// Why the server is not ready.
+/// The server is not ready, or cannot be asked.
 #[derive(Debug, Error)]
 pub enum NotReady {
-    /// The port is 0, so the server listens on one that is not known here.
-    #[error("server.bind takes any free port: give it a number")]
+    /// `server.bind` has port 0, so the server's port is unknown.
+    #[error("server.bind has port 0, so the server's port is unknown: set a port")]
     NoPort,
-    /// Nothing answers.
+    /// No server answers.
     #[error("nothing answers at {address}: {source}")]
     Silent {
         /// The address that was asked.
         address: SocketAddr,
-        /// Why connecting, writing or reading failed.
+        /// The operating system's reason.
         source: io::Error,
     },
-    /// It answers with something else than 200; its status line and body.
+    /// The server answers with a status other than 200. Contains the status line and the body.
     #[error("not ready: {0}")]
     Refused(String),
 }
 
-/// Asks `/readyz` of the server that listens on `bind`.
+/// Requests `/readyz` from the server that listens on `bind`.
 ///
 /// # Errors
-/// If it does not answer that it is ready.
+/// If the server does not answer 200.
 pub fn ask(bind: SocketAddr) -> Result<(), NotReady> {
     if bind.port() == 0 {
         return Err(NotReady::NoPort);
@@ -51,7 +50,7 @@ pub fn ask(bind: SocketAddr) -> Result<(), NotReady> {
     Err(NotReady::Refused(format!("{status} {body}")))
 }
 
-/// The address at which to ask a server that listens on `bind`: the loopback address if it listens on all.
+/// The address at which to reach a server that listens on `bind`: the loopback address if it listens on all addresses.
 fn reachable(bind: SocketAddr) -> SocketAddr {
     let ip = match bind.ip() {
         IpAddr::V4(ip) if ip.is_unspecified() => Ipv4Addr::LOCALHOST.into(),
@@ -62,12 +61,12 @@ fn reachable(bind: SocketAddr) -> SocketAddr {
 }
 
 fn exchange(address: SocketAddr) -> io::Result<String> {
-    let mut stream = TcpStream::connect_timeout(&address, PATIENCE)?;
-    stream.set_read_timeout(Some(PATIENCE))?;
-    stream.set_write_timeout(Some(PATIENCE))?;
+    let mut stream = TcpStream::connect_timeout(&address, TIMEOUT)?;
+    stream.set_read_timeout(Some(TIMEOUT))?;
+    stream.set_write_timeout(Some(TIMEOUT))?;
     stream.write_all(b"GET /readyz HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n")?;
     let mut answer = Vec::new();
-    stream.take(MOST_BYTES).read_to_end(&mut answer)?;
+    stream.take(MAX_RESPONSE_BYTES).read_to_end(&mut answer)?;
     Ok(String::from_utf8_lossy(&answer).into_owned())
 }
 
@@ -76,7 +75,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_server_on_all_addresses_is_asked_on_the_loopback_one() {
+    fn a_server_that_listens_on_all_addresses_is_asked_on_the_loopback_address() {
         for (bind, asked) in [
             ("0.0.0.0:8080", "127.0.0.1:8080"),
             ("[::]:8080", "[::1]:8080"),

@@ -1,4 +1,4 @@
-//! `sealwire seed`: users, devices and real keys, written directly into the store for load tests.
+//! `sealwire seed`: creates users, devices and valid keys directly in the store, for load tests.
 
 use std::io::{self, BufWriter, Write};
 
@@ -20,13 +20,13 @@ use crate::{
 /// Devices written in one transaction.
 const STEP: usize = 500;
 
-/// What to make.
+/// What to create.
 pub struct SeedPlan {
     /// The number of users.
     pub users: usize,
-    /// Devices of each user.
+    /// The number of devices per user.
     pub devices: usize,
-    /// One-time prekeys of each device.
+    /// The number of one-time prekeys per device.
     pub prekeys: usize,
 }
 
@@ -37,10 +37,11 @@ struct Line {
     token: String,
 }
 
-/// Fills the store and writes one JSON line per device, with its user, id and token. Returns the number of devices made.
+/// Creates users and devices, and writes one JSON line per device with its user id, device id and token. Returns the number of
+/// devices.
 ///
 /// # Errors
-/// If the store or the output fails.
+/// If the store or writing the output fails.
 pub async fn seed(
     store: &Store,
     plan: &SeedPlan,
@@ -56,7 +57,7 @@ pub async fn seed(
     for _ in 0..plan.users {
         let user = UserId(entropy.uuid());
         let email = Email::parse(&format!("seed-{user}@seed.invalid"))
-            .ok_or_else(|| io::Error::other("a seeded address is not one"))?;
+            .ok_or_else(|| io::Error::other("a seeded address is invalid"))?;
         for _ in 0..plan.devices {
             let token = entropy.draw(Token::generate);
             let caller = Caller { session: SessionId(entropy.uuid()), user, device: DeviceId(entropy.uuid()) };
@@ -82,7 +83,7 @@ pub async fn seed(
     Ok(made)
 }
 
-/// A complete `signal-x3dh` set whose private keys are thrown away.
+/// A complete `signal-x3dh` set of keys. The private keys are discarded.
 fn signal_x3dh_keys(rng: &mut StdRng, prekeys: usize) -> PublishRequest {
     let identity: [u8; 32] = rng.random();
     let serialized = |private: &[u8; 32]| {

@@ -1,7 +1,7 @@
-//! The use cases. In a running server nothing else calls the store or the bus.
+//! The use cases: everything a client can ask for. In a running server only this module calls the store and the bus.
 //!
-//! A method that changes something returns what other devices must be sent ([`Notifications`]); the caller sends its own
-//! reply first and then calls [`Service::notify`]. What a batch of claims or of mail has for others goes out with its commit.
+//! A method whose changes concern other devices returns [`Notifications`]. The caller sends its own reply first and then
+//! passes them to [`Service::notify`]. Batches of claims and mail publish their signals themselves, right after their commit.
 
 mod auth;
 mod devices;
@@ -19,9 +19,8 @@ use std::{sync::Arc, time::Duration};
 use tokio::{sync::Semaphore, time::Instant};
 
 pub use auth::{Challenge, OpenedConnection, SignInRequest};
-pub use limits::LimitSettings;
 pub use mailer::{Mailer, MailerError};
-pub use messages::{Message, Turn, Turns};
+pub use messages::{FifoGate, Message, Turn};
 pub use reconcile::reconcile_forever;
 pub use sweep::{expire_mail_forever, sweep_forever};
 
@@ -39,59 +38,60 @@ use crate::{
         Mailboxes, PoolUsage, RegisteredConnection, Store, StoreError,
     },
     tasks::Tasks,
+    usage_limits::UsageLimits,
 };
 use limits::Limits;
 
-/// Claims that one transaction serves at most. Chosen with `loadtest/claims`, together with the number of workers.
+/// Maximum number of claims per transaction. Chosen with `loadtest/claims`, together with the number of workers.
 const CLAIMS_PER_BATCH: usize = 128;
-/// Sends and acks that one transaction serves at most.
+/// Maximum number of sends and acks per transaction.
 const MAIL_PER_BATCH: usize = 256;
-/// Connections that one transaction opens at most.
+/// Maximum number of connections that one transaction registers.
 const CONNECTIONS_PER_BATCH: usize = 256;
 
-/// Claims that may wait at once for locked keys, each with a database connection of its own.
+/// Maximum number of claims that wait for locked keys at once. Each holds a database connection while it waits.
 const BLOCKING_CLAIMS: usize = 4;
 
-/// What the use cases need to know of the configuration.
+/// The settings that the use cases need.
 #[derive(Clone, Debug)]
 pub struct Policy {
-    /// How long a session lasts.
+    /// How long a session lasts unless it is renewed.
     pub session_lifetime: Duration,
-    /// Active devices a user may have.
+    /// Maximum number of active devices per user.
     pub max_devices: usize,
-    /// Unissued keys at which an owner is told.
+    /// A device is notified when a pool has at most this many unissued keys.
     pub low_watermark: u32,
-    /// How long a signed prekey is served that does not say itself.
+    /// Default lifetime of a signed prekey published without `expires_at`.
     pub signed_prekey_lifetime: Duration,
-    /// What mailboxes hold at most.
+    /// Maximum size of a mailbox, in total and per sending user.
     pub mailbox: MailboxBounds,
-    /// Bounds on what clients may ask for.
-    pub limits: LimitSettings,
+    /// Rate limits.
+    pub limits: UsageLimits,
 }
 
-/// What a service is made of.
-pub struct Parts {
+/// What [`Service::start`] needs.
+pub struct ServiceDependencies {
     /// The database.
     pub store: Store,
-    /// The way to connected devices.
+    /// Carries signals to connected devices on all nodes.
     pub bus: Bus,
-    /// The devices connected to this node.
+    /// The connections of this node.
     pub local_delivery: Arc<dyn LocalDelivery>,
-    /// Time.
+    /// The time of day.
     pub clock: Clock,
-    /// Randomness.
+    /// The source of randomness.
     pub entropy: Entropy,
-    /// The way to people.
+    /// Sends mail.
     pub mailer: Mailer,
-    /// The server's secret.
+    /// Keys the hashes of codes and client networks.
     pub secret: ServerSecret,
-    /// The configured rules.
+    /// The settings.
     pub policy: Policy,
-    /// What counts it all.
+    /// The metrics to count in.
     pub metrics: Arc<Metrics>,
 }
 
-/// The use cases. Lives on the runtime that owns store and bus.
+/// The use cases. They run on the runtime that owns the store and the bus.
 pub struct Service {
     store: Store,
     bus: Bus,
@@ -104,18 +104,18 @@ pub struct Service {
     metrics: Arc<Metrics>,
     limits: Limits,
     claims: Batcher<ClaimRequest, ClaimAnswer>,
-    /// For claims that wait for locked keys.
+    /// Serves claims that wait for locked keys.
     blocking_claims: Claims,
-    /// A permit for each of them.
-    blocking: Semaphore,
-    /// One worker, so that a device's sends keep their order.
+    /// Bounds their number.
+    blocking_permits: Semaphore,
+    /// Has one worker, so that a device's sends keep their order.
     mail: Batcher<MailRequest, MailAnswer>,
     connections: Batcher<ConnectionRegistration, RegisteredConnection>,
     disconnects: Batcher<(DeviceId, Timestamp), ()>,
 }
 
-/// Signals that an operation owes to devices, to be sent after its reply.
-#[must_use = "other devices wait for them"]
+/// Signals to other devices that a use case caused. Send them with [`Service::notify`], after the reply.
+#[must_use = "pass them to `Service::notify`"]
 #[derive(Debug, Default)]
 pub struct Notifications(Vec<(DeviceId, Signal)>);
 
@@ -130,7 +130,7 @@ impl Notifications {
     }
 }
 
-/// Starts the batchers of a service.
+/// What the batchers of a service share.
 struct Batches<'s> {
     tasks: &'s Tasks,
     metrics: &'s Metrics,
@@ -158,10 +158,11 @@ impl Batches<'_> {
 }
 
 impl Service {
-    /// Puts the parts together and starts the batchers.
+    /// Builds the service and starts its batch workers.
     #[must_use]
-    pub fn start(parts: Parts, tasks: &Tasks) -> Self {
-        let Parts { store, bus, local_delivery, clock, entropy, mailer, secret, policy, metrics } = parts;
+    pub fn start(dependencies: ServiceDependencies, tasks: &Tasks) -> Self {
+        let ServiceDependencies { store, bus, local_delivery, clock, entropy, mailer, secret, policy, metrics } =
+            dependencies;
         let limits = &policy.limits;
         let drain = DrainLimit::new(limits.claim_burst, Duration::from_secs(limits.claim_refill_s));
         let blocking_claims = Claims::new(store.clone(), drain);
@@ -225,7 +226,7 @@ impl Service {
             limits,
             claims,
             blocking_claims,
-            blocking: Semaphore::new(BLOCKING_CLAIMS),
+            blocking_permits: Semaphore::new(BLOCKING_CLAIMS),
             mail,
             connections,
             disconnects,
@@ -244,7 +245,7 @@ impl Service {
         self.policy.low_watermark
     }
 
-    /// Sends what an operation owes to other devices.
+    /// Sends a use case's signals to other devices.
     pub fn notify(&self, notifications: Notifications) {
         for (device, signal) in notifications.0 {
             self.bus.publish(device, signal);
@@ -257,24 +258,25 @@ impl Service {
         self.bus.is_up()
     }
 
-    /// What the bus is, in a word, and how long ago it was last heard to work.
+    /// The kind of bus (`local` or `redis`), and how long ago a probe last came back over it: `None` if none ever did, and for
+    /// the local bus.
     #[must_use]
     pub fn bus_state(&self) -> (&'static str, Option<Duration>) {
         (self.bus.kind(), self.bus.probe_age())
     }
 
-    /// What the store is, in a word, and its connections.
+    /// The kind of database (`sqlite` or `postgres`), and the state of its connection pool.
     #[must_use]
     pub fn store_state(&self) -> (&'static str, PoolUsage) {
         (self.store.kind(), self.store.pool())
     }
 
-    /// Whether the store answers.
+    /// Whether the store answers within two seconds.
     pub async fn store_is_reachable(&self) -> bool {
         self.store_latency().await.is_some()
     }
 
-    /// How long the store takes to answer, if it does.
+    /// How long the store takes to answer; `None` if it fails or takes more than two seconds.
     pub async fn store_latency(&self) -> Option<Duration> {
         let began = Instant::now();
         match tokio::time::timeout(Duration::from_secs(2), self.store.ping()).await {

@@ -1,9 +1,12 @@
-//! How a server stops: soft at the first signal, within a set time, and at once at a second.
+//! Stops the server: gracefully and within a set time at the first signal, immediately at the second.
 //!
-//! Soft means, in this order: the node is not ready and takes no new sockets; every socket finishes the requests it has
-//! begun, sends `server.draining` and closes; the listener closes, and ordinary requests finish; work on the store and
-//! mails on their way finish. Each step has a share of the time. A socket whose requests hang is closed without their
-//! replies while there is still time to send it the close.
+//! A graceful stop has these steps, each with a share of the time:
+//!
+//! 1. The node reports that it is not ready, and refuses new sockets.
+//! 2. Every socket finishes its requests in flight, sends `server.draining` and closes. Sockets with requests that hang are
+//!    closed without the replies, early enough to send the close.
+//! 3. The listener closes, and HTTP requests finish.
+//! 4. Work on the store and unsent mails finish.
 
 mod drain_time;
 mod signals;
@@ -19,26 +22,26 @@ use crate::{
     tasks::Work,
 };
 
-/// The time over which a stopping node's clients should come back.
-const SPREAD: Duration = Duration::from_secs(5);
+/// The interval over which the clients of a stopping node spread their reconnects.
+const RECONNECT_SPREAD: Duration = Duration::from_secs(5);
 
-/// Stops a running server from elsewhere.
+/// A handle that stops a running server.
 #[derive(Clone)]
 pub struct Stopper {
-    /// The clients' listener with its workers.
+    /// The listener for clients.
     pub server: ServerHandle,
-    /// The operator's listener, which ends after everything else.
+    /// The operator's listener, which stops last.
     pub admin: ServerHandle,
     /// The connected devices.
     pub hub: Arc<Hub>,
-    /// Upgraded connections, including those that are closing.
+    /// WebSocket connections, including closing ones.
     pub connections: Budget,
-    /// The time that stopping may take.
+    /// The time limit for stopping.
     pub time: DrainTime,
 }
 
 impl Stopper {
-    /// Sends all clients away, closes their sockets, and stops the listener once they are gone.
+    /// Closes all sockets, then stops the clients' listener.
     pub async fn stop(&self) {
         self.hub.start_draining();
         tracing::info!(sockets = self.connections.in_use(), "stopping");
@@ -49,13 +52,13 @@ impl Stopper {
         self.server.stop(true).await;
     }
 
-    /// Lets sockets finish what they have begun, and closes those that do not.
+    /// Lets sockets finish their requests and close, and cuts off those that do not in time.
     async fn close_sockets(&self, share: Duration) {
-        let answered = async {
-            self.hub.drain(SPREAD, share / 4).await;
-            self.sockets_gone().await;
+        let drained = async {
+            self.hub.drain(RECONNECT_SPREAD, share / 4).await;
+            self.wait_until_closed().await;
         };
-        if timeout(self.time.replies(), answered).await.is_ok() {
+        if timeout(self.time.replies(), drained).await.is_ok() {
             return;
         }
         let sockets = self.hub.connected();
@@ -63,17 +66,17 @@ impl Stopper {
             tracing::warn!(sockets, "some sockets are closed without their replies");
             self.hub.cut_off();
         }
-        self.sockets_gone().await;
+        self.wait_until_closed().await;
     }
 
-    /// Waits until no socket is left.
-    async fn sockets_gone(&self) {
+    /// Waits until all sockets have closed.
+    async fn wait_until_closed(&self) {
         while self.connections.in_use() > 0 {
             sleep(Duration::from_millis(20)).await;
         }
     }
 
-    /// Waits for the work that is still under way, for its share of the time.
+    /// Waits for unfinished work, for at most its share of the time.
     pub(crate) async fn finish_work(&self, work: &Work) {
         if timeout(self.time.work(), work.finished()).await.is_err() {
             tracing::warn!(tasks = work.unfinished(), "some requests or mails did not finish in time");

@@ -1,7 +1,7 @@
-//! What runs on the runtimes of store and bus: background tasks, which never end, and [`Work`], which does.
+//! Tasks on the runtimes of store and bus: background tasks, which never end, and [`Work`], which does.
 //!
-//! The server cannot do without any of its background tasks. Each has a name, and its end, by a panic or by returning, is
-//! an alarm: a server without it would go on half dead.
+//! The server needs all of its background tasks. If one ends, by a panic or by returning, [`Tasks::first_ended`] reports its
+//! name and the server stops, rather than run without it.
 
 mod work;
 
@@ -15,7 +15,7 @@ use tokio::{runtime::Handle, sync::watch, task::JoinHandle};
 
 pub use self::work::Work;
 
-/// Spawns background tasks and notices those that end. Clones share the alarm.
+/// Spawns background tasks and reports the first that ends. Clones share their state.
 #[derive(Clone)]
 pub struct Tasks {
     work: Work,
@@ -27,7 +27,7 @@ pub struct Tasks {
 }
 
 impl Tasks {
-    /// Tasks and work on one runtime. There are none yet.
+    /// Creates a spawner on one runtime, with no tasks yet.
     #[must_use]
     pub fn new(runtime: Handle) -> Self {
         let (batches, ended) = (runtime.clone(), Arc::new(watch::Sender::new(None)));
@@ -45,7 +45,8 @@ impl Tasks {
         self.spawn_on(self.work.runtime(), name, task)
     }
 
-    /// Starts a batch worker. Many requests wait for it, so it does not queue up behind their tasks.
+    /// Starts a batch worker. It has a runtime of its own so that it does not queue behind the tasks of the many requests that
+    /// wait for it.
     pub fn spawn_batch_worker(
         &self,
         name: &'static str,
@@ -61,43 +62,44 @@ impl Tasks {
         task: impl Future<Output = ()> + Send + 'static,
     ) -> JoinHandle<()> {
         self.names.lock().unwrap_or_else(PoisonError::into_inner).insert(name);
-        // Dropped when the task returns and when it panics alike.
-        let alarm = Alarm { name, ended: self.ended.clone() };
+        // Dropped whether the task returns or panics.
+        let guard = EndGuard { name, ended: self.ended.clone() };
         runtime.spawn(async move {
-            let _alarm = alarm;
+            let _guard = guard;
             task.await;
         })
     }
 
-    /// The names of all tasks that were started.
+    /// The names of all background tasks started so far.
     #[must_use]
     pub fn names(&self) -> BTreeSet<&'static str> {
         self.names.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
-    /// Spawns work on the runtime of the tasks.
+    /// Work on the same runtime as the tasks.
     #[must_use]
     pub fn work(&self) -> &Work {
         &self.work
     }
 
-    /// Waits for a task to end, and returns its name. When the server stops in good order, nobody waits any more.
+    /// Waits until a background task ends, and returns its name. A stopping server no longer waits for this.
     pub async fn first_ended(&self) -> &'static str {
         let mut ended = self.ended.subscribe();
         match ended.wait_for(Option::is_some).await.map(|name| *name) {
             Ok(Some(name)) => name,
-            // The sender is ours, so it is still there.
+            // Unreachable: `self` holds the sender.
             Ok(None) | Err(_) => std::future::pending().await,
         }
     }
 }
 
-struct Alarm {
+/// Records the end of a task when it is dropped.
+struct EndGuard {
     name: &'static str,
     ended: Arc<watch::Sender<Option<&'static str>>>,
 }
 
-impl Drop for Alarm {
+impl Drop for EndGuard {
     fn drop(&mut self) {
         self.ended.send_if_modified(|first| {
             let is_first = first.is_none();
@@ -118,7 +120,7 @@ mod tests {
     const SOON: Duration = Duration::from_secs(10);
 
     #[tokio::test]
-    async fn a_task_that_panics_is_named() {
+    async fn a_task_that_panics_is_reported() {
         let tasks = Tasks::new(Handle::current());
         tasks.spawn("steady", std::future::pending());
         tasks.spawn("shaky", async { panic!("a defect") });
@@ -126,15 +128,15 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn so_is_one_that_returns_and_the_first_counts() {
+    async fn the_first_of_two_tasks_that_return_is_reported() {
         let tasks = Tasks::new(Handle::current());
         tasks.spawn("first", async {}).await.unwrap();
         tasks.spawn("second", async {}).await.unwrap();
-        assert_eq!(timeout(SOON, tasks.clone().first_ended()).await, Ok("first"), "also for those who ask later");
+        assert_eq!(timeout(SOON, tasks.clone().first_ended()).await, Ok("first"), "also after it has ended");
     }
 
     #[tokio::test]
-    async fn nobody_is_alarmed_while_all_run() {
+    async fn nothing_is_reported_while_all_tasks_run() {
         let tasks = Tasks::new(Handle::current());
         tasks.spawn("steady", std::future::pending());
         assert!(tasks.work().spawn(async { panic!("a defect") }).await.is_err());

@@ -1,8 +1,8 @@
-//! Logging: human in a terminal, JSON elsewhere, on standard error. `RUST_LOG` sets the levels.
+//! Logging to standard error: readable text in a terminal, JSON otherwise. `RUST_LOG` sets the levels.
 //!
-//! Our own log statements name devices, sessions and clients by id and address, and never hold a token, a code, an e-mail
-//! address or a key. Libraries make no such promise: at their lower levels they print the bytes and statements that pass
-//! through them. So those levels of theirs are off, whatever `RUST_LOG` says.
+//! Sealwire's own log statements identify devices, sessions and clients by id and address, and never contain a token, a code,
+//! an e-mail address or a key. Libraries log data and statements at `debug` and `trace`, so these levels are off for them,
+//! whatever `RUST_LOG` says.
 
 use std::{
     backtrace::{Backtrace, BacktraceStatus},
@@ -14,23 +14,23 @@ use thiserror::Error;
 use tracing::level_filters::LevelFilter;
 use tracing_subscriber::{EnvFilter, filter::Targets, fmt, layer::SubscriberExt, util::SubscriberInitExt};
 
-/// The levels if `RUST_LOG` is unset or empty. actix-http reports every malformed request as an error of its own, which is
-/// the client's and not the operator's.
+/// The levels if `RUST_LOG` is unset or empty. actix-http is off because it logs every malformed request of a client as an
+/// error.
 const DEFAULT_LEVELS: &str = "info,actix_http=off,actix_server=warn";
 
-/// `RUST_LOG` cannot be parsed. To ignore it would leave out of the log what somebody asked for.
+/// `RUST_LOG` is invalid. It is an error because ignoring it would silently omit what the operator asked for.
 #[derive(Debug, Error, PartialEq, Eq)]
 #[error("RUST_LOG takes a level (error, warn, info, debug, trace, off) or PART=LEVEL,…, such as sealwire=debug,info")]
 pub struct WrongLevels;
 
-/// Starts logging for the process, at the levels in `RUST_LOG`. Does nothing if it has been started already.
+/// Starts logging for the process. `levels` is the value of `RUST_LOG`. Does nothing if logging has been started already.
 ///
 /// # Errors
 /// If the levels are invalid.
 pub fn init(levels: Option<&str>) -> Result<(), WrongLevels> {
     let filter = filter(levels)?;
     let registry = tracing_subscriber::registry().with(filter).with(trusted());
-    // If standard error is closed, writing to it must not end the tasks that do.
+    // If standard error is closed, a failed write must not panic in the task that logs.
     let layer = || fmt::layer().with_writer(std::io::stderr).log_internal_errors(false);
     let started = if std::io::stderr().is_terminal() {
         registry.with(layer()).try_init()
@@ -45,7 +45,7 @@ pub fn init(levels: Option<&str>) -> Result<(), WrongLevels> {
 
 fn filter(levels: Option<&str>) -> Result<EnvFilter, WrongLevels> {
     let levels = levels.map(str::trim).filter(|levels| !levels.is_empty()).unwrap_or(DEFAULT_LEVELS);
-    // A word alone that is not a level would pass for the name of a part, and silence all others. Most likely it is a typo.
+    // A single word that is not a level would be taken for a target, and turn all other targets off. It is most likely a typo.
     let is_typo = |part: &str| {
         part.bytes().all(|byte| byte.is_ascii_alphanumeric() || byte == b'_')
             && part.parse::<LevelFilter>().is_err()
@@ -57,13 +57,13 @@ fn filter(levels: Option<&str>) -> Result<EnvFilter, WrongLevels> {
     EnvFilter::builder().parse(levels).map_err(|_| WrongLevels)
 }
 
-/// The lowest levels that are logged at all: every level of our own, and of libraries what they mean for operators.
+/// The most verbose levels allowed, whatever `RUST_LOG` says: all for Sealwire, `info` for libraries.
 fn trusted() -> Targets {
     Targets::new().with_target("sealwire", LevelFilter::TRACE).with_default(LevelFilter::INFO)
 }
 
-/// Logs a panic. A message that was formatted at run time may hold anything, so only one that stands in the source is
-/// logged; the place has to do for the others.
+/// Logs a panic. Only a constant message is logged: one formatted at run time could contain secrets, so for it only the
+/// location is logged.
 fn report_panic(panic: &PanicHookInfo<'_>) {
     let place = panic.location().map(ToString::to_string);
     let message = panic.payload().downcast_ref::<&'static str>();
@@ -77,7 +77,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn levels_are_applied_or_refused() {
+    fn valid_levels_are_accepted_and_typos_are_refused() {
         for good in [
             "",
             "warn",

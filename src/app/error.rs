@@ -1,4 +1,4 @@
-//! Why a server could not be built or run.
+//! The errors of building and running a server.
 
 use std::{io, net::SocketAddr};
 
@@ -14,31 +14,31 @@ pub enum AppError {
     #[error("cannot open the database: {0}")]
     Store(#[from] StoreError),
     /// `bus.url` is neither `local` nor a Redis URL.
-    #[error("bus.url is not the address of a Redis: {0}")]
+    #[error("bus.url is not a valid Redis URL: {0}")]
     Bus(#[source] redis::RedisError),
     /// The mailer cannot be set up.
     #[error(transparent)]
     Mailer(#[from] MailerError),
-    /// The server's secret cannot be read or made.
+    /// The server secret cannot be read or created.
     #[error(transparent)]
     Secret(#[from] SecretFileError),
-    /// A port cannot be bound, or the system's limits do not allow the listener.
-    #[error("cannot serve on {setting} = {bind}: {source}")]
+    /// A port cannot be bound, or the operating system does not allow the listener.
+    #[error("cannot listen on {setting} = {bind}: {source}")]
     Listen {
-        /// The setting that has the address.
+        /// The setting with the address, such as `server.bind`.
         setting: &'static str,
         /// The address.
         bind: SocketAddr,
         /// The operating system's reason.
         source: io::Error,
     },
-    /// A listener failed while it ran.
-    #[error("the listener failed: {0}")]
+    /// A listener failed while running.
+    #[error("a listener failed: {0}")]
     Server(#[source] io::Error),
-    /// A listener or a background task that the server needs ended. The rest has been stopped in good order.
-    #[error("a background task ended: {0}")]
+    /// A listener or a background task ended unexpectedly. The rest has been stopped in order.
+    #[error("a background task ended unexpectedly: {0}")]
     TaskEnded(&'static str),
-    /// The operating system gives no randomness or no threads.
-    #[error("the system gives no randomness or threads: {0}")]
+    /// The operating system cannot start threads.
+    #[error("cannot start threads: {0}")]
     System(#[source] io::Error),
 }

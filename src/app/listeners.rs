@@ -1,4 +1,4 @@
-//! The two listeners of a node: that of its clients, and the operator's.
+//! The two listeners of a node: one for clients, one for the operator.
 
 use std::{io, net::SocketAddr, pin::Pin, sync::Arc, time::Duration};
 
@@ -11,13 +11,13 @@ use futures_util::{
 use sealwire_protocol::limits::MAX_FRAME_BYTES;
 use tokio::{runtime::Handle, sync::Semaphore};
 
-use super::{AppError, NodeParts, bounds::Bounds, runtimes::cores};
+use super::{AppError, NodeContext, node_limits::NodeLimits, runtimes::cores};
 use crate::{
     config::Config,
     edge::Origins,
     http::{
         self, Http,
-        admin::{self, Access, Admin, Levels},
+        admin::{self, Access, Admin, NodeUsage},
     },
     service::Service,
     shutdown::DrainTime,
@@ -27,12 +27,13 @@ use crate::{
     },
 };
 
-/// Connections that open at once: as many as one transaction of the store takes.
-const OPENING: usize = 256;
-/// How long a write may stand still after its actor has gone. Longer than the actor's own patience with a closing peer.
+/// Maximum number of sockets that are opening at once: as many as the service registers in one transaction.
+const MAX_OPENING: usize = 256;
+/// How long a write may make no progress after the connection's actor has stopped. Longer than the actor's own timeout for a
+/// closing peer.
 const WRITE_STALL: Duration = Duration::from_secs(35);
 
-/// A bound listener. It serves once it is driven.
+/// A bound listener. It accepts connections once [`Self::server`] is polled.
 pub struct Listener {
     port: u16,
     server: Fuse<Server>,
@@ -44,12 +45,12 @@ impl Listener {
         Self { port, handle: server.handle(), server: server.fuse() }
     }
 
-    /// The port it listens on: the configured one, or the free one that was taken for port 0.
+    /// The port. If port 0 is configured, the one that the system chose.
     pub fn port(&self) -> u16 {
         self.port
     }
 
-    /// Stops it from elsewhere.
+    /// A handle that stops the listener.
     pub fn handle(&self) -> ServerHandle {
         self.handle.clone()
     }
@@ -59,27 +60,27 @@ impl Listener {
         Pin::new(&mut self.server)
     }
 
-    /// Serves until the end, if that has not come yet.
+    /// Waits until the listener has stopped.
     pub async fn finish(&mut self) {
         if !self.server.is_terminated() {
-            // However it ends, the node is ending with it.
+            // The node is stopping, so an error changes nothing.
             let _ = self.server().await;
         }
     }
 }
 
-/// Binds `server.bind`, for HTTP and sockets.
+/// Binds `server.bind`, for HTTP and WebSocket.
 ///
 /// # Errors
-/// [`AppError::Listen`] if the port cannot be had.
+/// [`AppError::Listen`]
 pub fn listen_to_clients(
     config: &Config,
     service: &Arc<Service>,
-    node: &NodeParts,
-    bounds: &Bounds,
+    node: &NodeContext,
+    limits: &NodeLimits,
     runtime: &Handle,
 ) -> Result<Listener, AppError> {
-    let sockets = web::Data::new(sockets(config, service, node, bounds));
+    let sockets = web::Data::new(sockets(config, service, node, limits));
     let http = web::Data::new(http(config, service, node));
     let app = move || {
         let socket = web::resource("/v1/socket").route(web::get().to(open)).default_service(web::to(http::not_found));
@@ -87,9 +88,9 @@ pub fn listen_to_clients(
     };
     let tuning = Tuning {
         max_message: MAX_FRAME_BYTES as u64,
-        inbound: bounds.inbound.clone(),
-        admission: bounds.admission.clone(),
-        connections: bounds.sockets.clone(),
+        inbound: limits.inbound.clone(),
+        admission: limits.admission.clone(),
+        connections: limits.sockets.clone(),
         stall: WRITE_STALL,
     };
     let workers = if config.server.workers == 0 { cores() } else { config.server.workers };
@@ -100,25 +101,25 @@ pub fn listen_to_clients(
     })
 }
 
-/// What the WebSocket handlers share.
-fn sockets(config: &Config, service: &Arc<Service>, node: &NodeParts, bounds: &Bounds) -> Node {
+/// The state that the WebSocket handlers share.
+fn sockets(config: &Config, service: &Arc<Service>, node: &NodeContext, limits: &NodeLimits) -> Node {
     Node {
         service: service.clone(),
         hub: node.hub.clone(),
         runtime: node.tasks.work().clone(),
-        budget: bounds.outbound.clone(),
-        opening_permits: Semaphore::new(OPENING),
+        budget: limits.outbound.clone(),
+        opening_permits: Semaphore::new(MAX_OPENING),
         outbox_bytes: config.server.outbox_bytes,
         requests_per_second: config.limits.requests_per_connection_second,
-        networks: bounds.networks.clone(),
+        networks: limits.networks.clone(),
         trusted_proxies: config.server.trusted_proxies.clone(),
         origins: Origins::new(&config.server.allowed_origins),
         metrics: node.metrics.clone(),
     }
 }
 
-/// What the HTTP handlers share.
-fn http(config: &Config, service: &Arc<Service>, node: &NodeParts) -> Http {
+/// The state that the HTTP handlers share.
+fn http(config: &Config, service: &Arc<Service>, node: &NodeContext) -> Http {
     let hub = node.hub.clone();
     Http {
         service: service.clone(),
@@ -130,42 +131,42 @@ fn http(config: &Config, service: &Arc<Service>, node: &NodeParts) -> Http {
     }
 }
 
-/// Binds `admin.bind`, for status and metrics. It has a thread of its own, so it answers whatever the clients do.
+/// Binds `admin.bind`, for status and metrics. The listener has its own thread, so it answers whatever the load.
 ///
 /// # Errors
-/// [`AppError::Listen`] if the port cannot be had.
+/// [`AppError::Listen`]
 pub fn listen_to_operator(
     config: &Config,
     service: &Arc<Service>,
-    node: &NodeParts,
-    bounds: &Bounds,
+    node: &NodeContext,
+    limits: &NodeLimits,
     runtime: &Handle,
 ) -> Result<Listener, AppError> {
     let access = Access::new(config.admin.token.reveal(), &config.admin.allowed_hosts);
-    let levels = levels(node, bounds);
+    let usage = usage(node, limits);
     let admin =
-        Admin::start(service.clone(), runtime.clone(), &node.tasks, node.metrics.clone(), levels, access, node.id);
+        Admin::start(service.clone(), runtime.clone(), &node.tasks, node.metrics.clone(), usage, access, node.id);
     listen("admin.bind", config.admin.bind, runtime, |listener| admin::listen(listener, admin))
 }
 
-/// Reads what the operator's listener shows of the node.
-fn levels(node: &NodeParts, bounds: &Bounds) -> Box<dyn Fn() -> Levels + Send + Sync> {
+/// Returns a function that reads the node's current usage.
+fn usage(node: &NodeContext, limits: &NodeLimits) -> Box<dyn Fn() -> NodeUsage + Send + Sync> {
     let (hub, work) = (node.hub.clone(), node.tasks.work().clone());
-    let (sockets, http) = (bounds.sockets.clone(), bounds.admission.http.clone());
-    let (inbound, outbound) = (bounds.inbound.clone(), bounds.outbound.clone());
-    let level = |budget: &Budget| (budget.in_use(), budget.limit());
-    Box::new(move || Levels {
+    let (sockets, http) = (limits.sockets.clone(), limits.admission.http.clone());
+    let (inbound, outbound) = (limits.inbound.clone(), limits.outbound.clone());
+    let usage_of = |budget: &Budget| (budget.in_use(), budget.limit());
+    Box::new(move || NodeUsage {
         connected: hub.connected(),
-        sockets: level(&sockets),
-        http: level(&http),
+        sockets: usage_of(&sockets),
+        http: usage_of(&http),
         work: work.unfinished(),
-        inbound: level(&inbound),
-        outbound: level(&outbound),
+        inbound: usage_of(&inbound),
+        outbound: usage_of(&outbound),
         is_draining: hub.is_draining(),
     })
 }
 
-/// Binds an address and makes a server of it, on a runtime that outlives it.
+/// Binds an address and builds a server for it, on a runtime that outlives the server.
 fn listen(
     setting: &'static str,
     bind: SocketAddr,

@@ -1,30 +1,30 @@
-//! How many connections a node may have, given the operating system's limit of open files.
+//! Derives the limits on connections from the operating system's limit on open files.
 
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 
 use crate::config::ServerConfig;
 
-/// Files that a node needs besides its clients' connections.
+/// Number of files that a node needs besides client connections.
 const RESERVED: u64 = 384;
-/// Connections to plan for if the limit of open files leaves fewer, or so much as nothing.
-const FEWEST: usize = 128;
-/// The limit that is assumed if the system has none.
-const UNLIMITED: u64 = 1 << 20;
+/// Minimum number of connections to plan for, however low the limit on open files.
+const MIN_CONNECTIONS: usize = 128;
+/// The limit to assume if the system has none.
+const ASSUMED_LIMIT: u64 = 1 << 20;
 
-/// Connections that a node may hold open.
+/// Maximum numbers of open connections of a node.
 #[derive(Clone, Copy, Debug)]
-pub struct MostConnections {
-    /// Upgraded sockets.
+pub struct ConnectionLimits {
+    /// WebSocket connections.
     pub sockets: usize,
-    /// Connections that are not upgraded, or not yet.
+    /// Connections before an upgrade to WebSocket, and ordinary HTTP connections.
     pub http: usize,
 }
 
-impl MostConnections {
-    /// Raises the process's limit of open files as far as it goes, and divides what it allows: three quarters for
-    /// sockets, one for other connections. A configured number takes precedence.
+impl ConnectionLimits {
+    /// Raises the process's limit on open files to the hard limit, and divides it: three quarters for sockets, one quarter for
+    /// other connections. Configured numbers take precedence.
     pub fn new(server: &ServerConfig) -> Self {
-        let files = usize::try_from(raise_limit().saturating_sub(RESERVED)).unwrap_or(usize::MAX).max(FEWEST);
+        let files = usize::try_from(raise_limit().saturating_sub(RESERVED)).unwrap_or(usize::MAX).max(MIN_CONNECTIONS);
         let or = |configured: usize, derived: usize| if configured == 0 { derived } else { configured };
         Self {
             sockets: or(server.max_connections, files - files / 4),
@@ -33,10 +33,10 @@ impl MostConnections {
     }
 }
 
-/// Raises the soft limit of open files to the hard one, and returns what is in force then.
+/// Raises the soft limit on open files to the hard one, and returns the limit in force.
 fn raise_limit() -> u64 {
     let Rlimit { current, maximum } = getrlimit(Resource::Nofile);
     let raised = setrlimit(Resource::Nofile, Rlimit { current: maximum, maximum });
     let limit = if raised.is_ok() { maximum } else { current };
-    limit.unwrap_or(UNLIMITED)
+    limit.unwrap_or(ASSUMED_LIMIT)
 }

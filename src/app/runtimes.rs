@@ -1,4 +1,4 @@
-//! The runtimes besides those of the actix workers.
+//! The Tokio runtimes besides those of the actix workers.
 
 use std::io;
 
@@ -6,22 +6,22 @@ use tokio::runtime::{Builder, Handle, Runtime};
 
 use crate::tasks::Tasks;
 
-/// Threads for the batch workers at most. They plan what the database then does.
+/// Maximum number of threads for batch workers.
 const BATCH_THREADS: usize = 4;
 
-/// Own the database connections and the bus, so that none of these depends on an actix worker that stops.
+/// The runtimes that own the database connections and the bus. They outlive the actix workers, which stop first.
 pub struct Runtimes {
     /// For the store, the bus and the use cases.
     store: Runtime,
-    /// For the batch workers and their connections: hundreds of requests wait for each of their transactions.
+    /// For the batch workers and their connections, because hundreds of requests wait for each of their transactions.
     batches: Runtime,
 }
 
 impl Runtimes {
-    /// Starts their threads.
+    /// Starts the threads.
     ///
     /// # Errors
-    /// If the operating system has no threads to give.
+    /// If the operating system cannot start threads.
     pub fn start() -> io::Result<Self> {
         Ok(Self {
             store: build("sealwire-store", cores())?,
@@ -29,7 +29,7 @@ impl Runtimes {
         })
     }
 
-    /// Spawns background tasks and work on them.
+    /// A spawner of background tasks and work on these runtimes.
     pub fn tasks(&self) -> Tasks {
         Tasks::new(self.store.handle().clone()).with_batch_runtime(self.batches.handle().clone())
     }
@@ -39,7 +39,7 @@ impl Runtimes {
         self.store.handle()
     }
 
-    /// Stops both without waiting for what still runs.
+    /// Stops both without waiting for running tasks.
     pub fn stop(self) {
         self.batches.shutdown_background();
         self.store.shutdown_background();
@@ -50,7 +50,7 @@ fn build(name: &str, threads: usize) -> io::Result<Runtime> {
     Builder::new_multi_thread().thread_name(name).worker_threads(threads).enable_all().build()
 }
 
-/// Cores of this machine, 2 if it does not say.
+/// The number of cores of this machine; 2 if it is unknown.
 pub fn cores() -> usize {
     std::thread::available_parallelism().map_or(2, usize::from)
 }

@@ -1,4 +1,4 @@
-//! The server's secret in a file beside a SQLite database, for servers whose `auth.secret` is empty.
+//! The server secret in a file beside the SQLite database, used if `auth.secret` is empty.
 
 use std::{
     fs::{self, File, OpenOptions},
@@ -13,37 +13,36 @@ use thiserror::Error;
 
 use crate::{clock::Entropy, config::decode_secret, domain::otp::ServerSecret, sqlite_file::SqliteFile};
 
-/// The secret's file cannot be read or made.
+/// The file of the secret cannot be read or created.
 #[derive(Debug, Error)]
-#[error("cannot read or make the server secret {}: {source}", path.display())]
+#[error("cannot read or create the server secret {}: {source}", path.display())]
 pub struct SecretFileError {
     path: PathBuf,
     source: io::Error,
 }
 
-/// Reads the secret beside the database, and makes one if there is none. The folder exists already.
+/// Reads the secret beside the database, or creates one if there is none. The folder must exist.
 ///
-/// Earlier versions looked for it under the path as it stands in the URL, with its percent escapes. One that is there
-/// is moved.
+/// Earlier versions used the path as written in the URL, without decoding percent escapes. A secret found there is moved.
 ///
 /// # Errors
 /// If the file cannot be read or written, or holds anything but 32 bytes in base64.
-pub fn read_or_make(file: &SqliteFile, entropy: &Entropy) -> Result<ServerSecret, SecretFileError> {
+pub fn read_or_create(file: &SqliteFile, entropy: &Entropy) -> Result<ServerSecret, SecretFileError> {
     let path = file.secret();
     let failed = |source| SecretFileError { path: path.clone(), source };
     let mut found = read(&path).map_err(failed)?;
     if found.is_none()
         && let Some(former) = file.legacy_secret()
     {
-        found = take_over(former, &path).map_err(|source| SecretFileError { path: former.to_owned(), source })?;
+        found = move_former(former, &path).map_err(|source| SecretFileError { path: former.to_owned(), source })?;
     }
     match found {
         Some(secret) => Ok(secret),
-        None => make(&path, entropy).map_err(failed),
+        None => create(&path, entropy).map_err(failed),
     }
 }
 
-/// Reads a secret; `None` if there is no file, or an empty one, as a server leaves that dies while it makes it.
+/// Reads a secret; `None` if the file does not exist or is empty. A server that crashes while creating it leaves an empty file.
 fn read(path: &Path) -> io::Result<Option<ServerSecret>> {
     match fs::read_to_string(path) {
         Ok(text) => parse(&text),
@@ -59,8 +58,8 @@ fn parse(text: &str) -> io::Result<Option<ServerSecret>> {
     decode_secret(text).map(Some).ok_or_else(|| io::Error::other("not 32 bytes in base64"))
 }
 
-/// Moves the secret that an earlier version left elsewhere, or uses it there if it cannot be moved.
-fn take_over(former: &Path, path: &Path) -> io::Result<Option<ServerSecret>> {
+/// Moves the secret of an earlier version, or uses it where it is if it cannot be moved.
+fn move_former(former: &Path, path: &Path) -> io::Result<Option<ServerSecret>> {
     let Some(secret) = read(former)? else { return Ok(None) };
     let (from, to) = (former.display(), path.display());
     match fs::rename(former, path) {
@@ -70,9 +69,9 @@ fn take_over(former: &Path, path: &Path) -> io::Result<Option<ServerSecret>> {
     Ok(Some(secret))
 }
 
-/// Makes a secret that only its owner can read. Two servers that share it may start at once: the file is locked while
-/// one of them fills it.
-fn make(path: &Path, entropy: &Entropy) -> io::Result<ServerSecret> {
+/// Creates a secret in a file that only its owner can read. The file is locked while it is written, because two servers that
+/// share it may start at the same time.
+fn create(path: &Path, entropy: &Entropy) -> io::Result<ServerSecret> {
     let mut file = OpenOptions::new().read(true).write(true).create(true).truncate(false).mode(0o600).open(path)?;
     file.lock()?;
     let mut text = String::new();
@@ -111,13 +110,13 @@ mod tests {
     }
 
     #[test]
-    fn a_secret_is_made_once_and_found_again() {
+    fn a_secret_is_created_once_and_then_reused() {
         let folder = tempfile::tempdir().unwrap();
         let file = database(folder.path(), "my%20chat.db");
-        read_or_make(&file, &entropy()).unwrap();
+        read_or_create(&file, &entropy()).unwrap();
         let made = fs::read_to_string(folder.path().join("my chat.secret")).unwrap();
-        read_or_make(&file, &entropy()).unwrap();
-        read_or_make(&database(folder.path(), "my%20chat.sqlite"), &entropy()).unwrap();
+        read_or_create(&file, &entropy()).unwrap();
+        read_or_create(&database(folder.path(), "my%20chat.sqlite"), &entropy()).unwrap();
         assert_eq!(fs::read_to_string(folder.path().join("my chat.secret")).unwrap(), made);
         assert_eq!(names(folder.path()), ["my chat.secret"]);
     }
@@ -127,14 +126,14 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let text = STANDARD.encode([7; 32]);
         fs::write(folder.path().join("my%20chat.secret"), &text).unwrap();
-        read_or_make(&database(folder.path(), "my%20chat.db"), &entropy()).unwrap();
+        read_or_create(&database(folder.path(), "my%20chat.db"), &entropy()).unwrap();
         assert_eq!(names(folder.path()), ["my chat.secret"]);
         assert_eq!(fs::read_to_string(folder.path().join("my chat.secret")).unwrap(), text);
 
-        // One that is in its place already wins, and the other stays.
+        // If there are two, the one in the right place is used, and the other stays.
         let other = STANDARD.encode([8; 32]);
         fs::write(folder.path().join("my%20chat.secret"), &other).unwrap();
-        read_or_make(&database(folder.path(), "my%20chat.db"), &entropy()).unwrap();
+        read_or_create(&database(folder.path(), "my%20chat.db"), &entropy()).unwrap();
         assert_eq!(fs::read_to_string(folder.path().join("my chat.secret")).unwrap(), text);
         assert_eq!(names(folder.path()), ["my chat.secret", "my%20chat.secret"]);
     }
@@ -144,19 +143,19 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         fs::write(folder.path().join("gone%2Fchat.secret"), STANDARD.encode([7; 32])).unwrap();
         // The folder of the new place does not exist.
-        read_or_make(&database(folder.path(), "gone%2Fchat.db"), &entropy()).unwrap();
+        read_or_create(&database(folder.path(), "gone%2Fchat.db"), &entropy()).unwrap();
         assert_eq!(names(folder.path()), ["gone%2Fchat.secret"]);
     }
 
     #[test]
-    fn an_empty_file_is_filled_and_another_text_is_refused() {
+    fn an_empty_file_is_filled_and_a_file_without_a_secret_is_refused() {
         let folder = tempfile::tempdir().unwrap();
         let secret = folder.path().join("x.secret");
         fs::write(&secret, "").unwrap();
-        read_or_make(&database(folder.path(), "x.db"), &entropy()).unwrap();
+        read_or_create(&database(folder.path(), "x.db"), &entropy()).unwrap();
         assert_eq!(STANDARD.decode(fs::read(&secret).unwrap()).unwrap().len(), 32);
         fs::write(&secret, "hunter2").unwrap();
-        let error = read_or_make(&database(folder.path(), "x.db"), &entropy()).err().unwrap().to_string();
+        let error = read_or_create(&database(folder.path(), "x.db"), &entropy()).err().unwrap().to_string();
         assert!(error.contains("x.secret: not 32 bytes in base64") && !error.contains("hunter2"), "{error}");
     }
 }

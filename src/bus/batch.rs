@@ -1,16 +1,17 @@
-//! Signal batches: what one publish carries to other nodes, for one device, in order.
+//! Signal batches: the signals for one device in one publish to other nodes, in order.
 
 use crate::domain::Signal;
 
-/// Bytes of stored content in one batch. The node that wants more reads it from the store.
-const CARRIED_BYTES: usize = 16 * 1024;
+/// Maximum number of bytes of stored content in one batch. The receiving node reads other envelopes from the store.
+const MAX_STORED_BYTES: usize = 16 * 1024;
 
 /// Signals for one device.
 #[derive(Debug, Default, PartialEq, Eq)]
 pub struct SignalBatch {
     signals: Vec<Signal>,
-    /// Bytes of content, of stored envelopes and in all.
-    carried: usize,
+    /// Bytes of content of stored envelopes.
+    stored_bytes: usize,
+    /// Bytes of content, ephemeral messages included.
     bytes: usize,
 }
 
@@ -23,19 +24,19 @@ impl From<Signal> for SignalBatch {
 }
 
 impl SignalBatch {
-    /// Adds a signal. A stored envelope travels along if it is `wanted` and there is room, otherwise its number alone; of
-    /// several numbers in a row the last is enough.
-    pub fn add(&mut self, signal: Signal, wanted: bool) {
+    /// Adds a signal. A stored envelope is included if `with_envelope` and it fits; otherwise only its sequence number is. Of
+    /// several numbers in a row only the last is kept.
+    pub fn add(&mut self, signal: Signal, with_envelope: bool) {
         let signal = match signal {
             Signal::Mail { seq, envelope } => {
-                let fits = |bytes| wanted && self.carried + bytes <= CARRIED_BYTES;
+                let fits = |bytes| with_envelope && self.stored_bytes + bytes <= MAX_STORED_BYTES;
                 let envelope = envelope.filter(|envelope| fits(envelope.content.len()));
                 if let (None, Some(Signal::Mail { seq: last, envelope: None })) = (&envelope, self.signals.last_mut()) {
                     *last = seq;
                     return;
                 }
                 let bytes = envelope.as_ref().map_or(0, |envelope| envelope.content.len());
-                self.carried += bytes;
+                self.stored_bytes += bytes;
                 self.bytes += bytes;
                 Signal::Mail { seq, envelope }
             }
@@ -48,8 +49,8 @@ impl SignalBatch {
         self.signals.push(signal);
     }
 
-    /// Removes all content: stored envelopes shrink to their numbers, ephemeral ones are dropped. Returns how many were
-    /// dropped.
+    /// Removes all content: of stored envelopes only the numbers are kept, and ephemeral messages are dropped. Returns how many
+    /// were dropped.
     pub fn drop_content(&mut self) -> usize {
         let mut dropped = 0;
         for signal in std::mem::take(self).signals {
@@ -62,7 +63,7 @@ impl SignalBatch {
         dropped
     }
 
-    /// Bytes of content.
+    /// The number of bytes of content.
     pub fn bytes(&self) -> usize {
         self.bytes
     }
@@ -102,7 +103,7 @@ mod tests {
     }
 
     #[test]
-    fn envelopes_travel_where_they_are_wanted_and_fit() {
+    fn an_envelope_is_included_if_it_is_wanted_and_fits() {
         let mut batch = SignalBatch::default();
         batch.add(mail(1, 10_000), true);
         batch.add(mail(2, 10_000), true);
@@ -110,11 +111,11 @@ mod tests {
         batch.add(mail(4, 1), true);
         batch.add(mail(5, 1), false);
         assert_eq!(batch.signals(), [mail(1, 10_000), number(2), mail(3, 6_384), number(5)]);
-        assert_eq!(batch.bytes(), CARRIED_BYTES);
+        assert_eq!(batch.bytes(), MAX_STORED_BYTES);
     }
 
     #[test]
-    fn the_order_is_kept_around_what_is_stored_nowhere() {
+    fn ephemeral_messages_keep_their_place_among_stored_mail() {
         let mut batch = SignalBatch::default();
         let ephemeral = Signal::Ephemeral(envelope(20_000));
         for signal in [mail(1, 10), ephemeral.clone(), mail(2, 10), mail(3, 10)] {

@@ -1,5 +1,5 @@
-//! Signals as they travel between nodes. Nodes of two versions may run side by side, so a change here has to be one that the
-//! other side can read: its names and the order of its fields are the format.
+//! The encoding of signals between nodes: MessagePack, with fields identified by their order and variants by their names.
+//! Nodes of two versions may run side by side, so each version must be able to read the other's payloads.
 
 use bytes::Bytes;
 use serde::{Deserialize, Serialize};
@@ -7,7 +7,7 @@ use uuid::Uuid;
 
 use crate::domain::{DeviceId, Envelope, KeyKind, MessageId, SessionId, Signal, Timestamp, UserId};
 
-/// A [`Signal`].
+/// The encoded form of a [`Signal`].
 #[derive(Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum SignalPayload {
     PrekeysLow { kind: KeyKind, remaining: u32, pool_version: i64 },
@@ -20,7 +20,7 @@ pub enum SignalPayload {
     Ephemeral(EnvelopePayload),
 }
 
-/// An [`Envelope`].
+/// The encoded form of an [`Envelope`].
 #[derive(Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct EnvelopePayload {
     message: MessageId,
@@ -78,7 +78,7 @@ impl From<&Envelope> for EnvelopePayload {
             from_user: envelope.from_user,
             from_device: envelope.from_device,
             kind: envelope.kind,
-            // Shares the bytes.
+            // Shares the buffer.
             content: envelope.content.clone(),
             accepted_at: envelope.accepted_at,
         }
@@ -92,19 +92,19 @@ impl From<EnvelopePayload> for Envelope {
     }
 }
 
-/// The payload of one publish by a node.
+/// Encodes the signals of one publish, together with the publishing node.
 ///
 /// # Errors
-/// If a signal has no encoding. Every signal has one.
+/// If a signal cannot be encoded. This does not happen: every signal can.
 pub fn encode(node: Uuid, signals: &[Signal]) -> Result<Vec<u8>, rmp_serde::encode::Error> {
     let payloads: Vec<SignalPayload> = signals.iter().map(SignalPayload::from).collect();
     rmp_serde::to_vec(&(node, payloads))
 }
 
-/// The node that published a payload, and its signals.
+/// Decodes a payload into the publishing node and its signals.
 ///
 /// # Errors
-/// If a node of another version sent something that this one does not know.
+/// If the payload is from a node of another version and contains a signal that this version does not know.
 pub fn decode(payload: &[u8]) -> Result<(Uuid, Vec<Signal>), rmp_serde::decode::Error> {
     let (node, payloads) = rmp_serde::from_slice::<(Uuid, Vec<SignalPayload>)>(payload)?;
     Ok((node, payloads.into_iter().map(Signal::from).collect()))
@@ -142,15 +142,15 @@ mod tests {
     }
 
     #[test]
-    fn what_travels_arrives_as_it_was() {
+    fn every_signal_survives_encoding_and_decoding() {
         let bytes = encode(NODE, &every_signal()).unwrap();
-        assert!(bytes.len() < 1200, "content travels as bytes: {}", bytes.len());
+        assert!(bytes.len() < 1200, "content is encoded as bytes: {}", bytes.len());
         assert_eq!(decode(&bytes).unwrap(), (NODE, every_signal()));
     }
 
-    /// Nodes of the versions before write and read this.
+    /// Nodes of earlier versions write and read these bytes.
     #[test]
-    fn the_format_is_the_one_of_earlier_versions() {
+    fn the_encoding_is_that_of_earlier_versions() {
         let id = |n: u8| format!("d924{}", hex(format!("00000000-0000-0000-0000-0000000000{n:02x}").as_bytes()));
         let word = |text: &str| format!("{:02x}{}", 0xa0 | text.len(), hex(text.as_bytes()));
         let time = word("2026-01-01T00:00:00.000000Z");

@@ -1,9 +1,9 @@
 //! Signals between nodes over Redis pub/sub: one channel for each connected device.
 //!
-//! One task, the link, owns two connections: one that only listens (RESP3, so that messages arrive as pushes) and one that
-//! publishes. Whatever waits is handled together, so a crowd of connecting devices shares round trips. After a loss the
-//! link connects again and resubscribes itself: the client library's own resubscription ignores failures. Pub/sub can
-//! also die without a word, so the link listens for its own probes.
+//! One task, the link, owns two connections to Redis: one subscribes (RESP3, so that messages are pushed) and one publishes.
+//! The link handles all queued commands together, so that many devices connecting at once share round trips. After a
+//! disconnection the link reconnects and resubscribes itself, because the client library's own resubscription ignores
+//! failures. Pub/sub can also fail silently, so the link publishes probes to itself and checks that they come back.
 
 mod channels;
 mod link;
@@ -26,30 +26,33 @@ use crate::{
 };
 use link::Link;
 
-/// Commands that may wait for the link. A publish beyond it is dropped; the reconcile heals that.
-const QUEUE: usize = 16_384;
-/// Bytes of content among them.
-const QUEUE_BYTES: usize = 32 * 1024 * 1024;
-/// How long a device that connects waits for its subscription. Without it, the reconcile covers what is missed.
-const SUBSCRIBE_PATIENCE: Duration = Duration::from_secs(1);
+/// Maximum number of commands queued for the link. Further publishes are dropped; the reconcile makes up for them.
+const MAX_QUEUED: usize = 16_384;
+/// Maximum number of bytes of content in the queue.
+const MAX_QUEUED_BYTES: usize = 32 * 1024 * 1024;
+/// How long a connecting device waits for its subscription. If it is not confirmed by then, the reconcile makes up for missed
+/// signals.
+const SUBSCRIBE_TIMEOUT: Duration = Duration::from_secs(1);
 
-enum Command {
+/// A command to the link.
+enum BusCommand {
     Publish {
         device: DeviceId,
         batch: SignalBatch,
-        /// Ends once the batch is on its way.
-        room: OwnedSemaphorePermit,
+        /// Reserves the batch's bytes of [`MAX_QUEUED_BYTES`] until the batch is sent.
+        content_permit: OwnedSemaphorePermit,
     },
+    /// The sender confirms the subscription.
     Subscribe(DeviceId, oneshot::Sender<()>),
     Unsubscribe(DeviceId),
 }
 
-/// The node's end of the link. Clones share it; the link stops when the last is dropped.
+/// A handle to the link. The link stops when the last clone is dropped.
 #[derive(Clone)]
 pub struct RedisBus {
-    commands: mpsc::Sender<Command>,
-    /// What is left of [`QUEUE_BYTES`].
-    room: Arc<Semaphore>,
+    commands: mpsc::Sender<BusCommand>,
+    /// The unreserved part of [`MAX_QUEUED_BYTES`].
+    content_bytes: Arc<Semaphore>,
     local: Arc<dyn LocalDelivery>,
     up: watch::Receiver<bool>,
     metrics: Arc<Metrics>,
@@ -58,7 +61,7 @@ pub struct RedisBus {
 }
 
 impl RedisBus {
-    /// Starts the link. Redis need not be there yet.
+    /// Starts the link. Redis need not be reachable yet.
     ///
     /// # Errors
     /// If `url` is not a Redis URL.
@@ -73,27 +76,29 @@ impl RedisBus {
         let redis = info.redis_settings().clone().set_protocol(ProtocolVersion::RESP3);
         let info = info.set_redis_settings(redis).set_tcp_settings(TcpSettings::default().set_nodelay(true));
         let client = Client::open(info)?;
-        let (commands, queue) = mpsc::channel(QUEUE);
+        let (commands, queue) = mpsc::channel(MAX_QUEUED);
         let link = Link::new(client, node, local.clone(), queue, metrics.clone());
         let (up, last_probe) = (link.is_up(), link.last_probe());
         tasks.spawn("bus link", link.run());
-        Ok(Self { commands, room: Arc::new(Semaphore::new(QUEUE_BYTES)), local, up, metrics, last_probe })
+        let content_bytes = Arc::new(Semaphore::new(MAX_QUEUED_BYTES));
+        Ok(Self { commands, content_bytes, local, up, metrics, last_probe })
     }
 
-    /// Delivers on this node at once and sends to the others.
+    /// Delivers a signal on this node and publishes it to the others.
     pub fn publish(&self, device: DeviceId, signal: Signal) {
-        self.deliver_here(device, signal.clone());
-        self.publish_elsewhere(device, signal.into());
+        self.deliver_locally(device, signal.clone());
+        self.publish_remotely(device, signal.into());
     }
 
-    /// Delivers on this node, and returns whether the device is connected here.
-    pub(super) fn deliver_here(&self, device: DeviceId, signal: Signal) -> bool {
+    /// Delivers a signal on this node. Returns whether the device is connected here.
+    pub(super) fn deliver_locally(&self, device: DeviceId, signal: Signal) -> bool {
         self.local.deliver(device, signal)
     }
 
-    /// Sends to the other nodes.
-    pub(super) fn publish_elsewhere(&self, device: DeviceId, mut batch: SignalBatch) {
-        let room = self.reserve(&batch).or_else(|| {
+    /// Publishes a batch to the other nodes. If the queue has too much content, drops the batch's content; if the queue is full,
+    /// drops the batch.
+    pub(super) fn publish_remotely(&self, device: DeviceId, mut batch: SignalBatch) {
+        let content_permit = self.reserve(&batch).or_else(|| {
             let dropped = batch.drop_content();
             self.count(BusTraffic::Dropped, dropped);
             self.reserve(&batch)
@@ -102,43 +107,43 @@ impl RedisBus {
         if signals == 0 {
             return;
         }
-        let command = room.map(|room| Command::Publish { device, batch, room });
+        let command = content_permit.map(|content_permit| BusCommand::Publish { device, batch, content_permit });
         let sent = command.is_some_and(|command| self.commands.try_send(command).is_ok());
         self.count(if sent { BusTraffic::Published } else { BusTraffic::Dropped }, signals);
         if !sent {
-            tracing::warn!("a signal to other nodes was dropped: the bus has fallen behind");
+            tracing::warn!("a signal to other nodes was dropped: the queue to Redis is full");
         }
     }
 
     fn reserve(&self, batch: &SignalBatch) -> Option<OwnedSemaphorePermit> {
-        self.room.clone().try_acquire_many_owned(u32::try_from(batch.bytes()).ok()?).ok()
+        self.content_bytes.clone().try_acquire_many_owned(u32::try_from(batch.bytes()).ok()?).ok()
     }
 
     fn count(&self, traffic: BusTraffic, signals: usize) {
         self.metrics.bus_signals.add(traffic, signals as u64);
     }
 
-    /// Subscribes to a device's signals; returns once Redis has confirmed it, or after a second.
+    /// Subscribes to a device's signals. Returns once Redis has confirmed it, or after a second.
     pub async fn subscribe(&self, device: DeviceId) {
         let (confirm, confirmed) = oneshot::channel();
-        if self.commands.send(Command::Subscribe(device, confirm)).await.is_ok() {
-            let _ = timeout(SUBSCRIBE_PATIENCE, confirmed).await;
+        if self.commands.send(BusCommand::Subscribe(device, confirm)).await.is_ok() {
+            let _ = timeout(SUBSCRIBE_TIMEOUT, confirmed).await;
         }
     }
 
-    /// Undoes one [`Self::subscribe`].
+    /// Undoes one call of [`Self::subscribe`].
     pub async fn unsubscribe(&self, device: DeviceId) {
-        // Fails only if the link has stopped, and its subscriptions with it.
-        let _ = self.commands.send(Command::Unsubscribe(device)).await;
+        // Fails only if the link has stopped, which has no subscriptions any more.
+        let _ = self.commands.send(BusCommand::Unsubscribe(device)).await;
     }
 
-    /// Whether signals flow.
+    /// Whether the link is connected and subscribed.
     #[must_use]
     pub fn is_up(&self) -> bool {
         *self.up.borrow()
     }
 
-    /// [`Self::is_up`], to be waited on.
+    /// [`Self::is_up`] as a watch channel.
     #[must_use]
     pub fn watch(&self) -> watch::Receiver<bool> {
         self.up.clone()

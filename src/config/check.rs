@@ -1,4 +1,4 @@
-//! The values that a setting takes, if its kind alone does not say.
+//! Checks the settings whose type alone does not say which values are valid.
 
 use std::net::SocketAddr;
 
@@ -7,10 +7,13 @@ use toml::{Table, Value};
 use super::{ConfigError, decode_secret, invalid, parse_network};
 use crate::sqlite_file::SqliteFile;
 
-/// Fewest characters of the operator's token. Wrong tokens are not slowed down, so it must be hard to guess.
+/// Minimum length of `admin.token` in characters. Attempts are not slowed down, so the token must be hard to guess.
 const MIN_ADMIN_TOKEN: usize = 16;
 
-/// Checks the values that have a range or a grammar.
+/// Checks all values that have a range or a syntax.
+///
+/// # Errors
+/// The first setting that is invalid.
 pub(super) fn check(settings: &Table) -> Result<(), ConfigError> {
     let value = |name: &str| {
         let (section, key) = name.split_once('.')?;
@@ -20,22 +23,22 @@ pub(super) fn check(settings: &Table) -> Result<(), ConfigError> {
     let whole = |name: &str| value(name).and_then(Value::as_integer).unwrap_or_default();
     let number = |name: &str| value(name).and_then(Value::as_float).unwrap_or_default();
     let list = |name: &str| value(name).and_then(Value::as_array).cloned().unwrap_or_default();
-    let require = |holds: bool, name: &str, takes: &str| if holds { Ok(()) } else { Err(invalid(name, takes)) };
+    let require = |is_valid: bool, name: &str, takes: &str| if is_valid { Ok(()) } else { Err(invalid(name, takes)) };
 
     for name in ["server.bind", "admin.bind"] {
         require(text(name).parse::<SocketAddr>().is_ok(), name, "an address and port, such as 127.0.0.1:8080")?;
     }
     for origin in list("server.allowed_origins") {
-        let holds = origin.as_str().is_some_and(is_origin);
-        require(holds, "server.allowed_origins", "origins, such as https://chat.example, without a path")?;
+        let is_valid = origin.as_str().is_some_and(is_origin);
+        require(is_valid, "server.allowed_origins", "origins, such as https://chat.example, without a path")?;
     }
     for host in list("admin.allowed_hosts") {
-        let holds = host.as_str().is_some_and(is_host_name);
-        require(holds, "admin.allowed_hosts", "host names, such as status.example, without a port")?;
+        let is_valid = host.as_str().is_some_and(is_host_name);
+        require(is_valid, "admin.allowed_hosts", "host names, such as status.example, without a port")?;
     }
     for proxy in list("server.trusted_proxies") {
-        let holds = proxy.as_str().is_some_and(|text| parse_network(text).is_some());
-        require(holds, "server.trusted_proxies", "addresses or networks, such as 10.0.0.0/8")?;
+        let is_valid = proxy.as_str().is_some_and(|text| parse_network(text).is_some());
+        require(is_valid, "server.trusted_proxies", "addresses or networks, such as 10.0.0.0/8")?;
     }
     let token = text("admin.token");
     let is_long = token.trim().chars().count() >= MIN_ADMIN_TOKEN;
@@ -73,9 +76,9 @@ pub(super) fn check(settings: &Table) -> Result<(), ConfigError> {
         let takes = format!("a whole number from {} to {}", range.start(), range.end());
         require(range.contains(&whole(name)), name, &takes)?;
     }
-    for (name, most) in [("auth.session_days", 3650.0), ("keys.signed_prekey_days", 90.0)] {
+    for (name, max) in [("auth.session_days", 3650.0), ("keys.signed_prekey_days", 90.0)] {
         let days = number(name);
-        require(days > 0.0 && days <= most, name, &format!("days, above 0 and up to {most}"))?;
+        require(days > 0.0 && days <= max, name, &format!("days, above 0 and up to {max}"))?;
     }
     let postgres = ["postgres://", "postgresql://"].iter().any(|scheme| text("database.url").starts_with(scheme));
     let sqlite = text("database.url").starts_with("sqlite:");
@@ -103,7 +106,7 @@ pub(super) fn check(settings: &Table) -> Result<(), ConfigError> {
     )
 }
 
-/// `scheme://host[:port]`, as browsers write it.
+/// Whether the text is `scheme://host[:port]`, as browsers write an origin.
 fn is_origin(text: &str) -> bool {
     let Some((scheme, authority)) = text.split_once("://") else { return false };
     matches!(scheme, "http" | "https" | "app" | "capacitor" | "tauri" | "chrome-extension" | "moz-extension")

@@ -1,11 +1,14 @@
-//! How one layer of settings overrides those below it: by name, in the kind that the default has.
+//! Overrides settings by name with values of the same type as the default.
 
 use toml::{Table, Value};
 
 use super::{ConfigError, invalid};
 
-/// Replaces the value of a known setting. `read` gets the present value, as an example of the setting's kind, and returns
-/// the new one, or else what the setting takes.
+/// Replaces the value of a setting. `read` gets the current value, as an example of the setting's type, and returns the new
+/// one or, as the error, the values that the setting takes.
+///
+/// # Errors
+/// If the setting is unknown, or `read` fails.
 pub(super) fn set(
     settings: &mut Table,
     section: &str,
@@ -19,7 +22,7 @@ pub(super) fn set(
     Ok(())
 }
 
-/// Takes a value of the same kind as the example, or a whole number for a fraction.
+/// Accepts a value of the same type as the example; for a float also an integer.
 pub(super) fn same_kind(example: &Value, value: Value) -> Result<Value, &'static str> {
     #[expect(clippy::cast_precision_loss, reason = "a number of days")]
     match (example, value) {
@@ -29,7 +32,7 @@ pub(super) fn same_kind(example: &Value, value: Value) -> Result<Value, &'static
     }
 }
 
-/// Parses a text into a value of the example's kind. Lists are separated by commas.
+/// Parses a text into a value of the example's type. The items of a list are separated by commas.
 pub(super) fn parse_as(example: &Value, text: &str) -> Result<Value, &'static str> {
     let list = || text.split(',').map(str::trim).filter(|item| !item.is_empty()).map(|item| item.to_owned().into());
     let parsed = match example {
@@ -42,6 +45,7 @@ pub(super) fn parse_as(example: &Value, text: &str) -> Result<Value, &'static st
     parsed.ok_or(kind(example))
 }
 
+/// The values of the example's type, in words.
 fn kind(example: &Value) -> &'static str {
     match example {
         Value::Integer(_) => "a whole number",

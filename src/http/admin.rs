@@ -1,8 +1,7 @@
-//! The operator's listener, on a port of its own: `GET /status` for people and scripts, `GET /metrics` for Prometheus.
+//! The operator's listener, on its own port: `GET /status` for people and scripts, `GET /metrics` for Prometheus.
 //!
-//! It changes nothing and names no user. Still, a page in a browser must not read it: a request has to name the server by
-//! an address or a known name, which a page whose own name was rebound to this address cannot, and has to show the token
-//! if one is configured.
+//! It is read-only and reveals no user. Still, other web pages must not read it. The `Host` of a request must be an IP address
+//! or an allowed name, which protects against DNS rebinding, and the request must present the token if one is configured.
 
 mod access;
 mod gauges;
@@ -35,61 +34,61 @@ use crate::{
     tasks::Tasks,
 };
 
-/// Connections that it holds at once. Operators are few.
+/// Maximum number of open connections. There are few operators.
 const MAX_CONNECTIONS: usize = 64;
-/// How long a client may take to send a request.
-const REQUEST_TIME: Duration = Duration::from_secs(5);
-/// How long a connection is kept for another request.
+/// Timeout for receiving a request.
+const REQUEST_TIMEOUT: Duration = Duration::from_secs(5);
+/// How long an idle connection stays open.
 const KEEP_ALIVE: Duration = Duration::from_secs(15);
-/// Shortest time between two measurements of the backlog of mail.
-const BACKLOG_EVERY: Duration = Duration::from_secs(5);
-/// At least this many times the duration of a measurement passes before the next.
-const BACKLOG_SHARE: u32 = 100;
-/// Seconds that answers may take once the server stops.
+/// Minimum pause between two measurements of the mail backlog.
+const MIN_BACKLOG_PAUSE: Duration = Duration::from_secs(5);
+/// The pause after a measurement is at least this many times its duration.
+const BACKLOG_PAUSE_FACTOR: u32 = 100;
+/// Seconds that responses in progress may take once the server stops.
 const SHUTDOWN_SECONDS: u64 = 1;
 
-/// Levels of the node that only the composition root can read.
+/// The current usage of the node's resources, which only the composition root can read.
 #[derive(Clone, Copy, Debug)]
-pub struct Levels {
-    /// Sockets of devices.
+pub struct NodeUsage {
+    /// Connected devices.
     pub connected: usize,
-    /// Upgraded connections, including those that are closing: how many are open, and may be.
+    /// WebSocket connections, including closing ones: number and limit.
     pub sockets: (usize, usize),
-    /// Connections that are not upgraded, or not yet: how many are open, and may be.
+    /// Connections that have not upgraded to WebSocket: number and limit.
     pub http: (usize, usize),
-    /// Requests and mails under way.
+    /// Requests and mails in progress.
     pub work: usize,
-    /// Bytes of large messages coming in: how many are in use, and may be.
+    /// Bytes of large messages being received: in use and limit.
     pub inbound: (usize, usize),
-    /// Bytes of requests in flight and outboxes: how many are in use, and may be.
+    /// Bytes of requests in flight and outboxes: in use and limit.
     pub outbound: (usize, usize),
-    /// Whether the node is being stopped.
+    /// Whether the node is stopping.
     pub is_draining: bool,
 }
 
-/// What the listener shows.
+/// The state behind the listener's pages.
 pub struct Admin {
     service: Arc<Service>,
     runtime: Handle,
     metrics: Arc<Metrics>,
-    levels: Box<dyn Fn() -> Levels + Send + Sync>,
+    usage: Box<dyn Fn() -> NodeUsage + Send + Sync>,
     access: Access,
     node_id: Uuid,
     started: Instant,
     history: History,
-    /// What waits in mailboxes; `None` before the first measurement.
+    /// The mail in all mailboxes; `None` before the first measurement.
     backlog: Mutex<Option<MailboxSize>>,
 }
 
 impl Admin {
-    /// Starts to keep the history and to measure the backlog of mail. Questions to the store run on `runtime`.
+    /// Starts the tasks that record the history and measure the mail backlog. Queries to the store run on `runtime`.
     #[must_use]
     pub fn start(
         service: Arc<Service>,
         runtime: Handle,
         tasks: &Tasks,
         metrics: Arc<Metrics>,
-        levels: Box<dyn Fn() -> Levels + Send + Sync>,
+        usage: Box<dyn Fn() -> NodeUsage + Send + Sync>,
         access: Access,
         node_id: Uuid,
     ) -> Arc<Self> {
@@ -101,7 +100,7 @@ impl Admin {
             service,
             runtime,
             metrics,
-            levels,
+            usage,
             access,
             node_id,
             started,
@@ -113,7 +112,7 @@ impl Admin {
         admin
     }
 
-    /// Takes samples for the page's charts.
+    /// Records points for the charts of the status page.
     async fn sample_history(self: Arc<Self>) {
         let mut ticks = tokio::time::interval(history::STEP);
         ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
@@ -125,15 +124,15 @@ impl Admin {
         }
     }
 
-    /// Measures the backlog of mail now and then. That reads all mailboxes, so how often depends on how long it takes.
+    /// Measures the mail backlog repeatedly. That reads all mailboxes, so the pause depends on how long it takes.
     async fn measure_backlog(self: Arc<Self>) {
         loop {
             let began = Instant::now();
-            // If the store does not answer, the last value stays; the store's own state is shown beside it.
+            // If the store fails, the last value is kept. The status shows the failure.
             if let Ok(backlog) = self.service.mailbox_backlog().await {
                 *self.backlog.lock().unwrap_or_else(PoisonError::into_inner) = Some(backlog);
             }
-            tokio::time::sleep((began.elapsed() * BACKLOG_SHARE).max(BACKLOG_EVERY)).await;
+            tokio::time::sleep((began.elapsed() * BACKLOG_PAUSE_FACTOR).max(MIN_BACKLOG_PAUSE)).await;
         }
     }
 
@@ -145,29 +144,29 @@ impl Admin {
         Point {
             at: Instant::now(),
             counts: CounterValues::of(&self.metrics),
-            connected: (self.levels)().connected,
+            connected: (self.usage)().connected,
             resident: process::resident_bytes(),
             latency,
         }
     }
 
-    /// How long the database takes to answer; `None` if it does not. Asked on the runtime that owns its connections.
+    /// How long the database takes to answer; `None` if it does not. The query runs on the runtime that owns the connections.
     async fn latency(&self) -> Option<Duration> {
         let service = self.service.clone();
         self.runtime.spawn(async move { service.store_latency().await }).await.unwrap_or_default()
     }
 }
 
-/// Makes a server on a listening socket. It runs once it is awaited.
+/// Builds a server on a listening socket. It accepts connections once it is polled.
 ///
 /// # Errors
-/// If the socket cannot be used.
+/// If the operating system refuses the listener.
 pub fn listen(listener: TcpListener, admin: Arc<Admin>) -> io::Result<Server> {
     let admin = Data::from(admin);
     let server = HttpServer::new(move || App::new().configure(pages::routes(admin.clone())))
         .workers(1)
         .max_connections(MAX_CONNECTIONS)
-        .client_request_timeout(REQUEST_TIME)
+        .client_request_timeout(REQUEST_TIMEOUT)
         .keep_alive(KeepAlive::Timeout(KEEP_ALIVE))
         .shutdown_timeout(SHUTDOWN_SECONDS)
         .disable_signals()

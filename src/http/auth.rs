@@ -1,4 +1,4 @@
-//! Sign-in: a code by mail, then a session.
+//! The routes for sign-in and sessions.
 
 use std::future::Future;
 
@@ -17,11 +17,11 @@ use serde::{Serialize, de::DeserializeOwned};
 use tokio::time::timeout;
 use tracing::Instrument;
 
-use super::{BODY_TIME, Http};
+use super::{BODY_TIMEOUT, Http};
 use crate::{
     domain::{ClientNetwork, Refusal, Session},
     edge::{EdgeError, Problem, accounts, bearer_token, client_address},
-    metrics::{Outcome, Route},
+    metrics::{ResponseCode, Route},
     service::Notifications,
 };
 
@@ -58,18 +58,18 @@ pub async fn verify(http: Data<Http>, request: HttpRequest, body: Payload) -> Ht
 
 /// `GET /v1/auth/session`
 pub async fn session(http: Data<Http>, request: HttpRequest) -> HttpResponse {
-    let work = async { Ok(Some(accounts::session_reply(present(&http, &request).await?, None))) };
+    let work = async { Ok(Some(accounts::session_reply(authenticate(&http, &request).await?, None))) };
     respond(&http, Route::Session, StatusCode::OK, work).await
 }
 
 /// `DELETE /v1/auth/session`
 pub async fn logout(http: Data<Http>, request: HttpRequest) -> HttpResponse {
     respond(&http, Route::Logout, StatusCode::NO_CONTENT, async {
-        let caller = present(&http, &request).await?.caller;
+        let caller = authenticate(&http, &request).await?.caller;
         let service = http.service.clone();
         let work = async move { Ok(((), service.logout(&caller).await?)) };
         on_runtime(&http, work).await.map_err(|refusal| {
-            // It was ended meanwhile: over HTTP every invalid token is the same.
+            // The session ended since it was authenticated. Over HTTP every invalid token gets `unauthorized`.
             if refusal == Refusal::SessionRevoked { Refusal::Unauthorized } else { refusal }
         })?;
         Ok(None::<SessionReply>)
@@ -77,18 +77,19 @@ pub async fn logout(http: Data<Http>, request: HttpRequest) -> HttpResponse {
     .await
 }
 
-/// Finds the session of the request's bearer token.
-async fn present(http: &Http, request: &HttpRequest) -> Result<Session, EdgeError> {
+/// Returns the session of the request's bearer token.
+async fn authenticate(http: &Http, request: &HttpRequest) -> Result<Session, EdgeError> {
     let token = bearer_token(request.headers()).flatten().ok_or(Refusal::Unauthorized)?;
     let service = http.service.clone();
-    Ok(on_runtime(http, async move { service.present(&token).await }).await?)
+    Ok(on_runtime(http, async move { service.authenticate(&token).await }).await?)
 }
 
 fn network(http: &Http, request: &HttpRequest) -> ClientNetwork {
     client_address(request.peer_addr(), request.headers(), &http.trusted_proxies).into()
 }
 
-/// Runs a use case on the runtime of store and bus, to its end even if the client goes away, and sends its notifications.
+/// Runs a use case on the runtime of store and bus, and sends its notifications. It runs to completion even if the client
+/// disconnects.
 async fn on_runtime<T: Send + 'static>(
     http: &Http,
     work: impl Future<Output = Result<(T, Notifications), Refusal>> + Send + 'static,
@@ -102,9 +103,9 @@ async fn on_runtime<T: Send + 'static>(
     http.runtime.spawn(notified.in_current_span()).await.map_err(|_| Refusal::Internal)?
 }
 
-/// Reads a JSON body, whatever its Content-Type.
+/// Reads a JSON body. The `Content-Type` is ignored.
 async fn read<T: DeserializeOwned>(body: Payload) -> Result<T, EdgeError> {
-    let bytes = timeout(BODY_TIME, body.to_bytes_limited(MAX_BODY_BYTES))
+    let bytes = timeout(BODY_TIMEOUT, body.to_bytes_limited(MAX_BODY_BYTES))
         .await
         .map_err(|_| EdgeError::TooSlow)?
         .map_err(|_| EdgeError::PayloadTooLarge)?
@@ -113,6 +114,7 @@ async fn read<T: DeserializeOwned>(body: Payload) -> Result<T, EdgeError> {
     Ok(body)
 }
 
+/// Runs a handler, counts its outcome and builds the response. `None` makes a response without a body.
 async fn respond<T: Serialize>(
     http: &Http,
     route: Route,
@@ -121,7 +123,7 @@ async fn respond<T: Serialize>(
 ) -> HttpResponse {
     match work.await {
         Ok(answer) => {
-            http.metrics.http_requests.inc((route, Outcome::Done));
+            http.metrics.http_requests.inc((route, ResponseCode::Success));
             let mut response = HttpResponse::build(success);
             response.insert_header((header::CACHE_CONTROL, "no-store"));
             match answer {
@@ -131,7 +133,7 @@ async fn respond<T: Serialize>(
         }
         Err(error) => {
             let problem = Problem::from(error);
-            http.metrics.http_requests.inc((route, Outcome::Refused(problem.code())));
+            http.metrics.http_requests.inc((route, ResponseCode::Error(problem.code())));
             problem.response()
         }
     }

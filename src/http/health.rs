@@ -1,21 +1,21 @@
-//! Whether the process is up, and whether it should get clients.
+//! Health checks: whether the process runs, and whether it should receive clients.
 
 use actix_web::{HttpResponse, http::StatusCode, web::Data};
 use sealwire_protocol::health::{HealthReply, HealthStatus};
 
 use super::Http;
 
-/// `GET /healthz`: touches no backend.
+/// `GET /healthz`: always 200; does not use the database or the bus.
 pub async fn healthz() -> HttpResponse {
     HttpResponse::Ok().json(reply(HealthStatus::Ok, &[]))
 }
 
-/// `GET /readyz`: 200 while the store answers, `degraded` if the bus does not; 503 if the store does not answer or the
-/// node is being stopped.
+/// `GET /readyz`: 503 if the store does not answer or the node is stopping; otherwise 200, with the status `degraded` if the
+/// bus is down.
 pub async fn readyz(http: Data<Http>) -> HttpResponse {
     let service = http.service.clone();
-    let reachable = http.runtime.spawn(async move { service.store_is_reachable().await }).await.unwrap_or(false);
-    let (status, reasons) = readiness(reachable, http.service.bus_is_up(), (http.is_draining)());
+    let store_answers = http.runtime.spawn(async move { service.store_is_reachable().await }).await.unwrap_or(false);
+    let (status, reasons) = readiness(store_answers, http.service.bus_is_up(), (http.is_draining)());
     let code = if status == HealthStatus::NotReady { StatusCode::SERVICE_UNAVAILABLE } else { StatusCode::OK };
     HttpResponse::build(code).json(reply(status, &reasons))
 }
@@ -24,7 +24,7 @@ fn reply(status: HealthStatus, reasons: &[&str]) -> HealthReply {
     HealthReply { status: status.into(), reasons: reasons.iter().map(|reason| (*reason).to_owned()).collect() }
 }
 
-/// Whether a node should get clients, and the reasons unless it is ready.
+/// Returns the status of a node, with the reasons if it is not `ready`.
 pub fn readiness(store_answers: bool, bus_is_up: bool, is_draining: bool) -> (HealthStatus, Vec<&'static str>) {
     let mut reasons = Vec::new();
     if !store_answers {

@@ -1,4 +1,4 @@
-//! What is logged of ordinary requests: one line for each, and a span around whatever is said meanwhile.
+//! Logging of HTTP requests: one line for each, and a span around everything logged while it is handled.
 
 use std::time::Instant;
 
@@ -14,11 +14,10 @@ use tracing_actix_web::{DefaultRootSpanBuilder, RootSpanBuilder};
 use super::Http;
 use crate::edge::client_address;
 
-/// When a request's head had been read.
-struct Began(Instant);
+/// The time at which the head of a request had been read.
+struct RequestStart(Instant);
 
-/// A span with method, route, client and status. The URL itself stays out, since clients put things there that they
-/// should not.
+/// Creates spans with method, route, client and status. The URL is not logged, because clients may put secrets into it.
 pub struct RequestSpan;
 
 impl RootSpanBuilder for RequestSpan {
@@ -26,7 +25,7 @@ impl RootSpanBuilder for RequestSpan {
         let route = request.match_pattern().unwrap_or_else(|| "unmatched".to_owned());
         let trusted = request.app_data::<Data<Http>>().map_or(&[][..], |http| &http.trusted_proxies);
         let client = client_address(request.request().peer_addr(), request.headers(), trusted);
-        request.extensions_mut().insert(Began(Instant::now()));
+        request.extensions_mut().insert(RequestStart(Instant::now()));
         tracing::info_span!(
             "http",
             method = %request.method(),
@@ -42,8 +41,8 @@ impl RootSpanBuilder for RequestSpan {
     fn on_request_end<B: MessageBody>(span: Span, outcome: &Result<ServiceResponse<B>, Error>) {
         DefaultRootSpanBuilder::on_request_end(span, outcome);
         if let Ok(response) = outcome {
-            let began = response.request().extensions().get::<Began>().map(|Began(at)| at.elapsed());
-            let ms = began.map(|took| u64::try_from(took.as_millis()).unwrap_or(u64::MAX));
+            let took = response.request().extensions().get::<RequestStart>().map(|RequestStart(at)| at.elapsed());
+            let ms = took.map(|took| u64::try_from(took.as_millis()).unwrap_or(u64::MAX));
             tracing::info!(status = response.status().as_u16(), ms, "request");
         }
     }

@@ -1,4 +1,4 @@
-//! Counters, gauges and histograms with their series made beforehand, so that counting looks nothing up.
+//! Counters, gauges and histograms. All series are created in advance, so that counting needs no look-up.
 
 use std::marker::PhantomData;
 
@@ -7,22 +7,22 @@ use prometheus::{
     core::{Collector, MetricVec, MetricVecBuilder},
 };
 
-use super::Entry;
+use super::MetricSpec;
 
-/// A label, or several, with a closed set of values.
-pub trait Label: Copy {
-    /// How many values there are.
+/// A value of a label, from a closed set. A pair is the values of two labels.
+pub trait LabelValue: Copy {
+    /// The number of values.
     const COUNT: usize;
 
-    /// The place of this value among all.
+    /// The index of this value, less than [`Self::COUNT`].
     fn index(self) -> usize;
 
-    /// The text of each value, or one text for each label where there are several.
+    /// For each value, by index, the text of each label.
     fn texts() -> Vec<Vec<String>>;
 }
 
-/// No label.
-impl Label for () {
+/// For metrics without labels.
+impl LabelValue for () {
     const COUNT: usize = 1;
 
     fn index(self) -> usize {
@@ -34,7 +34,7 @@ impl Label for () {
     }
 }
 
-impl<A: Label, B: Label> Label for (A, B) {
+impl<A: LabelValue, B: LabelValue> LabelValue for (A, B) {
     const COUNT: usize = A::COUNT * B::COUNT;
 
     fn index(self) -> usize {
@@ -47,50 +47,50 @@ impl<A: Label, B: Label> Label for (A, B) {
     }
 }
 
-/// The upper bounds of a histogram's buckets.
-pub trait Buckets {
-    /// In ascending order.
+/// The buckets of a histogram.
+pub trait BucketBounds {
+    /// The upper bounds, in ascending order.
     const BOUNDS: &'static [f64];
 }
 
-/// Times from half a millisecond to ten seconds.
+/// Durations in seconds, from half a millisecond to ten seconds.
 #[derive(Clone, Copy, Debug)]
 pub struct Seconds;
 
-impl Buckets for Seconds {
+impl BucketBounds for Seconds {
     const BOUNDS: &'static [f64] =
         &[0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0];
 }
 
-/// Numbers of things.
+/// Numbers of items, from 1 to 256.
 #[derive(Clone, Copy, Debug)]
-pub struct Items;
+pub struct BatchSize;
 
-impl Buckets for Items {
+impl BucketBounds for BatchSize {
     const BOUNDS: &'static [f64] = &[1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 64.0, 128.0, 256.0];
 }
 
-/// What a metric can be.
-pub trait Kind: Sized {
-    /// As Prometheus calls it.
+/// A kind of metric: counter, gauge or histogram.
+pub trait MetricKind: Sized {
+    /// The name of the kind in Prometheus.
     const NAME: &'static str;
 
-    /// Makes all series and adds them to the registry.
+    /// Creates all series and adds them to the registry.
     ///
     /// # Errors
-    /// Where the name is taken or none.
-    fn make(registry: &Registry, entry: &Entry) -> prometheus::Result<Self>;
+    /// If the name is invalid or already registered.
+    fn create(registry: &Registry, spec: &MetricSpec) -> prometheus::Result<Self>;
 }
 
-/// Makes the metric of an entry.
-#[expect(clippy::expect_used, reason = "the list is fixed, and every test makes all of it")]
-pub(super) fn register<K: Kind>(registry: &Registry, entry: Option<&Entry>) -> K {
-    let entry = entry.expect("the list has an entry for each field");
-    K::make(registry, entry).expect("the list has no name twice")
+/// Creates the metric of a description.
+#[expect(clippy::expect_used, reason = "the list is fixed, and every test creates all of it")]
+pub(super) fn register<K: MetricKind>(registry: &Registry, spec: Option<&MetricSpec>) -> K {
+    let spec = spec.expect("each field has a description");
+    K::create(registry, spec).expect("all names are valid and different")
 }
 
-/// Adds a family to the registry, with a series for each value of the label, in its order.
-fn series<L: Label, B: MetricVecBuilder + 'static>(
+/// Registers a family, and returns its series, one for each value of the label, in order of their index.
+fn series<L: LabelValue, B: MetricVecBuilder + 'static>(
     registry: &Registry,
     family: &MetricVec<B>,
 ) -> prometheus::Result<Box<[B::M]>>
@@ -101,46 +101,46 @@ where
     L::texts().iter().map(|texts| family.get_metric_with_label_values(texts)).collect()
 }
 
-/// Counts for each value of a label.
+/// A counter for each value of a label.
 #[derive(Debug)]
 pub struct Counters<L>(Box<[IntCounter]>, PhantomData<fn(L)>);
 
-impl<L: Label> Kind for Counters<L> {
+impl<L: LabelValue> MetricKind for Counters<L> {
     const NAME: &'static str = "counter";
 
-    fn make(registry: &Registry, entry: &Entry) -> prometheus::Result<Self> {
-        let family = IntCounterVec::new(Opts::new(entry.name, entry.help), entry.labels)?;
+    fn create(registry: &Registry, spec: &MetricSpec) -> prometheus::Result<Self> {
+        let family = IntCounterVec::new(Opts::new(spec.name, spec.help), spec.labels)?;
         Ok(Self(series::<L, _>(registry, &family)?, PhantomData))
     }
 }
 
-impl<L: Label> Counters<L> {
+impl<L: LabelValue> Counters<L> {
     /// Adds one.
     pub fn inc(&self, label: L) {
         self.add(label, 1);
     }
 
-    /// Adds some.
+    /// Adds `n`.
     pub fn add(&self, label: L, n: u64) {
         self.0[label.index()].inc_by(n);
     }
 
-    /// How often so far.
+    /// The current count.
     #[must_use]
     pub fn get(&self, label: L) -> u64 {
         self.0[label.index()].get()
     }
 }
 
-/// A count.
+/// A counter without labels.
 #[derive(Debug)]
 pub struct Counter(Counters<()>);
 
-impl Kind for Counter {
+impl MetricKind for Counter {
     const NAME: &'static str = "counter";
 
-    fn make(registry: &Registry, entry: &Entry) -> prometheus::Result<Self> {
-        Ok(Self(Counters::make(registry, entry)?))
+    fn create(registry: &Registry, spec: &MetricSpec) -> prometheus::Result<Self> {
+        Ok(Self(Counters::create(registry, spec)?))
     }
 }
 
@@ -150,98 +150,98 @@ impl Counter {
         self.0.inc(());
     }
 
-    /// Adds some.
+    /// Adds `n`.
     pub fn add(&self, n: u64) {
         self.0.add((), n);
     }
 
-    /// How often so far.
+    /// The current count.
     #[must_use]
     pub fn get(&self) -> u64 {
         self.0.get(())
     }
 }
 
-/// A level for each value of a label.
+/// A gauge for each value of a label.
 #[derive(Debug)]
 pub struct Gauges<L>(Box<[IntGauge]>, PhantomData<fn(L)>);
 
-impl<L: Label> Kind for Gauges<L> {
+impl<L: LabelValue> MetricKind for Gauges<L> {
     const NAME: &'static str = "gauge";
 
-    fn make(registry: &Registry, entry: &Entry) -> prometheus::Result<Self> {
-        let family = IntGaugeVec::new(Opts::new(entry.name, entry.help), entry.labels)?;
+    fn create(registry: &Registry, spec: &MetricSpec) -> prometheus::Result<Self> {
+        let family = IntGaugeVec::new(Opts::new(spec.name, spec.help), spec.labels)?;
         Ok(Self(series::<L, _>(registry, &family)?, PhantomData))
     }
 }
 
-impl<L: Label> Gauges<L> {
-    /// Sets the level.
-    pub fn set(&self, label: L, level: u64) {
-        self.0[label.index()].set(i64::try_from(level).unwrap_or(i64::MAX));
+impl<L: LabelValue> Gauges<L> {
+    /// Sets the value.
+    pub fn set(&self, label: L, value: u64) {
+        self.0[label.index()].set(i64::try_from(value).unwrap_or(i64::MAX));
     }
 }
 
-/// A level.
+/// A gauge without labels.
 #[derive(Debug)]
 pub struct Gauge(Gauges<()>);
 
-impl Kind for Gauge {
+impl MetricKind for Gauge {
     const NAME: &'static str = "gauge";
 
-    fn make(registry: &Registry, entry: &Entry) -> prometheus::Result<Self> {
-        Ok(Self(Gauges::make(registry, entry)?))
+    fn create(registry: &Registry, spec: &MetricSpec) -> prometheus::Result<Self> {
+        Ok(Self(Gauges::create(registry, spec)?))
     }
 }
 
 impl Gauge {
-    /// Sets the level.
-    pub fn set(&self, level: u64) {
-        self.0.set((), level);
+    /// Sets the value.
+    pub fn set(&self, value: u64) {
+        self.0.set((), value);
     }
 }
 
-/// A distribution for each value of a label.
+/// A histogram for each value of a label.
 #[derive(Debug)]
 pub struct Histograms<L, B>(Box<[prometheus::Histogram]>, PhantomData<fn(L, B)>);
 
-impl<L: Label, B: Buckets> Kind for Histograms<L, B> {
+impl<L: LabelValue, B: BucketBounds> MetricKind for Histograms<L, B> {
     const NAME: &'static str = "histogram";
 
-    fn make(registry: &Registry, entry: &Entry) -> prometheus::Result<Self> {
-        let options = HistogramOpts::new(entry.name, entry.help).buckets(B::BOUNDS.to_vec());
-        let family = HistogramVec::new(options, entry.labels)?;
+    fn create(registry: &Registry, spec: &MetricSpec) -> prometheus::Result<Self> {
+        let options = HistogramOpts::new(spec.name, spec.help).buckets(B::BOUNDS.to_vec());
+        let family = HistogramVec::new(options, spec.labels)?;
         Ok(Self(series::<L, _>(registry, &family)?, PhantomData))
     }
 }
 
-impl<L: Label, B: Buckets> Histograms<L, B> {
-    /// Notes a value.
+impl<L: LabelValue, B: BucketBounds> Histograms<L, B> {
+    /// Records a value.
     pub fn observe(&self, label: L, value: f64) {
         self.0[label.index()].observe(value);
     }
 
-    /// The distribution of one label.
+    /// The histogram of one label value.
     #[must_use]
     pub fn of(&self, label: L) -> Histogram<B> {
         Histogram(self.0[label.index()].clone(), PhantomData)
     }
 }
 
-/// A distribution. Clones share it.
+/// A histogram without labels. Clones share their data.
 #[derive(Clone, Debug)]
 pub struct Histogram<B>(prometheus::Histogram, PhantomData<fn(B)>);
 
-impl<B: Buckets> Kind for Histogram<B> {
+impl<B: BucketBounds> MetricKind for Histogram<B> {
     const NAME: &'static str = "histogram";
 
-    fn make(registry: &Registry, entry: &Entry) -> prometheus::Result<Self> {
-        Ok(Histograms::<(), B>::make(registry, entry)?.of(()))
+    fn create(registry: &Registry, spec: &MetricSpec) -> prometheus::Result<Self> {
+        Ok(Histograms::<(), B>::create(registry, spec)?.of(()))
     }
 }
 
-impl<B: Buckets> Histogram<B> {
-    /// Notes a value.
+impl<B: BucketBounds> Histogram<B> {
+    /// Records a value.
     pub fn observe(&self, value: f64) {
         self.0.observe(value);
     }
@@ -254,9 +254,9 @@ mod tests {
     use super::*;
 
     #[derive(Clone, Copy)]
-    struct Digit(usize);
+    struct ThreeValues(usize);
 
-    impl Label for Digit {
+    impl LabelValue for ThreeValues {
         const COUNT: usize = 3;
 
         fn index(self) -> usize {
@@ -269,13 +269,13 @@ mod tests {
     }
 
     #[test]
-    fn every_pair_of_labels_has_a_series_of_its_own() {
+    fn every_pair_of_label_values_has_its_own_series() {
         let registry = Registry::new();
-        let entry = Entry { name: "pairs", kind: "counter", labels: &["a", "b"], help: "pairs" };
-        let pairs: Counters<(Digit, Digit)> = Counters::make(&registry, &entry).unwrap();
+        let spec = MetricSpec { name: "pairs", kind: "counter", labels: &["a", "b"], help: "pairs" };
+        let pairs: Counters<(ThreeValues, ThreeValues)> = Counters::create(&registry, &spec).unwrap();
         for a in 0..3 {
             for b in 0..3 {
-                pairs.add((Digit(a), Digit(b)), 10 * a as u64 + b as u64);
+                pairs.add((ThreeValues(a), ThreeValues(b)), 10 * a as u64 + b as u64);
             }
         }
         let mut text = String::new();

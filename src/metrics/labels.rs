@@ -1,10 +1,10 @@
-//! The labels and their values: closed sets, most of them out of the protocol's tables.
+//! The labels and their values: closed sets, some of them from the protocol's tables.
 
 use sealwire_protocol::{CloseCode, Code, frame::Op};
 
-use super::Label;
+use super::LabelValue;
 
-/// A label whose values are an enum's, each with its text.
+/// Defines a label as an enum, with the text of each value.
 macro_rules! label {
     ($(#[$doc:meta])* $name:ident { $($(#[$of:meta])* $variant:ident $text:expr,)* }) => {
         $(#[$doc])*
@@ -12,11 +12,11 @@ macro_rules! label {
         pub enum $name { $($(#[$of])* $variant,)* }
 
         impl $name {
-            /// Every value.
+            /// All values.
             pub const ALL: &'static [Self] = &[$(Self::$variant,)*];
         }
 
-        impl Label for $name {
+        impl LabelValue for $name {
             const COUNT: usize = Self::ALL.len();
 
             fn index(self) -> usize {
@@ -31,15 +31,15 @@ macro_rules! label {
 }
 
 label! {
-    /// The version that runs.
+    /// The version of the server.
     Version {
-        /// The one that was built.
+        /// The version of this build.
         Built env!("CARGO_PKG_VERSION"),
     }
 }
 
 label! {
-    /// The HTTP requests of clients.
+    /// The routes of the HTTP API.
     Route {
         /// `POST /v1/auth/otp`
         Otp "otp",
@@ -53,55 +53,55 @@ label! {
 }
 
 label! {
-    /// What became of a mail.
-    MailEnd {
-        /// The mail server, the folder or standard output has it.
+    /// The outcome of a mail.
+    MailOutcome {
+        /// Accepted by the mail server, or written to the folder or standard output.
         Sent "sent",
-        /// Given up.
+        /// Not sent, after all retries.
         Failed "failed",
-        /// The queue was full.
+        /// Not attempted, because too many mails were unsent.
         Dropped "dropped",
     }
 }
 
 label! {
-    /// What a claim got from one device.
-    ClaimEnd {
-        /// A key of its own.
+    /// The outcome of a claim for one device.
+    ClaimOutcome {
+        /// The bundle has a one-time key.
         Claimed "claimed",
         /// The pool is empty.
         Exhausted "exhausted",
-        /// The claimer is past the drain limit.
+        /// The claiming user has reached the drain limit for the device.
         Limited "limited",
     }
 }
 
 label! {
-    /// Requests that share transactions.
+    /// The kinds of batches.
     Batch {
         /// Claims.
         Claims "claims",
         /// Sends and acks.
         Mail "mail",
-        /// Connections that open.
+        /// Opened connections.
         Connections "connections",
-        /// Connections that ended.
+        /// Closed connections.
         Disconnects "disconnects",
     }
 }
 
 label! {
-    /// The limits on connections, by their settings.
+    /// The limits on connections, named by their settings.
     Limit {
-        /// Of the node, on sockets.
+        /// On sockets of the node.
         Sockets "max_connections",
-        /// Of the node, on connections that are no sockets.
+        /// On other connections of the node.
         Http "max_http_connections",
-        /// Of a network, on sockets.
+        /// On sockets of a client network.
         NetworkSockets "connections_per_network",
-        /// Of a network, on connections that are no sockets.
+        /// On other connections of a client network.
         NetworkHttp "http_connections_per_network",
-        /// Of a network, on new connections.
+        /// On the rate of new connections of a client network.
         NetworkConnects "connects_per_network_second",
     }
 }
@@ -109,21 +109,21 @@ label! {
 label! {
     /// Why the operator's listener refused a request.
     AccessDenied {
-        /// It named the server by an unknown name.
+        /// Its `Host` is not allowed.
         Host "host",
-        /// It had no token.
+        /// It has no token.
         NoToken "no_token",
-        /// It had a wrong token.
+        /// It has a wrong token.
         WrongToken "wrong_token",
     }
 }
 
 label! {
-    /// What a database connection does.
+    /// The state of a database connection.
     PoolState {
-        /// Nothing.
+        /// In the pool.
         Idle "idle",
-        /// It was handed out.
+        /// In use.
         Busy "busy",
     }
 }
@@ -131,25 +131,25 @@ label! {
 label! {
     /// Signals between nodes.
     BusTraffic {
-        /// Handed to the link.
+        /// Queued for Redis.
         Published "published",
-        /// Of other nodes.
+        /// Received from other nodes.
         Received "received",
-        /// The link had fallen behind.
+        /// Not sent, because the queue to Redis was full.
         Dropped "dropped",
     }
 }
 
 label! {
-    /// What a connection had not heard of.
+    /// A change that a connection had missed.
     Repair {
         /// A newer connection of its device.
         Displaced "displaced",
-        /// The end of its session.
+        /// The logout of its session.
         LoggedOut "logged_out",
         /// The revocation of its device.
         Revoked "device_revoked",
-        /// The end of its account.
+        /// The deletion of its account.
         Deleted "account_deleted",
     }
 }
@@ -157,14 +157,14 @@ label! {
 label! {
     /// The two halves of the memory budget.
     Direction {
-        /// Large messages that come in.
+        /// Large messages being received.
         In "in",
-        /// Requests in flight, and what waits in outboxes.
+        /// Requests in flight and outboxes.
         Out "out",
     }
 }
 
-impl Label for Op {
+impl LabelValue for Op {
     const COUNT: usize = Self::ALL.len();
 
     fn index(self) -> usize {
@@ -176,7 +176,7 @@ impl Label for Op {
     }
 }
 
-impl Label for Code {
+impl LabelValue for Code {
     const COUNT: usize = Self::ALL.len();
 
     fn index(self) -> usize {
@@ -188,23 +188,23 @@ impl Label for Code {
     }
 }
 
-/// What a request asked for.
+/// The op that a request names.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Asked {
-    /// Something that is no op.
+pub enum RequestedOp {
+    /// Not an op.
     Unknown,
     /// An op.
     Op(Op),
 }
 
-impl Asked {
-    /// Every value.
+impl RequestedOp {
+    /// All values.
     pub fn all() -> impl Iterator<Item = Self> {
         std::iter::once(Self::Unknown).chain(Op::ALL.iter().copied().map(Self::Op))
     }
 }
 
-impl Label for Asked {
+impl LabelValue for RequestedOp {
     const COUNT: usize = 1 + Op::COUNT;
 
     fn index(self) -> usize {
@@ -219,22 +219,22 @@ impl Label for Asked {
     }
 }
 
-/// How a request was answered.
+/// The code of a response.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Outcome {
-    /// Well.
-    Done,
-    /// With an error.
-    Refused(Code),
+pub enum ResponseCode {
+    /// Success.
+    Success,
+    /// An error.
+    Error(Code),
 }
 
-impl Label for Outcome {
+impl LabelValue for ResponseCode {
     const COUNT: usize = 1 + Code::COUNT;
 
     fn index(self) -> usize {
         match self {
-            Self::Done => 0,
-            Self::Refused(code) => 1 + code.index(),
+            Self::Success => 0,
+            Self::Error(code) => 1 + code.index(),
         }
     }
 
@@ -243,7 +243,7 @@ impl Label for Outcome {
     }
 }
 
-/// How a socket ended.
+/// How a socket closed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Close {
     /// The peer closed it.
@@ -255,14 +255,14 @@ pub enum Close {
 }
 
 impl Close {
-    /// Every value, with its text.
+    /// All values, with their texts.
     pub fn all() -> impl Iterator<Item = (Self, String)> {
         let codes = CloseCode::ALL.iter().map(|code| (Self::Code(*code), code.number().to_string()));
         [(Self::Peer, "peer".to_owned()), (Self::Lost, "lost".to_owned())].into_iter().chain(codes)
     }
 }
 
-impl Label for Close {
+impl LabelValue for Close {
     const COUNT: usize = 2 + CloseCode::ALL.len();
 
     fn index(self) -> usize {
@@ -282,21 +282,22 @@ impl Label for Close {
 mod tests {
     use super::*;
 
-    fn holds<L: Label>(values: impl Iterator<Item = L>) {
-        let indices: Vec<usize> = values.map(Label::index).collect();
+    /// Checks that the values, in this order, have the indices from 0.
+    fn check_indices<L: LabelValue>(values: impl Iterator<Item = L>) {
+        let indices: Vec<usize> = values.map(LabelValue::index).collect();
         assert_eq!(indices, (0..L::COUNT).collect::<Vec<_>>());
         assert_eq!(L::texts().len(), L::COUNT);
     }
 
     #[test]
-    fn every_value_has_its_place() {
-        holds(Op::ALL.iter().copied());
-        holds(Code::ALL.iter().copied());
-        holds(Asked::all());
-        holds(Close::all().map(|(close, _)| close));
-        holds(std::iter::once(Outcome::Done).chain(Code::ALL.iter().copied().map(Outcome::Refused)));
-        holds(Repair::ALL.iter().copied());
-        holds(Limit::ALL.iter().copied());
-        holds(AccessDenied::ALL.iter().copied());
+    fn every_label_value_has_its_own_index_and_text() {
+        check_indices(Op::ALL.iter().copied());
+        check_indices(Code::ALL.iter().copied());
+        check_indices(RequestedOp::all());
+        check_indices(Close::all().map(|(close, _)| close));
+        check_indices(std::iter::once(ResponseCode::Success).chain(Code::ALL.iter().copied().map(ResponseCode::Error)));
+        check_indices(Repair::ALL.iter().copied());
+        check_indices(Limit::ALL.iter().copied());
+        check_indices(AccessDenied::ALL.iter().copied());
     }
 }

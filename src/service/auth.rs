@@ -1,4 +1,4 @@
-//! Signing in, and what becomes of sessions.
+//! Sign-in, sessions, and the connections of a session.
 
 use rand::RngExt;
 use subtle::ConstantTimeEq;
@@ -14,40 +14,41 @@ use crate::{
 
 /// A challenge that was mailed (or would have been).
 pub struct Challenge {
-    /// To be presented with the code.
+    /// Identifies the challenge when its code is redeemed.
     pub id: ChallengeId,
 }
 
-/// A guess with what should come of it if it is right.
+/// A code to redeem, and the device to sign in with it.
 pub struct SignInRequest {
-    /// Which challenge.
+    /// The challenge that the code belongs to.
     pub challenge: ChallengeId,
-    /// Its address.
+    /// The address that the code was mailed to.
     pub email: Email,
-    /// The guess.
+    /// The code that the client entered.
     pub code: OtpCode,
-    /// The device that signs in again.
+    /// An existing device that signs in again; `None` adds a device.
     pub existing_device: Option<DeviceId>,
-    /// A new device's name.
+    /// The name of a new device.
     pub device_name: Option<String>,
-    /// A new device's registration id; drawn if absent.
+    /// The registration id of a new device; random if `None`.
     pub registration_id: Option<u32>,
-    /// A device to revoke in exchange.
+    /// A device to revoke in the same transaction.
     pub replace: Option<DeviceId>,
 }
 
-/// A connection that has just been opened.
+/// A newly opened connection.
 pub struct OpenedConnection {
-    /// Newer than all others of the device.
+    /// Greater than the epoch of every earlier connection of the device.
     pub epoch: i64,
-    /// The device's keys at that moment.
+    /// The device's keys when it connected.
     pub keys: KeysStatus,
-    /// Its mailbox at that moment.
+    /// The device's mailbox when it connected.
     pub mailbox: MailboxStatus,
 }
 
 impl Service {
-    /// Makes a challenge and mails its code, with the same work for every address.
+    /// Creates a challenge and mails its code. Does the same work for every address, so that timing does not show whether an
+    /// address has an account.
     ///
     /// # Errors
     /// `rate_limited`
@@ -71,7 +72,7 @@ impl Service {
         Ok(Challenge { id })
     }
 
-    /// Evaluates a guess and opens a session if it is right.
+    /// Redeems a code and returns a new session with its token. Every attempt is counted before the code is compared.
     ///
     /// # Errors
     /// `invalid_code`, `too_many_attempts`, `rate_limited`, `device_limit`, `unknown_device`
@@ -136,19 +137,19 @@ impl Service {
         }
     }
 
-    /// Finds a token's session. A renewed token ends the session it replaces when it is first presented.
+    /// Returns the session of a token. The first use of a renewed token ends the session that it replaces.
     ///
     /// # Errors
     /// `unauthorized`
-    pub async fn present(&self, token: &Token) -> Result<(Session, Notifications), Refusal> {
+    pub async fn authenticate(&self, token: &Token) -> Result<(Session, Notifications), Refusal> {
         let presented = self.store.present(&token.hash(), self.now()).await?;
         let device = presented.session.caller.device;
         let ended = |session| (device, Signal::LoggedOut { sessions: vec![session] });
         Ok((presented.session, Notifications(presented.superseded.map(ended).into_iter().collect())))
     }
 
-    /// Opens a connection of a presented session: the newest of its device from now on. The device must be attached to
-    /// the hub before, so that no signal falls between this and the welcome.
+    /// Opens a connection; older connections of the device are closed. The connection must be attached to the hub already, so
+    /// that no signal sent between this call and the welcome is lost.
     ///
     /// # Errors
     /// `session_revoked`
@@ -162,14 +163,14 @@ impl Service {
         Ok(OpenedConnection { epoch: connection.epoch, keys, mailbox })
     }
 
-    /// Notes that a connection ended. To be called once for each call of [`Self::open_connection`].
+    /// Records the end of a connection. Call it once for each call of [`Self::open_connection`], even a failed one.
     pub async fn disconnect(&self, device: DeviceId) {
         self.bus.unsubscribe(device).await;
-        // Nobody waits for this; a full queue costs a `last_seen`.
+        // Best effort: if the queue is full, only an update of `last_seen` is lost.
         let _ = self.disconnects.submit((device, self.now())).await;
     }
 
-    /// Makes the successor of a session.
+    /// Creates the session that replaces this one, and returns it with its token. Both are valid until the new token is used.
     ///
     /// # Errors
     /// `session_revoked`
@@ -181,7 +182,7 @@ impl Service {
         Ok((Session { caller, expires_at: new.expires_at }, token))
     }
 
-    /// Ends a session and the one it is paired with.
+    /// Ends a session, together with its predecessor or successor if a renewal is not finished.
     ///
     /// # Errors
     /// `session_revoked`

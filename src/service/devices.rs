@@ -1,4 +1,4 @@
-//! A user's devices, and finding and deleting users.
+//! Listing, renaming and revoking devices; finding users and deleting accounts.
 
 use super::{Notifications, Service};
 use crate::{
@@ -7,7 +7,7 @@ use crate::{
 };
 
 impl Service {
-    /// The user's active devices, oldest first.
+    /// Returns the user's active devices, oldest first.
     ///
     /// # Errors
     /// `session_revoked`
@@ -15,7 +15,7 @@ impl Service {
         Ok(self.store.list_devices(caller, self.now()).await?)
     }
 
-    /// Names a device.
+    /// Renames a device.
     ///
     /// # Errors
     /// `session_revoked`, `unknown_device`
@@ -23,7 +23,7 @@ impl Service {
         Ok(self.store.rename_device(caller, device, name, self.now()).await?)
     }
 
-    /// Revokes a device: its sessions and unissued keys go and its socket closes.
+    /// Revokes a device: deletes its sessions and unissued keys, and closes its socket.
     ///
     /// # Errors
     /// `session_revoked`, `unknown_device`
@@ -33,7 +33,7 @@ impl Service {
         Ok(Notifications::to_all(others, &changed).and(device, Signal::DeviceRevoked))
     }
 
-    /// The user of an address.
+    /// Returns the user with this address.
     ///
     /// # Errors
     /// `session_revoked`, `rate_limited`, `not_found`
@@ -43,7 +43,7 @@ impl Service {
         self.store.user_by_email(email).await?.ok_or(Refusal::NotFound)
     }
 
-    /// Deletes the user with everything that is theirs.
+    /// Deletes the user and everything that belongs to it.
     ///
     /// # Errors
     /// `session_revoked`

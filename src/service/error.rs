@@ -1,11 +1,11 @@
-//! Where the store's errors become refusals, and where the operator hears of those that are not the client's doing.
+//! Turns store errors into refusals, and logs those that the client did not cause.
 
 use crate::{domain::Refusal, store::StoreError};
 
 impl From<StoreError> for Refusal {
     fn from(error: StoreError) -> Self {
         match &error {
-            // While the database is out of reach there would be one for every request; the store logs that by itself.
+            // The store logs an outage itself, throttled; logging it here would add a line per request.
             StoreError::Refused(_) | StoreError::Unavailable(_) => {}
             StoreError::Conflict(_) | StoreError::Overloaded => tracing::warn!(%error, "store unavailable"),
             _ => tracing::error!(%error, "store defect"),

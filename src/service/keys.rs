@@ -1,4 +1,4 @@
-//! Publishing, looking up and claiming keys.
+//! Publishing, fetching and claiming keys.
 
 use super::Service;
 use crate::{
@@ -6,12 +6,12 @@ use crate::{
         Bundles, Caller, ClaimId, DeviceId, KeysStatus, OneTimeOutcome, Refusal, UserId, bundle::UsableSuites,
         publish::PublishRequest,
     },
-    metrics::ClaimEnd,
+    metrics::ClaimOutcome,
     store::{ClaimAnswer, ClaimRequest, PublishOutcome},
 };
 
 impl Service {
-    /// Checks and stores what a device publishes, whole or not at all.
+    /// Verifies the keys that a device publishes and stores them in one transaction.
     ///
     /// # Errors
     /// `bad_request`, `session_revoked`, `identity_conflict`, `incomplete_keys`, `invalid_key`, `invalid_signature`
@@ -23,7 +23,7 @@ impl Service {
         Ok(self.store.publish(caller, &publish, now).await?)
     }
 
-    /// What the server holds of the caller's keys.
+    /// Returns the status of the caller's keys on the server.
     ///
     /// # Errors
     /// `session_revoked`
@@ -32,7 +32,7 @@ impl Service {
         Ok(self.store.keys_status(caller.device).await?)
     }
 
-    /// Bundles that consume nothing.
+    /// Returns bundles of a user's devices (all if `devices` is `None`), without one-time keys.
     ///
     /// # Errors
     /// `session_revoked`, `not_found`
@@ -46,7 +46,8 @@ impl Service {
         Ok(self.store.fetch(caller, user, devices, suites, self.now()).await?)
     }
 
-    /// Bundles with a one-time key of each kind, handed out at most once, ever.
+    /// Returns bundles of a user's devices (all if `devices` is `None`), each with a one-time key of every kind its suite has,
+    /// if the pool and the drain limit allow. A one-time key is never issued twice. A repeated claim id gets the same keys.
     ///
     /// # Errors
     /// `session_revoked`, `not_found`
@@ -62,9 +63,9 @@ impl Service {
         let bundles = self.claim_bundles(request).await?;
         for bundle in &bundles.bundles {
             match bundle.one_time {
-                OneTimeOutcome::Claimed => self.metrics.claims.inc(ClaimEnd::Claimed),
-                OneTimeOutcome::Exhausted => self.metrics.claims.inc(ClaimEnd::Exhausted),
-                OneTimeOutcome::Limited => self.metrics.claims.inc(ClaimEnd::Limited),
+                OneTimeOutcome::Claimed => self.metrics.claims.inc(ClaimOutcome::Claimed),
+                OneTimeOutcome::Exhausted => self.metrics.claims.inc(ClaimOutcome::Exhausted),
+                OneTimeOutcome::Limited => self.metrics.claims.inc(ClaimOutcome::Limited),
                 OneTimeOutcome::NotRequested => {}
             }
         }
@@ -75,7 +76,7 @@ impl Service {
         match self.claims.submit(request).await? {
             ClaimAnswer::Done(bundles) => Ok(bundles),
             ClaimAnswer::Blocked(blocked) => {
-                let _permit = self.blocking.acquire().await.map_err(|_| Refusal::Unavailable)?;
+                let _permit = self.blocking_permits.acquire().await.map_err(|_| Refusal::Unavailable)?;
                 let (bundles, signals) = self.blocking_claims.claim_blocking(*blocked).await?;
                 for (owner, signal) in signals {
                     self.bus.publish(owner, signal);

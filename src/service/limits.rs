@@ -1,5 +1,6 @@
-//! Limits on sign-in, on looking people up, on claims and on messages. Those per network, per user and per device are
-//! counted in memory, by each node for itself; those per address are counts over stored challenges.
+//! Enforces the rate limits on sign-in, user look-ups and messages. Limits per network, user and device are counted in
+//! memory, by each node separately; limits per address are counted over the stored challenges. The limit on claims is
+//! enforced by the store.
 
 use std::time::Duration;
 
@@ -7,34 +8,12 @@ use super::sliding_window::SlidingWindow;
 use crate::{
     domain::{ClientNetwork, DeviceId, Refusal, Timestamp, UserId, keyed_buckets::KeyedBuckets},
     store::PastChallenge,
+    usage_limits::UsageLimits,
 };
 
 const MINUTE: Duration = Duration::from_mins(1);
 const HOUR: Duration = Duration::from_hours(1);
 const DAY: Duration = Duration::from_hours(24);
-
-/// The limits of the use cases; 0 turns one off.
-#[derive(Clone, Debug)]
-pub struct LimitSettings {
-    /// Codes per hour to one address.
-    pub otp_per_email_hour: usize,
-    /// Codes per day to one address.
-    pub otp_per_email_day: usize,
-    /// Codes per hour to one address, requested from one network.
-    pub otp_per_email_network_hour: usize,
-    /// Codes per hour requested from one network.
-    pub otp_per_network_hour: usize,
-    /// Code guesses per minute from one network.
-    pub verify_per_network_minute: usize,
-    /// Addresses per hour looked up by one user.
-    pub find_per_user_hour: usize,
-    /// Key-taking claims of one user on one device that are served in a burst.
-    pub claim_burst: u32,
-    /// Seconds until one more such claim is served.
-    pub claim_refill_s: u64,
-    /// Messages per second sent by one device.
-    pub sends_per_device_second: u32,
-}
 
 /// The limits that are counted in memory.
 pub struct Limits {
@@ -45,9 +24,9 @@ pub struct Limits {
 }
 
 impl Limits {
-    /// Nothing is counted yet.
+    /// Starts with nothing counted.
     #[must_use]
-    pub fn new(settings: &LimitSettings) -> Self {
+    pub fn new(settings: &UsageLimits) -> Self {
         let sends = settings.sends_per_device_second;
         Self {
             otp_per_network: SlidingWindow::new(settings.otp_per_network_hour, HOUR),
@@ -57,36 +36,49 @@ impl Limits {
         }
     }
 
-    /// Counts a request for a code; `rate_limited` if the network has made too many.
+    /// Counts a request for a code.
+    ///
+    /// # Errors
+    /// `rate_limited` if the network has made too many.
     pub fn otp(&self, network: ClientNetwork, now: Timestamp) -> Result<(), Refusal> {
         self.otp_per_network.take(network, now)
     }
 
-    /// Counts a guess at a code; `rate_limited` if the network has made too many.
+    /// Counts an attempt to redeem a code.
+    ///
+    /// # Errors
+    /// `rate_limited` if the network has made too many.
     pub fn verify(&self, network: ClientNetwork, now: Timestamp) -> Result<(), Refusal> {
         self.verify_per_network.take(network, now)
     }
 
-    /// Counts a look-up of an address; `rate_limited` if the user has made too many.
+    /// Counts a look-up of an address.
+    ///
+    /// # Errors
+    /// `rate_limited` if the user has made too many.
     pub fn find(&self, user: UserId, now: Timestamp) -> Result<(), Refusal> {
         self.find_per_user.take(user, now)
     }
 
-    /// Counts a message; `rate_limited` if the device has sent too many.
+    /// Counts a message.
+    ///
+    /// # Errors
+    /// `rate_limited` if the device has sent too many.
     pub fn send(&self, device: DeviceId, now: Timestamp) -> Result<(), Refusal> {
         self.sends_per_device.take(device, now).map_err(|retry_after| Refusal::RateLimited { retry_after })
     }
 }
 
-/// How long an address must wait for its next code, given its codes of the last day, newest first; `None` if it need not.
+/// Returns how long an address must wait for its next code; `None` if it need not wait. `past` holds its challenges of the last
+/// day, newest first; `network` is the keyed hash of the requesting network.
 pub fn challenge_wait(
-    settings: &LimitSettings,
+    settings: &UsageLimits,
     past: &[PastChallenge],
     network: &[u8],
     now: Timestamp,
 ) -> Option<Duration> {
     let wait = |limit: usize, span: Duration, matching: &dyn Fn(&PastChallenge) -> bool| {
-        // The limit-th newest in the span is the one that has to age out of it.
+        // If the span holds `limit` challenges, the next is allowed when the oldest of the `limit` newest leaves the span.
         let oldest_that_counts =
             past.iter().filter(|one| one.created_at > now.before(span) && matching(one)).nth(limit.checked_sub(1)?)?;
         Some((oldest_that_counts.created_at + span).since(now))
@@ -110,8 +102,8 @@ mod tests {
     }
 
     #[test]
-    fn an_address_waits_for_whichever_limit_is_longest() {
-        let settings = LimitSettings {
+    fn an_address_waits_for_the_limit_with_the_longest_wait() {
+        let settings = UsageLimits {
             otp_per_email_hour: 3,
             otp_per_email_day: 5,
             otp_per_email_network_hour: 2,
@@ -134,7 +126,7 @@ mod tests {
         assert_eq!(wait(&[made(1, 2), made(10, 1)]), None);
         assert_eq!(wait(&[made(1, 2), made(10, 1), made(20, 3)]), Some(40));
         assert_eq!(wait(&[made(1, 2), made(70, 2), made(80, 2), made(90, 2), made(100, 2)]), Some(24 * 60 - 100));
-        let off = LimitSettings {
+        let off = UsageLimits {
             otp_per_email_hour: 0,
             otp_per_email_day: 0,
             otp_per_email_network_hour: 0,

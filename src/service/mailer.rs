@@ -1,8 +1,8 @@
-//! Mail to people: sign-in codes, and notices that a device was added.
+//! Sends mail: sign-in codes, and notices that a device was added.
 //!
-//! Each mail is a task of its own, of which there is a bounded number, so that a request neither waits for a mail server
-//! nor shows whether it worked. A mail that the server refuses for now, as greylisting does, or for which the server
-//! cannot be reached, is tried again for as long as a code in it is of use.
+//! Each mail is sent by a task of its own, so that a request neither waits for the mail server nor reveals whether sending
+//! worked. The number of these tasks is bounded. After a temporary failure (such as greylisting) or a failed connection the
+//! mail is retried while a code in it is still useful.
 
 mod mail;
 mod transport;
@@ -19,16 +19,16 @@ pub use self::mail::Mail;
 use self::transport::Transport;
 use crate::{
     clock::{Clock, Entropy},
-    metrics::{MailEnd, Metrics},
+    metrics::{MailOutcome, Metrics},
     tasks::Work,
 };
 
-/// Mails that may be on their way, including those that wait for another try.
-const PLACES: usize = 1024;
-/// Conversations with the mail server at once, so that one slow recipient does not hold up the others.
-const AT_ONCE: usize = 8;
-/// Pauses between the tries for one mail: three minutes in all.
-const PAUSES: &[Duration] = &[
+/// Maximum number of unsent mails, including those that wait for a retry. More are dropped.
+const MAX_UNSENT: usize = 1024;
+/// Maximum number of mails being sent at once. More than one, so that a slow recipient does not delay the others.
+const MAX_CONCURRENT: usize = 8;
+/// Pauses between the attempts for one mail: three minutes in total.
+const RETRY_PAUSES: &[Duration] = &[
     Duration::from_secs(1),
     Duration::from_secs(4),
     Duration::from_secs(15),
@@ -36,29 +36,29 @@ const PAUSES: &[Duration] = &[
     Duration::from_mins(1),
     Duration::from_mins(1),
 ];
-/// How old a mail may be when a try begins: codes live twice as long.
-const WORTH_SENDING: Duration = Duration::from_mins(5);
+/// Maximum age of a mail when an attempt starts: half the lifetime of a code.
+const MAX_AGE: Duration = Duration::from_mins(5);
 
-/// Why mail cannot be set up or sent. Never names the recipient.
+/// The mailer cannot be set up, or a mail cannot be sent. The text never contains the recipient.
 #[derive(Debug, Error)]
 pub enum MailerError {
-    /// `mailer.url` or `mailer.from` is wrong.
+    /// `mailer.url` or `mailer.from` is invalid.
     #[error("mailer: {0}")]
     Setup(String),
     /// The mail could not be composed.
-    #[error("the mail cannot be composed")]
+    #[error("cannot compose the mail")]
     Compose,
     /// The folder of a `file:` mailer cannot be written.
-    #[error("the mail folder does not take it: {0}")]
+    #[error("cannot write to the folder of mailer.url: {0}")]
     Folder(#[from] std::io::Error),
-    /// The mail server refuses the mail.
-    #[error("the mail server refuses it with {code}")]
+    /// The mail server rejects the mail.
+    #[error("the mail server rejects it with reply code {code}")]
     Refused {
-        /// The reply's code (RFC 5321, 4.2): from 500 on, another try is pointless.
+        /// The SMTP reply code (RFC 5321, section 4.2); from 500 on the failure is permanent.
         code: u16,
     },
-    /// The mail server cannot be reached, or its replies cannot be read.
-    #[error("the mail server cannot be spoken to")]
+    /// The mail server cannot be reached, or its replies are not SMTP.
+    #[error("cannot reach the mail server or read its reply")]
     Server,
 }
 
@@ -68,19 +68,19 @@ impl MailerError {
     }
 }
 
-/// Accepts mails and sends them in the background. Clones share the bound on their number.
+/// Sends mails in the background. Clones share one limit on unsent mails.
 #[derive(Clone)]
 pub struct Mailer {
-    sender: Arc<Sender>,
-    places: Arc<Semaphore>,
+    transport: Arc<RetryingTransport>,
+    permits: Arc<Semaphore>,
     work: Work,
 }
 
 impl Mailer {
-    /// Sets up the transport of a checked `mailer.url`.
+    /// Sets up the transport for a `mailer.url` that the configuration has checked.
     ///
     /// # Errors
-    /// If the folder cannot be made, the URL names no mail server, or the sender is not an address.
+    /// If the folder cannot be created, the URL does not name a mail server, or `from` is not an address.
     pub fn new(
         url: &str,
         from: &str,
@@ -90,49 +90,50 @@ impl Mailer {
         work: Work,
     ) -> Result<Self, MailerError> {
         let transport = Transport::open(url, from, clock, entropy)?;
-        let sender = Sender { transport, metrics, at_once: Semaphore::new(AT_ONCE), pauses: PAUSES };
-        Ok(Self { sender: Arc::new(sender), places: Arc::new(Semaphore::new(PLACES)), work })
+        let transport =
+            RetryingTransport { transport, metrics, concurrent: Semaphore::new(MAX_CONCURRENT), pauses: RETRY_PAUSES };
+        Ok(Self { transport: Arc::new(transport), permits: Arc::new(Semaphore::new(MAX_UNSENT)), work })
     }
 
-    /// Sends a mail in the background; a server that stops waits for it. If too many are on their way, the mail is
-    /// dropped, and the log says so.
+    /// Sends a mail in the background. A stopping server waits for it. If too many mails are unsent, drops this one and logs an
+    /// error.
     pub fn send(&self, mail: Mail) {
-        let Ok(place) = self.places.clone().try_acquire_owned() else {
-            self.sender.metrics.mails.inc(MailEnd::Dropped);
-            tracing::error!("a mail was dropped: too many are on their way");
+        let Ok(permit) = self.permits.clone().try_acquire_owned() else {
+            self.transport.metrics.mails.inc(MailOutcome::Dropped);
+            tracing::error!("a mail was dropped: too many mails are waiting to be sent");
             return;
         };
-        let (sender, work) = (self.sender.clone(), self.work.clone());
+        let (transport, work) = (self.transport.clone(), self.work.clone());
         self.work.spawn(async move {
-            let sent = sender.deliver(&mail, &work).await;
-            sender.metrics.mails.inc(if sent { MailEnd::Sent } else { MailEnd::Failed });
-            drop(place);
+            let sent = transport.send(&mail, &work).await;
+            transport.metrics.mails.inc(if sent { MailOutcome::Sent } else { MailOutcome::Failed });
+            drop(permit);
         });
     }
 }
 
-/// Sends mails over one transport, with retries.
-struct Sender {
+/// A transport with retries.
+struct RetryingTransport {
     transport: Transport,
     metrics: Arc<Metrics>,
-    at_once: Semaphore,
+    concurrent: Semaphore,
     pauses: &'static [Duration],
 }
 
-impl Sender {
-    /// Sends a mail, with retries, and returns whether it was sent. When the server stops, the next try follows at once
-    /// and is the last.
-    async fn deliver(&self, mail: &Mail, work: &Work) -> bool {
-        let worthless = Instant::now() + WORTH_SENDING;
+impl RetryingTransport {
+    /// Sends a mail, with retries, and returns whether it was sent. When the server stops, makes one last attempt without
+    /// waiting for the pause to end.
+    async fn send(&self, mail: &Mail, work: &Work) -> bool {
+        let deadline = Instant::now() + MAX_AGE;
         let mut pauses = self.pauses;
         loop {
-            let Ok(Ok(turn)) = timeout_at(worthless, self.at_once.acquire()).await else {
-                tracing::warn!("a mail was given up: the mail server is too slow for all that wait");
+            let Ok(Ok(permit)) = timeout_at(deadline, self.concurrent.acquire()).await else {
+                tracing::warn!("a mail was not sent: it waited too long for a slow mail server");
                 return false;
             };
             let sent = self.transport.send(mail).await;
-            // Given back for the pause, so that a mail which has to wait keeps no other from being sent.
-            drop(turn);
+            // Released before the pause, so that a mail waiting for its retry does not block others.
+            drop(permit);
             let Err(error) = sent else { return true };
             let tries_left = if error.is_permanent() { 0 } else { pauses.len() };
             if tries_left == 0 || tries_left == self.pauses.len() {
@@ -158,23 +159,23 @@ mod tests {
     use crate::domain::{Email, otp::OtpCode};
 
     #[test]
-    fn tries_outlast_greylisting_and_end_before_the_code_does() {
-        assert!(PAUSES.is_sorted());
-        let all: Duration = PAUSES.iter().sum();
-        assert!((Duration::from_mins(2)..WORTH_SENDING).contains(&all), "{all:?}");
-        assert!(WORTH_SENDING + transport::SMTP_TIMEOUT < crate::domain::otp::LIFETIME);
+    fn retries_outlast_greylisting_and_end_before_the_code_expires() {
+        assert!(RETRY_PAUSES.is_sorted());
+        let all: Duration = RETRY_PAUSES.iter().sum();
+        assert!((Duration::from_mins(2)..MAX_AGE).contains(&all), "{all:?}");
+        assert!(MAX_AGE + transport::SMTP_TIMEOUT < crate::domain::otp::LIFETIME);
         for (code, permanent) in [(421, false), (451, false), (499, false), (500, true), (550, true)] {
             assert_eq!(MailerError::Refused { code }.is_permanent(), permanent, "{code}");
         }
         assert!(!MailerError::Server.is_permanent() && MailerError::Compose.is_permanent());
     }
 
-    /// A sender into a folder that is not there yet, so that every try fails for now.
-    fn sender(folder: PathBuf, pauses: &'static [Duration]) -> Sender {
-        Sender {
+    /// A transport into a folder that does not exist yet, so that every attempt fails.
+    fn failing_transport(folder: PathBuf, pauses: &'static [Duration]) -> RetryingTransport {
+        RetryingTransport {
             transport: Transport::to_folder(folder),
             metrics: Arc::new(Metrics::new()),
-            at_once: Semaphore::new(1),
+            concurrent: Semaphore::new(1),
             pauses,
         }
     }
@@ -184,31 +185,31 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_mail_is_tried_after_each_pause_and_keeps_no_other_from_its_turn_meanwhile() {
+    async fn a_mail_is_retried_after_each_pause_and_does_not_block_others_meanwhile() {
         const SHORT: &[Duration] = &[Duration::from_millis(20), Duration::from_millis(30), Duration::from_millis(50)];
         const LONG: &[Duration] = &[Duration::from_hours(1)];
         let folder = tempfile::tempdir().unwrap();
         let work = Work::new(tokio::runtime::Handle::current());
         let began = Instant::now();
-        assert!(!sender(folder.path().join("never"), SHORT).deliver(&mail(), &work).await);
-        assert!(began.elapsed() >= SHORT.iter().sum::<Duration>(), "all pauses were made: {:?}", began.elapsed());
+        assert!(!failing_transport(folder.path().join("never"), SHORT).send(&mail(), &work).await);
+        assert!(began.elapsed() >= SHORT.iter().sum::<Duration>(), "it waited for all pauses: {:?}", began.elapsed());
 
         let later = folder.path().join("later");
-        let pausing = Arc::new(sender(later.clone(), LONG));
+        let pausing = Arc::new(failing_transport(later.clone(), LONG));
         let (first, own) = (pausing.clone(), work.clone());
-        // Turns are taken in the order in which they were asked for: the test's next is behind the mail's.
-        let turn = pausing.at_once.acquire().await.unwrap();
-        let waiting = work.spawn(async move { first.deliver(&mail(), &own).await });
+        // Permits are handed out in the order requested: the test's second one comes after the mail's.
+        let permit = pausing.concurrent.acquire().await.unwrap();
+        let waiting = work.spawn(async move { first.send(&mail(), &own).await });
         for _ in 0..10 {
             tokio::task::yield_now().await;
         }
-        drop(turn);
-        let turn = tokio::time::timeout(Duration::from_secs(30), pausing.at_once.acquire()).await;
-        drop(turn.expect("the only turn comes back while the first mail pauses"));
+        drop(permit);
+        let permit = tokio::time::timeout(Duration::from_secs(30), pausing.concurrent.acquire()).await;
+        drop(permit.expect("the only permit is free while the first mail pauses"));
         std::fs::create_dir(&later).unwrap();
-        assert!(pausing.deliver(&mail(), &work).await);
+        assert!(pausing.send(&mail(), &work).await);
         assert!(!waiting.is_finished());
-        // Stopping does not wait for the hour to pass, and nor does the mail.
+        // Stopping ends the hour's pause, and the mail is sent.
         work.finished().await;
         assert!(waiting.await.unwrap());
     }

@@ -1,4 +1,4 @@
-//! Messages: accepted into mailboxes, read out of them, acknowledged.
+//! Messages: storing them in mailboxes, reading mailboxes, and acknowledging.
 
 use std::time::Duration;
 
@@ -13,55 +13,57 @@ use crate::{
     store::{AcceptedMessage, AckRequest, MailAnswer, MailRequest, SendRequest},
 };
 
-/// The places of a socket's requests of one kind, which take effect in the order in which they came.
+/// Lets the requests of one kind on a socket take effect in the order received, although they run concurrently.
 #[derive(Default)]
-pub struct Turns {
+pub struct FifoGate {
+    /// Resolves when the newest turn is dropped.
     last: Option<oneshot::Receiver<()>>,
 }
 
-/// The place of one request. Its turn is over when it is dropped, which must not be before it has come.
+/// The turn of one request. Dropping it lets the next request proceed, so wait for [`Self::ready`] first.
 pub struct Turn {
-    before: Option<oneshot::Receiver<()>>,
-    _after: oneshot::Sender<()>,
+    previous: Option<oneshot::Receiver<()>>,
+    /// Dropped with the turn, which releases the next one.
+    _done: oneshot::Sender<()>,
 }
 
-impl Turns {
-    /// The place behind all that were given out.
+impl FifoGate {
+    /// Returns a turn that comes after all earlier ones.
     pub fn take(&mut self) -> Turn {
-        let (after, last) = oneshot::channel();
-        Turn { before: self.last.replace(last), _after: after }
+        let (done, last) = oneshot::channel();
+        Turn { previous: self.last.replace(last), _done: done }
     }
 }
 
 impl Turn {
-    /// Waits for the turn of the one before to be over.
+    /// Waits until the previous turn is dropped.
     pub async fn ready(&mut self) {
-        if let Some(before) = self.before.take() {
-            // It is dropped, never sent.
-            let _ = before.await;
+        if let Some(previous) = self.previous.take() {
+            // Always an error: the sender is dropped without sending.
+            let _ = previous.await;
         }
     }
 }
 
 /// A message to the devices of a user.
 pub struct Message {
-    /// The sending device's name for it.
+    /// Chosen by the sending device; a repeat under the same id is stored once.
     pub id: MessageId,
-    /// Whose devices.
+    /// The recipient.
     pub to: UserId,
-    /// Only for who is connected now.
+    /// Whether it is only for devices that are connected now; such a message is not stored.
     pub ephemeral: bool,
-    /// How long it waits.
+    /// How long it is kept for its devices.
     pub ttl: Duration,
-    /// One for each device.
+    /// One for each device of the recipient.
     pub envelopes: Vec<OutgoingEnvelope>,
     /// Devices of the user that the sender cannot encrypt for.
     pub skipped: Vec<DeviceId>,
 }
 
 impl Service {
-    /// Accepts a message: once this returns, it is stored. `epoch` names the connection that it came over; its turn has
-    /// come.
+    /// Accepts a message. When this returns, the message is stored, unless it is ephemeral. `epoch` is that of the sending
+    /// connection; `turn` must be ready, and is dropped as soon as the message is queued.
     ///
     /// # Errors
     /// `session_revoked`, `rate_limited`, `not_found`, `no_devices`, `devices_mismatch`, `id_conflict`, `mailbox_full`
@@ -89,7 +91,7 @@ impl Service {
         }
     }
 
-    /// Deletes envelopes that have arrived, and gives how many there were.
+    /// Deletes acknowledged envelopes, and returns how many of them the mailbox still held.
     ///
     /// # Errors
     /// `session_revoked`
@@ -101,7 +103,7 @@ impl Service {
         }
     }
 
-    /// What waits in all mailboxes of the database together.
+    /// Returns the number and bytes of the envelopes in all mailboxes of the database.
     ///
     /// # Errors
     /// `unavailable`
@@ -109,7 +111,7 @@ impl Service {
         Ok(self.store.mailbox_backlog().await?)
     }
 
-    /// Some envelopes of a device.
+    /// Returns a page of a device's mailbox.
     ///
     /// # Errors
     /// `unavailable`

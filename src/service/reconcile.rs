@@ -1,5 +1,5 @@
-//! The reconcile: at intervals, a node checks its connections against the database and sends them what they missed. It makes
-//! up for lost signals, dead publishers and outages of the bus alike.
+//! The reconcile: at intervals, each node checks its connections against the database and delivers the signals that they
+//! missed, whether a signal was lost, its publisher died or the bus was down.
 
 use std::{sync::Arc, time::Duration};
 
@@ -12,15 +12,15 @@ use crate::{
     store::{ConnectionState, StoreError},
 };
 
-/// Time between two passes while the bus is up, and while it is down.
+/// Interval while the bus is up, and while it is down.
 const EVERY: Duration = Duration::from_secs(30);
 const EVERY_WITHOUT_BUS: Duration = Duration::from_secs(5);
-/// Connections looked up at once.
+/// Connections checked in one query.
 const CHUNK: usize = 1000;
-/// The share of the interval by which a pass may come early, so that nodes do not come together.
+/// Each interval is shortened by a random share of up to this much, so that nodes do not run at the same time.
 const JITTER: f64 = 0.2;
 
-/// Reconciles until it is dropped: at the interval, and at once when the bus returns.
+/// Reconciles at the interval, and at once when the bus is up again. Never returns.
 pub async fn reconcile_forever(service: Arc<Service>) {
     let mut bus_is_up = service.bus.watch();
     loop {
@@ -36,7 +36,7 @@ pub async fn reconcile_forever(service: Arc<Service>) {
         }
         for chunk in service.local_delivery.connections().chunks(CHUNK) {
             if let Err(error) = service.reconcile(chunk).await {
-                tracing::warn!(%error, "could not reconcile");
+                tracing::warn!(%error, "cannot reconcile connections with the database");
             }
         }
         service.metrics.reconcile_rounds.inc();
@@ -44,7 +44,7 @@ pub async fn reconcile_forever(service: Arc<Service>) {
 }
 
 impl Service {
-    /// Checks some connections of this node, and sends each what it missed.
+    /// Checks connections of this node, and delivers to each the signals it missed.
     async fn reconcile(&self, connections: &[LiveConnection]) -> Result<(), StoreError> {
         let states = self.store.check_connections(connections, self.now()).await?;
         for (connection, state) in connections.iter().zip(states) {
@@ -57,14 +57,14 @@ impl Service {
         }
         let devices: Vec<_> = connections.iter().map(|connection| connection.device).collect();
         for (device, signal) in self.store.low_pools(&devices).await? {
-            // The connection knows what its client has been sent already.
+            // The connection ignores a level that it has announced already.
             self.local_delivery.deliver(device, signal);
         }
         Ok(())
     }
 }
 
-/// The signal that a connection has missed, if there is one.
+/// Returns the signal that a connection missed, if any. `state` is `None` if the device no longer exists.
 fn missed_signal(connection: &LiveConnection, state: Option<ConnectionState>) -> Option<(Signal, Repair)> {
     match state {
         None => Some((Signal::AccountDeleted, Repair::Deleted)),
@@ -87,7 +87,7 @@ mod tests {
     use crate::domain::{DeviceId, SessionId};
 
     #[test]
-    fn a_connection_is_sent_what_it_missed() {
+    fn each_missed_change_yields_its_signal() {
         let session = SessionId(Uuid::from_u128(2));
         let connection = LiveConnection { device: DeviceId(Uuid::from_u128(1)), session, epoch: 7 };
         let current = ConnectionState { newest_epoch: 7, revoked: false, session_is_valid: true, mailbox_head: 0 };

@@ -1,16 +1,16 @@
-//! The sweeper: what has outlived its use is deleted, now and then, in small steps.
+//! Background deletion of expired data.
 
 use std::{sync::Arc, time::Duration};
 
 use super::Service;
 
-/// Time between two sweeps.
+/// Interval between sweeps.
 const EVERY: Duration = Duration::from_mins(5);
 
-/// Time between two looks for mail whose time is up.
+/// Interval between deletions of expired mail.
 const MAIL_EVERY: Duration = Duration::from_secs(5);
 
-/// Sweeps until it is dropped.
+/// Deletes rows past their retention time, except mail, at intervals. Never returns.
 pub async fn sweep_forever(service: Arc<Service>) {
     loop {
         match service.store.sweep(service.now()).await {
@@ -19,13 +19,13 @@ pub async fn sweep_forever(service: Arc<Service>) {
                 service.metrics.swept_rows.add(rows);
                 tracing::debug!(rows, "swept");
             }
-            Err(error) => tracing::warn!(%error, "could not sweep"),
+            Err(error) => tracing::warn!(%error, "cannot sweep expired rows"),
         }
         tokio::time::sleep(EVERY).await;
     }
 }
 
-/// Deletes mail whose time is up until it is dropped.
+/// Deletes expired mail at intervals. Never returns.
 pub async fn expire_mail_forever(service: Arc<Service>) {
     loop {
         match service.store.expire_mail(service.now()).await {
@@ -34,7 +34,7 @@ pub async fn expire_mail_forever(service: Arc<Service>) {
                 service.metrics.expired.add(rows);
                 tracing::debug!(rows, "mail expired");
             }
-            Err(error) => tracing::warn!(%error, "could not expire mail"),
+            Err(error) => tracing::warn!(%error, "cannot delete expired mail"),
         }
         tokio::time::sleep(MAIL_EVERY).await;
     }

@@ -1,38 +1,38 @@
-//! How the time that stopping may take is divided, so that a step that hangs does not use up that of the others.
+//! Divides the time for stopping among its steps, so that a step that hangs does not use up the time of the others.
 
 use std::time::Duration;
 
-/// The time that stopping may take.
+/// The time limit for stopping.
 #[derive(Clone, Copy, Debug)]
 pub struct DrainTime(u64);
 
 impl DrainTime {
-    /// A whole of that many seconds, but at least three.
+    /// A limit of this many seconds, at least three.
     #[must_use]
     pub fn from_secs(seconds: u64) -> Self {
         Self(seconds.max(3))
     }
 
-    /// The share of ordinary requests in seconds: a quarter of the whole.
+    /// The share for HTTP requests, in seconds: a quarter of the whole, at least one.
     #[must_use]
     pub fn http_secs(self) -> u64 {
         (self.0 / 4).max(1)
     }
 
-    /// The share of work behind sockets and requests: an eighth.
+    /// The share for work on the store and mails: an eighth.
     #[must_use]
     pub fn work(self) -> Duration {
         Duration::from_secs(self.0) / 8
     }
 
-    /// The share of sockets: the rest, less half a second to spare.
+    /// The share for sockets: the rest, less a reserve of half a second.
     #[must_use]
     pub fn sockets(self) -> Duration {
         let others = Duration::from_secs(self.http_secs()) + self.work() + Duration::from_millis(500);
         Duration::from_secs(self.0).saturating_sub(others)
     }
 
-    /// The part of [`Self::sockets`] in which they get their replies. In what is left of it they are closed without.
+    /// The part of [`Self::sockets`] in which sockets may still finish their requests: three quarters.
     #[must_use]
     pub fn replies(self) -> Duration {
         self.sockets() * 3 / 4
@@ -44,7 +44,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_shares_never_come_to_more_than_the_whole() {
+    fn the_shares_add_up_to_less_than_the_whole() {
         for seconds in (0..100).chain([3600]) {
             let time = DrainTime::from_secs(seconds);
             let shares = time.sockets() + Duration::from_secs(time.http_secs()) + time.work();

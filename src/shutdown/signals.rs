@@ -1,4 +1,4 @@
-//! The operating system's signals to stop.
+//! Handles SIGTERM and SIGINT.
 
 use std::{convert::Infallible, io, process, time::Duration};
 
@@ -9,9 +9,9 @@ use tokio::{
 
 use super::Stopper;
 
-/// Signals within this time after the first are one order: supervisors that signal a process and its group, such as
-/// `timeout`, deliver it twice, and a terminal that closes adds a signal of its own.
-const ECHO: Duration = Duration::from_millis(100);
+/// Signals within this time after the first count as the same one: supervisors that signal a process and its group, such as
+/// `timeout`, deliver it twice, and a terminal that closes adds another.
+const REPEAT_WINDOW: Duration = Duration::from_millis(100);
 
 /// SIGTERM and SIGINT (Ctrl-C).
 pub struct Signals {
@@ -20,39 +20,39 @@ pub struct Signals {
 }
 
 impl Signals {
-    /// Takes the signals over from the operating system. Needs a Tokio runtime.
+    /// Installs the signal handlers. Must be called in a Tokio runtime.
     ///
     /// # Errors
-    /// If the operating system does not allow it.
+    /// If the operating system refuses.
     pub fn new() -> io::Result<Self> {
         Ok(Self { terminate: signal(SignalKind::terminate())?, interrupt: signal(SignalKind::interrupt())? })
     }
 
-    /// Stops the server softly at the first signal. A second one ends the process at once, with exit code 1. Needs an
-    /// actix system.
+    /// Stops the server gracefully at the first signal. A second signal ends the process immediately, with exit code 1. Must run
+    /// in an actix system.
     pub async fn stop(mut self, stopper: Stopper) -> Infallible {
         self.next().await;
         actix_rt::spawn(async move { stopper.stop().await });
         self.second().await;
-        tracing::warn!("a second signal: ending at once");
+        tracing::warn!("a second signal came; exiting immediately");
         process::exit(1)
     }
 
-    /// Waits for a signal that is not an echo of the first.
+    /// Waits for a signal that is not a repetition of the first.
     async fn second(&mut self) {
-        let echoes = sleep(ECHO);
-        tokio::pin!(echoes);
+        let window = sleep(REPEAT_WINDOW);
+        tokio::pin!(window);
         loop {
             tokio::select! {
-                // What came before the end of that time is an echo, however late it is looked at.
+                // Signals first: one that came within the window is a repetition, even if this task was too busy to see it then.
                 biased;
                 () = self.next() => {}
-                () = &mut echoes => return self.next().await,
+                () = &mut window => return self.next().await,
             }
         }
     }
 
-    /// Waits for the next of either.
+    /// Waits for the next signal of either kind.
     async fn next(&mut self) {
         tokio::select! {
             _ = self.terminate.recv() => {}

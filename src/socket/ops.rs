@@ -19,7 +19,7 @@ use super::Node;
 use crate::{
     domain::{Caller, EndReason, KeysStatus, Session},
     edge::{EdgeError, Problem},
-    metrics::{Asked, Metrics, Outcome},
+    metrics::{Metrics, RequestedOp, ResponseCode},
     service::{Notifications, Service, Turn},
 };
 
@@ -100,19 +100,25 @@ pub async fn run(
     let call = Call { service: &node.service, caller, epoch, codec, request, frame: &frame };
     let reply = match call.dispatch(op, turn).await {
         Ok(reply) => {
-            node.metrics.answered(Asked::Op(op), Outcome::Done);
+            node.metrics.count_reply(RequestedOp::Op(op), ResponseCode::Success);
             reply
         }
-        Err(error) => Reply::new(failure(&node.metrics, Asked::Op(op), codec, request.id, error)),
+        Err(error) => Reply::new(failure(&node.metrics, RequestedOp::Op(op), codec, request.id, error)),
     };
     node.metrics.op_seconds.observe(op, began.elapsed().as_secs_f64());
     reply
 }
 
 /// Encodes an error reply, and counts it in the metrics.
-pub fn failure(metrics: &Metrics, asked: Asked, codec: Codec, id: RequestId, error: impl Into<EdgeError>) -> Vec<u8> {
+pub fn failure(
+    metrics: &Metrics,
+    requested: RequestedOp,
+    codec: Codec,
+    id: RequestId,
+    error: impl Into<EdgeError>,
+) -> Vec<u8> {
     let problem = Problem::from(error.into());
-    metrics.answered(asked, Outcome::Refused(problem.code()));
+    metrics.count_reply(requested, ResponseCode::Error(problem.code()));
     if problem.code() == Code::Internal {
         tracing::error!("an op failed with an internal error");
     }

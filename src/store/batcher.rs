@@ -81,7 +81,7 @@ impl<Item: Send + 'static, Answer: Send + 'static> Batcher<Item, Answer> {
                     let (count, began) = (items.len(), Instant::now());
                     // A panic is a defect, but it must not end the worker. The callers of this batch get `Overloaded`.
                     let Ok(answers) = AssertUnwindSafe(run(items)).catch_unwind().await else { continue };
-                    meter.ran(count, began.elapsed());
+                    meter.record(count, began.elapsed());
                     for (caller, answer) in callers.into_iter().zip(answers) {
                         // The caller may be gone; what was committed stays.
                         let _ = caller.send(answer);

@@ -1,43 +1,44 @@
-//! Work: what a server that stops waits for.
+//! Work: the tasks that a stopping server waits for.
 
 use std::future::Future;
 
 use tokio::{runtime::Handle, task::JoinHandle};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
-/// Spawns work that ends by itself, such as requests and mails, and counts it. Clones share the count.
+/// Spawns and counts tasks that end by themselves, such as requests and mails. Clones share the count.
 #[derive(Clone)]
 pub struct Work {
     runtime: Handle,
     tracker: TaskTracker,
+    /// Cancelled when the server waits for work to finish.
     ending: CancellationToken,
 }
 
 impl Work {
-    /// Work on a runtime. None is under way yet.
+    /// Creates a spawner on a runtime.
     #[must_use]
     pub fn new(runtime: Handle) -> Self {
         Self { runtime, tracker: TaskTracker::new(), ending: CancellationToken::new() }
     }
 
-    /// Runs it to its end, even if nobody waits for the result any more.
+    /// Spawns a task. It runs to completion even if the handle is dropped.
     pub fn spawn<T: Send + 'static>(&self, work: impl Future<Output = T> + Send + 'static) -> JoinHandle<T> {
         self.tracker.spawn_on(work, &self.runtime)
     }
 
-    /// Waits until the server is about to end and only waits for work: pausing work should go on at once.
+    /// Waits until the stopping server waits for work to finish. Work that pauses should then continue at once.
     pub async fn ending(&self) {
         self.ending.cancelled().await;
     }
 
-    /// Resumes the work that pauses, and waits until none is under way.
+    /// Ends pauses (see [`Self::ending`]), and waits until all work has finished.
     pub async fn finished(&self) {
         self.ending.cancel();
         self.tracker.close();
         self.tracker.wait().await;
     }
 
-    /// The number of pieces of work under way.
+    /// The number of unfinished tasks.
     #[must_use]
     pub fn unfinished(&self) -> usize {
         self.tracker.len()
@@ -60,7 +61,7 @@ mod tests {
     const SOON: Duration = Duration::from_secs(10);
 
     #[tokio::test]
-    async fn work_is_waited_for_even_if_it_panics_and_resumed_if_it_pauses() {
+    async fn finishing_waits_for_all_work_and_ends_its_pauses() {
         let work = Work::new(Handle::current());
         let waiting = work.clone();
         let pausing = work.spawn(async move { waiting.ending().await });

@@ -32,10 +32,10 @@ const ALLOWED: &[(&str, &[&str])] = &[
     ("http", &["domain", "edge", "log_throttle", "metrics", "service", "tasks"]),
     ("socket", &["domain", "edge", "log_throttle", "metrics", "service", "tasks"]),
     ("edge", &["domain", "service"]),
-    ("service", &["bus", "clock", "domain", "log_throttle", "metrics", "store", "tasks"]),
+    ("service", &["bus", "clock", "domain", "log_throttle", "metrics", "store", "tasks", "usage_limits"]),
     ("store", &["clock", "domain", "log_throttle", "metrics", "sqlite_file", "tasks"]),
     ("bus", &["domain", "log_throttle", "metrics", "tasks"]),
-    ("config", &["domain", "sqlite_file"]),
+    ("config", &["domain", "sqlite_file", "usage_limits"]),
     ("clock", &["domain"]),
     ("log_throttle", &[]),
     ("metrics", &[]),
@@ -43,6 +43,7 @@ const ALLOWED: &[(&str, &[&str])] = &[
     ("sqlite_file", &[]),
     ("tasks", &[]),
     ("telemetry", &[]),
+    ("usage_limits", &[]),
     ("lib", &[]),
 ];
 

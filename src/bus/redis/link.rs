@@ -1,4 +1,4 @@
-//! The link: the task that owns both connections to Redis, and finds out when they are lost.
+//! The link: the task that owns both connections to Redis, and detects when they fail.
 
 use std::{
     collections::HashMap,
@@ -19,7 +19,7 @@ use uuid::Uuid;
 
 use super::{
     super::payload,
-    Command,
+    BusCommand,
     channels::{DEVICE_CHANNEL, PROBE_CHANNEL},
     push::PushHandler,
 };
@@ -29,20 +29,21 @@ use crate::{
     metrics::Metrics,
 };
 
-/// Commands that the link handles together, and channels in one (re)subscription.
+/// Maximum number of commands handled together, and of channels in one subscription after a reconnect.
 const BATCH: usize = 500;
-/// How long one answer of Redis may take.
+/// Timeout for connecting to Redis, and for one response.
 const RESPONSE_TIMEOUT: Duration = Duration::from_secs(2);
-/// Time between probes. The second that is missed counts as a loss.
+/// Interval between probes.
 const PROBE_EVERY: Duration = Duration::from_secs(2);
-const PROBES_MISSED: u32 = 2;
-/// Pause before connecting again, doubled up to the longest.
+/// Number of unanswered probes after which the connection counts as lost.
+const MAX_UNANSWERED_PROBES: u32 = 2;
+/// Pause before reconnecting. It doubles with each failure, up to the longest.
 const FIRST_PAUSE: Duration = Duration::from_millis(50);
 const LONGEST_PAUSE: Duration = Duration::from_secs(1);
-/// Time after which the log says again that the bus is still down.
-const REMIND_EVERY: Duration = Duration::from_mins(1);
+/// Interval at which an ongoing outage is logged.
+const LOG_EVERY: Duration = Duration::from_mins(1);
 
-/// Serves until the last [`RedisBus`](super::RedisBus) is dropped.
+/// Carries out commands until the last [`RedisBus`](super::RedisBus) is dropped.
 pub(super) struct Link {
     client: Client,
     node: Uuid,
@@ -50,30 +51,31 @@ pub(super) struct Link {
     is_up: watch::Sender<bool>,
     /// When a probe last came back.
     last_probe: watch::Sender<Option<Instant>>,
-    queue: mpsc::Receiver<Command>,
-    /// How many connections of this node want each device's signals.
+    queue: mpsc::Receiver<BusCommand>,
+    /// The number of connections of this node per subscribed device.
     subscribers: HashMap<DeviceId, usize>,
     metrics: Arc<Metrics>,
-    outage: Option<Outage>,
+    outage: Option<BusOutage>,
 }
 
-/// A time in which signals do not flow.
-struct Outage {
+/// A period in which the link is not connected.
+struct BusOutage {
     since: Instant,
     failures: LogThrottle,
 }
 
-/// Why the link stopped serving.
+/// Why a connection to Redis ended.
 #[derive(Debug, Error)]
-enum Lost {
+enum LinkEnd {
     #[error(transparent)]
     Redis(#[from] RedisError),
-    #[error("its probes do not come back")]
-    Silence,
+    #[error("probes do not come back")]
+    ProbesLost,
     #[error("Redis closed the connection")]
-    Disconnection,
-    #[error("the node has no more use for it")]
-    Closed,
+    Disconnected,
+    /// The last handle was dropped; not a failure.
+    #[error("the bus is no longer used")]
+    Unused,
 }
 
 impl Link {
@@ -82,7 +84,7 @@ impl Link {
         client: Client,
         node: Uuid,
         local: Arc<dyn LocalDelivery>,
-        queue: mpsc::Receiver<Command>,
+        queue: mpsc::Receiver<BusCommand>,
         metrics: Arc<Metrics>,
     ) -> Self {
         Self {
@@ -98,7 +100,7 @@ impl Link {
         }
     }
 
-    /// Whether signals flow.
+    /// Whether the link is connected and subscribed.
     pub(super) fn is_up(&self) -> watch::Receiver<bool> {
         self.is_up.subscribe()
     }
@@ -108,29 +110,29 @@ impl Link {
         self.last_probe.subscribe()
     }
 
-    /// Connects, again and again, and serves.
+    /// Connects and handles commands, and reconnects when the connection fails.
     pub(super) async fn run(mut self) {
         let mut pause = FIRST_PAUSE;
         loop {
             let began = Instant::now();
-            let lost = self.serve().await;
+            let end = self.serve().await;
             self.is_up.send_if_modified(std::mem::take);
-            if matches!(lost, Lost::Closed) {
+            if matches!(end, LinkEnd::Unused) {
                 return;
             }
-            self.note_loss(&lost);
+            self.log_failure(&end);
             pause = if began.elapsed() > LONGEST_PAUSE { FIRST_PAUSE } else { (pause * 2).min(LONGEST_PAUSE) };
-            if !self.wait_without_redis(pause).await {
+            if !self.queue_while_down(pause).await {
                 return;
             }
         }
     }
 
-    /// Logs that the bus is down when an outage begins, and then once a minute.
-    fn note_loss(&mut self, error: &Lost) {
+    /// Logs that the bus is down: when an outage begins, and then once a minute.
+    fn log_failure(&mut self, error: &LinkEnd) {
         let now = Instant::now();
         let is_new = self.outage.is_none();
-        let outage = self.outage.get_or_insert_with(|| Outage { since: now, failures: LogThrottle::new(REMIND_EVERY) });
+        let outage = self.outage.get_or_insert_with(|| BusOutage { since: now, failures: LogThrottle::new(LOG_EVERY) });
         let down_s = (now - outage.since).as_secs();
         let is_logged = outage.failures.count(now.into_std()).is_some();
         match (is_new, is_logged) {
@@ -140,8 +142,9 @@ impl Link {
         }
     }
 
-    /// Keeps the count of subscribers right while Redis is away. Returns `false` once the node has no more use for the link.
-    async fn wait_without_redis(&mut self, pause: Duration) -> bool {
+    /// Waits out a pause between connections, and keeps the counts of subscribers up to date meanwhile. Returns `false` if the
+    /// link is no longer used.
+    async fn queue_while_down(&mut self, pause: Duration) -> bool {
         let until = tokio::time::sleep(pause);
         tokio::pin!(until);
         loop {
@@ -149,14 +152,14 @@ impl Link {
                 () = &mut until => return true,
                 command = self.queue.recv() => match command {
                     None => return false,
-                    // Lost; the reconcile finds what these signals were about.
-                    Some(Command::Publish { .. }) => {}
-                    // Not confirmed: the waiting device goes on, and the reconcile covers it.
-                    Some(Command::Subscribe(device, confirm)) => {
+                    // Dropped. The reconcile makes up for these signals.
+                    Some(BusCommand::Publish { .. }) => {}
+                    // Not confirmed: the device stops waiting, and the reconcile makes up for missed signals.
+                    Some(BusCommand::Subscribe(device, confirm)) => {
                         *self.subscribers.entry(device).or_default() += 1;
                         drop(confirm);
                     }
-                    Some(Command::Unsubscribe(device)) => {
+                    Some(BusCommand::Unsubscribe(device)) => {
                         self.release(device);
                     }
                 },
@@ -164,20 +167,20 @@ impl Link {
         }
     }
 
-    /// Connects, resubscribes, and serves until something breaks.
-    async fn serve(&mut self) -> Lost {
+    /// Connects, resubscribes, and handles commands until the connection fails or the link is no longer used.
+    async fn serve(&mut self) -> LinkEnd {
         match self.try_serve().await {
-            Ok(lost) | Err(lost) => lost,
+            Ok(end) | Err(end) => end,
         }
     }
 
-    async fn try_serve(&mut self) -> Result<Lost, Lost> {
-        let lost = Arc::new(Notify::new());
+    async fn try_serve(&mut self) -> Result<LinkEnd, LinkEnd> {
+        let disconnected = Arc::new(Notify::new());
         let unanswered = Arc::new(AtomicU32::new(0));
         let pushes = PushHandler {
             node: self.node,
             local: self.local.clone(),
-            lost: lost.clone(),
+            disconnected: disconnected.clone(),
             unanswered: unanswered.clone(),
             last_probe: self.last_probe.clone(),
             metrics: self.metrics.clone(),
@@ -187,14 +190,14 @@ impl Link {
                 .set_connection_timeout(Some(RESPONSE_TIMEOUT))
                 .set_response_timeout(Some(RESPONSE_TIMEOUT))
         };
-        let listening = config().set_push_sender(pushes);
-        let mut listener = self.client.get_multiplexed_async_connection_with_config(&listening).await?;
+        let with_pushes = config().set_push_sender(pushes);
+        let mut subscriber = self.client.get_multiplexed_async_connection_with_config(&with_pushes).await?;
         let mut publisher = self.client.get_multiplexed_async_connection_with_config(&config()).await?;
         let probe = format!("{PROBE_CHANNEL}{}", self.node);
-        subscribe(&mut listener, std::iter::once(probe.clone())).await?;
+        subscribe(&mut subscriber, std::iter::once(probe.clone())).await?;
         let devices: Vec<DeviceId> = self.subscribers.keys().copied().collect();
         for chunk in devices.chunks(BATCH) {
-            subscribe(&mut listener, chunk.iter().map(channel)).await?;
+            subscribe(&mut subscriber, chunk.iter().map(channel)).await?;
         }
         self.is_up.send_replace(true);
         let down_s = self.outage.take().map(|outage| outage.since.elapsed().as_secs_f64());
@@ -202,21 +205,21 @@ impl Link {
 
         let mut probes = interval(PROBE_EVERY);
         probes.set_missed_tick_behavior(MissedTickBehavior::Delay);
-        let mut taken = Vec::with_capacity(BATCH);
+        let mut commands = Vec::with_capacity(BATCH);
         loop {
             tokio::select! {
-                () = lost.notified() => return Ok(Lost::Disconnection),
-                count = self.queue.recv_many(&mut taken, BATCH) => {
+                () = disconnected.notified() => return Ok(LinkEnd::Disconnected),
+                count = self.queue.recv_many(&mut commands, BATCH) => {
                     if count == 0 {
-                        return Ok(Lost::Closed);
+                        return Ok(LinkEnd::Unused);
                     }
-                    let handled = self.handle(&mut taken, &mut listener, &mut publisher).await;
-                    taken.clear();
+                    let handled = self.handle(&mut commands, &mut subscriber, &mut publisher).await;
+                    commands.clear();
                     handled?;
                 }
                 _ = probes.tick() => {
-                    if unanswered.fetch_add(1, Ordering::Relaxed) >= PROBES_MISSED {
-                        return Ok(Lost::Silence);
+                    if unanswered.fetch_add(1, Ordering::Relaxed) >= MAX_UNANSWERED_PROBES {
+                        return Ok(LinkEnd::ProbesLost);
                     }
                     redis::cmd("PUBLISH").arg(&probe).arg("").exec_async(&mut publisher).await?;
                 }
@@ -224,52 +227,52 @@ impl Link {
         }
     }
 
-    /// Handles what has queued up: subscriptions in one command each way, publishes in one pipeline.
+    /// Handles queued commands: one SUBSCRIBE and one UNSUBSCRIBE for all devices, and one pipeline of publishes.
     async fn handle(
         &mut self,
-        commands: &mut Vec<Command>,
-        listener: &mut MultiplexedConnection,
+        commands: &mut Vec<BusCommand>,
+        subscriber: &mut MultiplexedConnection,
         publisher: &mut MultiplexedConnection,
     ) -> Result<(), RedisError> {
-        let mut wanted = Vec::new();
-        let mut unwanted = Vec::new();
-        let mut confirm = Vec::new();
+        let mut added = Vec::new();
+        let mut removed = Vec::new();
+        let mut confirmations = Vec::new();
         let mut publishes = redis::pipe();
         for command in commands.drain(..) {
             match command {
-                Command::Publish { device, batch, room } => {
+                BusCommand::Publish { device, batch, content_permit } => {
                     match payload::encode(self.node, batch.signals()) {
                         Ok(payload) => {
                             publishes.cmd("PUBLISH").arg(channel(&device)).arg(payload).ignore();
                         }
-                        Err(error) => tracing::error!(%error, "a signal has no encoding"),
+                        Err(error) => tracing::error!(%error, "cannot encode a signal"),
                     }
-                    drop(room);
+                    drop(content_permit);
                 }
-                Command::Subscribe(device, confirmed) => {
+                BusCommand::Subscribe(device, confirm) => {
                     let subscribers = self.subscribers.entry(device).or_default();
                     *subscribers += 1;
                     if *subscribers == 1 {
-                        unwanted.retain(|other| *other != device);
-                        wanted.push(device);
+                        removed.retain(|other| *other != device);
+                        added.push(device);
                     }
-                    confirm.push(confirmed);
+                    confirmations.push(confirm);
                 }
-                Command::Unsubscribe(device) => {
+                BusCommand::Unsubscribe(device) => {
                     if self.release(device) {
-                        wanted.retain(|other| *other != device);
-                        unwanted.push(device);
+                        added.retain(|other| *other != device);
+                        removed.push(device);
                     }
                 }
             }
         }
-        if !unwanted.is_empty() {
-            listener.unsubscribe(unwanted.iter().map(channel).collect::<Vec<_>>()).await?;
+        if !removed.is_empty() {
+            subscriber.unsubscribe(removed.iter().map(channel).collect::<Vec<_>>()).await?;
         }
-        subscribe(listener, wanted.iter().map(channel)).await?;
-        for confirmed in confirm {
-            // A device that has gone away does not wait.
-            let _ = confirmed.send(());
+        subscribe(subscriber, added.iter().map(channel)).await?;
+        for confirm in confirmations {
+            // Fails if the device no longer waits.
+            let _ = confirm.send(());
         }
         if publishes.cmd_iter().next().is_some() {
             publishes.exec_async(publisher).await?;
@@ -277,7 +280,7 @@ impl Link {
         Ok(())
     }
 
-    /// Removes one subscriber, and returns whether it was the last.
+    /// Counts one subscriber less. Returns whether it was the last.
     fn release(&mut self, device: DeviceId) -> bool {
         let Some(subscribers) = self.subscribers.get_mut(&device) else { return false };
         *subscribers -= 1;
@@ -295,12 +298,12 @@ fn channel(device: &DeviceId) -> String {
 
 /// Subscribes to all channels in one command and waits for Redis to confirm.
 async fn subscribe(
-    listener: &mut MultiplexedConnection,
+    subscriber: &mut MultiplexedConnection,
     channels: impl Iterator<Item = String>,
 ) -> Result<(), RedisError> {
     let channels: Vec<String> = channels.collect();
     if channels.is_empty() {
         return Ok(());
     }
-    listener.subscribe(channels).await
+    subscriber.subscribe(channels).await
 }

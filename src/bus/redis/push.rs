@@ -1,4 +1,4 @@
-//! What arrives on the listening connection.
+//! Handles the messages that Redis pushes on the subscribing connection.
 
 use std::sync::{
     Arc,
@@ -24,12 +24,12 @@ use crate::{
     metrics::{BusTraffic, Metrics},
 };
 
-/// Handles pushes of Redis. The connection calls it, so it must not wait.
+/// Called by the Redis connection, so it must not block.
 pub(super) struct PushHandler {
     pub(super) node: Uuid,
     pub(super) local: Arc<dyn LocalDelivery>,
-    pub(super) lost: Arc<Notify>,
-    /// Probes that have not come back.
+    pub(super) disconnected: Arc<Notify>,
+    /// The number of probes since the last one that came back.
     pub(super) unanswered: Arc<AtomicU32>,
     pub(super) last_probe: watch::Sender<Option<Instant>>,
     pub(super) metrics: Arc<Metrics>,
@@ -38,7 +38,7 @@ pub(super) struct PushHandler {
 impl AsyncPushSender for PushHandler {
     fn send(&self, push: PushInfo) -> Result<(), SendError> {
         match (push.kind, push.data.as_slice()) {
-            (PushKind::Disconnection, _) => self.lost.notify_one(),
+            (PushKind::Disconnection, _) => self.disconnected.notify_one(),
             (PushKind::Message, [Value::BulkString(channel), Value::BulkString(payload)]) => {
                 let channel = std::str::from_utf8(channel).unwrap_or_default();
                 if channel.starts_with(PROBE_CHANNEL) {
@@ -46,7 +46,7 @@ impl AsyncPushSender for PushHandler {
                     self.last_probe.send_replace(Some(Instant::now()));
                 } else if let Some(device) = channel.strip_prefix(DEVICE_CHANNEL).and_then(DeviceId::parse) {
                     match payload::decode(payload) {
-                        // This node has delivered its own signals already.
+                        // A node delivers its own signals directly.
                         Ok((node, _)) if node == self.node => {}
                         Ok((_, signals)) => {
                             for signal in signals {

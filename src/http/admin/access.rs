@@ -1,4 +1,4 @@
-//! Access control of the operator's listener: the host that a request names, then its token.
+//! Access control of the operator's listener: checks the host of a request, then its token.
 
 use std::{
     net::{IpAddr, SocketAddr},
@@ -22,33 +22,33 @@ use base64::{Engine, engine::general_purpose::STANDARD};
 use super::Admin;
 use crate::{log_throttle::LogThrottle, metrics::AccessDenied};
 
-/// Wrong tokens are logged at most this often.
-const REPORT_EVERY: Duration = Duration::from_mins(1);
+/// Wrong tokens are logged at most once per interval.
+const LOG_EVERY: Duration = Duration::from_mins(1);
 
-/// The rules of the operator's listener.
+/// The access rules of the operator's listener.
 pub struct Access {
-    /// Hashed, so that comparing takes the same time whatever is shown.
+    /// Hashed, so that comparing takes constant time.
     token: Option<blake3::Hash>,
     hosts: Vec<String>,
-    /// Wrong tokens.
-    guesses: LogThrottle,
+    /// Counts and logs wrong tokens.
+    wrong_tokens: LogThrottle,
 }
 
 impl Access {
-    /// Access with a token, unless it is empty, under any address, `localhost` and the names in `hosts`.
+    /// Allows requests with this token (any request if it is empty) to an IP address, `localhost` or one of `hosts`.
     #[must_use]
     pub fn new(token: &str, hosts: &[String]) -> Self {
         Self {
             token: Some(token.trim()).filter(|token| !token.is_empty()).map(|token| blake3::hash(token.as_bytes())),
             hosts: hosts.iter().map(|host| host.trim_end_matches('.').to_ascii_lowercase()).collect(),
-            guesses: LogThrottle::new(REPORT_EVERY),
+            wrong_tokens: LogThrottle::new(LOG_EVERY),
         }
     }
 
     /// Checks a request's host, then its token.
     ///
     /// # Errors
-    /// The first of the two that is wrong.
+    /// The first check that fails.
     fn check(&self, head: &RequestHead) -> Result<(), AccessDenied> {
         if !self.is_known_host(head) {
             return Err(AccessDenied::Host);
@@ -61,18 +61,18 @@ impl Access {
     }
 
     fn log_wrong_token(&self, peer: Option<SocketAddr>) {
-        if let Some(guesses) = self.guesses.count(Instant::now()) {
+        if let Some(guesses) = self.wrong_tokens.count(Instant::now()) {
             let client = peer.map(|peer| peer.ip().to_string());
-            tracing::warn!(guesses, client, "somebody shows a wrong token to the operator's listener");
+            tracing::warn!(guesses, client, "a client sent a wrong token to the operator's listener");
         }
     }
 
-    /// Whether the request names this server as it may be named. A page can make a browser ask this address only under
-    /// the page's own name (DNS rebinding), so names have to be known; addresses lead nowhere else.
+    /// Whether the host of the request is allowed. With DNS rebinding a web page can make a browser send requests to this
+    /// address, but only with the page's own host name, so other names are refused. An IP address cannot be rebound.
     fn is_known_host(&self, head: &RequestHead) -> bool {
         let mut hosts = head.headers.get_all(header::HOST).map(|value| value.to_str().unwrap_or_default());
         let Some(host) = hosts.next() else { return false };
-        // A request line with a whole URL names a host too, and takes precedence over the header.
+        // A host in the request line takes precedence over the header, so it is checked too.
         hosts.next().is_none()
             && self.is_known(host)
             && head.uri.authority().is_none_or(|authority| self.is_known(authority.as_str()))
@@ -88,18 +88,18 @@ impl Access {
         bare.parse::<IpAddr>().is_ok() || name == "localhost" || self.hosts.contains(&name)
     }
 
-    /// Checks that the request shows the token, if there is one: as a bearer token, or as the password of any user.
+    /// Checks the token, if one is configured: a bearer token, or the password of HTTP Basic with any user name.
     fn check_token(&self, headers: &HeaderMap) -> Result<(), AccessDenied> {
         let Some(token) = &self.token else { return Ok(()) };
         let Some(value) = headers.get(header::AUTHORIZATION) else { return Err(AccessDenied::NoToken) };
-        match shown(value.as_bytes()) {
-            Some(shown) if blake3::hash(&shown) == *token => Ok(()),
+        match presented_token(value.as_bytes()) {
+            Some(presented) if blake3::hash(&presented) == *token => Ok(()),
             _ => Err(AccessDenied::WrongToken),
         }
     }
 }
 
-/// Refuses requests that [`Access`] does not allow, and all methods but GET and HEAD.
+/// Middleware: refuses requests that [`Access`] does not allow, and all methods except GET and HEAD.
 pub async fn check_access(
     request: ServiceRequest,
     next: Next<impl MessageBody + 'static>,
@@ -123,22 +123,23 @@ pub async fn check_access(
 
 fn explain(denied: AccessDenied) -> HttpResponse {
     if denied == AccessDenied::Host {
-        let why = "this name is not known here: use an address, or add the name to admin.allowed_hosts";
+        let why = "unknown host name: use an IP address, or add the name to admin.allowed_hosts";
         return refusal(StatusCode::FORBIDDEN, why);
     }
-    let mut response = refusal(StatusCode::UNAUTHORIZED, "show admin.token, as Bearer or as Basic's password");
+    let mut response =
+        refusal(StatusCode::UNAUTHORIZED, "present admin.token, as a bearer token or as the password of HTTP Basic");
     let challenge = HeaderValue::from_static("Basic realm=\"sealwire\", charset=\"UTF-8\"");
     response.headers_mut().insert(header::WWW_AUTHENTICATE, challenge);
     response
 }
 
-/// A refusal with its reason in plain text.
+/// A response with the reason for a refusal, as plain text.
 pub fn refusal(status: StatusCode, why: &'static str) -> HttpResponse {
     HttpResponse::build(status).content_type(ContentType::plaintext()).body(format!("{why}\n"))
 }
 
-/// The token that an `Authorization` header carries.
-fn shown(value: &[u8]) -> Option<Vec<u8>> {
+/// The token in the value of an `Authorization` header.
+fn presented_token(value: &[u8]) -> Option<Vec<u8>> {
     let (scheme, rest) = value.split_at(value.iter().position(|byte| *byte == b' ')?);
     let rest = rest.trim_ascii();
     if scheme.eq_ignore_ascii_case(b"bearer") {
@@ -157,7 +158,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn names_have_to_be_known_and_addresses_do_not() {
+    fn only_addresses_localhost_and_allowed_names_are_accepted_as_host() {
         let access = Access::new("", &["Status.Example".to_owned()]);
         for host in [
             "localhost",
@@ -192,8 +193,8 @@ mod tests {
     }
 
     #[test]
-    fn tokens_are_found_in_both_schemes() {
-        let found = |value: &str| shown(value.as_bytes()).map(|token| String::from_utf8(token).unwrap());
+    fn the_token_is_read_from_bearer_and_from_basic() {
+        let found = |value: &str| presented_token(value.as_bytes()).map(|token| String::from_utf8(token).unwrap());
         assert_eq!(found("Bearer abc").as_deref(), Some("abc"));
         assert_eq!(found("bearer  abc ").as_deref(), Some("abc"));
         assert_eq!(found(&format!("Basic {}", STANDARD.encode("anyone:a:b"))).as_deref(), Some("a:b"));
@@ -201,6 +202,6 @@ mod tests {
         for none in ["", "abc", "Bearer", "Basic !", "Digest abc"] {
             assert_eq!(found(none), None, "{none}");
         }
-        assert_eq!(found(&format!("Basic {}", STANDARD.encode("abc"))), None, "a user alone is no password");
+        assert_eq!(found(&format!("Basic {}", STANDARD.encode("abc"))), None, "a user name without a password");
     }
 }

@@ -1,16 +1,16 @@
-//! Gauges that are read off the node when somebody asks for its metrics.
+//! Gauges that are updated when the metrics are scraped.
 
-use super::{Admin, Levels, process};
+use super::{Admin, NodeUsage, process};
 use crate::{
     domain::envelope::MailboxSize,
     metrics::{Direction, PoolState},
 };
 
 impl Admin {
-    /// Sets every gauge to its present value.
+    /// Sets all gauges to their current values.
     pub(super) async fn update_gauges(&self) {
         let metrics = &self.metrics;
-        let Levels { connected, sockets, http, work, inbound, outbound, is_draining } = (self.levels)();
+        let NodeUsage { connected, sockets, http, work, inbound, outbound, is_draining } = (self.usage)();
         metrics.connected_devices.set(connected as u64);
         metrics.open_sockets.set(sockets.0 as u64);
         metrics.open_sockets_limit.set(sockets.1 as u64);

@@ -1,4 +1,4 @@
-//! What the counters said during the last minutes, so that a page that is opened now has something to show.
+//! The history of the last ten minutes for the charts of the status page.
 
 use std::{
     collections::VecDeque,
@@ -10,19 +10,19 @@ use sealwire_protocol::{CloseCode, Code};
 use serde::Serialize;
 use tokio::time::Instant;
 
-use crate::metrics::{ClaimEnd, Close, Metrics};
+use crate::metrics::{ClaimOutcome, Close, Metrics};
 
-/// Time between two points.
+/// Interval between points.
 pub const STEP: Duration = Duration::from_secs(5);
-/// Points that are kept: ten minutes.
-const KEPT: usize = 120;
-/// The length of the last minute, at least.
+/// Number of values in a chart: ten minutes.
+const LENGTH: usize = 120;
+/// Minimum length of the "last minute".
 const MINUTE: Duration = Duration::from_mins(1);
-/// The time that has to pass after the last point for a rate to be meaningful.
-const SHORTEST: Duration = Duration::from_secs(1);
+/// Minimum time since the last point for a meaningful rate.
+const MIN_SPAN: Duration = Duration::from_secs(1);
 const CLOSES: usize = 2 + CloseCode::ALL.len();
 
-/// Counters at one moment, or what was added between two.
+/// The counters at one moment, or their increase between two.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct CounterValues {
     pub claims: u64,
@@ -31,23 +31,23 @@ pub struct CounterValues {
     pub sends: u64,
     pub deliveries: u64,
     pub sign_ins: u64,
-    /// One for each of [`Code::ALL`].
+    /// In the order of [`Code::ALL`].
     pub errors: [u64; Code::ALL.len()],
-    /// One for each of [`Close::all`].
+    /// In the order of [`Close::all`].
     pub closes: [u64; CLOSES],
 }
 
 impl CounterValues {
-    /// The present counters.
+    /// The current counters.
     pub fn of(metrics: &Metrics) -> Self {
         let mut closes = [0; CLOSES];
         for (count, (close, _)) in closes.iter_mut().zip(Close::all()) {
             *count = metrics.closes.get(close);
         }
         Self {
-            claims: metrics.claims.get(ClaimEnd::Claimed),
-            exhausted: metrics.claims.get(ClaimEnd::Exhausted),
-            limited: metrics.claims.get(ClaimEnd::Limited),
+            claims: metrics.claims.get(ClaimOutcome::Claimed),
+            exhausted: metrics.claims.get(ClaimOutcome::Exhausted),
+            limited: metrics.claims.get(ClaimOutcome::Limited),
             sends: metrics.sends.get(),
             deliveries: metrics.deliveries.get(),
             sign_ins: metrics.sign_ins.get(),
@@ -56,9 +56,9 @@ impl CounterValues {
         }
     }
 
-    /// What was added since.
+    /// The increase since an earlier moment.
     fn since(&self, earlier: &Self) -> Self {
-        // Counters only grow, but two that are read side by side need not be of one moment.
+        // Saturating, because the counters of one moment are not read atomically.
         let added = u64::saturating_sub;
         Self {
             claims: added(self.claims, earlier.claims),
@@ -73,23 +73,23 @@ impl CounterValues {
     }
 }
 
-/// The node at one moment.
+/// The counters and gauges of the node at one moment.
 #[derive(Clone, Debug)]
 pub struct Point {
     pub at: Instant,
     pub counts: CounterValues,
     pub connected: usize,
     pub resident: Option<u64>,
-    /// How long the database took to answer, if it did.
+    /// How long the database took to answer; `None` if it did not.
     pub latency: Option<Duration>,
 }
 
-/// The last minutes, oldest first. Rates are per second.
+/// The values of the charts, oldest first. Counters become rates per second.
 #[derive(Debug, Serialize)]
 pub struct Series {
-    /// Seconds between two values; fewer before the last.
+    /// Seconds between two values. The last interval may be shorter.
     step_s: u64,
-    /// Values that are kept.
+    /// Number of values when the history is full.
     length: usize,
     connected_devices: Vec<usize>,
     resident_bytes: Vec<Option<u64>>,
@@ -104,34 +104,35 @@ pub struct Series {
     closes: Vec<f64>,
 }
 
-/// The points that are kept, oldest first.
+/// The recorded points, oldest first.
 pub struct History {
     start: Point,
     points: Mutex<VecDeque<Point>>,
 }
 
 impl History {
-    /// A history that begins at this moment.
+    /// Starts a history at this moment.
     pub fn new(at: Instant, counts: CounterValues) -> Self {
         let start = Point { at, counts, connected: 0, resident: None, latency: None };
-        Self { points: Mutex::new(VecDeque::with_capacity(KEPT + 1)), start }
+        Self { points: Mutex::new(VecDeque::with_capacity(LENGTH + 1)), start }
     }
 
     fn points(&self) -> MutexGuard<'_, VecDeque<Point>> {
         self.points.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Adds a point and forgets the oldest.
+    /// Adds a point, and removes the oldest if the history is full.
     pub fn push(&self, point: Point) {
         let mut points = self.points();
         points.push_back(point);
-        // One more than values, since each value is what came between two points.
-        while points.len() > KEPT + 1 {
+        // One more than the number of values, because a rate is computed from two points.
+        while points.len() > LENGTH + 1 {
             points.pop_front();
         }
     }
 
-    /// What was added in the last minute, and how long that was: up to a step more, or less if the server is younger.
+    /// Returns the increase over the last minute, and the exact length of that period: up to a step more than a minute, or less if
+    /// the server started later.
     pub fn minute(&self, now: &Point) -> (Duration, CounterValues) {
         let points = self.points();
         let long_ago = |point: &&Point| now.at.saturating_duration_since(point.at) >= MINUTE;
@@ -139,26 +140,26 @@ impl History {
         (now.at.saturating_duration_since(from.at), now.counts.since(&from.counts))
     }
 
-    /// The values up to now.
+    /// Returns the values of the charts, up to now.
     pub fn series(&self, now: Point) -> Series {
         let mut points = vec![self.start.clone()];
         points.extend(self.points().iter().cloned());
-        if points.last().is_none_or(|last| now.at.saturating_duration_since(last.at) >= SHORTEST) {
+        if points.last().is_none_or(|last| now.at.saturating_duration_since(last.at) >= MIN_SPAN) {
             points.push(now);
         }
-        let points = &points[points.len().saturating_sub(KEPT + 1)..];
+        let points = &points[points.len().saturating_sub(LENGTH + 1)..];
         let values = points.get(1..).unwrap_or_default();
         let rates = |count: fn(&CounterValues) -> u64| -> Vec<f64> {
             let rate = |pair: &[Point]| {
                 let span = pair[1].at.saturating_duration_since(pair[0].at).as_secs_f64().max(f64::EPSILON);
-                #[expect(clippy::cast_precision_loss, reason = "a chart does not show more")]
+                #[expect(clippy::cast_precision_loss, reason = "a chart needs no more precision")]
                 round(count(&pair[1].counts).saturating_sub(count(&pair[0].counts)) as f64 / span)
             };
             points.windows(2).map(rate).collect()
         };
         Series {
             step_s: STEP.as_secs(),
-            length: KEPT,
+            length: LENGTH,
             connected_devices: values.iter().map(|point| point.connected).collect(),
             resident_bytes: values.iter().map(|point| point.resident).collect(),
             database_latency_ms: values.iter().map(|point| point.latency.map(milliseconds)).collect(),
@@ -174,12 +175,12 @@ impl History {
     }
 }
 
-/// Milliseconds, with as many digits as are worth showing.
+/// Milliseconds with three decimals.
 pub fn milliseconds(span: Duration) -> f64 {
     round(span.as_secs_f64() * 1000.0)
 }
 
-/// Seconds, with as many digits as are worth showing.
+/// Seconds with three decimals.
 pub fn seconds(span: Duration) -> f64 {
     round(span.as_secs_f64())
 }
@@ -197,7 +198,7 @@ mod tests {
         Point { at, counts, connected: 0, resident: None, latency: None }
     }
 
-    /// A history of points a step apart, each with ten sign-ins more than the one before.
+    /// A history of points one step apart, each with ten more sign-ins than the previous one.
     fn history(start: Instant, steps: u32) -> History {
         let history = History::new(start, CounterValues::of(&Metrics::new()));
         for step in 1..=steps {
@@ -207,13 +208,13 @@ mod tests {
     }
 
     #[test]
-    fn times_have_no_more_digits_than_are_worth_showing() {
+    fn times_are_rounded_to_three_decimals() {
         let span = Duration::from_nanos(3_007_607_608);
         assert_eq!((seconds(span).to_string(), milliseconds(span).to_string()), ("3.008".into(), "3007.608".into()));
     }
 
     #[test]
-    fn the_last_minute_reaches_back_to_the_start_or_to_a_point_that_is_a_minute_old() {
+    fn the_last_minute_begins_at_a_point_that_is_a_minute_old_or_at_the_start() {
         let start = Instant::now();
         let (span, counts) = history(start, 0).minute(&point(start + Duration::from_secs(3), 7));
         assert_eq!((span, counts.sign_ins), (Duration::from_secs(3), 7));
@@ -224,17 +225,17 @@ mod tests {
     }
 
     #[test]
-    fn a_series_has_a_rate_between_any_two_points_and_forgets_the_oldest() {
+    fn a_series_has_a_rate_for_each_pair_of_points_and_drops_the_oldest() {
         let start = Instant::now();
         let now = |seconds| point(start + Duration::from_secs(seconds), 1000);
         assert_eq!(history(start, 0).series(point(start, 0)).sign_ins, Vec::<f64>::new());
-        assert_eq!(history(start, 3).series(now(15)).sign_ins, [2.0, 2.0, 2.0], "nothing is made of no time");
+        assert_eq!(history(start, 3).series(now(15)).sign_ins, [2.0, 2.0, 2.0], "no rate is computed over no time");
         let young = history(start, 3).series(now(19));
         assert_eq!(young.sign_ins, [2.0, 2.0, 2.0, 242.5]);
         assert_eq!(young.connected_devices.len(), 4);
         let old = history(start, 500).series(point(start + STEP * 500, 5000));
-        assert_eq!((old.sign_ins.len(), old.connected_devices.len()), (KEPT, KEPT));
+        assert_eq!((old.sign_ins.len(), old.connected_devices.len()), (LENGTH, LENGTH));
         assert!(old.sign_ins.iter().all(|rate| (rate - 2.0).abs() < 1e-9));
-        assert_eq!(history(start, 500).points().len(), KEPT + 1);
+        assert_eq!(history(start, 500).points().len(), LENGTH + 1);
     }
 }

@@ -1,4 +1,4 @@
-//! What the operator's listener answers.
+//! The routes of the operator's listener.
 
 use actix_web::{
     HttpRequest, HttpResponse,
@@ -18,11 +18,11 @@ use super::{
 };
 use crate::metrics::Metrics;
 
-/// What the page may do: run its own script and style, ask its own server. Not even the page can write markup.
+/// Lets the page use only its own script, style and server, and never write markup from script.
 const CONTENT_SECURITY_POLICY: &str = "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self'; \
      connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'; require-trusted-types-for 'script'";
 
-/// All routes, behind the check of access.
+/// Adds all routes, behind access control.
 pub fn routes(admin: Data<Admin>) -> impl FnOnce(&mut ServiceConfig) {
     let headers = DefaultHeaders::new()
         .add((header::CACHE_CONTROL, "no-store"))
@@ -43,7 +43,9 @@ pub fn routes(admin: Data<Admin>) -> impl FnOnce(&mut ServiceConfig) {
             .route("/status.svg", file("image/svg+xml", include_str!("status.svg")))
             .route("/metrics", web::to(metrics))
             .route("/", web::to(home))
-            .default_service(web::to(|| async { refusal(StatusCode::NOT_FOUND, "see /status and /metrics") }));
+            .default_service(web::to(|| async {
+                refusal(StatusCode::NOT_FOUND, "not found: see /status and /metrics")
+            }));
         app.app_data(admin).service(all);
     }
 }
@@ -53,7 +55,7 @@ async fn home() -> HttpResponse {
     HttpResponse::Found().insert_header((header::LOCATION, "/status")).finish()
 }
 
-/// `GET /status`: the page if the client prefers HTML, JSON otherwise; `?history` adds the last ten minutes.
+/// `GET /status`: the page if the client prefers HTML, otherwise JSON. `?history` adds the last ten minutes to the JSON.
 async fn show(request: HttpRequest, admin: Data<Admin>) -> HttpResponse {
     let mut response = HttpResponse::Ok();
     response.insert_header((header::VARY, "Accept"));

@@ -1,8 +1,8 @@
-//! What the process uses of the machine.
+//! The resources that the process uses.
 
 use rustix::process::{Resource, getrlimit};
 
-/// Bytes of resident memory; `None` if the system does not say (other than Linux).
+/// The resident memory in bytes; `None` if unknown, as on systems other than Linux.
 pub fn resident_bytes() -> Option<u64> {
     let status = std::fs::read_to_string("/proc/self/status").ok()?;
     let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:"))?;
@@ -10,14 +10,14 @@ pub fn resident_bytes() -> Option<u64> {
     Some(kibibytes * 1024)
 }
 
-/// Open files and connections; `None` if the system does not say (other than Linux).
+/// The number of open files, including connections; `None` if unknown, as on systems other than Linux.
 pub fn open_files() -> Option<u64> {
     let open = std::fs::read_dir("/proc/self/fd").ok()?.count();
-    // The folder that was read is one of them.
+    // Reading the directory opened one of them.
     u64::try_from(open.saturating_sub(1)).ok()
 }
 
-/// Files and connections that may be open; `None` if there is no limit.
+/// The limit on open files, including connections; `None` if there is none.
 pub fn max_files() -> Option<u64> {
     getrlimit(Resource::Nofile).current
 }
@@ -37,7 +37,7 @@ mod tests {
 
     #[test]
     #[cfg(target_os = "linux")]
-    fn a_process_holds_some_memory() {
+    fn the_resident_memory_is_plausible() {
         let bytes = super::resident_bytes().unwrap();
         assert!((100_000..100_000_000_000).contains(&bytes), "{bytes}");
     }

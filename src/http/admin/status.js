@@ -1,6 +1,6 @@
 "use strict";
 
-// Asks for the status again and again and shows it. Everything is built from text and elements, never from markup.
+// Polls the status and shows it. The page is built from elements and text, never from markup.
 
 const POLL_MS = 1000;
 const POLL_HIDDEN_MS = 15000;
@@ -9,7 +9,7 @@ const SVG = "http://www.w3.org/2000/svg";
 const WIDTH = 240;
 const HEIGHT = 52;
 
-// What makes up a chart: its lines, what its big number is, and how values are written. `least` is the smallest top.
+// The charts: title, lines, the large number (`value`), the format of values (`write`), and the minimum top of the scale (`least`).
 const CHARTS = [
   {
     title: "Connected devices",
@@ -93,7 +93,7 @@ const OTHER_CLOSES = { peer: "closed by the client", lost: "connection lost" };
 
 const STATES = { ready: "Ready", degraded: "Degraded", not_ready: "Not ready" };
 
-// --- Writing figures
+// --- Formatting numbers
 
 function count(n) {
   return n.toLocaleString("en");
@@ -156,7 +156,7 @@ function shape(name, properties = {}) {
   return made;
 }
 
-// Sets text only where it differs, so that a selection in it lasts.
+// Sets the text only if it changes, so that a selection in it is kept.
 function write(target, text) {
   if (target.textContent !== text) target.textContent = text;
 }
@@ -167,7 +167,7 @@ function byId(id) {
 
 // --- Charts
 
-// A round number that is not less.
+// The next round number.
 function roundUp(n) {
   const scale = 10 ** Math.floor(Math.log10(n));
   return [1, 1.5, 2, 3, 4, 5, 6, 8, 10].map((step) => step * scale).find((step) => step >= n * 0.999999);
@@ -220,7 +220,7 @@ class Chart {
     this.draw();
   }
 
-  // Where the pointer is, as an index into the values.
+  // Stores the position of the pointer, as the number of steps before now.
   point(event) {
     if (!this.history) return;
     const box = this.svg.getBoundingClientRect();
@@ -284,18 +284,18 @@ function rows(table, cells) {
 
 function parts(status) {
   const { database, bus, memory } = status;
-  const kinds = { sqlite: "SQLite", postgres: "PostgreSQL", local: "one node", redis: "Redis" };
+  const kinds = { sqlite: "SQLite", postgres: "PostgreSQL", local: "single node", redis: "Redis" };
   const { open, idle, limit } = database.pool;
   const cells = [
     [`Database, ${kinds[database.kind] ?? database.kind}`, database.ok ? "answers" : "no answer", database.ok ? "" : "bad"],
-    ["Database connections", `${count(open - idle)} busy, ${count(idle)} idle, ${count(limit)} at most`],
+    ["Database connections", `${count(open - idle)} busy, ${count(idle)} idle, at most ${count(limit)}`],
     [`Bus, ${kinds[bus.kind] ?? bus.kind}`, bus.ok ? "up" : "down", bus.ok ? "" : "bad"],
   ];
   if (bus.kind !== "local") {
-    cells.push(["Last probe of the bus", bus.probe_age_ms === null ? "none yet" : `${duration(bus.probe_age_ms / 1000)} ago`]);
+    cells.push(["Last bus probe received", bus.probe_age_ms === null ? "none yet" : `${duration(bus.probe_age_ms / 1000)} ago`]);
   }
   const { waiting, bytes: content } = status.mailbox;
-  cells.push(["Waiting in mailboxes", waiting === null ? "not known yet" : `${count(waiting)}, ${bytes(content)}`]);
+  cells.push(["Mail in mailboxes", waiting === null ? "not measured yet" : `${count(waiting)} envelopes, ${bytes(content)}`]);
   cells.push(["Memory budget", `${bytes(memory.budget_used_bytes)} of ${bytes(memory.budget_limit_bytes)}`]);
   return cells;
 }
@@ -312,7 +312,7 @@ function counted(counts, name) {
 // --- Polling
 
 const charts = CHARTS.map((spec) => new Chart(spec));
-let heard;
+let lastResponse;
 let trouble = "";
 
 function show(status) {
@@ -336,21 +336,23 @@ function state(kind, text) {
 }
 
 async function ask() {
-  // The page's own address may hold a user and password, which a request must not.
+  // The page's own address may contain a user name and password, which fetch does not accept.
   const response = await fetch(new URL("/status?history", location.origin), {
     headers: { Accept: "application/json" },
     cache: "no-store",
     signal: AbortSignal.timeout(TIMEOUT_MS),
   });
-  if (!response.ok) throw new Error(response.status === 401 ? "the token is no longer taken" : `answer ${response.status}`);
+  if (!response.ok) throw new Error(response.status === 401 ? "the token is no longer accepted" : `the server answered ${response.status}`);
   return response.json();
 }
 
 function stale() {
   document.documentElement.toggleAttribute("data-stale", true);
   state("gone", trouble ? `No answer: ${trouble}` : "No answer");
-  // Apart from the state, which is read aloud whenever it changes.
-  if (heard !== undefined) write(byId("silence"), `for ${duration(Math.round((performance.now() - heard) / 1000))}`);
+  // Kept out of the state, because screen readers announce every change of that.
+  if (lastResponse !== undefined) {
+    write(byId("silence"), `for ${duration(Math.round((performance.now() - lastResponse) / 1000))}`);
+  }
 }
 
 let asking = false;
@@ -362,7 +364,7 @@ async function poll() {
   clearTimeout(timer);
   try {
     const status = await ask();
-    heard = performance.now();
+    lastResponse = performance.now();
     trouble = "";
     document.documentElement.toggleAttribute("data-stale", false);
     write(byId("silence"), "");
@@ -378,8 +380,8 @@ async function poll() {
 
 byId("charts").append(...charts.map((chart) => chart.root));
 document.addEventListener("visibilitychange", () => document.hidden || poll());
-// A request that hangs must not make old figures look new.
+// Marks the figures as stale if a request hangs.
 setInterval(() => {
-  if (heard !== undefined && !document.hidden && performance.now() - heard > 4 * POLL_MS) stale();
+  if (lastResponse !== undefined && !document.hidden && performance.now() - lastResponse > 4 * POLL_MS) stale();
 }, 1000);
 poll();

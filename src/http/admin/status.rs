@@ -7,7 +7,7 @@ use serde::Serialize;
 use uuid::Uuid;
 
 use super::{
-    Admin, Levels,
+    Admin, NodeUsage,
     history::{Series, milliseconds, seconds},
 };
 use crate::{http::health::readiness, metrics::Close};
@@ -62,17 +62,17 @@ struct MemoryReport {
     budget_limit_bytes: usize,
 }
 
-/// What waits in all mailboxes of the database.
+/// The mail in all mailboxes of the database.
 #[derive(Debug, Serialize)]
 struct MailboxReport {
     waiting: Option<u64>,
     bytes: Option<u64>,
 }
 
-/// What happened in the last minute.
+/// The counts of the last minute.
 #[derive(Debug, Serialize)]
 struct LastMinute {
-    /// How long that was.
+    /// The exact length of the period.
     seconds: f64,
     claims: u64,
     exhausted: u64,
@@ -85,12 +85,12 @@ struct LastMinute {
 }
 
 impl StatusReport {
-    /// The present state. `latency` is what the database just took to answer; `None` if it did not.
+    /// Builds the report. `latency` is how long the database just took to answer; `None` if it did not.
     pub fn of(admin: &Admin, latency: Option<Duration>, with_history: bool) -> Self {
         let service = &admin.service;
         let point = admin.point(latency);
         let (span, counts) = admin.history.minute(&point);
-        let Levels { inbound, outbound, is_draining, .. } = (admin.levels)();
+        let NodeUsage { inbound, outbound, is_draining, .. } = (admin.usage)();
         let bus_is_up = service.bus_is_up();
         let (status, reasons) = readiness(latency.is_some(), bus_is_up, is_draining);
         let (store, pool) = service.store_state();

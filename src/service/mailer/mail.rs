@@ -1,4 +1,4 @@
-//! The mails that people get.
+//! The texts of mails.
 
 use std::time::Duration;
 
@@ -25,7 +25,7 @@ pub struct Mail {
 }
 
 impl Mail {
-    /// The mail that carries a code. The code is its only group of eight digits.
+    /// The mail with a sign-in code. The code is the only group of eight digits in it.
     pub fn code(to: Email, code: &OtpCode) -> Self {
         let text = format!(
             "Your code is {}\n\nIt works once, for ten minutes.\nIf you did not ask for it, ignore this mail.\n",
@@ -34,13 +34,13 @@ impl Mail {
         Self { to, subject: "Your sign-in code", text }
     }
 
-    /// The mail that says that a device was added, with its name if it has one.
+    /// The notice that a device was added, with the device's name if it has one.
     pub fn device_added(to: Email, name: Option<&str>) -> Self {
-        // Anybody with the code chooses the name: only its ASCII letters are shown, and no digits, so that nothing in
-        // it can pass for a code.
+        // The name is chosen by whoever entered the code. Only its ASCII letters are shown, so that nothing in it looks like
+        // a code.
         let shown = |name: &str| name.chars().filter(|c| c.is_ascii_alphabetic() || *c == ' ').collect::<String>();
         let name = name.map(shown).filter(|name| !name.trim().is_empty());
-        // On a line of its own, which with 64 characters is just short enough to need no encoding.
+        // On a line of its own: even with 64 characters the line is short enough to need no encoding.
         let named = name.map(|name| format!("Name: {}\n", name.trim())).unwrap_or_default();
         let text = format!(
             "A new device has signed in to your account.\n{named}\n\
@@ -49,13 +49,13 @@ impl Mail {
         Self { to, subject: "A device was added to your account", text }
     }
 
-    /// The mail as it is sent.
+    /// Builds the message to send.
     ///
     /// # Errors
     /// [`MailerError::Compose`]
     pub(super) fn compose(&self, from: &Mailbox, clock: &Clock, entropy: &Entropy) -> Result<Message, MailerError> {
         let to = self.to.as_str().parse().map_err(|_| MailerError::Compose)?;
-        // Lines are short and ASCII, so the text stays readable in the raw mail.
+        // The lines are short ASCII, so the text stays readable in the raw mail.
         let text = Body::new_with_encoding(self.text.clone(), ContentTransferEncoding::SevenBit)
             .map_err(|_| MailerError::Compose)?;
         Message::builder()
@@ -70,7 +70,7 @@ impl Mail {
     }
 }
 
-/// Twenty random letters. There are no digits in them, so they never look like a code.
+/// Returns twenty random letters. They contain no digits, so they never look like a code.
 pub(super) fn letters(entropy: &Entropy) -> String {
     entropy.draw(|rng| (0..20).map(|_| char::from(rng.random_range(b'a'..=b'z'))).collect())
 }
@@ -80,7 +80,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn every_mail_composes_and_shows_its_code_in_the_raw_text() {
+    fn the_code_is_readable_in_the_raw_mail_and_a_device_name_cannot_imitate_one() {
         let entropy = Entropy::from_system().unwrap();
         let from: Mailbox = "Sealwire <sealwire@localhost>".parse().unwrap();
         let to = || Email::parse("alice@example.org").unwrap();

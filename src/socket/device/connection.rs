@@ -9,7 +9,7 @@ use super::HandlerResult;
 use crate::{
     domain::{DeviceId, EndReason, Session},
     edge::EdgeError,
-    metrics::Asked,
+    metrics::RequestedOp,
     socket::{
         flow::Flow,
         hub::ConnectionKey,
@@ -75,8 +75,8 @@ impl DeviceConnection {
     }
 
     /// Answers a request with an error, without running it.
-    pub fn refuse(&self, id: RequestId, asked: Asked, error: EdgeError) -> HandlerResult {
-        self.send_reply(failure(&self.node.metrics, asked, self.codec, id, error))
+    pub fn refuse(&self, id: RequestId, requested: RequestedOp, error: EdgeError) -> HandlerResult {
+        self.send_reply(failure(&self.node.metrics, requested, self.codec, id, error))
     }
 
     /// Sends the client the reason why its session ended. Returns the code to close with.

@@ -236,7 +236,7 @@ fn read_later(ctx: &mut Context<DeviceSocket>) {
 /// Counts a delivery. Its latency counts only if the envelope was accepted after the connection was upgraded.
 fn count_delivery(connection: &DeviceConnection, envelope: &Envelope) {
     let waited = connection.node.service.now().since(envelope.accepted_at);
-    connection.node.metrics.delivered((waited <= connection.age()).then_some(waited));
+    connection.node.metrics.count_delivery((waited <= connection.age()).then_some(waited));
 }
 
 impl Handler<MailPageRead> for DeviceSocket {

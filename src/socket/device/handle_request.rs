@@ -20,7 +20,7 @@ use super::{
 use crate::{
     domain::Refusal,
     edge::EdgeError,
-    metrics::Asked,
+    metrics::RequestedOp,
     socket::ops::{self, FollowUp, Reply, RequestSource, failure},
 };
 
@@ -52,10 +52,10 @@ impl OpenState {
         if self.requests.contains(request.id) {
             return Err(CloseCode::ProtocolError);
         }
-        let asked = request.op.as_ref().map_or(Asked::Unknown, |op| Asked::Op(*op));
+        let requested = request.op.as_ref().map_or(RequestedOp::Unknown, |op| RequestedOp::Op(*op));
         let op = match self.check_request(connection, &request) {
             Ok(op) => op,
-            Err(error) => return connection.refuse(request.id, asked, error),
+            Err(error) => return connection.refuse(request.id, requested, error),
         };
         if self.requests.must_wait(op) || !self.requests.deferred.is_empty() {
             connection.flow.gate.begin_request(frame.len(), reply_bytes(op));
@@ -92,7 +92,7 @@ impl OpenState {
     ) -> HandlerResult {
         let id = request.id;
         let Some(reservation) = connection.node.budget.try_reserve(frame.len()) else {
-            return connection.refuse(id, Asked::Op(op), Refusal::Unavailable.into());
+            return connection.refuse(id, RequestedOp::Op(op), Refusal::Unavailable.into());
         };
         let (request_bytes, reply_bytes) = (frame.len(), reply_bytes(op));
         connection.flow.gate.begin_request(request_bytes, reply_bytes);
@@ -115,10 +115,9 @@ impl OpenState {
             let _reservation = reservation;
             let run = ops::run(&node, source, codec, op, &request, frame);
             // A panic in a use case is a defect, but the client still gets a reply.
-            let reply = AssertUnwindSafe(run)
-                .catch_unwind()
-                .await
-                .unwrap_or_else(|_| Reply::new(failure(&node.metrics, Asked::Op(op), codec, id, Refusal::Internal)));
+            let reply = AssertUnwindSafe(run).catch_unwind().await.unwrap_or_else(|_| {
+                Reply::new(failure(&node.metrics, RequestedOp::Op(op), codec, id, Refusal::Internal))
+            });
             // The reply first, then the notifications to other devices.
             address.do_send(RequestFinished { id, reply: reply.frame, follow_up: reply.follow_up });
             drop(reply.turn);

@@ -5,7 +5,7 @@ use std::collections::VecDeque;
 use actix_web::web::Bytes;
 use sealwire_protocol::frame::{Op, RequestId, RequestOutline};
 
-use crate::{domain::Signal, service::Turns};
+use crate::{domain::Signal, service::FifoGate};
 
 /// The unanswered requests of one connection.
 #[derive(Default)]
@@ -16,9 +16,9 @@ pub struct Requests {
     /// `Some` while a renewal is in flight: the signals to handle after it.
     pub signals_after_renewal: Option<Vec<Signal>>,
     /// The order of the sends in flight.
-    pub sends: Turns,
+    pub sends: FifoGate,
     /// The order of the publishes in flight, so that the expiry of the signed prekey published last is announced.
-    pub publishes: Turns,
+    pub publishes: FifoGate,
 }
 
 /// A running request, and the bytes that the read gate counts for it.

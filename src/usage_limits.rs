@@ -1,0 +1,26 @@
+//! The rate limits of the use cases, as both the configuration and the service know them.
+
+use serde::Deserialize;
+
+/// The settings of `[limits]` that the use cases enforce. 0 turns a limit off.
+#[derive(Clone, Debug, Deserialize)]
+pub struct UsageLimits {
+    /// Codes per hour to one address.
+    pub otp_per_email_hour: usize,
+    /// Codes per day to one address.
+    pub otp_per_email_day: usize,
+    /// Codes per hour to one address, requested from one client network.
+    pub otp_per_email_network_hour: usize,
+    /// Codes per hour requested from one client network.
+    pub otp_per_network_hour: usize,
+    /// Attempts per minute to redeem a code from one client network.
+    pub verify_per_network_minute: usize,
+    /// Addresses per hour looked up by one user.
+    pub find_per_user_hour: usize,
+    /// Claims of one user that take a one-time key of one device: the number allowed in a burst.
+    pub claim_burst: u32,
+    /// Seconds until one more such claim is allowed. At least 1.
+    pub claim_refill_s: u64,
+    /// Messages per second sent by one device.
+    pub sends_per_device_second: u32,
+}
