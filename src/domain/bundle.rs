@@ -104,6 +104,18 @@ pub struct Unavailable {
     pub reason: UnavailableReason,
 }
 
+/// The suites that a client can use: all, or these.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct UsableSuites(pub Option<Vec<Suite>>);
+
+impl UsableSuites {
+    /// Whether the client can use a suite.
+    #[must_use]
+    pub fn contains(&self, suite: Suite) -> bool {
+        self.0.as_ref().is_none_or(|suites| suites.contains(&suite))
+    }
+}
+
 /// The result of a fetch or a claim.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Bundles {

@@ -103,21 +103,33 @@ pub struct Recipient {
     pub required: bool,
 }
 
-/// Checks that a message names every required recipient, each once, and no device that is not a recipient. The sending
-/// device itself must not be named.
+/// Checks that a message names every required recipient that it does not skip, each once, and no device that is not a
+/// recipient. It must name or skip at least one. The sending device itself must not be named; a user without other devices is
+/// sent nothing, without an error.
 ///
 /// # Errors
 /// `devices_mismatch`
-pub fn check_devices(recipients: &[Recipient], sender: DeviceId, named: &[OutgoingEnvelope]) -> Result<(), Refusal> {
+pub fn check_devices(
+    recipients: &[Recipient],
+    sender: DeviceId,
+    named: &[OutgoingEnvelope],
+    skipped: &[DeviceId],
+) -> Result<(), Refusal> {
     let mut expected: BTreeSet<DeviceId> = recipients.iter().map(|recipient| recipient.device).collect();
     expected.remove(&sender);
+    let all = expected.len();
+    for device in skipped {
+        expected.remove(device);
+    }
     let mut extra = BTreeSet::new();
     for OutgoingEnvelope { device, .. } in named {
         if !expected.remove(device) {
             extra.insert(*device);
         }
     }
-    let required = |device: &DeviceId| recipients.iter().any(|one| one.device == *device && one.required);
+    let is_nothing_named = expected.len() == all;
+    let required =
+        |device: &DeviceId| is_nothing_named || recipients.iter().any(|one| one.device == *device && one.required);
     let missing: Vec<DeviceId> = expected.into_iter().filter(required).collect();
     if missing.is_empty() && extra.is_empty() {
         Ok(())
@@ -220,20 +232,38 @@ mod tests {
     #[test]
     fn a_message_names_every_device_but_the_sending_one() {
         let all = recipients(&[(1, true), (2, true), (3, true)]);
-        assert!(check_devices(&all, device(9), &to(&[3, 1, 2])).is_ok());
-        assert!(check_devices(&all, device(2), &to(&[1, 3])).is_ok());
-        assert_eq!(mismatch(check_devices(&all, device(9), &to(&[2]))), (vec![device(1), device(3)], vec![]));
-        assert_eq!(mismatch(check_devices(&all, device(2), &to(&[1, 2, 3]))), (vec![], vec![device(2)]));
-        let both = mismatch(check_devices(&all, device(9), &to(&[1, 1, 2, 7, 7])));
+        assert!(check_devices(&all, device(9), &to(&[3, 1, 2]), &[]).is_ok());
+        assert!(check_devices(&all, device(2), &to(&[1, 3]), &[]).is_ok());
+        assert_eq!(mismatch(check_devices(&all, device(9), &to(&[2]), &[])), (vec![device(1), device(3)], vec![]));
+        assert_eq!(mismatch(check_devices(&all, device(2), &to(&[1, 2, 3]), &[])), (vec![], vec![device(2)]));
+        let both = mismatch(check_devices(&all, device(9), &to(&[1, 1, 2, 7, 7]), &[]));
         assert_eq!(both, (vec![device(3)], vec![device(1), device(7)]));
     }
 
     #[test]
     fn a_device_that_is_not_required_may_be_left_out_or_named() {
         let some = recipients(&[(1, true), (2, false)]);
-        assert!(check_devices(&some, device(9), &to(&[1])).is_ok());
-        assert!(check_devices(&some, device(9), &to(&[1, 2])).is_ok());
-        assert!(check_devices(&[], device(9), &to(&[])).is_ok());
+        assert!(check_devices(&some, device(9), &to(&[1]), &[]).is_ok());
+        assert!(check_devices(&some, device(9), &to(&[1, 2]), &[]).is_ok());
+        assert!(check_devices(&[], device(9), &to(&[]), &[]).is_ok());
+    }
+
+    #[test]
+    fn at_least_one_device_is_named_or_skipped() {
+        let optional = recipients(&[(1, false)]);
+        let nothing = mismatch(check_devices(&optional, device(9), &to(&[]), &[device(7)]));
+        assert_eq!(nothing, (vec![device(1)], vec![]), "unknown ids in skip do not count");
+        assert!(check_devices(&optional, device(9), &to(&[]), &[device(1)]).is_ok());
+        assert!(check_devices(&optional, device(1), &to(&[]), &[]).is_ok(), "the sending device is the only one");
+    }
+
+    #[test]
+    fn a_skipped_device_is_neither_missing_nor_sent_to() {
+        let all = recipients(&[(1, true), (2, true), (3, true)]);
+        assert!(check_devices(&all, device(9), &to(&[1, 2]), &[device(3), device(7)]).is_ok());
+        assert!(check_devices(&all, device(9), &to(&[]), &[device(1), device(2), device(3)]).is_ok());
+        let still = mismatch(check_devices(&all, device(9), &to(&[1]), &[device(3)]));
+        assert_eq!(still, (vec![device(2)], vec![]));
     }
 
     #[test]

@@ -72,6 +72,9 @@ pub enum Refusal {
         /// Named devices that cannot be sent to, or that are named twice.
         extra: Vec<DeviceId>,
     },
+    /// The recipient has no device that messages can be sent to.
+    #[error("the recipient has no devices with keys; nothing was stored")]
+    NoDevices,
     /// No device of the recipient could store the message.
     #[error("the mailbox is full; try again later")]
     MailboxFull,

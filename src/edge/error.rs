@@ -183,6 +183,7 @@ fn of_refusal(refusal: Refusal) -> (Code, Option<Duration>, Option<ErrorDetails>
         Refusal::IdentityConflict => Code::IdentityConflict,
         Refusal::IdConflict => Code::IdConflict,
         Refusal::IncompleteKeys => Code::IncompleteKeys,
+        Refusal::NoDevices => Code::NoDevices,
         Refusal::Internal => Code::Internal,
     };
     (code, None, None)

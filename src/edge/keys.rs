@@ -9,14 +9,14 @@ use sealwire_protocol::{
         ServedSignedPrekey, UnavailableDevice,
     },
     limits::MAX_DEVICE_IDS,
-    value::{Base64Text, List, Object},
+    value::{Base64Text, List, Named, Object},
 };
 
 use super::EdgeError;
 use crate::{
     domain::{
-        Bundle, Bundles, DeviceId, KeysStatus,
-        bundle::{EncodedKey, Unavailable},
+        Bundle, Bundles, DeviceId, KeysStatus, Suite,
+        bundle::{EncodedKey, Unavailable, UsableSuites},
         publish::{PublishRequest, SignedKey, UnsignedKey},
     },
     service::{PublishOutcome, PublishReport},
@@ -34,6 +34,18 @@ pub fn named_devices(ids: Option<List<DeviceId>>) -> Result<Option<Vec<DeviceId>
         return Err(EdgeError::invalid("device_ids", "at most 100 devices"));
     }
     Ok(Some(ids))
+}
+
+/// The suites that a client can use; those of later versions, which no device has here, are left out.
+///
+/// # Errors
+/// `bad_request` if the list is empty.
+pub fn usable_suites(suites: Option<List<Named<Suite>>>) -> Result<UsableSuites, EdgeError> {
+    let Some(List(suites)) = suites else { return Ok(UsableSuites::default()) };
+    if suites.is_empty() {
+        return Err(EdgeError::invalid("suites", "at least one suite"));
+    }
+    Ok(UsableSuites(Some(suites.into_iter().filter_map(Named::known).collect())))
 }
 
 /// A publish as the domain has it; its keys are not parsed yet.

@@ -22,10 +22,10 @@ const CONTENT_FORM: &str = "base64 text in JSON, bin in MessagePack";
 /// Parses a message. `frame` is the one that the request was read from, with `codec`.
 ///
 /// # Errors
-/// `bad_request` for too many messages, a wrong `ttl_s`, and content that is empty or not written as the encoding wants it;
+/// `bad_request` for too many messages, a wrong `ttl_s`, a device both named and skipped, and content that is empty or not written as the encoding wants it;
 /// `payload_too_large` for content over [`MAX_CONTENT`].
 pub fn message(request: SendMessageRequest<'_>, codec: Codec, frame: &[u8]) -> Result<Message, EdgeError> {
-    let SendMessageRequest { message_id, to, ephemeral, ttl_s, messages: List(messages) } = request;
+    let SendMessageRequest { message_id, to, ephemeral, ttl_s, messages: List(messages), skip } = request;
     let ttl = ttl(ttl_s)?;
     if messages.len() > MAX_MESSAGES_PER_SEND {
         return Err(EdgeError::invalid("messages", "at most 100 messages"));
@@ -35,10 +35,17 @@ pub fn message(request: SendMessageRequest<'_>, codec: Codec, frame: &[u8]) -> R
             .map_err(|expected| EdgeError::invalid(format!("messages[{index}].content"), expected))
     };
     let envelopes: Vec<OutgoingEnvelope> = messages.into_iter().enumerate().map(outgoing).collect::<Result<_, _>>()?;
+    let skipped = skip.map_or_else(Vec::new, |List(devices)| devices);
+    if skipped.len() > MAX_MESSAGES_PER_SEND {
+        return Err(EdgeError::invalid("skip", "at most 100 devices"));
+    }
+    if let Some(index) = skipped.iter().position(|skipped| envelopes.iter().any(|one| one.device == *skipped)) {
+        return Err(EdgeError::invalid(format!("skip[{index}]"), "a device that is not in messages"));
+    }
     if envelopes.iter().any(|outgoing| outgoing.content.len() > MAX_CONTENT) {
         return Err(EdgeError::PayloadTooLarge);
     }
-    Ok(Message { id: message_id, to, ephemeral: ephemeral.unwrap_or(false), ttl, envelopes })
+    Ok(Message { id: message_id, to, ephemeral: ephemeral.unwrap_or(false), ttl, envelopes, skipped })
 }
 
 fn ttl(seconds: Option<u64>) -> Result<Duration, EdgeError> {
@@ -69,6 +76,7 @@ pub fn send_reply(accepted: AcceptedMessage) -> SendMessageReply {
     SendMessageReply {
         accepted_at: accepted.accepted_at,
         duplicate: accepted.duplicate,
+        stored: accepted.stored,
         undelivered: accepted.undelivered.into_iter().map(full).collect(),
     }
 }
@@ -112,6 +120,7 @@ mod tests {
             ephemeral: None,
             ttl_s,
             messages: List(contents.iter().map(device).collect()),
+            skip: None,
         }
     }
 

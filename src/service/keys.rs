@@ -3,7 +3,8 @@
 use super::Service;
 use crate::{
     domain::{
-        Bundles, Caller, ClaimId, DeviceId, KeysStatus, OneTimeOutcome, Refusal, UserId, publish::PublishRequest,
+        Bundles, Caller, ClaimId, DeviceId, KeysStatus, OneTimeOutcome, Refusal, UserId, bundle::UsableSuites,
+        publish::PublishRequest,
     },
     metrics::ClaimEnd,
     store::{ClaimAnswer, ClaimRequest, PublishOutcome},
@@ -35,8 +36,14 @@ impl Service {
     ///
     /// # Errors
     /// `session_revoked`, `not_found`
-    pub async fn fetch(&self, caller: &Caller, user: UserId, devices: Option<&[DeviceId]>) -> Result<Bundles, Refusal> {
-        Ok(self.store.fetch(caller, user, devices, self.now()).await?)
+    pub async fn fetch(
+        &self,
+        caller: &Caller,
+        user: UserId,
+        devices: Option<&[DeviceId]>,
+        suites: &UsableSuites,
+    ) -> Result<Bundles, Refusal> {
+        Ok(self.store.fetch(caller, user, devices, suites, self.now()).await?)
     }
 
     /// Bundles with a one-time key of each kind, handed out at most once, ever.
@@ -48,9 +55,10 @@ impl Service {
         caller: Caller,
         user: UserId,
         devices: Option<Vec<DeviceId>>,
+        suites: UsableSuites,
         claim: ClaimId,
     ) -> Result<Bundles, Refusal> {
-        let request = ClaimRequest { caller, user, devices, claim, now: self.now() };
+        let request = ClaimRequest { caller, user, devices, suites, claim, now: self.now() };
         let bundles = self.claim_bundles(request).await?;
         for bundle in &bundles.bundles {
             match bundle.one_time {

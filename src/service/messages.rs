@@ -55,6 +55,8 @@ pub struct Message {
     pub ttl: Duration,
     /// One for each device.
     pub envelopes: Vec<OutgoingEnvelope>,
+    /// Devices of the user that the sender cannot encrypt for.
+    pub skipped: Vec<DeviceId>,
 }
 
 impl Service {
@@ -62,7 +64,7 @@ impl Service {
     /// come.
     ///
     /// # Errors
-    /// `session_revoked`, `rate_limited`, `not_found`, `devices_mismatch`, `id_conflict`, `mailbox_full`
+    /// `session_revoked`, `rate_limited`, `not_found`, `no_devices`, `devices_mismatch`, `id_conflict`, `mailbox_full`
     pub async fn send(
         &self,
         caller: Caller,
@@ -72,8 +74,8 @@ impl Service {
     ) -> Result<AcceptedMessage, Refusal> {
         let now = self.now();
         self.limits.send(caller.device, now)?;
-        let Message { id, to, ephemeral, ttl, envelopes } = message;
-        let request = SendRequest { caller, epoch, message: id, to, ephemeral, ttl, envelopes, now };
+        let Message { id, to, ephemeral, ttl, envelopes, skipped } = message;
+        let request = SendRequest { caller, epoch, message: id, to, ephemeral, ttl, envelopes, skipped, now };
         let queued = self.mail.enqueue(MailRequest::Send(request))?;
         drop(turn);
         match queued.answer().await? {

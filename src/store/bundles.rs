@@ -15,7 +15,7 @@ use super::{
 };
 use crate::domain::{
     Bundle, Bundles, Caller, DeviceId, OneTimeOutcome, Refusal, Timestamp, UserId,
-    bundle::{EncodedKey, IssuedPqPrekey, SignedPrekey, Unavailable, UnavailableReason},
+    bundle::{EncodedKey, IssuedPqPrekey, SignedPrekey, Unavailable, UnavailableReason, UsableSuites},
 };
 
 /// An active device with its signed keys; they are `None` if it has not published.
@@ -55,12 +55,16 @@ impl TargetDevice {
     }
 
     /// The device's bundle without one-time keys, or the reason why it has none.
-    fn bundle(&self, now: Timestamp) -> Result<Result<Bundle, Unavailable>, StoreError> {
+    fn bundle(&self, suites: &UsableSuites, now: Timestamp) -> Result<Result<Bundle, Unavailable>, StoreError> {
         let device_id = DeviceId(self.device);
         let unavailable = |reason| Ok(Err(Unavailable { device_id, reason }));
         let (Some(suite), Some(identity_key)) = (&self.suite, &self.identity_key) else {
             return unavailable(UnavailableReason::NoKeys);
         };
+        let suite = rows::suite(suite)?;
+        if !suites.contains(suite) {
+            return unavailable(UnavailableReason::OtherSuite);
+        }
         let signed_prekey = match (self.key_id, &self.public_key, &self.signature, self.expires_at.map(rows::time)) {
             (Some(key_id), Some(key), Some(signature), Some(expires_at)) if expires_at > now => SignedPrekey {
                 key_id: rows::number(key_id)?,
@@ -73,7 +77,7 @@ impl TargetDevice {
         Ok(Ok(Bundle {
             device_id,
             registration_id: rows::number(self.registration_id)?,
-            suite: rows::suite(suite)?,
+            suite,
             identity_key: EncodedKey(identity_key.clone()),
             signed_prekey,
             one_time_prekey: None,
@@ -119,6 +123,7 @@ impl TargetDevices {
         caller: &Caller,
         user: UserId,
         wanted: Option<&[DeviceId]>,
+        suites: &UsableSuites,
         now: Timestamp,
     ) -> Result<BundleAssembly, StoreError> {
         let devices = self.users.get(&user.0).ok_or(Refusal::NotFound)?;
@@ -128,13 +133,13 @@ impl TargetDevices {
             let others: HashMap<Uuid, &TargetDevice> = others.map(|target| (target.device, target)).collect();
             for device in wanted {
                 match others.get(&device.0) {
-                    Some(target) => assembly.add(target.bundle(now)?),
+                    Some(target) => assembly.add(target.bundle(suites, now)?),
                     None => assembly.missing.push(*device),
                 }
             }
         } else {
             for target in others.filter(|target| target.has_published()) {
-                assembly.add(target.bundle(now)?);
+                assembly.add(target.bundle(suites, now)?);
             }
         }
         Ok(assembly)
@@ -207,7 +212,8 @@ pub(super) async fn add_last_resorts<'b>(
 }
 
 impl Store {
-    /// The bundles, without one-time keys, of the named devices of a user, or of all that have published.
+    /// The bundles, without one-time keys, of the named devices of a user, or of all that have published; of these suites
+    /// alone.
     ///
     /// # Errors
     /// `session_revoked`, `not_found`
@@ -216,12 +222,13 @@ impl Store {
         caller: &Caller,
         user: UserId,
         devices: Option<&[DeviceId]>,
+        suites: &UsableSuites,
         now: Timestamp,
     ) -> Result<Bundles, StoreError> {
         let mut tx = self.read().await?;
         sessions::authorize(&mut tx, caller, now).await?;
         let targets = TargetDevices::read(&mut tx, &[user.0]).await?;
-        let assembly = targets.assemble(caller, user, devices, now)?;
+        let assembly = targets.assemble(caller, user, devices, suites, now)?;
         let known = KnownDevices::read(&mut tx, std::iter::once(&assembly)).await?;
         let mut answer = assembly.finish(caller, user, &known);
         let ids: Vec<Uuid> = answer.bundles.iter().map(|bundle| bundle.device_id.0).collect();

@@ -28,7 +28,8 @@ use super::{
     tx::Tx,
 };
 use crate::domain::{
-    Bundles, Caller, ClaimId, DeviceId, KeyKind, Refusal, Signal, Timestamp, UserId, keyed_buckets::DrainLimit,
+    Bundles, Caller, ClaimId, DeviceId, KeyKind, Refusal, Signal, Timestamp, UserId, bundle::UsableSuites,
+    keyed_buckets::DrainLimit,
 };
 use assignments::Assignments;
 use tokens::TakenTokens;
@@ -45,6 +46,8 @@ pub struct ClaimRequest {
     pub user: UserId,
     /// The target devices; `None` for all that have published.
     pub devices: Option<Vec<DeviceId>>,
+    /// The suites that the claimer can use.
+    pub suites: UsableSuites,
     /// Chosen by the client; a repeat with the same id gets the same keys.
     pub claim: ClaimId,
     /// The current time.
@@ -144,13 +147,13 @@ async fn assemble(
         .map(|(session, device, expires_at, _)| (session, (device, rows::time(expires_at))))
         .collect();
     let targets = TargetDevices::read(tx, &distinct(items.iter().map(|item| item.user.0))).await?;
-    let assemble = |ClaimRequest { caller, user, devices, now, .. }: &ClaimRequest| {
+    let assemble = |ClaimRequest { caller, user, devices, suites, now, .. }: &ClaimRequest| {
         let session = sessions.get(&caller.session.0);
         let is_valid = session.is_some_and(|(device, expires_at)| *device == caller.device.0 && expires_at > now);
         if !is_valid {
             return Err(Refusal::SessionRevoked.into());
         }
-        targets.assemble(caller, *user, devices.as_deref(), *now)
+        targets.assemble(caller, *user, devices.as_deref(), suites, *now)
     };
     Ok(items.iter().map(assemble).collect())
 }

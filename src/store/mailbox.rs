@@ -53,6 +53,8 @@ pub struct SendRequest {
     pub ttl: Duration,
     /// One for each device of the recipient.
     pub envelopes: Vec<OutgoingEnvelope>,
+    /// Devices of the recipient that the sender cannot encrypt for.
+    pub skipped: Vec<DeviceId>,
     /// The current time.
     pub now: Timestamp,
 }
@@ -103,6 +105,8 @@ pub struct AcceptedMessage {
     pub accepted_at: Timestamp,
     /// Whether an earlier request was already accepted with this message id.
     pub duplicate: bool,
+    /// Number of devices that it was ever stored for under this id; 0 if it is ephemeral.
+    pub stored: u64,
     /// Devices that did not get it because their mailboxes are full.
     pub undelivered: Vec<DeviceId>,
 }
@@ -163,7 +167,7 @@ impl Mailboxes {
         tx.commit().await?;
         let acked = batch.count_acked(&valid_acks, removed.into_iter().collect());
         let Plan { answers, signals, .. } = plan;
-        Ok(BatchOutcome { answers: batch.merge(acked, answers), signals: signals })
+        Ok(BatchOutcome { answers: batch.merge(acked, answers), signals })
     }
 }
 

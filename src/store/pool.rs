@@ -158,7 +158,7 @@ impl<DB: Engine> DatabasePool<DB> {
                     StoreError::Unavailable(sqlx::Error::PoolClosed) => {}
                     // SQLite has one writer. A long queue for it is no outage.
                     StoreError::Unavailable(sqlx::Error::PoolTimedOut) if !DB::IS_SERVER => {
-                        self.health.log_failure(&error)
+                        self.health.log_failure(&error);
                     }
                     _ => self.health.record_outage(&error),
                 }

@@ -63,6 +63,7 @@ codes! {
     IdentityConflict "identity_conflict"  409 false;
     IdConflict       "id_conflict"        409 false;
     DevicesMismatch  "devices_mismatch"   409 false;
+    NoDevices        "no_devices"         409 false;
     InvalidKey       "invalid_key"        422 false;
     InvalidSignature "invalid_signature"  422 false;
     IncompleteKeys   "incomplete_keys"    422 false;

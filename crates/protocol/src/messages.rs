@@ -36,6 +36,10 @@ pub struct SendMessageRequest<'a> {
     /// [`MAX_MESSAGES_PER_SEND`](crate::limits::MAX_MESSAGES_PER_SEND).
     #[serde(borrow)]
     pub messages: List<Object<DeviceMessage<'a>>>,
+    /// Addressable devices that the client cannot encrypt for, at most
+    /// [`MAX_MESSAGES_PER_SEND`](crate::limits::MAX_MESSAGES_PER_SEND): neither missing nor sent to.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub skip: Option<List<DeviceId>>,
 }
 
 /// What one device is sent.
@@ -58,6 +62,9 @@ pub struct SendMessageReply {
     pub accepted_at: Timestamp,
     /// Whether it had been accepted before.
     pub duplicate: bool,
+    /// How many devices it was ever stored for under this id, earlier tries included; 0 if it is ephemeral.
+    #[serde(default)]
+    pub stored: u64,
     /// The devices that could not store it.
     pub undelivered: Vec<UndeliveredDevice>,
 }

@@ -246,9 +246,11 @@ fn ops_on_keys() {
 fn ops_on_messages() {
     holds_request::<AckMessagesRequest>(Op::MessagesAck, r#"{"seqs":[12,9007199254740991]}"#);
     holds_reply::<AckMessagesReply>(r#"{"acked":2}"#);
-    holds_reply::<SendMessageReply>(&format!(r#"{{"accepted_at":"{TIME}","duplicate":false,"undelivered":[]}}"#));
     holds_reply::<SendMessageReply>(&format!(
-        r#"{{"accepted_at":"{TIME}","duplicate":true,"undelivered":[{{"device_id":"{ID}","reason":"mailbox_full"}}]}}"#
+        r#"{{"accepted_at":"{TIME}","duplicate":false,"stored":0,"undelivered":[]}}"#
+    ));
+    holds_reply::<SendMessageReply>(&format!(
+        r#"{{"accepted_at":"{TIME}","duplicate":true,"stored":1,"undelivered":[{{"device_id":"{ID}","reason":"mailbox_full"}}]}}"#
     ));
 }
 

@@ -154,6 +154,7 @@ impl Swarm {
             ephemeral: None,
             ttl_s: None,
             messages: List(vec![Object(DeviceMessage { device_id: peer.device_id, kind: 1, content })]),
+            skip: None,
         };
         put_request(id, &send, bytes)
     }

@@ -28,14 +28,15 @@ pub async fn status(call: &Call<'_>) -> Result<Reply, EdgeError> {
 }
 
 pub async fn fetch(call: &Call<'_>) -> Result<Reply, EdgeError> {
-    let FetchKeysRequest { user_id, device_ids } = call.params()?;
-    let devices = keys::named_devices(device_ids)?;
-    let bundles = call.service.fetch(&call.caller, user_id, devices.as_deref()).await?;
+    let FetchKeysRequest { user_id, device_ids, suites } = call.params()?;
+    let (devices, suites) = (keys::named_devices(device_ids)?, keys::usable_suites(suites)?);
+    let bundles = call.service.fetch(&call.caller, user_id, devices.as_deref(), &suites).await?;
     Ok(call.reply(&keys::bundles_reply(bundles)))
 }
 
 pub async fn claim(call: &Call<'_>) -> Result<Reply, EdgeError> {
-    let ClaimKeysRequest { user_id, device_ids, claim_id } = call.params()?;
-    let bundles = call.service.claim(call.caller, user_id, keys::named_devices(device_ids)?, claim_id).await?;
+    let ClaimKeysRequest { user_id, device_ids, suites, claim_id } = call.params()?;
+    let (devices, suites) = (keys::named_devices(device_ids)?, keys::usable_suites(suites)?);
+    let bundles = call.service.claim(call.caller, user_id, devices, suites, claim_id).await?;
     Ok(call.reply(&keys::bundles_reply(bundles)))
 }

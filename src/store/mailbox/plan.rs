@@ -133,14 +133,17 @@ impl Planner<'_> {
         let required = |expires_at: &Option<Timestamp>| expires_at.is_some_and(|at| at > item.now);
         let recipients: Vec<Recipient> =
             devices.iter().map(|(device, expiry)| Recipient { device: *device, required: required(expiry) }).collect();
-        check_devices(&recipients, item.caller.device, &item.envelopes)?;
+        if recipients.is_empty() && item.to != item.caller.user {
+            return Err(Refusal::NoDevices.into());
+        }
+        check_devices(&recipients, item.caller.device, &item.envelopes, &item.skipped)?;
         let accepted_at = item.now;
         if item.ephemeral {
             for outgoing in &item.envelopes {
                 let signal = Signal::Ephemeral(Arc::new(envelope(item, outgoing, accepted_at)));
                 self.plan.signals.push((outgoing.device, signal));
             }
-            return Ok(AcceptedMessage { accepted_at, duplicate: false, undelivered: Vec::new() });
+            return Ok(AcceptedMessage { accepted_at, duplicate: false, stored: 0, undelivered: Vec::new() });
         }
         let mut outcome = Vec::with_capacity(item.envelopes.len());
         for outgoing in &item.envelopes {
@@ -152,9 +155,10 @@ impl Planner<'_> {
             return Err(Refusal::MailboxFull.into());
         }
         let id = (item.caller.device, item.message);
+        let stored = stored(&outcome);
         self.plan.new_sends.push(id);
         self.input.sends.insert(id, RememberedSend { to: item.to, accepted_at, outcome });
-        Ok(AcceptedMessage { accepted_at, duplicate: false, undelivered })
+        Ok(AcceptedMessage { accepted_at, duplicate: false, stored, undelivered })
     }
 
     /// Stores the message for devices that did not get it before, and signals the others again: the node that accepted
@@ -197,6 +201,7 @@ impl Planner<'_> {
         // Devices that the repeat does not name still count as undelivered.
         let lacks = |one: &&RecipientOutcome| !one.stored && reachable.contains(&one.device);
         let undelivered = outcome.iter().filter(lacks).map(|one| one.device).collect();
+        let stored = stored(&outcome);
         if changed {
             self.input.sends.insert(id, RememberedSend { to, accepted_at, outcome });
             if !self.plan.new_sends.contains(&id) && !self.plan.changed_sends.contains(&id) {
@@ -205,7 +210,7 @@ impl Planner<'_> {
         }
         // If the batch runs again because the outcome of its commit was unknown, its sends are not duplicates.
         let duplicate = !(self.again && accepted_at == item.now);
-        Ok(AcceptedMessage { accepted_at, duplicate, undelivered })
+        Ok(AcceptedMessage { accepted_at, duplicate, stored, undelivered })
     }
 
     /// Assigns an envelope its number; `false` if the mailbox is full.
@@ -251,6 +256,11 @@ fn envelope(item: &SendRequest, outgoing: &OutgoingEnvelope, accepted_at: Timest
     }
 }
 
+/// Number of devices that have stored the message.
+fn stored(outcome: &[RecipientOutcome]) -> u64 {
+    outcome.iter().filter(|one| one.stored).count() as u64
+}
+
 #[cfg(test)]
 mod tests {
     use std::time::Duration;
@@ -282,7 +292,10 @@ mod tests {
         let envelopes = vec![OutgoingEnvelope { device, kind: 0, content: Bytes::from_static(b"x") }];
         let message = MessageId(id(6));
         let ttl = Duration::from_mins(1);
-        (input, SendRequest { caller, epoch: 1, message, to, ephemeral: false, ttl, envelopes, now })
+        (
+            input,
+            SendRequest { caller, epoch: 1, message, to, ephemeral: false, ttl, envelopes, skipped: Vec::new(), now },
+        )
     }
 
     fn remember(input: &mut PlanInput, item: &SendRequest) {

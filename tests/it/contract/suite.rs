@@ -150,7 +150,14 @@ async fn claim(
     claim: ClaimId,
     now: Timestamp,
 ) -> Result<Bundles, StoreError> {
-    let request = ClaimRequest { caller: *caller, user, devices: None, claim, now };
+    let request = ClaimRequest {
+        caller: *caller,
+        user,
+        devices: None,
+        suites: sealwire::domain::bundle::UsableSuites::default(),
+        claim,
+        now,
+    };
     let claims = claims(store, 0);
     let mut batch = claims.claim(vec![request]).await;
     match batch.answers.remove(0)? {

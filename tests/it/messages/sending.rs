@@ -3,12 +3,13 @@
 use std::{collections::HashMap, time::Duration};
 
 use futures_util::future::join_all;
+use sealwire::domain::Suite;
 use serde_json::{Value, json};
 use sqlx::{ConnectOptions, sqlite::SqliteConnectOptions};
 use uuid::Uuid;
 
 use crate::support::{
-    Codec, Member, TestApp,
+    Codec, KeySet, Member, Socket, TestApp,
     mailing::{content, message},
     problem::assert_problem,
     sign_in,
@@ -33,7 +34,7 @@ async fn a_message_reaches_every_device_and_is_gone_once_acked() {
             )
             .await;
         let accepted_at = "2026-06-01T12:00:00.000000Z";
-        assert_eq!(sent, json!({ "accepted_at": accepted_at, "duplicate": false, "undelivered": [] }));
+        assert_eq!(sent, json!({ "accepted_at": accepted_at, "duplicate": false, "stored": 2, "undelivered": [] }));
         for (member, kind, text) in [(&phone, 255, "for the phone"), (&laptop, 0, "for the laptop")] {
             let expected = json!({
                 "seq": 1, "message_id": id, "from": { "user_id": alice.person.user, "device_id": alice.person.device },
@@ -164,11 +165,18 @@ async fn a_message_names_exactly_the_addressable_devices() {
     let error = alice.socket.refused("messages.send", message(&[&other.person, &alice.person], "x")).await;
     assert_eq!(error["details"], json!({ "missing": [], "extra": [alice.person.device] }));
 
-    // To somebody without addressable devices: nobody is named.
+    // Nothing can be sent to a user without addressable devices.
     let lonely = sign_in(&app, "lonely@example.org").await;
     let nobody = |to: &str| json!({ "message_id": Uuid::new_v4(), "to": to, "messages": [] });
-    let sent = alice.socket.request("messages.send", nobody(&lonely.user)).await;
-    assert_eq!(sent["undelivered"], json!([]));
+    let mut ephemeral = nobody(&lonely.user);
+    ephemeral["ephemeral"] = true.into();
+    for params in [nobody(&lonely.user), ephemeral, message(&[&lonely], "x")] {
+        assert_problem(&alice.socket.refused("messages.send", params).await, "no_devices", "nobody to send to");
+    }
+    // To oneself without other devices there is nothing to do.
+    let alone = Member::join(&app, "alone@example.org", Codec::Json).await;
+    let sent = alone.socket.request("messages.send", nobody(&alone.person.user)).await;
+    assert_eq!((&sent["stored"], &sent["undelivered"]), (&json!(0), &json!([])));
     let error = alice.socket.refused("messages.send", nobody(&Uuid::new_v4().to_string())).await;
     assert_problem(&error, "not_found", "an unknown recipient");
 }
@@ -273,4 +281,57 @@ async fn a_device_sends_fifty_a_second() {
     alice.send(&[&bob.person], "later").await;
     let error = alice.socket.refused("messages.send", message(&[&bob.person], "too soon")).await;
     assert_problem(&error, "rate_limited", "at once after it");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_device_of_another_suite_is_skipped_and_the_others_get_the_message() {
+    let app = TestApp::start(&[]);
+    let alice = Member::join(&app, "alice@example.org", Codec::Json).await;
+    let phone = Member::join(&app, "bob@example.org", Codec::Json).await;
+    let bot = sign_in(&app, "bob@example.org").await;
+    let bot_socket = Socket::connect(&app, &bot.token, Codec::Json).await;
+    bot_socket.request("keys.publish", KeySet::new(Suite::Ed25519X3dh, 7).complete([1])).await;
+
+    // Alice's client knows one suite; the other device keeps its keys.
+    for op in ["keys.fetch", "keys.claim"] {
+        let ask = |suites: Value| json!({ "user_id": bot.user, "claim_id": Uuid::new_v4(), "suites": suites });
+        let answer = alice.socket.request(op, ask(json!(["signal-x3dh", "a-later-one"]))).await;
+        assert_eq!(answer["bundles"].as_array().unwrap().len(), 1, "{answer}");
+        assert_eq!(answer["bundles"][0]["device_id"], json!(phone.person.device));
+        assert_eq!(answer["unavailable"], json!([{ "device_id": bot.device, "reason": "other_suite" }]));
+        let answer = alice.socket.request(op, ask(json!(["a-later-one"]))).await;
+        assert_eq!((answer["bundles"].clone(), answer["unavailable"].as_array().unwrap().len()), (json!([]), 2));
+        let error = alice.socket.refused(op, ask(json!([]))).await;
+        assert_problem(&error, "bad_request", "no suite");
+        assert_eq!(error["details"]["path"], "suites");
+    }
+    assert_eq!(bot_socket.request("keys.status", json!({})).await["one_time"], 1, "no key of the device was spent");
+
+    // Without skip the device is missing; with it the message is sent.
+    let mut params = message(&[&phone.person], "hello");
+    let error = alice.socket.refused("messages.send", params.clone()).await;
+    assert_eq!(error["details"], json!({ "missing": [bot.device], "extra": [] }));
+    params["skip"] = json!([bot.device, Uuid::new_v4()]);
+    let sent = alice.socket.request("messages.send", params.clone()).await;
+    assert_eq!((&sent["stored"], &sent["undelivered"]), (&json!(1), &json!([])));
+    phone.receives("hello").await;
+    // The skip is not remembered: a repeat that names the device stores it there too, and counts both.
+    params["skip"] = Value::Null;
+    params["messages"].as_array_mut().unwrap().push(json!({ "device_id": bot.device, "type": 3, "content": "aGk=" }));
+    let again = alice.socket.request("messages.send", params.clone()).await;
+    assert_eq!((&again["duplicate"], &again["stored"]), (&json!(true), &json!(2)));
+    assert_eq!(bot_socket.event("message").await["content"], "aGk=");
+
+    params["skip"] = json!([Uuid::new_v4(), bot.device]);
+    let error = alice.socket.refused("messages.send", params.clone()).await;
+    assert_eq!((&error["code"], &error["details"]["path"]), (&json!("bad_request"), &json!("skip[1]")));
+    params["skip"] = json!(vec![Uuid::new_v4(); 101]);
+    assert_eq!(alice.socket.refused("messages.send", params).await["details"]["path"], "skip");
+
+    // Every device may be skipped; an unknown id alone skips none.
+    let nobody = |skip: Value| json!({ "message_id": Uuid::new_v4(), "to": bot.user, "messages": [], "skip": skip });
+    let sent = alice.socket.request("messages.send", nobody(json!([phone.person.device, bot.device]))).await;
+    assert_eq!(sent["stored"], 0);
+    let error = alice.socket.refused("messages.send", nobody(json!([Uuid::new_v4()]))).await;
+    assert_problem(&error, "devices_mismatch", "nobody is named or skipped");
 }

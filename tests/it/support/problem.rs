@@ -3,7 +3,7 @@
 use serde_json::Value;
 
 /// Code, HTTP status, retryable.
-const TABLE: [(&str, u16, bool); 22] = [
+const TABLE: [(&str, u16, bool); 23] = [
     ("bad_request", 400, false),
     ("unauthorized", 401, false),
     ("invalid_code", 401, false),
@@ -20,6 +20,7 @@ const TABLE: [(&str, u16, bool); 22] = [
     ("identity_conflict", 409, false),
     ("id_conflict", 409, false),
     ("devices_mismatch", 409, false),
+    ("no_devices", 409, false),
     ("invalid_key", 422, false),
     ("invalid_signature", 422, false),
     ("incomplete_keys", 422, false),

@@ -18,6 +18,10 @@ pub struct FetchKeysRequest {
     /// Which of them, at most [`MAX_DEVICE_IDS`](crate::limits::MAX_DEVICE_IDS); all that are addressable if absent.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub device_ids: Option<List<DeviceId>>,
+    /// The suites that the client can use. Devices of other suites are unavailable, with [`UnavailableReason::OtherSuite`];
+    /// all suites if absent.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub suites: Option<List<Named<Suite>>>,
 }
 
 impl SocketRequest for FetchKeysRequest {
@@ -33,6 +37,10 @@ pub struct ClaimKeysRequest {
     /// Which of them, at most [`MAX_DEVICE_IDS`](crate::limits::MAX_DEVICE_IDS); all that are addressable if absent.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub device_ids: Option<List<DeviceId>>,
+    /// The suites that the client can use. Devices of other suites are unavailable, with [`UnavailableReason::OtherSuite`];
+    /// all suites if absent.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub suites: Option<List<Named<Suite>>>,
     /// Drawn by the client for each intent; a repeat under the same id gets the same keys.
     pub claim_id: ClaimId,
 }
@@ -136,6 +144,8 @@ pub struct UnavailableDevice {
 pub enum UnavailableReason {
     /// It never published a complete set.
     NoKeys,
+    /// Its suite is none of those that the client can use.
+    OtherSuite,
     /// Its owner has not rotated the signed prekey in time.
     SignedPrekeyExpired,
     /// It was revoked.

@@ -96,6 +96,7 @@ pub async fn a_batch_fails_its_items_singly(store: &Store) {
         caller,
         user,
         devices: None,
+        suites: sealwire::domain::bundle::UsableSuites::default(),
         claim: ClaimId(claim),
         now: later(1),
     };
@@ -104,6 +105,7 @@ pub async fn a_batch_fails_its_items_singly(store: &Store) {
     let stranger = DeviceId(Uuid::new_v4());
     let named = ClaimRequest {
         devices: Some(vec![owner.device, stranger, claimer.device]),
+        suites: sealwire::domain::bundle::UsableSuites::default(),
         ..request(claimer, owner.user, Uuid::new_v4())
     };
     let items = vec![
@@ -137,8 +139,14 @@ async fn claim_batch(
     user: UserId,
     ids: &[ClaimId],
 ) -> (Vec<Bundles>, Vec<(DeviceId, Signal)>) {
-    let request =
-        |claim: &ClaimId| ClaimRequest { caller: *claimer, user, devices: None, claim: *claim, now: later(9) };
+    let request = |claim: &ClaimId| ClaimRequest {
+        caller: *claimer,
+        user,
+        devices: None,
+        suites: sealwire::domain::bundle::UsableSuites::default(),
+        claim: *claim,
+        now: later(9),
+    };
     let batch = claims.claim(ids.iter().map(request).collect()).await;
     let answers = batch.answers.into_iter().map(|answer| match answer.unwrap() {
         ClaimAnswer::Done(bundles) => bundles,
@@ -233,7 +241,14 @@ pub async fn levels_are_announced_once_and_rearmed(store: &Store) {
     let mut told = Vec::new();
     for _ in 0..7 {
         let claim = ClaimId(Uuid::new_v4());
-        let request = ClaimRequest { caller: claimer, user: owner.user, devices: None, claim, now: later(1) };
+        let request = ClaimRequest {
+            caller: claimer,
+            user: owner.user,
+            devices: None,
+            suites: sealwire::domain::bundle::UsableSuites::default(),
+            claim,
+            now: later(1),
+        };
         let batch = claims.claim(vec![request]).await;
         told.extend(batch.signals.into_iter().map(|(device, signal)| {
             assert_eq!(device, owner.device);
@@ -246,7 +261,14 @@ pub async fn levels_are_announced_once_and_rearmed(store: &Store) {
     assert_eq!(told, [4, 2, 1, 0]);
     publish(store, &owner, 11..=13, later(2)).await.unwrap();
     let claim = ClaimId(Uuid::new_v4());
-    let request = ClaimRequest { caller: claimer, user: owner.user, devices: None, claim, now: later(3) };
+    let request = ClaimRequest {
+        caller: claimer,
+        user: owner.user,
+        devices: None,
+        suites: sealwire::domain::bundle::UsableSuites::default(),
+        claim,
+        now: later(3),
+    };
     let batch = claims.claim(vec![request]).await;
     let signal = Signal::PrekeysLow { kind: KeyKind::OneTime, remaining: 2, pool_version: 2 };
     assert_eq!(batch.signals, [(owner.device, signal)], "the levels that the publish rose above are armed again");
@@ -266,7 +288,12 @@ pub async fn revoked_sessions_change_nothing(store: &Store) {
     assert_eq!(refusal(store.renew_session(&caller, &new_session(later(2)), later(2)).await), gone);
     assert_eq!(refusal(store.end_session(&caller, later(2)).await), gone);
     assert_eq!(refusal(store.delete_account(&caller, later(2)).await), gone);
-    assert_eq!(refusal(store.fetch(&caller, other.user, None, later(2)).await), gone);
+    assert_eq!(
+        refusal(
+            store.fetch(&caller, other.user, None, &sealwire::domain::bundle::UsableSuites::default(), later(2)).await
+        ),
+        gone
+    );
     assert_eq!(store.keys_status(other.device).await.unwrap().one_time, 2);
     let expired = later(3601);
     assert_eq!(refusal(publish(store, &other, 3..=4, expired).await), gone);

@@ -45,6 +45,7 @@ fn send_at(from: &Caller, to: &[&Caller], text: &str, now: Timestamp) -> SendReq
         ephemeral: false,
         ttl: Duration::from_mins(1),
         envelopes: to.iter().map(outgoing).collect(),
+        skipped: Vec::new(),
         now,
     }
 }
