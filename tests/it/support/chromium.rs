@@ -1,4 +1,4 @@
-//! A real browser: headless Chromium, driven over the DevTools protocol
+//! A real browser: headless Chromium, driven over the `DevTools` protocol
 //! (<https://chromedevtools.github.io/devtools-protocol/>).
 
 use std::{
