@@ -32,7 +32,7 @@ pub enum Refusal {
     /// A field of the request has a value that it cannot have.
     #[error("`{path}`: expected {expected}")]
     InvalidField {
-        /// Where it stands in the request: `one_time_prekeys[3].key_id`.
+        /// The field of the request: `one_time_prekeys[3].key_id`.
         path: String,
         /// What it should be.
         expected: &'static str,

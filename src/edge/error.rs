@@ -38,13 +38,13 @@ pub enum EdgeError {
     /// A required field is absent.
     #[error("missing field `{path}`")]
     MissingField {
-        /// Where it belongs, below `params` or the body.
+        /// The field, below `params` or the body.
         path: String,
     },
     /// A field has a value that it cannot have.
     #[error("`{path}`: expected {expected}")]
     InvalidField {
-        /// Where it stands, below `params` or the body.
+        /// The field, below `params` or the body.
         path: Cow<'static, str>,
         /// What it should be.
         expected: Cow<'static, str>,

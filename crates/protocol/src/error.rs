@@ -64,7 +64,7 @@ pub enum ErrorDetails {
     },
     /// Under `bad_request`, if a single field is at fault.
     Field {
-        /// Where it stands, below `params` or below the body of an HTTP request: `messages[0].content`.
+        /// The field, below `params` or below the body of an HTTP request: `messages[0].content`.
         path: Cow<'static, str>,
         /// What it should be, for people.
         expected: Cow<'static, str>,
