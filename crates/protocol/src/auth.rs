@@ -48,8 +48,8 @@ pub struct VerifyRequest {
 /// The `device` of [`VerifyRequest`].
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct DeviceDescription {
-    /// An existing device of the user that signs in again; the other fields are ignored then. Without it a new device is
-    /// made.
+    /// An existing device of the user that signs in again; the other fields are ignored then. Without it a new device
+    /// is made.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub id: Option<DeviceId>,
     /// For people.

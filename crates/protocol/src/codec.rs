@@ -48,8 +48,8 @@ pub enum DecodeError {
 }
 
 impl DecodeError {
-    /// Finds the field at fault. serde's messages begin with the name of a missing field, or end with what was expected; between
-    /// them they may quote the input.
+    /// Finds the field at fault. serde's messages begin with the name of a missing field, or end with what was
+    /// expected; between them they may quote the input.
     fn locate(path: &Path, error: &impl ToString) -> Self {
         let text = error.to_string();
         let place = path.to_string();

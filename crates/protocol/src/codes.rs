@@ -74,8 +74,8 @@ codes! {
 
 macro_rules! close_codes {
     ($($(#[$doc:meta])* $variant:ident $number:literal $reason:literal;)*) => {
-        /// Why the server closes a socket. From 4000 to 4499 reconnect with jitter; from 4500 to 4999 do not, or not with
-        /// this session.
+        /// Why the server closes a socket. From 4000 to 4499 reconnect with jitter; from 4500 to 4999 do not, or not
+        /// with this session.
         #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
         pub enum CloseCode {
             $($(#[$doc])* $variant = $number,)*

@@ -21,8 +21,8 @@
 //! message content alone. Replies, events and errors are read leniently, so that a client understands a newer server:
 //! unknown fields are ignored and unknown words become [`value::Named::Unknown`].
 //!
-//! Types here say how things are written. What a request may ask for beyond its form is the server's concern. There is no
-//! I/O and no dependency on a runtime.
+//! Types here say how things are written. What a request may ask for beyond its form is the server's concern. There is
+//! no I/O and no dependency on a runtime.
 
 pub mod auth;
 pub mod codec;

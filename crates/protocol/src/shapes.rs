@@ -1,5 +1,5 @@
-//! Holds every shape to its bytes, in both encodings and both directions. The texts are compact forms of the examples in
-//! `docs/protocol.md`; the order of fields counts.
+//! Holds every shape to its bytes, in both encodings and both directions. The texts are compact forms of the examples
+//! in `docs/protocol.md`; the order of fields counts.
 
 use std::fmt;
 

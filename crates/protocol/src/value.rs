@@ -1,5 +1,6 @@
-//! Values of exactly one kind each, for requests. What serde derives is more lenient than the protocol: it takes lists for
-//! maps, and the `bin` of `MessagePack` for lists and for text. And [`Named`], for words that a newer server may add to.
+//! Values of exactly one kind each, for requests. What serde derives is more lenient than the protocol: it takes lists
+//! for maps, and the `bin` of `MessagePack` for lists and for text. And [`Named`], for words that a newer server may
+//! add to.
 
 use std::fmt;
 
@@ -193,8 +194,8 @@ impl Serialize for Base64 {
     }
 }
 
-/// The standard base64 text, with padding, of a public key or signature in a reply. It is kept as text because the server
-/// stores it so and clients often pass it on; [`Self::decode`] has the bytes.
+/// The standard base64 text, with padding, of a public key or signature in a reply. It is kept as text because the
+/// server stores it so and clients often pass it on; [`Self::decode`] has the bytes.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize)]
 #[serde(transparent)]
 pub struct Base64Text(pub String);

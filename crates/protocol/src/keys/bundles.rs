@@ -18,8 +18,8 @@ pub struct FetchKeysRequest {
     /// Which of them, at most [`MAX_DEVICE_IDS`](crate::limits::MAX_DEVICE_IDS); all that are addressable if absent.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub device_ids: Option<List<DeviceId>>,
-    /// The suites that the client can use. Devices of other suites are unavailable, with [`UnavailableReason::OtherSuite`];
-    /// all suites if absent.
+    /// The suites that the client can use. Devices of other suites are unavailable, with
+    /// [`UnavailableReason::OtherSuite`]; all suites if absent.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub suites: Option<List<Named<Suite>>>,
 }
@@ -37,8 +37,8 @@ pub struct ClaimKeysRequest {
     /// Which of them, at most [`MAX_DEVICE_IDS`](crate::limits::MAX_DEVICE_IDS); all that are addressable if absent.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub device_ids: Option<List<DeviceId>>,
-    /// The suites that the client can use. Devices of other suites are unavailable, with [`UnavailableReason::OtherSuite`];
-    /// all suites if absent.
+    /// The suites that the client can use. Devices of other suites are unavailable, with
+    /// [`UnavailableReason::OtherSuite`]; all suites if absent.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub suites: Option<List<Named<Suite>>>,
     /// Drawn by the client for each intent; a repeat under the same id gets the same keys.
