@@ -223,7 +223,7 @@ async fn the_authorization_header_counts_first() {
     }
     let bobs = Socket::connect(&app, &bob.token, Codec::Json).await;
     assert_eq!(upgrade(&app, &[("Authorization", &bearer(&alice)), offer]).await, Ok(Some(JSON.to_owned())));
-    bobs.settle().await;
+    bobs.barrier().await;
     assert!(!bobs.is_closed(), "Bob's connection would have been displaced by his token");
     // What a browser sends for a proxy that asks for a password.
     assert_eq!(upgrade(&app, &[("Authorization", "Basic YWxpY2U6eA=="), offer]).await, Ok(Some(JSON.to_owned())));

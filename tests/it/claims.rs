@@ -11,7 +11,10 @@ use uuid::Uuid;
 
 use crate::support::{
     Codec, Server, ServerProcess, Socket, TestApp,
-    claiming::{Endpoint, Handed, assert_told_once, claim_through_crashes, intents, owners, shrunk_to},
+    claiming::{
+        Endpoint, HandedOut, assert_each_level_announced_once, claim_through_crashes, lock_when_at_most, owners,
+        pending_claims,
+    },
     sign_in,
 };
 
@@ -22,12 +25,12 @@ const CLAIMERS: usize = 64;
 async fn sixty_four_sockets_claim_ten_thousand_keys_each_exactly_once() {
     let app = Arc::new(TestApp::start(&[("LIMITS__CLAIM_BURST", "0")]));
     let owners = owners(&*app, OWNERS, KEYS).await;
-    let queue = Arc::new(Mutex::new(intents(&owners, KEYS)));
-    let handed = Arc::new(Mutex::new(Handed::default()));
+    let queue = Arc::new(Mutex::new(pending_claims(&owners, KEYS)));
+    let handed_out = Arc::new(Mutex::new(HandedOut::default()));
     let mut claimers = Vec::new();
     for index in 0..CLAIMERS {
         let person = sign_in(&*app, &format!("claimer{index}@example.org")).await;
-        let (app, queue, handed) = (app.clone(), queue.clone(), handed.clone());
+        let (app, queue, handed_out) = (app.clone(), queue.clone(), handed_out.clone());
         let codec = Codec::ALL[index % 2];
         claimers.push(tokio::spawn(async move {
             let socket = Socket::connect(&*app, &person.token, codec).await;
@@ -35,7 +38,7 @@ async fn sixty_four_sockets_claim_ten_thousand_keys_each_exactly_once() {
                 let Some(intent) = queue.lock().await.pop() else { break };
                 let answer =
                     socket.request("keys.claim", json!({ "user_id": intent.user, "claim_id": intent.claim })).await;
-                handed.lock().await.note(&intent, &answer);
+                handed_out.lock().await.note(&intent, &answer);
             }
             socket
         }));
@@ -44,16 +47,16 @@ async fn sixty_four_sockets_claim_ten_thousand_keys_each_exactly_once() {
     for claimer in claimers {
         sockets.push(claimer.await.unwrap());
     }
-    handed.lock().await.assert_complete(&owners, KEYS);
+    handed_out.lock().await.assert_complete(&owners, KEYS);
     let last =
         sockets[0].request("keys.claim", json!({ "user_id": owners[0].person.user, "claim_id": Uuid::new_v4() })).await;
     assert_eq!(last["bundles"][0]["one_time"], "exhausted");
     assert_eq!(last["bundles"][0]["one_time_prekey"], Value::Null);
     for owner in &owners {
-        owner.socket.settle().await;
+        owner.socket.barrier().await;
         let events: Vec<Value> = std::iter::from_fn(|| owner.socket.take_event("prekeys.low")).collect();
         // The one after the welcome came before the first publish, so there is none of it.
-        assert_told_once(&events, &owner.person.email);
+        assert_each_level_announced_once(&events, &owner.person.email);
     }
 }
 
@@ -62,8 +65,8 @@ async fn a_killed_server_loses_and_burns_no_key() {
     let mut server = ServerProcess::start(&[("LIMITS__CLAIM_BURST", "0")]).await;
     let owners = owners(&server, OWNERS, KEYS).await;
     let total = OWNERS * KEYS as usize;
-    let queue = Arc::new(Mutex::new(intents(&owners, KEYS)));
-    let handed = Arc::new(Mutex::new(Handed::default()));
+    let queue = Arc::new(Mutex::new(pending_claims(&owners, KEYS)));
+    let handed_out = Arc::new(Mutex::new(HandedOut::default()));
     let mut people = Vec::new();
     for index in 0..CLAIMERS {
         people.push(sign_in(&server, &format!("claimer{index}@example.org")).await);
@@ -72,12 +75,12 @@ async fn a_killed_server_loses_and_burns_no_key() {
     let claimers: Vec<_> = people
         .into_iter()
         .map(|person| {
-            let (queue, handed) = (queue.clone(), handed.clone());
-            tokio::spawn(claim_through_crashes(vec![Endpoint { address }], person, queue, handed))
+            let (queue, handed_out) = (queue.clone(), handed_out.clone());
+            tokio::spawn(claim_through_crashes(vec![Endpoint { address }], person, queue, handed_out))
         })
         .collect();
     // The server is killed while the claimers are kept from the other half of the queue, so they find it gone.
-    let others_wait = shrunk_to(&queue, total / 2).await;
+    let others_wait = lock_when_at_most(&queue, total / 2).await;
     server.kill();
     drop(others_wait);
     server.restart().await;
@@ -86,7 +89,7 @@ async fn a_killed_server_loses_and_burns_no_key() {
         retried += claimer.await.unwrap();
     }
     assert!(retried > 0, "nobody noticed that the server was killed");
-    handed.lock().await.assert_complete(&owners, KEYS);
+    handed_out.lock().await.assert_complete(&owners, KEYS);
 }
 
 #[tokio::test(flavor = "multi_thread")]

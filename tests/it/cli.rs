@@ -319,7 +319,7 @@ async fn a_server_that_is_told_to_stop_says_goodbye_and_exits_well() {
     assert_eq!(events[0]["event"], "server.draining");
     assert!(events[0]["data"]["reconnect_in_ms"].as_u64().unwrap() <= 60_000);
     server.restart().await;
-    Socket::connect(&server, &person.token, Codec::Json).await.settle().await;
+    Socket::connect(&server, &person.token, Codec::Json).await.barrier().await;
 }
 
 #[tokio::test(flavor = "multi_thread")]

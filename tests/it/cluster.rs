@@ -9,7 +9,7 @@ use uuid::Uuid;
 use crate::{
     metrics::value,
     support::{
-        Cluster, Codec, Holder, Services, Socket,
+        Cluster, Codec, RowLock, Services, Socket,
         http::{call, challenge, post},
         sign_in,
     },
@@ -56,7 +56,7 @@ async fn logout_renewal_and_account_deletion_cross_nodes() {
     assert_eq!(session(one.token.clone()).await, StatusCode::OK);
     assert_eq!(session(token.to_owned()).await, StatusCode::OK);
     assert_eq!(session(one.token.clone()).await, StatusCode::UNAUTHORIZED);
-    here.settle().await;
+    here.barrier().await;
     // A logout by HTTP on one node reaches the socket on the other.
     let (status, _) =
         call(&cluster.nodes[0], reqwest::Method::DELETE, "/v1/auth/session", Some(&two.token), None).await;
@@ -81,19 +81,19 @@ async fn a_device_that_connects_to_both_nodes_at_once_keeps_the_newer_connection
     // Once so and once so: both want the row of the device, and get it in the order in which they have come.
     for (older, newer) in [(0, 1), (1, 0)] {
         let person = &people[0];
-        let mut holder = Holder::lock(&cluster, LOCK, &person.device).await;
+        let mut row_lock = RowLock::lock(&cluster, LOCK, &person.device).await;
         let connect = |node: usize| Socket::connect(&cluster.nodes[node], &person.token, Codec::Json);
         let connect_behind_it = async {
-            holder.waited_for_by(1).await;
+            row_lock.wait_for_waiters(1).await;
             let in_line = async {
-                holder.waited_for_by(2).await;
-                holder.release().await;
+                row_lock.wait_for_waiters(2).await;
+                row_lock.release().await;
             };
             tokio::join!(connect(newer), in_line).0
         };
         let (displaced, stays) = tokio::join!(connect(older), connect_behind_it);
         assert_eq!(displaced.close_code().await, 4503);
-        stays.settle().await;
+        stays.barrier().await;
     }
     // And as it happens.
     let rounds = people.into_iter().map(|person| {
@@ -114,7 +114,7 @@ async fn a_device_that_connects_to_both_nodes_at_once_keeps_the_newer_connection
                     .unwrap();
                 assert_eq!((epochs[newest], epochs[1 - newest]), (stored, stored - 1), "round {round}");
                 assert_eq!(sockets[1 - newest].close_code().await, 4503, "round {round}: the older");
-                sockets[newest].settle().await;
+                sockets[newest].barrier().await;
             }
         })
     });

@@ -11,11 +11,11 @@ use sqlx::PgConnection;
 use uuid::Uuid;
 
 use crate::support::{
-    Cluster, Codec, Holder, KeySet, PATIENCE, Person, Server, Services, Socket,
-    claiming::{Endpoint, Handed, claim_through_crashes, intents, owners},
+    Cluster, Codec, KeySet, PATIENCE, Person, RowLock, Server, Services, Socket,
+    claiming::{Endpoint, HandedOut, claim_through_crashes, owners, pending_claims},
     code, eventually,
     mailing::Member,
-    raw::{CLOSE, HANDSHAKE, RawSocket, frame, knock},
+    raw::{CLOSE, HANDSHAKE, RawSocket, frame, request_upgrade},
     sign_in,
 };
 
@@ -54,17 +54,17 @@ async fn without_redis_a_revoked_socket_can_do_nothing_and_closes_at_the_next_re
         prepared.push(((watch, watch_socket), here, person, there, keys));
     }
     services.control("kill", "redis").await;
-    cluster.all_are("degraded").await;
+    cluster.wait_for_status("degraded").await;
     for (watch, here, person, there, mut keys) in prepared {
         just_reconciled(&mut database, &watch).await;
         // What the device publishes is under way when it is revoked, and gets its turn after that.
-        let mut holder = Holder::lock(&cluster, LOCK, &person.device).await;
+        let mut row_lock = RowLock::lock(&cluster, LOCK, &person.device).await;
         let revoke = here.request("devices.revoke", json!({ "device_id": person.device }));
         let publish_behind_it = async {
-            holder.waited_for_by(1).await;
+            row_lock.wait_for_waiters(1).await;
             let in_line = async {
-                holder.waited_for_by(2).await;
-                holder.release().await;
+                row_lock.wait_for_waiters(2).await;
+                row_lock.release().await;
             };
             let params = json!({ "one_time_prekeys": [keys.prekey(6)] });
             tokio::join!(there.try_request("keys.publish", params), in_line).0
@@ -99,8 +99,8 @@ async fn ten_seconds_without_redis_stop_nothing_and_all_is_well_after() {
     let services = Services::private();
     let cluster = Cluster::start(&services, 2, &[("LIMITS__CLAIM_BURST", "0")]).await;
     let owners = owners(&cluster.nodes[0], 20, KEYS).await;
-    let queue = Arc::new(tokio::sync::Mutex::new(intents(&owners, KEYS)));
-    let handed = Arc::new(tokio::sync::Mutex::new(Handed::default()));
+    let queue = Arc::new(tokio::sync::Mutex::new(pending_claims(&owners, KEYS)));
+    let handed_out = Arc::new(tokio::sync::Mutex::new(HandedOut::default()));
     let total = queue.lock().await.len();
     let mut people = Vec::new();
     for index in 0..16 {
@@ -108,13 +108,13 @@ async fn ten_seconds_without_redis_stop_nothing_and_all_is_well_after() {
     }
     services.control("kill", "redis").await;
     let stopped = Instant::now();
-    cluster.all_are("degraded").await;
+    cluster.wait_for_status("degraded").await;
     let claimers: Vec<_> = people
         .into_iter()
         .enumerate()
         .map(|(index, person)| {
             let endpoints = vec![Endpoint { address: cluster.nodes[index % 2].address() }];
-            tokio::spawn(claim_through_crashes(endpoints, person, queue.clone(), handed.clone()))
+            tokio::spawn(claim_through_crashes(endpoints, person, queue.clone(), handed_out.clone()))
         })
         .collect();
     eventually("claims go on", || async { (queue.lock().await.len() < total * 3 / 4).then_some(()) }).await;
@@ -124,8 +124,8 @@ async fn ten_seconds_without_redis_stop_nothing_and_all_is_well_after() {
     for claimer in claimers {
         claimer.await.unwrap();
     }
-    handed.lock().await.assert_complete(&owners, KEYS);
-    cluster.all_are("ready").await;
+    handed_out.lock().await.assert_complete(&owners, KEYS);
+    cluster.wait_for_status("ready").await;
     // Owners on the one node were not told of claims on the other; the reconcile after the return tells them.
     for owner in &owners {
         eventually("the owner knows that the pool is empty", || async {
@@ -230,7 +230,8 @@ async fn connections_that_come_and_go_leave_no_subscription_behind() {
                     _ => {
                         let bearer = format!("Bearer {}", person.token);
                         let (answer, socket) =
-                            knock(node, &[&HANDSHAKE[..], &[("authorization", bearer.as_str())]].concat()).await;
+                            request_upgrade(node, &[&HANDSHAKE[..], &[("authorization", bearer.as_str())]].concat())
+                                .await;
                         assert_eq!(answer.status, 101);
                         socket.reset();
                     }

@@ -16,8 +16,11 @@ use tokio::{
 use uuid::Uuid;
 
 use crate::support::{
-    Cluster, Codec, Holder, KeySet, Person, Server, Services, Socket,
-    claiming::{Endpoint, Handed, Intent, Owner, assert_told_once, claim_through_crashes, intents, owners, shrunk_to},
+    Cluster, Codec, KeySet, Person, RowLock, Server, Services, Socket,
+    claiming::{
+        Endpoint, HandedOut, Owner, PendingClaim, assert_each_level_announced_once, claim_through_crashes,
+        lock_when_at_most, owners, pending_claims,
+    },
     eventually, sign_in,
 };
 
@@ -28,8 +31,8 @@ const UNLIMITED: &[(&str, &str)] = &[("LIMITS__CLAIM_BURST", "0")];
 
 /// Claimers at work on two nodes.
 struct Claiming {
-    queue: Arc<Mutex<Vec<Intent>>>,
-    handed: Arc<Mutex<Handed>>,
+    queue: Arc<Mutex<Vec<PendingClaim>>>,
+    handed_out: Arc<Mutex<HandedOut>>,
     claimers: Vec<JoinHandle<usize>>,
     total: usize,
 }
@@ -37,24 +40,24 @@ struct Claiming {
 impl Claiming {
     /// Sets 64 claimers, half of them on each node, to every key of the owners.
     async fn start(cluster: &Cluster, owners: &[Owner], each: u32) -> Self {
-        let wanted = intents(owners, each);
+        let wanted = pending_claims(owners, each);
         let total = wanted.len();
         let queue = Arc::new(Mutex::new(wanted));
-        let handed = Arc::new(Mutex::new(Handed::default()));
+        let handed_out = Arc::new(Mutex::new(HandedOut::default()));
         let addresses = [cluster.nodes[0].address(), cluster.nodes[1].address()];
         let mut claimers = Vec::new();
         for index in 0..CLAIMERS {
             let person = sign_in(&cluster.nodes[index % 2], &format!("claimer{index}@example.org")).await;
             let endpoints =
                 vec![Endpoint { address: addresses[index % 2] }, Endpoint { address: addresses[(index + 1) % 2] }];
-            claimers.push(tokio::spawn(claim_through_crashes(endpoints, person, queue.clone(), handed.clone())));
+            claimers.push(tokio::spawn(claim_through_crashes(endpoints, person, queue.clone(), handed_out.clone())));
         }
-        Self { queue, handed, claimers, total }
+        Self { queue, handed_out, claimers, total }
     }
 
     /// Waits until half of the keys are claimed or about to be, and keeps the claimers from the other half.
-    async fn half_done(&self) -> MutexGuard<'_, Vec<Intent>> {
-        shrunk_to(&self.queue, self.total / 2).await
+    async fn half_done(&self) -> MutexGuard<'_, Vec<PendingClaim>> {
+        lock_when_at_most(&self.queue, self.total / 2).await
     }
 
     /// Waits for the claimers and checks that every key was handed out exactly once. Gives the number of repeats.
@@ -63,7 +66,7 @@ impl Claiming {
         for claimer in self.claimers {
             retried += claimer.await.unwrap();
         }
-        self.handed.lock().await.assert_complete(owners, each);
+        self.handed_out.lock().await.assert_complete(owners, each);
         retried
     }
 }
@@ -89,7 +92,7 @@ async fn both_nodes_hand_out_each_of_twenty_thousand_keys_once_and_each_owner_is
             events.last().is_some_and(|event| event["remaining"] == 0).then_some(events)
         })
         .await;
-        assert_told_once(&events, &owner.person.email);
+        assert_each_level_announced_once(&events, &owner.person.email);
     }
     assert_exhausted(&cluster.nodes[1], &owners[0]).await;
 }
@@ -132,8 +135,8 @@ async fn keys_locked_by_somebody_who_rolls_back_are_not_lost_and_not_called_exha
     stranger.execute("SELECT id FROM one_time_prekeys WHERE key_id % 4 = 0 FOR UPDATE").await.unwrap();
     let claiming = Claiming::start(&cluster, &owners, FEW).await;
     eventually("only the locked keys are left", || async {
-        let handed: usize = claiming.handed.lock().await.keys.values().map(BTreeMap::len).sum();
-        (handed == 10 * (FEW as usize * 3 / 4)).then_some(())
+        let handed_out: usize = claiming.handed_out.lock().await.keys.values().map(BTreeMap::len).sum();
+        (handed_out == 10 * (FEW as usize * 3 / 4)).then_some(())
     })
     .await;
     stranger.execute("ROLLBACK").await.unwrap();
@@ -179,13 +182,13 @@ impl Told {
     /// want the row of the device, which is held until they stand in line.
     async fn claim_while_publishing(&self, cluster: &Cluster, more: Value) {
         const LOCK: &str = "SELECT id FROM devices WHERE id = $1 FOR NO KEY UPDATE";
-        let mut holder = Holder::lock(cluster, LOCK, &self.owner.device).await;
+        let mut row_lock = RowLock::lock(cluster, LOCK, &self.owner.device).await;
         let publish = self.socket.request("keys.publish", more);
         let claim_behind_it = async {
-            holder.waited_for_by(1).await;
+            row_lock.wait_for_waiters(1).await;
             let in_line = async {
-                holder.waited_for_by(2).await;
-                holder.release().await;
+                row_lock.wait_for_waiters(2).await;
+                row_lock.release().await;
             };
             tokio::join!(self.claim(), in_line);
         };
@@ -194,7 +197,7 @@ impl Told {
 
     /// Counts and pool versions that the owner was told since it was last asked.
     async fn levels(&self) -> Vec<(u64, u64)> {
-        self.socket.settle().await;
+        self.socket.barrier().await;
         std::iter::from_fn(|| self.socket.take_event("prekeys.low"))
             .map(|event| {
                 assert_eq!((&event["kind"], &event["threshold"]), (&json!("one_time"), &json!(20)));

@@ -8,62 +8,62 @@ use sqlx::{ConnectOptions, postgres::PgConnectOptions, sqlite::SqliteConnectOpti
 
 use crate::support::{
     Cluster, Codec, Member, Server, ServerProcess, Services, Settings, Socket,
-    couriers::{Couriers, households, wait_until_empty},
     mailing::{content, message},
+    traffic::{Traffic, user_pairs, wait_until_empty},
 };
 
 const NO_LIMIT: Settings = &[("LIMITS__SENDS_PER_DEVICE_SECOND", "0")];
 
 /// Ends the run, in which there was something to be tested.
-async fn finish(couriers: Couriers, what: &str) {
-    let books = couriers.report(what).await;
-    let books = books.lock().unwrap();
-    assert!(books.accepted() > 100 && books.closes.values().sum::<usize>() > 10, "there was something to be tested");
+async fn finish(traffic: Traffic, what: &str) {
+    let ledger = traffic.report(what).await;
+    let ledger = ledger.lock().unwrap();
+    assert!(ledger.accepted() > 100 && ledger.closes.values().sum::<usize>() > 10, "there was something to be tested");
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn forty_devices_lose_nothing_while_everything_fails_in_turn() {
     let services = Services::private();
     let mut cluster = Cluster::start(&services, 2, NO_LIMIT).await;
-    let households = households(&cluster.nodes[0], 20).await;
+    let user_pairs = user_pairs(&cluster.nodes[0], 20).await;
     let addresses: Vec<_> = cluster.nodes.iter().map(Server::address).collect();
-    let couriers = Couriers::start(&addresses, &households, Duration::from_millis(150));
-    couriers.all_get_on(5).await;
+    let traffic = Traffic::start(&addresses, &user_pairs, Duration::from_millis(150));
+    traffic.all_make_progress(5).await;
     for node in 0..2 {
         cluster.nodes[node].kill();
-        couriers.all_get_on(5).await;
+        traffic.all_make_progress(5).await;
         cluster.nodes[node].restart().await;
-        couriers.all_get_on(20).await;
+        traffic.all_make_progress(20).await;
     }
     services.control("stop", "redis").await;
     // The outage is what is tested: it lasts for two passes of the reconcile.
     tokio::time::sleep(Duration::from_secs(10)).await;
-    couriers.all_get_on(20).await;
+    traffic.all_make_progress(20).await;
     services.control("start", "redis").await;
-    couriers.all_get_on(20).await;
+    traffic.all_make_progress(20).await;
     services.control("restart", "postgres").await;
-    couriers.all_get_on(20).await;
-    couriers.settle().await;
+    traffic.all_make_progress(20).await;
+    traffic.finish_writing().await;
     let mut database = cluster.database.parse::<PgConnectOptions>().unwrap().connect().await.unwrap();
     wait_until_empty!(database);
-    finish(couriers, "two nodes").await;
+    finish(traffic, "two nodes").await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_single_node_that_is_killed_in_mid_stream_loses_nothing() {
     let mut server = ServerProcess::start(NO_LIMIT).await;
-    let households = households(&server, 4).await;
-    let couriers = Couriers::start(&[server.address()], &households, Duration::from_millis(5));
+    let user_pairs = user_pairs(&server, 4).await;
+    let traffic = Traffic::start(&[server.address()], &user_pairs, Duration::from_millis(5));
     for _ in 0..4 {
-        couriers.all_get_on(50).await;
+        traffic.all_make_progress(50).await;
         server.kill();
         server.restart().await;
     }
-    couriers.settle().await;
+    traffic.finish_writing().await;
     let file = format!("sqlite://{}", server.path("sealwire.db").display());
     let mut database = file.parse::<SqliteConnectOptions>().unwrap().connect().await.unwrap();
     wait_until_empty!(database);
-    finish(couriers, "one node").await;
+    finish(traffic, "one node").await;
 }
 
 /// Sends without waiting for replies.

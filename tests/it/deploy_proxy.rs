@@ -26,7 +26,7 @@ use tokio_tungstenite::{connect_async, tungstenite::client::IntoClientRequest};
 use crate::support::{
     Cluster, Codec, Server, Services, Socket, eventually,
     http::call,
-    server::{ReservedPort, mortal},
+    server::{ReservedPort, child_command},
     services::script,
     sign_in,
 };
@@ -55,7 +55,7 @@ impl Proxy {
         let upstreams: Vec<_> = nodes.iter().map(|node| node.address().to_string()).collect();
         let log = std::fs::File::create(folder.path().join("caddy.log")).unwrap();
         let file = Path::new(env!("CARGO_MANIFEST_DIR")).join("deploy/Caddyfile");
-        let process = mortal("caddy")
+        let process = child_command("caddy")
             .args(["run", "--adapter", "caddyfile", "--config"])
             .arg(file)
             .env("HOME", folder.path())

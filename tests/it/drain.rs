@@ -17,7 +17,7 @@ use crate::{
     support::{
         Codec, KeySet, Server, ServerProcess, Socket, TestApp, eventually,
         http::{call, mails},
-        raw::{HANDSHAKE, RawSocket, data, encode, knock},
+        raw::{HANDSHAKE, RawSocket, data, encode, request_upgrade},
         sign_in,
     },
 };
@@ -87,7 +87,7 @@ async fn requests_that_were_begun_are_answered_before_the_close_and_mails_are_se
     // The ten publishes and that one.
     counts(server.admin(), "sealwire_work_under_way", 11.0..=11.0).await;
 
-    server.signal();
+    server.send_sigterm();
     draining(&server).await;
     assert_eq!(idle.close_code().await, 4000, "who waits for nothing is closed at once");
     busy.event("server.draining").await;
@@ -96,7 +96,7 @@ async fn requests_that_were_begun_are_answered_before_the_close_and_mails_are_se
     let late = busy.expect_reply(2000);
     busy.send(Codec::MsgPack.encode(&json!({ "id": 2000, "op": "devices.list", "params": {} }))).await;
     let bearer = format!("Bearer {}", person.token);
-    let (refused, _) = knock(&server, &[&HANDSHAKE[..], &[("authorization", &bearer)]].concat()).await;
+    let (refused, _) = request_upgrade(&server, &[&HANDSHAKE[..], &[("authorization", &bearer)]].concat()).await;
     assert_eq!((refused.status, &refused.body["error"]["code"]), (503, &json!("unavailable")));
     assert!(refused.header("retry-after").is_some());
     let (status, _) = call(&server, Method::GET, "/v1/auth/session", Some(&person.token), None).await;
@@ -133,7 +133,7 @@ async fn a_crowd_is_sent_away_in_batches_with_times_that_are_spread() {
     for some in tokens.chunks(100) {
         sockets.extend(join_all(some.iter().map(|token| Socket::connect(&server, token, Codec::Json))).await);
     }
-    server.signal();
+    server.send_sigterm();
     let mut waits = Vec::new();
     for socket in &sockets {
         waits.push(socket.event("server.draining").await["reconnect_in_ms"].as_u64().unwrap());
@@ -177,7 +177,7 @@ async fn a_client_that_does_not_read_cannot_hold_the_end_up() {
     let person = sign_in(&server, "polite@example.org").await;
     let polite = Socket::connect(&server, &person.token, Codec::Json).await;
     let began = Instant::now();
-    server.signal();
+    server.send_sigterm();
     assert_eq!(polite.close_code().await, 4000);
     let (status, _) = call(&server, Method::GET, "/healthz", None, None).await;
     assert_eq!(status, StatusCode::OK, "the listener is open for as long as sockets are");
@@ -195,7 +195,7 @@ async fn a_second_signal_ends_at_once() {
     let person = sign_in(&server, "polite@example.org").await;
     let polite = Socket::connect(&server, &person.token, Codec::Json).await;
     counts(server.admin(), "sealwire_open_sockets", 2.0..=2.0).await;
-    server.signal();
+    server.send_sigterm();
     draining(&server).await;
     assert_eq!(polite.close_code().await, 4000);
     // All have been told, and the one that does not listen is waited for.
@@ -203,7 +203,7 @@ async fn a_second_signal_ends_at_once() {
     counts(server.admin(), "sealwire_connected_devices", 0.0..=0.0).await;
     // At first it is taken for an echo of the first.
     let stopped = eventually("it takes a signal for a second", || {
-        server.signal();
+        server.send_sigterm();
         let stopped = server.try_stopped();
         async move { stopped }
     })

@@ -167,11 +167,11 @@ async fn the_owner_of_an_expiring_signed_prekey_is_told_until_it_rotates() {
         assert_eq!(socket.take_event("signed_prekey.expiring"), None, "told once a connection");
     }
     rotate(&socket, &mut keys, 8, later).await;
-    socket.settle().await;
+    socket.barrier().await;
     assert_eq!(socket.take_event("signed_prekey.expiring"), None);
     let started = Instant::now();
     socket = Socket::connect(&app, &token, Codec::Json).await;
-    socket.settle().await;
+    socket.barrier().await;
     assert_eq!(socket.take_event("signed_prekey.expiring"), None);
     // When the moment comes, which is in two seconds.
     let moment = Timestamp::parse(socket.welcome["server_time"].as_str().unwrap()).unwrap() + Duration::from_secs(2);
@@ -249,7 +249,7 @@ async fn devices_hear_of_the_others_that_come_and_go() {
     let app = TestApp::start(&[]);
     let connect = async |person: &Person| Socket::connect(&app, &person.token, Codec::Json).await;
     let heard = async |socket: &Socket| {
-        socket.settle().await;
+        socket.barrier().await;
         std::iter::from_fn(|| socket.take_event("devices.changed")).collect::<Vec<_>>()
     };
     let changed = |added: &[&Person], removed: &[&Person]| {

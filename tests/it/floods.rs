@@ -19,7 +19,7 @@ use tokio::{
 use crate::support::{
     Codec, PATIENCE, Person, Socket, TestApp, eventually,
     problem::assert_problem,
-    raw::{Answer, BINARY, HANDSHAKE, RawSocket, connect_from, header, knock_from},
+    raw::{BINARY, HANDSHAKE, RawSocket, UpgradeResponse, connect_from, header, request_upgrade_from},
     sign_in,
 };
 
@@ -56,12 +56,17 @@ async fn works(stream: &mut TcpStream) -> bool {
 }
 
 /// Asks for a socket from an address, maybe through a proxy that names another.
-async fn upgrade(app: &TestApp, source: [u8; 4], person: &Person, forwarded: Option<&str>) -> (Answer, RawSocket) {
+async fn upgrade(
+    app: &TestApp,
+    source: [u8; 4],
+    person: &Person,
+    forwarded: Option<&str>,
+) -> (UpgradeResponse, RawSocket) {
     let bearer = format!("Bearer {}", person.token);
     let mut headers = HANDSHAKE.to_vec();
     headers.push(("authorization", &bearer));
     headers.extend(forwarded.map(|address| ("x-forwarded-for", address)));
-    knock_from(source, app, &headers).await
+    request_upgrade_from(source, app, &headers).await
 }
 
 async fn people(app: &TestApp, count: usize) -> Vec<Person> {
@@ -72,7 +77,7 @@ async fn people(app: &TestApp, count: usize) -> Vec<Person> {
     people
 }
 
-fn assert_upgrade_refused(answer: &Answer) {
+fn assert_upgrade_refused(answer: &UpgradeResponse) {
     assert_eq!(answer.status, assert_problem(&answer.body["error"], "rate_limited", "an upgrade"));
     assert!(answer.header("retry-after").is_some_and(|wait| wait.parse::<u64>().unwrap() > 0));
 }
@@ -177,7 +182,7 @@ async fn a_node_has_its_number_of_other_connections_and_its_sockets_keep_working
         }
     }
     assert_refused(answer(&mut connect_from(THERE, &app).await).await, "unavailable");
-    socket.settle().await;
+    socket.barrier().await;
     drop(held);
     eventually("it takes connections again", || async {
         works(&mut connect_from(THERE, &app).await).await.then_some(())
@@ -241,7 +246,7 @@ async fn two_hundred_megabytes_are_refused_by_their_header_and_nobody_notices() 
             while attempts < 10 || !other_is_done.load(Ordering::Relaxed) {
                 let (mut socket, _) = RawSocket::connect(app, &person.token, Codec::MsgPack).await;
                 socket.send(&header(BINARY, 200_000_000)).await;
-                socket.send_meanwhile(vec![0; 1 << 20]);
+                socket.send_in_background(vec![0; 1 << 20]);
                 assert_eq!(socket.close_code().await, 4505);
                 attempts += 1;
             }
@@ -250,7 +255,7 @@ async fn two_hundred_megabytes_are_refused_by_their_header_and_nobody_notices() 
     // The attack goes on until the other has its answers.
     let served = async {
         for _ in 0..100 {
-            other.settle().await;
+            other.barrier().await;
         }
         other_is_done.store(true, Ordering::Relaxed);
     };

@@ -207,7 +207,7 @@ async fn fuzz(app: &TestApp, person: &Person, codec: Codec, frames: u32) {
         }
         socket.send(&bytes).await;
         // Either the socket goes on, which a request after it shows, or it closes as the protocol says.
-        socket.say(&json!({ "id": FENCES + n, "op": "keys.status" })).await;
+        socket.send_value(&json!({ "id": FENCES + n, "op": "keys.status" })).await;
         let went_on = loop {
             match socket.frame().await {
                 Some((0x88, payload)) => {

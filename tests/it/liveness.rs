@@ -23,7 +23,7 @@ async fn a_newer_connection_displaces_the_older() {
     for round in 0..50 {
         let newer = Socket::connect(&app, &token, Codec::ALL[round % 2]).await;
         assert_eq!(older.close_code().await, 4503);
-        newer.settle().await;
+        newer.barrier().await;
         older = newer;
     }
     // At the same moment: whichever opened last survives, alone.
@@ -38,7 +38,7 @@ async fn a_newer_connection_displaces_the_older() {
             if socket.is_closed() {
                 assert_eq!(socket.close_code().await, 4503);
             } else {
-                socket.settle().await;
+                socket.barrier().await;
             }
         }
         let survivors = sockets.iter().filter(|socket| !socket.is_closed()).count();
@@ -80,7 +80,7 @@ async fn those_who_ask_and_do_not_read_cost_little_and_disturb_nobody() {
     for index in 0..FLOODERS {
         let person = sign_in(&server, &format!("flooder{index}@example.org")).await;
         let (socket, _) = RawSocket::connect(&server, &person.token, Codec::Json).await;
-        socket.send_meanwhile(flood.clone());
+        socket.send_in_background(flood.clone());
         flooders.push(socket);
     }
     for _ in 0..200 {
@@ -100,7 +100,7 @@ async fn those_who_ask_and_do_not_read_cost_little_and_disturb_nobody() {
         }
     }
     assert_bounded();
-    other.settle().await;
+    other.barrier().await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -111,12 +111,12 @@ async fn a_reader_that_stays_away_for_a_minute_is_closed_as_a_slow_consumer_and_
     let person = sign_in(&app, "away@example.org").await;
     let (mut socket, _) = RawSocket::connect(&app, &person.token, Codec::Json).await;
     let request = |id: u64| data(Codec::Json, &encode(Codec::Json, &json!({ "id": id, "op": "x" })));
-    socket.send_meanwhile((1..=REQUESTS).flat_map(request).collect());
+    socket.send_in_background((1..=REQUESTS).flat_map(request).collect());
     // That a minute passes is what is tested. The Close frame then waits half a minute for its reader.
     tokio::time::sleep(Duration::from_mins(1)).await;
     counts(app.admin(), "sealwire_closes_total{code=\"4002\"}", 1.0..=1.0).await;
     assert_eq!(socket.close_code().await, 4002);
-    Socket::connect(&app, &person.token, Codec::Json).await.settle().await;
+    Socket::connect(&app, &person.token, Codec::Json).await.barrier().await;
 }
 
 /// Hears a socket's pings, two of them if it answers, else all until it is closed. Gives when they came, when and how it

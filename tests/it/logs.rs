@@ -12,7 +12,7 @@ use crate::support::{
     Codec, KeySet, Person, Server, ServerProcess, Services, Socket, eventually,
     http::{call, challenge, codes, person, post},
     mail_server::MailServer,
-    raw::{BINARY, HANDSHAKE, TEXT, frame, header, knock},
+    raw::{BINARY, HANDSHAKE, TEXT, frame, header, request_upgrade},
 };
 
 /// Everything that must not be found.
@@ -129,7 +129,7 @@ impl Story<'_> {
         // A browser's token, among the subprotocols.
         let offered = format!("sealwire.token.{}, sealwire.v1.json", bob.token);
         let offer = [&HANDSHAKE[..], &[("sec-websocket-protocol", offered.as_str())]].concat();
-        let (answer, mut browser) = knock(server, &offer).await;
+        let (answer, mut browser) = request_upgrade(server, &offer).await;
         assert_eq!(answer.status, 101);
         self.happened.sockets += 1;
         browser.message().await.expect("a welcome");
@@ -187,7 +187,7 @@ impl Story<'_> {
         let bearer = format!("Bearer {renewed}");
         for (name, value) in [("origin", "https://elsewhere.example"), ("sec-websocket-protocol", renewed)] {
             let headers = [&HANDSHAKE[..], &[("authorization", bearer.as_str()), (name, value)]].concat();
-            assert!([400, 403].contains(&knock(server, &headers).await.0.status));
+            assert!([400, 403].contains(&request_upgrade(server, &headers).await.0.status));
         }
         for junk in [
             frame(TEXT, format!("{{\"id\": 1, \"op\": \"{renewed}\", {}", alice.email).as_bytes()),
@@ -195,7 +195,8 @@ impl Story<'_> {
             header(BINARY, 200_000_000),
         ] {
             self.happened.sockets += 1;
-            let (answer, mut socket) = knock(server, &[&HANDSHAKE[..], &[("authorization", &bearer)]].concat()).await;
+            let (answer, mut socket) =
+                request_upgrade(server, &[&HANDSHAKE[..], &[("authorization", &bearer)]].concat()).await;
             assert_eq!(answer.status, 101);
             socket.message().await.expect("a welcome");
             socket.send(&junk).await;
@@ -304,14 +305,14 @@ async fn so_does_one_on_postgresql_redis_and_smtp_that_break_down_meanwhile() {
         secrets.add_email(email);
         let (status, body) = post(&server, "/v1/auth/otp", json!({ "email": email })).await;
         assert_eq!(status, StatusCode::ACCEPTED);
-        let code = mail.room.nth(index).await.code();
+        let code = mail.state.nth_mail(index).await.code();
         people.push(story.enter(email, body["challenge_id"].as_str().unwrap(), &code).await);
     }
     // Mail that is refused, and a mail server that is not there.
-    mail.room.refuse_with.store(550, std::sync::atomic::Ordering::SeqCst);
+    mail.state.refuse_with.store(550, std::sync::atomic::Ordering::SeqCst);
     post(&server, "/v1/auth/otp", json!({ "email": "late-larry@refused.example" })).await;
     secrets.add_email("late-larry@refused.example");
-    mail.room.refused(1).await;
+    mail.state.wait_for_refusals(1).await;
     drop(mail);
     post(&server, "/v1/auth/otp", json!({ "email": "later-lucy@refused.example" })).await;
     secrets.add_email("later-lucy@refused.example");

@@ -30,7 +30,7 @@ async fn a_code_arrives_by_smtp_and_works() {
     let app =
         TestApp::start(&[("MAILER__URL", &server.url()), ("MAILER__FROM", "Chat at Home <no-reply@chat.example>")]);
     let challenge = ask(&app).await;
-    let mail = server.room.nth(0).await;
+    let mail = server.state.nth_mail(0).await;
     assert_eq!(mail.from, "no-reply@chat.example");
     assert_eq!(mail.to, [EMAIL]);
     assert_eq!(mail.header("From"), "\"Chat at Home\" <no-reply@chat.example>");
@@ -43,21 +43,21 @@ async fn a_code_arrives_by_smtp_and_works() {
     assert_eq!(status, StatusCode::CREATED, "{body}");
 
     let challenge = ask(&app).await;
-    let (status, body) = enter(&app, &challenge, &server.room.nth(1).await.code()).await;
+    let (status, body) = enter(&app, &challenge, &server.state.nth_mail(1).await.code()).await;
     assert_eq!(status, StatusCode::CREATED, "{body}");
-    assert_eq!(server.room.nth(2).await.header("Subject"), "A device was added to your account");
+    assert_eq!(server.state.nth_mail(2).await.header("Subject"), "A device was added to your account");
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_mail_server_that_refuses_for_good_loses_one_mail_and_no_other() {
     let server = MailServer::start().await;
-    server.room.refuse_with.store(550, Ordering::SeqCst);
+    server.state.refuse_with.store(550, Ordering::SeqCst);
     let app = TestApp::start(&[("MAILER__URL", &server.url())]);
     ask(&app).await;
-    server.room.refused(1).await;
-    server.room.refuse_with.store(0, Ordering::SeqCst);
+    server.state.wait_for_refusals(1).await;
+    server.state.refuse_with.store(0, Ordering::SeqCst);
     let challenge = ask(&app).await;
-    let code = server.room.nth(0).await.code();
+    let code = server.state.nth_mail(0).await.code();
     assert_eq!(enter(&app, &challenge, &code).await.0, StatusCode::CREATED, "the later mail is the one that came");
     for outcome in ["sent", "failed"] {
         let sample = format!("sealwire_mails_total{{outcome=\"{outcome}\"}}");
@@ -68,12 +68,12 @@ async fn a_mail_server_that_refuses_for_good_loses_one_mail_and_no_other() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_mail_that_is_refused_for_now_is_tried_again() {
     let server = MailServer::start().await;
-    server.room.refuse_with.store(451, Ordering::SeqCst);
+    server.state.refuse_with.store(451, Ordering::SeqCst);
     let app = TestApp::start(&[("MAILER__URL", &server.url())]);
     let challenge = ask(&app).await;
-    server.room.refused(1).await;
-    server.room.refuse_with.store(0, Ordering::SeqCst);
-    let code = server.room.nth(0).await.code();
+    server.state.wait_for_refusals(1).await;
+    server.state.refuse_with.store(0, Ordering::SeqCst);
+    let code = server.state.nth_mail(0).await.code();
     assert_eq!(enter(&app, &challenge, &code).await.0, StatusCode::CREATED);
 }
 
@@ -82,16 +82,16 @@ async fn a_mail_that_is_refused_for_now_is_tried_again() {
 async fn mails_that_wait_for_another_try_keep_no_other_waiting() {
     const GREYLISTED: u16 = 24;
     let server = MailServer::start().await;
-    server.room.refuse_with.store(451, Ordering::SeqCst);
+    server.state.refuse_with.store(451, Ordering::SeqCst);
     let app = TestApp::start(&[("MAILER__URL", &server.url())]);
     let asked = (0..GREYLISTED).map(|index| json!({ "email": format!("grey{index}@example.org") }));
     join_all(asked.map(|body| post(&app, "/v1/auth/otp", body))).await;
     // Each thrice: now all make their third pause, of fifteen seconds.
-    server.room.refused(3 * GREYLISTED).await;
-    server.room.refuse_with.store(0, Ordering::SeqCst);
+    server.state.wait_for_refusals(3 * GREYLISTED).await;
+    server.state.refuse_with.store(0, Ordering::SeqCst);
     ask(&app).await;
     let all = eventually("all mails have come", || async {
-        Some(server.room.mails()).filter(|mails| mails.len() == usize::from(GREYLISTED) + 1)
+        Some(server.state.mails()).filter(|mails| mails.len() == usize::from(GREYLISTED) + 1)
     })
     .await;
     let place = all.iter().position(|mail| mail.to == [EMAIL]).unwrap();
@@ -102,14 +102,14 @@ async fn mails_that_wait_for_another_try_keep_no_other_waiting() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_server_that_stops_tries_what_waits_once_more() {
     let server = MailServer::start().await;
-    server.room.refuse_with.store(451, Ordering::SeqCst);
+    server.state.refuse_with.store(451, Ordering::SeqCst);
     let app = TestApp::start(&[("MAILER__URL", &server.url())]);
     ask(&app).await;
-    server.room.refused(2).await;
-    server.room.refuse_with.store(0, Ordering::SeqCst);
+    server.state.wait_for_refusals(2).await;
+    server.state.refuse_with.store(0, Ordering::SeqCst);
     // Its next try would be in four seconds, and stopping takes less.
     drop(app);
-    assert_eq!(server.room.mails().len(), 1);
+    assert_eq!(server.state.mails().len(), 1);
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -119,7 +119,7 @@ async fn a_mail_server_that_is_down_holds_nobody_up() {
     let first = ask(&app).await;
     let server = MailServer::start_on(port.address).await;
     let second = ask(&app).await;
-    let codes = [server.room.nth(0).await.code(), server.room.nth(1).await.code()];
+    let codes = [server.state.nth_mail(0).await.code(), server.state.nth_mail(1).await.code()];
     for challenge in [second, first] {
         // Both come, but which of them first is not said.
         let answers = [enter(&app, &challenge, &codes[0]).await, enter(&app, &challenge, &codes[1]).await];

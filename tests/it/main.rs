@@ -1,7 +1,7 @@
-//! The one test binary: behaviours of the whole server, over real sockets, each file a subject.
+//! Integration tests of the whole server over real sockets, in one binary. Each file covers one subject.
 
-#![expect(clippy::unwrap_used, clippy::expect_used, reason = "a test that cannot go on has failed")]
-#![expect(clippy::disallowed_methods, reason = "tests are where ids, clocks and environments come from")]
+#![expect(clippy::unwrap_used, clippy::expect_used, reason = "a panic fails the test")]
+#![expect(clippy::disallowed_methods, reason = "tests create ids, clocks and environments themselves")]
 
 mod admin;
 mod alerts;

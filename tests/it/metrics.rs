@@ -159,7 +159,7 @@ async fn what_happens_is_counted() {
     assert_eq!(upgrade.status(), 400);
     let newer = Socket::connect(&app, &alice.token, Codec::Json).await;
     assert_eq!(socket.close_code().await, 4503);
-    newer.settle().await;
+    newer.barrier().await;
     counts(app.admin(), "sealwire_open_sockets", 2.0..=2.0).await;
 
     let scrape = eventually("the mails were sent and the parting was written", || async {
@@ -246,5 +246,5 @@ async fn signals_between_nodes_are_counted_and_so_is_what_the_reconcile_repairs(
     assert_eq!(newer.close_code().await, 4503);
     counts(two.admin(), "sealwire_reconcile_repairs_total{what=\"displaced\"}", 1.0..=1.0).await;
     counts(two.admin(), "sealwire_reconcile_rounds_total", 1.0..=f64::MAX).await;
-    newest.settle().await;
+    newest.barrier().await;
 }

@@ -7,7 +7,7 @@ use crate::{
     metrics::{Scrape, counts},
     support::{
         Codec, Socket, TestApp,
-        raw::{HANDSHAKE, connect_from, knock},
+        raw::{HANDSHAKE, connect_from, request_upgrade},
         sign_in,
     },
 };
@@ -66,7 +66,8 @@ async fn a_refused_connection_is_counted_under_the_limit_that_it_met() {
             for index in 0..2 {
                 let person = sign_in(&app, &format!("person{index}@example.org")).await;
                 let bearer = format!("Bearer {}", person.token);
-                let (answer, socket) = knock(&app, &[&HANDSHAKE[..], &[("authorization", &bearer)]].concat()).await;
+                let (answer, socket) =
+                    request_upgrade(&app, &[&HANDSHAKE[..], &[("authorization", &bearer)]].concat()).await;
                 assert_eq!(answer.status == 101, index == 0, "{limit}");
                 held.push(socket);
             }

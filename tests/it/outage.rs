@@ -169,7 +169,7 @@ async fn a_full_disk_is_told_while_it_lasts_and_passes_without_a_restart() {
     let metrics = reqwest::get(format!("http://{}/metrics", server.admin())).await.unwrap().text().await.unwrap();
     assert!(metrics.contains("\nsealwire_database_up 0\n"));
     // Reading goes on, so a client is let in, and sent away where it should be written down.
-    alice.socket.settle().await;
+    alice.socket.barrier().await;
     let mut socket = connect_raw(&server, Some(&carol.token), "sealwire.v1.json").await.unwrap();
     let close = loop {
         match socket.next().await.unwrap().unwrap() {
@@ -272,6 +272,6 @@ async fn a_silent_postgres_is_told_in_bounded_time_and_what_was_under_way_is_don
     let carol = sign_in(&server, "carol@example.org").await;
     alice.send(&[&bob.person], "first").await;
     bob.receives("first").await;
-    proxy.fall_silent();
-    assert_survives(&server, &alice, &bob, &carol, async || proxy.speak()).await;
+    proxy.stop_forwarding();
+    assert_survives(&server, &alice, &bob, &carol, async || proxy.resume_forwarding()).await;
 }

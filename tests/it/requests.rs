@@ -40,7 +40,7 @@ async fn sixty_four_requests_wait_and_each_request_gets_one_reply() {
     let owner = sign_in(&app, "owner@example.org").await;
     let (mut keys, _) = RawSocket::connect(&app, &owner.token, Codec::Json).await;
     let set = KeySet::new(sealwire::domain::Suite::SignalX3dh, 1).complete(1..=80);
-    keys.say(&json!({ "id": 1, "op": "keys.publish", "params": set })).await;
+    keys.send_value(&json!({ "id": 1, "op": "keys.publish", "params": set })).await;
     keys.reply(1).await;
     for codec in Codec::ALL {
         let (mut socket, _) = RawSocket::connect(&app, &person.token, codec).await;
@@ -50,9 +50,9 @@ async fn sixty_four_requests_wait_and_each_request_gets_one_reply() {
         };
         socket.send(&claims(1..=10)).await;
         // Ten wait; others pass them.
-        socket.say(&json!({ "id": 100, "op": "keys.nonsense" })).await;
+        socket.send_value(&json!({ "id": 100, "op": "keys.nonsense" })).await;
         assert_eq!(socket.reply(100).await["error"]["code"], "unknown_op");
-        socket.say(&json!({ "id": 100, "op": "keys.fetch", "params": {} })).await;
+        socket.send_value(&json!({ "id": 100, "op": "keys.fetch", "params": {} })).await;
         assert_eq!(socket.reply(100).await["error"]["code"], "bad_request");
         assert!(socket.status(101).await["result"].is_object());
         socket.send(&claims(11..=80)).await;
@@ -81,8 +81,8 @@ async fn an_id_that_is_in_flight_already_closes_with_4504() {
     let person = sign_in(&app, "frames@example.org").await;
     let (mut socket, _) = RawSocket::connect(&app, &person.token, Codec::Json).await;
     let held = HeldWriter::take(&app).await;
-    socket.say(&claim(7, &person.user)).await;
-    socket.say(&json!({ "id": 7, "op": "keys.status" })).await;
+    socket.send_value(&claim(7, &person.user)).await;
+    socket.send_value(&json!({ "id": 7, "op": "keys.status" })).await;
     assert_eq!(socket.close_code().await, PROTOCOL_ERROR);
     held.release().await;
 }
@@ -93,7 +93,7 @@ async fn the_reply_comes_first_then_the_event_then_the_close() {
     for (op, code, reason) in [("session.logout", 4500, "logout"), ("account.delete", 4506, "account_deleted")] {
         let token = sign_in(&app, "frames@example.org").await.token;
         let (mut socket, _) = RawSocket::connect(&app, &token, Codec::MsgPack).await;
-        socket.say(&json!({ "id": 9, "op": op })).await;
+        socket.send_value(&json!({ "id": 9, "op": op })).await;
         assert_eq!(socket.message().await.unwrap(), json!({ "id": 9, "result": {} }));
         let revoked = json!({ "event": "session.revoked", "data": { "reason": reason } });
         assert_eq!(socket.message().await.unwrap(), revoked);

@@ -20,9 +20,8 @@ use uuid::Uuid;
 use crate::{
     metrics::value,
     support::{
-        Cluster, Codec, KeySet, Person, Server, Services, Socket,
-        couriers::{Couriers, households, wait_until_empty},
-        eventually, sign_in,
+        Cluster, Codec, KeySet, Person, Server, Services, Socket, eventually, sign_in,
+        traffic::{Traffic, user_pairs, wait_until_empty},
     },
 };
 
@@ -59,7 +58,7 @@ struct Tally {
     /// How sockets ended, by code.
     closes: Mutex<BTreeMap<u16, usize>>,
     /// Device and key id → the claim that got it.
-    handed: Mutex<BTreeMap<(String, u64), Uuid>>,
+    handed_out: Mutex<BTreeMap<(String, u64), Uuid>>,
 }
 
 /// A device that publishes its own keys and claims those of others until it is told to stop.
@@ -167,7 +166,7 @@ impl Client {
         for bundle in answer["bundles"].as_array().unwrap() {
             let Some(key) = bundle["one_time_prekey"]["key_id"].as_u64() else { continue };
             let device = bundle["device_id"].as_str().unwrap().to_owned();
-            let before = self.tally.handed.lock().await.insert((device, key), claim);
+            let before = self.tally.handed_out.lock().await.insert((device, key), claim);
             assert_eq!(before, None, "a key was handed out twice");
             self.tally.claimed.fetch_add(1, Ordering::Relaxed);
         }
@@ -175,7 +174,7 @@ impl Client {
 }
 
 /// Waits until everybody is connected and has got some more done.
-async fn all_get_on(cluster: &Cluster, tally: &Tally, couriers: &Couriers) {
+async fn all_make_progress(cluster: &Cluster, tally: &Tally, traffic: &Traffic) {
     let everybody = f64::from(u32::try_from(CLIENTS + 2 * WRITERS).unwrap());
     eventually("everybody is back", || async {
         let connected = cluster.nodes.iter().map(|node| value(node.admin(), "sealwire_connected_devices"));
@@ -183,7 +182,7 @@ async fn all_get_on(cluster: &Cluster, tally: &Tally, couriers: &Couriers) {
         (connected >= everybody).then_some(())
     })
     .await;
-    let done = || (tally.published.load(Ordering::Relaxed), couriers.books.lock().unwrap().accepted());
+    let done = || (tally.published.load(Ordering::Relaxed), traffic.ledger.lock().unwrap().accepted());
     let (published, accepted) = done();
     eventually("the clients get on", || async {
         let now = done();
@@ -220,19 +219,19 @@ async fn nodes_restart_one_by_one_under_load_and_no_request_is_lost() {
         }));
     }
 
-    let writers = households(&cluster.nodes[0], WRITERS).await;
-    let couriers = Couriers::start(&doors, &writers, Duration::from_millis(5));
+    let writers = user_pairs(&cluster.nodes[0], WRITERS).await;
+    let traffic = Traffic::start(&doors, &writers, Duration::from_millis(5));
 
     for _ in 0..ROUNDS {
         for node in 0..cluster.nodes.len() {
-            all_get_on(&cluster, &tally, &couriers).await;
+            all_make_progress(&cluster, &tally, &traffic).await;
             assert_eq!(cluster.nodes[node].terminate().await.code(), Some(0));
             cluster.nodes[node].restart().await;
         }
     }
-    all_get_on(&cluster, &tally, &couriers).await;
+    all_make_progress(&cluster, &tally, &traffic).await;
     stop.store(true, Ordering::Relaxed);
-    couriers.settle().await;
+    traffic.finish_writing().await;
     let mut database = cluster.sql().await;
     wait_until_empty!(database);
 
@@ -241,8 +240,8 @@ async fn nodes_restart_one_by_one_under_load_and_no_request_is_lost() {
         let (client, ids) = client.unwrap();
         let status = client.socket.request("keys.status", json!({})).await;
         let unissued = status["one_time"].as_u64().unwrap();
-        let handed = tally.handed.lock().await;
-        let issued = handed.keys().filter(|(device, _)| *device == client.person.device).count() as u64;
+        let handed_out = tally.handed_out.lock().await;
+        let issued = handed_out.keys().filter(|(device, _)| *device == client.person.device).count() as u64;
         assert_eq!(unissued + issued, ids.len() as u64, "every key that was accepted is there or in somebody's hands");
         (stored, left) = (stored + ids.len(), left + unissued);
     }
@@ -257,8 +256,8 @@ async fn nodes_restart_one_by_one_under_load_and_no_request_is_lost() {
     assert_eq!(closes.keys().copied().collect::<Vec<_>>(), [4000], "only a draining node closes: {closes:?}");
     assert!(closes[&4000] >= CLIENTS * MOVES, "every client moved again and again: {closes:?}");
     assert!(tally.claimed.load(Ordering::Relaxed) > CLIENTS, "claims got keys");
-    let books = couriers.report("messages").await;
-    let books = books.lock().unwrap();
-    assert_eq!(books.closes.keys().copied().collect::<Vec<_>>(), [4000], "of those who write, too");
-    assert!(books.closes[&4000] >= 2 * WRITERS * MOVES, "every device moved again and again: {:?}", books.closes);
+    let ledger = traffic.report("messages").await;
+    let ledger = ledger.lock().unwrap();
+    assert_eq!(ledger.closes.keys().copied().collect::<Vec<_>>(), [4000], "of those who write, too");
+    assert!(ledger.closes[&4000] >= 2 * WRITERS * MOVES, "every device moved again and again: {:?}", ledger.closes);
 }

@@ -72,31 +72,31 @@ async fn the_page_lives_fits_and_breaks_no_rule_of_its_own() {
     let app = Arc::new(TestApp::start(&[("LIMITS__CLAIM_BURST", "30")]));
     let load = Load::start(&app).await;
     let mut page = Page::open().await;
-    page.look(1280, 800, "light").await;
-    page.go(&format!("http://{}/status", app.admin())).await;
-    page.until("document.getElementById('state').dataset.state === 'ready'").await;
+    page.set_viewport(1280, 800, "light").await;
+    page.navigate(&format!("http://{}/status", app.admin())).await;
+    page.wait_until("document.getElementById('state').dataset.state === 'ready'").await;
     assert_eq!(page.evaluate("document.title").await, "Sealwire: Ready");
     assert_eq!(page.evaluate("document.querySelectorAll('.chart').length").await, 8);
 
     for title in ["Claims", "Messages", "Errors"] {
-        page.until(&format!("{} > 0", number(title))).await;
+        page.wait_until(&format!("{} > 0", number(title))).await;
         let before = page.evaluate(&number(title)).await;
-        page.until(&format!("{} > {before}", number(title))).await;
+        page.wait_until(&format!("{} > {before}", number(title))).await;
     }
-    page.until(&format!("{} === 2", number("Connected devices"))).await;
+    page.wait_until(&format!("{} === 2", number("Connected devices"))).await;
     // The server keeps the history: after two of its steps a chart has a line, also on a page that was not open then.
     let drawn = "document.querySelectorAll('.chart')[1].querySelector('.stroke').getAttribute('d')?.split('L').length";
-    page.until(&format!("{drawn} >= 3")).await;
-    page.go("about:blank").await;
-    page.go(&format!("http://{}/status", app.admin())).await;
-    page.until(&format!("{drawn} >= 3")).await;
-    page.until("document.getElementById('errors').textContent.includes('bad_request')").await;
+    page.wait_until(&format!("{drawn} >= 3")).await;
+    page.navigate("about:blank").await;
+    page.navigate(&format!("http://{}/status", app.admin())).await;
+    page.wait_until(&format!("{drawn} >= 3")).await;
+    page.wait_until("document.getElementById('errors').textContent.includes('bad_request')").await;
 
     for (width, height, scheme) in
         [(1280, 800, "light"), (1280, 800, "dark"), (820, 1100, "light"), (390, 844, "dark"), (320, 640, "light")]
     {
-        page.look(width, height, scheme).await;
-        page.until(&format!("innerWidth === {width}")).await;
+        page.set_viewport(width, height, scheme).await;
+        page.wait_until(&format!("innerWidth === {width}")).await;
         let overflow = "[document.documentElement.scrollWidth - innerWidth, \
              [...document.querySelectorAll('body *')].filter(e => !e.closest('svg') && e.getBoundingClientRect().right > innerWidth + 0.5) \
              .map(e => e.className || e.tagName).join(), \
@@ -107,36 +107,36 @@ async fn the_page_lives_fits_and_breaks_no_rule_of_its_own() {
         assert_eq!(page.evaluate(dark).await, scheme == "dark", "{scheme}");
         let faint = page.evaluate(CONTRAST).await;
         assert_eq!(faint, json!([]), "text that is hard to read in {scheme}");
-        page.until(&format!("!document.body.textContent.includes('{LARGE}')")).await;
-        page.picture(&format!("status-{width}-{scheme}.png")).await;
+        page.wait_until(&format!("!document.body.textContent.includes('{LARGE}')")).await;
+        page.screenshot(&format!("status-{width}-{scheme}.png")).await;
         // Also with numbers such as a large server has. Behind the picture, which shows what is.
         let large = format!("document.querySelectorAll('.value').forEach(v => v.firstChild.textContent = '{LARGE} ')");
         page.evaluate(&large).await;
         assert_eq!(page.evaluate(overflow).await, json!([0, "", ""]), "{width} wide, with large numbers");
     }
     // Pointing at a chart tells what it showed then.
-    page.look(1280, 800, "light").await;
+    page.set_viewport(1280, 800, "light").await;
     let corner = "(() => { const box = document.querySelector('.chart svg').getBoundingClientRect(); \
          return [box.right - 1, box.top + 5]; })()";
     let corner = page.evaluate(corner).await;
     let pointer = json!({ "type": "mouseMoved", "x": corner[0], "y": corner[1] });
     page.call("Input.dispatchMouseEvent", pointer).await;
-    page.until("document.querySelector('.axis').textContent === 'now2'").await;
+    page.wait_until("document.querySelector('.axis').textContent === 'now2'").await;
 
     let nameless = "[...document.querySelectorAll('svg')].filter(s => s.getAttribute('role') !== 'img' || !s.querySelector('title').textContent).length \
          + [...document.querySelectorAll('section')].filter(s => !document.getElementById(s.getAttribute('aria-labelledby'))).length";
     assert_eq!(page.evaluate(nameless).await, 0);
     assert_eq!(page.evaluate("document.getElementById('state').getAttribute('role')").await, "status");
-    assert_eq!(page.complaints, Vec::<String>::new(), "the console and the policy have nothing to say");
+    assert_eq!(page.problems, Vec::<String>::new(), "the console and the policy have nothing to say");
 
     load.stop().await;
-    page.look(1280, 800, "light").await;
+    page.set_viewport(1280, 800, "light").await;
     drop(Arc::into_inner(app).expect("the load has let go of it"));
-    page.until("document.getElementById('state').dataset.state === 'gone'").await;
-    page.until("/^for ([2-9]|\\d\\d) s$/.test(document.getElementById('silence').textContent)").await;
+    page.wait_until("document.getElementById('state').dataset.state === 'gone'").await;
+    page.wait_until("/^for ([2-9]|\\d\\d) s$/.test(document.getElementById('silence').textContent)").await;
     assert_eq!(page.evaluate("document.title").await, "Sealwire: No answer: the server cannot be reached");
     assert_eq!(page.evaluate("document.documentElement.hasAttribute('data-stale')").await, true);
-    page.picture("status-gone.png").await;
+    page.screenshot("status-gone.png").await;
 }
 
 /// Every text of the page whose contrast to what is behind it is under 4.5 (WCAG 2.2, 1.4.3), by its definition.
@@ -157,7 +157,7 @@ const CONTRAST: &str = r"(() => {
 async fn the_page_works_behind_a_token() {
     let app = TestApp::start(&[("ADMIN__TOKEN", TOKEN)]);
     let mut page = Page::open().await;
-    page.go(&format!("http://operator:{TOKEN}@{}/status", app.admin())).await;
-    page.until("document.getElementById('state').dataset.state === 'ready'").await;
-    assert_eq!(page.complaints, Vec::<String>::new());
+    page.navigate(&format!("http://operator:{TOKEN}@{}/status", app.admin())).await;
+    page.wait_until("document.getElementById('state').dataset.state === 'ready'").await;
+    assert_eq!(page.problems, Vec::<String>::new());
 }

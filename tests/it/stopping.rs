@@ -42,7 +42,7 @@ async fn a_request_that_hangs_does_not_keep_its_client_from_the_close() {
     let (socket, mut keys) = busy(&server, "alice@example.org").await;
     let _never_released = lock_writing(&server.path("sealwire.db")).await;
     let reply = begin(&socket, &mut keys).await;
-    server.signal();
+    server.send_sigterm();
     socket.event("server.draining").await;
     assert_eq!(socket.close_code().await, 4000);
     // A client that has its Close frame ends TCP.
@@ -100,13 +100,13 @@ async fn a_server_that_loses_the_operators_listener_answers_first_and_fails() {
     assert!(matches!(app.ended().await, Err(AppError::TaskEnded("admin listener"))));
 
     // Also what is at work behind both listeners is waited for.
-    mail.room.refuse_with.store(451, Ordering::SeqCst);
+    mail.state.refuse_with.store(451, Ordering::SeqCst);
     post(&late, "/v1/auth/otp", json!({ "email": "alice@example.org" })).await;
-    mail.room.refused(2).await;
-    mail.room.refuse_with.store(0, Ordering::SeqCst);
+    mail.state.wait_for_refusals(2).await;
+    mail.state.refuse_with.store(0, Ordering::SeqCst);
     late.stopper.admin.stop(false).await;
     assert!(matches!(late.ended().await, Err(AppError::TaskEnded("admin listener"))));
-    assert_eq!(mail.room.mails().len(), 1);
+    assert_eq!(mail.state.mails().len(), 1);
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -1,10 +1,9 @@
-//! What tests are built from: servers (in this process and as a process of their own), people who sign in, sockets, and
-//! real keys.
+//! Helpers for the tests: servers (in this process or as processes of their own), signed-in devices, sockets and real
+//! keys.
 
 pub mod chromium;
 pub mod claiming;
 pub mod cluster;
-pub mod couriers;
 pub mod http;
 pub mod keys;
 pub mod mail_server;
@@ -17,13 +16,14 @@ pub mod raw;
 pub mod server;
 pub mod services;
 pub mod socket;
+pub mod traffic;
 
 use std::{
     future::Future,
     time::{Duration, Instant},
 };
 
-pub use cluster::{Cluster, Holder};
+pub use cluster::{Cluster, RowLock};
 pub use http::{Person, sign_in, sign_in_as};
 pub use keys::KeySet;
 pub use mailing::Member;
@@ -31,22 +31,22 @@ pub use server::{Server, ServerProcess, Settings, TestApp};
 pub use services::Services;
 pub use socket::{Codec, Socket};
 
-/// How long a condition may take to come true before the test fails. Generous: it is not what is tested.
+/// How long a test waits for a condition before it fails. Generous, because no test measures it.
 pub const PATIENCE: Duration = Duration::from_mins(1);
 
-/// Waits until the condition gives something.
+/// Polls the condition until it returns `Some`, and returns the value. Fails after [`PATIENCE`].
 pub async fn eventually<T, F: Future<Output = Option<T>>>(what: &str, mut condition: impl FnMut() -> F) -> T {
     let deadline = Instant::now() + PATIENCE;
     loop {
         if let Some(value) = condition().await {
             return value;
         }
-        assert!(Instant::now() < deadline, "never came true: {what}");
+        assert!(Instant::now() < deadline, "timed out waiting until: {what}");
         tokio::time::sleep(Duration::from_millis(10)).await;
     }
 }
 
-/// The error code of a failed request.
+/// Returns the error code of a failed request.
 pub fn code(error: &serde_json::Value) -> &str {
-    error["code"].as_str().unwrap_or("an error without a code")
+    error["code"].as_str().unwrap_or("(no error code)")
 }

@@ -4,7 +4,7 @@ use serde_json::json;
 
 use crate::support::{
     Codec, Person, TestApp, eventually,
-    raw::{CLOSE, HANDSHAKE, RawSocket, frame, knock},
+    raw::{CLOSE, HANDSHAKE, RawSocket, frame, request_upgrade},
     sign_in,
 };
 
@@ -38,7 +38,7 @@ async fn connections_that_vanish_leave_their_places() {
     let bearer = format!("Bearer {token}");
     let headers = [&HANDSHAKE[..], &[("authorization", bearer.as_str())]].concat();
     let connect = || async {
-        let (answer, socket) = knock(&app, &headers).await;
+        let (answer, socket) = request_upgrade(&app, &headers).await;
         (answer.status == 101).then_some(socket)
     };
     for round in 0..12 {
@@ -66,16 +66,18 @@ async fn a_full_node_refuses_sockets_and_serves_http() {
     let (_second, _) = RawSocket::connect(&app, &people[1].token, Codec::Json).await;
     let bearer = format!("Bearer {}", people[2].token);
     let headers = [&HANDSHAKE[..], &[("authorization", bearer.as_str())]].concat();
-    let (answer, _) = knock(&app, &headers).await;
+    let (answer, _) = request_upgrade(&app, &headers).await;
     assert_eq!(answer.status, 503);
     assert_eq!(answer.body["error"]["code"], "unavailable");
     assert!(answer.header("retry-after").is_some_and(|seconds| seconds.parse::<u32>().unwrap() >= 1));
-    assert_eq!(knock(&app, &HANDSHAKE).await.0.status, 401, "the token is looked at before the room");
+    assert_eq!(request_upgrade(&app, &HANDSHAKE).await.0.status, 401, "the token is looked at before the room");
     sign_in(&app, "frames3@example.org").await;
     first.send(&frame(CLOSE, b"")).await;
     first.close_code().await;
-    eventually("the place is free again", || async { (knock(&app, &headers).await.0.status == 101).then_some(()) })
-        .await;
+    eventually("the place is free again", || async {
+        (request_upgrade(&app, &headers).await.0.status == 101).then_some(())
+    })
+    .await;
 }
 
 /// What is tried, its headers, and the status and code that answer.
@@ -146,7 +148,7 @@ async fn an_upgrade_is_refused_for_the_documented_reasons_in_the_documented_orde
     ];
     for (what, headers, status, word) in &table {
         let headers: Vec<(&str, &str)> = headers.iter().map(|(name, value)| (name.as_str(), value.as_str())).collect();
-        let (answer, _) = knock(&app, &headers).await;
+        let (answer, _) = request_upgrade(&app, &headers).await;
         assert_eq!(answer.status, *status, "{what}: {}", answer.body);
         if *status == 101 {
             assert_eq!(answer.header(protocol).unwrap_or_default(), *word, "{what}");
@@ -158,7 +160,7 @@ async fn an_upgrade_is_refused_for_the_documented_reasons_in_the_documented_orde
             assert_eq!(answer.header("sec-websocket-version"), Some("13"), "{what}");
             // The HTTP parser refuses this itself, without a body.
             let headers = [&HANDSHAKE[..], &[(auth, bearer.as_str()), ("content-length", "0x0")]].concat();
-            assert_eq!(knock(&app, &headers).await.0.status, 400);
+            assert_eq!(request_upgrade(&app, &headers).await.0.status, 400);
         }
     }
 }

@@ -84,7 +84,7 @@ async fn assert_replaced(app: &TestApp, others: &[&Person], replaced: &Person) {
     for socket in &sockets {
         let changed = socket.event("devices.changed").await;
         assert_eq!(changed, json!({ "added": [new.device], "removed": [replaced.device] }));
-        socket.settle().await;
+        socket.barrier().await;
         assert_eq!(socket.take_event("devices.changed"), None, "one event tells both");
     }
     assert_eq!(status_of(app, &replaced.token).await, StatusCode::UNAUTHORIZED);
@@ -146,7 +146,7 @@ async fn a_new_device_is_told_to_the_others() {
     let socket = connect(&app, &phone).await;
     let tablet = sign_in(&app, EMAIL).await;
     assert_eq!(socket.event("devices.changed").await, json!({ "added": [tablet.device], "removed": [] }));
-    socket.settle().await;
+    socket.barrier().await;
     assert_eq!(socket.take_event("devices.changed"), None);
 }
 
@@ -169,7 +169,7 @@ async fn a_device_signs_in_again_under_its_id() {
     }
     let (status, _) = call(&app, reqwest::Method::DELETE, "/v1/auth/session", Some(&second.token), None).await;
     assert_eq!(status, StatusCode::NO_CONTENT);
-    socket.settle().await;
+    socket.barrier().await;
     assert_eq!(status_of(&app, &first.token).await, StatusCode::OK, "the first session is not the second");
 }
 

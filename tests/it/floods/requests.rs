@@ -48,7 +48,7 @@ async fn a_flood_of_requests_is_refused_and_then_read_slowly_and_nobody_else_not
     let flood = frames(1..=30_000);
     let few = async || {
         for _ in 0..20 {
-            other.settle().await;
+            other.barrier().await;
         }
     };
     tokio::join!(flooder.send_until_stuck(&flood), few());
@@ -133,6 +133,6 @@ async fn zero_turns_the_rate_off() {
     let person = sign_in(&app, "alice@example.org").await;
     let socket = Socket::connect(&app, &person.token, Codec::Json).await;
     for _ in 0..10 {
-        join_all((0..50).map(|_| socket.settle())).await;
+        join_all((0..50).map(|_| socket.barrier())).await;
     }
 }

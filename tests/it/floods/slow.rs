@@ -124,7 +124,7 @@ async fn whoever_is_slow_on_purpose_is_told_and_cut_off_and_nobody_waits_for_the
     let others = async {
         let mut round_trips = 0;
         while !is_over.load(Ordering::Relaxed) {
-            socket.settle().await;
+            socket.barrier().await;
             assert!(works(&mut connect_from(THERE, &app).await).await);
             assert_eq!(call(&app, Method::GET, "/readyz", None, None).await.0, StatusCode::OK);
             round_trips += 1;

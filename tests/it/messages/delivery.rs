@@ -60,7 +60,7 @@ async fn a_backlog_comes_in_order_before_the_word_that_it_is_through() {
         unacked.push(message);
     }
     // No more without an ack.
-    bob.socket.settle().await;
+    bob.socket.barrier().await;
     assert_eq!(bob.socket.take_event("message"), None, "at most 256 are under way");
     assert_eq!(bob.socket.take_event("mailbox.drained"), None);
     // Live ones go to the end of the line.
@@ -168,7 +168,7 @@ async fn half_the_outbox_is_under_way_at_most() {
         assert_is(&message, n, pad);
         got.push(message);
     }
-    bob.socket.settle().await;
+    bob.socket.barrier().await;
     assert_eq!(bob.socket.take_event("message"), None, "131072 bytes hold four");
     // Each ack lets one more through.
     for n in 5..=30 {

@@ -11,7 +11,7 @@ use uuid::Uuid;
 
 use super::{Scrape, counts};
 use crate::support::{
-    Cluster, Codec, Holder, KeySet, Member, PATIENCE, Server, Services, Socket, TestApp, claiming::owners,
+    Cluster, Codec, KeySet, Member, PATIENCE, RowLock, Server, Services, Socket, TestApp, claiming::owners,
     mailing::content, sign_in,
 };
 
@@ -28,24 +28,24 @@ async fn batches_whose_connection_is_lost_run_again() {
     // A parallel run of the same claim, of which nobody knows yet whether it will be committed.
     let parallel = "UPDATE one_time_prekeys SET used = TRUE, claimed_by = $1, claimed_at = NOW(), \
          claim_id = '3e1f2d4c-7777-4888-9999-102030405060' WHERE key_id = 1";
-    let mut holder = Holder::lock(&cluster, parallel, &alice.person.device).await;
+    let mut row_lock = RowLock::lock(&cluster, parallel, &alice.person.device).await;
     let claim = json!({ "user_id": owner.person.user, "claim_id": "3e1f2d4c-7777-4888-9999-102030405060" });
     let cut_off = async {
-        holder.waited_for_by(1).await;
-        holder.cut_off().await;
+        row_lock.wait_for_waiters(1).await;
+        row_lock.terminate_waiters().await;
         counts(node.admin(), RETRIES, 1.0..=1.0).await;
-        holder.release().await;
+        row_lock.release().await;
     };
     let (answer, ()) = tokio::join!(alice.socket.request("keys.claim", claim), cut_off);
     assert_eq!(answer["bundles"][0]["one_time"], "claimed");
 
     let mailbox = "SELECT device_id FROM mailboxes WHERE device_id = $1 FOR UPDATE";
-    let mut holder = Holder::lock(&cluster, mailbox, &owner.person.device).await;
+    let mut row_lock = RowLock::lock(&cluster, mailbox, &owner.person.device).await;
     let cut_off = async {
-        holder.waited_for_by(1).await;
-        holder.cut_off().await;
+        row_lock.wait_for_waiters(1).await;
+        row_lock.terminate_waiters().await;
         counts(node.admin(), RETRIES, 2.0..=2.0).await;
-        holder.release().await;
+        row_lock.release().await;
     };
     let to = [&owner.person];
     tokio::join!(alice.send(&to, "once"), cut_off);
@@ -79,10 +79,10 @@ async fn a_transaction_that_loses_a_deadlock_runs_again() {
     .unwrap();
     // The publish has its device and stands before the prekey that is held here; the stranger waits for the device.
     let signed = "SELECT id FROM signed_prekeys WHERE device_id = $1 FOR UPDATE";
-    let mut holder = Holder::lock(&cluster, signed, &person.device).await;
+    let mut row_lock = RowLock::lock(&cluster, signed, &person.device).await;
     let publish = socket.request("keys.publish", keys.complete([1]));
     let deadlock = async {
-        holder.waited_for_by(1).await;
+        row_lock.wait_for_waiters(1).await;
         let takes_device = async {
             sqlx::query("SELECT id FROM devices WHERE id = $1 FOR UPDATE")
                 .bind(device)
@@ -93,8 +93,8 @@ async fn a_transaction_that_loses_a_deadlock_runs_again() {
             stranger.execute("ROLLBACK").await.unwrap();
         };
         let closes_the_ring = async {
-            holder.waited_for_by(2).await;
-            holder.release().await;
+            row_lock.wait_for_waiters(2).await;
+            row_lock.release().await;
         };
         tokio::join!(takes_device, closes_the_ring);
     };

@@ -49,7 +49,7 @@ async fn a_logged_out_device_stays_and_signs_in_again() {
     assert!(Socket::try_connect(&app, &person.token, Codec::Json).await.is_none());
     let again = crate::support::sign_in_as(&app, EMAIL, json!({ "device": { "id": person.device } })).await;
     assert_eq!(again.device, person.device);
-    connect(&app, &again.token).await.settle().await;
+    connect(&app, &again.token).await.barrier().await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -118,7 +118,7 @@ async fn a_revoked_device_is_closed_and_told_to_the_rest() {
     assert_eq!(session_of(&app, &laptop.token).await, None);
     for socket in [&by, &rest] {
         assert_eq!(socket.event("devices.changed").await, json!({ "added": [], "removed": [laptop.device] }));
-        socket.settle().await;
+        socket.barrier().await;
         assert_eq!(socket.take_event("devices.changed"), None);
     }
     let claim = json!({ "user_id": phone.user, "device_ids": [laptop.device], "claim_id": Uuid::from_u128(7) });
@@ -134,8 +134,8 @@ async fn a_revoked_device_is_closed_and_told_to_the_rest() {
     for params in [json!({}), json!({ "device_id": "x" }), json!({ "device_id": null })] {
         assert_eq!(code(&by.refused("devices.revoke", params).await), "bad_request");
     }
-    strangers.settle().await;
-    by.settle().await;
+    strangers.barrier().await;
+    by.barrier().await;
     assert_eq!(by.take_event("devices.changed"), None);
 }
 

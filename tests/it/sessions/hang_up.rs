@@ -6,7 +6,7 @@ use serde_json::{Value, json};
 use tokio::{io::AsyncWriteExt, net::TcpStream, time::timeout};
 
 use super::{EMAIL, assert_ended, connect};
-use crate::support::{Cluster, Holder, Person, Server, ServerProcess, Services, Socket, http, sign_in};
+use crate::support::{Cluster, Person, RowLock, Server, ServerProcess, Services, Socket, http, sign_in};
 
 /// One worker, so that an answer to a later request shows that it has seen to everything before.
 const ONE_WORKER: &[(&str, &str)] = &[("SERVER__WORKERS", "1")];
@@ -16,18 +16,18 @@ const LOCK_SESSION: &str = "SELECT id FROM sessions WHERE id = $1 FOR UPDATE";
 /// Sends a request and hangs up in the middle of it: while it waits for a row that somebody else holds.
 async fn hang_up(cluster: &Cluster, (lock, id): (&'static str, &str), head: &str, body: &Value) {
     let node = &cluster.nodes[0];
-    let mut holder = Holder::lock(cluster, lock, id).await;
+    let mut row_lock = RowLock::lock(cluster, lock, id).await;
     let body = if body.is_null() { String::new() } else { body.to_string() };
     let mut stream = TcpStream::connect(node.address()).await.unwrap();
     let request = format!("{head}\r\nHost: x\r\nContent-Length: {}\r\n\r\n{body}", body.len());
     stream.write_all(request.as_bytes()).await.unwrap();
-    holder.waited_for_by(1).await;
+    row_lock.wait_for_waiters(1).await;
     stream.set_zero_linger().unwrap();
     drop(stream);
     for _ in 0..3 {
         reqwest::get(format!("http://{}/readyz", node.address())).await.unwrap();
     }
-    holder.release().await;
+    row_lock.release().await;
 }
 
 /// The others hear of it by a signal, long before a reconcile would find it out.

@@ -30,7 +30,7 @@ async fn the_old_token_works_until_the_new_one_is_presented_by_http() {
     }
     assert_eq!(session_of(&app, &token).await, Some(session.clone()));
     assert_eq!(session_of(&app, &old.token).await, None);
-    socket.settle().await;
+    socket.barrier().await;
     assert!(!socket.is_closed(), "the socket that renewed belongs to the successor");
     assert_eq!(session_of(&app, &token).await, Some(session));
     assert_eq!(delete_session(&app, &token).await, 204);
@@ -72,7 +72,7 @@ async fn a_new_token_may_be_presented_many_times_at_once() {
         assert!(presented.iter().all(|found| found.as_ref() == Some(&session)), "{presented:?}");
         assert_eq!(session_of(&app, &person.token).await, None);
         person.token = token;
-        socket.settle().await;
+        socket.barrier().await;
     }
 }
 
@@ -90,7 +90,7 @@ async fn presenting_in_parallel_with_renewing_again_leaves_a_way_in() {
         assert!(session_of(&app, &second).await.is_some());
         assert_eq!(session_of(&app, &first).await, None);
         assert_eq!(session_of(&app, &old.token).await, None);
-        socket.settle().await;
+        socket.barrier().await;
         old.token = second;
     }
 }
@@ -111,7 +111,7 @@ async fn renewing_again_replaces_the_successor() {
     assert_eq!(session_of(&app, &second).await, None);
     assert_eq!(session_of(&app, &third).await, Some(third_session.clone()));
     assert_eq!(session_of(&app, &old.token).await, None);
-    back.settle().await;
+    back.barrier().await;
 
     // Presented, it is renewed like any other.
     let (fourth_session, fourth) = renew(&back).await;
@@ -160,13 +160,13 @@ async fn the_old_sessions_expiry_ends_it_alone() {
     let (session, token) = renew(&socket).await;
     app.advance(2 * DAY);
     assert_eq!(session_of(&app, &old.token).await, None);
-    socket.settle().await;
+    socket.barrier().await;
     assert_eq!(session_of(&app, &token).await, Some(session));
     let (_, next) = renew(&socket).await;
     app.advance(29 * DAY);
     assert_eq!(session_of(&app, &token).await, None, "the successor's own time is up too");
     assert!(session_of(&app, &next).await.is_some());
-    socket.settle().await;
+    socket.barrier().await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -212,7 +212,7 @@ async fn renewals_may_be_pipelined_with_anything() {
         assert!(session_of(&app, &person.token).await.is_some());
         assert!(session_of(&app, &tokens[2]).await.is_some());
         assert_eq!(session_of(&app, &person.token).await, None);
-        socket.settle().await;
+        socket.barrier().await;
     }
 }
 

@@ -1,4 +1,4 @@
-//! A real browser: headless Chromium, driven over the protocol of its developer tools
+//! A real browser: headless Chromium, driven over the `DevTools` protocol
 //! (<https://chromedevtools.github.io/devtools-protocol/>).
 
 use std::{
@@ -16,9 +16,9 @@ use tempfile::TempDir;
 use tokio::{net::TcpStream, time::timeout};
 use tokio_tungstenite::{MaybeTlsStream, WebSocketStream, connect_async, tungstenite::Message};
 
-use super::{PATIENCE, eventually, server::mortal};
+use super::{PATIENCE, eventually, server::child_command};
 
-/// Names under which it is installed; `scripts/test` installs the first where none is.
+/// Names of the browser's executable. If none is installed, `scripts/test` installs the first.
 const NAMES: [&str; 5] =
     ["chromium-headless-shell", "chromium", "chromium-browser", "google-chrome", "google-chrome-stable"];
 
@@ -28,8 +28,8 @@ pub struct Page {
     devtools: WebSocketStream<MaybeTlsStream<TcpStream>>,
     session: Option<String>,
     last_id: u64,
-    /// What the page complained of: errors and warnings in the console, refusals by its policy, uncaught exceptions.
-    pub complaints: Vec<String>,
+    /// Console output, violations of the content security policy, and uncaught exceptions.
+    pub problems: Vec<String>,
     _profile: TempDir,
 }
 
@@ -37,7 +37,7 @@ impl Page {
     /// Starts a browser and opens an empty page.
     pub async fn open() -> Self {
         let profile = tempfile::tempdir().unwrap();
-        let mut child = mortal(browser())
+        let mut child = child_command(browser())
             .args(["--headless", "--no-sandbox", "--disable-gpu", "--no-first-run", "--hide-scrollbars"])
             .args(["--disable-dev-shm-usage", "--disable-background-networking", "--remote-debugging-port=0"])
             .arg(format!("--user-data-dir={}", profile.path().display()))
@@ -45,16 +45,16 @@ impl Page {
             .stdin(Stdio::null())
             .stdout(Stdio::null())
             .stderr(Stdio::piped())
-            // Debian's command is a script that starts the browser, which starts others: they end together.
+            // Debian's command is a script that starts the browser's processes. One group lets `drop` kill all of them.
             .process_group(0)
             .spawn()
             .unwrap();
         let mut lines = BufReader::new(child.stderr.take().unwrap()).lines();
         let url = lines.find_map(|line| Some(line.ok()?.strip_prefix("DevTools listening on ")?.trim().to_owned()));
-        // Whatever else it says must not fill the pipe.
+        // Read the rest of stderr, so that the pipe does not fill up.
         std::thread::spawn(move || lines.for_each(drop));
-        let (devtools, _) = connect_async(url.expect("the browser says where to reach it")).await.unwrap();
-        let mut page = Self { child, devtools, session: None, last_id: 0, complaints: Vec::new(), _profile: profile };
+        let (devtools, _) = connect_async(url.expect("expected the browser to print its DevTools URL")).await.unwrap();
+        let mut page = Self { child, devtools, session: None, last_id: 0, problems: Vec::new(), _profile: profile };
         let target = page.call("Target.createTarget", json!({ "url": "about:blank" })).await["targetId"].clone();
         let attached = page.call("Target.attachToTarget", json!({ "targetId": target, "flatten": true })).await;
         page.session = attached["sessionId"].as_str().map(str::to_owned);
@@ -64,7 +64,7 @@ impl Page {
         page
     }
 
-    /// Sends a command and gives its result. Events that come meanwhile are looked at.
+    /// Sends a command and returns its result. Events that arrive before the result are recorded.
     pub async fn call(&mut self, method: &str, params: Value) -> Value {
         self.last_id += 1;
         let id = self.last_id;
@@ -74,35 +74,39 @@ impl Page {
         }
         self.devtools.send(Message::text(command.to_string())).await.unwrap();
         loop {
-            let message = timeout(PATIENCE, self.devtools.next()).await.expect("an answer in time").unwrap().unwrap();
+            let message = timeout(PATIENCE, self.devtools.next())
+                .await
+                .expect("timed out waiting for an answer from the browser")
+                .unwrap()
+                .unwrap();
             let Message::Text(text) = message else { continue };
             let mut message: Value = serde_json::from_str(&text).unwrap();
             if message["id"] == id {
                 assert!(message["error"].is_null(), "{method}: {}", message["error"]);
                 return message["result"].take();
             }
-            self.heed(&message);
+            self.record_event(&message);
         }
     }
 
-    fn heed(&mut self, event: &Value) {
+    fn record_event(&mut self, event: &Value) {
         let params = &event["params"];
         match event["method"].as_str() {
-            Some("Log.entryAdded") => self.complaints.push(params["entry"].to_string()),
-            Some("Runtime.exceptionThrown") => self.complaints.push(params["exceptionDetails"].to_string()),
-            Some("Runtime.consoleAPICalled") => self.complaints.push(params["args"].to_string()),
+            Some("Log.entryAdded") => self.problems.push(params["entry"].to_string()),
+            Some("Runtime.exceptionThrown") => self.problems.push(params["exceptionDetails"].to_string()),
+            Some("Runtime.consoleAPICalled") => self.problems.push(params["args"].to_string()),
             _ => {}
         }
     }
 
-    /// Goes to an address and waits until it is there.
-    pub async fn go(&mut self, url: &str) {
-        let gone = self.call("Page.navigate", json!({ "url": url })).await;
-        assert!(gone["errorText"].is_null(), "{url}: {gone}");
-        self.until("document.readyState === 'complete'").await;
+    /// Navigates to a URL and waits until the page has loaded.
+    pub async fn navigate(&mut self, url: &str) {
+        let navigated = self.call("Page.navigate", json!({ "url": url })).await;
+        assert!(navigated["errorText"].is_null(), "{url}: {navigated}");
+        self.wait_until("document.readyState === 'complete'").await;
     }
 
-    /// The value of an expression.
+    /// Returns the value of a JavaScript expression.
     pub async fn evaluate(&mut self, expression: &str) -> Value {
         let params = json!({ "expression": expression, "returnByValue": true, "awaitPromise": true });
         let mut answer = self.call("Runtime.evaluate", params).await;
@@ -110,22 +114,22 @@ impl Page {
         answer["result"]["value"].take()
     }
 
-    /// Waits until an expression is true.
-    pub async fn until(&mut self, expression: &str) {
+    /// Waits until a JavaScript expression is true.
+    pub async fn wait_until(&mut self, expression: &str) {
         let page = tokio::sync::Mutex::new(self);
         eventually(expression, || async { (page.lock().await.evaluate(expression).await == true).then_some(()) }).await;
     }
 
-    /// Makes the window so large and says which colours the system prefers: `light` or `dark`.
-    pub async fn look(&mut self, width: u32, height: u32, scheme: &str) {
+    /// Sets the window's size in CSS pixels, and the preferred colour scheme: `light` or `dark`.
+    pub async fn set_viewport(&mut self, width: u32, height: u32, scheme: &str) {
         let metrics = json!({ "width": width, "height": height, "deviceScaleFactor": 2, "mobile": width < 500 });
         self.call("Emulation.setDeviceMetricsOverride", metrics).await;
         let features = json!({ "features": [{ "name": "prefers-color-scheme", "value": scheme }] });
         self.call("Emulation.setEmulatedMedia", features).await;
     }
 
-    /// Keeps a picture of the whole page among the artefacts of the test run.
-    pub async fn picture(&mut self, name: &str) -> PathBuf {
+    /// Saves a screenshot of the whole page in `target/artifacts`, and returns its path.
+    pub async fn screenshot(&mut self, name: &str) -> PathBuf {
         let taken = self.call("Page.captureScreenshot", json!({ "captureBeyondViewport": true })).await;
         let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("target/artifacts");
         std::fs::create_dir_all(&folder).unwrap();
@@ -149,5 +153,5 @@ fn browser() -> PathBuf {
     let found = std::env::split_paths(&folders)
         .flat_map(|folder| NAMES.map(|name| folder.join(name)))
         .find(|path| path.is_file());
-    found.expect("a browser is needed: apt-get install -y chromium-headless-shell")
+    found.expect("no browser found: apt-get install -y chromium-headless-shell")
 }

@@ -1,4 +1,4 @@
-//! Many claimers who want every key of many owners, and the books that are kept of what they get.
+//! Many devices that claim every one-time key of many owners, and a record that detects keys handed out twice.
 
 use std::{
     collections::{BTreeMap, HashSet},
@@ -15,15 +15,16 @@ use uuid::Uuid;
 
 use super::{Codec, KeySet, Person, Server, Socket, eventually, sign_in};
 
-/// The levels that a pool is announced at under the default threshold.
+/// The pool levels at which `prekeys.low` is sent under the default threshold.
 const LEVELS: [u64; 4] = [20, 10, 5, 0];
 
-/// A device with a pool of keys.
+/// A device with a pool of one-time keys.
 pub struct Owner {
     pub person: Person,
     pub socket: Socket,
 }
 
+/// Creates devices with one-time prekeys `1..=each` of their own.
 pub async fn owners(server: &impl Server, count: usize, each: u32) -> Vec<Owner> {
     let mut owners = Vec::new();
     for index in 0..count {
@@ -41,40 +42,42 @@ pub async fn owners(server: &impl Server, count: usize, each: u32) -> Vec<Owner>
     owners
 }
 
-/// One claim to be made: by whom is up to the test, from whom and under which id is not.
+/// A claim to be made by any of the claimers: the owner and the claim id are fixed.
 #[derive(Clone)]
-pub struct Intent {
+pub struct PendingClaim {
     pub user: String,
     pub claim: Uuid,
 }
 
-/// Every key of every owner is wanted once, in an order that mixes the owners.
-pub fn intents(owners: &[Owner], each: u32) -> Vec<Intent> {
+/// Returns one claim for each key of each owner, alternating between owners.
+pub fn pending_claims(owners: &[Owner], each: u32) -> Vec<PendingClaim> {
     (0..each)
-        .flat_map(|_| owners.iter().map(|owner| Intent { user: owner.person.user.clone(), claim: Uuid::new_v4() }))
+        .flat_map(|_| {
+            owners.iter().map(|owner| PendingClaim { user: owner.person.user.clone(), claim: Uuid::new_v4() })
+        })
         .collect()
 }
 
-/// Waits until at most so many intents are left, and keeps the claimers from them as long as the guard lives.
-pub async fn shrunk_to(queue: &Mutex<Vec<Intent>>, left: usize) -> MutexGuard<'_, Vec<Intent>> {
-    let guard = eventually("the queue shrinks", || async {
+/// Waits until at most `left` claims are queued. The guard that it returns stops the claimers while it is held.
+pub async fn lock_when_at_most(queue: &Mutex<Vec<PendingClaim>>, left: usize) -> MutexGuard<'_, Vec<PendingClaim>> {
+    let guard = eventually("the queue is short enough", || async {
         let guard = queue.lock().await;
         (guard.len() <= left).then_some(guard)
     })
     .await;
-    assert!(!guard.is_empty(), "nothing is left to be claimed");
+    assert!(!guard.is_empty(), "expected claims to be left in the queue");
     guard
 }
 
-/// What was handed out: device → key ids, every one with the intent that got it.
+/// The keys that were handed out: device → key id → claim id.
 #[derive(Default)]
-pub struct Handed {
+pub struct HandedOut {
     pub keys: BTreeMap<String, BTreeMap<u64, Uuid>>,
 }
 
-impl Handed {
-    /// Notes a claim's answer, which must hold exactly one claimed key.
-    pub fn note(&mut self, intent: &Intent, answer: &Value) {
+impl HandedOut {
+    /// Records the answer to a claim, which must hold exactly one claimed key.
+    pub fn note(&mut self, intent: &PendingClaim, answer: &Value) {
         let bundles = answer["bundles"].as_array().unwrap();
         assert_eq!(bundles.len(), 1, "{answer}");
         let bundle = &bundles[0];
@@ -85,6 +88,7 @@ impl Handed {
         assert!(before.is_none_or(|claim| claim == intent.claim), "key {key} was handed out twice");
     }
 
+    /// Asserts that every key was handed out, each to a claim of its own.
     pub fn assert_complete(&self, owners: &[Owner], each: u32) {
         assert_eq!(self.keys.len(), owners.len());
         for (device, keys) in &self.keys {
@@ -95,21 +99,21 @@ impl Handed {
     }
 }
 
-/// No level may be told twice, counts may only fall, and an empty pool must have been told.
-pub fn assert_told_once(events: &[Value], owner: &str) {
+/// Asserts that no level was announced twice, counts only fell, and the empty pool was announced.
+pub fn assert_each_level_announced_once(events: &[Value], owner: &str) {
     let mut reached = 0;
     for event in events {
         assert_eq!(event["kind"], "one_time");
         assert_eq!(event["threshold"], 20);
         let remaining = event["remaining"].as_u64().unwrap();
         let depth = LEVELS.iter().filter(|level| remaining <= **level).count();
-        assert!(depth > reached, "{owner} was told of a level again: {events:?}");
+        assert!(depth > reached, "{owner} got the same level twice: {events:?}");
         reached = depth;
     }
-    assert_eq!(reached, LEVELS.len(), "{owner} was not told that the pool is empty: {events:?}");
+    assert_eq!(reached, LEVELS.len(), "{owner} got no event for the empty pool: {events:?}");
 }
 
-/// Only the address of a server that the test may stop meanwhile.
+/// The address of a server that the test may stop while clients use it.
 pub struct Endpoint {
     pub address: SocketAddr,
 }
@@ -120,23 +124,25 @@ impl Server for Endpoint {
     }
 
     fn mail(&self) -> &Path {
-        unreachable!("nobody signs in here")
+        unreachable!("an endpoint is not used for signing in")
     }
 }
 
-/// Claims until the queue is empty, repeating what got no reply with the same id on a new connection; and repeats every
-/// tenth that did, which must bring the same key. Gives the number of claims that had to be repeated.
+/// Claims until the queue is empty. A claim without a reply is repeated with the same id, on a new connection if the old
+/// one closed. Every tenth successful claim is repeated too, and must return the same key.
+///
+/// Returns the number of claims that had to be repeated.
 pub async fn claim_through_crashes(
     endpoints: Vec<Endpoint>,
     person: Person,
-    queue: Arc<Mutex<Vec<Intent>>>,
-    handed: Arc<Mutex<Handed>>,
+    queue: Arc<Mutex<Vec<PendingClaim>>>,
+    handed_out: Arc<Mutex<HandedOut>>,
 ) -> usize {
     let mut retried = 0;
     let mut done = 0;
-    // The nodes take turns: what one did not answer is repeated on the next.
+    // Each reconnect goes to the next node, so a claim that one node did not answer is repeated on another.
     let mut endpoints = endpoints.iter().cycle();
-    let mut socket = connect_patiently(&mut endpoints, &person).await;
+    let mut socket = connect_with_retries(&mut endpoints, &person).await;
     loop {
         let Some(intent) = queue.lock().await.pop() else { return retried };
         let params = json!({ "user_id": intent.user, "claim_id": intent.claim });
@@ -150,23 +156,23 @@ pub async fn claim_through_crashes(
                 }
                 None => {
                     retried += 1;
-                    socket = connect_patiently(&mut endpoints, &person).await;
+                    socket = connect_with_retries(&mut endpoints, &person).await;
                 }
             }
         };
-        handed.lock().await.note(&intent, &answer);
+        handed_out.lock().await.note(&intent, &answer);
         done += 1;
         if done % 10 == 0
             && let Some(Ok(again)) = socket.try_request("keys.claim", params).await
         {
-            assert_eq!(again, answer, "a repeat brings the same");
+            assert_eq!(again, answer, "expected a repeated claim to return the same answer");
         }
     }
 }
 
-/// Connects to the first of the nodes, in turn, that takes the connection.
-pub async fn connect_patiently<'a>(endpoints: &mut impl Iterator<Item = &'a Endpoint>, person: &Person) -> Socket {
-    eventually("a node takes the connection", || {
+/// Tries the nodes in turn until one accepts the connection.
+pub async fn connect_with_retries<'a>(endpoints: &mut impl Iterator<Item = &'a Endpoint>, person: &Person) -> Socket {
+    eventually("a node accepts the connection", || {
         let endpoint = endpoints.next();
         async move { Socket::try_connect(endpoint?, &person.token, Codec::Json).await }
     })

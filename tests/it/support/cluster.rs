@@ -1,4 +1,4 @@
-//! Nodes that share a PostgreSQL and a Redis, and somebody who gets in their way there.
+//! Nodes that share one PostgreSQL database and one Redis, and transactions that block them.
 
 use serde_json::Value;
 use sqlx::{ConnectOptions, Executor, PgConnection, postgres::PgConnectOptions};
@@ -6,15 +6,15 @@ use uuid::Uuid;
 
 use super::{Codec, Person, ServerProcess, Services, Settings, Socket, eventually, http::call, sign_in};
 
-/// Nodes, each a process, on one database and one Redis.
+/// Server processes that share one database and one Redis.
 pub struct Cluster {
     pub nodes: Vec<ServerProcess>,
-    /// The URL of their database.
+    /// The URL of the shared database.
     pub database: String,
 }
 
 impl Cluster {
-    /// Starts nodes all at once on a new database.
+    /// Starts nodes concurrently on a new database.
     pub async fn start(services: &Services, nodes: usize, settings: Settings<'_>) -> Self {
         let database = services.database().await;
         let shared = [
@@ -26,12 +26,13 @@ impl Cluster {
         let nodes = futures_util::future::join_all((0..nodes).map(|_| ServerProcess::start(&settings))).await;
         Self { nodes, database }
     }
-    /// A connection to their database, of which they know nothing.
+
+    /// Opens a connection to the database that does not belong to any node.
     pub async fn sql(&self) -> PgConnection {
         self.database.parse::<PgConnectOptions>().unwrap().connect().await.unwrap()
     }
 
-    /// Two devices of one user, the first connected to the first node, the second to the second.
+    /// Creates two devices of one user, the first connected to the first node, the second to the second.
     pub async fn two_devices(&self, email: &str) -> [(Person, Socket); 2] {
         let mut devices = Vec::new();
         for node in &self.nodes[..2] {
@@ -42,8 +43,8 @@ impl Cluster {
         devices.try_into().ok().unwrap()
     }
 
-    /// Waits until every node says that it is `ready`, or `degraded`.
-    pub async fn all_are(&self, status: &str) {
+    /// Waits until every node reports this status: `ready` or `degraded`.
+    pub async fn wait_for_status(&self, status: &str) {
         for node in &self.nodes {
             eventually(status, || async {
                 let (_, body) = call(node, reqwest::Method::GET, "/readyz", None, None).await;
@@ -53,7 +54,7 @@ impl Cluster {
         }
     }
 
-    /// The first node's or the second's record of connections that it opened for a device: their epochs, oldest first.
+    /// Returns the epochs of the connections that a node opened for a device, oldest first, read from the node's log.
     pub fn epochs(&self, node: usize, device: &str) -> Vec<i64> {
         let log = std::fs::read_to_string(self.nodes[node].path("server.log")).unwrap();
         let lines = log.lines().filter(|line| line.contains("socket opened") && line.contains(device));
@@ -62,14 +63,14 @@ impl Cluster {
     }
 }
 
-/// A foreign transaction that holds rows, so that whoever wants them has to wait.
-pub struct Holder {
+/// An open transaction that holds row locks, so that other statements on these rows wait.
+pub struct RowLock {
     holding: PgConnection,
     watching: PgConnection,
 }
 
-impl Holder {
-    /// Takes the rows that a statement locks, given an id.
+impl RowLock {
+    /// Locks the row that the statement selects by this id.
     pub async fn lock(cluster: &Cluster, statement: &'static str, id: &str) -> Self {
         let (mut holding, watching) = (cluster.sql().await, cluster.sql().await);
         holding.execute("BEGIN").await.unwrap();
@@ -78,10 +79,10 @@ impl Holder {
         Self { holding, watching }
     }
 
-    /// Waits until so many statements wait for locks.
-    pub async fn waited_for_by(&mut self, statements: i64) {
+    /// Waits until exactly this many statements in the database wait for locks.
+    pub async fn wait_for_waiters(&mut self, statements: i64) {
         let watching = tokio::sync::Mutex::new(&mut self.watching);
-        eventually("the statements wait", || async {
+        eventually("the expected number of statements wait for locks", || async {
             let (waiting,): (i64,) = sqlx::query_as(
                 "SELECT COUNT(*) FROM pg_stat_activity WHERE datname = current_database() AND wait_event_type = 'Lock'",
             )
@@ -93,8 +94,8 @@ impl Holder {
         .await;
     }
 
-    /// Ends the connections of those who wait, as an operator or a restart of the database would.
-    pub async fn cut_off(&mut self) {
+    /// Terminates the connections whose statements wait for locks, as an operator or a database restart would.
+    pub async fn terminate_waiters(&mut self) {
         let cut = self.watching.execute(
             "SELECT pg_terminate_backend(pid) FROM pg_stat_activity \
              WHERE datname = current_database() AND wait_event_type = 'Lock'",
@@ -102,7 +103,7 @@ impl Holder {
         cut.await.unwrap();
     }
 
-    /// Lets them go on.
+    /// Releases the locks.
     pub async fn release(mut self) {
         self.holding.execute("ROLLBACK").await.unwrap();
     }

@@ -1,4 +1,4 @@
-//! The HTTP side of a client: signing in by mailed code.
+//! An HTTP client: signing in with a mailed code.
 
 use std::{fs, path::Path};
 
@@ -7,7 +7,7 @@ use serde_json::{Value, json};
 
 use super::{Server, eventually};
 
-/// Somebody with a session.
+/// A signed-in device of a user.
 #[derive(Clone, Debug)]
 pub struct Person {
     pub email: String,
@@ -17,7 +17,7 @@ pub struct Person {
     pub token: String,
 }
 
-/// Sends a JSON request and gives status and body (`Null` where there is none).
+/// Sends a JSON request and returns the status and the body (`Null` if it is empty).
 pub async fn call(
     server: &impl Server,
     method: Method,
@@ -38,17 +38,17 @@ pub async fn call(
     (status, if text.is_empty() { Value::Null } else { serde_json::from_str(&text).unwrap() })
 }
 
-/// POSTs JSON.
+/// Sends a POST request without a token.
 pub async fn post(server: &impl Server, path: &str, body: Value) -> (StatusCode, Value) {
     call(server, Method::POST, path, None, Some(body)).await
 }
 
-/// Asks for a code and gives the challenge's id with the code out of the mail.
+/// Requests a code, and returns the challenge id and the code from the mail.
 pub async fn challenge(server: &impl Server, email: &str) -> (String, String) {
     let before = codes(server.mail(), email);
     let (status, body) = post(server, "/v1/auth/otp", json!({ "email": email })).await;
     assert_eq!(status, StatusCode::ACCEPTED, "{body}");
-    // Under a clock that stands still the files' names do not tell which is the newest.
+    // With a manual clock the file names do not show which mail is the newest, so compare with the codes from before.
     let code = eventually("a mail with a code", || async {
         codes(server.mail(), email).into_iter().find(|code| !before.contains(code))
     })
@@ -56,13 +56,13 @@ pub async fn challenge(server: &impl Server, email: &str) -> (String, String) {
     (body["challenge_id"].as_str().unwrap().to_owned(), code)
 }
 
-/// The codes that were mailed to an address, oldest first.
+/// Returns the codes that were mailed to an address, oldest first.
 pub fn codes(folder: &Path, email: &str) -> Vec<String> {
     let marker = format!("To: {}", email.to_lowercase());
     mails(folder).into_iter().filter(|mail| mail.contains(&marker)).filter_map(|mail| eight_digits(&mail)).collect()
 }
 
-/// All mails, oldest first.
+/// Returns all mails in the folder, oldest first.
 pub fn mails(folder: &Path) -> Vec<String> {
     let Ok(entries) = fs::read_dir(folder) else { return vec![] };
     let mut paths: Vec<_> = entries
@@ -73,12 +73,12 @@ pub fn mails(folder: &Path) -> Vec<String> {
     paths.into_iter().map(|path| fs::read_to_string(path).unwrap()).collect()
 }
 
-/// The one group of eight digits in a mail's text.
+/// Returns the group of eight digits in a mail's text, of which there must be at most one.
 fn eight_digits(mail: &str) -> Option<String> {
     let (_, text) = mail.split_once("\r\n\r\n")?;
     let mut groups = text.split(|c: char| !c.is_ascii_digit()).filter(|group| group.len() == 8);
     let code = groups.next()?.to_owned();
-    assert_eq!(groups.next(), None, "more than one group of eight digits");
+    assert_eq!(groups.next(), None, "expected one group of eight digits in the mail");
     Some(code)
 }
 
@@ -87,7 +87,7 @@ pub async fn sign_in(server: &impl Server, email: &str) -> Person {
     sign_in_as(server, email, json!({})).await
 }
 
-/// Signs in with more fields in the request, such as `device`.
+/// Signs in with extra fields in the request, such as `device`.
 pub async fn sign_in_as(server: &impl Server, email: &str, more: Value) -> Person {
     let (challenge_id, code) = challenge(server, email).await;
     let mut body = json!({ "challenge_id": challenge_id, "email": email, "code": code });
@@ -97,7 +97,7 @@ pub async fn sign_in_as(server: &impl Server, email: &str, more: Value) -> Perso
     person(email, &body)
 }
 
-/// Reads the answer to a successful verify.
+/// Parses the body of a successful `verify`.
 pub fn person(email: &str, body: &Value) -> Person {
     let text = |key: &str| body[key].as_str().unwrap().to_owned();
     Person {

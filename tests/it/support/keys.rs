@@ -1,4 +1,4 @@
-//! Real keys with valid signatures, as a client would make them.
+//! Generates real keys with valid signatures, as a client does.
 
 use base64::{Engine, engine::general_purpose::STANDARD};
 use ed25519_dalek::Signer;
@@ -10,7 +10,7 @@ use sealwire::domain::{
 };
 use serde_json::{Value, json};
 
-/// Public keys of one device, and the private identity key that signs more.
+/// Generates the public keys of one device and signs them with its identity key.
 pub struct KeySet {
     pub suite: Suite,
     pub identity: Vec<u8>,
@@ -29,7 +29,7 @@ impl KeySet {
         Self { suite, identity, private, rng }
     }
 
-    /// A curve public key in the suite's form.
+    /// Generates a curve public key in the suite's encoding.
     pub fn public_key(&mut self) -> Vec<u8> {
         let key = x25519_public(&self.rng.random());
         match self.suite {
@@ -38,7 +38,7 @@ impl KeySet {
         }
     }
 
-    /// The identity key's signature.
+    /// Signs a message with the identity key.
     pub fn sign(&mut self, message: &[u8]) -> Vec<u8> {
         if self.suite == Suite::Ed25519X3dh {
             return ed25519_dalek::SigningKey::from_bytes(&self.private).sign(message).to_bytes().to_vec();
@@ -71,7 +71,7 @@ impl KeySet {
         json!({ "key_id": key_id, "public_key": base64(key), "signature": base64(&signature) })
     }
 
-    /// The parameters of a complete first publish, with these ids in the one-time pool.
+    /// Returns the parameters of a complete first publish, with one-time prekeys of these ids.
     pub fn complete(&mut self, one_time: impl IntoIterator<Item = u32>) -> Value {
         let mut params = json!({
             "suite": self.suite.as_str(),

@@ -1,4 +1,4 @@
-//! A mail server that takes or refuses everything.
+//! An SMTP server that accepts or refuses every mail.
 
 use std::{
     net::SocketAddr,
@@ -17,7 +17,7 @@ use tokio::{
 
 use super::eventually;
 
-/// A mail as the mail server got it.
+/// A mail as the server received it.
 #[derive(Clone, Debug, Default)]
 pub struct Received {
     pub from: String,
@@ -32,7 +32,7 @@ impl Received {
         line.unwrap_or_else(|| panic!("no {name} in {head}"))
     }
 
-    /// The one group of eight digits in subject and text.
+    /// Returns the code: the only group of eight digits in the subject and text.
     pub fn code(&self) -> String {
         let (_, text) = self.data.split_once("\r\n\r\n").unwrap();
         let shown = format!("{}\n{text}", self.header("Subject"));
@@ -42,32 +42,34 @@ impl Received {
     }
 }
 
-/// What all conversations with a mail server share.
+/// The state that all sessions of a mail server share.
 #[derive(Default)]
-pub struct Mailroom {
+pub struct MailState {
     pub received: Mutex<Vec<Received>>,
-    /// The reply to RCPT instead of 250, unless 0.
+    /// The reply code to RCPT. 0 means 250.
     pub refuse_with: AtomicU16,
     pub refused: AtomicU16,
 }
 
-impl Mailroom {
+impl MailState {
     pub fn mails(&self) -> Vec<Received> {
         self.received.lock().unwrap().clone()
     }
 
-    pub async fn nth(&self, index: usize) -> Received {
+    pub async fn nth_mail(&self, index: usize) -> Received {
         eventually("the mail arrives", || async { self.mails().get(index).cloned() }).await
     }
 
-    pub async fn refused(&self, times: u16) {
-        eventually("mails were refused", || async { (self.refused.load(Ordering::SeqCst) >= times).then_some(()) })
-            .await;
+    pub async fn wait_for_refusals(&self, times: u16) {
+        eventually("enough mails were refused", || async {
+            (self.refused.load(Ordering::SeqCst) >= times).then_some(())
+        })
+        .await;
     }
 }
 
 struct Conversation {
-    room: Arc<Mailroom>,
+    state: Arc<MailState>,
     mail: Received,
     data: Vec<u8>,
 }
@@ -79,13 +81,13 @@ impl Handler for Conversation {
     }
 
     fn rcpt(&mut self, to: &str) -> Response {
-        match self.room.refuse_with.load(Ordering::SeqCst) {
+        match self.state.refuse_with.load(Ordering::SeqCst) {
             0 => {
                 self.mail.to.push(to.to_owned());
                 response::OK
             }
             code => {
-                self.room.refused.fetch_add(1, Ordering::SeqCst);
+                self.state.refused.fetch_add(1, Ordering::SeqCst);
                 Response::custom(code, "not now".to_owned())
             }
         }
@@ -99,15 +101,15 @@ impl Handler for Conversation {
     fn data_end(&mut self) -> Response {
         let mut mail = std::mem::take(&mut self.mail);
         mail.data = String::from_utf8(std::mem::take(&mut self.data)).unwrap();
-        self.room.received.lock().unwrap().push(mail);
+        self.state.received.lock().unwrap().push(mail);
         response::OK
     }
 }
 
-/// A mail server that takes or refuses everything.
+/// An SMTP server on 127.0.0.1.
 pub struct MailServer {
     pub address: SocketAddr,
-    pub room: Arc<Mailroom>,
+    pub state: Arc<MailState>,
     accepting: JoinHandle<()>,
 }
 
@@ -125,15 +127,15 @@ impl MailServer {
     pub async fn start_on(address: SocketAddr) -> Self {
         let listener = TcpListener::bind(address).await.unwrap();
         let address = listener.local_addr().unwrap();
-        let room = Arc::new(Mailroom::default());
-        let rooms = room.clone();
+        let state = Arc::new(MailState::default());
+        let shared = state.clone();
         let accepting = tokio::spawn(async move {
             while let Ok((stream, _)) = listener.accept().await {
-                let conversation = Conversation { room: rooms.clone(), mail: Received::default(), data: vec![] };
+                let conversation = Conversation { state: shared.clone(), mail: Received::default(), data: vec![] };
                 tokio::spawn(converse(stream, conversation));
             }
         });
-        Self { address, room, accepting }
+        Self { address, state, accepting }
     }
 
     pub fn url(&self) -> String {
@@ -141,7 +143,7 @@ impl MailServer {
     }
 }
 
-/// Carries one conversation's lines between the stream and the protocol's state machine.
+/// Passes lines between the stream and the SMTP state machine.
 async fn converse(stream: TcpStream, conversation: Conversation) -> std::io::Result<()> {
     let peer = stream.peer_addr()?.ip();
     let mut stream = BufReader::new(stream);

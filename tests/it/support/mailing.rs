@@ -1,4 +1,4 @@
-//! Devices that exchange messages.
+//! Devices that send and receive messages.
 
 use sealwire::domain::Suite;
 use serde_json::{Value, json};
@@ -6,14 +6,14 @@ use uuid::Uuid;
 
 use super::{Codec, KeySet, Person, Server, Socket, keys::base64, sign_in};
 
-/// A device that others can write to.
+/// A connected device with published keys, so that others can send to it.
 pub struct Member {
     pub person: Person,
     pub socket: Socket,
 }
 
 impl Member {
-    /// Signs in on a new device, connects and publishes.
+    /// Signs in on a new device, connects and publishes keys.
     pub async fn join(server: &impl Server, email: &str, codec: Codec) -> Self {
         let person = sign_in(server, email).await;
         let socket = Socket::connect(server, &person.token, codec).await;
@@ -21,7 +21,7 @@ impl Member {
         Self { person, socket }
     }
 
-    /// Connects again.
+    /// Replaces the socket with a new connection.
     pub async fn reconnect(&mut self, server: &impl Server, codec: Codec) {
         self.socket = Socket::connect(server, &self.person.token, codec).await;
     }
@@ -31,7 +31,7 @@ impl Member {
         self.socket.request("messages.send", message(to, text)).await
     }
 
-    /// The next message, which must be this text; acks it.
+    /// Waits for the next message, asserts that it has this text, and acks it.
     pub async fn receives(&self, text: &str) -> Value {
         let message = self.socket.event("message").await;
         assert_eq!(message["content"], content(text), "{message}");
@@ -39,7 +39,7 @@ impl Member {
         message
     }
 
-    /// Acks messages, all of which must still be there.
+    /// Acks messages, all of which must still be in the mailbox.
     pub async fn ack(&self, messages: &[&Value]) {
         let seqs: Vec<&Value> = messages.iter().map(|message| &message["seq"]).collect();
         let acked = self.socket.request("messages.ack", json!({ "seqs": seqs })).await;
@@ -47,20 +47,20 @@ impl Member {
     }
 }
 
-/// Publishes a complete set without one-time keys, in this device's own name.
+/// Publishes a complete key set of random keys, without one-time keys.
 pub async fn publish(socket: &Socket) {
     let seed = Uuid::new_v4().as_u64_pair().0;
     socket.request("keys.publish", KeySet::new(Suite::SignalX3dh, seed).complete([])).await;
 }
 
-/// The parameters of a message with this text to each of these devices, all of one user.
+/// Returns the parameters of `messages.send` for a text to these devices, all of one user.
 pub fn message(to: &[&Person], text: &str) -> Value {
     let messages: Vec<Value> =
         to.iter().map(|one| json!({ "device_id": one.device, "type": 3, "content": content(text) })).collect();
     json!({ "message_id": Uuid::new_v4(), "to": to[0].user, "messages": messages })
 }
 
-/// A text as the content of a message.
+/// Encodes a text as the content of a message.
 pub fn content(text: &str) -> String {
     base64(text.as_bytes())
 }

@@ -1,4 +1,4 @@
-//! The table of error codes, as the protocol has it, and what an error must look like.
+//! The protocol's table of error codes, and a check of an error's shape.
 
 use serde_json::Value;
 
@@ -29,9 +29,10 @@ const TABLE: [(&str, u16, bool); 23] = [
     ("internal", 500, true),
 ];
 
-/// Checks that an error is exactly this one of the table and gives its HTTP status.
+/// Asserts that an error has this code and the shape that the protocol specifies. Returns its HTTP status.
 pub fn assert_problem(error: &Value, code: &str, what: &str) -> u16 {
-    let (_, status, retryable) = TABLE.into_iter().find(|(name, ..)| *name == code).expect("a code of the table");
+    let (_, status, retryable) =
+        TABLE.into_iter().find(|(name, ..)| *name == code).expect("the code must be in the table");
     assert_eq!(error["code"], code, "{what}: {error}");
     assert_eq!(error["retryable"], retryable, "{what}: {error}");
     assert!(error["message"].as_str().is_some_and(|text| !text.is_empty()), "{what}: {error}");

@@ -1,5 +1,5 @@
-//! A way to a server on which everything can fall silent without a connection ending, as when a machine freezes or a
-//! network drops its packets.
+//! A TCP proxy that can stop forwarding without closing connections, as when a machine freezes or a network drops
+//! packets.
 
 use std::net::SocketAddr;
 
@@ -10,7 +10,7 @@ use tokio::{
     task::JoinHandle,
 };
 
-/// Passes TCP connections on.
+/// Forwards TCP connections to a server.
 pub struct Proxy {
     pub address: SocketAddr,
     silent: watch::Sender<bool>,
@@ -18,7 +18,7 @@ pub struct Proxy {
 }
 
 impl Proxy {
-    /// Starts one in front of a server.
+    /// Starts a proxy in front of a server.
     pub async fn start(server: SocketAddr) -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap();
@@ -31,13 +31,13 @@ impl Proxy {
         Self { address, silent, task }
     }
 
-    /// From now on nothing passes; connections are still taken.
-    pub fn fall_silent(&self) {
+    /// Stops forwarding. Connections are still accepted.
+    pub fn stop_forwarding(&self) {
         self.silent.send_replace(true);
     }
 
-    /// What waits passes, and all that follows.
-    pub fn speak(&self) {
+    /// Forwards what was held back and everything after it.
+    pub fn resume_forwarding(&self) {
         self.silent.send_replace(false);
     }
 }

@@ -1,4 +1,5 @@
-//! A WebSocket client that may say anything: its frames are made by hand, and it answers nothing unasked.
+//! A WebSocket client that sends arbitrary bytes: frames are built by hand, and pings and closes are not answered
+//! automatically.
 
 use std::{fmt::Write as _, sync::Arc, time::Duration};
 
@@ -15,7 +16,7 @@ use tokio::{
 
 use super::{Codec, PATIENCE, Server};
 
-/// First header bytes of whole messages and of control frames.
+// First header bytes of unfragmented messages and of control frames (RFC 6455, section 5.2).
 pub const TEXT: u8 = 0x81;
 pub const BINARY: u8 = 0x82;
 pub const CLOSE: u8 = 0x88;
@@ -23,15 +24,15 @@ pub const PING: u8 = 0x89;
 pub const PONG: u8 = 0x8a;
 
 /// The answer to an upgrade request.
-pub struct Answer {
+pub struct UpgradeResponse {
     pub status: u16,
     head: String,
-    /// Its JSON, `Null` where there is none.
+    /// The JSON body, or `Null`.
     pub body: Value,
 }
 
-impl Answer {
-    /// The value of a header, by its lower-case name.
+impl UpgradeResponse {
+    /// Returns the value of a header. Names are compared without case.
     pub fn header(&self, name: &str) -> Option<&str> {
         self.head.lines().skip(1).find_map(|line| {
             let (key, value) = line.split_once(':')?;
@@ -40,12 +41,12 @@ impl Answer {
     }
 }
 
-/// Asks for `/v1/socket` with exactly these headers besides `Host`.
-pub async fn knock(server: &impl Server, headers: &[(&str, &str)]) -> (Answer, RawSocket) {
-    knock_from([127, 0, 0, 1], server, headers).await
+/// Sends an upgrade request to `/v1/socket` with exactly these headers besides `Host`.
+pub async fn request_upgrade(server: &impl Server, headers: &[(&str, &str)]) -> (UpgradeResponse, RawSocket) {
+    request_upgrade_from([127, 0, 0, 1], server, headers).await
 }
 
-/// A connection from an address of this machine.
+/// Opens a TCP connection from this local address.
 pub async fn connect_from(source: [u8; 4], server: &impl Server) -> TcpStream {
     let socket = TcpSocket::new_v4().unwrap();
     socket.bind((source, 0).into()).unwrap();
@@ -54,8 +55,12 @@ pub async fn connect_from(source: [u8; 4], server: &impl Server) -> TcpStream {
     stream
 }
 
-/// The same as [`knock`], from another address of this machine.
-pub async fn knock_from(source: [u8; 4], server: &impl Server, headers: &[(&str, &str)]) -> (Answer, RawSocket) {
+/// Like [`request_upgrade`], from this local address.
+pub async fn request_upgrade_from(
+    source: [u8; 4],
+    server: &impl Server,
+    headers: &[(&str, &str)],
+) -> (UpgradeResponse, RawSocket) {
     let stream = connect_from(source, server).await;
     let mut request = format!("GET /v1/socket HTTP/1.1\r\nHost: {}\r\n", server.address());
     for (name, value) in headers {
@@ -69,22 +74,22 @@ pub async fn knock_from(source: [u8; 4], server: &impl Server, headers: &[(&str,
         if let Some(at) = socket.inbox.windows(4).position(|four| four == b"\r\n\r\n") {
             break at + 4;
         }
-        assert!(socket.fill().await, "no answer to an upgrade request");
+        assert!(socket.fill().await, "expected an answer to the upgrade request, got the end of the stream");
     };
     let head = String::from_utf8(socket.inbox.drain(..end).collect()).unwrap();
     let status = head.split(' ').nth(1).unwrap().parse().unwrap();
-    let mut answer = Answer { status, head, body: Value::Null };
+    let mut answer = UpgradeResponse { status, head, body: Value::Null };
     if let Some(length) = answer.header("content-length") {
         let length: usize = length.parse().unwrap();
         while socket.inbox.len() < length {
-            assert!(socket.fill().await, "a body that was cut off");
+            assert!(socket.fill().await, "expected a body of {length} bytes, got the end of the stream");
         }
         answer.body = serde_json::from_slice(&socket.inbox[..length]).unwrap_or(Value::Null);
     }
     (answer, socket)
 }
 
-/// The headers of a sound upgrade request, without token and subprotocol.
+/// The headers of a valid upgrade request, without token and subprotocol.
 pub const HANDSHAKE: [(&str, &str); 4] = [
     ("connection", "Upgrade"),
     ("upgrade", "websocket"),
@@ -101,32 +106,32 @@ pub struct RawSocket {
 }
 
 impl RawSocket {
-    /// Connects, and gives the first frame too.
+    /// Connects, reads up to `mailbox.drained`, and returns the `welcome` event too.
     pub async fn connect(server: &impl Server, token: &str, codec: Codec) -> (Self, Value) {
         let bearer = format!("Bearer {token}");
         let more = [("authorization", bearer.as_str()), ("sec-websocket-protocol", codec.subprotocol())];
-        let (answer, mut socket) = knock(server, &[&HANDSHAKE[..], &more].concat()).await;
+        let (answer, mut socket) = request_upgrade(server, &[&HANDSHAKE[..], &more].concat()).await;
         assert_eq!(answer.status, 101, "{}", answer.body);
         socket.codec = codec;
-        let welcome = socket.message().await.expect("a welcome");
-        assert_eq!(welcome["event"], "welcome", "the first frame");
-        // Behind word of keys that run low.
-        while socket.message().await.expect("word of the mailbox")["event"] != "mailbox.drained" {}
+        let welcome = socket.message().await.expect("expected a welcome, got a close");
+        assert_eq!(welcome["event"], "welcome", "expected a welcome as the first frame");
+        // `prekeys.low` events may come before it.
+        while socket.message().await.expect("expected mailbox.drained, got a close")["event"] != "mailbox.drained" {}
         (socket, welcome)
     }
 
-    /// Sends bytes as they are. That the server has closed meanwhile shows when it is listened to.
+    /// Sends bytes unchanged. Errors are ignored: if the server has closed the connection, the next read shows it.
     pub async fn send(&mut self, bytes: &[u8]) {
         let _ = self.writer.lock().await.write_all(bytes).await;
     }
 
-    /// Sends bytes while something else is done, such as listening, or nothing.
-    pub fn send_meanwhile(&self, bytes: Vec<u8>) {
+    /// Sends bytes in a background task, so that the test can read (or not) at the same time.
+    pub fn send_in_background(&self, bytes: Vec<u8>) {
         let writer = self.writer.clone();
         tokio::spawn(async move { writer.lock().await.write_all(&bytes).await });
     }
 
-    /// Sends bytes until the server has read none of them for a second, and gives how many were sent.
+    /// Sends bytes until the server reads none for a second, and returns how many were sent. Panics if it reads all.
     pub async fn send_until_stuck(&mut self, bytes: &[u8]) -> usize {
         let mut writer = self.writer.lock().await;
         let mut sent = 0;
@@ -136,30 +141,31 @@ impl RawSocket {
                 Err(_) => return sent,
             }
         }
-        panic!("the server has read all {sent} bytes");
+        panic!("expected the server to stop reading, but it read all {sent} bytes");
     }
 
-    /// Ends its own side of TCP and goes on listening.
+    /// Closes the sending side of TCP; reading stays possible.
     pub async fn shutdown(&mut self) {
         let _ = self.writer.lock().await.shutdown().await;
     }
 
-    /// Sends a value as one frame of the codec's kind.
-    pub async fn say(&mut self, value: &Value) {
+    /// Sends a value as one data frame in the codec's encoding.
+    pub async fn send_value(&mut self, value: &Value) {
         let bytes = data(self.codec, &encode(self.codec, value));
         self.send(&bytes).await;
     }
 
-    /// Sends a request without parameters of its own and waits for its reply, passing over everything else.
+    /// Sends `keys.status` and returns the reply, skipping all other frames.
     pub async fn status(&mut self, id: u32) -> Value {
-        self.say(&json!({ "id": id, "op": "keys.status" })).await;
+        self.send_value(&json!({ "id": id, "op": "keys.status" })).await;
         self.reply(id).await
     }
 
-    /// Waits for the reply to a request, passing over everything else.
+    /// Returns the reply to a request, skipping all other frames.
     pub async fn reply(&mut self, id: u32) -> Value {
         loop {
-            let message = self.message().await.unwrap_or_else(|| panic!("no reply to {id}"));
+            let message =
+                self.message().await.unwrap_or_else(|| panic!("expected a reply to request {id}, got a close"));
             if message["id"] == id {
                 return message;
             }
@@ -168,7 +174,10 @@ impl RawSocket {
 
     async fn fill(&mut self) -> bool {
         let mut chunk = vec![0; 16 * 1024];
-        match timeout(PATIENCE * 2, self.reader.read(&mut chunk)).await.expect("the server says something") {
+        match timeout(PATIENCE * 2, self.reader.read(&mut chunk))
+            .await
+            .expect("timed out waiting for the server to send or close")
+        {
             Ok(0) | Err(_) => false,
             Ok(n) => {
                 self.inbox.extend_from_slice(&chunk[..n]);
@@ -177,7 +186,7 @@ impl RawSocket {
         }
     }
 
-    /// The next frame: its first header byte and its payload. `None` where the server has ended TCP.
+    /// Returns the next frame's first header byte and payload, or `None` if the server has closed TCP.
     pub async fn frame(&mut self) -> Option<(u8, Vec<u8>)> {
         loop {
             if let Some((start, end)) = span(&self.inbox) {
@@ -192,7 +201,7 @@ impl RawSocket {
         }
     }
 
-    /// The next data frame, decoded. `None` where the server closes.
+    /// Returns the next data frame, decoded, or `None` if the server closes.
     pub async fn message(&mut self) -> Option<Value> {
         loop {
             match (self.frame().await?, self.codec) {
@@ -200,20 +209,20 @@ impl RawSocket {
                 ((BINARY, payload), Codec::MsgPack) => return Some(rmp_serde::from_slice(&payload).unwrap()),
                 ((PING | PONG, _), _) => {}
                 ((CLOSE, _), _) => return None,
-                (frame, _) => panic!("an unexpected frame {frame:?}"),
+                (frame, _) => panic!("unexpected frame {frame:?}"),
             }
         }
     }
 
-    /// The code of the Close frame, passing over everything before: 1005 where it has none, 1006 where there is no
-    /// Close frame. TCP must end behind it.
+    /// Skips to the Close frame and returns its code: 1005 if the frame has none, 1006 if TCP ends without a Close frame.
+    /// Asserts that the server closes TCP after it.
     pub async fn close_code(&mut self) -> u16 {
         loop {
             match self.frame().await {
                 None => return 1006,
                 Some((CLOSE, payload)) => {
                     self.shutdown().await;
-                    assert!(self.frame().await.is_none(), "something came after the Close frame");
+                    assert!(self.frame().await.is_none(), "expected the end of the stream after the Close frame");
                     return payload.first_chunk().map_or(1005, |code| u16::from_be_bytes(*code));
                 }
                 Some(_) => {}
@@ -221,18 +230,18 @@ impl RawSocket {
         }
     }
 
-    /// Ends TCP with a reset.
+    /// Resets the TCP connection.
     pub fn reset(self) {
         self.reader.as_ref().set_zero_linger().unwrap();
-        // Dropping the half would end it in good order first.
+        // Dropping the write half would send a FIN first.
         Arc::into_inner(self.writer).unwrap().into_inner().forget();
     }
 }
 
-/// Where the payload of the first frame of the server's bytes lies, if all of it is there.
+/// Returns the start and end of the first frame's payload, if the frame is complete.
 fn span(bytes: &[u8]) -> Option<(usize, usize)> {
     let second = *bytes.get(1)?;
-    assert_eq!(second & 0x80, 0, "a server does not mask");
+    assert_eq!(second & 0x80, 0, "a server must not mask its frames");
     let (start, length) = match second {
         126 => (4, u16::from_be_bytes(bytes.get(2..4)?.try_into().unwrap()).into()),
         127 => (10, usize::try_from(u64::from_be_bytes(bytes.get(2..10)?.try_into().unwrap())).unwrap()),
@@ -241,7 +250,7 @@ fn span(bytes: &[u8]) -> Option<(usize, usize)> {
     (bytes.len() >= start + length).then_some((start, start + length))
 }
 
-/// A value in the codec's encoding.
+/// Encodes a value with the codec.
 pub fn encode(codec: Codec, value: &Value) -> Vec<u8> {
     match codec {
         Codec::Json => value.to_string().into_bytes(),
@@ -249,12 +258,12 @@ pub fn encode(codec: Codec, value: &Value) -> Vec<u8> {
     }
 }
 
-/// A payload as one data frame of the codec's kind.
+/// Builds a masked data frame of the codec's kind.
 pub fn data(codec: Codec, payload: &[u8]) -> Vec<u8> {
     frame(if codec == Codec::Json { TEXT } else { BINARY }, payload)
 }
 
-/// A masked frame.
+/// Builds a masked frame.
 pub fn frame(head: u8, payload: &[u8]) -> Vec<u8> {
     let mut bytes = header(head, payload.len() as u64);
     bytes.extend(payload.iter().zip(MASK.iter().cycle()).map(|(byte, mask)| byte ^ mask));
@@ -263,7 +272,7 @@ pub fn frame(head: u8, payload: &[u8]) -> Vec<u8> {
 
 const MASK: [u8; 4] = [0x5a, 0x1c, 0xe3, 0x77];
 
-/// The header of a masked frame alone, with the shortest form of its length.
+/// Builds the header of a masked frame, with the shortest encoding of the length.
 pub fn header(head: u8, length: u64) -> Vec<u8> {
     let mut bytes = vec![head];
     match length {

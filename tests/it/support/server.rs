@@ -1,4 +1,4 @@
-//! Servers on free ports, each with a folder of its own.
+//! Starts servers on free ports, each with its own temporary folder.
 
 use std::{
     collections::BTreeMap,
@@ -26,15 +26,15 @@ use tokio::net::TcpSocket;
 
 use super::eventually;
 
-/// Settings by environment name, without the prefix: `("LIMITS__CLAIM_BURST", "0")`. For processes also `RUST_LOG` and
-/// `SSL_CERT_FILE`.
+/// Settings by environment variable without the `SEALWIRE__` prefix, e.g. `("LIMITS__CLAIM_BURST", "0")`. Processes also
+/// take `RUST_LOG` and `SSL_CERT_FILE`.
 pub type Settings<'a> = &'a [(&'a str, &'a str)];
 
-/// A server that tests can talk to.
+/// A server that tests can send requests to.
 pub trait Server {
-    /// Where clients connect.
+    /// The address for clients.
     fn address(&self) -> SocketAddr;
-    /// Where its mails are.
+    /// The folder of sent mails.
     fn mail(&self) -> &Path;
 }
 
@@ -47,7 +47,7 @@ fn environment(folder: &Path, settings: Settings) -> BTreeMap<String, String> {
         ("ADMIN__BIND", "127.0.0.1:0"),
         ("DATABASE__URL", &database),
         ("MAILER__URL", &mail),
-        // All tests come from one address and sign in often; those that test limits set them.
+        // All tests share one client address and sign in often, so these limits are off unless a test sets them.
         ("LIMITS__OTP_PER_NETWORK_HOUR", "0"),
         ("LIMITS__OTP_PER_EMAIL_NETWORK_HOUR", "0"),
         ("LIMITS__OTP_PER_EMAIL_HOUR", "0"),
@@ -59,14 +59,14 @@ fn environment(folder: &Path, settings: Settings) -> BTreeMap<String, String> {
     defaults.iter().chain(settings).map(|(key, value)| (name(key), (*value).to_owned())).collect()
 }
 
-/// A server in this process, built by the production constructor, with a clock that the test may own.
+/// A server in this process, built by the production constructor, optionally with a manual clock.
 pub struct TestApp {
     address: SocketAddr,
     admin: SocketAddr,
     mail: PathBuf,
-    /// Stops it, or one of its listeners.
+    /// Stops the server or one of its listeners.
     pub stopper: Stopper,
-    /// Its background tasks.
+    /// The server's background tasks.
     pub tasks: Tasks,
     thread: Option<JoinHandle<Result<(), AppError>>>,
     clock: Option<Arc<AtomicI64>>,
@@ -74,12 +74,12 @@ pub struct TestApp {
 }
 
 impl TestApp {
-    /// Starts one on the machine's clock.
+    /// Starts a server on the system clock.
     pub fn start(settings: Settings) -> Self {
         Self::build(settings, None)
     }
 
-    /// Starts one whose clock stands still until the test moves it.
+    /// Starts a server whose clock only moves with [`advance`](Self::advance).
     pub fn with_clock(settings: Settings) -> Self {
         let now = Timestamp::parse("2026-06-01T12:00:00Z").unwrap();
         Self::build(settings, Some(Arc::new(AtomicI64::new(now.as_micros()))))
@@ -104,23 +104,23 @@ impl TestApp {
         Self { address, admin, mail, stopper, tasks, thread: Some(thread), clock, folder }
     }
 
-    /// Moves the clock.
+    /// Advances the manual clock.
     pub fn advance(&self, span: Duration) {
-        let clock = self.clock.as_ref().expect("started with a clock");
+        let clock = self.clock.as_ref().expect("the server must be started by `with_clock`");
         clock.fetch_add(i64::try_from(span.as_micros()).unwrap(), Ordering::SeqCst);
     }
 
-    /// Where its operator looks.
+    /// The address of the admin listener.
     pub fn admin(&self) -> SocketAddr {
         self.admin
     }
 
-    /// The database file.
+    /// Returns the path of the database file.
     pub fn database(&self) -> PathBuf {
         self.folder.path().join("sealwire.db")
     }
 
-    /// Waits until it has stopped by itself, and gives why.
+    /// Waits until the server stops by itself, and returns its result.
     pub async fn ended(mut self) -> Result<(), AppError> {
         let thread = self.thread.take().unwrap();
         tokio::task::spawn_blocking(move || thread.join().unwrap()).await.unwrap()
@@ -129,7 +129,7 @@ impl TestApp {
     fn stop_and_join(&mut self) {
         if let Some(thread) = self.thread.take() {
             let stopper = self.stopper.clone();
-            // A runtime of its own, since the test's must not be blocked on.
+            // Needs its own runtime, because the test's runtime must not be blocked.
             let stopping = std::thread::spawn(move || {
                 tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap().block_on(stopper.stop());
             });
@@ -157,7 +157,7 @@ impl Server for TestApp {
     }
 }
 
-/// The built binary as a process, which can be killed and started again on the same files.
+/// A process of the built binary. It can be killed and restarted on the same files.
 pub struct ServerProcess {
     child: Child,
     address: SocketAddr,
@@ -168,7 +168,7 @@ pub struct ServerProcess {
 }
 
 impl ServerProcess {
-    /// Starts one on a free port, which it keeps over restarts.
+    /// Starts a server on a free port, which it keeps across restarts.
     pub async fn start(settings: Settings<'_>) -> Self {
         let folder = Arc::new(tempfile::tempdir().unwrap());
         let mut environment = environment(folder.path(), settings);
@@ -182,7 +182,7 @@ impl ServerProcess {
         process
     }
 
-    /// Runs a subcommand with the same settings and gives what it printed.
+    /// Runs a subcommand with the server's settings, and returns its stdout.
     pub fn command(&self, arguments: &[&str]) -> String {
         let output = Command::new(env!("CARGO_BIN_EXE_sealwire"))
             .args(arguments)
@@ -194,14 +194,14 @@ impl ServerProcess {
         String::from_utf8(output.stdout).unwrap()
     }
 
-    /// Bytes of memory that the process holds.
+    /// Returns the resident set size of the process in bytes.
     pub fn resident_bytes(&self) -> usize {
         let status = std::fs::read_to_string(format!("/proc/{}/status", self.child.id())).unwrap();
         let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).unwrap();
         line.trim().trim_end_matches(" kB").parse::<usize>().unwrap() * 1024
     }
 
-    /// Where its operator looks: a free port, of which the log tells.
+    /// Returns the address of the admin listener, read from the log because its port is chosen by the system.
     pub fn admin(&self) -> SocketAddr {
         let log = std::fs::read_to_string(self.path("server.log")).unwrap();
         let line = log.lines().rfind(|line| line.contains("listening for the operator")).unwrap();
@@ -210,7 +210,7 @@ impl ServerProcess {
         SocketAddr::from(([127, 0, 0, 1], u16::try_from(port).unwrap()))
     }
 
-    /// Keeps its files from growing beyond so many bytes, as a full disk would, or no longer does.
+    /// Limits the size of the files that the process writes, to simulate a full disk. `None` lifts the limit.
     pub fn limit_file_size(&self, bytes: Option<u64>) {
         use rustix::process::{Pid, Resource, Rlimit, getrlimit, prlimit};
         let pid = Pid::from_raw(i32::try_from(self.child.id()).unwrap());
@@ -218,46 +218,46 @@ impl ServerProcess {
         prlimit(pid, Resource::Fsize, Rlimit { current: bytes.or(maximum), maximum }).unwrap();
     }
 
-    /// A file in its folder.
+    /// Returns the path of a file in the server's folder.
     pub fn path(&self, name: &str) -> PathBuf {
         self.folder.path().join(name)
     }
 
-    /// Kills it without warning (SIGKILL).
+    /// Kills the process (SIGKILL).
     pub fn kill(&mut self) {
         self.child.kill().unwrap();
         self.child.wait().unwrap();
     }
 
-    /// Asks it to stop (SIGTERM), waits until it has, and gives how it ended.
+    /// Sends SIGTERM, waits until the process has stopped, and returns its exit status.
     pub async fn terminate(&mut self) -> ExitStatus {
-        self.signal();
+        self.send_sigterm();
         self.stopped().await
     }
 
     /// Sends SIGTERM.
-    pub fn signal(&self) {
+    pub fn send_sigterm(&self) {
         self.send_signal(rustix::process::Signal::TERM);
     }
 
-    /// Sends any signal.
+    /// Sends a signal.
     pub fn send_signal(&self, signal: rustix::process::Signal) {
         let id = i32::try_from(self.child.id()).unwrap();
         rustix::process::kill_process(rustix::process::Pid::from_raw(id).unwrap(), signal).unwrap();
     }
 
-    /// How it ended, if it has.
+    /// Returns the exit status if the process has stopped.
     pub fn try_stopped(&mut self) -> Option<ExitStatus> {
         self.child.try_wait().unwrap()
     }
 
-    /// Waits until it has stopped, and gives how it ended.
+    /// Waits until the process has stopped, and returns its exit status.
     pub async fn stopped(&mut self) -> ExitStatus {
         let child = Mutex::new(&mut self.child);
         eventually("the server has stopped", || async { child.lock().unwrap().try_wait().unwrap() }).await
     }
 
-    /// Starts it again on the same files and port.
+    /// Starts the server again on the same files and port.
     pub async fn restart(&mut self) {
         self.child = launch(&self.environment, self.folder.path());
         self.ready().await;
@@ -286,18 +286,18 @@ impl Drop for ServerProcess {
     fn drop(&mut self) {
         let _ = self.child.kill();
         let _ = self.child.wait();
-        // What a failed test cannot tell.
+        // The test's own output does not say what the server did.
         if std::thread::panicking() {
             let log = std::fs::read_to_string(self.path("server.log")).unwrap_or_default();
             let skipped = log.lines().count().saturating_sub(60);
             let end: Vec<&str> = log.lines().skip(skipped).collect();
-            println!("the end of the log of the server at {}:\n{}", self.address, end.join("\n"));
+            println!("last log lines of the server at {}:\n{}", self.address, end.join("\n"));
         }
     }
 }
 
-/// A command for a process that ends with the thread that starts it, even if that is killed: with the test.
-pub fn mortal(program: impl AsRef<OsStr>) -> Command {
+/// Returns a command whose process is killed when the thread that spawned it ends, even if the test is killed.
+pub fn child_command(program: impl AsRef<OsStr>) -> Command {
     let mut command = Command::new("setpriv");
     command.args(["--pdeathsig", "KILL", "--"]).arg(program);
     command
@@ -305,8 +305,8 @@ pub fn mortal(program: impl AsRef<OsStr>) -> Command {
 
 fn launch(environment: &BTreeMap<String, String>, folder: &Path) -> Child {
     let log = std::fs::OpenOptions::new().create(true).append(true).open(folder.join("server.log")).unwrap();
-    // A file that has reached its limit is an error to report, not a signal that kills.
-    mortal("sh")
+    // With SIGXFSZ ignored, a write beyond the file size limit fails with an error instead of killing the process.
+    child_command("sh")
         .args(["-c", "trap '' XFSZ; exec \"$0\"", env!("CARGO_BIN_EXE_sealwire")])
         .envs(environment)
         .current_dir(folder)
@@ -317,11 +317,12 @@ fn launch(environment: &BTreeMap<String, String>, folder: &Path) -> Child {
         .unwrap()
 }
 
-/// A port of 127.0.0.1 that the system gives to nobody else as long as this lives, whether a server listens on it or not.
+/// A port on 127.0.0.1 that the system assigns to no other process while this value lives, even if no server listens on
+/// it.
 pub struct ReservedPort {
     pub address: SocketAddr,
-    /// Bound and not listening: Linux then lets only those listen who ask for this very port, and allow it to be reused,
-    /// as servers do.
+    /// Bound but not listening. On Linux, only sockets that ask for this port explicitly and set `SO_REUSEADDR`, as
+    /// servers do, can then listen on it.
     _socket: TcpSocket,
 }
 

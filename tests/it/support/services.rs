@@ -1,4 +1,4 @@
-//! PostgreSQL and Redis for tests.
+//! PostgreSQL and Redis servers for tests.
 
 use std::{
     collections::HashMap,
@@ -9,23 +9,23 @@ use std::{
 use sqlx::{ConnectOptions, Connection, Executor, postgres::PgConnectOptions};
 use uuid::Uuid;
 
-/// A PostgreSQL and a Redis.
+/// A PostgreSQL server and a Redis server.
 pub struct Services {
-    /// Without a database's name.
+    /// The URL without a database name.
     postgres: String,
     pub redis: String,
-    /// Where they run, if they are this test's own.
+    /// The folder of their files, if they belong to this test alone.
     folder: Option<PathBuf>,
-    /// When this is closed they stop, even if the test is killed.
+    /// Closing this pipe stops the services, so they stop even if the test is killed.
     lifeline: Option<ChildStdin>,
 }
 
-/// Runs `scripts/services` and gives what it printed.
+/// Runs `scripts/services` and returns its stdout.
 pub fn script(arguments: &[&str]) -> String {
     run(arguments, Stdio::null()).0
 }
 
-/// The same with an input, whose other end it gives back open if it is a pipe.
+/// Like [`script`], with this stdin. If it is a pipe, returns the open writing end.
 fn run(arguments: &[&str], input: Stdio) -> (String, Option<ChildStdin>) {
     let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("scripts/services");
     let mut command = Command::new(script);
@@ -38,17 +38,17 @@ fn run(arguments: &[&str], input: Stdio) -> (String, Option<ChildStdin>) {
 }
 
 fn split_url(url: &str) -> String {
-    url.rsplit_once('/').expect("a URL with a database").0.to_owned()
+    url.rsplit_once('/').expect("the URL must name a database").0.to_owned()
 }
 
 impl Services {
-    /// Those that all tests share. Nothing may be stopped in them.
+    /// Returns the services that all tests share. A test must not stop them.
     pub fn shared() -> Self {
         let url = |name: &str| std::env::var(name).unwrap_or_else(|_| panic!("{name} is not set: run scripts/test"));
         Self { postgres: split_url(&url("DATABASE_URL")), redis: url("REDIS_URL"), folder: None, lifeline: None }
     }
 
-    /// The test's own, to be stopped and started at will.
+    /// Starts services for this test alone, which it may stop and start.
     pub fn private() -> Self {
         let folder = std::env::temp_dir().join(format!("sealwire-test-{}", Uuid::new_v4()));
         let (lines, lifeline) = run(&["hold", folder.to_str().unwrap()], Stdio::piped());
@@ -57,14 +57,14 @@ impl Services {
         Self { postgres, redis, folder: Some(folder), lifeline }
     }
 
-    /// `start`, `stop`, `kill` or `restart` of `postgres` or `redis`; `pause` or `resume` of `redis`.
+    /// Runs `start`, `stop`, `kill` or `restart` on `postgres` or `redis`, or `pause` or `resume` on `redis`.
     pub async fn control(&self, action: &'static str, service: &'static str) {
-        let folder = self.folder.clone().expect("a test may only stop its own services");
+        let folder = self.folder.clone().expect("only private services can be controlled");
         let run = move || script(&[action, service, folder.to_str().unwrap()]);
         tokio::task::spawn_blocking(run).await.unwrap();
     }
 
-    /// Makes an empty database and gives its URL.
+    /// Creates an empty database and returns its URL.
     pub async fn database(&self) -> String {
         let name = format!("test_{}", Uuid::new_v4().simple());
         let admin: PgConnectOptions = format!("{}/postgres", self.postgres).parse().unwrap();

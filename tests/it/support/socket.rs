@@ -1,4 +1,4 @@
-//! The socket side of a client.
+//! A WebSocket client.
 
 use std::{
     collections::{HashMap, VecDeque},
@@ -57,7 +57,9 @@ impl Codec {
                 let packed::Unpacked(value) = rmp_serde::from_slice(bytes).expect("the server sends MessagePack");
                 Some(value)
             }
-            (_, Message::Text(_) | Message::Binary(_)) => panic!("a frame of the other kind: {message:?}"),
+            (_, Message::Text(_) | Message::Binary(_)) => {
+                panic!("expected a frame of the negotiated kind, got {message:?}")
+            }
             _ => None,
         }
     }
@@ -65,7 +67,7 @@ impl Codec {
 
 pub type Stream = WebSocketStream<MaybeTlsStream<TcpStream>>;
 
-/// Opens a WebSocket with these subprotocols and this token, and gives it raw.
+/// Opens a WebSocket with these subprotocols and this token, and returns the stream without reading the welcome.
 pub async fn connect_raw(
     server: &impl Server,
     token: Option<&str>,
@@ -82,7 +84,7 @@ pub async fn connect_raw(
     Ok(connect_async(request).await?.0)
 }
 
-/// A connected device: requests, events, and how it ended.
+/// A connected device: sends requests, collects events and records the close code.
 pub struct Socket {
     codec: Codec,
     next_id: AtomicU32,
@@ -90,7 +92,7 @@ pub struct Socket {
     shared: Arc<Shared>,
     closed: watch::Receiver<Option<u16>>,
     reader: JoinHandle<()>,
-    /// The data of the first frame.
+    /// The data of the `welcome` event.
     pub welcome: Value,
 }
 
@@ -113,14 +115,14 @@ impl Socket {
         Self::try_connect(server, token, codec).await.expect("connected")
     }
 
-    /// The same, where the connection may fail or close before the welcome.
+    /// Like [`connect`](Self::connect), but returns `None` if the connection fails or closes before the welcome.
     pub async fn try_connect(server: &impl Server, token: &str, codec: Codec) -> Option<Self> {
         let stream = connect_raw(server, Some(token), codec.subprotocol()).await.ok()?;
         let (sink, mut stream) = stream.split();
         let welcome = loop {
             let message = timeout(PATIENCE, stream.next()).await.expect("a welcome")?.ok()?;
             if let Some(frame) = codec.decode(&message) {
-                assert_eq!(frame["event"], "welcome", "the first frame: {frame}");
+                assert_eq!(frame["event"], "welcome", "expected a welcome as the first frame, got {frame}");
                 break frame["data"].clone();
             }
             if message.is_close() {
@@ -141,13 +143,13 @@ impl Socket {
         })
     }
 
-    /// Sends a frame as it is.
+    /// Sends a frame unchanged.
     pub async fn send(&self, message: Message) {
-        // A socket that the server has closed is noticed where its end is asked for.
+        // A send error means that the server has closed the socket, which `close_code` reports.
         let _ = self.sink.lock().await.send(message).await;
     }
 
-    /// Sends a request and waits for its reply: the result, or the error. `None` where the socket closes first.
+    /// Sends a request and returns the result or the error, or `None` if the socket closes first.
     pub async fn try_request(&self, op: &str, params: Value) -> Option<Result<Value, Value>> {
         let id = self.next_id.fetch_add(1, Ordering::Relaxed);
         let reply = self.expect_reply(id);
@@ -165,7 +167,7 @@ impl Socket {
         })
     }
 
-    /// Registers an id whose reply will be waited for.
+    /// Registers a request id, and returns a receiver for its reply.
     pub fn expect_reply(&self, id: u32) -> oneshot::Receiver<Value> {
         let (sender, receiver) = oneshot::channel();
         self.shared.pending.lock().unwrap().insert(id, sender);
@@ -180,15 +182,15 @@ impl Socket {
         }
     }
 
-    /// Sends a request that must fail, and gives the error.
+    /// Sends a request that must fail, and returns the error.
     pub async fn refused(&self, op: &str, params: Value) -> Value {
         match self.try_request(op, params).await {
             Some(Err(error)) => error,
-            other => panic!("{op} was not refused: {other:?}"),
+            other => panic!("expected {op} to be refused, got {other:?}"),
         }
     }
 
-    /// Takes the oldest event of this name that has not been taken, waiting for it; gives its data.
+    /// Waits for an event of this name, removes the oldest and returns its data.
     pub async fn event(&self, name: &str) -> Value {
         let wait = async {
             loop {
@@ -202,7 +204,7 @@ impl Socket {
         timeout(PATIENCE, wait).await.unwrap_or_else(|_| panic!("no event {name}"))
     }
 
-    /// The same, for as long as it takes; `None` once the socket has closed.
+    /// Like [`event`](Self::event), without a timeout; returns `None` once the socket has closed.
     pub async fn event_or_close(&self, name: &str) -> Option<Value> {
         let mut closed = self.closed.clone();
         loop {
@@ -217,43 +219,43 @@ impl Socket {
         }
     }
 
-    /// Takes the oldest event of this name, if one has arrived.
+    /// Removes the oldest event of this name and returns its data, if one has arrived.
     pub fn take_event(&self, name: &str) -> Option<Value> {
         let mut events = self.shared.events.lock().unwrap();
         let at = events.iter().position(|event| event["event"] == name)?;
         events.remove(at).map(|event| event["data"].clone())
     }
 
-    /// The data of all events of this name that have arrived and were not taken, oldest first; they stay.
+    /// Returns the data of all events of this name that were not taken, oldest first, without removing them.
     pub fn seen_events(&self, name: &str) -> Vec<Value> {
         let events = self.shared.events.lock().unwrap();
         events.iter().filter(|event| event["event"] == name).map(|event| event["data"].clone()).collect()
     }
 
-    /// The code with which the server closes it (1006 where it ends without one).
+    /// Waits until the server closes the socket, and returns the close code (1006 if there is no close frame).
     pub async fn close_code(&self) -> u16 {
         let mut closed = self.closed.clone();
         let code = timeout(PATIENCE, closed.wait_for(Option::is_some)).await.expect("a close").unwrap();
         code.unwrap()
     }
 
-    /// The same, without a bound on how long that takes.
+    /// Like [`close_code`](Self::close_code), without a timeout.
     pub async fn closed(&self) -> u16 {
         self.closed.clone().wait_for(Option::is_some).await.unwrap().unwrap()
     }
 
-    /// The first `prekeys.low` with this count, if it has arrived.
+    /// Returns the first `prekeys.low` event with this count, if it has arrived.
     pub fn low_event(&self, remaining: u64) -> Option<Value> {
         self.seen_events("prekeys.low").into_iter().find(|event| event["remaining"] == remaining)
     }
 
-    /// Whether it has ended.
+    /// Returns whether the socket has closed.
     pub fn is_closed(&self) -> bool {
         self.closed.borrow().is_some()
     }
 
-    /// A request that shows that everything sent before has been handled.
-    pub async fn settle(&self) {
+    /// Sends a request and waits for its reply: everything sent earlier on this socket has then been handled.
+    pub async fn barrier(&self) {
         self.request("keys.status", json!({})).await;
     }
 }
@@ -270,8 +272,8 @@ async fn read(mut stream: SplitStream<Stream>, codec: Codec, shared: Arc<Shared>
             shared.arrived.notify_waiters();
         } else {
             let id = u32::try_from(frame["id"].as_u64().unwrap()).unwrap();
-            let waiting = shared.pending.lock().unwrap().remove(&id);
-            let _ = waiting.unwrap_or_else(|| panic!("a reply that nobody waits for: {frame}")).send(frame);
+            let receiver = shared.pending.lock().unwrap().remove(&id);
+            let _ = receiver.unwrap_or_else(|| panic!("unexpected reply: {frame}")).send(frame);
         }
     }
     shared.pending.lock().unwrap().clear();

@@ -61,8 +61,8 @@ async fn a_handler_that_does_not_read_is_pushed_back_to_the_peer() {
 #[tokio::test]
 async fn large_messages_wait_for_the_budget_of_the_node() {
     let server = Server::with(Budget::new(600_000), Budget::new(10));
-    let mut holder = server.open("/echo").await;
-    holder.send(&header(BINARY, 400_000)).await;
+    let mut budget_holder = server.open("/echo").await;
+    budget_holder.send(&header(BINARY, 400_000)).await;
     eventually(|| server.tuning.inbound.in_use() == 400_000).await;
 
     let mut waiter = server.open("/echo").await;
@@ -73,8 +73,8 @@ async fn large_messages_wait_for_the_budget_of_the_node() {
     assert!(timeout(Duration::from_millis(300), waiter.receive()).await.is_err());
     assert_eq!(server.tuning.inbound.in_use(), 400_000);
 
-    holder.send(&vec![7; 400_000]).await;
-    assert_eq!(holder.receive().await.1.len(), 400_000);
+    budget_holder.send(&vec![7; 400_000]).await;
+    assert_eq!(budget_holder.receive().await.1.len(), 400_000);
     assert_eq!(waiter.receive().await, (BINARY, large));
     eventually(|| server.tuning.inbound.in_use() == 0).await;
 }

@@ -1,4 +1,5 @@
-//! Devices that write to each other through crashes, and the books that are kept of it.
+//! Devices that send each other messages while nodes crash, and a ledger that detects lost, reordered and repeated
+//! messages.
 
 use std::{
     collections::{BTreeMap, HashMap, HashSet},
@@ -12,20 +13,20 @@ use tokio::{sync::watch, task::JoinHandle};
 
 use super::{
     Codec, Member, Person, Server, Socket,
-    claiming::{Endpoint, connect_patiently},
+    claiming::{Endpoint, connect_with_retries},
     eventually,
     mailing::message,
 };
 
-/// What mailboxes and their books hold.
+/// Selects the number of stored messages and the mailboxes' counters.
 pub const STORED: &str = "SELECT (SELECT COUNT(*) FROM messages), CAST(SUM(count) AS BIGINT), \
     CAST(SUM(bytes) AS BIGINT), CAST(SUM(expired_total) AS BIGINT) FROM mailboxes";
 
-/// Waits until no mailbox of the database of this connection holds anything: the last acks have been committed.
+/// Waits until every mailbox in the database behind this connection is empty, i.e. the last acks are committed.
 macro_rules! wait_until_empty {
     ($database:expr) => {
         tokio::time::timeout($crate::support::PATIENCE, async {
-            while sqlx::query_as::<_, (i64, i64, i64, i64)>($crate::support::couriers::STORED)
+            while sqlx::query_as::<_, (i64, i64, i64, i64)>($crate::support::traffic::STORED)
                 .fetch_one(&mut $database)
                 .await
                 .unwrap()
@@ -35,62 +36,62 @@ macro_rules! wait_until_empty {
             }
         })
         .await
-        .expect("every mailbox is empty at last")
+        .expect("timed out waiting until every mailbox is empty")
     };
 }
 pub(crate) use wait_until_empty;
 
-/// How far the run has come.
+/// The phases of a run, in order.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd)]
 pub enum Phase {
-    /// Everybody writes and reads.
+    /// All devices send and receive.
     Write,
-    /// What was begun is finished, and everybody reads.
+    /// Devices finish the sends they have started, start no others, and receive.
     Read,
-    /// It is over.
+    /// Devices disconnect.
     Stop,
 }
 
-/// What happened.
+/// What was sent, received and acked.
 #[derive(Default)]
-pub struct Books {
-    /// Messages that somebody began to send.
+pub struct Ledger {
+    /// Number of messages that a device started to send.
     begun: usize,
-    /// Sending device → its accepted messages with the devices they went to, in order.
+    /// Sending device → its accepted messages in order, each with its recipient devices.
     accepted: BTreeMap<String, Vec<(u64, Vec<String>)>>,
-    /// Receiving device, sending device → what arrived, first copies in order.
+    /// (Receiving device, sending device) → first deliveries in order.
     arrived: HashMap<(String, String), Vec<u64>>,
     seen: HashSet<(String, i64)>,
-    /// Acks that were answered.
+    /// Messages whose ack was answered.
     confirmed: HashSet<(String, i64)>,
-    /// Copies that came again because their ack was not confirmed.
+    /// Number of redeliveries, each of a message whose ack was not answered.
     pub repeats: usize,
-    /// Requests that were made again.
+    /// Number of send requests that were repeated.
     pub retried: usize,
-    /// How connections ended, by close code (1006: without one).
+    /// Number of closed connections by close code (1006: no close frame).
     pub closes: BTreeMap<u16, usize>,
 }
 
-/// Devices under way.
-pub struct Couriers {
+/// A running set of devices.
+pub struct Traffic {
     phase: watch::Sender<Phase>,
-    pub books: Arc<Mutex<Books>>,
+    pub ledger: Arc<Mutex<Ledger>>,
     devices: Vec<String>,
     tasks: Vec<JoinHandle<()>>,
 }
 
-impl Books {
-    /// Messages that were accepted.
+impl Ledger {
+    /// Returns the number of accepted messages.
     pub fn accepted(&self) -> usize {
         self.accepted.values().map(Vec::len).sum()
     }
 
-    /// First copies that arrived.
+    /// Returns the number of first deliveries.
     pub fn arrived(&self) -> usize {
         self.arrived.values().map(Vec::len).sum()
     }
 
-    /// Whether one more message may be sent, which then has begun.
+    /// Returns whether one more message may be sent; if so, counts it as begun.
     fn may_begin(&mut self, phase: &watch::Receiver<Phase>) -> bool {
         let may = *phase.borrow() == Phase::Write;
         self.begun += usize::from(may);
@@ -103,7 +104,7 @@ impl Books {
         if !self.seen.insert((to.to_owned(), seq)) {
             assert!(
                 !self.confirmed.contains(&(to.to_owned(), seq)),
-                "{to}: {seq} came again after its ack was answered"
+                "{to}: message {seq} was redelivered after its ack was answered"
             );
             self.repeats += 1;
             return;
@@ -112,7 +113,7 @@ impl Books {
         self.arrived.entry((to.to_owned(), from.to_owned())).or_default().push(n);
     }
 
-    /// Every accepted message arrived at each of its devices, in the order in which its sender sent.
+    /// Asserts that every accepted message arrived at each of its devices, in the sender's order.
     pub fn assert_complete(&self) {
         let mut expected: HashMap<(String, String), Vec<u64>> = HashMap::new();
         for (from, messages) in &self.accepted {
@@ -125,7 +126,7 @@ impl Books {
         for (pair, numbers) in &expected {
             assert_eq!(self.arrived.get(pair), Some(numbers), "from {} to {}", pair.1, pair.0);
         }
-        assert_eq!(self.arrived.len(), expected.len(), "nothing arrived that was not sent");
+        assert_eq!(self.arrived.len(), expected.len(), "expected no messages except those that were sent");
     }
 }
 
@@ -134,8 +135,8 @@ fn number(content: &str) -> u64 {
     String::from_utf8(STANDARD.decode(content).unwrap()).unwrap().parse().unwrap()
 }
 
-/// Users with two devices each, who can be written to.
-pub async fn households(server: &impl Server, users: usize) -> Vec<[Person; 2]> {
+/// Creates this many users with two devices each, all with published keys.
+pub async fn user_pairs(server: &impl Server, users: usize) -> Vec<[Person; 2]> {
     let mut all = Vec::new();
     for user in 0..users {
         let email = format!("user{user}@example.org");
@@ -146,125 +147,125 @@ pub async fn households(server: &impl Server, users: usize) -> Vec<[Person; 2]> 
     all
 }
 
-impl Couriers {
-    /// Every device writes to the users in turn, with a pause in between, over nodes in turn.
-    pub fn start(endpoints: &[std::net::SocketAddr], households: &[[Person; 2]], pause: Duration) -> Self {
+impl Traffic {
+    /// Starts sending: every device sends to the other users in turn, with a pause between messages. On each reconnect it
+    /// moves to the next node.
+    pub fn start(endpoints: &[std::net::SocketAddr], user_pairs: &[[Person; 2]], pause: Duration) -> Self {
         let (phase, _) = watch::channel(Phase::Write);
-        let books = Arc::<Mutex<Books>>::default();
+        let ledger = Arc::<Mutex<Ledger>>::default();
         let mut tasks = Vec::new();
-        for (index, person) in households.iter().flatten().enumerate() {
+        for (index, person) in user_pairs.iter().flatten().enumerate() {
             let mut endpoints: Vec<Endpoint> = endpoints.iter().map(|address| Endpoint { address: *address }).collect();
             let nodes = endpoints.len();
             endpoints.rotate_left(index % nodes);
             let peers: Vec<[Person; 2]> =
-                households.iter().filter(|household| household[0].user != person.user).cloned().collect();
-            let courier = Courier {
+                user_pairs.iter().filter(|household| household[0].user != person.user).cloned().collect();
+            let device = TrafficDevice {
                 person: person.clone(),
                 peers,
                 pause,
-                books: books.clone(),
+                ledger: ledger.clone(),
                 next: index as u64,
                 pending: None,
             };
-            tasks.push(tokio::spawn(courier.run(endpoints, phase.subscribe())));
+            tasks.push(tokio::spawn(device.run(endpoints, phase.subscribe())));
         }
-        let devices = households.iter().flatten().map(|person| person.device.clone()).collect();
-        Self { phase, books, devices, tasks }
+        let devices = user_pairs.iter().flatten().map(|person| person.device.clone()).collect();
+        Self { phase, ledger, devices, tasks }
     }
 
-    /// Waits until every device has had so many more of its messages accepted.
-    pub async fn all_get_on(&self, messages: usize) {
+    /// Waits until this many more messages of every device have been accepted.
+    pub async fn all_make_progress(&self, messages: usize) {
         let accepted = || {
-            let books = self.books.lock().unwrap();
-            let of = |device: &String| books.accepted.get(device).map_or(0, Vec::len);
+            let ledger = self.ledger.lock().unwrap();
+            let of = |device: &String| ledger.accepted.get(device).map_or(0, Vec::len);
             self.devices.iter().map(of).collect::<Vec<_>>()
         };
         let before = accepted();
-        eventually("every device gets on", || async {
+        eventually("every device makes progress", || async {
             let all = accepted().into_iter().zip(&before).all(|(now, before)| now >= before + messages);
             all.then_some(())
         })
         .await;
     }
 
-    /// Ends the writing, and waits until what was begun has been accepted and has arrived.
-    pub async fn settle(&self) {
+    /// Stops new sends, and waits until every message that was begun is accepted and delivered.
+    pub async fn finish_writing(&self) {
         self.phase.send(Phase::Read).unwrap();
-        eventually("all has arrived", || async { self.is_quiet().then_some(()) }).await;
+        eventually("every message is delivered", || async { self.is_quiet().then_some(()) }).await;
     }
 
-    /// Ends the run, says what came of it and checks that nothing was lost.
-    pub async fn report(self, what: &str) -> Arc<Mutex<Books>> {
+    /// Ends the run, prints a summary and asserts that nothing was lost or reordered.
+    pub async fn report(self, what: &str) -> Arc<Mutex<Ledger>> {
         let shared = self.stop().await;
-        let books = shared.lock().unwrap();
+        let ledger = shared.lock().unwrap();
         println!(
-            "{what}: {} messages accepted, {} copies arrived, {} came again, {} requests repeated, connections closed: \
-             {:?}",
-            books.accepted(),
-            books.arrived(),
-            books.repeats,
-            books.retried,
-            books.closes,
+            "{what}: {} messages accepted, {} delivered, {} redelivered, {} requests repeated, closes by code: {:?}",
+            ledger.accepted(),
+            ledger.arrived(),
+            ledger.repeats,
+            ledger.retried,
+            ledger.closes,
         );
-        books.assert_complete();
-        drop(books);
+        ledger.assert_complete();
+        drop(ledger);
         shared
     }
 
-    async fn stop(self) -> Arc<Mutex<Books>> {
+    async fn stop(self) -> Arc<Mutex<Ledger>> {
         self.phase.send(Phase::Stop).unwrap();
         for task in join_all(self.tasks).await {
             task.unwrap();
         }
-        self.books
+        self.ledger
     }
 
-    /// Whether every message that was begun has been accepted and every accepted one has arrived.
+    /// Returns whether every message that was begun has been accepted, and every accepted one delivered.
     fn is_quiet(&self) -> bool {
-        let books = self.books.lock().unwrap();
-        let expected: usize = books.accepted.values().flatten().map(|(_, devices)| devices.len()).sum();
-        books.begun == books.accepted() && expected == books.arrived()
+        let ledger = self.ledger.lock().unwrap();
+        let expected: usize = ledger.accepted.values().flatten().map(|(_, devices)| devices.len()).sum();
+        ledger.begun == ledger.accepted() && expected == ledger.arrived()
     }
 }
 
-struct Courier {
+struct TrafficDevice {
     person: Person,
     peers: Vec<[Person; 2]>,
     pause: Duration,
-    books: Arc<Mutex<Books>>,
+    ledger: Arc<Mutex<Ledger>>,
     next: u64,
-    /// What was sent and not answered.
+    /// The message that was sent but not answered: its number, parameters and recipient devices.
     pending: Option<(u64, Value, Vec<String>)>,
 }
 
-impl Courier {
+impl TrafficDevice {
     async fn run(mut self, endpoints: Vec<Endpoint>, phase: watch::Receiver<Phase>) {
         let mut endpoints = endpoints.iter().cycle();
         let mut over = phase.clone();
         loop {
-            let socket = connect_patiently(&mut endpoints, &self.person).await;
-            let reading = read(&socket, self.person.device.clone(), self.books.clone());
-            // Both end with the socket, so an answer that came before its end is taken note of.
+            let socket = connect_with_retries(&mut endpoints, &self.person).await;
+            let reading = read(&socket, self.person.device.clone(), self.ledger.clone());
+            // Both run until the socket closes, so an answer that arrives just before is recorded.
             let ended = async { tokio::join!(reading, self.write(&socket, &phase)) };
             tokio::select! {
                 _ = ended => {}
                 _ = over.wait_for(|phase| *phase == Phase::Stop) => return,
             }
             let code = socket.close_code().await;
-            *self.books.lock().unwrap().closes.entry(code).or_default() += 1;
-            // Whoever is sent away is told when to come back.
-            if let Some(told) = socket.take_event("server.draining") {
-                tokio::time::sleep(Duration::from_millis(told["reconnect_in_ms"].as_u64().unwrap())).await;
+            *self.ledger.lock().unwrap().closes.entry(code).or_default() += 1;
+            // A draining node says when to reconnect.
+            if let Some(draining) = socket.take_event("server.draining") {
+                tokio::time::sleep(Duration::from_millis(draining["reconnect_in_ms"].as_u64().unwrap())).await;
             }
         }
     }
 
-    /// Writes until the socket closes; then what is pending stays so.
+    /// Sends until the socket closes. A message that is pending then is repeated on the next connection.
     async fn write(&mut self, socket: &Socket, phase: &watch::Receiver<Phase>) {
         loop {
             if self.pending.is_none() {
                 tokio::time::sleep(self.pause).await;
-                if !self.books.lock().unwrap().may_begin(phase) {
+                if !self.ledger.lock().unwrap().may_begin(phase) {
                     socket.closed().await;
                     return;
                 }
@@ -278,18 +279,18 @@ impl Courier {
             match socket.try_request("messages.send", params.clone()).await {
                 Some(Ok(answer)) => {
                     assert_eq!(answer["undelivered"], json!([]));
-                    let mut books = self.books.lock().unwrap();
-                    let mine = books.accepted.entry(self.person.device.clone()).or_default();
+                    let mut ledger = self.ledger.lock().unwrap();
+                    let mine = ledger.accepted.entry(self.person.device.clone()).or_default();
                     mine.push((*n, devices.clone()));
                     self.pending = None;
                 }
                 Some(Err(error)) => {
                     assert_eq!(error["code"], "unavailable", "{error}");
-                    self.books.lock().unwrap().retried += 1;
+                    self.ledger.lock().unwrap().retried += 1;
                     tokio::time::sleep(Duration::from_millis(100)).await;
                 }
                 None => {
-                    self.books.lock().unwrap().retried += 1;
+                    self.ledger.lock().unwrap().retried += 1;
                     return;
                 }
             }
@@ -297,17 +298,17 @@ impl Courier {
     }
 }
 
-/// Takes what arrives, in order, and acks it until the ack is answered; ends with the socket.
-async fn read(socket: &Socket, device: String, books: Arc<Mutex<Books>>) {
+/// Records and acks messages in order until the socket closes. An ack is repeated until it is answered.
+async fn read(socket: &Socket, device: String, ledger: Arc<Mutex<Ledger>>) {
     while let Some(event) = socket.event_or_close("message").await {
-        books.lock().unwrap().note(&device, &event);
+        ledger.lock().unwrap().note(&device, &event);
         let seq = event["seq"].as_i64().unwrap();
         loop {
             match socket.try_request("messages.ack", json!({ "seqs": [seq] })).await {
-                // Zero where the ack before was lost on its way back.
+                // 0 if an earlier ack was committed but its reply was lost.
                 Some(Ok(answer)) => {
                     assert!(answer["acked"].as_u64().unwrap() <= 1);
-                    books.lock().unwrap().confirmed.insert((device.clone(), seq));
+                    ledger.lock().unwrap().confirmed.insert((device.clone(), seq));
                     break;
                 }
                 Some(Err(error)) => {
