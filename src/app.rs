@@ -1,5 +1,5 @@
-//! The composition root: the only place that chooses backends and connects the modules. Production and tests both build a
-//! server with [`Application::build`] and run it with [`Application::run_until_stopped`].
+//! The composition root: the only place that chooses backends and connects the modules. Production and tests both build
+//! a server with [`Application::build`] and run it with [`Application::run_until_stopped`].
 
 mod error;
 mod listeners;

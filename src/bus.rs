@@ -1,6 +1,6 @@
 //! Carries signals to the nodes that a device is connected to. A node hands them to its connections only through
-//! [`LocalDelivery`]. Signals may be lost: they report changes that are in the database, where the reconcile finds them.
-//! Only ephemeral messages are not stored.
+//! [`LocalDelivery`]. Signals may be lost: they report changes that are in the database, where the reconcile finds
+//! them. Only ephemeral messages are not stored.
 
 mod batch;
 mod payload;
@@ -34,8 +34,8 @@ impl Bus {
         }
     }
 
-    /// Sends the signals of one batch of mail, in order. Signals for one device share a publish; envelopes are sent to other
-    /// nodes only if the device is not connected here.
+    /// Sends the signals of one batch of mail, in order. Signals for one device share a publish; envelopes are sent to
+    /// other nodes only if the device is not connected here.
     pub fn publish_mail(&self, signals: Vec<(DeviceId, Signal)>) {
         let Self::Redis(bus) = self else {
             for (device, signal) in signals {
@@ -53,7 +53,8 @@ impl Bus {
         }
     }
 
-    /// Subscribes this node to a device's signals. They are received once this returns or, if the bus is down, once it is up.
+    /// Subscribes this node to a device's signals. They are received once this returns or, if the bus is down, once it
+    /// is up.
     pub async fn subscribe(&self, device: DeviceId) {
         match self {
             Self::Local(_) => {}

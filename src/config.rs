@@ -1,5 +1,5 @@
-//! The configuration. Later layers override earlier ones: `config/default.toml` (compiled in), a file, the environment. All
-//! values are checked once, at the start.
+//! The configuration. Later layers override earlier ones: `config/default.toml` (compiled in), a file, the environment.
+//! All values are checked once, at the start.
 
 mod check;
 mod layers;

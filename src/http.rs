@@ -44,7 +44,8 @@ pub struct Http {
     pub is_draining: Box<dyn Fn() -> bool + Send + Sync>,
 }
 
-/// Adds all routes except that of the socket, which is added elsewhere so that no tracing span lasts as long as a connection.
+/// Adds all routes except that of the socket, which is added elsewhere so that no tracing span lasts as long as a
+/// connection.
 pub fn routes(http: web::Data<Http>) -> impl FnOnce(&mut ServiceConfig) {
     move |app| {
         let origins = http.origins.clone();

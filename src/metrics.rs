@@ -1,8 +1,8 @@
-//! The metrics of the server. This file lists all of them; `docs/operations.md` explains each, and a test compares both with
-//! the output of a running server.
+//! The metrics of the server. This file lists all of them; `docs/operations.md` explains each, and a test compares both
+//! with the output of a running server.
 //!
-//! To add a metric, add a line to the list, a row to the document, and a call where the event happens. The values of each
-//! label are a closed set, so all series exist from the start, and counting is an atomic addition without locks or
+//! To add a metric, add a line to the list, a row to the document, and a call where the event happens. The values of
+//! each label are a closed set, so all series exist from the start, and counting is an atomic addition without locks or
 //! allocations. Each server has its own [`Metrics`]; nothing is global.
 
 mod kinds;
@@ -131,8 +131,8 @@ impl Metrics {
         self.ops.inc((op, code));
     }
 
-    /// Counts an envelope that was sent to a socket. `took` is the time since it was accepted; `None` if its device was not
-    /// connected the whole time.
+    /// Counts an envelope that was sent to a socket. `took` is the time since it was accepted; `None` if its device was
+    /// not connected the whole time.
     pub fn count_delivery(&self, took: Option<Duration>) {
         self.deliveries.inc();
         if let Some(took) = took {

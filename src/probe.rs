@@ -1,4 +1,5 @@
-//! `sealwire healthcheck`: asks the server on this machine whether it is ready. For container images without an HTTP client.
+//! `sealwire healthcheck`: asks the server on this machine whether it is ready. For container images without an HTTP
+//! client.
 
 use std::{
     io::{self, Read, Write},

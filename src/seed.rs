@@ -37,8 +37,8 @@ struct Line {
     token: String,
 }
 
-/// Creates users and devices, and writes one JSON line per device with its user id, device id and token. Returns the number of
-/// devices.
+/// Creates users and devices, and writes one JSON line per device with its user id, device id and token. Returns the
+/// number of devices.
 ///
 /// # Errors
 /// If the store or writing the output fails.

@@ -1,7 +1,8 @@
 //! The use cases: everything a client can ask for. In a running server only this module calls the store and the bus.
 //!
-//! A method whose changes concern other devices returns [`Notifications`]. The caller sends its own reply first and then
-//! passes them to [`Service::notify`]. Batches of claims and mail publish their signals themselves, right after their commit.
+//! A method whose changes concern other devices returns [`Notifications`]. The caller sends its own reply first and
+//! then passes them to [`Service::notify`]. Batches of claims and mail publish their signals themselves, right after
+//! their commit.
 
 mod auth;
 mod devices;
@@ -258,8 +259,8 @@ impl Service {
         self.bus.is_up()
     }
 
-    /// The kind of bus (`local` or `redis`), and how long ago a probe last came back over it: `None` if none ever did, and for
-    /// the local bus.
+    /// The kind of bus (`local` or `redis`), and how long ago a probe last came back over it: `None` if none ever did,
+    /// and for the local bus.
     #[must_use]
     pub fn bus_state(&self) -> (&'static str, Option<Duration>) {
         (self.bus.kind(), self.bus.probe_age())

@@ -1,7 +1,7 @@
 //! Tasks on the runtimes of store and bus: background tasks, which never end, and [`Work`], which does.
 //!
-//! The server needs all of its background tasks. If one ends, by a panic or by returning, [`Tasks::first_ended`] reports its
-//! name and the server stops, rather than run without it.
+//! The server needs all of its background tasks. If one ends, by a panic or by returning, [`Tasks::first_ended`]
+//! reports its name and the server stops, rather than run without it.
 
 mod work;
 
@@ -45,8 +45,8 @@ impl Tasks {
         self.spawn_on(self.work.runtime(), name, task)
     }
 
-    /// Starts a batch worker. It has a runtime of its own so that it does not queue behind the tasks of the many requests that
-    /// wait for it.
+    /// Starts a batch worker. It has a runtime of its own so that it does not queue behind the tasks of the many
+    /// requests that wait for it.
     pub fn spawn_batch_worker(
         &self,
         name: &'static str,

@@ -1,8 +1,8 @@
 //! Logging to standard error: readable text in a terminal, JSON otherwise. `RUST_LOG` sets the levels.
 //!
-//! Sealwire's own log statements identify devices, sessions and clients by id and address, and never contain a token, a code,
-//! an e-mail address or a key. Libraries log data and statements at `debug` and `trace`, so these levels are off for them,
-//! whatever `RUST_LOG` says.
+//! Sealwire's own log statements identify devices, sessions and clients by id and address, and never contain a token, a
+//! code, an e-mail address or a key. Libraries log data and statements at `debug` and `trace`, so these levels are off
+//! for them, whatever `RUST_LOG` says.
 
 use std::{
     backtrace::{Backtrace, BacktraceStatus},
@@ -14,8 +14,8 @@ use thiserror::Error;
 use tracing::level_filters::LevelFilter;
 use tracing_subscriber::{EnvFilter, filter::Targets, fmt, layer::SubscriberExt, util::SubscriberInitExt};
 
-/// The levels if `RUST_LOG` is unset or empty. actix-http is off because it logs every malformed request of a client as an
-/// error.
+/// The levels if `RUST_LOG` is unset or empty. actix-http is off because it logs every malformed request of a client as
+/// an error.
 const DEFAULT_LEVELS: &str = "info,actix_http=off,actix_server=warn";
 
 /// `RUST_LOG` is invalid. It is an error because ignoring it would silently omit what the operator asked for.
@@ -23,7 +23,8 @@ const DEFAULT_LEVELS: &str = "info,actix_http=off,actix_server=warn";
 #[error("RUST_LOG takes a level (error, warn, info, debug, trace, off) or PART=LEVEL,…, such as sealwire=debug,info")]
 pub struct WrongLevels;
 
-/// Starts logging for the process. `levels` is the value of `RUST_LOG`. Does nothing if logging has been started already.
+/// Starts logging for the process. `levels` is the value of `RUST_LOG`. Does nothing if logging has been started
+/// already.
 ///
 /// # Errors
 /// If the levels are invalid.
@@ -45,7 +46,8 @@ pub fn init(levels: Option<&str>) -> Result<(), WrongLevels> {
 
 fn filter(levels: Option<&str>) -> Result<EnvFilter, WrongLevels> {
     let levels = levels.map(str::trim).filter(|levels| !levels.is_empty()).unwrap_or(DEFAULT_LEVELS);
-    // A single word that is not a level would be taken for a target, and turn all other targets off. It is most likely a typo.
+    // A single word that is not a level would be taken for a target, and turn all other targets off. It is most likely
+    // a typo.
     let is_typo = |part: &str| {
         part.bytes().all(|byte| byte.is_ascii_alphanumeric() || byte == b'_')
             && part.parse::<LevelFilter>().is_err()

@@ -29,8 +29,8 @@ use crate::{
 
 /// Maximum number of sockets that are opening at once: as many as the service registers in one transaction.
 const MAX_OPENING: usize = 256;
-/// How long a write may make no progress after the connection's actor has stopped. Longer than the actor's own timeout for a
-/// closing peer.
+/// How long a write may make no progress after the connection's actor has stopped. Longer than the actor's own timeout
+/// for a closing peer.
 const WRITE_STALL: Duration = Duration::from_secs(35);
 
 /// A bound listener. It accepts connections once [`Self::server`] is polled.

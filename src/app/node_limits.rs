@@ -25,8 +25,8 @@ impl NodeLimits {
     pub fn new(config: &Config, node: &NodeContext) -> Self {
         let connections = ConnectionLimits::new(&config.server);
         let networks = Networks::new(network_limits(config, connections.http), node.metrics.clone());
-        // Half for incoming messages, half for requests in flight and outboxes: peers that announce large messages and never
-        // finish them must not block the requests of others.
+        // Half for incoming messages, half for requests in flight and outboxes: peers that announce large messages and
+        // never finish them must not block the requests of others.
         let half = config.server.memory_budget_mb << 19;
         Self {
             sockets: Budget::new(connections.sockets),

@@ -21,8 +21,8 @@ pub struct ConnectionLimits {
 }
 
 impl ConnectionLimits {
-    /// Raises the process's limit on open files to the hard limit, and divides it: three quarters for sockets, one quarter for
-    /// other connections. Configured numbers take precedence.
+    /// Raises the process's limit on open files to the hard limit, and divides it: three quarters for sockets, one
+    /// quarter for other connections. Configured numbers take precedence.
     pub fn new(server: &ServerConfig) -> Self {
         let files = usize::try_from(raise_limit().saturating_sub(RESERVED)).unwrap_or(usize::MAX).max(MIN_CONNECTIONS);
         let or = |configured: usize, derived: usize| if configured == 0 { derived } else { configured };

@@ -23,7 +23,8 @@ pub struct SecretFileError {
 
 /// Reads the secret beside the database, or creates one if there is none. The folder must exist.
 ///
-/// Earlier versions used the path as written in the URL, without decoding percent escapes. A secret found there is moved.
+/// Earlier versions used the path as written in the URL, without decoding percent escapes. A secret found there is
+/// moved.
 ///
 /// # Errors
 /// If the file cannot be read or written, or holds anything but 32 bytes in base64.
@@ -42,7 +43,8 @@ pub fn read_or_create(file: &SqliteFile, entropy: &Entropy) -> Result<ServerSecr
     }
 }
 
-/// Reads a secret; `None` if the file does not exist or is empty. A server that crashes while creating it leaves an empty file.
+/// Reads a secret; `None` if the file does not exist or is empty. A server that crashes while creating it leaves an
+/// empty file.
 fn read(path: &Path) -> io::Result<Option<ServerSecret>> {
     match fs::read_to_string(path) {
         Ok(text) => parse(&text),
@@ -69,8 +71,8 @@ fn move_former(former: &Path, path: &Path) -> io::Result<Option<ServerSecret>> {
     Ok(Some(secret))
 }
 
-/// Creates a secret in a file that only its owner can read. The file is locked while it is written, because two servers that
-/// share it may start at the same time.
+/// Creates a secret in a file that only its owner can read. The file is locked while it is written, because two servers
+/// that share it may start at the same time.
 fn create(path: &Path, entropy: &Entropy) -> io::Result<ServerSecret> {
     let mut file = OpenOptions::new().read(true).write(true).create(true).truncate(false).mode(0o600).open(path)?;
     file.lock()?;

@@ -24,8 +24,8 @@ impl From<Signal> for SignalBatch {
 }
 
 impl SignalBatch {
-    /// Adds a signal. A stored envelope is included if `with_envelope` and it fits; otherwise only its sequence number is. Of
-    /// several numbers in a row only the last is kept.
+    /// Adds a signal. A stored envelope is included if `with_envelope` and it fits; otherwise only its sequence number
+    /// is. Of several numbers in a row only the last is kept.
     pub fn add(&mut self, signal: Signal, with_envelope: bool) {
         let signal = match signal {
             Signal::Mail { seq, envelope } => {
@@ -49,8 +49,8 @@ impl SignalBatch {
         self.signals.push(signal);
     }
 
-    /// Removes all content: of stored envelopes only the numbers are kept, and ephemeral messages are dropped. Returns how many
-    /// were dropped.
+    /// Removes all content: of stored envelopes only the numbers are kept, and ephemeral messages are dropped. Returns
+    /// how many were dropped.
     pub fn drop_content(&mut self) -> usize {
         let mut dropped = 0;
         for signal in std::mem::take(self).signals {

@@ -1,5 +1,5 @@
-//! The encoding of signals between nodes: MessagePack, with fields identified by their order and variants by their names.
-//! Nodes of two versions may run side by side, so each version must be able to read the other's payloads.
+//! The encoding of signals between nodes: MessagePack, with fields identified by their order and variants by their
+//! names. Nodes of two versions may run side by side, so each version must be able to read the other's payloads.
 
 use bytes::Bytes;
 use serde::{Deserialize, Serialize};

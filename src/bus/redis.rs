@@ -1,9 +1,10 @@
 //! Signals between nodes over Redis pub/sub: one channel for each connected device.
 //!
-//! One task, the link, owns two connections to Redis: one subscribes (RESP3, so that messages are pushed) and one publishes.
-//! The link handles all queued commands together, so that many devices connecting at once share round trips. After a
-//! disconnection the link reconnects and resubscribes itself, because the client library's own resubscription ignores
-//! failures. Pub/sub can also fail silently, so the link publishes probes to itself and checks that they come back.
+//! One task, the link, owns two connections to Redis: one subscribes (RESP3, so that messages are pushed) and one
+//! publishes. The link handles all queued commands together, so that many devices connecting at once share round trips.
+//! After a disconnection the link reconnects and resubscribes itself, because the client library's own resubscription
+//! ignores failures. Pub/sub can also fail silently, so the link publishes probes to itself and checks that they come
+//! back.
 
 mod channels;
 mod link;
@@ -30,8 +31,8 @@ use link::Link;
 const MAX_QUEUED: usize = 16_384;
 /// Maximum number of bytes of content in the queue.
 const MAX_QUEUED_BYTES: usize = 32 * 1024 * 1024;
-/// How long a connecting device waits for its subscription. If it is not confirmed by then, the reconcile makes up for missed
-/// signals.
+/// How long a connecting device waits for its subscription. If it is not confirmed by then, the reconcile makes up for
+/// missed signals.
 const SUBSCRIBE_TIMEOUT: Duration = Duration::from_secs(1);
 
 /// A command to the link.
@@ -95,8 +96,8 @@ impl RedisBus {
         self.local.deliver(device, signal)
     }
 
-    /// Publishes a batch to the other nodes. If the queue has too much content, drops the batch's content; if the queue is full,
-    /// drops the batch.
+    /// Publishes a batch to the other nodes. If the queue has too much content, drops the batch's content; if the queue
+    /// is full, drops the batch.
     pub(super) fn publish_remotely(&self, device: DeviceId, mut batch: SignalBatch) {
         let content_permit = self.reserve(&batch).or_else(|| {
             let dropped = batch.drop_content();

@@ -4,8 +4,8 @@ use toml::{Table, Value};
 
 use super::{ConfigError, invalid};
 
-/// Replaces the value of a setting. `read` gets the current value, as an example of the setting's type, and returns the new
-/// one or, as the error, the values that the setting takes.
+/// Replaces the value of a setting. `read` gets the current value, as an example of the setting's type, and returns the
+/// new one or, as the error, the values that the setting takes.
 ///
 /// # Errors
 /// If the setting is unknown, or `read` fails.

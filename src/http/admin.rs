@@ -1,7 +1,8 @@
 //! The operator's listener, on its own port: `GET /status` for people and scripts, `GET /metrics` for Prometheus.
 //!
-//! It is read-only and reveals no user. Still, other web pages must not read it. The `Host` of a request must be an IP address
-//! or an allowed name, which protects against DNS rebinding, and the request must present the token if one is configured.
+//! It is read-only and reveals no user. Still, other web pages must not read it. The `Host` of a request must be an IP
+//! address or an allowed name, which protects against DNS rebinding, and the request must present the token if one is
+//! configured.
 
 mod access;
 mod gauges;
@@ -150,7 +151,8 @@ impl Admin {
         }
     }
 
-    /// How long the database takes to answer; `None` if it does not. The query runs on the runtime that owns the connections.
+    /// How long the database takes to answer; `None` if it does not. The query runs on the runtime that owns the
+    /// connections.
     async fn latency(&self) -> Option<Duration> {
         let service = self.service.clone();
         self.runtime.spawn(async move { service.store_latency().await }).await.unwrap_or_default()

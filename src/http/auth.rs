@@ -88,8 +88,8 @@ fn network(http: &Http, request: &HttpRequest) -> ClientNetwork {
     client_address(request.peer_addr(), request.headers(), &http.trusted_proxies).into()
 }
 
-/// Runs a use case on the runtime of store and bus, and sends its notifications. It runs to completion even if the client
-/// disconnects.
+/// Runs a use case on the runtime of store and bus, and sends its notifications. It runs to completion even if the
+/// client disconnects.
 async fn on_runtime<T: Send + 'static>(
     http: &Http,
     work: impl Future<Output = Result<(T, Notifications), Refusal>> + Send + 'static,

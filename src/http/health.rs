@@ -10,8 +10,8 @@ pub async fn healthz() -> HttpResponse {
     HttpResponse::Ok().json(reply(HealthStatus::Ok, &[]))
 }
 
-/// `GET /readyz`: 503 if the store does not answer or the node is stopping; otherwise 200, with the status `degraded` if the
-/// bus is down.
+/// `GET /readyz`: 503 if the store does not answer or the node is stopping; otherwise 200, with the status `degraded`
+/// if the bus is down.
 pub async fn readyz(http: Data<Http>) -> HttpResponse {
     let service = http.service.clone();
     let store_answers = http.runtime.spawn(async move { service.store_is_reachable().await }).await.unwrap_or(false);

@@ -47,8 +47,8 @@ pub struct OpenedConnection {
 }
 
 impl Service {
-    /// Creates a challenge and mails its code. Does the same work for every address, so that timing does not show whether an
-    /// address has an account.
+    /// Creates a challenge and mails its code. Does the same work for every address, so that timing does not show
+    /// whether an address has an account.
     ///
     /// # Errors
     /// `rate_limited`
@@ -148,8 +148,8 @@ impl Service {
         Ok((presented.session, Notifications(presented.superseded.map(ended).into_iter().collect())))
     }
 
-    /// Opens a connection; older connections of the device are closed. The connection must be attached to the hub already, so
-    /// that no signal sent between this call and the welcome is lost.
+    /// Opens a connection; older connections of the device are closed. The connection must be attached to the hub
+    /// already, so that no signal sent between this call and the welcome is lost.
     ///
     /// # Errors
     /// `session_revoked`
@@ -170,7 +170,8 @@ impl Service {
         let _ = self.disconnects.submit((device, self.now())).await;
     }
 
-    /// Creates the session that replaces this one, and returns it with its token. Both are valid until the new token is used.
+    /// Creates the session that replaces this one, and returns it with its token. Both are valid until the new token is
+    /// used.
     ///
     /// # Errors
     /// `session_revoked`

@@ -46,8 +46,9 @@ impl Service {
         Ok(self.store.fetch(caller, user, devices, suites, self.now()).await?)
     }
 
-    /// Returns bundles of a user's devices (all if `devices` is `None`), each with a one-time key of every kind its suite has,
-    /// if the pool and the drain limit allow. A one-time key is never issued twice. A repeated claim id gets the same keys.
+    /// Returns bundles of a user's devices (all if `devices` is `None`), each with a one-time key of every kind its
+    /// suite has, if the pool and the drain limit allow. A one-time key is never issued twice. A repeated claim id gets
+    /// the same keys.
     ///
     /// # Errors
     /// `session_revoked`, `not_found`

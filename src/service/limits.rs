@@ -69,8 +69,8 @@ impl Limits {
     }
 }
 
-/// Returns how long an address must wait for its next code; `None` if it need not wait. `past` holds its challenges of the last
-/// day, newest first; `network` is the keyed hash of the requesting network.
+/// Returns how long an address must wait for its next code; `None` if it need not wait. `past` holds its challenges of
+/// the last day, newest first; `network` is the keyed hash of the requesting network.
 pub fn challenge_wait(
     settings: &UsageLimits,
     past: &[PastChallenge],
@@ -78,7 +78,8 @@ pub fn challenge_wait(
     now: Timestamp,
 ) -> Option<Duration> {
     let wait = |limit: usize, span: Duration, matching: &dyn Fn(&PastChallenge) -> bool| {
-        // If the span holds `limit` challenges, the next is allowed when the oldest of the `limit` newest leaves the span.
+        // If the span holds `limit` challenges, the next is allowed when the oldest of the `limit` newest leaves the
+        // span.
         let oldest_that_counts =
             past.iter().filter(|one| one.created_at > now.before(span) && matching(one)).nth(limit.checked_sub(1)?)?;
         Some((oldest_that_counts.created_at + span).since(now))

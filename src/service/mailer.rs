@@ -1,8 +1,8 @@
 //! Sends mail: sign-in codes, and notices that a device was added.
 //!
-//! Each mail is sent by a task of its own, so that a request neither waits for the mail server nor reveals whether sending
-//! worked. The number of these tasks is bounded. After a temporary failure (such as greylisting) or a failed connection the
-//! mail is retried while a code in it is still useful.
+//! Each mail is sent by a task of its own, so that a request neither waits for the mail server nor reveals whether
+//! sending worked. The number of these tasks is bounded. After a temporary failure (such as greylisting) or a failed
+//! connection the mail is retried while a code in it is still useful.
 
 mod mail;
 mod transport;
@@ -95,8 +95,8 @@ impl Mailer {
         Ok(Self { transport: Arc::new(transport), permits: Arc::new(Semaphore::new(MAX_UNSENT)), work })
     }
 
-    /// Sends a mail in the background. A stopping server waits for it. If too many mails are unsent, drops this one and logs an
-    /// error.
+    /// Sends a mail in the background. A stopping server waits for it. If too many mails are unsent, drops this one and
+    /// logs an error.
     pub fn send(&self, mail: Mail) {
         let Ok(permit) = self.permits.clone().try_acquire_owned() else {
             self.transport.metrics.mails.inc(MailOutcome::Dropped);
@@ -121,8 +121,8 @@ struct RetryingTransport {
 }
 
 impl RetryingTransport {
-    /// Sends a mail, with retries, and returns whether it was sent. When the server stops, makes one last attempt without
-    /// waiting for the pause to end.
+    /// Sends a mail, with retries, and returns whether it was sent. When the server stops, makes one last attempt
+    /// without waiting for the pause to end.
     async fn send(&self, mail: &Mail, work: &Work) -> bool {
         let deadline = Instant::now() + MAX_AGE;
         let mut pauses = self.pauses;

@@ -62,8 +62,8 @@ pub struct Message {
 }
 
 impl Service {
-    /// Accepts a message. When this returns, the message is stored, unless it is ephemeral. `epoch` is that of the sending
-    /// connection; `turn` must be ready, and is dropped as soon as the message is queued.
+    /// Accepts a message. When this returns, the message is stored, unless it is ephemeral. `epoch` is that of the
+    /// sending connection; `turn` must be ready, and is dropped as soon as the message is queued.
     ///
     /// # Errors
     /// `session_revoked`, `rate_limited`, `not_found`, `no_devices`, `devices_mismatch`, `id_conflict`, `mailbox_full`

@@ -1,5 +1,5 @@
-//! The reconcile: at intervals, each node checks its connections against the database and delivers the signals that they
-//! missed, whether a signal was lost, its publisher died or the bus was down.
+//! The reconcile: at intervals, each node checks its connections against the database and delivers the signals that
+//! they missed, whether a signal was lost, its publisher died or the bus was down.
 
 use std::{sync::Arc, time::Duration};
 

@@ -9,8 +9,8 @@ use tokio::{
 
 use super::Stopper;
 
-/// Signals within this time after the first count as the same one: supervisors that signal a process and its group, such as
-/// `timeout`, deliver it twice, and a terminal that closes adds another.
+/// Signals within this time after the first count as the same one: supervisors that signal a process and its group,
+/// such as `timeout`, deliver it twice, and a terminal that closes adds another.
 const REPEAT_WINDOW: Duration = Duration::from_millis(100);
 
 /// SIGTERM and SIGINT (Ctrl-C).
@@ -28,8 +28,8 @@ impl Signals {
         Ok(Self { terminate: signal(SignalKind::terminate())?, interrupt: signal(SignalKind::interrupt())? })
     }
 
-    /// Stops the server gracefully at the first signal. A second signal ends the process immediately, with exit code 1. Must run
-    /// in an actix system.
+    /// Stops the server gracefully at the first signal. A second signal ends the process immediately, with exit code 1.
+    /// Must run in an actix system.
     pub async fn stop(mut self, stopper: Stopper) -> Infallible {
         self.next().await;
         actix_rt::spawn(async move { stopper.stop().await });
@@ -44,7 +44,8 @@ impl Signals {
         tokio::pin!(window);
         loop {
             tokio::select! {
-                // Signals first: one that came within the window is a repetition, even if this task was too busy to see it then.
+                // Signals first: one that came within the window is a repetition, even if this task was too busy to see
+                // it then.
                 biased;
                 () = self.next() => {}
                 () = &mut window => return self.next().await,

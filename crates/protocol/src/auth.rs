@@ -1,5 +1,5 @@
-//! Signing in over HTTP, and the ops `session.renew` and `session.logout`. Types that hold a code or a token have no
-//! `Debug`, so that neither gets into a log.
+//! Sign-in over HTTP, and the ops `session.renew` and `session.logout`. Types that contain a code or a token do not
+//! implement `Debug`, so that neither can be logged.
 
 use serde::{Deserialize, Serialize};
 
@@ -13,18 +13,18 @@ use crate::{
 /// The body of `POST /v1/auth/otp`.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct OtpRequest {
-    /// The address that gets the code.
+    /// The address to mail the code to.
     pub email: Text,
 }
 
-/// The answer to `POST /v1/auth/otp`.
+/// The response to `POST /v1/auth/otp`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct OtpReply {
-    /// To be presented with the code.
+    /// Identifies the challenge in [`VerifyRequest`].
     pub challenge_id: ChallengeId,
     /// Seconds until the code expires.
     pub expires_in_s: u64,
-    /// Seconds after which the client may offer to send another code.
+    /// Seconds after which the client may offer to request another code.
     pub resend_in_s: u64,
 }
 
@@ -33,14 +33,14 @@ pub struct OtpReply {
 pub struct VerifyRequest {
     /// From [`OtpReply::challenge_id`].
     pub challenge_id: ChallengeId,
-    /// The address of the challenge.
+    /// The address that the code was mailed to.
     pub email: Text,
     /// Eight digits; spaces and dashes are ignored.
     pub code: Text,
-    /// The device that signs in; a new one without a name if absent.
+    /// The device to sign in; a new device without a name if absent.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub device: Option<Object<DeviceDescription>>,
-    /// A device of the user to revoke in the same step. Not together with [`DeviceDescription::id`].
+    /// A device of the user to revoke in the same transaction. Must not be combined with [`DeviceDescription::id`].
     #[serde(skip_serializing_if = "Option::is_none")]
     pub replace_device_id: Option<DeviceId>,
 }
@@ -48,28 +48,28 @@ pub struct VerifyRequest {
 /// The `device` of [`VerifyRequest`].
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct DeviceDescription {
-    /// An existing device of the user that signs in again; the other fields are ignored then. Without it a new device is
-    /// made.
+    /// An existing device of the user that signs in again; the other fields are then ignored. If absent, a new device
+    /// is created.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub id: Option<DeviceId>,
-    /// For people.
+    /// The name of the new device, for display.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub name: Option<Text>,
-    /// The number that the client's library chose; drawn by the server if absent.
+    /// The registration id chosen by the client's Signal library; the server draws one if absent.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub registration_id: Option<u32>,
 }
 
-/// The answer to `POST /v1/auth/verify` and `GET /v1/auth/session`.
+/// The response to `POST /v1/auth/verify` and `GET /v1/auth/session`.
 #[derive(Clone, Serialize, Deserialize)]
 pub struct SessionReply {
     /// The user who signed in.
     pub user_id: UserId,
-    /// On which device.
+    /// The device of the session.
     pub device_id: DeviceId,
-    /// The session of the token.
+    /// The session that the token belongs to.
     pub session_id: SessionId,
-    /// The new session's token; absent from the answer to `GET /v1/auth/session`.
+    /// The token of the new session; absent in the response to `GET /v1/auth/session`.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub token: Option<String>,
     /// When the session ends unless it is renewed.
@@ -83,11 +83,11 @@ pub struct RenewSessionRequest {}
 /// The result of `session.renew`.
 #[derive(Clone, Serialize, Deserialize)]
 pub struct RenewSessionReply {
-    /// The successor's token.
+    /// The token of the new session.
     pub token: String,
-    /// When the successor ends unless it is renewed in turn.
+    /// When the new session ends unless it is renewed in turn.
     pub expires_at: Timestamp,
-    /// The successor, to which the socket belongs from this reply on.
+    /// The new session. The socket belongs to it from this reply on.
     pub session_id: SessionId,
 }
 
@@ -109,9 +109,9 @@ impl SocketRequest for LogoutRequest {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum EndReason {
-    /// It was logged out, or superseded when the token of its renewal was presented.
+    /// It was logged out, or replaced by its renewal when the new token was first used.
     Logout,
-    /// Its time was up.
+    /// It expired.
     Expired,
     /// Its device was revoked or replaced.
     DeviceRevoked,

@@ -5,9 +5,9 @@ use serde::{Deserialize, Deserializer, Serialize};
 use serde_path_to_error::Path;
 use thiserror::Error;
 
-/// How deep a request may nest. The protocol needs five levels.
+/// Maximum nesting depth of a MessagePack frame. The protocol needs five levels. (`serde_json` has its own limit.)
 const MAX_DEPTH: usize = 32;
-/// Markers of `bin` in `MessagePack`; a big-endian length of that many bits follows.
+/// The markers of `bin` in `MessagePack`. A big-endian length of that many bits follows.
 const BIN_8: u8 = 0xc4;
 const BIN_16: u8 = 0xc5;
 const BIN_32: u8 = 0xc6;
@@ -24,8 +24,8 @@ pub enum Codec {
     MsgPack,
 }
 
-/// The bytes are not one whole value of the expected shape. The text never repeats what was sent, apart from the names
-/// of the protocol's own fields.
+/// The bytes are not exactly one value of the expected type. The text never quotes the input, except names of the
+/// protocol's own fields.
 #[derive(Debug, PartialEq, Eq, Error)]
 pub enum DecodeError {
     /// A required field is absent.
@@ -39,17 +39,17 @@ pub enum DecodeError {
     InvalidField {
         /// The field, such as `messages[0].content`.
         path: String,
-        /// What it should be, for people.
+        /// What is expected, in words.
         expected: String,
     },
-    /// Anything else: no single field is at fault.
+    /// The input is malformed, or no single field is at fault.
     #[error("a field has the wrong type or value")]
     Malformed,
 }
 
 impl DecodeError {
-    /// Finds the field at fault. serde's messages begin with the name of a missing field, or end with what was expected; between
-    /// them they may quote the input.
+    /// Builds the error from the path of the field and serde's error text. That text begins with the name of a missing
+    /// field, or ends with what was expected; in between it may quote the input.
     fn locate(path: &Path, error: &impl ToString) -> Self {
         let text = error.to_string();
         let place = path.to_string();
@@ -59,9 +59,9 @@ impl DecodeError {
             return Self::MissingField { path };
         }
         let expected = match text.rsplit_once(", expected ") {
-            // serde_json adds the position.
+            // serde_json appends the position.
             Some((_, expected)) => in_words(expected.split(" at line ").next().unwrap_or_default()),
-            // rmp_serde does not always say more.
+            // rmp_serde does not always say what it expected.
             None if text.starts_with("wrong msgpack marker") => "a value of another type",
             None => return Self::Malformed,
         };
@@ -71,7 +71,7 @@ impl DecodeError {
         Self::InvalidField { path: place, expected: expected.to_owned() }
     }
 
-    /// The same with paths that begin below `field`; a fault of `field` itself is that of no single field below it.
+    /// Makes the path relative to `field`. A fault in `field` itself becomes [`Self::Malformed`].
     pub(crate) fn below(self, field: &str) -> Self {
         let strip = |path: String| path.strip_prefix(field)?.strip_prefix('.').map(str::to_owned);
         match self {
@@ -84,7 +84,7 @@ impl DecodeError {
     }
 }
 
-/// What serde calls by the name of a Rust type.
+/// Replaces the name of a Rust type in serde's text by words.
 fn in_words(expected: &str) -> &str {
     match expected {
         "u8" => "an integer from 0 to 255",
@@ -96,7 +96,7 @@ fn in_words(expected: &str) -> &str {
 }
 
 impl Codec {
-    /// Both encodings, as they are offered.
+    /// Both encodings.
     pub const ALL: [Self; 2] = [Self::MsgPack, Self::Json];
 
     /// The WebSocket subprotocol's name.
@@ -108,21 +108,22 @@ impl Codec {
         }
     }
 
-    /// Decodes one value that fills all of `bytes`.
+    /// Decodes `bytes` as exactly one value.
     ///
     /// # Errors
-    /// If the bytes are not such a value, nest too deeply, or go on after it.
+    /// If `bytes` are not a valid value of the type, nest too deeply, or continue after the value.
     pub fn decode<'de, T: Deserialize<'de>>(self, bytes: &'de [u8]) -> Result<T, DecodeError> {
         match self {
             Self::Json => serde_json::from_slice(bytes).map_err(|_| {
-                // Finding the place takes longer, so it is looked for only when there is a fault.
+                // Decoding again to locate the fault is slower, so it is done only after an error.
                 let mut decoder = serde_json::Deserializer::from_slice(bytes);
                 fault::<T, _>(&mut decoder)
             }),
             Self::MsgPack => {
                 let mut decoder = messagepack(bytes);
                 let value = T::deserialize(&mut decoder).map_err(|_| fault::<T, _>(&mut messagepack(bytes)))?;
-                // The reader has no position, but what it has not read is what another value would start with.
+                // The reader does not expose its position. All bytes are consumed if reading another value hits the
+                // end.
                 let rest: Result<serde::de::IgnoredAny, _> = Deserialize::deserialize(&mut decoder);
                 match rest {
                     Err(rmp_serde::decode::Error::InvalidMarkerRead(end))
@@ -139,7 +140,7 @@ impl Codec {
     /// Encodes one value.
     ///
     /// # Errors
-    /// If the value cannot be written in this encoding. Every type of the protocol can.
+    /// If the value cannot be encoded. Every type of the protocol can.
     pub fn encode<T: Serialize>(self, value: &T) -> Result<Vec<u8>, EncodeError> {
         match self {
             Self::Json => Ok(serde_json::to_vec(value)?),
@@ -158,16 +159,16 @@ fn messagepack(bytes: &[u8]) -> MessagePackDeserializer<'_> {
     decoder
 }
 
-/// Why a value cannot be read.
+/// Decodes again, to find out why and where decoding fails.
 fn fault<'de, T: Deserialize<'de>, D: Deserializer<'de, Error: ToString>>(decoder: D) -> DecodeError {
     match serde_path_to_error::deserialize::<_, T>(decoder) {
-        Ok(_) => DecodeError::Malformed, // What follows the value is at fault.
+        Ok(_) => DecodeError::Malformed, // The value is followed by more bytes.
         Err(error) => DecodeError::locate(error.path(), error.inner()),
     }
 }
 
-/// Whether bytes that were read from a `MessagePack` frame, and borrow from it, are a `bin` there: a `str` that is not
-/// UTF-8 is read as bytes too.
+/// Whether `bytes`, which must borrow from a `MessagePack` frame, are a `bin` there. Needed because `rmp_serde` also
+/// reads a `str` that is not UTF-8 as bytes.
 pub(crate) fn is_bin(frame: &[u8], bytes: &[u8]) -> bool {
     let Some(start) = bytes.first().and_then(|first| frame.element_offset(first)) else { return bytes.is_empty() };
     let before = &frame[..start];
@@ -178,13 +179,13 @@ pub(crate) fn is_bin(frame: &[u8], bytes: &[u8]) -> bool {
         || u32::try_from(length).is_ok_and(|length| follow(BIN_32, &length.to_be_bytes()))
 }
 
-/// A value that has no encoding.
+/// A value cannot be encoded.
 #[derive(Debug, Error)]
 pub enum EncodeError {
-    /// As JSON.
+    /// In JSON.
     #[error(transparent)]
     Json(#[from] serde_json::Error),
-    /// As MessagePack.
+    /// In MessagePack.
     #[error(transparent)]
     MsgPack(#[from] rmp_serde::encode::Error),
 }
@@ -200,7 +201,7 @@ mod tests {
     }
 
     #[test]
-    fn both_encodings_round_trip_and_want_the_whole_input() {
+    fn both_encodings_round_trip_and_reject_trailing_bytes() {
         let sample = Sample { number: 7, text: None };
         for codec in Codec::ALL {
             let mut bytes = codec.encode(&sample).unwrap();
@@ -223,7 +224,7 @@ mod tests {
     }
 
     #[test]
-    fn bin_is_told_from_text_that_is_no_utf_8() {
+    fn bin_is_distinguished_from_a_str_that_is_not_utf_8() {
         let heads = |length: u32| {
             let [.., high, low] = length.to_be_bytes();
             let long = |marker: u8| [&[marker][..], &length.to_be_bytes()].concat();
@@ -239,7 +240,7 @@ mod tests {
             }
             heads
         };
-        // Lengths that hold the markers themselves, and what stands before them may look like one.
+        // Lengths whose bytes look like markers, after bytes that look like markers.
         for length in [1, 4, 31, 32, 0xa1, 0xc4, 0xc5, 0xc6, 0xff, 0x100, 0xc4c4, 0xc5c5, 0xc600, 0xffff, 0x1_0000] {
             for before in [0x00, BIN_8, BIN_16, BIN_32] {
                 for (is_bytes, head) in heads(length) {
@@ -251,7 +252,7 @@ mod tests {
             }
         }
         assert!(is_bin(b"\xc4\x00", b""));
-        assert!(!is_bin(b"\xc4\x01x", &Vec::from(*b"x")), "bytes from elsewhere");
+        assert!(!is_bin(b"\xc4\x01x", &Vec::from(*b"x")), "bytes that do not borrow from the frame");
     }
 
     #[test]

@@ -16,7 +16,7 @@ macro_rules! codes {
         }
 
         impl Code {
-            /// Every code, in the order of the table.
+            /// All codes, in the order of the table.
             pub const ALL: &'static [Self] = &[$(Self::$variant,)*];
 
             /// The name on the wire.
@@ -25,13 +25,13 @@ macro_rules! codes {
                 match self { $(Self::$variant => $name,)* }
             }
 
-            /// The code of exactly this name.
+            /// The code with exactly this name.
             #[must_use]
             pub fn parse(name: &str) -> Option<Self> {
                 match name { $($name => Some(Self::$variant),)* _ => None }
             }
 
-            /// The HTTP status that carries it.
+            /// The HTTP status of a response with this code.
             #[must_use]
             pub const fn http_status(self) -> u16 {
                 match self { $(Self::$variant => $status,)* }
@@ -74,15 +74,15 @@ codes! {
 
 macro_rules! close_codes {
     ($($(#[$doc:meta])* $variant:ident $number:literal $reason:literal;)*) => {
-        /// Why the server closes a socket. From 4000 to 4499 reconnect with jitter; from 4500 to 4999 do not, or not with
-        /// this session.
+        /// Why the server closes a socket. After 4000 to 4499 a client reconnects, with jitter. After 4500 to 4999 it
+        /// does not reconnect, or only with another session.
         #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
         pub enum CloseCode {
             $($(#[$doc])* $variant = $number,)*
         }
 
         impl CloseCode {
-            /// Every close code, in the order of the table.
+            /// All close codes, in the order of the table.
             pub const ALL: &'static [Self] = &[$(Self::$variant,)*];
 
             /// The number in the Close frame.
@@ -101,13 +101,13 @@ macro_rules! close_codes {
 }
 
 close_codes! {
-    /// The node is being stopped.
+    /// The node is stopping.
     Draining       4000 "draining";
     /// Nothing was received for a minute.
     Idle           4001 "idle";
-    /// The peer does not read what is sent to it, or does not ack its messages.
+    /// The client does not read, or does not ack its messages.
     SlowConsumer   4002 "slow consumer";
-    /// The state of the socket cannot be trusted any more.
+    /// The connection could not be opened, for example because the store failed.
     Unavailable    4003 "unavailable";
     /// The session was revoked or logged out.
     SessionRevoked 4500 "session revoked";
@@ -117,9 +117,9 @@ close_codes! {
     DeviceRevoked  4502 "device revoked";
     /// The device opened a newer connection.
     Displaced      4503 "displaced";
-    /// A breach of the WebSocket protocol or of the frame format.
+    /// The client violated the WebSocket protocol or the frame format.
     ProtocolError  4504 "protocol error";
-    /// The peer declared a message over the limit.
+    /// The client announced a message larger than the limit.
     FrameTooLarge  4505 "frame too large";
     /// The account was deleted.
     AccountDeleted 4506 "account deleted";

@@ -23,17 +23,17 @@ pub struct ListDevicesReply {
 /// An active device of the user.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ListedDevice {
-    /// Names it in other ops.
+    /// Identifies the device in other ops.
     pub device_id: DeviceId,
-    /// For people; `None` if it was never named.
+    /// For display; `None` if it was never set.
     pub name: Option<String>,
-    /// The number that its client library chose.
+    /// The registration id, chosen by the device's Signal library or by the server.
     pub registration_id: u32,
     /// When it first signed in.
     pub created_at: Timestamp,
     /// When it last connected or disconnected; `None` if it never did.
     pub last_seen: Option<Timestamp>,
-    /// Whether it is the asking device.
+    /// Whether this is the requesting device.
     pub current: bool,
 }
 
@@ -45,10 +45,10 @@ impl SocketRequest for ListDevicesRequest {
 /// `devices.rename`
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct RenameDeviceRequest {
-    /// A device of the user; the asking one if absent.
+    /// A device of the user; the requesting device if absent.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub device_id: Option<DeviceId>,
-    /// The new name, of as many characters as [`DEVICE_NAME_CHARS`](crate::limits::DEVICE_NAME_CHARS) allows.
+    /// The new name; see [`DEVICE_NAME_CHARS`](crate::limits::DEVICE_NAME_CHARS) for its length.
     pub name: Text,
 }
 
@@ -60,7 +60,7 @@ impl SocketRequest for RenameDeviceRequest {
 /// `devices.revoke`
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct RevokeDeviceRequest {
-    /// Any device of the user, the asking one included.
+    /// Any device of the user, including the requesting one.
     pub device_id: DeviceId,
 }
 

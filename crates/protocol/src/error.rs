@@ -1,4 +1,4 @@
-//! Errors as they travel: in replies on the socket and in HTTP bodies.
+//! Error replies, on the socket and over HTTP.
 
 use std::{borrow::Cow, time::Duration};
 
@@ -18,20 +18,20 @@ pub struct HttpErrorBody<E = ErrorBody> {
 pub struct ErrorBody {
     /// What went wrong.
     pub code: Named<Code>,
-    /// For developers; may change.
+    /// For developers. The text may change.
     pub message: String,
     /// Whether the same request can succeed later.
     pub retryable: bool,
-    /// Milliseconds after which trying again can help.
+    /// Milliseconds after which a retry can succeed.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub retry_after_ms: Option<u64>,
-    /// More about it, under some codes.
+    /// Further data, with some codes.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub details: Option<ErrorDetails>,
 }
 
 impl ErrorBody {
-    /// An error with a code, retryable as the code is.
+    /// Creates an error. Whether it is retryable depends on the code.
     #[must_use]
     pub fn new(code: Code, message: String, retry_after: Option<Duration>, details: Option<ErrorDetails>) -> Self {
         let retry_after_ms =
@@ -39,7 +39,7 @@ impl ErrorBody {
         Self { code: code.into(), message, retryable: code.retryable(), retry_after_ms, details }
     }
 
-    /// Whole seconds for the `Retry-After` header, rounded up, at least one.
+    /// The value of the `Retry-After` header: whole seconds, rounded up, at least one.
     #[must_use]
     pub fn retry_after_s(&self) -> Option<u64> {
         self.retry_after_ms.map(|ms| ms.div_ceil(1000).max(1))
@@ -50,33 +50,33 @@ impl ErrorBody {
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(untagged)]
 pub enum ErrorDetails {
-    /// Under `device_limit`: the devices of which one can be replaced.
+    /// With `device_limit`: the devices that can be replaced.
     Devices {
         /// All active devices of the user.
         devices: Vec<ReplaceableDevice>,
     },
-    /// Under `invalid_key` and `invalid_signature`: the first part of the publish that failed.
+    /// With `invalid_key` and `invalid_signature`: the first key of the publish that is invalid.
     Key {
         /// The field of the request.
         field: Cow<'static, str>,
-        /// The id of the key in it; `None` for the identity key.
+        /// The id of the key; `None` for the identity key.
         key_id: Option<u32>,
     },
-    /// Under `bad_request`, if a single field is at fault.
+    /// With `bad_request`, if a single field is at fault.
     Field {
-        /// The field, below `params` or below the body of an HTTP request: `messages[0].content`.
+        /// The field, relative to `params` or to the body of an HTTP request, such as `messages[0].content`.
         path: Cow<'static, str>,
-        /// What it should be, for people.
+        /// What is expected, in words.
         expected: Cow<'static, str>,
     },
-    /// Under `devices_mismatch`.
+    /// With `devices_mismatch`.
     Mismatch {
         /// Addressable devices of the recipient that were not named.
         missing: Vec<DeviceId>,
-        /// Named devices that cannot be sent to, or that were named twice.
+        /// Devices in the request that cannot receive messages, or that it contains twice.
         extra: Vec<DeviceId>,
     },
-    /// Of a newer server.
+    /// Details from a newer server.
     #[serde(skip_serializing)]
     Unknown(IgnoredAny),
 }
@@ -84,9 +84,9 @@ pub enum ErrorDetails {
 /// A device as `device_limit` lists it.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ReplaceableDevice {
-    /// To be given as `replace_device_id`.
+    /// The value for `replace_device_id`.
     pub device_id: DeviceId,
-    /// For people; `None` if it was never named.
+    /// For display; `None` if it was never set.
     pub name: Option<String>,
     /// When it last connected or disconnected; `None` if it never did.
     pub last_seen: Option<Timestamp>,
@@ -107,7 +107,7 @@ mod tests {
     }
 
     #[test]
-    fn codes_and_details_of_a_newer_server_are_read() {
+    fn unknown_codes_and_details_are_accepted() {
         let text = r#"{"code":"new","message":"m","retryable":true,"details":{"more":[1]},"x":1}"#;
         let error: ErrorBody = serde_json::from_str(text).unwrap();
         assert_eq!(error.code, Named::Unknown("new".to_owned()));

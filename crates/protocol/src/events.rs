@@ -1,4 +1,4 @@
-//! Events: what the server sends unasked.
+//! Events: frames that the server sends without a request.
 
 use serde::{Deserialize, Serialize};
 
@@ -12,29 +12,29 @@ use crate::{
     value::Named,
 };
 
-/// An event, with the name that it has on the wire.
+/// An event.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(tag = "event", content = "data")]
 pub enum Event<'a> {
     /// The first frame of every socket.
     #[serde(rename = "welcome")]
     Welcome(Box<Welcome>),
-    /// A pool of the device's keys runs low.
+    /// A pool of the device's one-time keys is low.
     #[serde(rename = "prekeys.low")]
     PrekeysLow {
-        /// Which pool.
+        /// The pool.
         kind: Named<KeyKind>,
         /// Unissued keys in it.
         remaining: u32,
         /// The level at or below which a pool is announced.
         threshold: u32,
-        /// Lets a client tell whether it has published since.
+        /// If it is smaller than the `pool_version` of the client's last publish, the event is outdated.
         pool_version: i64,
     },
-    /// The signed prekey should be rotated.
+    /// The signed prekey expires soon, so the device should publish a new one.
     #[serde(rename = "signed_prekey.expiring")]
     SignedPrekeyExpiring {
-        /// As published.
+        /// The id of the signed prekey.
         key_id: u32,
         /// When it stops being served.
         expires_at: Timestamp,
@@ -47,7 +47,7 @@ pub enum Event<'a> {
         /// Revoked devices.
         removed: Vec<DeviceId>,
     },
-    /// The session ended; the close follows.
+    /// The session ended. The close follows.
     #[serde(rename = "session.revoked")]
     SessionRevoked {
         /// Why it ended.
@@ -56,19 +56,19 @@ pub enum Event<'a> {
     /// A message for this device.
     #[serde(rename = "message")]
     Message(#[serde(borrow)] MessageEvent<'a>),
-    /// What was in the mailbox when the device connected has been sent.
+    /// All messages that were in the mailbox when the device connected have been sent.
     #[serde(rename = "mailbox.drained")]
     MailboxDrained {},
-    /// The node is being stopped; the close follows.
+    /// The node is stopping. The close follows.
     #[serde(rename = "server.draining")]
     ServerDraining {
-        /// Milliseconds after which to reconnect, different for each client.
+        /// Milliseconds to wait before reconnecting; random, so that clients do not all return at once.
         reconnect_in_ms: u64,
     },
 }
 
 impl Event<'_> {
-    /// The names of all events. A client ignores frames with another one: they come from a newer server.
+    /// The names of all events. A client ignores events with other names: they come from a newer server.
     pub const NAMES: [&'static str; 8] = [
         "welcome",
         "prekeys.low",
@@ -84,21 +84,21 @@ impl Event<'_> {
 /// The data of `message`.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct MessageEvent<'a> {
-    /// Its number in the device's mailbox, by which it is acked; `None` if it is ephemeral.
+    /// The sequence number in the device's mailbox, to be acked; `None` if the message is ephemeral.
     pub seq: Option<i64>,
     /// Chosen by the sender.
     pub message_id: MessageId,
     /// The sending device.
     pub from: MessageSender,
-    /// What the content is, in a numbering of the clients' own.
+    /// The type of the content. Clients define the numbers.
     #[serde(rename = "type")]
     pub kind: u8,
     /// Ciphertext.
     #[serde(borrow)]
     pub content: MessageContent<'a>,
-    /// When it was accepted.
+    /// When the server accepted the message.
     pub accepted_at: Timestamp,
-    /// Whether it is stored nowhere and cannot be acked.
+    /// Whether the message is ephemeral: not stored, and not to be acked.
     pub ephemeral: bool,
 }
 
@@ -118,17 +118,17 @@ pub struct Welcome {
     pub session_id: SessionId,
     /// The user of the socket's session.
     pub user_id: UserId,
-    /// On which device.
+    /// The device of the session.
     pub device_id: DeviceId,
     /// When the session ends unless it is renewed.
     pub expires_at: Timestamp,
-    /// The server's time of day.
+    /// The current time on the server.
     pub server_time: Timestamp,
     /// Seconds between the server's pings.
     pub heartbeat_s: u64,
-    /// Bounds that a client must keep.
+    /// Limits that a client must respect.
     pub limits: WelcomeLimits,
-    /// What the server holds of the device's keys.
+    /// The device's keys on the server.
     pub keys: KeysStatusReply,
     /// The device's mailbox.
     pub mailbox: WelcomeMailbox,
@@ -154,8 +154,8 @@ impl Default for WelcomeLimits {
 /// The `mailbox` of a welcome.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct WelcomeMailbox {
-    /// Envelopes stored at that moment.
+    /// The number of envelopes stored at that moment.
     pub waiting: u64,
-    /// Envelopes that ever timed out undelivered: if it has grown, messages were lost.
+    /// The total number of envelopes that expired undelivered. If it has grown, messages were lost.
     pub expired_total: u64,
 }

@@ -1,5 +1,4 @@
-//! Frames of the socket that clients send and that answer them. What the server sends unasked is in
-//! [`events`](crate::events).
+//! Requests and replies on the socket. Frames that the server sends without a request are in [`events`](crate::events).
 
 use std::{fmt, num::NonZeroU32};
 
@@ -18,12 +17,12 @@ use crate::{
 
 macro_rules! ops {
     ($($variant:ident $name:literal;)*) => {
-        /// An operation of the socket.
+        /// An operation that a client can request on the socket.
         #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
         pub enum Op { $(#[doc = concat!("`", $name, "`")] $variant,)* }
 
         impl Op {
-            /// Every op.
+            /// All ops.
             pub const ALL: &'static [Self] = &[$(Self::$variant,)*];
 
             /// The name on the wire.
@@ -32,7 +31,7 @@ macro_rules! ops {
                 match self { $(Self::$variant => $name,)* }
             }
 
-            /// The op of exactly this name.
+            /// The op with exactly this name.
             #[must_use]
             pub fn parse(name: &str) -> Option<Self> {
                 match name { $($name => Some(Self::$variant),)* _ => None }
@@ -63,10 +62,10 @@ impl Serialize for Op {
     }
 }
 
-/// A request's number, chosen by the client: 1 to 2³² − 1.
+/// The id of a request, chosen by the client: 1 to 2³² − 1.
 pub type RequestId = NonZeroU32;
 
-/// The parameters of an op.
+/// Implemented by the parameters of each op.
 pub trait SocketRequest {
     /// The op.
     const OP: Op;
@@ -74,10 +73,10 @@ pub trait SocketRequest {
     type Reply;
 }
 
-/// A request as a client writes it.
+/// A request, as a client sends it.
 #[derive(Clone, Copy, Debug, Serialize)]
 pub struct RequestFrame<'a, T> {
-    /// Names the request in its reply.
+    /// Repeated in the reply.
     pub id: RequestId,
     /// The op.
     pub op: Op,
@@ -86,33 +85,33 @@ pub struct RequestFrame<'a, T> {
 }
 
 impl<'a, T: SocketRequest> RequestFrame<'a, T> {
-    /// A request with the op that its parameters belong to.
+    /// Creates a request. The type of the parameters determines the op.
     #[must_use]
     pub const fn new(id: RequestId, params: &'a T) -> Self {
         Self { id, op: T::OP, params }
     }
 }
 
-/// A request of which only the outline has been read, as the server does first.
+/// A request whose parameters are not decoded yet. The server decodes this first.
 #[derive(Debug)]
 pub struct RequestOutline {
-    /// To be repeated in the reply.
+    /// Repeated in the reply.
     pub id: RequestId,
-    /// The op, or why the request is refused whatever its parameters are.
+    /// The op, or why the request is refused regardless of its parameters.
     pub op: Result<Op, OutlineError>,
     has_params: bool,
 }
 
-/// A request with a valid id that cannot be carried out.
+/// A request has a valid id, but cannot be served.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Error)]
 pub enum OutlineError {
-    /// The op is not of this version of the protocol.
+    /// This version of the protocol does not have the op.
     #[error("no such op")]
     UnknownOp,
     /// `op` is not a string.
     #[error("op must be a string")]
     OpIsNotText,
-    /// `op` has a NUL.
+    /// `op` contains a NUL character.
     #[error("text must not hold NUL")]
     Nul,
     /// `params` is not a map.
@@ -121,10 +120,10 @@ pub enum OutlineError {
 }
 
 impl RequestOutline {
-    /// Reads the outline of a frame.
+    /// Decodes id and op of a frame.
     ///
     /// # Errors
-    /// If the frame is not one map with a valid `id`: the socket closes over it.
+    /// If the frame is not a single map with a valid `id`. The server then closes the socket.
     pub fn decode(codec: Codec, frame: &[u8]) -> Result<Self, DecodeError> {
         let outline: Outline = codec.decode(frame)?;
         let id = match outline.id {
@@ -149,10 +148,10 @@ impl RequestOutline {
         Ok(Self { id, op, has_params })
     }
 
-    /// Reads the parameters out of the same frame.
+    /// Decodes the parameters from the same frame.
     ///
     /// # Errors
-    /// If a required one is missing or one has the wrong type.
+    /// If a required parameter is missing, or one is invalid.
     pub fn params<'de, T: Deserialize<'de>>(&self, codec: Codec, frame: &'de [u8]) -> Result<T, DecodeError> {
         if self.has_params {
             codec.decode::<ParamsOnly<T>>(frame).map(|carrier| carrier.params.0).map_err(|error| error.below("params"))
@@ -168,7 +167,7 @@ struct ParamsOnly<T> {
     params: Object<T>,
 }
 
-/// The three fields of a request, of whatever type.
+/// The three fields of a request, whatever their types.
 #[derive(Default)]
 struct Outline {
     id: Option<Shape>,
@@ -197,7 +196,7 @@ impl<'de> Deserialize<'de> for Outline {
                         }
                     };
                     if field.replace(map.next_value()?).is_some() {
-                        return Err(de::Error::custom("a field stands twice"));
+                        return Err(de::Error::custom("duplicate field"));
                     }
                 }
                 Ok(outline)
@@ -210,9 +209,9 @@ impl<'de> Deserialize<'de> for Outline {
 /// A reply: the `result` of the op, or an `error`.
 #[derive(Clone, Debug, PartialEq)]
 pub struct ReplyFrame<T> {
-    /// The id of the request.
+    /// The id of the request that this answers.
     pub id: RequestId,
-    /// What came of it.
+    /// The result or the error.
     pub result: Result<T, ErrorBody>,
 }
 
@@ -247,17 +246,17 @@ impl<'de, T: Deserialize<'de>> Deserialize<'de> for ReplyFrame<T> {
     }
 }
 
-/// A frame of the server of which only the outline has been read, as a client does first.
+/// The kind of a frame from the server. A client decodes this first.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum ServerOutline {
     /// The reply to the request with this id: a [`ReplyFrame`].
     Reply(RequestId),
-    /// The event of this name: an [`Event`](crate::events::Event), if it is one of this version.
+    /// The event with this name: an [`Event`](crate::events::Event), if this version has it.
     Event(String),
 }
 
 impl ServerOutline {
-    /// Reads the outline of a frame.
+    /// Decodes the kind of a frame.
     ///
     /// # Errors
     /// If the frame is neither a reply nor an event.
@@ -275,7 +274,7 @@ impl ServerOutline {
     }
 }
 
-/// The result of ops that give nothing: an empty map.
+/// The result of ops that return nothing: an empty map.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct EmptyReply {}
 
@@ -290,7 +289,7 @@ mod tests {
     }
 
     #[test]
-    fn a_frame_without_a_valid_id_is_no_request() {
+    fn a_frame_without_a_valid_id_is_refused() {
         for frame in [
             "",
             "7",
@@ -313,7 +312,7 @@ mod tests {
     }
 
     #[test]
-    fn with_a_valid_id_wrong_types_are_bad_requests() {
+    fn a_request_with_a_valid_id_may_still_have_an_invalid_op_or_params() {
         for (frame, error) in [
             (r#"{"id":1}"#, OutlineError::OpIsNotText),
             (r#"{"id":1,"op":5}"#, OutlineError::OpIsNotText),

@@ -1,34 +1,34 @@
-//! Bodies of `GET /healthz` and `GET /readyz`.
+//! The response bodies of `GET /healthz` and `GET /readyz`.
 
 use serde::{Deserialize, Serialize};
 
 use crate::value::Named;
 
-/// The body of both.
+/// The body of a health check's response.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct HealthReply {
-    /// In a word.
+    /// The status.
     pub status: Named<HealthStatus>,
-    /// Why the status is not better; for people.
+    /// Why the status is not `ready`, for people; otherwise empty.
     pub reasons: Vec<String>,
 }
 
-/// How a node is.
+/// The status of a node.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum HealthStatus {
-    /// The process is up; `/healthz` says no more.
+    /// The process is running. Only in `/healthz`.
     Ok,
     /// The node serves clients.
     Ready,
     /// The node serves clients, but signals between nodes are delayed.
     Degraded,
-    /// The node should not be sent clients: the store does not answer, or the node is being stopped.
+    /// The node should not receive clients: the store does not answer, or the node is stopping.
     NotReady,
 }
 
 impl HealthStatus {
-    /// The word on the wire.
+    /// The name on the wire.
     #[must_use]
     pub const fn name(self) -> &'static str {
         match self {

@@ -1,11 +1,11 @@
-//! Identifiers. Each is a UUID with a type of its own, so that a device id cannot stand where a user id belongs.
+//! Identifiers. Each kind is a UUID with its own type, so that a device id cannot be used as a user id.
 
 use std::fmt;
 
 use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
 use uuid::Uuid;
 
-/// Length of the one accepted text form, `xxxxxxxx-xxxx-xxxx-xxxx-xxxxxxxxxxxx`.
+/// Length of the only accepted text form, `xxxxxxxx-xxxx-xxxx-xxxx-xxxxxxxxxxxx`.
 const HYPHENATED: usize = 36;
 
 macro_rules! id {
@@ -15,7 +15,7 @@ macro_rules! id {
         pub struct $name(pub Uuid);
 
         impl $name {
-            /// Parses the hyphenated text form; upper case is accepted and comes out lower.
+            /// Parses the hyphenated text form. Upper case is accepted and becomes lower case.
             #[must_use]
             pub fn parse(text: &str) -> Option<Self> {
                 if text.len() != HYPHENATED {
@@ -39,7 +39,7 @@ macro_rules! id {
 
         impl Serialize for $name {
             fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-                // Text also in MessagePack, where a Uuid would become 16 bytes of bin.
+                // Text in MessagePack too, where `Uuid` would serialize as 16 bytes of bin.
                 serializer.collect_str(&self.0.hyphenated())
             }
         }
@@ -69,11 +69,11 @@ id! {
     DeviceId;
     /// One sign-in of a device.
     SessionId;
-    /// One code sent by mail.
+    /// One sign-in code sent by mail.
     ChallengeId;
-    /// One intent of a claimer to open sessions, chosen by the client.
+    /// One claim of prekeys, chosen by the client. A repeat with the same id gets the same keys.
     ClaimId;
-    /// A message, chosen by its sending device; the same for all devices that it is sent to.
+    /// A message, chosen by the sending device; the same for all receiving devices.
     MessageId;
 }
 
@@ -82,7 +82,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn only_the_hyphenated_form_is_an_id() {
+    fn only_the_hyphenated_form_is_accepted() {
         let id = "67e55044-10b1-426f-9247-bb680e5fe0c8";
         assert_eq!(DeviceId::parse(id).unwrap().to_string(), id);
         assert_eq!(DeviceId::parse(&id.to_uppercase()).unwrap().to_string(), id);

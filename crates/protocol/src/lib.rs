@@ -1,6 +1,6 @@
-//! Every shape of Sealwire's protocol, version 1, as `docs/protocol.md` describes it: what clients send and what the
-//! server answers, over HTTP and over the socket, in both encodings. The server, the load generator and clients in Rust
-//! share it, so each type can be written and read.
+//! The types of Sealwire's protocol, version 1, which `docs/protocol.md` describes: requests, replies and events, over
+//! HTTP and over the socket, in both encodings. The server, the load generator and clients in Rust share this crate, so
+//! every type can be serialized and deserialized.
 //!
 //! | Look for | In |
 //! | --- | --- |
@@ -13,16 +13,16 @@
 //! | `messages.*` ops, message content | [`messages`] |
 //! | events | [`events`] |
 //! | errors | [`error`], their codes and the close codes in [`codes`] |
-//! | bounds that clients must keep | [`limits`] |
+//! | limits that clients must respect | [`limits`] |
 //! | `/healthz`, `/readyz` | [`health`] |
 //! | ids, times, strict values | [`ids`], [`time`], [`value`] |
 //!
-//! Requests are read strictly: only maps are maps, only text is text. The `bin` of `MessagePack` is neither, and holds
-//! message content alone. Replies, events and errors are read leniently, so that a client understands a newer server:
-//! unknown fields are ignored and unknown words become [`value::Named::Unknown`].
+//! Requests are read strictly: an array is not accepted for a map, nor the `bin` of `MessagePack` for a list or text;
+//! `bin` is used only for message content. Replies, events and errors are read leniently, so that a client understands
+//! a newer server: unknown fields are ignored, and unknown names become [`value::Named::Unknown`].
 //!
-//! Types here say how things are written. What a request may ask for beyond its form is the server's concern. There is no
-//! I/O and no dependency on a runtime.
+//! The types check only the form of values; the server checks everything else. The crate does no I/O and depends on no
+//! async runtime.
 
 pub mod auth;
 pub mod codec;

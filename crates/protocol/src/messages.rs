@@ -21,14 +21,14 @@ use crate::{
 /// `messages.send`
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct SendMessageRequest<'a> {
-    /// Drawn by the sending device; a repeat under the same id is stored once.
+    /// Chosen by the sending device. A repeat with the same id is not stored again.
     pub message_id: MessageId,
-    /// The user whose devices are sent to.
+    /// The recipient.
     pub to: UserId,
-    /// Whether it is only for devices that are connected now; false if absent.
+    /// Whether the message is only for devices that are connected now; false if absent.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub ephemeral: Option<bool>,
-    /// Seconds that it waits for its devices, within [`TTL_SECONDS`](crate::limits::TTL_SECONDS);
+    /// Seconds that the message is kept for its devices, within [`TTL_SECONDS`](crate::limits::TTL_SECONDS);
     /// [`TTL_DEFAULT`](crate::limits::TTL_DEFAULT) if absent.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub ttl_s: Option<u64>,
@@ -36,18 +36,18 @@ pub struct SendMessageRequest<'a> {
     /// [`MAX_MESSAGES_PER_SEND`](crate::limits::MAX_MESSAGES_PER_SEND).
     #[serde(borrow)]
     pub messages: List<Object<DeviceMessage<'a>>>,
-    /// Addressable devices that the client cannot encrypt for, at most
-    /// [`MAX_MESSAGES_PER_SEND`](crate::limits::MAX_MESSAGES_PER_SEND): neither missing nor sent to.
+    /// Addressable devices that get no message because the client cannot encrypt for them, at most
+    /// [`MAX_MESSAGES_PER_SEND`](crate::limits::MAX_MESSAGES_PER_SEND). They are not reported as missing.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub skip: Option<List<DeviceId>>,
 }
 
-/// What one device is sent.
+/// The message for one device.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct DeviceMessage<'a> {
-    /// To which device.
+    /// The receiving device.
     pub device_id: DeviceId,
-    /// What the content is, in a numbering of the clients' own.
+    /// The type of the content. Clients define the numbers.
     #[serde(rename = "type")]
     pub kind: u8,
     /// Ciphertext, 1 to [`MAX_CONTENT`](crate::limits::MAX_CONTENT) bytes.
@@ -58,11 +58,12 @@ pub struct DeviceMessage<'a> {
 /// The result of `messages.send`.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct SendMessageReply {
-    /// When the message was accepted, the first time.
+    /// When the message was first accepted.
     pub accepted_at: Timestamp,
-    /// Whether it had been accepted before.
+    /// Whether a message with this id had been accepted before.
     pub duplicate: bool,
-    /// How many devices it was ever stored for under this id, earlier tries included; 0 if it is ephemeral.
+    /// The number of devices for which a message with this id was stored, including earlier attempts; 0 if it is
+    /// ephemeral.
     #[serde(default)]
     pub stored: u64,
     /// The devices that could not store it.
@@ -72,9 +73,9 @@ pub struct SendMessageReply {
 /// A device that could not store a message.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct UndeliveredDevice {
-    /// As named in the request.
+    /// The device, as in the request.
     pub device_id: DeviceId,
-    /// Why: [`Code::MailboxFull`].
+    /// The reason: always [`Code::MailboxFull`].
     pub reason: Named<Code>,
 }
 
@@ -86,14 +87,14 @@ impl SocketRequest for SendMessageRequest<'_> {
 /// `messages.ack`
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct AckMessagesRequest {
-    /// The numbers of the envelopes that have arrived, at most [`MAX_SEQS_PER_ACK`](crate::limits::MAX_SEQS_PER_ACK).
+    /// The sequence numbers of received envelopes, at most [`MAX_SEQS_PER_ACK`](crate::limits::MAX_SEQS_PER_ACK).
     pub seqs: List<u64>,
 }
 
 /// The result of `messages.ack`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct AckMessagesReply {
-    /// How many of them the mailbox still held.
+    /// How many of these envelopes were still in the mailbox.
     pub acked: u64,
 }
 
@@ -102,23 +103,23 @@ impl SocketRequest for AckMessagesRequest {
     type Reply = AckMessagesReply;
 }
 
-/// The content of a message as it stands in a frame: base64 text in JSON, `bin` in `MessagePack`. What is read from
-/// `MessagePack` borrows from the frame.
+/// The content of a message in a frame: base64 text in JSON, `bin` in `MessagePack`. Content decoded from `MessagePack`
+/// borrows from the frame.
 #[derive(Clone, PartialEq, Eq)]
 pub enum MessageContent<'a> {
-    /// Travels as base64 text; these are the bytes that it stands for.
+    /// Encoded as base64 text. Contains the decoded bytes.
     Text(Cow<'a, [u8]>),
-    /// Travels as bytes.
+    /// Encoded as bytes.
     Bytes(Cow<'a, [u8]>),
 }
 
-/// Content that is not written as the encoding wants it.
+/// The content does not have the form that the encoding requires.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Error)]
 #[error("content is base64 text in JSON and bin in MessagePack")]
 pub struct ContentError;
 
 impl<'a> MessageContent<'a> {
-    /// Content to be written in an encoding.
+    /// Creates content to be encoded with `codec`.
     #[must_use]
     pub const fn new(codec: Codec, bytes: &'a [u8]) -> Self {
         match codec {
@@ -127,10 +128,10 @@ impl<'a> MessageContent<'a> {
         }
     }
 
-    /// The bytes of content that was read from `frame` in an encoding.
+    /// Returns the bytes of content that was decoded from `frame` with `codec`.
     ///
     /// # Errors
-    /// If it is not written as the encoding wants it.
+    /// If the content is not base64 text in JSON, or not `bin` in `MessagePack`.
     pub fn read(self, codec: Codec, frame: &[u8]) -> Result<Cow<'a, [u8]>, ContentError> {
         match (codec, self) {
             (Codec::Json, Self::Text(bytes)) => Ok(bytes),
@@ -139,7 +140,7 @@ impl<'a> MessageContent<'a> {
         }
     }
 
-    /// The bytes, however they travel.
+    /// Returns the bytes, whatever their encoding.
     #[must_use]
     pub fn as_bytes(&self) -> &[u8] {
         match self {

@@ -1,5 +1,5 @@
-//! Holds every shape to its bytes, in both encodings and both directions. The texts are compact forms of the examples in
-//! `docs/protocol.md`; the order of fields counts.
+//! Tests that every type encodes to fixed bytes and decodes from them, in both encodings. The texts are compact forms
+//! of the examples in `docs/protocol.md`. The order of fields matters.
 
 use std::fmt;
 
@@ -23,7 +23,7 @@ use crate::{
     value::{Object, Text},
 };
 
-/// Any value, with the fields of maps in their order.
+/// Any value, with the fields of maps in their original order.
 #[derive(Debug, PartialEq)]
 enum Ordered {
     Null,
@@ -89,13 +89,13 @@ impl<'de> Deserialize<'de> for Ordered {
     }
 }
 
-/// The bytes of a text in an encoding.
+/// Encodes the value of a JSON text.
 fn bytes(codec: Codec, text: &str) -> Vec<u8> {
     codec.encode(&serde_json::from_str::<Ordered>(text).unwrap()).unwrap()
 }
 
-/// What is read from the text, in either encoding, is written as the same bytes.
-fn holds<T: Serialize + DeserializeOwned>(text: &str) {
+/// Checks, in both encodings, that the value of the text decodes as `T` and encodes to the same bytes.
+fn check<T: Serialize + DeserializeOwned>(text: &str) {
     for codec in Codec::ALL {
         let expected = bytes(codec, text);
         let value: T = codec.decode(&expected).unwrap_or_else(|error| panic!("{error}: {text}"));
@@ -103,9 +103,9 @@ fn holds<T: Serialize + DeserializeOwned>(text: &str) {
     }
 }
 
-/// A request is read with unknown fields and with nulls for what is absent, and written without either.
-fn holds_request<T: Serialize + DeserializeOwned + SocketRequest>(op: Op, text: &str) {
-    holds::<T>(text);
+/// Checks the parameters of an op, alone and in a request frame.
+fn check_request<T: Serialize + DeserializeOwned + SocketRequest>(op: Op, text: &str) {
+    check::<T>(text);
     assert_eq!(T::OP, op);
     let id = RequestId::MAX;
     for codec in Codec::ALL {
@@ -120,9 +120,9 @@ fn holds_request<T: Serialize + DeserializeOwned + SocketRequest>(op: Op, text: 
     }
 }
 
-fn holds_reply<T: Serialize + DeserializeOwned>(result: &str) {
-    holds::<T>(result);
-    holds::<ReplyFrame<T>>(&format!(r#"{{"id":7,"result":{result}}}"#));
+fn check_reply<T: Serialize + DeserializeOwned>(result: &str) {
+    check::<T>(result);
+    check::<ReplyFrame<T>>(&format!(r#"{{"id":7,"result":{result}}}"#));
 }
 
 const ID: &str = "67e55044-10b1-426f-9247-bb680e5fe0c8";
@@ -130,31 +130,31 @@ const OTHER: &str = "9c1d7e52-7a0f-4b3e-8c61-2f4f5a6b7c8d";
 const TIME: &str = "2026-06-01T12:00:00.000000Z";
 
 #[test]
-fn requests_over_http() {
-    holds::<OtpRequest>(r#"{"email":"alice@example.org"}"#);
-    holds::<VerifyRequest>(&format!(r#"{{"challenge_id":"{ID}","email":"a@b.example","code":"1234 5678"}}"#));
-    holds::<VerifyRequest>(&format!(
+fn http_requests_encode_as_documented() {
+    check::<OtpRequest>(r#"{"email":"alice@example.org"}"#);
+    check::<VerifyRequest>(&format!(r#"{{"challenge_id":"{ID}","email":"a@b.example","code":"1234 5678"}}"#));
+    check::<VerifyRequest>(&format!(
         r#"{{"challenge_id":"{ID}","email":"a@b.example","code":"1","device":{{"name":"Phone","registration_id":4242}},"replace_device_id":"{OTHER}"}}"#
     ));
-    holds::<VerifyRequest>(&format!(
+    check::<VerifyRequest>(&format!(
         r#"{{"challenge_id":"{ID}","email":"a@b.example","code":"1","device":{{"id":"{OTHER}"}}}}"#
     ));
 }
 
 #[test]
-fn replies_over_http() {
-    holds::<OtpReply>(&format!(r#"{{"challenge_id":"{ID}","expires_in_s":600,"resend_in_s":30}}"#));
+fn http_responses_encode_as_documented() {
+    check::<OtpReply>(&format!(r#"{{"challenge_id":"{ID}","expires_in_s":600,"resend_in_s":30}}"#));
     let session = format!(r#""user_id":"{ID}","device_id":"{ID}","session_id":"{OTHER}""#);
-    holds::<SessionReply>(&format!(r#"{{{session},"token":"t","expires_at":"{TIME}"}}"#));
-    holds::<SessionReply>(&format!(r#"{{{session},"expires_at":"{TIME}"}}"#));
+    check::<SessionReply>(&format!(r#"{{{session},"token":"t","expires_at":"{TIME}"}}"#));
+    check::<SessionReply>(&format!(r#"{{{session},"expires_at":"{TIME}"}}"#));
     for status in ["ok", "ready", "degraded", "not_ready", "of a newer server"] {
-        holds::<HealthReply>(&format!(r#"{{"status":"{status}","reasons":["draining"]}}"#));
+        check::<HealthReply>(&format!(r#"{{"status":"{status}","reasons":["draining"]}}"#));
     }
-    holds::<HttpErrorBody>(r#"{"error":{"code":"not_found","message":"not found","retryable":false}}"#);
+    check::<HttpErrorBody>(r#"{"error":{"code":"not_found","message":"not found","retryable":false}}"#);
 }
 
 #[test]
-fn errors() {
+fn errors_encode_as_documented() {
     let device = format!(r#"{{"device_id":"{ID}","name":"Phone","last_seen":"{TIME}"}}"#);
     let unnamed = format!(r#"{{"device_id":"{ID}","name":null,"last_seen":null}}"#);
     for rest in [
@@ -166,14 +166,14 @@ fn errors() {
         format!(r#","details":{{"missing":["{ID}"],"extra":["{OTHER}"]}}"#),
     ] {
         let error = format!(r#"{{"code":"rate_limited","message":"wait","retryable":true{rest}}}"#);
-        holds::<ErrorBody>(&error);
-        holds::<ReplyFrame<EmptyReply>>(&format!(r#"{{"id":1,"error":{error}}}"#));
+        check::<ErrorBody>(&error);
+        check::<ReplyFrame<EmptyReply>>(&format!(r#"{{"id":1,"error":{error}}}"#));
     }
-    holds::<ErrorBody>(r#"{"code":"of a newer server","message":"","retryable":true}"#);
+    check::<ErrorBody>(r#"{"code":"of a newer server","message":"","retryable":true}"#);
 }
 
 #[test]
-fn a_reply_has_one_of_result_and_error() {
+fn a_reply_has_either_a_result_or_an_error() {
     let error = r#""error":{"code":"internal","message":"","retryable":true}"#;
     for wrong in [r#"{"id":1}"#, r#"{"id":0,"result":{}}"#, &format!(r#"{{"id":1,"result":{{}},{error}}}"#)] {
         assert!(Codec::Json.decode::<ReplyFrame<EmptyReply>>(wrong.as_bytes()).is_err(), "{wrong}");
@@ -183,46 +183,46 @@ fn a_reply_has_one_of_result_and_error() {
 }
 
 #[test]
-fn ops_on_sessions_devices_and_users() {
+fn ops_on_sessions_devices_and_users_encode_as_documented() {
     for (op, has_no_params) in [
-        (Op::SessionRenew, holds_request::<crate::auth::RenewSessionRequest> as fn(Op, &str)),
-        (Op::SessionLogout, holds_request::<crate::auth::LogoutRequest>),
-        (Op::DevicesList, holds_request::<crate::devices::ListDevicesRequest>),
-        (Op::AccountDelete, holds_request::<crate::users::DeleteAccountRequest>),
-        (Op::KeysStatus, holds_request::<crate::keys::KeysStatusRequest>),
+        (Op::SessionRenew, check_request::<crate::auth::RenewSessionRequest> as fn(Op, &str)),
+        (Op::SessionLogout, check_request::<crate::auth::LogoutRequest>),
+        (Op::DevicesList, check_request::<crate::devices::ListDevicesRequest>),
+        (Op::AccountDelete, check_request::<crate::users::DeleteAccountRequest>),
+        (Op::KeysStatus, check_request::<crate::keys::KeysStatusRequest>),
     ] {
         has_no_params(op, "{}");
     }
-    holds_reply::<EmptyReply>("{}");
-    holds_reply::<RenewSessionReply>(&format!(r#"{{"token":"t","expires_at":"{TIME}","session_id":"{ID}"}}"#));
-    holds_reply::<ListDevicesReply>(&format!(
+    check_reply::<EmptyReply>("{}");
+    check_reply::<RenewSessionReply>(&format!(r#"{{"token":"t","expires_at":"{TIME}","session_id":"{ID}"}}"#));
+    check_reply::<ListDevicesReply>(&format!(
         r#"{{"devices":[{{"device_id":"{ID}","name":null,"registration_id":4242,"created_at":"{TIME}","last_seen":null,"current":true}},{{"device_id":"{OTHER}","name":"Laptop","registration_id":1,"created_at":"{TIME}","last_seen":"{TIME}","current":false}}]}}"#
     ));
-    holds_request::<RenameDeviceRequest>(Op::DevicesRename, r#"{"name":"Laptop"}"#);
-    holds_request::<RenameDeviceRequest>(Op::DevicesRename, &format!(r#"{{"device_id":"{ID}","name":"Laptop"}}"#));
-    holds_request::<RevokeDeviceRequest>(Op::DevicesRevoke, &format!(r#"{{"device_id":"{ID}"}}"#));
-    holds_request::<FindUserRequest>(Op::UsersFind, r#"{"email":"bob@example.org"}"#);
-    holds_reply::<FindUserReply>(&format!(r#"{{"user_id":"{ID}"}}"#));
+    check_request::<RenameDeviceRequest>(Op::DevicesRename, r#"{"name":"Laptop"}"#);
+    check_request::<RenameDeviceRequest>(Op::DevicesRename, &format!(r#"{{"device_id":"{ID}","name":"Laptop"}}"#));
+    check_request::<RevokeDeviceRequest>(Op::DevicesRevoke, &format!(r#"{{"device_id":"{ID}"}}"#));
+    check_request::<FindUserRequest>(Op::UsersFind, r#"{"email":"bob@example.org"}"#);
+    check_reply::<FindUserReply>(&format!(r#"{{"user_id":"{ID}"}}"#));
 }
 
 const STATUS: &str = r#"{"suite":"signal-x3dh","identity_key":"BQ==","signed_prekey":{"key_id":1,"expires_at":"2026-06-15T12:00:00.000000Z"},"pq_last_resort":{"key_id":2},"one_time":1,"pq_one_time":0,"threshold":20,"pool_version":1}"#;
 const NO_KEYS: &str = r#"{"suite":null,"identity_key":null,"signed_prekey":null,"pq_last_resort":null,"one_time":0,"pq_one_time":0,"threshold":20,"pool_version":0}"#;
 
 #[test]
-fn ops_on_keys() {
-    holds_request::<PublishKeysRequest>(Op::KeysPublish, "{}");
-    holds_request::<PublishKeysRequest>(
+fn ops_on_keys_encode_as_documented() {
+    check_request::<PublishKeysRequest>(Op::KeysPublish, "{}");
+    check_request::<PublishKeysRequest>(
         Op::KeysPublish,
         r#"{"suite":"signal-pqxdh","identity_key":"BTI=","signed_prekey":{"key_id":1,"public_key":"BYM=","signature":"4NeQ","expires_at":"2026-06-15T12:00:00.000000Z"},"one_time_prekeys":[{"key_id":2147483647,"public_key":"BRA="}],"pq_last_resort":{"key_id":1,"public_key":"CA==","signature":"AA=="},"pq_one_time":[{"key_id":0,"public_key":"Cg==","signature":"/+8="}]}"#,
     );
     let report = r#"{"accepted":[1],"duplicate":[2],"conflict":[3],"already_issued":[4],"over_cap":[5]}"#;
     let nothing = r#"{"accepted":[],"duplicate":[],"conflict":[],"already_issued":[],"over_cap":[]}"#;
-    holds_reply::<PublishKeysReply>(&format!(r#"{{"one_time":{report},"pq_one_time":{nothing},"status":{STATUS}}}"#));
-    holds_reply::<KeysStatusReply>(STATUS);
-    holds_reply::<KeysStatusReply>(NO_KEYS);
-    holds_request::<FetchKeysRequest>(Op::KeysFetch, &format!(r#"{{"user_id":"{ID}"}}"#));
-    holds_request::<FetchKeysRequest>(Op::KeysFetch, &format!(r#"{{"user_id":"{ID}","device_ids":["{OTHER}"]}}"#));
-    holds_request::<ClaimKeysRequest>(
+    check_reply::<PublishKeysReply>(&format!(r#"{{"one_time":{report},"pq_one_time":{nothing},"status":{STATUS}}}"#));
+    check_reply::<KeysStatusReply>(STATUS);
+    check_reply::<KeysStatusReply>(NO_KEYS);
+    check_request::<FetchKeysRequest>(Op::KeysFetch, &format!(r#"{{"user_id":"{ID}"}}"#));
+    check_request::<FetchKeysRequest>(Op::KeysFetch, &format!(r#"{{"user_id":"{ID}","device_ids":["{OTHER}"]}}"#));
+    check_request::<ClaimKeysRequest>(
         Op::KeysClaim,
         &format!(r#"{{"user_id":"{ID}","device_ids":[],"claim_id":"{OTHER}"}}"#),
     );
@@ -239,22 +239,22 @@ fn ops_on_keys() {
     }
     let reasons = ["no_keys", "signed_prekey_expired", "revoked", "unknown_device", "of a newer server"];
     let unavailable = reasons.map(|reason| format!(r#"{{"device_id":"{OTHER}","reason":"{reason}"}}"#)).join(",");
-    holds_reply::<BundlesReply>(&format!(r#"{{"bundles":[{}],"unavailable":[{unavailable}]}}"#, bundles.join(",")));
+    check_reply::<BundlesReply>(&format!(r#"{{"bundles":[{}],"unavailable":[{unavailable}]}}"#, bundles.join(",")));
 }
 
 #[test]
-fn ops_on_messages() {
-    holds_request::<AckMessagesRequest>(Op::MessagesAck, r#"{"seqs":[12,9007199254740991]}"#);
-    holds_reply::<AckMessagesReply>(r#"{"acked":2}"#);
-    holds_reply::<SendMessageReply>(&format!(
+fn ops_on_messages_encode_as_documented() {
+    check_request::<AckMessagesRequest>(Op::MessagesAck, r#"{"seqs":[12,9007199254740991]}"#);
+    check_reply::<AckMessagesReply>(r#"{"acked":2}"#);
+    check_reply::<SendMessageReply>(&format!(
         r#"{{"accepted_at":"{TIME}","duplicate":false,"stored":0,"undelivered":[]}}"#
     ));
-    holds_reply::<SendMessageReply>(&format!(
+    check_reply::<SendMessageReply>(&format!(
         r#"{{"accepted_at":"{TIME}","duplicate":true,"stored":1,"undelivered":[{{"device_id":"{ID}","reason":"mailbox_full"}}]}}"#
     ));
 }
 
-/// Replaces the text `"aGk="` by the bytes that it stands for.
+/// Replaces the text `"aGk="` in a MessagePack frame by a `bin` with the decoded bytes.
 fn with_bin(pack: &[u8]) -> Vec<u8> {
     let at = pack.windows(5).position(|window| window == b"\xa4aGk=").unwrap();
     [&pack[..at], b"\xc4\x02hi", &pack[at + 5..]].concat()
@@ -293,7 +293,7 @@ fn content_is_text_in_json_and_bytes_in_messagepack() {
 }
 
 #[test]
-fn events() {
+fn events_encode_as_documented() {
     let welcome = |keys: &str| {
         format!(
             r#"{{"event":"welcome","data":{{"session_id":"{ID}","user_id":"{ID}","device_id":"{OTHER}","expires_at":"{TIME}","server_time":"{TIME}","heartbeat_s":25,"limits":{{"frame_bytes":524288,"content_bytes":32768,"in_flight":64}},"keys":{keys},"mailbox":{{"waiting":0,"expired_total":0}}}}}}"#
@@ -324,7 +324,7 @@ fn events() {
 }
 
 #[test]
-fn a_client_tells_replies_from_events() {
+fn a_client_distinguishes_replies_from_events() {
     for (text, outline) in [
         (r#"{"id":7,"result":{}}"#, Ok(ServerOutline::Reply(RequestId::new(7).unwrap()))),
         (r#"{"data":[],"event":"of a newer server"}"#, Ok(ServerOutline::Event("of a newer server".to_owned()))),
@@ -356,7 +356,7 @@ fn requests_are_read_strictly() {
     let twice = format!(r#"{{"challenge_id":"{ID}","email":"a","email":"a","code":"1"}}"#);
     assert_eq!(refused(&twice), DecodeError::Malformed);
     assert!(Text::parse("a\0").is_none());
-    // Lists of bytes, and a number in place of a field's name.
+    // A bin for a list, and a number as the name of a field.
     for wrong in [&b"\x81\xa4seqs\xc4\x01\x01"[..], b"\x81\x00\x91\x01"] {
         assert!(Codec::MsgPack.decode::<Object<AckMessagesRequest>>(wrong).is_err(), "{wrong:x?}");
     }

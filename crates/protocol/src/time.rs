@@ -1,4 +1,4 @@
-//! Points in time: UTC, to the microsecond, which is what a database keeps.
+//! Timestamps: UTC with microseconds, the precision that databases store.
 
 use std::{fmt, ops::Add, time::Duration};
 
@@ -10,8 +10,8 @@ use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
 pub struct Timestamp(DateTime<Utc>);
 
 impl Timestamp {
-    /// Cuts what is finer than a microsecond off, so that a value read back from a database equals the one written. A
-    /// leap second, which many clients cannot read, becomes the last microsecond before it.
+    /// Truncates to microseconds, so that a value read back from a database equals the one written. A leap second,
+    /// which many clients cannot parse, becomes the last microsecond before it.
     #[must_use]
     pub fn new(at: DateTime<Utc>) -> Self {
         let micros = at.nanosecond().min(999_999_999) / 1_000 * 1_000;
@@ -24,25 +24,25 @@ impl Timestamp {
         self.0.timestamp_micros()
     }
 
-    /// The instant as `chrono` has it.
+    /// Returns the instant as a `chrono` value.
     #[must_use]
     pub fn to_utc(self) -> DateTime<Utc> {
         self.0
     }
 
-    /// Parses RFC 3339 text, in any offset.
+    /// Parses RFC 3339 text with any offset.
     #[must_use]
     pub fn parse(text: &str) -> Option<Self> {
         DateTime::parse_from_rfc3339(text).ok().map(|at| Self::new(at.to_utc()))
     }
 
-    /// How long until this instant; zero once it has come.
+    /// The time from `earlier` to this instant; zero if `earlier` is not earlier.
     #[must_use]
     pub fn since(self, earlier: Self) -> Duration {
         (self.0 - earlier.0).to_std().unwrap_or(Duration::ZERO)
     }
 
-    /// The instant `span` before this one.
+    /// The instant `span` before this one; 1970 if that cannot be represented.
     #[must_use]
     pub fn before(self, span: Duration) -> Self {
         TimeDelta::from_std(span)
@@ -55,7 +55,7 @@ impl Timestamp {
 impl Add<Duration> for Timestamp {
     type Output = Self;
 
-    /// Saturates at the last instant that can be written.
+    /// Saturates at the last representable instant.
     fn add(self, span: Duration) -> Self {
         let last = Self(DateTime::<Utc>::MAX_UTC);
         TimeDelta::from_std(span).ok().and_then(|span| self.0.checked_add_signed(span)).map_or(last, Self::new)
@@ -98,7 +98,7 @@ impl<'de> Deserialize<'de> for Timestamp {
                 Timestamp::parse(text).ok_or_else(|| E::invalid_value(de::Unexpected::Other("text"), &self))
             }
         }
-        // A `String` would also be read from the `bin` of MessagePack.
+        // Deserializing a `String` would also accept the `bin` of MessagePack.
         deserializer.deserialize_str(TextForm)
     }
 }

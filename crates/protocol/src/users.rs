@@ -1,4 +1,4 @@
-//! Finding users, and deleting one's own: the ops `users.find` and `account.delete`.
+//! Finding users and deleting accounts: the ops `users.find` and `account.delete`.
 
 use serde::{Deserialize, Serialize};
 
@@ -18,7 +18,7 @@ pub struct FindUserRequest {
 /// The result of `users.find`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct FindUserReply {
-    /// The user of that address.
+    /// The user with that address.
     pub user_id: UserId,
 }
 

@@ -1,5 +1,6 @@
-//! Values of exactly one kind each, for requests. What serde derives is more lenient than the protocol: it takes lists for
-//! maps, and the `bin` of `MessagePack` for lists and for text. And [`Named`], for words that a newer server may add to.
+//! Strict value types for requests, and [`Named`], for names of which a newer server may have more. The strict types
+//! are needed because serde's derived code is more lenient than the protocol: it accepts arrays for maps, and the `bin`
+//! of `MessagePack` for lists and text.
 
 use std::fmt;
 
@@ -16,7 +17,7 @@ use serde::{
     },
 };
 
-/// A value that must be a map. Derived implementations would also take an array, field by field.
+/// A value that must be a map. Derived code would also accept an array of the fields.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 #[serde(transparent)]
 pub struct Object<T>(pub T);
@@ -37,7 +38,7 @@ impl<'de, T: Deserialize<'de>> Deserialize<'de> for Object<T> {
     }
 }
 
-/// A value that must be a list. A plain `Vec` would also take the `bin` of `MessagePack`, as a list of numbers.
+/// A value that must be a list. A plain `Vec` would also accept the `bin` of `MessagePack`, as a list of numbers.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 #[serde(transparent)]
 pub struct List<T>(pub Vec<T>);
@@ -58,8 +59,8 @@ impl<'de, T: Deserialize<'de>> Deserialize<'de> for List<T> {
     }
 }
 
-/// A map whose fields are known by their names alone. `MessagePack` allows any value as a key, and derived
-/// implementations would take a number for the field in that place.
+/// A map whose fields are identified only by name. `MessagePack` allows any value as a key, and derived code would
+/// accept a number as the index of a field.
 struct TextKeys<A>(A);
 
 impl<'de, A: MapAccess<'de>> MapAccess<'de> for TextKeys<A> {
@@ -69,7 +70,7 @@ impl<'de, A: MapAccess<'de>> MapAccess<'de> for TextKeys<A> {
         let Some(key) = self.0.next_key::<Shape>()? else { return Ok(None) };
         let name = match key {
             Shape::Text(name) => name,
-            // No field has this name, so that it is passed over.
+            // No field has this name, so the entry is ignored.
             _ => String::new(),
         };
         seed.deserialize(name.into_deserializer()).map(Some)
@@ -80,7 +81,7 @@ impl<'de, A: MapAccess<'de>> MapAccess<'de> for TextKeys<A> {
     }
 }
 
-/// What kind of value stands in a place, with as much of it as the outline needs.
+/// The type of a value, with the contents that [`RequestOutline`](crate::frame::RequestOutline) needs.
 pub(crate) enum Shape {
     Null,
     Integer(u64),
@@ -137,19 +138,19 @@ impl<'de> Deserialize<'de> for Shape {
     }
 }
 
-/// Text without NUL. The `bin` of `MessagePack` is not text. `Debug` gives its length alone.
+/// Text without NUL characters. `Debug` shows only its length.
 #[derive(Clone, PartialEq, Eq, Serialize)]
 #[serde(transparent)]
 pub struct Text(String);
 
 impl Text {
-    /// The text, unless it has a NUL.
+    /// Returns the text; `None` if it contains a NUL character.
     #[must_use]
     pub fn parse(text: &str) -> Option<Self> {
         (!text.contains('\0')).then(|| Self(text.to_owned()))
     }
 
-    /// As a string.
+    /// Returns the text.
     #[must_use]
     pub fn as_str(&self) -> &str {
         &self.0
@@ -168,12 +169,12 @@ impl fmt::Debug for Text {
     }
 }
 
-/// Bytes that travel as standard base64 in both encodings. Written with padding; read with all of it or none.
+/// Bytes encoded as standard base64 text in both encodings. Written with padding; accepted with full or no padding.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Base64(pub Vec<u8>);
 
 impl Base64 {
-    /// The bytes that a text stands for, if it is base64.
+    /// Decodes base64 text; `None` if it is invalid.
     #[must_use]
     pub fn parse(text: &str) -> Option<Self> {
         let engine = if text.contains('=') { STANDARD } else { STANDARD_NO_PAD };
@@ -193,14 +194,14 @@ impl Serialize for Base64 {
     }
 }
 
-/// The standard base64 text, with padding, of a public key or signature in a reply. It is kept as text because the server
-/// stores it so and clients often pass it on; [`Self::decode`] has the bytes.
+/// The standard base64 text, with padding, of a public key or signature in a reply. It is kept as text because the
+/// server stores it as text and clients often pass it on unchanged. [`Self::decode`] returns the bytes.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize)]
 #[serde(transparent)]
 pub struct Base64Text(pub String);
 
 impl Base64Text {
-    /// The bytes that the text stands for, if it is base64.
+    /// Decodes the text; `None` if it is not base64.
     #[must_use]
     pub fn decode(&self) -> Option<Vec<u8>> {
         Base64::parse(&self.0).map(|bytes| bytes.0)
@@ -214,18 +215,17 @@ impl<'de> Deserialize<'de> for Base64Text {
     }
 }
 
-/// A word of a closed set to which later versions may add. The server writes known ones; a client keeps the others as
-/// text.
+/// A value identified by its name, from a set that later versions may extend. A client keeps an unknown name as text.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Named<T> {
-    /// A word of this version.
+    /// A value of this version.
     Known(T),
-    /// Any other.
+    /// A name that this version does not know.
     Unknown(String),
 }
 
 impl<T> Named<T> {
-    /// The value, if its word is of this version.
+    /// Returns the value; `None` if this version does not know it.
     #[must_use]
     pub fn known(self) -> Option<T> {
         match self {
@@ -259,7 +259,7 @@ impl<'de, T: DeserializeOwned> Deserialize<'de> for Named<T> {
     }
 }
 
-/// Takes strings alone and parses them with the function; the text says what is expected.
+/// A visitor that accepts only strings and parses them with the function. The text describes what is expected.
 pub(crate) struct StringOnly<F>(pub(crate) &'static str, pub(crate) F);
 
 impl<T, F: FnOnce(&str) -> Option<T>> de::Visitor<'_> for StringOnly<F> {
@@ -280,7 +280,7 @@ mod tests {
     use crate::{Codec, Timestamp};
 
     #[test]
-    fn base64_padding_is_optional_and_the_alphabet_standard() {
+    fn base64_uses_the_standard_alphabet_and_optional_padding() {
         for (text, bytes) in [
             ("\"/+8=\"", Some(vec![0xff, 0xef])),
             ("\"/+8\"", Some(vec![0xff, 0xef])),
@@ -294,7 +294,7 @@ mod tests {
     }
 
     #[test]
-    fn bin_is_not_text_in_messagepack() {
+    fn bin_is_not_accepted_as_text() {
         assert!(Codec::MsgPack.decode::<Text>(b"\xa2hi").is_ok());
         assert!(Codec::MsgPack.decode::<Text>(b"\xc4\x02hi").is_err());
         assert!(Codec::Json.decode::<Text>(br#""a\u0000""#).is_err());

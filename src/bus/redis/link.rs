@@ -142,8 +142,8 @@ impl Link {
         }
     }
 
-    /// Waits out a pause between connections, and keeps the counts of subscribers up to date meanwhile. Returns `false` if the
-    /// link is no longer used.
+    /// Waits out a pause between connections, and keeps the counts of subscribers up to date meanwhile. Returns `false`
+    /// if the link is no longer used.
     async fn queue_while_down(&mut self, pause: Duration) -> bool {
         let until = tokio::time::sleep(pause);
         tokio::pin!(until);

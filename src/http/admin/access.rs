@@ -67,8 +67,9 @@ impl Access {
         }
     }
 
-    /// Whether the host of the request is allowed. With DNS rebinding a web page can make a browser send requests to this
-    /// address, but only with the page's own host name, so other names are refused. An IP address cannot be rebound.
+    /// Whether the host of the request is allowed. With DNS rebinding a web page can make a browser send requests to
+    /// this address, but only with the page's own host name, so other names are refused. An IP address cannot be
+    /// rebound.
     fn is_known_host(&self, head: &RequestHead) -> bool {
         let mut hosts = head.headers.get_all(header::HOST).map(|value| value.to_str().unwrap_or_default());
         let Some(host) = hosts.next() else { return false };

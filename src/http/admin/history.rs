@@ -131,8 +131,8 @@ impl History {
         }
     }
 
-    /// Returns the increase over the last minute, and the exact length of that period: up to a step more than a minute, or less if
-    /// the server started later.
+    /// Returns the increase over the last minute, and the exact length of that period: up to a step more than a minute,
+    /// or less if the server started later.
     pub fn minute(&self, now: &Point) -> (Duration, CounterValues) {
         let points = self.points();
         let long_ago = |point: &&Point| now.at.saturating_duration_since(point.at) >= MINUTE;

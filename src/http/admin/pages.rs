@@ -55,7 +55,8 @@ async fn home() -> HttpResponse {
     HttpResponse::Found().insert_header((header::LOCATION, "/status")).finish()
 }
 
-/// `GET /status`: the page if the client prefers HTML, otherwise JSON. `?history` adds the last ten minutes to the JSON.
+/// `GET /status`: the page if the client prefers HTML, otherwise JSON. `?history` adds the last ten minutes to the
+/// JSON.
 async fn show(request: HttpRequest, admin: Data<Admin>) -> HttpResponse {
     let mut response = HttpResponse::Ok();
     response.insert_header((header::VARY, "Accept"));

@@ -88,7 +88,8 @@ impl Backend {
     }
 }
 
-/// Prints a mail. Not through tracing: a developer who chose `log:` has to read the code, and the log must never hold one.
+/// Prints a mail. Not through tracing: a developer who chose `log:` has to read the code, and the log must never hold
+/// one.
 #[expect(clippy::print_stdout, reason = "the development mailer's purpose")]
 fn print(mail: &Mail) {
     println!("mail to {}: {}: {}", mail.to.as_str(), mail.subject, mail.text.replace('\n', " "));

@@ -1,4 +1,4 @@
-//! Bundles of another user's devices.
+//! Fetching and claiming prekey bundles.
 
 use serde::{Deserialize, Serialize};
 
@@ -10,16 +10,16 @@ use crate::{
     value::{Base64Text, List, Named},
 };
 
-/// `keys.fetch`: bundles that consume nothing.
+/// `keys.fetch`: returns bundles without one-time prekeys, so that no key is consumed.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct FetchKeysRequest {
-    /// Whose devices.
+    /// The owner of the devices.
     pub user_id: UserId,
-    /// Which of them, at most [`MAX_DEVICE_IDS`](crate::limits::MAX_DEVICE_IDS); all that are addressable if absent.
+    /// The devices, at most [`MAX_DEVICE_IDS`](crate::limits::MAX_DEVICE_IDS); all addressable devices if absent.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub device_ids: Option<List<DeviceId>>,
-    /// The suites that the client can use. Devices of other suites are unavailable, with [`UnavailableReason::OtherSuite`];
-    /// all suites if absent.
+    /// The suites that the client can use. Devices of other suites are unavailable, with
+    /// [`UnavailableReason::OtherSuite`]; all suites if absent.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub suites: Option<List<Named<Suite>>>,
 }
@@ -29,19 +29,19 @@ impl SocketRequest for FetchKeysRequest {
     type Reply = BundlesReply;
 }
 
-/// `keys.claim`: bundles with one-time keys, each of which is handed out once, ever.
+/// `keys.claim`: returns bundles with one-time keys. Each one-time key is issued at most once.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ClaimKeysRequest {
-    /// Whose devices.
+    /// The owner of the devices.
     pub user_id: UserId,
-    /// Which of them, at most [`MAX_DEVICE_IDS`](crate::limits::MAX_DEVICE_IDS); all that are addressable if absent.
+    /// The devices, at most [`MAX_DEVICE_IDS`](crate::limits::MAX_DEVICE_IDS); all addressable devices if absent.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub device_ids: Option<List<DeviceId>>,
-    /// The suites that the client can use. Devices of other suites are unavailable, with [`UnavailableReason::OtherSuite`];
-    /// all suites if absent.
+    /// The suites that the client can use. Devices of other suites are unavailable, with
+    /// [`UnavailableReason::OtherSuite`]; all suites if absent.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub suites: Option<List<Named<Suite>>>,
-    /// Drawn by the client for each intent; a repeat under the same id gets the same keys.
+    /// Chosen by the client for each claim. A repeat with the same id gets the same keys.
     pub claim_id: ClaimId,
 }
 
@@ -53,30 +53,30 @@ impl SocketRequest for ClaimKeysRequest {
 /// The result of `keys.fetch` and of `keys.claim`.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct BundlesReply {
-    /// One for each device that can be reached.
+    /// The bundles of the addressable devices.
     pub bundles: Vec<PrekeyBundle>,
-    /// The others that were asked for.
+    /// The other requested devices.
     pub unavailable: Vec<UnavailableDevice>,
 }
 
-/// All that is needed to open a session with one device.
+/// The keys needed to start an encrypted session with one device.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct PrekeyBundle {
-    /// The target device.
+    /// The device.
     pub device_id: DeviceId,
-    /// The number that the target's client library chose.
+    /// The device's registration id.
     pub registration_id: u32,
-    /// How to read the keys.
+    /// The suite of the keys.
     pub suite: Named<Suite>,
-    /// The target's long-term key.
+    /// The device's identity key.
     pub identity_key: Base64Text,
-    /// The target's current signed prekey.
+    /// The device's current signed prekey.
     pub signed_prekey: BundleSignedPrekey,
-    /// A key that nobody else is ever given; `None` unless `one_time` is `claimed`.
+    /// A one-time prekey, issued only in this bundle; `None` unless `one_time` is `claimed`.
     pub one_time_prekey: Option<BundleOneTimePrekey>,
-    /// Why there is or is no one-time prekey.
+    /// Whether there is a one-time prekey, and if not, why.
     pub one_time: Named<OneTimeOutcome>,
-    /// A post-quantum prekey; `None` under suites without.
+    /// A post-quantum prekey; `None` if the suite has none.
     pub pq_prekey: Option<BundlePqPrekey>,
 }
 
@@ -89,7 +89,7 @@ pub struct BundleSignedPrekey {
     pub public_key: Base64Text,
     /// The identity key's signature over it.
     pub signature: Base64Text,
-    /// After this it is not served.
+    /// When the server stops serving it.
     pub expires_at: Timestamp,
 }
 
@@ -111,28 +111,28 @@ pub struct BundlePqPrekey {
     pub public_key: Base64Text,
     /// The identity key's signature over it.
     pub signature: Base64Text,
-    /// Whether it is the key that is given to everybody while the pool is empty.
+    /// Whether this is the last-resort key, which is given to all claimers while the pool is empty.
     pub last_resort: bool,
 }
 
-/// What became of the one-time prekey in a bundle.
+/// Whether a bundle contains a one-time prekey, and if not, why.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum OneTimeOutcome {
-    /// The bundle carries one, and nobody else is ever given it.
+    /// The bundle contains one, and no other claim ever gets it.
     Claimed,
     /// The pool is empty.
     Exhausted,
-    /// The claimer is past the drain limit for this device.
+    /// The claiming user has reached the drain limit for this device.
     Limited,
-    /// A fetch does not take keys.
+    /// A fetch does not claim one-time prekeys.
     NotRequested,
 }
 
 /// A device without a bundle.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct UnavailableDevice {
-    /// As asked for.
+    /// The device, as in the request.
     pub device_id: DeviceId,
     /// Why there is no bundle.
     pub reason: Named<UnavailableReason>,
@@ -142,14 +142,14 @@ pub struct UnavailableDevice {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum UnavailableReason {
-    /// It never published a complete set.
+    /// It has not published a complete set of keys.
     NoKeys,
-    /// Its suite is none of those that the client can use.
+    /// Its suite is not one of `suites` in the request.
     OtherSuite,
-    /// Its owner has not rotated the signed prekey in time.
+    /// Its signed prekey expired before it published a new one.
     SignedPrekeyExpired,
     /// It was revoked.
     Revoked,
-    /// There is no such device of that user, or it is the asking device.
+    /// The user has no such device, or it is the requesting device.
     UnknownDevice,
 }

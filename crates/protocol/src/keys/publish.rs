@@ -1,4 +1,4 @@
-//! What a device publishes, and what the server holds of it.
+//! Publishing keys, and the status of published keys.
 
 use serde::{Deserialize, Serialize};
 
@@ -9,7 +9,7 @@ use crate::{
     value::{Base64, Base64Text, List, Named, Object},
 };
 
-/// `keys.publish`. The first of a device must make its set of keys complete; later ones carry any part.
+/// `keys.publish`. The first publish of a device must contain a complete set of keys; later ones may contain any part.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct PublishKeysRequest {
     /// Required the first time.
@@ -18,13 +18,13 @@ pub struct PublishKeysRequest {
     /// Required the first time: the serialized public key.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub identity_key: Option<Base64>,
-    /// Required the first time; replaces the one that is served.
+    /// Required the first time. Replaces the current one.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub signed_prekey: Option<Object<PublishedSignedPrekey>>,
     /// Additions to the pool, at most [`MAX_KEYS_PER_PUBLISH`](crate::limits::MAX_KEYS_PER_PUBLISH).
     #[serde(skip_serializing_if = "Option::is_none")]
     pub one_time_prekeys: Option<List<Object<PublishedKey>>>,
-    /// Required the first time under a suite with PQ keys; replaces the one that is served.
+    /// Required the first time if the suite has PQ keys. Replaces the current one.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub pq_last_resort: Option<Object<PublishedSignedKey>>,
     /// Additions to the pool of PQ keys, at most [`MAX_KEYS_PER_PUBLISH`](crate::limits::MAX_KEYS_PER_PUBLISH).
@@ -61,7 +61,7 @@ pub struct PublishedSignedPrekey {
     pub public_key: Base64,
     /// 64 bytes.
     pub signature: Base64,
-    /// When it stops being served; after the server's own time if absent.
+    /// When the server stops serving it; after the server's default lifetime if absent.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub expires_at: Option<Timestamp>,
 }
@@ -69,26 +69,26 @@ pub struct PublishedSignedPrekey {
 /// The result of `keys.publish`.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct PublishKeysReply {
-    /// What became of the one-time prekeys.
+    /// The outcome for the one-time prekeys.
     pub one_time: KeyIdReport,
-    /// What became of the one-time PQ prekeys.
+    /// The outcome for the one-time PQ prekeys.
     pub pq_one_time: KeyIdReport,
-    /// All of the device's keys after it.
+    /// The device's keys after the publish.
     pub status: KeysStatusReply,
 }
 
-/// The ids of the keys in a publish, by what became of each.
+/// The ids of the keys in a publish, by outcome.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct KeyIdReport {
-    /// New, in the pool now.
+    /// Added to the pool.
     pub accepted: Vec<u32>,
-    /// The same key waits in the pool already.
+    /// The same key is already in the pool.
     pub duplicate: Vec<u32>,
-    /// Another key waits under this id.
+    /// Another key with this id is in the pool.
     pub conflict: Vec<u32>,
-    /// The id was handed out before and never returns.
+    /// A key with this id was issued before. The id cannot be used again.
     pub already_issued: Vec<u32>,
-    /// The pool is full.
+    /// Not added, because the pool is full.
     pub over_cap: Vec<u32>,
 }
 
@@ -101,37 +101,37 @@ impl SocketRequest for PublishKeysRequest {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct KeysStatusRequest {}
 
-/// What the server holds of a device's keys: the result of `keys.status`, and part of the welcome.
+/// The device's keys on the server: the result of `keys.status`, and part of the welcome.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct KeysStatusReply {
     /// Set with the first publish.
     pub suite: Option<Named<Suite>>,
     /// Set with the first publish.
     pub identity_key: Option<Base64Text>,
-    /// The signed prekey that is served.
+    /// The current signed prekey.
     pub signed_prekey: Option<ServedSignedPrekey>,
-    /// The last-resort PQ key that is served.
+    /// The current last-resort PQ key.
     pub pq_last_resort: Option<ServedLastResort>,
-    /// Unissued one-time prekeys.
+    /// The number of unissued one-time prekeys.
     pub one_time: u32,
-    /// Unissued one-time PQ prekeys.
+    /// The number of unissued one-time PQ prekeys.
     pub pq_one_time: u32,
-    /// The level at or below which a pool is announced as low.
+    /// A pool with at most this many keys is announced as low.
     pub threshold: u32,
-    /// Grows with each publish that changes a pool.
+    /// Increases with each publish that changes a pool.
     pub pool_version: i64,
 }
 
-/// A signed prekey as its owner sees it.
+/// The current signed prekey, in a status.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ServedSignedPrekey {
     /// As published.
     pub key_id: u32,
-    /// When it stops being served.
+    /// When the server stops serving it.
     pub expires_at: Timestamp,
 }
 
-/// A last-resort key as its owner sees it.
+/// The current last-resort key, in a status.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ServedLastResort {
     /// As published.
@@ -163,7 +163,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn parts_of_a_publish_must_be_maps_and_strings() {
+    fn fields_of_a_publish_with_wrong_types_are_refused() {
         for wrong in [
             r#"{"suite":"rot13"}"#,
             r#"{"suite":5}"#,

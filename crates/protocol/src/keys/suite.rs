@@ -1,4 +1,4 @@
-//! Suites: which kinds of keys a device has and how it signs them.
+//! Suites: the kinds of keys of a device, and its signature scheme.
 
 use std::fmt;
 
@@ -6,7 +6,7 @@ use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
 use crate::value::StringOnly;
 
-/// Which kinds of keys a device publishes and how it signs them; set once per device.
+/// The kinds of keys that a device publishes, and its signature scheme. Set once per device.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Suite {
     /// `signal-pqxdh`: 33-byte X25519 keys and 1569-byte PQ keys, `XEdDSA`.
@@ -18,7 +18,7 @@ pub enum Suite {
 }
 
 impl Suite {
-    /// Every suite, for tables and tests.
+    /// All suites.
     pub const ALL: [Self; 3] = [Self::SignalPqxdh, Self::SignalX3dh, Self::Ed25519X3dh];
 
     /// The name on the wire.
@@ -31,19 +31,19 @@ impl Suite {
         }
     }
 
-    /// The suite of exactly this name.
+    /// The suite with exactly this name.
     #[must_use]
     pub fn parse(name: &str) -> Option<Self> {
         Self::ALL.into_iter().find(|suite| suite.as_str() == name)
     }
 
-    /// Whether bundles of this suite carry a PQ prekey.
+    /// Whether bundles of this suite contain a PQ prekey.
     #[must_use]
     pub const fn has_pq(self) -> bool {
         matches!(self, Self::SignalPqxdh)
     }
 
-    /// Whether curve keys begin with libsignal's type byte.
+    /// Whether serialized curve keys begin with libsignal's type byte.
     #[must_use]
     pub const fn has_type_byte(self) -> bool {
         matches!(self, Self::SignalPqxdh | Self::SignalX3dh)
