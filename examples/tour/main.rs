@@ -104,23 +104,20 @@ async fn tour(server: &Server) -> Outcome {
     chapter(11, "Bob logs out, and signs in on the same phone again");
     bob.socket.request("session.logout", json!({})).await?;
     let told = bob.socket.event("session.revoked").await?;
-    ensure(told["reason"] == "logout", "the reply comes first, then the event")?;
-    ensure(bob.socket.close_code().await? == 4500, "then the close, with 4500")?;
+    ensure(told["reason"] == "logout", "the event says why")?;
+    ensure(bob.socket.close_code().await? == 4500, "the socket closes with 4500")?;
     say("The phone names its device id, so it keeps its keys. No device is added, so nobody is notified.");
     let again = server.sign_in(&bob.session.email, json!({ "id": bob.session.device })).await?;
     ensure(again.device == bob.session.device, "it is the same device")?;
     bob.socket = server.connect("Bob's phone", &again, Encoding::MsgPack).await?;
     ensure(bob.socket.welcome["keys"]["identity_key"] == bob.keys.identity_key(), "its keys are still there")?;
-    ensure(
-        bob.socket.welcome["mailbox"]["waiting"] == 0,
-        "and its mailbox, which is empty because everything was acked",
-    )?;
+    ensure(bob.socket.welcome["mailbox"]["waiting"] == 0, "its mailbox is empty because everything was acked")?;
 
     chapter(12, "Alice deletes her account");
     alice.socket.request("account.delete", json!({})).await?;
     let told = alice.socket.event("session.revoked").await?;
     ensure(told["reason"] == "account_deleted", "she is told why")?;
-    ensure(alice.socket.close_code().await? == 4506, "and her socket closes with 4506")?;
+    ensure(alice.socket.close_code().await? == 4506, "her socket closes with 4506")?;
     let answer = bob.socket.ask("users.find", json!({ "email": alice.session.email })).await?;
     ensure(answer.is_err_and(|error| error["code"] == "not_found"), "nobody can find her any more")?;
     say("Bob deletes his account too, so that the tour leaves nothing behind.");
@@ -145,7 +142,7 @@ async fn arrive(
     let mut keys = Keyring::new(entropy);
     let report = socket.request("keys.publish", keys.complete_set(one_time)).await?;
     ensure(count(&report["one_time"]["accepted"]) == one_time, "all keys are accepted")?;
-    ensure(report["status"]["one_time"] == one_time, "and wait to be claimed")?;
+    ensure(report["status"]["one_time"] == one_time, "all keys can be claimed")?;
     Ok(Device { session, socket, keys, secrets: BTreeMap::new() })
 }
 
@@ -173,7 +170,7 @@ async fn claim_once(server: &Server, alice: &mut Device, bob: &mut Device) -> Ou
     let again = alice.socket.request("keys.claim", claim).await?;
     ensure(again == claimed, "the same claim_id returns the same key")?;
     let status = bob.socket.request("keys.status", json!({})).await?;
-    ensure(status["one_time"] == 6, "and uses up no other")?;
+    ensure(status["one_time"] == 6, "the repeated claim uses up no other key")?;
     say("The claim returned the same key, and six of Bob's seven are left.");
     Ok(bundle.clone())
 }
@@ -188,7 +185,7 @@ async fn add_laptop(server: &Server, entropy: &Entropy, alice: &mut Device) -> O
         // The first of the two mails has the code.
         let mail = server.next_mail(&alice.session.email, seen + 1).await?;
         say(&format!("And a mail arrives: {mail}"));
-        ensure(mail.contains("A device was added"), "and so is she, by mail")?;
+        ensure(mail.contains("A device was added"), "Alice is notified by mail")?;
     }
     let laptop = arrive(server, entropy, "Alice's laptop", laptop, Encoding::MsgPack, 30).await?;
     say("Messages to Alice are now encrypted twice: once for each of her devices.");
@@ -214,7 +211,7 @@ async fn run_out(entropy: &Entropy, alice: &mut Device, bob: &mut Device) -> Out
     }
     alice.socket.quiet = false;
     while bob.socket.event("prekeys.low").await?["remaining"] != 0 {}
-    say("Bob's phone was notified once of every level of the pool. It refills it.");
+    say("Bob's phone was notified once of each low level, and refills the pool.");
     let report = bob.socket.request("keys.publish", bob.keys.refill(40)).await?;
     ensure(report["status"]["one_time"] == 40, "the pool is full again")?;
     Ok(())
