@@ -18,6 +18,7 @@ mod rust_types;
 use std::{collections::BTreeMap, env, fs, path::Path};
 
 use reqwest::{Client, Method};
+use sealwire::domain::Suite;
 use sealwire_protocol::{Codec, events::Event, frame::Op};
 use serde_json::{Value, json};
 use uuid::Uuid;
@@ -144,7 +145,7 @@ fn the_examples_of_the_protocol_fit_the_schemas() {
     for part in format!("\n{protocol}").split("\n## ").flat_map(|chapter| chapter.split("\n### ")) {
         let (heading, text) = part.split_once('\n').unwrap_or((part, ""));
         let name = heading.trim_matches('`');
-        let schemas = match (types.ops.get(name), types.events.contains_key(name)) {
+        let schemas: Vec<Json> = match (types.ops.get(name), types.events.contains_key(name)) {
             (Some((params, result)), _) => {
                 // A part of the result may be shown alone.
                 let parts =
@@ -230,7 +231,7 @@ async fn a_server_answers_over_the_socket_as_described() {
     let bob = sign_in(&app, "bob@example.org").await;
     let socket = Socket::connect(&app, &alice.token, Codec::Json).await;
     let other = Socket::connect(&app, &bob.token, Codec::Json).await;
-    let mut keys = KeySet::new(sealwire::domain::Suite::SignalPqxdh, 1);
+    let mut keys = KeySet::new(Suite::SignalPqxdh, 1);
     let replaced = sign_in(&app, "alice@example.org").await;
     let changed = socket.event("devices.changed").await;
     let params = |op: Op, keys: &mut KeySet| match op {
@@ -244,15 +245,14 @@ async fn a_server_answers_over_the_socket_as_described() {
         Op::MessagesAck => json!({ "seqs": [1] }),
         _ => json!({}),
     };
-    other
-        .request("keys.publish", params(Op::KeysPublish, &mut KeySet::new(sealwire::domain::Suite::SignalPqxdh, 2)))
-        .await;
+    // One key, so that the claim empties the pool.
+    other.request("keys.publish", KeySet::new(Suite::SignalPqxdh, 2).complete([1])).await;
     let fits = |schema: &Json, value: &Value, what: &str| {
         check(&asyncapi, schema, &value.into()).unwrap_or_else(|error| panic!("{what}: {error}"));
     };
     // Those that end the session come last.
     let (ending, going_on): (Vec<Op>, Vec<Op>) =
-        Op::ALL.iter().partition(|op| matches!(op, Op::SessionLogout | Op::AccountDelete));
+        Op::ALL.iter().copied().partition(|op| matches!(op, Op::SessionLogout | Op::AccountDelete));
     for op in going_on {
         let (request, reply) = &types.ops[op.name()];
         let params = params(op, &mut keys);
@@ -262,7 +262,7 @@ async fn a_server_answers_over_the_socket_as_described() {
     fits(&component("Welcome"), &socket.welcome, "welcome");
     fits(&types.events["devices.changed"], &changed, "devices.changed");
     fits(&types.events["message"], &other.event("message").await, "message");
-    fits(&types.events["prekeys.low"], &socket.event("prekeys.low").await, "prekeys.low");
+    fits(&types.events["prekeys.low"], &other.event("prekeys.low").await, "prekeys.low");
     for (op, socket) in ending.into_iter().zip([&socket, &other]) {
         fits(&component(&types.ops[op.name()].1), &socket.request(op.name(), json!({})).await, op.name());
         fits(&types.events["session.revoked"], &socket.event("session.revoked").await, "session.revoked");

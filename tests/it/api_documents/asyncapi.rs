@@ -163,8 +163,8 @@ fn operation(name: &str, summary: &str, text: &str) -> Json {
         ("channel", reference("#/channels/socket")),
         ("messages", Json::List(vec![in_channel(&format!("{name}.reply")), in_channel("error")])),
     ]);
-    let own: Vec<Code> = text.split("\nErrors").nth(1).map(errors_in).unwrap_or_default();
-    let all = Code::ALL.iter().filter(|code| own.contains(code) || GENERAL_ERRORS.contains(code));
+    let named: Vec<Code> = text.split('`').skip(1).step_by(2).filter_map(Code::parse).collect();
+    let all = Code::ALL.iter().filter(|code| named.contains(code) || GENERAL_ERRORS.contains(code));
     map([
         ("action", "receive".into()),
         ("channel", reference("#/channels/socket")),
@@ -173,12 +173,6 @@ fn operation(name: &str, summary: &str, text: &str) -> Json {
         ("reply", reply),
         ("x-error-codes", list(all.map(|code| code.name()))),
     ])
-}
-
-/// The codes that the first paragraph of a text names.
-fn errors_in(text: &str) -> Vec<Code> {
-    let paragraph = text.split("\n\n").next().unwrap();
-    paragraph.split('`').skip(1).step_by(2).filter_map(Code::parse).collect()
 }
 
 fn sentence(text: &str) -> String {

@@ -1,6 +1,9 @@
 //! JSON whose maps keep the order of their fields, how it is written, and the check of a value against a schema.
 
-use std::fmt::{self, Write};
+use std::{
+    fmt::{self, Write},
+    slice,
+};
 
 use serde::{
     Deserialize, Deserializer,
@@ -75,7 +78,7 @@ impl Json {
 
     /// Adds the fields of another map.
     pub fn joined(mut self, other: Self) -> Self {
-        let (Self::Map(fields), Self::Map(more)) = (&mut self, other) else { panic!("{self:?} is not a map") };
+        let (Self::Map(fields), Self::Map(more)) = (&mut self, other) else { panic!("only maps are joined") };
         fields.extend(more);
         self
     }
@@ -233,7 +236,7 @@ pub fn check(document: &Json, schema: &Json, value: &Json) -> Result<(), String>
                 }
             }
             ("type", _) => {
-                let names = if let Json::List(names) = expected { names.as_slice() } else { &[expected.clone()] };
+                let names = if let Json::List(names) = expected { names } else { slice::from_ref(expected) };
                 if !names.iter().any(|name| name.text() == type_name(value)) {
                     return fault(&format!("is not of type {expected}"));
                 }
