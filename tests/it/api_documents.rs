@@ -19,11 +19,11 @@ use std::{collections::BTreeMap, env, fs, path::Path};
 
 use reqwest::{Client, Method};
 use sealwire::domain::Suite;
-use sealwire_protocol::{Codec, events::Event, frame::Op};
+use sealwire_protocol::{events::Event, frame::Op};
 use serde_json::{Value, json};
 use uuid::Uuid;
 
-use crate::support::{KeySet, Server, Socket, TestApp, http::challenge, mailing::message, sign_in};
+use crate::support::{Codec, KeySet, Server, Socket, TestApp, http::challenge, mailing::message, sign_in};
 use json::{Json, check, map, reference};
 use markdown::{examples, rows, section};
 use openapi::{ENDPOINTS, REQUESTS};
