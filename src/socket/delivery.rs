@@ -173,9 +173,9 @@ impl Delivery {
         let envelopes = u32::try_from(PAGE_ENVELOPES.min(self.window.free_envelopes())).unwrap_or(1);
         let bytes = self.window.free_bytes().clamp(1, PAGE_BYTES);
         // The backlog is read first, because its end is announced to the client.
-        let upto = self.backlog.unwrap_or(self.head);
+        let through = self.backlog.unwrap_or(self.head);
         NextStep::Read(MailboxRead {
-            page: MailPageRequest { after: self.cursor, upto, envelopes, bytes },
+            page: MailPageRequest { after: self.cursor, through, envelopes, bytes },
             is_resend: false,
         })
     }
@@ -189,7 +189,7 @@ impl Delivery {
     pub fn finish_read(&mut self, read: MailboxRead, complete: bool) {
         self.is_reading = false;
         if complete && !self.window.is_blocked() {
-            self.cursor = self.cursor.max(read.page.upto);
+            self.cursor = self.cursor.max(read.page.through);
         } else {
             self.must_read = true;
         }
@@ -204,7 +204,7 @@ impl Delivery {
         }
         self.is_reading = true;
         let envelopes = u32::try_from(PAGE_ENVELOPES).unwrap_or(1);
-        let page = MailPageRequest { after, upto: self.cursor, envelopes, bytes: PAGE_BYTES };
+        let page = MailPageRequest { after, through: self.cursor, envelopes, bytes: PAGE_BYTES };
         Some(MailboxRead { page, is_resend: true })
     }
 
@@ -214,8 +214,8 @@ impl Delivery {
         self.is_reading = false;
         let stored: Vec<i64> = page.envelopes.iter().map(|(seq, _)| *seq).collect();
         let after = read.page.after;
-        let upto = if page.complete { read.page.upto } else { stored.last().copied().unwrap_or(after) };
-        self.window.mark_resent(after, upto, &stored, now);
+        let through = if page.complete { read.page.through } else { stored.last().copied().unwrap_or(after) };
+        self.window.mark_resent(after, through, &stored, now);
         page.envelopes.into_iter().filter(|(seq, _)| self.window.contains(*seq)).collect()
     }
 
@@ -290,7 +290,7 @@ mod tests {
         // A signal without the envelope.
         delivery.note_stored(11);
         let read = next_read(&mut delivery).unwrap();
-        assert_eq!((read.page.after, read.page.upto), (8, 11));
+        assert_eq!((read.page.after, read.page.through), (8, 11));
         assert_eq!(next_read(&mut delivery), None, "one read at a time");
     }
 
@@ -302,7 +302,7 @@ mod tests {
         delivery.note_stored(12);
         assert!(!delivery.take_backlog_end());
         let read = next_read(&mut delivery).unwrap();
-        assert_eq!((read.page.after, read.page.upto), (0, 9));
+        assert_eq!((read.page.after, read.page.through), (0, 9));
         assert!(delivery.add_to_window(2, 10, now) && delivery.add_to_window(5, 10, now));
         delivery.finish_read(read, false);
         assert!(!delivery.take_backlog_end());
@@ -311,7 +311,7 @@ mod tests {
         delivery.finish_read(read, true);
         assert!(delivery.take_backlog_end(), "the rest were acked or have expired");
         let read = next_read(&mut delivery).unwrap();
-        assert_eq!((read.page.after, read.page.upto), (9, 12), "newer envelopes come after the backlog");
+        assert_eq!((read.page.after, read.page.through), (9, 12), "newer envelopes come after the backlog");
     }
 
     #[test]
@@ -399,7 +399,7 @@ mod tests {
         let NextStep::Read(read) = delivery.next_step(later + REORDER_WAIT) else {
             panic!("4 is still missing, so the store should be read")
         };
-        assert_eq!((read.page.after, read.page.upto), (3, 5));
+        assert_eq!((read.page.after, read.page.through), (3, 5));
         assert!(delivery.add_to_window(4, 1, start) && delivery.add_to_window(5, 1, start));
         delivery.finish_read(read, true);
         assert!(delivery.release().is_none());
@@ -439,7 +439,7 @@ mod tests {
         delivery.ack(&[1]);
         let now = start + Duration::from_secs(80);
         let read = delivery.begin_resend(now).unwrap();
-        assert_eq!((read.page.after, read.page.upto, read.is_resend), (1, 4, true));
+        assert_eq!((read.page.after, read.page.through, read.is_resend), (1, 4, true));
         // 2 is acked during the read; 3 has expired.
         delivery.ack(&[2]);
         let again = delivery.finish_resend(read, page(&[2, 4], true), now);

@@ -98,10 +98,10 @@ impl Window {
         self.unacked.iter().find(|unacked| unacked.sent_at + RESEND_TIMEOUT <= now).map(|unacked| unacked.seq)
     }
 
-    /// Records that of the envelopes after `after` and up to `upto` the mailbox still holds only `stored` (sorted).
+    /// Records that of the envelopes after `after` and up to `through` the mailbox still holds only `stored` (sorted).
     /// Those count as sent now; the others are removed.
-    pub fn mark_resent(&mut self, after: i64, upto: i64, stored: &[i64], now: Instant) {
-        let was_read = |seq: i64| seq > after && seq <= upto;
+    pub fn mark_resent(&mut self, after: i64, through: i64, stored: &[i64], now: Instant) {
+        let was_read = |seq: i64| seq > after && seq <= through;
         self.remove(|seq| was_read(seq) && stored.binary_search(&seq).is_err());
         for unacked in self.unacked.iter_mut().filter(|unacked| was_read(unacked.seq)) {
             unacked.sent_at = now;
