@@ -89,7 +89,7 @@ pub fn listen_to_clients(
     let tuning = Tuning {
         max_message: MAX_FRAME_BYTES as u64,
         inbound: limits.inbound.clone(),
-        admission: limits.admission.clone(),
+        limiter: limits.limiter.clone(),
         connections: limits.sockets.clone(),
         stall: WRITE_STALL,
     };
@@ -152,7 +152,7 @@ pub fn listen_to_operator(
 /// Returns a function that reads the node's current usage.
 fn usage(node: &NodeContext, limits: &NodeLimits) -> Box<dyn Fn() -> NodeUsage + Send + Sync> {
     let (hub, work) = (node.hub.clone(), node.tasks.work().clone());
-    let (sockets, http) = (limits.sockets.clone(), limits.admission.http.clone());
+    let (sockets, http) = (limits.sockets.clone(), limits.limiter.http.clone());
     let (inbound, outbound) = (limits.inbound.clone(), limits.outbound.clone());
     let usage_of = |budget: &Budget| (budget.in_use(), budget.limit());
     Box::new(move || NodeUsage {

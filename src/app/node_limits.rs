@@ -3,7 +3,7 @@
 use super::{NodeContext, open_files::ConnectionLimits};
 use crate::{
     config::Config,
-    socket::{Budget, NetworkLimits, Networks, transport::Admission},
+    socket::{Budget, NetworkLimits, Networks, transport::ConnectionLimiter},
 };
 
 /// The limits on connections and their memory, each with the amount in use.
@@ -11,7 +11,7 @@ pub struct NodeLimits {
     /// WebSocket connections, including closing ones.
     pub sockets: Budget,
     /// Connections before an upgrade to WebSocket: their number, and the rate of new ones.
-    pub admission: Admission,
+    pub limiter: ConnectionLimiter,
     /// The limits per client network.
     pub networks: Networks,
     /// Bytes of large messages that are being received.
@@ -30,7 +30,7 @@ impl NodeLimits {
         let half = config.server.memory_budget_mb << 19;
         Self {
             sockets: Budget::new(connections.sockets),
-            admission: Admission::new(connections.http, networks.clone(), &config.server.trusted_proxies),
+            limiter: ConnectionLimiter::new(connections.http, networks.clone(), &config.server.trusted_proxies),
             networks,
             inbound: Budget::new(half),
             outbound: Budget::new(half),

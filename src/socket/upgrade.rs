@@ -83,7 +83,7 @@ async fn upgrade(request: &HttpRequest, body: web::Payload, node: Arc<Node>) -> 
         node.metrics.connections_refused.inc(Limit::Sockets);
         return Err(Refusal::Unavailable.into());
     };
-    wire.keep(node.networks.count_open(network, ConnectionKind::Socket, Instant::now())?);
+    wire.hold_network_slot(node.networks.count_open(network, ConnectionKind::Socket, Instant::now())?);
     let (mut response, ws, messages) = actix_ws::handle(request, body).map_err(|_| not_a_handshake())?;
     if offer.is_codec_offered {
         let name = HeaderValue::from_static(offer.codec.subprotocol());

@@ -1,8 +1,9 @@
 //! Low-water levels: decides which node announces to the owner that a pool is low.
 //!
-//! Pools are counted, and a conditional update of the number of announced levels decides which node announces a level, so
-//! that each is announced once. On SQLite, which has one writer, this is part of the claims' transaction. On PostgreSQL it
-//! follows the commit: concurrent transactions do not see each other's claims, so both could miss a level.
+//! Pools are counted, and a conditional update of the number of announced levels decides which node announces a level,
+//! so that each is announced once. On SQLite, which has one writer, this is part of the claims' transaction. On
+//! PostgreSQL it follows the commit: concurrent transactions do not see each other's claims, so both could miss a
+//! level.
 
 use std::collections::BTreeSet;
 
