@@ -1,4 +1,4 @@
-//! The command line.
+//! The command line: parses the arguments, reads the settings and runs the command.
 
 use std::{
     fs::File,

@@ -22,8 +22,9 @@ use window::Window;
 
 pub use held::LiveEnvelope;
 
-/// Most envelopes per page read from the store, and most bytes of their content.
+/// Maximum number of envelopes per page that is read from the store.
 const PAGE_ENVELOPES: usize = 64;
+/// A page ends once the content of its envelopes reaches this number of bytes.
 const PAGE_BYTES: usize = 256 * 1024;
 
 /// The delivery state of one connection.
@@ -37,11 +38,11 @@ pub struct Delivery {
     window: Window,
     is_reading: bool,
     held: HeldEnvelopes,
-    /// Whether an envelope is stored that no signal will bring, so that the store is read without waiting.
+    /// Whether the store has to be read without waiting, because no signal will bring a stored envelope.
     must_read: bool,
 }
 
-/// What to do about envelopes that have not been sent.
+/// What to do about envelopes that have not been sent yet.
 #[derive(Debug, PartialEq, Eq)]
 pub enum NextStep {
     /// Nothing: all are sent, a read or a wait is in progress, or the window is full.
