@@ -139,7 +139,7 @@ impl Actor for DeviceSocket {
             // If many clients connect at once, they wait here, where a connection uses little memory.
             let _permit = node.opening_permits.acquire().await;
             let opened = Box::pin(node.service.open_connection(caller)).await;
-            // Needed only if the connection has ended meanwhile and waits for this. Otherwise nobody may be listening.
+            // A failure is ignored: only a connection that has ended meanwhile waits for this.
             let _ = finish.send(());
             opened
         });

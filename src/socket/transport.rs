@@ -85,7 +85,7 @@ pub struct Tuning {
     pub limiter: ConnectionLimiter,
     /// Budget for upgraded connections, including closing ones.
     pub connections: Budget,
-    /// How long a write may make no progress after the reader of the connection was dropped. Before that, the
+    /// How long a write may make no progress after the payload stream was dropped. Before that, the
     /// application detects stalled writes.
     pub stall: Duration,
 }
@@ -179,7 +179,7 @@ where
     })
 }
 
-/// Lets `app` respond to upgrade requests, and moves the connections that it accepts to a pump.
+/// Lets `app` respond to upgrade requests, and moves each connection that it accepts to a pump.
 fn upgrade_service<S, B>(
     app: S,
     tuning: Tuning,
@@ -274,8 +274,8 @@ impl Upgrade {
     }
 }
 
-/// Writes a response other than 101 to an upgrade request, and closes the connection, because the client may already
-/// have sent WebSocket frames after the request.
+/// Writes a response other than 101 to an upgrade request. Then closes the connection: the client may already have sent
+/// WebSocket frames, which are not HTTP.
 async fn refuse_upgrade(
     connection: FramedParts<DeadlineStream, Codec>,
     mut response: Response<()>,

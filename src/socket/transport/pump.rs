@@ -1,5 +1,5 @@
-//! The task of an upgraded connection. It moves bytes from the socket to the payload stream of the upgrade request, and
-//! from the response body to the socket.
+//! The task of an upgraded connection. It moves bytes from the socket to the reader, which is the payload stream of the
+//! upgrade request, and from the response body to the socket.
 //!
 //! It holds no buffer while no data moves. Bytes are read into the worker's [`Scratch`] and passed on in allocations of
 //! their exact size, because actix-ws keeps the last chunk until the next one arrives.
@@ -266,9 +266,9 @@ impl Pump {
         }
     }
 
-    /// Handles a blocked write. Fails with `TimedOut` after [`Tuning::stall`](super::Tuning::stall) without progress if
-    /// there is no reader. As long as there is one, the application has its own timeout. Afterwards nobody would
-    /// notice: the body is not polled while a write is blocked, so it cannot report that it has ended.
+    /// Handles a blocked write. As long as there is a reader, the application limits how long a write may be blocked.
+    /// Without one, this fails with `TimedOut` after [`Tuning::stall`](super::Tuning::stall) without progress: the body
+    /// is not polled while a write is blocked, so the pump would not notice that the application has dropped its end.
     fn poll_stall(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         if !self.wire.has_lost_reader() {
             return Poll::Pending;
