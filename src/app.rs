@@ -150,8 +150,8 @@ impl Application {
     }
 }
 
-/// Opens the store for serving: as the only server of a SQLite file, or as one of many servers of a PostgreSQL
-/// database.
+/// Opens the store for serving: as the only server of a SQLite file, or as one of several servers of a
+/// PostgreSQL database.
 fn open_served_store(
     config: &Config,
     entropy: &Entropy,

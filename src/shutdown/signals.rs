@@ -28,8 +28,8 @@ impl Signals {
         Ok(Self { terminate: signal(SignalKind::terminate())?, interrupt: signal(SignalKind::interrupt())? })
     }
 
-    /// Stops the server gracefully at the first signal. At a second signal, ends the process immediately with exit code
-    /// 1. Never returns. Must run in an actix system.
+    /// Stops the server gracefully at the first signal, and ends the process with exit code 1 at the second. Never
+    /// returns. Must run in an actix system.
     pub async fn stop(mut self, stopper: Stopper) -> Infallible {
         self.next().await;
         actix_rt::spawn(async move { stopper.stop().await });
