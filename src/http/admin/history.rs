@@ -16,6 +16,10 @@ use crate::metrics::{BusTraffic, ClaimOutcome, Close, LatencyCounts, Limit, Mail
 pub const STEP: Duration = Duration::from_secs(5);
 /// Number of values in a chart: ten minutes.
 const LENGTH: usize = 120;
+/// Number of points kept: one more than values, because a rate is computed from two points, and those of a minute before.
+const KEPT: usize = LENGTH + 1 + MINUTE_STEPS;
+/// Number of intervals in a minute.
+const MINUTE_STEPS: usize = 12;
 /// Minimum length of the "last minute".
 const MINUTE: Duration = Duration::from_mins(1);
 /// Minimum time since the last point for a meaningful rate.
@@ -152,13 +156,22 @@ pub struct Series {
     envelopes: Vec<f64>,
     deliveries: Vec<f64>,
     sign_ins: Vec<f64>,
-    mails_sent: Vec<f64>,
-    mails_failed: Vec<f64>,
-    connections_refused: Vec<f64>,
     errors: Vec<f64>,
-    /// The errors with the code `internal` or `unavailable`.
-    server_errors: Vec<f64>,
     closes: Vec<f64>,
+    minute: MinuteCounts,
+}
+
+/// Counts of the minute before each point, or since the start of the server: for events so rare that a rate says little.
+#[derive(Debug, Serialize)]
+struct MinuteCounts {
+    sign_ins: Vec<u64>,
+    mails_sent: Vec<u64>,
+    mails_failed: Vec<u64>,
+    errors: Vec<u64>,
+    /// The errors with the code `internal` or `unavailable`.
+    server_errors: Vec<u64>,
+    closes: Vec<u64>,
+    connections_refused: Vec<u64>,
 }
 
 /// The recorded points, oldest first.
@@ -171,7 +184,7 @@ impl History {
     /// Starts a history at this moment.
     pub fn new(at: Instant, counts: CounterValues) -> Self {
         let start = Point { at, counts, connected: 0, resident: None, waiting: None, latency: None };
-        Self { points: Mutex::new(VecDeque::with_capacity(LENGTH + 1)), start }
+        Self { points: Mutex::new(VecDeque::with_capacity(KEPT)), start }
     }
 
     fn points(&self) -> MutexGuard<'_, VecDeque<Point>> {
@@ -182,8 +195,7 @@ impl History {
     pub fn push(&self, point: Point) {
         let mut points = self.points();
         points.push_back(point);
-        // One more than the number of values, because a rate is computed from two points.
-        while points.len() > LENGTH + 1 {
+        while points.len() > KEPT {
             points.pop_front();
         }
     }
@@ -204,7 +216,8 @@ impl History {
         if points.last().is_none_or(|last| now.at.saturating_duration_since(last.at) >= MIN_SPAN) {
             points.push(now);
         }
-        let points = &points[points.len().saturating_sub(LENGTH + 1)..];
+        let all = &points[points.len().saturating_sub(KEPT)..];
+        let points = &all[all.len().saturating_sub(LENGTH + 1)..];
         let values = points.get(1..).unwrap_or_default();
         let rates = |count: fn(&CounterValues) -> u64| -> Vec<f64> {
             let rate = |pair: &[Point]| {
@@ -217,6 +230,11 @@ impl History {
         let p99s = |latency: fn(&CounterValues) -> &LatencyCounts| -> Vec<Option<f64>> {
             let p99 = |pair: &[Point]| p99_ms(&latency(&pair[1].counts).since(latency(&pair[0].counts)));
             points.windows(2).map(p99).collect()
+        };
+        let minute_counts = |count: fn(&CounterValues) -> u64| -> Vec<u64> {
+            let before = |index: usize| &all[index.saturating_sub(MINUTE_STEPS)].counts;
+            let count = |index: usize| count(&all[index].counts).saturating_sub(count(before(index)));
+            (all.len() - values.len()..all.len()).map(count).collect()
         };
         Series {
             step_s: STEP.as_secs(),
@@ -234,12 +252,17 @@ impl History {
             envelopes: rates(|counts| counts.envelopes),
             deliveries: rates(|counts| counts.deliveries),
             sign_ins: rates(|counts| counts.sign_ins),
-            mails_sent: rates(|counts| counts.mails_sent),
-            mails_failed: rates(|counts| counts.mails_failed),
-            connections_refused: rates(|counts| counts.refused.iter().sum()),
             errors: rates(|counts| counts.errors.iter().sum()),
-            server_errors: rates(CounterValues::server_errors),
             closes: rates(|counts| counts.closes.iter().sum()),
+            minute: MinuteCounts {
+                sign_ins: minute_counts(|counts| counts.sign_ins),
+                mails_sent: minute_counts(|counts| counts.mails_sent),
+                mails_failed: minute_counts(|counts| counts.mails_failed),
+                errors: minute_counts(|counts| counts.errors.iter().sum()),
+                server_errors: minute_counts(CounterValues::server_errors),
+                closes: minute_counts(|counts| counts.closes.iter().sum()),
+                connections_refused: minute_counts(|counts| counts.refused.iter().sum()),
+            },
         }
     }
 }
@@ -305,6 +328,21 @@ mod tests {
         let old = history(start, 500).series(point(start + STEP * 500, 5000));
         assert_eq!((old.sign_ins.len(), old.connected_devices.len()), (LENGTH, LENGTH));
         assert!(old.sign_ins.iter().all(|rate| (rate - 2.0).abs() < 1e-9));
-        assert_eq!(history(start, 500).points().len(), LENGTH + 1);
+        assert_eq!(history(start, 500).points().len(), KEPT);
+    }
+
+    #[test]
+    fn counts_of_a_minute_are_of_twelve_steps_or_since_the_start() {
+        let start = Instant::now();
+        let young = history(start, 14).series(point(start + STEP * 14, 140)).minute.sign_ins;
+        assert_eq!(young, [10, 20, 30, 40, 50, 60, 70, 80, 90, 100, 110, 120, 120, 120]);
+        assert_eq!(history(start, 0).series(point(start, 0)).minute.sign_ins, Vec::<u64>::new());
+        for steps in [119, 120, 121, 131, 132, 133, 500] {
+            let minute =
+                history(start, steps).series(point(start + STEP * steps, 10 * u64::from(steps))).minute.sign_ins;
+            let full = minute.iter().rev().take(LENGTH - MINUTE_STEPS).all(|count| *count == 120);
+            assert_eq!((minute.len(), full), (LENGTH.min(steps as usize), true), "{steps}: {minute:?}");
+            assert_eq!(minute[0] == 120, steps >= 131, "{steps}: {minute:?}");
+        }
     }
 }

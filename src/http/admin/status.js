@@ -264,17 +264,12 @@ class Chart {
   }
 
   // The values of a line, oldest first.
-  values(line, history) {
-    const values = line.key === "refusals" ? history.errors.map((n, index) => n - history.server_errors[index]) : history[line.key];
-    if (this.group.per !== "minute") return values;
-    const steps = 60 / history.step_s;
-    let sum = 0;
-    const counts = values.map((n, index) => {
-      sum += n - (index >= steps ? values[index - steps] : 0);
-      return Math.max(0, Math.round(sum * history.step_s));
-    });
-    // The last interval may be shorter than a step.
-    if (counts.length) counts[counts.length - 1] = line.current;
+  values({ key, current }, history) {
+    if (this.group.per !== "minute") return history[key];
+    const { minute } = history;
+    const counts = key === "refusals" ? minute.errors.map((n, index) => n - minute.server_errors[index]) : [...minute[key]];
+    // The last interval may be shorter, so that it is not the minute of the figure.
+    if (counts.length) counts[counts.length - 1] = current;
     return counts;
   }
 
