@@ -94,7 +94,8 @@ async fn the_last_minute_counts_what_happened() {
     assert!(p99 > 0.0 && p99 <= 10_000.0, "{p99}");
     assert_eq!(minute["delivery_p99_ms"], Value::Null, "nothing was delivered");
     assert_eq!(minute["connections_refused"], json!({}));
-    assert_eq!(now["alerts"], json!([]), "refusals to clients are routine");
+    let urgent = now["alerts"].as_array().unwrap().iter().any(|alert| alert["severity"] == "page");
+    assert!(!urgent, "refusals to clients are routine: {now}");
     assert_eq!(minute["errors"], json!({ "not_found": 1, "unauthorized": 1, "unknown_op": 1 }));
     assert_eq!(minute["closes"], json!({}));
     let seconds = minute["seconds"].as_f64().unwrap();

@@ -77,7 +77,7 @@ fn enclosed<'a>(text: &'a str, open: &str, close: &str) -> Option<(&'a str, &'a 
 }
 
 fn link(text: &str) -> Option<(String, &str)> {
-    let (label, rest) = enclosed(text, "[", "](")?;
+    let (label, rest) = enclosed(text, "[", "](").filter(|(label, _)| !label.contains(']'))?;
     let (target, after) = rest.split_once(')')?;
     let label = inline(label);
     let anchor = ANCHORS.iter().find(|(document, _)| *document == target);
@@ -101,7 +101,10 @@ mod tests {
                 "see <a href=\"#outages\"><code>Redis</code> is\ngone</a>.",
             ),
             ("see [capacity](#capacity), [codes](protocol.md#error-codes)", "see capacity, codes"),
-            ("a [bracket] and a `mark", "a [bracket] and a `mark"),
+            (
+                "a [bracket], [`x`](#alerts) and a `mark",
+                "a [bracket], <a href=\"#runbook\"><code>x</code></a> and a `mark",
+            ),
             ("größer — \"so\"", "größer — &quot;so&quot;"),
         ] {
             assert_eq!(inline(markdown), html);
