@@ -97,6 +97,17 @@ async fn preflights_are_answered_for_what_the_api_needs() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn pages_of_all_origins_may_ask_whether_the_server_is_ready() {
+    let app = app();
+    for origin in [ALLOWED, FOREIGN, "null"] {
+        let response = from_page(&app, Method::GET, "/readyz", origin).await;
+        assert_eq!(response.status(), StatusCode::OK);
+        assert_eq!(header(&response, "access-control-allow-origin"), Some("*"), "{origin}");
+        assert_eq!(header(&response, "access-control-allow-credentials"), None);
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn browsers_ask_for_the_session_since_they_cannot_see_why_an_upgrade_was_refused() {
     let app = app();
     let person = sign_in(&app, "alice@example.org").await;

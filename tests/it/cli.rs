@@ -66,7 +66,7 @@ fn check_config_shows_what_is_in_force_and_no_secret() {
     );
     let (stdout, stderr) = text(&output);
     assert!(output.status.success(), "{stderr}");
-    assert!(stdout.contains("37") && stdout.contains("the settings hold"), "{stdout}");
+    assert!(stdout.contains("37") && stdout.contains("the settings are valid"), "{stdout}");
     assert!(!folder.path().join("sealwire.db").exists(), "a check changes nothing");
     for hidden in [secret.as_str(), "hunter"] {
         assert!(!stdout.contains(hidden) && !stderr.contains(hidden), "{stdout}{stderr}");
@@ -161,7 +161,7 @@ async fn tables_of_another_version_are_told_by_a_check_as_by_a_start() {
         let run = |command: &str| run(folder.path(), &[command], &settings);
         assert!(run("migrate").status.success());
         let shown = text(&run("check-config")).0;
-        assert!(shown.contains("the settings hold") && !shown.contains("up to date"), "{shown}");
+        assert!(shown.contains("the settings are valid") && !shown.contains("up to date"), "{shown}");
         change(
             url,
             "INSERT INTO _sqlx_migrations (version, description, success, checksum, execution_time) \

@@ -16,7 +16,7 @@ use actix::{Actor, ActorContext, ActorFutureExt, AsyncContext, Context, StreamHa
 use actix_web::{App, HttpMessage, HttpRequest, HttpResponse, web};
 use actix_ws::{AggregatedMessage, CloseCode, CloseReason, ProtocolError, Session};
 use bytes::Bytes;
-use sealwire::socket::transport::{self, Admission, Budget, Tuning, Violation, Wire, frame_bytes};
+use sealwire::socket::transport::{self, Budget, ConnectionLimiter, Tuning, Violation, Wire, frame_bytes};
 use tokio::time::timeout;
 
 use super::{client::Client, eventually};
@@ -55,8 +55,8 @@ impl Server {
 
     /// One with these budgets.
     pub fn with(inbound: Budget, connections: Budget) -> Self {
-        let admission = Admission::unlimited();
-        let tuning = Tuning { max_message: MAX_MESSAGE, inbound, admission, connections, stall: STALL };
+        let limiter = ConnectionLimiter::unlimited();
+        let tuning = Tuning { max_message: MAX_MESSAGE, inbound, limiter, connections, stall: STALL };
         let probe = Arc::new(Probe::default());
         let (tell, told) = std::sync::mpsc::channel();
         let (shared, data) = (tuning.clone(), web::Data::from(Arc::clone(&probe)));
@@ -102,8 +102,8 @@ impl Server {
         assert_eq!(self.tuning.inbound.in_use(), 0);
     }
 
-    /// The value once it has stopped changing: it is the same after as many round trips on another connection, which the
-    /// one worker serves in turn with all that could change it.
+    /// The value once it has stopped changing: it is the same after as many round trips on another connection, which
+    /// the one worker serves in turn with all that could change it.
     pub async fn settled(&self, value: impl Fn() -> u64) -> u64 {
         const ROUND_TRIPS: u64 = 500;
         let mut clock = self.open("/echo").await;
