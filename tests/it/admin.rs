@@ -1,12 +1,21 @@
 //! The operator's listener: who may ask, for what, and what it says.
 
+use std::sync::atomic::Ordering;
+
 use reqwest::{Client, Method, Response, StatusCode};
 use serde_json::{Value, json};
 use uuid::Uuid;
 
 use crate::support::{
-    Codec, Member, Server, Socket, TestApp, claiming::owners, eventually, http::call, mailing::message, raw::RawSocket,
-    services::Services, sign_in,
+    Codec, Member, Server, Socket, TestApp,
+    claiming::owners,
+    eventually,
+    http::{call, post},
+    mail_server::MailServer,
+    mailing::message,
+    raw::RawSocket,
+    services::Services,
+    sign_in,
 };
 
 const TOKEN: &str = "correct horse battery staple";
@@ -49,6 +58,13 @@ async fn the_status_says_who_the_node_is_and_how_its_parts_are() {
     assert_eq!(bus, &json!({ "kind": "local", "ok": true, "probe_age_ms": null }));
     assert!(first["memory"]["resident_bytes"].as_u64().unwrap() > 1_000_000);
     assert_eq!(first["memory"]["budget_limit_bytes"], 512 << 20);
+    assert_eq!(first["memory"]["inbound_limit_bytes"], 256 << 20);
+    assert_eq!(first["memory"]["outbound_limit_bytes"], 256 << 20);
+    for usage in ["sockets", "http_connections", "files"] {
+        let (open, limit) = (first[usage]["open"].as_u64().unwrap(), first[usage]["limit"].as_u64().unwrap());
+        assert!(open < limit, "{usage}: {open} of {limit}");
+    }
+    assert_eq!(first["alerts"], json!([]));
     assert!(first.get("history").is_none(), "only the page needs it");
     assert_eq!(status(&app).await["node_id"], first["node_id"]);
     let other = TestApp::start(&[]);
@@ -72,7 +88,14 @@ async fn the_last_minute_counts_what_happened() {
     assert_eq!(now["connected_devices"], 2);
     let minute = &now["last_minute"];
     assert_eq!((&minute["claims"], &minute["exhausted"], &minute["limited"]), (&json!(2), &json!(1), &json!(0)));
-    assert_eq!(minute["sign_ins"], 2);
+    assert_eq!((&minute["sign_ins"], &minute["mails_failed"]), (&json!(2), &json!(0)));
+    assert!(minute["mails_sent"].as_u64().unwrap() >= 2, "{minute}");
+    let p99 = minute["op_p99_ms"].as_f64().unwrap();
+    assert!(p99 > 0.0 && p99 <= 10_000.0, "{p99}");
+    assert_eq!(minute["delivery_p99_ms"], Value::Null, "nothing was delivered");
+    assert_eq!(minute["connections_refused"], json!({}));
+    let urgent = now["alerts"].as_array().unwrap().iter().any(|alert| alert["severity"] == "page");
+    assert!(!urgent, "refusals to clients are routine: {now}");
     assert_eq!(minute["errors"], json!({ "not_found": 1, "unauthorized": 1, "unknown_op": 1 }));
     assert_eq!(minute["closes"], json!({}));
     let seconds = minute["seconds"].as_f64().unwrap();
@@ -126,7 +149,10 @@ async fn messages_are_counted_on_their_way_and_where_they_wait() {
     }
     phone.receives("once more").await;
     let now = status(&app).await;
-    assert_eq!((&now["last_minute"]["sends"], &now["last_minute"]["deliveries"]), (&json!(3), &json!(3)));
+    let minute = &now["last_minute"];
+    // Three messages to two devices, one of them away; the repeat counts neither as a message nor as envelopes.
+    assert_eq!((&minute["sends"], &minute["envelopes"], &minute["deliveries"]), (&json!(3), &json!(6), &json!(3)));
+    assert!(minute["delivery_p99_ms"].as_f64().unwrap() > 0.0, "{minute}");
     // What waits is looked at now and then.
     eventually("the backlog is known", || async {
         (status(&app).await["mailbox"] == json!({ "waiting": 3, "bytes": 3 + 5 + 9 })).then_some(())
@@ -135,6 +161,7 @@ async fn messages_are_counted_on_their_way_and_where_they_wait() {
     let metrics = get(&app, "/metrics", &[]).await.text().await.unwrap();
     for line in [
         "sealwire_sends_total 3",
+        "sealwire_envelopes_total 6",
         "sealwire_deliveries_total 3",
         "sealwire_redeliveries_total 0",
         "sealwire_delivery_seconds_count 3",
@@ -143,6 +170,30 @@ async fn messages_are_counted_on_their_way_and_where_they_wait() {
     ] {
         assert!(metrics.contains(&format!("\n{line}\n")), "{line} in\n{metrics}");
     }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn mails_that_are_not_sent_and_connections_that_are_refused_show() {
+    let server = MailServer::start().await;
+    server.state.refuse_with.store(550, Ordering::SeqCst);
+    let app = TestApp::start(&[("MAILER__URL", &server.url()), ("LIMITS__HTTP_CONNECTIONS_PER_NETWORK", "8")]);
+    post(&app, "/v1/auth/otp", json!({ "email": "alice@example.org" })).await;
+    let mut held = Vec::new();
+    let refused = eventually("a connection is refused and a mail has failed", || {
+        let stream = std::net::TcpStream::connect(app.address()).unwrap();
+        held.push(stream);
+        let app = &app;
+        async move {
+            let minute = status(app).await["last_minute"].take();
+            (minute["connections_refused"]["http_connections_per_network"].is_u64() && minute["mails_failed"] == 1)
+                .then_some(minute)
+        }
+    })
+    .await;
+    assert_eq!(refused["mails_sent"], 0);
+    let alerts = status(&app).await["alerts"].take();
+    assert_eq!((&alerts[0]["name"], &alerts[0]["severity"]), (&json!("MailFails"), &json!("page")), "{alerts}");
+    assert_eq!(alerts[0]["text"], "Mails not sent in the last minute: 1.");
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -170,6 +221,7 @@ async fn a_database_that_is_gone_and_a_bus_that_is_down_show() {
     })
     .await;
     assert_eq!((&down["status"], &down["reasons"]), (&json!("degraded"), &json!(["the bus does not answer"])));
+    assert_eq!((&down["alerts"][0]["name"], &down["alerts"][0]["severity"]), (&json!("BusDown"), &json!("page")));
 
     services.control("stop", "postgres").await;
     let gone = eventually("the database is gone", || async {
@@ -179,6 +231,7 @@ async fn a_database_that_is_gone_and_a_bus_that_is_down_show() {
     .await;
     assert_eq!(gone["status"], "not_ready");
     assert_eq!(gone["database"]["latency_ms"], Value::Null);
+    assert_eq!(gone["alerts"][0]["name"], "DatabaseAway");
     let metrics = get(&app, "/metrics", &[]).await.text().await.unwrap();
     assert!(metrics.contains("\nsealwire_database_up 0\n") && metrics.contains("\nsealwire_bus_up 0\n"));
 }
@@ -322,6 +375,7 @@ async fn browsers_get_the_page_and_all_others_json() {
     for file in ["/status.css", "/status.js", "/status.svg"] {
         assert!(page.contains(&format!("\"{file}\"")), "{file}");
     }
+    assert!(page.contains("<p id=\"NodeAway\">") && !page.contains("<!--"), "the runbook is part of the page");
     let home = reqwest::Client::builder().redirect(reqwest::redirect::Policy::none()).build().unwrap();
     let home = home.get(format!("http://{}/", app.admin())).send().await.unwrap();
     assert_eq!((home.status().as_u16(), header(&home, "location")), (302, "/status"));
@@ -331,8 +385,10 @@ async fn browsers_get_the_page_and_all_others_json() {
 async fn the_document_explains_every_field_and_no_other() {
     fn fields(value: &Value, path: &str, found: &mut Vec<String>) {
         match value {
-            // These two have codes for names.
-            Value::Object(map) if !path.ends_with("errors") && !path.ends_with("closes") => {
+            // The names in these are codes and settings.
+            Value::Object(map)
+                if !["errors", "closes", "connections_refused"].iter().any(|end| path.ends_with(end)) =>
+            {
                 for (key, value) in map {
                     let path = if path.is_empty() { key.clone() } else { format!("{path}.{key}") };
                     fields(value, &path, found);

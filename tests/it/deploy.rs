@@ -168,7 +168,9 @@ fn the_image_is_built_by_a_pinned_compiler_that_is_new_enough_out_of_all_it_need
         .unwrap()
         .iter()
         .map(|member| member.as_str().unwrap().trim_end_matches("/*"));
-    for needed in ["Cargo.toml", "Cargo.lock", "src", "config", "migrations"].into_iter().chain(members) {
+    for needed in
+        ["Cargo.toml", "Cargo.lock", "src", "config", "migrations", "docs/operations.md"].into_iter().chain(members)
+    {
         assert!(kept.contains(needed), "cargo needs {needed}");
     }
     assert!(kept.iter().all(|path| root().join(path).exists()), "{kept:?}");
