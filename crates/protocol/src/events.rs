@@ -137,11 +137,11 @@ pub struct Welcome {
 /// The `limits` of a welcome.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct WelcomeLimits {
-    /// See [`MAX_FRAME_BYTES`].
+    /// The largest message on the socket, in bytes: [`MAX_FRAME_BYTES`].
     pub frame_bytes: usize,
-    /// See [`MAX_CONTENT`].
+    /// The largest content of a message for one device, in bytes: [`MAX_CONTENT`].
     pub content_bytes: usize,
-    /// See [`MAX_IN_FLIGHT`].
+    /// Requests that may be unanswered: [`MAX_IN_FLIGHT`].
     pub in_flight: usize,
 }
 

@@ -1,12 +1,13 @@
 //! Tests that every type encodes to fixed bytes and decodes from them, in both encodings. The texts are compact forms
 //! of the examples in `docs/protocol.md`. The order of fields matters.
 
-use std::fmt;
+#[allow(dead_code, reason = "the test that writes the documents uses the rest")]
+#[path = "../../../tests/it/api_documents/json.rs"]
+mod json;
 
-use serde::{
-    Deserialize, Deserializer, Serialize, Serializer,
-    de::{DeserializeOwned, MapAccess, SeqAccess, Visitor},
-};
+use std::{any::type_name, fs, path::Path};
+
+use serde::{Serialize, de::DeserializeOwned};
 
 use crate::{
     Codec,
@@ -22,85 +23,33 @@ use crate::{
     users::{FindUserReply, FindUserRequest},
     value::{Object, Text},
 };
-
-/// Any value, with the fields of maps in their original order.
-#[derive(Debug, PartialEq)]
-enum Ordered {
-    Null,
-    Bool(bool),
-    Integer(i64),
-    Text(String),
-    List(Vec<Ordered>),
-    Map(Vec<(String, Ordered)>),
-}
-
-impl Serialize for Ordered {
-    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-        match self {
-            Self::Null => serializer.serialize_none(),
-            Self::Bool(value) => serializer.serialize_bool(*value),
-            Self::Integer(value) => serializer.serialize_i64(*value),
-            Self::Text(text) => serializer.serialize_str(text),
-            Self::List(items) => serializer.collect_seq(items),
-            Self::Map(fields) => serializer.collect_map(fields.iter().map(|(name, value)| (name, value))),
-        }
-    }
-}
-
-impl<'de> Deserialize<'de> for Ordered {
-    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        struct Any;
-        impl<'de> Visitor<'de> for Any {
-            type Value = Ordered;
-            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-                f.write_str("a value")
-            }
-            fn visit_unit<E>(self) -> Result<Ordered, E> {
-                Ok(Ordered::Null)
-            }
-            fn visit_bool<E>(self, value: bool) -> Result<Ordered, E> {
-                Ok(Ordered::Bool(value))
-            }
-            fn visit_u64<E: serde::de::Error>(self, value: u64) -> Result<Ordered, E> {
-                i64::try_from(value).map(Ordered::Integer).map_err(E::custom)
-            }
-            fn visit_i64<E>(self, value: i64) -> Result<Ordered, E> {
-                Ok(Ordered::Integer(value))
-            }
-            fn visit_str<E>(self, text: &str) -> Result<Ordered, E> {
-                Ok(Ordered::Text(text.to_owned()))
-            }
-            fn visit_seq<A: SeqAccess<'de>>(self, mut seq: A) -> Result<Ordered, A::Error> {
-                let mut items = Vec::new();
-                while let Some(item) = seq.next_element()? {
-                    items.push(item);
-                }
-                Ok(Ordered::List(items))
-            }
-            fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Ordered, A::Error> {
-                let mut fields = Vec::new();
-                while let Some(field) = map.next_entry()? {
-                    fields.push(field);
-                }
-                Ok(Ordered::Map(fields))
-            }
-        }
-        deserializer.deserialize_any(Any)
-    }
-}
+use json::Json;
 
 /// Encodes the value of a JSON text.
 fn bytes(codec: Codec, text: &str) -> Vec<u8> {
-    codec.encode(&serde_json::from_str::<Ordered>(text).unwrap()).unwrap()
+    codec.encode(&Json::parse(text)).unwrap()
 }
 
-/// Checks, in both encodings, that the value of the text decodes as `T` and encodes to the same bytes.
+/// Checks, in both encodings, that the value of the text decodes as `T` and encodes to the same bytes, and that it fits
+/// the schema of `T`.
 fn check<T: Serialize + DeserializeOwned>(text: &str) {
+    let name = type_name::<T>().split('<').next().and_then(|path| path.rsplit("::").next()).unwrap();
+    // The schemas of replies depend on the op; the result and the error are checked alone.
+    if name != "ReplyFrame" {
+        fits_schema(&format!("#/components/schemas/{name}"), text);
+    }
     for codec in Codec::ALL {
         let expected = bytes(codec, text);
         let value: T = codec.decode(&expected).unwrap_or_else(|error| panic!("{error}: {text}"));
         assert_eq!(codec.encode(&value).unwrap(), expected, "{codec:?}: {text}");
     }
+}
+
+/// Checks a value against a schema in `docs/asyncapi.json`.
+fn fits_schema(pointer: &str, text: &str) {
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../docs/asyncapi.json");
+    let document = Json::parse(&fs::read_to_string(path).unwrap());
+    json::check(&document, document.follow(pointer), &Json::parse(text)).unwrap_or_else(|error| panic!("{error}"));
 }
 
 /// Checks the parameters of an op, alone and in a request frame.
@@ -315,6 +264,7 @@ fn events_encode_as_documented() {
         for codec in Codec::ALL {
             let expected = bytes(codec, &text);
             let Ok(ServerOutline::Event(name)) = ServerOutline::decode(codec, &expected) else { panic!("{text}") };
+            fits_schema(&format!("#/components/messages/{name}/payload"), &text);
             names.insert(name);
             let event: Event<'_> = codec.decode(&expected).unwrap_or_else(|error| panic!("{error}: {text}"));
             assert_eq!(codec.encode(&event).unwrap(), expected, "{codec:?}: {text}");
