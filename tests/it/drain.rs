@@ -13,7 +13,7 @@ use serde_json::{Value, json};
 use sqlx::{Connection, Executor, SqliteConnection};
 
 use crate::{
-    metrics::counts,
+    metrics::wait_for_sample,
     support::{
         Codec, KeySet, Server, ServerProcess, Socket, TestApp, eventually,
         http::{call, mails},
@@ -85,7 +85,7 @@ async fn requests_that_were_begun_are_answered_before_the_close_and_mails_are_se
         reqwest::Client::new().post(url).body(body).send().await.unwrap().status()
     });
     // The ten publishes and that one.
-    counts(server.admin(), "sealwire_work_under_way", 11.0..=11.0).await;
+    wait_for_sample(server.admin(), "sealwire_work_under_way", 11.0..=11.0).await;
 
     server.send_sigterm();
     draining(&server).await;
@@ -194,13 +194,13 @@ async fn a_second_signal_ends_at_once() {
     let _deaf = deaf(&server).await;
     let person = sign_in(&server, "polite@example.org").await;
     let polite = Socket::connect(&server, &person.token, Codec::Json).await;
-    counts(server.admin(), "sealwire_open_sockets", 2.0..=2.0).await;
+    wait_for_sample(server.admin(), "sealwire_open_sockets", 2.0..=2.0).await;
     server.send_sigterm();
     draining(&server).await;
     assert_eq!(polite.close_code().await, 4000);
     // All have been told, and the one that does not listen is waited for.
-    counts(server.admin(), "sealwire_open_sockets", 1.0..=1.0).await;
-    counts(server.admin(), "sealwire_connected_devices", 0.0..=0.0).await;
+    wait_for_sample(server.admin(), "sealwire_open_sockets", 1.0..=1.0).await;
+    wait_for_sample(server.admin(), "sealwire_connected_devices", 0.0..=0.0).await;
     // At first it is taken for an echo of the first.
     let stopped = eventually("it takes a signal for a second", || {
         server.send_sigterm();

@@ -129,7 +129,7 @@ async fn behind_a_trusted_proxy_the_limits_apply_to_the_forwarded_addresses() {
             other => panic!("{other}"),
         }
         let most = 20 + began.elapsed().as_secs() + 1;
-        assert!(accepted <= most, "{accepted} were let in, and at most {most} may");
+        assert!(accepted <= most, "{accepted} got past the limit, but at most {most} may");
     }
     assert!(accepted >= 20, "{accepted}");
     assert_eq!(upgrade(&app, ADDRESS, &invalid, Some("192.0.3.1")).await.0.status, 401);

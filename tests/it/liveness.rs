@@ -7,7 +7,7 @@ use sealwire::domain::Suite;
 use serde_json::json;
 
 use crate::{
-    metrics::counts,
+    metrics::wait_for_sample,
     support::{
         Codec, KeySet, Person, ServerProcess, Socket, TestApp, eventually,
         raw::{CLOSE, PING, PONG, RawSocket, data, encode, frame},
@@ -114,7 +114,7 @@ async fn a_reader_that_stays_away_for_a_minute_is_closed_as_a_slow_consumer_and_
     socket.send_in_background((1..=REQUESTS).flat_map(request).collect());
     // That a minute passes is what is tested. The Close frame then waits half a minute for its reader.
     tokio::time::sleep(Duration::from_mins(1)).await;
-    counts(app.admin(), "sealwire_closes_total{code=\"4002\"}", 1.0..=1.0).await;
+    wait_for_sample(app.admin(), "sealwire_closes_total{code=\"4002\"}", 1.0..=1.0).await;
     assert_eq!(socket.close_code().await, 4002);
     Socket::connect(&app, &person.token, Codec::Json).await.barrier().await;
 }

@@ -8,7 +8,7 @@ use serde_json::{Value, json};
 use tokio::net::TcpListener;
 
 use crate::{
-    metrics::counts,
+    metrics::wait_for_sample,
     support::{Server, TestApp, eventually, http::post, mail_server::MailServer, server::ReservedPort},
 };
 
@@ -61,7 +61,7 @@ async fn a_mail_server_that_refuses_for_good_loses_one_mail_and_no_other() {
     assert_eq!(enter(&app, &challenge, &code).await.0, StatusCode::CREATED, "the later mail is the one that came");
     for outcome in ["sent", "failed"] {
         let sample = format!("sealwire_mails_total{{outcome=\"{outcome}\"}}");
-        counts(app.admin(), &sample, 1.0..=1.0).await;
+        wait_for_sample(app.admin(), &sample, 1.0..=1.0).await;
     }
 }
 
@@ -96,7 +96,7 @@ async fn mails_that_wait_for_another_try_keep_no_other_waiting() {
     .await;
     let place = all.iter().position(|mail| mail.to == [EMAIL]).unwrap();
     assert!(place < usize::from(GREYLISTED) / 2, "the new one was number {place}");
-    counts(app.admin(), "sealwire_mails_total{outcome=\"sent\"}", 25.0..=25.0).await;
+    wait_for_sample(app.admin(), "sealwire_mails_total{outcome=\"sent\"}", 25.0..=25.0).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]

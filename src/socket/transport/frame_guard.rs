@@ -290,7 +290,7 @@ mod tests {
     }
 
     #[test]
-    fn breaches_of_the_framing_rules_are_named() {
+    fn framing_violations_are_protocol_errors() {
         let unfinished = frame(0x01, b"part");
         let breaches: &[(&str, Vec<u8>)] = &[
             ("reserved bit", header(0xc1, 1)),

@@ -44,8 +44,8 @@ async fn five_of_fifty_parallel_wrong_guesses_are_evaluated() {
     }
 }
 
-/// The right code is one of fifty guesses. If it is among the five that are evaluated, later guesses find the code used;
-/// if it is not, it opens no session.
+/// The right code is one of fifty guesses. If it is among the five that are evaluated, later guesses find the code
+/// used; if it is not, it opens no session.
 #[tokio::test(flavor = "multi_thread")]
 async fn the_right_code_among_fifty_parallel_guesses_gets_no_extra_attempts() {
     let app = TestApp::start(&[]);

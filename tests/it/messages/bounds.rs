@@ -5,7 +5,7 @@ use std::time::Duration;
 use serde_json::json;
 
 use crate::{
-    metrics::counts,
+    metrics::wait_for_sample,
     support::{
         Codec, Member, Socket, TestApp, eventually,
         mailing::{content, message},
@@ -126,7 +126,7 @@ async fn unfetched_messages_expire_and_are_counted() {
         (socket.welcome["mailbox"] == json!({ "waiting": 1, "expired_total": 1 })).then_some(socket)
     })
     .await;
-    counts(app.admin(), "sealwire_expired_envelopes_total", 1.0..=1.0).await;
+    wait_for_sample(app.admin(), "sealwire_expired_envelopes_total", 1.0..=1.0).await;
     let seq = bob.receives("long").await["seq"].clone();
     assert_eq!(seq, 2);
     assert_eq!(bob.socket.request("messages.ack", json!({ "seqs": [1] })).await, json!({ "acked": 0 }));

@@ -8,7 +8,7 @@ use tokio::time::timeout;
 use tokio_tungstenite::tungstenite::Message;
 
 use crate::{
-    metrics::counts,
+    metrics::wait_for_sample,
     support::{
         Codec, Member, PATIENCE, Person, ServerProcess, Socket, TestApp, eventually,
         mailing::{content, message},
@@ -205,8 +205,8 @@ async fn a_message_unacked_for_a_minute_is_sent_again() {
     bob.receives("three").await;
     bob.ack(&[&first]).await;
     assert_eq!(bob.socket.take_event("message"), None, "an acked message is not sent again");
-    counts(app.admin(), "sealwire_redeliveries_total", 2.0..=2.0).await;
-    counts(app.admin(), "sealwire_deliveries_total", 3.0..=3.0).await;
+    wait_for_sample(app.admin(), "sealwire_redeliveries_total", 2.0..=2.0).await;
+    wait_for_sample(app.admin(), "sealwire_deliveries_total", 3.0..=3.0).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
