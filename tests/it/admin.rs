@@ -114,7 +114,8 @@ async fn sent_delivered_and_waiting_messages_are_counted() {
     let phone = Member::join(&app, "bob@example.org", Codec::Json).await;
     let laptop = Member::join(&app, "bob@example.org", Codec::Json).await;
     drop(laptop.socket);
-    eventually("the laptop is disconnected", || async { (status(&app).await["connected_devices"] == 2).then_some(()) }).await;
+    eventually("the laptop is disconnected", || async { (status(&app).await["connected_devices"] == 2).then_some(()) })
+        .await;
     let both = [&phone.person, &laptop.person];
     for text in ["one", "three"] {
         alice.send(&both, text).await;
@@ -207,7 +208,10 @@ async fn every_request_needs_the_token_if_one_is_configured() {
             let headers: Vec<_> = wrong.iter().map(|value| ("Authorization", value.as_str())).collect();
             let refused = get(&app, path, &headers).await;
             assert_eq!(refused.status(), StatusCode::UNAUTHORIZED, "{path} {wrong:?}");
-            assert!(header(&refused, "www-authenticate").starts_with("Basic "), "browsers prompt for a password only with this header");
+            assert!(
+                header(&refused, "www-authenticate").starts_with("Basic "),
+                "browsers prompt for a password only with this header"
+            );
             let text = refused.text().await.unwrap();
             assert!(text.len() < 100 && !text.contains("sealwire_"), "{text}");
         }

@@ -127,7 +127,7 @@ async fn claims_continue_without_redis_and_signals_work_again_after_the_outage()
     }
     handed_out.lock().await.assert_complete(&owners, KEYS);
     cluster.wait_for_status("ready").await;
-    // The owners' node got no signals about claims on the other node; the reconcile after the outage reports the levels.
+    // The owners' node got no signals about claims on the other node; the reconcile after the outage announces levels.
     for owner in &owners {
         eventually("the owner knows that the pool is empty", || async {
             owner.socket.seen_events("prekeys.low").last().filter(|event| event["remaining"] == 0).map(|_| ())

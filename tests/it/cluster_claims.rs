@@ -180,7 +180,7 @@ impl LowPool {
     }
 
     /// Makes a claim, and a publish between the claim's count of the pool and its announcement of that count. Both need
-        /// the device's row, which is locked until both wait for it.
+    /// the device's row, which is locked until both wait for it.
     async fn claim_while_publishing(&self, cluster: &Cluster, more: Value) {
         const LOCK: &str = "SELECT id FROM devices WHERE id = $1 FOR NO KEY UPDATE";
         let mut row_lock = RowLock::lock(cluster, LOCK, &self.owner.device).await;

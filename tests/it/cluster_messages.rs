@@ -18,7 +18,10 @@ const NO_LIMIT: Settings = &[("LIMITS__SENDS_PER_DEVICE_SECOND", "0")];
 async fn finish(traffic: Traffic, what: &str) {
     let ledger = traffic.report(what).await;
     let ledger = ledger.lock().unwrap();
-    assert!(ledger.accepted() > 100 && ledger.closes.values().sum::<usize>() > 10, "too few messages or disconnections");
+    assert!(
+        ledger.accepted() > 100 && ledger.closes.values().sum::<usize>() > 10,
+        "too few messages or disconnections"
+    );
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -84,7 +87,7 @@ async fn messages_of_a_sender_that_moves_between_nodes_arrive_in_order() {
     let mut alice = Member::join(&cluster.nodes[1], "alice@example.org", Codec::MsgPack).await;
     let mut seen = Vec::new();
     for round in 0..ROUNDS {
-        // Half of the messages are in flight when the device reconnects. It then sends all of them, so it repeats these.
+        // Half of the messages are in flight when the device reconnects. It then sends all, so it repeats these.
         let texts: Vec<String> = (0..2 * EACH).map(|n| format!("{round} {n}")).collect();
         let params: Vec<Value> = texts.iter().map(|text| message(&[&bob.person], text)).collect();
         pipeline(&alice.socket, Codec::MsgPack, &params[..EACH], 1000).await;

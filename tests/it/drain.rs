@@ -44,8 +44,8 @@ async fn connect_non_reading_client(server: &impl Server) -> RawSocket {
             return socket;
         }
         rest = &rest[sent..];
-        // On a busy machine the server may not have run yet. It has stopped reading from this client if it answers other
-                // requests and still reads no more here.
+        // On a busy machine the server may not have run yet. It has stopped reading from this client if it answers
+        // other requests and still reads no more here.
         for _ in 0..100 {
             call(server, Method::GET, "/healthz", None, None).await;
         }
@@ -141,15 +141,15 @@ async fn many_sockets_are_closed_in_batches_with_spread_reconnect_times() {
         assert_eq!(socket.close_code().await, 4000);
     }
     assert_eq!(server.stopped().await.code(), Some(0));
-    // The reconnect times are spread over five seconds, with a fair share in each. The bounds are more than six standard
-        // deviations away.
+    // The reconnect times are spread over five seconds, with a fair share in each. The bounds are more than six
+    // standard deviations away.
     for second in 0..5 {
         let share = waits.iter().filter(|wait| **wait / 1000 == second).count();
         assert!(share > SOCKETS / 10 && share < SOCKETS / 3, "second {second}: {share} of {SOCKETS}");
     }
     assert!(waits.iter().all(|wait| *wait <= 5000));
     // No socket of the second batch of 256 was closed before the pause after the first batch, and so on. The times are
-        // those in the server's log, because clients may read much later.
+    // those in the server's log, because clients may read much later.
     let log = std::fs::read_to_string(server.path("server.log")).unwrap();
     let times = |message: &str| {
         let entries = log.lines().map(|line| serde_json::from_str::<Value>(line).unwrap());
@@ -183,8 +183,8 @@ async fn a_client_that_does_not_read_cannot_delay_the_stop() {
     let (status, _) = call(&server, Method::GET, "/healthz", None, None).await;
     assert_eq!(status, StatusCode::OK, "the listener stays open as long as sockets are open");
     assert_eq!(server.stopped().await.code(), Some(0), "a stop by a signal is a success");
-    // Much longer than six seconds, for a busy machine. Without the limit, the client that does not read could stay for a
-        // minute.
+    // Much longer than six seconds, for a busy machine. Without the limit, the client that does not read could stay for
+    // a minute.
     assert!(began.elapsed() < Duration::from_secs(40), "it took {:?}", began.elapsed());
     let log = std::fs::read_to_string(server.path("server.log")).unwrap();
     assert!(log.contains("some sockets did not close in time"), "the client did not delay the stop: {log}");

@@ -49,7 +49,7 @@ impl Pool {
     }
 
     /// Returns kind and count of the `prekeys.low` events since the last call. Threshold and version must be as in the
-        /// status.
+    /// status.
     async fn low_events(&self) -> Vec<(String, u64)> {
         let status = self.socket.request("keys.status", json!({})).await;
         let events = std::iter::from_fn(|| self.socket.take_event("prekeys.low"));
@@ -70,7 +70,10 @@ impl Pool {
             self.claim().await;
             let low_events = self.low_events().await;
             let status = self.socket.request("keys.status", json!({})).await;
-            assert!(low_events.len() <= 1 && low_events.iter().all(|(_, remaining)| status["one_time"] == *remaining), "{low_events:?}");
+            assert!(
+                low_events.len() <= 1 && low_events.iter().all(|(_, remaining)| status["one_time"] == *remaining),
+                "{low_events:?}"
+            );
             levels.extend(low_events.into_iter().map(|(_, remaining)| remaining));
         }
         levels

@@ -94,10 +94,7 @@ async fn a_bus_outage_of_any_length_logs_one_line_at_its_start_and_one_at_its_en
     assert_eq!(down.len(), 1);
     assert!(down[0]["level"] == "WARN" && down[0]["fields"]["error"].is_string(), "{}", down[0]);
     let still = with_message(&entries, "the bus is still down");
-    assert!(
-        still.iter().all(|entry| entry["level"] == "DEBUG"),
-        "failed attempts are warnings at most once a minute"
-    );
+    assert!(still.iter().all(|entry| entry["level"] == "DEBUG"), "failed attempts are warnings at most once a minute");
     let up = with_message(&entries, "the bus is up");
     assert_eq!(up.len(), 2);
     assert!(up[0]["fields"].get("down_s").is_none(), "{}", up[0]);

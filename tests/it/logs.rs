@@ -135,7 +135,10 @@ impl Scenario<'_> {
         self.events.sockets += 1;
         browser.message().await.expect("a welcome");
         browser.reset();
-        eventually("the lost connection is logged", || async { log_of(server).contains("connection lost").then_some(()) }).await;
+        eventually("the lost connection is logged", || async {
+            log_of(server).contains("connection lost").then_some(())
+        })
+        .await;
         let bobs = self.connect(&bob.token, Codec::MsgPack).await;
         self.publish(&bobs, 2, Suite::SignalPqxdh).await;
         self.publish(&alices, 1, Suite::SignalX3dh).await;

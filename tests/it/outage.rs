@@ -61,8 +61,8 @@ fn requests(me: &Person, peer: &Person) -> Vec<(&'static str, Value)> {
     ]
 }
 
-/// Asserts the answers over HTTP without a database: sign-in is refused with a time to retry, and the node is healthy but
-/// not ready.
+/// Asserts the answers over HTTP without a database: sign-in is refused with a time to retry, and the node is healthy
+/// but not ready.
 async fn assert_http_is_unavailable(server: &impl Server) {
     let response = reqwest::Client::new()
         .post(format!("http://{}/v1/auth/otp", server.address()))
@@ -202,8 +202,8 @@ async fn requests_are_unavailable_on_a_full_disk_and_work_again_without_a_restar
     assert_eq!(status, StatusCode::ACCEPTED);
 }
 
-/// Checks what both kinds of PostgreSQL outage have in common, during the outage and after `back` has ended it. Returns how
-/// many of the refused messages had been stored.
+/// Checks what both kinds of PostgreSQL outage have in common, during the outage and after `back` has ended it. Returns
+/// how many of the refused messages had been stored.
 async fn assert_outage_is_survived(
     server: &impl Server,
     alice: &Member,
@@ -240,8 +240,10 @@ async fn assert_outage_is_survived(
     let duplicates = repeat(alice, &sends).await;
     alice.send(&[&bob.person], "last").await;
     let sent = sends.iter().filter(|(op, _)| *op == "messages.send").count();
-    eventually("all messages have arrived", || async { (texts(bob).last() == Some(&json!(content("last")))).then_some(()) })
-        .await;
+    eventually("all messages have arrived", || async {
+        (texts(bob).last() == Some(&json!(content("last")))).then_some(())
+    })
+    .await;
     let seen = envelopes(bob);
     let ids: HashSet<&str> = seen.iter().map(|event| event["message_id"].as_str().unwrap()).collect();
     assert_eq!((seen.len(), ids.len()), (sent + 1, sent + 1), "each message arrives once");

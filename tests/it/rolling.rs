@@ -1,5 +1,5 @@
-//! Rolling restarts: nodes restart one after the other under load. A request that gets no reply can be repeated, and none
-//! is lost or done twice.
+//! Rolling restarts: nodes restart one after the other under load. A request without a reply can be repeated, and no
+//! request is lost or done twice.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -73,7 +73,7 @@ struct Client {
 
 impl Client {
     /// Sends all requests in parallel, and repeats those that are refused or left unanswered by a close, until all have
-        /// succeeded. Returns op, parameters and result of each.
+    /// succeeded. Returns op, parameters and result of each.
     async fn request_all(&mut self, mut requests: Vec<(&'static str, Value)>) -> Vec<(&'static str, Value, Value)> {
         let mut answers = Vec::new();
         while !requests.is_empty() {
@@ -126,7 +126,7 @@ impl Client {
         (self.at, self.socket) = (at, socket);
     }
 
-    /// Publishes keys and claims as many of others, again and again. Gives the ids that it was draining are stored.
+    /// Publishes keys and claims as many of others until `stop` is set. Returns the ids of the keys that are stored.
     async fn work(&mut self, seed: usize, users: &[String], stop: &AtomicBool) -> BTreeSet<u64> {
         let mut keys = KeySet::new(Suite::SignalX3dh, seed as u64);
         let mut stored = BTreeSet::new();
@@ -211,8 +211,13 @@ async fn nodes_restart_one_by_one_under_load_and_no_request_is_lost() {
     let mut working = Vec::new();
     for (index, person) in clients.iter().enumerate() {
         let socket = Socket::connect(&cluster.nodes[index % 2], &person.token, Codec::MsgPack).await;
-        let mut client =
-            Client { person: person.clone(), addresses: addresses.clone(), at: index % 2, socket, tally: tally.clone() };
+        let mut client = Client {
+            person: person.clone(),
+            addresses: addresses.clone(),
+            at: index % 2,
+            socket,
+            tally: tally.clone(),
+        };
         let (users, stop) = (users.clone(), stop.clone());
         working.push(tokio::spawn(async move {
             let stored = client.work(index, &users, &stop).await;
@@ -259,6 +264,14 @@ async fn nodes_restart_one_by_one_under_load_and_no_request_is_lost() {
     assert!(tally.claimed.load(Ordering::Relaxed) > CLIENTS, "claims got keys");
     let ledger = traffic.report("messages").await;
     let ledger = ledger.lock().unwrap();
-    assert_eq!(ledger.closes.keys().copied().collect::<Vec<_>>(), [4000], "only draining nodes close the sockets of writers");
-    assert!(ledger.closes[&4000] >= 2 * WRITERS * RECONNECTS, "every writer reconnects at each restart: {:?}", ledger.closes);
+    assert_eq!(
+        ledger.closes.keys().copied().collect::<Vec<_>>(),
+        [4000],
+        "only draining nodes close the sockets of writers"
+    );
+    assert!(
+        ledger.closes[&4000] >= 2 * WRITERS * RECONNECTS,
+        "every writer reconnects at each restart: {:?}",
+        ledger.closes
+    );
 }

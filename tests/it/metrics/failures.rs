@@ -1,5 +1,5 @@
-//! Metrics of failures, each of which the tests cause for real. `messages` tests the counters of redelivered and expired
-//! messages.
+//! Metrics of failures, each of which the tests cause for real. `messages` tests the counters of redelivered and
+//! expired messages.
 
 use futures_util::{StreamExt, future::join_all, stream};
 use reqwest::{Client, StatusCode};
@@ -65,7 +65,7 @@ async fn a_transaction_that_is_aborted_by_a_deadlock_is_retried() {
     let device = Uuid::parse_str(&person.device).unwrap();
 
     // Another transaction has inserted the key and has not committed yet. PostgreSQL aborts the transaction whose
-        // deadlock timeout ends first, so with this long one it is the server's.
+    // deadlock timeout ends first, so with this long one it is the server's.
     let mut rival = cluster.sql().await;
     rival.execute("SET deadlock_timeout = '1h'; BEGIN").await.unwrap();
     sqlx::query(
@@ -78,7 +78,7 @@ async fn a_transaction_that_is_aborted_by_a_deadlock_is_retried() {
     .await
     .unwrap();
     // The publish has locked its device and waits for the signed prekey that is locked here; the rival then waits for
-        // the device.
+    // the device.
     let signed = "SELECT id FROM signed_prekeys WHERE device_id = $1 FOR UPDATE";
     let mut row_lock = RowLock::lock(&cluster, signed, &person.device).await;
     let publish = socket.request("keys.publish", keys.complete([1]));
