@@ -4,8 +4,8 @@ mod cycles;
 
 use std::{fs, path::Path};
 
-/// Which module may import which others. `clock`, `log_throttle` and `tasks` are leaves that all may use; all modules above
-/// `domain` may use `metrics`.
+/// Which module may import which others. `clock`, `log_throttle` and `tasks` are leaves that all may use; all modules
+/// above `domain` may use `metrics`.
 const ALLOWED: &[(&str, &[&str])] = &[
     ("main", &["app", "clock", "config", "probe", "seed", "shutdown", "telemetry"]),
     (
@@ -71,7 +71,7 @@ fn sources() -> Vec<(String, String, String)> {
 }
 
 #[test]
-fn modules_import_only_the_modules_they_may() {
+fn modules_import_only_allowed_modules() {
     let mut checked = 0;
     for (path, module, text) in sources() {
         let (_, allowed) =

@@ -1,5 +1,5 @@
-//! Claims on one node: a one-time prekey is handed out at most once, none is lost, repeats use up no key, and owners get
-//! an event at each low level.
+//! Claims on one node: a one-time prekey is handed out at most once, none is lost, repeats use up no key, and owners
+//! get an event at each low level.
 
 use std::{
     collections::{BTreeSet, HashMap},

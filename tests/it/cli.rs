@@ -294,7 +294,7 @@ async fn the_secret_file_is_private_and_survives_a_restart() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_server_that_stops_announces_it_to_its_clients_and_exits_with_0() {
+async fn a_stopping_server_announces_the_stop_to_its_clients_and_exits_with_0() {
     let mut server = ServerProcess::start(&[]).await;
     let person = sign_in(&server, "alice@example.org").await;
     let mut stream = connect_raw(&server, Some(&person.token), "sealwire.v1.json").await.unwrap();
@@ -323,7 +323,7 @@ async fn a_server_that_stops_announces_it_to_its_clients_and_exits_with_0() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn healthcheck_tells_whether_the_server_is_ready_and_if_not_why() {
+async fn healthcheck_reports_whether_the_server_is_ready_and_if_not_why() {
     let mut server = ServerProcess::start(&[]).await;
     assert_eq!(server.command(&["healthcheck"]), "");
     let bind = server.address().to_string();

@@ -124,7 +124,7 @@ async fn a_device_that_connects_to_both_nodes_at_once_keeps_the_newer_connection
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn five_of_fifty_parallel_guesses_on_two_nodes_are_evaluated() {
+async fn only_five_of_fifty_parallel_guesses_on_two_nodes_are_evaluated() {
     let cluster = Cluster::start(&Services::shared(), 2, &[]).await;
     for round in 0..5 {
         let email = format!("guessed{round}@example.org");

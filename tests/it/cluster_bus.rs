@@ -140,7 +140,7 @@ async fn claims_continue_without_redis_and_signals_work_again_after_the_outage()
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn changes_of_a_node_that_crashes_before_its_signals_are_found_by_the_reconcile() {
+async fn the_reconcile_makes_up_for_the_signals_of_a_node_that_crashed_after_its_commit() {
     let cluster = Cluster::start(&Services::shared(), 2, &[]).await;
     let [(revoked, revoked_socket), (low, low_socket)] = cluster.two_devices("alice@example.org").await;
     let deleted = sign_in(&cluster.nodes[0], "bob@example.org").await;

@@ -209,7 +209,7 @@ impl LowPool {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_publish_between_a_count_and_its_announcement_is_taken_into_account() {
+async fn a_publish_between_the_count_of_a_claim_and_its_announcement_is_taken_into_account() {
     let cluster = Cluster::start(&Services::shared(), 1, UNLIMITED).await;
     let node = &cluster.nodes[0];
     let owner = sign_in(node, "owner@example.org").await;

@@ -53,7 +53,7 @@ async fn forty_devices_lose_no_message_while_nodes_redis_and_postgres_fail_in_tu
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_single_node_on_sqlite_loses_no_message_when_it_is_killed() {
+async fn a_single_node_on_sqlite_loses_no_message_if_it_is_killed() {
     let mut server = ServerProcess::start(NO_LIMIT).await;
     let user_pairs = user_pairs(&server, 4).await;
     let traffic = Traffic::start(&[server.address()], &user_pairs, Duration::from_millis(5));

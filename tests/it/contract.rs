@@ -58,15 +58,15 @@ macro_rules! on_every_engine {
 on_every_engine! {
     accounts:
         challenges_are_counted_per_address_for_a_day
-        five_of_fifty_parallel_guesses_are_accepted
+        only_five_of_fifty_parallel_guesses_are_counted
         a_refused_sign_in_does_not_use_up_an_attempt
         one_of_two_parallel_sign_ins_with_the_same_code_succeeds
-        parallel_first_sign_ins_with_an_address_create_one_user
+        parallel_first_sign_ins_of_an_address_create_one_user
         a_replaced_device_loses_its_session_and_its_keys
         renewing_a_session_twice_leaves_one_valid_successor
         logout_ends_a_session_and_its_successor
         each_connection_of_a_device_gets_the_next_epoch
-        a_sweep_deletes_what_is_a_day_old_but_no_tombstone
+        a_sweep_deletes_expired_sessions_and_day_old_records_but_no_tombstones
         times_are_read_back_as_written_and_compare_correctly;
     keys:
         a_publish_reports_the_outcome_of_each_key
@@ -74,7 +74,7 @@ on_every_engine! {
         claims_in_a_batch_fail_individually
         claims_in_a_batch_take_keys_in_order
         each_claimed_key_takes_one_token_of_the_drain_limit
-        a_low_level_is_announced_once_until_a_publish_lifts_the_pool
+        each_low_level_is_announced_once_until_a_publish_lifts_the_pool_above_it
         revoked_and_expired_sessions_cannot_do_anything;
     mail:
         messages_in_a_batch_are_numbered_in_order

@@ -86,8 +86,8 @@ impl Proxy {
         TlsConnector::from(Arc::new(config))
     }
 
-    /// Starts a client with this loopback address. It is a listener that forwards its connections to the proxy over TLS,
-    /// so that tests can use it like a server.
+    /// Starts a client with this loopback address. It is a listener that forwards its connections to the proxy over
+    /// TLS, so that tests can use it like a server.
     async fn client(&self, from: [u8; 4], mail: &Path) -> Client {
         let (connector, proxy) = (self.trust().await, self.address);
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();

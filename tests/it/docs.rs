@@ -41,7 +41,7 @@ fn rows<'a>(text: &'a str, heading: &str) -> Vec<Vec<&'a str>> {
 }
 
 #[test]
-fn protocol_md_lists_the_error_codes_of_the_code() {
+fn the_error_codes_in_protocol_md_match_the_code() {
     let document = read("docs/protocol.md");
     let listed: Vec<(String, String, String)> = rows(&document, "## Error codes")
         .into_iter()
@@ -56,7 +56,7 @@ fn protocol_md_lists_the_error_codes_of_the_code() {
 }
 
 #[test]
-fn protocol_md_lists_the_close_codes_of_the_code() {
+fn the_close_codes_in_protocol_md_match_the_code() {
     let document = read("docs/protocol.md");
     let listed: Vec<(String, String)> =
         rows(&document, "## Close codes").into_iter().map(|cells| (cells[0].to_owned(), cells[1].to_owned())).collect();

@@ -119,7 +119,7 @@ async fn small_thresholds_have_fewer_levels() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn low_pools_of_both_kinds_are_announced_and_again_after_each_welcome() {
+async fn low_pools_of_both_kinds_are_announced_at_once_and_after_each_welcome() {
     let mut pool = Pool::new(Suite::SignalPqxdh, Some("3")).await;
     pool.reconnect().await;
     assert_eq!(pool.low_events().await, [], "the device has published no keys yet");

@@ -193,7 +193,7 @@ async fn a_node_with_too_many_http_connections_refuses_more_and_its_sockets_keep
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_flood_of_connects_is_refused_and_other_networks_can_still_connect() {
+async fn a_flood_of_connections_from_one_network_is_refused_and_others_can_connect() {
     let app = TestApp::start(&[("LIMITS__CONNECTS_PER_NETWORK_SECOND", "10")]);
     let person = sign_in(&app, "alice@example.org").await;
     let (others_are_done, began) = (AtomicBool::new(false), Instant::now());
@@ -236,7 +236,7 @@ async fn a_flood_of_connects_is_refused_and_other_networks_can_still_connect() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn frames_of_200_megabytes_are_refused_at_their_header_and_other_clients_are_served() {
+async fn frames_of_200_megabytes_are_refused_before_their_payload_and_other_clients_are_served() {
     let app = TestApp::start(&[]);
     let mut users = users(&app, 9).await;
     let other = Socket::connect(&app, &users.pop().unwrap().token, Codec::Json).await;

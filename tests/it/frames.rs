@@ -25,7 +25,7 @@ async fn assert_closes(app: &TestApp, token: &str, codec: Codec, code: u16, case
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_frame_that_is_not_a_request_closes_with_4504() {
+async fn a_frame_that_is_not_a_request_closes_the_socket_with_4504() {
     let app = TestApp::start(&[]);
     let token = sign_in(&app, "frames@example.org").await.token;
     let ids =
@@ -60,7 +60,7 @@ async fn a_frame_that_is_not_a_request_closes_with_4504() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_violation_of_rfc_6455_closes_with_4504() {
+async fn a_violation_of_rfc_6455_closes_the_socket_with_4504() {
     let app = TestApp::start(&[]);
     let token = sign_in(&app, "frames@example.org").await.token;
     let unfinished = || frame(0x01, b"{\"id\":1,");
@@ -96,7 +96,7 @@ async fn a_violation_of_rfc_6455_closes_with_4504() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_frame_over_the_size_limit_closes_with_4505_at_its_header() {
+async fn a_frame_over_the_size_limit_closes_the_socket_with_4505_before_its_payload() {
     let app = TestApp::start(&[]);
     let token = sign_in(&app, "frames@example.org").await.token;
     let half = vec![b' '; LIMIT / 2];

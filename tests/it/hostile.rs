@@ -113,7 +113,7 @@ pub fn hostile_versions(codec: Codec, field: &Field, request: &Value) -> Vec<Vec
 static NEXT_ID: AtomicU32 = AtomicU32::new(1_000_000);
 
 /// Sends the frame that `frame` makes for a new request id, and returns the reply.
-async fn ask(socket: &Socket, codec: Codec, frame: impl FnOnce(u32) -> Vec<u8>) -> Value {
+async fn send_frame(socket: &Socket, codec: Codec, frame: impl FnOnce(u32) -> Vec<u8>) -> Value {
     let id = NEXT_ID.fetch_add(1, Ordering::Relaxed);
     let reply = socket.expect_reply(id);
     let bytes = frame(id);
@@ -256,7 +256,7 @@ async fn every_field_of_every_op_refuses_invalid_values() {
             let request = |id: u32| json!({ "id": id, "op": field.op, "params": field.request });
             for version in 0..hostile_versions(codec, &field, &request(1)).len() {
                 let mut sent = String::new();
-                let reply = ask(&world.socket, codec, |id| {
+                let reply = send_frame(&world.socket, codec, |id| {
                     let bytes = hostile_versions(codec, &field, &request(id)).swap_remove(version);
                     sent = String::from_utf8_lossy(&bytes).into_owned();
                     bytes
@@ -277,7 +277,7 @@ async fn every_field_of_every_op_refuses_invalid_values() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn an_unknown_op_and_an_op_or_params_of_the_wrong_type_are_refused() {
+async fn unknown_ops_and_ops_or_params_of_the_wrong_type_are_refused() {
     const OPS: [&str; 13] = [
         "session.renew",
         "session.logout",
@@ -303,7 +303,7 @@ async fn an_unknown_op_and_an_op_or_params_of_the_wrong_type_are_refused() {
             }
         }
         for op in [json!(5), json!(null), json!(["keys.status"]), json!({}), json!(true), json!("keys.status\0")] {
-            let reply = ask(&world.socket, codec, |id| encode(codec, &json!({ "id": id, "op": op }))).await;
+            let reply = send_frame(&world.socket, codec, |id| encode(codec, &json!({ "id": id, "op": op }))).await;
             assert_problem(&reply["error"], "bad_request", &op.to_string());
         }
         let long = "x".repeat(100_000);
@@ -325,7 +325,7 @@ async fn messagepack_field_names_must_be_strings() {
         [b"\x83\xa2id\xce", &b"iiii"[..], b"\xa2op\xaedevices.rename\xa6params\x81", key, b"\xa1x"].concat()
     };
     for key in [&b"\x01"[..], b"\xc4\x04name"] {
-        let reply = ask(&world.socket, Codec::MsgPack, |id| {
+        let reply = send_frame(&world.socket, Codec::MsgPack, |id| {
             let mut bytes = name(key);
             bytes[5..9].copy_from_slice(&id.to_be_bytes());
             bytes
@@ -371,7 +371,7 @@ async fn values_beyond_a_bound_are_refused_and_values_at_the_bound_accepted() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn devices_that_are_foreign_revoked_or_unknown_cannot_be_used() {
+async fn foreign_revoked_and_unknown_devices_cannot_be_changed_or_claimed() {
     for codec in Codec::ALL {
         let world = World::new(codec).await;
         let World { app, me, socket, revoked, other } = &world;

@@ -100,7 +100,7 @@ async fn mails_that_wait_for_a_retry_do_not_delay_other_mails() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_server_that_stops_retries_waiting_mails_once() {
+async fn a_stopping_server_retries_waiting_mails_once() {
     let server = MailServer::start().await;
     server.state.refuse_with.store(451, Ordering::SeqCst);
     let app = TestApp::start(&[("MAILER__URL", &server.url())]);

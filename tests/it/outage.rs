@@ -129,7 +129,7 @@ async fn repeat(member: &Member, sends: &[(&str, Value)]) -> usize {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn requests_are_unavailable_on_a_full_disk_and_work_again_without_a_restart() {
+async fn requests_fail_on_a_full_disk_and_succeed_again_without_a_restart() {
     let server = ServerProcess::start(&[]).await;
     let alice = Member::join(&server, "alice@example.org", Codec::Json).await;
     let bob = Member::join(&server, "bob@example.org", Codec::MsgPack).await;

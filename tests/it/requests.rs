@@ -76,7 +76,7 @@ async fn sixty_four_requests_may_be_in_flight_and_each_request_gets_one_reply() 
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn reusing_an_id_that_is_in_flight_closes_with_4504() {
+async fn reusing_an_id_that_is_in_flight_closes_the_socket_with_4504() {
     let app = TestApp::start(&[]);
     let person = sign_in(&app, "frames@example.org").await;
     let (mut socket, _) = RawSocket::connect(&app, &person.token, Codec::Json).await;

@@ -183,7 +183,7 @@ async fn unusual_addresses_get_mail() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn used_and_expired_codes_are_invalid_even_after_too_many_attempts() {
+async fn used_and_expired_codes_get_invalid_code_even_after_too_many_attempts() {
     let app = TestApp::with_clock(&[]);
     let invalid = (401, "invalid_code");
     let mut mailed = Mailed::to(&app, "alice@example.org").await;

@@ -17,11 +17,11 @@ const MAX_THREE_DEVICES: (&str, &str) = ("AUTH__MAX_DEVICES", "3");
 
 /// Signs in on a new device for each of these names.
 async fn sign_in_on(app: &TestApp, names: &[&str]) -> Vec<Person> {
-    let mut people = Vec::new();
+    let mut logins = Vec::new();
     for name in names {
-        people.push(sign_in_as(app, EMAIL, json!({ "device": { "name": name } })).await);
+        logins.push(sign_in_as(app, EMAIL, json!({ "device": { "name": name } })).await);
     }
-    people
+    logins
 }
 
 async fn connect(app: &TestApp, person: &Person) -> Socket {
@@ -39,9 +39,9 @@ async fn status_of(app: &TestApp, token: &str) -> StatusCode {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_sign_in_at_the_device_limit_lists_the_devices_and_leaves_the_code_valid() {
     let app = TestApp::start(&[MAX_THREE_DEVICES]);
-    let people = sign_in_on(&app, &["phone", "tablet"]).await;
+    let logins = sign_in_on(&app, &["phone", "tablet"]).await;
     let nameless = sign_in(&app, EMAIL).await;
-    connect(&app, &people[0]).await;
+    connect(&app, &logins[0]).await;
     let mailed = Mailed::to(&app, EMAIL).await;
     mailed.guess_wrong(&app, 4).await;
     for _ in 0..3 {
@@ -49,13 +49,13 @@ async fn a_sign_in_at_the_device_limit_lists_the_devices_and_leaves_the_code_val
         assert_eq!(refusal(&refused), (409, "device_limit"));
         assert_eq!(refused.1["error"]["retryable"], false);
         let offered = refused.1["error"]["details"]["devices"].as_array().unwrap().clone();
-        let expected = [(&people[0], json!("phone")), (&people[1], json!("tablet")), (&nameless, Value::Null)];
+        let expected = [(&logins[0], json!("phone")), (&logins[1], json!("tablet")), (&nameless, Value::Null)];
         assert_eq!(offered.len(), 3);
         for (offered, (person, name)) in offered.iter().zip(expected) {
             assert_eq!(fields(offered), ["device_id", "last_seen", "name"]);
             assert_eq!(offered["device_id"], person.device);
             assert_eq!(offered["name"], name);
-            assert_eq!(offered["last_seen"].is_string(), person.device == people[0].device, "{offered}");
+            assert_eq!(offered["last_seen"].is_string(), person.device == logins[0].device, "{offered}");
         }
         assert_eq!(mailed.attempts(&app).await, 4, "the refused sign-in is not counted as an attempt");
     }
@@ -98,15 +98,15 @@ async fn assert_replaced(app: &TestApp, others: &[&Person], replaced: &Person) {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_device_can_be_replaced_at_the_device_limit() {
     let app = TestApp::start(&[MAX_THREE_DEVICES]);
-    let people = sign_in_on(&app, &["phone", "tablet", "laptop"]).await;
-    assert_replaced(&app, &[&people[0], &people[2]], &people[1]).await;
+    let logins = sign_in_on(&app, &["phone", "tablet", "laptop"]).await;
+    assert_replaced(&app, &[&logins[0], &logins[2]], &logins[1]).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_device_can_be_replaced_below_the_device_limit() {
     let app = TestApp::start(&[]);
-    let people = sign_in_on(&app, &["phone", "tablet"]).await;
-    assert_replaced(&app, &[&people[1]], &people[0]).await;
+    let logins = sign_in_on(&app, &["phone", "tablet"]).await;
+    assert_replaced(&app, &[&logins[1]], &logins[0]).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -127,16 +127,16 @@ async fn parallel_sign_ins_cannot_exceed_the_device_limit() {
 #[tokio::test(flavor = "multi_thread")]
 async fn one_of_several_parallel_replacements_of_a_device_succeeds() {
     let app = TestApp::start(&[MAX_THREE_DEVICES]);
-    let people = sign_in_on(&app, &["phone", "tablet", "laptop"]).await;
+    let logins = sign_in_on(&app, &["phone", "tablet", "laptop"]).await;
     let mut challenges = Vec::new();
     for _ in 0..4 {
         challenges.push(Mailed::to(&app, EMAIL).await);
     }
-    let exchange = json!({ "replace_device_id": people[2].device });
+    let exchange = json!({ "replace_device_id": logins[2].device });
     let answers = join_all(challenges.iter().map(|mailed| mailed.redeem(&app, exchange.clone()))).await;
     assert_eq!(answers.iter().filter(|(status, _)| *status == StatusCode::CREATED).count(), 1);
     assert_eq!(answers.iter().filter(|answer| refusal(answer) == (404, "unknown_device")).count(), 3);
-    assert_eq!(devices(&connect(&app, &people[0]).await).await.len(), 3);
+    assert_eq!(devices(&connect(&app, &logins[0]).await).await.len(), 3);
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -210,7 +210,7 @@ async fn a_first_sign_in_with_a_foreign_device_creates_no_user() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn device_names_and_registration_ids_are_stored_and_missing_ids_are_chosen() {
+async fn device_names_and_registration_ids_are_stored_and_the_server_chooses_missing_ids() {
     let app = TestApp::start(&[]);
     let longest = "é".repeat(64);
     let mut last = None;

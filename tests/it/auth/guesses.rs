@@ -32,7 +32,7 @@ fn counts(of: &[(&str, usize)]) -> BTreeMap<String, usize> {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn five_of_fifty_parallel_wrong_guesses_are_evaluated() {
+async fn only_five_of_fifty_parallel_wrong_guesses_are_evaluated() {
     let app = TestApp::start(&[]);
     for _ in 0..ROUNDS {
         let mailed = Mailed::to(&app, "alice@example.org").await;
@@ -47,7 +47,7 @@ async fn five_of_fifty_parallel_wrong_guesses_are_evaluated() {
 /// The right code is one of fifty guesses. If it is among the five that are evaluated, later guesses find the code
 /// used; if it is not, it opens no session.
 #[tokio::test(flavor = "multi_thread")]
-async fn the_right_code_among_fifty_parallel_guesses_gets_no_extra_attempts() {
+async fn fifty_parallel_guesses_that_include_the_right_code_open_at_most_one_session() {
     let app = TestApp::start(&[]);
     for round in 0..ROUNDS {
         let mailed = Mailed::to(&app, &format!("user{round}@example.org")).await;

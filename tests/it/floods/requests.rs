@@ -109,7 +109,7 @@ async fn a_refused_request_has_no_effect_and_succeeds_after_the_wait() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn requests_behind_a_renewal_get_one_reply_each_even_if_refused() {
+async fn requests_pipelined_behind_a_renewal_get_one_reply_each_even_if_refused() {
     let app = TestApp::start(FIVE_A_SECOND);
     let person = sign_in(&app, "alice@example.org").await;
     let (mut socket, _) = RawSocket::connect(&app, &person.token, Codec::Json).await;

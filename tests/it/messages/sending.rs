@@ -294,14 +294,14 @@ async fn a_sender_can_skip_a_device_that_uses_another_suite() {
 
     // Alice's client does not support the bot's suite; the bot's keys are not used up.
     for op in ["keys.fetch", "keys.claim"] {
-        let ask = |suites: Value| json!({ "user_id": bot.user, "claim_id": Uuid::new_v4(), "suites": suites });
-        let answer = alice.socket.request(op, ask(json!(["signal-x3dh", "a-later-one"]))).await;
+        let params_for = |suites: Value| json!({ "user_id": bot.user, "claim_id": Uuid::new_v4(), "suites": suites });
+        let answer = alice.socket.request(op, params_for(json!(["signal-x3dh", "a-later-one"]))).await;
         assert_eq!(answer["bundles"].as_array().unwrap().len(), 1, "{answer}");
         assert_eq!(answer["bundles"][0]["device_id"], json!(phone.person.device));
         assert_eq!(answer["unavailable"], json!([{ "device_id": bot.device, "reason": "other_suite" }]));
-        let answer = alice.socket.request(op, ask(json!(["a-later-one"]))).await;
+        let answer = alice.socket.request(op, params_for(json!(["a-later-one"]))).await;
         assert_eq!((answer["bundles"].clone(), answer["unavailable"].as_array().unwrap().len()), (json!([]), 2));
-        let error = alice.socket.refused(op, ask(json!([]))).await;
+        let error = alice.socket.refused(op, params_for(json!([]))).await;
         assert_problem(&error, "bad_request", "no suite");
         assert_eq!(error["details"]["path"], "suites");
     }

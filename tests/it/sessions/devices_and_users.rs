@@ -42,7 +42,7 @@ async fn devices_list_returns_the_active_devices() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_user_can_rename_their_own_devices() {
+async fn a_user_can_rename_only_their_own_devices() {
     let app = TestApp::start(&[]);
     let phone = sign_in(&app, EMAIL).await;
     let tablet = sign_in(&app, EMAIL).await;

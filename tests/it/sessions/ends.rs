@@ -143,30 +143,30 @@ async fn revoking_a_device_closes_its_socket_and_notifies_the_other_devices() {
 async fn deleting_an_account_ends_the_sessions_of_all_its_devices() {
     let app = TestApp::start(&[]);
     let mut sockets = Vec::new();
-    let mut people = Vec::new();
+    let mut logins = Vec::new();
     for _ in 0..3 {
-        people.push(sign_in(&app, EMAIL).await);
+        logins.push(sign_in(&app, EMAIL).await);
     }
-    for person in &people {
+    for person in &logins {
         sockets.push(connect(&app, &person.token).await);
     }
     let other = connect(&app, &sign_in(&app, "bob@example.org").await.token).await;
     sockets[0].request("keys.publish", KeySet::new(Suite::SignalX3dh, 1).complete(1..=5)).await;
     let found = other.request("users.find", json!({ "email": EMAIL })).await;
-    assert_eq!(found, json!({ "user_id": people[0].user }));
+    assert_eq!(found, json!({ "user_id": logins[0].user }));
     assert_eq!(sockets[1].request("account.delete", json!({})).await, json!({}));
     for socket in &sockets {
         assert_ended(socket, "account_deleted", 4506).await;
         assert_eq!(socket.take_event("session.revoked"), None);
     }
-    for person in &people {
+    for person in &logins {
         assert_eq!(session_of(&app, &person.token).await, None);
     }
     assert_eq!(code(&other.refused("users.find", json!({ "email": EMAIL })).await), "not_found");
-    assert_eq!(code(&other.refused("keys.fetch", json!({ "user_id": people[0].user })).await), "not_found");
+    assert_eq!(code(&other.refused("keys.fetch", json!({ "user_id": logins[0].user })).await), "not_found");
 
     let anew = sign_in(&app, EMAIL).await;
-    assert_ne!(anew.user, people[0].user, "signing in again creates a new user");
+    assert_ne!(anew.user, logins[0].user, "signing in again creates a new user");
     let socket = connect(&app, &anew.token).await;
     assert_eq!(socket.request("devices.list", json!({})).await["devices"].as_array().unwrap().len(), 1);
     assert_eq!(other.request("users.find", json!({ "email": EMAIL })).await, json!({ "user_id": anew.user }));

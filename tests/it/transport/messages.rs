@@ -69,7 +69,7 @@ async fn a_flood_of_small_frames_is_echoed_in_order() {
 }
 
 #[tokio::test]
-async fn an_oversized_frame_is_refused_at_its_header_with_a_close_code() {
+async fn an_oversized_frame_gets_a_close_code_before_its_payload_is_read() {
     let server = Server::start();
     for length in [MAX_MESSAGE + 1, 200_000_000, 1 << 62] {
         let mut client = server.open("/echo").await;
@@ -119,7 +119,7 @@ async fn bytes_after_a_close_frame_are_ignored() {
 }
 
 #[tokio::test]
-async fn a_client_that_stops_sending_still_gets_its_replies() {
+async fn a_client_that_has_closed_its_sending_side_still_gets_its_replies() {
     let server = Server::start();
     let mut client = server.open("/echo").await;
     client.send(&frame(TEXT, b"last words")).await;

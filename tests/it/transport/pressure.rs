@@ -15,7 +15,7 @@ use super::{
 use crate::support::raw::{BINARY, PING, PONG, TEXT, frame, header};
 
 #[tokio::test]
-async fn the_wire_counts_every_byte_of_every_frame() {
+async fn a_wire_counts_every_byte_of_every_frame() {
     let server = Server::start();
     let mut client = server.open("/count").await;
     for size in COUNTED {
@@ -27,7 +27,7 @@ async fn the_wire_counts_every_byte_of_every_frame() {
 }
 
 #[tokio::test]
-async fn a_handler_cannot_send_more_to_a_client_that_stops_reading() {
+async fn a_client_that_does_not_read_blocks_its_handler() {
     let server = Server::start();
     let client = server.open("/push").await;
     let given = server.settled(|| server.probe.given.load(Ordering::SeqCst)).await;
@@ -38,7 +38,7 @@ async fn a_handler_cannot_send_more_to_a_client_that_stops_reading() {
 }
 
 #[tokio::test]
-async fn a_client_cannot_send_more_to_a_handler_that_does_not_read() {
+async fn a_handler_that_does_not_read_blocks_its_client() {
     let server = Server::start();
     let mut client = server.open("/mute").await;
     let message = frame(BINARY, &vec![7; 60_000]);

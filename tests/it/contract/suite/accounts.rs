@@ -27,7 +27,7 @@ pub async fn challenges_are_counted_per_address_for_a_day(store: &Store) {
     let refused = store
         .create_challenge(&challenge, |past| {
             let times: Vec<_> = past.iter().map(|one| one.created_at).collect();
-            assert_eq!(times, [later(120), later(60), later(0)], "newest first, of this address alone");
+            assert_eq!(times, [later(120), later(60), later(0)], "newest first, and only of this address");
             assert_eq!(past[0].network, [1; 32]);
             Some(wait)
         })
@@ -45,7 +45,7 @@ pub async fn challenges_are_counted_per_address_for_a_day(store: &Store) {
         .unwrap();
 }
 
-pub async fn five_of_fifty_parallel_guesses_are_accepted(store: &Store) {
+pub async fn only_five_of_fifty_parallel_guesses_are_counted(store: &Store) {
     let challenge = add_challenge(store, "alice", start()).await;
     let other = store.count_attempt(challenge, &email("bob"), later(1)).await;
     assert_eq!(refusal(other), Refusal::InvalidCode);
@@ -95,7 +95,7 @@ pub async fn one_of_two_parallel_sign_ins_with_the_same_code_succeeds(store: &St
     }
 }
 
-pub async fn parallel_first_sign_ins_with_an_address_create_one_user(store: &Store) {
+pub async fn parallel_first_sign_ins_of_an_address_create_one_user(store: &Store) {
     for round in 0..10 {
         let name = format!("alice{round}");
         let mut sign_ins = Vec::new();
@@ -178,7 +178,7 @@ pub async fn each_connection_of_a_device_gets_the_next_epoch(store: &Store) {
     assert_eq!(store.list_devices(&caller, later(9)).await.unwrap()[0].last_seen, Some(later(9)));
 }
 
-pub async fn a_sweep_deletes_what_is_a_day_old_but_no_tombstone(store: &Store) {
+pub async fn a_sweep_deletes_expired_sessions_and_day_old_records_but_no_tombstones(store: &Store) {
     let owner = add_device(store, "owner").await;
     let claimer = add_device(store, "claimer").await;
     let challenge = add_challenge(store, "someone", later(10)).await;

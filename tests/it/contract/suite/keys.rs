@@ -237,7 +237,7 @@ pub async fn each_claimed_key_takes_one_token_of_the_drain_limit(store: &Store) 
     }
 }
 
-pub async fn a_low_level_is_announced_once_until_a_publish_lifts_the_pool(store: &Store) {
+pub async fn each_low_level_is_announced_once_until_a_publish_lifts_the_pool_above_it(store: &Store) {
     let owner = add_device(store, "owner").await;
     let claimer = add_device(store, "claimer").await;
     publish(store, &owner, 1..=6, start()).await.unwrap();
