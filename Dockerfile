@@ -2,14 +2,14 @@
 FROM rust:1.95-slim-trixie AS build
 WORKDIR /build
 COPY . .
-# What cargo fetched and built last time is kept between builds, outside the image.
+# The cache mounts keep cargo's downloads and build results between builds, outside the image.
 RUN --mount=type=cache,target=/usr/local/cargo/registry,sharing=locked \
     --mount=type=cache,target=/build/target,sharing=locked \
     cargo build --release --locked --bin sealwire \
     && strip --output-file=/sealwire target/release/sealwire \
     && mkdir /data
 
-# The C library and the authorities that SMTP over TLS needs; no shell.
+# Has the C library, and the certificate authorities for TLS to other servers; has no shell.
 FROM gcr.io/distroless/cc-debian13:nonroot
 COPY --from=build /sealwire /usr/local/bin/sealwire
 COPY --from=build --chown=65532:65532 /data /data

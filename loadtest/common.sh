@@ -1,8 +1,8 @@
-# What load tests share: a folder, sealwire's binary, seeds, servers. To be sourced; wants $name, and leaves $dir, $sealwire,
-# and, while servers run, $servers (their pids) and $ports. What is started and made here goes when the script ends: servers
-# and databases here, and whatever is left, even of a script that is killed, by scripts/contained.
+# Shared by the load tests: a folder, the sealwire binary, seeding, servers. Source it with $name set. It sets $dir, $sealwire and,
+# while servers run, $servers (their pids) and $ports. When the script ends, it stops the servers and drops the database; if the
+# script is killed, scripts/contained cleans up.
 
-# Where Debian keeps what belongs to PostgreSQL.
+# Debian installs PostgreSQL's programs here.
 PATH=$PATH:$(printf '%s:' /usr/lib/postgresql/*/bin)
 
 say() { echo "$name: $*" >&2; }
@@ -32,7 +32,7 @@ trap finish EXIT
 export SEALWIRE__MAILER__URL=file:$dir/mail SEALWIRE__ADMIN__BIND=127.0.0.1:0
 SEALWIRE__AUTH__SECRET=$(head -c 32 /dev/urandom | base64)
 export SEALWIRE__AUTH__SECRET
-# Limits are there to keep one client from what these tests do: all are off, but for those that are times.
+# The tests are far above the limits for one client, so turn all of them off. Settings that end in _s are times, not limits.
 for limit in $(sed -n '/^\[limits\]/,/^\[[^l]/s/^\([a-z_]*\) =.*/\1/p' config/default.toml); do
     case "$limit" in
     *_s) ;;
@@ -46,7 +46,7 @@ start_servers() { # start_servers COUNT
     servers=() ports=()
     local n port
     for n in $(seq "$1"); do
-        : >"$dir/server$n.log" # it is read at once: it must be there before the server is
+        : >"$dir/server$n.log" # it is read before the server creates it
         RUST_LOG=info SEALWIRE__SERVER__BIND=127.0.0.1:0 "$sealwire" serve >"$dir/server$n.log" 2>&1 &
         servers+=($!) port=''
         until [ -n "$port" ] && curl -fs "http://127.0.0.1:$port/readyz" >/dev/null; do
@@ -58,7 +58,7 @@ start_servers() { # start_servers COUNT
     done
 }
 
-# Fails if one of them had failed or does not stop as it should.
+# Stops the servers. Fails if one has failed, or does not stop with exit code 0.
 stop_servers() {
     local server failed=0
     for server in "${servers[@]}"; do
@@ -69,13 +69,13 @@ stop_servers() {
     [ "$failed" = 0 ] || { say 'a server ended with an error'; return 1; }
 }
 
-# Makes one line for each device in $dir/tokens.jsonl.
+# Seeds the store, and writes one line per device to $dir/tokens.jsonl.
 seed() { # seed DEVICES KEYS_EACH
     "$sealwire" seed --users "$1" --devices 1 --prekeys "$2" --out "$dir/tokens.jsonl" 2>"$dir/seed.log" ||
         { cat "$dir/seed.log" >&2; exit 1; }
 }
 
-# A database of its own in the PostgreSQL of DATABASE_URL, seeded, for servers that share the Redis of REDIS_URL.
+# Creates and seeds a database in the PostgreSQL of DATABASE_URL, and configures servers for it and for the Redis of REDIS_URL.
 fresh_database() { # fresh_database DEVICES KEYS_EACH
     need psql 'apt-get install -y postgresql-client'
     url=$DATABASE_URL

@@ -1,26 +1,26 @@
-# What the load tests that compare with a database share. To be sourced after common.sh; wants $seconds too, and leaves $swarm.
+# Shared by the load tests that compare with pgbench. Source it after common.sh, with $seconds set. It sets $swarm.
 
 need pgbench 'apt-get install -y postgresql'
 need psql 'apt-get install -y postgresql-client'
 swarm=${SWARM:-target/release/swarm}
 [ -x "$swarm" ] || cargo build --release --locked -p swarm
 
-# The arguments by which swarm finds the servers.
+# Prints the arguments that tell swarm about the servers.
 servers_of_swarm() {
     printf -- '--url ws://127.0.0.1:%s/v1/socket ' "${ports[@]}"
     printf -- '--pid %s ' "${servers[@]}"
 }
 
-# Makes the table in which pgbench finds devices by number, out of the ids on standard input.
+# Creates the table in which pgbench finds devices by number, from the ids on standard input.
 number_devices() {
     sql -c 'CREATE TABLE loadtest_devices (n BIGINT PRIMARY KEY, device_id UUID NOT NULL)'
     awk '{ print NR "\t" $1 }' | sql -c 'COPY loadtest_devices FROM STDIN'
 }
 
-# The device ids of the seed file.
+# Prints the device ids of the seed file.
 device_ids() { sed -E 's/.*"device_id":"([^"]*)".*/\1/' "$dir/tokens.jsonl"; }
 
-# Prints: transactions a second, p50 and p99 in milliseconds.
+# Prints transactions per second, and p50 and p99 in milliseconds.
 pgbench_round() { # pgbench_round SCRIPT
     local log=$dir/transactions rate
     pgbench -n -c 32 -j 2 -M prepared -T "$seconds" -f "$1" --log --log-prefix="$log" "$url" >"$dir/pgbench.out" 2>&1 ||
@@ -32,12 +32,12 @@ pgbench_round() { # pgbench_round SCRIPT
     rm -f "$log".*
 }
 
-# A number out of one line of JSON; of several of that name the last.
+# Prints a number from a line of JSON: the last with that name.
 field() { # field NAME JSON
     sed -nE "s/.*\"$1\":([0-9.]+).*/\1/p" <<<"$2"
 }
 
-# The line of the middle rate among those on standard input.
+# Prints the line with the median rate from standard input.
 median() { sort -n | awk '{ line[NR] = $0 } END { print line[int((NR + 1) / 2)] }'; }
 
 ratio() { awk "BEGIN { printf \"%.2f\", $1 / $2 }"; }

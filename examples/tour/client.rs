@@ -1,4 +1,4 @@
-//! A small client of the protocol: JSON over HTTP to sign in, then one WebSocket for each device.
+//! A small client: signs in with JSON over HTTP, then opens one WebSocket per device.
 
 use std::{collections::VecDeque, error::Error, fs, io::IsTerminal, path::PathBuf, time::Duration};
 
@@ -13,21 +13,21 @@ use tokio_tungstenite::{
 
 use crate::packed::{Packed, Unpacked};
 
-/// What a step of the tour gives, or why the tour ends.
+/// The result of a step, or the error that ends the tour.
 pub type Outcome<T = ()> = Result<T, Box<dyn Error>>;
 
-/// How long anything may take before the tour gives up.
+/// Timeout for every step.
 const PATIENCE: Duration = Duration::from_secs(20);
 
-/// The server that is visited.
+/// The server.
 pub struct Server {
-    /// Such as `http://127.0.0.1:8080`.
+    /// URL, such as `http://127.0.0.1:8080`.
     pub url: String,
-    /// Where it drops its mails, if we may look there.
+    /// Folder of its mails, if it is known.
     pub mail: Option<PathBuf>,
 }
 
-/// What a sign-in gives.
+/// A session, from signing in.
 pub struct Session {
     pub email: String,
     pub user: String,
@@ -36,7 +36,7 @@ pub struct Session {
 }
 
 impl Server {
-    /// One HTTP exchange: status and body.
+    /// Makes one HTTP request. Returns the status and body of the response.
     pub async fn call(&self, method: Method, path: &str, token: &str, body: Option<Value>) -> Outcome<(u16, Value)> {
         wire(&format!("{method} {path} {}", body.as_ref().map(brief).unwrap_or_default()));
         let mut request = reqwest::Client::new().request(method, format!("{}{path}", self.url));
@@ -54,16 +54,16 @@ impl Server {
         Ok((status, body))
     }
 
-    /// Signs in by mailed code, on a new device or, where `device` holds an id, on that one again.
+    /// Signs in by mailed code: on a new device or, if `device` has an `id`, on that device.
     pub async fn sign_in(&self, email: &str, device: Value) -> Outcome<Session> {
         let mails_before = self.mails_to(email)?.len();
         let (status, challenge) = self.call(Method::POST, "/v1/auth/otp", "", Some(json!({ "email": email }))).await?;
-        ensure(status == 202, "a code is on its way")?;
+        ensure(status == 202, "the server accepts the request for a code")?;
         let code = match self.mail {
             Some(_) => {
                 let mail = self.next_mail(email, mails_before).await?;
                 let mut groups = mail.split(|c: char| !c.is_ascii_digit());
-                groups.find(|digits| digits.len() == 8).ok_or("the mail has a code of eight digits")?.to_owned()
+                groups.find(|digits| digits.len() == 8).ok_or("the mail has no code of eight digits")?.to_owned()
             }
             None => ask(&format!("      The code that the server printed for {email}: ")).await?,
         };
@@ -78,7 +78,7 @@ impl Server {
         })
     }
 
-    /// The texts (subject and body) of all mails to an address, oldest first; none where we may not look.
+    /// The subjects and bodies of all mails to an address, oldest first. Empty if the folder is unknown.
     pub fn mails_to(&self, email: &str) -> Outcome<Vec<String>> {
         let Some(folder) = &self.mail else { return Ok(vec![]) };
         let mut paths: Vec<PathBuf> = fs::read_dir(folder)?.map(|entry| Ok(entry?.path())).collect::<Outcome<_>>()?;
@@ -87,7 +87,7 @@ impl Server {
         let mut found = Vec::new();
         for path in paths {
             let mail = fs::read_to_string(path)?;
-            let (head, body) = mail.split_once("\r\n\r\n").ok_or("a mail has a head and a body")?;
+            let (head, body) = mail.split_once("\r\n\r\n").ok_or("a mail has no body")?;
             if head.contains(&format!("To: {email}")) {
                 let subject = head.lines().find_map(|line| line.strip_prefix("Subject: ")).unwrap_or_default();
                 found.push(format!("{subject}: {}", body.trim().replace("\r\n", " ")));
@@ -96,7 +96,7 @@ impl Server {
         Ok(found)
     }
 
-    /// Waits for the mail after the first `seen` ones.
+    /// Waits for the mail after the first `seen` mails.
     pub async fn next_mail(&self, email: &str, seen: usize) -> Outcome<String> {
         let wait = async {
             loop {
@@ -106,10 +106,10 @@ impl Server {
                 }
             }
         };
-        timeout(PATIENCE, wait).await.map_err(|_| "a mail comes")?
+        timeout(PATIENCE, wait).await.map_err(|_| "no mail arrived in time")?
     }
 
-    /// Opens the socket of a session's device and waits for the welcome.
+    /// Opens the socket of a session's device, and waits for the welcome.
     pub async fn connect(&self, name: &str, session: &Session, encoding: Encoding) -> Outcome<Socket> {
         let mut request = format!("{}/v1/socket", self.url.replacen("http", "ws", 1)).into_client_request()?;
         let headers = request.headers_mut();
@@ -117,7 +117,7 @@ impl Server {
         headers.insert("sec-websocket-protocol", HeaderValue::from_static(encoding.subprotocol()));
         wire(&format!("GET /v1/socket, upgrade to {}", encoding.subprotocol()));
         let (sink, mut stream) = connect_async(request).await?.0.split();
-        // Read all the time, also while somebody looks for a code: reading is what answers the server's pings.
+        // Always read, even while a person enters a code: the server's pings are answered by reading.
         let (arrived, incoming) = mpsc::unbounded_channel();
         tokio::spawn(async move {
             let mut end = 1006;
@@ -140,7 +140,7 @@ impl Server {
             welcome: Value::Null,
             quiet: false,
         };
-        // The first frame of every socket is the welcome.
+        // The first frame of a socket is always the welcome.
         let first = socket.next_frame().await?;
         ensure(first["event"] == "welcome" && first["data"]["device_id"] == session.device, "a welcome comes first")?;
         socket.welcome = first["data"].clone();
@@ -148,7 +148,7 @@ impl Server {
     }
 }
 
-/// How frames are written; the subprotocol of the upgrade decides.
+/// The encoding of frames, chosen by the subprotocol of the upgrade.
 #[derive(Clone, Copy)]
 pub enum Encoding {
     /// In text frames.
@@ -188,22 +188,22 @@ enum Incoming {
 
 /// A connected device.
 pub struct Socket {
-    /// Whose it is, in the story.
+    /// The name of the device in the output.
     pub name: String,
     encoding: Encoding,
     sink: SplitSink<WebSocketStream<MaybeTlsStream<TcpStream>>, Message>,
     incoming: mpsc::UnboundedReceiver<Incoming>,
-    /// Events that came while a reply was waited for.
+    /// Events received while waiting for something else.
     events: VecDeque<Value>,
     last_id: u32,
-    /// What the server said first.
+    /// The data of the welcome event.
     pub welcome: Value,
-    /// Whether its frames are left out of the story.
+    /// Whether its frames are omitted from the output.
     pub quiet: bool,
 }
 
 impl Socket {
-    /// Sends a request and waits for its one reply; gives the result.
+    /// Sends a request and waits for its reply. Returns the result; an error reply ends the tour.
     pub async fn request(&mut self, op: &str, params: Value) -> Outcome<Value> {
         match self.ask(op, params).await? {
             Ok(result) => Ok(result),
@@ -211,7 +211,7 @@ impl Socket {
         }
     }
 
-    /// The same, where the server may say no.
+    /// Like [`Self::request`], but returns an error reply as the inner `Err`.
     pub async fn ask(&mut self, op: &str, params: Value) -> Outcome<Result<Value, Value>> {
         self.last_id += 1;
         let request = json!({ "id": self.last_id, "op": op, "params": params });
@@ -223,12 +223,12 @@ impl Socket {
                 self.events.push_back(frame);
                 continue;
             }
-            ensure(frame["id"] == self.last_id, "the reply carries the id of its request")?;
+            ensure(frame["id"] == self.last_id, "the reply has the id of its request")?;
             return Ok(frame.get("error").cloned().map_or_else(|| Ok(frame["result"].clone()), Err));
         }
     }
 
-    /// Waits for an event of this name that has not been taken yet; gives its data.
+    /// Waits for the next event with this name. Returns its data.
     pub async fn event(&mut self, name: &str) -> Outcome<Value> {
         loop {
             if let Some(at) = self.events.iter().position(|event| event["event"] == name) {
@@ -239,21 +239,24 @@ impl Socket {
         }
     }
 
-    /// Waits until the server closes the socket; gives the code.
+    /// Waits until the server closes the socket. Returns the close code.
     pub async fn close_code(&mut self) -> Outcome<u16> {
         loop {
-            match timeout(PATIENCE, self.incoming.recv()).await.map_err(|_| "the server closes the socket")? {
+            match timeout(PATIENCE, self.incoming.recv())
+                .await
+                .map_err(|_| "the server did not close the socket in time")?
+            {
                 Some(Incoming::Frame(frame)) => self.events.push_back(frame),
                 Some(Incoming::Closed(code)) => {
                     self.show("←", &format!("close {code}"));
                     return Ok(code);
                 }
-                None => return Err("the socket closed before".into()),
+                None => return Err("the socket had closed before".into()),
             }
         }
     }
 
-    /// Closes the connection from our side.
+    /// Closes the socket and waits until it is closed.
     pub async fn leave(&mut self) -> Outcome {
         self.sink.close().await?;
         self.close_code().await.map(drop)
@@ -266,7 +269,7 @@ impl Socket {
     }
 
     async fn next_frame(&mut self) -> Outcome<Value> {
-        match timeout(PATIENCE, self.incoming.recv()).await.map_err(|_| "the server says something")? {
+        match timeout(PATIENCE, self.incoming.recv()).await.map_err(|_| "no frame arrived in time")? {
             Some(Incoming::Frame(frame)) => {
                 self.show("←", &brief(&frame));
                 Ok(frame)
@@ -277,14 +280,14 @@ impl Socket {
     }
 }
 
-/// Ends the tour where the server does not behave.
+/// Fails if `holds` is false; `what` says what was expected.
 pub fn ensure(holds: bool, what: &str) -> Outcome {
-    if holds { Ok(()) } else { Err(format!("this should hold and does not: {what}").into()) }
+    if holds { Ok(()) } else { Err(format!("expected, but false: {what}").into()) }
 }
 
-/// A value that must be text.
+/// The text in a value.
 pub fn text(value: &Value) -> Outcome<String> {
-    Ok(value.as_str().ok_or("a text is expected here")?.to_owned())
+    Ok(value.as_str().ok_or("a value is not text")?.to_owned())
 }
 
 async fn ask(question: &str) -> Outcome<String> {
@@ -293,7 +296,7 @@ async fn ask(question: &str) -> Outcome<String> {
     Ok(line.ok_or("no code was entered")?.trim().to_owned())
 }
 
-/// Shows what goes over the wire, dimmed where that is possible.
+/// Prints traffic on the wire, dimmed in a terminal.
 pub fn wire(line: &str) {
     if std::io::stdout().is_terminal() {
         println!("      \x1b[2m{line}\x1b[0m");
@@ -302,7 +305,7 @@ pub fn wire(line: &str) {
     }
 }
 
-/// JSON on one line, with ids, keys and tokens cut short.
+/// JSON on one line, with ids, keys and tokens shortened.
 fn brief(value: &Value) -> String {
     fn shorten(value: &Value) -> Value {
         match value {

@@ -1,8 +1,9 @@
-//! What never leaves a device: its private keys, and what they agree on with another device's public ones.
+//! A device's private keys, and the secrets that X3DH derives from them and another device's public keys. Neither ever leaves
+//! the device.
 //!
-//! The suite is `signal-x3dh`: X25519 keys, serialized as 0x05 and 32 bytes, prekeys signed with `XEdDSA`. The agreement is
-//! X3DH (<https://signal.org/docs/specifications/x3dh/>), except that BLAKE3 in its key-derivation mode stands where the
-//! paper has HKDF. A real client takes a library for this, such as libsignal, and goes on with a double ratchet.
+//! The suite is `signal-x3dh`: X25519 keys, serialized as 0x05 and 32 bytes, and prekeys signed with `XEdDSA`. The key
+//! agreement is X3DH (<https://signal.org/docs/specifications/x3dh/>), but with BLAKE3 in its key-derivation mode instead of
+//! HKDF. A real client uses a library for this, such as libsignal, and continues with a double ratchet.
 
 use std::collections::BTreeMap;
 
@@ -39,12 +40,12 @@ impl Keyring {
         Self { entropy: entropy.clone(), identity, signed_prekey, one_time: BTreeMap::new(), last_key_id: 0 }
     }
 
-    /// The parameters of the first `keys.publish`, which has to make the set complete.
+    /// The parameters of the first `keys.publish`, which must be a complete set.
     pub fn complete_set(&mut self, one_time: usize) -> Value {
         let public = serialized(&self.signed_prekey);
         let mut nonce = [0; 64];
         self.entropy.draw(|rng| rng.fill_bytes(&mut nonce));
-        // The signature covers the serialized key, type byte included.
+        // The signature covers the serialized key, including its type byte.
         let signature = xeddsa_sign(&self.identity, &public, &nonce);
         json!({
             "suite": SUITE.as_str(),
@@ -58,7 +59,7 @@ impl Keyring {
         })
     }
 
-    /// The parameters of a later `keys.publish`: one-time prekeys alone, under ids that were never used before.
+    /// The parameters of a later `keys.publish`: only one-time prekeys, under new ids.
     pub fn refill(&mut self, one_time: usize) -> Value {
         json!({ "one_time_prekeys": self.new_one_time(one_time) })
     }
@@ -74,16 +75,17 @@ impl Keyring {
         keys
     }
 
-    /// The public identity key as text.
+    /// The public identity key in base64.
     pub fn identity_key(&self) -> String {
         STANDARD.encode(serialized(&self.identity))
     }
 
-    /// X3DH on the side that holds a bundle: the shared secret, and what the other side needs to find it too.
+    /// X3DH by the initiator, who has claimed a bundle. Returns the shared secret, and the public values that the other side
+    /// needs to derive it.
     pub fn initiate(&self, bundle: &Value) -> Outcome<([u8; 32], Value)> {
         let their_identity = decode(&bundle["identity_key"])?;
         let their_prekey = decode(&bundle["signed_prekey"]["public_key"])?;
-        // The server has checked the signature; that is no reason to believe it.
+        // The server has verified the signature too, but a client must not trust the server.
         let identity = IdentityKey::parse(SUITE, &their_identity)?;
         let prekey = Prekey::parse(SUITE, &their_prekey)?;
         verify(SUITE, &identity, prekey.as_bytes(), &decode(&bundle["signed_prekey"]["signature"])?)?;
@@ -106,7 +108,7 @@ impl Keyring {
         Ok((derive(&agreed), hello))
     }
 
-    /// X3DH on the side whose bundle it was. The one-time private key is gone afterwards.
+    /// X3DH by the responder, whose bundle it was. Deletes the private key of the one-time prekey. Returns the shared secret.
     pub fn respond(&mut self, hello: &Value) -> Outcome<[u8; 32]> {
         ensure(hello["signed_prekey_id"] == SIGNED_PREKEY_ID, "the signed prekey is ours")?;
         let their_identity = decode(&hello["identity_key"])?;
@@ -117,14 +119,15 @@ impl Keyring {
             agree(&self.signed_prekey, &their_ephemeral)?,
         ];
         if let Some(id) = hello["one_time_prekey_id"].as_u64() {
-            let private = self.one_time.remove(&u32::try_from(id)?).ok_or("a one-time prekey is used once")?;
+            let private =
+                self.one_time.remove(&u32::try_from(id)?).ok_or("the one-time prekey is unknown or was used before")?;
             agreed.push(agree(&private, &their_ephemeral)?);
         }
         Ok(derive(&agreed))
     }
 }
 
-/// A public key as it travels.
+/// The serialized public key of a private key.
 fn serialized(private: &[u8; 32]) -> [u8; 33] {
     let mut key = [0x05; 33];
     key[1..].copy_from_slice(&x25519_public(private));
@@ -132,16 +135,16 @@ fn serialized(private: &[u8; 32]) -> [u8; 33] {
 }
 
 fn decode(value: &Value) -> Outcome<Vec<u8>> {
-    Ok(STANDARD.decode(value.as_str().ok_or("a key is text")?)?)
+    Ok(STANDARD.decode(value.as_str().ok_or("a key is not text")?)?)
 }
 
-/// X25519 of a private key with somebody else's serialized public one.
+/// X25519 of a private key and another device's serialized public key.
 fn agree(private: &[u8; 32], public: &[u8]) -> Outcome<[u8; 32]> {
-    let point: [u8; 32] = public.get(1..).ok_or("a key has a type byte")?.try_into()?;
+    let point: [u8; 32] = public.get(1..).ok_or("a key is empty")?.try_into()?;
     Ok(MontgomeryPoint(point).mul_clamped(*private).to_bytes())
 }
 
-/// The secret out of the three or four agreements, behind the 32 bytes of 0xFF that X3DH puts in front.
+/// Derives the secret from the three or four agreements, after the prefix of 32 bytes 0xFF that X3DH prescribes.
 fn derive(agreed: &[[u8; 32]]) -> [u8; 32] {
     let material = [&[[0xff; 32]], agreed].concat().concat();
     blake3::derive_key("sealwire tour 2026 X3DH shared secret", &material)

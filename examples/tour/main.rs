@@ -1,10 +1,10 @@
-//! A tour of Sealwire: two people and three devices go through the whole protocol against a running server.
+//! A tour of Sealwire: two people with three devices use the whole protocol against a running server.
 //!
 //!     SEALWIRE__MAILER__URL=file:mail cargo run       # in one terminal
 //!     cargo run --example tour -- --mail mail         # in another
 //!
-//! Without `--mail` it asks for the codes, which the server prints when it is run without settings. The lines in between
-//! are what goes over the wire, cut short. The tour ends with an error where a step does not come out as told.
+//! Without `--mail` it asks for the codes, which a server without settings prints. It shows the frames on the wire, with
+//! long values shortened. If a step does not have the expected result, the tour ends with an error.
 
 mod client;
 mod keys;
@@ -24,20 +24,20 @@ use keys::Keyring;
 
 #[derive(Parser)]
 struct Arguments {
-    /// The server to visit.
+    /// URL of the server.
     #[arg(default_value = "http://127.0.0.1:8080")]
     server: String,
-    /// The folder into which the server puts its mails, to read the codes from.
+    /// Folder to which the server writes its mails, to read the codes from.
     #[arg(long, value_name = "DIR")]
     mail: Option<PathBuf>,
 }
 
-/// Somebody's device: signed in, connected, with keys of its own.
+/// A device that is signed in and connected, with its keys.
 struct Device {
     session: Session,
     socket: Socket,
     keys: Keyring,
-    /// What it shares with other devices, by their ids.
+    /// The secrets shared with other devices, by device id.
     secrets: BTreeMap<String, [u8; 32]>,
 }
 
@@ -64,12 +64,12 @@ fn say(text: &str) {
 
 async fn tour(server: &Server) -> Outcome {
     let entropy = Entropy::from_system()?;
-    // Addresses of their own for each tour, so that one does not run into the limits of another.
+    // New addresses for each tour, so that one does not use up the limits of another.
     let run = entropy.uuid().simple().to_string();
     let address = |name: &str| format!("{name}-{}@example.org", &run[..8]);
 
     chapter(1, "Two people sign in");
-    say("A code comes by mail; with it a device is made and gets a session. Alice first.");
+    say("Alice first. A code comes by mail; redeeming it creates a device with a session.");
     let alice = server.sign_in(&address("alice"), json!({ "name": "Alice's phone" })).await?;
     say("Then Bob.");
     let bob = server.sign_in(&address("bob"), json!({ "name": "Bob's phone" })).await?;
@@ -79,7 +79,7 @@ async fn tour(server: &Server) -> Outcome {
         "Alice's phone speaks JSON. Its first publish is a complete set: identity key, signed prekey, one-time prekeys.",
     );
     let mut alice = arrive(server, &entropy, "Alice's phone", alice, Encoding::Json, 30).await?;
-    say("Bob's phone speaks MessagePack. He is stingy: seven one-time prekeys.");
+    say("Bob's phone speaks MessagePack. It publishes only seven one-time prekeys.");
     let mut bob = arrive(server, &entropy, "Bob's phone", bob, Encoding::MsgPack, 7).await?;
 
     let bundle = claim_once(server, &mut alice, &mut bob).await?;
@@ -93,34 +93,34 @@ async fn tour(server: &Server) -> Outcome {
     let params = json!({ "device_id": laptop.session.device });
     alice.socket.request("devices.revoke", params).await?;
     let told = laptop.socket.event("session.revoked").await?;
-    ensure(told["reason"] == "device_revoked", "the laptop hears why")?;
+    ensure(told["reason"] == "device_revoked", "the laptop is told why")?;
     let changed = alice.socket.event("devices.changed").await?;
-    ensure(changed["removed"] == json!([laptop.session.device]), "the phone hears of it")?;
+    ensure(changed["removed"] == json!([laptop.session.device]), "the phone is notified")?;
     ensure(laptop.socket.close_code().await? == 4502, "a revoked device's socket closes with 4502")?;
     let (status, _) = server.call(Method::GET, "/v1/auth/session", &laptop.session.token, None).await?;
-    ensure(status == 401, "a revoked device's token is worth nothing")?;
-    say("Its session, its unissued keys, its mailbox and its socket went in that moment.");
+    ensure(status == 401, "a revoked device's token is invalid")?;
+    say("Its session, unissued keys, mailbox and socket are gone at once.");
 
     chapter(11, "Bob logs out, and signs in on the same phone again");
     bob.socket.request("session.logout", json!({})).await?;
     let told = bob.socket.event("session.revoked").await?;
-    ensure(told["reason"] == "logout", "the reply comes first, then the event")?;
-    ensure(bob.socket.close_code().await? == 4500, "then the close, with 4500")?;
-    say("The phone names its device id, so it keeps its keys. No device is added, and nobody is alarmed.");
+    ensure(told["reason"] == "logout", "the event says why")?;
+    ensure(bob.socket.close_code().await? == 4500, "the socket closes with 4500")?;
+    say("The phone names its device id, so it keeps its keys. No device is added, so nobody is notified.");
     let again = server.sign_in(&bob.session.email, json!({ "id": bob.session.device })).await?;
     ensure(again.device == bob.session.device, "it is the same device")?;
     bob.socket = server.connect("Bob's phone", &again, Encoding::MsgPack).await?;
     ensure(bob.socket.welcome["keys"]["identity_key"] == bob.keys.identity_key(), "its keys are still there")?;
-    ensure(bob.socket.welcome["mailbox"]["waiting"] == 0, "and its mailbox, which is empty: all was acked")?;
+    ensure(bob.socket.welcome["mailbox"]["waiting"] == 0, "its mailbox is empty because everything was acked")?;
 
     chapter(12, "Alice deletes her account");
     alice.socket.request("account.delete", json!({})).await?;
     let told = alice.socket.event("session.revoked").await?;
-    ensure(told["reason"] == "account_deleted", "she hears why")?;
-    ensure(alice.socket.close_code().await? == 4506, "and her socket closes with 4506")?;
+    ensure(told["reason"] == "account_deleted", "she is told why")?;
+    ensure(alice.socket.close_code().await? == 4506, "her socket closes with 4506")?;
     let answer = bob.socket.ask("users.find", json!({ "email": alice.session.email })).await?;
-    ensure(answer.is_err_and(|error| error["code"] == "not_found"), "nobody finds her any more")?;
-    say("Bob goes as well, so that the tour leaves nothing behind.");
+    ensure(answer.is_err_and(|error| error["code"] == "not_found"), "nobody can find her any more")?;
+    say("Bob deletes his account too, so that the tour leaves nothing behind.");
     bob.socket.request("account.delete", json!({})).await?;
     ensure(bob.socket.close_code().await? == 4506, "his socket closes with 4506")?;
 
@@ -142,33 +142,36 @@ async fn arrive(
     let mut keys = Keyring::new(entropy);
     let report = socket.request("keys.publish", keys.complete_set(one_time)).await?;
     ensure(count(&report["one_time"]["accepted"]) == one_time, "all keys are accepted")?;
-    ensure(report["status"]["one_time"] == one_time, "and wait to be claimed")?;
+    ensure(report["status"]["one_time"] == one_time, "all keys can be claimed")?;
     Ok(Device { session, socket, keys, secrets: BTreeMap::new() })
 }
 
 async fn claim_once(server: &Server, alice: &mut Device, bob: &mut Device) -> Outcome<Value> {
     chapter(3, "Alice finds Bob and claims his keys");
     let found = alice.socket.request("users.find", json!({ "email": bob.session.email })).await?;
-    ensure(found["user_id"] == bob.session.user, "an address leads to a user")?;
-    say("A fetch shows his bundle and takes nothing.");
+    ensure(found["user_id"] == bob.session.user, "an address identifies a user")?;
+    say("A fetch shows his bundle and uses up no key.");
     let fetched = alice.socket.request("keys.fetch", json!({ "user_id": bob.session.user })).await?;
     ensure(fetched["bundles"][0]["one_time"] == "not_requested", "a fetch takes no one-time prekey")?;
     say(
-        "A claim takes one one-time prekey, which nobody else will ever get. The claim_id names what Alice is about to do.",
+        "A claim takes one one-time prekey, which nobody else will ever get. The claim_id lets Alice repeat the claim safely.",
     );
     let claim = json!({ "user_id": bob.session.user, "claim_id": Entropy::from_system()?.uuid() });
     let claimed = alice.socket.request("keys.claim", claim.clone()).await?;
     let bundle = &claimed["bundles"][0];
-    ensure(bundle["one_time"] == "claimed" && bundle["one_time_prekey"]["key_id"] == 1, "the oldest key comes first")?;
+    ensure(
+        bundle["one_time"] == "claimed" && bundle["one_time_prekey"]["key_id"] == 1,
+        "the oldest key is issued first",
+    )?;
 
     chapter(4, "The connection breaks; the claim is repeated");
     alice.socket.leave().await?;
     alice.socket = server.connect("Alice's phone", &alice.session, Encoding::Json).await?;
     let again = alice.socket.request("keys.claim", claim).await?;
-    ensure(again == claimed, "the same claim_id brings the same key")?;
+    ensure(again == claimed, "the same claim_id returns the same key")?;
     let status = bob.socket.request("keys.status", json!({})).await?;
-    ensure(status["one_time"] == 6, "and takes no other")?;
-    say("The same key came again, and six of Bob's seven are left.");
+    ensure(status["one_time"] == 6, "the repeated claim uses up no other key")?;
+    say("The claim returned the same key, and six of Bob's seven are left.");
     Ok(bundle.clone())
 }
 
@@ -177,21 +180,21 @@ async fn add_laptop(server: &Server, entropy: &Entropy, alice: &mut Device) -> O
     let seen = server.mails_to(&alice.session.email)?.len();
     let laptop = server.sign_in(&alice.session.email, json!({ "name": "Alice's laptop" })).await?;
     let changed = alice.socket.event("devices.changed").await?;
-    ensure(changed["added"] == json!([laptop.device]), "her phone hears of it")?;
+    ensure(changed["added"] == json!([laptop.device]), "her phone is notified")?;
     if server.mail.is_some() {
-        // The first of the two is the code.
+        // The first of the two mails has the code.
         let mail = server.next_mail(&alice.session.email, seen + 1).await?;
-        say(&format!("And a mail says: {mail}"));
-        ensure(mail.contains("A device was added"), "and so does she, by mail")?;
+        say(&format!("And a mail arrives: {mail}"));
+        ensure(mail.contains("A device was added"), "Alice is notified by mail")?;
     }
     let laptop = arrive(server, entropy, "Alice's laptop", laptop, Encoding::MsgPack, 30).await?;
-    say("Whoever writes to Alice now encrypts twice: once for each of her devices.");
+    say("Messages to Alice are now encrypted twice: once for each of her devices.");
     Ok(laptop)
 }
 
 async fn run_out(entropy: &Entropy, alice: &mut Device, bob: &mut Device) -> Outcome {
-    chapter(8, "Bob's one-time prekeys run out, and he is told in time");
-    say("Alice claims again and again, each time under another claim_id. (More than ten would be over the limit.)");
+    chapter(8, "Bob's one-time prekeys run out, and his phone is notified in time");
+    say("Alice claims repeatedly, each time with another claim_id. (More than ten claims would exceed the limit.)");
     alice.socket.quiet = true;
     loop {
         let claim = json!({ "user_id": bob.session.user, "claim_id": entropy.uuid() });
@@ -201,14 +204,14 @@ async fn run_out(entropy: &Entropy, alice: &mut Device, bob: &mut Device) -> Out
         if bundle["one_time"] == "exhausted" {
             // X3DH works without a one-time prekey, only with less protection for the first message.
             let (alices, hello) = alice.keys.initiate(bundle)?;
-            ensure(alices == bob.keys.respond(&hello)?, "a bundle without a one-time prekey is good as well")?;
+            ensure(alices == bob.keys.respond(&hello)?, "a bundle without a one-time prekey works too")?;
             break;
         }
-        ensure(bundle["one_time"] == "claimed", "a claim brings a key while there is one")?;
+        ensure(bundle["one_time"] == "claimed", "a claim returns a key while there is one")?;
     }
     alice.socket.quiet = false;
     while bob.socket.event("prekeys.low").await?["remaining"] != 0 {}
-    say("Every level that the pool fell to was told once. Bob's phone fills it up.");
+    say("Bob's phone was notified once of each low level, and refills the pool.");
     let report = bob.socket.request("keys.publish", bob.keys.refill(40)).await?;
     ensure(report["status"]["one_time"] == 40, "the pool is full again")?;
     Ok(())
@@ -221,15 +224,15 @@ async fn renew(server: &Server, bob: &mut Device) -> Outcome {
         let (status, session) = server.call(Method::GET, "/v1/auth/session", &token, None).await?;
         Ok::<_, Box<dyn std::error::Error>>((status, session["session_id"].clone()))
     };
-    say("The old token works until the new one has been presented, so a lost reply locks nobody out.");
+    say("The old token works until the new one is first used, so a lost reply locks nobody out.");
     let old = std::mem::replace(&mut bob.session.token, client::text(&renewed["token"])?);
     ensure(check(old.clone()).await?.0 == 200, "the old token still works")?;
     let presented = check(bob.session.token.clone()).await?;
     ensure(presented == (200, renewed["session_id"].clone()), "the new token belongs to the successor")?;
-    ensure(check(old).await?.0 == 401, "its first presentation ended the old session")?;
+    ensure(check(old).await?.0 == 401, "its first use ended the old session")?;
     bob.socket.request("keys.status", json!({})).await?;
     say(
-        "The socket that renewed went over to the new session and stays. A second connection of the device displaces it.",
+        "The socket that renewed the session stays open, in the new session. A second connection of the device displaces it.",
     );
     let newer = server.connect("Bob's phone", &bob.session, Encoding::MsgPack).await?;
     let mut older = std::mem::replace(&mut bob.socket, newer);

@@ -1,4 +1,4 @@
-//! The chapters in which ciphertext travels.
+//! The chapters in which messages are sent.
 
 use base64::{Engine, engine::general_purpose::STANDARD};
 use sealwire::clock::Entropy;
@@ -11,16 +11,16 @@ use crate::{
 };
 
 impl Device {
-    /// X3DH with the device whose bundle this is. Gives what that one needs for its side.
+    /// Runs X3DH with the device that published this bundle. Returns what that device needs for its side.
     fn agree(&mut self, bundle: &Value) -> Outcome<Value> {
         let (secret, hello) = self.keys.initiate(bundle)?;
         self.secrets.insert(text(&bundle["device_id"])?, secret);
         Ok(hello)
     }
 
-    /// A message's ciphertext for one device; `hello` stands in the first one.
+    /// The ciphertext of a message for one device. The first message includes `hello`.
     fn seal(&self, entropy: &Entropy, id: &str, device: &str, hello: Option<&Value>, text: &str) -> Outcome<Value> {
-        let secret = self.secrets.get(device).ok_or("there is a secret with that device")?;
+        let secret = self.secrets.get(device).ok_or("no secret is shared with that device")?;
         let sealed = sealed::seal(secret, entropy, &format!("{} {id}", self.session.device), text)?;
         let (kind, content) = match hello {
             Some(hello) => (sealed::FIRST, sealed::with_hello(hello, &sealed)),
@@ -29,7 +29,7 @@ impl Device {
         Ok(json!({ "device_id": device, "type": kind, "content": STANDARD.encode(content) }))
     }
 
-    /// Takes the next message and opens it; acks it then, unless it is ephemeral.
+    /// Reads the next message, and acks it unless it is ephemeral. Returns its text.
     async fn read(&mut self) -> Outcome<String> {
         let message = self.socket.event("message").await?;
         let from = text(&message["from"]["device_id"])?;
@@ -41,29 +41,29 @@ impl Device {
         } else {
             &content
         };
-        let secret = self.secrets.get(&from).ok_or("there is a secret with that device")?;
+        let secret = self.secrets.get(&from).ok_or("no secret is shared with that device")?;
         let read = sealed::open(secret, &format!("{from} {}", text(&message["message_id"])?), sealed)?;
         say(&format!("{} reads: {read}", self.socket.name));
         if message["ephemeral"] == true {
-            ensure(message["seq"].is_null(), "an ephemeral message has no number and is not acked")?;
+            ensure(message["seq"].is_null(), "an ephemeral message has no seq and is not acked")?;
         } else {
             let acked = self.socket.request("messages.ack", json!({ "seqs": [message["seq"]] })).await?;
-            ensure(acked["acked"] == 1, "an ack takes the message out of the mailbox")?;
+            ensure(acked["acked"] == 1, "an ack removes the message from the mailbox")?;
         }
         Ok(read)
     }
 
-    /// Connects again and reads the one message that waits.
+    /// Reconnects and reads the one waiting message.
     async fn find_waiting(&mut self, server: &Server, encoding: Encoding) -> Outcome<String> {
         self.socket = server.connect(&self.socket.name, &self.session, encoding).await?;
-        ensure(self.socket.welcome["mailbox"]["waiting"] == 1, "the welcome says how much waits")?;
+        ensure(self.socket.welcome["mailbox"]["waiting"] == 1, "the welcome has the number of waiting messages")?;
         let read = self.read().await?;
         self.socket.event("mailbox.drained").await?;
         Ok(read)
     }
 }
 
-/// Alice's first message, from the bundle that she has claimed.
+/// Alice sends her first message, with the bundle that she has claimed.
 pub async fn first(
     server: &Server,
     entropy: &Entropy,
@@ -73,20 +73,20 @@ pub async fn first(
 ) -> Outcome {
     chapter(5, "Alice's first message waits for Bob, and both agree on a secret that the server does not know");
     bob.socket.leave().await?;
-    say("Bob's phone is out of reach. Alice checks the prekey's signature, runs X3DH and seals her message.");
+    say("Bob's phone is offline. Alice verifies the prekey's signature, runs X3DH and encrypts her message.");
     let hello = alice.agree(bundle)?;
-    say("In front of the ciphertext she puts what Bob needs for his side, which is public:");
+    say("Before the ciphertext she puts what Bob needs for his side, which is public:");
     client::wire(&hello.to_string());
     let id = entropy.uuid().to_string();
     let ciphertext = alice.seal(entropy, &id, &bob.session.device, Some(&hello), "Hello Bob, this is Alice.")?;
     let message = json!({ "message_id": id, "to": bob.session.user, "messages": [ciphertext] });
     let sent = alice.socket.request("messages.send", message.clone()).await?;
     ensure(sent["duplicate"] == false && count(&sent["undelivered"]) == 0, "it is stored for Bob's phone")?;
-    say("The reply means that it is on disk. Had it been lost, Alice would send again, under the same message_id:");
+    say("The reply means that it is on disk. If the reply is lost, Alice sends again with the same message_id:");
     let again = alice.socket.request("messages.send", message).await?;
-    ensure(again["duplicate"] == true && again["accepted_at"] == sent["accepted_at"], "the server knows it again")?;
+    ensure(again["duplicate"] == true && again["accepted_at"] == sent["accepted_at"], "the server recognizes it")?;
 
-    say("Bob's phone comes back. What waits for it comes first, then the word that this was all.");
+    say("Bob's phone reconnects. It gets the waiting messages, then an event that there are no more.");
     let read = bob.find_waiting(server, Encoding::MsgPack).await?;
     ensure(read == "Hello Bob, this is Alice.", "the message is what Alice wrote")?;
     let (alices, bobs) = (&alice.secrets[&bob.session.device], &bob.secrets[&alice.session.device]);
@@ -96,7 +96,7 @@ pub async fn first(
     Ok(())
 }
 
-/// Bob's answer, after Alice has added a laptop that he does not know of.
+/// Bob answers, after Alice has added a laptop that he does not know about.
 pub async fn answer(
     server: &Server,
     entropy: &Entropy,
@@ -104,15 +104,20 @@ pub async fn answer(
     laptop: &mut Device,
     bob: &mut Device,
 ) -> Outcome {
-    chapter(7, "Bob answers, and reaches a device that he did not know");
+    chapter(7, "Bob answers, and reaches a device that he did not know about");
     laptop.socket.leave().await?;
-    say("The laptop sleeps. Bob's phone encrypts for Alice's phone alone.");
+    say("The laptop is offline. Bob's phone encrypts only for Alice's phone.");
     let (id, words) = (entropy.uuid().to_string(), "Hello Alice. Lunch?");
     let for_phone = bob.seal(entropy, &id, &alice.session.device, None, words)?;
     let message = json!({ "message_id": id, "to": alice.session.user, "messages": [for_phone] });
-    let refused = bob.socket.ask("messages.send", message).await?.err().ok_or("a device is missing")?;
-    ensure(refused["code"] == "devices_mismatch", "a message names all devices of its recipient")?;
-    ensure(refused["details"]["missing"] == json!([laptop.session.device]), "the server says which one is missing")?;
+    let refused = bob
+        .socket
+        .ask("messages.send", message)
+        .await?
+        .err()
+        .ok_or("a message that does not name all devices was accepted")?;
+    ensure(refused["code"] == "devices_mismatch", "a message must name all devices of its recipient")?;
+    ensure(refused["details"]["missing"] == json!([laptop.session.device]), "the server names the missing one")?;
     say("Nothing was stored. Bob's phone claims the laptop's keys, encrypts for it too, and sends again.");
     let missing = &refused["details"]["missing"];
     let claim = json!({ "user_id": alice.session.user, "claim_id": entropy.uuid(), "device_ids": missing });
@@ -121,13 +126,11 @@ pub async fn answer(
     let for_laptop = bob.seal(entropy, &id, &laptop.session.device, Some(&hello), words)?;
     let message = json!({ "message_id": id, "to": alice.session.user, "messages": [for_phone, for_laptop] });
     bob.socket.request("messages.send", message).await?;
-    ensure(alice.read().await? == words, "the phone, which is connected, has it at once")?;
-    say("The laptop wakes up.");
-    ensure(laptop.find_waiting(server, Encoding::MsgPack).await? == words, "the laptop finds it at connect")?;
+    ensure(alice.read().await? == words, "the phone, which is connected, gets it at once")?;
+    say("The laptop reconnects.");
+    ensure(laptop.find_waiting(server, Encoding::MsgPack).await? == words, "the laptop gets it when it connects")?;
 
-    say(
-        "Alice begins to write. That is worth showing now or not at all, so it is ephemeral: never stored, never acked.",
-    );
+    say("Alice begins to type. That matters only now, so the message is ephemeral: never stored, never acked.");
     let id = entropy.uuid().to_string();
     let typing = alice.seal(entropy, &id, &bob.session.device, None, "(typing)")?;
     let message = json!({ "message_id": id, "to": bob.session.user, "messages": [typing], "ephemeral": true });

@@ -1,4 +1,4 @@
-//! Values as MessagePack has them: a message's `content` is bytes there, and base64 in a `serde_json::Value`.
+//! Converts values to and from MessagePack, where a message's `content` is bytes; in a `serde_json::Value` it is base64.
 
 use base64::{Engine, engine::general_purpose::STANDARD};
 use serde::{
@@ -8,7 +8,7 @@ use serde::{
 };
 use serde_json::Value;
 
-/// Writes `content` as bytes.
+/// Serializes a value, with `content` as bytes.
 pub struct Packed<'a>(pub &'a Value);
 
 impl Serialize for Packed<'_> {
@@ -34,7 +34,7 @@ impl Serialize for Field<'_> {
     }
 }
 
-/// Reads bytes as base64.
+/// Deserializes a value, with bytes as base64.
 pub struct Unpacked(pub Value);
 
 impl<'de> Deserialize<'de> for Unpacked {

@@ -1,5 +1,5 @@
-// Many devices claim from the same pools until all are empty: each key comes to one claim, and no pool is called exhausted
-// before it is.
+// Many devices claim from the same pools until all are empty. Each key must go to one claim, and no pool may be reported
+// exhausted before it is.
 
 import { allWell, gather, once } from './lib/crowd.js';
 import { claimEverything, claimsCount } from './lib/claiming.js';

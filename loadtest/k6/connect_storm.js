@@ -1,4 +1,4 @@
-// All devices connect at once, as after a node was restarted, again and again: each is welcomed and answered.
+// All devices connect at once, as after the restart of a node, several times. Each must get its welcome and a reply.
 
 import { check } from 'k6';
 

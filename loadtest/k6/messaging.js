@@ -1,4 +1,4 @@
-// Devices write to each other as fast as they are answered: each accepted message arrives once, in order, and is acked.
+// Devices write to each other as fast as they get replies. Each accepted message must arrive once, in order, and be acked.
 
 import { allWell, gather, once, settings } from './lib/crowd.js';
 import { Exchange, messagesCount } from './lib/messaging.js';

@@ -1,4 +1,4 @@
-// Everything once, small and short, judged by counts alone: it says whether things work, on any machine.
+// A little of everything, for a few seconds. Only counts are judged, not times, so it works on any machine.
 
 import http from 'k6/http';
 import { check } from 'k6';
@@ -16,7 +16,7 @@ export const options = {
 
 const refusedWith = async (code, call) => {
   const problem = await call.then(() => ({}), (problem) => problem);
-  check(problem, { [`${code} where it belongs`]: () => problem.code === code });
+  check(problem, { [`the request fails with ${code}`]: () => problem.code === code });
 };
 
 export default () => gather(async (members) => {
@@ -26,7 +26,7 @@ export default () => gather(async (members) => {
   const [member] = members;
   const session = (token) => http.get(`${base}/v1/auth/session`, { headers: { Authorization: `Bearer ${token}` } });
   check(session(member.seed.token), {
-    'session: its device': (answer) => answer.json('device_id') === member.seed.device_id,
+    'session: has its device': (answer) => answer.json('device_id') === member.seed.device_id,
   });
   check(session('nobody'), { 'session: 401 with another token': ({ status }) => status === 401 });
   await refusedWith('unknown_op', member.call('keys.forge', {}));

@@ -1,12 +1,12 @@
-// A moderate load for a long time, in which devices come and go: nothing is lost on the way, answers do not become slower,
-// and the server's memory (which the summary ends with) stands still.
+// A moderate load for a long time, while devices reconnect. Nothing may be lost and deliveries may not become slower; the memory at
+// the end of the summary shows whether the server's memory grows.
 
 import { allWell, gather, once, settings, sleep } from './lib/crowd.js';
 import { Exchange, messagesCount } from './lib/messaging.js';
 
-/** Messages a second of each device. */
+/** Messages per second from each device. */
 const RATE = 1;
-/** Of each crowd one device goes and comes back so often. */
+/** Interval at which one device of each crowd reconnects. */
 const RECONNECT_EVERY_MS = 2000;
 
 export const options = {

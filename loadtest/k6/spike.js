@@ -1,10 +1,10 @@
-// A tenth of the devices is there all the time; in the middle the others come all at once, and go. Nothing may be lost, and
-// afterwards deliveries are as fast as before.
+// A tenth of the devices are connected the whole time. In the middle the others connect at once, write for a while and leave.
+// Nothing may be lost, and deliveries must then be as fast as before.
 
 import { allWell, gather, settings } from './lib/crowd.js';
 import { Exchange, messagesCount } from './lib/messaging.js';
 
-/** Messages a second of each device. */
+/** Messages per second from each device. */
 const RATE = 5;
 const few = Math.max(1, Math.floor(settings.crowds / 10));
 const third = settings.seconds / 3;

@@ -1,6 +1,6 @@
-// One device of a person as a client has it: keys and sessions in libsignal, a socket to the server, messages in between.
+// One device of a person: its keys and sessions in libsignal, its socket to the server, and its messages.
 //
-// libsignal's sessions change with every message, so one task at a time may use a device.
+// libsignal's sessions change with every message, so only one task at a time may use a device.
 
 import assert from 'node:assert/strict';
 import { randomUUID } from 'node:crypto';
@@ -16,18 +16,18 @@ export const ok = (what) => console.log(`  ok  ${what}`);
 export const ids = (keys) => keys.map(({ key_id }) => key_id);
 
 export class Device {
-  /** What was read, oldest first: `{from, text, first, envelope}`, `from` being the sending device. */
+  /** The messages read, oldest first: `{from, text, first, envelope}`, where `from` is the sending device. */
   inbox = [];
-  /** The details of every `devices_mismatch` that was heard. */
+  /** The details of every `devices_mismatch` received. */
   mismatches = [];
-  /** How many messages the server took, how many of these it had taken before, and how many envelopes it sent again. */
+  /** Numbers of messages accepted as new, of messages accepted as duplicates, and of envelopes delivered again. */
   counts = { accepted: 0, repeated: 0, redelivered: 0 };
 
   #server;
-  /** The devices with which there is a session, by user. */
+  /** The devices with which this one has a session, by user. */
   #sessions = new Map();
 
-  /** A new device of `name`, signed in and connected. */
+  /** Creates a device for `name`, signed in and connected. */
   static async signIn(server, name, transport) {
     const registrationId = newRegistrationId();
     const session = await signIn(server, `${name}@clients.example`, {
@@ -61,7 +61,7 @@ export class Device {
     await this.connect();
   }
 
-  /** Publishes the complete set and checks that every key was taken. */
+  /** Publishes a complete set and checks that every key was accepted. */
   async publish(count) {
     const set = this.signal.completeSet(count);
     const answer = await this.socket.request('keys.publish', set);
@@ -87,7 +87,7 @@ export class Device {
     return this.socket.request('keys.claim', { user_id: user, claim_id: claimId, device_ids: deviceIds });
   }
 
-  /** Starts a session with each device whose bundle a claim on `user` brought. */
+  /** Starts a session with each device of `user` whose bundle is in the reply of a claim. */
   async startSessions(user, { bundles }) {
     for (const bundle of bundles) {
       await this.signal.startSession(bundle);
@@ -95,12 +95,12 @@ export class Device {
     }
   }
 
-  /** Sends texts to a user, all under way at once. Answers the replies. */
+  /** Sends texts to a user, all at once. Returns the replies. */
   async send(user, ...texts) {
     return this.deliver(await this.compose(user, texts));
   }
 
-  /** Encrypts texts for every device of a user that is known here. */
+  /** Encrypts texts for every known device of a user. */
   async compose(user, texts) {
     const composed = [];
     for (const text of texts) {
@@ -112,8 +112,8 @@ export class Device {
   }
 
   /**
-   * Hands over what `compose` gave, all of it under way at once, and once more with other devices where the server says
-   * so. Answers the replies.
+   * Sends messages from `compose`, all at once. Those refused with `devices_mismatch` are encrypted for the right devices and sent
+   * again. Returns the replies.
    */
   async deliver(composed) {
     const outcomes = await Promise.allSettled(composed.map(({ params }) => this.socket.request('messages.send', params)));
@@ -137,14 +137,14 @@ export class Device {
     return replies;
   }
 
-  /** Reads this many envelopes, then acks them unless the ack shall be lost. Answers the texts of those that are new. */
+  /** Reads this many envelopes, then acks them if `ack`. Returns the texts of the new ones. */
   async receive(count = 1, { ack = true } = {}) {
     const envelopes = [];
     while (envelopes.length < count) envelopes.push(await this.socket.waitFor('message'));
     return this.#take(envelopes, ack);
   }
 
-  /** Reads until the mailbox is drained, which it becomes once after each connect. Answers like `receive`. */
+  /** Reads until `mailbox.drained`, which comes once after each connect. Returns the same as `receive`. */
   async catchUp({ ack = true } = {}) {
     const envelopes = [];
     for (;;) {
@@ -164,7 +164,7 @@ export class Device {
     return this.inbox.slice(before).map(({ text }) => text);
   }
 
-  /** Decrypts an envelope, which can be done once; one that came before is known by its `seq`. */
+  /** Decrypts an envelope, which is possible only once. An envelope delivered again is recognized by its `seq`. */
   async #read(envelope) {
     const { seq, message_id, from, type, content, accepted_at, ephemeral } = envelope;
     assert.match(message_id, UUID);
@@ -175,7 +175,7 @@ export class Device {
       this.counts.redelivered += 1;
       return;
     }
-    assert.equal(seq, this.inbox.length + 1, 'a mailbox counts without gaps');
+    assert.equal(seq, this.inbox.length + 1, 'the seqs of a mailbox have no gaps');
     const sealed = { type, content: this.#fromWire(content) };
     const text = await this.signal.decrypt(from.device_id, sealed);
     this.#devicesOf(from.user_id).add(from.device_id);
@@ -188,13 +188,13 @@ export class Device {
     return this.signal.decrypt(from, { type: envelope.type, content: this.#fromWire(envelope.content) });
   }
 
-  /** Brings a refused message up to date with the devices that its recipient has. */
+  /** Encrypts a refused message for the devices that its recipient has now. */
   async #amend({ text, params }, details) {
     this.mismatches.push(details);
     const devices = this.#devicesOf(params.to);
     for (const extra of details.extra) devices.delete(extra);
-    const strangers = details.missing.filter((id) => !devices.has(id));
-    if (strangers.length > 0) await this.startSessions(params.to, await this.claim(params.to, randomUUID(), strangers));
+    const unknown = details.missing.filter((id) => !devices.has(id));
+    if (unknown.length > 0) await this.startSessions(params.to, await this.claim(params.to, randomUUID(), unknown));
     params.messages = params.messages.filter(({ device_id }) => devices.has(device_id));
     for (const deviceId of details.missing) params.messages.push(await this.#encrypt(deviceId, text));
   }
@@ -204,7 +204,7 @@ export class Device {
     return { device_id: deviceId, type, content: this.#toWire(content) };
   }
 
-  /** Content is bytes in MessagePack and base64 in JSON. */
+  /** Converts content for the wire: bytes in MessagePack, base64 in JSON. */
   #toWire(bytes) {
     return this.transport.format === 'json' ? Buffer.from(bytes).toString('base64') : bytes;
   }

@@ -1,10 +1,10 @@
-// A long conversation in Signal's own library that goes through a running Sealwire server and nowhere else.
+// A long conversation with Signal's own library, through a running Sealwire server.
 //
 //     node libsignal_conversation.mjs URL MAIL_DIR
 //
-// Alice and Bob write a hundred messages each: in turn, at the same time, into the other's absence and over connections
-// that break. Half-way Bob links a laptop. What each device has read in the end is compared with what was written, and
-// since libsignal decrypts a message once, a message that came twice and was not recognized would fail on the spot.
+// Alice and Bob write a hundred messages each: in turn, at the same time, while the other is offline, and over connections that
+// break. Halfway, Bob links a laptop. At the end, what each device has read is compared with what was written. libsignal decrypts a
+// message only once, so a repeated message that is not recognized fails the test.
 
 import assert from 'node:assert/strict';
 import { Device, JSON_TEXT, MSGPACK, ok } from './client_device.mjs';
@@ -12,10 +12,10 @@ import { Device, JSON_TEXT, MSGPACK, ok } from './client_device.mjs';
 const [url, mailDir] = process.argv.slice(2);
 const server = { url, mailDir };
 
-/** What each device wrote to the other person, in its order. */
+/** The texts that each device wrote to the other person, in order. */
 const written = new Map();
 
-/** The next `count` texts of a device. */
+/** Returns the next `count` texts for a device to write. */
 function lines(device, count) {
   if (!written.has(device)) written.set(device, []);
   const all = written.get(device);
@@ -32,14 +32,14 @@ async function newDevice(name, transport) {
   return device;
 }
 
-/** Bob writes from one device: to Alice, and the same to his own other devices. */
+/** Bob writes from one device to Alice, and sends copies to his own other devices. */
 async function write(device, alice, count) {
   const texts = lines(device, count);
   const composed = [...(await device.compose(alice.user, texts)), ...(await device.compose(device.user, texts))];
   await device.deliver(composed);
 }
 
-/** Alice and Bob in turn, each line read before the next is written; Bob takes his devices in turn. */
+/** Alice and Bob write in turn, each line read before the next is written. Bob uses his devices in turn. */
 async function inTurn(rounds, alice, bobs) {
   for (let round = 0; round < rounds; round++) {
     const [text] = lines(alice, 1);
@@ -53,7 +53,7 @@ async function inTurn(rounds, alice, bobs) {
   }
 }
 
-/** All devices write at once without waiting for replies, then read what the others wrote: Alice and Bob `count` each. */
+/** All devices write at once without waiting for replies, then read. Alice and Bob write `count` messages each. */
 async function allAtOnce(count, alice, bobs) {
   const share = count / bobs.length;
   await Promise.all([
@@ -62,33 +62,33 @@ async function allAtOnce(count, alice, bobs) {
   ]);
 }
 
-/** Bob reads what Alice wrote, but her connection breaks before any reply reaches her. */
+/** Bob reads what Alice wrote, but her connection breaks before she gets any reply. */
 async function lostReplies(count, alice, phone) {
   const texts = lines(alice, count);
   const composed = await alice.compose(phone.user, texts);
-  alice.socket.deafen();
-  const unanswered = assert.rejects(alice.deliver(composed), /torn/);
+  alice.socket.stopReading();
+  const unanswered = assert.rejects(alice.deliver(composed), /dropped/);
   assert.deepEqual(await phone.receive(count), texts);
-  alice.socket.tear();
+  alice.socket.drop();
   await unanswered;
   await alice.connect();
   const replies = await alice.deliver(composed);
-  assert(replies.every(({ duplicate }) => duplicate), 'the server knows them all');
-  alice.counts.accepted += count; // as the lost replies said
+  assert(replies.every(({ duplicate }) => duplicate), 'the server recognizes all of them');
+  alice.counts.accepted += count; // which the lost replies would have reported
 }
 
-/** Alice writes to Bob, who is away, over a connection that breaks at once; how much got through she cannot know. */
+/** Alice writes to Bob, who is offline, over a connection that breaks at once. She cannot know how many messages got through. */
 async function brokenConnection(count, alice, bob) {
   await bob.socket.close();
   const texts = lines(alice, count);
   const composed = await alice.compose(bob.user, texts);
-  const unanswered = assert.rejects(alice.deliver(composed), /torn/);
-  alice.socket.tear();
+  const unanswered = assert.rejects(alice.deliver(composed), /dropped/);
+  alice.socket.drop();
   await unanswered;
   await alice.connect();
   const replies = await alice.deliver(composed);
   const through = replies.filter(({ duplicate }) => duplicate).length;
-  assert(replies.slice(0, through).every(({ duplicate }) => duplicate), 'what got through is a beginning');
+  assert(replies.slice(0, through).every(({ duplicate }) => duplicate), 'the first messages got through, the others did not');
   alice.counts.accepted += through;
   await bob.connect();
   assert.equal(bob.socket.welcome.mailbox.waiting, count);
@@ -96,7 +96,7 @@ async function brokenConnection(count, alice, bob) {
   return through;
 }
 
-/** Bob writes while Alice is away, and Alice writes while Bob is: each finds a backlog. */
+/** Each writes while the other is offline, and so each finds a backlog. */
 async function inAbsence(count, alice, phone) {
   await alice.socket.close();
   await write(phone, alice, count);
@@ -110,7 +110,7 @@ async function inAbsence(count, alice, phone) {
   assert.deepEqual(await phone.catchUp(), texts);
 }
 
-/** A device reads what waits for it, but its connection breaks before it has acked. */
+/** A device reads its waiting messages, but its connection breaks before it has acked them. */
 async function lostAcks(count, alice, phone, laptop) {
   await laptop.socket.close();
   await alice.send(phone.user, ...lines(alice, count));
@@ -119,16 +119,16 @@ async function lostAcks(count, alice, phone, laptop) {
   await alice.receive(count);
   await laptop.connect();
   assert.equal((await laptop.catchUp({ ack: false })).length, 2 * count);
-  laptop.socket.tear();
+  laptop.socket.drop();
   await laptop.connect();
   assert.equal(laptop.socket.welcome.mailbox.waiting, 2 * count);
-  assert.deepEqual(await laptop.catchUp(), [], 'nothing of it is new');
+  assert.deepEqual(await laptop.catchUp(), [], 'none of them is new');
   assert.equal(laptop.counts.redelivered, 2 * count);
 }
 
 async function linkLaptop(count, alice, phone) {
   const texts = lines(alice, count);
-  const early = await alice.compose(phone.user, texts); // encrypted for the phone alone
+  const early = await alice.compose(phone.user, texts); // encrypted only for the phone
   const laptop = await newDevice('bob.talk', MSGPACK);
   assert.deepEqual(await phone.socket.waitFor('devices.changed'), { added: [laptop.id], removed: [] });
   await laptop.publish(10);
@@ -145,42 +145,42 @@ async function linkLaptop(count, alice, phone) {
   return laptop;
 }
 
-/** What `reader` has read from `writer`, in the order of reading. */
+/** The texts that `reader` has read from `writer`, in order. */
 const readFrom = (reader, writer) => reader.inbox.filter(({ from }) => from === writer.id).map(({ text }) => text);
 
 async function conversation() {
-  console.log('Alice and Bob write 100 messages each through the server; half-way Bob links a laptop');
+  console.log('Alice and Bob write 100 messages each through the server; halfway, Bob links a laptop');
   const alice = await newDevice('alice.talk', MSGPACK);
   const phone = await newDevice('bob.talk', JSON_TEXT);
   await alice.publish(10);
   await phone.publish(10);
 
   await inTurn(15, alice, [phone]);
-  assert.deepEqual(alice.mismatches, [{ missing: [phone.id], extra: [] }], 'how Alice learned of Bob’s phone');
+  assert.deepEqual(alice.mismatches, [{ missing: [phone.id], extra: [] }], 'how Alice learned about Bob’s phone');
   assert.deepEqual([phone.mismatches, phone.inbox[0].first, alice.inbox[0].first], [[], true, false]);
-  ok('15 each in turn, MessagePack against JSON; Alice learned from devices_mismatch whose keys to claim');
+  ok('15 each in turn, MessagePack and JSON; Alice learned from devices_mismatch which keys to claim');
 
   await allAtOnce(20, alice, [phone]);
-  ok('20 each at the same time, none waiting for replies');
+  ok('20 each at the same time, without waiting for replies');
 
   await inAbsence(5, alice, phone);
-  ok('5 each into the other’s absence: the backlog comes in order, then mailbox.drained');
+  ok('5 each while the other was offline: the backlog arrives in order, then mailbox.drained');
 
   await lostReplies(5, alice, phone);
   const through = await brokenConnection(5, alice, phone);
   await write(phone, alice, 10);
   await alice.receive(10);
-  ok(`10 from Alice over connections that broke before a reply came (5 and ${through} had got through), sent again: all came once`);
+  ok(`10 from Alice over connections that broke before a reply (5 and ${through} had got through), then sent again: all arrived once`);
   assert.deepEqual([written.get(alice).length, written.get(phone).length], [50, 50]);
 
   const laptop = await linkLaptop(10, alice, phone);
-  ok('Bob linked a laptop: 10 messages each, on their way already, were refused, encrypted for it too, and sent again');
+  ok('Bob linked a laptop: 10 messages each, encrypted before, were refused, encrypted for the laptop too, and sent again');
 
   await inTurn(20, alice, [phone, laptop]);
-  ok('20 each in turn, Bob from either device with a copy to the other');
+  ok('20 each in turn, Bob from both devices with a copy to the other');
 
   await lostAcks(10, alice, phone, laptop);
-  ok('10 each while the laptop was away; it read them, lost its connection before the acks, and knew them again');
+  ok('10 each while the laptop was offline; it read them, lost its connection before the acks, and recognized them when they came again');
 
   await allAtOnce(10, alice, [phone, laptop]);
   ok('10 each at the same time, from all three devices');
@@ -192,10 +192,10 @@ async function conversation() {
   assert.deepEqual(readFrom(phone, laptop), written.get(laptop));
   assert.deepEqual(readFrom(laptop, alice), written.get(alice).slice(50));
   assert.deepEqual(readFrom(laptop, phone), written.get(phone).slice(50));
-  ok('every device has read all that was written since it was there, once, in the order of each writer');
+  ok('every device has read everything written since it was added, once, in the order of each writer');
 
   await assert.rejects(laptop.readAgain(), /old counter|duplicate/i);
-  ok('libsignal refuses to decrypt a message a second time: it would have told');
+  ok('libsignal refuses to decrypt a message a second time, so a repeat would have been noticed');
 
   const devices = [alice, phone, laptop];
   for (const device of devices) {
@@ -212,8 +212,8 @@ async function conversation() {
     redelivered: sum(({ counts }) => counts.redelivered),
     mismatches: sum(({ mismatches }) => mismatches.length),
   };
-  const texts = 100 + 2 * 100; // Bob's also go to himself
-  const envelopes = 100 + 50 + 100 + (byBob.length - 50); // to the phone, the laptop, Alice, and copies since there were two
+  const texts = 100 + 2 * 100; // Bob sends each of his to Alice and to himself
+  const envelopes = 100 + 50 + 100 + (byBob.length - 50); // to the phone, the laptop, Alice, and Bob's copies
   assert.deepEqual(counts, { accepted: texts, repeated: 5 + through, read: envelopes, redelivered: 20, mismatches: 21 });
   ok(`all three mailboxes are empty: ${Object.entries(counts).map(([name, count]) => `${count} ${name}`).join(', ')}`);
 }

@@ -1,9 +1,9 @@
-// Signal's own library against a running Sealwire server, suite signal-pqxdh.
+// Signal's own library with a running Sealwire server, suite signal-pqxdh.
 //
 //     node libsignal_pqxdh.mjs URL MAIL_DIR
 //
-// Keys and sessions. Where one sender meets several devices the server carries the ciphertext; in the crowd, which is
-// about keys alone, it is handed over inside this script. A whole conversation is in libsignal_conversation.mjs.
+// Tests keys and sessions. `twoDevices` sends the ciphertext through the server; `crowd`, which tests only keys, passes it on within
+// this script. libsignal_conversation.mjs has a whole conversation.
 
 import assert from 'node:assert/strict';
 import { randomUUID } from 'node:crypto';
@@ -14,7 +14,7 @@ import { SignalDevice, isFirstMessage, newRegistrationId } from './signal_device
 const [url, mailDir] = process.argv.slice(2);
 const server = { url, mailDir };
 
-/** For `assert.rejects`: the server refused with this code (and HTTP status, where it was HTTP). */
+/** For `assert.rejects`: the server refused with this code (over HTTP, also with this status). */
 const refusal = (code, status) => (error) => {
   assert(error instanceof SealwireError, error);
   assert.deepEqual([error.code, error.status], [code, status]);
@@ -30,13 +30,13 @@ function bundleOf(reply, { session }) {
   return found[0];
 }
 
-/** First message to all devices of a user, with whom `alice` has a session; their answers, and one more each way. */
+/** `alice` sends two messages to all devices of a user, with which she has sessions. Each device answers both. */
 async function talkThroughServer(alice, bobs) {
   for (const [text, first] of [['Hello Bob, this is a first message', true], ['How are you?', false]]) {
     await alice.send(bobs[0].user, text);
     for (const bob of bobs) {
       assert.deepEqual(await bob.receive(), [text]);
-      assert.equal(bob.inbox.at(-1).first, first, 'prekeys are needed once');
+      assert.equal(bob.inbox.at(-1).first, first, 'prekeys are needed only for the first message');
       const answer = `${bob.id} says: you wrote ${text}`;
       await bob.send(alice.user, answer);
       assert.deepEqual(await alice.receive(), [answer]);
@@ -45,7 +45,7 @@ async function talkThroughServer(alice, bobs) {
   }
 }
 
-/** `alice` starts a session from `bundle`; then first message, answer, and one more each way. */
+/** `alice` starts a session from `bundle`. Then both write in turn, two messages each. */
 async function talk(alice, bob, bundle) {
   await alice.signal.startSession(bundle);
   const say = async (from, to, text) => {
@@ -55,7 +55,7 @@ async function talk(alice, bob, bundle) {
   };
   assert(await say(alice, bob, 'Hello Bob, this is a first message'));
   assert(!(await say(bob, alice, 'Hello Alice')), 'the answer needs no prekeys');
-  assert(!(await say(alice, bob, 'How are you?')), 'the session is known to both');
+  assert(!(await say(alice, bob, 'How are you?')), 'both have the session');
   assert(!(await say(bob, alice, 'Fine')));
 }
 
@@ -74,7 +74,7 @@ async function twoDevices(transport) {
   assert.equal(bobs[0].user, bobs[1].user);
   assert.notEqual(bobs[0].session.device_id, bobs[1].session.device_id);
   await assert.rejects(Connection.open(server, 'A'.repeat(43), transport), refusal('unauthorized', 401));
-  ok('signed in by mailed code and connected; a made-up token is refused');
+  ok('signed in by mailed code and connected; an invented token is refused');
 
   await alice.publish(5);
   const set = await bobs[0].publish(5);
@@ -104,11 +104,11 @@ async function twoDevices(transport) {
     one_time: 'claimed',
     pq_prekey: { ...set.pq_one_time[0], last_resort: false },
   });
-  ok('a claim brings both bundles, byte for byte as published, oldest one-time keys first');
+  ok('a claim returns both bundles exactly as published, oldest one-time keys first');
 
   await alice.startSessions(bobs[0].user, claimed);
   await talkThroughServer(alice, bobs);
-  ok('libsignal opened sessions from both bundles, and messages through the server decrypt both ways');
+  ok('libsignal started sessions from both bundles, and messages through the server decrypt both ways');
 
   const repeats = await Promise.all(Array.from({ length: 8 }, () => alice.claim(bobs[0].user, claimId)));
   await alice.reconnect();
@@ -120,18 +120,18 @@ async function twoDevices(transport) {
     const status = await bob.socket.request('keys.status');
     assert.deepEqual([status.one_time, status.pq_one_time], [4, 4]);
   }
-  ok('the same claim_id, eight times in parallel and once after a reconnect, brings the same keys and burns none');
+  ok('the same claim_id, eight times in parallel and once after a reconnect, returns the same keys and uses up no others');
 
   await bobs[0].startSessions(alice.user, await bobs[0].claim(alice.user));
   await talkThroughServer(bobs[0], [alice]);
   const own = await bobs[0].claim(bobs[1].user);
-  assert.equal(own.bundles.length, 1, 'the asking device is left out');
+  assert.equal(own.bundles.length, 1, 'the claiming device is left out');
   await bobs[0].startSessions(bobs[0].user, own);
   const answers = await bobs[1].receive(2);
-  assert.equal(answers.length, 2, 'what Alice answered went to both of Bob’s devices');
+  assert.equal(answers.length, 2, 'Alice’s answers went to both of Bob’s devices');
   await bobs[0].send(bobs[0].user, 'Hello other me');
   assert.deepEqual(await bobs[1].receive(), ['Hello other me']);
-  ok('Bob reaches Alice from her bundle, and his own other device');
+  ok('Bob reaches Alice with her bundle, and his own other device');
 
   const forged = bobs[0].signal.oneTimeKeys(3);
   forged.pq_one_time[1].signature = set.pq_last_resort.signature;
@@ -140,19 +140,19 @@ async function twoDevices(transport) {
   await assert.rejects(bobs[0].socket.request('keys.publish', other.completeSet(0)), refusal('identity_conflict'));
   const after = await bobs[0].socket.request('keys.status');
   assert.deepEqual([after.one_time, after.pq_one_time, after.identity_key], [4, 4, set.identity_key]);
-  ok('one false signature or another identity key fails the whole publish and changes nothing');
+  ok('an invalid signature or another identity key fails the whole publish, which changes nothing');
 
   assert.deepEqual(await alice.socket.request('session.logout'), {});
   assert.deepEqual(await alice.socket.waitFor('session.revoked'), { reason: 'logout' });
   assert.equal((await alice.socket.closed).code, 4500);
   await assert.rejects(http(server, 'GET', '/v1/auth/session', { token: alice.session.token }), refusal('unauthorized', 401));
   for (const { socket } of bobs) await socket.close();
-  ok('logout: the reply, then the event, then close 4500, and the token is dead');
+  ok('logout: the reply, then the event, then close 4500; the token is invalid');
 }
 
-/** The assertion of `crowd` in reverse: without it a passing crowd would prove nothing. */
+/** Shows that a key issued twice would fail `crowd`. Otherwise, passing it would prove nothing. */
 async function sharedKeyFails() {
-  console.log('Control, without the server: one one-time prekey given to two senders');
+  console.log('Control, without the server: one one-time prekey issued to two senders');
   const [bob, eve, mallory] = [1, 2, 3].map(() => new SignalDevice(randomUUID(), newRegistrationId()));
   const { one_time_prekeys, pq_one_time, ...rest } = bob.completeSet(2);
   for (const [sender, pq_prekey] of [[eve, pq_one_time[0]], [mallory, pq_one_time[1]]]) {
@@ -161,13 +161,13 @@ async function sharedKeyFails() {
   }
   assert.equal(await bob.decrypt(eve.deviceId, await eve.encrypt(bob.deviceId, 'first')), 'first');
   await assert.rejects(bob.decrypt(mallory.deviceId, await mallory.encrypt(bob.deviceId, 'second')), /one-time prekey 100/);
-  ok('the second sender’s message cannot be decrypted: what follows would show it');
+  ok('the second sender’s message cannot be decrypted, so the following test would fail');
 }
 
 async function crowd() {
   const [people, devicesOfOne] = [17, 3];
   const size = people + devicesOfOne;
-  console.log(`${size} parallel claimers on ${size} keys of each of Bob’s two devices, both subprotocols`);
+  console.log(`${size} parallel claimers for ${size} keys of each of Bob’s two devices, both subprotocols`);
   const bobs = [await newDevice('bob.crowd', MSGPACK), await newDevice('bob.crowd', JSON_TEXT)];
   const sets = [await bobs[0].publish(size), await bobs[1].publish(size)];
 
@@ -176,17 +176,17 @@ async function crowd() {
   for (let i = 0; i < devicesOfOne; i++) claimers.push(await newDevice('claimer.many', transports(i)));
   ok(`${people} people with one device and one with ${devicesOfOne} are connected`);
 
-  // One claim_id for all: it counts per claiming device, so it must not make them share.
+  // All use the same claim_id. It is scoped to the claiming device, so they must not share keys.
   const claimId = randomUUID();
   const claims = await Promise.all(claimers.map((claimer) => claimer.claim(bobs[0].user, claimId)));
   for (const [i, bob] of bobs.entries()) {
     const bundles = claims.map((reply) => bundleOf(reply, bob));
-    assert(bundles.every(({ one_time, pq_prekey }) => one_time === 'claimed' && !pq_prekey.last_resort), 'nobody is turned away');
+    assert(bundles.every(({ one_time, pq_prekey }) => one_time === 'claimed' && !pq_prekey.last_resort), 'everybody gets one-time keys');
     const sorted = (keys) => ids(keys).sort((a, b) => a - b);
     assert.deepEqual(sorted(bundles.map((bundle) => bundle.one_time_prekey)), ids(sets[i].one_time_prekeys));
     assert.deepEqual(sorted(bundles.map((bundle) => bundle.pq_prekey)), ids(sets[i].pq_one_time));
   }
-  ok(`each got a one-time prekey and a one-time Kyber key of its own from both devices: ${2 * size} of each, all different`);
+  ok(`each got its own one-time prekey and one-time Kyber key from both devices: ${2 * size} of each, all different`);
 
   for (const [i, claimer] of claimers.entries()) {
     for (const bob of bobs) await talk(claimer, bob, bundleOf(claims[i], bob));
@@ -198,7 +198,7 @@ async function crowd() {
       await socket.waitFor('prekeys.low', (data) => data.kind === kind && data.remaining === 0);
     }
   }
-  ok('both of Bob’s devices were told that both pools are empty');
+  ok('both of Bob’s devices were notified that both pools are empty');
 
   const late = [await newDevice('late.one', MSGPACK), await newDevice('late.two', JSON_TEXT)];
   const lateClaim = randomUUID();
@@ -211,7 +211,7 @@ async function crowd() {
       await talk(device, bob, bundle);
     }
   }
-  ok('after that the bundle says "exhausted" and has the last-resort key; sessions of two latecomers still work');
+  ok('after that the bundle says "exhausted" and has the last-resort key; two more claimers can still start sessions');
 
   await bobs[0].reconnect();
   assert.equal(bobs[0].socket.welcome.keys.one_time, 0);
@@ -224,13 +224,13 @@ async function crowd() {
   assert.deepEqual(answer.one_time, {
     accepted: ids(fresh.one_time_prekeys), duplicate: [], conflict: [], already_issued: [issued.key_id], over_cap: [],
   });
-  ok('Bob, reminded of it when he reconnects, refills; a key that was issued before is reported and not taken again');
+  ok('Bob is notified again when he reconnects, and refills; a key issued before is reported and not accepted again');
 
   const refilled = bundleOf(await late[0].claim(bobs[0].user, lateClaim, [bobs[0].id]), bobs[0]);
   assert.deepEqual([refilled.one_time, refilled.one_time_prekey], ['claimed', fresh.one_time_prekeys[0]]);
   assert.deepEqual(refilled.pq_prekey, { ...fresh.pq_one_time[0], last_resort: false });
   await talk(late[0], bobs[0], refilled);
-  ok('the latecomer’s same claim_id now brings a one-time key, and a fresh session with it works');
+  ok('the same claim_id after "exhausted" now returns a one-time key, and a new session with it works');
 
   await Promise.all([...claimers, ...bobs, ...late].map(({ socket }) => socket.close()));
 }

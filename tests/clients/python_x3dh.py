@@ -1,10 +1,10 @@
-"""The PyPI packages X3DH and XEdDSA against a running Sealwire server, suites signal-x3dh and ed25519-x3dh.
+"""The PyPI packages X3DH and XEdDSA with a running Sealwire server, suites signal-x3dh and ed25519-x3dh.
 
     python python_x3dh.py URL MAIL_DIR
 
-An X3DH agreement through the server: Bob publishes, Alice claims, and both must come to the same secret, from which they
-encrypt both ways. The server carries header and ciphertext too. (The file is not called x3dh.py because `import x3dh`
-would then find it instead of the package.)
+X3DH through the server: Bob publishes keys, Alice claims them, and both must derive the same secret, with which they encrypt both
+ways. Headers and ciphertext also go through the server. (This file is not called x3dh.py because `import x3dh` would then import it
+instead of the package.)
 """
 
 import asyncio
@@ -28,15 +28,15 @@ from cryptography.hazmat.primitives.ciphers.aead import ChaCha20Poly1305
 from websockets.asyncio.client import connect
 from x3dh.types import IdentityKeyFormat
 
-PATIENCE_S = 60
+TIMEOUT_S = 60
 URL, MAIL_DIR = sys.argv[1], Path(sys.argv[2])
 
 
-# The server's side of the matter: sign-in and requests.
+# The server: sign-in and requests.
 
 
 class SealwireError(Exception):
-    """An `error` object of the server."""
+    """An `error` object from the server."""
 
     def __init__(self, error: dict):
         super().__init__(f"{error['code']}: {error['message']}")
@@ -46,14 +46,14 @@ class SealwireError(Exception):
 def post(path: str, body: dict) -> dict:
     request = urllib.request.Request(URL + path, json.dumps(body).encode(), {"Content-Type": "application/json"})
     without_proxy = urllib.request.build_opener(urllib.request.ProxyHandler({}))
-    with without_proxy.open(request, timeout=PATIENCE_S) as response:
+    with without_proxy.open(request, timeout=TIMEOUT_S) as response:
         return json.load(response)
 
 
 async def sign_in(address: str, device_name: str) -> dict:
     before = set(MAIL_DIR.glob("*.eml"))
     challenge = await asyncio.to_thread(post, "/v1/auth/otp", {"email": address})
-    async with asyncio.timeout(PATIENCE_S):
+    async with asyncio.timeout(TIMEOUT_S):
         while (code := mailed_code(address, set(MAIL_DIR.glob("*.eml")) - before)) is None:
             await asyncio.sleep(0.02)
     device = {"name": device_name}
@@ -63,7 +63,7 @@ async def sign_in(address: str, device_name: str) -> dict:
 
 
 def mailed_code(address: str, paths: set[Path]) -> str | None:
-    """The code in the newest of these mails that is to `address` and has one."""
+    """Returns the code in the newest of these mails to `address` that has one."""
     for path in sorted(paths, key=lambda path: path.stat().st_mtime_ns, reverse=True):
         mail = email.message_from_bytes(path.read_bytes(), policy=email.policy.default)
         body = mail.get_body(("plain",))
@@ -75,7 +75,7 @@ def mailed_code(address: str, paths: set[Path]) -> str | None:
 
 
 class Connection:
-    """A device's socket in JSON: one request at a time; messages that come meanwhile are kept, other events passed over."""
+    """A device's socket in JSON, with one request at a time. Messages that arrive meanwhile are kept, other events ignored."""
 
     def __init__(self, session: dict, socket):
         self.session, self._socket, self._ids = session, socket, itertools.count(1)
@@ -89,7 +89,7 @@ class Connection:
             subprotocols=subprotocols,
             compression=None,
             proxy=None,
-            open_timeout=PATIENCE_S,
+            open_timeout=TIMEOUT_S,
         )
         assert socket.subprotocol == (subprotocols[0] if subprotocols else None)
         connection = cls(session, socket)
@@ -109,7 +109,7 @@ class Connection:
         return reply["result"]
 
     async def send(self, to: "Connection", content: bytes) -> None:
-        """Hands over ciphertext for the one device of `to`'s user."""
+        """Sends ciphertext to the only device of `to`'s user, twice under one message id."""
         message = {"device_id": to.session["device_id"], "type": 1, "content": b64encode(content).decode()}
         sent = {"message_id": str(uuid.uuid4()), "to": to.session["user_id"], "messages": [message]}
         reply = await self.request("messages.send", **sent)
@@ -118,7 +118,7 @@ class Connection:
         assert repeat == {**reply, "duplicate": True}, repeat
 
     async def receive(self, sender: "Connection") -> bytes:
-        """Takes the next message, which must be from `sender`, and acks it."""
+        """Waits for the next message, which must be from `sender`, and acks it. Returns its content."""
         while not self._messages:
             self._keep(await self._receive())
         message = self._messages.popleft()
@@ -136,17 +136,17 @@ class Connection:
             self._messages.append(event["data"])
 
     async def _receive(self) -> dict:
-        async with asyncio.timeout(PATIENCE_S):
+        async with asyncio.timeout(TIMEOUT_S):
             frame = await self._socket.recv()
-        assert isinstance(frame, str), "JSON travels in text frames"
+        assert isinstance(frame, str), "JSON comes in text frames"
         return json.loads(frame)
 
 
-# The library's side: its abstract state, given each suite's form of a public key.
+# The library: its abstract state class, with the public key format of each suite.
 
 
 class SignalState(x3dh.BaseState):
-    """signal-x3dh: keys are serialized with the type byte of X25519, and signatures cover that form."""
+    """signal-x3dh: keys are serialized with the type byte of X25519, and signatures cover the serialized key."""
 
     suite, key_format = "signal-x3dh", IdentityKeyFormat.CURVE_25519
 
@@ -161,7 +161,7 @@ class SignalState(x3dh.BaseState):
 
 
 class Ed25519State(x3dh.BaseState):
-    """ed25519-x3dh: an Ed25519 identity, X25519 prekeys, all of them raw."""
+    """ed25519-x3dh: an Ed25519 identity key and X25519 prekeys, all without a type byte."""
 
     suite, key_format = "ed25519-x3dh", IdentityKeyFormat.ED_25519
 
@@ -220,7 +220,7 @@ def bundle_from_wire(kind: type, bundle: dict) -> x3dh.Bundle:
 
 
 def first_message(header: x3dh.Header, sealed: bytes) -> bytes:
-    """What Bob needs for his side of the agreement, and the ciphertext behind it."""
+    """The header, which Bob needs for his side of X3DH, and the ciphertext after it."""
     pre_key = header.pre_key or b""
     return b"".join([header.identity_key, header.ephemeral_key, header.signed_pre_key, bytes([len(pre_key)]), pre_key, sealed])
 
@@ -246,7 +246,7 @@ def unseal(secret: bytes, sealed: bytes, data: bytes) -> bytes:
 
 
 async def agree_and_talk(alice: Person, bob: Person, bundle: x3dh.Bundle) -> x3dh.Header:
-    """X3DH by Alice's first message to Bob, whose answer is under the same secret. His one-time prekey is used up."""
+    """Runs X3DH with Alice's first message to Bob. He answers with the same secret, and deletes his one-time prekey."""
     with_one_time = len(bundle.pre_keys) > 0
     secret, data, header = await alice.state.get_shared_secret_active(bundle, require_pre_key=with_one_time)
     await alice.socket.send(bob.socket, first_message(header, seal(secret, b"Hello Bob", data)))
@@ -276,7 +276,7 @@ async def refused(request, code: str) -> None:
     except SealwireError as error:
         assert error.code == code, error
     else:
-        raise AssertionError(f"{code} was expected, not {answer}")
+        raise AssertionError(f"expected {code}, got {answer}")
 
 
 async def through_the_server(kind: type) -> None:
@@ -288,17 +288,17 @@ async def through_the_server(kind: type) -> None:
     ok("signed in by mailed code and connected: Alice without a subprotocol, Bob with sealwire.v1.json")
 
     whole = complete_set(bob_state)
-    stranger = signed_prekey(new_state(kind), 1)
-    await refused(bob.request("keys.publish", **{**whole, "signed_prekey": stranger}), "invalid_signature")
+    foreign = signed_prekey(new_state(kind), 1)
+    await refused(bob.request("keys.publish", **{**whole, "signed_prekey": foreign}), "invalid_signature")
     await refused(bob.request("keys.publish", **{k: v for k, v in whole.items() if k != "signed_prekey"}), "incomplete_keys")
-    await refused(bob.request("keys.publish", **whole, pq_one_time=[stranger]), "bad_request")
+    await refused(bob.request("keys.publish", **whole, pq_one_time=[foreign]), "bad_request")
     assert (await bob.request("keys.status"))["identity_key"] is None
-    ok("a prekey that another identity signed, a set without one, and PQ keys in this suite are refused")
+    ok("refused: a prekey signed by another identity, a set without a signed prekey, PQ keys in this suite")
 
     answer = await bob.request("keys.publish", **whole)
     assert answer["one_time"]["accepted"] == [0, 1, 2], answer
     assert (await alice.request("keys.publish", **complete_set(alice_state)))["status"]["suite"] == kind.suite
-    ok("the server takes the library’s keys and signatures")
+    ok("the server accepts the library’s keys and signatures")
 
     async def claim(claim_id: str) -> dict:
         reply = await alice.request("keys.claim", user_id=bob.session["user_id"], claim_id=claim_id)
@@ -314,13 +314,13 @@ async def through_the_server(kind: type) -> None:
         assert bundle["one_time"] == "claimed"
         await agree_and_talk(Person(alice, alice_state), Person(bob, bob_state), bundle_from_wire(kind, bundle))
     assert seen == whole["one_time_prekeys"]
-    ok("three claims, three agreements: the same secret on both sides, messages both ways through the server, each one-time prekey once")
+    ok("three claims with three different one-time prekeys: the same secret on both sides, messages both ways through the server")
 
     assert (await claim(first_id))["one_time_prekey"] == seen[0]
     exhausted = await claim(str(uuid.uuid4()))
     assert (exhausted["one_time"], exhausted["one_time_prekey"]) == ("exhausted", None)
     await agree_and_talk(Person(alice, alice_state), Person(bob, bob_state), bundle_from_wire(kind, exhausted))
-    ok("a repeated claim_id brings its key again; after the last one an agreement without a one-time prekey works")
+    ok("a repeated claim_id returns its key again; after the last key, X3DH without a one-time prekey works")
 
     bob_state.rotate_signed_pre_key()
     await bob.request("keys.publish", signed_prekey=signed_prekey(bob_state, 2))
@@ -328,7 +328,7 @@ async def through_the_server(kind: type) -> None:
     assert rotated["signed_prekey"]["key_id"] == 2
     header = await agree_and_talk(Person(alice, alice_state), Person(bob, bob_state), bundle_from_wire(kind, rotated))
     assert header.signed_pre_key == bob_state.bundle.signed_pre_key
-    ok("Bob rotated his signed prekey; the next agreement uses it")
+    ok("Bob rotated his signed prekey, and the next X3DH uses the new one")
 
     for old, messages in ((alice, 5), (bob, 5)):
         await old.close()
@@ -336,7 +336,7 @@ async def through_the_server(kind: type) -> None:
         assert again.welcome["mailbox"] == {"waiting": 0, "expired_total": 0}, again.welcome
         assert old.last_seq == messages
         await again.close()
-    ok("both mailboxes are empty: 5 messages each way, each sent twice under one message_id, came once")
+    ok("both mailboxes are empty: 5 messages each way, each sent twice under one message_id, arrived once")
 
 
 async def main() -> None:

@@ -1,7 +1,7 @@
-// A small Sealwire client: sign in over HTTP, then one WebSocket per device.
+// A small Sealwire client: signs in over HTTP, then opens one WebSocket per device.
 //
-// It is strict about what the server may do: a frame of the wrong kind, a first frame that is not `welcome` or a reply
-// that nobody asked for fails the connection, and with it whatever the caller awaits.
+// It is strict: a frame of the wrong kind, a first frame that is not `welcome` or a reply without a request fails the connection,
+// and with it everything that waits for it.
 
 import { decode, encode } from '@msgpack/msgpack';
 import assert from 'node:assert/strict';
@@ -10,9 +10,9 @@ import { join } from 'node:path';
 import { setTimeout as pause } from 'node:timers/promises';
 import WebSocket from 'ws';
 
-const PATIENCE_MS = 60_000;
+const TIMEOUT_MS = 60_000;
 
-/** An `error` object of the server, from HTTP (with its status) or from a socket reply. */
+/** An `error` object from the server, in an HTTP response (with its status) or a reply on the socket. */
 export class SealwireError extends Error {
   constructor({ code, message, retryable, retry_after_ms, details }, status) {
     super(`${code}: ${message}`);
@@ -20,7 +20,7 @@ export class SealwireError extends Error {
   }
 }
 
-/** One HTTP exchange in JSON. Answers the parsed body (null when there is none); throws `SealwireError`. */
+/** Makes one HTTP request in JSON. Returns the parsed body, or null if there is none; throws `SealwireError`. */
 export async function http(server, method, path, { body, token } = {}) {
   const response = await fetch(new URL(path, server.url), {
     method,
@@ -29,7 +29,7 @@ export async function http(server, method, path, { body, token } = {}) {
       ...(token && { Authorization: `Bearer ${token}` }),
     },
     body: body && JSON.stringify(body),
-    signal: AbortSignal.timeout(PATIENCE_MS),
+    signal: AbortSignal.timeout(TIMEOUT_MS),
   });
   const text = await response.text();
   const answer = text === '' ? null : JSON.parse(text);
@@ -38,8 +38,8 @@ export async function http(server, method, path, { body, token } = {}) {
 }
 
 /**
- * Signs in by mailed code. `server` is `{url, mailDir}`; sign in one address at a time, since the code is read from the
- * first mail to it that was not there before. Answers `{user_id, device_id, session_id, token, expires_at}`.
+ * Signs in by mailed code. `server` is `{url, mailDir}`. Sign in one address at a time, because the code is read from a mail to
+ * it that did not exist before. Returns `{user_id, device_id, session_id, token, expires_at}`.
  */
 export async function signIn(server, email, { device, replaceDeviceId } = {}) {
   const before = new Set(await mails(server.mailDir));
@@ -52,9 +52,9 @@ export async function signIn(server, email, { device, replaceDeviceId } = {}) {
 
 const mails = async (dir) => (await readdir(dir)).filter((name) => name.endsWith('.eml'));
 
-/** Waits for a mail to `email` that is not among `before` and carries a code: the newest, should there be several. */
+/** Waits for a mail to `email` with a code that is not among `before`: the newest if there are several. */
 async function mailedCode(dir, email, before) {
-  for (const deadline = Date.now() + PATIENCE_MS; Date.now() < deadline; await pause(20)) {
+  for (const deadline = Date.now() + TIMEOUT_MS; Date.now() < deadline; await pause(20)) {
     const found = [];
     for (const name of (await mails(dir)).filter((name) => !before.has(name))) {
       const { to, text } = parseMail(await readFile(join(dir, name), 'utf8'));
@@ -68,7 +68,7 @@ async function mailedCode(dir, email, before) {
   throw new Error(`no mail with a code for ${email} in ${dir}`);
 }
 
-/** Recipient, and subject with text, of a single-part mail. */
+/** The recipient, and the subject with the text, of a single-part mail. */
 function parseMail(raw) {
   const [head, ...rest] = raw.split(/\r?\n\r?\n/);
   const header = (name) => head.replace(/\r?\n[ \t]+/g, ' ').match(new RegExp(`^${name}: *(.*)$`, 'im'))?.[1] ?? '';
@@ -81,7 +81,7 @@ function parseMail(raw) {
   return { to: header('To').toLowerCase(), text: `${header('Subject')}\n${body}` };
 }
 
-/** One device's socket: requests with replies, a queue of events, and how it was closed. */
+/** The socket of one device: requests with replies, a queue of events, and the close. */
 export class Connection {
   /** Resolves with `{code, reason}` when the socket has closed. */
   closed;
@@ -95,17 +95,17 @@ export class Connection {
   #events = [];
   #waiters = new Set();
   #greeted = false;
-  /** Why the socket is of no use any more; null while it is. */
+  /** Why the socket can no longer be used; null while it can. */
   #over = null;
 
   /**
-   * Connects and waits for `welcome`. `format` is "msgpack" or "json"; `tokenIn` says where the token travels: "header",
-   * or "subprotocol" as browsers must. A refused upgrade throws `SealwireError` with its `status`.
+   * Connects and waits for `welcome`. `format` is "msgpack" or "json". `tokenIn` says where to put the token: "header", or
+   * "subprotocol" as browsers must. A refused upgrade throws `SealwireError` with its `status`.
    */
   static async open(server, token, { format = 'msgpack', tokenIn = 'header' } = {}) {
     const connection = new Connection(server, token, format, tokenIn);
     connection.welcome = await connection.waitFor('welcome');
-    assert.equal(connection.#socket.protocol, `sealwire.v1.${format}`, 'the subprotocol that the server picked');
+    assert.equal(connection.#socket.protocol, `sealwire.v1.${format}`, 'the subprotocol that the server chose');
     return connection;
   }
 
@@ -115,7 +115,7 @@ export class Connection {
     if (tokenIn === 'subprotocol') protocols.push(`sealwire.token.${token}`);
     const headers = tokenIn === 'header' ? { Authorization: `Bearer ${token}` } : {};
     const url = new URL('/v1/socket', server.url.replace(/^http/, 'ws'));
-    this.#socket = new WebSocket(url, protocols, { headers, perMessageDeflate: false, handshakeTimeout: PATIENCE_MS });
+    this.#socket = new WebSocket(url, protocols, { headers, perMessageDeflate: false, handshakeTimeout: TIMEOUT_MS });
     this.closed = new Promise((resolve) => {
       this.#socket.on('close', (code, reason) => {
         this.#end(new Error(`the socket closed with ${code}`));
@@ -142,37 +142,37 @@ export class Connection {
     });
   }
 
-  /** Sends a request; resolves with its `result` or throws its error as `SealwireError`. */
+  /** Sends a request. Resolves with its `result`, or rejects with its error as `SealwireError`. */
   request(op, params) {
     if (this.#over) return Promise.reject(this.#over);
     const id = this.#nextId++;
     const frame = { id, op, ...(params && { params }) };
     this.#socket.send(this.#format === 'json' ? JSON.stringify(frame) : encode(frame, { ignoreUndefined: true }));
-    return this.#patiently(`the reply to ${op}`, (resolve, reject) => {
+    return this.#withTimeout(`the reply to ${op}`, (resolve, reject) => {
       this.#replies.set(id, { resolve, reject });
       return () => this.#replies.delete(id);
     });
   }
 
-  /** Takes the first queued event of that name whose data fits, or waits for one. Answers its data. */
+  /** Takes the first queued event with this name whose data fits, or waits for one. Returns its data. */
   async waitFor(event, fits = () => true) {
     return (await this.#take(`the event ${event}`, (frame) => frame.event === event && fits(frame.data))).data;
   }
 
-  /** Takes whichever event of these names comes first. Answers the frame. */
+  /** Takes the first event with any of these names. Returns the frame. */
   waitForFirst(events) {
     return this.#take(`one of the events ${events}`, ({ event }) => events.includes(event));
   }
 
-  /** Reads nothing any more: what the server answers from now on is lost. */
-  deafen() {
+  /** Stops reading: everything that the server sends from now on is lost. */
+  stopReading() {
     this.#socket.pause();
   }
 
-  /** Drops the connection without a close, as a network does. */
-  tear() {
+  /** Drops the connection without a close, like a network failure. */
+  drop() {
     this.#socket.terminate();
-    this.#end(new Error('the connection was torn'));
+    this.#end(new Error('the connection was dropped'));
   }
 
   /** Closes the socket and waits until it is closed. */
@@ -182,7 +182,7 @@ export class Connection {
   }
 
   #receive(bytes, isBinary) {
-    assert.equal(isBinary, this.#format === 'msgpack', 'frames are of the subprotocol’s kind');
+    assert.equal(isBinary, this.#format === 'msgpack', 'frames have the type of the subprotocol');
     const frame = isBinary ? decode(bytes) : JSON.parse(bytes.toString());
     if (!this.#greeted) assert.equal(frame.event, 'welcome', 'the first frame is welcome');
     this.#greeted = true;
@@ -193,16 +193,16 @@ export class Connection {
       return;
     }
     const asked = this.#replies.get(frame.id);
-    assert(asked, `a reply that nobody waits for: ${JSON.stringify(frame)}`);
+    assert(asked, `a reply without a request: ${JSON.stringify(frame)}`);
     if (frame.error) asked.reject(new SealwireError(frame.error));
     else asked.resolve(frame.result);
   }
 
-  /** A promise that forgets itself when it is settled, and fails when `PATIENCE_MS` have passed. */
-  #patiently(what, register) {
+  /** A promise that unregisters itself when it is settled, and is rejected after `TIMEOUT_MS`. */
+  #withTimeout(what, register) {
     const { promise, resolve, reject } = withResolvers();
     const forget = register((value) => settle(resolve, value), (error) => settle(reject, error));
-    const timer = setTimeout(() => settle(reject, new Error(`${what} did not come`)), PATIENCE_MS);
+    const timer = setTimeout(() => settle(reject, new Error(`${what} did not arrive`)), TIMEOUT_MS);
     function settle(how, value) {
       clearTimeout(timer);
       forget();
@@ -215,7 +215,7 @@ export class Connection {
     const index = this.#events.findIndex(matches);
     if (index >= 0) return Promise.resolve(this.#events.splice(index, 1)[0]);
     if (this.#over) return Promise.reject(this.#over);
-    return this.#patiently(what, (resolve, reject) => {
+    return this.#withTimeout(what, (resolve, reject) => {
       const waiter = { matches, resolve, reject };
       this.#waiters.add(waiter);
       return () => this.#waiters.delete(waiter);

@@ -1,22 +1,22 @@
-// One device of a person as libsignal sees it: key records, in-memory stores, and the way from and to Sealwire's wire
-// format (serialized keys with their type byte, in base64).
+// One device of a person in libsignal: its key records and in-memory stores, and the conversion to and from Sealwire's wire format
+// (serialized keys with their type byte, in base64).
 
 import * as signal from '@signalapp/libsignal-client';
 import assert from 'node:assert/strict';
 import { randomInt } from 'node:crypto';
 
 const SIGNED_PREKEY_ID = 1;
-const LAST_RESORT_ID = 1; // libsignal keeps all Kyber keys in one store, so one-time ids start above
+const LAST_RESORT_ID = 1; // libsignal keeps all Kyber keys in one store, so one-time keys need other ids
 const FIRST_ONE_TIME_ID = 100;
 
 const base64 = (bytes) => Buffer.from(bytes).toString('base64');
 const bytes = (text) => Uint8Array.from(Buffer.from(text, 'base64'));
 const publicKey = (text) => signal.PublicKey.deserialize(bytes(text));
 
-/** Session and trust state is keyed by Sealwire's device id; libsignal's own small device number stays 1. */
+/** The address under which sessions and identities are stored: Sealwire's device id, with 1 as libsignal's device number. */
 const address = (deviceId) => signal.ProtocolAddress.new(deviceId, 1);
 
-/** A registration id, to be told to the server at sign-in. */
+/** A random registration id, to send to the server at sign-in. */
 export const newRegistrationId = () => randomInt(1, 16_381);
 
 export class SignalDevice {
@@ -38,7 +38,7 @@ export class SignalDevice {
     return base64(this.#identityPair.publicKey.serialize());
   }
 
-  /** Params of a first `keys.publish`: the complete signal-pqxdh set with `count` one-time keys of each kind. */
+  /** Params of a first `keys.publish`: a complete signal-pqxdh set with `count` one-time keys of each kind. */
   completeSet(count) {
     const pair = signal.PrivateKey.generate();
     const signature = this.#sign(pair.getPublicKey());
@@ -66,7 +66,7 @@ export class SignalDevice {
     };
   }
 
-  /** Starts a session with the device whose bundle the server gave. libsignal verifies both signatures here. */
+  /** Starts a session with the device that published this bundle. libsignal verifies both signatures. */
   async startSession(bundle) {
     const { signed_prekey: signed, one_time_prekey: oneTime, pq_prekey: pq } = bundle;
     const prekeyBundle = signal.PreKeyBundle.new(
@@ -80,7 +80,7 @@ export class SignalDevice {
     await signal.processPreKeyBundle(prekeyBundle, peer, self, this.#sessions, this.#identities);
   }
 
-  /** Encrypts for a device with which there is a session. Answers what travels: `{type, content}`. */
+  /** Encrypts for a device with which there is a session. Returns `{type, content}`. */
   async encrypt(toDeviceId, text) {
     const [peer, self] = [address(toDeviceId), address(this.deviceId)];
     const plain = Uint8Array.from(Buffer.from(text));
@@ -88,7 +88,7 @@ export class SignalDevice {
     return { type: message.type(), content: message.serialize() };
   }
 
-  /** Decrypts what `encrypt` made on the device `fromDeviceId`; a first message starts the session on this side. */
+  /** Decrypts what the device `fromDeviceId` encrypted. A first message also starts the session here. */
   async decrypt(fromDeviceId, { type, content }) {
     const [peer, self] = [address(fromDeviceId), address(this.deviceId)];
     const plain = type === signal.CiphertextMessageType.PreKey
@@ -111,7 +111,7 @@ export class SignalDevice {
   }
 }
 
-/** Whether a first message, and not one of a session that both sides know. */
+/** Whether a message starts a session. */
 export const isFirstMessage = ({ type }) => type === signal.CiphertextMessageType.PreKey;
 
 function onWire(record) {
@@ -124,7 +124,7 @@ function onWire(record) {
 
 function take(records, id, kind) {
   const record = records.get(id);
-  if (!record) throw new Error(`no ${kind} ${id}: used before, or never made`);
+  if (!record) throw new Error(`no ${kind} ${id}: used before, or never created`);
   return record;
 }
 
@@ -172,7 +172,7 @@ class KyberPrekeys extends signal.KyberPreKeyStore {
   #lastResortUses = new Set();
   async saveKyberPreKey(id, record) { this.records.set(id, record); }
   async getKyberPreKey(id) { return take(this.records, id, 'Kyber prekey'); }
-  /** One-time keys go; the last-resort key stays, but no sender's base key may come twice. */
+  /** Deletes a one-time key. The last-resort key stays, but a sender's base key may be used with it only once. */
   async markKyberPreKeyUsed(id, signedPrekeyId, baseKey) {
     if (id !== LAST_RESORT_ID) return void this.records.delete(id);
     const use = `${signedPrekeyId} ${base64(baseKey.serialize())}`;

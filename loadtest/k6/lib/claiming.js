@@ -1,12 +1,12 @@
-// The members of a crowd claim each other's one-time prekeys until every pool is empty, and count.
+// The members of a crowd claim each other's one-time prekeys until every pool is empty, and count what they get.
 
 import { Trend } from 'k6/metrics';
 
 import { counters, eventually, failed } from './crowd.js';
 
-/** Claims under way on each socket. */
+/** Claims in flight on each socket. */
 const PIPELINE = 4;
-/** Of so many claims one is made again, as after a lost reply. */
+/** One claim in this many is repeated, as after a lost reply. */
 const REPEAT_EVERY = 10;
 const PREKEYS = Number(__ENV.LOADTEST_PREKEYS);
 
@@ -16,19 +16,19 @@ const { claimed, duplicates, exhausted, unclaimed, changed_repeats, false_exhaus
 
 export const claimsCount = {
   claimed: ['count>0'],
-  // A key that came to two claims.
+  // Keys returned by two claims.
   duplicates: ['count==0'],
-  // A key that came to none, although all pools were emptied.
+  // Keys returned by no claim, although all pools were emptied.
   unclaimed: ['count==0'],
-  // A claim made again that did not bring the same key.
+  // Repeated claims that did not return the same key.
   changed_repeats: ['count==0'],
-  // A key that came to a claim made after the pool had been called exhausted.
+  // Keys returned by a claim made after the pool was reported exhausted.
   false_exhausted: ['count==0'],
-  // An owner that was not told exactly once that its pool is empty.
+  // Owners that were not notified exactly once that their pool is empty.
   untold: ['count==0'],
 };
 
-/** One pool: the keys of one device, which all other members are after. */
+/** The pool of one device, from which all other members claim. */
 class Pool {
   constructor(owner) {
     this.owner = owner;
@@ -40,7 +40,7 @@ class Pool {
     });
   }
 
-  /** One claim by `member`, with the key it brought or null. */
+  /** Makes one claim for `member`. Returns its key, or null, and whether the pool was known to be empty before. */
   async claim(member, claimId) {
     const wasEmpty = this.empty;
     const started = Date.now();
@@ -73,7 +73,7 @@ export async function claimEverything(members) {
   for (const counter of [duplicates, unclaimed, changed_repeats, false_exhausted, untold]) counter.add(0);
   const pools = members.map((member) => new Pool(member));
   const claimer = async (member, n) => {
-    // Each begins with another pool and goes round, so that all are after all pools all the time.
+    // Each starts at a different pool and takes turns, so that all claim from all pools the whole time.
     for (let turn = n; ; turn += 1) {
       const left = pools.filter((pool) => !pool.empty && pool.owner !== member);
       if (left.length === 0) return;

@@ -1,5 +1,5 @@
-// A crowd is what one virtual user is here: some dozens of devices that deal with each other and with nobody else. So what
-// must happen exactly once can be counted inside one virtual user, while the server sees them all at once.
+// A crowd is one virtual user: some dozens of devices that communicate only with each other. So what must happen exactly once can
+// be counted within one virtual user, while the server handles all of them at once.
 
 import { SharedArray } from 'k6/data';
 import exec from 'k6/execution';
@@ -8,7 +8,7 @@ import { setTimeout } from 'k6/timers';
 
 import { Device } from './device.js';
 
-/** What `loadtest/k6/run` says. */
+/** The settings from `loadtest/k6/run`. */
 export const settings = {
   url: __ENV.LOADTEST_URLS.split(' ')[0],
   crowds: Number(__ENV.LOADTEST_CROWDS),
@@ -29,7 +29,7 @@ const connected = new Counter('connected');
 const errors = new Counter('errors');
 const finished = new Counter('crowds_finished');
 
-/** Thresholds of every scenario: nothing failed, and every crowd came to its end so often. */
+/** Thresholds of every scenario: nothing failed, and every crowd finished this many times. */
 export const allWell = (times = 1) => ({
   errors: ['count==0'],
   crowds_finished: [`count==${settings.crowds * times}`],
@@ -45,14 +45,14 @@ export const once = (maxDuration = '10m') => ({
 
 export const sleep = (ms) => new Promise((resolve) => { setTimeout(resolve, ms); });
 
-/** Waits until `holds()`, at most so many seconds; says whether it does. */
+/** Waits until `holds()`, for at most this many seconds. Returns whether it holds. */
 export async function eventually(holds, seconds = 30) {
   const until = Date.now() + seconds * 1000;
   while (!holds() && Date.now() < until) await sleep(20);
   return holds();
 }
 
-/** Counts a request, socket or script that failed, which no scenario forgives. The first few are printed. */
+/** Counts a failed request, socket or script. No scenario allows any. The first three are printed. */
 let failures = 0;
 export function failed(problem) {
   errors.add(1, { code: problem.code || 'script' });
@@ -60,12 +60,12 @@ export function failed(problem) {
   if (failures <= 3) console.error(problem.code ? problem.message : problem.stack || problem);
 }
 
-/** Every metric of these is shown and judged, also where nothing was ever added. */
+/** Creates counters. Add 0 to one that must be shown and judged even if nothing is counted. */
 export function counters(...names) {
   return Object.fromEntries(names.map((name) => [name, new Counter(name)]));
 }
 
-/** One member of a crowd: a device that may come and go. */
+/** One member of a crowd: a device that can connect and disconnect. */
 export class Member {
   constructor(seed, url) {
     this.seed = seed;
@@ -99,7 +99,7 @@ export class Member {
   }
 }
 
-/** The members of this virtual user's crowd, the same in each of its iterations. */
+/** The members of this virtual user's crowd, the same in all of its iterations. */
 let members;
 function ours() {
   const first = (exec.vu.idInTest - 1) * settings.sockets;
@@ -108,12 +108,12 @@ function ours() {
   return members;
 }
 
-/** Connects the crowd, has it do `work(members)`, and closes all sockets. Whatever goes wrong is counted. */
+/** Connects the crowd, runs `work(members)`, and closes all sockets. Failures are counted. */
 export async function gather(work, tags = {}) {
   const crowd = ours();
   errors.add(0);
   try {
-    // Let each of them end, or a late one would never be closed.
+    // Wait for all, even if one fails: otherwise a socket that opens later would never be closed.
     const connecting = await Promise.allSettled(crowd.map((member) => member.connect(tags)));
     if (connecting.every(({ status }) => status === 'fulfilled')) {
       await work(crowd);

@@ -1,8 +1,8 @@
-// One device's socket: requests are promises, events go to a handler.
+// The socket of one device: requests return promises, events go to a handler.
 
 import { WebSocket } from 'k6/experimental/websockets';
 
-/** What the server answers instead of a result, or what became of a socket. */
+/** An error reply, or the failure of a socket. */
 export class Problem extends Error {
   constructor(code, message) {
     super(`${code}: ${message}`);
@@ -11,7 +11,7 @@ export class Problem extends Error {
 }
 
 export class Device {
-  /** Resolves with the device at its welcome. `onEvent(name, data)` gets every event, the welcome included. */
+  /** Resolves with the device once it gets its welcome. `onEvent(name, data)` gets every event, including the welcome. */
   static connect(url, seed, onEvent) {
     return new Promise((resolve, reject) => {
       const device = new Device(url, seed, onEvent);
@@ -30,7 +30,7 @@ export class Device {
     const headers = { Authorization: `Bearer ${seed.token}` };
     this.socket = new WebSocket(url, ['sealwire.v1.json'], { headers });
     this.socket.onmessage = ({ data }) => this.take(JSON.parse(data));
-    // While it closes, k6 reports that it could not answer a ping any more.
+    // While the socket closes, k6 may report that it could not answer a ping.
     this.socket.onerror = ({ error }) => { if (!this.closing) this.fail(new Problem('socket', error)); };
     this.socket.onclose = () => {
       if (!this.closing) this.fail(new Problem('closed', 'the server closed the socket'));
@@ -53,17 +53,17 @@ export class Device {
     else resolve(frame.result);
   }
 
-  /** Everything that waits for this socket ends with `problem`. */
+  /** Rejects everything that waits for this socket with `problem`. */
   fail(problem) {
     this.problem = this.problem || problem;
     this.refused(problem);
     for (const { reject } of this.waiting.values()) reject(problem);
     this.waiting.clear();
-    // The welcome and the replies are told; a socket that nobody waits on tells its handler.
+    // For a socket on which nothing waits, the handler gets the failure.
     this.onEvent('failed', problem);
   }
 
-  /** Sends a request; resolves with its result, rejects with a Problem. */
+  /** Sends a request. Resolves with its result, or rejects with a Problem. */
   call(op, params) {
     if (this.problem) return Promise.reject(this.problem);
     const id = this.nextId++;
@@ -73,7 +73,7 @@ export class Device {
     });
   }
 
-  /** Closes the socket; resolves when it is closed. */
+  /** Closes the socket. Resolves once it is closed. */
   close() {
     this.closing = true;
     this.socket.close();

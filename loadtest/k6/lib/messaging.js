@@ -1,7 +1,7 @@
-// The members of a crowd write to each other and ack what they get, and count.
+// The members of a crowd write to each other, ack what they get, and count.
 //
-// The content of a message says which crowd and run it belongs to, who wrote it, which one it is of those from that member
-// to this one, and when it was sent.
+// The content of a message identifies the crowd and run, the sender, the number of the message among those from this sender to this
+// recipient, and the time of sending.
 
 import { Trend } from 'k6/metrics';
 
@@ -9,10 +9,10 @@ import { counters, eventually, failed, sleep } from './crowd.js';
 
 /** Characters of base64 in a message: 256 bytes. */
 const LENGTH = 344;
-/** Sends that a paced member has under way at most. */
-const MOST_UNDER_WAY = 16;
-/** Of as many seqs as one ack may name. */
-const MOST_ACKS = 1000;
+/** Maximum number of sends in flight for a paced member. */
+const MAX_IN_FLIGHT = 16;
+/** Maximum number of seqs in one ack. */
+const MAX_SEQS_PER_ACK = 1000;
 
 const replyTime = new Trend('reply_ms');
 const deliveryTime = new Trend('delivery_ms');
@@ -21,29 +21,29 @@ const { accepted, arrived, acked, duplicates, disordered, lost, unacked, redeliv
 
 export const messagesCount = {
   accepted: ['count>0'],
-  // A message that came twice, or again after its ack.
+  // Messages that arrived twice, or again after their ack.
   duplicates: ['count==0'],
-  // A message of one member that came after a later one of the same, or a gap in the seqs.
+  // Messages that arrived after a later one from the same member, and gaps in the seqs.
   disordered: ['count==0'],
-  // A message that was accepted and did not come.
+  // Accepted messages that did not arrive.
   lost: ['count==0'],
-  // A message that came and could not be acked.
+  // Messages that arrived and could not be acked.
   unacked: ['count==0'],
 };
 
 const digits = (number, width) => String(number).padStart(width, '0');
 
-/** What one member writes and gets. */
+/** One member as a sender and recipient. */
 class Correspondent {
   constructor(exchange, member, number) {
     this.exchange = exchange;
     this.member = member;
     this.number = number;
-    /** Messages so far to each, and from each. */
+    /** Number of messages so far to each member, and number of the latest message from each. */
     this.sent = [];
     this.received = [];
     this.skipped = new Set();
-    this.underWay = 0;
+    this.inFlight = 0;
     this.unacked = [];
     this.acking = false;
     this.ackedSeq = 0;
@@ -64,7 +64,7 @@ class Correspondent {
     const started = Date.now();
     const stamp = exchange.run + digits(this.number, 4) + digits(this.sent[to], 8) + digits(started, 16);
     const messages = [{ device_id: peer.device_id, type: 1, content: stamp.padEnd(LENGTH, 'A') }];
-    this.underWay += 1;
+    this.inFlight += 1;
     try {
       await member.call('messages.send', { message_id: crypto.randomUUID(), to: peer.user_id, messages });
       replyTime.add(Date.now() - started, this.tags);
@@ -73,10 +73,10 @@ class Correspondent {
     } catch (problem) {
       failed(problem);
     }
-    this.underWay -= 1;
+    this.inFlight -= 1;
   }
 
-  /** Keeps so many messages under way until then. */
+  /** Keeps `pipeline` messages in flight until the time `until`. */
   async hurry(until, pipeline) {
     const one = async () => {
       while (Date.now() < until && !this.member.device.problem) await this.send();
@@ -84,24 +84,24 @@ class Correspondent {
     await Promise.all(Array.from({ length: pipeline }, one));
   }
 
-  /** Sends one message in each interval until then, however long the answers take. */
+  /** Sends one message per interval until the time `until`, however long the replies take. */
   async pace(until, interval) {
     await sleep(Math.random() * interval);
     for (let due = Date.now(); due < until; due += interval) {
       await sleep(Math.max(0, due - Date.now()));
-      if (this.underWay < MOST_UNDER_WAY && this.member.device) this.send();
+      if (this.inFlight < MAX_IN_FLIGHT && this.member.device) this.send();
     }
-    await eventually(() => this.underWay === 0);
+    await eventually(() => this.inFlight === 0);
   }
 
-  /** Closes the socket in the middle of things and comes back; what came meanwhile is delivered then. */
+  /** Closes the socket and reconnects, to get what arrived meanwhile. */
   async reconnect() {
     const { member } = this;
     const { device } = member;
     member.device = undefined;
-    await eventually(() => this.underWay === 0 && !this.acking);
+    await eventually(() => this.inFlight === 0 && !this.acking);
     await device.close();
-    // What came and was not acked comes again, and is acked then.
+    // What arrived and was not acked is delivered again, and acked then.
     this.unacked = [];
     this.lastSeq = this.ackedSeq || undefined;
     await member.connect();
@@ -117,12 +117,12 @@ class Correspondent {
     this.unacked.push(seq);
     this.ack();
     const { exchange } = this;
-    // One of an earlier run of the test.
+    // From an earlier run of the test.
     if (!content.startsWith(exchange.run)) return;
     const sender = Number(content.slice(8, 12));
     const number = Number(content.slice(12, 20));
     if (exchange.all[sender].member.seed.device_id !== from.device_id || content.length !== LENGTH) {
-      failed(new Error(`a message came changed: ${content}`));
+      failed(new Error(`a message arrived changed: ${content}`));
     }
     if (this.isNew(sender, number)) {
       deliveryTime.add(Date.now() - Number(content.slice(20, 36)), this.tags);
@@ -143,12 +143,12 @@ class Correspondent {
     return late;
   }
 
-  /** Acks all that came while the last ack was under way. */
+  /** Acks all that has arrived, and then what arrives while an ack is in flight. */
   async ack() {
     if (this.acking) return;
     this.acking = true;
     while (this.unacked.length > 0 && this.member.device) {
-      const seqs = this.unacked.splice(0, MOST_ACKS);
+      const seqs = this.unacked.splice(0, MAX_SEQS_PER_ACK);
       try {
         const result = await this.member.call('messages.ack', { seqs });
         acked.add(result.acked);
@@ -162,7 +162,7 @@ class Correspondent {
   }
 }
 
-/** What a crowd writes to each other, over all iterations of its virtual user. */
+/** The messages among the members of a crowd. */
 export class Exchange {
   constructor(members) {
     this.run = digits(Math.floor(Math.random() * 1e8), 8);
@@ -171,7 +171,7 @@ export class Exchange {
     this.all = members.map((member, n) => new Correspondent(this, member, n));
   }
 
-  /** Everyone writes for so many seconds: with `pipeline` messages under way, or `rate` messages a second. */
+  /** All members write for this many seconds: with `pipeline` messages in flight each, or at `rate` messages per second. */
   async write({ seconds, pipeline, rate, tags = {} }) {
     const until = Date.now() + seconds * 1000;
     const writing = this.all.map((one) => {
@@ -181,7 +181,7 @@ export class Exchange {
     await Promise.all(writing);
   }
 
-  /** Waits until all that was accepted has come and is acked; counts what has not. */
+  /** Waits until all accepted messages have arrived and are acked, and counts those that do not. */
   async settle() {
     for (const counter of [duplicates, disordered, unacked, redelivered]) counter.add(0);
     const quiet = () => this.all.every((one) => !one.acking && one.unacked.length === 0);
@@ -190,7 +190,7 @@ export class Exchange {
     unacked.add(this.all.reduce((sum, one) => sum + one.unacked.length, 0));
   }
 
-  /** All come back once more, and must find nothing that waits for them. */
+  /** Reconnects all members once more. Nothing may wait in their mailboxes. */
   async findNothing() {
     await Promise.all(this.all.map((one) => one.reconnect()));
     const waiting = this.all.map((one) => one.member.device.welcome.mailbox.waiting);

@@ -1,4 +1,5 @@
-//! Claims under load: how many keys a second a server hands out, how long a claimer waits, and whether any key came twice.
+//! Claims under load: how many keys per second a server issues, how long a claim takes, and whether a key was issued
+//! twice.
 
 use std::{
     cell::RefCell,
@@ -29,59 +30,59 @@ use crate::{
     times::{Percentiles, Times},
 };
 
-/// How long the last answers are waited for.
+/// How long to wait for the last answers.
 const ANSWER_TIME: Duration = Duration::from_secs(20);
 
-/// What to claim, and how hard.
+/// Options of `swarm claims`.
 #[derive(clap::Args)]
 pub struct Options {
     /// The socket, such as `ws://127.0.0.1:8080/v1/socket`
     #[arg(long)]
     url: String,
-    /// Seed file: its first devices claim, the keys of the other users are claimed
+    /// Seed file: its first devices claim keys of the other users
     #[arg(long)]
     tokens: PathBuf,
-    /// Devices that claim, a socket each
+    /// Number of devices that claim, with one socket each
     #[arg(long, default_value_t = 64)]
     sockets: usize,
-    /// Claims under way on each of them
+    /// Claims in flight on each socket
     #[arg(long, default_value_t = 8)]
     pipeline: u32,
-    /// How long
+    /// How long to claim
     #[arg(long, default_value_t = 10)]
     seconds: u64,
-    /// Stop sooner, after so many claims
+    /// Maximum number of claims
     #[arg(long)]
     claims: Option<u64>,
-    /// The server's process, whose processor time is read
+    /// Process id of the server, to read its CPU time
     #[arg(long)]
     pid: Option<u32>,
 }
 
-/// What came of it.
+/// The results.
 #[derive(Debug, Serialize)]
 struct Report {
-    /// Keys handed out,
+    /// Keys issued.
     claimed: u64,
-    /// bundles without one because the pool was empty,
+    /// Bundles without a key because the pool was empty.
     exhausted: u64,
-    /// or because of the drain limit.
+    /// Bundles without a key because of the drain limit.
     limited: u64,
-    /// Claims that were answered with an error, by its code.
+    /// Claims that failed, by error code.
     errors: BTreeMap<String, u64>,
-    /// Keys that were handed out before. Anything but 0 is a defect of the server.
+    /// Keys that had been issued before. If this is not 0, the server has a defect.
     duplicates: u64,
     seconds: f64,
-    /// Keys handed out in a second.
+    /// Keys issued per second.
     per_second: f64,
     /// Time from a claim to its answer.
     #[serde(flatten)]
     answer: Percentiles,
-    /// The server's processor time for each key.
+    /// The server's CPU time per key.
     server_cpu_micros: Option<f64>,
 }
 
-/// The command: open the sockets, claim, print.
+/// Runs the command: opens the sockets, claims, and prints the results.
 pub async fn run(options: Options) -> Result<()> {
     let route = route_to(&options.url).await?;
     let seeds = read_seeds(&options.tokens)?;
@@ -121,14 +122,14 @@ pub async fn run(options: Options) -> Result<()> {
 struct Swarm {
     targets: Vec<UserId>,
     until: Instant,
-    /// Claims that may still be sent.
+    /// The number of claims that may still be sent.
     left: u64,
     dice: Dice,
     tally: Tally,
 }
 
 impl Swarm {
-    /// Appends the frame of a claim, unless it is time to stop.
+    /// Appends the frame of a claim and returns true; returns false if it is time to stop.
     fn put_claim(&mut self, id: u32, now: Instant, bytes: &mut Vec<u8>) -> io::Result<bool> {
         if self.left == 0 || now >= self.until {
             return Ok(false);
@@ -143,7 +144,7 @@ impl Swarm {
     }
 }
 
-/// Keeps `pipeline` claims under way on a socket until it is time to stop, and returns with the last answer.
+/// Keeps `pipeline` claims in flight on a socket until it is time to stop, and returns after the last answer.
 async fn claim(mut socket: Connection, swarm: Rc<RefCell<Swarm>>, pipeline: u32) -> io::Result<()> {
     let mut sent = Vec::new();
     let mut bytes = Vec::new();
@@ -153,8 +154,8 @@ async fn claim(mut socket: Connection, swarm: Rc<RefCell<Swarm>>, pipeline: u32)
             sent.push(now);
         }
     }
-    let mut under_way = sent.len();
-    while under_way > 0 {
+    let mut in_flight = sent.len();
+    while in_flight > 0 {
         socket.send(&mut bytes).await?;
         socket.receive().await?;
         let mut swarm = swarm.borrow_mut();
@@ -165,14 +166,14 @@ async fn claim(mut socket: Connection, swarm: Rc<RefCell<Swarm>>, pipeline: u32)
             let answer: ReplyFrame<BundlesReply> = Codec::Json.decode(text).map_err(io::Error::other)?;
             let id = answer.id.get();
             let now = Instant::now();
-            // An id means a place and grows by the number of places with each claim from there.
+            // Place n of `sent` is for the ids n + 1, n + 1 + pipeline, n + 1 + 2 * pipeline, …
             let place = id.wrapping_sub(1).checked_rem(pipeline).unwrap_or(0) as usize;
             let at = sent.get_mut(place).ok_or(io::ErrorKind::InvalidData)?;
             swarm.tally.count(answer, now - *at);
             if swarm.put_claim(id.wrapping_add(pipeline), now, bytes)? {
                 *at = now;
             } else {
-                under_way -= 1;
+                in_flight -= 1;
             }
             Ok(())
         })?;
@@ -180,7 +181,7 @@ async fn claim(mut socket: Connection, swarm: Rc<RefCell<Swarm>>, pipeline: u32)
     Ok(())
 }
 
-/// What has been answered so far.
+/// The answers so far.
 #[derive(Default)]
 struct Tally {
     keys: HashSet<(DeviceId, u32)>,

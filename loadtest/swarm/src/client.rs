@@ -1,4 +1,4 @@
-//! A WebSocket client that costs little: no buffer while nothing moves, no masking, text only.
+//! A WebSocket client that uses little memory and CPU: no buffer while idle, no masking, text only.
 
 use std::{
     cell::{Cell, RefCell},
@@ -13,7 +13,7 @@ use tokio::{
     sync::Notify,
 };
 
-/// The first byte of a text frame that is whole.
+/// The first byte of an unfragmented text frame.
 pub const TEXT: u8 = 0x81;
 /// The first byte of a Close frame.
 const CLOSE: u8 = 0x88;
@@ -22,11 +22,11 @@ const PING: u8 = 0x89;
 /// The first byte of a pong.
 const PONG: u8 = 0x8a;
 
-/// What all sockets of a process share.
+/// The state that all sockets of a process share.
 pub struct Swarm {
     /// The op of every request.
     pub op: String,
-    /// While set, every answer is followed by another request.
+    /// While set, every answer triggers another request.
     pub loading: Cell<bool>,
     /// Answers received by all sockets.
     pub answers: Cell<u64>,
@@ -34,7 +34,7 @@ pub struct Swarm {
 }
 
 impl Swarm {
-    /// A swarm without sockets.
+    /// Creates a swarm without sockets.
     pub fn new(op: String) -> Rc<Self> {
         Rc::new(Self {
             op,
@@ -47,7 +47,7 @@ impl Swarm {
 
 /// One open socket. Its task lives until the peer closes or the process ends.
 pub struct Socket {
-    /// Requests to send as soon as possible.
+    /// Number of requests to send as soon as possible.
     wanted: Cell<u32>,
     /// Answers received so far.
     pub answers: Cell<u64>,
@@ -55,36 +55,35 @@ pub struct Socket {
     pub ended: Cell<bool>,
     leaving: Cell<bool>,
     wake: Notify,
-    /// Notified once something has come in, or the connection has ended.
-    heard: Notify,
+    /// Notified when something is received, or the connection ends.
+    received: Notify,
 }
 
 impl Socket {
-    /// Has `n` more requests sent.
+    /// Sends `n` more requests.
     pub fn request(&self, n: u32) {
         self.wanted.set(self.wanted.get() + n);
         self.wake.notify_one();
     }
 
-    /// Has it say goodbye and end.
+    /// Sends a Close frame and ends the connection.
     pub fn leave(&self) {
         self.leaving.set(true);
         self.wake.notify_one();
     }
 }
 
-/// Where to and from where.
+/// Destination and source of connections.
 pub struct Route {
-    /// The server.
+    /// Address of the server.
     pub address: SocketAddr,
     /// Path and query of the socket.
     pub path: String,
-    /// The number of this process: each has a source address of its own, and so its own ports.
+    /// The number of this process. Each process has its own source address, and so its own ports.
     pub part: u8,
 }
 
-/// Opens a socket and starts the task that runs it, on the current `LocalSet`. With a token it is open once the server has
-/// welcomed it.
+/// Opens a socket and starts its task on the current `LocalSet`. With a token, returns after the server's welcome.
 pub async fn open(swarm: &Rc<Swarm>, route: &Route, token: Option<&str>) -> io::Result<Rc<Socket>> {
     let stream = upgraded(route, token).await?;
     let socket = Rc::new(Socket {
@@ -93,12 +92,12 @@ pub async fn open(swarm: &Rc<Swarm>, route: &Route, token: Option<&str>) -> io::
         ended: Cell::default(),
         leaving: Cell::default(),
         wake: Notify::new(),
-        heard: Notify::new(),
+        received: Notify::new(),
     });
     let run = Run { stream, swarm: Rc::clone(swarm), socket: Rc::clone(&socket), next_id: 1, partial: Vec::new() };
     tokio::task::spawn_local(run.until_closed());
     if token.is_some() {
-        socket.heard.notified().await;
+        socket.received.notified().await;
         if socket.ended.get() {
             return Err(io::ErrorKind::ConnectionAborted.into());
         }
@@ -106,7 +105,7 @@ pub async fn open(swarm: &Rc<Swarm>, route: &Route, token: Option<&str>) -> io::
     Ok(socket)
 }
 
-/// A connection past its handshake.
+/// Connects and upgrades to a WebSocket.
 pub async fn upgraded(route: &Route, token: Option<&str>) -> io::Result<TcpStream> {
     handshake(connect(route).await?, route, token).await
 }
@@ -133,7 +132,7 @@ async fn handshake(mut stream: TcpStream, route: &Route, token: Option<&str>) ->
         route.path, route.address
     );
     stream.write_all(request.as_bytes()).await?;
-    // Byte by byte, so that nothing behind the head is taken; the kernel has it all already.
+    // Byte by byte, so that nothing after the head is read. The kernel has buffered it already.
     let mut head = Vec::with_capacity(256);
     while !head.ends_with(b"\r\n\r\n") {
         head.push(stream.read_u8().await?);
@@ -146,31 +145,31 @@ async fn handshake(mut stream: TcpStream, route: &Route, token: Option<&str>) ->
     }
 }
 
-/// What the task of a socket works with.
+/// The state of a socket's task.
 struct Run {
     stream: TcpStream,
     swarm: Rc<Swarm>,
     socket: Rc<Socket>,
     next_id: u32,
-    /// The beginning of a frame that has not come in whole.
+    /// The beginning of an incomplete frame.
     partial: Vec<u8>,
 }
 
 impl Run {
     async fn until_closed(mut self) {
-        // The peer going away is the expected end; what it cost is seen in the answers counted.
+        // An error means that the peer has closed, which is expected. Missing answers show in the counts.
         let _ = self.run().await;
         self.socket.ended.set(true);
-        self.socket.heard.notify_one();
+        self.socket.received.notify_one();
     }
 
     async fn run(&mut self) -> io::Result<()> {
         loop {
             self.send_wanted().await?;
             if self.socket.leaving.get() {
-                let mut goodbye = Vec::new();
-                put_frame(&mut goodbye, CLOSE, &[]);
-                return self.stream.write_all(&goodbye).await;
+                let mut close = Vec::new();
+                put_frame(&mut close, CLOSE, &[]);
+                return self.stream.write_all(&close).await;
             }
             tokio::select! {
                 readable = self.stream.readable() => readable?,
@@ -181,7 +180,7 @@ impl Run {
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => continue,
                 Err(error) => return Err(error),
             };
-            self.socket.heard.notify_one();
+            self.socket.received.notify_one();
             self.stream.write_all(&pongs).await?;
         }
     }
@@ -193,7 +192,7 @@ impl Run {
         }
         let mut bytes = Vec::new();
         for _ in 0..wanted {
-            // By hand: the op may be one that no server knows.
+            // Without the protocol crate, because the op may not exist.
             let text = format!(r#"{{"id":{},"op":"{}","params":{{}}}}"#, self.next_id, self.swarm.op);
             self.next_id += 1;
             put_frame(&mut bytes, TEXT, text.as_bytes());
@@ -201,7 +200,7 @@ impl Run {
         self.stream.write_all(&bytes).await
     }
 
-    /// Takes in what the socket has; returns the pongs to send.
+    /// Reads what has arrived. Returns the pongs to send.
     fn read(&mut self) -> io::Result<Vec<u8>> {
         let mut scratch = self.swarm.scratch.borrow_mut();
         let n = self.stream.try_read(&mut scratch)?;
@@ -232,8 +231,8 @@ impl Run {
     }
 }
 
-/// Goes through the whole frames in `bytes`: answers pings into `answers`, where `each` may put requests of its own when it
-/// is shown a text. Returns how many bytes the frames take.
+/// Handles the complete frames in `bytes`: calls `each` with every text, and appends pongs to `answers`, to which `each` may
+/// append requests. Returns the number of bytes handled.
 pub fn take_texts(
     bytes: &[u8],
     answers: &mut Vec<u8>,
@@ -253,7 +252,7 @@ pub fn take_texts(
     Ok(used)
 }
 
-/// The first byte of a server's frame and where its payload is, if it is there in whole.
+/// Returns the first byte of a server's frame and the range of its payload; `None` if it is incomplete.
 pub fn frame(bytes: &[u8]) -> Option<(u8, std::ops::Range<usize>)> {
     let (header, length): (usize, usize) = match *bytes.get(1)? {
         126 => (4, u16::from_be_bytes(bytes.get(2..4)?.try_into().ok()?).into()),
@@ -267,19 +266,19 @@ pub fn frame(bytes: &[u8]) -> Option<(u8, std::ops::Range<usize>)> {
     (payload.end <= bytes.len()).then(|| (bytes[0], payload))
 }
 
-/// Whether a text of the server is an event: it writes the fields of its frames in one order.
+/// Whether a text from the server is an event. The server always writes the fields of a frame in the same order.
 pub fn is_event(text: &[u8]) -> bool {
     text.starts_with(br#"{"event""#)
 }
 
-/// Whether a text answers a request, or echoes one.
+/// Whether a text is a reply to a request, or the echo of one.
 fn is_answer(text: &[u8]) -> bool {
     !is_event(text) && text.windows(5).take(64).any(|part| part == br#""id":"#)
 }
 
-/// Appends a client's frame. The mask is zero: the server's work is the same, and ours is less.
+/// Appends a client's frame, masked with zero: this saves work here and none on the server.
 pub fn put_frame(bytes: &mut Vec<u8>, head: u8, payload: &[u8]) {
-    /// Says that the length follows in two bytes.
+    /// Means that the length follows in two bytes.
     const LONG: u8 = 0x7e;
     if payload.len() < usize::from(LONG) {
         bytes.extend_from_slice(&[head, 0x80 | u8::try_from(payload.len()).unwrap_or(0)]);

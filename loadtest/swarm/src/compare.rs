@@ -1,5 +1,5 @@
-//! Sealwire beside two bare echo servers, one on its own transport and one on the stock one: the same swarm to each, one
-//! after the other.
+//! Compares sealwire with two bare echo servers, one on sealwire's transport and one on the stock one. Each gets the same
+//! load, one after the other.
 
 use std::{
     net::SocketAddr,
@@ -19,28 +19,28 @@ use crate::{
     tally::Report,
 };
 
-/// A rest between measurements, so that one server's last work is not charged to the other.
+/// A pause between measurements, so that one server's remaining work does not count for the next.
 const REST: Duration = Duration::from_secs(1);
-/// Devices that connect in a round, besides those that stay.
+/// Devices that connect and leave in a round.
 const CONNECTS: usize = 2_000;
-/// Devices that write to each other, again others.
+/// Devices that write to each other. Three separate sets of devices are used.
 const WRITERS: usize = 64;
 
-/// What to compare, and how thoroughly.
+/// Options of `swarm compare`.
 #[derive(clap::Args)]
 pub struct Options {
-    /// The binary to measure
+    /// The sealwire binary
     #[arg(long, default_value = "target/release/sealwire")]
     sealwire: PathBuf,
     #[arg(long, default_value_t = 10_000)]
     sockets: usize,
-    /// How long the sockets idle before memory is read
+    /// How long the sockets are idle before memory is read
     #[arg(long, default_value_t = 60)]
     seconds: u64,
-    /// Rounds of load for each server, in turns
+    /// Rounds of load for each server
     #[arg(long, default_value_t = 5)]
     rounds: usize,
-    /// How long a round lasts
+    /// Duration of a round
     #[arg(long, default_value_t = 5, value_name = "SECONDS")]
     round_seconds: u64,
     /// Worker threads of each server
@@ -50,7 +50,7 @@ pub struct Options {
     load: Load,
 }
 
-/// The command: start the servers, measure each, print one table, stop them.
+/// Runs the command: starts the servers, measures each, prints a table, and stops the servers.
 pub async fn run(options: Options) -> Result<()> {
     let folder = tempfile::tempdir()?;
     let tokens = folder.path().join("tokens.jsonl");
@@ -61,14 +61,14 @@ pub async fn run(options: Options) -> Result<()> {
         let echo = Server::start_echo(transport, options.workers).await?;
         contenders.push(Contender::hold(name, echo, "/", &tokens, &options).await?);
     }
-    eprintln!("sealwire: as many messages as it can");
+    eprintln!("sealwire: maximum rate of messages");
     let most = contenders[0].exchange(None).await?.per_second;
     #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "some thousands")]
     let half = (most / 2.0) as u32;
     for round in 1..=options.rounds {
         eprintln!("round {round} of {}", options.rounds);
         for step in 0..contenders.len() {
-            // Each is the first now and then.
+            // The server that goes first changes with every round.
             let turn = (round + step) % contenders.len();
             contenders[turn].round(&options, half).await?;
         }
@@ -80,19 +80,19 @@ pub async fn run(options: Options) -> Result<()> {
     Ok(())
 }
 
-/// A server, the swarm that holds sockets to it, and what was measured.
+/// A server, its clients, and its measurements.
 struct Contender {
     name: &'static str,
     server: Server,
     swarm: Swarm,
-    /// Sockets that come and go.
+    /// Sockets that connect and leave in each round.
     visitors: Swarm,
     writers: messages::Options,
     held: Held,
     rounds: Vec<Round>,
 }
 
-/// What one round of load showed.
+/// The measurements of one round of load.
 struct Round {
     trips: Rate,
     connects: Rate,
@@ -100,7 +100,7 @@ struct Round {
 }
 
 impl Contender {
-    /// Holds sockets to a server that has just been started. Only sealwire is told who connects.
+    /// Opens sockets to a server that has just been started. Only sealwire gets tokens.
     async fn hold(
         name: &'static str,
         (mut server, address): (Server, SocketAddr),
@@ -110,8 +110,8 @@ impl Contender {
     ) -> Result<Self> {
         eprintln!("{name}: {} sockets for {} s", options.sockets, options.seconds);
         let is_echo = name != "sealwire";
-        let shown = (!is_echo).then(|| tokens.to_owned());
-        let target = Target { address, path: path.to_owned(), tokens: shown, op: options.load.op.clone() };
+        let seed_file = (!is_echo).then(|| tokens.to_owned());
+        let target = Target { address, path: path.to_owned(), tokens: seed_file, op: options.load.op.clone() };
         let time = Duration::from_secs(options.seconds);
         let (swarm, held) = hold(&target, server.pid()?, options.sockets, time).await?;
         for (failure, count) in &held.failures {
@@ -138,7 +138,10 @@ impl Contender {
         Ok(())
     }
 
-    /// Messages at this rate, all of which must arrive.
+    /// Exchanges messages at this rate, or as fast as possible.
+    ///
+    /// # Errors
+    /// If a message fails, is lost, or arrives out of order.
     async fn exchange(&self, rate: Option<u32>) -> Result<Report> {
         let mut writers = self.writers.clone();
         writers.rate = rate;
@@ -147,7 +150,7 @@ impl Contender {
             return Err(format!("{}: {count} messages failed: {failure}", self.name).into());
         }
         if report.arrived != report.accepted || report.misplaced > 0 {
-            return Err(format!("{}: messages were lost or came out of turn: {report:?}", self.name).into());
+            return Err(format!("{}: messages were lost or arrived out of order: {report:?}", self.name).into());
         }
         Ok(report)
     }
@@ -157,7 +160,7 @@ impl Contender {
         median(self.rounds.iter().map(of))
     }
 
-    /// The median of the rounds' ratios to what another made of the same round: what disturbs a round disturbs both.
+    /// The median of the rounds' ratios to another server in the same round. Other load affects both alike.
     fn ratio(&self, base: &Self, of: fn(&Round) -> f64) -> f64 {
         median(self.rounds.iter().zip(&base.rounds).map(|(ours, theirs)| of(ours) / of(theirs)))
     }
@@ -169,11 +172,11 @@ fn median(values: impl Iterator<Item = f64>) -> f64 {
     values.get(values.len() / 2).copied().unwrap_or(f64::NAN)
 }
 
-/// One column for each server, and one for the ratio of each to the last.
+/// Prints one column for each server, and one for the ratio of each to the last.
 fn print_table(options: &Options, half: u32, contenders: &[Contender]) {
     println!(
-        "\n{} sockets, {} s idle; round trips over {} sockets, {} under way on each; {CONNECTS} connects, 64 at a time;\n\
-         {half} messages a second between {WRITERS} devices, an echo of the same text; median of {} rounds\n",
+        "\n{} sockets, {} s idle; round trips over {} sockets, {} in flight on each; {CONNECTS} connects, 64 at a time;\n\
+         {half} messages per second between {WRITERS} devices, an echo of the same text; median of {} rounds\n",
         options.sockets, options.seconds, options.load.active, options.load.pipeline, options.rounds
     );
     let Some((base, others)) = contenders.split_last() else { return };

@@ -1,4 +1,4 @@
-//! Devices of a seed file, and their connections for those who look into every answer.
+//! Devices of a seed file, and connections for load tests that read every answer.
 
 use std::{collections::BTreeMap, future::Future, io, path::Path, time::Duration};
 
@@ -31,7 +31,7 @@ pub fn read_seeds(path: &Path) -> Result<Vec<Seed>> {
     Ok(lines.lines().map(serde_json::from_str).collect::<std::result::Result<_, _>>()?)
 }
 
-/// The way to a server, from this process.
+/// The route from this process to the server of a `ws://` URL.
 pub async fn route_to(url: &str) -> Result<Route> {
     let (address, path) = parse_url(url).await?;
     Ok(Route { address, path, part: 0 })
@@ -44,7 +44,7 @@ pub struct Connection {
 }
 
 impl Connection {
-    /// Opens it and waits for the welcome, if there will be one.
+    /// Opens the connection. If `welcome`, waits for the first frame.
     pub async fn open(route: &Route, token: &str, welcome: bool) -> io::Result<Self> {
         let mut connection = Self { stream: upgraded(route, Some(token)).await?, received: Vec::new() };
         while welcome && frame(&connection.received).is_none() {
@@ -53,7 +53,7 @@ impl Connection {
         Ok(connection)
     }
 
-    /// Waits for more to come in. Nothing is lost where the wait is given up.
+    /// Waits until more is received. Cancelling it loses nothing.
     pub async fn receive(&mut self) -> io::Result<()> {
         self.received.reserve(64 * 1024);
         match self.stream.read_buf(&mut self.received).await? {
@@ -62,14 +62,14 @@ impl Connection {
         }
     }
 
-    /// Sends all that is in `bytes`, and empties it.
+    /// Sends `bytes`, and clears it.
     pub async fn send(&mut self, bytes: &mut Vec<u8>) -> io::Result<()> {
         self.stream.write_all(bytes).await?;
         bytes.clear();
         Ok(())
     }
 
-    /// Goes through what has come in, as [`take_texts`] does.
+    /// Handles the complete frames that were received, like [`take_texts`].
     pub fn take(
         &mut self,
         answers: &mut Vec<u8>,
@@ -81,7 +81,7 @@ impl Connection {
     }
 }
 
-/// Runs what sockets do, side by side, each for so long at the most. Gives what failed, by what it said.
+/// Runs the tasks of sockets concurrently, each for at most `longest`. Returns the number of failures by error text.
 pub async fn side_by_side<Run>(runs: impl IntoIterator<Item = Run>, longest: Duration) -> Result<BTreeMap<String, u64>>
 where
     Run: Future<Output = io::Result<()>> + 'static,

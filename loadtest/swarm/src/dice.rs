@@ -7,11 +7,11 @@ use std::{
 
 use uuid::{Builder, Uuid};
 
-/// `SplitMix64` (Steele, Lea and Flood 2014): spread out, and nothing here must be secret.
+/// `SplitMix64` (Steele, Lea and Flood 2014): uniform, but predictable.
 pub struct Dice(u64);
 
 impl Dice {
-    /// Another one each time.
+    /// A generator with a random seed.
     pub fn new() -> Self {
         Self(RandomState::new().build_hasher().finish())
     }

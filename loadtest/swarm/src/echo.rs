@@ -1,5 +1,5 @@
-//! What a transport costs by itself: one actor a socket that sends back what it gets, on actix-web's stock path or on
-//! sealwire's lean one.
+//! An echo server, to measure the cost of a transport alone: one actor per socket sends back what it receives, over
+//! actix-web's stock transport or sealwire's.
 
 use std::{
     net::{SocketAddr, TcpListener},
@@ -15,7 +15,7 @@ use serde_json::json;
 
 use crate::Result;
 
-/// How to serve the echo.
+/// Options of `swarm echo`.
 #[derive(clap::Args)]
 pub struct Options {
     /// Address to listen on
@@ -24,17 +24,17 @@ pub struct Options {
     /// Worker threads
     #[arg(long, default_value_t = 2)]
     workers: usize,
-    /// What carries the frames
+    /// Transport of the frames
     #[arg(long, value_enum, default_value_t = Transport::Stock)]
     transport: Transport,
 }
 
-/// What carries the frames of an echo server.
+/// The transport of an echo server.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
 pub enum Transport {
-    /// `HttpServer`, as it comes.
+    /// actix-web's `HttpServer`, unmodified.
     Stock,
-    /// The transport that sealwire serves its sockets with.
+    /// Sealwire's own transport.
     Lean,
 }
 
@@ -49,7 +49,7 @@ impl Actor for Echo {
 impl StreamHandler<std::result::Result<Message, ProtocolError>> for Echo {
     fn handle(&mut self, message: std::result::Result<Message, ProtocolError>, ctx: &mut Self::Context) {
         let mut session = self.session.clone();
-        // `wait` keeps the order: the next message is handled when this one is with the session.
+        // `wait` keeps the order: the next message is handled after this one was passed to the session.
         let sending = async move {
             match message {
                 Ok(Message::Text(text)) => session.text(text).await.is_ok(),
@@ -57,7 +57,7 @@ impl StreamHandler<std::result::Result<Message, ProtocolError>> for Echo {
                 Ok(Message::Ping(data)) => session.pong(&data).await.is_ok(),
                 Ok(Message::Pong(_) | Message::Continuation(_) | Message::Nop) => true,
                 Ok(Message::Close(reason)) => {
-                    // A peer that is gone already needs no answer.
+                    // Fails if the peer has gone.
                     let _ = session.close(reason).await;
                     false
                 }
@@ -81,7 +81,7 @@ async fn socket(request: HttpRequest, body: web::Payload) -> actix_web::Result<H
     Ok(response)
 }
 
-/// Serves until it is stopped.
+/// Runs the command: serves until it is stopped.
 pub fn run(options: &Options) -> Result<()> {
     System::new().block_on(async {
         let app = || App::new().default_service(web::get().to(socket));
@@ -103,7 +103,7 @@ pub fn run(options: &Options) -> Result<()> {
     })
 }
 
-/// The bounds of a sealwire server, as far as the transport sees to them.
+/// Limits like those of a sealwire server.
 fn tuning() -> Tuning {
     Tuning {
         max_message: MAX_FRAME_BYTES as u64,

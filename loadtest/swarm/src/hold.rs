@@ -1,4 +1,4 @@
-//! Holding sockets to one server, and the measurements that a held swarm allows.
+//! Holds sockets to one server and measures its memory, answers and round trips.
 
 use std::{collections::BTreeMap, net::SocketAddr, path::PathBuf, time::Duration};
 
@@ -11,13 +11,13 @@ use crate::{
     process::{Load, Rate, Swarm, Target, settled_kib},
 };
 
-/// What to hold, and for how long.
+/// Options of `swarm hold`.
 #[derive(clap::Args)]
 pub struct Options {
     /// The socket, such as `ws://127.0.0.1:8080/v1/socket`
     #[arg(long)]
     url: String,
-    /// Seed file: JSON lines with a token each, of which every socket takes one
+    /// Seed file: one JSON line per socket, with its token
     #[arg(long, required_unless_present = "anonymous")]
     tokens: Option<PathBuf>,
     /// Send no token
@@ -25,43 +25,43 @@ pub struct Options {
     anonymous: bool,
     #[arg(long)]
     sockets: usize,
-    /// How long to hold them before measuring
+    /// How long to hold the sockets before measuring
     #[arg(long, default_value_t = 60)]
     seconds: u64,
-    /// The server's process, whose memory is read
+    /// Process id of the server, to read its memory
     #[arg(long)]
     pid: u32,
-    /// Then measure round trips for so long
+    /// How long to measure round trips afterwards; 0 for not at all
     #[arg(long, default_value_t = 0, value_name = "SECONDS")]
     round_trips: u64,
     #[command(flatten)]
     load: Load,
 }
 
-/// What a held swarm showed. Memory is resident memory in KiB.
+/// The measurements of a held swarm. Memory is resident memory in KiB.
 #[derive(Debug, Serialize)]
 pub struct Held {
-    /// Sockets open at the end of the holding time.
+    /// Sockets open after each was asked for an answer.
     pub open: usize,
-    /// Why others could not be opened, and how many.
+    /// Number of sockets that could not be opened, by error text.
     pub failures: BTreeMap<String, usize>,
-    /// The server's memory before the sockets,
+    /// The server's memory before the sockets were opened.
     pub before_kib: u64,
-    /// with all of them idle,
+    /// Its memory with all of them idle.
     pub idle_kib: u64,
-    /// and after a round trip on each.
+    /// Its memory after a round trip on each.
     pub asked_kib: u64,
-    /// Idle memory for each socket.
+    /// Idle memory per socket.
     pub idle_kib_per_socket: f64,
     /// The same after a round trip on each.
     pub asked_kib_per_socket: f64,
-    /// Sockets that answered when each was asked.
+    /// Sockets that answered when each was asked for an answer.
     pub answered: usize,
-    /// Under load, if measured.
+    /// The rate under load, if measured.
     pub load: Option<Rate>,
 }
 
-/// Opens a swarm, lets it idle, then asks each socket for an answer.
+/// Opens a swarm, keeps it idle for `time`, then asks each socket for an answer.
 pub async fn hold(target: &Target, pid: u32, sockets: usize, time: Duration) -> Result<(Swarm, Held)> {
     let mut swarm = Swarm::start(target, 0..sockets)?;
     let before_kib = settled_kib(pid).await?;
@@ -86,7 +86,7 @@ pub async fn hold(target: &Target, pid: u32, sockets: usize, time: Duration) -> 
     Ok((swarm, held))
 }
 
-/// The command: hold, measure, print.
+/// Runs the command: holds the sockets, measures, and prints the results.
 pub async fn run(options: Options) -> Result<()> {
     let (address, path) = parse_url(&options.url).await?;
     let target = Target { address, path, tokens: options.tokens, op: options.load.op.clone() };
@@ -99,7 +99,7 @@ pub async fn run(options: Options) -> Result<()> {
     Ok(())
 }
 
-/// Where a `ws://` URL leads.
+/// The address and path of a `ws://` URL.
 pub async fn parse_url(url: &str) -> Result<(SocketAddr, String)> {
     let rest = url.strip_prefix("ws://").ok_or("the URL must begin with ws://")?;
     let (host, path) = rest.split_at(rest.find('/').unwrap_or(rest.len()));

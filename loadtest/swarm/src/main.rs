@@ -1,5 +1,5 @@
-//! Holds more sockets than k6 can, measures what they cost the server, and compares sealwire with bare actix-ws echo
-//! servers. See `loadtest/README.md`.
+//! A load test client that holds more sockets than k6 can, measures their cost to the server, and compares sealwire with
+//! bare actix-ws echo servers. See `loadtest/README.md`.
 
 mod claims;
 mod client;
@@ -17,15 +17,15 @@ mod times;
 
 use clap::{Parser, Subcommand};
 
-/// Errors end the program with a message; nobody tells them apart.
+/// Errors end the program with a message, so they need no types.
 type Result<T> = std::result::Result<T, Box<dyn std::error::Error>>;
 
-/// The servers allocate with what sealwire allocates with, or the comparison would be of allocators.
+/// The allocator of sealwire, so that the comparison with the echo servers is not one of allocators.
 #[global_allocator]
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 
 #[derive(Parser)]
-#[command(about = "Many WebSockets, and what they cost the server")]
+#[command(about = "Opens many WebSockets and measures their cost to the server")]
 struct Cli {
     #[command(subcommand)]
     command: Command,
@@ -33,17 +33,17 @@ struct Cli {
 
 #[derive(Subcommand)]
 enum Command {
-    /// Serve a bare actix-ws echo, one actor a socket, on either transport; prints its address and pid
+    /// Serve a bare actix-ws echo, with one actor per socket, on either transport; prints its address and pid
     Echo(echo::Options),
-    /// Hold sockets to a running server and measure; prints JSON
+    /// Hold sockets to a running server and measure it; prints JSON
     Hold(hold::Options),
     /// Measure sealwire and both echo servers side by side; prints a table
     Compare(compare::Options),
-    /// Claim keys over many sockets at once; prints JSON
+    /// Claim keys over many sockets; prints JSON
     Claims(claims::Options),
-    /// Write messages between many sockets; prints JSON
+    /// Send messages between many sockets; prints JSON
     Messages(messages::Options),
-    /// One process of a swarm, told what to do on standard input
+    /// Run one process of a swarm, with orders on standard input
     #[command(hide = true)]
     Part(part::Options),
 }

@@ -1,5 +1,5 @@
-//! Messages under load: how many a second go from device to device, stored on the way, how long each takes, and whether
-//! all arrive once and in order.
+//! Messages under load: how many stored messages per second go from device to device, how long each takes, and whether all
+//! arrive once and in order.
 
 use std::{cell::RefCell, collections::VecDeque, io, ops::Range, path::PathBuf, rc::Rc, time::Duration};
 
@@ -24,48 +24,48 @@ use crate::{
     tally::{Report, Tally},
 };
 
-/// How long the last messages are waited for.
+/// How long to wait for the last messages.
 const ARRIVAL_TIME: Duration = Duration::from_secs(20);
-/// Bytes of the time at which a message was sent, at the beginning of its content: microseconds, big-endian.
+/// Length of the time of sending, at the beginning of a message's content: microseconds since the start, big-endian.
 const STAMP: usize = 8;
 
-/// Who writes to whom, and how much.
+/// Options of `swarm messages`.
 #[derive(Clone, clap::Args)]
 pub struct Options {
-    /// The socket, such as `ws://127.0.0.1:8080/v1/socket`; several nodes share the devices
+    /// The socket, such as `ws://127.0.0.1:8080/v1/socket`; once for each node, which share the devices
     #[arg(long, required = true)]
     url: Vec<String>,
     /// Seed file of users with one device each
     #[arg(long)]
     tokens: PathBuf,
-    /// Devices that write to each other, a socket each
+    /// Number of devices that write to each other, with one socket each
     #[arg(long, default_value_t = 64)]
     sockets: usize,
-    /// Devices of the seed file before those
+    /// Devices to skip at the beginning of the seed file
     #[arg(long, default_value_t = 0)]
     skip: usize,
-    /// Messages under way on each of them
+    /// Messages in flight on each socket
     #[arg(long, default_value_t = 8)]
     pipeline: u32,
-    /// Messages a second of all together; as many as they can without
+    /// Messages per second of all devices together; by default as many as possible
     #[arg(long)]
     pub rate: Option<u32>,
-    /// Bytes of content
+    /// Bytes of content per message
     #[arg(long, default_value_t = 255)]
     bytes: usize,
-    /// How long
+    /// How long to write
     #[arg(long, default_value_t = 10)]
     seconds: u64,
-    /// The servers' processes, whose processor time is read
+    /// Process id of each server, to read its CPU time
     #[arg(long)]
     pid: Vec<u32>,
-    /// The server is `swarm echo`: what comes back counts as the delivery
+    /// The server is `swarm echo`: the echo counts as the delivery
     #[arg(long)]
     pub echo: bool,
 }
 
 impl Options {
-    /// These devices of the seed file write to each other as fast as they can.
+    /// Options with which these devices of the seed file write to each other as fast as they can.
     pub fn new(url: String, tokens: PathBuf, devices: Range<usize>, seconds: u64) -> Self {
         Self {
             url: vec![url],
@@ -82,13 +82,13 @@ impl Options {
     }
 }
 
-/// The command: measure and print.
+/// Runs the command: measures, and prints the results.
 pub async fn run(options: Options) -> Result<()> {
     println!("{}", serde_json::to_string(&exchange(&options).await?)?);
     Ok(())
 }
 
-/// Opens the sockets, has them write to each other, and waits for what they wrote.
+/// Opens the sockets, lets the devices write to each other, and waits until all messages have arrived.
 pub async fn exchange(options: &Options) -> Result<Report> {
     let mut routes = Vec::new();
     for url in &options.url {
@@ -130,7 +130,7 @@ struct Swarm {
     started: Instant,
     until: Instant,
     peers: Vec<Seed>,
-    /// Of the message being written.
+    /// Buffer for the content of the message being written.
     content: Vec<u8>,
     dice: Dice,
     echo: bool,
@@ -159,32 +159,32 @@ impl Swarm {
         put_request(id, &send, bytes)
     }
 
-    /// Whether everything that was accepted has arrived and nothing more is sent.
-    fn is_through(&self) -> bool {
+    /// Whether the time is over and all accepted messages have arrived.
+    fn is_finished(&self) -> bool {
         Instant::now() >= self.until && self.tally.unanswered == 0 && self.tally.arrived >= self.tally.accepted
     }
 }
 
-/// One device at work.
+/// The connection and state of one device.
 struct Socket {
     connection: Connection,
     device: DeviceId,
     next_id: u32,
-    /// Sends that wait for their replies, and acks, which count as nothing: id and time.
-    under_way: VecDeque<(u32, Option<Instant>)>,
-    /// None before the first: the device may have had messages in earlier runs.
+    /// Requests that wait for replies: the id, and for sends the time of sending.
+    in_flight: VecDeque<(u32, Option<Instant>)>,
+    /// `None` before the first message, whose number is unknown: the device may have had messages in earlier runs.
     last_seq: Option<i64>,
 }
 
 impl Socket {
-    /// Opens it and waits for the welcome, if there will be one.
+    /// Opens the connection. If `welcome`, waits for the first frame.
     async fn open(route: &Route, seed: &Seed, welcome: bool) -> io::Result<Self> {
         let connection = Connection::open(route, &seed.token, welcome).await?;
-        Ok(Self { connection, device: seed.device_id, next_id: 1, under_way: VecDeque::new(), last_seq: None })
+        Ok(Self { connection, device: seed.device_id, next_id: 1, in_flight: VecDeque::new(), last_seq: None })
     }
 
-    fn sends_under_way(&self) -> u32 {
-        u32::try_from(self.under_way.iter().filter(|(_, sent)| sent.is_some()).count()).unwrap_or(u32::MAX)
+    fn sends_in_flight(&self) -> u32 {
+        u32::try_from(self.in_flight.iter().filter(|(_, sent)| sent.is_some()).count()).unwrap_or(u32::MAX)
     }
 
     /// Writes, reads and acks until all messages of all sockets have arrived.
@@ -198,15 +198,15 @@ impl Socket {
             {
                 let mut swarm = swarm.borrow_mut();
                 let now = Instant::now();
-                while now < swarm.until && now >= due && self.sends_under_way() < pipeline {
+                while now < swarm.until && now >= due && self.sends_in_flight() < pipeline {
                     let id = self.next_id;
                     self.next_id += 1;
                     swarm.put_message(id, self.device, now, &mut bytes)?;
                     swarm.tally.unanswered += 1;
-                    self.under_way.push_back((id, Some(now)));
+                    self.in_flight.push_back((id, Some(now)));
                     due += pace.unwrap_or_default();
                 }
-                if swarm.is_through() && self.under_way.is_empty() {
+                if swarm.is_finished() && self.in_flight.is_empty() {
                     return Ok(());
                 }
             }
@@ -222,7 +222,7 @@ impl Socket {
         }
     }
 
-    /// Handles the frames that have come in whole; acks go to `bytes`.
+    /// Handles the complete frames that were received. Appends acks to `bytes`.
     fn take(&mut self, swarm: &mut Swarm, bytes: &mut Vec<u8>) -> io::Result<()> {
         let mut seqs: Vec<u64> = Vec::new();
         let now = Instant::now();
@@ -248,9 +248,9 @@ impl Socket {
                 let reply: ReplyFrame<IgnoredAny> = Codec::Json.decode(text).map_err(io::Error::other)?;
                 (reply.id, reply.result.err())
             };
-            let at = self.under_way.iter().position(|(other, _)| *other == id.get());
+            let at = self.in_flight.iter().position(|(other, _)| *other == id.get());
             let at = at.ok_or(io::ErrorKind::InvalidData)?;
-            if let Some((_, Some(sent))) = self.under_way.remove(at) {
+            if let Some((_, Some(sent))) = self.in_flight.remove(at) {
                 swarm.tally.replied(error.map(|error| error.code.name().to_owned()), now - sent);
                 if swarm.echo {
                     swarm.tally.arrived(true, now - sent, now);
@@ -261,7 +261,7 @@ impl Socket {
         if !seqs.is_empty() {
             let id = self.next_id;
             self.next_id += 1;
-            self.under_way.push_back((id, None));
+            self.in_flight.push_back((id, None));
             put_request(id, &AckMessagesRequest { seqs: List(seqs) }, bytes)?;
         }
         Ok(())

@@ -1,7 +1,6 @@
-//! One process of a swarm: a process may open only 20,000 files, so a swarm is several.
+//! One process of a swarm. A process may open only 20,000 files, so a swarm consists of several.
 //!
-//! It does what the [`Order`]s on its standard input say, one JSON line each, and answers each with a
-//! line on its standard output.
+//! It reads [`Order`]s from standard input, one JSON line each, and answers each with an [`Outcome`] on standard output.
 
 use std::{cell::Cell, collections::BTreeMap, net::SocketAddr, path::PathBuf, rc::Rc, time::Duration};
 
@@ -21,10 +20,10 @@ use crate::{
 const OPENING: usize = 64;
 /// How long one handshake may take.
 const HANDSHAKE_TIME: Duration = Duration::from_secs(30);
-/// How long answers are waited for.
+/// How long to wait for answers.
 const ANSWER_TIME: Duration = Duration::from_secs(20);
 
-/// What the parent passes on the command line.
+/// Options of `swarm part`, set by the parent process.
 #[derive(clap::Args)]
 pub struct Options {
     #[arg(long)]
@@ -37,44 +36,44 @@ pub struct Options {
     pub sockets: usize,
     #[arg(long)]
     pub op: String,
-    /// Seed file, of which this process takes `sockets` lines after `skip`
+    /// Seed file, of which this process uses `sockets` lines after the first `skip`
     #[arg(long)]
     pub tokens: Option<PathBuf>,
     #[arg(long)]
     pub skip: usize,
 }
 
-/// What the parent asks for.
+/// An order of the parent process.
 #[derive(Debug, Clone, Copy, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Order {
-    /// Open all sockets, a number of them at a time.
+    /// Open all sockets, [`OPENING`] at a time.
     Open,
     /// Close all sockets.
     Close,
-    /// One round trip on every socket.
+    /// Make one round trip on every socket.
     Ask,
-    /// Keep `pipeline` requests under way on each of the first `active` sockets.
+    /// Keep `pipeline` requests in flight on each of the first `active` sockets.
     Load { active: usize, pipeline: u32, seconds: u64 },
 }
 
-/// What came of an order. Fields that the order does not concern are empty.
+/// The outcome of an order. Fields that do not apply to the order are empty.
 #[derive(Debug, Default, Serialize, Deserialize)]
 #[serde(default)]
 pub struct Outcome {
     /// Sockets open now.
     pub open: usize,
-    /// Why others could not be opened, and how many.
+    /// Number of sockets that could not be opened, by error text.
     pub failures: BTreeMap<String, usize>,
     /// Sockets that answered.
     pub answered: usize,
-    /// Round trips in all.
+    /// Round trips of all sockets.
     pub round_trips: u64,
-    /// What the order took.
+    /// Duration of the order.
     pub seconds: f64,
 }
 
-/// Serves the parent until it closes the standard input.
+/// Runs the command: carries out orders until standard input is closed.
 pub async fn run(options: Options) -> Result<()> {
     let tokens = options.tokens.as_deref().map(std::fs::read_to_string).transpose()?;
     let tokens = match &tokens {
@@ -185,7 +184,7 @@ impl Part {
             seconds: started.elapsed().as_secs_f64(),
             ..Outcome::default()
         };
-        // What is still under way must not be counted by the next order.
+        // Wait for the answers still in flight, so that the next order does not count them.
         let mut last = u64::MAX;
         while total.get() != last {
             last = total.get();

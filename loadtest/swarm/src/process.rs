@@ -1,4 +1,4 @@
-//! Processes: the parts of a swarm, and what the system knows about a server.
+//! Processes: those of a swarm and of servers, and the memory and CPU time of a server.
 
 use std::{
     future::Future,
@@ -24,9 +24,9 @@ use crate::{
     part::{Order, Outcome},
 };
 
-/// Sockets of one process, well under the 20,000 files that it may open.
+/// Sockets of one process, well below the 20,000 files that it may open.
 const SOCKETS_PER_PART: usize = 8_000;
-/// A server's memory has settled when it has changed by less than this part of itself for a while.
+/// A server's memory has settled when it changes by less than this fraction between two readings.
 const SETTLED: f64 = 0.002;
 
 /// Runs a command to its end on a single thread.
@@ -43,19 +43,19 @@ pub fn resident_kib(pid: u32) -> Result<u64> {
     Ok(kib.parse()?)
 }
 
-/// Processor time that a process has used, user and system.
+/// CPU time that a process has used, user and system.
 pub fn cpu_time(pid: u32) -> Result<Duration> {
-    /// Of the clock that /proc counts in, on every Linux that matters.
+    /// Unit of the times in /proc, on all common Linux systems.
     const TICKS_PER_SECOND: u64 = 100;
     let stat = std::fs::read_to_string(format!("/proc/{pid}/stat"))?;
-    // The name in parentheses may hold anything; utime and stime are fields 14 and 15 of the line.
+    // The name in parentheses may contain any characters. utime and stime are fields 14 and 15 of the line.
     let (_, fields) = stat.rsplit_once(')').ok_or("no name")?;
     let ticks: Vec<u64> =
         fields.split_whitespace().skip(11).take(2).map(str::parse).collect::<std::result::Result<_, _>>()?;
     Ok(Duration::from_millis(ticks.iter().sum::<u64>() * 1000 / TICKS_PER_SECOND))
 }
 
-/// [`resident_kib`] once it stands still, or after half a minute.
+/// [`resident_kib`] once it has settled, or after 30 seconds.
 pub async fn settled_kib(pid: u32) -> Result<u64> {
     let deadline = Instant::now() + Duration::from_secs(30);
     let mut before = resident_kib(pid)?;
@@ -71,40 +71,39 @@ pub async fn settled_kib(pid: u32) -> Result<u64> {
     }
 }
 
-/// Which server, and as whom.
+/// The server and the identities of the clients.
 #[derive(Debug, Clone)]
 pub struct Target {
-    /// Where it listens.
+    /// Address of the server.
     pub address: SocketAddr,
     /// Path of the socket.
     pub path: String,
-    /// Seed file; without it the sockets are anonymous.
+    /// Seed file with tokens; without it the sockets are anonymous.
     pub tokens: Option<PathBuf>,
     /// The op of every request.
     pub op: String,
 }
 
-/// How much to ask of a server.
+/// The load for measuring round trips.
 #[derive(Debug, Clone, clap::Args)]
 pub struct Load {
-    /// Sockets that make round trips
+    /// Number of sockets that make round trips
     #[arg(long, default_value_t = 64)]
     pub active: usize,
-    /// Requests under way on each of them
+    /// Requests in flight on each of them
     #[arg(long, default_value_t = 16)]
     pub pipeline: u32,
-    /// The op of the requests; one that no server knows is answered without the store
+    /// The op of the requests; an unknown op is answered without using the store
     #[arg(long, default_value = "swarm.echo")]
     pub op: String,
 }
 
-/// How a server did under load.
+/// The performance of a server under load.
 #[derive(Debug, Clone, Copy, Serialize)]
 pub struct Rate {
-    /// Round trips or connects a second.
+    /// Round trips or connects per second.
     pub per_second: f64,
-    /// Processor time of the server for each, in microseconds. It hardly depends on what else the
-    /// machine does meanwhile.
+    /// The server's CPU time for each, in microseconds. It depends little on other load on the machine.
     pub cpu_micros: f64,
 }
 
@@ -116,7 +115,7 @@ impl Rate {
     }
 }
 
-/// Sockets in processes of their own. Dropping it ends them.
+/// Sockets in separate processes. Dropping this ends the processes.
 pub struct Swarm {
     parts: Vec<Part>,
 }
@@ -129,10 +128,10 @@ struct Part {
 }
 
 impl Swarm {
-    /// Starts the processes for the sockets of the devices in this range of the seed file; none is opened yet.
+    /// Starts the processes for the sockets of the devices in this range of the seed file. Opens no socket yet.
     pub fn start(target: &Target, devices: Range<usize>) -> Result<Self> {
         let mut parts = Vec::new();
-        // No two swarms have the same source addresses if their ranges do not overlap.
+        // The number determines the source address. Swarms whose ranges do not overlap have different ones.
         let first = u8::try_from(devices.start.div_ceil(SOCKETS_PER_PART))?;
         for (number, start) in (first..).zip(devices.clone().step_by(SOCKETS_PER_PART)) {
             parts.push(Part::start(target, number, SOCKETS_PER_PART.min(devices.end - start), start)?);
@@ -140,7 +139,7 @@ impl Swarm {
         Ok(Self { parts })
     }
 
-    /// Has all parts do what `order` says, at once, and adds up what came of it.
+    /// Gives an order to all processes at once, and adds up the outcomes.
     pub async fn order(&mut self, order: Order) -> Result<Outcome> {
         let each = self.shares(order);
         let outcomes = try_join_all(self.parts.iter_mut().zip(each).map(|(part, order)| part.order(order)));
@@ -157,7 +156,7 @@ impl Swarm {
         Ok(sum)
     }
 
-    /// Keeps requests under way for some time, and says what `pid` made of it.
+    /// Keeps requests in flight for some seconds, and measures the server `pid`.
     pub async fn load(&mut self, pid: u32, load: &Load, seconds: u64) -> Result<Rate> {
         let before = cpu_time(pid)?;
         let order = Order::Load { active: load.active, pipeline: load.pipeline, seconds };
@@ -166,7 +165,7 @@ impl Swarm {
         Ok(Rate::of(outcome.round_trips, outcome.seconds, cpu))
     }
 
-    /// Opens all sockets and closes them again, and says what `pid` made of the opening.
+    /// Opens and closes all sockets, and measures how the server `pid` handles the opening.
     pub async fn connect(&mut self, pid: u32) -> Result<Rate> {
         let before = cpu_time(pid)?;
         let outcome = self.order(Order::Open).await?;
@@ -178,7 +177,7 @@ impl Swarm {
         Ok(Rate::of(outcome.open as u64, outcome.seconds, cpu))
     }
 
-    /// The order as each part gets it: active sockets are spread evenly.
+    /// The orders for the processes, among which the active sockets are spread evenly.
     fn shares(&self, order: Order) -> Vec<Order> {
         let parts = self.parts.len();
         (0..parts)
@@ -217,13 +216,13 @@ impl Part {
     }
 }
 
-/// A server that we started. Dropping it kills it, by its own handle; [`Server::stop`] also waits.
+/// A server process that was started here. Dropping this kills it; [`Server::stop`] also waits.
 pub struct Server {
     process: Child,
 }
 
 impl Server {
-    /// Starts `program`; what it prints goes to `log`, or is ignored.
+    /// Starts `command`. Its output goes to `log`, or is discarded.
     pub fn start(command: &mut Command, log: Option<&Path>) -> Result<Self> {
         let output = || -> Result<Stdio> {
             Ok(match log {
@@ -253,7 +252,10 @@ impl Server {
         Ok((Self { process }, address))
     }
 
-    /// Its process id, or an error if it has ended.
+    /// The process id.
+    ///
+    /// # Errors
+    /// If the server has ended.
     pub fn pid(&mut self) -> Result<u32> {
         if let Some(status) = self.process.try_wait()? {
             return Err(format!("the server ended: {status}").into());
@@ -261,7 +263,7 @@ impl Server {
         Ok(self.process.id().ok_or("the server ended")?)
     }
 
-    /// Ends it.
+    /// Kills the server and waits for its end.
     pub async fn stop(mut self) -> Result<()> {
         Ok(self.process.kill().await?)
     }

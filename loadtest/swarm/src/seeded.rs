@@ -1,4 +1,4 @@
-//! A sealwire server on a fresh store of its own.
+//! Starts a sealwire server on a fresh store.
 
 use std::{
     net::{SocketAddr, TcpListener},
@@ -18,7 +18,7 @@ use crate::{Result, process::Server};
 /// How long the server may take to become ready.
 const READY_TIME: Duration = Duration::from_secs(30);
 
-/// Seeds a fresh store with so many devices, written to `tokens`, and serves it on free ports.
+/// Seeds a fresh store with this many devices, writes the seed file to `tokens`, and starts a server on free ports.
 pub async fn start_sealwire(
     binary: &Path,
     workers: usize,
@@ -55,21 +55,21 @@ pub async fn start_sealwire(
     while !is_ready(public).await {
         if server.pid().is_err() || Instant::now() > deadline {
             let said = std::fs::read_to_string(&log)?;
-            return Err(format!("sealwire did not become ready; it said:\n{said}").into());
+            return Err(format!("sealwire did not become ready; its log:\n{said}").into());
         }
         sleep(Duration::from_millis(100)).await;
     }
     Ok((server, public))
 }
 
-/// The names of all limits, which are there to keep one client from what a swarm does; not those that are times.
+/// The names of all limits, to be turned off because a swarm exceeds them. Settings that end in `_s` are times.
 fn limits() -> impl Iterator<Item = &'static str> {
     let section = include_str!("../../../config/default.toml").lines().skip_while(|line| *line != "[limits]").skip(1);
     let settings = section.take_while(|line| !line.starts_with('[')).filter(|line| !line.starts_with('#'));
     settings.filter_map(|line| Some(line.split_once('=')?.0.trim())).filter(|name| !name.ends_with("_s"))
 }
 
-/// Two loopback addresses that nobody listened on a moment ago.
+/// Two loopback addresses with ports that were free a moment ago.
 fn free_addresses() -> Result<[SocketAddr; 2]> {
     let [one, two] = [TcpListener::bind("127.0.0.1:0")?, TcpListener::bind("127.0.0.1:0")?];
     Ok([one.local_addr()?, two.local_addr()?])

@@ -1,4 +1,4 @@
-//! What came of messages under load.
+//! Counts and times of messages under load.
 
 use std::{collections::BTreeMap, time::Duration};
 
@@ -7,48 +7,48 @@ use tokio::time::Instant;
 
 use crate::times::{Percentiles, Times};
 
-/// What came of it.
+/// The results.
 #[derive(Debug, Serialize)]
 pub struct Report {
-    /// Messages that were accepted,
+    /// Messages that were accepted.
     pub accepted: u64,
-    /// and those that arrived.
+    /// Messages that arrived.
     pub arrived: u64,
-    /// Those that came out of turn or twice. Anything but 0 is a defect of the server.
+    /// Messages that arrived out of order or twice. If this is not 0, the server has a defect.
     pub misplaced: u64,
-    /// Requests that were answered with an error, by its code.
+    /// Failures: requests by error code, sockets by error text.
     pub errors: BTreeMap<String, u64>,
     pub seconds: f64,
-    /// Messages that arrived in a second.
+    /// Messages that arrived per second.
     pub per_second: f64,
-    /// From sending to the reply, which comes once it is stored.
+    /// Time from sending to the reply, which means that the message is stored.
     pub reply: Percentiles,
-    /// From sending to the arrival at the other device.
+    /// Time from sending to the arrival at the other device.
     pub delivery: Percentiles,
-    /// The servers' processor time for each message.
+    /// The servers' CPU time per message.
     pub server_cpu_micros: Option<f64>,
 }
 
-/// What has happened so far.
+/// Counts and times so far.
 #[derive(Default)]
 pub struct Tally {
-    /// Messages that were accepted,
+    /// Messages that were accepted.
     pub accepted: u64,
-    /// that arrived,
+    /// Messages that arrived.
     pub arrived: u64,
-    /// and that wait for their reply.
+    /// Messages that wait for their replies.
     pub unanswered: u64,
     misplaced: u64,
-    /// What failed, by what it said.
+    /// Failures: requests by error code, sockets by error text.
     pub errors: BTreeMap<String, u64>,
     replies: Times,
     deliveries: Times,
-    /// When the last one arrived.
+    /// When the last message arrived.
     pub last: Option<Instant>,
 }
 
 impl Tally {
-    /// A send was answered, with the code of an error or none.
+    /// Counts the reply to a send; `code` is `None` if it was accepted.
     pub fn replied(&mut self, code: Option<String>, took: Duration) {
         self.unanswered -= 1;
         self.replies.add(took);
@@ -58,7 +58,7 @@ impl Tally {
         }
     }
 
-    /// A message came, in its turn or not.
+    /// Counts a message that arrived; `in_place` is false if it was out of order or a repeat.
     pub fn arrived(&mut self, in_place: bool, took: Duration, now: Instant) {
         self.arrived += 1;
         self.misplaced += u64::from(!in_place);
@@ -66,7 +66,7 @@ impl Tally {
         self.last = Some(now);
     }
 
-    /// What it comes to.
+    /// The results, given the duration of the test and the servers' CPU time.
     pub fn report(self, time: Duration, cpu: Option<Duration>) -> Report {
         #[expect(clippy::cast_precision_loss, reason = "counts are far below 2^52")]
         let arrived = self.arrived as f64;

@@ -1,14 +1,14 @@
-//! How long things took.
+//! Measured times and their percentiles.
 
 use std::time::Duration;
 
 use serde::Serialize;
 
-/// Times that were measured, in microseconds.
+/// Measured times, in microseconds.
 #[derive(Default)]
 pub struct Times(Vec<u32>);
 
-/// Of half of them and of all but a hundredth, in milliseconds.
+/// The median and the 99th percentile, in milliseconds.
 #[derive(Debug, Serialize)]
 pub struct Percentiles {
     pub p50_ms: f64,
@@ -16,12 +16,12 @@ pub struct Percentiles {
 }
 
 impl Times {
-    /// Adds one.
+    /// Adds a time.
     pub fn add(&mut self, took: Duration) {
         self.0.push(u32::try_from(took.as_micros()).unwrap_or(u32::MAX));
     }
 
-    /// What they come to.
+    /// The percentiles of all times added; NaN if there are none.
     pub fn percentiles(mut self) -> Percentiles {
         self.0.sort_unstable();
         let percentile = |hundredths: usize| {
