@@ -97,7 +97,7 @@ fn only_modules_at_the_edges_use_the_protocol_crate() {
     assert!(using > 10, "only {using} files were found: the test fails to read them");
 }
 
-/// Thus, renaming a column or a field of the store or the domain cannot change the protocol.
+/// So renaming a column or a field of the store or the domain cannot change the protocol.
 #[test]
 fn modules_below_the_edges_do_not_use_serde() {
     let mut checked = 0;

@@ -186,7 +186,7 @@ async fn tables_of_a_newer_version_stop_every_command_and_check_config_reports_o
     }
 }
 
-/// Runs a statement on a database without the server's knowledge.
+/// Runs a statement directly on a database.
 async fn change(url: &str, statement: &'static str) {
     if url.starts_with("sqlite:") {
         url.parse::<SqliteConnectOptions>().unwrap().connect().await.unwrap().execute(statement).await.unwrap();

@@ -25,8 +25,8 @@ const RECONCILE: Duration = Duration::from_mins(1);
 /// The same while the bus is down and the interval is five seconds.
 const RECONCILE_WITHOUT_BUS: Duration = Duration::from_secs(20);
 
-/// Waits until a node has just reconciled, so that it will not do so again for about four seconds. To see it, revokes
-/// `device`, which is connected to that node, in the database alone: only the reconcile notices.
+/// Waits until a node has just reconciled, so that it will not do so again for about four seconds. For this it revokes
+/// `device`, which is connected to that node, directly in the database: only a reconcile notices that.
 async fn wait_for_reconcile(database: &mut PgConnection, device: &(Person, Socket)) {
     let (person, socket) = device;
     let revoked = sqlx::query("UPDATE devices SET revoked = TRUE WHERE id = $1")
@@ -147,7 +147,7 @@ async fn the_reconcile_makes_up_for_the_signals_of_a_node_that_crashed_after_its
     let deleted_socket = Socket::connect(&cluster.nodes[0], &deleted.token, Codec::Json).await;
     let mut keys = KeySet::new(Suite::SignalX3dh, 1);
     low_socket.request("keys.publish", keys.complete(1..=30)).await;
-    // What a node has committed that crashes before it sends any signal.
+    // The changes of a node that has committed them and crashed before it sent any signal.
     let mut database = cluster.sql().await;
     let id = |text: &str| Uuid::parse_str(text).unwrap();
     for (statement, id) in [

@@ -48,7 +48,8 @@ async fn no_conflict_between_transactions_reaches_a_client() {
     let cluster = Arc::new(Cluster::start(&Services::shared(), 2, SETTINGS).await);
     let tally = Arc::new(Tally::default());
     let users: Arc<Mutex<Vec<String>>> = Arc::new(Mutex::new(vec![String::new(); USERS]));
-    // A test finds a code as the newest mail to its address, so the devices of a user sign in one after another.
+    // Two codes that are mailed to one address at the same time cannot be told apart, so the devices of a user sign in
+    // one after another.
     let sign_in_locks: Vec<_> = (0..USERS).map(|_| Arc::new(tokio::sync::Mutex::new(()))).collect();
     let mut workers = Vec::new();
     for index in 0..USERS * DEVICES {

@@ -93,7 +93,7 @@ async fn a_draining_server_answers_requests_that_were_begun_and_sends_accepted_m
     assert_eq!(idle.close_code().await, 4000, "an idle socket is closed at once");
     busy.event("server.draining").await;
     assert!(!busy.is_closed(), "its requests are not answered yet");
-    // Now the server accepts no new requests and no new sockets, but other HTTP requests.
+    // Now the server accepts no new requests and no new sockets, but it still answers other HTTP requests.
     let late = busy.expect_reply(2000);
     busy.send(Codec::MsgPack.encode(&json!({ "id": 2000, "op": "devices.list", "params": {} }))).await;
     let bearer = format!("Bearer {}", person.token);

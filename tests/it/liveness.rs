@@ -64,8 +64,8 @@ async fn clients_that_do_not_read_use_bounded_memory_and_do_not_affect_others() 
     let other = Socket::connect(&server, &other.token, Codec::Json).await;
     let fetch = json!({ "user_id": target });
     other.request("keys.fetch", fetch.clone()).await;
-    // First as many long replies as may be in flight, then a great many short ones. Together they are more than twice
-    // the bound.
+    // First as many long replies as may be in flight, then very many short ones. Together they are more than twice the
+    // bound.
     let request = |id: u64| match id {
         ..=IN_FLIGHT => json!({ "id": id, "op": "keys.fetch", "params": fetch }),
         _ => json!({ "id": id, "op": "x" }),

@@ -22,7 +22,7 @@ struct Secrets(Mutex<BTreeSet<String>>);
 impl Secrets {
     fn add(&self, secret: &str) {
         let mut secrets = self.0.lock().unwrap();
-        // Also its first characters alone, because a log may cut it short.
+        // Its first characters must be absent, too, because a log may cut it short.
         secrets.insert(secret.chars().take(16).collect());
         secrets.insert(secret.to_owned());
     }
@@ -173,7 +173,7 @@ impl Scenario<'_> {
         assert_eq!(status, StatusCode::OK);
         assert_eq!(call(server, Method::GET, "/v1/auth/session", Some(&alice.token), None).await.0, 401);
 
-        // Secrets in the wrong places.
+        // Secrets in places where they do not belong.
         for path in ["/v1/auth/session", "/v1/auth/otp", "/v1/socket", "/healthz", "/v1/nowhere", "/nowhere"] {
             let path = format!("{path}?token={renewed}&email={}&code=12121212", alice.email);
             for method in [Method::GET, Method::POST, Method::PUT] {

@@ -130,7 +130,7 @@ async fn unfetched_messages_expire_and_are_counted() {
     let seq = bob.receives("long").await["seq"].clone();
     assert_eq!(seq, 2);
     assert_eq!(bob.socket.request("messages.ack", json!({ "seqs": [1] })).await, json!({ "acked": 0 }));
-    // A message is kept for thirty days, although its id is remembered only for one.
+    // A message is kept for thirty days, although its id is remembered only for one day.
     alice.send(&[&bob.person], "thirty days").await;
     app.advance(Duration::from_hours(30 * 24) - Duration::from_secs(1));
     bob.reconnect(&app, Codec::Json).await;

@@ -305,7 +305,7 @@ async fn a_sender_can_skip_a_device_that_uses_another_suite() {
         assert_problem(&error, "bad_request", "no suite");
         assert_eq!(error["details"]["path"], "suites");
     }
-    assert_eq!(bot_socket.request("keys.status", json!({})).await["one_time"], 1, "no key of the device was spent");
+    assert_eq!(bot_socket.request("keys.status", json!({})).await["one_time"], 1, "no key of the device was used up");
 
     // Without `skip` the device counts as missing; with it the message is sent.
     let mut params = message(&[&phone.person], "hello");

@@ -65,7 +65,7 @@ async fn a_transaction_that_is_aborted_by_a_deadlock_is_retried() {
     let device = Uuid::parse_str(&person.device).unwrap();
 
     // Another transaction has inserted the key and has not committed yet. PostgreSQL aborts the transaction whose
-    // deadlock timeout ends first, so with this long one it is the server's.
+    // deadlock timeout ends first. Because this one is long, that is the server's transaction.
     let mut rival = cluster.sql().await;
     rival.execute("SET deadlock_timeout = '1h'; BEGIN").await.unwrap();
     sqlx::query(
