@@ -17,7 +17,7 @@ use crate::packed::{Packed, Unpacked};
 pub type Outcome<T = ()> = Result<T, Box<dyn Error>>;
 
 /// Timeout for every step.
-const PATIENCE: Duration = Duration::from_secs(20);
+const TIMEOUT: Duration = Duration::from_secs(20);
 
 /// The server.
 pub struct Server {
@@ -106,7 +106,7 @@ impl Server {
                 }
             }
         };
-        timeout(PATIENCE, wait).await.map_err(|_| "no mail arrived in time")?
+        timeout(TIMEOUT, wait).await.map_err(|_| "no mail arrived in time")?
     }
 
     /// Opens the socket of a session's device, and waits for the welcome.
@@ -242,7 +242,7 @@ impl Socket {
     /// Waits until the server closes the socket. Returns the close code.
     pub async fn close_code(&mut self) -> Outcome<u16> {
         loop {
-            match timeout(PATIENCE, self.incoming.recv())
+            match timeout(TIMEOUT, self.incoming.recv())
                 .await
                 .map_err(|_| "the server did not close the socket in time")?
             {
@@ -269,7 +269,7 @@ impl Socket {
     }
 
     async fn next_frame(&mut self) -> Outcome<Value> {
-        match timeout(PATIENCE, self.incoming.recv()).await.map_err(|_| "no frame arrived in time")? {
+        match timeout(TIMEOUT, self.incoming.recv()).await.map_err(|_| "no frame arrived in time")? {
             Some(Incoming::Frame(frame)) => {
                 self.show("←", &brief(&frame));
                 Ok(frame)

@@ -1,6 +1,10 @@
 //! Health checks: whether the process runs, and whether it should receive clients.
 
-use actix_web::{HttpResponse, http::StatusCode, web::Data};
+use actix_web::{
+    HttpResponse,
+    http::{StatusCode, header},
+    web::Data,
+};
 use sealwire_protocol::health::{HealthReply, HealthStatus};
 
 use super::Http;
@@ -11,13 +15,14 @@ pub async fn healthz() -> HttpResponse {
 }
 
 /// `GET /readyz`: 503 if the store does not answer or the node is stopping; otherwise 200, with the status `degraded`
-/// if the bus is down.
+/// if the bus is down. Pages of all origins may read it: it says nothing that is not public, and a page whose origin is
+/// not allowed can so distinguish this from a server that is down.
 pub async fn readyz(http: Data<Http>) -> HttpResponse {
     let service = http.service.clone();
     let store_answers = http.runtime.spawn(async move { service.store_is_reachable().await }).await.unwrap_or(false);
     let (status, reasons) = readiness(store_answers, http.service.bus_is_up(), (http.is_draining)());
     let code = if status == HealthStatus::NotReady { StatusCode::SERVICE_UNAVAILABLE } else { StatusCode::OK };
-    HttpResponse::build(code).json(reply(status, &reasons))
+    HttpResponse::build(code).insert_header((header::ACCESS_CONTROL_ALLOW_ORIGIN, "*")).json(reply(status, &reasons))
 }
 
 fn reply(status: HealthStatus, reasons: &[&str]) -> HealthReply {

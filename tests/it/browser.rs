@@ -96,6 +96,17 @@ async fn preflights_allow_the_methods_and_headers_of_the_api() {
     }
 }
 
+#[tokio::test(flavor = "multi_thread")]
+async fn pages_of_all_origins_may_read_whether_the_server_is_ready() {
+    let app = app();
+    for origin in [ALLOWED, FOREIGN, "null"] {
+        let response = from_page(&app, Method::GET, "/readyz", origin).await;
+        assert_eq!(response.status(), StatusCode::OK);
+        assert_eq!(header(&response, "access-control-allow-origin"), Some("*"), "{origin}");
+        assert_eq!(header(&response, "access-control-allow-credentials"), None);
+    }
+}
+
 /// Browsers cannot see why an upgrade was refused, so they ask here whether their token is valid.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_browser_can_check_its_session_over_http() {

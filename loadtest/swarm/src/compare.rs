@@ -23,7 +23,7 @@ use crate::{
 const REST: Duration = Duration::from_secs(1);
 /// Devices that connect and leave in a round.
 const CONNECTS: usize = 2_000;
-/// Devices that write to each other. Three separate sets of devices are used.
+/// Devices that write to each other. They are different from those that connect and leave and from the idle ones.
 const WRITERS: usize = 64;
 
 /// Options of `swarm compare`.

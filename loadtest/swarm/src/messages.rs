@@ -26,7 +26,7 @@ use crate::{
 
 /// How long to wait for the last messages.
 const ARRIVAL_TIME: Duration = Duration::from_secs(20);
-/// Length of the time of sending, at the beginning of a message's content: microseconds since the start, big-endian.
+/// Bytes of the timestamp at the beginning of a message's content: microseconds since the start, big-endian.
 const STAMP: usize = 8;
 
 /// Options of `swarm messages`.
@@ -159,7 +159,7 @@ impl Swarm {
         put_request(id, &send, bytes)
     }
 
-    /// Whether the time is over and all accepted messages have arrived.
+    /// Whether the time is over, all sends are answered and all accepted messages have arrived.
     fn is_finished(&self) -> bool {
         Instant::now() >= self.until && self.tally.unanswered == 0 && self.tally.arrived >= self.tally.accepted
     }
