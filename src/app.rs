@@ -1,5 +1,5 @@
-//! The composition root: the only place that chooses backends and connects the modules. Production and tests both build
-//! a server with [`Application::build`] and run it with [`Application::run_until_stopped`].
+//! The composition root: the only module that chooses the backends and creates the modules' dependencies. Both
+//! production and tests build a server with [`Application::build`] and run it with [`Application::run_until_stopped`].
 
 mod error;
 mod listeners;
@@ -51,8 +51,9 @@ pub struct Application {
     runtimes: Runtimes,
 }
 
-/// What all modules of a node share.
+/// What the modules of a node share.
 struct NodeContext {
+    /// Chosen at random at each start.
     id: Uuid,
     tasks: Tasks,
     metrics: Arc<Metrics>,
@@ -60,11 +61,12 @@ struct NodeContext {
 }
 
 impl Application {
-    /// Opens the backends, starts the background tasks and binds both ports. Connections are accepted only by
-    /// [`Self::run_until_stopped`].
+    /// Opens the backends, starts the background tasks and binds both ports. The server accepts connections once
+    /// [`Self::run_until_stopped`] runs.
     ///
     /// # Errors
-    /// If a backend or the secret cannot be opened, or a port cannot be bound.
+    /// If threads cannot be started, the database, the bus, the mailer or the server secret cannot be set up, or a port
+    /// cannot be bound.
     pub fn build(config: &Config, clock: Clock, entropy: &Entropy) -> Result<Self, AppError> {
         let runtimes = Runtimes::start().map_err(AppError::System)?;
         let node =
@@ -97,27 +99,29 @@ impl Application {
         self.operator.port()
     }
 
-    /// A handle that stops this server.
+    /// Returns a handle that stops this server.
     #[must_use]
     pub fn stopper(&self) -> Stopper {
         self.stopper.clone()
     }
 
-    /// The background tasks. More can be spawned.
+    /// Returns a handle to the background tasks, with which more can be spawned.
     #[must_use]
     pub fn tasks(&self) -> Tasks {
         self.tasks.clone()
     }
 
-    /// Serves until the server is stopped or a part of it fails, then closes the store. Must run in an actix system.
+    /// Serves until the server is stopped or a listener or background task fails. Then finishes the work and closes the
+    /// store. Must run in an actix system.
     ///
     /// # Errors
-    /// If a listener or a background task ended unexpectedly. The rest has been stopped in order nevertheless.
+    /// If a listener failed, or a listener or a background task ended unexpectedly. The rest of the server was stopped
+    /// gracefully.
     pub async fn run_until_stopped(mut self) -> Result<(), AppError> {
         let served = self.serve().await;
         if let Err(error) = &served {
             tracing::error!(%error, "a part of the server has ended; stopping");
-            // `served` is returned below, however well the rest stops.
+            // If stopping fails too, the error above is still the one to return.
             tokio::join!(self.stopper.stop(), self.clients.finish());
         }
         self.stopper.finish_work(self.tasks.work()).await;
@@ -130,7 +134,7 @@ impl Application {
         served
     }
 
-    /// Serves until the clients' listener has been stopped, or a listener or background task ends unexpectedly.
+    /// Serves until the clients' listener was stopped, or a listener or background task ended unexpectedly.
     async fn serve(&mut self) -> Result<(), AppError> {
         tokio::select! {
             served = self.clients.server() => match served {
@@ -146,7 +150,8 @@ impl Application {
     }
 }
 
-/// Opens the store as the one server of a SQLite file, or one of the servers of a PostgreSQL database.
+/// Opens the store for serving: as the only server of a SQLite file, or as one of several servers of a
+/// PostgreSQL database.
 fn open_served_store(
     config: &Config,
     entropy: &Entropy,
@@ -192,7 +197,7 @@ fn start_service(
     Ok(Arc::new(Service::start(dependencies, &node.tasks)))
 }
 
-/// Returns the configured secret or, if there is none, the one in the file beside the SQLite database.
+/// Returns the configured server secret. If none is configured, reads it from the file beside the SQLite database.
 fn server_secret(config: &Config, entropy: &Entropy) -> Result<ServerSecret, AppError> {
     if let Some(secret) = config.server_secret() {
         return Ok(secret);
@@ -221,14 +226,14 @@ fn start_bus(config: &Config, node: &NodeContext) -> Result<Bus, AppError> {
     }
 }
 
-/// Starts the periodic tasks of a node.
+/// Starts the periodic tasks: deletes old rows and expired mail, and reconciles the connections with the database.
 fn start_housekeeping(service: &Arc<Service>, tasks: &Tasks) {
     tasks.spawn("sweep", sweep_forever(service.clone()));
     tasks.spawn("mail expiry", expire_mail_forever(service.clone()));
     tasks.spawn("reconcile", reconcile_forever(service.clone()));
 }
 
-/// Opens the configured store for a command and migrates it. A server may be running on it.
+/// Opens and migrates the configured store for a command. A server may be using the same database.
 ///
 /// # Errors
 /// Those of [`Store::open_beside_server`].
@@ -236,7 +241,7 @@ pub async fn open_store(config: &Config, entropy: &Entropy) -> Result<Store, Sto
     Store::open_beside_server(config.database.url.reveal(), store_settings(config, entropy)).await
 }
 
-/// Inspects the configured store without changing it, and describes it in a few words.
+/// Inspects the configured database without changing it. Returns a short description of its state.
 ///
 /// # Errors
 /// Those of [`Store::inspect`].
@@ -244,7 +249,7 @@ pub async fn inspect_store(config: &Config) -> Result<&'static str, StoreError> 
     Store::inspect(config.database.url.reveal()).await
 }
 
-/// The settings of the use cases.
+/// Returns the settings of the use cases.
 #[must_use]
 pub fn policy(config: &Config) -> Policy {
     let mailbox = &config.mailbox;

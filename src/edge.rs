@@ -1,13 +1,13 @@
-//! What the two edges, HTTP and the socket, share. Requests of the protocol become values of the domain here, once, and
-//! results become replies; everything that is refused gets its code, status and details.
+//! What the two edges, HTTP and the socket, share: converts the protocol's requests to domain values and results to
+//! replies, and maps errors to error codes, statuses and details.
 //!
 //! | Module | Responsible for |
 //! | --- | --- |
-//! | `error` | what the edges refuse, and the one mapping to the protocol's errors |
+//! | `error` | errors, and their mapping to the error codes of the protocol |
 //! | `response` | errors as HTTP responses |
-//! | `accounts`, `keys`, `messages` | requests and replies, by area |
+//! | `accounts`, `keys`, `messages` | requests and replies, by subject |
 //! | `events` | events |
-//! | `bearer`, `client_address`, `origins` | who is behind an HTTP request |
+//! | `bearer`, `client_address`, `origins` | token, client address and browser origin of an HTTP request |
 
 pub mod accounts;
 mod bearer;

@@ -1,4 +1,4 @@
-//! The command line.
+//! The command line: parses the arguments, reads the settings and runs the command.
 
 use std::{
     fs::File,
@@ -22,21 +22,21 @@ use tokio::runtime::Runtime;
 #[global_allocator]
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 
-type Failure = Box<dyn std::error::Error>;
+type MainError = Box<dyn std::error::Error>;
 
 /// Key and session server for end-to-end-encrypted chat.
 #[derive(Parser)]
 #[command(version)]
-struct Arguments {
+struct CliArguments {
     /// TOML file with settings that override the defaults.
     #[arg(long, global = true, value_name = "FILE")]
     config: Option<PathBuf>,
     #[command(subcommand)]
-    command: Option<Command>,
+    command: Option<CliCommand>,
 }
 
 #[derive(Subcommand)]
-enum Command {
+enum CliCommand {
     /// Run the server until SIGTERM or Ctrl-C; a second one exits immediately (the default command).
     Serve,
     /// Migrate the database to this version.
@@ -63,36 +63,36 @@ enum Command {
 }
 
 fn main() -> ExitCode {
-    let arguments = Arguments::parse();
+    let arguments = CliArguments::parse();
     match run(arguments) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             let mut stderr = std::io::stderr();
-            // If standard error is closed, the exit code has to do.
+            // If standard error is closed, only the exit code reports the failure.
             let _ = writeln!(stderr, "sealwire: {error}");
             ExitCode::FAILURE
         }
     }
 }
 
-fn run(arguments: Arguments) -> Result<(), Failure> {
+fn run(arguments: CliArguments) -> Result<(), MainError> {
     telemetry::init(levels().as_deref())?;
     let config = Config::load(arguments.config.as_deref(), std::env::vars())?;
-    match arguments.command.unwrap_or(Command::Serve) {
-        Command::Serve => serve(&config),
-        Command::Migrate => migrate(&config),
-        Command::CheckConfig => check_config(&config),
-        Command::Healthcheck => Ok(probe::ask(config.server.bind)?),
-        Command::Seed { users, devices, prekeys, out } => fill(&config, &SeedPlan { users, devices, prekeys }, &out),
+    match arguments.command.unwrap_or(CliCommand::Serve) {
+        CliCommand::Serve => serve(&config),
+        CliCommand::Migrate => migrate(&config),
+        CliCommand::CheckConfig => check_config(&config),
+        CliCommand::Healthcheck => Ok(probe::ask(config.server.bind)?),
+        CliCommand::Seed { users, devices, prekeys, out } => fill(&config, &SeedPlan { users, devices, prekeys }, &out),
     }
 }
 
-/// The value of `RUST_LOG`. If it is not UTF-8, parsing it as levels will fail.
+/// Returns the value of `RUST_LOG`. If it is not UTF-8, parsing it as levels will fail.
 fn levels() -> Option<String> {
     std::env::var_os("RUST_LOG").map(|levels| levels.to_string_lossy().into_owned())
 }
 
-fn serve(config: &Config) -> Result<(), Failure> {
+fn serve(config: &Config) -> Result<(), MainError> {
     let entropy = Entropy::from_system()?;
     let application = Application::build(config, Clock::System, &entropy)?;
     tracing::info!(address = %config.server.bind.ip(), port = application.port(), "listening");
@@ -106,20 +106,20 @@ fn serve(config: &Config) -> Result<(), Failure> {
     })
 }
 
-fn migrate(config: &Config) -> Result<(), Failure> {
+fn migrate(config: &Config) -> Result<(), MainError> {
     Runtime::new()?.block_on(async {
         app::open_store(config, &Entropy::from_system()?).await?.close().await;
         Ok(())
     })
 }
 
-fn check_config(config: &Config) -> Result<(), Failure> {
+fn check_config(config: &Config) -> Result<(), MainError> {
     let found = Runtime::new()?.block_on(app::inspect_store(config))?;
-    writeln!(std::io::stdout(), "{config:#?}\nthe settings hold; {found}")?;
+    writeln!(std::io::stdout(), "{config:#?}\nthe settings are valid; {found}")?;
     Ok(())
 }
 
-fn fill(config: &Config, plan: &SeedPlan, out: &Path) -> Result<(), Failure> {
+fn fill(config: &Config, plan: &SeedPlan, out: &Path) -> Result<(), MainError> {
     Runtime::new()?.block_on(async {
         let entropy = Entropy::from_system()?;
         let store = app::open_store(config, &entropy).await?;

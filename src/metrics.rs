@@ -7,6 +7,7 @@
 
 mod kinds;
 mod labels;
+mod latency;
 
 use std::time::Duration;
 
@@ -21,6 +22,7 @@ pub use labels::{
     AccessDenied, Batch, BusTraffic, ClaimOutcome, Close, Direction, Limit, MailOutcome, PoolState, Repair,
     RequestedOp, ResponseCode, Route, Version,
 };
+pub use latency::LatencyCounts;
 
 /// The description of a metric.
 #[derive(Clone, Copy, Debug)]
@@ -93,6 +95,7 @@ metrics! {
     claims: Counters<ClaimOutcome> = "sealwire_claims_total" ["outcome"] "Bundles returned by claims, by outcome for the one-time key; a repeated claim counts again";
 
     sends: Counter = "sealwire_sends_total" [] "Messages accepted from devices, without duplicates";
+    envelopes: Counter = "sealwire_envelopes_total" [] "Envelopes of the accepted messages, one for each recipient device";
     deliveries: Counter = "sealwire_deliveries_total" [] "Envelopes sent to a socket of their device";
     redeliveries: Counter = "sealwire_redeliveries_total" [] "Envelopes sent to the same socket again because they were not acked";
     delivery_seconds: Histogram<Seconds> = "sealwire_delivery_seconds" [] "Time from accepting an envelope to sending it, if its device was connected the whole time";

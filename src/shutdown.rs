@@ -1,12 +1,12 @@
-//! Stops the server: gracefully and within a set time at the first signal, immediately at the second.
+//! Stops the server: gracefully within a time limit at the first signal, immediately at the second.
 //!
-//! A graceful stop has these steps, each with a share of the time:
+//! A graceful stop has these steps. Each of the last three has its share of the time limit ([`DrainTime`]):
 //!
 //! 1. The node reports that it is not ready, and refuses new sockets.
-//! 2. Every socket finishes its requests in flight, sends `server.draining` and closes. Sockets with requests that hang are
-//!    closed without the replies, early enough to send the close.
-//! 3. The listener closes, and HTTP requests finish.
-//! 4. Work on the store and unsent mails finish.
+//! 2. Every socket sends `server.draining`, answers its requests in flight and closes. If requests hang, their sockets
+//!    are closed without the replies, early enough that the Close frame is still sent.
+//! 3. The listener for clients closes, and HTTP requests finish.
+//! 4. Work on the store finishes, and queued mails are sent.
 
 mod drain_time;
 mod signals;
@@ -22,26 +22,26 @@ use crate::{
     tasks::Work,
 };
 
-/// The interval over which the clients of a stopping node spread their reconnects.
+/// The time over which the clients of a stopping node spread their reconnects.
 const RECONNECT_SPREAD: Duration = Duration::from_secs(5);
 
 /// A handle that stops a running server.
 #[derive(Clone)]
 pub struct Stopper {
-    /// The listener for clients.
+    /// Stops the listener for clients.
     pub server: ServerHandle,
-    /// The operator's listener, which stops last.
+    /// Stops the operator's listener, which stops last.
     pub admin: ServerHandle,
-    /// The connected devices.
+    /// The registry of the connected devices.
     pub hub: Arc<Hub>,
-    /// WebSocket connections, including closing ones.
+    /// Counts the WebSocket connections, including closing ones.
     pub connections: Budget,
     /// The time limit for stopping.
     pub time: DrainTime,
 }
 
 impl Stopper {
-    /// Closes all sockets, then stops the clients' listener.
+    /// Closes all sockets, then stops the clients' listener: steps 1 to 3.
     pub async fn stop(&self) {
         self.hub.start_draining();
         tracing::info!(sockets = self.connections.in_use(), "stopping");
@@ -52,7 +52,7 @@ impl Stopper {
         self.server.stop(true).await;
     }
 
-    /// Lets sockets finish their requests and close, and cuts off those that do not in time.
+    /// Drains all sockets within their `share` of the time. Closes those that have not answered their requests in time.
     async fn close_sockets(&self, share: Duration) {
         let drained = async {
             self.hub.drain(RECONNECT_SPREAD, share / 4).await;
@@ -76,7 +76,7 @@ impl Stopper {
         }
     }
 
-    /// Waits for unfinished work, for at most its share of the time.
+    /// Waits for unfinished work, at most for its share of the time: step 4.
     pub(crate) async fn finish_work(&self, work: &Work) {
         if timeout(self.time.work(), work.finished()).await.is_err() {
             tracing::warn!(tasks = work.unfinished(), "some requests or mails did not finish in time");

@@ -1,4 +1,5 @@
-//! Serves connected devices: the upgrade, the transport below the WebSocket, and one actor per connection.
+//! Serves WebSocket connections: the upgrade, the transport below the WebSocket protocol, and an actor for each
+//! connected device.
 
 mod budget;
 mod delivery;

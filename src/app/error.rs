@@ -25,18 +25,19 @@ pub enum AppError {
     /// A port cannot be bound, or the operating system does not allow the listener.
     #[error("cannot listen on {setting} = {bind}: {source}")]
     Listen {
-        /// The setting with the address, such as `server.bind`.
+        /// The setting that contains the address, such as `server.bind`.
         setting: &'static str,
         /// The address.
         bind: SocketAddr,
-        /// The operating system's reason.
+        /// The error of the operating system.
         source: io::Error,
     },
     /// A listener failed while running.
     #[error("a listener failed: {0}")]
     Server(#[source] io::Error),
-    /// A listener or a background task ended unexpectedly. The rest has been stopped in order.
-    #[error("a background task ended unexpectedly: {0}")]
+    /// A listener or a background task, with its name, ended unexpectedly. The rest of the server was stopped
+    /// gracefully.
+    #[error("a listener or background task ended unexpectedly: {0}")]
     TaskEnded(&'static str),
     /// The operating system cannot start threads.
     #[error("cannot start threads: {0}")]

@@ -27,7 +27,8 @@ use crate::{
     },
 };
 
-/// Maximum number of sockets that are opening at once: as many as the service registers in one transaction.
+/// Maximum number of WebSocket connections that are being opened at once: as many as the service registers in one
+/// transaction.
 const MAX_OPENING: usize = 256;
 /// How long a write may make no progress after the connection's actor has stopped. Longer than the actor's own timeout
 /// for a closing peer.
@@ -45,31 +46,31 @@ impl Listener {
         Self { port, handle: server.handle(), server: server.fuse() }
     }
 
-    /// The port. If port 0 is configured, the one that the system chose.
+    /// The bound port. If port 0 is configured, the one that the operating system chose.
     pub fn port(&self) -> u16 {
         self.port
     }
 
-    /// A handle that stops the listener.
+    /// Returns a handle that stops the listener.
     pub fn handle(&self) -> ServerHandle {
         self.handle.clone()
     }
 
-    /// Serves until it is stopped or fails.
+    /// The future that serves until the listener is stopped or fails.
     pub fn server(&mut self) -> Pin<&mut Fuse<Server>> {
         Pin::new(&mut self.server)
     }
 
-    /// Waits until the listener has stopped.
+    /// Waits until the listener has stopped. Returns at once if it already has.
     pub async fn finish(&mut self) {
         if !self.server.is_terminated() {
-            // The node is stopping, so an error changes nothing.
+            // The node is stopping anyway, so an error does not matter.
             let _ = self.server().await;
         }
     }
 }
 
-/// Binds `server.bind`, for HTTP and WebSocket.
+/// Binds `server.bind`, and returns the listener for clients, which serves HTTP and WebSocket.
 ///
 /// # Errors
 /// [`AppError::Listen`]
@@ -89,7 +90,7 @@ pub fn listen_to_clients(
     let tuning = Tuning {
         max_message: MAX_FRAME_BYTES as u64,
         inbound: limits.inbound.clone(),
-        admission: limits.admission.clone(),
+        limiter: limits.limiter.clone(),
         connections: limits.sockets.clone(),
         stall: WRITE_STALL,
     };
@@ -101,7 +102,7 @@ pub fn listen_to_clients(
     })
 }
 
-/// The state that the WebSocket handlers share.
+/// Returns the state that the WebSocket connections share.
 fn sockets(config: &Config, service: &Arc<Service>, node: &NodeContext, limits: &NodeLimits) -> Node {
     Node {
         service: service.clone(),
@@ -118,7 +119,7 @@ fn sockets(config: &Config, service: &Arc<Service>, node: &NodeContext, limits: 
     }
 }
 
-/// The state that the HTTP handlers share.
+/// Returns the state that the HTTP handlers share.
 fn http(config: &Config, service: &Arc<Service>, node: &NodeContext) -> Http {
     let hub = node.hub.clone();
     Http {
@@ -131,7 +132,8 @@ fn http(config: &Config, service: &Arc<Service>, node: &NodeContext) -> Http {
     }
 }
 
-/// Binds `admin.bind`, for status and metrics. The listener has its own thread, so it answers whatever the load.
+/// Binds `admin.bind`, and returns the listener for the operator, which serves status and metrics. It has its own
+/// thread, so it responds under any load.
 ///
 /// # Errors
 /// [`AppError::Listen`]
@@ -152,7 +154,7 @@ pub fn listen_to_operator(
 /// Returns a function that reads the node's current usage.
 fn usage(node: &NodeContext, limits: &NodeLimits) -> Box<dyn Fn() -> NodeUsage + Send + Sync> {
     let (hub, work) = (node.hub.clone(), node.tasks.work().clone());
-    let (sockets, http) = (limits.sockets.clone(), limits.admission.http.clone());
+    let (sockets, http) = (limits.sockets.clone(), limits.limiter.http.clone());
     let (inbound, outbound) = (limits.inbound.clone(), limits.outbound.clone());
     let usage_of = |budget: &Budget| (budget.in_use(), budget.limit());
     Box::new(move || NodeUsage {
@@ -166,7 +168,7 @@ fn usage(node: &NodeContext, limits: &NodeLimits) -> Box<dyn Fn() -> NodeUsage +
     })
 }
 
-/// Binds an address and builds a server for it, on a runtime that outlives the server.
+/// Binds an address and builds its server. `setting` names the address in errors; `runtime` must outlive the server.
 fn listen(
     setting: &'static str,
     bind: SocketAddr,

@@ -1,36 +1,37 @@
-//! Limits on what the clients of a node may use together.
+//! The limits that all clients of a node share.
 
 use super::{NodeContext, open_files::ConnectionLimits};
 use crate::{
     config::Config,
-    socket::{Budget, NetworkLimits, Networks, transport::Admission},
+    socket::{Budget, NetworkLimits, Networks, transport::ConnectionLimiter},
 };
 
-/// The limits on connections and their memory, each with the amount in use.
+/// The limits on connections and their memory. Each also counts what is in use.
 pub struct NodeLimits {
     /// WebSocket connections, including closing ones.
     pub sockets: Budget,
-    /// Connections before an upgrade to WebSocket: their number, and the rate of new ones.
-    pub admission: Admission,
+    /// Limits the connections that have not upgraded to WebSocket: their number, and the rate of new ones.
+    pub limiter: ConnectionLimiter,
     /// The limits per client network.
     pub networks: Networks,
-    /// Bytes of large messages that are being received.
+    /// Bytes of large WebSocket messages that are being received.
     pub inbound: Budget,
-    /// Bytes of requests in flight and of outboxes.
+    /// Bytes of requests in flight, outboxes and held mail.
     pub outbound: Budget,
 }
 
 impl NodeLimits {
-    /// The configured limits, or those derived from the limit of open files.
+    /// Returns the configured limits. Connection limits that are not configured are derived from the limit on open
+    /// files.
     pub fn new(config: &Config, node: &NodeContext) -> Self {
         let connections = ConnectionLimits::new(&config.server);
         let networks = Networks::new(network_limits(config, connections.http), node.metrics.clone());
-        // Half for incoming messages, half for requests in flight and outboxes: peers that announce large messages and
-        // never finish them must not block the requests of others.
+        // Each gets half of the memory budget, so that peers that start large messages and never finish them cannot
+        // block the requests of others. 2^19 bytes are half a MiB.
         let half = config.server.memory_budget_mb << 19;
         Self {
             sockets: Budget::new(connections.sockets),
-            admission: Admission::new(connections.http, networks.clone(), &config.server.trusted_proxies),
+            limiter: ConnectionLimiter::new(connections.http, networks.clone(), &config.server.trusted_proxies),
             networks,
             inbound: Budget::new(half),
             outbound: Budget::new(half),
@@ -38,12 +39,12 @@ impl NodeLimits {
     }
 }
 
-/// The limits of one client network on a node that allows `max_http` HTTP connections.
+/// Returns the limits per client network on a node that allows `max_http` connections that have not upgraded.
 fn network_limits(config: &Config, max_http: usize) -> NetworkLimits {
     let limits = &config.limits;
     NetworkLimits {
         sockets: limits.connections_per_network,
-        // One network must leave half of a node's connections to others.
+        // One network may use at most half of the node's connections.
         http: limits.http_connections_per_network.min((max_http / 2).max(1)),
         connects_per_second: limits.connects_per_network_second,
     }

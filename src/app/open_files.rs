@@ -1,14 +1,14 @@
-//! Derives the limits on connections from the operating system's limit on open files.
+//! Derives the connection limits from the operating system's limit on open files.
 
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 
 use crate::config::ServerConfig;
 
-/// Number of files that a node needs besides client connections.
+/// Number of open files that a node needs in addition to client connections.
 const RESERVED: u64 = 384;
-/// Minimum number of connections to plan for, however low the limit on open files.
+/// Minimum number of connections to allow, even if the limit on open files is lower.
 const MIN_CONNECTIONS: usize = 128;
-/// The limit to assume if the system has none.
+/// The limit on open files to assume if the system has none.
 const ASSUMED_LIMIT: u64 = 1 << 20;
 
 /// Maximum numbers of open connections of a node.
@@ -16,13 +16,13 @@ const ASSUMED_LIMIT: u64 = 1 << 20;
 pub struct ConnectionLimits {
     /// WebSocket connections.
     pub sockets: usize,
-    /// Connections before an upgrade to WebSocket, and ordinary HTTP connections.
+    /// Connections that have not upgraded.
     pub http: usize,
 }
 
 impl ConnectionLimits {
-    /// Raises the process's limit on open files to the hard limit, and divides it: three quarters for sockets, one
-    /// quarter for other connections. Configured numbers take precedence.
+    /// Raises the process's limit on open files to the hard limit, and divides it: three quarters for WebSocket
+    /// connections, one quarter for others. Configured limits take precedence.
     pub fn new(server: &ServerConfig) -> Self {
         let files = usize::try_from(raise_limit().saturating_sub(RESERVED)).unwrap_or(usize::MAX).max(MIN_CONNECTIONS);
         let or = |configured: usize, derived: usize| if configured == 0 { derived } else { configured };
@@ -33,7 +33,7 @@ impl ConnectionLimits {
     }
 }
 
-/// Raises the soft limit on open files to the hard one, and returns the limit in force.
+/// Raises the soft limit on open files to the hard limit, and returns the limit in force.
 fn raise_limit() -> u64 {
     let Rlimit { current, maximum } = getrlimit(Resource::Nofile);
     let raised = setrlimit(Resource::Nofile, Rlimit { current: maximum, maximum });

@@ -1,4 +1,4 @@
-//! The Tokio runtimes besides those of the actix workers.
+//! The Tokio runtimes of a node, apart from those of the actix workers.
 
 use std::io;
 
@@ -13,15 +13,16 @@ const BATCH_THREADS: usize = 4;
 pub struct Runtimes {
     /// For the store, the bus and the use cases.
     store: Runtime,
-    /// For the batch workers and their connections, because hundreds of requests wait for each of their transactions.
+    /// For the batch workers and their database connections. They have their own threads, because hundreds of requests
+    /// wait for each of their transactions.
     batches: Runtime,
 }
 
 impl Runtimes {
-    /// Starts the threads.
+    /// Starts both runtimes and their threads.
     ///
     /// # Errors
-    /// If the operating system cannot start threads.
+    /// If the operating system cannot start a thread.
     pub fn start() -> io::Result<Self> {
         Ok(Self {
             store: build("sealwire-store", cores())?,
@@ -29,17 +30,17 @@ impl Runtimes {
         })
     }
 
-    /// A spawner of background tasks and work on these runtimes.
+    /// Returns a handle that spawns background tasks and work on these runtimes.
     pub fn tasks(&self) -> Tasks {
         Tasks::new(self.store.handle().clone()).with_batch_runtime(self.batches.handle().clone())
     }
 
-    /// The runtime of store, bus and use cases.
+    /// The runtime of the store, the bus and the use cases.
     pub fn store(&self) -> &Handle {
         self.store.handle()
     }
 
-    /// Stops both without waiting for running tasks.
+    /// Stops both runtimes without waiting for their tasks.
     pub fn stop(self) {
         self.batches.shutdown_background();
         self.store.shutdown_background();
@@ -50,7 +51,7 @@ fn build(name: &str, threads: usize) -> io::Result<Runtime> {
     Builder::new_multi_thread().thread_name(name).worker_threads(threads).enable_all().build()
 }
 
-/// The number of cores of this machine; 2 if it is unknown.
+/// The number of threads that can run in parallel on this machine; 2 if it is unknown.
 pub fn cores() -> usize {
     std::thread::available_parallelism().map_or(2, usize::from)
 }

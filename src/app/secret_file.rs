@@ -1,4 +1,4 @@
-//! The server secret in a file beside the SQLite database, used if `auth.secret` is empty.
+//! Stores the server secret in a file beside the SQLite database. Used if `auth.secret` is empty.
 
 use std::{
     fs::{self, File, OpenOptions},
@@ -13,7 +13,7 @@ use thiserror::Error;
 
 use crate::{clock::Entropy, config::decode_secret, domain::otp::ServerSecret, sqlite_file::SqliteFile};
 
-/// The file of the secret cannot be read or created.
+/// The secret file cannot be read or created.
 #[derive(Debug, Error)]
 #[error("cannot read or create the server secret {}: {source}", path.display())]
 pub struct SecretFileError {
@@ -21,13 +21,13 @@ pub struct SecretFileError {
     source: io::Error,
 }
 
-/// Reads the secret beside the database, or creates one if there is none. The folder must exist.
+/// Returns the secret from the file beside the database. Creates the file with a random secret if it does not exist;
+/// its folder must exist.
 ///
-/// Earlier versions used the path as written in the URL, without decoding percent escapes. A secret found there is
-/// moved.
+/// Earlier versions did not decode percent escapes in the path of the database URL. A secret at such a path is moved.
 ///
 /// # Errors
-/// If the file cannot be read or written, or holds anything but 32 bytes in base64.
+/// If the file cannot be read or written, or its content is not 32 bytes in base64.
 pub fn read_or_create(file: &SqliteFile, entropy: &Entropy) -> Result<ServerSecret, SecretFileError> {
     let path = file.secret();
     let failed = |source| SecretFileError { path: path.clone(), source };
@@ -43,8 +43,8 @@ pub fn read_or_create(file: &SqliteFile, entropy: &Entropy) -> Result<ServerSecr
     }
 }
 
-/// Reads a secret; `None` if the file does not exist or is empty. A server that crashes while creating it leaves an
-/// empty file.
+/// Reads a secret. Returns `None` if the file does not exist or is empty: a server that crashes while creating it
+/// leaves an empty file.
 fn read(path: &Path) -> io::Result<Option<ServerSecret>> {
     match fs::read_to_string(path) {
         Ok(text) => parse(&text),
@@ -65,14 +65,14 @@ fn move_former(former: &Path, path: &Path) -> io::Result<Option<ServerSecret>> {
     let Some(secret) = read(former)? else { return Ok(None) };
     let (from, to) = (former.display(), path.display());
     match fs::rename(former, path) {
-        Ok(()) => tracing::warn!(%from, %to, "moved the server secret to its place beside the database"),
+        Ok(()) => tracing::warn!(%from, %to, "moved the server secret, so that it is beside the database"),
         Err(error) => tracing::warn!(%from, %to, %error, "the server secret is not beside the database; move it there"),
     }
     Ok(Some(secret))
 }
 
-/// Creates a secret in a file that only its owner can read. The file is locked while it is written, because two servers
-/// that share it may start at the same time.
+/// Creates a secret in a file that only its owner can read. Locks the file, and returns the secret of another server
+/// that created it first: two servers that share the file may start at the same time.
 fn create(path: &Path, entropy: &Entropy) -> io::Result<ServerSecret> {
     let mut file = OpenOptions::new().read(true).write(true).create(true).truncate(false).mode(0o600).open(path)?;
     file.lock()?;

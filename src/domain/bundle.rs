@@ -35,7 +35,7 @@ pub fn low_levels(threshold: u32) -> [u32; 4] {
 /// How many levels a pool of `remaining` keys is at or below, 0 to 4. A pool is announced as low when a claim increases
 /// this number.
 #[must_use]
-pub fn depth(remaining: u32, threshold: u32) -> i32 {
+pub fn levels_reached(remaining: u32, threshold: u32) -> i32 {
     low_levels(threshold).into_iter().map(|level| i32::from(remaining <= level)).sum()
 }
 
@@ -177,10 +177,10 @@ mod tests {
     use super::*;
 
     #[test]
-    fn depth_is_the_number_of_levels_at_or_above_the_size() {
-        let depths: Vec<i32> = [21, 20, 11, 10, 6, 5, 1, 0].map(|n| depth(n, 20)).into();
-        assert_eq!(depths, [0, 1, 1, 2, 2, 3, 3, 4]);
-        assert_eq!([depth(2, 1), depth(1, 1), depth(0, 1)], [0, 1, 4]);
-        assert_eq!([depth(1, 0), depth(0, 0)], [0, 4]);
+    fn a_pool_has_reached_the_levels_at_or_above_its_size() {
+        let reached: Vec<i32> = [21, 20, 11, 10, 6, 5, 1, 0].map(|n| levels_reached(n, 20)).into();
+        assert_eq!(reached, [0, 1, 1, 2, 2, 3, 3, 4]);
+        assert_eq!([levels_reached(2, 1), levels_reached(1, 1), levels_reached(0, 1)], [0, 1, 4]);
+        assert_eq!([levels_reached(1, 0), levels_reached(0, 0)], [0, 4]);
     }
 }

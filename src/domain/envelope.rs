@@ -186,8 +186,8 @@ pub struct MailboxStatus {
 pub struct MailPageRequest {
     /// Only envelopes with greater numbers.
     pub after: i64,
-    /// Up to and including this number.
-    pub upto: i64,
+    /// Only envelopes with this number or a smaller one.
+    pub through: i64,
     /// Maximum number of envelopes.
     pub envelopes: u32,
     /// Once the content read so far reaches this number of bytes, no further envelope is read.

@@ -1,4 +1,4 @@
-//! Signing in, sessions, devices, other users.
+//! Converts requests and replies about sign-in, sessions, devices and users.
 
 use sealwire_protocol::{
     auth::{DeviceDescription, OtpReply, RenewSessionReply, SessionReply, VerifyRequest},
@@ -17,7 +17,7 @@ use crate::{
     service::{Challenge, DeviceRecord, SignInRequest},
 };
 
-/// Parses an address.
+/// Parses an e-mail address.
 ///
 /// # Errors
 /// `bad_request` if it is invalid.
@@ -25,10 +25,10 @@ pub fn email(text: &Text) -> Result<Email, EdgeError> {
     Email::parse(text.as_str()).ok_or_else(|| EdgeError::invalid("email", "an e-mail address"))
 }
 
-/// Parses a device's name, which stands at `path` in the request.
+/// Checks a device name and returns it. `path` is its path in the request, for the error.
 ///
 /// # Errors
-/// `bad_request` if it is empty or too long.
+/// `bad_request` if it does not have 1 to 64 characters.
 pub fn device_name<'a>(path: &'static str, text: &'a Text) -> Result<&'a str, EdgeError> {
     if DEVICE_NAME_CHARS.contains(&text.as_str().chars().count()) {
         Ok(text.as_str())
@@ -37,11 +37,11 @@ pub fn device_name<'a>(path: &'static str, text: &'a Text) -> Result<&'a str, Ed
     }
 }
 
-/// Parses a sign-in.
+/// Converts a sign-in request, without comparing its code.
 ///
 /// # Errors
-/// `bad_request` for a wrong name, registration id or address, if an existing device would replace another, and if the code
-/// is not eight digits; such a guess is not counted.
+/// `bad_request` if the device name, registration id, e-mail address or form of the code is invalid, or if an existing
+/// device is to replace another. Such a request does not count as an attempt to guess the code.
 pub fn sign_in(request: VerifyRequest) -> Result<SignInRequest, EdgeError> {
     let VerifyRequest { challenge_id, email: address, code, device, replace_device_id } = request;
     let Object(DeviceDescription { id, name, registration_id }) =
@@ -64,7 +64,7 @@ pub fn sign_in(request: VerifyRequest) -> Result<SignInRequest, EdgeError> {
     })
 }
 
-/// The answer to a request for a code.
+/// Returns the response to a request for a code.
 #[must_use]
 pub fn otp_reply(challenge: &Challenge) -> OtpReply {
     OtpReply {
@@ -74,7 +74,7 @@ pub fn otp_reply(challenge: &Challenge) -> OtpReply {
     }
 }
 
-/// A session in an HTTP reply, with its token if that is new.
+/// Returns the response with a session. `token` is `Some` if the session is new.
 #[must_use]
 pub fn session_reply(session: Session, token: Option<&Token>) -> SessionReply {
     let Session { caller, expires_at } = session;
@@ -87,14 +87,14 @@ pub fn session_reply(session: Session, token: Option<&Token>) -> SessionReply {
     }
 }
 
-/// The result of a renewal.
+/// Returns the reply to a renewal: the session with its new token.
 #[must_use]
 pub fn renew_session_reply(session: Session, token: &Token) -> RenewSessionReply {
     let Session { caller, expires_at } = session;
     RenewSessionReply { token: token.reveal(), expires_at, session_id: caller.session }
 }
 
-/// The user's devices as `current` sees them.
+/// Returns the reply with a user's devices. `current` is the device that asked.
 #[must_use]
 pub fn list_devices_reply(devices: Vec<DeviceRecord>, current: DeviceId) -> ListDevicesReply {
     let listed = devices.into_iter().map(|device| ListedDevice {
@@ -112,7 +112,8 @@ pub fn list_devices_reply(devices: Vec<DeviceRecord>, current: DeviceId) -> List
 mod tests {
     use super::*;
 
-    fn refused(device: &str, rest: &str) -> String {
+    /// Returns the error text of a sign-in with this device and further fields, or "ok".
+    fn outcome(device: &str, rest: &str) -> String {
         let id = "67e55044-10b1-426f-9247-bb680e5fe0c8";
         let text =
             format!(r#"{{"challenge_id":"{id}","email":"a@example.org","code":"1234 5678","device":{device}{rest}}}"#);
@@ -121,23 +122,23 @@ mod tests {
     }
 
     #[test]
-    fn a_sign_in_is_checked_before_anything_is_looked_up() {
-        assert_eq!(refused("null", ""), "ok");
-        assert_eq!(refused(r#"{"name":"x","registration_id":16380}"#, ""), "ok");
-        assert_eq!(refused(r#"{"name":""}"#, ""), "`device.name`: expected 1 to 64 characters");
-        assert_eq!(refused(&format!(r#"{{"name":"{}"}}"#, "é".repeat(64)), ""), "ok");
+    fn the_form_of_a_sign_in_is_checked() {
+        assert_eq!(outcome("null", ""), "ok");
+        assert_eq!(outcome(r#"{"name":"x","registration_id":16380}"#, ""), "ok");
+        assert_eq!(outcome(r#"{"name":""}"#, ""), "`device.name`: expected 1 to 64 characters");
+        assert_eq!(outcome(&format!(r#"{{"name":"{}"}}"#, "é".repeat(64)), ""), "ok");
         assert_eq!(
-            refused(&format!(r#"{{"name":"{}"}}"#, "é".repeat(65)), ""),
+            outcome(&format!(r#"{{"name":"{}"}}"#, "é".repeat(65)), ""),
             "`device.name`: expected 1 to 64 characters"
         );
         for id in [0, 16381] {
             assert_eq!(
-                refused(&format!(r#"{{"registration_id":{id}}}"#), ""),
+                outcome(&format!(r#"{{"registration_id":{id}}}"#), ""),
                 "`device.registration_id`: expected 1 to 16380"
             );
         }
         let id = r#""67e55044-10b1-426f-9247-bb680e5fe0c8""#;
-        let both = refused(&format!(r#"{{"id":{id}}}"#), &format!(r#","replace_device_id":{id}"#));
+        let both = outcome(&format!(r#"{{"id":{id}}}"#), &format!(r#","replace_device_id":{id}"#));
         assert_eq!(both, "`replace_device_id`: expected nothing beside device.id");
     }
 }

@@ -1,11 +1,11 @@
-//! Bearer tokens.
+//! Reads bearer tokens (RFC 6750).
 
 use actix_web::http::header::{self, HeaderMap};
 
 use crate::domain::token::Token;
 
-/// The token of the `Authorization` header. `None` without such a header or with another scheme than `Bearer`, which a proxy with
-/// passwords of its own leaves there; an inner `None` if the token is malformed.
+/// Returns the token of the `Authorization` header. `None` if there is no such header or its scheme is not `Bearer`: a
+/// proxy with its own authentication may leave its credentials there. `Some(None)` if the token is malformed.
 #[must_use]
 pub fn bearer_token(headers: &HeaderMap) -> Option<Option<Token>> {
     let value = headers.get(header::AUTHORIZATION)?;

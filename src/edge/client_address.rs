@@ -1,12 +1,13 @@
-//! The client's address, also behind proxies.
+//! Finds out the address of a client, also if it connects through proxies.
 
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 
 use actix_web::http::header::HeaderMap;
 use ipnet::IpNet;
 
-/// The address of the client: the peer's, or, if the peer is a trusted proxy, the nearest one in `X-Forwarded-For` that is
-/// not a trusted proxy itself.
+/// Returns the client's address: that of the peer or, if the peer is a trusted proxy, the last address in
+/// `X-Forwarded-For` that is not a trusted proxy. A malformed entry is ignored, and so are all entries before it.
+/// Without a `peer`, the peer's address counts as 0.0.0.0.
 #[must_use]
 pub fn client_address(peer: Option<SocketAddr>, headers: &HeaderMap, trusted: &[IpNet]) -> IpAddr {
     let peer = peer.map_or(IpAddr::V4(Ipv4Addr::UNSPECIFIED), |peer| peer.ip().to_canonical());
@@ -14,7 +15,7 @@ pub fn client_address(peer: Option<SocketAddr>, headers: &HeaderMap, trusted: &[
     nearest_untrusted(peer, forwarded, trusted)
 }
 
-/// Whether an address is that of a trusted proxy.
+/// Whether an address belongs to a trusted proxy.
 #[must_use]
 pub fn is_proxy(peer: IpAddr, trusted: &[IpNet]) -> bool {
     trusted.iter().any(|network| network.contains(&peer.to_canonical()))
@@ -36,7 +37,7 @@ fn nearest_untrusted<'a>(
     nearest
 }
 
-/// An address, with or without a port.
+/// Parses an address with or without a port.
 fn parse_hop(text: &str) -> Option<IpAddr> {
     let bare = text.strip_prefix('[').and_then(|text| text.strip_suffix(']')).unwrap_or(text);
     let address = bare.parse::<IpAddr>().ok().or_else(|| text.parse::<SocketAddr>().ok().map(|socket| socket.ip()))?;

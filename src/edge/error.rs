@@ -1,4 +1,4 @@
-//! What the edges refuse, and the one mapping of every refusal to an error of the protocol.
+//! The errors of the edges, and the only mapping of errors and refusals to the error codes of the protocol.
 
 use std::{borrow::Cow, time::Duration};
 
@@ -15,44 +15,45 @@ use crate::domain::{
     refusal::{DeviceChoice, KeyFault},
 };
 
-/// The HTTP status of a request that was not complete in time.
-pub(super) const REQUEST_TIMEOUT: u16 = 408;
-/// `retry_after` of `unavailable`: the server does not know how long an outage lasts.
+/// The HTTP status for a request that was not complete in time.
+pub(super) const REQUEST_TIMEOUT_STATUS: u16 = 408;
+/// `retry_after` of `unavailable`. A guess: the server does not know how long an outage lasts.
 const UNAVAILABLE_RETRY: Duration = Duration::from_secs(1);
-/// A client that was too slow may try again at once; a second keeps one that always is from doing nothing else.
+/// `retry_after` of a request that was not complete in time. The client may try again at once; the second slows down
+/// clients that are always too slow.
 const TOO_SLOW_RETRY: Duration = Duration::from_secs(1);
-/// A reply may come at any moment; until one does, further requests are refused as well.
+/// `retry_after` of `too_many_in_flight`. Short, because a request is accepted as soon as any reply has been sent.
 const IN_FLIGHT_RETRY: Duration = Duration::from_millis(100);
-/// A full mailbox has to wait for its owner.
+/// `retry_after` of `mailbox_full`. Long, because the mailbox stays full until its owner acks envelopes or they expire.
 const MAILBOX_RETRY: Duration = Duration::from_mins(1);
 
-/// Why a request is not answered with a result. Texts say what to do and never repeat what the client sent.
+/// Why a request fails. The texts go to the client; they say what to do and never repeat what the client sent.
 #[derive(Clone, Debug, PartialEq, Eq, Error)]
 pub enum EdgeError {
-    /// A rule of the domain refuses it.
+    /// A use case or a rule of the domain refused the request.
     #[error(transparent)]
     Refused(#[from] Refusal),
-    /// The form of the request is wrong; the text says how.
+    /// The request is malformed; the text says how.
     #[error("{0}")]
     Malformed(Cow<'static, str>),
-    /// A required field is absent.
+    /// A required field is missing.
     #[error("missing field `{path}`")]
     MissingField {
-        /// The field, below `params` or the body.
+        /// The path of the field in `params` or the body.
         path: String,
     },
-    /// A field has a value that it cannot have.
+    /// A field has an invalid value.
     #[error("`{path}`: expected {expected}")]
     InvalidField {
-        /// The field, below `params` or the body.
+        /// The path of the field in `params` or the body.
         path: Cow<'static, str>,
-        /// What it should be.
+        /// The values that the field may have, in words.
         expected: Cow<'static, str>,
     },
     /// An HTTP request that was not complete in time.
-    #[error("the request did not come in in time; send it again, faster")]
+    #[error("the request was not complete in time; send it again")]
     TooSlow,
-    /// This version of the protocol has no such op.
+    /// The op is not in this version of the protocol.
     #[error("no such op")]
     UnknownOp,
     /// The connection has reached its limit of unanswered requests.
@@ -64,13 +65,13 @@ pub enum EdgeError {
     /// The request comes from a browser page whose origin is not allowed.
     #[error("this origin is not allowed")]
     ForbiddenOrigin,
-    /// There is no such path, or not with this method.
+    /// The path does not exist, or does not support the method.
     #[error("not found")]
     NoSuchResource,
 }
 
 impl EdgeError {
-    /// A field with a value that it cannot have.
+    /// Returns [`Self::InvalidField`].
     pub(crate) fn invalid(path: impl Into<Cow<'static, str>>, expected: impl Into<Cow<'static, str>>) -> Self {
         Self::InvalidField { path: path.into(), expected: expected.into() }
     }
@@ -95,7 +96,7 @@ impl From<OutlineError> for EdgeError {
     }
 }
 
-/// An error of the protocol with the HTTP status that carries it.
+/// An error of the protocol, with its HTTP status.
 #[derive(Clone, Debug)]
 pub struct Problem {
     code: Code,
@@ -110,7 +111,7 @@ impl Problem {
         self.code
     }
 
-    /// The HTTP status of the response: the code's own, except 408 for a request that was not complete in time.
+    /// The HTTP status of the response: that of the code, except 408 for a request that was not complete in time.
     #[must_use]
     pub fn http_status(&self) -> u16 {
         self.http_status
@@ -122,7 +123,7 @@ impl Problem {
         &self.body
     }
 
-    /// Like [`Self::body`], without a copy.
+    /// The error object as it is sent to the client, without a copy.
     #[must_use]
     pub fn into_body(self) -> ErrorBody {
         self.body
@@ -140,12 +141,12 @@ impl From<EdgeError> for Problem {
         let message = error.to_string();
         let mut http_status = None;
         let (code, retry_after, details) = match error {
-            EdgeError::Refused(refusal) => of_refusal(refusal),
+            EdgeError::Refused(refusal) => refusal_parts(refusal),
             EdgeError::Malformed(_) => (Code::BadRequest, None, None),
             EdgeError::MissingField { path } => (Code::BadRequest, None, Some(field(path, "a value"))),
             EdgeError::InvalidField { path, expected } => (Code::BadRequest, None, Some(field(path, expected))),
             EdgeError::TooSlow => {
-                http_status = Some(REQUEST_TIMEOUT);
+                http_status = Some(REQUEST_TIMEOUT_STATUS);
                 (Code::RateLimited, Some(TOO_SLOW_RETRY), None)
             }
             EdgeError::UnknownOp => (Code::UnknownOp, None, None),
@@ -159,7 +160,7 @@ impl From<EdgeError> for Problem {
     }
 }
 
-fn of_refusal(refusal: Refusal) -> (Code, Option<Duration>, Option<ErrorDetails>) {
+fn refusal_parts(refusal: Refusal) -> (Code, Option<Duration>, Option<ErrorDetails>) {
     let code = match refusal {
         Refusal::RateLimited { retry_after } => return (Code::RateLimited, Some(retry_after), None),
         Refusal::MailboxFull => return (Code::MailboxFull, Some(MAILBOX_RETRY), None),
@@ -171,8 +172,8 @@ fn of_refusal(refusal: Refusal) -> (Code, Option<Duration>, Option<ErrorDetails>
         Refusal::DevicesMismatch { missing, extra } => {
             return (Code::DevicesMismatch, None, Some(ErrorDetails::Mismatch { missing, extra }));
         }
-        Refusal::InvalidKey(fault) => return (Code::InvalidKey, None, Some(part(fault))),
-        Refusal::InvalidSignature(fault) => return (Code::InvalidSignature, None, Some(part(fault))),
+        Refusal::InvalidKey(fault) => return (Code::InvalidKey, None, Some(faulty_key(fault))),
+        Refusal::InvalidSignature(fault) => return (Code::InvalidSignature, None, Some(faulty_key(fault))),
         Refusal::InvalidField { path, expected } => return (Code::BadRequest, None, Some(field(path, expected))),
         Refusal::Unauthorized => Code::Unauthorized,
         Refusal::InvalidCode => Code::InvalidCode,
@@ -197,7 +198,7 @@ fn field(path: impl Into<Cow<'static, str>>, expected: impl Into<Cow<'static, st
     ErrorDetails::Field { path: path.into(), expected: expected.into() }
 }
 
-fn part(fault: KeyFault) -> ErrorDetails {
+fn faulty_key(fault: KeyFault) -> ErrorDetails {
     ErrorDetails::Key { field: fault.field.into(), key_id: fault.key_id }
 }
 
@@ -206,7 +207,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_status_is_the_codes_except_for_a_request_that_was_too_slow() {
+    fn the_status_is_that_of_the_code_except_for_a_request_that_was_too_slow() {
         let problem = Problem::from(Refusal::RateLimited { retry_after: Duration::from_secs(1) });
         assert_eq!((problem.http_status(), problem.code()), (429, Code::RateLimited));
         let problem = Problem::from(EdgeError::TooSlow);
@@ -215,7 +216,7 @@ mod tests {
     }
 
     #[test]
-    fn retryable_errors_say_when() {
+    fn retryable_errors_have_retry_after() {
         let refused: [EdgeError; 4] =
             [EdgeError::TooManyInFlight, EdgeError::TooSlow, Refusal::MailboxFull.into(), Refusal::Unavailable.into()];
         for error in refused {
@@ -225,7 +226,7 @@ mod tests {
     }
 
     #[test]
-    fn details_name_what_was_refused() {
+    fn details_name_the_key_or_devices_that_were_refused() {
         let json =
             |refusal: Refusal| serde_json::to_value(Problem::from(refusal).into_body()).unwrap()["details"].take();
         let fault = KeyFault { field: "signed_prekey", key_id: Some(1) };

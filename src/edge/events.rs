@@ -1,4 +1,4 @@
-//! Events out of what the domain knows.
+//! Converts domain values to events.
 
 use std::time::Duration;
 
@@ -11,7 +11,7 @@ use sealwire_protocol::{
 use super::keys::keys_status_reply;
 use crate::domain::{Envelope, KeysStatus, Session, Timestamp, envelope::MailboxStatus};
 
-/// The welcome of a connection that was opened at `now`.
+/// Returns the welcome of a connection that was opened at `now`. `heartbeat` is the interval of the server's pings.
 #[must_use]
 pub fn welcome(
     session: &Session,
@@ -33,7 +33,7 @@ pub fn welcome(
     }))
 }
 
-/// An envelope for its device. Without a number it is ephemeral.
+/// Returns the event that delivers an envelope. `seq` is its sequence number; `None` if the envelope is ephemeral.
 #[must_use]
 pub fn message(codec: Codec, seq: Option<i64>, envelope: &Envelope) -> Event<'_> {
     Event::Message(MessageEvent {

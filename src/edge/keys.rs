@@ -1,4 +1,4 @@
-//! Keys: published, fetched, claimed.
+//! Converts requests and replies about keys.
 
 use std::collections::HashSet;
 
@@ -22,10 +22,10 @@ use crate::{
     service::{PublishOutcome, PublishReport},
 };
 
-/// The named devices, each once, or `None` for all of them.
+/// Returns the requested devices without duplicates; `None` means all devices of the user.
 ///
 /// # Errors
-/// `bad_request` if there are more than [`MAX_DEVICE_IDS`].
+/// `bad_request` if there are more than [`MAX_DEVICE_IDS`] different ones.
 pub fn named_devices(ids: Option<List<DeviceId>>) -> Result<Option<Vec<DeviceId>>, EdgeError> {
     let Some(List(mut ids)) = ids else { return Ok(None) };
     let mut seen = HashSet::new();
@@ -36,7 +36,7 @@ pub fn named_devices(ids: Option<List<DeviceId>>) -> Result<Option<Vec<DeviceId>
     Ok(Some(ids))
 }
 
-/// The suites that a client can use; those of later versions, which no device has here, are left out.
+/// Returns the suites that a client can use. Unknown ones are ignored: no device on this server can have them.
 ///
 /// # Errors
 /// `bad_request` if the list is empty.
@@ -48,10 +48,10 @@ pub fn usable_suites(suites: Option<List<Named<Suite>>>) -> Result<UsableSuites,
     Ok(UsableSuites(Some(suites.into_iter().filter_map(Named::known).collect())))
 }
 
-/// A publish as the domain has it; its keys are not parsed yet.
+/// Converts a publish. Its keys are not parsed yet.
 #[must_use]
 pub fn publish_request(request: PublishKeysRequest) -> PublishRequest {
-    let plain = |Object(key): Object<PublishedKey>| UnsignedKey { key_id: key.key_id, public_key: key.public_key.0 };
+    let unsigned = |Object(key): Object<PublishedKey>| UnsignedKey { key_id: key.key_id, public_key: key.public_key.0 };
     let signed = |Object(key): Object<PublishedSignedKey>| SignedKey {
         key_id: key.key_id,
         public_key: key.public_key.0,
@@ -66,7 +66,7 @@ pub fn publish_request(request: PublishKeysRequest) -> PublishRequest {
             public_key: key.public_key.0,
             signature: key.signature.0,
         }),
-        one_time: items(request.one_time_prekeys).map(plain).collect(),
+        one_time: items(request.one_time_prekeys).map(unsigned).collect(),
         pq_last_resort: request.pq_last_resort.map(signed),
         pq_one_time: items(request.pq_one_time).map(signed).collect(),
     }
@@ -76,7 +76,7 @@ fn items<T>(list: Option<List<T>>) -> impl Iterator<Item = T> {
     list.into_iter().flat_map(|List(items)| items)
 }
 
-/// The result of a publish.
+/// Returns the reply to a publish.
 #[must_use]
 pub fn publish_reply(outcome: PublishOutcome) -> PublishKeysReply {
     PublishKeysReply {
@@ -91,7 +91,7 @@ fn report(report: PublishReport) -> KeyIdReport {
     KeyIdReport { accepted, duplicate, conflict, already_issued, over_cap }
 }
 
-/// What the server holds of a device's keys.
+/// Returns the reply with the status of a device's keys.
 #[must_use]
 pub fn keys_status_reply(status: KeysStatus) -> KeysStatusReply {
     KeysStatusReply {
@@ -108,7 +108,7 @@ pub fn keys_status_reply(status: KeysStatus) -> KeysStatusReply {
     }
 }
 
-/// The result of a fetch or a claim.
+/// Returns the reply to a fetch or a claim.
 #[must_use]
 pub fn bundles_reply(bundles: Bundles) -> BundlesReply {
     BundlesReply {
@@ -158,7 +158,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn devices_named_twice_count_once() {
+    fn duplicate_devices_count_once() {
         let ids = |n: u128| (0..n).map(|id| DeviceId(Uuid::from_u128(id))).collect::<Vec<_>>();
         assert_eq!(named_devices(None), Ok(None));
         let twice = [ids(100), ids(100)].concat();

@@ -1,4 +1,4 @@
-//! Messages: sent, acked.
+//! Converts requests and replies about messages.
 
 use std::{borrow::Cow, time::Duration};
 
@@ -16,14 +16,15 @@ use crate::{
     service::{AcceptedMessage, Message},
 };
 
-/// How content is written.
+/// The encoding of content, for errors.
 const CONTENT_FORM: &str = "base64 text in JSON, bin in MessagePack";
 
-/// Parses a message. `frame` is the one that the request was read from, with `codec`.
+/// Converts a send. `frame` is the frame from which the request was decoded with `codec`.
 ///
 /// # Errors
-/// `bad_request` for too many messages, a wrong `ttl_s`, a device both named and skipped, and content that is empty or not written as the encoding wants it;
-/// `payload_too_large` for content over [`MAX_CONTENT`].
+/// - `bad_request` if there are too many messages or skipped devices, `ttl_s` is out of range, a device is both in
+///   `messages` and in `skip`, or content is empty or not encoded as the codec requires
+/// - `payload_too_large` if content has more than [`MAX_CONTENT`] bytes
 pub fn message(request: SendMessageRequest<'_>, codec: Codec, frame: &[u8]) -> Result<Message, EdgeError> {
     let SendMessageRequest { message_id, to, ephemeral, ttl_s, messages: List(messages), skip } = request;
     let ttl = ttl(ttl_s)?;
@@ -56,10 +57,10 @@ fn ttl(seconds: Option<u64>) -> Result<Duration, EdgeError> {
     }
 }
 
-/// What one device is sent, or what its content should be.
+/// Converts the message for one device. The error says what its content should be.
 fn outgoing(message: DeviceMessage<'_>, codec: Codec, frame: &[u8]) -> Result<OutgoingEnvelope, &'static str> {
     let content: Bytes = match message.content.read(codec, frame).map_err(|_| CONTENT_FORM)? {
-        // A part of the frame: the envelope may outlive it.
+        // A slice of the frame, which the envelope may outlive.
         Cow::Borrowed(bytes) => Bytes::copy_from_slice(bytes),
         Cow::Owned(bytes) => bytes.into(),
     };
@@ -69,7 +70,7 @@ fn outgoing(message: DeviceMessage<'_>, codec: Codec, frame: &[u8]) -> Result<Ou
     Ok(OutgoingEnvelope { device: message.device_id, kind: message.kind, content })
 }
 
-/// The result of a send.
+/// Returns the reply to a send.
 #[must_use]
 pub fn send_reply(accepted: AcceptedMessage) -> SendMessageReply {
     let full = |device_id| UndeliveredDevice { device_id, reason: Code::MailboxFull.into() };
@@ -81,7 +82,7 @@ pub fn send_reply(accepted: AcceptedMessage) -> SendMessageReply {
     }
 }
 
-/// The numbers of acked envelopes, sorted.
+/// Returns the sequence numbers of the acked envelopes, sorted.
 ///
 /// # Errors
 /// `bad_request` if there are more than [`MAX_SEQS_PER_ACK`], or one is greater than [`MAX_INTEGER`].
@@ -130,7 +131,7 @@ mod tests {
     }
 
     #[test]
-    fn a_message_keeps_its_bounds() {
+    fn the_size_and_ttl_of_a_message_are_bounded() {
         let too_many = "`messages`: expected at most 100 messages".to_owned();
         assert_eq!(parsed(&[&b"hi"[..]; 100], Some(60)), Ok(100));
         assert_eq!(parsed(&[&b"hi"[..]; 101], None), Err(too_many));

@@ -1,20 +1,20 @@
-//! Which browser pages may talk to the server.
+//! Decides which browser pages may use the API.
 
 use actix_web::http::header::HeaderValue;
 
-/// The browser origins that may use the API.
+/// The allowed browser origins.
 #[derive(Clone, Debug, Default)]
 pub struct Origins(Vec<String>);
 
 impl Origins {
-    /// The allowed origins, in the form in which browsers send them.
+    /// Takes the allowed origins as browsers send them: scheme, host and, unless it is the default, port.
     #[must_use]
     pub fn new(allowed: &[String]) -> Self {
         Self(allowed.iter().map(|origin| origin.to_ascii_lowercase()).collect())
     }
 
-    /// Whether a page of this origin may talk to a server that it reached as `host`. A page of the server's own origin
-    /// always may.
+    /// Whether a page of this origin may use the API. `host` is the `Host` header of its request: a page of the
+    /// server's own origin always may.
     #[must_use]
     pub fn allows(&self, origin: &HeaderValue, host: Option<&HeaderValue>) -> bool {
         let Ok(origin) = origin.to_str().map(str::to_ascii_lowercase) else { return false };
@@ -32,7 +32,7 @@ impl Origins {
     }
 }
 
-/// `host:port`, with the default port if none is written.
+/// Returns `host:port`, with the default port if the authority has none.
 fn with_port(authority: &str, default_port: &str) -> String {
     let after_host = authority.rfind(']').map_or(0, |end| end + 1);
     if authority[after_host..].contains(':') { authority.to_owned() } else { format!("{authority}{default_port}") }
@@ -43,7 +43,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_servers_own_origin_and_the_configured_ones_are_allowed() {
+    fn the_own_origin_of_the_server_and_the_configured_ones_are_allowed() {
         let origins = Origins::new(&["https://chat.example".to_owned()]);
         let allows = |origin: &'static str, host: &'static str| {
             origins.allows(&HeaderValue::from_static(origin), Some(&HeaderValue::from_static(host)))

@@ -5,10 +5,12 @@
 //! configured.
 
 mod access;
+mod alerts;
 mod gauges;
 mod history;
 mod pages;
 mod process;
+mod runbook;
 mod status;
 
 use std::{
@@ -147,6 +149,7 @@ impl Admin {
             counts: CounterValues::of(&self.metrics),
             connected: (self.usage)().connected,
             resident: process::resident_bytes(),
+            waiting: self.backlog().map(|backlog| backlog.envelopes),
             latency,
         }
     }

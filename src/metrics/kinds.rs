@@ -4,7 +4,8 @@ use std::marker::PhantomData;
 
 use prometheus::{
     HistogramOpts, HistogramVec, IntCounter, IntCounterVec, IntGauge, IntGaugeVec, Opts, Registry,
-    core::{Collector, MetricVec, MetricVecBuilder},
+    core::{Collector, Metric, MetricVec, MetricVecBuilder},
+    proto,
 };
 
 use super::MetricSpec;
@@ -221,6 +222,16 @@ impl<L: LabelValue, B: BucketBounds> Histograms<L, B> {
         self.0[label.index()].observe(value);
     }
 
+    /// The number of values in each bucket, over all label values: the buckets of [`BucketBounds::BOUNDS`], then the
+    /// values above the last bound.
+    pub(super) fn counts(&self) -> Vec<u64> {
+        let mut sums = vec![0; B::BOUNDS.len() + 1];
+        for histogram in &self.0 {
+            add_counts(&mut sums, histogram);
+        }
+        sums
+    }
+
     /// The histogram of one label value.
     #[must_use]
     pub fn of(&self, label: L) -> Histogram<B> {
@@ -244,6 +255,27 @@ impl<B: BucketBounds> Histogram<B> {
     /// Records a value.
     pub fn observe(&self, value: f64) {
         self.0.observe(value);
+    }
+
+    /// The number of values in each bucket: the buckets of [`BucketBounds::BOUNDS`], then the values above the last
+    /// bound.
+    pub(super) fn counts(&self) -> Vec<u64> {
+        let mut counts = vec![0; B::BOUNDS.len() + 1];
+        add_counts(&mut counts, &self.0);
+        counts
+    }
+}
+
+/// Adds the number of values in each bucket of a histogram.
+fn add_counts(sums: &mut [u64], histogram: &prometheus::Histogram) {
+    let metric = histogram.metric();
+    let data = metric.get_histogram();
+    let up_to_bounds = data.get_bucket().iter().map(proto::Bucket::cumulative_count);
+    let mut below = 0;
+    for (sum, up_to) in sums.iter_mut().zip(up_to_bounds.chain([data.get_sample_count()])) {
+        // Saturating, because the counts of one moment are not read atomically.
+        *sum += up_to.saturating_sub(below);
+        below = up_to;
     }
 }
 

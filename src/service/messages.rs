@@ -77,6 +77,7 @@ impl Service {
         let now = self.now();
         self.limits.send(caller.device, now)?;
         let Message { id, to, ephemeral, ttl, envelopes, skipped } = message;
+        let count = envelopes.len() as u64;
         let request = SendRequest { caller, epoch, message: id, to, ephemeral, ttl, envelopes, skipped, now };
         let queued = self.mail.enqueue(MailRequest::Send(request))?;
         drop(turn);
@@ -84,6 +85,7 @@ impl Service {
             MailAnswer::Sent(accepted) => {
                 if !accepted.duplicate {
                     self.metrics.sends.inc();
+                    self.metrics.envelopes.add(count);
                 }
                 Ok(accepted)
             }

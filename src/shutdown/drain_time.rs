@@ -1,4 +1,5 @@
-//! Divides the time for stopping among its steps, so that a step that hangs does not use up the time of the others.
+//! Divides the time limit for stopping among the steps, so that a step that hangs does not use up the time of the
+//! others.
 
 use std::time::Duration;
 
@@ -7,32 +8,32 @@ use std::time::Duration;
 pub struct DrainTime(u64);
 
 impl DrainTime {
-    /// A limit of this many seconds, at least three.
+    /// A limit of `seconds`, or of three seconds if that is more.
     #[must_use]
     pub fn from_secs(seconds: u64) -> Self {
         Self(seconds.max(3))
     }
 
-    /// The share for HTTP requests, in seconds: a quarter of the whole, at least one.
+    /// The share of HTTP requests in seconds: a quarter of the limit, at least one.
     #[must_use]
     pub fn http_secs(self) -> u64 {
         (self.0 / 4).max(1)
     }
 
-    /// The share for work on the store and mails: an eighth.
+    /// The share of work on the store and mails: an eighth of the limit.
     #[must_use]
     pub fn work(self) -> Duration {
         Duration::from_secs(self.0) / 8
     }
 
-    /// The share for sockets: the rest, less a reserve of half a second.
+    /// The share of sockets: the rest, less half a second in reserve.
     #[must_use]
     pub fn sockets(self) -> Duration {
         let others = Duration::from_secs(self.http_secs()) + self.work() + Duration::from_millis(500);
         Duration::from_secs(self.0).saturating_sub(others)
     }
 
-    /// The part of [`Self::sockets`] in which sockets may still finish their requests: three quarters.
+    /// The part of [`Self::sockets`] in which sockets may still answer their requests: three quarters of it.
     #[must_use]
     pub fn replies(self) -> Duration {
         self.sockets() * 3 / 4
@@ -44,7 +45,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_shares_add_up_to_less_than_the_whole() {
+    fn the_shares_add_up_to_less_than_the_limit() {
         for seconds in (0..100).chain([3600]) {
             let time = DrainTime::from_secs(seconds);
             let shares = time.sockets() + Duration::from_secs(time.http_secs()) + time.work();

@@ -9,11 +9,11 @@ use tokio::{
 
 use super::Stopper;
 
-/// Signals within this time after the first count as the same one: supervisors that signal a process and its group,
-/// such as `timeout`, deliver it twice, and a terminal that closes adds another.
+/// Signals within this time after the first count as repetitions of it. Programs that signal both a process and its
+/// group, such as `timeout`, send it twice, and closing a terminal adds another.
 const REPEAT_WINDOW: Duration = Duration::from_millis(100);
 
-/// SIGTERM and SIGINT (Ctrl-C).
+/// The handlers of SIGTERM and SIGINT (Ctrl-C).
 pub struct Signals {
     terminate: Signal,
     interrupt: Signal,
@@ -23,18 +23,18 @@ impl Signals {
     /// Installs the signal handlers. Must be called in a Tokio runtime.
     ///
     /// # Errors
-    /// If the operating system refuses.
+    /// If the operating system refuses a handler.
     pub fn new() -> io::Result<Self> {
         Ok(Self { terminate: signal(SignalKind::terminate())?, interrupt: signal(SignalKind::interrupt())? })
     }
 
-    /// Stops the server gracefully at the first signal. A second signal ends the process immediately, with exit code 1.
-    /// Must run in an actix system.
+    /// Stops the server gracefully at the first signal, and ends the process with exit code 1 at the second. Never
+    /// returns. Must run in an actix system.
     pub async fn stop(mut self, stopper: Stopper) -> Infallible {
         self.next().await;
         actix_rt::spawn(async move { stopper.stop().await });
         self.second().await;
-        tracing::warn!("a second signal came; exiting immediately");
+        tracing::warn!("received a second signal; exiting immediately");
         process::exit(1)
     }
 
@@ -44,8 +44,8 @@ impl Signals {
         tokio::pin!(window);
         loop {
             tokio::select! {
-                // Signals first: one that came within the window is a repetition, even if this task was too busy to see
-                // it then.
+                // Signals are checked first: one sent within the window is a repetition, even if this task sees it
+                // later.
                 biased;
                 () = self.next() => {}
                 () = &mut window => return self.next().await,

@@ -22,8 +22,9 @@ use window::Window;
 
 pub use held::LiveEnvelope;
 
-/// Most envelopes per page read from the store, and most bytes of their content.
+/// Maximum number of envelopes per page that is read from the store.
 const PAGE_ENVELOPES: usize = 64;
+/// A page ends once the content of its envelopes reaches this number of bytes.
 const PAGE_BYTES: usize = 256 * 1024;
 
 /// The delivery state of one connection.
@@ -37,11 +38,11 @@ pub struct Delivery {
     window: Window,
     is_reading: bool,
     held: HeldEnvelopes,
-    /// Whether an envelope is stored that no signal will bring, so that the store is read without waiting.
+    /// Whether the store has to be read without waiting, because no signal will bring a stored envelope.
     must_read: bool,
 }
 
-/// What to do about envelopes that have not been sent.
+/// What to do about envelopes that have not been sent yet.
 #[derive(Debug, PartialEq, Eq)]
 pub enum NextStep {
     /// Nothing: all are sent, a read or a wait is in progress, or the window is full.
@@ -173,9 +174,9 @@ impl Delivery {
         let envelopes = u32::try_from(PAGE_ENVELOPES.min(self.window.free_envelopes())).unwrap_or(1);
         let bytes = self.window.free_bytes().clamp(1, PAGE_BYTES);
         // The backlog is read first, because its end is announced to the client.
-        let upto = self.backlog.unwrap_or(self.head);
+        let through = self.backlog.unwrap_or(self.head);
         NextStep::Read(MailboxRead {
-            page: MailPageRequest { after: self.cursor, upto, envelopes, bytes },
+            page: MailPageRequest { after: self.cursor, through, envelopes, bytes },
             is_resend: false,
         })
     }
@@ -189,7 +190,7 @@ impl Delivery {
     pub fn finish_read(&mut self, read: MailboxRead, complete: bool) {
         self.is_reading = false;
         if complete && !self.window.is_blocked() {
-            self.cursor = self.cursor.max(read.page.upto);
+            self.cursor = self.cursor.max(read.page.through);
         } else {
             self.must_read = true;
         }
@@ -204,7 +205,7 @@ impl Delivery {
         }
         self.is_reading = true;
         let envelopes = u32::try_from(PAGE_ENVELOPES).unwrap_or(1);
-        let page = MailPageRequest { after, upto: self.cursor, envelopes, bytes: PAGE_BYTES };
+        let page = MailPageRequest { after, through: self.cursor, envelopes, bytes: PAGE_BYTES };
         Some(MailboxRead { page, is_resend: true })
     }
 
@@ -214,8 +215,8 @@ impl Delivery {
         self.is_reading = false;
         let stored: Vec<i64> = page.envelopes.iter().map(|(seq, _)| *seq).collect();
         let after = read.page.after;
-        let upto = if page.complete { read.page.upto } else { stored.last().copied().unwrap_or(after) };
-        self.window.mark_resent(after, upto, &stored, now);
+        let through = if page.complete { read.page.through } else { stored.last().copied().unwrap_or(after) };
+        self.window.mark_resent(after, through, &stored, now);
         page.envelopes.into_iter().filter(|(seq, _)| self.window.contains(*seq)).collect()
     }
 
@@ -290,7 +291,7 @@ mod tests {
         // A signal without the envelope.
         delivery.note_stored(11);
         let read = next_read(&mut delivery).unwrap();
-        assert_eq!((read.page.after, read.page.upto), (8, 11));
+        assert_eq!((read.page.after, read.page.through), (8, 11));
         assert_eq!(next_read(&mut delivery), None, "one read at a time");
     }
 
@@ -302,7 +303,7 @@ mod tests {
         delivery.note_stored(12);
         assert!(!delivery.take_backlog_end());
         let read = next_read(&mut delivery).unwrap();
-        assert_eq!((read.page.after, read.page.upto), (0, 9));
+        assert_eq!((read.page.after, read.page.through), (0, 9));
         assert!(delivery.add_to_window(2, 10, now) && delivery.add_to_window(5, 10, now));
         delivery.finish_read(read, false);
         assert!(!delivery.take_backlog_end());
@@ -311,7 +312,7 @@ mod tests {
         delivery.finish_read(read, true);
         assert!(delivery.take_backlog_end(), "the rest were acked or have expired");
         let read = next_read(&mut delivery).unwrap();
-        assert_eq!((read.page.after, read.page.upto), (9, 12), "newer envelopes come after the backlog");
+        assert_eq!((read.page.after, read.page.through), (9, 12), "newer envelopes come after the backlog");
     }
 
     #[test]
@@ -399,7 +400,7 @@ mod tests {
         let NextStep::Read(read) = delivery.next_step(later + REORDER_WAIT) else {
             panic!("4 is still missing, so the store should be read")
         };
-        assert_eq!((read.page.after, read.page.upto), (3, 5));
+        assert_eq!((read.page.after, read.page.through), (3, 5));
         assert!(delivery.add_to_window(4, 1, start) && delivery.add_to_window(5, 1, start));
         delivery.finish_read(read, true);
         assert!(delivery.release().is_none());
@@ -439,7 +440,7 @@ mod tests {
         delivery.ack(&[1]);
         let now = start + Duration::from_secs(80);
         let read = delivery.begin_resend(now).unwrap();
-        assert_eq!((read.page.after, read.page.upto, read.is_resend), (1, 4, true));
+        assert_eq!((read.page.after, read.page.through, read.is_resend), (1, 4, true));
         // 2 is acked during the read; 3 has expired.
         delivery.ack(&[2]);
         let again = delivery.finish_resend(read, page(&[2, 4], true), now);

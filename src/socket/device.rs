@@ -37,8 +37,9 @@ use crate::{
 use connection::DeviceConnection;
 use open::OpenState;
 
-/// Codes logged for a Close frame without a code, and for an end without a Close frame (RFC 6455, 7.1.5).
+/// The code logged for a Close frame without a code (RFC 6455, 7.1.5).
 const CLOSED_WITHOUT_CODE: u16 = 1005;
+/// The code logged for an end without a Close frame (RFC 6455, 7.1.5).
 const ENDED_WITHOUT_CLOSE: u16 = 1006;
 
 /// The actor of one connection.
@@ -59,11 +60,11 @@ enum SocketState {
     Opening(OpeningState),
     /// The welcome has been sent: requests, signals and mail are handled.
     Open(OpenState),
-    /// The outbox is closing, or the connection is lost. The writer finishes on its own.
+    /// The outbox is closing, or the connection was lost. The writer finishes on its own.
     Closing(Disconnect),
 }
 
-/// What a connection has while it is being opened.
+/// The state of a connection that is being opened.
 struct OpeningState {
     /// Resolves when `Service::open_connection` has finished.
     finished: oneshot::Receiver<()>,
@@ -135,10 +136,10 @@ impl Actor for DeviceSocket {
         let (finish, finished) = oneshot::channel();
         self.state = SocketState::Opening(OpeningState { finished, early_signals: Vec::new(), newest_mail: 0 });
         let open = self.connection.node.runtime.spawn(async move {
-            // If many clients connect at once, they wait here, where each needs little memory.
+            // If many clients connect at once, they wait here, where a connection uses little memory.
             let _permit = node.opening_permits.acquire().await;
             let opened = Box::pin(node.service.open_connection(caller)).await;
-            // Matters only if the connection has ended meanwhile and waits for this, so a failure is ignored.
+            // A failure is ignored: only a connection that has ended meanwhile waits for this.
             let _ = finish.send(());
             opened
         });

@@ -17,12 +17,12 @@ use super::{
 pub struct Flow {
     /// The frames to be sent.
     pub outbox: Outbox,
-    /// Decides when the reader may go on.
+    /// Decides when the reader may continue.
     pub gate: ReadGate,
 }
 
 impl Flow {
-    /// An empty outbox for at most `max_bytes` bytes, and a gate that is still shut.
+    /// An empty outbox for at most `max_bytes` bytes, and a gate that is shut.
     pub fn new(max_bytes: usize, budget: Budget, rate: RequestRate) -> Rc<Self> {
         Rc::new(Self { outbox: Outbox::new(max_bytes, budget), gate: ReadGate::new(rate) })
     }

@@ -1,5 +1,5 @@
-//! The registry of this node's connections, by device. A device usually has one; it has two while a newer connection
-//! displaces an older one, as decided by the epochs in [`Signal::Displaced`].
+//! The registry of this node's connections, by device. A device usually has one. It has two while a newer connection
+//! displaces an older one; the epoch in [`Signal::Displaced`] decides which one stays.
 //!
 //! The hub knows a connection only as the recipient of a [`HubMessage`], not as the actor behind it.
 
@@ -19,8 +19,9 @@ use crate::domain::{DeviceId, LiveConnection, LocalDelivery, SessionId, Signal};
 
 /// The registry is split into this many shards, each with its own lock.
 const SHARDS: usize = 32;
-/// Connections per batch of a drain, and the longest pause between two batches.
+/// Number of connections per batch of a drain.
 const DRAIN_BATCH: usize = 256;
+/// Maximum pause between two batches of a drain.
 const LONGEST_DRAIN_PAUSE: Duration = Duration::from_millis(50);
 
 type Shard = HashMap<DeviceId, Vec<Attached>>;
@@ -31,7 +32,7 @@ type Shard = HashMap<DeviceId, Vec<Attached>>;
 pub enum HubMessage {
     /// A signal for its device.
     DeliverSignal(Signal),
-    /// The node is shutting down: answer the requests in flight, then close.
+    /// The node is stopping: answer the requests in flight, then close.
     Drain {
         /// The time over which the reconnects of this node's clients are spread.
         spread: Duration,
@@ -119,7 +120,7 @@ impl Hub {
         self.connected.load(Ordering::Relaxed)
     }
 
-    /// Whether the node is shutting down and refuses new connections.
+    /// Whether the node is stopping and refuses new connections.
     #[must_use]
     pub fn is_draining(&self) -> bool {
         self.draining.load(Ordering::Relaxed)
@@ -131,7 +132,7 @@ impl Hub {
     }
 
     /// Drains all connections: each asks its client to reconnect within `spread`, answers its requests in flight, and
-    /// closes. Messages go out in batches with pauses, so that the last connection gets it after at most `over`.
+    /// closes. The connections are asked in batches with pauses, the last one after at most `over`.
     pub async fn drain(&self, spread: Duration, over: Duration) {
         self.start_draining();
         // A connection that attaches after this point checks `is_draining` itself.

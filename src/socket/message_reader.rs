@@ -1,4 +1,4 @@
-//! Reads whole messages from one WebSocket, each when the read gate allows it.
+//! Reads whole messages from one WebSocket, each as soon as the read gate allows it.
 
 use std::{
     pin::Pin,
@@ -12,7 +12,7 @@ use futures_util::Stream;
 
 use super::flow::Flow;
 
-/// Messages up to this size are copied out of the buffer in which they were received.
+/// Messages up to this size in bytes are copied out of the buffer in which they were received.
 const COPIED_BYTES: usize = 16 * 1024;
 
 /// The stream of a connection's incoming messages.
@@ -50,7 +50,7 @@ pub enum Incoming {
 }
 
 impl MessageReader {
-    /// Reads from `messages`. The frame guard has already checked their form and size.
+    /// A reader of `messages`, whose framing and size the transport has checked.
     pub fn new(messages: MessageStream, flow: Rc<Flow>) -> Self {
         Self { messages, flow, assembly: MessageAssembly::default() }
     }
@@ -117,7 +117,7 @@ impl Stream for MessageReader {
     }
 }
 
-/// The bytes of a message, copied if it is small.
+/// Returns the bytes of a message, copied if it is small.
 fn detached(message: Bytes) -> Bytes {
     if message.len() <= COPIED_BYTES { Bytes::copy_from_slice(&message) } else { message }
 }

@@ -12,7 +12,7 @@ use crate::{
     metrics::{Limit, Metrics},
 };
 
-/// The burst limit of new connections: as many as the rate allows in this time.
+/// A network may open as many connections at once as its rate allows in this time.
 const BURST: Duration = Duration::from_secs(20);
 /// `retry_after` of a connection refused because the network has too many open.
 const RETRY_AFTER: Duration = Duration::from_secs(10);
@@ -35,7 +35,7 @@ pub struct NetworkLimits {
 /// Which limit a connection counts towards.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum ConnectionKind {
-    /// Not upgraded, or not yet.
+    /// Not upgraded.
     Http,
     /// Upgraded to a WebSocket.
     Socket,
@@ -84,7 +84,7 @@ impl NetworkCounts {
 
 /// An open connection in the counts of its network. Dropping this removes it from them.
 #[derive(Debug)]
-#[must_use = "dropping it removes the connection from the counts"]
+#[must_use = "dropping this removes the connection from the counts"]
 pub struct CountedConnection {
     networks: Networks,
     network: ClientNetwork,
@@ -92,7 +92,7 @@ pub struct CountedConnection {
 }
 
 impl Networks {
-    /// No connection is open yet.
+    /// Counts for these limits, without any connections.
     #[must_use]
     pub fn new(limits: NetworkLimits, metrics: Arc<Metrics>) -> Self {
         let table = Mutex::new(NetworkTable { counts: HashMap::new(), prune_above: PRUNE_ABOVE });
@@ -100,7 +100,7 @@ impl Networks {
         Self { state: Arc::new(NetworksState { limits, table, refusals, metrics }) }
     }
 
-    /// Counts a refused connection in the metrics. `limit` is the network's or the node's.
+    /// Counts a refused connection in the metrics. `limit` may be a network's limit or one of the node.
     pub fn count_refused(&self, limit: Limit) {
         self.state.metrics.connections_refused.inc(limit);
     }
@@ -128,7 +128,7 @@ impl Networks {
     /// Counts an open connection until the returned value is dropped.
     ///
     /// # Errors
-    /// `rate_limited` if the network has as many open connections as it may.
+    /// `rate_limited` if the network has reached its limit of open connections.
     pub fn count_open(
         &self,
         network: ClientNetwork,
@@ -148,7 +148,7 @@ impl Networks {
         Ok(CountedConnection { networks: self.clone(), network, kind })
     }
 
-    /// Counts a refusal, logs it unless another was logged within [`LOG_INTERVAL`], and returns it.
+    /// Counts a refusal, logs it unless one was logged within [`LOG_INTERVAL`], and returns it.
     fn refusal(&self, limit: Limit, retry_after: Duration, now: Instant) -> Refusal {
         self.count_refused(limit);
         if let Some(connections) = self.state.refusals.count(now) {

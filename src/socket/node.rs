@@ -16,13 +16,13 @@ pub struct Node {
     pub hub: Arc<Hub>,
     /// Spawns on the runtime of store and bus, where ops run.
     pub runtime: Work,
-    /// The memory, in bytes, that requests in flight, outboxes and held mail may use in total.
+    /// Memory budget in bytes for requests in flight, outboxes, mailbox reads and held mail.
     pub budget: Budget,
-    /// Limits how many connections may be opening at once.
+    /// Limits the number of connections that are being opened at once.
     pub opening_permits: Semaphore,
-    /// The most bytes that may be queued in the outbox of one connection.
+    /// Maximum number of bytes queued in the outbox of one connection.
     pub outbox_bytes: usize,
-    /// Request rate limit of each connection, per second; 0 turns it off.
+    /// Maximum number of requests per second on each connection; 0 turns the limit off.
     pub requests_per_second: u32,
     /// The limits on each client network.
     pub networks: Networks,
@@ -30,6 +30,6 @@ pub struct Node {
     pub trusted_proxies: Vec<IpNet>,
     /// The browser origins that may connect.
     pub origins: Origins,
-    /// The metrics of the node. No connection has its own.
+    /// The metrics of the node.
     pub metrics: Arc<Metrics>,
 }

@@ -1,4 +1,4 @@
-//! Serves requests: reads the parameters, calls the use case and encodes the result. One function per op.
+//! Serves requests: decodes the parameters, calls the use case and encodes the result. There is one function per op.
 //!
 //! To add an op, add its name to `sealwire_protocol::frame::Op`, its parameter and result types to the module of its
 //! area in that crate, their conversions to `edge`, its use case to `service`, and its function here.
@@ -44,13 +44,13 @@ pub enum FollowUp {
     Ended(EndReason),
 }
 
-/// A reply, and what happens after it is sent.
+/// A reply, and what has to happen after it is sent.
 pub struct Reply {
     /// The encoded frame.
     pub frame: Vec<u8>,
-    /// What this connection does.
+    /// What the connection does.
     pub follow_up: FollowUp,
-    /// What is sent to other devices.
+    /// Signals for other connections.
     pub notifications: Notifications,
     /// The turn of a publish. It is dropped once the reply is on its way to the connection, so that replies keep the
     /// order.
@@ -76,13 +76,13 @@ impl Reply {
     }
 }
 
-/// Who sent a request, and its position among the requests of the connection.
+/// The sender of a request, and the request's position in the order of the connection.
 pub struct RequestSource {
     /// The authenticated session.
     pub caller: Caller,
     /// The epoch of the connection.
     pub epoch: i64,
-    /// Its turn among the sends or publishes of the connection; `None` for other ops.
+    /// The request's turn among the sends or publishes of the connection; `None` for other ops.
     pub turn: Option<Turn>,
 }
 
@@ -135,7 +135,7 @@ pub fn encode(codec: Codec, frame: &impl Serialize) -> Vec<u8> {
     })
 }
 
-/// A request, and what its op needs to serve it.
+/// What an op needs to serve a request.
 struct Call<'a> {
     service: &'a Service,
     caller: Caller,
@@ -146,7 +146,7 @@ struct Call<'a> {
 }
 
 impl<'a> Call<'a> {
-    /// `turn` is `Some` for sends and publishes.
+    /// Calls the function of `op`. `turn` is `Some` for sends and publishes.
     async fn dispatch(&self, op: Op, turn: Option<Turn>) -> Result<Reply, EdgeError> {
         match op {
             Op::SessionRenew => accounts::renew_session(self).await,

@@ -1,6 +1,7 @@
-//! Queues the frames to be sent over one connection, bounded in bytes, and how it closes after them.
+//! The send queue of one connection, bounded in bytes. It also records how to close the connection once the queue is
+//! empty.
 //!
-//! An outbox is used by a single worker thread.
+//! An outbox stays on one worker thread.
 
 use std::{
     cell::{Cell, RefCell},
@@ -53,10 +54,10 @@ pub struct Outbox {
     budget: Budget,
     max_bytes: usize,
     queue: RefCell<VecDeque<QueuedFrame>>,
-    /// Bytes of data frames and pongs in the queue.
+    /// Bytes of the data frames and pongs in the queue.
     queued_bytes: Cell<usize>,
     close_mode: RefCell<Option<CloseMode>>,
-    /// Whether `close_mode` was ever set: the writer takes it out.
+    /// Whether `close_mode` was ever set. The writer takes it, so it may be `None` again.
     is_closing: Cell<bool>,
     writer: RefCell<Option<Waker>>,
 }
@@ -101,7 +102,8 @@ impl Outbox {
         Ok(())
     }
 
-    /// Queues a ping if the queue is empty. Otherwise the queued frames serve to detect a dead peer.
+    /// Queues a ping if the queue is empty. Otherwise it is not needed: a dead peer is detected because it does not
+    /// read the queued frames.
     pub fn ping(&self) {
         if self.queue.borrow().is_empty() {
             self.push(QueuedFrame::Ping);
@@ -128,8 +130,8 @@ impl Outbox {
         wake(&self.writer);
     }
 
-    /// Closes with a Close frame after the queued frames. The queue of a slow consumer is dropped, since it would not
-    /// be read.
+    /// Closes with a Close frame after the queued frames. The queue of a slow consumer is dropped first, because the
+    /// peer would not read it.
     pub fn close(&self, code: CloseCode) {
         if code == CloseCode::SlowConsumer {
             self.queue.borrow_mut().clear();
@@ -165,7 +167,7 @@ impl Outbox {
         self.queued_bytes.get()
     }
 
-    /// The queue size, in bytes, up to which events are accepted.
+    /// The queue size in bytes up to which events are accepted.
     pub fn max_bytes(&self) -> usize {
         self.max_bytes
     }
@@ -193,7 +195,8 @@ impl Outbox {
         }
     }
 
-    /// The next frame, or the close mode once the queue is empty. An abort does not wait for the queue.
+    /// Removes and returns the next frame, or the close mode once the queue is empty. An abort does not wait for the
+    /// queue.
     pub fn poll_next(&self) -> Poll<Result<QueuedFrame, CloseMode>> {
         let mut close_mode = self.close_mode.borrow_mut();
         if matches!(*close_mode, Some(CloseMode::Abort)) {

@@ -8,7 +8,7 @@ use std::{
 
 use super::{outbox::Outbox, request_rate::RequestRate};
 
-/// Reading pauses while the requests in flight have more bytes than this.
+/// Reading pauses while the requests in flight have more bytes than this in total.
 const MAX_REQUEST_BYTES: usize = 1024 * 1024;
 
 /// The read gate of one connection.
@@ -23,7 +23,7 @@ pub struct ReadGate {
 }
 
 impl ReadGate {
-    /// A gate that is still shut.
+    /// A gate that is shut until [`Self::open`].
     pub fn new(rate: RequestRate) -> Self {
         Self {
             is_open: Cell::new(false),
@@ -45,18 +45,18 @@ impl ReadGate {
         self.is_open.set(false);
     }
 
-    /// The limit on the connection's requests.
+    /// The request rate limit of the connection.
     pub fn rate(&self) -> &RequestRate {
         &self.rate
     }
 
-    /// Counts a request, and keeps `reply_bytes` free in the outbox for its reply.
+    /// Counts a request in flight, and keeps `reply_bytes` free in the outbox for its reply.
     pub fn begin_request(&self, request_bytes: usize, reply_bytes: usize) {
         self.request_bytes.set(self.request_bytes.get() + request_bytes);
         self.reply_bytes.set(self.reply_bytes.get() + reply_bytes);
     }
 
-    /// Ends [`Self::begin_request`], with the same values.
+    /// Reverses [`Self::begin_request`]. The values must be the same.
     pub fn end_request(&self, request_bytes: usize, reply_bytes: usize) {
         self.request_bytes.set(self.request_bytes.get() - request_bytes);
         self.reply_bytes.set(self.reply_bytes.get() - reply_bytes);

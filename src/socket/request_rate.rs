@@ -1,5 +1,5 @@
-//! Limits the request rate of one connection. An excess request is refused with the time to wait. A client that ignores
-//! this is read more slowly, so that refusals are limited too.
+//! Limits the request rate of one connection. An excess request is refused, with the time to wait. A client that
+//! ignores this is read more slowly, so that the rate of refusals is limited too.
 
 use std::{
     cell::{Cell, RefCell},
@@ -13,9 +13,9 @@ use tokio::time::{Sleep, sleep_until};
 
 use crate::domain::token_bucket::TokenBucket;
 
-/// A refused request costs this fraction of an accepted one: one tenth.
+/// Number of refused requests that cost as much as one accepted request.
 const REFUSALS_PER_REQUEST: u32 = 10;
-/// The time in which an empty bucket refills. A burst may be as many requests as the rate allows in this time.
+/// The time in which an empty bucket refills. A burst may have as many requests as the rate allows in this time.
 const CAPACITY: Duration = Duration::from_secs(10);
 /// The debt at which reading pauses. Only refusals cause debt.
 const MAX_DEBT: Duration = Duration::from_secs(1);
@@ -27,14 +27,14 @@ pub struct RequestRate {
     /// Requests per second; 0 turns the limit off.
     per_second: u32,
     bucket: Cell<TokenBucket<Instant>>,
-    /// Whether the last charge reached [`MAX_DEBT`]. Otherwise reading need not look at the clock.
+    /// Whether the debt has reached [`MAX_DEBT`]. If not, reading continues without looking at the clock.
     is_overdrawn: Cell<bool>,
-    /// Runs while reading is paused. Boxed, since most connections never need it.
+    /// Runs while reading is paused. Boxed, because most connections never need it.
     timer: RefCell<Option<Pin<Box<Sleep>>>>,
 }
 
 impl RequestRate {
-    /// Allows `per_second` requests per second, and bursts of ten times as many; 0 turns the limit off.
+    /// A full bucket: allows `per_second` requests per second, and bursts of ten times as many. 0 turns the limit off.
     #[must_use]
     pub fn new(per_second: u32, now: Instant) -> Self {
         Self {
@@ -45,7 +45,7 @@ impl RequestRate {
         }
     }
 
-    /// Counts a request that is to be run.
+    /// Counts a request that is about to run.
     ///
     /// # Errors
     /// If the connection is over its rate: the time until a request would be accepted. The request is counted as

@@ -1,21 +1,21 @@
-//! Serves HTTP with actix-web, but runs upgraded connections without its buffers.
+//! Serves HTTP with actix-web, but moves upgraded connections out of actix-http so that idle ones need little memory.
 //!
-//! actix-http's dispatcher keeps its buffers, 16 KiB, for as long as a connection lives; most of ours
-//! are sockets that say little. So the listener is built by hand: an upgrade request goes to the
-//! very same actix-web application with a payload stream of ours, and once that has answered 101 the
-//! socket leaves the dispatcher for a pump, a small task that owns no buffer while nothing moves.
+//! actix-http's dispatcher keeps 16 KiB of buffers for as long as its connection lives, and most of our connections are
+//! WebSockets that are idle most of the time. So this module builds the listener itself. An upgrade request goes to the
+//! same actix-web application, with a payload stream of ours. When the application has answered 101, the connection
+//! moves from the dispatcher to a pump: a small task that holds no buffer while no data moves.
 //!
-//! The pump is also where a peer's demands on memory are met: oversized messages are refused by their
-//! header ([`Violation`]), large ones wait for a node-wide [`Budget`], and nothing is read that the
-//! handler has not asked for.
+//! The pump also limits how much memory a peer can use. It refuses an oversized message when it has read its header
+//! ([`Violation`]), reserves memory for large messages from a node-wide [`Budget`], and reads at most one chunk ahead
+//! of the handler.
 //!
-//! What a handler has to know:
-//! - It finds the connection's [`Wire`] in the request's extensions. There is none when the node holds
-//!   as many connections as it may, or the request is no WebSocket handshake: refuse the upgrade.
-//! - Do not keep the `HttpRequest`: its head is 6 KiB, and its URI and header values keep the
-//!   dispatcher's 8 KiB read buffer alive.
-//! - actix-server counts a connection, and waits for it when it stops, only until its upgrade. The
-//!   `connections` budget of [`Tuning`] is the count to go by then.
+//! Rules for handlers:
+//! - The connection's [`Wire`] is in the request's extensions. If it is missing, refuse the upgrade: the node has
+//!   reached its limit on connections, or the request is not a WebSocket handshake.
+//! - Do not keep the `HttpRequest`. Its head takes 6 KiB, and its URI and headers keep the dispatcher's 8 KiB read
+//!   buffer allocated.
+//! - actix-server counts a connection, and waits for it on shutdown, only until its upgrade. To count upgraded
+//!   connections, use the `connections` budget of [`Tuning`].
 
 use std::{
     future::poll_fn,
@@ -43,18 +43,18 @@ use bytes::Bytes;
 use futures_util::future::Either;
 use tokio::{io::AsyncWriteExt, net::TcpStream, time::timeout};
 
-pub use self::{admission::Admission, frame_guard::Violation, wire::Wire};
+pub use self::{connection_limiter::ConnectionLimiter, frame_guard::Violation, wire::Wire};
 use self::{
     deadline_stream::DeadlineStream,
     linger::Linger,
     pump::{Pump, PumpParts, body_error},
-    request_activity::tracked,
+    request_activity::track_requests,
     scratch::Scratch,
     wire::Inbound,
 };
 pub use super::budget::{Budget, Reservation};
 
-mod admission;
+mod connection_limiter;
 mod deadline_stream;
 mod frame_decoder;
 mod frame_guard;
@@ -64,32 +64,34 @@ mod request_activity;
 mod scratch;
 mod wire;
 
-/// How long an ordinary connection is kept for another request.
+/// How long an HTTP connection is kept open for another request.
 const KEEP_ALIVE: Duration = Duration::from_secs(30);
-/// How long an ordinary connection with unread request bytes lingers after its last response.
-const DISCONNECT_TIME: Duration = Duration::from_secs(1);
-/// How long the answer to an upgrade request may take to be written.
-const ANSWER_TIME: Duration = Duration::from_secs(10);
-/// Connections that the kernel queues until they are accepted: a reconnecting crowd comes at once.
+/// How long an HTTP connection with unread request bytes stays open after its last response.
+const DISCONNECT_TIMEOUT: Duration = Duration::from_secs(1);
+/// How long writing the response to an upgrade request may take.
+const RESPONSE_TIMEOUT: Duration = Duration::from_secs(10);
+/// Number of connections that the kernel queues until they are accepted. Many clients may reconnect at the same time.
 const BACKLOG: u32 = 1024;
 
-/// What bounds the upgraded connections of a node. Clones share the budgets.
+/// The limits on the connections of a node. Clones share the budgets.
 #[derive(Debug, Clone)]
 pub struct Tuning {
-    /// Largest inbound message in bytes, its frames counted together.
+    /// Maximum size of an inbound message in bytes: the payloads of all its frames together.
     pub max_message: u64,
-    /// Bytes of large inbound messages that may be on their way to their handlers. A limit below
-    /// `max_message` lets one such message in at a time.
+    /// Budget in bytes for large inbound messages that the handlers have not read yet. A message that needs more than
+    /// the whole budget reserves all of it.
     pub inbound: Budget,
-    /// Decides which connections are accepted.
-    pub admission: Admission,
-    /// Upgraded connections, those that are closing included.
+    /// Limits the connections that have not upgraded.
+    pub limiter: ConnectionLimiter,
+    /// Budget for upgraded connections, including closing ones.
     pub connections: Budget,
-    /// How long a write may stand still once the reader, whose business that is otherwise, is gone.
+    /// How long a write may make no progress after the payload stream was dropped. Before that, the
+    /// application detects stalled writes.
     pub stall: Duration,
 }
 
-/// Bytes that a message with `payload` bytes takes as a server's frame, as [`Wire::written`] counts.
+/// Returns the size in bytes of an unmasked frame with `payload` bytes of payload (RFC 6455, section 5.2): what a
+/// message adds to [`Wire::written`].
 #[must_use]
 pub fn frame_bytes(payload: usize) -> u64 {
     let header = match payload {
@@ -100,13 +102,13 @@ pub fn frame_bytes(payload: usize) -> u64 {
     header + payload as u64
 }
 
-/// Binds a listening socket, with room in its queue for a crowd of clients.
+/// Returns a socket that listens on `address`.
 ///
 /// # Errors
-/// Those of the operating system: an address in use, a port not permitted.
+/// If the operating system refuses, for example because the address is in use or the port is not permitted.
 ///
 /// # Panics
-/// Outside of a Tokio runtime.
+/// If it is called outside of a Tokio runtime.
 pub fn bind(address: SocketAddr) -> io::Result<TcpListener> {
     let socket = match address {
         SocketAddr::V4(_) => tokio::net::TcpSocket::new_v4(),
@@ -117,13 +119,13 @@ pub fn bind(address: SocketAddr) -> io::Result<TcpListener> {
     socket.listen(BACKLOG)?.into_std()
 }
 
-/// Adds the application that `app` makes to a server, on `listener`.
+/// Serves an application on `listener`, and returns the server with this service added. Replaces actix-web's
+/// `HttpServer`.
 ///
-/// This takes the place of `HttpServer`. `app` is called twice on each worker: once for ordinary
-/// requests, once for upgrades.
+/// `app` builds the application. It is called twice on each worker: once for ordinary requests and once for upgrades.
 ///
 /// # Errors
-/// When the listener cannot be made non-blocking.
+/// If the listener cannot be made non-blocking.
 pub fn listen<F, I, S, B>(
     server: ServerBuilder,
     listener: TcpListener,
@@ -140,17 +142,18 @@ where
     B: MessageBody + 'static,
 {
     let draining = server.graceful_shutdown_signal();
-    // Ours is the count to go by: at its own actix-server would stop accepting, and let everybody wait.
-    let server = server.max_concurrent_connections(tuning.admission.beyond_all());
+    // At its own limit, actix-server would stop accepting and let all clients wait. Our limiter refuses connections
+    // instead.
+    let server = server.max_concurrent_connections(tuning.limiter.unreachable_limit());
     server.listen("http", listener, move || {
         let draining = draining.clone();
-        let (admission, scratch) = (tuning.admission.clone(), Scratch::new());
+        let (limiter, scratch) = (tuning.limiter.clone(), Scratch::new());
         let service = || map_config(app(), |()| AppConfig::default());
         let http = HttpService::build()
             .keep_alive(KEEP_ALIVE)
-            // Bounded by the stream, which can say so in our terms.
+            // Off: `DeadlineStream` has its own timeout, and responds with an error of the protocol.
             .client_request_timeout(Duration::ZERO)
-            .client_disconnect_timeout(DISCONNECT_TIME)
+            .client_disconnect_timeout(DISCONNECT_TIMEOUT)
             .h1_allow_half_closed(false)
             .graceful_shutdown_signal(move || {
                 let draining = draining.clone();
@@ -160,23 +163,23 @@ where
             .on_connect_ext(|connection: &DeadlineStream, data| {
                 data.insert(connection.activity());
             })
-            .finish(tracked(service()));
+            .finish(track_requests(service()));
         apply_fn_factory(http, move |stream: TcpStream, http| {
             let peer = stream.peer_addr().ok();
-            // Without it, small answers would wait for the peer's acknowledgements; it works all the same.
+            // Otherwise small responses would wait for TCP acknowledgements. If it fails, they are only slower.
             let _ = stream.set_nodelay(true);
-            match admission.admit(peer) {
-                Ok(admitted) => {
-                    let stream = DeadlineStream::new(stream, admitted, scratch.clone());
+            match limiter.try_accept(peer) {
+                Ok(slots) => {
+                    let stream = DeadlineStream::new(stream, slots, scratch.clone());
                     Either::Left(http.call((stream, Protocol::Http1, peer)))
                 }
-                Err(refusal) => Either::Right(admission.clone().refuse(stream, refusal, scratch.clone())),
+                Err(refusal) => Either::Right(limiter.clone().refuse(stream, refusal, scratch.clone())),
             }
         })
     })
 }
 
-/// Lets `app` answer upgrade requests, and takes over the connections that it accepts.
+/// Lets `app` respond to upgrade requests, and moves each connection that it accepts to a pump.
 fn upgrade_service<S, B>(
     app: S,
     tuning: Tuning,
@@ -189,11 +192,11 @@ where
     let scratch = Scratch::new();
     apply_fn_factory(app, move |(mut request, framed): (Request, Framed<_, _>), app: &S::Service| {
         let upgrade = Upgrade::offer(&mut request, &tuning);
-        let answer = app.call(request);
+        let response = app.call(request);
         let (tuning, scratch) = (tuning.clone(), scratch.clone());
-        // Boxed, so that the dispatcher of every ordinary connection need not have room for it.
+        // Boxed, because otherwise it would enlarge the dispatcher of every HTTP connection.
         Box::pin(async move {
-            let (response, body) = match answer.await {
+            let (response, body) = match response.await {
                 Ok(response) => Response::from(response).map_into_boxed_body(),
                 Err(error) => Response::from(error),
             }
@@ -204,7 +207,7 @@ where
                     upgrade.accept(connection, response, body, &tuning, scratch).await
                 }
                 refused => {
-                    // The slot is for connections that were let in; actix-server counts this one.
+                    // Frees the slot, which is for upgraded connections only. This one still counts as HTTP.
                     drop(refused);
                     refuse_upgrade(connection, response, body, &scratch).await
                 }
@@ -217,16 +220,18 @@ where
     })
 }
 
-/// An upgrade that the application may accept.
+/// An upgrade that the application has yet to accept or refuse.
 struct Upgrade {
     wire: Rc<Wire>,
+    /// One unit of [`Tuning::connections`].
     slot: Reservation,
 }
 
 impl Upgrade {
-    /// Equips a handshake with a wire and a payload stream, if the node has room for the connection.
+    /// Adds a wire and a payload stream to the request. Returns `None`, without changing it, if it is not a `GET`
+    /// request or the node has reached its limit on upgraded connections.
     fn offer(request: &mut Request, tuning: &Tuning) -> Option<Self> {
-        // A handler of another method may read a body, and would wait for ours for ever.
+        // A handler of another method might read the body, and would wait for our payload stream forever.
         if request.method() != Method::GET {
             return None;
         }
@@ -238,8 +243,8 @@ impl Upgrade {
         Some(Self { wire, slot })
     }
 
-    /// Writes the 101 and leaves the connection to a task of its own, so that the caller's future,
-    /// the dispatcher's, ends and frees its buffers.
+    /// Writes the 101 response and spawns a pump for the connection. The caller's future, which is the dispatcher, can
+    /// then end and free its buffers.
     async fn accept(
         self,
         connection: FramedParts<DeadlineStream, Codec>,
@@ -249,15 +254,15 @@ impl Upgrade {
         scratch: Scratch,
     ) -> io::Result<()> {
         let FramedParts { io, mut codec, read_buf, mut write_buf, .. } = connection;
-        // It counts as a socket from now on.
+        // Frees its slots: the connection counts as upgraded from now on.
         let mut stream = io.into_inner();
         codec.encode(h1::Message::Item((response, body.size())), &mut write_buf)?;
-        timeout(ANSWER_TIME, stream.write_all(&write_buf)).await??;
+        timeout(RESPONSE_TIMEOUT, stream.write_all(&write_buf)).await??;
         actix_rt::spawn(Pump::new(PumpParts {
             stream,
             scratch,
             wire: self.wire,
-            // A copy: the buffer itself is the dispatcher's.
+            // A copy, because a slice would keep the dispatcher's buffer allocated.
             early: Bytes::copy_from_slice(&read_buf),
             body,
             slot: self.slot,
@@ -269,7 +274,8 @@ impl Upgrade {
     }
 }
 
-/// Writes any other answer to an upgrade request, and closes: what the client sent behind the request is not HTTP.
+/// Writes a response other than 101 to an upgrade request. Then closes the connection: the client may already have sent
+/// WebSocket frames, which are not HTTP.
 async fn refuse_upgrade(
     connection: FramedParts<DeadlineStream, Codec>,
     mut response: Response<()>,
@@ -277,13 +283,14 @@ async fn refuse_upgrade(
     scratch: &Scratch,
 ) -> io::Result<()> {
     if response.status() == StatusCode::SWITCHING_PROTOCOLS {
-        return Err(io::Error::other("an upgrade was accepted that had not been offered"));
+        return Err(io::Error::other("the application answered 101 to a request that cannot be upgraded"));
     }
-    let stream = timeout(ANSWER_TIME, async move {
+    let stream = timeout(RESPONSE_TIMEOUT, async move {
         let FramedParts { io: mut stream, mut codec, mut write_buf, .. } = connection;
         let head = response.head_mut();
         head.set_connection_type(ConnectionType::Close);
-        // The codec ends the body of such a response with the connection, but would announce chunks.
+        // For a body of unknown length, the codec would announce chunks but write none: the body ends with the
+        // connection.
         head.no_chunking(body.size() == BodySize::Stream);
         codec.encode(h1::Message::Item((response, body.size())), &mut write_buf)?;
         let mut body = pin!(body);
@@ -296,7 +303,7 @@ async fn refuse_upgrade(
         io::Result::Ok(stream)
     })
     .await??;
-    // Its places in the counts are given up here: what lingers is bounded in time.
+    // Frees its slots: lingering is limited in time, so the connection need not count any more.
     let (mut stream, mut linger) = (stream.into_inner(), Linger::default());
     poll_fn(|cx| linger.poll(&mut stream, scratch, cx)).await;
     Ok(())

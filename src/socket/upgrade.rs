@@ -23,10 +23,10 @@ use crate::{
     metrics::Limit,
 };
 
-/// The offered subprotocol that carries a browser's token.
+/// Prefix of the subprotocol with which a browser sends its token, because it cannot set headers.
 const TOKEN_SUBPROTOCOL: &str = "sealwire.token.";
 
-/// Answers the upgrade request.
+/// Handles the upgrade request. Returns the 101 response, or the response that refuses the upgrade.
 pub async fn open(request: HttpRequest, body: web::Payload, node: web::Data<Node>) -> HttpResponse {
     let node = node.into_inner();
     match upgrade(&request, body, node.clone()).await {
@@ -83,7 +83,7 @@ async fn upgrade(request: &HttpRequest, body: web::Payload, node: Arc<Node>) -> 
         node.metrics.connections_refused.inc(Limit::Sockets);
         return Err(Refusal::Unavailable.into());
     };
-    wire.keep(node.networks.count_open(network, ConnectionKind::Socket, Instant::now())?);
+    wire.hold_network_slot(node.networks.count_open(network, ConnectionKind::Socket, Instant::now())?);
     let (mut response, ws, messages) = actix_ws::handle(request, body).map_err(|_| not_a_handshake())?;
     if offer.is_codec_offered {
         let name = HeaderValue::from_static(offer.codec.subprotocol());
@@ -108,7 +108,7 @@ fn has_body(headers: &HeaderMap) -> bool {
     !is_empty || headers.contains_key(header::TRANSFER_ENCODING)
 }
 
-/// The client's subprotocol offer.
+/// What the client offers in `Sec-WebSocket-Protocol`.
 struct SubprotocolOffer {
     codec: Codec,
     /// Whether the client offered the codec; if so, the response has to name it. Otherwise JSON is the default.
@@ -117,6 +117,8 @@ struct SubprotocolOffer {
 }
 
 impl SubprotocolOffer {
+    /// # Errors
+    /// `bad_request` if the client offers subprotocols, but no codec of the server among them.
     fn read(request: &HttpRequest) -> Result<Self, EdgeError> {
         let unknown = || EdgeError::Malformed("offer sealwire.v1.msgpack or sealwire.v1.json".into());
         let mut codec = None;

@@ -21,11 +21,11 @@ use super::{
     transport::{Wire, frame_bytes},
 };
 
-/// Most bytes that have left the outbox and are not written to the kernel yet.
+/// Maximum number of bytes that have left the outbox and are not written to the kernel yet.
 const MAX_IN_TRANSIT: u64 = 64 * 1024;
 /// How long a peer may take to read the remaining frames and the Close frame before the TCP connection is aborted.
-/// Long, so that a client that stalled for a while still learns why it was closed; the queue is bounded, so waiting is
-/// cheap.
+/// Long, so that a client that stalled for a while still receives the close code. Waiting is cheap, because the queue
+/// is bounded.
 const CLOSE_TIMEOUT: Duration = Duration::from_secs(30);
 
 /// The future that writes until the connection is closed. From the start of closing it runs for at most
@@ -43,7 +43,7 @@ pub struct Writer {
     next: Option<Message>,
     /// Whether the Close frame is in `next` or was handed over.
     is_close_sent: bool,
-    /// Runs from the start of closing. Boxed to keep open connections small.
+    /// Runs from the start of closing. Boxed, because open connections do not need it.
     close_timer: Option<Pin<Box<Sleep>>>,
 }
 
@@ -53,7 +53,7 @@ impl Writer {
         Self { flow, session, wire, codec, handed_over: 0, next: None, is_close_sent: false, close_timer: None }
     }
 
-    /// Converts a frame for the session. Its reservation ends here; [`MAX_IN_TRANSIT`] bounds it from now on.
+    /// Converts a frame for the session. Its reservation ends here, because [`MAX_IN_TRANSIT`] bounds it from now on.
     fn message(&self, frame: QueuedFrame) -> Option<Message> {
         match (frame, self.codec) {
             (QueuedFrame::Data { bytes, .. }, Codec::MsgPack) => Some(Message::Binary(bytes)),
@@ -64,7 +64,8 @@ impl Writer {
         }
     }
 
-    /// Hands the next message over to the session. Its channel is bounded in frames, so the bytes are bounded here.
+    /// Hands the next message over to the session. Limits the bytes in transit, because the channel of the session
+    /// limits only the number of frames.
     fn poll_hand_over(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), Closed>> {
         if self.next.is_some() {
             ready!(self.wire.poll_written(cx, self.handed_over.saturating_sub(MAX_IN_TRANSIT)));
@@ -77,7 +78,8 @@ impl Writer {
         Poll::Ready(Ok(()))
     }
 
-    fn poll_drain(&mut self, cx: &mut Context<'_>) -> Poll<()> {
+    /// Hands frames over until the connection is closed or the outbox is empty.
+    fn poll_outbox(&mut self, cx: &mut Context<'_>) -> Poll<()> {
         loop {
             if ready!(self.poll_hand_over(cx)).is_err() {
                 return Poll::Ready(());
@@ -119,11 +121,11 @@ impl Future for Writer {
                 return Poll::Ready(());
             }
         }
-        this.poll_drain(cx)
+        this.poll_outbox(cx)
     }
 }
 
-/// Bytes of a message's payload. A Close frame's code and reason are not counted: nothing follows it.
+/// Returns the payload size of a message in bytes. A Close frame's code and reason are not counted: nothing follows it.
 fn payload_bytes(message: &Message) -> usize {
     match message {
         Message::Text(text) => text.len(),

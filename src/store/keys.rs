@@ -9,7 +9,7 @@ use super::{
 };
 use crate::domain::{
     Caller, DeviceId, KeyKind, KeysStatus, Refusal, Timestamp,
-    bundle::{EncodedKey, LastResortStatus, MAX_POOL, SignedPrekeyStatus, depth},
+    bundle::{EncodedKey, LastResortStatus, MAX_POOL, SignedPrekeyStatus, levels_reached},
     keys::{IdentityKey, KeyId, Prekey},
     publish::{Identity, VerifiedPqPrekey, VerifiedPublish, VerifiedSignedPrekey},
 };
@@ -209,7 +209,7 @@ impl Store {
             list.push(key_id.get());
         }
         if !report.accepted.is_empty() {
-            let reached = depth(size, self.settings.low_watermark);
+            let reached = levels_reached(size, self.settings.low_watermark);
             tx.query(statements.rearm).bind(device.0).bind(reached).execute().await?;
         }
         Ok(report)

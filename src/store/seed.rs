@@ -4,7 +4,7 @@ use super::{
     NewDevice, NewSession, Store, StoreError, keys, sessions, sign_in,
     sql::{accounts as sql, keys as keys_sql},
 };
-use crate::domain::{Caller, Email, Timestamp, bundle::depth, publish::VerifiedPublish};
+use crate::domain::{Caller, Email, Timestamp, bundle::levels_reached, publish::VerifiedPublish};
 
 /// A device with a session and published keys.
 pub struct SeedDevice {
@@ -46,8 +46,8 @@ impl Store {
             }
             if !keys.one_time().is_empty() {
                 let size = u32::try_from(keys.one_time().len()).unwrap_or(u32::MAX);
-                let depth = depth(size, store.settings.low_watermark);
-                tx.query(keys_sql::REARM_ONE_TIME).bind(device.0).bind(depth).execute().await?;
+                let reached = levels_reached(size, store.settings.low_watermark);
+                tx.query(keys_sql::REARM_ONE_TIME).bind(device.0).bind(reached).execute().await?;
                 tx.query(keys_sql::BUMP_POOL_VERSION).bind(device.0).execute().await?;
             }
         }

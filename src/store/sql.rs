@@ -17,11 +17,13 @@ pub struct Sql {
     pub postgres: &'static str,
 }
 
+/// One text for both databases.
 const fn both(text: &'static str) -> Sql {
     Sql { sqlite: text, postgres: text }
 }
 
-const fn each(sqlite: &'static str, postgres: &'static str) -> Sql {
+/// A text for each database.
+const fn per_dialect(sqlite: &'static str, postgres: &'static str) -> Sql {
     Sql { sqlite, postgres }
 }
 
@@ -56,7 +58,7 @@ statements! {
     /// Writes a page of the file without changing any data.
     TRY_TO_WRITE = sqlite("PRAGMA user_version = 0");
     MIGRATIONS = both("SELECT version, success, checksum FROM _sqlx_migrations");
-    HAS_MIGRATIONS = each(
+    HAS_MIGRATIONS = per_dialect(
         "SELECT EXISTS (SELECT 1 FROM sqlite_schema WHERE name = '_sqlx_migrations')",
         "SELECT to_regclass('_sqlx_migrations') IS NOT NULL");
     NO_TIMEOUTS =

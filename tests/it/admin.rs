@@ -1,12 +1,21 @@
 //! The operator's listener: who may use it, the status, the metrics and the status page.
 
+use std::sync::atomic::Ordering;
+
 use reqwest::{Client, Method, Response, StatusCode};
 use serde_json::{Value, json};
 use uuid::Uuid;
 
 use crate::support::{
-    Codec, Member, Server, Socket, TestApp, claiming::owners, eventually, http::call, mailing::message, raw::RawSocket,
-    services::Services, sign_in,
+    Codec, Member, Server, Socket, TestApp,
+    claiming::owners,
+    eventually,
+    http::{call, post},
+    mail_server::MailServer,
+    mailing::message,
+    raw::RawSocket,
+    services::Services,
+    sign_in,
 };
 
 const TOKEN: &str = "correct horse battery staple";
@@ -49,6 +58,13 @@ async fn the_status_identifies_the_node_and_describes_database_bus_and_memory() 
     assert_eq!(bus, &json!({ "kind": "local", "ok": true, "probe_age_ms": null }));
     assert!(first["memory"]["resident_bytes"].as_u64().unwrap() > 1_000_000);
     assert_eq!(first["memory"]["budget_limit_bytes"], 512 << 20);
+    assert_eq!(first["memory"]["inbound_limit_bytes"], 256 << 20);
+    assert_eq!(first["memory"]["outbound_limit_bytes"], 256 << 20);
+    for usage in ["sockets", "http_connections", "files"] {
+        let (open, limit) = (first[usage]["open"].as_u64().unwrap(), first[usage]["limit"].as_u64().unwrap());
+        assert!(open < limit, "{usage}: {open} of {limit}");
+    }
+    assert_eq!(first["alerts"], json!([]));
     assert!(first.get("history").is_none(), "only the status page needs the history");
     assert_eq!(status(&app).await["node_id"], first["node_id"]);
     let other = TestApp::start(&[]);
@@ -72,7 +88,14 @@ async fn the_status_counts_the_events_of_the_last_minute() {
     assert_eq!(now["connected_devices"], 2);
     let minute = &now["last_minute"];
     assert_eq!((&minute["claims"], &minute["exhausted"], &minute["limited"]), (&json!(2), &json!(1), &json!(0)));
-    assert_eq!(minute["sign_ins"], 2);
+    assert_eq!((&minute["sign_ins"], &minute["mails_failed"]), (&json!(2), &json!(0)));
+    assert!(minute["mails_sent"].as_u64().unwrap() >= 2, "{minute}");
+    let p99 = minute["op_p99_ms"].as_f64().unwrap();
+    assert!(p99 > 0.0 && p99 <= 10_000.0, "{p99}");
+    assert_eq!(minute["delivery_p99_ms"], Value::Null, "nothing was delivered");
+    assert_eq!(minute["connections_refused"], json!({}));
+    let urgent = now["alerts"].as_array().unwrap().iter().any(|alert| alert["severity"] == "page");
+    assert!(!urgent, "refusals to clients are routine: {now}");
     assert_eq!(minute["errors"], json!({ "not_found": 1, "unauthorized": 1, "unknown_op": 1 }));
     assert_eq!(minute["closes"], json!({}));
     let seconds = minute["seconds"].as_f64().unwrap();
@@ -127,7 +150,10 @@ async fn sent_delivered_and_waiting_messages_are_counted() {
     }
     phone.receives("once more").await;
     let now = status(&app).await;
-    assert_eq!((&now["last_minute"]["sends"], &now["last_minute"]["deliveries"]), (&json!(3), &json!(3)));
+    let minute = &now["last_minute"];
+    // Three messages to two devices, one of them disconnected; the repeat counts neither as a message nor as envelopes.
+    assert_eq!((&minute["sends"], &minute["envelopes"], &minute["deliveries"]), (&json!(3), &json!(6), &json!(3)));
+    assert!(minute["delivery_p99_ms"].as_f64().unwrap() > 0.0, "{minute}");
     // The waiting messages are counted only now and then.
     eventually("the waiting messages have been counted", || async {
         (status(&app).await["mailbox"] == json!({ "waiting": 3, "bytes": 3 + 5 + 9 })).then_some(())
@@ -136,6 +162,7 @@ async fn sent_delivered_and_waiting_messages_are_counted() {
     let metrics = get(&app, "/metrics", &[]).await.text().await.unwrap();
     for line in [
         "sealwire_sends_total 3",
+        "sealwire_envelopes_total 6",
         "sealwire_deliveries_total 3",
         "sealwire_redeliveries_total 0",
         "sealwire_delivery_seconds_count 3",
@@ -144,6 +171,30 @@ async fn sent_delivered_and_waiting_messages_are_counted() {
     ] {
         assert!(metrics.contains(&format!("\n{line}\n")), "{line} in\n{metrics}");
     }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_status_shows_failed_mails_and_refused_connections() {
+    let server = MailServer::start().await;
+    server.state.refuse_with.store(550, Ordering::SeqCst);
+    let app = TestApp::start(&[("MAILER__URL", &server.url()), ("LIMITS__HTTP_CONNECTIONS_PER_NETWORK", "8")]);
+    post(&app, "/v1/auth/otp", json!({ "email": "alice@example.org" })).await;
+    let mut held = Vec::new();
+    let refused = eventually("a connection is refused and a mail has failed", || {
+        let stream = std::net::TcpStream::connect(app.address()).unwrap();
+        held.push(stream);
+        let app = &app;
+        async move {
+            let minute = status(app).await["last_minute"].take();
+            (minute["connections_refused"]["http_connections_per_network"].is_u64() && minute["mails_failed"] == 1)
+                .then_some(minute)
+        }
+    })
+    .await;
+    assert_eq!(refused["mails_sent"], 0);
+    let alerts = status(&app).await["alerts"].take();
+    assert_eq!((&alerts[0]["name"], &alerts[0]["severity"]), (&json!("MailFails"), &json!("page")), "{alerts}");
+    assert_eq!(alerts[0]["text"], "Mails not sent in the last minute: 1.");
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -171,6 +222,7 @@ async fn the_status_shows_an_outage_of_the_bus_and_of_the_database() {
     })
     .await;
     assert_eq!((&down["status"], &down["reasons"]), (&json!("degraded"), &json!(["the bus does not answer"])));
+    assert_eq!((&down["alerts"][0]["name"], &down["alerts"][0]["severity"]), (&json!("BusDown"), &json!("page")));
 
     services.control("stop", "postgres").await;
     let database_down = eventually("the database is down", || async {
@@ -180,6 +232,7 @@ async fn the_status_shows_an_outage_of_the_bus_and_of_the_database() {
     .await;
     assert_eq!(database_down["status"], "not_ready");
     assert_eq!(database_down["database"]["latency_ms"], Value::Null);
+    assert_eq!(database_down["alerts"][0]["name"], "DatabaseAway");
     let metrics = get(&app, "/metrics", &[]).await.text().await.unwrap();
     assert!(metrics.contains("\nsealwire_database_up 0\n") && metrics.contains("\nsealwire_bus_up 0\n"));
 }
@@ -326,6 +379,7 @@ async fn browsers_get_the_status_page_and_other_clients_get_json() {
     for file in ["/status.css", "/status.js", "/status.svg"] {
         assert!(page.contains(&format!("\"{file}\"")), "{file}");
     }
+    assert!(page.contains("<p id=\"NodeAway\">") && !page.contains("<!--"), "the runbook is part of the page");
     let home = reqwest::Client::builder().redirect(reqwest::redirect::Policy::none()).build().unwrap();
     let home = home.get(format!("http://{}/", app.admin())).send().await.unwrap();
     assert_eq!((home.status().as_u16(), header(&home, "location")), (302, "/status"));
@@ -335,8 +389,10 @@ async fn browsers_get_the_status_page_and_other_clients_get_json() {
 async fn operations_md_documents_every_field_of_the_status_and_no_other() {
     fn fields(value: &Value, path: &str, found: &mut Vec<String>) {
         match value {
-            // The fields of these two are codes.
-            Value::Object(map) if !path.ends_with("errors") && !path.ends_with("closes") => {
+            // The fields of these are codes and settings.
+            Value::Object(map)
+                if !["errors", "closes", "connections_refused"].iter().any(|end| path.ends_with(end)) =>
+            {
                 for (key, value) in map {
                     let path = if path.is_empty() { key.clone() } else { format!("{path}.{key}") };
                     fields(value, &path, found);

@@ -66,7 +66,7 @@ fn check_config_shows_the_settings_in_effect_and_no_secret() {
     );
     let (stdout, stderr) = text(&output);
     assert!(output.status.success(), "{stderr}");
-    assert!(stdout.contains("37") && stdout.contains("the settings hold"), "{stdout}");
+    assert!(stdout.contains("37") && stdout.contains("the settings are valid"), "{stdout}");
     assert!(!folder.path().join("sealwire.db").exists(), "a check changes nothing");
     for hidden in [secret.as_str(), "hunter"] {
         assert!(!stdout.contains(hidden) && !stderr.contains(hidden), "{stdout}{stderr}");
@@ -161,7 +161,7 @@ async fn tables_of_a_newer_version_stop_every_command_and_check_config_reports_o
         let run = |command: &str| run(folder.path(), &[command], &settings);
         assert!(run("migrate").status.success());
         let shown = text(&run("check-config")).0;
-        assert!(shown.contains("the settings hold") && !shown.contains("up to date"), "{shown}");
+        assert!(shown.contains("the settings are valid") && !shown.contains("up to date"), "{shown}");
         change(
             url,
             "INSERT INTO _sqlx_migrations (version, description, success, checksum, execution_time) \

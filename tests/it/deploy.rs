@@ -171,7 +171,9 @@ fn the_image_is_built_by_a_pinned_compiler_from_all_files_it_needs() {
         .unwrap()
         .iter()
         .map(|member| member.as_str().unwrap().trim_end_matches("/*"));
-    for needed in ["Cargo.toml", "Cargo.lock", "src", "config", "migrations"].into_iter().chain(members) {
+    for needed in
+        ["Cargo.toml", "Cargo.lock", "src", "config", "migrations", "docs/operations.md"].into_iter().chain(members)
+    {
         assert!(kept.contains(needed), "cargo needs {needed}");
     }
     assert!(kept.iter().all(|path| root().join(path).exists()), "{kept:?}");

@@ -14,13 +14,14 @@ use crate::support::{
     chromium::Page,
     claiming::{Owner, owners},
     http::post,
+    mail_server::MailServer,
     mailing::message,
     sign_in,
 };
 
 const TOKEN: &str = "a-token-for-the-page";
 /// The longest number that the page can show.
-const LARGE: &str = "8,888 MiB";
+const LARGE: &str = "88,888";
 
 /// Makes claims, messages and invalid requests until it is stopped.
 struct Load {
@@ -59,11 +60,11 @@ impl Load {
     }
 }
 
-/// Returns a script that reads the number on the card with this title.
+/// Returns a script that reads the first number on the card with this title.
 fn number(title: &str) -> String {
     format!(
-        "(() => {{ const card = [...document.querySelectorAll('.chart')].find(c => c.querySelector('h3').textContent === {title:?}); \
-         return parseInt(card.querySelector('.value').textContent.replaceAll(',', '')); }})()"
+        "(() => {{ const card = [...document.querySelectorAll('.chart')].find(c => c.querySelector('h4').textContent === {title:?}); \
+         return parseFloat(card.querySelector('.figure b').textContent.replaceAll(',', '')); }})()"
     )
 }
 
@@ -75,14 +76,15 @@ async fn the_status_page_updates_fits_the_screen_and_is_accessible() {
     page.set_viewport(1280, 800, "light").await;
     page.navigate(&format!("http://{}/status", app.admin())).await;
     page.wait_until("document.getElementById('state').dataset.state === 'ready'").await;
-    assert_eq!(page.evaluate("document.title").await, "Sealwire: Ready");
-    assert_eq!(page.evaluate("document.querySelectorAll('.chart').length").await, 8);
+    assert_eq!(page.evaluate("document.title.endsWith('Sealwire: Ready')").await, true);
+    assert_eq!(page.evaluate("document.querySelectorAll('.chart').length").await, 12);
 
-    for title in ["Claims", "Messages", "Errors"] {
+    for title in ["Claimed bundles", "Envelopes", "Requests", "Deliveries", "Process"] {
         page.wait_until(&format!("{} > 0", number(title))).await;
-        let before = page.evaluate(&number(title)).await;
-        page.wait_until(&format!("{} > {before}", number(title))).await;
     }
+    page.wait_until(&format!("{} > 0", number("Error responses"))).await;
+    let before = page.evaluate(&number("Error responses")).await;
+    page.wait_until(&format!("{} > {before}", number("Error responses"))).await;
     page.wait_until(&format!("{} === 2", number("Connected devices"))).await;
     // The server keeps the history: after two steps a chart has a line, even on a page that is opened later.
     let drawn = "document.querySelectorAll('.chart')[1].querySelector('.stroke').getAttribute('d')?.split('L').length";
@@ -91,14 +93,27 @@ async fn the_status_page_updates_fits_the_screen_and_is_accessible() {
     page.navigate(&format!("http://{}/status", app.admin())).await;
     page.wait_until(&format!("{drawn} >= 3")).await;
     page.wait_until("document.getElementById('errors').textContent.includes('bad_request')").await;
+    // The time before the start is marked, and not shown as zeros.
+    assert_eq!(page.evaluate("document.querySelectorAll('.plot .hatch:not([hidden])').length").await, 12);
+    page.wait_until("/before this node started, \\d/.test(document.getElementById('young').innerText)").await;
+    // Refusals to clients are routine.
+    let card =
+        "[...document.querySelectorAll('.chart')].find(c => c.querySelector('h4').textContent === 'Error responses')";
+    let marked = format!("{card}.querySelectorAll('[data-severity=page], [data-severity=ticket], .seen').length");
+    assert_eq!(page.evaluate(&marked).await, 0);
 
-    for (width, height, scheme) in
-        [(1280, 800, "light"), (1280, 800, "dark"), (820, 1100, "light"), (390, 844, "dark"), (320, 640, "light")]
-    {
+    for (width, height, scheme) in [
+        (1920, 1080, "light"),
+        (1366, 768, "dark"),
+        (1366, 768, "light"),
+        (820, 1100, "light"),
+        (390, 844, "dark"),
+        (320, 640, "light"),
+    ] {
         page.set_viewport(width, height, scheme).await;
         page.wait_until(&format!("innerWidth === {width}")).await;
         let overflow = "[document.documentElement.scrollWidth - innerWidth, \
-             [...document.querySelectorAll('body *')].filter(e => !e.closest('svg') && e.getBoundingClientRect().right > innerWidth + 0.5) \
+             [...document.querySelectorAll('body *')].filter(e => !e.closest('svg, pre, .spoken') && e.getBoundingClientRect().right > innerWidth + 0.5) \
              .map(e => e.className || e.tagName).join(), \
              [...document.querySelectorAll('.chart, .chart *:not(.axis span)')].filter(e => e.scrollWidth > e.clientWidth && !e.closest('svg, span')) \
              .map(e => e.textContent).join()]";
@@ -109,9 +124,17 @@ async fn the_status_page_updates_fits_the_screen_and_is_accessible() {
         assert_eq!(faint, json!([]), "text that is hard to read in {scheme}");
         page.wait_until(&format!("!document.body.textContent.includes('{LARGE}')")).await;
         page.screenshot(&format!("status-{width}-{scheme}.png")).await;
-        // The page also fits with the numbers of a large server. This is after the screenshot, which has real numbers.
-        let large = format!("document.querySelectorAll('.value').forEach(v => v.firstChild.textContent = '{LARGE} ')");
-        page.evaluate(&large).await;
+        let small = page.evaluate(SMALL).await;
+        assert_eq!(small, json!([]), "text that is too small");
+        // The layout does not change when the numbers grow. This is after the screenshot, which has real numbers.
+        let grown = format!(
+            "(() => {{ const places = () => JSON.stringify([...document.querySelectorAll('.chart, .figure, .plot, table')] \
+               .map(e => e.getBoundingClientRect()).map(b => [b.left, b.top, b.width, b.height])); \
+             const before = places(); \
+             document.querySelectorAll('.figure b').forEach(b => b.firstChild.textContent = '{LARGE}'); \
+             return before === places(); }})()"
+        );
+        assert_eq!(page.evaluate(&grown).await, true, "{width} wide, the layout does not change");
         assert_eq!(page.evaluate(overflow).await, json!([0, "", ""]), "{width} wide, with large numbers");
     }
     // Pointing at a chart shows its value at that time.
@@ -122,6 +145,12 @@ async fn the_status_page_updates_fits_the_screen_and_is_accessible() {
     let pointer = json!({ "type": "mouseMoved", "x": corner[0], "y": corner[1] });
     page.call("Input.dispatchMouseEvent", pointer).await;
     page.wait_until("document.querySelector('.axis').textContent === 'now2'").await;
+    // The keyboard does the same, for all charts at once.
+    page.evaluate("document.getElementById('moment').focus()").await;
+    let key = json!({ "type": "keyDown", "key": "ArrowLeft", "code": "ArrowLeft", "windowsVirtualKeyCode": 37 });
+    page.call("Input.dispatchKeyEvent", key).await;
+    page.wait_until("[...document.querySelectorAll('.axis')].every(a => a.textContent.startsWith('0:05 ago'))").await;
+    assert_eq!(page.evaluate("document.getElementById('moment').getAttribute('aria-valuetext')").await, "5 s ago");
 
     let unnamed = "[...document.querySelectorAll('svg')].filter(s => s.getAttribute('role') !== 'img' || !s.querySelector('title').textContent).length \
          + [...document.querySelectorAll('section')].filter(s => !document.getElementById(s.getAttribute('aria-labelledby'))).length";
@@ -134,10 +163,56 @@ async fn the_status_page_updates_fits_the_screen_and_is_accessible() {
     drop(Arc::into_inner(app).expect("the load has released it"));
     page.wait_until("document.getElementById('state').dataset.state === 'gone'").await;
     page.wait_until("/^for ([2-9]|\\d\\d) s$/.test(document.getElementById('silence').textContent)").await;
-    assert_eq!(page.evaluate("document.title").await, "Sealwire: No answer: the server cannot be reached");
+    assert_eq!(page.evaluate("document.title").await, "(1) Sealwire: No answer: the server cannot be reached");
+    page.wait_until(&opened("NodeAway")).await;
     assert_eq!(page.evaluate("document.documentElement.hasAttribute('data-stale')").await, true);
     page.screenshot("status-gone.png").await;
 }
+
+/// Returns a script that opens the alert of this name, and returns whether it shows its paragraph of the runbook.
+fn opened(alert: &str) -> String {
+    format!(
+        "(() => {{ const shown = [...document.querySelectorAll('.alert')].find(a => a.querySelector('strong').textContent === {alert:?}); \
+         if (!shown) return false; \
+         shown.querySelector('details').open = true; \
+         const text = document.getElementById({alert:?}).textContent; \
+         return text.length > 80 && shown.querySelector('details p').innerText.length > 80 && shown.querySelector('details p').textContent === text; }})()"
+    )
+}
+
+/// Figures that need attention are marked, and the page itself says what to do.
+#[tokio::test(flavor = "multi_thread")]
+async fn an_alert_opens_its_paragraph_of_the_runbook() {
+    let server = MailServer::start().await;
+    server.state.refuse_with.store(550, Ordering::SeqCst);
+    let app = TestApp::start(&[("MAILER__URL", &server.url())]);
+    post(&app, "/v1/auth/otp", json!({ "email": "alice@example.org" })).await;
+    let mut page = Page::open().await;
+    page.set_viewport(390, 844, "light").await;
+    page.navigate(&format!("http://{}/status", app.admin())).await;
+    page.wait_until(&opened("MailFails")).await;
+    assert_eq!(page.evaluate("document.title").await, "(1) Sealwire: Ready");
+    assert_eq!(page.evaluate("document.getElementById('state').dataset.severity").await, "page");
+    let spoken = "document.getElementById('state').textContent";
+    assert_eq!(page.evaluate(spoken).await, "Ready. Needs attention: MailFails");
+    let marked = "[...document.querySelectorAll('.figure[data-severity=page]')].map(f => f.textContent).join()";
+    assert_eq!(page.evaluate(marked).await, "1not sent");
+    assert_eq!(page.evaluate(CONTRAST).await, json!([]));
+    // The alert stays open while the figures are updated.
+    let uptime = page.evaluate("document.getElementById('uptime').textContent").await;
+    page.wait_until(&format!("document.getElementById('uptime').textContent !== {uptime}")).await;
+    assert_eq!(page.evaluate("document.querySelector('.alert details').open").await, true);
+    page.screenshot("status-alert.png").await;
+    // A link to a section of the runbook opens the runbook, which is closed at first.
+    page.navigate(&format!("http://{}/status#outages", app.admin())).await;
+    page.wait_until("document.getElementById('runbook').open").await;
+    assert_eq!(page.problems, Vec::<String>::new());
+}
+
+/// A script that returns every text that is smaller than 13 pixels.
+const SMALL: &str = r"[...document.querySelectorAll('body *')]
+  .filter((e) => !e.closest('svg, noscript') && [...e.childNodes].some((n) => n.nodeType === 3 && n.data.trim()))
+  .filter((e) => parseFloat(getComputedStyle(e).fontSize) < 13).map((e) => e.textContent)";
 
 /// A script that returns every text whose contrast to its background is below 4.5 (WCAG 2.2, 1.4.3, by its definition).
 const CONTRAST: &str = r"(() => {

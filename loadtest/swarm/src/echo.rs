@@ -9,7 +9,7 @@ use std::{
 use actix::{Actor, ActorContext, ActorFutureExt, AsyncContext, Context, StreamHandler, System, fut::WrapFuture};
 use actix_web::{App, HttpRequest, HttpResponse, HttpServer, web};
 use actix_ws::{Message, ProtocolError, Session};
-use sealwire::socket::transport::{self, Admission, Budget, Tuning};
+use sealwire::socket::transport::{self, Budget, ConnectionLimiter, Tuning};
 use sealwire_protocol::limits::MAX_FRAME_BYTES;
 use serde_json::json;
 
@@ -108,7 +108,7 @@ fn tuning() -> Tuning {
     Tuning {
         max_message: MAX_FRAME_BYTES as u64,
         inbound: Budget::new(256 << 20),
-        admission: Admission::unlimited(),
+        limiter: ConnectionLimiter::unlimited(),
         connections: Budget::new(1 << 20),
         stall: Duration::from_secs(35),
     }

@@ -1,5 +1,7 @@
 //! The routes of the operator's listener.
 
+use std::sync::LazyLock;
+
 use actix_web::{
     HttpRequest, HttpResponse,
     http::{
@@ -14,6 +16,7 @@ use actix_web::{
 use super::{
     Admin,
     access::{check_access, refusal},
+    runbook,
     status::StatusReport,
 };
 use crate::metrics::Metrics;
@@ -21,6 +24,10 @@ use crate::metrics::Metrics;
 /// Lets the page use only its own script, style and server, and never write markup from script.
 const CONTENT_SECURITY_POLICY: &str = "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self'; \
      connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'; require-trusted-types-for 'script'";
+
+/// The status page with the runbook in it.
+static PAGE: LazyLock<String> =
+    LazyLock::new(|| include_str!("status.html").replace("<!-- runbook -->", &runbook::html()));
 
 /// Adds all routes, behind access control.
 pub fn routes(admin: Data<Admin>) -> impl FnOnce(&mut ServiceConfig) {
@@ -61,7 +68,7 @@ async fn show(request: HttpRequest, admin: Data<Admin>) -> HttpResponse {
     let mut response = HttpResponse::Ok();
     response.insert_header((header::VARY, "Accept"));
     if prefers_html(&request) {
-        return response.content_type(ContentType::html()).body(include_str!("status.html"));
+        return response.content_type(ContentType::html()).body(PAGE.as_str());
     }
     let latency = admin.latency().await;
     response.json(StatusReport::of(&admin, latency, request.query_string() == "history"))

@@ -9,70 +9,90 @@ const SVG = "http://www.w3.org/2000/svg";
 const WIDTH = 240;
 const HEIGHT = 52;
 
-// The charts: title, lines, the large number (`value`), the format of values (`write`), and the minimum top of the scale (`least`).
-const CHARTS = [
+// The charts, in groups of one kind of unit. `write` formats a group's numbers, `unit` follows them (unless the group's title names it), and
+// `least` is the minimum top of the scale. With `per: "second"` a figure is the mean rate of the last minute. With `per: "minute"` it is the
+// count of the last minute, and at every moment the line has the count of the minute before, so that single events are whole numbers.
+//
+// A line has its `key` in the history, its colour (`ink`), what its figure means (`name`), the figure if it is not the count under the
+// same key (`now`), the alert about it, and the value `above` which it needs attention.
+const GROUPS = [
   {
-    title: "Connected devices",
-    lines: [{ key: "connected_devices", ink: "blue" }],
-    value: (status) => [count(status.connected_devices), ""],
+    title: "Now",
     write: count,
+    unit: "",
     least: 4,
-  },
-  {
-    title: "Claims",
-    lines: [
-      { key: "claims", ink: "blue", name: "claimed" },
-      { key: "exhausted", ink: "amber", name: "exhausted" },
-      { key: "limited", ink: "plum", name: "limited" },
+    charts: [
+      { title: "Connected devices", lines: [{ key: "connected_devices", ink: "blue", name: "on this node", now: (s) => s.connected_devices }] },
+      { title: "Waiting envelopes", lines: [{ key: "mailbox_waiting", ink: "blue", name: "in all mailboxes", now: (s) => s.mailbox.waiting }] },
     ],
-    value: (status) => [count(sum(status, "claims", "exhausted", "limited")), "last minute"],
-    write: rate,
-    least: 1,
   },
   {
-    title: "Messages",
-    lines: [
-      { key: "sends", ink: "blue", name: "sends" },
-      { key: "deliveries", ink: "green", name: "deliveries" },
+    title: "Count in the last minute",
+    write: count,
+    unit: "",
+    least: 4,
+    per: "minute",
+    charts: [
+      {
+        title: "Sign-in",
+        lines: [
+          { key: "mails_sent", ink: "blue", name: "mails sent" },
+          { key: "mails_failed", ink: "fault", name: "not sent", above: 0, alert: "MailFails" },
+          { key: "sign_ins", ink: "teal", name: "signed in" },
+        ],
+      },
+      {
+        title: "Error responses",
+        lines: [
+          { key: "refusals", ink: "blue", name: "refusals", now: (s) => total(s.last_minute.errors) - serverErrors(s) },
+          { key: "server_errors", ink: "fault", name: "server errors", above: 6, alert: "ServerErrors", now: serverErrors },
+        ],
+      },
+      { title: "Connections", lines: [{ key: "connections_refused", ink: "blue", name: "refused by a limit", alert: "ConnectionsRefused", now: (s) => total(s.last_minute.connections_refused) }] },
+      { title: "Sockets", lines: [{ key: "closes", ink: "blue", name: "closed by either side", alert: "SlowConsumers", now: (s) => total(s.last_minute.closes) }] },
     ],
-    value: (status) => [count(status.last_minute.sends), "sent, last minute"],
-    write: rate,
-    least: 1,
   },
   {
-    title: "Sign-ins",
-    lines: [{ key: "sign_ins", ink: "blue" }],
-    value: (status) => [count(status.last_minute.sign_ins), "last minute"],
-    write: rate,
+    title: "Per second, mean of the last minute",
+    write: decimal,
+    unit: "",
     least: 1,
+    per: "second",
+    charts: [
+      {
+        title: "Envelopes",
+        lines: [
+          { key: "envelopes", ink: "blue", name: "accepted" },
+          { key: "deliveries", ink: "teal", name: "delivered" },
+        ],
+      },
+      {
+        title: "Claimed bundles",
+        lines: [
+          { key: "claims", ink: "blue", name: "claimed" },
+          { key: "exhausted", ink: "teal", name: "exhausted" },
+          { key: "limited", ink: "plum", name: "limited" },
+        ],
+      },
+    ],
   },
   {
-    title: "Errors",
-    lines: [{ key: "errors", ink: "red" }],
-    value: (status) => [count(total(status.last_minute.errors)), "last minute"],
-    write: rate,
+    title: "Response times in milliseconds",
+    write: decimal,
+    unit: " ms",
     least: 1,
+    charts: [
+      { title: "Requests", lines: [{ key: "op_p99_ms", ink: "blue", name: "99 % answered within", alert: "OpsSlow", now: (s) => s.last_minute.op_p99_ms }] },
+      { title: "Deliveries", lines: [{ key: "delivery_p99_ms", ink: "blue", name: "99 % delivered within", alert: "DeliverySlow", now: (s) => s.last_minute.delivery_p99_ms }] },
+      { title: "Database", lines: [{ key: "database_latency_ms", ink: "blue", name: "last probe answered in", alert: "DatabaseAway", now: (s) => s.database.latency_ms }] },
+    ],
   },
   {
-    title: "Sockets closed",
-    lines: [{ key: "closes", ink: "amber" }],
-    value: (status) => [count(total(status.last_minute.closes)), "last minute"],
-    write: rate,
-    least: 1,
-  },
-  {
-    title: "Database latency",
-    lines: [{ key: "database_latency_ms", ink: "blue" }],
-    value: (status) => [status.database.ok ? milliseconds(status.database.latency_ms) : "no answer", ""],
-    write: milliseconds,
-    least: 1,
-  },
-  {
-    title: "Memory",
-    lines: [{ key: "resident_bytes", ink: "blue" }],
-    value: (status) => [bytes(status.memory.resident_bytes), "resident"],
-    write: bytes,
+    title: "Memory, now",
+    write: mebibytes,
+    unit: " MiB",
     least: 1 << 20,
+    charts: [{ title: "Process", lines: [{ key: "resident_bytes", ink: "blue", name: "resident", now: (s) => s.memory.resident_bytes }] }],
   },
 ];
 
@@ -93,18 +113,22 @@ const OTHER_CLOSES = { peer: "closed by the client", lost: "connection lost" };
 
 const STATES = { ready: "Ready", degraded: "Degraded", not_ready: "Not ready" };
 
+const SEVERITIES = { none: 0, ticket: 1, page: 2 };
+
 // --- Formatting numbers
 
 function count(n) {
-  return n.toLocaleString("en");
+  return Math.round(n).toLocaleString("en");
 }
 
-function rate(n) {
-  return `${n.toLocaleString("en", { maximumSignificantDigits: 3 })}/s`;
+// At most three digits, and at most two decimals.
+function decimal(n) {
+  const digits = n === 0 ? 0 : n < 10 ? 2 : n < 100 ? 1 : 0;
+  return n.toLocaleString("en", { minimumFractionDigits: digits, maximumFractionDigits: digits });
 }
 
-function milliseconds(ms) {
-  return ms < 10000 ? `${ms.toLocaleString("en", { maximumSignificantDigits: 3 })} ms` : `${count(Math.round(ms / 1000))} s`;
+function mebibytes(n) {
+  return count(n / (1 << 20));
 }
 
 function bytes(n) {
@@ -134,8 +158,14 @@ function total(counts) {
   return Object.values(counts).reduce((sum, n) => sum + n, 0);
 }
 
-function sum(status, ...keys) {
-  return keys.reduce((sum, key) => sum + status.last_minute[key], 0);
+function serverErrors(status) {
+  const { internal = 0, unavailable = 0 } = status.last_minute.errors;
+  return internal + unavailable;
+}
+
+// The severity of each alert that holds, by its name.
+function severities({ alerts }) {
+  return Object.fromEntries(alerts.map(({ name, severity }) => [name, severity]));
 }
 
 // --- Elements
@@ -173,11 +203,13 @@ function roundUp(n) {
   return [1, 1.5, 2, 3, 4, 5, 6, 8, 10].map((step) => step * scale).find((step) => step >= n * 0.999999);
 }
 
+// The moment that is pointed at, in all charts: the number of steps before now.
+let pointed;
+
 class Chart {
-  constructor(spec) {
+  constructor(group, spec) {
+    this.group = group;
     this.spec = spec;
-    this.value = document.createTextNode("–");
-    this.unit = element("span", { class: "quiet" });
     this.title = shape("title");
     this.svg = shape("svg", { viewBox: `0 0 ${WIDTH} ${HEIGHT}`, preserveAspectRatio: "none", role: "img" });
     this.svg.append(this.title, shape("path", { class: "frame", d: `M0 .5H${WIDTH}M0 ${HEIGHT - 0.5}H${WIDTH}` }));
@@ -185,61 +217,80 @@ class Chart {
       const area = shape("path", { class: `area ${line.ink}` });
       const stroke = shape("path", { class: `stroke ${line.ink}` });
       if (spec.lines.length === 1) this.svg.append(area);
-      this.svg.append(stroke);
-      return { ...line, area, stroke, figure: element("b", {}, "–") };
+      const number = document.createTextNode("–");
+      const unit = element("small", {}, group.unit.trim());
+      const figure = element("p", { class: `figure ${line.ink}` }, element("b", {}, number, unit), element("span", {}, line.name));
+      return { ...line, area, stroke, number, unit, figure };
     });
+    // The first line is the main one, so it is drawn on top.
+    this.svg.append(...this.lines.map((line) => line.stroke).reverse());
     this.mark = shape("path", { class: "mark" });
     this.svg.append(this.mark);
-    this.top = element("span", {}, "–");
-    this.moment = element("span");
-    const named = this.lines.filter((line) => line.name);
-    const legend = named.map((line) => element("span", { class: line.ink }, `${line.name} `, line.figure));
+    this.before = element("div", { class: "hatch", hidden: "" });
+    this.left = element("span");
+    this.right = element("span", {}, "–");
     this.root = element(
       "article",
       { class: "chart" },
-      element("h3", {}, spec.title),
-      element("p", { class: "value" }, this.value, " ", this.unit),
-      ...(legend.length ? [element("p", { class: "legend" }, ...legend)] : []),
-      element("div", { class: "plot" }, this.svg, element("p", { class: "axis" }, this.moment, this.top)),
+      element("h4", {}, spec.title),
+      element("div", { class: this.lines.length > 1 ? "figures several" : "figures" }, ...this.lines.map((line) => line.figure)),
+      element("div", { class: "plot" }, this.before, this.svg),
+      element("p", { class: "axis" }, this.left, this.right),
     );
     this.svg.addEventListener("pointermove", (event) => this.point(event));
-    this.svg.addEventListener("pointerleave", () => {
-      this.pointed = undefined;
-      this.draw();
-    });
+    this.svg.addEventListener("pointerleave", () => point(undefined));
   }
 
   show(status) {
-    const [value, unit] = this.spec.value(status);
-    if (this.value.data !== value) this.value.data = value;
-    write(this.unit, unit);
+    const { history } = status;
+    const firing = severities(status);
     for (const line of this.lines) {
-      if (line.name) write(line.figure, count(status.last_minute[line.key]));
+      line.current = this.figure(line, status);
+      line.values = this.values(line, history);
+      const text = line.current === null ? "–" : this.group.write(line.current);
+      if (line.number.data !== text) line.number.data = text;
+      line.unit.hidden = line.current === null;
+      line.figure.dataset.severity = firing[line.alert] ?? "";
+      for (const part of [line.stroke, line.figure]) part.classList.toggle("seen", line.values.some((n) => n > line.above));
     }
-    this.history = status.history;
+    this.history = history;
     this.draw();
   }
 
-  // Stores the position of the pointer, as the number of steps before now.
+  figure({ key, now }, status) {
+    if (now) return now(status);
+    const { seconds, [key]: n } = status.last_minute;
+    return this.group.per === "second" ? n / Math.max(seconds, 1) : n;
+  }
+
+  // The values of a line, oldest first.
+  values({ key, current }, history) {
+    if (this.group.per !== "minute") return history[key];
+    const { minute } = history;
+    const counts = key === "refusals" ? minute.errors.map((n, index) => n - minute.server_errors[index]) : [...minute[key]];
+    // The last interval may be shorter, so that it is not the minute of the figure.
+    if (counts.length) counts[counts.length - 1] = current;
+    return counts;
+  }
+
   point(event) {
     if (!this.history) return;
     const box = this.svg.getBoundingClientRect();
-    const { length } = this.history;
-    const behind = Math.round(((box.right - event.clientX) / box.width) * (length - 1));
-    this.pointed = Math.min(Math.max(behind, 0), length - 1);
-    this.draw();
+    const steps = this.history.length - 1;
+    const behind = Math.round(((box.right - event.clientX) / box.width) * steps);
+    point(Math.min(Math.max(behind, 0), steps));
   }
 
   draw() {
     if (!this.history) return;
     const { length, step_s } = this.history;
-    const all = this.lines.flatMap((line) => this.history[line.key]).filter((n) => n !== null);
+    const { write: format, unit, least } = this.group;
+    const all = this.lines.flatMap((line) => line.values).filter((n) => n !== null);
     const highest = Math.max(0, ...all);
-    const top = roundUp(Math.max(highest, this.spec.least));
+    const top = roundUp(Math.max(highest, least));
     const x = (index, values) => WIDTH - ((values.length - 1 - index) / (length - 1)) * WIDTH;
     const y = (n) => HEIGHT - 1 - (n / top) * (HEIGHT - 4);
-    for (const line of this.lines) {
-      const values = this.history[line.key];
+    for (const { values, stroke, area } of this.lines) {
       const runs = [];
       let run;
       values.forEach((n, index) => {
@@ -248,91 +299,184 @@ class Chart {
         else runs.push((run = [[x(index, values), y(n)]]));
       });
       const path = (points) => points.map(([px, py]) => `${px.toFixed(1)} ${py.toFixed(1)}`).join("L");
-      line.stroke.setAttribute("d", runs.map((points) => `M${path(points)}`).join(""));
+      // A value without neighbours is a dot.
+      stroke.setAttribute("d", runs.map((points) => `M${path(points)}${points.length === 1 ? "h.1" : ""}`).join(""));
       const floor = HEIGHT - 1;
-      line.area.setAttribute("d", runs.map((p) => `M${p[0][0]} ${floor}L${path(p)}V${floor}Z`).join(""));
+      area.setAttribute("d", runs.map((p) => `M${p[0][0]} ${floor}L${path(p)}V${floor}Z`).join(""));
     }
-    const { write: figure, title } = this.spec;
-    write(this.title, `${title}, last ten minutes: highest ${figure(highest)}`);
-    if (this.pointed === undefined) {
+    const recorded = this.lines[0].values.length;
+    this.before.hidden = recorded >= length;
+    this.before.style.width = `${((length - recorded) / (length - 1)) * 100}%`;
+    const peak = `${format(highest)}${unit}`;
+    const began = recorded < length ? `; before ${duration(recorded * step_s)} ago this node was not started` : "";
+    write(this.title, `${this.spec.title}, last ten minutes: highest ${peak}${began}`);
+    if (pointed === undefined) {
       this.mark.setAttribute("d", "");
-      write(this.moment, `${duration(length * step_s)} ago`);
-      write(this.top, `peak ${figure(highest)}`);
+      write(this.left, ago(length * step_s));
+      write(this.right, `peak ${format(highest)}`);
       return;
     }
-    const at = WIDTH - (this.pointed / (length - 1)) * WIDTH;
-    this.mark.setAttribute("d", `M${at} 0V${HEIGHT}`);
-    write(this.moment, this.pointed ? `${duration(this.pointed * step_s)} ago` : "now");
-    const figures = this.lines.map((line) => this.history[line.key].at(-1 - this.pointed));
-    write(this.top, figures.map((n) => (n === undefined || n === null ? "–" : figure(n))).join(" · "));
+    const at = WIDTH - (pointed / (length - 1)) * WIDTH;
+    this.mark.setAttribute("d", `M${at.toFixed(1)} 0V${HEIGHT}`);
+    write(this.left, pointed === 0 ? "now" : `${Math.floor((pointed * step_s) / 60)}:${String((pointed * step_s) % 60).padStart(2, "0")} ago`);
+    const figures = this.lines.map((line) => line.values.at(-1 - pointed) ?? null);
+    write(this.right, figures.map((n) => (n === null ? "–" : format(n))).join(" · "));
   }
+}
+
+function ago(seconds) {
+  return seconds === 0 ? "now" : `${duration(seconds)} ago`;
+}
+
+// Shows a moment in all charts; `undefined` shows the peaks again.
+function point(steps) {
+  if (pointed === steps) return;
+  pointed = steps;
+  const text = ago((steps ?? 0) * (charts[0].history?.step_s ?? 0));
+  byId("moment").value = -(steps ?? 0);
+  byId("moment").setAttribute("aria-valuetext", text);
+  write(byId("moment-text"), text);
+  for (const chart of charts) chart.draw();
 }
 
 // --- Tables
 
+// Shows rows of name, figure, and the severity if something is wrong.
 function rows(table, cells) {
   const body = byId(table);
   const wanted = JSON.stringify(cells);
   if (body.dataset.shown === wanted) return;
   body.dataset.shown = wanted;
   body.replaceChildren(
-    ...cells.map(([name, figure, kind]) => {
-      return element("tr", {}, element("th", { scope: "row" }, name), element("td", { class: kind ?? "" }, figure));
+    ...cells.map(([name, figure, severity]) => {
+      return element("tr", { "data-severity": severity ?? "" }, element("th", { scope: "row" }, name), element("td", {}, figure));
     }),
   );
 }
 
 function parts(status) {
-  const { database, bus, memory } = status;
-  const kinds = { sqlite: "SQLite", postgres: "PostgreSQL", local: "single node", redis: "Redis" };
-  const { open, idle, limit } = database.pool;
+  const { database, bus, mailbox } = status;
+  const firing = severities(status);
+  const kinds = { sqlite: "SQLite", postgres: "PostgreSQL", local: "none, single node", redis: "Redis" };
+  const kind = ({ kind }) => kinds[kind] ?? kind;
   const cells = [
-    [`Database, ${kinds[database.kind] ?? database.kind}`, database.ok ? "answers" : "no answer", database.ok ? "" : "bad"],
-    ["Database connections", `${count(open - idle)} busy, ${count(idle)} idle, at most ${count(limit)}`],
-    [`Bus, ${kinds[bus.kind] ?? bus.kind}`, bus.ok ? "up" : "down", bus.ok ? "" : "bad"],
+    ["Database", `${kind(database)}, ${database.ok ? "answers" : "no answer"}`, firing.DatabaseAway],
+    ["Bus", bus.kind === "local" ? kind(bus) : `${kind(bus)}, ${bus.ok ? "up" : "down"}`, firing.BusDown],
   ];
   if (bus.kind !== "local") {
     cells.push(["Last bus probe received", bus.probe_age_ms === null ? "none yet" : `${duration(bus.probe_age_ms / 1000)} ago`]);
   }
-  const { waiting, bytes: content } = status.mailbox;
-  cells.push(["Mail in mailboxes", waiting === null ? "not measured yet" : `${count(waiting)} envelopes, ${bytes(content)}`]);
-  cells.push(["Memory budget", `${bytes(memory.budget_used_bytes)} of ${bytes(memory.budget_limit_bytes)}`]);
+  cells.push(["Content in all mailboxes", mailbox.bytes === null ? "not measured yet" : bytes(mailbox.bytes)]);
   return cells;
+}
+
+// Name, used, limit, the format, the alert that is about it, and the unit.
+function capacity({ sockets, http_connections, files, database, memory }) {
+  return [
+    ["Sockets", sockets.open, sockets.limit, count, "NodeNearlyFull"],
+    ["Other connections", http_connections.open, http_connections.limit, count, "NodeNearlyFull"],
+    ["Open files", files.open, files.limit, count, "NodeNearlyFull"],
+    ["Database connections", database.pool.open - database.pool.idle, database.pool.limit, count],
+    ["Memory budget in", memory.inbound_used_bytes, memory.inbound_limit_bytes, mebibytes, "MemoryBudget", " MiB"],
+    ["Memory budget out", memory.outbound_used_bytes, memory.outbound_limit_bytes, mebibytes, "MemoryBudget", " MiB"],
+  ].filter(([, used, limit]) => used !== null && limit !== null);
+}
+
+const meters = new Map();
+
+// The same rows stay, so that only what changes is drawn.
+function showCapacity(status) {
+  const firing = severities(status);
+  for (const [name, used, limit, format, alert, unit = ""] of capacity(status)) {
+    if (!meters.has(name)) {
+      const row = { level: element("i"), figure: element("td") };
+      row.root = element("tr", {}, element("th", { scope: "row" }, name), element("td", { "aria-hidden": "true" }, element("span", { class: "meter" }, row.level)), row.figure);
+      meters.set(name, row);
+      byId("capacity").append(row.root);
+    }
+    const { root, level, figure } = meters.get(name);
+    level.style.width = `${Math.min(100, (used / Math.max(limit, 1)) * 100)}%`;
+    write(figure, `${format(used)} of ${format(limit)}${unit}`);
+    root.dataset.severity = (used > limit * 0.8 && firing[alert]) || "";
+  }
 }
 
 function closeName(code) {
   return OTHER_CLOSES[code] ?? `${code} ${CLOSE_NAMES[code] ?? ""}`;
 }
 
-function counted(counts, name) {
-  const sorted = Object.entries(counts).sort((a, b) => b[1] - a[1]);
-  return sorted.length ? sorted.map(([key, n]) => [name(key), count(n)]) : [["None", ""]];
+// What a table has shown stays in its place with 0, so that rows do not move.
+const seen = {};
+
+function counted(table, counts, name, severity) {
+  const keys = (seen[table] ??= new Set());
+  for (const key of Object.keys(counts)) keys.add(key);
+  const cells = [...keys].sort().map((key) => [name(key), count(counts[key] ?? 0), (counts[key] && severity(key)) || ""]);
+  rows(table, cells.length ? cells : [["None", ""]]);
+}
+
+// --- Alerts
+
+const shownAlerts = new Map();
+
+// Shows the alerts, each with its paragraph of the runbook. One that stays keeps its element, so that it stays open.
+function showAlerts(alerts) {
+  const names = alerts.map((alert) => alert.name);
+  for (const [name, { root }] of shownAlerts) {
+    if (names.includes(name)) continue;
+    root.remove();
+    shownAlerts.delete(name);
+  }
+  for (const { name, severity, text } of alerts) {
+    if (!shownAlerts.has(name)) {
+      const found = element("span", { class: "found" });
+      const paragraph = [...document.querySelectorAll(`#runbook [data-alert="${name}"] > p`)].map((p) => element("p", {}, ...p.cloneNode(true).childNodes));
+      const summary = element("summary", {}, element("strong", {}, name), found, element("span", { class: "do" }, "What to do"));
+      const root = element("li", { class: "alert", "data-severity": severity }, element("details", {}, summary, element("div", {}, ...paragraph)));
+      shownAlerts.set(name, { root, found });
+      byId("alert-list").append(root);
+    }
+    write(shownAlerts.get(name).found, text);
+  }
+  byId("alerts").hidden = alerts.length === 0;
 }
 
 // --- Polling
 
-const charts = CHARTS.map((spec) => new Chart(spec));
+const groups = GROUPS.map((group) => ({ group, charts: group.charts.map((spec) => new Chart(group, spec)) }));
+const charts = groups.flatMap((group) => group.charts);
 let lastResponse;
 let trouble = "";
 
 function show(status) {
+  const { alerts, history, last_minute: minute } = status;
+  const firing = severities(status);
   for (const chart of charts) chart.show(status);
   write(byId("version"), status.version);
   write(byId("uptime"), duration(status.uptime_s));
   write(byId("node"), status.node_id.slice(0, 8));
   byId("node").title = status.node_id;
+  byId("young").hidden = history.connected_devices.length >= history.length;
+  write(byId("young-age"), duration(status.uptime_s));
+  showCapacity(status);
   rows("parts", parts(status));
-  rows("errors", counted(status.last_minute.errors, (code) => code));
-  rows("closes", counted(status.last_minute.closes, closeName));
+  counted("errors", minute.errors, (code) => code, (code) => ["internal", "unavailable"].includes(code) && firing.ServerErrors);
+  counted("closes", minute.closes, closeName, (code) => code === "4002" && firing.SlowConsumers);
+  counted("refused", minute.connections_refused, (limit) => limit, () => firing.ConnectionsRefused);
+  showAlerts(alerts);
   const reasons = status.reasons.length ? `: ${status.reasons.join(", ")}` : "";
-  state(status.status, `${STATES[status.status] ?? status.status}${reasons}`);
+  state(status.status, `${STATES[status.status] ?? status.status}${reasons}`, alerts);
 }
 
-function state(kind, text) {
+function state(kind, text, alerts) {
   const shown = byId("state");
   shown.dataset.state = kind;
-  write(shown, text);
-  document.title = `Sealwire: ${text}`;
+  // A node that is stopping is not ready, which nobody needs to repair.
+  const all = [kind === "ready" ? "none" : "ticket", ...alerts.map((alert) => alert.severity)];
+  shown.dataset.severity = all.sort((a, b) => SEVERITIES[b] - SEVERITIES[a])[0];
+  write(byId("state-text"), text);
+  write(byId("state-alerts"), alerts.length ? `. Needs attention: ${alerts.map((alert) => alert.name).join(", ")}` : "");
+  document.title = `${alerts.length ? `(${alerts.length}) ` : ""}Sealwire: ${text}`;
 }
 
 async function ask() {
@@ -348,7 +492,10 @@ async function ask() {
 
 function stale() {
   document.documentElement.toggleAttribute("data-stale", true);
-  state("gone", trouble ? `No answer: ${trouble}` : "No answer");
+  const figures = lastResponse === undefined ? "" : " The figures below are from before.";
+  const alerts = [{ name: "NodeAway", severity: "page", text: `This node does not answer.${figures}` }];
+  state("gone", trouble ? `No answer: ${trouble}` : "No answer", alerts);
+  showAlerts(alerts);
   // Kept out of the state, because screen readers announce every change of that.
   if (lastResponse !== undefined) {
     write(byId("silence"), `for ${duration(Math.round((performance.now() - lastResponse) / 1000))}`);
@@ -378,7 +525,14 @@ async function poll() {
   timer = setTimeout(poll, document.hidden ? POLL_HIDDEN_MS : POLL_MS);
 }
 
-byId("charts").append(...charts.map((chart) => chart.root));
+byId("charts").append(
+  ...groups.map(({ group, charts }, index) => {
+    const id = `group-${index}`;
+    const cards = element("div", { class: "cards" }, ...charts.map((chart) => chart.root));
+    return element("section", { class: `group cards-${charts.length}`, "aria-labelledby": id }, element("h3", { id }, group.title), cards);
+  }),
+);
+byId("moment").addEventListener("input", (event) => point(-event.target.value || undefined));
 document.addEventListener("visibilitychange", () => document.hidden || poll());
 // Marks the figures as stale if a request hangs.
 setInterval(() => {

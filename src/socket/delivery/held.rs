@@ -10,7 +10,7 @@ use crate::{
     socket::budget::{Budget, Reservation},
 };
 
-/// Most envelopes held for one connection.
+/// Maximum number of envelopes held for one connection.
 const MAX_HELD: usize = 64;
 /// How long held envelopes wait for missing earlier ones before the store is read. The bus takes a few milliseconds.
 pub const REORDER_WAIT: Duration = Duration::from_millis(20);
@@ -19,7 +19,7 @@ pub const REORDER_WAIT: Duration = Duration::from_millis(20);
 pub enum LiveEnvelope {
     /// An envelope in the mailbox, with its sequence number.
     Stored(i64, Arc<Envelope>),
-    /// An envelope that is not stored.
+    /// An ephemeral envelope, which is not stored.
     Ephemeral(Arc<Envelope>),
 }
 
@@ -44,7 +44,7 @@ pub enum ReorderWait {
 /// The held envelopes of one connection, in the order in which they were received.
 #[derive(Default)]
 pub struct HeldEnvelopes {
-    /// Each with its reservation of the node's budget.
+    /// The envelopes, each with its reservation of the node's budget.
     queue: VecDeque<(LiveEnvelope, Reservation)>,
     /// When the wait for missing envelopes expires, once it has started.
     wait_until: Option<Instant>,
@@ -88,7 +88,7 @@ impl HeldEnvelopes {
         released
     }
 
-    /// Starts the wait for missing envelopes if it has not started. Returns its state.
+    /// Starts the wait for missing envelopes, unless it has started. Returns the state of the wait.
     pub fn wait_for_earlier(&mut self, now: Instant) -> ReorderWait {
         match self.wait_until {
             None => {
@@ -100,7 +100,7 @@ impl HeldEnvelopes {
         }
     }
 
-    /// Ends the wait, since the store is read instead.
+    /// Ends the wait, because the store is read instead.
     pub fn stop_waiting(&mut self) {
         self.wait_until = None;
     }

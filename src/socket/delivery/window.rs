@@ -4,7 +4,7 @@ use std::{collections::VecDeque, time::Duration};
 
 use tokio::time::Instant;
 
-/// Most unacked envelopes.
+/// Maximum number of unacked envelopes.
 pub const MAX_UNACKED: usize = 256;
 /// An envelope that is unacked for this long is sent again.
 pub const RESEND_TIMEOUT: Duration = Duration::from_mins(1);
@@ -68,12 +68,12 @@ impl Window {
         self.unacked.is_empty()
     }
 
-    /// How many more envelopes fit.
+    /// The number of envelopes that still fit.
     pub fn free_envelopes(&self) -> usize {
         MAX_UNACKED - self.unacked.len()
     }
 
-    /// How many more bytes fit.
+    /// The number of bytes that still fit.
     pub fn free_bytes(&self) -> usize {
         self.max_bytes.saturating_sub(self.bytes)
     }
@@ -98,10 +98,10 @@ impl Window {
         self.unacked.iter().find(|unacked| unacked.sent_at + RESEND_TIMEOUT <= now).map(|unacked| unacked.seq)
     }
 
-    /// Records that of the envelopes after `after` and up to `upto` the mailbox still holds only `stored` (sorted).
-    /// Those count as sent now; the others are removed.
-    pub fn mark_resent(&mut self, after: i64, upto: i64, stored: &[i64], now: Instant) {
-        let was_read = |seq: i64| seq > after && seq <= upto;
+    /// Records a read of the envelopes after `after` and up to `through`: of those, the mailbox still holds only
+    /// `stored` (sorted). They count as sent now; the others are removed from the window.
+    pub fn mark_resent(&mut self, after: i64, through: i64, stored: &[i64], now: Instant) {
+        let was_read = |seq: i64| seq > after && seq <= through;
         self.remove(|seq| was_read(seq) && stored.binary_search(&seq).is_err());
         for unacked in self.unacked.iter_mut().filter(|unacked| was_read(unacked.seq)) {
             unacked.sent_at = now;

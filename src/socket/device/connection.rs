@@ -1,4 +1,4 @@
-//! What a connection has in all its states; sending and logging.
+//! The part of a connection that exists in all its states. Sends frames and logs.
 
 use std::{net::IpAddr, rc::Rc, sync::Arc, time::Duration};
 
@@ -20,18 +20,23 @@ use crate::{
     },
 };
 
-/// What a connection has in all its states.
+/// The part of a connection that exists in all its states.
 pub struct DeviceConnection {
+    /// The state that all connections of the node share.
     pub node: Arc<Node>,
+    /// The current session. A renewal replaces it.
     pub session: Session,
+    /// The negotiated codec.
     pub codec: Codec,
+    /// The outbox and the read gate.
     pub flow: Rc<Flow>,
+    /// The transport below the WebSocket protocol.
     pub wire: Rc<Wire>,
     /// The client's address.
     pub client: IpAddr,
     /// Identifies the connection in the hub.
     pub key: ConnectionKey,
-    /// The time of the upgrade.
+    /// When the connection was upgraded.
     pub upgraded_at: Instant,
 }
 
@@ -41,45 +46,58 @@ impl DeviceConnection {
         self.session.caller.device
     }
 
-    /// Time since the upgrade.
+    /// The time since the upgrade.
     pub fn age(&self) -> Duration {
         self.upgraded_at.elapsed()
     }
 
-    /// A random part of `span`, always the same for one session. Spreads over `span` what many connections do.
+    /// Returns a random part of `span`, always the same for one session. Used to spread what many connections do at the
+    /// same time over `span`.
     pub fn jitter_within(&self, span: Duration) -> Duration {
         let id = self.session.caller.session.0;
         let random = u32::from_le_bytes(id.as_bytes()[12..16].try_into().unwrap_or_default());
         span.mul_f64(f64::from(random) / f64::from(u32::MAX))
     }
 
-    /// Gives the hub the session and epoch, which the reconciler checks.
+    /// Records the session and epoch in the hub, for the reconciler.
     pub fn note_open(&self, epoch: i64) {
         let caller = self.session.caller;
         self.node.hub.note_open(caller.device, self.key, caller.session, epoch);
     }
 
-    /// Queues an event. Fails with `SlowConsumer` if the outbox is full.
+    /// Queues an event.
+    ///
+    /// # Errors
+    /// `SlowConsumer` if the outbox is full.
     pub fn send_event(&self, event: &Event<'_>) -> HandlerResult {
         self.send_event_frame(encode(self.codec, event))
     }
 
     /// Queues an encoded event.
+    ///
+    /// # Errors
+    /// `SlowConsumer` if the outbox is full.
     pub fn send_event_frame(&self, frame: Vec<u8>) -> HandlerResult {
         self.flow.outbox.push_event(frame).map_err(|Overflow| CloseCode::SlowConsumer)
     }
 
     /// Queues an encoded reply.
+    ///
+    /// # Errors
+    /// `SlowConsumer` if the outbox is full.
     pub fn send_reply(&self, reply: Vec<u8>) -> HandlerResult {
         self.flow.outbox.push_reply(reply).map_err(|Overflow| CloseCode::SlowConsumer)
     }
 
     /// Answers a request with an error, without running it.
+    ///
+    /// # Errors
+    /// `SlowConsumer` if the outbox is full.
     pub fn refuse(&self, id: RequestId, requested: RequestedOp, error: EdgeError) -> HandlerResult {
         self.send_reply(failure(&self.node.metrics, requested, self.codec, id, error))
     }
 
-    /// Sends the client the reason why its session ended. Returns the code to close with.
+    /// Sends the client the event that its session has ended, with the reason. Returns the code to close with.
     pub fn end_session(&self, reason: EndReason) -> CloseCode {
         match self.send_event(&Event::SessionRevoked { reason: reason.into() }) {
             Ok(()) => reason.into(),

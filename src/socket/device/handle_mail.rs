@@ -21,7 +21,7 @@ use crate::{
     },
 };
 
-/// Pause before another try after the store could not be read, or the budget or the outbox was full.
+/// Pause before the next attempt after the store could not be read, the budget was exhausted or the outbox was full.
 const RETRY_PAUSE: Duration = Duration::from_secs(1);
 
 /// The result of a mailbox read.
@@ -30,7 +30,7 @@ const RETRY_PAUSE: Duration = Duration::from_secs(1);
 struct MailPageRead {
     read: MailboxRead,
     page: Result<MailPage, Refusal>,
-    /// Memory for the page. Given back once the page is in the outbox, which makes its own reservations.
+    /// The memory for the page. Given back once the page is in the outbox, which makes its own reservations.
     reservation: Reservation,
 }
 
@@ -156,8 +156,8 @@ impl OpenState {
         if self.delivery.take_backlog_end() { connection.send_event(&Event::MailboxDrained {}) } else { Ok(()) }
     }
 
-    /// Starts to resend the envelopes whose acks are overdue, unless frames are still queued: the client has to read
-    /// those first.
+    /// Starts to resend the envelopes whose acks are overdue. Does nothing if frames are still queued: the client has
+    /// to read those first.
     pub fn resend_mail(&mut self, connection: &DeviceConnection, now: Instant, ctx: &mut Context<DeviceSocket>) {
         if connection.flow.outbox.is_empty()
             && let Some(read) = self.delivery.begin_resend(now)
@@ -222,7 +222,7 @@ fn read_page(connection: &DeviceConnection, read: MailboxRead, ctx: &mut Context
     });
 }
 
-/// Tries again after a pause.
+/// Reads the mailbox again after [`RETRY_PAUSE`].
 fn read_later(ctx: &mut Context<DeviceSocket>) {
     // The read counts as in progress until then, so that envelopes received meanwhile are held and stay in order.
     ctx.run_later(RETRY_PAUSE, |actor, ctx| {

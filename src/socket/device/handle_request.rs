@@ -24,9 +24,10 @@ use crate::{
     socket::ops::{self, FollowUp, Reply, RequestSource, failure},
 };
 
-/// Bytes kept free in the outbox for a reply with bundles, and for most other replies. With the default outbox size, 64
-/// requests of either kind can be in flight.
+/// Bytes kept free in the outbox for a reply with bundles. With the default outbox size, 64 such requests can be in
+/// flight.
 const BUNDLES_REPLY: usize = 16 * 1024;
+/// Bytes kept free for most other replies.
 const USUAL_REPLY: usize = 1024;
 /// Bytes kept free for a reply that may contain two lists of devices.
 const MISMATCH_REPLY: usize = 8 * 1024;

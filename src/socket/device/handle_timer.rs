@@ -12,9 +12,9 @@ use crate::domain::EndReason;
 
 /// A connection from which nothing is received for this long is closed.
 const IDLE_TIMEOUT: Duration = Duration::from_mins(1);
-/// The longest time that the timer is set for. Later deadlines are checked again then.
+/// Maximum time for which the timer is set. For a later deadline, it is then set again.
 const LONGEST_TIMER: Duration = Duration::from_hours(24);
-/// Shortest time between two checks for mail whose ack is overdue.
+/// Minimum time between two checks for mail whose ack is overdue.
 const MIN_RESEND_WAIT: Duration = Duration::from_secs(1);
 
 impl OpenState {
@@ -43,6 +43,7 @@ impl OpenState {
         });
     }
 
+    /// Handles the deadlines that have passed, and sets the timer again.
     fn tick(&mut self, connection: &DeviceConnection, ctx: &mut Context<DeviceSocket>) -> HandlerResult {
         let now = connection.node.service.now();
         if connection.session.expires_at <= now {

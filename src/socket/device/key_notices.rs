@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use crate::domain::{
     KeyKind, KeysStatus, Timestamp,
-    bundle::{SignedPrekeyStatus, depth},
+    bundle::{SignedPrekeyStatus, levels_reached},
 };
 
 /// How long before a signed prekey expires its client is asked to rotate it.
@@ -21,13 +21,15 @@ pub struct KeyNotices {
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 struct KnownPool {
     pool_version: i64,
-    /// How low the pool is ([`depth`]).
-    depth: i32,
+    /// The number of low-water levels that the pool has reached.
+    levels_reached: i32,
 }
 
 fn known_pools(keys: &KeysStatus) -> [KnownPool; 2] {
-    [keys.one_time, keys.pq_one_time]
-        .map(|count| KnownPool { pool_version: keys.pool_version, depth: depth(count, keys.threshold) })
+    [keys.one_time, keys.pq_one_time].map(|count| KnownPool {
+        pool_version: keys.pool_version,
+        levels_reached: levels_reached(count, keys.threshold),
+    })
 }
 
 impl KeyNotices {
@@ -41,7 +43,7 @@ impl KeyNotices {
         for (known, published) in self.known_pools.iter_mut().zip(known_pools(keys)) {
             // An equal version means that a signal has overtaken the reply to the publish.
             if published.pool_version > known.pool_version {
-                *known = KnownPool { depth: published.depth.min(known.depth), ..published };
+                *known = KnownPool { levels_reached: published.levels_reached.min(known.levels_reached), ..published };
             }
         }
     }
@@ -53,7 +55,7 @@ impl KeyNotices {
 
     /// Returns true once if the client does not know yet that a pool is this low.
     pub fn take_low_pool(&mut self, kind: KeyKind, remaining: u32, threshold: u32, pool_version: i64) -> bool {
-        let signalled = KnownPool { pool_version, depth: depth(remaining, threshold) };
+        let signalled = KnownPool { pool_version, levels_reached: levels_reached(remaining, threshold) };
         let known = &mut self.known_pools[usize::from(kind == KeyKind::PqOneTime)];
         let is_unknown = signalled > *known;
         if is_unknown {

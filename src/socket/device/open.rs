@@ -16,15 +16,20 @@ use crate::{
     socket::delivery::Delivery,
 };
 
-/// What a connection has only while it is open. Its methods take the [`DeviceConnection`] to which it belongs.
+/// The part of a connection that exists only while it is open. The methods take the [`DeviceConnection`] to which it
+/// belongs.
 pub struct OpenState {
     /// The connection's epoch: of two connections of a device, the higher one stays.
     pub(super) epoch: i64,
-    /// Whether the node is shutting down; requests are no longer read.
+    /// Whether the node is stopping. Requests are no longer read then.
     is_draining: bool,
+    /// The unanswered requests.
     pub(super) requests: Requests,
+    /// Decides which mail is sent, and when.
     pub(super) delivery: Delivery,
+    /// What the client knows about its keys.
     pub(super) keys: KeyNotices,
+    /// The timer of all deadlines.
     pub(super) timer: ConnectionTimer,
 }
 
@@ -54,7 +59,7 @@ impl OpenState {
         self.epoch
     }
 
-    /// Sends the welcome, and after it the notices about the device's keys that are due.
+    /// Sends the welcome, followed by the notices about the device's keys that are due.
     pub fn welcome(
         &mut self,
         connection: &DeviceConnection,

@@ -10,6 +10,7 @@ use crate::{domain::Signal, service::FifoGate};
 /// The unanswered requests of one connection.
 #[derive(Default)]
 pub struct Requests {
+    /// The running requests, in no particular order.
     pub in_flight: Vec<InFlight>,
     /// Requests that wait to run: a renewal waits for earlier requests, and later requests wait for the renewal.
     pub deferred: VecDeque<Deferred>,
@@ -23,15 +24,21 @@ pub struct Requests {
 
 /// A running request, and the bytes that the read gate counts for it.
 pub struct InFlight {
+    /// The id that the client chose.
     pub id: RequestId,
+    /// The size of the request frame.
     pub request_bytes: usize,
+    /// The bytes kept free in the outbox for the reply.
     pub reply_bytes: usize,
 }
 
 /// A request that waits for a renewal, or a renewal that waits for requests.
 pub struct Deferred {
+    /// The decoded request, except for its parameters.
     pub request: RequestOutline,
+    /// The op, which is known and has been checked.
     pub op: Op,
+    /// The request frame, which contains the parameters.
     pub frame: Bytes,
 }
 

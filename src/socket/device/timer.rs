@@ -12,8 +12,9 @@ pub const HEARTBEAT: Duration = Duration::from_secs(25);
 
 /// The single timer of a connection, shared by all its deadlines.
 pub struct ConnectionTimer {
+    /// When the next ping is due.
     pub next_ping: Instant,
-    /// The timer that is running.
+    /// The running timer of the actor.
     pub handle: SpawnHandle,
 }
 

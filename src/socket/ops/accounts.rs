@@ -1,4 +1,4 @@
-//! Serves the ops on sessions, devices and users.
+//! The ops on sessions, devices and accounts.
 
 use sealwire_protocol::{
     auth::{LogoutRequest, RenewSessionRequest},
@@ -13,24 +13,28 @@ use crate::{
     edge::{EdgeError, accounts},
 };
 
+/// `session.renew`: replies with a new token. Afterwards, the connection belongs to the new session.
 pub async fn renew_session(call: &Call<'_>) -> Result<Reply, EdgeError> {
     let RenewSessionRequest {} = call.params()?;
     let (session, token) = call.service.renew(&call.caller).await?;
     Ok(call.reply(&accounts::renew_session_reply(session, &token)).then(FollowUp::Renewed(session)))
 }
 
+/// `session.logout`: ends the session and closes the connection.
 pub async fn log_out(call: &Call<'_>) -> Result<Reply, EdgeError> {
     let LogoutRequest {} = call.params()?;
     let notifications = call.service.logout(&call.caller).await?;
     Ok(call.reply(&EmptyReply {}).notifying(notifications).then(FollowUp::Ended(EndReason::Logout)))
 }
 
+/// `devices.list`: replies with the devices of the user.
 pub async fn list_devices(call: &Call<'_>) -> Result<Reply, EdgeError> {
     let ListDevicesRequest {} = call.params()?;
     let devices = call.service.list_devices(&call.caller).await?;
     Ok(call.reply(&accounts::list_devices_reply(devices, call.caller.device)))
 }
 
+/// `devices.rename`: renames a device of the user, by default the connected one.
 pub async fn rename_device(call: &Call<'_>) -> Result<Reply, EdgeError> {
     let RenameDeviceRequest { device_id, name } = call.params()?;
     let device = device_id.unwrap_or(call.caller.device);
@@ -38,6 +42,7 @@ pub async fn rename_device(call: &Call<'_>) -> Result<Reply, EdgeError> {
     Ok(call.reply(&EmptyReply {}))
 }
 
+/// `devices.revoke`: removes a device of the user. If it is the connected one, closes the connection.
 pub async fn revoke_device(call: &Call<'_>) -> Result<Reply, EdgeError> {
     let RevokeDeviceRequest { device_id } = call.params()?;
     let notifications = call.service.revoke_device(&call.caller, device_id).await?;
@@ -46,12 +51,14 @@ pub async fn revoke_device(call: &Call<'_>) -> Result<Reply, EdgeError> {
     Ok(call.reply(&EmptyReply {}).notifying(notifications).then(after))
 }
 
+/// `users.find`: replies with the id of the user with an e-mail address.
 pub async fn find_user(call: &Call<'_>) -> Result<Reply, EdgeError> {
     let FindUserRequest { email } = call.params()?;
     let user_id = call.service.find_user(&call.caller, &accounts::email(&email)?).await?;
     Ok(call.reply(&FindUserReply { user_id }))
 }
 
+/// `account.delete`: deletes the user and closes the connection.
 pub async fn delete_account(call: &Call<'_>) -> Result<Reply, EdgeError> {
     let DeleteAccountRequest {} = call.params()?;
     let notifications = call.service.delete_account(&call.caller).await?;

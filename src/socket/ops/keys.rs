@@ -1,4 +1,4 @@
-//! Serves the ops on keys.
+//! The ops on keys.
 
 use sealwire_protocol::keys::{ClaimKeysRequest, FetchKeysRequest, KeysStatusRequest, PublishKeysRequest};
 
@@ -8,6 +8,8 @@ use crate::{
     service::Turn,
 };
 
+/// `keys.publish`: stores keys of the device, and replies with the result for each key.
+///
 /// Waits for its turn, so that publishes take effect in the order received: the connection announces the expiry of the
 /// signed prekey published last.
 pub async fn publish(call: &Call<'_>, mut turn: Option<Turn>) -> Result<Reply, EdgeError> {
@@ -21,12 +23,14 @@ pub async fn publish(call: &Call<'_>, mut turn: Option<Turn>) -> Result<Reply, E
     Ok(call.reply(&keys::publish_reply(outcome)).then(after).holding(turn))
 }
 
+/// `keys.status`: replies with the keys that the server holds for the device.
 pub async fn status(call: &Call<'_>) -> Result<Reply, EdgeError> {
     let KeysStatusRequest {} = call.params()?;
     let status = call.service.keys_status(&call.caller).await?;
     Ok(call.reply(&keys::keys_status_reply(status)))
 }
 
+/// `keys.fetch`: replies with bundles of a user's devices, without one-time keys.
 pub async fn fetch(call: &Call<'_>) -> Result<Reply, EdgeError> {
     let FetchKeysRequest { user_id, device_ids, suites } = call.params()?;
     let (devices, suites) = (keys::named_devices(device_ids)?, keys::usable_suites(suites)?);
@@ -34,6 +38,7 @@ pub async fn fetch(call: &Call<'_>) -> Result<Reply, EdgeError> {
     Ok(call.reply(&keys::bundles_reply(bundles)))
 }
 
+/// `keys.claim`: replies with bundles of a user's devices, including one-time keys that are issued only once.
 pub async fn claim(call: &Call<'_>) -> Result<Reply, EdgeError> {
     let ClaimKeysRequest { user_id, device_ids, suites, claim_id } = call.params()?;
     let (devices, suites) = (keys::named_devices(device_ids)?, keys::usable_suites(suites)?);

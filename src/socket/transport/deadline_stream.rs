@@ -1,9 +1,15 @@
 //! Enforces deadlines on connections that have not upgraded.
 //!
-//! The head of a request has ten seconds from its first byte, or from the connect; the application bounds the body; and
-//! actix-http ends connections that idle between requests. For everything else that a client can send slowly, one rule
-//! holds: while bytes are awaited, something must have been written within [`PATIENCE`]. A client that misses a deadline
-//! gets an answer that says so, unless the answer would end up inside another one.
+//! - The head of a request must be complete within [`HEAD_TIMEOUT`] of its first byte. The time for the first head
+//!   starts when the connection is accepted.
+//! - After that, bytes of a response must be written at least once per [`PROGRESS_TIMEOUT`]. This covers clients that
+//!   send without ever completing a request, and clients that do not read their response.
+//!
+//! Two more limits are enforced elsewhere: the application limits the time for a request's body, and actix-http closes
+//! connections that are idle between requests.
+//!
+//! A client that misses a deadline gets an error response, unless another response is partly written or the application
+//! is still preparing one.
 
 use std::{
     future::Future,
@@ -20,92 +26,94 @@ use tokio::{
     time::{Instant, Sleep, sleep},
 };
 
-use super::{admission::Admitted, linger::Linger, request_activity::RequestActivity, scratch::Scratch};
+use super::{connection_limiter::ConnectionSlots, linger::Linger, request_activity::RequestActivity, scratch::Scratch};
 use crate::edge::{EdgeError, Problem};
 
 /// How long the head of a request may take.
-const HEAD_TIME: Duration = Duration::from_secs(10);
-/// How long a connection may go without an answer. Longer than keep-alive, so that it ends idle connections in good order.
-const PATIENCE: Duration = Duration::from_secs(35);
+const HEAD_TIMEOUT: Duration = Duration::from_secs(10);
+/// How long a connection may go without a byte of a response being written. Longer than the keep-alive time, so that
+/// actix-http closes idle connections before this expires.
+const PROGRESS_TIMEOUT: Duration = Duration::from_secs(35);
 
-/// What a connection's deadline is for.
+/// What must happen before the deadline.
 #[derive(Clone, Copy, PartialEq, Eq)]
-enum Awaits {
-    /// The rest of a head.
+enum DeadlineKind {
+    /// The head of the request that is being received is complete.
     Head,
-    /// Progress of the application, or of the peer that reads its answer.
-    Answer,
-    /// Another request, which need not come.
-    Request,
+    /// Bytes of the response are written.
+    Response,
+    /// The next request begins, or actix-http closes the idle connection.
+    NextRequest,
 }
 
-/// A TCP stream with its deadline. It holds the connection's places in the counts.
+/// A TCP stream with its deadline. It holds the slots of the connection.
 pub(super) struct DeadlineStream {
     stream: TcpStream,
-    awaits: Awaits,
+    deadline_kind: DeadlineKind,
     deadline: Pin<Box<Sleep>>,
     activity: Rc<RequestActivity>,
-    /// Requests that the deadline takes into account.
-    heads: u64,
-    /// Whether part of an answer waits for the peer to read.
+    /// The number of requests begun when the deadline was last set.
+    seen_requests: u64,
+    /// Whether the last write had to wait for the peer to read.
     is_blocked: bool,
     scratch: Scratch,
     linger: Linger,
-    _places: Admitted,
+    _slots: ConnectionSlots,
 }
 
 impl DeadlineStream {
-    pub(super) fn new(stream: TcpStream, places: Admitted, scratch: Scratch) -> Self {
+    /// Wraps an accepted connection. The time for the first request's head starts now.
+    pub(super) fn new(stream: TcpStream, slots: ConnectionSlots, scratch: Scratch) -> Self {
         Self {
             stream,
-            awaits: Awaits::Head,
-            deadline: Box::pin(sleep(HEAD_TIME)),
+            deadline_kind: DeadlineKind::Head,
+            deadline: Box::pin(sleep(HEAD_TIMEOUT)),
             activity: Rc::default(),
-            heads: 0,
+            seen_requests: 0,
             is_blocked: false,
             scratch,
             linger: Linger::default(),
-            _places: places,
+            _slots: slots,
         }
     }
 
-    /// The activity of the connection's requests, for the application to keep up to date.
+    /// The activity of the connection's requests. The application has to keep it up to date.
     pub(super) fn activity(&self) -> Rc<RequestActivity> {
         self.activity.clone()
     }
 
-    /// The stream alone; the connection gives up its places.
+    /// The stream without deadlines. Frees the slots of the connection.
     pub(super) fn into_inner(self) -> TcpStream {
         self.stream
     }
 
-    fn await_now(&mut self, what: Awaits) {
-        self.awaits = what;
-        let time = if what == Awaits::Head { HEAD_TIME } else { PATIENCE };
+    fn set_deadline(&mut self, kind: DeadlineKind) {
+        self.deadline_kind = kind;
+        let time = if kind == DeadlineKind::Head { HEAD_TIMEOUT } else { PROGRESS_TIMEOUT };
         self.deadline.as_mut().reset(Instant::now() + time);
     }
 
-    /// Whether time is up; the connection's task is woken when it will be.
+    /// Whether the deadline has passed. If not, wakes the connection's task when it does.
     fn is_late(&mut self, cx: &mut Context<'_>) -> bool {
-        let heads = self.activity.begun();
-        if std::mem::replace(&mut self.heads, heads) != heads {
-            self.await_now(Awaits::Answer);
+        let begun = self.activity.begun();
+        if std::mem::replace(&mut self.seen_requests, begun) != begun {
+            self.set_deadline(DeadlineKind::Response);
         }
         self.deadline.as_mut().poll(cx).is_ready()
     }
 
-    /// Answers that the request came too slowly.
+    /// Responds that the request was not complete in time.
     ///
     /// # Errors
-    /// `TimedOut` if the peer has part of an answer, or is still to get one.
-    fn answer_too_slow(&self) -> io::Result<()> {
-        if self.is_blocked || self.activity.is_under_way() {
+    /// `TimedOut` if another response is partly written or not written yet.
+    fn respond_too_slow(&self) -> io::Result<()> {
+        if self.is_blocked || self.activity.is_in_progress() {
             return Err(io::ErrorKind::TimedOut.into());
         }
-        // Nothing else waits to be sent, so the socket takes it whole.
-        let answer = Problem::from(EdgeError::TooSlow).as_http1();
-        self.stream.try_write(&answer).map_err(|_| io::ErrorKind::TimedOut)?;
-        self.activity.end();
+        // The send buffer is empty, so the whole response fits into it.
+        let response = Problem::from(EdgeError::TooSlow).as_http1();
+        self.stream.try_write(&response).map_err(|_| io::ErrorKind::TimedOut)?;
+        self.activity.set_closing();
         Ok(())
     }
 }
@@ -113,18 +121,19 @@ impl DeadlineStream {
 impl AsyncRead for DeadlineStream {
     fn poll_read(self: Pin<&mut Self>, cx: &mut Context<'_>, buffer: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
         let this = self.get_mut();
-        // Also if there is something to read: a client that sends without end makes no progress either.
-        if this.is_late(cx) && !this.activity.is_over() {
-            this.answer_too_slow()?;
+        // Checked even if there are bytes to read: a client that sends endlessly makes no progress either.
+        if this.is_late(cx) && !this.activity.is_closing() {
+            this.respond_too_slow()?;
         }
-        if this.activity.is_over() && !this.is_blocked {
-            // As if the peer had ended it.
+        if this.activity.is_closing() && !this.is_blocked {
+            // Reports the end of the stream, so that actix-http closes the connection.
             return Poll::Ready(Ok(()));
         }
         let before = buffer.filled().len();
         ready!(Pin::new(&mut this.stream).poll_read(cx, buffer))?;
-        if this.awaits == Awaits::Request && !this.activity.is_under_way() && buffer.filled().len() > before {
-            this.await_now(Awaits::Head);
+        let has_read = buffer.filled().len() > before;
+        if has_read && this.deadline_kind == DeadlineKind::NextRequest && !this.activity.is_in_progress() {
+            this.set_deadline(DeadlineKind::Head);
         }
         Poll::Ready(Ok(()))
     }
@@ -137,10 +146,10 @@ impl AsyncWrite for DeadlineStream {
         this.is_blocked = polled.is_pending();
         match polled {
             Poll::Ready(Ok(1..)) => {
-                this.heads = this.activity.begun();
-                this.await_now(Awaits::Request);
-                if this.activity.is_over() {
-                    // To be read to its end, which is here.
+                this.seen_requests = this.activity.begun();
+                this.set_deadline(DeadlineKind::NextRequest);
+                if this.activity.is_closing() {
+                    // Makes actix-http read again, which reports the end of the stream.
                     cx.waker().wake_by_ref();
                 }
             }
@@ -156,8 +165,8 @@ impl AsyncWrite for DeadlineStream {
 
     fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         let this = self.get_mut();
-        if this.activity.is_over() {
-            // It may still be sending, and must not lose the answer for that.
+        if this.activity.is_closing() {
+            // The peer may still be sending. Closing now would reset the connection and lose the response.
             return this.linger.poll(&mut this.stream, &this.scratch, cx).map(Ok);
         }
         Pin::new(&mut this.stream).poll_shutdown(cx)

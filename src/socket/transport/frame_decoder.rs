@@ -1,7 +1,7 @@
-//! Decodes the headers of inbound WebSocket frames (RFC 6455, section 5.2) byte by byte, and skips over payloads without
-//! storing them. It checks what one frame alone can break; how frames follow each other is the frame guard's business.
+//! Decodes the headers of inbound WebSocket frames (RFC 6455, section 5.2) byte by byte, and skips payloads without
+//! storing them. It checks each frame on its own; [`super::frame_guard`] checks their sequence.
 
-/// What a frame carries (RFC 6455, section 11.8).
+/// The type of a frame (RFC 6455, section 11.8).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Opcode {
     Continuation,
@@ -25,7 +25,7 @@ impl Opcode {
         })
     }
 
-    /// Whether frames of this kind stand outside of messages.
+    /// Whether this is a control frame, which may stand between the fragments of a message.
     pub fn is_control(self) -> bool {
         matches!(self, Self::Close | Self::Ping | Self::Pong)
     }
@@ -33,24 +33,25 @@ impl Opcode {
 
 /// The first byte of a frame.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct Head {
+pub(super) struct FrameHead {
+    /// The type of the frame.
     pub opcode: Opcode,
     /// Whether the frame is the last of its message.
     pub fin: bool,
 }
 
-/// What a header byte completed.
+/// What [`FrameDecoder::decode`] has completed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Decoded {
     /// Nothing yet.
     Incomplete,
     /// The first byte.
-    Head(Head),
-    /// The length of the payload, which follows behind the mask.
+    Head(FrameHead),
+    /// The length of the payload in bytes. The mask and the payload follow.
     Length(u64),
 }
 
-/// A frame breaks RFC 6455.
+/// The frame violates RFC 6455.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct FramingError;
 
@@ -58,8 +59,8 @@ pub(super) struct FramingError;
 #[derive(Clone, Debug)]
 pub(super) struct FrameDecoder {
     part: Part,
-    head: Head,
-    /// Payload bytes that the current frame declares, as far as its length has come in; then those still to come.
+    head: FrameHead,
+    /// The payload length as decoded so far; in the payload, the number of bytes that remain.
     length: u64,
 }
 
@@ -68,7 +69,7 @@ pub(super) struct FrameDecoder {
 enum Part {
     Head,
     Length,
-    /// A length of `width` bytes, of which `left` are to come.
+    /// An extended length of `width` bytes, of which `left` are missing.
     Extended {
         width: u8,
         left: u8,
@@ -83,32 +84,32 @@ const FIN: u8 = 0x80;
 const RESERVED: u8 = 0x70;
 const OPCODE: u8 = 0x0f;
 const MASKED: u8 = 0x80;
-/// The longest payload of a control frame, and the longest whose length fits in seven bits.
-const SHORT: u8 = 125;
+/// Maximum payload length of a control frame, and of any frame without an extended length.
+const MAX_SHORT: u8 = 125;
 
 impl FrameDecoder {
-    /// At the beginning of the first frame.
+    /// A decoder that expects the first frame.
     pub fn new() -> Self {
-        Self { part: Part::Head, head: Head { opcode: Opcode::Continuation, fin: true }, length: 0 }
+        Self { part: Part::Head, head: FrameHead { opcode: Opcode::Continuation, fin: true }, length: 0 }
     }
 
-    /// The first byte of the current frame, once it has been decoded.
-    pub fn head(&self) -> Head {
+    /// The head of the current frame, once it has been decoded. Before that, that of the previous frame.
+    pub fn head(&self) -> FrameHead {
         self.head
     }
 
-    /// Whether the length of the current frame has been decoded, and its end has not been reached.
+    /// Whether the length of the current frame has been decoded and its end has not been reached.
     pub fn is_past_length(&self) -> bool {
         matches!(self.part, Part::Mask { .. } | Part::Payload)
     }
 
-    /// Whether the next bytes are payload, to be skipped by [`Self::skip_payload`].
+    /// Whether the next bytes are payload, which [`Self::skip_payload`] skips. True even if the payload is empty.
     pub fn is_in_payload(&self) -> bool {
         matches!(self.part, Part::Payload)
     }
 
-    /// Skips payload of the current frame, at most `available` bytes, and returns how many. At the end of the payload, which
-    /// may be empty, the next frame begins.
+    /// Skips at most `available` bytes of the payload, and returns how many. At the end of the payload the decoder
+    /// expects the next frame.
     pub fn skip_payload(&mut self, available: usize) -> usize {
         let skipped = usize::try_from(self.length).unwrap_or(usize::MAX).min(available);
         self.length -= skipped as u64;
@@ -118,11 +119,11 @@ impl FrameDecoder {
         skipped
     }
 
-    /// Takes in one byte of a header or a mask.
+    /// Decodes one byte of a header or a mask.
     ///
     /// # Errors
-    /// A reserved bit, an unknown opcode, a fragmented or long control frame, a frame without a mask, a length that is not
-    /// in its shortest form.
+    /// If the frame has a reserved bit, an unknown opcode, no mask, or a length that is not in its shortest form, or is
+    /// a fragmented or long control frame.
     pub fn decode(&mut self, byte: u8) -> Result<Decoded, FramingError> {
         match self.part {
             Part::Head => {
@@ -131,16 +132,16 @@ impl FrameDecoder {
                 if byte & RESERVED != 0 || (opcode.is_control() && !fin) {
                     return Err(FramingError);
                 }
-                self.head = Head { opcode, fin };
+                self.head = FrameHead { opcode, fin };
                 self.part = Part::Length;
                 Ok(Decoded::Head(self.head))
             }
             Part::Length => {
                 let short = byte & !MASKED;
-                if byte & MASKED == 0 || (short > SHORT && self.head.opcode.is_control()) {
+                if byte & MASKED == 0 || (short > MAX_SHORT && self.head.opcode.is_control()) {
                     return Err(FramingError);
                 }
-                if short <= SHORT {
+                if short <= MAX_SHORT {
                     return Ok(self.declare(short.into()));
                 }
                 let width = if short == 126 { 2 } else { 8 };
@@ -154,7 +155,7 @@ impl FrameDecoder {
                     self.part = Part::Extended { width, left: left - 1 };
                     return Ok(Decoded::Incomplete);
                 }
-                let least = if width == 2 { u64::from(SHORT) + 1 } else { 1 << 16 };
+                let least = if width == 2 { u64::from(MAX_SHORT) + 1 } else { 1 << 16 };
                 if self.length < least || self.length >> 63 != 0 {
                     return Err(FramingError);
                 }
@@ -179,8 +180,8 @@ impl FrameDecoder {
 mod tests {
     use super::*;
 
-    /// Decodes until something is complete behind the head; gives the head too.
-    fn decode(bytes: &[u8]) -> Result<(Head, Decoded), FramingError> {
+    /// Decodes all bytes. Returns the head, and what the last byte completed.
+    fn decode(bytes: &[u8]) -> Result<(FrameHead, Decoded), FramingError> {
         let mut decoder = FrameDecoder::new();
         let mut last = Decoded::Incomplete;
         for byte in bytes {
@@ -190,18 +191,18 @@ mod tests {
     }
 
     #[test]
-    fn lengths_come_in_three_forms() {
-        let text = Head { opcode: Opcode::Text, fin: true };
+    fn a_length_has_one_of_three_forms() {
+        let text = FrameHead { opcode: Opcode::Text, fin: true };
         assert_eq!(decode(&[0x81, 0x85]), Ok((text, Decoded::Length(5))));
         assert_eq!(decode(&[0x81, 0xfe, 1, 0]), Ok((text, Decoded::Length(256))));
         assert_eq!(decode(&[0x81, 0xff, 0, 0, 0, 0, 0, 1, 0, 0]), Ok((text, Decoded::Length(65_536))));
         assert_eq!(decode(&[0x81, 0xfe, 1]), Ok((text, Decoded::Incomplete)));
-        let fragment = Head { opcode: Opcode::Binary, fin: false };
+        let fragment = FrameHead { opcode: Opcode::Binary, fin: false };
         assert_eq!(decode(&[0x02]), Ok((fragment, Decoded::Head(fragment))));
     }
 
     #[test]
-    fn a_payload_is_skipped_in_pieces_and_an_empty_one_ends_at_once() {
+    fn a_payload_is_skipped_in_parts_and_an_empty_one_ends_immediately() {
         let mut decoder = FrameDecoder::new();
         for byte in [0x81, 0x85, 1, 2, 3, 4] {
             assert!(!decoder.is_in_payload());

@@ -1,20 +1,20 @@
-//! Checks inbound WebSocket frames as their bytes come in: how frames make up messages (RFC 6455, section 5.4), and how
-//! large a message may be.
+//! Checks inbound WebSocket frames as their bytes are received: the order of fragments (RFC 6455, section 5.4) and the
+//! size of messages.
 //!
-//! actix-ws checks the size of a frame only after it has buffered all of it, so that a peer decides how much memory it
-//! costs. The guard stands before it: it sees a length when it is declared, and reports a violation before any byte of
-//! that payload is passed on. It stores no payload itself.
+//! actix-ws checks the size of a frame only after it has buffered the whole frame, so a peer could make it use any
+//! amount of memory. The guard inspects the bytes first. It reports a violation when a header declares the length,
+//! before any byte of that payload is passed on. It stores no payload itself.
 
-use super::frame_decoder::{Decoded, FrameDecoder, FramingError, Head, Opcode};
+use super::frame_decoder::{Decoded, FrameDecoder, FrameHead, FramingError, Opcode};
 
-/// Why a peer's bytes are refused.
+/// Why the bytes of a peer are refused.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub enum Violation {
-    /// A message, its frames counted together, declares more than the limit: close code 4505.
-    #[error("message larger than allowed")]
+    /// A message is larger than the limit, counting all its frames: close code 4505.
+    #[error("the message is too large")]
     FrameTooLarge,
-    /// A breach of the framing rules of RFC 6455: close code 4504.
-    #[error("breach of RFC 6455 framing")]
+    /// The bytes violate the framing rules of RFC 6455: close code 4504.
+    #[error("the frame violates RFC 6455")]
     Protocol,
 }
 
@@ -27,101 +27,105 @@ impl From<FramingError> for Violation {
 /// A frame whose header has declared its length.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct DeclaredFrame {
-    /// Whether a data message begins with it. False for control frames and continuations.
+    /// Whether it is the first frame of a data message. False for control frames and continuations.
     pub starts_message: bool,
-    /// Whether the message ends with it. Control frames count as messages of their own.
+    /// Whether it is the last frame of its message. True for control frames, which are messages of their own.
     pub fin: bool,
-    /// Payload bytes declared so far by the data message it belongs to; 0 for control frames.
+    /// Payload bytes of its data message, up to and including this frame; 0 for control frames.
     pub message_bytes: u64,
 }
 
-/// Why an inspection stopped.
+/// What an inspection stopped at.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Stop {
-    /// At the end of the bytes: all of them may be passed on.
-    End,
-    /// At a frame. If it is to wait, pass on the bytes before `frame_start`; otherwise inspect on from `seen`.
+pub(super) enum InspectionResult {
+    /// The end of the bytes. All of them may be passed on.
+    EndOfBytes,
+    /// A frame whose length was just declared. If it has to wait, pass on only the bytes before `frame_start`.
+    /// Otherwise continue the inspection after the `seen` bytes.
     Frame(DeclaredFrame),
-    /// At a Close frame that ended at `frame_start`; the bytes after it mean nothing.
+    /// The end of a Close frame, at `frame_start`. Discard the bytes after it.
     Closed,
-    /// At a violation by the frame that begins at `frame_start`; nothing from there on may be passed on.
+    /// A violation in the frame that begins at `frame_start`. Discard the bytes from there on.
     Violation(Violation),
 }
 
-/// The outcome of one inspection.
+/// What [`FrameGuard::inspect`] returns.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Inspection {
-    pub stop: Stop,
-    /// Offset in the bytes of the frame that `stop` is about; 0 if it began in earlier bytes. Its first header bytes were passed on
-    /// with those then, and are never enough to make a frame of.
+    /// What the inspection stopped at.
+    pub result: InspectionResult,
+    /// Offset of the current frame in the inspected bytes; 0 if the frame began in earlier bytes. In that case its
+    /// first header bytes may have been passed on, but not enough of them for actix-ws to parse a frame.
     pub frame_start: usize,
-    /// Bytes that the guard has taken in: never show them to it again.
+    /// The number of bytes inspected. Do not pass them to the guard again.
     pub seen: usize,
 }
 
-/// The guard of one connection. It may be fed in pieces of any size.
+/// The guard of one connection. The bytes may be split at any position.
 #[derive(Debug, Clone)]
 pub(super) struct FrameGuard {
     decoder: FrameDecoder,
     max_message: u64,
-    /// Payload bytes declared so far by a data message that still lacks its last frame.
+    /// Payload bytes declared so far by a fragmented data message, until its last frame.
     open_message: Option<u64>,
-    end: Option<End>,
+    terminated: Option<Terminated>,
 }
 
-/// After it, no bytes are passed on.
+/// Why no more bytes are passed on.
 #[derive(Debug, Clone, Copy)]
-enum End {
+enum Terminated {
     CloseFrame,
     Violation(Violation),
 }
 
 impl FrameGuard {
-    /// A guard at the beginning of a connection; messages may be `max_message` bytes long.
+    /// The guard of a new connection. Messages may have at most `max_message` bytes.
     pub fn new(max_message: u64) -> Self {
-        Self { decoder: FrameDecoder::new(), max_message, open_message: None, end: None }
+        Self { decoder: FrameDecoder::new(), max_message, open_message: None, terminated: None }
     }
 
-    /// Whether all data messages that began have ended, as far as the bytes seen tell.
+    /// Whether every data message whose length has been declared is complete.
     pub fn is_between_messages(&self) -> bool {
         let in_data_frame = self.decoder.is_past_length() && !self.decoder.head().opcode.is_control();
-        self.open_message.is_none() && (self.end.is_some() || !in_data_frame)
+        self.open_message.is_none() && (self.terminated.is_some() || !in_data_frame)
     }
 
-    /// Looks through `bytes` up to the first thing worth stopping for.
+    /// Inspects `bytes` up to the first frame, end or violation. See [`InspectionResult`].
     pub fn inspect(&mut self, bytes: &[u8]) -> Inspection {
         let mut frame_start = 0;
         let mut seen = 0;
-        let stop = loop {
-            match self.end {
-                Some(End::CloseFrame) => return Inspection { stop: Stop::Closed, frame_start, seen: bytes.len() },
-                Some(End::Violation(violation)) => break Stop::Violation(violation),
+        let result = loop {
+            match self.terminated {
+                Some(Terminated::CloseFrame) => {
+                    return Inspection { result: InspectionResult::Closed, frame_start, seen: bytes.len() };
+                }
+                Some(Terminated::Violation(violation)) => break InspectionResult::Violation(violation),
                 None if self.decoder.is_in_payload() => {
                     seen += self.decoder.skip_payload(bytes.len() - seen);
                     if self.decoder.is_in_payload() {
-                        break Stop::End;
+                        break InspectionResult::EndOfBytes;
                     }
                     frame_start = seen;
                     if self.decoder.head().opcode == Opcode::Close {
-                        self.end = Some(End::CloseFrame);
+                        self.terminated = Some(Terminated::CloseFrame);
                     }
                 }
-                None if seen == bytes.len() => break Stop::End,
+                None if seen == bytes.len() => break InspectionResult::EndOfBytes,
                 None => {
                     let byte = bytes[seen];
                     seen += 1;
                     match self.take_header_byte(byte) {
-                        Ok(Some(frame)) => break Stop::Frame(frame),
+                        Ok(Some(frame)) => break InspectionResult::Frame(frame),
                         Ok(None) => {}
-                        Err(violation) => self.end = Some(End::Violation(violation)),
+                        Err(violation) => self.terminated = Some(Terminated::Violation(violation)),
                     }
                 }
             }
         };
-        Inspection { stop, frame_start, seen }
+        Inspection { result, frame_start, seen }
     }
 
-    /// Returns the frame once its length is known.
+    /// Decodes a header byte. Returns the frame when the byte completes its length.
     fn take_header_byte(&mut self, byte: u8) -> Result<Option<DeclaredFrame>, Violation> {
         match self.decoder.decode(byte)? {
             Decoded::Incomplete => Ok(None),
@@ -130,8 +134,8 @@ impl FrameGuard {
         }
     }
 
-    /// A continuation needs a message to continue, and a new message must not begin inside another.
-    fn check_sequence(&self, head: Head) -> Result<(), Violation> {
+    /// Checks that a continuation follows an incomplete message, and that no message begins inside another.
+    fn check_sequence(&self, head: FrameHead) -> Result<(), Violation> {
         let is_allowed = match head.opcode {
             Opcode::Continuation => self.open_message.is_some(),
             Opcode::Text | Opcode::Binary => self.open_message.is_none(),
@@ -140,8 +144,8 @@ impl FrameGuard {
         if is_allowed { Ok(()) } else { Err(Violation::Protocol) }
     }
 
-    /// Counts a frame of `length` payload bytes towards its message.
-    fn declare(&mut self, Head { opcode, fin }: Head, length: u64) -> Result<DeclaredFrame, Violation> {
+    /// Adds a frame of `length` payload bytes to its message.
+    fn declare(&mut self, FrameHead { opcode, fin }: FrameHead, length: u64) -> Result<DeclaredFrame, Violation> {
         if opcode.is_control() {
             return Ok(DeclaredFrame { starts_message: false, fin, message_bytes: 0 });
         }
@@ -170,7 +174,7 @@ mod tests {
         bytes
     }
 
-    /// Its header alone, with the shortest encoding of `length`.
+    /// The header of a masked client frame, with the shortest encoding of `length`.
     fn header(head: u8, length: u64) -> Vec<u8> {
         let mut bytes = vec![head];
         match (u8::try_from(length), u16::try_from(length)) {
@@ -188,13 +192,13 @@ mod tests {
         bytes
     }
 
-    /// What a guard reports of a stream of bytes.
+    /// What a guard reports about a stream of bytes.
     #[derive(Debug, Default, PartialEq)]
     struct Verdict {
         frames: Vec<DeclaredFrame>,
         violation: Option<Violation>,
         closed: bool,
-        /// Bytes before the frame that ended the stream.
+        /// The number of bytes that may be passed on.
         passed: usize,
     }
 
@@ -212,11 +216,11 @@ mod tests {
                     frame_start = offset + seen + inspection.frame_start;
                 }
                 seen += inspection.seen;
-                match inspection.stop {
-                    Stop::End => break,
-                    Stop::Frame(frame) => verdict.frames.push(frame),
-                    Stop::Closed => verdict.closed = true,
-                    Stop::Violation(violation) => verdict.violation = Some(violation),
+                match inspection.result {
+                    InspectionResult::EndOfBytes => break,
+                    InspectionResult::Frame(frame) => verdict.frames.push(frame),
+                    InspectionResult::Closed => verdict.closed = true,
+                    InspectionResult::Violation(violation) => verdict.violation = Some(violation),
                 }
                 if verdict.closed || verdict.violation.is_some() {
                     verdict.passed = frame_start;
@@ -234,7 +238,7 @@ mod tests {
     }
 
     #[test]
-    fn announces_each_frame_and_the_message_it_belongs_to() {
+    fn reports_each_frame_and_the_size_of_its_message() {
         let bytes = [
             frame(0x81, b"hello"),
             frame(0x02, &[7; 200]),
@@ -244,13 +248,16 @@ mod tests {
         ]
         .concat();
         let verdict = judge([&bytes[..]]);
-        let told: Vec<_> = verdict.frames.iter().map(|f| (f.starts_message, f.fin, f.message_bytes)).collect();
-        assert_eq!(told, [(true, true, 5), (true, false, 200), (false, true, 0), (false, true, 500), (true, true, 0)]);
+        let reported: Vec<_> = verdict.frames.iter().map(|f| (f.starts_message, f.fin, f.message_bytes)).collect();
+        assert_eq!(
+            reported,
+            [(true, true, 5), (true, false, 200), (false, true, 0), (false, true, 500), (true, true, 0)]
+        );
         assert_eq!((verdict.violation, verdict.passed), (None, bytes.len()));
     }
 
     #[test]
-    fn verdict_is_the_same_at_every_split_point() {
+    fn the_verdict_is_the_same_at_every_split_point() {
         let good = [frame(0x81, b"hello"), frame(0x02, &[7; 200]), frame(0x8a, b""), frame(0x80, b"x")];
         let endings = [
             frame(0x88, b"\x03\xe8"),
@@ -271,7 +278,7 @@ mod tests {
     }
 
     #[test]
-    fn frames_before_the_violation_pass_and_its_own_bytes_do_not() {
+    fn frames_before_a_violation_are_passed_on_and_its_own_bytes_are_not() {
         let bytes = [frame(0x81, b"fine"), header(0x82, MAX + 1)].concat();
         let verdict = judge([&bytes[..]]);
         assert_eq!(verdict.violation, Some(Violation::FrameTooLarge));
@@ -290,35 +297,35 @@ mod tests {
     }
 
     #[test]
-    fn framing_violations_are_protocol_errors() {
+    fn violations_of_the_framing_rules_are_reported() {
         let unfinished = frame(0x01, b"part");
-        let breaches: &[(&str, Vec<u8>)] = &[
+        let violations: &[(&str, Vec<u8>)] = &[
             ("reserved bit", header(0xc1, 1)),
             ("unknown data opcode", header(0x83, 1)),
             ("unknown control opcode", header(0x8b, 1)),
             ("unmasked", vec![0x81, 1]),
             ("fragmented ping", header(0x09, 1)),
             ("long ping", header(0x89, 126)),
-            ("continuation of nothing", header(0x80, 1)),
+            ("continuation without a message", header(0x80, 1)),
             ("message inside a message", [unfinished, header(0x81, 1)].concat()),
             ("16-bit length below 126", vec![0x81, 0xfe, 0, 125]),
             ("64-bit length below 65536", vec![0x81, 0xff, 0, 0, 0, 0, 0, 0, 0xff, 0xff]),
             ("64-bit length with its top bit", vec![0x81, 0xff, 0x80, 0, 0, 0, 0, 0, 0, 0]),
         ];
-        for (what, bytes) in breaches {
+        for (what, bytes) in violations {
             assert_eq!(violation(bytes), Some(Violation::Protocol), "{what}");
         }
     }
 
     #[test]
-    fn after_a_close_frame_nothing_matters() {
+    fn bytes_after_a_close_frame_are_ignored() {
         let bytes = [frame(0x88, b""), vec![0xff; 50]].concat();
         let verdict = judge([&bytes[..]]);
         assert_eq!((verdict.violation, verdict.closed, verdict.passed), (None, true, 6));
     }
 
     #[test]
-    fn knows_when_it_stands_between_messages() {
+    fn an_incomplete_message_is_noticed() {
         let mut guard = FrameGuard::new(MAX);
         let mut after = |bytes: &[u8]| {
             let mut seen = 0;
@@ -335,7 +342,7 @@ mod tests {
     }
 
     proptest! {
-        /// Mostly sound frames, some of them damaged, cut anywhere.
+        /// Mostly valid frames, some of them damaged, split at random positions.
         #[test]
         fn chunking_does_not_change_the_verdict(
             frames in vec((prop_oneof![Just(0x81u8), Just(0x02), Just(0x00), Just(0x80), Just(0x89), any::<u8>()],

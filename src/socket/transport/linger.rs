@@ -1,4 +1,4 @@
-//! Closes a connection so that the peer gets to read what it was sent last.
+//! Closes a connection such that the peer can still read what was sent last.
 
 use std::{
     future::Future,
@@ -15,42 +15,48 @@ use tokio::{
 
 use super::scratch::Scratch;
 
-/// How long to wait for a silent peer to close its side.
-const QUIET: Duration = Duration::from_secs(2);
-/// How long to wait for a peer that goes on sending to close its side.
-const LINGER: Duration = Duration::from_secs(5);
+/// How long to wait for a peer that sends nothing to close its side.
+const SILENCE_TIMEOUT: Duration = Duration::from_secs(2);
+/// How long to wait for a peer that keeps sending to close its side.
+const LINGER_TIMEOUT: Duration = Duration::from_secs(5);
 
-/// Shuts down the writing side, then reads until the peer closes. Dropping a socket with unread bytes would reset it, and
-/// the peer would lose what it has not read yet, such as the Close frame.
+/// Shuts down the writing side of a connection, then reads and discards until the peer closes its side, sends nothing
+/// for [`SILENCE_TIMEOUT`], or [`LINGER_TIMEOUT`] is over.
+///
+/// Dropping a socket with unread bytes makes the kernel reset the connection. The peer would lose what it has not read
+/// yet, such as the Close frame.
 #[derive(Default)]
 pub(super) struct Linger {
-    timers: Option<Timers>,
+    /// `None` until the writing side has been shut down.
+    deadlines: Option<LingerDeadlines>,
 }
 
-struct Timers {
-    quiet: Pin<Box<Sleep>>,
+struct LingerDeadlines {
+    /// Expires at the end of the current silence, and at `last` at the latest.
+    silence: Pin<Box<Sleep>>,
     last: Instant,
 }
 
 impl Linger {
+    /// Ready when the stream can be dropped.
     pub(super) fn poll(&mut self, stream: &mut TcpStream, scratch: &Scratch, cx: &mut Context<'_>) -> Poll<()> {
-        let timers = match &mut self.timers {
-            Some(timers) => timers,
+        let deadlines = match &mut self.deadlines {
+            Some(deadlines) => deadlines,
             none => {
                 if ready!(Pin::new(&mut *stream).poll_shutdown(cx)).is_err() {
                     return Poll::Ready(());
                 }
-                let quiet = Box::pin(sleep(QUIET));
-                none.insert(Timers { quiet, last: Instant::now() + LINGER })
+                let silence = Box::pin(sleep(SILENCE_TIMEOUT));
+                none.insert(LingerDeadlines { silence, last: Instant::now() + LINGER_TIMEOUT })
             }
         };
         while let Poll::Ready(read) = scratch.poll_read(stream, cx, <[u8]>::len) {
             if !matches!(read, Ok(1..)) {
                 return Poll::Ready(());
             }
-            let until = timers.last.min(Instant::now() + QUIET);
-            timers.quiet.as_mut().reset(until);
+            let until = deadlines.last.min(Instant::now() + SILENCE_TIMEOUT);
+            deadlines.silence.as_mut().reset(until);
         }
-        timers.quiet.as_mut().poll(cx)
+        deadlines.silence.as_mut().poll(cx)
     }
 }

@@ -1,7 +1,8 @@
-//! The task that an upgraded connection runs as: socket → payload stream, response body → socket.
+//! The task of an upgraded connection. It moves bytes from the socket to the reader, which is the payload stream of the
+//! upgrade request, and from the response body to the socket.
 //!
-//! While nothing moves it owns no buffer. Bytes are read into one buffer per worker and handed on
-//! as allocations of their exact size, because actix-ws keeps the last one until the next arrives.
+//! It holds no buffer while no data moves. Bytes are read into the worker's [`Scratch`] and passed on in allocations of
+//! their exact size, because actix-ws keeps the last chunk until the next one arrives.
 
 use std::{
     future::Future,
@@ -21,122 +22,144 @@ use tokio::{
 };
 
 use super::{
-    frame_guard::{DeclaredFrame, FrameGuard, Stop},
+    frame_guard::{DeclaredFrame, FrameGuard, InspectionResult},
     linger::Linger,
     scratch::Scratch,
     wire::Wire,
 };
 use crate::socket::budget::{Budget, Reservation};
 
-/// Messages up to this size need no reservation: a chunk may hold as much anyway.
-const FREE_BYTES: u64 = 4 * 1024;
-/// Frames handed on at once. actix-ws makes a queue of all frames in a chunk and never shrinks it;
-/// without this a chunk of empty frames would leave half a megabyte behind.
-const FRAMES_AT_ONCE: usize = 32;
-/// How long to leave a socket unread before asking the exhausted budget again.
+/// Messages up to this size in bytes need no reservation, because a chunk may take that much memory anyway.
+const UNRESERVED_BYTES: u64 = 4 * 1024;
+/// Maximum number of frames in a chunk. actix-ws queues all frames of a chunk and never shrinks the queue, so a chunk
+/// full of empty frames would leave half a megabyte allocated.
+const MAX_CHUNK_FRAMES: usize = 32;
+/// If the budget is exhausted, how long to wait before trying to reserve again. The socket is not read meanwhile.
 const BUDGET_RETRY: Duration = Duration::from_millis(100);
 
-/// The future of one upgraded connection. It ends when the socket is to be dropped.
+/// The task of one upgraded connection. When it ends, the socket is dropped.
 pub(super) struct Pump {
     stream: TcpStream,
     scratch: Scratch,
     wire: Rc<Wire>,
-    memory: Memory,
+    reservations: MessageReservations,
+    /// See [`Tuning::stall`](super::Tuning::stall).
     stall_limit: Duration,
     guard: FrameGuard,
-    /// Read but not yet handed on: empty, unless the frames in it have to wait.
+    /// Bytes read but not passed to the reader yet.
     inbox: Bytes,
-    /// How much of `inbox` the guard has seen.
+    /// The number of bytes of `inbox` that the guard has seen.
     seen: usize,
-    /// The frame at which the inbox was cut, because it has to wait its turn or for memory.
+    /// The frame with which the next chunk begins. It did not fit into the last chunk, or waits for memory.
     waiting: Option<DeclaredFrame>,
-    retry: Option<Pin<Box<Sleep>>>,
+    /// Runs while the budget is exhausted.
+    budget_retry: Option<Pin<Box<Sleep>>>,
+    /// The body of the 101 response: the outbound bytes.
     body: BoxBody,
-    /// Taken from the body but not yet written.
+    /// Bytes taken from `body` but not written yet.
     outbox: Bytes,
-    stall: Option<Pin<Box<Sleep>>>,
-    closing: Option<Linger>,
-    /// The connection's place among those that the node allows.
+    /// Runs while a write is blocked and there is no reader.
+    stall_timer: Option<Pin<Box<Sleep>>>,
+    /// `Some` once all outbound bytes are written.
+    linger: Option<Linger>,
+    /// The connection's unit of [`Tuning::connections`](super::Tuning::connections).
     _slot: Reservation,
 }
 
-/// The memory that large inbound messages of one connection may take.
-struct Memory {
+/// The memory reserved for large inbound messages of one connection.
+struct MessageReservations {
     budget: Budget,
-    /// Drawn for the fragmented message whose length is not known before its last frame.
+    /// Bytes to reserve for a fragmented message, whose size is unknown until its last frame.
     max_message: u64,
-    /// Covers the message now coming in, if it is large.
-    message: Option<Reservation>,
-    /// Covers large messages that have come in whole but are not handed on yet.
-    whole: Option<Reservation>,
+    /// For the message that is being received, if it is large.
+    incoming: Option<Reservation>,
+    /// For large messages that were received in full and not passed to the reader yet.
+    complete: Option<Reservation>,
 }
 
-impl Memory {
-    /// Makes sure that the message of `frame` is covered; false if the budget is exhausted.
-    fn cover(&mut self, frame: DeclaredFrame) -> bool {
-        if frame.message_bytes <= FREE_BYTES || self.message.is_some() {
+impl MessageReservations {
+    /// Reserves memory for the message of `frame`, unless the message is small or has a reservation. Returns false if
+    /// the budget is exhausted.
+    fn reserve(&mut self, frame: DeclaredFrame) -> bool {
+        if frame.message_bytes <= UNRESERVED_BYTES || self.incoming.is_some() {
             return true;
         }
-        // All at once: connections that each held a part and waited for more would wait for ever.
+        // All at once: connections that each hold a part and wait for the rest would deadlock.
         let need = if frame.starts_message && frame.fin { frame.message_bytes } else { self.max_message };
         let need = usize::try_from(need).unwrap_or(usize::MAX).min(self.budget.limit());
-        self.message = self.budget.try_reserve(need);
-        self.message.is_some()
+        self.incoming = self.budget.try_reserve(need);
+        self.incoming.is_some()
     }
 
-    /// What covers the message that came in last now waits to be handed on with its last byte.
-    fn message_ended(&mut self) {
-        match (&mut self.whole, self.message.take()) {
-            (Some(whole), Some(message)) => whole.absorb(message),
-            (None, message) => self.whole = message,
+    /// Records that the message that was being received is complete.
+    fn complete_message(&mut self) {
+        match (&mut self.complete, self.incoming.take()) {
+            (Some(complete), Some(message)) => complete.absorb(message),
+            (None, message) => self.complete = message,
             (Some(_), None) => {}
         }
     }
 }
 
-/// Everything that a pump starts with.
+/// What [`Pump::new`] needs.
 pub(super) struct PumpParts {
+    /// The connection, after the 101 response was written.
     pub stream: TcpStream,
+    /// The worker's read buffer.
     pub scratch: Scratch,
+    /// Shared with the handler and the payload stream.
     pub wire: Rc<Wire>,
-    /// Bytes that came in behind the upgrade request.
+    /// Bytes that were received after the upgrade request.
     pub early: Bytes,
+    /// The body of the 101 response: the outbound bytes.
     pub body: BoxBody,
+    /// The connection's unit of [`Tuning::connections`](super::Tuning::connections).
     pub slot: Reservation,
+    /// See [`Tuning::max_message`](super::Tuning::max_message).
     pub max_message: u64,
+    /// See [`Tuning::inbound`](super::Tuning::inbound).
     pub budget: Budget,
+    /// See [`Tuning::stall`](super::Tuning::stall).
     pub stall_limit: Duration,
 }
 
 impl Pump {
+    /// Returns the task. It does nothing until it is spawned.
     pub(super) fn new(parts: PumpParts) -> Self {
+        let reservations = MessageReservations {
+            budget: parts.budget,
+            max_message: parts.max_message,
+            incoming: None,
+            complete: None,
+        };
         Self {
             stream: parts.stream,
             scratch: parts.scratch,
             wire: parts.wire,
             stall_limit: parts.stall_limit,
-            memory: Memory { budget: parts.budget, max_message: parts.max_message, message: None, whole: None },
+            reservations,
             guard: FrameGuard::new(parts.max_message),
             inbox: parts.early,
             seen: 0,
             waiting: None,
-            retry: None,
+            budget_retry: None,
             body: parts.body,
             outbox: Bytes::new(),
-            stall: None,
-            closing: None,
+            stall_timer: None,
+            linger: None,
             _slot: parts.slot,
         }
     }
 
-    /// Moves bytes in until the socket has none, the reader takes none or memory is short.
+    /// Passes inbound bytes to the reader until the socket has none, the reader takes no more, or the budget is
+    /// exhausted.
     fn poll_inbound(&mut self, cx: &mut Context<'_>) -> io::Result<()> {
         while self.wire.wants_chunk() {
-            if let Some(retry) = &mut self.retry {
-                if retry.as_mut().poll(cx).is_pending() {
+            if let Some(budget_retry) = &mut self.budget_retry {
+                if budget_retry.as_mut().poll(cx).is_pending() {
                     return Ok(());
                 }
-                self.retry = None;
+                self.budget_retry = None;
             }
             if self.inbox.is_empty() {
                 let read = self.scratch.poll_read(&mut self.stream, cx, Bytes::copy_from_slice);
@@ -148,43 +171,43 @@ impl Pump {
                 }
                 self.wire.note_received();
             }
-            self.sift();
+            self.deliver_inbox();
         }
         Ok(())
     }
 
-    /// Hands on as much of the inbox as the guard and the budget let pass.
-    fn sift(&mut self) {
+    /// Passes as many frames of the inbox to the reader as the guard, the budget and [`MAX_CHUNK_FRAMES`] allow.
+    fn deliver_inbox(&mut self) {
         if let Some(frame) = self.waiting {
-            if !self.memory.cover(frame) {
-                self.retry = Some(Box::pin(sleep(BUDGET_RETRY)));
+            if !self.reservations.reserve(frame) {
+                self.budget_retry = Some(Box::pin(sleep(BUDGET_RETRY)));
                 return;
             }
             self.waiting = None;
         }
         let mut frames = 0;
         let mut violation = None;
-        let pass = loop {
+        let allowed = loop {
             let inspection = self.guard.inspect(&self.inbox[self.seen..]);
             let start = self.seen + inspection.frame_start;
             self.seen += inspection.seen;
-            match inspection.stop {
-                Stop::End => break self.seen,
-                Stop::Frame(frame) => {
+            match inspection.result {
+                InspectionResult::EndOfBytes => break self.seen,
+                InspectionResult::Frame(frame) => {
                     if frame.starts_message {
-                        self.memory.message_ended();
+                        self.reservations.complete_message();
                     }
-                    if frames == FRAMES_AT_ONCE || !self.memory.cover(frame) {
+                    if frames == MAX_CHUNK_FRAMES || !self.reservations.reserve(frame) {
                         self.waiting = Some(frame);
                         break start;
                     }
                     frames += 1;
                 }
-                Stop::Closed => {
+                InspectionResult::Closed => {
                     self.inbox.truncate(start);
                     break start;
                 }
-                Stop::Violation(found) => {
+                InspectionResult::Violation(found) => {
                     self.inbox.truncate(start);
                     violation = Some(found);
                     break start;
@@ -192,32 +215,32 @@ impl Pump {
             }
         };
         if self.guard.is_between_messages() {
-            self.memory.message_ended();
+            self.reservations.complete_message();
         }
-        self.hand_on(pass);
+        self.deliver(allowed);
         if violation.is_some() {
             self.wire.end(violation);
         }
     }
 
-    /// Gives the reader the first `n` bytes of the inbox.
-    fn hand_on(&mut self, n: usize) {
+    /// Passes the first `n` bytes of the inbox to the reader.
+    fn deliver(&mut self, n: usize) {
         let chunk = if n == self.inbox.len() {
             self.seen = 0;
             std::mem::take(&mut self.inbox)
         } else {
             self.seen -= n;
-            // A copy: a slice would keep all of the inbox for as long as actix-ws keeps the chunk.
+            // A copy: a slice would keep the whole inbox allocated for as long as actix-ws keeps the chunk.
             let chunk = Bytes::copy_from_slice(&self.inbox[..n]);
             self.inbox.advance(n);
             chunk
         };
         if !chunk.is_empty() {
-            self.wire.offer(chunk, self.memory.whole.take());
+            self.wire.offer(chunk, self.reservations.complete.take());
         }
     }
 
-    /// Writes what the response body gives, one chunk at a time; ready when the body has ended.
+    /// Writes the response body, one chunk at a time. Ready when all of it is written.
     fn poll_outbound(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         loop {
             while !self.outbox.is_empty() {
@@ -228,10 +251,10 @@ impl Pump {
                 if n == 0 {
                     return Poll::Ready(Err(io::ErrorKind::WriteZero.into()));
                 }
-                self.stall = None;
+                self.stall_timer = None;
                 self.outbox.advance(n);
                 if self.outbox.is_empty() {
-                    // Also an empty rest keeps its whole buffer alive, and an idle socket would for long.
+                    // An empty slice would still keep its buffer allocated.
                     self.outbox = Bytes::new();
                 }
                 self.wire.note_written(n);
@@ -243,25 +266,26 @@ impl Pump {
         }
     }
 
-    /// While there is a reader, it decides how long a write may stand still. After it, [`Tuning::stall`](super::Tuning::stall) does:
-    /// the body that is not polled meanwhile could not tell that nobody is behind it any more.
+    /// Handles a blocked write. As long as there is a reader, the application limits how long a write may be blocked.
+    /// Without one, this fails with `TimedOut` after [`Tuning::stall`](super::Tuning::stall) without progress: the body
+    /// is not polled while a write is blocked, so the pump would not notice that the application has dropped its end.
     fn poll_stall(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         if !self.wire.has_lost_reader() {
             return Poll::Pending;
         }
-        let stall = self.stall.get_or_insert_with(|| Box::pin(sleep(self.stall_limit)));
-        ready!(stall.as_mut().poll(cx));
+        let stall_timer = self.stall_timer.get_or_insert_with(|| Box::pin(sleep(self.stall_limit)));
+        ready!(stall_timer.as_mut().poll(cx));
         Poll::Ready(Err(io::ErrorKind::TimedOut.into()))
     }
 
-    /// Gives back all but the socket and its slot, for the time until the peer has closed its side too.
+    /// Frees everything but the socket and its slot, before lingering.
     fn begin_closing(&mut self) {
         self.body = BoxBody::new(());
         self.outbox = Bytes::new();
         self.inbox = Bytes::new();
-        (self.memory.message, self.memory.whole) = (None, None);
-        self.retry = None;
-        self.stall = None;
+        (self.reservations.incoming, self.reservations.complete) = (None, None);
+        self.budget_retry = None;
+        self.stall_timer = None;
         self.wire.finish();
     }
 }
@@ -271,11 +295,11 @@ impl Future for Pump {
 
     fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<()> {
         let this = self.get_mut();
-        this.wire.watch(cx);
-        if this.wire.aborted() {
+        this.wire.register_pump(cx);
+        if this.wire.is_aborted() {
             return Poll::Ready(());
         }
-        if this.closing.is_none() {
+        if this.linger.is_none() {
             if this.poll_inbound(cx).is_err() {
                 return Poll::Ready(());
             }
@@ -284,7 +308,7 @@ impl Future for Pump {
                 Err(_) => return Poll::Ready(()),
             }
         }
-        let linger = this.closing.get_or_insert_default();
+        let linger = this.linger.get_or_insert_default();
         linger.poll(&mut this.stream, &this.scratch, cx)
     }
 }
@@ -295,7 +319,7 @@ impl Drop for Pump {
     }
 }
 
-/// A response body's error, which need not be `Send`, as an error of the connection.
+/// Converts the error of a response body, which need not be `Send`, to an I/O error.
 #[expect(clippy::needless_pass_by_value, reason = "for map_err")]
 pub(super) fn body_error(error: Box<dyn std::error::Error>) -> io::Error {
     io::Error::other(error.to_string())

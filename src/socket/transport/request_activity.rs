@@ -1,4 +1,4 @@
-//! Lets the stream of a connection see which of its requests the application is working on.
+//! Tracks the requests of a connection that has not upgraded, so that its stream knows which deadline applies.
 
 use std::{cell::Cell, rc::Rc};
 
@@ -6,55 +6,55 @@ use actix_http::{ConnectionType, Request};
 use actix_service::{Service, ServiceFactory, apply_fn_factory};
 use actix_web::{Error, body::MessageBody, dev::ServiceResponse};
 
-/// Shared by a connection's stream and the application that answers what came over it.
+/// The requests of one connection. Its stream reads this; the application wrapped by [`track_requests`] updates it.
 #[derive(Debug, Default)]
 pub(super) struct RequestActivity {
     begun: Cell<u64>,
-    under_way: Cell<usize>,
-    is_over: Cell<bool>,
+    in_progress: Cell<usize>,
+    is_closing: Cell<bool>,
 }
 
 impl RequestActivity {
-    /// The number of requests whose heads have come in whole.
+    /// The number of requests of this connection whose heads have been received.
     pub(super) fn begun(&self) -> u64 {
         self.begun.get()
     }
 
-    /// Whether a request is being answered, so that what comes in is not a head.
-    pub(super) fn is_under_way(&self) -> bool {
-        self.under_way.get() > 0
+    /// Whether the application is handling a request. Bytes received meanwhile do not begin a new head.
+    pub(super) fn is_in_progress(&self) -> bool {
+        self.in_progress.get() > 0
     }
 
-    /// Whether the connection ends with the answer that was given.
-    pub(super) fn is_over(&self) -> bool {
-        self.is_over.get()
+    /// Whether the connection closes after the current response.
+    pub(super) fn is_closing(&self) -> bool {
+        self.is_closing.get()
     }
 
-    /// Notes that the connection has its last answer.
-    pub(super) fn end(&self) {
-        self.is_over.set(true);
+    /// Records that the connection closes after the current response.
+    pub(super) fn set_closing(&self) {
+        self.is_closing.set(true);
     }
 }
 
-/// A request that is being answered, until this is dropped.
+/// Counts a request as in progress until this is dropped.
 struct ActiveRequest(Rc<RequestActivity>);
 
 impl ActiveRequest {
     fn begin(activity: &Rc<RequestActivity>) -> Self {
         activity.begun.set(activity.begun.get() + 1);
-        activity.under_way.set(activity.under_way.get() + 1);
+        activity.in_progress.set(activity.in_progress.get() + 1);
         Self(activity.clone())
     }
 }
 
 impl Drop for ActiveRequest {
     fn drop(&mut self) {
-        self.0.under_way.set(self.0.under_way.get() - 1);
+        self.0.in_progress.set(self.0.in_progress.get() - 1);
     }
 }
 
-/// Wraps an application so that its connections see the activity of their requests.
-pub(super) fn tracked<S, B>(
+/// Wraps an application so that it updates the [`RequestActivity`] of its connections.
+pub(super) fn track_requests<S, B>(
     app: S,
 ) -> impl ServiceFactory<
     Request,
@@ -72,15 +72,15 @@ where
 {
     apply_fn_factory(app, |request: Request, app: &S::Service| {
         let active = request.conn_data::<Rc<RequestActivity>>().map(ActiveRequest::begin);
-        let answer = app.call(request);
+        let response = app.call(request);
         async move {
-            let answer = answer.await;
-            if let (Some(ActiveRequest(activity)), Ok(answer)) = (&active, &answer)
-                && answer.response().head().connection_type() == ConnectionType::Close
+            let response = response.await;
+            if let (Some(ActiveRequest(activity)), Ok(response)) = (&active, &response)
+                && response.response().head().connection_type() == ConnectionType::Close
             {
-                activity.end();
+                activity.set_closing();
             }
-            answer
+            response
         }
     })
 }

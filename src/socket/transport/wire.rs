@@ -1,4 +1,4 @@
-//! What a pump and the two ends of its WebSocket share: one allocation per connection.
+//! The state that an upgraded connection's pump, payload stream, handler and actor share, in one allocation.
 
 use std::{
     cell::{Cell, RefCell},
@@ -16,45 +16,48 @@ use tokio::time::Instant;
 use super::frame_guard::Violation;
 use crate::socket::{budget::Reservation, networks::CountedConnection};
 
-/// The handle on an upgraded connection, for its handler and its actor.
+/// A handle to an upgraded connection.
 ///
-/// A handler finds it as `req.extensions().get::<Rc<Wire>>()`. It belongs to one worker thread, like
-/// everything else about a connection.
+/// A handler gets it with `request.extensions().get::<Rc<Wire>>()`. Like everything else about a connection, it stays
+/// on one worker thread.
 pub struct Wire {
     last_received: Cell<Instant>,
     written: Cell<u64>,
     violation: Cell<Option<Violation>>,
-    /// No more bytes will be handed in after the chunk that may still wait.
+    /// Whether no chunk follows the pending one.
     ended: Cell<bool>,
-    /// The payload stream was dropped: nobody reads any more.
+    /// Whether the payload stream was dropped.
     reader_gone: Cell<bool>,
     aborted: Cell<bool>,
+    /// Whether nothing more will be read or written.
     gone: Cell<bool>,
-    /// The connection's place in its network's count, which ends with the connection.
-    place: Cell<Option<CountedConnection>>,
-    hand_over: RefCell<HandOver>,
-    /// Waits for a chunk or the end.
+    /// The connection's slot in its network's count.
+    network_slot: Cell<Option<CountedConnection>>,
+    pending: RefCell<PendingChunk>,
+    /// Woken when there is a chunk, or the stream has ended.
     reader: Cell<Option<Waker>>,
-    /// Waits for its chunk to be taken, the reader to go, or an abort.
+    /// Woken when the reader takes a chunk or is dropped, and by an abort.
     pump: Cell<Option<Waker>>,
-    /// Waits for [`Wire::written`] to reach the number.
+    /// Woken when [`Wire::written`] reaches this number.
     writer: Cell<Option<(u64, Waker)>>,
 }
 
-/// The one chunk between pump and reader, and the memory reserved for what was read.
+/// The chunk that the pump has passed to the reader, and the memory reserved for large messages.
 #[derive(Debug, Default)]
-struct HandOver {
+struct PendingChunk {
+    /// `None` if the reader has taken the last chunk.
     chunk: Option<Bytes>,
-    /// Covers the large messages that end in `chunk`.
-    covered: Option<Reservation>,
-    /// Covers what the reader took last.
-    taken: Option<Reservation>,
-    /// The reader, having taken that, has asked for more. actix-ws asks at once and only then looks
-    /// at the bytes, so it is done with them when it asks a second time.
-    asked: bool,
+    /// For the large messages that end in `chunk`.
+    reservation: Option<Reservation>,
+    /// For the large messages that end in the chunk that the reader took last.
+    taken_reservation: Option<Reservation>,
+    /// Whether the reader has asked for more since it took a chunk. actix-ws asks once before it parses the chunk, so
+    /// only when it asks a second time has it finished with the chunk.
+    has_asked: bool,
 }
 
 impl Wire {
+    /// The state of a connection that has just been upgraded.
     pub(super) fn new() -> Rc<Self> {
         Rc::new(Self {
             last_received: Cell::new(Instant::now()),
@@ -64,36 +67,36 @@ impl Wire {
             reader_gone: Cell::default(),
             aborted: Cell::default(),
             gone: Cell::default(),
-            place: Cell::default(),
-            hand_over: RefCell::default(),
+            network_slot: Cell::default(),
+            pending: RefCell::default(),
             reader: Cell::default(),
             pump: Cell::default(),
             writer: Cell::default(),
         })
     }
 
-    /// Why the inbound stream was ended early, if it was. Set before the stream ends, and possibly
-    /// before the frames that came in ahead of the violation have been read.
+    /// Why the payload stream was ended early; `None` if it was not. May be set before the frames that precede the
+    /// violation have been read.
     #[must_use]
     pub fn violation(&self) -> Option<Violation> {
         self.violation.get()
     }
 
-    /// When the last byte came in from the peer; at first, when the connection was upgraded.
+    /// When bytes were last received from the peer. Initially the time of the upgrade.
     #[must_use]
     pub fn last_received(&self) -> Instant {
         self.last_received.get()
     }
 
-    /// Bytes of WebSocket frames, headers included, that the kernel has taken so far. See
+    /// The number of bytes of WebSocket frames, including headers, that were written to the kernel so far. See
     /// [`frame_bytes`](super::frame_bytes) for what a message adds.
     #[must_use]
     pub fn written(&self) -> u64 {
         self.written.get()
     }
 
-    /// Ready when [`written`](Self::written) is at least `n`, or no more will be written. One task at a
-    /// time may wait.
+    /// Ready when [`written`](Self::written) is at least `n`, or nothing more will be written. Only one task at a time
+    /// may wait.
     pub fn poll_written(&self, cx: &Context<'_>, n: u64) -> Poll<()> {
         if self.written.get() >= n || self.gone.get() {
             return Poll::Ready(());
@@ -107,37 +110,38 @@ impl Wire {
         poll_fn(|cx| self.poll_written(cx, n)).await;
     }
 
-    /// Whether nothing more will be written: the peer vanished, the response body ended and was
-    /// written, or the connection was aborted.
+    /// Whether nothing more will be written: the connection was lost or aborted, or the whole response body was
+    /// written.
     #[must_use]
     pub fn is_gone(&self) -> bool {
         self.gone.get()
     }
 
-    /// Keeps the place that the connection was given among those of its network.
-    pub fn keep(&self, place: CountedConnection) {
-        self.place.set(Some(place));
+    /// Keeps the connection in the count of its network until the connection has ended.
+    pub fn hold_network_slot(&self, slot: CountedConnection) {
+        self.network_slot.set(Some(slot));
     }
 
-    /// Drops the socket at once, whatever is unread or unwritten; for a peer that takes nothing.
+    /// Drops the socket at once, without reading or writing the rest. For a peer that does not read.
     pub fn abort(&self) {
         self.aborted.set(true);
         self.finish();
         wake(&self.pump);
     }
 
-    pub(super) fn aborted(&self) -> bool {
+    /// Whether [`Self::abort`] was called.
+    pub(super) fn is_aborted(&self) -> bool {
         self.aborted.get()
     }
 
-    /// Has the pump's task woken when it can go on.
-    pub(super) fn watch(&self, cx: &Context<'_>) {
+    /// Registers the pump's task, to be woken when the reader takes a chunk or is dropped, and by an abort.
+    pub(super) fn register_pump(&self, cx: &Context<'_>) {
         register(&self.pump, cx);
     }
 
-    /// Whether the reader can take a chunk now.
+    /// Whether [`Self::offer`] may be called: no chunk is pending, and the stream has neither ended nor been dropped.
     pub(super) fn wants_chunk(&self) -> bool {
-        !self.ended.get() && !self.reader_gone.get() && self.hand_over.borrow().chunk.is_none()
+        !self.ended.get() && !self.reader_gone.get() && self.pending.borrow().chunk.is_none()
     }
 
     /// Whether the payload stream has been dropped.
@@ -145,29 +149,29 @@ impl Wire {
         self.reader_gone.get()
     }
 
-    /// Notes that bytes came in from the peer.
+    /// Records that bytes were received from the peer.
     pub(super) fn note_received(&self) {
         self.last_received.set(Instant::now());
     }
 
-    /// Puts a chunk where the reader finds it; `covered` is released when it is done with.
-    pub(super) fn offer(&self, chunk: Bytes, covered: Option<Reservation>) {
-        debug_assert!(self.wants_chunk(), "at most one chunk waits");
-        let mut hand_over = self.hand_over.borrow_mut();
-        hand_over.chunk = Some(chunk);
-        hand_over.covered = covered;
-        drop(hand_over);
+    /// Passes a chunk to the reader. `reservation` is released when the reader has finished with the chunk.
+    pub(super) fn offer(&self, chunk: Bytes, reservation: Option<Reservation>) {
+        debug_assert!(self.wants_chunk(), "at most one chunk is pending");
+        let mut pending = self.pending.borrow_mut();
+        pending.chunk = Some(chunk);
+        pending.reservation = reservation;
+        drop(pending);
         wake(&self.reader);
     }
 
-    /// Ends the payload stream behind the chunk that may still wait.
+    /// Ends the payload stream after the pending chunk, because of a violation or at the end of the inbound bytes.
     pub(super) fn end(&self, violation: Option<Violation>) {
         self.violation.set(violation);
         self.ended.set(true);
         wake(&self.reader);
     }
 
-    /// Notes that the kernel took `n` bytes.
+    /// Records that `n` bytes were written to the kernel.
     pub(super) fn note_written(&self, n: usize) {
         let written = self.written.get() + n as u64;
         self.written.set(written);
@@ -177,7 +181,7 @@ impl Wire {
         }
     }
 
-    /// Says that nothing more will be read or written.
+    /// Records that nothing more will be read or written, and wakes the reader and the writer.
     pub(super) fn finish(&self) {
         self.gone.set(true);
         self.ended.set(true);
@@ -188,7 +192,7 @@ impl Wire {
     }
 }
 
-/// The request's payload: the inbound bytes, one chunk at a time.
+/// The payload stream of the upgrade request: the inbound bytes, one chunk at a time.
 pub(super) struct Inbound(pub(super) Rc<Wire>);
 
 impl Stream for Inbound {
@@ -196,14 +200,14 @@ impl Stream for Inbound {
 
     fn poll_next(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Self::Item>> {
         let wire = &self.0;
-        let mut hand_over = wire.hand_over.borrow_mut();
-        if std::mem::replace(&mut hand_over.asked, true) {
-            hand_over.taken = None;
+        let mut pending = wire.pending.borrow_mut();
+        if std::mem::replace(&mut pending.has_asked, true) {
+            pending.taken_reservation = None;
         }
-        if let Some(chunk) = hand_over.chunk.take() {
-            hand_over.taken = hand_over.covered.take();
-            hand_over.asked = false;
-            drop(hand_over);
+        if let Some(chunk) = pending.chunk.take() {
+            pending.taken_reservation = pending.reservation.take();
+            pending.has_asked = false;
+            drop(pending);
             wake(&wire.pump);
             Poll::Ready(Some(Ok(chunk)))
         } else if wire.ended.get() {
@@ -218,7 +222,7 @@ impl Stream for Inbound {
 impl Drop for Inbound {
     fn drop(&mut self) {
         self.0.reader_gone.set(true);
-        self.0.hand_over.take();
+        self.0.pending.take();
         wake(&self.0.pump);
     }
 }

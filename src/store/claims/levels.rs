@@ -1,8 +1,9 @@
 //! Low-water levels: decides which node announces to the owner that a pool is low.
 //!
-//! Pools are counted, and a conditional update of the announced depth decides which node announces a level, so that
-//! each is announced once. On SQLite, which has one writer, this is part of the claims' transaction. On PostgreSQL it
-//! follows the commit: concurrent transactions do not see each other's claims, so both could miss a level.
+//! Pools are counted, and a conditional update of the number of announced levels decides which node announces a level,
+//! so that each is announced once. On SQLite, which has one writer, this is part of the claims' transaction. On
+//! PostgreSQL it follows the commit: concurrent transactions do not see each other's claims, so both could miss a
+//! level.
 
 use std::collections::BTreeSet;
 
@@ -10,7 +11,7 @@ use uuid::Uuid;
 
 use super::KeyPool;
 use crate::{
-    domain::{DeviceId, KeyKind, Signal, bundle::depth},
+    domain::{DeviceId, KeyKind, Signal, bundle::levels_reached},
     store::{
         StoreError, rows,
         sql::{Sql, claims as sql},
@@ -21,7 +22,7 @@ use crate::{
 /// Maximum number of counts of a pool that is refilled in between.
 const COUNT_TRIES: usize = 3;
 
-/// Device, unissued keys, pool version, announced depth.
+/// Device, unissued keys, pool version, number of announced levels.
 type LowPoolRow = (Uuid, i64, i64, i32);
 
 /// A pool at or below the low-water mark.
@@ -39,8 +40,8 @@ fn statements(kind: KeyKind) -> (Sql, Sql) {
     }
 }
 
-/// Counts pools, and raises the announced depth of those that have fallen further. A pool that is refilled between the
-/// two is counted again.
+/// Counts pools, and raises the number of announced levels of those that have fallen further. A pool that is refilled
+/// between the two is counted again.
 pub async fn low_pools(
     tx: &mut Tx<'_>,
     pools: &BTreeSet<KeyPool>,
@@ -59,11 +60,11 @@ pub async fn low_pools(
                 .await?;
             for (device, remaining, pool_version, announced) in counted {
                 let remaining = rows::number(remaining)?;
-                let depth = depth(remaining, low_watermark);
-                let is_new = depth > announced;
+                let reached = levels_reached(remaining, low_watermark);
+                let is_new = reached > announced;
                 if is_new {
                     let raised: Option<(Uuid,)> =
-                        tx.query(announce).bind(device).bind(depth).bind(pool_version).fetch_optional().await?;
+                        tx.query(announce).bind(device).bind(reached).bind(pool_version).fetch_optional().await?;
                     if raised.is_none() {
                         // Another node announced the level, or the pool was refilled. Count again to find out which.
                         devices.push(device);

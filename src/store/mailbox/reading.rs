@@ -55,7 +55,7 @@ impl Store {
             .query(sql::PAGE)
             .bind(device.0)
             .bind(page.after)
-            .bind(page.upto)
+            .bind(page.through)
             .bind(now.to_utc())
             .bind(i64::from(page.envelopes))
             .bind(bytes)

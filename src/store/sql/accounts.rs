@@ -1,6 +1,6 @@
 //! Challenges, users, sessions, devices and their connections.
 
-use super::{Sql, both, each};
+use super::{Sql, both, per_dialect};
 
 statements! {
     // Challenges
@@ -10,7 +10,7 @@ statements! {
     INSERT_CHALLENGE = both("INSERT INTO email_otps (id, email, otp_hash, expires_at, created_at, network) \
         VALUES ($1, $2, $3, $4, $5, $6)");
     /// Reads a challenge before an attempt is counted. On PostgreSQL, parallel attempts wait for each other.
-    CHALLENGE_FOR_UPDATE = each(
+    CHALLENGE_FOR_UPDATE = per_dialect(
         "SELECT used, expires_at, attempts FROM email_otps WHERE id = $1 AND email = $2",
         "SELECT used, expires_at, attempts FROM email_otps WHERE id = $1 AND email = $2 FOR UPDATE");
     COUNT_ATTEMPT = both("UPDATE email_otps SET attempts = attempts + 1 \
@@ -26,7 +26,7 @@ statements! {
     UPSERT_USER = both("INSERT INTO users (id, email, email_verified, created_at) VALUES ($1, $2, TRUE, $3) \
         ON CONFLICT (email) DO UPDATE SET email_verified = TRUE RETURNING id");
     DELETE_USER = both("DELETE FROM users WHERE id = $1");
-    USERS_OF_MANY = each(
+    USERS_OF_MANY = per_dialect(
         "SELECT id FROM users WHERE id IN (SELECT unhex(value) FROM json_each($1))",
         "SELECT id FROM users WHERE id = ANY($1)");
 
@@ -41,7 +41,7 @@ statements! {
     AUTHORIZE = both("SELECT replaces FROM sessions JOIN devices ON devices.id = sessions.device_id \
         WHERE sessions.id = $1 AND sessions.device_id = $2 AND expires_at > $3 AND NOT revoked");
     /// Those of the given sessions whose devices are not revoked, including expired sessions.
-    SESSIONS_OF_MANY = each(
+    SESSIONS_OF_MANY = per_dialect(
         "SELECT sessions.id, sessions.device_id, expires_at, conn_epoch FROM sessions \
         JOIN devices ON devices.id = sessions.device_id \
         WHERE sessions.id IN (SELECT unhex(value) FROM json_each($1)) AND NOT revoked",
@@ -74,7 +74,7 @@ statements! {
         AND EXISTS (SELECT 1 FROM sessions WHERE sessions.id = $2 AND device_id = $1 AND expires_at > $3) \
         RETURNING conn_epoch");
     /// The state of connections, given as rows of index, device and session; the last parameter is the time.
-    CHECK_CONNECTIONS = each(
+    CHECK_CONNECTIONS = per_dialect(
         "SELECT connection.value ->> 0, conn_epoch, revoked, EXISTS (SELECT 1 FROM sessions \
         WHERE sessions.id = unhex(connection.value ->> 2) AND sessions.device_id = devices.id AND expires_at > $2), \
         next_seq - 1 FROM json_each($1) AS connection \

@@ -1,7 +1,7 @@
 //! Claims of one-time keys. Statements over many claims take rows of claimer, claim id and device. RETURNING has no
 //! defined order, so each returned row starts with the three ids of its claim.
 
-use super::{Sql, both, each, postgres};
+use super::{Sql, both, per_dialect, postgres};
 
 /// Issues the oldest unissued keys of a table to many claims at once, one key each.
 macro_rules! take_on_postgres {
@@ -62,7 +62,7 @@ macro_rules! take_on_sqlite {
 
 statements! {
     /// The keys that earlier runs of these claims took.
-    CLAIMED_ONE_TIME = each(
+    CLAIMED_ONE_TIME = per_dialect(
         "SELECT claimed_by, claim_id, device_id, key_id, public_key \
         FROM json_each($1) AS wanted CROSS JOIN one_time_prekeys ON claimed_by = unhex(wanted.value ->> 0) \
         AND claim_id = unhex(wanted.value ->> 1) AND device_id = unhex(wanted.value ->> 2)",
@@ -70,17 +70,17 @@ statements! {
         FROM UNNEST($1::UUID[], $2::UUID[], $3::UUID[]) AS wanted (claimer, claim, device) \
         JOIN one_time_prekeys ON claimed_by = wanted.claimer AND claim_id = wanted.claim \
         AND device_id = wanted.device");
-    CLAIMED_PQ = each(
+    CLAIMED_PQ = per_dialect(
         "SELECT claimed_by, claim_id, device_id, key_id, public_key, signature \
         FROM json_each($1) AS wanted CROSS JOIN pq_prekeys ON claimed_by = unhex(wanted.value ->> 0) \
         AND claim_id = unhex(wanted.value ->> 1) AND device_id = unhex(wanted.value ->> 2)",
         "SELECT claimed_by, claim_id, device_id, key_id, public_key, signature \
         FROM UNNEST($1::UUID[], $2::UUID[], $3::UUID[]) AS wanted (claimer, claim, device) \
         JOIN pq_prekeys ON claimed_by = wanted.claimer AND claim_id = wanted.claim AND device_id = wanted.device");
-    CLAIM_ONE_TIME = each(
+    CLAIM_ONE_TIME = per_dialect(
         take_on_sqlite!("one_time_prekeys", unissued: "NOT pool.used", key: "public_key"),
         take_on_postgres!("one_time_prekeys", unissued: "NOT used", key: "public_key"));
-    CLAIM_PQ = each(
+    CLAIM_PQ = per_dialect(
         take_on_sqlite!(
             "pq_prekeys", unissued: "NOT pool.used AND NOT pool.last_resort", key: "public_key, signature"),
         take_on_postgres!("pq_prekeys", unissued: "NOT used AND NOT last_resort", key: "public_key, signature"));
@@ -88,7 +88,7 @@ statements! {
     // Low-water levels
 
     /// Those of the given pools that have at most $2 unissued keys, with their counts.
-    LOW_ONE_TIME = each(
+    LOW_ONE_TIME = per_dialect(
         "WITH pools AS MATERIALIZED (SELECT unhex(pool.value) AS device, \
         (SELECT COUNT(*) FROM (SELECT 1 FROM one_time_prekeys \
         WHERE device_id = unhex(pool.value) AND used = FALSE LIMIT $2 + 1)) AS remaining FROM json_each($1) AS pool) \
@@ -100,7 +100,7 @@ statements! {
         AS counted) AS remaining FROM UNNEST($1::UUID[]) AS pool (device)) AS pools \
         JOIN devices ON devices.id = device JOIN identity_keys ON identity_keys.device_id = device \
         WHERE remaining <= $2");
-    LOW_PQ = each(
+    LOW_PQ = per_dialect(
         "WITH pools AS MATERIALIZED (SELECT unhex(pool.value) AS device, \
         (SELECT COUNT(*) FROM (SELECT 1 FROM pq_prekeys \
         WHERE device_id = unhex(pool.value) AND NOT used AND NOT last_resort LIMIT $2 + 1)) AS remaining \
@@ -113,8 +113,8 @@ statements! {
         LIMIT $2 + 1) AS counted) AS remaining FROM UNNEST($1::UUID[]) AS pool (device)) AS pools \
         JOIN devices ON devices.id = device JOIN identity_keys ON identity_keys.device_id = device \
         WHERE remaining <= $2 AND suite = 'signal-pqxdh'");
-    /// Raises the announced depth, unless another node has raised it or a publish came after the count. The node that
-    /// gets a row announces the level.
+    /// Raises the number of announced levels, unless another node has raised it or a publish came after the count. The
+    /// node that gets a row announces the level.
     ANNOUNCE_ONE_TIME = both("UPDATE devices SET one_time_depth = $2 \
         WHERE id = $1 AND one_time_depth < $2 AND pool_version = $3 RETURNING id");
     ANNOUNCE_PQ = both("UPDATE devices SET pq_depth = $2 \

@@ -1,6 +1,6 @@
 //! Published keys, and the bundles made from them.
 
-use super::{Sql, both, each};
+use super::{Sql, both, per_dialect};
 
 statements! {
     // Publishing
@@ -24,7 +24,8 @@ statements! {
     PQ_BY_KEY_ID = both("SELECT used, public_key = $3 FROM pq_prekeys \
         WHERE device_id = $1 AND key_id = $2 AND NOT last_resort");
     BUMP_POOL_VERSION = both("UPDATE devices SET pool_version = pool_version + 1 WHERE id = $1");
-    /// A publish lowers the announced depth to that of the new count, so that levels above it are announced again.
+    /// A publish lowers the number of announced levels to that of the new count, so that levels above it are announced
+    /// again.
     REARM_ONE_TIME = both("UPDATE devices SET one_time_depth = $2 WHERE id = $1 AND one_time_depth > $2");
     REARM_PQ = both("UPDATE devices SET pq_depth = $2 WHERE id = $1 AND pq_depth > $2");
 
@@ -49,7 +50,7 @@ statements! {
     // Bundles
 
     /// The active devices of these users with their signed keys, which are NULL for a device that has not published.
-    TARGETS_OF_MANY = each(
+    TARGETS_OF_MANY = per_dialect(
         "SELECT user_id, devices.id, registration_id, identity_keys.suite, \
         identity_keys.public_key, signed_prekeys.key_id, signed_prekeys.public_key, \
         signed_prekeys.signature, signed_prekeys.expires_at \
@@ -64,10 +65,10 @@ statements! {
         LEFT JOIN signed_prekeys ON signed_prekeys.device_id = devices.id \
         WHERE user_id = ANY($1) AND NOT revoked ORDER BY devices.created_at, devices.id");
     /// Those of the given devices that exist, including revoked ones.
-    DEVICES_OF_MANY = each(
+    DEVICES_OF_MANY = per_dialect(
         "SELECT id, user_id, revoked FROM devices WHERE id IN (SELECT unhex(value) FROM json_each($1))",
         "SELECT id, user_id, revoked FROM devices WHERE id = ANY($1)");
-    LAST_RESORTS_OF_MANY = each(
+    LAST_RESORTS_OF_MANY = per_dialect(
         "SELECT device_id, key_id, public_key, signature FROM pq_prekeys \
         WHERE device_id IN (SELECT unhex(value) FROM json_each($1)) AND last_resort",
         "SELECT device_id, key_id, public_key, signature FROM pq_prekeys WHERE device_id = ANY($1) AND last_resort");

@@ -1,6 +1,6 @@
 //! Mailboxes, their envelopes, and remembered sends.
 
-use super::{Sql, both, each};
+use super::{Sql, both, per_dialect};
 
 statements! {
     INSERT_MAILBOX = both("INSERT INTO mailboxes (device_id) VALUES ($1)");
@@ -20,18 +20,18 @@ statements! {
     OLDEST = both("SELECT device_id, seq FROM messages WHERE device_id = $1 ORDER BY seq LIMIT $2");
     EXPIRED = both("SELECT device_id, seq FROM messages WHERE expires_at <= $1 ORDER BY expires_at LIMIT $2");
     /// Whether this transaction may delete expired envelopes. On PostgreSQL, no other may until it ends.
-    TAKE_EXPIRY = each("SELECT TRUE", "SELECT pg_try_advisory_xact_lock(7166182912861)");
+    TAKE_EXPIRY = per_dialect("SELECT TRUE", "SELECT pg_try_advisory_xact_lock(7166182912861)");
 
     // What a batch locks and reads
 
     /// Locks these mailboxes, by id.
-    LOCK_MAILBOXES = each(
+    LOCK_MAILBOXES = per_dialect(
         "SELECT device_id, next_seq, count, bytes, expired_total FROM mailboxes \
         WHERE device_id IN (SELECT unhex(value) FROM json_each($1))",
         "SELECT device_id, next_seq, count, bytes, expired_total FROM mailboxes \
         WHERE device_id = ANY($1) ORDER BY device_id FOR NO KEY UPDATE");
     /// The published devices of these users, each with the expiry of its signed prekey.
-    RECIPIENTS_OF_MANY = each(
+    RECIPIENTS_OF_MANY = per_dialect(
         "SELECT user_id, devices.id, signed_prekeys.expires_at \
         FROM devices JOIN identity_keys ON identity_keys.device_id = devices.id \
         LEFT JOIN signed_prekeys ON signed_prekeys.device_id = devices.id \
@@ -41,7 +41,7 @@ statements! {
         LEFT JOIN signed_prekeys ON signed_prekeys.device_id = devices.id \
         WHERE user_id = ANY($1) AND NOT revoked");
     /// Remembered sends, given as rows of sending device and message id.
-    SENDS_OF_MANY = each(
+    SENDS_OF_MANY = per_dialect(
         "SELECT sender_device, message_id, recipient, accepted_at, outcome \
         FROM json_each($1) AS wanted CROSS JOIN sends \
         ON sender_device = unhex(wanted.value ->> 0) AND message_id = unhex(wanted.value ->> 1)",
@@ -49,7 +49,7 @@ statements! {
         FROM UNNEST($1::UUID[], $2::UUID[]) AS wanted (device, message) \
         JOIN sends ON sender_device = wanted.device AND sends.message_id = wanted.message");
     /// Envelopes and bytes of sending users in mailboxes, given as rows of device and sending user.
-    SHARES_OF_MANY = each(
+    SHARES_OF_MANY = per_dialect(
         "SELECT device_id, sender_user, COUNT(*), SUM(OCTET_LENGTH(content)) \
         FROM json_each($1) AS wanted CROSS JOIN messages \
         ON device_id = unhex(wanted.value ->> 0) AND sender_user = unhex(wanted.value ->> 1) \
@@ -61,14 +61,14 @@ statements! {
     // What a batch writes
 
     /// Takes rows of device and envelope number. Returns the deleted ones, each with its content size in bytes.
-    DELETE_ENVELOPES = each(
+    DELETE_ENVELOPES = per_dialect(
         "DELETE FROM messages WHERE (device_id, seq) IN \
         (SELECT unhex(value ->> 0), value ->> 1 FROM json_each($1)) \
         RETURNING device_id, seq, OCTET_LENGTH(content)",
         "DELETE FROM messages USING UNNEST($1::UUID[], $2::BIGINT[]) AS gone (device, number) \
         WHERE device_id = gone.device AND seq = gone.number \
         RETURNING device_id, seq, OCTET_LENGTH(content)::BIGINT");
-    INSERT_ENVELOPES = each(
+    INSERT_ENVELOPES = per_dialect(
         "INSERT INTO messages \
         (device_id, seq, message_id, sender_user, sender_device, type, content, accepted_at, expires_at) \
         SELECT unhex(value ->> 0), value ->> 1, unhex(value ->> 2), unhex(value ->> 3), unhex(value ->> 4), \
@@ -77,7 +77,7 @@ statements! {
         (device_id, seq, message_id, sender_user, sender_device, type, content, accepted_at, expires_at) \
         SELECT * FROM UNNEST($1::UUID[], $2::BIGINT[], $3::UUID[], $4::UUID[], $5::UUID[], $6::BIGINT[], $7::BYTEA[], \
         $8::TIMESTAMPTZ[], $9::TIMESTAMPTZ[])");
-    UPDATE_MAILBOXES = each(
+    UPDATE_MAILBOXES = per_dialect(
         "UPDATE mailboxes \
         SET next_seq = now.next_seq, count = now.count, bytes = now.bytes, expired_total = now.expired_total \
         FROM (SELECT unhex(value ->> 0) AS device, value ->> 1 AS next_seq, value ->> 2 AS count, \
@@ -87,7 +87,7 @@ statements! {
         SET next_seq = now.next_seq, count = now.count, bytes = now.bytes, expired_total = now.expired_total \
         FROM UNNEST($1::UUID[], $2::BIGINT[], $3::BIGINT[], $4::BIGINT[], $5::BIGINT[]) \
         AS now (device, next_seq, count, bytes, expired_total) WHERE device_id = now.device");
-    INSERT_SENDS = each(
+    INSERT_SENDS = per_dialect(
         "INSERT INTO sends (sender_device, message_id, recipient, accepted_at, outcome) \
         SELECT unhex(value ->> 0), unhex(value ->> 1), unhex(value ->> 2), value ->> 3, \
         COALESCE(substr($2, (value ->> 4) + 1, value ->> 5), x'') FROM json_each($1)",

@@ -16,7 +16,7 @@ use actix::{Actor, ActorContext, ActorFutureExt, AsyncContext, Context, StreamHa
 use actix_web::{App, HttpMessage, HttpRequest, HttpResponse, web};
 use actix_ws::{AggregatedMessage, CloseCode, CloseReason, ProtocolError, Session};
 use bytes::Bytes;
-use sealwire::socket::transport::{self, Admission, Budget, Tuning, Violation, Wire, frame_bytes};
+use sealwire::socket::transport::{self, Budget, ConnectionLimiter, Tuning, Violation, Wire, frame_bytes};
 use tokio::time::timeout;
 
 use super::{client::Client, eventually};
@@ -56,8 +56,8 @@ impl Server {
 
     /// Starts a server with these budgets.
     pub fn with_budgets(inbound: Budget, connections: Budget) -> Self {
-        let admission = Admission::unlimited();
-        let tuning = Tuning { max_message: MAX_MESSAGE, inbound, admission, connections, stall: STALL };
+        let limiter = ConnectionLimiter::unlimited();
+        let tuning = Tuning { max_message: MAX_MESSAGE, inbound, limiter, connections, stall: STALL };
         let probe = Arc::new(Probe::default());
         let (sender, receiver) = std::sync::mpsc::channel();
         let (shared, data) = (tuning.clone(), web::Data::from(Arc::clone(&probe)));

@@ -74,7 +74,7 @@ async fn accept(store: &Store, request: SendRequest) -> Result<AcceptedMessage, 
 }
 
 async fn page(store: &Store, caller: &Caller, after: i64, envelopes: u32, bytes: usize, now: Timestamp) -> MailPage {
-    let request = MailPageRequest { after, upto: i64::MAX, envelopes, bytes };
+    let request = MailPageRequest { after, through: i64::MAX, envelopes, bytes };
     store.mail_page(caller.device, request, now).await.unwrap()
 }
 
@@ -285,7 +285,7 @@ pub async fn mail_pages_are_bounded_in_number_and_bytes(store: &Store) {
     assert_eq!((seqs(&some), some.complete), (vec![1], false), "a page has at least one message");
     let some = page(store, &bob, 17, 100, 1000, later(20)).await;
     assert_eq!((seqs(&some), some.complete), (vec![18, 19, 20], true));
-    let request = MailPageRequest { after: 4, upto: 6, envelopes: 100, bytes: 1000 };
+    let request = MailPageRequest { after: 4, through: 6, envelopes: 100, bytes: 1000 };
     let some = store.mail_page(bob.device, request, later(20)).await.unwrap();
     assert_eq!((seqs(&some), some.complete), (vec![5, 6], true));
     assert!(page(store, &bob, 0, 100, 1000, later(70)).await.envelopes.is_empty(), "they expire after a minute");

@@ -1,0 +1,232 @@
+//! The alerts that hold on this node now: the rules of `deploy/alerts.yml`, applied to the last minute.
+//!
+//! Those rules look at all nodes and wait for minutes before they fire. The status shows what is true now, so a
+//! condition may appear here that Prometheus does not report yet. Alerts on longer periods (`SweepsStopped`,
+//! `PoolsEmpty`, `AdminTokenGuessed`) are left to Prometheus.
+
+use sealwire_protocol::CloseCode;
+use serde::Serialize;
+
+use super::history::{CounterValues, p99_ms};
+use crate::metrics::{Close, LabelValue, Limit};
+
+/// An event that is this frequent, in a minute, is more than one per second.
+const ONE_PER_SECOND: u64 = 60;
+/// More than 0.1 per second.
+const SERVER_ERRORS: u64 = 6;
+const OP_P99_MS: f64 = 1000.0;
+const DELIVERY_P99_MS: f64 = 2000.0;
+const MAILBOX_BYTES: u64 = 10 << 30;
+
+/// How urgent an alert is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Severity {
+    /// Somebody must act now.
+    Page,
+    /// Somebody must act in the next days.
+    Ticket,
+}
+
+/// An alert that holds.
+#[derive(Debug, PartialEq, Eq, Serialize)]
+pub struct Alert {
+    /// The name of the rule in `deploy/alerts.yml` and of its paragraph in `docs/operations.md`.
+    name: &'static str,
+    severity: Severity,
+    /// What was found, with numbers.
+    text: String,
+}
+
+/// What alerts are derived from.
+#[derive(Debug)]
+pub struct Conditions<'a> {
+    pub database_answers: bool,
+    pub bus_is_up: bool,
+    /// Number and limit.
+    pub sockets: (usize, usize),
+    /// Number and limit.
+    pub http: (usize, usize),
+    /// Number and limit, if both are known.
+    pub files: Option<(u64, u64)>,
+    /// Bytes in use and limit.
+    pub inbound: (usize, usize),
+    /// Bytes in use and limit.
+    pub outbound: (usize, usize),
+    pub mailbox_bytes: u64,
+    /// The counts of the last minute.
+    pub counts: &'a CounterValues,
+}
+
+/// Returns the alerts that hold, the most urgent first.
+pub fn firing(conditions: &Conditions<'_>) -> Vec<Alert> {
+    let counts = conditions.counts;
+    let slow_consumers =
+        Close::all().zip(counts.closes).find(|((close, _), _)| *close == Close::Code(CloseCode::SlowConsumer));
+    let above = |milliseconds: Option<f64>, threshold: f64| milliseconds.filter(|p99| *p99 > threshold);
+    let page = [
+        ("DatabaseAway", (!conditions.database_answers).then(|| "The database does not answer.".to_owned())),
+        ("BusDown", (!conditions.bus_is_up).then(|| "Signals do not reach other nodes.".to_owned())),
+        ("ServerErrors", more_than(SERVER_ERRORS, counts.server_errors(), "Error responses internal or unavailable")),
+        ("MailFails", more_than(0, counts.mails_failed, "Mails not sent")),
+        ("NodeNearlyFull", nearly_full(conditions)),
+        ("MemoryBudget", memory_budget(conditions)),
+    ];
+    let ticket = [
+        ("OpsSlow", above(p99_ms(&counts.op_latency), OP_P99_MS).map(|p99| slow("requests", p99))),
+        ("DeliverySlow", above(p99_ms(&counts.delivery_latency), DELIVERY_P99_MS).map(|p99| slow("deliveries", p99))),
+        ("ConnectionsRefused", connections_refused(counts)),
+        ("SlowConsumers", slow_consumers.and_then(|(_, n)| more_than(ONE_PER_SECOND, n, "Sockets closed with 4002"))),
+        ("SignalsLost", signals_lost(counts)),
+        ("MailboxesPileUp", mailboxes_pile_up(conditions.mailbox_bytes)),
+    ];
+    let page = page.into_iter().map(|(name, text)| (name, Severity::Page, text));
+    let ticket = ticket.into_iter().map(|(name, text)| (name, Severity::Ticket, text));
+    page.chain(ticket).filter_map(|(name, severity, text)| Some(Alert { name, severity, text: text? })).collect()
+}
+
+/// Says that something happened more often than `threshold` in the last minute.
+fn more_than(threshold: u64, count: u64, what: &str) -> Option<String> {
+    (count > threshold).then(|| format!("{what} in the last minute: {count}."))
+}
+
+fn slow(what: &str, p99_ms: f64) -> String {
+    format!("1 % of the {what} in the last minute took longer than {p99_ms:.0} ms.")
+}
+
+/// Whether more than 80 % of a limit is in use.
+fn is_nearly_full(used: u64, limit: u64) -> bool {
+    u128::from(used) * 5 > u128::from(limit) * 4
+}
+
+fn nearly_full(conditions: &Conditions<'_>) -> Option<String> {
+    let numbers = |(used, limit): (usize, usize)| (used as u64, limit as u64);
+    let kinds = [
+        ("sockets", Some(numbers(conditions.sockets))),
+        ("other connections", Some(numbers(conditions.http))),
+        ("files", conditions.files),
+    ];
+    let full = kinds.into_iter().filter_map(|(what, usage)| {
+        let (used, limit) = usage.filter(|(used, limit)| is_nearly_full(*used, *limit))?;
+        Some(format!("{used} of {limit} {what}"))
+    });
+    listed(full).map(|full| format!("Open: {full}."))
+}
+
+fn memory_budget(conditions: &Conditions<'_>) -> Option<String> {
+    let halves =
+        [("large messages being received", conditions.inbound), ("requests and outboxes", conditions.outbound)];
+    let full = halves.into_iter().filter(|(_, (used, limit))| is_nearly_full(*used as u64, *limit as u64));
+    listed(full.map(|(what, (used, limit))| format!("{} of {} MiB for {what}", used >> 20, limit >> 20)))
+        .map(|full| format!("In use: {full}."))
+}
+
+fn connections_refused(counts: &CounterValues) -> Option<String> {
+    let limits = Limit::texts().into_iter().map(|texts| texts.concat()).zip(counts.refused);
+    let often = limits.filter(|(_, count)| *count > ONE_PER_SECOND);
+    listed(often.map(|(limit, count)| format!("{count} ({limit})")))
+        .map(|often| format!("Connections refused in the last minute: {often}."))
+}
+
+fn signals_lost(counts: &CounterValues) -> Option<String> {
+    let (dropped, repaired) = (counts.signals_dropped, counts.signals_repaired);
+    let text = || format!("Signals in the last minute: {dropped} dropped, {repaired} delivered late by the reconcile.");
+    (dropped > 0 || repaired > ONE_PER_SECOND).then(text)
+}
+
+fn mailboxes_pile_up(bytes: u64) -> Option<String> {
+    (bytes > MAILBOX_BYTES).then(|| format!("{} GiB of content wait in all mailboxes.", bytes >> 30))
+}
+
+/// Joins the texts; `None` if there are none.
+fn listed(texts: impl Iterator<Item = String>) -> Option<String> {
+    Some(texts.collect::<Vec<_>>().join(", ")).filter(|text| !text.is_empty())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::metrics::Metrics;
+
+    fn quiet(counts: &CounterValues) -> Conditions<'_> {
+        Conditions {
+            database_answers: true,
+            bus_is_up: true,
+            sockets: (80, 100),
+            http: (80, 100),
+            files: Some((80, 100)),
+            inbound: (80 << 20, 100 << 20),
+            outbound: (80 << 20, 100 << 20),
+            mailbox_bytes: MAILBOX_BYTES,
+            counts,
+        }
+    }
+
+    /// A quiet minute, up to the thresholds.
+    fn quiet_minute() -> CounterValues {
+        let mut counts = CounterValues {
+            signals_repaired: ONE_PER_SECOND,
+            refused: [ONE_PER_SECOND; Limit::ALL.len()],
+            ..CounterValues::of(&Metrics::new())
+        };
+        counts.closes.fill(ONE_PER_SECOND);
+        // Routine refusals are no alert.
+        counts.errors.fill(1_000_000);
+        let codes = sealwire_protocol::Code::ALL;
+        for code in [sealwire_protocol::Code::Internal, sealwire_protocol::Code::Unavailable] {
+            counts.errors[codes.iter().position(|known| *known == code).unwrap()] = SERVER_ERRORS / 2;
+        }
+        counts
+    }
+
+    fn alarming_minute() -> CounterValues {
+        let metrics = Metrics::new();
+        metrics.op_seconds.observe(sealwire_protocol::frame::Op::ALL[0], 3.0);
+        metrics.delivery_seconds.observe(7.0);
+        let mut counts = CounterValues { mails_failed: 1, signals_dropped: 1, ..CounterValues::of(&metrics) };
+        counts.errors.fill(SERVER_ERRORS);
+        counts.closes.fill(ONE_PER_SECOND + 1);
+        counts.refused[1] = ONE_PER_SECOND + 1;
+        counts
+    }
+
+    #[test]
+    fn nothing_fires_up_to_the_thresholds() {
+        assert_eq!(firing(&quiet(&quiet_minute())), []);
+    }
+
+    #[test]
+    fn every_condition_has_its_alert_of_the_rules_file_with_its_severity() {
+        let counts = alarming_minute();
+        let conditions = Conditions {
+            database_answers: false,
+            bus_is_up: false,
+            sockets: (81, 100),
+            http: (50, 100),
+            files: Some((99, 100)),
+            inbound: (81 << 20, 100 << 20),
+            mailbox_bytes: MAILBOX_BYTES + 1,
+            ..quiet(&counts)
+        };
+        let alerts = firing(&conditions);
+        let rules = include_str!("../../../deploy/alerts.yml");
+        for Alert { name, severity, text } in &alerts {
+            let rule = rules.split_once(&format!("- alert: {name}\n")).unwrap().1.split("- alert:").next().unwrap();
+            let severity = format!("{severity:?}").to_lowercase();
+            assert!(rule.contains(&format!("severity: {severity}}}")), "{name} is a {severity}: {rule}");
+            assert!(text.ends_with('.') && text.len() > 20, "{name}: {text}");
+        }
+        let text = |name: &str| alerts.iter().find(|alert| alert.name == name).map(|alert| &*alert.text);
+        assert_eq!(text("NodeNearlyFull"), Some("Open: 81 of 100 sockets, 99 of 100 files."));
+        assert_eq!(text("MemoryBudget"), Some("In use: 81 of 100 MiB for large messages being received."));
+        assert_eq!(
+            text("ConnectionsRefused"),
+            Some("Connections refused in the last minute: 61 (max_http_connections).")
+        );
+        assert_eq!(text("MailFails"), Some("Mails not sent in the last minute: 1."));
+        let longer = ["NodeAway", "SweepsStopped", "PoolsEmpty", "AdminTokenGuessed"];
+        let rules = rules.lines().filter_map(|line| line.trim().strip_prefix("- alert: "));
+        let rules: Vec<&str> = rules.filter(|name| !longer.contains(name)).collect();
+        assert_eq!(alerts.iter().map(|alert| alert.name).collect::<Vec<_>>(), rules, "in the order of the rules");
+    }
+}

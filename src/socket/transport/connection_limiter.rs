@@ -1,0 +1,113 @@
+//! Limits the connections that have not upgraded. Decides on each new connection before a byte is read, and answers
+//! those that it refuses.
+
+use std::{
+    net::SocketAddr,
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+use actix_http::error::DispatchError;
+use ipnet::IpNet;
+use tokio::{io::AsyncWriteExt, net::TcpStream, time::timeout};
+
+use super::{linger::Linger, scratch::Scratch};
+use crate::{
+    domain::{ClientNetwork, Refusal},
+    edge::{Problem, is_proxy},
+    metrics::{Limit, Metrics},
+    socket::{
+        budget::{Budget, Reservation},
+        networks::{ConnectionKind, CountedConnection, NetworkLimits, Networks},
+    },
+};
+
+/// Maximum number of refused connections that are being answered at once. Further ones are closed without a response.
+const MAX_REFUSALS: usize = 128;
+/// How long to wait for the first byte of a refused client's request.
+const FIRST_BYTE_TIMEOUT: Duration = Duration::from_secs(1);
+/// How long writing a refusal may take. It fits into the send buffer of any socket.
+const RESPONSE_TIMEOUT: Duration = Duration::from_secs(1);
+
+/// Accepts or refuses new TCP connections. Clones share the counts.
+#[derive(Clone, Debug)]
+pub struct ConnectionLimiter {
+    /// Budget for the connections of this node that have not upgraded.
+    pub http: Budget,
+    /// The limits on each client network.
+    pub networks: Networks,
+    /// Proxies. The limits on a network do not apply to them, because a proxy connects for clients of many networks.
+    pub trusted_proxies: Arc<[IpNet]>,
+    /// Budget for refused connections that are being answered.
+    refusals: Budget,
+}
+
+/// The slots of an accepted connection in the node's budget and in its network's count. Dropping this frees them.
+#[derive(Debug)]
+pub(super) struct ConnectionSlots {
+    _node: Reservation,
+    /// `None` for a trusted proxy.
+    _network: Option<CountedConnection>,
+}
+
+impl ConnectionLimiter {
+    /// Accepts at most `http` connections that have not upgraded, and from each network as many as `networks` allows.
+    #[must_use]
+    pub fn new(http: usize, networks: Networks, trusted_proxies: &[IpNet]) -> Self {
+        Self {
+            http: Budget::new(http),
+            networks,
+            trusted_proxies: trusted_proxies.into(),
+            refusals: Budget::new(MAX_REFUSALS),
+        }
+    }
+
+    /// Accepts all connections.
+    #[must_use]
+    pub fn unlimited() -> Self {
+        let networks = Networks::new(NetworkLimits::default(), Arc::new(Metrics::new()));
+        Self::new(usize::MAX, networks, &[])
+    }
+
+    /// A connection limit for actix-server that it never reaches, because this limiter refuses connections earlier.
+    pub(super) fn unreachable_limit(&self) -> usize {
+        self.http.limit().saturating_add(2 * MAX_REFUSALS)
+    }
+
+    /// Counts a new connection from `peer`, and returns its slots.
+    ///
+    /// # Errors
+    /// `rate_limited` if the peer's network is over its limits, `unavailable` if the node's budget is exhausted.
+    pub(super) fn try_accept(&self, peer: Option<SocketAddr>) -> Result<ConnectionSlots, Refusal> {
+        let mut network = None;
+        if let Some(peer) = peer.filter(|peer| !is_proxy(peer.ip(), &self.trusted_proxies)) {
+            let (from, now) = (ClientNetwork::from(peer.ip()), Instant::now());
+            self.networks.count_new(from, now)?;
+            network = Some(self.networks.count_open(from, ConnectionKind::Http, now)?);
+        }
+        let Some(node) = self.http.try_reserve(1) else {
+            self.networks.count_refused(Limit::Http);
+            return Err(Refusal::Unavailable);
+        };
+        Ok(ConnectionSlots { _node: node, _network: network })
+    }
+
+    /// Sends the refusal to the client and closes the connection. Closes it without a response if [`MAX_REFUSALS`]
+    /// others are being answered.
+    pub(super) async fn refuse(
+        self,
+        mut stream: TcpStream,
+        refusal: Refusal,
+        scratch: Scratch,
+    ) -> Result<(), DispatchError> {
+        let Some(_place) = self.refusals.try_reserve(1) else { return Ok(()) };
+        // HTTP clients treat a response that arrives before they have sent a request as a server error.
+        let _ = timeout(FIRST_BYTE_TIMEOUT, stream.readable()).await;
+        let response = Problem::from(refusal).as_http1();
+        if let Ok(Ok(())) = timeout(RESPONSE_TIMEOUT, stream.write_all(&response)).await {
+            let mut linger = Linger::default();
+            std::future::poll_fn(|cx| linger.poll(&mut stream, &scratch, cx)).await;
+        }
+        Ok(())
+    }
+}
