@@ -1,9 +1,9 @@
 //! Serves HTTP with actix-web, but moves upgraded connections out of actix-http so that idle ones need little memory.
 //!
 //! actix-http's dispatcher keeps 16 KiB of buffers for as long as its connection lives, and most of our connections are
-//! WebSockets that are idle most of the time. So this module builds the listener itself. An upgrade request goes to the
-//! same actix-web application, with a payload stream of ours. When the application has answered 101, the connection
-//! moves from the dispatcher to a pump: a small task that holds no buffer while no data moves.
+//! WebSocket connections that are idle most of the time. So this module builds the listener itself. An upgrade request
+//! goes to the same actix-web application, with a payload stream of ours. When the application has answered 101, the
+//! connection moves from the dispatcher to a pump: a small task that holds no buffer while no data moves.
 //!
 //! The pump also limits how much memory a peer can use. It refuses an oversized message when it has read its header
 //! ([`Violation`]), reserves memory for large messages from a node-wide [`Budget`], and reads at most one chunk ahead

@@ -117,6 +117,8 @@ struct SubprotocolOffer {
 }
 
 impl SubprotocolOffer {
+    /// Reads the offer of an upgrade request. The first known codec is chosen, and the first well-formed token.
+    ///
     /// # Errors
     /// `bad_request` if the client offers subprotocols, but no codec of the server among them.
     fn read(request: &HttpRequest) -> Result<Self, EdgeError> {

@@ -20,7 +20,7 @@ fn read(path: &str) -> String {
 }
 
 /// Returns the fenced blocks of a document, each with the text after its opening backticks.
-fn fences(text: &str) -> Vec<(&str, &str)> {
+pub fn fences(text: &str) -> Vec<(&str, &str)> {
     let mut found = Vec::new();
     let mut rest = text;
     while let Some(start) = rest.find("\n```") {

@@ -5,6 +5,7 @@
 
 mod admin;
 mod alerts;
+mod api_documents;
 mod architecture;
 mod auth;
 mod bad_requests;

@@ -194,7 +194,7 @@ async fn an_alert_opens_its_paragraph_of_the_runbook() {
     assert_eq!(page.evaluate("document.title").await, "(1) Sealwire: Ready");
     assert_eq!(page.evaluate("document.getElementById('state').dataset.severity").await, "page");
     let spoken = "document.getElementById('state').textContent";
-    assert_eq!(page.evaluate(spoken).await, "Ready. Needs attention: MailFails");
+    assert_eq!(page.evaluate(spoken).await, "Ready · 1 alert: MailFails");
     let marked = "[...document.querySelectorAll('.figure[data-severity=page]')].map(f => f.textContent).join()";
     assert_eq!(page.evaluate(marked).await, "1not sent");
     assert_eq!(page.evaluate(CONTRAST).await, json!([]));

@@ -45,7 +45,7 @@ pub(super) struct FrameHead {
 pub(super) enum Decoded {
     /// Nothing yet.
     Incomplete,
-    /// The first byte.
+    /// The head: the first byte.
     Head(FrameHead),
     /// The length of the payload in bytes. The mask and the payload follow.
     Length(u64),
@@ -122,8 +122,8 @@ impl FrameDecoder {
     /// Decodes one byte of a header or a mask.
     ///
     /// # Errors
-    /// If the frame has a reserved bit, an unknown opcode, no mask, or a length that is not in its shortest form, or is
-    /// a fragmented or long control frame.
+    /// If a reserved bit is set, the opcode is unknown, the mask is missing, the length is not in its shortest form, or a
+    /// control frame is fragmented or longer than 125 bytes.
     pub fn decode(&mut self, byte: u8) -> Result<Decoded, FramingError> {
         match self.part {
             Part::Head => {

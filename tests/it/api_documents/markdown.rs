@@ -1,0 +1,57 @@
+//! Reads parts of `docs/protocol.md`: sections, tables and examples.
+
+use super::json::Json;
+use crate::docs::fences;
+
+/// The text below a heading, up to the next heading of its level or of one above.
+pub fn section<'a>(document: &'a str, heading: &str) -> &'a str {
+    let (_, rest) = document.split_once(&format!("\n{heading}\n")).unwrap_or_else(|| panic!("no section {heading}"));
+    let level = heading.chars().take_while(|c| *c == '#').count();
+    let mut length = 0;
+    for line in rest.split_inclusive('\n') {
+        let hashes = line.chars().take_while(|c| *c == '#').count();
+        if hashes > 0 && hashes <= level && line[hashes..].starts_with(' ') {
+            break;
+        }
+        length += line.len();
+    }
+    &rest[..length]
+}
+
+/// The rows of all tables, without the heads.
+pub fn rows(section: &str) -> Vec<Vec<String>> {
+    let mut rows = Vec::new();
+    let mut table_line = 0;
+    for line in section.lines() {
+        table_line = if line.starts_with("| ") { table_line + 1 } else { 0 };
+        if table_line > 2 {
+            rows.push(line.trim_matches('|').split('|').map(|cell| plain(cell.trim())).collect());
+        }
+    }
+    rows
+}
+
+/// Text with its links replaced by what they show.
+pub fn plain(text: &str) -> String {
+    let mut shown = String::new();
+    let mut rest = text;
+    while let Some((before, link)) = rest.split_once('[') {
+        shown.push_str(before);
+        match link.split_once("](").and_then(|(name, target)| Some((name, target.split_once(')')?.1))) {
+            Some((name, after)) => {
+                shown.push_str(name);
+                rest = after;
+            }
+            None => {
+                shown.push('[');
+                rest = link;
+            }
+        }
+    }
+    shown + rest
+}
+
+/// The examples in JSON.
+pub fn examples(section: &str) -> Vec<Json> {
+    fences(section).into_iter().filter(|(name, _)| *name == "json").map(|(_, body)| Json::parse(body)).collect()
+}
