@@ -1,4 +1,4 @@
-//! The operator's listener: who may ask, for what, and what it says.
+//! The operator's listener: who may use it, the status, the metrics and the status page.
 
 use std::sync::atomic::Ordering;
 
@@ -20,7 +20,7 @@ use crate::support::{
 
 const TOKEN: &str = "correct horse battery staple";
 
-async fn ask(app: &TestApp, method: Method, path: &str, headers: &[(&str, &str)]) -> Response {
+async fn request(app: &TestApp, method: Method, path: &str, headers: &[(&str, &str)]) -> Response {
     let mut request = Client::new().request(method, format!("http://{}{path}", app.admin()));
     for (name, value) in headers {
         request = request.header(*name, *value);
@@ -29,7 +29,7 @@ async fn ask(app: &TestApp, method: Method, path: &str, headers: &[(&str, &str)]
 }
 
 async fn get(app: &TestApp, path: &str, headers: &[(&str, &str)]) -> Response {
-    ask(app, Method::GET, path, headers).await
+    request(app, Method::GET, path, headers).await
 }
 
 pub async fn status(app: &TestApp) -> Value {
@@ -43,7 +43,7 @@ fn header<'a>(response: &'a Response, name: &str) -> &'a str {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn the_status_says_who_the_node_is_and_how_its_parts_are() {
+async fn the_status_identifies_the_node_and_describes_database_bus_and_memory() {
     let app = TestApp::start(&[]);
     let first = status(&app).await;
     assert_eq!(first["name"], "sealwire");
@@ -65,14 +65,14 @@ async fn the_status_says_who_the_node_is_and_how_its_parts_are() {
         assert!(open < limit, "{usage}: {open} of {limit}");
     }
     assert_eq!(first["alerts"], json!([]));
-    assert!(first.get("history").is_none(), "only the page needs it");
+    assert!(first.get("history").is_none(), "only the status page needs the history");
     assert_eq!(status(&app).await["node_id"], first["node_id"]);
     let other = TestApp::start(&[]);
     assert_ne!(status(&other).await["node_id"], first["node_id"]);
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn the_last_minute_counts_what_happened() {
+async fn the_status_counts_the_events_of_the_last_minute() {
     let app = TestApp::start(&[]);
     let owner = owners(&app, 1, 2).await.remove(0);
     let alice = sign_in(&app, "alice@example.org").await;
@@ -101,7 +101,7 @@ async fn the_last_minute_counts_what_happened() {
     let seconds = minute["seconds"].as_f64().unwrap();
     assert!(seconds > 0.0 && seconds.to_string().len() <= "60.123".len(), "{seconds}");
 
-    // One is displaced, one says goodbye, one is cut off.
+    // Two sockets are displaced, one is closed by its client, one is reset.
     let newer = Socket::connect(&app, &alice.token, Codec::Json).await;
     assert_eq!(socket.close_code().await, 4503);
     newer.send(tokio_tungstenite::tungstenite::Message::Close(None)).await;
@@ -118,7 +118,7 @@ async fn the_last_minute_counts_what_happened() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn claims_past_the_drain_limit_are_counted_apart() {
+async fn the_status_counts_claims_beyond_the_drain_limit_separately() {
     let app = TestApp::start(&[("LIMITS__CLAIM_BURST", "1")]);
     let owner = owners(&app, 1, 5).await.remove(0);
     let alice = sign_in(&app, "alice@example.org").await;
@@ -131,13 +131,14 @@ async fn claims_past_the_drain_limit_are_counted_apart() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn messages_are_counted_on_their_way_and_where_they_wait() {
+async fn sent_delivered_and_waiting_messages_are_counted() {
     let app = TestApp::start(&[]);
     let alice = Member::join(&app, "alice@example.org", Codec::Json).await;
     let phone = Member::join(&app, "bob@example.org", Codec::Json).await;
     let laptop = Member::join(&app, "bob@example.org", Codec::Json).await;
     drop(laptop.socket);
-    eventually("the laptop is away", || async { (status(&app).await["connected_devices"] == 2).then_some(()) }).await;
+    eventually("the laptop is disconnected", || async { (status(&app).await["connected_devices"] == 2).then_some(()) })
+        .await;
     let both = [&phone.person, &laptop.person];
     for text in ["one", "three"] {
         alice.send(&both, text).await;
@@ -150,11 +151,11 @@ async fn messages_are_counted_on_their_way_and_where_they_wait() {
     phone.receives("once more").await;
     let now = status(&app).await;
     let minute = &now["last_minute"];
-    // Three messages to two devices, one of them away; the repeat counts neither as a message nor as envelopes.
+    // Three messages to two devices, one of them disconnected; the repeat counts neither as a message nor as envelopes.
     assert_eq!((&minute["sends"], &minute["envelopes"], &minute["deliveries"]), (&json!(3), &json!(6), &json!(3)));
     assert!(minute["delivery_p99_ms"].as_f64().unwrap() > 0.0, "{minute}");
-    // What waits is looked at now and then.
-    eventually("the backlog is known", || async {
+    // The waiting messages are counted only now and then.
+    eventually("the waiting messages have been counted", || async {
         (status(&app).await["mailbox"] == json!({ "waiting": 3, "bytes": 3 + 5 + 9 })).then_some(())
     })
     .await;
@@ -173,7 +174,7 @@ async fn messages_are_counted_on_their_way_and_where_they_wait() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn mails_that_are_not_sent_and_connections_that_are_refused_show() {
+async fn the_status_shows_failed_mails_and_refused_connections() {
     let server = MailServer::start().await;
     server.state.refuse_with.store(550, Ordering::SeqCst);
     let app = TestApp::start(&[("MAILER__URL", &server.url()), ("LIMITS__HTTP_CONNECTIONS_PER_NETWORK", "8")]);
@@ -197,7 +198,7 @@ async fn mails_that_are_not_sent_and_connections_that_are_refused_show() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_database_that_is_gone_and_a_bus_that_is_down_show() {
+async fn the_status_shows_an_outage_of_the_bus_and_of_the_database() {
     let services = Services::private();
     let database = services.database().await;
     let app = TestApp::start(&[
@@ -205,7 +206,7 @@ async fn a_database_that_is_gone_and_a_bus_that_is_down_show() {
         ("BUS__URL", services.redis.as_str()),
         ("AUTH__SECRET", "c2VhbHdpcmUtdGVzdC1zZWNyZXQtMzItYnl0ZXMtISE="),
     ]);
-    let probed = eventually("the bus is up and was heard", || async {
+    let probed = eventually("the bus is up and has answered a probe", || async {
         let now = status(&app).await;
         (now["bus"]["ok"] == true && now["bus"]["probe_age_ms"].is_number()).then_some(now)
     })
@@ -224,20 +225,20 @@ async fn a_database_that_is_gone_and_a_bus_that_is_down_show() {
     assert_eq!((&down["alerts"][0]["name"], &down["alerts"][0]["severity"]), (&json!("BusDown"), &json!("page")));
 
     services.control("stop", "postgres").await;
-    let gone = eventually("the database is gone", || async {
+    let database_down = eventually("the database is down", || async {
         let now = status(&app).await;
         (now["database"]["ok"] == false).then_some(now)
     })
     .await;
-    assert_eq!(gone["status"], "not_ready");
-    assert_eq!(gone["database"]["latency_ms"], Value::Null);
-    assert_eq!(gone["alerts"][0]["name"], "DatabaseAway");
+    assert_eq!(database_down["status"], "not_ready");
+    assert_eq!(database_down["database"]["latency_ms"], Value::Null);
+    assert_eq!(database_down["alerts"][0]["name"], "DatabaseAway");
     let metrics = get(&app, "/metrics", &[]).await.text().await.unwrap();
     assert!(metrics.contains("\nsealwire_database_up 0\n") && metrics.contains("\nsealwire_bus_up 0\n"));
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn with_a_token_nothing_is_shown_without_it() {
+async fn every_request_needs_the_token_if_one_is_configured() {
     let app = TestApp::start(&[("ADMIN__TOKEN", TOKEN)]);
     let basic = |text: &str| {
         use base64::{Engine, engine::general_purpose::STANDARD};
@@ -260,22 +261,25 @@ async fn with_a_token_nothing_is_shown_without_it() {
             let headers: Vec<_> = wrong.iter().map(|value| ("Authorization", value.as_str())).collect();
             let refused = get(&app, path, &headers).await;
             assert_eq!(refused.status(), StatusCode::UNAUTHORIZED, "{path} {wrong:?}");
-            assert!(header(&refused, "www-authenticate").starts_with("Basic "), "so that browsers ask");
+            assert!(
+                header(&refused, "www-authenticate").starts_with("Basic "),
+                "browsers prompt for a password only with this header"
+            );
             let text = refused.text().await.unwrap();
             assert!(text.len() < 100 && !text.contains("sealwire_"), "{text}");
         }
     }
     for right in [format!("Bearer {TOKEN}"), format!("bearer {TOKEN}"), basic(&format!("operator:{TOKEN}"))] {
         for path in &paths[..2] {
-            let let_in = get(&app, path, &[("Authorization", &right)]).await;
-            assert_eq!(let_in.status(), StatusCode::OK, "{right}");
+            let accepted = get(&app, path, &[("Authorization", &right)]).await;
+            assert_eq!(accepted.status(), StatusCode::OK, "{right}");
         }
     }
 }
 
-/// A page under a name that was rebound to this address asks with its own name.
+/// Prevents DNS rebinding: a web page whose name was rebound to this address sends its own name in `Host`.
 #[tokio::test(flavor = "multi_thread")]
-async fn names_that_are_not_known_are_refused_before_anything_else() {
+async fn requests_to_unknown_hosts_are_refused() {
     let app = TestApp::start(&[("ADMIN__ALLOWED_HOSTS", "status.example, metrics.example")]);
     let port = app.admin().port();
     for known in ["localhost", "127.0.0.1", "[::1]", "status.example", "METRICS.example"] {
@@ -311,18 +315,18 @@ async fn names_that_are_not_known_are_refused_before_anything_else() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn only_reading_is_answered() {
+async fn only_get_and_head_are_allowed() {
     let app = TestApp::start(&[]);
     for path in ["/status", "/metrics", "/status.js", "/nothing"] {
         for method in [Method::POST, Method::PUT, Method::DELETE, Method::PATCH, Method::OPTIONS, Method::TRACE] {
-            let refused = ask(&app, method.clone(), path, &[]).await;
+            let refused = request(&app, method.clone(), path, &[]).await;
             assert_eq!(refused.status(), StatusCode::METHOD_NOT_ALLOWED, "{method} {path}");
             assert_eq!(header(&refused, "allow"), "GET, HEAD");
         }
     }
     assert_eq!(get(&app, "/nothing", &[]).await.status(), StatusCode::NOT_FOUND);
     for path in ["/status", "/metrics", "/status.css"] {
-        let head = ask(&app, Method::HEAD, path, &[]).await;
+        let head = request(&app, Method::HEAD, path, &[]).await;
         assert_eq!(head.status(), StatusCode::OK);
         assert!(header(&head, "content-length").parse::<usize>().unwrap() > 100);
         assert_eq!(head.bytes().await.unwrap().len(), 0);
@@ -330,7 +334,7 @@ async fn only_reading_is_answered() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn every_answer_carries_what_protects_it() {
+async fn every_response_has_the_security_headers() {
     let app = TestApp::start(&[]);
     let foreign = [("Host", "evil.example")];
     let origin = [("Origin", "https://evil.example")];
@@ -355,7 +359,7 @@ async fn every_answer_carries_what_protects_it() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn browsers_get_the_page_and_all_others_json() {
+async fn browsers_get_the_status_page_and_other_clients_get_json() {
     let app = TestApp::start(&[]);
     for (accept, kind) in [
         ("text/html,application/xhtml+xml,application/xml;q=0.9,*/*;q=0.8", "text/html"),
@@ -382,10 +386,10 @@ async fn browsers_get_the_page_and_all_others_json() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn the_document_explains_every_field_and_no_other() {
+async fn operations_md_documents_every_field_of_the_status_and_no_other() {
     fn fields(value: &Value, path: &str, found: &mut Vec<String>) {
         match value {
-            // The names in these are codes and settings.
+            // The fields of these are codes and settings.
             Value::Object(map)
                 if !["errors", "closes", "connections_refused"].iter().any(|end| path.ends_with(end)) =>
             {
@@ -408,9 +412,9 @@ async fn the_document_explains_every_field_and_no_other() {
     assert_eq!(documented, real);
 }
 
-/// What clients can reach and what the operator can reach are two doors.
+/// Clients and the operator have separate listeners, and neither serves the paths of the other.
 #[tokio::test(flavor = "multi_thread")]
-async fn the_clients_port_shows_nothing_of_it() {
+async fn the_clients_listener_does_not_serve_status_and_metrics() {
     let app = TestApp::start(&[]);
     for path in ["/status", "/metrics", "/status.js"] {
         let (code, _) = call(&app, Method::GET, path, None, None).await;
@@ -420,9 +424,9 @@ async fn the_clients_port_shows_nothing_of_it() {
     assert_eq!(get(&app, "/healthz", &[]).await.status(), StatusCode::NOT_FOUND);
 }
 
-/// The page names close codes; the protocol's table has the names.
+/// The status page shows close codes by the names in the protocol's table.
 #[test]
-fn the_page_calls_close_codes_as_the_protocol_does() {
+fn the_status_page_names_close_codes_as_the_protocol_does() {
     let script = include_str!("../../src/http/admin/status.js");
     let (_, names) = script.split_once("const CLOSE_NAMES = {").unwrap();
     let names: Vec<&str> =

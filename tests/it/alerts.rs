@@ -1,4 +1,4 @@
-//! The alerts name what a live server shows, and the runbook has a paragraph for each.
+//! The alerts use metrics that a running server exposes, and the runbook has a paragraph for each alert.
 
 use std::{collections::BTreeSet, fs};
 
@@ -10,7 +10,7 @@ fn read(path: &str) -> String {
     fs::read_to_string(format!("{}/{path}", env!("CARGO_MANIFEST_DIR"))).unwrap()
 }
 
-/// Name and expression of every alert.
+/// Returns name and expression of each alert.
 fn alerts() -> Vec<(String, String)> {
     let Yaml::Array(rules) =
         YamlLoader::load_from_str(&read("deploy/alerts.yml")).unwrap()[0]["groups"][0]["rules"].clone()
@@ -21,12 +21,12 @@ fn alerts() -> Vec<(String, String)> {
     rules.iter().map(|rule| (text(&rule["alert"]), text(&rule["expr"]))).collect()
 }
 
-/// The runs of characters of which names are made.
+/// Returns the words of a text: letters, digits and underscores.
 fn words(text: &str) -> impl Iterator<Item = &str> {
     text.split(|c: char| !c.is_ascii_alphanumeric() && c != '_').filter(|word| !word.is_empty())
 }
 
-/// `name{label="value"}` and what stands in its braces, for each selector that has some.
+/// Returns the metric name and the text in the braces of each selector `name{label="value"}`.
 fn matchers(expression: &str) -> Vec<(&str, &str)> {
     let mut found = Vec::new();
     for (before, rest) in expression.match_indices('{').map(|(at, _)| expression.split_at(at)) {
@@ -37,7 +37,7 @@ fn matchers(expression: &str) -> Vec<(&str, &str)> {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn alerts_look_at_metrics_and_labels_that_a_live_server_has() {
+async fn alerts_use_only_metrics_and_labels_that_a_running_server_exposes() {
     let scrape = Scrape::of(TestApp::start(&[]).admin()).await;
     let samples: Vec<&String> = scrape.samples.keys().collect();
     let alerts = alerts();
@@ -69,7 +69,7 @@ async fn alerts_look_at_metrics_and_labels_that_a_live_server_has() {
 }
 
 #[test]
-fn every_alert_has_its_paragraph_in_the_runbook_and_no_other_has() {
+fn the_runbook_has_a_paragraph_for_every_alert_and_no_other() {
     let document = read("docs/operations.md");
     let section = document.split_once("\n## Alerts\n").unwrap().1.split("\n## ").next().unwrap();
     let paragraphs: BTreeSet<String> = section

@@ -1,11 +1,11 @@
-//! The import rule of `lib.rs`, read off the sources.
+//! The import rules of `lib.rs`, checked on the source files.
 
 mod cycles;
 
 use std::{fs, path::Path};
 
-/// Which module may import which others. `clock`, `log_throttle` and `tasks` are leaves that all may use; `metrics` is for all
-/// above `domain`.
+/// Which module may import which others. `clock`, `log_throttle` and `tasks` are leaves that all may use; all modules
+/// above `domain` may use `metrics`.
 const ALLOWED: &[(&str, &[&str])] = &[
     ("main", &["app", "clock", "config", "probe", "seed", "shutdown", "telemetry"]),
     (
@@ -47,10 +47,10 @@ const ALLOWED: &[(&str, &[&str])] = &[
     ("lib", &[]),
 ];
 
-/// The modules that may name the protocol's crate.
-const SPEAKS_PROTOCOL: &[&str] = &["app", "domain", "edge", "http", "metrics", "socket"];
+/// The modules that may use the protocol crate.
+const MAY_USE_PROTOCOL: &[&str] = &["app", "domain", "edge", "http", "metrics", "socket"];
 
-/// Every file below `src`: its path there, its top-level module and its text.
+/// Returns each file below `src`: its path there, its top-level module and its text.
 fn sources() -> Vec<(String, String, String)> {
     let source = Path::new(env!("CARGO_MANIFEST_DIR")).join("src");
     let mut found = Vec::new();
@@ -71,35 +71,35 @@ fn sources() -> Vec<(String, String, String)> {
 }
 
 #[test]
-fn modules_import_only_what_they_may() {
+fn modules_import_only_allowed_modules() {
     let mut checked = 0;
     for (path, module, text) in sources() {
         let (_, allowed) =
-            ALLOWED.iter().find(|(name, _)| *name == module).unwrap_or_else(|| panic!("{module} is not in the rule"));
+            ALLOWED.iter().find(|(name, _)| *name == module).unwrap_or_else(|| panic!("{module} is not in the list"));
         for imported in imports(&text) {
             assert!(imported == module || allowed.contains(&imported.as_str()), "{path} imports {imported}");
             checked += 1;
         }
     }
-    assert!(checked > 30, "only {checked} imports were found: the test no longer reads them");
+    assert!(checked > 30, "only {checked} imports were found: the test fails to read them");
 }
 
 #[test]
-fn only_the_edges_speak_the_protocol() {
-    let mut speaking = 0;
+fn only_modules_at_the_edges_use_the_protocol_crate() {
+    let mut using = 0;
     for (path, module, text) in sources() {
         if text.contains("sealwire_protocol::") {
-            assert!(SPEAKS_PROTOCOL.contains(&module.as_str()) || module == "lib", "{path} names the protocol's crate");
-            speaking += 1;
+            assert!(MAY_USE_PROTOCOL.contains(&module.as_str()) || module == "lib", "{path} uses the protocol crate");
+            using += 1;
         }
-        assert!(module != "metrics" || !text.contains("actix_web"), "{path}: metrics are counted without HTTP");
+        assert!(module != "metrics" || !text.contains("actix_web"), "{path}: metrics must not depend on HTTP");
     }
-    assert!(speaking > 10, "only {speaking} files were found: the test no longer reads them");
+    assert!(using > 10, "only {using} files were found: the test fails to read them");
 }
 
-/// So that renaming a column or a field of the store or the domain cannot change the protocol.
+/// So renaming a column or a field of the store or the domain cannot change the protocol.
 #[test]
-fn nothing_below_the_edges_is_serialized_for_clients() {
+fn modules_below_the_edges_do_not_use_serde() {
     let mut checked = 0;
     for (path, module, text) in sources() {
         if !["domain", "store", "service"].contains(&module.as_str()) {
@@ -108,13 +108,13 @@ fn nothing_below_the_edges_is_serialized_for_clients() {
         checked += 1;
         let code = text.split("#[cfg(test)]").next().unwrap_or_default();
         for name in ["use serde", "serde::", "#[serde"] {
-            assert!(!code.contains(name), "{path} names {name}");
+            assert!(!code.contains(name), "{path} uses {name}");
         }
     }
-    assert!(checked > 40, "only {checked} files were found: the test no longer reads them");
+    assert!(checked > 40, "only {checked} files were found: the test fails to read them");
 }
 
-/// The top-level modules that a file names as `crate::x` (or `sealwire::x`, in the binary), also inside `{…}`.
+/// Returns the top-level modules that a file names as `crate::x` (or `sealwire::x`, in the binary), also inside `{…}`.
 fn imports(text: &str) -> Vec<String> {
     let mut found = Vec::new();
     for marker in ["crate::", "sealwire::"] {
@@ -151,7 +151,7 @@ fn imports(text: &str) -> Vec<String> {
 }
 
 #[test]
-fn imports_are_found_in_groups_too() {
+fn imports_in_groups_are_found() {
     let text = "use crate::{\n    app::{self, X},\n    bus::Bus,\n};\nuse crate::domain::{A, B};";
     assert_eq!(imports(text), ["app", "bus", "domain"]);
 }

@@ -1,4 +1,4 @@
-//! Signing in: codes by mail, guesses at them, limits on both, and which device a code opens.
+//! Signing in: mailed codes, guesses, the limits on both, and the device that is signed in.
 
 mod codes;
 mod devices;
@@ -23,7 +23,7 @@ pub struct Mailed {
 }
 
 impl Mailed {
-    /// Asks for a code and waits for the mail.
+    /// Requests a code and waits for the mail.
     pub async fn to(server: &impl Server, email: &str) -> Self {
         let (id, code) = challenge(server, email).await;
         Self { id, email: email.to_owned(), code }
@@ -52,13 +52,13 @@ impl Mailed {
         }
     }
 
-    /// One of many codes that are not the right one.
+    /// Returns a wrong code, a different one for each number.
     pub fn wrong(&self, which: u32) -> String {
         let right: u32 = self.code.parse().unwrap();
         format!("{:08}", (right + 1 + which) % 100_000_000)
     }
 
-    /// The guesses that the database has counted.
+    /// Returns how many guesses the database has counted.
     pub async fn attempts(&self, app: &TestApp) -> i64 {
         let url = format!("sqlite://{}?mode=ro", app.database().display());
         let mut database = SqliteConnection::connect(&url).await.unwrap();
@@ -73,12 +73,12 @@ impl Mailed {
     }
 }
 
-/// Status and code of a refused request.
+/// Returns the status and the error code of a refused request.
 pub fn refusal(answer: &(StatusCode, Value)) -> (u16, &str) {
     (answer.0.as_u16(), code(&answer.1["error"]))
 }
 
-/// The names of a body's fields, in alphabetical order.
+/// Returns the names of a body's fields, in alphabetical order.
 pub fn fields(body: &Value) -> Vec<&str> {
     let mut names: Vec<_> = body.as_object().unwrap().keys().map(String::as_str).collect();
     names.sort_unstable();

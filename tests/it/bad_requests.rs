@@ -1,4 +1,4 @@
-//! What an error `bad_request` says of the field at fault.
+//! The details of `bad_request`: the path of the invalid field and what is expected there.
 
 use serde_json::{Value, json};
 
@@ -17,7 +17,7 @@ fn assert_fault(error: &Value, path: &Value, what: &str) {
         let expected = error["details"]["expected"].as_str().unwrap_or_default();
         assert!(!expected.is_empty() && error["details"].as_object().unwrap().len() == 2, "{what}: {error}");
     }
-    assert!(!error.to_string().contains(SECRET), "the value is not repeated: {error}");
+    assert!(!error.to_string().contains(SECRET), "the error does not repeat the value: {error}");
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -30,13 +30,13 @@ fn header<'a>(response: &'a Response, name: &str) -> Option<&'a str> {
     response.headers().get(name).map(|value| value.to_str().unwrap())
 }
 
-/// A page's request to an auth path, without a token.
+/// Sends a request as a page of this origin does, without a token.
 async fn from_page(app: &TestApp, method: Method, path: &str, origin: &str) -> Response {
     let url = format!("http://{}{path}", app.address());
     Client::new().request(method, url).header("Origin", origin).body("{}").send().await.unwrap()
 }
 
-/// What a browser asks before it sends the real request.
+/// Sends the request that a browser sends before the real one.
 async fn preflight(app: &TestApp, path: &str, method: &str, headers: &str, origin: &str) -> Response {
     let url = format!("http://{}{path}", app.address());
     let request = Client::new().request(Method::OPTIONS, url).header("Origin", origin);
@@ -45,7 +45,7 @@ async fn preflight(app: &TestApp, path: &str, method: &str, headers: &str, origi
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn pages_of_allowed_and_own_origins_may_read_the_answers() {
+async fn pages_of_the_allowed_and_the_own_origin_may_read_responses() {
     let app = app();
     let paths = [
         (Method::POST, "/v1/auth/otp", 400),
@@ -72,7 +72,7 @@ async fn pages_of_allowed_and_own_origins_may_read_the_answers() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn preflights_are_answered_for_what_the_api_needs() {
+async fn preflights_allow_the_methods_and_headers_of_the_api() {
     let app = app();
     for (path, method, headers) in [
         ("/v1/auth/otp", "POST", "content-type"),
@@ -97,7 +97,7 @@ async fn preflights_are_answered_for_what_the_api_needs() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn pages_of_all_origins_may_ask_whether_the_server_is_ready() {
+async fn pages_of_all_origins_may_read_whether_the_server_is_ready() {
     let app = app();
     for origin in [ALLOWED, FOREIGN, "null"] {
         let response = from_page(&app, Method::GET, "/readyz", origin).await;
@@ -107,8 +107,9 @@ async fn pages_of_all_origins_may_ask_whether_the_server_is_ready() {
     }
 }
 
+/// Browsers cannot see why an upgrade was refused, so they ask here whether their token is valid.
 #[tokio::test(flavor = "multi_thread")]
-async fn browsers_ask_for_the_session_since_they_cannot_see_why_an_upgrade_was_refused() {
+async fn a_browser_can_check_its_session_over_http() {
     let app = app();
     let person = sign_in(&app, "alice@example.org").await;
     let (status, body) = call(&app, Method::GET, "/v1/auth/session", Some(&person.token), None).await;
@@ -117,8 +118,8 @@ async fn browsers_ask_for_the_session_since_they_cannot_see_why_an_upgrade_was_r
     assert_eq!(body["device_id"], person.device);
     assert_eq!(body["session_id"], person.session);
     assert_eq!(body.as_object().unwrap().len(), 4, "and no token: {body}");
-    let unlike = person.token.replace(|c: char| c.is_ascii_lowercase(), "A");
-    for token in [None, Some(""), Some("x"), Some(unlike.as_str()), Some(&person.token[1..])] {
+    let unknown = person.token.replace(|c: char| c.is_ascii_lowercase(), "A");
+    for token in [None, Some(""), Some("x"), Some(unknown.as_str()), Some(&person.token[1..])] {
         let (status, body) = call(&app, Method::GET, "/v1/auth/session", token, None).await;
         assert_eq!((status.as_u16(), code(&body["error"])), (401, "unauthorized"), "{token:?}");
     }
@@ -131,7 +132,7 @@ async fn browsers_ask_for_the_session_since_they_cannot_see_why_an_upgrade_was_r
     assert_eq!(response.send().await.unwrap().status(), StatusCode::OK, "the scheme's case does not matter");
 }
 
-/// Asks for the upgrade: the chosen subprotocol, or status and error code of the refusal.
+/// Requests an upgrade. Returns the chosen subprotocol, or status and error code of the refusal.
 async fn upgrade(app: &TestApp, headers: &[(&str, &str)]) -> Result<Option<String>, (u16, String)> {
     let mut request = format!("ws://{}/v1/socket", app.address()).into_client_request().unwrap();
     for (name, value) in headers {
@@ -147,7 +148,7 @@ async fn upgrade(app: &TestApp, headers: &[(&str, &str)]) -> Result<Option<Strin
             let body: Value = serde_json::from_slice(response.body().as_deref().unwrap_or_default()).unwrap();
             Err((response.status().as_u16(), code(&body["error"]).to_owned()))
         }
-        // This client wants an answer to every offer of subprotocols.
+        // This client fails if it offers subprotocols and the server chooses none.
         Err(error) => panic!("{error}"),
     }
 }
@@ -161,7 +162,7 @@ fn bearer(person: &Person) -> String {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn an_upgrade_is_refused_for_its_origin_then_its_form_then_its_token() {
+async fn an_upgrade_is_checked_for_its_origin_then_its_form_then_its_token() {
     let app = app();
     let person = sign_in(&app, "alice@example.org").await;
     let good = ("Authorization", bearer(&person));
@@ -182,10 +183,10 @@ async fn an_upgrade_is_refused_for_its_origin_then_its_form_then_its_token() {
         assert_eq!(upgrade(&app, &[origin]).await, refused(401, "unauthorized"));
         assert_eq!(upgrade(&app, &[origin, good]).await, Ok(None));
     }
-    assert_eq!(upgrade(&app, &[good]).await, Ok(None), "who sends no Origin is no browser");
+    assert_eq!(upgrade(&app, &[good]).await, Ok(None), "a client that sends no Origin is not a browser");
 }
 
-/// What is no handshake at all is refused in the same order.
+/// Requests that are not a WebSocket handshake are refused in the same order.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_plain_request_to_the_socket_is_a_bad_request() {
     let app = app();
@@ -199,7 +200,7 @@ async fn a_plain_request_to_the_socket_is_a_bad_request() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_token_may_come_as_a_subprotocol_and_is_never_echoed() {
+async fn a_token_may_be_offered_as_a_subprotocol_and_is_never_echoed() {
     let app = app();
     let person = sign_in(&app, "alice@example.org").await;
     let token = format!("sealwire.token.{}", person.token);
@@ -211,7 +212,7 @@ async fn a_token_may_come_as_a_subprotocol_and_is_never_echoed() {
         (offer(&["sealwire.v2.json", JSON, &token]), JSON),
     ] {
         let headers = [("Origin", ALLOWED), ("Sec-WebSocket-Protocol", names.as_str())];
-        assert_eq!(upgrade(&app, &headers).await, Ok(Some(chosen.to_owned())), "the first known one wins");
+        assert_eq!(upgrade(&app, &headers).await, Ok(Some(chosen.to_owned())), "the first known subprotocol is chosen");
     }
     for names in [offer(&[&token]), offer(&[&token, "chat"]), offer(&["chat"])] {
         let headers = [("Origin", ALLOWED), ("Sec-WebSocket-Protocol", names.as_str())];
@@ -224,7 +225,7 @@ async fn a_token_may_come_as_a_subprotocol_and_is_never_echoed() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn the_authorization_header_counts_first() {
+async fn the_authorization_header_takes_precedence_over_an_offered_token() {
     let app = app();
     let (alice, bob) = (sign_in(&app, "alice@example.org").await, sign_in(&app, "bob@example.org").await);
     let offer = format!("{JSON}, sealwire.token.{}", bob.token);
@@ -236,13 +237,13 @@ async fn the_authorization_header_counts_first() {
     assert_eq!(upgrade(&app, &[("Authorization", &bearer(&alice)), offer]).await, Ok(Some(JSON.to_owned())));
     bobs.barrier().await;
     assert!(!bobs.is_closed(), "Bob's connection would have been displaced by his token");
-    // What a browser sends for a proxy that asks for a password.
+    // A browser sends this header if a proxy asks for a password.
     assert_eq!(upgrade(&app, &[("Authorization", "Basic YWxpY2U6eA=="), offer]).await, Ok(Some(JSON.to_owned())));
     assert_eq!(bobs.close_code().await, 4503);
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn without_a_list_only_the_own_origin_is_allowed() {
+async fn without_configured_origins_only_the_own_origin_is_allowed() {
     let app = TestApp::start(&[]);
     let person = sign_in(&app, "alice@example.org").await;
     let authorization = bearer(&person);

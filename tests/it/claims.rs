@@ -1,4 +1,5 @@
-//! Promises 1 to 5: a one-time prekey is handed out at most once, none is lost, repeats burn nothing, owners are told.
+//! Claims on one node: a one-time prekey is handed out at most once, none is lost, repeats use up no key, and owners
+//! get an event at each low level.
 
 use std::{
     collections::{BTreeSet, HashMap},
@@ -21,8 +22,9 @@ use crate::support::{
 const OWNERS: usize = 50;
 const KEYS: u32 = 200;
 const CLAIMERS: usize = 64;
+
 #[tokio::test(flavor = "multi_thread")]
-async fn sixty_four_sockets_claim_ten_thousand_keys_each_exactly_once() {
+async fn sixty_four_sockets_claim_each_of_ten_thousand_keys_exactly_once() {
     let app = Arc::new(TestApp::start(&[("LIMITS__CLAIM_BURST", "0")]));
     let owners = owners(&*app, OWNERS, KEYS).await;
     let queue = Arc::new(Mutex::new(pending_claims(&owners, KEYS)));
@@ -55,45 +57,45 @@ async fn sixty_four_sockets_claim_ten_thousand_keys_each_exactly_once() {
     for owner in &owners {
         owner.socket.barrier().await;
         let events: Vec<Value> = std::iter::from_fn(|| owner.socket.take_event("prekeys.low")).collect();
-        // The one after the welcome came before the first publish, so there is none of it.
+        // The owner connected before its first publish, so it got no event after its welcome.
         assert_each_level_announced_once(&events, &owner.person.email);
     }
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_killed_server_loses_and_burns_no_key() {
+async fn no_key_is_lost_or_wasted_if_a_single_server_is_killed() {
     let mut server = ServerProcess::start(&[("LIMITS__CLAIM_BURST", "0")]).await;
     let owners = owners(&server, OWNERS, KEYS).await;
     let total = OWNERS * KEYS as usize;
     let queue = Arc::new(Mutex::new(pending_claims(&owners, KEYS)));
     let handed_out = Arc::new(Mutex::new(HandedOut::default()));
-    let mut people = Vec::new();
+    let mut devices = Vec::new();
     for index in 0..CLAIMERS {
-        people.push(sign_in(&server, &format!("claimer{index}@example.org")).await);
+        devices.push(sign_in(&server, &format!("claimer{index}@example.org")).await);
     }
     let address = server.address();
-    let claimers: Vec<_> = people
+    let claimers: Vec<_> = devices
         .into_iter()
         .map(|person| {
             let (queue, handed_out) = (queue.clone(), handed_out.clone());
             tokio::spawn(claim_through_crashes(vec![Endpoint { address }], person, queue, handed_out))
         })
         .collect();
-    // The server is killed while the claimers are kept from the other half of the queue, so they find it gone.
-    let others_wait = lock_when_at_most(&queue, total / 2).await;
+    // The server is killed while the claimers cannot take the second half of the queue, so they notice the kill.
+    let queue_guard = lock_when_at_most(&queue, total / 2).await;
     server.kill();
-    drop(others_wait);
+    drop(queue_guard);
     server.restart().await;
     let mut retried = 0;
     for claimer in claimers {
         retried += claimer.await.unwrap();
     }
-    assert!(retried > 0, "nobody noticed that the server was killed");
+    assert!(retried > 0, "no claim was interrupted by the kill");
     handed_out.lock().await.assert_complete(&owners, KEYS);
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn parallel_repeats_of_one_claim_get_one_key() {
+async fn parallel_repeats_of_a_claim_get_the_same_key() {
     let app = TestApp::start(&[]);
     let owner = &owners(&app, 1, KEYS).await[0];
     let person = sign_in(&app, "claimer@example.org").await;
@@ -109,7 +111,7 @@ async fn parallel_repeats_of_one_claim_get_one_key() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn past_the_drain_limit_a_bundle_comes_without_a_key() {
+async fn claims_beyond_the_drain_limit_get_a_bundle_without_a_one_time_prekey() {
     let app = TestApp::with_clock(&[]);
     let owner = &owners(&app, 1, KEYS).await[0];
     let person = sign_in(&app, "claimer@example.org").await;

@@ -27,7 +27,7 @@ use crate::support::{
     socket::connect_raw,
 };
 
-/// Runs the binary to its end in a folder that holds its database.
+/// Runs the binary until it exits, in a folder that holds its database.
 fn run(folder: &Path, arguments: &[&str], settings: &[(&str, &str)]) -> Output {
     let database = format!("sqlite://{}", folder.join("sealwire.db").display());
     Command::new(env!("CARGO_BIN_EXE_sealwire"))
@@ -51,7 +51,7 @@ fn mode(path: &Path) -> u32 {
 }
 
 #[test]
-fn check_config_shows_what_is_in_force_and_no_secret() {
+fn check_config_shows_the_settings_in_effect_and_no_secret() {
     let folder = TempDir::new().unwrap();
     let secret = STANDARD.encode([7; 32]);
     let output = run(
@@ -74,9 +74,9 @@ fn check_config_shows_what_is_in_force_and_no_secret() {
 }
 
 #[test]
-fn a_wrong_setting_is_named_with_what_it_takes_and_stops_every_command() {
+fn an_invalid_setting_stops_every_command_and_is_named_with_its_valid_values() {
     let folder = TempDir::new().unwrap();
-    for (key, value, named, takes) in [
+    for (key, value, named, expected) in [
         ("SERVER__BIND", "nowhere", "server.bind", "an address and port"),
         ("AUTH__SECRET", "aHVudGVy", "auth.secret", "32 bytes in base64"),
         ("MAILER__URL", "pigeon:hunter", "mailer.url", "smtp://"),
@@ -89,15 +89,15 @@ fn a_wrong_setting_is_named_with_what_it_takes_and_stops_every_command() {
             let output = run(folder.path(), &[command], &[(key, value)]);
             let (stdout, stderr) = text(&output);
             assert_eq!(output.status.code(), Some(1), "{command} with {key}: {stdout}");
-            assert!(stderr.contains(named) && stderr.contains(takes), "{stderr}");
+            assert!(stderr.contains(named) && stderr.contains(expected), "{stderr}");
             assert!(!stderr.contains("aHVudGVy") && !stderr.contains("hunter"), "{stderr}");
         }
     }
-    assert!(!folder.path().join("sealwire.db").exists(), "nothing was begun");
+    assert!(!folder.path().join("sealwire.db").exists(), "no database was created");
 }
 
 #[test]
-fn the_operators_listener_is_not_opened_to_others_without_a_token() {
+fn the_operators_listener_needs_a_token_unless_it_is_local() {
     let folder = TempDir::new().unwrap();
     for bind in ["0.0.0.0:0", "[::]:0", "192.0.2.1:9090"] {
         for command in ["serve", "check-config"] {
@@ -113,7 +113,7 @@ fn the_operators_listener_is_not_opened_to_others_without_a_token() {
 }
 
 #[test]
-fn a_port_that_is_taken_is_named_with_its_setting() {
+fn a_port_that_is_in_use_is_reported_with_its_setting() {
     let folder = TempDir::new().unwrap();
     let other = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
     let taken = other.local_addr().unwrap().to_string();
@@ -126,7 +126,7 @@ fn a_port_that_is_taken_is_named_with_its_setting() {
 }
 
 #[test]
-fn a_configuration_file_stands_between_the_defaults_and_the_environment() {
+fn a_configuration_file_overrides_the_defaults_and_the_environment_overrides_the_file() {
     let folder = TempDir::new().unwrap();
     let file = folder.path().join("sealwire.toml");
     fs::write(&file, "[auth]\nmax_devices = 41\nsession_days = 7\n").unwrap();
@@ -140,7 +140,7 @@ fn a_configuration_file_stands_between_the_defaults_and_the_environment() {
 }
 
 #[test]
-fn migrating_twice_is_as_good_as_once() {
+fn migrating_twice_succeeds() {
     let folder = TempDir::new().unwrap();
     for _ in 0..2 {
         let output = run(folder.path(), &["migrate"], &[]);
@@ -150,7 +150,7 @@ fn migrating_twice_is_as_good_as_once() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn tables_of_another_version_are_told_by_a_check_as_by_a_start() {
+async fn tables_of_a_newer_version_stop_every_command_and_check_config_reports_older_ones() {
     let folder = TempDir::new().unwrap();
     let file = folder.path().join("sealwire.db");
     let sqlite = format!("sqlite://{}", file.display());
@@ -186,7 +186,7 @@ async fn tables_of_another_version_are_told_by_a_check_as_by_a_start() {
     }
 }
 
-/// Changes a database behind the server's back.
+/// Runs a statement directly on a database.
 async fn change(url: &str, statement: &'static str) {
     if url.starts_with("sqlite:") {
         url.parse::<SqliteConnectOptions>().unwrap().connect().await.unwrap().execute(statement).await.unwrap();
@@ -196,7 +196,7 @@ async fn change(url: &str, statement: &'static str) {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_database_file_is_for_one_server_and_its_owner() {
+async fn a_database_file_is_private_and_can_be_used_by_only_one_server() {
     let mut server = ServerProcess::start(&[]).await;
     let beside = ["sealwire.db-wal", "sealwire.db-shm", "sealwire.db-lock", "sealwire.lock", "sealwire.secret"];
     for name in beside.into_iter().chain(["sealwire.db"]) {
@@ -212,7 +212,7 @@ async fn a_database_file_is_for_one_server_and_its_owner() {
         assert_eq!(said.lines().filter(|line| line.starts_with("sealwire: ")).count(), 1, "{said}");
     };
     refused("serve");
-    // What changes no tables may be done beside it.
+    // Commands that change no tables may run beside the server.
     for command in ["check-config", "migrate"] {
         let output = run(folder, &[command], &[]);
         assert!(output.status.success(), "{command}: {}", text(&output).1);
@@ -223,7 +223,7 @@ async fn a_database_file_is_for_one_server_and_its_owner() {
     refused("migrate");
     change(&url, "DELETE FROM _sqlx_migrations").await;
     change(&url, "INSERT INTO _sqlx_migrations SELECT * FROM kept").await;
-    // Whoever holds the file ends with its process, however that ends.
+    // The lock on the file ends with the process, even if the process is killed.
     server.kill();
     server.restart().await;
     assert!(server.terminate().await.success());
@@ -237,13 +237,13 @@ async fn a_database_file_is_for_one_server_and_its_owner() {
     }
 }
 
-/// Decoded base64 of a field.
+/// Decodes a field from base64.
 fn bytes(value: &Value) -> Vec<u8> {
     STANDARD.decode(value.as_str().unwrap()).unwrap()
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn seeded_devices_connect_and_their_keys_can_be_claimed_and_verify() {
+async fn seeded_devices_can_connect_and_their_keys_can_be_claimed_and_verified() {
     let server = ServerProcess::start(&[]).await;
     let out = server.path("devices.jsonl");
     let arguments = ["seed", "--users", "3", "--devices", "2", "--prekeys", "5", "--out", out.to_str().unwrap()];
@@ -276,7 +276,7 @@ async fn seeded_devices_connect_and_their_keys_can_be_claimed_and_verify() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn the_secret_is_its_owners_alone_and_survives_a_restart() {
+async fn the_secret_file_is_private_and_survives_a_restart() {
     let mut server = ServerProcess::start(&[]).await;
     let secret = server.path("sealwire.secret");
     let before = fs::read_to_string(&secret).unwrap();
@@ -289,19 +289,19 @@ async fn the_secret_is_its_owners_alone_and_survives_a_restart() {
     assert_eq!(mode(&secret), 0o600);
     let entered = json!({ "challenge_id": challenge_id, "email": "alice@example.org", "code": code });
     let (status, body) = post(&server, "/v1/auth/verify", entered).await;
-    assert_eq!(status, StatusCode::CREATED, "a code that was asked for before works after: {body}");
+    assert_eq!(status, StatusCode::CREATED, "a code from before the restart is still valid: {body}");
     assert_eq!(mails(server.mail()).len(), 1);
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_server_that_is_told_to_stop_says_goodbye_and_exits_well() {
+async fn a_stopping_server_announces_the_stop_to_its_clients_and_exits_with_0() {
     let mut server = ServerProcess::start(&[]).await;
     let person = sign_in(&server, "alice@example.org").await;
     let mut stream = connect_raw(&server, Some(&person.token), "sealwire.v1.json").await.unwrap();
     for event in ["welcome", "mailbox.drained"] {
         assert!(stream.next().await.unwrap().unwrap().to_text().unwrap().contains(event));
     }
-    let goodbye = tokio::spawn(async move {
+    let closing = tokio::spawn(async move {
         let mut events: Vec<Value> = Vec::new();
         loop {
             match timeout(PATIENCE, stream.next()).await.unwrap() {
@@ -313,7 +313,7 @@ async fn a_server_that_is_told_to_stop_says_goodbye_and_exits_well() {
         }
     });
     assert_eq!(server.terminate().await.code(), Some(0));
-    let (events, close) = goodbye.await.unwrap();
+    let (events, close) = closing.await.unwrap();
     assert_eq!(close, 4000);
     assert_eq!(events.len(), 1, "{events:?}");
     assert_eq!(events[0]["event"], "server.draining");
@@ -323,7 +323,7 @@ async fn a_server_that_is_told_to_stop_says_goodbye_and_exits_well() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_health_check_says_whether_the_server_is_ready_and_why_not() {
+async fn healthcheck_reports_whether_the_server_is_ready_and_if_not_why() {
     let mut server = ServerProcess::start(&[]).await;
     assert_eq!(server.command(&["healthcheck"]), "");
     let bind = server.address().to_string();
@@ -338,7 +338,7 @@ async fn a_health_check_says_whether_the_server_is_ready_and_why_not() {
     unhealthy(&bind, "nothing answers at 127.0.0.1");
     unhealthy("127.0.0.1:0", "server.bind");
 
-    // One that is up, and says that it has lost its database.
+    // A server that is up and answers that it is not ready.
     let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
     let bind = listener.local_addr().unwrap().to_string();
     let answering = std::thread::spawn(move || {

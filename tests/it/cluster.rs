@@ -1,4 +1,4 @@
-//! What must hold when a user's devices, and one device's connections, are spread over two nodes.
+//! Two or more nodes: a user's devices, and the connections of one device, are spread over them.
 
 use std::sync::Arc;
 
@@ -16,7 +16,7 @@ use crate::{
 };
 
 #[tokio::test(flavor = "multi_thread")]
-async fn nodes_that_start_together_migrate_once() {
+async fn nodes_that_start_together_apply_each_migration_once() {
     let cluster = Cluster::start(&Services::shared(), 3, &[]).await;
     let (applied, distinct): (i64, i64) =
         sqlx::query_as("SELECT COUNT(*), COUNT(DISTINCT version) FROM _sqlx_migrations WHERE success")
@@ -28,7 +28,7 @@ async fn nodes_that_start_together_migrate_once() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_revocation_on_one_node_closes_the_socket_on_the_other_at_once() {
+async fn a_revocation_on_one_node_closes_the_socket_on_another_by_a_signal() {
     let cluster = Cluster::start(&Services::shared(), 2, &[]).await;
     let [(_, here), (there_person, there)] = cluster.two_devices("alice@example.org").await;
     let added = here.event("devices.changed").await;
@@ -36,14 +36,14 @@ async fn a_revocation_on_one_node_closes_the_socket_on_the_other_at_once() {
     here.request("devices.revoke", json!({ "device_id": there_person.device })).await;
     assert_eq!(there.event("session.revoked").await["reason"], "device_revoked");
     assert_eq!(there.close_code().await, 4502);
-    // By a signal, that is: the reconcile found nothing to repair.
+    // A signal closed it: the reconcile found nothing to repair.
     let repairs = value(cluster.nodes[1].admin(), "sealwire_reconcile_repairs_total{what=\"device_revoked\"}").await;
     assert!(repairs == 0.0, "the signal was lost");
     assert!(Socket::try_connect(&cluster.nodes[0], &there_person.token, Codec::Json).await.is_none());
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn logout_renewal_and_account_deletion_cross_nodes() {
+async fn logout_renewal_and_account_deletion_take_effect_on_all_nodes() {
     let cluster = Cluster::start(&Services::shared(), 2, &[]).await;
     let [(one, here), (two, there)] = cluster.two_devices("alice@example.org").await;
     // Presented on the other node, the renewed token ends the old session everywhere.
@@ -71,40 +71,40 @@ async fn logout_renewal_and_account_deletion_cross_nodes() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_device_that_connects_to_both_nodes_at_once_keeps_the_newer_connection() {
     const ROUNDS: usize = 300;
-    const PEOPLE: usize = 6;
+    const DEVICES: usize = 6;
     const LOCK: &str = "SELECT id FROM devices WHERE id = $1 FOR NO KEY UPDATE";
     let cluster = Arc::new(Cluster::start(&Services::shared(), 2, &[]).await);
-    let mut people = Vec::new();
-    for index in 0..PEOPLE {
-        people.push(sign_in(&cluster.nodes[0], &format!("restless{index}@example.org")).await);
+    let mut devices = Vec::new();
+    for index in 0..DEVICES {
+        devices.push(sign_in(&cluster.nodes[0], &format!("restless{index}@example.org")).await);
     }
-    // Once so and once so: both want the row of the device, and get it in the order in which they have come.
+    // Once in each order: both connections wait for the device's row, and get it in the order of their arrival.
     for (older, newer) in [(0, 1), (1, 0)] {
-        let person = &people[0];
+        let person = &devices[0];
         let mut row_lock = RowLock::lock(&cluster, LOCK, &person.device).await;
         let connect = |node: usize| Socket::connect(&cluster.nodes[node], &person.token, Codec::Json);
-        let connect_behind_it = async {
+        let connect_after_it = async {
             row_lock.wait_for_waiters(1).await;
-            let in_line = async {
+            let release_the_row = async {
                 row_lock.wait_for_waiters(2).await;
                 row_lock.release().await;
             };
-            tokio::join!(connect(newer), in_line).0
+            tokio::join!(connect(newer), release_the_row).0
         };
-        let (displaced, stays) = tokio::join!(connect(older), connect_behind_it);
+        let (displaced, kept) = tokio::join!(connect(older), connect_after_it);
         assert_eq!(displaced.close_code().await, 4503);
-        stays.barrier().await;
+        kept.barrier().await;
     }
-    // And as it happens.
-    let rounds = people.into_iter().map(|person| {
+    // Then many times, in whatever order they arrive.
+    let rounds = devices.into_iter().map(|person| {
         let cluster = cluster.clone();
         tokio::spawn(async move {
             let mut database = cluster.sql().await;
-            for round in 0..ROUNDS / PEOPLE {
+            for round in 0..ROUNDS / DEVICES {
                 let connect = |node: usize| Socket::connect(&cluster.nodes[node], &person.token, Codec::Json);
                 let (one, two) = tokio::join!(connect(0), connect(1));
                 let sockets = [one, two];
-                // What a node writes down of a connection, it writes before the welcome.
+                // A node logs the epoch of a connection before it sends the welcome.
                 let epochs = [0, 1].map(|node| *cluster.epochs(node, &person.device).last().unwrap());
                 let newest = usize::from(epochs[1] > epochs[0]);
                 let (stored,): (i64,) = sqlx::query_as("SELECT conn_epoch FROM devices WHERE id = $1")
@@ -124,7 +124,7 @@ async fn a_device_that_connects_to_both_nodes_at_once_keeps_the_newer_connection
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn of_fifty_guesses_over_both_nodes_five_are_evaluated() {
+async fn only_five_of_fifty_parallel_guesses_on_two_nodes_are_evaluated() {
     let cluster = Cluster::start(&Services::shared(), 2, &[]).await;
     for round in 0..5 {
         let email = format!("guessed{round}@example.org");
@@ -143,7 +143,7 @@ async fn of_fifty_guesses_over_both_nodes_five_are_evaluated() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn parallel_right_codes_on_both_nodes_open_one_session() {
+async fn a_code_entered_on_two_nodes_in_parallel_opens_one_session() {
     let cluster = Cluster::start(&Services::shared(), 2, &[]).await;
     for round in 0..20 {
         let email = format!("twice{round}@example.org");

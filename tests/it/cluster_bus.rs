@@ -1,4 +1,4 @@
-//! What holds when signals between the nodes are lost, and what listening for them leaves behind.
+//! The bus between nodes: what holds if signals are lost, and how its subscriptions end.
 
 use std::{
     sync::Arc,
@@ -19,14 +19,15 @@ use crate::support::{
     sign_in,
 };
 
-/// The longest that a lost signal may cost: the interval of 30 seconds, and the pass itself on a busy machine.
+/// The longest delay that a lost signal may cause: the reconcile interval of 30 seconds, and the pass itself on a busy
+/// machine.
 const RECONCILE: Duration = Duration::from_mins(1);
 /// The same while the bus is down and the interval is five seconds.
 const RECONCILE_WITHOUT_BUS: Duration = Duration::from_secs(20);
 
-/// Waits until a node has just reconciled, so that it will not do so again for about four seconds: `device`, connected
-/// there, hears in it of a revocation that nobody told it of.
-async fn just_reconciled(database: &mut PgConnection, device: &(Person, Socket)) {
+/// Waits until a node has just reconciled, so that it will not do so again for about four seconds. For this it revokes
+/// `device`, which is connected to that node, directly in the database: only a reconcile notices that.
+async fn wait_for_reconcile(database: &mut PgConnection, device: &(Person, Socket)) {
     let (person, socket) = device;
     let revoked = sqlx::query("UPDATE devices SET revoked = TRUE WHERE id = $1")
         .bind(Uuid::parse_str(&person.device).unwrap())
@@ -38,14 +39,14 @@ async fn just_reconciled(database: &mut PgConnection, device: &(Person, Socket))
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn without_redis_a_revoked_socket_can_do_nothing_and_closes_at_the_next_reconcile() {
+async fn without_redis_a_revoked_device_is_refused_and_closed_at_the_next_reconcile() {
     const LOCK: &str = "SELECT id FROM devices WHERE id = $1 FOR UPDATE";
-    const TRIES: usize = 5;
+    const ATTEMPTS: usize = 5;
     let services = Services::private();
     let cluster = Cluster::start(&services, 2, &[]).await;
     let mut database = cluster.sql().await;
     let mut prepared = Vec::new();
-    for index in 0..TRIES {
+    for index in 0..ATTEMPTS {
         let watch = sign_in(&cluster.nodes[1], &format!("watch{index}@example.org")).await;
         let watch_socket = Socket::connect(&cluster.nodes[1], &watch.token, Codec::Json).await;
         let [(_, here), (person, there)] = cluster.two_devices(&format!("alice{index}@example.org")).await;
@@ -56,20 +57,20 @@ async fn without_redis_a_revoked_socket_can_do_nothing_and_closes_at_the_next_re
     services.control("kill", "redis").await;
     cluster.wait_for_status("degraded").await;
     for (watch, here, person, there, mut keys) in prepared {
-        just_reconciled(&mut database, &watch).await;
-        // What the device publishes is under way when it is revoked, and gets its turn after that.
+        wait_for_reconcile(&mut database, &watch).await;
+        // The device's publish is in progress when the device is revoked, and continues after the revocation.
         let mut row_lock = RowLock::lock(&cluster, LOCK, &person.device).await;
         let revoke = here.request("devices.revoke", json!({ "device_id": person.device }));
-        let publish_behind_it = async {
+        let publish_after_it = async {
             row_lock.wait_for_waiters(1).await;
-            let in_line = async {
+            let release_the_row = async {
                 row_lock.wait_for_waiters(2).await;
                 row_lock.release().await;
             };
             let params = json!({ "one_time_prekeys": [keys.prekey(6)] });
-            tokio::join!(there.try_request("keys.publish", params), in_line).0
+            tokio::join!(there.try_request("keys.publish", params), release_the_row).0
         };
-        let (_, publish) = tokio::join!(revoke, publish_behind_it);
+        let (_, publish) = tokio::join!(revoke, publish_after_it);
         let revoked = Instant::now();
         let claim =
             there.try_request("keys.claim", json!({ "user_id": person.user, "claim_id": Uuid::new_v4() })).await;
@@ -88,13 +89,13 @@ async fn without_redis_a_revoked_socket_can_do_nothing_and_closes_at_the_next_re
         if answers.len() == 2 {
             return;
         }
-        // It took so long that the next reconcile closed the socket first. Another pair.
+        // This took so long that the next reconcile closed the socket first. Try another pair of devices.
     }
     panic!("this machine needs seconds for two requests");
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn ten_seconds_without_redis_stop_nothing_and_all_is_well_after() {
+async fn claims_continue_without_redis_and_signals_work_again_after_the_outage() {
     const KEYS: u32 = 200;
     let services = Services::private();
     let cluster = Cluster::start(&services, 2, &[("LIMITS__CLAIM_BURST", "0")]).await;
@@ -102,14 +103,14 @@ async fn ten_seconds_without_redis_stop_nothing_and_all_is_well_after() {
     let queue = Arc::new(tokio::sync::Mutex::new(pending_claims(&owners, KEYS)));
     let handed_out = Arc::new(tokio::sync::Mutex::new(HandedOut::default()));
     let total = queue.lock().await.len();
-    let mut people = Vec::new();
+    let mut devices = Vec::new();
     for index in 0..16 {
-        people.push(sign_in(&cluster.nodes[index % 2], &format!("claimer{index}@example.org")).await);
+        devices.push(sign_in(&cluster.nodes[index % 2], &format!("claimer{index}@example.org")).await);
     }
     services.control("kill", "redis").await;
     let stopped = Instant::now();
     cluster.wait_for_status("degraded").await;
-    let claimers: Vec<_> = people
+    let claimers: Vec<_> = devices
         .into_iter()
         .enumerate()
         .map(|(index, person)| {
@@ -117,8 +118,8 @@ async fn ten_seconds_without_redis_stop_nothing_and_all_is_well_after() {
             tokio::spawn(claim_through_crashes(endpoints, person, queue.clone(), handed_out.clone()))
         })
         .collect();
-    eventually("claims go on", || async { (queue.lock().await.len() < total * 3 / 4).then_some(()) }).await;
-    // The outage is what is tested, so time has to pass.
+    eventually("claims continue", || async { (queue.lock().await.len() < total * 3 / 4).then_some(()) }).await;
+    // Claims must continue during all of the outage.
     tokio::time::sleep_until((stopped + Duration::from_secs(10)).into()).await;
     services.control("start", "redis").await;
     for claimer in claimers {
@@ -126,7 +127,7 @@ async fn ten_seconds_without_redis_stop_nothing_and_all_is_well_after() {
     }
     handed_out.lock().await.assert_complete(&owners, KEYS);
     cluster.wait_for_status("ready").await;
-    // Owners on the one node were not told of claims on the other; the reconcile after the return tells them.
+    // The owners' node got no signals about claims on the other node; the reconcile after the outage announces levels.
     for owner in &owners {
         eventually("the owner knows that the pool is empty", || async {
             owner.socket.seen_events("prekeys.low").last().filter(|event| event["remaining"] == 0).map(|_| ())
@@ -139,14 +140,14 @@ async fn ten_seconds_without_redis_stop_nothing_and_all_is_well_after() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_publisher_that_dies_after_its_commit_costs_one_reconcile_interval() {
+async fn the_reconcile_makes_up_for_the_signals_of_a_node_that_crashed_after_its_commit() {
     let cluster = Cluster::start(&Services::shared(), 2, &[]).await;
     let [(revoked, revoked_socket), (low, low_socket)] = cluster.two_devices("alice@example.org").await;
     let deleted = sign_in(&cluster.nodes[0], "bob@example.org").await;
     let deleted_socket = Socket::connect(&cluster.nodes[0], &deleted.token, Codec::Json).await;
     let mut keys = KeySet::new(Suite::SignalX3dh, 1);
     low_socket.request("keys.publish", keys.complete(1..=30)).await;
-    // What a node would have committed before it died, without a word to anybody.
+    // The changes of a node that has committed them and crashed before it sent any signal.
     let mut database = cluster.sql().await;
     let id = |text: &str| Uuid::parse_str(text).unwrap();
     for (statement, id) in [
@@ -162,13 +163,13 @@ async fn a_publisher_that_dies_after_its_commit_costs_one_reconcile_interval() {
         4502
     );
     assert_eq!(deleted_socket.closed().await, 4506);
-    let told = eventually("the owner is told", || async { low_socket.low_event(7) }).await;
-    assert_eq!(told["kind"], "one_time");
+    let event = eventually("the owner gets the event", || async { low_socket.low_event(7) }).await;
+    assert_eq!(event["kind"], "one_time");
     assert!(committed.elapsed() < RECONCILE, "it took {:?}", committed.elapsed());
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn an_envelope_travels_by_the_bus_unless_its_device_is_here_or_it_is_large() {
+async fn the_bus_carries_small_messages_to_devices_on_other_nodes() {
     let services = Services::private();
     let cluster = Cluster::start(&services, 2, &[]).await;
     let alice = Member::join(&cluster.nodes[0], "alice@example.org", Codec::Json).await;
@@ -178,21 +179,21 @@ async fn an_envelope_travels_by_the_bus_unless_its_device_is_here_or_it_is_large
     redis.set_read_timeout(Some(PATIENCE)).unwrap();
     let mut listener = redis.as_pubsub();
     let large = "l".repeat(20_000);
-    for (to, text, travels) in [(&there, "it travels", true), (&here, "it is here", false), (&there, &large, false)] {
+    for (to, text, on_bus) in [(&there, "small", true), (&here, "on this node", false), (&there, &large, false)] {
         let channel = format!("sealwire:device:{}", to.person.device);
         listener.subscribe(&channel).unwrap();
         alice.send(&[&to.person], text).await;
         let published = listener.get_message().unwrap();
         assert_eq!(published.get_channel_name(), channel);
         let payload = published.get_payload_bytes();
-        assert_eq!(payload.windows(text.len()).any(|some| some == text.as_bytes()), travels, "{} bytes", payload.len());
+        assert_eq!(payload.windows(text.len()).any(|some| some == text.as_bytes()), on_bus, "{} bytes", payload.len());
         to.receives(text).await;
         listener.unsubscribe(&channel).unwrap();
     }
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn connections_that_come_and_go_leave_no_subscription_behind() {
+async fn closed_connections_leave_no_subscription_behind() {
     const DEVICES: usize = 12;
     const ROUNDS: usize = 25;
     let services = Services::private();
@@ -200,20 +201,20 @@ async fn connections_that_come_and_go_leave_no_subscription_behind() {
     let mut redis = redis::Client::open(services.redis.as_str()).unwrap();
     let mut channels =
         || redis::cmd("PUBSUB").arg("CHANNELS").arg("sealwire:device:*").query::<Vec<String>>(&mut redis);
-    let mut people = Vec::new();
+    let mut devices = Vec::new();
     for index in 0..DEVICES {
-        people.push(sign_in(&cluster.nodes[0], &format!("fleeting{index}@example.org")).await);
+        devices.push(sign_in(&cluster.nodes[0], &format!("fleeting{index}@example.org")).await);
     }
-    let stays = sign_in(&cluster.nodes[0], "stays@example.org").await;
-    let staying = Socket::connect(&cluster.nodes[1], &stays.token, Codec::Json).await;
-    let comings_and_goings = people.into_iter().map(|person| {
+    let kept = sign_in(&cluster.nodes[0], "kept@example.org").await;
+    let kept_socket = Socket::connect(&cluster.nodes[1], &kept.token, Codec::Json).await;
+    let connections = devices.into_iter().map(|person| {
         let cluster = cluster.clone();
         tokio::spawn(async move {
             for round in 0..ROUNDS {
                 let node = &cluster.nodes[round % 2];
                 let (socket, _) = RawSocket::connect(node, &person.token, Codec::Json).await;
                 match round % 5 {
-                    // Goes without a word, says goodbye, is displaced, or goes before its welcome.
+                    // The socket is reset, dropped, closed, displaced, or reset before its welcome.
                     0 => socket.reset(),
                     1 => drop(socket),
                     2 => {
@@ -239,19 +240,19 @@ async fn connections_that_come_and_go_leave_no_subscription_behind() {
             }
         })
     });
-    for done in futures_util::future::join_all(comings_and_goings).await {
+    for done in futures_util::future::join_all(connections).await {
         done.unwrap();
     }
-    let of_stays = format!("sealwire:device:{}", stays.device);
-    eventually("only the one that stayed is listened for", || {
-        let only = channels().unwrap() == [of_stays.clone()];
+    let channel = format!("sealwire:device:{}", kept.device);
+    eventually("only the channel of the connected device has a subscription", || {
+        let only = channels().unwrap() == [channel.clone()];
         async move { only.then_some(()) }
     })
     .await;
-    drop(staying);
-    eventually("nobody is listened for", || {
-        let nobody = channels().unwrap().is_empty();
-        async move { nobody.then_some(()) }
+    drop(kept_socket);
+    eventually("no channel has a subscription", || {
+        let none = channels().unwrap().is_empty();
+        async move { none.then_some(()) }
     })
     .await;
 }

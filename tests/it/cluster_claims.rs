@@ -1,4 +1,5 @@
-//! Promises 1 to 3 over two nodes on one PostgreSQL, with every fault that should not matter.
+//! Claims on two nodes with one PostgreSQL: each key is handed out once, and none is lost or wasted, even if a node or
+//! PostgreSQL crashes.
 
 use std::{
     collections::{BTreeMap, HashMap},
@@ -29,7 +30,7 @@ const KEYS: u32 = 400;
 const CLAIMERS: usize = 64;
 const UNLIMITED: &[(&str, &str)] = &[("LIMITS__CLAIM_BURST", "0")];
 
-/// Claimers at work on two nodes.
+/// Claimers that run on two nodes.
 struct Claiming {
     queue: Arc<Mutex<Vec<PendingClaim>>>,
     handed_out: Arc<Mutex<HandedOut>>,
@@ -38,7 +39,7 @@ struct Claiming {
 }
 
 impl Claiming {
-    /// Sets 64 claimers, half of them on each node, to every key of the owners.
+    /// Starts 64 claimers, half of them on each node, which claim every key of the owners.
     async fn start(cluster: &Cluster, owners: &[Owner], each: u32) -> Self {
         let wanted = pending_claims(owners, each);
         let total = wanted.len();
@@ -55,12 +56,12 @@ impl Claiming {
         Self { queue, handed_out, claimers, total }
     }
 
-    /// Waits until half of the keys are claimed or about to be, and keeps the claimers from the other half.
+    /// Waits until half of the keys are claimed or about to be. No other claim starts while the returned guard lives.
     async fn half_done(&self) -> MutexGuard<'_, Vec<PendingClaim>> {
         lock_when_at_most(&self.queue, self.total / 2).await
     }
 
-    /// Waits for the claimers and checks that every key was handed out exactly once. Gives the number of repeats.
+    /// Waits for the claimers, and asserts that every key was handed out exactly once. Returns the number of repeats.
     async fn finish(self, owners: &[Owner], each: u32) -> usize {
         let mut retried = 0;
         for claimer in self.claimers {
@@ -80,14 +81,14 @@ async fn assert_exhausted(node: &impl Server, owner: &Owner) {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn both_nodes_hand_out_each_of_twenty_thousand_keys_once_and_each_owner_is_told_once() {
+async fn two_nodes_hand_out_twenty_thousand_keys_once_each_and_announce_each_level_once() {
     let services = Services::shared();
     let cluster = Cluster::start(&services, 2, UNLIMITED).await;
     let owners = owners(&cluster.nodes[0], OWNERS, KEYS).await;
     let claiming = Claiming::start(&cluster, &owners, KEYS).await;
     claiming.finish(&owners, KEYS).await;
     for owner in &owners {
-        let events = eventually("the owner was told that the pool is empty", || async {
+        let events = eventually("the owner got the event of an empty pool", || async {
             let events = owner.socket.seen_events("prekeys.low");
             events.last().is_some_and(|event| event["remaining"] == 0).then_some(events)
         })
@@ -98,21 +99,21 @@ async fn both_nodes_hand_out_each_of_twenty_thousand_keys_once_and_each_owner_is
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_killed_node_loses_and_burns_no_key() {
+async fn no_key_is_lost_or_wasted_if_a_node_is_killed() {
     let services = Services::shared();
     let mut cluster = Cluster::start(&services, 2, UNLIMITED).await;
     let owners = owners(&cluster.nodes[0], OWNERS, KEYS).await;
     let claiming = Claiming::start(&cluster, &owners, KEYS).await;
-    let others_wait = claiming.half_done().await;
+    let queue_guard = claiming.half_done().await;
     cluster.nodes[1].kill();
-    drop(others_wait);
+    drop(queue_guard);
     let retried = claiming.finish(&owners, KEYS).await;
-    assert!(retried > 0, "nobody noticed that the node was killed");
+    assert!(retried > 0, "no claim was interrupted by the kill");
     assert_exhausted(&cluster.nodes[0], &owners[0]).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_restart_of_postgres_loses_and_burns_no_key() {
+async fn no_key_is_lost_or_wasted_if_postgres_is_killed() {
     let services = Services::private();
     let cluster = Cluster::start(&services, 2, UNLIMITED).await;
     let owners = owners(&cluster.nodes[0], OWNERS, KEYS).await;
@@ -125,28 +126,28 @@ async fn a_restart_of_postgres_loses_and_burns_no_key() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn keys_locked_by_somebody_who_rolls_back_are_not_lost_and_not_called_exhausted() {
+async fn keys_locked_by_a_transaction_that_rolls_back_are_not_lost_or_reported_as_exhausted() {
     const FEW: u32 = 40;
     let services = Services::shared();
     let cluster = Cluster::start(&services, 2, UNLIMITED).await;
     let owners = owners(&cluster.nodes[0], 10, FEW).await;
-    let mut stranger = cluster.sql().await;
-    stranger.execute("BEGIN").await.unwrap();
-    stranger.execute("SELECT id FROM one_time_prekeys WHERE key_id % 4 = 0 FOR UPDATE").await.unwrap();
+    let mut rival = cluster.sql().await;
+    rival.execute("BEGIN").await.unwrap();
+    rival.execute("SELECT id FROM one_time_prekeys WHERE key_id % 4 = 0 FOR UPDATE").await.unwrap();
     let claiming = Claiming::start(&cluster, &owners, FEW).await;
     eventually("only the locked keys are left", || async {
         let handed_out: usize = claiming.handed_out.lock().await.keys.values().map(BTreeMap::len).sum();
         (handed_out == 10 * (FEW as usize * 3 / 4)).then_some(())
     })
     .await;
-    stranger.execute("ROLLBACK").await.unwrap();
-    stranger.close().await.unwrap();
+    rival.execute("ROLLBACK").await.unwrap();
+    rival.close().await.unwrap();
     claiming.finish(&owners, FEW).await;
     assert_exhausted(&cluster.nodes[0], &owners[0]).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_repeat_on_the_other_node_even_in_parallel_brings_the_same_key() {
+async fn repeats_of_a_claim_on_another_node_get_the_same_key() {
     let services = Services::shared();
     let cluster = Cluster::start(&services, 2, UNLIMITED).await;
     let owners = owners(&cluster.nodes[0], 1, 100).await;
@@ -166,36 +167,36 @@ async fn a_repeat_on_the_other_node_even_in_parallel_brings_the_same_key() {
     assert_eq!(status["one_time"], 90);
 }
 
-/// An owner whose levels are told, and somebody who claims from it.
-struct Told {
+/// An owner who gets `prekeys.low` events, and a claimer.
+struct LowPool {
     owner: Person,
     socket: Socket,
     claimer: Socket,
 }
 
-impl Told {
+impl LowPool {
     async fn claim(&self) {
         self.claimer.request("keys.claim", json!({ "user_id": self.owner.user, "claim_id": Uuid::new_v4() })).await;
     }
 
-    /// A claim, and a publish that comes between its count of the pool and the announcement of what it counted: both
-    /// want the row of the device, which is held until they stand in line.
+    /// Makes a claim, and a publish between the claim's count of the pool and its announcement of that count. Both need
+    /// the device's row, which is locked until both wait for it.
     async fn claim_while_publishing(&self, cluster: &Cluster, more: Value) {
         const LOCK: &str = "SELECT id FROM devices WHERE id = $1 FOR NO KEY UPDATE";
         let mut row_lock = RowLock::lock(cluster, LOCK, &self.owner.device).await;
         let publish = self.socket.request("keys.publish", more);
-        let claim_behind_it = async {
+        let claim_after_it = async {
             row_lock.wait_for_waiters(1).await;
-            let in_line = async {
+            let release_the_row = async {
                 row_lock.wait_for_waiters(2).await;
                 row_lock.release().await;
             };
-            tokio::join!(self.claim(), in_line);
+            tokio::join!(self.claim(), release_the_row);
         };
-        tokio::join!(publish, claim_behind_it);
+        tokio::join!(publish, claim_after_it);
     }
 
-    /// Counts and pool versions that the owner was told since it was last asked.
+    /// Returns the counts and pool versions of the events that the owner got since the last call.
     async fn levels(&self) -> Vec<(u64, u64)> {
         self.socket.barrier().await;
         std::iter::from_fn(|| self.socket.take_event("prekeys.low"))
@@ -208,7 +209,7 @@ impl Told {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_refill_between_a_count_and_its_announcement_is_counted_too() {
+async fn a_publish_between_the_count_of_a_claim_and_its_announcement_is_taken_into_account() {
     let cluster = Cluster::start(&Services::shared(), 1, UNLIMITED).await;
     let node = &cluster.nodes[0];
     let owner = sign_in(node, "owner@example.org").await;
@@ -220,30 +221,30 @@ async fn a_refill_between_a_count_and_its_announcement_is_counted_too() {
     assert_eq!((&status["one_time"], &status["pool_version"]), (&json!(21), &json!(1)));
     let mut more =
         |ids: RangeInclusive<u32>| json!({ "one_time_prekeys": ids.map(|id| keys.prekey(id)).collect::<Vec<_>>() });
-    let told = Told { owner, socket, claimer };
+    let pool = LowPool { owner, socket, claimer };
 
-    // From 21 to 20 and back to 21: nothing to tell, and the level is reached for the first time by the next claim.
-    told.claim_while_publishing(&cluster, more(22..=22)).await;
-    assert_eq!(told.levels().await, []);
-    told.claim().await;
-    assert_eq!(told.levels().await, [(20, 2)]);
+    // From 21 to 20 and back to 21: nothing to announce. The next claim reaches the level for the first time.
+    pool.claim_while_publishing(&cluster, more(22..=22)).await;
+    assert_eq!(pool.levels().await, []);
+    pool.claim().await;
+    assert_eq!(pool.levels().await, [(20, 2)]);
 
-    // From 11 to 10 and on to 15.
+    // From 11 to 10 and up to 15.
     for _ in 11..20 {
-        told.claim().await;
+        pool.claim().await;
     }
-    told.claim_while_publishing(&cluster, more(23..=27)).await;
-    assert_eq!(told.levels().await, []);
+    pool.claim_while_publishing(&cluster, more(23..=27)).await;
+    assert_eq!(pool.levels().await, []);
     for _ in 10..15 {
-        told.claim().await;
+        pool.claim().await;
     }
-    assert_eq!(told.levels().await, [(10, 3)]);
+    assert_eq!(pool.levels().await, [(10, 3)]);
 
-    // From 6 to 5, which a publish of other keys leaves as it is: told at once, with the version that holds now.
+    // From 6 to 5, which a publish of other keys does not change: announced at once, with the current version.
     for _ in 6..10 {
-        told.claim().await;
+        pool.claim().await;
     }
     let other = json!({ "pq_one_time": [keys.pq_prekey(2)] });
-    told.claim_while_publishing(&cluster, other).await;
-    assert_eq!(told.levels().await, [(5, 4)]);
+    pool.claim_while_publishing(&cluster, other).await;
+    assert_eq!(pool.levels().await, [(5, 4)]);
 }

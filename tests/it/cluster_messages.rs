@@ -1,4 +1,4 @@
-//! Promise 7: an accepted message arrives, in order, whatever happens to nodes, Redis and PostgreSQL meanwhile.
+//! An accepted message arrives, in order, whatever happens to nodes, Redis and PostgreSQL meanwhile.
 
 use std::time::Duration;
 
@@ -14,15 +14,18 @@ use crate::support::{
 
 const NO_LIMIT: Settings = &[("LIMITS__SENDS_PER_DEVICE_SECOND", "0")];
 
-/// Ends the run, in which there was something to be tested.
+/// Ends the run, and asserts that it had enough messages and disconnections to be a test.
 async fn finish(traffic: Traffic, what: &str) {
     let ledger = traffic.report(what).await;
     let ledger = ledger.lock().unwrap();
-    assert!(ledger.accepted() > 100 && ledger.closes.values().sum::<usize>() > 10, "there was something to be tested");
+    assert!(
+        ledger.accepted() > 100 && ledger.closes.values().sum::<usize>() > 10,
+        "too few messages or disconnections"
+    );
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn forty_devices_lose_nothing_while_everything_fails_in_turn() {
+async fn forty_devices_lose_no_message_while_nodes_redis_and_postgres_fail_in_turn() {
     let services = Services::private();
     let mut cluster = Cluster::start(&services, 2, NO_LIMIT).await;
     let user_pairs = user_pairs(&cluster.nodes[0], 20).await;
@@ -36,7 +39,7 @@ async fn forty_devices_lose_nothing_while_everything_fails_in_turn() {
         traffic.all_make_progress(20).await;
     }
     services.control("stop", "redis").await;
-    // The outage is what is tested: it lasts for two passes of the reconcile.
+    // The outage lasts for two passes of the reconcile.
     tokio::time::sleep(Duration::from_secs(10)).await;
     traffic.all_make_progress(20).await;
     services.control("start", "redis").await;
@@ -50,7 +53,7 @@ async fn forty_devices_lose_nothing_while_everything_fails_in_turn() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_single_node_that_is_killed_in_mid_stream_loses_nothing() {
+async fn a_single_node_on_sqlite_loses_no_message_if_it_is_killed() {
     let mut server = ServerProcess::start(NO_LIMIT).await;
     let user_pairs = user_pairs(&server, 4).await;
     let traffic = Traffic::start(&[server.address()], &user_pairs, Duration::from_millis(5));
@@ -75,7 +78,7 @@ async fn pipeline(socket: &Socket, codec: Codec, params: &[Value], first_id: u32
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_sender_that_moves_to_another_node_keeps_its_order() {
+async fn messages_of_a_sender_that_moves_between_nodes_arrive_in_order() {
     const ROUNDS: usize = 40;
     const EACH: usize = 12;
     let services = Services::shared();
@@ -84,7 +87,7 @@ async fn a_sender_that_moves_to_another_node_keeps_its_order() {
     let mut alice = Member::join(&cluster.nodes[1], "alice@example.org", Codec::MsgPack).await;
     let mut seen = Vec::new();
     for round in 0..ROUNDS {
-        // Some are under way when the device goes elsewhere, repeats what was not answered, and goes on.
+        // Half of the messages are in flight when the device reconnects. It then sends all, so it repeats these.
         let texts: Vec<String> = (0..2 * EACH).map(|n| format!("{round} {n}")).collect();
         let params: Vec<Value> = texts.iter().map(|text| message(&[&bob.person], text)).collect();
         pipeline(&alice.socket, Codec::MsgPack, &params[..EACH], 1000).await;
@@ -122,12 +125,12 @@ async fn messages_between_nodes_arrive_with_and_without_redis() {
     for n in 0..20 {
         bob.receives(&n.to_string()).await;
     }
-    assert_eq!(bob.socket.event("message").await["ephemeral"], true, "behind what was sent before it");
+    assert_eq!(bob.socket.event("message").await["ephemeral"], true, "after the messages that were sent before it");
     services.control("stop", "redis").await;
     for n in 20..25 {
         alice.send(&[&bob.person], &n.to_string()).await;
     }
-    // Stored nowhere and told nobody: it is gone.
+    // This message is not stored, and no signal can announce it, so it is lost.
     alice.socket.request("messages.send", ephemeral).await;
     for n in 20..25 {
         bob.receives(&n.to_string()).await;
@@ -139,7 +142,7 @@ async fn messages_between_nodes_arrive_with_and_without_redis() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn parallel_repeats_on_both_nodes_are_one_message() {
+async fn parallel_repeats_on_two_nodes_store_one_message() {
     let services = Services::shared();
     let cluster = Cluster::start(&services, 2, NO_LIMIT).await;
     let alice = Member::join(&cluster.nodes[0], "alice@example.org", Codec::Json).await;

@@ -1,4 +1,4 @@
-//! Everything at once, by everybody, on the same users: no lost race between transactions may ever reach a client.
+//! Random operations of many devices on the same few users: a conflict between transactions must never reach a client.
 
 use std::{
     collections::BTreeMap,
@@ -15,17 +15,17 @@ use uuid::Uuid;
 
 use crate::support::{Cluster, Codec, KeySet, Person, Services, Socket, code, sign_in};
 
-/// People, each with several devices that work on each other and on everybody else.
-const PEOPLE: usize = 6;
+/// Users, each with several devices, which operate on all users, their own included.
+const USERS: usize = 6;
 const DEVICES: usize = 4;
-/// Operations in all. A busy hour of such a small circle has fewer.
+/// Number of all operations: more than so few users make in a busy hour.
 const OPERATIONS: usize = 12_000;
 
-/// Limits of other kinds stay out of the way.
+/// Turns off the limits that would refuse some of the operations.
 const SETTINGS: &[(&str, &str)] =
     &[("LIMITS__CLAIM_BURST", "0"), ("LIMITS__FIND_PER_USER_HOUR", "0"), ("AUTH__MAX_DEVICES", "100")];
 
-/// What a client may be told, whatever the others do.
+/// Errors that a client may get because of what other devices do.
 const EXPECTED: &[&str] = &["session_revoked", "unknown_device", "not_found", "unauthorized", "incomplete_keys"];
 
 #[derive(Default)]
@@ -36,7 +36,7 @@ struct Tally {
 }
 
 impl Tally {
-    fn note(&self, op: &str, error: &Value) {
+    fn add_refusal(&self, op: &str, error: &Value) {
         let code = code(error).to_owned();
         assert!(EXPECTED.contains(&code.as_str()), "{op}: {error}");
         *self.refused.lock().unwrap().entry(code).or_default() += 1;
@@ -47,31 +47,32 @@ impl Tally {
 async fn no_conflict_between_transactions_reaches_a_client() {
     let cluster = Arc::new(Cluster::start(&Services::shared(), 2, SETTINGS).await);
     let tally = Arc::new(Tally::default());
-    let users: Arc<Mutex<Vec<String>>> = Arc::new(Mutex::new(vec![String::new(); PEOPLE]));
-    // Codes to one address are told apart by their order, so its devices sign in one after another.
-    let doors: Vec<_> = (0..PEOPLE).map(|_| Arc::new(tokio::sync::Mutex::new(()))).collect();
+    let users: Arc<Mutex<Vec<String>>> = Arc::new(Mutex::new(vec![String::new(); USERS]));
+    // Two codes that are mailed to one address at the same time cannot be told apart, so the devices of a user sign in
+    // one after another.
+    let sign_in_locks: Vec<_> = (0..USERS).map(|_| Arc::new(tokio::sync::Mutex::new(()))).collect();
     let mut workers = Vec::new();
-    for index in 0..PEOPLE * DEVICES {
+    for index in 0..USERS * DEVICES {
         let (cluster, tally, users) = (cluster.clone(), tally.clone(), users.clone());
-        let door = doors[index % PEOPLE].clone();
+        let sign_in_lock = sign_in_locks[index % USERS].clone();
         workers.push(tokio::spawn(async move {
             let mut rng = StdRng::seed_from_u64(index as u64);
             while tally.done.load(Ordering::Relaxed) < OPERATIONS {
-                let email = format!("person{}@example.org", index % PEOPLE);
+                let email = format!("person{}@example.org", index % USERS);
                 let node = &cluster.nodes[rng.random_range(0..2)];
                 let person = {
-                    let _turn = door.lock().await;
+                    let _guard = sign_in_lock.lock().await;
                     sign_in(node, &email).await
                 };
-                users.lock().unwrap()[index % PEOPLE].clone_from(&person.user);
+                users.lock().unwrap()[index % USERS].clone_from(&person.user);
                 if let Some(socket) = Socket::try_connect(node, &person.token, Codec::ALL[index % 2]).await {
-                    live(&socket, &person, &users, &tally, &mut rng).await;
+                    operate(&socket, &person, &users, &tally, &mut rng).await;
                     tally.ended.fetch_add(1, Ordering::Relaxed);
-                    // Leaves, so that the next life does not meet the cap on devices.
+                    // Revokes itself, so that the user does not reach the device limit.
                     if let Some(Err(error)) =
                         socket.try_request("devices.revoke", json!({ "device_id": person.device })).await
                     {
-                        tally.note("devices.revoke", &error);
+                        tally.add_refusal("devices.revoke", &error);
                     }
                 }
             }
@@ -81,15 +82,15 @@ async fn no_conflict_between_transactions_reaches_a_client() {
         worker.await.unwrap();
     }
     println!(
-        "{} operations in {} lives; refused: {:?}",
+        "{} operations on {} devices; refused: {:?}",
         tally.done.load(Ordering::Relaxed),
         tally.ended.load(Ordering::Relaxed),
         tally.refused.lock().unwrap()
     );
 }
 
-/// One device's life: random operations, some side by side, until something ends it.
-async fn live(socket: &Socket, person: &Person, users: &Mutex<Vec<String>>, tally: &Tally, rng: &mut StdRng) {
+/// Makes random operations as one device, some in parallel, until the socket closes or 60 rounds are done.
+async fn operate(socket: &Socket, person: &Person, users: &Mutex<Vec<String>>, tally: &Tally, rng: &mut StdRng) {
     let mut keys = KeySet::new(Suite::SignalX3dh, rng.random());
     let mut key_id = 0;
     let mut claims = Vec::new();
@@ -97,7 +98,7 @@ async fn live(socket: &Socket, person: &Person, users: &Mutex<Vec<String>>, tall
         let mut operations: Vec<(&str, Value)> = Vec::new();
         for _ in 0..rng.random_range(1..4) {
             let user = {
-                // Those who have signed in by now, this person at least.
+                // The users who have signed in by now, at least this one.
                 let users = users.lock().unwrap();
                 let known: Vec<&String> = users.iter().filter(|user| !user.is_empty()).collect();
                 known[rng.random_range(0..known.len())].clone()
@@ -135,7 +136,7 @@ async fn live(socket: &Socket, person: &Person, users: &Mutex<Vec<String>>, tall
         for (op, answer) in futures_util::future::join_all(run).await {
             match answer {
                 Some(Ok(_)) => {}
-                Some(Err(error)) => tally.note(op, &error),
+                Some(Err(error)) => tally.add_refusal(op, &error),
                 None => return,
             }
             tally.done.fetch_add(1, Ordering::Relaxed);

@@ -1,4 +1,4 @@
-//! One suite for the store, run on every engine, so that they cannot drift apart.
+//! The store's contract: one suite that runs on SQLite and on PostgreSQL, so that the two cannot drift apart.
 
 mod given_schema;
 mod postgres;
@@ -13,30 +13,30 @@ use tempfile::TempDir;
 
 use crate::support::Services;
 
-/// An empty store; what it lives in goes with it.
-pub struct Fresh {
+/// An empty store. Dropping it deletes the folder of the SQLite database.
+pub struct FreshStore {
     pub store: Store,
     pub url: String,
     _folder: Option<TempDir>,
 }
 
-/// Low-water marks are small here.
+/// Store settings with a small low-water mark.
 fn settings(max_connections: u32) -> StoreSettings {
     StoreSettings { max_connections, low_watermark: suite::LOW_WATERMARK, entropy: Entropy::from_system().unwrap() }
 }
 
-async fn sqlite() -> Fresh {
+async fn sqlite() -> FreshStore {
     let folder = tempfile::tempdir().unwrap();
     let url = format!("sqlite://{}", folder.path().join("contract.db").display());
-    Fresh { store: Store::open(&url, settings(12)).await.unwrap(), url, _folder: Some(folder) }
+    FreshStore { store: Store::open(&url, settings(12)).await.unwrap(), url, _folder: Some(folder) }
 }
 
-async fn postgres() -> Fresh {
+async fn postgres() -> FreshStore {
     let url = Services::shared().database().await;
-    Fresh { store: Store::open(&url, settings(12)).await.unwrap(), url, _folder: None }
+    FreshStore { store: Store::open(&url, settings(12)).await.unwrap(), url, _folder: None }
 }
 
-/// Makes a test of every case for every engine.
+/// Makes two tests of each case: one on SQLite, one on PostgreSQL.
 macro_rules! on_every_engine {
     ($($subject:ident: $($case:ident)*;)*) => {
         mod on_sqlite {
@@ -57,33 +57,33 @@ macro_rules! on_every_engine {
 
 on_every_engine! {
     accounts:
-        challenges_are_counted_against_their_address
-        five_guesses_are_counted_however_they_arrive
-        a_refused_sign_in_gives_its_attempt_back
-        one_of_two_parallel_sign_ins_wins
-        a_new_address_that_signs_in_twice_at_once_is_one_user
-        a_replaced_device_loses_everything_at_once
-        a_renewed_session_has_one_successor
-        logout_ends_the_pair
-        a_connection_takes_the_next_epoch
-        sweeps_forget_what_is_a_day_old
-        times_come_back_as_they_went_in;
+        challenges_are_counted_per_address_for_a_day
+        only_five_of_fifty_parallel_guesses_are_counted
+        a_refused_sign_in_does_not_use_up_an_attempt
+        one_of_two_parallel_sign_ins_with_the_same_code_succeeds
+        parallel_first_sign_ins_of_an_address_create_one_user
+        a_replaced_device_loses_its_session_and_its_keys
+        renewing_a_session_twice_leaves_one_valid_successor
+        logout_ends_a_session_and_its_successor
+        each_connection_of_a_device_gets_the_next_epoch
+        a_sweep_deletes_expired_sessions_and_day_old_records_but_no_tombstones
+        times_are_read_back_as_written_and_compare_correctly;
     keys:
-        a_publish_sorts_every_key
-        claims_take_the_oldest_and_repeats_take_nothing
-        a_batch_fails_its_items_singly
-        a_batch_takes_keys_in_its_order
-        a_batch_takes_a_token_for_each_key
-        levels_are_announced_once_and_rearmed
-        revoked_sessions_change_nothing;
+        a_publish_reports_the_outcome_of_each_key
+        claims_take_the_oldest_key_and_repeats_take_none
+        claims_in_a_batch_fail_individually
+        claims_in_a_batch_take_keys_in_order
+        each_claimed_key_takes_one_token_of_the_drain_limit
+        each_low_level_is_announced_once_until_a_publish_lifts_the_pool_above_it
+        revoked_and_expired_sessions_cannot_do_anything;
     mail:
-        a_batch_numbers_envelopes_in_its_order
-        items_of_a_batch_are_refused_singly
-        a_repeat_finds_what_was_sent
-        a_repeat_names_all_who_lack_the_message
-        pages_are_bounded_in_number_and_bytes
-        shares_are_counted_over_a_batch
-        what_expires_is_counted
-        an_older_connection_cannot_send_any_more
-        parallel_batches_leave_no_gap_and_lose_nothing;
+        messages_in_a_batch_are_numbered_in_order
+        messages_and_acks_in_a_batch_are_refused_individually
+        a_repeated_message_is_a_duplicate_for_a_day
+        a_repeated_message_lists_all_devices_that_still_lack_it
+        mail_pages_are_bounded_in_number_and_bytes
+        mailbox_limits_hold_within_a_batch
+        expired_messages_are_deleted_and_counted
+        a_displaced_connection_cannot_send
+        parallel_batches_lose_no_message_and_leave_no_gap_in_the_numbers;
 }

@@ -1,4 +1,4 @@
-//! Where a SQLite database, its secret and its locks are, whatever the URL looks like.
+//! Where a SQLite database, its secret and its locks are, for URLs of every form.
 
 use std::{
     collections::BTreeSet,
@@ -12,7 +12,7 @@ use tempfile::TempDir;
 
 use crate::support::ServerProcess;
 
-/// Runs the binary to its end.
+/// Runs the binary until it exits.
 fn run(folder: &Path, command: &str, url: &str) -> Output {
     Command::new(env!("CARGO_BIN_EXE_sealwire"))
         .arg(command)
@@ -29,7 +29,7 @@ fn names(folder: &Path) -> BTreeSet<String> {
     fs::read_dir(folder).unwrap().map(|entry| entry.unwrap().file_name().into_string().unwrap()).collect()
 }
 
-/// Asserts that a command fails and says why, in one line.
+/// Asserts that a command fails with this reason in its error line.
 fn assert_refused(output: &Output, why: &str) {
     let said = String::from_utf8_lossy(&output.stderr);
     assert_eq!(output.status.code(), Some(1), "{said}");
@@ -38,7 +38,7 @@ fn assert_refused(output: &Output, why: &str) {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn all_files_of_a_database_stand_in_its_folder_under_its_decoded_name() {
+async fn all_files_of_a_database_are_in_its_folder_under_its_decoded_name() {
     for (url, folder, name) in [
         ("sqlite://data/my%20chat.db", "data", "my chat"),
         ("sqlite://b%20folder/sealwire.db", "b folder", "sealwire"),
@@ -55,7 +55,7 @@ async fn all_files_of_a_database_stand_in_its_folder_under_its_decoded_name() {
 }
 
 #[test]
-fn urls_that_name_no_file_to_keep_data_in_are_refused_and_leave_nothing() {
+fn database_urls_without_a_persistent_file_are_refused_and_create_no_files() {
     let folder = TempDir::new().unwrap();
     fs::create_dir(folder.path().join("existing")).unwrap();
     for (url, why) in [
@@ -84,7 +84,7 @@ fn urls_that_name_no_file_to_keep_data_in_are_refused_and_leave_nothing() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn databases_that_differ_in_their_ending_are_served_side_by_side() {
+async fn databases_whose_names_differ_only_in_the_extension_can_be_served_together() {
     let first = ServerProcess::start(&[("DATABASE__URL", "sqlite://a.db")]).await;
     let secret = fs::read_to_string(first.path("a.secret")).unwrap();
     for name in ["a.sqlite", "a"] {
@@ -93,31 +93,31 @@ async fn databases_that_differ_in_their_ending_are_served_side_by_side() {
         assert_refused(&run(&second.path(""), "serve", &url), "is in use by a running server");
     }
     assert_refused(&run(&first.path(""), "serve", "sqlite://a.db"), "a.db is in use by a running server");
-    assert_eq!(fs::read_to_string(first.path("a.secret")).unwrap(), secret, "one secret for all");
+    assert_eq!(fs::read_to_string(first.path("a.secret")).unwrap(), secret, "all of them share one secret");
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn an_earlier_version_and_this_one_keep_each_other_off_a_file() {
+async fn an_earlier_version_and_this_one_cannot_use_a_file_at_the_same_time() {
     let folder = TempDir::new().unwrap();
-    let former = || -> File {
+    let old_lock_file = || -> File {
         let path = folder.path().join("sealwire.lock");
         OpenOptions::new().create(true).truncate(false).write(true).open(path).unwrap()
     };
     let url = format!("sqlite://{}", folder.path().join("sealwire.db").display());
-    let earlier = former();
+    let earlier = old_lock_file();
     earlier.try_lock().unwrap();
     for command in ["serve", "migrate"] {
         assert_refused(&run(folder.path(), command, &url), "sealwire.db is in use by a running server");
     }
     drop(earlier);
     let server = ServerProcess::start(&[("DATABASE__URL", &url)]).await;
-    assert!(former().try_lock().is_err(), "an earlier version cannot start now");
+    assert!(old_lock_file().try_lock().is_err(), "an earlier version cannot start now");
     drop(server);
-    former().try_lock().unwrap();
+    old_lock_file().try_lock().unwrap();
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_secret_under_the_undecoded_name_of_its_database_is_moved_to_its_side() {
+async fn a_secret_under_the_undecoded_name_of_its_database_is_moved() {
     let folder = TempDir::new().unwrap();
     let secret = STANDARD.encode([7; 32]);
     fs::write(folder.path().join("my%20chat.secret"), &secret).unwrap();

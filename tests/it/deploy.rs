@@ -1,5 +1,5 @@
-//! What runs the server elsewhere holds what it says: the image, the compose file, the unit. Nothing here needs a container
-//! engine; `tests/it/deploy_proxy.rs` runs the proxy's configuration.
+//! The files for deployment (Dockerfile, compose file, systemd unit) are valid and fit the server's configuration. No
+//! test here needs a container engine; `tests/it/deploy_proxy.rs` runs the proxy's configuration.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -15,7 +15,7 @@ use yaml_rust2::{Yaml, YamlLoader};
 
 use crate::support::services::script;
 
-/// Where the unit wants the binary.
+/// The path of the binary in the unit.
 const INSTALLED: &str = "/usr/local/bin/sealwire";
 
 fn root() -> PathBuf {
@@ -26,13 +26,13 @@ fn read(path: &str) -> String {
     fs::read_to_string(root().join(path)).unwrap_or_else(|error| panic!("{path}: {error}"))
 }
 
-/// The configuration that these settings make, on top of a file or of the defaults alone.
+/// Loads the configuration from these settings, on top of a file or of the defaults alone.
 fn config(file: Option<&str>, settings: impl IntoIterator<Item = (String, String)>) -> Config {
     let file = file.map(|file| root().join(file));
     Config::load(file.as_deref(), settings.into_iter()).unwrap_or_else(|error| panic!("{error}"))
 }
 
-/// The compose file, with what services take over (`<<`) put into them.
+/// Reads the compose file, and resolves the merge keys (`<<`) of its services.
 fn compose() -> Yaml {
     let mut compose = YamlLoader::load_from_str(&read("compose.yaml")).unwrap().remove(0);
     for service in compose["services"].as_mut_hash().unwrap().values_mut() {
@@ -43,7 +43,7 @@ fn compose() -> Yaml {
     compose
 }
 
-/// The strings of a list.
+/// Returns the strings of a list.
 fn strings(list: &Yaml) -> Vec<&str> {
     list.as_vec().unwrap().iter().map(|item| item.as_str().unwrap()).collect()
 }
@@ -53,19 +53,19 @@ fn services(compose: &Yaml) -> BTreeMap<&str, &Yaml> {
     services.iter().map(|(name, service)| (name.as_str().unwrap(), service)).collect()
 }
 
-/// Whether a service is a node.
+/// Returns whether a service is a node.
 fn is_node(service: &Yaml) -> bool {
     service["image"].as_str() == Some("sealwire:local")
 }
 
-/// The services that are nodes.
+/// Returns the services that are nodes.
 fn nodes(compose: &Yaml) -> Vec<&Yaml> {
     let nodes: Vec<_> = services(compose).into_values().filter(|service| is_node(service)).collect();
     assert!(nodes.len() >= 2, "two nodes or more");
     nodes
 }
 
-/// Puts values in the place of `${NAME:?…}` and `${NAME:-…}`, and hands each name to `seen`.
+/// Replaces `${NAME:?…}` and `${NAME:-…}` by values, and calls `seen` with each name.
 fn substitute(text: &str, mut seen: impl FnMut(&str)) -> String {
     let mut made = String::new();
     let mut rest = text;
@@ -89,8 +89,8 @@ fn environment(service: &Yaml) -> BTreeMap<String, String> {
     pairs.map(|(name, value)| (name.as_str().unwrap().to_owned(), value.as_str().unwrap().to_owned())).collect()
 }
 
-/// `30s` or `2m`.
-fn span(text: &str) -> Duration {
+/// Parses a duration such as `30s` or `2m`.
+fn parse_duration(text: &str) -> Duration {
     let (number, unit) = text.split_at(text.len() - 1);
     let seconds = match unit {
         "s" => 1,
@@ -100,7 +100,7 @@ fn span(text: &str) -> Duration {
     Duration::from_secs(seconds * number.parse::<u64>().unwrap())
 }
 
-/// The instructions of the last stage, each with its arguments.
+/// Returns the instructions of a Dockerfile's last stage, each with its arguments.
 fn last_stage(dockerfile: &str) -> Vec<(String, String)> {
     let whole = dockerfile.replace("\\\n", " ");
     let lines = whole.lines().filter(|line| !line.is_empty() && !line.starts_with('#'));
@@ -115,15 +115,18 @@ fn last_stage(dockerfile: &str) -> Vec<(String, String)> {
 }
 
 #[test]
-fn the_image_is_not_root_and_says_how_it_is() {
+fn the_image_runs_as_an_unprivileged_user_and_has_a_health_check() {
     let stage = last_stage(&read("Dockerfile"));
     let one = |name: &str| {
         let found: Vec<_> = stage.iter().filter(|(instruction, _)| instruction == name).collect();
-        assert_eq!(found.len(), 1, "{name} stands once in the last stage");
+        assert_eq!(found.len(), 1, "the last stage has one {name}");
         found[0].1.as_str()
     };
     let (user, group) = one("USER").split_once(':').unwrap();
-    assert!(user.parse::<u32>().unwrap() > 0 && group.parse::<u32>().unwrap() > 0, "numbers, for those who check them");
+    assert!(
+        user.parse::<u32>().unwrap() > 0 && group.parse::<u32>().unwrap() > 0,
+        "numbers, because some platforms check them"
+    );
     assert_eq!(one("STOPSIGNAL"), "SIGTERM");
     let (_, check) = one("HEALTHCHECK").split_once("CMD ").unwrap();
     assert_eq!(check, r#"["/usr/local/bin/sealwire", "healthcheck"]"#, "there is no shell and no curl in the image");
@@ -134,14 +137,14 @@ fn the_image_is_not_root_and_says_how_it_is() {
     let config = config(None, settings.map(|(name, value)| (name.to_owned(), value.to_owned())));
     assert!(config.server.bind.ip().is_unspecified(), "reachable from outside the container");
     assert_eq!(one("EXPOSE"), config.server.bind.port().to_string());
-    assert!(config.admin.bind.ip().is_loopback(), "the operators' listener is not, unless asked for");
+    assert!(config.admin.bind.ip().is_loopback(), "the operator's listener is not, unless configured");
     assert!(config.database.url.reveal().starts_with(&format!("sqlite://{}/", one("VOLUME"))), "kept in the volume");
     let owned = format!("--chown={user}:{group} {0} {0}", one("VOLUME"));
     assert!(stage.iter().any(|(_, arguments)| arguments.ends_with(&owned)), "the volume belongs to that user");
 }
 
 #[test]
-fn the_image_is_built_by_a_pinned_compiler_that_is_new_enough_out_of_all_it_needs() {
+fn the_image_is_built_by_a_pinned_compiler_from_all_files_it_needs() {
     let dockerfile = read("Dockerfile");
     let images = dockerfile.lines().filter_map(|line| line.strip_prefix("FROM ")?.split(' ').next());
     let images: Vec<&str> = images.collect();
@@ -151,7 +154,7 @@ fn the_image_is_built_by_a_pinned_compiler_that_is_new_enough_out_of_all_it_need
     let manifest: toml::Table = read("Cargo.toml").parse().unwrap();
     let least = manifest["package"]["rust-version"].as_str().unwrap();
     assert!(parts(version) >= parts(least), "{version} is older than {least}");
-    // Or the binary would look for a C library that is newer than the image's.
+    // Built on a newer Debian, the binary would need a newer C library than the image has.
     let debian = images[0].rsplit_once('-').unwrap().1;
     let number = match debian {
         "bookworm" => "debian12",
@@ -162,7 +165,7 @@ fn the_image_is_built_by_a_pinned_compiler_that_is_new_enough_out_of_all_it_need
 
     let ignored = read(".dockerignore");
     let kept: BTreeSet<&str> = ignored.lines().filter_map(|line| line.strip_prefix('!')).collect();
-    assert!(ignored.lines().any(|line| line == "*"), "and nothing else, such as secrets and databases");
+    assert!(ignored.lines().any(|line| line == "*"), "all else is excluded, such as secrets and databases");
     let members = manifest["workspace"]["members"]
         .as_array()
         .unwrap()
@@ -177,27 +180,30 @@ fn the_image_is_built_by_a_pinned_compiler_that_is_new_enough_out_of_all_it_need
 }
 
 #[test]
-fn every_node_of_the_compose_file_starts_with_settings_that_hold() {
+fn every_node_of_the_compose_file_has_valid_settings() {
     let compose = compose();
     for node in nodes(&compose) {
         let settings = environment(node).into_iter().map(|(name, value)| (name, substitute(&value, |_| {})));
         let config = config(None, settings);
         assert!(config.bus.url.reveal().starts_with("redis://") && config.server_secret().is_some());
         assert!(config.database.url.reveal().starts_with("postgres://"));
-        assert!(span(node["stop_grace_period"].as_str().unwrap()) > Duration::from_secs(config.server.drain_s + 5));
+        assert!(
+            parse_duration(node["stop_grace_period"].as_str().unwrap())
+                > Duration::from_secs(config.server.drain_s + 5)
+        );
 
         let names: Vec<_> = services(&compose).into_iter().filter(|(_, one)| is_node(one)).collect();
         assert_eq!(config.admin.allowed_hosts, names.iter().map(|(name, _)| *name).collect::<Vec<_>>());
 
-        // Whose word about clients is believed: the proxy's network, in which nobody else is.
+        // The proxy's network, which no other service uses, is trusted to name client addresses.
         let subnet = compose["networks"]["front"]["ipam"]["config"][0]["subnet"].as_str().unwrap();
         assert_eq!(config.server.trusted_proxies, [subnet.parse().unwrap()]);
         assert_eq!(strings(&node["networks"]), ["front", "back"]);
-        assert!(node["ports"].is_badvalue(), "only the proxy is reached from outside");
+        assert!(node["ports"].is_badvalue(), "only the proxy can be reached from outside");
         assert_eq!(strings(&node["cap_drop"]), ["ALL"]);
         assert_eq!(node["read_only"].as_bool(), Some(true));
     }
-    // The first build for a name that two services build at once fails.
+    // If two services build an image of the same name at once, the first build fails.
     let built = nodes(&compose).into_iter().filter(|node| !node["build"].is_badvalue());
     assert_eq!(built.count(), 1, "the image is built once");
     assert!(nodes(&compose).into_iter().all(|node| {
@@ -213,12 +219,12 @@ fn every_node_of_the_compose_file_starts_with_settings_that_hold() {
 }
 
 #[test]
-fn the_compose_file_waits_for_what_is_needed_and_opens_only_what_it_says() {
+fn compose_services_wait_for_their_dependencies_and_publish_only_local_ports() {
     let compose = compose();
     let all = services(&compose);
     let mut conditions = 0;
     for (name, service) in &all {
-        // Nodes have the image's own.
+        // Nodes have the image's health check.
         let checked = |service: &Yaml| is_node(service) || !service["healthcheck"]["test"].is_badvalue();
         assert!(checked(service), "{name} has no health check");
         for (needed, how) in service["depends_on"].as_hash().into_iter().flatten() {
@@ -227,15 +233,18 @@ fn the_compose_file_waits_for_what_is_needed_and_opens_only_what_it_says() {
             conditions += 1;
         }
         for port in service["ports"].as_vec().into_iter().flatten() {
-            assert!(matches!(*name, "proxy" | "mail"), "{name} opens a port");
+            assert!(matches!(*name, "proxy" | "mail"), "{name} publishes a port");
             let outside = substitute(port.as_str().unwrap(), |_| {});
-            assert!(outside.starts_with("127.0.0.1:"), "{name} is open to the world unless told so: {outside}");
+            assert!(
+                outside.starts_with("127.0.0.1:"),
+                "{name} publishes a port beyond localhost by default: {outside}"
+            );
         }
         let image = service["image"].as_str().unwrap();
         let (_, tag) = image.rsplit_once(':').unwrap_or_else(|| panic!("{image} names no version"));
         assert_ne!(tag, "latest");
     }
-    assert!(conditions >= 2 * 3 + 2, "only {conditions} are waited for");
+    assert!(conditions >= 2 * 3 + 2, "only {conditions} dependencies have a condition");
     let upstreams = environment(all["proxy"]).remove("NODES").unwrap();
     for upstream in upstreams.split(' ') {
         let (host, port) = upstream.split_once(':').unwrap();
@@ -246,7 +255,7 @@ fn the_compose_file_waits_for_what_is_needed_and_opens_only_what_it_says() {
 }
 
 #[test]
-fn every_variable_of_the_compose_file_is_in_the_example_and_no_secret_has_a_default() {
+fn env_example_lists_every_variable_of_the_compose_file_and_no_secret_has_a_default() {
     let example = read(".env.example");
     let listed: BTreeMap<&str, &str> =
         example.lines().filter(|line| !line.starts_with('#')).filter_map(|line| line.split_once('=')).collect();
@@ -258,18 +267,18 @@ fn every_variable_of_the_compose_file_is_in_the_example_and_no_secret_has_a_defa
     assert_eq!(listed.keys().map(|name| (*name).to_owned()).collect::<BTreeSet<_>>(), used);
     for (name, value) in listed {
         let is_secret = ["PASSWORD", "SECRET", "TOKEN"].iter().any(|kind| name.contains(kind));
-        assert!(!is_secret || value.is_empty(), "{name} has to be made by who needs it");
-        assert!(!is_secret || text.contains(&format!("${{{name}:?")), "nothing starts without {name}");
+        assert!(!is_secret || value.is_empty(), "each operator must generate {name}");
+        assert!(!is_secret || text.contains(&format!("${{{name}:?")), "compose starts nothing without {name}");
     }
-    assert!(read(".gitignore").lines().any(|line| line == "/.env"), "what is filled in is not committed");
+    assert!(read(".gitignore").lines().any(|line| line == "/.env"), "the file with the secrets is not committed");
 }
 
 #[test]
-fn the_unit_is_one_that_systemd_takes_and_its_files_are_where_the_configuration_has_them() {
+fn the_systemd_unit_is_valid_and_its_paths_match_the_configuration() {
     let unit = read("deploy/sealwire.service");
     let of = |key: &str| {
         let found: Vec<_> = unit.lines().filter_map(|line| line.strip_prefix(key)?.strip_prefix('=')).collect();
-        assert_eq!(found.len(), 1, "{key} stands once");
+        assert_eq!(found.len(), 1, "the unit has one {key}");
         found[0]
     };
     for (key, value) in [
@@ -293,14 +302,14 @@ fn the_unit_is_one_that_systemd_takes_and_its_files_are_where_the_configuration_
     let (binary, arguments) = of("ExecStart").split_once(' ').unwrap();
     assert_eq!((binary, arguments), (INSTALLED, "serve --config /etc/sealwire/sealwire.toml"));
 
-    // With the binary where it is, since a unit without one is not taken.
+    // With the path of the test's binary, because systemd refuses a unit whose binary does not exist.
     script(&["need", "systemd-analyze", "systemd"]);
     let folder = tempfile::tempdir().unwrap();
     let file = folder.path().join("sealwire.service");
     fs::write(&file, unit.replace(INSTALLED, env!("CARGO_BIN_EXE_sealwire"))).unwrap();
     let (holds, said) = analyze(&["verify"], &file);
     assert!(holds && !said.contains("sealwire.service"), "{said}");
-    // Of ten; 0 is perfect. What remains is that it talks to the network.
+    // At most 2.0 of 10, where 0 is the safest. The rest is due to its use of the network.
     let (holds, said) = analyze(&["security", "--offline=true", "--threshold=20"], &file);
     assert!(holds, "{said}");
 }

@@ -31,7 +31,7 @@ use crate::support::{
     sign_in,
 };
 
-/// Caddy with `deploy/Caddyfile`, and an authority of its own.
+/// Caddy with `deploy/Caddyfile` and its own certificate authority.
 struct Proxy {
     process: Child,
     address: SocketAddr,
@@ -74,19 +74,20 @@ impl Proxy {
         Self { process, address, folder, _ports: ports }
     }
 
-    /// Those who trust its authority alone.
+    /// Returns a connector that trusts only the proxy's certificate authority.
     async fn trust(&self) -> TlsConnector {
         let file = self.folder.path().join("caddy/pki/authorities/local/root.crt");
         let root =
-            eventually("the proxy has an authority", || async { CertificateDer::from_pem_file(&file).ok() }).await;
+            eventually("the proxy has created its authority", || async { CertificateDer::from_pem_file(&file).ok() })
+                .await;
         let mut roots = RootCertStore::empty();
         roots.add(root).unwrap();
         let config = ClientConfig::builder().with_root_certificates(roots).with_no_client_auth();
         TlsConnector::from(Arc::new(config))
     }
 
-    /// A client at this address of the loopback network. It is a listener whose connections go to the proxy in TLS, so that
-    /// tests talk to it as to a server.
+    /// Starts a client with this loopback address. It is a listener that forwards its connections to the proxy over
+    /// TLS, so that tests can use it like a server.
     async fn client(&self, from: [u8; 4], mail: &Path) -> Client {
         let (connector, proxy) = (self.trust().await, self.address);
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
@@ -101,13 +102,13 @@ impl Proxy {
                     let Ok(outer) = socket.connect(proxy).await else { return };
                     let name = ServerName::from(IpAddr::from([127, 0, 0, 1]));
                     let Ok(mut outer) = connector.connect(name, outer).await else { return };
-                    // How a connection ends is seen by its two ends.
+                    // Both ends of the connection see how it ends.
                     let _ = copy_bidirectional(&mut inner, &mut outer).await;
                 });
             }
         });
         let client = Client { address, mail: mail.to_owned(), tunnel };
-        eventually("a node is behind the proxy", || async {
+        eventually("the proxy reaches a node", || async {
             let url = format!("http://{}/v1/auth/session", client.address);
             (reqwest::get(url).await.ok()?.status() == StatusCode::UNAUTHORIZED).then_some(())
         })
@@ -138,20 +139,20 @@ impl Drop for Client {
     }
 }
 
-/// Two nodes that believe a proxy on this machine and put their mails into one folder.
+/// Starts two nodes that trust a proxy on this machine and write their mails into one folder.
 async fn cluster(mail: &Path) -> Cluster {
     let mailer = format!("file:{}", mail.display());
     Cluster::start(&Services::shared(), 2, &[("SERVER__TRUSTED_PROXIES", "127.0.0.1"), ("MAILER__URL", &mailer)]).await
 }
 
-/// On which node a device's last connection is.
+/// Returns the node of a device's last connection.
 fn node_of(cluster: &Cluster, device: &str) -> usize {
     let last = |node| cluster.epochs(node, device).last().copied();
     usize::from(last(1) > last(0))
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn clients_sign_in_and_connect_through_the_proxy_and_both_nodes_get_some() {
+async fn clients_sign_in_and_connect_to_both_nodes_through_the_proxy() {
     let mail = tempfile::tempdir().unwrap();
     let cluster = cluster(mail.path()).await;
     let proxy = Proxy::start(&cluster.nodes);
@@ -165,17 +166,17 @@ async fn clients_sign_in_and_connect_through_the_proxy_and_both_nodes_get_some()
     }
     let nodes: Vec<usize> = devices.iter().map(|(person, _)| node_of(&cluster, &person.device)).collect();
     assert!(nodes.contains(&0) && nodes.contains(&1), "all are on one node: {nodes:?}");
-    // Events find them, on whichever node they are.
+    // Events reach the devices on either node.
     let added = devices[0].1.event("devices.changed").await;
     assert_eq!(added["added"][0], devices[1].0.device.as_str());
-    // Operators' paths are not for clients.
+    // The proxy does not serve the operator's paths.
     for path in ["/readyz", "/metrics", "/status", "/"] {
         assert_eq!(call(&client, Method::GET, path, None, None).await.0, StatusCode::NOT_FOUND, "{path}");
     }
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_node_knows_the_client_s_address_and_not_the_one_that_the_client_claims() {
+async fn behind_the_proxy_a_node_sees_the_real_address_of_a_client_and_not_a_forged_one() {
     let mail = tempfile::tempdir().unwrap();
     let cluster = cluster(mail.path()).await;
     let proxy = Proxy::start(&cluster.nodes);
@@ -196,24 +197,24 @@ async fn a_node_knows_the_client_s_address_and_not_the_one_that_the_client_claim
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_node_that_goes_is_left_out_and_one_that_comes_back_is_used_again() {
+async fn the_proxy_skips_a_stopped_node_and_uses_it_again_after_its_restart() {
     let mail = tempfile::tempdir().unwrap();
     let mut cluster = cluster(mail.path()).await;
     let proxy = Proxy::start(&cluster.nodes);
     let client = proxy.client([127, 0, 0, 1], mail.path()).await;
     let person = sign_in(&client, "ada@example.org").await;
     let socket = Socket::connect(&client, &person.token, Codec::Json).await;
-    let gone = node_of(&cluster, &person.device);
-    assert!(cluster.nodes[gone].terminate().await.success());
-    assert_eq!(socket.closed().await, 4000, "the proxy passes on why");
-    // At once, since a connection that is refused goes to the other.
-    let _back = Socket::connect(&client, &person.token, Codec::Json).await;
-    assert_eq!(node_of(&cluster, &person.device), 1 - gone);
-    cluster.nodes[gone].restart().await;
-    eventually("the node that came back is used", || async {
+    let stopped = node_of(&cluster, &person.device);
+    assert!(cluster.nodes[stopped].terminate().await.success());
+    assert_eq!(socket.closed().await, 4000, "the proxy forwards the close code");
+    // This works at once, because the proxy tries the other node if one refuses a connection.
+    let _reconnected = Socket::connect(&client, &person.token, Codec::Json).await;
+    assert_eq!(node_of(&cluster, &person.device), 1 - stopped);
+    cluster.nodes[stopped].restart().await;
+    eventually("the restarted node is used", || async {
         let person = sign_in(&client, "bob@example.org").await;
         let socket = Socket::try_connect(&client, &person.token, Codec::Json).await?;
-        let used = node_of(&cluster, &person.device) == gone;
+        let used = node_of(&cluster, &person.device) == stopped;
         socket.request("devices.revoke", serde_json::json!({ "device_id": person.device })).await;
         used.then_some(())
     })

@@ -1,6 +1,6 @@
-//! The documents say what the code does: tables are complete, examples are real, links lead somewhere.
+//! The documents match the code: tables are complete, examples are valid, no link is broken.
 
-#![expect(clippy::unwrap_used, clippy::expect_used, reason = "a test fails by panicking")]
+#![expect(clippy::unwrap_used, clippy::expect_used, reason = "a panic fails the test")]
 
 use std::{
     collections::BTreeSet,
@@ -19,7 +19,7 @@ fn read(path: &str) -> String {
     fs::read_to_string(root().join(path)).unwrap_or_else(|error| panic!("{path}: {error}"))
 }
 
-/// The fenced blocks of a document, each with what stands behind its opening backticks.
+/// Returns the fenced blocks of a document, each with the text after its opening backticks.
 pub fn fences(text: &str) -> Vec<(&str, &str)> {
     let mut found = Vec::new();
     let mut rest = text;
@@ -32,7 +32,7 @@ pub fn fences(text: &str) -> Vec<(&str, &str)> {
     found
 }
 
-/// The cells of the table rows that start with a code or number in backticks, or with a bare number.
+/// Returns the cells of the table rows in the section with this heading, without the table's head.
 fn rows<'a>(text: &'a str, heading: &str) -> Vec<Vec<&'a str>> {
     let (_, section) = text.split_once(&format!("\n{heading}\n")).unwrap_or_else(|| panic!("no section {heading}"));
     let section = section.split("\n## ").next().unwrap();
@@ -41,7 +41,7 @@ fn rows<'a>(text: &'a str, heading: &str) -> Vec<Vec<&'a str>> {
 }
 
 #[test]
-fn the_table_of_codes_is_the_one_in_the_code() {
+fn the_error_codes_in_protocol_md_match_the_code() {
     let document = read("docs/protocol.md");
     let listed: Vec<(String, String, String)> = rows(&document, "## Error codes")
         .into_iter()
@@ -56,7 +56,7 @@ fn the_table_of_codes_is_the_one_in_the_code() {
 }
 
 #[test]
-fn the_table_of_close_codes_is_the_one_in_the_code() {
+fn the_close_codes_in_protocol_md_match_the_code() {
     let document = read("docs/protocol.md");
     let listed: Vec<(String, String)> =
         rows(&document, "## Close codes").into_iter().map(|cells| (cells[0].to_owned(), cells[1].to_owned())).collect();
@@ -66,7 +66,7 @@ fn the_table_of_close_codes_is_the_one_in_the_code() {
 }
 
 #[test]
-fn every_op_and_event_has_a_section_and_no_other_does() {
+fn protocol_md_has_a_section_for_every_op_and_event_and_no_other() {
     let document = read("docs/protocol.md");
     let sections = |heading: &str| -> BTreeSet<String> {
         let (_, part) = document.split_once(&format!("\n{heading}\n")).unwrap_or_else(|| panic!("no {heading}"));
@@ -80,7 +80,7 @@ fn every_op_and_event_has_a_section_and_no_other_does() {
 }
 
 #[test]
-fn examples_are_real() {
+fn examples_in_the_documents_can_be_decoded() {
     for path in ["docs/protocol.md", "README.md"] {
         let document = read(path);
         let mut last_json = Value::Null;
@@ -104,7 +104,7 @@ fn examples_are_real() {
 }
 
 #[test]
-fn the_test_vectors_are_those_of_the_tests() {
+fn protocol_md_has_the_test_vectors_of_the_tests() {
     let vectors = read("tests/vectors/libsignal.json");
     let document = read("docs/protocol.md");
     let mut checked = 0;
@@ -119,12 +119,12 @@ fn the_test_vectors_are_those_of_the_tests() {
 }
 
 #[test]
-fn the_architecture_names_every_table_and_module() {
+fn architecture_md_names_every_table_and_module() {
     let document = read("docs/architecture.md");
     for entry in fs::read_dir(root().join("migrations/sqlite")).unwrap() {
         let text = fs::read_to_string(entry.unwrap().path()).unwrap();
         for line in text.lines().filter_map(|line| line.strip_prefix("CREATE TABLE ")) {
-            // A table that is made anew gets its name in the end.
+            // A table that is rebuilt gets its final name at the end.
             let table = line.split_whitespace().next().unwrap().trim_start_matches("new_");
             assert!(document.contains(&format!("| `{table}` |")), "the table {table} is missing");
         }
@@ -136,25 +136,25 @@ fn the_architecture_names_every_table_and_module() {
     }
 }
 
-/// The background tasks whose end is an alarm.
+/// If one of these background tasks ends, the server stops.
 #[tokio::test(flavor = "multi_thread")]
-async fn the_background_tasks_are_those_that_a_server_starts() {
+async fn operations_md_lists_the_background_tasks_of_a_server() {
     let document = read("docs/operations.md");
     let (_, list) = document.split_once("A background task (").unwrap();
     let (list, _) = list.split_once(')').unwrap();
     let names = list.split(',').map(|name| name.trim().trim_matches('`').to_owned());
     let mut listed: BTreeSet<String> = names.collect();
-    // Redis need not be there.
+    // Redis does not have to run.
     let app = crate::support::TestApp::start(&[("BUS__URL", "redis://127.0.0.1:1")]);
     let mut started: BTreeSet<String> = app.tasks.names().into_iter().map(str::to_owned).collect();
-    // Both listeners are watched in another way.
+    // The two listeners are not started as tasks, but their end has the same effect.
     started.extend(["listener", "admin listener"].map(str::to_owned));
     listed.retain(|name| !name.is_empty());
     assert_eq!(listed, started);
 }
 
 #[test]
-fn links_lead_somewhere() {
+fn links_in_the_documents_are_not_broken() {
     let mut checked = 0;
     let documents = fs::read_dir(root().join("docs")).unwrap().map(|entry| entry.unwrap().path());
     for path in documents.chain([root().join("README.md")]).filter(|path| path.extension().is_some_and(|e| e == "md")) {
@@ -173,7 +173,7 @@ fn links_lead_somewhere() {
     assert!(checked > 5, "only {checked} links were found");
 }
 
-/// Whether a document has a heading to which this anchor leads, by the rule of the usual renderers.
+/// Returns whether a document has a heading with this anchor, by the rule of the usual renderers.
 fn has_heading(document: &Path, anchor: &str) -> bool {
     let text = fs::read_to_string(document).unwrap();
     text.lines().filter(|line| line.starts_with('#')).any(|line| {

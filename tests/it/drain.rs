@@ -1,4 +1,4 @@
-//! How a server stops: nobody who was promised a reply goes without, and it ends in time whatever its clients do.
+//! Draining: a server that stops answers the requests that it has begun, and ends in time whatever its clients do.
 
 use std::{
     path::Path,
@@ -13,7 +13,7 @@ use serde_json::{Value, json};
 use sqlx::{Connection, Executor, SqliteConnection};
 
 use crate::{
-    metrics::counts,
+    metrics::wait_for_sample,
     support::{
         Codec, KeySet, Server, ServerProcess, Socket, TestApp, eventually,
         http::{call, mails},
@@ -22,17 +22,17 @@ use crate::{
     },
 };
 
-/// Holds the one lock for writing of a server's SQLite file, so that whoever writes waits.
-pub async fn lock_writing(database: &Path) -> SqliteConnection {
+/// Takes the write lock of a server's SQLite file, so that every write waits until the connection is closed.
+pub async fn lock_writes(database: &Path) -> SqliteConnection {
     let url = format!("sqlite://{}", database.display());
     let mut connection = SqliteConnection::connect(&url).await.unwrap();
     connection.execute("BEGIN IMMEDIATE").await.unwrap();
     connection
 }
 
-/// A client that floods the server with requests and reads nothing, so that no Close frame can reach it.
-async fn deaf(server: &impl Server) -> RawSocket {
-    let person = sign_in(server, "deaf@example.org").await;
+/// Connects a client that floods the server with requests and reads nothing, so that no Close frame can reach it.
+async fn connect_non_reading_client(server: &impl Server) -> RawSocket {
+    let person = sign_in(server, "flooder@example.org").await;
     let (mut socket, _) = RawSocket::connect(server, &person.token, Codec::Json).await;
     let request = |id: u64| data(Codec::Json, &encode(Codec::Json, &json!({ "id": id, "op": "x" })));
     // More replies than the kernel's buffers and the outbox take together.
@@ -44,16 +44,17 @@ async fn deaf(server: &impl Server) -> RawSocket {
             return socket;
         }
         rest = &rest[sent..];
-        // A busy machine may just not have let the server run: it is stuck if it answers others and reads no more of this.
+        // On a busy machine the server may not have run yet. It has stopped reading from this client if it answers
+        // other requests and still reads no more here.
         for _ in 0..100 {
             call(server, Method::GET, "/healthz", None, None).await;
         }
     }
 }
 
-/// Asks until the server says that it is draining.
-pub async fn draining(server: &impl Server) {
-    eventually("it is not ready any more", || async {
+/// Waits until `/readyz` reports that the server is draining.
+pub async fn wait_until_draining(server: &impl Server) {
+    eventually("the server is draining", || async {
         let (status, body) = call(server, Method::GET, "/readyz", None, None).await;
         (status == StatusCode::SERVICE_UNAVAILABLE && body["reasons"] == json!(["draining"])).then_some(())
     })
@@ -61,7 +62,7 @@ pub async fn draining(server: &impl Server) {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn requests_that_were_begun_are_answered_before_the_close_and_mails_are_sent() {
+async fn a_draining_server_answers_requests_that_were_begun_and_sends_accepted_mails() {
     let mut server = ServerProcess::start(&[("SERVER__DRAIN_S", "30")]).await;
     let person = sign_in(&server, "busy@example.org").await;
     let idle = Socket::connect(&server, &sign_in(&server, "idle@example.org").await.token, Codec::Json).await;
@@ -69,14 +70,14 @@ async fn requests_that_were_begun_are_answered_before_the_close_and_mails_are_se
     let mut keys = KeySet::new(Suite::SignalX3dh, 1);
     busy.request("keys.publish", keys.complete([])).await;
 
-    let lock = lock_writing(&server.path("sealwire.db")).await;
+    let lock = lock_writes(&server.path("sealwire.db")).await;
     let mut replies = Vec::new();
     for id in 1001..=1010 {
         replies.push(busy.expect_reply(id));
         let params = json!({ "one_time_prekeys": [keys.prekey(id)] });
         busy.send(Codec::MsgPack.encode(&json!({ "id": id, "op": "keys.publish", "params": params }))).await;
     }
-    // Reads are not held up: once this is answered, those before it are under way.
+    // Reads do not wait for the lock: once this is answered, the server has begun the requests before it.
     busy.request("devices.list", json!({})).await;
     let address = server.address();
     let code = tokio::spawn(async move {
@@ -84,15 +85,15 @@ async fn requests_that_were_begun_are_answered_before_the_close_and_mails_are_se
         let body = json!({ "email": "mailed@example.org" }).to_string();
         reqwest::Client::new().post(url).body(body).send().await.unwrap().status()
     });
-    // The ten publishes and that one.
-    counts(server.admin(), "sealwire_work_under_way", 11.0..=11.0).await;
+    // The ten publishes and the request for a code.
+    wait_for_sample(server.admin(), "sealwire_work_under_way", 11.0..=11.0).await;
 
     server.send_sigterm();
-    draining(&server).await;
-    assert_eq!(idle.close_code().await, 4000, "who waits for nothing is closed at once");
+    wait_until_draining(&server).await;
+    assert_eq!(idle.close_code().await, 4000, "an idle socket is closed at once");
     busy.event("server.draining").await;
-    assert!(!busy.is_closed(), "its requests are under way");
-    // Neither a new request nor a new connection is taken up now, and other HTTP goes on.
+    assert!(!busy.is_closed(), "its requests are not answered yet");
+    // Now the server accepts no new requests and no new sockets, but it still answers other HTTP requests.
     let late = busy.expect_reply(2000);
     busy.send(Codec::MsgPack.encode(&json!({ "id": 2000, "op": "devices.list", "params": {} }))).await;
     let bearer = format!("Bearer {}", person.token);
@@ -107,22 +108,22 @@ async fn requests_that_were_begun_are_answered_before_the_close_and_mails_are_se
         assert_eq!(reply.await.unwrap()["result"]["one_time"]["accepted"].as_array().map(Vec::len), Some(1));
     }
     assert_eq!(busy.close_code().await, 4000);
-    assert!(late.await.is_err(), "what came after is unanswered, and the close says so");
+    assert!(late.await.is_err(), "a request after the start of the drain is not answered");
     assert_eq!(code.await.unwrap(), StatusCode::ACCEPTED);
     assert_eq!(server.stopped().await.code(), Some(0));
     let mailed = mails(server.mail()).iter().filter(|mail| mail.contains("mailed@example.org")).count();
-    assert_eq!(mailed, 1, "a mail that was promised is sent before the end");
+    assert_eq!(mailed, 1, "a mail for an accepted request is sent before the server ends");
     server.restart().await;
     let again = Socket::connect(&server, &person.token, Codec::Json).await;
-    assert_eq!(again.welcome["keys"]["one_time"], 10, "what was answered is there");
+    assert_eq!(again.welcome["keys"]["one_time"], 10, "what was answered is stored");
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_crowd_is_sent_away_in_batches_with_times_that_are_spread() {
-    const CROWD: usize = 600;
+async fn many_sockets_are_closed_in_batches_with_spread_reconnect_times() {
+    const SOCKETS: usize = 600;
     let mut server = ServerProcess::start(&[]).await;
-    let out = server.path("crowd.jsonl");
-    let count = CROWD.to_string();
+    let out = server.path("devices.jsonl");
+    let count = SOCKETS.to_string();
     server.command(&["seed", "--users", &count, "--devices", "1", "--prekeys", "1", "--out", out.to_str().unwrap()]);
     let text = std::fs::read_to_string(out).unwrap();
     let tokens: Vec<String> = text
@@ -140,15 +141,15 @@ async fn a_crowd_is_sent_away_in_batches_with_times_that_are_spread() {
         assert_eq!(socket.close_code().await, 4000);
     }
     assert_eq!(server.stopped().await.code(), Some(0));
-    // They are spread over five seconds: in each there is a fair share of the crowd. The bounds are more than six standard
-    // deviations away.
+    // The reconnect times are spread over five seconds, with a fair share in each. The bounds are more than six
+    // standard deviations away.
     for second in 0..5 {
         let share = waits.iter().filter(|wait| **wait / 1000 == second).count();
-        assert!(share > CROWD / 10 && share < CROWD / 3, "second {second}: {share} of {CROWD}");
+        assert!(share > SOCKETS / 10 && share < SOCKETS / 3, "second {second}: {share} of {SOCKETS}");
     }
     assert!(waits.iter().all(|wait| *wait <= 5000));
-    // Nobody of the second batch of 256 was told before the pause after the first, and so on. Going by the server's log,
-    // since nothing is known of when a client gets around to reading.
+    // No socket of the second batch of 256 was closed before the pause after the first batch, and so on. The times are
+    // those in the server's log, because clients may read much later.
     let log = std::fs::read_to_string(server.path("server.log")).unwrap();
     let times = |message: &str| {
         let entries = log.lines().map(|line| serde_json::from_str::<Value>(line).unwrap());
@@ -160,7 +161,7 @@ async fn a_crowd_is_sent_away_in_batches_with_times_that_are_spread() {
     };
     // The pauses of 50 ms are counted from before the first batch.
     let (began, closed) = (times("stopping")[0], times("socket closed"));
-    assert_eq!(closed.len(), CROWD);
+    assert_eq!(closed.len(), SOCKETS);
     for (batch, first) in closed.iter().step_by(256).enumerate().skip(1) {
         let since = (*first - began).num_milliseconds();
         assert!(since >= 50 * i64::try_from(batch).unwrap(), "batch {batch} came after {since} ms");
@@ -168,10 +169,10 @@ async fn a_crowd_is_sent_away_in_batches_with_times_that_are_spread() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_client_that_does_not_read_cannot_hold_the_end_up() {
+async fn a_client_that_does_not_read_cannot_delay_the_stop() {
     let mut server = ServerProcess::start(&[("SERVER__DRAIN_S", "6"), ("SERVER__OUTBOX_BYTES", "65536")]).await;
-    let _deaf = deaf(&server).await;
-    // A connection that never finishes its request is another way to stay.
+    let _non_reading_client = connect_non_reading_client(&server).await;
+    // A connection that never finishes its request could delay the stop, too.
     let dangling = tokio::net::TcpStream::connect(server.address()).await.unwrap();
     dangling.try_write(b"POST /v1/auth/otp HTTP/1.1\r\nHost: x\r\nContent-Length: 50\r\n\r\n{").unwrap();
     let person = sign_in(&server, "polite@example.org").await;
@@ -180,39 +181,40 @@ async fn a_client_that_does_not_read_cannot_hold_the_end_up() {
     server.send_sigterm();
     assert_eq!(polite.close_code().await, 4000);
     let (status, _) = call(&server, Method::GET, "/healthz", None, None).await;
-    assert_eq!(status, StatusCode::OK, "the listener is open for as long as sockets are");
-    assert_eq!(server.stopped().await.code(), Some(0), "told to end, it ends well");
-    // Far longer than six seconds, for a busy machine. The one that does not read may otherwise stay for a minute.
+    assert_eq!(status, StatusCode::OK, "the listener stays open as long as sockets are open");
+    assert_eq!(server.stopped().await.code(), Some(0), "a stop by a signal is a success");
+    // Much longer than six seconds, for a busy machine. Without the limit, the client that does not read could stay for
+    // a minute.
     assert!(began.elapsed() < Duration::from_secs(40), "it took {:?}", began.elapsed());
     let log = std::fs::read_to_string(server.path("server.log")).unwrap();
-    assert!(log.contains("some sockets did not close in time"), "the test no longer holds it up: {log}");
+    assert!(log.contains("some sockets did not close in time"), "the client did not delay the stop: {log}");
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_second_signal_ends_at_once() {
+async fn a_second_signal_stops_the_server_at_once() {
     let mut server = ServerProcess::start(&[("SERVER__DRAIN_S", "600"), ("SERVER__OUTBOX_BYTES", "65536")]).await;
-    let _deaf = deaf(&server).await;
+    let _non_reading_client = connect_non_reading_client(&server).await;
     let person = sign_in(&server, "polite@example.org").await;
     let polite = Socket::connect(&server, &person.token, Codec::Json).await;
-    counts(server.admin(), "sealwire_open_sockets", 2.0..=2.0).await;
+    wait_for_sample(server.admin(), "sealwire_open_sockets", 2.0..=2.0).await;
     server.send_sigterm();
-    draining(&server).await;
+    wait_until_draining(&server).await;
     assert_eq!(polite.close_code().await, 4000);
-    // All have been told, and the one that does not listen is waited for.
-    counts(server.admin(), "sealwire_open_sockets", 1.0..=1.0).await;
-    counts(server.admin(), "sealwire_connected_devices", 0.0..=0.0).await;
-    // At first it is taken for an echo of the first.
-    let stopped = eventually("it takes a signal for a second", || {
+    // All devices are disconnected, and the server waits for the socket of the client that does not read.
+    wait_for_sample(server.admin(), "sealwire_open_sockets", 1.0..=1.0).await;
+    wait_for_sample(server.admin(), "sealwire_connected_devices", 0.0..=0.0).await;
+    // Shortly after the first signal, another one is not counted as a second.
+    let stopped = eventually("a signal counts as the second one", || {
         server.send_sigterm();
         let stopped = server.try_stopped();
         async move { stopped }
     })
     .await;
-    assert_eq!(stopped.code(), Some(1), "what was cut off did not end well");
+    assert_eq!(stopped.code(), Some(1), "an interrupted drain is a failure");
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_server_that_loses_a_background_task_sends_its_clients_away_and_fails() {
+async fn a_server_that_loses_a_background_task_drains_and_fails() {
     let app = TestApp::start(&[]);
     let person = sign_in(&app, "alice@example.org").await;
     let socket = Socket::connect(&app, &person.token, Codec::Json).await;

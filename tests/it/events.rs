@@ -1,4 +1,4 @@
-//! Who is told what when: of pools that run low, of signed prekeys that expire, of devices that come and go.
+//! Events: `prekeys.low`, `signed_prekey.expiring` and `devices.changed`.
 
 use std::time::{Duration, Instant};
 
@@ -8,7 +8,7 @@ use uuid::Uuid;
 
 use crate::support::{Codec, KeySet, Person, Socket, TestApp, sign_in, sign_in_as};
 
-/// An owner of a pool, somebody who claims from it, and what the owner is told.
+/// An owner of pools, and a claimer.
 struct Pool {
     app: TestApp,
     owner: Person,
@@ -30,7 +30,7 @@ impl Pool {
         Self { app, owner, socket, keys: KeySet::new(suite, 3), claimer, next_id: 1 }
     }
 
-    /// Publishes so many keys, completing the set at the first time.
+    /// Publishes this many one-time prekeys of each kind; the first call publishes a complete set.
     async fn add(&mut self, count: u32, pq: u32) {
         let ids = self.next_id..self.next_id + count.max(pq);
         let mut params = if self.next_id == 1 { self.keys.complete([]) } else { json!({}) };
@@ -48,8 +48,9 @@ impl Pool {
         self.claimer.request("keys.claim", json!({ "user_id": self.owner.user, "claim_id": Uuid::new_v4() })).await;
     }
 
-    /// What the owner was told since it was last asked: kind and count, with threshold and version checked.
-    async fn told(&self) -> Vec<(String, u64)> {
+    /// Returns kind and count of the `prekeys.low` events since the last call. Threshold and version must be as in the
+    /// status.
+    async fn low_events(&self) -> Vec<(String, u64)> {
         let status = self.socket.request("keys.status", json!({})).await;
         let events = std::iter::from_fn(|| self.socket.take_event("prekeys.low"));
         events
@@ -62,15 +63,18 @@ impl Pool {
             .collect()
     }
 
-    /// Claims one key at a time and gives the counts at which the owner was told.
+    /// Claims one key at a time, and returns the counts at which the owner got an event.
     async fn levels(&self, claims: u32) -> Vec<u64> {
         let mut levels = Vec::new();
         for _ in 0..claims {
             self.claim().await;
-            let told = self.told().await;
+            let low_events = self.low_events().await;
             let status = self.socket.request("keys.status", json!({})).await;
-            assert!(told.len() <= 1 && told.iter().all(|(_, remaining)| status["one_time"] == *remaining), "{told:?}");
-            levels.extend(told.into_iter().map(|(_, remaining)| remaining));
+            assert!(
+                low_events.len() <= 1 && low_events.iter().all(|(_, remaining)| status["one_time"] == *remaining),
+                "{low_events:?}"
+            );
+            levels.extend(low_events.into_iter().map(|(_, remaining)| remaining));
         }
         levels
     }
@@ -89,14 +93,14 @@ fn pq(remaining: u64) -> (String, u64) {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_falling_pool_is_announced_once_a_level_and_again_after_it_rose() {
+async fn a_falling_pool_is_announced_once_per_level_and_again_after_a_rise() {
     let mut pool = Pool::new(Suite::SignalX3dh, None).await;
     pool.add(22, 0).await;
-    assert_eq!(pool.levels(24).await, [20, 10, 5, 0], "two claims found nothing, and were no news");
+    assert_eq!(pool.levels(24).await, [20, 10, 5, 0], "two claims found no key and announced nothing");
     pool.add(12, 0).await;
-    assert_eq!(pool.levels(4).await, [10], "20 was not risen above");
+    assert_eq!(pool.levels(4).await, [10], "the pool did not rise above 20");
     pool.add(2, 0).await;
-    assert_eq!(pool.levels(4).await, [0; 0], "10 was reached, not risen above");
+    assert_eq!(pool.levels(4).await, [0; 0], "the pool rose to 10, not above it");
     pool.add(1, 0).await;
     assert_eq!(pool.levels(7).await, [5, 0]);
     pool.add(21, 0).await;
@@ -110,36 +114,36 @@ async fn small_thresholds_have_fewer_levels() {
         pool.add(5, 0).await;
         assert_eq!(pool.levels(5).await, levels, "under {mark}");
         pool.reconnect().await;
-        assert_eq!(pool.told().await, [one_time(0)], "under {mark}");
+        assert_eq!(pool.low_events().await, [one_time(0)], "under {mark}");
     }
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn both_pools_are_told_of_and_again_after_each_welcome() {
+async fn low_pools_of_both_kinds_are_announced_at_once_and_after_each_welcome() {
     let mut pool = Pool::new(Suite::SignalPqxdh, Some("3")).await;
     pool.reconnect().await;
-    assert_eq!(pool.told().await, [], "it is not addressable yet");
+    assert_eq!(pool.low_events().await, [], "the device has published no keys yet");
     pool.add(4, 5).await;
     pool.reconnect().await;
-    assert_eq!(pool.told().await, [], "neither is low");
+    assert_eq!(pool.low_events().await, [], "neither pool is low");
     pool.claim().await;
-    assert_eq!(pool.told().await, [one_time(3)]);
+    assert_eq!(pool.low_events().await, [one_time(3)]);
     pool.claim().await;
-    assert_eq!(pool.told().await, [pq(3)]);
+    assert_eq!(pool.low_events().await, [pq(3)]);
     pool.reconnect().await;
-    assert_eq!(pool.told().await, [one_time(2), pq(3)]);
+    assert_eq!(pool.low_events().await, [one_time(2), pq(3)]);
     pool.claim().await;
-    assert_eq!(pool.told().await, [one_time(1)], "the one after the welcome was no announcement");
+    assert_eq!(pool.low_events().await, [one_time(1)], "the event after the welcome does not replace that of a level");
     pool.claim().await;
-    let mut told = pool.told().await;
-    told.sort();
-    assert_eq!(told, [one_time(0), pq(1)]);
+    let mut low_events = pool.low_events().await;
+    low_events.sort();
+    assert_eq!(low_events, [one_time(0), pq(1)]);
     pool.add(0, 9).await;
     pool.reconnect().await;
-    assert_eq!(pool.told().await, [one_time(0)], "a publish speaks for its own pool");
+    assert_eq!(pool.low_events().await, [one_time(0)], "a publish affects only its own pool");
 }
 
-/// Publishes a signed prekey that expires then.
+/// Publishes a signed prekey with this expiry.
 async fn rotate(socket: &Socket, keys: &mut KeySet, key_id: u32, expires_at: Timestamp) {
     let mut key = keys.signed_prekey(key_id);
     key["expires_at"] = json!(expires_at);
@@ -147,7 +151,7 @@ async fn rotate(socket: &Socket, keys: &mut KeySet, key_id: u32, expires_at: Tim
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn the_owner_of_an_expiring_signed_prekey_is_told_until_it_rotates() {
+async fn an_expiring_signed_prekey_is_announced_on_each_connection_until_it_is_replaced() {
     const DAY: Duration = Duration::from_hours(24);
     let app = TestApp::start(&[]);
     let token = sign_in(&app, "owner@example.org").await.token;
@@ -164,7 +168,7 @@ async fn the_owner_of_an_expiring_signed_prekey_is_told_until_it_rotates() {
         assert_eq!(socket.event("signed_prekey.expiring").await, expected);
         let more = keys.prekey(2);
         socket.request("keys.publish", json!({ "one_time_prekeys": [more] })).await;
-        assert_eq!(socket.take_event("signed_prekey.expiring"), None, "told once a connection");
+        assert_eq!(socket.take_event("signed_prekey.expiring"), None, "sent once per connection");
     }
     rotate(&socket, &mut keys, 8, later).await;
     socket.barrier().await;
@@ -173,15 +177,15 @@ async fn the_owner_of_an_expiring_signed_prekey_is_told_until_it_rotates() {
     socket = Socket::connect(&app, &token, Codec::Json).await;
     socket.barrier().await;
     assert_eq!(socket.take_event("signed_prekey.expiring"), None);
-    // When the moment comes, which is in two seconds.
+    // The event is sent when the prekey has three days left, which for this one is in two seconds.
     let moment = Timestamp::parse(socket.welcome["server_time"].as_str().unwrap()).unwrap() + Duration::from_secs(2);
     rotate(&socket, &mut keys, 9, moment + DAY * 3).await;
     assert_eq!(socket.event("signed_prekey.expiring").await["key_id"], 9);
-    assert!(started.elapsed() >= Duration::from_secs(2), "before its moment");
+    assert!(started.elapsed() >= Duration::from_secs(2), "not before three days are left");
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn pipelined_rotations_are_told_of_in_their_order() {
+async fn pipelined_signed_prekeys_are_announced_in_order() {
     let app = TestApp::start(&[]);
     let token = sign_in(&app, "owner@example.org").await.token;
     let socket = Socket::connect(&app, &token, Codec::Json).await;
@@ -192,7 +196,7 @@ async fn pipelined_rotations_are_told_of_in_their_order() {
     for key_id in 2..40_u32 {
         let mut key = keys.signed_prekey(key_id);
         key["expires_at"] = json!(soon);
-        // Some are refused, which takes no time at all.
+        // Some are refused at once, which must not change the order.
         let key = if key_id % 5 == 0 { json!({ "key_id": key_id }) } else { key };
         let id = 1000 + key_id;
         replies.push(socket.expect_reply(id));
@@ -220,7 +224,7 @@ async fn an_expired_signed_prekey_is_not_served_until_it_is_replaced() {
     let mut keys = KeySet::new(Suite::SignalX3dh, 1);
     socket.request("keys.publish", keys.complete(1..=3)).await;
     rotate(&socket, &mut keys, 2, now + hour).await;
-    let ask = async |op: &str, named: bool| {
+    let request = async |op: &str, named: bool| {
         let mut params = json!({ "user_id": owner.user, "claim_id": Uuid::new_v4() });
         if named {
             params["device_ids"] = json!([owner.device]);
@@ -228,32 +232,32 @@ async fn an_expired_signed_prekey_is_not_served_until_it_is_replaced() {
         claimer.request(op, params).await
     };
     app.advance(hour.saturating_sub(Duration::from_micros(1)));
-    assert_eq!(ask("keys.claim", false).await["bundles"][0]["signed_prekey"]["key_id"], 2);
+    assert_eq!(request("keys.claim", false).await["bundles"][0]["signed_prekey"]["key_id"], 2);
     app.advance(Duration::from_micros(1));
     let expired = json!({
         "bundles": [], "unavailable": [{ "device_id": owner.device, "reason": "signed_prekey_expired" }],
     });
     for op in ["keys.fetch", "keys.claim"] {
-        assert_eq!(ask(op, false).await, expired, "{op}");
-        assert_eq!(ask(op, true).await, expired, "{op}");
+        assert_eq!(request(op, false).await, expired, "{op}");
+        assert_eq!(request(op, true).await, expired, "{op}");
     }
     let status = socket.request("keys.status", json!({})).await;
     assert_eq!((&status["one_time"], &status["signed_prekey"]["key_id"]), (&json!(2), &json!(2)));
     rotate(&socket, &mut keys, 3, now + hour * 2).await;
-    let bundle = ask("keys.claim", true).await["bundles"][0].clone();
+    let bundle = request("keys.claim", true).await["bundles"][0].clone();
     assert_eq!((&bundle["signed_prekey"]["key_id"], &bundle["one_time_prekey"]["key_id"]), (&json!(3), &json!(2)));
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn devices_hear_of_the_others_that_come_and_go() {
+async fn devices_get_an_event_about_added_and_removed_devices_of_their_user() {
     let app = TestApp::start(&[]);
     let connect = async |person: &Person| Socket::connect(&app, &person.token, Codec::Json).await;
-    let heard = async |socket: &Socket| {
+    let changes = async |socket: &Socket| {
         socket.barrier().await;
         std::iter::from_fn(|| socket.take_event("devices.changed")).collect::<Vec<_>>()
     };
     let changed = |added: &[&Person], removed: &[&Person]| {
-        let ids = |people: &[&Person]| people.iter().map(|person| person.device.clone()).collect::<Vec<_>>();
+        let ids = |devices: &[&Person]| devices.iter().map(|person| person.device.clone()).collect::<Vec<_>>();
         json!({ "added": ids(added), "removed": ids(removed) })
     };
     let first = sign_in(&app, "me@example.org").await;
@@ -261,12 +265,12 @@ async fn devices_hear_of_the_others_that_come_and_go() {
     let second = sign_in(&app, "me@example.org").await;
     let second_socket = connect(&second).await;
     assert_eq!(first_socket.event("devices.changed").await, changed(&[&second], &[]));
-    assert_eq!(heard(&second_socket).await, [] as [Value; 0]);
-    // Another session of a device, another user, a new name: no news.
+    assert_eq!(changes(&second_socket).await, [] as [Value; 0]);
+    // Another session of a device, another user or a new name is not announced.
     sign_in_as(&app, "me@example.org", json!({ "device": { "id": second.device } })).await;
     sign_in(&app, "you@example.org").await;
     first_socket.request("devices.rename", json!({ "device_id": second.device, "name": "x" })).await;
-    assert_eq!(heard(&first_socket).await, [] as [Value; 0]);
+    assert_eq!(changes(&first_socket).await, [] as [Value; 0]);
     let third = sign_in_as(&app, "me@example.org", json!({ "replace_device_id": second.device })).await;
     assert_eq!(first_socket.event("devices.changed").await, changed(&[&third], &[&second]));
     assert_eq!(second_socket.event("session.revoked").await, json!({ "reason": "device_revoked" }));
@@ -277,5 +281,5 @@ async fn devices_hear_of_the_others_that_come_and_go() {
     assert_eq!(third_socket.event("session.revoked").await, json!({ "reason": "device_revoked" }));
     assert_eq!(third_socket.close_code().await, 4502);
     assert_eq!(third_socket.take_event("devices.changed"), None);
-    assert_eq!(heard(&first_socket).await, [] as [Value; 0]);
+    assert_eq!(changes(&first_socket).await, [] as [Value; 0]);
 }

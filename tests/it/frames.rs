@@ -1,4 +1,5 @@
-//! Frames that are not the protocol close with the right code, those that are go through: form, size, framing.
+//! Frames: malformed, oversized and incorrectly framed ones close the connection with the right code; valid ones are
+//! served.
 
 use serde_json::{Value, json};
 
@@ -14,7 +15,7 @@ const TOO_LARGE: u16 = 4505;
 
 const LIMIT: usize = 512 * 1024;
 
-/// Sends each of these byte strings on a connection of its own, which must close with the code.
+/// Sends each byte string on a new connection, which must close with this code.
 async fn assert_closes(app: &TestApp, token: &str, codec: Codec, code: u16, cases: &[(&str, Vec<u8>)]) {
     for (what, bytes) in cases {
         let (mut socket, _) = RawSocket::connect(app, token, codec).await;
@@ -24,7 +25,7 @@ async fn assert_closes(app: &TestApp, token: &str, codec: Codec, code: u16, case
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_frame_that_is_no_request_closes_with_4504() {
+async fn a_frame_that_is_not_a_request_closes_the_socket_with_4504() {
     let app = TestApp::start(&[]);
     let token = sign_in(&app, "frames@example.org").await.token;
     let ids =
@@ -34,15 +35,15 @@ async fn a_frame_that_is_no_request_closes_with_4504() {
         let good = encode(codec, &json!({ "id": 1, "op": "keys.status", "params": {} }));
         let other = if codec == Codec::Json { BINARY } else { TEXT };
         let mut cases = vec![
-            ("nothing", data(codec, b"")),
-            ("the other kind", frame(other, &good)),
-            ("no map", whole(&json!([1, "keys.status", {}]))),
+            ("an empty message", data(codec, b"")),
+            ("the other frame type", frame(other, &good)),
+            ("not a map", whole(&json!([1, "keys.status", {}]))),
             ("a number", whole(&json!(7))),
             ("no id", whole(&json!({ "op": "keys.status", "params": {} }))),
-            ("a value behind it", data(codec, &[&good[..], &good[..]].concat())),
-            ("a byte behind it", data(codec, &[&good[..], b"1"].concat())),
-            ("half of it", data(codec, &good[..good.len() / 2])),
-            ("nothing but nesting", data(codec, &vec![if codec == Codec::Json { b'[' } else { 0x91 }; 100_000])),
+            ("a second request after the first", data(codec, &[&good[..], &good[..]].concat())),
+            ("a byte after the request", data(codec, &[&good[..], b"1"].concat())),
+            ("half of a request", data(codec, &good[..good.len() / 2])),
+            ("only nesting", data(codec, &vec![if codec == Codec::Json { b'[' } else { 0x91 }; 100_000])),
         ];
         cases.extend(ids.iter().map(|id| ("a wrong id", whole(&json!({ "id": id, "op": "keys.status" })))));
         assert_closes(&app, &token, codec, PROTOCOL_ERROR, &cases).await;
@@ -59,7 +60,7 @@ async fn a_frame_that_is_no_request_closes_with_4504() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_breach_of_rfc_6455_closes_with_4504() {
+async fn a_violation_of_rfc_6455_closes_the_socket_with_4504() {
     let app = TestApp::start(&[]);
     let token = sign_in(&app, "frames@example.org").await.token;
     let unfinished = || frame(0x01, b"{\"id\":1,");
@@ -95,7 +96,7 @@ async fn a_breach_of_rfc_6455_closes_with_4504() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_frame_over_the_limit_closes_with_4505_as_soon_as_it_says_so() {
+async fn a_frame_over_the_size_limit_closes_the_socket_with_4505_before_its_payload() {
     let app = TestApp::start(&[]);
     let token = sign_in(&app, "frames@example.org").await.token;
     let half = vec![b' '; LIMIT / 2];
@@ -107,12 +108,12 @@ async fn a_frame_over_the_limit_closes_with_4505_as_soon_as_it_says_so() {
         ("with a ping between", [frame(0x01, &half), frame(PING, b""), header(0x80, LIMIT as u64)].concat()),
         ("in an unfinished part", [frame(0x01, b" "), header(0x00, LIMIT as u64)].concat()),
     ];
-    // Their payloads never come: a close that waited for one would be for silence, with another code.
+    // The payloads never come: if the server waited for one, it would close for silence, with another code.
     assert_closes(&app, &token, Codec::Json, TOO_LARGE, &cases).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_frame_of_exactly_the_limit_is_served_whole_and_in_parts() {
+async fn a_message_of_exactly_the_size_limit_is_served_whole_and_fragmented() {
     let app = TestApp::start(&[]);
     let token = sign_in(&app, "frames@example.org").await.token;
     for codec in Codec::ALL {
@@ -133,7 +134,7 @@ async fn a_frame_of_exactly_the_limit_is_served_whole_and_in_parts() {
         parts.extend(frame(0x80, b""));
         socket.send(&parts).await;
         assert!(socket.reply(2).await["result"].is_object());
-        // Byte by byte, so that every header and character is cut.
+        // Byte by byte, so that every header and character is split.
         let wrong = encode(codec, &json!({ "id": 3, "op": "devices.rename", "params": { "name": "é".repeat(65) } }));
         let mut bytes = frame(opcode, &wrong[..7]);
         bytes.extend(wrong[7..].chunks(1).flat_map(|byte| frame(0x00, byte)));
@@ -146,7 +147,7 @@ async fn a_frame_of_exactly_the_limit_is_served_whole_and_in_parts() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn deep_nesting_is_survived() {
+async fn deeply_nested_values_do_not_crash_the_server() {
     let app = TestApp::start(&[]);
     let token = sign_in(&app, "frames@example.org").await.token;
     let depth = 100_000;
@@ -192,7 +193,7 @@ async fn pings_are_answered_with_their_payload_and_a_close_is_echoed() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_flood_of_pings_is_no_trouble() {
+async fn a_flood_of_pings_does_not_block_requests() {
     const PINGS: u32 = 50_000;
     let app = TestApp::start(&[]);
     let token = sign_in(&app, "frames@example.org").await.token;

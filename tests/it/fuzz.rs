@@ -1,4 +1,4 @@
-//! Bytes that nobody meant: whatever comes in, the decoders give an error and the server stays up.
+//! Random input: whatever comes in, the decoders do not panic and the server stays up.
 
 use std::sync::{
     Once,
@@ -121,14 +121,14 @@ proptest! {
     #![proptest_config(ProptestConfig::with_cases(400))]
 
     #[test]
-    fn the_decoders_take_any_bytes(bytes in proptest::collection::vec(any::<u8>(), 0..400)) {
+    fn the_decoders_do_not_panic_on_random_bytes(bytes in proptest::collection::vec(any::<u8>(), 0..400)) {
         for format in Format::ALL {
             read(format, &bytes);
         }
     }
 
     #[test]
-    fn the_decoders_take_any_request_and_what_is_left_of_it(
+    fn the_decoders_do_not_panic_on_random_and_damaged_requests(
         params in value(),
         op in proptest::sample::select(&WORDS[..]),
         damage in proptest::collection::vec((any::<prop::sample::Index>(), any::<u8>()), 0..4),
@@ -148,7 +148,7 @@ proptest! {
     }
 }
 
-/// Panics of the server's own code in this process. Those of tests, which fail by them, do not count.
+/// Counts the panics of the server's own code in this process, not those of tests, which fail because of them.
 fn panics() -> usize {
     static PANICS: AtomicUsize = AtomicUsize::new(0);
     static HOOK: Once = Once::new();
@@ -165,7 +165,7 @@ fn panics() -> usize {
     PANICS.load(Ordering::SeqCst)
 }
 
-/// A frame that is random, or a request with random damage.
+/// Returns random bytes, or a request with random damage.
 fn hostile_payload(rng: &mut StdRng, codec: Codec) -> Vec<u8> {
     let length = rng.random_range(0..200);
     let mut random = vec![0; length];
@@ -195,20 +195,20 @@ fn hostile_payload(rng: &mut StdRng, codec: Codec) -> Vec<u8> {
 }
 
 async fn fuzz(app: &TestApp, person: &Person, codec: Codec, frames: u32) {
-    const FENCES: u32 = 1_000_000;
+    const PROBE_IDS: u32 = 1_000_000;
     let mut rng = StdRng::seed_from_u64(codec as u64 + 7);
     let (mut socket, _) = RawSocket::connect(app, &person.token, codec).await;
     for n in 0..frames {
         let payload = hostile_payload(&mut rng, codec);
         let mut bytes = data(codec, &payload);
         if rng.random_bool(0.1) {
-            // The WebSocket layer gets its share.
+            // Some frames are hostile to the WebSocket layer, too.
             bytes = frame(rng.random(), &payload[..payload.len().min(100)]);
         }
         socket.send(&bytes).await;
-        // Either the socket goes on, which a request after it shows, or it closes as the protocol says.
-        socket.send_value(&json!({ "id": FENCES + n, "op": "keys.status" })).await;
-        let went_on = loop {
+        // Either the socket stays open, as the next request shows, or it closes with the right code.
+        socket.send_value(&json!({ "id": PROBE_IDS + n, "op": "keys.status" })).await;
+        let is_open = loop {
             match socket.frame().await {
                 Some((0x88, payload)) => {
                     let code = payload.first_chunk().map_or(1005, |code| u16::from_be_bytes(*code));
@@ -221,7 +221,7 @@ async fn fuzz(app: &TestApp, person: &Person, codec: Codec, frames: u32) {
                         Codec::Json => serde_json::from_slice(&reply).unwrap(),
                         Codec::MsgPack => rmp_serde::from_slice(&reply).unwrap(),
                     };
-                    if reply["id"] == FENCES + n {
+                    if reply["id"] == PROBE_IDS + n {
                         break true;
                     }
                     assert_ne!(reply["error"]["code"], "internal", "{:?}", String::from_utf8_lossy(&bytes));
@@ -230,19 +230,19 @@ async fn fuzz(app: &TestApp, person: &Person, codec: Codec, frames: u32) {
                 None => panic!("no Close frame over {bytes:x?}"),
             }
         };
-        if !went_on {
+        if !is_open {
             socket = RawSocket::connect(app, &person.token, codec).await.0;
         }
     }
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_server_that_is_sent_anything_stays_up() {
+async fn a_server_that_receives_random_input_stays_up() {
     let before = panics();
     let app = TestApp::start(&[("LIMITS__FIND_PER_USER_HOUR", "0")]);
     let (one, two) = (sign_in(&app, "one@example.org").await, sign_in(&app, "two@example.org").await);
     tokio::join!(fuzz(&app, &one, Codec::Json, 400), fuzz(&app, &two, Codec::MsgPack, 400));
-    // Bytes without any frame around them, cut off anywhere.
+    // Bytes without any framing.
     let mut rng = StdRng::seed_from_u64(99);
     for _ in 0..50 {
         let (mut socket, _) = RawSocket::connect(&app, &one.token, Codec::Json).await;

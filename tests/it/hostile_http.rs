@@ -1,4 +1,4 @@
-//! Promise 10 at the HTTP edge: every endpoint, every field of its body.
+//! Invalid input over HTTP: every endpoint and every field of its body gets the documented error.
 
 use reqwest::{Client, Method};
 use serde_json::{Value, json};
@@ -6,9 +6,8 @@ use uuid::Uuid;
 
 use crate::{
     hostile::{
-        PLACE,
-        Takes::{Map, Number, Text},
-        World, field, hostile_versions, optional, without_place,
+        FieldType::{Map, Number, Text},
+        PLACEHOLDER, World, field, hostile_versions, optional, without_placeholder,
     },
     support::{
         Codec, Server, TestApp,
@@ -19,7 +18,7 @@ use crate::{
 };
 
 #[tokio::test(flavor = "multi_thread")]
-async fn every_field_of_every_body_refuses_what_it_does_not_take() {
+async fn every_field_of_every_http_body_refuses_invalid_values() {
     let app = TestApp::start(&[("LIMITS__VERIFY_PER_NETWORK_MINUTE", "0")]);
     let verify = |more: Value| {
         let mut body = json!({ "challenge_id": Uuid::nil(), "email": "me@example.org", "code": "12345678" });
@@ -27,15 +26,15 @@ async fn every_field_of_every_body_refuses_what_it_does_not_take() {
         body
     };
     let fields = [
-        field("otp", json!({ "email": PLACE }), Text),
-        field("verify", verify(json!({ "challenge_id": PLACE })), Text),
-        field("verify", verify(json!({ "email": PLACE })), Text),
-        field("verify", verify(json!({ "code": PLACE })), Text),
-        optional("verify", verify(json!({ "device": PLACE })), Map),
-        optional("verify", verify(json!({ "device": { "id": PLACE } })), Text),
-        optional("verify", verify(json!({ "device": { "name": PLACE } })), Text),
-        optional("verify", verify(json!({ "device": { "registration_id": PLACE } })), Number),
-        optional("verify", verify(json!({ "replace_device_id": PLACE })), Text),
+        field("otp", json!({ "email": PLACEHOLDER }), Text),
+        field("verify", verify(json!({ "challenge_id": PLACEHOLDER })), Text),
+        field("verify", verify(json!({ "email": PLACEHOLDER })), Text),
+        field("verify", verify(json!({ "code": PLACEHOLDER })), Text),
+        optional("verify", verify(json!({ "device": PLACEHOLDER })), Map),
+        optional("verify", verify(json!({ "device": { "id": PLACEHOLDER } })), Text),
+        optional("verify", verify(json!({ "device": { "name": PLACEHOLDER } })), Text),
+        optional("verify", verify(json!({ "device": { "registration_id": PLACEHOLDER } })), Number),
+        optional("verify", verify(json!({ "replace_device_id": PLACEHOLDER })), Text),
     ];
     let send = |path: String, body: Vec<u8>| {
         let url = format!("http://{}{path}", app.address());
@@ -55,7 +54,7 @@ async fn every_field_of_every_body_refuses_what_it_does_not_take() {
             assert_bad(path.clone(), body).await;
         }
         if !field.optional {
-            assert_bad(path, without_place(&field.request).to_string().into_bytes()).await;
+            assert_bad(path, without_placeholder(&field.request).to_string().into_bytes()).await;
         }
     }
     let id = Uuid::nil();
@@ -85,7 +84,7 @@ async fn every_field_of_every_body_refuses_what_it_does_not_take() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn what_is_not_there_is_not_found_and_who_is_nobody_is_unauthorized() {
+async fn unknown_paths_are_not_found_and_invalid_tokens_are_unauthorized() {
     let app = TestApp::start(&[]);
     let token = sign_in(&app, "me@example.org").await.token;
     let nowhere = [
@@ -121,9 +120,9 @@ async fn what_is_not_there_is_not_found_and_who_is_nobody_is_unauthorized() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_sign_in_over_foreign_devices_changes_nothing_and_leaves_the_code_usable() {
+async fn a_sign_in_with_a_foreign_device_changes_nothing_and_the_code_stays_usable() {
     let world = World::new(Codec::Json).await;
-    let World { app, me, revoked, stranger, .. } = &world;
+    let World { app, me, revoked, other, .. } = &world;
     let before = world.state().await;
     let (challenge_id, code) = challenge(app, &me.email).await;
     let request = |more: Value| {
@@ -135,14 +134,14 @@ async fn a_sign_in_over_foreign_devices_changes_nothing_and_leaves_the_code_usab
         let (status, answer) = post(app, "/v1/auth/verify", body.clone()).await;
         assert_eq!(assert_problem(&answer["error"], code, &body.to_string()), status.as_u16());
     };
-    // More often than five times: none of these counts.
+    // More than five requests: none of them counts as an attempt.
     for _ in 0..3 {
-        for device in [&stranger.device, &revoked.device, &Uuid::nil().to_string()] {
+        for device in [&other.device, &revoked.device, &Uuid::nil().to_string()] {
             refuse(request(json!({ "device": { "id": device } })), "unknown_device").await;
             refuse(request(json!({ "replace_device_id": device })), "unknown_device").await;
         }
         refuse(request(json!({ "challenge_id": Uuid::nil() })), "invalid_code").await;
-        refuse(request(json!({ "email": stranger.email })), "invalid_code").await;
+        refuse(request(json!({ "email": other.email })), "invalid_code").await;
         refuse(request(json!({ "code": "1234" })), "bad_request").await;
     }
     assert_eq!(world.state().await, before);

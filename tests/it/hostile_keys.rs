@@ -1,4 +1,4 @@
-//! Publishing under attack: keys and signatures that are none, and the rules of the pools.
+//! `keys.publish`: invalid keys and signatures, values out of bounds, and the rules of the pools.
 
 use std::time::Duration;
 
@@ -34,12 +34,12 @@ fn low_order_points() -> Vec<[u8; 32]> {
     [small(0), small(1), near_p(0xec), near_p(0xed), near_p(0xee)].into_iter().chain(order_eight).collect()
 }
 
-/// A key in the suite's form.
+/// Returns the key in the suite's encoding.
 fn serialized(suite: Suite, point: &[u8]) -> Vec<u8> {
     if suite == Suite::Ed25519X3dh { point.to_vec() } else { [&[5], point].concat() }
 }
 
-/// Serialized X25519 keys that are none.
+/// Returns invalid X25519 keys in the suite's encoding, each with what is wrong with it.
 fn bad_curve_keys(suite: Suite) -> Vec<(String, Vec<u8>)> {
     let good = serialized(suite, &[9; 32]);
     let mut keys = vec![
@@ -64,7 +64,7 @@ fn bad_curve_keys(suite: Suite) -> Vec<(String, Vec<u8>)> {
     keys
 }
 
-/// S + L for S: the same equation holds, which a strict verifier must not take.
+/// Replaces S by S + L. The verification equation still holds, but a verifier must refuse it (RFC 8032, 5.1.7).
 fn with_s_plus_l(mut signature: Vec<u8>) -> Vec<u8> {
     let sign = signature[63] & 0x80;
     signature[63] &= 0x7f;
@@ -77,7 +77,7 @@ fn with_s_plus_l(mut signature: Vec<u8>) -> Vec<u8> {
     signature
 }
 
-/// Signatures over the key that do not count, each with what is wrong.
+/// Returns invalid signatures of the key, each with what is wrong with it.
 fn bad_signatures(keys: &mut KeySet, key: &[u8]) -> Vec<(&'static str, Vec<u8>)> {
     let good = keys.sign(key);
     let flipped = |at: usize| {
@@ -105,7 +105,7 @@ fn bad_signatures(keys: &mut KeySet, key: &[u8]) -> Vec<(&'static str, Vec<u8>)>
     ]
 }
 
-/// A device that publishes, and what the server holds of it.
+/// A device that publishes keys.
 struct Publisher {
     app: TestApp,
     user: String,
@@ -128,7 +128,7 @@ impl Publisher {
         self.socket.request("keys.status", json!({})).await
     }
 
-    /// Publishes what must be refused, and changes nothing.
+    /// Publishes keys that must be refused and must change nothing. Returns the details of the error.
     async fn refused(&self, params: Value, code: &str, what: &str) -> Value {
         let before = self.status().await;
         let error = self.socket.refused("keys.publish", params).await;
@@ -137,11 +137,11 @@ impl Publisher {
         error["details"].clone()
     }
 
-    /// The same over one key, which the details must name.
-    async fn blames(&self, field: &str, key: Value, code: &str, what: &str) {
+    /// Publishes a bad key beside a good one: both must be refused, and the details must name the bad one.
+    async fn assert_key_is_refused(&self, field: &str, key: Value, code: &str, what: &str) {
         let what = format!("{field} {what}");
         let mut params = json!({ field: if field.ends_with("time") || field.ends_with("keys") { json!([key]) } else { key.clone() } });
-        // A good key beside it must not be stored.
+        // The good key, which must not be stored either.
         let mut more = KeySet::new(self.keys.suite, 77);
         let pool = params.as_object_mut().unwrap().entry("one_time_prekeys").or_insert_with(|| json!([]));
         pool.as_array_mut().unwrap().insert(0, more.prekey(4000));
@@ -151,13 +151,14 @@ impl Publisher {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn keys_and_signatures_that_are_none_are_refused_by_name() {
+async fn invalid_keys_and_signatures_are_refused_and_named_in_the_error() {
     for suite in Suite::ALL {
         let codec = if suite == Suite::SignalX3dh { Codec::MsgPack } else { Codec::Json };
         let mut owner = Publisher::new(TestApp::start(&[]), suite, codec).await;
         let mut bad_identities = bad_curve_keys(suite);
         if suite == Suite::Ed25519X3dh {
-            // On this curve only y-coordinates count: no point, a non-canonical one, and those of small order.
+            // Identity keys of this suite are y-coordinates: add one that is off the curve, one that is not canonical,
+            // and those of small order.
             bad_identities.retain(|(_, key)| key.len() != 32);
             let mut y = [0; 32];
             for (first, last) in [(0, 0), (1, 0), (2, 0), (1, 0x80), (0, 0x80)] {
@@ -175,28 +176,32 @@ async fn keys_and_signatures_that_are_none_are_refused_by_name() {
         owner.publish(complete).await;
         for (what, key) in bad_curve_keys(suite) {
             let plain = json!({ "key_id": 5000, "public_key": base64(&key) });
-            owner.blames("one_time_prekeys", plain, "invalid_key", &what).await;
+            owner.assert_key_is_refused("one_time_prekeys", plain, "invalid_key", &what).await;
             let signed = owner.keys.signed(5001, &key);
-            owner.blames("signed_prekey", signed, "invalid_key", &what).await;
+            owner.assert_key_is_refused("signed_prekey", signed, "invalid_key", &what).await;
         }
         let key = owner.keys.public_key();
         for (what, signature) in bad_signatures(&mut owner.keys, &key) {
             let signed = json!({ "key_id": 5002, "public_key": base64(&key), "signature": base64(&signature) });
-            owner.blames("signed_prekey", signed, "invalid_signature", what).await;
+            owner.assert_key_is_refused("signed_prekey", signed, "invalid_signature", what).await;
         }
         if suite.has_pq() {
-            refuses_bad_pq_keys(&mut owner).await;
+            assert_bad_pq_keys_are_refused(&mut owner).await;
         } else {
             let pq = KeySet::new(Suite::SignalPqxdh, 6).pq_prekey(1);
-            owner.refused(json!({ "pq_last_resort": pq }), "bad_request", "a last resort without PQ").await;
-            owner.refused(json!({ "pq_one_time": [pq] }), "bad_request", "a pool without PQ").await;
+            owner
+                .refused(json!({ "pq_last_resort": pq }), "bad_request", "a last-resort key in a suite without PQ")
+                .await;
+            owner
+                .refused(json!({ "pq_one_time": [pq] }), "bad_request", "one-time PQ keys in a suite without PQ")
+                .await;
             let empty = owner.publish(json!({ "pq_one_time": [], "pq_last_resort": null })).await;
             assert_eq!(empty["status"], owner.status().await);
         }
     }
 }
 
-async fn refuses_bad_pq_keys(owner: &mut Publisher) {
+async fn assert_bad_pq_keys_are_refused(owner: &mut Publisher) {
     use base64::{Engine, engine::general_purpose::STANDARD};
     let good = STANDARD.decode(owner.keys.pq_prekey(1)["public_key"].as_str().unwrap()).unwrap();
     let over_modulus = {
@@ -219,11 +224,11 @@ async fn refuses_bad_pq_keys(owner: &mut Publisher) {
     for field in ["pq_last_resort", "pq_one_time"] {
         for (what, key) in &bad {
             let signed = owner.keys.signed(5003, key);
-            owner.blames(field, signed, "invalid_key", what).await;
+            owner.assert_key_is_refused(field, signed, "invalid_key", what).await;
         }
         for (what, signature) in bad_signatures(&mut owner.keys, &good) {
             let signed = json!({ "key_id": 5004, "public_key": base64(&good), "signature": base64(&signature) });
-            owner.blames(field, signed, "invalid_signature", what).await;
+            owner.assert_key_is_refused(field, signed, "invalid_signature", what).await;
         }
     }
     let kyber = owner.keys.signed(2, &[&[8], &good[1..]].concat());
@@ -231,7 +236,7 @@ async fn refuses_bad_pq_keys(owner: &mut Publisher) {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn the_first_publish_is_complete_and_sets_suite_and_identity_for_good() {
+async fn the_first_publish_must_be_complete_and_fixes_suite_and_identity_key() {
     let mut owner = Publisher::new(TestApp::start(&[]), Suite::SignalPqxdh, Codec::Json).await;
     let complete = owner.keys.complete(1..=2);
     for part in ["suite", "identity_key", "signed_prekey", "pq_last_resort"] {
@@ -255,11 +260,11 @@ async fn the_first_publish_is_complete_and_sets_suite_and_identity_for_good() {
     }
     let both =
         json!({ "suite": "ed25519-x3dh", "identity_key": other_key, "one_time_prekeys": [owner.keys.prekey(9)] });
-    owner.refused(both, "identity_conflict", "another suite with more").await;
+    owner.refused(both, "identity_conflict", "another suite and identity key, and a prekey").await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn requests_out_of_bounds_are_bad_requests() {
+async fn a_publish_with_values_out_of_bounds_is_a_bad_request() {
     let app = TestApp::with_clock(&[]);
     let mut owner = Publisher::new(app, Suite::SignalX3dh, Codec::MsgPack).await;
     let complete = owner.keys.complete(1..=3);
@@ -286,7 +291,7 @@ async fn requests_out_of_bounds_are_bad_requests() {
         key["expires_at"] = json!(expires_at);
         json!({ "signed_prekey": key })
     };
-    // The clock stands at 2026-06-01T12:00:00Z.
+    // The clock is at 2026-06-01T12:00:00Z.
     for at in [
         "2026-06-01T12:00:00Z",
         "2026-06-01T11:59:59.999999Z",
@@ -312,14 +317,14 @@ async fn requests_out_of_bounds_are_bad_requests() {
         let key = owner.keys.signed_prekey(2);
         assert_eq!(owner.publish(with(key, at)).await["status"]["signed_prekey"]["expires_at"], shown);
     }
-    let unsaid = owner.keys.signed_prekey(3);
-    let status = owner.publish(json!({ "signed_prekey": unsaid })).await["status"].clone();
+    let without_expiry = owner.keys.signed_prekey(3);
+    let status = owner.publish(json!({ "signed_prekey": without_expiry })).await["status"].clone();
     assert_eq!(status["signed_prekey"], json!({ "key_id": 3, "expires_at": "2026-07-01T12:00:00.000000Z" }));
     owner.app.advance(Duration::from_secs(1));
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn each_key_id_is_sorted_into_its_list_and_the_version_counts_changes() {
+async fn a_publish_reports_the_outcome_of_each_key_and_the_pool_version_counts_changes() {
     let app = TestApp::start(&[("LIMITS__CLAIM_BURST", "0")]);
     let mut owner = Publisher::new(app, Suite::SignalPqxdh, Codec::Json).await;
     let claimer = sign_in(&owner.app, "claimer@example.org").await;
@@ -338,7 +343,7 @@ async fn each_key_id_is_sorted_into_its_list_and_the_version_counts_changes() {
     };
     let outcome = owner.publish(json!({ "one_time_prekeys": first, "pq_one_time": pq_keys(0..100) })).await;
     assert_eq!(outcome["one_time"]["accepted"].as_array().unwrap().len(), 100);
-    assert_eq!(outcome["status"]["pool_version"], 1, "one publish, one more");
+    assert_eq!(outcome["status"]["pool_version"], 1, "each publish adds one");
     let bundle = claimer.request("keys.claim", json!({ "user_id": owner.user, "claim_id": Uuid::nil() })).await;
     assert_eq!(bundle["bundles"][0]["one_time_prekey"], first[0]);
     let again = [first[0].clone(), owner.keys.prekey(1), first[2].clone()];
@@ -353,7 +358,7 @@ async fn each_key_id_is_sorted_into_its_list_and_the_version_counts_changes() {
     let unpadded = json!({ "key_id": 2, "public_key": first[2]["public_key"].as_str().unwrap().trim_end_matches('=') });
     let outcome = owner.publish(json!({ "one_time_prekeys": [unpadded] })).await;
     assert_eq!(outcome["one_time"]["duplicate"], json!([2]));
-    // 99 unissued ones are there; 401 more fit.
+    // The pool has 99 unissued keys; 401 more fit.
     for hundred in 1..=4 {
         let keys: Vec<Value> = (hundred * 100..(hundred + 1) * 100).map(|id| owner.keys.prekey(id)).collect();
         owner
@@ -377,7 +382,7 @@ async fn each_key_id_is_sorted_into_its_list_and_the_version_counts_changes() {
     let status = &outcome["status"];
     assert_eq!((&status["one_time"], &status["pq_one_time"]), (&json!(500), &json!(500)));
     assert_eq!(status["pool_version"], 6);
-    // Signed prekey and last resort are replaced whatever their ids, and have no part in the pools.
+    // The signed prekey and the last-resort key are replaced whatever their ids, and do not belong to the pools.
     let (signed, last_resort) = (owner.keys.signed_prekey(1), owner.keys.pq_prekey(0));
     let outcome = owner.publish(json!({ "signed_prekey": signed, "pq_last_resort": last_resort })).await;
     assert_eq!(outcome["status"]["pool_version"], 6);

@@ -1,4 +1,4 @@
-//! Who stays connected: displacement, slow readers, heartbeat.
+//! Which connections stay open: displacement, slow readers and the heartbeat.
 
 use std::time::{Duration, Instant};
 
@@ -7,7 +7,7 @@ use sealwire::domain::Suite;
 use serde_json::json;
 
 use crate::{
-    metrics::counts,
+    metrics::wait_for_sample,
     support::{
         Codec, KeySet, Person, ServerProcess, Socket, TestApp, eventually,
         raw::{CLOSE, PING, PONG, RawSocket, data, encode, frame},
@@ -26,7 +26,7 @@ async fn a_newer_connection_displaces_the_older() {
         newer.barrier().await;
         older = newer;
     }
-    // At the same moment: whichever opened last survives, alone.
+    // Several at the same moment: only the connection that was registered last stays open.
     for _ in 0..15 {
         let sockets = join_all((0..6).map(|_| Socket::try_connect(&app, &token, Codec::MsgPack))).await;
         let sockets: Vec<Socket> = sockets.into_iter().flatten().collect();
@@ -47,7 +47,7 @@ async fn a_newer_connection_displaces_the_older() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn those_who_ask_and_do_not_read_cost_little_and_disturb_nobody() {
+async fn clients_that_do_not_read_use_bounded_memory_and_do_not_affect_others() {
     const FLOODERS: usize = 8;
     const REQUESTS: u64 = 120_000;
     const IN_FLIGHT: u64 = 64;
@@ -64,8 +64,8 @@ async fn those_who_ask_and_do_not_read_cost_little_and_disturb_nobody() {
     let other = Socket::connect(&server, &other.token, Codec::Json).await;
     let fetch = json!({ "user_id": target });
     other.request("keys.fetch", fetch.clone()).await;
-    // First as many long replies as may be under way, then short ones without end: what they come to together is more
-    // than twice the bound.
+    // First as many long replies as may be in flight, then very many short ones. Together they are more than twice the
+    // bound.
     let request = |id: u64| match id {
         ..=IN_FLIGHT => json!({ "id": id, "op": "keys.fetch", "params": fetch }),
         _ => json!({ "id": id, "op": "x" }),
@@ -87,7 +87,7 @@ async fn those_who_ask_and_do_not_read_cost_little_and_disturb_nobody() {
         other.request("keys.fetch", fetch.clone()).await;
         assert_bounded();
     }
-    // Whoever reads at last gets every reply, once.
+    // A client that reads after all gets every reply once.
     let mut late = flooders.pop().unwrap();
     let mut answered = vec![false; usize::try_from(REQUESTS).unwrap() + 1];
     for _ in 1..=REQUESTS {
@@ -104,7 +104,7 @@ async fn those_who_ask_and_do_not_read_cost_little_and_disturb_nobody() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_reader_that_stays_away_for_a_minute_is_closed_as_a_slow_consumer_and_can_come_back() {
+async fn a_client_that_does_not_read_for_a_minute_is_closed_and_can_reconnect() {
     // More replies than the kernel's buffers and the outbox take together.
     const REQUESTS: u64 = 250_000;
     let app = TestApp::start(&[("SERVER__OUTBOX_BYTES", "65536")]);
@@ -112,16 +112,20 @@ async fn a_reader_that_stays_away_for_a_minute_is_closed_as_a_slow_consumer_and_
     let (mut socket, _) = RawSocket::connect(&app, &person.token, Codec::Json).await;
     let request = |id: u64| data(Codec::Json, &encode(Codec::Json, &json!({ "id": id, "op": "x" })));
     socket.send_in_background((1..=REQUESTS).flat_map(request).collect());
-    // That a minute passes is what is tested. The Close frame then waits half a minute for its reader.
+    // The server closes after a minute without a read. The Close frame then waits half a minute for its reader.
     tokio::time::sleep(Duration::from_mins(1)).await;
-    counts(app.admin(), "sealwire_closes_total{code=\"4002\"}", 1.0..=1.0).await;
+    wait_for_sample(app.admin(), "sealwire_closes_total{code=\"4002\"}", 1.0..=1.0).await;
     assert_eq!(socket.close_code().await, 4002);
     Socket::connect(&app, &person.token, Codec::Json).await.barrier().await;
 }
 
-/// Hears a socket's pings, two of them if it answers, else all until it is closed. Gives when they came, when and how it
-/// ended, counted from before the connection, or the socket that is still open.
-async fn listen(app: &TestApp, person: Person, answers: bool) -> (Vec<Duration>, Result<RawSocket, (Duration, u16)>) {
+/// Connects and reads pings: two of them if `answers`, else all until the socket is closed. Returns when the pings
+/// arrived, and either the open socket or time and code of the close. Times are counted from before the connect.
+async fn collect_pings(
+    app: &TestApp,
+    person: Person,
+    answers: bool,
+) -> (Vec<Duration>, Result<RawSocket, (Duration, u16)>) {
     let started = Instant::now();
     let (mut socket, _) = RawSocket::connect(app, &person.token, Codec::Json).await;
     let mut pings = Vec::new();
@@ -144,16 +148,17 @@ async fn listen(app: &TestApp, person: Person, answers: bool) -> (Vec<Duration>,
 
 #[tokio::test(flavor = "multi_thread")]
 async fn every_socket_is_pinged_and_a_silent_one_is_closed_after_a_minute() {
-    // That time passes is what is tested. So much may everything be late on a busy machine; the next ping is further away.
+    // How late everything may be on a busy machine. It is less than the time between two pings.
     const SLACK: Duration = Duration::from_secs(20);
     let seconds = Duration::from_secs;
     let app = TestApp::start(&[]);
-    let mut people = Vec::new();
+    let mut users = Vec::new();
     for index in 0..8 {
-        people.push(sign_in(&app, &format!("idle{index}@example.org")).await);
+        users.push(sign_in(&app, &format!("idle{index}@example.org")).await);
     }
-    let listened = join_all(people.into_iter().zip(0..).map(|(person, index)| listen(&app, person, index < 2))).await;
-    for (index, (pings, end)) in listened.into_iter().enumerate() {
+    let results =
+        join_all(users.into_iter().zip(0..).map(|(person, index)| collect_pings(&app, person, index < 2))).await;
+    for (index, (pings, end)) in results.into_iter().enumerate() {
         assert!(pings.len() >= 2 && pings[0] <= seconds(25) + SLACK, "pings of {index}: {pings:?}");
         for pair in pings.windows(2) {
             let between = pair[1].saturating_sub(pair[0]);
@@ -162,7 +167,7 @@ async fn every_socket_is_pinged_and_a_silent_one_is_closed_after_a_minute() {
                 "pings of {index}: {pings:?}"
             );
         }
-        // By now more than a minute is over for all of them.
+        // By now more than a minute has passed for all of them.
         match end {
             Ok(mut answering) => assert!(answering.status(1).await["result"].is_object()),
             Err((after, code)) => {

@@ -1,5 +1,5 @@
-//! What a server writes down: a line for every sign-in, connection and close, and never a token, a code, an address or a
-//! key, whatever happens and however much it is asked to say.
+//! What a server logs: a line for each sign-in, connection and close, and never a token, a code, an address or a key,
+//! whatever happens and whatever the log level is.
 
 use std::{collections::BTreeSet, fs, path::Path, process::Command, sync::Mutex, time::Duration};
 
@@ -15,19 +15,19 @@ use crate::support::{
     raw::{BINARY, HANDSHAKE, TEXT, frame, header, request_upgrade},
 };
 
-/// Everything that must not be found.
+/// Texts that must not be in the log.
 #[derive(Default)]
 struct Secrets(Mutex<BTreeSet<String>>);
 
 impl Secrets {
     fn add(&self, secret: &str) {
         let mut secrets = self.0.lock().unwrap();
-        // Cut short, as a log may cut it, and without what stands around a secret in its usual forms.
+        // Its first characters must be absent, too, because a log may cut it short.
         secrets.insert(secret.chars().take(16).collect());
         secrets.insert(secret.to_owned());
     }
 
-    /// Key material, also in the forms in which databases and debuggers print bytes.
+    /// Adds key material, also in the forms in which databases and debug output print bytes.
     fn add_bytes(&self, base64: &str) {
         use base64::{Engine, engine::general_purpose::STANDARD};
         self.add(base64);
@@ -36,7 +36,7 @@ impl Secrets {
         self.add(&bytes[1..9].iter().map(u8::to_string).collect::<Vec<_>>().join(", "));
     }
 
-    /// All key material in a request or an answer.
+    /// Adds all key material in a request or an answer.
     fn add_keys(&self, value: &Value) {
         match value {
             Value::Object(fields) => {
@@ -64,29 +64,30 @@ impl Secrets {
 
     fn assert_absent(&self, log: &str) {
         let secrets = self.0.lock().unwrap();
-        assert!(secrets.len() > 50, "only {} secrets were noted", secrets.len());
+        assert!(secrets.len() > 50, "only {} secrets were added", secrets.len());
         for line in log.lines() {
             if let Some(secret) = secrets.iter().find(|secret| line.contains(*secret)) {
-                panic!("{secret} stands in the log: {line}");
+                panic!("{secret} is in the log: {line}");
             }
         }
     }
 }
 
-/// How often each thing happened that must have its line.
+/// Counts the events that must have a log line each.
 #[derive(Default)]
-struct Happened {
+struct EventCounts {
     signed_in: usize,
     sockets: usize,
 }
 
-struct Story<'a> {
+/// Two users who use the server, and what their requests must and must not leave in its log.
+struct Scenario<'a> {
     server: &'a ServerProcess,
     secrets: &'a Secrets,
-    happened: Happened,
+    events: EventCounts,
 }
 
-impl Story<'_> {
+impl Scenario<'_> {
     async fn enter(&mut self, email: &str, challenge: &str, code: &str) -> Person {
         self.secrets.add(code);
         let wrong = if code == "12345678" { "87654321" } else { "12345678" };
@@ -95,14 +96,14 @@ impl Story<'_> {
         assert_eq!(status, StatusCode::UNAUTHORIZED);
         let (status, body) = post(self.server, "/v1/auth/verify", entry(code)).await;
         assert_eq!(status, StatusCode::CREATED, "{body}");
-        self.happened.signed_in += 1;
+        self.events.signed_in += 1;
         let person = person(email, &body);
         self.secrets.add(&person.token);
         person
     }
 
     async fn connect(&mut self, token: &str, codec: Codec) -> Socket {
-        self.happened.sockets += 1;
+        self.events.sockets += 1;
         Socket::connect(self.server, token, codec).await
     }
 
@@ -111,7 +112,7 @@ impl Story<'_> {
         let params = keys.complete(1..=3);
         self.secrets.add_keys(&params);
         socket.request("keys.publish", params.clone()).await;
-        // A key under an id that has another, and one that is none.
+        // Other keys under the same ids, then an invalid signature, then an invalid identity key.
         let mut other = keys.complete(1..=3);
         self.secrets.add_keys(&other);
         socket.try_request("keys.publish", other.clone()).await.unwrap().unwrap();
@@ -122,19 +123,22 @@ impl Story<'_> {
         keys
     }
 
-    /// Everything that the two of them can do, right and wrong.
-    async fn tell(&mut self, alice: &Person, bob: &Person) {
+    /// Does everything that the two users can do, with valid and with invalid requests.
+    async fn run(&mut self, alice: &Person, bob: &Person) {
         let (server, secrets) = (self.server, self.secrets);
         let alices = self.connect(&alice.token, Codec::Json).await;
-        // A browser's token, among the subprotocols.
+        // A browser sends its token among the subprotocols.
         let offered = format!("sealwire.token.{}, sealwire.v1.json", bob.token);
         let offer = [&HANDSHAKE[..], &[("sec-websocket-protocol", offered.as_str())]].concat();
         let (answer, mut browser) = request_upgrade(server, &offer).await;
         assert_eq!(answer.status, 101);
-        self.happened.sockets += 1;
+        self.events.sockets += 1;
         browser.message().await.expect("a welcome");
         browser.reset();
-        eventually("the loss is noticed", || async { log_of(server).contains("connection lost").then_some(()) }).await;
+        eventually("the lost connection is logged", || async {
+            log_of(server).contains("connection lost").then_some(())
+        })
+        .await;
         let bobs = self.connect(&bob.token, Codec::MsgPack).await;
         self.publish(&bobs, 2, Suite::SignalPqxdh).await;
         self.publish(&alices, 1, Suite::SignalX3dh).await;
@@ -148,7 +152,7 @@ impl Story<'_> {
         secrets.add_keys(&alices.request("keys.fetch", json!({ "user_id": bob.user })).await);
         alices.refused("keys.claim", json!({ "user_id": bob.email, "claim_id": bob.token })).await;
         alices.refused(&alice.token, json!({})).await;
-        // A message, sent as it should be and as it should not.
+        // A valid and an invalid message.
         let content = "bWVzc2FnZSBjb250ZW50cyBhcmUgbm9ib2R5J3MgYnVzaW5lc3M=";
         secrets.add_bytes(content);
         let message = |id: u128, device: &str| {
@@ -161,7 +165,7 @@ impl Story<'_> {
         bobs.request("messages.ack", json!({ "seqs": [seq] })).await;
         alices.request("devices.rename", json!({ "name": "the-name-of-a-device" })).await;
 
-        // A renewal, whose token is presented in a header and replaces the first.
+        // A renewal. The new token is presented in a header and replaces the first.
         let renewed = alices.request("session.renew", json!({})).await;
         let renewed = renewed["token"].as_str().unwrap();
         secrets.add(renewed);
@@ -169,7 +173,7 @@ impl Story<'_> {
         assert_eq!(status, StatusCode::OK);
         assert_eq!(call(server, Method::GET, "/v1/auth/session", Some(&alice.token), None).await.0, 401);
 
-        // Secrets where they do not belong.
+        // Secrets in places where they do not belong.
         for path in ["/v1/auth/session", "/v1/auth/otp", "/v1/socket", "/healthz", "/v1/nowhere", "/nowhere"] {
             let path = format!("{path}?token={renewed}&email={}&code=12121212", alice.email);
             for method in [Method::GET, Method::POST, Method::PUT] {
@@ -194,7 +198,7 @@ impl Story<'_> {
             frame(BINARY, renewed.as_bytes()),
             header(BINARY, 200_000_000),
         ] {
-            self.happened.sockets += 1;
+            self.events.sockets += 1;
             let (answer, mut socket) =
                 request_upgrade(server, &[&HANDSHAKE[..], &[("authorization", &bearer)]].concat()).await;
             assert_eq!(answer.status, 101);
@@ -216,24 +220,24 @@ fn log_of(server: &ServerProcess) -> String {
     fs::read_to_string(server.path("server.log")).unwrap()
 }
 
-/// The entries with this message. Every line must be an entry.
+/// Returns the log entries with this message. Every line must be a JSON entry.
 fn entries(log: &str, message: &str) -> Vec<Value> {
     let entries = log.lines().map(|line| serde_json::from_str::<Value>(line).unwrap_or_else(|_| panic!("{line}")));
     entries.filter(|entry| entry["fields"]["message"] == message).collect()
 }
 
-/// Checks that everything that happened has its line, and that nothing secret has.
-async fn assert_sound(server: &ServerProcess, secrets: &Secrets, happened: &Happened) {
+/// Asserts that each event has a log line, and that no line has a secret.
+async fn assert_log_is_complete_and_without_secrets(server: &ServerProcess, secrets: &Secrets, events: &EventCounts) {
     let log = eventually("every close is logged", || async {
         let log = log_of(server);
-        (entries(&log, "socket closed").len() >= happened.sockets).then_some(log)
+        (entries(&log, "socket closed").len() >= events.sockets).then_some(log)
     })
     .await;
     secrets.assert_absent(&log);
-    assert_eq!(entries(&log, "signed in").len(), happened.signed_in);
+    assert_eq!(entries(&log, "signed in").len(), events.signed_in);
     let opened = entries(&log, "socket opened");
     let closed = entries(&log, "socket closed");
-    assert_eq!((opened.len(), closed.len()), (happened.sockets, happened.sockets));
+    assert_eq!((opened.len(), closed.len()), (events.sockets, events.sockets));
     for entry in opened.iter().chain(&closed) {
         assert!(Uuid::parse_str(entry["fields"]["device_id"].as_str().unwrap()).is_ok(), "{entry}");
         assert!(entry["fields"]["epoch"].is_u64() && entry["timestamp"].is_string(), "{entry}");
@@ -251,41 +255,41 @@ async fn assert_sound(server: &ServerProcess, secrets: &Secrets, happened: &Happ
         "{} requests",
         requests.len()
     );
-    // It says as much as it was asked for, and no library more than it may.
+    // The server logs at the level that was set; the libraries log nothing below INFO.
     let levels = |ours: bool| -> BTreeSet<String> {
         let all = log.lines().map(|line| serde_json::from_str::<Value>(line).unwrap());
         let from = |entry: &Value| entry["target"].as_str().unwrap().starts_with("sealwire") == ours;
         all.filter(from).map(|entry| entry["level"].as_str().unwrap().to_owned()).collect()
     };
-    assert!(levels(true).contains("DEBUG"), "RUST_LOG was not heeded");
+    assert!(levels(true).contains("DEBUG"), "RUST_LOG was ignored");
     assert!(!levels(false).contains("DEBUG") && !levels(false).contains("TRACE"));
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_run_at_trace_level_on_sqlite_with_mail_in_a_folder_holds_no_secret() {
+async fn a_trace_log_on_sqlite_with_mail_in_a_folder_contains_no_secret() {
     let (secrets, admin) = (Secrets::default(), "the-admin-token-of-this-test");
     secrets.add(admin);
     let server = ServerProcess::start(&[("RUST_LOG", "trace"), ("ADMIN__TOKEN", admin)]).await;
     secrets.add(fs::read_to_string(server.path("sealwire.secret")).unwrap().trim());
-    let mut story = Story { server: &server, secrets: &secrets, happened: Happened::default() };
-    let mut people = Vec::new();
+    let mut scenario = Scenario { server: &server, secrets: &secrets, events: EventCounts::default() };
+    let mut users = Vec::new();
     for email in ["quixotic-alice@windmills.example", "baroque-bob@fugues.example"] {
         secrets.add_email(email);
         let (challenge, code) = challenge(&server, email).await;
-        people.push(story.enter(email, &challenge, &code).await);
+        users.push(scenario.enter(email, &challenge, &code).await);
     }
-    // A limit on codes, and a mail to somebody who is known.
-    challenge(&server, &people[1].email).await;
-    for code in codes(server.mail(), &people[1].email) {
+    // A second code, for a user who is known already.
+    challenge(&server, &users[1].email).await;
+    for code in codes(server.mail(), &users[1].email) {
         secrets.add(&code);
     }
-    story.tell(&people[0], &people[1]).await;
-    let happened = story.happened;
-    assert_sound(&server, &secrets, &happened).await;
+    scenario.run(&users[0], &users[1]).await;
+    let events = scenario.events;
+    assert_log_is_complete_and_without_secrets(&server, &secrets, &events).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn so_does_one_on_postgresql_redis_and_smtp_that_break_down_meanwhile() {
+async fn a_trace_log_during_outages_of_postgresql_redis_and_smtp_contains_no_secret() {
     let services = Services::private();
     let mail = MailServer::start().await;
     let (secrets, secret) = (Secrets::default(), "c2VhbHdpcmUtdGVzdC1zZWNyZXQtMzItYnl0ZXMtISE=");
@@ -299,16 +303,16 @@ async fn so_does_one_on_postgresql_redis_and_smtp_that_break_down_meanwhile() {
         ("MAILER__URL", &mail.url()),
     ])
     .await;
-    let mut story = Story { server: &server, secrets: &secrets, happened: Happened::default() };
-    let mut people = Vec::new();
+    let mut scenario = Scenario { server: &server, secrets: &secrets, events: EventCounts::default() };
+    let mut users = Vec::new();
     for (index, email) in ["quixotic-alice@windmills.example", "baroque-bob@fugues.example"].iter().enumerate() {
         secrets.add_email(email);
         let (status, body) = post(&server, "/v1/auth/otp", json!({ "email": email })).await;
         assert_eq!(status, StatusCode::ACCEPTED);
         let code = mail.state.nth_mail(index).await.code();
-        people.push(story.enter(email, body["challenge_id"].as_str().unwrap(), &code).await);
+        users.push(scenario.enter(email, body["challenge_id"].as_str().unwrap(), &code).await);
     }
-    // Mail that is refused, and a mail server that is not there.
+    // A mail that is refused, and one while the mail server is down.
     mail.state.refuse_with.store(550, std::sync::atomic::Ordering::SeqCst);
     post(&server, "/v1/auth/otp", json!({ "email": "late-larry@refused.example" })).await;
     secrets.add_email("late-larry@refused.example");
@@ -316,9 +320,9 @@ async fn so_does_one_on_postgresql_redis_and_smtp_that_break_down_meanwhile() {
     drop(mail);
     post(&server, "/v1/auth/otp", json!({ "email": "later-lucy@refused.example" })).await;
     secrets.add_email("later-lucy@refused.example");
-    story.tell(&people[0], &people[1]).await;
+    scenario.run(&users[0], &users[1]).await;
 
-    // Both backends go away under the feet of whoever asks meanwhile.
+    // Redis and then PostgreSQL are killed, and requests arrive during the outage.
     let email = "stranded-steve@islands.example";
     secrets.add_email(email);
     for service in ["redis", "postgres"] {
@@ -327,22 +331,22 @@ async fn so_does_one_on_postgresql_redis_and_smtp_that_break_down_meanwhile() {
             let _ =
                 tokio::time::timeout(Duration::from_secs(3), post(&server, "/v1/auth/otp", json!({ "email": email })))
                     .await;
-            let session = call(&server, Method::GET, "/v1/auth/session", Some(&people[0].token), None);
+            let session = call(&server, Method::GET, "/v1/auth/session", Some(&users[0].token), None);
             let _ = tokio::time::timeout(Duration::from_secs(3), session).await;
         }
     }
-    let happened = story.happened;
-    assert_sound(&server, &secrets, &happened).await;
+    let events = scenario.events;
+    assert_log_is_complete_and_without_secrets(&server, &secrets, &events).await;
     let log = log_of(&server);
     assert!(!entries(&log, "the bus is down").is_empty() && log.contains("the database fails"), "nothing broke down");
     assert!(!entries(&log, "a mail was not sent").is_empty());
 }
 
 #[test]
-fn a_person_at_a_terminal_reads_lines_and_a_machine_reads_json() {
+fn the_log_is_text_on_a_terminal_and_json_elsewhere() {
     let folder = tempfile::tempdir().unwrap();
     let binary = Path::new(env!("CARGO_BIN_EXE_sealwire"));
-    // Nothing to serve on: it says why it starts and ends.
+    // The address cannot be bound, so the server logs its start and exits with an error.
     let settings = [
         ("SEALWIRE__DATABASE__URL", format!("sqlite://{}", folder.path().join("x.db").display())),
         ("SEALWIRE__SERVER__BIND", "192.0.2.1:1".to_owned()),
@@ -351,7 +355,7 @@ fn a_person_at_a_terminal_reads_lines_and_a_machine_reads_json() {
     let piped = Command::new(binary).envs(settings.clone()).current_dir(folder.path()).output().unwrap();
     let said = String::from_utf8(piped.stderr).unwrap();
     assert!(serde_json::from_str::<Value>(said.lines().next().unwrap()).is_ok(), "{said}");
-    // util-linux runs it in a terminal of its own.
+    // `script` of util-linux runs it in a pseudo-terminal.
     let shown = Command::new("script")
         .args(["-qec", binary.to_str().unwrap(), "/dev/null"])
         .envs(settings)

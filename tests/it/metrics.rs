@@ -1,6 +1,6 @@
-//! The metrics: what a live server says is what the list says and what the document says, and it counts.
+//! The metrics: a running server exposes those in the code's list and in docs/operations.md, and counts real events.
 
-mod troubles;
+mod failures;
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -15,7 +15,7 @@ use uuid::Uuid;
 
 use crate::support::{Codec, Services, Socket, TestApp, claiming::owners, eventually, http::post, sign_in};
 
-/// One scrape.
+/// The metrics of a server at one time.
 #[derive(Default)]
 pub struct Scrape {
     /// Name → kind, help.
@@ -32,7 +32,7 @@ impl Scrape {
         Self::parse(&response.text().await.unwrap())
     }
 
-    /// Prometheus' text format.
+    /// Parses Prometheus' text format.
     fn parse(text: &str) -> Self {
         let mut scrape = Self::default();
         for line in text.lines() {
@@ -45,7 +45,7 @@ impl Scrape {
             } else {
                 let (sample, value) = line.rsplit_once(' ').unwrap_or_else(|| panic!("{line}"));
                 let before = scrape.samples.insert(sample.to_owned(), value.parse().unwrap());
-                assert_eq!(before, None, "{sample} came twice");
+                assert_eq!(before, None, "{sample} is there twice");
             }
         }
         scrape
@@ -55,7 +55,7 @@ impl Scrape {
         *self.samples.get(sample).unwrap_or_else(|| panic!("no {sample}"))
     }
 
-    /// The family of a sample and the names of its labels.
+    /// Returns the family of a sample and the names of its labels.
     fn family(&self, sample: &str) -> (String, BTreeSet<String>) {
         let (name, labels) = sample.split_once('{').unwrap_or((sample, ""));
         let labels =
@@ -66,18 +66,18 @@ impl Scrape {
     }
 }
 
-/// A sample of the server whose operator looks there.
+/// Returns the value of a sample of the server with this operator's listener.
 pub async fn value(admin: SocketAddr, sample: &str) -> f64 {
     Scrape::of(admin).await.value(sample)
 }
 
-/// Waits until a sample of the server whose operator looks there is in the range.
-pub async fn counts(admin: SocketAddr, sample: &str, range: RangeInclusive<f64>) {
+/// Waits until a sample of the server with this operator's listener is in the range.
+pub async fn wait_for_sample(admin: SocketAddr, sample: &str, range: RangeInclusive<f64>) {
     eventually(sample, || async { range.contains(&value(admin, sample).await).then_some(()) }).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_live_server_shows_every_metric_of_the_list_and_no_other() {
+async fn a_running_server_exposes_every_listed_metric_and_no_other() {
     let app = TestApp::start(&[]);
     let scrape = Scrape::of(app.admin()).await;
     let live: BTreeMap<&str, (&str, &str)> =
@@ -98,12 +98,12 @@ async fn a_live_server_shows_every_metric_of_the_list_and_no_other() {
         assert_eq!(labels.get(entry.name), Some(&listed), "{} has its series from the start", entry.name);
     }
     for (family, (kind, _)) in &scrape.families {
-        assert_eq!(kind == "counter", family.ends_with("_total"), "{family} is named for its kind");
+        assert_eq!(kind == "counter", family.ends_with("_total"), "counters and only counters end in _total: {family}");
     }
 }
 
 #[test]
-fn the_document_explains_every_metric_and_no_other() {
+fn operations_md_documents_every_metric_and_no_other() {
     let text = fs::read_to_string(concat!(env!("CARGO_MANIFEST_DIR"), "/docs/operations.md")).unwrap();
     let (_, section) = text.split_once("\n## Metrics\n").unwrap();
     let section = section.split("\n## ").next().unwrap();
@@ -124,9 +124,9 @@ fn the_document_explains_every_metric_and_no_other() {
     assert_eq!(documented, listed);
 }
 
-/// Names that the document mentions anywhere, in alerts above all, exist.
+/// Metrics that the document mentions anywhere (above all in the alerts) must exist.
 #[test]
-fn the_document_names_no_metric_that_is_not_there() {
+fn operations_md_mentions_only_metrics_that_exist() {
     let text = fs::read_to_string(concat!(env!("CARGO_MANIFEST_DIR"), "/docs/operations.md")).unwrap();
     let mut checked = 0;
     for word in text.split(|c: char| !c.is_ascii_alphanumeric() && c != '_') {
@@ -139,11 +139,11 @@ fn the_document_names_no_metric_that_is_not_there() {
             checked += 1;
         }
     }
-    assert!(checked > Metrics::ALL.len(), "the alerts are written with metrics, too");
+    assert!(checked > Metrics::ALL.len(), "the section about alerts mentions metrics, too");
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn what_happens_is_counted() {
+async fn requests_claims_sign_ins_and_closes_are_counted() {
     let app = TestApp::start(&[]);
     let owner = owners(&app, 1, 1).await.remove(0);
     let alice = sign_in(&app, "alice@example.org").await;
@@ -160,12 +160,12 @@ async fn what_happens_is_counted() {
     let newer = Socket::connect(&app, &alice.token, Codec::Json).await;
     assert_eq!(socket.close_code().await, 4503);
     newer.barrier().await;
-    counts(app.admin(), "sealwire_open_sockets", 2.0..=2.0).await;
+    wait_for_sample(app.admin(), "sealwire_open_sockets", 2.0..=2.0).await;
 
-    let scrape = eventually("the mails were sent and the parting was written", || async {
+    let scrape = eventually("the mails are sent and the disconnect is written", || async {
         let scrape = Scrape::of(app.admin()).await;
-        let parted = scrape.value("sealwire_batch_items_count{batch=\"disconnects\"}") >= 1.0;
-        (parted && scrape.value("sealwire_mails_total{outcome=\"sent\"}") >= 2.0).then_some(scrape)
+        let disconnected = scrape.value("sealwire_batch_items_count{batch=\"disconnects\"}") >= 1.0;
+        (disconnected && scrape.value("sealwire_mails_total{outcome=\"sent\"}") >= 2.0).then_some(scrape)
     })
     .await;
     for (sample, value) in [
@@ -215,11 +215,11 @@ async fn what_happens_is_counted() {
     assert!(pool[0] + pool[1] >= 1.0 && pool[0] + pool[1] <= scrape.value("sealwire_pool_connections_limit"));
 
     let other = Scrape::of(TestApp::start(&[]).admin()).await;
-    assert!(other.value("sealwire_sign_ins_total") == 0.0, "every server counts for itself");
+    assert!(other.value("sealwire_sign_ins_total") == 0.0, "each server has its own counters");
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn signals_between_nodes_are_counted_and_so_is_what_the_reconcile_repairs() {
+async fn signals_between_nodes_and_repairs_by_the_reconcile_are_counted() {
     let services = Services::private();
     let database = services.database().await;
     let settings = [
@@ -229,22 +229,22 @@ async fn signals_between_nodes_are_counted_and_so_is_what_the_reconcile_repairs(
     ];
     let (one, two) = (TestApp::start(&settings), TestApp::start(&settings));
     for app in [&one, &two] {
-        counts(app.admin(), "sealwire_bus_up", 1.0..=1.0).await;
+        wait_for_sample(app.admin(), "sealwire_bus_up", 1.0..=1.0).await;
     }
     let alice = sign_in(&one, "alice@example.org").await;
     let older = Socket::connect(&one, &alice.token, Codec::Json).await;
     let newer = Socket::connect(&two, &alice.token, Codec::Json).await;
     assert_eq!(older.close_code().await, 4503);
-    counts(two.admin(), "sealwire_bus_signals_total{direction=\"published\"}", 1.0..=f64::MAX).await;
-    counts(one.admin(), "sealwire_bus_signals_total{direction=\"received\"}", 1.0..=f64::MAX).await;
-    counts(two.admin(), "sealwire_reconcile_repairs_total{what=\"displaced\"}", 0.0..=0.0).await;
+    wait_for_sample(two.admin(), "sealwire_bus_signals_total{direction=\"published\"}", 1.0..=f64::MAX).await;
+    wait_for_sample(one.admin(), "sealwire_bus_signals_total{direction=\"received\"}", 1.0..=f64::MAX).await;
+    wait_for_sample(two.admin(), "sealwire_reconcile_repairs_total{what=\"displaced\"}", 0.0..=0.0).await;
 
-    // Without the bus the next reconcile finds what the signal would have told.
+    // Without the bus, the next reconcile repairs what a signal would have reported.
     services.control("stop", "redis").await;
-    counts(two.admin(), "sealwire_bus_up", 0.0..=0.0).await;
+    wait_for_sample(two.admin(), "sealwire_bus_up", 0.0..=0.0).await;
     let newest = Socket::connect(&one, &alice.token, Codec::Json).await;
     assert_eq!(newer.close_code().await, 4503);
-    counts(two.admin(), "sealwire_reconcile_repairs_total{what=\"displaced\"}", 1.0..=1.0).await;
-    counts(two.admin(), "sealwire_reconcile_rounds_total", 1.0..=f64::MAX).await;
+    wait_for_sample(two.admin(), "sealwire_reconcile_repairs_total{what=\"displaced\"}", 1.0..=1.0).await;
+    wait_for_sample(two.admin(), "sealwire_reconcile_rounds_total", 1.0..=f64::MAX).await;
     newest.barrier().await;
 }

@@ -1,5 +1,5 @@
-//! Databases that an earlier version filled. `tests/fixtures/migration_2` holds dumps of both engines, made by a server whose
-//! newest migration was the second, and the answers that it gave: this server must give the same.
+//! Databases that an earlier version filled. `tests/fixtures/migration_2` holds dumps of both engines, made by a server
+//! whose newest migration was the second, and the answers that it gave: this server must give the same.
 
 use std::{collections::BTreeMap, fs, path::Path};
 
@@ -18,7 +18,7 @@ fn fixture(name: &str) -> String {
     fs::read_to_string(folder.join(name)).unwrap()
 }
 
-/// The columns that became text, each by table and column. Rows are found by device and, in the pool, by key id.
+/// Selects the columns that became text. The first column names the value: by table, device and, in the pool, key id.
 const KEYS: &str = "SELECT 'identity ' || HEX(device_id), public_key FROM identity_keys \
     UNION ALL SELECT 'signed ' || HEX(device_id), public_key FROM signed_prekeys \
     UNION ALL SELECT 'signature ' || HEX(device_id), signature FROM signed_prekeys \
@@ -43,7 +43,7 @@ fn on_postgres(query: &str) -> String {
     query.replace("HEX(device_id)", "device_id::TEXT").replace("HEX(id)", "id::TEXT")
 }
 
-/// Text as the new columns should hold it.
+/// Encodes the values as text, as the new columns should hold them.
 fn encoded(keys: Vec<(String, Vec<u8>)>, hashes: Vec<(String, Vec<u8>)>) -> BTreeMap<String, String> {
     let hex = |bytes: Vec<u8>| blake3::Hash::from_slice(&bytes).unwrap().to_hex().to_string();
     let keys = keys.into_iter().map(|(name, bytes)| (name, STANDARD.encode(bytes)));
@@ -51,7 +51,7 @@ fn encoded(keys: Vec<(String, Vec<u8>)>, hashes: Vec<(String, Vec<u8>)>) -> BTre
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_sqlite_file_of_the_version_before_loses_nothing() {
+async fn migrating_a_sqlite_file_of_an_earlier_version_loses_no_data() {
     let folder = tempfile::tempdir().unwrap();
     let url = format!("sqlite://{}", folder.path().join("filled.db").display());
     let connect = async || {
@@ -88,14 +88,14 @@ async fn a_sqlite_file_of_the_version_before_loses_nothing() {
     assert_eq!(
         sqlx::query_scalar::<_, i64>(owned).fetch_one(&mut after).await.unwrap(),
         0,
-        "a table kept its new name"
+        "a table still has its temporary name"
     );
     drop(after);
-    gives_the_same_answers(&app, &expected).await;
+    assert_same_answers(&app, &expected).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_postgres_database_of_the_version_before_loses_nothing() {
+async fn migrating_a_postgres_database_of_an_earlier_version_loses_no_data() {
     let url = Services::shared().database().await;
     let connect = async || url.parse::<PgConnectOptions>().unwrap().connect().await.unwrap();
     let mut load = connect().await;
@@ -116,10 +116,10 @@ async fn a_postgres_database_of_the_version_before_loses_nothing() {
     let texts: Vec<(String, String)> = sqlx::query_as(AssertSqlSafe(texts)).fetch_all(&mut after).await.unwrap();
     assert_eq!(texts.into_iter().collect::<BTreeMap<_, _>>(), encoded(keys, hashes));
     drop(after);
-    gives_the_same_answers(&app, &expected).await;
+    assert_same_answers(&app, &expected).await;
 }
 
-/// A server on the migrated database, at the time and with the secret of the one that filled it.
+/// Starts a server on the database, with the time and the secret of the server that filled it.
 fn start(url: &str, expected: &Value) -> TestApp {
     TestApp::with_clock(&[("DATABASE__URL", url), ("AUTH__SECRET", expected["auth_secret"].as_str().unwrap())])
 }
@@ -128,7 +128,7 @@ fn text(value: &Value) -> &str {
     value.as_str().unwrap()
 }
 
-async fn gives_the_same_answers(app: &TestApp, expected: &Value) {
+async fn assert_same_answers(app: &TestApp, expected: &Value) {
     for session in expected["sessions"].as_array().unwrap() {
         let answer = call(app, Method::GET, "/v1/auth/session", Some(text(&session["token"])), None).await;
         assert_eq!(answer, (StatusCode::OK, session["session"].clone()));

@@ -1,4 +1,4 @@
-//! What clients and operators are told while the database is in trouble, and that all is well once it is not.
+//! Outages of the database: what clients and operators see during the outage, and that everything works again after it.
 
 use std::{
     collections::HashSet,
@@ -25,7 +25,8 @@ use crate::support::{
 const READY: &str = "/readyz";
 const SECRET: &str = "c2VhbHdpcmUtdGVzdC1zZWNyZXQtMzItYnl0ZXMtISE=";
 
-/// Somebody may be told `unavailable` only after this, however many wait: ten seconds, and some for a busy machine.
+/// The longest time until a request gets `unavailable`, however many requests wait: ten seconds, and more for a busy
+/// machine.
 const BOUND: Duration = Duration::from_secs(25);
 
 fn assert_unavailable(error: &Value, what: &str) {
@@ -33,9 +34,9 @@ fn assert_unavailable(error: &Value, what: &str) {
     assert!(error["retry_after_ms"].as_u64().is_some_and(|wait| wait > 0), "{what}: {error}");
 }
 
-/// Makes requests on the socket of a device all at once, each of which must be refused as `unavailable`; gives how long the
-/// last took.
-async fn all_unavailable(member: &Member, requests: &[(&str, Value)]) -> Duration {
+/// Sends all requests at once on the socket of a device. Each must be refused as `unavailable`. Returns how long the
+/// slowest took.
+async fn assert_all_unavailable(member: &Member, requests: &[(&str, Value)]) -> Duration {
     let began = Instant::now();
     join_all(requests.iter().map(|(op, params)| async move {
         assert_unavailable(&member.socket.refused(op, params.clone()).await, op);
@@ -44,12 +45,12 @@ async fn all_unavailable(member: &Member, requests: &[(&str, Value)]) -> Duratio
     began.elapsed()
 }
 
-/// A name that is new, since the same one again would not be written.
+/// Returns a rename with a new name, because the server does not write an unchanged one.
 fn rename(me: &Person) -> Value {
     json!({ "device_id": me.device, "name": Uuid::new_v4() })
 }
 
-/// Requests that read or write the store.
+/// Returns requests that read or write the store.
 fn requests(me: &Person, peer: &Person) -> Vec<(&'static str, Value)> {
     vec![
         ("messages.send", message(&[peer], "lost?")),
@@ -60,8 +61,9 @@ fn requests(me: &Person, peer: &Person) -> Vec<(&'static str, Value)> {
     ]
 }
 
-/// Checks what HTTP says without a database: sign-in is refused with a time to come back, the node is up and not ready.
-async fn assert_http_knows(server: &impl Server) {
+/// Asserts the answers over HTTP without a database: sign-in is refused with a time to retry, and the node is healthy
+/// but not ready.
+async fn assert_http_is_unavailable(server: &impl Server) {
     let response = reqwest::Client::new()
         .post(format!("http://{}/v1/auth/otp", server.address()))
         .body(json!({ "email": "new@example.org" }).to_string())
@@ -89,7 +91,7 @@ async fn wait_until_ready(server: &impl Server) {
     .await;
 }
 
-/// The refusal of an upgrade, which must have a time to come back.
+/// Asserts that an upgrade is refused with a time to retry.
 async fn assert_upgrade_is_refused(server: &impl Server, person: &Person) {
     match connect_raw(server, Some(&person.token), "sealwire.v1.json").await {
         Err(tungstenite::Error::Http(response)) => {
@@ -100,19 +102,20 @@ async fn assert_upgrade_is_refused(server: &impl Server, person: &Person) {
     }
 }
 
-/// The envelopes that have reached a device, in their order. It does not ack, so on a slow day they come twice.
+/// Returns the messages that a device has received, in order and without redeliveries, which it gets on a slow machine
+/// because it does not ack.
 fn envelopes(member: &Member) -> Vec<Value> {
     let mut seqs = HashSet::new();
     let seen = member.socket.seen_events("message").into_iter();
     seen.filter(|event| seqs.insert(event["seq"].as_i64().unwrap())).collect()
 }
 
-/// What they say.
+/// Returns the contents of the messages that a device has received.
 fn texts(member: &Member) -> Vec<Value> {
     envelopes(member).into_iter().map(|event| event["content"].clone()).collect()
 }
 
-/// Sends these again until each is accepted, over the same socket; gives how many had been before.
+/// Repeats the messages on the same socket until each is accepted. Returns how many had been accepted before.
 async fn repeat(member: &Member, sends: &[(&str, Value)]) -> usize {
     let mut duplicates = 0;
     for (op, params) in sends.iter().filter(|(op, _)| *op == "messages.send") {
@@ -126,7 +129,7 @@ async fn repeat(member: &Member, sends: &[(&str, Value)]) -> usize {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_full_disk_is_told_while_it_lasts_and_passes_without_a_restart() {
+async fn requests_fail_on_a_full_disk_and_succeed_again_without_a_restart() {
     let server = ServerProcess::start(&[]).await;
     let alice = Member::join(&server, "alice@example.org", Codec::Json).await;
     let bob = Member::join(&server, "bob@example.org", Codec::MsgPack).await;
@@ -138,7 +141,7 @@ async fn a_full_disk_is_told_while_it_lasts_and_passes_without_a_restart() {
     server.limit_file_size(Some(largest.into_iter().max().unwrap() + 256 * 1024));
     let mut accepted = Vec::new();
     let mut outage = Vec::new();
-    // Large ones fill the disk, small ones what is left.
+    // Large messages fill the disk, small ones the rest of it.
     for length in [20_000, 10] {
         loop {
             let text = format!("{} {}", accepted.len(), "x".repeat(length));
@@ -154,21 +157,21 @@ async fn a_full_disk_is_told_while_it_lasts_and_passes_without_a_restart() {
             assert!(accepted.len() < 200, "the disk does not fill");
         }
     }
-    // What writes least takes the rest.
+    // Renames write least, so they fill what is still left.
     let rename = || rename(&alice.person);
     while alice.socket.try_request("devices.rename", rename()).await.unwrap().is_ok() {}
     assert_not_ready(&server).await;
     for _ in 0..3 {
         let mut some = requests(&alice.person, &bob.person);
-        // These find nothing to write.
+        // These have nothing to write, so they succeed.
         some.retain(|(op, _)| !["messages.ack", "keys.claim"].contains(op));
-        all_unavailable(&alice, &some).await;
+        assert_all_unavailable(&alice, &some).await;
         outage.extend(some);
     }
-    assert_http_knows(&server).await;
+    assert_http_is_unavailable(&server).await;
     let metrics = reqwest::get(format!("http://{}/metrics", server.admin())).await.unwrap().text().await.unwrap();
     assert!(metrics.contains("\nsealwire_database_up 0\n"));
-    // Reading goes on, so a client is let in, and sent away where it should be written down.
+    // Reads still work, so the upgrade is accepted; the socket is closed because its connection cannot be registered.
     alice.socket.barrier().await;
     let mut socket = connect_raw(&server, Some(&carol.token), "sealwire.v1.json").await.unwrap();
     let close = loop {
@@ -186,21 +189,22 @@ async fn a_full_disk_is_told_while_it_lasts_and_passes_without_a_restart() {
 
     server.limit_file_size(None);
     wait_until_ready(&server).await;
-    assert_eq!(repeat(&alice, &outage).await, 0, "what was refused was not stored");
+    assert_eq!(repeat(&alice, &outage).await, 0, "refused messages were not stored");
     let again: Vec<Value> = outage
         .iter()
         .filter(|(op, _)| *op == "messages.send")
         .map(|(_, params)| params["messages"][0]["content"].clone())
         .collect();
     accepted.extend(again);
-    eventually("all has arrived", || async { (texts(&bob).len() >= accepted.len()).then_some(()) }).await;
+    eventually("all messages have arrived", || async { (texts(&bob).len() >= accepted.len()).then_some(()) }).await;
     assert_eq!(texts(&bob), accepted);
     let (status, _) = post(&server, "/v1/auth/otp", json!({ "email": "new@example.org" })).await;
     assert_eq!(status, StatusCode::ACCEPTED);
 }
 
-/// What both kinds of outage of a server have in common, from its begin to after its end.
-async fn assert_survives(
+/// Checks what both kinds of PostgreSQL outage have in common, during the outage and after `back` has ended it. Returns
+/// how many of the refused messages had been stored.
+async fn assert_outage_is_survived(
     server: &impl Server,
     alice: &Member,
     bob: &Member,
@@ -209,20 +213,20 @@ async fn assert_survives(
 ) -> usize {
     let first = requests(&alice.person, &bob.person);
     let more: Vec<_> = (0..4).map(|n| ("messages.send", message(&[&bob.person], &n.to_string()))).collect();
-    // Those that come while the first are tried would wait in a queue behind them.
-    let (waited, behind) = tokio::join!(all_unavailable(alice, &first), async {
+    // Requests that arrive while the first ones wait for the database must not have to wait much longer.
+    let (waited, behind) = tokio::join!(assert_all_unavailable(alice, &first), async {
         let queued = more.iter().enumerate().map(|(n, one)| async move {
             tokio::time::sleep(Duration::from_millis(500 * (n as u64 + 1))).await;
-            all_unavailable(alice, std::slice::from_ref(one)).await
+            assert_all_unavailable(alice, std::slice::from_ref(one)).await
         });
         join_all(queued).await.into_iter().max().unwrap()
     });
     assert!(waited < BOUND && behind < BOUND, "{waited:?}, {behind:?}");
-    // The outage is known by now.
+    // By now the server knows of the outage.
     let later = requests(&alice.person, &bob.person);
-    let waited = all_unavailable(alice, &later).await;
+    let waited = assert_all_unavailable(alice, &later).await;
     assert!(waited < Duration::from_secs(15), "{waited:?}");
-    assert_http_knows(server).await;
+    assert_http_is_unavailable(server).await;
     let began = Instant::now();
     assert_upgrade_is_refused(server, carol).await;
     assert!(began.elapsed() < BOUND);
@@ -236,16 +240,18 @@ async fn assert_survives(
     let duplicates = repeat(alice, &sends).await;
     alice.send(&[&bob.person], "last").await;
     let sent = sends.iter().filter(|(op, _)| *op == "messages.send").count();
-    eventually("all has arrived", || async { (texts(bob).last() == Some(&json!(content("last")))).then_some(()) })
-        .await;
+    eventually("all messages have arrived", || async {
+        (texts(bob).last() == Some(&json!(content("last")))).then_some(())
+    })
+    .await;
     let seen = envelopes(bob);
     let ids: HashSet<&str> = seen.iter().map(|event| event["message_id"].as_str().unwrap()).collect();
-    assert_eq!((seen.len(), ids.len()), (sent + 1, sent + 1), "each arrives once");
+    assert_eq!((seen.len(), ids.len()), (sent + 1, sent + 1), "each message arrives once");
     duplicates
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_dead_postgres_is_told_in_bounded_time_and_the_same_sockets_go_on_when_it_is_back() {
+async fn requests_fail_in_bounded_time_while_postgres_is_down_and_sockets_stay_open() {
     let services = Services::private();
     let database = services.database().await;
     let server = ServerProcess::start(&[("DATABASE__URL", &database), ("AUTH__SECRET", SECRET)]).await;
@@ -256,11 +262,11 @@ async fn a_dead_postgres_is_told_in_bounded_time_and_the_same_sockets_go_on_when
     bob.receives("first").await;
     services.control("kill", "postgres").await;
     let back = async || services.control("start", "postgres").await;
-    assert_eq!(assert_survives(&server, &alice, &bob, &carol, back).await, 0);
+    assert_eq!(assert_outage_is_survived(&server, &alice, &bob, &carol, back).await, 0);
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_silent_postgres_is_told_in_bounded_time_and_what_was_under_way_is_done_once() {
+async fn requests_fail_in_bounded_time_while_postgres_hangs_and_each_message_is_stored_once() {
     let database = Services::shared().database().await;
     let (front, rest) = database.split_once('@').unwrap();
     let (address, name) = rest.split_once('/').unwrap();
@@ -273,5 +279,5 @@ async fn a_silent_postgres_is_told_in_bounded_time_and_what_was_under_way_is_don
     alice.send(&[&bob.person], "first").await;
     bob.receives("first").await;
     proxy.stop_forwarding();
-    assert_survives(&server, &alice, &bob, &carol, async || proxy.resume_forwarding()).await;
+    assert_outage_is_survived(&server, &alice, &bob, &carol, async || proxy.resume_forwarding()).await;
 }

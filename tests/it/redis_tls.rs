@@ -16,7 +16,7 @@ use tokio_rustls::{
 
 use crate::support::{ServerProcess, Services, eventually, http::call, services::script};
 
-/// A certificate for 127.0.0.1 that nobody but the test trusts, and its key.
+/// Creates a self-signed certificate for 127.0.0.1, and its key.
 fn certificate(folder: &Path) -> (std::path::PathBuf, std::path::PathBuf) {
     script(&["need", "openssl"]);
     let (certificate, key) = (folder.join("redis.crt"), folder.join("redis.key"));
@@ -31,7 +31,7 @@ fn certificate(folder: &Path) -> (std::path::PathBuf, std::path::PathBuf) {
     (certificate, key)
 }
 
-/// What a Redis with TLS does: TLS in front of it.
+/// Terminates TLS in front of Redis, on the returned port.
 async fn terminate_tls(certificate: &Path, key: &Path, redis: String) -> u16 {
     let certificates = vec![CertificateDer::from_pem_file(certificate).unwrap()];
     let key = PrivateKeyDer::from_pem_file(key).unwrap();
@@ -43,7 +43,7 @@ async fn terminate_tls(certificate: &Path, key: &Path, redis: String) -> u16 {
         while let Ok((stream, _)) = listener.accept().await {
             let (acceptor, redis) = (acceptor.clone(), redis.clone());
             tokio::spawn(async move {
-                // One that does not trust the certificate hangs up.
+                // A client that does not trust the certificate disconnects.
                 let Ok(mut client) = acceptor.accept(stream).await else { return };
                 let mut redis = TcpStream::connect(redis).await.unwrap();
                 let _ = copy_bidirectional(&mut client, &mut redis).await;
@@ -65,7 +65,7 @@ async fn redis_is_reached_over_tls_if_its_certificate_is_trusted() {
     let status =
         |server| async move { call(server, reqwest::Method::GET, "/readyz", None, None).await.1["status"].clone() };
     eventually("the bus is up", || async { (status(&trusting).await == "ready").then_some(()) }).await;
-    eventually("the other says why it is not", || async {
+    eventually("the other server logs why its bus is down", || async {
         let log = std::fs::read_to_string(doubting.path("server.log")).unwrap();
         log.lines().any(|line| line.contains("the bus is down") && line.contains("certificate")).then_some(())
     })

@@ -1,4 +1,4 @@
-//! Requests under way on one socket: how many, under which ids, and what comes in which order.
+//! Requests in flight on one socket: how many, with which ids, and in which order replies, events and the close come.
 
 use serde_json::{Value, json};
 use sqlx::{ConnectOptions, Connection, SqliteConnection, sqlite::SqliteConnectOptions};
@@ -10,13 +10,13 @@ use crate::support::{
     sign_in,
 };
 
-/// What closes the socket where the protocol is broken.
+/// The close code for violations of the protocol.
 const PROTOCOL_ERROR: u16 = 4504;
 
-/// The database's one writer, held by the test: claims wait in flight until it is dropped.
-struct HeldWriter(SqliteConnection);
+/// Holds the write lock of the database, so that claims wait in flight until it is released.
+struct WriteLock(SqliteConnection);
 
-impl HeldWriter {
+impl WriteLock {
     async fn take(app: &TestApp) -> Self {
         let mut connection = SqliteConnectOptions::new().filename(app.database()).connect().await.unwrap();
         sqlx::query("BEGIN IMMEDIATE").execute(&mut connection).await.unwrap();
@@ -34,7 +34,7 @@ fn claim(id: u32, user: &str) -> Value {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn sixty_four_requests_wait_and_each_request_gets_one_reply() {
+async fn sixty_four_requests_may_be_in_flight_and_each_request_gets_one_reply() {
     let app = TestApp::start(&[("LIMITS__CLAIM_BURST", "0")]);
     let person = sign_in(&app, "frames@example.org").await;
     let owner = sign_in(&app, "owner@example.org").await;
@@ -44,12 +44,12 @@ async fn sixty_four_requests_wait_and_each_request_gets_one_reply() {
     keys.reply(1).await;
     for codec in Codec::ALL {
         let (mut socket, _) = RawSocket::connect(&app, &person.token, codec).await;
-        let held = HeldWriter::take(&app).await;
+        let held = WriteLock::take(&app).await;
         let claims = |ids: std::ops::RangeInclusive<u32>| -> Vec<u8> {
             ids.flat_map(|id| data(codec, &encode(codec, &claim(id, &owner.user)))).collect()
         };
         socket.send(&claims(1..=10)).await;
-        // Ten wait; others pass them.
+        // Ten requests wait; others overtake them.
         socket.send_value(&json!({ "id": 100, "op": "keys.nonsense" })).await;
         assert_eq!(socket.reply(100).await["error"]["code"], "unknown_op");
         socket.send_value(&json!({ "id": 100, "op": "keys.fetch", "params": {} })).await;
@@ -76,11 +76,11 @@ async fn sixty_four_requests_wait_and_each_request_gets_one_reply() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn an_id_that_is_in_flight_already_closes_with_4504() {
+async fn reusing_an_id_that_is_in_flight_closes_the_socket_with_4504() {
     let app = TestApp::start(&[]);
     let person = sign_in(&app, "frames@example.org").await;
     let (mut socket, _) = RawSocket::connect(&app, &person.token, Codec::Json).await;
-    let held = HeldWriter::take(&app).await;
+    let held = WriteLock::take(&app).await;
     socket.send_value(&claim(7, &person.user)).await;
     socket.send_value(&json!({ "id": 7, "op": "keys.status" })).await;
     assert_eq!(socket.close_code().await, PROTOCOL_ERROR);
@@ -88,7 +88,7 @@ async fn an_id_that_is_in_flight_already_closes_with_4504() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn the_reply_comes_first_then_the_event_then_the_close() {
+async fn ending_a_session_sends_the_reply_then_the_event_then_the_close() {
     let app = TestApp::start(&[]);
     for (op, code, reason) in [("session.logout", 4500, "logout"), ("account.delete", 4506, "account_deleted")] {
         let token = sign_in(&app, "frames@example.org").await.token;

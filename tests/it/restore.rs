@@ -1,5 +1,5 @@
-//! A database that was restored from a backup: after `deploy/after-restore.sql` the promises hold, though what happened since
-//! the backup is forgotten.
+//! A database that was restored from a backup. After `deploy/after-restore.sql` no key and no message number is used
+//! twice, although the database has forgotten what happened after the backup.
 
 use std::{path::Path, process::Command};
 
@@ -15,7 +15,7 @@ use crate::support::{
 const AFTER_RESTORE: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/deploy/after-restore.sql");
 const SECRET: &str = "c2VhbHdpcmUtdGVzdC1zZWNyZXQtMzItYnl0ZXMtISE=";
 
-/// Runs an operator's tool, as docs/operations.md does.
+/// Runs a command-line tool, as docs/operations.md tells operators to.
 fn tool(program: &str, arguments: &[&str]) {
     let output = Command::new(program).args(arguments).output().unwrap_or_else(|error| panic!("{program}: {error}"));
     assert!(output.status.success(), "{program}: {}", String::from_utf8_lossy(&output.stderr));
@@ -26,7 +26,7 @@ async fn claim(socket: &Socket, owner: &Person) -> Value {
     answer["bundles"][0].clone()
 }
 
-/// Sends a message and gives its number, acked.
+/// Sends a message, receives and acks it, and returns its number.
 async fn exchange(from: &Socket, owner: &Person, socket: &Socket) -> u64 {
     from.request("messages.send", message(&[owner], "hello")).await;
     let seq = socket.event("message").await["seq"].clone();
@@ -34,8 +34,8 @@ async fn exchange(from: &Socket, owner: &Person, socket: &Socket) -> u64 {
     seq.as_u64().unwrap()
 }
 
-/// Two people, of whom one has keys, before and after a backup that `back_up` makes; then what `restore` brings back.
-async fn restores(mut server: ServerProcess, back_up: impl FnOnce(), restore: impl FnOnce()) {
+/// Uses a server before and after the backup that `back_up` makes, kills it, and checks it after `restore`.
+async fn assert_restore_is_safe(mut server: ServerProcess, back_up: impl FnOnce(), restore: impl FnOnce()) {
     let owner = sign_in(&server, "owner@example.org").await;
     let lost = sign_in(&server, "owner@example.org").await;
     let claimer = sign_in(&server, "claimer@example.org").await;
@@ -45,7 +45,7 @@ async fn restores(mut server: ServerProcess, back_up: impl FnOnce(), restore: im
     let claimers = Socket::connect(&server, &claimer.token, Codec::Json).await;
     assert_eq!(claim(&claimers, &owner).await["one_time_prekey"]["key_id"], 1);
     assert_eq!(exchange(&claimers, &owner, &owners).await, 1);
-    // One that is still under way when the backup is made: it is delivered again, under its number.
+    // This message is not acked yet when the backup is made, so it is delivered again, with the same number.
     claimers.request("messages.send", message(&[&owner], "hello")).await;
     assert_eq!(owners.event("message").await["seq"], 2);
 
@@ -62,7 +62,7 @@ async fn restores(mut server: ServerProcess, back_up: impl FnOnce(), restore: im
 
     for person in [&owner, &lost, &claimer] {
         let (status, _) = call(&server, Method::GET, "/v1/auth/session", Some(&person.token), None).await;
-        assert_eq!(status, StatusCode::UNAUTHORIZED, "what had ended stays ended, and so does all else");
+        assert_eq!(status, StatusCode::UNAUTHORIZED, "a restore ends all sessions");
     }
     let owner = sign_in_as(&server, "owner@example.org", json!({ "device": { "id": owner.device } })).await;
     let claimer = sign_in_as(&server, "claimer@example.org", json!({ "device": { "id": claimer.device } })).await;
@@ -72,11 +72,11 @@ async fn restores(mut server: ServerProcess, back_up: impl FnOnce(), restore: im
 
     let owners = Socket::connect(&server, &owner.token, Codec::Json).await;
     assert_eq!(owners.welcome["keys"]["one_time"], 0);
-    assert_eq!(owners.event("prekeys.low").await["remaining"], 0, "the owner hears of it");
+    assert_eq!(owners.event("prekeys.low").await["remaining"], 0, "the owner gets the event");
     let again = owners.event("message").await;
     assert_eq!(again["seq"], 2);
     owners.request("messages.ack", json!({ "seqs": [2] })).await;
-    assert!(exchange(&claimers, &owner, &owners).await > 3, "a number that was given is not given again");
+    assert!(exchange(&claimers, &owner, &owners).await > 3, "a number is not used twice");
 
     let republished =
         owners.request("keys.publish", json!({ "one_time_prekeys": [keys.prekey(2), keys.prekey(6)] })).await;
@@ -86,11 +86,11 @@ async fn restores(mut server: ServerProcess, back_up: impl FnOnce(), restore: im
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_restored_sqlite_file_hands_out_no_key_and_no_number_twice() {
+async fn a_restored_sqlite_database_uses_no_key_and_no_message_number_twice() {
     let server = ServerProcess::start(&[]).await;
     let [database, backup] = ["sealwire.db", "backup.db"].map(|name| server.path(name).to_str().unwrap().to_owned());
     let (live, kept) = (database.clone(), backup.clone());
-    restores(
+    assert_restore_is_safe(
         server,
         move || tool("sqlite3", &[&live, &format!("VACUUM INTO '{kept}'")]),
         move || {
@@ -108,14 +108,14 @@ async fn a_restored_sqlite_file_hands_out_no_key_and_no_number_twice() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn nor_does_a_restored_postgresql() {
+async fn a_restored_postgres_database_uses_no_key_and_no_message_number_twice() {
     let services = Services::shared();
     let database = services.database().await;
     let folder = tempfile::tempdir().unwrap();
     let dump = folder.path().join("backup.dump").to_str().unwrap().to_owned();
     let server = ServerProcess::start(&[("DATABASE__URL", &database), ("AUTH__SECRET", SECRET)]).await;
     let (live, kept) = (database.clone(), dump.clone());
-    restores(
+    assert_restore_is_safe(
         server,
         move || tool("pg_dump", &["--format=custom", "--file", &kept, &live]),
         move || {

@@ -1,5 +1,5 @@
-//! Rolling restarts: nodes go and come back one after the other while clients work, and no client has to wonder what
-//! became of a request.
+//! Rolling restarts: nodes restart one after the other under load. A request without a reply can be repeated, and no
+//! request is lost or done twice.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -29,51 +29,52 @@ const CLIENTS: usize = 12;
 /// Users who write to each other, with two devices each.
 const WRITERS: usize = 5;
 const ROUNDS: usize = 2;
-/// How often each of them is sent away, at least: always but for the first time, when it may be on the other node.
-const MOVES: usize = 2 * ROUNDS - 1;
-/// Requests of a client that are under way together.
-const TOGETHER: u32 = 4;
+/// How often each client must reconnect at least: at every restart except the first, when it may be on the other node.
+const RECONNECTS: usize = 2 * ROUNDS - 1;
+/// Requests of each kind that a client has in flight at the same time.
+const PARALLEL: u32 = 4;
 
-/// The address of a node that comes and goes.
-struct Door(SocketAddr);
+/// The address of a node that restarts.
+struct NodeAddress(SocketAddr);
 
-impl Server for Door {
+impl Server for NodeAddress {
     fn address(&self) -> SocketAddr {
         self.0
     }
 
     fn mail(&self) -> &Path {
-        unreachable!("nobody signs in here")
+        unreachable!("used only to connect")
     }
 }
 
-/// What all clients saw.
+/// Totals over all clients.
 #[derive(Default)]
 struct Tally {
     published: AtomicUsize,
     claimed: AtomicUsize,
     unanswered: AtomicUsize,
-    /// Requests that were refused for the moment (`retryable`).
+    /// Requests that were refused with a retryable error.
     refused: AtomicUsize,
-    /// How sockets ended, by code.
+    /// Number of closed sockets by close code.
     closes: Mutex<BTreeMap<u16, usize>>,
     /// Device and key id → the claim that got it.
     handed_out: Mutex<BTreeMap<(String, u64), Uuid>>,
 }
 
-/// A device that publishes its own keys and claims those of others until it is told to stop.
+/// A device that publishes its own keys and claims those of others.
 struct Client {
     person: Person,
-    doors: Vec<SocketAddr>,
-    /// Which node it is connected to.
+    addresses: Vec<SocketAddr>,
+    /// Index of the node that it is connected to.
     at: usize,
     socket: Socket,
     tally: Arc<Tally>,
 }
 
 impl Client {
-    /// Has requests answered, all at once: what the close left unanswered is repeated where the client comes back.
-    async fn insist(&mut self, mut requests: Vec<(&'static str, Value)>) -> Vec<(&'static str, Value, Value)> {
+    /// Sends all requests in parallel, and repeats those that are refused or left unanswered by a close, until all have
+    /// succeeded. Returns op, parameters and result of each.
+    async fn request_all(&mut self, mut requests: Vec<(&'static str, Value)>) -> Vec<(&'static str, Value, Value)> {
         let mut answers = Vec::new();
         while !requests.is_empty() {
             let socket = &self.socket;
@@ -99,7 +100,7 @@ impl Client {
                 }
             }
             if self.socket.is_closed() {
-                self.come_back().await;
+                self.reconnect().await;
             } else if let Some(wait) = wait {
                 tokio::time::sleep(Duration::from_millis(wait)).await;
             }
@@ -107,54 +108,54 @@ impl Client {
         answers
     }
 
-    /// Connects to another node, when it was told to.
-    async fn come_back(&mut self) {
+    /// Connects to another node, after the wait that the server has asked for.
+    async fn reconnect(&mut self) {
         let code = self.socket.close_code().await;
         *self.tally.closes.lock().await.entry(code).or_default() += 1;
-        let told = self.socket.take_event("server.draining");
+        let draining = self.socket.take_event("server.draining");
         // A socket that was just being opened is closed without the event.
-        let wait = told.map_or(0, |told| told["reconnect_in_ms"].as_u64().unwrap());
+        let wait = draining.map_or(0, |draining| draining["reconnect_in_ms"].as_u64().unwrap());
         tokio::time::sleep(Duration::from_millis(wait)).await;
-        let (doors, token, mut next) = (&self.doors, &self.person.token, self.at);
-        let (at, socket) = eventually("a node takes the connection", || {
-            next = (next + 1) % doors.len();
+        let (addresses, token, mut next) = (&self.addresses, &self.person.token, self.at);
+        let (at, socket) = eventually("a node accepts the connection", || {
+            next = (next + 1) % addresses.len();
             let at = next;
-            async move { Some((at, Socket::try_connect(&Door(doors[at]), token, Codec::MsgPack).await?)) }
+            async move { Some((at, Socket::try_connect(&NodeAddress(addresses[at]), token, Codec::MsgPack).await?)) }
         })
         .await;
         (self.at, self.socket) = (at, socket);
     }
 
-    /// Publishes keys and claims as many of others, again and again. Gives the ids that it was told are stored.
+    /// Publishes keys and claims as many of others until `stop` is set. Returns the ids of the keys that are stored.
     async fn work(&mut self, seed: usize, users: &[String], stop: &AtomicBool) -> BTreeSet<u64> {
         let mut keys = KeySet::new(Suite::SignalX3dh, seed as u64);
         let mut stored = BTreeSet::new();
-        self.insist(vec![("keys.publish", keys.complete([]))]).await;
+        self.request_all(vec![("keys.publish", keys.complete([]))]).await;
         let mut round = 0;
         while !stop.load(Ordering::Relaxed) {
-            let first = 1 + round * TOGETHER;
-            let mut requests: Vec<_> = (first..first + TOGETHER)
+            let first = 1 + round * PARALLEL;
+            let mut requests: Vec<_> = (first..first + PARALLEL)
                 .map(|id| ("keys.publish", json!({ "one_time_prekeys": [keys.prekey(id)] })))
                 .collect();
-            requests.extend((0..TOGETHER).map(|index| {
+            requests.extend((0..PARALLEL).map(|index| {
                 let user = &users[(seed + (first + index) as usize) % users.len()];
                 ("keys.claim", json!({ "user_id": user, "claim_id": Uuid::new_v4() }))
             }));
-            for (op, params, answer) in self.insist(requests).await {
+            for (op, params, answer) in self.request_all(requests).await {
                 if op == "keys.publish" {
                     let id = params["one_time_prekeys"][0]["key_id"].as_u64().unwrap();
                     if answer["one_time"]["over_cap"] == json!([id]) {
-                        // Nobody has claimed of this one for a while; it may hold no more.
+                        // The pool is full, because no client has claimed from it for a while.
                         continue;
                     }
-                    // A repeat finds what the first try stored, unissued or issued.
+                    // A repeat finds the key that the first attempt stored, unissued or issued.
                     let kinds = ["accepted", "duplicate", "already_issued"];
                     assert!(kinds.iter().any(|kind| answer["one_time"][kind] == json!([id])), "{answer}");
                     stored.insert(id);
                     self.tally.published.fetch_add(1, Ordering::Relaxed);
                 } else {
                     let claim: Uuid = params["claim_id"].as_str().unwrap().parse().unwrap();
-                    self.note(claim, &answer).await;
+                    self.add_claimed_keys(claim, &answer).await;
                 }
             }
             round += 1;
@@ -162,7 +163,7 @@ impl Client {
         stored
     }
 
-    async fn note(&self, claim: Uuid, answer: &Value) {
+    async fn add_claimed_keys(&self, claim: Uuid, answer: &Value) {
         for bundle in answer["bundles"].as_array().unwrap() {
             let Some(key) = bundle["one_time_prekey"]["key_id"].as_u64() else { continue };
             let device = bundle["device_id"].as_str().unwrap().to_owned();
@@ -173,18 +174,18 @@ impl Client {
     }
 }
 
-/// Waits until everybody is connected and has got some more done.
+/// Waits until all clients are connected and have made progress.
 async fn all_make_progress(cluster: &Cluster, tally: &Tally, traffic: &Traffic) {
-    let everybody = f64::from(u32::try_from(CLIENTS + 2 * WRITERS).unwrap());
-    eventually("everybody is back", || async {
+    let all_devices = f64::from(u32::try_from(CLIENTS + 2 * WRITERS).unwrap());
+    eventually("all devices are connected", || async {
         let connected = cluster.nodes.iter().map(|node| value(node.admin(), "sealwire_connected_devices"));
         let connected: f64 = futures_util::future::join_all(connected).await.into_iter().sum();
-        (connected >= everybody).then_some(())
+        (connected >= all_devices).then_some(())
     })
     .await;
     let done = || (tally.published.load(Ordering::Relaxed), traffic.ledger.lock().unwrap().accepted());
     let (published, accepted) = done();
-    eventually("the clients get on", || async {
+    eventually("the clients make progress", || async {
         let now = done();
         (now.0 > published + 10 * CLIENTS && now.1 > accepted + 20 * WRITERS).then_some(())
     })
@@ -200,18 +201,23 @@ async fn nodes_restart_one_by_one_under_load_and_no_request_is_lost() {
         ("SERVER__DRAIN_S", "20"),
     ];
     let mut cluster = Cluster::start(&Services::shared(), 2, &settings).await;
-    let doors: Vec<_> = cluster.nodes.iter().map(Server::address).collect();
+    let addresses: Vec<_> = cluster.nodes.iter().map(Server::address).collect();
     let (tally, stop) = (Arc::new(Tally::default()), Arc::new(AtomicBool::new(false)));
-    let mut people = Vec::new();
+    let mut clients = Vec::new();
     for index in 0..CLIENTS {
-        people.push(sign_in(&cluster.nodes[index % 2], &format!("person{index}@example.org")).await);
+        clients.push(sign_in(&cluster.nodes[index % 2], &format!("person{index}@example.org")).await);
     }
-    let users: Arc<Vec<String>> = Arc::new(people.iter().map(|person| person.user.clone()).collect());
+    let users: Arc<Vec<String>> = Arc::new(clients.iter().map(|person| person.user.clone()).collect());
     let mut working = Vec::new();
-    for (index, person) in people.iter().enumerate() {
+    for (index, person) in clients.iter().enumerate() {
         let socket = Socket::connect(&cluster.nodes[index % 2], &person.token, Codec::MsgPack).await;
-        let mut client =
-            Client { person: person.clone(), doors: doors.clone(), at: index % 2, socket, tally: tally.clone() };
+        let mut client = Client {
+            person: person.clone(),
+            addresses: addresses.clone(),
+            at: index % 2,
+            socket,
+            tally: tally.clone(),
+        };
         let (users, stop) = (users.clone(), stop.clone());
         working.push(tokio::spawn(async move {
             let stored = client.work(index, &users, &stop).await;
@@ -220,7 +226,7 @@ async fn nodes_restart_one_by_one_under_load_and_no_request_is_lost() {
     }
 
     let writers = user_pairs(&cluster.nodes[0], WRITERS).await;
-    let traffic = Traffic::start(&doors, &writers, Duration::from_millis(5));
+    let traffic = Traffic::start(&addresses, &writers, Duration::from_millis(5));
 
     for _ in 0..ROUNDS {
         for node in 0..cluster.nodes.len() {
@@ -242,22 +248,30 @@ async fn nodes_restart_one_by_one_under_load_and_no_request_is_lost() {
         let unissued = status["one_time"].as_u64().unwrap();
         let handed_out = tally.handed_out.lock().await;
         let issued = handed_out.keys().filter(|(device, _)| *device == client.person.device).count() as u64;
-        assert_eq!(unissued + issued, ids.len() as u64, "every key that was accepted is there or in somebody's hands");
+        assert_eq!(unissued + issued, ids.len() as u64, "every accepted key is in the pool or handed out");
         (stored, left) = (stored + ids.len(), left + unissued);
     }
     let closes = tally.closes.lock().await.clone();
     println!(
-        "{stored} keys published, {} claimed, {left} left; {} requests unanswered at a close and {} refused for the \
-         moment, all repeated; closes {closes:?}",
+        "{stored} keys published, {} claimed, {left} left; {} requests unanswered at a close and {} refused with a \
+        retryable error, all repeated; closes {closes:?}",
         tally.claimed.load(Ordering::Relaxed),
         tally.unanswered.load(Ordering::Relaxed),
         tally.refused.load(Ordering::Relaxed),
     );
-    assert_eq!(closes.keys().copied().collect::<Vec<_>>(), [4000], "only a draining node closes: {closes:?}");
-    assert!(closes[&4000] >= CLIENTS * MOVES, "every client moved again and again: {closes:?}");
+    assert_eq!(closes.keys().copied().collect::<Vec<_>>(), [4000], "only draining nodes close sockets: {closes:?}");
+    assert!(closes[&4000] >= CLIENTS * RECONNECTS, "every client reconnects at each restart: {closes:?}");
     assert!(tally.claimed.load(Ordering::Relaxed) > CLIENTS, "claims got keys");
     let ledger = traffic.report("messages").await;
     let ledger = ledger.lock().unwrap();
-    assert_eq!(ledger.closes.keys().copied().collect::<Vec<_>>(), [4000], "of those who write, too");
-    assert!(ledger.closes[&4000] >= 2 * WRITERS * MOVES, "every device moved again and again: {:?}", ledger.closes);
+    assert_eq!(
+        ledger.closes.keys().copied().collect::<Vec<_>>(),
+        [4000],
+        "only draining nodes close the sockets of writers"
+    );
+    assert!(
+        ledger.closes[&4000] >= 2 * WRITERS * RECONNECTS,
+        "every writer reconnects at each restart: {:?}",
+        ledger.closes
+    );
 }

@@ -1,8 +1,9 @@
-//! What becomes of sessions, devices and accounts, and of the sockets that are open in their name.
+//! Sessions: how they are renewed and how they end, with their sockets. Also listing and renaming devices, and finding
+//! users.
 
+mod client_disconnects;
+mod devices_and_users;
 mod ends;
-mod hang_up;
-mod people;
 mod renewal;
 
 use futures_util::StreamExt;
@@ -23,7 +24,7 @@ async fn connect(server: &impl Server, token: &str) -> Socket {
     Socket::connect(server, token, Codec::Json).await
 }
 
-/// The id of a token's session, as HTTP tells it; `None` where the token is none.
+/// Returns the id of the token's session, read over HTTP, or `None` if the token is invalid.
 async fn session_of(server: &impl Server, token: &str) -> Option<String> {
     let (status, body) = call(server, Method::GET, "/v1/auth/session", Some(token), None).await;
     if status == StatusCode::OK {
@@ -38,14 +39,14 @@ async fn delete_session(server: &impl Server, token: &str) -> StatusCode {
     call(server, Method::DELETE, "/v1/auth/session", Some(token), None).await.0
 }
 
-/// Waits for the end of a session: the event with its reason, and the close.
+/// Waits for the `session.revoked` event with this reason, then for the close with this code.
 async fn assert_ended(socket: &Socket, reason: &str, close: u16) {
     assert_eq!(socket.event("session.revoked").await, json!({ "reason": reason }));
     assert_eq!(socket.close_code().await, close);
 }
 
-/// Opens a socket of which the order of frames will be looked at. The welcome and the word that no mail waits have been read.
-async fn connect_in_order(server: &impl Server, person: &Person) -> Stream {
+/// Opens a raw socket, on which a test can check the order of frames. `welcome` and `mailbox.drained` have been read.
+async fn open_stream(server: &impl Server, person: &Person) -> Stream {
     let mut stream = connect_raw(server, Some(&person.token), "sealwire.v1.json").await.unwrap();
     let welcome = stream.next().await.unwrap().unwrap();
     assert!(welcome.to_text().unwrap().contains("welcome"));
@@ -54,8 +55,8 @@ async fn connect_in_order(server: &impl Server, person: &Person) -> Stream {
     stream
 }
 
-/// Reads all frames until the socket closes, and gives them with the close code.
-async fn rest(stream: &mut Stream) -> (Vec<Value>, u16) {
+/// Reads all frames until the socket closes, and returns them with the close code.
+async fn read_to_close(stream: &mut Stream) -> (Vec<Value>, u16) {
     let mut frames = Vec::new();
     loop {
         match timeout(PATIENCE, stream.next()).await.expect("a frame or the end") {

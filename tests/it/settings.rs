@@ -1,11 +1,11 @@
-//! docs/settings.md has every setting, and what it says of each is so.
+//! docs/settings.md has every setting, with its right default, variable and valid values.
 
 use std::fs;
 
 use sealwire::config::Config;
 use toml::{Table, Value};
 
-/// Values that many settings refuse; those that take any text refuse none.
+/// Values that settings refuse, except those that accept any text.
 const NONSENSE: &[&str] = &["-1", "no such thing/ at all"];
 
 struct Row {
@@ -20,7 +20,7 @@ fn read(path: &str) -> String {
     fs::read_to_string(format!("{}/{path}", env!("CARGO_MANIFEST_DIR"))).unwrap()
 }
 
-/// The rows of all tables, in order, and each under the heading of its section.
+/// Returns the rows of all tables in order, each of which must be under the heading of its section.
 fn documented() -> Vec<Row> {
     let document = read("docs/settings.md");
     let mut rows = Vec::new();
@@ -45,7 +45,7 @@ fn documented() -> Vec<Row> {
     rows
 }
 
-/// The settings of `config/default.toml` with their values, in the order of the file.
+/// Returns the settings of `config/default.toml` with their values, in the order of the file.
 fn real() -> Vec<(String, Value)> {
     let text = read("config/default.toml");
     let values: Table = text.parse().unwrap();
@@ -59,11 +59,11 @@ fn real() -> Vec<(String, Value)> {
         }
     }
     let count: usize = values.values().map(|section| section.as_table().unwrap().len()).sum();
-    assert_eq!(settings.len(), count, "the test no longer reads the file");
+    assert_eq!(settings.len(), count, "the test has not read every setting of the file");
     settings
 }
 
-/// What the server says a setting takes, if it can be made to say so.
+/// Returns the valid values of a setting as the server reports them for an invalid one. `None` if it accepts any text.
 fn takes(environment: &str, name: &str) -> Option<String> {
     NONSENSE.iter().find_map(|value| {
         let refusal = Config::load(None, [(environment.to_owned(), (*value).to_owned())].into_iter()).err()?;
@@ -74,14 +74,14 @@ fn takes(environment: &str, name: &str) -> Option<String> {
 }
 
 #[test]
-fn every_setting_is_documented_and_nothing_else_is() {
+fn settings_md_documents_every_setting_and_no_other() {
     let documented: Vec<String> = documented().into_iter().map(|row| row.name).collect();
     let real: Vec<String> = real().into_iter().map(|(name, _)| name).collect();
     assert_eq!(documented, real, "names and order of docs/settings.md and config/default.toml");
 }
 
 #[test]
-fn defaults_names_and_values_are_what_the_document_says() {
+fn settings_md_has_the_right_variables_defaults_and_valid_values() {
     for (row, (name, value)) in documented().into_iter().zip(real()) {
         assert_eq!(row.environment, format!("SEALWIRE__{}", name.to_uppercase().replace('.', "__")));
         let default: Table = format!("default = {}", row.default).parse().unwrap_or_else(|_| panic!("{name}"));

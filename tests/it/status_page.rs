@@ -1,4 +1,4 @@
-//! The status page in a real browser. Pictures of it are kept in `target/artifacts`.
+//! The status page in a real browser. Screenshots are kept in `target/artifacts`.
 
 use std::sync::{
     Arc,
@@ -20,12 +20,12 @@ use crate::support::{
 };
 
 const TOKEN: &str = "a-token-for-the-page";
-/// As large as a number on the page gets.
+/// The longest number that the page can show.
 const LARGE: &str = "88,888";
 
-/// Claims, messages and mistakes, again and again, until it is stopped.
+/// Makes claims, messages and invalid requests until it is stopped.
 struct Load {
-    go_on: Arc<AtomicBool>,
+    running: Arc<AtomicBool>,
     task: JoinHandle<()>,
 }
 
@@ -34,12 +34,12 @@ impl Load {
         let owner = owners(&**app, 1, 100).await.remove(0);
         let alice = sign_in(&**app, "alice@example.org").await;
         let socket = Socket::connect(&**app, &alice.token, Codec::Json).await;
-        let go_on = Arc::new(AtomicBool::new(true));
+        let running = Arc::new(AtomicBool::new(true));
         let task = tokio::spawn({
-            let (go_on, app) = (go_on.clone(), app.clone());
+            let (running, app) = (running.clone(), app.clone());
             async move {
                 let Owner { person, socket: reader } = owner;
-                while go_on.load(Ordering::Relaxed) {
+                while running.load(Ordering::Relaxed) {
                     let claim = json!({ "user_id": person.user, "claim_id": Uuid::new_v4() });
                     socket.request("keys.claim", claim).await;
                     socket.request("messages.send", message(&[&person], "moving")).await;
@@ -51,16 +51,16 @@ impl Load {
                 }
             }
         });
-        Self { go_on, task }
+        Self { running, task }
     }
 
     async fn stop(self) {
-        self.go_on.store(false, Ordering::Relaxed);
+        self.running.store(false, Ordering::Relaxed);
         self.task.await.unwrap();
     }
 }
 
-/// The first number on the card of this title.
+/// Returns a script that reads the first number on the card with this title.
 fn number(title: &str) -> String {
     format!(
         "(() => {{ const card = [...document.querySelectorAll('.chart')].find(c => c.querySelector('h4').textContent === {title:?}); \
@@ -69,7 +69,7 @@ fn number(title: &str) -> String {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn the_page_lives_fits_and_breaks_no_rule_of_its_own() {
+async fn the_status_page_updates_fits_the_screen_and_is_accessible() {
     let app = Arc::new(TestApp::start(&[("LIMITS__CLAIM_BURST", "30")]));
     let load = Load::start(&app).await;
     let mut page = Page::open().await;
@@ -86,14 +86,14 @@ async fn the_page_lives_fits_and_breaks_no_rule_of_its_own() {
     let before = page.evaluate(&number("Error responses")).await;
     page.wait_until(&format!("{} > {before}", number("Error responses"))).await;
     page.wait_until(&format!("{} === 2", number("Connected devices"))).await;
-    // The server keeps the history: after two of its steps a chart has a line, also on a page that was not open then.
+    // The server keeps the history: after two steps a chart has a line, even on a page that is opened later.
     let drawn = "document.querySelectorAll('.chart')[1].querySelector('.stroke').getAttribute('d')?.split('L').length";
     page.wait_until(&format!("{drawn} >= 3")).await;
     page.navigate("about:blank").await;
     page.navigate(&format!("http://{}/status", app.admin())).await;
     page.wait_until(&format!("{drawn} >= 3")).await;
     page.wait_until("document.getElementById('errors').textContent.includes('bad_request')").await;
-    // The time before the start is not a time of zeros.
+    // The time before the start is marked, and not shown as zeros.
     assert_eq!(page.evaluate("document.querySelectorAll('.plot .hatch:not([hidden])').length").await, 12);
     page.wait_until("/before this node started, \\d/.test(document.getElementById('young').innerText)").await;
     // Refusals to clients are routine.
@@ -124,10 +124,9 @@ async fn the_page_lives_fits_and_breaks_no_rule_of_its_own() {
         assert_eq!(faint, json!([]), "text that is hard to read in {scheme}");
         page.wait_until(&format!("!document.body.textContent.includes('{LARGE}')")).await;
         page.screenshot(&format!("status-{width}-{scheme}.png")).await;
-        // Also with numbers such as a large server has. Behind the picture, which shows what is.
         let small = page.evaluate(SMALL).await;
         assert_eq!(small, json!([]), "text that is too small");
-        // Nothing moves when they grow.
+        // The layout does not change when the numbers grow. This is after the screenshot, which has real numbers.
         let grown = format!(
             "(() => {{ const places = () => JSON.stringify([...document.querySelectorAll('.chart, .figure, .plot, table')] \
                .map(e => e.getBoundingClientRect()).map(b => [b.left, b.top, b.width, b.height])); \
@@ -135,10 +134,10 @@ async fn the_page_lives_fits_and_breaks_no_rule_of_its_own() {
              document.querySelectorAll('.figure b').forEach(b => b.firstChild.textContent = '{LARGE}'); \
              return before === places(); }})()"
         );
-        assert_eq!(page.evaluate(&grown).await, true, "{width} wide, nothing moves");
+        assert_eq!(page.evaluate(&grown).await, true, "{width} wide, the layout does not change");
         assert_eq!(page.evaluate(overflow).await, json!([0, "", ""]), "{width} wide, with large numbers");
     }
-    // Pointing at a chart tells what it showed then.
+    // Pointing at a chart shows its value at that time.
     page.set_viewport(1280, 800, "light").await;
     let corner = "(() => { const box = document.querySelector('.chart svg').getBoundingClientRect(); \
          return [box.right - 1, box.top + 5]; })()";
@@ -153,15 +152,15 @@ async fn the_page_lives_fits_and_breaks_no_rule_of_its_own() {
     page.wait_until("[...document.querySelectorAll('.axis')].every(a => a.textContent.startsWith('0:05 ago'))").await;
     assert_eq!(page.evaluate("document.getElementById('moment').getAttribute('aria-valuetext')").await, "5 s ago");
 
-    let nameless = "[...document.querySelectorAll('svg')].filter(s => s.getAttribute('role') !== 'img' || !s.querySelector('title').textContent).length \
+    let unnamed = "[...document.querySelectorAll('svg')].filter(s => s.getAttribute('role') !== 'img' || !s.querySelector('title').textContent).length \
          + [...document.querySelectorAll('section')].filter(s => !document.getElementById(s.getAttribute('aria-labelledby'))).length";
-    assert_eq!(page.evaluate(nameless).await, 0);
+    assert_eq!(page.evaluate(unnamed).await, 0);
     assert_eq!(page.evaluate("document.getElementById('state').getAttribute('role')").await, "status");
-    assert_eq!(page.problems, Vec::<String>::new(), "the console and the policy have nothing to say");
+    assert_eq!(page.problems, Vec::<String>::new(), "no console errors and no policy violations");
 
     load.stop().await;
     page.set_viewport(1280, 800, "light").await;
-    drop(Arc::into_inner(app).expect("the load has let go of it"));
+    drop(Arc::into_inner(app).expect("the load has released it"));
     page.wait_until("document.getElementById('state').dataset.state === 'gone'").await;
     page.wait_until("/^for ([2-9]|\\d\\d) s$/.test(document.getElementById('silence').textContent)").await;
     assert_eq!(page.evaluate("document.title").await, "(1) Sealwire: No answer: the server cannot be reached");
@@ -170,7 +169,7 @@ async fn the_page_lives_fits_and_breaks_no_rule_of_its_own() {
     page.screenshot("status-gone.png").await;
 }
 
-/// Opens the alert of this name; true if it shows its paragraph of the runbook.
+/// Returns a script that opens the alert of this name, and returns whether it shows its paragraph of the runbook.
 fn opened(alert: &str) -> String {
     format!(
         "(() => {{ const shown = [...document.querySelectorAll('.alert')].find(a => a.querySelector('strong').textContent === {alert:?}); \
@@ -181,7 +180,7 @@ fn opened(alert: &str) -> String {
     )
 }
 
-/// What an operator must act on is marked, and what to do stands there, without another site.
+/// Figures that need attention are marked, and the page itself says what to do.
 #[tokio::test(flavor = "multi_thread")]
 async fn an_alert_opens_its_paragraph_of_the_runbook() {
     let server = MailServer::start().await;
@@ -195,27 +194,27 @@ async fn an_alert_opens_its_paragraph_of_the_runbook() {
     assert_eq!(page.evaluate("document.title").await, "(1) Sealwire: Ready");
     assert_eq!(page.evaluate("document.getElementById('state').dataset.severity").await, "page");
     let spoken = "document.getElementById('state').textContent";
-    assert_eq!(page.evaluate(spoken).await, "Ready. Needs attention: MailFails");
+    assert_eq!(page.evaluate(spoken).await, "Ready · 1 alert: MailFails");
     let marked = "[...document.querySelectorAll('.figure[data-severity=page]')].map(f => f.textContent).join()";
     assert_eq!(page.evaluate(marked).await, "1not sent");
     assert_eq!(page.evaluate(CONTRAST).await, json!([]));
-    // It stays open while the figures go on.
+    // The alert stays open while the figures are updated.
     let uptime = page.evaluate("document.getElementById('uptime').textContent").await;
     page.wait_until(&format!("document.getElementById('uptime').textContent !== {uptime}")).await;
     assert_eq!(page.evaluate("document.querySelector('.alert details').open").await, true);
     page.screenshot("status-alert.png").await;
-    // A link to an outage opens the runbook, which is closed.
+    // A link to a section of the runbook opens the runbook, which is closed at first.
     page.navigate(&format!("http://{}/status#outages", app.admin())).await;
     page.wait_until("document.getElementById('runbook').open").await;
     assert_eq!(page.problems, Vec::<String>::new());
 }
 
-/// Every text of the page below 13 pixels.
+/// A script that returns every text that is smaller than 13 pixels.
 const SMALL: &str = r"[...document.querySelectorAll('body *')]
   .filter((e) => !e.closest('svg, noscript') && [...e.childNodes].some((n) => n.nodeType === 3 && n.data.trim()))
   .filter((e) => parseFloat(getComputedStyle(e).fontSize) < 13).map((e) => e.textContent)";
 
-/// Every text of the page whose contrast to what is behind it is under 4.5 (WCAG 2.2, 1.4.3), by its definition.
+/// A script that returns every text whose contrast to its background is below 4.5 (WCAG 2.2, 1.4.3, by its definition).
 const CONTRAST: &str = r"(() => {
   const parse = (text) => text.match(/[\d.]+/g).map(Number);
   const light = ([r, g, b]) => [r, g, b].map((n) => n / 255)
@@ -228,9 +227,9 @@ const CONTRAST: &str = r"(() => {
     .filter(([, [high, low]]) => (high + 0.05) / (low + 0.05) < 4.5).map(([text]) => text);
 })()";
 
-/// The address may hold the token; the page's own requests then carry it along.
+/// The URL may contain the token, which the page's own requests then carry, too.
 #[tokio::test(flavor = "multi_thread")]
-async fn the_page_works_behind_a_token() {
+async fn the_status_page_works_with_a_token() {
     let app = TestApp::start(&[("ADMIN__TOKEN", TOKEN)]);
     let mut page = Page::open().await;
     page.navigate(&format!("http://operator:{TOKEN}@{}/status", app.admin())).await;

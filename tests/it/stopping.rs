@@ -1,4 +1,4 @@
-//! What makes a server stop, and that it stops in good order whichever it was.
+//! What makes a server stop (a signal, or the loss of a listener), and how it stops then.
 
 use std::sync::atomic::Ordering;
 
@@ -9,7 +9,7 @@ use serde_json::{Value, json};
 use tokio::sync::oneshot;
 
 use crate::{
-    drain::{draining, lock_writing},
+    drain::{lock_writes, wait_until_draining},
     support::{
         Codec, KeySet, Server, ServerProcess, Socket, TestApp, eventually,
         http::{call, post},
@@ -18,34 +18,34 @@ use crate::{
     },
 };
 
-/// A connected device, one of whose requests waits for whoever holds the lock for writing.
-async fn busy(server: &impl Server, email: &str) -> (Socket, KeySet) {
+/// Connects a device and publishes its keys.
+async fn connect_device(server: &impl Server, email: &str) -> (Socket, KeySet) {
     let socket = Socket::connect(server, &sign_in(server, email).await.token, Codec::Json).await;
     let mut keys = KeySet::new(Suite::SignalX3dh, 1);
     socket.request("keys.publish", keys.complete([])).await;
     (socket, keys)
 }
 
-/// Sends a request that has to wait.
-async fn begin(socket: &Socket, keys: &mut KeySet) -> oneshot::Receiver<Value> {
+/// Sends a request that waits while a test holds the write lock.
+async fn send_waiting_request(socket: &Socket, keys: &mut KeySet) -> oneshot::Receiver<Value> {
     let reply = socket.expect_reply(1001);
     let params = json!({ "one_time_prekeys": [keys.prekey(1)] });
     socket.send(Codec::Json.encode(&json!({ "id": 1001, "op": "keys.publish", "params": params }))).await;
-    // Reads are not held up: once this is answered, the one before it is under way.
+    // Reads do not wait for the lock: once this is answered, the server has begun the request before it.
     socket.request("devices.list", json!({})).await;
     reply
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_request_that_hangs_does_not_keep_its_client_from_the_close() {
+async fn a_client_whose_request_hangs_still_gets_the_close_frame() {
     let mut server = ServerProcess::start(&[("SERVER__DRAIN_S", "6")]).await;
-    let (socket, mut keys) = busy(&server, "alice@example.org").await;
-    let _never_released = lock_writing(&server.path("sealwire.db")).await;
-    let reply = begin(&socket, &mut keys).await;
+    let (socket, mut keys) = connect_device(&server, "alice@example.org").await;
+    let _never_released = lock_writes(&server.path("sealwire.db")).await;
+    let reply = send_waiting_request(&socket, &mut keys).await;
     server.send_sigterm();
     socket.event("server.draining").await;
     assert_eq!(socket.close_code().await, 4000);
-    // A client that has its Close frame ends TCP.
+    // A client that has received the Close frame closes the TCP connection.
     drop(socket);
     assert!(reply.await.is_err(), "the request is unanswered");
     assert_eq!(server.stopped().await.code(), Some(0));
@@ -55,7 +55,7 @@ async fn a_request_that_hangs_does_not_keep_its_client_from_the_close() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn ctrl_c_stops_as_sigterm_does() {
+async fn ctrl_c_stops_the_server_like_sigterm() {
     let mut server = ServerProcess::start(&[]).await;
     let person = sign_in(&server, "alice@example.org").await;
     let socket = Socket::connect(&server, &person.token, Codec::Json).await;
@@ -66,40 +66,40 @@ async fn ctrl_c_stops_as_sigterm_does() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn signals_that_come_together_are_one_order() {
+async fn simultaneous_signals_count_as_one() {
     let mut server = ServerProcess::start(&[("SERVER__DRAIN_S", "60")]).await;
-    let (socket, mut keys) = busy(&server, "alice@example.org").await;
-    let lock = lock_writing(&server.path("sealwire.db")).await;
-    let reply = begin(&socket, &mut keys).await;
-    // It does not run while they are sent, so it gets all of them at the same moment.
+    let (socket, mut keys) = connect_device(&server, "alice@example.org").await;
+    let lock = lock_writes(&server.path("sealwire.db")).await;
+    let reply = send_waiting_request(&socket, &mut keys).await;
+    // The server does not run while the signals are sent, so it gets all of them at the same moment.
     server.send_signal(Signal::STOP);
     for signal in [Signal::TERM, Signal::INT, Signal::TERM] {
         server.send_signal(signal);
     }
     server.send_signal(Signal::CONT);
-    draining(&server).await;
+    wait_until_draining(&server).await;
     sqlx::Connection::close(lock).await.unwrap();
-    assert!(reply.await.unwrap()["result"].is_object(), "it was given the time to answer");
+    assert!(reply.await.unwrap()["result"].is_object(), "the server takes the time to answer");
     assert_eq!(socket.close_code().await, 4000);
     assert_eq!(server.stopped().await.code(), Some(0));
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_server_that_loses_the_operators_listener_answers_first_and_fails() {
+async fn a_server_that_loses_the_operators_listener_drains_and_fails() {
     let mail = MailServer::start().await;
     let app = TestApp::start(&[("SERVER__DRAIN_S", "60")]);
     let late = TestApp::start(&[("MAILER__URL", &mail.url())]);
-    let (socket, mut keys) = busy(&app, "alice@example.org").await;
-    let lock = lock_writing(&app.database()).await;
-    let reply = begin(&socket, &mut keys).await;
+    let (socket, mut keys) = connect_device(&app, "alice@example.org").await;
+    let lock = lock_writes(&app.database()).await;
+    let reply = send_waiting_request(&socket, &mut keys).await;
     app.stopper.admin.stop(false).await;
     socket.event("server.draining").await;
     sqlx::Connection::close(lock).await.unwrap();
-    assert!(reply.await.unwrap()["result"].is_object(), "what was begun is answered");
+    assert!(reply.await.unwrap()["result"].is_object(), "a request that was begun is answered");
     assert_eq!(socket.close_code().await, 4000);
     assert!(matches!(app.ended().await, Err(AppError::TaskEnded("admin listener"))));
 
-    // Also what is at work behind both listeners is waited for.
+    // The server also waits for a mail that it is still trying to send.
     mail.state.refuse_with.store(451, Ordering::SeqCst);
     post(&late, "/v1/auth/otp", json!({ "email": "alice@example.org" })).await;
     mail.state.wait_for_refusals(2).await;
@@ -116,28 +116,27 @@ async fn a_server_that_loses_its_clients_listener_fails() {
     assert!(matches!(app.ended().await, Err(AppError::TaskEnded("listener"))));
 }
 
-/// What the operator sees of a drain.
 #[tokio::test(flavor = "multi_thread")]
-async fn a_drain_shows_in_the_status_with_what_is_still_held() {
+async fn the_status_shows_a_drain_and_the_memory_still_in_use() {
     let app = TestApp::start(&[("SERVER__DRAIN_S", "60")]);
-    let (socket, mut keys) = busy(&app, "alice@example.org").await;
-    // A reply is sent before its request's memory is given back.
+    let (socket, mut keys) = connect_device(&app, "alice@example.org").await;
+    // A reply is sent before its request's memory is released.
     eventually("no memory is in use", || async {
         let now = crate::admin::status(&app).await;
         (now["memory"]["budget_used_bytes"] == 0).then_some(())
     })
     .await;
-    let lock = lock_writing(&app.database()).await;
-    let reply = begin(&socket, &mut keys).await;
+    let lock = lock_writes(&app.database()).await;
+    let reply = send_waiting_request(&socket, &mut keys).await;
     let stopper = app.stopper.clone();
     let stopping = tokio::spawn(async move { stopper.stop().await });
-    let now = eventually("the drain shows", || async {
+    let now = eventually("the status shows the drain", || async {
         let now = crate::admin::status(&app).await;
         (now["reasons"] == json!(["draining"])).then_some(now)
     })
     .await;
     assert_eq!(now["status"], "not_ready");
-    assert!(now["memory"]["budget_used_bytes"].as_u64().unwrap() > 100, "a request is held: {now}");
+    assert!(now["memory"]["budget_used_bytes"].as_u64().unwrap() > 100, "a request is in memory: {now}");
     let metrics = reqwest::get(format!("http://{}/metrics", app.admin())).await.unwrap().text().await.unwrap();
     assert!(metrics.contains("\nsealwire_draining 1\n"), "{metrics}");
     assert_eq!(call(&app, Method::GET, "/readyz", None, None).await.0, 503);

@@ -1,12 +1,12 @@
-//! The tour in `examples/tour` is a client that is not ours to bend: it must get through.
+//! Runs the client in `examples/tour`, which goes through the whole protocol.
 
-#![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
+#![expect(clippy::unwrap_used, reason = "a panic fails the test")]
 
 use std::{path::PathBuf, process::Command};
 
 use crate::support::{Server, ServerProcess, server::ReservedPort};
 
-/// The compiled example: `cargo test` puts it into a folder beside that of this executable.
+/// Returns the path of the compiled example, which `cargo test` puts into a folder beside that of this executable.
 fn tour() -> PathBuf {
     let mut path = std::env::current_exe().unwrap();
     path.pop();
@@ -17,13 +17,13 @@ fn tour() -> PathBuf {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn two_people_and_three_devices_get_through_the_whole_protocol() {
+async fn the_tour_goes_through_the_whole_protocol_with_two_users_and_three_devices() {
     let server = ServerProcess::start(&[]).await;
     let url = format!("http://{}", server.address());
     let output = Command::new(tour()).arg(url).arg("--mail").arg(server.mail()).output().unwrap();
-    let (told, failed) = (String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
-    assert!(output.status.success(), "{told}{failed}");
-    let mut rest = &*told;
+    let (printed, failed) = (String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
+    assert!(output.status.success(), "{printed}{failed}");
+    let mut rest = &*printed;
     for line in [
         "\"duplicate\":true",
         "\"waiting\":1",
@@ -38,12 +38,13 @@ async fn two_people_and_three_devices_get_through_the_whole_protocol() {
         "Bob's phone reads: (typing)",
         "That was all of it.",
     ] {
-        (_, rest) = rest.split_once(line).unwrap_or_else(|| panic!("no {line} where it belongs:\n{told}"));
+        (_, rest) =
+            rest.split_once(line).unwrap_or_else(|| panic!("{line} is missing or in the wrong place:\n{printed}"));
     }
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn the_tour_fails_where_there_is_no_server() {
+async fn the_tour_fails_if_there_is_no_server() {
     let nowhere = ReservedPort::new();
     let output = Command::new(tour()).arg(format!("http://{}", nowhere.address)).output().unwrap();
     assert_eq!(output.status.code(), Some(1));

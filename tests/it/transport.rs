@@ -1,4 +1,4 @@
-//! Upgraded connections over real sockets, through the production listener.
+//! The WebSocket transport over real sockets: the production listener with handlers made for the tests.
 
 mod client;
 mod messages;
@@ -8,5 +8,6 @@ mod upgrade;
 
 /// Waits for a condition.
 async fn eventually(condition: impl Fn() -> bool) {
-    crate::support::eventually("what the transport should do", || async { condition().then_some(()) }).await;
+    crate::support::eventually("the transport reaches the expected state", || async { condition().then_some(()) })
+        .await;
 }

@@ -1,4 +1,4 @@
-//! How a socket begins: who is let in, who is refused for what, and the welcome.
+//! Upgrades: which are accepted, which are refused and why, and the welcome.
 
 use serde_json::json;
 
@@ -9,7 +9,7 @@ use crate::support::{
 };
 
 #[tokio::test(flavor = "multi_thread")]
-async fn the_welcome_is_the_first_frame_and_has_the_fields_of_the_contract() {
+async fn the_welcome_is_the_first_frame_and_has_the_documented_fields() {
     let app = TestApp::with_clock(&[]);
     let person = sign_in(&app, "frames@example.org").await;
     let Person { user, device, session, token, .. } = &person;
@@ -32,7 +32,7 @@ async fn the_welcome_is_the_first_frame_and_has_the_fields_of_the_contract() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn connections_that_vanish_leave_their_places() {
+async fn lost_connections_no_longer_count_towards_the_limit() {
     let app = TestApp::start(&[("SERVER__MAX_CONNECTIONS", "2")]);
     let token = sign_in(&app, "frames@example.org").await.token;
     let bearer = format!("Bearer {token}");
@@ -42,7 +42,7 @@ async fn connections_that_vanish_leave_their_places() {
         (answer.status == 101).then_some(socket)
     };
     for round in 0..12 {
-        let mut socket = eventually("a place is free", connect).await;
+        let mut socket = eventually("the node can take one more socket", connect).await;
         assert!(socket.message().await.is_some(), "the welcome");
         match round % 3 {
             0 => socket.reset(),
@@ -58,29 +58,29 @@ async fn connections_that_vanish_leave_their_places() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_full_node_refuses_sockets_and_serves_http() {
     let app = TestApp::start(&[("SERVER__MAX_CONNECTIONS", "2")]);
-    let mut people = Vec::new();
+    let mut users = Vec::new();
     for index in 0..3 {
-        people.push(sign_in(&app, &format!("frames{index}@example.org")).await);
+        users.push(sign_in(&app, &format!("frames{index}@example.org")).await);
     }
-    let (mut first, _) = RawSocket::connect(&app, &people[0].token, Codec::Json).await;
-    let (_second, _) = RawSocket::connect(&app, &people[1].token, Codec::Json).await;
-    let bearer = format!("Bearer {}", people[2].token);
+    let (mut first, _) = RawSocket::connect(&app, &users[0].token, Codec::Json).await;
+    let (_second, _) = RawSocket::connect(&app, &users[1].token, Codec::Json).await;
+    let bearer = format!("Bearer {}", users[2].token);
     let headers = [&HANDSHAKE[..], &[("authorization", bearer.as_str())]].concat();
     let (answer, _) = request_upgrade(&app, &headers).await;
     assert_eq!(answer.status, 503);
     assert_eq!(answer.body["error"]["code"], "unavailable");
     assert!(answer.header("retry-after").is_some_and(|seconds| seconds.parse::<u32>().unwrap() >= 1));
-    assert_eq!(request_upgrade(&app, &HANDSHAKE).await.0.status, 401, "the token is looked at before the room");
+    assert_eq!(request_upgrade(&app, &HANDSHAKE).await.0.status, 401, "the token is checked before the limit");
     sign_in(&app, "frames3@example.org").await;
     first.send(&frame(CLOSE, b"")).await;
     first.close_code().await;
-    eventually("the place is free again", || async {
+    eventually("the node can take one more socket", || async {
         (request_upgrade(&app, &headers).await.0.status == 101).then_some(())
     })
     .await;
 }
 
-/// What is tried, its headers, and the status and code that answer.
+/// What is tested, the request's headers, the status, and the error code or the chosen subprotocol.
 type Case = (&'static str, Vec<(String, String)>, u16, &'static str);
 
 #[tokio::test(flavor = "multi_thread")]
@@ -89,7 +89,7 @@ async fn an_upgrade_is_refused_for_the_documented_reasons_in_the_documented_orde
     let token = sign_in(&app, "frames@example.org").await.token;
     let bearer = format!("Bearer {token}");
     let offer = format!("sealwire.token.{token}");
-    let stranger = format!("Bearer {}", "A".repeat(43));
+    let unknown = format!("Bearer {}", "A".repeat(43));
     let own = format!("http://{}", crate::support::Server::address(&app));
     let (auth, protocol) = ("authorization", "sec-websocket-protocol");
     let with = |more: &[(&'static str, &str)]| -> Vec<(String, String)> {
@@ -108,7 +108,7 @@ async fn an_upgrade_is_refused_for_the_documented_reasons_in_the_documented_orde
         ("no subprotocol", with(&[(auth, &bearer)]), 101, ""),
         ("first known one offered", with(&[(auth, &bearer), (protocol, both)]), 101, json),
         ("token offered", with(&[(protocol, &both_token)]), 101, "sealwire.v1.msgpack"),
-        ("header counts first", with(&[(auth, &stranger), (protocol, &both_token)]), 401, "unauthorized"),
+        ("the header takes precedence", with(&[(auth, &unknown), (protocol, &both_token)]), 401, "unauthorized"),
         ("two subprotocol headers", with(&[(protocol, json), (protocol, &offer)]), 101, json),
         (
             "another scheme beside an offered token",
@@ -141,7 +141,7 @@ async fn an_upgrade_is_refused_for_the_documented_reasons_in_the_documented_orde
         ("a token alone", with(&[(protocol, &offer)]), 400, "bad_request"),
         ("form before token", with(&[(auth, "Bearer x"), (protocol, "chat")]), 400, "bad_request"),
         ("no token", with(&[]), 401, "unauthorized"),
-        ("unknown token", with(&[(auth, &stranger)]), 401, "unauthorized"),
+        ("unknown token", with(&[(auth, &unknown)]), 401, "unauthorized"),
         ("short token", with(&[(auth, &bearer[..40])]), 401, "unauthorized"),
         ("other scheme", with(&[(auth, &format!("Basic {token}"))]), 401, "unauthorized"),
         ("bad token offered", with(&[(protocol, &bad_offer)]), 401, "unauthorized"),

@@ -23,7 +23,11 @@ pub fn html() -> String {
             let _ = writeln!(html, "<p id=\"{name}\">{}</p>\n</details>", inline(text.trim()));
         } else if let Some(code) = block.strip_prefix("```").and_then(|rest| rest.strip_suffix("```")) {
             let code = code.split_once('\n').map_or("", |(_language, code)| code);
-            let _ = writeln!(html, "<pre tabindex=\"0\"><code>{}</code></pre>", escape(code.trim_end()));
+            let _ = writeln!(
+                html,
+                "<pre tabindex=\"0\" role=\"group\" aria-label=\"Commands\"><code>{}</code></pre>",
+                escape(code.trim_end())
+            );
         }
     }
     html.push_str("</div>\n<div>\n<h3 id=\"outages\">When something is gone</h3>\n");

@@ -475,7 +475,9 @@ function state(kind, text, alerts) {
   const all = [kind === "ready" ? "none" : "ticket", ...alerts.map((alert) => alert.severity)];
   shown.dataset.severity = all.sort((a, b) => SEVERITIES[b] - SEVERITIES[a])[0];
   write(byId("state-text"), text);
-  write(byId("state-alerts"), alerts.length ? `. Needs attention: ${alerts.map((alert) => alert.name).join(", ")}` : "");
+  const [first, ...more] = alerts.map((alert) => alert.name);
+  write(byId("state-count"), first ? `· ${more.length + 1} ${more.length ? "alerts" : "alert"}` : "");
+  write(byId("state-alerts"), first ? `: ${[first, ...more].join(", ")}` : "");
   document.title = `${alerts.length ? `(${alerts.length}) ` : ""}Sealwire: ${text}`;
 }
 

@@ -1,7 +1,7 @@
-//! No import cycles between sibling modules: of two files that stand side by side, one is below the other.
+//! Sibling modules must not import each other in a cycle.
 //!
-//! A module and the files below it count as one when they are compared with their siblings. What a module and its own
-//! submodules import from each other is no cycle in this sense.
+//! A module and the files below it count as one when they are compared with their siblings. Imports between a module
+//! and its own submodules are allowed.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -16,16 +16,16 @@ const PARTS: &[&str] = &["bus", "http", "service", "socket", "store"];
 type ModulePath = Vec<String>;
 
 #[test]
-fn siblings_do_not_import_each_other_in_a_circle() {
+fn sibling_modules_do_not_import_each_other_in_a_cycle() {
     for part in PARTS {
         let mut modules = BTreeMap::new();
         read_modules(&Path::new(env!("CARGO_MANIFEST_DIR")).join("src"), part, &mut modules);
-        assert!(modules.len() > 2, "{part} has no modules: the test no longer finds them");
+        assert!(modules.len() > 2, "{part} has no modules: the test fails to find them");
         assert_eq!(cycles(&modules), Vec::<String>::new(), "in {part}");
     }
 }
 
-/// The text of a part's modules: `x.rs` or `x/mod.rs`, and all files below `x/`.
+/// Reads the modules of a part: `x.rs` or `x/mod.rs`, and all files below `x/`.
 fn read_modules(folder: &Path, name: &str, modules: &mut BTreeMap<ModulePath, String>) {
     fn read(at: &Path, path: &ModulePath, modules: &mut BTreeMap<ModulePath, String>) {
         for file in [at.with_extension("rs"), at.join("mod.rs")] {
@@ -44,7 +44,7 @@ fn read_modules(folder: &Path, name: &str, modules: &mut BTreeMap<ModulePath, St
     read(&folder.join(name), &vec![name.to_owned()], modules);
 }
 
-/// The cycles between siblings, each as `parent: a → b → a`.
+/// Returns the cycles between siblings, each as `parent: a → b → a`.
 fn cycles(modules: &BTreeMap<ModulePath, String>) -> Vec<String> {
     // For each parent: which of its children import which others.
     let mut imports: BTreeMap<ModulePath, BTreeMap<String, BTreeSet<String>>> = BTreeMap::new();
@@ -62,7 +62,7 @@ fn cycles(modules: &BTreeMap<ModulePath, String>) -> Vec<String> {
     for (parent, siblings) in &imports {
         let mut reported = BTreeSet::new();
         for child in siblings.keys() {
-            if let Some(cycle) = way_back(child, siblings)
+            if let Some(cycle) = shortest_cycle(child, siblings)
                 && reported.insert(cycle.iter().cloned().collect::<BTreeSet<_>>())
             {
                 found.push(format!("{}: {} → {child}", parent.join("::"), cycle.join(" → ")));
@@ -72,28 +72,28 @@ fn cycles(modules: &BTreeMap<ModulePath, String>) -> Vec<String> {
     found
 }
 
-/// The shortest way from a module over its imports back to itself, without the return.
-fn way_back(start: &str, siblings: &BTreeMap<String, BTreeSet<String>>) -> Option<Vec<String>> {
-    let mut ways = vec![vec![start.to_owned()]];
+/// Returns the shortest cycle of imports that starts at a module, without its repetition at the end.
+fn shortest_cycle(start: &str, siblings: &BTreeMap<String, BTreeSet<String>>) -> Option<Vec<String>> {
+    let mut paths = vec![vec![start.to_owned()]];
     let mut seen = BTreeSet::new();
-    while !ways.is_empty() {
+    while !paths.is_empty() {
         let mut longer = Vec::new();
-        for way in ways {
-            for next in siblings.get(&way[way.len() - 1]).into_iter().flatten() {
+        for path in paths {
+            for next in siblings.get(&path[path.len() - 1]).into_iter().flatten() {
                 if next == start {
-                    return Some(way);
+                    return Some(path);
                 }
                 if seen.insert(next.clone()) {
-                    longer.push([way.clone(), vec![next.clone()]].concat());
+                    longer.push([path.clone(), vec![next.clone()]].concat());
                 }
             }
         }
-        ways = longer;
+        paths = longer;
     }
     None
 }
 
-/// The module in which an item stands; what a module re-exports from a submodule belongs to the submodule.
+/// Returns the module that defines an item. An item that a module re-exports from a submodule belongs to the submodule.
 fn defining_module(item: &ModulePath, modules: &BTreeMap<ModulePath, String>) -> ModulePath {
     let length = (0..=item.len()).rev().find(|length| modules.contains_key(&item[..*length])).unwrap_or_default();
     let (module, rest) = item.split_at(length);
@@ -109,7 +109,7 @@ fn defining_module(item: &ModulePath, modules: &BTreeMap<ModulePath, String>) ->
     module.to_vec()
 }
 
-/// What the `use` statements of a module import from its part, its test module left out.
+/// Returns what the `use` statements of a module import from its part, those of its test module left out.
 fn imported_items(module: &ModulePath, text: &str) -> Vec<ModulePath> {
     let text = text.split("#[cfg(test)]\nmod tests").next().unwrap_or_default();
     let submodules: BTreeSet<&str> = text
@@ -137,7 +137,7 @@ fn imported_items(module: &ModulePath, text: &str) -> Vec<ModulePath> {
     items
 }
 
-/// What stands between `use` and the semicolon, of each statement at the beginning of a line.
+/// Returns the text between `use` and the semicolon of each statement at the beginning of a line.
 fn use_trees(text: &str) -> Vec<&str> {
     let mut trees = Vec::new();
     let mut at = 0;
@@ -152,7 +152,7 @@ fn use_trees(text: &str) -> Vec<&str> {
     trees
 }
 
-/// The paths that a use tree names, groups expanded.
+/// Returns the paths that a use tree names, with groups expanded.
 fn expand(tree: &str) -> Vec<ModulePath> {
     let tree = tree.trim();
     let Some((prefix, group)) = tree.split_once('{') else {
@@ -177,7 +177,7 @@ fn modules(texts: &[(&str, &str)]) -> BTreeMap<ModulePath, String> {
 }
 
 #[test]
-fn a_planted_cycle_is_found() {
+fn a_cycle_in_example_modules_is_found() {
     let planted = modules(&[
         ("socket", "mod a;\nmod b;\nmod c;\n\npub use a::A;\n"),
         ("socket::a", "use std::fmt;\n\nuse super::{\n    b::{self, B},\n    d::D as Other,\n};\n"),
@@ -190,11 +190,11 @@ fn a_planted_cycle_is_found() {
 }
 
 #[test]
-fn parents_tests_and_other_parts_make_no_cycle() {
-    let sound = modules(&[
+fn imports_of_parents_in_tests_and_from_other_parts_are_not_cycles() {
+    let valid = modules(&[
         ("socket", "mod a;\nmod b;\n\nuse a::A;\npub struct Node;\n"),
         ("socket::a", "use super::Node;\nuse super::b::B;\n"),
         ("socket::b", "use crate::domain::a::A;\n\n#[cfg(test)]\nmod tests {\n    use super::super::a::A;\n}\n"),
     ]);
-    assert_eq!(cycles(&sound), Vec::<String>::new());
+    assert_eq!(cycles(&valid), Vec::<String>::new());
 }

@@ -1,4 +1,4 @@
-//! What a code is, how long it works, and in which order verify answers.
+//! Codes: their form, how long they are valid, and which error `verify` returns.
 
 use std::{collections::BTreeSet, fs, time::Duration};
 
@@ -37,7 +37,7 @@ async fn a_mailed_code_opens_a_session() {
     let (status, mut session) = call(&app, Method::GET, "/v1/auth/session", Some(&alice.token), None).await;
     assert_eq!(status, StatusCode::OK);
     session["token"] = body["token"].clone();
-    assert_eq!(session, body, "the session is the one that was opened");
+    assert_eq!(session, body, "the session that was opened");
     let socket = Socket::connect(&app, &alice.token, Codec::Json).await;
     for key in ["user_id", "device_id", "session_id", "expires_at"] {
         assert_eq!(socket.welcome[key], body[key], "{key}");
@@ -45,7 +45,7 @@ async fn a_mailed_code_opens_a_session() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_mail_holds_one_group_of_eight_digits() {
+async fn a_mail_contains_exactly_one_group_of_eight_digits() {
     let app = TestApp::start(&[]);
     Mailed::to(&app, "alice@example.org").await;
     let mail = mails(app.mail()).pop().unwrap();
@@ -74,7 +74,7 @@ async fn spaces_and_dashes_in_a_code_are_ignored() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn what_is_no_guess_is_a_bad_request_and_not_counted() {
+async fn an_invalid_verify_request_is_not_counted_as_a_guess() {
     let app = TestApp::start(&[]);
     let mailed = Mailed::to(&app, "alice@example.org").await;
     let code = mailed.code.clone();
@@ -134,7 +134,7 @@ async fn what_is_no_guess_is_a_bad_request_and_not_counted() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn an_address_has_one_form() {
+async fn all_spellings_of_an_address_belong_to_one_user() {
     let app = TestApp::start(&[]);
     for (asked, entered, stored) in [
         (" Alice@Example.ORG ", "alice@EXAMPLE.org", "alice@example.org"),
@@ -156,9 +156,9 @@ async fn an_address_has_one_form() {
     }
 }
 
-/// What is accepted is also mailed to.
+/// The server must be able to send mail to every address that it accepts.
 #[tokio::test(flavor = "multi_thread")]
-async fn unusual_addresses_get_their_mail() {
+async fn unusual_addresses_get_mail() {
     let app = TestApp::start(&[]);
     let longest_local = "l".repeat(64);
     let label = "d".repeat(60);
@@ -183,7 +183,7 @@ async fn unusual_addresses_get_their_mail() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn verify_answers_in_its_order() {
+async fn used_and_expired_codes_get_invalid_code_even_after_too_many_attempts() {
     let app = TestApp::with_clock(&[]);
     let invalid = (401, "invalid_code");
     let mut mailed = Mailed::to(&app, "alice@example.org").await;
@@ -198,22 +198,30 @@ async fn verify_answers_in_its_order() {
     mailed.guess_wrong(&app, 4).await;
     assert_eq!(mailed.redeem(&app, json!({})).await.0, StatusCode::CREATED, "the fifth guess is right");
     assert_eq!(mailed.attempts(&app).await, 5);
-    assert_eq!(refusal(&mailed.redeem(&app, json!({})).await), invalid, "used comes before five counted");
+    assert_eq!(
+        refusal(&mailed.redeem(&app, json!({})).await),
+        invalid,
+        "a used code is invalid even after five attempts"
+    );
     assert_eq!(refusal(&mailed.enter(&app, &mailed.wrong(0)).await), invalid);
 
     let mailed = Mailed::to(&app, "alice@example.org").await;
     mailed.guess_wrong(&app, 5).await;
     let exhausted = mailed.redeem(&app, json!({})).await;
-    assert_eq!(refusal(&exhausted), (429, "too_many_attempts"), "five were counted, so the right one is too late");
+    assert_eq!(refusal(&exhausted), (429, "too_many_attempts"), "after five attempts the right code is refused");
     assert_eq!(exhausted.1["error"]["retryable"], false);
     assert_eq!(refusal(&mailed.enter(&app, &mailed.wrong(0)).await), (429, "too_many_attempts"));
     assert_eq!(mailed.attempts(&app).await, 5);
     app.advance(Duration::from_mins(10));
-    assert_eq!(refusal(&mailed.redeem(&app, json!({})).await), invalid, "expired comes before five counted");
+    assert_eq!(
+        refusal(&mailed.redeem(&app, json!({})).await),
+        invalid,
+        "an expired code is invalid even after five attempts"
+    );
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_code_works_for_ten_minutes() {
+async fn a_code_is_valid_for_ten_minutes() {
     let app = TestApp::with_clock(&[]);
     let first = Mailed::to(&app, "alice@example.org").await;
     let second = Mailed::to(&app, "alice@example.org").await;
@@ -225,7 +233,7 @@ async fn a_code_works_for_ten_minutes() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn challenges_do_not_supersede_each_other() {
+async fn a_new_challenge_leaves_earlier_ones_valid() {
     let app = TestApp::start(&[]);
     let mut challenges = Vec::new();
     for _ in 0..3 {
@@ -234,13 +242,17 @@ async fn challenges_do_not_supersede_each_other() {
     let [first, second, third] = challenges.try_into().ok().unwrap();
     third.guess_wrong(&app, 5).await;
     for mailed in [second, first] {
-        assert_eq!(refusal(&mailed.enter(&app, &third.code).await), (401, "invalid_code"), "a code is its challenge's");
+        assert_eq!(
+            refusal(&mailed.enter(&app, &third.code).await),
+            (401, "invalid_code"),
+            "a code is valid only for its challenge"
+        );
         assert_eq!(mailed.redeem(&app, json!({})).await.0, StatusCode::CREATED);
     }
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn known_and_unknown_addresses_are_answered_alike() {
+async fn known_and_unknown_addresses_get_the_same_answers() {
     let app = TestApp::start(&[]);
     sign_in(&app, "known@example.org").await;
     let mut answers = Vec::new();
@@ -262,7 +274,7 @@ async fn known_and_unknown_addresses_are_answered_alike() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_mail_that_cannot_be_sent_changes_nothing_of_the_answer() {
+async fn a_client_gets_the_same_answer_if_the_mail_cannot_be_sent() {
     let app = TestApp::start(&[]);
     fs::remove_dir_all(app.mail()).unwrap();
     fs::write(app.mail(), "not a folder").unwrap();
@@ -272,7 +284,7 @@ async fn a_mail_that_cannot_be_sent_changes_nothing_of_the_answer() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn parallel_first_sign_ins_make_one_user() {
+async fn parallel_first_sign_ins_create_one_user() {
     let app = TestApp::start(&[]);
     let mut challenges = Vec::new();
     for _ in 0..8 {

@@ -1,4 +1,4 @@
-//! Promise 8: a challenge allows at most five guesses, also when they arrive in parallel; a code works once.
+//! A challenge allows at most five guesses, even if they arrive in parallel, and a code works once.
 
 use std::collections::BTreeMap;
 
@@ -32,7 +32,7 @@ fn counts(of: &[(&str, usize)]) -> BTreeMap<String, usize> {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn of_fifty_parallel_wrong_guesses_five_are_evaluated() {
+async fn only_five_of_fifty_parallel_wrong_guesses_are_evaluated() {
     let app = TestApp::start(&[]);
     for _ in 0..ROUNDS {
         let mailed = Mailed::to(&app, "alice@example.org").await;
@@ -44,10 +44,10 @@ async fn of_fifty_parallel_wrong_guesses_five_are_evaluated() {
     }
 }
 
-/// The right code is one of fifty guesses. Either it is among the five that are evaluated, and then what comes after it
-/// finds the code used; or it is not, and then it opens nothing.
+/// The right code is one of fifty guesses. If it is among the five that are evaluated, later guesses find the code
+/// used; if it is not, it opens no session.
 #[tokio::test(flavor = "multi_thread")]
-async fn a_right_code_among_fifty_parallel_guesses_gains_nothing() {
+async fn fifty_parallel_guesses_that_include_the_right_code_open_at_most_one_session() {
     let app = TestApp::start(&[]);
     for round in 0..ROUNDS {
         let mailed = Mailed::to(&app, &format!("user{round}@example.org")).await;
@@ -66,7 +66,7 @@ async fn a_right_code_among_fifty_parallel_guesses_gains_nothing() {
             assert_eq!(refusal(&mailed.redeem(&app, json!({})).await), (401, "invalid_code"), "used");
         }
     }
-    // The rest of the fifty, the right one among them, when five have been evaluated.
+    // After five guesses, the other 45 are refused, the right one too.
     let mailed = Mailed::to(&app, "missed@example.org").await;
     mailed.guess_wrong(&app, 5).await;
     let mut guesses: Vec<_> = (6..GUESSES).map(|which| mailed.wrong(which)).collect();
@@ -75,7 +75,7 @@ async fn a_right_code_among_fifty_parallel_guesses_gains_nothing() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn of_parallel_right_codes_one_opens_a_session() {
+async fn a_code_entered_twice_in_parallel_opens_one_session() {
     let app = TestApp::start(&[]);
     for round in 0..ROUNDS {
         let email = format!("user{round}@example.org");
@@ -91,9 +91,9 @@ async fn of_parallel_right_codes_one_opens_a_session() {
     }
 }
 
-/// Whoever hangs up before the answer has still made a guess.
+/// A client that disconnects before the answer has still made a guess.
 #[tokio::test(flavor = "multi_thread")]
-async fn a_guess_counts_though_nobody_waits_for_its_answer() {
+async fn a_guess_counts_even_if_the_client_disconnects_before_the_answer() {
     let app = TestApp::start(&[]);
     let mailed = Mailed::to(&app, "alice@example.org").await;
     for which in 0..5 {

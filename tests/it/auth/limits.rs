@@ -1,4 +1,4 @@
-//! How many codes an address and a network may ask for, and how many guesses a network may make.
+//! Limits: how many codes an address and a network may request, and how many guesses a network may make.
 
 use std::time::Duration;
 
@@ -10,9 +10,9 @@ use crate::support::{Server, TestApp, code};
 const MINUTE: Duration = Duration::from_mins(1);
 const HOUR: Duration = Duration::from_hours(1);
 
-/// Limits that are off unless a test sets them, as the environment names them.
-const OFF: (&str, &str) = ("LIMITS__OTP_PER_NETWORK_HOUR", "0");
-/// The tests' client is a proxy that is believed.
+/// Turns the limit of codes per network off.
+const NO_NETWORK_LIMIT: (&str, &str) = ("LIMITS__OTP_PER_NETWORK_HOUR", "0");
+/// Makes the test client a trusted proxy, whose `X-Forwarded-For` sets the client address.
 const BEHIND_A_PROXY: (&str, &str) = ("SERVER__TRUSTED_PROXIES", "127.0.0.1");
 
 struct Answer {
@@ -22,7 +22,7 @@ struct Answer {
 }
 
 impl Answer {
-    /// Must be a refusal that says how long to wait, in whole seconds in the header.
+    /// Asserts that the request was refused for this time: exact in the body, rounded up to seconds in the header.
     #[track_caller]
     fn assert_wait(&self, wait: Duration) {
         assert_eq!(self.status, StatusCode::TOO_MANY_REQUESTS, "{}", self.body);
@@ -44,74 +44,76 @@ async fn post_from(app: &TestApp, path: &str, client: &str, body: Value) -> Answ
     Answer { status, retry_after, body: serde_json::from_str(&response.text().await.unwrap()).unwrap() }
 }
 
-async fn ask(app: &TestApp, email: &str, client: &str) -> Answer {
+async fn request_code(app: &TestApp, email: &str, client: &str) -> Answer {
     post_from(app, "/v1/auth/otp", client, json!({ "email": email })).await
 }
 
-async fn must_be_mailed(app: &TestApp, email: &str, client: &str) {
-    let answer = ask(app, email, client).await;
+async fn assert_code_is_sent(app: &TestApp, email: &str, client: &str) {
+    let answer = request_code(app, email, client).await;
     assert_eq!(answer.status, StatusCode::ACCEPTED, "{}", answer.body);
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn an_address_gets_three_codes_an_hour_from_one_network() {
-    let app = TestApp::with_clock(&[BEHIND_A_PROXY, OFF, ("LIMITS__OTP_PER_EMAIL_NETWORK_HOUR", "3")]);
+    let app = TestApp::with_clock(&[BEHIND_A_PROXY, NO_NETWORK_LIMIT, ("LIMITS__OTP_PER_EMAIL_NETWORK_HOUR", "3")]);
     for minute in 0..3 {
-        must_be_mailed(&app, "alice@example.org", &format!("192.0.2.{minute}")).await;
+        assert_code_is_sent(&app, "alice@example.org", &format!("192.0.2.{minute}")).await;
         app.advance(MINUTE);
     }
-    ask(&app, "alice@example.org", "192.0.2.77").await.assert_wait(57 * MINUTE);
+    request_code(&app, "alice@example.org", "192.0.2.77").await.assert_wait(57 * MINUTE);
     app.advance(Duration::from_millis(1500));
-    ask(&app, " Alice@Example.org", "192.0.2.1").await.assert_wait(56 * MINUTE + Duration::from_millis(58_500));
-    must_be_mailed(&app, "bob@example.org", "192.0.2.1").await;
-    must_be_mailed(&app, "alice@example.org", "192.0.3.1").await;
-    must_be_mailed(&app, "alice@example.org", "::ffff:198.51.100.1").await;
+    request_code(&app, " Alice@Example.org", "192.0.2.1")
+        .await
+        .assert_wait(56 * MINUTE + Duration::from_millis(58_500));
+    assert_code_is_sent(&app, "bob@example.org", "192.0.2.1").await;
+    assert_code_is_sent(&app, "alice@example.org", "192.0.3.1").await;
+    assert_code_is_sent(&app, "alice@example.org", "::ffff:198.51.100.1").await;
     for _ in 0..3 {
-        must_be_mailed(&app, "alice@example.org", "2001:db8:1::1").await;
+        assert_code_is_sent(&app, "alice@example.org", "2001:db8:1::1").await;
     }
-    ask(&app, "alice@example.org", "2001:db8:1:ffff::2").await.assert_wait(HOUR);
-    must_be_mailed(&app, "alice@example.org", "2001:db8:2::1").await;
+    request_code(&app, "alice@example.org", "2001:db8:1:ffff::2").await.assert_wait(HOUR);
+    assert_code_is_sent(&app, "alice@example.org", "2001:db8:2::1").await;
     app.advance(57 * MINUTE);
-    must_be_mailed(&app, "alice@example.org", "192.0.2.1").await;
+    assert_code_is_sent(&app, "alice@example.org", "192.0.2.1").await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn an_address_gets_ten_codes_an_hour_and_thirty_a_day() {
     let app = TestApp::with_clock(&[
         BEHIND_A_PROXY,
-        OFF,
+        NO_NETWORK_LIMIT,
         ("LIMITS__OTP_PER_EMAIL_NETWORK_HOUR", "3"),
         ("LIMITS__OTP_PER_EMAIL_HOUR", "10"),
         ("LIMITS__OTP_PER_EMAIL_DAY", "30"),
     ]);
-    // The third time both limits are reached, and the longer wait counts.
+    // In the third hour both limits are reached, and the longer wait applies.
     for (hour, wait) in [HOUR, HOUR, 22 * HOUR].into_iter().enumerate() {
         for client in 0..10 {
-            must_be_mailed(&app, "alice@example.org", &format!("10.0.{client}.1")).await;
+            assert_code_is_sent(&app, "alice@example.org", &format!("10.0.{client}.1")).await;
         }
-        ask(&app, "alice@example.org", "10.0.99.1").await.assert_wait(wait);
-        must_be_mailed(&app, &format!("someone{hour}@example.org"), "10.0.99.1").await;
+        request_code(&app, "alice@example.org", "10.0.99.1").await.assert_wait(wait);
+        assert_code_is_sent(&app, &format!("someone{hour}@example.org"), "10.0.99.1").await;
         app.advance(HOUR);
     }
-    ask(&app, "alice@example.org", "10.0.99.1").await.assert_wait(21 * HOUR);
+    request_code(&app, "alice@example.org", "10.0.99.1").await.assert_wait(21 * HOUR);
     app.advance(21 * HOUR);
-    must_be_mailed(&app, "alice@example.org", "10.0.99.1").await;
+    assert_code_is_sent(&app, "alice@example.org", "10.0.99.1").await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_network_asks_for_so_many_codes_an_hour() {
+async fn a_network_gets_a_limited_number_of_codes_an_hour() {
     let app = TestApp::with_clock(&[BEHIND_A_PROXY, ("LIMITS__OTP_PER_NETWORK_HOUR", "4")]);
     for client in 0..4 {
-        must_be_mailed(&app, &format!("user{client}@example.org"), &format!("192.0.2.{client}")).await;
+        assert_code_is_sent(&app, &format!("user{client}@example.org"), &format!("192.0.2.{client}")).await;
     }
-    ask(&app, "more@example.org", "192.0.2.200").await.assert_wait(HOUR);
-    must_be_mailed(&app, "more@example.org", "192.0.1.200").await;
+    request_code(&app, "more@example.org", "192.0.2.200").await.assert_wait(HOUR);
+    assert_code_is_sent(&app, "more@example.org", "192.0.1.200").await;
     app.advance(HOUR);
-    must_be_mailed(&app, "more@example.org", "192.0.2.200").await;
+    assert_code_is_sent(&app, "more@example.org", "192.0.2.200").await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_network_makes_so_many_guesses_a_minute() {
+async fn a_network_may_make_a_limited_number_of_guesses_a_minute() {
     let app = TestApp::with_clock(&[BEHIND_A_PROXY, ("LIMITS__VERIFY_PER_NETWORK_MINUTE", "2")]);
     let guess = |client: &'static str| {
         let body = json!({ "challenge_id": uuid::Uuid::from_u128(7), "email": "a@example.org", "code": "12345678" });
@@ -127,34 +129,34 @@ async fn a_network_makes_so_many_guesses_a_minute() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn only_a_trusted_proxy_is_believed() {
+async fn only_a_trusted_proxy_can_set_the_client_address() {
     let limit = ("LIMITS__OTP_PER_NETWORK_HOUR", "1");
     let app = TestApp::with_clock(&[limit]);
-    must_be_mailed(&app, "alice@example.org", "192.0.2.1").await;
-    ask(&app, "bob@example.org", "198.51.100.1").await.assert_wait(HOUR);
+    assert_code_is_sent(&app, "alice@example.org", "192.0.2.1").await;
+    request_code(&app, "bob@example.org", "198.51.100.1").await.assert_wait(HOUR);
 
     let app = TestApp::with_clock(&[limit, ("SERVER__TRUSTED_PROXIES", "127.0.0.1,10.0.0.0/8")]);
-    must_be_mailed(&app, "alice@example.org", "192.0.2.1").await;
-    must_be_mailed(&app, "alice@example.org", "198.51.100.1").await;
-    // What the client itself wrote into the header stands left of what the proxies added.
-    ask(&app, "alice@example.org", "203.0.113.1, 198.51.100.9, 10.1.2.3").await.assert_wait(HOUR);
-    // The own address counts where the header says nothing.
-    must_be_mailed(&app, "alice@example.org", "").await;
-    ask(&app, "alice@example.org", "nonsense").await.assert_wait(HOUR);
+    assert_code_is_sent(&app, "alice@example.org", "192.0.2.1").await;
+    assert_code_is_sent(&app, "alice@example.org", "198.51.100.1").await;
+    // Proxies append to the header: addresses left of the last untrusted one may be forged and are ignored.
+    request_code(&app, "alice@example.org", "203.0.113.1, 198.51.100.9, 10.1.2.3").await.assert_wait(HOUR);
+    // If the header has no valid address, the proxy's own address counts.
+    assert_code_is_sent(&app, "alice@example.org", "").await;
+    request_code(&app, "alice@example.org", "nonsense").await.assert_wait(HOUR);
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn zero_turns_a_limit_off() {
+async fn a_limit_of_zero_means_no_limit_of_codes() {
     let app = TestApp::with_clock(&[]);
     for _ in 0..40 {
-        must_be_mailed(&app, "alice@example.org", "192.0.2.1").await;
+        assert_code_is_sent(&app, "alice@example.org", "192.0.2.1").await;
     }
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn the_limits_hold_against_parallel_requests() {
+async fn the_limit_of_codes_holds_for_parallel_requests() {
     let app = TestApp::with_clock(&[("LIMITS__OTP_PER_EMAIL_HOUR", "10")]);
-    let answers = futures_util::future::join_all((0..30).map(|_| ask(&app, "alice@example.org", ""))).await;
+    let answers = futures_util::future::join_all((0..30).map(|_| request_code(&app, "alice@example.org", ""))).await;
     let mailed = answers.iter().filter(|answer| answer.status == StatusCode::ACCEPTED).count();
     assert_eq!(mailed, 10);
 }

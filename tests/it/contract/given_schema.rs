@@ -1,11 +1,11 @@
-//! The seven original tables of PostgreSQL are as they were given, to the letter; TIMESTAMPTZ for TIMESTAMP is the one
-//! deviation (docs/architecture.md says why). Further columns, indexes and tables are ours.
+//! The seven tables of the given schema exist exactly as specified. The one deviation is TIMESTAMPTZ for TIMESTAMP
+//! (docs/architecture.md says why). All other columns, indexes and tables are additions.
 
 use std::collections::{BTreeMap, BTreeSet};
 
 use sqlx::{ConnectOptions, Executor, postgres::PgConnectOptions, sqlite::SqliteConnectOptions};
 
-/// Tables whose rows have an id of their own.
+/// Tables with an `id` column.
 const WITH_ID: [&str; 6] = ["users", "devices", "sessions", "email_otps", "signed_prekeys", "one_time_prekeys"];
 const TEXT_COLUMNS: [&str; 6] = [
     "email_otps.otp_hash",
@@ -33,7 +33,7 @@ fn column(kind: &str, default: Option<&str>) -> Column {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn postgres_has_the_given_columns_defaults_and_indexes() {
+async fn postgres_has_the_columns_defaults_and_indexes_of_the_given_schema() {
     let fresh = super::postgres().await;
     let mut connection = fresh.url.parse::<PgConnectOptions>().unwrap().connect().await.unwrap();
     let columns: Vec<(String, String, bool, Option<String>)> = sqlx::query_as(
@@ -82,7 +82,7 @@ async fn postgres_has_the_given_columns_defaults_and_indexes() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn sqlite_follows_with_the_same_text_columns_indexes_and_defaults() {
+async fn sqlite_has_the_text_columns_defaults_and_indexes_of_the_given_schema() {
     let fresh = super::sqlite().await;
     let mut connection = fresh.url.parse::<SqliteConnectOptions>().unwrap().connect().await.unwrap();
     let columns: BTreeMap<String, (String, Option<String>)> = sqlx::query_as(
@@ -114,7 +114,7 @@ async fn sqlite_follows_with_the_same_text_columns_indexes_and_defaults() {
             .unwrap();
         assert_eq!(sql, format!("CREATE INDEX {name} ON {table} {over}"));
     }
-    // What the default writes is read like any other time.
+    // A time written by the default can be read like any other.
     connection.execute("INSERT INTO users (email) VALUES ('by.hand@example.org')").await.unwrap();
     let (id, created_at): (Vec<u8>, chrono::DateTime<chrono::Utc>) =
         sqlx::query_as("SELECT id, created_at FROM users").fetch_one(&mut connection).await.unwrap();

@@ -1,4 +1,4 @@
-//! What the store has of PostgreSQL alone.
+//! Behaviour of the store that exists only on PostgreSQL.
 
 use sealwire::store::Store;
 use sqlx::{AssertSqlSafe, ConnectOptions, Executor, PgConnection, postgres::PgConnectOptions};
@@ -10,16 +10,17 @@ async fn connect(url: &str) -> PgConnection {
     url.parse::<PgConnectOptions>().unwrap().connect().await.unwrap()
 }
 
-/// Whatever the database, the role or the server's file say: an answer is given after the commit has reached the disk.
+/// The store answers only after the commit has reached the disk, whatever the defaults of the database, the role or the
+/// PostgreSQL server are.
 #[tokio::test(flavor = "multi_thread")]
-async fn commits_are_synchronous_even_where_the_database_defaults_to_less() {
+async fn commits_are_synchronous_even_if_the_database_defaults_to_asynchronous() {
     let url = Services::shared().database().await;
     let name = url.rsplit_once('/').unwrap().1;
     let off = format!("ALTER DATABASE {name} SET synchronous_commit = off");
     connect(&url).await.execute(AssertSqlSafe(off)).await.unwrap();
     let mut outside = connect(&url).await;
     let (shown,): (String,) = sqlx::query_as("SHOW synchronous_commit").fetch_one(&mut outside).await.unwrap();
-    assert_eq!(shown, "off", "what any other client gets");
+    assert_eq!(shown, "off", "the default of other clients");
 
     let store = Store::open(&url, settings(4)).await.unwrap();
     outside
@@ -36,7 +37,7 @@ async fn commits_are_synchronous_even_where_the_database_defaults_to_less() {
     assert_eq!(seen, vec![("on".to_owned(),); 3]);
 }
 
-/// Of several nodes one deletes expired mail; the others leave it to that one and do not wait.
+/// While one node deletes expired mail, the other nodes skip the deletion and do not wait.
 #[tokio::test(flavor = "multi_thread")]
 async fn one_node_at_a_time_deletes_expired_mail() {
     let url = Services::shared().database().await;

@@ -1,15 +1,15 @@
-//! The engines have the same tables and columns, and every SQL text can be prepared where it is used.
+//! SQLite and PostgreSQL have the same tables and columns, and every SQL statement can be prepared on its engine.
 
 use std::collections::BTreeMap;
 
 use sealwire::store::sql::{self, Sql};
 use sqlx::{AssertSqlSafe, ConnectOptions, Executor, SqlStr, postgres::PgConnectOptions, sqlite::SqliteConnectOptions};
 
-/// table.column → whether it may be NULL
+/// `table.column` → whether it may be NULL
 type Columns = BTreeMap<String, bool>;
 
 #[tokio::test(flavor = "multi_thread")]
-async fn every_text_can_be_prepared() {
+async fn every_sql_statement_can_be_prepared_on_its_engine() {
     let statements = sql::all_statements();
     assert!(statements.len() > 80, "{}", statements.len());
     let fresh = super::sqlite().await;
@@ -25,9 +25,9 @@ async fn every_text_can_be_prepared() {
     }
 }
 
-/// What a claim costs must not depend on how many keys are stored.
+/// The cost of a claim must not depend on how many keys are stored.
 #[tokio::test(flavor = "multi_thread")]
-async fn claims_reach_keys_by_index_alone() {
+async fn claims_on_sqlite_find_keys_only_through_indexes() {
     let fresh = super::sqlite().await;
     let mut connection = fresh.url.parse::<SqliteConnectOptions>().unwrap().connect().await.unwrap();
     let mut steps = String::new();
@@ -42,20 +42,20 @@ async fn claims_reach_keys_by_index_alone() {
         for (.., step) in plan {
             let table = step.strip_prefix("SCAN ").and_then(|rest| rest.split(' ').next()).unwrap_or_default();
             let stored = ["one_time_prekeys", "pq_prekeys", "devices", "identity_keys", "next"].contains(&table);
-            assert!(!stored, "{name} reads a whole table: {step}");
-            // Without the second column it would pass over every tombstone of the device.
+            assert!(!stored, "{name} scans a whole table: {step}");
+            // With its first column alone the index would lead to every tombstone of the device.
             assert!(!step.ends_with("idx_ot_prekeys_device_used (device_id=?)"), "{name}: {step}");
             steps += &step;
         }
     }
     for pool in ["one_time_prekeys", "pq_prekeys"] {
-        let along = format!("{pool}_fifo (device_id=? AND (created_at,key_id)>(?,?))");
-        assert!(steps.contains(&along), "{along} is not in {steps}");
+        let index_step = format!("{pool}_fifo (device_id=? AND (created_at,key_id)>(?,?))");
+        assert!(steps.contains(&index_step), "{index_step} is not in {steps}");
     }
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn tables_columns_and_nullability_are_the_same() {
+async fn sqlite_and_postgres_have_the_same_tables_and_columns() {
     let fresh = super::sqlite().await;
     let mut connection = fresh.url.parse::<SqliteConnectOptions>().unwrap().connect().await.unwrap();
     let sqlite: Vec<(String, String, bool)> = sqlx::query_as(

@@ -1,4 +1,4 @@
-//! The cases. Each gets an empty store and owns its clock.
+//! The cases of the store's contract. Each gets an empty store, and passes the time to each call.
 
 pub mod accounts;
 pub mod keys;
@@ -55,7 +55,7 @@ fn new_session(now: Timestamp) -> NewSession {
     NewSession { id, token_hash: hash(id), expires_at: now + Duration::from_hours(1) }
 }
 
-/// The token hash that a session made by these helpers has.
+/// Returns the token hash of a session that these helpers have made.
 fn hash(session: SessionId) -> [u8; 32] {
     let mut hash = [0; 32];
     hash[..16].copy_from_slice(session.0.as_bytes());
@@ -88,14 +88,14 @@ fn typed(byte: u8, key: &[u8]) -> Vec<u8> {
     [&[byte], key].concat()
 }
 
-/// A public X25519 key for each id.
+/// Returns a public X25519 key, a different one for each id.
 fn key(id: u32) -> Vec<u8> {
     let mut private = [2; 32];
     private[..4].copy_from_slice(&id.to_be_bytes());
     typed(5, &x25519_public(&private))
 }
 
-/// An encoded ML-KEM-1024 key for each id: any last 32 bytes will do.
+/// Returns an encoded ML-KEM-1024 key, a different one for each id. (Its last 32 bytes may have any value.)
 fn pq_key(id: u32) -> Vec<u8> {
     let mut encoded = [0; 1568];
     encoded[1564..].copy_from_slice(&id.to_be_bytes());
@@ -166,7 +166,7 @@ async fn claim(
     }
 }
 
-/// Claims with a burst of so many keys that is refilled hourly; 0 for no limit.
+/// Claims with a drain limit of `burst` keys that gets one key back each hour; a burst of 0 means no limit.
 fn claims(store: &Store, burst: u32) -> Claims {
     Claims::new(store.clone(), DrainLimit::new(burst, Duration::from_hours(1)))
 }

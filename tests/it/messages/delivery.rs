@@ -1,4 +1,4 @@
-//! How a device gets what waits for it.
+//! Delivery: the backlog after a connect, live messages, acks, redelivery and flow control.
 
 use std::time::{Duration, Instant};
 
@@ -8,7 +8,7 @@ use tokio::time::timeout;
 use tokio_tungstenite::tungstenite::Message;
 
 use crate::{
-    metrics::counts,
+    metrics::wait_for_sample,
     support::{
         Codec, Member, PATIENCE, Person, ServerProcess, Socket, TestApp, eventually,
         mailing::{content, message},
@@ -16,7 +16,7 @@ use crate::{
     },
 };
 
-/// Sends numbered messages, many at a time and in order.
+/// Sends numbered messages in order, up to 50 at a time without waiting for the replies.
 async fn send_many(from: &Member, to: &Person, numbers: std::ops::Range<u32>, pad: usize) {
     let all: Vec<u32> = numbers.collect();
     for some in all.chunks(50) {
@@ -38,12 +38,12 @@ fn text(n: u32, pad: usize) -> String {
     format!("{n}:{}", "x".repeat(pad))
 }
 
-fn assert_is(message: &Value, n: u32, pad: usize) {
+fn assert_message(message: &Value, n: u32, pad: usize) {
     assert_eq!((&message["seq"], &message["content"]), (&json!(n), &json!(content(&text(n, pad)))));
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_backlog_comes_in_order_before_the_word_that_it_is_through() {
+async fn a_backlog_arrives_in_order_and_mailbox_drained_follows_it() {
     let app = TestApp::start(&[("LIMITS__SENDS_PER_DEVICE_SECOND", "0")]);
     let alice = Member::join(&app, "alice@example.org", Codec::Json).await;
     let mut bob = Member::join(&app, "bob@example.org", Codec::Json).await;
@@ -56,23 +56,23 @@ async fn a_backlog_comes_in_order_before_the_word_that_it_is_through() {
     let mut unacked = Vec::new();
     for n in 1..=256 {
         let message = bob.socket.event("message").await;
-        assert_is(&message, n, 0);
+        assert_message(&message, n, 0);
         unacked.push(message);
     }
-    // No more without an ack.
+    // Without an ack, no further message is sent.
     bob.socket.barrier().await;
-    assert_eq!(bob.socket.take_event("message"), None, "at most 256 are under way");
+    assert_eq!(bob.socket.take_event("message"), None, "at most 256 messages are unacked");
     assert_eq!(bob.socket.take_event("mailbox.drained"), None);
-    // Live ones go to the end of the line.
+    // Live messages come after the backlog.
     send_many(&alice, &bob.person, 601..621, 0).await;
     bob.ack(&unacked.iter().collect::<Vec<_>>()).await;
     for n in 257..=620 {
         let message = bob.socket.event("message").await;
-        assert_is(&message, n, 0);
+        assert_message(&message, n, 0);
         bob.ack(&[&message]).await;
     }
     bob.socket.event("mailbox.drained").await;
-    assert_eq!(bob.socket.take_event("mailbox.drained"), None, "said once");
+    assert_eq!(bob.socket.take_event("mailbox.drained"), None, "sent once");
     bob.reconnect(&app, Codec::Json).await;
     assert_eq!(bob.socket.welcome["mailbox"]["waiting"], 0);
 }
@@ -88,15 +88,15 @@ async fn next_frame(stream: &mut Stream) -> Value {
 }
 
 /// Reads the next frame, which must be the message with this number.
-async fn assert_next_is(stream: &mut Stream, n: u32) {
+async fn assert_next_message(stream: &mut Stream, n: u32) {
     let frame = next_frame(stream).await;
     assert_eq!(frame["event"], "message", "{frame}");
-    assert_is(&frame["data"], n, 0);
+    assert_message(&frame["data"], n, 0);
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn the_end_of_the_backlog_is_told_behind_its_last_message_and_before_live_ones() {
-    // So many may be under way without an ack: more than that hold the reading of the backlog up.
+async fn mailbox_drained_comes_after_the_backlog_and_before_live_messages() {
+    // At most this many messages are sent without an ack; the rest of a longer backlog waits for acks.
     const WINDOW: u32 = 256;
     const BACKLOG: u32 = 300;
     const ALL: u32 = BACKLOG + 40;
@@ -108,34 +108,34 @@ async fn the_end_of_the_backlog_is_told_behind_its_last_message_and_before_live_
     assert_eq!(next_frame(&mut stream).await["data"]["mailbox"]["waiting"], BACKLOG);
     assert_eq!(next_frame(&mut stream).await["event"], "prekeys.low");
     for n in 1..=WINDOW {
-        assert_next_is(&mut stream, n).await;
+        assert_next_message(&mut stream, n).await;
     }
     send_many(&alice, &bob, BACKLOG + 1..ALL + 1, 0).await;
     let ack = json!({ "id": 7, "op": "messages.ack", "params": { "seqs": (1..=WINDOW).collect::<Vec<_>>() } });
     stream.send(Codec::Json.encode(&ack)).await.unwrap();
     assert_eq!(next_frame(&mut stream).await, json!({ "id": 7, "result": { "acked": WINDOW } }));
     for n in WINDOW + 1..=BACKLOG {
-        assert_next_is(&mut stream, n).await;
+        assert_next_message(&mut stream, n).await;
     }
     assert_eq!(next_frame(&mut stream).await, json!({ "event": "mailbox.drained", "data": {} }));
     for n in BACKLOG + 1..=ALL {
-        assert_next_is(&mut stream, n).await;
+        assert_next_message(&mut stream, n).await;
     }
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn the_end_of_the_backlog_is_where_the_welcome_says_whatever_is_sent_meanwhile() {
+async fn the_welcome_counts_the_backlog_correctly_during_concurrent_sends() {
     const EACH: u32 = 40;
     let app = TestApp::start(&[("LIMITS__SENDS_PER_DEVICE_SECOND", "0")]);
     let alice = Member::join(&app, "alice@example.org", Codec::Json).await;
     let mut bob = Member::join(&app, "bob@example.org", Codec::Json).await;
     for round in 0..=EACH / 2 {
-        // Of the sends some are before the connect, more in each round, and the rest is beside it.
+        // Some messages (more in each round) are sent before the connect, the others concurrently with it.
         let (start, before) = (round * EACH + 1, 2 * round);
         send_many(&alice, &bob.person, start..start + before, 0).await;
         let connect = async { connect_raw(&app, Some(&bob.person.token), "sealwire.v1.json").await.unwrap() };
-        let beside = send_many(&alice, &bob.person, start + before..start + EACH, 0);
-        let (mut stream, ()) = tokio::join!(connect, beside);
+        let concurrent_sends = send_many(&alice, &bob.person, start + before..start + EACH, 0);
+        let (mut stream, ()) = tokio::join!(connect, concurrent_sends);
         let welcome = next_frame(&mut stream).await;
         assert_eq!(next_frame(&mut stream).await["event"], "prekeys.low");
         let backlog = u32::try_from(welcome["data"]["mailbox"]["waiting"].as_u64().unwrap()).unwrap();
@@ -144,7 +144,7 @@ async fn the_end_of_the_backlog_is_where_the_welcome_says_whatever_is_sent_meanw
             if n == backlog {
                 assert_eq!(next_frame(&mut stream).await["event"], "mailbox.drained", "round {round}");
             }
-            assert_next_is(&mut stream, start + n).await;
+            assert_next_message(&mut stream, start + n).await;
         }
         if backlog == EACH {
             assert_eq!(next_frame(&mut stream).await["event"], "mailbox.drained", "round {round}");
@@ -156,7 +156,7 @@ async fn the_end_of_the_backlog_is_where_the_welcome_says_whatever_is_sent_meanw
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn half_the_outbox_is_under_way_at_most() {
+async fn unacked_messages_fill_at_most_half_the_outbox() {
     let app = TestApp::start(&[("LIMITS__SENDS_PER_DEVICE_SECOND", "0"), ("SERVER__OUTBOX_BYTES", "262144")]);
     let alice = Member::join(&app, "alice@example.org", Codec::Json).await;
     let bob = Member::join(&app, "bob@example.org", Codec::MsgPack).await;
@@ -165,22 +165,22 @@ async fn half_the_outbox_is_under_way_at_most() {
     let mut got = Vec::new();
     for n in 1..=4 {
         let message = bob.socket.event("message").await;
-        assert_is(&message, n, pad);
+        assert_message(&message, n, pad);
         got.push(message);
     }
     bob.socket.barrier().await;
-    assert_eq!(bob.socket.take_event("message"), None, "131072 bytes hold four");
-    // Each ack lets one more through.
+    assert_eq!(bob.socket.take_event("message"), None, "four messages fit into 131072 bytes");
+    // Each ack allows one more message.
     for n in 5..=30 {
         bob.ack(&[&got.remove(0)]).await;
         let message = bob.socket.event("message").await;
-        assert_is(&message, n, pad);
+        assert_message(&message, n, pad);
         got.push(message);
     }
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn what_is_not_acked_for_a_minute_comes_again() {
+async fn a_message_unacked_for_a_minute_is_sent_again() {
     let app = TestApp::start(&[]);
     let alice = Member::join(&app, "alice@example.org", Codec::Json).await;
     let bob = Member::join(&app, "bob@example.org", Codec::Json).await;
@@ -200,18 +200,18 @@ async fn what_is_not_acked_for_a_minute_comes_again() {
             tokio::time::sleep(Duration::from_millis(200)).await;
         }
     });
-    assert_eq!(again.await.expect("a minute is enough"), first);
+    assert_eq!(again.await.expect("sent again after a minute"), first);
     assert!(began.elapsed() >= Duration::from_mins(1), "not before a minute has passed");
     bob.receives("three").await;
     bob.ack(&[&first]).await;
-    assert_eq!(bob.socket.take_event("message"), None, "what was acked does not come again");
-    counts(app.admin(), "sealwire_redeliveries_total", 2.0..=2.0).await;
-    counts(app.admin(), "sealwire_deliveries_total", 3.0..=3.0).await;
+    assert_eq!(bob.socket.take_event("message"), None, "an acked message is not sent again");
+    wait_for_sample(app.admin(), "sealwire_redeliveries_total", 2.0..=2.0).await;
+    wait_for_sample(app.admin(), "sealwire_deliveries_total", 3.0..=3.0).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn two_connections_of_a_device_leave_nothing_behind() {
-    // A device that is displaced in the middle of its backlog finds the rest on the new connection.
+async fn a_device_that_reconnects_during_its_backlog_gets_every_message() {
+    // Every ninth message, a new connection displaces the previous one in the middle of the backlog.
     let app = TestApp::start(&[("LIMITS__SENDS_PER_DEVICE_SECOND", "0")]);
     let alice = Member::join(&app, "alice@example.org", Codec::Json).await;
     let mut bob = Member::join(&app, "bob@example.org", Codec::Json).await;
@@ -219,7 +219,7 @@ async fn two_connections_of_a_device_leave_nothing_behind() {
     let mut next = 1;
     while next <= 100 {
         let message = bob.socket.event("message").await;
-        assert_is(&message, next, 0);
+        assert_message(&message, next, 0);
         bob.ack(&[&message]).await;
         next += 1;
         if next % 9 == 0 {
@@ -234,8 +234,8 @@ async fn two_connections_of_a_device_leave_nothing_behind() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_reader_that_stops_reading_disturbs_nobody_and_finds_everything_later() {
-    // Together more than the bound.
+async fn a_client_that_stops_reading_is_disconnected_and_gets_every_message_later() {
+    // All messages together are larger than the bound on the server's memory.
     const MESSAGES: u32 = 4000;
     const PAD: usize = 20_000;
     const BOUND: usize = 64 * 1024 * 1024;
@@ -253,7 +253,7 @@ async fn a_reader_that_stops_reading_disturbs_nobody_and_finds_everything_later(
     assert_eq!(bob.socket.close_code().await, 4503);
     let before = server.resident_bytes();
     send_many(&alice, &bob.person, 1..MESSAGES + 1, PAD).await;
-    // It is closed a minute after the last that it took.
+    // The stalled connection is closed a minute after it last took any bytes.
     let began = Instant::now();
     let closed = || std::fs::read_to_string(server.path("server.log")).unwrap().contains("\"code\":4002");
     let mut rounds = 0;
@@ -277,7 +277,7 @@ async fn a_reader_that_stops_reading_disturbs_nobody_and_finds_everything_later(
     assert_eq!(bob.socket.welcome["mailbox"]["waiting"], MESSAGES);
     for n in 1..=MESSAGES {
         let message = bob.socket.event("message").await;
-        assert_is(&message, n, PAD);
+        assert_message(&message, n, PAD);
         bob.ack(&[&message]).await;
     }
     bob.socket.event("mailbox.drained").await;

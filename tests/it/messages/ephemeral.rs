@@ -1,4 +1,4 @@
-//! Messages for those who are connected now.
+//! Ephemeral messages: delivered to the devices that are connected, never stored.
 
 use serde_json::{Value, json};
 
@@ -8,7 +8,7 @@ use crate::support::{
 };
 
 #[tokio::test(flavor = "multi_thread")]
-async fn an_ephemeral_message_goes_to_connected_devices_alone() {
+async fn an_ephemeral_message_reaches_only_connected_devices() {
     let app = TestApp::start(&[]);
     let alice = Member::join(&app, "alice@example.org", Codec::Json).await;
     let phone = Member::join(&app, "bob@example.org", Codec::MsgPack).await;
@@ -16,7 +16,7 @@ async fn an_ephemeral_message_goes_to_connected_devices_alone() {
     let mut params = message(&[&phone.person, &laptop.person], "typing");
     params["ephemeral"] = true.into();
     for _ in 0..2 {
-        // Not remembered, so the same id may come again.
+        // The id is not remembered, so the same message may be sent again.
         let sent = alice.socket.request("messages.send", params.clone()).await;
         assert_eq!((&sent["duplicate"], &sent["undelivered"]), (&json!(false), &json!([])));
         for member in [&phone, &laptop] {
@@ -26,7 +26,7 @@ async fn an_ephemeral_message_goes_to_connected_devices_alone() {
             assert_eq!(event["message_id"], params["message_id"]);
         }
     }
-    // It is behind what was sent before it.
+    // It arrives after a stored message that was sent before it.
     alice.send(&[&phone.person, &laptop.person], "stored").await;
     alice.socket.request("messages.send", params).await;
     let first = phone.socket.event("message").await;

@@ -1,4 +1,4 @@
-//! A message id is remembered for a day.
+//! Repeated sends: a message id is remembered for a day.
 
 use std::time::Duration;
 
@@ -13,7 +13,7 @@ use crate::support::{
 };
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_repeat_is_answered_as_before_and_stores_nothing() {
+async fn a_repeated_message_gets_the_first_reply_and_stores_nothing() {
     let app = TestApp::with_clock(&[]);
     let mut alice = Member::join(&app, "alice@example.org", Codec::MsgPack).await;
     let bob = Member::join(&app, "bob@example.org", Codec::MsgPack).await;
@@ -26,14 +26,14 @@ async fn a_repeat_is_answered_as_before_and_stores_nothing() {
         assert_eq!(alice.socket.request("messages.send", params.clone()).await, expected);
         alice.reconnect(&app, Codec::MsgPack).await;
     }
-    // Another life span is no other message.
+    // A different `ttl_s` does not make it another message.
     let mut short = params.clone();
     short["ttl_s"] = 60.into();
     assert_eq!(alice.socket.request("messages.send", short).await, expected);
     bob.receives("once").await;
     alice.send(&[&bob.person], "twice").await;
     assert_eq!(bob.receives("twice").await["seq"], 2, "nothing was stored in between");
-    // After a day the id means nothing any more.
+    // After a day the id is forgotten.
     app.advance(Duration::from_hours(3));
     let anew = alice.socket.request("messages.send", params).await;
     assert_eq!(anew["duplicate"], false);
@@ -41,7 +41,7 @@ async fn a_repeat_is_answered_as_before_and_stores_nothing() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn another_message_under_the_same_id_is_a_conflict() {
+async fn a_different_message_with_the_same_id_is_a_conflict() {
     let app = TestApp::start(&[]);
     let alice = Member::join(&app, "alice@example.org", Codec::Json).await;
     let twin = Member::join(&app, "alice@example.org", Codec::Json).await;
@@ -62,7 +62,7 @@ async fn another_message_under_the_same_id_is_a_conflict() {
         assert_problem(&error, "id_conflict", &params.to_string());
     }
     bob.receives("one").await;
-    // Ids are a device's own.
+    // Another device may use the same id.
     let mut theirs = message(&[&bob.person], "from the twin");
     theirs["message_id"] = first["message_id"].clone();
     assert_eq!(twin.socket.request("messages.send", theirs).await["duplicate"], false);
@@ -70,7 +70,7 @@ async fn another_message_under_the_same_id_is_a_conflict() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_repeat_does_not_mind_devices_that_came_or_went() {
+async fn a_message_can_be_repeated_after_devices_were_added_or_revoked() {
     let app = TestApp::start(&[]);
     let alice = Member::join(&app, "alice@example.org", Codec::Json).await;
     let phone = Member::join(&app, "bob@example.org", Codec::Json).await;
@@ -81,7 +81,7 @@ async fn a_repeat_does_not_mind_devices_that_came_or_went() {
     let tablet = Member::join(&app, "bob@example.org", Codec::Json).await;
     let again = alice.socket.request("messages.send", params.clone()).await;
     assert_eq!((again["duplicate"].clone(), again["undelivered"].clone()), (true.into(), json!([])));
-    // A device that the repeat names for the first time gets it: it was promised to nobody else.
+    // A device that only the repeat names gets the message too.
     let mut wider = message(&[&phone.person, &tablet.person], "both");
     wider["message_id"] = params["message_id"].clone();
     for _ in 0..2 {
@@ -92,13 +92,13 @@ async fn a_repeat_does_not_mind_devices_that_came_or_went() {
     alice.send(&[&phone.person, &tablet.person], "next").await;
     assert_eq!(tablet.receives("next").await["seq"], 2);
     assert_eq!(phone.receives("next").await["seq"], 2);
-    // The recipient may be gone altogether.
+    // A repeat is accepted even after the recipient deleted the account.
     phone.socket.request("account.delete", json!({})).await;
     assert_eq!(alice.socket.request("messages.send", params).await["duplicate"], true);
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn parallel_repeats_are_one_message() {
+async fn parallel_repeats_store_one_message() {
     let app = TestApp::start(&[("LIMITS__SENDS_PER_DEVICE_SECOND", "0")]);
     let alice = Member::join(&app, "alice@example.org", Codec::MsgPack).await;
     let bob = Member::join(&app, "bob@example.org", Codec::MsgPack).await;
@@ -113,13 +113,17 @@ async fn parallel_repeats_are_one_message() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn what_was_refused_is_not_remembered() {
+async fn the_id_of_a_refused_message_is_not_remembered() {
     let app = TestApp::start(&[]);
     let alice = Member::join(&app, "alice@example.org", Codec::Json).await;
     let bob = Member::join(&app, "bob@example.org", Codec::Json).await;
     let spare = sign_in(&app, "bob@example.org").await;
     let mut wrong = message(&[&bob.person, &spare], "x");
-    assert_problem(&alice.socket.refused("messages.send", wrong.clone()).await, "devices_mismatch", "a wrong list");
+    assert_problem(
+        &alice.socket.refused("messages.send", wrong.clone()).await,
+        "devices_mismatch",
+        "a wrong list of devices",
+    );
     wrong["messages"].as_array_mut().unwrap().pop();
     wrong["messages"][0]["content"] = content("y").into();
     assert_eq!(alice.socket.request("messages.send", wrong).await["duplicate"], false);

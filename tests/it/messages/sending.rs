@@ -1,4 +1,4 @@
-//! What is accepted, and what becomes of it.
+//! Sending: which messages are accepted, and for which devices they are stored.
 
 use std::{collections::HashMap, time::Duration};
 
@@ -16,7 +16,7 @@ use crate::support::{
 };
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_message_reaches_every_device_and_is_gone_once_acked() {
+async fn a_message_reaches_every_device_and_is_deleted_once_acked() {
     for (ours, theirs) in [(Codec::Json, Codec::MsgPack), (Codec::MsgPack, Codec::Json)] {
         let app = TestApp::with_clock(&[]);
         let alice = Member::join(&app, "alice@example.org", ours).await;
@@ -46,7 +46,7 @@ async fn a_message_reaches_every_device_and_is_gone_once_acked() {
         assert_eq!(phone.socket.request("messages.ack", json!({ "seqs": [1] })).await, json!({ "acked": 0 }));
         assert_eq!(phone.socket.request("messages.ack", json!({ "seqs": [] })).await, json!({ "acked": 0 }));
 
-        // What was not acked comes again at the next connect; what was does not.
+        // An unacked message is sent again on the next connection, an acked one is not.
         laptop.reconnect(&app, theirs).await;
         assert_eq!(laptop.socket.welcome["mailbox"], json!({ "waiting": 1, "expired_total": 0 }));
         laptop.receives("for the laptop").await;
@@ -58,7 +58,7 @@ async fn a_message_reaches_every_device_and_is_gone_once_acked() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn pipelined_sends_arrive_in_the_order_of_their_frames() {
+async fn pipelined_messages_arrive_in_the_order_of_their_frames() {
     let app = TestApp::start(&[("LIMITS__SENDS_PER_DEVICE_SECOND", "0")]);
     let bob = Member::join(&app, "bob@example.org", Codec::MsgPack).await;
     let alice = Member::join(&app, "alice@example.org", Codec::MsgPack).await;
@@ -69,7 +69,7 @@ async fn pipelined_sends_arrive_in_the_order_of_their_frames() {
             let frames: Vec<_> = (0..60)
                 .map(|n| {
                     let id = round * 100 + n + 1000;
-                    // Some are refused at once, which must not let later ones overtake earlier ones.
+                    // Some requests are refused at once; even so, later ones must not overtake earlier ones.
                     let params = match n % 7 {
                         6 => json!({ "message_id": 5 }),
                         _ => message(&[&bob.person], &format!("{from} {round} {n}")),
@@ -111,7 +111,7 @@ async fn pipelined_sends_arrive_in_the_order_of_their_frames() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_message_names_exactly_the_addressable_devices() {
+async fn a_message_must_name_exactly_the_addressable_devices() {
     let app = TestApp::with_clock(&[]);
     let alice = Member::join(&app, "alice@example.org", Codec::Json).await;
     let other = Member::join(&app, "alice@example.org", Codec::Json).await;
@@ -150,16 +150,16 @@ async fn a_message_names_exactly_the_addressable_devices() {
             let mut params = params.clone();
             params["ephemeral"] = ephemeral.into();
             let error = alice.socket.refused("messages.send", params).await;
-            assert_problem(&error, "devices_mismatch", "a wrong list");
+            assert_problem(&error, "devices_mismatch", "a wrong list of devices");
             assert_eq!(error["details"], json!({ "missing": sorted(&missing), "extra": sorted(&extra) }), "{named:?}");
         }
     }
-    // Nothing of these was stored.
+    // None of these messages was stored.
     alice.send(&[&phone.person, &laptop.person], "right").await;
     assert_eq!(phone.receives("right").await["seq"], 1);
     assert_eq!(laptop.receives("right").await["seq"], 1);
 
-    // To oneself: the other devices, without the sending one.
+    // A message to oneself names the other devices, not the sending one.
     alice.send(&[&other.person], "to myself").await;
     other.receives("to myself").await;
     let error = alice.socket.refused("messages.send", message(&[&other.person, &alice.person], "x")).await;
@@ -167,17 +167,17 @@ async fn a_message_names_exactly_the_addressable_devices() {
 
     // Nothing can be sent to a user without addressable devices.
     let lonely = sign_in(&app, "lonely@example.org").await;
-    let nobody = |to: &str| json!({ "message_id": Uuid::new_v4(), "to": to, "messages": [] });
-    let mut ephemeral = nobody(&lonely.user);
+    let to_no_device = |to: &str| json!({ "message_id": Uuid::new_v4(), "to": to, "messages": [] });
+    let mut ephemeral = to_no_device(&lonely.user);
     ephemeral["ephemeral"] = true.into();
-    for params in [nobody(&lonely.user), ephemeral, message(&[&lonely], "x")] {
-        assert_problem(&alice.socket.refused("messages.send", params).await, "no_devices", "nobody to send to");
+    for params in [to_no_device(&lonely.user), ephemeral, message(&[&lonely], "x")] {
+        assert_problem(&alice.socket.refused("messages.send", params).await, "no_devices", "no addressable device");
     }
-    // To oneself without other devices there is nothing to do.
+    // Without other devices, a message to oneself is accepted and stores nothing.
     let alone = Member::join(&app, "alone@example.org", Codec::Json).await;
-    let sent = alone.socket.request("messages.send", nobody(&alone.person.user)).await;
+    let sent = alone.socket.request("messages.send", to_no_device(&alone.person.user)).await;
     assert_eq!((&sent["stored"], &sent["undelivered"]), (&json!(0), &json!([])));
-    let error = alice.socket.refused("messages.send", nobody(&Uuid::new_v4().to_string())).await;
+    let error = alice.socket.refused("messages.send", to_no_device(&Uuid::new_v4().to_string())).await;
     assert_problem(&error, "not_found", "an unknown recipient");
 }
 
@@ -196,7 +196,7 @@ async fn a_device_with_an_expired_signed_prekey_may_be_left_out() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_revoked_device_loses_its_mailbox_and_a_deleted_sender_is_still_heard() {
+async fn revoking_a_device_deletes_its_mailbox_and_messages_outlive_their_sender() {
     let app = TestApp::start(&[]);
     let alice = Member::join(&app, "alice@example.org", Codec::Json).await;
     let phone = Member::join(&app, "bob@example.org", Codec::Json).await;
@@ -218,7 +218,7 @@ async fn a_revoked_device_loses_its_mailbox_and_a_deleted_sender_is_still_heard(
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn what_a_message_may_not_be() {
+async fn invalid_messages_and_acks_are_refused_and_the_largest_valid_ones_accepted() {
     for codec in Codec::ALL {
         let app = TestApp::start(&[]);
         let alice = Member::join(&app, "alice@example.org", codec).await;
@@ -255,7 +255,7 @@ async fn what_a_message_may_not_be() {
         let largest = json!({ "seqs": [9_007_199_254_740_991_u64] });
         assert_eq!(alice.socket.request("messages.ack", largest).await, json!({ "acked": 0 }));
 
-        // The largest that fits, with the shortest and the longest life.
+        // The largest content, with the shortest and the longest `ttl_s`.
         for ttl in [60, 2_592_000] {
             let mut params = message(&[&bob.person], &"x".repeat(32 * 1024));
             params["ttl_s"] = ttl.into();
@@ -266,7 +266,7 @@ async fn what_a_message_may_not_be() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_device_sends_fifty_a_second() {
+async fn a_device_may_send_fifty_messages_a_second() {
     let app = TestApp::with_clock(&[]);
     let alice = Member::join(&app, "alice@example.org", Codec::Json).await;
     let bob = Member::join(&app, "bob@example.org", Codec::Json).await;
@@ -280,11 +280,11 @@ async fn a_device_sends_fifty_a_second() {
     app.advance(Duration::from_millis(20));
     alice.send(&[&bob.person], "later").await;
     let error = alice.socket.refused("messages.send", message(&[&bob.person], "too soon")).await;
-    assert_problem(&error, "rate_limited", "at once after it");
+    assert_problem(&error, "rate_limited", "immediately after it");
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_device_of_another_suite_is_skipped_and_the_others_get_the_message() {
+async fn a_sender_can_skip_a_device_that_uses_another_suite() {
     let app = TestApp::start(&[]);
     let alice = Member::join(&app, "alice@example.org", Codec::Json).await;
     let phone = Member::join(&app, "bob@example.org", Codec::Json).await;
@@ -292,22 +292,22 @@ async fn a_device_of_another_suite_is_skipped_and_the_others_get_the_message() {
     let bot_socket = Socket::connect(&app, &bot.token, Codec::Json).await;
     bot_socket.request("keys.publish", KeySet::new(Suite::Ed25519X3dh, 7).complete([1])).await;
 
-    // Alice's client knows one suite; the other device keeps its keys.
+    // Alice's client does not support the bot's suite; the bot's keys are not used up.
     for op in ["keys.fetch", "keys.claim"] {
-        let ask = |suites: Value| json!({ "user_id": bot.user, "claim_id": Uuid::new_v4(), "suites": suites });
-        let answer = alice.socket.request(op, ask(json!(["signal-x3dh", "a-later-one"]))).await;
+        let params_for = |suites: Value| json!({ "user_id": bot.user, "claim_id": Uuid::new_v4(), "suites": suites });
+        let answer = alice.socket.request(op, params_for(json!(["signal-x3dh", "a-later-one"]))).await;
         assert_eq!(answer["bundles"].as_array().unwrap().len(), 1, "{answer}");
         assert_eq!(answer["bundles"][0]["device_id"], json!(phone.person.device));
         assert_eq!(answer["unavailable"], json!([{ "device_id": bot.device, "reason": "other_suite" }]));
-        let answer = alice.socket.request(op, ask(json!(["a-later-one"]))).await;
+        let answer = alice.socket.request(op, params_for(json!(["a-later-one"]))).await;
         assert_eq!((answer["bundles"].clone(), answer["unavailable"].as_array().unwrap().len()), (json!([]), 2));
-        let error = alice.socket.refused(op, ask(json!([]))).await;
+        let error = alice.socket.refused(op, params_for(json!([]))).await;
         assert_problem(&error, "bad_request", "no suite");
         assert_eq!(error["details"]["path"], "suites");
     }
-    assert_eq!(bot_socket.request("keys.status", json!({})).await["one_time"], 1, "no key of the device was spent");
+    assert_eq!(bot_socket.request("keys.status", json!({})).await["one_time"], 1, "no key of the device was used up");
 
-    // Without skip the device is missing; with it the message is sent.
+    // Without `skip` the device counts as missing; with it the message is sent.
     let mut params = message(&[&phone.person], "hello");
     let error = alice.socket.refused("messages.send", params.clone()).await;
     assert_eq!(error["details"], json!({ "missing": [bot.device], "extra": [] }));
@@ -315,7 +315,7 @@ async fn a_device_of_another_suite_is_skipped_and_the_others_get_the_message() {
     let sent = alice.socket.request("messages.send", params.clone()).await;
     assert_eq!((&sent["stored"], &sent["undelivered"]), (&json!(1), &json!([])));
     phone.receives("hello").await;
-    // The skip is not remembered: a repeat that names the device stores it there too, and counts both.
+    // `skip` is not remembered: a repeat that names the device is stored for it too, and both are counted.
     params["skip"] = Value::Null;
     params["messages"].as_array_mut().unwrap().push(json!({ "device_id": bot.device, "type": 3, "content": "aGk=" }));
     let again = alice.socket.request("messages.send", params.clone()).await;
@@ -328,10 +328,11 @@ async fn a_device_of_another_suite_is_skipped_and_the_others_get_the_message() {
     params["skip"] = json!(vec![Uuid::new_v4(); 101]);
     assert_eq!(alice.socket.refused("messages.send", params).await["details"]["path"], "skip");
 
-    // Every device may be skipped; an unknown id alone skips none.
-    let nobody = |skip: Value| json!({ "message_id": Uuid::new_v4(), "to": bot.user, "messages": [], "skip": skip });
-    let sent = alice.socket.request("messages.send", nobody(json!([phone.person.device, bot.device]))).await;
+    // All devices may be skipped; an unknown id skips none.
+    let to_no_device =
+        |skip: Value| json!({ "message_id": Uuid::new_v4(), "to": bot.user, "messages": [], "skip": skip });
+    let sent = alice.socket.request("messages.send", to_no_device(json!([phone.person.device, bot.device]))).await;
     assert_eq!(sent["stored"], 0);
-    let error = alice.socket.refused("messages.send", nobody(json!([Uuid::new_v4()]))).await;
-    assert_problem(&error, "devices_mismatch", "nobody is named or skipped");
+    let error = alice.socket.refused("messages.send", to_no_device(json!([Uuid::new_v4()]))).await;
+    assert_problem(&error, "devices_mismatch", "no device is named or skipped");
 }

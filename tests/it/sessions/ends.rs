@@ -1,4 +1,4 @@
-//! How a session ends: logout, expiry, revocation, deletion; and that nothing is done in its name afterwards.
+//! How a session ends (logout, expiry, revocation, account deletion), and that its requests are refused afterwards.
 
 use std::{collections::HashMap, time::Duration};
 
@@ -10,16 +10,16 @@ use tokio::time::timeout;
 use tokio_tungstenite::tungstenite::Message;
 use uuid::Uuid;
 
-use super::{EMAIL, assert_ended, connect, connect_in_order, delete_session, rest, session_of};
+use super::{EMAIL, assert_ended, connect, delete_session, open_stream, read_to_close, session_of};
 use crate::support::{Codec, KeySet, Socket, TestApp, code, sign_in};
 
 /// Sends one request on a fresh socket and expects its reply, then the event, then the close, and nothing else.
 async fn assert_reply_event_close(op: &str, params: Value, reason: &str, close: u16, app: &TestApp) -> String {
     let person = sign_in(app, EMAIL).await;
     let params = if params == "self" { json!({ "device_id": person.device }) } else { params };
-    let mut stream = connect_in_order(app, &person).await;
+    let mut stream = open_stream(app, &person).await;
     stream.send(Message::text(json!({ "id": 7, "op": op, "params": params }).to_string())).await.unwrap();
-    let (frames, code) = rest(&mut stream).await;
+    let (frames, code) = read_to_close(&mut stream).await;
     let expected =
         [json!({ "id": 7, "result": {} }), json!({ "event": "session.revoked", "data": { "reason": reason } })];
     assert_eq!(frames, expected, "{op}");
@@ -29,7 +29,7 @@ async fn assert_reply_event_close(op: &str, params: Value, reason: &str, close: 
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn whoever_ends_its_own_session_gets_the_reply_then_the_event_then_the_close() {
+async fn a_client_that_ends_its_session_gets_the_reply_then_the_event_then_the_close() {
     let app = TestApp::start(&[]);
     assert_reply_event_close("session.logout", Value::Null, "logout", 4500, &app).await;
     let other = connect(&app, &sign_in(&app, EMAIL).await.token).await;
@@ -41,7 +41,7 @@ async fn whoever_ends_its_own_session_gets_the_reply_then_the_event_then_the_clo
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_logged_out_device_stays_and_signs_in_again() {
+async fn a_logged_out_device_can_sign_in_again() {
     let app = TestApp::start(&[]);
     let person = sign_in(&app, EMAIL).await;
     connect(&app, &person.token).await.request("session.logout", json!({})).await;
@@ -65,12 +65,12 @@ async fn deleting_the_session_over_http_closes_its_socket() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn an_expired_session_closes_its_socket_within_five_seconds() {
-    // Long enough to sign in and connect on a busy machine. That time passes is what is tested.
+    // 8.64 seconds: long enough to sign in and connect on a busy machine. The test needs real time.
     let app = TestApp::start(&[("AUTH__SESSION_DAYS", "0.0001")]);
     let person = sign_in(&app, EMAIL).await;
-    let mut stream = connect_in_order(&app, &person).await;
+    let mut stream = open_stream(&app, &person).await;
     let lifetime = Duration::from_millis(8640);
-    let (frames, code) = timeout(lifetime + Duration::from_secs(5), rest(&mut stream)).await.unwrap();
+    let (frames, code) = timeout(lifetime + Duration::from_secs(5), read_to_close(&mut stream)).await.unwrap();
     assert_eq!(frames, [json!({ "event": "session.revoked", "data": { "reason": "expired" } })]);
     assert_eq!(code, 4501);
     assert_eq!(session_of(&app, &person.token).await, None);
@@ -78,7 +78,7 @@ async fn an_expired_session_closes_its_socket_within_five_seconds() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn an_op_of_an_expired_session_is_refused_even_before_the_close() {
+async fn requests_of_an_expired_session_are_refused_even_before_its_socket_closes() {
     let app = TestApp::with_clock(&[("AUTH__SESSION_DAYS", "1")]);
     let person = sign_in(&app, EMAIL).await;
     let socket = connect(&app, &person.token).await;
@@ -98,7 +98,7 @@ async fn an_op_of_an_expired_session_is_refused_even_before_the_close() {
     ] {
         match socket.try_request(op, params).await {
             Some(answer) => assert_eq!(code(&answer.unwrap_err()), "session_revoked", "{op}"),
-            // The heartbeat, which comes at a random moment, found it first.
+            // The heartbeat, which comes at a random moment, has closed the socket first.
             None => return assert_eq!(socket.close_code().await, 4501),
         }
     }
@@ -106,17 +106,17 @@ async fn an_op_of_an_expired_session_is_refused_even_before_the_close() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_revoked_device_is_closed_and_told_to_the_rest() {
+async fn revoking_a_device_closes_its_socket_and_notifies_the_other_devices() {
     let app = TestApp::start(&[]);
     let [phone, tablet, laptop] = [sign_in(&app, EMAIL).await, sign_in(&app, EMAIL).await, sign_in(&app, EMAIL).await];
-    let (by, rest, gone) =
+    let (by, third, revoked) =
         (connect(&app, &phone.token).await, connect(&app, &tablet.token).await, connect(&app, &laptop.token).await);
-    gone.request("keys.publish", KeySet::new(Suite::SignalX3dh, 1).complete(1..=5)).await;
+    revoked.request("keys.publish", KeySet::new(Suite::SignalX3dh, 1).complete(1..=5)).await;
     by.request("devices.revoke", json!({ "device_id": laptop.device })).await;
-    assert_ended(&gone, "device_revoked", 4502).await;
-    assert_eq!(gone.take_event("devices.changed"), None);
+    assert_ended(&revoked, "device_revoked", 4502).await;
+    assert_eq!(revoked.take_event("devices.changed"), None);
     assert_eq!(session_of(&app, &laptop.token).await, None);
-    for socket in [&by, &rest] {
+    for socket in [&by, &third] {
         assert_eq!(socket.event("devices.changed").await, json!({ "added": [], "removed": [laptop.device] }));
         socket.barrier().await;
         assert_eq!(socket.take_event("devices.changed"), None);
@@ -126,55 +126,55 @@ async fn a_revoked_device_is_closed_and_told_to_the_rest() {
     let unavailable = json!([{ "device_id": laptop.device, "reason": "revoked" }]);
     assert_eq!(claimed, json!({ "bundles": [], "unavailable": unavailable }));
 
-    let stranger = sign_in(&app, "stranger@example.org").await;
-    let strangers = connect(&app, &stranger.token).await;
-    for device in [&laptop.device, &stranger.device, &Uuid::from_u128(7).to_string()] {
+    let other = sign_in(&app, "other@example.org").await;
+    let others_socket = connect(&app, &other.token).await;
+    for device in [&laptop.device, &other.device, &Uuid::from_u128(7).to_string()] {
         assert_eq!(code(&by.refused("devices.revoke", json!({ "device_id": device })).await), "unknown_device");
     }
     for params in [json!({}), json!({ "device_id": "x" }), json!({ "device_id": null })] {
         assert_eq!(code(&by.refused("devices.revoke", params).await), "bad_request");
     }
-    strangers.barrier().await;
+    others_socket.barrier().await;
     by.barrier().await;
     assert_eq!(by.take_event("devices.changed"), None);
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_deleted_account_is_gone_with_all_its_devices() {
+async fn deleting_an_account_ends_the_sessions_of_all_its_devices() {
     let app = TestApp::start(&[]);
     let mut sockets = Vec::new();
-    let mut people = Vec::new();
+    let mut logins = Vec::new();
     for _ in 0..3 {
-        people.push(sign_in(&app, EMAIL).await);
+        logins.push(sign_in(&app, EMAIL).await);
     }
-    for person in &people {
+    for person in &logins {
         sockets.push(connect(&app, &person.token).await);
     }
     let other = connect(&app, &sign_in(&app, "bob@example.org").await.token).await;
     sockets[0].request("keys.publish", KeySet::new(Suite::SignalX3dh, 1).complete(1..=5)).await;
     let found = other.request("users.find", json!({ "email": EMAIL })).await;
-    assert_eq!(found, json!({ "user_id": people[0].user }));
+    assert_eq!(found, json!({ "user_id": logins[0].user }));
     assert_eq!(sockets[1].request("account.delete", json!({})).await, json!({}));
     for socket in &sockets {
         assert_ended(socket, "account_deleted", 4506).await;
         assert_eq!(socket.take_event("session.revoked"), None);
     }
-    for person in &people {
+    for person in &logins {
         assert_eq!(session_of(&app, &person.token).await, None);
     }
     assert_eq!(code(&other.refused("users.find", json!({ "email": EMAIL })).await), "not_found");
-    assert_eq!(code(&other.refused("keys.fetch", json!({ "user_id": people[0].user })).await), "not_found");
+    assert_eq!(code(&other.refused("keys.fetch", json!({ "user_id": logins[0].user })).await), "not_found");
 
     let anew = sign_in(&app, EMAIL).await;
-    assert_ne!(anew.user, people[0].user, "the address is a new user");
+    assert_ne!(anew.user, logins[0].user, "signing in again creates a new user");
     let socket = connect(&app, &anew.token).await;
     assert_eq!(socket.request("devices.list", json!({})).await["devices"].as_array().unwrap().len(), 1);
     assert_eq!(other.request("users.find", json!({ "email": EMAIL })).await, json!({ "user_id": anew.user }));
 }
 
-/// Promise 6: what was answered before the end may have been done; what comes after it is refused.
+/// Requests before the logout may succeed; requests after it are refused.
 #[tokio::test(flavor = "multi_thread")]
-async fn ops_that_race_with_a_logout_succeed_or_say_that_the_session_is_revoked() {
+async fn requests_racing_with_a_logout_succeed_or_get_session_revoked() {
     let app = TestApp::start(&[]);
     let watcher = connect(&app, &sign_in(&app, EMAIL).await.token).await;
     let mut outcomes: HashMap<String, usize> = HashMap::new();

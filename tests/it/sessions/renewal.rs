@@ -1,4 +1,4 @@
-//! `session.renew`: the successor, the pair that it forms with the old session, and how the pair ends.
+//! `session.renew`: the new session (the successor), when it replaces the old one, and how both end.
 
 use std::time::{Duration, Instant};
 
@@ -19,14 +19,14 @@ async fn renew(socket: &Socket) -> (String, String) {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn the_old_token_works_until_the_new_one_is_presented_by_http() {
+async fn the_old_token_is_valid_until_the_new_one_is_presented_over_http() {
     let app = TestApp::start(&[]);
     let old = sign_in(&app, EMAIL).await;
     let socket = connect(&app, &old.token).await;
     let (session, token) = renew(&socket).await;
     assert_ne!(session, old.session);
     for _ in 0..2 {
-        assert_eq!(session_of(&app, &old.token).await, Some(old.session.clone()), "the old one still holds");
+        assert_eq!(session_of(&app, &old.token).await, Some(old.session.clone()), "the old token is still valid");
     }
     assert_eq!(session_of(&app, &token).await, Some(session.clone()));
     assert_eq!(session_of(&app, &old.token).await, None);
@@ -38,7 +38,7 @@ async fn the_old_token_works_until_the_new_one_is_presented_by_http() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn the_old_token_works_until_the_new_one_is_presented_by_an_upgrade() {
+async fn the_old_token_is_valid_until_the_new_one_is_presented_in_an_upgrade() {
     let app = TestApp::start(&[]);
     let old = sign_in(&app, EMAIL).await;
     let socket = connect(&app, &old.token).await;
@@ -62,7 +62,7 @@ async fn a_socket_of_the_old_session_closes_when_the_new_token_is_presented() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_new_token_may_be_presented_many_times_at_once() {
+async fn a_new_token_may_be_presented_in_parallel() {
     let app = TestApp::start(&[]);
     let mut person = sign_in(&app, EMAIL).await;
     let socket = connect(&app, &person.token).await;
@@ -76,17 +76,17 @@ async fn a_new_token_may_be_presented_many_times_at_once() {
     }
 }
 
-/// Presenting a successor while it is being replaced: the client ends up with the one or the other.
+/// If a successor is presented while it is being replaced, either it or the old token stays valid.
 #[tokio::test(flavor = "multi_thread")]
-async fn presenting_in_parallel_with_renewing_again_leaves_a_way_in() {
+async fn presenting_a_successor_while_renewing_again_leaves_a_valid_token() {
     let app = TestApp::start(&[]);
     let mut old = sign_in(&app, EMAIL).await;
     let socket = connect(&app, &old.token).await;
     for _ in 0..20 {
         let (_, first) = renew(&socket).await;
         let (presented, (_, second)) = tokio::join!(session_of(&app, &first), renew(&socket));
-        let way_back = if presented.is_some() { &first } else { &old.token };
-        assert!(session_of(&app, way_back).await.is_some());
+        let valid = if presented.is_some() { &first } else { &old.token };
+        assert!(session_of(&app, valid).await.is_some());
         assert!(session_of(&app, &second).await.is_some());
         assert_eq!(session_of(&app, &first).await, None);
         assert_eq!(session_of(&app, &old.token).await, None);
@@ -102,10 +102,14 @@ async fn renewing_again_replaces_the_successor() {
     let socket = connect(&app, &old.token).await;
     let (_, first) = renew(&socket).await;
     let (second_session, second) = renew(&socket).await;
-    assert_eq!(session_of(&app, &first).await, None, "an earlier successor is dead");
-    assert_eq!(session_of(&app, &old.token).await, Some(old.session.clone()), "and ended nothing");
+    assert_eq!(session_of(&app, &first).await, None, "the earlier successor is invalid");
+    assert_eq!(
+        session_of(&app, &old.token).await,
+        Some(old.session.clone()),
+        "presenting it did not end the old session"
+    );
 
-    // A client that lost the reply comes back with the old token and renews anew.
+    // A client that lost the reply reconnects with the old token and renews again.
     let back = connect(&app, &old.token).await;
     let (third_session, third) = renew(&back).await;
     assert_eq!(session_of(&app, &second).await, None);
@@ -113,7 +117,7 @@ async fn renewing_again_replaces_the_successor() {
     assert_eq!(session_of(&app, &old.token).await, None);
     back.barrier().await;
 
-    // Presented, it is renewed like any other.
+    // Once presented, the successor can be renewed like any other session.
     let (fourth_session, fourth) = renew(&back).await;
     assert_eq!(session_of(&app, &third).await, Some(third_session.clone()));
     assert_eq!(session_of(&app, &fourth).await, Some(fourth_session.clone()));
@@ -123,7 +127,7 @@ async fn renewing_again_replaces_the_successor() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn logging_out_either_of_the_pair_ends_both() {
+async fn logging_out_the_old_or_the_new_session_ends_both() {
     let app = TestApp::start(&[]);
     for way in ["old token", "new token", "socket"] {
         let old = sign_in(&app, EMAIL).await;
@@ -141,7 +145,7 @@ async fn logging_out_either_of_the_pair_ends_both() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_socket_of_the_old_session_logs_both_out() {
+async fn a_logout_on_a_socket_of_the_old_session_ends_both_sessions() {
     let app = TestApp::start(&[]);
     let old = sign_in(&app, EMAIL).await;
     let (_, token) = renew(&connect(&app, &old.token).await).await;
@@ -152,7 +156,7 @@ async fn a_socket_of_the_old_session_logs_both_out() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn the_old_sessions_expiry_ends_it_alone() {
+async fn the_expiry_of_the_old_session_does_not_end_the_new_one() {
     let app = TestApp::with_clock(&[("AUTH__SESSION_DAYS", "30")]);
     let old = sign_in(&app, EMAIL).await;
     let socket = connect(&app, &old.token).await;
@@ -164,18 +168,18 @@ async fn the_old_sessions_expiry_ends_it_alone() {
     assert_eq!(session_of(&app, &token).await, Some(session));
     let (_, next) = renew(&socket).await;
     app.advance(29 * DAY);
-    assert_eq!(session_of(&app, &token).await, None, "the successor's own time is up too");
+    assert_eq!(session_of(&app, &token).await, None, "the successor expires at its own time");
     assert!(session_of(&app, &next).await.is_some());
     socket.barrier().await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_socket_that_renewed_lives_as_long_as_the_successor() {
-    // 8.64 seconds, long enough to sign in and connect on a busy machine. That time passes is what is tested.
+async fn a_socket_that_renewed_closes_when_the_new_session_expires() {
+    // 8.64 seconds: long enough to sign in and connect on a busy machine. The test needs real time.
     let app = TestApp::start(&[("AUTH__SESSION_DAYS", "0.0001")]);
     let old = sign_in(&app, EMAIL).await;
     let socket = connect(&app, &old.token).await;
-    // The successor will end so much later than the old session.
+    // The successor expires this much later than the old session.
     tokio::time::sleep(Duration::from_millis(300)).await;
     let renewed = Instant::now();
     let (_, token) = renew(&socket).await;
@@ -186,7 +190,7 @@ async fn a_socket_that_renewed_lives_as_long_as_the_successor() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn renewals_may_be_pipelined_with_anything() {
+async fn renewals_may_be_pipelined_with_other_requests() {
     let app = TestApp::start(&[]);
     let old = sign_in(&app, EMAIL).await;
     for codec in Codec::ALL {

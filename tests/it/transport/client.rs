@@ -1,4 +1,4 @@
-//! A client that may break the rules.
+//! A raw client that can violate the WebSocket protocol.
 
 use std::net::SocketAddr;
 
@@ -17,7 +17,7 @@ pub struct Client {
 /// A frame from the server: first byte and payload.
 pub type Frame = (u8, Vec<u8>);
 
-/// An upgrade request.
+/// Returns an upgrade request.
 pub fn request(method: &str, path: &str) -> String {
     format!(
         "{method} {path} HTTP/1.1\r\nHost: test\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n\
@@ -37,12 +37,12 @@ impl Client {
         (Self { stream }, String::from_utf8(head).unwrap())
     }
 
-    /// Sends bytes as they are.
+    /// Sends bytes unchanged.
     pub async fn send(&mut self, bytes: &[u8]) {
         timeout(PATIENCE, self.stream.write_all(bytes)).await.unwrap().unwrap();
     }
 
-    /// The next frame.
+    /// Reads the next frame.
     pub async fn receive(&mut self) -> Frame {
         timeout(PATIENCE, async {
             let head = self.stream.read_u8().await.unwrap();
@@ -59,21 +59,21 @@ impl Client {
         .expect("a frame in time")
     }
 
-    /// Reads to the end; false if the connection was reset.
+    /// Reads to the end of the connection. Returns false if it was reset.
     pub async fn ends_orderly(&mut self) -> bool {
         let mut rest = Vec::new();
         timeout(PATIENCE, self.stream.read_to_end(&mut rest)).await.expect("an end in time").is_ok()
     }
 
-    /// All that comes until the end of the connection, as text.
-    pub async fn rest(mut self) -> String {
+    /// Reads to the end of the connection, and returns what was read as text.
+    pub async fn read_to_end(mut self) -> String {
         let mut rest = String::new();
         timeout(PATIENCE, self.stream.read_to_string(&mut rest)).await.unwrap().unwrap();
         rest
     }
 }
 
-/// The code of a Close frame.
+/// Returns the code of a Close frame.
 pub fn close_code((head, payload): &Frame) -> u16 {
     assert_eq!(*head, CLOSE);
     u16::from_be_bytes([payload[0], payload[1]])

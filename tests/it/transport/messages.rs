@@ -1,4 +1,4 @@
-//! Messages there and back, breaches of framing, and the end of a connection.
+//! Echoed messages, violations of the framing, and how connections end.
 
 use std::{
     sync::atomic::{AtomicBool, Ordering},
@@ -23,7 +23,7 @@ use crate::support::{
 };
 
 #[tokio::test]
-async fn carries_every_kind_of_message() {
+async fn messages_of_every_kind_and_size_are_echoed() {
     let server = Server::start();
     let mut client = server.open("/echo").await;
     for size in [0, 1, 125, 126, 4096, 65_535, 65_536, 524_288] {
@@ -44,7 +44,7 @@ async fn carries_every_kind_of_message() {
 }
 
 #[tokio::test]
-async fn speaks_with_a_stock_client() {
+async fn a_standard_websocket_client_is_served() {
     let server = Server::start();
     let (mut socket, _) = connect_async(format!("ws://{}/echo", server.address)).await.unwrap();
     socket.send(Message::text("hello")).await.unwrap();
@@ -55,7 +55,7 @@ async fn speaks_with_a_stock_client() {
 }
 
 #[tokio::test]
-async fn a_flood_of_small_frames_comes_back_in_order() {
+async fn a_flood_of_small_frames_is_echoed_in_order() {
     let server = Server::start();
     let mut client = server.open("/echo").await;
     let (mut reader, mut writer) = client.stream.split();
@@ -69,14 +69,14 @@ async fn a_flood_of_small_frames_comes_back_in_order() {
 }
 
 #[tokio::test]
-async fn an_oversized_frame_is_refused_by_its_header_and_the_sender_learns_why() {
+async fn an_oversized_frame_gets_a_close_code_before_its_payload_is_read() {
     let server = Server::start();
     for length in [MAX_MESSAGE + 1, 200_000_000, 1 << 62] {
         let mut client = server.open("/echo").await;
         client.send(&[frame(TEXT, b"fine"), header(BINARY, length)].concat()).await;
         let (mut reader, mut writer) = client.stream.split();
         let read = AtomicBool::new(false);
-        // The sender goes on for as long as it has not read the close and the end behind it.
+        // The client keeps sending until it has read the close frame and the end of the stream.
         let sending = async {
             let junk = vec![0; 64 * 1024];
             while writer.write_all(&junk).await.is_ok() {
@@ -100,7 +100,7 @@ async fn an_oversized_frame_is_refused_by_its_header_and_the_sender_learns_why()
 }
 
 #[tokio::test]
-async fn a_breach_of_framing_is_answered_after_the_frames_before_it() {
+async fn a_framing_violation_is_answered_after_the_frames_before_it() {
     let server = Server::start();
     let mut client = server.open("/echo").await;
     client.send(&[frame(TEXT, b"fine"), vec![TEXT, 5], b"plain".to_vec()].concat()).await;
@@ -110,7 +110,7 @@ async fn a_breach_of_framing_is_answered_after_the_frames_before_it() {
 }
 
 #[tokio::test]
-async fn what_follows_a_close_frame_is_ignored() {
+async fn bytes_after_a_close_frame_are_ignored() {
     let server = Server::start();
     let mut client = server.open("/echo").await;
     client.send(&[frame(CLOSE, &1000u16.to_be_bytes()), vec![0xff; 100]].concat()).await;
@@ -119,7 +119,7 @@ async fn what_follows_a_close_frame_is_ignored() {
 }
 
 #[tokio::test]
-async fn a_half_closed_peer_gets_what_it_asked_for_and_an_end() {
+async fn a_client_that_has_closed_its_sending_side_still_gets_its_replies() {
     let server = Server::start();
     let mut client = server.open("/echo").await;
     client.send(&frame(TEXT, b"last words")).await;
@@ -130,23 +130,23 @@ async fn a_half_closed_peer_gets_what_it_asked_for_and_an_end() {
 }
 
 #[tokio::test]
-async fn a_peer_that_does_not_close_after_the_end_is_not_waited_for_long() {
+async fn a_client_that_never_closes_is_disconnected_soon_after_the_close_frame() {
     let server = Server::start();
     let mut client = server.open("/echo").await;
     client.send(&frame(CLOSE, b"")).await;
     assert_eq!(client.receive().await.0, CLOSE);
-    // It sends for ever and never closes: neither end of the stream nor silence ends the linger.
+    // The client keeps sending and never closes, so neither the end of its stream nor silence ends the server's wait.
     let started = Instant::now();
     while client.stream.write_all(b"still here").await.is_ok() {
         assert!(started.elapsed() < PATIENCE);
-        // Often enough that it is never silent for long.
+        // Often enough that the client is never silent for long.
         sleep(Duration::from_millis(50)).await;
     }
     server.all_connections_gone().await;
 }
 
 #[tokio::test]
-async fn a_peer_that_vanishes_leaves_nothing_behind() {
+async fn a_connection_that_is_reset_releases_its_reservations() {
     let server = Server::start();
     for path in ["/echo", "/push"] {
         let mut client = server.open(path).await;

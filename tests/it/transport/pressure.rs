@@ -1,4 +1,4 @@
-//! Whoever is slow is pushed back upon, and large messages wait for memory.
+//! Backpressure in both directions, and the memory budget for large messages.
 
 use std::{
     sync::atomic::{AtomicU64, Ordering},
@@ -15,7 +15,7 @@ use super::{
 use crate::support::raw::{BINARY, PING, PONG, TEXT, frame, header};
 
 #[tokio::test]
-async fn the_wire_counts_every_byte_of_every_frame() {
+async fn a_wire_counts_every_byte_of_every_frame() {
     let server = Server::start();
     let mut client = server.open("/count").await;
     for size in COUNTED {
@@ -27,7 +27,7 @@ async fn the_wire_counts_every_byte_of_every_frame() {
 }
 
 #[tokio::test]
-async fn a_reader_that_stops_is_pushed_back_to_the_sender() {
+async fn a_client_that_does_not_read_blocks_its_handler() {
     let server = Server::start();
     let client = server.open("/push").await;
     let given = server.settled(|| server.probe.given.load(Ordering::SeqCst)).await;
@@ -38,7 +38,7 @@ async fn a_reader_that_stops_is_pushed_back_to_the_sender() {
 }
 
 #[tokio::test]
-async fn a_handler_that_does_not_read_is_pushed_back_to_the_peer() {
+async fn a_handler_that_does_not_read_blocks_its_client() {
     let server = Server::start();
     let mut client = server.open("/mute").await;
     let message = frame(BINARY, &vec![7; 60_000]);
@@ -52,15 +52,15 @@ async fn a_handler_that_does_not_read_is_pushed_back_to_the_peer() {
         () = sending => panic!("the connection ended"),
         sent = server.settled(|| sent.load(Ordering::SeqCst)) => sent,
     };
-    // The kernel's buffers of both sides, which grow to some megabytes; the server adds one chunk.
+    // The kernel's buffers on both sides take some megabytes; the server adds one chunk.
     assert!(stopped_at < 32 << 20, "{stopped_at} bytes were taken");
     assert!(server.tuning.inbound.in_use() <= 60_000);
     client.stream.set_zero_linger().unwrap();
 }
 
 #[tokio::test]
-async fn large_messages_wait_for_the_budget_of_the_node() {
-    let server = Server::with(Budget::new(600_000), Budget::new(10));
+async fn large_messages_wait_for_the_memory_budget_of_the_node() {
+    let server = Server::with_budgets(Budget::new(600_000), Budget::new(10));
     let mut budget_holder = server.open("/echo").await;
     budget_holder.send(&header(BINARY, 400_000)).await;
     eventually(|| server.tuning.inbound.in_use() == 400_000).await;
@@ -68,8 +68,8 @@ async fn large_messages_wait_for_the_budget_of_the_node() {
     let mut waiter = server.open("/echo").await;
     let large = vec![7; 300_000];
     waiter.send(&[frame(TEXT, b"small"), frame(BINARY, &large)].concat()).await;
-    assert_eq!(waiter.receive().await, (TEXT, b"small".to_vec()), "small ones need no memory");
-    // That it goes on waiting shows only in time, some tries of the budget long.
+    assert_eq!(waiter.receive().await, (TEXT, b"small".to_vec()), "small messages need no budget");
+    // Only time can show that the message keeps waiting: this is long enough for several attempts at the budget.
     assert!(timeout(Duration::from_millis(300), waiter.receive()).await.is_err());
     assert_eq!(server.tuning.inbound.in_use(), 400_000);
 
@@ -80,7 +80,7 @@ async fn large_messages_wait_for_the_budget_of_the_node() {
 }
 
 #[tokio::test]
-async fn a_large_message_stays_reserved_until_its_reader_looks_for_more() {
+async fn a_large_message_stays_reserved_until_its_reader_asks_for_the_next() {
     let server = Server::start();
     let mut client = server.open("/sip").await;
     client.send(&frame(BINARY, &[7; 10_000])).await;
@@ -91,7 +91,7 @@ async fn a_large_message_stays_reserved_until_its_reader_looks_for_more() {
 }
 
 #[tokio::test]
-async fn a_fragmented_message_reserves_what_it_may_grow_to() {
+async fn a_growing_fragmented_message_reserves_the_largest_message_size() {
     let server = Server::start();
     let mut client = server.open("/echo").await;
     client.send(&frame(0x02, &[7; 3000])).await;
@@ -106,7 +106,7 @@ async fn a_fragmented_message_reserves_what_it_may_grow_to() {
 }
 
 #[tokio::test]
-async fn abort_drops_a_peer_that_takes_nothing() {
+async fn aborting_disconnects_a_client_that_does_not_read() {
     let server = Server::start();
     let mut client = server.open("/abort").await;
     client.send(&frame(TEXT, b"go")).await;
@@ -115,7 +115,7 @@ async fn abort_drops_a_peer_that_takes_nothing() {
 }
 
 #[tokio::test]
-async fn a_peer_that_takes_nothing_does_not_outlive_its_handler_for_long() {
+async fn a_client_that_does_not_read_is_disconnected_soon_after_its_handler_ends() {
     let server = Server::start();
     let client = server.open("/leave").await;
     eventually(|| server.probe.ended.load(Ordering::SeqCst) == 1).await;

@@ -1,4 +1,4 @@
-//! The server under test: handlers on the production listener that do what the tests need.
+//! The server under test: the production listener with handlers made for the tests.
 
 use std::{
     future::Future,
@@ -22,24 +22,25 @@ use tokio::time::timeout;
 use super::{client::Client, eventually};
 use crate::support::raw::{BINARY, frame};
 
-/// How long a write may stand still without a reader.
+/// How long a write may make no progress because the client does not read.
 const STALL: Duration = Duration::from_secs(3);
-/// Largest message that is taken.
+/// The largest accepted message, in bytes.
 pub const MAX_MESSAGE: u64 = 524_288;
 /// Payloads of the messages that `/count` sends.
 pub const COUNTED: [usize; 6] = [0, 125, 126, 65_535, 65_536, 1_000_000];
 
-/// What the handlers tell the tests.
+/// What the handlers report to the tests.
 #[derive(Default)]
 pub struct Probe {
-    /// Bytes given to a session, and bytes that its wire says were written.
+    /// Bytes given to a session.
     pub given: AtomicU64,
+    /// Bytes that the session's wire reports as written.
     pub written: AtomicU64,
     /// Handlers that have ended.
     pub ended: AtomicU64,
 }
 
-/// A server with handlers of its own behind the production listener.
+/// A running server with these handlers.
 pub struct Server {
     pub address: SocketAddr,
     pub tuning: Tuning,
@@ -50,15 +51,15 @@ pub struct Server {
 
 impl Server {
     pub fn start() -> Self {
-        Self::with(Budget::new(1 << 30), Budget::new(100))
+        Self::with_budgets(Budget::new(1 << 30), Budget::new(100))
     }
 
-    /// One with these budgets.
-    pub fn with(inbound: Budget, connections: Budget) -> Self {
+    /// Starts a server with these budgets.
+    pub fn with_budgets(inbound: Budget, connections: Budget) -> Self {
         let limiter = ConnectionLimiter::unlimited();
         let tuning = Tuning { max_message: MAX_MESSAGE, inbound, limiter, connections, stall: STALL };
         let probe = Arc::new(Probe::default());
-        let (tell, told) = std::sync::mpsc::channel();
+        let (sender, receiver) = std::sync::mpsc::channel();
         let (shared, data) = (tuning.clone(), web::Data::from(Arc::clone(&probe)));
         let thread = std::thread::spawn(move || {
             actix_rt::System::new().block_on(async move {
@@ -81,29 +82,29 @@ impl Server {
                 };
                 let builder = actix_server::Server::build().workers(1).disable_signals();
                 let server = transport::listen(builder, listener, app, shared).unwrap().run();
-                tell.send((address, server.handle())).unwrap();
+                sender.send((address, server.handle())).unwrap();
                 server.await.unwrap();
             });
         });
-        let (address, handle) = told.recv().unwrap();
+        let (address, handle) = receiver.recv().unwrap();
         Self { address, tuning, probe, handle, thread: Some(thread) }
     }
 
-    /// An upgraded connection.
+    /// Opens an upgraded connection.
     pub async fn open(&self, path: &str) -> Client {
         let (client, head) = Client::upgrade(self.address, path, b"").await;
         assert!(head.starts_with("HTTP/1.1 101 "), "{head}");
         client
     }
 
-    /// Waits until no connection is left, and sees that none has left a reservation.
+    /// Waits until no connection is left, and asserts that none has left a reservation.
     pub async fn all_connections_gone(&self) {
         eventually(|| self.tuning.connections.in_use() == 0).await;
         assert_eq!(self.tuning.inbound.in_use(), 0);
     }
 
-    /// The value once it has stopped changing: it is the same after as many round trips on another connection, which
-    /// the one worker serves in turn with all that could change it.
+    /// Returns the value once it has stopped changing, which means that it is the same after 500 round trips on another
+    /// connection. The one worker serves these in turn with everything that could change the value.
     pub async fn settled(&self, value: impl Fn() -> u64) -> u64 {
         const ROUND_TRIPS: u64 = 500;
         let mut clock = self.open("/echo").await;
@@ -222,7 +223,7 @@ async fn stream() -> HttpResponse {
     HttpResponse::Ok().streaming(futures_util::stream::iter(chunks))
 }
 
-/// Sends for ever, never more than 64 KiB ahead of the kernel.
+/// Sends without end, at most 64 KiB ahead of what the kernel has taken.
 async fn push(request: HttpRequest, body: web::Payload, probe: web::Data<Probe>) -> actix_web::Result<HttpResponse> {
     let wire = wire(&request);
     let (response, mut session, messages) = actix_ws::handle(&request, body)?;
@@ -241,7 +242,7 @@ async fn push(request: HttpRequest, body: web::Payload, probe: web::Data<Probe>)
     Ok(response)
 }
 
-/// Sends messages of all lengths of header, and ends when the wire says that they are written.
+/// Sends messages with frame headers of every length, and ends when the wire reports them as written.
 async fn count(request: HttpRequest, body: web::Payload, probe: web::Data<Probe>) -> actix_web::Result<HttpResponse> {
     let wire = wire(&request);
     let (response, mut session, messages) = actix_ws::handle(&request, body)?;
@@ -258,7 +259,7 @@ async fn count(request: HttpRequest, body: web::Payload, probe: web::Data<Probe>
     Ok(response)
 }
 
-/// Takes one message, and looks for another when the test says so.
+/// Reads one message, and asks for the next one when the test has set [`Probe::given`] to 1.
 async fn sip(request: HttpRequest, body: web::Payload, probe: web::Data<Probe>) -> actix_web::Result<HttpResponse> {
     let (response, session, mut messages) = actix_ws::handle(&request, body)?;
     actix_rt::spawn(async move {
@@ -282,7 +283,7 @@ async fn mute(request: HttpRequest, body: web::Payload) -> actix_web::Result<Htt
     Ok(response)
 }
 
-/// Queues more than the peer takes, then gives it up at its first message.
+/// Queues more than the client reads, then aborts the connection at the client's first message.
 async fn abort(request: HttpRequest, body: web::Payload, probe: web::Data<Probe>) -> actix_web::Result<HttpResponse> {
     let wire = wire(&request);
     let (response, mut session, mut messages) = actix_ws::handle(&request, body)?;
@@ -298,7 +299,7 @@ async fn abort(request: HttpRequest, body: web::Payload, probe: web::Data<Probe>
     Ok(response)
 }
 
-/// Queues more than the peer takes, then drops all it has.
+/// Queues more than the client reads, then drops the session and the stream.
 async fn leave(request: HttpRequest, body: web::Payload, probe: web::Data<Probe>) -> actix_web::Result<HttpResponse> {
     let (response, mut session, messages) = actix_ws::handle(&request, body)?;
     actix_rt::spawn(async move {

@@ -1,4 +1,4 @@
-//! The way in: which requests become sockets, and what the others are answered.
+//! Upgrades: which requests become sockets, and how the others are answered.
 
 use sealwire::socket::transport::Budget;
 use tokio::{
@@ -30,34 +30,34 @@ async fn frames_sent_with_the_upgrade_request_are_not_lost() {
 }
 
 #[tokio::test]
-async fn a_refused_upgrade_gets_the_whole_answer() {
+async fn a_refused_upgrade_gets_a_complete_response() {
     let server = Server::start();
     let (client, head) = Client::upgrade(server.address, "/refuse", &frame(TEXT, b"too soon")).await;
     assert!(head.starts_with("HTTP/1.1 401 "), "{head}");
     assert!(head.contains("connection: close\r\n"), "{head}");
-    assert_eq!(client.rest().await, r#"{"error":{"code":"unauthorized"}}"#);
+    assert_eq!(client.read_to_end().await, r#"{"error":{"code":"unauthorized"}}"#);
     server.all_connections_gone().await;
 }
 
 #[tokio::test]
-async fn upgrade_headers_on_an_ordinary_path_are_answered_and_the_connection_closed() {
+async fn an_upgrade_request_to_an_ordinary_path_is_answered_and_the_connection_closed() {
     let server = Server::start();
     let (client, head) = Client::upgrade(server.address, "/page", b"").await;
     assert!(head.starts_with("HTTP/1.1 200 ") && head.contains("connection: close\r\n"), "{head}");
     assert!(head.contains("content-length: 15\r\n"), "{head}");
-    assert_eq!(client.rest().await, "hello 127.0.0.1");
+    assert_eq!(client.read_to_end().await, "hello 127.0.0.1");
     let (client, head) = Client::upgrade(server.address, "/stream", b"").await;
     assert!(!head.contains("transfer-encoding"), "{head}");
-    assert_eq!(client.rest().await, "one two three");
+    assert_eq!(client.read_to_end().await, "one two three");
     let mut stream = TcpStream::connect(server.address).await.unwrap();
     stream.write_all(request("POST", "/page").as_bytes()).await.unwrap();
-    let answer = Client { stream }.rest().await;
+    let answer = Client { stream }.read_to_end().await;
     assert!(answer.starts_with("HTTP/1.1 200 ") && answer.ends_with("0 bytes"), "{answer}");
     server.all_connections_gone().await;
 }
 
 #[tokio::test]
-async fn ordinary_requests_keep_their_connection_and_may_come_before_an_upgrade() {
+async fn ordinary_requests_may_precede_an_upgrade_on_the_same_connection() {
     let server = Server::start();
     let mut stream = TcpStream::connect(server.address).await.unwrap();
     let get = "GET /page HTTP/1.1\r\nHost: test\r\n\r\n";
@@ -74,12 +74,12 @@ async fn ordinary_requests_keep_their_connection_and_may_come_before_an_upgrade(
 }
 
 #[tokio::test]
-async fn a_full_node_offers_no_upgrade() {
-    let server = Server::with(Budget::new(1 << 20), Budget::new(1));
+async fn a_full_node_refuses_upgrades() {
+    let server = Server::with_budgets(Budget::new(1 << 20), Budget::new(1));
     let client = server.open("/echo").await;
     let (other, head) = Client::upgrade(server.address, "/echo", b"").await;
     assert!(head.starts_with("HTTP/1.1 503 "), "{head}");
-    assert_eq!(other.rest().await, "full");
+    assert_eq!(other.read_to_end().await, "full");
     drop(client);
     server.all_connections_gone().await;
     server.open("/echo").await;

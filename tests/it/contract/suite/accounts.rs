@@ -1,4 +1,4 @@
-//! People, devices, sessions and connections.
+//! Challenges, users, devices, sessions and connections.
 
 use std::time::Duration;
 
@@ -11,7 +11,7 @@ use uuid::Uuid;
 
 use super::{add_challenge, add_device, claim, email, hash, later, new_session, publish, refusal, sign_in, start};
 
-pub async fn challenges_are_counted_against_their_address(store: &Store) {
+pub async fn challenges_are_counted_per_address_for_a_day(store: &Store) {
     for minute in 0..3 {
         add_challenge(store, "alice", later(minute * 60)).await;
     }
@@ -27,7 +27,7 @@ pub async fn challenges_are_counted_against_their_address(store: &Store) {
     let refused = store
         .create_challenge(&challenge, |past| {
             let times: Vec<_> = past.iter().map(|one| one.created_at).collect();
-            assert_eq!(times, [later(120), later(60), later(0)], "newest first, of this address alone");
+            assert_eq!(times, [later(120), later(60), later(0)], "newest first, and only of this address");
             assert_eq!(past[0].network, [1; 32]);
             Some(wait)
         })
@@ -38,14 +38,14 @@ pub async fn challenges_are_counted_against_their_address(store: &Store) {
     let tomorrow = NewChallenge { created_at: later(24 * 3600 + 60), ..challenge };
     store
         .create_challenge(&tomorrow, |past| {
-            assert_eq!(past.len(), 1, "older than a day does not count");
+            assert_eq!(past.len(), 1, "challenges older than a day do not count");
             None
         })
         .await
         .unwrap();
 }
 
-pub async fn five_guesses_are_counted_however_they_arrive(store: &Store) {
+pub async fn only_five_of_fifty_parallel_guesses_are_counted(store: &Store) {
     let challenge = add_challenge(store, "alice", start()).await;
     let other = store.count_attempt(challenge, &email("bob"), later(1)).await;
     assert_eq!(refusal(other), Refusal::InvalidCode);
@@ -59,7 +59,7 @@ pub async fn five_guesses_are_counted_however_they_arrive(store: &Store) {
     assert_eq!(refusal(expired), Refusal::InvalidCode);
 }
 
-pub async fn a_refused_sign_in_gives_its_attempt_back(store: &Store) {
+pub async fn a_refused_sign_in_does_not_use_up_an_attempt(store: &Store) {
     for _ in 0..3 {
         add_device(store, "alice").await;
     }
@@ -73,17 +73,17 @@ pub async fn a_refused_sign_in_gives_its_attempt_back(store: &Store) {
     foreign.existing_device = Some(add_device(store, "bob").await.device);
     store.count_attempt(challenge, &email("alice"), later(1)).await.unwrap();
     assert_eq!(refusal(store.redeem(&foreign).await), Refusal::UnknownDevice);
-    let nobody = add_challenge(store, "nobody", start()).await;
-    let mut stranger = sign_in(nobody, "nobody", later(1));
-    stranger.replace = foreign.existing_device;
-    store.count_attempt(nobody, &email("nobody"), later(1)).await.unwrap();
-    assert_eq!(refusal(store.redeem(&stranger).await), Refusal::UnknownDevice);
-    assert_eq!(store.user_by_email(&email("nobody")).await.unwrap(), None, "a refusal makes no user");
-    stranger.replace = None;
-    store.redeem(&stranger).await.unwrap();
+    let unknown = add_challenge(store, "unknown", start()).await;
+    let mut newcomer = sign_in(unknown, "unknown", later(1));
+    newcomer.replace = foreign.existing_device;
+    store.count_attempt(unknown, &email("unknown"), later(1)).await.unwrap();
+    assert_eq!(refusal(store.redeem(&newcomer).await), Refusal::UnknownDevice);
+    assert_eq!(store.user_by_email(&email("unknown")).await.unwrap(), None, "a refused sign-in creates no user");
+    newcomer.replace = None;
+    store.redeem(&newcomer).await.unwrap();
 }
 
-pub async fn one_of_two_parallel_sign_ins_wins(store: &Store) {
+pub async fn one_of_two_parallel_sign_ins_with_the_same_code_succeeds(store: &Store) {
     for round in 0..10 {
         let name = format!("alice{round}");
         let challenge = add_challenge(store, &name, start()).await;
@@ -95,7 +95,7 @@ pub async fn one_of_two_parallel_sign_ins_wins(store: &Store) {
     }
 }
 
-pub async fn a_new_address_that_signs_in_twice_at_once_is_one_user(store: &Store) {
+pub async fn parallel_first_sign_ins_of_an_address_create_one_user(store: &Store) {
     for round in 0..10 {
         let name = format!("alice{round}");
         let mut sign_ins = Vec::new();
@@ -111,7 +111,7 @@ pub async fn a_new_address_that_signs_in_twice_at_once_is_one_user(store: &Store
     }
 }
 
-pub async fn a_replaced_device_loses_everything_at_once(store: &Store) {
+pub async fn a_replaced_device_loses_its_session_and_its_keys(store: &Store) {
     let old = add_device(store, "alice").await;
     let other = add_device(store, "alice").await;
     publish(store, &old, 1..=5, start()).await.unwrap();
@@ -127,7 +127,7 @@ pub async fn a_replaced_device_loses_everything_at_once(store: &Store) {
     assert_eq!(store.keys_status(old.device).await.unwrap().one_time, 0);
 }
 
-pub async fn a_renewed_session_has_one_successor(store: &Store) {
+pub async fn renewing_a_session_twice_leaves_one_valid_successor(store: &Store) {
     let old = add_device(store, "alice").await;
     let (first, second) = (new_session(later(1)), new_session(later(2)));
     store.renew_session(&old, &first, later(1)).await.unwrap();
@@ -142,7 +142,7 @@ pub async fn a_renewed_session_has_one_successor(store: &Store) {
     assert!(store.present(&hash(second.id), later(3)).await.unwrap().superseded.is_none());
 }
 
-pub async fn logout_ends_the_pair(store: &Store) {
+pub async fn logout_ends_a_session_and_its_successor(store: &Store) {
     for by_successor in [false, true] {
         let old = add_device(store, "alice").await;
         let bystander = add_device(store, "bob").await;
@@ -159,7 +159,7 @@ pub async fn logout_ends_the_pair(store: &Store) {
         store.delete_account(&bystander, later(3)).await.unwrap();
     }
 }
-pub async fn a_connection_takes_the_next_epoch(store: &Store) {
+pub async fn each_connection_of_a_device_gets_the_next_epoch(store: &Store) {
     let caller = add_device(store, "alice").await;
     let ended = Caller { session: SessionId(Uuid::new_v4()), ..caller };
     let open = |caller: Caller| ConnectionRegistration { caller, now: later(1) };
@@ -167,9 +167,9 @@ pub async fn a_connection_takes_the_next_epoch(store: &Store) {
     let epochs: Vec<_> = opened.into_iter().map(|one| one.map(|one| one.epoch).map_err(|e| e.refusal())).collect();
     assert_eq!(epochs, [Ok(1), Err(Refusal::SessionRevoked), Ok(2)]);
     let live = |session, epoch| LiveConnection { device: caller.device, session, epoch };
-    let nobody = LiveConnection { device: DeviceId(Uuid::new_v4()), session: caller.session, epoch: 1 };
+    let unknown = LiveConnection { device: DeviceId(Uuid::new_v4()), session: caller.session, epoch: 1 };
     let states =
-        store.check_connections(&[live(caller.session, 1), nobody, live(ended.session, 2)], later(2)).await.unwrap();
+        store.check_connections(&[live(caller.session, 1), unknown, live(ended.session, 2)], later(2)).await.unwrap();
     let state = states[0].unwrap();
     assert_eq!((state.newest_epoch, state.revoked, state.session_is_valid), (2, false, true));
     assert!(states[1].is_none());
@@ -178,7 +178,7 @@ pub async fn a_connection_takes_the_next_epoch(store: &Store) {
     assert_eq!(store.list_devices(&caller, later(9)).await.unwrap()[0].last_seen, Some(later(9)));
 }
 
-pub async fn sweeps_forget_what_is_a_day_old(store: &Store) {
+pub async fn a_sweep_deletes_expired_sessions_and_day_old_records_but_no_tombstones(store: &Store) {
     let owner = add_device(store, "owner").await;
     let claimer = add_device(store, "claimer").await;
     let challenge = add_challenge(store, "someone", later(10)).await;
@@ -189,15 +189,15 @@ pub async fn sweeps_forget_what_is_a_day_old(store: &Store) {
     assert_eq!(claim(store, &claimer, owner.user, id, later(21)).await.unwrap(), first);
     store.count_attempt(challenge, &email("someone"), later(21)).await.unwrap();
     let day = 24 * 3600;
-    assert!(store.sweep(later(day + 30)).await.unwrap() >= 4, "two sessions, challenges, and a claim's memory");
+    assert!(store.sweep(later(day + 30)).await.unwrap() >= 4, "two sessions, the challenges and the remembered claim");
     assert_eq!(refusal(store.check_session(&claimer, later(1)).await), Refusal::SessionRevoked);
     let outcome = store.keys_status(owner.device).await.unwrap();
     assert_eq!(outcome.one_time, 2, "the tombstone stays");
     assert_eq!(store.sweep(later(day + 30)).await.unwrap(), 0);
 }
 
-pub async fn times_come_back_as_they_went_in(store: &Store) {
-    // Text order must be time order, whatever decimals an instant has.
+pub async fn times_are_read_back_as_written_and_compare_correctly(store: &Store) {
+    // On SQLite times are stored as text, which must sort by time, however many decimals a time has.
     let instants = [
         "2026-03-01T08:00:00Z",
         "2026-03-01T08:00:00.000001Z",
@@ -211,7 +211,7 @@ pub async fn times_come_back_as_they_went_in(store: &Store) {
         let at = Timestamp::parse(text).unwrap() + Duration::from_hours(1);
         store.touch_devices(&[(caller.device, at)]).await.unwrap();
         if let Some(before) = before {
-            // Goes only forward, so an instant that sorted before its predecessor would not be taken.
+            // `last_seen` only moves forward, so this has no effect if the two times compare correctly.
             store.touch_devices(&[(caller.device, before)]).await.unwrap();
         }
         assert_eq!(store.list_devices(&caller, start()).await.unwrap()[0].last_seen, Some(at));

@@ -1,4 +1,4 @@
-//! Publishing and claiming.
+//! Publishing and claiming keys.
 
 use futures_util::future::join_all;
 use sealwire::{
@@ -16,7 +16,7 @@ use super::{
     signed, start, typed,
 };
 
-pub async fn a_publish_sorts_every_key(store: &Store) {
+pub async fn a_publish_reports_the_outcome_of_each_key(store: &Store) {
     let owner = add_device(store, "owner").await;
     let claimer = add_device(store, "claimer").await;
     let part = PublishRequest { signed_prekey: None, ..complete([]) };
@@ -44,7 +44,7 @@ pub async fn a_publish_sorts_every_key(store: &Store) {
     assert_eq!(refusal(store.publish(&owner, &other, later(5)).await), Refusal::IdentityConflict);
 }
 
-/// A complete first publish under another identity than that of all other publishes.
+/// Returns a complete first publish with a different identity key than all other publishes here.
 fn other_identity() -> PublishRequest {
     let private = [9; 32];
     let public_key = key(1);
@@ -57,7 +57,7 @@ fn other_identity() -> PublishRequest {
     }
 }
 
-pub async fn claims_take_the_oldest_and_repeats_take_nothing(store: &Store) {
+pub async fn claims_take_the_oldest_key_and_repeats_take_none(store: &Store) {
     let owner = add_device(store, "owner").await;
     let claimer = add_device(store, "claimer").await;
     publish(store, &owner, [8, 3], start()).await.unwrap();
@@ -88,7 +88,7 @@ pub async fn claims_take_the_oldest_and_repeats_take_nothing(store: &Store) {
     assert!(repeats.into_iter().all(|answer| claimed(&answer.unwrap()) == Some(3)));
 }
 
-pub async fn a_batch_fails_its_items_singly(store: &Store) {
+pub async fn claims_in_a_batch_fail_individually(store: &Store) {
     let owner = add_device(store, "owner").await;
     let claimer = add_device(store, "claimer").await;
     publish(store, &owner, 1..=10, start()).await.unwrap();
@@ -102,9 +102,9 @@ pub async fn a_batch_fails_its_items_singly(store: &Store) {
     };
     let ended = Caller { session: SessionId(Uuid::new_v4()), ..claimer };
     let twice = Uuid::new_v4();
-    let stranger = DeviceId(Uuid::new_v4());
+    let unknown = DeviceId(Uuid::new_v4());
     let named = ClaimRequest {
-        devices: Some(vec![owner.device, stranger, claimer.device]),
+        devices: Some(vec![owner.device, unknown, claimer.device]),
         suites: sealwire::domain::bundle::UsableSuites::default(),
         ..request(claimer, owner.user, Uuid::new_v4())
     };
@@ -118,21 +118,21 @@ pub async fn a_batch_fails_its_items_singly(store: &Store) {
     let batch = claims(store, 0).claim(items).await;
     let mut answers = batch.answers.into_iter().map(|answer| match answer {
         Ok(ClaimAnswer::Done(bundles)) => Ok(bundles),
-        Ok(ClaimAnswer::Blocked(_)) => panic!("nobody holds a key"),
+        Ok(ClaimAnswer::Blocked(_)) => panic!("no key is locked"),
         Err(error) => Err(refusal::<()>(Err(error))),
     });
     let first = answers.next().unwrap().unwrap();
     assert_eq!(claimed(&first), Some(1));
     assert_eq!(answers.next().unwrap(), Err(Refusal::SessionRevoked));
     assert_eq!(answers.next().unwrap(), Err(Refusal::NotFound));
-    assert_eq!(answers.next().unwrap().unwrap(), first, "a repeat in the same batch brings the same key");
+    assert_eq!(answers.next().unwrap().unwrap(), first, "a repeat in the same batch gets the same key");
     let named = answers.next().unwrap().unwrap();
     assert_eq!(claimed(&named), Some(2));
     let unavailable: Vec<_> = named.unavailable.iter().map(|one| one.device_id).collect();
-    assert_eq!(unavailable, [stranger, claimer.device]);
+    assert_eq!(unavailable, [unknown, claimer.device]);
 }
 
-/// Claims of one batch, as one claimer's.
+/// Claims once for each id, all in one batch, and returns the bundles and the signals.
 async fn claim_batch(
     claims: &Claims,
     claimer: &Caller,
@@ -150,12 +150,12 @@ async fn claim_batch(
     let batch = claims.claim(ids.iter().map(request).collect()).await;
     let answers = batch.answers.into_iter().map(|answer| match answer.unwrap() {
         ClaimAnswer::Done(bundles) => bundles,
-        ClaimAnswer::Blocked(_) => panic!("nobody holds a key"),
+        ClaimAnswer::Blocked(_) => panic!("no key is locked"),
     });
     (answers.collect(), batch.signals)
 }
 
-pub async fn a_batch_takes_keys_in_its_order(store: &Store) {
+pub async fn claims_in_a_batch_take_keys_in_order(store: &Store) {
     let one = add_device(store, "owner").await;
     let other = add_device(store, "owner").await;
     let bystander = add_device(store, "bystander").await;
@@ -181,7 +181,7 @@ pub async fn a_batch_takes_keys_in_its_order(store: &Store) {
     assert_eq!(
         one_time(&one),
         [Some(2), Some(2), Some(7), Some(1), None],
-        "publish order, then key id; a repeat shares"
+        "publish order, then key id; a repeat gets the same key"
     );
     assert_eq!(one_time(&other), [Some(4), Some(4), None, None, None]);
     let pq = |device| {
@@ -206,11 +206,15 @@ pub async fn a_batch_takes_keys_in_its_order(store: &Store) {
     assert_eq!(low, expected, "each pool is announced once");
 
     let (again, low) = claim_batch(&off, &claimer, one.user, &ids).await;
-    assert_eq!((again, low), (answers.clone(), Vec::new()), "a repeated batch finds its keys");
+    assert_eq!(
+        (again, low),
+        (answers.clone(), Vec::new()),
+        "a repeated batch gets the same keys and announces nothing"
+    );
     assert_eq!(store.keys_status(bystander.device).await.unwrap().one_time, 5);
 }
 
-pub async fn a_batch_takes_a_token_for_each_key(store: &Store) {
+pub async fn each_claimed_key_takes_one_token_of_the_drain_limit(store: &Store) {
     let owner = add_device(store, "owner").await;
     let claimer = add_device(store, "claimer").await;
     publish(store, &owner, 1..=3, start()).await.unwrap();
@@ -233,12 +237,12 @@ pub async fn a_batch_takes_a_token_for_each_key(store: &Store) {
     }
 }
 
-pub async fn levels_are_announced_once_and_rearmed(store: &Store) {
+pub async fn each_low_level_is_announced_once_until_a_publish_lifts_the_pool_above_it(store: &Store) {
     let owner = add_device(store, "owner").await;
     let claimer = add_device(store, "claimer").await;
     publish(store, &owner, 1..=6, start()).await.unwrap();
     let claims = claims(store, 0);
-    let mut told = Vec::new();
+    let mut announced = Vec::new();
     for _ in 0..7 {
         let claim = ClaimId(Uuid::new_v4());
         let request = ClaimRequest {
@@ -250,7 +254,7 @@ pub async fn levels_are_announced_once_and_rearmed(store: &Store) {
             now: later(1),
         };
         let batch = claims.claim(vec![request]).await;
-        told.extend(batch.signals.into_iter().map(|(device, signal)| {
+        announced.extend(batch.signals.into_iter().map(|(device, signal)| {
             assert_eq!(device, owner.device);
             match signal {
                 Signal::PrekeysLow { kind: KeyKind::OneTime, remaining, pool_version: 1 } => remaining,
@@ -258,7 +262,7 @@ pub async fn levels_are_announced_once_and_rearmed(store: &Store) {
             }
         }));
     }
-    assert_eq!(told, [4, 2, 1, 0]);
+    assert_eq!(announced, [4, 2, 1, 0]);
     publish(store, &owner, 11..=13, later(2)).await.unwrap();
     let claim = ClaimId(Uuid::new_v4());
     let request = ClaimRequest {
@@ -271,10 +275,14 @@ pub async fn levels_are_announced_once_and_rearmed(store: &Store) {
     };
     let batch = claims.claim(vec![request]).await;
     let signal = Signal::PrekeysLow { kind: KeyKind::OneTime, remaining: 2, pool_version: 2 };
-    assert_eq!(batch.signals, [(owner.device, signal)], "the levels that the publish rose above are armed again");
+    assert_eq!(
+        batch.signals,
+        [(owner.device, signal)],
+        "levels are announced again after a publish has lifted the pool above them"
+    );
 }
 
-pub async fn revoked_sessions_change_nothing(store: &Store) {
+pub async fn revoked_and_expired_sessions_cannot_do_anything(store: &Store) {
     let caller = add_device(store, "alice").await;
     let other = add_device(store, "alice").await;
     publish(store, &other, 1..=2, start()).await.unwrap();

@@ -1,4 +1,4 @@
-//! Mailboxes.
+//! Mailboxes: sends, acks, repeats, limits and expiry.
 
 use std::{sync::Arc, time::Duration};
 
@@ -24,7 +24,7 @@ const BOUNDS: MailboxBounds = MailboxBounds {
     per_sender: MailboxSize { envelopes: 1000, bytes: 1 << 23 },
 };
 
-/// A device that has published.
+/// Adds a device that has published keys.
 async fn member(store: &Store, name: &str) -> Caller {
     let caller = add_device(store, name).await;
     publish(store, &caller, [], start()).await.unwrap();
@@ -78,7 +78,7 @@ async fn page(store: &Store, caller: &Caller, after: i64, envelopes: u32, bytes:
     store.mail_page(caller.device, request, now).await.unwrap()
 }
 
-/// Everything that waits, as numbers and texts.
+/// Returns the sequence numbers and texts of all waiting messages.
 async fn waiting(store: &Store, caller: &Caller) -> Vec<(i64, String)> {
     let page = page(store, caller, 0, 10_000, usize::MAX, later(20)).await;
     let text = |content: &[u8]| String::from_utf8(content.to_vec()).unwrap();
@@ -89,7 +89,7 @@ fn numbered(texts: &[(i64, &str)]) -> Vec<(i64, String)> {
     texts.iter().map(|(seq, text)| (*seq, (*text).to_owned())).collect()
 }
 
-/// Sends so many messages to a new device, which are there until [`after_expiry`].
+/// Sends this many messages to a new device. At [`after_expiry`] they have expired.
 pub async fn fill(store: &Store, messages: usize) -> DeviceId {
     let (alice, bob) = (member(store, "alice").await, member(store, "bob").await);
     let items = (0..messages).map(|n| MailRequest::Send(send(&alice, &[&bob], &n.to_string()))).collect();
@@ -101,7 +101,7 @@ pub fn after_expiry() -> Timestamp {
     later(70)
 }
 
-pub async fn a_batch_numbers_envelopes_in_its_order(store: &Store) {
+pub async fn messages_in_a_batch_are_numbered_in_order(store: &Store) {
     let (alice, carol) = (member(store, "alice").await, member(store, "carol").await);
     let (phone, laptop) = (member(store, "bob").await, member(store, "bob").await);
     let items = vec![
@@ -118,7 +118,7 @@ pub async fn a_batch_numbers_envelopes_in_its_order(store: &Store) {
     );
     for device in [&phone, &laptop] {
         assert_eq!(waiting(store, device).await, numbered(&[(1, "one"), (2, "two"), (3, "three")]));
-        let told: Vec<i64> = batch
+        let signalled: Vec<i64> = batch
             .signals
             .iter()
             .filter(|(to, _)| *to == device.device)
@@ -127,13 +127,13 @@ pub async fn a_batch_numbers_envelopes_in_its_order(store: &Store) {
                 other => panic!("{other:?}"),
             })
             .collect();
-        assert_eq!(told, [1, 2, 3]);
+        assert_eq!(signalled, [1, 2, 3]);
     }
     let found = page(store, &phone, 0, 1, 1, later(20)).await.envelopes.remove(0).1;
     assert_eq!((found.from_user, found.from_device, found.kind), (alice.user, alice.device, 7));
     assert_eq!(found.accepted_at, later(10));
     assert_eq!(store.mailbox(phone.device).await.unwrap(), MailboxStatus { head: 3, waiting: 3, expired_total: 0 });
-    // Acks and sends of one batch; what is named twice or is unknown counts once or not at all.
+    // Acks and sends in one batch. A number that is acked twice counts once; an unknown number does not count.
     let batch = mail(
         store,
         vec![
@@ -150,10 +150,10 @@ pub async fn a_batch_numbers_envelopes_in_its_order(store: &Store) {
     assert_eq!(store.mailbox(laptop.device).await.unwrap().waiting, 4);
 }
 
-pub async fn items_of_a_batch_are_refused_singly(store: &Store) {
+pub async fn messages_and_acks_in_a_batch_are_refused_individually(store: &Store) {
     let (alice, bob) = (member(store, "alice").await, member(store, "bob").await);
     let ended = Caller { session: SessionId(Uuid::new_v4()), ..alice };
-    let stranger = Caller { user: UserId(Uuid::new_v4()), ..bob };
+    let unknown = Caller { user: UserId(Uuid::new_v4()), ..bob };
     let mut expired = send(&alice, &[&bob], "too late");
     expired.now = start() + Duration::from_hours(1);
     let mut huge = send(&alice, &[&bob], "");
@@ -161,12 +161,12 @@ pub async fn items_of_a_batch_are_refused_singly(store: &Store) {
     let items = vec![
         MailRequest::Send(send(&alice, &[&bob], "one")),
         MailRequest::Send(send(&ended, &[&bob], "never")),
-        MailRequest::Send(send(&alice, &[&stranger], "never")),
+        MailRequest::Send(send(&alice, &[&unknown], "never")),
         MailRequest::Send(send(&alice, &[&bob, &bob], "never")),
         MailRequest::Send(expired),
         ack(&ended, &[]),
         ack(&ended, &[1]),
-        // Of a size that is committed apart.
+        // Too large to be committed together with others.
         MailRequest::Send(huge.clone()),
         MailRequest::Send(SendRequest { message: MessageId(Uuid::new_v4()), ..huge }),
         MailRequest::Send(send(&alice, &[&bob], "two")),
@@ -181,29 +181,29 @@ pub async fn items_of_a_batch_are_refused_singly(store: &Store) {
     assert_eq!(outcomes[4..7], [const { Some(Refusal::SessionRevoked) }; 3]);
     assert_eq!(outcomes[7..], [None, None, None]);
     let seqs: Vec<i64> = waiting(store, &bob).await.into_iter().map(|(seq, _)| seq).collect();
-    assert_eq!(seqs, [1, 2, 3, 4], "refused items take no number");
+    assert_eq!(seqs, [1, 2, 3, 4], "refused messages take no number");
 }
 
-pub async fn a_repeat_finds_what_was_sent(store: &Store) {
+pub async fn a_repeated_message_is_a_duplicate_for_a_day(store: &Store) {
     let (alice, bob) = (member(store, "alice").await, member(store, "bob").await);
     let first = send(&alice, &[&bob], "once");
     let accepted = accept(store, first.clone()).await.unwrap();
     assert!(!accepted.duplicate);
     let repeat = SendRequest { now: later(500), ..first.clone() };
-    // Twice in one batch, and beside another.
+    // The repeat is twice in one batch.
     let items = vec![MailRequest::Send(repeat.clone()), MailRequest::Send(repeat.clone())];
     let batch = mail(store, items).await;
     for answer in batch.answers {
         let Ok(MailAnswer::Sent(again)) = answer else { panic!("{answer:?}") };
         assert_eq!(again, AcceptedMessage { duplicate: true, ..accepted.clone() });
     }
-    // Whoever accepted it may not have lived to tell.
+    // A repeat signals the message again: the node that accepted it may have crashed before its signal.
     assert!(batch.signals.contains(&(bob.device, Signal::Mail { seq: 1, envelope: None })));
     let mut other = repeat.clone();
     other.envelopes[0].kind = 8;
     assert_eq!(refusal(accept(store, other).await), Refusal::IdConflict);
     assert_eq!(waiting(store, &bob).await, numbered(&[(1, "once")]));
-    // A new id that stands twice in its first batch.
+    // A new message that is twice in its first batch.
     let twice = send(&alice, &[&bob], "twice");
     let batch = mail(store, vec![MailRequest::Send(twice.clone()), MailRequest::Send(twice)]).await;
     let duplicates: Vec<bool> = batch
@@ -213,23 +213,23 @@ pub async fn a_repeat_finds_what_was_sent(store: &Store) {
         .collect();
     assert_eq!(duplicates, [false, true]);
     assert_eq!(store.mailbox(bob.device).await.unwrap().head, 2);
-    // After a day it is forgotten, swept or not.
+    // After a day the id is forgotten, whether or not a sweep has run.
     let day = Duration::from_hours(24);
-    let session = store_session(store, &alice).await;
+    let session = renew_for_ten_days(store, &alice).await;
     let late = SendRequest { caller: session, now: first.now + day, ..first };
     assert!(!accept(store, late).await.unwrap().duplicate);
     assert!(store.sweep(later(10) + 2 * day).await.unwrap() >= 2);
 }
 
-pub async fn a_repeat_names_all_who_lack_the_message(store: &Store) {
+pub async fn a_repeated_message_lists_all_devices_that_still_lack_it(store: &Store) {
     let alice = member(store, "alice").await;
     let (phone, laptop, tablet) = (member(store, "bob").await, member(store, "bob").await, member(store, "bob").await);
-    let room_for_one = MailboxBounds {
+    let space_for_one = MailboxBounds {
         all: MailboxSize { envelopes: 1, bytes: 1000 },
         per_sender: MailboxSize { envelopes: 9, bytes: 1000 },
     };
     let undelivered = async |request: &SendRequest| {
-        let batch = mail_within(store, vec![MailRequest::Send(request.clone())], &room_for_one).await;
+        let batch = mail_within(store, vec![MailRequest::Send(request.clone())], &space_for_one).await;
         match batch.answers.into_iter().next() {
             Some(Ok(MailAnswer::Sent(AcceptedMessage { undelivered, .. }))) => undelivered,
             other => panic!("{other:?}"),
@@ -240,7 +240,7 @@ pub async fn a_repeat_names_all_who_lack_the_message(store: &Store) {
     mail(store, vec![ack(&phone, &[1])]).await;
     let whole = send(&alice, &all, "whole");
     assert_eq!(undelivered(&whole).await, [laptop.device, tablet.device]);
-    // There is nothing to store for whoever is left out, be there room or not.
+    // A repeat stores nothing for devices that it leaves out, even if they have space now.
     mail(store, vec![ack(&laptop, &[1])]).await;
     let part = |to: &Caller| SendRequest {
         envelopes: whole.envelopes.iter().filter(|one| one.device == to.device).cloned().collect(),
@@ -250,14 +250,14 @@ pub async fn a_repeat_names_all_who_lack_the_message(store: &Store) {
     assert_eq!(undelivered(&part(&laptop)).await, [tablet.device]);
     assert_eq!(undelivered(&part(&phone)).await, [tablet.device]);
     assert_eq!(waiting(store, &laptop).await, numbered(&[(2, "whole")]));
-    // Nobody waits for a device that is gone.
+    // A revoked device is not listed.
     store.revoke_device(&tablet, tablet.device, later(12)).await.unwrap();
     assert_eq!(undelivered(&part(&phone)).await, []);
     assert_eq!(undelivered(&whole).await, []);
 }
 
-/// A session of the same device that outlives the first.
-async fn store_session(store: &Store, caller: &Caller) -> Caller {
+/// Renews the session of the device, and returns it with the new session, which is valid for ten days.
+async fn renew_for_ten_days(store: &Store, caller: &Caller) -> Caller {
     let session = sealwire::store::NewSession {
         id: SessionId(Uuid::new_v4()),
         token_hash: *blake3::hash(Uuid::new_v4().as_bytes()).as_bytes(),
@@ -268,7 +268,7 @@ async fn store_session(store: &Store, caller: &Caller) -> Caller {
     Caller { session: session.id, ..*caller }
 }
 
-pub async fn pages_are_bounded_in_number_and_bytes(store: &Store) {
+pub async fn mail_pages_are_bounded_in_number_and_bytes(store: &Store) {
     let (alice, bob) = (member(store, "alice").await, member(store, "bob").await);
     let sends = (0..20).map(|n| MailRequest::Send(send(&alice, &[&bob], &format!("{n:010}"))));
     mail(store, sends.collect()).await;
@@ -276,18 +276,22 @@ pub async fn pages_are_bounded_in_number_and_bytes(store: &Store) {
     let some = page(store, &bob, 3, 5, 1000, later(20)).await;
     assert_eq!((seqs(&some), some.complete), ((4..=8).collect(), false));
     let some = page(store, &bob, 0, 100, 25, later(20)).await;
-    assert_eq!((seqs(&some), some.complete), (vec![1, 2, 3], false), "the one that reaches the bound is the last");
+    assert_eq!(
+        (seqs(&some), some.complete),
+        (vec![1, 2, 3], false),
+        "the message that reaches the byte limit is the last"
+    );
     let some = page(store, &bob, 0, 100, 1, later(20)).await;
-    assert_eq!((seqs(&some), some.complete), (vec![1], false), "there is always one");
+    assert_eq!((seqs(&some), some.complete), (vec![1], false), "a page has at least one message");
     let some = page(store, &bob, 17, 100, 1000, later(20)).await;
     assert_eq!((seqs(&some), some.complete), (vec![18, 19, 20], true));
     let request = MailPageRequest { after: 4, through: 6, envelopes: 100, bytes: 1000 };
     let some = store.mail_page(bob.device, request, later(20)).await.unwrap();
     assert_eq!((seqs(&some), some.complete), (vec![5, 6], true));
-    assert!(page(store, &bob, 0, 100, 1000, later(70)).await.envelopes.is_empty(), "their minute is over");
+    assert!(page(store, &bob, 0, 100, 1000, later(70)).await.envelopes.is_empty(), "they expire after a minute");
 }
 
-pub async fn shares_are_counted_over_a_batch(store: &Store) {
+pub async fn mailbox_limits_hold_within_a_batch(store: &Store) {
     let (alice, carol, bob) = (member(store, "alice").await, member(store, "carol").await, member(store, "bob").await);
     let bounds = MailboxBounds {
         all: MailboxSize { envelopes: 5, bytes: 1000 },
@@ -305,13 +309,13 @@ pub async fn shares_are_counted_over_a_batch(store: &Store) {
         mail_within(store, vec![one(&alice), one(&alice), one(&carol), one(&carol), one(&carol), one(&alice)], &bounds)
             .await;
     assert_eq!(full(&batch), [false, true, false, false, true, true]);
-    // An ack in the same batch makes room first.
+    // An ack in the same batch frees space first.
     let batch = mail_within(store, vec![one(&carol), ack(&bob, &[1])], &bounds).await;
     assert_eq!(full(&batch), [false, false]);
     assert_eq!(store.mailbox(bob.device).await.unwrap().waiting, 5);
 }
 
-pub async fn what_expires_is_counted(store: &Store) {
+pub async fn expired_messages_are_deleted_and_counted(store: &Store) {
     let (alice, bob) = (member(store, "alice").await, member(store, "bob").await);
     let mut items: Vec<_> = (0..450).map(|n| MailRequest::Send(send(&alice, &[&bob], &n.to_string()))).collect();
     let mut long = send(&alice, &[&bob], "long");
@@ -322,7 +326,7 @@ pub async fn what_expires_is_counted(store: &Store) {
     assert_eq!(store.expire_mail(later(69)).await.unwrap(), 0);
     let metrics = Arc::new(Metrics::new());
     assert_eq!(store.clone().with_metrics(metrics.clone()).expire_mail(later(70)).await.unwrap(), 449);
-    // Senders to the same mailboxes wait for each, so none may be long.
+    // Senders to the same mailboxes wait for each transaction, so each deletes at most 200 messages.
     assert!(metrics.exposition().contains("\nsealwire_transaction_seconds_count 3\n"), "200, 200 and 49");
     assert_eq!(store.mailbox(bob.device).await.unwrap(), MailboxStatus { head: 451, waiting: 1, expired_total: 449 });
     assert_eq!(waiting(store, &bob).await, numbered(&[(451, "long")]));
@@ -331,7 +335,7 @@ pub async fn what_expires_is_counted(store: &Store) {
     assert!(waiting(store, &bob).await.is_empty());
 }
 
-pub async fn an_older_connection_cannot_send_any_more(store: &Store) {
+pub async fn a_displaced_connection_cannot_send(store: &Store) {
     let (alice, bob) = (member(store, "alice").await, member(store, "bob").await);
     let open = ConnectionRegistration { caller: alice, now: later(1) };
     let epochs: Vec<i64> =
@@ -343,7 +347,7 @@ pub async fn an_older_connection_cannot_send_any_more(store: &Store) {
     assert_eq!(waiting(store, &bob).await, numbered(&[(1, "new")]));
 }
 
-pub async fn parallel_batches_leave_no_gap_and_lose_nothing(store: &Store) {
+pub async fn parallel_batches_lose_no_message_and_leave_no_gap_in_the_numbers(store: &Store) {
     const SENDERS: usize = 6;
     const ROUNDS: usize = 25;
     let mut devices = Vec::new();

@@ -9,7 +9,7 @@ use super::{EMAIL, connect};
 use crate::support::{TestApp, code, eventually, sign_in, sign_in_as};
 
 #[tokio::test(flavor = "multi_thread")]
-async fn the_active_devices_are_listed() {
+async fn devices_list_returns_the_active_devices() {
     let app = TestApp::start(&[]);
     let named = json!({ "device": { "name": "phone", "registration_id": 42 } });
     let phone = sign_in_as(&app, EMAIL, named).await;
@@ -33,19 +33,21 @@ async fn the_active_devices_are_listed() {
         let list = socket.request("devices.list", json!({})).await;
         list["devices"][1]["last_seen"].as_str().map(str::to_owned)
     };
-    let arrived = last_seen().await.expect("it has been seen");
+    let at_connect = last_seen().await.expect("it has been seen");
     drop(connected);
-    eventually("its leaving is noted", || async { last_seen().await.filter(|left| left.as_str() > arrived.as_str()) })
-        .await;
+    eventually("its disconnect updates `last_seen`", || async {
+        last_seen().await.filter(|at_disconnect| at_disconnect.as_str() > at_connect.as_str())
+    })
+    .await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_device_is_renamed() {
+async fn a_user_can_rename_only_their_own_devices() {
     let app = TestApp::start(&[]);
     let phone = sign_in(&app, EMAIL).await;
     let tablet = sign_in(&app, EMAIL).await;
     let revoked = sign_in(&app, EMAIL).await;
-    let stranger = sign_in(&app, "stranger@example.org").await;
+    let other = sign_in(&app, "other@example.org").await;
     let socket = connect(&app, &phone.token).await;
     socket.request("devices.revoke", json!({ "device_id": revoked.device })).await;
     let longest = "名".repeat(64);
@@ -56,7 +58,7 @@ async fn a_device_is_renamed() {
         list["devices"].as_array().unwrap().iter().map(|device| device["name"].clone()).collect::<Vec<_>>()
     };
     assert_eq!(names().await, [json!("phone"), json!(longest)]);
-    for device in [&stranger.device, &revoked.device, &Uuid::from_u128(7).to_string()] {
+    for device in [&other.device, &revoked.device, &Uuid::from_u128(7).to_string()] {
         let error = socket.refused("devices.rename", json!({ "device_id": device, "name": "mine" })).await;
         assert_eq!(code(&error), "unknown_device");
     }
@@ -89,7 +91,7 @@ async fn a_user_is_found_by_any_spelling_of_the_address() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_user_finds_so_many_others_an_hour() {
+async fn a_user_may_look_up_a_limited_number_of_addresses_an_hour() {
     let app = TestApp::with_clock(&[("LIMITS__FIND_PER_USER_HOUR", "3")]);
     let phone = connect(&app, &sign_in(&app, EMAIL).await.token).await;
     let tablet = connect(&app, &sign_in(&app, EMAIL).await.token).await;
@@ -102,7 +104,7 @@ async fn a_user_finds_so_many_others_an_hour() {
     app.advance(Duration::from_mins(1));
     for socket in [&phone, &tablet] {
         let error = socket.refused("users.find", known.clone()).await;
-        assert_eq!(code(&error), "rate_limited", "known or not, on whichever device");
+        assert_eq!(code(&error), "rate_limited", "unknown addresses count, and all devices share one limit");
         assert_eq!((&error["retryable"], &error["retry_after_ms"]), (&json!(true), &json!(59 * 60 * 1000)));
     }
     other.request("users.find", known.clone()).await;

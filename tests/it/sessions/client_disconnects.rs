@@ -1,4 +1,4 @@
-//! Whoever hangs up before the answer has still done what it asked for, and the others hear of it.
+//! HTTP requests whose client disconnects before the answer. They take effect, and other connections are notified.
 
 use std::{future::Future, time::Duration};
 
@@ -8,13 +8,13 @@ use tokio::{io::AsyncWriteExt, net::TcpStream, time::timeout};
 use super::{EMAIL, assert_ended, connect};
 use crate::support::{Cluster, Person, RowLock, Server, ServerProcess, Services, Socket, http, sign_in};
 
-/// One worker, so that an answer to a later request shows that it has seen to everything before.
+/// With one worker, the answer to a later request shows that the worker has handled the disconnect.
 const ONE_WORKER: &[(&str, &str)] = &[("SERVER__WORKERS", "1")];
 const LOCK_USER: &str = "SELECT id FROM users WHERE id = $1 FOR UPDATE";
 const LOCK_SESSION: &str = "SELECT id FROM sessions WHERE id = $1 FOR UPDATE";
 
-/// Sends a request and hangs up in the middle of it: while it waits for a row that somebody else holds.
-async fn hang_up(cluster: &Cluster, (lock, id): (&'static str, &str), head: &str, body: &Value) {
+/// Sends a request, and disconnects while the request waits for a locked row.
+async fn send_and_disconnect(cluster: &Cluster, (lock, id): (&'static str, &str), head: &str, body: &Value) {
     let node = &cluster.nodes[0];
     let mut row_lock = RowLock::lock(cluster, lock, id).await;
     let body = if body.is_null() { String::new() } else { body.to_string() };
@@ -30,50 +30,50 @@ async fn hang_up(cluster: &Cluster, (lock, id): (&'static str, &str), head: &str
     row_lock.release().await;
 }
 
-/// The others hear of it by a signal, long before a reconcile would find it out.
-async fn at_once<T>(told: impl Future<Output = T>) -> T {
-    timeout(Duration::from_secs(15), told).await.expect("told at once")
+/// Waits for a notification that must come by a signal: so soon that no reconcile can be its cause.
+async fn by_signal<T>(notification: impl Future<Output = T>) -> T {
+    timeout(Duration::from_secs(15), notification).await.expect("notified by a signal")
 }
 
-async fn device(node: &ServerProcess) -> (Person, Socket) {
+async fn connect_device(node: &ServerProcess) -> (Person, Socket) {
     let person = sign_in(node, EMAIL).await;
     let socket = connect(node, &person.token).await;
     (person, socket)
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_logout_closes_the_socket_though_nobody_waits_for_the_answer() {
+async fn a_logout_closes_the_socket_even_if_the_client_disconnects() {
     let cluster = Cluster::start(&Services::shared(), 1, ONE_WORKER).await;
-    let (person, socket) = device(&cluster.nodes[0]).await;
+    let (person, socket) = connect_device(&cluster.nodes[0]).await;
     let head = format!("DELETE /v1/auth/session HTTP/1.1\r\nAuthorization: Bearer {}", person.token);
-    hang_up(&cluster, (LOCK_SESSION, &person.session), &head, &Value::Null).await;
-    at_once(assert_ended(&socket, "logout", 4500)).await;
+    send_and_disconnect(&cluster, (LOCK_SESSION, &person.session), &head, &Value::Null).await;
+    by_signal(assert_ended(&socket, "logout", 4500)).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_renewed_token_ends_the_old_session_though_nobody_waits_for_the_answer() {
+async fn a_renewed_token_ends_the_old_session_even_if_the_client_disconnects() {
     let cluster = Cluster::start(&Services::shared(), 1, ONE_WORKER).await;
-    let (person, socket) = device(&cluster.nodes[0]).await;
+    let (person, socket) = connect_device(&cluster.nodes[0]).await;
     let renewed = socket.request("session.renew", json!({})).await;
     let old = connect(&cluster.nodes[0], &person.token).await;
     let head = format!("GET /v1/auth/session HTTP/1.1\r\nAuthorization: Bearer {}", renewed["token"].as_str().unwrap());
-    hang_up(&cluster, (LOCK_SESSION, &person.session), &head, &Value::Null).await;
-    at_once(assert_ended(&old, "logout", 4500)).await;
+    send_and_disconnect(&cluster, (LOCK_SESSION, &person.session), &head, &Value::Null).await;
+    by_signal(assert_ended(&old, "logout", 4500)).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_replaced_device_and_the_others_are_told_though_nobody_waits_for_the_answer() {
+async fn replacing_a_device_notifies_all_devices_even_if_the_client_disconnects() {
     let cluster = Cluster::start(&Services::shared(), 1, ONE_WORKER).await;
     let node = &cluster.nodes[0];
-    let (_, other_socket) = device(node).await;
-    let (replaced, replaced_socket) = device(node).await;
+    let (_, other_socket) = connect_device(node).await;
+    let (replaced, replaced_socket) = connect_device(node).await;
     assert_eq!(other_socket.event("devices.changed").await, json!({ "added": [replaced.device], "removed": [] }));
     let (challenge_id, code) = http::challenge(node, EMAIL).await;
     let body =
         json!({ "challenge_id": challenge_id, "email": EMAIL, "code": code, "replace_device_id": replaced.device });
-    hang_up(&cluster, (LOCK_USER, &replaced.user), "POST /v1/auth/verify HTTP/1.1", &body).await;
-    at_once(assert_ended(&replaced_socket, "device_revoked", 4502)).await;
-    let told = at_once(other_socket.event("devices.changed")).await;
-    assert_eq!(told["removed"], json!([replaced.device]));
-    assert_eq!(told["added"].as_array().map(Vec::len), Some(1));
+    send_and_disconnect(&cluster, (LOCK_USER, &replaced.user), "POST /v1/auth/verify HTTP/1.1", &body).await;
+    by_signal(assert_ended(&replaced_socket, "device_revoked", 4502)).await;
+    let changed = by_signal(other_socket.event("devices.changed")).await;
+    assert_eq!(changed["removed"], json!([replaced.device]));
+    assert_eq!(changed["added"].as_array().map(Vec::len), Some(1));
 }

@@ -1,5 +1,5 @@
-//! What is counted when something goes wrong, each time by the real cause. Envelopes that come again and those that expire
-//! are counted where that is tested (`messages/`).
+//! Metrics of failures, each of which the tests cause for real. `messages` tests the counters of redelivered and
+//! expired messages.
 
 use futures_util::{StreamExt, future::join_all, stream};
 use reqwest::{Client, StatusCode};
@@ -9,7 +9,7 @@ use sqlx::Executor;
 use tokio::{net::TcpListener, time::timeout};
 use uuid::Uuid;
 
-use super::{Scrape, counts};
+use super::{Scrape, wait_for_sample};
 use crate::support::{
     Cluster, Codec, KeySet, Member, PATIENCE, RowLock, Server, Services, Socket, TestApp, claiming::owners,
     mailing::content, sign_in,
@@ -18,44 +18,44 @@ use crate::support::{
 const RETRIES: &str = "sealwire_store_retries_total";
 
 #[tokio::test(flavor = "multi_thread")]
-async fn batches_whose_connection_is_lost_run_again() {
+async fn a_batch_that_loses_its_database_connection_is_retried() {
     let cluster = Cluster::start(&Services::shared(), 1, &[]).await;
     let node = &cluster.nodes[0];
     let owner = owners(node, 1, 2).await.remove(0);
     let alice = Member::join(node, "alice@example.org", Codec::Json).await;
-    counts(node.admin(), RETRIES, 0.0..=0.0).await;
+    wait_for_sample(node.admin(), RETRIES, 0.0..=0.0).await;
 
-    // A parallel run of the same claim, of which nobody knows yet whether it will be committed.
+    // A parallel run of the same claim, which is not committed yet.
     let parallel = "UPDATE one_time_prekeys SET used = TRUE, claimed_by = $1, claimed_at = NOW(), \
          claim_id = '3e1f2d4c-7777-4888-9999-102030405060' WHERE key_id = 1";
     let mut row_lock = RowLock::lock(&cluster, parallel, &alice.person.device).await;
     let claim = json!({ "user_id": owner.person.user, "claim_id": "3e1f2d4c-7777-4888-9999-102030405060" });
-    let cut_off = async {
+    let lose_connection = async {
         row_lock.wait_for_waiters(1).await;
         row_lock.terminate_waiters().await;
-        counts(node.admin(), RETRIES, 1.0..=1.0).await;
+        wait_for_sample(node.admin(), RETRIES, 1.0..=1.0).await;
         row_lock.release().await;
     };
-    let (answer, ()) = tokio::join!(alice.socket.request("keys.claim", claim), cut_off);
+    let (answer, ()) = tokio::join!(alice.socket.request("keys.claim", claim), lose_connection);
     assert_eq!(answer["bundles"][0]["one_time"], "claimed");
 
     let mailbox = "SELECT device_id FROM mailboxes WHERE device_id = $1 FOR UPDATE";
     let mut row_lock = RowLock::lock(&cluster, mailbox, &owner.person.device).await;
-    let cut_off = async {
+    let lose_connection = async {
         row_lock.wait_for_waiters(1).await;
         row_lock.terminate_waiters().await;
-        counts(node.admin(), RETRIES, 2.0..=2.0).await;
+        wait_for_sample(node.admin(), RETRIES, 2.0..=2.0).await;
         row_lock.release().await;
     };
     let to = [&owner.person];
-    tokio::join!(alice.send(&to, "once"), cut_off);
+    tokio::join!(alice.send(&to, "once"), lose_connection);
     let arrived = owner.socket.event("message").await;
     assert_eq!(arrived["seq"], 1);
-    counts(node.admin(), RETRIES, 2.0..=2.0).await;
+    wait_for_sample(node.admin(), RETRIES, 2.0..=2.0).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_transaction_that_loses_a_deadlock_runs_again() {
+async fn a_transaction_that_is_aborted_by_a_deadlock_is_retried() {
     let cluster = Cluster::start(&Services::shared(), 1, &[]).await;
     let node = &cluster.nodes[0];
     let person = sign_in(node, "alice@example.org").await;
@@ -64,65 +64,66 @@ async fn a_transaction_that_loses_a_deadlock_runs_again() {
     socket.request("keys.publish", keys.complete([])).await;
     let device = Uuid::parse_str(&person.device).unwrap();
 
-    // A stranger has a key's place, and nobody knows yet whether it keeps it. It is patient, so of two who wait for each
-    // other it is not the one who gives way.
-    let mut stranger = cluster.sql().await;
-    stranger.execute("SET deadlock_timeout = '1h'; BEGIN").await.unwrap();
+    // Another transaction has inserted the key and has not committed yet. PostgreSQL aborts the transaction whose
+    // deadlock timeout ends first. Because this one is long, that is the server's transaction.
+    let mut rival = cluster.sql().await;
+    rival.execute("SET deadlock_timeout = '1h'; BEGIN").await.unwrap();
     sqlx::query(
         "INSERT INTO one_time_prekeys (id, device_id, public_key, created_at, key_id) VALUES ($1, $2, $3, NOW(), 1)",
     )
     .bind(Uuid::new_v4())
     .bind(device)
     .bind(vec![5_u8; 33])
-    .execute(&mut stranger)
+    .execute(&mut rival)
     .await
     .unwrap();
-    // The publish has its device and stands before the prekey that is held here; the stranger waits for the device.
+    // The publish has locked its device and waits for the signed prekey that is locked here; the rival then waits for
+    // the device.
     let signed = "SELECT id FROM signed_prekeys WHERE device_id = $1 FOR UPDATE";
     let mut row_lock = RowLock::lock(&cluster, signed, &person.device).await;
     let publish = socket.request("keys.publish", keys.complete([1]));
     let deadlock = async {
         row_lock.wait_for_waiters(1).await;
-        let takes_device = async {
+        let lock_device = async {
             sqlx::query("SELECT id FROM devices WHERE id = $1 FOR UPDATE")
                 .bind(device)
-                .execute(&mut stranger)
+                .execute(&mut rival)
                 .await
                 .unwrap();
-            counts(node.admin(), RETRIES, 1.0..=1.0).await;
-            stranger.execute("ROLLBACK").await.unwrap();
+            wait_for_sample(node.admin(), RETRIES, 1.0..=1.0).await;
+            rival.execute("ROLLBACK").await.unwrap();
         };
-        let closes_the_ring = async {
+        let complete_the_cycle = async {
             row_lock.wait_for_waiters(2).await;
             row_lock.release().await;
         };
-        tokio::join!(takes_device, closes_the_ring);
+        tokio::join!(lock_device, complete_the_cycle);
     };
     let (published, ()) = tokio::join!(publish, deadlock);
-    assert_eq!(published["one_time"]["accepted"], json!([1]), "the stranger is gone without a trace");
-    counts(node.admin(), RETRIES, 1.0..=1.0).await;
+    assert_eq!(published["one_time"]["accepted"], json!([1]), "the rival was rolled back");
+    wait_for_sample(node.admin(), RETRIES, 1.0..=1.0).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn mails_for_which_there_is_no_place_are_dropped() {
-    /// Those that are on their way: under way, waiting for their turn, or for another try.
+async fn mails_beyond_the_queue_limit_are_dropped() {
+    /// Mails that the server holds at most: being sent, waiting to be sent, or waiting for another attempt.
     const HELD: u32 = 1024;
     const DROPPED: u32 = 7;
-    // It takes connections and says nothing, so that each mail is under way for almost a minute.
+    // A mail server that accepts connections and never answers, so that each mail takes almost a minute.
     let silent = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let url = format!("smtp://{}", silent.local_addr().unwrap());
     let app = TestApp::start(&[("MAILER__URL", &url)]);
     let client = Client::new();
     let otp = format!("http://{}/v1/auth/otp", app.address());
-    let ask = |index: u32| {
+    let request_code = |index: u32| {
         let body = json!({ "email": format!("person{index}@example.org") }).to_string();
         client.post(&otp).body(body).send()
     };
-    stream::iter((0..HELD + DROPPED).map(ask))
+    stream::iter((0..HELD + DROPPED).map(request_code))
         .buffer_unordered(32)
         .for_each(|answer| async { assert_eq!(answer.unwrap().status(), StatusCode::ACCEPTED) })
         .await;
-    counts(app.admin(), "sealwire_mails_total{outcome=\"dropped\"}", DROPPED.into()..=DROPPED.into()).await;
+    wait_for_sample(app.admin(), "sealwire_mails_total{outcome=\"dropped\"}", DROPPED.into()..=DROPPED.into()).await;
     let scrape = Scrape::of(app.admin()).await;
     for outcome in ["sent", "failed"] {
         let ended = scrape.value(&format!("sealwire_mails_total{{outcome=\"{outcome}\"}}"));
@@ -131,27 +132,27 @@ async fn mails_for_which_there_is_no_place_are_dropped() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn signals_that_a_stuck_redis_does_not_take_are_dropped() {
+async fn signals_are_dropped_if_redis_hangs_and_the_queue_is_full() {
     const DEVICES: usize = 100;
     let services = Services::private();
     let settings = [("LIMITS__SENDS_PER_DEVICE_SECOND", "0"), ("LIMITS__REQUESTS_PER_CONNECTION_SECOND", "0")];
     let cluster = Cluster::start(&services, 1, &settings).await;
     let node = &cluster.nodes[0];
-    let out = node.path("crowd.jsonl");
+    let out = node.path("seeded.jsonl");
     let (devices, file) = (DEVICES.to_string(), out.to_str().unwrap());
     node.command(&["seed", "--users", "1", "--devices", &devices, "--prekeys", "1", "--out", file]);
-    let crowd = std::fs::read_to_string(out).unwrap();
-    let crowd: Vec<Value> = crowd.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
+    let seeded = std::fs::read_to_string(out).unwrap();
+    let seeded: Vec<Value> = seeded.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
     let alice = sign_in(node, "alice@example.org").await;
     let alice = Socket::connect(node, &alice.token, Codec::MsgPack).await;
-    // Each message is a signal to every one of these devices, which may be connected anywhere, and 200 KiB.
+    // Each message is 200 KiB and causes a signal to each of these devices, which may be connected to any node.
     let text = "x".repeat(2048);
-    let messages: Vec<Value> = crowd
+    let messages: Vec<Value> = seeded
         .iter()
         .map(|device| json!({ "device_id": device["device_id"], "type": 0, "content": content(&text) }))
         .collect();
     let send = || {
-        let to = &crowd[0]["user_id"];
+        let to = &seeded[0]["user_id"];
         let params = json!({ "message_id": Uuid::new_v4(), "to": to, "ephemeral": true, "messages": messages });
         alice.request("messages.send", params)
     };
@@ -159,11 +160,11 @@ async fn signals_that_a_stuck_redis_does_not_take_are_dropped() {
         ["published", "dropped"]
             .map(|what| scrape.value(&format!("sealwire_bus_signals_total{{direction=\"{what}\"}}")))
     };
-    counts(node.admin(), "sealwire_bus_up", 1.0..=1.0).await;
+    wait_for_sample(node.admin(), "sealwire_bus_up", 1.0..=1.0).await;
     let [before, none] = signals(&Scrape::of(node.admin()).await);
     assert!(none.abs() < f64::EPSILON);
 
-    // It neither refuses nor answers. For two seconds at a time the link waits for it, and a queue fills up.
+    // Redis neither refuses nor answers. The connection to it waits two seconds at a time, and the queue fills up.
     services.control("pause", "redis").await;
     let mut sent = 0;
     let filling = async {
@@ -176,13 +177,13 @@ async fn signals_that_a_stuck_redis_does_not_take_are_dropped() {
             }
         }
     };
-    let [published, dropped] = timeout(PATIENCE, filling).await.expect("the queue is full at last");
+    let [published, dropped] = timeout(PATIENCE, filling).await.expect("the queue is full");
     #[expect(clippy::cast_precision_loss, reason = "there are few")]
     let all = (sent * DEVICES) as f64;
     assert!(
         (published + dropped - before - all).abs() < f64::EPSILON,
-        "each of {all} is either: {published} {dropped}"
+        "each of {all} signals is published or dropped: {published} {dropped}"
     );
     services.control("resume", "redis").await;
-    counts(node.admin(), "sealwire_bus_up", 1.0..=1.0).await;
+    wait_for_sample(node.admin(), "sealwire_bus_up", 1.0..=1.0).await;
 }
