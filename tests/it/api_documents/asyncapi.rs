@@ -1,4 +1,4 @@
-//! `docs/asyncapi.json`: the socket, as AsyncAPI 3.0 from the point of view of the server.
+//! `docs/asyncapi.json`: the socket, as `AsyncAPI` 3.0 from the point of view of the server.
 
 use std::collections::BTreeMap;
 

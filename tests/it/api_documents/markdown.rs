@@ -37,15 +37,12 @@ pub fn plain(text: &str) -> String {
     let mut rest = text;
     while let Some((before, link)) = rest.split_once('[') {
         shown.push_str(before);
-        match link.split_once("](").and_then(|(name, target)| Some((name, target.split_once(')')?.1))) {
-            Some((name, after)) => {
-                shown.push_str(name);
-                rest = after;
-            }
-            None => {
-                shown.push('[');
-                rest = link;
-            }
+        if let Some((name, after)) = link.split_once("](").and_then(|(name, to)| Some((name, to.split_once(')')?.1))) {
+            shown.push_str(name);
+            rest = after;
+        } else {
+            shown.push('[');
+            rest = link;
         }
     }
     shown + rest

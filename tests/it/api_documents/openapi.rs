@@ -1,4 +1,4 @@
-//! `docs/openapi.json`: sign-in, sessions and health checks, as OpenAPI 3.1.
+//! `docs/openapi.json`: sign-in, sessions and health checks, as `OpenAPI` 3.1.
 
 use std::collections::{BTreeMap, BTreeSet};
 
