@@ -18,20 +18,25 @@ use self::{
     runtimes::Runtimes,
 };
 use crate::{
-    bus::{Bus, RedisBus},
+    bus::{self, Bus, BusNode, RedisBus},
     clock::{Clock, Entropy},
     config::Config,
     domain::{
+        Email,
         envelope::{MailboxBounds, MailboxSize},
         otp::ServerSecret,
     },
     metrics::Metrics,
-    service::{Mailer, Policy, Service, ServiceDependencies, expire_mail_forever, reconcile_forever, sweep_forever},
+    service::{
+        Mailer, Policy, Service, ServiceDependencies, beat_forever, check_mailer, expire_mail_forever,
+        reconcile_forever, sweep_forever,
+    },
     shutdown::DrainTime,
     socket::Hub,
     sqlite_file::SqliteFile,
     store::{Store, StoreError, StoreSettings},
-    tasks::Tasks,
+    tasks::{Tasks, Work},
+    usage_limits::UsageLimits,
 };
 
 pub use self::error::AppError;
@@ -47,6 +52,8 @@ pub struct Application {
     stopper: Stopper,
     tasks: Tasks,
     store: Store,
+    /// The node's id, if it writes heartbeats.
+    heartbeat: Option<Uuid>,
     /// Stopped last: everything else runs on them.
     runtimes: Runtimes,
 }
@@ -72,8 +79,10 @@ impl Application {
         let node =
             NodeContext { id: entropy.uuid(), tasks: runtimes.tasks(), metrics: Arc::default(), hub: Arc::default() };
         let store = open_served_store(config, entropy, &node, &runtimes)?;
-        let service = start_service(config, clock, entropy, &store, &node)?;
-        start_housekeeping(&service, &node.tasks);
+        let bus = start_bus(config, &clock, entropy, &store, &node, &runtimes)?;
+        let heartbeat = matches!(bus, Bus::Redis(_)).then_some(node.id);
+        let service = start_service(config, clock, entropy, &store, bus, &node)?;
+        start_housekeeping(&service, heartbeat, &node.tasks);
         let limits = NodeLimits::new(config, &node);
         let operator = listen_to_operator(config, &service, &node, &limits, runtimes.store())?;
         let clients = listen_to_clients(config, &service, &node, &limits, runtimes.store())?;
@@ -84,7 +93,7 @@ impl Application {
             connections: limits.sockets,
             time: DrainTime::from_secs(config.server.drain_s),
         };
-        Ok(Self { clients, operator, stopper, tasks: node.tasks, store, runtimes })
+        Ok(Self { clients, operator, stopper, tasks: node.tasks, store, heartbeat, runtimes })
     }
 
     /// The port of the clients' listener. If port 0 is configured, the one that the system chose.
@@ -127,7 +136,15 @@ impl Application {
         self.stopper.finish_work(self.tasks.work()).await;
         // The operator's listener stops last, so that the operator can watch the server stop.
         tokio::join!(self.stopper.admin.stop(false), self.operator.finish());
-        if tokio::time::timeout(CLOSE_TIMEOUT, self.store.close()).await.is_err() {
+        let closing = async {
+            if let Some(node) = self.heartbeat
+                && let Err(error) = self.store.remove_node(node).await
+            {
+                tracing::warn!(%error, "cannot remove this node from the running ones; others miss it for half a minute");
+            }
+            self.store.close().await;
+        };
+        if tokio::time::timeout(CLOSE_TIMEOUT, closing).await.is_err() {
             tracing::warn!("the database connections did not close in time");
         }
         self.runtimes.stop();
@@ -165,6 +182,7 @@ fn open_served_store(
 fn store_settings(config: &Config, entropy: &Entropy) -> StoreSettings {
     StoreSettings {
         max_connections: config.database.max_connections,
+        pooler: config.database.pooler.then(|| config.database.migrate_url.reveal().to_owned()),
         low_watermark: config.keys.low_watermark,
         entropy: entropy.clone(),
     }
@@ -176,11 +194,17 @@ fn start_service(
     clock: Clock,
     entropy: &Entropy,
     store: &Store,
+    bus: Bus,
     node: &NodeContext,
 ) -> Result<Arc<Service>, AppError> {
     let secret = server_secret(config, entropy)?;
-    let mailer = start_mailer(config, &clock, entropy, node)?;
-    let bus = start_bus(config, node)?;
+    let mailer = start_mailer(config, &clock, entropy, node.metrics.clone(), node.tasks.work().clone())?;
+    if prints_mails(config) {
+        tracing::warn!(
+            "mails are only printed, and codes are not limited; set mailer.url before others use this server"
+        );
+    }
+    mailer.warn_if_unreachable();
     let version = env!("CARGO_PKG_VERSION");
     tracing::info!(node_id = %node.id, version, database = store.kind(), bus = bus.kind(), "starting");
     let dependencies = ServiceDependencies {
@@ -206,28 +230,42 @@ fn server_secret(config: &Config, entropy: &Entropy) -> Result<ServerSecret, App
     Ok(secret_file::read_or_create(&file, entropy)?)
 }
 
-fn start_mailer(config: &Config, clock: &Clock, entropy: &Entropy, node: &NodeContext) -> Result<Mailer, AppError> {
-    Ok(Mailer::new(
-        config.mailer.url.reveal(),
-        &config.mailer.from,
-        clock.clone(),
-        entropy.clone(),
-        node.metrics.clone(),
-        node.tasks.work().clone(),
-    )?)
+fn start_mailer(
+    config: &Config,
+    clock: &Clock,
+    entropy: &Entropy,
+    metrics: Arc<Metrics>,
+    work: Work,
+) -> Result<Mailer, AppError> {
+    let (url, from) = (config.mailer.url.reveal(), &config.mailer.from);
+    Ok(Mailer::new(url, from, clock.clone(), entropy.clone(), metrics, work)?)
 }
 
-fn start_bus(config: &Config, node: &NodeContext) -> Result<Bus, AppError> {
-    match config.bus.url.reveal() {
-        "local" => Ok(Bus::Local(node.hub.clone())),
-        url => RedisBus::start(url, node.hub.clone(), node.id, node.metrics.clone(), &node.tasks)
-            .map(Bus::Redis)
-            .map_err(AppError::Bus),
+/// Starts the bus. On Redis, the node's first heartbeat is written before.
+fn start_bus(
+    config: &Config,
+    clock: &Clock,
+    entropy: &Entropy,
+    store: &Store,
+    node: &NodeContext,
+    runtimes: &Runtimes,
+) -> Result<Bus, AppError> {
+    let url = match config.bus.url.reveal() {
+        "local" => return Ok(Bus::Local(node.hub.clone())),
+        url => url,
+    };
+    let secret = server_secret(config, entropy)?;
+    let heartbeat = runtimes.store().block_on(store.beat(node.id, clock.now()))?;
+    let on_bus = BusNode { id: node.id, secret: &secret, heartbeat, local: node.hub.clone() };
+    RedisBus::start(url, on_bus, node.metrics.clone(), &node.tasks).map(Bus::Redis).map_err(AppError::Bus)
+}
+
+/// Starts the periodic tasks: writes heartbeats, deletes old rows and expired mail, and reconciles the connections with the
+/// database.
+fn start_housekeeping(service: &Arc<Service>, heartbeat: Option<Uuid>, tasks: &Tasks) {
+    if let Some(node) = heartbeat {
+        tasks.spawn("heartbeat", beat_forever(service.clone(), node));
     }
-}
-
-/// Starts the periodic tasks: deletes old rows and expired mail, and reconciles the connections with the database.
-fn start_housekeeping(service: &Arc<Service>, tasks: &Tasks) {
     tasks.spawn("sweep", sweep_forever(service.clone()));
     tasks.spawn("mail expiry", expire_mail_forever(service.clone()));
     tasks.spawn("reconcile", reconcile_forever(service.clone()));
@@ -241,12 +279,80 @@ pub async fn open_store(config: &Config, entropy: &Entropy) -> Result<Store, Sto
     Store::open_beside_server(config.database.url.reveal(), store_settings(config, entropy)).await
 }
 
+/// Checks whatever a start makes of the settings, without a connection and without changing anything.
+///
+/// # Errors
+/// What a start would fail with.
+pub fn check(config: &Config) -> Result<(), AppError> {
+    let database = config.database.url.reveal();
+    Store::check_url(database)?;
+    if config.database.pooler {
+        Store::check_url(config.database.migrate_url.reveal())?;
+    }
+    if config.server_secret().is_none() {
+        secret_file::check(&SqliteFile::from_url(database).map_err(StoreError::from)?)?;
+    }
+    check_mailer(config.mailer.url.reveal(), &config.mailer.from)?;
+    match config.bus.url.reveal() {
+        "local" => Ok(()),
+        url => bus::check_url(url).map_err(AppError::Bus),
+    }
+}
+
 /// Inspects the configured database without changing it. Returns a short description of its state.
 ///
 /// # Errors
 /// Those of [`Store::inspect`].
 pub async fn inspect_store(config: &Config) -> Result<&'static str, StoreError> {
-    Store::inspect(config.database.url.reveal()).await
+    let pooler = config.database.pooler.then(|| config.database.migrate_url.reveal());
+    Store::inspect(config.database.url.reveal(), pooler).await
+}
+
+/// Tries the configured bus.
+///
+/// # Errors
+/// The cause, if it cannot be reached.
+pub async fn try_bus(config: &Config) -> Result<&'static str, AppError> {
+    match config.bus.url.reveal() {
+        "local" => Ok("the bus is local"),
+        url => bus::try_connect(url).await.map(|()| "Redis answers").map_err(AppError::BusUnreachable),
+    }
+}
+
+/// Tries the configured mailer, and sends a test mail if an address is given. Must be called in a Tokio runtime.
+///
+/// # Errors
+/// The cause, if the mail server does not answer or does not take the mail.
+pub async fn try_mailer(
+    config: &Config,
+    entropy: &Entropy,
+    test_mail_to: Option<&str>,
+) -> Result<&'static str, AppError> {
+    let test_mail_to = test_mail_to.map(|text| Email::parse(text).ok_or(AppError::TestAddress)).transpose()?;
+    let (clock, work) = (Clock::System, Work::new(tokio::runtime::Handle::current()));
+    let sent = test_mail_to.is_some();
+    start_mailer(config, &clock, entropy, Arc::default(), work)?.try_now(test_mail_to).await?;
+    Ok(if sent { "the test mail was sent" } else { "the mailer can be used" })
+}
+
+/// The limits of the use cases. While mails are only printed there are none on codes: whoever tries the server asks for
+/// many, and nobody receives them.
+fn usage_limits(config: &Config) -> UsageLimits {
+    let limits = config.limits.usage.clone();
+    if !prints_mails(config) {
+        return limits;
+    }
+    UsageLimits {
+        otp_per_email_hour: 0,
+        otp_per_email_day: 0,
+        otp_per_email_network_hour: 0,
+        otp_per_network_hour: 0,
+        ..limits
+    }
+}
+
+fn prints_mails(config: &Config) -> bool {
+    config.mailer.url.reveal() == "log:"
 }
 
 /// Returns the settings of the use cases.
@@ -262,6 +368,6 @@ pub fn policy(config: &Config) -> Policy {
             all: MailboxSize { envelopes: mailbox.max_envelopes.into(), bytes: mailbox.max_bytes },
             per_sender: MailboxSize { envelopes: mailbox.max_per_sender.into(), bytes: mailbox.max_bytes_per_sender },
         },
-        limits: config.limits.usage.clone(),
+        limits: usage_limits(config),
     }
 }

@@ -3,16 +3,32 @@
 //! them. Only ephemeral messages are not stored.
 
 mod batch;
+mod keys;
 mod payload;
+mod peers;
 mod redis;
 
 use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
 use batch::SignalBatch;
-pub use redis::RedisBus;
+pub use redis::{BusNode, BusUrlError, RedisBus, check_url, try_connect};
 use tokio::sync::watch;
+use uuid::Uuid;
 
-use crate::domain::{DeviceId, LocalDelivery, Signal};
+use crate::domain::{DeviceId, LocalDelivery, Signal, nodes::Heartbeat};
+
+/// Whether signals reach the other nodes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum BusState {
+    /// They do.
+    Up,
+    /// There is no connection to Redis.
+    Down,
+    /// This node runs, by its heartbeat in the database, but is not heard over the bus.
+    NotHeard(Uuid),
+    /// Another deployment with the same server secret uses this Redis.
+    ForeignDeployment,
+}
 
 /// The transport of signals.
 #[derive(Clone)]
@@ -70,12 +86,20 @@ impl Bus {
         }
     }
 
-    /// Whether signals reach other nodes.
-    #[must_use]
-    pub fn is_up(&self) -> bool {
+    /// Tells the bus which other nodes run.
+    pub fn update_nodes(&self, heartbeat: Heartbeat) {
         match self {
-            Self::Local(_) => true,
-            Self::Redis(bus) => bus.is_up(),
+            Self::Local(_) => {}
+            Self::Redis(bus) => bus.update_nodes(heartbeat),
+        }
+    }
+
+    /// Whether signals reach the other nodes. The local bus is always up.
+    #[must_use]
+    pub fn state(&self) -> BusState {
+        match self {
+            Self::Local(_) => BusState::Up,
+            Self::Redis(bus) => bus.state(),
         }
     }
 
@@ -97,11 +121,11 @@ impl Bus {
         }
     }
 
-    /// [`Self::is_up`] as a watch channel. For the local bus it never changes.
+    /// [`Self::state`] as a watch channel. For the local bus it never changes.
     #[must_use]
-    pub fn watch(&self) -> watch::Receiver<bool> {
+    pub fn watch(&self) -> watch::Receiver<BusState> {
         match self {
-            Self::Local(_) => watch::channel(true).1,
+            Self::Local(_) => watch::channel(BusState::Up).1,
             Self::Redis(bus) => bus.watch(),
         }
     }

@@ -3,6 +3,7 @@
 
 mod check;
 mod layers;
+mod shown;
 
 use std::{
     fmt,
@@ -20,6 +21,7 @@ use toml::{Table, Value};
 use self::{
     check::check,
     layers::{parse_as, same_kind, set},
+    shown::{Origin, Origins},
 };
 use crate::{domain::otp::ServerSecret, sqlite_file::SqliteUrlError, usage_limits::UsageLimits};
 
@@ -46,8 +48,13 @@ pub enum ConfigError {
         why: String,
     },
     /// There is no such setting.
-    #[error("unknown setting {0}; config/default.toml lists all settings")]
-    Unknown(String),
+    #[error("unknown setting {name}{}; `sealwire check-config` without it prints all settings", did_you_mean(.resembles.as_deref()))]
+    Unknown {
+        /// The setting, or the environment variable if it has no section.
+        name: String,
+        /// A setting whose name is almost the same.
+        resembles: Option<String>,
+    },
     /// The value has the wrong type, is out of range, or is malformed.
     #[error("{key} takes {takes}")]
     Invalid {
@@ -59,6 +66,25 @@ pub enum ConfigError {
     /// `database.url` does not name a SQLite file that a server can use.
     #[error("database.url: {0}")]
     SqliteUrl(#[from] SqliteUrlError),
+}
+
+fn did_you_mean(name: Option<&str>) -> String {
+    name.map_or_else(String::new, |name| format!("; did you mean {name}?"))
+}
+
+fn unknown(name: &str) -> ConfigError {
+    ConfigError::Unknown { name: name.to_owned(), resembles: resembling(name, shown::names()) }
+}
+
+/// The name that is most like `wanted`, if one is almost the same.
+fn resembling(wanted: &str, names: impl IntoIterator<Item = String>) -> Option<String> {
+    let distance = |name: &String| strsim::damerau_levenshtein(name, wanted);
+    names.into_iter().min_by_key(distance).filter(|name| distance(name) <= 1 + wanted.len() / 8)
+}
+
+/// The environment variable of a setting.
+fn variable(name: &str) -> String {
+    format!("{ENV_PREFIX}{}", name.replace('.', "__").to_uppercase())
 }
 
 fn invalid(key: &str, takes: impl Into<String>) -> ConfigError {
@@ -149,6 +175,10 @@ pub struct DatabaseConfig {
     pub url: Secret,
     /// Maximum number of connections to PostgreSQL. With SQLite, of those that read.
     pub max_connections: u32,
+    /// Whether `url` leads to a pooler that pools transactions.
+    pub pooler: bool,
+    /// With `pooler`, the URL of PostgreSQL itself. May contain a password.
+    pub migrate_url: Secret,
 }
 
 /// `[bus]`
@@ -225,37 +255,84 @@ fn parse_network(text: &str) -> Option<IpNet> {
     text.parse().ok().or_else(|| text.parse::<IpAddr>().ok().map(IpNet::from))
 }
 
-impl Config {
+/// The configuration, and where it comes from.
+#[derive(Debug)]
+pub struct LoadedConfig {
+    /// All settings.
+    pub config: Config,
+    /// The settings as TOML, with secrets hidden and the origin of each value in a comment.
+    pub toml: String,
+    /// Environment variables that were ignored although their names resemble a setting: what was given, and what was
+    /// probably meant.
+    pub ignored: Vec<(String, String)>,
+}
+
+impl LoadedConfig {
     /// Reads the defaults, then the file, then the environment, and checks every value.
     ///
     /// # Errors
     /// If the file cannot be read, or a setting is unknown or invalid. The error names the first such setting.
     pub fn load(file: Option<&Path>, environment: impl Iterator<Item = (String, String)>) -> Result<Self, ConfigError> {
         let mut settings = defaults();
+        let mut origins = Origins::new();
+        let mut ignored = Vec::new();
         if let Some(path) = file {
             let shown = path.display().to_string();
             let text =
                 std::fs::read_to_string(path).map_err(|source| ConfigError::File { path: shown.clone(), source })?;
             let layer: Table = text.parse().map_err(|error: toml::de::Error| {
                 let line = error.span().map_or(1, |span| 1 + text[..span.start].matches('\n').count());
-                ConfigError::Syntax { path: shown, why: format!("line {line}: {}", error.message()) }
+                ConfigError::Syntax { path: shown.clone(), why: format!("line {line}: {}", error.message()) }
             })?;
             for (section, values) in layer {
-                let Value::Table(values) = values else { return Err(ConfigError::Unknown(section)) };
+                let Value::Table(values) = values else { return Err(unknown(&section)) };
                 for (key, value) in values {
                     set(&mut settings, &section, &key, |kind| same_kind(kind, value))?;
+                    origins.insert(format!("{section}.{key}"), Origin::File(shown.clone()));
                 }
             }
         }
         for (name, text) in environment {
-            let Some(path) = name.strip_prefix(ENV_PREFIX) else { continue };
+            let Some(path) = name.strip_prefix(ENV_PREFIX) else {
+                let meant = || resembling(&name.replace("__", "_"), shown::names().iter().map(|name| single(name)));
+                if name.starts_with("SEALWIRE_")
+                    && let Some(meant) =
+                        meant().and_then(|meant| shown::names().into_iter().find(|name| single(name) == meant))
+                {
+                    ignored.push((name, variable(&meant)));
+                }
+                continue;
+            };
             let path = path.to_lowercase();
-            let (section, key) = path.split_once("__").ok_or_else(|| ConfigError::Unknown(name.clone()))?;
+            let (section, key) = path.split_once("__").ok_or_else(|| {
+                let resembles = resembling(&name, shown::names().iter().map(|name| variable(name)));
+                ConfigError::Unknown { name: name.clone(), resembles }
+            })?;
             set(&mut settings, section, key, |kind| parse_as(kind, &text))?;
+            origins.insert(format!("{section}.{key}"), Origin::Environment(name));
         }
         check(&settings)?;
+        let toml = shown::to_toml(&settings, &origins);
         // Cannot fail for a known setting: all types match the defaults, and `check` has accepted the values.
-        settings.try_into().map_err(|error: toml::de::Error| invalid("the configuration", error.message().to_owned()))
+        let config = settings
+            .try_into()
+            .map_err(|error: toml::de::Error| invalid("the configuration", error.message().to_owned()))?;
+        Ok(Self { config, toml, ignored })
+    }
+}
+
+/// The environment variable of a setting, with one underscore where there should be two.
+fn single(name: &str) -> String {
+    variable(name).replace("__", "_")
+}
+
+impl Config {
+    /// Loads the configuration without its origins, see [`LoadedConfig::load`].
+    ///
+    /// # Errors
+    /// Those of [`LoadedConfig::load`].
+    pub fn load(file: Option<&Path>, environment: impl Iterator<Item = (String, String)>) -> Result<Self, ConfigError> {
+        LoadedConfig::load(file, environment).map(|loaded| loaded.config)
     }
 
     /// The lifetime of a session that is not renewed.

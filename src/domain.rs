@@ -9,6 +9,7 @@ pub mod keyed_buckets;
 pub mod keys;
 pub mod local_delivery;
 pub mod network;
+pub mod nodes;
 pub mod otp;
 pub mod publish;
 pub mod refusal;

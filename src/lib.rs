@@ -6,7 +6,7 @@
 //!
 //! ```text
 //! main → app → {http, socket} → edge → service → {store, bus} → domain
-//! only main and app use config; config, app and store use sqlite_file; config and service use usage_limits; all may
+//! only main and app use config; config, app and store use sqlite_file; app, config and service use usage_limits; all may
 //! use clock, log_throttle and tasks; all but domain may use metrics
 //! ```
 //!

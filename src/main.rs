@@ -3,6 +3,7 @@
 use std::{
     fs::File,
     io::Write,
+    net::SocketAddr,
     path::{Path, PathBuf},
     process::ExitCode,
 };
@@ -11,16 +12,19 @@ use clap::{Parser, Subcommand};
 use sealwire::{
     app::{self, Application},
     clock::{Clock, Entropy},
-    config::Config,
+    config::{Config, LoadedConfig},
     probe,
     seed::{SeedPlan, seed},
-    shutdown::Signals,
+    shutdown::{Signals, StartSignals},
     telemetry,
 };
 use tokio::runtime::Runtime;
 
 #[global_allocator]
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
+/// The exit code of a command that SIGTERM ended, as shells report it.
+const INTERRUPTED: i32 = 143;
 
 type MainError = Box<dyn std::error::Error>;
 
@@ -41,8 +45,15 @@ enum CliCommand {
     Serve,
     /// Migrate the database to this version.
     Migrate,
-    /// Check the settings and the database without starting the server, and show the settings in force.
-    CheckConfig,
+    /// Check the settings without starting the server, and print those in force as TOML, secrets hidden.
+    CheckConfig {
+        /// Also try the database, Redis and the mail server.
+        #[arg(long)]
+        connect: bool,
+        /// Also send a test mail to this address.
+        #[arg(long, value_name = "ADDRESS")]
+        mail_to: Option<String>,
+    },
     /// Check whether the server on this machine is ready; exits with 1 if not. For container health checks.
     Healthcheck,
     /// Fill the database with users, devices and keys for load tests.
@@ -77,13 +88,21 @@ fn main() -> ExitCode {
 
 fn run(arguments: CliArguments) -> Result<(), MainError> {
     telemetry::init(levels().as_deref())?;
-    let config = Config::load(arguments.config.as_deref(), std::env::vars())?;
-    match arguments.command.unwrap_or(CliCommand::Serve) {
-        CliCommand::Serve => serve(&config),
-        CliCommand::Migrate => migrate(&config),
-        CliCommand::CheckConfig => check_config(&config),
+    let command = arguments.command.unwrap_or(CliCommand::Serve);
+    // The first process of a container ignores SIGTERM unless it has a handler. A server that is stopped before it serves
+    // has done as it was told; a command that is stopped has not.
+    let start = Signals::end_start(if matches!(command, CliCommand::Serve) { 0 } else { INTERRUPTED })?;
+    let loaded = LoadedConfig::load(arguments.config.as_deref(), std::env::vars())?;
+    for (given, meant) in &loaded.ignored {
+        tracing::warn!("the environment variable {given} is ignored; did you mean {meant}?");
+    }
+    let config = &loaded.config;
+    match command {
+        CliCommand::Serve => serve(config, start),
+        CliCommand::Migrate => migrate(config),
+        CliCommand::CheckConfig { connect, mail_to } => check_config(&loaded, connect, mail_to.as_deref()),
         CliCommand::Healthcheck => Ok(probe::ask(config.server.bind)?),
-        CliCommand::Seed { users, devices, prekeys, out } => fill(&config, &SeedPlan { users, devices, prekeys }, &out),
+        CliCommand::Seed { users, devices, prekeys, out } => fill(config, &SeedPlan { users, devices, prekeys }, &out),
     }
 }
 
@@ -92,14 +111,18 @@ fn levels() -> Option<String> {
     std::env::var_os("RUST_LOG").map(|levels| levels.to_string_lossy().into_owned())
 }
 
-fn serve(config: &Config) -> Result<(), MainError> {
+fn serve(config: &Config, start: StartSignals) -> Result<(), MainError> {
     let entropy = Entropy::from_system()?;
     let application = Application::build(config, Clock::System, &entropy)?;
-    tracing::info!(address = %config.server.bind.ip(), port = application.port(), "listening");
-    tracing::info!(address = %config.admin.bind.ip(), port = application.admin_port(), "listening for the operator");
+    // As URLs, which many terminals open with a click.
+    let url = |bind: SocketAddr, port: u16| format!("http://{}/", SocketAddr::new(bind.ip(), port));
+    let (port, admin_port) = (application.port(), application.admin_port());
+    tracing::info!(url = url(config.server.bind, port), port, "listening");
+    tracing::info!(url = url(config.admin.bind, admin_port), port = admin_port, "listening for the operator");
     let stopper = application.stopper();
     actix_rt::System::new().block_on(async move {
         actix_rt::spawn(Signals::new()?.stop(stopper));
+        start.started();
         application.run_until_stopped().await?;
         tracing::info!("stopped");
         Ok(())
@@ -108,15 +131,49 @@ fn serve(config: &Config) -> Result<(), MainError> {
 
 fn migrate(config: &Config) -> Result<(), MainError> {
     Runtime::new()?.block_on(async {
-        app::open_store(config, &Entropy::from_system()?).await?.close().await;
+        let store = app::open_store(config, &Entropy::from_system()?).await?;
+        store.close().await;
+        let applied = match store.migrated() {
+            0 => "nothing was to be done".to_owned(),
+            1 => "1 migration was applied".to_owned(),
+            count => format!("{count} migrations were applied"),
+        };
+        writeln!(std::io::stdout(), "the database is up to date: {applied}")?;
         Ok(())
     })
 }
 
-fn check_config(config: &Config) -> Result<(), MainError> {
-    let found = Runtime::new()?.block_on(app::inspect_store(config))?;
-    writeln!(std::io::stdout(), "{config:#?}\nthe settings are valid; {found}")?;
-    Ok(())
+fn check_config(loaded: &LoadedConfig, connect: bool, mail_to: Option<&str>) -> Result<(), MainError> {
+    let config = &loaded.config;
+    app::check(config)?;
+    let runtime = Runtime::new()?;
+    // A SQLite file needs no connection.
+    if config.database.url.reveal().starts_with("sqlite:") {
+        runtime.block_on(app::inspect_store(config))?;
+    }
+    write!(std::io::stdout(), "{}", loaded.toml)?;
+    if !connect && mail_to.is_none() {
+        return Ok(());
+    }
+    runtime.block_on(async {
+        let entropy = Entropy::from_system()?;
+        let failed = [
+            report("database", &app::inspect_store(config).await),
+            report("bus", &app::try_bus(config).await),
+            report("mailer", &app::try_mailer(config, &entropy, mail_to).await),
+        ];
+        if failed.contains(&true) { Err("a backend cannot be used".into()) } else { Ok(()) }
+    })
+}
+
+/// Prints what an attempt has found. Returns whether it failed.
+fn report(part: &str, found: &Result<&str, impl std::fmt::Display>) -> bool {
+    // If standard error is closed, the exit code has to do.
+    let _ = match found {
+        Ok(found) => writeln!(std::io::stderr(), "{part}: {found}"),
+        Err(error) => writeln!(std::io::stderr(), "{part}: {error}"),
+    };
+    found.is_err()
 }
 
 fn fill(config: &Config, plan: &SeedPlan, out: &Path) -> Result<(), MainError> {

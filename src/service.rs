@@ -7,6 +7,7 @@
 mod auth;
 mod devices;
 mod error;
+mod heartbeat;
 mod keys;
 mod limits;
 mod mailer;
@@ -19,8 +20,10 @@ use std::{sync::Arc, time::Duration};
 
 use tokio::{sync::Semaphore, time::Instant};
 
+pub use crate::bus::BusState;
 pub use auth::{Challenge, OpenedConnection, SignInRequest};
-pub use mailer::{Mailer, MailerError};
+pub use heartbeat::beat_forever;
+pub use mailer::{Mailer, MailerError, check as check_mailer};
 pub use messages::{FifoGate, Message, Turn};
 pub use reconcile::reconcile_forever;
 pub use sweep::{expire_mail_forever, sweep_forever};
@@ -253,16 +256,16 @@ impl Service {
         }
     }
 
-    /// Whether signals reach other nodes.
+    /// Whether signals reach the other nodes.
     #[must_use]
-    pub fn bus_is_up(&self) -> bool {
-        self.bus.is_up()
+    pub fn bus_state(&self) -> BusState {
+        self.bus.state()
     }
 
-    /// The kind of bus (`local` or `redis`), and how long ago a probe last came back over it: `None` if none ever did,
-    /// and for the local bus.
+    /// The kind of bus (`local` or `redis`), and how long ago an announcement of this node last came back over it:
+    /// `None` if none ever did, and for the local bus.
     #[must_use]
-    pub fn bus_state(&self) -> (&'static str, Option<Duration>) {
+    pub fn bus_kind(&self) -> (&'static str, Option<Duration>) {
         (self.bus.kind(), self.bus.probe_age())
     }
 

@@ -16,7 +16,10 @@ use std::{sync::Arc, time::Duration};
 use actix_server::ServerHandle;
 use tokio::time::{sleep, timeout};
 
-pub use self::{drain_time::DrainTime, signals::Signals};
+pub use self::{
+    drain_time::DrainTime,
+    signals::{Signals, StartSignals},
+};
 use crate::{
     socket::{Budget, Hub},
     tasks::Work,

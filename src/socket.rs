@@ -2,6 +2,7 @@
 //! connected device.
 
 mod budget;
+mod closing;
 mod delivery;
 mod device;
 mod flow;

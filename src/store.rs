@@ -17,11 +17,13 @@ mod keys;
 mod locks;
 mod mailbox;
 mod migrations;
+mod nodes;
 mod open;
 mod pool;
 mod retry;
 mod rows;
 mod seed;
+mod session_settings;
 mod sessions;
 mod sign_in;
 pub mod sql;
@@ -66,6 +68,8 @@ const OTHER_WORKERS: u32 = 4;
 pub struct StoreSettings {
     /// Maximum number of open database connections.
     pub max_connections: u32,
+    /// If the URL leads to a pooler that pools transactions: the URL of PostgreSQL itself, for migrations.
+    pub pooler: Option<String>,
     /// Low-water mark: the number of unissued keys in a pool at or below which its owner gets `prekeys.low`.
     pub low_watermark: u32,
     /// Source of the ids of new rows.
@@ -76,6 +80,7 @@ pub struct StoreSettings {
 #[derive(Clone, Debug)]
 pub struct Store {
     database: Database,
+    migrated: usize,
     settings: StoreSettings,
     metrics: Arc<Metrics>,
 }
@@ -144,7 +149,13 @@ fn batch_connections(max_connections: u32) -> u32 {
 impl Store {
     /// A store on an open database, with its own metrics.
     fn over(database: Database, settings: StoreSettings) -> Self {
-        Self { database, settings, metrics: Arc::default() }
+        Self { database, migrated: 0, settings, metrics: Arc::default() }
+    }
+
+    /// The number of migrations that opening the store applied.
+    #[must_use]
+    pub fn migrated(&self) -> usize {
+        self.migrated
     }
 
     /// The id of a new row. Ids grow with time, so that new rows are adjacent in the index.
@@ -222,23 +233,28 @@ impl Store {
         }
     }
 
-    /// Checks that the database answers. After a failed write to SQLite, also checks that writing works again.
+    /// Checks that the database answers and can be written. PostgreSQL locks a row, which a server that only reads
+    /// refuses. SQLite writes a page if a write has failed before.
     ///
     /// # Errors
-    /// [`StoreError::Unavailable`] if it does not answer, or if a write failed less than five seconds ago.
+    /// [`StoreError::Unavailable`] if it does not answer, only reads, or if a write to SQLite failed less than five
+    /// seconds ago.
     pub async fn ping(&self) -> Result<(), StoreError> {
         self.read().await?.query(sql::PING).execute().await?;
-        if let Database::Sqlite(file) = &self.database {
-            file.readers.health().record_success();
-            if let Some(lost) = file.writer.health().last_outage_at() {
-                let mut tx = self.begin().await?;
-                tx.query(sql::TRY_TO_WRITE).execute().await?;
-                tx.commit().await?;
-                // On an almost full disk this small write may succeed although larger ones fail.
-                if lost.elapsed() < WRITE_RECOVERY {
-                    return Err(StoreError::still_failing());
+        match &self.database {
+            Database::Postgres(server) => server.connections.health().record_write(),
+            Database::Sqlite(file) => {
+                file.readers.health().record_answer();
+                if let Some(lost) = file.writer.health().last_outage_at() {
+                    let mut tx = self.begin().await?;
+                    tx.query(sql::TRY_TO_WRITE).execute().await?;
+                    tx.commit().await?;
+                    // On an almost full disk this small write may succeed although larger ones fail.
+                    if lost.elapsed() < WRITE_RECOVERY {
+                        return Err(StoreError::still_failing());
+                    }
+                    file.writer.health().record_write();
                 }
-                file.writer.health().record_success();
             }
         }
         Ok(())
@@ -281,7 +297,14 @@ impl Store {
     async fn read(&self) -> Result<Tx<'_>, StoreError> {
         Ok(match &self.database {
             Database::Sqlite(file) => Tx::Sqlite(file.readers.acquire(&self.metrics).await?),
-            Database::Postgres(server) => Tx::Postgres(server.connections.acquire(&self.metrics).await?),
+            Database::Postgres(server) => {
+                let mut connection = server.connections.acquire(&self.metrics).await?;
+                if connection.is_pooled() {
+                    // Outside of a transaction, each statement could run on another connection to PostgreSQL.
+                    connection.begin().await?;
+                }
+                Tx::Postgres(connection)
+            }
         })
     }
 }

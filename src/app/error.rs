@@ -5,7 +5,7 @@ use std::{io, net::SocketAddr};
 use thiserror::Error;
 
 use super::secret_file::SecretFileError;
-use crate::{service::MailerError, store::StoreError};
+use crate::{bus::BusUrlError, service::MailerError, store::StoreError};
 
 /// Why a server could not be built, or stopped running.
 #[derive(Debug, Error)]
@@ -13,9 +13,15 @@ pub enum AppError {
     /// The database cannot be opened or migrated.
     #[error("cannot open the database: {0}")]
     Store(#[from] StoreError),
-    /// `bus.url` is neither `local` nor a Redis URL.
-    #[error("bus.url is not a valid Redis URL: {0}")]
-    Bus(#[source] redis::RedisError),
+    /// `bus.url` is neither `local` nor a URL of a Redis or of sentinels.
+    #[error("bus.url takes local, {0}")]
+    Bus(#[source] BusUrlError),
+    /// A test of the settings cannot reach Redis.
+    #[error("cannot reach the Redis of bus.url: {0}")]
+    BusUnreachable(String),
+    /// The address for a test mail is invalid.
+    #[error("the test mail needs a valid mail address")]
+    TestAddress,
     /// The mailer cannot be set up.
     #[error(transparent)]
     Mailer(#[from] MailerError),

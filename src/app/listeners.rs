@@ -81,8 +81,9 @@ pub fn listen_to_clients(
     limits: &NodeLimits,
     runtime: &Handle,
 ) -> Result<Listener, AppError> {
-    let sockets = web::Data::new(sockets(config, service, node, limits));
-    let http = web::Data::new(http(config, service, node));
+    let origins = Origins::new(&config.server.allowed_origins);
+    let sockets = web::Data::new(sockets(config, service, node, limits, origins.clone()));
+    let http = web::Data::new(http(config, service, node, origins));
     let app = move || {
         let socket = web::resource("/v1/socket").route(web::get().to(open)).default_service(web::to(http::not_found));
         App::new().app_data(sockets.clone()).service(socket).configure(http::routes(http.clone()))
@@ -103,7 +104,7 @@ pub fn listen_to_clients(
 }
 
 /// Returns the state that the WebSocket connections share.
-fn sockets(config: &Config, service: &Arc<Service>, node: &NodeContext, limits: &NodeLimits) -> Node {
+fn sockets(config: &Config, service: &Arc<Service>, node: &NodeContext, limits: &NodeLimits, origins: Origins) -> Node {
     Node {
         service: service.clone(),
         hub: node.hub.clone(),
@@ -114,19 +115,19 @@ fn sockets(config: &Config, service: &Arc<Service>, node: &NodeContext, limits: 
         requests_per_second: config.limits.requests_per_connection_second,
         networks: limits.networks.clone(),
         trusted_proxies: config.server.trusted_proxies.clone(),
-        origins: Origins::new(&config.server.allowed_origins),
+        origins,
         metrics: node.metrics.clone(),
     }
 }
 
 /// Returns the state that the HTTP handlers share.
-fn http(config: &Config, service: &Arc<Service>, node: &NodeContext) -> Http {
+fn http(config: &Config, service: &Arc<Service>, node: &NodeContext, origins: Origins) -> Http {
     let hub = node.hub.clone();
     Http {
         service: service.clone(),
         runtime: node.tasks.work().clone(),
         trusted_proxies: config.server.trusted_proxies.clone(),
-        origins: Origins::new(&config.server.allowed_origins),
+        origins,
         metrics: node.metrics.clone(),
         is_draining: Box::new(move || hub.is_draining()),
     }

@@ -43,6 +43,15 @@ pub fn read_or_create(file: &SqliteFile, entropy: &Entropy) -> Result<ServerSecr
     }
 }
 
+/// Checks that the secret beside the database can be read, if there is one.
+///
+/// # Errors
+/// If the file cannot be read, or holds anything but 32 bytes in base64.
+pub fn check(file: &SqliteFile) -> Result<(), SecretFileError> {
+    let path = file.secret();
+    read(&path).map(drop).map_err(|source| SecretFileError { path, source })
+}
+
 /// Reads a secret. Returns `None` if the file does not exist or is empty: a server that crashes while creating it
 /// leaves an empty file.
 fn read(path: &Path) -> io::Result<Option<ServerSecret>> {

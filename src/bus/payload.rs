@@ -1,10 +1,17 @@
-//! The encoding of signals between nodes: MessagePack, with fields identified by their order and variants by their
-//! names. Nodes of two versions may run side by side, so each version must be able to read the other's payloads.
+//! The payloads that nodes publish: a version byte, the publishing node (16 bytes), the time of the database (microseconds
+//! since 1970, 8 bytes, most significant first), the content, and a tag of 32 bytes over the channel and all of this.
+//!
+//! The content is MessagePack, with fields identified by their order and variants by their names. Nodes of two versions may
+//! run side by side, so each version must be able to read the other's content.
+
+use std::time::Duration;
 
 use bytes::Bytes;
 use serde::{Deserialize, Serialize};
+use thiserror::Error;
 use uuid::Uuid;
 
+use super::keys::{BusKeys, Publisher};
 use crate::domain::{DeviceId, Envelope, KeyKind, MessageId, SessionId, Signal, Timestamp, UserId};
 
 /// The encoded form of a [`Signal`].
@@ -92,22 +99,104 @@ impl From<EnvelopePayload> for Envelope {
     }
 }
 
-/// Encodes the signals of one publish, together with the publishing node.
+/// The version of the form of payloads.
+const VERSION: u8 = 1;
+const TAG: usize = 32;
+const HEAD: usize = 1 + 16 + 8;
+/// Payloads older than this are dropped, so that one that was recorded cannot be sent again later.
+const MAX_AGE: Duration = Duration::from_secs(30);
+
+/// Why a payload is dropped.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Error)]
+pub enum PayloadError {
+    /// Its tag is not this deployment's.
+    #[error("a payload on the bus is not authentic; another program publishes on this deployment's channels")]
+    NotAuthentic,
+    /// It was published more than 30 seconds ago.
+    #[error("a payload on the bus is too old")]
+    TooOld,
+    /// Its form or a signal in it is not known: it is from a node of another version.
+    #[error("a payload of another version was ignored")]
+    OtherVersion,
+}
+
+/// Encodes the signals of one publish on a channel.
 ///
 /// # Errors
 /// If a signal cannot be encoded. This does not happen: every signal can.
-pub fn encode(node: Uuid, signals: &[Signal]) -> Result<Vec<u8>, rmp_serde::encode::Error> {
+pub fn encode_signals(
+    keys: &BusKeys,
+    channel: &str,
+    publisher: Publisher,
+    signals: &[Signal],
+) -> Result<Vec<u8>, rmp_serde::encode::Error> {
     let payloads: Vec<SignalPayload> = signals.iter().map(SignalPayload::from).collect();
-    rmp_serde::to_vec(&(node, payloads))
+    Ok(seal(keys, channel, publisher, &rmp_serde::to_vec(&payloads)?))
 }
 
-/// Decodes a payload into the publishing node and its signals.
+/// Decodes the signals of a publish on a channel, with the publishing node.
 ///
 /// # Errors
-/// If the payload is from a node of another version and contains a signal that this version does not know.
-pub fn decode(payload: &[u8]) -> Result<(Uuid, Vec<Signal>), rmp_serde::decode::Error> {
-    let (node, payloads) = rmp_serde::from_slice::<(Uuid, Vec<SignalPayload>)>(payload)?;
+/// If the payload is not authentic, too old, or of another version.
+pub fn decode_signals(
+    keys: &BusKeys,
+    channel: &str,
+    payload: &[u8],
+    now: Timestamp,
+) -> Result<(Uuid, Vec<Signal>), PayloadError> {
+    let (node, content) = open(keys, channel, payload, now)?;
+    let payloads: Vec<SignalPayload> = rmp_serde::from_slice(content).map_err(|_| PayloadError::OtherVersion)?;
     Ok((node, payloads.into_iter().map(Signal::from).collect()))
+}
+
+/// Encodes the announcement of a node of this deployment.
+#[must_use]
+pub fn encode_announcement(keys: &BusKeys, publisher: Publisher, deployment: Uuid) -> Vec<u8> {
+    seal(keys, &keys.nodes_channel(), publisher, deployment.as_bytes())
+}
+
+/// Decodes an announcement into the node and its deployment.
+///
+/// # Errors
+/// If the payload is not authentic, too old, or of another version.
+pub fn decode_announcement(keys: &BusKeys, payload: &[u8], now: Timestamp) -> Result<(Uuid, Uuid), PayloadError> {
+    let (node, content) = open(keys, &keys.nodes_channel(), payload, now)?;
+    Ok((node, Uuid::from_slice(content).map_err(|_| PayloadError::OtherVersion)?))
+}
+
+fn seal(keys: &BusKeys, channel: &str, publisher: Publisher, content: &[u8]) -> Vec<u8> {
+    let mut payload = Vec::with_capacity(HEAD + content.len() + TAG);
+    payload.push(VERSION);
+    payload.extend_from_slice(publisher.node.as_bytes());
+    payload.extend_from_slice(&publisher.at.as_micros().to_be_bytes());
+    payload.extend_from_slice(content);
+    let tag = keys.tag(channel, &payload);
+    payload.extend_from_slice(tag.as_bytes());
+    payload
+}
+
+/// Returns the publishing node and the content.
+fn open<'p>(
+    keys: &BusKeys,
+    channel: &str,
+    payload: &'p [u8],
+    now: Timestamp,
+) -> Result<(Uuid, &'p [u8]), PayloadError> {
+    let (sealed, tag) = payload.split_last_chunk::<TAG>().ok_or(PayloadError::NotAuthentic)?;
+    // `blake3::Hash` compares in constant time.
+    if keys.tag(channel, sealed) != *tag {
+        return Err(PayloadError::NotAuthentic);
+    }
+    let (head, content) = sealed.split_first_chunk::<HEAD>().ok_or(PayloadError::OtherVersion)?;
+    if head[0] != VERSION {
+        return Err(PayloadError::OtherVersion);
+    }
+    let node = Uuid::from_slice(&head[1..17]).map_err(|_| PayloadError::OtherVersion)?;
+    let at = head[17..].try_into().map(i64::from_be_bytes).map_err(|_| PayloadError::OtherVersion)?;
+    if at < now.before(MAX_AGE).as_micros() {
+        return Err(PayloadError::TooOld);
+    }
+    Ok((node, content))
 }
 
 #[cfg(test)]
@@ -115,6 +204,7 @@ mod tests {
     use std::sync::Arc;
 
     use super::*;
+    use crate::domain::otp::ServerSecret;
 
     const NODE: Uuid = Uuid::from_u128(1);
 
@@ -141,11 +231,53 @@ mod tests {
         ]
     }
 
+    fn keys() -> BusKeys {
+        BusKeys::new(&ServerSecret::new([7; 32]))
+    }
+
+    fn publisher() -> Publisher {
+        Publisher { node: NODE, at: Timestamp::parse("2026-01-01T00:00:00Z").unwrap() }
+    }
+
     #[test]
     fn every_signal_survives_encoding_and_decoding() {
-        let bytes = encode(NODE, &every_signal()).unwrap();
-        assert!(bytes.len() < 1200, "content is encoded as bytes: {}", bytes.len());
-        assert_eq!(decode(&bytes).unwrap(), (NODE, every_signal()));
+        let bytes = encode_signals(&keys(), "channel", publisher(), &every_signal()).unwrap();
+        assert!(bytes.len() < 1300, "content is encoded as bytes: {}", bytes.len());
+        let decoded = decode_signals(&keys(), "channel", &bytes, publisher().at);
+        assert_eq!(decoded, Ok((NODE, every_signal())));
+    }
+
+    #[test]
+    fn an_announcement_names_node_and_deployment() {
+        let deployment = Uuid::from_u128(9);
+        let bytes = encode_announcement(&keys(), publisher(), deployment);
+        assert_eq!(decode_announcement(&keys(), &bytes, publisher().at), Ok((NODE, deployment)));
+    }
+
+    #[test]
+    fn a_payload_of_another_deployment_channel_or_content_is_not_authentic() {
+        let bytes = encode_signals(&keys(), "channel", publisher(), &every_signal()).unwrap();
+        let foreign = BusKeys::new(&ServerSecret::new([8; 32]));
+        let decode = |keys: &BusKeys, channel: &str, bytes: &[u8]| {
+            decode_signals(keys, channel, bytes, publisher().at).map(|(node, _)| node)
+        };
+        assert_eq!(decode(&foreign, "channel", &bytes), Err(PayloadError::NotAuthentic));
+        assert_eq!(decode(&keys(), "other", &bytes), Err(PayloadError::NotAuthentic));
+        for place in 0..bytes.len() {
+            let mut changed = bytes.clone();
+            changed[place] ^= 1;
+            assert_eq!(decode(&keys(), "channel", &changed), Err(PayloadError::NotAuthentic), "byte {place}");
+            assert_eq!(decode(&keys(), "channel", &bytes[..place]), Err(PayloadError::NotAuthentic));
+        }
+    }
+
+    #[test]
+    fn a_payload_is_dropped_after_30_seconds() {
+        let at = publisher().at;
+        let bytes = encode_signals(&keys(), "channel", publisher(), &[Signal::DeviceRevoked]).unwrap();
+        let after = |age| decode_signals(&keys(), "channel", &bytes, at + age).map(|(node, _)| node);
+        assert_eq!(after(Duration::from_secs(30)), Ok(NODE));
+        assert_eq!(after(Duration::from_micros(30_000_001)), Err(PayloadError::TooOld));
     }
 
     /// Nodes of earlier versions write and read these bytes.
@@ -167,8 +299,11 @@ mod tests {
             format!("81{}920d{envelope}", word("Mail")),
             format!("81{}{envelope}", word("Ephemeral")),
         ];
-        let node = format!("c410{}01", "00".repeat(15));
-        assert_eq!(hex(&encode(NODE, &every_signal()).unwrap()), format!("92{node}99{}", signals.concat()));
+        let bytes = encode_signals(&keys(), "channel", publisher(), &every_signal()).unwrap();
+        let (sealed, _) = bytes.split_last_chunk::<TAG>().unwrap();
+        let time = publisher().at.as_micros();
+        let head = format!("01{}01{time:016x}", "00".repeat(15));
+        assert_eq!(hex(sealed), format!("{head}99{}", signals.concat()));
     }
 
     fn hex(bytes: &[u8]) -> String {

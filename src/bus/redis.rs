@@ -3,34 +3,37 @@
 //! One task, the link, owns two connections to Redis: one subscribes (RESP3, so that messages are pushed) and one
 //! publishes. The link handles all queued commands together, so that many devices connecting at once share round trips.
 //! After a disconnection the link reconnects and resubscribes itself, because the client library's own resubscription
-//! ignores failures. Pub/sub can also fail silently, so the link publishes probes to itself and checks that they come
-//! back.
+//! ignores failures. Pub/sub can also fail silently, so the link publishes announcements of its node and checks that they
+//! come back. Those of other nodes show that they use the same Redis.
 
-mod channels;
 mod link;
 mod push;
+mod target;
 
 use std::{sync::Arc, time::Duration};
 
-use redis::{Client, IntoConnectionInfo, ProtocolVersion, RedisError, io::tcp::TcpSettings};
 use tokio::{
     sync::{OwnedSemaphorePermit, Semaphore, mpsc, oneshot, watch},
     time::{Instant, timeout},
 };
 use uuid::Uuid;
 
-use super::SignalBatch;
+use super::{BusState, SignalBatch, keys::BusKeys, peers::Peers};
 use crate::{
-    domain::{DeviceId, LocalDelivery, Signal},
+    domain::{DeviceId, LocalDelivery, Signal, nodes::Heartbeat, otp::ServerSecret},
     metrics::{BusTraffic, Metrics},
     tasks::Tasks,
 };
 use link::Link;
+use target::BusTarget;
+pub use target::BusUrlError;
 
 /// Maximum number of commands queued for the link. Further publishes are dropped; the reconcile makes up for them.
 const MAX_QUEUED: usize = 16_384;
 /// Maximum number of bytes of content in the queue.
 const MAX_QUEUED_BYTES: usize = 32 * 1024 * 1024;
+/// How long an attempt to reach Redis may take.
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
 /// How long a connecting device waits for its subscription. If it is not confirmed by then, the reconcile makes up for
 /// missed signals.
 const SUBSCRIBE_TIMEOUT: Duration = Duration::from_secs(1);
@@ -55,34 +58,62 @@ pub struct RedisBus {
     /// The unreserved part of [`MAX_QUEUED_BYTES`].
     content_bytes: Arc<Semaphore>,
     local: Arc<dyn LocalDelivery>,
-    up: watch::Receiver<bool>,
+    state: watch::Receiver<BusState>,
+    peers: Arc<Peers>,
     metrics: Arc<Metrics>,
-    /// When a probe last came back.
+    /// When an announcement of this node last came back.
     last_probe: watch::Receiver<Option<Instant>>,
+}
+
+/// A node of a deployment, as its bus needs to know it.
+pub struct BusNode<'a> {
+    /// The id of the node.
+    pub id: Uuid,
+    /// The server's secret, from which channels and keys are derived.
+    pub secret: &'a ServerSecret,
+    /// The node's first heartbeat.
+    pub heartbeat: Heartbeat,
+    /// The connections of this node.
+    pub local: Arc<dyn LocalDelivery>,
+}
+
+/// Checks `bus.url` without connecting.
+///
+/// # Errors
+/// If it is no URL of a Redis or of sentinels.
+pub fn check_url(url: &str) -> Result<(), BusUrlError> {
+    BusTarget::parse(url).map(drop)
+}
+
+/// Checks that the Redis of a URL answers.
+///
+/// # Errors
+/// The cause in words, without the URL.
+pub async fn try_connect(url: &str) -> Result<(), String> {
+    let attempt = async {
+        let mut target = BusTarget::parse(url).map_err(|error| error.to_string())?;
+        let client = target.client().await.map_err(|error| error.to_string())?;
+        let mut connection = client.get_multiplexed_async_connection().await.map_err(|error| error.to_string())?;
+        redis::cmd("PING").exec_async(&mut connection).await.map_err(|error| error.to_string())
+    };
+    timeout(CONNECT_TIMEOUT, attempt).await.unwrap_or_else(|_| Err("no answer in time".to_owned()))
 }
 
 impl RedisBus {
     /// Starts the link. Redis need not be reachable yet.
     ///
     /// # Errors
-    /// If `url` is not a Redis URL.
-    pub fn start(
-        url: &str,
-        local: Arc<dyn LocalDelivery>,
-        node: Uuid,
-        metrics: Arc<Metrics>,
-        tasks: &Tasks,
-    ) -> Result<Self, RedisError> {
-        let info = url.into_connection_info()?;
-        let redis = info.redis_settings().clone().set_protocol(ProtocolVersion::RESP3);
-        let info = info.set_redis_settings(redis).set_tcp_settings(TcpSettings::default().set_nodelay(true));
-        let client = Client::open(info)?;
+    /// If `url` is no URL of a Redis or of sentinels.
+    pub fn start(url: &str, node: BusNode<'_>, metrics: Arc<Metrics>, tasks: &Tasks) -> Result<Self, BusUrlError> {
+        let target = BusTarget::parse(url)?;
         let (commands, queue) = mpsc::channel(MAX_QUEUED);
-        let link = Link::new(client, node, local.clone(), queue, metrics.clone());
-        let (up, last_probe) = (link.is_up(), link.last_probe());
+        let peers = Arc::new(Peers::new(node.heartbeat, Instant::now()));
+        let keys = Arc::new(BusKeys::new(node.secret));
+        let link = Link::new(target, node.id, keys, peers.clone(), node.local.clone(), queue, metrics.clone());
+        let (state, last_probe) = (link.state(), link.last_probe());
         tasks.spawn("bus link", link.run());
         let content_bytes = Arc::new(Semaphore::new(MAX_QUEUED_BYTES));
-        Ok(Self { commands, content_bytes, local, up, metrics, last_probe })
+        Ok(Self { commands, content_bytes, local: node.local, state, peers, metrics, last_probe })
     }
 
     /// Delivers a signal on this node and publishes it to the others.
@@ -138,16 +169,21 @@ impl RedisBus {
         let _ = self.commands.send(BusCommand::Unsubscribe(device)).await;
     }
 
-    /// Whether the link is connected and subscribed.
-    #[must_use]
-    pub fn is_up(&self) -> bool {
-        *self.up.borrow()
+    /// Tells the link which other nodes run.
+    pub fn update_nodes(&self, heartbeat: Heartbeat) {
+        self.peers.update(heartbeat, Instant::now());
     }
 
-    /// [`Self::is_up`] as a watch channel.
+    /// Whether the link is connected and subscribed, and hears the other nodes.
     #[must_use]
-    pub fn watch(&self) -> watch::Receiver<bool> {
-        self.up.clone()
+    pub fn state(&self) -> BusState {
+        *self.state.borrow()
+    }
+
+    /// [`Self::state`] as a watch channel.
+    #[must_use]
+    pub fn watch(&self) -> watch::Receiver<BusState> {
+        self.state.clone()
     }
 
     /// How long ago a probe last came back; `None` if none ever did.

@@ -10,6 +10,8 @@ use crate::sqlite_file::SqliteFile;
 /// Minimum length of `admin.token` in characters. Attempts are not slowed down, so the token must be hard to guess.
 const MIN_ADMIN_TOKEN: usize = 16;
 
+const BUS_SCHEMES: [&str; 3] = ["redis://", "rediss://", "redis-sentinel://"];
+
 /// Checks all values that have a range or a syntax.
 ///
 /// # Errors
@@ -80,15 +82,27 @@ pub(super) fn check(settings: &Table) -> Result<(), ConfigError> {
         let days = number(name);
         require(days > 0.0 && days <= max, name, &format!("days, above 0 and up to {max}"))?;
     }
+    for name in ["database.url", "database.migrate_url", "bus.url", "mailer.url"] {
+        let is_valid = !has_unescaped_character(text(name));
+        require(
+            is_valid,
+            name,
+            "a URL whose user name and password are percent-encoded: %40 for @, %2F for /, %23 for #, %3F for ?",
+        )?;
+    }
     let postgres = ["postgres://", "postgresql://"].iter().any(|scheme| text("database.url").starts_with(scheme));
     let sqlite = text("database.url").starts_with("sqlite:");
     require(postgres || sqlite, "database.url", "sqlite://FILE or postgres://…")?;
+    let pooler = value("database.pooler").and_then(Value::as_bool).unwrap_or_default();
+    require(postgres || !pooler, "database.pooler", "false with SQLite")?;
+    let takes = "the postgres://… URL of PostgreSQL itself, since database.pooler is set";
+    require(!pooler || text("database.migrate_url").starts_with("postgres"), "database.migrate_url", takes)?;
     if sqlite {
         SqliteFile::from_url(text("database.url"))?;
     }
     let bus = text("bus.url");
-    let redis = ["redis://", "rediss://"].iter().any(|scheme| bus.starts_with(scheme));
-    require(bus == "local" || redis, "bus.url", "\"local\", redis://HOST:PORT or rediss://HOST:PORT")?;
+    let known = bus == "local" || BUS_SCHEMES.iter().any(|scheme| bus.starts_with(scheme));
+    require(known, "bus.url", "\"local\", redis://HOST:PORT, rediss://HOST:PORT or redis-sentinel://…?master=NAME")?;
     let mailer = text("mailer.url");
     let known = mailer == "log:"
         || ["file:", "smtp://", "smtps://"]
@@ -104,6 +118,14 @@ pub(super) fn check(settings: &Table) -> Result<(), ConfigError> {
         "auth.secret",
         "32 bytes in base64, the same on every node, with PostgreSQL",
     )
+}
+
+/// Whether a URL's credentials seem to contain a character that ends them early: then what should be the host stands in
+/// front of the last `@`.
+fn has_unescaped_character(url: &str) -> bool {
+    let Some((scheme, rest)) = url.split_once("://") else { return false };
+    let end = rest.find(['/', '?', '#']).unwrap_or(rest.len());
+    scheme != "sqlite" && rest[end..].contains('@')
 }
 
 /// Whether the text is `scheme://host[:port]`, as browsers write an origin.

@@ -2,7 +2,7 @@
 
 use toml::{Table, Value};
 
-use super::{ConfigError, invalid};
+use super::{ConfigError, invalid, unknown};
 
 /// Replaces the value of a setting. `read` gets the current value, as an example of the setting's type, and returns the
 /// new one or, as the error, the values that the setting takes.
@@ -17,7 +17,7 @@ pub(super) fn set(
 ) -> Result<(), ConfigError> {
     let name = format!("{section}.{key}");
     let current = settings.get_mut(section).and_then(Value::as_table_mut).and_then(|table| table.get_mut(key));
-    let Some(current) = current else { return Err(ConfigError::Unknown(name)) };
+    let Some(current) = current else { return Err(unknown(&name)) };
     *current = read(current).map_err(|takes| invalid(&name, takes))?;
     Ok(())
 }

@@ -158,9 +158,12 @@ pub struct KeysStatus {
     pub pq_one_time: u32,
     /// The configured low-water mark.
     pub threshold: u32,
-    /// Incremented by each publish that adds to a pool.
+    /// Incremented by each publish that changes a pool.
     pub pool_version: i64,
 }
+
+/// SHA-256 over the keys of a device that can still be issued, see `keys.status` in `docs/protocol.md`.
+pub type KeysDigest = [u8; 32];
 
 impl KeysStatus {
     /// The pools of the device's suite that are at or below the threshold, with their sizes.

@@ -48,6 +48,10 @@ pub struct PublishRequest {
     pub pq_last_resort: Option<SignedKey>,
     /// Additions to the pool of one-time PQ prekeys.
     pub pq_one_time: Vec<SignedKey>,
+    /// Whether the lists are the whole pools, so that unissued keys that they do not contain are withdrawn.
+    pub replace: bool,
+    /// The version that the pools must have.
+    pub expect_pool_version: Option<i64>,
 }
 
 /// The suite and the identity key of a device, fixed by its first publish.
@@ -96,6 +100,8 @@ pub struct VerifiedPublish {
     one_time: Vec<(KeyId, Prekey)>,
     pq_last_resort: Option<VerifiedPqPrekey>,
     pq_one_time: Vec<VerifiedPqPrekey>,
+    replace: bool,
+    expect_pool_version: Option<i64>,
 }
 
 impl VerifiedPublish {
@@ -133,6 +139,18 @@ impl VerifiedPublish {
     #[must_use]
     pub fn pq_one_time(&self) -> &[VerifiedPqPrekey] {
         &self.pq_one_time
+    }
+
+    /// Whether the lists are the whole pools, so that unissued keys that they do not contain are withdrawn.
+    #[must_use]
+    pub fn replaces_pools(&self) -> bool {
+        self.replace
+    }
+
+    /// The version that the pools must have, if the client named one.
+    #[must_use]
+    pub fn expect_pool_version(&self) -> Option<i64> {
+        self.expect_pool_version
     }
 }
 
@@ -182,7 +200,16 @@ impl PublishRequest {
         let pq_last_resort = self.pq_last_resort.map(|key| verifier.pq("pq_last_resort", &key)).transpose()?;
         let pq_one_time =
             self.pq_one_time.iter().map(|key| verifier.pq("pq_one_time", key)).collect::<Result<_, _>>()?;
-        Ok(VerifiedPublish { identity, is_complete, signed_prekey, one_time, pq_last_resort, pq_one_time })
+        Ok(VerifiedPublish {
+            identity,
+            is_complete,
+            signed_prekey,
+            one_time,
+            pq_last_resort,
+            pq_one_time,
+            replace: self.replace,
+            expect_pool_version: self.expect_pool_version,
+        })
     }
 
     /// The stored identity, if the request does not name another.

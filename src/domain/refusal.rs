@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+pub use sealwire_protocol::auth::InvalidTokenReason;
 use thiserror::Error;
 
 use super::{DeviceId, Timestamp};
@@ -37,9 +38,9 @@ pub enum Refusal {
         /// What it should be.
         expected: &'static str,
     },
-    /// No session has this token.
+    /// No valid session has this token.
     #[error("a valid session token is required")]
-    Unauthorized,
+    Unauthorized(InvalidTokenReason),
     /// The code is wrong, used, expired or unknown.
     #[error("the code is wrong, used or expired")]
     InvalidCode,
@@ -93,6 +94,15 @@ pub enum Refusal {
     /// A signature does not verify.
     #[error("a signature does not verify")]
     InvalidSignature(KeyFault),
+    /// The pools have another version than the one that the publish expects.
+    #[error("the pools have another version; ask for their status and publish again")]
+    PoolChanged,
+    /// The id of a new signed prekey is not greater than that of the one that is served.
+    #[error("the signed prekey is not newer than the one that is served; use a greater key id")]
+    StaleSignedPrekey {
+        /// The id of the served signed prekey.
+        served: u32,
+    },
     /// The first publish was not a complete set.
     #[error("the first publish must carry a complete set of keys")]
     IncompleteKeys,

@@ -1,9 +1,15 @@
 //! Finds out the address of a client, also if it connects through proxies.
 
-use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::{
+    net::{IpAddr, Ipv4Addr, SocketAddr},
+    sync::atomic::{AtomicBool, Ordering},
+};
 
 use actix_web::http::header::HeaderMap;
 use ipnet::IpNet;
+
+/// Whether a header of an unlisted peer has been reported, which happens once: clients can send it too.
+static WARNED: AtomicBool = AtomicBool::new(false);
 
 /// Returns the client's address: that of the peer or, if the peer is a trusted proxy, the last address in
 /// `X-Forwarded-For` that is not a trusted proxy. A malformed entry is ignored, and so are all entries before it.
@@ -12,6 +18,13 @@ use ipnet::IpNet;
 pub fn client_address(peer: Option<SocketAddr>, headers: &HeaderMap, trusted: &[IpNet]) -> IpAddr {
     let peer = peer.map_or(IpAddr::V4(Ipv4Addr::UNSPECIFIED), |peer| peer.ip().to_canonical());
     let forwarded = headers.get_all("x-forwarded-for").filter_map(|value| value.to_str().ok());
+    if !is_proxy(peer, trusted) && headers.contains_key("x-forwarded-for") && !WARNED.swap(true, Ordering::Relaxed) {
+        tracing::warn!(
+            %peer,
+            "X-Forwarded-For of this peer is ignored, so all its clients count as one; if it is your proxy, add it to \
+             server.trusted_proxies"
+        );
+    }
     nearest_untrusted(peer, forwarded, trusted)
 }
 

@@ -175,7 +175,13 @@ fn refusal_parts(refusal: Refusal) -> (Code, Option<Duration>, Option<ErrorDetai
         Refusal::InvalidKey(fault) => return (Code::InvalidKey, None, Some(faulty_key(fault))),
         Refusal::InvalidSignature(fault) => return (Code::InvalidSignature, None, Some(faulty_key(fault))),
         Refusal::InvalidField { path, expected } => return (Code::BadRequest, None, Some(field(path, expected))),
-        Refusal::Unauthorized => Code::Unauthorized,
+        Refusal::Unauthorized(reason) => {
+            return (Code::Unauthorized, None, Some(ErrorDetails::InvalidToken { reason: reason.into() }));
+        }
+        Refusal::StaleSignedPrekey { served } => {
+            return (Code::StaleSignedPrekey, None, Some(ErrorDetails::ServedKey { key_id: served }));
+        }
+        Refusal::PoolChanged => Code::PoolChanged,
         Refusal::InvalidCode => Code::InvalidCode,
         Refusal::TooManyAttempts => Code::TooManyAttempts,
         Refusal::UnknownDevice => Code::UnknownDevice,

@@ -4,8 +4,9 @@ use std::time::Duration;
 
 use sealwire_protocol::{
     Codec,
-    events::{Event, MessageEvent, MessageSender, Welcome, WelcomeLimits, WelcomeMailbox},
+    events::{Event, Feature, MessageEvent, MessageSender, Welcome, WelcomeLimits, WelcomeMailbox},
     messages::MessageContent,
+    value::Named,
 };
 
 use super::keys::keys_status_reply;
@@ -30,6 +31,7 @@ pub fn welcome(
         limits: WelcomeLimits::default(),
         keys: keys_status_reply(keys),
         mailbox: WelcomeMailbox { waiting: mailbox.waiting, expired_total: mailbox.expired_total },
+        features: Feature::ALL.map(Named::Known).into(),
     }))
 }
 

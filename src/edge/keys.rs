@@ -2,6 +2,7 @@
 
 use std::collections::HashSet;
 
+use base64::{Engine, engine::general_purpose::STANDARD};
 use sealwire_protocol::{
     keys::{
         BundleOneTimePrekey, BundlePqPrekey, BundleSignedPrekey, BundlesReply, KeyIdReport, KeysStatusReply,
@@ -16,7 +17,7 @@ use super::EdgeError;
 use crate::{
     domain::{
         Bundle, Bundles, DeviceId, KeysStatus, Suite,
-        bundle::{EncodedKey, Unavailable, UsableSuites},
+        bundle::{EncodedKey, KeysDigest, Unavailable, UsableSuites},
         publish::{PublishRequest, SignedKey, UnsignedKey},
     },
     service::{PublishOutcome, PublishReport},
@@ -69,6 +70,8 @@ pub fn publish_request(request: PublishKeysRequest) -> PublishRequest {
         one_time: items(request.one_time_prekeys).map(unsigned).collect(),
         pq_last_resort: request.pq_last_resort.map(signed),
         pq_one_time: items(request.pq_one_time).map(signed).collect(),
+        replace: request.replace.unwrap_or_default(),
+        expect_pool_version: request.expect_pool_version,
     }
 }
 
@@ -87,8 +90,8 @@ pub fn publish_reply(outcome: PublishOutcome) -> PublishKeysReply {
 }
 
 fn report(report: PublishReport) -> KeyIdReport {
-    let PublishReport { accepted, duplicate, conflict, already_issued, over_cap } = report;
-    KeyIdReport { accepted, duplicate, conflict, already_issued, over_cap }
+    let PublishReport { accepted, duplicate, conflict, already_issued, over_cap, withdrawn } = report;
+    KeyIdReport { accepted, duplicate, conflict, already_issued, over_cap, withdrawn }
 }
 
 /// Returns the reply with the status of a device's keys.
@@ -105,7 +108,14 @@ pub fn keys_status_reply(status: KeysStatus) -> KeysStatusReply {
         pq_one_time: status.pq_one_time,
         threshold: status.threshold,
         pool_version: status.pool_version,
+        digest: None,
     }
+}
+
+/// Returns a digest as text.
+#[must_use]
+pub fn digest(digest: KeysDigest) -> Base64Text {
+    Base64Text(STANDARD.encode(digest))
 }
 
 /// Returns the reply to a fetch or a claim.

@@ -1,16 +1,71 @@
 //! Decides which browser pages may use the API.
 
+use std::{
+    collections::HashSet,
+    sync::{Arc, Mutex, PoisonError},
+    time::{Duration, Instant},
+};
+
 use actix_web::http::header::HeaderValue;
 
-/// The allowed browser origins.
+/// Most refused pairs of origin and host that are logged in [`LOG_SPAN`].
+const MAX_LOGGED: usize = 100;
+const LOG_SPAN: Duration = Duration::from_hours(1);
+/// Most characters of a header that are logged.
+const MAX_SHOWN: usize = 100;
+
+/// The browser origins that may use the API. Clones share what they have logged.
 #[derive(Clone, Debug, Default)]
-pub struct Origins(Vec<String>);
+pub struct Origins {
+    allowed: Vec<String>,
+    refused: Arc<Mutex<LoggedRefusals>>,
+}
+
+/// The refused pairs of origin and host that were logged, since a time.
+#[derive(Debug, Default)]
+struct LoggedRefusals {
+    since: Option<Instant>,
+    pairs: HashSet<(String, String)>,
+}
+
+impl LoggedRefusals {
+    /// Whether a refusal is to be logged: each pair once in a span, and only so many.
+    fn is_news(&mut self, pair: (String, String), now: Instant) -> bool {
+        if self.since.is_none_or(|since| now.saturating_duration_since(since) >= LOG_SPAN) {
+            *self = Self { since: Some(now), pairs: HashSet::new() };
+        }
+        self.pairs.len() < MAX_LOGGED && self.pairs.insert(pair)
+    }
+}
 
 impl Origins {
     /// Takes the allowed origins as browsers send them: scheme, host and, unless it is the default, port.
     #[must_use]
     pub fn new(allowed: &[String]) -> Self {
-        Self(allowed.iter().map(|origin| origin.to_ascii_lowercase()).collect())
+        let allowed = allowed.iter().map(|origin| origin.to_ascii_lowercase()).collect();
+        Self { allowed, refused: Arc::default() }
+    }
+
+    /// Like [`Self::allows`]. Logs a page that is refused: often its proxy changes `Host`, or its origin is not configured.
+    #[must_use]
+    pub fn admits(&self, origin: &HeaderValue, host: Option<&HeaderValue>) -> bool {
+        let is_allowed = self.allows(origin, host);
+        if !is_allowed {
+            let shown = |value: &HeaderValue| -> String {
+                String::from_utf8_lossy(value.as_bytes()).chars().take(MAX_SHOWN).collect()
+            };
+            let (origin, host) = (shown(origin), host.map(shown).unwrap_or_default());
+            let mut refused = self.refused.lock().unwrap_or_else(PoisonError::into_inner);
+            if refused.is_news((origin.clone(), host.clone()), Instant::now()) {
+                tracing::warn!(
+                    origin,
+                    host,
+                    "a page was refused because its Origin is not this Host; if it is yours, add the origin to \
+                     server.allowed_origins, or let the proxy pass on Host unchanged"
+                );
+            }
+        }
+        is_allowed
     }
 
     /// Whether a page of this origin may use the API. `host` is the `Host` header of its request: a page of the
@@ -18,7 +73,7 @@ impl Origins {
     #[must_use]
     pub fn allows(&self, origin: &HeaderValue, host: Option<&HeaderValue>) -> bool {
         let Ok(origin) = origin.to_str().map(str::to_ascii_lowercase) else { return false };
-        if self.0.contains(&origin) {
+        if self.allowed.contains(&origin) {
             return true;
         }
         let Some((scheme, authority)) = origin.split_once("://") else { return false };
@@ -41,6 +96,16 @@ fn with_port(authority: &str, default_port: &str) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_refused_pair_is_logged_once_an_hour_and_at_most_100_are() {
+        let (mut logged, start) = (LoggedRefusals::default(), Instant::now());
+        let pair = |n: usize| (format!("https://{n}.example"), "chat.example".to_owned());
+        assert!(logged.is_news(pair(0), start));
+        assert!(!logged.is_news(pair(0), start));
+        assert_eq!((1..500).filter(|n| logged.is_news(pair(*n), start)).count(), MAX_LOGGED - 1);
+        assert!(logged.is_news(pair(0), start + LOG_SPAN));
+    }
 
     #[test]
     fn the_own_origin_of_the_server_and_the_configured_ones_are_allowed() {

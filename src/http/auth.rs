@@ -19,7 +19,7 @@ use tracing::Instrument;
 
 use super::{BODY_TIMEOUT, Http};
 use crate::{
-    domain::{ClientNetwork, Refusal, Session},
+    domain::{ClientNetwork, Refusal, Session, refusal::InvalidTokenReason},
     edge::{EdgeError, Problem, accounts, bearer_token, client_address},
     metrics::{ResponseCode, Route},
     service::Notifications,
@@ -68,10 +68,11 @@ pub async fn logout(http: Data<Http>, request: HttpRequest) -> HttpResponse {
         let caller = authenticate(&http, &request).await?.caller;
         let service = http.service.clone();
         let work = async move { Ok(((), service.logout(&caller).await?)) };
-        on_runtime(&http, work).await.map_err(|refusal| {
-            // The session ended since it was authenticated. Over HTTP every invalid token gets `unauthorized`.
-            if refusal == Refusal::SessionRevoked { Refusal::Unauthorized } else { refusal }
-        })?;
+        match on_runtime(&http, work).await {
+            // The session ended since it was authenticated. Authenticating again finds out why.
+            Err(Refusal::SessionRevoked) => authenticate(&http, &request).await.map(drop)?,
+            answer => answer?,
+        }
         Ok(None::<SessionReply>)
     })
     .await
@@ -79,7 +80,7 @@ pub async fn logout(http: Data<Http>, request: HttpRequest) -> HttpResponse {
 
 /// Returns the session of the request's bearer token.
 async fn authenticate(http: &Http, request: &HttpRequest) -> Result<Session, EdgeError> {
-    let token = bearer_token(request.headers()).flatten().ok_or(Refusal::Unauthorized)?;
+    let token = bearer_token(request.headers()).flatten().ok_or(Refusal::Unauthorized(InvalidTokenReason::Unknown))?;
     let service = http.service.clone();
     Ok(on_runtime(http, async move { service.authenticate(&token).await }).await?)
 }

@@ -8,10 +8,11 @@ use actix_web::{
 use sealwire_protocol::health::{HealthReply, HealthStatus};
 
 use super::Http;
+use crate::service::BusState;
 
 /// `GET /healthz`: always 200; does not use the database or the bus.
 pub async fn healthz() -> HttpResponse {
-    HttpResponse::Ok().json(reply(HealthStatus::Ok, &[]))
+    HttpResponse::Ok().json(reply(HealthStatus::Ok, Vec::new()))
 }
 
 /// `GET /readyz`: 503 if the store does not answer or the node is stopping; otherwise 200, with the status `degraded`
@@ -20,29 +21,34 @@ pub async fn healthz() -> HttpResponse {
 pub async fn readyz(http: Data<Http>) -> HttpResponse {
     let service = http.service.clone();
     let store_answers = http.runtime.spawn(async move { service.store_is_reachable().await }).await.unwrap_or(false);
-    let (status, reasons) = readiness(store_answers, http.service.bus_is_up(), (http.is_draining)());
+    let (status, reasons) = readiness(store_answers, http.service.bus_state(), (http.is_draining)());
     let code = if status == HealthStatus::NotReady { StatusCode::SERVICE_UNAVAILABLE } else { StatusCode::OK };
-    HttpResponse::build(code).insert_header((header::ACCESS_CONTROL_ALLOW_ORIGIN, "*")).json(reply(status, &reasons))
+    HttpResponse::build(code).insert_header((header::ACCESS_CONTROL_ALLOW_ORIGIN, "*")).json(reply(status, reasons))
 }
 
-fn reply(status: HealthStatus, reasons: &[&str]) -> HealthReply {
-    HealthReply { status: status.into(), reasons: reasons.iter().map(|reason| (*reason).to_owned()).collect() }
+fn reply(status: HealthStatus, reasons: Vec<String>) -> HealthReply {
+    HealthReply { status: status.into(), reasons }
 }
 
 /// Returns the status of a node, with the reasons if it is not `ready`.
-pub fn readiness(store_answers: bool, bus_is_up: bool, is_draining: bool) -> (HealthStatus, Vec<&'static str>) {
+pub fn readiness(store_answers: bool, bus: BusState, is_draining: bool) -> (HealthStatus, Vec<String>) {
     let mut reasons = Vec::new();
     if !store_answers {
-        reasons.push("the store does not answer");
+        reasons.push("the store does not answer".to_owned());
     }
     if is_draining {
-        reasons.push("draining");
+        reasons.push("draining".to_owned());
     }
     if !reasons.is_empty() {
-        (HealthStatus::NotReady, reasons)
-    } else if bus_is_up {
-        (HealthStatus::Ready, reasons)
-    } else {
-        (HealthStatus::Degraded, vec!["the bus does not answer"])
+        return (HealthStatus::NotReady, reasons);
+    }
+    let degraded = |reason: String| (HealthStatus::Degraded, vec![reason]);
+    match bus {
+        BusState::Up => (HealthStatus::Ready, reasons),
+        BusState::Down => degraded("the bus does not answer".to_owned()),
+        BusState::NotHeard(node) => degraded(format!("the bus does not reach node {node}")),
+        BusState::ForeignDeployment => {
+            degraded("another deployment with the same auth.secret uses this bus".to_owned())
+        }
     }
 }

@@ -9,7 +9,7 @@ use actix_web::{
     web::Data,
 };
 use tracing::Span;
-use tracing_actix_web::{DefaultRootSpanBuilder, RootSpanBuilder};
+use tracing_actix_web::RootSpanBuilder;
 
 use super::Http;
 use crate::edge::client_address;
@@ -17,7 +17,7 @@ use crate::edge::client_address;
 /// The time at which the head of a request had been read.
 struct RequestStart(Instant);
 
-/// Creates spans with method, route, client and status. The URL is not logged, because clients may put secrets into it.
+/// Creates spans with method, route and client; the status is in the one line of the request. The URL is not logged, because clients may put secrets into it.
 pub struct RequestSpan;
 
 impl RootSpanBuilder for RequestSpan {
@@ -31,19 +31,20 @@ impl RootSpanBuilder for RequestSpan {
             method = %request.method(),
             route,
             %client,
-            http.status_code = tracing::field::Empty,
-            otel.status_code = tracing::field::Empty,
-            exception.message = tracing::field::Empty,
-            exception.details = tracing::field::Empty,
         )
     }
 
-    fn on_request_end<B: MessageBody>(span: Span, outcome: &Result<ServiceResponse<B>, Error>) {
-        DefaultRootSpanBuilder::on_request_end(span, outcome);
-        if let Ok(response) = outcome {
-            let took = response.request().extensions().get::<RequestStart>().map(|RequestStart(at)| at.elapsed());
-            let ms = took.map(|took| u64::try_from(took.as_millis()).unwrap_or(u64::MAX));
-            tracing::info!(status = response.status().as_u16(), ms, "request");
+    fn on_request_end<B: MessageBody>(_: Span, outcome: &Result<ServiceResponse<B>, Error>) {
+        match outcome {
+            Ok(response) => {
+                let took = response.request().extensions().get::<RequestStart>().map(|RequestStart(at)| at.elapsed());
+                // Tenths of a millisecond.
+                let ms = took.map(|took| (took.as_secs_f64() * 10_000.0).round() / 10.0);
+                tracing::info!(status = response.status().as_u16(), ms, "request");
+            }
+            Err(error) => {
+                tracing::info!(status = error.as_response_error().status_code().as_u16(), "request");
+            }
         }
     }
 }

@@ -137,6 +137,8 @@ label! {
         Received "received",
         /// Not sent, because the queue to Redis was full.
         Dropped "dropped",
+        /// Received, but not authentic, too old or of another version.
+        Rejected "rejected",
     }
 }
 

@@ -3,7 +3,8 @@
 use super::Service;
 use crate::{
     domain::{
-        Bundles, Caller, ClaimId, DeviceId, KeysStatus, OneTimeOutcome, Refusal, UserId, bundle::UsableSuites,
+        Bundles, Caller, ClaimId, DeviceId, KeysStatus, OneTimeOutcome, Refusal, UserId,
+        bundle::{KeysDigest, UsableSuites},
         publish::PublishRequest,
     },
     metrics::ClaimOutcome,
@@ -23,13 +24,18 @@ impl Service {
         Ok(self.store.publish(caller, &publish, now).await?)
     }
 
-    /// Returns the status of the caller's keys on the server.
+    /// Returns the status of the caller's keys on the server, with their digest if it is wanted.
     ///
     /// # Errors
     /// `session_revoked`
-    pub async fn keys_status(&self, caller: &Caller) -> Result<KeysStatus, Refusal> {
+    pub async fn keys_status(
+        &self,
+        caller: &Caller,
+        with_digest: bool,
+    ) -> Result<(KeysStatus, Option<KeysDigest>), Refusal> {
         self.store.check_session(caller, self.now()).await?;
-        Ok(self.store.keys_status(caller.device).await?)
+        let digest = if with_digest { Some(self.store.keys_digest(caller.device).await?) } else { None };
+        Ok((self.store.keys_status(caller.device).await?, digest))
     }
 
     /// Returns bundles of a user's devices (all if `devices` is `None`), without one-time keys.

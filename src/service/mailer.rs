@@ -15,10 +15,11 @@ use tokio::{
     time::{Instant, sleep, timeout_at},
 };
 
-pub use self::mail::Mail;
 use self::transport::Transport;
+pub use self::{mail::Mail, transport::check};
 use crate::{
     clock::{Clock, Entropy},
+    domain::Email,
     metrics::{MailOutcome, Metrics},
     tasks::Work,
 };
@@ -57,6 +58,9 @@ pub enum MailerError {
         /// The SMTP reply code (RFC 5321, section 4.2); from 500 on the failure is permanent.
         code: u16,
     },
+    /// The mail server cannot be reached, in a test of the settings.
+    #[error("cannot reach the mail server of mailer.url: {0}")]
+    Connect(String),
     /// The mail server cannot be reached, or its replies are not SMTP.
     #[error("cannot reach the mail server or read its reply")]
     Server,
@@ -93,6 +97,28 @@ impl Mailer {
         let transport =
             RetryingTransport { transport, metrics, concurrent: Semaphore::new(MAX_CONCURRENT), pauses: RETRY_PAUSES };
         Ok(Self { transport: Arc::new(transport), permits: Arc::new(Semaphore::new(MAX_UNSENT)), work })
+    }
+
+    /// Checks in the background that the mail server answers, and logs a warning if not.
+    pub fn warn_if_unreachable(&self) {
+        let transport = self.transport.clone();
+        self.work.spawn(async move {
+            if let Err(error) = transport.transport.test_connection().await {
+                tracing::warn!(%error, "no mail can be sent now; sign-in needs it");
+            }
+        });
+    }
+
+    /// Checks that the mail server answers and, if an address is given, that it takes a mail for it.
+    ///
+    /// # Errors
+    /// The cause, if it does not.
+    pub async fn try_now(&self, test_mail_to: Option<Email>) -> Result<(), MailerError> {
+        self.transport.transport.test_connection().await?;
+        match test_mail_to {
+            Some(address) => self.transport.transport.send(&Mail::test(address)).await,
+            None => Ok(()),
+        }
     }
 
     /// Sends a mail in the background. A stopping server waits for it. If too many mails are unsent, drops this one and

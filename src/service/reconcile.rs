@@ -7,12 +7,13 @@ use rand::RngExt;
 
 use super::Service;
 use crate::{
+    bus::BusState,
     domain::{LiveConnection, Signal},
     metrics::Repair,
     store::{ConnectionState, StoreError},
 };
 
-/// Interval while the bus is up, and while it is down.
+/// Interval while signals reach all nodes, and while they do not.
 const EVERY: Duration = Duration::from_secs(30);
 const EVERY_WITHOUT_BUS: Duration = Duration::from_secs(5);
 /// Connections checked in one query.
@@ -22,14 +23,14 @@ const JITTER: f64 = 0.2;
 
 /// Reconciles at the interval, and at once when the bus is up again. Never returns.
 pub async fn reconcile_forever(service: Arc<Service>) {
-    let mut bus_is_up = service.bus.watch();
+    let mut bus_state = service.bus.watch();
     loop {
-        let every = if *bus_is_up.borrow_and_update() { EVERY } else { EVERY_WITHOUT_BUS };
+        let every = if *bus_state.borrow_and_update() == BusState::Up { EVERY } else { EVERY_WITHOUT_BUS };
         let early = service.entropy.draw(|rng| rng.random_range(0.0..JITTER));
         tokio::select! {
             () = tokio::time::sleep(every.mul_f64(1.0 - early)) => {}
-            Ok(()) = bus_is_up.changed() => {
-                if !*bus_is_up.borrow() {
+            Ok(()) = bus_state.changed() => {
+                if *bus_state.borrow() != BusState::Up {
                     continue;
                 }
             }

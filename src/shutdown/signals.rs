@@ -1,9 +1,10 @@
 //! Handles SIGTERM and SIGINT.
 
-use std::{convert::Infallible, io, process, time::Duration};
+use std::{convert::Infallible, io, process, thread, time::Duration};
 
 use tokio::{
     signal::unix::{Signal, SignalKind, signal},
+    sync::oneshot,
     time::sleep,
 };
 
@@ -19,6 +20,17 @@ pub struct Signals {
     interrupt: Signal,
 }
 
+/// The handling of signals while the server starts.
+pub struct StartSignals(oneshot::Sender<()>);
+
+impl StartSignals {
+    /// Leaves signals to the server.
+    pub fn started(self) {
+        // Fails only if the thread is gone, which then handles none either.
+        let _ = self.0.send(());
+    }
+}
+
 impl Signals {
     /// Installs the signal handlers. Must be called in a Tokio runtime.
     ///
@@ -28,8 +40,36 @@ impl Signals {
         Ok(Self { terminate: signal(SignalKind::terminate())?, interrupt: signal(SignalKind::interrupt())? })
     }
 
-    /// Stops the server gracefully at the first signal, and ends the process with exit code 1 at the second. Never
-    /// returns. Must run in an actix system.
+    /// Ends the process with `exit_code` at the first signal, so that every wait of a start or a command ends with it.
+    /// Call [`StartSignals::started`] on the result once the server handles signals itself; keep it until then.
+    ///
+    /// # Errors
+    /// If the operating system refuses.
+    pub fn end_start(exit_code: i32) -> io::Result<StartSignals> {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_io().build()?;
+        let mut signals = {
+            // The handlers are installed before this returns.
+            let _guard = runtime.enter();
+            Self::new()?
+        };
+        let (started, has_started) = oneshot::channel();
+        thread::Builder::new().name("start signals".to_owned()).spawn(move || {
+            runtime.block_on(async {
+                tokio::select! {
+                    biased;
+                    _ = has_started => {}
+                    () = signals.next() => {
+                        tracing::info!("stopped by a signal");
+                        process::exit(exit_code);
+                    }
+                }
+            });
+        })?;
+        Ok(StartSignals(started))
+    }
+
+    /// Stops the server gracefully at the first signal. A second signal ends the process immediately, with exit code 1.
+    /// Must run in an actix system.
     pub async fn stop(mut self, stopper: Stopper) -> Infallible {
         self.next().await;
         actix_rt::spawn(async move { stopper.stop().await });

@@ -17,10 +17,11 @@ use std::{rc::Rc, sync::Arc, time::Duration};
 
 use actix::{Actor, ActorContext, ActorFutureExt, AsyncContext, Context, Handler, StreamHandler, fut::wrap_future};
 use actix_ws::{CloseReason, MessageStream, ProtocolError, Session as WsSession};
-use sealwire_protocol::{CloseCode, Codec};
+use sealwire_protocol::{CloseCode, Codec, ProtocolFault};
 use tokio::{sync::oneshot, time::Instant};
 
 use super::{
+    closing::Closing,
     flow::Flow,
     hub::HubMessage,
     message_reader::{Incoming, MessageReader},
@@ -101,7 +102,7 @@ pub struct UpgradedConnection {
 }
 
 /// The result of a handler of an open connection: `Err` with the code to close it with.
-type HandlerResult = Result<(), CloseCode>;
+type HandlerResult = Result<(), Closing>;
 
 // Attached.
 
@@ -217,8 +218,8 @@ impl DeviceSocket {
         act: impl FnOnce(&mut OpenState, &mut DeviceConnection, &mut Context<Self>) -> HandlerResult,
     ) {
         let SocketState::Open(open) = &mut self.state else { return };
-        if let Err(code) = act(open, &mut self.connection, ctx) {
-            self.close(code, ctx);
+        if let Err(closing) = act(open, &mut self.connection, ctx) {
+            self.close(closing, ctx);
         }
     }
 }
@@ -235,16 +236,26 @@ impl StreamHandler<Result<Incoming, ProtocolError>> for DeviceSocket {
             (Ok(Incoming::Ping(payload)), _) => self.connection.flow.outbox.pong(&payload),
             (Ok(Incoming::Pong), _) => {}
             (Ok(Incoming::Close(reason)), _) => self.echo_close(reason, ctx),
-            (Ok(Incoming::Text(_) | Incoming::Binary(_)) | Err(_), _) => self.close(CloseCode::ProtocolError, ctx),
+            (Ok(Incoming::Text(_)), _) => self.close(ProtocolFault::TextFrame, ctx),
+            (Ok(Incoming::Binary(_)), _) => self.close(ProtocolFault::BinaryFrame, ctx),
+            (Err(error), _) => self.close(fault(&error), ctx),
         }
     }
 
     fn finished(&mut self, ctx: &mut Context<Self>) {
         match self.connection.wire.violation() {
             Some(Violation::FrameTooLarge) => self.close(CloseCode::FrameTooLarge, ctx),
-            Some(Violation::Protocol) => self.close(CloseCode::ProtocolError, ctx),
+            Some(Violation::Protocol(fault)) => self.close(fault, ctx),
             None => ctx.stop(),
         }
+    }
+}
+
+/// What an error of the WebSocket library means. The frame guard has checked the frames before, so only text is left.
+fn fault(error: &ProtocolError) -> ProtocolFault {
+    match error {
+        ProtocolError::Io(error) if error.kind() == std::io::ErrorKind::InvalidData => ProtocolFault::NotUtf8,
+        _ => ProtocolFault::Framing,
     }
 }
 
@@ -285,9 +296,10 @@ impl DeviceSocket {
 
 impl DeviceSocket {
     /// Closes with `code`: the writer sends the queued frames and the Close frame, and the actor stops.
-    fn close(&mut self, code: CloseCode, ctx: &mut Context<Self>) {
-        if self.begin_closing(code.number(), code.reason(), Close::Code(code)) {
-            self.connection.flow.outbox.close(code);
+    fn close(&mut self, closing: impl Into<Closing>, ctx: &mut Context<Self>) {
+        let closing = closing.into();
+        if self.begin_closing(closing.code.number(), closing.reason, Close::Code(closing.code)) {
+            self.connection.flow.outbox.close(closing);
             ctx.stop();
         }
     }

@@ -13,7 +13,10 @@ use actix_web::web::Bytes;
 use actix_ws::CloseReason;
 use sealwire_protocol::CloseCode;
 
-use super::budget::{Budget, Reservation};
+use super::{
+    budget::{Budget, Reservation},
+    closing::Closing,
+};
 
 /// Bytes that a queue may hold even if the node's budget is used up, so that a few slow peers cannot block all others.
 const GUARANTEED_BYTES: usize = 64 * 1024;
@@ -38,7 +41,7 @@ pub enum QueuedFrame {
 /// How the connection closes once the queue is empty.
 pub enum CloseMode {
     /// Send a Close frame with this code.
-    Close(CloseCode),
+    Close(Closing),
     /// Echo the peer's Close frame.
     Echo(Option<CloseReason>),
     /// Close at once, since the peer is gone.
@@ -132,12 +135,12 @@ impl Outbox {
 
     /// Closes with a Close frame after the queued frames. The queue of a slow consumer is dropped first, because the
     /// peer would not read it.
-    pub fn close(&self, code: CloseCode) {
-        if code == CloseCode::SlowConsumer {
+    pub fn close(&self, closing: Closing) {
+        if closing.code == CloseCode::SlowConsumer {
             self.queue.borrow_mut().clear();
             self.queued_bytes.set(0);
         }
-        self.begin_closing(CloseMode::Close(code));
+        self.begin_closing(CloseMode::Close(closing));
     }
 
     /// Answers the peer's Close frame after the queued frames.

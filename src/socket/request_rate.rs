@@ -45,17 +45,18 @@ impl RequestRate {
         }
     }
 
-    /// Counts a request that is about to run.
+    /// Counts a request that is to be run and costs as much as `cost` ordinary ones. Whatever it costs, a full bucket
+    /// is enough.
     ///
     /// # Errors
     /// If the connection is over its rate: the time until a request would be accepted. The request is counted as
     /// refused.
-    pub fn take(&self, now: Instant) -> Result<(), Duration> {
+    pub fn take(&self, cost: u32, now: Instant) -> Result<(), Duration> {
         if self.per_second == 0 {
             return Ok(());
         }
         let mut bucket = self.bucket.get();
-        let taken = bucket.take(self.request_cost(), CAPACITY, now);
+        let taken = bucket.take((self.request_cost() * cost).min(CAPACITY), CAPACITY, now);
         self.bucket.set(bucket);
         taken.map_err(|wait| {
             self.count_refused(now);
@@ -138,7 +139,7 @@ mod tests {
         let mut read = RushOutcome { taken: 0, refused: 0, until: begin };
         for _ in 0..requests {
             read.until = wait(rate, read.until);
-            match rate.take(read.until) {
+            match rate.take(1, read.until) {
                 Ok(()) => read.taken += 1,
                 Err(_) => read.refused += 1,
             }
@@ -156,14 +157,14 @@ mod tests {
         let rate = RequestRate::new(100, start);
         let burst = rush(&rate, start, 1000);
         assert_eq!((burst.taken, burst.until), (1000, start));
-        let wait_time = rate.take(start).unwrap_err();
+        let wait_time = rate.take(1, start).unwrap_err();
         // The cost of a request and of its refusal.
         assert_eq!(wait_time, Duration::from_millis(11));
         assert!(
-            rate.take(start + wait_time.saturating_sub(Duration::from_micros(1))).is_err(),
+            rate.take(1, start + wait_time.saturating_sub(Duration::from_micros(1))).is_err(),
             "it is refused before that time"
         );
-        let wait_time = rate.take(start + wait_time).unwrap_err();
+        let wait_time = rate.take(1, start + wait_time).unwrap_err();
         assert_eq!(wait_time, Duration::from_millis(2), "two refusals were counted in between");
         let later = start + Duration::from_mins(10);
         let burst = rush(&rate, later, 1001);
@@ -180,11 +181,11 @@ mod tests {
             rate.bucket.set(empty);
             let (mut now, mut refused) = (start, 0);
             for _ in 0..100 {
-                if let Err(wait_time) = rate.take(now) {
+                if let Err(wait_time) = rate.take(1, now) {
                     refused += 1;
                     // Clients get milliseconds.
                     now += Duration::from_millis(u64::try_from(wait_time.as_nanos().div_ceil(1_000_000)).unwrap());
-                    assert_eq!(rate.take(now), Ok(()), "refused after {wait_time:?} at {per_second} a second");
+                    assert_eq!(rate.take(1, now), Ok(()), "refused after {wait_time:?} at {per_second} a second");
                 }
             }
             let fair = f64::from(refused) * 1.1 / f64::from(per_second);
@@ -207,9 +208,9 @@ mod tests {
         assert_eq!((slowed.taken, slowed.refused), (0, 5000));
         let took = seconds(start, slowed.until);
         assert!((4.9..5.1).contains(&took), "{took}");
-        let wait_time = rate.take(slowed.until).unwrap_err();
+        let wait_time = rate.take(1, slowed.until).unwrap_err();
         assert!(wait_time < Duration::from_millis(1020), "the time to wait is bounded: {wait_time:?}");
-        assert_eq!(rate.take(slowed.until + wait_time), Ok(()), "a pause is enough");
+        assert_eq!(rate.take(1, slowed.until + wait_time), Ok(()), "a pause is enough");
     }
 
     #[test]
@@ -222,7 +223,7 @@ mod tests {
             rate.count_refused(now);
         }
         assert_eq!(now, start, "a burst of ten times as many, and the debt");
-        assert!(rate.take(now).is_err());
+        assert!(rate.take(1, now).is_err());
         for _ in 0..5000 {
             now = wait(&rate, now);
             rate.count_refused(now);
@@ -238,7 +239,7 @@ mod tests {
         for micros in 0..10_000 {
             assert_eq!(rate.wait(start + Duration::from_micros(micros)), None);
         }
-        assert_eq!(rate.take(start + Duration::from_micros(10_001)), Ok(()));
+        assert_eq!(rate.take(1, start + Duration::from_micros(10_001)), Ok(()));
     }
 
     #[test]
@@ -247,7 +248,7 @@ mod tests {
         let rate = RequestRate::new(1, start);
         let (mut now, mut taken) = (start, 0);
         while taken < 13 {
-            match rate.take(now) {
+            match rate.take(1, now) {
                 Ok(()) => taken += 1,
                 Err(wait_time) => now += wait_time,
             }
@@ -261,7 +262,7 @@ mod tests {
             let rate = RequestRate::new(per_second, Instant::now());
             for _ in 0..requests {
                 std::future::poll_fn(|cx| rate.poll_ready(cx)).await;
-                assert!(rate.take(Instant::now()).is_ok() || per_second > 0);
+                assert!(rate.take(1, Instant::now()).is_ok() || per_second > 0);
             }
         }
     }

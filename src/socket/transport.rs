@@ -68,6 +68,8 @@ mod wire;
 const KEEP_ALIVE: Duration = Duration::from_secs(30);
 /// How long an HTTP connection with unread request bytes stays open after its last response.
 const DISCONNECT_TIMEOUT: Duration = Duration::from_secs(1);
+/// How long a connection that was refused after its upgrade is kept.
+const REFUSAL_LINGER: Duration = Duration::from_secs(1);
 /// How long writing the response to an upgrade request may take.
 const RESPONSE_TIMEOUT: Duration = Duration::from_secs(10);
 /// Number of connections that the kernel queues until they are accepted. Many clients may reconnect at the same time.
@@ -203,7 +205,7 @@ where
             .into_parts();
             let connection = framed.into_parts();
             let ended = match upgrade {
-                Some(upgrade) if response.status() == StatusCode::SWITCHING_PROTOCOLS => {
+                Some(upgrade) if response.status() == StatusCode::SWITCHING_PROTOCOLS && !is_refusal(&response) => {
                     upgrade.accept(connection, response, body, &tuning, scratch).await
                 }
                 refused => {
@@ -218,6 +220,13 @@ where
             Ok(())
         })
     })
+}
+
+/// Marks a response that completes an upgrade only to say, in its body of WebSocket frames, why it is refused.
+pub struct RefusedAfterUpgrade;
+
+fn is_refusal(response: &Response<()>) -> bool {
+    response.extensions().get::<RefusedAfterUpgrade>().is_some()
 }
 
 /// An upgrade that the application has yet to accept or refuse.
@@ -282,11 +291,19 @@ async fn refuse_upgrade(
     body: BoxBody,
     scratch: &Scratch,
 ) -> io::Result<()> {
-    if response.status() == StatusCode::SWITCHING_PROTOCOLS {
+    let is_after_upgrade = is_refusal(&response);
+    if response.status() == StatusCode::SWITCHING_PROTOCOLS && !is_after_upgrade {
         return Err(io::Error::other("the application answered 101 to a request that cannot be upgraded"));
     }
     let stream = timeout(RESPONSE_TIMEOUT, async move {
         let FramedParts { io: mut stream, mut codec, mut write_buf, .. } = connection;
+        if is_after_upgrade {
+            codec.encode(h1::Message::Item((response, BodySize::Stream)), &mut write_buf)?;
+            let frames = actix_web::body::to_bytes(body).await.map_err(body_error)?;
+            write_buf.extend_from_slice(&frames);
+            stream.write_all_buf(&mut write_buf).await?;
+            return Ok(stream);
+        }
         let head = response.head_mut();
         head.set_connection_type(ConnectionType::Close);
         // For a body of unknown length, the codec would announce chunks but write none: the body ends with the
@@ -305,6 +322,12 @@ async fn refuse_upgrade(
     .await??;
     // Frees its slots: lingering is limited in time, so the connection need not count any more.
     let (mut stream, mut linger) = (stream.into_inner(), Linger::default());
-    poll_fn(|cx| linger.poll(&mut stream, scratch, cx)).await;
+    let lingering = poll_fn(|cx| linger.poll(&mut stream, scratch, cx));
+    if is_after_upgrade {
+        // The peer has a second to read the close and answer it.
+        let _ = timeout(REFUSAL_LINGER, lingering).await;
+    } else {
+        lingering.await;
+    }
     Ok(())
 }

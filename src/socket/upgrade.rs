@@ -3,22 +3,25 @@
 
 use std::{rc::Rc, sync::Arc, time::Instant};
 
+use actix_http::ws::{CloseCode as WsCloseCode, CloseReason, OpCode, Parser};
 use actix_web::{
     HttpMessage, HttpRequest, HttpResponse,
+    body::BoxBody,
     http::header::{self, HeaderMap, HeaderValue},
-    web,
+    web::{self, BytesMut},
 };
 
-use sealwire_protocol::{Codec, limits::MAX_FRAME_BYTES};
+use sealwire_protocol::{CloseCode, Codec, events::Event, limits::MAX_FRAME_BYTES};
 
 use super::{
     device::{DeviceSocket, UpgradedConnection},
     networks::ConnectionKind,
     node::Node,
-    transport::Wire,
+    ops::encode,
+    transport::{RefusedAfterUpgrade, Wire},
 };
 use crate::{
-    domain::{ClientNetwork, Refusal, token::Token},
+    domain::{ClientNetwork, Refusal, refusal::InvalidTokenReason, token::Token},
     edge::{EdgeError, Problem, bearer_token, client_address, is_proxy},
     metrics::Limit,
 };
@@ -34,6 +37,9 @@ pub async fn open(request: HttpRequest, body: web::Payload, node: web::Data<Node
         Err(error) => {
             let problem = Problem::from(error);
             node.metrics.upgrades_refused.inc(problem.code());
+            if let Some(response) = refusal_for_browser(&request, &node, &problem) {
+                return response;
+            }
             let mut response = problem.response();
             if actix_http::ws::verify_handshake(request.head()).is_err() {
                 // RFC 6455, 4.4: the versions that the server supports.
@@ -47,7 +53,7 @@ pub async fn open(request: HttpRequest, body: web::Payload, node: web::Data<Node
 async fn upgrade(request: &HttpRequest, body: web::Payload, node: Arc<Node>) -> Result<HttpResponse, EdgeError> {
     let headers = request.headers();
     if let Some(origin) = headers.get(header::ORIGIN)
-        && !node.origins.allows(origin, headers.get(header::HOST))
+        && !node.origins.admits(origin, headers.get(header::HOST))
     {
         return Err(EdgeError::ForbiddenOrigin);
     }
@@ -67,7 +73,7 @@ async fn upgrade(request: &HttpRequest, body: web::Payload, node: Arc<Node>) -> 
         Some(token) => token,
         None => offer.token,
     };
-    let token = token.ok_or(Refusal::Unauthorized)?;
+    let token = token.ok_or(Refusal::Unauthorized(InvalidTokenReason::Unknown))?;
     let service = node.service.clone();
     let check = node.runtime.spawn(async move {
         let (session, notifications) = service.authenticate(&token).await?;
@@ -94,6 +100,39 @@ async fn upgrade(request: &HttpRequest, body: web::Payload, node: Arc<Node>) -> 
     Ok(response)
 }
 
+/// The refusal of an upgrade as a browser can show it to its page: the upgrade is completed, and one event and the close
+/// follow. `None` if the client is not a browser that may connect here, or if the refusal is not about its session, a
+/// rate or the server's state.
+fn refusal_for_browser(request: &HttpRequest, node: &Node, problem: &Problem) -> Option<HttpResponse> {
+    let headers = request.headers();
+    let origin = headers.get(header::ORIGIN)?;
+    let offer = SubprotocolOffer::read(request).ok()?;
+    if !node.origins.allows(origin, headers.get(header::HOST)) || !offer.is_codec_offered || !offer.has_token {
+        return None;
+    }
+    let close = match problem.http_status() {
+        401 => CloseCode::Unauthorized,
+        429 => CloseCode::RateLimited,
+        503 if node.hub.is_draining() => CloseCode::Draining,
+        503 => CloseCode::Unavailable,
+        _ => return None,
+    };
+    let event = encode(offer.codec, &Event::Refused(Box::new(problem.body().clone())));
+    let opcode = match offer.codec {
+        Codec::Json => OpCode::Text,
+        Codec::MsgPack => OpCode::Binary,
+    };
+    let mut frames = BytesMut::new();
+    Parser::write_message(&mut frames, event, opcode, true, false);
+    let reason = CloseReason { code: WsCloseCode::Other(close.number()), description: Some(close.reason().to_owned()) };
+    Parser::write_close(&mut frames, Some(reason), false);
+    let mut response = actix_http::ws::handshake(request.head()).ok()?;
+    response.insert_header((header::SEC_WEBSOCKET_PROTOCOL, offer.codec.subprotocol()));
+    let mut response = HttpResponse::from(response.message_body(BoxBody::new(frames.freeze())).ok()?);
+    response.extensions_mut().insert(RefusedAfterUpgrade);
+    Some(response)
+}
+
 /// Whether the transport has switched the connection to WebSocket. It does so only if an `Upgrade` header has exactly
 /// this value.
 fn is_upgraded_by_transport(headers: &HeaderMap) -> bool {
@@ -114,6 +153,8 @@ struct SubprotocolOffer {
     /// Whether the client offered the codec; if so, the response has to name it. Otherwise JSON is the default.
     is_codec_offered: bool,
     token: Option<Token>,
+    /// Whether a token was offered, valid or not.
+    has_token: bool,
 }
 
 impl SubprotocolOffer {
@@ -125,12 +166,14 @@ impl SubprotocolOffer {
         let unknown = || EdgeError::Malformed("offer sealwire.v1.msgpack or sealwire.v1.json".into());
         let mut codec = None;
         let mut token = None;
+        let mut has_token = false;
         let mut is_any_offered = false;
         for value in request.headers().get_all(header::SEC_WEBSOCKET_PROTOCOL) {
             let names = value.to_str().map_err(|_| unknown())?;
             for name in names.split(',').map(str::trim).filter(|name| !name.is_empty()) {
                 is_any_offered = true;
                 if let Some(text) = name.strip_prefix(TOKEN_SUBPROTOCOL) {
+                    has_token = true;
                     token = token.or_else(|| Token::parse(text));
                 } else {
                     codec = codec.or_else(|| Codec::ALL.into_iter().find(|known| known.subprotocol() == name));
@@ -138,9 +181,9 @@ impl SubprotocolOffer {
             }
         }
         match codec {
-            Some(codec) => Ok(Self { codec, is_codec_offered: true, token }),
+            Some(codec) => Ok(Self { codec, is_codec_offered: true, token, has_token }),
             None if is_any_offered => Err(unknown()),
-            None => Ok(Self { codec: Codec::Json, is_codec_offered: false, token }),
+            None => Ok(Self { codec: Codec::Json, is_codec_offered: false, token, has_token }),
         }
     }
 }

@@ -93,9 +93,9 @@ impl Writer {
                     self.wire.abort();
                     return Poll::Ready(());
                 }
-                Err(CloseMode::Close(code)) => {
-                    let description = Some(code.reason().to_owned());
-                    let reason = CloseReason { code: WsCloseCode::Other(code.number()), description };
+                Err(CloseMode::Close(closing)) => {
+                    let (code, description) = (closing.code.number(), Some(closing.reason.to_owned()));
+                    let reason = CloseReason { code: WsCloseCode::Other(code), description };
                     self.next = Some(Message::Close(Some(reason)));
                     self.is_close_sent = true;
                 }

@@ -44,11 +44,16 @@ pub(super) async fn active(tx: &mut Tx<'_>, user: UserId) -> Result<Vec<DeviceRe
 
 /// Revokes a device of the user. Deletes its sessions, its envelopes, its signed prekey, its last-resort key and its
 /// unissued one-time keys. Returns whether it was active.
-pub(super) async fn revoke(tx: &mut Tx<'_>, device: DeviceId, user: UserId) -> Result<bool, StoreError> {
+pub(super) async fn revoke(
+    tx: &mut Tx<'_>,
+    device: DeviceId,
+    user: UserId,
+    now: Timestamp,
+) -> Result<bool, StoreError> {
     let was_active = tx.query(sql::REVOKE_DEVICE).bind(device.0).bind(user.0).execute().await? == 1;
     if was_active {
+        sessions::end_for_revoked(tx, device, now).await?;
         for text in [
-            sql::DELETE_SESSIONS_OF_DEVICE,
             // Locks the mailbox before its envelopes are deleted, and so waits for a send in progress.
             mailbox::EMPTY_MAILBOX,
             mailbox::DELETE_MESSAGES,
@@ -115,7 +120,7 @@ impl Store {
             let mut tx = self.begin().await?;
             locks::user(&mut tx, caller.user).await?;
             sessions::authorize(&mut tx, caller, now).await?;
-            if !revoke(&mut tx, device, caller.user).await? {
+            if !revoke(&mut tx, device, caller.user, now).await? {
                 return Err(Refusal::UnknownDevice.into());
             }
             let others = active(&mut tx, caller.user).await?;

@@ -5,6 +5,10 @@ use thiserror::Error;
 
 use crate::{domain::Refusal, sqlite_file::SqliteUrlError};
 
+/// What to do about a pooler.
+pub(super) const POOLER: &str = "if database.url leads to a PgBouncer in transaction mode, set database.pooler = true and \
+    database.migrate_url; in session mode, make the settings defaults of the role, see docs/operations.md";
+
 /// Why a store operation failed. It wrote nothing, except that after [`StoreError::Unavailable`] during a commit the
 /// transaction may have been committed.
 #[derive(Debug, Error)]
@@ -30,6 +34,20 @@ pub enum StoreError {
     /// The applied migrations do not match this version.
     #[error("the database does not fit this version of sealwire: {0}")]
     Schema(String),
+    /// PostgreSQL cannot be reached when the store is opened.
+    #[error("cannot connect to PostgreSQL at {place}: {reason}")]
+    Connect {
+        /// Host and port.
+        place: String,
+        /// The cause. It contains no password.
+        reason: String,
+    },
+    /// A pooler between the server and PostgreSQL does not keep what the server relies on.
+    #[error("the connection to PostgreSQL cannot be used: {0}; {POOLER}")]
+    Pooler(String),
+    /// The URL is not one of PostgreSQL.
+    #[error("database.url takes postgres://USER:PASSWORD@HOST:PORT/DATABASE, with a percent-encoded password: {0}")]
+    PostgresUrl(String),
     /// Another process serves the SQLite file.
     #[error("{0} is in use by a running server; a SQLite file is for one, and its tables change while none runs")]
     InUse(String),
@@ -41,6 +59,8 @@ pub enum StoreError {
     Internal(#[source] sqlx::Error),
 }
 
+/// SQLite's primary code for a file that is not a database.
+const SQLITE_NOTADB: u32 = 26;
 /// SQLite's primary code for a violated constraint.
 const SQLITE_CONSTRAINT: u32 = 19;
 /// SQLite's primary result codes that have a cause outside the statement: BUSY, LOCKED, NOMEM, INTERRUPT,
@@ -87,6 +107,7 @@ impl StoreError {
         match code & 0xff {
             primary if SQLITE_OUT_OF_REACH.contains(&primary) => Self::Unavailable(error),
             SQLITE_CONSTRAINT => Self::Data(error),
+            SQLITE_NOTADB => Self::foreign_database(),
             _ => Self::Internal(error),
         }
     }
@@ -107,9 +128,17 @@ impl StoreError {
         ))
     }
 
+    /// The database holds something else.
+    pub(super) fn foreign_database() -> Self {
+        Self::Schema("it is not a Sealwire database; name an empty one in database.url".to_owned())
+    }
+
     /// The checksum of an applied migration differs from this version's.
     pub(super) fn changed_migration(migration: i64) -> Self {
-        Self::Schema(format!("migration {migration} differs from the one that was applied"))
+        Self::Schema(format!(
+            "migration {migration} is not the one that was applied, as if its file had been changed; run the version \
+             that applied it, or restore a backup"
+        ))
     }
 
     /// A migration was started and did not finish.
@@ -143,15 +172,25 @@ impl StoreError {
         }
     }
 
-    /// Whether the database could not be reached, or its file not be written, so that an immediate retry is useless.
+    /// Whether the database could not be reached or not be written, so that an immediate retry is useless.
     #[must_use]
     pub fn is_outage(&self) -> bool {
         use sqlx::Error::{BeginFailed, Database, PoolClosed, PoolTimedOut};
         match self {
             Self::Unavailable(PoolTimedOut | PoolClosed | BeginFailed) => true,
-            Self::Unavailable(Database(error)) => error.try_downcast_ref::<SqliteError>().is_some(),
+            Self::Unavailable(Database(error)) => {
+                error.try_downcast_ref::<SqliteError>().is_some() || self.is_read_only()
+            }
             _ => false,
         }
+    }
+
+    /// Whether a PostgreSQL server answered that it only reads (25006), as after a failover that demoted it, or that it
+    /// takes no commands yet or no longer (57P03). Its connections are useless: the server to write to may be another.
+    #[must_use]
+    pub fn is_read_only(&self) -> bool {
+        let Self::Unavailable(sqlx::Error::Database(error)) = self else { return false };
+        error.try_downcast_ref::<PgDatabaseError>().is_some_and(|error| matches!(error.code(), "25006" | "57P03"))
     }
 
     /// The refusal that the client gets.
@@ -165,6 +204,9 @@ impl StoreError {
             | Self::Schema(_)
             | Self::InUse(_)
             | Self::Url(_)
+            | Self::PostgresUrl(_)
+            | Self::Pooler(_)
+            | Self::Connect { .. }
             | Self::Internal(_) => Refusal::Internal,
         }
     }

@@ -27,6 +27,8 @@ pub struct DatabaseHealth {
     /// Whether `outage` is `Some`. Every successful statement reads this, without taking the lock.
     is_unavailable: AtomicBool,
     outage: Mutex<Option<DatabaseOutage>>,
+    /// When a connection last turned out to be read-only.
+    last_read_only: Mutex<Option<Instant>>,
     failures: LogThrottle,
 }
 
@@ -34,11 +36,18 @@ pub struct DatabaseHealth {
 struct DatabaseOutage {
     since: Instant,
     latest: Instant,
+    /// Whether the database answers but only reads, so that only a write shows that it is back.
+    only_reads: bool,
 }
 
 impl Default for DatabaseHealth {
     fn default() -> Self {
-        Self { is_unavailable: AtomicBool::default(), outage: Mutex::default(), failures: LogThrottle::new(LOG_EVERY) }
+        Self {
+            is_unavailable: AtomicBool::default(),
+            outage: Mutex::default(),
+            last_read_only: Mutex::default(),
+            failures: LogThrottle::new(LOG_EVERY),
+        }
     }
 }
 
@@ -62,18 +71,32 @@ impl DatabaseHealth {
         self.outage.lock().unwrap_or_else(PoisonError::into_inner).map(|outage| outage.latest)
     }
 
-    /// Records that an operation succeeded.
-    pub(super) fn record_success(&self) {
+    /// Whether a connection of this age was opened before one turned out to be read-only. It may lead to the same
+    /// server, and so is not used again.
+    pub(super) fn may_be_read_only(&self, age: Duration) -> bool {
+        let last = *self.last_read_only.lock().unwrap_or_else(PoisonError::into_inner);
+        last.is_some_and(|last| last.elapsed() < age)
+    }
+
+    /// Records that the database answered. If it was found to be read-only, that proves nothing.
+    pub(super) fn record_answer(&self) {
+        self.record(false);
+    }
+
+    /// Records that a write succeeded.
+    pub(super) fn record_write(&self) {
+        self.record(true);
+    }
+
+    fn record(&self, is_write: bool) {
         if !self.is_unavailable() {
             return;
         }
         let mut lost = self.outage.lock().unwrap_or_else(PoisonError::into_inner);
-        let outage = lost.take();
+        let Some(outage) = lost.take_if(|outage| is_write || !outage.only_reads) else { return };
         self.is_unavailable.store(false, Ordering::Relaxed);
         drop(lost);
-        if let Some(outage) = outage {
-            tracing::info!(seconds = outage.since.elapsed().as_secs(), "the database is back");
-        }
+        tracing::info!(seconds = outage.since.elapsed().as_secs(), "the database is back");
     }
 
     /// Records that the database cannot be reached or written.
@@ -81,7 +104,11 @@ impl DatabaseHealth {
         let now = Instant::now();
         let mut lost = self.outage.lock().unwrap_or_else(PoisonError::into_inner);
         let since = lost.map_or(now, |outage| outage.since);
-        *lost = Some(DatabaseOutage { since, latest: now });
+        let only_reads = error.is_read_only() || lost.is_some_and(|outage| outage.only_reads);
+        *lost = Some(DatabaseOutage { since, latest: now, only_reads });
+        if error.is_read_only() {
+            *self.last_read_only.lock().unwrap_or_else(PoisonError::into_inner) = Some(now);
+        }
         self.is_unavailable.store(true, Ordering::Relaxed);
         drop(lost);
         self.log_failure(error);
@@ -110,7 +137,7 @@ mod tests {
             assert!(health.last_outage_at().is_some_and(|lost| lost >= before));
             assert_eq!(health.acquire_timeout(), OUTAGE_ACQUIRE_TIMEOUT);
         }
-        health.record_success();
+        health.record_answer();
         assert_eq!((health.acquire_timeout(), health.last_outage_at()), (ACQUIRE_TIMEOUT, None));
     }
 }

@@ -1,20 +1,23 @@
 //! Stores published keys, and reports the status of a device's keys.
 
+use std::collections::HashSet;
+
 use chrono::{DateTime, Utc};
+use sha2::{Digest, Sha256};
 
 use super::{
     Store, StoreError, locks, rows, sessions,
     sql::{Sql, keys as sql},
-    tx::Tx,
+    tx::{Column, Tx},
 };
 use crate::domain::{
     Caller, DeviceId, KeyKind, KeysStatus, Refusal, Timestamp,
-    bundle::{EncodedKey, LastResortStatus, MAX_POOL, SignedPrekeyStatus, levels_reached},
+    bundle::{EncodedKey, KeysDigest, LastResortStatus, MAX_POOL, SignedPrekeyStatus, levels_reached},
     keys::{IdentityKey, KeyId, Prekey},
     publish::{Identity, VerifiedPqPrekey, VerifiedPublish, VerifiedSignedPrekey},
 };
 
-/// The outcome for each key id of a pool. Every id of the request is in exactly one list.
+/// The outcome for each key id of a pool. Every id of the request is in exactly one list, and not in `withdrawn`.
 #[derive(Debug, Default, PartialEq, Eq)]
 pub struct PublishReport {
     /// New and stored.
@@ -27,6 +30,14 @@ pub struct PublishReport {
     pub already_issued: Vec<u32>,
     /// Not stored because the pool is full.
     pub over_cap: Vec<u32>,
+    /// Not in the request, and removed because the publish replaces the pools. In ascending order.
+    pub withdrawn: Vec<u32>,
+}
+
+impl PublishReport {
+    fn changed_pool(&self) -> bool {
+        !self.accepted.is_empty() || !self.withdrawn.is_empty()
+    }
 }
 
 /// The result of a publish.
@@ -40,20 +51,35 @@ pub struct PublishOutcome {
     pub status: KeysStatus,
 }
 
-/// The statements for adding to a pool of one kind.
+/// The statements for changing a pool of one kind.
 struct PublishStatements {
     count: Sql,
     by_key_id: Sql,
     rearm: Sql,
+    unissued: Sql,
+    withdraw: Sql,
+    set_depth: Sql,
 }
 
 impl PublishStatements {
     fn of(kind: KeyKind) -> Self {
         match kind {
-            KeyKind::OneTime => {
-                Self { count: sql::COUNT_ONE_TIME, by_key_id: sql::ONE_TIME_BY_KEY_ID, rearm: sql::REARM_ONE_TIME }
-            }
-            KeyKind::PqOneTime => Self { count: sql::COUNT_PQ, by_key_id: sql::PQ_BY_KEY_ID, rearm: sql::REARM_PQ },
+            KeyKind::OneTime => Self {
+                count: sql::COUNT_ONE_TIME,
+                by_key_id: sql::ONE_TIME_BY_KEY_ID,
+                rearm: sql::REARM_ONE_TIME,
+                unissued: sql::UNISSUED_ONE_TIME,
+                withdraw: sql::WITHDRAW_ONE_TIME,
+                set_depth: sql::SET_DEPTH_ONE_TIME,
+            },
+            KeyKind::PqOneTime => Self {
+                count: sql::COUNT_PQ,
+                by_key_id: sql::PQ_BY_KEY_ID,
+                rearm: sql::REARM_PQ,
+                unissued: sql::UNISSUED_PQ,
+                withdraw: sql::WITHDRAW_PQ,
+                set_depth: sql::SET_DEPTH_PQ,
+            },
         }
     }
 }
@@ -101,7 +127,7 @@ impl Store {
     ///
     /// # Errors
     /// `session_revoked`; `identity_conflict` or `incomplete_keys` if the stored identity changed since the publish was
-    /// verified, or is missing and the publish is not complete.
+    /// verified, or is missing and the publish is not complete; `pool_changed` or `stale_signed_prekey`.
     pub async fn publish(
         &self,
         caller: &Caller,
@@ -119,17 +145,25 @@ impl Store {
                 None if publish.is_complete() => insert_identity(&mut tx, device, publish.identity(), now).await?,
                 None => return Err(Refusal::IncompleteKeys.into()),
             }
-            if let Some(key) = publish.signed_prekey() {
+            if let Some(expected) = publish.expect_pool_version()
+                && expected != pool_version(&mut tx, device).await?
+            {
+                return Err(Refusal::PoolChanged.into());
+            }
+            if let Some(key) = publish.signed_prekey()
+                && is_new(&mut tx, device, key, publish.replaces_pools()).await?
+            {
                 self.replace_signed_prekey(&mut tx, device, key, now).await?;
             }
             if let Some(key) = publish.pq_last_resort() {
                 self.replace_last_resort(&mut tx, device, key, now).await?;
             }
             let keys = publish.one_time().iter().map(|(key_id, key)| PoolKey::OneTime(*key_id, key));
-            let one_time = self.add_to_pool(&mut tx, device, KeyKind::OneTime, keys.collect(), now).await?;
-            let keys = publish.pq_one_time().iter().map(PoolKey::Pq);
-            let pq_one_time = self.add_to_pool(&mut tx, device, KeyKind::PqOneTime, keys.collect(), now).await?;
-            if !one_time.accepted.is_empty() || !pq_one_time.accepted.is_empty() {
+            let replace = publish.replaces_pools();
+            let one_time = self.change_pool(&mut tx, device, KeyKind::OneTime, keys.collect(), replace, now).await?;
+            let keys = publish.pq_one_time().iter().map(PoolKey::Pq).collect();
+            let pq_one_time = self.change_pool(&mut tx, device, KeyKind::PqOneTime, keys, replace, now).await?;
+            if one_time.changed_pool() || pq_one_time.changed_pool() {
                 tx.query(sql::BUMP_POOL_VERSION).bind(device.0).execute().await?;
             }
             let status = self.status(&mut tx, device).await?;
@@ -171,21 +205,26 @@ impl Store {
         self.insert_pq(tx, device, true, new, now).await.map(drop)
     }
 
-    /// Adds keys to a pool and reports on each. Low-water levels that the pool is now above will be announced again
-    /// when it falls to them.
-    async fn add_to_pool(
+    /// Adds keys to a pool and reports on each. With `replace`, unissued keys that are not in `keys` are withdrawn, and
+    /// those that have the id of another key are exchanged. Low-water levels that the pool is now above will be
+    /// announced again when it falls to them.
+    async fn change_pool(
         &self,
         tx: &mut Tx<'_>,
         device: DeviceId,
         kind: KeyKind,
         keys: Vec<PoolKey<'_>>,
+        replace: bool,
         now: Timestamp,
     ) -> Result<PublishReport, StoreError> {
         let mut report = PublishReport::default();
-        if keys.is_empty() {
+        if keys.is_empty() && !replace {
             return Ok(report);
         }
         let statements = PublishStatements::of(kind);
+        if replace {
+            report.withdrawn = withdraw_others(tx, device, &statements, &keys).await?;
+        }
         let mut size = count(tx, statements.count, device).await?;
         for key in keys {
             let key_id = key.key_id();
@@ -204,13 +243,19 @@ impl Store {
                 None => &mut report.over_cap,
                 Some((true, _)) => &mut report.already_issued,
                 Some((false, Some(true))) => &mut report.duplicate,
+                Some((false, _)) if replace => {
+                    // Not exchanged if a claim took the other key just now.
+                    let exchanged = exchange(tx, device, key, now).await?;
+                    if exchanged { &mut report.accepted } else { &mut report.already_issued }
+                }
                 Some((false, Some(false) | None)) => &mut report.conflict,
             };
             list.push(key_id.get());
         }
-        if !report.accepted.is_empty() {
+        if report.changed_pool() {
             let reached = levels_reached(size, self.settings.low_watermark);
-            tx.query(statements.rearm).bind(device.0).bind(reached).execute().await?;
+            let statement = if replace { statements.set_depth } else { statements.rearm };
+            tx.query(statement).bind(device.0).bind(reached).execute().await?;
         }
         Ok(report)
     }
@@ -287,7 +332,7 @@ impl Store {
         let last_resort: Option<(i64,)> = tx.query(sql::LAST_RESORT_STATUS).bind(device.0).fetch_optional().await?;
         let one_time = count(tx, sql::COUNT_ONE_TIME, device).await?;
         let pq_one_time = count(tx, sql::COUNT_PQ, device).await?;
-        let version: Option<(i64,)> = tx.query(sql::POOL_VERSION).bind(device.0).fetch_optional().await?;
+        let pool_version = pool_version(tx, device).await?;
         let signed_prekey = |(id, at)| {
             Ok::<_, StoreError>(SignedPrekeyStatus { key_id: rows::number(id)?, expires_at: rows::time(at) })
         };
@@ -300,9 +345,94 @@ impl Store {
             one_time,
             pq_one_time,
             threshold: self.settings.low_watermark,
-            pool_version: version.map_or(0, |(version,)| version),
+            pool_version,
         })
     }
+
+    /// The SHA-256 over the device's keys that can still be issued, all of one moment: for each, the name of its kind,
+    /// its id as four bytes, most significant first, and its bytes as published.
+    ///
+    /// # Errors
+    /// [`StoreError::Unavailable`]
+    pub async fn keys_digest(&self, device: DeviceId) -> Result<KeysDigest, StoreError> {
+        type Row = (i32, i64, Option<String>, Option<Vec<u8>>);
+        let mut tx = self.read().await?;
+        let keys: Vec<Row> = tx.query(sql::DIGEST_KEYS).bind(device.0).fetch_all().await?;
+        let mut digest = Sha256::new();
+        for (part, key_id, text, bytes) in keys {
+            let kind: &[u8] = match part {
+                1 => b"one_time",
+                2 => b"pq_one_time",
+                3 => b"signed",
+                _ => b"pq_last_resort",
+            };
+            digest.update(kind);
+            digest.update(rows::number(key_id)?.to_be_bytes());
+            digest.update(text.and_then(|text| EncodedKey(text).decode()).or(bytes).unwrap_or_default());
+        }
+        Ok(digest.finalize().into())
+    }
+}
+
+/// Whether a signed prekey is to be stored: not if it is the served one.
+///
+/// # Errors
+/// `stale_signed_prekey` if its id is not greater than the served one's, unless the publish replaces the pools.
+async fn is_new(
+    tx: &mut Tx<'_>,
+    device: DeviceId,
+    new: &VerifiedSignedPrekey,
+    replace: bool,
+) -> Result<bool, StoreError> {
+    let served: Option<(i64, String)> = tx.query(sql::SERVED_SIGNED_PREKEY).bind(device.0).fetch_optional().await?;
+    match served {
+        Some((key_id, key)) if key_id == i64::from(new.key_id) && key == EncodedKey::of(new.key.as_bytes()).0 => {
+            Ok(false)
+        }
+        Some((key_id, _)) if !replace && key_id >= i64::from(new.key_id) => {
+            Err(Refusal::StaleSignedPrekey { served: rows::number(key_id)? }.into())
+        }
+        _ => Ok(true),
+    }
+}
+
+/// Withdraws the unissued keys of a pool that are not in `keys`. Returns their ids in ascending order.
+async fn withdraw_others(
+    tx: &mut Tx<'_>,
+    device: DeviceId,
+    statements: &PublishStatements,
+    keys: &[PoolKey<'_>],
+) -> Result<Vec<u32>, StoreError> {
+    let kept: HashSet<i64> = keys.iter().map(|key| i64::from(key.key_id())).collect();
+    let unissued: Vec<(i64,)> = tx.query(statements.unissued).bind(device.0).fetch_all().await?;
+    let others = unissued.into_iter().map(|(key_id,)| key_id).filter(|key_id| !kept.contains(key_id)).collect();
+    let withdraw = tx.query(statements.withdraw).bind(device.0).bind_rows([Column::Integers(others)]);
+    let withdrawn: Vec<(i64,)> = withdraw.fetch_all().await?;
+    let mut withdrawn: Vec<u32> =
+        withdrawn.into_iter().map(|(key_id,)| rows::number(key_id)).collect::<Result<_, _>>()?;
+    withdrawn.sort_unstable();
+    Ok(withdrawn)
+}
+
+/// Gives the id of an unissued key to another key. Returns whether it was still unissued.
+async fn exchange(tx: &mut Tx<'_>, device: DeviceId, new: PoolKey<'_>, now: Timestamp) -> Result<bool, StoreError> {
+    let key_id = i64::from(new.key_id());
+    let exchanged = match new {
+        PoolKey::OneTime(_, key) => {
+            let statement = tx.query(sql::EXCHANGE_ONE_TIME).bind(device.0).bind(key_id);
+            statement.bind(EncodedKey::of(key.as_bytes()).0).bind(now.to_utc()).execute().await?
+        }
+        PoolKey::Pq(key) => {
+            let statement = tx.query(sql::EXCHANGE_PQ).bind(device.0).bind(key_id);
+            statement.bind(key.key.as_bytes()).bind(now.to_utc()).bind(&key.signature[..]).execute().await?
+        }
+    };
+    Ok(exchanged == 1)
+}
+
+async fn pool_version(tx: &mut Tx<'_>, device: DeviceId) -> Result<i64, StoreError> {
+    let version: Option<(i64,)> = tx.query(sql::POOL_VERSION).bind(device.0).fetch_optional().await?;
+    Ok(version.map_or(0, |(version,)| version))
 }
 
 pub(super) async fn insert_identity(

@@ -16,6 +16,8 @@ pub static ON_SQLITE: LazyLock<Migrator> = LazyLock::new(|| {
         ("accounts and keys", include_str!("../../migrations/sqlite/0001_accounts_and_keys.sql")),
         ("mailbox", include_str!("../../migrations/sqlite/0002_mailbox.sql")),
         ("text and defaults", include_str!("../../migrations/sqlite/0003_text_and_defaults.sql")),
+        ("ended sessions", include_str!("../../migrations/sqlite/0004_ended_sessions.sql")),
+        ("nodes", include_str!("../../migrations/sqlite/0005_nodes.sql")),
     ])
 });
 
@@ -25,6 +27,8 @@ pub static ON_POSTGRES: LazyLock<Migrator> = LazyLock::new(|| {
         ("accounts and keys", include_str!("../../migrations/postgres/0001_accounts_and_keys.sql")),
         ("mailbox", include_str!("../../migrations/postgres/0002_mailbox.sql")),
         ("text and defaults", include_str!("../../migrations/postgres/0003_text_and_defaults.sql")),
+        ("ended sessions", include_str!("../../migrations/postgres/0004_ended_sessions.sql")),
+        ("nodes", include_str!("../../migrations/postgres/0005_nodes.sql")),
     ])
 });
 

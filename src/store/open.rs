@@ -21,23 +21,17 @@ use tokio::time::timeout;
 
 use super::{
     Database, PostgresPools, SqlitePools, Store, StoreError, StoreSettings, batch_connections,
+    error::POOLER,
     health::{ACQUIRE_TIMEOUT, DatabaseHealth},
     migrations::{ON_POSTGRES, ON_SQLITE},
     pool::DatabasePool,
+    session_settings::{BEGIN_WITH_SETTINGS, SESSION_SETTINGS, check_sessions, check_settings},
     sql,
 };
 use crate::sqlite_file::SqliteFile;
 
 /// Page cache of each SQLite reader (negative: KiB). Small, since the operating system caches the same pages for all.
 const READER_CACHE: &str = "-256";
-/// How long a PostgreSQL statement waits for a row that another transaction has locked.
-const LOCK_TIMEOUT: &str = "5s";
-/// Time limit of a PostgreSQL statement. Less than `pool::OPERATION_LIMIT`, so that the server ends a slow statement
-/// before the client gives up on its connection.
-const STATEMENT_TIMEOUT: &str = "9s";
-/// After this time PostgreSQL ends the idle transaction of a node that has gone silent and releases its locks. More
-/// than `pool::OPERATION_LIMIT`.
-const IDLE_TIMEOUT: &str = "15s";
 /// A connection that has been idle for longer is pinged before it is used, because the server may have gone away.
 const TRUSTED_IDLE: Duration = Duration::from_secs(1);
 /// Time limit of that ping.
@@ -160,7 +154,8 @@ impl Store {
         // Migrations replace tables. With foreign keys enforced, dropping the old table would delete the rows that
         // refer to it.
         let mut migrating = options.clone().foreign_keys(false).connect().await?;
-        if lock.is_none() && is_behind(&mut migrating).await? {
+        let migrated = pending_on_sqlite(&mut migrating).await?;
+        if lock.is_none() && migrated > 0 {
             return Err(in_use());
         }
         ON_SQLITE.run(&mut migrating).await.map_err(StoreError::from_migration)?;
@@ -173,19 +168,13 @@ impl Store {
         let readers = pool().max_connections(settings.max_connections.clamp(1, cores)).connect_with(readers).await?;
         let writer = DatabasePool::new(writer, Arc::default());
         let readers = DatabasePool::new(readers, Arc::default());
-        Ok(Self::over(Database::Sqlite(SqlitePools { writer, readers, lock: lock.map(Arc::new) }), settings))
+        let pools = SqlitePools { writer, readers, lock: lock.map(Arc::new) };
+        Ok(Self { migrated, ..Self::over(Database::Sqlite(pools), settings) })
     }
 
     async fn open_postgres(url: &str, settings: StoreSettings) -> Result<Self, StoreError> {
-        let options = PgConnectOptions::from_str(url)?.application_name("sealwire").options([
-            ("lock_timeout", LOCK_TIMEOUT),
-            ("statement_timeout", STATEMENT_TIMEOUT),
-            ("idle_in_transaction_session_timeout", IDLE_TIMEOUT),
-            ("synchronous_commit", "on"),
-            // Every statement has an index. Without this, a sequential scan planned while a table was almost empty
-            // would stay cached.
-            ("enable_seqscan", "off"),
-        ]);
+        let is_pooled = settings.pooler.is_some();
+        let options = session_options(url, is_pooled)?;
         let health = Arc::new(DatabaseHealth::default());
         let known = health.clone();
         let pool: PgPoolOptions = PoolOptions::new()
@@ -194,7 +183,8 @@ impl Store {
             .before_acquire(move |connection: &mut PgConnection, meta| {
                 // A connection that was already idle when the server became unreachable is dead, and a ping would take
                 // up to its time limit.
-                let is_stale = known.last_outage_at().is_some_and(|lost| lost.elapsed() < meta.idle_for);
+                let is_stale = known.last_outage_at().is_some_and(|lost| lost.elapsed() < meta.idle_for)
+                    || known.may_be_read_only(meta.age);
                 Box::pin(async move {
                     let is_trusted = meta.idle_for < TRUSTED_IDLE;
                     Ok(!is_stale && (is_trusted || matches!(timeout(PING_TIME, connection.ping()).await, Ok(Ok(())))))
@@ -203,25 +193,45 @@ impl Store {
         let for_batches = batch_connections(settings.max_connections);
         let others = settings.max_connections.saturating_sub(for_batches).max(1);
         let batch_pool = pool.clone().max_connections(for_batches).connect_lazy_with(options.clone());
-        let pool = pool.max_connections(others).connect_with(options).await?;
-        let mut connection = pool.acquire().await?;
+        // Not by the pool, which would try again for ten seconds and say only that it timed out.
+        check_connection(&options, is_pooled).await?;
+        let mut direct = match &settings.pooler {
+            Some(url) => connect(&postgres_options(url)?).await?,
+            None => connect(&options).await?,
+        };
+        let migrated = pending_on_postgres(&mut direct).await?;
         // No time limits: a migration may be slow, and so may be waiting for another node's. sqlx takes an advisory
         // lock, so nodes that start together migrate once.
-        sqlx::query(sql::NO_TIMEOUTS.postgres).execute(&mut *connection).await?;
-        ON_POSTGRES.run(&mut *connection).await.map_err(StoreError::from_migration)?;
-        connection.close().await?;
-        let batch_connections = DatabasePool::new(batch_pool, health.clone());
-        let connections = DatabasePool::new(pool, health);
-        Ok(Self::over(Database::Postgres(PostgresPools { connections, batch_connections }), settings))
+        sqlx::query(sql::NO_TIMEOUTS.postgres).execute(&mut direct).await?;
+        ON_POSTGRES.run(&mut direct).await.map_err(StoreError::from_migration)?;
+        direct.close().await?;
+        let pool = pool.max_connections(others).connect_lazy_with(options);
+        let batch_connections = DatabasePool::new(batch_pool, health.clone()).behind_pooler(is_pooled);
+        let connections = DatabasePool::new(pool, health).behind_pooler(is_pooled);
+        let pools = PostgresPools { connections, batch_connections };
+        Ok(Self { migrated, ..Self::over(Database::Postgres(pools), settings) })
     }
 
-    /// Checks the database at `url` without changing it. Returns a sentence that says what a start would do.
+    /// Checks the form of a URL, without a connection.
+    ///
+    /// # Errors
+    /// If it is not one of a SQLite file or of PostgreSQL.
+    pub fn check_url(url: &str) -> Result<(), StoreError> {
+        if url.starts_with("sqlite:") {
+            Ok(SqliteFile::from_url(url).map(drop)?)
+        } else {
+            postgres_options(url).map(drop)
+        }
+    }
+
+    /// Checks the database at `url` without changing it. Returns a sentence that says what a start would do. `pooler` is
+    /// the URL of PostgreSQL itself if `url` leads to a pooler.
     ///
     /// # Errors
     /// If it cannot be reached, or a start would fail.
-    pub async fn inspect(url: &str) -> Result<&'static str, StoreError> {
+    pub async fn inspect(url: &str, pooler: Option<&str>) -> Result<&'static str, StoreError> {
         let inspected = timeout(ACQUIRE_TIMEOUT, async {
-            if url.starts_with("sqlite:") { inspect_sqlite(url).await } else { inspect_postgres(url).await }
+            if url.starts_with("sqlite:") { inspect_sqlite(url).await } else { inspect_postgres(url, pooler).await }
         });
         inspected.await.unwrap_or_else(|_| Err(StoreError::timed_out()))
     }
@@ -237,43 +247,116 @@ async fn inspect_sqlite(url: &str) -> Result<&'static str, StoreError> {
         return Err(unusable(database, &io::ErrorKind::IsADirectory.into()));
     }
     let mut connection = file.options().clone().create_if_missing(false).read_only(true).connect().await?;
-    let (migrated,): (bool,) = sqlx::query_as(sql::HAS_MIGRATIONS.sqlite).fetch_one(&mut connection).await?;
-    let mut applied: Vec<AppliedMigration> = Vec::new();
-    if migrated {
-        applied = sqlx::query_as(sql::MIGRATIONS.sqlite).fetch_all(&mut connection).await?;
-    }
-    Ok(match pending(&ON_SQLITE, &applied)? {
+    Ok(match pending_on_sqlite(&mut connection).await? {
         0 => "the database file can be opened",
         _ => "the database file can be opened; a start brings its tables up to date",
     })
 }
 
-async fn inspect_postgres(url: &str) -> Result<&'static str, StoreError> {
-    let mut connection = PgConnectOptions::from_str(url)?.connect().await?;
+async fn inspect_postgres(url: &str, pooler: Option<&str>) -> Result<&'static str, StoreError> {
+    let options = session_options(url, pooler.is_some())?;
+    check_connection(&options, pooler.is_some()).await?;
+    let mut connection = match pooler {
+        Some(url) => connect(&postgres_options(url)?).await?,
+        None => connect(&options).await?,
+    };
     let (may_create, extended): (bool, bool) =
         sqlx::query_as(sql::MAY_MIGRATE.postgres).fetch_one(&mut connection).await?;
     if !may_create && !extended {
         return Err(StoreError::missing_privilege());
     }
-    let (migrated,): (bool,) = sqlx::query_as(sql::HAS_MIGRATIONS.postgres).fetch_one(&mut connection).await?;
-    let mut applied: Vec<AppliedMigration> = Vec::new();
-    if migrated {
-        applied = sqlx::query_as(sql::MIGRATIONS.postgres).fetch_all(&mut connection).await?;
-    }
-    Ok(match pending(&ON_POSTGRES, &applied)? {
+    Ok(match pending_on_postgres(&mut connection).await? {
         0 => "the database answers",
         _ => "the database answers; a start brings its tables up to date",
     })
 }
 
+fn postgres_options(url: &str) -> Result<PgConnectOptions, StoreError> {
+    let options = PgConnectOptions::from_str(url).map_err(|error| match error {
+        sqlx::Error::Configuration(reason) => StoreError::PostgresUrl(reason.to_string()),
+        other => other.into(),
+    })?;
+    Ok(options.application_name("sealwire"))
+}
+
+/// Opens a connection, and names the server if that fails.
+async fn connect(options: &PgConnectOptions) -> Result<PgConnection, StoreError> {
+    let place = format!("{}:{}", options.get_host(), options.get_port());
+    let reason = match timeout(ACQUIRE_TIMEOUT, options.connect()).await {
+        Ok(Ok(connection)) => return Ok(connection),
+        Ok(Err(sqlx::Error::Io(error))) => error.to_string(),
+        Ok(Err(sqlx::Error::Database(error))) if error.message().contains("unsupported startup parameter") => {
+            format!("{error}; {POOLER}")
+        }
+        Ok(Err(error)) => error.to_string(),
+        Err(_) => "no answer within ten seconds".to_owned(),
+    };
+    Err(StoreError::Connect { place, reason })
+}
+
+/// The options of the connections that serve requests.
+fn session_options(url: &str, is_pooled: bool) -> Result<PgConnectOptions, StoreError> {
+    let options = postgres_options(url)?;
+    Ok(if is_pooled {
+        // PgBouncer refuses startup parameters that it does not know, and does not know prepared statements.
+        options.extra_float_digits(None).statement_cache_capacity(0)
+    } else {
+        options.options(SESSION_SETTINGS)
+    })
+}
+
+/// Checks that connections can be opened and keep what the server relies on.
+async fn check_connection(options: &PgConnectOptions, is_pooled: bool) -> Result<(), StoreError> {
+    let mut one = connect(options).await?;
+    if is_pooled {
+        sqlx::raw_sql(BEGIN_WITH_SETTINGS).execute(&mut one).await?;
+        check_settings(&mut one).await?;
+        sqlx::raw_sql("ROLLBACK").execute(&mut one).await?;
+    } else {
+        let mut other = connect(options).await?;
+        check_settings(&mut one).await?;
+        check_sessions(&mut one, &mut other).await?;
+        other.close().await?;
+    }
+    Ok(one.close().await?)
+}
+
 /// Version, whether it succeeded, checksum.
 type AppliedMigration = (i64, bool, Vec<u8>);
 
-/// The number of migrations that a start would apply.
+async fn pending_on_sqlite(connection: &mut SqliteConnection) -> Result<usize, StoreError> {
+    let (has_migrations, has_tables): (bool, bool) =
+        sqlx::query_as(sql::HAS_MIGRATIONS.sqlite).fetch_one(&mut *connection).await?;
+    let mut applied: Vec<AppliedMigration> = Vec::new();
+    if has_migrations {
+        applied = sqlx::query_as(sql::MIGRATIONS.sqlite).fetch_all(connection).await?;
+    }
+    pending(&ON_SQLITE, &applied, has_tables)
+}
+
+async fn pending_on_postgres(connection: &mut PgConnection) -> Result<usize, StoreError> {
+    let (has_migrations, has_tables): (bool, bool) =
+        sqlx::query_as(sql::HAS_MIGRATIONS.postgres).fetch_one(&mut *connection).await?;
+    let mut applied: Vec<AppliedMigration> = Vec::new();
+    if has_migrations {
+        applied = sqlx::query_as(sql::MIGRATIONS.postgres).fetch_all(connection).await?;
+    }
+    pending(&ON_POSTGRES, &applied, has_tables)
+}
+
+/// The number of migrations that a start would apply. `has_tables` is whether the database has a table that the first
+/// migration creates.
 ///
 /// # Errors
-/// If an applied migration is unknown, differs from the known one, or did not finish.
-fn pending(known: &Migrator, applied: &[AppliedMigration]) -> Result<usize, StoreError> {
+/// If the database is not Sealwire's; if an applied migration is unknown, differs from the known one, or did not finish.
+fn pending(known: &Migrator, applied: &[AppliedMigration], has_tables: bool) -> Result<usize, StoreError> {
+    let is_ours = |(version, _, checksum): &AppliedMigration| {
+        known.iter().any(|migration| migration.version == *version && migration.checksum == *checksum)
+    };
+    let is_foreign = if applied.is_empty() { has_tables } else { !applied.iter().any(is_ours) };
+    if is_foreign {
+        return Err(StoreError::foreign_database());
+    }
     for (version, succeeded, checksum) in applied {
         match known.iter().find(|migration| migration.version == *version) {
             None => return Err(StoreError::unknown_migration(*version)),
@@ -283,14 +366,4 @@ fn pending(known: &Migrator, applied: &[AppliedMigration]) -> Result<usize, Stor
         }
     }
     Ok(known.iter().filter(|migration| applied.iter().all(|(version, ..)| *version != migration.version)).count())
-}
-
-/// Whether the database needs a migration.
-async fn is_behind(connection: &mut SqliteConnection) -> Result<bool, StoreError> {
-    let (migrated,): (bool,) = sqlx::query_as(sql::HAS_MIGRATIONS.sqlite).fetch_one(&mut *connection).await?;
-    if !migrated {
-        return Ok(true);
-    }
-    let applied: Vec<AppliedMigration> = sqlx::query_as(sql::MIGRATIONS.sqlite).fetch_all(connection).await?;
-    Ok(pending(&ON_SQLITE, &applied)? > 0)
 }

@@ -12,7 +12,7 @@ use tokio::{
     time::{Instant, error::Elapsed, timeout, timeout_at},
 };
 
-use super::{StoreError, health::DatabaseHealth};
+use super::{StoreError, health::DatabaseHealth, session_settings::BEGIN_WITH_SETTINGS};
 use crate::metrics::Metrics;
 
 /// How long an operation may use a connection, counted from when it gets it.
@@ -24,6 +24,8 @@ const RETURN_LIMIT: Duration = Duration::from_secs(2);
 pub trait Engine: sqlx::Database<Arguments: IntoArguments<Self>> {
     /// Starts a write transaction.
     const BEGIN: &'static str;
+    /// The same behind a pooler, which does not keep the settings of a session.
+    const BEGIN_POOLED: &'static str;
     /// Whether this is a server rather than a file. Any answer from a server proves that it is available; reading a
     /// file does not prove that it can be written.
     const IS_SERVER: bool;
@@ -50,6 +52,7 @@ pub trait Engine: sqlx::Database<Arguments: IntoArguments<Self>> {
 impl Engine for Sqlite {
     // A plain BEGIN takes the write lock only at the first write, which fails if another connection has written since.
     const BEGIN: &'static str = "BEGIN IMMEDIATE";
+    const BEGIN_POOLED: &'static str = Self::BEGIN;
     const IS_SERVER: bool = false;
 
     async fn command(connection: &mut SqliteConnection, text: &'static str) -> Result<(), sqlx::Error> {
@@ -73,6 +76,7 @@ impl Engine for Sqlite {
 
 impl Engine for Postgres {
     const BEGIN: &'static str = "BEGIN";
+    const BEGIN_POOLED: &'static str = BEGIN_WITH_SETTINGS;
     const IS_SERVER: bool = true;
 
     async fn command(connection: &mut PgConnection, text: &'static str) -> Result<(), sqlx::Error> {
@@ -99,11 +103,13 @@ pub struct DatabasePool<DB: Engine> {
     pool: Pool<DB>,
     health: Arc<DatabaseHealth>,
     limit: Option<Duration>,
+    /// Whether a pooler gives each transaction to another connection.
+    is_pooled: bool,
 }
 
 impl<DB: Engine> Clone for DatabasePool<DB> {
     fn clone(&self) -> Self {
-        Self { pool: self.pool.clone(), health: self.health.clone(), limit: self.limit }
+        Self { pool: self.pool.clone(), health: self.health.clone(), limit: self.limit, is_pooled: self.is_pooled }
     }
 }
 
@@ -116,7 +122,12 @@ impl<DB: Engine> fmt::Debug for DatabasePool<DB> {
 impl<DB: Engine> DatabasePool<DB> {
     /// `health` is shared by all pools of one database.
     pub fn new(pool: Pool<DB>, health: Arc<DatabaseHealth>) -> Self {
-        Self { pool, health, limit: Some(OPERATION_LIMIT) }
+        Self { pool, health, limit: Some(OPERATION_LIMIT), is_pooled: false }
+    }
+
+    /// The same pool behind a pooler that gives each transaction to another connection, if `is_pooled`.
+    pub fn behind_pooler(self, is_pooled: bool) -> Self {
+        Self { is_pooled, ..self }
     }
 
     /// The same pool without the time limit on operations.
@@ -149,6 +160,7 @@ impl<DB: Engine> DatabasePool<DB> {
                 began,
                 deadline: self.limit.map(|limit| Instant::now() + limit),
                 is_busy: false,
+                is_read_only: false,
                 in_transaction: false,
             }),
             Err(error) => {
@@ -169,7 +181,7 @@ impl<DB: Engine> DatabasePool<DB> {
 }
 
 /// A connection in use by one operation. Dropping it rolls back an open transaction and returns the connection to its
-/// pool; a server connection with an unfinished statement is closed instead.
+/// pool; a server connection with an unfinished statement, or to a server that only reads, is closed instead.
 pub struct PooledConnection<'c, DB: Engine> {
     /// `None` only during `drop`.
     connection: Option<PoolConnection<DB>>,
@@ -179,14 +191,22 @@ pub struct PooledConnection<'c, DB: Engine> {
     deadline: Option<Instant>,
     /// Whether a statement was sent whose answer was not read.
     is_busy: bool,
+    /// Whether it leads to a server that only reads, and is closed rather than returned.
+    is_read_only: bool,
     in_transaction: bool,
 }
 
 impl<DB: Engine> PooledConnection<'_, DB> {
+    /// Whether each transaction may run on another connection to the database.
+    pub fn is_pooled(&self) -> bool {
+        self.source.is_pooled
+    }
+
     /// Begins a write transaction.
     pub async fn begin(&mut self) -> Result<(), StoreError> {
+        let text = if self.is_pooled() { DB::BEGIN_POOLED } else { DB::BEGIN };
         let (deadline, connection) = self.start();
-        let begun = within(deadline, DB::command(connection, DB::BEGIN)).await;
+        let begun = within(deadline, DB::command(connection, text)).await;
         self.finish(begun)?;
         self.in_transaction = true;
         Ok(())
@@ -198,6 +218,9 @@ impl<DB: Engine> PooledConnection<'_, DB> {
         let committed = within(deadline, DB::command(connection, "COMMIT")).await;
         self.finish(committed)?;
         self.in_transaction = false;
+        if DB::IS_SERVER {
+            self.source.health.record_write();
+        }
         self.metrics.transaction_seconds.observe(self.began.elapsed().as_secs_f64());
         Ok(())
     }
@@ -236,10 +259,11 @@ impl<DB: Engine> PooledConnection<'_, DB> {
         };
         self.is_busy = false;
         let outcome = outcome.map_err(StoreError::from);
+        self.is_read_only |= outcome.as_ref().is_err_and(StoreError::is_read_only);
         match &outcome {
             Err(error @ StoreError::Unavailable(_)) if error.is_outage() => health.record_outage(error),
             Err(error @ StoreError::Unavailable(_)) => health.log_failure(error),
-            _ if DB::IS_SERVER => health.record_success(),
+            _ if DB::IS_SERVER => health.record_answer(),
             _ => {}
         }
         outcome
@@ -260,7 +284,7 @@ async fn within<T>(
 impl<DB: Engine> Drop for PooledConnection<'_, DB> {
     fn drop(&mut self) {
         let Some(mut connection) = self.connection.take() else { return };
-        if DB::IS_SERVER && self.is_busy {
+        if DB::IS_SERVER && (self.is_busy || self.is_read_only) {
             connection.close_on_drop();
         } else if (DB::IS_SERVER || self.in_transaction)
             && let Ok(runtime) = Handle::try_current()

@@ -2,12 +2,24 @@
 //!
 //! `sessions.replaces` of a renewed session is the session that it replaces. When the renewed token is first presented,
 //! one transaction deletes that session and clears the column.
+//!
+//! The hash of an ended session's token is kept with the reason, so that a client whose token is no longer valid learns
+//! whether to sign in again or to wipe its data.
 
 use chrono::{DateTime, Utc};
 use uuid::Uuid;
 
-use super::{Store, StoreError, locks, rows, sql::accounts as sql, tx::Tx};
-use crate::domain::{Caller, DeviceId, Refusal, Session, SessionId, Timestamp, UserId, token::TokenHash};
+use super::{
+    Store, StoreError, locks, rows,
+    sql::{Sql, accounts as sql},
+    tx::{Query, Tx},
+};
+use crate::domain::{
+    Caller, DeviceId, Refusal, Session, SessionId, Timestamp, UserId, refusal::InvalidTokenReason, token::TokenHash,
+};
+
+/// How many ended sessions of a device are kept: a bound for clients that renew without end.
+const KEPT_PER_DEVICE: i64 = 20;
 
 /// A session to insert.
 pub struct NewSession {
@@ -68,26 +80,66 @@ async fn is_valid(tx: &mut Tx<'_>, session: Uuid, now: Timestamp) -> Result<bool
     Ok(row.is_some())
 }
 
+/// Records why sessions end, before they are deleted. `text` selects them by `ids`, from its third parameter on.
+async fn record_ended<const N: usize>(
+    tx: &mut Tx<'_>,
+    text: Sql,
+    reason: InvalidTokenReason,
+    now: Timestamp,
+    ids: [Uuid; N],
+) -> Result<(), StoreError> {
+    let statement = tx.query(text).bind(reason.name()).bind(now.to_utc());
+    ids.into_iter().fold(statement, Query::bind).execute().await?;
+    Ok(())
+}
+
+async fn forget_older_ended(tx: &mut Tx<'_>, device: DeviceId) -> Result<(), StoreError> {
+    tx.query(sql::FORGET_OLDER_ENDED).bind(device.0).bind(KEPT_PER_DEVICE).execute().await?;
+    Ok(())
+}
+
+/// Records that a device is revoked, for all sessions that it has or had, and deletes those that it has.
+pub(super) async fn end_for_revoked(tx: &mut Tx<'_>, device: DeviceId, now: Timestamp) -> Result<(), StoreError> {
+    for text in [sql::REPLACE_REASONS_OF_DEVICE, sql::RECORD_SESSIONS_OF_DEVICE] {
+        record_ended(tx, text, InvalidTokenReason::DeviceRevoked, now, [device.0]).await?;
+    }
+    tx.query(sql::DELETE_SESSIONS_OF_DEVICE).bind(device.0).execute().await?;
+    Ok(())
+}
+
+/// Records that an account is deleted, for all sessions that it has or had. Deleting the user deletes them.
+pub(super) async fn end_for_deleted(tx: &mut Tx<'_>, user: UserId, now: Timestamp) -> Result<(), StoreError> {
+    for text in [sql::REPLACE_REASONS_OF_USER, sql::RECORD_SESSIONS_OF_USER] {
+        record_ended(tx, text, InvalidTokenReason::AccountDeleted, now, [user.0]).await?;
+    }
+    Ok(())
+}
+
+/// Why no valid session has a token.
+async fn why_invalid(tx: &mut Tx<'_>, token: &TokenHash) -> Result<InvalidTokenReason, StoreError> {
+    let reason: Option<(String,)> = tx.query(sql::WHY_INVALID).bind(rows::hash_to_hex(token)).fetch_optional().await?;
+    Ok(reason.and_then(|(name,)| InvalidTokenReason::parse(&name)).unwrap_or(InvalidTokenReason::Unknown))
+}
+
 impl Store {
     /// Finds the session of a token. The first presentation of a renewed token ends the session that it replaces.
     ///
     /// # Errors
-    /// `unauthorized` if no valid session has this token.
+    /// `unauthorized` with the reason if no valid session has this token.
     pub async fn present(&self, token: &TokenHash, now: Timestamp) -> Result<PresentedSession, StoreError> {
         type TokenSessionRow = (Uuid, Uuid, Uuid, DateTime<Utc>, Option<Uuid>);
-        let found: Option<TokenSessionRow> = self
-            .read()
-            .await?
-            .query(sql::SESSION_BY_TOKEN)
-            .bind(rows::hash_to_hex(token))
-            .bind(now.to_utc())
-            .fetch_optional()
-            .await?;
-        let (id, user, device, expires_at, replaces) = found.ok_or(Refusal::Unauthorized)?;
+        let mut tx = self.read().await?;
+        let found: Option<TokenSessionRow> =
+            tx.query(sql::SESSION_BY_TOKEN).bind(rows::hash_to_hex(token)).bind(now.to_utc()).fetch_optional().await?;
+        let Some((id, user, device, expires_at, replaces)) = found else {
+            return Err(Refusal::Unauthorized(why_invalid(&mut tx, token).await?).into());
+        };
+        // Gives the connection back; ending the replaced session takes one of its own.
+        drop(tx);
         let caller = Caller { session: SessionId(id), user: UserId(user), device: DeviceId(device) };
         let session = Session { caller, expires_at: rows::time(expires_at) };
         let superseded = match replaces {
-            Some(replaced) => self.supersede(&caller, replaced, now).await?,
+            Some(replaced) => self.supersede(&caller, token, replaced, now).await?,
             None => None,
         };
         Ok(PresentedSession { session, superseded })
@@ -97,6 +149,7 @@ impl Store {
     async fn supersede(
         &self,
         caller: &Caller,
+        token: &TokenHash,
         replaced: Uuid,
         now: Timestamp,
     ) -> Result<Option<SessionId>, StoreError> {
@@ -105,11 +158,13 @@ impl Store {
             locks::device(&mut tx, caller.device).await?;
             let cleared = tx.query(sql::CLEAR_REPLACES).bind(caller.session.0).execute().await?;
             let ended = if cleared == 1 {
+                record_ended(&mut tx, sql::RECORD_SESSION, InvalidTokenReason::Superseded, now, [replaced]).await?;
+                forget_older_ended(&mut tx, caller.device).await?;
                 tx.query(sql::DELETE_SESSION).bind(replaced).execute().await?
             } else {
                 // A parallel request or a logout was first; the session may have been deleted.
                 if !is_valid(&mut tx, caller.session.0, now).await? {
-                    return Err(Refusal::Unauthorized.into());
+                    return Err(Refusal::Unauthorized(why_invalid(&mut tx, token).await?).into());
                 }
                 0
             };
@@ -141,6 +196,9 @@ impl Store {
                 Some(older) if is_valid(&mut tx, older, now).await? => older,
                 _ => caller.session.0,
             };
+            let successor = [base, caller.device.0];
+            record_ended(&mut tx, sql::RECORD_SUCCESSOR, InvalidTokenReason::Superseded, now, successor).await?;
+            forget_older_ended(&mut tx, caller.device).await?;
             tx.query(sql::DELETE_SUCCESSOR).bind(base).bind(caller.device.0).execute().await?;
             insert(&mut tx, caller, new, now, Some(base)).await?;
             tx.commit().await
@@ -157,6 +215,9 @@ impl Store {
             let mut tx = self.begin().await?;
             locks::device(&mut tx, caller.device).await?;
             authorize(&mut tx, caller, now).await?;
+            let pair = [caller.device.0, caller.session.0];
+            record_ended(&mut tx, sql::RECORD_PAIR, InvalidTokenReason::LoggedOut, now, pair).await?;
+            forget_older_ended(&mut tx, caller.device).await?;
             let ended: Vec<(Uuid,)> =
                 tx.query(sql::DELETE_PAIR).bind(caller.device.0).bind(caller.session.0).fetch_all().await?;
             tx.commit().await?;

@@ -216,7 +216,7 @@ async fn open_session(tx: &mut Tx<'_>, sign_in: &SignIn) -> Result<Result<Redemp
         return Ok(Err(refusal));
     }
     if let Some(replaced) = sign_in.replace {
-        devices::revoke(tx, replaced, user).await?;
+        devices::revoke(tx, replaced, user, sign_in.now).await?;
     }
     let device = sign_in.existing_device.unwrap_or(sign_in.new_device.id);
     let device_is_new = sign_in.existing_device.is_none();

@@ -51,16 +51,24 @@ pub mod claims;
 pub mod keys;
 pub mod locks;
 pub mod mailbox;
+pub mod nodes;
 pub mod sweeps;
 
 statements! {
-    PING = both("SELECT 1");
+    /// On PostgreSQL it needs a server that can be written, but changes nothing.
+    PING = per_dialect(
+        "SELECT 1",
+        "SELECT 1 FROM nodes WHERE id = '00000000-0000-0000-0000-000000000000' FOR KEY SHARE");
     /// Writes a page of the file without changing any data.
     TRY_TO_WRITE = sqlite("PRAGMA user_version = 0");
     MIGRATIONS = both("SELECT version, success, checksum FROM _sqlx_migrations");
+    /// Whether migrations were applied, and whether there is a table as the first migration creates it.
     HAS_MIGRATIONS = per_dialect(
-        "SELECT EXISTS (SELECT 1 FROM sqlite_schema WHERE name = '_sqlx_migrations')",
-        "SELECT to_regclass('_sqlx_migrations') IS NOT NULL");
+        "SELECT EXISTS (SELECT 1 FROM sqlite_schema WHERE name = '_sqlx_migrations'), \
+        EXISTS (SELECT 1 FROM sqlite_schema WHERE type = 'table' AND name IN ('users', 'devices', 'sessions'))",
+        "SELECT to_regclass('_sqlx_migrations') IS NOT NULL, \
+        COALESCE(to_regclass('users'), to_regclass('devices'), to_regclass('sessions')) IS NOT NULL");
+    CURRENT_SETTING = postgres("SELECT current_setting($1)");
     NO_TIMEOUTS =
         postgres("SELECT set_config('lock_timeout', '0', FALSE), set_config('statement_timeout', '0', FALSE)");
     /// Whether the role may create the extension, and whether it exists.
@@ -71,5 +79,5 @@ statements! {
 /// All statements, each with its name.
 #[must_use]
 pub fn all_statements() -> Vec<(&'static str, Sql)> {
-    [ALL, accounts::ALL, claims::ALL, keys::ALL, locks::ALL, mailbox::ALL, sweeps::ALL].concat()
+    [ALL, accounts::ALL, claims::ALL, keys::ALL, locks::ALL, mailbox::ALL, nodes::ALL, sweeps::ALL].concat()
 }

@@ -28,10 +28,11 @@ impl<'c> Tx<'c> {
                 is_noop: text.sqlite.is_empty(),
                 statement: BoundStatement::Sqlite(connection, sqlx::query(text.sqlite)),
             },
-            Self::Postgres(connection) => Query {
-                is_noop: text.postgres.is_empty(),
-                statement: BoundStatement::Postgres(connection, sqlx::query(text.postgres)),
-            },
+            Self::Postgres(connection) => {
+                // A pooler does not know the names of prepared statements.
+                let statement = sqlx::query(text.postgres).persistent(!connection.is_pooled());
+                Query { is_noop: text.postgres.is_empty(), statement: BoundStatement::Postgres(connection, statement) }
+            }
         }
     }
 

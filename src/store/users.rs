@@ -31,6 +31,7 @@ impl Store {
             sessions::authorize(&mut tx, caller, now).await?;
             let active = devices::active(&mut tx, caller.user).await?;
             locks::mailboxes_of(&mut tx, caller.user).await?;
+            sessions::end_for_deleted(&mut tx, caller.user, now).await?;
             tx.query(sql::DELETE_USER).bind(caller.user.0).execute().await?;
             tx.commit().await?;
             Ok(active.into_iter().map(|device| device.id).collect())

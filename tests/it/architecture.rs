@@ -24,6 +24,7 @@ const ALLOWED: &[(&str, &[&str])] = &[
             "sqlite_file",
             "store",
             "tasks",
+            "usage_limits",
         ],
     ),
     ("shutdown", &["socket", "tasks"]),

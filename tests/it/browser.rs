@@ -218,10 +218,8 @@ async fn a_token_may_be_offered_as_a_subprotocol_and_is_never_echoed() {
         let headers = [("Origin", ALLOWED), ("Sec-WebSocket-Protocol", names.as_str())];
         assert_eq!(upgrade(&app, &headers).await, refused(400, "bad_request"), "{names}");
     }
-    for names in [offer(&[JSON, "sealwire.token.nonsense"]), offer(&[JSON, "sealwire.token."]), offer(&[JSON])] {
-        let headers = [("Origin", ALLOWED), ("Sec-WebSocket-Protocol", names.as_str())];
-        assert_eq!(upgrade(&app, &headers).await, refused(401, "unauthorized"), "{names}");
-    }
+    let headers = [("Origin", ALLOWED), ("Sec-WebSocket-Protocol", JSON)];
+    assert_eq!(upgrade(&app, &headers).await, refused(401, "unauthorized"), "no token at all");
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -168,6 +168,15 @@ async fn the_reconcile_makes_up_for_the_signals_of_a_node_that_crashed_after_its
     assert!(committed.elapsed() < RECONCILE, "it took {:?}", committed.elapsed());
 }
 
+/// The channel on which nodes are subscribed to the signals of a connected device.
+fn channel_of(redis: &str, device: &str) -> String {
+    let mut client = redis::Client::open(redis).unwrap();
+    let pattern = format!("sealwire:*:device:{device}");
+    let channels: Vec<String> = redis::cmd("PUBSUB").arg("CHANNELS").arg(pattern).query(&mut client).unwrap();
+    let [channel] = &channels[..] else { panic!("{channels:?}") };
+    channel.clone()
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn the_bus_carries_small_messages_to_devices_on_other_nodes() {
     let services = Services::private();
@@ -180,7 +189,7 @@ async fn the_bus_carries_small_messages_to_devices_on_other_nodes() {
     let mut listener = redis.as_pubsub();
     let large = "l".repeat(20_000);
     for (to, text, on_bus) in [(&there, "small", true), (&here, "on this node", false), (&there, &large, false)] {
-        let channel = format!("sealwire:device:{}", to.person.device);
+        let channel = channel_of(&services.redis, &to.person.device);
         listener.subscribe(&channel).unwrap();
         alice.send(&[&to.person], text).await;
         let published = listener.get_message().unwrap();
@@ -199,8 +208,7 @@ async fn closed_connections_leave_no_subscription_behind() {
     let services = Services::private();
     let cluster = Arc::new(Cluster::start(&services, 2, &[]).await);
     let mut redis = redis::Client::open(services.redis.as_str()).unwrap();
-    let mut channels =
-        || redis::cmd("PUBSUB").arg("CHANNELS").arg("sealwire:device:*").query::<Vec<String>>(&mut redis);
+    let mut channels = || redis::cmd("PUBSUB").arg("CHANNELS").arg("*:device:*").query::<Vec<String>>(&mut redis);
     let mut devices = Vec::new();
     for index in 0..DEVICES {
         devices.push(sign_in(&cluster.nodes[0], &format!("fleeting{index}@example.org")).await);
@@ -243,7 +251,7 @@ async fn closed_connections_leave_no_subscription_behind() {
     for done in futures_util::future::join_all(connections).await {
         done.unwrap();
     }
-    let channel = format!("sealwire:device:{}", kept.device);
+    let channel = channel_of(&services.redis, &kept.device);
     eventually("only the channel of the connected device has a subscription", || {
         let only = channels().unwrap() == [channel.clone()];
         async move { only.then_some(()) }

@@ -22,7 +22,12 @@ pub struct FreshStore {
 
 /// Store settings with a small low-water mark.
 fn settings(max_connections: u32) -> StoreSettings {
-    StoreSettings { max_connections, low_watermark: suite::LOW_WATERMARK, entropy: Entropy::from_system().unwrap() }
+    StoreSettings {
+        max_connections,
+        pooler: None,
+        low_watermark: suite::LOW_WATERMARK,
+        entropy: Entropy::from_system().unwrap(),
+    }
 }
 
 async fn sqlite() -> FreshStore {
@@ -68,6 +73,20 @@ on_every_engine! {
         each_connection_of_a_device_gets_the_next_epoch
         a_sweep_deletes_expired_sessions_and_day_old_records_but_no_tombstones
         times_are_read_back_as_written_and_compare_correctly;
+    ended:
+        a_token_that_was_never_issued_is_unknown
+        an_expired_session_is_said_to_be_before_and_after_the_sweep
+        logging_out_and_renewing_leave_their_reasons
+        a_revocation_replaces_the_reasons_of_earlier_sessions
+        a_device_that_renews_without_end_leaves_20_reasons;
+    pools:
+        a_replacement_withdraws_what_it_does_not_list
+        a_full_pool_can_be_replaced_whole
+        a_publish_that_expects_another_pool_version_changes_nothing
+        a_signed_prekey_that_is_not_newer_is_stale
+        a_digest_covers_every_key_that_can_be_given_out
+        a_pool_that_was_made_smaller_announces_the_levels_below_only
+        claims_during_replacements_get_a_key_of_the_pool_at_that_moment;
     keys:
         a_publish_reports_the_outcome_of_each_key
         claims_take_the_oldest_key_and_repeats_take_none

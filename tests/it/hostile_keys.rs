@@ -309,17 +309,17 @@ async fn a_publish_with_values_out_of_bounds_is_a_bad_request() {
         let key = owner.keys.signed_prekey(2);
         owner.refused(with(key, at), "bad_request", at).await;
     }
-    for (at, shown) in [
-        ("2026-06-01T12:00:00.000001Z", "2026-06-01T12:00:00.000001Z"),
-        ("2026-08-30T12:00:00Z", "2026-08-30T12:00:00.000000Z"),
-        ("2026-06-30T23:59:60Z", "2026-06-30T23:59:59.999999Z"),
+    for (id, at, shown) in [
+        (2, "2026-06-01T12:00:00.000001Z", "2026-06-01T12:00:00.000001Z"),
+        (3, "2026-08-30T12:00:00Z", "2026-08-30T12:00:00.000000Z"),
+        (4, "2026-06-30T23:59:60Z", "2026-06-30T23:59:59.999999Z"),
     ] {
-        let key = owner.keys.signed_prekey(2);
+        let key = owner.keys.signed_prekey(id);
         assert_eq!(owner.publish(with(key, at)).await["status"]["signed_prekey"]["expires_at"], shown);
     }
-    let without_expiry = owner.keys.signed_prekey(3);
+    let without_expiry = owner.keys.signed_prekey(5);
     let status = owner.publish(json!({ "signed_prekey": without_expiry })).await["status"].clone();
-    assert_eq!(status["signed_prekey"], json!({ "key_id": 3, "expires_at": "2026-07-01T12:00:00.000000Z" }));
+    assert_eq!(status["signed_prekey"], json!({ "key_id": 5, "expires_at": "2026-07-01T12:00:00.000000Z" }));
     owner.app.advance(Duration::from_secs(1));
 }
 
@@ -349,8 +349,7 @@ async fn a_publish_reports_the_outcome_of_each_key_and_the_pool_version_counts_c
     let again = [first[0].clone(), owner.keys.prekey(1), first[2].clone()];
     let outcome = owner.publish(json!({ "one_time_prekeys": again, "pq_one_time": pq_keys(0..2) })).await;
     let none: [u32; 0] = [];
-    let sorted =
-        json!({ "accepted": none, "duplicate": [2], "conflict": [1], "already_issued": [0], "over_cap": none });
+    let sorted = json!({ "accepted": none, "duplicate": [2], "conflict": [1], "already_issued": [0], "over_cap": none, "withdrawn": none });
     assert_eq!(outcome["one_time"], sorted);
     assert_eq!(outcome["pq_one_time"]["already_issued"], json!([0]));
     assert_eq!(outcome["pq_one_time"]["duplicate"], json!([1]));
@@ -375,6 +374,7 @@ async fn a_publish_reports_the_outcome_of_each_key_and_the_pool_version_counts_c
     let outcome = owner.publish(json!({ "one_time_prekeys": last, "pq_one_time": pq_keys(599..601) })).await;
     let sorted = json!({
         "accepted": [2_147_483_647], "duplicate": [3], "conflict": [4], "already_issued": [0], "over_cap": [600],
+        "withdrawn": none,
     });
     assert_eq!(outcome["one_time"], sorted);
     assert_eq!(outcome["pq_one_time"]["accepted"], json!([599]));
@@ -382,8 +382,8 @@ async fn a_publish_reports_the_outcome_of_each_key_and_the_pool_version_counts_c
     let status = &outcome["status"];
     assert_eq!((&status["one_time"], &status["pq_one_time"]), (&json!(500), &json!(500)));
     assert_eq!(status["pool_version"], 6);
-    // The signed prekey and the last-resort key are replaced whatever their ids, and do not belong to the pools.
-    let (signed, last_resort) = (owner.keys.signed_prekey(1), owner.keys.pq_prekey(0));
+    // The signed prekey and the last-resort key are replaced, and do not belong to the pools.
+    let (signed, last_resort) = (owner.keys.signed_prekey(9), owner.keys.pq_prekey(0));
     let outcome = owner.publish(json!({ "signed_prekey": signed, "pq_last_resort": last_resort })).await;
     assert_eq!(outcome["status"]["pool_version"], 6);
     let fetched = claimer.request("keys.fetch", json!({ "user_id": owner.user })).await["bundles"][0].clone();

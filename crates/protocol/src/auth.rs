@@ -105,6 +105,49 @@ impl SocketRequest for LogoutRequest {
     type Reply = EmptyReply;
 }
 
+/// Why no valid session has a token: `details.reason` of `unauthorized`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum InvalidTokenReason {
+    /// The request has no token, the server never issued it, or its session ended more than 30 days ago.
+    Unknown,
+    /// The session expired.
+    Expired,
+    /// The session was logged out.
+    LoggedOut,
+    /// The session was renewed, and a newer token has been used or issued.
+    Superseded,
+    /// The device was revoked or replaced. The client wipes its data.
+    DeviceRevoked,
+    /// The account was deleted. The client wipes its data.
+    AccountDeleted,
+}
+
+impl InvalidTokenReason {
+    /// All reasons.
+    pub const ALL: [Self; 6] =
+        [Self::Unknown, Self::Expired, Self::LoggedOut, Self::Superseded, Self::DeviceRevoked, Self::AccountDeleted];
+
+    /// The name on the wire.
+    #[must_use]
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Unknown => "unknown",
+            Self::Expired => "expired",
+            Self::LoggedOut => "logged_out",
+            Self::Superseded => "superseded",
+            Self::DeviceRevoked => "device_revoked",
+            Self::AccountDeleted => "account_deleted",
+        }
+    }
+
+    /// The reason with exactly this name.
+    #[must_use]
+    pub fn parse(name: &str) -> Option<Self> {
+        Self::ALL.into_iter().find(|reason| reason.name() == name)
+    }
+}
+
 /// Why a session ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]

@@ -64,6 +64,8 @@ codes! {
     IdConflict       "id_conflict"        409 false;
     DevicesMismatch  "devices_mismatch"   409 false;
     NoDevices        "no_devices"         409 false;
+    PoolChanged      "pool_changed"       409 false;
+    StaleSignedPrekey "stale_signed_prekey" 409 false;
     InvalidKey       "invalid_key"        422 false;
     InvalidSignature "invalid_signature"  422 false;
     IncompleteKeys   "incomplete_keys"    422 false;
@@ -105,10 +107,12 @@ close_codes! {
     Draining       4000 "draining";
     /// Nothing was received for a minute.
     Idle           4001 "idle";
-    /// The client does not read, or does not ack its messages.
+    /// The client does not read what it is sent, or has been silent while frames or acks were due.
     SlowConsumer   4002 "slow consumer";
     /// The connection could not be opened, for example because the store failed.
     Unavailable    4003 "unavailable";
+    /// The upgrade was refused because of a rate limit. Browsers only; others get the HTTP response.
+    RateLimited    4004 "rate limited";
     /// The session was revoked or logged out.
     SessionRevoked 4500 "session revoked";
     /// The session has expired.
@@ -123,6 +127,47 @@ close_codes! {
     FrameTooLarge  4505 "frame too large";
     /// The account was deleted.
     AccountDeleted 4506 "account deleted";
+    /// The upgrade was refused because the token is not valid. Browsers only; others get the HTTP response.
+    Unauthorized   4507 "unauthorized";
+}
+
+macro_rules! protocol_faults {
+    ($($variant:ident $text:literal;)*) => {
+        /// The rule that a client violated, if a socket is closed with 4504. The list may grow.
+        #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+        pub enum ProtocolFault {
+            $(#[doc = concat!("`", $text, "`")] $variant,)*
+        }
+
+        impl ProtocolFault {
+            /// All faults.
+            pub const ALL: &'static [Self] = &[$(Self::$variant,)*];
+
+            /// The reason text in the Close frame: that of the close code, and the rule.
+            #[must_use]
+            pub const fn reason(self) -> &'static str {
+                match self { $(Self::$variant => concat!("protocol error: ", $text),)* }
+            }
+        }
+    };
+}
+
+protocol_faults! {
+    TextFrame           "text message on a MessagePack socket";
+    BinaryFrame         "binary message on a JSON socket";
+    Undecodable         "message is not one map in the negotiated encoding";
+    IdMissing           "id missing";
+    IdInvalid           "id is not an integer from 1 to 4294967295";
+    IdInUse             "id of an unanswered request";
+    NotUtf8             "text message is not UTF-8";
+    ReservedBits        "reserved bits set";
+    UnknownOpcode       "unknown opcode";
+    Unmasked            "frame is not masked";
+    LengthForm          "length not in its shortest form";
+    ControlFrame        "control frame fragmented or longer than 125 bytes";
+    Continuation        "continuation without a message to continue";
+    UnfinishedMessage   "new message inside a fragmented one";
+    Framing             "invalid WebSocket frame";
 }
 
 impl From<EndReason> for CloseCode {
@@ -167,6 +212,15 @@ mod tests {
     fn names_are_unique() {
         for code in Code::ALL {
             assert_eq!(Code::parse(code.name()), Some(*code));
+        }
+    }
+
+    #[test]
+    fn every_reason_fits_into_a_close_frame() {
+        let faults = ProtocolFault::ALL.iter().map(|fault| fault.reason());
+        for reason in CloseCode::ALL.iter().map(|code| code.reason()).chain(faults) {
+            // RFC 6455, section 5.5: 125 bytes, two of which are the code.
+            assert!(reason.len() <= 123, "{reason}");
         }
     }
 }

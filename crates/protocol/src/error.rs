@@ -4,7 +4,7 @@ use std::{borrow::Cow, time::Duration};
 
 use serde::{Deserialize, Serialize, de::IgnoredAny};
 
-use crate::{codes::Code, ids::DeviceId, time::Timestamp, value::Named};
+use crate::{auth::InvalidTokenReason, codes::Code, ids::DeviceId, time::Timestamp, value::Named};
 
 /// The body of every HTTP error.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -61,6 +61,16 @@ pub enum ErrorDetails {
         field: Cow<'static, str>,
         /// The id of the key; `None` for the identity key.
         key_id: Option<u32>,
+    },
+    /// With `unauthorized`.
+    InvalidToken {
+        /// Why the token is not valid.
+        reason: Named<InvalidTokenReason>,
+    },
+    /// With `stale_signed_prekey`.
+    ServedKey {
+        /// The id of the signed prekey that is served.
+        key_id: u32,
     },
     /// With `bad_request`, if a single field is at fault.
     Field {

@@ -4,6 +4,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::{
     auth::EndReason,
+    error::ErrorBody,
     ids::{DeviceId, MessageId, SessionId, UserId},
     keys::{KeyKind, KeysStatusReply},
     limits::{MAX_CONTENT, MAX_FRAME_BYTES, MAX_IN_FLIGHT},
@@ -13,9 +14,13 @@ use crate::{
 };
 
 /// An event.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(tag = "event", content = "data")]
 pub enum Event<'a> {
+    /// The only frame of a socket whose upgrade was refused, followed by the close. Browsers get it instead of an HTTP
+    /// response, which they would not show to the page.
+    #[serde(rename = "refused")]
+    Refused(Box<ErrorBody>),
     /// The first frame of every socket.
     #[serde(rename = "welcome")]
     Welcome(Box<Welcome>),
@@ -69,8 +74,9 @@ pub enum Event<'a> {
 
 impl Event<'_> {
     /// The names of all events. A client ignores events with other names: they come from a newer server.
-    pub const NAMES: [&'static str; 8] = [
+    pub const NAMES: [&'static str; 9] = [
         "welcome",
+        "refused",
         "prekeys.low",
         "signed_prekey.expiring",
         "devices.changed",
@@ -132,6 +138,27 @@ pub struct Welcome {
     pub keys: KeysStatusReply,
     /// The device's mailbox.
     pub mailbox: WelcomeMailbox,
+    /// What this server understands beyond the first version. Servers ignore unknown request fields, so a client looks
+    /// here before it relies on one.
+    #[serde(default)]
+    pub features: Vec<Named<Feature>>,
+}
+
+/// An addition to the protocol, as `features` of a welcome names it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Feature {
+    /// `keys.publish` takes `replace` and `expect_pool_version`, and `keys.status` takes `digest`.
+    Replace,
+    /// `messages.send` takes `skip`.
+    Skip,
+    /// `keys.claim` and `keys.fetch` take `suites`.
+    Suites,
+}
+
+impl Feature {
+    /// All features of this version.
+    pub const ALL: [Self; 3] = [Self::Replace, Self::Skip, Self::Suites];
 }
 
 /// The `limits` of a welcome.

@@ -11,6 +11,7 @@ use thiserror::Error;
 
 use crate::{
     codec::{Codec, DecodeError},
+    codes::ProtocolFault,
     error::ErrorBody,
     value::{Object, Shape},
 };
@@ -124,13 +125,14 @@ impl RequestOutline {
     ///
     /// # Errors
     /// If the frame is not a single map with a valid `id`. The server then closes the socket.
-    pub fn decode(codec: Codec, frame: &[u8]) -> Result<Self, DecodeError> {
-        let outline: Outline = codec.decode(frame)?;
+    pub fn decode(codec: Codec, frame: &[u8]) -> Result<Self, ProtocolFault> {
+        let outline: Outline = codec.decode(frame).map_err(|_| ProtocolFault::Undecodable)?;
         let id = match outline.id {
             Some(Shape::Integer(id)) => u32::try_from(id).ok().and_then(NonZeroU32::new),
-            _ => None,
+            None => return Err(ProtocolFault::IdMissing),
+            Some(_) => None,
         };
-        let id = id.ok_or(DecodeError::Malformed)?;
+        let id = id.ok_or(ProtocolFault::IdInvalid)?;
         let params = match outline.params {
             None | Some(Shape::Null) => Ok(false),
             Some(Shape::Map) => Ok(true),
@@ -284,7 +286,7 @@ mod tests {
 
     use super::*;
 
-    fn json(text: &str) -> Result<RequestOutline, DecodeError> {
+    fn json(text: &str) -> Result<RequestOutline, ProtocolFault> {
         RequestOutline::decode(Codec::Json, text.as_bytes())
     }
 

@@ -41,7 +41,7 @@ pub mod users;
 pub mod value;
 
 pub use codec::Codec;
-pub use codes::{CloseCode, Code};
+pub use codes::{CloseCode, Code, ProtocolFault};
 pub use time::Timestamp;
 
 #[cfg(test)]

@@ -22,6 +22,8 @@ pub const TTL_DEFAULT: Duration = Duration::from_hours(30 * 24);
 pub const MAX_DEVICE_IDS: usize = 100;
 /// Maximum number of one-time keys of each kind in one `keys.publish`.
 pub const MAX_KEYS_PER_PUBLISH: usize = 100;
+/// What a `keys.status` with a digest costs, as a number of ordinary requests.
+pub const DIGEST_COST: u32 = 50;
 /// Maximum number of unissued one-time keys of each kind per device.
 pub const MAX_POOL: usize = 500;
 /// Maximum time until a published signed prekey expires.

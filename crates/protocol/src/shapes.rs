@@ -18,7 +18,10 @@ use crate::{
     events::Event,
     frame::{EmptyReply, Op, ReplyFrame, RequestFrame, RequestId, RequestOutline, ServerOutline, SocketRequest},
     health::HealthReply,
-    keys::{BundlesReply, ClaimKeysRequest, FetchKeysRequest, KeysStatusReply, PublishKeysReply, PublishKeysRequest},
+    keys::{
+        BundlesReply, ClaimKeysRequest, FetchKeysRequest, KeysStatusReply, KeysStatusRequest, PublishKeysReply,
+        PublishKeysRequest,
+    },
     messages::{AckMessagesReply, AckMessagesRequest, SendMessageReply, SendMessageRequest},
     users::{FindUserReply, FindUserRequest},
     value::{Object, Text},
@@ -111,6 +114,9 @@ fn errors_encode_as_documented() {
         r#","retry_after_ms":1740250"#.to_owned(),
         r#","details":{"field":"signed_prekey","key_id":1}"#.to_owned(),
         r#","details":{"field":"identity_key","key_id":null}"#.to_owned(),
+        r#","details":{"key_id":7}"#.to_owned(),
+        r#","details":{"reason":"device_revoked"}"#.to_owned(),
+        r#","details":{"reason":"of a newer server"}"#.to_owned(),
         format!(r#","details":{{"devices":[{device},{unnamed}]}}"#),
         format!(r#","details":{{"missing":["{ID}"],"extra":["{OTHER}"]}}"#),
     ] {
@@ -138,7 +144,7 @@ fn ops_on_sessions_devices_and_users_encode_as_documented() {
         (Op::SessionLogout, check_request::<crate::auth::LogoutRequest>),
         (Op::DevicesList, check_request::<crate::devices::ListDevicesRequest>),
         (Op::AccountDelete, check_request::<crate::users::DeleteAccountRequest>),
-        (Op::KeysStatus, check_request::<crate::keys::KeysStatusRequest>),
+        (Op::KeysStatus, check_request::<KeysStatusRequest>),
     ] {
         has_no_params(op, "{}");
     }
@@ -164,9 +170,13 @@ fn ops_on_keys_encode_as_documented() {
         Op::KeysPublish,
         r#"{"suite":"signal-pqxdh","identity_key":"BTI=","signed_prekey":{"key_id":1,"public_key":"BYM=","signature":"4NeQ","expires_at":"2026-06-15T12:00:00.000000Z"},"one_time_prekeys":[{"key_id":2147483647,"public_key":"BRA="}],"pq_last_resort":{"key_id":1,"public_key":"CA==","signature":"AA=="},"pq_one_time":[{"key_id":0,"public_key":"Cg==","signature":"/+8="}]}"#,
     );
-    let report = r#"{"accepted":[1],"duplicate":[2],"conflict":[3],"already_issued":[4],"over_cap":[5]}"#;
-    let nothing = r#"{"accepted":[],"duplicate":[],"conflict":[],"already_issued":[],"over_cap":[]}"#;
+    let report =
+        r#"{"accepted":[1],"duplicate":[2],"conflict":[3],"already_issued":[4],"over_cap":[5],"withdrawn":[6]}"#;
+    let nothing = r#"{"accepted":[],"duplicate":[],"conflict":[],"already_issued":[],"over_cap":[],"withdrawn":[]}"#;
     check_reply::<PublishKeysReply>(&format!(r#"{{"one_time":{report},"pq_one_time":{nothing},"status":{STATUS}}}"#));
+    check_request::<PublishKeysRequest>(Op::KeysPublish, r#"{"replace":true,"expect_pool_version":7}"#);
+    check_request::<KeysStatusRequest>(Op::KeysStatus, r#"{"digest":true}"#);
+    check_reply::<KeysStatusReply>(&format!(r#"{},"digest":"47DE"}}"#, &STATUS[..STATUS.len() - 1]));
     check_reply::<KeysStatusReply>(STATUS);
     check_reply::<KeysStatusReply>(NO_KEYS);
     check_request::<FetchKeysRequest>(Op::KeysFetch, &format!(r#"{{"user_id":"{ID}"}}"#));
@@ -245,7 +255,7 @@ fn content_is_text_in_json_and_bytes_in_messagepack() {
 fn events_encode_as_documented() {
     let welcome = |keys: &str| {
         format!(
-            r#"{{"event":"welcome","data":{{"session_id":"{ID}","user_id":"{ID}","device_id":"{OTHER}","expires_at":"{TIME}","server_time":"{TIME}","heartbeat_s":25,"limits":{{"frame_bytes":524288,"content_bytes":32768,"in_flight":64}},"keys":{keys},"mailbox":{{"waiting":0,"expired_total":0}}}}}}"#
+            r#"{{"event":"welcome","data":{{"session_id":"{ID}","user_id":"{ID}","device_id":"{OTHER}","expires_at":"{TIME}","server_time":"{TIME}","heartbeat_s":25,"limits":{{"frame_bytes":524288,"content_bytes":32768,"in_flight":64}},"keys":{keys},"mailbox":{{"waiting":0,"expired_total":0}},"features":["replace","of a newer server"]}}}}"#
         )
     };
     let low = |kind: &str| {
@@ -258,6 +268,10 @@ fn events_encode_as_documented() {
     all.extend(["one_time", "pq_one_time", "of a newer server"].map(low));
     all.extend(["logout", "expired", "device_revoked", "account_deleted", "of a newer server"].map(revoked));
     all.push(r#"{"event":"mailbox.drained","data":{}}"#.to_owned());
+    all.push(
+        r#"{"event":"refused","data":{"code":"unauthorized","message":"m","retryable":false,"details":{"reason":"expired"}}}"#
+            .to_owned(),
+    );
     all.push(r#"{"event":"server.draining","data":{"reconnect_in_ms":3120}}"#.to_owned());
     let mut names = std::collections::BTreeSet::from(["message".to_owned()]);
     for text in all {

@@ -243,7 +243,7 @@ impl Socket {
                 return Ok(());
             }
             let (id, error) = if swarm.echo {
-                (RequestOutline::decode(Codec::Json, text).map_err(io::Error::other)?.id, None)
+                (RequestOutline::decode(Codec::Json, text).map_err(|fault| io::Error::other(fault.reason()))?.id, None)
             } else {
                 let reply: ReplyFrame<IgnoredAny> = Codec::Json.decode(text).map_err(io::Error::other)?;
                 (reply.id, reply.result.err())

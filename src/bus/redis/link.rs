@@ -9,19 +9,24 @@ use std::{
     time::Duration,
 };
 
-use redis::{AsyncConnectionConfig, Client, RedisError, aio::MultiplexedConnection};
+use redis::{AsyncConnectionConfig, RedisError, aio::MultiplexedConnection};
 use thiserror::Error;
 use tokio::{
     sync::{Notify, mpsc, watch},
-    time::{Instant, MissedTickBehavior, interval},
+    time::{Instant, MissedTickBehavior, interval, timeout},
 };
 use uuid::Uuid;
 
 use super::{
-    super::payload,
+    super::{
+        BusState,
+        keys::{BusKeys, Publisher},
+        payload,
+        peers::Peers,
+    },
     BusCommand,
-    channels::{DEVICE_CHANNEL, PROBE_CHANNEL},
     push::PushHandler,
+    target::BusTarget,
 };
 use crate::{
     domain::{DeviceId, LocalDelivery},
@@ -31,11 +36,13 @@ use crate::{
 
 /// Maximum number of commands handled together, and of channels in one subscription after a reconnect.
 const BATCH: usize = 500;
+/// Timeout for finding the master among sentinels.
+const SENTINEL_TIMEOUT: Duration = Duration::from_secs(5);
 /// Timeout for connecting to Redis, and for one response.
 const RESPONSE_TIMEOUT: Duration = Duration::from_secs(2);
-/// Interval between probes.
-const PROBE_EVERY: Duration = Duration::from_secs(2);
-/// Number of unanswered probes after which the connection counts as lost.
+/// Interval between this node's announcements, which are its probes as well.
+const ANNOUNCE_EVERY: Duration = Duration::from_secs(2);
+/// Number of own announcements that do not come back after which the connection counts as lost.
 const MAX_UNANSWERED_PROBES: u32 = 2;
 /// Pause before reconnecting. It doubles with each failure, up to the longest.
 const FIRST_PAUSE: Duration = Duration::from_millis(50);
@@ -45,17 +52,21 @@ const LOG_EVERY: Duration = Duration::from_mins(1);
 
 /// Carries out commands until the last [`RedisBus`](super::RedisBus) is dropped.
 pub(super) struct Link {
-    client: Client,
+    target: BusTarget,
     node: Uuid,
+    keys: Arc<BusKeys>,
+    peers: Arc<Peers>,
     local: Arc<dyn LocalDelivery>,
-    is_up: watch::Sender<bool>,
-    /// When a probe last came back.
+    state: watch::Sender<BusState>,
+    /// When an announcement of this node last came back.
     last_probe: watch::Sender<Option<Instant>>,
     queue: mpsc::Receiver<BusCommand>,
     /// The number of connections of this node per subscribed device.
     subscribers: HashMap<DeviceId, usize>,
     metrics: Arc<Metrics>,
     outage: Option<BusOutage>,
+    /// Logs payloads that were dropped.
+    rejections: Arc<LogThrottle>,
 }
 
 /// A period in which the link is not connected.
@@ -69,8 +80,10 @@ struct BusOutage {
 enum LinkEnd {
     #[error(transparent)]
     Redis(#[from] RedisError),
-    #[error("probes do not come back")]
+    #[error("what this node publishes does not come back")]
     ProbesLost,
+    #[error("no sentinel answered in time")]
+    NoSentinel,
     #[error("Redis closed the connection")]
     Disconnected,
     /// The last handle was dropped; not a failure.
@@ -81,31 +94,36 @@ enum LinkEnd {
 impl Link {
     /// A link that is not connected yet.
     pub(super) fn new(
-        client: Client,
+        target: BusTarget,
         node: Uuid,
+        keys: Arc<BusKeys>,
+        peers: Arc<Peers>,
         local: Arc<dyn LocalDelivery>,
         queue: mpsc::Receiver<BusCommand>,
         metrics: Arc<Metrics>,
     ) -> Self {
         Self {
-            client,
+            target,
             node,
+            keys,
+            peers,
             local,
-            is_up: watch::channel(false).0,
+            state: watch::channel(BusState::Down).0,
             last_probe: watch::channel(None).0,
             queue,
             subscribers: HashMap::new(),
             metrics,
             outage: None,
+            rejections: Arc::new(LogThrottle::new(LOG_EVERY)),
         }
     }
 
-    /// Whether the link is connected and subscribed.
-    pub(super) fn is_up(&self) -> watch::Receiver<bool> {
-        self.is_up.subscribe()
+    /// Whether the link is connected and subscribed, and hears the other nodes.
+    pub(super) fn state(&self) -> watch::Receiver<BusState> {
+        self.state.subscribe()
     }
 
-    /// When a probe last came back.
+    /// When an announcement of this node last came back.
     pub(super) fn last_probe(&self) -> watch::Receiver<Option<Instant>> {
         self.last_probe.subscribe()
     }
@@ -116,7 +134,7 @@ impl Link {
         loop {
             let began = Instant::now();
             let end = self.serve().await;
-            self.is_up.send_if_modified(std::mem::take);
+            self.set_state(BusState::Down);
             if matches!(end, LinkEnd::Unused) {
                 return;
             }
@@ -179,11 +197,14 @@ impl Link {
         let unanswered = Arc::new(AtomicU32::new(0));
         let pushes = PushHandler {
             node: self.node,
+            keys: self.keys.clone(),
+            peers: self.peers.clone(),
             local: self.local.clone(),
             disconnected: disconnected.clone(),
             unanswered: unanswered.clone(),
             last_probe: self.last_probe.clone(),
             metrics: self.metrics.clone(),
+            rejections: self.rejections.clone(),
         };
         let config = || {
             AsyncConnectionConfig::new()
@@ -191,20 +212,21 @@ impl Link {
                 .set_response_timeout(Some(RESPONSE_TIMEOUT))
         };
         let with_pushes = config().set_push_sender(pushes);
-        let mut subscriber = self.client.get_multiplexed_async_connection_with_config(&with_pushes).await?;
-        let mut publisher = self.client.get_multiplexed_async_connection_with_config(&config()).await?;
-        let probe = format!("{PROBE_CHANNEL}{}", self.node);
-        subscribe(&mut subscriber, std::iter::once(probe.clone())).await?;
+        let client = timeout(SENTINEL_TIMEOUT, self.target.client()).await.map_err(|_| LinkEnd::NoSentinel)??;
+        let mut subscriber = client.get_multiplexed_async_connection_with_config(&with_pushes).await?;
+        let mut publisher = client.get_multiplexed_async_connection_with_config(&config()).await?;
+        let nodes = self.keys.nodes_channel();
+        subscribe(&mut subscriber, std::iter::once(nodes.clone())).await?;
         let devices: Vec<DeviceId> = self.subscribers.keys().copied().collect();
         for chunk in devices.chunks(BATCH) {
-            subscribe(&mut subscriber, chunk.iter().map(channel)).await?;
+            subscribe(&mut subscriber, chunk.iter().map(|device| self.keys.device_channel(*device))).await?;
         }
-        self.is_up.send_replace(true);
+        self.note_state();
         let down_s = self.outage.take().map(|outage| outage.since.elapsed().as_secs_f64());
         tracing::info!(devices = devices.len(), down_s, "the bus is up");
 
-        let mut probes = interval(PROBE_EVERY);
-        probes.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        let mut announcements = interval(ANNOUNCE_EVERY);
+        announcements.set_missed_tick_behavior(MissedTickBehavior::Delay);
         let mut commands = Vec::with_capacity(BATCH);
         loop {
             tokio::select! {
@@ -217,14 +239,43 @@ impl Link {
                     commands.clear();
                     handled?;
                 }
-                _ = probes.tick() => {
+                _ = announcements.tick() => {
                     if unanswered.fetch_add(1, Ordering::Relaxed) >= MAX_UNANSWERED_PROBES {
                         return Ok(LinkEnd::ProbesLost);
                     }
-                    redis::cmd("PUBLISH").arg(&probe).arg("").exec_async(&mut publisher).await?;
+                    let announcement =
+                        payload::encode_announcement(&self.keys, self.publisher(), self.peers.deployment());
+                    redis::cmd("PUBLISH").arg(&nodes).arg(announcement).exec_async(&mut publisher).await?;
+                    self.note_state();
                 }
             }
         }
+    }
+
+    /// Publishes the state of a link that is connected, and logs when it changes.
+    fn note_state(&self) {
+        let state = self.peers.state(Instant::now());
+        if !self.set_state(state) {
+            return;
+        }
+        match state {
+            BusState::Up | BusState::Down => {}
+            BusState::NotHeard(node) => {
+                tracing::warn!(%node, "a running node is not heard over the bus; do both use the same Redis?");
+            }
+            BusState::ForeignDeployment => tracing::error!(
+                "another deployment with the same auth.secret uses this Redis; give each deployment a secret of its own"
+            ),
+        }
+    }
+
+    /// Returns whether the state is another than before. Only then are those notified who watch it.
+    fn set_state(&self, state: BusState) -> bool {
+        self.state.send_if_modified(|known| std::mem::replace(known, state) != state)
+    }
+
+    fn publisher(&self) -> Publisher {
+        Publisher { node: self.node, at: self.peers.database_time(Instant::now()) }
     }
 
     /// Handles queued commands: one SUBSCRIBE and one UNSUBSCRIBE for all devices, and one pipeline of publishes.
@@ -238,12 +289,14 @@ impl Link {
         let mut removed = Vec::new();
         let mut confirmations = Vec::new();
         let mut publishes = redis::pipe();
+        let by = self.publisher();
         for command in commands.drain(..) {
             match command {
                 BusCommand::Publish { device, batch, content_permit } => {
-                    match payload::encode(self.node, batch.signals()) {
+                    let channel = self.keys.device_channel(device);
+                    match payload::encode_signals(&self.keys, &channel, by, batch.signals()) {
                         Ok(payload) => {
-                            publishes.cmd("PUBLISH").arg(channel(&device)).arg(payload).ignore();
+                            publishes.cmd("PUBLISH").arg(channel).arg(payload).ignore();
                         }
                         Err(error) => tracing::error!(%error, "cannot encode a signal"),
                     }
@@ -267,9 +320,10 @@ impl Link {
             }
         }
         if !removed.is_empty() {
-            subscriber.unsubscribe(removed.iter().map(channel).collect::<Vec<_>>()).await?;
+            let channels: Vec<String> = removed.into_iter().map(|device| self.keys.device_channel(device)).collect();
+            subscriber.unsubscribe(channels).await?;
         }
-        subscribe(subscriber, added.iter().map(channel)).await?;
+        subscribe(subscriber, added.into_iter().map(|device| self.keys.device_channel(device))).await?;
         for confirm in confirmations {
             // Fails if the device no longer waits.
             let _ = confirm.send(());
@@ -290,10 +344,6 @@ impl Link {
         }
         last
     }
-}
-
-fn channel(device: &DeviceId) -> String {
-    format!("{DEVICE_CHANNEL}{device}")
 }
 
 /// Subscribes to all channels in one command and waits for Redis to confirm.

@@ -4,6 +4,7 @@ use super::{Admin, NodeUsage, process};
 use crate::{
     domain::envelope::MailboxSize,
     metrics::{Direction, PoolState},
+    service::BusState,
 };
 
 impl Admin {
@@ -33,6 +34,6 @@ impl Admin {
         metrics.pool_connections.set(PoolState::Idle, pool.idle.into());
         metrics.pool_connections.set(PoolState::Busy, (pool.open - pool.idle).into());
         metrics.pool_limit.set(pool.limit.into());
-        metrics.bus_up.set(u64::from(self.service.bus_is_up()));
+        metrics.bus_up.set(u64::from(self.service.bus_state() == BusState::Up));
     }
 }

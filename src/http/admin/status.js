@@ -101,6 +101,7 @@ const CLOSE_NAMES = {
   4001: "idle",
   4002: "slow consumer",
   4003: "unavailable",
+  4004: "rate limited",
   4500: "session revoked",
   4501: "session expired",
   4502: "device revoked",
@@ -108,6 +109,7 @@ const CLOSE_NAMES = {
   4504: "protocol error",
   4505: "frame too large",
   4506: "account deleted",
+  4507: "unauthorized",
 };
 const OTHER_CLOSES = { peer: "closed by the client", lost: "connection lost" };
 

@@ -15,6 +15,7 @@ use super::{
 use crate::{
     http::health::readiness,
     metrics::{Close, LabelValue, Limit},
+    service::BusState,
 };
 
 /// `GET /status`
@@ -26,7 +27,7 @@ pub struct StatusReport {
     uptime_s: u64,
     /// As in `/readyz`.
     status: &'static str,
-    reasons: Vec<&'static str>,
+    reasons: Vec<String>,
     alerts: Vec<Alert>,
     database: DatabaseReport,
     bus: BusReport,
@@ -152,10 +153,11 @@ impl StatusReport {
         let (span, counts) = admin.history.minute(&point);
         let NodeUsage { sockets, http, inbound, outbound, is_draining, .. } = (admin.usage)();
         let files = UsageReport { open: process::open_files(), limit: process::max_files() };
-        let bus_is_up = service.bus_is_up();
-        let (status, reasons) = readiness(latency.is_some(), bus_is_up, is_draining);
+        let bus_state = service.bus_state();
+        let bus_is_up = bus_state == BusState::Up;
+        let (status, reasons) = readiness(latency.is_some(), bus_state, is_draining);
         let (store, pool) = service.store_state();
-        let (bus, probe_age) = service.bus_state();
+        let (bus, probe_age) = service.bus_kind();
         let backlog = admin.backlog();
         let conditions = Conditions {
             database_answers: latency.is_some(),

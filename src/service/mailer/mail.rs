@@ -34,6 +34,13 @@ impl Mail {
         Self { to, subject: "Your sign-in code", text }
     }
 
+    /// The mail by which an operator tries the mailer.
+    pub fn test(to: Email) -> Self {
+        let text =
+            "This mail was sent by `sealwire check-config --mail-to`.\nThe settings of the mailer work.\n".to_owned();
+        Self { to, subject: "A test mail of Sealwire", text }
+    }
+
     /// The notice that a device was added, with the device's name if it has one.
     pub fn device_added(to: Email, name: Option<&str>) -> Self {
         // The name is chosen by the client that entered the code. Only its ASCII letters are shown, so that nothing in it looks like

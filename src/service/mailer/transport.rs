@@ -35,8 +35,22 @@ impl Transport {
     /// # Errors
     /// If the folder cannot be created, the URL does not name a mail server, or `from` is not an address.
     pub fn open(url: &str, from: &str, clock: Clock, entropy: Entropy) -> Result<Self, MailerError> {
-        let from = from.parse().map_err(|_| MailerError::Setup("mailer.from is not a mail address".to_owned()))?;
-        Ok(Self { backend: Backend::open(url)?, from, clock, entropy })
+        Ok(Self { backend: Backend::open(url)?, from: parse_sender(from)?, clock, entropy })
+    }
+
+    /// Checks that the mail server answers; other backends have none.
+    ///
+    /// # Errors
+    /// [`MailerError::Connect`] with the cause.
+    pub async fn test_connection(&self) -> Result<(), MailerError> {
+        match &self.backend {
+            Backend::Stdout | Backend::Folder(_) => Ok(()),
+            Backend::Smtp(server) => match server.test_connection().await {
+                Ok(true) => Ok(()),
+                Ok(false) => Err(MailerError::Connect("it does not answer".to_owned())),
+                Err(error) => Err(MailerError::Connect(error.to_string())),
+            },
+        }
     }
 
     /// Makes one attempt to send a mail.
@@ -75,24 +89,50 @@ impl Backend {
         }
         if let Some(folder) = url.strip_prefix("file:") {
             let folder = PathBuf::from(folder.strip_prefix("//").unwrap_or(folder));
-            std::fs::create_dir_all(&folder)?;
+            std::fs::create_dir_all(&folder).map_err(|error| {
+                MailerError::Setup(format!("mailer.url: cannot create the folder {}: {error}", folder.display()))
+            })?;
             return Ok(Self::Folder(folder));
         }
-        // lettre does not try TLS for a plain `smtp://` URL.
-        let opportunistic = url.starts_with("smtp://") && !url.contains("tls=");
-        let separator = if url.contains('?') { '&' } else { '?' };
-        let url = if opportunistic { format!("{url}{separator}tls=opportunistic") } else { url.to_owned() };
-        let builder = AsyncSmtpTransport::<Tokio1Executor>::from_url(&url)
-            .map_err(|_| MailerError::Setup("mailer.url is not a valid smtp:// or smtps:// URL".to_owned()))?;
-        Ok(Self::Smtp(Box::new(builder.timeout(Some(SMTP_TIMEOUT)).build())))
+        Ok(Self::Smtp(Box::new(smtp(url)?)))
     }
+}
+
+fn smtp(url: &str) -> Result<AsyncSmtpTransport<Tokio1Executor>, MailerError> {
+    // lettre does not try TLS for a plain `smtp://` URL.
+    let opportunistic = url.starts_with("smtp://") && !url.contains("tls=");
+    let separator = if url.contains('?') { '&' } else { '?' };
+    let url = if opportunistic { format!("{url}{separator}tls=opportunistic") } else { url.to_owned() };
+    let builder = AsyncSmtpTransport::<Tokio1Executor>::from_url(&url).map_err(|_| {
+        MailerError::Setup(
+            "mailer.url takes smtp://USER:PASSWORD@HOST:PORT or smtps://…, with a percent-encoded password".to_owned(),
+        )
+    })?;
+    Ok(builder.timeout(Some(SMTP_TIMEOUT)).build())
+}
+
+/// Checks `mailer.url` and `mailer.from`, without a connection and without creating a folder.
+///
+/// # Errors
+/// If either is invalid.
+pub fn check(url: &str, from: &str) -> Result<(), MailerError> {
+    parse_sender(from)?;
+    if url.starts_with("smtp") {
+        smtp(url)?;
+    }
+    Ok(())
+}
+
+fn parse_sender(from: &str) -> Result<Mailbox, MailerError> {
+    from.parse().map_err(|_| MailerError::Setup("mailer.from is not a mail address".to_owned()))
 }
 
 /// Prints a mail. Not through tracing: a developer who chose `log:` has to read the code, and the log must never hold
 /// one.
 #[expect(clippy::print_stdout, reason = "the development mailer's purpose")]
 fn print(mail: &Mail) {
-    println!("mail to {}: {}: {}", mail.to.as_str(), mail.subject, mail.text.replace('\n', " "));
+    let text = mail.text.trim_end().replace('\n', "\n  |  ");
+    println!("\n  +-- mail to {}: {}\n  |  {text}\n  +--\n", mail.to.as_str(), mail.subject);
 }
 
 #[cfg(test)]

@@ -11,6 +11,7 @@ use crate::{
     edge::EdgeError,
     metrics::RequestedOp,
     socket::{
+        closing::Closing,
         flow::Flow,
         hub::ConnectionKey,
         node::Node,
@@ -78,7 +79,7 @@ impl DeviceConnection {
     /// # Errors
     /// `SlowConsumer` if the outbox is full.
     pub fn send_event_frame(&self, frame: Vec<u8>) -> HandlerResult {
-        self.flow.outbox.push_event(frame).map_err(|Overflow| CloseCode::SlowConsumer)
+        self.flow.outbox.push_event(frame).map_err(|Overflow| CloseCode::SlowConsumer.into())
     }
 
     /// Queues an encoded reply.
@@ -86,7 +87,7 @@ impl DeviceConnection {
     /// # Errors
     /// `SlowConsumer` if the outbox is full.
     pub fn send_reply(&self, reply: Vec<u8>) -> HandlerResult {
-        self.flow.outbox.push_reply(reply).map_err(|Overflow| CloseCode::SlowConsumer)
+        self.flow.outbox.push_reply(reply).map_err(|Overflow| CloseCode::SlowConsumer.into())
     }
 
     /// Answers a request with an error, without running it.
@@ -97,11 +98,11 @@ impl DeviceConnection {
         self.send_reply(failure(&self.node.metrics, requested, self.codec, id, error))
     }
 
-    /// Sends the client the event that its session has ended, with the reason. Returns the code to close with.
-    pub fn end_session(&self, reason: EndReason) -> CloseCode {
+    /// Sends the client the event that its session has ended, with the reason. Returns what to close with.
+    pub fn end_session(&self, reason: EndReason) -> Closing {
         match self.send_event(&Event::SessionRevoked { reason: reason.into() }) {
-            Ok(()) => reason.into(),
-            Err(code) => code,
+            Ok(()) => CloseCode::from(reason).into(),
+            Err(closing) => closing,
         }
     }
 

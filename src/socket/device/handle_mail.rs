@@ -4,7 +4,7 @@ use std::{panic::AssertUnwindSafe, sync::Arc, time::Duration};
 
 use actix::{AsyncContext, Context, Handler, Message};
 use futures_util::FutureExt;
-use sealwire_protocol::{CloseCode, events::Event};
+use sealwire_protocol::events::Event;
 use tokio::time::Instant;
 
 use super::{DeviceSocket, HandlerResult, connection::DeviceConnection, open::OpenState};
@@ -16,6 +16,7 @@ use crate::{
     edge::events::message,
     socket::{
         budget::Reservation,
+        closing::Closing,
         delivery::{LiveEnvelope, MailboxRead, NextStep},
         ops::encode,
     },
@@ -113,7 +114,7 @@ impl OpenState {
         seq: i64,
         envelope: &Envelope,
         ctx: &mut Context<DeviceSocket>,
-    ) -> Result<bool, CloseCode> {
+    ) -> Result<bool, Closing> {
         let frame = encode(connection.codec, &message(connection.codec, Some(seq), envelope));
         if !connection.flow.outbox.fits(frame.len()) {
             // The outbox is full of replies that the client has not read yet. That is no reason to close the

@@ -6,9 +6,10 @@ use actix::{AsyncContext, Context, Handler, Message};
 use actix_web::web::Bytes;
 use futures_util::FutureExt;
 use sealwire_protocol::{
-    CloseCode,
+    Codec, ProtocolFault,
     frame::{Op, RequestId, RequestOutline},
-    limits::MAX_IN_FLIGHT,
+    keys::KeysStatusRequest,
+    limits::{DIGEST_COST, MAX_IN_FLIGHT},
 };
 
 use super::{
@@ -49,12 +50,12 @@ impl OpenState {
         frame: Bytes,
         ctx: &mut Context<DeviceSocket>,
     ) -> HandlerResult {
-        let request = RequestOutline::decode(connection.codec, &frame).map_err(|_| CloseCode::ProtocolError)?;
+        let request = RequestOutline::decode(connection.codec, &frame)?;
         if self.requests.contains(request.id) {
-            return Err(CloseCode::ProtocolError);
+            return Err(ProtocolFault::IdInUse.into());
         }
         let requested = request.op.as_ref().map_or(RequestedOp::Unknown, |op| RequestedOp::Op(*op));
-        let op = match self.check_request(connection, &request) {
+        let op = match self.check_request(connection, &request, &frame) {
             Ok(op) => op,
             Err(error) => return connection.refuse(request.id, requested, error),
         };
@@ -70,7 +71,12 @@ impl OpenState {
     ///
     /// # Errors
     /// If too many requests are in flight, the op is unknown, or the connection is over its rate.
-    fn check_request(&self, connection: &DeviceConnection, request: &RequestOutline) -> Result<Op, EdgeError> {
+    fn check_request(
+        &self,
+        connection: &DeviceConnection,
+        request: &RequestOutline,
+        frame: &[u8],
+    ) -> Result<Op, EdgeError> {
         let (rate, now) = (connection.flow.gate.rate(), Instant::now());
         let op = if self.requests.len() < MAX_IN_FLIGHT {
             request.op.map_err(EdgeError::from)
@@ -78,7 +84,11 @@ impl OpenState {
             Err(EdgeError::TooManyInFlight)
         };
         let op = op.inspect_err(|_| rate.count_refused(now))?;
-        rate.take(now).map_err(|retry_after| Refusal::RateLimited { retry_after })?;
+        let cost = match op {
+            Op::KeysStatus => status_cost(connection.codec, request, frame),
+            _ => 1,
+        };
+        rate.take(cost, now).map_err(|retry_after| Refusal::RateLimited { retry_after })?;
         Ok(op)
     }
 
@@ -172,6 +182,14 @@ fn reply_bytes(op: Op) -> usize {
         Op::KeysFetch | Op::KeysClaim => BUNDLES_REPLY,
         Op::MessagesSend => MISMATCH_REPLY,
         _ => USUAL_REPLY,
+    }
+}
+
+/// What a `keys.status` costs, in ordinary requests: a digest reads every key.
+fn status_cost(codec: Codec, request: &RequestOutline, frame: &[u8]) -> u32 {
+    match request.params(codec, frame) {
+        Ok(KeysStatusRequest { digest: Some(true) }) => DIGEST_COST,
+        _ => 1,
     }
 }
 

@@ -41,7 +41,7 @@ impl OpenState {
             }
             Signal::DeviceRevoked => Err(connection.end_session(EndReason::DeviceRevoked)),
             Signal::AccountDeleted => Err(connection.end_session(EndReason::AccountDeleted)),
-            Signal::Displaced { epoch } if epoch > self.epoch => Err(CloseCode::Displaced),
+            Signal::Displaced { epoch } if epoch > self.epoch => Err(CloseCode::Displaced.into()),
             Signal::Displaced { .. } => Ok(()),
         }
     }

@@ -54,10 +54,10 @@ impl OpenState {
         if instant >= connection.wire.last_received() + IDLE_TIMEOUT {
             if !connection.flow.outbox.is_empty() || self.delivery.has_unacked() {
                 // The client neither reads nor acks what it was sent.
-                return Err(CloseCode::SlowConsumer);
+                return Err(CloseCode::SlowConsumer.into());
             }
             if connection.flow.may_read() {
-                return Err(CloseCode::Idle);
+                return Err(CloseCode::Idle.into());
             }
             // Silent because we stopped reading, so it stays open. Ping soon.
             self.timer.next_ping = instant + Duration::from_secs(1);

@@ -101,6 +101,6 @@ impl OpenState {
 
     /// Closes a draining connection if all its requests are answered.
     pub fn close_if_drained(&self) -> HandlerResult {
-        if self.is_draining && self.requests.is_empty() { Err(CloseCode::Draining) } else { Ok(()) }
+        if self.is_draining && self.requests.is_empty() { Err(CloseCode::Draining.into()) } else { Ok(()) }
     }
 }

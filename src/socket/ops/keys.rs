@@ -1,6 +1,8 @@
 //! The ops on keys.
 
-use sealwire_protocol::keys::{ClaimKeysRequest, FetchKeysRequest, KeysStatusRequest, PublishKeysRequest};
+use sealwire_protocol::keys::{
+    ClaimKeysRequest, FetchKeysRequest, KeysStatusReply, KeysStatusRequest, PublishKeysRequest,
+};
 
 use super::{Call, FollowUp, Reply};
 use crate::{
@@ -25,9 +27,10 @@ pub async fn publish(call: &Call<'_>, mut turn: Option<Turn>) -> Result<Reply, E
 
 /// `keys.status`: replies with the keys that the server holds for the device.
 pub async fn status(call: &Call<'_>) -> Result<Reply, EdgeError> {
-    let KeysStatusRequest {} = call.params()?;
-    let status = call.service.keys_status(&call.caller).await?;
-    Ok(call.reply(&keys::keys_status_reply(status)))
+    let KeysStatusRequest { digest } = call.params()?;
+    let with_digest = digest.unwrap_or_default();
+    let (status, digest) = call.service.keys_status(&call.caller, with_digest).await?;
+    Ok(call.reply(&KeysStatusReply { digest: digest.map(keys::digest), ..keys::keys_status_reply(status) }))
 }
 
 /// `keys.fetch`: replies with bundles of a user's devices, without one-time keys.

@@ -1,6 +1,8 @@
 //! Decodes the headers of inbound WebSocket frames (RFC 6455, section 5.2) byte by byte, and skips payloads without
 //! storing them. It checks each frame on its own; [`super::frame_guard`] checks their sequence.
 
+use sealwire_protocol::ProtocolFault;
+
 /// The type of a frame (RFC 6455, section 11.8).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Opcode {
@@ -50,10 +52,6 @@ pub(super) enum Decoded {
     /// The length of the payload in bytes. The mask and the payload follow.
     Length(u64),
 }
-
-/// The frame violates RFC 6455.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct FramingError;
 
 /// The decoder of one connection.
 #[derive(Clone, Debug)]
@@ -124,13 +122,16 @@ impl FrameDecoder {
     /// # Errors
     /// If a reserved bit is set, the opcode is unknown, the mask is missing, the length is not in its shortest form, or a
     /// control frame is fragmented or longer than 125 bytes.
-    pub fn decode(&mut self, byte: u8) -> Result<Decoded, FramingError> {
+    pub fn decode(&mut self, byte: u8) -> Result<Decoded, ProtocolFault> {
         match self.part {
             Part::Head => {
-                let opcode = Opcode::from_bits(byte & OPCODE).ok_or(FramingError)?;
+                let opcode = Opcode::from_bits(byte & OPCODE).ok_or(ProtocolFault::UnknownOpcode)?;
                 let fin = byte & FIN != 0;
-                if byte & RESERVED != 0 || (opcode.is_control() && !fin) {
-                    return Err(FramingError);
+                if byte & RESERVED != 0 {
+                    return Err(ProtocolFault::ReservedBits);
+                }
+                if opcode.is_control() && !fin {
+                    return Err(ProtocolFault::ControlFrame);
                 }
                 self.head = FrameHead { opcode, fin };
                 self.part = Part::Length;
@@ -138,8 +139,11 @@ impl FrameDecoder {
             }
             Part::Length => {
                 let short = byte & !MASKED;
-                if byte & MASKED == 0 || (short > MAX_SHORT && self.head.opcode.is_control()) {
-                    return Err(FramingError);
+                if byte & MASKED == 0 {
+                    return Err(ProtocolFault::Unmasked);
+                }
+                if short > MAX_SHORT && self.head.opcode.is_control() {
+                    return Err(ProtocolFault::ControlFrame);
                 }
                 if short <= MAX_SHORT {
                     return Ok(self.declare(short.into()));
@@ -157,7 +161,7 @@ impl FrameDecoder {
                 }
                 let least = if width == 2 { u64::from(MAX_SHORT) + 1 } else { 1 << 16 };
                 if self.length < least || self.length >> 63 != 0 {
-                    return Err(FramingError);
+                    return Err(ProtocolFault::LengthForm);
                 }
                 Ok(self.declare(self.length))
             }
@@ -181,7 +185,7 @@ mod tests {
     use super::*;
 
     /// Decodes all bytes. Returns the head, and what the last byte completed.
-    fn decode(bytes: &[u8]) -> Result<(FrameHead, Decoded), FramingError> {
+    fn decode(bytes: &[u8]) -> Result<(FrameHead, Decoded), ProtocolFault> {
         let mut decoder = FrameDecoder::new();
         let mut last = Decoded::Incomplete;
         for byte in bytes {

@@ -5,7 +5,9 @@
 //! amount of memory. The guard inspects the bytes first. It reports a violation when a header declares the length,
 //! before any byte of that payload is passed on. It stores no payload itself.
 
-use super::frame_decoder::{Decoded, FrameDecoder, FrameHead, FramingError, Opcode};
+use sealwire_protocol::ProtocolFault;
+
+use super::frame_decoder::{Decoded, FrameDecoder, FrameHead, Opcode};
 
 /// Why the bytes of a peer are refused.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
@@ -14,13 +16,13 @@ pub enum Violation {
     #[error("the message is too large")]
     FrameTooLarge,
     /// The bytes violate the framing rules of RFC 6455: close code 4504.
-    #[error("the frame violates RFC 6455")]
-    Protocol,
+    #[error("{}", .0.reason())]
+    Protocol(ProtocolFault),
 }
 
-impl From<FramingError> for Violation {
-    fn from(_: FramingError) -> Self {
-        Self::Protocol
+impl From<ProtocolFault> for Violation {
+    fn from(fault: ProtocolFault) -> Self {
+        Self::Protocol(fault)
     }
 }
 
@@ -136,12 +138,11 @@ impl FrameGuard {
 
     /// Checks that a continuation follows an incomplete message, and that no message begins inside another.
     fn check_sequence(&self, head: FrameHead) -> Result<(), Violation> {
-        let is_allowed = match head.opcode {
-            Opcode::Continuation => self.open_message.is_some(),
-            Opcode::Text | Opcode::Binary => self.open_message.is_none(),
-            Opcode::Close | Opcode::Ping | Opcode::Pong => true,
-        };
-        if is_allowed { Ok(()) } else { Err(Violation::Protocol) }
+        match (head.opcode, self.open_message) {
+            (Opcode::Continuation, None) => Err(ProtocolFault::Continuation.into()),
+            (Opcode::Text | Opcode::Binary, Some(_)) => Err(ProtocolFault::UnfinishedMessage.into()),
+            _ => Ok(()),
+        }
     }
 
     /// Adds a frame of `length` payload bytes to its message.
@@ -299,21 +300,22 @@ mod tests {
     #[test]
     fn violations_of_the_framing_rules_are_reported() {
         let unfinished = frame(0x01, b"part");
-        let violations: &[(&str, Vec<u8>)] = &[
-            ("reserved bit", header(0xc1, 1)),
-            ("unknown data opcode", header(0x83, 1)),
-            ("unknown control opcode", header(0x8b, 1)),
-            ("unmasked", vec![0x81, 1]),
-            ("fragmented ping", header(0x09, 1)),
-            ("long ping", header(0x89, 126)),
-            ("continuation without a message", header(0x80, 1)),
-            ("message inside a message", [unfinished, header(0x81, 1)].concat()),
-            ("16-bit length below 126", vec![0x81, 0xfe, 0, 125]),
-            ("64-bit length below 65536", vec![0x81, 0xff, 0, 0, 0, 0, 0, 0, 0xff, 0xff]),
-            ("64-bit length with its top bit", vec![0x81, 0xff, 0x80, 0, 0, 0, 0, 0, 0, 0]),
+        let violations = [
+            (ProtocolFault::ReservedBits, header(0xc1, 1)),
+            (ProtocolFault::UnknownOpcode, header(0x83, 1)),
+            (ProtocolFault::UnknownOpcode, header(0x8b, 1)),
+            (ProtocolFault::Unmasked, vec![0x81, 1]),
+            (ProtocolFault::ControlFrame, header(0x09, 1)),
+            (ProtocolFault::ControlFrame, header(0x89, 126)),
+            (ProtocolFault::Continuation, header(0x80, 1)),
+            (ProtocolFault::UnfinishedMessage, [unfinished, header(0x81, 1)].concat()),
+            // A 16-bit length below 126, a 64-bit one below 65,536, and one with its top bit.
+            (ProtocolFault::LengthForm, vec![0x81, 0xfe, 0, 125]),
+            (ProtocolFault::LengthForm, vec![0x81, 0xff, 0, 0, 0, 0, 0, 0, 0xff, 0xff]),
+            (ProtocolFault::LengthForm, vec![0x81, 0xff, 0x80, 0, 0, 0, 0, 0, 0, 0]),
         ];
-        for (what, bytes) in violations {
-            assert_eq!(violation(bytes), Some(Violation::Protocol), "{what}");
+        for (fault, bytes) in violations {
+            assert_eq!(violation(&bytes), Some(Violation::Protocol(fault)));
         }
     }
 

@@ -8,6 +8,7 @@ statements! {
     IDENTITY = both("SELECT suite, public_key FROM identity_keys WHERE device_id = $1");
     INSERT_IDENTITY =
         both("INSERT INTO identity_keys (device_id, public_key, created_at, suite) VALUES ($1, $2, $3, $4)");
+    SERVED_SIGNED_PREKEY = both("SELECT key_id, public_key FROM signed_prekeys WHERE device_id = $1");
     DELETE_SIGNED_PREKEYS = both("DELETE FROM signed_prekeys WHERE device_id = $1");
     INSERT_SIGNED_PREKEY = both("INSERT INTO signed_prekeys \
         (id, device_id, public_key, signature, created_at, expires_at, key_id) VALUES ($1, $2, $3, $4, $5, $6, $7)");
@@ -23,11 +24,31 @@ statements! {
     /// The same for a PQ key. The sweep sets the key of an issued one to NULL after a day.
     PQ_BY_KEY_ID = both("SELECT used, public_key = $3 FROM pq_prekeys \
         WHERE device_id = $1 AND key_id = $2 AND NOT last_resort");
+    UNISSUED_ONE_TIME = both("SELECT key_id FROM one_time_prekeys WHERE device_id = $1 AND used = FALSE");
+    UNISSUED_PQ = both("SELECT key_id FROM pq_prekeys WHERE device_id = $1 AND NOT used AND NOT last_resort");
+    /// Withdraws those of the keys $2 that are still unissued.
+    WITHDRAW_ONE_TIME = per_dialect(
+        "DELETE FROM one_time_prekeys WHERE device_id = $1 AND used = FALSE \
+        AND key_id IN (SELECT value ->> 0 FROM json_each($2)) RETURNING key_id",
+        "DELETE FROM one_time_prekeys WHERE device_id = $1 AND used = FALSE AND key_id = ANY($2) RETURNING key_id");
+    WITHDRAW_PQ = per_dialect(
+        "DELETE FROM pq_prekeys WHERE device_id = $1 AND NOT used AND NOT last_resort \
+        AND key_id IN (SELECT value ->> 0 FROM json_each($2)) RETURNING key_id",
+        "DELETE FROM pq_prekeys WHERE device_id = $1 AND NOT used AND NOT last_resort \
+        AND key_id = ANY($2) RETURNING key_id");
+    /// Gives an id another key, unless it was issued.
+    EXCHANGE_ONE_TIME = both("UPDATE one_time_prekeys SET public_key = $3, created_at = $4 \
+        WHERE device_id = $1 AND key_id = $2 AND used = FALSE");
+    EXCHANGE_PQ = both("UPDATE pq_prekeys SET public_key = $3, created_at = $4, signature = $5 \
+        WHERE device_id = $1 AND key_id = $2 AND NOT used AND NOT last_resort");
     BUMP_POOL_VERSION = both("UPDATE devices SET pool_version = pool_version + 1 WHERE id = $1");
     /// A publish lowers the number of announced levels to that of the new count, so that levels above it are announced
     /// again.
     REARM_ONE_TIME = both("UPDATE devices SET one_time_depth = $2 WHERE id = $1 AND one_time_depth > $2");
     REARM_PQ = both("UPDATE devices SET pq_depth = $2 WHERE id = $1 AND pq_depth > $2");
+    /// A publish that replaces the pools may make them smaller. Its reply has the new counts, so they are not announced.
+    SET_DEPTH_ONE_TIME = both("UPDATE devices SET one_time_depth = $2 WHERE id = $1 AND one_time_depth <> $2");
+    SET_DEPTH_PQ = both("UPDATE devices SET pq_depth = $2 WHERE id = $1 AND pq_depth <> $2");
 
     // Revoking a device
 
@@ -45,6 +66,14 @@ statements! {
     /// Counts no further than $2.
     COUNT_PQ = both("SELECT COUNT(*) FROM (SELECT 1 FROM pq_prekeys \
         WHERE device_id = $1 AND NOT used AND NOT last_resort LIMIT $2) AS pool");
+    /// All keys that a digest covers, in its order. One statement, so that they are of one moment.
+    DIGEST_KEYS = both("SELECT 1 AS part, key_id, public_key, NULL FROM one_time_prekeys \
+        WHERE device_id = $1 AND used = FALSE \
+        UNION ALL SELECT 2, key_id, NULL, public_key FROM pq_prekeys \
+        WHERE device_id = $1 AND NOT used AND NOT last_resort \
+        UNION ALL SELECT 3, key_id, public_key, NULL FROM signed_prekeys WHERE device_id = $1 \
+        UNION ALL SELECT 4, key_id, NULL, public_key FROM pq_prekeys WHERE device_id = $1 AND last_resort \
+        ORDER BY 1, 2");
     POOL_VERSION = both("SELECT pool_version FROM devices WHERE id = $1");
 
     // Bundles

@@ -4,7 +4,14 @@ use super::{Sql, both};
 
 statements! {
     SESSIONS = both("DELETE FROM sessions WHERE id IN \
-        (SELECT id FROM sessions WHERE expires_at <= $1 ORDER BY expires_at LIMIT $2)");
+        (SELECT id FROM sessions WHERE expires_at <= $1 ORDER BY expires_at, id LIMIT $2)");
+    /// Records the sessions that the next statement deletes. $3 is the reason, $4 the time.
+    RECORD_SESSIONS = both("INSERT INTO ended_sessions (token_hash, reason, ended_at, device_id) \
+        SELECT token_hash, $3, $4, device_id FROM sessions WHERE id IN \
+        (SELECT id FROM sessions WHERE expires_at <= $1 ORDER BY expires_at, id LIMIT $2) \
+        ON CONFLICT (token_hash) DO NOTHING");
+    ENDED_SESSIONS = both("DELETE FROM ended_sessions WHERE token_hash IN \
+        (SELECT token_hash FROM ended_sessions WHERE ended_at <= $1 ORDER BY ended_at LIMIT $2)");
     CHALLENGES = both("DELETE FROM email_otps WHERE id IN \
         (SELECT id FROM email_otps WHERE created_at <= $1 ORDER BY created_at LIMIT $2)");
     CLAIMS = both("UPDATE one_time_prekeys SET claimed_by = NULL, claim_id = NULL, claimed_at = NULL \

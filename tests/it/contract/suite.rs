@@ -1,8 +1,10 @@
 //! The cases of the store's contract. Each gets an empty store, and passes the time to each call.
 
 pub mod accounts;
+pub mod ended;
 pub mod keys;
 pub mod mail;
+pub mod pools;
 
 use std::time::Duration;
 
@@ -150,20 +152,19 @@ async fn claim(
     claim: ClaimId,
     now: Timestamp,
 ) -> Result<Bundles, StoreError> {
-    let request = ClaimRequest {
-        caller: *caller,
-        user,
-        devices: None,
-        suites: sealwire::domain::bundle::UsableSuites::default(),
-        claim,
-        now,
-    };
+    let request = ClaimRequest { claim, ..request(caller, user, now) };
     let claims = claims(store, 0);
     let mut batch = claims.claim(vec![request]).await;
     match batch.answers.remove(0)? {
         ClaimAnswer::Done(bundles) => Ok(bundles),
         ClaimAnswer::Blocked(blocked) => Ok(claims.claim_blocking(*blocked).await?.0),
     }
+}
+
+/// A claim of one key of each kind from every device of a user.
+fn request(caller: &Caller, user: UserId, now: Timestamp) -> ClaimRequest {
+    let suites = sealwire::domain::bundle::UsableSuites::default();
+    ClaimRequest { caller: *caller, user, devices: None, suites, claim: ClaimId(Uuid::new_v4()), now }
 }
 
 /// Claims with a drain limit of `burst` keys that gets one key back each hour; a burst of 0 means no limit.

@@ -15,6 +15,8 @@ pub struct KeySet {
     pub suite: Suite,
     pub identity: Vec<u8>,
     private: [u8; 32],
+    /// The id of the signed prekey that was made last for a complete set.
+    signed_id: u32,
     rng: StdRng,
 }
 
@@ -26,7 +28,7 @@ impl KeySet {
             Suite::Ed25519X3dh => ed25519_dalek::SigningKey::from_bytes(&private).verifying_key().to_bytes().to_vec(),
             _ => typed(0x05, &x25519_public(&private)),
         };
-        Self { suite, identity, private, rng }
+        Self { suite, identity, private, signed_id: 0, rng }
     }
 
     /// Generates a curve public key in the suite's encoding.
@@ -71,12 +73,14 @@ impl KeySet {
         json!({ "key_id": key_id, "public_key": base64(key), "signature": base64(&signature) })
     }
 
-    /// Returns the parameters of a complete first publish, with one-time prekeys of these ids.
+    /// Returns the parameters of a complete first publish, with one-time prekeys of these ids. The signed prekey is newer
+    /// than that of the set before.
     pub fn complete(&mut self, one_time: impl IntoIterator<Item = u32>) -> Value {
+        self.signed_id += 1;
         let mut params = json!({
             "suite": self.suite.as_str(),
             "identity_key": base64(&self.identity),
-            "signed_prekey": self.signed_prekey(1),
+            "signed_prekey": self.signed_prekey(self.signed_id),
             "one_time_prekeys": one_time.into_iter().map(|id| self.prekey(id)).collect::<Vec<_>>(),
         });
         if self.suite.has_pq() {

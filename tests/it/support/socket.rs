@@ -50,7 +50,8 @@ impl Codec {
         }
     }
 
-    fn decode(self, message: &Message) -> Option<Value> {
+    /// The value of a data frame; `None` for other frames.
+    pub fn decode(self, message: &Message) -> Option<Value> {
         match (self, message) {
             (Self::Json, Message::Text(text)) => Some(serde_json::from_str(text).expect("the server sends JSON")),
             (Self::MsgPack, Message::Binary(bytes)) => {

@@ -184,7 +184,7 @@ impl StreamHandler<Result<AggregatedMessage, ProtocolError>> for Echo {
 
     fn finished(&mut self, ctx: &mut Self::Context) {
         let code = match self.wire.violation() {
-            Some(Violation::Protocol) => 4504,
+            Some(Violation::Protocol(_)) => 4504,
             Some(Violation::FrameTooLarge) => 4505,
             None => return ctx.stop(),
         };

@@ -30,6 +30,13 @@ pub struct PublishKeysRequest {
     /// Additions to the pool of PQ keys, at most [`MAX_KEYS_PER_PUBLISH`](crate::limits::MAX_KEYS_PER_PUBLISH).
     #[serde(skip_serializing_if = "Option::is_none")]
     pub pq_one_time: Option<List<Object<PublishedSignedKey>>>,
+    /// If true, the lists are the whole pools: unissued keys that they do not contain are withdrawn. An absent list is
+    /// empty.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub replace: Option<bool>,
+    /// The publish is refused with `pool_changed` unless the pools still have this version.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub expect_pool_version: Option<i64>,
 }
 
 /// A key without a signature of its own.
@@ -90,6 +97,9 @@ pub struct KeyIdReport {
     pub already_issued: Vec<u32>,
     /// Not added, because the pool is full.
     pub over_cap: Vec<u32>,
+    /// Removed from the pool by `replace`, in ascending order. Servers without the feature `replace` leave it out.
+    #[serde(default)]
+    pub withdrawn: Vec<u32>,
 }
 
 impl SocketRequest for PublishKeysRequest {
@@ -97,9 +107,14 @@ impl SocketRequest for PublishKeysRequest {
     type Reply = PublishKeysReply;
 }
 
-/// `keys.status`: no parameters.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct KeysStatusRequest {}
+/// `keys.status`.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct KeysStatusRequest {
+    /// Whether the reply contains a digest of the keys. Such a request costs as much as
+    /// [`DIGEST_COST`](crate::limits::DIGEST_COST) others.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub digest: Option<bool>,
+}
 
 /// The device's keys on the server: the result of `keys.status`, and part of the welcome.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -120,6 +135,9 @@ pub struct KeysStatusReply {
     pub threshold: u32,
     /// Increases with each publish that changes a pool.
     pub pool_version: i64,
+    /// SHA-256 of the keys, if the request asked for it.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub digest: Option<Base64Text>,
 }
 
 /// The current signed prekey, in a status.

@@ -120,7 +120,10 @@ pub async fn a_replaced_device_loses_its_session_and_its_keys(store: &Store) {
     let redeemed = store.redeem(&exchange).await.unwrap();
     assert_eq!(redeemed.others, [other.device]);
     assert_eq!(refusal(store.check_session(&old, later(2)).await), Refusal::SessionRevoked);
-    assert_eq!(refusal(store.present(&hash(old.session), later(2)).await), Refusal::Unauthorized);
+    assert_eq!(
+        refusal(store.present(&hash(old.session), later(2)).await),
+        Refusal::Unauthorized(sealwire::domain::refusal::InvalidTokenReason::DeviceRevoked)
+    );
     let devices: Vec<_> = store.list_devices(&other, later(2)).await.unwrap().into_iter().map(|d| d.id).collect();
     assert_eq!(devices.len(), 2);
     assert!(!devices.contains(&old.device));
@@ -133,12 +136,18 @@ pub async fn renewing_a_session_twice_leaves_one_valid_successor(store: &Store) 
     store.renew_session(&old, &first, later(1)).await.unwrap();
     let as_first = Caller { session: first.id, ..old };
     store.renew_session(&as_first, &second, later(2)).await.unwrap();
-    assert_eq!(refusal(store.present(&hash(first.id), later(3)).await), Refusal::Unauthorized);
+    assert_eq!(
+        refusal(store.present(&hash(first.id), later(3)).await),
+        Refusal::Unauthorized(sealwire::domain::refusal::InvalidTokenReason::Superseded)
+    );
     assert!(store.present(&hash(old.session), later(3)).await.unwrap().superseded.is_none());
     let presented = store.present(&hash(second.id), later(3)).await.unwrap();
     assert_eq!(presented.superseded, Some(old.session));
     assert_eq!(presented.session.caller.session, second.id);
-    assert_eq!(refusal(store.present(&hash(old.session), later(3)).await), Refusal::Unauthorized);
+    assert_eq!(
+        refusal(store.present(&hash(old.session), later(3)).await),
+        Refusal::Unauthorized(sealwire::domain::refusal::InvalidTokenReason::Superseded)
+    );
     assert!(store.present(&hash(second.id), later(3)).await.unwrap().superseded.is_none());
 }
 

@@ -1,0 +1,21 @@
+//! The heartbeat of a node: tells the other nodes, through the database, that they must hear this one over the bus.
+
+use std::{sync::Arc, time::Duration};
+
+use uuid::Uuid;
+
+use super::Service;
+
+/// Interval between heartbeats.
+const EVERY: Duration = Duration::from_secs(10);
+
+/// Writes the heartbeat of a node at intervals, and tells the bus which other nodes run. Never returns.
+pub async fn beat_forever(service: Arc<Service>, node: Uuid) {
+    loop {
+        tokio::time::sleep(EVERY).await;
+        match service.store.beat(node, service.now()).await {
+            Ok(heartbeat) => service.bus.update_nodes(heartbeat),
+            Err(error) => tracing::warn!(%error, "cannot write the heartbeat of this node"),
+        }
+    }
+}

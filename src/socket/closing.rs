@@ -1,0 +1,24 @@
+//! Why the server closes a socket.
+
+use sealwire_protocol::{CloseCode, ProtocolFault};
+
+/// The code and the reason text of a Close frame.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Closing {
+    /// The close code.
+    pub code: CloseCode,
+    /// The reason text: that of the code, or one that names the violated rule.
+    pub reason: &'static str,
+}
+
+impl From<CloseCode> for Closing {
+    fn from(code: CloseCode) -> Self {
+        Self { code, reason: code.reason() }
+    }
+}
+
+impl From<ProtocolFault> for Closing {
+    fn from(fault: ProtocolFault) -> Self {
+        Self { code: CloseCode::ProtocolError, reason: fault.reason() }
+    }
+}

@@ -1,0 +1,232 @@
+//! The bus belongs to a deployment: what is published by others is dropped, and nodes notice when they do not hear each
+//! other.
+
+use std::{
+    net::{SocketAddr, TcpListener},
+    process::{Child, Command, Stdio},
+};
+
+use reqwest::Method;
+use sqlx::Executor;
+use tempfile::TempDir;
+use uuid::Uuid;
+
+use crate::{
+    metrics::value,
+    support::{Cluster, Codec, Member, ServerProcess, Services, eventually, http::call},
+};
+
+async fn readiness(node: &ServerProcess) -> (String, String) {
+    let (_, body) = call(node, Method::GET, "/readyz", None, None).await;
+    let reasons = body["reasons"].as_array().unwrap().iter().map(|reason| reason.as_str().unwrap());
+    (body["status"].as_str().unwrap().to_owned(), reasons.collect::<Vec<_>>().join("; "))
+}
+
+async fn wait_for_readiness(node: &ServerProcess, status: &str, reason: &str) {
+    eventually(&format!("{status}: {reason}"), || async {
+        let (is, why) = readiness(node).await;
+        (is == status && why.contains(reason)).then_some(())
+    })
+    .await;
+}
+
+/// The channels that have subscribers.
+fn channels(redis: &str) -> Vec<String> {
+    let mut client = redis::Client::open(redis).unwrap();
+    redis::cmd("PUBSUB").arg("CHANNELS").arg("*").query(&mut client).unwrap()
+}
+
+fn publish(redis: &str, channel: &str, payload: &[u8]) {
+    let mut client = redis::Client::open(redis).unwrap();
+    redis::cmd("PUBLISH").arg(channel).arg(payload).exec(&mut client).unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_others_publish_on_a_devices_channel_is_counted_and_dropped() {
+    let services = Services::private();
+    let cluster = Cluster::start(&services, 2, &[]).await;
+    let alice = Member::join(&cluster.nodes[0], "alice@example.org", Codec::Json).await;
+    let bob = Member::join(&cluster.nodes[1], "bob@example.org", Codec::Json).await;
+    let all = channels(&services.redis);
+    let channel = all.iter().find(|name| name.ends_with(&bob.person.device)).expect("a channel of the device");
+    let parts: Vec<&str> = channel.split(':').collect();
+    assert_eq!((parts[0], parts[1].len(), parts[2]), ("sealwire", 16, "device"), "{channel}");
+    assert!(!channel.contains(['{', '}']), "braces are a hash tag to Redis Cluster");
+    // Record a real payload, then send it with one byte changed, on another channel, and cut.
+    let mut listening = redis::Client::open(services.redis.as_str()).unwrap().get_connection().unwrap();
+    let recorded = {
+        let mut listener = listening.as_pubsub();
+        listener.subscribe(channel).unwrap();
+        alice.send(&[&bob.person], "for bob").await;
+        listener.get_message().unwrap().get_payload_bytes().to_vec()
+    };
+    bob.receives("for bob").await;
+    let rejected = || value(cluster.nodes[1].admin(), r#"sealwire_bus_signals_total{direction="rejected"}"#);
+    assert!(rejected().await < 1.0);
+    let mut changed = recorded.clone();
+    changed[30] ^= 1;
+    for payload in [&changed[..], &recorded[..recorded.len() - 1], b"", b"nonsense", &[0; 200]] {
+        publish(&services.redis, channel, payload);
+    }
+    eventually("all are counted", || async { (rejected().await >= 5.0).then_some(()) }).await;
+    bob.socket.barrier().await;
+    assert!(!bob.socket.is_closed() && bob.socket.take_event("message").is_none());
+    alice.send(&[&bob.person], "still delivered").await;
+    bob.receives("still delivered").await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn two_deployments_share_a_redis_without_hearing_each_other() {
+    let services = Services::private();
+    let one = Cluster::start(&services, 2, &[]).await;
+    let other_secret = ("AUTH__SECRET", "YW5vdGhlci1kZXBsb3ltZW50cy1zZWNyZXQtMzItYnk=");
+    let database = services.database().await;
+    let settings = [("DATABASE__URL", database.as_str()), ("BUS__URL", services.redis.as_str()), other_secret];
+    let other = ServerProcess::start(&settings).await;
+    let device = Member::join(&one.nodes[0], "alice@example.org", Codec::Json).await;
+    let foreign = Member::join(&other, "alice@example.org", Codec::Json).await;
+    let prefixes: std::collections::BTreeSet<String> = channels(&services.redis)
+        .iter()
+        .filter(|name| name.contains(":device:"))
+        .map(|name| name.split(':').nth(1).unwrap().to_owned())
+        .collect();
+    assert_eq!(prefixes.len(), 2, "each has channels of its own");
+    for node in one.nodes.iter().chain([&other]) {
+        assert_eq!(readiness(node).await.0, "ready");
+    }
+    drop((device, foreign));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_second_deployment_with_the_same_secret_is_named_by_both() {
+    let services = Services::private();
+    let one = Cluster::start(&services, 1, &[]).await;
+    let two = Cluster::start(&services, 1, &[]).await;
+    for node in [&one.nodes[0], &two.nodes[0]] {
+        wait_for_readiness(node, "degraded", "another deployment with the same auth.secret").await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn nodes_on_two_redis_servers_are_degraded_and_deliver_within_seconds_all_the_same() {
+    let (services, elsewhere) = (Services::private(), Services::private());
+    let mut cluster = Cluster::start(&services, 1, &[]).await;
+    let settings = [
+        ("DATABASE__URL", cluster.database.as_str()),
+        ("BUS__URL", elsewhere.redis.as_str()),
+        ("AUTH__SECRET", "c2VhbHdpcmUtdGVzdC1zZWNyZXQtMzItYnl0ZXMtISE="),
+    ];
+    let stray = ServerProcess::start(&settings).await;
+    cluster.nodes.push(stray);
+    // Each hears itself, which once was enough.
+    for node in &cluster.nodes {
+        wait_for_readiness(node, "degraded", "the bus does not reach node").await;
+    }
+    let alice = Member::join(&cluster.nodes[0], "alice@example.org", Codec::Json).await;
+    let bob = Member::join(&cluster.nodes[1], "bob@example.org", Codec::Json).await;
+    alice.send(&[&bob.person], "by the database").await;
+    bob.receives("by the database").await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_node_that_stops_is_not_missed_and_one_that_was_killed_is_for_a_while() {
+    let services = Services::private();
+    let mut cluster = Cluster::start(&services, 3, &[]).await;
+    let database = tokio::sync::Mutex::new(cluster.sql().await);
+    let nodes = || async {
+        let all = sqlx::query_as("SELECT id FROM nodes WHERE deployment IS NULL");
+        let rows: Vec<(Uuid,)> = all.fetch_all(&mut *database.lock().await).await.unwrap();
+        rows.len()
+    };
+    assert_eq!(nodes().await, 3);
+    assert!(cluster.nodes[2].terminate().await.success());
+    assert_eq!(nodes().await, 2, "it has deleted its row");
+    cluster.nodes[1].kill();
+    wait_for_readiness(&cluster.nodes[0], "degraded", "the bus does not reach node").await;
+    wait_for_readiness(&cluster.nodes[0], "ready", "").await;
+    let mut admin = cluster.sql().await;
+    admin.execute("UPDATE nodes SET heartbeat = NOW() - INTERVAL '2 hours' WHERE deployment IS NULL").await.unwrap();
+    eventually("the row of the one that was killed is gone", || async { (nodes().await == 1).then_some(()) }).await;
+}
+
+/// A Redis Sentinel that watches one master under the name `chat`. It ends when this is dropped.
+struct Sentinel {
+    process: Child,
+    address: SocketAddr,
+    _folder: TempDir,
+}
+
+impl Sentinel {
+    async fn start(master: &str) -> Self {
+        let folder = tempfile::tempdir().unwrap();
+        // Free at this moment; nothing else on 127.0.0.1 is given a port that was just used.
+        let address = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+        let master_port = master.rsplit_once(':').unwrap().1.trim_end_matches('/');
+        let settings = format!(
+            "port {}\nbind 127.0.0.1\ndir {}\nsentinel monitor chat 127.0.0.1 {master_port} 1\n\
+             sentinel down-after-milliseconds chat 60000\nsentinel failover-timeout chat 20000\n",
+            address.port(),
+            folder.path().display(),
+        );
+        let file = folder.path().join("sentinel.conf");
+        std::fs::write(&file, settings).unwrap();
+        let mut command = Command::new("redis-server");
+        command.arg(&file).arg("--sentinel").stdout(Stdio::null()).stderr(Stdio::null()).stdin(Stdio::null());
+        let process = command.spawn().expect("redis-server, which scripts/services installs");
+        let sentinel = Self { process, address, _folder: folder };
+        eventually("the sentinel answers", || async { sentinel.ask::<Vec<String>>("GET-MASTER-ADDR-BY-NAME").ok() })
+            .await;
+        sentinel
+    }
+
+    fn ask<T: redis::FromRedisValue>(&self, command: &str) -> redis::RedisResult<T> {
+        let mut client = redis::Client::open(format!("redis://{}", self.address))?;
+        redis::cmd("SENTINEL").arg(command).arg("chat").query(&mut client)
+    }
+}
+
+impl Drop for Sentinel {
+    fn drop(&mut self) {
+        let _ = self.process.kill();
+        let _ = self.process.wait();
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn after_a_failover_the_nodes_use_the_redis_that_the_sentinels_name() {
+    let (services, standby) = (Services::private(), Services::private());
+    let port = |url: &str| url.rsplit_once(':').unwrap().1.trim_end_matches('/').to_owned();
+    let mut replica = redis::Client::open(standby.redis.as_str()).unwrap();
+    redis::cmd("REPLICAOF").arg("127.0.0.1").arg(port(&services.redis)).exec(&mut replica).unwrap();
+    eventually("the replica is up to date", || {
+        let info: String = redis::cmd("INFO").arg("replication").query(&mut replica).unwrap();
+        async move { info.contains("master_link_status:up").then_some(()) }
+    })
+    .await;
+    let sentinel = Sentinel::start(&services.redis).await;
+    // The first address answers nobody.
+    let url = format!("redis-sentinel://127.0.0.1:1,{}?master=chat", sentinel.address);
+    let database = services.database().await;
+    let settings = [
+        ("DATABASE__URL", database.as_str()),
+        ("BUS__URL", url.as_str()),
+        ("AUTH__SECRET", "c2VhbHdpcmUtdGVzdC1zZWNyZXQtMzItYnl0ZXMtISE="),
+    ];
+    let nodes = [ServerProcess::start(&settings).await, ServerProcess::start(&settings).await];
+    for node in &nodes {
+        wait_for_readiness(node, "ready", "").await;
+    }
+    let alice = Member::join(&nodes[0], "alice@example.org", Codec::Json).await;
+    let bob = Member::join(&nodes[1], "bob@example.org", Codec::Json).await;
+    alice.send(&[&bob.person], "before").await;
+    bob.receives("before").await;
+
+    eventually("the failover begins", || async { sentinel.ask::<String>("FAILOVER").ok() }).await;
+    let of_devices = || channels(&standby.redis).iter().filter(|name| name.contains(":device:")).count();
+    eventually("both nodes have subscribed at the new master", || async { (of_devices() == 2).then_some(()) }).await;
+    for node in &nodes {
+        wait_for_readiness(node, "ready", "").await;
+    }
+    alice.send(&[&bob.person], "after").await;
+    bob.receives("after").await;
+}
