@@ -75,6 +75,8 @@ impl Application {
     /// If threads cannot be started, the database, the bus, the mailer or the server secret cannot be set up, or a port
     /// cannot be bound.
     pub fn build(config: &Config, clock: Clock, entropy: &Entropy) -> Result<Self, AppError> {
+        // Before anything is begun, such as the database file.
+        check(config)?;
         let runtimes = Runtimes::start().map_err(AppError::System)?;
         let node =
             NodeContext { id: entropy.uuid(), tasks: runtimes.tasks(), metrics: Arc::default(), hub: Arc::default() };

@@ -24,9 +24,13 @@ impl Store {
             let mut tx = self.begin().await?;
             let (at,): (DateTime<Utc>,) = tx.query(sql::BEAT).bind(node).bind(now.to_utc()).fetch_one().await?;
             let at = rows::time(at);
-            tx.query(sql::DELETE_DEAD).bind(at.before(KEPT).to_utc()).execute().await?;
+            // Heartbeats from the future are from before the database's clock was set back.
+            let around = |span| (at.before(span).to_utc(), (at + span).to_utc());
+            let (earliest, latest) = around(KEPT);
+            tx.query(sql::DELETE_DEAD).bind(earliest).bind(latest).execute().await?;
             let (deployment,): (Uuid,) = tx.query(sql::DEPLOYMENT).fetch_one().await?;
-            let live: Vec<(Uuid,)> = tx.query(sql::LIVE).bind(at.before(LIVE).to_utc()).fetch_all().await?;
+            let (earliest, latest) = around(LIVE);
+            let live: Vec<(Uuid,)> = tx.query(sql::LIVE).bind(earliest).bind(latest).fetch_all().await?;
             tx.commit().await?;
             let others = live.into_iter().map(|(id,)| id).filter(|id| *id != node).collect();
             Ok(Heartbeat { at, deployment, others })

@@ -13,9 +13,9 @@ statements! {
         RETURNING heartbeat",
         "INSERT INTO nodes (id, heartbeat) VALUES ($1, CLOCK_TIMESTAMP()) \
         ON CONFLICT (id) DO UPDATE SET heartbeat = CLOCK_TIMESTAMP() RETURNING heartbeat");
-    /// The nodes whose heartbeat is later than $1.
-    LIVE = both("SELECT id FROM nodes WHERE heartbeat > $1 AND deployment IS NULL ORDER BY id");
-    /// Deletes the rows of nodes that were killed: their heartbeat is not later than $1.
-    DELETE_DEAD = both("DELETE FROM nodes WHERE heartbeat <= $1 AND deployment IS NULL");
+    /// The nodes whose heartbeat is between $1 and $2.
+    LIVE = both("SELECT id FROM nodes WHERE heartbeat > $1 AND heartbeat < $2 AND deployment IS NULL ORDER BY id");
+    /// Deletes the rows of nodes that were killed: their heartbeat is not between $1 and $2.
+    DELETE_DEAD = both("DELETE FROM nodes WHERE (heartbeat <= $1 OR heartbeat >= $2) AND deployment IS NULL");
     REMOVE = both("DELETE FROM nodes WHERE id = $1");
 }
