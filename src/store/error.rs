@@ -128,6 +128,11 @@ impl StoreError {
         ))
     }
 
+    /// The database cannot be written.
+    pub(super) fn only_reads() -> Self {
+        Self::Schema("the server only reads; name the primary in database.url".to_owned())
+    }
+
     /// The database holds something else.
     pub(super) fn foreign_database() -> Self {
         Self::Schema("it is not a Sealwire database; name an empty one in database.url".to_owned())
@@ -179,18 +184,29 @@ impl StoreError {
         match self {
             Self::Unavailable(PoolTimedOut | PoolClosed | BeginFailed) => true,
             Self::Unavailable(Database(error)) => {
-                error.try_downcast_ref::<SqliteError>().is_some() || self.is_read_only()
+                error.try_downcast_ref::<SqliteError>().is_some() || self.is_of_useless_server()
             }
             _ => false,
         }
     }
 
-    /// Whether a PostgreSQL server answered that it only reads (25006), as after a failover that demoted it, or that it
-    /// takes no commands yet or no longer (57P03). Its connections are useless: the server to write to may be another.
+    /// Whether a PostgreSQL server answered that it only reads, as one that a failover has demoted does.
     #[must_use]
     pub fn is_read_only(&self) -> bool {
-        let Self::Unavailable(sqlx::Error::Database(error)) = self else { return false };
-        error.try_downcast_ref::<PgDatabaseError>().is_some_and(|error| matches!(error.code(), "25006" | "57P03"))
+        self.sqlstate() == Some("25006")
+    }
+
+    /// Whether a PostgreSQL server answered that it only reads, or that it takes no commands yet or no longer. The server
+    /// to use may be another one by now.
+    #[must_use]
+    pub fn is_of_useless_server(&self) -> bool {
+        matches!(self.sqlstate(), Some("25006" | "57P03"))
+    }
+
+    /// The SQLSTATE with which PostgreSQL refused a statement for now.
+    fn sqlstate(&self) -> Option<&str> {
+        let Self::Unavailable(sqlx::Error::Database(error)) = self else { return None };
+        error.try_downcast_ref::<PgDatabaseError>().map(PgDatabaseError::code)
     }
 
     /// The refusal that the client gets.

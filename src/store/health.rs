@@ -106,7 +106,7 @@ impl DatabaseHealth {
         let since = lost.map_or(now, |outage| outage.since);
         let only_reads = error.is_read_only() || lost.is_some_and(|outage| outage.only_reads);
         *lost = Some(DatabaseOutage { since, latest: now, only_reads });
-        if error.is_read_only() {
+        if error.is_of_useless_server() {
             *self.last_read_only.lock().unwrap_or_else(PoisonError::into_inner) = Some(now);
         }
         self.is_unavailable.store(true, Ordering::Relaxed);

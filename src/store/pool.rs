@@ -160,7 +160,7 @@ impl<DB: Engine> DatabasePool<DB> {
                 began,
                 deadline: self.limit.map(|limit| Instant::now() + limit),
                 is_busy: false,
-                is_read_only: false,
+                is_useless: false,
                 in_transaction: false,
             }),
             Err(error) => {
@@ -191,8 +191,8 @@ pub struct PooledConnection<'c, DB: Engine> {
     deadline: Option<Instant>,
     /// Whether a statement was sent whose answer was not read.
     is_busy: bool,
-    /// Whether it leads to a server that only reads, and is closed rather than returned.
-    is_read_only: bool,
+    /// Whether it leads to a server that only reads or takes no commands, and is closed rather than returned.
+    is_useless: bool,
     in_transaction: bool,
 }
 
@@ -205,6 +205,8 @@ impl<DB: Engine> PooledConnection<'_, DB> {
     /// Begins a write transaction.
     pub async fn begin(&mut self) -> Result<(), StoreError> {
         let text = if self.is_pooled() { DB::BEGIN_POOLED } else { DB::BEGIN };
+        // If one of several commands fails, the transaction has begun and must be ended.
+        self.in_transaction = self.is_pooled();
         let (deadline, connection) = self.start();
         let begun = within(deadline, DB::command(connection, text)).await;
         self.finish(begun)?;
@@ -218,9 +220,6 @@ impl<DB: Engine> PooledConnection<'_, DB> {
         let committed = within(deadline, DB::command(connection, "COMMIT")).await;
         self.finish(committed)?;
         self.in_transaction = false;
-        if DB::IS_SERVER {
-            self.source.health.record_write();
-        }
         self.metrics.transaction_seconds.observe(self.began.elapsed().as_secs_f64());
         Ok(())
     }
@@ -259,7 +258,7 @@ impl<DB: Engine> PooledConnection<'_, DB> {
         };
         self.is_busy = false;
         let outcome = outcome.map_err(StoreError::from);
-        self.is_read_only |= outcome.as_ref().is_err_and(StoreError::is_read_only);
+        self.is_useless |= outcome.as_ref().is_err_and(StoreError::is_of_useless_server);
         match &outcome {
             Err(error @ StoreError::Unavailable(_)) if error.is_outage() => health.record_outage(error),
             Err(error @ StoreError::Unavailable(_)) => health.log_failure(error),
@@ -284,7 +283,7 @@ async fn within<T>(
 impl<DB: Engine> Drop for PooledConnection<'_, DB> {
     fn drop(&mut self) {
         let Some(mut connection) = self.connection.take() else { return };
-        if DB::IS_SERVER && (self.is_busy || self.is_read_only) {
+        if DB::IS_SERVER && (self.is_busy || self.is_useless) {
             connection.close_on_drop();
         } else if (DB::IS_SERVER || self.in_transaction)
             && let Ok(runtime) = Handle::try_current()

@@ -19,7 +19,7 @@ use crate::domain::{
 };
 
 /// How many ended sessions of a device are kept: a bound for clients that renew without end.
-const KEPT_PER_DEVICE: i64 = 20;
+const KEPT_PER_DEVICE: i64 = 200;
 
 /// A session to insert.
 pub struct NewSession {

@@ -78,7 +78,7 @@ on_every_engine! {
         an_expired_session_is_said_to_be_before_and_after_the_sweep
         logging_out_and_renewing_leave_their_reasons
         a_revocation_replaces_the_reasons_of_earlier_sessions
-        a_device_that_renews_without_end_leaves_20_reasons;
+        a_device_that_renews_without_end_leaves_200_reasons;
     pools:
         a_replacement_withdraws_what_it_does_not_list
         a_full_pool_can_be_replaced_whole

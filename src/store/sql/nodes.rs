@@ -4,6 +4,8 @@
 use super::{Sql, both, per_dialect};
 
 statements! {
+    /// The time. On SQLite it is the parameter.
+    NOW = per_dialect("SELECT $1", "SELECT CLOCK_TIMESTAMP() WHERE $1::TIMESTAMPTZ IS NOT NULL");
     DEPLOYMENT = per_dialect(
         "SELECT deployment FROM nodes WHERE id = zeroblob(16)",
         "SELECT deployment FROM nodes WHERE id = '00000000-0000-0000-0000-000000000000'");

@@ -17,7 +17,7 @@ statements! {
         RETURNING token_hash, device_id) \
         INSERT INTO ended_sessions (token_hash, reason, ended_at, device_id) \
         SELECT token_hash, 'expired', $1, device_id FROM expired ON CONFLICT (token_hash) DO NOTHING");
-    ENDED_SESSIONS = both("DELETE FROM ended_sessions WHERE token_hash IN \
+    ENDED_SESSIONS = both("DELETE FROM ended_sessions WHERE ended_at <= $1 AND token_hash IN \
         (SELECT token_hash FROM ended_sessions WHERE ended_at <= $1 ORDER BY ended_at LIMIT $2)");
     CHALLENGES = both("DELETE FROM email_otps WHERE id IN \
         (SELECT id FROM email_otps WHERE created_at <= $1 ORDER BY created_at LIMIT $2)");
