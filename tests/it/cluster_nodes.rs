@@ -138,7 +138,7 @@ async fn a_node_that_stops_is_not_missed_and_one_that_was_killed_is_for_a_while(
         let rows: Vec<(Uuid,)> = all.fetch_all(&mut *database.lock().await).await.unwrap();
         rows.len()
     };
-    assert_eq!(nodes().await, 3);
+    eventually("each node has a row", || async { (nodes().await == 3).then_some(()) }).await;
     assert!(cluster.nodes[2].terminate().await.success());
     assert_eq!(nodes().await, 2, "it has deleted its row");
     cluster.nodes[1].kill();
