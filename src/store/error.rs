@@ -179,16 +179,16 @@ impl StoreError {
         match self {
             Self::Unavailable(PoolTimedOut | PoolClosed | BeginFailed) => true,
             Self::Unavailable(Database(error)) => {
-                error.try_downcast_ref::<SqliteError>().is_some() || self.is_read_only()
+                error.try_downcast_ref::<SqliteError>().is_some() || self.refuses_writes()
             }
             _ => false,
         }
     }
 
-    /// Whether a PostgreSQL server answered that it only reads (25006), as after a failover that demoted it, or that it
-    /// takes no commands yet or no longer (57P03). Its connections are useless: the server to write to may be another.
+    /// Whether a PostgreSQL server answered that it is read-only (25006), as after a failover that demoted it, or that it
+    /// is starting or stopping (57P03). Its connections are not used again, because the primary may be another server.
     #[must_use]
-    pub fn is_read_only(&self) -> bool {
+    pub fn refuses_writes(&self) -> bool {
         let Self::Unavailable(sqlx::Error::Database(error)) = self else { return false };
         error.try_downcast_ref::<PgDatabaseError>().is_some_and(|error| matches!(error.code(), "25006" | "57P03"))
     }
