@@ -120,8 +120,8 @@ impl<Answer> PendingAnswer<Answer> {
     /// Waits for the result.
     ///
     /// # Errors
-    /// The error of `run`; `Unavailable` if the database was found unavailable while the item was queued; `Overloaded` if
-    /// `run` panicked or the workers have stopped.
+    /// The error of `run`; `Unavailable` if the database was found unavailable while the item was queued; `Overloaded`
+    /// if `run` panicked or the workers have stopped.
     pub async fn answer(self) -> Result<Answer, StoreError> {
         self.0.await.map_err(|_| StoreError::Overloaded)?
     }

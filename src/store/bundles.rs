@@ -212,8 +212,8 @@ pub(super) async fn add_last_resorts<'b>(
 }
 
 impl Store {
-    /// The bundles, without one-time keys, of the named devices of a user, or of all that have published. Devices of other
-    /// suites than `suites` are unavailable.
+    /// The bundles, without one-time keys, of the named devices of a user, or of all that have published. Devices of
+    /// other suites than `suites` are unavailable.
     ///
     /// # Errors
     /// `session_revoked`, `not_found`

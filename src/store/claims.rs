@@ -159,8 +159,8 @@ async fn assemble(
 }
 
 impl Store {
-    /// Signals for the low pools of these devices, whose owners may have missed earlier ones. Empty on SQLite, where the
-    /// only node cannot miss its own signals.
+    /// Signals for the low pools of these devices, whose owners may have missed earlier ones. Empty on SQLite, where
+    /// the only node cannot miss its own signals.
     ///
     /// # Errors
     /// [`StoreError::Unavailable`]

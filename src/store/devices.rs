@@ -42,8 +42,8 @@ pub(super) async fn active(tx: &mut Tx<'_>, user: UserId) -> Result<Vec<DeviceRe
     found.into_iter().map(record).collect()
 }
 
-/// Revokes a device of the user. Ends its sessions; deletes its envelopes, its signed prekey, its last-resort key and its
-/// unissued one-time keys. Returns whether it was active.
+/// Revokes a device of the user. Ends its sessions; deletes its envelopes, its signed prekey, its last-resort key and
+/// its unissued one-time keys. Returns whether it was active.
 pub(super) async fn revoke(
     tx: &mut Tx<'_>,
     device: DeviceId,

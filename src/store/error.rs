@@ -25,8 +25,8 @@ pub enum StoreError {
     /// A serialization failure or deadlock; a retry may succeed.
     #[error("transaction conflict: {0}")]
     Conflict(#[source] sqlx::Error),
-    /// The database rejects a value (SQLSTATE classes 22 and 23; SQLite: a constraint): an item of the batch is invalid or
-    /// already stored.
+    /// The database rejects a value (SQLSTATE classes 22 and 23; SQLite: a constraint): an item of the batch is invalid
+    /// or already stored.
     #[error("the database rejected a value: {0}")]
     Data(#[source] sqlx::Error),
     /// The database role lacks a privilege that a migration needs.
@@ -176,8 +176,8 @@ impl StoreError {
         }
     }
 
-    /// Whether an immediate retry is useless: the pool has no connection, or the database refuses to write. A connection
-    /// that broke is no such case, because another may work.
+    /// Whether an immediate retry is useless: the pool has no connection, or the database refuses to write. A
+    /// connection that broke is no such case, because another may work.
     #[must_use]
     pub fn is_outage(&self) -> bool {
         use sqlx::Error::{BeginFailed, Database, PoolClosed, PoolTimedOut};
@@ -190,8 +190,9 @@ impl StoreError {
         }
     }
 
-    /// Whether a PostgreSQL server answered that it is read-only (25006), as after a failover that demoted it, or that it
-    /// is starting or stopping (57P03). Its connections are not used again, because the primary may be another server.
+    /// Whether a PostgreSQL server answered that it is read-only (25006), as after a failover that demoted it, or that
+    /// it is starting or stopping (57P03). Its connections are not used again, because the primary may be another
+    /// server.
     #[must_use]
     pub fn refuses_writes(&self) -> bool {
         let Self::Unavailable(sqlx::Error::Database(error)) = self else { return false };

@@ -206,9 +206,9 @@ impl Store {
         self.insert_pq(tx, device, true, new, now).await.map(drop)
     }
 
-    /// Adds keys to a pool and reports on each. With `replace`, unissued keys whose ids are not in `keys` are withdrawn,
-    /// and a key in `keys` replaces an unissued one with the same id. Low-water levels that the pool is now above will
-    /// be announced again when it falls to them.
+    /// Adds keys to a pool and reports on each. With `replace`, unissued keys whose ids are not in `keys` are
+    /// withdrawn, and a key in `keys` replaces an unissued one with the same id. Low-water levels that the pool is now
+    /// above will be announced again when it falls to them.
     async fn change_pool(
         &self,
         tx: &mut Tx<'_>,

@@ -95,8 +95,8 @@ fn file_error(path: &Path, error: &io::Error) -> StoreError {
     sqlx::Error::Io(io::Error::new(error.kind(), format!("{}: {error}", path.display()))).into()
 }
 
-/// Creates a database file and its folder, accessible to their owner only, unless they exist. SQLite creates its other files
-/// (`-wal`, `-shm`) with the mode of the database file.
+/// Creates a database file and its folder, accessible to their owner only, unless they exist. SQLite creates its other
+/// files (`-wal`, `-shm`) with the mode of the database file.
 fn create_file(file: &Path) -> io::Result<()> {
     if file.is_dir() {
         return Err(io::ErrorKind::IsADirectory.into());
@@ -200,8 +200,8 @@ impl Store {
             None => connect(&options).await?,
         };
         let migrated = pending_on_postgres(&mut direct).await?;
-        // No time limits: a migration may be slow. sqlx takes an advisory lock, so if nodes start together, one migrates
-        // and the others wait for it here.
+        // No time limits: a migration may be slow. sqlx takes an advisory lock, so if nodes start together, one
+        // migrates and the others wait for it here.
         sqlx::query(sql::NO_TIMEOUTS.postgres).execute(&mut direct).await?;
         ON_POSTGRES.run(&mut direct).await.map_err(StoreError::from_migration)?;
         direct.close().await?;
@@ -228,8 +228,8 @@ impl Store {
     /// text. `pooler` is as in [`StoreSettings`].
     ///
     /// # Errors
-    /// If it cannot be reached or does not answer within ten seconds, if it is not a Sealwire database or its migrations
-    /// do not fit this version, or if the role or the pooler does not let the server work.
+    /// If it cannot be reached or does not answer within ten seconds, if it is not a Sealwire database or its
+    /// migrations do not fit this version, or if the role or the pooler does not let the server work.
     pub async fn inspect(url: &str, pooler: Option<&str>) -> Result<&'static str, StoreError> {
         let inspected = timeout(ACQUIRE_TIMEOUT, async {
             if url.starts_with("sqlite:") { inspect_sqlite(url).await } else { inspect_postgres(url, pooler).await }

@@ -164,7 +164,8 @@ impl<DB: Engine> DatabasePool<DB> {
                 in_transaction: false,
             }),
             Err(error) => {
-                // Whatever the cause (a wrong password, a file that cannot be opened), no operation can use the database.
+                // Whatever the cause (a wrong password, a file that cannot be opened), no operation can use the
+                // database.
                 let error = StoreError::Unavailable(error);
                 match &error {
                     StoreError::Unavailable(sqlx::Error::PoolClosed) => {}

@@ -99,8 +99,8 @@ impl Store {
                 Err(error) => error,
                 done => return done,
             };
-            // The transaction may have been committed, or a parallel repeat of the request was committed first: the next
-            // run finds what was written. After a data error in a larger batch, `run_batch` runs the items one by
+            // The transaction may have been committed, or a parallel repeat of the request was committed first: the
+            // next run finds what was written. After a data error in a larger batch, `run_batch` runs the items one by
             // one.
             let may_succeed = match &error {
                 StoreError::Unavailable(_) | StoreError::Conflict(_) => !error.is_outage(),

@@ -21,8 +21,8 @@ pub const SESSION_SETTINGS: [(&str, &str); 5] = [
     ("statement_timeout", STATEMENT_TIMEOUT),
     ("idle_in_transaction_session_timeout", IDLE_TIMEOUT),
     ("synchronous_commit", "on"),
-    // The statements of requests all use indexes. Without this, a sequential scan planned while a table was almost empty
-    // would stay in the plan cache.
+    // The statements of requests all use indexes. Without this, a sequential scan planned while a table was almost
+    // empty would stay in the plan cache.
     ("enable_seqscan", "off"),
 ];
 

@@ -3,8 +3,8 @@
 //! `sessions.replaces` of a renewed session is the session that it replaces. When the renewed token is first presented,
 //! one transaction deletes that session and clears the column.
 //!
-//! The hash of an ended session's token is kept with the reason, so that a client with an invalid token learns whether to
-//! sign in again or to wipe its data.
+//! The hash of an ended session's token is kept with the reason, so that a client with an invalid token learns whether
+//! to sign in again or to wipe its data.
 
 use chrono::{DateTime, Utc};
 use uuid::Uuid;
@@ -18,8 +18,8 @@ use crate::domain::{
     Caller, DeviceId, Refusal, Session, SessionId, Timestamp, UserId, refusal::InvalidTokenReason, token::TokenHash,
 };
 
-/// Number of ended sessions of a device that are kept when it renews or ends a session, so that a client that renews in a
-/// loop does not fill the table.
+/// Number of ended sessions of a device that are kept when it renews or ends a session, so that a client that renews in
+/// a loop does not fill the table.
 const ENDED_PER_DEVICE: i64 = 20;
 
 /// A session to insert.

@@ -1,4 +1,5 @@
-//! Tracks in memory which keys the claims of a batch have and still need, so that one statement takes all keys of a kind.
+//! Tracks in memory which keys the claims of a batch have and still need, so that one statement takes all keys of a
+//! kind.
 
 use std::collections::{BTreeSet, HashMap, HashSet};
 

@@ -213,7 +213,8 @@ impl Planner<'_> {
         Ok(AcceptedMessage { accepted_at, duplicate, stored, undelivered })
     }
 
-    /// Adds an envelope to the plan, with its number. Returns `false` if the mailbox or the sender's share of it is full.
+    /// Adds an envelope to the plan, with its number. Returns `false` if the mailbox or the sender's share of it is
+    /// full.
     fn store(
         &mut self,
         item: &SendRequest,

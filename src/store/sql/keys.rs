@@ -42,12 +42,12 @@ statements! {
     REPLACE_PQ = both("UPDATE pq_prekeys SET public_key = $3, created_at = $4, signature = $5 \
         WHERE device_id = $1 AND key_id = $2 AND NOT used AND NOT last_resort");
     BUMP_POOL_VERSION = both("UPDATE devices SET pool_version = pool_version + 1 WHERE id = $1");
-    /// After keys were added: lowers the number of announced levels to $2, which the pool has reached, so that the other
-    /// levels will be announced again.
+    /// After keys were added: lowers the number of announced levels to $2, which the pool has reached, so that the
+    /// other levels will be announced again.
     LOWER_ANNOUNCED_ONE_TIME = both("UPDATE devices SET one_time_depth = $2 WHERE id = $1 AND one_time_depth > $2");
     LOWER_ANNOUNCED_PQ = both("UPDATE devices SET pq_depth = $2 WHERE id = $1 AND pq_depth > $2");
-    /// After a pool was replaced: sets the number of announced levels to $2, also if the pool is smaller now. The reply to
-    /// the publish has the new counts, so they are not announced as well.
+    /// After a pool was replaced: sets the number of announced levels to $2, also if the pool is smaller now. The reply
+    /// to the publish has the new counts, so they are not announced as well.
     SET_ANNOUNCED_ONE_TIME = both("UPDATE devices SET one_time_depth = $2 WHERE id = $1 AND one_time_depth <> $2");
     SET_ANNOUNCED_PQ = both("UPDATE devices SET pq_depth = $2 WHERE id = $1 AND pq_depth <> $2");
 
