@@ -53,7 +53,7 @@ impl Service {
         if *has_left {
             return Ok(true);
         }
-        let heartbeat = self.store.beat(self.presence.node, self.now()).await?;
+        let heartbeat = self.store.write_heartbeat(self.presence.node, self.now()).await?;
         let is_alone = heartbeat.others.is_empty();
         self.bus.update_nodes(heartbeat);
         Ok(is_alone)

@@ -1,5 +1,5 @@
-//! The running nodes of a deployment. Each writes a heartbeat; from the rows of the others it knows whom it must hear over
-//! the bus.
+//! Records which nodes of a deployment run. Each node writes a heartbeat at intervals. From the rows of the others it
+//! learns from which nodes it should receive over the bus.
 
 use std::time::Duration;
 
@@ -10,12 +10,12 @@ use super::{Store, StoreError, rows, sql::nodes as sql, tx::Tx};
 use crate::domain::{Timestamp, nodes::Heartbeat};
 
 /// A node counts as running for this long after its last heartbeat.
-const LIVE: Duration = Duration::from_secs(30);
-/// The row of a node that was killed is deleted after this long.
-const KEPT: Duration = Duration::from_hours(1);
+const RUNNING_FOR: Duration = Duration::from_secs(30);
+/// How long after its last heartbeat the row of a node that did not stop gracefully is deleted.
+const RETENTION: Duration = Duration::from_hours(1);
 
 impl Store {
-    /// What [`Self::beat`] returns, without a heartbeat: for a node that is only starting.
+    /// Returns what [`Self::write_heartbeat`] does, but writes nothing: for a node that is starting.
     ///
     /// # Errors
     /// [`StoreError::Unavailable`]
@@ -25,18 +25,20 @@ impl Store {
         heartbeat(&mut tx, node, rows::time(at)).await
     }
 
-    /// Writes the heartbeat of a node. `now` is used only by SQLite; PostgreSQL uses its own clock.
+    /// Writes the heartbeat of a node, and returns its time, the id of the deployment and the other running nodes.
+    /// `now` is used only on SQLite; PostgreSQL uses its own clock.
     ///
     /// # Errors
     /// [`StoreError::Unavailable`]
-    pub async fn beat(&self, node: Uuid, now: Timestamp) -> Result<Heartbeat, StoreError> {
+    pub async fn write_heartbeat(&self, node: Uuid, now: Timestamp) -> Result<Heartbeat, StoreError> {
         self.retrying(|| async {
             let mut tx = self.begin().await?;
-            let (at,): (DateTime<Utc>,) = tx.query(sql::BEAT).bind(node).bind(now.to_utc()).fetch_one().await?;
+            let (at,): (DateTime<Utc>,) =
+                tx.query(sql::WRITE_HEARTBEAT).bind(node).bind(now.to_utc()).fetch_one().await?;
             let at = rows::time(at);
             // Heartbeats from the future are from before the database's clock was set back.
-            let (earliest, latest) = around(at, KEPT);
-            tx.query(sql::DELETE_DEAD).bind(earliest).bind(latest).execute().await?;
+            let (earliest, latest) = around(at, RETENTION);
+            tx.query(sql::DELETE_STALE).bind(earliest).bind(latest).execute().await?;
             let heartbeat = heartbeat(&mut tx, node, at).await?;
             tx.commit().await?;
             Ok(heartbeat)
@@ -44,7 +46,7 @@ impl Store {
         .await
     }
 
-    /// Deletes the row of a node that stops.
+    /// Deletes the row of a node that is stopping.
     ///
     /// # Errors
     /// [`StoreError::Unavailable`]
@@ -58,9 +60,9 @@ impl Store {
 /// The nodes that run at a time of the database, besides `node`.
 async fn heartbeat(tx: &mut Tx<'_>, node: Uuid, at: Timestamp) -> Result<Heartbeat, StoreError> {
     let (deployment,): (Uuid,) = tx.query(sql::DEPLOYMENT).fetch_one().await?;
-    let (earliest, latest) = around(at, LIVE);
-    let live: Vec<(Uuid,)> = tx.query(sql::LIVE).bind(earliest).bind(latest).fetch_all().await?;
-    let others = live.into_iter().map(|(id,)| id).filter(|id| *id != node).collect();
+    let (earliest, latest) = around(at, RUNNING_FOR);
+    let running: Vec<(Uuid,)> = tx.query(sql::RUNNING).bind(earliest).bind(latest).fetch_all().await?;
+    let others = running.into_iter().map(|(id,)| id).filter(|id| *id != node).collect();
     Ok(Heartbeat { at, deployment, others })
 }
 

@@ -29,7 +29,7 @@ impl<'c> Tx<'c> {
                 statement: BoundStatement::Sqlite(connection, sqlx::query(text.sqlite)),
             },
             Self::Postgres(connection) => {
-                // A pooler does not know the names of prepared statements.
+                // Behind a pooler, the next transaction may run on a connection without this prepared statement.
                 let statement = sqlx::query(text.postgres).persistent(!connection.is_pooled());
                 Query { is_noop: text.postgres.is_empty(), statement: BoundStatement::Postgres(connection, statement) }
             }

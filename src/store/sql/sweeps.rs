@@ -1,4 +1,5 @@
-//! Sweeps: delete or clear rows past their retention time. Each handles at most $2 rows whose time is at or before $1.
+//! Sweeps: delete or clear rows past their retention time. Each statement handles at most $2 rows whose time is at or
+//! before $1.
 
 use super::{Sql, both, per_dialect, sqlite};
 
