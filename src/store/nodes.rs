@@ -1,40 +1,52 @@
-//! The running nodes of a deployment. Each writes a heartbeat; from the rows of the others it knows whom it must hear over
-//! the bus.
+//! Records which nodes of a deployment run. Each node writes a heartbeat at intervals. From the rows of the others it
+//! learns from which nodes it should receive over the bus.
 
 use std::time::Duration;
 
 use chrono::{DateTime, Utc};
 use uuid::Uuid;
 
-use super::{Store, StoreError, rows, sql::nodes as sql};
+use super::{Store, StoreError, rows, sql::nodes as sql, tx::Tx};
 use crate::domain::{Timestamp, nodes::Heartbeat};
 
 /// A node counts as running for this long after its last heartbeat.
-const LIVE: Duration = Duration::from_secs(30);
-/// The row of a node that was killed is deleted after this long.
-const KEPT: Duration = Duration::from_hours(1);
+const RUNNING_FOR: Duration = Duration::from_secs(30);
+/// How long after its last heartbeat the row of a node that did not stop gracefully is deleted.
+const RETENTION: Duration = Duration::from_hours(1);
 
 impl Store {
-    /// Writes the heartbeat of a node. `now` is used only by SQLite; PostgreSQL uses its own clock.
+    /// Returns what [`Self::write_heartbeat`] does, but writes nothing: for a node that is starting.
     ///
     /// # Errors
     /// [`StoreError::Unavailable`]
-    pub async fn beat(&self, node: Uuid, now: Timestamp) -> Result<Heartbeat, StoreError> {
+    pub async fn running_nodes(&self, node: Uuid, now: Timestamp) -> Result<Heartbeat, StoreError> {
+        let mut tx = self.read().await?;
+        let (at,): (DateTime<Utc>,) = tx.query(sql::NOW).bind(now.to_utc()).fetch_one().await?;
+        heartbeat(&mut tx, node, rows::time(at)).await
+    }
+
+    /// Writes the heartbeat of a node, and returns its time, the id of the deployment and the other running nodes.
+    /// `now` is used only on SQLite; PostgreSQL uses its own clock.
+    ///
+    /// # Errors
+    /// [`StoreError::Unavailable`]
+    pub async fn write_heartbeat(&self, node: Uuid, now: Timestamp) -> Result<Heartbeat, StoreError> {
         self.retrying(|| async {
             let mut tx = self.begin().await?;
-            let (at,): (DateTime<Utc>,) = tx.query(sql::BEAT).bind(node).bind(now.to_utc()).fetch_one().await?;
+            let (at,): (DateTime<Utc>,) =
+                tx.query(sql::WRITE_HEARTBEAT).bind(node).bind(now.to_utc()).fetch_one().await?;
             let at = rows::time(at);
-            tx.query(sql::DELETE_DEAD).bind(at.before(KEPT).to_utc()).execute().await?;
-            let (deployment,): (Uuid,) = tx.query(sql::DEPLOYMENT).fetch_one().await?;
-            let live: Vec<(Uuid,)> = tx.query(sql::LIVE).bind(at.before(LIVE).to_utc()).fetch_all().await?;
+            // Heartbeats from the future are from before the database's clock was set back.
+            let (earliest, latest) = around(at, RETENTION);
+            tx.query(sql::DELETE_STALE).bind(earliest).bind(latest).execute().await?;
+            let heartbeat = heartbeat(&mut tx, node, at).await?;
             tx.commit().await?;
-            let others = live.into_iter().map(|(id,)| id).filter(|id| *id != node).collect();
-            Ok(Heartbeat { at, deployment, others })
+            Ok(heartbeat)
         })
         .await
     }
 
-    /// Deletes the row of a node that stops.
+    /// Deletes the row of a node that is stopping.
     ///
     /// # Errors
     /// [`StoreError::Unavailable`]
@@ -43,4 +55,18 @@ impl Store {
         tx.query(sql::REMOVE).bind(node).execute().await?;
         tx.commit().await
     }
+}
+
+/// The nodes that run at a time of the database, besides `node`.
+async fn heartbeat(tx: &mut Tx<'_>, node: Uuid, at: Timestamp) -> Result<Heartbeat, StoreError> {
+    let (deployment,): (Uuid,) = tx.query(sql::DEPLOYMENT).fetch_one().await?;
+    let (earliest, latest) = around(at, RUNNING_FOR);
+    let running: Vec<(Uuid,)> = tx.query(sql::RUNNING).bind(earliest).bind(latest).fetch_all().await?;
+    let others = running.into_iter().map(|(id,)| id).filter(|id| *id != node).collect();
+    Ok(Heartbeat { at, deployment, others })
+}
+
+/// The times `span` before and after `at`.
+fn around(at: Timestamp, span: Duration) -> (DateTime<Utc>, DateTime<Utc>) {
+    (at.before(span).to_utc(), (at + span).to_utc())
 }

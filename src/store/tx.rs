@@ -29,7 +29,7 @@ impl<'c> Tx<'c> {
                 statement: BoundStatement::Sqlite(connection, sqlx::query(text.sqlite)),
             },
             Self::Postgres(connection) => {
-                // A pooler does not know the names of prepared statements.
+                // Behind a pooler, the next transaction may run on a connection without this prepared statement.
                 let statement = sqlx::query(text.postgres).persistent(!connection.is_pooled());
                 Query { is_noop: text.postgres.is_empty(), statement: BoundStatement::Postgres(connection, statement) }
             }
@@ -44,6 +44,19 @@ impl<'c> Tx<'c> {
         match self {
             Self::Sqlite(mut connection) => connection.commit().await,
             Self::Postgres(mut connection) => connection.commit().await,
+        }
+    }
+
+    /// Ends statements that were to take effect one by one: commits them if they share a transaction, as they do behind a
+    /// pooler.
+    ///
+    /// # Errors
+    /// After [`StoreError::Unavailable`] it is unknown whether they took effect.
+    pub async fn end_statements(self) -> Result<(), StoreError> {
+        match self {
+            Self::Postgres(connection) if !connection.is_pooled() => Ok(()),
+            Self::Sqlite(_) => Ok(()),
+            tx @ Self::Postgres(_) => tx.commit().await,
         }
     }
 
