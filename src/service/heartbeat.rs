@@ -1,4 +1,5 @@
-//! The heartbeat of a node: tells the other nodes, through the database, that they must hear this one over the bus.
+//! The heartbeat of a node: a row in the database, from which the other nodes know that this one runs and that its
+//! announcements must arrive over the bus.
 
 use std::{sync::Arc, time::Duration};
 
@@ -9,7 +10,7 @@ use super::Service;
 /// Interval between heartbeats.
 const EVERY: Duration = Duration::from_secs(10);
 
-/// Writes the heartbeat of a node at intervals, and tells the bus which other nodes run. Never returns.
+/// Writes the heartbeat of a node at intervals, and passes the other running nodes to the bus. Never returns.
 pub async fn beat_forever(service: Arc<Service>, node: Uuid) {
     loop {
         tokio::time::sleep(EVERY).await;

@@ -53,7 +53,7 @@ pub async fn open(request: HttpRequest, body: web::Payload, node: web::Data<Node
 async fn upgrade(request: &HttpRequest, body: web::Payload, node: Arc<Node>) -> Result<HttpResponse, EdgeError> {
     let headers = request.headers();
     if let Some(origin) = headers.get(header::ORIGIN)
-        && !node.origins.admits(origin, headers.get(header::HOST))
+        && !node.origins.allows_or_logs(origin, headers.get(header::HOST))
     {
         return Err(EdgeError::ForbiddenOrigin);
     }
@@ -100,9 +100,9 @@ async fn upgrade(request: &HttpRequest, body: web::Payload, node: Arc<Node>) -> 
     Ok(response)
 }
 
-/// The refusal of an upgrade as a browser can show it to its page: the upgrade is completed, and one event and the close
-/// follow. `None` if the client is not a browser that may connect here, or if the refusal is not about its session, a
-/// rate or the server's state.
+/// The refusal of an upgrade as a browser can show it to its page: the upgrade is completed, and one event and the
+/// close follow. `None` if the client is not a browser that may connect here, or if the refusal is not about its
+/// session, a rate or the server's state.
 fn refusal_for_browser(request: &HttpRequest, node: &Node, problem: &Problem) -> Option<HttpResponse> {
     let headers = request.headers();
     let origin = headers.get(header::ORIGIN)?;

@@ -141,7 +141,7 @@ fn migrating_says_what_it_did() {
     let first = run(folder.path(), &["migrate"], &[]);
     assert!(first.status.success() && stdout(&first).contains("migrations were applied"), "{}", stdout(&first));
     let second = run(folder.path(), &["migrate"], &[]);
-    assert_eq!(stdout(&second), "the database is up to date: nothing was to be done\n");
+    assert_eq!(stdout(&second), "the database is up to date: no migration was needed\n");
 }
 
 /// Settings that a start refuses are refused by a check, and no part of a secret is shown.
@@ -157,7 +157,12 @@ fn a_check_refuses_what_a_start_refuses_and_repeats_no_secret() {
         ("MAILER__URL", "smtps://mail.example:notaport", ["mailer.url", "smtps://"], "\0"),
         ("DATABASE__URL", "postgres://u:a?E':d@H@127.0.0.1/db", ["database.url", "percent-encode"], "E':d"),
         ("DATABASE__URL", "postgres://u:p@[::1/db", ["database.url", "postgres://"], "\0"),
-        ("SERVER__ALLOWED_ORIGIN", "https://chat.example", ["server.allowed_origin;", "server.allowed_origins?"], "\0"),
+        (
+            "SERVER__ALLOWED_ORIGIN",
+            "https://chat.example",
+            ["server.allowed_origin (", "server.allowed_origins?"],
+            "\0",
+        ),
         ("SERVER_BIND", "127.0.0.1:0", ["SEALWIRE__SERVER_BIND", "SEALWIRE__SERVER__BIND?"], "\0"),
     ] {
         let name = format!("SEALWIRE__{name}");

@@ -38,7 +38,7 @@ impl Transport {
         Ok(Self { backend: Backend::open(url)?, from: parse_sender(from)?, clock, entropy })
     }
 
-    /// Checks that the mail server answers; other backends have none.
+    /// Checks that the mail server answers. Does nothing for other backends.
     ///
     /// # Errors
     /// [`MailerError::Connect`] with the cause.
@@ -47,7 +47,7 @@ impl Transport {
             Backend::Stdout | Backend::Folder(_) => Ok(()),
             Backend::Smtp(server) => match server.test_connection().await {
                 Ok(true) => Ok(()),
-                Ok(false) => Err(MailerError::Connect("it does not answer".to_owned())),
+                Ok(false) => Err(MailerError::Connect("no answer".to_owned())),
                 Err(error) => Err(MailerError::Connect(error.to_string())),
             },
         }
