@@ -259,7 +259,7 @@ fn start_bus(
         url => url,
     };
     let secret = server_secret(config, entropy)?;
-    let heartbeat = runtimes.store().block_on(store.beat(node.id, clock.now()))?;
+    let heartbeat = runtimes.store().block_on(store.write_heartbeat(node.id, clock.now()))?;
     let on_bus = BusNode { id: node.id, secret: &secret, heartbeat, local: node.hub.clone() };
     RedisBus::start(url, on_bus, node.metrics.clone(), &node.tasks).map(Bus::Redis).map_err(AppError::Bus)
 }

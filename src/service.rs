@@ -171,7 +171,7 @@ impl Service {
         let drain = DrainLimit::new(limits.claim_burst, Duration::from_secs(limits.claim_refill_s));
         let blocking_claims = Claims::new(store.clone(), drain);
         let batches = Batches { tasks, metrics: &metrics, store: &store };
-        let claims = blocking_claims.clone().on(store.for_batch_workers());
+        let claims = blocking_claims.clone().with_store(store.for_batch_workers());
         let claims = batches.start("claims", Batch::Claims, CLAIMS_PER_BATCH, store.claim_workers(), {
             let bus = bus.clone();
             move |items| {

@@ -53,7 +53,7 @@ use open::FileLock;
 use pool::DatabasePool;
 use tx::Tx;
 
-/// How long after the last failed write `ping` still reports a SQLite file as unavailable.
+/// How long after a failed write `ping` still reports a SQLite file as unavailable.
 const WRITE_RECOVERY: Duration = Duration::from_secs(5);
 
 /// Maximum number of claim batches in flight on PostgreSQL. Measured with `loadtest/claims`: six gained nothing over
@@ -61,14 +61,14 @@ const WRITE_RECOVERY: Duration = Duration::from_secs(5);
 const CLAIM_WORKERS: u32 = 4;
 /// Connections for the other batch workers (mail, connects, disconnects), and one spare, because a returned connection
 /// is checked before it can be taken again.
-const OTHER_WORKERS: u32 = 4;
+const OTHER_BATCH_CONNECTIONS: u32 = 4;
 
 /// Store settings, fixed when it is opened.
 #[derive(Clone, Debug)]
 pub struct StoreSettings {
     /// Maximum number of open database connections.
     pub max_connections: u32,
-    /// If the URL leads to a pooler that pools transactions: the URL of PostgreSQL itself, for migrations.
+    /// Set if the URL leads to a pooler in transaction mode: the URL of PostgreSQL itself, for migrations.
     pub pooler: Option<String>,
     /// Low-water mark: the number of unissued keys in a pool at or below which its owner gets `prekeys.low`.
     pub low_watermark: u32,
@@ -138,12 +138,12 @@ impl PoolUsage {
 
 /// Number of claim batches in flight at once, if there are `max_connections` in total.
 fn claim_workers(max_connections: u32) -> u32 {
-    (max_connections.saturating_sub(OTHER_WORKERS) / 3).clamp(1, CLAIM_WORKERS)
+    (max_connections.saturating_sub(OTHER_BATCH_CONNECTIONS) / 3).clamp(1, CLAIM_WORKERS)
 }
 
 /// Number of connections reserved for the batch workers, if there are `max_connections` in total.
 fn batch_connections(max_connections: u32) -> u32 {
-    claim_workers(max_connections) + OTHER_WORKERS
+    claim_workers(max_connections) + OTHER_BATCH_CONNECTIONS
 }
 
 impl Store {
@@ -152,7 +152,7 @@ impl Store {
         Self { database, migrated: 0, settings, metrics: Arc::default() }
     }
 
-    /// The number of migrations that opening the store applied.
+    /// The number of migrations that were applied when the store was opened.
     #[must_use]
     pub fn migrated(&self) -> usize {
         self.migrated
@@ -224,7 +224,7 @@ impl Store {
         }
     }
 
-    /// Whether the database is known to be available for writing.
+    /// The availability of the database, as the latest operations found it; on SQLite, for writing.
     #[must_use]
     pub fn health(&self) -> &Arc<DatabaseHealth> {
         match &self.database {
@@ -233,11 +233,11 @@ impl Store {
         }
     }
 
-    /// Checks that the database answers and can be written. PostgreSQL locks a row, which a server that only reads
-    /// refuses. SQLite writes a page if a write has failed before.
+    /// Checks that the database answers and can be written. On PostgreSQL this locks a row, which a read-only server
+    /// refuses. On SQLite it writes a page, but only after a failed write.
     ///
     /// # Errors
-    /// [`StoreError::Unavailable`] if it does not answer, only reads, or if a write to SQLite failed less than five
+    /// [`StoreError::Unavailable`] if it does not answer, is read-only, or if a write to SQLite failed less than five
     /// seconds ago.
     pub async fn ping(&self) -> Result<(), StoreError> {
         self.read().await?.query(sql::PING).execute().await?;
@@ -245,12 +245,12 @@ impl Store {
             Database::Postgres(server) => server.connections.health().record_write(),
             Database::Sqlite(file) => {
                 file.readers.health().record_answer();
-                if let Some(lost) = file.writer.health().last_outage_at() {
+                if let Some(failed_at) = file.writer.health().last_outage_at() {
                     let mut tx = self.begin().await?;
                     tx.query(sql::TRY_TO_WRITE).execute().await?;
                     tx.commit().await?;
                     // On an almost full disk this small write may succeed although larger ones fail.
-                    if lost.elapsed() < WRITE_RECOVERY {
+                    if failed_at.elapsed() < WRITE_RECOVERY {
                         return Err(StoreError::still_failing());
                     }
                     file.writer.health().record_write();

@@ -104,8 +104,8 @@ pub struct Recipient {
 }
 
 /// Checks that a message names every required recipient that it does not skip, each once, and no device that is not a
-/// recipient. It must name or skip at least one. The sending device itself must not be named; a user without other devices is
-/// sent nothing, without an error.
+/// recipient. It must name or skip at least one. The sending device itself must not be named; a user without other
+/// devices is sent nothing, without an error.
 ///
 /// # Errors
 /// `devices_mismatch`

@@ -1,15 +1,15 @@
-//! The nodes of a deployment, as the database knows them.
+//! The nodes of a deployment, as recorded in the database.
 
 use uuid::Uuid;
 
 use super::Timestamp;
 
-/// What a node learns when it writes its heartbeat.
+/// A heartbeat of a node, with what the database returns for it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Heartbeat {
-    /// The time of the database.
+    /// When it was written, by the clock of the database.
     pub at: Timestamp,
-    /// The random id of the deployment, one per database.
+    /// The random id of the deployment: one for all nodes on a database.
     pub deployment: Uuid,
     /// The other running nodes.
     pub others: Vec<Uuid>,

@@ -1,8 +1,8 @@
 //! Token bucket: a rate limit that allows bursts. The time is a parameter, from any clock.
 //!
 //! Tokens are measured in refill time: the cost of a token is the time in which it refills, and the capacity is the
-//! refill time of the whole burst. So the only state of a bucket is the time at which it will be full again, and nothing
-//! has to be updated as time passes.
+//! refill time of the whole burst. So the only state of a bucket is the time at which it will be full again, and
+//! nothing has to be updated as time passes.
 
 use std::time::{Duration, Instant};
 

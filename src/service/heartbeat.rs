@@ -14,7 +14,7 @@ const EVERY: Duration = Duration::from_secs(10);
 pub async fn beat_forever(service: Arc<Service>, node: Uuid) {
     loop {
         tokio::time::sleep(EVERY).await;
-        match service.store.beat(node, service.now()).await {
+        match service.store.write_heartbeat(node, service.now()).await {
             Ok(heartbeat) => service.bus.update_nodes(heartbeat),
             Err(error) => tracing::warn!(%error, "cannot write the heartbeat of this node"),
         }

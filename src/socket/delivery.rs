@@ -38,7 +38,7 @@ pub struct Delivery {
     window: Window,
     is_reading: bool,
     held: HeldEnvelopes,
-    /// Whether the store has to be read without waiting, because no signal will bring a stored envelope.
+    /// Whether the store has to be read without waiting: a stored envelope is missing that no signal will bring.
     must_read: bool,
 }
 
@@ -58,7 +58,7 @@ pub enum NextStep {
 pub struct MailboxRead {
     /// The range of envelopes.
     pub page: MailPageRequest,
-    /// Whether they were sent before and are overdue for an ack.
+    /// Whether the page is read to send unacked envelopes again.
     pub is_resend: bool,
 }
 

@@ -140,7 +140,7 @@ impl Actor for DeviceSocket {
             // If many clients connect at once, they wait here, where a connection uses little memory.
             let _permit = node.opening_permits.acquire().await;
             let opened = Box::pin(node.service.open_connection(caller)).await;
-            // A failure is ignored: only a connection that has ended meanwhile waits for this.
+            // Nobody may be waiting: only a connection that closes while it is being opened does.
             let _ = finish.send(());
             opened
         });
@@ -160,7 +160,7 @@ impl OpeningState {
     fn hold_signal(&mut self, signal: Signal) {
         match signal {
             Signal::Mail { seq, .. } => self.newest_mail = self.newest_mail.max(seq),
-            // Not delivered: the device is not connected before the welcome.
+            // Dropped: the device does not count as connected before the welcome.
             Signal::Ephemeral(_) => {}
             signal => self.early_signals.push(signal),
         }
@@ -251,7 +251,8 @@ impl StreamHandler<Result<Incoming, ProtocolError>> for DeviceSocket {
     }
 }
 
-/// What an error of the WebSocket library means. The frame guard has checked the frames before, so only text is left.
+/// Returns the rule that an error of the WebSocket library is about. The frame guard has already checked the framing, so
+/// the only error to expect is text that is not UTF-8.
 fn fault(error: &ProtocolError) -> ProtocolFault {
     match error {
         ProtocolError::Io(error) if error.kind() == std::io::ErrorKind::InvalidData => ProtocolFault::NotUtf8,
@@ -295,7 +296,7 @@ impl DeviceSocket {
 // Closing.
 
 impl DeviceSocket {
-    /// Closes with `code`: the writer sends the queued frames and the Close frame, and the actor stops.
+    /// Closes with the code and reason of `closing`: the writer sends the queued frames and the Close frame, and the actor stops.
     fn close(&mut self, closing: impl Into<Closing>, ctx: &mut Context<Self>) {
         let closing = closing.into();
         if self.begin_closing(closing.code.number(), closing.reason, Close::Code(closing.code)) {

@@ -14,7 +14,7 @@ use crate::{
 
 /// A network may open as many connections at once as its rate allows in this time.
 const BURST: Duration = Duration::from_secs(20);
-/// `retry_after` of a connection refused because the network has too many open.
+/// `retry_after` of a connection refused because its network has too many open connections.
 const RETRY_AFTER: Duration = Duration::from_secs(10);
 /// Idle networks are removed from memory when there are more networks than this.
 const PRUNE_ABOVE: usize = 10_000;
@@ -92,7 +92,7 @@ pub struct CountedConnection {
 }
 
 impl Networks {
-    /// Counts for these limits, without any connections.
+    /// Enforces these limits. No connection is counted yet.
     #[must_use]
     pub fn new(limits: NetworkLimits, metrics: Arc<Metrics>) -> Self {
         let table = Mutex::new(NetworkTable { counts: HashMap::new(), prune_above: PRUNE_ABOVE });
@@ -148,7 +148,7 @@ impl Networks {
         Ok(CountedConnection { networks: self.clone(), network, kind })
     }
 
-    /// Counts a refusal, logs it unless one was logged within [`LOG_INTERVAL`], and returns it.
+    /// Counts and returns a refusal. Logs it unless one was logged within [`LOG_INTERVAL`].
     fn refusal(&self, limit: Limit, retry_after: Duration, now: Instant) -> Refusal {
         self.count_refused(limit);
         if let Some(connections) = self.state.refusals.count(now) {

@@ -1,5 +1,6 @@
 //! Decides when the next message of a connection may be read: between the welcome and a drain, if the requests in
-//! flight are within their limits and the connection is within its request rate.
+//! flight are within their limits, the outbox has space for their replies, and the connection is not far over its
+//! request rate.
 
 use std::{
     cell::{Cell, RefCell},
@@ -56,7 +57,7 @@ impl ReadGate {
         self.reply_bytes.set(self.reply_bytes.get() + reply_bytes);
     }
 
-    /// Reverses [`Self::begin_request`]. The values must be the same.
+    /// Reverses a [`Self::begin_request`] with the same values.
     pub fn end_request(&self, request_bytes: usize, reply_bytes: usize) {
         self.request_bytes.set(self.request_bytes.get() - request_bytes);
         self.reply_bytes.set(self.reply_bytes.get() - reply_bytes);

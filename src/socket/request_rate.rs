@@ -45,8 +45,7 @@ impl RequestRate {
         }
     }
 
-    /// Counts a request that is to be run and costs as much as `cost` ordinary ones. Whatever it costs, a full bucket
-    /// is enough.
+    /// Counts a request that is to be run and costs as much as `cost` ordinary ones. It costs at most a full bucket.
     ///
     /// # Errors
     /// If the connection is over its rate: the time until a request would be accepted. The request is counted as
@@ -117,11 +116,11 @@ impl RequestRate {
 mod tests {
     use super::*;
 
-    /// The outcome of requests sent as fast as the connection is read.
+    /// The outcome of requests sent as fast as the server reads them.
     struct RushOutcome {
         taken: u32,
         refused: u32,
-        /// When the last one was read.
+        /// When the last request was read.
         until: Instant,
     }
 
@@ -134,7 +133,7 @@ mod tests {
         now
     }
 
-    /// Sends this many requests and ignores refusals.
+    /// Sends this many requests as fast as they are read, and ignores refusals.
     fn rush(rate: &RequestRate, begin: Instant, requests: u32) -> RushOutcome {
         let mut read = RushOutcome { taken: 0, refused: 0, until: begin };
         for _ in 0..requests {

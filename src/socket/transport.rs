@@ -68,7 +68,7 @@ mod wire;
 const KEEP_ALIVE: Duration = Duration::from_secs(30);
 /// How long an HTTP connection with unread request bytes stays open after its last response.
 const DISCONNECT_TIMEOUT: Duration = Duration::from_secs(1);
-/// How long a connection that was refused after its upgrade is kept.
+/// How long a connection that was refused after its upgrade stays open for the peer to answer the Close frame.
 const REFUSAL_LINGER: Duration = Duration::from_secs(1);
 /// How long writing the response to an upgrade request may take.
 const RESPONSE_TIMEOUT: Duration = Duration::from_secs(10);
@@ -222,7 +222,8 @@ where
     })
 }
 
-/// Marks a response that completes an upgrade only to say, in its body of WebSocket frames, why it is refused.
+/// Marks a 101 response that refuses an upgrade: its body is WebSocket frames with the reason, and the connection closes
+/// after them.
 pub struct RefusedAfterUpgrade;
 
 fn is_refusal(response: &Response<()>) -> bool {
@@ -324,7 +325,6 @@ async fn refuse_upgrade(
     let (mut stream, mut linger) = (stream.into_inner(), Linger::default());
     let lingering = poll_fn(|cx| linger.poll(&mut stream, scratch, cx));
     if is_after_upgrade {
-        // The peer has a second to read the close and answer it.
         let _ = timeout(REFUSAL_LINGER, lingering).await;
     } else {
         lingering.await;

@@ -1,5 +1,6 @@
 //! Serves `GET /v1/socket`: checks the upgrade request, chooses the codec and starts the connection. The checks run in
-//! this order: browser origin, form of the request, rate of new connections, token, capacity.
+//! this order: browser origin, form of the request, rate of new connections, token, whether the node is stopping, limits on
+//! open connections.
 
 use std::{rc::Rc, sync::Arc, time::Instant};
 
@@ -100,9 +101,9 @@ async fn upgrade(request: &HttpRequest, body: web::Payload, node: Arc<Node>) -> 
     Ok(response)
 }
 
-/// The refusal of an upgrade as a browser can show it to its page: the upgrade is completed, and one event and the
-/// close follow. `None` if the client is not a browser that may connect here, or if the refusal is not about its
-/// session, a rate or the server's state.
+/// Returns a refusal that a browser passes on to its page, unlike an HTTP error: a 101 response, followed by one event
+/// and the Close frame. `None` if the client is not a browser that may connect here, or if the refusal is not about the
+/// token, a rate limit or the server's availability.
 fn refusal_for_browser(request: &HttpRequest, node: &Node, problem: &Problem) -> Option<HttpResponse> {
     let headers = request.headers();
     let origin = headers.get(header::ORIGIN)?;

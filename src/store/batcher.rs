@@ -1,8 +1,8 @@
 //! Batching without timers: while one transaction is in flight, requests of the same kind queue up, and the next
 //! transaction takes all of them. An idle server answers after one transaction; a busy one shares its commits.
 //!
-//! If a batch finds the database unavailable, all requests queued by then fail with it, instead of each batch waiting
-//! for its own timeout.
+//! If a batch finds the database unavailable, all requests that are queued at that time fail too. Otherwise each batch
+//! would wait for its own timeout.
 
 use std::{future::Future, panic::AssertUnwindSafe, sync::Arc};
 
@@ -68,7 +68,7 @@ impl<Item: Send + 'static, Answer: Send + 'static> Batcher<Item, Answer> {
                     let mut items = Vec::with_capacity(taken.len());
                     let mut callers = Vec::with_capacity(taken.len());
                     for QueuedItem { item, since, caller } in taken.drain(..) {
-                        if last_outage_at.is_some_and(|lost| since < lost) {
+                        if last_outage_at.is_some_and(|outage| since < outage) {
                             let _ = caller.send(Err(StoreError::Unavailable(sqlx::Error::PoolTimedOut)));
                         } else {
                             items.push(item);
@@ -78,12 +78,12 @@ impl<Item: Send + 'static, Answer: Send + 'static> Batcher<Item, Answer> {
                     if items.is_empty() {
                         continue;
                     }
-                    let (count, began) = (items.len(), Instant::now());
+                    let (size, began) = (items.len(), Instant::now());
                     // A panic is a defect, but it must not end the worker. The callers of this batch get `Overloaded`.
                     let Ok(answers) = AssertUnwindSafe(run(items)).catch_unwind().await else { continue };
-                    meter.record(count, began.elapsed());
+                    meter.record(size, began.elapsed());
                     for (caller, answer) in callers.into_iter().zip(answers) {
-                        // The caller may be gone; what was committed stays.
+                        // Fails if the caller no longer waits.
                         let _ = caller.send(answer);
                     }
                 }
@@ -95,7 +95,7 @@ impl<Item: Send + 'static, Answer: Send + 'static> Batcher<Item, Answer> {
     /// Queues one item and waits for its result.
     ///
     /// # Errors
-    /// The error of `run`, or `Overloaded` if the queue is full or the workers have stopped.
+    /// Those of [`Self::enqueue`] and [`PendingAnswer::answer`].
     pub async fn submit(&self, item: Item) -> Result<Answer, StoreError> {
         self.enqueue(item)?.answer().await
     }
@@ -120,7 +120,8 @@ impl<Answer> PendingAnswer<Answer> {
     /// Waits for the result.
     ///
     /// # Errors
-    /// The error of `run`, or `Overloaded` if the workers have stopped.
+    /// The error of `run`; `Unavailable` if the database was found unavailable while the item was queued; `Overloaded`
+    /// if `run` panicked or the workers have stopped.
     pub async fn answer(self) -> Result<Answer, StoreError> {
         self.0.await.map_err(|_| StoreError::Overloaded)?
     }

@@ -161,7 +161,7 @@ impl BundleAssembly {
         }
     }
 
-    /// Adds the reasons for the missing devices.
+    /// Adds the reasons for the missing devices. The caller's own device counts as unknown.
     pub(super) fn finish(mut self, caller: &Caller, user: UserId, known: &KnownDevices) -> Bundles {
         for device_id in self.missing {
             let reason = match known.0.get(&(device_id.0, user.0)) {
@@ -212,8 +212,8 @@ pub(super) async fn add_last_resorts<'b>(
 }
 
 impl Store {
-    /// The bundles, without one-time keys, of the named devices of a user, or of all that have published; of these suites
-    /// alone.
+    /// The bundles, without one-time keys, of the named devices of a user, or of all that have published. Devices of
+    /// other suites than `suites` are unavailable.
     ///
     /// # Errors
     /// `session_revoked`, `not_found`

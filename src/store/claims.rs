@@ -86,9 +86,9 @@ impl Claims {
         Self { store, drain: Arc::new(drain) }
     }
 
-    /// The same claims, under the same limit, on another store of the same database.
+    /// The same claims, under the same drain limit, but through another store of the same database.
     #[must_use]
-    pub fn on(self, store: Store) -> Self {
+    pub fn with_store(self, store: Store) -> Self {
         Self { store, ..self }
     }
 
@@ -159,8 +159,8 @@ async fn assemble(
 }
 
 impl Store {
-    /// Signals for the low pools of these devices, whose owners may have missed one. Empty on SQLite, where the only
-    /// node cannot miss its own signals.
+    /// Signals for the low pools of these devices, whose owners may have missed earlier ones. Empty on SQLite, where
+    /// the only node cannot miss its own signals.
     ///
     /// # Errors
     /// [`StoreError::Unavailable`]

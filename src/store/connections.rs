@@ -41,7 +41,7 @@ impl Store {
         items: Vec<ConnectionRegistration>,
     ) -> Vec<Result<RegisteredConnection, StoreError>> {
         match self.try_register_connections(&items).await {
-            Ok(opened) => opened.into_iter().map(|opened| opened.ok_or(Refusal::SessionRevoked.into())).collect(),
+            Ok(registered) => registered.into_iter().map(|one| one.ok_or(Refusal::SessionRevoked.into())).collect(),
             Err(error) => fail_all(&error, items.len()),
         }
     }
@@ -55,7 +55,7 @@ impl Store {
         order.sort_by_key(|index| items[*index].caller.device);
         self.retrying(|| async {
             let mut tx = self.begin().await?;
-            let mut opened = vec![None; items.len()];
+            let mut registered = vec![None; items.len()];
             for index in order.iter().copied() {
                 let ConnectionRegistration { caller, now } = &items[index];
                 let row: Option<(i64,)> = tx
@@ -65,10 +65,10 @@ impl Store {
                     .bind(now.to_utc())
                     .fetch_optional()
                     .await?;
-                opened[index] = row.map(|(epoch,)| RegisteredConnection { epoch });
+                registered[index] = row.map(|(epoch,)| RegisteredConnection { epoch });
             }
             tx.commit().await?;
-            Ok(opened)
+            Ok(registered)
         })
         .await
     }
@@ -95,8 +95,8 @@ impl Store {
             .fetch_all()
             .await?;
         let mut states = vec![None; connections.len()];
-        for (place, newest_epoch, revoked, session_is_valid, mailbox_head) in found {
-            if let Some(state) = usize::try_from(place).ok().and_then(|place| states.get_mut(place)) {
+        for (index, newest_epoch, revoked, session_is_valid, mailbox_head) in found {
+            if let Some(state) = usize::try_from(index).ok().and_then(|index| states.get_mut(index)) {
                 *state = Some(ConnectionState { newest_epoch, revoked, session_is_valid, mailbox_head });
             }
         }

@@ -42,8 +42,8 @@ pub(super) async fn active(tx: &mut Tx<'_>, user: UserId) -> Result<Vec<DeviceRe
     found.into_iter().map(record).collect()
 }
 
-/// Revokes a device of the user. Deletes its sessions, its envelopes, its signed prekey, its last-resort key and its
-/// unissued one-time keys. Returns whether it was active.
+/// Revokes a device of the user. Ends its sessions; deletes its envelopes, its signed prekey, its last-resort key and
+/// its unissued one-time keys. Returns whether it was active.
 pub(super) async fn revoke(
     tx: &mut Tx<'_>,
     device: DeviceId,
@@ -52,7 +52,7 @@ pub(super) async fn revoke(
 ) -> Result<bool, StoreError> {
     let was_active = tx.query(sql::REVOKE_DEVICE).bind(device.0).bind(user.0).execute().await? == 1;
     if was_active {
-        sessions::end_for_revoked(tx, device, now).await?;
+        sessions::end_sessions_of_device(tx, device, now).await?;
         for text in [
             // Locks the mailbox before its envelopes are deleted, and so waits for a send in progress.
             mailbox::EMPTY_MAILBOX,

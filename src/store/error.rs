@@ -5,7 +5,7 @@ use thiserror::Error;
 
 use crate::{domain::Refusal, sqlite_file::SqliteUrlError};
 
-/// What to do about a pooler.
+/// What to do if a connection goes through a pooler.
 pub(super) const POOLER: &str = "if database.url leads to a PgBouncer in transaction mode, set database.pooler = true and \
     database.migrate_url; in session mode, make the settings defaults of the role, see docs/operations.md";
 
@@ -23,9 +23,10 @@ pub enum StoreError {
     #[error("the store is overloaded or stopped")]
     Overloaded,
     /// A serialization failure or deadlock; a retry may succeed.
-    #[error("the transaction lost to another: {0}")]
+    #[error("transaction conflict: {0}")]
     Conflict(#[source] sqlx::Error),
-    /// The database rejects a value (SQLSTATE classes 22 and 23): one item of a batch is invalid.
+    /// The database rejects a value (SQLSTATE classes 22 and 23; SQLite: a constraint): an item of the batch is invalid
+    /// or already stored.
     #[error("the database rejected a value: {0}")]
     Data(#[source] sqlx::Error),
     /// The database role lacks a privilege that a migration needs.
@@ -42,14 +43,17 @@ pub enum StoreError {
         /// The cause. It contains no password.
         reason: String,
     },
-    /// A pooler between the server and PostgreSQL does not keep what the server relies on.
+    /// A pooler between the server and PostgreSQL does not keep the settings or sessions that the server needs.
     #[error("the connection to PostgreSQL cannot be used: {0}; {POOLER}")]
     Pooler(String),
-    /// The URL is not one of PostgreSQL.
+    /// The URL is not a PostgreSQL URL.
     #[error("database.url takes postgres://USER:PASSWORD@HOST:PORT/DATABASE, with a percent-encoded password: {0}")]
     PostgresUrl(String),
-    /// Another process serves the SQLite file.
-    #[error("{0} is in use by a running server; a SQLite file is for one, and its tables change while none runs")]
+    /// Another process has locked the SQLite file.
+    #[error(
+        "{0} is in use by a running server; only one server can use a SQLite file, and it can be migrated only while none \
+         runs"
+    )]
     InUse(String),
     /// The URL does not name a SQLite file that the server can use.
     #[error(transparent)]
@@ -65,7 +69,7 @@ const SQLITE_NOTADB: u32 = 26;
 const SQLITE_CONSTRAINT: u32 = 19;
 /// SQLite's primary result codes that have a cause outside the statement: BUSY, LOCKED, NOMEM, INTERRUPT,
 /// IOERR, FULL, CANTOPEN, PROTOCOL, READONLY.
-const SQLITE_OUT_OF_REACH: [u32; 9] = [5, 6, 7, 9, 10, 13, 14, 15, 8];
+const SQLITE_UNAVAILABLE: [u32; 9] = [5, 6, 7, 9, 10, 13, 14, 15, 8];
 
 impl From<sqlx::Error> for StoreError {
     fn from(error: sqlx::Error) -> Self {
@@ -105,14 +109,14 @@ impl StoreError {
     fn from_sqlite_code(code: u32, error: sqlx::Error) -> Self {
         // Extended codes keep the primary one in their low byte.
         match code & 0xff {
-            primary if SQLITE_OUT_OF_REACH.contains(&primary) => Self::Unavailable(error),
+            primary if SQLITE_UNAVAILABLE.contains(&primary) => Self::Unavailable(error),
             SQLITE_CONSTRAINT => Self::Data(error),
             SQLITE_NOTADB => Self::foreign_database(),
             _ => Self::Internal(error),
         }
     }
 
-    /// Names the privilege that the role lacks.
+    /// The role lacks a privilege that a migration needs.
     pub(super) fn missing_privilege() -> Self {
         Self::Migration(
             "the extension uuid-ossp and the tables need the CREATE privilege on the database and its schema; \
@@ -128,7 +132,7 @@ impl StoreError {
         ))
     }
 
-    /// The database holds something else.
+    /// The database is not Sealwire's, or the SQLite file is not a database.
     pub(super) fn foreign_database() -> Self {
         Self::Schema("it is not a Sealwire database; name an empty one in database.url".to_owned())
     }
@@ -136,8 +140,8 @@ impl StoreError {
     /// The checksum of an applied migration differs from this version's.
     pub(super) fn changed_migration(migration: i64) -> Self {
         Self::Schema(format!(
-            "migration {migration} is not the one that was applied, as if its file had been changed; run the version \
-             that applied it, or restore a backup"
+            "migration {migration} differs from the one that was applied; run the version that applied it, or restore a \
+             backup"
         ))
     }
 
@@ -148,8 +152,8 @@ impl StoreError {
 
     /// The database did not answer in time.
     pub(super) fn timed_out() -> Self {
-        let silence = std::io::Error::new(std::io::ErrorKind::TimedOut, "no answer within ten seconds");
-        Self::Unavailable(sqlx::Error::Io(silence))
+        let timeout = std::io::Error::new(std::io::ErrorKind::TimedOut, "no answer within ten seconds");
+        Self::Unavailable(sqlx::Error::Io(timeout))
     }
 
     /// A write failed less than [`super::WRITE_RECOVERY`] ago.
@@ -159,10 +163,10 @@ impl StoreError {
 
     /// Turns an error of sqlx's migrator into one that says what to do.
     pub(super) fn from_migration(error: MigrateError) -> Self {
-        let refused =
+        let lacks_privilege =
             |error: &sqlx::Error| error.as_database_error().and_then(DatabaseError::code).is_some_and(|c| c == "42501");
         match error {
-            MigrateError::Execute(error) | MigrateError::ExecuteMigration(error, _) if refused(&error) => {
+            MigrateError::Execute(error) | MigrateError::ExecuteMigration(error, _) if lacks_privilege(&error) => {
                 Self::missing_privilege()
             }
             MigrateError::VersionMissing(version) => Self::unknown_migration(version),
@@ -172,23 +176,25 @@ impl StoreError {
         }
     }
 
-    /// Whether the database could not be reached or not be written, so that an immediate retry is useless.
+    /// Whether an immediate retry is useless: the pool has no connection, or the database refuses to write. A
+    /// connection that broke is no such case, because another may work.
     #[must_use]
     pub fn is_outage(&self) -> bool {
         use sqlx::Error::{BeginFailed, Database, PoolClosed, PoolTimedOut};
         match self {
             Self::Unavailable(PoolTimedOut | PoolClosed | BeginFailed) => true,
             Self::Unavailable(Database(error)) => {
-                error.try_downcast_ref::<SqliteError>().is_some() || self.is_read_only()
+                error.try_downcast_ref::<SqliteError>().is_some() || self.refuses_writes()
             }
             _ => false,
         }
     }
 
-    /// Whether a PostgreSQL server answered that it only reads (25006), as after a failover that demoted it, or that it
-    /// takes no commands yet or no longer (57P03). Its connections are useless: the server to write to may be another.
+    /// Whether a PostgreSQL server answered that it is read-only (25006), as after a failover that demoted it, or that
+    /// it is starting or stopping (57P03). Its connections are not used again, because the primary may be another
+    /// server.
     #[must_use]
-    pub fn is_read_only(&self) -> bool {
+    pub fn refuses_writes(&self) -> bool {
         let Self::Unavailable(sqlx::Error::Database(error)) = self else { return false };
         error.try_downcast_ref::<PgDatabaseError>().is_some_and(|error| matches!(error.code(), "25006" | "57P03"))
     }
@@ -214,7 +220,7 @@ impl StoreError {
 
 /// Logs a failed batch, and returns the same error for every item.
 pub(super) fn fail_all<T>(error: &StoreError, items: usize) -> Vec<Result<T, StoreError>> {
-    // `DatabaseHealth` logs an unavailable database, once a minute.
+    // `DatabaseHealth` logs an unavailable database, at most once a minute.
     if !matches!(error, StoreError::Unavailable(_)) {
         tracing::error!(%error, items, "a batch failed");
     }

@@ -16,7 +16,7 @@ use crate::log_throttle::LogThrottle;
 
 /// How long an operation waits for a connection.
 pub const ACQUIRE_TIMEOUT: Duration = Duration::from_secs(10);
-/// The same during a known outage, so that clients get their error soon.
+/// The same during a known outage, so that clients get an error sooner.
 const OUTAGE_ACQUIRE_TIMEOUT: Duration = Duration::from_secs(2);
 /// At most one failure is logged per interval.
 const LOG_EVERY: Duration = Duration::from_mins(1);
@@ -26,18 +26,21 @@ const LOG_EVERY: Duration = Duration::from_mins(1);
 pub struct DatabaseHealth {
     /// Whether `outage` is `Some`. Every successful statement reads this, without taking the lock.
     is_unavailable: AtomicBool,
+    /// The current outage.
     outage: Mutex<Option<DatabaseOutage>>,
-    /// When a connection last turned out to be read-only.
-    last_read_only: Mutex<Option<Instant>>,
+    /// When a server last refused to write.
+    last_refused_write: Mutex<Option<Instant>>,
     failures: LogThrottle,
 }
 
 #[derive(Clone, Copy, Debug)]
 struct DatabaseOutage {
+    /// When an operation first found the database unavailable.
     since: Instant,
+    /// When an operation last did.
     latest: Instant,
-    /// Whether the database answers but only reads, so that only a write shows that it is back.
-    only_reads: bool,
+    /// Whether the database answered but refused to write, so that only a successful write ends the outage.
+    refuses_writes: bool,
 }
 
 impl Default for DatabaseHealth {
@@ -45,14 +48,14 @@ impl Default for DatabaseHealth {
         Self {
             is_unavailable: AtomicBool::default(),
             outage: Mutex::default(),
-            last_read_only: Mutex::default(),
+            last_refused_write: Mutex::default(),
             failures: LogThrottle::new(LOG_EVERY),
         }
     }
 }
 
 impl DatabaseHealth {
-    /// How long an operation waits for a connection.
+    /// How long an operation waits for a connection now; less during a known outage.
     pub fn acquire_timeout(&self) -> Duration {
         if self.is_unavailable() { OUTAGE_ACQUIRE_TIMEOUT } else { ACQUIRE_TIMEOUT }
     }
@@ -71,19 +74,19 @@ impl DatabaseHealth {
         self.outage.lock().unwrap_or_else(PoisonError::into_inner).map(|outage| outage.latest)
     }
 
-    /// Whether a connection of this age was opened before one turned out to be read-only. It may lead to the same
-    /// server, and so is not used again.
-    pub(super) fn may_be_read_only(&self, age: Duration) -> bool {
-        let last = *self.last_read_only.lock().unwrap_or_else(PoisonError::into_inner);
+    /// Whether a connection of this age was opened before a server last refused to write. It may lead to that server,
+    /// and so is not used again.
+    pub(super) fn may_refuse_writes(&self, age: Duration) -> bool {
+        let last = *self.last_refused_write.lock().unwrap_or_else(PoisonError::into_inner);
         last.is_some_and(|last| last.elapsed() < age)
     }
 
-    /// Records that the database answered. If it was found to be read-only, that proves nothing.
+    /// Records that the database answered. This ends an outage, unless the database had refused to write.
     pub(super) fn record_answer(&self) {
         self.record(false);
     }
 
-    /// Records that a write succeeded.
+    /// Records that a write succeeded. This ends an outage.
     pub(super) fn record_write(&self) {
         self.record(true);
     }
@@ -92,25 +95,25 @@ impl DatabaseHealth {
         if !self.is_unavailable() {
             return;
         }
-        let mut lost = self.outage.lock().unwrap_or_else(PoisonError::into_inner);
-        let Some(outage) = lost.take_if(|outage| is_write || !outage.only_reads) else { return };
+        let mut current = self.outage.lock().unwrap_or_else(PoisonError::into_inner);
+        let Some(outage) = current.take_if(|outage| is_write || !outage.refuses_writes) else { return };
         self.is_unavailable.store(false, Ordering::Relaxed);
-        drop(lost);
+        drop(current);
         tracing::info!(seconds = outage.since.elapsed().as_secs(), "the database is back");
     }
 
-    /// Records that the database cannot be reached or written.
+    /// Records that the database cannot be reached or refuses to write.
     pub(super) fn record_outage(&self, error: &StoreError) {
         let now = Instant::now();
-        let mut lost = self.outage.lock().unwrap_or_else(PoisonError::into_inner);
-        let since = lost.map_or(now, |outage| outage.since);
-        let only_reads = error.is_read_only() || lost.is_some_and(|outage| outage.only_reads);
-        *lost = Some(DatabaseOutage { since, latest: now, only_reads });
-        if error.is_read_only() {
-            *self.last_read_only.lock().unwrap_or_else(PoisonError::into_inner) = Some(now);
+        let mut current = self.outage.lock().unwrap_or_else(PoisonError::into_inner);
+        let since = current.map_or(now, |outage| outage.since);
+        let refuses_writes = error.refuses_writes() || current.is_some_and(|outage| outage.refuses_writes);
+        *current = Some(DatabaseOutage { since, latest: now, refuses_writes });
+        if error.refuses_writes() {
+            *self.last_refused_write.lock().unwrap_or_else(PoisonError::into_inner) = Some(now);
         }
         self.is_unavailable.store(true, Ordering::Relaxed);
-        drop(lost);
+        drop(current);
         self.log_failure(error);
     }
 

@@ -17,20 +17,20 @@ use crate::domain::{
     publish::{Identity, VerifiedPqPrekey, VerifiedPublish, VerifiedSignedPrekey},
 };
 
-/// The outcome for each key id of a pool. Every id of the request is in exactly one list, and not in `withdrawn`.
+/// What a publish did to a pool, as lists of key ids. Each id of the request is in exactly one of the first five lists.
 #[derive(Debug, Default, PartialEq, Eq)]
 pub struct PublishReport {
     /// New and stored.
     pub accepted: Vec<u32>,
-    /// Stored before with the same key, and not issued.
+    /// Already stored with the same key and not issued.
     pub duplicate: Vec<u32>,
-    /// Stored before with another key.
+    /// Already stored with another key and not issued.
     pub conflict: Vec<u32>,
-    /// Issued before; the id cannot be used again.
+    /// Already issued, with this or another key; the id cannot be used again.
     pub already_issued: Vec<u32>,
     /// Not stored because the pool is full.
     pub over_cap: Vec<u32>,
-    /// Not in the request, and removed because the publish replaces the pools. In ascending order.
+    /// Not in the request, and deleted because the publish replaces the pools. In ascending order.
     pub withdrawn: Vec<u32>,
 }
 
@@ -55,10 +55,10 @@ pub struct PublishOutcome {
 struct PublishStatements {
     count: Sql,
     by_key_id: Sql,
-    rearm: Sql,
+    lower_announced: Sql,
     unissued: Sql,
     withdraw: Sql,
-    set_depth: Sql,
+    set_announced: Sql,
 }
 
 impl PublishStatements {
@@ -67,18 +67,18 @@ impl PublishStatements {
             KeyKind::OneTime => Self {
                 count: sql::COUNT_ONE_TIME,
                 by_key_id: sql::ONE_TIME_BY_KEY_ID,
-                rearm: sql::REARM_ONE_TIME,
+                lower_announced: sql::LOWER_ANNOUNCED_ONE_TIME,
                 unissued: sql::UNISSUED_ONE_TIME,
                 withdraw: sql::WITHDRAW_ONE_TIME,
-                set_depth: sql::SET_DEPTH_ONE_TIME,
+                set_announced: sql::SET_ANNOUNCED_ONE_TIME,
             },
             KeyKind::PqOneTime => Self {
                 count: sql::COUNT_PQ,
                 by_key_id: sql::PQ_BY_KEY_ID,
-                rearm: sql::REARM_PQ,
+                lower_announced: sql::LOWER_ANNOUNCED_PQ,
                 unissued: sql::UNISSUED_PQ,
                 withdraw: sql::WITHDRAW_PQ,
-                set_depth: sql::SET_DEPTH_PQ,
+                set_announced: sql::SET_ANNOUNCED_PQ,
             },
         }
     }
@@ -113,7 +113,7 @@ async fn identity(tx: &mut Tx<'_>, device: DeviceId) -> Result<Option<Identity>,
 }
 
 impl Store {
-    /// The suite and identity key that the caller's device has published, if it has.
+    /// The suite and identity key of the caller's device, if it has published.
     ///
     /// # Errors
     /// `session_revoked`
@@ -127,7 +127,8 @@ impl Store {
     ///
     /// # Errors
     /// `session_revoked`; `identity_conflict` or `incomplete_keys` if the stored identity changed since the publish was
-    /// verified, or is missing and the publish is not complete; `pool_changed` or `stale_signed_prekey`.
+    /// verified, or is missing and the publish is not complete; `pool_changed` if the pools do not have the expected
+    /// version; `stale_signed_prekey` if the id of a new signed prekey is too small.
     pub async fn publish(
         &self,
         caller: &Caller,
@@ -151,7 +152,7 @@ impl Store {
                 return Err(Refusal::PoolChanged.into());
             }
             if let Some(key) = publish.signed_prekey()
-                && is_new(&mut tx, device, key, publish.replaces_pools()).await?
+                && is_new_signed_prekey(&mut tx, device, key, publish.replaces_pools()).await?
             {
                 self.replace_signed_prekey(&mut tx, device, key, now).await?;
             }
@@ -205,9 +206,9 @@ impl Store {
         self.insert_pq(tx, device, true, new, now).await.map(drop)
     }
 
-    /// Adds keys to a pool and reports on each. With `replace`, unissued keys that are not in `keys` are withdrawn, and
-    /// those that have the id of another key are exchanged. Low-water levels that the pool is now above will be
-    /// announced again when it falls to them.
+    /// Adds keys to a pool and reports on each. With `replace`, unissued keys whose ids are not in `keys` are
+    /// withdrawn, and a key in `keys` replaces an unissued one with the same id. Low-water levels that the pool is now
+    /// above will be announced again when it falls to them.
     async fn change_pool(
         &self,
         tx: &mut Tx<'_>,
@@ -244,9 +245,9 @@ impl Store {
                 Some((true, _)) => &mut report.already_issued,
                 Some((false, Some(true))) => &mut report.duplicate,
                 Some((false, _)) if replace => {
-                    // Not exchanged if a claim took the other key just now.
-                    let exchanged = exchange(tx, device, key, now).await?;
-                    if exchanged { &mut report.accepted } else { &mut report.already_issued }
+                    // False if a claim has issued the stored key since it was read.
+                    let replaced = replace_key(tx, device, key, now).await?;
+                    if replaced { &mut report.accepted } else { &mut report.already_issued }
                 }
                 Some((false, Some(false) | None)) => &mut report.conflict,
             };
@@ -254,7 +255,7 @@ impl Store {
         }
         if report.changed_pool() {
             let reached = levels_reached(size, self.settings.low_watermark);
-            let statement = if replace { statements.set_depth } else { statements.rearm };
+            let statement = if replace { statements.set_announced } else { statements.lower_announced };
             tx.query(statement).bind(device.0).bind(reached).execute().await?;
         }
         Ok(report)
@@ -317,7 +318,7 @@ impl Store {
         Ok(inserted == 1)
     }
 
-    /// What the server holds of a device's keys.
+    /// The status of a device's keys.
     ///
     /// # Errors
     /// [`StoreError::Unavailable`]
@@ -349,8 +350,9 @@ impl Store {
         })
     }
 
-    /// The SHA-256 over the device's keys that can still be issued, all of one moment: for each, the name of its kind,
-    /// its id as four bytes, most significant first, and its bytes as published.
+    /// The SHA-256 over the device's keys that can still be issued, all read by one statement. It covers, for each key,
+    /// the name of its kind, its id as four bytes (big-endian) and its bytes as published; for their order see
+    /// `keys.status` in `docs/protocol.md`.
     ///
     /// # Errors
     /// [`StoreError::Unavailable`]
@@ -374,11 +376,11 @@ impl Store {
     }
 }
 
-/// Whether a signed prekey is to be stored: not if it is the served one.
+/// Whether a signed prekey has to be stored. It does not if its id and key are those of the served one.
 ///
 /// # Errors
-/// `stale_signed_prekey` if its id is not greater than the served one's, unless the publish replaces the pools.
-async fn is_new(
+/// `stale_signed_prekey` if its id is not greater than that of the served one, unless the publish replaces the pools.
+async fn is_new_signed_prekey(
     tx: &mut Tx<'_>,
     device: DeviceId,
     new: &VerifiedSignedPrekey,
@@ -396,7 +398,7 @@ async fn is_new(
     }
 }
 
-/// Withdraws the unissued keys of a pool that are not in `keys`. Returns their ids in ascending order.
+/// Deletes the unissued keys of a pool whose ids are not in `keys`. Returns their ids in ascending order.
 async fn withdraw_others(
     tx: &mut Tx<'_>,
     device: DeviceId,
@@ -414,20 +416,20 @@ async fn withdraw_others(
     Ok(withdrawn)
 }
 
-/// Gives the id of an unissued key to another key. Returns whether it was still unissued.
-async fn exchange(tx: &mut Tx<'_>, device: DeviceId, new: PoolKey<'_>, now: Timestamp) -> Result<bool, StoreError> {
+/// Replaces the unissued key with the same id. Returns `false` if that key has been issued.
+async fn replace_key(tx: &mut Tx<'_>, device: DeviceId, new: PoolKey<'_>, now: Timestamp) -> Result<bool, StoreError> {
     let key_id = i64::from(new.key_id());
-    let exchanged = match new {
+    let replaced = match new {
         PoolKey::OneTime(_, key) => {
-            let statement = tx.query(sql::EXCHANGE_ONE_TIME).bind(device.0).bind(key_id);
+            let statement = tx.query(sql::REPLACE_ONE_TIME).bind(device.0).bind(key_id);
             statement.bind(EncodedKey::of(key.as_bytes()).0).bind(now.to_utc()).execute().await?
         }
         PoolKey::Pq(key) => {
-            let statement = tx.query(sql::EXCHANGE_PQ).bind(device.0).bind(key_id);
+            let statement = tx.query(sql::REPLACE_PQ).bind(device.0).bind(key_id);
             statement.bind(key.key.as_bytes()).bind(now.to_utc()).bind(&key.signature[..]).execute().await?
         }
     };
-    Ok(exchanged == 1)
+    Ok(replaced == 1)
 }
 
 async fn pool_version(tx: &mut Tx<'_>, device: DeviceId) -> Result<i64, StoreError> {

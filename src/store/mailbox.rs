@@ -136,7 +136,7 @@ impl Mailboxes {
             match self.store.run_batch("mail", commit, |items, again| self.serve_once(items, again)).await {
                 Ok(outcome) => all.append(outcome),
                 Err(error) if error.is_outage() => {
-                    // The rest would wait just as long, and so would the requests queued behind it.
+                    // Each further transaction would wait just as long, and so delay the requests queued behind it.
                     all.append(BatchOutcome::failed(&error, commit.len() + rest.len()));
                     rest = &[];
                 }
@@ -181,17 +181,17 @@ fn first_commit(items: &[MailRequest]) -> usize {
     items.iter().take_while(fits).count().max(1)
 }
 
-/// Those of `sessions` whose devices are not revoked.
+/// Those of `sessions` whose devices are not revoked, including expired sessions.
 async fn sessions(tx: &mut Tx<'_>, sessions: &[Uuid]) -> Result<HashMap<SessionId, CallerSession>, StoreError> {
     let found: Vec<(Uuid, Uuid, DateTime<Utc>, i64)> =
         tx.query(accounts::SESSIONS_OF_MANY).bind_ids(sessions).fetch_all().await?;
-    let sender = |(session, device, expires_at, newest_epoch)| {
+    let session = |(session, device, expires_at, newest_epoch)| {
         (
             SessionId(session),
             CallerSession { device: DeviceId(device), expires_at: rows::time(expires_at), newest_epoch },
         )
     };
-    Ok(found.into_iter().map(sender).collect())
+    Ok(found.into_iter().map(session).collect())
 }
 
 /// The mailboxes from which envelopes were removed.
@@ -234,12 +234,12 @@ async fn read_for_sends(
     let shares: Vec<(Uuid, Uuid, i64, i64)> =
         tx.query(sql::SHARES_OF_MANY).bind_rows([Column::Ids(devices), Column::Ids(users)]).fetch_all().await?;
     for (device, user, count, bytes) in shares {
-        input.shares.insert((DeviceId(device), UserId(user)), load(count, bytes));
+        input.shares.insert((DeviceId(device), UserId(user)), mailbox_size(count, bytes));
     }
     Ok(())
 }
 
-/// Converts counts from the database, where they are never negative.
-fn load(count: i64, bytes: i64) -> MailboxSize {
+/// The size that two columns of the database make; they are never negative.
+fn mailbox_size(count: i64, bytes: i64) -> MailboxSize {
     MailboxSize { envelopes: count.unsigned_abs(), bytes: bytes.unsigned_abs() }
 }

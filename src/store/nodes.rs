@@ -1,5 +1,5 @@
-//! The running nodes of a deployment. Each writes a heartbeat; from the rows of the others it knows whom it must hear over
-//! the bus.
+//! Records which nodes of a deployment run. Each node writes a heartbeat at intervals. From the rows of the others it
+//! learns from which nodes it should receive over the bus.
 
 use std::time::Duration;
 
@@ -10,31 +10,34 @@ use super::{Store, StoreError, rows, sql::nodes as sql};
 use crate::domain::{Timestamp, nodes::Heartbeat};
 
 /// A node counts as running for this long after its last heartbeat.
-const LIVE: Duration = Duration::from_secs(30);
-/// The row of a node that was killed is deleted after this long.
-const KEPT: Duration = Duration::from_hours(1);
+const RUNNING_FOR: Duration = Duration::from_secs(30);
+/// How long after its last heartbeat the row of a node that did not stop gracefully is deleted.
+const RETENTION: Duration = Duration::from_hours(1);
 
 impl Store {
-    /// Writes the heartbeat of a node. `now` is used only by SQLite; PostgreSQL uses its own clock.
+    /// Writes the heartbeat of a node, and returns its time, the id of the deployment and the other running nodes.
+    /// `now` is used only on SQLite; PostgreSQL uses its own clock.
     ///
     /// # Errors
     /// [`StoreError::Unavailable`]
-    pub async fn beat(&self, node: Uuid, now: Timestamp) -> Result<Heartbeat, StoreError> {
+    pub async fn write_heartbeat(&self, node: Uuid, now: Timestamp) -> Result<Heartbeat, StoreError> {
         self.retrying(|| async {
             let mut tx = self.begin().await?;
-            let (at,): (DateTime<Utc>,) = tx.query(sql::BEAT).bind(node).bind(now.to_utc()).fetch_one().await?;
+            let (at,): (DateTime<Utc>,) =
+                tx.query(sql::WRITE_HEARTBEAT).bind(node).bind(now.to_utc()).fetch_one().await?;
             let at = rows::time(at);
-            tx.query(sql::DELETE_DEAD).bind(at.before(KEPT).to_utc()).execute().await?;
+            tx.query(sql::DELETE_STALE).bind(at.before(RETENTION).to_utc()).execute().await?;
             let (deployment,): (Uuid,) = tx.query(sql::DEPLOYMENT).fetch_one().await?;
-            let live: Vec<(Uuid,)> = tx.query(sql::LIVE).bind(at.before(LIVE).to_utc()).fetch_all().await?;
+            let running: Vec<(Uuid,)> =
+                tx.query(sql::RUNNING).bind(at.before(RUNNING_FOR).to_utc()).fetch_all().await?;
             tx.commit().await?;
-            let others = live.into_iter().map(|(id,)| id).filter(|id| *id != node).collect();
+            let others = running.into_iter().map(|(id,)| id).filter(|id| *id != node).collect();
             Ok(Heartbeat { at, deployment, others })
         })
         .await
     }
 
-    /// Deletes the row of a node that stops.
+    /// Deletes the row of a node that is stopping.
     ///
     /// # Errors
     /// [`StoreError::Unavailable`]

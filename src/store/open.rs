@@ -32,7 +32,7 @@ use crate::sqlite_file::SqliteFile;
 
 /// Page cache of each SQLite reader (negative: KiB). Small, since the operating system caches the same pages for all.
 const READER_CACHE: &str = "-256";
-/// A connection that has been idle for longer is pinged before it is used, because the server may have gone away.
+/// A connection that has been idle for longer is pinged before it is used, because the server may have closed it.
 const TRUSTED_IDLE: Duration = Duration::from_secs(1);
 /// Time limit of that ping.
 const PING_TIME: Duration = Duration::from_secs(1);
@@ -43,23 +43,22 @@ const PING_TIME: Duration = Duration::from_secs(1);
 pub struct FileLock {
     /// The lock of this database.
     own: File,
-    /// The lock file of earlier versions, which several databases in one folder may have in common. Earlier versions
-    /// lock it exclusively and this one takes a shared lock, so an earlier and a later version cannot serve a file
-    /// together.
-    former: File,
+    /// The lock file of earlier versions, which databases in one folder share. Earlier versions lock it exclusively and
+    /// this one takes a shared lock, so an earlier and a later version cannot serve a file together.
+    legacy: File,
 }
 
 impl FileLock {
     /// Locks a database file; `None` if another process has locked it.
     fn take(file: &SqliteFile) -> Result<Option<Self>, StoreError> {
         let Some(own) = lock(&file.lock(), file.database(), File::try_lock)? else { return Ok(None) };
-        let former = lock(&file.legacy_lock(), file.database(), File::try_lock_shared)?;
-        Ok(former.map(|former| Self { own, former }))
+        let legacy = lock(&file.legacy_lock(), file.database(), File::try_lock_shared)?;
+        Ok(legacy.map(|legacy| Self { own, legacy }))
     }
 
     /// Releases the lock before the process ends.
     pub fn release(&self) {
-        if let Err(error) = self.own.unlock().and(self.former.unlock()) {
+        if let Err(error) = self.own.unlock().and(self.legacy.unlock()) {
             tracing::warn!(%error, "cannot release the lock of the database file before the process ends");
         }
     }
@@ -71,8 +70,8 @@ fn lock(
     database: &Path,
     lock: impl FnOnce(&File) -> Result<(), TryLockError>,
 ) -> Result<Option<File>, StoreError> {
-    let failed = |error| unusable(path, &error);
-    let file = private().open(path).map_err(failed)?;
+    let failed = |error| file_error(path, &error);
+    let file = owner_only().open(path).map_err(failed)?;
     if let Ok(owner) = database.metadata() {
         // If root runs a command, the server must still be able to open the lock file. Only root can change an owner.
         let _ = fchown(&file, Some(owner.uid()), Some(owner.gid()));
@@ -85,26 +84,27 @@ fn lock(
 }
 
 /// Options that open a file for reading and writing, and create it readable by its owner only.
-fn private() -> OpenOptions {
+fn owner_only() -> OpenOptions {
     let mut options = OpenOptions::new();
     options.read(true).write(true).create(true).truncate(false).mode(0o600);
     options
 }
 
-fn unusable(path: &Path, error: &io::Error) -> StoreError {
+/// An error that names the file.
+fn file_error(path: &Path, error: &io::Error) -> StoreError {
     sqlx::Error::Io(io::Error::new(error.kind(), format!("{}: {error}", path.display()))).into()
 }
 
-/// Creates the file and its folder, accessible to their owner only, unless they exist. SQLite creates its other files
-/// (`-wal`, `-shm`) with the mode of the database file.
-fn prepare(file: &Path) -> io::Result<()> {
+/// Creates a database file and its folder, accessible to their owner only, unless they exist. SQLite creates its other
+/// files (`-wal`, `-shm`) with the mode of the database file.
+fn create_file(file: &Path) -> io::Result<()> {
     if file.is_dir() {
         return Err(io::ErrorKind::IsADirectory.into());
     }
     if let Some(folder) = file.parent().filter(|folder| *folder != Path::new("")) {
         DirBuilder::new().recursive(true).mode(0o700).create(folder)?;
     }
-    private().open(file)?;
+    owner_only().open(file)?;
     Ok(())
 }
 
@@ -134,7 +134,7 @@ impl Store {
         }
     }
 
-    async fn open_sqlite(url: &str, settings: StoreSettings, alone: bool) -> Result<Self, StoreError> {
+    async fn open_sqlite(url: &str, settings: StoreSettings, exclusive: bool) -> Result<Self, StoreError> {
         let file = SqliteFile::from_url(url)?;
         let options = file
             .options()
@@ -145,10 +145,10 @@ impl Store {
             .foreign_keys(true)
             .busy_timeout(ACQUIRE_TIMEOUT);
         let database = file.database();
-        prepare(database).map_err(|error| unusable(database, &error))?;
+        create_file(database).map_err(|error| file_error(database, &error))?;
         let lock = FileLock::take(&file)?;
         let in_use = || StoreError::InUse(database.display().to_string());
-        if alone && lock.is_none() {
+        if exclusive && lock.is_none() {
             return Err(in_use());
         }
         // Migrations replace tables. With foreign keys enforced, dropping the old table would delete the rows that
@@ -176,15 +176,15 @@ impl Store {
         let is_pooled = settings.pooler.is_some();
         let options = session_options(url, is_pooled)?;
         let health = Arc::new(DatabaseHealth::default());
-        let known = health.clone();
+        let pool_health = health.clone();
         let pool: PgPoolOptions = PoolOptions::new()
             .acquire_timeout(ACQUIRE_TIMEOUT)
             .test_before_acquire(false)
             .before_acquire(move |connection: &mut PgConnection, meta| {
-                // A connection that was already idle when the server became unreachable is dead, and a ping would take
-                // up to its time limit.
-                let is_stale = known.last_outage_at().is_some_and(|lost| lost.elapsed() < meta.idle_for)
-                    || known.may_be_read_only(meta.age);
+                // A connection that was idle when the server was last found unreachable is probably dead, and a ping
+                // would take up to its time limit.
+                let is_stale = pool_health.last_outage_at().is_some_and(|at| at.elapsed() < meta.idle_for)
+                    || pool_health.may_refuse_writes(meta.age);
                 Box::pin(async move {
                     let is_trusted = meta.idle_for < TRUSTED_IDLE;
                     Ok(!is_stale && (is_trusted || matches!(timeout(PING_TIME, connection.ping()).await, Ok(Ok(())))))
@@ -193,15 +193,15 @@ impl Store {
         let for_batches = batch_connections(settings.max_connections);
         let others = settings.max_connections.saturating_sub(for_batches).max(1);
         let batch_pool = pool.clone().max_connections(for_batches).connect_lazy_with(options.clone());
-        // Not by the pool, which would try again for ten seconds and say only that it timed out.
+        // Not through the pool, which would retry for ten seconds and then report only a timeout.
         check_connection(&options, is_pooled).await?;
         let mut direct = match &settings.pooler {
             Some(url) => connect(&postgres_options(url)?).await?,
             None => connect(&options).await?,
         };
         let migrated = pending_on_postgres(&mut direct).await?;
-        // No time limits: a migration may be slow, and so may be waiting for another node's. sqlx takes an advisory
-        // lock, so nodes that start together migrate once.
+        // No time limits: a migration may be slow. sqlx takes an advisory lock, so if nodes start together, one
+        // migrates and the others wait for it here.
         sqlx::query(sql::NO_TIMEOUTS.postgres).execute(&mut direct).await?;
         ON_POSTGRES.run(&mut direct).await.map_err(StoreError::from_migration)?;
         direct.close().await?;
@@ -215,7 +215,7 @@ impl Store {
     /// Checks the form of a URL, without a connection.
     ///
     /// # Errors
-    /// If it is not one of a SQLite file or of PostgreSQL.
+    /// [`StoreError::Url`] or [`StoreError::PostgresUrl`] if it names neither a SQLite file nor a PostgreSQL database.
     pub fn check_url(url: &str) -> Result<(), StoreError> {
         if url.starts_with("sqlite:") {
             Ok(SqliteFile::from_url(url).map(drop)?)
@@ -224,11 +224,12 @@ impl Store {
         }
     }
 
-    /// Checks the database at `url` without changing it. Returns a sentence that says what a start would do. `pooler` is
-    /// the URL of PostgreSQL itself if `url` leads to a pooler.
+    /// Checks the database at `url` without changing it. Returns its state, and whether a start would migrate it, as a
+    /// text. `pooler` is as in [`StoreSettings`].
     ///
     /// # Errors
-    /// If it cannot be reached, or a start would fail.
+    /// If it cannot be reached or does not answer within ten seconds, if it is not a Sealwire database or its
+    /// migrations do not fit this version, or if the role or the pooler does not let the server work.
     pub async fn inspect(url: &str, pooler: Option<&str>) -> Result<&'static str, StoreError> {
         let inspected = timeout(ACQUIRE_TIMEOUT, async {
             if url.starts_with("sqlite:") { inspect_sqlite(url).await } else { inspect_postgres(url, pooler).await }
@@ -244,7 +245,7 @@ async fn inspect_sqlite(url: &str) -> Result<&'static str, StoreError> {
         return Ok("the database file does not exist yet; the server creates it when it starts");
     }
     if database.is_dir() {
-        return Err(unusable(database, &io::ErrorKind::IsADirectory.into()));
+        return Err(file_error(database, &io::ErrorKind::IsADirectory.into()));
     }
     let mut connection = file.options().clone().create_if_missing(false).read_only(true).connect().await?;
     Ok(match pending_on_sqlite(&mut connection).await? {
@@ -279,7 +280,7 @@ fn postgres_options(url: &str) -> Result<PgConnectOptions, StoreError> {
     Ok(options.application_name("sealwire"))
 }
 
-/// Opens a connection, and names the server if that fails.
+/// Opens a connection to PostgreSQL. An error names the server.
 async fn connect(options: &PgConnectOptions) -> Result<PgConnection, StoreError> {
     let place = format!("{}:{}", options.get_host(), options.get_port());
     let reason = match timeout(ACQUIRE_TIMEOUT, options.connect()).await {
@@ -298,14 +299,15 @@ async fn connect(options: &PgConnectOptions) -> Result<PgConnection, StoreError>
 fn session_options(url: &str, is_pooled: bool) -> Result<PgConnectOptions, StoreError> {
     let options = postgres_options(url)?;
     Ok(if is_pooled {
-        // PgBouncer refuses startup parameters that it does not know, and does not know prepared statements.
+        // PgBouncer refuses startup parameters that it does not know. A prepared statement may be missing in the next
+        // transaction, which may run on another connection.
         options.extra_float_digits(None).statement_cache_capacity(0)
     } else {
         options.options(SESSION_SETTINGS)
     })
 }
 
-/// Checks that connections can be opened and keep what the server relies on.
+/// Checks that connections can be opened and have the session settings and, unless pooled, sessions of their own.
 async fn check_connection(options: &PgConnectOptions, is_pooled: bool) -> Result<(), StoreError> {
     let mut one = connect(options).await?;
     if is_pooled {
@@ -344,11 +346,12 @@ async fn pending_on_postgres(connection: &mut PgConnection) -> Result<usize, Sto
     pending(&ON_POSTGRES, &applied, has_tables)
 }
 
-/// The number of migrations that a start would apply. `has_tables` is whether the database has a table that the first
-/// migration creates.
+/// The number of migrations that a start would apply. `has_tables` is whether the database has a table with a name that
+/// the first migration uses.
 ///
 /// # Errors
-/// If the database is not Sealwire's; if an applied migration is unknown, differs from the known one, or did not finish.
+/// [`StoreError::Schema`] if the database is not Sealwire's, or if an applied migration is unknown, differs from the
+/// known one or did not finish.
 fn pending(known: &Migrator, applied: &[AppliedMigration], has_tables: bool) -> Result<usize, StoreError> {
     let is_ours = |(version, _, checksum): &AppliedMigration| {
         known.iter().any(|migration| migration.version == *version && migration.checksum == *checksum)

@@ -24,7 +24,7 @@ const RETURN_LIMIT: Duration = Duration::from_secs(2);
 pub trait Engine: sqlx::Database<Arguments: IntoArguments<Self>> {
     /// Starts a write transaction.
     const BEGIN: &'static str;
-    /// The same behind a pooler, which does not keep the settings of a session.
+    /// Starts one behind a pooler, which does not keep the settings of a session.
     const BEGIN_POOLED: &'static str;
     /// Whether this is a server rather than a file. Any answer from a server proves that it is available; reading a
     /// file does not prove that it can be written.
@@ -103,7 +103,7 @@ pub struct DatabasePool<DB: Engine> {
     pool: Pool<DB>,
     health: Arc<DatabaseHealth>,
     limit: Option<Duration>,
-    /// Whether a pooler gives each transaction to another connection.
+    /// Whether a pooler may run each transaction on another server connection.
     is_pooled: bool,
 }
 
@@ -125,7 +125,7 @@ impl<DB: Engine> DatabasePool<DB> {
         Self { pool, health, limit: Some(OPERATION_LIMIT), is_pooled: false }
     }
 
-    /// The same pool behind a pooler that gives each transaction to another connection, if `is_pooled`.
+    /// The same pool. `is_pooled` is whether a pooler may run each transaction on another server connection.
     pub fn behind_pooler(self, is_pooled: bool) -> Self {
         Self { is_pooled, ..self }
     }
@@ -160,15 +160,16 @@ impl<DB: Engine> DatabasePool<DB> {
                 began,
                 deadline: self.limit.map(|limit| Instant::now() + limit),
                 is_busy: false,
-                is_read_only: false,
+                refuses_writes: false,
                 in_transaction: false,
             }),
             Err(error) => {
-                // Whatever the cause (a wrong password, a file that cannot be opened), nothing can use the database.
+                // Whatever the cause (a wrong password, a file that cannot be opened), no operation can use the
+                // database.
                 let error = StoreError::Unavailable(error);
                 match &error {
                     StoreError::Unavailable(sqlx::Error::PoolClosed) => {}
-                    // SQLite has one writer. A long queue for it is no outage.
+                    // SQLite has one writer. A long queue for it is not an outage.
                     StoreError::Unavailable(sqlx::Error::PoolTimedOut) if !DB::IS_SERVER => {
                         self.health.log_failure(&error);
                     }
@@ -181,7 +182,7 @@ impl<DB: Engine> DatabasePool<DB> {
 }
 
 /// A connection in use by one operation. Dropping it rolls back an open transaction and returns the connection to its
-/// pool; a server connection with an unfinished statement, or to a server that only reads, is closed instead.
+/// pool. A server connection with an unfinished statement, or to a server that refuses to write, is closed instead.
 pub struct PooledConnection<'c, DB: Engine> {
     /// `None` only during `drop`.
     connection: Option<PoolConnection<DB>>,
@@ -191,13 +192,13 @@ pub struct PooledConnection<'c, DB: Engine> {
     deadline: Option<Instant>,
     /// Whether a statement was sent whose answer was not read.
     is_busy: bool,
-    /// Whether it leads to a server that only reads, and is closed rather than returned.
-    is_read_only: bool,
+    /// Whether its server refused to write, so that the connection is closed rather than returned.
+    refuses_writes: bool,
     in_transaction: bool,
 }
 
 impl<DB: Engine> PooledConnection<'_, DB> {
-    /// Whether each transaction may run on another connection to the database.
+    /// Whether a pooler may run each transaction on another server connection.
     pub fn is_pooled(&self) -> bool {
         self.source.is_pooled
     }
@@ -239,10 +240,11 @@ impl<DB: Engine> PooledConnection<'_, DB> {
         self.finish(fetched)
     }
 
-    #[expect(clippy::expect_used, reason = "the connection is taken out in `drop` alone")]
+    /// Marks the connection as busy, and returns it with the deadline of the operation.
+    #[expect(clippy::expect_used, reason = "only `drop` takes the connection out")]
     fn start(&mut self) -> (Option<Instant>, &mut DB::Connection) {
         self.is_busy = true;
-        (self.deadline, self.connection.as_mut().expect("a connection that is not dropped"))
+        (self.deadline, self.connection.as_mut().expect("the connection, until `drop`"))
     }
 
     /// Records what the outcome of a statement says about the health of the database.
@@ -259,7 +261,7 @@ impl<DB: Engine> PooledConnection<'_, DB> {
         };
         self.is_busy = false;
         let outcome = outcome.map_err(StoreError::from);
-        self.is_read_only |= outcome.as_ref().is_err_and(StoreError::is_read_only);
+        self.refuses_writes |= outcome.as_ref().is_err_and(StoreError::refuses_writes);
         match &outcome {
             Err(error @ StoreError::Unavailable(_)) if error.is_outage() => health.record_outage(error),
             Err(error @ StoreError::Unavailable(_)) => health.log_failure(error),
@@ -270,7 +272,7 @@ impl<DB: Engine> PooledConnection<'_, DB> {
     }
 }
 
-/// Awaits a statement, until the deadline of the operation at most.
+/// Awaits a statement, at most until the deadline of its operation.
 async fn within<T>(
     deadline: Option<Instant>,
     statement: impl Future<Output = Result<T, sqlx::Error>>,
@@ -284,7 +286,7 @@ async fn within<T>(
 impl<DB: Engine> Drop for PooledConnection<'_, DB> {
     fn drop(&mut self) {
         let Some(mut connection) = self.connection.take() else { return };
-        if DB::IS_SERVER && (self.is_busy || self.is_read_only) {
+        if DB::IS_SERVER && (self.is_busy || self.refuses_writes) {
             connection.close_on_drop();
         } else if (DB::IS_SERVER || self.in_transaction)
             && let Ok(runtime) = Handle::try_current()

@@ -47,7 +47,7 @@ impl Store {
         loop {
             match work().await {
                 Err(StoreError::Conflict(error)) if tries < TRIES => {
-                    tracing::debug!(%error, tries, "a transaction lost to another and runs again");
+                    tracing::debug!(%error, tries, "a transaction conflicted with another and runs again");
                     self.metrics.store_retries.inc();
                     tries += 1;
                 }
@@ -99,7 +99,7 @@ impl Store {
                 Err(error) => error,
                 done => return done,
             };
-            // The transaction may have been committed, or a repeat of the request on another connection was faster: the
+            // The transaction may have been committed, or a parallel repeat of the request was committed first: the
             // next run finds what was written. After a data error in a larger batch, `run_batch` runs the items one by
             // one.
             let may_succeed = match &error {

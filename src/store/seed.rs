@@ -47,7 +47,7 @@ impl Store {
             if !keys.one_time().is_empty() {
                 let size = u32::try_from(keys.one_time().len()).unwrap_or(u32::MAX);
                 let reached = levels_reached(size, store.settings.low_watermark);
-                tx.query(keys_sql::REARM_ONE_TIME).bind(device.0).bind(reached).execute().await?;
+                tx.query(keys_sql::LOWER_ANNOUNCED_ONE_TIME).bind(device.0).bind(reached).execute().await?;
                 tx.query(keys_sql::BUMP_POOL_VERSION).bind(device.0).execute().await?;
             }
         }

@@ -1,5 +1,6 @@
-//! What every connection to PostgreSQL is set to. The settings are sent at connect or, behind a pooler that pools
-//! transactions, at the begin of each transaction. A start reads them back: a pooler may drop them without an error.
+//! The settings of PostgreSQL sessions. They are startup parameters of each connection or, behind a pooler in
+//! transaction mode, are set at the beginning of each transaction. They are read back when the store is opened, because
+//! a pooler may drop them without an error.
 
 use sqlx::PgConnection;
 
@@ -10,18 +11,18 @@ const LOCK_TIMEOUT: &str = "5s";
 /// Time limit of a statement. Less than `pool::OPERATION_LIMIT`, so that the server ends a slow statement before the
 /// client gives up on its connection.
 const STATEMENT_TIMEOUT: &str = "9s";
-/// After this time PostgreSQL ends the idle transaction of a node that has gone silent and releases its locks. More
-/// than `pool::OPERATION_LIMIT`.
+/// After this time PostgreSQL ends a transaction whose node sends nothing, for example because it lost its network, and
+/// so releases its locks. More than `pool::OPERATION_LIMIT`, so that a node ends its own transactions first.
 const IDLE_TIMEOUT: &str = "15s";
 
-/// The settings by name.
+/// Name and value of each setting.
 pub const SESSION_SETTINGS: [(&str, &str); 5] = [
     ("lock_timeout", LOCK_TIMEOUT),
     ("statement_timeout", STATEMENT_TIMEOUT),
     ("idle_in_transaction_session_timeout", IDLE_TIMEOUT),
     ("synchronous_commit", "on"),
-    // Every statement has an index. Without this, a sequential scan planned while a table was almost empty would stay
-    // cached.
+    // The statements of requests all use indexes. Without this, a sequential scan planned while a table was almost
+    // empty would stay in the plan cache.
     ("enable_seqscan", "off"),
 ];
 
@@ -33,36 +34,35 @@ pub const BEGIN_WITH_SETTINGS: &str = "BEGIN; SET LOCAL lock_timeout = '5s'; SET
 /// Checks that the settings hold on a connection, in its current transaction.
 ///
 /// # Errors
-/// [`StoreError::Schema`] names the first that does not.
+/// [`StoreError::Pooler`] names the first that does not.
 pub async fn check_settings(connection: &mut PgConnection) -> Result<(), StoreError> {
     for (name, expected) in SESSION_SETTINGS {
         let setting = sqlx::query_as(sql::CURRENT_SETTING.postgres).persistent(false);
         let (value,): (String,) = setting.bind(name).fetch_one(&mut *connection).await?;
         if value != expected {
-            return Err(StoreError::Pooler(format!("{name} is {value} although {expected} was asked for")));
+            return Err(StoreError::Pooler(format!("{name} is {value} instead of {expected}")));
         }
     }
     Ok(())
 }
 
-/// Checks that what one of two connections sets for its session is not seen by the other, as it is if a pooler gives both the
-/// same connection to PostgreSQL by turns.
+/// Checks that two connections are two sessions of PostgreSQL: neither overwrites a setting of the other. A pooler in
+/// transaction mode may run the statements of both on the same server connection.
 ///
 /// # Errors
 /// [`StoreError::Pooler`]
 pub async fn check_sessions(one: &mut PgConnection, other: &mut PgConnection) -> Result<(), StoreError> {
-    const TURNS: usize = 5;
-    for _ in 0..TURNS {
-        // Plain text: a prepared statement would fail in its own way.
+    const ATTEMPTS: usize = 5;
+    for _ in 0..ATTEMPTS {
+        // Not prepared: behind a pooler, a prepared statement may be missing, which is another error.
         sqlx::raw_sql("SET sealwire.session = 'one'").execute(&mut *one).await?;
         sqlx::raw_sql("SET sealwire.session = 'other'").execute(&mut *other).await?;
-        let kept = "DO $$ BEGIN IF current_setting('sealwire.session', TRUE) IS DISTINCT FROM 'one' THEN \
+        let check = "DO $$ BEGIN IF current_setting('sealwire.session', TRUE) IS DISTINCT FROM 'one' THEN \
             RAISE EXCEPTION 'session lost'; END IF; END $$";
-        let lost = sqlx::raw_sql(kept).execute(&mut *one).await;
-        match lost {
+        match sqlx::raw_sql(check).execute(&mut *one).await {
             Ok(_) => {}
             Err(sqlx::Error::Database(error)) if error.message() == "session lost" => {
-                return Err(StoreError::Pooler("it gives each transaction to another connection".to_owned()));
+                return Err(StoreError::Pooler("a pooler may run each transaction on another connection".to_owned()));
             }
             Err(error) => return Err(error.into()),
         }

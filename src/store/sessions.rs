@@ -3,8 +3,8 @@
 //! `sessions.replaces` of a renewed session is the session that it replaces. When the renewed token is first presented,
 //! one transaction deletes that session and clears the column.
 //!
-//! The hash of an ended session's token is kept with the reason, so that a client whose token is no longer valid learns
-//! whether to sign in again or to wipe its data.
+//! The hash of an ended session's token is kept with the reason, so that a client with an invalid token learns whether
+//! to sign in again or to wipe its data.
 
 use chrono::{DateTime, Utc};
 use uuid::Uuid;
@@ -18,8 +18,9 @@ use crate::domain::{
     Caller, DeviceId, Refusal, Session, SessionId, Timestamp, UserId, refusal::InvalidTokenReason, token::TokenHash,
 };
 
-/// How many ended sessions of a device are kept: a bound for clients that renew without end.
-const KEPT_PER_DEVICE: i64 = 20;
+/// Number of ended sessions of a device that are kept when it renews or ends a session, so that a client that renews in
+/// a loop does not fill the table.
+const ENDED_PER_DEVICE: i64 = 20;
 
 /// A session to insert.
 pub struct NewSession {
@@ -75,12 +76,14 @@ pub(super) async fn insert(
     Ok(())
 }
 
+/// Whether a session exists and has not expired. Does not check its device.
 async fn is_valid(tx: &mut Tx<'_>, session: Uuid, now: Timestamp) -> Result<bool, StoreError> {
     let row: Option<(i32,)> = tx.query(sql::SESSION_IS_VALID).bind(session).bind(now.to_utc()).fetch_optional().await?;
     Ok(row.is_some())
 }
 
-/// Records why sessions end, before they are deleted. `text` selects them by `ids`, from its third parameter on.
+/// Records why sessions end or ended. `text` takes the reason, the time and the `ids` that select the sessions. It runs
+/// before the sessions are deleted, because it reads their token hashes.
 async fn record_ended<const N: usize>(
     tx: &mut Tx<'_>,
     text: Sql,
@@ -93,29 +96,35 @@ async fn record_ended<const N: usize>(
     Ok(())
 }
 
-async fn forget_older_ended(tx: &mut Tx<'_>, device: DeviceId) -> Result<(), StoreError> {
-    tx.query(sql::FORGET_OLDER_ENDED).bind(device.0).bind(KEPT_PER_DEVICE).execute().await?;
+/// Deletes all but the newest [`ENDED_PER_DEVICE`] ended sessions of a device.
+async fn delete_older_ended(tx: &mut Tx<'_>, device: DeviceId) -> Result<(), StoreError> {
+    tx.query(sql::DELETE_OLDER_ENDED).bind(device.0).bind(ENDED_PER_DEVICE).execute().await?;
     Ok(())
 }
 
-/// Records that a device is revoked, for all sessions that it has or had, and deletes those that it has.
-pub(super) async fn end_for_revoked(tx: &mut Tx<'_>, device: DeviceId, now: Timestamp) -> Result<(), StoreError> {
-    for text in [sql::REPLACE_REASONS_OF_DEVICE, sql::RECORD_SESSIONS_OF_DEVICE] {
+/// Ends all sessions of a device that is being revoked. The reason also replaces that of its earlier sessions.
+pub(super) async fn end_sessions_of_device(
+    tx: &mut Tx<'_>,
+    device: DeviceId,
+    now: Timestamp,
+) -> Result<(), StoreError> {
+    for text in [sql::UPDATE_ENDED_OF_DEVICE, sql::RECORD_SESSIONS_OF_DEVICE] {
         record_ended(tx, text, InvalidTokenReason::DeviceRevoked, now, [device.0]).await?;
     }
     tx.query(sql::DELETE_SESSIONS_OF_DEVICE).bind(device.0).execute().await?;
     Ok(())
 }
 
-/// Records that an account is deleted, for all sessions that it has or had. Deleting the user deletes them.
-pub(super) async fn end_for_deleted(tx: &mut Tx<'_>, user: UserId, now: Timestamp) -> Result<(), StoreError> {
-    for text in [sql::REPLACE_REASONS_OF_USER, sql::RECORD_SESSIONS_OF_USER] {
+/// Records the end of all sessions of a user that is about to be deleted, which deletes them. The reason also replaces
+/// that of the user's earlier sessions.
+pub(super) async fn record_deletion(tx: &mut Tx<'_>, user: UserId, now: Timestamp) -> Result<(), StoreError> {
+    for text in [sql::UPDATE_ENDED_OF_USER, sql::RECORD_SESSIONS_OF_USER] {
         record_ended(tx, text, InvalidTokenReason::AccountDeleted, now, [user.0]).await?;
     }
     Ok(())
 }
 
-/// Why no valid session has a token.
+/// Why a token that no valid session has is invalid.
 async fn why_invalid(tx: &mut Tx<'_>, token: &TokenHash) -> Result<InvalidTokenReason, StoreError> {
     let reason: Option<(String,)> = tx.query(sql::WHY_INVALID).bind(rows::hash_to_hex(token)).fetch_optional().await?;
     Ok(reason.and_then(|(name,)| InvalidTokenReason::parse(&name)).unwrap_or(InvalidTokenReason::Unknown))
@@ -134,7 +143,7 @@ impl Store {
         let Some((id, user, device, expires_at, replaces)) = found else {
             return Err(Refusal::Unauthorized(why_invalid(&mut tx, token).await?).into());
         };
-        // Gives the connection back; ending the replaced session takes one of its own.
+        // Returns the connection to the pool, because `supersede` takes another.
         drop(tx);
         let caller = Caller { session: SessionId(id), user: UserId(user), device: DeviceId(device) };
         let session = Session { caller, expires_at: rows::time(expires_at) };
@@ -145,7 +154,7 @@ impl Store {
         Ok(PresentedSession { session, superseded })
     }
 
-    /// Ends the session that the caller's replaces. Returns it if this call is the one that ended it.
+    /// Ends the session that the caller's session replaces. Returns it if this call ended it.
     async fn supersede(
         &self,
         caller: &Caller,
@@ -159,10 +168,10 @@ impl Store {
             let cleared = tx.query(sql::CLEAR_REPLACES).bind(caller.session.0).execute().await?;
             let ended = if cleared == 1 {
                 record_ended(&mut tx, sql::RECORD_SESSION, InvalidTokenReason::Superseded, now, [replaced]).await?;
-                forget_older_ended(&mut tx, caller.device).await?;
+                delete_older_ended(&mut tx, caller.device).await?;
                 tx.query(sql::DELETE_SESSION).bind(replaced).execute().await?
             } else {
-                // A parallel request or a logout was first; the session may have been deleted.
+                // A parallel presentation or a logout was first. The logout has deleted the caller's session.
                 if !is_valid(&mut tx, caller.session.0, now).await? {
                     return Err(Refusal::Unauthorized(why_invalid(&mut tx, token).await?).into());
                 }
@@ -182,7 +191,7 @@ impl Store {
         authorize(&mut self.read().await?, caller, now).await.map(drop)
     }
 
-    /// Inserts the renewed session of the caller's. An earlier renewal whose token was never presented is deleted.
+    /// Inserts the session that replaces the caller's. An earlier renewal whose token was never presented ends.
     ///
     /// # Errors
     /// `session_revoked`
@@ -198,7 +207,7 @@ impl Store {
             };
             let successor = [base, caller.device.0];
             record_ended(&mut tx, sql::RECORD_SUCCESSOR, InvalidTokenReason::Superseded, now, successor).await?;
-            forget_older_ended(&mut tx, caller.device).await?;
+            delete_older_ended(&mut tx, caller.device).await?;
             tx.query(sql::DELETE_SUCCESSOR).bind(base).bind(caller.device.0).execute().await?;
             insert(&mut tx, caller, new, now, Some(base)).await?;
             tx.commit().await
@@ -217,7 +226,7 @@ impl Store {
             authorize(&mut tx, caller, now).await?;
             let pair = [caller.device.0, caller.session.0];
             record_ended(&mut tx, sql::RECORD_PAIR, InvalidTokenReason::LoggedOut, now, pair).await?;
-            forget_older_ended(&mut tx, caller.device).await?;
+            delete_older_ended(&mut tx, caller.device).await?;
             let ended: Vec<(Uuid,)> =
                 tx.query(sql::DELETE_PAIR).bind(caller.device.0).bind(caller.session.0).fetch_all().await?;
             tx.commit().await?;

@@ -70,7 +70,8 @@ pub struct SignIn {
 }
 
 impl SignIn {
-    /// Checks the sign-in against the user's active devices: `unknown_device` or `device_limit`.
+    /// Checks the sign-in against the user's active devices. Returns `unknown_device` or `device_limit` if they do not
+    /// allow it.
     fn refusal(&self, active: &[DeviceRecord]) -> Option<Refusal> {
         let owns = |device: DeviceId| active.iter().any(|known| known.id == device);
         if !self.existing_device.into_iter().chain(self.replace).all(owns) {

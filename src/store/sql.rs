@@ -55,14 +55,14 @@ pub mod nodes;
 pub mod sweeps;
 
 statements! {
-    /// On PostgreSQL it needs a server that can be written, but changes nothing.
+    /// On PostgreSQL it locks a row, which a read-only server refuses, and changes no data.
     PING = per_dialect(
         "SELECT 1",
         "SELECT 1 FROM nodes WHERE id = '00000000-0000-0000-0000-000000000000' FOR KEY SHARE");
     /// Writes a page of the file without changing any data.
     TRY_TO_WRITE = sqlite("PRAGMA user_version = 0");
     MIGRATIONS = both("SELECT version, success, checksum FROM _sqlx_migrations");
-    /// Whether migrations were applied, and whether there is a table as the first migration creates it.
+    /// Whether the table of applied migrations exists, and whether a table has a name that the first migration uses.
     HAS_MIGRATIONS = per_dialect(
         "SELECT EXISTS (SELECT 1 FROM sqlite_schema WHERE name = '_sqlx_migrations'), \
         EXISTS (SELECT 1 FROM sqlite_schema WHERE type = 'table' AND name IN ('users', 'devices', 'sessions'))",
@@ -71,7 +71,7 @@ statements! {
     CURRENT_SETTING = postgres("SELECT current_setting($1)");
     NO_TIMEOUTS =
         postgres("SELECT set_config('lock_timeout', '0', FALSE), set_config('statement_timeout', '0', FALSE)");
-    /// Whether the role may create the extension, and whether it exists.
+    /// Whether the role may create the extension `uuid-ossp`, and whether it exists.
     MAY_MIGRATE = postgres("SELECT has_database_privilege(current_database(), 'CREATE'), \
         EXISTS (SELECT 1 FROM pg_extension WHERE extname = 'uuid-ossp')");
 }

@@ -8,30 +8,31 @@ use crate::domain::{Timestamp, refusal::InvalidTokenReason};
 /// Maximum number of rows in one transaction.
 const STEP: u64 = 500;
 /// How long challenges and the records of claims and sends are kept.
-const KEPT: Duration = Duration::from_hours(24);
-/// How long the reason for which a session ended is kept.
-const REASONS_KEPT: Duration = Duration::from_hours(30 * 24);
+const RETENTION: Duration = Duration::from_hours(24);
+/// How long the reason why a session ended is kept.
+const REASON_RETENTION: Duration = Duration::from_hours(30 * 24);
 
 impl Store {
-    /// Deletes expired sessions; after a day, challenges, the records of claims and sends (they reveal who talks to
-    /// whom), and the key material of issued PQ keys; after 30 days, why sessions ended. Returns the number of rows.
-    /// Runs in many small transactions.
+    /// Deletes what is past its retention time, in many small transactions: expired sessions; after a day, challenges,
+    /// the records of claims and sends (which reveal who talks to whom) and the key material of issued PQ keys; after
+    /// 30 days, the reasons why sessions ended. Returns the number of rows.
     ///
     /// # Errors
     /// [`StoreError::Unavailable`]
     pub async fn sweep(&self, now: Timestamp) -> Result<u64, StoreError> {
-        let day_ago = now.before(KEPT);
-        // What is recorded of the rows first, the deletion, and the time up to which rows are due.
+        let day_ago = now.before(RETENTION);
+        // The statement that records the rows first, if any; the statement that deletes or clears them; the time up to
+        // which rows are due.
         let sweeps = [
             (Some(sql::RECORD_SESSIONS), sql::SESSIONS, now),
             (None, sql::CHALLENGES, day_ago),
             (None, sql::CLAIMS, day_ago),
             (None, sql::PQ_CLAIMS, day_ago),
             (None, sql::SENDS, day_ago),
-            (None, sql::ENDED_SESSIONS, now.before(REASONS_KEPT)),
+            (None, sql::ENDED_SESSIONS, now.before(REASON_RETENTION)),
         ];
         let mut swept = 0;
-        for (record, text, until) in sweeps {
+        for (record, delete, until) in sweeps {
             loop {
                 let step = self
                     .retrying(|| async {
@@ -40,7 +41,7 @@ impl Store {
                             let record = tx.query(record).bind(until.to_utc()).bind(STEP.cast_signed());
                             record.bind(InvalidTokenReason::Expired.name()).bind(now.to_utc()).execute().await?;
                         }
-                        let rows = tx.query(text).bind(until.to_utc()).bind(STEP.cast_signed()).execute().await?;
+                        let rows = tx.query(delete).bind(until.to_utc()).bind(STEP.cast_signed()).execute().await?;
                         tx.commit().await?;
                         Ok(rows)
                     })

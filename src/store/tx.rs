@@ -29,7 +29,7 @@ impl<'c> Tx<'c> {
                 statement: BoundStatement::Sqlite(connection, sqlx::query(text.sqlite)),
             },
             Self::Postgres(connection) => {
-                // A pooler does not know the names of prepared statements.
+                // Behind a pooler, the next transaction may run on a connection without this prepared statement.
                 let statement = sqlx::query(text.postgres).persistent(!connection.is_pooled());
                 Query { is_noop: text.postgres.is_empty(), statement: BoundStatement::Postgres(connection, statement) }
             }
@@ -47,8 +47,8 @@ impl<'c> Tx<'c> {
         }
     }
 
-    /// Whether no other transaction can write before this one ends (SQLite). What it counts is then still true right
-    /// after its commit.
+    /// Whether no other transaction can write before this one ends (SQLite). What this one has counted then still holds
+    /// when it commits.
     pub fn is_sole_writer(&self) -> bool {
         matches!(self, Self::Sqlite(_))
     }

@@ -16,9 +16,10 @@ impl Store {
         Ok(row.map(|(id,)| UserId(id)))
     }
 
-    /// Deletes the caller's user and everything that belongs to it. Returns the devices that were active.
+    /// Deletes the caller's user and everything that belongs to it, except the hashes of its tokens with the reason for
+    /// which they are invalid. Returns the devices that were active.
     ///
-    /// The mailboxes are emptied in small transactions of their own first.
+    /// The mailboxes of active devices are emptied first, in small transactions of their own.
     ///
     /// # Errors
     /// `session_revoked`
@@ -31,7 +32,7 @@ impl Store {
             sessions::authorize(&mut tx, caller, now).await?;
             let active = devices::active(&mut tx, caller.user).await?;
             locks::mailboxes_of(&mut tx, caller.user).await?;
-            sessions::end_for_deleted(&mut tx, caller.user, now).await?;
+            sessions::record_deletion(&mut tx, caller.user, now).await?;
             tx.query(sql::DELETE_USER).bind(caller.user.0).execute().await?;
             tx.commit().await?;
             Ok(active.into_iter().map(|device| device.id).collect())

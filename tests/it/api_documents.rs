@@ -1,13 +1,12 @@
-//! `docs/asyncapi.json` and `docs/openapi.json` are written from the code: the types of `crates/protocol`, its tables of ops,
-//! events and codes, and the words of `docs/protocol.md`.
+//! Generates `docs/asyncapi.json` and `docs/openapi.json` from the sources of `crates/protocol`, its tables of ops, events
+//! and codes, and texts of `docs/protocol.md`.
 //!
-//! After a change of any of these, `UPDATE_API_DOCUMENTS=1 cargo test --test it -- api_documents` writes them again.
+//! After a change of any of these, run `UPDATE_API_DOCUMENTS=1 cargo test --test it -- api_documents` to write them again.
 //!
-//! They are current because `the_documents_are_those_of_the_code` makes them anew and compares: a field that a Rust type
-//! has and the document has not, or the reverse, is a difference. Nothing is left out in silence, since a type that the
-//! reader of the sources cannot translate is a panic, and an op or event without a schema too. The other tests hold the
-//! documents against what was not made from the same source: the examples of `docs/protocol.md` and the answers of a
-//! running server.
+//! `the_documents_are_up_to_date` generates the documents and compares them with the files, so that every field of a Rust
+//! type is in them. Generation panics on a type that it cannot translate, and on an op or event without a schema, so that
+//! nothing is omitted unnoticed. The other tests compare the documents with independent sources: the examples in
+//! `docs/protocol.md` and the responses of a running server.
 
 mod asyncapi;
 mod json;
@@ -37,7 +36,7 @@ fn types() -> RustTypes {
     RustTypes::read(sources().values(), &REQUESTS)
 }
 
-/// Both documents, made from these types.
+/// Generates both documents from these types.
 fn documents(types: &RustTypes) -> [(&'static str, Json); 2] {
     let protocol = read("docs/protocol.md");
     [
@@ -51,7 +50,7 @@ fn component(name: &str) -> Json {
 }
 
 #[test]
-fn the_documents_are_those_of_the_code() {
+fn the_documents_are_up_to_date() {
     for (path, document) in documents(&types()) {
         let expected = document.pretty();
         if env::var_os("UPDATE_API_DOCUMENTS").is_some() {
@@ -71,23 +70,23 @@ fn the_documents_are_those_of_the_code() {
     }
 }
 
-/// Plants a field in a request, in a reply and in the data of an event. Each must show in the documents.
+/// Adds a field to requests, a reply, the data of an event and the details of an error. Each must change a document.
 #[test]
-fn a_field_that_is_planted_in_a_type_makes_a_difference() {
-    let plants = [
-        ("pub struct VerifyRequest {", "pub planted: Option<u32>,"),
-        ("pub struct SendMessageReply {", "pub planted: u32,"),
-        ("pub struct PublishedKey {", "#[serde(skip_serializing_if = \"Option::is_none\")] pub planted: Option<Text>,"),
-        ("    SignedPrekeyExpiring {", "planted: Option<u32>,"),
-        ("    Mismatch {", "planted: Option<u32>,"),
+fn a_field_that_is_added_to_a_type_changes_the_documents() {
+    let additions = [
+        ("pub struct VerifyRequest {", "pub added: Option<u32>,"),
+        ("pub struct SendMessageReply {", "pub added: u32,"),
+        ("pub struct PublishedKey {", "#[serde(skip_serializing_if = \"Option::is_none\")] pub added: Option<Text>,"),
+        ("    SignedPrekeyExpiring {", "added: Option<u32>,"),
+        ("    Mismatch {", "added: Option<u32>,"),
     ];
-    let real = documents(&types());
-    for (at, field) in plants {
+    let current = documents(&types());
+    for (at, field) in additions {
         let mut sources = sources();
         let source = sources.values_mut().find(|text| text.contains(at)).unwrap_or_else(|| panic!("{at} is gone"));
         *source = source.replacen(at, &format!("{at} {field}"), 1);
-        let planted = documents(&RustTypes::read(sources.values(), &REQUESTS));
-        let differs = planted.iter().zip(&real).any(|(planted, real)| planted != real);
+        let changed = documents(&RustTypes::read(sources.values(), &REQUESTS));
+        let differs = changed.iter().zip(&current).any(|(changed, current)| changed != current);
         assert!(differs, "{at} {field}");
     }
 }
@@ -111,7 +110,7 @@ fn sorted<'a>(names: impl IntoIterator<Item = &'a str>) -> Vec<&'a str> {
 }
 
 #[test]
-fn the_endpoints_are_those_of_the_protocol() {
+fn the_endpoints_are_those_in_the_protocol_document() {
     let protocol = read("docs/protocol.md");
     let (table, _) = section(&protocol, "## HTTP").split_once("\n\nA token").unwrap();
     let listed: Vec<(String, String)> = rows(table)
@@ -122,11 +121,11 @@ fn the_endpoints_are_those_of_the_protocol() {
             (request, status)
         })
         .collect();
-    let real = ENDPOINTS.iter().map(|one| (format!("{} {}", one.method, one.path), one.success.0.to_string()));
-    assert_eq!(listed, real.collect::<Vec<_>>());
+    let described = ENDPOINTS.iter().map(|one| (format!("{} {}", one.method, one.path), one.success.0.to_string()));
+    assert_eq!(listed, described.collect::<Vec<_>>());
 }
 
-/// Every JSON example of the protocol fits the schema of its section.
+/// Every JSON example in `docs/protocol.md` fits a schema of its section.
 #[test]
 fn the_examples_of_the_protocol_fit_the_schemas() {
     let types = types();
@@ -159,15 +158,15 @@ fn the_examples_of_the_protocol_fit_the_schemas() {
         for example in examples(&format!("\n{text}")) {
             let faults = schemas.iter().map_while(|schema| check(&document, schema, &example).err());
             let faults: Vec<String> = faults.collect();
-            let few = &faults[..faults.len().min(schemas.len()).min(3)];
-            assert!(faults.len() < schemas.len(), "{heading}: {example} fits no schema: {}", few.join("; "));
+            let shown = &faults[..faults.len().min(schemas.len()).min(3)];
+            assert!(faults.len() < schemas.len(), "{heading}: {example} fits no schema: {}", shown.join("; "));
             checked += 1;
         }
     }
     assert!(checked > 30, "only {checked} examples were found");
 }
 
-/// The document with all schemas, those of HTTP too.
+/// Returns the document with the schemas of all types, including those used only over HTTP.
 fn asyncapi_with_http(asyncapi: &Json, types: &RustTypes) -> Json {
     let Json::Map(mut fields) = asyncapi.clone() else { unreachable!("a document is a map") };
     fields.retain(|(name, _)| name != "components");
@@ -175,9 +174,9 @@ fn asyncapi_with_http(asyncapi: &Json, types: &RustTypes) -> Json {
     Json::Map(fields).with([("components", map([("schemas", Json::Map(schemas))]))])
 }
 
-/// What a server answers over HTTP has the status and the form that the document says.
+/// The status and body of each response are described in `docs/openapi.json`.
 #[tokio::test(flavor = "multi_thread")]
-async fn a_server_answers_over_http_as_described() {
+async fn http_responses_of_a_server_fit_the_document() {
     let app = TestApp::start(&[]);
     let [_, (_, openapi)] = documents(&types());
     let person = sign_in(&app, "alice@example.org").await;
@@ -191,7 +190,7 @@ async fn a_server_answers_over_http_as_described() {
         };
         let method: Method = endpoint.method.parse().unwrap();
         let url = format!("http://{}{}", app.address(), endpoint.path);
-        // Without a token and with an empty body first, which fails unless neither is needed.
+        // First without token and body, which fails unless neither is needed.
         for (token, body) in [(None, None), (Some(&person.token), Some(body))] {
             let mut request = Client::new().request(method.clone(), &url);
             if let Some(token) = token {
@@ -223,9 +222,9 @@ async fn a_server_answers_over_http_as_described() {
     }
 }
 
-/// The result of every op, and the events that come meanwhile, have the form that the document says.
+/// The parameters and result of every op, and the events sent meanwhile, fit `docs/asyncapi.json`.
 #[tokio::test(flavor = "multi_thread")]
-async fn a_server_answers_over_the_socket_as_described() {
+async fn replies_and_events_of_a_server_fit_the_document() {
     let app = TestApp::start(&[]);
     let types = types();
     let [(_, asyncapi), _] = documents(&types);
@@ -247,15 +246,15 @@ async fn a_server_answers_over_the_socket_as_described() {
         Op::MessagesAck => json!({ "seqs": [1] }),
         _ => json!({}),
     };
-    // One key, so that the claim empties the pool.
+    // A single key, so that the claim empties the pool and causes `prekeys.low`.
     other.request("keys.publish", KeySet::new(Suite::SignalPqxdh, 2).complete([1])).await;
     let fits = |schema: &Json, value: &Value, what: &str| {
         check(&asyncapi, schema, &value.into()).unwrap_or_else(|error| panic!("{what}: {error}"));
     };
-    // Those that end the session come last.
-    let (ending, going_on): (Vec<Op>, Vec<Op>) =
+    // Ops that end the session come last.
+    let (ending, other_ops): (Vec<Op>, Vec<Op>) =
         Op::ALL.iter().copied().partition(|op| matches!(op, Op::SessionLogout | Op::AccountDelete));
-    for op in going_on {
+    for op in other_ops {
         let (request, reply) = &types.ops[op.name()];
         let params = params(op, &mut keys);
         fits(&component(request), &params, op.name());

@@ -1,5 +1,5 @@
-//! The bus belongs to a deployment: what is published by others is dropped, and nodes notice when they do not hear each
-//! other.
+//! Each deployment has its own channels on the bus. Payloads of others are dropped, and nodes report that they are degraded
+//! if the bus does not connect them. Also covers Redis Sentinel.
 
 use std::{
     net::{SocketAddr, TcpListener},
@@ -24,8 +24,8 @@ async fn readiness(node: &ServerProcess) -> (String, String) {
 
 async fn wait_for_readiness(node: &ServerProcess, status: &str, reason: &str) {
     eventually(&format!("{status}: {reason}"), || async {
-        let (is, why) = readiness(node).await;
-        (is == status && why.contains(reason)).then_some(())
+        let (actual, reasons) = readiness(node).await;
+        (actual == status && reasons.contains(reason)).then_some(())
     })
     .await;
 }
@@ -42,7 +42,7 @@ fn publish(redis: &str, channel: &str, payload: &[u8]) {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn what_others_publish_on_a_devices_channel_is_counted_and_dropped() {
+async fn invalid_payloads_on_a_devices_channel_are_counted_and_dropped() {
     let services = Services::private();
     let cluster = Cluster::start(&services, 2, &[]).await;
     let alice = Member::join(&cluster.nodes[0], "alice@example.org", Codec::Json).await;
@@ -51,8 +51,8 @@ async fn what_others_publish_on_a_devices_channel_is_counted_and_dropped() {
     let channel = all.iter().find(|name| name.ends_with(&bob.person.device)).expect("a channel of the device");
     let parts: Vec<&str> = channel.split(':').collect();
     assert_eq!((parts[0], parts[1].len(), parts[2]), ("sealwire", 16, "device"), "{channel}");
-    assert!(!channel.contains(['{', '}']), "braces are a hash tag to Redis Cluster");
-    // Record a real payload, then send it with one byte changed, on another channel, and cut.
+    assert!(!channel.contains(['{', '}']), "Redis Cluster would take braces for a hash tag");
+    // Record a valid payload. It is published again with one byte changed and without its last byte.
     let mut listening = redis::Client::open(services.redis.as_str()).unwrap().get_connection().unwrap();
     let recorded = {
         let mut listener = listening.as_pubsub();
@@ -68,7 +68,7 @@ async fn what_others_publish_on_a_devices_channel_is_counted_and_dropped() {
     for payload in [&changed[..], &recorded[..recorded.len() - 1], b"", b"nonsense", &[0; 200]] {
         publish(&services.redis, channel, payload);
     }
-    eventually("all are counted", || async { (rejected().await >= 5.0).then_some(()) }).await;
+    eventually("all invalid payloads are counted", || async { (rejected().await >= 5.0).then_some(()) }).await;
     bob.socket.barrier().await;
     assert!(!bob.socket.is_closed() && bob.socket.take_event("message").is_none());
     alice.send(&[&bob.person], "still delivered").await;
@@ -76,7 +76,7 @@ async fn what_others_publish_on_a_devices_channel_is_counted_and_dropped() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn two_deployments_share_a_redis_without_hearing_each_other() {
+async fn two_deployments_on_one_redis_use_separate_channels() {
     let services = Services::private();
     let one = Cluster::start(&services, 2, &[]).await;
     let other_secret = ("AUTH__SECRET", "YW5vdGhlci1kZXBsb3ltZW50cy1zZWNyZXQtMzItYnk=");
@@ -90,7 +90,7 @@ async fn two_deployments_share_a_redis_without_hearing_each_other() {
         .filter(|name| name.contains(":device:"))
         .map(|name| name.split(':').nth(1).unwrap().to_owned())
         .collect();
-    assert_eq!(prefixes.len(), 2, "each has channels of its own");
+    assert_eq!(prefixes.len(), 2, "each deployment has its own prefix");
     for node in one.nodes.iter().chain([&other]) {
         assert_eq!(readiness(node).await.0, "ready");
     }
@@ -98,7 +98,7 @@ async fn two_deployments_share_a_redis_without_hearing_each_other() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_second_deployment_with_the_same_secret_is_named_by_both() {
+async fn two_deployments_with_the_same_secret_and_redis_are_degraded() {
     let services = Services::private();
     let one = Cluster::start(&services, 1, &[]).await;
     let two = Cluster::start(&services, 1, &[]).await;
@@ -108,7 +108,7 @@ async fn a_second_deployment_with_the_same_secret_is_named_by_both() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn nodes_on_two_redis_servers_are_degraded_and_deliver_within_seconds_all_the_same() {
+async fn nodes_on_two_redis_servers_are_degraded_and_still_deliver_within_seconds() {
     let (services, elsewhere) = (Services::private(), Services::private());
     let mut cluster = Cluster::start(&services, 1, &[]).await;
     let settings = [
@@ -116,9 +116,9 @@ async fn nodes_on_two_redis_servers_are_degraded_and_deliver_within_seconds_all_
         ("BUS__URL", elsewhere.redis.as_str()),
         ("AUTH__SECRET", "c2VhbHdpcmUtdGVzdC1zZWNyZXQtMzItYnl0ZXMtISE="),
     ];
-    let stray = ServerProcess::start(&settings).await;
-    cluster.nodes.push(stray);
-    // Each hears itself, which once was enough.
+    let separate = ServerProcess::start(&settings).await;
+    cluster.nodes.push(separate);
+    // Each node receives its own signals, which does not suffice to be ready.
     for node in &cluster.nodes {
         wait_for_readiness(node, "degraded", "the bus does not reach node").await;
     }
@@ -129,7 +129,7 @@ async fn nodes_on_two_redis_servers_are_degraded_and_deliver_within_seconds_all_
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_node_that_stops_is_not_missed_and_one_that_was_killed_is_for_a_while() {
+async fn a_killed_node_makes_the_others_degraded_for_a_while_and_a_stopped_one_does_not() {
     let services = Services::private();
     let mut cluster = Cluster::start(&services, 3, &[]).await;
     let database = tokio::sync::Mutex::new(cluster.sql().await);
@@ -140,13 +140,13 @@ async fn a_node_that_stops_is_not_missed_and_one_that_was_killed_is_for_a_while(
     };
     assert_eq!(nodes().await, 3);
     assert!(cluster.nodes[2].terminate().await.success());
-    assert_eq!(nodes().await, 2, "it has deleted its row");
+    assert_eq!(nodes().await, 2, "a node that stops deletes its row");
     cluster.nodes[1].kill();
     wait_for_readiness(&cluster.nodes[0], "degraded", "the bus does not reach node").await;
     wait_for_readiness(&cluster.nodes[0], "ready", "").await;
     let mut admin = cluster.sql().await;
     admin.execute("UPDATE nodes SET heartbeat = NOW() - INTERVAL '2 hours' WHERE deployment IS NULL").await.unwrap();
-    eventually("the row of the one that was killed is gone", || async { (nodes().await == 1).then_some(()) }).await;
+    eventually("the row of the killed node is deleted", || async { (nodes().await == 1).then_some(()) }).await;
 }
 
 /// A Redis Sentinel that watches one master under the name `chat`. It ends when this is dropped.
@@ -159,7 +159,7 @@ struct Sentinel {
 impl Sentinel {
     async fn start(master: &str) -> Self {
         let folder = tempfile::tempdir().unwrap();
-        // Free at this moment; nothing else on 127.0.0.1 is given a port that was just used.
+        // The port is free now, and the kernel does not soon hand out the same port again.
         let address = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
         let master_port = master.rsplit_once(':').unwrap().1.trim_end_matches('/');
         let settings = format!(
@@ -204,7 +204,7 @@ async fn after_a_failover_the_nodes_use_the_redis_that_the_sentinels_name() {
     })
     .await;
     let sentinel = Sentinel::start(&services.redis).await;
-    // The first address answers nobody.
+    // Nothing listens on the first address.
     let url = format!("redis-sentinel://127.0.0.1:1,{}?master=chat", sentinel.address);
     let database = services.database().await;
     let settings = [
@@ -222,8 +222,9 @@ async fn after_a_failover_the_nodes_use_the_redis_that_the_sentinels_name() {
     bob.receives("before").await;
 
     eventually("the failover begins", || async { sentinel.ask::<String>("FAILOVER").ok() }).await;
-    let of_devices = || channels(&standby.redis).iter().filter(|name| name.contains(":device:")).count();
-    eventually("both nodes have subscribed at the new master", || async { (of_devices() == 2).then_some(()) }).await;
+    let subscribed_devices = || channels(&standby.redis).iter().filter(|name| name.contains(":device:")).count();
+    eventually("both nodes have subscribed at the new master", || async { (subscribed_devices() == 2).then_some(()) })
+        .await;
     for node in &nodes {
         wait_for_readiness(node, "ready", "").await;
     }

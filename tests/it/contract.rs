@@ -75,17 +75,17 @@ on_every_engine! {
         times_are_read_back_as_written_and_compare_correctly;
     ended:
         a_token_that_was_never_issued_is_unknown
-        an_expired_session_is_said_to_be_before_and_after_the_sweep
-        logging_out_and_renewing_leave_their_reasons
+        an_expired_session_is_reported_as_expired_before_and_after_the_sweep
+        a_logout_and_a_renewal_are_reported_as_reasons
         a_revocation_replaces_the_reasons_of_earlier_sessions
-        a_device_that_renews_without_end_leaves_20_reasons;
+        only_the_last_20_reasons_of_a_device_are_kept;
     pools:
-        a_replacement_withdraws_what_it_does_not_list
-        a_full_pool_can_be_replaced_whole
+        a_replacement_withdraws_the_keys_that_it_does_not_contain
+        a_full_pool_can_be_replaced
         a_publish_that_expects_another_pool_version_changes_nothing
         a_signed_prekey_that_is_not_newer_is_stale
-        a_digest_covers_every_key_that_can_be_given_out
-        a_pool_that_was_made_smaller_announces_the_levels_below_only
+        a_digest_covers_every_key_that_the_server_serves
+        only_levels_below_the_size_of_a_replaced_pool_are_announced
         claims_during_replacements_get_a_key_of_the_pool_at_that_moment;
     keys:
         a_publish_reports_the_outcome_of_each_key

@@ -1,5 +1,5 @@
-//! A pooler (`PgBouncer`) between the server and PostgreSQL: with each of its modes the server works, or is refused at the start with what
-//! to set.
+//! `PgBouncer` between the server and PostgreSQL. In each pool mode, the server either works or refuses to start and names
+//! the setting to change.
 
 use std::{
     fs,
@@ -18,7 +18,7 @@ use crate::support::{Codec, KeySet, Member, ServerProcess, Services, Socket, eve
 
 const SECRET: (&str, &str) = ("AUTH__SECRET", "c2VhbHdpcmUtdGVzdC1zZWNyZXQtMzItYnl0ZXMtISE=");
 
-/// A `PgBouncer` in front of one PostgreSQL. It ends when this is dropped.
+/// A `PgBouncer` in front of one PostgreSQL. It is killed when this is dropped.
 struct PgBouncer {
     process: Child,
     address: SocketAddr,
@@ -31,7 +31,7 @@ impl PgBouncer {
         let target: PgConnectOptions = database.parse().unwrap();
         let address = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
         let folder = tempfile::tempdir().unwrap();
-        // It gives up root and reads the file as another user.
+        // PgBouncer drops root privileges and reads the file as another user.
         fs::set_permissions(folder.path(), fs::Permissions::from_mode(0o755)).unwrap();
         let file = folder.path().join("pgbouncer.ini");
         let text = format!(
@@ -53,7 +53,7 @@ impl PgBouncer {
         Self { process, address, _folder: folder }
     }
 
-    /// The URL of a database through this pooler.
+    /// Returns the URL of a database, by way of this pooler.
     fn url(&self, database: &str) -> String {
         let name = database.rsplit_once('/').unwrap().1;
         format!("postgres://anybody@{}/{name}", self.address)
@@ -67,7 +67,7 @@ impl Drop for PgBouncer {
     }
 }
 
-/// What a start with these settings ends with.
+/// Starts a server with settings that it must refuse, and returns its stderr.
 fn refusal(settings: &[(&str, &str)]) -> String {
     let folder = TempDir::new().unwrap();
     let output = Command::new(env!("CARGO_BIN_EXE_sealwire"))
@@ -77,11 +77,11 @@ fn refusal(settings: &[(&str, &str)]) -> String {
         .current_dir(folder.path())
         .output()
         .unwrap();
-    assert_eq!(output.status.code(), Some(1), "it started: {}", String::from_utf8_lossy(&output.stderr));
+    assert_eq!(output.status.code(), Some(1), "not refused: {}", String::from_utf8_lossy(&output.stderr));
     String::from_utf8(output.stderr).unwrap()
 }
 
-/// Publishes, claims, sends, acks, renews, and revokes, as clients do.
+/// Publishes and claims keys, sends and acks messages, renews a session and deletes an account.
 async fn use_everything(node: &ServerProcess) {
     let owner = sign_in(node, "owner@example.org").await;
     let claimer = sign_in(node, "claimer@example.org").await;
@@ -90,14 +90,14 @@ async fn use_everything(node: &ServerProcess) {
     let claiming = Socket::connect(node, &claimer.token, Codec::MsgPack).await;
     let claims =
         (0..30).map(|_| claiming.request("keys.claim", json!({ "user_id": owner.user, "claim_id": Uuid::new_v4() })));
-    let mut given: Vec<u64> = futures_util::future::join_all(claims)
+    let mut issued: Vec<u64> = futures_util::future::join_all(claims)
         .await
         .iter()
         .filter_map(|reply| reply["bundles"][0]["one_time_prekey"]["key_id"].as_u64())
         .collect();
-    given.sort_unstable();
-    assert!(given.windows(2).all(|pair| pair[0] != pair[1]), "a key twice: {given:?}");
-    assert_eq!(given.len(), 10, "the burst of the drain limit");
+    issued.sort_unstable();
+    assert!(issued.windows(2).all(|pair| pair[0] != pair[1]), "a key was issued twice: {issued:?}");
+    assert_eq!(issued.len(), 10, "the burst of the drain limit");
     let alice = Member::join(node, "alice@example.org", Codec::Json).await;
     let bob = Member::join(node, "bob@example.org", Codec::MsgPack).await;
     for round in 0..20 {
@@ -111,15 +111,15 @@ async fn use_everything(node: &ServerProcess) {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_pooler_of_transactions_is_refused_unless_the_setting_names_it_and_then_works() {
+async fn transaction_pooling_works_only_with_the_pooler_setting() {
     let database = Services::shared().database().await;
     let pooler =
         PgBouncer::start(&database, "pool_mode = transaction\nignore_startup_parameters = extra_float_digits,options")
             .await;
     let url = pooler.url(&database);
-    let said = refusal(&[("DATABASE__URL", &url), SECRET]);
-    assert!(said.contains("database.pooler"), "{said}");
-    // Also if its sessions happen to have the right settings.
+    let error = refusal(&[("DATABASE__URL", &url), SECRET]);
+    assert!(error.contains("database.pooler"), "{error}");
+    // Also refused if the database gives all sessions the required settings.
     let mut admin = database.parse::<PgConnectOptions>().unwrap().connect().await.unwrap();
     let name = database.rsplit_once('/').unwrap().1;
     for setting in [
@@ -133,12 +133,12 @@ async fn a_pooler_of_transactions_is_refused_unless_the_setting_names_it_and_the
     let fresh =
         PgBouncer::start(&database, "pool_mode = transaction\nignore_startup_parameters = extra_float_digits,options")
             .await;
-    let said = refusal(&[("DATABASE__URL", &fresh.url(&database)), SECRET]);
-    assert!(said.contains("database.pooler") && said.contains("another connection"), "{said}");
-    let said = refusal(&[("DATABASE__URL", &url), ("DATABASE__POOLER", "true"), SECRET]);
-    assert!(said.contains("database.migrate_url"), "{said}");
+    let error = refusal(&[("DATABASE__URL", &fresh.url(&database)), SECRET]);
+    assert!(error.contains("database.pooler") && error.contains("another connection"), "{error}");
+    let error = refusal(&[("DATABASE__URL", &url), ("DATABASE__POOLER", "true"), SECRET]);
+    assert!(error.contains("database.migrate_url"), "{error}");
 
-    // With the defaults of PgBouncer, which refuses startup parameters.
+    // By default, PgBouncer refuses startup parameters.
     let plain = PgBouncer::start(&database, "pool_mode = transaction").await;
     let settings = [
         ("DATABASE__URL", plain.url(&database)),
@@ -152,15 +152,15 @@ async fn a_pooler_of_transactions_is_refused_unless_the_setting_names_it_and_the
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_pooler_of_sessions_is_refused_with_what_to_set_unless_its_sessions_have_the_settings() {
+async fn session_pooling_works_only_if_the_sessions_have_the_required_settings() {
     let database = Services::shared().database().await;
     let defaults = PgBouncer::start(&database, "pool_mode = session").await;
-    let said = refusal(&[("DATABASE__URL", &defaults.url(&database)), SECRET]);
-    assert!(said.contains("startup parameter") && said.contains("database.pooler"), "{said}");
+    let error = refusal(&[("DATABASE__URL", &defaults.url(&database)), SECRET]);
+    assert!(error.contains("startup parameter") && error.contains("database.pooler"), "{error}");
     let ignoring = "pool_mode = session\nignore_startup_parameters = extra_float_digits,options";
     let dropping = PgBouncer::start(&database, ignoring).await;
-    let said = refusal(&[("DATABASE__URL", &dropping.url(&database)), SECRET]);
-    assert!(said.contains("lock_timeout is 0") && said.contains("database.pooler"), "{said}");
+    let error = refusal(&[("DATABASE__URL", &dropping.url(&database)), SECRET]);
+    assert!(error.contains("lock_timeout is 0") && error.contains("database.pooler"), "{error}");
     let mut admin = database.parse::<PgConnectOptions>().unwrap().connect().await.unwrap();
     let name = database.rsplit_once('/').unwrap().1;
     for setting in [

@@ -1,4 +1,4 @@
-//! Pools over the socket: replaced, checked by their digest, and guarded by their version.
+//! Pools of one-time keys, over the socket: `replace`, `digest` and `expect_pool_version`.
 
 use base64::{Engine, engine::general_purpose::STANDARD};
 use sealwire::domain::Suite;
@@ -8,7 +8,7 @@ use uuid::Uuid;
 
 use crate::support::{Codec, KeySet, Socket, TestApp, code, sign_in};
 
-/// The digest that a client computes over the keys of its publishes, by the rule of docs/protocol.md.
+/// Computes the digest of published keys as `docs/protocol.md` defines it.
 fn digest(one_time: &[&Value], pq_one_time: &[&Value], signed: &Value, last_resort: Option<&Value>) -> String {
     let mut hash = Sha256::new();
     let sorted = |keys: &[&Value]| {
@@ -33,7 +33,7 @@ fn digest(one_time: &[&Value], pq_one_time: &[&Value], signed: &Value, last_reso
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_device_that_was_restored_from_its_backup_replaces_the_keys_that_it_lost() {
+async fn a_device_restored_from_a_backup_withdraws_the_keys_that_it_lost() {
     let app = TestApp::start(&[]);
     for codec in Codec::ALL {
         let owner = sign_in(&app, &format!("owner-{codec:?}@example.org")).await;
@@ -44,15 +44,15 @@ async fn a_device_that_was_restored_from_its_backup_replaces_the_keys_that_it_lo
         let mut backup = keys.complete(1..=3);
         backup["pq_one_time"] = json!([keys.pq_prekey(10), keys.pq_prekey(9)]);
         socket.request("keys.publish", backup.clone()).await;
-        // What the backup does not have.
+        // These keys are not in the backup.
         let lost: Vec<_> = (4..=6).map(|id| keys.prekey(id)).collect();
         socket.request("keys.publish", json!({ "one_time_prekeys": lost })).await;
 
-        let of = |field: &str| backup[field].as_array().unwrap().iter().collect::<Vec<_>>();
+        let list = |field: &str| backup[field].as_array().unwrap().iter().collect::<Vec<_>>();
         let (signed, last_resort) = (&backup["signed_prekey"], &backup["pq_last_resort"]);
-        let held = digest(&of("one_time_prekeys"), &of("pq_one_time"), signed, Some(last_resort));
+        let expected = digest(&list("one_time_prekeys"), &list("pq_one_time"), signed, Some(last_resort));
         let status = socket.request("keys.status", json!({ "digest": true })).await;
-        assert_ne!(status["digest"], held, "the server has keys that the device lost");
+        assert_ne!(status["digest"], expected, "the server has keys that the device lost");
         let replacement = json!({
             "replace": true,
             "expect_pool_version": status["pool_version"],
@@ -64,22 +64,22 @@ async fn a_device_that_was_restored_from_its_backup_replaces_the_keys_that_it_lo
         assert_eq!(reply["one_time"]["duplicate"], json!([1, 2, 3]));
         assert_eq!(reply["pq_one_time"]["withdrawn"], json!([]));
         let status = socket.request("keys.status", json!({ "digest": true })).await;
-        assert_eq!(status["digest"], held);
+        assert_eq!(status["digest"], expected);
         assert!(socket.request("keys.status", json!({})).await.get("digest").is_none());
 
-        // A repeat that comes late, after another publish.
+        // A repeat of the replacement after another publish.
         socket.request("keys.publish", json!({ "one_time_prekeys": [keys.prekey(20)] })).await;
         let late = socket.refused("keys.publish", replacement).await;
         assert_eq!((code(&late), &late["retryable"]), ("pool_changed", &json!(false)));
 
         let claiming = Socket::connect(&app, &claimer.token, codec).await;
-        let mut given = Vec::new();
+        let mut claimed = Vec::new();
         for _ in 0..4 {
             let params = json!({ "user_id": owner.user, "claim_id": Uuid::new_v4() });
             let bundles = claiming.request("keys.claim", params).await;
-            given.push(bundles["bundles"][0]["one_time_prekey"]["key_id"].as_u64().unwrap());
+            claimed.push(bundles["bundles"][0]["one_time_prekey"]["key_id"].as_u64().unwrap());
         }
-        assert_eq!(given, [1, 2, 3, 20], "none of the keys that it lost");
+        assert_eq!(claimed, [1, 2, 3, 20], "none of the lost keys is claimed");
     }
 }
 

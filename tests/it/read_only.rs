@@ -1,4 +1,4 @@
-//! A PostgreSQL that only reads, as after a failover: the node is not ready, and recovers without a restart.
+//! A read-only PostgreSQL, as after a failover: the node is not ready, and recovers without a restart.
 
 use reqwest::{Method, StatusCode};
 use serde_json::json;
@@ -14,7 +14,7 @@ async fn is_ready(server: &impl Server) -> bool {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_database_that_only_reads_makes_the_node_not_ready_until_it_can_be_written_again() {
+async fn a_read_only_database_makes_the_node_not_ready_until_it_is_writable_again() {
     let services = Services::private();
     let cluster = Cluster::start(&services, 1, &[]).await;
     let node = &cluster.nodes[0];
@@ -23,7 +23,7 @@ async fn a_database_that_only_reads_makes_the_node_not_ready_until_it_can_be_wri
     alice.send(&[&bob.person], "before").await;
     bob.receives("before").await;
     let admin: PgConnectOptions = cluster.database.parse().unwrap();
-    // As a demoted server: what is open stays open, and only reads.
+    // Like a primary that became a standby: connections stay open, but can only read.
     let read_only = async |on: bool| {
         let mut connection = admin.connect().await.unwrap();
         connection.execute("SET default_transaction_read_only = off").await.unwrap();
@@ -43,7 +43,7 @@ async fn a_database_that_only_reads_makes_the_node_not_ready_until_it_can_be_wri
     ] {
         assert_problem(&alice.socket.refused(op, params).await, "unavailable", op);
     }
-    // Reads are served, and prove nothing.
+    // Reads succeed, but do not make the node ready.
     for _ in 0..20 {
         alice.socket.request("keys.status", json!({})).await;
         alice.socket.request("devices.list", json!({})).await;

@@ -1,4 +1,4 @@
-//! Refused upgrades: why a token is not valid, and the event that shows a browser the reason.
+//! Refused upgrades: the reason why a token is not valid, and the refusal that a browser gets on the socket.
 
 use std::time::{Duration, Instant};
 
@@ -20,15 +20,15 @@ use crate::support::{
 
 const ORIGIN: &str = "https://chat.example";
 
-/// What a page sees of a refusal.
-struct SeenByPage {
+/// A refusal as a web page receives it.
+struct PageRefusal {
     event: Value,
     code: u16,
     reason: String,
 }
 
-/// Connects as a page does, with its token as a subprotocol.
-async fn connect_as_page(server: &impl Server, token: &str, codec: Codec) -> Result<SeenByPage, u16> {
+/// Connects as a web page does, with the token in a subprotocol. Returns the refusal, or the status of an HTTP error.
+async fn connect_as_page(server: &impl Server, token: &str, codec: Codec) -> Result<PageRefusal, u16> {
     let mut request = format!("ws://{}/v1/socket", server.address()).into_client_request().unwrap();
     let offer = format!("{}, sealwire.token.{token}", codec.subprotocol());
     request.headers_mut().insert("origin", HeaderValue::from_static(ORIGIN));
@@ -42,17 +42,17 @@ async fn connect_as_page(server: &impl Server, token: &str, codec: Codec) -> Res
     let began = Instant::now();
     let event = codec.decode(&stream.next().await.unwrap().unwrap()).unwrap();
     let Some(Ok(Message::Close(Some(close)))) = stream.next().await else { panic!("no close") };
-    // The client library has answered the close; the connection ends.
+    // The client library has answered the Close frame, so the server ends the connection.
     while let Some(Ok(_)) = timeout(PATIENCE, stream.next()).await.unwrap() {}
     assert!(began.elapsed() < PATIENCE);
-    Ok(SeenByPage { event, code: close.code.into(), reason: close.reason.to_string() })
+    Ok(PageRefusal { event, code: close.code.into(), reason: close.reason.to_string() })
 }
 
 fn app(more: &[(&'static str, &'static str)]) -> TestApp {
     TestApp::start(&[&[("SERVER__ALLOWED_ORIGINS", ORIGIN)][..], more].concat())
 }
 
-/// The reason that each way of presenting a token gets.
+/// Checks that the token is refused with this reason: over HTTP, in an `Authorization` header and in a subprotocol.
 async fn assert_reason(server: &impl Server, token: &str, reason: &str) {
     for method in [Method::GET, Method::DELETE] {
         let (status, body) = call(server, method, "/v1/auth/session", Some(token), None).await;
@@ -63,10 +63,10 @@ async fn assert_reason(server: &impl Server, token: &str, reason: &str) {
     let (answer, _) = request_upgrade(server, &headers).await;
     assert_eq!((answer.status, &answer.body["error"]["details"]), (401, &json!({ "reason": reason })));
     for codec in Codec::ALL {
-        let seen = connect_as_page(server, token, codec).await.expect("a refusal on the socket");
-        assert_eq!((seen.code, seen.reason.as_str()), (4507, "unauthorized"));
-        assert_eq!(seen.event["event"], "refused");
-        assert_eq!(seen.event["data"], answer.body["error"], "the same as other clients get");
+        let refusal = connect_as_page(server, token, codec).await.expect("a refusal on the socket");
+        assert_eq!((refusal.code, refusal.reason.as_str()), (4507, "unauthorized"));
+        assert_eq!(refusal.event["event"], "refused");
+        assert_eq!(refusal.event["data"], answer.body["error"], "the same error as in the HTTP response");
     }
 }
 
@@ -75,7 +75,7 @@ async fn socket(server: &impl Server, person: &Person) -> Socket {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_token_that_is_not_valid_is_refused_with_the_reason_everywhere() {
+async fn an_invalid_token_is_refused_with_the_reason_over_http_and_on_the_socket() {
     let app = app(&[]);
     let alice = sign_in(&app, "alice@example.org").await;
     let unknown = alice.token.replace(|c: char| c.is_ascii_lowercase(), "A");
@@ -90,7 +90,7 @@ async fn a_token_that_is_not_valid_is_refused_with_the_reason_everywhere() {
     current.request("session.logout", json!({})).await;
     assert_reason(&app, newer, "logged_out").await;
 
-    // A device that is revoked while it is offline learns to wipe its data, whatever ended its session before.
+    // The revocation replaces earlier reasons, so that a device that was offline still wipes its data.
     let revoking = socket(&app, &other).await;
     revoking.request("devices.revoke", json!({ "device_id": alice.device })).await;
     for token in [&alice.token, newer] {
@@ -100,8 +100,8 @@ async fn a_token_that_is_not_valid_is_refused_with_the_reason_everywhere() {
     for token in [&alice.token, &other.token] {
         assert_reason(&app, token, "account_deleted").await;
     }
-    let none = call(&app, Method::GET, "/v1/auth/session", None, None).await.1;
-    assert_eq!(none["error"]["details"]["reason"], "unknown");
+    let without_token = call(&app, Method::GET, "/v1/auth/session", None, None).await.1;
+    assert_eq!(without_token["error"]["details"]["reason"], "unknown");
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -116,7 +116,7 @@ async fn an_expired_session_can_be_renewed_by_signing_in_as_the_device() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_page_is_told_that_a_limit_was_reached_and_keeps_no_place() {
+async fn a_page_gets_the_refusal_of_a_network_limit_and_does_not_count_towards_it() {
     let app = app(&[("LIMITS__CONNECTIONS_PER_NETWORK", "2")]);
     let mut sockets = Vec::new();
     for name in ["a", "b"] {
@@ -124,26 +124,28 @@ async fn a_page_is_told_that_a_limit_was_reached_and_keeps_no_place() {
     }
     let late = sign_in(&app, "c@example.org").await;
     for codec in Codec::ALL {
-        let seen = connect_as_page(&app, &late.token, codec).await.expect("a refusal on the socket");
-        assert_eq!((seen.code, seen.reason.as_str()), (4004, "rate limited"));
-        assert_eq!(seen.event["data"]["code"], "rate_limited");
-        assert_eq!(seen.event["data"]["retryable"], true);
-        assert!(seen.event["data"]["retry_after_ms"].as_u64().is_some_and(|wait| wait > 0));
+        let refusal = connect_as_page(&app, &late.token, codec).await.expect("a refusal on the socket");
+        assert_eq!((refusal.code, refusal.reason.as_str()), (4004, "rate limited"));
+        assert_eq!(refusal.event["data"]["code"], "rate_limited");
+        assert_eq!(refusal.event["data"]["retryable"], true);
+        assert!(refusal.event["data"]["retry_after_ms"].as_u64().is_some_and(|wait| wait > 0));
     }
     drop(sockets.pop());
-    // Were the refused ones counted as sockets, there would be no room for this one.
-    eventually("there is room again", || async { Socket::try_connect(&app, &late.token, Codec::Json).await.map(drop) })
-        .await;
+    // Fails if refused connections count as open sockets.
+    eventually("the network is below its limit", || async {
+        Socket::try_connect(&app, &late.token, Codec::Json).await.map(drop)
+    })
+    .await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_page_is_told_that_the_server_is_full() {
+async fn a_page_gets_the_refusal_of_a_node_at_its_connection_limit() {
     let app = app(&[("SERVER__MAX_CONNECTIONS", "1")]);
     let _first = socket(&app, &sign_in(&app, "a@example.org").await).await;
     let late = sign_in(&app, "b@example.org").await;
-    let seen = connect_as_page(&app, &late.token, Codec::Json).await.expect("a refusal on the socket");
-    assert_eq!((seen.code, seen.reason.as_str()), (4003, "unavailable"));
-    assert_eq!(seen.event["data"]["code"], "unavailable");
+    let refusal = connect_as_page(&app, &late.token, Codec::Json).await.expect("a refusal on the socket");
+    assert_eq!((refusal.code, refusal.reason.as_str()), (4003, "unavailable"));
+    assert_eq!(refusal.event["data"]["code"], "unavailable");
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -155,7 +157,7 @@ async fn only_a_page_that_may_connect_gets_its_refusal_on_the_socket() {
     let unknown = format!("chat, {token}");
     for (origin, offer, status) in [
         (Some(ORIGIN), with_token.as_str(), 101),
-        // Also with a token that is none.
+        // A malformed token is refused on the socket too.
         (Some(ORIGIN), "sealwire.v1.json, sealwire.token.x", 101),
         (Some(ORIGIN), json, 401),
         (Some(ORIGIN), token.as_str(), 400),
@@ -171,13 +173,13 @@ async fn only_a_page_that_may_connect_gets_its_refusal_on_the_socket() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_refused_connection_ends_even_if_the_page_never_answers() {
+async fn a_refused_connection_ends_even_if_the_page_does_not_answer_the_close() {
     let app = app(&[]);
     let offer = format!("sealwire.v1.json, sealwire.token.{}", "A".repeat(43));
     let headers = [&HANDSHAKE[..], &[("Origin", ORIGIN), ("Sec-WebSocket-Protocol", offer.as_str())]].concat();
     let (answer, mut socket) = request_upgrade(&app, &headers).await;
     assert_eq!(answer.status, 101);
     assert_eq!(socket.message().await.unwrap()["event"], "refused");
-    // Waits for the end of the stream as well.
+    // `close_code` also waits for the end of the stream.
     assert_eq!(socket.close_code().await, 4507);
 }

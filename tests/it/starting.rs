@@ -1,5 +1,5 @@
-//! How the server starts: signals meanwhile, databases that it cannot use, settings that it must refuse, and how an operator
-//! finds out before.
+//! Starting the server: signals during the start, unusable databases and mail servers, invalid settings, and
+//! `check-config`, with which an operator finds them before a start.
 
 use std::{
     fs,
@@ -45,15 +45,16 @@ fn stderr(output: &Output) -> String {
     String::from_utf8_lossy(&output.stderr).into_owned()
 }
 
-/// A server that starts; it is killed if the test fails.
-struct Starting(Child);
+/// A running process. It is killed when this is dropped.
+struct RunningProcess(Child);
 
-impl Starting {
+impl RunningProcess {
     fn signal(&self, signal: Signal) {
         kill_process(Pid::from_raw(i32::try_from(self.0.id()).unwrap()).unwrap(), signal).unwrap();
     }
 
-    async fn ended(&mut self) -> (Option<i32>, String) {
+    /// Waits until the process ends. Returns its exit code and its log.
+    async fn wait(&mut self) -> (Option<i32>, String) {
         let child = tokio::sync::Mutex::new(&mut self.0);
         let status = eventually("the process ends", async || child.lock().await.try_wait().unwrap()).await;
         let mut log = String::new();
@@ -62,7 +63,7 @@ impl Starting {
     }
 }
 
-impl Drop for Starting {
+impl Drop for RunningProcess {
     fn drop(&mut self) {
         let _ = self.0.kill();
         let _ = self.0.wait();
@@ -71,28 +72,29 @@ impl Drop for Starting {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_signal_ends_a_start_that_waits_for_its_database() {
-    // A database that takes connections and never answers.
+    // A database that accepts connections and never answers.
     let silent = TcpListener::bind("127.0.0.1:0").unwrap();
     let url = format!("postgres://u:p@{}/db", silent.local_addr().unwrap());
     for signal in [Signal::TERM, Signal::INT] {
         for (arguments, code) in [(&["serve"][..], 0), (&["migrate"], 143)] {
             let folder = TempDir::new().unwrap();
-            let mut starting =
-                Starting(command(folder.path(), arguments, &[("SEALWIRE__DATABASE__URL", &url)]).spawn().unwrap());
-            // It has connected, so it has long installed its handlers.
+            let mut starting = RunningProcess(
+                command(folder.path(), arguments, &[("SEALWIRE__DATABASE__URL", &url)]).spawn().unwrap(),
+            );
+            // It has connected, so its signal handlers are installed.
             let (_connection, _) = silent.accept().unwrap();
             let began = Instant::now();
             starting.signal(signal);
-            let (status, log) = starting.ended().await;
+            let (status, log) = starting.wait().await;
             assert_eq!(status, Some(code), "{arguments:?}: {log}");
-            assert!(began.elapsed() < Duration::from_secs(9), "not by the database's time limit");
+            assert!(began.elapsed() < Duration::from_secs(9), "it ended before the database timeout");
             assert!(log.contains("stopped by a signal"), "{log}");
         }
     }
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_database_that_is_down_is_named_at_once_with_the_cause() {
+async fn an_unreachable_database_is_reported_at_once_with_its_address_and_the_cause() {
     let folder = TempDir::new().unwrap();
     let free = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
     let url = format!("postgres://u:hunter2@{free}/db");
@@ -101,14 +103,14 @@ async fn a_database_that_is_down_is_named_at_once_with_the_cause() {
         let output = run(folder.path(), &[command], &[("SEALWIRE__DATABASE__URL", &url)]);
         assert_eq!(output.status.code(), Some(1));
         assert!(began.elapsed() < PATIENCE);
-        let said = stderr(&output);
-        assert!(said.contains(&free.to_string()) && said.to_lowercase().contains("refused"), "{said}");
-        assert!(!said.contains("hunter2") && !said.contains("timed out"), "{said}");
+        let errors = stderr(&output);
+        assert!(errors.contains(&free.to_string()) && errors.to_lowercase().contains("refused"), "{errors}");
+        assert!(!errors.contains("hunter2") && !errors.contains("timed out"), "{errors}");
     }
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_foreign_database_is_left_alone() {
+async fn a_database_of_another_application_is_refused() {
     let folder = TempDir::new().unwrap();
     let postgres = Services::shared().database().await;
     let mut admin = postgres.parse::<PgConnectOptions>().unwrap().connect().await.unwrap();
@@ -136,7 +138,7 @@ async fn a_foreign_database_is_left_alone() {
 }
 
 #[test]
-fn migrating_says_what_it_did() {
+fn migrate_prints_whether_it_applied_migrations() {
     let folder = TempDir::new().unwrap();
     let first = run(folder.path(), &["migrate"], &[]);
     assert!(first.status.success() && stdout(&first).contains("migrations were applied"), "{}", stdout(&first));
@@ -144,11 +146,11 @@ fn migrating_says_what_it_did() {
     assert_eq!(stdout(&second), "the database is up to date: no migration was needed\n");
 }
 
-/// Settings that a start refuses are refused by a check, and no part of a secret is shown.
 #[test]
-fn a_check_refuses_what_a_start_refuses_and_repeats_no_secret() {
+fn check_config_and_serve_refuse_the_same_settings_and_print_no_secret() {
     let folder = TempDir::new().unwrap();
-    for (name, value, says, never) in [
+    for (name, value, expected, secret) in [
+        // A NUL means that the setting contains no secret.
         ("BUS__URL", "redis://:p#ss@127.0.0.1:6379", ["bus.url", "percent-encode"], "p#ss"),
         ("BUS__URL", "redis://", ["bus.url", "redis://"], "\0"),
         ("BUS__URL", "redis-sentinel://a,b", ["bus.url", "master=NAME"], "\0"),
@@ -169,17 +171,17 @@ fn a_check_refuses_what_a_start_refuses_and_repeats_no_secret() {
         for arguments in [&["check-config"][..], &["serve"]] {
             let output = run(folder.path(), arguments, &[(&name, value)]);
             assert_eq!(output.status.code(), Some(1), "{name} {value}: {}", stdout(&output));
-            let said = stderr(&output);
-            assert!(says.iter().all(|part| said.contains(part)), "{said}");
-            assert!(!said.contains(never), "{said}");
+            let errors = stderr(&output);
+            assert!(expected.iter().all(|part| errors.contains(part)), "{errors}");
+            assert!(!errors.contains(secret), "{errors}");
             assert!(stdout(&output).is_empty());
         }
     }
-    assert!(!folder.path().join("sealwire.db").exists(), "nothing was begun");
+    assert!(!folder.path().join("sealwire.db").exists(), "no database was created");
 }
 
 #[test]
-fn an_environment_variable_that_resembles_a_setting_is_warned_of() {
+fn an_environment_variable_that_resembles_a_setting_causes_a_warning() {
     let folder = TempDir::new().unwrap();
     let output = run(
         folder.path(),
@@ -187,13 +189,13 @@ fn an_environment_variable_that_resembles_a_setting_is_warned_of() {
         &[("SEALWIRE_SERVER_BIND", "127.0.0.1:9000"), ("SEALWIRE_UNRELATED", "x"), ("SEALWIRE_HOME", "x")],
     );
     assert!(output.status.success());
-    let said = stderr(&output);
-    assert!(said.contains("SEALWIRE_SERVER_BIND is ignored; did you mean SEALWIRE__SERVER__BIND?"), "{said}");
-    assert!(!said.contains("UNRELATED") && !said.contains("SEALWIRE_HOME"), "{said}");
+    let errors = stderr(&output);
+    assert!(errors.contains("SEALWIRE_SERVER_BIND is ignored; did you mean SEALWIRE__SERVER__BIND?"), "{errors}");
+    assert!(!errors.contains("UNRELATED") && !errors.contains("SEALWIRE_HOME"), "{errors}");
 }
 
 #[test]
-fn a_check_prints_toml_that_says_where_each_value_comes_from_and_hides_secrets() {
+fn check_config_prints_toml_with_the_source_of_each_value_and_hides_secrets() {
     let folder = TempDir::new().unwrap();
     let file = folder.path().join("sealwire.toml");
     fs::write(&file, "[auth]\nmax_devices = 41\nsession_days = 7\n").unwrap();
@@ -220,11 +222,11 @@ fn a_check_prints_toml_that_says_where_each_value_comes_from_and_hides_secrets()
         assert!(shown.lines().any(|shown| shown == line), "{line} in {shown}");
     }
     assert!(!shown.contains("hunter") && !shown.contains(&STANDARD.encode([7; 32])));
-    assert!(!folder.path().join("sealwire.db").exists(), "a check changes nothing");
+    assert!(!folder.path().join("sealwire.db").exists(), "check-config creates no database");
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_check_that_connects_tries_every_backend() {
+async fn check_config_with_connect_tries_every_backend() {
     let folder = TempDir::new().unwrap();
     let services = Services::shared();
     let (database, mail) = (services.database().await, MailServer::start().await);
@@ -242,11 +244,11 @@ async fn a_check_that_connects_tries_every_backend() {
     .await
     .unwrap();
     assert!(output.status.success(), "{}", stderr(&output));
-    let said = stderr(&output);
+    let errors = stderr(&output);
     for line in ["database: the database answers", "bus: Redis answers", "mailer: the test mail was sent"] {
-        assert!(said.contains(line), "{said}");
+        assert!(errors.contains(line), "{errors}");
     }
-    eventually("the test mail is there", async || {
+    eventually("the test mail has arrived", async || {
         mail.state.mails().iter().any(|mail| mail.data.contains("A test mail of Sealwire")).then_some(())
     })
     .await;
@@ -264,36 +266,37 @@ async fn a_check_that_connects_tries_every_backend() {
         let output = run(folder.path(), &["check-config", "--connect"], &settings);
         assert_eq!(output.status.code(), Some(1));
         assert!(stderr(&output).contains(part), "{}", stderr(&output));
-        assert!(!stdout(&output).is_empty(), "the settings are printed all the same");
+        assert!(!stdout(&output).is_empty(), "the settings are printed nevertheless");
     }
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_mail_server_that_is_down_is_a_warning_at_the_start() {
+async fn an_unreachable_mail_server_causes_a_warning_at_the_start() {
     let folder = TempDir::new().unwrap();
     let free = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
     let url = format!("smtp://{free}");
     let log = folder.path().join("server.log");
     let mut command = command(folder.path(), &["serve"], &[("SEALWIRE__MAILER__URL", &url)]);
-    let mut server = Starting(command.stderr(fs::File::create(&log).unwrap()).stdout(Stdio::null()).spawn().unwrap());
+    let mut server =
+        RunningProcess(command.stderr(fs::File::create(&log).unwrap()).stdout(Stdio::null()).spawn().unwrap());
     let read = || fs::read_to_string(&log).unwrap();
-    eventually("it serves and warns", async || {
+    eventually("the server listens and has logged the warning", async || {
         let log = read();
         (log.contains("\"listening\"") && log.contains("no mail can be sent now")).then_some(())
     })
     .await;
     server.signal(Signal::TERM);
     let child = tokio::sync::Mutex::new(&mut server.0);
-    let status = eventually("it stops", async || child.lock().await.try_wait().unwrap()).await;
+    let status = eventually("the server stops", async || child.lock().await.try_wait().unwrap()).await;
     assert!(status.success());
 }
 
 #[test]
-fn a_mail_folder_that_cannot_be_made_is_named_with_its_setting() {
+fn a_mail_folder_that_cannot_be_created_is_reported_with_its_setting() {
     let folder = TempDir::new().unwrap();
     fs::write(folder.path().join("file"), "").unwrap();
     let output = run(folder.path(), &["serve"], &[("SEALWIRE__MAILER__URL", "file:file/mail")]);
     assert_eq!(output.status.code(), Some(1));
-    let said = stderr(&output);
-    assert!(said.contains("mailer.url") && said.contains("file/mail"), "{said}");
+    let errors = stderr(&output);
+    assert!(errors.contains("mailer.url") && errors.contains("file/mail"), "{errors}");
 }

@@ -105,7 +105,7 @@ impl SocketRequest for LogoutRequest {
     type Reply = EmptyReply;
 }
 
-/// Why no valid session has a token: `details.reason` of `unauthorized`.
+/// Why a token is not valid: `details.reason` of `unauthorized`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum InvalidTokenReason {

@@ -24,8 +24,8 @@ pub enum Codec {
     MsgPack,
 }
 
-/// The bytes are not exactly one value of the expected type. The text never quotes the input, except names of the
-/// protocol's own fields.
+/// The bytes are not exactly one value of the expected type. The error text quotes nothing of the input except names of
+/// the protocol's own fields.
 #[derive(Debug, PartialEq, Eq, Error)]
 pub enum DecodeError {
     /// A required field is absent.
@@ -43,7 +43,7 @@ pub enum DecodeError {
         expected: String,
     },
     /// The input is malformed, or no single field is at fault.
-    #[error("a field has the wrong type or value")]
+    #[error("malformed, or a field has the wrong type or value")]
     Malformed,
 }
 

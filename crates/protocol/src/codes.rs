@@ -107,7 +107,8 @@ close_codes! {
     Draining       4000 "draining";
     /// Nothing was received for a minute.
     Idle           4001 "idle";
-    /// The client does not read what it is sent, or has been silent while frames or acks were due.
+    /// The client does not read the frames sent to it, or nothing was received for a minute while frames were queued or
+    /// messages were unacked.
     SlowConsumer   4002 "slow consumer";
     /// The connection could not be opened, for example because the store failed.
     Unavailable    4003 "unavailable";
@@ -123,7 +124,7 @@ close_codes! {
     Displaced      4503 "displaced";
     /// The client violated the WebSocket protocol or the frame format.
     ProtocolError  4504 "protocol error";
-    /// The client announced a message larger than the limit.
+    /// The client sent the header of a message that is larger than the limit.
     FrameTooLarge  4505 "frame too large";
     /// The account was deleted.
     AccountDeleted 4506 "account deleted";

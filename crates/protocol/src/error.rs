@@ -81,7 +81,7 @@ pub enum ErrorDetails {
     },
     /// With `devices_mismatch`.
     Mismatch {
-        /// Addressable devices of the recipient that were not named.
+        /// Addressable devices of the recipient that the request does not contain.
         missing: Vec<DeviceId>,
         /// Devices in the request that cannot receive messages, or that it contains twice.
         extra: Vec<DeviceId>,

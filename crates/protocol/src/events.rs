@@ -21,7 +21,7 @@ pub enum Event<'a> {
     /// response, which they would not show to the page.
     #[serde(rename = "refused")]
     Refused(Box<ErrorBody>),
-    /// The first frame of every socket.
+    /// The first frame of every socket whose upgrade was not refused.
     #[serde(rename = "welcome")]
     Welcome(Box<Welcome>),
     /// A pool of the device's one-time keys is low.
@@ -31,7 +31,7 @@ pub enum Event<'a> {
         kind: Named<KeyKind>,
         /// Unissued keys in it.
         remaining: u32,
-        /// The level at or below which a pool is announced.
+        /// A pool with at most this many keys is announced as low.
         threshold: u32,
         /// If it is smaller than the `pool_version` of the client's last publish, the event is outdated.
         pool_version: i64,

@@ -98,7 +98,7 @@ impl<'a, T: SocketRequest> RequestFrame<'a, T> {
 pub struct RequestOutline {
     /// Repeated in the reply.
     pub id: RequestId,
-    /// The op, or why the request is refused regardless of its parameters.
+    /// The op, or why the request is refused before its parameters are decoded.
     pub op: Result<Op, OutlineError>,
     has_params: bool,
 }
@@ -113,7 +113,7 @@ pub enum OutlineError {
     #[error("op must be a string")]
     OpIsNotText,
     /// `op` contains a NUL character.
-    #[error("text must not hold NUL")]
+    #[error("text must not contain NUL")]
     Nul,
     /// `params` is not a map.
     #[error("params must be a map")]

@@ -14,7 +14,7 @@ pub struct Window {
     max_bytes: usize,
     unacked: VecDeque<Unacked>,
     bytes: usize,
-    /// Whether the next envelope did not fit, into the window or the outbox. An ack clears it.
+    /// Whether an envelope did not fit into the window or the outbox. Cleared by an ack and by [`Window::unblock`].
     is_blocked: bool,
 }
 
@@ -53,12 +53,12 @@ impl Window {
         self.is_blocked = false;
     }
 
-    /// Whether an envelope did not fit and no ack has come since.
+    /// Whether an envelope did not fit, and there was neither an ack nor [`Self::unblock`] since.
     pub fn is_blocked(&self) -> bool {
         self.is_blocked
     }
 
-    /// Whether nothing more may be sent before an ack.
+    /// Whether nothing more may be sent before an ack or [`Self::unblock`].
     pub fn is_full(&self) -> bool {
         self.is_blocked || self.unacked.len() >= MAX_UNACKED
     }
@@ -98,8 +98,8 @@ impl Window {
         self.unacked.iter().find(|unacked| unacked.sent_at + RESEND_TIMEOUT <= now).map(|unacked| unacked.seq)
     }
 
-    /// Records a read of the envelopes after `after` and up to `through`: of those, the mailbox still holds only
-    /// `stored` (sorted). They count as sent now; the others are removed from the window.
+    /// Records a read of the envelopes after `after` and up to `through`. Those in `stored` (sorted) are still in the
+    /// mailbox and count as sent now. The others are removed from the window.
     pub fn mark_resent(&mut self, after: i64, through: i64, stored: &[i64], now: Instant) {
         let was_read = |seq: i64| seq > after && seq <= through;
         self.remove(|seq| was_read(seq) && stored.binary_search(&seq).is_err());

@@ -52,8 +52,8 @@ impl DeviceConnection {
         self.upgraded_at.elapsed()
     }
 
-    /// Returns a random part of `span`, always the same for one session. Used to spread what many connections do at the
-    /// same time over `span`.
+    /// Returns a random duration up to `span`, always the same one for the same session. Spreads over `span` what many
+    /// connections would otherwise do at the same time.
     pub fn jitter_within(&self, span: Duration) -> Duration {
         let id = self.session.caller.session.0;
         let random = u32::from_le_bytes(id.as_bytes()[12..16].try_into().unwrap_or_default());

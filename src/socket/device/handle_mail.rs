@@ -175,7 +175,7 @@ impl OpenState {
         self.read_mail(connection, ctx)
     }
 
-    /// Sends the envelopes of a page that was read.
+    /// Sends the envelopes of a page. If the page could not be read, reads again later.
     fn handle_page(
         &mut self,
         connection: &DeviceConnection,

@@ -19,7 +19,7 @@ use crate::{
 /// The part of a connection that exists only while it is open. The methods take the [`DeviceConnection`] to which it
 /// belongs.
 pub struct OpenState {
-    /// The connection's epoch: of two connections of a device, the higher one stays.
+    /// The connection's epoch. Of two connections of a device, the one with the higher epoch stays.
     pub(super) epoch: i64,
     /// Whether the node is stopping. Requests are no longer read then.
     is_draining: bool,

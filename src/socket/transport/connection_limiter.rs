@@ -26,7 +26,7 @@ use crate::{
 const MAX_REFUSALS: usize = 128;
 /// How long to wait for the first byte of a refused client's request.
 const FIRST_BYTE_TIMEOUT: Duration = Duration::from_secs(1);
-/// How long writing a refusal may take. It fits into the send buffer of any socket.
+/// How long writing a refusal may take. The refusal is smaller than the send buffer of any socket.
 const RESPONSE_TIMEOUT: Duration = Duration::from_secs(1);
 
 /// Accepts or refuses new TCP connections. Clones share the counts.

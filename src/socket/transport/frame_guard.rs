@@ -195,7 +195,7 @@ mod tests {
 
     /// What a guard reports about a stream of bytes.
     #[derive(Debug, Default, PartialEq)]
-    struct Verdict {
+    struct Report {
         frames: Vec<DeclaredFrame>,
         violation: Option<Violation>,
         closed: bool,
@@ -203,9 +203,9 @@ mod tests {
         passed: usize,
     }
 
-    fn judge<'a>(pieces: impl IntoIterator<Item = &'a [u8]>) -> Verdict {
+    fn inspect_all<'a>(pieces: impl IntoIterator<Item = &'a [u8]>) -> Report {
         let mut guard = FrameGuard::new(MAX);
-        let mut verdict = Verdict::default();
+        let mut report = Report::default();
         // Where, in the whole stream, the frame being parsed begins.
         let mut frame_start = 0;
         let mut offset = 0;
@@ -219,23 +219,23 @@ mod tests {
                 seen += inspection.seen;
                 match inspection.result {
                     InspectionResult::EndOfBytes => break,
-                    InspectionResult::Frame(frame) => verdict.frames.push(frame),
-                    InspectionResult::Closed => verdict.closed = true,
-                    InspectionResult::Violation(violation) => verdict.violation = Some(violation),
+                    InspectionResult::Frame(frame) => report.frames.push(frame),
+                    InspectionResult::Closed => report.closed = true,
+                    InspectionResult::Violation(violation) => report.violation = Some(violation),
                 }
-                if verdict.closed || verdict.violation.is_some() {
-                    verdict.passed = frame_start;
-                    return verdict;
+                if report.closed || report.violation.is_some() {
+                    report.passed = frame_start;
+                    return report;
                 }
             }
             offset += piece.len();
         }
-        verdict.passed = offset;
-        verdict
+        report.passed = offset;
+        report
     }
 
     fn violation(bytes: &[u8]) -> Option<Violation> {
-        judge([bytes]).violation
+        inspect_all([bytes]).violation
     }
 
     #[test]
@@ -248,17 +248,17 @@ mod tests {
             frame(0x82, b""),
         ]
         .concat();
-        let verdict = judge([&bytes[..]]);
-        let reported: Vec<_> = verdict.frames.iter().map(|f| (f.starts_message, f.fin, f.message_bytes)).collect();
+        let report = inspect_all([&bytes[..]]);
+        let reported: Vec<_> = report.frames.iter().map(|f| (f.starts_message, f.fin, f.message_bytes)).collect();
         assert_eq!(
             reported,
             [(true, true, 5), (true, false, 200), (false, true, 0), (false, true, 500), (true, true, 0)]
         );
-        assert_eq!((verdict.violation, verdict.passed), (None, bytes.len()));
+        assert_eq!((report.violation, report.passed), (None, bytes.len()));
     }
 
     #[test]
-    fn the_verdict_is_the_same_at_every_split_point() {
+    fn the_report_is_the_same_at_every_split_point() {
         let good = [frame(0x81, b"hello"), frame(0x02, &[7; 200]), frame(0x8a, b""), frame(0x80, b"x")];
         let endings = [
             frame(0x88, b"\x03\xe8"),
@@ -269,21 +269,21 @@ mod tests {
         ];
         for ending in endings {
             let bytes = [good.concat(), ending, frame(0x81, b"after")].concat();
-            let whole = judge([&bytes[..]]);
+            let whole = inspect_all([&bytes[..]]);
             assert!(whole.closed || whole.violation.is_some());
             for at in 0..=bytes.len() {
-                assert_eq!(judge([&bytes[..at], &bytes[at..]]), whole, "split at {at}");
+                assert_eq!(inspect_all([&bytes[..at], &bytes[at..]]), whole, "split at {at}");
             }
-            assert_eq!(judge(bytes.chunks(1)), whole, "byte by byte");
+            assert_eq!(inspect_all(bytes.chunks(1)), whole, "byte by byte");
         }
     }
 
     #[test]
     fn frames_before_a_violation_are_passed_on_and_its_own_bytes_are_not() {
         let bytes = [frame(0x81, b"fine"), header(0x82, MAX + 1)].concat();
-        let verdict = judge([&bytes[..]]);
-        assert_eq!(verdict.violation, Some(Violation::FrameTooLarge));
-        assert_eq!(verdict.passed, frame(0x81, b"fine").len());
+        let report = inspect_all([&bytes[..]]);
+        assert_eq!(report.violation, Some(Violation::FrameTooLarge));
+        assert_eq!(report.passed, frame(0x81, b"fine").len());
     }
 
     #[test]
@@ -322,12 +322,12 @@ mod tests {
     #[test]
     fn bytes_after_a_close_frame_are_ignored() {
         let bytes = [frame(0x88, b""), vec![0xff; 50]].concat();
-        let verdict = judge([&bytes[..]]);
-        assert_eq!((verdict.violation, verdict.closed, verdict.passed), (None, true, 6));
+        let report = inspect_all([&bytes[..]]);
+        assert_eq!((report.violation, report.closed, report.passed), (None, true, 6));
     }
 
     #[test]
-    fn an_incomplete_message_is_noticed() {
+    fn a_message_is_incomplete_until_its_last_frame() {
         let mut guard = FrameGuard::new(MAX);
         let mut after = |bytes: &[u8]| {
             let mut seen = 0;
@@ -346,7 +346,7 @@ mod tests {
     proptest! {
         /// Mostly valid frames, some of them damaged, split at random positions.
         #[test]
-        fn chunking_does_not_change_the_verdict(
+        fn splitting_does_not_change_the_report(
             frames in vec((prop_oneof![Just(0x81u8), Just(0x02), Just(0x00), Just(0x80), Just(0x89), any::<u8>()],
                            vec(any::<u8>(), 0..300)), 0..8),
             damage in proptest::option::of((any::<prop::sample::Index>(), any::<u8>())),
@@ -362,12 +362,12 @@ mod tests {
             cuts.insert(0, 0);
             cuts.push(bytes.len());
             let pieces = cuts.windows(2).map(|pair| &bytes[pair[0]..pair[1]]);
-            prop_assert_eq!(judge(pieces), judge([&bytes[..]]));
+            prop_assert_eq!(inspect_all(pieces), inspect_all([&bytes[..]]));
         }
 
         #[test]
         fn arbitrary_bytes_never_panic(bytes in vec(any::<u8>(), 0..2000), size in 1usize..50) {
-            prop_assert_eq!(judge(bytes.chunks(size)), judge([&bytes[..]]));
+            prop_assert_eq!(inspect_all(bytes.chunks(size)), inspect_all([&bytes[..]]));
         }
     }
 }

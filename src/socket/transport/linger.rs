@@ -1,4 +1,4 @@
-//! Closes a connection such that the peer can still read what was sent last.
+//! Closes a connection in a way that lets the peer read the last bytes that were sent.
 
 use std::{
     future::Future,

@@ -1,5 +1,5 @@
-//! Tracks in memory which keys the claims of a batch have and still need, so that a batch takes one statement for each
-//! kind of key.
+//! Tracks in memory which keys the claims of a batch have and still need, so that one statement takes all keys of a
+//! kind.
 
 use std::collections::{BTreeSet, HashMap, HashSet};
 
@@ -79,17 +79,18 @@ impl Assignment {
 /// One assignment per claim and device, in batch order. Repeats within the batch share one.
 pub struct Assignments {
     all: Vec<Assignment>,
-    places: HashMap<AssignmentId, usize>,
+    /// Indexes in `all`.
+    indexes: HashMap<AssignmentId, usize>,
 }
 
 impl Assignments {
     /// Empty assignments for the bundles that answer these claims.
     pub fn new(items: &[ClaimRequest], answers: &[Result<Bundles, StoreError>]) -> Self {
-        let mut assignments = Self { all: Vec::new(), places: HashMap::new() };
+        let mut assignments = Self { all: Vec::new(), indexes: HashMap::new() };
         for (index, (item, answer)) in items.iter().zip(answers).enumerate() {
             for bundle in answer.iter().flat_map(|answer| &answer.bundles) {
                 let id = AssignmentId::of(item, bundle.device_id);
-                assignments.places.entry(id).or_insert_with(|| {
+                assignments.indexes.entry(id).or_insert_with(|| {
                     assignments.all.push(Assignment {
                         id,
                         item: index,
@@ -106,7 +107,7 @@ impl Assignments {
         assignments
     }
 
-    /// Reads and assigns the keys that earlier runs of the same claims took.
+    /// Reads the keys that earlier runs of the same claims took, and assigns them.
     pub async fn load_earlier(&mut self, tx: &mut Tx<'_>) -> Result<(), StoreError> {
         let all: Vec<_> = self.all.iter().map(|one| one.id).collect();
         let found = tx.query(sql::CLAIMED_ONE_TIME).bind_rows(columns(&all)).fetch_all().await?;
@@ -129,8 +130,8 @@ impl Assignments {
         }
     }
 
-    /// Takes the oldest unlocked keys for all assignments that lack some and may take them. Returns the pools they came
-    /// from.
+    /// Takes the oldest unlocked keys for all assignments that lack some and may take them. Returns the pools of these
+    /// keys.
     pub async fn take_keys(&mut self, tx: &mut Tx<'_>, now: Timestamp) -> Result<BTreeSet<KeyPool>, StoreError> {
         let unmet = columns(&self.unmet(KeyKind::OneTime));
         let taken = tx.query(sql::CLAIM_ONE_TIME).bind_rows(unmet).bind(now.to_utc()).fetch_all().await?;
@@ -186,8 +187,8 @@ impl Assignments {
         let mut waiting = Vec::new();
         for bundle in &mut answer.bundles {
             let device = bundle.device_id;
-            let place = self.places.get(&AssignmentId::of(item, device));
-            let Some(one) = place.and_then(|place| self.all.get(*place)) else { continue };
+            let index = self.indexes.get(&AssignmentId::of(item, device));
+            let Some(one) = index.and_then(|index| self.all.get(*index)) else { continue };
             set_one_time(bundle, one.one_time.clone(), one.allowed);
             if let Some(key) = &one.pq {
                 bundle.pq_prekey = Some(key.clone());
@@ -202,16 +203,17 @@ impl Assignments {
         }
     }
 
+    /// The assignments that lack a key of this kind and may take one.
     fn unmet(&self, kind: KeyKind) -> Vec<AssignmentId> {
         self.all.iter().filter(|one| one.allowed && one.lacks(kind)).map(|one| one.id).collect()
     }
 
     fn get_mut(&mut self, claimer: Uuid, claim: Uuid, device: Uuid) -> Option<&mut Assignment> {
-        let place = self.places.get(&AssignmentId { claimer, claim, device })?;
-        self.all.get_mut(*place)
+        let index = self.indexes.get(&AssignmentId { claimer, claim, device })?;
+        self.all.get_mut(*index)
     }
 
-    /// Returns the devices that own the keys.
+    /// Assigns keys. Returns the devices that own them.
     fn assign_one_time(&mut self, found: Vec<OneTimeRow>) -> Result<Vec<DeviceId>, StoreError> {
         let mut devices = Vec::with_capacity(found.len());
         for row in found {
@@ -224,7 +226,7 @@ impl Assignments {
         Ok(devices)
     }
 
-    /// Returns the devices that own the keys.
+    /// Assigns keys. Returns the devices that own them.
     fn assign_pq(&mut self, found: Vec<PqRow>) -> Result<Vec<DeviceId>, StoreError> {
         let mut devices = Vec::with_capacity(found.len());
         for row in found {

@@ -21,7 +21,7 @@ use crate::{
     },
 };
 
-/// Maximum number of attempts of a claim that loses to a parallel repeat of itself.
+/// Maximum number of attempts if a parallel repeat of the same claim writes first.
 const TRIES: usize = 4;
 
 /// The statements of a blocking claim for a pool of one kind.
@@ -101,7 +101,7 @@ impl Claims {
         device: DeviceId,
         kind: KeyKind,
     ) -> Result<Option<R>, StoreError> {
-        let mut lost = 1;
+        let mut tries = 1;
         loop {
             match self.store.retrying(|| self.take_or_wait(request, device, kind)).await {
                 Ok(Some(row)) => return Ok(Some(row)),
@@ -111,7 +111,7 @@ impl Claims {
                     }
                 }
                 // A parallel repeat of the same claim was first; the next run finds its key.
-                Err(StoreError::Data(_)) if lost < TRIES => lost += 1,
+                Err(StoreError::Data(_)) if tries < TRIES => tries += 1,
                 Err(error) => return Err(error),
             }
         }

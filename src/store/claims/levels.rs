@@ -19,7 +19,7 @@ use crate::{
     },
 };
 
-/// Maximum number of counts of a pool that is refilled in between.
+/// Maximum number of times that a pool is counted, if it changes between the count and the update.
 const COUNT_TRIES: usize = 3;
 
 /// Device, unissued keys, pool version, number of announced levels.
@@ -33,6 +33,7 @@ pub struct LowPool {
     is_new: bool,
 }
 
+/// The statements that count pools and that raise the number of announced levels.
 fn statements(kind: KeyKind) -> (Sql, Sql) {
     match kind {
         KeyKind::OneTime => (sql::LOW_ONE_TIME, sql::ANNOUNCE_ONE_TIME),
@@ -40,8 +41,8 @@ fn statements(kind: KeyKind) -> (Sql, Sql) {
     }
 }
 
-/// Counts pools, and raises the number of announced levels of those that have fallen further. A pool that is refilled
-/// between the two is counted again.
+/// Counts pools, and raises the number of announced levels of those that have fallen to further levels. A pool that
+/// another node announces or that is refilled between the two is counted again.
 pub async fn low_pools(
     tx: &mut Tx<'_>,
     pools: &BTreeSet<KeyPool>,

@@ -13,6 +13,7 @@ impl<'a> TakenTokens<'a> {
         Self { drain, pairs: Vec::new() }
     }
 
+    /// Takes a token. Returns whether there was one.
     pub fn take(&mut self, user: UserId, target: DeviceId, now: Timestamp) -> bool {
         let taken = self.drain.take((user, target), now).is_ok();
         if taken {

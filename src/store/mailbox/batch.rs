@@ -60,8 +60,8 @@ impl<'a> MailBatch<'a> {
     /// For each ack, whether its session is valid.
     pub fn valid_acks(&self, input: &PlanInput) -> Vec<bool> {
         let is_valid = |ack: &&AckRequest| {
-            let sender = input.sessions.get(&ack.caller.session);
-            sender.is_some_and(|sender| sender.device == ack.caller.device && sender.expires_at > ack.now)
+            let session = input.sessions.get(&ack.caller.session);
+            session.is_some_and(|session| session.device == ack.caller.device && session.expires_at > ack.now)
         };
         self.acks.iter().map(is_valid).collect()
     }

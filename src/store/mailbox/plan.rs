@@ -109,9 +109,9 @@ struct Planner<'a> {
 
 impl Planner<'_> {
     fn send(&mut self, item: &SendRequest) -> Result<AcceptedMessage, StoreError> {
-        let sender = self.input.sessions.get(&item.caller.session);
-        let sender = sender.filter(|sender| sender.device == item.caller.device && sender.expires_at > item.now);
-        if sender.ok_or(Refusal::SessionRevoked)?.newest_epoch > item.epoch {
+        let session = self.input.sessions.get(&item.caller.session);
+        let session = session.filter(|session| session.device == item.caller.device && session.expires_at > item.now);
+        if session.ok_or(Refusal::SessionRevoked)?.newest_epoch > item.epoch {
             // The device has a newer connection, perhaps on another node, and this send must not overtake sends from
             // there.
             return Err(Refusal::Unavailable.into());
@@ -213,7 +213,8 @@ impl Planner<'_> {
         Ok(AcceptedMessage { accepted_at, duplicate, stored, undelivered })
     }
 
-    /// Assigns an envelope its number; `false` if the mailbox is full.
+    /// Adds an envelope to the plan, with its number. Returns `false` if the mailbox or the sender's share of it is
+    /// full.
     fn store(
         &mut self,
         item: &SendRequest,

@@ -34,7 +34,7 @@ impl Store {
     /// [`StoreError::Unavailable`]
     pub async fn mailbox_backlog(&self) -> Result<MailboxSize, StoreError> {
         let (count, bytes): (i64, i64) = self.read().await?.query(sql::BACKLOG).fetch_one().await?;
-        Ok(super::load(count, bytes))
+        Ok(super::mailbox_size(count, bytes))
     }
 
     /// A page of a device's unexpired envelopes, oldest first.

@@ -6,7 +6,7 @@ use chrono::{DateTime, Utc};
 use uuid::Uuid;
 
 use super::{
-    load,
+    mailbox_size,
     plan::{Mailbox, Plan, RememberedSend},
 };
 use crate::{
@@ -22,6 +22,7 @@ use crate::{
 type SendRow = (Uuid, Uuid, Uuid, DateTime<Utc>, Vec<u8>);
 
 impl RememberedSend {
+    /// Converts a row of `sends`.
     pub fn from_row(
         (device, message, to, accepted_at, outcome): SendRow,
     ) -> Result<((DeviceId, MessageId), Self), StoreError> {
@@ -39,12 +40,13 @@ pub async fn lock_mailboxes(
     let ids: Vec<Uuid> = devices.iter().map(|device| device.0).collect();
     let found: Vec<(Uuid, i64, i64, i64, i64)> = tx.query(sql::LOCK_MAILBOXES).bind_ids(&ids).fetch_all().await?;
     let mailbox = |(device, next_seq, count, bytes, expired_total)| {
-        (DeviceId(device), Mailbox { next_seq, load: load(count, bytes), expired_total })
+        (DeviceId(device), Mailbox { next_seq, load: mailbox_size(count, bytes), expired_total })
     };
     Ok(found.into_iter().map(mailbox).collect())
 }
 
-/// Deletes envelopes of locked mailboxes and updates the sizes of the mailboxes in memory. Returns those that existed.
+/// Deletes envelopes of locked mailboxes, and updates the sizes of the mailboxes in memory. Returns the envelopes that
+/// existed.
 pub async fn remove_envelopes(
     tx: &mut Tx<'_>,
     envelopes: &[(DeviceId, i64)],

@@ -56,11 +56,13 @@ statements! {
         RETURNING id");
     DELETE_SESSIONS_OF_DEVICE = both("DELETE FROM sessions WHERE device_id = $1");
 
-    // Ended sessions. Each statement that records them stands before the one that deletes them.
+    // Ended sessions. Sessions are recorded before they are deleted.
 
-    /// Why no valid session has the token $1.
+    /// Why the token $1, which no valid session has, is invalid. The sweep records expired sessions when it deletes
+    /// them.
     WHY_INVALID = both("SELECT reason FROM ended_sessions WHERE token_hash = $1 \
         UNION ALL SELECT 'expired' FROM sessions WHERE token_hash = $1");
+    /// In this and the next four, $1 is the reason and $2 the time.
     RECORD_SESSION = both("INSERT INTO ended_sessions (token_hash, reason, ended_at, device_id) \
         SELECT token_hash, $1, $2, device_id FROM sessions WHERE id = $3 ON CONFLICT (token_hash) DO NOTHING");
     RECORD_SUCCESSOR = both("INSERT INTO ended_sessions (token_hash, reason, ended_at, device_id) \
@@ -75,12 +77,12 @@ statements! {
     RECORD_SESSIONS_OF_USER = both("INSERT INTO ended_sessions (token_hash, reason, ended_at, device_id) \
         SELECT token_hash, $1, $2, device_id FROM sessions \
         WHERE device_id IN (SELECT id FROM devices WHERE user_id = $3) ON CONFLICT (token_hash) DO NOTHING");
-    /// A revocation replaces the reasons for which earlier sessions ended.
-    REPLACE_REASONS_OF_DEVICE = both("UPDATE ended_sessions SET reason = $1, ended_at = $2 WHERE device_id = $3");
-    REPLACE_REASONS_OF_USER = both("UPDATE ended_sessions SET reason = $1, ended_at = $2 \
+    /// Replaces the reasons of earlier sessions. $1 is the reason, $2 the time.
+    UPDATE_ENDED_OF_DEVICE = both("UPDATE ended_sessions SET reason = $1, ended_at = $2 WHERE device_id = $3");
+    UPDATE_ENDED_OF_USER = both("UPDATE ended_sessions SET reason = $1, ended_at = $2 \
         WHERE device_id IN (SELECT id FROM devices WHERE user_id = $3)");
-    /// Keeps the newest $2 of a device.
-    FORGET_OLDER_ENDED = both("DELETE FROM ended_sessions WHERE device_id = $1 AND token_hash NOT IN \
+    /// Deletes all but the newest $2 of a device.
+    DELETE_OLDER_ENDED = both("DELETE FROM ended_sessions WHERE device_id = $1 AND token_hash NOT IN \
         (SELECT token_hash FROM ended_sessions WHERE device_id = $1 ORDER BY ended_at DESC LIMIT $2)");
 
     // Devices

@@ -113,8 +113,8 @@ statements! {
         LIMIT $2 + 1) AS counted) AS remaining FROM UNNEST($1::UUID[]) AS pool (device)) AS pools \
         JOIN devices ON devices.id = device JOIN identity_keys ON identity_keys.device_id = device \
         WHERE remaining <= $2 AND suite = 'signal-pqxdh'");
-    /// Raises the number of announced levels, unless another node has raised it or a publish came after the count. The
-    /// node that gets a row announces the level.
+    /// Raises the number of announced levels to $2, unless another node has done so or the pool has another version
+    /// than $3. The node that gets a row announces the level.
     ANNOUNCE_ONE_TIME = both("UPDATE devices SET one_time_depth = $2 \
         WHERE id = $1 AND one_time_depth < $2 AND pool_version = $3 RETURNING id");
     ANNOUNCE_PQ = both("UPDATE devices SET pq_depth = $2 \

@@ -26,7 +26,7 @@ statements! {
         WHERE device_id = $1 AND key_id = $2 AND NOT last_resort");
     UNISSUED_ONE_TIME = both("SELECT key_id FROM one_time_prekeys WHERE device_id = $1 AND used = FALSE");
     UNISSUED_PQ = both("SELECT key_id FROM pq_prekeys WHERE device_id = $1 AND NOT used AND NOT last_resort");
-    /// Withdraws those of the keys $2 that are still unissued.
+    /// Deletes those of the keys $2 that are still unissued.
     WITHDRAW_ONE_TIME = per_dialect(
         "DELETE FROM one_time_prekeys WHERE device_id = $1 AND used = FALSE \
         AND key_id IN (SELECT value ->> 0 FROM json_each($2)) RETURNING key_id",
@@ -36,19 +36,20 @@ statements! {
         AND key_id IN (SELECT value ->> 0 FROM json_each($2)) RETURNING key_id",
         "DELETE FROM pq_prekeys WHERE device_id = $1 AND NOT used AND NOT last_resort \
         AND key_id = ANY($2) RETURNING key_id");
-    /// Gives an id another key, unless it was issued.
-    EXCHANGE_ONE_TIME = both("UPDATE one_time_prekeys SET public_key = $3, created_at = $4 \
+    /// Replaces the key with this id, unless it was issued.
+    REPLACE_ONE_TIME = both("UPDATE one_time_prekeys SET public_key = $3, created_at = $4 \
         WHERE device_id = $1 AND key_id = $2 AND used = FALSE");
-    EXCHANGE_PQ = both("UPDATE pq_prekeys SET public_key = $3, created_at = $4, signature = $5 \
+    REPLACE_PQ = both("UPDATE pq_prekeys SET public_key = $3, created_at = $4, signature = $5 \
         WHERE device_id = $1 AND key_id = $2 AND NOT used AND NOT last_resort");
     BUMP_POOL_VERSION = both("UPDATE devices SET pool_version = pool_version + 1 WHERE id = $1");
-    /// A publish lowers the number of announced levels to that of the new count, so that levels above it are announced
-    /// again.
-    REARM_ONE_TIME = both("UPDATE devices SET one_time_depth = $2 WHERE id = $1 AND one_time_depth > $2");
-    REARM_PQ = both("UPDATE devices SET pq_depth = $2 WHERE id = $1 AND pq_depth > $2");
-    /// A publish that replaces the pools may make them smaller. Its reply has the new counts, so they are not announced.
-    SET_DEPTH_ONE_TIME = both("UPDATE devices SET one_time_depth = $2 WHERE id = $1 AND one_time_depth <> $2");
-    SET_DEPTH_PQ = both("UPDATE devices SET pq_depth = $2 WHERE id = $1 AND pq_depth <> $2");
+    /// After keys were added: lowers the number of announced levels to $2, which the pool has reached, so that the
+    /// other levels will be announced again.
+    LOWER_ANNOUNCED_ONE_TIME = both("UPDATE devices SET one_time_depth = $2 WHERE id = $1 AND one_time_depth > $2");
+    LOWER_ANNOUNCED_PQ = both("UPDATE devices SET pq_depth = $2 WHERE id = $1 AND pq_depth > $2");
+    /// After a pool was replaced: sets the number of announced levels to $2, also if the pool is smaller now. The reply
+    /// to the publish has the new counts, so they are not announced as well.
+    SET_ANNOUNCED_ONE_TIME = both("UPDATE devices SET one_time_depth = $2 WHERE id = $1 AND one_time_depth <> $2");
+    SET_ANNOUNCED_PQ = both("UPDATE devices SET pq_depth = $2 WHERE id = $1 AND pq_depth <> $2");
 
     // Revoking a device
 
@@ -59,14 +60,14 @@ statements! {
 
     SIGNED_PREKEY_STATUS = both("SELECT key_id, expires_at FROM signed_prekeys WHERE device_id = $1");
     LAST_RESORT_STATUS = both("SELECT key_id FROM pq_prekeys WHERE device_id = $1 AND last_resort");
-    /// Counts no further than $2. SQLite uses both columns of the index only for `used = FALSE`, not for `NOT used`;
-    /// with one column it would scan every tombstone.
+    /// Counts at most $2 keys. SQLite uses both columns of the index only for `used = FALSE`, not for `NOT used`; with
+    /// one column it would scan every tombstone.
     COUNT_ONE_TIME = both("SELECT COUNT(*) FROM (SELECT 1 FROM one_time_prekeys \
         WHERE device_id = $1 AND used = FALSE LIMIT $2) AS pool");
-    /// Counts no further than $2.
+    /// Counts at most $2 keys.
     COUNT_PQ = both("SELECT COUNT(*) FROM (SELECT 1 FROM pq_prekeys \
         WHERE device_id = $1 AND NOT used AND NOT last_resort LIMIT $2) AS pool");
-    /// All keys that a digest covers, in its order. One statement, so that they are of one moment.
+    /// The keys that a digest covers, in its order. One statement, so that all are read at the same moment.
     DIGEST_KEYS = both("SELECT 1 AS part, key_id, public_key, NULL FROM one_time_prekeys \
         WHERE device_id = $1 AND used = FALSE \
         UNION ALL SELECT 2, key_id, NULL, public_key FROM pq_prekeys \

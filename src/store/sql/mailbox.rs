@@ -24,13 +24,13 @@ statements! {
 
     // What a batch locks and reads
 
-    /// Locks these mailboxes, by id.
+    /// Locks these mailboxes in order of their ids, and reads them.
     LOCK_MAILBOXES = per_dialect(
         "SELECT device_id, next_seq, count, bytes, expired_total FROM mailboxes \
         WHERE device_id IN (SELECT unhex(value) FROM json_each($1))",
         "SELECT device_id, next_seq, count, bytes, expired_total FROM mailboxes \
         WHERE device_id = ANY($1) ORDER BY device_id FOR NO KEY UPDATE");
-    /// The published devices of these users, each with the expiry of its signed prekey.
+    /// The active devices of these users that have published, each with the expiry of its signed prekey.
     RECIPIENTS_OF_MANY = per_dialect(
         "SELECT user_id, devices.id, signed_prekeys.expires_at \
         FROM devices JOIN identity_keys ON identity_keys.device_id = devices.id \

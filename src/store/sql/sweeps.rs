@@ -1,11 +1,12 @@
-//! Sweeps: delete or clear rows past their retention time. Each handles at most $2 rows whose time is at or before $1.
+//! Sweeps: delete or clear rows past their retention time. Each statement handles at most $2 rows whose time is at or
+//! before $1.
 
 use super::{Sql, both};
 
 statements! {
     SESSIONS = both("DELETE FROM sessions WHERE id IN \
         (SELECT id FROM sessions WHERE expires_at <= $1 ORDER BY expires_at, id LIMIT $2)");
-    /// Records the sessions that the next statement deletes. $3 is the reason, $4 the time.
+    /// Records why sessions end that [`SESSIONS`] then deletes. $3 is the reason, $4 the time.
     RECORD_SESSIONS = both("INSERT INTO ended_sessions (token_hash, reason, ended_at, device_id) \
         SELECT token_hash, $3, $4, device_id FROM sessions WHERE id IN \
         (SELECT id FROM sessions WHERE expires_at <= $1 ORDER BY expires_at, id LIMIT $2) \

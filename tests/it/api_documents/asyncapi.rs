@@ -1,4 +1,5 @@
-//! `docs/asyncapi.json`: the socket, as `AsyncAPI` 3.0 from the point of view of the server.
+//! `docs/asyncapi.json`: the socket, as `AsyncAPI` 3.0. Operations are described from the server's side: it receives
+//! requests and sends events.
 
 use std::collections::BTreeMap;
 
@@ -11,7 +12,7 @@ use super::{
 };
 
 const VERSION: &str = "3.0.0";
-/// What every op may fail with.
+/// The errors that every op may fail with.
 const GENERAL_ERRORS: [Code; 6] = [
     Code::BadRequest,
     Code::SessionRevoked,
@@ -21,7 +22,7 @@ const GENERAL_ERRORS: [Code; 6] = [
     Code::Internal,
 ];
 
-/// The document. `protocol` is the text of `docs/protocol.md`.
+/// Generates the document. `protocol` is the text of `docs/protocol.md`.
 pub fn document(types: &RustTypes, protocol: &str) -> Json {
     let schemas = Json::Map(types.schemas.iter().map(|(name, schema)| (name.clone(), schema.clone())).collect());
     let summaries: BTreeMap<String, String> = ["## Ops", "## Events"]
@@ -76,7 +77,7 @@ pub fn document(types: &RustTypes, protocol: &str) -> Json {
     let channel = map([
         ("address", "/v1/socket".into()),
         ("title", "Socket".into()),
-        ("description", "One connection of a device. The first frame is the event `welcome`.".into()),
+        ("description", "One connection of a device. The first frame is the event `welcome`, or `refused` if the upgrade was refused.".into()),
         ("messages", Json::Map(messages.iter().map(|(name, _)| (name.clone(), in_components(name))).collect())),
         ("bindings", map([("ws", upgrade())])),
         ("x-close-codes", close_codes(protocol)),
@@ -113,7 +114,7 @@ const DESCRIPTION: &str = "Everything but sign-in: publishing and claiming keys,
     The schemas are those of the JSON encoding; under MessagePack the `content` of messages is `bin` instead of base64 text. \
     In requests, null means the same as an absent field. Clients ignore fields, events and names that they do not know.";
 
-/// The `info` of both documents.
+/// Returns the `info` of a document.
 pub fn info(title: &str, description: &str) -> Json {
     map([
         ("title", title.into()),
@@ -123,7 +124,7 @@ pub fn info(title: &str, description: &str) -> Json {
     ])
 }
 
-/// How both documents describe the token.
+/// Returns the security scheme of both documents.
 pub fn token_scheme() -> Json {
     let description = "The token of a session. In a browser: the subprotocol `sealwire.token.TOKEN`.";
     map([("type", "http".into()), ("scheme", "bearer".into()), ("description", description.into())])
@@ -157,7 +158,7 @@ fn in_channel(name: &str) -> Json {
     reference(&format!("#/channels/socket/messages/{name}"))
 }
 
-/// An op: the server receives the request and replies. `text` is its section of the protocol, which names its errors.
+/// Describes an op. `text` is its section of the protocol document, which names its errors.
 fn operation(name: &str, summary: &str, text: &str) -> Json {
     let reply = map([
         ("channel", reference("#/channels/socket")),
@@ -206,7 +207,7 @@ fn close_codes(protocol: &str) -> Json {
     list(codes)
 }
 
-/// The error codes with their HTTP status, for both documents.
+/// Returns the error codes with their HTTP status, for both documents.
 pub fn error_codes(protocol: &str) -> Json {
     let meanings = rows(section(protocol, "## Error codes"));
     let codes = Code::ALL.iter().map(|code| {
@@ -222,7 +223,7 @@ pub fn error_codes(protocol: &str) -> Json {
     list(codes)
 }
 
-/// Limits that no operator can change.
+/// Returns the limits that an operator cannot change.
 fn fixed_limits() -> Json {
     let number = |value: usize| Json::from(i64::try_from(value).unwrap());
     map([
@@ -234,7 +235,7 @@ fn fixed_limits() -> Json {
     ])
 }
 
-/// The tables of limits, with the settings that change them.
+/// Returns the tables of limits, with the settings that change them.
 pub fn default_limits(protocol: &str) -> Json {
     let rows = rows(section(protocol, "## Limits"));
     list(rows.into_iter().map(|row| {

@@ -1,4 +1,4 @@
-//! JSON whose maps keep the order of their fields, how it is written, and the check of a value against a schema.
+//! JSON values whose maps keep the order of their fields. Formats them, and checks them against a schema.
 
 use std::{
     fmt::{self, Write},
@@ -10,7 +10,7 @@ use serde::{
     de::{Error, MapAccess, SeqAccess, Visitor},
 };
 
-/// The longest line that a map or list is written on.
+/// A map or list is written on one line if the line has at most this many characters.
 const LINE_CHARS: usize = 130;
 
 #[derive(Clone, Debug, PartialEq)]
@@ -23,17 +23,17 @@ pub enum Json {
     Map(Vec<(String, Json)>),
 }
 
-/// A map with these fields.
+/// Returns a map with these fields.
 pub fn map<const N: usize>(fields: [(&str, Json); N]) -> Json {
     Json::Map(fields.into_iter().map(|(name, value)| (name.to_owned(), value)).collect())
 }
 
-/// A list of these values.
+/// Returns a list of these values.
 pub fn list<T: Into<Json>>(items: impl IntoIterator<Item = T>) -> Json {
     Json::List(items.into_iter().map(Into::into).collect())
 }
 
-/// A reference to another part of the document.
+/// Returns a reference to another part of the document.
 pub fn reference(pointer: &str) -> Json {
     map([("$ref", pointer.into())])
 }
@@ -48,10 +48,10 @@ impl Json {
         fields.iter().find(|(field, _)| field == name).map(|(_, value)| value)
     }
 
-    /// The value that a reference such as `#/components/schemas/Suite` leads to.
+    /// Returns the value to which a reference such as `#/components/schemas/Suite` points.
     pub fn follow(&self, pointer: &str) -> &Self {
-        let path = pointer.strip_prefix("#/").unwrap_or_else(|| panic!("{pointer} leads out of the document"));
-        path.split('/').fold(self, |at, name| at.field(name).unwrap_or_else(|| panic!("{pointer} leads nowhere")))
+        let path = pointer.strip_prefix("#/").unwrap_or_else(|| panic!("{pointer} points outside the document"));
+        path.split('/').fold(self, |at, name| at.field(name).unwrap_or_else(|| panic!("{pointer} points to nothing")))
     }
 
     pub fn text(&self) -> &str {
@@ -83,7 +83,7 @@ impl Json {
         self
     }
 
-    /// The text of a document: what fits is written on one line.
+    /// Formats a document. What fits into [`LINE_CHARS`] is written on one line.
     pub fn pretty(&self) -> String {
         let mut text = String::new();
         self.write(&mut text, 0, 0);
@@ -224,11 +224,13 @@ impl<'de> Deserialize<'de> for Json {
     }
 }
 
-/// Checks a value against a schema. Stricter than JSON Schema in two ways: a field that the schema does not have is a
-/// fault of the value, and a keyword that this function does not know is a fault of the schema.
+/// Checks a value against a schema. Stricter than JSON Schema: fields that the schema does not have are not allowed.
 ///
 /// # Errors
-/// The first fault of the value, with its place.
+/// The first fault of the value, with its path.
+///
+/// # Panics
+/// If the schema contains a keyword or format that this function does not know.
 pub fn check(document: &Json, schema: &Json, value: &Json) -> Result<(), String> {
     let fault = |what: &str| Err(format!("{value} {what}"));
     let as_integer = |limit: &Json| if let Json::Integer(limit) = limit { *limit } else { panic!("{limit:?}") };
@@ -262,12 +264,14 @@ pub fn check(document: &Json, schema: &Json, value: &Json) -> Result<(), String>
             ("maxLength" | "maxItems", _) if length > as_integer(expected) => return fault("is too long"),
             ("required", Json::Map(_)) => {
                 if let Some(name) = expected.items().iter().find(|name| value.field(name.text()).is_none()) {
-                    return fault(&format!("lacks {name}"));
+                    return fault(&format!("has no field {name}"));
                 }
             }
             ("properties", Json::Map(fields)) => {
                 for (name, field) in fields {
-                    let Some(schema) = expected.field(name) else { return fault(&format!("has {name}")) };
+                    let Some(schema) = expected.field(name) else {
+                        return fault(&format!("has the unknown field {name}"));
+                    };
                     check(document, schema, field).map_err(|error| format!("{name}: {error}"))?;
                 }
             }
@@ -283,11 +287,11 @@ pub fn check(document: &Json, schema: &Json, value: &Json) -> Result<(), String>
                     other => panic!("the format {other} is not known"),
                 };
                 if !is_valid {
-                    return fault(&format!("is no {expected}"));
+                    return fault(&format!("is not a valid {expected}"));
                 }
             }
             ("contentEncoding", Json::Text(text)) if !is_base64(text) => {
-                return fault("is no base64");
+                return fault("is not base64");
             }
             (
                 "enum" | "const" | "minimum" | "maximum" | "minLength" | "minItems" | "maxLength" | "maxItems"
@@ -301,7 +305,7 @@ pub fn check(document: &Json, schema: &Json, value: &Json) -> Result<(), String>
     Ok(())
 }
 
-/// Whether a text has a hexadecimal digit where the pattern has 0, and is equal to it elsewhere.
+/// Whether a text equals the pattern, with any hexadecimal digit in place of each 0.
 fn is_like(text: &str, pattern: &str) -> bool {
     let fits = |(c, expected): (char, char)| if expected == '0' { c.is_ascii_hexdigit() } else { c == expected };
     text.len() == pattern.len() && text.chars().zip(pattern.chars()).all(fits)

@@ -3,7 +3,7 @@
 use super::json::Json;
 use crate::docs::fences;
 
-/// The text below a heading, up to the next heading of its level or of one above.
+/// Returns the text below a heading, up to the next heading of the same or a higher level.
 pub fn section<'a>(document: &'a str, heading: &str) -> &'a str {
     let (_, rest) = document.split_once(&format!("\n{heading}\n")).unwrap_or_else(|| panic!("no section {heading}"));
     let level = heading.chars().take_while(|c| *c == '#').count();
@@ -18,7 +18,7 @@ pub fn section<'a>(document: &'a str, heading: &str) -> &'a str {
     &rest[..length]
 }
 
-/// The rows of all tables, without the heads.
+/// Returns the rows of all tables, without their header rows.
 pub fn rows(section: &str) -> Vec<Vec<String>> {
     let mut rows = Vec::new();
     let mut table_line = 0;
@@ -31,7 +31,7 @@ pub fn rows(section: &str) -> Vec<Vec<String>> {
     rows
 }
 
-/// Text with its links replaced by what they show.
+/// Replaces the links in a text by their link texts.
 pub fn plain(text: &str) -> String {
     let mut shown = String::new();
     let mut rest = text;
@@ -48,7 +48,7 @@ pub fn plain(text: &str) -> String {
     shown + rest
 }
 
-/// The examples in JSON.
+/// Returns the JSON examples.
 pub fn examples(section: &str) -> Vec<Json> {
     fences(section).into_iter().filter(|(name, _)| *name == "json").map(|(_, body)| Json::parse(body)).collect()
 }

@@ -19,13 +19,13 @@ pub struct Endpoint {
     summary: &'static str,
     needs_token: bool,
     body: Option<&'static str>,
-    /// Status and type of the success.
+    /// Status and body type of a successful response.
     pub success: (u16, Option<&'static str>),
-    /// Besides those that any connection may get.
+    /// The errors in addition to [`GENERAL_ERRORS`].
     errors: &'static [Code],
 }
 
-/// The bodies of requests.
+/// The types of request bodies.
 pub const REQUESTS: [&str; 2] = ["OtpRequest", "VerifyRequest"];
 
 pub const ENDPOINTS: [Endpoint; 7] = [
@@ -41,7 +41,7 @@ pub const ENDPOINTS: [Endpoint; 7] = [
     Endpoint {
         method: "POST",
         path: "/v1/auth/verify",
-        summary: "Turns a code into a session",
+        summary: "Signs in with a code",
         needs_token: false,
         body: Some("VerifyRequest"),
         success: (201, Some("SessionReply")),
@@ -57,7 +57,7 @@ pub const ENDPOINTS: [Endpoint; 7] = [
     Endpoint {
         method: "GET",
         path: "/v1/auth/session",
-        summary: "Says to whom a token belongs",
+        summary: "Returns the session of a token",
         needs_token: true,
         body: None,
         success: (200, Some("SessionReply")),
@@ -75,7 +75,7 @@ pub const ENDPOINTS: [Endpoint; 7] = [
     Endpoint {
         method: "GET",
         path: "/v1/socket",
-        summary: "Upgrades to the socket, which asyncapi.json describes",
+        summary: "Upgrades the connection to the socket, which asyncapi.json describes",
         needs_token: true,
         body: None,
         success: (101, None),
@@ -84,7 +84,7 @@ pub const ENDPOINTS: [Endpoint; 7] = [
     Endpoint {
         method: "GET",
         path: "/healthz",
-        summary: "Whether the process is up",
+        summary: "Whether the process is running",
         needs_token: false,
         body: None,
         success: (200, Some("HealthReply")),
@@ -101,12 +101,12 @@ pub const ENDPOINTS: [Endpoint; 7] = [
     },
 ];
 
-/// What any connection may be answered.
+/// The errors that every request may get.
 const GENERAL_ERRORS: [Code; 3] = [Code::RateLimited, Code::Unavailable, Code::Internal];
-/// The status of a request that came in too slowly, with the code `rate_limited`.
+/// The status if a request was not complete in time. Its code is `rate_limited`.
 const TOO_SLOW: u16 = 408;
 
-/// The document. `protocol` is the text of `docs/protocol.md`.
+/// Generates the document. `protocol` is the text of `docs/protocol.md`.
 pub fn document(types: &RustTypes, protocol: &str) -> Json {
     let mut paths: Vec<(String, Json)> = Vec::new();
     let mut used = BTreeSet::new();
@@ -144,7 +144,7 @@ const DESCRIPTION: &str = "Sign-in, sessions and health checks. docs/protocol.md
     describes the socket. In requests, null means the same as an absent field. Clients ignore fields and names that they do not \
     know, and treat an unknown error code by its `retryable`.";
 
-/// Adds a type and those that it refers to.
+/// Adds a type and all types that it refers to.
 fn collect(name: &str, types: &RustTypes, used: &mut BTreeSet<String>) {
     fn references<'a>(schema: &'a Json, found: &mut Vec<&'a str>) {
         match schema {
@@ -205,10 +205,10 @@ fn error(endpoint: &Endpoint, status: u16, codes: &[&str]) -> Json {
     let codes: Vec<String> = codes.iter().map(|code| format!("`{code}`")).collect();
     let response = map([("description", codes.join(", ").into())]);
     let wait = map([("type", "integer".into()), ("minimum", 1.into())]);
-    let header = map([("description", "Seconds after which trying again can help.".into()), ("schema", wait)]);
+    let header = map([("description", "Seconds after which a retry can succeed.".into()), ("schema", wait)]);
     let waits = matches!(status, 408 | 429 | 503);
     let response = if waits { response.with([("headers", map([("Retry-After", header)]))]) } else { response };
-    // Not ready is no error: it has the body of a health check. So has a server that cannot take another connection.
+    // A node that is not ready responds with a health check; a node that refuses the connection, with an error.
     if endpoint.path == "/readyz" && status == 503 {
         let either = ["HealthReply", "HttpErrorBody"].map(|name| reference(&format!("#/components/schemas/{name}")));
         let schema = map([("anyOf", list(either))]);

@@ -1,5 +1,5 @@
-//! The schemas of the types in `crates/protocol`, read from its sources: names, types and documentation of all fields.
-//! Whatever this cannot translate is a panic, so that nothing is left out in silence.
+//! Generates the schemas of the types in `crates/protocol` from its sources: names, types and documentation of all fields.
+//! Panics on everything that it cannot translate, so that nothing is omitted unnoticed.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -15,23 +15,23 @@ use syn::{
 
 use super::json::{Json, list, map, reference};
 
-/// Types whose form their own code determines.
+/// Types without a schema, because their (de)serialization is not fully derived.
 const NOT_DERIVED: [&str; 2] = ["ReplyFrame", "RequestFrame"];
 const MAX_KEY_ID: i64 = (1 << 31) - 1;
 
-/// What is read from the sources.
+/// The schemas generated from the sources.
 pub struct RustTypes {
     /// The schemas of all types, by name.
     pub schemas: BTreeMap<String, Json>,
-    /// The types of parameters and result, by the name of the op.
+    /// The names of the parameter and result types, by the name of the op.
     pub ops: BTreeMap<String, (String, String)>,
-    /// The schemas of the data of events, by the name of the event.
+    /// The schemas of event data, by the name of the event.
     pub events: BTreeMap<String, Json>,
-    /// Requests and all that they contain.
+    /// The names of the request types and of all types that they contain.
     requests: BTreeSet<String>,
 }
 
-/// The text of the sources of the protocol crate, by file.
+/// Reads the sources of the protocol crate.
 pub fn sources() -> BTreeMap<PathBuf, String> {
     fn read(folder: &Path, files: &mut BTreeMap<PathBuf, String>) {
         for entry in fs::read_dir(folder).unwrap() {
@@ -49,7 +49,7 @@ pub fn sources() -> BTreeMap<PathBuf, String> {
 }
 
 impl RustTypes {
-    /// Reads the types. `http_requests` are the bodies of HTTP requests.
+    /// Reads the types. `http_requests` are the names of the types of HTTP request bodies.
     pub fn read<'a>(sources: impl IntoIterator<Item = &'a String>, http_requests: &[&str]) -> Self {
         let files: Vec<syn::File> = sources.into_iter().map(|text| syn::parse_file(text).unwrap()).collect();
         let items: Vec<&Item> = files.iter().flat_map(|file| &file.items).collect();
@@ -117,7 +117,7 @@ impl RustTypes {
         assert!(self.ops.insert(op.name().to_owned(), types).is_none(), "{variant} has two requests");
     }
 
-    /// Adds the types that requests contain to the requests.
+    /// Adds all types that the requests contain to `requests`.
     fn follow_requests(&mut self, items: &[&Item]) {
         loop {
             let before = self.requests.len();
@@ -201,7 +201,7 @@ fn derives(attributes: &[Attribute]) -> (bool, bool) {
     found
 }
 
-/// The settings of serde, with their values. One that this file does not take into account is a panic.
+/// Returns the serde attributes with their values. Panics on an attribute that this module does not take into account.
 fn serde_attributes(attributes: &[Attribute]) -> BTreeMap<String, Option<String>> {
     const KNOWN: [&str; 11] = [
         "borrow",
@@ -232,8 +232,8 @@ fn serde_attributes(attributes: &[Attribute]) -> BTreeMap<String, Option<String>
     found
 }
 
-/// The schema of a struct. The fields of a request are required unless they may be absent; those of a reply unless the
-/// server leaves them out.
+/// Returns the schema of a struct. A field is required unless it may be absent. In a request, that is every `Option` and
+/// every field with a default; in a reply, only fields that the server leaves out.
 fn object(name: &str, attributes: &[Attribute], fields: &Fields, is_request: bool) -> Json {
     let mut properties = Vec::new();
     let mut required = Vec::new();
@@ -271,7 +271,7 @@ fn nullable(schema: Json) -> Json {
     map([("anyOf", Json::List(vec![Json::Map(fields), map([("type", "null".into())])]))])
 }
 
-/// The schema of the type of a field.
+/// Returns the schema of a field's type.
 fn schema(ty: &Type) -> Json {
     let integer =
         |from: i64, to: i64| map([("type", "integer".into()), ("minimum", from.into()), ("maximum", to.into())]);
@@ -298,14 +298,14 @@ fn schema(ty: &Type) -> Json {
         "Base64" | "Base64Text" | "MessageContent" => text("contentEncoding", "base64"),
         "Timestamp" => text("format", "date-time"),
         "ChallengeId" | "ClaimId" | "DeviceId" | "MessageId" | "SessionId" | "UserId" => text("format", "uuid"),
-        // The parameter of `HttpErrorBody`, by default.
+        // The type parameter of `HttpErrorBody`; this is its default.
         "E" => reference("#/components/schemas/ErrorBody"),
         "Option" => panic!("an Option inside another type"),
         name => reference(&format!("#/components/schemas/{name}")),
     }
 }
 
-/// Bounds of a field that its type does not show.
+/// Returns the limits of a field that do not follow from its type.
 fn limits_of(owner: &str, field: &str, source: &Field) -> Vec<(&'static str, i64)> {
     let items = |most: usize| vec![("maxItems", i64::try_from(most).unwrap())];
     match (owner, field) {
@@ -347,13 +347,13 @@ fn limited(schema: Json, limits: Vec<(&'static str, i64)>) -> Json {
     Json::Map(fields)
 }
 
-/// The last part of the path of a type.
+/// Returns the last segment of a type's path.
 fn name_of(ty: &Type) -> String {
     let Type::Path(path) = ty else { panic!("an unusual type") };
     path.path.segments.last().unwrap().ident.to_string()
 }
 
-/// The type in angle brackets, if the type has this name.
+/// Returns the type argument of a type with this name; `None` if it has another name.
 fn argument_of<'a>(ty: &'a Type, name: &str) -> Option<&'a Type> {
     let Type::Path(path) = ty else { return None };
     let segment = path.path.segments.last()?;
@@ -364,7 +364,7 @@ fn argument_of<'a>(ty: &'a Type, name: &str) -> Option<&'a Type> {
     arguments.args.iter().find_map(|argument| if let GenericArgument::Type(ty) = argument { Some(ty) } else { None })
 }
 
-/// The name of a type without what is wrapped around it.
+/// Returns the name of a type without its wrappers, such as `Option`.
 fn innermost(ty: &Type) -> String {
     let wrapper =
         ["Option", "Box", "Object", "Vec", "List", "Named"].into_iter().find_map(|name| argument_of(ty, name));
@@ -376,7 +376,7 @@ fn described(attributes: &[Attribute], schema: Json) -> Json {
     if doc.is_empty() { schema } else { schema.with([("description", doc.into())]) }
 }
 
-/// The documentation of an item as plain text, in the words of the wire.
+/// Returns the documentation of an item as plain text, with the names that are used on the wire.
 fn doc(attributes: &[Attribute]) -> String {
     let lines = attributes.iter().filter_map(|attribute| match &attribute.meta {
         Meta::NameValue(pair) if pair.path.is_ident("doc") => match &pair.value {
@@ -400,10 +400,11 @@ fn doc(attributes: &[Attribute]) -> String {
     plain + rest
 }
 
-/// What a name in the documentation is called on the wire: a limit is its value, a variant its name in small letters.
+/// Translates a linked Rust name: a limit to its value, a variant or field to its name on the wire.
 fn on_the_wire(name: &str) -> String {
     let number = |value: usize| value.to_string();
     match name {
+        "DIGEST_COST" => limits::DIGEST_COST.to_string(),
         "MAX_CONTENT" => number(limits::MAX_CONTENT),
         "MAX_FRAME_BYTES" => number(limits::MAX_FRAME_BYTES),
         "MAX_IN_FLIGHT" => number(limits::MAX_IN_FLIGHT),
@@ -416,7 +417,7 @@ fn on_the_wire(name: &str) -> String {
         "DEVICE_NAME_CHARS" => {
             format!("{} to {} characters", limits::DEVICE_NAME_CHARS.start(), limits::DEVICE_NAME_CHARS.end())
         }
-        limit if limit.starts_with("MAX_") => panic!("the value of {limit} is missing here"),
+        limit if limit.starts_with("MAX_") => panic!("on_the_wire does not know the value of {limit}"),
         _ => match name.rsplit_once("::") {
             Some((_, last)) => format!("`{}`", snake_case(last)),
             None => format!("`{name}`"),

@@ -1,4 +1,4 @@
-//! Why a token is not valid.
+//! The reasons why a token is not valid.
 
 use std::time::Duration;
 
@@ -20,7 +20,7 @@ pub async fn a_token_that_was_never_issued_is_unknown(store: &Store) {
     assert_eq!(reason(store, new_session(start()).id, start()).await, InvalidTokenReason::Unknown);
 }
 
-pub async fn an_expired_session_is_said_to_be_before_and_after_the_sweep(store: &Store) {
+pub async fn an_expired_session_is_reported_as_expired_before_and_after_the_sweep(store: &Store) {
     let device = add_device(store, "alice").await;
     let after = later(3600) + Duration::from_hours(1);
     assert_eq!(reason(store, device.session, after).await, InvalidTokenReason::Expired);
@@ -30,7 +30,7 @@ pub async fn an_expired_session_is_said_to_be_before_and_after_the_sweep(store: 
     assert_eq!(reason(store, device.session, after).await, InvalidTokenReason::Unknown, "after 30 days");
 }
 
-pub async fn logging_out_and_renewing_leave_their_reasons(store: &Store) {
+pub async fn a_logout_and_a_renewal_are_reported_as_reasons(store: &Store) {
     let device = add_device(store, "alice").await;
     let (first, second) = (new_session(later(1)), new_session(later(2)));
     store.renew_session(&device, &first, later(1)).await.unwrap();
@@ -65,7 +65,7 @@ pub async fn a_revocation_replaces_the_reasons_of_earlier_sessions(store: &Store
     }
 }
 
-pub async fn a_device_that_renews_without_end_leaves_20_reasons(store: &Store) {
+pub async fn only_the_last_20_reasons_of_a_device_are_kept(store: &Store) {
     let mut device = add_device(store, "alice").await;
     let mut ended = Vec::new();
     for round in 1..=25 {

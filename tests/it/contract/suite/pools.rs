@@ -14,12 +14,12 @@ use super::{
     start,
 };
 
-/// A publish whose one-time keys are the whole pool. Its other keys are those of [`complete`].
+/// A publish with `replace` and one-time keys with these ids. Its other keys are those of [`complete`].
 fn replacement(ids: impl IntoIterator<Item = u32>) -> PublishRequest {
     PublishRequest { replace: true, ..complete(ids) }
 }
 
-pub async fn a_replacement_withdraws_what_it_does_not_list(store: &Store) {
+pub async fn a_replacement_withdraws_the_keys_that_it_does_not_contain(store: &Store) {
     let owner = add_device(store, "owner").await;
     let claimer = add_device(store, "claimer").await;
     let first =
@@ -34,27 +34,27 @@ pub async fn a_replacement_withdraws_what_it_does_not_list(store: &Store) {
     let outcome = publish_request(store, &owner, request, later(2)).await.unwrap();
     assert_eq!(outcome.one_time.already_issued, [1], "a tombstone stays");
     assert_eq!(outcome.one_time.duplicate, [2]);
-    assert_eq!(outcome.one_time.accepted, [3, 9], "another key under a known id takes its place");
+    assert_eq!(outcome.one_time.accepted, [3, 9], "another key with the same id replaces the stored one");
     assert_eq!(outcome.one_time.withdrawn, [4, 5]);
     assert!(outcome.one_time.conflict.is_empty() && outcome.one_time.over_cap.is_empty());
-    // The first PQ key went with the claim.
+    // The claim issued the first PQ key.
     assert_eq!(outcome.pq_one_time.already_issued, [1]);
     assert_eq!(outcome.pq_one_time.accepted, [3]);
     assert_eq!(outcome.pq_one_time.withdrawn, [2]);
     assert_eq!((outcome.status.one_time, outcome.status.pq_one_time, outcome.status.pool_version), (3, 1, 2));
 
-    // The keys that are given out are the new ones; withdrawn ids can be published again.
-    let mut given = Vec::new();
+    // Claims get the new keys, and withdrawn ids can be published again.
+    let mut issued = Vec::new();
     for _ in 0..3 {
         let bundles = claim(store, &claimer, owner.user, ClaimId(Uuid::new_v4()), later(3)).await.unwrap();
         let key = bundles.bundles[0].one_time_prekey.clone().unwrap();
-        given.push((key.key_id, key.public_key.decode().unwrap()));
+        issued.push((key.key_id, key.public_key.decode().unwrap()));
     }
-    given.sort();
-    assert_eq!(given, [(2, key(2)), (3, key(99)), (9, key(9))]);
+    issued.sort();
+    assert_eq!(issued, [(2, key(2)), (3, key(99)), (9, key(9))]);
     assert_eq!(publish(store, &owner, [4], later(4)).await.unwrap().one_time.accepted, [4]);
 
-    // Without lists, both pools are emptied. Nothing more is withdrawn by a repeat.
+    // Without lists, both pools are emptied. A repeat withdraws nothing.
     let empty = || PublishRequest { replace: true, ..PublishRequest::default() };
     let outcome = publish_request(store, &owner, empty(), later(5)).await.unwrap();
     assert_eq!((outcome.one_time.withdrawn, outcome.status.one_time), (vec![4], 0));
@@ -63,7 +63,7 @@ pub async fn a_replacement_withdraws_what_it_does_not_list(store: &Store) {
     assert_eq!((again.one_time.withdrawn, again.status.pool_version), (vec![], version));
 }
 
-pub async fn a_full_pool_can_be_replaced_whole(store: &Store) {
+pub async fn a_full_pool_can_be_replaced(store: &Store) {
     let owner = add_device(store, "owner").await;
     for first in (1..=500).step_by(100) {
         publish(store, &owner, first..first + 100, start()).await.unwrap();
@@ -82,9 +82,9 @@ pub async fn a_publish_that_expects_another_pool_version_changes_nothing(store: 
     };
     let wrong = publish_request(store, &owner, expecting(1, 1..=3), start()).await;
     assert_eq!(refusal(wrong), Refusal::PoolChanged);
-    assert!(store.keys_status(owner.device).await.unwrap().suite.is_none(), "also not the identity");
+    assert!(store.keys_status(owner.device).await.unwrap().suite.is_none(), "the identity key is not stored either");
     publish_request(store, &owner, expecting(0, 1..=3), start()).await.unwrap();
-    // A repeat of it that was held up until another publish came in between.
+    // A delayed repeat, after another publish.
     publish(store, &owner, 4..=6, later(1)).await.unwrap();
     assert_eq!(refusal(publish_request(store, &owner, expecting(0, 1..=3), later(2)).await), Refusal::PoolChanged);
     assert_eq!(store.keys_status(owner.device).await.unwrap().one_time, 6);
@@ -105,7 +105,7 @@ pub async fn a_signed_prekey_that_is_not_newer_is_stale(store: &Store) {
     publish(store, &owner, 1..=3, start()).await.unwrap();
     publish_request(store, &owner, rotation(5, 50, false), later(1)).await.unwrap();
     let before = store.keys_status(owner.device).await.unwrap();
-    // Also long after the served one has expired.
+    // Even long after the served one has expired.
     for (id, secret) in [(4, 40), (5, 51), (0, 1)] {
         let refused = publish_request(store, &owner, rotation(id, secret, false), later(60)).await;
         assert_eq!(refusal(refused), Refusal::StaleSignedPrekey { served: 5 });
@@ -123,7 +123,7 @@ pub async fn a_signed_prekey_that_is_not_newer_is_stale(store: &Store) {
     }
 }
 
-pub async fn a_digest_covers_every_key_that_can_be_given_out(store: &Store) {
+pub async fn a_digest_covers_every_key_that_the_server_serves(store: &Store) {
     let owner = add_device(store, "owner").await;
     let claimer = add_device(store, "claimer").await;
     let digest = |parts: &[(&str, u32, Vec<u8>)]| -> String {
@@ -137,7 +137,7 @@ pub async fn a_digest_covers_every_key_that_can_be_given_out(store: &Store) {
     };
     let stored = || async { STANDARD.encode(store.keys_digest(owner.device).await.unwrap()) };
     assert_eq!(stored().await, "47DEQpj8HBSa+/TImW+5JCeuQeRkm5NMpJWZG3hSuFU=");
-    // Ids are ordered as numbers, not as texts.
+    // Ids are ordered as numbers, not as text.
     let ids = [300, 7, 20];
     let first =
         PublishRequest { pq_one_time: ids.map(|id| signed(id, pq_key(100 + id))).into(), ..complete([12, 2, 100]) };
@@ -147,19 +147,19 @@ pub async fn a_digest_covers_every_key_that_can_be_given_out(store: &Store) {
     let signed_keys = [("signed", 1, key(1)), ("pq_last_resort", 1, pq_key(1))];
     let all = [&[one_time(2), one_time(12), one_time(100), pq(7), pq(20), pq(300)][..], &signed_keys].concat();
     assert_eq!(stored().await, digest(&all));
-    // The oldest of each pool: those of one publish were stored together, so the smallest id is first.
+    // A claim issues the oldest key of each pool. Keys of one publish are equally old, so the smallest id is next.
     claim(store, &claimer, owner.user, ClaimId(Uuid::new_v4()), later(1)).await.unwrap();
-    let left = [&[one_time(12), one_time(100), pq(20), pq(300)][..], &signed_keys].concat();
-    assert_eq!(stored().await, digest(&left));
+    let remaining = [&[one_time(12), one_time(100), pq(20), pq(300)][..], &signed_keys].concat();
+    assert_eq!(stored().await, digest(&remaining));
 }
 
-pub async fn a_pool_that_was_made_smaller_announces_the_levels_below_only(store: &Store) {
+pub async fn only_levels_below_the_size_of_a_replaced_pool_are_announced(store: &Store) {
     let owner = add_device(store, "owner").await;
     let claimer = add_device(store, "claimer").await;
     publish(store, &owner, 1..=20, start()).await.unwrap();
     let outcome = publish_request(store, &owner, replacement(1..=LOW_WATERMARK), later(1)).await.unwrap();
     assert_eq!(outcome.status.one_time, LOW_WATERMARK);
-    // The reply had the count; the next level down is half the threshold.
+    // The reply to the publish reported that the threshold is reached. The next level is half of it.
     let claims = super::claims(store, 0);
     let mut announced = Vec::new();
     for _ in 0..2 {
@@ -184,18 +184,18 @@ pub async fn claims_during_replacements_get_a_key_of_the_pool_at_that_moment(sto
         withdrawn
     };
     let claiming = async {
-        let mut given = Vec::new();
+        let mut issued = Vec::new();
         for _ in 0..ROUNDS * 2 {
             let parallel = (0..3).map(|_| claim(store, &claimer, owner.user, ClaimId(Uuid::new_v4()), later(1)));
-            given.extend(join_all(parallel).await.into_iter().filter_map(|bundles| claimed(&bundles.unwrap())));
+            issued.extend(join_all(parallel).await.into_iter().filter_map(|bundles| claimed(&bundles.unwrap())));
         }
-        given
+        issued
     };
-    let (mut withdrawn, mut given) = tokio::join!(replacing, claiming);
-    let count = given.len();
-    given.sort_unstable();
-    given.dedup();
-    assert_eq!(given.len(), count, "no key is given out twice");
-    withdrawn.retain(|id| given.contains(id));
-    assert!(withdrawn.is_empty(), "a withdrawn key is never given out: {withdrawn:?}");
+    let (mut withdrawn, mut issued) = tokio::join!(replacing, claiming);
+    let count = issued.len();
+    issued.sort_unstable();
+    issued.dedup();
+    assert_eq!(issued.len(), count, "no key is issued twice");
+    withdrawn.retain(|id| issued.contains(id));
+    assert!(withdrawn.is_empty(), "a withdrawn key is never issued: {withdrawn:?}");
 }
