@@ -48,6 +48,12 @@ impl Peers {
         });
     }
 
+    /// Waits for the announcements of all nodes anew. Called when the connection to Redis is up again: none could arrive
+    /// while it was down.
+    pub fn restart(&self, now: Instant) {
+        self.with(|state| state.expected.values_mut().for_each(|since| *since = now));
+    }
+
     /// Records an announcement that arrived.
     pub fn record(&self, node: Uuid, deployment: Uuid, now: Instant) {
         self.with(|state| {
@@ -66,8 +72,9 @@ impl Peers {
             if state.foreign.is_some_and(|last| !is_over(last)) {
                 return BusState::ForeignDeployment;
             }
-            let silent = state.expected.iter().find(|(_, since)| is_over(**since));
-            silent.map_or(BusState::Up, |(node, _)| BusState::NodeUnreachable(*node))
+            let silent = state.expected.iter().filter(|(_, since)| is_over(**since)).map(|(node, _)| *node);
+            // The least id, so that the state does not change while the same nodes are unreachable.
+            silent.min().map_or(BusState::Up, BusState::NodeUnreachable)
         })
     }
 
