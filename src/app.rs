@@ -52,8 +52,7 @@ pub struct Application {
     stopper: Stopper,
     tasks: Tasks,
     store: Store,
-    /// The node's id, if it writes heartbeats.
-    heartbeat: Option<Uuid>,
+    service: Arc<Service>,
     /// Stopped last: everything else runs on them.
     runtimes: Runtimes,
 }
@@ -75,17 +74,19 @@ impl Application {
     /// If threads cannot be started, the database, the bus, the mailer or the server secret cannot be set up, or a port
     /// cannot be bound.
     pub fn build(config: &Config, clock: Clock, entropy: &Entropy) -> Result<Self, AppError> {
+        // Before anything is begun, such as the database file.
+        check(config)?;
         let runtimes = Runtimes::start().map_err(AppError::System)?;
         let node =
             NodeContext { id: entropy.uuid(), tasks: runtimes.tasks(), metrics: Arc::default(), hub: Arc::default() };
         let store = open_served_store(config, entropy, &node, &runtimes)?;
         let bus = start_bus(config, &clock, entropy, &store, &node, &runtimes)?;
-        let heartbeat = matches!(bus, Bus::Redis(_)).then_some(node.id);
         let service = start_service(config, clock, entropy, &store, bus, &node)?;
-        start_housekeeping(&service, heartbeat, &node.tasks);
         let limits = NodeLimits::new(config, &node);
         let operator = listen_to_operator(config, &service, &node, &limits, runtimes.store())?;
         let clients = listen_to_clients(config, &service, &node, &limits, runtimes.store())?;
+        // Nothing can fail from here on. So a start that fails leaves no heartbeat, which others would wait to hear.
+        start_housekeeping(&service, &node.tasks);
         let stopper = Stopper {
             server: clients.handle(),
             admin: operator.handle(),
@@ -93,7 +94,7 @@ impl Application {
             connections: limits.sockets,
             time: DrainTime::from_secs(config.server.drain_s),
         };
-        Ok(Self { clients, operator, stopper, tasks: node.tasks, store, heartbeat, runtimes })
+        Ok(Self { clients, operator, stopper, tasks: node.tasks, store, service, runtimes })
     }
 
     /// The port of the clients' listener. If port 0 is configured, the one that the system chose.
@@ -136,15 +137,12 @@ impl Application {
         self.stopper.finish_work(self.tasks.work()).await;
         // The operator's listener stops last, so that the operator can watch the server stop.
         tokio::join!(self.stopper.admin.stop(false), self.operator.finish());
-        let closing = async {
-            if let Some(node) = self.heartbeat
-                && let Err(error) = self.store.remove_node(node).await
-            {
-                tracing::warn!(%error, "cannot remove this node from the running ones; others miss it for half a minute");
-            }
-            self.store.close().await;
-        };
-        if tokio::time::timeout(CLOSE_TIMEOUT, closing).await.is_err() {
+        match tokio::time::timeout(CLOSE_TIMEOUT, self.service.leave()).await {
+            Ok(Ok(())) => {}
+            Ok(Err(error)) => tracing::warn!(%error, "cannot remove this node; others miss it for half a minute"),
+            Err(_) => tracing::warn!("cannot remove this node in time; others miss it for half a minute"),
+        }
+        if tokio::time::timeout(CLOSE_TIMEOUT, self.store.close()).await.is_err() {
             tracing::warn!("the database connections did not close in time");
         }
         self.runtimes.stop();
@@ -208,6 +206,7 @@ fn start_service(
     let version = env!("CARGO_PKG_VERSION");
     tracing::info!(node_id = %node.id, version, database = store.kind(), bus = bus.kind(), "starting");
     let dependencies = ServiceDependencies {
+        node: node.id,
         store: store.clone(),
         bus,
         local_delivery: node.hub.clone(),
@@ -241,7 +240,7 @@ fn start_mailer(
     Ok(Mailer::new(url, from, clock.clone(), entropy.clone(), metrics, work)?)
 }
 
-/// Starts the bus. On Redis, the node's first heartbeat is written before.
+/// Starts the bus. On Redis, it first asks the database for its time and the running nodes.
 fn start_bus(
     config: &Config,
     clock: &Clock,
@@ -255,16 +254,16 @@ fn start_bus(
         url => url,
     };
     let secret = server_secret(config, entropy)?;
-    let heartbeat = runtimes.store().block_on(store.write_heartbeat(node.id, clock.now()))?;
+    let heartbeat = runtimes.store().block_on(store.running_nodes(node.id, clock.now()))?;
     let on_bus = BusNode { id: node.id, secret: &secret, heartbeat, local: node.hub.clone() };
     RedisBus::start(url, on_bus, node.metrics.clone(), &node.tasks).map(Bus::Redis).map_err(AppError::Bus)
 }
 
 /// Starts the periodic tasks: writes heartbeats, deletes old rows and expired mail, and reconciles the connections with the
 /// database.
-fn start_housekeeping(service: &Arc<Service>, heartbeat: Option<Uuid>, tasks: &Tasks) {
-    if let Some(node) = heartbeat {
-        tasks.spawn("heartbeat", beat_forever(service.clone(), node));
+fn start_housekeeping(service: &Arc<Service>, tasks: &Tasks) {
+    if service.has_heartbeat() {
+        tasks.spawn("heartbeat", beat_forever(service.clone()));
     }
     tasks.spawn("sweep", sweep_forever(service.clone()));
     tasks.spawn("mail expiry", expire_mail_forever(service.clone()));

@@ -19,6 +19,7 @@ mod sweep;
 use std::{sync::Arc, time::Duration};
 
 use tokio::{sync::Semaphore, time::Instant};
+use uuid::Uuid;
 
 pub use crate::bus::BusState;
 pub use auth::{Challenge, OpenedConnection, SignInRequest};
@@ -44,7 +45,11 @@ use crate::{
     tasks::Tasks,
     usage_limits::UsageLimits,
 };
+use heartbeat::Presence;
 use limits::Limits;
+
+/// How long an answer of the store to a health check is used again.
+const LATENCY_KEPT: Duration = Duration::from_secs(1);
 
 /// Maximum number of claims per transaction. Chosen with `loadtest/claims`, together with the number of workers.
 const CLAIMS_PER_BATCH: usize = 128;
@@ -75,6 +80,8 @@ pub struct Policy {
 
 /// What [`Service::start`] needs.
 pub struct ServiceDependencies {
+    /// The id of this node.
+    pub node: Uuid,
     /// The database.
     pub store: Store,
     /// Carries signals to connected devices on all nodes.
@@ -106,6 +113,9 @@ pub struct Service {
     secret: ServerSecret,
     policy: Policy,
     metrics: Arc<Metrics>,
+    presence: Presence,
+    /// How long the store took to answer, and when it was asked.
+    last_latency: tokio::sync::Mutex<Option<(Instant, Option<Duration>)>>,
     limits: Limits,
     claims: Batcher<ClaimRequest, ClaimAnswer>,
     /// Serves claims that wait for locked keys.
@@ -165,7 +175,7 @@ impl Service {
     /// Builds the service and starts its batch workers.
     #[must_use]
     pub fn start(dependencies: ServiceDependencies, tasks: &Tasks) -> Self {
-        let ServiceDependencies { store, bus, local_delivery, clock, entropy, mailer, secret, policy, metrics } =
+        let ServiceDependencies { node, store, bus, local_delivery, clock, entropy, mailer, secret, policy, metrics } =
             dependencies;
         let limits = &policy.limits;
         let drain = DrainLimit::new(limits.claim_burst, Duration::from_secs(limits.claim_refill_s));
@@ -227,6 +237,8 @@ impl Service {
             secret,
             policy,
             metrics,
+            presence: Presence::new(node),
+            last_latency: tokio::sync::Mutex::default(),
             limits,
             claims,
             blocking_claims,
@@ -280,8 +292,19 @@ impl Service {
         self.store_latency().await.is_some()
     }
 
-    /// How long the store takes to answer; `None` if it fails or takes more than two seconds.
+    /// How long the store takes to answer; `None` if it fails or takes more than two seconds. It is asked once a second at
+    /// most, since the question writes and anybody may ask it.
     pub async fn store_latency(&self) -> Option<Duration> {
+        let mut last = self.last_latency.lock().await;
+        if let Some((_, latency)) = last.filter(|(asked, _)| asked.elapsed() < LATENCY_KEPT) {
+            return latency;
+        }
+        let latency = self.ask_store().await;
+        *last = Some((Instant::now(), latency));
+        latency
+    }
+
+    async fn ask_store(&self) -> Option<Duration> {
         let began = Instant::now();
         match tokio::time::timeout(Duration::from_secs(2), self.store.ping()).await {
             Ok(Ok(())) => Some(began.elapsed()),

@@ -41,6 +41,7 @@ pub use error::StoreError;
 pub use health::DatabaseHealth;
 pub use keys::{PublishOutcome, PublishReport};
 pub use mailbox::{AcceptedMessage, AckRequest, MailAnswer, MailRequest, Mailboxes, SendRequest};
+pub use open::may_write;
 pub use retry::BatchOutcome;
 pub use seed::SeedDevice;
 pub use sessions::{NewSession, PresentedSession};

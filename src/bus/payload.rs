@@ -193,7 +193,7 @@ fn open<'p>(
     }
     let node = Uuid::from_slice(&head[1..17]).map_err(|_| PayloadError::OtherVersion)?;
     let at = head[17..].try_into().map(i64::from_be_bytes).map_err(|_| PayloadError::OtherVersion)?;
-    if at < now.before(MAX_AGE).as_micros() {
+    if at < now.before(MAX_AGE).as_micros() || at > (now + MAX_AGE).as_micros() {
         return Err(PayloadError::TooOld);
     }
     Ok((node, content))

@@ -46,6 +46,11 @@ impl Peers {
         });
     }
 
+    /// Starts anew to wait for the other nodes, when the connection to Redis is up again.
+    pub fn restart(&self, now: Instant) {
+        self.with(|state| state.expected.values_mut().for_each(|since| *since = now));
+    }
+
     /// Notes an announcement of a node.
     pub fn hear(&self, node: Uuid, deployment: Uuid, now: Instant) {
         self.with(|state| {
@@ -64,8 +69,9 @@ impl Peers {
             if state.foreign.is_some_and(|heard| !is_over(heard)) {
                 return BusState::ForeignDeployment;
             }
-            let silent = state.expected.iter().find(|(_, since)| is_over(**since));
-            silent.map_or(BusState::Up, |(node, _)| BusState::NotHeard(*node))
+            let silent = state.expected.iter().filter(|(_, since)| is_over(**since)).map(|(node, _)| *node);
+            // Of several always the same one.
+            silent.min().map_or(BusState::Up, BusState::NotHeard)
         })
     }
 

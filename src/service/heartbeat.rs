@@ -2,20 +2,72 @@
 
 use std::{sync::Arc, time::Duration};
 
+use tokio::sync::Mutex;
 use uuid::Uuid;
 
 use super::Service;
+use crate::store::StoreError;
 
 /// Interval between heartbeats.
 const EVERY: Duration = Duration::from_secs(10);
 
-/// Writes the heartbeat of a node at intervals, and tells the bus which other nodes run. Never returns.
-pub async fn beat_forever(service: Arc<Service>, node: Uuid) {
+/// The row of this node in the table of nodes.
+pub struct Presence {
+    node: Uuid,
+    /// Whether the node has left. Held while the row is written or deleted, so that none is written after.
+    has_left: Mutex<bool>,
+}
+
+impl Presence {
+    pub(super) fn new(node: Uuid) -> Self {
+        Self { node, has_left: Mutex::new(false) }
+    }
+}
+
+/// Writes the heartbeat of this node at once and then at intervals, and tells the bus which other nodes run. Never returns.
+pub async fn beat_forever(service: Arc<Service>) {
+    let mut warned = false;
     loop {
-        tokio::time::sleep(EVERY).await;
-        match service.store.write_heartbeat(node, service.now()).await {
-            Ok(heartbeat) => service.bus.update_nodes(heartbeat),
+        match service.beat().await {
+            Ok(is_alone) if is_alone || warned || service.bus.kind() != "local" => {}
+            Ok(_) => {
+                tracing::warn!("other nodes run on this database, but bus.url is local: they do not hear this one");
+                warned = true;
+            }
             Err(error) => tracing::warn!(%error, "cannot write the heartbeat of this node"),
         }
+        tokio::time::sleep(EVERY).await;
+    }
+}
+
+impl Service {
+    /// Whether there may be other nodes. The server of a SQLite file is alone, and would only wear its disk.
+    #[must_use]
+    pub fn has_heartbeat(&self) -> bool {
+        self.store.kind() != "sqlite" || self.bus.kind() != "local"
+    }
+
+    /// Writes a heartbeat. Returns whether no other node runs.
+    async fn beat(&self) -> Result<bool, StoreError> {
+        let has_left = self.presence.has_left.lock().await;
+        if *has_left {
+            return Ok(true);
+        }
+        let heartbeat = self.store.write_heartbeat(self.presence.node, self.now()).await?;
+        let is_alone = heartbeat.others.is_empty();
+        self.bus.update_nodes(heartbeat);
+        Ok(is_alone)
+    }
+
+    /// Removes this node from the running ones. No heartbeat is written after.
+    ///
+    /// # Errors
+    /// [`StoreError::Unavailable`]
+    pub async fn leave(&self) -> Result<(), StoreError> {
+        *self.presence.has_left.lock().await = true;
+        if !self.has_heartbeat() {
+            return Ok(());
+        }
+        self.store.remove_node(self.presence.node).await
     }
 }

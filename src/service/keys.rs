@@ -34,8 +34,11 @@ impl Service {
         with_digest: bool,
     ) -> Result<(KeysStatus, Option<KeysDigest>), Refusal> {
         self.store.check_session(caller, self.now()).await?;
+        let status = self.store.keys_status(caller.device).await?;
+        // After the status: if a publish comes between, the status has an older pool version, which no publish that expects
+        // it gets past.
         let digest = if with_digest { Some(self.store.keys_digest(caller.device).await?) } else { None };
-        Ok((self.store.keys_status(caller.device).await?, digest))
+        Ok((status, digest))
     }
 
     /// Returns bundles of a user's devices (all if `devices` is `None`), without one-time keys.

@@ -116,6 +116,9 @@ impl Mailer {
     pub async fn try_now(&self, test_mail_to: Option<Email>) -> Result<(), MailerError> {
         self.transport.transport.test_connection().await?;
         match test_mail_to {
+            Some(_) if self.transport.transport.only_prints() => {
+                Err(MailerError::Setup("mailer.url is log:, which sends no mail".to_owned()))
+            }
             Some(address) => self.transport.transport.send(&Mail::test(address)).await,
             None => Ok(()),
         }

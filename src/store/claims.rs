@@ -171,6 +171,7 @@ impl Store {
         }
         let pools = devices.iter().flat_map(|device| KeyKind::ALL.map(|kind| (*device, kind))).collect();
         let low = levels::low_pools(&mut tx, &pools, self.settings.low_watermark).await?;
+        tx.end_statements().await?;
         Ok(low.into_iter().map(|pool| (pool.device, pool.signal)).collect())
     }
 
@@ -180,7 +181,12 @@ impl Store {
         if touched.is_empty() {
             return Vec::new();
         }
-        let low = async { levels::low_pools(&mut self.read().await?, touched, self.settings.low_watermark).await };
+        let low = async {
+            let mut tx = self.read().await?;
+            let low = levels::low_pools(&mut tx, touched, self.settings.low_watermark).await?;
+            tx.end_statements().await?;
+            Ok::<_, StoreError>(low)
+        };
         match low.await {
             Ok(low) => levels::newly_low(low),
             Err(error) => {

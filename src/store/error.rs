@@ -132,6 +132,11 @@ impl StoreError {
         ))
     }
 
+    /// The database cannot be written.
+    pub(super) fn only_reads() -> Self {
+        Self::Schema("the server only reads; name the primary in database.url".to_owned())
+    }
+
     /// The database is not Sealwire's, or the SQLite file is not a database.
     pub(super) fn foreign_database() -> Self {
         Self::Schema("it is not a Sealwire database; name an empty one in database.url".to_owned())
@@ -190,13 +195,23 @@ impl StoreError {
         }
     }
 
-    /// Whether a PostgreSQL server answered that it is read-only (25006), as after a failover that demoted it, or that
-    /// it is starting or stopping (57P03). Its connections are not used again, because the primary may be another
-    /// server.
+    /// Whether a PostgreSQL server answered that it is read-only, as after a failover that demoted it.
+    #[must_use]
+    pub fn is_read_only(&self) -> bool {
+        self.sqlstate() == Some("25006")
+    }
+
+    /// Whether a PostgreSQL server answered that it is read-only, or that it is starting or stopping (57P03). Its
+    /// connections are not used again, because the primary may be another server.
     #[must_use]
     pub fn refuses_writes(&self) -> bool {
-        let Self::Unavailable(sqlx::Error::Database(error)) = self else { return false };
-        error.try_downcast_ref::<PgDatabaseError>().is_some_and(|error| matches!(error.code(), "25006" | "57P03"))
+        matches!(self.sqlstate(), Some("25006" | "57P03"))
+    }
+
+    /// The SQLSTATE with which PostgreSQL refused a statement for now.
+    fn sqlstate(&self) -> Option<&str> {
+        let Self::Unavailable(sqlx::Error::Database(error)) = self else { return None };
+        error.try_downcast_ref::<PgDatabaseError>().map(PgDatabaseError::code)
     }
 
     /// The refusal that the client gets.

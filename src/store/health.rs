@@ -107,7 +107,7 @@ impl DatabaseHealth {
         let now = Instant::now();
         let mut current = self.outage.lock().unwrap_or_else(PoisonError::into_inner);
         let since = current.map_or(now, |outage| outage.since);
-        let refuses_writes = error.refuses_writes() || current.is_some_and(|outage| outage.refuses_writes);
+        let refuses_writes = error.is_read_only() || current.is_some_and(|outage| outage.refuses_writes);
         *current = Some(DatabaseOutage { since, latest: now, refuses_writes });
         if error.refuses_writes() {
             *self.last_refused_write.lock().unwrap_or_else(PoisonError::into_inner) = Some(now);

@@ -6,7 +6,7 @@ use std::time::Duration;
 use chrono::{DateTime, Utc};
 use uuid::Uuid;
 
-use super::{Store, StoreError, rows, sql::nodes as sql};
+use super::{Store, StoreError, rows, sql::nodes as sql, tx::Tx};
 use crate::domain::{Timestamp, nodes::Heartbeat};
 
 /// A node counts as running for this long after its last heartbeat.
@@ -15,6 +15,16 @@ const RUNNING_FOR: Duration = Duration::from_secs(30);
 const RETENTION: Duration = Duration::from_hours(1);
 
 impl Store {
+    /// Returns what [`Self::write_heartbeat`] does, but writes nothing: for a node that is starting.
+    ///
+    /// # Errors
+    /// [`StoreError::Unavailable`]
+    pub async fn running_nodes(&self, node: Uuid, now: Timestamp) -> Result<Heartbeat, StoreError> {
+        let mut tx = self.read().await?;
+        let (at,): (DateTime<Utc>,) = tx.query(sql::NOW).bind(now.to_utc()).fetch_one().await?;
+        heartbeat(&mut tx, node, rows::time(at)).await
+    }
+
     /// Writes the heartbeat of a node, and returns its time, the id of the deployment and the other running nodes.
     /// `now` is used only on SQLite; PostgreSQL uses its own clock.
     ///
@@ -26,13 +36,12 @@ impl Store {
             let (at,): (DateTime<Utc>,) =
                 tx.query(sql::WRITE_HEARTBEAT).bind(node).bind(now.to_utc()).fetch_one().await?;
             let at = rows::time(at);
-            tx.query(sql::DELETE_STALE).bind(at.before(RETENTION).to_utc()).execute().await?;
-            let (deployment,): (Uuid,) = tx.query(sql::DEPLOYMENT).fetch_one().await?;
-            let running: Vec<(Uuid,)> =
-                tx.query(sql::RUNNING).bind(at.before(RUNNING_FOR).to_utc()).fetch_all().await?;
+            // Heartbeats from the future are from before the database's clock was set back.
+            let (earliest, latest) = around(at, RETENTION);
+            tx.query(sql::DELETE_STALE).bind(earliest).bind(latest).execute().await?;
+            let heartbeat = heartbeat(&mut tx, node, at).await?;
             tx.commit().await?;
-            let others = running.into_iter().map(|(id,)| id).filter(|id| *id != node).collect();
-            Ok(Heartbeat { at, deployment, others })
+            Ok(heartbeat)
         })
         .await
     }
@@ -46,4 +55,18 @@ impl Store {
         tx.query(sql::REMOVE).bind(node).execute().await?;
         tx.commit().await
     }
+}
+
+/// The nodes that run at a time of the database, besides `node`.
+async fn heartbeat(tx: &mut Tx<'_>, node: Uuid, at: Timestamp) -> Result<Heartbeat, StoreError> {
+    let (deployment,): (Uuid,) = tx.query(sql::DEPLOYMENT).fetch_one().await?;
+    let (earliest, latest) = around(at, RUNNING_FOR);
+    let running: Vec<(Uuid,)> = tx.query(sql::RUNNING).bind(earliest).bind(latest).fetch_all().await?;
+    let others = running.into_iter().map(|(id,)| id).filter(|id| *id != node).collect();
+    Ok(Heartbeat { at, deployment, others })
+}
+
+/// The times `span` before and after `at`.
+fn around(at: Timestamp, span: Duration) -> (DateTime<Utc>, DateTime<Utc>) {
+    (at.before(span).to_utc(), (at + span).to_utc())
 }

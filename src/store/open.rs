@@ -90,6 +90,18 @@ fn owner_only() -> OpenOptions {
     options
 }
 
+/// Whether this process may write a file or, if it does not exist, create it and the folders that lack.
+#[must_use]
+pub fn may_write(path: &Path) -> bool {
+    let exists = |path: &&Path| path.exists();
+    let here = Path::new(".");
+    let nearest = path.ancestors().map(|path| if path == Path::new("") { here } else { path }).find(exists);
+    nearest.is_some_and(|nearest| {
+        let is_place = nearest == path || nearest.is_dir();
+        is_place && rustix::fs::access(nearest, rustix::fs::Access::WRITE_OK).is_ok()
+    })
+}
+
 /// An error that names the file.
 fn file_error(path: &Path, error: &io::Error) -> StoreError {
     sqlx::Error::Io(io::Error::new(error.kind(), format!("{}: {error}", path.display()))).into()
@@ -204,6 +216,9 @@ impl Store {
         // migrates and the others wait for it here.
         sqlx::query(sql::NO_TIMEOUTS.postgres).execute(&mut direct).await?;
         ON_POSTGRES.run(&mut direct).await.map_err(StoreError::from_migration)?;
+        if is_pooled {
+            check_same_database(&mut direct, &options).await?;
+        }
         direct.close().await?;
         let pool = pool.max_connections(others).connect_lazy_with(options);
         let batch_connections = DatabasePool::new(batch_pool, health.clone()).behind_pooler(is_pooled);
@@ -241,6 +256,9 @@ impl Store {
 async fn inspect_sqlite(url: &str) -> Result<&'static str, StoreError> {
     let file = SqliteFile::from_url(url)?;
     let database = file.database();
+    if !may_write(database) {
+        return Err(file_error(database, &io::ErrorKind::PermissionDenied.into()));
+    }
     if !database.exists() {
         return Ok("the database file does not exist yet; the server creates it when it starts");
     }
@@ -261,12 +279,16 @@ async fn inspect_postgres(url: &str, pooler: Option<&str>) -> Result<&'static st
         Some(url) => connect(&postgres_options(url)?).await?,
         None => connect(&options).await?,
     };
-    let (may_create, extended): (bool, bool) =
+    let (may_extend, is_extended, may_create, only_reads): (bool, bool, bool, bool) =
         sqlx::query_as(sql::MAY_MIGRATE.postgres).fetch_one(&mut connection).await?;
-    if !may_create && !extended {
+    if only_reads {
+        return Err(StoreError::only_reads());
+    }
+    let pending = pending_on_postgres(&mut connection).await?;
+    if pending > 0 && !(may_create && (may_extend || is_extended)) {
         return Err(StoreError::missing_privilege());
     }
-    Ok(match pending_on_postgres(&mut connection).await? {
+    Ok(match pending {
         0 => "the database answers",
         _ => "the database answers; a start brings its tables up to date",
     })
@@ -316,11 +338,24 @@ async fn check_connection(options: &PgConnectOptions, is_pooled: bool) -> Result
         sqlx::raw_sql("ROLLBACK").execute(&mut one).await?;
     } else {
         let mut other = connect(options).await?;
-        check_settings(&mut one).await?;
         check_sessions(&mut one, &mut other).await?;
+        check_settings(&mut one).await?;
         other.close().await?;
     }
     Ok(one.close().await?)
+}
+
+/// Checks that the pooler leads to the database that was migrated.
+async fn check_same_database(direct: &mut PgConnection, pooled: &PgConnectOptions) -> Result<(), StoreError> {
+    let mut pooled = connect(pooled).await?;
+    sqlx::raw_sql(BEGIN_WITH_SETTINGS).execute(&mut pooled).await?;
+    let id = || sqlx::query_as(sql::nodes::DEPLOYMENT.postgres).persistent(false);
+    let (here,): (uuid::Uuid,) = id().fetch_one(direct).await?;
+    let there: Result<(uuid::Uuid,), _> = id().fetch_one(&mut pooled).await;
+    if there.is_ok_and(|(there,)| there == here) {
+        return Ok(pooled.close().await?);
+    }
+    Err(StoreError::Schema("database.migrate_url and database.url lead to two databases".to_owned()))
 }
 
 /// Version, whether it succeeded, checksum.

@@ -206,6 +206,8 @@ impl<DB: Engine> PooledConnection<'_, DB> {
     /// Begins a write transaction.
     pub async fn begin(&mut self) -> Result<(), StoreError> {
         let text = if self.is_pooled() { DB::BEGIN_POOLED } else { DB::BEGIN };
+        // If one of several commands fails, the transaction has begun and must be ended.
+        self.in_transaction = self.is_pooled();
         let (deadline, connection) = self.start();
         let begun = within(deadline, DB::command(connection, text)).await;
         self.finish(begun)?;
@@ -219,9 +221,6 @@ impl<DB: Engine> PooledConnection<'_, DB> {
         let committed = within(deadline, DB::command(connection, "COMMIT")).await;
         self.finish(committed)?;
         self.in_transaction = false;
-        if DB::IS_SERVER {
-            self.source.health.record_write();
-        }
         self.metrics.transaction_seconds.observe(self.began.elapsed().as_secs_f64());
         Ok(())
     }

@@ -20,7 +20,7 @@ use crate::domain::{
 
 /// Number of ended sessions of a device that are kept when it renews or ends a session, so that a client that renews in
 /// a loop does not fill the table.
-const ENDED_PER_DEVICE: i64 = 20;
+const ENDED_PER_DEVICE: i64 = 200;
 
 /// A session to insert.
 pub struct NewSession {

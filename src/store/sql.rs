@@ -71,9 +71,12 @@ statements! {
     CURRENT_SETTING = postgres("SELECT current_setting($1)");
     NO_TIMEOUTS =
         postgres("SELECT set_config('lock_timeout', '0', FALSE), set_config('statement_timeout', '0', FALSE)");
-    /// Whether the role may create the extension `uuid-ossp`, and whether it exists.
+    /// Whether the role may create the extension, whether it exists, whether the role may create tables, and whether the
+    /// server only reads.
     MAY_MIGRATE = postgres("SELECT has_database_privilege(current_database(), 'CREATE'), \
-        EXISTS (SELECT 1 FROM pg_extension WHERE extname = 'uuid-ossp')");
+        EXISTS (SELECT 1 FROM pg_extension WHERE extname = 'uuid-ossp'), \
+        COALESCE(has_schema_privilege(current_schema(), 'CREATE'), FALSE), \
+        current_setting('transaction_read_only') = 'on'");
 }
 
 /// All statements, each with its name.

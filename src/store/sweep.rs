@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use super::{Store, StoreError, sql::sweeps as sql};
-use crate::domain::{Timestamp, refusal::InvalidTokenReason};
+use crate::domain::Timestamp;
 
 /// Maximum number of rows in one transaction.
 const STEP: u64 = 500;
@@ -38,8 +38,7 @@ impl Store {
                     .retrying(|| async {
                         let mut tx = self.begin().await?;
                         if let Some(record) = record {
-                            let record = tx.query(record).bind(until.to_utc()).bind(STEP.cast_signed());
-                            record.bind(InvalidTokenReason::Expired.name()).bind(now.to_utc()).execute().await?;
+                            tx.query(record).bind(until.to_utc()).bind(STEP.cast_signed()).execute().await?;
                         }
                         let rows = tx.query(delete).bind(until.to_utc()).bind(STEP.cast_signed()).execute().await?;
                         tx.commit().await?;

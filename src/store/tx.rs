@@ -47,8 +47,21 @@ impl<'c> Tx<'c> {
         }
     }
 
-    /// Whether no other transaction can write before this one ends (SQLite). What this one has counted then still holds
-    /// when it commits.
+    /// Ends statements that were to take effect one by one: commits them if they share a transaction, as they do behind a
+    /// pooler.
+    ///
+    /// # Errors
+    /// After [`StoreError::Unavailable`] it is unknown whether they took effect.
+    pub async fn end_statements(self) -> Result<(), StoreError> {
+        match self {
+            Self::Postgres(connection) if !connection.is_pooled() => Ok(()),
+            Self::Sqlite(_) => Ok(()),
+            tx @ Self::Postgres(_) => tx.commit().await,
+        }
+    }
+
+    /// Whether no other transaction can write before this one ends (SQLite). What it counts is then still true right
+    /// after its commit.
     pub fn is_sole_writer(&self) -> bool {
         matches!(self, Self::Sqlite(_))
     }

@@ -138,7 +138,7 @@ async fn a_killed_node_makes_the_others_degraded_for_a_while_and_a_stopped_one_d
         let rows: Vec<(Uuid,)> = all.fetch_all(&mut *database.lock().await).await.unwrap();
         rows.len()
     };
-    assert_eq!(nodes().await, 3);
+    eventually("each node has a row", || async { (nodes().await == 3).then_some(()) }).await;
     assert!(cluster.nodes[2].terminate().await.success());
     assert_eq!(nodes().await, 2, "a node that stops deletes its row");
     cluster.nodes[1].kill();

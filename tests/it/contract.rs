@@ -78,7 +78,7 @@ on_every_engine! {
         an_expired_session_is_reported_as_expired_before_and_after_the_sweep
         a_logout_and_a_renewal_are_reported_as_reasons
         a_revocation_replaces_the_reasons_of_earlier_sessions
-        only_the_last_20_reasons_of_a_device_are_kept;
+        only_the_last_200_reasons_of_a_device_are_kept;
     pools:
         a_replacement_withdraws_the_keys_that_it_does_not_contain
         a_full_pool_can_be_replaced

@@ -221,6 +221,7 @@ impl Link {
         for chunk in devices.chunks(BATCH) {
             subscribe(&mut subscriber, chunk.iter().map(|device| self.keys.device_channel(*device))).await?;
         }
+        self.peers.restart(Instant::now());
         self.note_state();
         let down_s = self.outage.take().map(|outage| outage.since.elapsed().as_secs_f64());
         tracing::info!(devices = devices.len(), down_s, "the bus is up");

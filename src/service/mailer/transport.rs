@@ -1,6 +1,9 @@
 //! Sends one mail: to standard output, into a folder, or over SMTP.
 
-use std::{path::PathBuf, time::Duration};
+use std::{
+    path::{Path, PathBuf},
+    time::Duration,
+};
 
 use lettre::{AsyncSmtpTransport, AsyncTransport, Tokio1Executor, message::Mailbox};
 
@@ -8,7 +11,10 @@ use super::{
     MailerError,
     mail::{Mail, letters},
 };
-use crate::clock::{Clock, Entropy};
+use crate::{
+    clock::{Clock, Entropy},
+    store::may_write,
+};
 
 /// Timeout of one command in an SMTP session.
 pub const SMTP_TIMEOUT: Duration = Duration::from_secs(15);
@@ -36,6 +42,11 @@ impl Transport {
     /// If the folder cannot be created, the URL does not name a mail server, or `from` is not an address.
     pub fn open(url: &str, from: &str, clock: Clock, entropy: Entropy) -> Result<Self, MailerError> {
         Ok(Self { backend: Backend::open(url)?, from: parse_sender(from)?, clock, entropy })
+    }
+
+    /// Whether mails are only printed.
+    pub fn only_prints(&self) -> bool {
+        matches!(self.backend, Backend::Stdout)
     }
 
     /// Checks that the mail server answers; other backends have none.
@@ -119,6 +130,11 @@ pub fn check(url: &str, from: &str) -> Result<(), MailerError> {
     parse_sender(from)?;
     if url.starts_with("smtp") {
         smtp(url)?;
+    }
+    if let Some(folder) = url.strip_prefix("file:").map(|folder| Path::new(folder.strip_prefix("//").unwrap_or(folder)))
+        && (folder.is_file() || !may_write(folder))
+    {
+        return Err(MailerError::Setup(format!("mailer.url: cannot write to the folder {}", folder.display())));
     }
     Ok(())
 }

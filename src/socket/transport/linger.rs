@@ -50,6 +50,10 @@ impl Linger {
                 none.insert(LingerDeadlines { silence, last: Instant::now() + LINGER_TIMEOUT })
             }
         };
+        // Before the reads: a peer that sends without pause would use up the task's budget, and the timer would not be polled.
+        if deadlines.silence.as_mut().poll(cx).is_ready() {
+            return Poll::Ready(());
+        }
         while let Poll::Ready(read) = scratch.poll_read(stream, cx, <[u8]>::len) {
             if !matches!(read, Ok(1..)) {
                 return Poll::Ready(());

@@ -4,7 +4,8 @@
 use super::{Sql, both, per_dialect};
 
 statements! {
-    /// The random id of the deployment. The row with the nil id holds it and is not a node.
+    /// The time. On SQLite it is the parameter.
+    NOW = per_dialect("SELECT $1", "SELECT CLOCK_TIMESTAMP() WHERE $1::TIMESTAMPTZ IS NOT NULL");
     DEPLOYMENT = per_dialect(
         "SELECT deployment FROM nodes WHERE id = zeroblob(16)",
         "SELECT deployment FROM nodes WHERE id = '00000000-0000-0000-0000-000000000000'");
@@ -14,9 +15,9 @@ statements! {
         RETURNING heartbeat",
         "INSERT INTO nodes (id, heartbeat) VALUES ($1, CLOCK_TIMESTAMP()) \
         ON CONFLICT (id) DO UPDATE SET heartbeat = CLOCK_TIMESTAMP() RETURNING heartbeat");
-    /// The nodes whose heartbeat is later than $1.
-    RUNNING = both("SELECT id FROM nodes WHERE heartbeat > $1 AND deployment IS NULL ORDER BY id");
-    /// Deletes the nodes whose heartbeat is not later than $1.
-    DELETE_STALE = both("DELETE FROM nodes WHERE heartbeat <= $1 AND deployment IS NULL");
+    /// The nodes whose heartbeat is between $1 and $2.
+    RUNNING = both("SELECT id FROM nodes WHERE heartbeat > $1 AND heartbeat < $2 AND deployment IS NULL ORDER BY id");
+    /// Deletes the nodes whose heartbeat is not between $1 and $2.
+    DELETE_STALE = both("DELETE FROM nodes WHERE (heartbeat <= $1 OR heartbeat >= $2) AND deployment IS NULL");
     REMOVE = both("DELETE FROM nodes WHERE id = $1");
 }

@@ -1,17 +1,24 @@
 //! Sweeps: delete or clear rows past their retention time. Each statement handles at most $2 rows whose time is at or
 //! before $1.
 
-use super::{Sql, both};
+use super::{Sql, both, per_dialect, sqlite};
 
 statements! {
-    SESSIONS = both("DELETE FROM sessions WHERE id IN \
-        (SELECT id FROM sessions WHERE expires_at <= $1 ORDER BY expires_at, id LIMIT $2)");
-    /// Records why sessions end that [`SESSIONS`] then deletes. $3 is the reason, $4 the time.
-    RECORD_SESSIONS = both("INSERT INTO ended_sessions (token_hash, reason, ended_at, device_id) \
-        SELECT token_hash, $3, $4, device_id FROM sessions WHERE id IN \
+    /// Records the sessions that the next statement deletes on SQLite.
+    RECORD_SESSIONS = sqlite("INSERT INTO ended_sessions (token_hash, reason, ended_at, device_id) \
+        SELECT token_hash, 'expired', $1, device_id FROM sessions WHERE id IN \
         (SELECT id FROM sessions WHERE expires_at <= $1 ORDER BY expires_at, id LIMIT $2) \
         ON CONFLICT (token_hash) DO NOTHING");
-    ENDED_SESSIONS = both("DELETE FROM ended_sessions WHERE token_hash IN \
+    /// PostgreSQL records them in the same statement, which locks the sessions before their devices.
+    SESSIONS = per_dialect(
+        "DELETE FROM sessions WHERE id IN \
+        (SELECT id FROM sessions WHERE expires_at <= $1 ORDER BY expires_at, id LIMIT $2)",
+        "WITH expired AS (DELETE FROM sessions WHERE id IN \
+        (SELECT id FROM sessions WHERE expires_at <= $1 ORDER BY expires_at, id LIMIT $2) \
+        RETURNING token_hash, device_id) \
+        INSERT INTO ended_sessions (token_hash, reason, ended_at, device_id) \
+        SELECT token_hash, 'expired', $1, device_id FROM expired ON CONFLICT (token_hash) DO NOTHING");
+    ENDED_SESSIONS = both("DELETE FROM ended_sessions WHERE ended_at <= $1 AND token_hash IN \
         (SELECT token_hash FROM ended_sessions WHERE ended_at <= $1 ORDER BY ended_at LIMIT $2)");
     CHALLENGES = both("DELETE FROM email_otps WHERE id IN \
         (SELECT id FROM email_otps WHERE created_at <= $1 ORDER BY created_at LIMIT $2)");
