@@ -1,6 +1,6 @@
 //! Serves `GET /v1/socket`: checks the upgrade request, chooses the codec and starts the connection. The checks run in
-//! this order: browser origin, form of the request, rate of new connections, token, whether the node is stopping, limits on
-//! open connections.
+//! this order: browser origin, form of the request, rate of new connections, token, whether the node is stopping,
+//! limits on open connections.
 
 use std::{rc::Rc, sync::Arc, time::Instant};
 
