@@ -42,7 +42,7 @@ use crate::{
 pub use self::error::AppError;
 pub use crate::shutdown::Stopper;
 
-/// How long closing the idle database connections may take.
+/// Timeout for deleting this node's heartbeat and closing the database connections.
 const CLOSE_TIMEOUT: Duration = Duration::from_millis(400);
 
 /// A server that is ready to run.
@@ -139,8 +139,10 @@ impl Application {
         tokio::join!(self.stopper.admin.stop(false), self.operator.finish());
         match tokio::time::timeout(CLOSE_TIMEOUT, self.service.leave()).await {
             Ok(Ok(())) => {}
-            Ok(Err(error)) => tracing::warn!(%error, "cannot remove this node; others miss it for half a minute"),
-            Err(_) => tracing::warn!("cannot remove this node in time; others miss it for half a minute"),
+            Ok(Err(error)) => {
+                tracing::warn!(%error, "cannot delete this node's heartbeat; others miss it for half a minute")
+            }
+            Err(_) => tracing::warn!("cannot delete this node's heartbeat in time; others miss it for half a minute"),
         }
         if tokio::time::timeout(CLOSE_TIMEOUT, self.store.close()).await.is_err() {
             tracing::warn!("the database connections did not close in time");
@@ -240,7 +242,7 @@ fn start_mailer(
     Ok(Mailer::new(url, from, clock.clone(), entropy.clone(), metrics, work)?)
 }
 
-/// Starts the bus. On Redis, it first asks the database for its time and the running nodes.
+/// Starts the bus. For Redis, first reads the time, the deployment and the running nodes from the database.
 fn start_bus(
     config: &Config,
     clock: &Clock,
@@ -259,8 +261,8 @@ fn start_bus(
     RedisBus::start(url, on_bus, node.metrics.clone(), &node.tasks).map(Bus::Redis).map_err(AppError::Bus)
 }
 
-/// Starts the periodic tasks: writes heartbeats, deletes old rows and expired mail, and reconciles the connections with the
-/// database.
+/// Starts the periodic tasks: writes heartbeats, deletes old rows and expired mail, and reconciles the connections with
+/// the database.
 fn start_housekeeping(service: &Arc<Service>, tasks: &Tasks) {
     if service.has_heartbeat() {
         tasks.spawn("heartbeat", beat_forever(service.clone()));
@@ -278,10 +280,11 @@ pub async fn open_store(config: &Config, entropy: &Entropy) -> Result<Store, Sto
     Store::open_beside_server(config.database.url.reveal(), store_settings(config, entropy)).await
 }
 
-/// Checks whatever a start makes of the settings, without a connection and without changing anything.
+/// Checks the settings in the same way as a start, without connecting to anything or changing anything. If
+/// `auth.secret` is empty, also reads the secret file.
 ///
 /// # Errors
-/// What a start would fail with.
+/// The error with which a start would fail.
 pub fn check(config: &Config) -> Result<(), AppError> {
     let database = config.database.url.reveal();
     Store::check_url(database)?;
@@ -307,10 +310,10 @@ pub async fn inspect_store(config: &Config) -> Result<&'static str, StoreError> 
     Store::inspect(config.database.url.reveal(), pooler).await
 }
 
-/// Tries the configured bus.
+/// Checks that the configured bus can be used. Returns a short description of it.
 ///
 /// # Errors
-/// The cause, if it cannot be reached.
+/// [`AppError::BusUnreachable`], with the cause.
 pub async fn try_bus(config: &Config) -> Result<&'static str, AppError> {
     match config.bus.url.reveal() {
         "local" => Ok("the bus is local"),
@@ -318,10 +321,11 @@ pub async fn try_bus(config: &Config) -> Result<&'static str, AppError> {
     }
 }
 
-/// Tries the configured mailer, and sends a test mail if an address is given. Must be called in a Tokio runtime.
+/// Checks that the configured mailer can be used, and sends a test mail if an address is given. Returns a short
+/// description of the outcome. Must be called in a Tokio runtime.
 ///
 /// # Errors
-/// The cause, if the mail server does not answer or does not take the mail.
+/// If the address is invalid, or the mail server does not answer or does not accept the mail.
 pub async fn try_mailer(
     config: &Config,
     entropy: &Entropy,
@@ -334,8 +338,8 @@ pub async fn try_mailer(
     Ok(if sent { "the test mail was sent" } else { "the mailer can be used" })
 }
 
-/// The limits of the use cases. While mails are only printed there are none on codes: whoever tries the server asks for
-/// many, and nobody receives them.
+/// The limits of the use cases. If mails are only printed, codes are not limited: developers request many, and no
+/// mailbox can be flooded.
 fn usage_limits(config: &Config) -> UsageLimits {
     let limits = config.limits.usage.clone();
     if !prints_mails(config) {
@@ -354,7 +358,7 @@ fn prints_mails(config: &Config) -> bool {
     config.mailer.url.reveal() == "log:"
 }
 
-/// Returns the settings of the use cases.
+/// The settings of the use cases.
 #[must_use]
 pub fn policy(config: &Config) -> Policy {
     let mailbox = &config.mailbox;

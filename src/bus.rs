@@ -20,12 +20,12 @@ use crate::domain::{DeviceId, LocalDelivery, Signal, nodes::Heartbeat};
 /// Whether signals reach the other nodes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum BusState {
-    /// They do.
+    /// Signals reach all nodes.
     Up,
     /// There is no connection to Redis.
     Down,
-    /// This node runs, by its heartbeat in the database, but is not heard over the bus.
-    NotHeard(Uuid),
+    /// The node with this id is running, by its heartbeat in the database, but its announcements do not arrive.
+    NodeUnreachable(Uuid),
     /// Another deployment with the same server secret uses this Redis.
     ForeignDeployment,
 }
@@ -86,7 +86,7 @@ impl Bus {
         }
     }
 
-    /// Tells the bus which other nodes run.
+    /// Updates which other nodes run, as of a newer heartbeat.
     pub fn update_nodes(&self, heartbeat: Heartbeat) {
         match self {
             Self::Local(_) => {}
@@ -112,7 +112,8 @@ impl Bus {
         }
     }
 
-    /// How long ago a probe last came back over the bus; `None` if none ever did, and for the local bus.
+    /// How long ago an announcement of this node last came back over the bus; `None` if none ever did, and for the
+    /// local bus.
     #[must_use]
     pub fn probe_age(&self) -> Option<Duration> {
         match self {

@@ -21,7 +21,7 @@ use toml::{Table, Value};
 use self::{
     check::check,
     layers::{parse_as, same_kind, set},
-    shown::{Origin, Origins},
+    shown::{Source, Sources},
 };
 use crate::{domain::otp::ServerSecret, sqlite_file::SqliteUrlError, usage_limits::UsageLimits};
 
@@ -48,7 +48,7 @@ pub enum ConfigError {
         why: String,
     },
     /// There is no such setting.
-    #[error("unknown setting {name}{}; `sealwire check-config` without it prints all settings", did_you_mean(.resembles.as_deref()))]
+    #[error("unknown setting {name}{}; to see all settings, remove it and run `sealwire check-config`", did_you_mean(.resembles.as_deref()))]
     Unknown {
         /// The setting, or the environment variable if it has no section.
         name: String,
@@ -69,14 +69,14 @@ pub enum ConfigError {
 }
 
 fn did_you_mean(name: Option<&str>) -> String {
-    name.map_or_else(String::new, |name| format!("; did you mean {name}?"))
+    name.map_or_else(String::new, |name| format!(" (did you mean {name}?)"))
 }
 
 fn unknown(name: &str) -> ConfigError {
     ConfigError::Unknown { name: name.to_owned(), resembles: resembling(name, shown::names()) }
 }
 
-/// The name that is most like `wanted`, if one is almost the same.
+/// The name with the smallest edit distance to `wanted`; `None` if even that one is not almost the same.
 fn resembling(wanted: &str, names: impl IntoIterator<Item = String>) -> Option<String> {
     let distance = |name: &String| strsim::damerau_levenshtein(name, wanted);
     names.into_iter().min_by_key(distance).filter(|name| distance(name) <= 1 + wanted.len() / 8)
@@ -184,7 +184,7 @@ pub struct DatabaseConfig {
 /// `[bus]`
 #[derive(Clone, Debug, Deserialize)]
 pub struct BusConfig {
-    /// `local`, `redis://…` or `rediss://…`. May contain a password.
+    /// `local`, `redis://…`, `rediss://…` or `redis-sentinel://…`. May contain a password.
     pub url: Secret,
 }
 
@@ -200,7 +200,7 @@ pub struct MailerConfig {
 /// `[auth]`
 #[derive(Clone, Debug, Deserialize)]
 pub struct AuthConfig {
-    /// 32 bytes in base64; empty to use a secret in a file beside the SQLite database.
+    /// The server secret, 32 bytes in base64; empty to use the one in a file beside the SQLite database.
     pub secret: Secret,
     /// Lifetime in days of a session that is not renewed.
     pub session_days: f64,
@@ -255,15 +255,15 @@ fn parse_network(text: &str) -> Option<IpNet> {
     text.parse().ok().or_else(|| text.parse::<IpAddr>().ok().map(IpNet::from))
 }
 
-/// The configuration, and where it comes from.
+/// The configuration, and the source of each value.
 #[derive(Debug)]
 pub struct LoadedConfig {
     /// All settings.
     pub config: Config,
-    /// The settings as TOML, with secrets hidden and the origin of each value in a comment.
+    /// The settings as TOML, with secrets hidden and the source of each value in a comment.
     pub toml: String,
-    /// Environment variables that were ignored although their names resemble a setting: what was given, and what was
-    /// probably meant.
+    /// Environment variables that were ignored although their names resemble that of a setting, each with the name that
+    /// was probably meant.
     pub ignored: Vec<(String, String)>,
 }
 
@@ -274,7 +274,7 @@ impl LoadedConfig {
     /// If the file cannot be read, or a setting is unknown or invalid. The error names the first such setting.
     pub fn load(file: Option<&Path>, environment: impl Iterator<Item = (String, String)>) -> Result<Self, ConfigError> {
         let mut settings = defaults();
-        let mut origins = Origins::new();
+        let mut sources = Sources::new();
         let mut ignored = Vec::new();
         if let Some(path) = file {
             let shown = path.display().to_string();
@@ -288,16 +288,16 @@ impl LoadedConfig {
                 let Value::Table(values) = values else { return Err(unknown(&section)) };
                 for (key, value) in values {
                     set(&mut settings, &section, &key, |kind| same_kind(kind, value))?;
-                    origins.insert(format!("{section}.{key}"), Origin::File(shown.clone()));
+                    sources.insert(format!("{section}.{key}"), Source::File(shown.clone()));
                 }
             }
         }
         for (name, text) in environment {
             let Some(path) = name.strip_prefix(ENV_PREFIX) else {
-                let meant = || resembling(&name.replace("__", "_"), shown::names().iter().map(|name| single(name)));
+                let meant = || resembling(&name.replace("__", "_"), shown::names().iter().map(|name| misspelt(name)));
                 if name.starts_with("SEALWIRE_")
                     && let Some(meant) =
-                        meant().and_then(|meant| shown::names().into_iter().find(|name| single(name) == meant))
+                        meant().and_then(|meant| shown::names().into_iter().find(|name| misspelt(name) == meant))
                 {
                     ignored.push((name, variable(&meant)));
                 }
@@ -309,11 +309,11 @@ impl LoadedConfig {
                 ConfigError::Unknown { name: name.clone(), resembles }
             })?;
             set(&mut settings, section, key, |kind| parse_as(kind, &text))?;
-            origins.insert(format!("{section}.{key}"), Origin::Environment(name));
+            sources.insert(format!("{section}.{key}"), Source::Environment(name));
         }
         check(&settings)?;
-        let toml = shown::to_toml(&settings, &origins);
-        // Cannot fail for a known setting: all types match the defaults, and `check` has accepted the values.
+        let toml = shown::to_toml(&settings, &sources);
+        // Cannot fail: all types match the defaults, and `check` has accepted the values.
         let config = settings
             .try_into()
             .map_err(|error: toml::de::Error| invalid("the configuration", error.message().to_owned()))?;
@@ -321,13 +321,13 @@ impl LoadedConfig {
     }
 }
 
-/// The environment variable of a setting, with one underscore where there should be two.
-fn single(name: &str) -> String {
+/// The environment variable of a setting, misspelt with one underscore where there should be two.
+fn misspelt(name: &str) -> String {
     variable(name).replace("__", "_")
 }
 
 impl Config {
-    /// Loads the configuration without its origins, see [`LoadedConfig::load`].
+    /// Loads the configuration alone, see [`LoadedConfig::load`].
     ///
     /// # Errors
     /// Those of [`LoadedConfig::load`].

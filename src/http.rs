@@ -50,7 +50,7 @@ pub fn routes(http: web::Data<Http>) -> impl FnOnce(&mut ServiceConfig) {
     move |app| {
         let origins = http.origins.clone();
         let cors = Cors::default()
-            .allowed_origin_fn(move |origin, request| origins.admits(origin, request.headers.get(header::HOST)))
+            .allowed_origin_fn(move |origin, request| origins.allows_or_logs(origin, request.headers.get(header::HOST)))
             .allowed_methods([Method::GET, Method::POST, Method::DELETE])
             .allowed_headers([header::AUTHORIZATION, header::CONTENT_TYPE])
             .expose_headers([header::RETRY_AFTER])

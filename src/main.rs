@@ -23,7 +23,7 @@ use tokio::runtime::Runtime;
 #[global_allocator]
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 
-/// The exit code of a command that SIGTERM ended, as shells report it.
+/// The exit code of a command that a signal ended before it was done: that of SIGTERM in a shell, 128 + 15.
 const INTERRUPTED: i32 = 143;
 
 type MainError = Box<dyn std::error::Error>;
@@ -45,12 +45,12 @@ enum CliCommand {
     Serve,
     /// Migrate the database to this version.
     Migrate,
-    /// Check the settings without starting the server, and print those in force as TOML, secrets hidden.
+    /// Check the settings without starting the server, and print them as TOML with secrets hidden.
     CheckConfig {
         /// Also try the database, Redis and the mail server.
         #[arg(long)]
         connect: bool,
-        /// Also send a test mail to this address.
+        /// Like --connect, and also send a test mail to this address.
         #[arg(long, value_name = "ADDRESS")]
         mail_to: Option<String>,
     },
@@ -89,8 +89,8 @@ fn main() -> ExitCode {
 fn run(arguments: CliArguments) -> Result<(), MainError> {
     telemetry::init(levels().as_deref())?;
     let command = arguments.command.unwrap_or(CliCommand::Serve);
-    // The first process of a container ignores SIGTERM unless it has a handler. A server that is stopped before it serves
-    // has done as it was told; a command that is stopped has not.
+    // The first process of a container ignores SIGTERM unless it has a handler. Stopping a server that is starting is a
+    // success; a command that is stopped has not done its work.
     let start = Signals::end_start(if matches!(command, CliCommand::Serve) { 0 } else { INTERRUPTED })?;
     let loaded = LoadedConfig::load(arguments.config.as_deref(), std::env::vars())?;
     for (given, meant) in &loaded.ignored {
@@ -134,7 +134,7 @@ fn migrate(config: &Config) -> Result<(), MainError> {
         let store = app::open_store(config, &Entropy::from_system()?).await?;
         store.close().await;
         let applied = match store.migrated() {
-            0 => "nothing was to be done".to_owned(),
+            0 => "no migration was needed".to_owned(),
             1 => "1 migration was applied".to_owned(),
             count => format!("{count} migrations were applied"),
         };
@@ -147,7 +147,7 @@ fn check_config(loaded: &LoadedConfig, connect: bool, mail_to: Option<&str>) -> 
     let config = &loaded.config;
     app::check(config)?;
     let runtime = Runtime::new()?;
-    // A SQLite file needs no connection.
+    // A SQLite file can be inspected without a connection.
     if config.database.url.reveal().starts_with("sqlite:") {
         runtime.block_on(app::inspect_store(config))?;
     }
@@ -162,18 +162,18 @@ fn check_config(loaded: &LoadedConfig, connect: bool, mail_to: Option<&str>) -> 
             report("bus", &app::try_bus(config).await),
             report("mailer", &app::try_mailer(config, &entropy, mail_to).await),
         ];
-        if failed.contains(&true) { Err("a backend cannot be used".into()) } else { Ok(()) }
+        if failed.contains(&true) { Err("the database, the bus or the mailer cannot be used".into()) } else { Ok(()) }
     })
 }
 
-/// Prints what an attempt has found. Returns whether it failed.
-fn report(part: &str, found: &Result<&str, impl std::fmt::Display>) -> bool {
-    // If standard error is closed, the exit code has to do.
-    let _ = match found {
-        Ok(found) => writeln!(std::io::stderr(), "{part}: {found}"),
-        Err(error) => writeln!(std::io::stderr(), "{part}: {error}"),
+/// Prints the outcome of a check to standard error. Returns whether it failed.
+fn report(component: &str, outcome: &Result<&str, impl std::fmt::Display>) -> bool {
+    // If standard error is closed, only the exit code reports the failure.
+    let _ = match outcome {
+        Ok(state) => writeln!(std::io::stderr(), "{component}: {state}"),
+        Err(error) => writeln!(std::io::stderr(), "{component}: {error}"),
     };
-    found.is_err()
+    outcome.is_err()
 }
 
 fn fill(config: &Config, plan: &SeedPlan, out: &Path) -> Result<(), MainError> {

@@ -112,7 +112,7 @@ metrics! {
     pool_limit: Gauge = "sealwire_pool_connections_limit" [] "Maximum number of open database connections";
 
     bus_up: Gauge = "sealwire_bus_up" [] "1 if signals reach other nodes";
-    bus_signals: Counters<BusTraffic> = "sealwire_bus_signals_total" ["direction"] "Signals between nodes, by direction";
+    bus_signals: Counters<BusTraffic> = "sealwire_bus_signals_total" ["direction"] "Signals between nodes, by direction; rejected counts payloads";
     reconcile_rounds: Counter = "sealwire_reconcile_rounds_total" [] "Rounds of checking all connections against the database";
     reconcile_repairs: Counters<Repair> = "sealwire_reconcile_repairs_total" ["what"] "Missed signals that the reconcile delivered, by signal";
     sweeps: Counter = "sealwire_sweeps_total" [] "Successful sweeps";

@@ -22,7 +22,7 @@ pub enum NotReady {
     NoPort,
     /// No server answers.
     #[error("nothing answers at {address}: {source}")]
-    Silent {
+    NoAnswer {
         /// The address that was asked.
         address: SocketAddr,
         /// The operating system's reason.
@@ -42,7 +42,7 @@ pub fn ask(bind: SocketAddr) -> Result<(), NotReady> {
         return Err(NotReady::NoPort);
     }
     let address = reachable(bind);
-    let answer = exchange(address).map_err(|source| NotReady::Silent { address, source })?;
+    let answer = exchange(address).map_err(|source| NotReady::NoAnswer { address, source })?;
     let (head, body) = answer.split_once("\r\n\r\n").unwrap_or((&answer, ""));
     if head.starts_with("HTTP/1.1 200 ") {
         return Ok(());

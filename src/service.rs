@@ -1,4 +1,4 @@
-//! The use cases: everything a client can ask for. In a running server only this module calls the store and the bus.
+//! The use cases: everything a client can ask for. While a server runs, only this module calls the store and the bus.
 //!
 //! A method whose changes concern other devices returns [`Notifications`]. The caller sends its own reply first and
 //! then passes them to [`Service::notify`]. Batches of claims and mail publish their signals themselves, right after
@@ -255,7 +255,7 @@ impl Service {
         self.clock.now()
     }
 
-    /// The configured low-water mark.
+    /// The configured low-water mark: the number of keys at which a device is notified.
     #[must_use]
     pub fn low_watermark(&self) -> u32 {
         self.policy.low_watermark
@@ -292,8 +292,8 @@ impl Service {
         self.store_latency().await.is_some()
     }
 
-    /// How long the store takes to answer; `None` if it fails or takes more than two seconds. It is asked once a second at
-    /// most, since the question writes and anybody may ask it.
+    /// How long the store took to answer; `None` if it failed or took more than two seconds. It is asked at most once a
+    /// second, because answering takes a write and every client can cause it.
     pub async fn store_latency(&self) -> Option<Duration> {
         let mut last = self.last_latency.lock().await;
         if let Some((_, latency)) = last.filter(|(asked, _)| asked.elapsed() < LATENCY_KEPT) {

@@ -85,10 +85,10 @@ impl SqliteFile {
     }
 
     /// The server's secret: `sealwire.secret` beside `sealwire.db`. Databases in one folder whose names differ only in
-    /// the ending share it.
+    /// the extension share it.
     #[must_use]
     pub fn secret(&self) -> PathBuf {
-        if self.database().extension().is_some_and(|ending| ending == "secret") {
+        if self.database().extension().is_some_and(|extension| extension == "secret") {
             return self.beside(".secret");
         }
         self.database().with_extension("secret")
@@ -109,7 +109,7 @@ impl SqliteFile {
     }
 
     /// The lock of earlier versions: `sealwire.lock` beside `sealwire.db`. Databases whose names differ only in the
-    /// ending share it.
+    /// extension share it.
     #[must_use]
     pub fn legacy_lock(&self) -> PathBuf {
         self.database().with_extension("lock")
@@ -136,7 +136,7 @@ fn check_parameters(url: &str) -> Result<(), SqliteUrlError> {
     Ok(())
 }
 
-/// What sqlx says about a URL, without its "error with configuration: ".
+/// The reason for which sqlx refuses a URL, without the prefix "error with configuration: ".
 fn reason(error: &sqlx::Error) -> String {
     match error {
         sqlx::Error::Configuration(reason) => reason.to_string(),
@@ -155,7 +155,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_secret_and_the_lock_stand_beside_the_database_that_sqlx_opens() {
+    fn the_secret_and_the_lock_are_beside_the_database_that_sqlx_opens() {
         for (url, database, secret, lock) in [
             ("sqlite://data/sealwire.db", "data/sealwire.db", "data/sealwire.secret", "data/sealwire.db-lock"),
             ("sqlite://data/my%20chat.db", "data/my chat.db", "data/my chat.secret", "data/my chat.db-lock"),
@@ -191,12 +191,12 @@ mod tests {
             assert_eq!(file.database(), SqliteConnectOptions::from_str(url).unwrap().get_filename(), "{url}");
             assert_eq!(file.secret(), Path::new(secret), "{url}");
             assert_eq!(file.lock(), Path::new(lock), "{url}");
-            assert!(!file.lock().to_string_lossy().ends_with(".lock"), "{url}: never a lock of versions before");
+            assert!(!file.lock().to_string_lossy().ends_with(".lock"), "{url}: never the lock of an earlier version");
         }
     }
 
     #[test]
-    fn databases_that_differ_in_their_ending_have_locks_of_their_own() {
+    fn databases_that_differ_in_their_extension_have_locks_of_their_own() {
         let urls = ["sqlite://data/a.db", "sqlite://data/a.sqlite", "sqlite://data/a"];
         let files = urls.map(|url| SqliteFile::from_url(url).unwrap());
         for (index, file) in files.iter().enumerate() {
@@ -207,7 +207,7 @@ mod tests {
     }
 
     #[test]
-    fn the_former_place_of_a_secret_is_known_if_it_was_another() {
+    fn the_former_path_of_a_secret_is_known_if_it_differs() {
         for (url, former) in [
             ("sqlite://data/sealwire.db?mode=rwc", None),
             ("sqlite:///var/lib/x.db", None),
@@ -221,7 +221,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_not_one_file_that_can_be_written_is_refused_with_the_reason() {
+    fn a_url_that_is_not_of_one_writable_file_is_refused_with_the_reason() {
         let path = PathBuf::from;
         for (url, expected) in [
             ("sqlite::memory:", SqliteUrlError::InMemory),

@@ -82,7 +82,7 @@ impl Tasks {
         &self.work
     }
 
-    /// Waits until a background task ends, and returns its name. A stopping server no longer waits for this.
+    /// Waits until a background task ends, and returns its name. Returns at once if one has ended already.
     pub async fn first_ended(&self) -> &'static str {
         let mut ended = self.ended.subscribe();
         match ended.wait_for(Option::is_some).await.map(|name| *name) {

@@ -1,5 +1,5 @@
--- Why a token no longer holds: its hash and the reason, for 30 days. The device is known only while its account exists, so
--- that a later revocation replaces an earlier reason.
+-- Ended sessions, for 30 days: the hash of the token and why it is no longer valid. The device is set as long as its user
+-- exists, so that a revocation or deletion can replace an earlier reason.
 CREATE TABLE ended_sessions (
     token_hash TEXT        NOT NULL PRIMARY KEY,
     reason     TEXT        NOT NULL,

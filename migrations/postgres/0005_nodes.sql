@@ -1,4 +1,4 @@
--- The running nodes of this deployment. The row with the nil id is no node: it holds the random id of the deployment.
+-- The running nodes of this deployment. The row with the nil id is not a node: it holds the random id of the deployment.
 CREATE TABLE nodes (
     id         UUID        NOT NULL PRIMARY KEY,
     heartbeat  TIMESTAMPTZ NOT NULL,

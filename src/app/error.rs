@@ -13,16 +13,16 @@ pub enum AppError {
     /// The database cannot be opened or migrated.
     #[error("cannot open the database: {0}")]
     Store(#[from] StoreError),
-    /// `bus.url` is neither `local` nor a URL of a Redis or of sentinels.
+    /// `bus.url` is neither `local` nor the URL of a Redis server or of sentinels.
     #[error("bus.url takes local, {0}")]
     Bus(#[source] BusUrlError),
-    /// A test of the settings cannot reach Redis.
+    /// `check-config --connect` cannot reach Redis.
     #[error("cannot reach the Redis of bus.url: {0}")]
     BusUnreachable(String),
-    /// The address for a test mail is invalid.
-    #[error("the test mail needs a valid mail address")]
+    /// The address for the test mail of `check-config --mail-to` is invalid.
+    #[error("--mail-to takes a mail address, such as operator@chat.example")]
     TestAddress,
-    /// The mailer cannot be set up.
+    /// The mailer cannot be set up or, in `check-config`, cannot send a mail.
     #[error(transparent)]
     Mailer(#[from] MailerError),
     /// The server secret cannot be read or created.

@@ -26,8 +26,8 @@ impl NodeLimits {
     pub fn new(config: &Config, node: &NodeContext) -> Self {
         let connections = ConnectionLimits::new(&config.server);
         let networks = Networks::new(network_limits(config, connections.http), node.metrics.clone());
-        // Each gets half of the memory budget, so that peers that start large messages and never finish them cannot
-        // block the requests of others. 2^19 bytes are half a MiB.
+        // Inbound and outbound each get half of the memory budget, so that peers that start large messages and never
+        // finish them cannot block the requests of others. 2^19 bytes are half a MiB.
         let half = config.server.memory_budget_mb << 19;
         Self {
             sockets: Budget::new(connections.sockets),

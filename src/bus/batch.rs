@@ -68,7 +68,7 @@ impl SignalBatch {
         self.bytes
     }
 
-    /// The signals.
+    /// The signals, in the order in which to deliver them.
     pub fn signals(&self) -> &[Signal] {
         &self.signals
     }

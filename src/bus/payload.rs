@@ -1,8 +1,9 @@
-//! The payloads that nodes publish: a version byte, the publishing node (16 bytes), the time of the database (microseconds
-//! since 1970, 8 bytes, most significant first), the content, and a tag of 32 bytes over the channel and all of this.
+//! Encodes, authenticates and decodes the payloads that nodes publish: a version byte, the id of the publishing node
+//! (16 bytes), the time by the clock of the database (microseconds since 1970, 8 bytes, big-endian), the content, and
+//! an authentication tag (32 bytes) over the channel and everything before it.
 //!
-//! The content is MessagePack, with fields identified by their order and variants by their names. Nodes of two versions may
-//! run side by side, so each version must be able to read the other's content.
+//! The content is MessagePack, with fields identified by their order and variants by their names. Nodes of two versions
+//! may run side by side, so each version must be able to read the other's content.
 
 use std::time::Duration;
 
@@ -99,31 +100,33 @@ impl From<EnvelopePayload> for Envelope {
     }
 }
 
-/// The version of the form of payloads.
+/// The version of the payload format.
 const VERSION: u8 = 1;
-const TAG: usize = 32;
-const HEAD: usize = 1 + 16 + 8;
-/// Payloads older than this are dropped, so that one that was recorded cannot be sent again later.
+/// Length of the authentication tag.
+const TAG_BYTES: usize = 32;
+/// Length of everything before the content: version, node and time.
+const HEAD_BYTES: usize = 1 + 16 + 8;
+/// Older payloads are dropped, so that a recorded payload cannot be replayed later.
 const MAX_AGE: Duration = Duration::from_secs(30);
 
 /// Why a payload is dropped.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Error)]
 pub enum PayloadError {
-    /// Its tag is not this deployment's.
-    #[error("a payload on the bus is not authentic; another program publishes on this deployment's channels")]
+    /// Its tag is missing or was not made with this deployment's key.
+    #[error("not authentic: another program publishes on this deployment's channels")]
     NotAuthentic,
     /// It was published more than 30 seconds ago.
-    #[error("a payload on the bus is too old")]
+    #[error("published more than 30 seconds ago")]
     TooOld,
-    /// Its form or a signal in it is not known: it is from a node of another version.
-    #[error("a payload of another version was ignored")]
+    /// Its format, or a signal in it, is unknown: the publishing node has another version.
+    #[error("unknown format: it comes from a node of another version")]
     OtherVersion,
 }
 
 /// Encodes the signals of one publish on a channel.
 ///
 /// # Errors
-/// If a signal cannot be encoded. This does not happen: every signal can.
+/// If MessagePack cannot encode a signal. It can encode every one there is.
 pub fn encode_signals(
     keys: &BusKeys,
     channel: &str,
@@ -165,7 +168,7 @@ pub fn decode_announcement(keys: &BusKeys, payload: &[u8], now: Timestamp) -> Re
 }
 
 fn seal(keys: &BusKeys, channel: &str, publisher: Publisher, content: &[u8]) -> Vec<u8> {
-    let mut payload = Vec::with_capacity(HEAD + content.len() + TAG);
+    let mut payload = Vec::with_capacity(HEAD_BYTES + content.len() + TAG_BYTES);
     payload.push(VERSION);
     payload.extend_from_slice(publisher.node.as_bytes());
     payload.extend_from_slice(&publisher.at.as_micros().to_be_bytes());
@@ -175,19 +178,19 @@ fn seal(keys: &BusKeys, channel: &str, publisher: Publisher, content: &[u8]) -> 
     payload
 }
 
-/// Returns the publishing node and the content.
+/// Checks a payload, and returns the publishing node and the content.
 fn open<'p>(
     keys: &BusKeys,
     channel: &str,
     payload: &'p [u8],
     now: Timestamp,
 ) -> Result<(Uuid, &'p [u8]), PayloadError> {
-    let (sealed, tag) = payload.split_last_chunk::<TAG>().ok_or(PayloadError::NotAuthentic)?;
+    let (sealed, tag) = payload.split_last_chunk::<TAG_BYTES>().ok_or(PayloadError::NotAuthentic)?;
     // `blake3::Hash` compares in constant time.
     if keys.tag(channel, sealed) != *tag {
         return Err(PayloadError::NotAuthentic);
     }
-    let (head, content) = sealed.split_first_chunk::<HEAD>().ok_or(PayloadError::OtherVersion)?;
+    let (head, content) = sealed.split_first_chunk::<HEAD_BYTES>().ok_or(PayloadError::OtherVersion)?;
     if head[0] != VERSION {
         return Err(PayloadError::OtherVersion);
     }
@@ -300,7 +303,7 @@ mod tests {
             format!("81{}{envelope}", word("Ephemeral")),
         ];
         let bytes = encode_signals(&keys(), "channel", publisher(), &every_signal()).unwrap();
-        let (sealed, _) = bytes.split_last_chunk::<TAG>().unwrap();
+        let (sealed, _) = bytes.split_last_chunk::<TAG_BYTES>().unwrap();
         let time = publisher().at.as_micros();
         let head = format!("01{}01{time:016x}", "00".repeat(15));
         assert_eq!(hex(sealed), format!("{head}99{}", signals.concat()));

@@ -1,5 +1,6 @@
-//! Which nodes this one must hear over the bus, and which it does. A connection to Redis that works is not enough: after a
-//! failover two nodes may be connected to two servers, and each hears only itself.
+//! Tracks whether the announcements of all other running nodes arrive over the bus. A working connection to Redis is
+//! not enough: after a failover two nodes may be connected to different servers, and each then receives only its own
+//! signals.
 
 use std::{
     collections::HashMap,
@@ -13,8 +14,8 @@ use uuid::Uuid;
 use super::BusState;
 use crate::domain::{Timestamp, nodes::Heartbeat};
 
-/// A node that was not heard for this long counts as not heard.
-const PATIENCE: Duration = Duration::from_secs(15);
+/// A running node is unreachable if no announcement of it has arrived for longer than this.
+const MAX_SILENCE: Duration = Duration::from_secs(15);
 
 /// The other nodes, and the clock of the database.
 pub(super) struct Peers(Mutex<State>);
@@ -23,9 +24,10 @@ struct State {
     heartbeat: Heartbeat,
     /// When `heartbeat` was read.
     read_at: Instant,
-    /// The other running nodes, with when this node first knew of each or last heard it.
+    /// The other running nodes, each with the time of its last announcement or, before the first, the time at which
+    /// this node learned of it.
     expected: HashMap<Uuid, Instant>,
-    /// When a node of another deployment was last heard.
+    /// The time of the last announcement of another deployment.
     foreign: Option<Instant>,
 }
 
@@ -36,7 +38,7 @@ impl Peers {
         Self(Mutex::new(State { heartbeat, read_at, expected, foreign: None }))
     }
 
-    /// Takes in a newer heartbeat.
+    /// Replaces the heartbeat. Nodes that were known already keep their times.
     pub fn update(&self, heartbeat: Heartbeat, now: Instant) {
         self.with(|state| {
             let known = std::mem::take(&mut state.expected);
@@ -46,32 +48,33 @@ impl Peers {
         });
     }
 
-    /// Starts anew to wait for the other nodes, when the connection to Redis is up again.
+    /// Waits for the announcements of all nodes anew. Called when the connection to Redis is up again: none could arrive
+    /// while it was down.
     pub fn restart(&self, now: Instant) {
         self.with(|state| state.expected.values_mut().for_each(|since| *since = now));
     }
 
-    /// Notes an announcement of a node.
-    pub fn hear(&self, node: Uuid, deployment: Uuid, now: Instant) {
+    /// Records an announcement that arrived.
+    pub fn record(&self, node: Uuid, deployment: Uuid, now: Instant) {
         self.with(|state| {
             if deployment != state.heartbeat.deployment {
                 state.foreign = Some(now);
-            } else if let Some(heard) = state.expected.get_mut(&node) {
-                *heard = now;
+            } else if let Some(last) = state.expected.get_mut(&node) {
+                *last = now;
             }
         });
     }
 
     /// The state of a bus whose connection works.
     pub fn state(&self, now: Instant) -> BusState {
-        let is_over = |since: Instant| now.saturating_duration_since(since) > PATIENCE;
+        let is_over = |since: Instant| now.saturating_duration_since(since) > MAX_SILENCE;
         self.with(|state| {
-            if state.foreign.is_some_and(|heard| !is_over(heard)) {
+            if state.foreign.is_some_and(|last| !is_over(last)) {
                 return BusState::ForeignDeployment;
             }
             let silent = state.expected.iter().filter(|(_, since)| is_over(**since)).map(|(node, _)| *node);
-            // Of several always the same one.
-            silent.min().map_or(BusState::Up, BusState::NotHeard)
+            // The least id, so that the state does not change while the same nodes are unreachable.
+            silent.min().map_or(BusState::Up, BusState::NodeUnreachable)
         })
     }
 
@@ -80,7 +83,7 @@ impl Peers {
         self.with(|state| state.heartbeat.deployment)
     }
 
-    /// The time of the database: that of the last heartbeat, and what has passed since.
+    /// The time by the clock of the database: that of the last heartbeat plus the time since.
     pub fn database_time(&self, now: Instant) -> Timestamp {
         self.with(|state| state.heartbeat.at + now.saturating_duration_since(state.read_at))
     }
@@ -102,31 +105,31 @@ mod tests {
     }
 
     #[test]
-    fn a_running_node_that_is_not_heard_for_15_seconds_is_missed() {
+    fn a_running_node_is_unreachable_after_15_seconds_without_an_announcement() {
         let start = Instant::now();
         let after = |seconds: f64| start + Duration::from_secs_f64(seconds);
         let peers = Peers::new(heartbeat(&[OTHER]), start);
-        assert_eq!(peers.state(after(15.0)), BusState::Up, "a node that was just learned of may still be starting");
+        assert_eq!(peers.state(after(15.0)), BusState::Up, "a new node may still be connecting to Redis");
         peers.update(heartbeat(&[OTHER]), after(10.0));
-        assert_eq!(peers.state(after(15.1)), BusState::NotHeard(OTHER), "a heartbeat alone does not make it heard");
-        peers.hear(OTHER, OURS, after(20.0));
+        assert_eq!(peers.state(after(15.1)), BusState::NodeUnreachable(OTHER), "a heartbeat is no announcement");
+        peers.record(OTHER, OURS, after(20.0));
         assert_eq!(peers.state(after(35.0)), BusState::Up);
-        assert_eq!(peers.state(after(35.1)), BusState::NotHeard(OTHER));
+        assert_eq!(peers.state(after(35.1)), BusState::NodeUnreachable(OTHER));
         peers.update(heartbeat(&[]), after(40.0));
         assert_eq!(peers.state(after(40.0)), BusState::Up, "it has stopped");
     }
 
     #[test]
-    fn a_node_of_another_deployment_is_an_error_while_it_is_heard() {
+    fn a_node_of_another_deployment_is_an_error_while_its_announcements_arrive() {
         let start = Instant::now();
         let peers = Peers::new(heartbeat(&[]), start);
-        peers.hear(OTHER, Uuid::from_u128(9), start);
-        assert_eq!(peers.state(start + PATIENCE), BusState::ForeignDeployment);
-        assert_eq!(peers.state(start + PATIENCE * 2), BusState::Up);
+        peers.record(OTHER, Uuid::from_u128(9), start);
+        assert_eq!(peers.state(start + MAX_SILENCE), BusState::ForeignDeployment);
+        assert_eq!(peers.state(start + MAX_SILENCE * 2), BusState::Up);
     }
 
     #[test]
-    fn the_time_of_the_database_goes_on_between_heartbeats() {
+    fn the_time_of_the_database_advances_between_heartbeats() {
         let start = Instant::now();
         let peers = Peers::new(heartbeat(&[]), start);
         let expected = Timestamp::parse("2026-01-01T00:00:07Z").unwrap();

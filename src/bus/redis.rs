@@ -3,8 +3,8 @@
 //! One task, the link, owns two connections to Redis: one subscribes (RESP3, so that messages are pushed) and one
 //! publishes. The link handles all queued commands together, so that many devices connecting at once share round trips.
 //! After a disconnection the link reconnects and resubscribes itself, because the client library's own resubscription
-//! ignores failures. Pub/sub can also fail silently, so the link publishes announcements of its node and checks that they
-//! come back. Those of other nodes show that they use the same Redis.
+//! ignores failures. Pub/sub can also fail silently, so the link publishes announcements of its node and checks that
+//! they come back. Announcements of another node show that it uses the same Redis.
 
 mod link;
 mod push;
@@ -32,7 +32,7 @@ pub use target::BusUrlError;
 const MAX_QUEUED: usize = 16_384;
 /// Maximum number of bytes of content in the queue.
 const MAX_QUEUED_BYTES: usize = 32 * 1024 * 1024;
-/// How long an attempt to reach Redis may take.
+/// Timeout of [`try_connect`].
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
 /// How long a connecting device waits for its subscription. If it is not confirmed by then, the reconcile makes up for
 /// missed signals.
@@ -65,11 +65,11 @@ pub struct RedisBus {
     last_probe: watch::Receiver<Option<Instant>>,
 }
 
-/// A node of a deployment, as its bus needs to know it.
+/// What the bus needs to know about its node.
 pub struct BusNode<'a> {
     /// The id of the node.
     pub id: Uuid,
-    /// The server's secret, from which channels and keys are derived.
+    /// The server's secret, from which the channel names and the payload key are derived.
     pub secret: &'a ServerSecret,
     /// The node's first heartbeat.
     pub heartbeat: Heartbeat,
@@ -80,15 +80,15 @@ pub struct BusNode<'a> {
 /// Checks `bus.url` without connecting.
 ///
 /// # Errors
-/// If it is no URL of a Redis or of sentinels.
+/// If it is not the URL of a Redis server or of sentinels.
 pub fn check_url(url: &str) -> Result<(), BusUrlError> {
     BusTarget::parse(url).map(drop)
 }
 
-/// Checks that the Redis of a URL answers.
+/// Connects to the Redis server at a URL, and checks that it answers.
 ///
 /// # Errors
-/// The cause in words, without the URL.
+/// The cause, as text that does not contain the URL.
 pub async fn try_connect(url: &str) -> Result<(), String> {
     let attempt = async {
         let mut target = BusTarget::parse(url).map_err(|error| error.to_string())?;
@@ -103,7 +103,7 @@ impl RedisBus {
     /// Starts the link. Redis need not be reachable yet.
     ///
     /// # Errors
-    /// If `url` is no URL of a Redis or of sentinels.
+    /// If `url` is not the URL of a Redis server or of sentinels.
     pub fn start(url: &str, node: BusNode<'_>, metrics: Arc<Metrics>, tasks: &Tasks) -> Result<Self, BusUrlError> {
         let target = BusTarget::parse(url)?;
         let (commands, queue) = mpsc::channel(MAX_QUEUED);
@@ -165,16 +165,16 @@ impl RedisBus {
 
     /// Undoes one call of [`Self::subscribe`].
     pub async fn unsubscribe(&self, device: DeviceId) {
-        // Fails only if the link has stopped, which has no subscriptions any more.
+        // Fails only if the link has stopped; it then has no subscriptions.
         let _ = self.commands.send(BusCommand::Unsubscribe(device)).await;
     }
 
-    /// Tells the link which other nodes run.
+    /// Updates which other nodes run, as of a newer heartbeat.
     pub fn update_nodes(&self, heartbeat: Heartbeat) {
         self.peers.update(heartbeat, Instant::now());
     }
 
-    /// Whether the link is connected and subscribed, and hears the other nodes.
+    /// Whether the link is connected and subscribed, and the announcements of the other nodes arrive.
     #[must_use]
     pub fn state(&self) -> BusState {
         *self.state.borrow()
@@ -186,7 +186,7 @@ impl RedisBus {
         self.state.clone()
     }
 
-    /// How long ago a probe last came back; `None` if none ever did.
+    /// How long ago an announcement of this node last came back; `None` if none ever did.
     #[must_use]
     pub fn probe_age(&self) -> Option<Duration> {
         self.last_probe.borrow().map(|at| at.elapsed())

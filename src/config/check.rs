@@ -120,8 +120,8 @@ pub(super) fn check(settings: &Table) -> Result<(), ConfigError> {
     )
 }
 
-/// Whether a URL's credentials seem to contain a character that ends them early: then what should be the host stands in
-/// front of the last `@`.
+/// Whether a user name or password in a URL seems to contain an unescaped `/`, `?` or `#`. Such a character ends the
+/// part with credentials and host early, and the `@` before the host comes after it.
 fn has_unescaped_character(url: &str) -> bool {
     let Some((scheme, rest)) = url.split_once("://") else { return false };
     let end = rest.find(['/', '?', '#']).unwrap_or(rest.len());

@@ -1,4 +1,4 @@
-//! The settings in force as TOML, with secrets hidden and the origin of each value.
+//! Prints the settings in force as TOML, with secrets hidden and the source of each value.
 
 use std::{collections::HashMap, fmt, fmt::Write};
 
@@ -6,12 +6,12 @@ use toml::{Table, Value};
 
 use super::DEFAULTS;
 
-/// What stands for a hidden secret.
+/// Printed instead of a secret.
 const HIDDEN: &str = "***";
 
-/// Where a value comes from.
+/// The source of a value.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Origin {
+pub enum Source {
     /// `config/default.toml`.
     Default,
     /// The configuration file with this path.
@@ -20,7 +20,7 @@ pub enum Origin {
     Environment(String),
 }
 
-impl fmt::Display for Origin {
+impl fmt::Display for Source {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Default => f.write_str("default"),
@@ -30,8 +30,8 @@ impl fmt::Display for Origin {
     }
 }
 
-/// The origins of settings, by name (`server.bind`). One that is missing comes from the defaults.
-pub(super) type Origins = HashMap<String, Origin>;
+/// The sources of settings, by name (`server.bind`). A setting that is missing has its default.
+pub(super) type Sources = HashMap<String, Source>;
 
 /// The names of all settings, in the order of `config/default.toml`.
 pub(super) fn names() -> Vec<String> {
@@ -47,9 +47,9 @@ pub(super) fn names() -> Vec<String> {
     names
 }
 
-/// The settings as TOML that the server would read, except for hidden secrets. The origin of each value is in a comment on its
-/// line.
-pub(super) fn to_toml(settings: &Table, origins: &Origins) -> String {
+/// The settings as TOML that the server can read, except that secrets are hidden. The source of each value is in a
+/// comment on its line.
+pub(super) fn to_toml(settings: &Table, sources: &Sources) -> String {
     let mut text = String::new();
     let mut last_section = String::new();
     for name in names() {
@@ -61,8 +61,8 @@ pub(super) fn to_toml(settings: &Table, origins: &Origins) -> String {
             let _ = writeln!(text, "{gap}[{section}]");
             section.clone_into(&mut last_section);
         }
-        let origin = origins.get(&name).unwrap_or(&Origin::Default);
-        let _ = writeln!(text, "{key} = {} # {origin}", without_secret(&name, value));
+        let source = sources.get(&name).unwrap_or(&Source::Default);
+        let _ = writeln!(text, "{key} = {} # {source}", without_secret(&name, value));
     }
     text
 }
@@ -75,8 +75,8 @@ fn without_secret(name: &str, value: &Value) -> Value {
     }
 }
 
-/// A URL without its password: what stands between the user's name and the last `@`, and the value of a parameter
-/// `password`.
+/// Hides the password of a URL: the text between the user name and the last `@`, and the values of query parameters
+/// whose name contains `password`.
 fn without_password(url: &str) -> String {
     let Some((scheme, rest)) = url.split_once("://") else { return url.to_owned() };
     let (rest, query) = rest.split_once('?').map_or((rest, None), |(rest, query)| (rest, Some(query)));
@@ -116,13 +116,13 @@ mod tests {
     }
 
     #[test]
-    fn every_default_is_shown_with_its_origin_and_reads_back() {
+    fn every_default_is_shown_with_its_source_and_can_be_parsed_again() {
         let settings = super::super::defaults();
-        let origins = Origins::from([
-            ("server.bind".to_owned(), Origin::File("a.toml".to_owned())),
-            ("auth.secret".to_owned(), Origin::Environment("SEALWIRE__AUTH__SECRET".to_owned())),
+        let sources = Sources::from([
+            ("server.bind".to_owned(), Source::File("a.toml".to_owned())),
+            ("auth.secret".to_owned(), Source::Environment("SEALWIRE__AUTH__SECRET".to_owned())),
         ]);
-        let text = to_toml(&settings, &origins);
+        let text = to_toml(&settings, &sources);
         assert_eq!(text.parse::<Table>().unwrap(), settings);
         assert!(
             text.starts_with("[server]\nbind = \"127.0.0.1:8080\" # file a.toml\nallowed_origins = [] # default\n")

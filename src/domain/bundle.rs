@@ -70,7 +70,7 @@ pub struct IssuedPqPrekey {
     pub public_key: EncodedKey,
     /// The identity key's signature over it.
     pub signature: EncodedKey,
-    /// Whether this is the reusable last-resort key, served if the pool is empty.
+    /// Whether this is the reusable last-resort key, which is served if no one-time key can be.
     pub last_resort: bool,
 }
 
@@ -104,7 +104,7 @@ pub struct Unavailable {
     pub reason: UnavailableReason,
 }
 
-/// The suites that a client can use: all, or these.
+/// The suites that a client can use; `None` for all.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct UsableSuites(pub Option<Vec<Suite>>);
 

@@ -29,8 +29,8 @@ impl Email {
         if !local_fits || !dot_atom {
             return None;
         }
-        // Two hyphens in third place are allowed ("ab--cd.example"): domains of that form are in use. Invalid A-labels
-        // fail.
+        // Hyphens in third and fourth place are allowed ("ab--cd.example"), because such domains are in use. Invalid
+        // A-labels are refused.
         let domain =
             Uts46::new().to_ascii(domain.as_bytes(), AsciiDenyList::STD3, Hyphens::CheckFirstLast, DnsLength::Verify);
         let domain = domain.ok()?;

@@ -11,7 +11,7 @@ use super::{DeviceId, MessageId, Refusal, Timestamp, UserId};
 /// How long a message id is remembered, so that repeats are recognized.
 pub const MESSAGE_ID_RETENTION: Duration = Duration::from_hours(24);
 
-/// A message for one device: opaque content with its sender.
+/// A message for one device: its sender and opaque content.
 #[derive(Clone, PartialEq, Eq)]
 pub struct Envelope {
     /// The message id, chosen by the sender; the same in the envelopes for all devices.
@@ -103,9 +103,9 @@ pub struct Recipient {
     pub required: bool,
 }
 
-/// Checks that a message names every required recipient that it does not skip, each once, and no device that is not a
-/// recipient. It must name or skip at least one. The sending device itself must not be named; a user without other
-/// devices is sent nothing, without an error.
+/// Checks that a message names each required recipient once, except those that it skips, and no device that is not a
+/// recipient. The sending device counts as no recipient. If there are recipients, at least one must be named or
+/// skipped; if there are none, an empty message passes.
 ///
 /// # Errors
 /// `devices_mismatch`

@@ -50,8 +50,8 @@ impl<K: Hash + Eq> KeyedBuckets<K> {
         if buckets.len() >= MAX_BUCKETS {
             buckets.retain(|_, bucket| bucket.missing(now) > Duration::ZERO);
             if buckets.len() >= MAX_BUCKETS {
-                // All of them are in use. Dropping them is more generous than refusing every request, and avoids a scan
-                // per request.
+                // All of them are in use. Dropping them lets through more requests than the limit, but refusing would
+                // affect every client, and scanning would cost time at each request.
                 buckets.clear();
             }
         }

@@ -41,10 +41,10 @@ const fn sparse(first: u8, middle: u8, last: u8) -> MontgomeryPoint {
 /// Why a key or a signature was refused; maps to the error code of the same name.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub enum KeyError {
-    /// Type byte, length, low order, encoding or modulus.
+    /// Wrong type byte, length or encoding, a point of low order, or a coefficient that is not below the modulus.
     #[error("the key is not valid in this suite")]
     InvalidKey,
-    /// Length, S ≥ L, or not made by this identity over this message.
+    /// Wrong length, S ≥ L, R of small order, or not made by this identity over this message.
     #[error("the signature does not verify under the identity key")]
     InvalidSignature,
 }
@@ -100,11 +100,12 @@ pub struct IdentityKey(CurveKey);
 impl IdentityKey {
     /// Parses a serialized identity key.
     ///
-    /// X25519 on the twist passes, as it does in libsignal: no signature will verify under it. An Ed25519 key must be
-    /// the canonical encoding of a point (RFC 8032 §5.1.3).
+    /// An X25519 key on the twist is accepted, as by libsignal, although no signature verifies under it. An Ed25519 key
+    /// must be the canonical encoding of a point (RFC 8032 §5.1.3).
     ///
     /// # Errors
-    /// [`KeyError::InvalidKey`] for a wrong length or type byte, a point of small order, or no point at all.
+    /// [`KeyError::InvalidKey`] for a wrong length or type byte, a point of small order, or an Ed25519 key that
+    /// encodes no point.
     pub fn parse(suite: Suite, bytes: &[u8]) -> Result<Self, KeyError> {
         if suite.has_type_byte() {
             return CurveKey::parse_x25519(suite, bytes).map(Self);
@@ -187,13 +188,13 @@ impl KeyId {
     /// The largest id.
     pub const MAX: Self = Self(i32::MAX.cast_unsigned());
 
-    /// Takes a `u32` off the wire or an `i64` from the store; `None` below zero and above [`KeyId::MAX`].
+    /// From a `u32` of a request or an `i64` of the store; `None` below zero and above [`KeyId::MAX`].
     #[must_use]
     pub fn new(id: impl Into<i64>) -> Option<Self> {
         u32::try_from(id.into()).ok().map(Self).filter(|id| *id <= Self::MAX)
     }
 
-    /// The number, for the wire.
+    /// The number.
     #[must_use]
     pub const fn get(self) -> u32 {
         self.0

@@ -1,6 +1,6 @@
 //! The interface through which signals reach the connections of this node.
 //!
-//! The socket hub implements it. The bus and the reconciler use it, because they may not import the hub.
+//! The socket hub implements it. The bus and the reconciler use it, because their layers may not import the hub.
 
 use super::{DeviceId, SessionId, Signal};
 
@@ -15,9 +15,9 @@ pub struct LiveConnection {
     pub epoch: i64,
 }
 
-/// Delivers signals, from this node or others, to the connections of this node. There is no other way.
+/// Delivers signals, from this node or others, to the connections of this node. All signals go through it.
 pub trait LocalDelivery: Send + Sync {
-    /// Delivers a signal to the device's connections on this node. Returns whether there are any. Must not block.
+    /// Delivers a signal to the device's connections on this node. Returns whether it has any. Must not block.
     fn deliver(&self, device: DeviceId, signal: Signal) -> bool;
 
     /// The connections that are open on this node.

@@ -2,7 +2,8 @@
 
 use std::net::IpAddr;
 
-/// A client's address truncated to the prefix that one customer usually has: /24 of IPv4, /48 of IPv6.
+/// A client's address truncated to a prefix, /24 of IPv4 or /48 of IPv6, so that the addresses between which one client
+/// can easily change count as one.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum ClientNetwork {
     /// The first three bytes.

@@ -11,13 +11,13 @@ use super::{ChallengeId, Email};
 pub const LIFETIME: Duration = Duration::from_mins(10);
 /// How long a client should wait before it offers to send another code.
 pub const RESEND_AFTER: Duration = Duration::from_secs(30);
-/// Maximum number of codes tried per challenge.
+/// Maximum number of attempts per challenge.
 pub const MAX_ATTEMPTS: i32 = 5;
 /// Digits in a code.
 const DIGITS: usize = 8;
 
-/// The server's secret. It keys the hashes of codes, so that codes cannot be found by hashing all of them against a
-/// stolen table.
+/// The server's secret. It keys the hashes of codes, so that a code cannot be found in a stolen table by hashing every
+/// possible one.
 #[derive(Clone)]
 pub struct ServerSecret(Zeroizing<[u8; 32]>);
 
@@ -28,8 +28,8 @@ impl ServerSecret {
         Self(Zeroizing::new(bytes))
     }
 
-    /// BLAKE3 keyed with the secret, over parts that are each preceded by their length, so that no two lists of parts
-    /// feed it the same bytes.
+    /// BLAKE3 keyed with the secret. Each part is hashed after its length, so that no two lists of parts are the same
+    /// input.
     #[must_use]
     pub fn tag(&self, parts: &[&[u8]]) -> [u8; 32] {
         let mut hasher = blake3::Hasher::new_keyed(&self.0);
@@ -51,7 +51,7 @@ impl fmt::Debug for ServerSecret {
 pub struct OtpCode(Zeroizing<String>);
 
 impl OtpCode {
-    /// Draws a uniform code.
+    /// Generates a uniformly random code.
     pub fn generate(rng: &mut impl CryptoRng) -> Self {
         Self(Zeroizing::new(format!("{:08}", rng.random_range(0..100_000_000u32))))
     }

@@ -40,17 +40,17 @@ pub struct PublishRequest {
     pub identity_key: Option<Vec<u8>>,
     /// Required in the first publish; replaces the current one.
     pub signed_prekey: Option<SignedKey>,
-    /// When the signed prekey expires; `None` for the configured lifetime.
+    /// When the signed prekey expires; `None` for the configured default.
     pub expires_at: Option<Timestamp>,
-    /// Additions to the pool of one-time prekeys.
+    /// Additions to the pool of one-time prekeys or, with `replace`, the whole pool.
     pub one_time: Vec<UnsignedKey>,
     /// Required in the first publish under a PQ suite; replaces the current one.
     pub pq_last_resort: Option<SignedKey>,
-    /// Additions to the pool of one-time PQ prekeys.
+    /// Additions to the pool of one-time PQ prekeys or, with `replace`, the whole pool.
     pub pq_one_time: Vec<SignedKey>,
     /// Whether the lists are the whole pools, so that unissued keys that they do not contain are withdrawn.
     pub replace: bool,
-    /// The version that the pools must have.
+    /// The version that the pools must have; `None` for any.
     pub expect_pool_version: Option<i64>,
 }
 
@@ -123,7 +123,7 @@ impl VerifiedPublish {
         self.signed_prekey.as_ref()
     }
 
-    /// Additions to the pool of one-time prekeys; each id once.
+    /// One-time prekeys to add or, if the publish replaces the pools, to keep or add; each id once.
     #[must_use]
     pub fn one_time(&self) -> &[(KeyId, Prekey)] {
         &self.one_time
@@ -135,7 +135,7 @@ impl VerifiedPublish {
         self.pq_last_resort.as_ref()
     }
 
-    /// Additions to the pool of one-time PQ prekeys; each id once.
+    /// One-time PQ prekeys to add or, if the publish replaces the pools, to keep or add; each id once.
     #[must_use]
     pub fn pq_one_time(&self) -> &[VerifiedPqPrekey] {
         &self.pq_one_time
@@ -158,7 +158,8 @@ impl PublishRequest {
     /// Checks that do not depend on what the device published before.
     ///
     /// # Errors
-    /// `bad_request`: too many keys, an id twice or out of range, an expiry in the past or too far ahead.
+    /// `bad_request`: too many keys, an id twice or out of range, an expiry in the past or more than 90 days in the
+    /// future.
     pub fn check_form(&self, now: Timestamp) -> Result<(), Refusal> {
         for (field, key) in [("signed_prekey", &self.signed_prekey), ("pq_last_resort", &self.pq_last_resort)] {
             if let Some(key) = key {
@@ -169,8 +170,8 @@ impl PublishRequest {
         check_ids("pq_one_time", self.pq_one_time.iter().map(|key| key.key_id))?;
         let expiry = |expected| Err(invalid("signed_prekey.expires_at", expected));
         match self.expires_at {
-            Some(at) if at <= now => expiry("a time to come"),
-            Some(at) if at > now + MAX_SIGNED_PREKEY_LIFETIME => expiry("at most 90 days ahead"),
+            Some(at) if at <= now => expiry("a time in the future"),
+            Some(at) if at > now + MAX_SIGNED_PREKEY_LIFETIME => expiry("at most 90 days in the future"),
             _ => Ok(()),
         }
     }
@@ -212,7 +213,10 @@ impl PublishRequest {
         })
     }
 
-    /// The stored identity, if the request does not name another.
+    /// The stored identity.
+    ///
+    /// # Errors
+    /// `identity_conflict` if the request names another.
     fn confirm(&self, stored: &Identity) -> Result<Identity, Refusal> {
         let other_suite = self.suite.is_some_and(|given| given != stored.suite);
         let other_key = self.identity_key.as_ref().is_some_and(|given| given != stored.key.as_bytes());
@@ -241,7 +245,9 @@ impl PublishRequest {
     fn check_pq_keys(&self, suite: Suite) -> Result<(), Refusal> {
         let fields = [("pq_last_resort", self.pq_last_resort.is_some()), ("pq_one_time", !self.pq_one_time.is_empty())];
         match fields.into_iter().find(|(_, is_present)| *is_present) {
-            Some((field, _)) if !suite.has_pq() => Err(invalid(field, "nothing: this suite has no post-quantum keys")),
+            Some((field, _)) if !suite.has_pq() => {
+                Err(invalid(field, "no keys, because this suite has no post-quantum keys"))
+            }
             _ => Ok(()),
         }
     }
@@ -277,7 +283,7 @@ impl PublishVerifier {
     }
 }
 
-/// The id of the key that stands at `path` in the request.
+/// The id of the key at `path` in the request.
 fn key_id(path: &str, id: u32) -> Result<KeyId, Refusal> {
     KeyId::new(id).ok_or_else(|| invalid(format!("{path}.key_id"), "0 to 2147483647"))
 }

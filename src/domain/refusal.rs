@@ -1,4 +1,5 @@
-//! Refusals by the rules of the server. The edge adds its own, and maps each to an error code and an HTTP status.
+//! Refusals by the rules of the server. The edge adds refusals of its own, and maps each to an error code and an HTTP
+//! status.
 
 use std::time::Duration;
 
@@ -30,10 +31,10 @@ pub struct KeyFault {
 /// Why a request is refused. Texts say what to do and never repeat what the client sent.
 #[derive(Clone, Debug, PartialEq, Eq, Error)]
 pub enum Refusal {
-    /// A field of the request has a value that it cannot have.
+    /// A field of the request has an invalid value.
     #[error("`{path}`: expected {expected}")]
     InvalidField {
-        /// The field of the request: `one_time_prekeys[3].key_id`.
+        /// The path of the field, such as `one_time_prekeys[3].key_id`.
         path: String,
         /// What it should be.
         expected: &'static str,
@@ -65,12 +66,12 @@ pub enum Refusal {
     /// The message id was already used with another recipient or content.
     #[error("this message id was used with another recipient or content")]
     IdConflict,
-    /// A message does not name the devices that its recipient has.
+    /// A message does not name exactly the devices that its recipient has.
     #[error("the message must name each device of its recipient once, and no other")]
     DevicesMismatch {
-        /// Addressable devices that are not named.
+        /// Devices that must be named and are not.
         missing: Vec<DeviceId>,
-        /// Named devices that cannot be sent to, or that are named twice.
+        /// Named devices that cannot be sent to, or that are named twice or also skipped.
         extra: Vec<DeviceId>,
     },
     /// The recipient has no device that messages can be sent to.
@@ -94,17 +95,17 @@ pub enum Refusal {
     /// A signature does not verify.
     #[error("a signature does not verify")]
     InvalidSignature(KeyFault),
-    /// The pools have another version than the one that the publish expects.
-    #[error("the pools have another version; ask for their status and publish again")]
+    /// The pools do not have the version that the publish expects.
+    #[error("the pools have another version than expected; ask for their status and publish again")]
     PoolChanged,
     /// The id of a new signed prekey is not greater than that of the one that is served.
-    #[error("the signed prekey is not newer than the one that is served; use a greater key id")]
+    #[error("the key id of the signed prekey is not greater than that of the served one; use a greater id")]
     StaleSignedPrekey {
         /// The id of the served signed prekey.
         served: u32,
     },
     /// The first publish was not a complete set.
-    #[error("the first publish must carry a complete set of keys")]
+    #[error("the first publish must contain a complete set of keys")]
     IncompleteKeys,
     /// A backend cannot be reached, or is overloaded.
     #[error("the server cannot do this right now; try again")]

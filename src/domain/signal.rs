@@ -10,13 +10,13 @@ use super::{DeviceId, Envelope, KeyKind, SessionId};
 /// A signal to a device's connections, on any node.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Signal {
-    /// A claim took one of the device's pools to a level or below it.
+    /// One of the device's pools is at or below the low-water mark.
     PrekeysLow {
         /// The pool.
         kind: KeyKind,
-        /// Unissued keys after that commit.
+        /// Unissued keys when the pool was counted.
         remaining: u32,
-        /// The pool's version at that commit.
+        /// The version of the device's pools at that time.
         pool_version: i64,
     },
     /// Other devices of the same user were added or revoked.
@@ -40,9 +40,9 @@ pub enum Signal {
         /// The new connection's `devices.conn_epoch`.
         epoch: i64,
     },
-    /// The device's mailbox holds envelopes up to this number.
+    /// The device's mailbox has a new envelope.
     Mail {
-        /// Its newest envelope.
+        /// The number of the newest envelope.
         seq: i64,
         /// That envelope, or `None` if it has to be read from the store.
         envelope: Option<Arc<Envelope>>,

@@ -1,12 +1,12 @@
 //! Signatures over prekeys.
 //!
 //! The signal suites sign with `XEdDSA` (<https://signal.org/docs/specifications/xeddsa/>) the way libsignal does: the
-//! identity stays an X25519 key, and the sign of its Edwards form travels in the top bit of the signature's last byte.
-//! The specification's signers make that sign zero, so their signatures are the same thing with the bit clear.
+//! identity stays an X25519 key, and the sign of its Edwards form is the top bit of the signature's last byte. Signers
+//! that follow the specification make that sign zero, so their signatures have the same form with the bit clear.
 //! `ed25519-x3dh` signs with plain Ed25519 (RFC 8032 §5.1).
 //!
-//! Verification is strict: S < L, so a signature has one encoding, and R is not of small order. Every honest signer
-//! passes; S + L, which libsignal takes, does not.
+//! Verification is strict: S < L, so that a signature has one encoding, and R is not of small order. The signatures of
+//! correct signers pass; one with S + L, which libsignal accepts, does not.
 
 use curve25519_dalek::{
     edwards::EdwardsPoint,
@@ -88,7 +88,8 @@ pub fn x25519_public(private: &[u8; 32]) -> [u8; 32] {
     MontgomeryPoint::mul_base_clamped(*private).to_bytes()
 }
 
-/// Signs `message` with an X25519 private key and 64 fresh random bytes; R ‖ S with the sign of A in the top bit.
+/// Signs `message` with an X25519 private key and 64 fresh random bytes. Returns R ‖ S with the sign of A in the top
+/// bit.
 ///
 /// `XEdDSA` §3 with libsignal's convention: where the specification negates the private key to make the sign zero,
 /// the key is used as it is and the sign is sent along. Only `sealwire seed` and tests use it, as clients would.
@@ -98,7 +99,7 @@ pub fn xeddsa_sign(private: &[u8; 32], message: &[u8], random: &[u8; 64]) -> [u8
     let a = Scalar::from_bytes_mod_order(clamped);
     let public = EdwardsPoint::mul_base(&a).compress();
 
-    // hash1 (§2.5): 2^256 - 1 - 1 in front, which no R or A can be
+    // hash1 (§2.5): the prefix 2^256 - 1 - 1, which is the encoding of no R or A
     let mut prefix = [0xff; 32];
     prefix[0] = 0xfe;
     let r = hash_to_scalar(&[&prefix, &clamped, message, random]);

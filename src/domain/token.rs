@@ -21,7 +21,7 @@ impl Token {
         Self(bytes)
     }
 
-    /// Parses the text form.
+    /// Parses the text form; `None` if it is invalid.
     #[must_use]
     pub fn parse(text: &str) -> Option<Self> {
         let mut bytes = Zeroizing::new([0; 32]);

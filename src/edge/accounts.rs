@@ -51,7 +51,7 @@ pub fn sign_in(request: VerifyRequest) -> Result<SignInRequest, EdgeError> {
         return Err(EdgeError::invalid("device.registration_id", "1 to 16380"));
     }
     if id.is_some() && replace_device_id.is_some() {
-        return Err(EdgeError::invalid("replace_device_id", "nothing beside device.id"));
+        return Err(EdgeError::invalid("replace_device_id", "no value if device.id is given"));
     }
     Ok(SignInRequest {
         challenge: challenge_id,
@@ -139,6 +139,6 @@ mod tests {
         }
         let id = r#""67e55044-10b1-426f-9247-bb680e5fe0c8""#;
         let both = outcome(&format!(r#"{{"id":{id}}}"#), &format!(r#","replace_device_id":{id}"#));
-        assert_eq!(both, "`replace_device_id`: expected nothing beside device.id");
+        assert_eq!(both, "`replace_device_id`: expected no value if device.id is given");
     }
 }

@@ -1,4 +1,4 @@
-//! Finds out the address of a client, also if it connects through proxies.
+//! Determines the address of a client, also behind trusted proxies.
 
 use std::{
     net::{IpAddr, Ipv4Addr, SocketAddr},
@@ -8,7 +8,8 @@ use std::{
 use actix_web::http::header::HeaderMap;
 use ipnet::IpNet;
 
-/// Whether a header of an unlisted peer has been reported, which happens once: clients can send it too.
+/// Whether an ignored `X-Forwarded-For` has been logged. It is logged once per process, because every client can send
+/// one.
 static WARNED: AtomicBool = AtomicBool::new(false);
 
 /// Returns the client's address: that of the peer or, if the peer is a trusted proxy, the last address in

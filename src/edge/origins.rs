@@ -8,20 +8,21 @@ use std::{
 
 use actix_web::http::header::HeaderValue;
 
-/// Most refused pairs of origin and host that are logged in [`LOG_SPAN`].
+/// Maximum number of pairs of origin and host that are logged in one [`LOG_SPAN`].
 const MAX_LOGGED: usize = 100;
+/// Each refused pair is logged at most once in this time.
 const LOG_SPAN: Duration = Duration::from_hours(1);
-/// Most characters of a header that are logged.
+/// Maximum number of characters of a header that are logged.
 const MAX_SHOWN: usize = 100;
 
-/// The browser origins that may use the API. Clones share what they have logged.
+/// The browser origins that may use the API. Clones share the memory of what was logged.
 #[derive(Clone, Debug, Default)]
 pub struct Origins {
     allowed: Vec<String>,
     refused: Arc<Mutex<LoggedRefusals>>,
 }
 
-/// The refused pairs of origin and host that were logged, since a time.
+/// The refused pairs of origin and host that were logged since the beginning of the span.
 #[derive(Debug, Default)]
 struct LoggedRefusals {
     since: Option<Instant>,
@@ -29,8 +30,8 @@ struct LoggedRefusals {
 }
 
 impl LoggedRefusals {
-    /// Whether a refusal is to be logged: each pair once in a span, and only so many.
-    fn is_news(&mut self, pair: (String, String), now: Instant) -> bool {
+    /// Whether to log a refusal: each pair once in a span, and at most [`MAX_LOGGED`] pairs. Remembers the pair if so.
+    fn should_log(&mut self, pair: (String, String), now: Instant) -> bool {
         if self.since.is_none_or(|since| now.saturating_duration_since(since) >= LOG_SPAN) {
             *self = Self { since: Some(now), pairs: HashSet::new() };
         }
@@ -46,9 +47,9 @@ impl Origins {
         Self { allowed, refused: Arc::default() }
     }
 
-    /// Like [`Self::allows`]. Logs a page that is refused: often its proxy changes `Host`, or its origin is not configured.
+    /// Like [`Self::allows`], and logs a refusal: often a proxy changes `Host`, or the origin is not configured.
     #[must_use]
-    pub fn admits(&self, origin: &HeaderValue, host: Option<&HeaderValue>) -> bool {
+    pub fn allows_or_logs(&self, origin: &HeaderValue, host: Option<&HeaderValue>) -> bool {
         let is_allowed = self.allows(origin, host);
         if !is_allowed {
             let shown = |value: &HeaderValue| -> String {
@@ -56,12 +57,12 @@ impl Origins {
             };
             let (origin, host) = (shown(origin), host.map(shown).unwrap_or_default());
             let mut refused = self.refused.lock().unwrap_or_else(PoisonError::into_inner);
-            if refused.is_news((origin.clone(), host.clone()), Instant::now()) {
+            if refused.should_log((origin.clone(), host.clone()), Instant::now()) {
                 tracing::warn!(
                     origin,
                     host,
-                    "a page was refused because its Origin is not this Host; if it is yours, add the origin to \
-                     server.allowed_origins, or let the proxy pass on Host unchanged"
+                    "a page was refused because its Origin is neither this Host nor allowed; if the page is yours, add its \
+                     origin to server.allowed_origins, or let the proxy pass on Host unchanged"
                 );
             }
         }
@@ -101,14 +102,14 @@ mod tests {
     fn a_refused_pair_is_logged_once_an_hour_and_at_most_100_are() {
         let (mut logged, start) = (LoggedRefusals::default(), Instant::now());
         let pair = |n: usize| (format!("https://{n}.example"), "chat.example".to_owned());
-        assert!(logged.is_news(pair(0), start));
-        assert!(!logged.is_news(pair(0), start));
-        assert_eq!((1..500).filter(|n| logged.is_news(pair(*n), start)).count(), MAX_LOGGED - 1);
-        assert!(logged.is_news(pair(0), start + LOG_SPAN));
+        assert!(logged.should_log(pair(0), start));
+        assert!(!logged.should_log(pair(0), start));
+        assert_eq!((1..500).filter(|n| logged.should_log(pair(*n), start)).count(), MAX_LOGGED - 1);
+        assert!(logged.should_log(pair(0), start + LOG_SPAN));
     }
 
     #[test]
-    fn the_own_origin_of_the_server_and_the_configured_ones_are_allowed() {
+    fn the_servers_own_origin_and_the_configured_ones_are_allowed() {
         let origins = Origins::new(&["https://chat.example".to_owned()]);
         let allows = |origin: &'static str, host: &'static str| {
             origins.allows(&HeaderValue::from_static(origin), Some(&HeaderValue::from_static(host)))

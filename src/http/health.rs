@@ -16,8 +16,8 @@ pub async fn healthz() -> HttpResponse {
 }
 
 /// `GET /readyz`: 503 if the store does not answer or the node is stopping; otherwise 200, with the status `degraded`
-/// if the bus is down. Pages of all origins may read it: it says nothing that is not public, and a page whose origin is
-/// not allowed can so distinguish this from a server that is down.
+/// unless the bus is up. Pages of all origins may read it: the response contains no secret, and it lets a page whose
+/// origin is not allowed find out that the server runs.
 pub async fn readyz(http: Data<Http>) -> HttpResponse {
     let service = http.service.clone();
     let store_answers = http.runtime.spawn(async move { service.store_is_reachable().await }).await.unwrap_or(false);
@@ -46,7 +46,7 @@ pub fn readiness(store_answers: bool, bus: BusState, is_draining: bool) -> (Heal
     match bus {
         BusState::Up => (HealthStatus::Ready, reasons),
         BusState::Down => degraded("the bus does not answer".to_owned()),
-        BusState::NotHeard(node) => degraded(format!("the bus does not reach node {node}")),
+        BusState::NodeUnreachable(node) => degraded(format!("the bus does not reach node {node}")),
         BusState::ForeignDeployment => {
             degraded("another deployment with the same auth.secret uses this bus".to_owned())
         }

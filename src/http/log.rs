@@ -14,10 +14,11 @@ use tracing_actix_web::RootSpanBuilder;
 use super::Http;
 use crate::edge::client_address;
 
-/// The time at which the head of a request had been read.
+/// When the head of a request had been read.
 struct RequestStart(Instant);
 
-/// Creates spans with method, route and client; the status is in the one line of the request. The URL is not logged, because clients may put secrets into it.
+/// Creates a span with method, route and client for each request, and logs its status and duration at the end. The URL
+/// is not logged, because clients may put secrets into it.
 pub struct RequestSpan;
 
 impl RootSpanBuilder for RequestSpan {

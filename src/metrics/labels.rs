@@ -137,7 +137,8 @@ label! {
         Received "received",
         /// Not sent, because the queue to Redis was full.
         Dropped "dropped",
-        /// Received, but not authentic, too old or of another version.
+        /// A payload that was received but is not authentic, too old or of another version. Counted once, with all its
+        /// signals.
         Rejected "rejected",
     }
 }

@@ -12,7 +12,7 @@ use crate::{
     store::{ConnectionRegistration, NewChallenge, NewDevice, NewSession, SignIn},
 };
 
-/// A challenge that was mailed (or would have been).
+/// A challenge whose code was handed to the mailer.
 pub struct Challenge {
     /// Identifies the challenge when its code is redeemed.
     pub id: ChallengeId,

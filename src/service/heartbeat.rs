@@ -1,4 +1,5 @@
-//! The heartbeat of a node: tells the other nodes, through the database, that they must hear this one over the bus.
+//! The heartbeat of a node: a row in the database, from which the other nodes know that this one runs and that its
+//! announcements must arrive over the bus.
 
 use std::{sync::Arc, time::Duration};
 
@@ -14,7 +15,7 @@ const EVERY: Duration = Duration::from_secs(10);
 /// The row of this node in the table of nodes.
 pub struct Presence {
     node: Uuid,
-    /// Whether the node has left. Held while the row is written or deleted, so that none is written after.
+    /// Whether the node has stopped. Locked while the row is written, so that none is written after the deletion.
     has_left: Mutex<bool>,
 }
 
@@ -24,14 +25,15 @@ impl Presence {
     }
 }
 
-/// Writes the heartbeat of this node at once and then at intervals, and tells the bus which other nodes run. Never returns.
+/// Writes the heartbeat of this node at once and then at intervals, and passes the other running nodes to the bus. Never
+/// returns.
 pub async fn beat_forever(service: Arc<Service>) {
     let mut warned = false;
     loop {
         match service.beat().await {
             Ok(is_alone) if is_alone || warned || service.bus.kind() != "local" => {}
             Ok(_) => {
-                tracing::warn!("other nodes run on this database, but bus.url is local: they do not hear this one");
+                tracing::warn!("other nodes run on this database, but bus.url is local: signals do not reach them");
                 warned = true;
             }
             Err(error) => tracing::warn!(%error, "cannot write the heartbeat of this node"),
@@ -41,7 +43,8 @@ pub async fn beat_forever(service: Arc<Service>) {
 }
 
 impl Service {
-    /// Whether there may be other nodes. The server of a SQLite file is alone, and would only wear its disk.
+    /// Whether this node writes heartbeats: unless it is the only server of a SQLite file, where they would be useless
+    /// writes.
     #[must_use]
     pub fn has_heartbeat(&self) -> bool {
         self.store.kind() != "sqlite" || self.bus.kind() != "local"
@@ -59,7 +62,7 @@ impl Service {
         Ok(is_alone)
     }
 
-    /// Removes this node from the running ones. No heartbeat is written after.
+    /// Deletes this node's heartbeat. No other is written afterwards.
     ///
     /// # Errors
     /// [`StoreError::Unavailable`]

@@ -44,7 +44,7 @@ const MAX_AGE: Duration = Duration::from_mins(5);
 #[derive(Debug, Error)]
 pub enum MailerError {
     /// `mailer.url` or `mailer.from` is invalid.
-    #[error("mailer: {0}")]
+    #[error("{0}")]
     Setup(String),
     /// The mail could not be composed.
     #[error("cannot compose the mail")]
@@ -53,15 +53,15 @@ pub enum MailerError {
     #[error("cannot write to the folder of mailer.url: {0}")]
     Folder(#[from] std::io::Error),
     /// The mail server rejects the mail.
-    #[error("the mail server rejects it with reply code {code}")]
+    #[error("the mail server rejects the mail with reply code {code}")]
     Refused {
         /// The SMTP reply code (RFC 5321, section 4.2); from 500 on the failure is permanent.
         code: u16,
     },
-    /// The mail server cannot be reached, in a test of the settings.
+    /// The mail server does not answer a connection test.
     #[error("cannot reach the mail server of mailer.url: {0}")]
     Connect(String),
-    /// The mail server cannot be reached, or its replies are not SMTP.
+    /// The mail server cannot be reached, or its replies are not SMTP, while a mail is sent.
     #[error("cannot reach the mail server or read its reply")]
     Server,
 }
@@ -81,7 +81,7 @@ pub struct Mailer {
 }
 
 impl Mailer {
-    /// Sets up the transport for a `mailer.url` that the configuration has checked.
+    /// Creates a mailer for `mailer.url` and `mailer.from`. Does not connect yet.
     ///
     /// # Errors
     /// If the folder cannot be created, the URL does not name a mail server, or `from` is not an address.
@@ -104,15 +104,15 @@ impl Mailer {
         let transport = self.transport.clone();
         self.work.spawn(async move {
             if let Err(error) = transport.transport.test_connection().await {
-                tracing::warn!(%error, "no mail can be sent now; sign-in needs it");
+                tracing::warn!(%error, "no mail can be sent now, so nobody can sign in");
             }
         });
     }
 
-    /// Checks that the mail server answers and, if an address is given, that it takes a mail for it.
+    /// Checks that the mail server answers and, if an address is given, that it accepts a test mail to that address.
     ///
     /// # Errors
-    /// The cause, if it does not.
+    /// The cause, if it does not answer or does not accept the mail.
     pub async fn try_now(&self, test_mail_to: Option<Email>) -> Result<(), MailerError> {
         self.transport.transport.test_connection().await?;
         match test_mail_to {

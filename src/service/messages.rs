@@ -53,7 +53,7 @@ pub struct Message {
     pub to: UserId,
     /// Whether it is only for devices that are connected now; such a message is not stored.
     pub ephemeral: bool,
-    /// How long it is kept for its devices.
+    /// How long it stays in the mailboxes of its devices.
     pub ttl: Duration,
     /// One for each device of the recipient.
     pub envelopes: Vec<OutgoingEnvelope>,

@@ -26,7 +26,7 @@ pub struct StartSignals(oneshot::Sender<()>);
 impl StartSignals {
     /// Leaves signals to the server.
     pub fn started(self) {
-        // Fails only if the thread is gone, which then handles none either.
+        // Fails only if the thread has ended, which then handles no signals.
         let _ = self.0.send(());
     }
 }

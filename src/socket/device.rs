@@ -296,7 +296,8 @@ impl DeviceSocket {
 // Closing.
 
 impl DeviceSocket {
-    /// Closes with the code and reason of `closing`: the writer sends the queued frames and the Close frame, and the actor stops.
+    /// Closes with the code and reason of `closing`: the writer sends the queued frames and the Close frame, and the
+    /// actor stops.
     fn close(&mut self, closing: impl Into<Closing>, ctx: &mut Context<Self>) {
         let closing = closing.into();
         if self.begin_closing(closing.code.number(), closing.reason, Close::Code(closing.code)) {

@@ -1,6 +1,6 @@
 //! Serves `GET /v1/socket`: checks the upgrade request, chooses the codec and starts the connection. The checks run in
-//! this order: browser origin, form of the request, rate of new connections, token, whether the node is stopping, limits on
-//! open connections.
+//! this order: browser origin, form of the request, rate of new connections, token, whether the node is stopping,
+//! limits on open connections.
 
 use std::{rc::Rc, sync::Arc, time::Instant};
 
@@ -54,7 +54,7 @@ pub async fn open(request: HttpRequest, body: web::Payload, node: web::Data<Node
 async fn upgrade(request: &HttpRequest, body: web::Payload, node: Arc<Node>) -> Result<HttpResponse, EdgeError> {
     let headers = request.headers();
     if let Some(origin) = headers.get(header::ORIGIN)
-        && !node.origins.admits(origin, headers.get(header::HOST))
+        && !node.origins.allows_or_logs(origin, headers.get(header::HOST))
     {
         return Err(EdgeError::ForbiddenOrigin);
     }

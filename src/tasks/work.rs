@@ -26,7 +26,8 @@ impl Work {
         self.tracker.spawn_on(work, &self.runtime)
     }
 
-    /// Waits until the stopping server waits for work to finish. Work that pauses should then continue at once.
+    /// Waits until the server stops and waits only for work. A pause should end then, so that its work finishes in
+    /// time.
     pub async fn ending(&self) {
         self.ending.cancelled().await;
     }

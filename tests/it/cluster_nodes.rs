@@ -1,5 +1,5 @@
-//! Each deployment has its own channels on the bus. Payloads of others are dropped, and nodes report that they are degraded
-//! if the bus does not connect them. Also covers Redis Sentinel.
+//! Each deployment has its own channels on the bus. Payloads of others are dropped, and nodes report that they are
+//! degraded if the bus does not connect them. Also covers Redis Sentinel.
 
 use std::{
     net::{SocketAddr, TcpListener},

@@ -143,7 +143,7 @@ fn migrate_prints_whether_it_applied_migrations() {
     let first = run(folder.path(), &["migrate"], &[]);
     assert!(first.status.success() && stdout(&first).contains("migrations were applied"), "{}", stdout(&first));
     let second = run(folder.path(), &["migrate"], &[]);
-    assert_eq!(stdout(&second), "the database is up to date: nothing was to be done\n");
+    assert_eq!(stdout(&second), "the database is up to date: no migration was needed\n");
 }
 
 #[test]
@@ -159,7 +159,12 @@ fn check_config_and_serve_refuse_the_same_settings_and_print_no_secret() {
         ("MAILER__URL", "smtps://mail.example:notaport", ["mailer.url", "smtps://"], "\0"),
         ("DATABASE__URL", "postgres://u:a?E':d@H@127.0.0.1/db", ["database.url", "percent-encode"], "E':d"),
         ("DATABASE__URL", "postgres://u:p@[::1/db", ["database.url", "postgres://"], "\0"),
-        ("SERVER__ALLOWED_ORIGIN", "https://chat.example", ["server.allowed_origin;", "server.allowed_origins?"], "\0"),
+        (
+            "SERVER__ALLOWED_ORIGIN",
+            "https://chat.example",
+            ["server.allowed_origin (", "server.allowed_origins?"],
+            "\0",
+        ),
         ("SERVER_BIND", "127.0.0.1:0", ["SEALWIRE__SERVER_BIND", "SEALWIRE__SERVER__BIND?"], "\0"),
     ] {
         let name = format!("SEALWIRE__{name}");

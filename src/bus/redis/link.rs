@@ -40,14 +40,14 @@ const BATCH: usize = 500;
 const SENTINEL_TIMEOUT: Duration = Duration::from_secs(5);
 /// Timeout for connecting to Redis, and for one response.
 const RESPONSE_TIMEOUT: Duration = Duration::from_secs(2);
-/// Interval between this node's announcements, which are its probes as well.
+/// Interval between this node's announcements. They also probe the connection, as they must come back.
 const ANNOUNCE_EVERY: Duration = Duration::from_secs(2);
-/// Number of own announcements that do not come back after which the connection counts as lost.
+/// The connection counts as lost after this many announcements of this node in a row that did not come back.
 const MAX_UNANSWERED_PROBES: u32 = 2;
 /// Pause before reconnecting. It doubles with each failure, up to the longest.
 const FIRST_PAUSE: Duration = Duration::from_millis(50);
 const LONGEST_PAUSE: Duration = Duration::from_secs(1);
-/// Interval at which an ongoing outage is logged.
+/// Minimum interval between log lines about an outage, and between those about dropped payloads.
 const LOG_EVERY: Duration = Duration::from_mins(1);
 
 /// Carries out commands until the last [`RedisBus`](super::RedisBus) is dropped.
@@ -65,7 +65,7 @@ pub(super) struct Link {
     subscribers: HashMap<DeviceId, usize>,
     metrics: Arc<Metrics>,
     outage: Option<BusOutage>,
-    /// Logs payloads that were dropped.
+    /// Throttles the log lines about dropped payloads.
     rejections: Arc<LogThrottle>,
 }
 
@@ -80,7 +80,7 @@ struct BusOutage {
 enum LinkEnd {
     #[error(transparent)]
     Redis(#[from] RedisError),
-    #[error("what this node publishes does not come back")]
+    #[error("the announcements of this node do not come back")]
     ProbesLost,
     #[error("no sentinel answered in time")]
     NoSentinel,
@@ -118,7 +118,7 @@ impl Link {
         }
     }
 
-    /// Whether the link is connected and subscribed, and hears the other nodes.
+    /// Whether the link is connected and subscribed, and the announcements of the other nodes arrive.
     pub(super) fn state(&self) -> watch::Receiver<BusState> {
         self.state.subscribe()
     }
@@ -222,7 +222,7 @@ impl Link {
             subscribe(&mut subscriber, chunk.iter().map(|device| self.keys.device_channel(*device))).await?;
         }
         self.peers.restart(Instant::now());
-        self.note_state();
+        self.update_state();
         let down_s = self.outage.take().map(|outage| outage.since.elapsed().as_secs_f64());
         tracing::info!(devices = devices.len(), down_s, "the bus is up");
 
@@ -247,22 +247,25 @@ impl Link {
                     let announcement =
                         payload::encode_announcement(&self.keys, self.publisher(), self.peers.deployment());
                     redis::cmd("PUBLISH").arg(&nodes).arg(announcement).exec_async(&mut publisher).await?;
-                    self.note_state();
+                    self.update_state();
                 }
             }
         }
     }
 
-    /// Publishes the state of a link that is connected, and logs when it changes.
-    fn note_state(&self) {
+    /// Updates the state of a connected link. Logs a problem when it is first found.
+    fn update_state(&self) {
         let state = self.peers.state(Instant::now());
         if !self.set_state(state) {
             return;
         }
         match state {
             BusState::Up | BusState::Down => {}
-            BusState::NotHeard(node) => {
-                tracing::warn!(%node, "a running node is not heard over the bus; do both use the same Redis?");
+            BusState::NodeUnreachable(node) => {
+                tracing::warn!(
+                    %node,
+                    "no announcement of a running node arrives over the bus; check that both nodes use the same Redis"
+                );
             }
             BusState::ForeignDeployment => tracing::error!(
                 "another deployment with the same auth.secret uses this Redis; give each deployment a secret of its own"
@@ -270,7 +273,7 @@ impl Link {
         }
     }
 
-    /// Returns whether the state is another than before. Only then are those notified who watch it.
+    /// Sets the state. Returns whether it changed; only then are watchers notified.
     fn set_state(&self, state: BusState) -> bool {
         self.state.send_if_modified(|known| std::mem::replace(known, state) != state)
     }
@@ -335,7 +338,7 @@ impl Link {
         Ok(())
     }
 
-    /// Counts one subscriber less. Returns whether it was the last.
+    /// Removes one subscriber of a device. Returns whether it was the last.
     fn release(&mut self, device: DeviceId) -> bool {
         let Some(subscribers) = self.subscribers.get_mut(&device) else { return false };
         *subscribers -= 1;

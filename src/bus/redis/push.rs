@@ -46,7 +46,7 @@ impl AsyncPushSender for PushHandler {
             (PushKind::Disconnection, _) => self.disconnected.notify_one(),
             (PushKind::Message, [Value::BulkString(channel), Value::BulkString(payload)]) => {
                 let name = std::str::from_utf8(channel).unwrap_or_default();
-                let handled = match self.keys.channel(name) {
+                let handled = match self.keys.parse_channel(name) {
                     Some(Channel::Nodes) => self.handle_announcement(payload),
                     Some(Channel::Device(device)) => self.handle_signals(device, name, payload),
                     None => Ok(()),
@@ -72,7 +72,7 @@ impl PushHandler {
             self.unanswered.store(0, Ordering::Relaxed);
             self.last_probe.send_replace(Some(Instant::now()));
         } else {
-            self.peers.hear(node, deployment, Instant::now());
+            self.peers.record(node, deployment, Instant::now());
         }
         Ok(())
     }

@@ -1,4 +1,4 @@
-//! The Redis server of `bus.url`: one that is named, or the master that sentinels name.
+//! Finds the Redis server of `bus.url`: the one at that address, or the master that sentinels report.
 
 use form_urlencoded::parse;
 use redis::{
@@ -11,26 +11,27 @@ use thiserror::Error;
 /// The default port of a sentinel.
 const SENTINEL_PORT: u16 = 26379;
 
-/// `bus.url` names no Redis. The texts contain no part of it.
+/// `bus.url` is malformed. The text is the form that it takes, and contains no part of the URL, which may hold a
+/// password.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Error)]
 pub enum BusUrlError {
-    /// The URL of a server cannot be parsed.
+    /// It is not the URL of a Redis server.
     #[error(
         "redis://[USER:PASSWORD@]HOST[:PORT][/DB] or rediss://…; in a password, percent-encode characters such as @ / # ? %"
     )]
     Server,
-    /// The URL of sentinels cannot be parsed.
+    /// It begins like a URL of sentinels but is not one.
     #[error(
         "redis-sentinel://[USER:PASSWORD@]HOST:PORT[,HOST:PORT…][/DB]?master=NAME, with a percent-encoded password"
     )]
     Sentinels,
 }
 
-/// Where to connect to.
+/// The server to connect to.
 pub(super) enum BusTarget {
-    /// Always the same server.
+    /// A server at a fixed address.
     Server(Box<Client>),
-    /// The server that the sentinels name as the master.
+    /// The server that sentinels report as the master.
     Sentinels(Box<SentinelClient>),
 }
 
@@ -38,7 +39,7 @@ impl BusTarget {
     /// Parses a `redis://`, `rediss://` or `redis-sentinel://` URL.
     ///
     /// # Errors
-    /// If it is none.
+    /// If it is not such a URL.
     pub fn parse(url: &str) -> Result<Self, BusUrlError> {
         match url.strip_prefix("redis-sentinel://") {
             Some(rest) => sentinels(rest).map(|client| Self::Sentinels(Box::new(client))).ok_or(BusUrlError::Sentinels),
@@ -46,10 +47,10 @@ impl BusTarget {
         }
     }
 
-    /// A client of the server. Sentinels are asked anew each time.
+    /// A client of the server. Each call asks the sentinels again.
     ///
     /// # Errors
-    /// If no sentinel answers, or none knows a master that is one.
+    /// If no sentinel answers, or the server that they report is not a master.
     pub async fn client(&mut self) -> Result<Client, RedisError> {
         match self {
             Self::Server(client) => Ok((**client).clone()),
@@ -63,7 +64,7 @@ fn tcp_settings() -> TcpSettings {
 }
 
 fn server(url: &str) -> Option<Client> {
-    // Without a host, the library would take 127.0.0.1.
+    // Without a host, the library would connect to 127.0.0.1.
     let authority = url.split_once("://")?.1;
     if authority.is_empty() || authority.starts_with('/') {
         return None;
@@ -131,7 +132,7 @@ mod tests {
     }
 
     #[test]
-    fn other_urls_are_refused_without_a_part_of_them() {
+    fn the_error_of_a_malformed_url_contains_no_part_of_it() {
         for url in [
             "redis://",
             "redis:///1",

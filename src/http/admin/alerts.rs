@@ -1,8 +1,8 @@
-//! The alerts that hold on this node now: the rules of `deploy/alerts.yml`, applied to the last minute.
+//! The alerts that fire on this node now: the rules of `deploy/alerts.yml`, applied to the last minute.
 //!
 //! Those rules look at all nodes and wait for minutes before they fire. The status shows what is true now, so a
 //! condition may appear here that Prometheus does not report yet. Alerts on longer periods (`SweepsStopped`,
-//! `PoolsEmpty`, `AdminTokenGuessed`) are left to Prometheus.
+//! `PoolsEmpty`, `AdminTokenGuessed`) are left to Prometheus, and so is `NodeAway`: the status page shows that itself.
 
 use sealwire_protocol::CloseCode;
 use serde::Serialize;
@@ -10,13 +10,14 @@ use serde::Serialize;
 use super::history::{CounterValues, p99_ms};
 use crate::metrics::{Close, LabelValue, Limit};
 
-/// An event that is this frequent, in a minute, is more than one per second.
+/// One event per second, as a count of a minute. An alert fires above its threshold.
 const ONE_PER_SECOND: u64 = 60;
-/// More than 0.1 per second.
+/// 0.1 error responses per second, as a count of a minute.
 const SERVER_ERRORS: u64 = 6;
 const OP_P99_MS: f64 = 1000.0;
 const DELIVERY_P99_MS: f64 = 2000.0;
 const MAILBOX_BYTES: u64 = 10 << 30;
+const BUS_DOWN: &str = "Signals do not reach all nodes, or another deployment uses the bus; see the reasons.";
 
 /// How urgent an alert is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
@@ -28,17 +29,17 @@ pub enum Severity {
     Ticket,
 }
 
-/// An alert that holds.
+/// An alert that fires.
 #[derive(Debug, PartialEq, Eq, Serialize)]
 pub struct Alert {
     /// The name of the rule in `deploy/alerts.yml` and of its paragraph in `docs/operations.md`.
     name: &'static str,
     severity: Severity,
-    /// What was found, with numbers.
+    /// A sentence for the operator, with the numbers.
     text: String,
 }
 
-/// What alerts are derived from.
+/// The measurements that the alerts are derived from.
 #[derive(Debug)]
 pub struct Conditions<'a> {
     pub database_answers: bool,
@@ -58,7 +59,7 @@ pub struct Conditions<'a> {
     pub counts: &'a CounterValues,
 }
 
-/// Returns the alerts that hold, the most urgent first.
+/// Returns the alerts that fire, those with the severity `page` first.
 pub fn firing(conditions: &Conditions<'_>) -> Vec<Alert> {
     let counts = conditions.counts;
     let slow_consumers =
@@ -66,7 +67,7 @@ pub fn firing(conditions: &Conditions<'_>) -> Vec<Alert> {
     let above = |milliseconds: Option<f64>, threshold: f64| milliseconds.filter(|p99| *p99 > threshold);
     let page = [
         ("DatabaseAway", (!conditions.database_answers).then(|| "The database does not answer.".to_owned())),
-        ("BusDown", (!conditions.bus_is_up).then(|| "Signals do not reach other nodes.".to_owned())),
+        ("BusDown", (!conditions.bus_is_up).then(|| BUS_DOWN.to_owned())),
         ("ServerErrors", more_than(SERVER_ERRORS, counts.server_errors(), "Error responses internal or unavailable")),
         ("MailFails", more_than(0, counts.mails_failed, "Mails not sent")),
         ("NodeNearlyFull", nearly_full(conditions)),
@@ -85,7 +86,8 @@ pub fn firing(conditions: &Conditions<'_>) -> Vec<Alert> {
     page.chain(ticket).filter_map(|(name, severity, text)| Some(Alert { name, severity, text: text? })).collect()
 }
 
-/// Says that something happened more often than `threshold` in the last minute.
+/// The text of an alert on something that happened more than `threshold` times in the last minute; `None` if it did
+/// not.
 fn more_than(threshold: u64, count: u64, what: &str) -> Option<String> {
     (count > threshold).then(|| format!("{what} in the last minute: {count}."))
 }

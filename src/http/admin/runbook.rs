@@ -1,20 +1,20 @@
 //! The runbook in the status page: the paragraphs on alerts and the table of outages of `docs/operations.md`, as HTML.
 //!
-//! They are in the binary and in the page, not behind a link to another site: so they can be read on a node without a
-//! way to the internet, they describe this version, and a page that is open can show them when its node has stopped.
+//! The page contains them instead of a link to a web site, so that they describe the version that runs, can be read
+//! without access to the internet, and stay in a page that is open when its node stops.
 //!
-//! Understands the Markdown that the document uses: paragraphs, fenced code, one table, and in a line code, bold text
-//! and links. Links to other parts of the document become plain text.
+//! Supports the Markdown that those two sections use: paragraphs, fenced code, a table, and inline code, bold text and
+//! links. Links to other parts of the document become plain text.
 
 use std::fmt::Write;
 
 const DOCUMENT: &str = include_str!("../../../docs/operations.md");
 const ALERTS: &str = "Alerts";
 const OUTAGES: &str = "When something is gone";
-/// The anchors that the page has, in the document and in the page.
+/// The anchors of the document that the page has too, each with its name in the page.
 const ANCHORS: [(&str, &str); 2] = [("#alerts", "#runbook"), ("#when-something-is-gone", "#outages")];
 
-/// Returns the content of the runbook's section. Each alert is a `<details data-alert="NAME">`.
+/// Returns the HTML to insert into the page. Each alert is a `<details data-alert="NAME">`.
 pub fn html() -> String {
     let mut html = String::from("<div>\n<h3>Alerts</h3>\n");
     for block in section(ALERTS).split("\n\n").map(str::trim) {
@@ -33,7 +33,7 @@ pub fn html() -> String {
     html.push_str("</div>\n<div>\n<h3 id=\"outages\">When something is gone</h3>\n");
     let mut rows = section(OUTAGES).lines().filter(|line| line.starts_with('|')).map(cells);
     let head = rows.next().unwrap_or_default();
-    // The first row after the head is the rule below it.
+    // The row after the head separates it from the others.
     for row in rows.skip(1) {
         let Some((what, texts)) = row.split_first() else { continue };
         let _ = writeln!(html, "<details>\n<summary>{}</summary>\n<dl>", inline(what));
@@ -60,7 +60,7 @@ fn escape(text: &str) -> String {
     text.replace('&', "&amp;").replace('<', "&lt;").replace('>', "&gt;").replace('"', "&quot;")
 }
 
-/// Translates code, bold text and links.
+/// Converts the inline Markdown of a text to HTML: code, bold text and links.
 fn inline(text: &str) -> String {
     let Some(start) = text.find(['`', '*', '[']) else { return escape(text) };
     let (before, rest) = text.split_at(start);
@@ -70,12 +70,12 @@ fn inline(text: &str) -> String {
             enclosed(rest, "**", "**").map(|(bold, after)| (format!("<strong>{}</strong>", inline(bold)), after))
         })
         .or_else(|| link(rest));
-    // A mark that begins nothing stands for itself.
+    // A character that begins no markup is text.
     let (html, after) = found.unwrap_or_else(|| (rest[..1].to_owned(), &rest[1..]));
     format!("{}{html}{}", escape(before), inline(after))
 }
 
-/// The text between two marks at the beginning, and the text after them.
+/// If the text begins with `open`, the text between it and the next `close`, and the text after that.
 fn enclosed<'a>(text: &'a str, open: &str, close: &str) -> Option<(&'a str, &'a str)> {
     text.strip_prefix(open)?.split_once(close)
 }
@@ -93,7 +93,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn marks_in_a_line_become_elements() {
+    fn inline_markdown_becomes_html() {
         for (markdown, html) in [
             ("plain & <b>", "plain &amp; &lt;b&gt;"),
             (

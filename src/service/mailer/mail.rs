@@ -34,7 +34,7 @@ impl Mail {
         Self { to, subject: "Your sign-in code", text }
     }
 
-    /// The mail by which an operator tries the mailer.
+    /// The mail that `sealwire check-config --mail-to` sends.
     pub fn test(to: Email) -> Self {
         let text =
             "This mail was sent by `sealwire check-config --mail-to`.\nThe settings of the mailer work.\n".to_owned();
@@ -43,8 +43,8 @@ impl Mail {
 
     /// The notice that a device was added, with the device's name if it has one.
     pub fn device_added(to: Email, name: Option<&str>) -> Self {
-        // The name is chosen by the client that entered the code. Only its ASCII letters are shown, so that nothing in it looks like
-        // a code.
+        // The name is chosen by the client that entered the code. Only its ASCII letters are shown, so that nothing in
+        // it looks like a code.
         let shown = |name: &str| name.chars().filter(|c| c.is_ascii_alphabetic() || *c == ' ').collect::<String>();
         let name = name.map(shown).filter(|name| !name.trim().is_empty());
         // On a line of its own: even with 64 characters the line is short enough to need no encoding.

@@ -49,7 +49,7 @@ impl Transport {
         matches!(self.backend, Backend::Stdout)
     }
 
-    /// Checks that the mail server answers; other backends have none.
+    /// Checks that the mail server answers. Does nothing for other backends.
     ///
     /// # Errors
     /// [`MailerError::Connect`] with the cause.
@@ -58,7 +58,7 @@ impl Transport {
             Backend::Stdout | Backend::Folder(_) => Ok(()),
             Backend::Smtp(server) => match server.test_connection().await {
                 Ok(true) => Ok(()),
-                Ok(false) => Err(MailerError::Connect("it does not answer".to_owned())),
+                Ok(false) => Err(MailerError::Connect("no answer".to_owned())),
                 Err(error) => Err(MailerError::Connect(error.to_string())),
             },
         }

@@ -185,7 +185,8 @@ fn reply_bytes(op: Op) -> usize {
     }
 }
 
-/// Returns the cost of a `keys.status` as a number of ordinary requests. A digest costs more, because it reads every key.
+/// Returns the cost of a `keys.status` as a number of ordinary requests. A digest costs more, because it reads every
+/// key.
 fn status_cost(codec: Codec, request: &RequestOutline, frame: &[u8]) -> u32 {
     match request.params(codec, frame) {
         Ok(KeysStatusRequest { digest: Some(true) }) => DIGEST_COST,
