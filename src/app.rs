@@ -140,7 +140,7 @@ impl Application {
         match tokio::time::timeout(CLOSE_TIMEOUT, self.service.leave()).await {
             Ok(Ok(())) => {}
             Ok(Err(error)) => {
-                tracing::warn!(%error, "cannot delete this node's heartbeat; others miss it for half a minute")
+                tracing::warn!(%error, "cannot delete this node's heartbeat; others miss it for half a minute");
             }
             Err(_) => tracing::warn!("cannot delete this node's heartbeat in time; others miss it for half a minute"),
         }
@@ -287,9 +287,9 @@ pub async fn open_store(config: &Config, entropy: &Entropy) -> Result<Store, Sto
 /// The error with which a start would fail.
 pub fn check(config: &Config) -> Result<(), AppError> {
     let database = config.database.url.reveal();
-    Store::check_url(database)?;
+    Store::check_url(database).map_err(AppError::DatabaseUrl)?;
     if config.database.pooler {
-        Store::check_url(config.database.migrate_url.reveal())?;
+        Store::check_url(config.database.migrate_url.reveal()).map_err(AppError::DatabaseUrl)?;
     }
     if config.server_secret().is_none() {
         secret_file::check(&SqliteFile::from_url(database).map_err(StoreError::from)?)?;

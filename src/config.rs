@@ -435,6 +435,16 @@ mod tests {
     }
 
     #[test]
+    fn both_listeners_cannot_have_one_address() {
+        let on = |port: &str| {
+            let address = format!("127.0.0.1:{port}");
+            load(&[("SEALWIRE__SERVER__BIND", &address), ("SEALWIRE__ADMIN__BIND", &address)])
+        };
+        assert!(on("9000").unwrap_err().to_string().contains("admin.bind takes another address or port"));
+        assert!(on("0").is_ok(), "the system chooses two ports");
+    }
+
+    #[test]
     fn debug_shows_no_secrets() {
         let secret = STANDARD.encode([7; 32]);
         let config =

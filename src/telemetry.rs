@@ -15,8 +15,8 @@ use tracing::level_filters::LevelFilter;
 use tracing_subscriber::{EnvFilter, filter::Targets, fmt, layer::SubscriberExt, util::SubscriberInitExt};
 
 /// The levels if `RUST_LOG` is unset or empty. actix-http is off because it logs every malformed request of a client as
-/// an error.
-const DEFAULT_LEVELS: &str = "info,actix_http=off,actix_server=warn";
+/// an error; sqlx repeats PostgreSQL's notices and warns of slow statements, which the metrics show.
+const DEFAULT_LEVELS: &str = "info,actix_http=off,actix_server=warn,sqlx=error";
 
 /// `RUST_LOG` is invalid. It is an error because ignoring it would silently omit what the operator asked for.
 #[derive(Debug, Error, PartialEq, Eq)]

@@ -13,6 +13,9 @@ pub enum AppError {
     /// The database cannot be opened or migrated.
     #[error("cannot open the database: {0}")]
     Store(#[from] StoreError),
+    /// The URL of the database is invalid.
+    #[error(transparent)]
+    DatabaseUrl(StoreError),
     /// `bus.url` is neither `local` nor the URL of a Redis server or of sentinels.
     #[error("bus.url takes local, {0}")]
     Bus(#[source] BusUrlError),

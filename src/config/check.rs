@@ -1,6 +1,6 @@
 //! Checks the settings whose type alone does not say which values are valid.
 
-use std::net::SocketAddr;
+use std::{net::SocketAddr, ops::RangeInclusive};
 
 use toml::{Table, Value};
 
@@ -11,6 +11,36 @@ use crate::sqlite_file::SqliteFile;
 const MIN_ADMIN_TOKEN: usize = 16;
 
 const BUS_SCHEMES: [&str; 3] = ["redis://", "rediss://", "redis-sentinel://"];
+
+/// The values that whole numbers can have.
+const RANGES: [(&str, RangeInclusive<i64>); 26] = [
+    ("server.workers", 0..=1024),
+    ("server.max_connections", 0..=10_000_000),
+    ("server.max_http_connections", 0..=10_000_000),
+    ("server.outbox_bytes", 65_536..=1 << 30),
+    ("server.memory_budget_mb", 16..=1 << 20),
+    ("server.drain_s", 3..=3600),
+    ("database.max_connections", 6..=10_000),
+    ("auth.max_devices", 1..=100),
+    ("keys.low_watermark", 0..=500),
+    ("mailbox.max_envelopes", 1..=1_000_000_000),
+    ("mailbox.max_bytes", 32_768..=1 << 40),
+    ("mailbox.max_per_sender", 1..=1_000_000_000),
+    ("mailbox.max_bytes_per_sender", 32_768..=1 << 40),
+    ("limits.otp_per_email_hour", 0..=1000),
+    ("limits.otp_per_email_day", 0..=1000),
+    ("limits.otp_per_email_network_hour", 0..=1000),
+    ("limits.otp_per_network_hour", 0..=1_000_000),
+    ("limits.verify_per_network_minute", 0..=1_000_000),
+    ("limits.find_per_user_hour", 0..=1_000_000),
+    ("limits.claim_burst", 0..=1_000_000),
+    ("limits.claim_refill_s", 1..=31_536_000),
+    ("limits.sends_per_device_second", 0..=1_000_000),
+    ("limits.connections_per_network", 0..=10_000_000),
+    ("limits.http_connections_per_network", 0..=10_000_000),
+    ("limits.connects_per_network_second", 0..=1_000_000),
+    ("limits.requests_per_connection_second", 0..=10_000_000),
+];
 
 /// Checks all values that have a range or a syntax.
 ///
@@ -30,6 +60,8 @@ pub(super) fn check(settings: &Table) -> Result<(), ConfigError> {
     for name in ["server.bind", "admin.bind"] {
         require(text(name).parse::<SocketAddr>().is_ok(), name, "an address and port, such as 127.0.0.1:8080")?;
     }
+    let same = text("server.bind") == text("admin.bind") && !text("server.bind").ends_with(":0");
+    require(!same, "admin.bind", "another address or port than server.bind")?;
     for origin in list("server.allowed_origins") {
         let is_valid = origin.as_str().is_some_and(is_origin);
         require(is_valid, "server.allowed_origins", "origins, such as https://chat.example, without a path")?;
@@ -47,34 +79,7 @@ pub(super) fn check(settings: &Table) -> Result<(), ConfigError> {
     require(token.is_empty() || is_long, "admin.token", &format!("{MIN_ADMIN_TOKEN} characters or more"))?;
     let loopback = text("admin.bind").parse::<SocketAddr>().is_ok_and(|bind| bind.ip().is_loopback());
     require(loopback || !token.is_empty(), "admin.token", "a token, since admin.bind is not a loopback address")?;
-    for (name, range) in [
-        ("server.workers", 0..=1024),
-        ("server.max_connections", 0..=10_000_000),
-        ("server.max_http_connections", 0..=10_000_000),
-        ("server.outbox_bytes", 65_536..=1 << 30),
-        ("server.memory_budget_mb", 16..=1 << 20),
-        ("server.drain_s", 3..=3600),
-        ("database.max_connections", 6..=10_000),
-        ("auth.max_devices", 1..=100),
-        ("keys.low_watermark", 0..=500),
-        ("mailbox.max_envelopes", 1..=1_000_000_000),
-        ("mailbox.max_bytes", 32_768..=1 << 40),
-        ("mailbox.max_per_sender", 1..=1_000_000_000),
-        ("mailbox.max_bytes_per_sender", 32_768..=1 << 40),
-        ("limits.otp_per_email_hour", 0..=1000),
-        ("limits.otp_per_email_day", 0..=1000),
-        ("limits.otp_per_email_network_hour", 0..=1000),
-        ("limits.otp_per_network_hour", 0..=1_000_000),
-        ("limits.verify_per_network_minute", 0..=1_000_000),
-        ("limits.find_per_user_hour", 0..=1_000_000),
-        ("limits.claim_burst", 0..=1_000_000),
-        ("limits.claim_refill_s", 1..=31_536_000),
-        ("limits.sends_per_device_second", 0..=1_000_000),
-        ("limits.connections_per_network", 0..=10_000_000),
-        ("limits.http_connections_per_network", 0..=10_000_000),
-        ("limits.connects_per_network_second", 0..=1_000_000),
-        ("limits.requests_per_connection_second", 0..=10_000_000),
-    ] {
+    for (name, range) in RANGES {
         let takes = format!("a whole number from {} to {}", range.start(), range.end());
         require(range.contains(&whole(name)), name, &takes)?;
     }

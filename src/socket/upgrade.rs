@@ -59,8 +59,13 @@ async fn upgrade(request: &HttpRequest, body: web::Payload, node: Arc<Node>) -> 
         return Err(EdgeError::ForbiddenOrigin);
     }
     let not_a_handshake = || EdgeError::Malformed("not a WebSocket handshake (RFC 6455, version 13)".into());
-    actix_http::ws::verify_handshake(request.head()).map_err(|_| not_a_handshake())?;
-    if !is_upgraded_by_transport(headers) || has_body(headers) {
+    actix_http::ws::verify_handshake(request.head()).map_err(|cause| {
+        EdgeError::Malformed(format!("not a WebSocket handshake (RFC 6455, version 13): {cause}").into())
+    })?;
+    if has_body(headers) {
+        return Err(EdgeError::Malformed("a WebSocket handshake has no body".into()));
+    }
+    if !is_upgraded_by_transport(headers) {
         return Err(not_a_handshake());
     }
     let offer = SubprotocolOffer::read(request)?;

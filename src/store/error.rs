@@ -170,7 +170,13 @@ impl StoreError {
     pub(super) fn from_migration(error: MigrateError) -> Self {
         let lacks_privilege =
             |error: &sqlx::Error| error.as_database_error().and_then(DatabaseError::code).is_some_and(|c| c == "42501");
+        let only_reads = |error: &sqlx::Error| {
+            error.as_database_error().and_then(DatabaseError::code).is_some_and(|code| code == "25006")
+        };
         match error {
+            MigrateError::Execute(error) | MigrateError::ExecuteMigration(error, _) if only_reads(&error) => {
+                Self::only_reads()
+            }
             MigrateError::Execute(error) | MigrateError::ExecuteMigration(error, _) if lacks_privilege(&error) => {
                 Self::missing_privilege()
             }

@@ -294,7 +294,46 @@ async fn inspect_postgres(url: &str, pooler: Option<&str>) -> Result<&'static st
     })
 }
 
+/// The parameters of a PostgreSQL URL that sqlx knows. It would ignore others, and log their values.
+const URL_PARAMETERS: [&str; 18] = [
+    "sslmode",
+    "ssl-mode",
+    "sslrootcert",
+    "ssl-root-cert",
+    "ssl-ca",
+    "sslcert",
+    "ssl-cert",
+    "sslkey",
+    "ssl-key",
+    "statement-cache-capacity",
+    "host",
+    "hostaddr",
+    "port",
+    "dbname",
+    "user",
+    "password",
+    "application_name",
+    "options",
+];
+
+/// Checks the names of a URL's parameters, and that the files exist that they name.
+fn check_parameters(url: &str) -> Result<(), StoreError> {
+    let query = url.split_once('?').map_or("", |(_, query)| query);
+    for (name, value) in form_urlencoded::parse(query.as_bytes()) {
+        let is_known = URL_PARAMETERS.contains(&&*name) || (name.starts_with("options[") && name.ends_with(']'));
+        if !is_known {
+            return Err(StoreError::PostgresUrl(format!("there is no parameter {name}")));
+        }
+        let is_file = name.starts_with("ssl") && !name.ends_with("mode");
+        if is_file && !Path::new(&*value).is_file() {
+            return Err(StoreError::PostgresUrl(format!("the file of {name} does not exist")));
+        }
+    }
+    Ok(())
+}
+
 fn postgres_options(url: &str) -> Result<PgConnectOptions, StoreError> {
+    check_parameters(url)?;
     let options = PgConnectOptions::from_str(url).map_err(|error| match error {
         sqlx::Error::Configuration(reason) => StoreError::PostgresUrl(reason.to_string()),
         other => other.into(),
@@ -309,8 +348,10 @@ async fn connect(options: &PgConnectOptions) -> Result<PgConnection, StoreError>
         Ok(Ok(connection)) => return Ok(connection),
         Ok(Err(sqlx::Error::Io(error))) => error.to_string(),
         Ok(Err(sqlx::Error::Database(error))) if error.message().contains("unsupported startup parameter") => {
-            format!("{error}; {POOLER}")
+            format!("{}; {POOLER}", error.message())
         }
+        // Not with the line of PostgreSQL's source, which sqlx adds.
+        Ok(Err(sqlx::Error::Database(error))) => error.message().to_owned(),
         Ok(Err(error)) => error.to_string(),
         Err(_) => "no answer within ten seconds".to_owned(),
     };

@@ -158,6 +158,9 @@ fn check_config_and_serve_refuse_the_same_settings_and_print_no_secret() {
         ("MAILER__URL", "smtp://me:pa/ss@mail.example", ["mailer.url", "percent-encode"], "ss@"),
         ("MAILER__URL", "smtps://mail.example:notaport", ["mailer.url", "smtps://"], "\0"),
         ("DATABASE__URL", "postgres://u:a?E':d@H@127.0.0.1/db", ["database.url", "percent-encode"], "E':d"),
+        ("BUS__URL", "redis://127.0.0.1/-1", ["bus.url", "redis://"], "\0"),
+        ("DATABASE__URL", "postgres://u@127.0.0.1:1/d?pasword=hunter2", ["database.url", "pasword"], "hunter2"),
+        ("DATABASE__URL", "postgres://u@127.0.0.1:1/d?sslrootcert=/none", ["database.url", "sslrootcert"], "/none"),
         ("DATABASE__URL", "postgres://u:p@[::1/db", ["database.url", "postgres://"], "\0"),
         (
             "SERVER__ALLOWED_ORIGIN",

@@ -255,19 +255,23 @@ impl Link {
 
     /// Updates the state of a connected link. Logs a problem when it is first found.
     fn update_state(&self) {
+        let before = *self.state.borrow();
         let state = self.peers.state(Instant::now());
         if !self.set_state(state) {
             return;
         }
-        match state {
-            BusState::Up | BusState::Down => {}
-            BusState::NodeUnreachable(node) => {
+        match (before, state) {
+            (BusState::NodeUnreachable(_) | BusState::ForeignDeployment, BusState::Up) => {
+                tracing::info!("the bus reaches all running nodes again");
+            }
+            (_, BusState::Up | BusState::Down) => {}
+            (_, BusState::NodeUnreachable(node)) => {
                 tracing::warn!(
                     %node,
                     "no announcement of a running node arrives over the bus; check that both nodes use the same Redis"
                 );
             }
-            BusState::ForeignDeployment => tracing::error!(
+            (_, BusState::ForeignDeployment) => tracing::error!(
                 "another deployment with the same auth.secret uses this Redis; give each deployment a secret of its own"
             ),
         }

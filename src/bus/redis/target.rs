@@ -70,6 +70,9 @@ fn server(url: &str) -> Option<Client> {
         return None;
     }
     let info = url.into_connection_info().ok()?;
+    if info.redis_settings().db() < 0 {
+        return None;
+    }
     let redis = info.redis_settings().clone().set_protocol(ProtocolVersion::RESP3);
     Client::open(info.set_redis_settings(redis).set_tcp_settings(tcp_settings())).ok()
 }

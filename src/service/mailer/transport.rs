@@ -1,11 +1,14 @@
 //! Sends one mail: to standard output, into a folder, or over SMTP.
 
 use std::{
+    fs::DirBuilder,
+    os::unix::fs::DirBuilderExt,
     path::{Path, PathBuf},
     time::Duration,
 };
 
 use lettre::{AsyncSmtpTransport, AsyncTransport, Tokio1Executor, message::Mailbox};
+use tokio::{io::AsyncWriteExt, time::timeout};
 
 use super::{
     MailerError,
@@ -15,6 +18,9 @@ use crate::{
     clock::{Clock, Entropy},
     store::may_write,
 };
+
+/// Timeout of a test of the connection.
+const TEST_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// Timeout of one command in an SMTP session.
 pub const SMTP_TIMEOUT: Duration = Duration::from_secs(15);
@@ -56,10 +62,10 @@ impl Transport {
     pub async fn test_connection(&self) -> Result<(), MailerError> {
         match &self.backend {
             Backend::Stdout | Backend::Folder(_) => Ok(()),
-            Backend::Smtp(server) => match server.test_connection().await {
-                Ok(true) => Ok(()),
-                Ok(false) => Err(MailerError::Connect("no answer".to_owned())),
-                Err(error) => Err(MailerError::Connect(error.to_string())),
+            Backend::Smtp(server) => match timeout(TEST_TIMEOUT, server.test_connection()).await {
+                Ok(Ok(true)) => Ok(()),
+                Ok(Ok(false)) | Err(_) => Err(MailerError::Connect("no answer".to_owned())),
+                Ok(Err(error)) => Err(MailerError::Connect(error.to_string())),
             },
         }
     }
@@ -79,7 +85,11 @@ impl Transport {
                 let at = self.clock.now().to_utc().format("%Y-%m-%dT%H-%M-%S%.6f");
                 let name = format!("{at}-{}.eml", letters(&self.entropy));
                 let unfinished = folder.join(format!(".{name}.part"));
-                tokio::fs::write(&unfinished, message.formatted()).await?;
+                // Its owner alone may read it: it holds a code.
+                let mut file = tokio::fs::OpenOptions::new();
+                let mut file = file.write(true).create_new(true).mode(0o600).open(&unfinished).await?;
+                file.write_all(&message.formatted()).await?;
+                file.flush().await?;
                 Ok(tokio::fs::rename(unfinished, folder.join(name)).await?)
             }
             Backend::Smtp(server) => {
@@ -100,7 +110,7 @@ impl Backend {
         }
         if let Some(folder) = url.strip_prefix("file:") {
             let folder = PathBuf::from(folder.strip_prefix("//").unwrap_or(folder));
-            std::fs::create_dir_all(&folder).map_err(|error| {
+            DirBuilder::new().recursive(true).mode(0o700).create(&folder).map_err(|error| {
                 MailerError::Setup(format!("mailer.url: cannot create the folder {}: {error}", folder.display()))
             })?;
             return Ok(Self::Folder(folder));

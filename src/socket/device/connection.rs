@@ -127,7 +127,8 @@ impl DeviceConnection {
             epoch,
             code,
             reason,
-            seconds = self.age().as_secs_f64(),
+            // Tenths.
+            seconds = (self.age().as_secs_f64() * 10.0).round() / 10.0,
             "socket closed"
         );
     }
