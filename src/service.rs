@@ -292,11 +292,15 @@ impl Service {
         self.store_latency().await.is_some()
     }
 
-    /// How long the store took to answer; `None` if it failed or took more than two seconds. It is asked at most once a
-    /// second, because answering takes a write and every client can cause it.
+    /// How long the store took to answer; `None` if it failed or took more than two seconds. While it is well, it is asked
+    /// at most once a second, because answering takes a write and every client can cause it.
     pub async fn store_latency(&self) -> Option<Duration> {
         let mut last = self.last_latency.lock().await;
-        if let Some((_, latency)) = last.filter(|(asked, _)| asked.elapsed() < LATENCY_KEPT) {
+        let is_known = |(asked, latency): &(Instant, Option<Duration>)| {
+            // An operation may have found an outage since.
+            asked.elapsed() < LATENCY_KEPT && latency.is_some() && !self.store.health().is_unavailable()
+        };
+        if let Some((_, latency)) = last.filter(is_known) {
             return latency;
         }
         let latency = self.ask_store().await;
