@@ -74,7 +74,7 @@ impl Application {
     /// If threads cannot be started, the database, the bus, the mailer or the server secret cannot be set up, or a port
     /// cannot be bound.
     pub fn build(config: &Config, clock: Clock, entropy: &Entropy) -> Result<Self, AppError> {
-        // Before anything is begun, such as the database file.
+        // First, so that a start with invalid settings changes nothing, such as creating a database file.
         check(config)?;
         let runtimes = Runtimes::start().map_err(AppError::System)?;
         let node =
@@ -85,7 +85,8 @@ impl Application {
         let limits = NodeLimits::new(config, &node);
         let operator = listen_to_operator(config, &service, &node, &limits, runtimes.store())?;
         let clients = listen_to_clients(config, &service, &node, &limits, runtimes.store())?;
-        // Nothing can fail from here on. So a start that fails leaves no heartbeat, which others would wait to hear.
+        // Nothing can fail from here on. After a heartbeat of a start that failed, the other nodes would report this node
+        // as unreachable.
         start_housekeeping(&service, &node.tasks);
         let stopper = Stopper {
             server: clients.handle(),
@@ -97,13 +98,13 @@ impl Application {
         Ok(Self { clients, operator, stopper, tasks: node.tasks, store, service, runtimes })
     }
 
-    /// The port of the clients' listener. If port 0 is configured, the one that the system chose.
+    /// The port of the clients' listener. If port 0 is configured, the system has chosen it.
     #[must_use]
     pub fn port(&self) -> u16 {
         self.clients.port()
     }
 
-    /// The port of the operator's listener. If port 0 is configured, the one that the system chose.
+    /// The port of the operator's listener. If port 0 is configured, the system has chosen it.
     #[must_use]
     pub fn admin_port(&self) -> u16 {
         self.operator.port()
@@ -131,7 +132,7 @@ impl Application {
         let served = self.serve().await;
         if let Err(error) = &served {
             tracing::error!(%error, "a part of the server has ended; stopping");
-            // If stopping fails too, the error above is still the one to return.
+            // Errors of stopping are ignored: the first error is returned.
             tokio::join!(self.stopper.stop(), self.clients.finish());
         }
         self.stopper.finish_work(self.tasks.work()).await;
@@ -140,9 +141,11 @@ impl Application {
         match tokio::time::timeout(CLOSE_TIMEOUT, self.service.leave()).await {
             Ok(Ok(())) => {}
             Ok(Err(error)) => {
-                tracing::warn!(%error, "cannot delete this node's heartbeat; others miss it for half a minute");
+                tracing::warn!(%error, "cannot delete this node's heartbeat; others may call it unreachable for 30 seconds");
             }
-            Err(_) => tracing::warn!("cannot delete this node's heartbeat in time; others miss it for half a minute"),
+            Err(_) => tracing::warn!(
+                "cannot delete this node's heartbeat in time; others may call it unreachable for 30 seconds"
+            ),
         }
         if tokio::time::timeout(CLOSE_TIMEOUT, self.store.close()).await.is_err() {
             tracing::warn!("the database connections did not close in time");

@@ -76,7 +76,8 @@ fn unknown(name: &str) -> ConfigError {
     ConfigError::Unknown { name: name.to_owned(), resembles: resembling(name, shown::names()) }
 }
 
-/// The name with the smallest edit distance to `wanted`; `None` if even that one is not almost the same.
+/// The name with the smallest edit distance to `wanted`; `None` if that distance exceeds 1 plus an eighth of the length
+/// of `wanted`.
 fn resembling(wanted: &str, names: impl IntoIterator<Item = String>) -> Option<String> {
     let distance = |name: &String| strsim::damerau_levenshtein(name, wanted);
     names.into_iter().min_by_key(distance).filter(|name| distance(name) <= 1 + wanted.len() / 8)

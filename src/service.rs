@@ -48,7 +48,7 @@ use crate::{
 use heartbeat::Presence;
 use limits::Limits;
 
-/// How long an answer of the store to a health check is used again.
+/// How long the result of a database check is reused.
 const LATENCY_KEPT: Duration = Duration::from_secs(1);
 
 /// Maximum number of claims per transaction. Chosen with `loadtest/claims`, together with the number of workers.
@@ -114,7 +114,7 @@ pub struct Service {
     policy: Policy,
     metrics: Arc<Metrics>,
     presence: Presence,
-    /// How long the store took to answer, and when it was asked.
+    /// When the last database check ended, and how long the answer took; `None` if it failed.
     last_latency: tokio::sync::Mutex<Option<(Instant, Option<Duration>)>>,
     limits: Limits,
     claims: Batcher<ClaimRequest, ClaimAnswer>,
@@ -292,12 +292,12 @@ impl Service {
         self.store_latency().await.is_some()
     }
 
-    /// How long the store took to answer; `None` if it failed or took more than two seconds. While it is well, it is asked
-    /// at most once a second, because answering takes a write and every client can cause it.
+    /// How long the database took to answer; `None` if it failed or took more than two seconds. While it is available,
+    /// it is checked at most once a second, because a check locks a row and every client can cause one.
     pub async fn store_latency(&self) -> Option<Duration> {
         let mut last = self.last_latency.lock().await;
         let is_known = |(asked, latency): &(Instant, Option<Duration>)| {
-            // An operation may have found an outage since.
+            // An operation may have found an outage since the check.
             asked.elapsed() < LATENCY_KEPT && latency.is_some() && !self.store.health().is_unavailable()
         };
         if let Some((_, latency)) = last.filter(is_known) {

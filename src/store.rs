@@ -69,7 +69,7 @@ const OTHER_BATCH_CONNECTIONS: u32 = 4;
 pub struct StoreSettings {
     /// Maximum number of open database connections.
     pub max_connections: u32,
-    /// Set if the URL leads to a pooler in transaction mode: the URL of PostgreSQL itself, for migrations.
+    /// If the URL of the database leads to a pooler in transaction mode: the URL of PostgreSQL itself, for migrations.
     pub pooler: Option<String>,
     /// Low-water mark: the number of unissued keys in a pool at or below which its owner gets `prekeys.low`.
     pub low_watermark: u32,

@@ -1,4 +1,4 @@
-//! Checks the settings whose type alone does not say which values are valid.
+//! Checks what the types of the settings do not: ranges, syntax, and settings that depend on each other.
 
 use std::{net::SocketAddr, ops::RangeInclusive};
 
@@ -12,7 +12,7 @@ const MIN_ADMIN_TOKEN: usize = 16;
 
 const BUS_SCHEMES: [&str; 3] = ["redis://", "rediss://", "redis-sentinel://"];
 
-/// The values that whole numbers can have.
+/// The valid values of the settings that are whole numbers.
 const RANGES: [(&str, RangeInclusive<i64>); 26] = [
     ("server.workers", 0..=1024),
     ("server.max_connections", 0..=10_000_000),
@@ -42,7 +42,7 @@ const RANGES: [(&str, RangeInclusive<i64>); 26] = [
     ("limits.requests_per_connection_second", 0..=10_000_000),
 ];
 
-/// Checks all values that have a range or a syntax.
+/// Checks all settings.
 ///
 /// # Errors
 /// The first setting that is invalid.
@@ -125,8 +125,8 @@ pub(super) fn check(settings: &Table) -> Result<(), ConfigError> {
     )
 }
 
-/// Whether a user name or password in a URL seems to contain an unescaped `/`, `?` or `#`. Such a character ends the
-/// part with credentials and host early, and the `@` before the host comes after it.
+/// Whether a user name or password in a URL seems to contain an unescaped `/`, `?` or `#`: whether an `@` follows the
+/// first such character. The `@` before the host otherwise precedes it.
 fn has_unescaped_character(url: &str) -> bool {
     let Some((scheme, rest)) = url.split_once("://") else { return false };
     let end = rest.find(['/', '?', '#']).unwrap_or(rest.len());

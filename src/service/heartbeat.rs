@@ -1,5 +1,5 @@
-//! The heartbeat of a node: a row in the database, from which the other nodes know that this one runs and that its
-//! announcements must arrive over the bus.
+//! The heartbeat of a node: a row in the database that shows the other nodes that this one is running, so that they
+//! expect its announcements on the bus.
 
 use std::{sync::Arc, time::Duration};
 
@@ -15,7 +15,8 @@ const EVERY: Duration = Duration::from_secs(10);
 /// The row of this node in the table of nodes.
 pub struct Presence {
     node: Uuid,
-    /// Whether the node has stopped. Locked while the row is written, so that none is written after the deletion.
+    /// Whether the node is stopping. Locked while a heartbeat is written, so that the row is not written again after it
+    /// was deleted.
     has_left: Mutex<bool>,
 }
 
@@ -25,8 +26,7 @@ impl Presence {
     }
 }
 
-/// Writes the heartbeat of this node at once and then at intervals, and passes the other running nodes to the bus. Never
-/// returns.
+/// Writes the heartbeat of this node at once and then every ten seconds. Logs failures. Never returns.
 pub async fn beat_forever(service: Arc<Service>) {
     let mut warned = false;
     loop {
@@ -43,14 +43,15 @@ pub async fn beat_forever(service: Arc<Service>) {
 }
 
 impl Service {
-    /// Whether this node writes heartbeats: unless it is the only server of a SQLite file, where they would be useless
-    /// writes.
+    /// Whether this node writes heartbeats. Not with SQLite and a local bus: there is no other node, and nothing reads
+    /// the heartbeats.
     #[must_use]
     pub fn has_heartbeat(&self) -> bool {
         self.store.kind() != "sqlite" || self.bus.kind() != "local"
     }
 
-    /// Writes a heartbeat. Returns whether no other node runs.
+    /// Writes a heartbeat, unless the node is stopping, and passes the other running nodes to the bus. Returns whether
+    /// there are none.
     async fn beat(&self) -> Result<bool, StoreError> {
         let has_left = self.presence.has_left.lock().await;
         if *has_left {
@@ -62,7 +63,7 @@ impl Service {
         Ok(is_alone)
     }
 
-    /// Deletes this node's heartbeat. No other is written afterwards.
+    /// Deletes this node's heartbeat, and stops writing it.
     ///
     /// # Errors
     /// [`StoreError::Unavailable`]

@@ -35,8 +35,8 @@ impl Service {
     ) -> Result<(KeysStatus, Option<KeysDigest>), Refusal> {
         self.store.check_session(caller, self.now()).await?;
         let status = self.store.keys_status(caller.device).await?;
-        // After the status: if a publish comes between, the status has an older pool version, which no publish that expects
-        // it gets past.
+        // The digest is read after the status. If a publish comes between, the version in the status is out of date, so a
+        // publish that expects this version is refused.
         let digest = if with_digest { Some(self.store.keys_digest(caller.device).await?) } else { None };
         Ok((status, digest))
     }

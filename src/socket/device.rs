@@ -140,7 +140,7 @@ impl Actor for DeviceSocket {
             // If many clients connect at once, they wait here, where a connection uses little memory.
             let _permit = node.opening_permits.acquire().await;
             let opened = Box::pin(node.service.open_connection(caller)).await;
-            // Nobody may be waiting: only a connection that closes while it is being opened does.
+            // Fails if the actor has ended. Only a connection that closes while it is being opened waits for this.
             let _ = finish.send(());
             opened
         });

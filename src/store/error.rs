@@ -29,11 +29,12 @@ pub enum StoreError {
     /// or already stored.
     #[error("the database rejected a value: {0}")]
     Data(#[source] sqlx::Error),
-    /// The database role lacks a privilege that a migration needs.
+    /// The database role does not have a privilege that a migration needs.
     #[error("cannot migrate the database: {0}")]
     Migration(String),
-    /// The applied migrations do not match this version.
-    #[error("the database does not fit this version of sealwire: {0}")]
+    /// The database cannot be used: its migrations do not match this version, it is not Sealwire's, it is read-only, or
+    /// the two URLs of a pooled setup lead to different databases.
+    #[error("{0}")]
     Schema(String),
     /// PostgreSQL cannot be reached when the store is opened.
     #[error("cannot connect to PostgreSQL at {place}: {reason}")]
@@ -47,7 +48,10 @@ pub enum StoreError {
     #[error("the connection to PostgreSQL cannot be used: {0}; {POOLER}")]
     Pooler(String),
     /// The URL is not a PostgreSQL URL.
-    #[error("database.url takes postgres://USER:PASSWORD@HOST:PORT/DATABASE, with a percent-encoded password: {0}")]
+    #[error(
+        "database.url and database.migrate_url take postgres://USER:PASSWORD@HOST:PORT/DATABASE, with a percent-encoded \
+         password: {0}"
+    )]
     PostgresUrl(String),
     /// Another process has locked the SQLite file.
     #[error(
@@ -116,7 +120,7 @@ impl StoreError {
         }
     }
 
-    /// The role lacks a privilege that a migration needs.
+    /// The role does not have a privilege that a migration needs.
     pub(super) fn missing_privilege() -> Self {
         Self::Migration(
             "the extension uuid-ossp and the tables need the CREATE privilege on the database and its schema; \
@@ -128,31 +132,36 @@ impl StoreError {
     /// The database has a migration that this version does not know.
     pub(super) fn unknown_migration(migration: i64) -> Self {
         Self::Schema(format!(
-            "migration {migration} belongs to a newer version; run that version, or restore a backup from before the upgrade"
+            "the database has migration {migration} of a newer version; run that version, or restore a backup from before the \
+             upgrade"
         ))
     }
 
-    /// The database cannot be written.
+    /// The PostgreSQL server is read-only.
     pub(super) fn only_reads() -> Self {
-        Self::Schema("the server only reads; name the primary in database.url".to_owned())
+        Self::Schema("the PostgreSQL server is read-only; set database.url to the primary server".to_owned())
     }
 
     /// The database is not Sealwire's, or the SQLite file is not a database.
     pub(super) fn foreign_database() -> Self {
-        Self::Schema("it is not a Sealwire database; name an empty one in database.url".to_owned())
+        Self::Schema(
+            "this is not a Sealwire database; set database.url to a Sealwire database or an empty one".to_owned(),
+        )
     }
 
     /// The checksum of an applied migration differs from this version's.
     pub(super) fn changed_migration(migration: i64) -> Self {
         Self::Schema(format!(
-            "migration {migration} differs from the one that was applied; run the version that applied it, or restore a \
-             backup"
+            "migration {migration} of this version differs from the one that was applied to the database; run the version \
+             that applied it, or restore a backup"
         ))
     }
 
     /// A migration was started and did not finish.
     pub(super) fn unfinished_migration(migration: i64) -> Self {
-        Self::Schema(format!("migration {migration} did not finish; restore a backup from before the upgrade"))
+        Self::Schema(format!(
+            "migration {migration} of the database did not finish; restore a backup from before the upgrade"
+        ))
     }
 
     /// The database did not answer in time.
@@ -188,7 +197,7 @@ impl StoreError {
     }
 
     /// Whether an immediate retry is useless: the pool has no connection, or the database refuses to write. A
-    /// connection that broke is no such case, because another may work.
+    /// broken connection does not count, because another may work.
     #[must_use]
     pub fn is_outage(&self) -> bool {
         use sqlx::Error::{BeginFailed, Database, PoolClosed, PoolTimedOut};
@@ -214,7 +223,7 @@ impl StoreError {
         matches!(self.sqlstate(), Some("25006" | "57P03"))
     }
 
-    /// The SQLSTATE with which PostgreSQL refused a statement for now.
+    /// The SQLSTATE with which PostgreSQL temporarily refused a statement.
     fn sqlstate(&self) -> Option<&str> {
         let Self::Unavailable(sqlx::Error::Database(error)) = self else { return None };
         error.try_downcast_ref::<PgDatabaseError>().map(PgDatabaseError::code)

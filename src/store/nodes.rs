@@ -1,5 +1,5 @@
-//! Records which nodes of a deployment run. Each node writes a heartbeat at intervals. From the rows of the others it
-//! learns from which nodes it should receive over the bus.
+//! Records which nodes of a deployment are running. Each node writes a heartbeat at intervals, and reads those of the
+//! other nodes to know whose announcements must arrive over the bus.
 
 use std::time::Duration;
 
@@ -11,11 +11,12 @@ use crate::domain::{Timestamp, nodes::Heartbeat};
 
 /// A node counts as running for this long after its last heartbeat.
 const RUNNING_FOR: Duration = Duration::from_secs(30);
-/// How long after its last heartbeat the row of a node that did not stop gracefully is deleted.
+/// How long a heartbeat is kept if its node did not stop gracefully.
 const RETENTION: Duration = Duration::from_hours(1);
 
 impl Store {
-    /// Returns what [`Self::write_heartbeat`] does, but writes nothing: for a node that is starting.
+    /// Returns the current time, the id of the deployment and the other running nodes, without writing a heartbeat. For a
+    /// node that is starting.
     ///
     /// # Errors
     /// [`StoreError::Unavailable`]
@@ -25,7 +26,9 @@ impl Store {
         heartbeat(&mut tx, node, rows::time(at)).await
     }
 
-    /// Writes the heartbeat of a node, and returns its time, the id of the deployment and the other running nodes.
+    /// Writes the heartbeat of a node, and deletes those older than an hour. Returns the time of the heartbeat, the id of
+    /// the deployment and the other running nodes.
+    ///
     /// `now` is used only on SQLite; PostgreSQL uses its own clock.
     ///
     /// # Errors
@@ -36,7 +39,7 @@ impl Store {
             let (at,): (DateTime<Utc>,) =
                 tx.query(sql::WRITE_HEARTBEAT).bind(node).bind(now.to_utc()).fetch_one().await?;
             let at = rows::time(at);
-            // Heartbeats from the future are from before the database's clock was set back.
+            // A heartbeat in the future was written before the database's clock was set back.
             let (earliest, latest) = around(at, RETENTION);
             tx.query(sql::DELETE_STALE).bind(earliest).bind(latest).execute().await?;
             let heartbeat = heartbeat(&mut tx, node, at).await?;
@@ -57,7 +60,8 @@ impl Store {
     }
 }
 
-/// The nodes that run at a time of the database, besides `node`.
+/// Reads the id of the deployment and the nodes other than `node` that are running at `at`, by the clock of the
+/// database.
 async fn heartbeat(tx: &mut Tx<'_>, node: Uuid, at: Timestamp) -> Result<Heartbeat, StoreError> {
     let (deployment,): (Uuid,) = tx.query(sql::DEPLOYMENT).fetch_one().await?;
     let (earliest, latest) = around(at, RUNNING_FOR);

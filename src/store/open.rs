@@ -90,7 +90,8 @@ fn owner_only() -> OpenOptions {
     options
 }
 
-/// Whether this process may write a file or, if it does not exist, create it and the folders that lack.
+/// Whether this process may write the file or folder at `path` or, if it does not exist, create it and its missing
+/// parent folders.
 #[must_use]
 pub fn may_write(path: &Path) -> bool {
     let exists = |path: &&Path| path.exists();
@@ -239,12 +240,13 @@ impl Store {
         }
     }
 
-    /// Checks the database at `url` without changing it. Returns its state, and whether a start would migrate it, as a
-    /// text. `pooler` is as in [`StoreSettings`].
+    /// Checks the database at `url` without changing it. Returns a text for the operator: its state, and whether a start
+    /// would migrate it. `pooler` is as in [`StoreSettings`].
     ///
     /// # Errors
-    /// If it cannot be reached or does not answer within ten seconds, if it is not a Sealwire database or its
-    /// migrations do not fit this version, or if the role or the pooler does not let the server work.
+    /// If the database cannot be reached, does not answer within ten seconds, is read-only or is not Sealwire's; if its
+    /// migrations do not match this version, or the role has no privilege to apply those that are due; or if a pooler
+    /// drops the session settings.
     pub async fn inspect(url: &str, pooler: Option<&str>) -> Result<&'static str, StoreError> {
         let inspected = timeout(ACQUIRE_TIMEOUT, async {
             if url.starts_with("sqlite:") { inspect_sqlite(url).await } else { inspect_postgres(url, pooler).await }
@@ -294,7 +296,7 @@ async fn inspect_postgres(url: &str, pooler: Option<&str>) -> Result<&'static st
     })
 }
 
-/// The parameters of a PostgreSQL URL that sqlx knows. It would ignore others, and log their values.
+/// The parameters of a PostgreSQL URL that sqlx knows. It ignores others, and logs their values.
 const URL_PARAMETERS: [&str; 18] = [
     "sslmode",
     "ssl-mode",
@@ -316,17 +318,20 @@ const URL_PARAMETERS: [&str; 18] = [
     "options",
 ];
 
-/// Checks the names of a URL's parameters, and that the files exist that they name.
+/// Checks that sqlx knows all parameters of a URL, and that the files of the `ssl…` parameters exist.
+///
+/// # Errors
+/// [`StoreError::PostgresUrl`], with the name of the parameter but not its value, which may be secret.
 fn check_parameters(url: &str) -> Result<(), StoreError> {
     let query = url.split_once('?').map_or("", |(_, query)| query);
     for (name, value) in form_urlencoded::parse(query.as_bytes()) {
         let is_known = URL_PARAMETERS.contains(&&*name) || (name.starts_with("options[") && name.ends_with(']'));
         if !is_known {
-            return Err(StoreError::PostgresUrl(format!("there is no parameter {name}")));
+            return Err(StoreError::PostgresUrl(format!("unknown parameter {name}")));
         }
         let is_file = name.starts_with("ssl") && !name.ends_with("mode");
         if is_file && !Path::new(&*value).is_file() {
-            return Err(StoreError::PostgresUrl(format!("the file of {name} does not exist")));
+            return Err(StoreError::PostgresUrl(format!("{name} must be the path of a file that exists")));
         }
     }
     Ok(())
@@ -350,7 +355,7 @@ async fn connect(options: &PgConnectOptions) -> Result<PgConnection, StoreError>
         Ok(Err(sqlx::Error::Database(error))) if error.message().contains("unsupported startup parameter") => {
             format!("{}; {POOLER}", error.message())
         }
-        // Not with the line of PostgreSQL's source, which sqlx adds.
+        // Only the message: sqlx also shows the line in PostgreSQL's source code.
         Ok(Err(sqlx::Error::Database(error))) => error.message().to_owned(),
         Ok(Err(error)) => error.to_string(),
         Err(_) => "no answer within ten seconds".to_owned(),
@@ -370,7 +375,8 @@ fn session_options(url: &str, is_pooled: bool) -> Result<PgConnectOptions, Store
     })
 }
 
-/// Checks that connections can be opened and have the session settings and, unless pooled, sessions of their own.
+/// Checks that connections can be opened and have the session settings. Without a pooler, also checks that each
+/// connection is a session of its own.
 async fn check_connection(options: &PgConnectOptions, is_pooled: bool) -> Result<(), StoreError> {
     let mut one = connect(options).await?;
     if is_pooled {
@@ -386,7 +392,10 @@ async fn check_connection(options: &PgConnectOptions, is_pooled: bool) -> Result
     Ok(one.close().await?)
 }
 
-/// Checks that the pooler leads to the database that was migrated.
+/// Checks that `pooled` leads to the same database as `direct`, which has been migrated.
+///
+/// # Errors
+/// [`StoreError::Schema`] if the database behind the pooler has another deployment id or none.
 async fn check_same_database(direct: &mut PgConnection, pooled: &PgConnectOptions) -> Result<(), StoreError> {
     let mut pooled = connect(pooled).await?;
     sqlx::raw_sql(BEGIN_WITH_SETTINGS).execute(&mut pooled).await?;
@@ -396,7 +405,7 @@ async fn check_same_database(direct: &mut PgConnection, pooled: &PgConnectOption
     if there.is_ok_and(|(there,)| there == here) {
         return Ok(pooled.close().await?);
     }
-    Err(StoreError::Schema("database.migrate_url and database.url lead to two databases".to_owned()))
+    Err(StoreError::Schema("database.migrate_url and database.url lead to different databases".to_owned()))
 }
 
 /// Version, whether it succeeded, checksum.

@@ -24,7 +24,7 @@ const RETURN_LIMIT: Duration = Duration::from_secs(2);
 pub trait Engine: sqlx::Database<Arguments: IntoArguments<Self>> {
     /// Starts a write transaction.
     const BEGIN: &'static str;
-    /// Starts one behind a pooler, which does not keep the settings of a session.
+    /// Starts a transaction behind a pooler, with the session settings, which a pooler does not keep.
     const BEGIN_POOLED: &'static str;
     /// Whether this is a server rather than a file. Any answer from a server proves that it is available; reading a
     /// file does not prove that it can be written.

@@ -72,7 +72,7 @@ statements! {
     NO_TIMEOUTS =
         postgres("SELECT set_config('lock_timeout', '0', FALSE), set_config('statement_timeout', '0', FALSE)");
     /// Whether the role may create the extension, whether it exists, whether the role may create tables, and whether the
-    /// server only reads.
+    /// server is read-only.
     MAY_MIGRATE = postgres("SELECT has_database_privilege(current_database(), 'CREATE'), \
         EXISTS (SELECT 1 FROM pg_extension WHERE extname = 'uuid-ossp'), \
         COALESCE(has_schema_privilege(current_schema(), 'CREATE'), FALSE), \

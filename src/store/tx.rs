@@ -47,8 +47,8 @@ impl<'c> Tx<'c> {
         }
     }
 
-    /// Ends statements that were to take effect one by one: commits them if they share a transaction, as they do behind a
-    /// pooler.
+    /// Ends statements of `Store::read` that write. Each has already taken effect, except behind a pooler: there they run
+    /// in one transaction, which this commits.
     ///
     /// # Errors
     /// After [`StoreError::Unavailable`] it is unknown whether they took effect.

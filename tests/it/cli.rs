@@ -135,10 +135,7 @@ async fn tables_of_a_newer_version_stop_every_command_and_check_config_reports_o
             let output = run(command);
             let (stdout, stderr) = text(&output);
             assert_eq!(output.status.code(), Some(1), "{command}: {stdout}");
-            assert!(
-                stderr.contains("does not fit this version") && stderr.contains("migration 990101000000"),
-                "{stderr}"
-            );
+            assert!(stderr.contains("migration 990101000000 of a newer version"), "{stderr}");
         }
         change(url, "DELETE FROM _sqlx_migrations WHERE version = 990101000000").await;
         let newest = "DELETE FROM _sqlx_migrations WHERE version = (SELECT MAX(version) FROM _sqlx_migrations)";

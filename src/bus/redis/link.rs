@@ -40,11 +40,11 @@ const BATCH: usize = 500;
 const SENTINEL_TIMEOUT: Duration = Duration::from_secs(5);
 /// Timeout for connecting to Redis, and for one response.
 const RESPONSE_TIMEOUT: Duration = Duration::from_secs(2);
-/// Interval between this node's announcements. They also probe the connection, as they must come back.
+/// Interval between this node's announcements. They also test the connection, because this node subscribes to them too.
 const ANNOUNCE_EVERY: Duration = Duration::from_secs(2);
-/// The connection counts as lost after this many announcements of this node in a row that did not come back.
+/// If this many announcements of this node in a row do not come back, the connection counts as lost.
 const MAX_UNANSWERED_PROBES: u32 = 2;
-/// Pause before reconnecting. It doubles with each failure, up to the longest.
+/// Pause before reconnecting. It doubles with each failure, up to [`LONGEST_PAUSE`].
 const FIRST_PAUSE: Duration = Duration::from_millis(50);
 const LONGEST_PAUSE: Duration = Duration::from_secs(1);
 /// Minimum interval between log lines about an outage, and between those about dropped payloads.
@@ -80,7 +80,7 @@ struct BusOutage {
 enum LinkEnd {
     #[error(transparent)]
     Redis(#[from] RedisError),
-    #[error("the announcements of this node do not come back")]
+    #[error("this node does not receive its own announcements")]
     ProbesLost,
     #[error("no sentinel answered in time")]
     NoSentinel,
@@ -160,8 +160,8 @@ impl Link {
         }
     }
 
-    /// Waits out a pause between connections, and keeps the counts of subscribers up to date meanwhile. Returns `false`
-    /// if the link is no longer used.
+    /// Waits for the pause between two connections. Meanwhile drops signals and keeps the counts of subscribers up to
+    /// date. Returns `false` if the link is no longer used.
     async fn queue_while_down(&mut self, pause: Duration) -> bool {
         let until = tokio::time::sleep(pause);
         tokio::pin!(until);
@@ -253,7 +253,7 @@ impl Link {
         }
     }
 
-    /// Updates the state of a connected link. Logs a problem when it is first found.
+    /// Updates the state of a connected link. Logs each new problem with the announcements, and its end.
     fn update_state(&self) {
         let before = *self.state.borrow();
         let state = self.peers.state(Instant::now());
@@ -268,7 +268,7 @@ impl Link {
             (_, BusState::NodeUnreachable(node)) => {
                 tracing::warn!(
                     %node,
-                    "no announcement of a running node arrives over the bus; check that both nodes use the same Redis"
+                    "a running node's announcements do not arrive over the bus; check that both nodes use the same Redis"
                 );
             }
             (_, BusState::ForeignDeployment) => tracing::error!(

@@ -39,7 +39,7 @@ impl BusTarget {
     /// Parses a `redis://`, `rediss://` or `redis-sentinel://` URL.
     ///
     /// # Errors
-    /// If it is not such a URL.
+    /// If the URL is invalid or has another scheme.
     pub fn parse(url: &str) -> Result<Self, BusUrlError> {
         match url.strip_prefix("redis-sentinel://") {
             Some(rest) => sentinels(rest).map(|client| Self::Sentinels(Box::new(client))).ok_or(BusUrlError::Sentinels),

@@ -1,6 +1,6 @@
 //! The runbook in the status page: the paragraphs on alerts and the table of outages of `docs/operations.md`, as HTML.
 //!
-//! The page contains them instead of a link to a web site, so that they describe the version that runs, can be read
+//! The page contains them instead of a link to a web site, so that they describe the running version, can be read
 //! without access to the internet, and stay in a page that is open when its node stops.
 //!
 //! Supports the Markdown that those two sections use: paragraphs, fenced code, a table, and inline code, bold text and
@@ -33,7 +33,7 @@ pub fn html() -> String {
     html.push_str("</div>\n<div>\n<h3 id=\"outages\">When something is gone</h3>\n");
     let mut rows = section(OUTAGES).lines().filter(|line| line.starts_with('|')).map(cells);
     let head = rows.next().unwrap_or_default();
-    // The row after the head separates it from the others.
+    // The first row after the head is the `|---|` line.
     for row in rows.skip(1) {
         let Some((what, texts)) = row.split_first() else { continue };
         let _ = writeln!(html, "<details>\n<summary>{}</summary>\n<dl>", inline(what));

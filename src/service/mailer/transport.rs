@@ -19,7 +19,7 @@ use crate::{
     store::may_write,
 };
 
-/// Timeout of a test of the connection.
+/// Timeout of [`Transport::test_connection`].
 const TEST_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// Timeout of one command in an SMTP session.
@@ -85,7 +85,7 @@ impl Transport {
                 let at = self.clock.now().to_utc().format("%Y-%m-%dT%H-%M-%S%.6f");
                 let name = format!("{at}-{}.eml", letters(&self.entropy));
                 let unfinished = folder.join(format!(".{name}.part"));
-                // Its owner alone may read it: it holds a code.
+                // Only its owner may read the file, because the mail contains a code.
                 let mut file = tokio::fs::OpenOptions::new();
                 let mut file = file.write(true).create_new(true).mode(0o600).open(&unfinished).await?;
                 file.write_all(&message.formatted()).await?;
@@ -120,7 +120,7 @@ impl Backend {
 }
 
 fn smtp(url: &str) -> Result<AsyncSmtpTransport<Tokio1Executor>, MailerError> {
-    // lettre does not try TLS for a plain `smtp://` URL.
+    // For an `smtp://` URL without a `tls` parameter, lettre would not try TLS.
     let opportunistic = url.starts_with("smtp://") && !url.contains("tls=");
     let separator = if url.contains('?') { '&' } else { '?' };
     let url = if opportunistic { format!("{url}{separator}tls=opportunistic") } else { url.to_owned() };
@@ -135,7 +135,7 @@ fn smtp(url: &str) -> Result<AsyncSmtpTransport<Tokio1Executor>, MailerError> {
 /// Checks `mailer.url` and `mailer.from`, without a connection and without creating a folder.
 ///
 /// # Errors
-/// If either is invalid.
+/// If either is invalid, or a start could not create or write to the folder of `mailer.url`.
 pub fn check(url: &str, from: &str) -> Result<(), MailerError> {
     parse_sender(from)?;
     if url.starts_with("smtp") {
@@ -144,7 +144,10 @@ pub fn check(url: &str, from: &str) -> Result<(), MailerError> {
     if let Some(folder) = url.strip_prefix("file:").map(|folder| Path::new(folder.strip_prefix("//").unwrap_or(folder)))
         && (folder.is_file() || !may_write(folder))
     {
-        return Err(MailerError::Setup(format!("mailer.url: cannot write to the folder {}", folder.display())));
+        return Err(MailerError::Setup(format!(
+            "mailer.url: cannot create or write to the folder {}",
+            folder.display()
+        )));
     }
     Ok(())
 }
@@ -153,8 +156,7 @@ fn parse_sender(from: &str) -> Result<Mailbox, MailerError> {
     from.parse().map_err(|_| MailerError::Setup("mailer.from is not a mail address".to_owned()))
 }
 
-/// Prints a mail. Not through tracing: a developer who chose `log:` has to read the code, and the log must never hold
-/// one.
+/// Prints a mail. Not through tracing, because the log must never contain a code.
 #[expect(clippy::print_stdout, reason = "the development mailer's purpose")]
 fn print(mail: &Mail) {
     let text = mail.text.trim_end().replace('\n', "\n  |  ");

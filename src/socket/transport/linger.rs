@@ -1,4 +1,4 @@
-//! Closes a connection in a way that lets the peer read the last bytes that were sent.
+//! Closes a connection so that the peer can still read the last bytes that were sent.
 
 use std::{
     future::Future,
@@ -15,9 +15,9 @@ use tokio::{
 
 use super::scratch::Scratch;
 
-/// How long to wait for a peer that sends nothing to close its side.
+/// How long a peer that has not closed its side may send nothing.
 const SILENCE_TIMEOUT: Duration = Duration::from_secs(2);
-/// How long to wait for a peer that keeps sending to close its side.
+/// How long a peer may keep sending before it closes its side.
 const LINGER_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// Shuts down the writing side of a connection, then reads and discards until the peer closes its side, sends nothing
@@ -32,7 +32,7 @@ pub(super) struct Linger {
 }
 
 struct LingerDeadlines {
-    /// Expires at the end of the current silence, and at `last` at the latest.
+    /// Expires when the peer has sent nothing for [`SILENCE_TIMEOUT`], at the latest at `last`.
     silence: Pin<Box<Sleep>>,
     last: Instant,
 }
@@ -50,7 +50,8 @@ impl Linger {
                 none.insert(LingerDeadlines { silence, last: Instant::now() + LINGER_TIMEOUT })
             }
         };
-        // Before the reads: a peer that sends without pause would use up the task's budget, and the timer would not be polled.
+        // Polled before the reads: if the peer sends without pause, they use up the task's budget, after which a timer is
+        // never ready.
         if deadlines.silence.as_mut().poll(cx).is_ready() {
             return Poll::Ready(());
         }

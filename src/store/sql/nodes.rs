@@ -1,15 +1,16 @@
-//! The nodes of the deployment. Heartbeats are compared, so all have the time of one clock: PostgreSQL's, or on SQLite
-//! that of the only node, given as `$2`.
+//! The heartbeats of nodes, and the id of the deployment, which is in the row with the nil id. Heartbeats are compared,
+//! so all have the time of one clock: PostgreSQL's, or on SQLite that of the only node, passed as a parameter.
 
 use super::{Sql, both, per_dialect};
 
 statements! {
-    /// The time. On SQLite it is the parameter.
+    /// The current time; on SQLite, $1.
     NOW = per_dialect("SELECT $1", "SELECT CLOCK_TIMESTAMP() WHERE $1::TIMESTAMPTZ IS NOT NULL");
+    /// The id of the deployment.
     DEPLOYMENT = per_dialect(
         "SELECT deployment FROM nodes WHERE id = zeroblob(16)",
         "SELECT deployment FROM nodes WHERE id = '00000000-0000-0000-0000-000000000000'");
-    /// Writes the heartbeat of node $1 and returns its time.
+    /// Writes the heartbeat of node $1 and returns its time; on SQLite, $2.
     WRITE_HEARTBEAT = per_dialect(
         "INSERT INTO nodes (id, heartbeat) VALUES ($1, $2) ON CONFLICT (id) DO UPDATE SET heartbeat = $2 \
         RETURNING heartbeat",

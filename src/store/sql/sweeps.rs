@@ -1,15 +1,16 @@
-//! Sweeps: delete or clear rows past their retention time. Each statement handles at most $2 rows whose time is at or
-//! before $1.
+//! Deletes or clears rows that are past their retention time. Each statement handles the rows whose time is at or before
+//! $1, at most $2 of them.
 
 use super::{Sql, both, per_dialect, sqlite};
 
 statements! {
-    /// Records the sessions that the next statement deletes on SQLite.
+    /// On SQLite, records the expired sessions that [`SESSIONS`] deletes next.
     RECORD_SESSIONS = sqlite("INSERT INTO ended_sessions (token_hash, reason, ended_at, device_id) \
         SELECT token_hash, 'expired', $1, device_id FROM sessions WHERE id IN \
         (SELECT id FROM sessions WHERE expires_at <= $1 ORDER BY expires_at, id LIMIT $2) \
         ON CONFLICT (token_hash) DO NOTHING");
-    /// PostgreSQL records them in the same statement, which locks the sessions before their devices.
+    /// Deletes expired sessions. On PostgreSQL it also records them: one statement for both locks the sessions before
+    /// their devices, which the insert locks by its foreign key. `store/locks.rs` defines the order.
     SESSIONS = per_dialect(
         "DELETE FROM sessions WHERE id IN \
         (SELECT id FROM sessions WHERE expires_at <= $1 ORDER BY expires_at, id LIMIT $2)",
