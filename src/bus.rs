@@ -86,7 +86,7 @@ impl Bus {
         }
     }
 
-    /// Updates which other nodes run, as of a newer heartbeat.
+    /// Replaces the list of other running nodes by that of a newer heartbeat.
     pub fn update_nodes(&self, heartbeat: Heartbeat) {
         match self {
             Self::Local(_) => {}

@@ -175,7 +175,7 @@ impl Store {
         Ok(low.into_iter().map(|pool| (pool.device, pool.signal)).collect())
     }
 
-    /// Counts pools after the commit that took keys of them, and returns the signals for their owners. Best effort:
+    /// Counts pools after the commit that took keys from them, and returns the signals for their owners. Best effort:
     /// failures are logged, and the reconciler catches up.
     async fn announce(&self, touched: &BTreeSet<KeyPool>) -> Vec<(DeviceId, Signal)> {
         if touched.is_empty() {
