@@ -24,7 +24,7 @@ pub enum BusState {
     Up,
     /// There is no connection to Redis.
     Down,
-    /// The node with this id is running, by its heartbeat in the database, but its announcements do not arrive.
+    /// The node with this id is running according to its heartbeat, but its announcements do not arrive.
     NodeUnreachable(Uuid),
     /// Another deployment with the same server secret uses this Redis.
     ForeignDeployment,

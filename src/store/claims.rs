@@ -63,7 +63,8 @@ pub enum ClaimAnswer {
     Blocked(Box<BlockedClaim>),
 }
 
-/// A claim that lacks keys although their pools have unissued ones, which were locked.
+/// A claim that got no key from some pools although these have unissued keys, because other transactions had locked
+/// them.
 #[derive(Debug)]
 pub struct BlockedClaim {
     request: ClaimRequest,

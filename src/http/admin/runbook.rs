@@ -1,7 +1,7 @@
 //! The runbook in the status page: the paragraphs on alerts and the table of outages of `docs/operations.md`, as HTML.
 //!
 //! The page contains them instead of a link to a web site, so that they describe the running version, can be read
-//! without access to the internet, and stay in a page that is open when its node stops.
+//! without access to the internet, and remain in an open page after its node has stopped.
 //!
 //! Supports the Markdown that those two sections use: paragraphs, fenced code, a table, and inline code, bold text and
 //! links. Links to other parts of the document become plain text.
