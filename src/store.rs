@@ -6,6 +6,8 @@
 //! checks the caller's session (`sessions::authorize`), so that a session that has ended changes nothing from that
 //! commit on. A read takes a connection from `Store::read`.
 
+mod account_lock;
+mod approvals;
 mod batcher;
 mod bundles;
 mod claims;
@@ -33,6 +35,8 @@ mod users;
 
 use std::{sync::Arc, time::Duration};
 
+pub use account_lock::AccountStatus;
+pub use approvals::{ApprovalState, ApprovedSession, Decided, Decision};
 pub use batcher::{BatchWorkers, Batcher};
 pub use claims::{BlockedClaim, ClaimAnswer, ClaimRequest, Claims};
 pub use connections::{ConnectionRegistration, ConnectionState, RegisteredConnection};
@@ -45,7 +49,7 @@ pub use open::may_write;
 pub use retry::BatchOutcome;
 pub use seed::SeedDevice;
 pub use sessions::{NewSession, PresentedSession};
-pub use sign_in::{NewChallenge, NewDevice, PastChallenge, Redemption, SignIn};
+pub use sign_in::{NewChallenge, NewDevice, PastChallenge, SignIn, SignInOutcome, SignedIn};
 
 use uuid::Uuid;
 

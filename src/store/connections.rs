@@ -18,6 +18,8 @@ pub struct ConnectionRegistration {
 pub struct RegisteredConnection {
     /// Greater than the epoch of every earlier connection of the device.
     pub epoch: i64,
+    /// Whether a request of the user waits for an approval.
+    pub has_pending_approval: bool,
 }
 
 /// The state of a connection in the database.
@@ -58,14 +60,15 @@ impl Store {
             let mut registered = vec![None; items.len()];
             for index in order.iter().copied() {
                 let ConnectionRegistration { caller, now } = &items[index];
-                let row: Option<(i64,)> = tx
+                let row: Option<(i64, bool)> = tx
                     .query(sql::OPEN_CONNECTION)
                     .bind(caller.device.0)
                     .bind(caller.session.0)
                     .bind(now.to_utc())
                     .fetch_optional()
                     .await?;
-                registered[index] = row.map(|(epoch,)| RegisteredConnection { epoch });
+                registered[index] = 
+                    row.map(|(epoch, has_pending_approval)| RegisteredConnection { epoch, has_pending_approval });
             }
             tx.commit().await?;
             Ok(registered)

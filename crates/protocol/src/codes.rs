@@ -59,6 +59,8 @@ codes! {
     SessionRevoked   "session_revoked"    401 false;
     ForbiddenOrigin  "forbidden_origin"   403 false;
     NotFound         "not_found"          404 false;
+    ProofRequired    "proof_required"     403 false;
+    Denied           "denied"             403 false;
     DeviceLimit      "device_limit"       409 false;
     IdentityConflict "identity_conflict"  409 false;
     IdConflict       "id_conflict"        409 false;

@@ -47,7 +47,11 @@ ops! {
     DevicesList   "devices.list";
     DevicesRename "devices.rename";
     DevicesRevoke "devices.revoke";
+    DevicesDecide "devices.decide";
     UsersFind     "users.find";
+    AccountLock   "account.lock";
+    AccountUnlock "account.unlock";
+    AccountStatus "account.status";
     AccountDelete "account.delete";
     KeysPublish   "keys.publish";
     KeysStatus    "keys.status";

@@ -8,6 +8,7 @@
 //! | requests and replies of the socket, the list of ops | [`frame`] |
 //! | signing in over HTTP, `session.*` ops | [`auth`] |
 //! | `devices.*` ops | [`devices`] |
+//! | the lock of an account, approvals | [`approvals`] |
 //! | `users.*` and `account.*` ops | [`users`] |
 //! | `keys.*` ops, bundles, suites | [`keys`] |
 //! | `messages.*` ops, message content | [`messages`] |
@@ -24,6 +25,7 @@
 //! The types check only the form of values; the server checks everything else. The crate does no I/O and depends on no
 //! async runtime.
 
+pub mod approvals;
 pub mod auth;
 pub mod codec;
 pub mod codes;

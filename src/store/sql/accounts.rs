@@ -16,6 +16,8 @@ statements! {
     COUNT_ATTEMPT = both("UPDATE email_otps SET attempts = attempts + 1 \
         WHERE id = $1 AND NOT used AND expires_at > $2 AND attempts < $3 RETURNING otp_hash");
     USE_CHALLENGE = both("UPDATE email_otps SET used = TRUE WHERE id = $1 AND NOT used");
+    /// The code stays usable, and the attempt stays counted.
+    RELEASE_CHALLENGE = both("UPDATE email_otps SET used = FALSE WHERE id = $1");
     REFUND_ATTEMPT = both("UPDATE email_otps SET used = FALSE, attempts = attempts - 1 WHERE id = $1");
 
     // Users
@@ -34,7 +36,7 @@ statements! {
 
     INSERT_SESSION = both("INSERT INTO sessions \
         (id, user_id, device_id, token_hash, expires_at, created_at, replaces) VALUES ($1, $2, $3, $4, $5, $6, $7)");
-    SESSION_BY_TOKEN = both("SELECT sessions.id, sessions.user_id, sessions.device_id, expires_at, replaces \
+    SESSION_BY_TOKEN = both("SELECT sessions.id, sessions.user_id, sessions.device_id, expires_at, replaces, approval_id \
         FROM sessions JOIN devices ON devices.id = sessions.device_id \
         WHERE token_hash = $1 AND expires_at > $2 AND NOT revoked");
     /// The row of a session that is valid for its device at $3.
@@ -48,6 +50,8 @@ statements! {
         "SELECT sessions.id, sessions.device_id, expires_at, conn_epoch FROM sessions \
         JOIN devices ON devices.id = sessions.device_id WHERE sessions.id = ANY($1) AND NOT revoked");
     CLEAR_REPLACES = both("UPDATE sessions SET replaces = NULL WHERE id = $1 AND replaces IS NOT NULL");
+    /// Notes that the token of a session that an approval opened was presented.
+    CLEAR_APPROVAL = both("UPDATE sessions SET approval_id = NULL WHERE id = $1");
     DELETE_SESSION = both("DELETE FROM sessions WHERE id = $1");
     SESSION_IS_VALID = both("SELECT 1 FROM sessions WHERE id = $1 AND expires_at > $2");
     DELETE_SUCCESSOR = both("DELETE FROM sessions WHERE replaces = $1 AND device_id = $2");
@@ -101,7 +105,8 @@ statements! {
     OPEN_CONNECTION = both("UPDATE devices SET conn_epoch = conn_epoch + 1, last_seen = $3 \
         WHERE id = $1 AND NOT revoked \
         AND EXISTS (SELECT 1 FROM sessions WHERE sessions.id = $2 AND device_id = $1 AND expires_at > $3) \
-        RETURNING conn_epoch");
+        RETURNING conn_epoch, \
+        EXISTS (SELECT 1 FROM approvals WHERE approvals.user_id = devices.user_id AND state = 'pending')");
     /// The state of connections, given as rows of index, device and session; the last parameter is the time.
     CHECK_CONNECTIONS = per_dialect(
         "SELECT connection.value ->> 0, conn_epoch, revoked, EXISTS (SELECT 1 FROM sessions \

@@ -1,0 +1,448 @@
+//! Requests that wait for an approval, while the account is locked: made, listed, decided and collected.
+//!
+//! All changes of a user's requests happen with the row of the user locked, so that two nodes cannot decide a request
+//! twice or let a user have too many.
+
+use std::time::Duration;
+
+use chrono::{DateTime, Utc};
+use uuid::Uuid;
+
+use super::{
+    DeviceRecord, NewSession, Store, StoreError, devices, locks, rows, sessions,
+    sign_in::{self, NewDevice, SignedIn},
+    sql::approvals as sql,
+    tx::Tx,
+};
+use crate::domain::{
+    ApprovalId, ApprovalKind, Caller, ChallengeId, DeviceId, PendingApproval, Refusal, Session, SessionId, Timestamp,
+    UserId,
+    approval::{MAX_PENDING, MAX_PER_DAY},
+};
+
+const DAY: Duration = Duration::from_hours(24);
+
+/// What a new device asks for.
+#[derive(Clone, Debug)]
+pub struct NewApproval {
+    /// The id of the request.
+    pub id: ApprovalId,
+    /// The challenge whose code makes it.
+    pub challenge: ChallengeId,
+    /// What it asks for.
+    pub asks_for: AsksFor,
+    /// The name of the new device, or of the one that asks, if it has one.
+    pub device_name: Option<String>,
+    /// The network that it comes from, if it is known.
+    pub client_network: Option<String>,
+}
+
+/// What a request asks for.
+#[derive(Clone, Debug)]
+pub enum AsksFor {
+    /// To sign in.
+    Device {
+        /// A device that has never published; `None` for a new one.
+        existing_device: Option<DeviceId>,
+        /// The registration id of a new device.
+        registration_id: u32,
+        /// A device to revoke.
+        replace: Option<DeviceId>,
+    },
+}
+
+/// A request that was made.
+#[derive(Clone, Debug)]
+pub struct ApprovalRequested {
+    /// Identifies it.
+    pub id: ApprovalId,
+    /// When it is approved unless a device denies it.
+    pub decides_at: Timestamp,
+    /// The request and the devices that may decide it; `None` if this repeats an earlier request.
+    pub new: Option<(PendingApproval, Vec<DeviceId>)>,
+}
+
+/// A decision of a device.
+#[derive(Clone, Copy, Debug)]
+pub enum Decision {
+    /// Approves, and revokes this device or else the one that the request names.
+    Approve {
+        /// A device of the user.
+        replace: Option<DeviceId>,
+    },
+    /// Denies, because the number was wrong or the person said so.
+    Deny,
+}
+
+/// The ids and the token of what an approval creates.
+#[derive(Clone, Debug)]
+pub struct ApprovedSession {
+    /// The id of a new device.
+    pub device: DeviceId,
+    /// The session to open.
+    pub session: NewSession,
+    /// Maximum number of active devices of a user.
+    pub max_devices: usize,
+}
+
+/// The result of a decision.
+#[derive(Debug)]
+pub enum Decided {
+    /// Nothing has changed: the request was decided like this before.
+    Before,
+    /// The request was denied.
+    Denied,
+    /// The request was approved, and the device signed in.
+    SignedIn(Box<SignedIn>),
+}
+
+/// A request as its poll finds it.
+#[derive(Debug)]
+pub enum ApprovalState {
+    /// It waits for a decision.
+    Pending {
+        /// When it is approved unless a device denies it.
+        decides_at: Timestamp,
+    },
+    /// It was approved, and the token of its session was not presented yet.
+    Approved(Session),
+    /// It was denied.
+    Denied,
+}
+
+/// A row of `approvals`.
+struct Approval {
+    user: UserId,
+    state: String,
+    device_name: Option<String>,
+    created_at: Timestamp,
+    decides_at: Timestamp,
+    asks_for: AsksFor,
+}
+
+type ApprovalRow = (
+    Uuid,
+    String,
+    String,
+    Option<String>,
+    Option<String>,
+    DateTime<Utc>,
+    DateTime<Utc>,
+    Option<Uuid>,
+    Option<i64>,
+    Option<Uuid>,
+    Option<String>,
+);
+
+/// The request with this id.
+async fn find(tx: &mut Tx<'_>, id: ApprovalId) -> Result<Option<Approval>, StoreError> {
+    let row: Option<ApprovalRow> = tx.query(sql::APPROVAL).bind(id.0).fetch_optional().await?;
+    let Some((user, _kind, state, device_name, _network, created_at, decides_at, existing, registration, replace, _)) =
+        row
+    else {
+        return Ok(None);
+    };
+    let asks_for = AsksFor::Device {
+        existing_device: existing.map(DeviceId),
+        registration_id: rows::number(registration.unwrap_or_default())?,
+        replace: replace.map(DeviceId),
+    };
+    let (created_at, decides_at) = (rows::time(created_at), rows::time(decides_at));
+    Ok(Some(Approval { user: UserId(user), state, device_name, created_at, decides_at, asks_for }))
+}
+
+/// The requests of a user that are pending, oldest first.
+pub(super) async fn pending(tx: &mut Tx<'_>, user: UserId) -> Result<Vec<PendingApproval>, StoreError> {
+    type PendingRow = (Uuid, String, Option<String>, Option<String>, DateTime<Utc>, DateTime<Utc>);
+    let found: Vec<PendingRow> = tx.query(sql::PENDING_OF).bind(user.0).fetch_all().await?;
+    let pending = |(id, kind, device_name, client_network, created_at, decides_at): PendingRow| {
+        Ok(PendingApproval {
+            id: ApprovalId(id),
+            kind: ApprovalKind::parse(&kind).ok_or_else(|| rows::corrupt("unknown kind of approval".into()))?,
+            device_name,
+            client_network,
+            created_at: rows::time(created_at),
+            decides_at: rows::time(decides_at),
+        })
+    };
+    found.into_iter().map(pending).collect()
+}
+
+/// The request that the code of this challenge made before.
+pub(super) async fn of_challenge(
+    tx: &mut Tx<'_>,
+    challenge: ChallengeId,
+    user: UserId,
+) -> Result<Option<ApprovalRequested>, StoreError> {
+    let row: Option<(Uuid, DateTime<Utc>)> =
+        tx.query(sql::APPROVAL_OF_CHALLENGE).bind(challenge.0).bind(user.0).fetch_optional().await?;
+    Ok(row.map(|(id, decides_at)| ApprovalRequested {
+        id: ApprovalId(id),
+        decides_at: rows::time(decides_at),
+        new: None,
+    }))
+}
+
+/// Denies the request that the code of this challenge made before, because its person signs in with the recovery key.
+pub(super) async fn withdraw(tx: &mut Tx<'_>, challenge: ChallengeId, now: Timestamp) -> Result<(), StoreError> {
+    tx.query(sql::DENY_OF_CHALLENGE).bind(challenge.0).bind(now.to_utc()).execute().await?;
+    Ok(())
+}
+
+/// Makes a request. The caller has locked the user. `rate_limited` is a value, because the caller still commits.
+pub(super) async fn request(
+    tx: &mut Tx<'_>,
+    user: UserId,
+    new: &NewApproval,
+    wait: Duration,
+    now: Timestamp,
+) -> Result<Result<ApprovalRequested, Refusal>, StoreError> {
+    let waiting = pending(tx, user).await?;
+    let today: Vec<(DateTime<Utc>,)> =
+        tx.query(sql::REQUESTED_SINCE).bind(user.0).bind(now.before(DAY).to_utc()).fetch_all().await?;
+    let next_decision = waiting.iter().map(|one| one.decides_at).min().filter(|_| waiting.len() >= MAX_PENDING);
+    let next_of_day = today.get(MAX_PER_DAY - 1).map(|(oldest,)| rows::time(*oldest) + DAY);
+    if let Some(at) = next_decision.into_iter().chain(next_of_day).max() {
+        return Ok(Err(Refusal::RateLimited { retry_after: at.since(now) }));
+    }
+    let NewApproval { id, challenge, asks_for, device_name, client_network } = new;
+    let AsksFor::Device { existing_device, registration_id, replace } = asks_for;
+    let kind = ApprovalKind::Device;
+    let decides_at = now + wait;
+    tx.query(sql::INSERT_APPROVAL)
+        .bind(id.0)
+        .bind(user.0)
+        .bind(kind.name())
+        .bind(challenge.0)
+        .bind(device_name.as_deref())
+        .bind(client_network.as_deref())
+        .bind(now.to_utc())
+        .bind(decides_at.to_utc())
+        .bind(existing_device.map(|device| device.0))
+        .bind(i64::from(*registration_id))
+        .bind(replace.map(|device| device.0))
+        .bind(None::<&str>)
+        .execute()
+        .await?;
+    let request = PendingApproval {
+        id: *id,
+        kind,
+        device_name: device_name.clone(),
+        client_network: client_network.clone(),
+        created_at: now,
+        decides_at,
+    };
+    let deciders = older_devices(tx, user, now).await?;
+    Ok(Ok(ApprovalRequested { id: *id, decides_at, new: Some((request, deciders)) }))
+}
+
+/// The devices that may decide a request that was made at `created_at`: published, and older than it.
+async fn older_devices(
+    tx: &mut Tx<'_>,
+    user: UserId,
+    created_at: Timestamp,
+) -> Result<Vec<DeviceId>, StoreError> {
+    let found: Vec<(Uuid,)> =
+        tx.query(sql::OLDER_DEVICES).bind(user.0).bind(created_at.to_utc()).fetch_all().await?;
+    Ok(found.into_iter().map(|(device,)| DeviceId(device)).collect())
+}
+
+/// Opens the session of an approved request. `Ok(Err(…))` if the user's devices do not allow it now.
+async fn approve(
+    tx: &mut Tx<'_>,
+    id: ApprovalId,
+    approval: &Approval,
+    replace: Option<DeviceId>,
+    new: &ApprovedSession,
+    now: Timestamp,
+) -> Result<Result<SignedIn, Refusal>, StoreError> {
+    let active: Vec<DeviceRecord> = devices::active(tx, approval.user).await?;
+    let owns = |device: &DeviceId| active.iter().any(|known| known.id == *device);
+    let AsksFor::Device { existing_device, registration_id, replace: asked } = &approval.asks_for;
+    if replace.is_some_and(|device| !owns(&device)) || existing_device.is_some_and(|device| !owns(&device)) {
+        return Ok(Err(Refusal::UnknownDevice));
+    }
+    // The device that the request names may have been revoked since.
+    let replace = replace.or(asked.filter(owns));
+    if existing_device.is_none()
+        && let Some(refusal) = sign_in::device_limit(&active, replace, new.max_devices)
+    {
+        return Ok(Err(refusal));
+    }
+    let new_device = NewDevice {
+        id: new.device,
+        name: approval.device_name.clone(),
+        registration_id: *registration_id,
+    };
+    let signed_in =
+        sign_in::open_session(tx, approval.user, active, *existing_device, new_device, replace, &new.session, now).await?;
+    tx.query(sql::SET_SESSION_APPROVAL).bind(new.session.id.0).bind(id.0).execute().await?;
+    Ok(Ok(signed_in))
+}
+
+/// Records a decision.
+async fn decided(tx: &mut Tx<'_>, id: ApprovalId, state: &'static str, now: Timestamp) -> Result<(), StoreError> {
+    tx.query(sql::SET_DECISION).bind(id.0).bind(state).bind(now.to_utc()).execute().await?;
+    Ok(())
+}
+
+impl Store {
+    /// Decides a request for the caller's user. A request that cannot be approved now, because of `device_limit` or
+    /// `unknown_device`, stays pending.
+    ///
+    /// # Errors
+    /// `session_revoked`; `not_found` if the user has no such request or it was decided otherwise; `device_too_new` if
+    /// the device may not decide it; `device_limit`; `unknown_device`
+    pub async fn decide(
+        &self,
+        caller: &Caller,
+        id: ApprovalId,
+        decision: Decision,
+        new: &ApprovedSession,
+        now: Timestamp,
+    ) -> Result<Decided, StoreError> {
+        self.retrying(|| async {
+            let mut tx = self.begin().await?;
+            locks::user(&mut tx, caller.user).await?;
+            sessions::authorize(&mut tx, caller, now).await?;
+            let approval = find(&mut tx, id).await?.filter(|one| one.user == caller.user).ok_or(Refusal::NotFound)?;
+            if !older_devices(&mut tx, caller.user, approval.created_at).await?.contains(&caller.device) {
+                return Err(Refusal::DeviceTooNew { allowed_at: approval.decides_at, now }.into());
+            }
+            let outcome = match (decision, approval.state.as_str()) {
+                (Decision::Approve { replace }, "pending") => {
+                    let signed_in = approve(&mut tx, id, &approval, replace, new, now).await??;
+                    decided(&mut tx, id, "approved", now).await?;
+                    Decided::SignedIn(Box::new(signed_in))
+                }
+                (Decision::Deny, "pending") => {
+                    decided(&mut tx, id, "denied", now).await?;
+                    Decided::Denied
+                }
+                (Decision::Approve { .. }, "approved") | (Decision::Deny, "denied") => return Ok(Decided::Before),
+                _ => return Err(Refusal::NotFound.into()),
+            };
+            tx.commit().await?;
+            Ok(outcome)
+        })
+        .await
+    }
+
+    /// Approves a request whose time has come. Returns `None` if it has not, if it was decided, or if the user has too
+    /// many devices now: then it stays pending.
+    ///
+    /// # Errors
+    /// [`StoreError::Unavailable`]
+    pub async fn approve_by_time(
+        &self,
+        id: ApprovalId,
+        new: &ApprovedSession,
+        now: Timestamp,
+    ) -> Result<Option<SignedIn>, StoreError> {
+        self.retrying(|| async {
+            let mut tx = self.begin().await?;
+            let Some(approval) = find(&mut tx, id).await? else { return Ok(None) };
+            locks::user(&mut tx, approval.user).await?;
+            let due: Option<(i32,)> = tx.query(sql::IS_DUE).bind(now.to_utc()).bind(id.0).fetch_optional().await?;
+            if due.is_none() {
+                return Ok(None);
+            }
+            let signed_in = match approve(&mut tx, id, &approval, None, new, now).await? {
+                Ok(signed_in) => {
+                    decided(&mut tx, id, "approved", now).await?;
+                    Some(signed_in)
+                }
+                // The device that was to sign in again was revoked.
+                Err(Refusal::UnknownDevice) => {
+                    decided(&mut tx, id, "denied", now).await?;
+                    None
+                }
+                Err(_) => return Ok(None),
+            };
+            tx.commit().await?;
+            Ok(signed_in)
+        })
+        .await
+    }
+
+    /// Up to 100 requests whose time has come, after the one given, in the order in which they are due.
+    ///
+    /// # Errors
+    /// [`StoreError::Unavailable`]
+    pub async fn due_approvals(
+        &self,
+        after: (Timestamp, ApprovalId),
+        now: Timestamp,
+    ) -> Result<Vec<(Timestamp, ApprovalId)>, StoreError> {
+        let mut tx = self.read().await?;
+        let due: Vec<(Uuid, DateTime<Utc>)> = tx
+            .query(sql::DUE)
+            .bind(now.to_utc())
+            .bind(after.0.to_utc())
+            .bind(after.1.0)
+            .fetch_all()
+            .await?;
+        Ok(due.into_iter().map(|(id, at)| (rows::time(at), ApprovalId(id))).collect())
+    }
+
+    /// Takes up to 100 pending requests about which no mail was sent for a day. Of several nodes, one gets each. Returns
+    /// the address to mail and the request.
+    ///
+    /// # Errors
+    /// [`StoreError::Unavailable`]
+    pub async fn take_reminders(&self, now: Timestamp) -> Result<Vec<(String, PendingApproval)>, StoreError> {
+        self.retrying(|| async {
+            let mut tx = self.begin().await?;
+            let due: Vec<(Uuid, Uuid)> = tx
+                .query(sql::TAKE_REMINDERS)
+                .bind(now.to_utc())
+                .bind(now.before(DAY).to_utc())
+                .fetch_all()
+                .await?;
+            let mut reminders = Vec::with_capacity(due.len());
+            for (id, user) in due {
+                let email: Option<(String,)> = tx.query(sql::EMAIL_OF).bind(user).fetch_optional().await?;
+                let request = pending(&mut tx, UserId(user)).await?.into_iter().find(|one| one.id == ApprovalId(id));
+                reminders.extend(email.map(|(email,)| email).zip(request));
+            }
+            tx.commit().await?;
+            Ok(reminders)
+        })
+        .await
+    }
+
+    /// The state of a request.
+    ///
+    /// # Errors
+    /// `not_found` if there is no such request, or the token of its session was presented.
+    pub async fn approval_state(&self, id: ApprovalId, now: Timestamp) -> Result<ApprovalState, StoreError> {
+        let mut tx = self.read().await?;
+        let approval = find(&mut tx, id).await?.ok_or(Refusal::NotFound)?;
+        match approval.state.as_str() {
+            "pending" => Ok(ApprovalState::Pending { decides_at: approval.decides_at }),
+            "denied" => Ok(ApprovalState::Denied),
+            _ => {
+                let row: Option<(Uuid, Uuid, Uuid, DateTime<Utc>)> =
+                    tx.query(sql::APPROVED_SESSION).bind(id.0).bind(now.to_utc()).fetch_optional().await?;
+                let (session, user, device, expires_at) = row.ok_or(Refusal::NotFound)?;
+                let caller = Caller { session: SessionId(session), user: UserId(user), device: DeviceId(device) };
+                Ok(ApprovalState::Approved(Session { caller, expires_at: rows::time(expires_at) }))
+            }
+        }
+    }
+
+    /// The pending requests that the caller's device may decide, oldest first.
+    ///
+    /// # Errors
+    /// [`StoreError::Unavailable`]
+    pub async fn decidable_approvals(&self, caller: &Caller) -> Result<Vec<PendingApproval>, StoreError> {
+        let mut tx = self.read().await?;
+        let mut decidable = Vec::new();
+        for request in pending(&mut tx, caller.user).await? {
+            if older_devices(&mut tx, caller.user, request.created_at).await?.contains(&caller.device) {
+                decidable.push(request);
+            }
+        }
+        Ok(decidable)
+    }
+}
