@@ -141,7 +141,10 @@ impl Application {
         match tokio::time::timeout(CLOSE_TIMEOUT, self.service.leave()).await {
             Ok(Ok(())) => {}
             Ok(Err(error)) => {
-                tracing::warn!(%error, "cannot delete this node's heartbeat; others may call it unreachable for 30 seconds");
+                tracing::warn!(
+                    %error,
+                    "cannot delete this node's heartbeat; others may call it unreachable for 30 seconds"
+                );
             }
             Err(_) => tracing::warn!(
                 "cannot delete this node's heartbeat in time; others may call it unreachable for 30 seconds"

@@ -24,7 +24,7 @@ pub enum BusState {
     Up,
     /// There is no connection to Redis.
     Down,
-    /// The node with this id is running, by its heartbeat in the database, but its announcements do not arrive.
+    /// The node with this id is running according to its heartbeat, but its announcements do not arrive.
     NodeUnreachable(Uuid),
     /// Another deployment with the same server secret uses this Redis.
     ForeignDeployment,
@@ -86,7 +86,7 @@ impl Bus {
         }
     }
 
-    /// Updates which other nodes run, as of a newer heartbeat.
+    /// Replaces the list of other running nodes by that of a newer heartbeat.
     pub fn update_nodes(&self, heartbeat: Heartbeat) {
         match self {
             Self::Local(_) => {}

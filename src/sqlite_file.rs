@@ -60,7 +60,7 @@ impl SqliteFile {
         let path = options.get_filename();
         match path.to_str().unwrap_or_default() {
             "" => Err(SqliteUrlError::NoFile),
-            // sqlx gives this name to what it takes for a database in memory, and SQLite takes the other for one.
+            // SQLite keeps the first in memory. sqlx gives names like the second to databases in memory.
             ":memory:" => Err(SqliteUrlError::InMemory),
             name if name.starts_with("file:sqlx-in-memory-") => Err(SqliteUrlError::InMemory),
             name if name.contains('\0') => Err(SqliteUrlError::Nul),

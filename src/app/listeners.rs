@@ -46,7 +46,7 @@ impl Listener {
         Self { port, handle: server.handle(), server: server.fuse() }
     }
 
-    /// The bound port. If port 0 is configured, the one that the operating system chose.
+    /// The bound port. If port 0 is configured, the operating system has chosen it.
     pub fn port(&self) -> u16 {
         self.port
     }

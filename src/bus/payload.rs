@@ -126,7 +126,7 @@ pub enum PayloadError {
 /// Encodes the signals of one publish on a channel.
 ///
 /// # Errors
-/// If MessagePack cannot encode a signal. It can encode every one there is.
+/// If MessagePack cannot encode a signal. It can encode all existing signals.
 pub fn encode_signals(
     keys: &BusKeys,
     channel: &str,

@@ -48,8 +48,8 @@ impl Peers {
         });
     }
 
-    /// Waits for the announcements of all nodes anew. Called when the connection to Redis is up again: none could arrive
-    /// while it was down.
+    /// Starts the time limit for the next announcement again, for all nodes. Called when the connection to Redis is up
+    /// again, because no announcement could arrive while it was down.
     pub fn restart(&self, now: Instant) {
         self.with(|state| state.expected.values_mut().for_each(|since| *since = now));
     }

@@ -169,7 +169,7 @@ impl RedisBus {
         let _ = self.commands.send(BusCommand::Unsubscribe(device)).await;
     }
 
-    /// Updates which other nodes run, as of a newer heartbeat.
+    /// Replaces the list of other running nodes by that of a newer heartbeat.
     pub fn update_nodes(&self, heartbeat: Heartbeat) {
         self.peers.update(heartbeat, Instant::now());
     }

@@ -103,9 +103,9 @@ pub struct Recipient {
     pub required: bool,
 }
 
-/// Checks that a message names each required recipient once, except those that it skips, and no device that is not a
-/// recipient. The sending device counts as no recipient. If there are recipients, at least one must be named or
-/// skipped; if there are none, an empty message passes.
+/// Checks that a message names each required recipient once, except those that it skips, and names only recipients. The
+/// sending device is not a recipient. If there are recipients, at least one must be named or skipped; if there are none,
+/// an empty message is valid.
 ///
 /// # Errors
 /// `devices_mismatch`

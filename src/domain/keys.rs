@@ -194,7 +194,7 @@ impl KeyId {
         u32::try_from(id.into()).ok().map(Self).filter(|id| *id <= Self::MAX)
     }
 
-    /// The number.
+    /// The id as a number.
     #[must_use]
     pub const fn get(self) -> u32 {
         self.0

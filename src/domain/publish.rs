@@ -182,7 +182,7 @@ impl PublishRequest {
     ///
     /// # Errors
     /// `identity_conflict` if suite or identity key differ from the stored ones; `incomplete_keys` if a first publish
-    /// lacks a part; `bad_request` for PQ keys under a suite without them; `invalid_key` or `invalid_signature` with
+    /// is not complete; `bad_request` for PQ keys under a suite without them; `invalid_key` or `invalid_signature` with
     /// field and id of the first part that fails.
     pub fn verify(self, stored: Option<&Identity>, default_expiry: Timestamp) -> Result<VerifiedPublish, Refusal> {
         let identity = match stored {

@@ -106,7 +106,7 @@ pub enum Refusal {
     /// The pools do not have the version that the publish expects.
     #[error("the pools have another version than expected; ask for their status and publish again")]
     PoolChanged,
-    /// The id of a new signed prekey is not greater than that of the one that is served.
+    /// The id of a new signed prekey is not greater than that of the served one.
     #[error("the key id of the signed prekey is not greater than that of the served one; use a greater id")]
     StaleSignedPrekey {
         /// The id of the served signed prekey.

@@ -27,7 +27,7 @@ enum Scheme {
     /// The identity's Edwards form with sign 0 and with sign 1.
     XEdDsa([VerifyingKey; 2]),
     Ed25519(VerifyingKey),
-    /// The key has no point to verify with (X25519 on the twist), so nobody can have signed with it.
+    /// The key has no point to verify with (X25519 on the twist), so no signature under it can be valid.
     Never,
 }
 

@@ -14,7 +14,7 @@ use tracing_actix_web::RootSpanBuilder;
 use super::Http;
 use crate::edge::client_address;
 
-/// When the head of a request had been read.
+/// When the server had read the head of a request.
 struct RequestStart(Instant);
 
 /// Creates a span with method, route and client for each request, and logs its status and duration at the end. The URL

@@ -38,7 +38,7 @@ pub struct Delivery {
     window: Window,
     is_reading: bool,
     held: HeldEnvelopes,
-    /// Whether the store has to be read without waiting: a stored envelope is missing that no signal will bring.
+    /// Whether to read the store at once, because it has an envelope whose content no signal will contain.
     must_read: bool,
 }
 
@@ -76,7 +76,7 @@ impl Delivery {
         }
     }
 
-    /// Records that envelope `seq` is stored and has to be read from there: no signal will bring its content.
+    /// Records that envelope `seq` must be read from the store, because no signal will contain it.
     pub fn note_stored(&mut self, seq: i64) {
         self.head = self.head.max(seq);
         self.must_read |= seq > self.cursor;

@@ -251,8 +251,8 @@ impl StreamHandler<Result<Incoming, ProtocolError>> for DeviceSocket {
     }
 }
 
-/// Returns the rule that an error of the WebSocket library is about. The frame guard has already checked the framing, so
-/// the only error to expect is text that is not UTF-8.
+/// Returns the rule that the peer broke, from an error of the WebSocket library. The frame guard has already checked the
+/// framing, so the only error to expect is text that is not UTF-8.
 fn fault(error: &ProtocolError) -> ProtocolFault {
     match error {
         ProtocolError::Io(error) if error.kind() == std::io::ErrorKind::InvalidData => ProtocolFault::NotUtf8,

@@ -63,7 +63,8 @@ pub enum ClaimAnswer {
     Blocked(Box<BlockedClaim>),
 }
 
-/// A claim that lacks keys although their pools have unissued ones, which were locked.
+/// A claim that got no key from some pools although these have unissued keys, because other transactions had locked
+/// them.
 #[derive(Debug)]
 pub struct BlockedClaim {
     request: ClaimRequest,
@@ -175,7 +176,7 @@ impl Store {
         Ok(low.into_iter().map(|pool| (pool.device, pool.signal)).collect())
     }
 
-    /// Counts pools after the commit that took keys of them, and returns the signals for their owners. Best effort:
+    /// Counts pools after the commit that took keys from them, and returns the signals for their owners. Best effort:
     /// failures are logged, and the reconciler catches up.
     async fn announce(&self, touched: &BTreeSet<KeyPool>) -> Vec<(DeviceId, Signal)> {
         if touched.is_empty() {

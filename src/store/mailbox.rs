@@ -239,7 +239,7 @@ async fn read_for_sends(
     Ok(())
 }
 
-/// The size that two columns of the database make; they are never negative.
+/// Converts two columns, which are never negative, to the size of a mailbox.
 fn mailbox_size(count: i64, bytes: i64) -> MailboxSize {
     MailboxSize { envelopes: count.unsigned_abs(), bytes: bytes.unsigned_abs() }
 }

@@ -115,8 +115,8 @@ pub(super) async fn end_sessions_of_device(
     Ok(())
 }
 
-/// Records the end of all sessions of a user that is about to be deleted, which deletes them. The reason also replaces
-/// that of the user's earlier sessions.
+/// Records the end of all sessions of a user. Called before the user is deleted, because that deletes the sessions too.
+/// The reason also replaces that of the user's earlier sessions.
 pub(super) async fn record_deletion(tx: &mut Tx<'_>, user: UserId, now: Timestamp) -> Result<(), StoreError> {
     for text in [sql::UPDATE_ENDED_OF_USER, sql::RECORD_SESSIONS_OF_USER] {
         record_ended(tx, text, InvalidTokenReason::AccountDeleted, now, [user.0]).await?;
@@ -124,7 +124,7 @@ pub(super) async fn record_deletion(tx: &mut Tx<'_>, user: UserId, now: Timestam
     Ok(())
 }
 
-/// Why a token that no valid session has is invalid.
+/// Why a token without a valid session is invalid.
 async fn why_invalid(tx: &mut Tx<'_>, token: &TokenHash) -> Result<InvalidTokenReason, StoreError> {
     let reason: Option<(String,)> = tx.query(sql::WHY_INVALID).bind(rows::hash_to_hex(token)).fetch_optional().await?;
     Ok(reason.and_then(|(name,)| InvalidTokenReason::parse(&name)).unwrap_or(InvalidTokenReason::Unknown))
@@ -171,7 +171,7 @@ impl Store {
                 delete_older_ended(&mut tx, caller.device).await?;
                 tx.query(sql::DELETE_SESSION).bind(replaced).execute().await?
             } else {
-                // A parallel presentation or a logout was first. The logout has deleted the caller's session.
+                // A parallel presentation has cleared the column, or a logout has deleted the caller's session.
                 if !is_valid(&mut tx, caller.session.0, now).await? {
                     return Err(Refusal::Unauthorized(why_invalid(&mut tx, token).await?).into());
                 }

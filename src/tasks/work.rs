@@ -26,8 +26,7 @@ impl Work {
         self.tracker.spawn_on(work, &self.runtime)
     }
 
-    /// Waits until the server stops and waits only for work. A pause should end then, so that its work finishes in
-    /// time.
+    /// Waits until a server that is stopping waits for its work to finish. Work that pauses should then continue at once.
     pub async fn ending(&self) {
         self.ending.cancelled().await;
     }

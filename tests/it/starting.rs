@@ -1,5 +1,5 @@
-//! Starting the server: signals during the start, unusable databases and mail servers, invalid settings, and
-//! `check-config`, with which an operator finds them before a start.
+//! Starting the server: signals during the start, unusable databases and mail servers, invalid settings. Also covers
+//! `check-config`, which finds such errors without a start.
 
 use std::{
     fs,
@@ -150,7 +150,7 @@ fn migrate_prints_whether_it_applied_migrations() {
 fn check_config_and_serve_refuse_the_same_settings_and_print_no_secret() {
     let folder = TempDir::new().unwrap();
     for (name, value, expected, secret) in [
-        // A NUL means that the setting contains no secret.
+        // NUL, which no output contains, stands for a setting without a secret.
         ("BUS__URL", "redis://:p#ss@127.0.0.1:6379", ["bus.url", "percent-encode"], "p#ss"),
         ("BUS__URL", "redis://", ["bus.url", "redis://"], "\0"),
         ("BUS__URL", "redis-sentinel://a,b", ["bus.url", "master=NAME"], "\0"),

@@ -16,8 +16,8 @@ use crate::metrics::{BusTraffic, ClaimOutcome, Close, LatencyCounts, Limit, Mail
 pub const STEP: Duration = Duration::from_secs(5);
 /// Number of values in a chart: ten minutes.
 const LENGTH: usize = 120;
-/// Number of points kept: one more than values, because a rate is computed from two points, and those of the minute
-/// before, for the counts of a minute.
+/// Number of points kept. A rate is computed from two points, so there is one more point than values. The count of a
+/// minute also needs the points of the minute before.
 const KEPT: usize = LENGTH + 1 + MINUTE_STEPS;
 /// Number of intervals in a minute.
 const MINUTE_STEPS: usize = 12;
@@ -162,8 +162,8 @@ pub struct Series {
     minute: MinuteCounts,
 }
 
-/// Counts of the minute before each point, or since the start of the server: for events so rare that a rate says
-/// little.
+/// Counts of the minute before each point, or since the start of the server if that is later. Used for rare events,
+/// whose rate would be close to 0.
 #[derive(Debug, Serialize)]
 struct MinuteCounts {
     sign_ins: Vec<u64>,

@@ -1,7 +1,7 @@
 //! The runbook in the status page: the paragraphs on alerts and the table of outages of `docs/operations.md`, as HTML.
 //!
 //! The page contains them instead of a link to a web site, so that they describe the running version, can be read
-//! without access to the internet, and stay in a page that is open when its node stops.
+//! without access to the internet, and remain in an open page after its node has stopped.
 //!
 //! Supports the Markdown that those two sections use: paragraphs, fenced code, a table, and inline code, bold text and
 //! links. Links to other parts of the document become plain text.
@@ -70,12 +70,13 @@ fn inline(text: &str) -> String {
             enclosed(rest, "**", "**").map(|(bold, after)| (format!("<strong>{}</strong>", inline(bold)), after))
         })
         .or_else(|| link(rest));
-    // A character that begins no markup is text.
+    // A character that does not begin markup is plain text.
     let (html, after) = found.unwrap_or_else(|| (rest[..1].to_owned(), &rest[1..]));
     format!("{}{html}{}", escape(before), inline(after))
 }
 
-/// If the text begins with `open`, the text between it and the next `close`, and the text after that.
+/// Returns the text between `open` and the next `close`, and the text after that; `None` if the text does not begin with
+/// `open` or has no `close`.
 fn enclosed<'a>(text: &'a str, open: &str, close: &str) -> Option<(&'a str, &'a str)> {
     text.strip_prefix(open)?.split_once(close)
 }

@@ -127,7 +127,7 @@ impl DeviceConnection {
             epoch,
             code,
             reason,
-            // Tenths.
+            // Rounded to tenths of a second.
             seconds = (self.age().as_secs_f64() * 10.0).round() / 10.0,
             "socket closed"
         );

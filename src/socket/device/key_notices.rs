@@ -43,7 +43,7 @@ impl KeyNotices {
         for (known, published) in self.known_pools.iter_mut().zip(known_pools(keys)) {
             // An equal version means that a signal has overtaken the reply to the publish.
             if published.pool_version > known.pool_version {
-                // The level never increases here, as in the store: claims announce that a pool has become lower.
+                // A publish does not raise the level: if claims lower the pool, their signal does.
                 *known = KnownPool { levels_reached: published.levels_reached.min(known.levels_reached), ..published };
             }
         }

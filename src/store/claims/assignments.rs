@@ -63,7 +63,7 @@ struct Assignment {
     pq: Option<IssuedPqPrekey>,
     /// Whether an earlier run of the same claim took a key, and so was counted by the drain limit.
     counted: bool,
-    /// Whether the drain limit lets it take the keys that it lacks.
+    /// Whether the drain limit lets it take the keys that it still needs.
     allowed: bool,
 }
 
@@ -121,7 +121,8 @@ impl Assignments {
         Ok(())
     }
 
-    /// Decides which claims may take the keys that they lack. A claim that an earlier run counted is not counted again.
+    /// Decides which claims may take the keys that they still need. A claim that an earlier run counted is not counted
+    /// again.
     pub fn apply_drain_limit(&mut self, items: &[ClaimRequest], tokens: &mut TakenTokens<'_>) {
         for one in &mut self.all {
             let wants_more = KeyKind::ALL.into_iter().any(|kind| one.lacks(kind));
@@ -130,7 +131,7 @@ impl Assignments {
         }
     }
 
-    /// Takes the oldest unlocked keys for all assignments that lack some and may take them. Returns the pools of these
+    /// Takes the oldest unlocked keys for all assignments that need some and may take them. Returns the pools of these
     /// keys.
     pub async fn take_keys(&mut self, tx: &mut Tx<'_>, now: Timestamp) -> Result<BTreeSet<KeyPool>, StoreError> {
         let unmet = columns(&self.unmet(KeyKind::OneTime));
@@ -203,7 +204,7 @@ impl Assignments {
         }
     }
 
-    /// The assignments that lack a key of this kind and may take one.
+    /// The assignments that need a key of this kind and may take one.
     fn unmet(&self, kind: KeyKind) -> Vec<AssignmentId> {
         self.all.iter().filter(|one| one.allowed && one.lacks(kind)).map(|one| one.id).collect()
     }

@@ -41,8 +41,8 @@ fn statements(kind: KeyKind) -> (Sql, Sql) {
     }
 }
 
-/// Counts pools, and raises the number of announced levels of those that have fallen to further levels. A pool that
-/// another node announces or that is refilled between the two is counted again.
+/// Counts pools, and raises the number of announced levels of those that have fallen to further levels. If another node
+/// announces the level or the pool is refilled after the count, the pool is counted again.
 pub async fn low_pools(
     tx: &mut Tx<'_>,
     pools: &BTreeSet<KeyPool>,

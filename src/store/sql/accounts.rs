@@ -58,8 +58,8 @@ statements! {
 
     // Ended sessions. Sessions are recorded before they are deleted.
 
-    /// Why the token $1, which no valid session has, is invalid. The sweep records expired sessions when it deletes
-    /// them.
+    /// Why the token $1, which has no valid session, is invalid. An expired session is still in `sessions` until the
+    /// sweep deletes and records it.
     WHY_INVALID = both("SELECT reason FROM ended_sessions WHERE token_hash = $1 \
         UNION ALL SELECT 'expired' FROM sessions WHERE token_hash = $1");
     /// In this and the next four, $1 is the reason and $2 the time.

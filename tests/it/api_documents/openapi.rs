@@ -208,7 +208,8 @@ fn error(endpoint: &Endpoint, status: u16, codes: &[&str]) -> Json {
     let header = map([("description", "Seconds after which a retry can succeed.".into()), ("schema", wait)]);
     let waits = matches!(status, 408 | 429 | 503);
     let response = if waits { response.with([("headers", map([("Retry-After", header)]))]) } else { response };
-    // A node that is not ready responds with a health check; a node that refuses the connection, with an error.
+    // A node that is not ready responds with a `HealthReply`; a node that refuses the connection, with an
+    // `HttpErrorBody`.
     if endpoint.path == "/readyz" && status == 503 {
         let either = ["HealthReply", "HttpErrorBody"].map(|name| reference(&format!("#/components/schemas/{name}")));
         let schema = map([("anyOf", list(either))]);
