@@ -13,7 +13,7 @@ const MIN_ADMIN_TOKEN: usize = 16;
 const BUS_SCHEMES: [&str; 3] = ["redis://", "rediss://", "redis-sentinel://"];
 
 /// The valid values of the settings that are whole numbers.
-const RANGES: [(&str, RangeInclusive<i64>); 26] = [
+const RANGES: [(&str, RangeInclusive<i64>); 27] = [
     ("server.workers", 0..=1024),
     ("server.max_connections", 0..=10_000_000),
     ("server.max_http_connections", 0..=10_000_000),
@@ -22,6 +22,7 @@ const RANGES: [(&str, RangeInclusive<i64>); 26] = [
     ("server.drain_s", 3..=3600),
     ("database.max_connections", 6..=10_000),
     ("auth.max_devices", 1..=100),
+    ("auth.device_age_hours", 0..=8760),
     ("keys.low_watermark", 0..=500),
     ("mailbox.max_envelopes", 1..=1_000_000_000),
     ("mailbox.max_bytes", 32_768..=1 << 40),

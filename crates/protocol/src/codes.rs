@@ -62,6 +62,7 @@ codes! {
     ProofRequired    "proof_required"     403 false;
     Denied           "denied"             403 false;
     DeviceLimit      "device_limit"       409 false;
+    DeviceTooNew     "device_too_new"     403 true;
     IdentityConflict "identity_conflict"  409 false;
     IdConflict       "id_conflict"        409 false;
     DevicesMismatch  "devices_mismatch"   409 false;
