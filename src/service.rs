@@ -4,6 +4,7 @@
 //! then passes them to [`Service::notify`]. Batches of claims and mail publish their signals themselves, right after
 //! their commit.
 
+mod approvals;
 mod auth;
 mod devices;
 mod error;
@@ -22,14 +23,15 @@ use tokio::{sync::Semaphore, time::Instant};
 use uuid::Uuid;
 
 pub use crate::bus::BusState;
-pub use auth::{Challenge, OpenedConnection, SignInRequest};
+pub use approvals::{PolledApproval, RequestedApproval, Verdict, look_at_approvals_forever};
+pub use auth::{Challenge, OpenedConnection, SignInAnswer, SignInRequest};
 pub use heartbeat::beat_forever;
 pub use mailer::{Mailer, MailerError, check as check_mailer};
 pub use messages::{FifoGate, Message, Turn};
 pub use reconcile::reconcile_forever;
 pub use sweep::{expire_mail_forever, sweep_forever};
 
-pub use crate::store::{AcceptedMessage, DeviceRecord, PublishOutcome, PublishReport};
+pub use crate::store::{AcceptedMessage, AccountStatus, DeviceRecord, PublishOutcome, PublishReport};
 use crate::{
     bus::Bus,
     clock::{Clock, Entropy},

@@ -13,7 +13,10 @@ use thiserror::Error;
 use uuid::Uuid;
 
 use super::keys::{BusKeys, Publisher};
-use crate::domain::{DeviceId, Envelope, KeyKind, MessageId, SessionId, Signal, Timestamp, UserId};
+use crate::domain::{
+    ApprovalId, ApprovalKind, DeviceId, Envelope, KeyKind, MessageId, PendingApproval, SessionId, Signal, Timestamp,
+    UserId,
+};
 
 /// The encoded form of a [`Signal`].
 #[derive(Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -26,6 +29,32 @@ pub enum SignalPayload {
     Displaced { epoch: i64 },
     Mail { seq: i64, envelope: Option<EnvelopePayload> },
     Ephemeral(EnvelopePayload),
+    ApprovalRequested(ApprovalPayload),
+}
+
+/// The encoded form of a [`PendingApproval`].
+#[derive(Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ApprovalPayload {
+    id: ApprovalId,
+    kind: ApprovalKind,
+    device_name: Option<String>,
+    client_network: Option<String>,
+    created_at: Timestamp,
+    decides_at: Timestamp,
+}
+
+impl From<&PendingApproval> for ApprovalPayload {
+    fn from(approval: &PendingApproval) -> Self {
+        let PendingApproval { id, kind, device_name, client_network, created_at, decides_at } = approval.clone();
+        Self { id, kind, device_name, client_network, created_at, decides_at }
+    }
+}
+
+impl From<ApprovalPayload> for PendingApproval {
+    fn from(payload: ApprovalPayload) -> Self {
+        let ApprovalPayload { id, kind, device_name, client_network, created_at, decides_at } = payload;
+        Self { id, kind, device_name, client_network, created_at, decides_at }
+    }
 }
 
 /// The encoded form of an [`Envelope`].
@@ -56,6 +85,7 @@ impl From<&Signal> for SignalPayload {
                 Self::Mail { seq: *seq, envelope: envelope.as_deref().map(EnvelopePayload::from) }
             }
             Signal::Ephemeral(envelope) => Self::Ephemeral(EnvelopePayload::from(&**envelope)),
+            Signal::ApprovalRequested(approval) => Self::ApprovalRequested(ApprovalPayload::from(&**approval)),
         }
     }
 }
@@ -75,6 +105,7 @@ impl From<SignalPayload> for Signal {
                 Self::Mail { seq, envelope: envelope.map(|envelope| Envelope::from(envelope).into()) }
             }
             SignalPayload::Ephemeral(envelope) => Self::Ephemeral(Envelope::from(envelope).into()),
+            SignalPayload::ApprovalRequested(approval) => Self::ApprovalRequested(Box::new(approval.into())),
         }
     }
 }
@@ -231,6 +262,14 @@ mod tests {
             Signal::Mail { seq: 12, envelope: None },
             Signal::Mail { seq: 13, envelope: Some(envelope.clone()) },
             Signal::Ephemeral(envelope),
+            Signal::ApprovalRequested(Box::new(PendingApproval {
+                id: ApprovalId(Uuid::from_u128(14)),
+                kind: ApprovalKind::Device,
+                device_name: Some("tablet".to_owned()),
+                client_network: None,
+                created_at: Timestamp::parse("2026-01-01T00:00:00Z").unwrap(),
+                decides_at: Timestamp::parse("2026-01-01T00:00:00Z").unwrap(),
+            })),
         ]
     }
 
@@ -301,6 +340,7 @@ mod tests {
             format!("81{}920cc0", word("Mail")),
             format!("81{}920d{envelope}", word("Mail")),
             format!("81{}{envelope}", word("Ephemeral")),
+            format!("81{}96{}{}{}c0{time}{time}", word("ApprovalRequested"), id(14), word("device"), word("tablet")),
         ];
         let bytes = encode_signals(&keys(), "channel", publisher(), &every_signal()).unwrap();
         let (sealed, _) = bytes.split_last_chunk::<TAG_BYTES>().unwrap();

@@ -138,8 +138,7 @@ mod tests {
 
     #[test]
     fn numbers_have_two_digits_and_take_every_value() {
-        let numbers: HashSet<String> =
-            (0..2000).map(|n| number(&secret(), ApprovalId(Uuid::from_u128(n)))).collect();
+        let numbers: HashSet<String> = (0..2000).map(|n| number(&secret(), ApprovalId(Uuid::from_u128(n)))).collect();
         assert_eq!(numbers.len(), 100);
         assert!(numbers.iter().all(|text| is_number(text)));
         for wrong in ["", "7", "007", "0a", "٠٧"] {

@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 pub use sealwire_protocol::auth::EndReason;
 
-use super::{DeviceId, Envelope, KeyKind, SessionId};
+use super::{DeviceId, Envelope, KeyKind, PendingApproval, SessionId};
 
 /// A signal to a device's connections, on any node.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -49,4 +49,6 @@ pub enum Signal {
     },
     /// A message for the connections that are open now. It is not stored.
     Ephemeral(Arc<Envelope>),
+    /// A request waits for an approval by one of the user's devices.
+    ApprovalRequested(Box<PendingApproval>),
 }

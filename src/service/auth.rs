@@ -3,13 +3,13 @@
 use rand::RngExt;
 use subtle::ConstantTimeEq;
 
-use super::{Notifications, Service, limits::challenge_wait, mailer::Mail};
+use super::{Notifications, Service, approvals::RequestedApproval, limits::challenge_wait, mailer::Mail};
 use crate::{
     domain::{
-        Caller, ChallengeId, ClientNetwork, DeviceId, Email, KeysStatus, Refusal, Session, SessionId, Signal, UserId,
-        envelope::MailboxStatus, otp::OtpCode, token::Token,
+        ApprovalId, Caller, ChallengeId, ClientNetwork, DeviceId, Email, KeysStatus, PendingApproval, Refusal, Session,
+        SessionId, Signal, UserId, approval::PresentedRecoveryKey, envelope::MailboxStatus, otp::OtpCode, token::Token,
     },
-    store::{ConnectionRegistration, NewChallenge, NewDevice, NewSession, SignIn},
+    store::{ConnectionRegistration, NewChallenge, NewDevice, NewSession, SignIn, SignInOutcome, SignedIn},
 };
 
 /// A challenge whose code was handed to the mailer.
@@ -34,6 +34,18 @@ pub struct SignInRequest {
     pub registration_id: Option<u32>,
     /// A device to revoke in the same transaction.
     pub replace: Option<DeviceId>,
+    /// The signature that proves the identity of the existing device, or of the one to replace. Empty if there is none.
+    pub proof: Vec<u8>,
+    /// The recovery key of a locked account, if the client presents one.
+    pub recovery_key: Option<PresentedRecoveryKey>,
+}
+
+/// The answer to a correct code.
+pub enum SignInAnswer {
+    /// The session with its token.
+    SignedIn(Session, Token),
+    /// The account is locked; the device waits for an approval.
+    Waiting(RequestedApproval),
 }
 
 /// A newly opened connection.
@@ -44,6 +56,8 @@ pub struct OpenedConnection {
     pub keys: KeysStatus,
     /// The device's mailbox when it connected.
     pub mailbox: MailboxStatus,
+    /// The pending requests that the device may decide, oldest first.
+    pub approvals: Vec<PendingApproval>,
 }
 
 impl Service {
@@ -72,15 +86,16 @@ impl Service {
         Ok(Challenge { id })
     }
 
-    /// Redeems a code and returns a new session with its token. Every attempt is counted before the code is compared.
+    /// Redeems a code and returns a new session with its token, or a request for an approval if the account is locked.
+    /// Every attempt is counted before the code is compared.
     ///
     /// # Errors
-    /// `invalid_code`, `too_many_attempts`, `rate_limited`, `device_limit`, `unknown_device`
+    /// `invalid_code`, `too_many_attempts`, `rate_limited`, `unknown_device`, `proof_required`, `device_limit`
     pub async fn sign_in(
         &self,
         request: SignInRequest,
         network: ClientNetwork,
-    ) -> Result<(Session, Token, Notifications), Refusal> {
+    ) -> Result<(SignInAnswer, Notifications), Refusal> {
         let now = self.now();
         self.limits.verify(network, now)?;
         let SignInRequest { challenge, email, code, .. } = &request;
@@ -90,8 +105,6 @@ impl Service {
             return Err(Refusal::InvalidCode);
         }
         let token = self.entropy.draw(Token::generate);
-        let session = self.new_session(&token);
-        let expires_at = session.expires_at;
         let registration_id =
             request.registration_id.unwrap_or_else(|| self.entropy.draw(|rng| rng.random_range(1..=16380)));
         let sign_in = SignIn {
@@ -101,35 +114,59 @@ impl Service {
             existing_device: request.existing_device,
             new_device: NewDevice { id: DeviceId(self.entropy.uuid()), name: request.device_name, registration_id },
             replace: request.replace,
+            proof: request.proof,
+            recovery_key: request.recovery_key,
+            approval: ApprovalId(self.entropy.uuid()),
+            client_network: Some(network.to_string()),
             max_devices: self.policy.max_devices,
-            session,
+            session: self.new_session(&token),
             now,
         };
-        let redeemed = self.store.redeem(&sign_in).await?;
+        match self.store.redeem(&sign_in).await? {
+            SignInOutcome::SignedIn(signed_in) => {
+                let session = Session { caller: signed_in.caller, expires_at: signed_in.expires_at };
+                Ok((SignInAnswer::SignedIn(session, token), self.signed_in(signed_in)))
+            }
+            SignInOutcome::Requested { user, approval } => {
+                let notifications = match approval.new {
+                    Some((request, deciders)) => {
+                        tracing::info!(user_id = %user, request_id = %approval.id, "a new device waits for an approval");
+                        self.announce_request(sign_in.email, &request, deciders)
+                    }
+                    None => Notifications::default(),
+                };
+                Ok((SignInAnswer::Waiting(self.requested_approval(approval.id, approval.decides_at)), notifications))
+            }
+        }
+    }
+
+    /// Counts, logs and mails a sign-in, and returns the signals for the user's devices.
+    pub(super) fn signed_in(&self, signed_in: SignedIn) -> Notifications {
+        let SignedIn { caller, email, user_is_known, device_is_new, device_name, replaced, others, .. } = signed_in;
         self.metrics.sign_ins.inc();
-        if redeemed.added_to_known_user {
-            self.mailer.send(Mail::device_added(sign_in.email, sign_in.new_device.name.as_deref()));
+        if user_is_known && device_is_new {
+            self.mailer.send(Mail::device_added(email, device_name.as_deref()));
         }
         tracing::info!(
-            user_id = %redeemed.caller.user,
-            device_id = %redeemed.caller.device,
-            session_id = %redeemed.caller.session,
-            new_device = redeemed.device_is_new,
+            user_id = %caller.user,
+            device_id = %caller.device,
+            session_id = %caller.session,
+            new_device = device_is_new,
             "signed in"
         );
         let mut notifications = Notifications::default();
-        if redeemed.device_is_new {
-            let removed = sign_in.replace.into_iter().collect();
-            let changed = Signal::DevicesChanged { added: vec![redeemed.caller.device], removed };
-            notifications = Notifications::to_all(redeemed.others, &changed);
+        if device_is_new {
+            let removed = replaced.into_iter().collect();
+            notifications =
+                Notifications::to_all(others, &Signal::DevicesChanged { added: vec![caller.device], removed });
         }
-        if let Some(replaced) = sign_in.replace {
-            notifications = notifications.and(replaced, Signal::DeviceRevoked);
+        match replaced {
+            Some(replaced) => notifications.and(replaced, Signal::DeviceRevoked),
+            None => notifications,
         }
-        Ok((Session { caller: redeemed.caller, expires_at }, token, notifications))
     }
 
-    fn new_session(&self, token: &Token) -> NewSession {
+    pub(super) fn new_session(&self, token: &Token) -> NewSession {
         NewSession {
             id: SessionId(self.entropy.uuid()),
             token_hash: token.hash(),
@@ -160,7 +197,9 @@ impl Service {
         self.bus.publish(caller.device, Signal::Displaced { epoch: connection.epoch });
         let keys = self.store.keys_status(caller.device).await?;
         let mailbox = self.store.mailbox(caller.device).await?;
-        Ok(OpenedConnection { epoch: connection.epoch, keys, mailbox })
+        let approvals =
+            if connection.has_pending_approval { self.store.decidable_approvals(&caller).await? } else { Vec::new() };
+        Ok(OpenedConnection { epoch: connection.epoch, keys, mailbox, approvals })
     }
 
     /// Records the end of a connection. Call it once for each call of [`Self::open_connection`], even a failed one.

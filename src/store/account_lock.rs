@@ -4,7 +4,9 @@ use std::time::Duration;
 
 use chrono::{DateTime, Utc};
 
-use super::{Store, StoreError, approvals, device_age, locks, rows, sessions, sql::approvals as sql, tx::Tx};
+use super::{
+    Store, StoreError, approvals, device_age::too_new_until, locks, rows, sessions, sql::approvals as sql, tx::Tx,
+};
 use crate::domain::{
     Caller, Email, PendingApproval, Refusal, Timestamp, UserId,
     approval::{Lock, PresentedRecoveryKey},
@@ -54,7 +56,7 @@ async fn check_may_change(
             let (created_at,): (DateTime<Utc>,) =
                 tx.query(sql::DEVICE_CREATED_AT).bind(caller.device.0).fetch_one().await?;
             let allowed_at = rows::time(created_at) + Duration::from_secs(lock.wait_s);
-            if allowed_at > now { Err(Refusal::DeviceTooNew { allowed_at, now }.into()) } else { Ok(()) }
+            if allowed_at > now { Err(too_new_until(allowed_at, now).into()) } else { Ok(()) }
         }
     }
 }
@@ -88,7 +90,7 @@ impl Store {
             match read(&mut tx, caller.user).await? {
                 Some(present) if present == *lock => return Ok(None),
                 Some(present) => check_may_change(&mut tx, caller, &present, recovery_key, now).await?,
-                None => device_age::require(&mut tx, caller, self.settings.device_age, now).await?,
+                None => self.require_old_enough(&mut tx, caller, now).await?,
             }
             set(&mut tx, caller.user, Some(lock)).await?;
             let email = address(&mut tx, caller.user).await?;

@@ -9,14 +9,16 @@ use chrono::{DateTime, Utc};
 use uuid::Uuid;
 
 use super::{
-    DeviceRecord, NewSession, Store, StoreError, devices, locks, rows, sessions,
+    DeviceRecord, NewSession, Store, StoreError, account_lock,
+    device_age::too_new_until,
+    devices, locks, rows, sessions,
     sign_in::{self, NewDevice, SignedIn},
     sql::approvals as sql,
     tx::Tx,
 };
 use crate::domain::{
-    ApprovalId, ApprovalKind, Caller, ChallengeId, DeviceId, PendingApproval, Refusal, Session, SessionId, Timestamp,
-    UserId,
+    ApprovalId, ApprovalKind, Caller, ChallengeId, DeviceId, Email, PendingApproval, Refusal, Session, SessionId,
+    Timestamp, UserId,
     approval::{MAX_PENDING, MAX_PER_DAY},
 };
 
@@ -75,7 +77,6 @@ pub enum Decision {
 }
 
 /// The ids and the token of what an approval creates.
-#[derive(Clone, Debug)]
 pub struct ApprovedSession {
     /// The id of a new device.
     pub device: DeviceId,
@@ -237,13 +238,8 @@ pub(super) async fn request(
 }
 
 /// The devices that may decide a request that was made at `created_at`: published, and older than it.
-async fn older_devices(
-    tx: &mut Tx<'_>,
-    user: UserId,
-    created_at: Timestamp,
-) -> Result<Vec<DeviceId>, StoreError> {
-    let found: Vec<(Uuid,)> =
-        tx.query(sql::OLDER_DEVICES).bind(user.0).bind(created_at.to_utc()).fetch_all().await?;
+async fn older_devices(tx: &mut Tx<'_>, user: UserId, created_at: Timestamp) -> Result<Vec<DeviceId>, StoreError> {
+    let found: Vec<(Uuid,)> = tx.query(sql::OLDER_DEVICES).bind(user.0).bind(created_at.to_utc()).fetch_all().await?;
     Ok(found.into_iter().map(|(device,)| DeviceId(device)).collect())
 }
 
@@ -269,13 +265,11 @@ async fn approve(
     {
         return Ok(Err(refusal));
     }
-    let new_device = NewDevice {
-        id: new.device,
-        name: approval.device_name.clone(),
-        registration_id: *registration_id,
-    };
+    let new_device =
+        NewDevice { id: new.device, name: approval.device_name.clone(), registration_id: *registration_id };
     let signed_in =
-        sign_in::open_session(tx, approval.user, active, *existing_device, new_device, replace, &new.session, now).await?;
+        sign_in::open_session(tx, approval.user, active, *existing_device, new_device, replace, &new.session, now)
+            .await?;
     tx.query(sql::SET_SESSION_APPROVAL).bind(new.session.id.0).bind(id.0).execute().await?;
     Ok(Ok(signed_in))
 }
@@ -307,7 +301,7 @@ impl Store {
             sessions::authorize(&mut tx, caller, now).await?;
             let approval = find(&mut tx, id).await?.filter(|one| one.user == caller.user).ok_or(Refusal::NotFound)?;
             if !older_devices(&mut tx, caller.user, approval.created_at).await?.contains(&caller.device) {
-                return Err(Refusal::DeviceTooNew { allowed_at: approval.decides_at, now }.into());
+                return Err(too_new_until(approval.decides_at, now).into());
             }
             let outcome = match (decision, approval.state.as_str()) {
                 (Decision::Approve { replace }, "pending") => {
@@ -375,13 +369,8 @@ impl Store {
         now: Timestamp,
     ) -> Result<Vec<(Timestamp, ApprovalId)>, StoreError> {
         let mut tx = self.read().await?;
-        let due: Vec<(Uuid, DateTime<Utc>)> = tx
-            .query(sql::DUE)
-            .bind(now.to_utc())
-            .bind(after.0.to_utc())
-            .bind(after.1.0)
-            .fetch_all()
-            .await?;
+        let due: Vec<(Uuid, DateTime<Utc>)> =
+            tx.query(sql::DUE).bind(now.to_utc()).bind(after.0.to_utc()).bind(after.1.0).fetch_all().await?;
         Ok(due.into_iter().map(|(id, at)| (rows::time(at), ApprovalId(id))).collect())
     }
 
@@ -390,20 +379,16 @@ impl Store {
     ///
     /// # Errors
     /// [`StoreError::Unavailable`]
-    pub async fn take_reminders(&self, now: Timestamp) -> Result<Vec<(String, PendingApproval)>, StoreError> {
+    pub async fn take_reminders(&self, now: Timestamp) -> Result<Vec<(Email, PendingApproval)>, StoreError> {
         self.retrying(|| async {
             let mut tx = self.begin().await?;
-            let due: Vec<(Uuid, Uuid)> = tx
-                .query(sql::TAKE_REMINDERS)
-                .bind(now.to_utc())
-                .bind(now.before(DAY).to_utc())
-                .fetch_all()
-                .await?;
+            let due: Vec<(Uuid, Uuid)> =
+                tx.query(sql::TAKE_REMINDERS).bind(now.to_utc()).bind(now.before(DAY).to_utc()).fetch_all().await?;
             let mut reminders = Vec::with_capacity(due.len());
             for (id, user) in due {
-                let email: Option<(String,)> = tx.query(sql::EMAIL_OF).bind(user).fetch_optional().await?;
-                let request = pending(&mut tx, UserId(user)).await?.into_iter().find(|one| one.id == ApprovalId(id));
-                reminders.extend(email.map(|(email,)| email).zip(request));
+                let user = UserId(user);
+                let request = pending(&mut tx, user).await?.into_iter().find(|one| one.id == ApprovalId(id));
+                reminders.extend(Some(account_lock::address(&mut tx, user).await?).zip(request));
             }
             tx.commit().await?;
             Ok(reminders)

@@ -67,7 +67,7 @@ impl Store {
                     .bind(now.to_utc())
                     .fetch_optional()
                     .await?;
-                registered[index] = 
+                registered[index] =
                     row.map(|(epoch, has_pending_approval)| RegisteredConnection { epoch, has_pending_approval });
             }
             tx.commit().await?;

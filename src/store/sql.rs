@@ -83,5 +83,6 @@ statements! {
 /// All statements, each with its name.
 #[must_use]
 pub fn all_statements() -> Vec<(&'static str, Sql)> {
-    [ALL, accounts::ALL, approvals::ALL, claims::ALL, keys::ALL, locks::ALL, mailbox::ALL, nodes::ALL, sweeps::ALL].concat()
+    [ALL, accounts::ALL, approvals::ALL, claims::ALL, keys::ALL, locks::ALL, mailbox::ALL, nodes::ALL, sweeps::ALL]
+        .concat()
 }

@@ -5,6 +5,7 @@
 use serde::{Deserialize, Serialize};
 
 use crate::{
+    auth::SessionReply,
     frame::{EmptyReply, Op, SocketRequest},
     ids::{ApprovalId, DeviceId},
     time::Timestamp,
@@ -152,15 +153,20 @@ pub struct PollApprovalRequest {
     pub poll_token: Text,
 }
 
-/// The response to `POST /v1/auth/approval` while the request is pending, with status 202. Once it is approved, the
-/// response is a [`SessionReply`](crate::auth::SessionReply) with status 201.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct PendingReply {
-    /// The request.
-    pub approval: PendingDecision,
+/// The response to `POST /v1/auth/approval`.
+#[derive(Clone, Serialize, Deserialize)]
+#[serde(untagged)]
+pub enum PollApprovalReply {
+    /// Status 201: the request was approved.
+    SignedIn(SessionReply),
+    /// Status 202: the request is pending.
+    Waiting {
+        /// The request.
+        approval: PendingDecision,
+    },
 }
 
-/// The `approval` of [`PendingReply`].
+/// A request that is polled and still pending.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct PendingDecision {
     /// When the request is approved unless a device denies it.

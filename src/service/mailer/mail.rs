@@ -14,7 +14,7 @@ use rand::RngExt;
 use super::MailerError;
 use crate::{
     clock::{Clock, Entropy},
-    domain::{Email, otp::OtpCode},
+    domain::{ApprovalKind, Email, PendingApproval, otp::OtpCode},
 };
 
 /// A mail to one person.
@@ -41,14 +41,38 @@ impl Mail {
         Self { to, subject: "A test mail of Sealwire", text }
     }
 
+    /// The notice that a request waits for an approval, with the name of the device if it has one.
+    pub fn approval_requested(to: Email, request: &PendingApproval) -> Self {
+        let what = match request.kind {
+            ApprovalKind::Device => "A new device wants to sign in to your account",
+            ApprovalKind::ChangeEmail => "Somebody wants to change the address of your account",
+        };
+        let named = name_line(request.device_name.as_deref());
+        let text = format!(
+            "{what}, which is locked.\n{named}\nIt waits for one of your devices. If this was not you, deny it there,\n\
+             or it is approved on {} (UTC).\n",
+            request.decides_at.to_utc().format("%-d %B %Y at %H:%M")
+        );
+        Self { to, subject: "A request waits for your approval", text }
+    }
+
+    /// The notice that the account was locked.
+    pub fn locked(to: Email) -> Self {
+        let text = "Your account is locked now: a new device needs an approval.\n\
+                    If this was not you, unlock it with one of your devices.\n";
+        Self { to, subject: "Your account was locked", text: text.to_owned() }
+    }
+
+    /// The notice that the account was unlocked.
+    pub fn unlocked(to: Email) -> Self {
+        let text = "Your account is not locked any more: a new device needs only a code.\n\
+                    If this was not you, lock it again with one of your devices.\n";
+        Self { to, subject: "Your account was unlocked", text: text.to_owned() }
+    }
+
     /// The notice that a device was added, with the device's name if it has one.
     pub fn device_added(to: Email, name: Option<&str>) -> Self {
-        // The name is chosen by the client that entered the code. Only its ASCII letters are shown, so that nothing in
-        // it looks like a code.
-        let shown = |name: &str| name.chars().filter(|c| c.is_ascii_alphabetic() || *c == ' ').collect::<String>();
-        let name = name.map(shown).filter(|name| !name.trim().is_empty());
-        // On a line of its own: even with 64 characters the line is short enough to need no encoding.
-        let named = name.map(|name| format!("Name: {}\n", name.trim())).unwrap_or_default();
+        let named = name_line(name);
         let text = format!(
             "A new device has signed in to your account.\n{named}\n\
              If this was not you, revoke it from one of your other devices.\n"
@@ -75,6 +99,15 @@ impl Mail {
             .body(text)
             .map_err(|_| MailerError::Compose)
     }
+}
+
+/// The line with the name of a device, if it has one. The name is chosen by the client that entered the code. Only its
+/// ASCII letters are shown, so that nothing in it looks like a code.
+fn name_line(name: Option<&str>) -> String {
+    let shown = |name: &str| name.chars().filter(|c| c.is_ascii_alphabetic() || *c == ' ').collect::<String>();
+    let name = name.map(shown).filter(|name| !name.trim().is_empty());
+    // On a line of its own: even with 64 characters the line is short enough to need no encoding.
+    name.map(|name| format!("Name: {}\n", name.trim())).unwrap_or_default()
 }
 
 /// Returns twenty random letters. They contain no digits, so they never look like a code.

@@ -1,6 +1,7 @@
 //! The ops on sessions, devices and accounts.
 
 use sealwire_protocol::{
+    approvals::AccountStatusRequest,
     auth::{LogoutRequest, RenewSessionRequest},
     devices::{ListDevicesRequest, RenameDeviceRequest, RevokeDeviceRequest},
     frame::EmptyReply,
@@ -49,6 +50,34 @@ pub async fn revoke_device(call: &Call<'_>) -> Result<Reply, EdgeError> {
     let is_own = device_id == call.caller.device;
     let after = if is_own { FollowUp::Ended(EndReason::DeviceRevoked) } else { FollowUp::Nothing };
     Ok(call.reply(&EmptyReply {}).notifying(notifications).then(after))
+}
+
+/// `devices.decide`: approves or denies a request of a new device.
+pub async fn decide(call: &Call<'_>) -> Result<Reply, EdgeError> {
+    let (request, verdict) = accounts::verdict(call.params()?)?;
+    let notifications = call.service.decide(&call.caller, request, verdict).await?;
+    Ok(call.reply(&EmptyReply {}).notifying(notifications))
+}
+
+/// `account.lock`: from now on a new device needs an approval.
+pub async fn lock_account(call: &Call<'_>) -> Result<Reply, EdgeError> {
+    let (lock, recovery_key) = accounts::lock(&call.params()?)?;
+    call.service.lock_account(&call.caller, &lock, recovery_key).await?;
+    Ok(call.reply(&EmptyReply {}))
+}
+
+/// `account.unlock`: from now on a new device needs no approval.
+pub async fn unlock_account(call: &Call<'_>) -> Result<Reply, EdgeError> {
+    let recovery_key = accounts::unlock(&call.params()?);
+    call.service.unlock_account(&call.caller, recovery_key).await?;
+    Ok(call.reply(&EmptyReply {}))
+}
+
+/// `account.status`: replies with the lock of the account and the requests that wait for an approval.
+pub async fn account_status(call: &Call<'_>) -> Result<Reply, EdgeError> {
+    let AccountStatusRequest {} = call.params()?;
+    let status = call.service.account_status(&call.caller).await?;
+    Ok(call.reply(&accounts::account_status_reply(status)))
 }
 
 /// `users.find`: replies with the id of the user with an e-mail address.
