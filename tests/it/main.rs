@@ -3,6 +3,7 @@
 #![expect(clippy::unwrap_used, clippy::expect_used, reason = "a panic fails the test")]
 #![expect(clippy::disallowed_methods, reason = "tests create ids, clocks and environments themselves")]
 
+mod account_lock;
 mod admin;
 mod alerts;
 mod api_documents;

@@ -104,6 +104,11 @@ statements! {
     TOUCH_DEVICE =
         both("UPDATE devices SET last_seen = $2 WHERE id = $1 AND (last_seen IS NULL OR last_seen < $2)");
 
+    /// Those of the given devices that were last seen at $3 or before.
+    TOUCH_CONNECTED = per_dialect(
+        "UPDATE devices SET last_seen = $2 WHERE id IN (SELECT unhex(value) FROM json_each($1)) AND last_seen <= $3",
+        "UPDATE devices SET last_seen = $2 WHERE id = ANY($1) AND last_seen <= $3");
+
     // Connections
 
     OPEN_CONNECTION = both("UPDATE devices SET conn_epoch = conn_epoch + 1, last_seen = $3 \
