@@ -2,13 +2,16 @@
 
 use sealwire_protocol::{
     approvals::{
-        self as wire, AccountStatusReply, DecideRequest, LockAccountRequest, PollApprovalReply, UnlockAccountRequest,
+        self as wire, AccountStatusReply, ApprovalPendingReply, ApprovalRequestedReply, DecideRequest,
+        LockAccountRequest, UndecidedApproval, UnlockAccountRequest,
     },
-    auth::{DeviceDescription, OtpReply, RenewSessionReply, SessionReply, VerifyReply, VerifyRequest},
+    auth::{DeviceDescription, OtpReply, RenewSessionReply, SessionReply, VerifyRequest},
     devices::{ListDevicesReply, ListedDevice},
     limits::{DEVICE_NAME_CHARS, LOCK_WAIT_DEFAULT, LOCK_WAIT_SECONDS, REGISTRATION_IDS},
     value::{Base64, Object, Text},
 };
+
+use serde::Serialize;
 
 use super::EdgeError;
 use crate::{
@@ -130,22 +133,36 @@ pub fn verdict(request: DecideRequest) -> Result<(ApprovalId, Verdict), EdgeErro
     Ok((request_id, Verdict::Approve { number, replace: replace_device_id }))
 }
 
+/// The body of a response about a sign-in.
+#[derive(Serialize)]
+#[serde(untagged)]
+pub enum SignInReply {
+    /// Status 201.
+    SignedIn(SessionReply),
+    /// Status 202 of `verify`.
+    Requested(ApprovalRequestedReply),
+    /// Status 202 of `approval`.
+    Pending(ApprovalPendingReply),
+}
+
 /// Returns the response to a sign-in.
 #[must_use]
-pub fn verify_reply(answer: SignInAnswer) -> VerifyReply {
+pub fn verify_reply(answer: SignInAnswer) -> SignInReply {
     match answer {
-        SignInAnswer::SignedIn(session, token) => VerifyReply::SignedIn(session_reply(session, Some(&token))),
-        SignInAnswer::Waiting(requested) => VerifyReply::Waiting { approval: requested_approval(requested) },
+        SignInAnswer::SignedIn(session, token) => SignInReply::SignedIn(session_reply(session, Some(&token))),
+        SignInAnswer::Waiting(requested) => {
+            SignInReply::Requested(ApprovalRequestedReply { approval: requested_approval(requested) })
+        }
     }
 }
 
 /// Returns the response to a poll of a request.
 #[must_use]
-pub fn poll_reply(answer: PolledApproval) -> PollApprovalReply {
+pub fn poll_reply(answer: PolledApproval) -> SignInReply {
     match answer {
-        PolledApproval::Approved(session, token) => PollApprovalReply::SignedIn(session_reply(session, Some(&token))),
+        PolledApproval::Approved(session, token) => SignInReply::SignedIn(session_reply(session, Some(&token))),
         PolledApproval::Pending { decides_at } => {
-            PollApprovalReply::Waiting { approval: wire::PendingDecision { decides_at } }
+            SignInReply::Pending(ApprovalPendingReply { approval: UndecidedApproval { decides_at } })
         }
     }
 }

@@ -5,7 +5,6 @@
 use serde::{Deserialize, Serialize};
 
 use crate::{
-    auth::SessionReply,
     frame::{EmptyReply, Op, SocketRequest},
     ids::{ApprovalId, DeviceId},
     time::Timestamp,
@@ -153,22 +152,24 @@ pub struct PollApprovalRequest {
     pub poll_token: Text,
 }
 
-/// The response to `POST /v1/auth/approval`.
+/// The response to `POST /v1/auth/verify` with status 202: the account is locked, and the sign-in waits for an approval.
 #[derive(Clone, Serialize, Deserialize)]
-#[serde(untagged)]
-pub enum PollApprovalReply {
-    /// Status 201: the request was approved.
-    SignedIn(SessionReply),
-    /// Status 202: the request is pending.
-    Waiting {
-        /// The request.
-        approval: PendingDecision,
-    },
+pub struct ApprovalRequestedReply {
+    /// The request.
+    pub approval: RequestedApproval,
 }
 
-/// A request that is polled and still pending.
+/// The response to `POST /v1/auth/approval` with status 202: the request is pending. With status 201 it is a
+/// [`SessionReply`](crate::auth::SessionReply).
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct PendingDecision {
+pub struct ApprovalPendingReply {
+    /// The request.
+    pub approval: UndecidedApproval,
+}
+
+/// The `approval` of [`ApprovalPendingReply`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct UndecidedApproval {
     /// When the request is approved unless a device denies it.
     pub decides_at: Timestamp,
 }

@@ -4,7 +4,6 @@
 use serde::{Deserialize, Serialize};
 
 use crate::{
-    approvals::RequestedApproval,
     frame::{EmptyReply, Op, SocketRequest},
     ids::{ChallengeId, DeviceId, SessionId, UserId},
     time::Timestamp,
@@ -80,19 +79,6 @@ pub fn device_proof_message(challenge: ChallengeId, device: DeviceId) -> [u8; 56
     message[24..40].copy_from_slice(challenge.0.as_bytes());
     message[40..].copy_from_slice(device.0.as_bytes());
     message
-}
-
-/// The response to `POST /v1/auth/verify`.
-#[derive(Clone, Serialize, Deserialize)]
-#[serde(untagged)]
-pub enum VerifyReply {
-    /// Status 201: the device is signed in.
-    SignedIn(SessionReply),
-    /// Status 202: the account is locked, so the sign-in waits for an approval.
-    Waiting {
-        /// The request that was made.
-        approval: RequestedApproval,
-    },
 }
 
 /// A session: the response to `GET /v1/auth/session`, and to a `POST /v1/auth/verify` or `POST /v1/auth/approval` that

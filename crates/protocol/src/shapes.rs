@@ -11,6 +11,7 @@ use serde::{Serialize, de::DeserializeOwned};
 
 use crate::{
     Codec,
+    approvals::{AccountStatusReply, AccountStatusRequest, DecideRequest, LockAccountRequest, UnlockAccountRequest},
     auth::{OtpReply, OtpRequest, RenewSessionReply, SessionReply, VerifyRequest},
     codec::DecodeError,
     devices::{ListDevicesReply, RenameDeviceRequest, RevokeDeviceRequest},
@@ -163,6 +164,25 @@ fn ops_on_sessions_devices_and_users_encode_as_documented() {
 
 const STATUS: &str = r#"{"suite":"signal-x3dh","identity_key":"BQ==","signed_prekey":{"key_id":1,"expires_at":"2026-06-15T12:00:00.000000Z"},"pq_last_resort":{"key_id":2},"one_time":1,"pq_one_time":0,"threshold":20,"pool_version":1}"#;
 const NO_KEYS: &str = r#"{"suite":null,"identity_key":null,"signed_prekey":null,"pq_last_resort":null,"one_time":0,"pq_one_time":0,"threshold":20,"pool_version":0}"#;
+
+#[test]
+fn locks_and_approvals_encode_as_documented() {
+    check_request::<AccountStatusRequest>(Op::AccountStatus, "{}");
+    check_request::<UnlockAccountRequest>(Op::AccountUnlock, "{}");
+    check_request::<UnlockAccountRequest>(Op::AccountUnlock, r#"{"recovery_key":"AA=="}"#);
+    check_request::<LockAccountRequest>(Op::AccountLock, r#"{"recovery_key_hash":"AA==","wait_s":86400}"#);
+    check_request::<DecideRequest>(Op::DevicesDecide, &format!(r#"{{"request_id":"{ID}","approve":false}}"#));
+    check_request::<DecideRequest>(
+        Op::DevicesDecide,
+        &format!(r#"{{"request_id":"{ID}","approve":true,"number":"07","replace_device_id":"{OTHER}"}}"#),
+    );
+    let pending = format!(
+        r#"{{"request_id":"{ID}","kind":"device","device_name":null,"client_network":"203.0.113.0/24","created_at":"{TIME}","decides_at":"{TIME}"}}"#
+    );
+    check_reply::<AccountStatusReply>(r#"{"locked":false,"wait_s":null,"pending":[]}"#);
+    check_reply::<AccountStatusReply>(&format!(r#"{{"locked":true,"wait_s":86400,"pending":[{pending}]}}"#));
+    check::<Event<'_>>(&format!(r#"{{"event":"devices.requested","data":{pending}}}"#));
+}
 
 #[test]
 fn ops_on_keys_encode_as_documented() {

@@ -14,10 +14,10 @@ statements! {
     // Requests
 
     INSERT_APPROVAL = both("INSERT INTO approvals (id, user_id, kind, challenge_id, device_name, client_network, \
-        created_at, decides_at, mailed_at, existing_device, registration_id, replace_device_id, new_email) \
+        created_at, decides_at, mailed_at, existing_device, registration_id, replace_device_id, email) \
         VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $7, $9, $10, $11, $12)");
     APPROVAL = both("SELECT user_id, kind, state, device_name, client_network, created_at, decides_at, \
-        existing_device, registration_id, replace_device_id, new_email FROM approvals WHERE id = $1");
+        existing_device, registration_id, replace_device_id, email FROM approvals WHERE id = $1");
     APPROVAL_OF_CHALLENGE =
         both("SELECT id, decides_at FROM approvals WHERE challenge_id = $1 AND user_id = $2");
     /// The requests of a user that are pending, oldest first.

@@ -122,6 +122,7 @@ async fn two_devices_that_decide_differently_at_the_same_time_agree_on_one_decis
     let cluster = Cluster::start(&Services::shared(), 2, &[]).await;
     let phone = locked_account(&cluster.nodes[0], EMAIL).await;
     let tablet = ask(&cluster.nodes[1], EMAIL, json!({})).await;
+    phone.socket.event("devices.requested").await;
     phone.socket.request("devices.decide", approving(&tablet)).await;
     let tablet = super::publish(&cluster.nodes[1], collect(&cluster.nodes[1], EMAIL, &tablet).await).await;
     for round in 0..8 {

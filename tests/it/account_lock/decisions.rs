@@ -111,6 +111,7 @@ async fn a_wrong_number_denies_the_request_and_no_number_decides_nothing() {
 async fn a_denied_request_stays_denied_for_seven_days() {
     let app = TestApp::with_clock(&[]);
     let phone = locked_account(&app, EMAIL).await;
+    app.advance(Duration::from_secs(1));
     let body = right_code(&app, EMAIL, json!({})).await;
     let approval = expect_waiting(&post(&app, "/v1/auth/verify", body.clone()).await);
     for _ in 0..2 {

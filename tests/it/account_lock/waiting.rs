@@ -14,14 +14,17 @@ use crate::support::{
 };
 
 const DAY: Duration = Duration::from_hours(24);
+/// The device that decides must be older than the request.
+const TICK: Duration = Duration::from_secs(1);
 const WEEK: Duration = Duration::from_secs(WEEK_S);
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_request_that_nobody_denies_is_approved_when_its_time_has_come() {
     let app = TestApp::with_clock(&[]);
     let phone = locked_account(&app, EMAIL).await;
+    app.advance(TICK);
     let approval = ask(&app, EMAIL, json!({ "device": { "name": "tablet" } })).await;
-    assert_eq!(approval["decides_at"], "2026-06-08T12:00:00.000000Z");
+    assert_eq!(approval["decides_at"], "2026-06-08T12:00:01.000000Z");
     app.advance(WEEK - Duration::from_millis(1));
     assert_pending(&app, &approval).await;
     app.advance(Duration::from_millis(1));
@@ -36,6 +39,7 @@ async fn a_request_that_nobody_denies_is_approved_when_its_time_has_come() {
 async fn a_request_is_approved_by_time_also_if_nobody_polls_it() {
     let app = TestApp::with_clock(&[]);
     let phone = locked_account(&app, EMAIL).await;
+    app.advance(TICK);
     let approval = ask(&app, EMAIL, json!({})).await;
     app.advance(WEEK);
     let changed = phone.socket.event("devices.changed").await;
@@ -46,6 +50,7 @@ async fn a_request_is_approved_by_time_also_if_nobody_polls_it() {
 async fn at_the_device_limit_a_request_whose_time_has_come_waits_until_there_is_a_place() {
     let app = TestApp::with_clock(&[("AUTH__MAX_DEVICES", "2")]);
     let phone = locked_account(&app, EMAIL).await;
+    app.advance(TICK);
     let [one, two, three] =
         [ask(&app, EMAIL, json!({})).await, ask(&app, EMAIL, json!({})).await, ask(&app, EMAIL, json!({})).await];
     phone.socket.request("devices.decide", approving(&one)).await;
@@ -64,6 +69,7 @@ async fn at_the_device_limit_a_request_whose_time_has_come_waits_until_there_is_
 async fn a_pending_request_is_mailed_when_it_is_made_and_each_day() {
     let app = TestApp::with_clock(&[]);
     let phone = locked_account(&app, EMAIL).await;
+    app.advance(TICK);
     let approval = ask(&app, EMAIL, json!({ "device": { "name": "tablet" } })).await;
     let mailed = || {
         let all = mails(app.mail());
@@ -87,6 +93,7 @@ async fn a_pending_request_is_mailed_when_it_is_made_and_each_day() {
 async fn three_requests_pend_and_ten_are_made_in_a_day() {
     let app = TestApp::with_clock(&[]);
     let phone = locked_account(&app, EMAIL).await;
+    app.advance(TICK);
     let mut waiting = Vec::new();
     for _ in 0..3 {
         waiting.push(ask(&app, EMAIL, json!({})).await);

@@ -297,7 +297,9 @@ fn schema(ty: &Type) -> Json {
         "String" | "Text" | "Cow" => map([("type", "string".into())]),
         "Base64" | "Base64Text" | "MessageContent" => text("contentEncoding", "base64"),
         "Timestamp" => text("format", "date-time"),
-        "ChallengeId" | "ClaimId" | "DeviceId" | "MessageId" | "SessionId" | "UserId" => text("format", "uuid"),
+        "ApprovalId" | "ChallengeId" | "ClaimId" | "DeviceId" | "MessageId" | "SessionId" | "UserId" => {
+            text("format", "uuid")
+        }
         // The type parameter of `HttpErrorBody`; this is its default.
         "E" => reference("#/components/schemas/ErrorBody"),
         "Option" => panic!("an Option inside another type"),
