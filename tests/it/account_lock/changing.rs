@@ -98,7 +98,7 @@ async fn a_locked_account_is_changed_by_a_device_older_than_its_wait_or_with_the
         "invalid_code"
     );
 
-    app.advance(Duration::from_secs(WEEK_S) - Duration::from_millis(1));
+    app.advance(Duration::from_millis(WEEK_S * 1000 - 1));
     assert_eq!(code(&phone.socket.refused("account.unlock", json!({})).await), "device_too_new");
     app.advance(Duration::from_millis(1));
     phone.socket.request("account.unlock", json!({})).await;

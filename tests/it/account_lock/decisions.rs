@@ -33,7 +33,7 @@ async fn a_connected_device_sees_the_request_and_approves_it_with_the_number() {
     let status = phone.socket.request("account.status", json!({})).await;
     assert_eq!(status["pending"], json!([requested]));
     assert_pending(&app, &approval).await;
-    assert_eq!(devices(&phone.socket).await, [phone.person.device.clone()]);
+    assert_eq!(devices(&phone.socket).await, std::slice::from_ref(&phone.person.device));
 
     assert_eq!(phone.socket.request("devices.decide", approving(&approval)).await, json!({}));
     let changed = phone.socket.event("devices.changed").await;

@@ -25,7 +25,7 @@ async fn a_request_that_nobody_denies_is_approved_when_its_time_has_come() {
     app.advance(TICK);
     let approval = ask(&app, EMAIL, json!({ "device": { "name": "tablet" } })).await;
     assert_eq!(approval["decides_at"], "2026-06-08T12:00:01.000000Z");
-    app.advance(WEEK - Duration::from_millis(1));
+    app.advance(Duration::from_millis(WEEK_S * 1000 - 1));
     assert_pending(&app, &approval).await;
     app.advance(Duration::from_millis(1));
     let tablet = collect(&app, EMAIL, &approval).await;
