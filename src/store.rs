@@ -37,7 +37,7 @@ use std::{sync::Arc, time::Duration};
 pub use batcher::{BatchWorkers, Batcher};
 pub use claims::{BlockedClaim, ClaimAnswer, ClaimRequest, Claims};
 pub use connections::{ConnectionRegistration, ConnectionState, RegisteredConnection};
-pub use devices::DeviceRecord;
+pub use devices::{DeviceRecord, RevokedDevice};
 pub use error::StoreError;
 pub use health::DatabaseHealth;
 pub use keys::{PublishOutcome, PublishReport};
@@ -45,8 +45,9 @@ pub use mailbox::{AcceptedMessage, AckRequest, MailAnswer, MailRequest, Mailboxe
 pub use open::may_write;
 pub use retry::BatchOutcome;
 pub use seed::SeedDevice;
-pub use sessions::{NewSession, PresentedSession};
+pub use sessions::{EndedSessions, NewSession, PresentedSession, SessionRecord};
 pub use sign_in::{NewChallenge, NewDevice, PastChallenge, Redemption, SignIn};
+pub use users::DeletedAccount;
 
 use uuid::Uuid;
 
