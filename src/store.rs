@@ -6,6 +6,7 @@
 //! checks the caller's session (`sessions::authorize`), so that a session that has ended changes nothing from that
 //! commit on. A read takes a connection from `Store::read`.
 
+mod accounts;
 mod batcher;
 mod bundles;
 mod claims;
@@ -34,10 +35,11 @@ mod users;
 
 use std::{sync::Arc, time::Duration};
 
+pub use accounts::DeviceRecord;
 pub use batcher::{BatchWorkers, Batcher};
 pub use claims::{BlockedClaim, ClaimAnswer, ClaimRequest, Claims};
 pub use connections::{ConnectionRegistration, ConnectionState, RegisteredConnection};
-pub use devices::{DeviceRecord, RevokedDevice};
+pub use devices::RevokedDevice;
 pub use error::StoreError;
 pub use health::DatabaseHealth;
 pub use keys::{PublishOutcome, PublishReport};

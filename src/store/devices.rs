@@ -1,30 +1,13 @@
 //! A user's devices.
 
-use chrono::{DateTime, Utc};
-use uuid::Uuid;
-
 use super::{
-    Store, StoreError, locks, rows, sessions,
+    DeviceRecord, Store, StoreError,
+    accounts::{active, active_ids, email_of},
+    locks, sessions,
     sql::{accounts as sql, keys, mailbox},
     tx::Tx,
-    users,
 };
 use crate::domain::{Caller, DeviceId, Email, Refusal, SessionId, Timestamp, UserId};
-
-/// An active device.
-#[derive(Clone, Debug)]
-pub struct DeviceRecord {
-    /// The id that the server gave it.
-    pub id: DeviceId,
-    /// A display name, if it has one.
-    pub name: Option<String>,
-    /// The device's number in the client's Signal library.
-    pub registration_id: u32,
-    /// When it first signed in.
-    pub created_at: Timestamp,
-    /// When it last connected or disconnected.
-    pub last_seen: Option<Timestamp>,
-}
 
 /// A device that was revoked.
 #[derive(Clone, Debug)]
@@ -35,28 +18,6 @@ pub struct RevokedDevice {
     pub name: Option<String>,
     /// The sessions that ended.
     pub sessions: Vec<SessionId>,
-}
-
-type DeviceRow = (Uuid, Option<String>, i64, DateTime<Utc>, Option<DateTime<Utc>>);
-
-/// The user's active devices, oldest first.
-pub(super) async fn active(tx: &mut Tx<'_>, user: UserId) -> Result<Vec<DeviceRecord>, StoreError> {
-    let found: Vec<DeviceRow> = tx.query(sql::ACTIVE_DEVICES).bind(user.0).fetch_all().await?;
-    let record = |(id, name, registration_id, created_at, last_seen): DeviceRow| {
-        Ok(DeviceRecord {
-            id: DeviceId(id),
-            name,
-            registration_id: rows::number(registration_id)?,
-            created_at: rows::time(created_at),
-            last_seen: last_seen.map(rows::time),
-        })
-    };
-    found.into_iter().map(record).collect()
-}
-
-/// The user's active devices, oldest first.
-pub(super) async fn active_ids(tx: &mut Tx<'_>, user: UserId) -> Result<Vec<DeviceId>, StoreError> {
-    Ok(active(tx, user).await?.into_iter().map(|device| device.id).collect())
 }
 
 /// Revokes a device of the user. Ends its sessions; deletes its envelopes, its signed prekey, its last-resort key and
@@ -145,7 +106,7 @@ impl Store {
             sessions::authorize(&mut tx, caller, now).await?;
             self.may_disturb(&mut tx, caller, device, now).await?;
             let revoked = revoke(&mut tx, device, caller.user, now).await?.ok_or(Refusal::UnknownDevice)?;
-            let email = users::email_of(&mut tx, caller.user).await?;
+            let email = email_of(&mut tx, caller.user).await?;
             let others = active_ids(&mut tx, caller.user).await?;
             tx.commit().await?;
             Ok((revoked, email, others))

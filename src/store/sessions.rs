@@ -12,7 +12,7 @@ use chrono::{DateTime, Utc};
 use uuid::Uuid;
 
 use super::{
-    Store, StoreError, devices, locks, rows,
+    Store, StoreError, accounts, locks, rows,
     sql::{Sql, accounts as sql},
     tx::{Query, Tx},
 };
@@ -286,7 +286,7 @@ impl Store {
             locks::device(&mut tx, caller.device).await?;
             authorize(&mut tx, caller, now).await?;
             let sessions = end_pair(&mut tx, caller.device, caller.session, now).await?;
-            let devices = devices::active_ids(&mut tx, caller.user).await?;
+            let devices = accounts::active_ids(&mut tx, caller.user).await?;
             tx.commit().await?;
             Ok(EndedSessions { device: caller.device, sessions, devices })
         })
@@ -335,7 +335,7 @@ impl Store {
             let device = DeviceId(device.ok_or(Refusal::NotFound)?.0);
             self.may_disturb(&mut tx, caller, device, now).await?;
             let sessions = end_pair(&mut tx, device, session, now).await?;
-            let devices = devices::active_ids(&mut tx, caller.user).await?;
+            let devices = accounts::active_ids(&mut tx, caller.user).await?;
             tx.commit().await?;
             Ok(EndedSessions { device, sessions, devices })
         })

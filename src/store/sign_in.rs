@@ -6,7 +6,7 @@ use chrono::{DateTime, Utc};
 use uuid::Uuid;
 
 use super::{
-    DeviceRecord, NewSession, RevokedDevice, Store, StoreError, devices, locks, rows, sessions,
+    DeviceRecord, NewSession, RevokedDevice, Store, StoreError, accounts, devices, locks, rows, sessions,
     sql::{accounts as sql, mailbox},
     tx::Tx,
 };
@@ -248,7 +248,7 @@ async fn open_session(tx: &mut Tx<'_>, sign_in: &SignIn) -> Result<Result<Redemp
         tx.query(sql::UPSERT_USER).bind(sign_in.new_user.0).bind(sign_in.email.as_str()).bind(now).fetch_one().await?;
     let user = UserId(user);
     locks::user(tx, user).await?;
-    let active = devices::active(tx, user).await?;
+    let active = accounts::active(tx, user).await?;
     if let Some(refusal) = sign_in.refusal(&active) {
         return Ok(Err(refusal));
     }

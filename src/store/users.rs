@@ -2,7 +2,13 @@
 
 use uuid::Uuid;
 
-use super::{Store, StoreError, devices, locks, rows, sessions, sign_in, sql::accounts as sql, tx::Tx};
+use super::{
+    Store, StoreError,
+    accounts::{active_ids, email_of},
+    locks, sessions, sign_in,
+    sql::accounts as sql,
+    tx::Tx,
+};
 use crate::domain::{Caller, ChallengeId, DeviceId, Email, Refusal, Timestamp, UserId};
 
 /// An account that was deleted.
@@ -11,15 +17,6 @@ pub struct DeletedAccount {
     pub email: Email,
     /// Its devices that were active.
     pub devices: Vec<DeviceId>,
-}
-
-/// The user's address.
-///
-/// # Errors
-/// `session_revoked` if the user was deleted
-pub(super) async fn email_of(tx: &mut Tx<'_>, user: UserId) -> Result<Email, StoreError> {
-    let email: Option<(String,)> = tx.query(sql::EMAIL_OF_USER).bind(user.0).fetch_optional().await?;
-    rows::email(&email.ok_or(Refusal::SessionRevoked)?.0)
 }
 
 /// Gives the user a new address, and returns the old one. A refusal is a value, because the caller still commits.
@@ -116,7 +113,7 @@ impl Store {
         sessions::authorize(&mut tx, caller, now).await?;
         // Checked here too, because mailboxes are emptied before the transaction.
         self.require_old_enough(&mut tx, caller, now).await?;
-        let active = devices::active_ids(&mut tx, caller.user).await?;
+        let active = active_ids(&mut tx, caller.user).await?;
         drop(tx);
         self.empty_mailboxes(&active).await?;
         self.retrying(|| async {
@@ -126,7 +123,7 @@ impl Store {
             sessions::authorize(&mut tx, caller, now).await?;
             self.require_old_enough(&mut tx, caller, now).await?;
             let email = email_of(&mut tx, caller.user).await?;
-            let devices = devices::active_ids(&mut tx, caller.user).await?;
+            let devices = active_ids(&mut tx, caller.user).await?;
             locks::mailboxes_of(&mut tx, caller.user).await?;
             sessions::record_deletion(&mut tx, caller.user, now).await?;
             tx.query(sql::DELETE_USER).bind(caller.user.0).execute().await?;
