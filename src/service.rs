@@ -24,14 +24,14 @@ use uuid::Uuid;
 
 pub use crate::bus::BusState;
 pub use approvals::{PolledApproval, RequestedApproval, Verdict, look_at_approvals_forever};
-pub use auth::{Challenge, OpenedConnection, SignInAnswer, SignInRequest};
+pub use auth::{Challenge, Confirmation, OpenedConnection, SignInAnswer, SignInRequest};
 pub use heartbeat::beat_forever;
 pub use mailer::{Mailer, MailerError, check as check_mailer};
 pub use messages::{FifoGate, Message, Turn};
 pub use reconcile::reconcile_forever;
 pub use sweep::{expire_mail_forever, sweep_forever};
 
-pub use crate::store::{AcceptedMessage, AccountStatus, DeviceRecord, PublishOutcome, PublishReport};
+pub use crate::store::{AcceptedMessage, AccountStatus, DeviceRecord, PublishOutcome, PublishReport, SessionRecord};
 use crate::{
     bus::Bus,
     clock::{Clock, Entropy},
@@ -138,6 +138,11 @@ pub struct Notifications(Vec<(DeviceId, Signal)>);
 impl Notifications {
     fn to_all(devices: impl IntoIterator<Item = DeviceId>, signal: &Signal) -> Self {
         Self(devices.into_iter().map(|device| (device, signal.clone())).collect())
+    }
+
+    fn and_all(mut self, devices: impl IntoIterator<Item = DeviceId>, signal: &Signal) -> Self {
+        self.0.extend(Self::to_all(devices, signal).0);
+        self
     }
 
     fn and(mut self, device: DeviceId, signal: Signal) -> Self {

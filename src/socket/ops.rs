@@ -151,6 +151,8 @@ impl<'a> Call<'a> {
         match op {
             Op::SessionRenew => accounts::renew_session(self).await,
             Op::SessionLogout => accounts::log_out(self).await,
+            Op::SessionsList => accounts::list_sessions(self).await,
+            Op::SessionsEnd => accounts::end_session(self).await,
             Op::DevicesList => accounts::list_devices(self).await,
             Op::DevicesRename => accounts::rename_device(self).await,
             Op::DevicesRevoke => accounts::revoke_device(self).await,
@@ -160,6 +162,7 @@ impl<'a> Call<'a> {
             Op::AccountUnlock => accounts::unlock_account(self).await,
             Op::AccountStatus => accounts::account_status(self).await,
             Op::AccountDelete => accounts::delete_account(self).await,
+            Op::AccountChangeEmail => accounts::change_email(self).await,
             Op::KeysPublish => keys::publish(self, turn).await,
             Op::KeysStatus => keys::status(self).await,
             Op::KeysFetch => keys::fetch(self).await,

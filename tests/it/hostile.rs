@@ -179,6 +179,12 @@ impl World {
             optional("devices.rename", json!({ "device_id": PLACEHOLDER, "name": "x" }), Text),
             field("devices.rename", json!({ "name": PLACEHOLDER }), Text),
             field("devices.revoke", json!({ "device_id": PLACEHOLDER }), Text),
+            field("sessions.end", json!({ "session_id": PLACEHOLDER }), Text),
+            optional("account.delete", json!({ "challenge_id": PLACEHOLDER, "code": "12345678" }), Text),
+            optional("account.delete", json!({ "challenge_id": Uuid::nil(), "code": PLACEHOLDER }), Text),
+            field("account.change_email", json!({ "email": PLACEHOLDER }), Text),
+            optional("account.change_email", json!({ "email": "a@b.example", "challenge_id": PLACEHOLDER }), Text),
+            optional("account.change_email", json!({ "email": "a@b.example", "code": PLACEHOLDER }), Text),
             field("users.find", json!({ "email": PLACEHOLDER }), Text),
             field("keys.fetch", json!({ "user_id": PLACEHOLDER }), Text),
             optional("keys.fetch", json!({ "user_id": user, "device_ids": PLACEHOLDER }), List),
@@ -278,14 +284,17 @@ async fn every_field_of_every_op_refuses_invalid_values() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn unknown_ops_and_ops_or_params_of_the_wrong_type_are_refused() {
-    const OPS: [&str; 13] = [
+    const OPS: [&str; 16] = [
         "session.renew",
         "session.logout",
+        "sessions.list",
+        "sessions.end",
         "devices.list",
         "devices.rename",
         "devices.revoke",
         "users.find",
         "account.delete",
+        "account.change_email",
         "keys.publish",
         "keys.status",
         "keys.fetch",
