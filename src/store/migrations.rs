@@ -18,6 +18,7 @@ pub static ON_SQLITE: LazyLock<Migrator> = LazyLock::new(|| {
         ("text and defaults", include_str!("../../migrations/sqlite/0003_text_and_defaults.sql")),
         ("ended sessions", include_str!("../../migrations/sqlite/0004_ended_sessions.sql")),
         ("nodes", include_str!("../../migrations/sqlite/0005_nodes.sql")),
+        ("access", include_str!("../../migrations/sqlite/0007_access.sql")),
     ])
 });
 
@@ -29,6 +30,7 @@ pub static ON_POSTGRES: LazyLock<Migrator> = LazyLock::new(|| {
         ("text and defaults", include_str!("../../migrations/postgres/0003_text_and_defaults.sql")),
         ("ended sessions", include_str!("../../migrations/postgres/0004_ended_sessions.sql")),
         ("nodes", include_str!("../../migrations/postgres/0005_nodes.sql")),
+        ("access", include_str!("../../migrations/postgres/0007_access.sql")),
     ])
 });
 

@@ -2,17 +2,17 @@
 
 use uuid::Uuid;
 
-use super::{Store, StoreError, devices, locks, sessions, sql::accounts as sql};
+use super::{Store, StoreError, devices, locks, sessions, sql::access::FIND_USER, sql::accounts as sql};
 use crate::domain::{Caller, DeviceId, Email, Timestamp, UserId};
 
 impl Store {
-    /// The user with this address, if there is one.
+    /// The user with this address, unless it refuses strangers and is not the caller's own.
     ///
     /// # Errors
     /// [`StoreError::Unavailable`]
-    pub async fn user_by_email(&self, email: &Email) -> Result<Option<UserId>, StoreError> {
+    pub async fn find_user(&self, caller: &Caller, email: &Email) -> Result<Option<UserId>, StoreError> {
         let row: Option<(Uuid,)> =
-            self.read().await?.query(sql::USER_BY_EMAIL).bind(email.as_str()).fetch_optional().await?;
+            self.read().await?.query(FIND_USER).bind(email.as_str()).bind(caller.user.0).fetch_optional().await?;
         Ok(row.map(|(id,)| UserId(id)))
     }
 

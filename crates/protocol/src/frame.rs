@@ -49,6 +49,10 @@ ops! {
     DevicesRevoke "devices.revoke";
     UsersFind     "users.find";
     AccountDelete "account.delete";
+    AccessSet     "access.set";
+    BlocksAdd     "blocks.add";
+    BlocksRemove  "blocks.remove";
+    BlocksList    "blocks.list";
     KeysPublish   "keys.publish";
     KeysStatus    "keys.status";
     KeysFetch     "keys.fetch";

@@ -25,7 +25,7 @@ use crate::{
     socket::ops::{self, FollowUp, Reply, RequestSource, failure},
 };
 
-/// Bytes kept free in the outbox for a reply with bundles. With the default outbox size, 64 such requests can be in
+/// Bytes kept free in the outbox for a reply with bundles or blocks. With the default outbox size, 64 such requests can be in
 /// flight.
 const BUNDLES_REPLY: usize = 16 * 1024;
 /// Bytes kept free for most other replies.
@@ -179,7 +179,7 @@ impl OpenState {
 /// The bytes that the reply to an op may need.
 fn reply_bytes(op: Op) -> usize {
     match op {
-        Op::KeysFetch | Op::KeysClaim => BUNDLES_REPLY,
+        Op::KeysFetch | Op::KeysClaim | Op::BlocksList => BUNDLES_REPLY,
         Op::MessagesSend => MISMATCH_REPLY,
         _ => USUAL_REPLY,
     }
