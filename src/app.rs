@@ -190,6 +190,7 @@ fn store_settings(config: &Config, entropy: &Entropy) -> StoreSettings {
         max_connections: config.database.max_connections,
         pooler: config.database.pooler.then(|| config.database.migrate_url.reveal().to_owned()),
         low_watermark: config.keys.low_watermark,
+        device_age: config.device_age(),
         entropy: entropy.clone(),
     }
 }

@@ -207,6 +207,8 @@ pub struct AuthConfig {
     pub session_days: f64,
     /// Maximum number of active devices per user.
     pub max_devices: usize,
+    /// Age in hours of a published device from which younger devices may not disturb the others; 0 turns it off.
+    pub device_age_hours: u64,
 }
 
 /// `[keys]`
@@ -342,6 +344,12 @@ impl Config {
     #[must_use]
     pub fn session_lifetime(&self) -> Duration {
         days(self.auth.session_days)
+    }
+
+    /// The age of a published device from which younger devices may not disturb the others. Zero if that is off.
+    #[must_use]
+    pub fn device_age(&self) -> Duration {
+        Duration::from_secs(self.auth.device_age_hours * 3600)
     }
 
     /// Default lifetime of a signed prekey published without `expires_at`.

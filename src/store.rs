@@ -11,6 +11,7 @@ mod batcher;
 mod bundles;
 mod claims;
 mod connections;
+mod device_age;
 mod devices;
 mod error;
 mod health;
@@ -74,6 +75,8 @@ pub struct StoreSettings {
     pub pooler: Option<String>,
     /// Low-water mark: the number of unissued keys in a pool at or below which its owner gets `prekeys.low`.
     pub low_watermark: u32,
+    /// While a user has a published device of this age, younger ones may not disturb the others. Zero turns it off.
+    pub device_age: Duration,
     /// Source of the ids of new rows.
     pub entropy: Entropy,
 }

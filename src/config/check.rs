@@ -22,6 +22,7 @@ const RANGES: [(&str, RangeInclusive<i64>); 27] = [
     ("server.drain_s", 3..=3600),
     ("database.max_connections", 6..=10_000),
     ("auth.max_devices", 1..=100),
+    ("auth.device_age_hours", 0..=8760),
     ("keys.low_watermark", 0..=500),
     ("mailbox.max_envelopes", 1..=1_000_000_000),
     ("mailbox.max_bytes", 32_768..=1 << 40),

@@ -86,6 +86,14 @@ pub enum Refusal {
         /// All of them.
         devices: Vec<DeviceChoice>,
     },
+    /// The device is too new to disturb other devices of its user.
+    #[error("this device is too new for that; use an older one, or wait")]
+    DeviceTooNew {
+        /// When it will be old enough.
+        allowed_at: Timestamp,
+        /// The time until then.
+        retry_after: Duration,
+    },
     /// The device has already published another identity key or suite.
     #[error("the device already has another identity key or suite")]
     IdentityConflict,

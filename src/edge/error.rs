@@ -181,6 +181,9 @@ fn refusal_parts(refusal: Refusal) -> (Code, Option<Duration>, Option<ErrorDetai
         Refusal::StaleSignedPrekey { served } => {
             return (Code::StaleSignedPrekey, None, Some(ErrorDetails::ServedKey { key_id: served }));
         }
+        Refusal::DeviceTooNew { allowed_at, retry_after } => {
+            return (Code::DeviceTooNew, Some(retry_after), Some(ErrorDetails::TooNew { allowed_at }));
+        }
         Refusal::PoolChanged => Code::PoolChanged,
         Refusal::InvalidCode => Code::InvalidCode,
         Refusal::TooManyAttempts => Code::TooManyAttempts,

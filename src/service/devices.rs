@@ -18,7 +18,7 @@ impl Service {
     /// Renames a device.
     ///
     /// # Errors
-    /// `session_revoked`, `unknown_device`
+    /// `session_revoked`, `unknown_device`, `device_too_new`
     pub async fn rename_device(&self, caller: &Caller, device: DeviceId, name: &str) -> Result<(), Refusal> {
         Ok(self.store.rename_device(caller, device, name, self.now()).await?)
     }
@@ -26,7 +26,7 @@ impl Service {
     /// Revokes a device: deletes its sessions and unissued keys, and closes its socket.
     ///
     /// # Errors
-    /// `session_revoked`, `unknown_device`
+    /// `session_revoked`, `unknown_device`, `device_too_new`
     pub async fn revoke_device(&self, caller: &Caller, device: DeviceId) -> Result<Notifications, Refusal> {
         let others = self.store.revoke_device(caller, device, self.now()).await?;
         let changed = Signal::DevicesChanged { added: vec![], removed: vec![device] };
@@ -46,7 +46,7 @@ impl Service {
     /// Deletes the user and everything that belongs to it.
     ///
     /// # Errors
-    /// `session_revoked`
+    /// `session_revoked`, `device_too_new`
     pub async fn delete_account(&self, caller: &Caller) -> Result<Notifications, Refusal> {
         let devices = self.store.delete_account(caller, self.now()).await?;
         Ok(Notifications::to_all(devices, &Signal::AccountDeleted))

@@ -81,7 +81,7 @@ impl Store {
     /// Sets the display name of one of the caller's active devices.
     ///
     /// # Errors
-    /// `session_revoked`, `unknown_device`
+    /// `session_revoked`, `unknown_device`; `device_too_new` for another device
     pub async fn rename_device(
         &self,
         caller: &Caller,
@@ -93,6 +93,7 @@ impl Store {
             let mut tx = self.begin().await?;
             locks::user(&mut tx, caller.user).await?;
             sessions::authorize(&mut tx, caller, now).await?;
+            self.may_disturb(&mut tx, caller, device, now).await?;
             let renamed = tx.query(sql::RENAME_DEVICE).bind(device.0).bind(caller.user.0).bind(name).execute().await?;
             if renamed == 0 {
                 return Err(Refusal::UnknownDevice.into());
@@ -105,14 +106,19 @@ impl Store {
     /// Revokes one of the caller's active devices. Returns the remaining ones.
     ///
     /// # Errors
-    /// `session_revoked`, `unknown_device`
+    /// `session_revoked`, `unknown_device`; `device_too_new` for another device
     pub async fn revoke_device(
         &self,
         caller: &Caller,
         device: DeviceId,
         now: Timestamp,
     ) -> Result<Vec<DeviceId>, StoreError> {
-        let known = self.list_devices(caller, now).await?;
+        let mut tx = self.read().await?;
+        sessions::authorize(&mut tx, caller, now).await?;
+        // Checked here too, because the mailbox is emptied before the transaction.
+        self.may_disturb(&mut tx, caller, device, now).await?;
+        let known = active(&mut tx, caller.user).await?;
+        drop(tx);
         if known.iter().any(|known| known.id == device) {
             self.empty_mailboxes(&[device]).await?;
         }
@@ -120,6 +126,7 @@ impl Store {
             let mut tx = self.begin().await?;
             locks::user(&mut tx, caller.user).await?;
             sessions::authorize(&mut tx, caller, now).await?;
+            self.may_disturb(&mut tx, caller, device, now).await?;
             if !revoke(&mut tx, device, caller.user, now).await? {
                 return Err(Refusal::UnknownDevice.into());
             }

@@ -22,14 +22,20 @@ impl Store {
     /// The mailboxes of active devices are emptied first, in small transactions of their own.
     ///
     /// # Errors
-    /// `session_revoked`
+    /// `session_revoked`, `device_too_new`
     pub async fn delete_account(&self, caller: &Caller, now: Timestamp) -> Result<Vec<DeviceId>, StoreError> {
-        let active = self.list_devices(caller, now).await?;
+        let mut tx = self.read().await?;
+        sessions::authorize(&mut tx, caller, now).await?;
+        // Checked here too, because mailboxes are emptied before the transaction.
+        self.require_old_enough(&mut tx, caller, now).await?;
+        let active = devices::active(&mut tx, caller.user).await?;
+        drop(tx);
         self.empty_mailboxes(&active.iter().map(|device| device.id).collect::<Vec<_>>()).await?;
         self.retrying(|| async {
             let mut tx = self.begin().await?;
             locks::user(&mut tx, caller.user).await?;
             sessions::authorize(&mut tx, caller, now).await?;
+            self.require_old_enough(&mut tx, caller, now).await?;
             let active = devices::active(&mut tx, caller.user).await?;
             locks::mailboxes_of(&mut tx, caller.user).await?;
             sessions::record_deletion(&mut tx, caller.user, now).await?;

@@ -26,6 +26,7 @@ fn settings(max_connections: u32) -> StoreSettings {
         max_connections,
         pooler: None,
         low_watermark: suite::LOW_WATERMARK,
+        device_age: suite::DEVICE_AGE,
         entropy: Entropy::from_system().unwrap(),
     }
 }
@@ -105,4 +106,6 @@ on_every_engine! {
         expired_messages_are_deleted_and_counted
         a_displaced_connection_cannot_send
         parallel_batches_lose_no_message_and_leave_no_gap_in_the_numbers;
+    safety:
+        a_device_may_not_disturb_older_ones_before_it_is_old_enough;
 }

@@ -5,6 +5,7 @@ mod client_disconnects;
 mod devices_and_users;
 mod ends;
 mod renewal;
+mod young_devices;
 
 use futures_util::StreamExt;
 use reqwest::{Method, StatusCode};

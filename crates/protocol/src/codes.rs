@@ -60,6 +60,7 @@ codes! {
     ForbiddenOrigin  "forbidden_origin"   403 false;
     NotFound         "not_found"          404 false;
     DeviceLimit      "device_limit"       409 false;
+    DeviceTooNew     "device_too_new"     403 true;
     IdentityConflict "identity_conflict"  409 false;
     IdConflict       "id_conflict"        409 false;
     DevicesMismatch  "devices_mismatch"   409 false;

@@ -72,6 +72,11 @@ pub enum ErrorDetails {
         /// The id of the signed prekey that is served.
         key_id: u32,
     },
+    /// With `device_too_new`.
+    TooNew {
+        /// When the device will be old enough.
+        allowed_at: Timestamp,
+    },
     /// With `bad_request`, if a single field is at fault.
     Field {
         /// The field, relative to `params` or to the body of an HTTP request, such as `messages[0].content`.

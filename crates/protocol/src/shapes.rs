@@ -116,6 +116,7 @@ fn errors_encode_as_documented() {
         r#","details":{"field":"signed_prekey","key_id":1}"#.to_owned(),
         r#","details":{"field":"identity_key","key_id":null}"#.to_owned(),
         r#","details":{"key_id":7}"#.to_owned(),
+        format!(r#","details":{{"allowed_at":"{TIME}"}}"#),
         r#","details":{"reason":"device_revoked"}"#.to_owned(),
         r#","details":{"reason":"of a newer server"}"#.to_owned(),
         format!(r#","details":{{"devices":[{device},{unnamed}]}}"#),

@@ -91,6 +91,10 @@ statements! {
 
     ACTIVE_DEVICES = both("SELECT id, device_name, registration_id, created_at, last_seen FROM devices \
         WHERE user_id = $1 AND NOT revoked ORDER BY created_at, id");
+    /// When the device $1 was created, if that was after $2 and the user $3 has an active published device from before.
+    YOUNGER_THAN_OLD_DEVICE = both("SELECT created_at FROM devices WHERE id = $1 AND created_at > $2 \
+        AND EXISTS (SELECT 1 FROM devices older JOIN identity_keys ON identity_keys.device_id = older.id \
+        WHERE older.user_id = $3 AND NOT older.revoked AND older.created_at <= $2)");
     INSERT_DEVICE = both("INSERT INTO devices (id, user_id, device_name, registration_id, created_at) \
         VALUES ($1, $2, $3, $4, $5)");
     RENAME_DEVICE = both("UPDATE devices SET device_name = $3 WHERE id = $1 AND user_id = $2 AND NOT revoked");

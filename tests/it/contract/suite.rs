@@ -5,6 +5,7 @@ pub mod ended;
 pub mod keys;
 pub mod mail;
 pub mod pools;
+pub mod safety;
 
 use std::time::Duration;
 
@@ -24,6 +25,7 @@ use sealwire::{
 use uuid::Uuid;
 
 pub const LOW_WATERMARK: u32 = 4;
+pub const DEVICE_AGE: Duration = Duration::from_hours(72);
 
 fn start() -> Timestamp {
     Timestamp::parse("2026-03-01T08:00:00.123456Z").unwrap()

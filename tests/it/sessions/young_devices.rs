@@ -1,0 +1,119 @@
+//! While a user has a published device of 72 hours, younger devices may not disturb the others.
+
+use std::time::Duration;
+
+use sealwire::domain::{Suite, Timestamp};
+use serde_json::{Value, json};
+
+use super::{EMAIL, connect};
+use crate::support::{KeySet, Person, Socket, TestApp, code, sign_in};
+
+const AGE: Duration = Duration::from_hours(72);
+
+/// Signs in on a new device, and connects it.
+async fn add_device(app: &TestApp) -> (Person, Socket) {
+    let person = sign_in(app, EMAIL).await;
+    let socket = connect(app, &person.token).await;
+    (person, socket)
+}
+
+async fn publish(socket: &Socket) {
+    socket.request("keys.publish", KeySet::new(Suite::SignalX3dh, 1).complete(1..=2)).await;
+}
+
+/// When the device was created, as `devices.list` has it.
+async fn created_at(socket: &Socket, device: &str) -> Timestamp {
+    let list = socket.request("devices.list", json!({})).await;
+    let listed = list["devices"].as_array().unwrap().iter().find(|listed| listed["device_id"] == device).unwrap();
+    Timestamp::parse(listed["created_at"].as_str().unwrap()).unwrap()
+}
+
+/// What a young device may not do, with `old` as another device of its user.
+fn forbidden(old: &Person) -> Vec<(&'static str, Value)> {
+    vec![
+        ("devices.rename", json!({ "device_id": old.device, "name": "mine" })),
+        ("devices.revoke", json!({ "device_id": old.device })),
+        ("account.delete", json!({})),
+    ]
+}
+
+async fn assert_too_new(socket: &Socket, op: &str, params: Value, allowed_at: Timestamp, wait: Duration) {
+    let error = socket.refused(op, params).await;
+    assert_eq!(code(&error), "device_too_new", "{op}");
+    assert_eq!(error["details"], json!({ "allowed_at": allowed_at }), "{op}");
+    assert_eq!((&error["retryable"], &error["retry_after_ms"]), (&json!(true), &json!(wait.as_millis())), "{op}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_young_device_may_not_disturb_others_until_it_is_old_enough() {
+    let app = TestApp::with_clock(&[]);
+    let (old, phone) = add_device(&app).await;
+    publish(&phone).await;
+    app.advance(AGE);
+    let (young, laptop) = add_device(&app).await;
+    let allowed_at = created_at(&laptop, &young.device).await + AGE;
+    for (op, params) in forbidden(&old) {
+        assert_too_new(&laptop, op, params, allowed_at, AGE).await;
+    }
+    laptop.request("devices.rename", json!({ "name": "laptop" })).await;
+    phone.request("devices.rename", json!({ "device_id": young.device, "name": "another" })).await;
+
+    app.advance(AGE - Duration::from_millis(1));
+    for (op, params) in forbidden(&old) {
+        assert_too_new(&laptop, op, params, allowed_at, Duration::from_millis(1)).await;
+    }
+    phone.barrier().await;
+    app.advance(Duration::from_millis(1));
+    laptop.request("devices.rename", json!({ "device_id": old.device, "name": "old" })).await;
+    laptop.request("devices.revoke", json!({ "device_id": old.device })).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_young_device_may_revoke_itself_and_be_revoked() {
+    let app = TestApp::with_clock(&[]);
+    let (_, phone) = add_device(&app).await;
+    publish(&phone).await;
+    app.advance(AGE);
+    let (young, laptop) = add_device(&app).await;
+    let (other, _) = add_device(&app).await;
+    laptop.request("devices.revoke", json!({ "device_id": young.device })).await;
+    phone.request("devices.revoke", json!({ "device_id": other.device })).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn without_an_old_published_device_nothing_is_blocked() {
+    let app = TestApp::with_clock(&[]);
+    let (unpublished, _) = add_device(&app).await;
+    let (revoked, tablet) = add_device(&app).await;
+    publish(&tablet).await;
+    app.advance(Duration::from_hours(1));
+    let (recent, phone) = add_device(&app).await;
+    publish(&phone).await;
+    app.advance(AGE - Duration::from_secs(1));
+    let (_, laptop) = add_device(&app).await;
+    tablet.request("devices.revoke", json!({ "device_id": revoked.device })).await;
+    let name = |device: &Person| json!({ "device_id": device.device, "name": "named" });
+    laptop.request("devices.rename", name(&unpublished)).await;
+    laptop.request("devices.rename", name(&recent)).await;
+    laptop.request("devices.revoke", json!({ "device_id": unpublished.device })).await;
+    laptop.request("devices.revoke", json!({ "device_id": recent.device })).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_age_can_be_set_and_turned_off() {
+    for (setting, wait) in [("0", None), ("1", Some(Duration::from_hours(1)))] {
+        let app = TestApp::with_clock(&[("AUTH__DEVICE_AGE_HOURS", setting)]);
+        let (old, phone) = add_device(&app).await;
+        publish(&phone).await;
+        app.advance(AGE);
+        let (young, laptop) = add_device(&app).await;
+        let params = json!({ "device_id": old.device, "name": "named" });
+        match wait {
+            None => _ = laptop.request("devices.rename", params).await,
+            Some(wait) => {
+                let allowed_at = created_at(&laptop, &young.device).await + wait;
+                assert_too_new(&laptop, "devices.rename", params, allowed_at, wait).await;
+            }
+        }
+    }
+}
