@@ -7,7 +7,7 @@ impl Service {
     /// Replaces the access settings of the caller's user.
     ///
     /// # Errors
-    /// `session_revoked`
+    /// `session_revoked`, `device_too_new`
     pub async fn set_access(&self, caller: &Caller, new: &NewAccess) -> Result<(), Refusal> {
         Ok(self.store.set_access(caller, new, self.now()).await?)
     }

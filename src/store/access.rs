@@ -20,12 +20,13 @@ impl Store {
     /// Replaces the access settings of the caller's user.
     ///
     /// # Errors
-    /// `session_revoked`
+    /// `session_revoked`, `device_too_new`
     pub async fn set_access(&self, caller: &Caller, new: &NewAccess, now: Timestamp) -> Result<(), StoreError> {
         self.retrying(|| async {
             let mut tx = self.begin().await?;
             locks::user(&mut tx, caller.user).await?;
             sessions::authorize(&mut tx, caller, now).await?;
+            self.require_old_enough(&mut tx, caller, now).await?;
             tx.query(sql::SET_ACCESS)
                 .bind(caller.user.0)
                 .bind(new.settings.key.as_ref().map(|key| key.0.to_vec()))

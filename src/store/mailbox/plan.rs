@@ -359,7 +359,10 @@ mod tests {
     use uuid::Uuid;
 
     use super::*;
-    use crate::domain::{Caller, access::YOUNG_ACCOUNT};
+    use crate::domain::{
+        AccessKey, Caller,
+        access::{Strangers, YOUNG_ACCOUNT},
+    };
 
     const BOUNDS: MailboxBounds = MailboxBounds {
         all: MailboxSize { envelopes: 9, bytes: 99 },
@@ -424,6 +427,144 @@ mod tests {
             assert_eq!(plan.answers[0].as_ref().unwrap().duplicate, duplicate);
             assert!(plan.envelopes.is_empty() && plan.mailboxes.is_empty());
         }
+    }
+
+    /// Messages of this many users, each of one byte, to the recipient of `item`.
+    fn from_others(item: &SendRequest, users: std::ops::Range<u128>, input: &mut PlanInput) -> Vec<SendRequest> {
+        let send = |n: u128| {
+            let id = |of: u128| Uuid::from_u128(n * 100 + of);
+            let (session, user, device) = (SessionId(id(1)), UserId(id(2)), DeviceId(id(3)));
+            let caller = Caller { session, user, device, user_since: item.now };
+            SendRequest { caller, message: MessageId(id(6)), ..item.clone() }
+        };
+        let sends: Vec<SendRequest> = users.map(send).collect();
+        for SendRequest { caller, .. } in &sends {
+            let expires_at = item.now + Duration::from_hours(1);
+            input.sessions.insert(caller.session, CallerSession { device: caller.device, expires_at, newest_epoch: 1 });
+        }
+        sends
+    }
+
+    fn results(plan: &Plan) -> Vec<String> {
+        let result = |answer: &Result<AcceptedMessage, StoreError>| match answer {
+            Ok(accepted) => format!("stored {}", accepted.stored),
+            Err(error) => error.to_string(),
+        };
+        plan.answers.iter().map(result).collect()
+    }
+
+    const FULL: &str = "the mailbox is full; try again later";
+
+    #[test]
+    fn strangers_share_a_part_of_a_mailbox_and_others_still_find_room() {
+        let (mut input, known) = input_and_send();
+        let strangers = from_others(&known, 7..10, &mut input);
+        let items = [&strangers[0], &strangers[1], &strangers[2], &known];
+        let plan = plan(&items, input, &BOUNDS, false).unwrap();
+        assert_eq!(results(&plan), ["stored 1", "stored 1", FULL, "stored 1"]);
+        assert_eq!(plan.envelopes.iter().map(|one| one.from_stranger).collect::<Vec<_>>(), [true, true, false]);
+        let mailbox = plan.mailboxes.values().next().unwrap();
+        let size = |envelopes, bytes| MailboxSize { envelopes, bytes };
+        assert_eq!((mailbox.load, mailbox.strangers), (size(3, 3), size(2, 2)));
+    }
+
+    #[test]
+    fn the_share_of_strangers_is_bounded_in_bytes_but_always_has_room_for_one_envelope() {
+        let (mut input, mut item) = input_and_send();
+        item.envelopes[0].content = Bytes::from_static(&[b'x'; 30]);
+        let strangers = from_others(&item, 7..9, &mut input);
+        let plan = plan(&strangers.iter().collect::<Vec<_>>(), input, &BOUNDS, false).unwrap();
+        assert_eq!(results(&plan), ["stored 1", FULL]);
+    }
+
+    #[test]
+    fn strangers_are_counted_but_not_bounded_where_they_are_allowed_or_the_limit_is_off() {
+        for (strangers, bounds) in
+            [(Strangers::Allow, BOUNDS), (Strangers::Limit, MailboxBounds { strangers: None, ..BOUNDS })]
+        {
+            let (mut input, item) = input_and_send();
+            input.recipients.get_mut(&item.to).unwrap().access.strangers = strangers;
+            let sends = from_others(&item, 7..11, &mut input);
+            let plan = plan(&sends.iter().collect::<Vec<_>>(), input, &bounds, false).unwrap();
+            assert_eq!(results(&plan), ["stored 1"; 4]);
+            assert_eq!(plan.mailboxes.values().next().unwrap().strangers.envelopes, 4);
+        }
+    }
+
+    #[test]
+    fn a_recipient_that_refuses_the_sender_is_answered_like_a_deleted_one() {
+        let key = AccessKey([7; 16]);
+        for is_deleted in [false, true] {
+            let (mut input, mut item) = input_and_send();
+            let mut repeat = item.clone();
+            repeat.message = MessageId(Uuid::from_u128(66));
+            remember(&mut input, &repeat);
+            input.recipients.get_mut(&item.to).unwrap().access =
+                AccessSettings { key: Some(key.clone()), strangers: Strangers::Refuse };
+            item.access = Some(AccessKey([8; 16]));
+            if is_deleted {
+                input.recipients.clear();
+                input.mailboxes.clear();
+            }
+            let ephemeral = SendRequest { ephemeral: true, ..item.clone() };
+            let nothing = SendRequest { envelopes: Vec::new(), skipped: Vec::new(), ..item.clone() };
+            let plan = plan(&[&item, &ephemeral, &nothing, &repeat], input, &BOUNDS, false).unwrap();
+            assert_eq!(results(&plan), ["not found", "not found", "not found", "stored 1"]);
+            let repeated = plan.answers[3].as_ref().unwrap();
+            assert!(repeated.duplicate && repeated.undelivered.is_empty());
+            assert!(plan.envelopes.is_empty() && plan.signals.is_empty() && plan.mailboxes.is_empty());
+        }
+        let (mut input, mut item) = input_and_send();
+        input.recipients.get_mut(&item.to).unwrap().access =
+            AccessSettings { key: Some(key.clone()), strangers: Strangers::Refuse };
+        item.access = Some(key);
+        assert_eq!(results(&plan(&[&item], input, &BOUNDS, false).unwrap()), ["stored 1"]);
+    }
+
+    #[test]
+    fn a_message_of_a_blocked_sender_is_answered_as_stored_and_dropped() {
+        let (mut input, item) = input_and_send();
+        input.blocked.insert((item.to, item.caller.user));
+        let mailbox = input.mailboxes.values_mut().next().unwrap();
+        mailbox.load = BOUNDS.all;
+        let ephemeral = SendRequest { ephemeral: true, message: MessageId(Uuid::from_u128(9)), ..item.clone() };
+        let mut changed = item.clone();
+        changed.envelopes[0].content = Bytes::from_static(b"y");
+        let plan = plan(&[&item, &item, &changed, &ephemeral], input, &BOUNDS, false).unwrap();
+        let conflict = Refusal::IdConflict.to_string();
+        assert_eq!(results(&plan), ["stored 1", "stored 1", &conflict, "stored 0"]);
+        assert_eq!(plan.answers[1].as_ref().map(|answer| answer.duplicate).ok(), Some(true));
+        assert!(plan.envelopes.is_empty() && plan.signals.is_empty() && plan.mailboxes.is_empty());
+        let id = (item.caller.device, item.message);
+        assert!(plan.new_sends == [id] && plan.sends[&id].dropped, "the repeat is recognized");
+    }
+
+    #[test]
+    fn a_dropped_message_stays_dropped_when_the_block_has_ended() {
+        let (mut input, mut item) = input_and_send();
+        remember(&mut input, &item);
+        input.sends.values_mut().next().unwrap().dropped = true;
+        let other = DeviceId(Uuid::from_u128(55));
+        let empty = MailboxSize::default();
+        input.mailboxes.insert(other, Mailbox { next_seq: 1, load: empty, strangers: empty, expired_total: 0 });
+        input.recipients.get_mut(&item.to).unwrap().devices.push((other, None));
+        item.envelopes.push(OutgoingEnvelope { device: other, ..item.envelopes[0].clone() });
+        let plan = plan(&[&item], input, &BOUNDS, false).unwrap();
+        assert_eq!(results(&plan), ["stored 2"]);
+        assert!(plan.envelopes.is_empty() && plan.signals.is_empty() && plan.mailboxes.is_empty());
+        assert_eq!(plan.changed_sends.len(), 1);
+    }
+
+    #[test]
+    fn a_repeat_while_the_sender_is_blocked_drops_only_what_was_not_stored_before() {
+        let (mut input, item) = input_and_send();
+        remember(&mut input, &item);
+        let send = input.sends.values_mut().next().unwrap();
+        send.outcome[0].stored = false;
+        input.blocked.insert((item.to, item.caller.user));
+        let plan = plan(&[&item], input, &BOUNDS, false).unwrap();
+        assert_eq!(results(&plan), ["stored 1"]);
+        assert!(plan.envelopes.is_empty() && plan.sends.values().all(|send| send.dropped));
     }
 
     #[test]
