@@ -37,10 +37,17 @@ impl Pair {
         message(&[&self.phone.person, &self.laptop.person], text)
     }
 
-    /// Replaces the ids of this user's devices, which differ from those of the other.
+    /// Replaces the ids of this user's devices, which differ from those of the other user's, and sorts lists of them.
     fn without_ids(&self, answer: &Value) -> String {
         let text = answer.to_string();
-        text.replace(&self.phone.person.device, "phone").replace(&self.laptop.person.device, "laptop")
+        let text = text.replace(&self.phone.person.device, "phone").replace(&self.laptop.person.device, "laptop");
+        let mut answer: Value = serde_json::from_str(&text).unwrap();
+        for list in ["missing", "extra"] {
+            if let Some(Value::Array(ids)) = answer.pointer_mut(&format!("/details/{list}")) {
+                ids.sort_by_key(ToString::to_string);
+            }
+        }
+        answer.to_string()
     }
 
     /// The answers to all kinds of sends by `sender`, without times and ids.
