@@ -412,6 +412,7 @@ fn on_the_wire(name: &str) -> String {
         "MAX_IN_FLIGHT" => number(limits::MAX_IN_FLIGHT),
         "MAX_MESSAGES_PER_SEND" => number(limits::MAX_MESSAGES_PER_SEND),
         "MAX_SEQS_PER_ACK" => number(limits::MAX_SEQS_PER_ACK),
+        "MAX_BLOCKS" => number(limits::MAX_BLOCKS),
         "MAX_DEVICE_IDS" => number(limits::MAX_DEVICE_IDS),
         "MAX_KEYS_PER_PUBLISH" => number(limits::MAX_KEYS_PER_PUBLISH),
         "TTL_SECONDS" => format!("{} to {}", limits::TTL_SECONDS.start(), limits::TTL_SECONDS.end()),
