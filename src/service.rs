@@ -23,14 +23,14 @@ use tokio::{sync::Semaphore, time::Instant};
 use uuid::Uuid;
 
 pub use crate::bus::BusState;
-pub use auth::{Challenge, OpenedConnection, SignInRequest};
+pub use auth::{Challenge, Confirmation, OpenedConnection, SignInRequest};
 pub use heartbeat::beat_forever;
 pub use mailer::{Mailer, MailerError, check as check_mailer};
 pub use messages::{FifoGate, Message, Turn};
 pub use reconcile::reconcile_forever;
 pub use sweep::{expire_mail_forever, sweep_forever};
 
-pub use crate::store::{AcceptedMessage, DeviceRecord, PublishOutcome, PublishReport};
+pub use crate::store::{AcceptedMessage, DeviceRecord, PublishOutcome, PublishReport, SessionRecord};
 use crate::{
     bus::Bus,
     clock::{Clock, Entropy},
@@ -137,6 +137,11 @@ pub struct Notifications(Vec<(DeviceId, Signal)>);
 impl Notifications {
     fn to_all(devices: impl IntoIterator<Item = DeviceId>, signal: &Signal) -> Self {
         Self(devices.into_iter().map(|device| (device, signal.clone())).collect())
+    }
+
+    fn and_all(mut self, devices: impl IntoIterator<Item = DeviceId>, signal: &Signal) -> Self {
+        self.0.extend(Self::to_all(devices, signal).0);
+        self
     }
 
     fn and(mut self, device: DeviceId, signal: Signal) -> Self {

@@ -7,6 +7,7 @@
 //! commit on. A read takes a connection from `Store::read`.
 
 mod access;
+mod accounts;
 mod batcher;
 mod bundles;
 mod claims;
@@ -35,10 +36,11 @@ mod users;
 
 use std::{sync::Arc, time::Duration};
 
+pub use accounts::DeviceRecord;
 pub use batcher::{BatchWorkers, Batcher};
 pub use claims::{BlockedClaim, ClaimAnswer, ClaimRequest, Claims};
 pub use connections::{ConnectionRegistration, ConnectionState, RegisteredConnection};
-pub use devices::DeviceRecord;
+pub use devices::RevokedDevice;
 pub use error::StoreError;
 pub use health::DatabaseHealth;
 pub use keys::{PublishOutcome, PublishReport};
@@ -46,8 +48,9 @@ pub use mailbox::{AcceptedMessage, AckRequest, MailAnswer, MailRequest, Mailboxe
 pub use open::may_write;
 pub use retry::BatchOutcome;
 pub use seed::SeedDevice;
-pub use sessions::{NewSession, PresentedSession};
+pub use sessions::{EndedSessions, NewSession, PresentedSession, SessionRecord};
 pub use sign_in::{NewChallenge, NewDevice, PastChallenge, Redemption, SignIn};
+pub use users::DeletedAccount;
 
 use uuid::Uuid;
 

@@ -26,6 +26,9 @@ pub enum SignalPayload {
     Displaced { epoch: i64 },
     Mail { seq: i64, envelope: Option<EnvelopePayload> },
     Ephemeral(EnvelopePayload),
+    // Nodes of version 0.1 and nodes without migration 6 drop a payload with this variant. So it is never published
+    // together with another one: a publish of several signals is one of mail.
+    SessionsChanged { device: DeviceId, opened: Vec<SessionId>, ended: Vec<SessionId> },
 }
 
 /// The encoded form of an [`Envelope`].
@@ -56,6 +59,9 @@ impl From<&Signal> for SignalPayload {
                 Self::Mail { seq: *seq, envelope: envelope.as_deref().map(EnvelopePayload::from) }
             }
             Signal::Ephemeral(envelope) => Self::Ephemeral(EnvelopePayload::from(&**envelope)),
+            Signal::SessionsChanged { device, opened, ended } => {
+                Self::SessionsChanged { device: *device, opened: opened.clone(), ended: ended.clone() }
+            }
         }
     }
 }
@@ -75,6 +81,7 @@ impl From<SignalPayload> for Signal {
                 Self::Mail { seq, envelope: envelope.map(|envelope| Envelope::from(envelope).into()) }
             }
             SignalPayload::Ephemeral(envelope) => Self::Ephemeral(Envelope::from(envelope).into()),
+            SignalPayload::SessionsChanged { device, opened, ended } => Self::SessionsChanged { device, opened, ended },
         }
     }
 }
@@ -231,6 +238,11 @@ mod tests {
             Signal::Mail { seq: 12, envelope: None },
             Signal::Mail { seq: 13, envelope: Some(envelope.clone()) },
             Signal::Ephemeral(envelope),
+            Signal::SessionsChanged {
+                device: device(14),
+                opened: vec![SessionId(Uuid::from_u128(15))],
+                ended: vec![SessionId(Uuid::from_u128(16))],
+            },
         ]
     }
 
@@ -245,7 +257,7 @@ mod tests {
     #[test]
     fn every_signal_survives_encoding_and_decoding() {
         let bytes = encode_signals(&keys(), "channel", publisher(), &every_signal()).unwrap();
-        assert!(bytes.len() < 1300, "content is encoded as bytes: {}", bytes.len());
+        assert!(bytes.len() < 1450, "content is encoded as bytes: {}", bytes.len());
         let decoded = decode_signals(&keys(), "channel", &bytes, publisher().at);
         assert_eq!(decoded, Ok((NODE, every_signal())));
     }
@@ -301,12 +313,13 @@ mod tests {
             format!("81{}920cc0", word("Mail")),
             format!("81{}920d{envelope}", word("Mail")),
             format!("81{}{envelope}", word("Ephemeral")),
+            format!("81{}93{}91{}91{}", word("SessionsChanged"), id(14), id(15), id(16)),
         ];
         let bytes = encode_signals(&keys(), "channel", publisher(), &every_signal()).unwrap();
         let (sealed, _) = bytes.split_last_chunk::<TAG_BYTES>().unwrap();
         let time = publisher().at.as_micros();
         let head = format!("01{}01{time:016x}", "00".repeat(15));
-        assert_eq!(hex(sealed), format!("{head}99{}", signals.concat()));
+        assert_eq!(hex(sealed), format!("{head}9a{}", signals.concat()));
     }
 
     fn hex(bytes: &[u8]) -> String {

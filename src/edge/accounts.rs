@@ -1,7 +1,9 @@
 //! Converts requests and replies about sign-in, sessions, devices and users.
 
 use sealwire_protocol::{
-    auth::{DeviceDescription, OtpReply, RenewSessionReply, SessionReply, VerifyRequest},
+    auth::{
+        DeviceDescription, ListSessionsReply, ListedSession, OtpReply, RenewSessionReply, SessionReply, VerifyRequest,
+    },
     devices::{ListDevicesReply, ListedDevice},
     limits::{DEVICE_NAME_CHARS, REGISTRATION_IDS},
     value::{Object, Text},
@@ -10,11 +12,11 @@ use sealwire_protocol::{
 use super::EdgeError;
 use crate::{
     domain::{
-        DeviceId, Email, Session,
+        ChallengeId, DeviceId, Email, Session,
         otp::{self, OtpCode},
         token::Token,
     },
-    service::{Challenge, DeviceRecord, SignInRequest},
+    service::{Challenge, Confirmation, DeviceRecord, SessionRecord, SignInRequest},
 };
 
 /// Parses an e-mail address.
@@ -56,12 +58,25 @@ pub fn sign_in(request: VerifyRequest) -> Result<SignInRequest, EdgeError> {
     Ok(SignInRequest {
         challenge: challenge_id,
         email: email(&address)?,
-        code: OtpCode::parse(code.as_str()).ok_or_else(|| EdgeError::invalid("code", "eight digits"))?,
+        code: otp_code(&code)?,
         existing_device: id,
         device_name,
         registration_id,
         replace: replace_device_id,
     })
+}
+
+/// Converts the code of an operation that needs one; `None` if the code or its challenge is absent.
+///
+/// # Errors
+/// `bad_request` if the form of the code is invalid. Such a request does not count as an attempt to guess it.
+pub fn confirmation(challenge: Option<ChallengeId>, code: Option<&Text>) -> Result<Option<Confirmation>, EdgeError> {
+    let code = code.map(otp_code).transpose()?;
+    Ok(challenge.zip(code).map(|(challenge, code)| Confirmation { challenge, code }))
+}
+
+fn otp_code(text: &Text) -> Result<OtpCode, EdgeError> {
+    OtpCode::parse(text.as_str()).ok_or_else(|| EdgeError::invalid("code", "eight digits"))
 }
 
 /// Returns the response to a request for a code.
@@ -106,6 +121,20 @@ pub fn list_devices_reply(devices: Vec<DeviceRecord>, current: DeviceId) -> List
         current: device.id == current,
     });
     ListDevicesReply { devices: listed.collect() }
+}
+
+/// Returns the reply with a user's sessions.
+#[must_use]
+pub fn list_sessions_reply(sessions: Vec<SessionRecord>) -> ListSessionsReply {
+    let listed = sessions.into_iter().map(|session| ListedSession {
+        session_id: session.id,
+        device_id: session.device,
+        created_at: session.created_at,
+        expires_at: session.expires_at,
+        last_seen: session.last_seen,
+        current: session.is_current,
+    });
+    ListSessionsReply { sessions: listed.collect() }
 }
 
 #[cfg(test)]

@@ -6,10 +6,16 @@ use subtle::ConstantTimeEq;
 use super::{Notifications, Service, limits::challenge_wait, mailer::Mail};
 use crate::{
     domain::{
-        Caller, ChallengeId, ClientNetwork, DeviceId, Email, KeysStatus, Refusal, Session, SessionId, Signal, UserId,
-        envelope::MailboxStatus, otp::OtpCode, token::Token,
+        Caller, ChallengeId, ClientNetwork, DeviceId, Email, KeysStatus, Refusal, Session, SessionId, Signal,
+        Timestamp, UserId,
+        envelope::MailboxStatus,
+        otp::{CodePurpose, OtpCode},
+        token::Token,
     },
-    store::{ConnectionRegistration, NewChallenge, NewDevice, NewSession, SignIn},
+    store::{
+        ConnectionRegistration, EndedSessions, NewChallenge, NewDevice, NewSession, Redemption, RevokedDevice,
+        SessionRecord, SignIn,
+    },
 };
 
 /// A challenge whose code was handed to the mailer.
@@ -36,6 +42,14 @@ pub struct SignInRequest {
     pub replace: Option<DeviceId>,
 }
 
+/// A code that confirms an operation.
+pub struct Confirmation {
+    /// The challenge that the code belongs to.
+    pub challenge: ChallengeId,
+    /// The code that the client entered.
+    pub code: OtpCode,
+}
+
 /// A newly opened connection.
 pub struct OpenedConnection {
     /// Greater than the epoch of every earlier connection of the device.
@@ -48,27 +62,42 @@ pub struct OpenedConnection {
 
 impl Service {
     /// Creates a challenge and mails its code. Does the same work for every address, so that timing does not show
-    /// whether an address has an account.
+    /// whether an address has an account. A code that deletes an account is not mailed to an address without one.
     ///
     /// # Errors
     /// `rate_limited`
-    pub async fn request_code(&self, email: Email, network: ClientNetwork) -> Result<Challenge, Refusal> {
+    pub async fn request_code(
+        &self,
+        email: Email,
+        purpose: CodePurpose,
+        network: ClientNetwork,
+    ) -> Result<Challenge, Refusal> {
         let now = self.now();
         self.limits.otp(network, now)?;
+        let is_useful = match purpose {
+            CodePurpose::SignIn | CodePurpose::ChangeEmail => true,
+            CodePurpose::Delete => self.store.user_by_email(&email).await?.is_some(),
+        };
         let id = ChallengeId(self.entropy.uuid());
         let code = self.entropy.draw(OtpCode::generate);
         let network = self.secret.tag(&[b"network", network.as_bytes()]);
         let challenge = NewChallenge {
             id,
-            hash: code.hash(&self.secret, id, &email),
+            purpose,
+            hash: code.hash(&self.secret, id, &email, purpose),
             email: email.clone(),
             network,
             created_at: now,
         };
         let limits = &self.policy.limits;
         self.store.create_challenge(&challenge, |past| challenge_wait(limits, past, &network, now)).await?;
-        self.mailer.send(Mail::code(email, &code));
-        self.metrics.codes_mailed.inc();
+        let mail = Mail::code(email, &code, purpose);
+        if is_useful {
+            self.mailer.send(mail);
+            self.metrics.codes_mailed.inc();
+        } else {
+            self.mailer.withhold(mail);
+        }
         Ok(Challenge { id })
     }
 
@@ -84,11 +113,7 @@ impl Service {
         let now = self.now();
         self.limits.verify(network, now)?;
         let SignInRequest { challenge, email, code, .. } = &request;
-        let expected = self.store.count_attempt(*challenge, email, now).await?;
-        let hash = code.hash(&self.secret, *challenge, email);
-        if !bool::from(hash[..].ct_eq(&expected[..])) {
-            return Err(Refusal::InvalidCode);
-        }
+        self.check_code(*challenge, email, CodePurpose::SignIn, code, now).await?;
         let token = self.entropy.draw(Token::generate);
         let session = self.new_session(&token);
         let expires_at = session.expires_at;
@@ -107,9 +132,7 @@ impl Service {
         };
         let redeemed = self.store.redeem(&sign_in).await?;
         self.metrics.sign_ins.inc();
-        if redeemed.added_to_known_user {
-            self.mailer.send(Mail::device_added(sign_in.email, sign_in.new_device.name.as_deref()));
-        }
+        self.mail_sign_in(sign_in.email, &redeemed);
         tracing::info!(
             user_id = %redeemed.caller.user,
             device_id = %redeemed.caller.device,
@@ -117,16 +140,38 @@ impl Service {
             new_device = redeemed.device_is_new,
             "signed in"
         );
-        let mut notifications = Notifications::default();
-        if redeemed.device_is_new {
-            let removed = sign_in.replace.into_iter().collect();
-            let changed = Signal::DevicesChanged { added: vec![redeemed.caller.device], removed };
-            notifications = Notifications::to_all(redeemed.others, &changed);
+        Ok((Session { caller: redeemed.caller, expires_at }, token, sign_in_notifications(redeemed)))
+    }
+
+    /// Counts a guess at a code and compares it.
+    ///
+    /// # Errors
+    /// `invalid_code`, `too_many_attempts`
+    pub(super) async fn check_code(
+        &self,
+        challenge: ChallengeId,
+        email: &Email,
+        purpose: CodePurpose,
+        code: &OtpCode,
+        now: Timestamp,
+    ) -> Result<(), Refusal> {
+        let expected = self.store.count_attempt(challenge, email, purpose, now).await?;
+        let hash = code.hash(&self.secret, challenge, email, purpose);
+        if bool::from(hash[..].ct_eq(&expected[..])) { Ok(()) } else { Err(Refusal::InvalidCode) }
+    }
+
+    /// Mails the person that somebody has signed in, except at the first sign-in of a user, and that a device was
+    /// revoked for it.
+    fn mail_sign_in(&self, email: Email, redeemed: &Redemption) {
+        let name = redeemed.device_name.as_deref();
+        if let Some(replaced) = &redeemed.replaced {
+            self.mailer.send(Mail::device_revoked(email.clone(), replaced.name.as_deref()));
         }
-        if let Some(replaced) = sign_in.replace {
-            notifications = notifications.and(replaced, Signal::DeviceRevoked);
+        match (redeemed.user_is_new, redeemed.device_is_new) {
+            (true, _) => {}
+            (false, true) => self.mailer.send(Mail::device_added(email, name)),
+            (false, false) => self.mailer.send(Mail::signed_in_again(email, name)),
         }
-        Ok((Session { caller: redeemed.caller, expires_at }, token, notifications))
     }
 
     fn new_session(&self, token: &Token) -> NewSession {
@@ -188,7 +233,58 @@ impl Service {
     /// # Errors
     /// `session_revoked`
     pub async fn logout(&self, caller: &Caller) -> Result<Notifications, Refusal> {
-        let sessions = self.store.end_session(caller, self.now()).await?;
-        Ok(Notifications::default().and(caller.device, Signal::LoggedOut { sessions }))
+        Ok(ended_notifications(self.store.end_session(caller, self.now()).await?))
     }
+
+    /// Returns the valid sessions of the user, oldest first.
+    ///
+    /// # Errors
+    /// `session_revoked`
+    pub async fn list_sessions(&self, caller: &Caller) -> Result<Vec<SessionRecord>, Refusal> {
+        Ok(self.store.list_sessions(caller, self.now()).await?)
+    }
+
+    /// Ends a session of the user, together with its predecessor or successor if a renewal is not finished. Returns
+    /// whether the caller's session was one of them.
+    ///
+    /// # Errors
+    /// `session_revoked`, `not_found`, `device_too_new`
+    pub async fn end_session(&self, caller: &Caller, session: SessionId) -> Result<(bool, Notifications), Refusal> {
+        let ended = self.store.end_session_of_user(caller, session, self.now()).await?;
+        Ok((ended.sessions.contains(&caller.session), ended_notifications(ended)))
+    }
+}
+
+/// The signals after sessions were ended: the event before the close.
+fn ended_notifications(ended: EndedSessions) -> Notifications {
+    let EndedSessions { device, sessions, devices } = ended;
+    let changed = Signal::SessionsChanged { device, opened: vec![], ended: sessions.clone() };
+    Notifications::to_all(devices, &changed).and(device, Signal::LoggedOut { sessions })
+}
+
+/// The signals after a device was revoked or replaced: the event before the close. `others` are the remaining devices.
+pub(super) fn revoked_notifications(revoked: RevokedDevice, others: &[DeviceId]) -> Notifications {
+    let RevokedDevice { id: device, sessions, .. } = revoked;
+    let concerned = others.iter().copied().chain([device]);
+    let changed = Signal::SessionsChanged { device, opened: vec![], ended: sessions };
+    Notifications::to_all(concerned, &changed).and(device, Signal::DeviceRevoked)
+}
+
+fn sign_in_notifications(redeemed: Redemption) -> Notifications {
+    let Redemption { caller, device_is_new, ended, replaced, others, .. } = redeemed;
+    let device = caller.device;
+    let mut notifications = Notifications::default();
+    if device_is_new {
+        let removed = replaced.iter().map(|replaced| replaced.id).collect();
+        let changed = Signal::DevicesChanged { added: vec![device], removed };
+        notifications = Notifications::to_all(others.iter().copied(), &changed);
+    }
+    if let Some(replaced) = replaced {
+        notifications.0.extend(revoked_notifications(replaced, &others).0);
+    }
+    // A new device cannot be connected yet.
+    let connected = others.into_iter().chain((!device_is_new).then_some(device));
+    let changed = Signal::SessionsChanged { device, opened: vec![caller.session], ended: ended.clone() };
+    notifications = notifications.and_all(connected, &changed);
+    if ended.is_empty() { notifications } else { notifications.and(device, Signal::LoggedOut { sessions: ended }) }
 }

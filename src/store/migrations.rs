@@ -13,33 +13,35 @@ use sqlx::{
 /// The migrations of SQLite. They need a connection that does not enforce foreign keys.
 pub static ON_SQLITE: LazyLock<Migrator> = LazyLock::new(|| {
     migrator(&[
-        (1, "accounts and keys", include_str!("../../migrations/sqlite/0001_accounts_and_keys.sql")),
-        (2, "mailbox", include_str!("../../migrations/sqlite/0002_mailbox.sql")),
-        (3, "text and defaults", include_str!("../../migrations/sqlite/0003_text_and_defaults.sql")),
-        (4, "ended sessions", include_str!("../../migrations/sqlite/0004_ended_sessions.sql")),
-        (5, "nodes", include_str!("../../migrations/sqlite/0005_nodes.sql")),
-        (7, "access", include_str!("../../migrations/sqlite/0007_access.sql")),
+        ("accounts and keys", include_str!("../../migrations/sqlite/0001_accounts_and_keys.sql")),
+        ("mailbox", include_str!("../../migrations/sqlite/0002_mailbox.sql")),
+        ("text and defaults", include_str!("../../migrations/sqlite/0003_text_and_defaults.sql")),
+        ("ended sessions", include_str!("../../migrations/sqlite/0004_ended_sessions.sql")),
+        ("nodes", include_str!("../../migrations/sqlite/0005_nodes.sql")),
+        ("code purposes", include_str!("../../migrations/sqlite/0006_code_purposes.sql")),
+        ("access", include_str!("../../migrations/sqlite/0007_access.sql")),
     ])
 });
 
 /// The migrations of PostgreSQL.
 pub static ON_POSTGRES: LazyLock<Migrator> = LazyLock::new(|| {
     migrator(&[
-        (1, "accounts and keys", include_str!("../../migrations/postgres/0001_accounts_and_keys.sql")),
-        (2, "mailbox", include_str!("../../migrations/postgres/0002_mailbox.sql")),
-        (3, "text and defaults", include_str!("../../migrations/postgres/0003_text_and_defaults.sql")),
-        (4, "ended sessions", include_str!("../../migrations/postgres/0004_ended_sessions.sql")),
-        (5, "nodes", include_str!("../../migrations/postgres/0005_nodes.sql")),
-        (7, "access", include_str!("../../migrations/postgres/0007_access.sql")),
+        ("accounts and keys", include_str!("../../migrations/postgres/0001_accounts_and_keys.sql")),
+        ("mailbox", include_str!("../../migrations/postgres/0002_mailbox.sql")),
+        ("text and defaults", include_str!("../../migrations/postgres/0003_text_and_defaults.sql")),
+        ("ended sessions", include_str!("../../migrations/postgres/0004_ended_sessions.sql")),
+        ("nodes", include_str!("../../migrations/postgres/0005_nodes.sql")),
+        ("code purposes", include_str!("../../migrations/postgres/0006_code_purposes.sql")),
+        ("access", include_str!("../../migrations/postgres/0007_access.sql")),
     ])
 });
 
-/// Migrations with their numbers. Each runs in one transaction with the row that records it.
-fn migrator(texts: &[(i64, &'static str, &'static str)]) -> Migrator {
-    let migration = |(version, description, text): &(i64, &'static str, &'static str)| {
-        Migration::new(*version, (*description).into(), MigrationType::Simple, SqlStr::from_static(text), false)
+/// Numbers migrations from 1. Each runs in one transaction with the row that records it.
+fn migrator(texts: &[(&'static str, &'static str)]) -> Migrator {
+    let migration = |(version, (description, text)): (i64, &(&'static str, &'static str))| {
+        Migration::new(version, (*description).into(), MigrationType::Simple, SqlStr::from_static(text), false)
     };
-    Migrator::with_migrations(texts.iter().map(migration).collect())
+    Migrator::with_migrations((1..).zip(texts).map(migration).collect())
 }
 
 #[cfg(test)]

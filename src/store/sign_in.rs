@@ -1,4 +1,4 @@
-//! Signing in: challenges, attempts, and the session that a correct code opens.
+//! Codes and signing in: challenges, attempts, and the session that a correct code opens.
 
 use std::time::Duration;
 
@@ -6,11 +6,15 @@ use chrono::{DateTime, Utc};
 use uuid::Uuid;
 
 use super::{
-    DeviceRecord, NewSession, Store, StoreError, devices, locks, rows, sessions,
+    DeviceRecord, NewSession, RevokedDevice, Store, StoreError, accounts, devices, locks, rows, sessions,
     sql::{accounts as sql, mailbox},
     tx::Tx,
 };
-use crate::domain::{Caller, ChallengeId, DeviceId, Email, Refusal, Timestamp, UserId, otp, refusal::DeviceChoice};
+use crate::domain::{
+    Caller, ChallengeId, DeviceId, Email, Refusal, SessionId, Timestamp, UserId,
+    otp::{self, CodePurpose},
+    refusal::DeviceChoice,
+};
 
 /// Keyed hash of the network that asked for a challenge.
 pub type NetworkTag = [u8; 32];
@@ -21,6 +25,8 @@ pub struct NewChallenge {
     pub id: ChallengeId,
     /// The address that its code is mailed to.
     pub email: Email,
+    /// What the code is for.
+    pub purpose: CodePurpose,
     /// Keyed hash of the code.
     pub hash: [u8; 32],
     /// The network that the request came from, as a keyed hash.
@@ -94,10 +100,16 @@ impl SignIn {
 pub struct Redemption {
     /// The new session with its user and device.
     pub caller: Caller,
-    /// Whether a device was added to a user that existed before.
-    pub added_to_known_user: bool,
+    /// Whether the user was created.
+    pub user_is_new: bool,
     /// Whether a device was added.
     pub device_is_new: bool,
+    /// The display name of the device that signed in.
+    pub device_name: Option<String>,
+    /// Earlier sessions of the device that ended, because it had the maximum number.
+    pub ended: Vec<SessionId>,
+    /// The device that was revoked.
+    pub replaced: Option<RevokedDevice>,
     /// The user's other active devices, without the new and the replaced one.
     pub others: Vec<DeviceId>,
 }
@@ -133,6 +145,7 @@ impl Store {
                 .bind((new.created_at + otp::LIFETIME).to_utc())
                 .bind(new.created_at.to_utc())
                 .bind(&new.network[..])
+                .bind(new.purpose.name())
                 .execute()
                 .await?;
             tx.commit().await
@@ -144,17 +157,24 @@ impl Store {
     /// the code with.
     ///
     /// # Errors
-    /// `invalid_code` or `too_many_attempts`; the attempt is not counted then.
+    /// `invalid_code` or `too_many_attempts`; the attempt is not counted then. A challenge with another address or purpose
+    /// is `invalid_code`.
     pub async fn count_attempt(
         &self,
         challenge: ChallengeId,
         email: &Email,
+        purpose: CodePurpose,
         now: Timestamp,
     ) -> Result<[u8; 32], StoreError> {
         self.retrying(|| async {
             let mut tx = self.begin().await?;
-            let row: Option<(bool, DateTime<Utc>, i32)> =
-                tx.query(sql::CHALLENGE_FOR_UPDATE).bind(challenge.0).bind(email.as_str()).fetch_optional().await?;
+            let row: Option<(bool, DateTime<Utc>, i32)> = tx
+                .query(sql::CHALLENGE_FOR_UPDATE)
+                .bind(challenge.0)
+                .bind(email.as_str())
+                .bind(purpose.name())
+                .fetch_optional()
+                .await?;
             let (used, expires_at, attempts) = row.ok_or(Refusal::InvalidCode)?;
             if used || rows::time(expires_at) <= now {
                 return Err(Refusal::InvalidCode.into());
@@ -185,19 +205,35 @@ impl Store {
     pub async fn redeem(&self, sign_in: &SignIn) -> Result<Redemption, StoreError> {
         let redeemed = self.retrying(|| async {
             let mut tx = self.begin().await?;
-            if tx.query(sql::USE_CHALLENGE).bind(sign_in.challenge.0).execute().await? == 0 {
-                return Err(Refusal::InvalidCode.into());
-            }
+            use_challenge(&mut tx, sign_in.challenge).await?;
             let redeemed = open_session(&mut tx, sign_in).await?;
             if redeemed.is_err() {
                 // The refund has to be committed, so the refusal leaves the transaction as a value.
-                tx.query(sql::REFUND_ATTEMPT).bind(sign_in.challenge.0).execute().await?;
+                refund(&mut tx, sign_in.challenge).await?;
             }
             tx.commit().await?;
             Ok(redeemed)
         });
         Ok(redeemed.await??)
     }
+}
+
+/// Uses up a challenge whose code was compared. It locks the challenge, and so comes before the locks of
+/// [`locks`](super::locks).
+///
+/// # Errors
+/// `invalid_code` if it was used in the meantime
+pub(super) async fn use_challenge(tx: &mut Tx<'_>, challenge: ChallengeId) -> Result<(), StoreError> {
+    match tx.query(sql::USE_CHALLENGE).bind(challenge.0).execute().await? {
+        0 => Err(Refusal::InvalidCode.into()),
+        _ => Ok(()),
+    }
+}
+
+/// Makes a challenge that the transaction has used usable again, and gives the attempt back.
+pub(super) async fn refund(tx: &mut Tx<'_>, challenge: ChallengeId) -> Result<(), StoreError> {
+    tx.query(sql::REFUND_ATTEMPT).bind(challenge.0).execute().await?;
+    Ok(())
 }
 
 /// Opens the session, and adds or revokes devices as requested. A refusal is a value, because the caller still commits.
@@ -212,23 +248,30 @@ async fn open_session(tx: &mut Tx<'_>, sign_in: &SignIn) -> Result<Result<Redemp
         tx.query(sql::UPSERT_USER).bind(sign_in.new_user.0).bind(sign_in.email.as_str()).bind(now).fetch_one().await?;
     let user = UserId(user);
     locks::user(tx, user).await?;
-    let active = devices::active(tx, user).await?;
+    let active = accounts::active(tx, user).await?;
     if let Some(refusal) = sign_in.refusal(&active) {
         return Ok(Err(refusal));
     }
-    if let Some(replaced) = sign_in.replace {
-        devices::revoke(tx, replaced, user, sign_in.now).await?;
-    }
+    let replaced = match sign_in.replace {
+        Some(replaced) => devices::revoke(tx, replaced, user, sign_in.now).await?,
+        None => None,
+    };
     let device = sign_in.existing_device.unwrap_or(sign_in.new_device.id);
     let device_is_new = sign_in.existing_device.is_none();
-    if device_is_new {
+    let mut ended = Vec::new();
+    let device_name = if device_is_new {
         insert_device(tx, user, &sign_in.new_device, sign_in.now).await?;
-    }
+        sign_in.new_device.name.clone()
+    } else {
+        ended = sessions::make_room(tx, device, sign_in.now).await?;
+        active.iter().find(|known| known.id == device).and_then(|known| known.name.clone())
+    };
     let caller = Caller { session: sign_in.session.id, user, device, user_since: rows::time(user_since) };
     sessions::insert(tx, &caller, &sign_in.session, sign_in.now, None).await?;
     let others = active.into_iter().map(|known| known.id);
     let others = others.filter(|id| *id != device && Some(*id) != sign_in.replace).collect();
-    Ok(Ok(Redemption { caller, added_to_known_user: known.is_some() && device_is_new, device_is_new, others }))
+    let user_is_new = known.is_none();
+    Ok(Ok(Redemption { caller, user_is_new, device_is_new, device_name, ended, replaced, others }))
 }
 
 /// Inserts a device with an empty mailbox.

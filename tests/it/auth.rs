@@ -4,6 +4,7 @@ mod codes;
 mod devices;
 mod guesses;
 mod limits;
+mod purposes;
 
 use reqwest::StatusCode;
 use serde_json::{Value, json};

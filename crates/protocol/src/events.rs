@@ -52,6 +52,16 @@ pub enum Event<'a> {
         /// Revoked devices.
         removed: Vec<DeviceId>,
     },
+    /// Sessions of one of the user's devices were opened or ended.
+    #[serde(rename = "sessions.changed")]
+    SessionsChanged {
+        /// The device of the sessions.
+        device_id: DeviceId,
+        /// Sessions that a sign-in opened.
+        opened: Vec<SessionId>,
+        /// Sessions that ended other than by expiry or renewal.
+        ended: Vec<SessionId>,
+    },
     /// The session ended. The close follows.
     #[serde(rename = "session.revoked")]
     SessionRevoked {
@@ -74,12 +84,13 @@ pub enum Event<'a> {
 
 impl Event<'_> {
     /// The names of all events. A client ignores events with other names: they come from a newer server.
-    pub const NAMES: [&'static str; 9] = [
+    pub const NAMES: [&'static str; 10] = [
         "welcome",
         "refused",
         "prekeys.low",
         "signed_prekey.expiring",
         "devices.changed",
+        "sessions.changed",
         "session.revoked",
         "message",
         "mailbox.drained",

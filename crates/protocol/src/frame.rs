@@ -44,11 +44,14 @@ macro_rules! ops {
 ops! {
     SessionRenew  "session.renew";
     SessionLogout "session.logout";
+    SessionsList  "sessions.list";
+    SessionsEnd   "sessions.end";
     DevicesList   "devices.list";
     DevicesRename "devices.rename";
     DevicesRevoke "devices.revoke";
     UsersFind     "users.find";
     AccountDelete "account.delete";
+    AccountChangeEmail "account.change_email";
     AccessSet     "access.set";
     BlocksAdd     "blocks.add";
     BlocksRemove  "blocks.remove";

@@ -12,7 +12,10 @@ use serde::{Serialize, de::DeserializeOwned};
 use crate::{
     Codec,
     access::{AddBlockRequest, ListBlocksReply, ListBlocksRequest, RemoveBlockRequest, SetAccessRequest},
-    auth::{OtpReply, OtpRequest, RenewSessionReply, SessionReply, VerifyRequest},
+    auth::{
+        CodePurpose, EndSessionRequest, ListSessionsReply, OtpReply, OtpRequest, RenewSessionReply, SessionReply,
+        VerifyRequest,
+    },
     codec::DecodeError,
     devices::{ListDevicesReply, RenameDeviceRequest, RevokeDeviceRequest},
     error::{ErrorBody, HttpErrorBody},
@@ -24,7 +27,7 @@ use crate::{
         PublishKeysRequest,
     },
     messages::{AckMessagesReply, AckMessagesRequest, SendMessageReply, SendMessageRequest},
-    users::{FindUserReply, FindUserRequest},
+    users::{ChangeEmailRequest, FindUserReply, FindUserRequest},
     value::{Object, Text},
 };
 use json::Json;
@@ -85,6 +88,9 @@ const TIME: &str = "2026-06-01T12:00:00.000000Z";
 #[test]
 fn http_requests_encode_as_documented() {
     check::<OtpRequest>(r#"{"email":"alice@example.org"}"#);
+    for purpose in CodePurpose::ALL {
+        check::<OtpRequest>(&format!(r#"{{"email":"alice@example.org","purpose":"{}"}}"#, purpose.name()));
+    }
     check::<VerifyRequest>(&format!(r#"{{"challenge_id":"{ID}","email":"a@b.example","code":"1234 5678"}}"#));
     check::<VerifyRequest>(&format!(
         r#"{{"challenge_id":"{ID}","email":"a@b.example","code":"1","device":{{"name":"Phone","registration_id":4242}},"replace_device_id":"{OTHER}"}}"#
@@ -145,6 +151,7 @@ fn ops_on_sessions_devices_and_users_encode_as_documented() {
         (Op::SessionRenew, check_request::<crate::auth::RenewSessionRequest> as fn(Op, &str)),
         (Op::SessionLogout, check_request::<crate::auth::LogoutRequest>),
         (Op::DevicesList, check_request::<crate::devices::ListDevicesRequest>),
+        (Op::SessionsList, check_request::<crate::auth::ListSessionsRequest>),
         (Op::AccountDelete, check_request::<crate::users::DeleteAccountRequest>),
         (Op::KeysStatus, check_request::<KeysStatusRequest>),
     ] {
@@ -155,6 +162,15 @@ fn ops_on_sessions_devices_and_users_encode_as_documented() {
     check_reply::<ListDevicesReply>(&format!(
         r#"{{"devices":[{{"device_id":"{ID}","name":null,"registration_id":4242,"created_at":"{TIME}","last_seen":null,"current":true}},{{"device_id":"{OTHER}","name":"Laptop","registration_id":1,"created_at":"{TIME}","last_seen":"{TIME}","current":false}}]}}"#
     ));
+    check_reply::<ListSessionsReply>(&format!(
+        r#"{{"sessions":[{{"session_id":"{ID}","device_id":"{OTHER}","created_at":"{TIME}","expires_at":"{TIME}","last_seen":null,"current":true}},{{"session_id":"{ID}","device_id":"{OTHER}","created_at":"{TIME}","expires_at":"{TIME}","last_seen":"{TIME}","current":false}}]}}"#
+    ));
+    check_request::<EndSessionRequest>(Op::SessionsEnd, &format!(r#"{{"session_id":"{ID}"}}"#));
+    let code = format!(r#""challenge_id":"{ID}","code":"1234 5678""#);
+    check_request::<crate::users::DeleteAccountRequest>(Op::AccountDelete, &format!("{{{code}}}"));
+    let email = r#""email":"bob@example.org""#;
+    check_request::<ChangeEmailRequest>(Op::AccountChangeEmail, &format!("{{{email}}}"));
+    check_request::<ChangeEmailRequest>(Op::AccountChangeEmail, &format!("{{{email},{code}}}"));
     check_request::<RenameDeviceRequest>(Op::DevicesRename, r#"{"name":"Laptop"}"#);
     check_request::<RenameDeviceRequest>(Op::DevicesRename, &format!(r#"{{"device_id":"{ID}","name":"Laptop"}}"#));
     check_request::<RevokeDeviceRequest>(Op::DevicesRevoke, &format!(r#"{{"device_id":"{ID}"}}"#));
@@ -280,7 +296,9 @@ fn events_encode_as_documented() {
     let revoked = |reason: &str| format!(r#"{{"event":"session.revoked","data":{{"reason":"{reason}"}}}}"#);
     let expiring = format!(r#"{{"event":"signed_prekey.expiring","data":{{"key_id":1,"expires_at":"{TIME}"}}}}"#);
     let changed = format!(r#"{{"event":"devices.changed","data":{{"added":["{ID}"],"removed":[]}}}}"#);
-    let mut all = vec![welcome(STATUS), welcome(NO_KEYS), expiring, changed];
+    let sessions =
+        format!(r#"{{"event":"sessions.changed","data":{{"device_id":"{OTHER}","opened":["{ID}"],"ended":[]}}}}"#);
+    let mut all = vec![welcome(STATUS), welcome(NO_KEYS), expiring, changed, sessions];
     all.extend(["one_time", "pq_one_time", "of a newer server"].map(low));
     all.extend(["logout", "expired", "device_revoked", "account_deleted", "of a newer server"].map(revoked));
     all.push(r#"{"event":"mailbox.drained","data":{}}"#.to_owned());

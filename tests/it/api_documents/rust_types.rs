@@ -7,7 +7,7 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use sealwire_protocol::{Code, frame::Op, keys::Suite, limits};
+use sealwire_protocol::{Code, auth::CodePurpose, frame::Op, keys::Suite, limits};
 use syn::{
     Attribute, Expr, ExprLit, Field, Fields, GenericArgument, ImplItem, Item, Lit, LitStr, Meta, PathArguments, Type,
     Visibility,
@@ -86,6 +86,7 @@ impl RustTypes {
         }
         let names = |names: Vec<&str>| map([("type", "string".into()), ("enum", list(names))]);
         types.add("Suite", names(Suite::ALL.iter().map(|suite| suite.as_str()).collect()));
+        types.add("CodePurpose", names(CodePurpose::ALL.iter().map(|purpose| purpose.name()).collect()));
         types.add("Code", names(Code::ALL.iter().map(|code| code.name()).collect()));
         types
     }

@@ -14,6 +14,7 @@ use sealwire::{
         Bundles, Caller, ChallengeId, ClaimId, DeviceId, Email, Refusal, SessionId, Suite, Timestamp, UserId,
         keyed_buckets::DrainLimit,
         keys::IdentityKey,
+        otp::CodePurpose,
         publish::{Identity, PublishRequest, SignedKey, UnsignedKey},
         signature::{x25519_public, xeddsa_sign},
     },
@@ -49,7 +50,8 @@ fn refusal<T>(result: Result<T, StoreError>) -> Refusal {
 
 async fn add_challenge(store: &Store, name: &str, now: Timestamp) -> ChallengeId {
     let id = ChallengeId(Uuid::new_v4());
-    let challenge = NewChallenge { id, email: email(name), hash: [7; 32], network: [1; 32], created_at: now };
+    let purpose = CodePurpose::SignIn;
+    let challenge = NewChallenge { id, email: email(name), purpose, hash: [7; 32], network: [1; 32], created_at: now };
     store.create_challenge(&challenge, |_| None).await.unwrap();
     id
 }
@@ -83,6 +85,12 @@ fn sign_in(challenge: ChallengeId, name: &str, now: Timestamp) -> SignIn {
 async fn add_device(store: &Store, name: &str) -> Caller {
     let challenge = add_challenge(store, name, start()).await;
     store.redeem(&sign_in(challenge, name, start())).await.unwrap().caller
+}
+
+/// Deletes the account of a user. The code is not compared, so the purpose of the challenge does not matter.
+async fn delete_account(store: &Store, caller: &Caller, name: &str, now: Timestamp) -> Vec<DeviceId> {
+    let challenge = add_challenge(store, name, now).await;
+    store.delete_account(caller, challenge, now).await.unwrap().devices
 }
 
 /// The private identity key of most devices.

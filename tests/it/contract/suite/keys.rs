@@ -3,7 +3,8 @@
 use futures_util::future::join_all;
 use sealwire::{
     domain::{
-        Bundles, Caller, ClaimId, DeviceId, KeyKind, OneTimeOutcome, Refusal, SessionId, Signal, Suite, UserId,
+        Bundles, Caller, ChallengeId, ClaimId, DeviceId, KeyKind, OneTimeOutcome, Refusal, SessionId, Signal, Suite,
+        UserId,
         publish::{PublishRequest, SignedKey},
         signature::{x25519_public, xeddsa_sign},
     },
@@ -12,8 +13,8 @@ use sealwire::{
 use uuid::Uuid;
 
 use super::{
-    add_device, claim, claimed, claims, complete, key, later, new_session, pq_key, publish, publish_request, refusal,
-    signed, start, typed,
+    add_device, claim, claimed, claims, complete, email, key, later, new_session, pq_key, publish, publish_request,
+    refusal, signed, start, typed,
 };
 
 pub async fn a_publish_reports_the_outcome_of_each_key(store: &Store) {
@@ -290,7 +291,8 @@ pub async fn revoked_and_expired_sessions_cannot_do_anything(store: &Store) {
     let caller = add_device(store, "alice").await;
     let other = add_device(store, "alice").await;
     publish(store, &other, 1..=2, start()).await.unwrap();
-    assert_eq!(store.revoke_device(&other, caller.device, later(1)).await.unwrap(), [other.device]);
+    let (revoked, address, others) = store.revoke_device(&other, caller.device, later(1)).await.unwrap();
+    assert_eq!((revoked.sessions, address, others), (vec![caller.session], email("alice"), vec![other.device]));
     assert_eq!(refusal(store.revoke_device(&other, caller.device, later(1)).await), Refusal::UnknownDevice);
     let gone = Refusal::SessionRevoked;
     assert_eq!(refusal(publish(store, &caller, 1..=2, later(2)).await), gone);
@@ -299,7 +301,7 @@ pub async fn revoked_and_expired_sessions_cannot_do_anything(store: &Store) {
     assert_eq!(refusal(store.revoke_device(&caller, other.device, later(2)).await), gone);
     assert_eq!(refusal(store.renew_session(&caller, &new_session(later(2)), later(2)).await), gone);
     assert_eq!(refusal(store.end_session(&caller, later(2)).await), gone);
-    assert_eq!(refusal(store.delete_account(&caller, later(2)).await), gone);
+    assert_eq!(refusal(store.delete_account(&caller, ChallengeId(Uuid::nil()), later(2)).await), gone);
     assert_eq!(
         refusal(
             store
