@@ -219,7 +219,7 @@ impl Store {
 }
 
 /// Uses up a challenge whose code was compared. It locks the challenge, and so comes before the locks of
-/// [`locks`](super::locks).
+/// [`locks`].
 ///
 /// # Errors
 /// `invalid_code` if it was used in the meantime
