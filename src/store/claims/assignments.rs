@@ -8,7 +8,7 @@ use uuid::Uuid;
 use super::{BlockedClaim, ClaimAnswer, ClaimRequest, KeyPool, strangers::StrangerClaims, tokens::TakenTokens};
 use crate::{
     domain::{
-        Bundle, Bundles, DeviceId, KeyKind, OneTimeOutcome, Timestamp,
+        Bundle, Bundles, DeviceId, KeyKind, OneTimeOutcome, Suite, Timestamp,
         bundle::{EncodedKey, IssuedPqPrekey, OneTimePrekey},
     },
     store::{
@@ -58,7 +58,7 @@ struct Assignment {
     id: AssignmentId,
     /// The index of the first claim of the batch that it serves.
     item: usize,
-    has_pq: bool,
+    suite: Suite,
     /// Whether all of these claims are of a stranger whose claims are limited. One of them may show the access key.
     is_limited: bool,
     one_time: Option<OneTimePrekey>,
@@ -73,7 +73,7 @@ impl Assignment {
     fn lacks(&self, kind: KeyKind) -> bool {
         match kind {
             KeyKind::OneTime => self.one_time.is_none(),
-            KeyKind::PqOneTime => self.has_pq && self.pq.is_none(),
+            KeyKind::PqOneTime => self.suite.has_pq() && self.pq.is_none(),
         }
     }
 }
@@ -100,7 +100,7 @@ impl Assignments {
                         assignments.all.push(Assignment {
                             id,
                             item: index,
-                            has_pq: bundle.suite.has_pq(),
+                            suite: bundle.suite,
                             is_limited: *is_limited,
                             one_time: None,
                             pq: None,
@@ -124,7 +124,7 @@ impl Assignments {
         let all: Vec<_> = self.all.iter().map(|one| one.id).collect();
         let found = tx.query(sql::CLAIMED_ONE_TIME).bind_rows(columns(&all)).fetch_all().await?;
         self.assign_one_time(found)?;
-        let with_pq: Vec<_> = self.all.iter().filter(|one| one.has_pq).map(|one| one.id).collect();
+        let with_pq: Vec<_> = self.all.iter().filter(|one| one.suite.has_pq()).map(|one| one.id).collect();
         let found = tx.query(sql::CLAIMED_PQ).bind_rows(columns(&with_pq)).fetch_all().await?;
         self.assign_pq(found)?;
         for one in &mut self.all {

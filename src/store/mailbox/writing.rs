@@ -32,13 +32,15 @@ impl RememberedSend {
     }
 }
 
+/// Device, next number, envelopes and bytes, those of strangers, number of expired envelopes.
+type MailboxRow = (Uuid, i64, i64, i64, i64, i64, i64);
+
 /// Locks mailboxes, by id, and reads them.
 pub async fn lock_mailboxes(
     tx: &mut Tx<'_>,
     devices: &BTreeSet<DeviceId>,
 ) -> Result<BTreeMap<DeviceId, Mailbox>, StoreError> {
     let ids: Vec<Uuid> = devices.iter().map(|device| device.0).collect();
-    type MailboxRow = (Uuid, i64, i64, i64, i64, i64, i64);
     let found: Vec<MailboxRow> = tx.query(sql::LOCK_MAILBOXES).bind_ids(&ids).fetch_all().await?;
     let mailbox = |(device, next_seq, count, bytes, of_strangers, bytes_of_strangers, expired_total)| {
         let load = mailbox_size(count, bytes);
