@@ -29,8 +29,8 @@ pub enum SignalPayload {
     Displaced { epoch: i64 },
     Mail { seq: i64, envelope: Option<EnvelopePayload> },
     Ephemeral(EnvelopePayload),
-    // Nodes of version 0.1 and nodes without migration 6 drop a payload with this variant. So it is never published
-    // together with another one: a publish of several signals is one of mail.
+    // Nodes without migration 6 drop a payload with this variant. Only signals about mail share a payload, so no other
+    // signal is lost with it.
     SessionsChanged { device: DeviceId, opened: Vec<SessionId>, ended: Vec<SessionId> },
     ApprovalRequested(ApprovalPayload),
 }
@@ -323,6 +323,13 @@ mod tests {
             assert_eq!(decode(&keys(), "channel", &changed), Err(PayloadError::NotAuthentic), "byte {place}");
             assert_eq!(decode(&keys(), "channel", &bytes[..place]), Err(PayloadError::NotAuthentic));
         }
+    }
+
+    #[test]
+    fn a_signal_of_a_newer_version_is_dropped_as_such() {
+        let content = rmp_serde::to_vec(&["SomethingNew"]).unwrap();
+        let bytes = seal(&keys(), "channel", publisher(), &content);
+        assert_eq!(decode_signals(&keys(), "channel", &bytes, publisher().at), Err(PayloadError::OtherVersion));
     }
 
     #[test]

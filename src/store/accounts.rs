@@ -48,8 +48,17 @@ pub(super) async fn active_ids(tx: &mut Tx<'_>, user: UserId) -> Result<Vec<Devi
 /// # Errors
 /// `session_revoked` if the user was deleted
 pub(super) async fn email_of(tx: &mut Tx<'_>, user: UserId) -> Result<Email, StoreError> {
-    let email: Option<(String,)> = tx.query(sql::EMAIL_OF_USER).bind(user.0).fetch_optional().await?;
-    rows::email(&email.ok_or(Refusal::SessionRevoked)?.0)
+    Ok(email_and_start(tx, user).await?.0)
+}
+
+/// The user's address, and when the user first signed in.
+///
+/// # Errors
+/// `session_revoked` if the user was deleted
+pub(super) async fn email_and_start(tx: &mut Tx<'_>, user: UserId) -> Result<(Email, Timestamp), StoreError> {
+    let row: Option<(String, DateTime<Utc>)> = tx.query(sql::EMAIL_OF_USER).bind(user.0).fetch_optional().await?;
+    let (email, created_at) = row.ok_or(Refusal::SessionRevoked)?;
+    Ok((rows::email(&email)?, rows::time(created_at)))
 }
 
 /// Gives the user a new address, and returns the old one. A refusal is a value, because the caller still commits.

@@ -449,10 +449,15 @@ impl Store {
             "pending" => Ok(ApprovalState::Pending { decides_at: approval.decides_at }),
             "denied" => Ok(ApprovalState::Denied),
             _ => {
-                let row: Option<(Uuid, Uuid, Uuid, DateTime<Utc>)> =
+                let row: Option<(Uuid, Uuid, Uuid, DateTime<Utc>, DateTime<Utc>)> =
                     tx.query(sql::APPROVED_SESSION).bind(id.0).bind(now.to_utc()).fetch_optional().await?;
-                let (session, user, device, expires_at) = row.ok_or(Refusal::NotFound)?;
-                let caller = Caller { session: SessionId(session), user: UserId(user), device: DeviceId(device) };
+                let (session, user, device, expires_at, user_since) = row.ok_or(Refusal::NotFound)?;
+                let caller = Caller {
+                    session: SessionId(session),
+                    user: UserId(user),
+                    device: DeviceId(device),
+                    user_since: rows::time(user_since),
+                };
                 Ok(ApprovalState::Approved(Session { caller, expires_at: rows::time(expires_at) }))
             }
         }

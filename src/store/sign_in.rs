@@ -325,7 +325,7 @@ impl SignIn {
 }
 
 /// Uses up a challenge whose code was compared. It locks the challenge, and so comes before the locks of
-/// [`locks`](super::locks).
+/// [`locks`].
 ///
 /// # Errors
 /// `invalid_code` if it was used in the meantime

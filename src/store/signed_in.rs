@@ -80,9 +80,9 @@ pub(super) async fn open_session(
         ended = sessions::make_room(tx, device, now).await?;
         active.iter().find(|known| known.id == device).and_then(|known| known.name.clone())
     };
-    let caller = Caller { session: session.id, user, device };
+    let (email, user_since) = accounts::email_and_start(tx, user).await?;
+    let caller = Caller { session: session.id, user, device, user_since };
     sessions::insert(tx, &caller, session, now, None).await?;
-    let email = accounts::email_of(tx, user).await?;
     let others = active.into_iter().map(|known| known.id);
     let others = others.filter(|id| *id != device && Some(*id) != replaced).collect();
     Ok(SignedIn {

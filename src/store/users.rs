@@ -9,7 +9,7 @@ use super::{
     accounts::{active, active_ids, email_of, set_address},
     approvals::{self, ApprovalRequested, AsksFor, NewApproval},
     locks, sessions, sign_in,
-    sql::accounts as sql,
+    sql::{access::FIND_USER, accounts as sql},
     tx::Tx,
 };
 use crate::domain::{ApprovalId, Caller, ChallengeId, DeviceId, Email, Refusal, Timestamp, UserId};
@@ -74,13 +74,23 @@ async fn change_or_request(
 }
 
 impl Store {
-    /// The user with this address, if there is one.
+    /// The user with this address, if there is one. For answers to strangers, use [`Self::find_user`].
     ///
     /// # Errors
     /// [`StoreError::Unavailable`]
     pub async fn user_by_email(&self, email: &Email) -> Result<Option<UserId>, StoreError> {
         let row: Option<(Uuid,)> =
             self.read().await?.query(sql::USER_BY_EMAIL).bind(email.as_str()).fetch_optional().await?;
+        Ok(row.map(|(id,)| UserId(id)))
+    }
+
+    /// The user with this address, unless it refuses strangers and is not the caller's own.
+    ///
+    /// # Errors
+    /// [`StoreError::Unavailable`]
+    pub async fn find_user(&self, caller: &Caller, email: &Email) -> Result<Option<UserId>, StoreError> {
+        let row: Option<(Uuid,)> =
+            self.read().await?.query(FIND_USER).bind(email.as_str()).bind(caller.user.0).fetch_optional().await?;
         Ok(row.map(|(id,)| UserId(id)))
     }
 

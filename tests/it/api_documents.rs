@@ -279,6 +279,8 @@ async fn replies_and_events_of_a_server_fit_the_document() {
         Op::DevicesDecide => json!({ "request_id": approval["request_id"], "approve": false }),
         Op::AccountLock => lock.clone(),
         Op::AccountUnlock => json!({ "recovery_key": base64(&[1; 32]) }),
+        Op::AccessSet => json!({ "strangers": "limit" }),
+        Op::BlocksAdd | Op::BlocksRemove => json!({ "user_id": Uuid::new_v4() }),
         _ => json!({}),
     };
     // A single key, so that the claim empties the pool and causes `prekeys.low`.

@@ -171,13 +171,17 @@ pub enum Feature {
     Skip,
     /// `keys.claim` and `keys.fetch` take `suites`.
     Suites,
+    /// There is `access.set`, and `messages.send`, `keys.claim` and `keys.fetch` take `access`.
+    Access,
+    /// There are `blocks.add`, `blocks.remove` and `blocks.list`.
+    Blocks,
     /// Accounts can be locked: `account.lock`, `account.unlock`, `account.status`, `devices.decide`, `devices.requested`.
     Lock,
 }
 
 impl Feature {
     /// All features of this version.
-    pub const ALL: [Self; 4] = [Self::Replace, Self::Skip, Self::Suites, Self::Lock];
+    pub const ALL: [Self; 6] = [Self::Replace, Self::Skip, Self::Suites, Self::Access, Self::Blocks, Self::Lock];
 }
 
 /// The `limits` of a welcome.

@@ -56,6 +56,10 @@ ops! {
     AccountStatus "account.status";
     AccountDelete "account.delete";
     AccountChangeEmail "account.change_email";
+    AccessSet     "access.set";
+    BlocksAdd     "blocks.add";
+    BlocksRemove  "blocks.remove";
+    BlocksList    "blocks.list";
     KeysPublish   "keys.publish";
     KeysStatus    "keys.status";
     KeysFetch     "keys.fetch";

@@ -32,8 +32,8 @@ statements! {
     OLDER_DEVICES = both("SELECT devices.id FROM devices JOIN identity_keys ON device_id = devices.id \
         WHERE user_id = $1 AND NOT revoked AND devices.created_at < $2");
     /// The session that an approval opened, unless its token was presented or it ended.
-    APPROVED_SESSION = both("SELECT sessions.id, sessions.user_id, device_id, expires_at FROM sessions \
-        JOIN devices ON devices.id = device_id WHERE approval_id = $1 AND expires_at > $2 AND NOT revoked");
+    APPROVED_SESSION = both("SELECT sessions.id, sessions.user_id, device_id, expires_at, users.created_at FROM sessions \
+        JOIN devices ON devices.id = device_id JOIN users ON users.id = sessions.user_id WHERE approval_id = $1 AND expires_at > $2 AND NOT revoked");
     SET_SESSION_APPROVAL = both("UPDATE sessions SET approval_id = $2 WHERE id = $1");
     /// Requests whose time has come, by the time $1 and on PostgreSQL by the clock of the database too, after the
     /// request with time $2 and id $3.

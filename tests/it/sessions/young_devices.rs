@@ -66,7 +66,7 @@ async fn a_young_device_may_not_disturb_others_until_it_is_old_enough() {
     laptop.request("devices.rename", json!({ "name": "laptop" })).await;
     phone.request("devices.rename", json!({ "device_id": young.device, "name": "another" })).await;
 
-    app.advance(AGE - Duration::from_millis(1));
+    app.advance(AGE.saturating_sub(Duration::from_millis(1)));
     for (op, params) in forbidden(&old) {
         assert_too_new(&laptop, op, params, allowed_at, Duration::from_millis(1)).await;
     }
@@ -105,7 +105,7 @@ async fn without_an_old_published_device_nothing_is_blocked() {
     app.advance(Duration::from_hours(1));
     let (recent, phone) = add_device(&app).await;
     publish(&phone).await;
-    app.advance(AGE - Duration::from_secs(1));
+    app.advance(AGE.saturating_sub(Duration::from_secs(1)));
     let (_, laptop) = add_device(&app).await;
     tablet.request("devices.revoke", json!({ "device_id": revoked.device })).await;
     let name = |device: &Person| json!({ "device_id": device.device, "name": "named" });
