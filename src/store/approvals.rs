@@ -449,7 +449,8 @@ impl Store {
             "pending" => Ok(ApprovalState::Pending { decides_at: approval.decides_at }),
             "denied" => Ok(ApprovalState::Denied),
             _ => {
-                let row: Option<(Uuid, Uuid, Uuid, DateTime<Utc>, DateTime<Utc>)> =
+                type ApprovedRow = (Uuid, Uuid, Uuid, DateTime<Utc>, DateTime<Utc>);
+                let row: Option<ApprovedRow> =
                     tx.query(sql::APPROVED_SESSION).bind(id.0).bind(now.to_utc()).fetch_optional().await?;
                 let (session, user, device, expires_at, user_since) = row.ok_or(Refusal::NotFound)?;
                 let caller = Caller {
