@@ -2,6 +2,7 @@
 //! be tested by calling it. Ids, times and protocol enums (suites, kinds, reasons) come from the protocol crate; no
 //! other type here can be serialized to the wire.
 
+pub mod access;
 pub mod bundle;
 pub mod email;
 pub mod envelope;
@@ -19,6 +20,7 @@ pub mod signature;
 pub mod token;
 pub mod token_bucket;
 
+pub use access::{AccessKey, AccessSettings, Admission};
 pub use bundle::{Bundle, Bundles, KeyKind, KeysStatus, OneTimeOutcome};
 pub use email::Email;
 pub use envelope::Envelope;

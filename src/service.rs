@@ -4,6 +4,7 @@
 //! then passes them to [`Service::notify`]. Batches of claims and mail publish their signals themselves, right after
 //! their commit.
 
+mod access;
 mod auth;
 mod devices;
 mod error;
@@ -184,7 +185,7 @@ impl Service {
             dependencies;
         let limits = &policy.limits;
         let drain = DrainLimit::new(limits.claim_burst, Duration::from_secs(limits.claim_refill_s));
-        let blocking_claims = Claims::new(store.clone(), drain);
+        let blocking_claims = Claims::new(store.clone(), drain, limits.stranger_keys_per_device_hour);
         let batches = Batches { tasks, metrics: &metrics, store: &store };
         let claims = blocking_claims.clone().with_store(store.for_batch_workers());
         let claims = batches.start("claims", Batch::Claims, CLAIMS_PER_BATCH, store.claim_workers(), {

@@ -6,6 +6,7 @@
 //! checks the caller's session (`sessions::authorize`), so that a session that has ended changes nothing from that
 //! commit on. A read takes a connection from `Store::read`.
 
+mod access;
 mod accounts;
 mod batcher;
 mod bundles;

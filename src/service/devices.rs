@@ -36,14 +36,14 @@ impl Service {
         Ok(notifications)
     }
 
-    /// Returns the user with this address.
+    /// Returns the user with this address. A user that refuses strangers is found only by its own devices.
     ///
     /// # Errors
     /// `session_revoked`, `rate_limited`, `not_found`
     pub async fn find_user(&self, caller: &Caller, email: &Email) -> Result<UserId, Refusal> {
         self.store.check_session(caller, self.now()).await?;
         self.limits.find(caller.user, self.now())?;
-        self.store.user_by_email(email).await?.ok_or(Refusal::NotFound)
+        self.store.find_user(caller, email).await?.ok_or(Refusal::NotFound)
     }
 
     /// Deletes the user and everything that belongs to it. The code is one for `delete`, mailed to the user's address.

@@ -3,6 +3,7 @@
 //! To add an op, add its name to `sealwire_protocol::frame::Op`, its parameter and result types to the module of its
 //! area in that crate, their conversions to `edge`, its use case to `service`, and its function here.
 
+mod access;
 mod accounts;
 mod keys;
 mod messages;
@@ -159,6 +160,10 @@ impl<'a> Call<'a> {
             Op::UsersFind => accounts::find_user(self).await,
             Op::AccountDelete => accounts::delete_account(self).await,
             Op::AccountChangeEmail => accounts::change_email(self).await,
+            Op::AccessSet => access::set(self).await,
+            Op::BlocksAdd => access::add_block(self).await,
+            Op::BlocksRemove => access::remove_block(self).await,
+            Op::BlocksList => access::list_blocks(self).await,
             Op::KeysPublish => keys::publish(self, turn).await,
             Op::KeysStatus => keys::status(self).await,
             Op::KeysFetch => keys::fetch(self).await,

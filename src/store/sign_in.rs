@@ -244,7 +244,7 @@ async fn open_session(tx: &mut Tx<'_>, sign_in: &SignIn) -> Result<Result<Redemp
         return Ok(Err(Refusal::UnknownDevice));
     }
     let now = sign_in.now.to_utc();
-    let (user,): (Uuid,) =
+    let (user, user_since): (Uuid, DateTime<Utc>) =
         tx.query(sql::UPSERT_USER).bind(sign_in.new_user.0).bind(sign_in.email.as_str()).bind(now).fetch_one().await?;
     let user = UserId(user);
     locks::user(tx, user).await?;
@@ -266,7 +266,7 @@ async fn open_session(tx: &mut Tx<'_>, sign_in: &SignIn) -> Result<Result<Redemp
         ended = sessions::make_room(tx, device, sign_in.now).await?;
         active.iter().find(|known| known.id == device).and_then(|known| known.name.clone())
     };
-    let caller = Caller { session: sign_in.session.id, user, device };
+    let caller = Caller { session: sign_in.session.id, user, device, user_since: rows::time(user_since) };
     sessions::insert(tx, &caller, &sign_in.session, sign_in.now, None).await?;
     let others = active.into_iter().map(|known| known.id);
     let others = others.filter(|id| *id != device && Some(*id) != sign_in.replace).collect();

@@ -6,7 +6,7 @@ use super::{
     Store, StoreError,
     accounts::{active_ids, email_of},
     locks, sessions, sign_in,
-    sql::accounts as sql,
+    sql::{access::FIND_USER, accounts as sql},
     tx::Tx,
 };
 use crate::domain::{Caller, ChallengeId, DeviceId, Email, Refusal, Timestamp, UserId};
@@ -45,13 +45,23 @@ pub(super) async fn set_address(
 }
 
 impl Store {
-    /// The user with this address, if there is one.
+    /// The user with this address, if there is one. For answers to strangers, use [`Self::find_user`].
     ///
     /// # Errors
     /// [`StoreError::Unavailable`]
     pub async fn user_by_email(&self, email: &Email) -> Result<Option<UserId>, StoreError> {
         let row: Option<(Uuid,)> =
             self.read().await?.query(sql::USER_BY_EMAIL).bind(email.as_str()).fetch_optional().await?;
+        Ok(row.map(|(id,)| UserId(id)))
+    }
+
+    /// The user with this address, unless it refuses strangers and is not the caller's own.
+    ///
+    /// # Errors
+    /// [`StoreError::Unavailable`]
+    pub async fn find_user(&self, caller: &Caller, email: &Email) -> Result<Option<UserId>, StoreError> {
+        let row: Option<(Uuid,)> =
+            self.read().await?.query(FIND_USER).bind(email.as_str()).bind(caller.user.0).fetch_optional().await?;
         Ok(row.map(|(id,)| UserId(id)))
     }
 

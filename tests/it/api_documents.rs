@@ -256,6 +256,8 @@ async fn replies_and_events_of_a_server_fit_the_document() {
         Op::KeysClaim => json!({ "user_id": bob.user, "claim_id": Uuid::new_v4() }),
         Op::MessagesSend => message(&[&bob], "hello"),
         Op::MessagesAck => json!({ "seqs": [1] }),
+        Op::AccessSet => json!({ "strangers": "limit" }),
+        Op::BlocksAdd | Op::BlocksRemove => json!({ "user_id": Uuid::new_v4() }),
         _ => json!({}),
     };
     // A single key, so that the claim empties the pool and causes `prekeys.low`.

@@ -165,11 +165,15 @@ pub enum Feature {
     Skip,
     /// `keys.claim` and `keys.fetch` take `suites`.
     Suites,
+    /// There is `access.set`, and `messages.send`, `keys.claim` and `keys.fetch` take `access`.
+    Access,
+    /// There are `blocks.add`, `blocks.remove` and `blocks.list`.
+    Blocks,
 }
 
 impl Feature {
     /// All features of this version.
-    pub const ALL: [Self; 3] = [Self::Replace, Self::Skip, Self::Suites];
+    pub const ALL: [Self; 5] = [Self::Replace, Self::Skip, Self::Suites, Self::Access, Self::Blocks];
 }
 
 /// The `limits` of a welcome.

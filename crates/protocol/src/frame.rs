@@ -52,6 +52,10 @@ ops! {
     UsersFind     "users.find";
     AccountDelete "account.delete";
     AccountChangeEmail "account.change_email";
+    AccessSet     "access.set";
+    BlocksAdd     "blocks.add";
+    BlocksRemove  "blocks.remove";
+    BlocksList    "blocks.list";
     KeysPublish   "keys.publish";
     KeysStatus    "keys.status";
     KeysFetch     "keys.fetch";

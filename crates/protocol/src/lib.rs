@@ -9,6 +9,7 @@
 //! | signing in over HTTP, `session.*` ops | [`auth`] |
 //! | `devices.*` ops | [`devices`] |
 //! | `users.*` and `account.*` ops | [`users`] |
+//! | `access.*` and `blocks.*` ops, access keys | [`access`] |
 //! | `keys.*` ops, bundles, suites | [`keys`] |
 //! | `messages.*` ops, message content | [`messages`] |
 //! | events | [`events`] |
@@ -24,6 +25,7 @@
 //! The types check only the form of values; the server checks everything else. The crate does no I/O and depends on no
 //! async runtime.
 
+pub mod access;
 pub mod auth;
 pub mod codec;
 pub mod codes;

@@ -11,6 +11,7 @@ use serde::{Serialize, de::DeserializeOwned};
 
 use crate::{
     Codec,
+    access::{AddBlockRequest, ListBlocksReply, ListBlocksRequest, RemoveBlockRequest, SetAccessRequest},
     auth::{
         CodePurpose, EndSessionRequest, ListSessionsReply, OtpReply, OtpRequest, RenewSessionReply, SessionReply,
         VerifyRequest,
@@ -177,6 +178,20 @@ fn ops_on_sessions_devices_and_users_encode_as_documented() {
     check_reply::<FindUserReply>(&format!(r#"{{"user_id":"{ID}"}}"#));
 }
 
+#[test]
+fn ops_on_access_and_blocks_encode_as_documented() {
+    check_request::<SetAccessRequest>(Op::AccessSet, r#"{"strangers":"allow"}"#);
+    check_request::<SetAccessRequest>(
+        Op::AccessSet,
+        r#"{"key":"8PHy8/T19vf4+fr7/P3+/w==","strangers":"refuse","sealed":true}"#,
+    );
+    check_request::<AddBlockRequest>(Op::BlocksAdd, &format!(r#"{{"user_id":"{ID}"}}"#));
+    check_request::<RemoveBlockRequest>(Op::BlocksRemove, &format!(r#"{{"user_id":"{ID}"}}"#));
+    check_request::<ListBlocksRequest>(Op::BlocksList, "{}");
+    check_reply::<ListBlocksReply>(r#"{"user_ids":[]}"#);
+    check_reply::<ListBlocksReply>(&format!(r#"{{"user_ids":["{ID}","{OTHER}"]}}"#));
+}
+
 const STATUS: &str = r#"{"suite":"signal-x3dh","identity_key":"BQ==","signed_prekey":{"key_id":1,"expires_at":"2026-06-15T12:00:00.000000Z"},"pq_last_resort":{"key_id":2},"one_time":1,"pq_one_time":0,"threshold":20,"pool_version":1}"#;
 const NO_KEYS: &str = r#"{"suite":null,"identity_key":null,"signed_prekey":null,"pq_last_resort":null,"one_time":0,"pq_one_time":0,"threshold":20,"pool_version":0}"#;
 
@@ -200,7 +215,7 @@ fn ops_on_keys_encode_as_documented() {
     check_request::<FetchKeysRequest>(Op::KeysFetch, &format!(r#"{{"user_id":"{ID}","device_ids":["{OTHER}"]}}"#));
     check_request::<ClaimKeysRequest>(
         Op::KeysClaim,
-        &format!(r#"{{"user_id":"{ID}","device_ids":[],"claim_id":"{OTHER}"}}"#),
+        &format!(r#"{{"user_id":"{ID}","device_ids":[],"access":"8PHy8/T19vf4+fr7/P3+/w==","claim_id":"{OTHER}"}}"#),
     );
     let bundle = |suite: &str, rest: &str| {
         format!(

@@ -26,18 +26,20 @@ statements! {
     USER_EXISTS = both("SELECT 1 FROM users WHERE id = $1");
     /// Creates the user of an address, or locks the existing row.
     UPSERT_USER = both("INSERT INTO users (id, email, email_verified, created_at) VALUES ($1, $2, TRUE, $3) \
-        ON CONFLICT (email) DO UPDATE SET email_verified = TRUE RETURNING id");
+        ON CONFLICT (email) DO UPDATE SET email_verified = TRUE RETURNING id, created_at");
     DELETE_USER = both("DELETE FROM users WHERE id = $1");
+    /// Those of the given users that exist, with their access settings and their number of blocks.
     USERS_OF_MANY = per_dialect(
-        "SELECT id FROM users WHERE id IN (SELECT unhex(value) FROM json_each($1))",
-        "SELECT id FROM users WHERE id = ANY($1)");
+        "SELECT id, access_key, strangers, block_count FROM users WHERE id IN (SELECT unhex(value) FROM json_each($1))",
+        "SELECT id, access_key, strangers, block_count FROM users WHERE id = ANY($1)");
 
     // Sessions
 
     INSERT_SESSION = both("INSERT INTO sessions \
         (id, user_id, device_id, token_hash, expires_at, created_at, replaces) VALUES ($1, $2, $3, $4, $5, $6, $7)");
-    SESSION_BY_TOKEN = both("SELECT sessions.id, sessions.user_id, sessions.device_id, expires_at, replaces \
-        FROM sessions JOIN devices ON devices.id = sessions.device_id \
+    SESSION_BY_TOKEN = both("SELECT sessions.id, sessions.user_id, sessions.device_id, expires_at, replaces, \
+        users.created_at FROM sessions JOIN devices ON devices.id = sessions.device_id \
+        JOIN users ON users.id = sessions.user_id \
         WHERE token_hash = $1 AND expires_at > $2 AND NOT revoked");
     /// The row of a session that is valid for its device at $3.
     AUTHORIZE = both("SELECT replaces FROM sessions JOIN devices ON devices.id = sessions.device_id \

@@ -174,12 +174,12 @@ async fn claim(
 /// A claim of one key of each kind from every device of a user.
 fn request(caller: &Caller, user: UserId, now: Timestamp) -> ClaimRequest {
     let suites = sealwire::domain::bundle::UsableSuites::default();
-    ClaimRequest { caller: *caller, user, devices: None, suites, claim: ClaimId(Uuid::new_v4()), now }
+    ClaimRequest { caller: *caller, user, devices: None, suites, claim: ClaimId(Uuid::new_v4()), access: None, now }
 }
 
 /// Claims with a drain limit of `burst` keys that gets one key back each hour; a burst of 0 means no limit.
 fn claims(store: &Store, burst: u32) -> Claims {
-    Claims::new(store.clone(), DrainLimit::new(burst, Duration::from_hours(1)))
+    Claims::new(store.clone(), DrainLimit::new(burst, Duration::from_hours(1)), 0)
 }
 
 fn claimed(bundles: &Bundles) -> Option<u32> {
