@@ -370,14 +370,16 @@ fn prints_mails(config: &Config) -> bool {
 #[must_use]
 pub fn policy(config: &Config) -> Policy {
     let mailbox = &config.mailbox;
+    let whole = MailboxSize { envelopes: mailbox.max_envelopes.into(), bytes: mailbox.max_bytes };
     Policy {
         session_lifetime: config.session_lifetime(),
         max_devices: config.auth.max_devices,
         low_watermark: config.keys.low_watermark,
         signed_prekey_lifetime: config.signed_prekey_lifetime(),
         mailbox: MailboxBounds {
-            all: MailboxSize { envelopes: mailbox.max_envelopes.into(), bytes: mailbox.max_bytes },
+            all: whole,
             per_sender: MailboxSize { envelopes: mailbox.max_per_sender.into(), bytes: mailbox.max_bytes_per_sender },
+            strangers: whole.share(mailbox.stranger_share),
         },
         limits: usage_limits(config),
     }

@@ -2,6 +2,7 @@
 //! be tested by calling it. Ids, times and protocol enums (suites, kinds, reasons) come from the protocol crate; no
 //! other type here can be serialized to the wire.
 
+pub mod access;
 pub mod approval;
 pub mod bundle;
 pub mod email;
@@ -20,6 +21,7 @@ pub mod signature;
 pub mod token;
 pub mod token_bucket;
 
+pub use access::{AccessKey, AccessSettings, Admission};
 pub use approval::{ApprovalKind, PendingApproval};
 pub use bundle::{Bundle, Bundles, KeyKind, KeysStatus, OneTimeOutcome};
 pub use email::Email;

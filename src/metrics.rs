@@ -90,7 +90,7 @@ metrics! {
     access_denied: Counters<AccessDenied> = "sealwire_admin_refused_total" ["reason"] "Requests to the operator's listener that were refused, by reason";
 
     sign_ins: Counter = "sealwire_sign_ins_total" [] "Sessions opened with a code";
-    codes_mailed: Counter = "sealwire_codes_mailed_total" [] "Sign-in codes handed to the mailer";
+    codes_mailed: Counter = "sealwire_codes_mailed_total" [] "Codes handed to the mailer";
     mails: Counters<MailOutcome> = "sealwire_mails_total" ["outcome"] "Mails, by outcome";
     claims: Counters<ClaimOutcome> = "sealwire_claims_total" ["outcome"] "Bundles returned by claims, by outcome for the one-time key; a repeated claim counts again";
 

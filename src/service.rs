@@ -4,6 +4,7 @@
 //! then passes them to [`Service::notify`]. Batches of claims and mail publish their signals themselves, right after
 //! their commit.
 
+mod access;
 mod approvals;
 mod auth;
 mod devices;
@@ -24,14 +25,14 @@ use uuid::Uuid;
 
 pub use crate::bus::BusState;
 pub use approvals::{PolledApproval, RequestedApproval, Verdict, look_at_approvals_forever};
-pub use auth::{Challenge, OpenedConnection, SignInAnswer, SignInRequest};
+pub use auth::{Challenge, Confirmation, OpenedConnection, SignInAnswer, SignInRequest};
 pub use heartbeat::beat_forever;
 pub use mailer::{Mailer, MailerError, check as check_mailer};
 pub use messages::{FifoGate, Message, Turn};
 pub use reconcile::reconcile_forever;
 pub use sweep::{expire_mail_forever, sweep_forever};
 
-pub use crate::store::{AcceptedMessage, AccountStatus, DeviceRecord, PublishOutcome, PublishReport};
+pub use crate::store::{AcceptedMessage, AccountStatus, DeviceRecord, PublishOutcome, PublishReport, SessionRecord};
 use crate::{
     bus::Bus,
     clock::{Clock, Entropy},
@@ -140,6 +141,11 @@ impl Notifications {
         Self(devices.into_iter().map(|device| (device, signal.clone())).collect())
     }
 
+    fn and_all(mut self, devices: impl IntoIterator<Item = DeviceId>, signal: &Signal) -> Self {
+        self.0.extend(Self::to_all(devices, signal).0);
+        self
+    }
+
     fn and(mut self, device: DeviceId, signal: Signal) -> Self {
         self.0.push((device, signal));
         self
@@ -181,7 +187,7 @@ impl Service {
             dependencies;
         let limits = &policy.limits;
         let drain = DrainLimit::new(limits.claim_burst, Duration::from_secs(limits.claim_refill_s));
-        let blocking_claims = Claims::new(store.clone(), drain);
+        let blocking_claims = Claims::new(store.clone(), drain, limits.stranger_keys_per_device_hour);
         let batches = Batches { tasks, metrics: &metrics, store: &store };
         let claims = blocking_claims.clone().with_store(store.for_batch_workers());
         let claims = batches.start("claims", Batch::Claims, CLAIMS_PER_BATCH, store.claim_workers(), {

@@ -6,7 +6,9 @@
 //! checks the caller's session (`sessions::authorize`), so that a session that has ended changes nothing from that
 //! commit on. A read takes a connection from `Store::read`.
 
+mod access;
 mod account_lock;
+mod accounts;
 mod approvals;
 mod batcher;
 mod bundles;
@@ -29,6 +31,7 @@ mod seed;
 mod session_settings;
 mod sessions;
 mod sign_in;
+mod signed_in;
 pub mod sql;
 mod sweep;
 mod tx;
@@ -37,11 +40,12 @@ mod users;
 use std::{sync::Arc, time::Duration};
 
 pub use account_lock::AccountStatus;
-pub use approvals::{ApprovalState, ApprovedSession, Decided, Decision};
+pub use accounts::DeviceRecord;
+pub use approvals::{ApprovalRequested, ApprovalState, Approved, ApprovedSession, Decided, Decision};
 pub use batcher::{BatchWorkers, Batcher};
 pub use claims::{BlockedClaim, ClaimAnswer, ClaimRequest, Claims};
 pub use connections::{ConnectionRegistration, ConnectionState, RegisteredConnection};
-pub use devices::DeviceRecord;
+pub use devices::RevokedDevice;
 pub use error::StoreError;
 pub use health::DatabaseHealth;
 pub use keys::{PublishOutcome, PublishReport};
@@ -49,8 +53,10 @@ pub use mailbox::{AcceptedMessage, AckRequest, MailAnswer, MailRequest, Mailboxe
 pub use open::may_write;
 pub use retry::BatchOutcome;
 pub use seed::SeedDevice;
-pub use sessions::{NewSession, PresentedSession};
-pub use sign_in::{NewChallenge, NewDevice, PastChallenge, SignIn, SignInOutcome, SignedIn};
+pub use sessions::{EndedSessions, NewSession, PresentedSession, SessionRecord};
+pub use sign_in::{NewChallenge, PastChallenge, SignIn, SignInOutcome};
+pub use signed_in::{NewDevice, SignedIn};
+pub use users::{AddressChange, DeletedAccount};
 
 use uuid::Uuid;
 

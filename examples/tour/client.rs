@@ -19,6 +19,11 @@ pub type Outcome<T = ()> = Result<T, Box<dyn Error>>;
 /// Timeout for every step.
 const TIMEOUT: Duration = Duration::from_secs(20);
 
+/// The group of eight digits in a mail.
+fn code_in(mail: &str) -> Option<&str> {
+    mail.split(|c: char| !c.is_ascii_digit()).find(|digits| digits.len() == 8)
+}
+
 /// The server.
 pub struct Server {
     /// URL, such as `http://127.0.0.1:8080`.
@@ -56,18 +61,9 @@ impl Server {
 
     /// Signs in by mailed code: on a new device or, if `device` has an `id`, on that device.
     pub async fn sign_in(&self, email: &str, device: Value) -> Outcome<Session> {
-        let mails_before = self.mails_to(email)?.len();
-        let (status, challenge) = self.call(Method::POST, "/v1/auth/otp", "", Some(json!({ "email": email }))).await?;
-        ensure(status == 202, "the server accepts the request for a code")?;
-        let code = match self.mail {
-            Some(_) => {
-                let mail = self.next_mail(email, mails_before).await?;
-                let mut groups = mail.split(|c: char| !c.is_ascii_digit());
-                groups.find(|digits| digits.len() == 8).ok_or("the mail has no code of eight digits")?.to_owned()
-            }
-            None => ask(&format!("      The code that the server printed for {email}: ")).await?,
-        };
-        let body = json!({ "challenge_id": challenge["challenge_id"], "email": email, "code": code, "device": device });
+        let mut body = self.request_code(email, "sign_in").await?;
+        body["email"] = json!(email);
+        body["device"] = device;
         let (status, session) = self.call(Method::POST, "/v1/auth/verify", "", Some(body)).await?;
         ensure(status == 201, "the code opens a session")?;
         Ok(Session {
@@ -76,6 +72,22 @@ impl Server {
             device: text(&session["device_id"])?,
             token: text(&session["token"])?,
         })
+    }
+
+    /// Requests a code for a purpose, and waits until it is mailed or entered. Returns `challenge_id` and `code`.
+    pub async fn request_code(&self, email: &str, purpose: &str) -> Outcome<Value> {
+        let seen = self.mails_to(email)?;
+        let body = json!({ "email": email, "purpose": purpose });
+        let (status, challenge) = self.call(Method::POST, "/v1/auth/otp", "", Some(body)).await?;
+        ensure(status == 202, "the server accepts the request for a code")?;
+        let code = match self.mail {
+            Some(_) => {
+                let has_code = |mail: &str| !seen.iter().any(|old| old == mail) && code_in(mail).is_some();
+                code_in(&self.wait_for_mail(email, has_code).await?).ok_or("the mail has a code")?.to_owned()
+            }
+            None => ask(&format!("      The code that the server printed for {email}: ")).await?,
+        };
+        Ok(json!({ "challenge_id": challenge["challenge_id"], "code": code }))
     }
 
     /// The subjects and bodies of all mails to an address, oldest first. Empty if the folder is unknown.
@@ -96,11 +108,11 @@ impl Server {
         Ok(found)
     }
 
-    /// Waits for the mail after the first `seen` mails.
-    pub async fn next_mail(&self, email: &str, seen: usize) -> Outcome<String> {
+    /// Waits for a mail that fits.
+    pub async fn wait_for_mail(&self, email: &str, fits: impl Fn(&str) -> bool) -> Outcome<String> {
         let wait = async {
             loop {
-                match self.mails_to(email)?.into_iter().nth(seen) {
+                match self.mails_to(email)?.into_iter().find(|mail| fits(mail)) {
                     Some(mail) => return Ok(mail),
                     None => tokio::time::sleep(Duration::from_millis(20)).await,
                 }

@@ -106,7 +106,9 @@ async fn tour(server: &Server) -> Outcome {
     let told = bob.socket.event("session.revoked").await?;
     ensure(told["reason"] == "logout", "the event says why")?;
     ensure(bob.socket.close_code().await? == 4500, "the socket closes with 4500")?;
-    say("The phone names its device id, so it keeps its keys. No device is added, so nobody is notified.");
+    say(
+        "The phone names its device id, so it keeps its keys. Bob gets a mail, in case that somebody else reads his mail.",
+    );
     let again = server.sign_in(&bob.session.email, json!({ "id": bob.session.device })).await?;
     ensure(again.device == bob.session.device, "it is the same device")?;
     bob.socket = server.connect("Bob's phone", &again, Encoding::MsgPack).await?;
@@ -114,14 +116,19 @@ async fn tour(server: &Server) -> Outcome {
     ensure(bob.socket.welcome["mailbox"]["waiting"] == 0, "its mailbox is empty because everything was acked")?;
 
     chapter(12, "Alice deletes her account");
-    alice.socket.request("account.delete", json!({})).await?;
+    say("A code confirms it: a phone left unlocked for a minute is not enough.");
+    let refused = alice.socket.ask("account.delete", json!({})).await?;
+    ensure(refused.is_err_and(|error| error["code"] == "confirmation_required"), "it needs a code")?;
+    let params = server.request_code(&alice.session.email, "delete").await?;
+    alice.socket.request("account.delete", params).await?;
     let told = alice.socket.event("session.revoked").await?;
     ensure(told["reason"] == "account_deleted", "she is told why")?;
     ensure(alice.socket.close_code().await? == 4506, "her socket closes with 4506")?;
     let answer = bob.socket.ask("users.find", json!({ "email": alice.session.email })).await?;
     ensure(answer.is_err_and(|error| error["code"] == "not_found"), "nobody can find her any more")?;
     say("Bob deletes his account too, so that the tour leaves nothing behind.");
-    bob.socket.request("account.delete", json!({})).await?;
+    let params = server.request_code(&bob.session.email, "delete").await?;
+    bob.socket.request("account.delete", params).await?;
     ensure(bob.socket.close_code().await? == 4506, "his socket closes with 4506")?;
 
     println!("\n   That was all of it. docs/protocol.md has the details.\n");
@@ -177,15 +184,14 @@ async fn claim_once(server: &Server, alice: &mut Device, bob: &mut Device) -> Ou
 
 async fn add_laptop(server: &Server, entropy: &Entropy, alice: &mut Device) -> Outcome<Device> {
     chapter(6, "Alice adds a laptop");
-    let seen = server.mails_to(&alice.session.email)?.len();
     let laptop = server.sign_in(&alice.session.email, json!({ "name": "Alice's laptop" })).await?;
     let changed = alice.socket.event("devices.changed").await?;
     ensure(changed["added"] == json!([laptop.device]), "her phone is notified")?;
+    let changed = alice.socket.event("sessions.changed").await?;
+    ensure(changed["device_id"] == json!(laptop.device), "her phone learns of the session too")?;
     if server.mail.is_some() {
-        // The first of the two mails has the code.
-        let mail = server.next_mail(&alice.session.email, seen + 1).await?;
+        let mail = server.wait_for_mail(&alice.session.email, |mail| mail.contains("A device was added")).await?;
         say(&format!("And a mail arrives: {mail}"));
-        ensure(mail.contains("A device was added"), "Alice is notified by mail")?;
     }
     let laptop = arrive(server, entropy, "Alice's laptop", laptop, Encoding::MsgPack, 30).await?;
     say("Messages to Alice are now encrypted twice: once for each of her devices.");

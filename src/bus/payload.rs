@@ -29,6 +29,9 @@ pub enum SignalPayload {
     Displaced { epoch: i64 },
     Mail { seq: i64, envelope: Option<EnvelopePayload> },
     Ephemeral(EnvelopePayload),
+    // Nodes without migration 6 drop a payload with this variant. Only signals about mail share a payload, so no other
+    // signal is lost with it.
+    SessionsChanged { device: DeviceId, opened: Vec<SessionId>, ended: Vec<SessionId> },
     ApprovalRequested(ApprovalPayload),
 }
 
@@ -85,6 +88,9 @@ impl From<&Signal> for SignalPayload {
                 Self::Mail { seq: *seq, envelope: envelope.as_deref().map(EnvelopePayload::from) }
             }
             Signal::Ephemeral(envelope) => Self::Ephemeral(EnvelopePayload::from(&**envelope)),
+            Signal::SessionsChanged { device, opened, ended } => {
+                Self::SessionsChanged { device: *device, opened: opened.clone(), ended: ended.clone() }
+            }
             Signal::ApprovalRequested(approval) => Self::ApprovalRequested(ApprovalPayload::from(&**approval)),
         }
     }
@@ -105,6 +111,7 @@ impl From<SignalPayload> for Signal {
                 Self::Mail { seq, envelope: envelope.map(|envelope| Envelope::from(envelope).into()) }
             }
             SignalPayload::Ephemeral(envelope) => Self::Ephemeral(Envelope::from(envelope).into()),
+            SignalPayload::SessionsChanged { device, opened, ended } => Self::SessionsChanged { device, opened, ended },
             SignalPayload::ApprovalRequested(approval) => Self::ApprovalRequested(Box::new(approval.into())),
         }
     }
@@ -262,8 +269,13 @@ mod tests {
             Signal::Mail { seq: 12, envelope: None },
             Signal::Mail { seq: 13, envelope: Some(envelope.clone()) },
             Signal::Ephemeral(envelope),
+            Signal::SessionsChanged {
+                device: device(14),
+                opened: vec![SessionId(Uuid::from_u128(15))],
+                ended: vec![SessionId(Uuid::from_u128(16))],
+            },
             Signal::ApprovalRequested(Box::new(PendingApproval {
-                id: ApprovalId(Uuid::from_u128(14)),
+                id: ApprovalId(Uuid::from_u128(17)),
                 kind: ApprovalKind::Device,
                 device_name: Some("tablet".to_owned()),
                 client_network: None,
@@ -284,7 +296,7 @@ mod tests {
     #[test]
     fn every_signal_survives_encoding_and_decoding() {
         let bytes = encode_signals(&keys(), "channel", publisher(), &every_signal()).unwrap();
-        assert!(bytes.len() < 1300, "content is encoded as bytes: {}", bytes.len());
+        assert!(bytes.len() < 1450, "content is encoded as bytes: {}", bytes.len());
         let decoded = decode_signals(&keys(), "channel", &bytes, publisher().at);
         assert_eq!(decoded, Ok((NODE, every_signal())));
     }
@@ -314,6 +326,13 @@ mod tests {
     }
 
     #[test]
+    fn a_signal_of_a_newer_version_is_dropped_as_such() {
+        let content = rmp_serde::to_vec(&["SomethingNew"]).unwrap();
+        let bytes = seal(&keys(), "channel", publisher(), &content);
+        assert_eq!(decode_signals(&keys(), "channel", &bytes, publisher().at), Err(PayloadError::OtherVersion));
+    }
+
+    #[test]
     fn a_payload_is_dropped_after_30_seconds() {
         let at = publisher().at;
         let bytes = encode_signals(&keys(), "channel", publisher(), &[Signal::DeviceRevoked]).unwrap();
@@ -340,13 +359,14 @@ mod tests {
             format!("81{}920cc0", word("Mail")),
             format!("81{}920d{envelope}", word("Mail")),
             format!("81{}{envelope}", word("Ephemeral")),
-            format!("81{}96{}{}{}c0{time}{time}", word("ApprovalRequested"), id(14), word("device"), word("tablet")),
+            format!("81{}93{}91{}91{}", word("SessionsChanged"), id(14), id(15), id(16)),
+            format!("81{}96{}{}{}c0{time}{time}", word("ApprovalRequested"), id(17), word("device"), word("tablet")),
         ];
         let bytes = encode_signals(&keys(), "channel", publisher(), &every_signal()).unwrap();
         let (sealed, _) = bytes.split_last_chunk::<TAG_BYTES>().unwrap();
         let time = publisher().at.as_micros();
         let head = format!("01{}01{time:016x}", "00".repeat(15));
-        assert_eq!(hex(sealed), format!("{head}99{}", signals.concat()));
+        assert_eq!(hex(sealed), format!("{head}9b{}", signals.concat()));
     }
 
     fn hex(bytes: &[u8]) -> String {

@@ -5,6 +5,8 @@ use std::{fmt, time::Duration};
 use rand::{CryptoRng, RngExt};
 use zeroize::Zeroizing;
 
+pub use sealwire_protocol::auth::CodePurpose;
+
 use super::{ChallengeId, Email};
 
 /// How long a code may be used.
@@ -70,10 +72,15 @@ impl OtpCode {
         &self.0
     }
 
-    /// The keyed hash that `email_otps.otp_hash` stores.
+    /// The keyed hash that `email_otps.otp_hash` stores. It contains the purpose, so that nodes of earlier versions, which
+    /// know no purposes, do not accept a code that does not sign in.
     #[must_use]
-    pub fn hash(&self, secret: &ServerSecret, challenge: ChallengeId, email: &Email) -> [u8; 32] {
-        secret.tag(&[b"otp", challenge.0.as_bytes(), email.as_str().as_bytes(), self.0.as_bytes()])
+    pub fn hash(&self, secret: &ServerSecret, challenge: ChallengeId, email: &Email, purpose: CodePurpose) -> [u8; 32] {
+        let (challenge, email, code) = (challenge.0.as_bytes(), email.as_str().as_bytes(), self.0.as_bytes());
+        match purpose {
+            CodePurpose::SignIn => secret.tag(&[b"otp", challenge, email, code]),
+            other => secret.tag(&[b"otp", other.name().as_bytes(), challenge, email, code]),
+        }
     }
 }
 
@@ -108,15 +115,24 @@ mod tests {
     }
 
     #[test]
-    fn the_hash_binds_challenge_address_and_secret() {
+    fn the_hash_binds_challenge_address_purpose_and_secret() {
         let (a, b) = (ServerSecret::new([1; 32]), ServerSecret::new([2; 32]));
         let (one, two) = (ChallengeId(Uuid::from_u128(1)), ChallengeId(Uuid::from_u128(2)));
         let (alice, bob) = (Email::parse("a@x.y").unwrap(), Email::parse("b@x.y").unwrap());
         let code = OtpCode::parse("12345678").unwrap();
-        let hash = code.hash(&a, one, &alice);
-        assert_eq!(hash, code.hash(&a, one, &alice));
-        for other in [code.hash(&b, one, &alice), code.hash(&a, two, &alice), code.hash(&a, one, &bob)] {
-            assert_ne!(hash, other);
+        let sign_in = CodePurpose::SignIn;
+        let hash = code.hash(&a, one, &alice, sign_in);
+        assert_eq!(hash, code.hash(&a, one, &alice, sign_in));
+        assert_eq!(hash, a.tag(&[b"otp", one.0.as_bytes(), b"a@x.y", b"12345678"]), "the hash of earlier versions");
+        let others = [
+            code.hash(&b, one, &alice, sign_in),
+            code.hash(&a, two, &alice, sign_in),
+            code.hash(&a, one, &bob, sign_in),
+            code.hash(&a, one, &alice, CodePurpose::Delete),
+            code.hash(&a, one, &alice, CodePurpose::ChangeEmail),
+        ];
+        for (place, other) in others.iter().enumerate() {
+            assert!(hash != *other && !others[..place].contains(other));
         }
     }
 }

@@ -100,6 +100,12 @@ pub enum Refusal {
         /// The time until then.
         retry_after: Duration,
     },
+    /// The operation needs a code.
+    #[error("this needs a code: ask for one with the right purpose, and send its challenge_id and code")]
+    ConfirmationRequired,
+    /// Another user has the address.
+    #[error("another user has this address")]
+    EmailTaken,
     /// The device has already published another identity key or suite.
     #[error("the device already has another identity key or suite")]
     IdentityConflict,

@@ -49,6 +49,15 @@ pub enum Signal {
     },
     /// A message for the connections that are open now. It is not stored.
     Ephemeral(Arc<Envelope>),
+    /// Sessions of one of the user's devices were opened or ended.
+    SessionsChanged {
+        /// The device of the sessions.
+        device: DeviceId,
+        /// Sessions that a sign-in opened.
+        opened: Vec<SessionId>,
+        /// Sessions that ended other than by expiry or renewal.
+        ended: Vec<SessionId>,
+    },
     /// A request waits for an approval by one of the user's devices.
     ApprovalRequested(Box<PendingApproval>),
 }

@@ -5,9 +5,12 @@ use sealwire_protocol::{
         self as wire, AccountStatusReply, ApprovalPendingReply, ApprovalRequestedReply, DecideRequest,
         LockAccountRequest, UndecidedApproval, UnlockAccountRequest,
     },
-    auth::{DeviceDescription, OtpReply, RenewSessionReply, SessionReply, VerifyRequest},
+    auth::{
+        DeviceDescription, ListSessionsReply, ListedSession, OtpReply, RenewSessionReply, SessionReply, VerifyRequest,
+    },
     devices::{ListDevicesReply, ListedDevice},
     limits::{DEVICE_NAME_CHARS, LOCK_WAIT_DEFAULT, LOCK_WAIT_SECONDS, REGISTRATION_IDS},
+    users::ChangeEmailReply,
     value::{Base64, Object, Text},
 };
 
@@ -16,13 +19,14 @@ use serde::Serialize;
 use super::EdgeError;
 use crate::{
     domain::{
-        ApprovalId, DeviceId, Email, PendingApproval, Session,
+        ApprovalId, ChallengeId, DeviceId, Email, PendingApproval, Session,
         approval::{self, Lock, PresentedRecoveryKey},
         otp::{self, OtpCode},
         token::Token,
     },
     service::{
-        AccountStatus, Challenge, DeviceRecord, PolledApproval, RequestedApproval, SignInAnswer, SignInRequest, Verdict,
+        AccountStatus, Challenge, Confirmation, DeviceRecord, PolledApproval, RequestedApproval, SessionRecord,
+        SignInAnswer, SignInRequest, Verdict,
     },
 };
 
@@ -65,7 +69,7 @@ pub fn sign_in(request: VerifyRequest) -> Result<SignInRequest, EdgeError> {
     Ok(SignInRequest {
         challenge: challenge_id,
         email: email(&address)?,
-        code: OtpCode::parse(code.as_str()).ok_or_else(|| EdgeError::invalid("code", "eight digits"))?,
+        code: otp_code(&code)?,
         existing_device: id,
         device_name,
         registration_id,
@@ -151,7 +155,9 @@ pub fn verify_reply(answer: SignInAnswer) -> SignInReply {
     match answer {
         SignInAnswer::SignedIn(session, token) => SignInReply::SignedIn(session_reply(session, Some(&token))),
         SignInAnswer::Waiting(requested) => {
-            SignInReply::Requested(ApprovalRequestedReply { approval: requested_approval(requested) })
+            let poll_token = Some(requested.poll_token.clone());
+            let approval = wire::RequestedApproval { poll_token, ..requested_approval(requested) };
+            SignInReply::Requested(ApprovalRequestedReply { approval })
         }
     }
 }
@@ -167,9 +173,29 @@ pub fn poll_reply(answer: PolledApproval) -> SignInReply {
     }
 }
 
+/// Returns the result of `account.change_email`.
+#[must_use]
+pub fn change_email_reply(requested: Option<RequestedApproval>) -> ChangeEmailReply {
+    ChangeEmailReply { approval: requested.map(requested_approval) }
+}
+
+/// The request without its poll token, which only a sign-in gets.
 fn requested_approval(requested: RequestedApproval) -> wire::RequestedApproval {
-    let RequestedApproval { id, poll_token, number, decides_at } = requested;
-    wire::RequestedApproval { request_id: id, poll_token: Some(poll_token), number, decides_at }
+    let RequestedApproval { id, poll_token: _, number, decides_at } = requested;
+    wire::RequestedApproval { request_id: id, poll_token: None, number, decides_at }
+}
+
+/// Converts the code of an operation that needs one; `None` if the code or its challenge is absent.
+///
+/// # Errors
+/// `bad_request` if the form of the code is invalid. Such a request does not count as an attempt to guess it.
+pub fn confirmation(challenge: Option<ChallengeId>, code: Option<&Text>) -> Result<Option<Confirmation>, EdgeError> {
+    let code = code.map(otp_code).transpose()?;
+    Ok(challenge.zip(code).map(|(challenge, code)| Confirmation { challenge, code }))
+}
+
+fn otp_code(text: &Text) -> Result<OtpCode, EdgeError> {
+    OtpCode::parse(text.as_str()).ok_or_else(|| EdgeError::invalid("code", "eight digits"))
 }
 
 /// Returns the response to a request for a code.
@@ -214,6 +240,20 @@ pub fn list_devices_reply(devices: Vec<DeviceRecord>, current: DeviceId) -> List
         current: device.id == current,
     });
     ListDevicesReply { devices: listed.collect() }
+}
+
+/// Returns the reply with a user's sessions.
+#[must_use]
+pub fn list_sessions_reply(sessions: Vec<SessionRecord>) -> ListSessionsReply {
+    let listed = sessions.into_iter().map(|session| ListedSession {
+        session_id: session.id,
+        device_id: session.device,
+        created_at: session.created_at,
+        expires_at: session.expires_at,
+        last_seen: session.last_seen,
+        current: session.is_current,
+    });
+    ListSessionsReply { sessions: listed.collect() }
 }
 
 #[cfg(test)]

@@ -184,6 +184,8 @@ fn refusal_parts(refusal: Refusal) -> (Code, Option<Duration>, Option<ErrorDetai
         Refusal::DeviceTooNew { allowed_at, retry_after } => {
             return (Code::DeviceTooNew, Some(retry_after), Some(ErrorDetails::TooNew { allowed_at }));
         }
+        Refusal::ConfirmationRequired => Code::ConfirmationRequired,
+        Refusal::EmailTaken => Code::EmailTaken,
         Refusal::PoolChanged => Code::PoolChanged,
         Refusal::InvalidCode => Code::InvalidCode,
         Refusal::TooManyAttempts => Code::TooManyAttempts,

@@ -8,11 +8,11 @@ use uuid::Uuid;
 use super::{Notifications, Service, mailer::Mail};
 use crate::{
     domain::{
-        ApprovalId, Caller, ClientNetwork, DeviceId, Email, PendingApproval, Refusal, Session, Signal, Timestamp,
+        ApprovalId, Caller, ClientNetwork, DeviceId, Email, Refusal, Session, Signal, Timestamp, UserId,
         approval::{self, Lock, PresentedRecoveryKey},
         token::Token,
     },
-    store::{AccountStatus, ApprovalState, ApprovedSession, Decided, Decision},
+    store::{AccountStatus, ApprovalRequested, ApprovalState, Approved, ApprovedSession, Decided, Decision},
 };
 
 /// Interval between looks at the requests that are due or about which a mail is due.
@@ -97,32 +97,32 @@ impl Service {
         Ok(self.store.account_status(caller, self.now()).await?)
     }
 
-    /// What the one who made a request gets to see of it.
-    pub(super) fn requested_approval(&self, id: ApprovalId, decides_at: Timestamp) -> RequestedApproval {
-        RequestedApproval {
-            id,
-            poll_token: approval::poll_token(&self.secret, id),
-            number: approval::number(&self.secret, id),
-            decides_at,
-        }
-    }
-
-    /// Mails the address of a new request, and returns the signals for the devices that may decide it.
-    pub(super) fn announce_request(
+    /// Returns a request as the one who made it sees it. If it is new, mails the address and returns the signals for the
+    /// devices that may decide it.
+    pub(super) fn requested(
         &self,
+        user: UserId,
         email: Email,
-        request: &PendingApproval,
-        deciders: Vec<DeviceId>,
-    ) -> Notifications {
-        self.mailer.send(Mail::approval_requested(email, request));
-        Notifications::to_all(deciders, &Signal::ApprovalRequested(Box::new(request.clone())))
+        requested: ApprovalRequested,
+    ) -> (RequestedApproval, Notifications) {
+        let ApprovalRequested { id, decides_at, new } = requested;
+        let notifications = match new {
+            Some((request, deciders)) => {
+                tracing::info!(user_id = %user, request_id = %id, kind = request.kind.name(), "approval requested");
+                self.mailer.send(Mail::approval_requested(email, &request));
+                Notifications::to_all(deciders, &Signal::ApprovalRequested(Box::new(request)))
+            }
+            None => Notifications::default(),
+        };
+        let poll_token = approval::poll_token(&self.secret, id);
+        (RequestedApproval { id, poll_token, number: approval::number(&self.secret, id), decides_at }, notifications)
     }
 
     /// Decides a request.
     ///
     /// # Errors
     /// `session_revoked`, `not_found`, `device_too_new`, `denied` if the number is wrong, `device_limit`,
-    /// `unknown_device`
+    /// `unknown_device`, `email_taken`
     pub async fn decide(&self, caller: &Caller, id: ApprovalId, verdict: Verdict) -> Result<Notifications, Refusal> {
         let right = approval::number(&self.secret, id);
         let (decision, is_wrong) = match verdict {
@@ -137,7 +137,7 @@ impl Service {
         }
         match decided {
             _ if is_wrong => Err(Refusal::Denied),
-            Decided::SignedIn(signed_in) => Ok(self.signed_in(*signed_in)),
+            Decided::Approved(approved) => Ok(self.approved(id, approved)),
             Decided::Before | Decided::Denied => Ok(Notifications::default()),
         }
     }
@@ -177,8 +177,20 @@ impl Service {
 
     async fn approve_by_time(&self, id: ApprovalId) -> Result<Notifications, Refusal> {
         let new = self.approved_session(id);
-        let signed_in = self.store.approve_by_time(id, &new, self.now()).await?;
-        Ok(signed_in.map(|signed_in| self.signed_in(signed_in)).unwrap_or_default())
+        let approved = self.store.approve_by_time(id, &new, self.now()).await?;
+        Ok(approved.map(|approved| self.approved(id, approved)).unwrap_or_default())
+    }
+
+    /// Sends the mails about what an approval did, and returns the signals.
+    fn approved(&self, id: ApprovalId, approved: Approved) -> Notifications {
+        match approved {
+            Approved::SignedIn(signed_in) => self.signed_in(*signed_in),
+            Approved::AddressChanged { old } => {
+                tracing::info!(request_id = %id, "address changed");
+                self.mailer.send(Mail::address_changed(old));
+                Notifications::default()
+            }
+        }
     }
 
     /// What the approval of a request creates.

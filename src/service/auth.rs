@@ -7,9 +7,16 @@ use super::{Notifications, Service, approvals::RequestedApproval, limits::challe
 use crate::{
     domain::{
         ApprovalId, Caller, ChallengeId, ClientNetwork, DeviceId, Email, KeysStatus, PendingApproval, Refusal, Session,
-        SessionId, Signal, UserId, approval::PresentedRecoveryKey, envelope::MailboxStatus, otp::OtpCode, token::Token,
+        SessionId, Signal, Timestamp, UserId,
+        approval::PresentedRecoveryKey,
+        envelope::MailboxStatus,
+        otp::{CodePurpose, OtpCode},
+        token::Token,
     },
-    store::{ConnectionRegistration, NewChallenge, NewDevice, NewSession, SignIn, SignInOutcome, SignedIn},
+    store::{
+        ConnectionRegistration, EndedSessions, NewChallenge, NewDevice, NewSession, RevokedDevice, SessionRecord,
+        SignIn, SignInOutcome, SignedIn,
+    },
 };
 
 /// A challenge whose code was handed to the mailer.
@@ -48,6 +55,14 @@ pub enum SignInAnswer {
     Waiting(RequestedApproval),
 }
 
+/// A code that confirms an operation.
+pub struct Confirmation {
+    /// The challenge that the code belongs to.
+    pub challenge: ChallengeId,
+    /// The code that the client entered.
+    pub code: OtpCode,
+}
+
 /// A newly opened connection.
 pub struct OpenedConnection {
     /// Greater than the epoch of every earlier connection of the device.
@@ -62,27 +77,42 @@ pub struct OpenedConnection {
 
 impl Service {
     /// Creates a challenge and mails its code. Does the same work for every address, so that timing does not show
-    /// whether an address has an account.
+    /// whether an address has an account. A code that deletes an account is not mailed to an address without one.
     ///
     /// # Errors
     /// `rate_limited`
-    pub async fn request_code(&self, email: Email, network: ClientNetwork) -> Result<Challenge, Refusal> {
+    pub async fn request_code(
+        &self,
+        email: Email,
+        purpose: CodePurpose,
+        network: ClientNetwork,
+    ) -> Result<Challenge, Refusal> {
         let now = self.now();
         self.limits.otp(network, now)?;
+        let is_useful = match purpose {
+            CodePurpose::SignIn | CodePurpose::ChangeEmail => true,
+            CodePurpose::Delete => self.store.user_by_email(&email).await?.is_some(),
+        };
         let id = ChallengeId(self.entropy.uuid());
         let code = self.entropy.draw(OtpCode::generate);
         let network = self.secret.tag(&[b"network", network.as_bytes()]);
         let challenge = NewChallenge {
             id,
-            hash: code.hash(&self.secret, id, &email),
+            purpose,
+            hash: code.hash(&self.secret, id, &email, purpose),
             email: email.clone(),
             network,
             created_at: now,
         };
         let limits = &self.policy.limits;
         self.store.create_challenge(&challenge, |past| challenge_wait(limits, past, &network, now)).await?;
-        self.mailer.send(Mail::code(email, &code));
-        self.metrics.codes_mailed.inc();
+        let mail = Mail::code(email, &code, purpose);
+        if is_useful {
+            self.mailer.send(mail);
+            self.metrics.codes_mailed.inc();
+        } else {
+            self.mailer.withhold(mail);
+        }
         Ok(Challenge { id })
     }
 
@@ -99,11 +129,7 @@ impl Service {
         let now = self.now();
         self.limits.verify(network, now)?;
         let SignInRequest { challenge, email, code, .. } = &request;
-        let expected = self.store.count_attempt(*challenge, email, now).await?;
-        let hash = code.hash(&self.secret, *challenge, email);
-        if !bool::from(hash[..].ct_eq(&expected[..])) {
-            return Err(Refusal::InvalidCode);
-        }
+        self.check_code(*challenge, email, CodePurpose::SignIn, code, now).await?;
         let token = self.entropy.draw(Token::generate);
         let registration_id =
             request.registration_id.unwrap_or_else(|| self.entropy.draw(|rng| rng.random_range(1..=16380)));
@@ -128,25 +154,17 @@ impl Service {
                 Ok((SignInAnswer::SignedIn(session, token), self.signed_in(signed_in)))
             }
             SignInOutcome::Requested { user, approval } => {
-                let notifications = match approval.new {
-                    Some((request, deciders)) => {
-                        tracing::info!(user_id = %user, request_id = %approval.id, "a new device waits for an approval");
-                        self.announce_request(sign_in.email, &request, deciders)
-                    }
-                    None => Notifications::default(),
-                };
-                Ok((SignInAnswer::Waiting(self.requested_approval(approval.id, approval.decides_at)), notifications))
+                let (requested, notifications) = self.requested(user, sign_in.email, approval);
+                Ok((SignInAnswer::Waiting(requested), notifications))
             }
         }
     }
 
     /// Counts, logs and mails a sign-in, and returns the signals for the user's devices.
     pub(super) fn signed_in(&self, signed_in: SignedIn) -> Notifications {
-        let SignedIn { caller, email, user_is_known, device_is_new, device_name, replaced, others, .. } = signed_in;
         self.metrics.sign_ins.inc();
-        if user_is_known && device_is_new {
-            self.mailer.send(Mail::device_added(email, device_name.as_deref()));
-        }
+        self.mail_sign_in(&signed_in);
+        let SignedIn { caller, device_is_new, .. } = &signed_in;
         tracing::info!(
             user_id = %caller.user,
             device_id = %caller.device,
@@ -154,15 +172,37 @@ impl Service {
             new_device = device_is_new,
             "signed in"
         );
-        let mut notifications = Notifications::default();
-        if device_is_new {
-            let removed = replaced.into_iter().collect();
-            notifications =
-                Notifications::to_all(others, &Signal::DevicesChanged { added: vec![caller.device], removed });
+        sign_in_notifications(signed_in)
+    }
+
+    /// Counts a guess at a code and compares it.
+    ///
+    /// # Errors
+    /// `invalid_code`, `too_many_attempts`
+    pub(super) async fn check_code(
+        &self,
+        challenge: ChallengeId,
+        email: &Email,
+        purpose: CodePurpose,
+        code: &OtpCode,
+        now: Timestamp,
+    ) -> Result<(), Refusal> {
+        let expected = self.store.count_attempt(challenge, email, purpose, now).await?;
+        let hash = code.hash(&self.secret, challenge, email, purpose);
+        if bool::from(hash[..].ct_eq(&expected[..])) { Ok(()) } else { Err(Refusal::InvalidCode) }
+    }
+
+    /// Mails the person that somebody has signed in, except at the first sign-in of a user, and that a device was
+    /// revoked for it.
+    fn mail_sign_in(&self, signed_in: &SignedIn) {
+        let (email, name) = (signed_in.email.clone(), signed_in.device_name.as_deref());
+        if let Some(replaced) = &signed_in.replaced {
+            self.mailer.send(Mail::device_revoked(email.clone(), replaced.name.as_deref()));
         }
-        match replaced {
-            Some(replaced) => notifications.and(replaced, Signal::DeviceRevoked),
-            None => notifications,
+        match (signed_in.user_is_new, signed_in.device_is_new) {
+            (true, _) => {}
+            (false, true) => self.mailer.send(Mail::device_added(email, name)),
+            (false, false) => self.mailer.send(Mail::signed_in_again(email, name)),
         }
     }
 
@@ -227,7 +267,58 @@ impl Service {
     /// # Errors
     /// `session_revoked`
     pub async fn logout(&self, caller: &Caller) -> Result<Notifications, Refusal> {
-        let sessions = self.store.end_session(caller, self.now()).await?;
-        Ok(Notifications::default().and(caller.device, Signal::LoggedOut { sessions }))
+        Ok(ended_notifications(self.store.end_session(caller, self.now()).await?))
     }
+
+    /// Returns the valid sessions of the user, oldest first.
+    ///
+    /// # Errors
+    /// `session_revoked`
+    pub async fn list_sessions(&self, caller: &Caller) -> Result<Vec<SessionRecord>, Refusal> {
+        Ok(self.store.list_sessions(caller, self.now()).await?)
+    }
+
+    /// Ends a session of the user, together with its predecessor or successor if a renewal is not finished. Returns
+    /// whether the caller's session was one of them.
+    ///
+    /// # Errors
+    /// `session_revoked`, `not_found`, `device_too_new`
+    pub async fn end_session(&self, caller: &Caller, session: SessionId) -> Result<(bool, Notifications), Refusal> {
+        let ended = self.store.end_session_of_user(caller, session, self.now()).await?;
+        Ok((ended.sessions.contains(&caller.session), ended_notifications(ended)))
+    }
+}
+
+/// The signals after sessions were ended: the event before the close.
+fn ended_notifications(ended: EndedSessions) -> Notifications {
+    let EndedSessions { device, sessions, devices } = ended;
+    let changed = Signal::SessionsChanged { device, opened: vec![], ended: sessions.clone() };
+    Notifications::to_all(devices, &changed).and(device, Signal::LoggedOut { sessions })
+}
+
+/// The signals after a device was revoked or replaced: the event before the close. `others` are the remaining devices.
+pub(super) fn revoked_notifications(revoked: RevokedDevice, others: &[DeviceId]) -> Notifications {
+    let RevokedDevice { id: device, sessions, .. } = revoked;
+    let concerned = others.iter().copied().chain([device]);
+    let changed = Signal::SessionsChanged { device, opened: vec![], ended: sessions };
+    Notifications::to_all(concerned, &changed).and(device, Signal::DeviceRevoked)
+}
+
+fn sign_in_notifications(redeemed: SignedIn) -> Notifications {
+    let SignedIn { caller, device_is_new, ended, replaced, others, .. } = redeemed;
+    let device = caller.device;
+    let mut notifications = Notifications::default();
+    if device_is_new {
+        let removed = replaced.iter().map(|replaced| replaced.id).collect();
+        let changed = Signal::DevicesChanged { added: vec![device], removed };
+        notifications = Notifications::to_all(others.iter().copied(), &changed);
+    }
+    if let Some(replaced) = replaced {
+        notifications.0.extend(revoked_notifications(replaced, &others).0);
+    }
+    // A new device cannot be connected yet.
+    let connected = others.into_iter().chain((!device_is_new).then_some(device));
+    let changed = Signal::SessionsChanged { device, opened: vec![caller.session], ended: ended.clone() };
+    notifications = notifications.and_all(connected, &changed);
+    if ended.is_empty() { notifications } else { notifications.and(device, Signal::LoggedOut { sessions: ended }) }
 }

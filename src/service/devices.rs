@@ -1,9 +1,9 @@
-//! Listing, renaming and revoking devices; finding users and deleting accounts.
+//! Listing, renaming and revoking devices; finding users; deleting accounts and changing their addresses.
 
-use super::{Notifications, Service};
+use super::{Confirmation, Notifications, RequestedApproval, Service, auth::revoked_notifications, mailer::Mail};
 use crate::{
-    domain::{Caller, DeviceId, Email, Refusal, Signal, UserId},
-    store::DeviceRecord,
+    domain::{ApprovalId, Caller, DeviceId, Email, Refusal, Signal, UserId, otp::CodePurpose},
+    store::{AddressChange, DeviceRecord},
 };
 
 impl Service {
@@ -28,27 +28,72 @@ impl Service {
     /// # Errors
     /// `session_revoked`, `unknown_device`, `device_too_new`
     pub async fn revoke_device(&self, caller: &Caller, device: DeviceId) -> Result<Notifications, Refusal> {
-        let others = self.store.revoke_device(caller, device, self.now()).await?;
+        let (revoked, email, others) = self.store.revoke_device(caller, device, self.now()).await?;
+        self.mailer.send(Mail::device_revoked(email, revoked.name.as_deref()));
         let changed = Signal::DevicesChanged { added: vec![], removed: vec![device] };
-        Ok(Notifications::to_all(others, &changed).and(device, Signal::DeviceRevoked))
+        let mut notifications = Notifications::to_all(others.iter().copied(), &changed);
+        notifications.0.extend(revoked_notifications(revoked, &others).0);
+        Ok(notifications)
     }
 
-    /// Returns the user with this address.
+    /// Returns the user with this address. A user that refuses strangers is found only by its own devices.
     ///
     /// # Errors
     /// `session_revoked`, `rate_limited`, `not_found`
     pub async fn find_user(&self, caller: &Caller, email: &Email) -> Result<UserId, Refusal> {
         self.store.check_session(caller, self.now()).await?;
         self.limits.find(caller.user, self.now())?;
-        self.store.user_by_email(email).await?.ok_or(Refusal::NotFound)
+        self.store.find_user(caller, email).await?.ok_or(Refusal::NotFound)
     }
 
-    /// Deletes the user and everything that belongs to it.
+    /// Deletes the user and everything that belongs to it. The code is one for `delete`, mailed to the user's address.
     ///
     /// # Errors
-    /// `session_revoked`, `device_too_new`
-    pub async fn delete_account(&self, caller: &Caller) -> Result<Notifications, Refusal> {
-        let devices = self.store.delete_account(caller, self.now()).await?;
-        Ok(Notifications::to_all(devices, &Signal::AccountDeleted))
+    /// In this order: `session_revoked`, `device_too_new`, `confirmation_required`, `invalid_code` or `too_many_attempts`
+    pub async fn delete_account(
+        &self,
+        caller: &Caller,
+        confirmation: Option<Confirmation>,
+    ) -> Result<Notifications, Refusal> {
+        let now = self.now();
+        let email = self.store.account_to_change(caller, now).await?;
+        let Confirmation { challenge, code } = confirmation.ok_or(Refusal::ConfirmationRequired)?;
+        self.check_code(challenge, &email, CodePurpose::Delete, &code, now).await?;
+        let deleted = self.store.delete_account(caller, challenge, now).await?;
+        self.mailer.send(Mail::account_deleted(deleted.email));
+        tracing::info!(user_id = %caller.user, device_id = %caller.device, "account deleted");
+        Ok(Notifications::to_all(deleted.devices, &Signal::AccountDeleted))
+    }
+
+    /// Gives the user a new address, or requests that if the account is locked. The code is one for `change_email`, mailed
+    /// to the new address.
+    ///
+    /// # Errors
+    /// In this order: `session_revoked`, `device_too_new`, `confirmation_required`, `invalid_code` or `too_many_attempts`,
+    /// `email_taken`, `rate_limited`
+    pub async fn change_email(
+        &self,
+        caller: &Caller,
+        new: &Email,
+        confirmation: Option<Confirmation>,
+    ) -> Result<(Option<RequestedApproval>, Notifications), Refusal> {
+        let now = self.now();
+        self.store.account_to_change(caller, now).await?;
+        let Confirmation { challenge, code } = confirmation.ok_or(Refusal::ConfirmationRequired)?;
+        self.check_code(challenge, new, CodePurpose::ChangeEmail, &code, now).await?;
+        let id = ApprovalId(self.entropy.uuid());
+        match self.store.change_email(caller, challenge, new, id, now).await? {
+            AddressChange::Changed { old } => {
+                if old != *new {
+                    self.mailer.send(Mail::address_changed(old));
+                    tracing::info!(user_id = %caller.user, device_id = %caller.device, "address changed");
+                }
+                Ok((None, Notifications::default()))
+            }
+            AddressChange::Requested { email, approval } => {
+                let (requested, notifications) = self.requested(caller.user, email, approval);
+                Ok((Some(requested), notifications))
+            }
+        }
     }
 }

@@ -1,4 +1,4 @@
-//! Sends mail: sign-in codes, and notices that a device was added.
+//! Sends mail: codes, and notices of what happened to an account.
 //!
 //! Each mail is sent by a task of its own, so that a request neither waits for the mail server nor reveals whether
 //! sending worked. The number of these tasks is bounded. After a temporary failure (such as greylisting) or a failed
@@ -127,6 +127,15 @@ impl Mailer {
     /// Sends a mail in the background. A stopping server waits for it. If too many mails are unsent, drops this one and
     /// logs an error.
     pub fn send(&self, mail: Mail) {
+        self.hand_over(mail, true);
+    }
+
+    /// Takes as long as [`Self::send`], but sends nothing, so that timing does not show that nothing is sent.
+    pub fn withhold(&self, mail: Mail) {
+        self.hand_over(mail, false);
+    }
+
+    fn hand_over(&self, mail: Mail, is_sent: bool) {
         let Ok(permit) = self.permits.clone().try_acquire_owned() else {
             self.transport.metrics.mails.inc(MailOutcome::Dropped);
             tracing::error!("a mail was dropped: too many mails are waiting to be sent");
@@ -134,8 +143,10 @@ impl Mailer {
         };
         let (transport, work) = (self.transport.clone(), self.work.clone());
         self.work.spawn(async move {
-            let sent = transport.send(&mail, &work).await;
-            transport.metrics.mails.inc(if sent { MailOutcome::Sent } else { MailOutcome::Failed });
+            if is_sent {
+                let sent = transport.send(&mail, &work).await;
+                transport.metrics.mails.inc(if sent { MailOutcome::Sent } else { MailOutcome::Failed });
+            }
             drop(permit);
         });
     }
@@ -185,7 +196,10 @@ mod tests {
     use std::path::PathBuf;
 
     use super::*;
-    use crate::domain::{Email, otp::OtpCode};
+    use crate::domain::{
+        Email,
+        otp::{CodePurpose, OtpCode},
+    };
 
     #[test]
     fn retries_outlast_greylisting_and_end_before_the_code_expires() {
@@ -210,7 +224,8 @@ mod tests {
     }
 
     fn mail() -> Mail {
-        Mail::code(Email::parse("alice@example.org").unwrap(), &OtpCode::parse("12345678").unwrap())
+        let code = OtpCode::parse("12345678").unwrap();
+        Mail::code(Email::parse("alice@example.org").unwrap(), &code, CodePurpose::SignIn)
     }
 
     #[tokio::test]

@@ -3,6 +3,7 @@
 //! To add an op, add its name to `sealwire_protocol::frame::Op`, its parameter and result types to the module of its
 //! area in that crate, their conversions to `edge`, its use case to `service`, and its function here.
 
+mod access;
 mod accounts;
 mod keys;
 mod messages;
@@ -151,6 +152,8 @@ impl<'a> Call<'a> {
         match op {
             Op::SessionRenew => accounts::renew_session(self).await,
             Op::SessionLogout => accounts::log_out(self).await,
+            Op::SessionsList => accounts::list_sessions(self).await,
+            Op::SessionsEnd => accounts::end_session(self).await,
             Op::DevicesList => accounts::list_devices(self).await,
             Op::DevicesRename => accounts::rename_device(self).await,
             Op::DevicesRevoke => accounts::revoke_device(self).await,
@@ -160,6 +163,11 @@ impl<'a> Call<'a> {
             Op::AccountUnlock => accounts::unlock_account(self).await,
             Op::AccountStatus => accounts::account_status(self).await,
             Op::AccountDelete => accounts::delete_account(self).await,
+            Op::AccountChangeEmail => accounts::change_email(self).await,
+            Op::AccessSet => access::set(self).await,
+            Op::BlocksAdd => access::add_block(self).await,
+            Op::BlocksRemove => access::remove_block(self).await,
+            Op::BlocksList => access::list_blocks(self).await,
             Op::KeysPublish => keys::publish(self, turn).await,
             Op::KeysStatus => keys::status(self).await,
             Op::KeysFetch => keys::fetch(self).await,

@@ -5,7 +5,8 @@ use std::time::Duration;
 use chrono::{DateTime, Utc};
 
 use super::{
-    Store, StoreError, approvals, device_age::too_new_until, locks, rows, sessions, sql::approvals as sql, tx::Tx,
+    Store, StoreError, accounts, approvals, device_age::too_new_until, locks, rows, sessions, sql::approvals as sql,
+    tx::Tx,
 };
 use crate::domain::{
     Caller, Email, PendingApproval, Refusal, Timestamp, UserId,
@@ -30,12 +31,6 @@ pub(super) async fn read(tx: &mut Tx<'_>, user: UserId) -> Result<Option<Lock>, 
         }
         _ => Ok(None),
     }
-}
-
-/// The address of a user.
-pub(super) async fn address(tx: &mut Tx<'_>, user: UserId) -> Result<Email, StoreError> {
-    let (email,): (String,) = tx.query(sql::EMAIL_OF).bind(user.0).fetch_one().await?;
-    Email::parse(&email).ok_or_else(|| rows::corrupt("invalid address".into()))
 }
 
 /// Checks that the caller may change this lock: its device is older than `wait_s`, or it presents the recovery key.
@@ -93,7 +88,7 @@ impl Store {
                 None => self.require_old_enough(&mut tx, caller, now).await?,
             }
             set(&mut tx, caller.user, Some(lock)).await?;
-            let email = address(&mut tx, caller.user).await?;
+            let email = accounts::email_of(&mut tx, caller.user).await?;
             tx.commit().await?;
             Ok(Some(email))
         })
@@ -117,7 +112,7 @@ impl Store {
             let Some(lock) = read(&mut tx, caller.user).await? else { return Ok(None) };
             check_may_change(&mut tx, caller, &lock, recovery_key, now).await?;
             set(&mut tx, caller.user, None).await?;
-            let email = address(&mut tx, caller.user).await?;
+            let email = accounts::email_of(&mut tx, caller.user).await?;
             tx.commit().await?;
             Ok(Some(email))
         })

@@ -9,10 +9,10 @@ use chrono::{DateTime, Utc};
 use uuid::Uuid;
 
 use super::{
-    DeviceRecord, NewSession, Store, StoreError, account_lock,
+    DeviceRecord, NewSession, Store, StoreError, accounts,
     device_age::too_new_until,
-    devices, locks, rows, sessions,
-    sign_in::{self, NewDevice, SignedIn},
+    locks, rows, sessions,
+    signed_in::{self, NewDevice, SignedIn},
     sql::approvals as sql,
     tx::Tx,
 };
@@ -51,6 +51,8 @@ pub enum AsksFor {
         /// A device to revoke.
         replace: Option<DeviceId>,
     },
+    /// To change the address to this one.
+    Address(Email),
 }
 
 /// A request that was made.
@@ -93,8 +95,20 @@ pub enum Decided {
     Before,
     /// The request was denied.
     Denied,
-    /// The request was approved, and the device signed in.
+    /// The request was approved.
+    Approved(Approved),
+}
+
+/// What an approval did.
+#[derive(Debug)]
+pub enum Approved {
+    /// The device signed in.
     SignedIn(Box<SignedIn>),
+    /// The address was changed.
+    AddressChanged {
+        /// The old address.
+        old: Email,
+    },
 }
 
 /// A request as its poll finds it.
@@ -124,8 +138,6 @@ struct Approval {
 type ApprovalRow = (
     Uuid,
     String,
-    String,
-    Option<String>,
     Option<String>,
     DateTime<Utc>,
     DateTime<Utc>,
@@ -138,15 +150,16 @@ type ApprovalRow = (
 /// The request with this id.
 async fn find(tx: &mut Tx<'_>, id: ApprovalId) -> Result<Option<Approval>, StoreError> {
     let row: Option<ApprovalRow> = tx.query(sql::APPROVAL).bind(id.0).fetch_optional().await?;
-    let Some((user, _kind, state, device_name, _network, created_at, decides_at, existing, registration, replace, _)) =
-        row
-    else {
+    let Some((user, state, device_name, created_at, decides_at, existing, registration, replace, email)) = row else {
         return Ok(None);
     };
-    let asks_for = AsksFor::Device {
-        existing_device: existing.map(DeviceId),
-        registration_id: rows::number(registration.unwrap_or_default())?,
-        replace: replace.map(DeviceId),
+    let asks_for = match email {
+        Some(email) => AsksFor::Address(rows::email(&email)?),
+        None => AsksFor::Device {
+            existing_device: existing.map(DeviceId),
+            registration_id: rows::number(registration.unwrap_or_default())?,
+            replace: replace.map(DeviceId),
+        },
     };
     let (created_at, decides_at) = (rows::time(created_at), rows::time(decides_at));
     Ok(Some(Approval { user: UserId(user), state, device_name, created_at, decides_at, asks_for }))
@@ -207,8 +220,16 @@ pub(super) async fn request(
         return Ok(Err(Refusal::RateLimited { retry_after: at.since(now) }));
     }
     let NewApproval { id, challenge, asks_for, device_name, client_network } = new;
-    let AsksFor::Device { existing_device, registration_id, replace } = asks_for;
-    let kind = ApprovalKind::Device;
+    let kind = match asks_for {
+        AsksFor::Device { .. } => ApprovalKind::Device,
+        AsksFor::Address(_) => ApprovalKind::ChangeEmail,
+    };
+    let (existing_device, registration_id, replace, new_email) = match asks_for {
+        AsksFor::Device { existing_device, registration_id, replace } => {
+            (*existing_device, Some(*registration_id), *replace, None)
+        }
+        AsksFor::Address(email) => (None, None, None, Some(email.as_str())),
+    };
     let decides_at = now + wait;
     tx.query(sql::INSERT_APPROVAL)
         .bind(id.0)
@@ -220,9 +241,9 @@ pub(super) async fn request(
         .bind(now.to_utc())
         .bind(decides_at.to_utc())
         .bind(existing_device.map(|device| device.0))
-        .bind(i64::from(*registration_id))
+        .bind(registration_id.map(i64::from))
         .bind(replace.map(|device| device.0))
-        .bind(None::<&str>)
+        .bind(new_email)
         .execute()
         .await?;
     let request = PendingApproval {
@@ -243,7 +264,7 @@ async fn older_devices(tx: &mut Tx<'_>, user: UserId, created_at: Timestamp) -> 
     Ok(found.into_iter().map(|(device,)| DeviceId(device)).collect())
 }
 
-/// Opens the session of an approved request. `Ok(Err(…))` if the user's devices do not allow it now.
+/// Does what an approved request asks for. `Ok(Err(…))` if that is not possible now.
 async fn approve(
     tx: &mut Tx<'_>,
     id: ApprovalId,
@@ -251,25 +272,46 @@ async fn approve(
     replace: Option<DeviceId>,
     new: &ApprovedSession,
     now: Timestamp,
+) -> Result<Result<Approved, Refusal>, StoreError> {
+    match &approval.asks_for {
+        AsksFor::Device { existing_device, registration_id, replace: asked } => {
+            let new_device =
+                NewDevice { id: new.device, name: approval.device_name.clone(), registration_id: *registration_id };
+            let devices = (*existing_device, replace, *asked);
+            let signed_in = approve_device(tx, id, approval.user, devices, new_device, new, now).await?;
+            Ok(signed_in.map(|signed_in| Approved::SignedIn(Box::new(signed_in))))
+        }
+        AsksFor::Address(email) => {
+            let old = accounts::set_address(tx, approval.user, email).await?;
+            Ok(old.map(|old| Approved::AddressChanged { old }))
+        }
+    }
+}
+
+/// Opens the session of an approved device.
+async fn approve_device(
+    tx: &mut Tx<'_>,
+    id: ApprovalId,
+    user: UserId,
+    (existing_device, replace, asked): (Option<DeviceId>, Option<DeviceId>, Option<DeviceId>),
+    new_device: NewDevice,
+    new: &ApprovedSession,
+    now: Timestamp,
 ) -> Result<Result<SignedIn, Refusal>, StoreError> {
-    let active: Vec<DeviceRecord> = devices::active(tx, approval.user).await?;
+    let active: Vec<DeviceRecord> = accounts::active(tx, user).await?;
     let owns = |device: &DeviceId| active.iter().any(|known| known.id == *device);
-    let AsksFor::Device { existing_device, registration_id, replace: asked } = &approval.asks_for;
     if replace.is_some_and(|device| !owns(&device)) || existing_device.is_some_and(|device| !owns(&device)) {
         return Ok(Err(Refusal::UnknownDevice));
     }
     // The device that the request names may have been revoked since.
     let replace = replace.or(asked.filter(owns));
     if existing_device.is_none()
-        && let Some(refusal) = sign_in::device_limit(&active, replace, new.max_devices)
+        && let Some(refusal) = signed_in::device_limit(&active, replace, new.max_devices)
     {
         return Ok(Err(refusal));
     }
-    let new_device =
-        NewDevice { id: new.device, name: approval.device_name.clone(), registration_id: *registration_id };
     let signed_in =
-        sign_in::open_session(tx, approval.user, active, *existing_device, new_device, replace, &new.session, now)
-            .await?;
+        signed_in::open_session(tx, user, active, existing_device, new_device, replace, &new.session, now).await?;
     tx.query(sql::SET_SESSION_APPROVAL).bind(new.session.id.0).bind(id.0).execute().await?;
     Ok(Ok(signed_in))
 }
@@ -281,12 +323,12 @@ async fn decided(tx: &mut Tx<'_>, id: ApprovalId, state: &'static str, now: Time
 }
 
 impl Store {
-    /// Decides a request for the caller's user. A request that cannot be approved now, because of `device_limit` or
-    /// `unknown_device`, stays pending.
+    /// Decides a request for the caller's user. A request that cannot be approved now, because of `device_limit`,
+    /// `unknown_device` or `email_taken`, stays pending.
     ///
     /// # Errors
     /// `session_revoked`; `not_found` if the user has no such request or it was decided otherwise; `device_too_new` if
-    /// the device may not decide it; `device_limit`; `unknown_device`
+    /// the device may not decide it; `device_limit`; `unknown_device`; `email_taken`
     pub async fn decide(
         &self,
         caller: &Caller,
@@ -305,9 +347,9 @@ impl Store {
             }
             let outcome = match (decision, approval.state.as_str()) {
                 (Decision::Approve { replace }, "pending") => {
-                    let signed_in = approve(&mut tx, id, &approval, replace, new, now).await??;
+                    let approved = approve(&mut tx, id, &approval, replace, new, now).await??;
                     decided(&mut tx, id, "approved", now).await?;
-                    Decided::SignedIn(Box::new(signed_in))
+                    Decided::Approved(approved)
                 }
                 (Decision::Deny, "pending") => {
                     decided(&mut tx, id, "denied", now).await?;
@@ -332,7 +374,7 @@ impl Store {
         id: ApprovalId,
         new: &ApprovedSession,
         now: Timestamp,
-    ) -> Result<Option<SignedIn>, StoreError> {
+    ) -> Result<Option<Approved>, StoreError> {
         self.retrying(|| async {
             let mut tx = self.begin().await?;
             let Some(approval) = find(&mut tx, id).await? else { return Ok(None) };
@@ -341,20 +383,20 @@ impl Store {
             if due.is_none() {
                 return Ok(None);
             }
-            let signed_in = match approve(&mut tx, id, &approval, None, new, now).await? {
-                Ok(signed_in) => {
+            let approved = match approve(&mut tx, id, &approval, None, new, now).await? {
+                Ok(approved) => {
                     decided(&mut tx, id, "approved", now).await?;
-                    Some(signed_in)
+                    Some(approved)
                 }
-                // The device that was to sign in again was revoked.
-                Err(Refusal::UnknownDevice) => {
+                // The device that was to sign in again was revoked, or somebody else has the address now.
+                Err(Refusal::UnknownDevice | Refusal::EmailTaken) => {
                     decided(&mut tx, id, "denied", now).await?;
                     None
                 }
                 Err(_) => return Ok(None),
             };
             tx.commit().await?;
-            Ok(signed_in)
+            Ok(approved)
         })
         .await
     }
@@ -388,7 +430,7 @@ impl Store {
             for (id, user) in due {
                 let user = UserId(user);
                 let request = pending(&mut tx, user).await?.into_iter().find(|one| one.id == ApprovalId(id));
-                reminders.extend(Some(account_lock::address(&mut tx, user).await?).zip(request));
+                reminders.extend(Some(accounts::email_of(&mut tx, user).await?).zip(request));
             }
             tx.commit().await?;
             Ok(reminders)
@@ -396,7 +438,7 @@ impl Store {
         .await
     }
 
-    /// The state of a request.
+    /// The state of a request of a new device.
     ///
     /// # Errors
     /// `not_found` if there is no such request, or the token of its session was presented.
@@ -407,10 +449,16 @@ impl Store {
             "pending" => Ok(ApprovalState::Pending { decides_at: approval.decides_at }),
             "denied" => Ok(ApprovalState::Denied),
             _ => {
-                let row: Option<(Uuid, Uuid, Uuid, DateTime<Utc>)> =
+                type ApprovedRow = (Uuid, Uuid, Uuid, DateTime<Utc>, DateTime<Utc>);
+                let row: Option<ApprovedRow> =
                     tx.query(sql::APPROVED_SESSION).bind(id.0).bind(now.to_utc()).fetch_optional().await?;
-                let (session, user, device, expires_at) = row.ok_or(Refusal::NotFound)?;
-                let caller = Caller { session: SessionId(session), user: UserId(user), device: DeviceId(device) };
+                let (session, user, device, expires_at, user_since) = row.ok_or(Refusal::NotFound)?;
+                let caller = Caller {
+                    session: SessionId(session),
+                    user: UserId(user),
+                    device: DeviceId(device),
+                    user_since: rows::time(user_since),
+                };
                 Ok(ApprovalState::Approved(Session { caller, expires_at: rows::time(expires_at) }))
             }
         }

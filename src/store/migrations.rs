@@ -18,7 +18,9 @@ pub static ON_SQLITE: LazyLock<Migrator> = LazyLock::new(|| {
         ("text and defaults", include_str!("../../migrations/sqlite/0003_text_and_defaults.sql")),
         ("ended sessions", include_str!("../../migrations/sqlite/0004_ended_sessions.sql")),
         ("nodes", include_str!("../../migrations/sqlite/0005_nodes.sql")),
-        ("lock and approvals", include_str!("../../migrations/sqlite/0006_lock_and_approvals.sql")),
+        ("code purposes", include_str!("../../migrations/sqlite/0006_code_purposes.sql")),
+        ("access", include_str!("../../migrations/sqlite/0007_access.sql")),
+        ("lock and approvals", include_str!("../../migrations/sqlite/0008_lock_and_approvals.sql")),
     ])
 });
 
@@ -30,7 +32,9 @@ pub static ON_POSTGRES: LazyLock<Migrator> = LazyLock::new(|| {
         ("text and defaults", include_str!("../../migrations/postgres/0003_text_and_defaults.sql")),
         ("ended sessions", include_str!("../../migrations/postgres/0004_ended_sessions.sql")),
         ("nodes", include_str!("../../migrations/postgres/0005_nodes.sql")),
-        ("lock and approvals", include_str!("../../migrations/postgres/0006_lock_and_approvals.sql")),
+        ("code purposes", include_str!("../../migrations/postgres/0006_code_purposes.sql")),
+        ("access", include_str!("../../migrations/postgres/0007_access.sql")),
+        ("lock and approvals", include_str!("../../migrations/postgres/0008_lock_and_approvals.sql")),
     ])
 });
 

@@ -3,7 +3,7 @@
 use chrono::{DateTime, Utc};
 
 use super::StoreError;
-use crate::domain::{Suite, Timestamp};
+use crate::domain::{Email, Suite, Timestamp};
 
 /// A `BIGINT` or `INTEGER` that the schema keeps within `u32`.
 pub fn number(value: i64) -> Result<u32, StoreError> {
@@ -13,6 +13,11 @@ pub fn number(value: i64) -> Result<u32, StoreError> {
 /// Parses the name of a suite.
 pub fn suite(name: &str) -> Result<Suite, StoreError> {
     Suite::parse(name).ok_or_else(|| corrupt("unknown suite".into()))
+}
+
+/// Parses a user's address.
+pub fn email(text: &str) -> Result<Email, StoreError> {
+    Email::parse(text).ok_or_else(|| corrupt("invalid address".into()))
 }
 
 /// A time; both databases store microseconds.

@@ -6,11 +6,13 @@
 //! The hash of an ended session's token is kept with the reason, so that a client with an invalid token learns whether
 //! to sign in again or to wipe its data.
 
+use std::collections::HashSet;
+
 use chrono::{DateTime, Utc};
 use uuid::Uuid;
 
 use super::{
-    Store, StoreError, locks, rows,
+    Store, StoreError, accounts, locks, rows,
     sql::{Sql, accounts as sql},
     tx::{Query, Tx},
 };
@@ -21,6 +23,10 @@ use crate::domain::{
 /// Number of ended sessions of a device that are kept when it renews or ends a session, so that a client that renews in
 /// a loop does not fill the table.
 const ENDED_PER_DEVICE: i64 = 200;
+
+/// Maximum number of sessions of a device when it signs in again, renewals that replace another included. Beyond it the
+/// oldest end. With the limit on devices it bounds a user's sessions.
+pub(super) const MAX_PER_DEVICE: i64 = 30;
 
 /// A session to insert.
 pub struct NewSession {
@@ -38,6 +44,32 @@ pub struct PresentedSession {
     pub session: Session,
     /// The session that this presentation ended.
     pub superseded: Option<SessionId>,
+}
+
+/// A valid session of a user. A session and the renewal that replaces it are one: that of the renewal.
+pub struct SessionRecord {
+    /// The session.
+    pub id: SessionId,
+    /// Its device.
+    pub device: DeviceId,
+    /// When it was opened.
+    pub created_at: Timestamp,
+    /// When it expires.
+    pub expires_at: Timestamp,
+    /// When its device last connected or disconnected.
+    pub last_seen: Option<Timestamp>,
+    /// Whether it is the caller's.
+    pub is_current: bool,
+}
+
+/// Sessions that were ended: one, or a pair of a session and its renewal.
+pub struct EndedSessions {
+    /// Their device.
+    pub device: DeviceId,
+    /// The sessions.
+    pub sessions: Vec<SessionId>,
+    /// The active devices of their user.
+    pub devices: Vec<DeviceId>,
 }
 
 /// Checks that the caller's session is valid. Returns the session that it replaces, if its token was never presented.
@@ -102,17 +134,46 @@ async fn delete_older_ended(tx: &mut Tx<'_>, device: DeviceId) -> Result<(), Sto
     Ok(())
 }
 
-/// Ends all sessions of a device that is being revoked. The reason also replaces that of its earlier sessions.
+/// Ends the oldest sessions of a device that is about to get one more, if it has [`MAX_PER_DEVICE`]. Returns those that
+/// ended.
+pub(super) async fn make_room(tx: &mut Tx<'_>, device: DeviceId, now: Timestamp) -> Result<Vec<SessionId>, StoreError> {
+    let keep = MAX_PER_DEVICE - 1;
+    let reason = InvalidTokenReason::LoggedOut.name();
+    tx.query(sql::RECORD_OLDER_SESSIONS).bind(reason).bind(now.to_utc()).bind(device.0).bind(keep).execute().await?;
+    let ended: Vec<(Uuid,)> = tx.query(sql::DELETE_OLDER_SESSIONS).bind(device.0).bind(keep).fetch_all().await?;
+    if !ended.is_empty() {
+        delete_older_ended(tx, device).await?;
+    }
+    Ok(ids(ended))
+}
+
+fn ids(rows: Vec<(Uuid,)>) -> Vec<SessionId> {
+    rows.into_iter().map(|(id,)| SessionId(id)).collect()
+}
+
+/// Ends a session of a device, and the session that it replaces or that replaces it. Returns both.
+async fn end_pair(
+    tx: &mut Tx<'_>,
+    device: DeviceId,
+    session: SessionId,
+    now: Timestamp,
+) -> Result<Vec<SessionId>, StoreError> {
+    record_ended(tx, sql::RECORD_PAIR, InvalidTokenReason::LoggedOut, now, [device.0, session.0]).await?;
+    delete_older_ended(tx, device).await?;
+    Ok(ids(tx.query(sql::DELETE_PAIR).bind(device.0).bind(session.0).fetch_all().await?))
+}
+
+/// Ends all sessions of a device that is being revoked, and returns them. The reason also replaces that of its earlier
+/// sessions.
 pub(super) async fn end_sessions_of_device(
     tx: &mut Tx<'_>,
     device: DeviceId,
     now: Timestamp,
-) -> Result<(), StoreError> {
+) -> Result<Vec<SessionId>, StoreError> {
     for text in [sql::UPDATE_ENDED_OF_DEVICE, sql::RECORD_SESSIONS_OF_DEVICE] {
         record_ended(tx, text, InvalidTokenReason::DeviceRevoked, now, [device.0]).await?;
     }
-    tx.query(sql::DELETE_SESSIONS_OF_DEVICE).bind(device.0).execute().await?;
-    Ok(())
+    Ok(ids(tx.query(sql::DELETE_SESSIONS_OF_DEVICE).bind(device.0).fetch_all().await?))
 }
 
 /// Records the end of all sessions of a user. Called before the user is deleted, because that deletes the sessions too.
@@ -136,16 +197,21 @@ impl Store {
     /// # Errors
     /// `unauthorized` with the reason if no valid session has this token.
     pub async fn present(&self, token: &TokenHash, now: Timestamp) -> Result<PresentedSession, StoreError> {
-        type TokenSessionRow = (Uuid, Uuid, Uuid, DateTime<Utc>, Option<Uuid>, Option<Uuid>);
+        type TokenSessionRow = (Uuid, Uuid, Uuid, DateTime<Utc>, Option<Uuid>, DateTime<Utc>, Option<Uuid>);
         let mut tx = self.read().await?;
         let found: Option<TokenSessionRow> =
             tx.query(sql::SESSION_BY_TOKEN).bind(rows::hash_to_hex(token)).bind(now.to_utc()).fetch_optional().await?;
-        let Some((id, user, device, expires_at, replaces, approval)) = found else {
+        let Some((id, user, device, expires_at, replaces, user_since, approval)) = found else {
             return Err(Refusal::Unauthorized(why_invalid(&mut tx, token).await?).into());
         };
         // Returns the connection to the pool, because `supersede` takes another.
         drop(tx);
-        let caller = Caller { session: SessionId(id), user: UserId(user), device: DeviceId(device) };
+        let caller = Caller {
+            session: SessionId(id),
+            user: UserId(user),
+            device: DeviceId(device),
+            user_since: rows::time(user_since),
+        };
         let session = Session { caller, expires_at: rows::time(expires_at) };
         if approval.is_some() {
             self.note_presented(&caller).await?;
@@ -228,22 +294,68 @@ impl Store {
         .await
     }
 
-    /// Ends the caller's session and the session that it replaces or that replaces it. Returns the sessions that ended.
+    /// Ends the caller's session and the session that it replaces or that replaces it.
     ///
     /// # Errors
     /// `session_revoked`
-    pub async fn end_session(&self, caller: &Caller, now: Timestamp) -> Result<Vec<SessionId>, StoreError> {
+    pub async fn end_session(&self, caller: &Caller, now: Timestamp) -> Result<EndedSessions, StoreError> {
         self.retrying(|| async {
             let mut tx = self.begin().await?;
             locks::device(&mut tx, caller.device).await?;
             authorize(&mut tx, caller, now).await?;
-            let pair = [caller.device.0, caller.session.0];
-            record_ended(&mut tx, sql::RECORD_PAIR, InvalidTokenReason::LoggedOut, now, pair).await?;
-            delete_older_ended(&mut tx, caller.device).await?;
-            let ended: Vec<(Uuid,)> =
-                tx.query(sql::DELETE_PAIR).bind(caller.device.0).bind(caller.session.0).fetch_all().await?;
+            let sessions = end_pair(&mut tx, caller.device, caller.session, now).await?;
+            let devices = accounts::active_ids(&mut tx, caller.user).await?;
             tx.commit().await?;
-            Ok(ended.into_iter().map(|(id,)| SessionId(id)).collect())
+            Ok(EndedSessions { device: caller.device, sessions, devices })
+        })
+        .await
+    }
+
+    /// The valid sessions of the caller's user, oldest first: at most 30 of each device.
+    ///
+    /// # Errors
+    /// `session_revoked`
+    pub async fn list_sessions(&self, caller: &Caller, now: Timestamp) -> Result<Vec<SessionRecord>, StoreError> {
+        type SessionRow = (Uuid, Uuid, DateTime<Utc>, DateTime<Utc>, Option<Uuid>, Option<DateTime<Utc>>);
+        let mut tx = self.read().await?;
+        authorize(&mut tx, caller, now).await?;
+        let found: Vec<SessionRow> =
+            tx.query(sql::SESSIONS_OF_USER).bind(caller.user.0).bind(now.to_utc()).fetch_all().await?;
+        let replaced: HashSet<Uuid> = found.iter().filter_map(|row| row.4).collect();
+        let newest = found.into_iter().filter(|row| !replaced.contains(&row.0));
+        let record = |(id, device, created_at, expires_at, replaces, last_seen): SessionRow| SessionRecord {
+            id: SessionId(id),
+            device: DeviceId(device),
+            created_at: rows::time(created_at),
+            expires_at: rows::time(expires_at),
+            last_seen: last_seen.map(rows::time),
+            is_current: id == caller.session.0 || replaces == Some(caller.session.0),
+        };
+        Ok(newest.map(record).collect())
+    }
+
+    /// Ends a session of the caller's user and the session that it replaces or that replaces it.
+    ///
+    /// # Errors
+    /// `session_revoked`, `not_found`; `device_too_new` for a session of another device
+    pub async fn end_session_of_user(
+        &self,
+        caller: &Caller,
+        session: SessionId,
+        now: Timestamp,
+    ) -> Result<EndedSessions, StoreError> {
+        self.retrying(|| async {
+            let mut tx = self.begin().await?;
+            locks::user(&mut tx, caller.user).await?;
+            authorize(&mut tx, caller, now).await?;
+            let statement = tx.query(sql::DEVICE_OF_SESSION).bind(session.0).bind(caller.user.0).bind(now.to_utc());
+            let device: Option<(Uuid,)> = statement.fetch_optional().await?;
+            let device = DeviceId(device.ok_or(Refusal::NotFound)?.0);
+            self.may_disturb(&mut tx, caller, device, now).await?;
+            let sessions = end_pair(&mut tx, device, session, now).await?;
+            let devices = accounts::active_ids(&mut tx, caller.user).await?;
+            tx.commit().await?;
+            Ok(EndedSessions { device, sessions, devices })
         })
         .await
     }

@@ -1,4 +1,4 @@
-//! Signing in: challenges, attempts, and the session that a correct code opens.
+//! Codes and signing in: challenges, attempts, and the session that a correct code opens.
 
 use std::time::Duration;
 
@@ -6,17 +6,17 @@ use chrono::{DateTime, Utc};
 use uuid::Uuid;
 
 use super::{
-    DeviceRecord, NewSession, Store, StoreError, account_lock, approvals,
-    approvals::{ApprovalRequested, AsksFor, NewApproval},
-    devices, keys, locks, rows, sessions,
-    sql::{accounts as sql, mailbox},
+    DeviceRecord, NewSession, Store, StoreError, account_lock, accounts,
+    approvals::{self, ApprovalRequested, AsksFor, NewApproval},
+    keys, locks, rows,
+    signed_in::{NewDevice, SignedIn, device_limit, open_session},
+    sql::accounts as sql,
     tx::Tx,
 };
 use crate::domain::{
-    ApprovalId, Caller, ChallengeId, DeviceId, Email, Refusal, Timestamp, UserId,
+    ApprovalId, ChallengeId, DeviceId, Email, Refusal, Timestamp, UserId,
     approval::PresentedRecoveryKey,
-    otp,
-    refusal::DeviceChoice,
+    otp::{self, CodePurpose},
     signature::{self, device_proof_message},
 };
 
@@ -32,6 +32,8 @@ pub struct NewChallenge {
     pub id: ChallengeId,
     /// The address that its code is mailed to.
     pub email: Email,
+    /// What the code is for.
+    pub purpose: CodePurpose,
     /// Keyed hash of the code.
     pub hash: [u8; 32],
     /// The network that the request came from, as a keyed hash.
@@ -46,17 +48,6 @@ pub struct PastChallenge {
     pub created_at: Timestamp,
     /// The network that the request came from, as a keyed hash.
     pub network: Vec<u8>,
-}
-
-/// The device that a sign-in adds unless it names an existing one.
-#[derive(Clone, Debug)]
-pub struct NewDevice {
-    /// The id of the new device.
-    pub id: DeviceId,
-    /// A display name.
-    pub name: Option<String>,
-    /// The device's number in the client's Signal library.
-    pub registration_id: u32,
 }
 
 /// A sign-in whose code was correct.
@@ -103,27 +94,6 @@ pub enum SignInOutcome {
     },
 }
 
-/// A device that was signed in.
-#[derive(Clone, Debug)]
-pub struct SignedIn {
-    /// The new session with its user and device.
-    pub caller: Caller,
-    /// The address of the user.
-    pub email: Email,
-    /// When the session expires.
-    pub expires_at: Timestamp,
-    /// Whether the user existed before.
-    pub user_is_known: bool,
-    /// Whether a device was added.
-    pub device_is_new: bool,
-    /// The name of the device that was added.
-    pub device_name: Option<String>,
-    /// The device that was revoked.
-    pub replaced: Option<DeviceId>,
-    /// The user's other active devices, without the new and the replaced one.
-    pub others: Vec<DeviceId>,
-}
-
 /// Why a correct code opens no session.
 enum Refused {
     /// The attempt is refunded.
@@ -136,19 +106,6 @@ impl From<Refusal> for Refused {
     fn from(refusal: Refusal) -> Self {
         Self::Refunded(refusal)
     }
-}
-
-/// The refusal if the user has too many active devices for one more, once `replaced` is revoked.
-pub(super) fn device_limit(active: &[DeviceRecord], replaced: Option<DeviceId>, max_devices: usize) -> Option<Refusal> {
-    if active.len() - usize::from(replaced.is_some()) < max_devices {
-        return None;
-    }
-    let choice = |device: &DeviceRecord| DeviceChoice {
-        device_id: device.id,
-        name: device.name.clone(),
-        last_seen: device.last_seen,
-    };
-    Some(Refusal::DeviceLimit { devices: active.iter().map(choice).collect() })
 }
 
 impl Store {
@@ -182,6 +139,7 @@ impl Store {
                 .bind((new.created_at + otp::LIFETIME).to_utc())
                 .bind(new.created_at.to_utc())
                 .bind(&new.network[..])
+                .bind(new.purpose.name())
                 .execute()
                 .await?;
             tx.commit().await
@@ -193,17 +151,24 @@ impl Store {
     /// the code with.
     ///
     /// # Errors
-    /// `invalid_code` or `too_many_attempts`; the attempt is not counted then.
+    /// `invalid_code` or `too_many_attempts`; the attempt is not counted then. A challenge with another address or purpose
+    /// is `invalid_code`.
     pub async fn count_attempt(
         &self,
         challenge: ChallengeId,
         email: &Email,
+        purpose: CodePurpose,
         now: Timestamp,
     ) -> Result<[u8; 32], StoreError> {
         self.retrying(|| async {
             let mut tx = self.begin().await?;
-            let row: Option<(bool, DateTime<Utc>, i32)> =
-                tx.query(sql::CHALLENGE_FOR_UPDATE).bind(challenge.0).bind(email.as_str()).fetch_optional().await?;
+            let row: Option<(bool, DateTime<Utc>, i32)> = tx
+                .query(sql::CHALLENGE_FOR_UPDATE)
+                .bind(challenge.0)
+                .bind(email.as_str())
+                .bind(purpose.name())
+                .fetch_optional()
+                .await?;
             let (used, expires_at, attempts) = row.ok_or(Refusal::InvalidCode)?;
             if used || rows::time(expires_at) <= now {
                 return Err(Refusal::InvalidCode.into());
@@ -236,9 +201,7 @@ impl Store {
     pub async fn redeem(&self, sign_in: &SignIn) -> Result<SignInOutcome, StoreError> {
         let redeemed = self.retrying(|| async {
             let mut tx = self.begin().await?;
-            if tx.query(sql::USE_CHALLENGE).bind(sign_in.challenge.0).execute().await? == 0 {
-                return Err(Refusal::InvalidCode.into());
-            }
+            use_challenge(&mut tx, sign_in.challenge).await?;
             // A refusal is a value, because the refund has to be committed.
             let outcome = sign_in.run(&mut tx).await?;
             let release = match &outcome {
@@ -276,7 +239,7 @@ impl SignIn {
             .await?;
         let user = UserId(user);
         locks::user(tx, user).await?;
-        let active = devices::active(tx, user).await?;
+        let active = accounts::active(tx, user).await?;
         let owns = |device: DeviceId| active.iter().any(|known| known.id == device);
         if !self.existing_device.into_iter().chain(self.replace).all(owns) {
             return Ok(Err(Refusal::UnknownDevice.into()));
@@ -303,7 +266,7 @@ impl SignIn {
             self.now,
         )
         .await?;
-        Ok(Ok(SignInOutcome::SignedIn(SignedIn { user_is_known: known.is_some(), ..signed_in })))
+        Ok(Ok(SignInOutcome::SignedIn(SignedIn { user_is_new: known.is_none(), ..signed_in })))
     }
 
     /// Checks the proof of the device that signs in again or is replaced. Returns whether the device that signs in has
@@ -361,58 +324,20 @@ impl SignIn {
     }
 }
 
-/// Adds or revokes devices as requested, and opens the session. The caller has locked the user and checked the devices.
-#[expect(clippy::too_many_arguments, reason = "what a sign-in and an approval have in common")]
-pub(super) async fn open_session(
-    tx: &mut Tx<'_>,
-    user: UserId,
-    active: Vec<DeviceRecord>,
-    existing_device: Option<DeviceId>,
-    new_device: NewDevice,
-    replaced: Option<DeviceId>,
-    session: &NewSession,
-    now: Timestamp,
-) -> Result<SignedIn, StoreError> {
-    if let Some(replaced) = replaced {
-        devices::revoke(tx, replaced, user, now).await?;
+/// Uses up a challenge whose code was compared. It locks the challenge, and so comes before the locks of
+/// [`locks`].
+///
+/// # Errors
+/// `invalid_code` if it was used in the meantime
+pub(super) async fn use_challenge(tx: &mut Tx<'_>, challenge: ChallengeId) -> Result<(), StoreError> {
+    match tx.query(sql::USE_CHALLENGE).bind(challenge.0).execute().await? {
+        0 => Err(Refusal::InvalidCode.into()),
+        _ => Ok(()),
     }
-    let device = existing_device.unwrap_or(new_device.id);
-    let device_is_new = existing_device.is_none();
-    if device_is_new {
-        insert_device(tx, user, &new_device, now).await?;
-    }
-    let caller = Caller { session: session.id, user, device };
-    sessions::insert(tx, &caller, session, now, None).await?;
-    let email = account_lock::address(tx, user).await?;
-    let others = active.into_iter().map(|known| known.id);
-    let others = others.filter(|id| *id != device && Some(*id) != replaced).collect();
-    Ok(SignedIn {
-        caller,
-        email,
-        expires_at: session.expires_at,
-        user_is_known: true,
-        device_is_new,
-        device_name: new_device.name,
-        replaced,
-        others,
-    })
 }
 
-/// Inserts a device with an empty mailbox.
-pub(super) async fn insert_device(
-    tx: &mut Tx<'_>,
-    user: UserId,
-    new: &NewDevice,
-    now: Timestamp,
-) -> Result<(), StoreError> {
-    tx.query(sql::INSERT_DEVICE)
-        .bind(new.id.0)
-        .bind(user.0)
-        .bind(new.name.as_deref())
-        .bind(i64::from(new.registration_id))
-        .bind(now.to_utc())
-        .execute()
-        .await?;
-    tx.query(mailbox::INSERT_MAILBOX).bind(new.id.0).execute().await?;
+/// Makes a challenge that the transaction has used usable again, and gives the attempt back.
+pub(super) async fn refund(tx: &mut Tx<'_>, challenge: ChallengeId) -> Result<(), StoreError> {
+    tx.query(sql::REFUND_ATTEMPT).bind(challenge.0).execute().await?;
     Ok(())
 }

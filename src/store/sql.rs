@@ -46,6 +46,7 @@ macro_rules! statements {
     };
 }
 
+pub mod access;
 pub mod accounts;
 pub mod approvals;
 pub mod claims;
@@ -83,6 +84,17 @@ statements! {
 /// All statements, each with its name.
 #[must_use]
 pub fn all_statements() -> Vec<(&'static str, Sql)> {
-    [ALL, accounts::ALL, approvals::ALL, claims::ALL, keys::ALL, locks::ALL, mailbox::ALL, nodes::ALL, sweeps::ALL]
-        .concat()
+    [
+        ALL,
+        access::ALL,
+        accounts::ALL,
+        approvals::ALL,
+        claims::ALL,
+        keys::ALL,
+        locks::ALL,
+        mailbox::ALL,
+        nodes::ALL,
+        sweeps::ALL,
+    ]
+    .concat()
 }

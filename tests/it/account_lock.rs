@@ -1,5 +1,6 @@
 //! The lock of an account: a new device needs an approval by another device, the recovery key, or time.
 
+mod address;
 mod attack;
 mod changing;
 mod decisions;

@@ -25,7 +25,7 @@ use uuid::Uuid;
 
 use crate::support::{
     Codec, KeySet, Server, Socket, TestApp,
-    http::{challenge, post},
+    http::{challenge, confirmation, post},
     keys::base64,
     mailing::message,
     sign_in,
@@ -252,6 +252,10 @@ async fn replies_and_events_of_a_server_fit_the_document() {
     let mut keys = KeySet::new(Suite::SignalPqxdh, 1);
     let replaced = sign_in(&app, "alice@example.org").await;
     let changed = socket.event("devices.changed").await;
+    let sessions_changed = socket.event("sessions.changed").await;
+    let deletion = confirmation(&app, "bob@example.org", "delete").await;
+    let mut change = confirmation(&app, "new@example.org", "change_email").await;
+    change["email"] = json!("new@example.org");
     // A device that has published decides a request that was made under a lock.
     socket.request("keys.publish", keys.complete([9])).await;
     let lock = json!({ "recovery_key_hash": base64(&Sha256::digest([1; 32])) });
@@ -263,6 +267,9 @@ async fn replies_and_events_of_a_server_fit_the_document() {
     let params = |op: Op, keys: &mut KeySet| match op {
         Op::DevicesRename => json!({ "name": "Phone" }),
         Op::DevicesRevoke => json!({ "device_id": replaced.device }),
+        Op::SessionsEnd => json!({ "session_id": replaced.session }),
+        Op::AccountDelete => deletion.clone(),
+        Op::AccountChangeEmail => change.clone(),
         Op::UsersFind => json!({ "email": "bob@example.org" }),
         Op::KeysPublish => keys.complete(1..=2),
         Op::KeysFetch => json!({ "user_id": bob.user }),
@@ -272,6 +279,8 @@ async fn replies_and_events_of_a_server_fit_the_document() {
         Op::DevicesDecide => json!({ "request_id": approval["request_id"], "approve": false }),
         Op::AccountLock => lock.clone(),
         Op::AccountUnlock => json!({ "recovery_key": base64(&[1; 32]) }),
+        Op::AccessSet => json!({ "strangers": "limit" }),
+        Op::BlocksAdd | Op::BlocksRemove => json!({ "user_id": Uuid::new_v4() }),
         _ => json!({}),
     };
     // A single key, so that the claim empties the pool and causes `prekeys.low`.
@@ -291,10 +300,13 @@ async fn replies_and_events_of_a_server_fit_the_document() {
     fits(&component("Welcome"), &socket.welcome, "welcome");
     fits(&types.events["devices.changed"], &changed, "devices.changed");
     fits(&types.events["devices.requested"], &requested, "devices.requested");
+    fits(&types.events["sessions.changed"], &sessions_changed, "sessions.changed");
     fits(&types.events["message"], &other.event("message").await, "message");
     fits(&types.events["prekeys.low"], &other.event("prekeys.low").await, "prekeys.low");
     for (op, socket) in ending.into_iter().zip([&socket, &other]) {
-        fits(&component(&types.ops[op.name()].1), &socket.request(op.name(), json!({})).await, op.name());
+        let params = params(op, &mut keys);
+        fits(&component(&types.ops[op.name()].0), &params, op.name());
+        fits(&component(&types.ops[op.name()].1), &socket.request(op.name(), params).await, op.name());
         fits(&types.events["session.revoked"], &socket.event("session.revoked").await, "session.revoked");
     }
 }

@@ -5,6 +5,7 @@ mod devices;
 mod guesses;
 mod limits;
 mod proofs;
+mod purposes;
 
 use reqwest::StatusCode;
 use serde_json::{Value, json};

@@ -9,9 +9,9 @@ use uuid::Uuid;
 use crate::{
     metrics::value,
     support::{
-        Cluster, Codec, RowLock, Services, Socket,
-        http::{call, challenge, post},
-        sign_in,
+        Cluster, Codec, RowLock, Server, Services, Socket, eventually,
+        http::{call, challenge, confirmation, mails, post},
+        sign_in, sign_in_as,
     },
 };
 
@@ -64,7 +64,7 @@ async fn logout_renewal_and_account_deletion_take_effect_on_all_nodes() {
     assert_eq!(there.close_code().await, 4500);
     let again = Socket::connect(&cluster.nodes[1], token, Codec::MsgPack).await;
     assert_eq!(here.close_code().await, 4503);
-    again.request("account.delete", json!({})).await;
+    again.request("account.delete", confirmation(&cluster.nodes[0], "alice@example.org", "delete").await).await;
     assert_eq!(again.close_code().await, 4506);
 }
 
@@ -155,4 +155,40 @@ async fn a_code_entered_on_two_nodes_in_parallel_opens_one_session() {
         statuses.sort();
         assert_eq!(statuses, [StatusCode::CREATED, StatusCode::UNAUTHORIZED]);
     }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn session_events_and_mails_come_from_any_node_to_any_node() {
+    let cluster = Cluster::start(&Services::shared(), 2, &[]).await;
+    let email = "alice@example.org";
+    let [(one, here), (two, there)] = cluster.two_devices(email).await;
+    here.event("sessions.changed").await;
+    let again = sign_in_as(&cluster.nodes[0], email, json!({ "device": { "id": two.device } })).await;
+    let opened = json!({ "device_id": two.device, "opened": [again.session], "ended": [] });
+    for socket in [&here, &there] {
+        assert_eq!(socket.event("sessions.changed").await, opened);
+    }
+    let listed = there.request("sessions.list", json!({})).await["sessions"].as_array().unwrap().len();
+    assert_eq!(listed, 3);
+    here.request("sessions.end", json!({ "session_id": again.session })).await;
+    let ended = json!({ "device_id": two.device, "opened": [], "ended": [again.session] });
+    for socket in [&here, &there] {
+        assert_eq!(socket.event("sessions.changed").await, ended);
+    }
+    there.request("devices.revoke", json!({ "device_id": one.device })).await;
+    let ended = json!({ "device_id": one.device, "opened": [], "ended": [one.session] });
+    for socket in [&here, &there] {
+        assert_eq!(socket.event("sessions.changed").await, ended);
+    }
+    assert_eq!(here.close_code().await, 4502);
+    // Each node mails what it has done.
+    for (node, subject) in [(0, "A device signed in to your account again"), (1, "A device was removed")] {
+        let folder = cluster.nodes[node].mail();
+        let mail = || async { mails(folder).into_iter().find(|mail| mail.contains(subject)) };
+        assert!(eventually(subject, mail).await.contains(&format!("To: {email}\r\n")));
+    }
+    // A code that one node mails confirms on the other.
+    let params = confirmation(&cluster.nodes[0], email, "delete").await;
+    there.request("account.delete", params).await;
+    assert_eq!(there.close_code().await, 4506);
 }

@@ -13,7 +13,9 @@ use sealwire::domain::Suite;
 use serde_json::{Value, json};
 use uuid::Uuid;
 
-use crate::support::{Cluster, Codec, KeySet, Person, Services, Socket, code, sign_in};
+use crate::support::{
+    Cluster, Codec, KeySet, Person, ServerProcess, Services, Socket, code, http::confirmation, sign_in,
+};
 
 /// Users, each with several devices, which operate on all users, their own included.
 const USERS: usize = 6;
@@ -66,7 +68,7 @@ async fn no_conflict_between_transactions_reaches_a_client() {
                 };
                 users.lock().unwrap()[index % USERS].clone_from(&person.user);
                 if let Some(socket) = Socket::try_connect(node, &person.token, Codec::ALL[index % 2]).await {
-                    operate(&socket, &person, &users, &tally, &mut rng).await;
+                    operate(&socket, node, &sign_in_lock, &person, &users, &tally, &mut rng).await;
                     tally.ended.fetch_add(1, Ordering::Relaxed);
                     // Revokes itself, so that the user does not reach the device limit.
                     if let Some(Err(error)) =
@@ -90,12 +92,21 @@ async fn no_conflict_between_transactions_reaches_a_client() {
 }
 
 /// Makes random operations as one device, some in parallel, until the socket closes or 60 rounds are done.
-async fn operate(socket: &Socket, person: &Person, users: &Mutex<Vec<String>>, tally: &Tally, rng: &mut StdRng) {
+async fn operate(
+    socket: &Socket,
+    node: &ServerProcess,
+    code_lock: &tokio::sync::Mutex<()>,
+    person: &Person,
+    users: &Mutex<Vec<String>>,
+    tally: &Tally,
+    rng: &mut StdRng,
+) {
     let mut keys = KeySet::new(Suite::SignalX3dh, rng.random());
     let mut key_id = 0;
     let mut claims = Vec::new();
     for step in 0..60 {
         let mut operations: Vec<(&str, Value)> = Vec::new();
+        let mut deleting = None;
         for _ in 0..rng.random_range(1..4) {
             let user = {
                 // The users who have signed in by now, at least this one.
@@ -127,7 +138,14 @@ async fn operate(socket: &Socket, person: &Person, users: &Mutex<Vec<String>>, t
                     Some(device) => ("devices.revoke", json!({ "device_id": device })),
                     None => ("devices.list", json!({})),
                 },
-                _ if rng.random_bool(0.3) => ("account.delete", json!({})),
+                _ if deleting.is_none() && rng.random_bool(0.3) => {
+                    // Until the account is deleted, no other device of the user deletes it: no code would be mailed then.
+                    deleting = Some(code_lock.lock().await);
+                    match socket.try_request("keys.status", json!({})).await {
+                        Some(Ok(_)) => ("account.delete", confirmation(node, &person.email, "delete").await),
+                        _ => return,
+                    }
+                }
                 _ => ("session.logout", json!({})),
             });
         }

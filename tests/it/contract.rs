@@ -107,5 +107,10 @@ on_every_engine! {
         a_displaced_connection_cannot_send
         parallel_batches_lose_no_message_and_leave_no_gap_in_the_numbers;
     safety:
-        a_device_may_not_disturb_older_ones_before_it_is_old_enough;
+        a_device_may_not_disturb_older_ones_before_it_is_old_enough
+        a_code_of_another_purpose_is_not_counted
+        an_address_is_changed_unless_another_user_has_it
+        of_parallel_changes_to_one_address_one_succeeds
+        the_sessions_of_a_user_are_listed_and_ended_as_pairs
+        a_device_has_at_most_thirty_sessions_when_it_signs_in;
 }

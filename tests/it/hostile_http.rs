@@ -27,6 +27,7 @@ async fn every_field_of_every_http_body_refuses_invalid_values() {
     };
     let fields = [
         field("otp", json!({ "email": PLACEHOLDER }), Text),
+        optional("otp", json!({ "email": "me@example.org", "purpose": PLACEHOLDER }), Text),
         field("verify", verify(json!({ "challenge_id": PLACEHOLDER })), Text),
         field("verify", verify(json!({ "email": PLACEHOLDER })), Text),
         field("verify", verify(json!({ "code": PLACEHOLDER })), Text),

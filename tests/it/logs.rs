@@ -10,7 +10,7 @@ use uuid::Uuid;
 
 use crate::support::{
     Codec, KeySet, Person, Server, ServerProcess, Services, Socket, eventually,
-    http::{call, challenge, codes, person, post},
+    http::{call, challenge, codes, confirmation, person, post},
     mail_server::MailServer,
     raw::{BINARY, HANDSHAKE, TEXT, frame, header, request_upgrade},
 };
@@ -123,8 +123,9 @@ impl Scenario<'_> {
         keys
     }
 
-    /// Does everything that the two users can do, with valid and with invalid requests.
-    async fn run(&mut self, alice: &Person, bob: &Person) {
+    /// Does everything that the two users can do, with valid and with invalid requests. `deletion` is a code with which
+    /// Alice deletes her account.
+    async fn run(&mut self, alice: &Person, bob: &Person, deletion: Value) {
         let (server, secrets) = (self.server, self.secrets);
         let alices = self.connect(&alice.token, Codec::Json).await;
         // A browser sends its token among the subprotocols.
@@ -211,7 +212,8 @@ impl Scenario<'_> {
         bobs.request("devices.revoke", json!({ "device_id": bob.device })).await;
         assert_eq!(bobs.close_code().await, 4502);
         let alices = self.connect(renewed, Codec::MsgPack).await;
-        alices.request("account.delete", json!({})).await;
+        secrets.add(deletion["code"].as_str().unwrap());
+        alices.request("account.delete", deletion).await;
         assert_eq!(alices.close_code().await, 4506);
     }
 }
@@ -283,7 +285,8 @@ async fn a_trace_log_on_sqlite_with_mail_in_a_folder_contains_no_secret() {
     for code in codes(server.mail(), &users[1].email) {
         secrets.add(&code);
     }
-    scenario.run(&users[0], &users[1]).await;
+    let deletion = confirmation(&server, &users[0].email, "delete").await;
+    scenario.run(&users[0], &users[1], deletion).await;
     let events = scenario.events;
     assert_log_is_complete_and_without_secrets(&server, &secrets, &events).await;
 }
@@ -312,6 +315,8 @@ async fn a_trace_log_during_outages_of_postgresql_redis_and_smtp_contains_no_sec
         let code = mail.state.nth_mail(index).await.code();
         users.push(scenario.enter(email, body["challenge_id"].as_str().unwrap(), &code).await);
     }
+    let (_, body) = post(&server, "/v1/auth/otp", json!({ "email": users[0].email, "purpose": "delete" })).await;
+    let deletion = json!({ "challenge_id": body["challenge_id"], "code": mail.state.nth_mail(2).await.code() });
     // A mail that is refused, and one while the mail server is down.
     mail.state.refuse_with.store(550, std::sync::atomic::Ordering::SeqCst);
     post(&server, "/v1/auth/otp", json!({ "email": "late-larry@refused.example" })).await;
@@ -320,7 +325,7 @@ async fn a_trace_log_during_outages_of_postgresql_redis_and_smtp_contains_no_sec
     drop(mail);
     post(&server, "/v1/auth/otp", json!({ "email": "later-lucy@refused.example" })).await;
     secrets.add_email("later-lucy@refused.example");
-    scenario.run(&users[0], &users[1]).await;
+    scenario.run(&users[0], &users[1], deletion).await;
 
     // Redis and then PostgreSQL are killed, and requests arrive during the outage.
     let email = "stranded-steve@islands.example";

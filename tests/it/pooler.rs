@@ -14,7 +14,9 @@ use sqlx::{ConnectOptions, Executor, postgres::PgConnectOptions};
 use tempfile::TempDir;
 use uuid::Uuid;
 
-use crate::support::{Codec, KeySet, Member, ServerProcess, Services, Socket, eventually, services::script, sign_in};
+use crate::support::{
+    Codec, KeySet, Member, ServerProcess, Services, Socket, eventually, http::confirmation, services::script, sign_in,
+};
 
 const SECRET: (&str, &str) = ("AUTH__SECRET", "c2VhbHdpcmUtdGVzdC1zZWNyZXQtMzItYnl0ZXMtISE=");
 
@@ -107,7 +109,7 @@ async fn use_everything(node: &ServerProcess) {
     }
     let renewed = keys.request("session.renew", json!({})).await;
     let again = Socket::connect(node, renewed["token"].as_str().unwrap(), Codec::Json).await;
-    again.request("account.delete", json!({})).await;
+    again.request("account.delete", confirmation(node, "owner@example.org", "delete").await).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -13,7 +13,7 @@ use tokio_tungstenite::{
 
 use crate::support::{
     Codec, PATIENCE, Person, Server, Socket, TestApp, eventually,
-    http::call,
+    http::{call, confirmation},
     raw::{HANDSHAKE, request_upgrade},
     sign_in, sign_in_as,
 };
@@ -96,7 +96,7 @@ async fn an_invalid_token_is_refused_with_the_reason_over_http_and_on_the_socket
     for token in [&alice.token, newer] {
         assert_reason(&app, token, "device_revoked").await;
     }
-    revoking.request("account.delete", json!({})).await;
+    revoking.request("account.delete", confirmation(&app, "alice@example.org", "delete").await).await;
     for token in [&alice.token, &other.token] {
         assert_reason(&app, token, "account_deleted").await;
     }

@@ -6,6 +6,7 @@ use uuid::Uuid;
 
 use crate::support::{
     Codec, KeySet, TestApp,
+    http::confirmation,
     raw::{RawSocket, data, encode},
     sign_in,
 };
@@ -93,7 +94,11 @@ async fn ending_a_session_sends_the_reply_then_the_event_then_the_close() {
     for (op, code, reason) in [("session.logout", 4500, "logout"), ("account.delete", 4506, "account_deleted")] {
         let token = sign_in(&app, "frames@example.org").await.token;
         let (mut socket, _) = RawSocket::connect(&app, &token, Codec::MsgPack).await;
-        socket.send_value(&json!({ "id": 9, "op": op })).await;
+        let params = match op {
+            "account.delete" => confirmation(&app, "frames@example.org", "delete").await,
+            _ => json!({}),
+        };
+        socket.send_value(&json!({ "id": 9, "op": op, "params": params })).await;
         assert_eq!(socket.message().await.unwrap(), json!({ "id": 9, "result": {} }));
         let revoked = json!({ "event": "session.revoked", "data": { "reason": reason } });
         assert_eq!(socket.message().await.unwrap(), revoked);

@@ -1,9 +1,11 @@
 //! Sessions: how they are renewed and how they end, with their sockets. Also listing and renaming devices, and finding
 //! users.
 
+mod changes;
 mod client_disconnects;
 mod devices_and_users;
 mod ends;
+mod listing;
 mod renewal;
 mod young_devices;
 

@@ -1,13 +1,13 @@
-//! Sign-in over HTTP, and the ops `session.renew` and `session.logout`. Types that contain a code or a token do not
+//! Sign-in over HTTP, and the ops `session.renew`, `session.logout`, `sessions.list` and `sessions.end`. Types that contain a code or a token do not
 //! implement `Debug`, so that neither can be logged.
 
-use serde::{Deserialize, Serialize};
+use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
 use crate::{
     frame::{EmptyReply, Op, SocketRequest},
     ids::{ChallengeId, DeviceId, SessionId, UserId},
     time::Timestamp,
-    value::{Object, Text},
+    value::{Object, StringOnly, Text},
 };
 
 /// The body of `POST /v1/auth/otp`.
@@ -15,6 +15,53 @@ use crate::{
 pub struct OtpRequest {
     /// The address to mail the code to.
     pub email: Text,
+    /// What the code is for; to sign in if absent.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub purpose: Option<CodePurpose>,
+}
+
+/// What a mailed code is for. It does nothing else.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum CodePurpose {
+    /// `sign_in`: `POST /v1/auth/verify`.
+    SignIn,
+    /// `delete`: `account.delete`.
+    Delete,
+    /// `change_email`: `account.change_email`, mailed to the new address.
+    ChangeEmail,
+}
+
+impl CodePurpose {
+    /// All purposes.
+    pub const ALL: [Self; 3] = [Self::SignIn, Self::Delete, Self::ChangeEmail];
+
+    /// The name on the wire.
+    #[must_use]
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::SignIn => "sign_in",
+            Self::Delete => "delete",
+            Self::ChangeEmail => "change_email",
+        }
+    }
+
+    /// The purpose with exactly this name.
+    #[must_use]
+    pub fn parse(name: &str) -> Option<Self> {
+        Self::ALL.into_iter().find(|purpose| purpose.name() == name)
+    }
+}
+
+impl Serialize for CodePurpose {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.serialize_str(self.name())
+    }
+}
+
+impl<'de> Deserialize<'de> for CodePurpose {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        deserializer.deserialize_str(StringOnly("sign_in, delete or change_email", Self::parse))
+    }
 }
 
 /// The response to `POST /v1/auth/otp`.
@@ -124,6 +171,52 @@ pub struct LogoutRequest {}
 
 impl SocketRequest for LogoutRequest {
     const OP: Op = Op::SessionLogout;
+    type Reply = EmptyReply;
+}
+
+/// `sessions.list`: no parameters.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ListSessionsRequest {}
+
+/// The result of `sessions.list`.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ListSessionsReply {
+    /// The valid sessions of the user's devices, oldest first.
+    pub sessions: Vec<ListedSession>,
+}
+
+/// A session of the user. A session and the renewal that replaces it are one entry, until the renewed token is first
+/// presented: that of the renewal.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ListedSession {
+    /// Identifies the session in `sessions.end`.
+    pub session_id: SessionId,
+    /// Its device.
+    pub device_id: DeviceId,
+    /// When it was opened by a sign-in or a renewal.
+    pub created_at: Timestamp,
+    /// When it ends unless it is renewed.
+    pub expires_at: Timestamp,
+    /// When its device last connected or disconnected; `None` if it never did.
+    pub last_seen: Option<Timestamp>,
+    /// Whether this is the session of the request.
+    pub current: bool,
+}
+
+impl SocketRequest for ListSessionsRequest {
+    const OP: Op = Op::SessionsList;
+    type Reply = ListSessionsReply;
+}
+
+/// `sessions.end`
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct EndSessionRequest {
+    /// A session of the user, including that of the request.
+    pub session_id: SessionId,
+}
+
+impl SocketRequest for EndSessionRequest {
+    const OP: Op = Op::SessionsEnd;
     type Reply = EmptyReply;
 }
 

@@ -63,6 +63,8 @@ codes! {
     Denied           "denied"             403 false;
     DeviceLimit      "device_limit"       409 false;
     DeviceTooNew     "device_too_new"     403 true;
+    ConfirmationRequired "confirmation_required" 403 false;
+    EmailTaken       "email_taken"        409 false;
     IdentityConflict "identity_conflict"  409 false;
     IdConflict       "id_conflict"        409 false;
     DevicesMismatch  "devices_mismatch"   409 false;

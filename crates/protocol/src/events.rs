@@ -57,6 +57,16 @@ pub enum Event<'a> {
     /// after each welcome while the request is pending.
     #[serde(rename = "devices.requested")]
     DevicesRequested(Box<PendingApproval>),
+    /// Sessions of one of the user's devices were opened or ended.
+    #[serde(rename = "sessions.changed")]
+    SessionsChanged {
+        /// The device of the sessions.
+        device_id: DeviceId,
+        /// Sessions that a sign-in opened.
+        opened: Vec<SessionId>,
+        /// Sessions that ended other than by expiry or renewal.
+        ended: Vec<SessionId>,
+    },
     /// The session ended. The close follows.
     #[serde(rename = "session.revoked")]
     SessionRevoked {
@@ -79,13 +89,14 @@ pub enum Event<'a> {
 
 impl Event<'_> {
     /// The names of all events. A client ignores events with other names: they come from a newer server.
-    pub const NAMES: [&'static str; 10] = [
+    pub const NAMES: [&'static str; 11] = [
         "welcome",
         "refused",
         "prekeys.low",
         "signed_prekey.expiring",
         "devices.changed",
         "devices.requested",
+        "sessions.changed",
         "session.revoked",
         "message",
         "mailbox.drained",
@@ -160,13 +171,17 @@ pub enum Feature {
     Skip,
     /// `keys.claim` and `keys.fetch` take `suites`.
     Suites,
+    /// There is `access.set`, and `messages.send`, `keys.claim` and `keys.fetch` take `access`.
+    Access,
+    /// There are `blocks.add`, `blocks.remove` and `blocks.list`.
+    Blocks,
     /// Accounts can be locked: `account.lock`, `account.unlock`, `account.status`, `devices.decide`, `devices.requested`.
     Lock,
 }
 
 impl Feature {
     /// All features of this version.
-    pub const ALL: [Self; 4] = [Self::Replace, Self::Skip, Self::Suites, Self::Lock];
+    pub const ALL: [Self; 6] = [Self::Replace, Self::Skip, Self::Suites, Self::Access, Self::Blocks, Self::Lock];
 }
 
 /// The `limits` of a welcome.

@@ -44,6 +44,8 @@ macro_rules! ops {
 ops! {
     SessionRenew  "session.renew";
     SessionLogout "session.logout";
+    SessionsList  "sessions.list";
+    SessionsEnd   "sessions.end";
     DevicesList   "devices.list";
     DevicesRename "devices.rename";
     DevicesRevoke "devices.revoke";
@@ -53,6 +55,11 @@ ops! {
     AccountUnlock "account.unlock";
     AccountStatus "account.status";
     AccountDelete "account.delete";
+    AccountChangeEmail "account.change_email";
+    AccessSet     "access.set";
+    BlocksAdd     "blocks.add";
+    BlocksRemove  "blocks.remove";
+    BlocksList    "blocks.list";
     KeysPublish   "keys.publish";
     KeysStatus    "keys.status";
     KeysFetch     "keys.fetch";

@@ -10,6 +10,7 @@
 //! | `devices.*` ops | [`devices`] |
 //! | the lock of an account, approvals | [`approvals`] |
 //! | `users.*` and `account.*` ops | [`users`] |
+//! | `access.*` and `blocks.*` ops, access keys | [`access`] |
 //! | `keys.*` ops, bundles, suites | [`keys`] |
 //! | `messages.*` ops, message content | [`messages`] |
 //! | events | [`events`] |
@@ -25,6 +26,7 @@
 //! The types check only the form of values; the server checks everything else. The crate does no I/O and depends on no
 //! async runtime.
 
+pub mod access;
 pub mod approvals;
 pub mod auth;
 pub mod codec;

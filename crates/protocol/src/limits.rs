@@ -18,6 +18,10 @@ pub const MAX_SEQS_PER_ACK: usize = 1000;
 pub const TTL_SECONDS: RangeInclusive<u64> = 60..=30 * 24 * 3600;
 /// How long a message without `ttl_s` is kept for its devices.
 pub const TTL_DEFAULT: Duration = Duration::from_hours(30 * 24);
+/// Size of an access key, in bytes.
+pub const ACCESS_KEY_BYTES: usize = 16;
+/// Maximum number of users that a user can block.
+pub const MAX_BLOCKS: usize = 10_000;
 /// Maximum number of device ids in one `keys.fetch` or `keys.claim`.
 pub const MAX_DEVICE_IDS: usize = 100;
 /// Maximum number of one-time keys of each kind in one `keys.publish`.

@@ -14,7 +14,10 @@ use rand::RngExt;
 use super::MailerError;
 use crate::{
     clock::{Clock, Entropy},
-    domain::{ApprovalKind, Email, PendingApproval, otp::OtpCode},
+    domain::{
+        ApprovalKind, Email, PendingApproval,
+        otp::{CodePurpose, OtpCode},
+    },
 };
 
 /// A mail to one person.
@@ -25,13 +28,28 @@ pub struct Mail {
 }
 
 impl Mail {
-    /// The mail with a sign-in code. The code is the only group of eight digits in it.
-    pub fn code(to: Email, code: &OtpCode) -> Self {
-        let text = format!(
-            "Your code is {}\n\nIt works once, for ten minutes.\nIf you did not ask for it, ignore this mail.\n",
-            code.as_str()
-        );
-        Self { to, subject: "Your sign-in code", text }
+    /// The mail with a code, which says what the code does. The code is the only group of eight digits in it.
+    pub fn code(to: Email, code: &OtpCode, purpose: CodePurpose) -> Self {
+        let (subject, effect, advice) = match purpose {
+            CodePurpose::SignIn => (
+                "Your sign-in code",
+                "It signs a device in.",
+                "If you did not ask for it, ignore this mail, and give the code to nobody.",
+            ),
+            CodePurpose::Delete => (
+                "Your code to delete your account",
+                "It deletes your account for good, with all devices and waiting messages.",
+                "If you do not want that, ignore this mail, and give the code to nobody.",
+            ),
+            CodePurpose::ChangeEmail => (
+                "Your code to change the address of an account",
+                "It makes this the address of the account that asked for it.",
+                "If you did not ask for it, ignore this mail, and give the code to nobody.",
+            ),
+        };
+        let code = code.as_str();
+        let text = format!("Your code is {code}\n\n{effect}\nIt works once, for ten minutes.\n{advice}\n");
+        Self { to, subject, text }
     }
 
     /// The mail that `sealwire check-config --mail-to` sends.
@@ -72,12 +90,54 @@ impl Mail {
 
     /// The notice that a device was added, with the device's name if it has one.
     pub fn device_added(to: Email, name: Option<&str>) -> Self {
-        let named = name_line(name);
         let text = format!(
-            "A new device has signed in to your account.\n{named}\n\
-             If this was not you, revoke it from one of your other devices.\n"
+            "A new device has signed in to your account.\n{}\n\
+             If this was not you, somebody has read a code in your mail. Secure your\n\
+             mailbox, and remove the device from one of your other devices.\n",
+            name_line(name)
         );
         Self { to, subject: "A device was added to your account", text }
+    }
+
+    /// The notice that a device signed in again, with the device's name if it has one.
+    pub fn signed_in_again(to: Email, name: Option<&str>) -> Self {
+        let text = format!(
+            "One of your devices has signed in to your account again.\n{}\n\
+             If this was not you, somebody has read a code in your mail. Secure your\n\
+             mailbox, and end the session from one of your devices.\n",
+            name_line(name)
+        );
+        Self { to, subject: "A device signed in to your account again", text }
+    }
+
+    /// The notice that a device was revoked or replaced, with the device's name if it has one.
+    pub fn device_revoked(to: Email, name: Option<&str>) -> Self {
+        let text = format!(
+            "A device was removed from your account.\n{}\n\
+             If this was not you, look at the list of your devices in the app, and\n\
+             remove those that you do not know.\n",
+            name_line(name)
+        );
+        Self { to, subject: "A device was removed from your account", text }
+    }
+
+    /// The notice that the account was deleted.
+    pub fn account_deleted(to: Email) -> Self {
+        let text = "Your account was deleted, with all its devices and waiting messages.\n\n\
+             If this was not you, somebody has used one of your devices and read a\n\
+             code in your mail. Secure your mailbox. You can sign in as a new user.\n"
+            .to_owned();
+        Self { to, subject: "Your account was deleted", text }
+    }
+
+    /// The notice to the old address that the account has another one now.
+    pub fn address_changed(to: Email) -> Self {
+        let text = "The address of your account was changed.\n\
+             This address no longer signs in to it.\n\n\
+             If this was not you, remove the devices that you do not know from one of\n\
+             your own devices, and change the address back there.\n"
+            .to_owned();
+        Self { to, subject: "The address of your account was changed", text }
     }
 
     /// Builds the message to send.
@@ -101,13 +161,12 @@ impl Mail {
     }
 }
 
-/// The line with the name of a device, if it has one. The name is chosen by the client that entered the code. Only its
-/// ASCII letters are shown, so that nothing in it looks like a code.
+/// The line with a device's name, if there is a name to show. Clients that enter a code choose it, so only its ASCII letters
+/// are shown: nothing in it can look like a code. Even with 64 characters the line is short enough to need no encoding.
 fn name_line(name: Option<&str>) -> String {
-    let shown = |name: &str| name.chars().filter(|c| c.is_ascii_alphabetic() || *c == ' ').collect::<String>();
-    let name = name.map(shown).filter(|name| !name.trim().is_empty());
-    // On a line of its own: even with 64 characters the line is short enough to need no encoding.
-    name.map(|name| format!("Name: {}\n", name.trim())).unwrap_or_default()
+    let letters = |name: &str| name.chars().filter(|c| c.is_ascii_alphabetic() || *c == ' ').collect::<String>();
+    let shown = name.map(letters).filter(|name| !name.trim().is_empty());
+    shown.map(|name| format!("Name: {}\n", name.trim())).unwrap_or_default()
 }
 
 /// Returns twenty random letters. They contain no digits, so they never look like a code.
@@ -127,13 +186,26 @@ mod tests {
         let code = OtpCode::parse("12345678").unwrap();
         let raw =
             |mail: Mail| String::from_utf8(mail.compose(&from, &Clock::System, &entropy).unwrap().formatted()).unwrap();
-        assert!(raw(Mail::code(to(), &code)).contains("Your code is 12345678\r\n"));
+        for purpose in CodePurpose::ALL {
+            let raw = raw(Mail::code(to(), &code, purpose));
+            assert!(raw.contains("Your code is 12345678\r\n"), "{raw}");
+            assert_eq!(raw.matches("12345678").count(), 1, "{raw}");
+        }
         let name = "x".repeat(64);
         for name in
             [None, Some(name.as_str()), Some("Bob's phone 12345678"), Some("\r\nBcc: eve@example.org"), Some("電話")]
         {
-            let raw = raw(Mail::device_added(to(), name));
-            assert!(!raw.contains("12345678") && !raw.contains("\nBcc"), "{raw}");
+            for mail in [
+                Mail::device_added(to(), name),
+                Mail::signed_in_again(to(), name),
+                Mail::device_revoked(to(), name),
+                Mail::account_deleted(to()),
+                Mail::address_changed(to()),
+            ] {
+                let raw = raw(mail);
+                assert!(!raw.contains("12345678") && !raw.contains("\nBcc"), "{raw}");
+                assert!(raw.lines().all(|line| line.len() <= 78 && line.is_ascii()), "{raw}");
+            }
         }
     }
 }

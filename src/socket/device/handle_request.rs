@@ -25,9 +25,9 @@ use crate::{
     socket::ops::{self, FollowUp, Reply, RequestSource, failure},
 };
 
-/// Bytes kept free in the outbox for a reply with bundles. With the default outbox size, 64 such requests can be in
+/// Bytes kept free in the outbox for a reply with bundles, sessions or blocks. With the default outbox size, 64 such requests can be in
 /// flight.
-const BUNDLES_REPLY: usize = 16 * 1024;
+const LIST_REPLY: usize = 16 * 1024;
 /// Bytes kept free for most other replies.
 const USUAL_REPLY: usize = 1024;
 /// Bytes kept free for a reply that may contain two lists of devices.
@@ -179,7 +179,7 @@ impl OpenState {
 /// The bytes that the reply to an op may need.
 fn reply_bytes(op: Op) -> usize {
     match op {
-        Op::KeysFetch | Op::KeysClaim => BUNDLES_REPLY,
+        Op::KeysFetch | Op::KeysClaim | Op::SessionsList | Op::BlocksList => LIST_REPLY,
         Op::MessagesSend => MISMATCH_REPLY,
         _ => USUAL_REPLY,
     }

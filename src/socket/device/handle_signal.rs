@@ -30,6 +30,9 @@ impl OpenState {
             Signal::DevicesChanged { added, removed } => {
                 connection.send_event(&Event::DevicesChanged { added, removed })
             }
+            Signal::SessionsChanged { device, opened, ended } => {
+                connection.send_event(&Event::SessionsChanged { device_id: device, opened, ended })
+            }
             Signal::LoggedOut { sessions } => {
                 if let Some(waiting) = &mut self.requests.signals_after_renewal {
                     // The renewal decides which session this connection belongs to, so the signal waits for it.

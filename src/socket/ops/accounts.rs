@@ -2,10 +2,10 @@
 
 use sealwire_protocol::{
     approvals::AccountStatusRequest,
-    auth::{LogoutRequest, RenewSessionRequest},
+    auth::{EndSessionRequest, ListSessionsRequest, LogoutRequest, RenewSessionRequest},
     devices::{ListDevicesRequest, RenameDeviceRequest, RevokeDeviceRequest},
     frame::EmptyReply,
-    users::{DeleteAccountRequest, FindUserReply, FindUserRequest},
+    users::{ChangeEmailRequest, DeleteAccountRequest, FindUserReply, FindUserRequest},
 };
 
 use super::{Call, FollowUp, Reply};
@@ -26,6 +26,20 @@ pub async fn log_out(call: &Call<'_>) -> Result<Reply, EdgeError> {
     let LogoutRequest {} = call.params()?;
     let notifications = call.service.logout(&call.caller).await?;
     Ok(call.reply(&EmptyReply {}).notifying(notifications).then(FollowUp::Ended(EndReason::Logout)))
+}
+
+/// `sessions.list`: replies with the sessions of the user.
+pub async fn list_sessions(call: &Call<'_>) -> Result<Reply, EdgeError> {
+    let ListSessionsRequest {} = call.params()?;
+    Ok(call.reply(&accounts::list_sessions_reply(call.service.list_sessions(&call.caller).await?)))
+}
+
+/// `sessions.end`: ends a session of the user. If it is that of the connection, closes the connection.
+pub async fn end_session(call: &Call<'_>) -> Result<Reply, EdgeError> {
+    let EndSessionRequest { session_id } = call.params()?;
+    let (is_own, notifications) = call.service.end_session(&call.caller, session_id).await?;
+    let after = if is_own { FollowUp::Ended(EndReason::Logout) } else { FollowUp::Nothing };
+    Ok(call.reply(&EmptyReply {}).notifying(notifications).then(after))
 }
 
 /// `devices.list`: replies with the devices of the user.
@@ -89,7 +103,17 @@ pub async fn find_user(call: &Call<'_>) -> Result<Reply, EdgeError> {
 
 /// `account.delete`: deletes the user and closes the connection.
 pub async fn delete_account(call: &Call<'_>) -> Result<Reply, EdgeError> {
-    let DeleteAccountRequest {} = call.params()?;
-    let notifications = call.service.delete_account(&call.caller).await?;
+    let DeleteAccountRequest { challenge_id, code } = call.params()?;
+    let confirmation = accounts::confirmation(challenge_id, code.as_ref())?;
+    let notifications = call.service.delete_account(&call.caller, confirmation).await?;
     Ok(call.reply(&EmptyReply {}).notifying(notifications).then(FollowUp::Ended(EndReason::AccountDeleted)))
+}
+
+/// `account.change_email`: gives the user a new address, or replies with the request for it if the account is locked.
+pub async fn change_email(call: &Call<'_>) -> Result<Reply, EdgeError> {
+    let ChangeEmailRequest { email, challenge_id, code } = call.params()?;
+    let email = accounts::email(&email)?;
+    let confirmation = accounts::confirmation(challenge_id, code.as_ref())?;
+    let (requested, notifications) = call.service.change_email(&call.caller, &email, confirmation).await?;
+    Ok(call.reply(&accounts::change_email_reply(requested)).notifying(notifications))
 }

@@ -7,12 +7,12 @@ statements! {
 
     CHALLENGES_OF = both("SELECT created_at, network FROM email_otps \
         WHERE email = $1 AND created_at > $2 ORDER BY created_at DESC LIMIT 1000");
-    INSERT_CHALLENGE = both("INSERT INTO email_otps (id, email, otp_hash, expires_at, created_at, network) \
-        VALUES ($1, $2, $3, $4, $5, $6)");
+    INSERT_CHALLENGE = both("INSERT INTO email_otps (id, email, otp_hash, expires_at, created_at, network, purpose) \
+        VALUES ($1, $2, $3, $4, $5, $6, $7)");
     /// Reads a challenge before an attempt is counted. On PostgreSQL, parallel attempts wait for each other.
     CHALLENGE_FOR_UPDATE = per_dialect(
-        "SELECT used, expires_at, attempts FROM email_otps WHERE id = $1 AND email = $2",
-        "SELECT used, expires_at, attempts FROM email_otps WHERE id = $1 AND email = $2 FOR UPDATE");
+        "SELECT used, expires_at, attempts FROM email_otps WHERE id = $1 AND email = $2 AND purpose = $3",
+        "SELECT used, expires_at, attempts FROM email_otps WHERE id = $1 AND email = $2 AND purpose = $3 FOR UPDATE");
     COUNT_ATTEMPT = both("UPDATE email_otps SET attempts = attempts + 1 \
         WHERE id = $1 AND NOT used AND expires_at > $2 AND attempts < $3 RETURNING otp_hash");
     USE_CHALLENGE = both("UPDATE email_otps SET used = TRUE WHERE id = $1 AND NOT used");
@@ -23,21 +23,25 @@ statements! {
     // Users
 
     USER_BY_EMAIL = both("SELECT id FROM users WHERE email = $1");
+    EMAIL_OF_USER = both("SELECT email, created_at FROM users WHERE id = $1");
+    CHANGE_EMAIL = both("UPDATE users SET email = $2 WHERE id = $1");
     USER_EXISTS = both("SELECT 1 FROM users WHERE id = $1");
     /// Creates the user of an address, or locks the existing row.
     UPSERT_USER = both("INSERT INTO users (id, email, email_verified, created_at) VALUES ($1, $2, TRUE, $3) \
         ON CONFLICT (email) DO UPDATE SET email_verified = TRUE RETURNING id");
     DELETE_USER = both("DELETE FROM users WHERE id = $1");
+    /// Those of the given users that exist, with their access settings and their number of blocks.
     USERS_OF_MANY = per_dialect(
-        "SELECT id FROM users WHERE id IN (SELECT unhex(value) FROM json_each($1))",
-        "SELECT id FROM users WHERE id = ANY($1)");
+        "SELECT id, access_key, strangers, block_count FROM users WHERE id IN (SELECT unhex(value) FROM json_each($1))",
+        "SELECT id, access_key, strangers, block_count FROM users WHERE id = ANY($1)");
 
     // Sessions
 
     INSERT_SESSION = both("INSERT INTO sessions \
         (id, user_id, device_id, token_hash, expires_at, created_at, replaces) VALUES ($1, $2, $3, $4, $5, $6, $7)");
-    SESSION_BY_TOKEN = both("SELECT sessions.id, sessions.user_id, sessions.device_id, expires_at, replaces, approval_id \
-        FROM sessions JOIN devices ON devices.id = sessions.device_id \
+    SESSION_BY_TOKEN = both("SELECT sessions.id, sessions.user_id, sessions.device_id, expires_at, replaces, \
+        users.created_at, approval_id FROM sessions JOIN devices ON devices.id = sessions.device_id \
+        JOIN users ON users.id = sessions.user_id \
         WHERE token_hash = $1 AND expires_at > $2 AND NOT revoked");
     /// The row of a session that is valid for its device at $3.
     AUTHORIZE = both("SELECT replaces FROM sessions JOIN devices ON devices.id = sessions.device_id \
@@ -58,7 +62,17 @@ statements! {
     DELETE_PAIR = both("DELETE FROM sessions WHERE device_id = $1 \
         AND (id = $2 OR replaces = $2 OR id = (SELECT pair.replaces FROM sessions pair WHERE pair.id = $2)) \
         RETURNING id");
-    DELETE_SESSIONS_OF_DEVICE = both("DELETE FROM sessions WHERE device_id = $1");
+    DELETE_SESSIONS_OF_DEVICE = both("DELETE FROM sessions WHERE device_id = $1 RETURNING id");
+    /// Deletes all but the newest $2 of a device.
+    DELETE_OLDER_SESSIONS = both("DELETE FROM sessions WHERE device_id = $1 AND id NOT IN \
+        (SELECT id FROM sessions WHERE device_id = $1 ORDER BY created_at DESC, id DESC LIMIT $2) RETURNING id");
+    /// The valid sessions of the user $1 at $2.
+    SESSIONS_OF_USER = both("SELECT sessions.id, device_id, sessions.created_at, expires_at, replaces, last_seen \
+        FROM devices JOIN sessions ON sessions.device_id = devices.id \
+        WHERE devices.user_id = $1 AND NOT revoked AND expires_at > $2 ORDER BY sessions.created_at, sessions.id");
+    /// The device of a session of the user $2 that is valid at $3.
+    DEVICE_OF_SESSION = both("SELECT device_id FROM sessions JOIN devices ON devices.id = device_id \
+        WHERE sessions.id = $1 AND devices.user_id = $2 AND expires_at > $3 AND NOT revoked");
 
     // Ended sessions. Sessions are recorded before they are deleted.
 
@@ -66,7 +80,7 @@ statements! {
     /// sweep deletes and records it.
     WHY_INVALID = both("SELECT reason FROM ended_sessions WHERE token_hash = $1 \
         UNION ALL SELECT 'expired' FROM sessions WHERE token_hash = $1");
-    /// In this and the next four, $1 is the reason and $2 the time.
+    /// In this and the next five, $1 is the reason and $2 the time.
     RECORD_SESSION = both("INSERT INTO ended_sessions (token_hash, reason, ended_at, device_id) \
         SELECT token_hash, $1, $2, device_id FROM sessions WHERE id = $3 ON CONFLICT (token_hash) DO NOTHING");
     RECORD_SUCCESSOR = both("INSERT INTO ended_sessions (token_hash, reason, ended_at, device_id) \
@@ -75,6 +89,11 @@ statements! {
     RECORD_PAIR = both("INSERT INTO ended_sessions (token_hash, reason, ended_at, device_id) \
         SELECT token_hash, $1, $2, device_id FROM sessions WHERE device_id = $3 \
         AND (id = $4 OR replaces = $4 OR id = (SELECT pair.replaces FROM sessions pair WHERE pair.id = $4)) \
+        ON CONFLICT (token_hash) DO NOTHING");
+    /// Those that [`DELETE_OLDER_SESSIONS`] deletes.
+    RECORD_OLDER_SESSIONS = both("INSERT INTO ended_sessions (token_hash, reason, ended_at, device_id) \
+        SELECT token_hash, $1, $2, device_id FROM sessions WHERE device_id = $3 AND id NOT IN \
+        (SELECT id FROM sessions WHERE device_id = $3 ORDER BY created_at DESC, id DESC LIMIT $4) \
         ON CONFLICT (token_hash) DO NOTHING");
     RECORD_SESSIONS_OF_DEVICE = both("INSERT INTO ended_sessions (token_hash, reason, ended_at, device_id) \
         SELECT token_hash, $1, $2, device_id FROM sessions WHERE device_id = $3 ON CONFLICT (token_hash) DO NOTHING");
@@ -100,7 +119,8 @@ statements! {
     INSERT_DEVICE = both("INSERT INTO devices (id, user_id, device_name, registration_id, created_at) \
         VALUES ($1, $2, $3, $4, $5)");
     RENAME_DEVICE = both("UPDATE devices SET device_name = $3 WHERE id = $1 AND user_id = $2 AND NOT revoked");
-    REVOKE_DEVICE = both("UPDATE devices SET revoked = TRUE WHERE id = $1 AND user_id = $2 AND NOT revoked");
+    REVOKE_DEVICE = both("UPDATE devices SET revoked = TRUE WHERE id = $1 AND user_id = $2 AND NOT revoked \
+        RETURNING device_name");
     TOUCH_DEVICE =
         both("UPDATE devices SET last_seen = $2 WHERE id = $1 AND (last_seen IS NULL OR last_seen < $2)");
 

@@ -9,15 +9,14 @@ statements! {
     /// NULL and NULL unlock the account.
     SET_LOCK = both("UPDATE users SET recovery_key_hash = $2, lock_wait_s = $3 WHERE id = $1");
     DEVICE_CREATED_AT = both("SELECT created_at FROM devices WHERE id = $1");
-    EMAIL_OF = both("SELECT email FROM users WHERE id = $1");
 
     // Requests
 
     INSERT_APPROVAL = both("INSERT INTO approvals (id, user_id, kind, challenge_id, device_name, client_network, \
         created_at, decides_at, mailed_at, existing_device, registration_id, replace_device_id, email) \
         VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $7, $9, $10, $11, $12)");
-    APPROVAL = both("SELECT user_id, kind, state, device_name, client_network, created_at, decides_at, \
-        existing_device, registration_id, replace_device_id, email FROM approvals WHERE id = $1");
+    APPROVAL = both("SELECT user_id, state, device_name, created_at, decides_at, existing_device, \
+        registration_id, replace_device_id, email FROM approvals WHERE id = $1");
     APPROVAL_OF_CHALLENGE =
         both("SELECT id, decides_at FROM approvals WHERE challenge_id = $1 AND user_id = $2");
     /// The requests of a user that are pending, oldest first.
@@ -33,8 +32,8 @@ statements! {
     OLDER_DEVICES = both("SELECT devices.id FROM devices JOIN identity_keys ON device_id = devices.id \
         WHERE user_id = $1 AND NOT revoked AND devices.created_at < $2");
     /// The session that an approval opened, unless its token was presented or it ended.
-    APPROVED_SESSION = both("SELECT sessions.id, sessions.user_id, device_id, expires_at FROM sessions \
-        JOIN devices ON devices.id = device_id WHERE approval_id = $1 AND expires_at > $2 AND NOT revoked");
+    APPROVED_SESSION = both("SELECT sessions.id, sessions.user_id, device_id, expires_at, users.created_at FROM sessions \
+        JOIN devices ON devices.id = device_id JOIN users ON users.id = sessions.user_id WHERE approval_id = $1 AND expires_at > $2 AND NOT revoked");
     SET_SESSION_APPROVAL = both("UPDATE sessions SET approval_id = $2 WHERE id = $1");
     /// Requests whose time has come, by the time $1 and on PostgreSQL by the clock of the database too, after the
     /// request with time $2 and id $3.

@@ -15,6 +15,7 @@ use sealwire::{
         UserId,
         keyed_buckets::DrainLimit,
         keys::IdentityKey,
+        otp::CodePurpose,
         publish::{Identity, PublishRequest, SignedKey, UnsignedKey},
         signature::{x25519_public, xeddsa_sign},
     },
@@ -50,7 +51,8 @@ fn refusal<T>(result: Result<T, StoreError>) -> Refusal {
 
 async fn add_challenge(store: &Store, name: &str, now: Timestamp) -> ChallengeId {
     let id = ChallengeId(Uuid::new_v4());
-    let challenge = NewChallenge { id, email: email(name), hash: [7; 32], network: [1; 32], created_at: now };
+    let purpose = CodePurpose::SignIn;
+    let challenge = NewChallenge { id, email: email(name), purpose, hash: [7; 32], network: [1; 32], created_at: now };
     store.create_challenge(&challenge, |_| None).await.unwrap();
     id
 }
@@ -96,6 +98,12 @@ async fn redeem(store: &Store, sign_in: &SignIn) -> Result<SignedIn, StoreError>
 async fn add_device(store: &Store, name: &str) -> Caller {
     let challenge = add_challenge(store, name, start()).await;
     redeem(store, &sign_in(challenge, name, start())).await.unwrap().caller
+}
+
+/// Deletes the account of a user. The code is not compared, so the purpose of the challenge does not matter.
+async fn delete_account(store: &Store, caller: &Caller, name: &str, now: Timestamp) -> Vec<DeviceId> {
+    let challenge = add_challenge(store, name, now).await;
+    store.delete_account(caller, challenge, now).await.unwrap().devices
 }
 
 /// The private identity key of most devices.
@@ -179,12 +187,12 @@ async fn claim(
 /// A claim of one key of each kind from every device of a user.
 fn request(caller: &Caller, user: UserId, now: Timestamp) -> ClaimRequest {
     let suites = sealwire::domain::bundle::UsableSuites::default();
-    ClaimRequest { caller: *caller, user, devices: None, suites, claim: ClaimId(Uuid::new_v4()), now }
+    ClaimRequest { caller: *caller, user, devices: None, suites, claim: ClaimId(Uuid::new_v4()), access: None, now }
 }
 
 /// Claims with a drain limit of `burst` keys that gets one key back each hour; a burst of 0 means no limit.
 fn claims(store: &Store, burst: u32) -> Claims {
-    Claims::new(store.clone(), DrainLimit::new(burst, Duration::from_hours(1)))
+    Claims::new(store.clone(), DrainLimit::new(burst, Duration::from_hours(1)), 0)
 }
 
 fn claimed(bundles: &Bundles) -> Option<u32> {

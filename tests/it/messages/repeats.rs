@@ -7,6 +7,7 @@ use serde_json::json;
 
 use crate::support::{
     Codec, Member, TestApp,
+    http::confirmation,
     mailing::{content, message},
     problem::assert_problem,
     sign_in,
@@ -93,7 +94,7 @@ async fn a_message_can_be_repeated_after_devices_were_added_or_revoked() {
     assert_eq!(tablet.receives("next").await["seq"], 2);
     assert_eq!(phone.receives("next").await["seq"], 2);
     // A repeat is accepted even after the recipient deleted the account.
-    phone.socket.request("account.delete", json!({})).await;
+    phone.socket.request("account.delete", confirmation(&app, &phone.person.email, "delete").await).await;
     assert_eq!(alice.socket.request("messages.send", params).await["duplicate"], true);
 }
 

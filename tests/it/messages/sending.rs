@@ -10,6 +10,7 @@ use uuid::Uuid;
 
 use crate::support::{
     Codec, KeySet, Member, Socket, TestApp,
+    http::confirmation,
     mailing::{content, message},
     problem::assert_problem,
     sign_in,
@@ -205,7 +206,7 @@ async fn revoking_a_device_deletes_its_mailbox_and_messages_outlive_their_sender
     phone.socket.request("devices.revoke", json!({ "device_id": laptop.person.device })).await;
     assert_eq!(laptop.socket.close_code().await, 4502);
     alice.send(&[&phone.person], "after").await;
-    alice.socket.request("account.delete", json!({})).await;
+    alice.socket.request("account.delete", confirmation(&app, "alice@example.org", "delete").await).await;
     assert_eq!(alice.socket.close_code().await, 4506);
     assert_eq!(phone.receives("before").await["from"]["user_id"], alice.person.user.as_str());
     phone.receives("after").await;

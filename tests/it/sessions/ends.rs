@@ -11,12 +11,17 @@ use tokio_tungstenite::tungstenite::Message;
 use uuid::Uuid;
 
 use super::{EMAIL, assert_ended, connect, delete_session, open_stream, read_to_close, session_of};
-use crate::support::{Codec, KeySet, Socket, TestApp, code, sign_in};
+use crate::support::{Codec, KeySet, Socket, TestApp, code, http::confirmation, sign_in};
 
 /// Sends one request on a fresh socket and expects its reply, then the event, then the close, and nothing else.
 async fn assert_reply_event_close(op: &str, params: Value, reason: &str, close: u16, app: &TestApp) -> String {
     let person = sign_in(app, EMAIL).await;
-    let params = if params == "self" { json!({ "device_id": person.device }) } else { params };
+    let params = match params.as_str() {
+        Some("device") => json!({ "device_id": person.device }),
+        Some("session") => json!({ "session_id": person.session }),
+        Some("code") => confirmation(app, EMAIL, "delete").await,
+        _ => params,
+    };
     let mut stream = open_stream(app, &person).await;
     stream.send(Message::text(json!({ "id": 7, "op": op, "params": params }).to_string())).await.unwrap();
     let (frames, code) = read_to_close(&mut stream).await;
@@ -32,11 +37,12 @@ async fn assert_reply_event_close(op: &str, params: Value, reason: &str, close: 
 async fn a_client_that_ends_its_session_gets_the_reply_then_the_event_then_the_close() {
     let app = TestApp::start(&[]);
     assert_reply_event_close("session.logout", Value::Null, "logout", 4500, &app).await;
+    assert_reply_event_close("sessions.end", json!("session"), "logout", 4500, &app).await;
     let other = connect(&app, &sign_in(&app, EMAIL).await.token).await;
-    let device = assert_reply_event_close("devices.revoke", json!("self"), "device_revoked", 4502, &app).await;
+    let device = assert_reply_event_close("devices.revoke", json!("device"), "device_revoked", 4502, &app).await;
     other.event("devices.changed").await;
     assert_eq!(other.event("devices.changed").await, json!({ "added": [], "removed": [device] }));
-    assert_reply_event_close("account.delete", json!({}), "account_deleted", 4506, &app).await;
+    assert_reply_event_close("account.delete", json!("code"), "account_deleted", 4506, &app).await;
     assert_ended(&other, "account_deleted", 4506).await;
 }
 
@@ -154,7 +160,7 @@ async fn deleting_an_account_ends_the_sessions_of_all_its_devices() {
     sockets[0].request("keys.publish", KeySet::new(Suite::SignalX3dh, 1).complete(1..=5)).await;
     let found = other.request("users.find", json!({ "email": EMAIL })).await;
     assert_eq!(found, json!({ "user_id": logins[0].user }));
-    assert_eq!(sockets[1].request("account.delete", json!({})).await, json!({}));
+    assert_eq!(sockets[1].request("account.delete", confirmation(&app, EMAIL, "delete").await).await, json!({}));
     for socket in &sockets {
         assert_ended(socket, "account_deleted", 4506).await;
         assert_eq!(socket.take_event("session.revoked"), None);

@@ -4,9 +4,10 @@ use std::time::Duration;
 
 use sealwire::domain::{Suite, Timestamp};
 use serde_json::{Value, json};
+use uuid::Uuid;
 
 use super::{EMAIL, connect};
-use crate::support::{KeySet, Person, Socket, TestApp, code, sign_in};
+use crate::support::{KeySet, Person, Socket, TestApp, code, http::confirmation, sign_in, sign_in_as};
 
 const AGE: Duration = Duration::from_hours(72);
 
@@ -33,7 +34,14 @@ fn forbidden(old: &Person) -> Vec<(&'static str, Value)> {
     vec![
         ("devices.rename", json!({ "device_id": old.device, "name": "mine" })),
         ("devices.revoke", json!({ "device_id": old.device })),
+        ("sessions.end", json!({ "session_id": old.session })),
         ("account.delete", json!({})),
+        ("account.delete", json!({ "challenge_id": Uuid::nil(), "code": "12345678" })),
+        ("account.change_email", json!({ "email": "new@example.org" })),
+        (
+            "account.change_email",
+            json!({ "email": "new@example.org", "challenge_id": Uuid::nil(), "code": "12345678" }),
+        ),
     ]
 }
 
@@ -58,14 +66,20 @@ async fn a_young_device_may_not_disturb_others_until_it_is_old_enough() {
     laptop.request("devices.rename", json!({ "name": "laptop" })).await;
     phone.request("devices.rename", json!({ "device_id": young.device, "name": "another" })).await;
 
-    app.advance(AGE - Duration::from_millis(1));
+    app.advance(AGE.saturating_sub(Duration::from_millis(1)));
     for (op, params) in forbidden(&old) {
         assert_too_new(&laptop, op, params, allowed_at, Duration::from_millis(1)).await;
     }
     phone.barrier().await;
     app.advance(Duration::from_millis(1));
     laptop.request("devices.rename", json!({ "device_id": old.device, "name": "old" })).await;
+    laptop.request("sessions.end", json!({ "session_id": old.session })).await;
+    assert_eq!(phone.close_code().await, 4500);
     laptop.request("devices.revoke", json!({ "device_id": old.device })).await;
+    let mut change = confirmation(&app, "new@example.org", "change_email").await;
+    change["email"] = json!("new@example.org");
+    laptop.request("account.change_email", change).await;
+    laptop.request("account.delete", confirmation(&app, "new@example.org", "delete").await).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -76,6 +90,8 @@ async fn a_young_device_may_revoke_itself_and_be_revoked() {
     app.advance(AGE);
     let (young, laptop) = add_device(&app).await;
     let (other, _) = add_device(&app).await;
+    let again = sign_in_as(&app, EMAIL, json!({ "device": { "id": young.device } })).await;
+    laptop.request("sessions.end", json!({ "session_id": again.session })).await;
     laptop.request("devices.revoke", json!({ "device_id": young.device })).await;
     phone.request("devices.revoke", json!({ "device_id": other.device })).await;
 }
@@ -89,14 +105,16 @@ async fn without_an_old_published_device_nothing_is_blocked() {
     app.advance(Duration::from_hours(1));
     let (recent, phone) = add_device(&app).await;
     publish(&phone).await;
-    app.advance(AGE - Duration::from_secs(1));
+    app.advance(AGE.saturating_sub(Duration::from_secs(1)));
     let (_, laptop) = add_device(&app).await;
     tablet.request("devices.revoke", json!({ "device_id": revoked.device })).await;
     let name = |device: &Person| json!({ "device_id": device.device, "name": "named" });
     laptop.request("devices.rename", name(&unpublished)).await;
     laptop.request("devices.rename", name(&recent)).await;
+    laptop.request("sessions.end", json!({ "session_id": recent.session })).await;
     laptop.request("devices.revoke", json!({ "device_id": unpublished.device })).await;
     laptop.request("devices.revoke", json!({ "device_id": recent.device })).await;
+    laptop.request("account.delete", confirmation(&app, EMAIL, "delete").await).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -44,10 +44,21 @@ pub async fn post(server: &impl Server, path: &str, body: Value) -> (StatusCode,
     call(server, Method::POST, path, None, Some(body)).await
 }
 
-/// Requests a code, and returns the challenge id and the code from the mail.
+/// Requests a code to sign in, and returns the challenge id and the code from the mail.
 pub async fn challenge(server: &impl Server, email: &str) -> (String, String) {
+    challenge_for(server, email, "sign_in").await
+}
+
+/// Requests a code to delete the account or change its address, and returns the fields of the op that needs it.
+pub async fn confirmation(server: &impl Server, email: &str, purpose: &str) -> Value {
+    let (challenge_id, code) = challenge_for(server, email, purpose).await;
+    json!({ "challenge_id": challenge_id, "code": code })
+}
+
+/// Requests a code for a purpose, and returns the challenge id and the code from the mail.
+pub async fn challenge_for(server: &impl Server, email: &str, purpose: &str) -> (String, String) {
     let before = codes(server.mail(), email);
-    let (status, body) = post(server, "/v1/auth/otp", json!({ "email": email })).await;
+    let (status, body) = post(server, "/v1/auth/otp", json!({ "email": email, "purpose": purpose })).await;
     assert_eq!(status, StatusCode::ACCEPTED, "{body}");
     // With a manual clock the file names do not show which mail is the newest, so compare with the codes from before.
     let code = eventually("a mail with a code", || async {

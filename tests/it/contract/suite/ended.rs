@@ -7,7 +7,7 @@ use sealwire::{
     store::Store,
 };
 
-use super::{add_challenge, add_device, hash, later, new_session, redeem, refusal, sign_in, start};
+use super::{add_challenge, add_device, delete_account, hash, later, new_session, redeem, refusal, sign_in, start};
 
 async fn reason(store: &Store, session: SessionId, now: Timestamp) -> InvalidTokenReason {
     match refusal(store.present(&hash(session), now).await) {
@@ -59,7 +59,7 @@ pub async fn a_revocation_replaces_the_reasons_of_earlier_sessions(store: &Store
     for ended in [device.session, newer.session] {
         assert_eq!(reason(store, ended, later(5)).await, InvalidTokenReason::DeviceRevoked);
     }
-    store.delete_account(&other, later(6)).await.unwrap();
+    delete_account(store, &other, "alice", later(6)).await;
     for ended in [device.session, newer.session, other.session] {
         assert_eq!(reason(store, ended, later(7)).await, InvalidTokenReason::AccountDeleted);
     }

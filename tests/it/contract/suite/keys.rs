@@ -3,7 +3,8 @@
 use futures_util::future::join_all;
 use sealwire::{
     domain::{
-        Bundles, Caller, ClaimId, DeviceId, KeyKind, OneTimeOutcome, Refusal, SessionId, Signal, Suite, UserId,
+        Bundles, Caller, ChallengeId, ClaimId, DeviceId, KeyKind, OneTimeOutcome, Refusal, SessionId, Signal, Suite,
+        UserId,
         publish::{PublishRequest, SignedKey},
         signature::{x25519_public, xeddsa_sign},
     },
@@ -12,8 +13,8 @@ use sealwire::{
 use uuid::Uuid;
 
 use super::{
-    add_device, claim, claimed, claims, complete, key, later, new_session, pq_key, publish, publish_request, refusal,
-    signed, start, typed,
+    add_device, claim, claimed, claims, complete, email, key, later, new_session, pq_key, publish, publish_request,
+    refusal, signed, start, typed,
 };
 
 pub async fn a_publish_reports_the_outcome_of_each_key(store: &Store) {
@@ -98,6 +99,7 @@ pub async fn claims_in_a_batch_fail_individually(store: &Store) {
         devices: None,
         suites: sealwire::domain::bundle::UsableSuites::default(),
         claim: ClaimId(claim),
+        access: None,
         now: later(1),
     };
     let ended = Caller { session: SessionId(Uuid::new_v4()), ..claimer };
@@ -145,6 +147,7 @@ async fn claim_batch(
         devices: None,
         suites: sealwire::domain::bundle::UsableSuites::default(),
         claim: *claim,
+        access: None,
         now: later(9),
     };
     let batch = claims.claim(ids.iter().map(request).collect()).await;
@@ -251,6 +254,7 @@ pub async fn each_low_level_is_announced_once_until_a_publish_lifts_the_pool_abo
             devices: None,
             suites: sealwire::domain::bundle::UsableSuites::default(),
             claim,
+            access: None,
             now: later(1),
         };
         let batch = claims.claim(vec![request]).await;
@@ -271,6 +275,7 @@ pub async fn each_low_level_is_announced_once_until_a_publish_lifts_the_pool_abo
         devices: None,
         suites: sealwire::domain::bundle::UsableSuites::default(),
         claim,
+        access: None,
         now: later(3),
     };
     let batch = claims.claim(vec![request]).await;
@@ -286,7 +291,8 @@ pub async fn revoked_and_expired_sessions_cannot_do_anything(store: &Store) {
     let caller = add_device(store, "alice").await;
     let other = add_device(store, "alice").await;
     publish(store, &other, 1..=2, start()).await.unwrap();
-    assert_eq!(store.revoke_device(&other, caller.device, later(1)).await.unwrap(), [other.device]);
+    let (revoked, address, others) = store.revoke_device(&other, caller.device, later(1)).await.unwrap();
+    assert_eq!((revoked.sessions, address, others), (vec![caller.session], email("alice"), vec![other.device]));
     assert_eq!(refusal(store.revoke_device(&other, caller.device, later(1)).await), Refusal::UnknownDevice);
     let gone = Refusal::SessionRevoked;
     assert_eq!(refusal(publish(store, &caller, 1..=2, later(2)).await), gone);
@@ -295,10 +301,12 @@ pub async fn revoked_and_expired_sessions_cannot_do_anything(store: &Store) {
     assert_eq!(refusal(store.revoke_device(&caller, other.device, later(2)).await), gone);
     assert_eq!(refusal(store.renew_session(&caller, &new_session(later(2)), later(2)).await), gone);
     assert_eq!(refusal(store.end_session(&caller, later(2)).await), gone);
-    assert_eq!(refusal(store.delete_account(&caller, later(2)).await), gone);
+    assert_eq!(refusal(store.delete_account(&caller, ChallengeId(Uuid::nil()), later(2)).await), gone);
     assert_eq!(
         refusal(
-            store.fetch(&caller, other.user, None, &sealwire::domain::bundle::UsableSuites::default(), later(2)).await
+            store
+                .fetch(&caller, other.user, None, &sealwire::domain::bundle::UsableSuites::default(), None, later(2))
+                .await
         ),
         gone
     );
