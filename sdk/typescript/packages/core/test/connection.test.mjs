@@ -55,7 +55,7 @@ test('signing in connects and publishes a complete set', async () => {
 for (const code of [4000, 4001, 4002, 4003, 4004, 4321, 1001, 1011, 1012]) {
   test(`after a close with ${code} it connects again`, async () => {
     await signIn();
-    fake.sockets[0].close(code);
+    fake.sockets.at(-1).close(code);
     await client.once('welcome');
     assert.equal(fake.upgrades, 2);
     assert.equal(client.state, 'connected');
@@ -69,7 +69,7 @@ test('after a connection that broke it connects again, with longer waits after e
   const waits = [];
   client.on('state', ({ state, retryAt }) => state === 'waiting' && waits.push(retryAt - Date.now()));
   fake.upgrade = () => (fake.upgrades < 5 ? { status: 502 } : null);
-  fake.sockets[0].drop();
+  fake.sockets.at(-1).drop();
   await client.once('welcome');
   assert.equal(waits.length, 4);
   for (const [i, expected] of [250, 500, 1000, 2000].entries()) assert(Math.abs(waits[i] - expected) < 30, `${waits}`);
@@ -86,7 +86,7 @@ for (const [code, state, reason] of [
   test(`a close with ${code} ends the connection and keeps the data`, async () => {
     await signIn();
     const identity = await client.identityKey();
-    fake.sockets[0].close(code);
+    fake.sockets.at(-1).close(code);
     await client.once('state', { fits: (change) => change.state === state });
     assert.equal(client.reason, reason);
     assert.equal(client.account.email, 'alice@example.org');
@@ -101,8 +101,8 @@ for (const [code, reason] of [[4502, 'device_revoked'], [4506, 'account_deleted'
     await signIn();
     const identity = await client.identityKey();
     await client.data.write({ note: 'secret' });
-    fake.sockets[0].send('session.revoked', { reason });
-    fake.sockets[0].close(code);
+    fake.sockets.at(-1).send('session.revoked', { reason });
+    fake.sockets.at(-1).close(code);
     await client.once('state', { fits: ({ state }) => state === 'signed-out' });
     assert.equal(client.reason, reason);
     assert.equal(client.account, null);
@@ -113,7 +113,7 @@ for (const [code, reason] of [[4502, 'device_revoked'], [4506, 'account_deleted'
 
 test('displaced, it does not come back by itself, but by connect()', async () => {
   await signIn();
-  fake.sockets[0].close(4503);
+  fake.sockets.at(-1).close(4503);
   await client.once('state', { fits: ({ state }) => state === 'ended' });
   await new Promise((resolve) => setTimeout(resolve, 200));
   assert.equal(fake.upgrades, 1);
@@ -123,8 +123,8 @@ test('displaced, it does not come back by itself, but by connect()', async () =>
 
 test('while the server drains, it waits as long as the server says', async () => {
   await signIn();
-  fake.sockets[0].send('server.draining', { reconnect_in_ms: 300 });
-  fake.sockets[0].close(4000);
+  fake.sockets.at(-1).send('server.draining', { reconnect_in_ms: 300 });
+  fake.sockets.at(-1).close(4000);
   const { retryAt } = await client.once('state', { fits: ({ state }) => state === 'waiting' });
   assert(Math.abs(retryAt - Date.now() - 300) < 50);
   await client.once('welcome');
@@ -133,7 +133,7 @@ test('while the server drains, it waits as long as the server says', async () =>
 test('a refusal in a browser says how long to wait', async () => {
   await signIn();
   fake.upgrade = () => fake.upgrades < 3 ? { error: refusal('rate_limited', { retryable: true, retry_after_ms: 400 }), close: 4004 } : null;
-  fake.sockets[0].drop();
+  fake.sockets.at(-1).drop();
   const change = await client.once('state', { fits: ({ error }) => error !== null });
   assert.equal(change.error.code, 'rate_limited');
   assert(change.retryAt - Date.now() >= 350);
@@ -144,7 +144,7 @@ test('an upgrade refused over HTTP is explained by GET /v1/auth/session', async 
   await signIn();
   fake.upgrade = () => ({ status: 429 });
   fake.http['GET /v1/auth/session'] = () => [429, refusal('rate_limited', { retryable: true, retry_after_ms: 12_000 }), { 'retry-after': '12' }];
-  fake.sockets[0].drop();
+  fake.sockets.at(-1).drop();
   const change = await client.once('state', { fits: ({ error }) => error !== null });
   assert(change.retryAt - Date.now() > 11_000);
 });
@@ -158,7 +158,7 @@ for (const [reason, wiped] of [
       const error = refusal('unauthorized', { details: { reason } });
       fake.upgrade = () => (how === 'browser' ? { error, close: 4507 } : { status: 401 });
       fake.http['GET /v1/auth/session'] = () => [401, error];
-      fake.sockets[0].drop();
+      fake.sockets.at(-1).drop();
       await client.once('state', { fits: ({ state }) => state === 'signed-out' });
       assert.equal(client.reason, reason);
       assert.equal(client.account === null, wiped);
@@ -168,7 +168,7 @@ for (const [reason, wiped] of [
 
 test('signing in again names the device and proves its identity', async () => {
   await signIn();
-  fake.sockets[0].close(4501);
+  fake.sockets.at(-1).close(4501);
   await client.once('state', { fits: ({ state }) => state === 'signed-out' });
   await signIn();
   const [first, second] = fake.calls.filter(({ path }) => path === '/v1/auth/verify').map(({ body }) => body);
@@ -184,7 +184,7 @@ test('signing in again names the device and proves its identity', async () => {
 
 test('the data of another account is not mixed with a new one', async () => {
   await signIn();
-  fake.sockets[0].close(4501);
+  fake.sockets.at(-1).close(4501);
   await client.once('state', { fits: ({ state }) => state === 'signed-out' });
   fake.http['POST /v1/auth/verify'] = (body) => body.device.id ? [404, refusal('unknown_device')] : [201, fake.session()];
   await client.signIn.request('bob@example.org');
@@ -204,12 +204,12 @@ test('a session is renewed when less than half of its life is left, and the new 
   await signIn();
   assert.equal(fake.of('session.renew').length, 0);
   fake.sessionMs = 400_000;
-  fake.sockets[0].drop();
+  fake.sockets.at(-1).drop();
   await client.once('welcome');
   await until(async () => (await storage.get('account')).tokens.length === 1 && (await storage.get('account')).tokens[0].token === 'token-2');
   const presented = fake.calls.find(({ method, path, token }) => method === 'GET' && path === '/v1/auth/session' && token === 'token-2');
   assert(presented);
-  fake.sockets[0].drop();
+  fake.sockets.at(-1).drop();
   await client.once('welcome');
   assert.equal(fake.sockets[0].token, 'token-2');
 });
@@ -223,11 +223,11 @@ test('if the renewed token was lost by the server, the old one is used', async (
   fake.sessionMs = 400_000;
   // The presentation fails, and then the renewed token is not valid.
   fake.http['GET /v1/auth/session'] = (_, token) => (token === 'token-2' ? [503, refusal('unavailable', { retryable: true })] : [200, fake.session()]);
-  fake.sockets[0].drop();
+  fake.sockets.at(-1).drop();
   await client.once('welcome');
   await until(async () => (await storage.get('account')).tokens.length === 2);
   fake.upgrade = (token) => (token === 'token-2' ? { error: refusal('unauthorized', { details: { reason: 'superseded' } }), close: 4507 } : null);
-  fake.sockets[0].drop();
+  fake.sockets.at(-1).drop();
   await client.once('welcome');
   assert.equal(fake.sockets[0].token, 'token-1');
 });
@@ -285,7 +285,7 @@ test('a connection on which nothing is answered is replaced', async () => {
 test('events, fields and frames of a newer server are ignored or passed on', async () => {
   await signIn();
   const unknown = client.once('unknown');
-  fake.sockets[0].send('moon.phase', { phase: 'full' });
+  fake.sockets.at(-1).send('moon.phase', { phase: 'full' });
   assert.deepEqual(await unknown, { event: 'moon.phase', data: { phase: 'full' } });
   await client.request('devices.list');
   assert.equal(client.state, 'connected');
