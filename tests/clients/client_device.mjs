@@ -65,7 +65,7 @@ export class Device {
   async publish(count) {
     const set = this.signal.completeSet(count);
     const answer = await this.socket.request('keys.publish', set);
-    const none = { duplicate: [], conflict: [], already_issued: [], over_cap: [] };
+    const none = { duplicate: [], conflict: [], already_issued: [], over_cap: [], withdrawn: [] };
     assert.deepEqual(answer.one_time, { accepted: ids(set.one_time_prekeys), ...none });
     assert.deepEqual(answer.pq_one_time, { accepted: ids(set.pq_one_time), ...none });
     const { expires_at } = answer.status.signed_prekey;
