@@ -4,7 +4,7 @@
 
 import assert from 'node:assert/strict';
 import { randomUUID } from 'node:crypto';
-import { Connection, SealwireError, signIn } from './sealwire.mjs';
+import { Connection, SealwireError, redeem, requestCode, signIn } from './sealwire.mjs';
 import { SignalDevice, isFirstMessage, newRegistrationId } from './signal_device.mjs';
 
 export const MSGPACK = { format: 'msgpack', tokenIn: 'header' };
@@ -58,6 +58,31 @@ export class Device {
 
   async reconnect() {
     await this.socket.close();
+    await this.connect();
+  }
+
+  /** Logs out, and signs in as the same device with a proof of its identity key, after attempts that must be refused. */
+  async signInAgain(email, foreign) {
+    await this.socket.request('session.logout');
+    await this.socket.closed;
+    const code = await requestCode(this.#server, email);
+    const attempts = [
+      undefined,
+      'no proof',
+      foreign.signal.proof(code.challenge_id, this.id),
+      this.signal.proof(code.challenge_id, foreign.id),
+      this.signal.proof(randomUUID()),
+    ];
+    for (const proof of attempts) {
+      const device = { id: this.id, proof };
+      await assert.rejects(redeem(this.#server, code, { device }), { code: 'proof_required', status: 403 });
+    }
+    const proof = this.signal.proof(code.challenge_id);
+    const session = await redeem(this.#server, code, { device: { id: this.id, proof } });
+    assert.deepEqual([session.user_id, session.device_id], [this.user, this.id]);
+    const replayed = redeem(this.#server, await requestCode(this.#server, email), { device: { id: this.id, proof } });
+    await assert.rejects(replayed, { code: 'proof_required' });
+    this.session = { ...this.session, ...session };
     await this.connect();
   }
 
