@@ -17,9 +17,8 @@ const REASON_RETENTION: Duration = Duration::from_hours(30 * 24);
 
 impl Store {
     /// Deletes what is past its retention time, in many small transactions: expired sessions; after two hours, the counts
-    /// of strangers' claims; after a day, challenges,
-    /// the records of claims and sends (which reveal who talks to whom) and the key material of issued PQ keys; after
-    /// 30 days, the reasons why sessions ended. Returns the number of rows.
+    /// of strangers' claims; after a day, challenges, the records of claims and sends (which reveal who talks to whom)
+    /// and the key material of issued PQ keys; after 30 days, the reasons why sessions ended. Returns the number of rows.
     ///
     /// # Errors
     /// [`StoreError::Unavailable`]

@@ -162,8 +162,28 @@ impl Scenario<'_> {
         };
         alices.request("messages.send", message(7, &bob.device)).await;
         alices.refused("messages.send", message(8, &alice.device)).await;
-        let seq = bobs.event("message").await["seq"].clone();
-        bobs.request("messages.ack", json!({ "seqs": [seq] })).await;
+        // The access key of Bob, a key that is not his, and texts that are none.
+        let keys = ["8PHy8/T19vf4+fr7/P3+/w==", "4OHi4+Tl5ufo6err7O3u7w==", "an access key of a wrong form"];
+        keys[..2].iter().for_each(|key| secrets.add_bytes(key));
+        secrets.add(keys[2]);
+        bobs.request("access.set", json!({ "strangers": "refuse", "key": keys[0] })).await;
+        bobs.refused("access.set", json!({ "strangers": keys[1], "key": keys[0] })).await;
+        bobs.refused("access.set", json!({ "strangers": "limit", "key": keys[2] })).await;
+        for (index, key) in keys.iter().enumerate() {
+            let mut send = message(9, &bob.device);
+            let mut claim = json!({ "user_id": bob.user, "claim_id": Uuid::from_u128(9) });
+            (send["access"], claim["access"]) = ((*key).into(), (*key).into());
+            for (op, params) in [("keys.fetch", claim.clone()), ("keys.claim", claim), ("messages.send", send)] {
+                let outcome = alices.try_request(op, params).await.unwrap();
+                assert_eq!(outcome.is_ok(), index == 0 || op == "messages.send", "{op}: {outcome:?}");
+                outcome.iter().for_each(|reply| secrets.add_keys(reply));
+            }
+        }
+        bobs.request("access.set", json!({ "strangers": "limit" })).await;
+        for _ in 0..2 {
+            let seq = bobs.event("message").await["seq"].clone();
+            bobs.request("messages.ack", json!({ "seqs": [seq] })).await;
+        }
         alices.request("devices.rename", json!({ "name": "the-name-of-a-device" })).await;
 
         // A renewal. The new token is presented in a header and replaces the first.
