@@ -17,6 +17,12 @@ export interface AckMessagesRequest {
   seqs: number[];
 }
 
+/** `blocks.add`: drops messages from a user from now on. Repeatable. */
+export interface AddBlockRequest {
+  /** Any user but the requesting one. Whether it exists is not checked. */
+  user_id: string;
+}
+
 /** The one-time prekey of a bundle. */
 export interface BundleOneTimePrekey {
   /** Chosen by the owner. */
@@ -75,6 +81,8 @@ export interface ClaimKeysRequest {
   device_ids?: string[] | undefined;
   /** The suites that the client can use. Devices of other suites are unavailable, with `other_suite`; all suites if absent. */
   suites?: (Suite | Newer)[] | undefined;
+  /** The access key that the user has shared; see `access.set` in `docs/protocol.md`. */
+  access?: string | undefined;
   /** Chosen by the client for each claim. A repeat with the same id gets the same keys. */
   claim_id: string;
 }
@@ -168,7 +176,7 @@ export interface ErrorDetails {
 }
 
 /** An addition to the protocol, as `features` of a welcome names it. */
-export type Feature = 'replace' | 'skip' | 'suites';
+export type Feature = 'replace' | 'skip' | 'suites' | 'access' | 'blocks';
 
 /** `keys.fetch`: returns bundles without one-time prekeys, so that no key is consumed. */
 export interface FetchKeysRequest {
@@ -178,6 +186,8 @@ export interface FetchKeysRequest {
   device_ids?: string[] | undefined;
   /** The suites that the client can use. Devices of other suites are unavailable, with `other_suite`; all suites if absent. */
   suites?: (Suite | Newer)[] | undefined;
+  /** The access key that the user has shared; see `access.set` in `docs/protocol.md`. */
+  access?: string | undefined;
 }
 
 /** The result of `users.find`. */
@@ -258,6 +268,15 @@ export interface KeysStatusRequest {
   /** Whether the reply contains a digest of the keys. Such a request costs as much as 50 others. */
   digest?: boolean | undefined;
 }
+
+/** The result of `blocks.list`. */
+export interface ListBlocksReply {
+  /** The blocked users, at most 10000, in the order of their ids. */
+  user_ids: string[];
+}
+
+/** `blocks.list`: no parameters. */
+export interface ListBlocksRequest {}
 
 /** The result of `devices.list`. */
 export interface ListDevicesReply {
@@ -454,6 +473,12 @@ export interface PublishedSignedPrekey {
   expires_at?: string | undefined;
 }
 
+/** `blocks.remove`: accepts messages from a user again. Repeatable. */
+export interface RemoveBlockRequest {
+  /** Any user. */
+  user_id: string;
+}
+
 /** `devices.rename` */
 export interface RenameDeviceRequest {
   /** A device of the user; the requesting device if absent. */
@@ -517,6 +542,8 @@ export interface SendMessageRequest {
   messages: DeviceMessage[];
   /** Addressable devices that get no message because the client cannot encrypt for them, at most 100. They are not reported as missing. */
   skip?: string[] | undefined;
+  /** The access key that the recipient has shared; see `access.set` in `docs/protocol.md`. */
+  access?: string | undefined;
 }
 
 /** The current last-resort key, in a status. */
@@ -569,6 +596,16 @@ export interface SessionsChanged {
   ended: string[];
 }
 
+/** `access.set`: replaces the user's access settings. */
+export interface SetAccessRequest {
+  /** The access key that senders have to show, 16 bytes; if absent, the user has none. */
+  key?: string | undefined;
+  /** What strangers may do: senders who do not show the key or, while there is none, whose account is younger than seven days. */
+  strangers: Strangers | Newer;
+  /** Whether the user accepts mail from sealed senders; false if absent. It is stored for later versions. */
+  sealed?: boolean | undefined;
+}
+
 /** The signed prekey expires soon, so the device should publish a new one. */
 export interface SignedPrekeyExpiring {
   /** The id of the signed prekey. */
@@ -576,6 +613,9 @@ export interface SignedPrekeyExpiring {
   /** When it stops being served. */
   expires_at: string;
 }
+
+/** What strangers may do. */
+export type Strangers = 'allow' | 'limit' | 'refuse';
 
 export type Suite = 'signal-pqxdh' | 'signal-x3dh' | 'ed25519-x3dh';
 
@@ -716,6 +756,30 @@ export interface Ops {
     result: EmptyReply;
     error: 'bad_request' | 'invalid_code' | 'too_many_attempts' | 'rate_limited' | 'too_many_in_flight' | 'session_revoked' | 'device_too_new' | 'confirmation_required' | 'email_taken' | 'unavailable' | 'internal';
   };
+  /** Sets the user's access key and what strangers may do. */
+  'access.set': {
+    params: SetAccessRequest;
+    result: EmptyReply;
+    error: 'bad_request' | 'rate_limited' | 'too_many_in_flight' | 'session_revoked' | 'device_too_new' | 'unavailable' | 'internal';
+  };
+  /** Drops messages from a user. */
+  'blocks.add': {
+    params: AddBlockRequest;
+    result: EmptyReply;
+    error: 'bad_request' | 'rate_limited' | 'too_many_in_flight' | 'session_revoked' | 'unavailable' | 'internal';
+  };
+  /** Accepts messages from a user again. */
+  'blocks.remove': {
+    params: RemoveBlockRequest;
+    result: EmptyReply;
+    error: 'bad_request' | 'rate_limited' | 'too_many_in_flight' | 'session_revoked' | 'unavailable' | 'internal';
+  };
+  /** Lists the blocked users. */
+  'blocks.list': {
+    params: ListBlocksRequest;
+    result: ListBlocksReply;
+    error: 'bad_request' | 'rate_limited' | 'too_many_in_flight' | 'session_revoked' | 'unavailable' | 'internal';
+  };
   /** Publishes keys of this device. */
   'keys.publish': {
     params: PublishKeysRequest;
@@ -779,7 +843,7 @@ export interface ServerEvents {
 }
 
 /** The ops that this version knows. */
-export const ops: readonly (keyof Ops)[] = ['session.renew', 'session.logout', 'sessions.list', 'sessions.end', 'devices.list', 'devices.rename', 'devices.revoke', 'users.find', 'account.delete', 'account.change_email', 'keys.publish', 'keys.status', 'keys.fetch', 'keys.claim', 'messages.send', 'messages.ack'];
+export const ops: readonly (keyof Ops)[] = ['session.renew', 'session.logout', 'sessions.list', 'sessions.end', 'devices.list', 'devices.rename', 'devices.revoke', 'users.find', 'account.delete', 'account.change_email', 'access.set', 'blocks.add', 'blocks.remove', 'blocks.list', 'keys.publish', 'keys.status', 'keys.fetch', 'keys.claim', 'messages.send', 'messages.ack'];
 
 /** The error codes that this version knows. */
 export const errorCodes: Record<Code, { httpStatus: number; retryable: boolean; meaning: string; action: string }> = {
