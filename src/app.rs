@@ -29,7 +29,7 @@ use crate::{
     metrics::Metrics,
     service::{
         Mailer, Policy, Service, ServiceDependencies, beat_forever, check_mailer, expire_mail_forever,
-        reconcile_forever, sweep_forever,
+        look_at_approvals_forever, reconcile_forever, sweep_forever,
     },
     shutdown::DrainTime,
     socket::Hub,
@@ -276,6 +276,7 @@ fn start_housekeeping(service: &Arc<Service>, tasks: &Tasks) {
     }
     tasks.spawn("sweep", sweep_forever(service.clone()));
     tasks.spawn("mail expiry", expire_mail_forever(service.clone()));
+    tasks.spawn("approvals", look_at_approvals_forever(service.clone()));
     tasks.spawn("reconcile", reconcile_forever(service.clone()));
 }
 

@@ -3,6 +3,7 @@
 //! other type here can be serialized to the wire.
 
 pub mod access;
+pub mod approval;
 pub mod bundle;
 pub mod email;
 pub mod envelope;
@@ -21,6 +22,7 @@ pub mod token;
 pub mod token_bucket;
 
 pub use access::{AccessKey, AccessSettings, Admission};
+pub use approval::{ApprovalKind, PendingApproval};
 pub use bundle::{Bundle, Bundles, KeyKind, KeysStatus, OneTimeOutcome};
 pub use email::Email;
 pub use envelope::Envelope;
@@ -30,7 +32,7 @@ pub use network::ClientNetwork;
 pub use refusal::Refusal;
 pub use sealwire_protocol::{
     Timestamp,
-    ids::{ChallengeId, ClaimId, DeviceId, MessageId, SessionId, UserId},
+    ids::{ApprovalId, ChallengeId, ClaimId, DeviceId, MessageId, SessionId, UserId},
 };
 pub use session::{Caller, Session};
 pub use signal::{EndReason, Signal};

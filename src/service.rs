@@ -5,6 +5,7 @@
 //! their commit.
 
 mod access;
+mod approvals;
 mod auth;
 mod devices;
 mod error;
@@ -23,14 +24,15 @@ use tokio::{sync::Semaphore, time::Instant};
 use uuid::Uuid;
 
 pub use crate::bus::BusState;
-pub use auth::{Challenge, Confirmation, OpenedConnection, SignInRequest};
+pub use approvals::{PolledApproval, RequestedApproval, Verdict, look_at_approvals_forever};
+pub use auth::{Challenge, Confirmation, OpenedConnection, SignInAnswer, SignInRequest};
 pub use heartbeat::beat_forever;
 pub use mailer::{Mailer, MailerError, check as check_mailer};
 pub use messages::{FifoGate, Message, Turn};
 pub use reconcile::reconcile_forever;
 pub use sweep::{expire_mail_forever, sweep_forever};
 
-pub use crate::store::{AcceptedMessage, DeviceRecord, PublishOutcome, PublishReport, SessionRecord};
+pub use crate::store::{AcceptedMessage, AccountStatus, DeviceRecord, PublishOutcome, PublishReport, SessionRecord};
 use crate::{
     bus::Bus,
     clock::{Clock, Entropy},

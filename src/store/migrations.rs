@@ -20,6 +20,7 @@ pub static ON_SQLITE: LazyLock<Migrator> = LazyLock::new(|| {
         ("nodes", include_str!("../../migrations/sqlite/0005_nodes.sql")),
         ("code purposes", include_str!("../../migrations/sqlite/0006_code_purposes.sql")),
         ("access", include_str!("../../migrations/sqlite/0007_access.sql")),
+        ("lock and approvals", include_str!("../../migrations/sqlite/0008_lock_and_approvals.sql")),
     ])
 });
 
@@ -33,6 +34,7 @@ pub static ON_POSTGRES: LazyLock<Migrator> = LazyLock::new(|| {
         ("nodes", include_str!("../../migrations/postgres/0005_nodes.sql")),
         ("code purposes", include_str!("../../migrations/postgres/0006_code_purposes.sql")),
         ("access", include_str!("../../migrations/postgres/0007_access.sql")),
+        ("lock and approvals", include_str!("../../migrations/postgres/0008_lock_and_approvals.sql")),
     ])
 });
 

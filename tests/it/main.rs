@@ -4,6 +4,7 @@
 #![expect(clippy::disallowed_methods, reason = "tests create ids, clocks and environments themselves")]
 
 mod access;
+mod account_lock;
 mod admin;
 mod alerts;
 mod api_documents;

@@ -59,6 +59,8 @@ codes! {
     SessionRevoked   "session_revoked"    401 false;
     ForbiddenOrigin  "forbidden_origin"   403 false;
     NotFound         "not_found"          404 false;
+    ProofRequired    "proof_required"     403 false;
+    Denied           "denied"             403 false;
     DeviceLimit      "device_limit"       409 false;
     DeviceTooNew     "device_too_new"     403 true;
     ConfirmationRequired "confirmation_required" 403 false;

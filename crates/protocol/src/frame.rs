@@ -49,7 +49,11 @@ ops! {
     DevicesList   "devices.list";
     DevicesRename "devices.rename";
     DevicesRevoke "devices.revoke";
+    DevicesDecide "devices.decide";
     UsersFind     "users.find";
+    AccountLock   "account.lock";
+    AccountUnlock "account.unlock";
+    AccountStatus "account.status";
     AccountDelete "account.delete";
     AccountChangeEmail "account.change_email";
     AccessSet     "access.set";

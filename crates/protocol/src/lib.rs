@@ -8,6 +8,7 @@
 //! | requests and replies of the socket, the list of ops | [`frame`] |
 //! | signing in over HTTP, `session.*` ops | [`auth`] |
 //! | `devices.*` ops | [`devices`] |
+//! | the lock of an account, approvals | [`approvals`] |
 //! | `users.*` and `account.*` ops | [`users`] |
 //! | `access.*` and `blocks.*` ops, access keys | [`access`] |
 //! | `keys.*` ops, bundles, suites | [`keys`] |
@@ -26,6 +27,7 @@
 //! async runtime.
 
 pub mod access;
+pub mod approvals;
 pub mod auth;
 pub mod codec;
 pub mod codes;

@@ -21,6 +21,8 @@ statements! {
         SELECT token_hash, 'expired', $1, device_id FROM expired ON CONFLICT (token_hash) DO NOTHING");
     ENDED_SESSIONS = both("DELETE FROM ended_sessions WHERE ended_at <= $1 AND token_hash IN \
         (SELECT token_hash FROM ended_sessions WHERE ended_at <= $1 ORDER BY ended_at LIMIT $2)");
+    APPROVALS = both("DELETE FROM approvals WHERE id IN \
+        (SELECT id FROM approvals WHERE decided_at <= $1 ORDER BY decided_at LIMIT $2)");
     CHALLENGES = both("DELETE FROM email_otps WHERE id IN \
         (SELECT id FROM email_otps WHERE created_at <= $1 ORDER BY created_at LIMIT $2)");
     CLAIMS = both("UPDATE one_time_prekeys SET claimed_by = NULL, claim_id = NULL, claimed_at = NULL \

@@ -299,7 +299,9 @@ fn schema(ty: &Type) -> Json {
         "String" | "Text" | "Cow" | "ShownKey" => map([("type", "string".into())]),
         "Base64" | "Base64Text" | "MessageContent" | "AccessKey" => text("contentEncoding", "base64"),
         "Timestamp" => text("format", "date-time"),
-        "ChallengeId" | "ClaimId" | "DeviceId" | "MessageId" | "SessionId" | "UserId" => text("format", "uuid"),
+        "ApprovalId" | "ChallengeId" | "ClaimId" | "DeviceId" | "MessageId" | "SessionId" | "UserId" => {
+            text("format", "uuid")
+        }
         // The type parameter of `HttpErrorBody`; this is its default.
         "E" => reference("#/components/schemas/ErrorBody"),
         "Option" => panic!("an Option inside another type"),

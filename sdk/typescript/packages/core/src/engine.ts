@@ -42,10 +42,9 @@ export interface Sink {
   ready(): Promise<void>;
 }
 
-/** A token of the session. `life` is the whole life of the session in milliseconds, as far as it was observed. */
+/** A token of the session. `life` is the time between the first welcome and the expiry in milliseconds; 0 before that welcome. */
 interface Token {
   token: string;
-  expiresAt: string;
   life: number;
 }
 
@@ -79,6 +78,8 @@ export class Engine {
   #refused: ErrorBody | null = null;
   #endReason: string | null = null;
   #opening = 0;
+  /** When the session ends, by the server's clock. */
+  #expiresAt = 0;
   /** Aborted when the connection ends. */
   #live = new AbortController();
   #waiters = new Set<() => void>();
@@ -231,12 +232,12 @@ export class Engine {
   // --- The session ---------------------------------------------------------------------------------------------------
 
   /** Stores a new session and connects with it. */
-  async signedIn(session: SessionReply, email: string, date: number): Promise<void> {
+  async signedIn(session: SessionReply, email: string): Promise<void> {
     const account: StoredAccount = {
       userId: session.user_id,
       deviceId: session.device_id,
       email,
-      tokens: [{ token: session.token!, expiresAt: session.expires_at, life: Date.parse(session.expires_at) - date }],
+      tokens: [{ token: session.token!, life: 0 }],
     };
     await this.store.transaction((tx) => {
       tx.set(ACCOUNT, account as unknown as Value);
@@ -249,6 +250,7 @@ export class Engine {
   }
 
   async #setTokens(tokens: Token[]): Promise<void> {
+    if (JSON.stringify(tokens) === JSON.stringify(this.#account!.tokens)) return;
     this.#account = { ...this.#account!, tokens };
     await this.store.transaction((tx) => tx.set(ACCOUNT, this.#account as unknown as Value));
   }
@@ -290,10 +292,12 @@ export class Engine {
   async #renew(): Promise<void> {
     const [current, older] = this.#account?.tokens ?? [];
     if (!current || older) return;
-    if (Date.parse(current.expiresAt) - this.now() > current.life / 2) return;
+    const left = this.#expiresAt - this.now();
+    if (current.life < left) return this.#setTokens([{ ...current, life: left }]);
+    if (left > current.life / 2) return;
     const reply = await this.insist<RenewSessionReply>('session.renew');
-    const life = Date.parse(reply.expires_at) - this.now();
-    const renewed: Token = { token: reply.token, expiresAt: reply.expires_at, life };
+    this.#expiresAt = Date.parse(reply.expires_at);
+    const renewed: Token = { token: reply.token, life: this.#expiresAt - this.now() };
     await this.#setTokens([renewed, current]);
     await this.options.http.call('GET', '/v1/auth/session', { token: reply.token });
     await this.#setTokens([renewed]);
@@ -391,19 +395,16 @@ export class Engine {
   #welcomed(welcome: Welcome, token: string): void {
     this.welcome = welcome;
     this.clockOffset = Date.parse(welcome.server_time) - Date.now();
+    this.#expiresAt = Date.parse(welcome.expires_at);
     this.#failures = 0;
     this.#notBefore = 0;
     this.keys.published = false;
     this.#setState('connected');
-    // The upgrade has ended the sessions of the older tokens.
-    if (this.#account!.tokens.length > 1) {
-      const tokens = this.#account!.tokens.filter((other) => other.token === token);
-      this.#setTokens(tokens).catch((error) => this.report(error, 'storage'));
-    }
     this.keys.connected(welcome);
     this.outbox.connected();
     const renew = () => this.#renew().catch((error) => this.report(error, 'renew'));
-    void renew();
+    // The upgrade has ended the sessions of the other tokens.
+    void this.#setTokens(this.#account!.tokens.filter((other) => other.token === token)).then(renew, (error) => this.#failed(error));
     this.#hourly = setInterval(() => {
       void renew();
       this.keys.rotate(false);

@@ -87,7 +87,6 @@ export class SignIn {
         : { name: deviceName, registration_id: registrationId };
       return { challenge_id: challengeId, email, code, device, replace_device_id: replaceDeviceId, recovery_key: recoveryKey };
     });
-    const date = Date.now();
     const answer = await options.http.postWithProof<SessionReply & { approval?: ApprovalReply }>('/v1/auth/verify', body, signal).catch((error) => {
       if (account && error instanceof ServerError && error.code === 'unknown_device') {
         throw new StateError('other_account', 'the storage has the data of another account or of a revoked device: call wipe() first');
@@ -105,7 +104,7 @@ export class SignIn {
       await this.#save({ email, challengeId, approval: stored });
       return { approval: { number: stored.number, decidesAt: stored.decidesAt } };
     }
-    await this.#engine.signedIn(answer.body, email, date);
+    await this.#engine.signedIn(answer.body, email);
     return { account: this.#engine.account! };
   }
 
@@ -121,11 +120,10 @@ export class SignIn {
     if (!approval) throw new StateError('no_challenge', 'no sign-in waits for an approval');
     const body = { request_id: approval.requestId, poll_token: approval.pollToken };
     for (let wait = POLL_MS; ; wait = Math.min(wait * 1.5, MAX_POLL_MS)) {
-      const date = Date.now();
-      try {
+        try {
         const answer = await this.#engine.options.http.call<SessionReply>('POST', '/v1/auth/approval', { body, signal });
         if (answer.status === 201) {
-          await this.#engine.signedIn(answer.body, email, date);
+          await this.#engine.signedIn(answer.body, email);
           return this.#engine.account!;
         }
         await sleep(wait, signal);
