@@ -19,7 +19,7 @@ use sealwire::{
 };
 use sqlx::{AssertSqlSafe, ConnectOptions, Executor, PgConnection, postgres::PgConnectOptions};
 use tracing::{
-    Event, Subscriber,
+    Dispatch, Event, Subscriber,
     field::{Field, Visit},
 };
 use tracing_subscriber::{
@@ -155,7 +155,10 @@ async fn requests(
 #[tokio::test]
 async fn a_user_who_refuses_a_caller_takes_the_statements_of_one_that_does_not_exist() {
     let statements = Statements::default();
-    let _logging = tracing::subscriber::set_default(tracing_subscriber::registry().with(statements.clone()));
+    // With a single dispatcher, tracing would turn a log call off for all threads if another thread reaches it first.
+    let dispatch = || Dispatch::new(tracing_subscriber::registry().with(statements.clone()));
+    let (_second, first) = (dispatch(), dispatch());
+    let _logging = tracing::dispatcher::set_default(&first);
     let url = Services::shared().database().await;
     let store = Store::open(&url, settings(1)).await.unwrap();
     let (alice, bob) = (mail::member(&store, "alice").await, mail::member(&store, "bob").await);
