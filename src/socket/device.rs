@@ -118,7 +118,7 @@ impl DeviceSocket {
             // Attached before the session is checked again, so that a revocation is seen by the check or received as a
             // signal.
             let key = node.hub.attach(session.caller.device, ctx.address().recipient());
-            ctx.add_stream(MessageReader::new(messages, flow.clone()));
+            ctx.add_stream(MessageReader::new(messages, flow.clone(), wire.clone()));
             let connection = DeviceConnection { node, session, codec, flow, wire, client, key, upgraded_at };
             Self { connection, state: SocketState::Attached }
         });
@@ -247,6 +247,9 @@ impl StreamHandler<Result<Incoming, ProtocolError>> for DeviceSocket {
     }
 
     fn finished(&mut self, ctx: &mut Context<Self>) {
+        if let Some(cutoff) = self.connection.wire.cutoff() {
+            return self.close(cutoff, ctx);
+        }
         match self.connection.wire.violation() {
             Some(Violation::FrameTooLarge) => self.close(CloseCode::FrameTooLarge, ctx),
             Some(Violation::Protocol(fault)) => self.close(fault, ctx),
