@@ -4,7 +4,7 @@ import { fromUtf8, utf8, uuid } from './bytes.js';
 import { type Codec, json } from './codec.js';
 import type { CryptoAdapter } from './crypto.js';
 import { Engine, type EngineEvents, type Sink } from './engine.js';
-import { packError, SealwireError, unpackError } from './errors.js';
+import type { SealwireError } from './errors.js';
 import { Emitter, type Handler } from './events.js';
 import { Http } from './http.js';
 import { DATA } from './inbox.js';
@@ -12,13 +12,13 @@ import type { CodePurpose, Ops, OtpReply } from './protocol.js';
 import type { Approval, SignInOutcome, VerifyOptions } from './signin.js';
 import type { WebSocketClass } from './socket.js';
 import type { Storage, Value } from './storage.js';
-import { Tabs } from './tabs.js';
+import { onlyTab, type Tabs } from './tabs.js';
 import type { Account, ClientEvents, Message, RawMessage, Reason, SendOptions, Sent, State, StateChange } from './types.js';
 
 export interface ClientOptions {
   /** The server, such as `https://chat.example`. */
   url: string;
-  /** Where to keep session, keys and messages: `memoryStorage()`, `indexedDbStorage()`, or `fileStorage(path)` of `@sealwire/client/node`. */
+  /** Where to keep session, keys and messages: `indexedDbStorage()` of `@sealwire/client/browser`, `fileStorage(path)` of `@sealwire/client/node`, or `memoryStorage()`. */
   storage: Storage;
   /** How to encrypt: an adapter such as that of `@sealwire/libsignal` or `@sealwire/x3dh`. */
   crypto: CryptoAdapter;
@@ -34,8 +34,6 @@ export interface ClientOptions {
   padding?: number;
   /** Age at which the signed prekey is replaced, in milliseconds: 7 days if absent. */
   rotateMs?: number;
-  /** Whether several tabs share one connection: true if absent. Only with a storage that tabs share. */
-  tabs?: boolean;
   /** A random number from 0 up to 1; for tests. */
   random?: () => number;
 }
@@ -76,7 +74,7 @@ const methods = {
     engine.outbox.send(to, body, { ...rest, ...options(signal) }),
   pending: async (engine: Engine) => engine.outbox.pending(),
   request: (engine: Engine, [op, params, timeoutMs]: [string, object | undefined, number | undefined], signal?: AbortSignal) =>
-    engine.request(op, params, { signal, ...(timeoutMs !== undefined && { timeoutMs }) }),
+    engine.request(op, params, signal, timeoutMs),
   identity: (engine: Engine) => engine.store.transaction(async (tx) => (await engine.crypto.identity(tx)).key),
   read: (engine: Engine, [key]: [string]) => engine.store.transaction((tx) => tx.get(DATA + key)),
   list: (engine: Engine, [prefix]: [string]) =>
@@ -94,9 +92,6 @@ const methods = {
 };
 
 const options = (signal?: AbortSignal) => (signal ? { signal } : {});
-
-/** Events whose data has an error, which needs packing to go to another tab. */
-const withError = new Set<string>(['failed', 'error']);
 
 export class SealwireClient {
   readonly #options: ClientOptions;
@@ -283,9 +278,7 @@ export class SealwireClient {
     this.#closed = false;
     if (this.#tabs) return this.#tabs;
     this.#listen();
-    const { storage, tabs = true } = this.#options;
-    const shared = tabs && storage.name !== undefined && typeof BroadcastChannel === 'function' && globalThis.navigator?.locks;
-    this.#tabs = new Tabs(shared ? storage.name! : null, {
+    this.#tabs = (this.#options.storage.tabs ?? onlyTab)({
       lead: () => this.#lead(),
       snapshot: () => this.#snapshot,
       perform: async (method, args, signal) => {
@@ -295,7 +288,7 @@ export class SealwireClient {
       follow: (snapshot, event, data) => {
         const before = this.#snapshot.status;
         this.#snapshot = snapshot as Snapshot;
-        if (event) this.#show(event, data);
+        if (event) void this.#emitter.emit(event as 'message', event === 'message' ? message(data as RawMessage, []) : (data as Message));
         else if (before.state !== this.#snapshot.status.state) void this.#emitter.emit('state', this.#snapshot.status);
       },
     });
@@ -327,7 +320,7 @@ export class SealwireClient {
     return {
       emit: async <E extends keyof EngineEvents>(event: E, data: EngineEvents[E]) => {
         this.#look();
-        this.#tabs?.broadcast(event, withError.has(event) ? { ...data, error: packError((data as { error: unknown }).error) } : data);
+        this.#tabs?.broadcast(event, data);
         const writes: [string, Value][] = [];
         if (event === 'error' && !this.#emitter.has('error')) console.error('sealwire:', data);
         const shown = event === 'message' ? message(data as RawMessage, writes) : data;
@@ -338,17 +331,6 @@ export class SealwireClient {
         while (!this.#emitter.has('message')) await new Promise<void>((resolve) => (this.#emitter.onAdded = () => resolve()));
       },
     };
-  }
-
-  /** Shows an event of the leading tab to the handlers of this one. */
-  #show(event: string, data: unknown): void {
-    let shown = data;
-    if (event === 'message') shown = message(data as RawMessage, []);
-    if (withError.has(event)) {
-      const packed = data as { error: Record<string, unknown> };
-      shown = { ...packed, error: unpackError(packed.error) };
-    }
-    void this.#emitter.emit(event as keyof ClientEvents, shown as never);
   }
 
   /** Listens for changes of the network and of the visibility of the page. */

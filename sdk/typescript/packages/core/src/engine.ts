@@ -15,7 +15,7 @@ import type { ErrorBody, MessageEvent, RenewSessionReply, ServerEvents, SessionR
 import { type SignInState, SignIn } from './signin.js';
 import { type Closed, Socket, type WebSocketClass } from './socket.js';
 import { Store, type Storage, type Value } from './storage.js';
-import { backoff, sleep, within } from './time.js';
+import { backoff, sleep, within, withLimit } from './time.js';
 import type { Account, ClientEvents, RawMessage, Reason, StateChange } from './types.js';
 
 export interface EngineOptions {
@@ -153,10 +153,8 @@ export class Engine {
   /** Resolves when the client is connected and its keys are published. */
   async connected(signal?: AbortSignal): Promise<void> {
     for (;;) {
-      const { state, reason } = this.status;
-      if (state === 'signed-out') throw new StateError('signed_out', `signed out${reason ? `: ${reason}` : ''}`);
-      if (state === 'ended') throw new StateError('ended', `the client has ended: ${reason}`);
-      if (state === 'connected' && this.keys.published) return;
+      this.#mayConnect();
+      if (this.status.state === 'connected' && this.keys.published) return;
       await this.#change(signal);
     }
   }
@@ -176,32 +174,28 @@ export class Engine {
    * Sends a request over the present connection or the next one, and repeats it if a connection ends before the reply; every op can be
    * repeated. Rejects after `timeoutMs`.
    */
-  async request(op: string, params: object | undefined, { signal, timeoutMs = this.options.timeoutMs }: { signal?: AbortSignal | undefined; timeoutMs?: number } = {}): Promise<unknown> {
-    const limit = new AbortController();
-    const timer = setTimeout(() => limit.abort(new ConnectionError('timeout', `${op}: no reply within ${timeoutMs} ms`)), timeoutMs);
-    const abort = () => limit.abort(signal!.reason);
-    signal?.throwIfAborted();
-    signal?.addEventListener('abort', abort);
-    try {
+  request(op: string, params: object | undefined, signal?: AbortSignal, timeoutMs = this.options.timeoutMs): Promise<unknown> {
+    return withLimit(timeoutMs, op, signal, async (limit) => {
       for (let repeated = false; ; repeated = true) {
         while (!this.#socket?.welcome) {
-          const { state, reason } = this.status;
-          if (state === 'signed-out') throw new StateError('signed_out', `${op}: signed out${reason ? `: ${reason}` : ''}`);
-          if (state === 'ended') throw new StateError('ended', `${op}: the client has ended: ${reason}`);
-          await this.#change(limit.signal);
+          this.#mayConnect();
+          await this.#change(limit);
         }
         try {
-          return await this.#socket.request(op, params, limit.signal);
+          return await this.#socket.request(op, params, limit);
         } catch (error) {
-          if (limit.signal.aborted) throw limit.signal.reason;
           if (repeated && op === 'devices.revoke' && (error as ServerError).code === 'unknown_device') return {};
-          if (!(error instanceof ConnectionError)) throw error;
+          if (limit.aborted || !(error instanceof ConnectionError)) throw error;
         }
       }
-    } finally {
-      clearTimeout(timer);
-      signal?.removeEventListener('abort', abort);
-    }
+    });
+  }
+
+  /** Throws if the client does not connect by itself. */
+  #mayConnect(): void {
+    const { state, reason } = this.status;
+    if (state === 'signed-out') throw new StateError('signed_out', `signed out${reason ? `: ${reason}` : ''}`);
+    if (state === 'ended') throw new StateError('ended', `the client has ended: ${reason}`);
   }
 
   /**
@@ -381,13 +375,6 @@ export class Engine {
         break;
       case 'message':
         return this.inbox.receive(data as MessageEvent);
-      case 'devices.changed':
-      case 'sessions.changed':
-      case 'mailbox.drained':
-        break;
-      default:
-        void this.sink.emit('unknown', { event, data });
-        return;
     }
     void this.sink.emit(event as 'welcome', data as Welcome);
   }

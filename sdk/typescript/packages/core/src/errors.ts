@@ -102,21 +102,3 @@ export class CryptoError extends SealwireError {
     super({ code, message, retryable: false }, options);
   }
 }
-
-const classes = { SealwireError, ServerError, ConnectionError, StateError, StorageError, CryptoError };
-
-/** The fields of an error, to send it to another tab. */
-export const packError = (error: unknown): Record<string, unknown> => {
-  const { name, message, code, retryable, retryAfterMs, details, status } = error as SealwireError;
-  return { name, message, code, retryable, retryAfterMs, details, status };
-};
-
-/** The error that `packError` packed. */
-export function unpackError(packed: Record<string, unknown>): Error {
-  const kind = classes[packed.name as keyof typeof classes];
-  if (!kind) return Object.assign(new Error(String(packed.message)), { name: packed.name });
-  const error = new SealwireError(packed as unknown as ErrorFields);
-  Object.setPrototypeOf(error, kind.prototype as object);
-  error.name = kind.name;
-  return error;
-}

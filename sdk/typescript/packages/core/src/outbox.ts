@@ -34,6 +34,7 @@ interface Item {
   body: Uint8Array;
   ttlS?: number;
   ephemeral?: boolean;
+  access?: string;
   /** The claim that is under way for it. */
   claim?: { id: string; deviceIds?: string[] };
   /** Its ciphertexts. From then on it is sent as it is. */
@@ -90,10 +91,11 @@ export class Outbox {
     for (const to of this.#queues.keys()) this.#kick(to);
   }
 
-  async send(to: string, body: Uint8Array, { messageId = uuid(), ttlS, ephemeral, signal }: SendOptions): Promise<Sent> {
+  async send(to: string, body: Uint8Array, { messageId = uuid(), ttlS, ephemeral, access, signal }: SendOptions): Promise<Sent> {
     signal?.throwIfAborted();
     if (!this.#engine.account) throw new StateError('signed_out', 'send: not signed in');
-    const item: Item = { n: 0, id: messageId.toLowerCase(), to: to.toLowerCase(), body, ...(ttlS && { ttlS }), ...(ephemeral && { ephemeral }) };
+    const more = { ...(ttlS && { ttlS }), ...(ephemeral && { ephemeral }), ...(access && { access }) };
+    const item: Item = { n: 0, id: messageId.toLowerCase(), to: to.toLowerCase(), body, ...more };
     if (ephemeral) return this.#sendEphemeral(item, signal);
 
     const known = this.#waiting.has(item.id) || this.#find(item.id);
@@ -263,6 +265,7 @@ export class Outbox {
       ...(skip.length > 0 && welcome?.features.includes('skip') && { skip }),
       ...(item.ttlS && { ttl_s: item.ttlS }),
       ...(item.ephemeral && { ephemeral: true }),
+      access: item.access,
     };
   }
 
@@ -305,6 +308,7 @@ export class Outbox {
         user_id: item.to,
         claim_id: claim.id,
         device_ids: claim.deviceIds,
+        access: item.access,
         ...(features.includes('suites') && { suites: [crypto.suite] }),
       }));
 

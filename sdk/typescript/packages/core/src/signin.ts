@@ -3,7 +3,7 @@
 import { concat, toBase64, utf8, uuidBytes } from './bytes.js';
 import type { Engine } from './engine.js';
 import { ServerError, StateError } from './errors.js';
-import type { CodePurpose, OtpReply, SessionReply } from './protocol.js';
+import type { ApprovalRequestedReply, CodePurpose, OtpReply, SessionReply } from './protocol.js';
 import type { Value } from './storage.js';
 import { sleep } from './time.js';
 import type { Account } from './types.js';
@@ -87,7 +87,7 @@ export class SignIn {
         : { name: deviceName, registration_id: registrationId };
       return { challenge_id: challengeId, email, code, device, replace_device_id: replaceDeviceId, recovery_key: recoveryKey };
     });
-    const answer = await options.http.postWithProof<SessionReply & { approval?: ApprovalReply }>('/v1/auth/verify', body, signal).catch((error) => {
+    const answer = await options.http.postWithProof<SessionReply & Partial<ApprovalRequestedReply>>('/v1/auth/verify', body, signal).catch((error) => {
       if (account && error instanceof ServerError && error.code === 'unknown_device') {
         throw new StateError('other_account', 'the storage has the data of another account or of a revoked device: call wipe() first');
       }
@@ -97,7 +97,7 @@ export class SignIn {
     if (answer.status === 202 && approval) {
       const stored = {
         requestId: approval.request_id,
-        pollToken: approval.poll_token,
+        pollToken: approval.poll_token ?? '',
         number: approval.number,
         decidesAt: approval.decides_at,
       };
@@ -145,11 +145,4 @@ export class SignIn {
   #save(state: SignInState): Promise<void> {
     return this.#engine.store.transaction((tx) => tx.set(STATE, state as unknown as Value));
   }
-}
-
-interface ApprovalReply {
-  request_id: string;
-  poll_token: string;
-  number: string;
-  decides_at: string;
 }
