@@ -37,23 +37,19 @@ export interface ErrorFields {
 /** The base of all errors of this package. */
 export class SealwireError extends Error {
   override name = 'SealwireError';
-  readonly code: Code | ClientCode | Newer;
+  declare readonly code: Code | ClientCode | Newer;
   /** Whether the same call can succeed later. */
-  readonly retryable: boolean;
+  declare readonly retryable: boolean;
   /** Milliseconds after which trying again can help, if the server said so. */
-  readonly retryAfterMs: number | undefined;
+  declare readonly retryAfterMs: number | undefined;
   /** More about an error of the server. */
-  readonly details: ErrorDetails | undefined;
+  declare readonly details: ErrorDetails | undefined;
   /** The HTTP status, if the error came over HTTP. */
-  readonly status: number | undefined;
+  declare readonly status: number | undefined;
 
-  constructor(fields: ErrorFields, options?: ErrorOptions) {
-    super(fields.message, options);
-    this.code = fields.code;
-    this.retryable = fields.retryable;
-    this.retryAfterMs = fields.retryAfterMs;
-    this.details = fields.details;
-    this.status = fields.status;
+  constructor({ message, ...fields }: ErrorFields, options?: ErrorOptions) {
+    super(message, options);
+    Object.assign(this, fields);
   }
 }
 
@@ -62,8 +58,8 @@ export class ServerError extends SealwireError {
   override name = 'ServerError';
 
   static from(body: ErrorBody, status?: number): ServerError {
-    const { code, message, retryable, retry_after_ms: retryAfterMs, details } = body;
-    return new ServerError({ code, message, retryable, retryAfterMs, details, status });
+    const { retry_after_ms: retryAfterMs, ...fields } = body;
+    return new ServerError({ ...fields, retryAfterMs, status });
   }
 }
 

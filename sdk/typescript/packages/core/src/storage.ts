@@ -47,12 +47,13 @@ export class Transaction {
     return present.sort(([a], [b]) => (a < b ? -1 : 1));
   }
 
-  set(key: string, value: Value): void {
+  /** Stores a value; undefined deletes. */
+  set(key: string, value: Value | undefined): void {
     this.changes.set(key, value);
   }
 
   delete(key: string): void {
-    this.changes.set(key, undefined);
+    this.set(key, undefined);
   }
 
   /** Runs `work`, whose changes are dropped if it throws. */
@@ -63,6 +64,9 @@ export class Transaction {
     return result;
   }
 }
+
+/** A key that ends in a number, so that keys are in the order of their numbers. */
+export const numbered = (prefix: string, n: number): string => prefix + String(n).padStart(16, '0');
 
 /** Runs transactions on a storage, one after the other. */
 export class Store {
@@ -91,6 +95,11 @@ export class Store {
     });
     this.#last = run.catch(() => {});
     return run;
+  }
+
+  /** Reads one value, after the transactions before. */
+  get<T>(key: string): Promise<T | undefined> {
+    return this.transaction((tx) => tx.get(key)) as Promise<unknown> as Promise<T | undefined>;
   }
 
   /** Waits for the transaction that runs, and refuses all others. */
