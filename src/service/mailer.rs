@@ -124,10 +124,10 @@ impl Mailer {
         }
     }
 
-    /// Sends a mail in the background. A stopping server waits for it. If too many mails are unsent, drops this one and
-    /// logs an error.
-    pub fn send(&self, mail: Mail) {
-        self.hand_over(mail, true);
+    /// Sends a mail in the background. A stopping server waits for it. If too many mails are unsent, drops this one, logs
+    /// an error and returns false.
+    pub fn send(&self, mail: Mail) -> bool {
+        self.hand_over(mail, true)
     }
 
     /// Takes as long as [`Self::send`], but sends nothing, so that timing does not show that nothing is sent.
@@ -135,11 +135,11 @@ impl Mailer {
         self.hand_over(mail, false);
     }
 
-    fn hand_over(&self, mail: Mail, is_sent: bool) {
+    fn hand_over(&self, mail: Mail, is_sent: bool) -> bool {
         let Ok(permit) = self.permits.clone().try_acquire_owned() else {
             self.transport.metrics.mails.inc(MailOutcome::Dropped);
             tracing::error!("a mail was dropped: too many mails are waiting to be sent");
-            return;
+            return false;
         };
         let (transport, work) = (self.transport.clone(), self.work.clone());
         self.work.spawn(async move {
@@ -149,6 +149,7 @@ impl Mailer {
             }
             drop(permit);
         });
+        true
     }
 }
 
