@@ -12,6 +12,7 @@ mod bad_requests;
 mod browser;
 mod claims;
 mod cli;
+mod client;
 mod cluster;
 mod cluster_bus;
 mod cluster_claims;
