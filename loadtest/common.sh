@@ -39,6 +39,8 @@ for limit in $(sed -n '/^\[limits\]/,/^\[[^l]/s/^\([a-z_]*\) =.*/\1/p' config/de
     *) export "SEALWIRE__LIMITS__${limit^^}=0" ;;
     esac
 done
+# The accounts are new, so all of them are strangers to each other, and would share a part of each mailbox.
+export SEALWIRE__MAILBOX__STRANGER_SHARE=0
 
 sql() { psql -qAtX -v ON_ERROR_STOP=1 "$url" "$@"; }
 

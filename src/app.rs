@@ -29,7 +29,7 @@ use crate::{
     metrics::Metrics,
     service::{
         Mailer, Policy, Service, ServiceDependencies, beat_forever, check_mailer, expire_mail_forever,
-        reconcile_forever, sweep_forever,
+        look_at_approvals_forever, reconcile_forever, sweep_forever,
     },
     shutdown::DrainTime,
     socket::Hub,
@@ -276,6 +276,7 @@ fn start_housekeeping(service: &Arc<Service>, tasks: &Tasks) {
     }
     tasks.spawn("sweep", sweep_forever(service.clone()));
     tasks.spawn("mail expiry", expire_mail_forever(service.clone()));
+    tasks.spawn("approvals", look_at_approvals_forever(service.clone()));
     tasks.spawn("reconcile", reconcile_forever(service.clone()));
 }
 
@@ -369,14 +370,16 @@ fn prints_mails(config: &Config) -> bool {
 #[must_use]
 pub fn policy(config: &Config) -> Policy {
     let mailbox = &config.mailbox;
+    let whole = MailboxSize { envelopes: mailbox.max_envelopes.into(), bytes: mailbox.max_bytes };
     Policy {
         session_lifetime: config.session_lifetime(),
         max_devices: config.auth.max_devices,
         low_watermark: config.keys.low_watermark,
         signed_prekey_lifetime: config.signed_prekey_lifetime(),
         mailbox: MailboxBounds {
-            all: MailboxSize { envelopes: mailbox.max_envelopes.into(), bytes: mailbox.max_bytes },
+            all: whole,
             per_sender: MailboxSize { envelopes: mailbox.max_per_sender.into(), bytes: mailbox.max_bytes_per_sender },
+            strangers: whole.share(mailbox.stranger_share),
         },
         limits: usage_limits(config),
     }

@@ -231,6 +231,8 @@ pub struct MailboxConfig {
     pub max_per_sender: u32,
     /// Maximum number of bytes of content from one sending user in one mailbox.
     pub max_bytes_per_sender: u64,
+    /// The share of a mailbox that all strangers to its owner have together; 0 turns the limit off.
+    pub stranger_share: f64,
 }
 
 /// `[limits]`. 0 turns a limit off.

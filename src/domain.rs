@@ -2,6 +2,8 @@
 //! be tested by calling it. Ids, times and protocol enums (suites, kinds, reasons) come from the protocol crate; no
 //! other type here can be serialized to the wire.
 
+pub mod access;
+pub mod approval;
 pub mod bundle;
 pub mod email;
 pub mod envelope;
@@ -19,6 +21,8 @@ pub mod signature;
 pub mod token;
 pub mod token_bucket;
 
+pub use access::{AccessKey, AccessSettings, Admission};
+pub use approval::{ApprovalKind, PendingApproval};
 pub use bundle::{Bundle, Bundles, KeyKind, KeysStatus, OneTimeOutcome};
 pub use email::Email;
 pub use envelope::Envelope;
@@ -28,7 +32,7 @@ pub use network::ClientNetwork;
 pub use refusal::Refusal;
 pub use sealwire_protocol::{
     Timestamp,
-    ids::{ChallengeId, ClaimId, DeviceId, MessageId, SessionId, UserId},
+    ids::{ApprovalId, ChallengeId, ClaimId, DeviceId, MessageId, SessionId, UserId},
 };
 pub use session::{Caller, Session};
 pub use signal::{EndReason, Signal};

@@ -5,10 +5,11 @@
 //! | --- | --- |
 //! | `error` | errors, and their mapping to the error codes of the protocol |
 //! | `response` | errors as HTTP responses |
-//! | `accounts`, `keys`, `messages` | requests and replies, by subject |
+//! | `access`, `accounts`, `keys`, `messages` | requests and replies, by subject |
 //! | `events` | events |
 //! | `bearer`, `client_address`, `origins` | token, client address and browser origin of an HTTP request |
 
+pub mod access;
 pub mod accounts;
 mod bearer;
 mod client_address;

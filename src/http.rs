@@ -60,6 +60,7 @@ pub fn routes(http: web::Data<Http>) -> impl FnOnce(&mut ServiceConfig) {
             .wrap(TracingLogger::<log::RequestSpan>::new())
             .service(resource("/otp").route(web::post().to(auth::otp)))
             .service(resource("/verify").route(web::post().to(auth::verify)))
+            .service(resource("/approval").route(web::post().to(auth::approval)))
             .service(resource("/session").route(web::get().to(auth::session)).route(web::delete().to(auth::logout)))
             .default_service(web::to(not_found));
         let v1 = web::scope("/v1").wrap(cors).service(auth).default_service(web::to(not_found));

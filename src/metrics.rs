@@ -120,6 +120,7 @@ metrics! {
 
     memory_in_use: Gauges<Direction> = "sealwire_memory_budget_used_bytes" ["direction"] "Memory in use of the budget for messages, requests and outboxes";
     memory_limit: Gauges<Direction> = "sealwire_memory_budget_limit_bytes" ["direction"] "Memory budget for messages, requests and outboxes";
+    memory_given_up: Counters<Direction> = "sealwire_memory_given_up_total" ["direction"] "Unfinished messages and send queues given up because their memory was needed";
 }
 
 impl Default for Metrics {

@@ -60,7 +60,8 @@ pub async fn seed(
             .ok_or_else(|| io::Error::other("a seeded address is invalid"))?;
         for _ in 0..plan.devices {
             let token = entropy.draw(Token::generate);
-            let caller = Caller { session: SessionId(entropy.uuid()), user, device: DeviceId(entropy.uuid()) };
+            let caller =
+                Caller { session: SessionId(entropy.uuid()), user, device: DeviceId(entropy.uuid()), user_since: now };
             let session =
                 NewSession { id: caller.session, token_hash: token.hash(), expires_at: now + policy.session_lifetime };
             let line = Line { user_id: user, device_id: caller.device, token: token.reveal() };

@@ -4,6 +4,8 @@
 //! then passes them to [`Service::notify`]. Batches of claims and mail publish their signals themselves, right after
 //! their commit.
 
+mod access;
+mod approvals;
 mod auth;
 mod devices;
 mod error;
@@ -22,14 +24,15 @@ use tokio::{sync::Semaphore, time::Instant};
 use uuid::Uuid;
 
 pub use crate::bus::BusState;
-pub use auth::{Challenge, Confirmation, OpenedConnection, SignInRequest};
+pub use approvals::{PolledApproval, RequestedApproval, Verdict, look_at_approvals_forever};
+pub use auth::{Challenge, Confirmation, OpenedConnection, SignInAnswer, SignInRequest};
 pub use heartbeat::beat_forever;
 pub use mailer::{Mailer, MailerError, check as check_mailer};
 pub use messages::{FifoGate, Message, Turn};
 pub use reconcile::reconcile_forever;
 pub use sweep::{expire_mail_forever, sweep_forever};
 
-pub use crate::store::{AcceptedMessage, DeviceRecord, PublishOutcome, PublishReport, SessionRecord};
+pub use crate::store::{AcceptedMessage, AccountStatus, DeviceRecord, PublishOutcome, PublishReport, SessionRecord};
 use crate::{
     bus::Bus,
     clock::{Clock, Entropy},
@@ -184,7 +187,7 @@ impl Service {
             dependencies;
         let limits = &policy.limits;
         let drain = DrainLimit::new(limits.claim_burst, Duration::from_secs(limits.claim_refill_s));
-        let blocking_claims = Claims::new(store.clone(), drain);
+        let blocking_claims = Claims::new(store.clone(), drain, limits.stranger_keys_per_device_hour);
         let batches = Batches { tasks, metrics: &metrics, store: &store };
         let claims = blocking_claims.clone().with_store(store.for_batch_workers());
         let claims = batches.start("claims", Batch::Claims, CLAIMS_PER_BATCH, store.claim_workers(), {

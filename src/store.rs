@@ -6,7 +6,10 @@
 //! checks the caller's session (`sessions::authorize`), so that a session that has ended changes nothing from that
 //! commit on. A read takes a connection from `Store::read`.
 
+mod access;
+mod account_lock;
 mod accounts;
+mod approvals;
 mod batcher;
 mod bundles;
 mod claims;
@@ -28,6 +31,7 @@ mod seed;
 mod session_settings;
 mod sessions;
 mod sign_in;
+mod signed_in;
 pub mod sql;
 mod sweep;
 mod tx;
@@ -35,7 +39,9 @@ mod users;
 
 use std::{sync::Arc, time::Duration};
 
+pub use account_lock::AccountStatus;
 pub use accounts::DeviceRecord;
+pub use approvals::{ApprovalRequested, ApprovalState, Approved, ApprovedSession, Decided, Decision};
 pub use batcher::{BatchWorkers, Batcher};
 pub use claims::{BlockedClaim, ClaimAnswer, ClaimRequest, Claims};
 pub use connections::{ConnectionRegistration, ConnectionState, RegisteredConnection};
@@ -48,8 +54,9 @@ pub use open::may_write;
 pub use retry::BatchOutcome;
 pub use seed::SeedDevice;
 pub use sessions::{EndedSessions, NewSession, PresentedSession, SessionRecord};
-pub use sign_in::{NewChallenge, NewDevice, PastChallenge, Redemption, SignIn};
-pub use users::DeletedAccount;
+pub use sign_in::{NewChallenge, PastChallenge, SignIn, SignInOutcome};
+pub use signed_in::{NewDevice, SignedIn};
+pub use users::{AddressChange, DeletedAccount};
 
 use uuid::Uuid;
 

@@ -21,6 +21,8 @@ pub struct UsageLimits {
     pub claim_burst: u32,
     /// Seconds until one more such claim is allowed. At least 1.
     pub claim_refill_s: u64,
+    /// Claims per hour of all strangers together that take a one-time key of one device.
+    pub stranger_keys_per_device_hour: u32,
     /// Messages per second sent by one device.
     pub sends_per_device_second: u32,
 }

@@ -163,7 +163,7 @@ fn usage(node: &NodeContext, limits: &NodeLimits) -> Box<dyn Fn() -> NodeUsage +
         sockets: usage_of(&sockets),
         http: usage_of(&http),
         work: work.unfinished(),
-        inbound: usage_of(&inbound),
+        inbound: (inbound.in_use(), inbound.limit()),
         outbound: usage_of(&outbound),
         is_draining: hub.is_draining(),
     })

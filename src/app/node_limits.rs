@@ -1,9 +1,12 @@
 //! The limits that all clients of a node share.
 
+use sealwire_protocol::limits::MAX_FRAME_BYTES;
+
 use super::{NodeContext, open_files::ConnectionLimits};
 use crate::{
     config::Config,
-    socket::{Budget, NetworkLimits, Networks, transport::ConnectionLimiter},
+    metrics::Direction,
+    socket::{Budget, NetworkLimits, Networks, SharedBudget, transport::ConnectionLimiter},
 };
 
 /// The limits on connections and their memory. Each also counts what is in use.
@@ -15,7 +18,7 @@ pub struct NodeLimits {
     /// The limits per client network.
     pub networks: Networks,
     /// Bytes of large WebSocket messages that are being received.
-    pub inbound: Budget,
+    pub inbound: SharedBudget,
     /// Bytes of requests in flight, outboxes and held mail.
     pub outbound: Budget,
 }
@@ -33,7 +36,7 @@ impl NodeLimits {
             sockets: Budget::new(connections.sockets),
             limiter: ConnectionLimiter::new(connections.http, networks.clone(), &config.server.trusted_proxies),
             networks,
-            inbound: Budget::new(half),
+            inbound: SharedBudget::counted(half, MAX_FRAME_BYTES, node.metrics.clone(), Direction::In),
             outbound: Budget::new(half),
         }
     }

@@ -13,7 +13,10 @@ use thiserror::Error;
 use uuid::Uuid;
 
 use super::keys::{BusKeys, Publisher};
-use crate::domain::{DeviceId, Envelope, KeyKind, MessageId, SessionId, Signal, Timestamp, UserId};
+use crate::domain::{
+    ApprovalId, ApprovalKind, DeviceId, Envelope, KeyKind, MessageId, PendingApproval, SessionId, Signal, Timestamp,
+    UserId,
+};
 
 /// The encoded form of a [`Signal`].
 #[derive(Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -29,6 +32,32 @@ pub enum SignalPayload {
     // Nodes without migration 6 drop a payload with this variant. Only signals about mail share a payload, so no other
     // signal is lost with it.
     SessionsChanged { device: DeviceId, opened: Vec<SessionId>, ended: Vec<SessionId> },
+    ApprovalRequested(ApprovalPayload),
+}
+
+/// The encoded form of a [`PendingApproval`].
+#[derive(Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ApprovalPayload {
+    id: ApprovalId,
+    kind: ApprovalKind,
+    device_name: Option<String>,
+    client_network: Option<String>,
+    created_at: Timestamp,
+    decides_at: Timestamp,
+}
+
+impl From<&PendingApproval> for ApprovalPayload {
+    fn from(approval: &PendingApproval) -> Self {
+        let PendingApproval { id, kind, device_name, client_network, created_at, decides_at } = approval.clone();
+        Self { id, kind, device_name, client_network, created_at, decides_at }
+    }
+}
+
+impl From<ApprovalPayload> for PendingApproval {
+    fn from(payload: ApprovalPayload) -> Self {
+        let ApprovalPayload { id, kind, device_name, client_network, created_at, decides_at } = payload;
+        Self { id, kind, device_name, client_network, created_at, decides_at }
+    }
 }
 
 /// The encoded form of an [`Envelope`].
@@ -62,6 +91,7 @@ impl From<&Signal> for SignalPayload {
             Signal::SessionsChanged { device, opened, ended } => {
                 Self::SessionsChanged { device: *device, opened: opened.clone(), ended: ended.clone() }
             }
+            Signal::ApprovalRequested(approval) => Self::ApprovalRequested(ApprovalPayload::from(&**approval)),
         }
     }
 }
@@ -82,6 +112,7 @@ impl From<SignalPayload> for Signal {
             }
             SignalPayload::Ephemeral(envelope) => Self::Ephemeral(Envelope::from(envelope).into()),
             SignalPayload::SessionsChanged { device, opened, ended } => Self::SessionsChanged { device, opened, ended },
+            SignalPayload::ApprovalRequested(approval) => Self::ApprovalRequested(Box::new(approval.into())),
         }
     }
 }
@@ -243,6 +274,14 @@ mod tests {
                 opened: vec![SessionId(Uuid::from_u128(15))],
                 ended: vec![SessionId(Uuid::from_u128(16))],
             },
+            Signal::ApprovalRequested(Box::new(PendingApproval {
+                id: ApprovalId(Uuid::from_u128(17)),
+                kind: ApprovalKind::Device,
+                device_name: Some("tablet".to_owned()),
+                client_network: None,
+                created_at: Timestamp::parse("2026-01-01T00:00:00Z").unwrap(),
+                decides_at: Timestamp::parse("2026-01-01T00:00:00Z").unwrap(),
+            })),
         ]
     }
 
@@ -321,12 +360,13 @@ mod tests {
             format!("81{}920d{envelope}", word("Mail")),
             format!("81{}{envelope}", word("Ephemeral")),
             format!("81{}93{}91{}91{}", word("SessionsChanged"), id(14), id(15), id(16)),
+            format!("81{}96{}{}{}c0{time}{time}", word("ApprovalRequested"), id(17), word("device"), word("tablet")),
         ];
         let bytes = encode_signals(&keys(), "channel", publisher(), &every_signal()).unwrap();
         let (sealed, _) = bytes.split_last_chunk::<TAG_BYTES>().unwrap();
         let time = publisher().at.as_micros();
         let head = format!("01{}01{time:016x}", "00".repeat(15));
-        assert_eq!(hex(sealed), format!("{head}9a{}", signals.concat()));
+        assert_eq!(hex(sealed), format!("{head}9b{}", signals.concat()));
     }
 
     fn hex(bytes: &[u8]) -> String {

@@ -13,7 +13,7 @@ const MIN_ADMIN_TOKEN: usize = 16;
 const BUS_SCHEMES: [&str; 3] = ["redis://", "rediss://", "redis-sentinel://"];
 
 /// The valid values of the settings that are whole numbers.
-const RANGES: [(&str, RangeInclusive<i64>); 27] = [
+const RANGES: [(&str, RangeInclusive<i64>); 28] = [
     ("server.workers", 0..=1024),
     ("server.max_connections", 0..=10_000_000),
     ("server.max_http_connections", 0..=10_000_000),
@@ -36,6 +36,7 @@ const RANGES: [(&str, RangeInclusive<i64>); 27] = [
     ("limits.find_per_user_hour", 0..=1_000_000),
     ("limits.claim_burst", 0..=1_000_000),
     ("limits.claim_refill_s", 1..=31_536_000),
+    ("limits.stranger_keys_per_device_hour", 0..=1000),
     ("limits.sends_per_device_second", 0..=1_000_000),
     ("limits.connections_per_network", 0..=10_000_000),
     ("limits.http_connections_per_network", 0..=10_000_000),
@@ -88,6 +89,8 @@ pub(super) fn check(settings: &Table) -> Result<(), ConfigError> {
         let days = number(name);
         require(days > 0.0 && days <= max, name, &format!("days, above 0 and up to {max}"))?;
     }
+    let share = number("mailbox.stranger_share");
+    require((0.0..=1.0).contains(&share), "mailbox.stranger_share", "a share from 0 to 1, such as 0.25")?;
     for name in ["database.url", "database.migrate_url", "bus.url", "mailer.url"] {
         let is_valid = !has_unescaped_character(text(name));
         require(

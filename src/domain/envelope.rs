@@ -145,6 +145,8 @@ pub struct MailboxBounds {
     pub all: MailboxSize,
     /// Limit for each sending user.
     pub per_sender: MailboxSize,
+    /// Limit for all strangers together; `None` if there is none. They may always have one envelope.
+    pub strangers: Option<MailboxSize>,
 }
 
 /// The size of a mailbox, or of a share of it: number and bytes of envelopes.
@@ -157,10 +159,39 @@ pub struct MailboxSize {
 }
 
 impl MailboxSize {
+    /// A share of this size, such as 0.25, rounded down, but at least one envelope; `None` for a share of 0.
+    #[must_use]
+    pub fn share(self, share: f64) -> Option<Self> {
+        // A product such as 0.29 * 100 may be a little too small.
+        let part = |whole: u64| {
+            #[expect(
+                clippy::cast_precision_loss,
+                clippy::cast_possible_truncation,
+                clippy::cast_sign_loss,
+                reason = "sizes are far below 2^52, and a share is between 0 and 1"
+            )]
+            let part = (whole as f64 * share + 1e-6).floor() as u64;
+            part
+        };
+        (share > 0.0).then(|| Self { envelopes: part(self.envelopes).max(1), bytes: part(self.bytes) })
+    }
+
     /// The size with one more envelope of `bytes`.
     #[must_use]
     pub fn plus(self, bytes: usize) -> Self {
         Self { envelopes: self.envelopes + 1, bytes: self.bytes.saturating_add(bytes as u64) }
+    }
+
+    /// The size with one envelope of `bytes` less.
+    #[must_use]
+    pub fn minus(self, bytes: u64) -> Self {
+        Self { envelopes: self.envelopes.saturating_sub(1), bytes: self.bytes.saturating_sub(bytes) }
+    }
+
+    /// The smaller of both numbers each.
+    #[must_use]
+    pub fn at_most(self, other: Self) -> Self {
+        Self { envelopes: self.envelopes.min(other.envelopes), bytes: self.bytes.min(other.bytes) }
     }
 
     /// Whether both numbers are within `bound`.
@@ -274,6 +305,17 @@ mod tests {
         assert_eq!(RecipientOutcome::decode(&bytes), Some(outcome));
         assert_eq!(RecipientOutcome::decode(&[]), Some(vec![]));
         assert_eq!(RecipientOutcome::decode(&bytes[1..]), None);
+    }
+
+    #[test]
+    fn a_share_of_a_mailbox_is_rounded_down_to_at_least_one_envelope() {
+        let whole = MailboxSize { envelopes: 10, bytes: 100 };
+        let size = |envelopes, bytes| Some(MailboxSize { envelopes, bytes });
+        assert_eq!(whole.share(0.25), size(2, 25));
+        assert_eq!(whole.share(0.29), size(2, 29));
+        assert_eq!(whole.share(0.01), size(1, 1));
+        assert_eq!(whole.share(1.0), size(10, 100));
+        assert_eq!(whole.share(0.0), None);
     }
 
     #[test]

@@ -1,6 +1,9 @@
 //! The network that a client comes from.
 
-use std::net::IpAddr;
+use std::{
+    fmt,
+    net::{IpAddr, Ipv4Addr, Ipv6Addr},
+};
 
 /// A client's address truncated to a prefix, /24 of IPv4 or /48 of IPv6, so that the addresses between which one client
 /// can easily change count as one.
@@ -38,6 +41,20 @@ impl ClientNetwork {
     }
 }
 
+/// The prefix with its length, such as `203.0.113.0/24`.
+impl fmt::Display for ClientNetwork {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match *self {
+            Self::V4([a, b, c]) => write!(f, "{}/24", Ipv4Addr::new(a, b, c, 0)),
+            Self::V6(prefix) => {
+                let mut octets = [0; 16];
+                octets[..6].copy_from_slice(&prefix);
+                write!(f, "{}/48", Ipv6Addr::from(octets))
+            }
+        }
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -50,5 +67,12 @@ mod tests {
         assert_eq!(network("::ffff:192.0.2.1"), network("192.0.2.9"));
         assert_eq!(network("2001:db8:1:2::1"), network("2001:db8:1:ffff::1"));
         assert_ne!(network("2001:db8:1::1"), network("2001:db8:2::1"));
+    }
+
+    #[test]
+    fn a_network_is_shown_with_the_length_of_its_prefix() {
+        let shown = |text: &str| ClientNetwork::from(text.parse::<IpAddr>().unwrap()).to_string();
+        assert_eq!(shown("203.0.113.9"), "203.0.113.0/24");
+        assert_eq!(shown("2001:db8:1:2::1"), "2001:db8:1::/48");
     }
 }

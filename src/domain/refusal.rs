@@ -80,6 +80,12 @@ pub enum Refusal {
     /// No device of the recipient could store the message.
     #[error("the mailbox is full; try again later")]
     MailboxFull,
+    /// The proof of a device is missing or invalid.
+    #[error("a signature with the device's identity key is required; without the key, sign in as a new device")]
+    ProofRequired,
+    /// A device denied the request.
+    #[error("a device of the user denied the request")]
+    Denied,
     /// The user has as many devices as allowed.
     #[error("the user has the maximum number of devices; replace one")]
     DeviceLimit {

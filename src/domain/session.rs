@@ -12,6 +12,8 @@ pub struct Caller {
     pub user: UserId,
     /// Its device.
     pub device: DeviceId,
+    /// When the user was created. It never changes, so it is read once, with the session.
+    pub user_since: Timestamp,
 }
 
 /// A valid session, looked up by its token.

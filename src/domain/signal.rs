@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 pub use sealwire_protocol::auth::EndReason;
 
-use super::{DeviceId, Envelope, KeyKind, SessionId};
+use super::{DeviceId, Envelope, KeyKind, PendingApproval, SessionId};
 
 /// A signal to a device's connections, on any node.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -58,4 +58,6 @@ pub enum Signal {
         /// Sessions that ended other than by expiry or renewal.
         ended: Vec<SessionId>,
     },
+    /// A request waits for an approval by one of the user's devices.
+    ApprovalRequested(Box<PendingApproval>),
 }

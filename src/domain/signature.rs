@@ -14,6 +14,7 @@ use curve25519_dalek::{
     scalar::{Scalar, clamp_integer},
 };
 use ed25519_dalek::{Signature, VerifyingKey};
+pub use sealwire_protocol::auth::device_proof_message;
 use sha2::{Digest, Sha512};
 
 use super::keys::{IdentityKey, KeyError, Suite};

@@ -21,6 +21,12 @@ impl Token {
         Self(bytes)
     }
 
+    /// A token of these 32 bytes, which must be as hard to guess as random ones.
+    #[must_use]
+    pub fn new(bytes: [u8; 32]) -> Self {
+        Self(Zeroizing::new(bytes))
+    }
+
     /// Parses the text form; `None` if it is invalid.
     #[must_use]
     pub fn parse(text: &str) -> Option<Self> {

@@ -1,22 +1,33 @@
 //! Converts requests and replies about sign-in, sessions, devices and users.
 
 use sealwire_protocol::{
+    approvals::{
+        self as wire, AccountStatusReply, ApprovalPendingReply, ApprovalRequestedReply, DecideRequest,
+        LockAccountRequest, UndecidedApproval, UnlockAccountRequest,
+    },
     auth::{
         DeviceDescription, ListSessionsReply, ListedSession, OtpReply, RenewSessionReply, SessionReply, VerifyRequest,
     },
     devices::{ListDevicesReply, ListedDevice},
-    limits::{DEVICE_NAME_CHARS, REGISTRATION_IDS},
-    value::{Object, Text},
+    limits::{DEVICE_NAME_CHARS, LOCK_WAIT_DEFAULT, LOCK_WAIT_SECONDS, REGISTRATION_IDS},
+    users::ChangeEmailReply,
+    value::{Base64, Object, Text},
 };
+
+use serde::Serialize;
 
 use super::EdgeError;
 use crate::{
     domain::{
-        ChallengeId, DeviceId, Email, Session,
+        ApprovalId, ChallengeId, DeviceId, Email, PendingApproval, Session,
+        approval::{self, Lock, PresentedRecoveryKey},
         otp::{self, OtpCode},
         token::Token,
     },
-    service::{Challenge, Confirmation, DeviceRecord, SessionRecord, SignInRequest},
+    service::{
+        AccountStatus, Challenge, Confirmation, DeviceRecord, PolledApproval, RequestedApproval, SessionRecord,
+        SignInAnswer, SignInRequest, Verdict,
+    },
 };
 
 /// Parses an e-mail address.
@@ -45,8 +56,8 @@ pub fn device_name<'a>(path: &'static str, text: &'a Text) -> Result<&'a str, Ed
 /// `bad_request` if the device name, registration id, e-mail address or form of the code is invalid, or if an existing
 /// device is to replace another. Such a request does not count as an attempt to guess the code.
 pub fn sign_in(request: VerifyRequest) -> Result<SignInRequest, EdgeError> {
-    let VerifyRequest { challenge_id, email: address, code, device, replace_device_id } = request;
-    let Object(DeviceDescription { id, name, registration_id }) =
+    let VerifyRequest { challenge_id, email: address, code, device, replace_device_id, recovery_key } = request;
+    let Object(DeviceDescription { id, name, registration_id, proof }) =
         device.unwrap_or(Object(DeviceDescription::default()));
     let device_name = name.as_ref().map(|name| device_name("device.name", name)).transpose()?.map(str::to_owned);
     if registration_id.is_some_and(|id| !REGISTRATION_IDS.contains(&id)) {
@@ -63,7 +74,115 @@ pub fn sign_in(request: VerifyRequest) -> Result<SignInRequest, EdgeError> {
         device_name,
         registration_id,
         replace: replace_device_id,
+        // A malformed proof is a wrong one.
+        proof: proof.and_then(|proof| Base64::parse(proof.as_str())).map(|Base64(bytes)| bytes).unwrap_or_default(),
+        recovery_key: recovery_key.as_ref().map(presented_recovery_key),
     })
+}
+
+/// Converts a recovery key. A malformed one is a wrong one.
+fn presented_recovery_key(text: &Text) -> PresentedRecoveryKey {
+    PresentedRecoveryKey::new(Base64::parse(text.as_str()).map(|Base64(bytes)| bytes))
+}
+
+/// Converts a request to lock an account.
+///
+/// # Errors
+/// `bad_request` if the hash is not base64 of 32 bytes or `wait_s` is out of range.
+pub fn lock(request: &LockAccountRequest) -> Result<(Lock, Option<PresentedRecoveryKey>), EdgeError> {
+    let LockAccountRequest { recovery_key_hash, wait_s, recovery_key } = request;
+    let hash = Base64::parse(recovery_key_hash.as_str()).and_then(|Base64(bytes)| bytes.try_into().ok());
+    let recovery_key_hash = hash.ok_or_else(|| EdgeError::invalid("recovery_key_hash", "base64 of 32 bytes"))?;
+    let wait_s = wait_s.unwrap_or(LOCK_WAIT_DEFAULT.as_secs());
+    if !LOCK_WAIT_SECONDS.contains(&wait_s) {
+        return Err(EdgeError::invalid("wait_s", "86400 to 2592000"));
+    }
+    Ok((Lock { recovery_key_hash, wait_s }, recovery_key.as_ref().map(presented_recovery_key)))
+}
+
+/// Converts the recovery key of a request to unlock an account.
+#[must_use]
+pub fn unlock(request: &UnlockAccountRequest) -> Option<PresentedRecoveryKey> {
+    request.recovery_key.as_ref().map(presented_recovery_key)
+}
+
+/// Returns the reply with the lock of an account.
+#[must_use]
+pub fn account_status_reply(status: AccountStatus) -> AccountStatusReply {
+    AccountStatusReply {
+        locked: status.lock.is_some(),
+        wait_s: status.lock.map(|lock| lock.wait_s),
+        pending: status.pending.into_iter().map(pending_approval).collect(),
+    }
+}
+
+/// Returns a pending request as its deciding devices see it.
+#[must_use]
+pub fn pending_approval(request: PendingApproval) -> wire::PendingApproval {
+    let PendingApproval { id, kind, device_name, client_network, created_at, decides_at } = request;
+    wire::PendingApproval { request_id: id, kind: kind.into(), device_name, client_network, created_at, decides_at }
+}
+
+/// Converts a decision.
+///
+/// # Errors
+/// `bad_request` if it approves without a number of two digits.
+pub fn verdict(request: DecideRequest) -> Result<(ApprovalId, Verdict), EdgeError> {
+    let DecideRequest { request_id, approve, number, replace_device_id } = request;
+    if !approve {
+        return Ok((request_id, Verdict::Deny));
+    }
+    let number = number.filter(|number| approval::is_number(number.as_str()));
+    let number = number.ok_or_else(|| EdgeError::invalid("number", "two digits"))?.as_str().to_owned();
+    Ok((request_id, Verdict::Approve { number, replace: replace_device_id }))
+}
+
+/// The body of a response about a sign-in.
+#[derive(Serialize)]
+#[serde(untagged)]
+pub enum SignInReply {
+    /// Status 201.
+    SignedIn(SessionReply),
+    /// Status 202 of `verify`.
+    Requested(ApprovalRequestedReply),
+    /// Status 202 of `approval`.
+    Pending(ApprovalPendingReply),
+}
+
+/// Returns the response to a sign-in.
+#[must_use]
+pub fn verify_reply(answer: SignInAnswer) -> SignInReply {
+    match answer {
+        SignInAnswer::SignedIn(session, token) => SignInReply::SignedIn(session_reply(session, Some(&token))),
+        SignInAnswer::Waiting(requested) => {
+            let poll_token = Some(requested.poll_token.clone());
+            let approval = wire::RequestedApproval { poll_token, ..requested_approval(requested) };
+            SignInReply::Requested(ApprovalRequestedReply { approval })
+        }
+    }
+}
+
+/// Returns the response to a poll of a request.
+#[must_use]
+pub fn poll_reply(answer: PolledApproval) -> SignInReply {
+    match answer {
+        PolledApproval::Approved(session, token) => SignInReply::SignedIn(session_reply(session, Some(&token))),
+        PolledApproval::Pending { decides_at } => {
+            SignInReply::Pending(ApprovalPendingReply { approval: UndecidedApproval { decides_at } })
+        }
+    }
+}
+
+/// Returns the result of `account.change_email`.
+#[must_use]
+pub fn change_email_reply(requested: Option<RequestedApproval>) -> ChangeEmailReply {
+    ChangeEmailReply { approval: requested.map(requested_approval) }
+}
+
+/// The request without its poll token, which only a sign-in gets.
+fn requested_approval(requested: RequestedApproval) -> wire::RequestedApproval {
+    let RequestedApproval { id, poll_token: _, number, decides_at } = requested;
+    wire::RequestedApproval { request_id: id, poll_token: None, number, decides_at }
 }
 
 /// Converts the code of an operation that needs one; `None` if the code or its challenge is absent.

@@ -196,6 +196,8 @@ fn refusal_parts(refusal: Refusal) -> (Code, Option<Duration>, Option<ErrorDetai
         Refusal::IdConflict => Code::IdConflict,
         Refusal::IncompleteKeys => Code::IncompleteKeys,
         Refusal::NoDevices => Code::NoDevices,
+        Refusal::ProofRequired => Code::ProofRequired,
+        Refusal::Denied => Code::Denied,
         Refusal::Internal => Code::Internal,
     };
     (code, None, None)

@@ -9,8 +9,8 @@ use sealwire_protocol::{
     value::Named,
 };
 
-use super::keys::keys_status_reply;
-use crate::domain::{Envelope, KeysStatus, Session, Timestamp, envelope::MailboxStatus};
+use super::{accounts, keys::keys_status_reply};
+use crate::domain::{Envelope, KeysStatus, PendingApproval, Session, Timestamp, envelope::MailboxStatus};
 
 /// Returns the welcome of a connection that was opened at `now`. `heartbeat` is the interval of the server's pings.
 #[must_use]
@@ -33,6 +33,12 @@ pub fn welcome(
         mailbox: WelcomeMailbox { waiting: mailbox.waiting, expired_total: mailbox.expired_total },
         features: Feature::ALL.map(Named::Known).into(),
     }))
+}
+
+/// Returns the event for the devices that may decide a request.
+#[must_use]
+pub fn approval_requested(request: PendingApproval) -> Event<'static> {
+    Event::DevicesRequested(Box::new(accounts::pending_approval(request)))
 }
 
 /// Returns the event that delivers an envelope. `seq` is its sequence number; `None` if the envelope is ephemeral.

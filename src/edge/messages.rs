@@ -10,7 +10,7 @@ use sealwire_protocol::{
     value::{List, Object},
 };
 
-use super::EdgeError;
+use super::{EdgeError, access::shown_key};
 use crate::{
     domain::envelope::OutgoingEnvelope,
     service::{AcceptedMessage, Message},
@@ -26,7 +26,7 @@ const CONTENT_FORM: &str = "base64 text in JSON, bin in MessagePack";
 ///   `messages` and in `skip`, or content is empty or not encoded as the codec requires
 /// - `payload_too_large` if content has more than [`MAX_CONTENT`] bytes
 pub fn message(request: SendMessageRequest<'_>, codec: Codec, frame: &[u8]) -> Result<Message, EdgeError> {
-    let SendMessageRequest { message_id, to, ephemeral, ttl_s, messages: List(messages), skip } = request;
+    let SendMessageRequest { message_id, to, ephemeral, ttl_s, messages: List(messages), skip, access } = request;
     let ttl = ttl(ttl_s)?;
     if messages.len() > MAX_MESSAGES_PER_SEND {
         return Err(EdgeError::invalid("messages", "at most 100 messages"));
@@ -46,7 +46,8 @@ pub fn message(request: SendMessageRequest<'_>, codec: Codec, frame: &[u8]) -> R
     if envelopes.iter().any(|outgoing| outgoing.content.len() > MAX_CONTENT) {
         return Err(EdgeError::PayloadTooLarge);
     }
-    Ok(Message { id: message_id, to, ephemeral: ephemeral.unwrap_or(false), ttl, envelopes, skipped })
+    let (ephemeral, access) = (ephemeral.unwrap_or(false), shown_key(access));
+    Ok(Message { id: message_id, to, ephemeral, ttl, envelopes, skipped, access })
 }
 
 fn ttl(seconds: Option<u64>) -> Result<Duration, EdgeError> {
@@ -122,6 +123,7 @@ mod tests {
             ttl_s,
             messages: List(contents.iter().map(device).collect()),
             skip: None,
+            access: None,
         }
     }
 

@@ -9,6 +9,7 @@ use actix_web::{
 };
 use sealwire_protocol::{
     Codec,
+    approvals::PollApprovalRequest,
     auth::{OtpRequest, SessionReply, VerifyRequest},
     limits::MAX_BODY_BYTES,
     value::Object,
@@ -22,12 +23,12 @@ use crate::{
     domain::{ClientNetwork, Refusal, Session, otp::CodePurpose, refusal::InvalidTokenReason},
     edge::{EdgeError, Problem, accounts, bearer_token, client_address},
     metrics::{ResponseCode, Route},
-    service::Notifications,
+    service::{Notifications, PolledApproval, SignInAnswer},
 };
 
 /// `POST /v1/auth/otp`
 pub async fn otp(http: Data<Http>, request: HttpRequest, body: Payload) -> HttpResponse {
-    respond(&http, Route::Otp, StatusCode::ACCEPTED, async {
+    respond(&http, Route::Otp, async {
         let body: OtpRequest = read(body).await?;
         let email = accounts::email(&body.email)?;
         let purpose = body.purpose.unwrap_or(CodePurpose::SignIn);
@@ -35,37 +36,57 @@ pub async fn otp(http: Data<Http>, request: HttpRequest, body: Payload) -> HttpR
         let service = http.service.clone();
         let work = async move { Ok((service.request_code(email, purpose, network).await?, Notifications::default())) };
         let challenge = on_runtime(&http, work).await?;
-        Ok(Some(accounts::otp_reply(&challenge)))
+        Ok((StatusCode::ACCEPTED, Some(accounts::otp_reply(&challenge))))
     })
     .await
 }
 
 /// `POST /v1/auth/verify`
 pub async fn verify(http: Data<Http>, request: HttpRequest, body: Payload) -> HttpResponse {
-    respond(&http, Route::Verify, StatusCode::CREATED, async {
+    respond(&http, Route::Verify, async {
         let body: VerifyRequest = read(body).await?;
         let sign_in = accounts::sign_in(body)?;
         let network = network(&http, &request);
         let service = http.service.clone();
-        let work = async move {
-            let (session, token, notifications) = service.sign_in(sign_in, network).await?;
-            Ok(((session, token), notifications))
+        let answer = on_runtime(&http, async move { service.sign_in(sign_in, network).await }).await?;
+        let status = match answer {
+            SignInAnswer::SignedIn(..) => StatusCode::CREATED,
+            SignInAnswer::Waiting(_) => StatusCode::ACCEPTED,
         };
-        let (session, token) = on_runtime(&http, work).await?;
-        Ok(Some(accounts::session_reply(session, Some(&token))))
+        Ok((status, Some(accounts::verify_reply(answer))))
+    })
+    .await
+}
+
+/// `POST /v1/auth/approval`
+pub async fn approval(http: Data<Http>, request: HttpRequest, body: Payload) -> HttpResponse {
+    respond(&http, Route::Approval, async {
+        let PollApprovalRequest { request_id, poll_token } = read(body).await?;
+        let network = network(&http, &request);
+        let service = http.service.clone();
+        let work = async move { service.poll_approval(request_id, poll_token.as_str(), network).await };
+        let answer = on_runtime(&http, work).await?;
+        let status = match answer {
+            PolledApproval::Approved(..) => StatusCode::CREATED,
+            PolledApproval::Pending { .. } => StatusCode::ACCEPTED,
+        };
+        Ok((status, Some(accounts::poll_reply(answer))))
     })
     .await
 }
 
 /// `GET /v1/auth/session`
 pub async fn session(http: Data<Http>, request: HttpRequest) -> HttpResponse {
-    let work = async { Ok(Some(accounts::session_reply(authenticate(&http, &request).await?, None))) };
-    respond(&http, Route::Session, StatusCode::OK, work).await
+    respond(&http, Route::Session, async {
+        let session = authenticate(&http, &request).await?;
+        Ok((StatusCode::OK, Some(accounts::session_reply(session, None))))
+    })
+    .await
 }
 
 /// `DELETE /v1/auth/session`
 pub async fn logout(http: Data<Http>, request: HttpRequest) -> HttpResponse {
-    respond(&http, Route::Logout, StatusCode::NO_CONTENT, async {
+    respond(&http, Route::Logout, async {
         let caller = authenticate(&http, &request).await?.caller;
         let service = http.service.clone();
         let work = async move { Ok(((), service.logout(&caller).await?)) };
@@ -74,7 +95,7 @@ pub async fn logout(http: Data<Http>, request: HttpRequest) -> HttpResponse {
             Err(Refusal::SessionRevoked) => authenticate(&http, &request).await.map(drop)?,
             answer => answer?,
         }
-        Ok(None::<SessionReply>)
+        Ok((StatusCode::NO_CONTENT, None::<SessionReply>))
     })
     .await
 }
@@ -120,13 +141,12 @@ async fn read<T: DeserializeOwned>(body: Payload) -> Result<T, EdgeError> {
 async fn respond<T: Serialize>(
     http: &Http,
     route: Route,
-    success: StatusCode,
-    work: impl Future<Output = Result<Option<T>, EdgeError>>,
+    work: impl Future<Output = Result<(StatusCode, Option<T>), EdgeError>>,
 ) -> HttpResponse {
     match work.await {
-        Ok(answer) => {
+        Ok((status, answer)) => {
             http.metrics.http_requests.inc((route, ResponseCode::Success));
-            let mut response = HttpResponse::build(success);
+            let mut response = HttpResponse::build(status);
             response.insert_header((header::CACHE_CONTROL, "no-store"));
             match answer {
                 Some(answer) => response.json(answer),

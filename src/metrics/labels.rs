@@ -45,6 +45,8 @@ label! {
         Otp "otp",
         /// `POST /v1/auth/verify`
         Verify "verify",
+        /// `POST /v1/auth/approval`
+        Approval "approval",
         /// `GET /v1/auth/session`
         Session "session",
         /// `DELETE /v1/auth/session`

@@ -3,18 +3,19 @@
 use rand::RngExt;
 use subtle::ConstantTimeEq;
 
-use super::{Notifications, Service, limits::challenge_wait, mailer::Mail};
+use super::{Notifications, Service, approvals::RequestedApproval, limits::challenge_wait, mailer::Mail};
 use crate::{
     domain::{
-        Caller, ChallengeId, ClientNetwork, DeviceId, Email, KeysStatus, Refusal, Session, SessionId, Signal,
-        Timestamp, UserId,
+        ApprovalId, Caller, ChallengeId, ClientNetwork, DeviceId, Email, KeysStatus, PendingApproval, Refusal, Session,
+        SessionId, Signal, Timestamp, UserId,
+        approval::PresentedRecoveryKey,
         envelope::MailboxStatus,
         otp::{CodePurpose, OtpCode},
         token::Token,
     },
     store::{
-        ConnectionRegistration, EndedSessions, NewChallenge, NewDevice, NewSession, Redemption, RevokedDevice,
-        SessionRecord, SignIn,
+        ConnectionRegistration, EndedSessions, NewChallenge, NewDevice, NewSession, RevokedDevice, SessionRecord,
+        SignIn, SignInOutcome, SignedIn,
     },
 };
 
@@ -40,6 +41,18 @@ pub struct SignInRequest {
     pub registration_id: Option<u32>,
     /// A device to revoke in the same transaction.
     pub replace: Option<DeviceId>,
+    /// The signature that proves the identity of the existing device, or of the one to replace. Empty if there is none.
+    pub proof: Vec<u8>,
+    /// The recovery key of a locked account, if the client presents one.
+    pub recovery_key: Option<PresentedRecoveryKey>,
+}
+
+/// The answer to a correct code.
+pub enum SignInAnswer {
+    /// The session with its token.
+    SignedIn(Session, Token),
+    /// The account is locked; the device waits for an approval.
+    Waiting(RequestedApproval),
 }
 
 /// A code that confirms an operation.
@@ -58,6 +71,8 @@ pub struct OpenedConnection {
     pub keys: KeysStatus,
     /// The device's mailbox when it connected.
     pub mailbox: MailboxStatus,
+    /// The pending requests that the device may decide, oldest first.
+    pub approvals: Vec<PendingApproval>,
 }
 
 impl Service {
@@ -101,22 +116,21 @@ impl Service {
         Ok(Challenge { id })
     }
 
-    /// Redeems a code and returns a new session with its token. Every attempt is counted before the code is compared.
+    /// Redeems a code and returns a new session with its token, or a request for an approval if the account is locked.
+    /// Every attempt is counted before the code is compared.
     ///
     /// # Errors
-    /// `invalid_code`, `too_many_attempts`, `rate_limited`, `device_limit`, `unknown_device`
+    /// `invalid_code`, `too_many_attempts`, `rate_limited`, `unknown_device`, `proof_required`, `device_limit`
     pub async fn sign_in(
         &self,
         request: SignInRequest,
         network: ClientNetwork,
-    ) -> Result<(Session, Token, Notifications), Refusal> {
+    ) -> Result<(SignInAnswer, Notifications), Refusal> {
         let now = self.now();
         self.limits.verify(network, now)?;
         let SignInRequest { challenge, email, code, .. } = &request;
         self.check_code(*challenge, email, CodePurpose::SignIn, code, now).await?;
         let token = self.entropy.draw(Token::generate);
-        let session = self.new_session(&token);
-        let expires_at = session.expires_at;
         let registration_id =
             request.registration_id.unwrap_or_else(|| self.entropy.draw(|rng| rng.random_range(1..=16380)));
         let sign_in = SignIn {
@@ -126,21 +140,39 @@ impl Service {
             existing_device: request.existing_device,
             new_device: NewDevice { id: DeviceId(self.entropy.uuid()), name: request.device_name, registration_id },
             replace: request.replace,
+            proof: request.proof,
+            recovery_key: request.recovery_key,
+            approval: ApprovalId(self.entropy.uuid()),
+            client_network: Some(network.to_string()),
             max_devices: self.policy.max_devices,
-            session,
+            session: self.new_session(&token),
             now,
         };
-        let redeemed = self.store.redeem(&sign_in).await?;
+        match self.store.redeem(&sign_in).await? {
+            SignInOutcome::SignedIn(signed_in) => {
+                let session = Session { caller: signed_in.caller, expires_at: signed_in.expires_at };
+                Ok((SignInAnswer::SignedIn(session, token), self.signed_in(signed_in)))
+            }
+            SignInOutcome::Requested { user, approval } => {
+                let (requested, notifications) = self.requested(user, sign_in.email, approval);
+                Ok((SignInAnswer::Waiting(requested), notifications))
+            }
+        }
+    }
+
+    /// Counts, logs and mails a sign-in, and returns the signals for the user's devices.
+    pub(super) fn signed_in(&self, signed_in: SignedIn) -> Notifications {
         self.metrics.sign_ins.inc();
-        self.mail_sign_in(sign_in.email, &redeemed);
+        self.mail_sign_in(&signed_in);
+        let SignedIn { caller, device_is_new, .. } = &signed_in;
         tracing::info!(
-            user_id = %redeemed.caller.user,
-            device_id = %redeemed.caller.device,
-            session_id = %redeemed.caller.session,
-            new_device = redeemed.device_is_new,
+            user_id = %caller.user,
+            device_id = %caller.device,
+            session_id = %caller.session,
+            new_device = device_is_new,
             "signed in"
         );
-        Ok((Session { caller: redeemed.caller, expires_at }, token, sign_in_notifications(redeemed)))
+        sign_in_notifications(signed_in)
     }
 
     /// Counts a guess at a code and compares it.
@@ -162,19 +194,19 @@ impl Service {
 
     /// Mails the person that somebody has signed in, except at the first sign-in of a user, and that a device was
     /// revoked for it.
-    fn mail_sign_in(&self, email: Email, redeemed: &Redemption) {
-        let name = redeemed.device_name.as_deref();
-        if let Some(replaced) = &redeemed.replaced {
+    fn mail_sign_in(&self, signed_in: &SignedIn) {
+        let (email, name) = (signed_in.email.clone(), signed_in.device_name.as_deref());
+        if let Some(replaced) = &signed_in.replaced {
             self.mailer.send(Mail::device_revoked(email.clone(), replaced.name.as_deref()));
         }
-        match (redeemed.user_is_new, redeemed.device_is_new) {
+        match (signed_in.user_is_new, signed_in.device_is_new) {
             (true, _) => {}
             (false, true) => self.mailer.send(Mail::device_added(email, name)),
             (false, false) => self.mailer.send(Mail::signed_in_again(email, name)),
         }
     }
 
-    fn new_session(&self, token: &Token) -> NewSession {
+    pub(super) fn new_session(&self, token: &Token) -> NewSession {
         NewSession {
             id: SessionId(self.entropy.uuid()),
             token_hash: token.hash(),
@@ -205,7 +237,9 @@ impl Service {
         self.bus.publish(caller.device, Signal::Displaced { epoch: connection.epoch });
         let keys = self.store.keys_status(caller.device).await?;
         let mailbox = self.store.mailbox(caller.device).await?;
-        Ok(OpenedConnection { epoch: connection.epoch, keys, mailbox })
+        let approvals =
+            if connection.has_pending_approval { self.store.decidable_approvals(&caller).await? } else { Vec::new() };
+        Ok(OpenedConnection { epoch: connection.epoch, keys, mailbox, approvals })
     }
 
     /// Records the end of a connection. Call it once for each call of [`Self::open_connection`], even a failed one.
@@ -270,8 +304,8 @@ pub(super) fn revoked_notifications(revoked: RevokedDevice, others: &[DeviceId])
     Notifications::to_all(concerned, &changed).and(device, Signal::DeviceRevoked)
 }
 
-fn sign_in_notifications(redeemed: Redemption) -> Notifications {
-    let Redemption { caller, device_is_new, ended, replaced, others, .. } = redeemed;
+fn sign_in_notifications(redeemed: SignedIn) -> Notifications {
+    let SignedIn { caller, device_is_new, ended, replaced, others, .. } = redeemed;
     let device = caller.device;
     let mut notifications = Notifications::default();
     if device_is_new {

@@ -1,9 +1,9 @@
 //! Listing, renaming and revoking devices; finding users; deleting accounts and changing their addresses.
 
-use super::{Confirmation, Notifications, Service, auth::revoked_notifications, mailer::Mail};
+use super::{Confirmation, Notifications, RequestedApproval, Service, auth::revoked_notifications, mailer::Mail};
 use crate::{
-    domain::{Caller, DeviceId, Email, Refusal, Signal, UserId, otp::CodePurpose},
-    store::DeviceRecord,
+    domain::{ApprovalId, Caller, DeviceId, Email, Refusal, Signal, UserId, otp::CodePurpose},
+    store::{AddressChange, DeviceRecord},
 };
 
 impl Service {
@@ -36,14 +36,14 @@ impl Service {
         Ok(notifications)
     }
 
-    /// Returns the user with this address.
+    /// Returns the user with this address. A user that refuses strangers is found only by its own devices.
     ///
     /// # Errors
     /// `session_revoked`, `rate_limited`, `not_found`
     pub async fn find_user(&self, caller: &Caller, email: &Email) -> Result<UserId, Refusal> {
         self.store.check_session(caller, self.now()).await?;
         self.limits.find(caller.user, self.now())?;
-        self.store.user_by_email(email).await?.ok_or(Refusal::NotFound)
+        self.store.find_user(caller, email).await?.ok_or(Refusal::NotFound)
     }
 
     /// Deletes the user and everything that belongs to it. The code is one for `delete`, mailed to the user's address.
@@ -65,26 +65,35 @@ impl Service {
         Ok(Notifications::to_all(deleted.devices, &Signal::AccountDeleted))
     }
 
-    /// Gives the user a new address. The code is one for `change_email`, mailed to the new address.
+    /// Gives the user a new address, or requests that if the account is locked. The code is one for `change_email`, mailed
+    /// to the new address.
     ///
     /// # Errors
     /// In this order: `session_revoked`, `device_too_new`, `confirmation_required`, `invalid_code` or `too_many_attempts`,
-    /// `email_taken`
+    /// `email_taken`, `rate_limited`
     pub async fn change_email(
         &self,
         caller: &Caller,
         new: &Email,
         confirmation: Option<Confirmation>,
-    ) -> Result<(), Refusal> {
+    ) -> Result<(Option<RequestedApproval>, Notifications), Refusal> {
         let now = self.now();
         self.store.account_to_change(caller, now).await?;
         let Confirmation { challenge, code } = confirmation.ok_or(Refusal::ConfirmationRequired)?;
         self.check_code(challenge, new, CodePurpose::ChangeEmail, &code, now).await?;
-        let old = self.store.change_email(caller, challenge, new, now).await?;
-        if old != *new {
-            self.mailer.send(Mail::address_changed(old));
-            tracing::info!(user_id = %caller.user, device_id = %caller.device, "address changed");
+        let id = ApprovalId(self.entropy.uuid());
+        match self.store.change_email(caller, challenge, new, id, now).await? {
+            AddressChange::Changed { old } => {
+                if old != *new {
+                    self.mailer.send(Mail::address_changed(old));
+                    tracing::info!(user_id = %caller.user, device_id = %caller.device, "address changed");
+                }
+                Ok((None, Notifications::default()))
+            }
+            AddressChange::Requested { email, approval } => {
+                let (requested, notifications) = self.requested(caller.user, email, approval);
+                Ok((Some(requested), notifications))
+            }
         }
-        Ok(())
     }
 }

@@ -3,7 +3,7 @@
 use super::Service;
 use crate::{
     domain::{
-        Bundles, Caller, ClaimId, DeviceId, KeysStatus, OneTimeOutcome, Refusal, UserId,
+        AccessKey, Bundles, Caller, ClaimId, DeviceId, KeysStatus, OneTimeOutcome, Refusal, UserId,
         bundle::{KeysDigest, UsableSuites},
         publish::PublishRequest,
     },
@@ -51,12 +51,13 @@ impl Service {
         user: UserId,
         devices: Option<&[DeviceId]>,
         suites: &UsableSuites,
+        access: Option<&AccessKey>,
     ) -> Result<Bundles, Refusal> {
-        Ok(self.store.fetch(caller, user, devices, suites, self.now()).await?)
+        Ok(self.store.fetch(caller, user, devices, suites, access, self.now()).await?)
     }
 
     /// Returns bundles of a user's devices (all if `devices` is `None`), each with a one-time key of every kind its
-    /// suite has, if the pool and the drain limit allow. A one-time key is never issued twice. A repeated claim id gets
+    /// suite has, if the pool and the limits allow. A one-time key is never issued twice. A repeated claim id gets
     /// the same keys.
     ///
     /// # Errors
@@ -68,8 +69,9 @@ impl Service {
         devices: Option<Vec<DeviceId>>,
         suites: UsableSuites,
         claim: ClaimId,
+        access: Option<AccessKey>,
     ) -> Result<Bundles, Refusal> {
-        let request = ClaimRequest { caller, user, devices, suites, claim, now: self.now() };
+        let request = ClaimRequest { caller, user, devices, suites, claim, access, now: self.now() };
         let bundles = self.claim_bundles(request).await?;
         for bundle in &bundles.bundles {
             match bundle.one_time {

@@ -113,6 +113,7 @@ mod tests {
             find_per_user_hour: 0,
             claim_burst: 0,
             claim_refill_s: 1,
+            stranger_keys_per_device_hour: 0,
             sends_per_device_second: 0,
         };
         let made = |minutes_ago: u64, network: u8| PastChallenge {

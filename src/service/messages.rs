@@ -7,7 +7,7 @@ use tokio::sync::oneshot;
 use super::Service;
 use crate::{
     domain::{
-        Caller, DeviceId, MessageId, Refusal, UserId,
+        AccessKey, Caller, DeviceId, MessageId, Refusal, UserId,
         envelope::{MailPage, MailPageRequest, MailboxSize, OutgoingEnvelope},
     },
     store::{AcceptedMessage, AckRequest, MailAnswer, MailRequest, SendRequest},
@@ -59,6 +59,8 @@ pub struct Message {
     pub envelopes: Vec<OutgoingEnvelope>,
     /// Devices of the user that the sender cannot encrypt for.
     pub skipped: Vec<DeviceId>,
+    /// The access key that the sender shows, if it has the form of one.
+    pub access: Option<AccessKey>,
 }
 
 impl Service {
@@ -76,9 +78,9 @@ impl Service {
     ) -> Result<AcceptedMessage, Refusal> {
         let now = self.now();
         self.limits.send(caller.device, now)?;
-        let Message { id, to, ephemeral, ttl, envelopes, skipped } = message;
+        let Message { id, to, ephemeral, ttl, envelopes, skipped, access } = message;
         let count = envelopes.len() as u64;
-        let request = SendRequest { caller, epoch, message: id, to, ephemeral, ttl, envelopes, skipped, now };
+        let request = SendRequest { caller, epoch, message: id, to, ephemeral, ttl, envelopes, skipped, access, now };
         let queued = self.mail.enqueue(MailRequest::Send(request))?;
         drop(turn);
         match queued.answer().await? {

@@ -56,6 +56,7 @@ impl Service {
                 self.local_delivery.deliver(connection.device, Signal::Mail { seq, envelope: None });
             }
         }
+        self.store.touch_connected(connections, self.now()).await?;
         let devices: Vec<_> = connections.iter().map(|connection| connection.device).collect();
         for (device, signal) in self.store.low_pools(&devices).await? {
             // The connection ignores a level that it has announced already.

@@ -2,6 +2,8 @@
 
 use sealwire_protocol::{CloseCode, ProtocolFault};
 
+use super::transport::Cutoff;
+
 /// The code and the reason text of a Close frame.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Closing {
@@ -20,5 +22,17 @@ impl From<CloseCode> for Closing {
 impl From<ProtocolFault> for Closing {
     fn from(fault: ProtocolFault) -> Self {
         Self { code: CloseCode::ProtocolError, reason: fault.reason() }
+    }
+}
+
+impl From<Cutoff> for Closing {
+    fn from(cutoff: Cutoff) -> Self {
+        let (code, reason) = match cutoff {
+            Cutoff::MessageTooSlow => (CloseCode::Idle, "idle: message too slow"),
+            Cutoff::MessageGivenUp => (CloseCode::Unavailable, "unavailable: message given up"),
+            Cutoff::NotReading => (CloseCode::SlowConsumer, "slow consumer: queue does not move"),
+            Cutoff::QueueGivenUp => (CloseCode::SlowConsumer, "slow consumer: queue given up"),
+        };
+        Self { code, reason }
     }
 }

@@ -118,7 +118,7 @@ impl DeviceSocket {
             // Attached before the session is checked again, so that a revocation is seen by the check or received as a
             // signal.
             let key = node.hub.attach(session.caller.device, ctx.address().recipient());
-            ctx.add_stream(MessageReader::new(messages, flow.clone()));
+            ctx.add_stream(MessageReader::new(messages, flow.clone(), wire.clone()));
             let connection = DeviceConnection { node, session, codec, flow, wire, client, key, upgraded_at };
             Self { connection, state: SocketState::Attached }
         });
@@ -184,21 +184,25 @@ impl DeviceSocket {
     fn opened(&mut self, opened: Result<OpenedConnection, Refusal>, ctx: &mut Context<Self>) {
         let SocketState::Opening(opening) = &mut self.state else { return };
         let now = self.connection.node.service.now();
-        let OpenedConnection { epoch, keys, mailbox } = match opened {
+        let OpenedConnection { epoch, keys, mailbox, approvals } = match opened {
             Ok(opened) => opened,
             Err(refusal) => {
                 let code = opening.close_code(&refusal, self.connection.session.expires_at <= now);
                 return self.close(code, ctx);
             }
         };
-        let (early_signals, newest_mail) = (std::mem::take(&mut opening.early_signals), opening.newest_mail);
+        let (mut early_signals, newest_mail) = (std::mem::take(&mut opening.early_signals), opening.newest_mail);
+        let approvals: Vec<Signal> =
+            approvals.into_iter().map(|request| Signal::ApprovalRequested(Box::new(request))).collect();
+        // A request that was made while the connection was opened is in both lists.
+        early_signals.retain(|signal| !approvals.contains(signal));
         self.connection.log_opened(epoch);
         self.connection.note_open(epoch);
         self.state = SocketState::Open(OpenState::new(&self.connection, epoch, &keys, mailbox, newest_mail));
         self.when_open(ctx, |open, connection, ctx| {
             open.welcome(connection, keys, mailbox, now)?;
             open.read_mail(connection, ctx)?;
-            for signal in early_signals {
+            for signal in approvals.into_iter().chain(early_signals) {
                 open.handle_signal(connection, signal, ctx)?;
             }
             connection.flow.gate.open();
@@ -243,6 +247,9 @@ impl StreamHandler<Result<Incoming, ProtocolError>> for DeviceSocket {
     }
 
     fn finished(&mut self, ctx: &mut Context<Self>) {
+        if let Some(cutoff) = self.connection.wire.cutoff() {
+            return self.close(cutoff, ctx);
+        }
         match self.connection.wire.violation() {
             Some(Violation::FrameTooLarge) => self.close(CloseCode::FrameTooLarge, ctx),
             Some(Violation::Protocol(fault)) => self.close(fault, ctx),

@@ -10,7 +10,7 @@ use actix_web::web::{Bytes, BytesMut};
 use actix_ws::{CloseReason, Item, Message, MessageStream, ProtocolError};
 use futures_util::Stream;
 
-use super::flow::Flow;
+use super::{flow::Flow, transport::Wire};
 
 /// Messages up to this size in bytes are copied out of the buffer in which they were received.
 const COPIED_BYTES: usize = 16 * 1024;
@@ -19,6 +19,7 @@ const COPIED_BYTES: usize = 16 * 1024;
 pub struct MessageReader {
     messages: MessageStream,
     flow: Rc<Flow>,
+    wire: Rc<Wire>,
     assembly: MessageAssembly,
 }
 
@@ -51,8 +52,8 @@ pub enum Incoming {
 
 impl MessageReader {
     /// A reader of `messages`, whose framing and size the transport has checked.
-    pub fn new(messages: MessageStream, flow: Rc<Flow>) -> Self {
-        Self { messages, flow, assembly: MessageAssembly::default() }
+    pub fn new(messages: MessageStream, flow: Rc<Flow>, wire: Rc<Wire>) -> Self {
+        Self { messages, flow, wire, assembly: MessageAssembly::default() }
     }
 }
 
@@ -103,7 +104,14 @@ impl Stream for MessageReader {
 
     fn poll_next(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Self::Item>> {
         loop {
-            ready!(self.flow.poll_may_read(cx));
+            if self.wire.cutoff().is_some() {
+                return Poll::Ready(None);
+            }
+            if self.flow.poll_may_read(cx).is_pending() {
+                // A connection that is lost meanwhile ends at once: its client gets no more replies.
+                ready!(self.wire.poll_ended(cx));
+                return Poll::Ready(None);
+            }
             match ready!(Pin::new(&mut self.messages).poll_next(cx)) {
                 None => return Poll::Ready(None),
                 Some(Err(error)) => return Poll::Ready(Some(Err(error))),

@@ -3,6 +3,7 @@
 //! To add an op, add its name to `sealwire_protocol::frame::Op`, its parameter and result types to the module of its
 //! area in that crate, their conversions to `edge`, its use case to `service`, and its function here.
 
+mod access;
 mod accounts;
 mod keys;
 mod messages;
@@ -156,9 +157,17 @@ impl<'a> Call<'a> {
             Op::DevicesList => accounts::list_devices(self).await,
             Op::DevicesRename => accounts::rename_device(self).await,
             Op::DevicesRevoke => accounts::revoke_device(self).await,
+            Op::DevicesDecide => accounts::decide(self).await,
             Op::UsersFind => accounts::find_user(self).await,
+            Op::AccountLock => accounts::lock_account(self).await,
+            Op::AccountUnlock => accounts::unlock_account(self).await,
+            Op::AccountStatus => accounts::account_status(self).await,
             Op::AccountDelete => accounts::delete_account(self).await,
             Op::AccountChangeEmail => accounts::change_email(self).await,
+            Op::AccessSet => access::set(self).await,
+            Op::BlocksAdd => access::add_block(self).await,
+            Op::BlocksRemove => access::remove_block(self).await,
+            Op::BlocksList => access::list_blocks(self).await,
             Op::KeysPublish => keys::publish(self, turn).await,
             Op::KeysStatus => keys::status(self).await,
             Op::KeysFetch => keys::fetch(self).await,

@@ -6,8 +6,8 @@
 //! connection moves from the dispatcher to a pump: a small task that holds no buffer while no data moves.
 //!
 //! The pump also limits how much memory a peer can use. It refuses an oversized message when it has read its header
-//! ([`Violation`]), reserves memory for large messages from a node-wide [`Budget`], and reads at most one chunk ahead
-//! of the handler.
+//! ([`Violation`]), reserves memory for large messages from a node-wide [`SharedBudget`] as they arrive, ends messages
+//! and connections that make no progress ([`Cutoff`]), and reads at most one chunk ahead of the handler.
 //!
 //! Rules for handlers:
 //! - The connection's [`Wire`] is in the request's extensions. If it is missing, refuse the upgrade: the node has
@@ -43,7 +43,11 @@ use bytes::Bytes;
 use futures_util::future::Either;
 use tokio::{io::AsyncWriteExt, net::TcpStream, time::timeout};
 
-pub use self::{connection_limiter::ConnectionLimiter, frame_guard::Violation, wire::Wire};
+pub use self::{
+    connection_limiter::ConnectionLimiter,
+    frame_guard::Violation,
+    wire::{Cutoff, Wire},
+};
 use self::{
     deadline_stream::DeadlineStream,
     linger::Linger,
@@ -52,12 +56,16 @@ use self::{
     scratch::Scratch,
     wire::Inbound,
 };
-pub use super::budget::{Budget, Reservation};
+pub use super::{
+    budget::{Budget, Reservation},
+    shares::{Holder, SharedBudget},
+};
 
 mod connection_limiter;
 mod deadline_stream;
 mod frame_decoder;
 mod frame_guard;
+mod inbound;
 mod linger;
 mod pump;
 mod request_activity;
@@ -80,9 +88,8 @@ const BACKLOG: u32 = 1024;
 pub struct Tuning {
     /// Maximum size of an inbound message in bytes: the payloads of all its frames together.
     pub max_message: u64,
-    /// Budget in bytes for large inbound messages that the handlers have not read yet. A message that needs more than
-    /// the whole budget reserves all of it.
-    pub inbound: Budget,
+    /// Budget in bytes for large inbound messages that the handlers have not read yet.
+    pub inbound: SharedBudget,
     /// Limits the connections that have not upgraded.
     pub limiter: ConnectionLimiter,
     /// Budget for upgraded connections, including closing ones.
@@ -268,6 +275,7 @@ impl Upgrade {
         let mut stream = io.into_inner();
         codec.encode(h1::Message::Item((response, body.size())), &mut write_buf)?;
         timeout(RESPONSE_TIMEOUT, stream.write_all(&write_buf)).await??;
+        let holder = self.wire.holder().unwrap_or(Holder::NOBODY);
         actix_rt::spawn(Pump::new(PumpParts {
             stream,
             scratch,
@@ -277,7 +285,7 @@ impl Upgrade {
             body,
             slot: self.slot,
             max_message: tuning.max_message,
-            budget: tuning.inbound.clone(),
+            account: tuning.inbound.account(holder),
             stall_limit: tuning.stall,
         }));
         Ok(())

@@ -19,7 +19,7 @@ use super::{
     networks::ConnectionKind,
     node::Node,
     ops::encode,
-    transport::{RefusedAfterUpgrade, Wire},
+    transport::{Holder, RefusedAfterUpgrade, Wire},
 };
 use crate::{
     domain::{ClientNetwork, Refusal, refusal::InvalidTokenReason, token::Token},
@@ -95,6 +95,7 @@ async fn upgrade(request: &HttpRequest, body: web::Payload, node: Arc<Node>) -> 
         node.metrics.connections_refused.inc(Limit::Sockets);
         return Err(Refusal::Unavailable.into());
     };
+    wire.set_holder(Holder { network, user: session.caller.user });
     wire.hold_network_slot(node.networks.count_open(network, ConnectionKind::Socket, Instant::now())?);
     let (mut response, ws, messages) = actix_ws::handle(request, body).map_err(|_| not_a_handshake())?;
     if offer.is_codec_offered {

@@ -1,4 +1,4 @@
-//! What many operations read of an account: its address and its active devices.
+//! What many operations read or change of an account: its address and its active devices.
 
 use chrono::{DateTime, Utc};
 use uuid::Uuid;
@@ -48,6 +48,40 @@ pub(super) async fn active_ids(tx: &mut Tx<'_>, user: UserId) -> Result<Vec<Devi
 /// # Errors
 /// `session_revoked` if the user was deleted
 pub(super) async fn email_of(tx: &mut Tx<'_>, user: UserId) -> Result<Email, StoreError> {
-    let email: Option<(String,)> = tx.query(sql::EMAIL_OF_USER).bind(user.0).fetch_optional().await?;
-    rows::email(&email.ok_or(Refusal::SessionRevoked)?.0)
+    Ok(email_and_start(tx, user).await?.0)
+}
+
+/// The user's address, and when the user first signed in.
+///
+/// # Errors
+/// `session_revoked` if the user was deleted
+pub(super) async fn email_and_start(tx: &mut Tx<'_>, user: UserId) -> Result<(Email, Timestamp), StoreError> {
+    let row: Option<(String, DateTime<Utc>)> = tx.query(sql::EMAIL_OF_USER).bind(user.0).fetch_optional().await?;
+    let (email, created_at) = row.ok_or(Refusal::SessionRevoked)?;
+    Ok((rows::email(&email)?, rows::time(created_at)))
+}
+
+/// Gives the user a new address, and returns the old one. A refusal is a value, because the caller still commits.
+///
+/// # Errors
+/// [`StoreError::Conflict`] if a parallel transaction takes the address
+pub(super) async fn set_address(
+    tx: &mut Tx<'_>,
+    user: UserId,
+    new: &Email,
+) -> Result<Result<Email, Refusal>, StoreError> {
+    let old = email_of(tx, user).await?;
+    let owner: Option<(Uuid,)> = tx.query(sql::USER_BY_EMAIL).bind(new.as_str()).fetch_optional().await?;
+    match owner {
+        Some((owner,)) if owner == user.0 => {}
+        Some(_) => return Ok(Err(Refusal::EmailTaken)),
+        None => {
+            let changed = tx.query(sql::CHANGE_EMAIL).bind(user.0).bind(new.as_str()).execute().await;
+            changed.map_err(|error| match error {
+                StoreError::Data(error) => StoreError::Conflict(error),
+                other => other,
+            })?;
+        }
+    }
+    Ok(Ok(old))
 }

@@ -95,7 +95,7 @@ impl<Item: Send + 'static, Answer: Send + 'static> Batcher<Item, Answer> {
     /// Queues one item and waits for its result.
     ///
     /// # Errors
-    /// Those of [`Self::enqueue`] and [`PendingAnswer::answer`].
+    /// Those of [`Self::enqueue`] and `PendingAnswer::answer`.
     pub async fn submit(&self, item: Item) -> Result<Answer, StoreError> {
         self.enqueue(item)?.answer().await
     }

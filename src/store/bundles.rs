@@ -9,12 +9,13 @@ use chrono::{DateTime, Utc};
 use uuid::Uuid;
 
 use super::{
-    Store, StoreError, rows, sessions,
+    Store, StoreError, access, rows, sessions,
     sql::{accounts, keys as sql},
     tx::Tx,
 };
 use crate::domain::{
-    Bundle, Bundles, Caller, DeviceId, OneTimeOutcome, Refusal, Timestamp, UserId,
+    AccessKey, AccessSettings, Admission, Bundle, Bundles, Caller, DeviceId, OneTimeOutcome, Refusal, Timestamp,
+    UserId,
     bundle::{EncodedKey, IssuedPqPrekey, SignedPrekey, Unavailable, UnavailableReason, UsableSuites},
 };
 
@@ -31,7 +32,7 @@ struct TargetDevice {
     expires_at: Option<DateTime<Utc>>,
 }
 
-/// The columns of a [`TargetDevice`].
+/// The columns of a [`TargetDevice`], and access key and `strangers` of its user.
 type TargetDeviceRow = (
     Uuid,
     Uuid,
@@ -42,12 +43,17 @@ type TargetDeviceRow = (
     Option<String>,
     Option<String>,
     Option<DateTime<Utc>>,
+    Option<Vec<u8>>,
+    String,
 );
 
 impl TargetDevice {
-    fn from_row(row: TargetDeviceRow) -> Self {
-        let (user, device, registration_id, suite, identity_key, key_id, public_key, signature, expires_at) = row;
-        Self { user, device, registration_id, suite, identity_key, key_id, public_key, signature, expires_at }
+    /// The device of a row, and the access settings of its user.
+    fn from_row(row: TargetDeviceRow) -> Result<(Self, AccessSettings), StoreError> {
+        let (user, device, registration_id, suite, identity_key, key_id, public_key, signature, expires_at, ..) = row;
+        let target =
+            Self { user, device, registration_id, suite, identity_key, key_id, public_key, signature, expires_at };
+        Ok((target, access::settings(row.9, &row.10)?))
     }
 
     fn has_published(&self) -> bool {
@@ -87,10 +93,33 @@ impl TargetDevice {
     }
 }
 
+/// Who asks for the keys of a user.
+#[derive(Clone, Copy)]
+pub(super) struct Inquiry<'a> {
+    pub(super) caller: &'a Caller,
+    /// The user whose keys are asked for.
+    pub(super) user: UserId,
+    /// The access key that the caller shows, if it has the form of one.
+    pub(super) access: Option<&'a AccessKey>,
+    pub(super) now: Timestamp,
+}
+
+/// A user with its active devices.
+struct TargetUser {
+    access: AccessSettings,
+    devices: Vec<TargetDevice>,
+}
+
+impl TargetUser {
+    fn admit(&self, inquiry: &Inquiry<'_>) -> Admission {
+        self.access.admit(inquiry.user, inquiry.caller, inquiry.access, inquiry.now)
+    }
+}
+
 /// The active devices of some users.
 pub(super) struct TargetDevices {
-    /// The users that exist, each with its active devices.
-    users: HashMap<Uuid, Vec<TargetDevice>>,
+    /// The users that exist.
+    users: HashMap<Uuid, TargetUser>,
 }
 
 /// The distinct ids.
@@ -99,16 +128,25 @@ pub(super) fn distinct(ids: impl Iterator<Item = Uuid>) -> Vec<Uuid> {
 }
 
 impl TargetDevices {
-    /// Reads the devices of these users.
-    pub(super) async fn read(tx: &mut Tx<'_>, users: &[Uuid]) -> Result<Self, StoreError> {
-        let mut found: HashMap<Uuid, Vec<TargetDevice>> = HashMap::new();
-        for row in tx.query(sql::TARGETS_OF_MANY).bind_ids(users).fetch_all().await? {
-            let target = TargetDevice::from_row(row);
-            found.entry(target.user).or_default().push(target);
+    /// Reads the devices of the users that are asked for.
+    pub(super) async fn read(tx: &mut Tx<'_>, inquiries: &[Inquiry<'_>]) -> Result<Self, StoreError> {
+        let users = distinct(inquiries.iter().map(|inquiry| inquiry.user.0));
+        let mut found: HashMap<Uuid, TargetUser> = HashMap::new();
+        for row in tx.query(sql::TARGETS_OF_MANY).bind_ids(&users).fetch_all().await? {
+            let (target, access) = TargetDevice::from_row(row)?;
+            let user = found.entry(target.user).or_insert_with(|| TargetUser { access, devices: Vec::new() });
+            user.devices.push(target);
         }
-        let others: Vec<Uuid> = users.iter().copied().filter(|user| !found.contains_key(user)).collect();
-        for (user,) in tx.query(accounts::USERS_OF_MANY).bind_ids(&others).fetch_all::<(Uuid,)>().await? {
-            found.entry(user).or_default();
+        // A user that refuses an inquiry is looked up here too: the same statements run for it as for one that does not
+        // exist.
+        let is_refused = |inquiry: &&Inquiry<'_>| {
+            found.get(&inquiry.user.0).is_none_or(|user| user.admit(inquiry) == Admission::Refused)
+        };
+        let others = distinct(inquiries.iter().filter(is_refused).map(|inquiry| inquiry.user.0));
+        for row in tx.query(accounts::USERS_OF_MANY).bind_ids(&others).fetch_all().await? {
+            let (user, key, strangers, _blocks): (Uuid, Option<Vec<u8>>, String, i64) = row;
+            let access = access::settings(key, &strangers)?;
+            found.entry(user).or_insert_with(|| TargetUser { access, devices: Vec::new() });
         }
         Ok(Self { users: found })
     }
@@ -117,18 +155,22 @@ impl TargetDevices {
     /// device.
     ///
     /// # Errors
-    /// `not_found` if the user does not exist.
+    /// `not_found` if the user does not exist, or refuses the caller as a stranger.
     pub(super) fn assemble(
         &self,
-        caller: &Caller,
-        user: UserId,
+        inquiry: &Inquiry<'_>,
         wanted: Option<&[DeviceId]>,
         suites: &UsableSuites,
-        now: Timestamp,
     ) -> Result<BundleAssembly, StoreError> {
-        let devices = self.users.get(&user.0).ok_or(Refusal::NotFound)?;
-        let mut assembly = BundleAssembly { answer: Bundles::default(), missing: Vec::new() };
-        let others = devices.iter().filter(|target| target.device != caller.device.0);
+        let now = inquiry.now;
+        let user = self.users.get(&inquiry.user.0).ok_or(Refusal::NotFound)?;
+        let admission = user.admit(inquiry);
+        if admission == Admission::Refused {
+            return Err(Refusal::NotFound.into());
+        }
+        let is_limited = admission == Admission::LimitedStranger;
+        let mut assembly = BundleAssembly { answer: Bundles::default(), missing: Vec::new(), is_limited };
+        let others = user.devices.iter().filter(|target| target.device != inquiry.caller.device.0);
         if let Some(wanted) = wanted {
             let others: HashMap<Uuid, &TargetDevice> = others.map(|target| (target.device, target)).collect();
             for device in wanted {
@@ -151,6 +193,8 @@ pub(super) struct BundleAssembly {
     answer: Bundles,
     /// Wanted devices that are not active devices of the user.
     missing: Vec<DeviceId>,
+    /// Whether the caller is a stranger whose claims are limited.
+    pub(super) is_limited: bool,
 }
 
 impl BundleAssembly {
@@ -213,7 +257,7 @@ pub(super) async fn add_last_resorts<'b>(
 
 impl Store {
     /// The bundles, without one-time keys, of the named devices of a user, or of all that have published. Devices of
-    /// other suites than `suites` are unavailable.
+    /// other suites than `suites` are unavailable. `access` is the access key that the caller shows.
     ///
     /// # Errors
     /// `session_revoked`, `not_found`
@@ -223,12 +267,14 @@ impl Store {
         user: UserId,
         devices: Option<&[DeviceId]>,
         suites: &UsableSuites,
+        access: Option<&AccessKey>,
         now: Timestamp,
     ) -> Result<Bundles, StoreError> {
         let mut tx = self.read().await?;
         sessions::authorize(&mut tx, caller, now).await?;
-        let targets = TargetDevices::read(&mut tx, &[user.0]).await?;
-        let assembly = targets.assemble(caller, user, devices, suites, now)?;
+        let inquiry = Inquiry { caller, user, access, now };
+        let targets = TargetDevices::read(&mut tx, &[inquiry]).await?;
+        let assembly = targets.assemble(&inquiry, devices, suites)?;
         let known = KnownDevices::read(&mut tx, std::iter::once(&assembly)).await?;
         let mut answer = assembly.finish(caller, user, &known);
         let ids: Vec<Uuid> = answer.bundles.iter().map(|bundle| bundle.device_id.0).collect();

@@ -10,6 +10,7 @@
 mod assignments;
 mod blocking;
 mod levels;
+mod strangers;
 mod tokens;
 
 use std::{
@@ -22,16 +23,17 @@ use uuid::Uuid;
 
 use super::{
     BatchOutcome, Store, StoreError,
-    bundles::{BundleAssembly, KnownDevices, TargetDevices, add_last_resorts, distinct},
+    bundles::{BundleAssembly, Inquiry, KnownDevices, TargetDevices, add_last_resorts, distinct},
     rows,
     sql::accounts,
     tx::Tx,
 };
 use crate::domain::{
-    Bundles, Caller, ClaimId, DeviceId, KeyKind, Refusal, Signal, Timestamp, UserId, bundle::UsableSuites,
+    AccessKey, Bundles, Caller, ClaimId, DeviceId, KeyKind, Refusal, Signal, Timestamp, UserId, bundle::UsableSuites,
     keyed_buckets::DrainLimit,
 };
 use assignments::Assignments;
+use strangers::StrangerClaims;
 use tokens::TakenTokens;
 
 /// One of a device's two pools of one-time keys.
@@ -50,8 +52,16 @@ pub struct ClaimRequest {
     pub suites: UsableSuites,
     /// Chosen by the client; a repeat with the same id gets the same keys.
     pub claim: ClaimId,
+    /// The access key that the claimer shows, if it has the form of one.
+    pub access: Option<AccessKey>,
     /// The current time.
     pub now: Timestamp,
+}
+
+impl ClaimRequest {
+    fn inquiry(&self) -> Inquiry<'_> {
+        Inquiry { caller: &self.caller, user: self.user, access: self.access.as_ref(), now: self.now }
+    }
 }
 
 /// The answer to one claim.
@@ -71,20 +81,25 @@ pub struct BlockedClaim {
     answer: Bundles,
     /// The pools to wait for.
     waiting: Vec<KeyPool>,
+    /// Whether the claimer is a stranger whose claims are limited.
+    is_limited: bool,
 }
 
-/// Claims on a store, under a drain limit.
+/// Claims on a store, under a drain limit and a limit for strangers.
 #[derive(Clone)]
 pub struct Claims {
     store: Store,
     drain: Arc<DrainLimit>,
+    /// Claims per hour of all strangers together that take keys of one device; 0 for no limit.
+    stranger_limit: u32,
 }
 
 impl Claims {
-    /// Claims on `store`. Claims over the drain limit get no one-time keys.
+    /// Claims on `store`. Claims over the drain limit get no one-time keys, nor do those over `stranger_limit`, the
+    /// number per hour of all strangers together that take keys of one device (0 for no limit).
     #[must_use]
-    pub fn new(store: Store, drain: DrainLimit) -> Self {
-        Self { store, drain: Arc::new(drain) }
+    pub fn new(store: Store, drain: DrainLimit, stranger_limit: u32) -> Self {
+        Self { store, drain: Arc::new(drain), stranger_limit }
     }
 
     /// The same claims, under the same drain limit, but through another store of the same database.
@@ -106,16 +121,21 @@ impl Claims {
         let mut tx = self.store.begin().await?;
         let assemblies = assemble(&mut tx, items).await?;
         let known = KnownDevices::read(&mut tx, assemblies.iter().flatten()).await?;
+        let limited: Vec<bool> =
+            assemblies.iter().map(|one| one.as_ref().is_ok_and(|assembly| assembly.is_limited)).collect();
         let finish = |(assembly, item): (Result<BundleAssembly, StoreError>, &ClaimRequest)| {
             assembly.map(|assembly| assembly.finish(&item.caller, item.user, &known))
         };
         let mut answers: Vec<Result<Bundles, StoreError>> = assemblies.into_iter().zip(items).map(finish).collect();
 
-        let mut assignments = Assignments::new(items, &answers);
+        let mut assignments = Assignments::new(items, &answers, &limited);
+        let limited = assignments.limited_devices();
+        let mut strangers = StrangerClaims::lock(&mut tx, limited, self.stranger_limit, now).await?;
         assignments.load_earlier(&mut tx).await?;
-        assignments.apply_drain_limit(items, &mut tokens);
+        assignments.apply_limits(items, &mut tokens, &mut strangers);
         let mut touched = assignments.take_keys(&mut tx, now).await?;
-        assignments.refund_unused_tokens(items, &mut tokens);
+        assignments.refund_unused(items, &mut tokens, &mut strangers);
+        strangers.write(&mut tx).await?;
         let bundles = answers.iter_mut().flatten().flat_map(|answer| &mut answer.bundles);
         add_last_resorts(&mut tx, &assignments.without_pq_key(), bundles).await?;
         if tx.is_sole_writer() {
@@ -147,16 +167,18 @@ async fn assemble(
         .into_iter()
         .map(|(session, device, expires_at, _)| (session, (device, rows::time(expires_at))))
         .collect();
-    let targets = TargetDevices::read(tx, &distinct(items.iter().map(|item| item.user.0))).await?;
-    let assemble = |ClaimRequest { caller, user, devices, suites, now, .. }: &ClaimRequest| {
+    let inquiries: Vec<Inquiry<'_>> = items.iter().map(ClaimRequest::inquiry).collect();
+    let targets = TargetDevices::read(tx, &inquiries).await?;
+    let assemble = |(item, inquiry): (&ClaimRequest, &Inquiry<'_>)| {
+        let ClaimRequest { caller, devices, suites, now, .. } = item;
         let session = sessions.get(&caller.session.0);
         let is_valid = session.is_some_and(|(device, expires_at)| *device == caller.device.0 && expires_at > now);
         if !is_valid {
             return Err(Refusal::SessionRevoked.into());
         }
-        targets.assemble(caller, *user, devices.as_deref(), suites, *now)
+        targets.assemble(inquiry, devices.as_deref(), suites)
     };
-    Ok(items.iter().map(assemble).collect())
+    Ok(items.iter().zip(&inquiries).map(assemble).collect())
 }
 
 impl Store {

@@ -1,8 +1,15 @@
 //! The WebSocket connections of devices, as the database records them: the epoch of each device's newest connection,
 //! and what a connection may have missed.
 
+use std::time::Duration;
+
+use uuid::Uuid;
+
 use super::{Store, StoreError, error::fail_all, sql::accounts as sql, tx::Column};
 use crate::domain::{Caller, DeviceId, LiveConnection, Refusal, Timestamp};
+
+/// How often it is recorded that a device is still connected.
+const SEEN_EVERY: Duration = Duration::from_hours(24);
 
 /// A device's connection to register.
 #[derive(Clone, Copy, Debug)]
@@ -18,6 +25,8 @@ pub struct ConnectionRegistration {
 pub struct RegisteredConnection {
     /// Greater than the epoch of every earlier connection of the device.
     pub epoch: i64,
+    /// Whether a request of the user waits for an approval.
+    pub has_pending_approval: bool,
 }
 
 /// The state of a connection in the database.
@@ -58,14 +67,15 @@ impl Store {
             let mut registered = vec![None; items.len()];
             for index in order.iter().copied() {
                 let ConnectionRegistration { caller, now } = &items[index];
-                let row: Option<(i64,)> = tx
+                let row: Option<(i64, bool)> = tx
                     .query(sql::OPEN_CONNECTION)
                     .bind(caller.device.0)
                     .bind(caller.session.0)
                     .bind(now.to_utc())
                     .fetch_optional()
                     .await?;
-                registered[index] = row.map(|(epoch,)| RegisteredConnection { epoch });
+                registered[index] =
+                    row.map(|(epoch, has_pending_approval)| RegisteredConnection { epoch, has_pending_approval });
             }
             tx.commit().await?;
             Ok(registered)
@@ -101,6 +111,26 @@ impl Store {
             }
         }
         Ok(states)
+    }
+
+    /// Records that these devices are connected, for those of which this was not recorded for a day. So a device that
+    /// stays connected counts as in use.
+    ///
+    /// # Errors
+    /// [`StoreError::Unavailable`]
+    pub async fn touch_connected(&self, connections: &[LiveConnection], now: Timestamp) -> Result<(), StoreError> {
+        let devices: Vec<Uuid> = connections.iter().map(|connection| connection.device.0).collect();
+        self.retrying(|| async {
+            let mut tx = self.begin().await?;
+            tx.query(sql::TOUCH_CONNECTED)
+                .bind_ids(&devices)
+                .bind(now.to_utc())
+                .bind(now.before(SEEN_EVERY).to_utc())
+                .execute()
+                .await?;
+            tx.commit().await
+        })
+        .await
     }
 
     /// Records when these devices were last connected.

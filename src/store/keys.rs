@@ -101,7 +101,7 @@ impl PoolKey<'_> {
 }
 
 /// The stored suite and identity key of a device, if it has published.
-async fn identity(tx: &mut Tx<'_>, device: DeviceId) -> Result<Option<Identity>, StoreError> {
+pub(super) async fn identity(tx: &mut Tx<'_>, device: DeviceId) -> Result<Option<Identity>, StoreError> {
     let row: Option<(String, String)> = tx.query(sql::IDENTITY).bind(device.0).fetch_optional().await?;
     row.map(|(suite, key)| {
         let suite = rows::suite(&suite)?;

@@ -11,7 +11,7 @@ mod reading;
 mod writing;
 
 use std::{
-    collections::{BTreeMap, BTreeSet, HashMap},
+    collections::{BTreeMap, BTreeSet, HashMap, hash_map::Entry},
     time::Duration,
 };
 
@@ -19,16 +19,16 @@ use chrono::{DateTime, Utc};
 use uuid::Uuid;
 
 use super::{
-    BatchOutcome, Store, StoreError, rows,
-    sql::{accounts, mailbox as sql},
+    BatchOutcome, Store, StoreError, access, rows,
+    sql::{access::BLOCKS_OF_MANY, accounts, mailbox as sql},
     tx::{Column, Tx},
 };
 use crate::domain::{
-    Caller, DeviceId, MessageId, SessionId, Timestamp, UserId,
+    AccessKey, Caller, DeviceId, MessageId, SessionId, Timestamp, UserId,
     envelope::{MailboxBounds, MailboxSize, OutgoingEnvelope},
 };
 use batch::MailBatch;
-use plan::{CallerSession, Mailbox, Plan, PlanInput, RememberedSend, plan};
+use plan::{CallerSession, Mailbox, Plan, PlanInput, RecipientUser, RememberedSend, plan};
 use writing::{lock_mailboxes, remove_envelopes};
 
 /// Maximum size of a transaction, unless a single message is larger: bytes of content plus [`ROW_BYTES`] per row.
@@ -55,6 +55,8 @@ pub struct SendRequest {
     pub envelopes: Vec<OutgoingEnvelope>,
     /// Devices of the recipient that the sender cannot encrypt for.
     pub skipped: Vec<DeviceId>,
+    /// The access key that the sender shows, if it has the form of one.
+    pub access: Option<AccessKey>,
     /// The current time.
     pub now: Timestamp,
 }
@@ -203,7 +205,11 @@ fn changed_mailboxes(
     devices.into_iter().filter_map(|device| Some((device, *mailboxes.get(&device)?))).collect()
 }
 
-/// Reads what sends depend on: recipients, remembered sends, and senders' shares of mailboxes that are nearly full.
+/// Receiving user, device, expiry of its signed prekey, and the user's access key, `strangers` and number of blocks.
+type RecipientRow = (Uuid, Uuid, Option<DateTime<Utc>>, Option<Vec<u8>>, String, i64);
+
+/// Reads what sends depend on: recipients, their blocks of senders, remembered sends, and senders' shares of mailboxes
+/// that are nearly full.
 async fn read_for_sends(
     tx: &mut Tx<'_>,
     batch: &MailBatch<'_>,
@@ -211,15 +217,29 @@ async fn read_for_sends(
     input: &mut PlanInput,
 ) -> Result<(), StoreError> {
     let users = batch.recipients();
-    let devices: Vec<(Uuid, Uuid, Option<DateTime<Utc>>)> =
-        tx.query(sql::RECIPIENTS_OF_MANY).bind_ids(&users).fetch_all().await?;
-    for (user, device, expires_at) in devices {
-        let devices = input.recipients.entry(UserId(user)).or_default();
-        devices.push((DeviceId(device), expires_at.map(rows::time)));
+    for row in tx.query(sql::RECIPIENTS_OF_MANY).bind_ids(&users).fetch_all().await? {
+        let (user, device, expires_at, key, strangers, blocks): RecipientRow = row;
+        let recipient = match input.recipients.entry(UserId(user)) {
+            Entry::Occupied(known) => known.into_mut(),
+            Entry::Vacant(new) => new.insert(RecipientUser::new(access::settings(key, &strangers)?, blocks)),
+        };
+        recipient.devices.push((DeviceId(device), expires_at.map(rows::time)));
     }
-    let others: Vec<Uuid> = users.into_iter().filter(|user| !input.recipients.contains_key(&UserId(*user))).collect();
-    let others: Vec<(Uuid,)> = tx.query(accounts::USERS_OF_MANY).bind_ids(&others).fetch_all().await?;
-    input.recipients.extend(others.into_iter().map(|(user,)| (UserId(user), Vec::new())));
+    // A user that refuses a sender is looked up here too: the same statements run for it as for one that does not exist.
+    let refusing = batch.refusing(input);
+    let is_other = |user: &Uuid| !input.recipients.contains_key(&UserId(*user)) || refusing.contains(&UserId(*user));
+    let others: Vec<Uuid> = users.into_iter().filter(is_other).collect();
+    for row in tx.query(accounts::USERS_OF_MANY).bind_ids(&others).fetch_all().await? {
+        let (user, key, strangers, blocks): (Uuid, Option<Vec<u8>>, String, i64) = row;
+        if let Entry::Vacant(new) = input.recipients.entry(UserId(user)) {
+            new.insert(RecipientUser::new(access::settings(key, &strangers)?, blocks));
+        }
+    }
+
+    let (recipients, senders) = batch.possible_blocks(input).into_iter().map(|(to, from)| (to.0, from.0)).unzip();
+    let blocked: Vec<(Uuid, Uuid)> =
+        tx.query(BLOCKS_OF_MANY).bind_rows([Column::Ids(recipients), Column::Ids(senders)]).fetch_all().await?;
+    input.blocked = blocked.into_iter().map(|(to, from)| (UserId(to), UserId(from))).collect();
 
     let (devices, messages) = batch.message_ids().into_iter().unzip();
     let sends = tx.query(sql::SENDS_OF_MANY).bind_rows([Column::Ids(devices), Column::Ids(messages)]);

@@ -19,6 +19,8 @@ pub static ON_SQLITE: LazyLock<Migrator> = LazyLock::new(|| {
         ("ended sessions", include_str!("../../migrations/sqlite/0004_ended_sessions.sql")),
         ("nodes", include_str!("../../migrations/sqlite/0005_nodes.sql")),
         ("code purposes", include_str!("../../migrations/sqlite/0006_code_purposes.sql")),
+        ("access", include_str!("../../migrations/sqlite/0007_access.sql")),
+        ("lock and approvals", include_str!("../../migrations/sqlite/0008_lock_and_approvals.sql")),
     ])
 });
 
@@ -31,6 +33,8 @@ pub static ON_POSTGRES: LazyLock<Migrator> = LazyLock::new(|| {
         ("ended sessions", include_str!("../../migrations/postgres/0004_ended_sessions.sql")),
         ("nodes", include_str!("../../migrations/postgres/0005_nodes.sql")),
         ("code purposes", include_str!("../../migrations/postgres/0006_code_purposes.sql")),
+        ("access", include_str!("../../migrations/postgres/0007_access.sql")),
+        ("lock and approvals", include_str!("../../migrations/postgres/0008_lock_and_approvals.sql")),
     ])
 });
 

@@ -1,7 +1,7 @@
 //! Fills a store directly, for load tests.
 
 use super::{
-    NewDevice, NewSession, Store, StoreError, keys, sessions, sign_in,
+    NewDevice, NewSession, Store, StoreError, keys, sessions, signed_in,
     sql::{accounts as sql, keys as keys_sql},
 };
 use crate::domain::{Caller, Email, Timestamp, bundle::levels_reached, publish::VerifiedPublish};
@@ -35,7 +35,7 @@ impl Store {
                 tx.query(sql::UPSERT_USER).bind(user.0).bind(email.as_str()).bind(now.to_utc()).execute().await?;
             }
             let new = NewDevice { id: device, name: None, registration_id: *registration_id };
-            sign_in::insert_device(&mut tx, user, &new, now).await?;
+            signed_in::insert_device(&mut tx, user, &new, now).await?;
             sessions::insert(&mut tx, caller, session, now, None).await?;
             keys::insert_identity(&mut tx, device, keys.identity(), now).await?;
             if let Some(key) = keys.signed_prekey() {

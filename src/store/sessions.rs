@@ -197,22 +197,40 @@ impl Store {
     /// # Errors
     /// `unauthorized` with the reason if no valid session has this token.
     pub async fn present(&self, token: &TokenHash, now: Timestamp) -> Result<PresentedSession, StoreError> {
-        type TokenSessionRow = (Uuid, Uuid, Uuid, DateTime<Utc>, Option<Uuid>);
+        type TokenSessionRow = (Uuid, Uuid, Uuid, DateTime<Utc>, Option<Uuid>, DateTime<Utc>, Option<Uuid>);
         let mut tx = self.read().await?;
         let found: Option<TokenSessionRow> =
             tx.query(sql::SESSION_BY_TOKEN).bind(rows::hash_to_hex(token)).bind(now.to_utc()).fetch_optional().await?;
-        let Some((id, user, device, expires_at, replaces)) = found else {
+        let Some((id, user, device, expires_at, replaces, user_since, approval)) = found else {
             return Err(Refusal::Unauthorized(why_invalid(&mut tx, token).await?).into());
         };
         // Returns the connection to the pool, because `supersede` takes another.
         drop(tx);
-        let caller = Caller { session: SessionId(id), user: UserId(user), device: DeviceId(device) };
+        let caller = Caller {
+            session: SessionId(id),
+            user: UserId(user),
+            device: DeviceId(device),
+            user_since: rows::time(user_since),
+        };
         let session = Session { caller, expires_at: rows::time(expires_at) };
+        if approval.is_some() {
+            self.note_presented(&caller).await?;
+        }
         let superseded = match replaces {
             Some(replaced) => self.supersede(&caller, token, replaced, now).await?,
             None => None,
         };
         Ok(PresentedSession { session, superseded })
+    }
+
+    /// Notes that the token of a session that an approval opened was presented, so that no poll gets it again.
+    async fn note_presented(&self, caller: &Caller) -> Result<(), StoreError> {
+        self.retrying(|| async {
+            let mut tx = self.begin().await?;
+            tx.query(sql::CLEAR_APPROVAL).bind(caller.session.0).execute().await?;
+            tx.commit().await
+        })
+        .await
     }
 
     /// Ends the session that the caller's session replaces. Returns it if this call ended it.

@@ -6,15 +6,22 @@ use chrono::{DateTime, Utc};
 use uuid::Uuid;
 
 use super::{
-    DeviceRecord, NewSession, RevokedDevice, Store, StoreError, accounts, devices, locks, rows, sessions,
-    sql::{accounts as sql, mailbox},
+    DeviceRecord, NewSession, Store, StoreError, account_lock, accounts,
+    approvals::{self, ApprovalRequested, AsksFor, NewApproval},
+    keys, locks, rows,
+    signed_in::{NewDevice, SignedIn, device_limit, open_session},
+    sql::accounts as sql,
     tx::Tx,
 };
 use crate::domain::{
-    Caller, ChallengeId, DeviceId, Email, Refusal, SessionId, Timestamp, UserId,
+    ApprovalId, ChallengeId, DeviceId, Email, Refusal, Timestamp, UserId,
+    approval::PresentedRecoveryKey,
     otp::{self, CodePurpose},
-    refusal::DeviceChoice,
+    signature::{self, device_proof_message},
 };
+
+/// A device that was not connected for this long can be replaced without a proof.
+const REPLACED_WITHOUT_PROOF: Duration = Duration::from_hours(7 * 24);
 
 /// Keyed hash of the network that asked for a challenge.
 pub type NetworkTag = [u8; 32];
@@ -43,16 +50,6 @@ pub struct PastChallenge {
     pub network: Vec<u8>,
 }
 
-/// The device that a sign-in adds unless it names an existing one.
-pub struct NewDevice {
-    /// The id of the new device.
-    pub id: DeviceId,
-    /// A display name.
-    pub name: Option<String>,
-    /// The device's number in the client's Signal library.
-    pub registration_id: u32,
-}
-
 /// A sign-in whose code was correct.
 pub struct SignIn {
     /// The challenge that the code answers.
@@ -67,6 +64,15 @@ pub struct SignIn {
     pub new_device: NewDevice,
     /// A device to revoke, so that the new one fits within the limit.
     pub replace: Option<DeviceId>,
+    /// The signature that shows that the client holds the identity key of the existing device, or of the one to replace.
+    /// Empty if there is none.
+    pub proof: Vec<u8>,
+    /// The recovery key of a locked account, if the client presents one.
+    pub recovery_key: Option<PresentedRecoveryKey>,
+    /// The id for a request, if the account is locked.
+    pub approval: ApprovalId,
+    /// The network of the client, for the devices that decide the request.
+    pub client_network: Option<String>,
     /// Maximum number of active devices of a user.
     pub max_devices: usize,
     /// The session to open.
@@ -75,43 +81,31 @@ pub struct SignIn {
     pub now: Timestamp,
 }
 
-impl SignIn {
-    /// Checks the sign-in against the user's active devices. Returns `unknown_device` or `device_limit` if they do not
-    /// allow it.
-    fn refusal(&self, active: &[DeviceRecord]) -> Option<Refusal> {
-        let owns = |device: DeviceId| active.iter().any(|known| known.id == device);
-        if !self.existing_device.into_iter().chain(self.replace).all(owns) {
-            return Some(Refusal::UnknownDevice);
-        }
-        let remaining = active.len() - usize::from(self.replace.is_some());
-        if self.existing_device.is_some() || remaining < self.max_devices {
-            return None;
-        }
-        let choice = |device: &DeviceRecord| DeviceChoice {
-            device_id: device.id,
-            name: device.name.clone(),
-            last_seen: device.last_seen,
-        };
-        Some(Refusal::DeviceLimit { devices: active.iter().map(choice).collect() })
-    }
+/// The outcome of a sign-in with a correct code.
+pub enum SignInOutcome {
+    /// The device is signed in.
+    SignedIn(SignedIn),
+    /// The account is locked, and a device has to approve the request.
+    Requested {
+        /// The locked user.
+        user: UserId,
+        /// The request.
+        approval: ApprovalRequested,
+    },
 }
 
-/// The result of a sign-in.
-pub struct Redemption {
-    /// The new session with its user and device.
-    pub caller: Caller,
-    /// Whether the user was created.
-    pub user_is_new: bool,
-    /// Whether a device was added.
-    pub device_is_new: bool,
-    /// The display name of the device that signed in.
-    pub device_name: Option<String>,
-    /// Earlier sessions of the device that ended, because it had the maximum number.
-    pub ended: Vec<SessionId>,
-    /// The device that was revoked.
-    pub replaced: Option<RevokedDevice>,
-    /// The user's other active devices, without the new and the replaced one.
-    pub others: Vec<DeviceId>,
+/// Why a correct code opens no session.
+enum Refused {
+    /// The attempt is refunded.
+    Refunded(Refusal),
+    /// The attempt counts, because something else was guessed.
+    Counted(Refusal),
+}
+
+impl From<Refusal> for Refused {
+    fn from(refusal: Refusal) -> Self {
+        Self::Refunded(refusal)
+    }
 }
 
 impl Store {
@@ -197,24 +191,136 @@ impl Store {
         .await
     }
 
-    /// Uses up a correct code and opens a session. If the user's devices do not allow that, the attempt is refunded and
-    /// the code stays usable.
+    /// Uses up a correct code and opens a session, or makes a request for one if the account is locked. If the user's
+    /// devices do not allow that, the attempt is refunded and the code stays usable. A code that made a request stays
+    /// usable too, and gives the same request again.
     ///
     /// # Errors
-    /// `invalid_code` if a parallel sign-in used the code first, `device_limit`, `unknown_device`
-    pub async fn redeem(&self, sign_in: &SignIn) -> Result<Redemption, StoreError> {
+    /// `invalid_code` if a parallel sign-in used the code first, or if the recovery key is wrong: then the attempt
+    /// counts; `unknown_device`, `proof_required`, `device_limit`, `rate_limited`
+    pub async fn redeem(&self, sign_in: &SignIn) -> Result<SignInOutcome, StoreError> {
         let redeemed = self.retrying(|| async {
             let mut tx = self.begin().await?;
             use_challenge(&mut tx, sign_in.challenge).await?;
-            let redeemed = open_session(&mut tx, sign_in).await?;
-            if redeemed.is_err() {
-                // The refund has to be committed, so the refusal leaves the transaction as a value.
-                refund(&mut tx, sign_in.challenge).await?;
+            // A refusal is a value, because the refund has to be committed.
+            let outcome = sign_in.run(&mut tx).await?;
+            let release = match &outcome {
+                Ok(SignInOutcome::SignedIn(_)) => None,
+                Ok(SignInOutcome::Requested { .. }) | Err(Refused::Refunded(_)) => Some(sql::REFUND_ATTEMPT),
+                Err(Refused::Counted(_)) => Some(sql::RELEASE_CHALLENGE),
+            };
+            if let Some(release) = release {
+                tx.query(release).bind(sign_in.challenge.0).execute().await?;
             }
             tx.commit().await?;
-            Ok(redeemed)
+            Ok(outcome)
         });
-        Ok(redeemed.await??)
+        match redeemed.await? {
+            Ok(outcome) => Ok(outcome),
+            Err(Refused::Refunded(refusal) | Refused::Counted(refusal)) => Err(refusal.into()),
+        }
+    }
+}
+
+impl SignIn {
+    /// Opens the session or makes the request.
+    async fn run(&self, tx: &mut Tx<'_>) -> Result<Result<SignInOutcome, Refused>, StoreError> {
+        let known: Option<(Uuid,)> = tx.query(sql::USER_BY_EMAIL).bind(self.email.as_str()).fetch_optional().await?;
+        if known.is_none() && (self.existing_device.is_some() || self.replace.is_some()) {
+            // The address has no user and so no devices. Do not create a user only to refuse the request.
+            return Ok(Err(Refusal::UnknownDevice.into()));
+        }
+        let (user,): (Uuid,) = tx
+            .query(sql::UPSERT_USER)
+            .bind(self.new_user.0)
+            .bind(self.email.as_str())
+            .bind(self.now.to_utc())
+            .fetch_one()
+            .await?;
+        let user = UserId(user);
+        locks::user(tx, user).await?;
+        let active = accounts::active(tx, user).await?;
+        let owns = |device: DeviceId| active.iter().any(|known| known.id == device);
+        if !self.existing_device.into_iter().chain(self.replace).all(owns) {
+            return Ok(Err(Refusal::UnknownDevice.into()));
+        }
+        let Some(is_proven) = self.check_proof(tx, &active).await? else {
+            return Ok(Err(Refusal::ProofRequired.into()));
+        };
+        if !is_proven && let Some(outcome) = self.await_approval(tx, user).await? {
+            return Ok(outcome);
+        }
+        if self.existing_device.is_none()
+            && let Some(refusal) = device_limit(&active, self.replace, self.max_devices)
+        {
+            return Ok(Err(refusal.into()));
+        }
+        let signed_in = open_session(
+            tx,
+            user,
+            active,
+            self.existing_device,
+            self.new_device.clone(),
+            self.replace,
+            &self.session,
+            self.now,
+        )
+        .await?;
+        Ok(Ok(SignInOutcome::SignedIn(SignedIn { user_is_new: known.is_none(), ..signed_in })))
+    }
+
+    /// Checks the proof of the device that signs in again or is replaced. Returns whether the device that signs in has
+    /// proved its identity; `None` if a proof is required and is missing or wrong.
+    async fn check_proof(&self, tx: &mut Tx<'_>, active: &[DeviceRecord]) -> Result<Option<bool>, StoreError> {
+        let recently = self.now.before(REPLACED_WITHOUT_PROOF);
+        let was_connected = |device: DeviceId| {
+            active.iter().any(|known| known.id == device && known.last_seen.is_some_and(|seen| seen > recently))
+        };
+        let Some(device) = self.existing_device.or(self.replace.filter(|device| was_connected(*device))) else {
+            return Ok(Some(false));
+        };
+        let Some(identity) = keys::identity(tx, device).await? else { return Ok(Some(false)) };
+        let message = device_proof_message(self.challenge, device);
+        let proves = signature::verify(identity.suite, &identity.key, &message, &self.proof).is_ok();
+        Ok(proves.then_some(self.existing_device.is_some()))
+    }
+
+    /// Makes the request of a new device, or finds the one that it made before, if the account is locked. `None` if it
+    /// may sign in at once.
+    async fn await_approval(
+        &self,
+        tx: &mut Tx<'_>,
+        user: UserId,
+    ) -> Result<Option<Result<SignInOutcome, Refused>>, StoreError> {
+        let earlier = approvals::of_challenge(tx, self.challenge, user).await?;
+        let lock = account_lock::read(tx, user).await?;
+        if let (Some(lock), Some(presented)) = (&lock, &self.recovery_key) {
+            if !presented.opens(lock) {
+                return Ok(Some(Err(Refused::Counted(Refusal::InvalidCode))));
+            }
+            approvals::withdraw(tx, self.challenge, self.now).await?;
+            return Ok(None);
+        }
+        if let Some(approval) = earlier {
+            return Ok(Some(Ok(SignInOutcome::Requested { user, approval })));
+        }
+        let Some(lock) = lock else { return Ok(None) };
+        let new = NewApproval {
+            id: self.approval,
+            challenge: self.challenge,
+            asks_for: AsksFor::Device {
+                existing_device: self.existing_device,
+                registration_id: self.new_device.registration_id,
+                replace: self.replace,
+            },
+            device_name: self.new_device.name.clone(),
+            client_network: self.client_network.clone(),
+        };
+        let requested = approvals::request(tx, user, &new, Duration::from_secs(lock.wait_s), self.now).await?;
+        Ok(Some(match requested {
+            Ok(approval) => Ok(SignInOutcome::Requested { user, approval }),
+            Err(refusal) => Err(refusal.into()),
+        }))
     }
 }
 
@@ -233,62 +339,5 @@ pub(super) async fn use_challenge(tx: &mut Tx<'_>, challenge: ChallengeId) -> Re
 /// Makes a challenge that the transaction has used usable again, and gives the attempt back.
 pub(super) async fn refund(tx: &mut Tx<'_>, challenge: ChallengeId) -> Result<(), StoreError> {
     tx.query(sql::REFUND_ATTEMPT).bind(challenge.0).execute().await?;
-    Ok(())
-}
-
-/// Opens the session, and adds or revokes devices as requested. A refusal is a value, because the caller still commits.
-async fn open_session(tx: &mut Tx<'_>, sign_in: &SignIn) -> Result<Result<Redemption, Refusal>, StoreError> {
-    let known: Option<(Uuid,)> = tx.query(sql::USER_BY_EMAIL).bind(sign_in.email.as_str()).fetch_optional().await?;
-    if known.is_none() && (sign_in.existing_device.is_some() || sign_in.replace.is_some()) {
-        // The address has no user and so no devices. Do not create a user only to refuse the request.
-        return Ok(Err(Refusal::UnknownDevice));
-    }
-    let now = sign_in.now.to_utc();
-    let (user,): (Uuid,) =
-        tx.query(sql::UPSERT_USER).bind(sign_in.new_user.0).bind(sign_in.email.as_str()).bind(now).fetch_one().await?;
-    let user = UserId(user);
-    locks::user(tx, user).await?;
-    let active = accounts::active(tx, user).await?;
-    if let Some(refusal) = sign_in.refusal(&active) {
-        return Ok(Err(refusal));
-    }
-    let replaced = match sign_in.replace {
-        Some(replaced) => devices::revoke(tx, replaced, user, sign_in.now).await?,
-        None => None,
-    };
-    let device = sign_in.existing_device.unwrap_or(sign_in.new_device.id);
-    let device_is_new = sign_in.existing_device.is_none();
-    let mut ended = Vec::new();
-    let device_name = if device_is_new {
-        insert_device(tx, user, &sign_in.new_device, sign_in.now).await?;
-        sign_in.new_device.name.clone()
-    } else {
-        ended = sessions::make_room(tx, device, sign_in.now).await?;
-        active.iter().find(|known| known.id == device).and_then(|known| known.name.clone())
-    };
-    let caller = Caller { session: sign_in.session.id, user, device };
-    sessions::insert(tx, &caller, &sign_in.session, sign_in.now, None).await?;
-    let others = active.into_iter().map(|known| known.id);
-    let others = others.filter(|id| *id != device && Some(*id) != sign_in.replace).collect();
-    let user_is_new = known.is_none();
-    Ok(Ok(Redemption { caller, user_is_new, device_is_new, device_name, ended, replaced, others }))
-}
-
-/// Inserts a device with an empty mailbox.
-pub(super) async fn insert_device(
-    tx: &mut Tx<'_>,
-    user: UserId,
-    new: &NewDevice,
-    now: Timestamp,
-) -> Result<(), StoreError> {
-    tx.query(sql::INSERT_DEVICE)
-        .bind(new.id.0)
-        .bind(user.0)
-        .bind(new.name.as_deref())
-        .bind(i64::from(new.registration_id))
-        .bind(now.to_utc())
-        .execute()
-        .await?;
-    tx.query(mailbox::INSERT_MAILBOX).bind(new.id.0).execute().await?;
     Ok(())
 }

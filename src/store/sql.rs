@@ -46,7 +46,9 @@ macro_rules! statements {
     };
 }
 
+pub mod access;
 pub mod accounts;
+pub mod approvals;
 pub mod claims;
 pub mod keys;
 pub mod locks;
@@ -82,5 +84,17 @@ statements! {
 /// All statements, each with its name.
 #[must_use]
 pub fn all_statements() -> Vec<(&'static str, Sql)> {
-    [ALL, accounts::ALL, claims::ALL, keys::ALL, locks::ALL, mailbox::ALL, nodes::ALL, sweeps::ALL].concat()
+    [
+        ALL,
+        access::ALL,
+        accounts::ALL,
+        approvals::ALL,
+        claims::ALL,
+        keys::ALL,
+        locks::ALL,
+        mailbox::ALL,
+        nodes::ALL,
+        sweeps::ALL,
+    ]
+    .concat()
 }

@@ -9,13 +9,19 @@ use crate::domain::Timestamp;
 const STEP: u64 = 500;
 /// How long challenges and the records of claims and sends are kept.
 const RETENTION: Duration = Duration::from_hours(24);
+/// How long the claims of strangers on a device are kept after the newest: the hour that the limit counts, and another
+/// because the clocks of nodes differ.
+const STRANGER_CLAIM_RETENTION: Duration = Duration::from_hours(2);
+/// How long a decided approval is kept.
+const APPROVAL_RETENTION: Duration = Duration::from_hours(7 * 24);
 /// How long the reason why a session ended is kept.
 const REASON_RETENTION: Duration = Duration::from_hours(30 * 24);
 
 impl Store {
-    /// Deletes what is past its retention time, in many small transactions: expired sessions; after a day, challenges,
-    /// the records of claims and sends (which reveal who talks to whom) and the key material of issued PQ keys; after
-    /// 30 days, the reasons why sessions ended. Returns the number of rows.
+    /// Deletes what is past its retention time, in many small transactions: expired sessions; after two hours, the counts
+    /// of strangers' claims; after a day, challenges, the records of claims and sends (which reveal who talks to whom) and
+    /// the key material of issued PQ keys; after seven days, decided approvals; after 30 days, the reasons why sessions
+    /// ended. Returns the number of rows.
     ///
     /// # Errors
     /// [`StoreError::Unavailable`]
@@ -29,6 +35,8 @@ impl Store {
             (None, sql::CLAIMS, day_ago),
             (None, sql::PQ_CLAIMS, day_ago),
             (None, sql::SENDS, day_ago),
+            (None, sql::STRANGER_CLAIMS, now.before(STRANGER_CLAIM_RETENTION)),
+            (None, sql::APPROVALS, now.before(APPROVAL_RETENTION)),
             (None, sql::ENDED_SESSIONS, now.before(REASON_RETENTION)),
         ];
         let mut swept = 0;

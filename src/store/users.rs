@@ -1,15 +1,18 @@
 //! Looking up users, deleting them, and changing their addresses.
 
+use std::time::Duration;
+
 use uuid::Uuid;
 
 use super::{
-    Store, StoreError,
-    accounts::{active_ids, email_of},
+    Store, StoreError, account_lock,
+    accounts::{active, active_ids, email_of, set_address},
+    approvals::{self, ApprovalRequested, AsksFor, NewApproval},
     locks, sessions, sign_in,
-    sql::accounts as sql,
+    sql::{access::FIND_USER, accounts as sql},
     tx::Tx,
 };
-use crate::domain::{Caller, ChallengeId, DeviceId, Email, Refusal, Timestamp, UserId};
+use crate::domain::{ApprovalId, Caller, ChallengeId, DeviceId, Email, Refusal, Timestamp, UserId};
 
 /// An account that was deleted.
 pub struct DeletedAccount {
@@ -19,39 +22,75 @@ pub struct DeletedAccount {
     pub devices: Vec<DeviceId>,
 }
 
-/// Gives the user a new address, and returns the old one. A refusal is a value, because the caller still commits.
-///
-/// # Errors
-/// [`StoreError::Conflict`] if a parallel transaction takes the address
-pub(super) async fn set_address(
+/// The outcome of a change of the address.
+#[derive(Debug)]
+pub enum AddressChange {
+    /// The address was changed.
+    Changed {
+        /// The old address, which is the same if the user had the address already.
+        old: Email,
+    },
+    /// The account is locked, and a device has to approve the request.
+    Requested {
+        /// The present address.
+        email: Email,
+        /// The request.
+        approval: ApprovalRequested,
+    },
+}
+
+/// Sets the address, or makes a request for it if the account is locked. A refusal is a value, because the caller still
+/// commits.
+async fn change_or_request(
     tx: &mut Tx<'_>,
-    user: UserId,
+    caller: &Caller,
+    challenge: ChallengeId,
     new: &Email,
-) -> Result<Result<Email, Refusal>, StoreError> {
-    let old = email_of(tx, user).await?;
-    let owner: Option<(Uuid,)> = tx.query(sql::USER_BY_EMAIL).bind(new.as_str()).fetch_optional().await?;
-    match owner {
-        Some((owner,)) if owner == user.0 => {}
-        Some(_) => return Ok(Err(Refusal::EmailTaken)),
-        None => {
-            let changed = tx.query(sql::CHANGE_EMAIL).bind(user.0).bind(new.as_str()).execute().await;
-            changed.map_err(|error| match error {
-                StoreError::Data(error) => StoreError::Conflict(error),
-                other => other,
-            })?;
-        }
+    id: ApprovalId,
+    now: Timestamp,
+) -> Result<Result<AddressChange, Refusal>, StoreError> {
+    let email = email_of(tx, caller.user).await?;
+    if let Some(approval) = approvals::of_challenge(tx, challenge, caller.user).await? {
+        return Ok(Ok(AddressChange::Requested { email, approval }));
     }
-    Ok(Ok(old))
+    let lock = account_lock::read(tx, caller.user).await?.filter(|_| email != *new);
+    let Some(lock) = lock else {
+        return Ok(set_address(tx, caller.user, new).await?.map(|old| AddressChange::Changed { old }));
+    };
+    let owner: Option<(Uuid,)> = tx.query(sql::USER_BY_EMAIL).bind(new.as_str()).fetch_optional().await?;
+    if owner.is_some() {
+        return Ok(Err(Refusal::EmailTaken));
+    }
+    let devices = active(tx, caller.user).await?;
+    let request = NewApproval {
+        id,
+        challenge,
+        asks_for: AsksFor::Address(new.clone()),
+        device_name: devices.into_iter().find(|device| device.id == caller.device).and_then(|device| device.name),
+        client_network: None,
+    };
+    let approval = approvals::request(tx, caller.user, &request, Duration::from_secs(lock.wait_s), now).await?;
+    Ok(approval.map(|approval| AddressChange::Requested { email, approval }))
 }
 
 impl Store {
-    /// The user with this address, if there is one.
+    /// The user with this address, if there is one. For answers to strangers, use [`Self::find_user`].
     ///
     /// # Errors
     /// [`StoreError::Unavailable`]
     pub async fn user_by_email(&self, email: &Email) -> Result<Option<UserId>, StoreError> {
         let row: Option<(Uuid,)> =
             self.read().await?.query(sql::USER_BY_EMAIL).bind(email.as_str()).fetch_optional().await?;
+        Ok(row.map(|(id,)| UserId(id)))
+    }
+
+    /// The user with this address, unless it refuses strangers and is not the caller's own.
+    ///
+    /// # Errors
+    /// [`StoreError::Unavailable`]
+    pub async fn find_user(&self, caller: &Caller, email: &Email) -> Result<Option<UserId>, StoreError> {
+        let row: Option<(Uuid,)> =
+            self.read().await?.query(FIND_USER).bind(email.as_str()).bind(caller.user.0).fetch_optional().await?;
         Ok(row.map(|(id,)| UserId(id)))
     }
 
@@ -67,26 +106,29 @@ impl Store {
         email_of(&mut tx, caller.user).await
     }
 
-    /// Uses up a correct code and gives the caller's user a new address. Returns the old one, which is the same if the
-    /// user had the address already. If another user has it, the attempt is refunded and the code stays usable.
+    /// Uses up a correct code and gives the caller's user a new address, or makes a request for that if the account is
+    /// locked. A code that made a request stays usable, and gives the same request again. If another user has the
+    /// address, the attempt is refunded and the code stays usable.
     ///
     /// # Errors
-    /// `session_revoked`, `device_too_new`, `email_taken`; `invalid_code` if the code was used in the meantime
+    /// `session_revoked`, `device_too_new`, `email_taken`, `rate_limited`; `invalid_code` if the code was used in the
+    /// meantime
     pub async fn change_email(
         &self,
         caller: &Caller,
         challenge: ChallengeId,
         new: &Email,
+        approval: ApprovalId,
         now: Timestamp,
-    ) -> Result<Email, StoreError> {
+    ) -> Result<AddressChange, StoreError> {
         let changed = self.retrying(|| async {
             let mut tx = self.begin().await?;
             sign_in::use_challenge(&mut tx, challenge).await?;
             locks::user(&mut tx, caller.user).await?;
             sessions::authorize(&mut tx, caller, now).await?;
             self.require_old_enough(&mut tx, caller, now).await?;
-            let changed = set_address(&mut tx, caller.user, new).await?;
-            if changed.is_err() {
+            let changed = change_or_request(&mut tx, caller, challenge, new, approval, now).await?;
+            if !matches!(changed, Ok(AddressChange::Changed { .. })) {
                 // The refund has to be committed, so the refusal leaves the transaction as a value.
                 sign_in::refund(&mut tx, challenge).await?;
             }

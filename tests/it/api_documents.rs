@@ -20,11 +20,13 @@ use reqwest::{Client, Method};
 use sealwire::domain::Suite;
 use sealwire_protocol::{events::Event, frame::Op};
 use serde_json::{Value, json};
+use sha2::{Digest, Sha256};
 use uuid::Uuid;
 
 use crate::support::{
     Codec, KeySet, Server, Socket, TestApp,
-    http::{challenge, confirmation},
+    http::{challenge, confirmation, post},
+    keys::base64,
     mailing::message,
     sign_in,
 };
@@ -126,7 +128,7 @@ fn the_endpoints_are_those_in_the_protocol_document() {
             (request, status)
         })
         .collect();
-    let described = ENDPOINTS.iter().map(|one| (format!("{} {}", one.method, one.path), one.success.0.to_string()));
+    let described = ENDPOINTS.iter().map(|one| (format!("{} {}", one.method, one.path), one.success[0].0.to_string()));
     assert_eq!(listed, described.collect::<Vec<_>>());
 }
 
@@ -142,8 +144,17 @@ fn the_examples_of_the_protocol_fit_the_schemas() {
         .iter()
         .map(|(name, message)| (name.as_str(), message.field("payload").unwrap().clone()))
         .collect();
-    let elsewhere =
-        ["OtpRequest", "OtpReply", "VerifyRequest", "SessionReply", "HealthReply", "HttpErrorBody", "ErrorBody"];
+    let elsewhere = [
+        "OtpRequest",
+        "OtpReply",
+        "VerifyRequest",
+        "SessionReply",
+        "ApprovalRequestedReply",
+        "PollApprovalRequest",
+        "HealthReply",
+        "HttpErrorBody",
+        "ErrorBody",
+    ];
     let elsewhere: Vec<Json> = elsewhere.map(component).into_iter().chain(payloads.values().cloned()).collect();
     let document = asyncapi_with_http(&asyncapi, &types);
     let mut checked = 0;
@@ -191,6 +202,7 @@ async fn http_responses_of_a_server_fit_the_document() {
         let body = match endpoint.path {
             "/v1/auth/otp" => json!({ "email": "carol@example.org" }),
             "/v1/auth/verify" => verify.clone(),
+            "/v1/auth/approval" => json!({ "request_id": challenge_id, "poll_token": "wrong" }),
             _ => Value::Null,
         };
         let method: Method = endpoint.method.parse().unwrap();
@@ -244,6 +256,14 @@ async fn replies_and_events_of_a_server_fit_the_document() {
     let deletion = confirmation(&app, "bob@example.org", "delete").await;
     let mut change = confirmation(&app, "new@example.org", "change_email").await;
     change["email"] = json!("new@example.org");
+    // A device that has published decides a request that was made under a lock.
+    socket.request("keys.publish", keys.complete([9])).await;
+    let lock = json!({ "recovery_key_hash": base64(&Sha256::digest([1; 32])) });
+    socket.request("account.lock", lock.clone()).await;
+    let (challenge_id, code) = challenge(&app, "alice@example.org").await;
+    let verify = json!({ "challenge_id": challenge_id, "email": "alice@example.org", "code": code });
+    let approval = post(&app, "/v1/auth/verify", verify).await.1["approval"].clone();
+    let requested = socket.event("devices.requested").await;
     let params = |op: Op, keys: &mut KeySet| match op {
         Op::DevicesRename => json!({ "name": "Phone" }),
         Op::DevicesRevoke => json!({ "device_id": replaced.device }),
@@ -256,6 +276,11 @@ async fn replies_and_events_of_a_server_fit_the_document() {
         Op::KeysClaim => json!({ "user_id": bob.user, "claim_id": Uuid::new_v4() }),
         Op::MessagesSend => message(&[&bob], "hello"),
         Op::MessagesAck => json!({ "seqs": [1] }),
+        Op::DevicesDecide => json!({ "request_id": approval["request_id"], "approve": false }),
+        Op::AccountLock => lock.clone(),
+        Op::AccountUnlock => json!({ "recovery_key": base64(&[1; 32]) }),
+        Op::AccessSet => json!({ "strangers": "limit" }),
+        Op::BlocksAdd | Op::BlocksRemove => json!({ "user_id": Uuid::new_v4() }),
         _ => json!({}),
     };
     // A single key, so that the claim empties the pool and causes `prekeys.low`.
@@ -274,6 +299,7 @@ async fn replies_and_events_of_a_server_fit_the_document() {
     }
     fits(&component("Welcome"), &socket.welcome, "welcome");
     fits(&types.events["devices.changed"], &changed, "devices.changed");
+    fits(&types.events["devices.requested"], &requested, "devices.requested");
     fits(&types.events["sessions.changed"], &sessions_changed, "sessions.changed");
     fits(&types.events["message"], &other.event("message").await, "message");
     fits(&types.events["prekeys.low"], &other.event("prekeys.low").await, "prekeys.low");

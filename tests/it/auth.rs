@@ -4,6 +4,7 @@ mod codes;
 mod devices;
 mod guesses;
 mod limits;
+mod proofs;
 mod purposes;
 
 use reqwest::StatusCode;

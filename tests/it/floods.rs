@@ -1,5 +1,6 @@
 //! Overload: clients that exceed a limit are refused or slowed with a clear answer, and other clients are not affected.
 
+mod memory;
 mod requests;
 mod slow;
 

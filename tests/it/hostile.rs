@@ -186,6 +186,11 @@ impl World {
             optional("account.change_email", json!({ "email": "a@b.example", "challenge_id": PLACEHOLDER }), Text),
             optional("account.change_email", json!({ "email": "a@b.example", "code": PLACEHOLDER }), Text),
             field("users.find", json!({ "email": PLACEHOLDER }), Text),
+            optional("access.set", json!({ "strangers": "limit", "key": PLACEHOLDER }), Text),
+            field("access.set", json!({ "strangers": PLACEHOLDER }), Text),
+            optional("access.set", json!({ "strangers": "limit", "sealed": PLACEHOLDER }), Bool),
+            field("blocks.add", json!({ "user_id": PLACEHOLDER }), Text),
+            field("blocks.remove", json!({ "user_id": PLACEHOLDER }), Text),
             field("keys.fetch", json!({ "user_id": PLACEHOLDER }), Text),
             optional("keys.fetch", json!({ "user_id": user, "device_ids": PLACEHOLDER }), List),
             field("keys.fetch", json!({ "user_id": user, "device_ids": [PLACEHOLDER] }), Text),
@@ -284,7 +289,7 @@ async fn every_field_of_every_op_refuses_invalid_values() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn unknown_ops_and_ops_or_params_of_the_wrong_type_are_refused() {
-    const OPS: [&str; 16] = [
+    const OPS: [&str; 20] = [
         "session.renew",
         "session.logout",
         "sessions.list",
@@ -295,6 +300,10 @@ async fn unknown_ops_and_ops_or_params_of_the_wrong_type_are_refused() {
         "users.find",
         "account.delete",
         "account.change_email",
+        "access.set",
+        "blocks.add",
+        "blocks.remove",
+        "blocks.list",
         "keys.publish",
         "keys.status",
         "keys.fetch",

@@ -151,9 +151,9 @@ async fn a_sign_in_with_a_foreign_device_changes_nothing_and_the_code_stays_usab
         refuse(request(json!({ "code": wrong })), "invalid_code").await;
     }
     let spaced = format!(" {} - {} ", &code[..4], &code[4..]);
-    let (status, answer) =
-        post(app, "/v1/auth/verify", request(json!({ "code": spaced, "device": { "id": me.device } }))).await;
-    assert_eq!((status.as_u16(), &answer["device_id"]), (201, &json!(me.device)), "{answer}");
+    let (status, answer) = post(app, "/v1/auth/verify", request(json!({ "code": spaced }))).await;
+    assert_eq!((status.as_u16(), &answer["user_id"]), (201, &json!(me.user)), "{answer}");
+    let before = world.state().await;
     refuse(request(json!({})), "invalid_code").await;
     let (challenge_id, code) = challenge(app, &me.email).await;
     let guess = |code: &str| json!({ "challenge_id": challenge_id, "email": me.email, "code": code });

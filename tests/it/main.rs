@@ -3,12 +3,15 @@
 #![expect(clippy::unwrap_used, clippy::expect_used, reason = "a panic fails the test")]
 #![expect(clippy::disallowed_methods, reason = "tests create ids, clocks and environments themselves")]
 
+mod access;
+mod account_lock;
 mod admin;
 mod alerts;
 mod api_documents;
 mod architecture;
 mod auth;
 mod bad_requests;
+mod blocks;
 mod browser;
 mod claims;
 mod cli;

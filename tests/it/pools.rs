@@ -39,7 +39,7 @@ async fn a_device_restored_from_a_backup_withdraws_the_keys_that_it_lost() {
         let owner = sign_in(&app, &format!("owner-{codec:?}@example.org")).await;
         let claimer = sign_in(&app, &format!("claimer-{codec:?}@example.org")).await;
         let socket = Socket::connect(&app, &owner.token, codec).await;
-        assert_eq!(socket.welcome["features"], json!(["replace", "skip", "suites"]));
+        assert!(socket.welcome["features"].as_array().unwrap().contains(&json!("replace")));
         let mut keys = KeySet::new(Suite::SignalPqxdh, 5);
         let mut backup = keys.complete(1..=3);
         backup["pq_one_time"] = json!([keys.pq_prekey(10), keys.pq_prekey(9)]);

@@ -9,7 +9,10 @@ use serde_json::{Value, json};
 use uuid::Uuid;
 
 use crate::support::{
-    Codec, KeySet, Person, ServerProcess, Services, Socket, http::call, mailing::message, sign_in, sign_in_as,
+    Codec, KeySet, Person, ServerProcess, Services, Socket,
+    http::{call, sign_in_again},
+    mailing::message,
+    sign_in, sign_in_as,
 };
 
 const AFTER_RESTORE: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/deploy/after-restore.sql");
@@ -64,7 +67,7 @@ async fn assert_restore_is_safe(mut server: ServerProcess, back_up: impl FnOnce(
         let (status, _) = call(&server, Method::GET, "/v1/auth/session", Some(&person.token), None).await;
         assert_eq!(status, StatusCode::UNAUTHORIZED, "a restore ends all sessions");
     }
-    let owner = sign_in_as(&server, "owner@example.org", json!({ "device": { "id": owner.device } })).await;
+    let owner = sign_in_again(&server, &owner, &mut keys).await;
     let claimer = sign_in_as(&server, "claimer@example.org", json!({ "device": { "id": claimer.device } })).await;
     let claimers = Socket::connect(&server, &claimer.token, Codec::Json).await;
     let bundle = claim(&claimers, &owner).await;

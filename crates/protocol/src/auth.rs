@@ -90,6 +90,9 @@ pub struct VerifyRequest {
     /// A device of the user to revoke in the same transaction. Must not be combined with [`DeviceDescription::id`].
     #[serde(skip_serializing_if = "Option::is_none")]
     pub replace_device_id: Option<DeviceId>,
+    /// Under a lock, signs in a new device without an approval: base64 of the 32 bytes whose hash locked the account.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub recovery_key: Option<Text>,
 }
 
 /// The `device` of [`VerifyRequest`].
@@ -105,9 +108,28 @@ pub struct DeviceDescription {
     /// The registration id chosen by the client's Signal library; the server draws one if absent.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub registration_id: Option<u32>,
+    /// Shows that the client holds the identity key of the device that signs in again, or of the device to replace:
+    /// base64 of a signature over [`device_proof_message`].
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub proof: Option<Text>,
 }
 
-/// The response to `POST /v1/auth/verify` and `GET /v1/auth/session`.
+/// The text before the ids in [`device_proof_message`].
+const DEVICE_PROOF_LABEL: &[u8; 24] = b"sealwire-device-proof-v1";
+
+/// What a device signs with its identity key, in its suite, to sign in again or to be replaced: the text
+/// `sealwire-device-proof-v1`, then the 16 bytes of the challenge id and of the device id.
+#[must_use]
+pub fn device_proof_message(challenge: ChallengeId, device: DeviceId) -> [u8; 56] {
+    let mut message = [0; 56];
+    message[..24].copy_from_slice(DEVICE_PROOF_LABEL);
+    message[24..40].copy_from_slice(challenge.0.as_bytes());
+    message[40..].copy_from_slice(device.0.as_bytes());
+    message
+}
+
+/// A session: the response to `GET /v1/auth/session`, and to a `POST /v1/auth/verify` or `POST /v1/auth/approval` that
+/// signs in.
 #[derive(Clone, Serialize, Deserialize)]
 pub struct SessionReply {
     /// The user who signed in.

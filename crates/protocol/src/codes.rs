@@ -59,6 +59,8 @@ codes! {
     SessionRevoked   "session_revoked"    401 false;
     ForbiddenOrigin  "forbidden_origin"   403 false;
     NotFound         "not_found"          404 false;
+    ProofRequired    "proof_required"     403 false;
+    Denied           "denied"             403 false;
     DeviceLimit      "device_limit"       409 false;
     DeviceTooNew     "device_too_new"     403 true;
     ConfirmationRequired "confirmation_required" 403 false;
@@ -108,12 +110,13 @@ macro_rules! close_codes {
 close_codes! {
     /// The node is stopping.
     Draining       4000 "draining";
-    /// Nothing was received for a minute.
+    /// Nothing was received for a minute, or a message was received too slowly.
     Idle           4001 "idle";
     /// The client does not read the frames sent to it, or nothing was received for a minute while frames were queued or
     /// messages were unacked.
     SlowConsumer   4002 "slow consumer";
-    /// The connection could not be opened, for example because the store failed.
+    /// The connection could not be opened, for example because the store failed, or the memory of its unfinished message
+    /// was needed for others.
     Unavailable    4003 "unavailable";
     /// The upgrade was refused because of a rate limit. Browsers only; others get the HTTP response.
     RateLimited    4004 "rate limited";

@@ -3,6 +3,7 @@
 use serde::{Deserialize, Serialize};
 
 use crate::{
+    approvals::PendingApproval,
     auth::EndReason,
     error::ErrorBody,
     ids::{DeviceId, MessageId, SessionId, UserId},
@@ -52,6 +53,10 @@ pub enum Event<'a> {
         /// Revoked devices.
         removed: Vec<DeviceId>,
     },
+    /// A new device, or another address of the account, waits for an approval by one of the user's devices. Also sent
+    /// after each welcome while the request is pending.
+    #[serde(rename = "devices.requested")]
+    DevicesRequested(Box<PendingApproval>),
     /// Sessions of one of the user's devices were opened or ended.
     #[serde(rename = "sessions.changed")]
     SessionsChanged {
@@ -84,12 +89,13 @@ pub enum Event<'a> {
 
 impl Event<'_> {
     /// The names of all events. A client ignores events with other names: they come from a newer server.
-    pub const NAMES: [&'static str; 10] = [
+    pub const NAMES: [&'static str; 11] = [
         "welcome",
         "refused",
         "prekeys.low",
         "signed_prekey.expiring",
         "devices.changed",
+        "devices.requested",
         "sessions.changed",
         "session.revoked",
         "message",
@@ -165,11 +171,17 @@ pub enum Feature {
     Skip,
     /// `keys.claim` and `keys.fetch` take `suites`.
     Suites,
+    /// There is `access.set`, and `messages.send`, `keys.claim` and `keys.fetch` take `access`.
+    Access,
+    /// There are `blocks.add`, `blocks.remove` and `blocks.list`.
+    Blocks,
+    /// Accounts can be locked: `account.lock`, `account.unlock`, `account.status`, `devices.decide`, `devices.requested`.
+    Lock,
 }
 
 impl Feature {
     /// All features of this version.
-    pub const ALL: [Self; 3] = [Self::Replace, Self::Skip, Self::Suites];
+    pub const ALL: [Self; 6] = [Self::Replace, Self::Skip, Self::Suites, Self::Access, Self::Blocks, Self::Lock];
 }
 
 /// The `limits` of a welcome.

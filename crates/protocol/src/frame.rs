@@ -49,9 +49,17 @@ ops! {
     DevicesList   "devices.list";
     DevicesRename "devices.rename";
     DevicesRevoke "devices.revoke";
+    DevicesDecide "devices.decide";
     UsersFind     "users.find";
+    AccountLock   "account.lock";
+    AccountUnlock "account.unlock";
+    AccountStatus "account.status";
     AccountDelete "account.delete";
     AccountChangeEmail "account.change_email";
+    AccessSet     "access.set";
+    BlocksAdd     "blocks.add";
+    BlocksRemove  "blocks.remove";
+    BlocksList    "blocks.list";
     KeysPublish   "keys.publish";
     KeysStatus    "keys.status";
     KeysFetch     "keys.fetch";

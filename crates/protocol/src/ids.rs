@@ -71,6 +71,8 @@ id! {
     SessionId;
     /// One sign-in code sent by mail.
     ChallengeId;
+    /// One request that a device of the user has to approve.
+    ApprovalId;
     /// One claim of prekeys, chosen by the client. A repeat with the same id gets the same keys.
     ClaimId;
     /// A message, chosen by the sending device; the same for all receiving devices.

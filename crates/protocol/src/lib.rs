@@ -8,7 +8,9 @@
 //! | requests and replies of the socket, the list of ops | [`frame`] |
 //! | signing in over HTTP, `session.*` ops | [`auth`] |
 //! | `devices.*` ops | [`devices`] |
+//! | the lock of an account, approvals | [`approvals`] |
 //! | `users.*` and `account.*` ops | [`users`] |
+//! | `access.*` and `blocks.*` ops, access keys | [`access`] |
 //! | `keys.*` ops, bundles, suites | [`keys`] |
 //! | `messages.*` ops, message content | [`messages`] |
 //! | events | [`events`] |
@@ -24,6 +26,8 @@
 //! The types check only the form of values; the server checks everything else. The crate does no I/O and depends on no
 //! async runtime.
 
+pub mod access;
+pub mod approvals;
 pub mod auth;
 pub mod codec;
 pub mod codes;

@@ -18,6 +18,10 @@ pub const MAX_SEQS_PER_ACK: usize = 1000;
 pub const TTL_SECONDS: RangeInclusive<u64> = 60..=30 * 24 * 3600;
 /// How long a message without `ttl_s` is kept for its devices.
 pub const TTL_DEFAULT: Duration = Duration::from_hours(30 * 24);
+/// Size of an access key, in bytes.
+pub const ACCESS_KEY_BYTES: usize = 16;
+/// Maximum number of users that a user can block.
+pub const MAX_BLOCKS: usize = 10_000;
 /// Maximum number of device ids in one `keys.fetch` or `keys.claim`.
 pub const MAX_DEVICE_IDS: usize = 100;
 /// Maximum number of one-time keys of each kind in one `keys.publish`.
@@ -32,5 +36,9 @@ pub const MAX_SIGNED_PREKEY_LIFETIME: Duration = Duration::from_hours(90 * 24);
 pub const DEVICE_NAME_CHARS: RangeInclusive<usize> = 1..=64;
 /// Allowed registration ids. The Signal libraries use 14 bits, and never 0.
 pub const REGISTRATION_IDS: RangeInclusive<u32> = 1..=16380;
+/// Allowed values of `wait_s` of a lock: seconds after which a request is approved unless a device denies it.
+pub const LOCK_WAIT_SECONDS: RangeInclusive<u64> = 24 * 3600..=30 * 24 * 3600;
+/// The `wait_s` of a lock without one.
+pub const LOCK_WAIT_DEFAULT: Duration = Duration::from_hours(7 * 24);
 /// The largest integer in the protocol. A double represents it and all smaller ones exactly.
 pub const MAX_INTEGER: i64 = (1 << 53) - 1;

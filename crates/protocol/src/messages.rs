@@ -10,6 +10,7 @@ use serde::{
 use thiserror::Error;
 
 use crate::{
+    access::ShownKey,
     codec::{Codec, is_bin},
     codes::Code,
     frame::{Op, SocketRequest},
@@ -40,6 +41,9 @@ pub struct SendMessageRequest<'a> {
     /// [`MAX_MESSAGES_PER_SEND`](crate::limits::MAX_MESSAGES_PER_SEND). They are not reported as missing.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub skip: Option<List<DeviceId>>,
+    /// The access key that the recipient has shared; see `access.set` in `docs/protocol.md`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub access: Option<ShownKey>,
 }
 
 /// The message for one device.

@@ -11,6 +11,8 @@ use serde::{Serialize, de::DeserializeOwned};
 
 use crate::{
     Codec,
+    access::{AddBlockRequest, ListBlocksReply, ListBlocksRequest, RemoveBlockRequest, SetAccessRequest},
+    approvals::{AccountStatusReply, AccountStatusRequest, DecideRequest, LockAccountRequest, UnlockAccountRequest},
     auth::{
         CodePurpose, EndSessionRequest, ListSessionsReply, OtpReply, OtpRequest, RenewSessionReply, SessionReply,
         VerifyRequest,
@@ -26,7 +28,7 @@ use crate::{
         PublishKeysRequest,
     },
     messages::{AckMessagesReply, AckMessagesRequest, SendMessageReply, SendMessageRequest},
-    users::{ChangeEmailRequest, FindUserReply, FindUserRequest},
+    users::{ChangeEmailReply, ChangeEmailRequest, FindUserReply, FindUserRequest},
     value::{Object, Text},
 };
 use json::Json;
@@ -170,6 +172,10 @@ fn ops_on_sessions_devices_and_users_encode_as_documented() {
     let email = r#""email":"bob@example.org""#;
     check_request::<ChangeEmailRequest>(Op::AccountChangeEmail, &format!("{{{email}}}"));
     check_request::<ChangeEmailRequest>(Op::AccountChangeEmail, &format!("{{{email},{code}}}"));
+    check_reply::<ChangeEmailReply>("{}");
+    check_reply::<ChangeEmailReply>(&format!(
+        r#"{{"approval":{{"request_id":"{ID}","number":"07","decides_at":"{TIME}"}}}}"#
+    ));
     check_request::<RenameDeviceRequest>(Op::DevicesRename, r#"{"name":"Laptop"}"#);
     check_request::<RenameDeviceRequest>(Op::DevicesRename, &format!(r#"{{"device_id":"{ID}","name":"Laptop"}}"#));
     check_request::<RevokeDeviceRequest>(Op::DevicesRevoke, &format!(r#"{{"device_id":"{ID}"}}"#));
@@ -177,8 +183,40 @@ fn ops_on_sessions_devices_and_users_encode_as_documented() {
     check_reply::<FindUserReply>(&format!(r#"{{"user_id":"{ID}"}}"#));
 }
 
+#[test]
+fn ops_on_access_and_blocks_encode_as_documented() {
+    check_request::<SetAccessRequest>(Op::AccessSet, r#"{"strangers":"allow"}"#);
+    check_request::<SetAccessRequest>(
+        Op::AccessSet,
+        r#"{"key":"8PHy8/T19vf4+fr7/P3+/w==","strangers":"refuse","sealed":true}"#,
+    );
+    check_request::<AddBlockRequest>(Op::BlocksAdd, &format!(r#"{{"user_id":"{ID}"}}"#));
+    check_request::<RemoveBlockRequest>(Op::BlocksRemove, &format!(r#"{{"user_id":"{ID}"}}"#));
+    check_request::<ListBlocksRequest>(Op::BlocksList, "{}");
+    check_reply::<ListBlocksReply>(r#"{"user_ids":[]}"#);
+    check_reply::<ListBlocksReply>(&format!(r#"{{"user_ids":["{ID}","{OTHER}"]}}"#));
+}
+
 const STATUS: &str = r#"{"suite":"signal-x3dh","identity_key":"BQ==","signed_prekey":{"key_id":1,"expires_at":"2026-06-15T12:00:00.000000Z"},"pq_last_resort":{"key_id":2},"one_time":1,"pq_one_time":0,"threshold":20,"pool_version":1}"#;
 const NO_KEYS: &str = r#"{"suite":null,"identity_key":null,"signed_prekey":null,"pq_last_resort":null,"one_time":0,"pq_one_time":0,"threshold":20,"pool_version":0}"#;
+
+#[test]
+fn locks_and_approvals_encode_as_documented() {
+    check_request::<AccountStatusRequest>(Op::AccountStatus, "{}");
+    check_request::<UnlockAccountRequest>(Op::AccountUnlock, "{}");
+    check_request::<UnlockAccountRequest>(Op::AccountUnlock, r#"{"recovery_key":"AA=="}"#);
+    check_request::<LockAccountRequest>(Op::AccountLock, r#"{"recovery_key_hash":"AA==","wait_s":86400}"#);
+    check_request::<DecideRequest>(Op::DevicesDecide, &format!(r#"{{"request_id":"{ID}","approve":false}}"#));
+    check_request::<DecideRequest>(
+        Op::DevicesDecide,
+        &format!(r#"{{"request_id":"{ID}","approve":true,"number":"07","replace_device_id":"{OTHER}"}}"#),
+    );
+    let pending = format!(
+        r#"{{"request_id":"{ID}","kind":"device","device_name":null,"client_network":"203.0.113.0/24","created_at":"{TIME}","decides_at":"{TIME}"}}"#
+    );
+    check_reply::<AccountStatusReply>(r#"{"locked":false,"wait_s":null,"pending":[]}"#);
+    check_reply::<AccountStatusReply>(&format!(r#"{{"locked":true,"wait_s":86400,"pending":[{pending}]}}"#));
+}
 
 #[test]
 fn ops_on_keys_encode_as_documented() {
@@ -200,7 +238,7 @@ fn ops_on_keys_encode_as_documented() {
     check_request::<FetchKeysRequest>(Op::KeysFetch, &format!(r#"{{"user_id":"{ID}","device_ids":["{OTHER}"]}}"#));
     check_request::<ClaimKeysRequest>(
         Op::KeysClaim,
-        &format!(r#"{{"user_id":"{ID}","device_ids":[],"claim_id":"{OTHER}"}}"#),
+        &format!(r#"{{"user_id":"{ID}","device_ids":[],"access":"8PHy8/T19vf4+fr7/P3+/w==","claim_id":"{OTHER}"}}"#),
     );
     let bundle = |suite: &str, rest: &str| {
         format!(
@@ -283,7 +321,10 @@ fn events_encode_as_documented() {
     let changed = format!(r#"{{"event":"devices.changed","data":{{"added":["{ID}"],"removed":[]}}}}"#);
     let sessions =
         format!(r#"{{"event":"sessions.changed","data":{{"device_id":"{OTHER}","opened":["{ID}"],"ended":[]}}}}"#);
-    let mut all = vec![welcome(STATUS), welcome(NO_KEYS), expiring, changed, sessions];
+    let requested = format!(
+        r#"{{"event":"devices.requested","data":{{"request_id":"{ID}","kind":"change_email","device_name":"a","client_network":null,"created_at":"{TIME}","decides_at":"{TIME}"}}}}"#
+    );
+    let mut all = vec![welcome(STATUS), welcome(NO_KEYS), expiring, changed, sessions, requested];
     all.extend(["one_time", "pq_one_time", "of a newer server"].map(low));
     all.extend(["logout", "expired", "device_revoked", "account_deleted", "of a newer server"].map(revoked));
     all.push(r#"{"event":"mailbox.drained","data":{}}"#.to_owned());

@@ -4,6 +4,7 @@
 use serde::{Deserialize, Serialize};
 
 use crate::{
+    approvals::RequestedApproval,
     frame::{EmptyReply, Op, SocketRequest},
     ids::{ChallengeId, UserId},
     value::Text,
@@ -44,7 +45,7 @@ impl SocketRequest for DeleteAccountRequest {
     type Reply = EmptyReply;
 }
 
-/// `account.change_email`
+/// `account.change_email`. On a locked account a device decides it, or time.
 #[derive(Clone, Serialize, Deserialize)]
 pub struct ChangeEmailRequest {
     /// The new address.
@@ -59,5 +60,13 @@ pub struct ChangeEmailRequest {
 
 impl SocketRequest for ChangeEmailRequest {
     const OP: Op = Op::AccountChangeEmail;
-    type Reply = EmptyReply;
+    type Reply = ChangeEmailReply;
+}
+
+/// The result of `account.change_email`.
+#[derive(Clone, Serialize, Deserialize)]
+pub struct ChangeEmailReply {
+    /// The request that waits for an approval; `None` if the address was changed.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub approval: Option<RequestedApproval>,
 }

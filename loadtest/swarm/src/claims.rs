@@ -137,7 +137,13 @@ impl Swarm {
         self.left -= 1;
         let id = RequestId::new(id).ok_or(io::ErrorKind::InvalidInput)?;
         let user_id = self.targets[self.dice.below(self.targets.len())];
-        let claim = ClaimKeysRequest { user_id, device_ids: None, suites: None, claim_id: ClaimId(self.dice.uuid()) };
+        let claim = ClaimKeysRequest {
+            user_id,
+            device_ids: None,
+            suites: None,
+            access: None,
+            claim_id: ClaimId(self.dice.uuid()),
+        };
         let text = Codec::Json.encode(&RequestFrame::new(id, &claim)).map_err(io::Error::other)?;
         put_frame(bytes, TEXT, &text);
         Ok(true)

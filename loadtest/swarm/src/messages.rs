@@ -155,6 +155,7 @@ impl Swarm {
             ttl_s: None,
             messages: List(vec![Object(DeviceMessage { device_id: peer.device_id, kind: 1, content })]),
             skip: None,
+            access: None,
         };
         put_request(id, &send, bytes)
     }

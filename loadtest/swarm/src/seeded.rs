@@ -36,6 +36,8 @@ pub async fn start_sealwire(
             .env("SEALWIRE__SERVER__WORKERS", workers.to_string())
             .env("SEALWIRE__ADMIN__BIND", admin.to_string())
             .env("SEALWIRE__MAILER__URL", format!("file:{}/mail", folder.display()))
+            // Seeded accounts are new, so all of them are strangers to each other, and would share a part of each mailbox.
+            .env("SEALWIRE__MAILBOX__STRANGER_SHARE", "0")
             .envs(limits().map(|limit| (format!("SEALWIRE__LIMITS__{}", limit.to_uppercase()), "0")));
         command
     };

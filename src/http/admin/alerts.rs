@@ -77,6 +77,7 @@ pub fn firing(conditions: &Conditions<'_>) -> Vec<Alert> {
         ("OpsSlow", above(p99_ms(&counts.op_latency), OP_P99_MS).map(|p99| slow("requests", p99))),
         ("DeliverySlow", above(p99_ms(&counts.delivery_latency), DELIVERY_P99_MS).map(|p99| slow("deliveries", p99))),
         ("ConnectionsRefused", connections_refused(counts)),
+        ("MemoryGivenUp", more_than(ONE_PER_SECOND, counts.given_up, "Unfinished messages and send queues given up")),
         ("SlowConsumers", slow_consumers.and_then(|(_, n)| more_than(ONE_PER_SECOND, n, "Sockets closed with 4002"))),
         ("SignalsLost", signals_lost(counts)),
         ("MailboxesPileUp", mailboxes_pile_up(conditions.mailbox_bytes)),
@@ -168,6 +169,7 @@ mod tests {
     fn quiet_minute() -> CounterValues {
         let mut counts = CounterValues {
             signals_repaired: ONE_PER_SECOND,
+            given_up: ONE_PER_SECOND,
             refused: [ONE_PER_SECOND; Limit::ALL.len()],
             ..CounterValues::of(&Metrics::new())
         };
@@ -185,7 +187,12 @@ mod tests {
         let metrics = Metrics::new();
         metrics.op_seconds.observe(sealwire_protocol::frame::Op::ALL[0], 3.0);
         metrics.delivery_seconds.observe(7.0);
-        let mut counts = CounterValues { mails_failed: 1, signals_dropped: 1, ..CounterValues::of(&metrics) };
+        let mut counts = CounterValues {
+            mails_failed: 1,
+            signals_dropped: 1,
+            given_up: ONE_PER_SECOND + 1,
+            ..CounterValues::of(&metrics)
+        };
         counts.errors.fill(SERVER_ERRORS);
         counts.closes.fill(ONE_PER_SECOND + 1);
         counts.refused[1] = ONE_PER_SECOND + 1;

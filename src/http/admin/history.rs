@@ -10,7 +10,7 @@ use sealwire_protocol::{CloseCode, Code};
 use serde::Serialize;
 use tokio::time::Instant;
 
-use crate::metrics::{BusTraffic, ClaimOutcome, Close, LatencyCounts, Limit, MailOutcome, Metrics, Repair};
+use crate::metrics::{BusTraffic, ClaimOutcome, Close, Direction, LatencyCounts, Limit, MailOutcome, Metrics, Repair};
 
 /// Interval between points.
 pub const STEP: Duration = Duration::from_secs(5);
@@ -49,6 +49,8 @@ pub struct CounterValues {
     pub signals_dropped: u64,
     /// Missed signals that the reconcile delivered.
     pub signals_repaired: u64,
+    /// Unfinished messages and send queues whose memory was needed for others.
+    pub given_up: u64,
     /// Refused connections, in the order of [`Limit::ALL`].
     pub refused: [u64; Limit::ALL.len()],
     /// In the order of [`Code::ALL`].
@@ -80,6 +82,7 @@ impl CounterValues {
             mails_failed: metrics.mails.get(MailOutcome::Failed) + metrics.mails.get(MailOutcome::Dropped),
             signals_dropped: metrics.bus_signals.get(BusTraffic::Dropped),
             signals_repaired: Repair::ALL.iter().map(|repair| metrics.reconcile_repairs.get(*repair)).sum(),
+            given_up: Direction::ALL.iter().map(|direction| metrics.memory_given_up.get(*direction)).sum(),
             refused: std::array::from_fn(|index| metrics.connections_refused.get(Limit::ALL[index])),
             errors: metrics.errors(),
             closes,
@@ -104,6 +107,7 @@ impl CounterValues {
             mails_failed: added(self.mails_failed, earlier.mails_failed),
             signals_dropped: added(self.signals_dropped, earlier.signals_dropped),
             signals_repaired: added(self.signals_repaired, earlier.signals_repaired),
+            given_up: added(self.given_up, earlier.given_up),
             refused: std::array::from_fn(|index| added(self.refused[index], earlier.refused[index])),
             errors: std::array::from_fn(|index| added(self.errors[index], earlier.errors[index])),
             closes: std::array::from_fn(|index| added(self.closes[index], earlier.closes[index])),

@@ -15,7 +15,7 @@ use super::MailerError;
 use crate::{
     clock::{Clock, Entropy},
     domain::{
-        Email,
+        ApprovalKind, Email, PendingApproval,
         otp::{CodePurpose, OtpCode},
     },
 };
@@ -57,6 +57,35 @@ impl Mail {
         let text =
             "This mail was sent by `sealwire check-config --mail-to`.\nThe settings of the mailer work.\n".to_owned();
         Self { to, subject: "A test mail of Sealwire", text }
+    }
+
+    /// The notice that a request waits for an approval, with the name of the device if it has one.
+    pub fn approval_requested(to: Email, request: &PendingApproval) -> Self {
+        let what = match request.kind {
+            ApprovalKind::Device => "A new device wants to sign in to your account",
+            ApprovalKind::ChangeEmail => "Somebody wants to change the address of your account",
+        };
+        let named = name_line(request.device_name.as_deref());
+        let text = format!(
+            "{what}, which is locked.\n{named}\nIt waits for one of your devices. If this was not you, deny it there,\n\
+             or it is approved on {} (UTC).\n",
+            request.decides_at.to_utc().format("%-d %B %Y at %H:%M")
+        );
+        Self { to, subject: "A request waits for your approval", text }
+    }
+
+    /// The notice that the account was locked.
+    pub fn locked(to: Email) -> Self {
+        let text = "Your account is locked now: a new device needs an approval.\n\
+                    If this was not you, unlock it with one of your devices.\n";
+        Self { to, subject: "Your account was locked", text: text.to_owned() }
+    }
+
+    /// The notice that the account was unlocked.
+    pub fn unlocked(to: Email) -> Self {
+        let text = "Your account is not locked any more: a new device needs only a code.\n\
+                    If this was not you, lock it again with one of your devices.\n";
+        Self { to, subject: "Your account was unlocked", text: text.to_owned() }
     }
 
     /// The notice that a device was added, with the device's name if it has one.

@@ -25,7 +25,7 @@ use crate::{
     socket::ops::{self, FollowUp, Reply, RequestSource, failure},
 };
 
-/// Bytes kept free in the outbox for a reply with bundles or sessions. With the default outbox size, 64 such requests can be in
+/// Bytes kept free in the outbox for a reply with bundles, sessions or blocks. With the default outbox size, 64 such requests can be in
 /// flight.
 const LIST_REPLY: usize = 16 * 1024;
 /// Bytes kept free for most other replies.
@@ -179,7 +179,7 @@ impl OpenState {
 /// The bytes that the reply to an op may need.
 fn reply_bytes(op: Op) -> usize {
     match op {
-        Op::KeysFetch | Op::KeysClaim | Op::SessionsList => LIST_REPLY,
+        Op::KeysFetch | Op::KeysClaim | Op::SessionsList | Op::BlocksList => LIST_REPLY,
         Op::MessagesSend => MISMATCH_REPLY,
         _ => USUAL_REPLY,
     }

@@ -4,7 +4,10 @@ use actix::Context;
 use sealwire_protocol::{CloseCode, events::Event};
 
 use super::{DeviceSocket, HandlerResult, connection::DeviceConnection, open::OpenState};
-use crate::domain::{EndReason, Signal};
+use crate::{
+    domain::{EndReason, Signal},
+    edge,
+};
 
 impl OpenState {
     /// Handles a signal by sending events, delivering mail or closing the connection.
@@ -42,6 +45,7 @@ impl OpenState {
                 let is_expired = connection.session.expires_at <= connection.node.service.now();
                 Err(connection.end_session(if is_expired { EndReason::Expired } else { EndReason::Logout }))
             }
+            Signal::ApprovalRequested(request) => connection.send_event(&edge::events::approval_requested(*request)),
             Signal::DeviceRevoked => Err(connection.end_session(EndReason::DeviceRevoked)),
             Signal::AccountDeleted => Err(connection.end_session(EndReason::AccountDeleted)),
             Signal::Displaced { epoch } if epoch > self.epoch => Err(CloseCode::Displaced.into()),

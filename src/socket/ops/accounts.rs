@@ -1,6 +1,7 @@
 //! The ops on sessions, devices and accounts.
 
 use sealwire_protocol::{
+    approvals::AccountStatusRequest,
     auth::{EndSessionRequest, ListSessionsRequest, LogoutRequest, RenewSessionRequest},
     devices::{ListDevicesRequest, RenameDeviceRequest, RevokeDeviceRequest},
     frame::EmptyReply,
@@ -65,6 +66,34 @@ pub async fn revoke_device(call: &Call<'_>) -> Result<Reply, EdgeError> {
     Ok(call.reply(&EmptyReply {}).notifying(notifications).then(after))
 }
 
+/// `devices.decide`: approves or denies a request of a new device.
+pub async fn decide(call: &Call<'_>) -> Result<Reply, EdgeError> {
+    let (request, verdict) = accounts::verdict(call.params()?)?;
+    let notifications = call.service.decide(&call.caller, request, verdict).await?;
+    Ok(call.reply(&EmptyReply {}).notifying(notifications))
+}
+
+/// `account.lock`: from now on a new device needs an approval.
+pub async fn lock_account(call: &Call<'_>) -> Result<Reply, EdgeError> {
+    let (lock, recovery_key) = accounts::lock(&call.params()?)?;
+    call.service.lock_account(&call.caller, &lock, recovery_key).await?;
+    Ok(call.reply(&EmptyReply {}))
+}
+
+/// `account.unlock`: from now on a new device needs no approval.
+pub async fn unlock_account(call: &Call<'_>) -> Result<Reply, EdgeError> {
+    let recovery_key = accounts::unlock(&call.params()?);
+    call.service.unlock_account(&call.caller, recovery_key).await?;
+    Ok(call.reply(&EmptyReply {}))
+}
+
+/// `account.status`: replies with the lock of the account and the requests that wait for an approval.
+pub async fn account_status(call: &Call<'_>) -> Result<Reply, EdgeError> {
+    let AccountStatusRequest {} = call.params()?;
+    let status = call.service.account_status(&call.caller).await?;
+    Ok(call.reply(&accounts::account_status_reply(status)))
+}
+
 /// `users.find`: replies with the id of the user with an e-mail address.
 pub async fn find_user(call: &Call<'_>) -> Result<Reply, EdgeError> {
     let FindUserRequest { email } = call.params()?;
@@ -80,11 +109,11 @@ pub async fn delete_account(call: &Call<'_>) -> Result<Reply, EdgeError> {
     Ok(call.reply(&EmptyReply {}).notifying(notifications).then(FollowUp::Ended(EndReason::AccountDeleted)))
 }
 
-/// `account.change_email`: gives the user a new address.
+/// `account.change_email`: gives the user a new address, or replies with the request for it if the account is locked.
 pub async fn change_email(call: &Call<'_>) -> Result<Reply, EdgeError> {
     let ChangeEmailRequest { email, challenge_id, code } = call.params()?;
     let email = accounts::email(&email)?;
     let confirmation = accounts::confirmation(challenge_id, code.as_ref())?;
-    call.service.change_email(&call.caller, &email, confirmation).await?;
-    Ok(call.reply(&EmptyReply {}))
+    let (requested, notifications) = call.service.change_email(&call.caller, &email, confirmation).await?;
+    Ok(call.reply(&accounts::change_email_reply(requested)).notifying(notifications))
 }

@@ -6,7 +6,7 @@ use sealwire_protocol::keys::{
 
 use super::{Call, FollowUp, Reply};
 use crate::{
-    edge::{EdgeError, keys},
+    edge::{EdgeError, access::shown_key, keys},
     service::Turn,
 };
 
@@ -35,16 +35,18 @@ pub async fn status(call: &Call<'_>) -> Result<Reply, EdgeError> {
 
 /// `keys.fetch`: replies with bundles of a user's devices, without one-time keys.
 pub async fn fetch(call: &Call<'_>) -> Result<Reply, EdgeError> {
-    let FetchKeysRequest { user_id, device_ids, suites } = call.params()?;
+    let FetchKeysRequest { user_id, device_ids, suites, access } = call.params()?;
     let (devices, suites) = (keys::named_devices(device_ids)?, keys::usable_suites(suites)?);
-    let bundles = call.service.fetch(&call.caller, user_id, devices.as_deref(), &suites).await?;
+    let access = shown_key(access);
+    let bundles = call.service.fetch(&call.caller, user_id, devices.as_deref(), &suites, access.as_ref()).await?;
     Ok(call.reply(&keys::bundles_reply(bundles)))
 }
 
 /// `keys.claim`: replies with bundles of a user's devices, including one-time keys that are issued only once.
 pub async fn claim(call: &Call<'_>) -> Result<Reply, EdgeError> {
-    let ClaimKeysRequest { user_id, device_ids, suites, claim_id } = call.params()?;
+    let ClaimKeysRequest { user_id, device_ids, suites, access, claim_id } = call.params()?;
     let (devices, suites) = (keys::named_devices(device_ids)?, keys::usable_suites(suites)?);
-    let bundles = call.service.claim(call.caller, user_id, devices, suites, claim_id).await?;
+    let access = shown_key(access);
+    let bundles = call.service.claim(call.caller, user_id, devices, suites, claim_id, access).await?;
     Ok(call.reply(&keys::bundles_reply(bundles)))
 }

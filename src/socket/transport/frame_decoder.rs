@@ -101,6 +101,16 @@ impl FrameDecoder {
         matches!(self.part, Part::Mask { .. } | Part::Payload)
     }
 
+    /// Whether the next byte begins a frame.
+    pub fn is_between_frames(&self) -> bool {
+        matches!(self.part, Part::Head)
+    }
+
+    /// Payload bytes of the current frame that are missing, once its length has been decoded.
+    pub fn remaining(&self) -> u64 {
+        self.length
+    }
+
     /// Whether the next bytes are payload, which [`Self::skip_payload`] skips. True even if the payload is empty.
     pub fn is_in_payload(&self) -> bool {
         matches!(self.part, Part::Payload)

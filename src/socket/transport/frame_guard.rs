@@ -35,6 +35,8 @@ pub(super) struct DeclaredFrame {
     pub fin: bool,
     /// Payload bytes of its data message, up to and including this frame; 0 for control frames.
     pub message_bytes: u64,
+    /// Payload bytes of this frame.
+    pub frame_bytes: u64,
 }
 
 /// What an inspection stopped at.
@@ -90,6 +92,27 @@ impl FrameGuard {
     pub fn is_between_messages(&self) -> bool {
         let in_data_frame = self.decoder.is_past_length() && !self.decoder.head().opcode.is_control();
         self.open_message.is_none() && (self.terminated.is_some() || !in_data_frame)
+    }
+
+    /// Whether the next byte begins a message. False inside a frame, even a control frame, and between fragments.
+    pub fn is_idle(&self) -> bool {
+        self.terminated.is_some() || (self.open_message.is_none() && self.decoder.is_between_frames())
+    }
+
+    /// Whether a fragmented message has begun and its last frame has not been declared.
+    pub fn is_in_message(&self) -> bool {
+        self.open_message.is_some()
+    }
+
+    /// Whether a frame whose length has been declared is incomplete.
+    pub fn is_in_frame(&self) -> bool {
+        self.decoder.is_past_length()
+    }
+
+    /// Payload bytes that are missing of the data frame that is being received; 0 between data frames.
+    pub fn missing_payload(&self) -> u64 {
+        let is_in_data = self.decoder.is_past_length() && !self.decoder.head().opcode.is_control();
+        if is_in_data && self.terminated.is_none() { self.decoder.remaining() } else { 0 }
     }
 
     /// Inspects `bytes` up to the first frame, end or violation. See [`InspectionResult`].
@@ -148,7 +171,7 @@ impl FrameGuard {
     /// Adds a frame of `length` payload bytes to its message.
     fn declare(&mut self, FrameHead { opcode, fin }: FrameHead, length: u64) -> Result<DeclaredFrame, Violation> {
         if opcode.is_control() {
-            return Ok(DeclaredFrame { starts_message: false, fin, message_bytes: 0 });
+            return Ok(DeclaredFrame { starts_message: false, fin, message_bytes: 0, frame_bytes: length });
         }
         let starts_message = self.open_message.is_none();
         let message_bytes = self.open_message.unwrap_or(0).saturating_add(length);
@@ -156,7 +179,7 @@ impl FrameGuard {
             return Err(Violation::FrameTooLarge);
         }
         self.open_message = (!fin).then_some(message_bytes);
-        Ok(DeclaredFrame { starts_message, fin, message_bytes })
+        Ok(DeclaredFrame { starts_message, fin, message_bytes, frame_bytes: length })
     }
 }
 

@@ -18,87 +18,51 @@ use bytes::{Buf, Bytes};
 use tokio::{
     io::AsyncWrite,
     net::TcpStream,
-    time::{Sleep, sleep},
+    time::{Instant, Sleep, sleep, sleep_until},
 };
 
 use super::{
-    frame_guard::{DeclaredFrame, FrameGuard, InspectionResult},
+    inbound::InboundBytes,
     linger::Linger,
     scratch::Scratch,
-    wire::Wire,
+    wire::{Cutoff, Wire},
 };
-use crate::socket::budget::{Budget, Reservation};
+use crate::socket::{budget::Reservation, shares::Account};
 
-/// Messages up to this size in bytes need no reservation, because a chunk may take that much memory anyway.
-const UNRESERVED_BYTES: u64 = 4 * 1024;
-/// Maximum number of frames in a chunk. actix-ws queues all frames of a chunk and never shrinks the queue, so a chunk
-/// full of empty frames would leave half a megabyte allocated.
-const MAX_CHUNK_FRAMES: usize = 32;
-/// If the budget is exhausted, how long to wait before trying to reserve again. The socket is not read meanwhile.
-const BUDGET_RETRY: Duration = Duration::from_millis(100);
+/// A queue that is not empty has to move [`LEAST_MOVED`] bytes in this time.
+const WRITE_PERIOD: Duration = Duration::from_secs(30);
+/// See [`WRITE_PERIOD`].
+const LEAST_MOVED: u64 = 4 * 1024;
 
 /// The task of one upgraded connection. When it ends, the socket is dropped.
 pub(super) struct Pump {
     stream: TcpStream,
     scratch: Scratch,
     wire: Rc<Wire>,
-    reservations: MessageReservations,
+    inbound: InboundBytes,
+    /// Runs while a message is unfinished and the socket is read.
+    slow_timer: Option<Pin<Box<Sleep>>>,
     /// See [`Tuning::stall`](super::Tuning::stall).
     stall_limit: Duration,
-    guard: FrameGuard,
-    /// Bytes read but not passed to the reader yet.
-    inbox: Bytes,
-    /// The number of bytes of `inbox` that the guard has seen.
-    seen: usize,
-    /// The frame with which the next chunk begins. It did not fit into the last chunk, or waits for memory.
-    waiting: Option<DeclaredFrame>,
-    /// Runs while the budget is exhausted.
-    budget_retry: Option<Pin<Box<Sleep>>>,
     /// The body of the 101 response: the outbound bytes.
     body: BoxBody,
     /// Bytes taken from `body` but not written yet.
     outbox: Bytes,
-    /// Runs while a write is blocked and there is no reader.
-    stall_timer: Option<Pin<Box<Sleep>>>,
+    /// `Some` while bytes wait for the kernel to take them.
+    stall: Option<Stall>,
     /// `Some` once all outbound bytes are written.
     linger: Option<Linger>,
     /// The connection's unit of [`Tuning::connections`](super::Tuning::connections).
     _slot: Reservation,
 }
 
-/// The memory reserved for large inbound messages of one connection.
-struct MessageReservations {
-    budget: Budget,
-    /// Bytes to reserve for a fragmented message, whose size is unknown until its last frame.
-    max_message: u64,
-    /// For the message that is being received, if it is large.
-    incoming: Option<Reservation>,
-    /// For large messages that were received in full and not passed to the reader yet.
-    complete: Option<Reservation>,
-}
-
-impl MessageReservations {
-    /// Reserves memory for the message of `frame`, unless the message is small or has a reservation. Returns false if
-    /// the budget is exhausted.
-    fn reserve(&mut self, frame: DeclaredFrame) -> bool {
-        if frame.message_bytes <= UNRESERVED_BYTES || self.incoming.is_some() {
-            return true;
-        }
-        // All at once: connections that each hold a part and wait for the rest would deadlock.
-        let need = if frame.starts_message && frame.fin { frame.message_bytes } else { self.max_message };
-        let need = usize::try_from(need).unwrap_or(usize::MAX).min(self.budget.limit());
-        self.incoming = self.budget.try_reserve(need);
-        self.incoming.is_some()
-    }
-
-    /// Records that the message that was being received is complete.
-    fn complete_message(&mut self) {
-        match (&mut self.complete, self.incoming.take()) {
-            (Some(complete), Some(message)) => complete.absorb(message),
-            (None, message) => self.complete = message,
-            (Some(_), None) => {}
-        }
-    }
+/// A blocked write.
+struct Stall {
+    timer: Pin<Box<Sleep>>,
+    /// [`Wire::written`] when the timer was set.
+    written: u64,
+    /// Whether the reader was gone when the timer was set.
+    is_reader_gone: bool,
 }
 
 /// What [`Pump::new`] needs.
@@ -117,8 +81,8 @@ pub(super) struct PumpParts {
     pub slot: Reservation,
     /// See [`Tuning::max_message`](super::Tuning::max_message).
     pub max_message: u64,
-    /// See [`Tuning::inbound`](super::Tuning::inbound).
-    pub budget: Budget,
+    /// The connection's account in [`Tuning::inbound`](super::Tuning::inbound).
+    pub account: Account,
     /// See [`Tuning::stall`](super::Tuning::stall).
     pub stall_limit: Duration,
 }
@@ -126,118 +90,83 @@ pub(super) struct PumpParts {
 impl Pump {
     /// Returns the task. It does nothing until it is spawned.
     pub(super) fn new(parts: PumpParts) -> Self {
-        let reservations = MessageReservations {
-            budget: parts.budget,
-            max_message: parts.max_message,
-            incoming: None,
-            complete: None,
-        };
         Self {
             stream: parts.stream,
             scratch: parts.scratch,
             wire: parts.wire,
             stall_limit: parts.stall_limit,
-            reservations,
-            guard: FrameGuard::new(parts.max_message),
-            inbox: parts.early,
-            seen: 0,
-            waiting: None,
-            budget_retry: None,
+            inbound: InboundBytes::new(&parts.early, parts.max_message, Rc::new(parts.account)),
+            slow_timer: None,
             body: parts.body,
             outbox: Bytes::new(),
-            stall_timer: None,
+            stall: None,
             linger: None,
             _slot: parts.slot,
         }
     }
 
-    /// Passes inbound bytes to the reader until the socket has none, the reader takes no more, or the budget is
-    /// exhausted.
+    /// Passes inbound bytes to the reader until the socket has none or the reader takes no more.
     fn poll_inbound(&mut self, cx: &mut Context<'_>) -> io::Result<()> {
+        if self.inbound.account().poll_given_up(cx).is_ready() {
+            self.cut_off(Cutoff::MessageGivenUp);
+        }
         while self.wire.wants_chunk() {
-            if let Some(budget_retry) = &mut self.budget_retry {
-                if budget_retry.as_mut().poll(cx).is_pending() {
+            self.inbound.resume();
+            if !self.inbound.has_more() {
+                let inbound = &mut self.inbound;
+                let read = self.scratch.poll_read(&mut self.stream, cx, |bytes| {
+                    inbound.append(bytes);
+                    bytes.len()
+                });
+                let Poll::Ready(received) = read else {
+                    self.poll_message_deadline(cx);
                     return Ok(());
-                }
-                self.budget_retry = None;
-            }
-            if self.inbox.is_empty() {
-                let read = self.scratch.poll_read(&mut self.stream, cx, Bytes::copy_from_slice);
-                let Poll::Ready(bytes) = read else { return Ok(()) };
-                self.inbox = bytes?;
-                if self.inbox.is_empty() {
+                };
+                if received? == 0 {
                     self.wire.end(None);
                     return Ok(());
                 }
                 self.wire.note_received();
             }
-            self.deliver_inbox();
+            self.deliver();
         }
+        self.inbound.pause();
         Ok(())
     }
 
-    /// Passes as many frames of the inbox to the reader as the guard, the budget and [`MAX_CHUNK_FRAMES`] allow.
-    fn deliver_inbox(&mut self) {
-        if let Some(frame) = self.waiting {
-            if !self.reservations.reserve(frame) {
-                self.budget_retry = Some(Box::pin(sleep(BUDGET_RETRY)));
-                return;
-            }
-            self.waiting = None;
-        }
-        let mut frames = 0;
-        let mut violation = None;
-        let allowed = loop {
-            let inspection = self.guard.inspect(&self.inbox[self.seen..]);
-            let start = self.seen + inspection.frame_start;
-            self.seen += inspection.seen;
-            match inspection.result {
-                InspectionResult::EndOfBytes => break self.seen,
-                InspectionResult::Frame(frame) => {
-                    if frame.starts_message {
-                        self.reservations.complete_message();
-                    }
-                    if frames == MAX_CHUNK_FRAMES || !self.reservations.reserve(frame) {
-                        self.waiting = Some(frame);
-                        break start;
-                    }
-                    frames += 1;
-                }
-                InspectionResult::Closed => {
-                    self.inbox.truncate(start);
-                    break start;
-                }
-                InspectionResult::Violation(found) => {
-                    self.inbox.truncate(start);
-                    violation = Some(found);
-                    break start;
-                }
-            }
+    /// Passes to the reader what it may have.
+    fn deliver(&mut self) {
+        let Ok(chunk) = self.inbound.next_chunk(Instant::now()) else {
+            return self.cut_off(Cutoff::MessageGivenUp);
         };
-        if self.guard.is_between_messages() {
-            self.reservations.complete_message();
+        if !chunk.bytes.is_empty() {
+            self.wire.offer(chunk.bytes, chunk.reserved);
         }
-        self.deliver(allowed);
-        if violation.is_some() {
-            self.wire.end(violation);
+        if chunk.violation.is_some() {
+            self.wire.end(chunk.violation);
         }
     }
 
-    /// Passes the first `n` bytes of the inbox to the reader.
-    fn deliver(&mut self, n: usize) {
-        let chunk = if n == self.inbox.len() {
-            self.seen = 0;
-            std::mem::take(&mut self.inbox)
-        } else {
-            self.seen -= n;
-            // A copy: a slice would keep the whole inbox allocated for as long as actix-ws keeps the chunk.
-            let chunk = Bytes::copy_from_slice(&self.inbox[..n]);
-            self.inbox.advance(n);
-            chunk
+    /// Cuts the connection off if its unfinished message is too slow.
+    fn poll_message_deadline(&mut self, cx: &mut Context<'_>) {
+        let Some(deadline) = self.inbound.deadline() else {
+            self.slow_timer = None;
+            return;
         };
-        if !chunk.is_empty() {
-            self.wire.offer(chunk, self.reservations.complete.take());
+        let timer = self.slow_timer.get_or_insert_with(|| Box::pin(sleep_until(deadline)));
+        while timer.as_mut().poll(cx).is_ready() {
+            // It was set before the last bytes arrived.
+            if timer.deadline() >= deadline {
+                return self.cut_off(Cutoff::MessageTooSlow);
+            }
+            timer.as_mut().reset(deadline);
         }
+    }
+
+    fn cut_off(&mut self, cutoff: Cutoff) {
+        self.inbound.clear();
+        self.slow_timer = None;
+        self.wire.cut_off(cutoff);
     }
 
     /// Writes the response body, one chunk at a time. Ready when all of it is written.
@@ -251,7 +180,6 @@ impl Pump {
                 if n == 0 {
                     return Poll::Ready(Err(io::ErrorKind::WriteZero.into()));
                 }
-                self.stall_timer = None;
                 self.outbox.advance(n);
                 if self.outbox.is_empty() {
                     // An empty slice would still keep its buffer allocated.
@@ -259,33 +187,50 @@ impl Pump {
                 }
                 self.wire.note_written(n);
             }
-            self.outbox = match ready!(Pin::new(&mut self.body).poll_next(cx)) {
-                Some(chunk) => chunk.map_err(body_error)?,
-                None => return Poll::Ready(Ok(())),
+            self.outbox = match Pin::new(&mut self.body).poll_next(cx) {
+                Poll::Ready(Some(chunk)) => chunk.map_err(body_error)?,
+                Poll::Ready(None) => return Poll::Ready(Ok(())),
+                Poll::Pending => {
+                    // The kernel has taken everything.
+                    self.stall = None;
+                    return Poll::Pending;
+                }
             };
         }
     }
 
-    /// Handles a blocked write. As long as there is a reader, the application limits how long a write may be blocked.
-    /// Without one, this fails with `TimedOut` after [`Tuning::stall`](super::Tuning::stall) without progress: the body
-    /// is not polled while a write is blocked, so the pump would not notice that the application has dropped its end.
+    /// Handles a blocked write: there is a queue. Cuts the connection off if the kernel takes fewer than [`LEAST_MOVED`]
+    /// bytes in [`WRITE_PERIOD`]. If there is no reader any more, fails with `TimedOut` after
+    /// [`Tuning::stall`](super::Tuning::stall) without progress: the body is not polled while a write is blocked, so the
+    /// pump would not notice that the application has dropped its end.
     fn poll_stall(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        if !self.wire.has_lost_reader() {
-            return Poll::Pending;
+        let (is_reader_gone, written) = (self.wire.has_lost_reader(), self.wire.written());
+        let (period, least) = if is_reader_gone { (self.stall_limit, 1) } else { (WRITE_PERIOD, LEAST_MOVED) };
+        if self.stall.as_ref().is_some_and(|stall| stall.is_reader_gone != is_reader_gone) {
+            self.stall = None;
         }
-        let stall_timer = self.stall_timer.get_or_insert_with(|| Box::pin(sleep(self.stall_limit)));
-        ready!(stall_timer.as_mut().poll(cx));
-        Poll::Ready(Err(io::ErrorKind::TimedOut.into()))
+        let start = || Stall { timer: Box::pin(sleep(period)), written, is_reader_gone };
+        let stall = self.stall.get_or_insert_with(start);
+        while stall.timer.as_mut().poll(cx).is_ready() {
+            if written - stall.written >= least {
+                *stall = start();
+            } else if is_reader_gone {
+                return Poll::Ready(Err(io::ErrorKind::TimedOut.into()));
+            } else {
+                self.wire.cut_off(Cutoff::NotReading);
+                return Poll::Pending;
+            }
+        }
+        Poll::Pending
     }
 
     /// Frees everything but the socket and its slot, before lingering.
     fn begin_closing(&mut self) {
         self.body = BoxBody::new(());
         self.outbox = Bytes::new();
-        self.inbox = Bytes::new();
-        (self.reservations.incoming, self.reservations.complete) = (None, None);
-        self.budget_retry = None;
-        self.stall_timer = None;
+        self.inbound.clear();
+        self.slow_timer = None;
+        self.stall = None;
         self.wire.finish();
     }
 }

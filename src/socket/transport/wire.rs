@@ -13,8 +13,21 @@ use bytes::Bytes;
 use futures_util::Stream;
 use tokio::time::Instant;
 
-use super::frame_guard::Violation;
-use crate::socket::{budget::Reservation, networks::CountedConnection};
+use super::{frame_guard::Violation, inbound::ReservedBytes};
+use crate::socket::{networks::CountedConnection, shares::Holder};
+
+/// Why the server ends a connection whose bytes break no rule of the WebSocket protocol.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Cutoff {
+    /// An incoming message took too long.
+    MessageTooSlow,
+    /// The memory of an incoming message was needed for others.
+    MessageGivenUp,
+    /// The peer reads too slowly.
+    NotReading,
+    /// The memory of the send queue was needed for others.
+    QueueGivenUp,
+}
 
 /// A handle to an upgraded connection.
 ///
@@ -24,6 +37,8 @@ pub struct Wire {
     last_received: Cell<Instant>,
     written: Cell<u64>,
     violation: Cell<Option<Violation>>,
+    cutoff: Cell<Option<Cutoff>>,
+    holder: Cell<Option<Holder>>,
     /// Whether no chunk follows the pending one.
     ended: Cell<bool>,
     /// Whether the payload stream was dropped.
@@ -43,14 +58,14 @@ pub struct Wire {
 }
 
 /// The chunk that the pump has passed to the reader, and the memory reserved for large messages.
-#[derive(Debug, Default)]
+#[derive(Default)]
 struct PendingChunk {
     /// `None` if the reader has taken the last chunk.
     chunk: Option<Bytes>,
     /// For the large messages that end in `chunk`.
-    reservation: Option<Reservation>,
+    reservation: Option<ReservedBytes>,
     /// For the large messages that end in the chunk that the reader took last.
-    taken_reservation: Option<Reservation>,
+    taken_reservation: Option<ReservedBytes>,
     /// Whether the reader has asked for more since it took a chunk. actix-ws asks once before it parses the chunk, so
     /// only when it asks a second time has it finished with the chunk.
     has_asked: bool,
@@ -63,6 +78,8 @@ impl Wire {
             last_received: Cell::new(Instant::now()),
             written: Cell::default(),
             violation: Cell::default(),
+            cutoff: Cell::default(),
+            holder: Cell::default(),
             ended: Cell::default(),
             reader_gone: Cell::default(),
             aborted: Cell::default(),
@@ -80,6 +97,42 @@ impl Wire {
     #[must_use]
     pub fn violation(&self) -> Option<Violation> {
         self.violation.get()
+    }
+
+    /// Why the server ends the connection, if it does.
+    #[must_use]
+    pub fn cutoff(&self) -> Option<Cutoff> {
+        self.cutoff.get()
+    }
+
+    /// Ends the payload stream at once, without the pending chunk. The reason is in [`Self::cutoff`]; only the first
+    /// one counts.
+    pub fn cut_off(&self, cutoff: Cutoff) {
+        if self.cutoff.get().is_none() {
+            self.cutoff.set(Some(cutoff));
+            self.ended.set(true);
+            wake(&self.reader);
+        }
+    }
+
+    /// Ready once the connection is cut off or gone. For the task of the payload stream while it does not read.
+    pub fn poll_ended(&self, cx: &Context<'_>) -> Poll<()> {
+        if self.cutoff.get().is_some() || self.gone.get() {
+            return Poll::Ready(());
+        }
+        register(&self.reader, cx);
+        Poll::Pending
+    }
+
+    /// Sets whose memory the connection uses. A handler calls this before it accepts the upgrade; otherwise, all memory
+    /// belongs to nobody in particular.
+    pub fn set_holder(&self, holder: Holder) {
+        self.holder.set(Some(holder));
+    }
+
+    /// Whose memory the connection uses.
+    pub(super) fn holder(&self) -> Option<Holder> {
+        self.holder.get()
     }
 
     /// When bytes were last received from the peer. Initially the time of the upgrade.
@@ -155,7 +208,7 @@ impl Wire {
     }
 
     /// Passes a chunk to the reader. `reservation` is released when the reader has finished with the chunk.
-    pub(super) fn offer(&self, chunk: Bytes, reservation: Option<Reservation>) {
+    pub(super) fn offer(&self, chunk: Bytes, reservation: Option<ReservedBytes>) {
         debug_assert!(self.wants_chunk(), "at most one chunk is pending");
         let mut pending = self.pending.borrow_mut();
         pending.chunk = Some(chunk);

@@ -1,14 +1,14 @@
 //! Tracks in memory which keys the claims of a batch have and still need, so that one statement takes all keys of a
 //! kind.
 
-use std::collections::{BTreeSet, HashMap, HashSet};
+use std::collections::{BTreeSet, HashMap, HashSet, hash_map::Entry};
 
 use uuid::Uuid;
 
-use super::{BlockedClaim, ClaimAnswer, ClaimRequest, KeyPool, tokens::TakenTokens};
+use super::{BlockedClaim, ClaimAnswer, ClaimRequest, KeyPool, strangers::StrangerClaims, tokens::TakenTokens};
 use crate::{
     domain::{
-        Bundle, Bundles, DeviceId, KeyKind, OneTimeOutcome, Timestamp,
+        Bundle, Bundles, DeviceId, KeyKind, OneTimeOutcome, Suite, Timestamp,
         bundle::{EncodedKey, IssuedPqPrekey, OneTimePrekey},
     },
     store::{
@@ -58,12 +58,14 @@ struct Assignment {
     id: AssignmentId,
     /// The index of the first claim of the batch that it serves.
     item: usize,
-    has_pq: bool,
+    suite: Suite,
+    /// Whether all of these claims are of a stranger whose claims are limited. One of them may show the access key.
+    is_limited: bool,
     one_time: Option<OneTimePrekey>,
     pq: Option<IssuedPqPrekey>,
-    /// Whether an earlier run of the same claim took a key, and so was counted by the drain limit.
+    /// Whether an earlier run of the same claim took a key, and so was counted by the limits.
     counted: bool,
-    /// Whether the drain limit lets it take the keys that it still needs.
+    /// Whether the limits let it take the keys that it still needs.
     allowed: bool,
 }
 
@@ -71,7 +73,7 @@ impl Assignment {
     fn lacks(&self, kind: KeyKind) -> bool {
         match kind {
             KeyKind::OneTime => self.one_time.is_none(),
-            KeyKind::PqOneTime => self.has_pq && self.pq.is_none(),
+            KeyKind::PqOneTime => self.suite.has_pq() && self.pq.is_none(),
         }
     }
 }
@@ -85,26 +87,36 @@ pub struct Assignments {
 
 impl Assignments {
     /// Empty assignments for the bundles that answer these claims.
-    pub fn new(items: &[ClaimRequest], answers: &[Result<Bundles, StoreError>]) -> Self {
+    /// `limited` says for each claim whether it is of a stranger whose claims are limited.
+    pub fn new(items: &[ClaimRequest], answers: &[Result<Bundles, StoreError>], limited: &[bool]) -> Self {
         let mut assignments = Self { all: Vec::new(), indexes: HashMap::new() };
-        for (index, (item, answer)) in items.iter().zip(answers).enumerate() {
+        for (index, ((item, answer), is_limited)) in items.iter().zip(answers).zip(limited).enumerate() {
             for bundle in answer.iter().flat_map(|answer| &answer.bundles) {
                 let id = AssignmentId::of(item, bundle.device_id);
-                assignments.indexes.entry(id).or_insert_with(|| {
-                    assignments.all.push(Assignment {
-                        id,
-                        item: index,
-                        has_pq: bundle.suite.has_pq(),
-                        one_time: None,
-                        pq: None,
-                        counted: false,
-                        allowed: false,
-                    });
-                    assignments.all.len() - 1
-                });
+                match assignments.indexes.entry(id) {
+                    Entry::Occupied(known) => assignments.all[*known.get()].is_limited &= is_limited,
+                    Entry::Vacant(new) => {
+                        new.insert(assignments.all.len());
+                        assignments.all.push(Assignment {
+                            id,
+                            item: index,
+                            suite: bundle.suite,
+                            is_limited: *is_limited,
+                            one_time: None,
+                            pq: None,
+                            counted: false,
+                            allowed: false,
+                        });
+                    }
+                }
             }
         }
         assignments
+    }
+
+    /// The devices on which strangers have limited claims.
+    pub fn limited_devices(&self) -> BTreeSet<Uuid> {
+        self.all.iter().filter(|one| one.is_limited).map(|one| one.id.device).collect()
     }
 
     /// Reads the keys that earlier runs of the same claims took, and assigns them.
@@ -112,7 +124,7 @@ impl Assignments {
         let all: Vec<_> = self.all.iter().map(|one| one.id).collect();
         let found = tx.query(sql::CLAIMED_ONE_TIME).bind_rows(columns(&all)).fetch_all().await?;
         self.assign_one_time(found)?;
-        let with_pq: Vec<_> = self.all.iter().filter(|one| one.has_pq).map(|one| one.id).collect();
+        let with_pq: Vec<_> = self.all.iter().filter(|one| one.suite.has_pq()).map(|one| one.id).collect();
         let found = tx.query(sql::CLAIMED_PQ).bind_rows(columns(&with_pq)).fetch_all().await?;
         self.assign_pq(found)?;
         for one in &mut self.all {
@@ -123,11 +135,21 @@ impl Assignments {
 
     /// Decides which claims may take the keys that they still need. A claim that an earlier run counted is not counted
     /// again.
-    pub fn apply_drain_limit(&mut self, items: &[ClaimRequest], tokens: &mut TakenTokens<'_>) {
+    pub fn apply_limits(
+        &mut self,
+        items: &[ClaimRequest],
+        tokens: &mut TakenTokens<'_>,
+        strangers: &mut StrangerClaims,
+    ) {
         for one in &mut self.all {
             let wants_more = KeyKind::ALL.into_iter().any(|kind| one.lacks(kind));
             let ClaimRequest { caller, now, .. } = &items[one.item];
-            one.allowed = wants_more && (one.counted || tokens.take(caller.user, DeviceId(one.id.device), *now));
+            let device = DeviceId(one.id.device);
+            one.allowed = wants_more && (one.counted || tokens.take(caller.user, device, *now));
+            if one.allowed && !one.counted && one.is_limited && !strangers.take(device, *now) {
+                tokens.refund(caller.user, device);
+                one.allowed = false;
+            }
         }
     }
 
@@ -144,11 +166,16 @@ impl Assignments {
         Ok(touched)
     }
 
-    /// Refunds the tokens of claims that took no key.
-    pub fn refund_unused_tokens(&self, items: &[ClaimRequest], tokens: &mut TakenTokens<'_>) {
+    /// Takes back what claims that took no key were counted.
+    pub fn refund_unused(&self, items: &[ClaimRequest], tokens: &mut TakenTokens<'_>, strangers: &mut StrangerClaims) {
         for one in &self.all {
             if one.allowed && !one.counted && one.one_time.is_none() && one.pq.is_none() {
-                tokens.refund(items[one.item].caller.user, DeviceId(one.id.device));
+                let ClaimRequest { caller, now, .. } = &items[one.item];
+                let device = DeviceId(one.id.device);
+                tokens.refund(caller.user, device);
+                if one.is_limited {
+                    strangers.give_back(device, *now);
+                }
             }
         }
     }
@@ -186,6 +213,7 @@ impl Assignments {
 
     fn complete(&self, item: &ClaimRequest, mut answer: Bundles, blocked: &HashSet<KeyPool>) -> ClaimAnswer {
         let mut waiting = Vec::new();
+        let mut is_limited = false;
         for bundle in &mut answer.bundles {
             let device = bundle.device_id;
             let index = self.indexes.get(&AssignmentId::of(item, device));
@@ -195,12 +223,13 @@ impl Assignments {
                 bundle.pq_prekey = Some(key.clone());
             }
             let pools = KeyKind::ALL.map(|kind| (device, kind));
+            is_limited |= one.is_limited;
             waiting.extend(pools.into_iter().filter(|pool| one.allowed && one.lacks(pool.1) && blocked.contains(pool)));
         }
         if waiting.is_empty() {
             ClaimAnswer::Done(answer)
         } else {
-            ClaimAnswer::Blocked(Box::new(BlockedClaim { request: item.clone(), answer, waiting }))
+            ClaimAnswer::Blocked(Box::new(BlockedClaim { request: item.clone(), answer, waiting, is_limited }))
         }
     }
 

@@ -11,13 +11,14 @@ use uuid::Uuid;
 use super::{
     BlockedClaim, ClaimRequest, Claims, KeyPool,
     assignments::{Assignments, OneTimeRow, PqRow, one_time_key, pq_key, set_one_time},
+    strangers::StrangerClaims,
 };
 use crate::{
     domain::{Bundles, DeviceId, KeyKind, Signal},
     store::{
         Store, StoreError, sessions,
         sql::{Sql, claims as sql},
-        tx::{Column, DecodeRow},
+        tx::{Column, DecodeRow, Tx},
     },
 };
 
@@ -40,6 +41,16 @@ impl BlockingClaimStatements {
             KeyKind::PqOneTime => Self { claimed: sql::CLAIMED_PQ, wait: sql::WAIT_FOR_PQ, unissued: sql::UNISSUED_PQ },
         }
     }
+}
+
+/// What a wait for a key led to.
+enum Waited<R> {
+    /// The claim's key.
+    Key(R),
+    /// The pool has no unissued key.
+    Exhausted,
+    /// Strangers have taken as many keys of the device as they may.
+    Limited,
 }
 
 /// The pools from which a claim got no key although they have unissued ones.
@@ -72,21 +83,31 @@ impl Claims {
         &self,
         blocked: BlockedClaim,
     ) -> Result<(Bundles, Vec<(DeviceId, Signal)>), StoreError> {
-        let BlockedClaim { request, mut answer, waiting } = blocked;
+        let BlockedClaim { request, mut answer, waiting, is_limited } = blocked;
         let mut touched = BTreeSet::new();
         for (device, kind) in waiting {
             let Some(bundle) = answer.bundles.iter_mut().find(|bundle| bundle.device_id == device) else { continue };
             let took = match kind {
-                KeyKind::OneTime => {
-                    let row: Option<OneTimeRow> = self.wait_for_key(&request, device, kind).await?;
-                    row.map(one_time_key).transpose()?.map(|key| set_one_time(bundle, Some(key), true))
-                }
-                KeyKind::PqOneTime => {
-                    let row: Option<PqRow> = self.wait_for_key(&request, device, kind).await?;
-                    row.map(pq_key).transpose()?.map(|key| bundle.pq_prekey = Some(key))
-                }
+                KeyKind::OneTime => match self.wait_for_key(&request, device, kind, is_limited).await? {
+                    Waited::Key(row) => {
+                        set_one_time(bundle, Some(one_time_key(row)?), true);
+                        true
+                    }
+                    Waited::Exhausted => false,
+                    Waited::Limited => {
+                        set_one_time(bundle, None, false);
+                        false
+                    }
+                },
+                KeyKind::PqOneTime => match self.wait_for_key(&request, device, kind, is_limited).await? {
+                    Waited::Key(row) => {
+                        bundle.pq_prekey = Some(pq_key(row)?);
+                        true
+                    }
+                    Waited::Exhausted | Waited::Limited => false,
+                },
             };
-            if took.is_some() {
+            if took {
                 touched.insert((device, kind));
             }
         }
@@ -94,22 +115,24 @@ impl Claims {
         Ok((answer, signals))
     }
 
-    /// Takes a key of the pool, or finds the one that a parallel repeat took. `None` once the pool has no unissued key.
+    /// Takes a key of the pool, or finds the one that a parallel repeat took. `is_limited` says whether the claimer is a
+    /// stranger whose claims are limited.
     async fn wait_for_key<R: DecodeRow>(
         &self,
         request: &ClaimRequest,
         device: DeviceId,
         kind: KeyKind,
-    ) -> Result<Option<R>, StoreError> {
+        is_limited: bool,
+    ) -> Result<Waited<R>, StoreError> {
         let mut tries = 1;
         loop {
-            match self.store.retrying(|| self.take_or_wait(request, device, kind)).await {
-                Ok(Some(row)) => return Ok(Some(row)),
-                Ok(None) => {
+            match self.store.retrying(|| self.take_or_wait(request, device, kind, is_limited)).await {
+                Ok(Waited::Exhausted) => {
                     if unissued(&self.store, kind, &[device.0]).await?.is_empty() {
-                        return Ok(None);
+                        return Ok(Waited::Exhausted);
                     }
                 }
+                Ok(waited) => return Ok(waited),
                 // A parallel repeat of the same claim was first; the next run finds its key.
                 Err(StoreError::Data(_)) if tries < TRIES => tries += 1,
                 Err(error) => return Err(error),
@@ -122,14 +145,21 @@ impl Claims {
         request: &ClaimRequest,
         device: DeviceId,
         kind: KeyKind,
-    ) -> Result<Option<R>, StoreError> {
+        is_limited: bool,
+    ) -> Result<Waited<R>, StoreError> {
         let ClaimRequest { caller, claim, now, .. } = request;
         let statements = BlockingClaimStatements::of(kind);
         let mut tx = self.store.begin().await?;
         sessions::authorize(&mut tx, caller, *now).await?;
-        let this_claim = [caller.device.0, claim.0, device.0].map(|id| Column::Ids(vec![id]));
-        let mut row: Option<R> = tx.query(statements.claimed).bind_rows(this_claim).fetch_optional().await?;
+        let limited = if is_limited { BTreeSet::from([device.0]) } else { BTreeSet::new() };
+        let mut strangers = StrangerClaims::lock(&mut tx, limited, self.stranger_limit, *now).await?;
+        let this_claim = || [caller.device.0, claim.0, device.0].map(|id| Column::Ids(vec![id]));
+        let mut row: Option<R> = tx.query(statements.claimed).bind_rows(this_claim()).fetch_optional().await?;
         if row.is_none() {
+            // A claim that took a key of another kind is counted already.
+            if is_limited && !self.is_counted(&mut tx, this_claim).await? && !strangers.take(device, *now) {
+                return Ok(Waited::Limited);
+            }
             row = tx
                 .query(statements.wait)
                 .bind(device.0)
@@ -138,8 +168,23 @@ impl Claims {
                 .bind(now.to_utc())
                 .fetch_optional()
                 .await?;
+            if row.is_some() {
+                strangers.write(&mut tx).await?;
+            }
         }
         tx.commit().await?;
-        Ok(row)
+        Ok(row.map_or(Waited::Exhausted, Waited::Key))
+    }
+
+    /// Whether a claim has taken a key of any kind.
+    async fn is_counted(
+        &self,
+        tx: &mut Tx<'_>,
+        this_claim: impl Fn() -> [Column<'static>; 3],
+    ) -> Result<bool, StoreError> {
+        let one_time: Option<OneTimeRow> =
+            tx.query(sql::CLAIMED_ONE_TIME).bind_rows(this_claim()).fetch_optional().await?;
+        let pq: Option<PqRow> = tx.query(sql::CLAIMED_PQ).bind_rows(this_claim()).fetch_optional().await?;
+        Ok(one_time.is_some() || pq.is_some())
     }
 }

@@ -51,6 +51,18 @@ impl<'a> MailBatch<'a> {
         self.sends.iter().map(|send| send.to.0).collect::<HashSet<_>>().into_iter().collect()
     }
 
+    /// The recipients that refuse a sender as a stranger.
+    pub fn refusing(&self, input: &PlanInput) -> HashSet<UserId> {
+        self.sends.iter().filter(|send| input.refuses(send)).map(|send| send.to).collect()
+    }
+
+    /// Recipient and sender of the sends that a block may drop: the recipient has blocked somebody. A recipient that
+    /// refuses the sender counts as one that does not exist.
+    pub fn possible_blocks(&self, input: &PlanInput) -> HashSet<(UserId, UserId)> {
+        let has_blocks = |send: &&&SendRequest| input.recipient(send).is_some_and(|recipient| recipient.has_blocks);
+        self.sends.iter().filter(has_blocks).map(|send| (send.to, send.caller.user)).collect()
+    }
+
     /// The sending device and message id of each send, each pair once.
     pub fn message_ids(&self) -> Vec<(Uuid, Uuid)> {
         let ids = self.sends.iter().map(|send| (send.caller.device.0, send.message.0));

@@ -9,7 +9,7 @@ use std::{
 use super::{AcceptedMessage, SendRequest};
 use crate::{
     domain::{
-        DeviceId, Envelope, MessageId, Refusal, SessionId, Signal, Timestamp, UserId,
+        AccessSettings, Admission, DeviceId, Envelope, MessageId, Refusal, SessionId, Signal, Timestamp, UserId,
         envelope::{
             MESSAGE_ID_RETENTION, MailboxBounds, MailboxSize, OutgoingEnvelope, Recipient, RecipientOutcome,
             check_devices,
@@ -33,6 +33,8 @@ pub struct Mailbox {
     pub next_seq: i64,
     /// The envelopes that it holds.
     pub load: MailboxSize,
+    /// Those of them that are from strangers.
+    pub strangers: MailboxSize,
     /// Number of envelopes that ever expired before they were acked.
     pub expired_total: i64,
 }
@@ -43,6 +45,26 @@ pub struct RememberedSend {
     pub to: UserId,
     pub accepted_at: Timestamp,
     pub outcome: Vec<RecipientOutcome>,
+    /// Whether a part of it was dropped because the recipient had blocked the sender. Its outcome is that of a stored
+    /// part, and later parts are dropped too, even if the block has ended.
+    pub dropped: bool,
+}
+
+/// A receiving user.
+#[derive(Clone, Debug)]
+pub struct RecipientUser {
+    pub access: AccessSettings,
+    /// Whether it has blocked anybody.
+    pub has_blocks: bool,
+    /// Its published devices with the expiry of their signed prekeys.
+    pub devices: Vec<(DeviceId, Option<Timestamp>)>,
+}
+
+impl RecipientUser {
+    /// A user without devices.
+    pub fn new(access: AccessSettings, blocks: i64) -> Self {
+        Self { access, has_blocks: blocks > 0, devices: Vec::new() }
+    }
 }
 
 /// The state that the outcome depends on, read after the mailboxes were locked.
@@ -50,11 +72,52 @@ pub struct RememberedSend {
 pub struct PlanInput {
     pub mailboxes: BTreeMap<DeviceId, Mailbox>,
     pub sessions: HashMap<SessionId, CallerSession>,
-    /// The users that exist, each with its published devices and the expiry of their signed prekeys.
-    pub recipients: HashMap<UserId, Vec<(DeviceId, Option<Timestamp>)>>,
+    /// The users that exist.
+    pub recipients: HashMap<UserId, RecipientUser>,
+    /// Recipients and senders that they have blocked.
+    pub blocked: HashSet<(UserId, UserId)>,
     pub sends: HashMap<(DeviceId, MessageId), RememberedSend>,
     /// What a sending user has in a mailbox, for nearly full mailboxes only.
     pub shares: HashMap<(DeviceId, UserId), MailboxSize>,
+}
+
+impl PlanInput {
+    /// How the recipient of a send treats its sender; `None` if the recipient does not exist.
+    fn admit(&self, item: &SendRequest) -> Option<Admission> {
+        let recipient = self.recipients.get(&item.to)?;
+        Some(recipient.access.admit(item.to, &item.caller, item.access.as_ref(), item.now))
+    }
+
+    /// Whether the recipient refuses the sender as a stranger.
+    pub fn refuses(&self, item: &SendRequest) -> bool {
+        self.admit(item) == Some(Admission::Refused)
+    }
+
+    /// The recipient of a send; `None` if it does not exist or refuses the sender: nothing may tell one from the other.
+    pub fn recipient(&self, item: &SendRequest) -> Option<&RecipientUser> {
+        self.recipients.get(&item.to).filter(|_| !self.refuses(item))
+    }
+
+    /// How the parts of a send to a recipient that does not refuse it are stored.
+    fn reception(&self, item: &SendRequest) -> Reception {
+        let admission = self.admit(item).unwrap_or(Admission::Known);
+        Reception {
+            from_stranger: admission.is_stranger(),
+            is_limited: admission == Admission::LimitedStranger,
+            is_dropped: self.blocked.contains(&(item.to, item.caller.user)),
+        }
+    }
+}
+
+/// How the parts of a send are stored.
+#[derive(Clone, Copy, Debug)]
+struct Reception {
+    /// Whether they count in the share of strangers.
+    from_stranger: bool,
+    /// Whether that share is limited.
+    is_limited: bool,
+    /// Whether they are dropped, although they are answered as stored.
+    is_dropped: bool,
 }
 
 /// An envelope to be stored.
@@ -63,6 +126,7 @@ pub struct NewEnvelope {
     pub seq: i64,
     pub envelope: Arc<Envelope>,
     pub expires_at: Timestamp,
+    pub from_stranger: bool,
 }
 
 /// What to write, answer and signal.
@@ -129,7 +193,7 @@ impl Planner<'_> {
     }
 
     fn first(&mut self, item: &SendRequest) -> Result<AcceptedMessage, StoreError> {
-        let devices = self.input.recipients.get(&item.to).ok_or(Refusal::NotFound)?;
+        let devices = &self.input.recipient(item).ok_or(Refusal::NotFound)?.devices;
         let required = |expires_at: &Option<Timestamp>| expires_at.is_some_and(|at| at > item.now);
         let recipients: Vec<Recipient> =
             devices.iter().map(|(device, expiry)| Recipient { device: *device, required: required(expiry) }).collect();
@@ -138,8 +202,9 @@ impl Planner<'_> {
         }
         check_devices(&recipients, item.caller.device, &item.envelopes, &item.skipped)?;
         let accepted_at = item.now;
+        let reception = self.input.reception(item);
         if item.ephemeral {
-            for outgoing in &item.envelopes {
+            for outgoing in item.envelopes.iter().filter(|_| !reception.is_dropped) {
                 let signal = Signal::Ephemeral(Arc::new(envelope(item, outgoing, accepted_at)));
                 self.plan.signals.push((outgoing.device, signal));
             }
@@ -147,7 +212,7 @@ impl Planner<'_> {
         }
         let mut outcome = Vec::with_capacity(item.envelopes.len());
         for outgoing in &item.envelopes {
-            let stored = self.store(item, outgoing, accepted_at)?;
+            let stored = self.store(item, outgoing, accepted_at, reception)?;
             outcome.push(RecipientOutcome { device: outgoing.device, digest: outgoing.digest(), stored });
         }
         let undelivered: Vec<DeviceId> = outcome.iter().filter(|one| !one.stored).map(|one| one.device).collect();
@@ -157,7 +222,8 @@ impl Planner<'_> {
         let id = (item.caller.device, item.message);
         let stored = stored(&outcome);
         self.plan.new_sends.push(id);
-        self.input.sends.insert(id, RememberedSend { to: item.to, accepted_at, outcome });
+        let dropped = reception.is_dropped;
+        self.input.sends.insert(id, RememberedSend { to: item.to, accepted_at, outcome, dropped });
         Ok(AcceptedMessage { accepted_at, duplicate: false, stored, undelivered })
     }
 
@@ -165,7 +231,7 @@ impl Planner<'_> {
     /// the message may have stopped before it signalled them.
     fn repeat(&mut self, item: &SendRequest, past: RememberedSend) -> Result<AcceptedMessage, StoreError> {
         let id = (item.caller.device, item.message);
-        let RememberedSend { to, accepted_at, mut outcome } = past;
+        let RememberedSend { to, accepted_at, mut outcome, mut dropped } = past;
         if to != item.to || item.ephemeral {
             return Err(Refusal::IdConflict.into());
         }
@@ -176,14 +242,20 @@ impl Planner<'_> {
                 return Err(Refusal::IdConflict.into());
             }
         }
-        let devices = self.input.recipients.get(&to);
-        let reachable: HashSet<DeviceId> = devices.into_iter().flatten().map(|(device, _)| *device).collect();
+        // If the recipient now refuses the sender, the answer is the one after a deletion of the recipient.
+        let devices = self.input.recipient(item).into_iter().flat_map(|recipient| &recipient.devices);
+        let reachable: HashSet<DeviceId> = devices.map(|(device, _)| *device).collect();
+        let mut reception = self.input.reception(item);
+        reception.is_dropped |= dropped;
         let mut changed = false;
         for outgoing in &item.envelopes {
             let device = outgoing.device;
             let at = find(&outcome, device);
             if at.is_some_and(|at| outcome[at].stored) {
-                if let Some(mailbox) = self.input.mailboxes.get(&device) {
+                if !reception.is_dropped
+                    && reachable.contains(&device)
+                    && let Some(mailbox) = self.input.mailboxes.get(&device)
+                {
                     self.plan.signals.push((device, Signal::Mail { seq: mailbox.next_seq - 1, envelope: None }));
                 }
                 continue;
@@ -191,7 +263,8 @@ impl Planner<'_> {
             if !reachable.contains(&device) || device == item.caller.device {
                 continue;
             }
-            let stored = self.store(item, outgoing, accepted_at)?;
+            let stored = self.store(item, outgoing, accepted_at, reception)?;
+            dropped |= reception.is_dropped;
             match at {
                 Some(at) => outcome[at].stored = stored,
                 None => outcome.push(RecipientOutcome { device, digest: outgoing.digest(), stored }),
@@ -203,7 +276,7 @@ impl Planner<'_> {
         let undelivered = outcome.iter().filter(lacks).map(|one| one.device).collect();
         let stored = stored(&outcome);
         if changed {
-            self.input.sends.insert(id, RememberedSend { to, accepted_at, outcome });
+            self.input.sends.insert(id, RememberedSend { to, accepted_at, outcome, dropped });
             if !self.plan.new_sends.contains(&id) && !self.plan.changed_sends.contains(&id) {
                 self.plan.changed_sends.push(id);
             }
@@ -213,14 +286,18 @@ impl Planner<'_> {
         Ok(AcceptedMessage { accepted_at, duplicate, stored, undelivered })
     }
 
-    /// Adds an envelope to the plan, with its number. Returns `false` if the mailbox or the sender's share of it is
-    /// full.
+    /// Adds an envelope to the plan, with its number. Returns `false` if the mailbox, the sender's share of it or, for a
+    /// limited stranger, that of all strangers is full. A dropped one counts as stored.
     fn store(
         &mut self,
         item: &SendRequest,
         outgoing: &OutgoingEnvelope,
         accepted_at: Timestamp,
+        reception: Reception,
     ) -> Result<bool, StoreError> {
+        if reception.is_dropped {
+            return Ok(true);
+        }
         let device = outgoing.device;
         let bytes = outgoing.content.len();
         // Missing if the device was added after the mailboxes were locked.
@@ -229,7 +306,10 @@ impl Planner<'_> {
         let share = self.input.shares.get_mut(&(device, item.caller.user));
         let load = mailbox.load.plus(bytes);
         let share_fits = share.as_ref().is_none_or(|share| share.plus(bytes).fits(self.bounds.per_sender));
-        if !load.fits(self.bounds.all) || !share_fits {
+        let strangers = mailbox.strangers.plus(bytes);
+        let strangers_fit = !reception.is_limited
+            || self.bounds.strangers.is_none_or(|bound| strangers.envelopes == 1 || strangers.fits(bound));
+        if !load.fits(self.bounds.all) || !share_fits || !strangers_fit {
             return Ok(false);
         }
         if let Some(share) = share {
@@ -238,10 +318,19 @@ impl Planner<'_> {
         let seq = mailbox.next_seq;
         mailbox.next_seq += 1;
         mailbox.load = load;
+        if reception.from_stranger {
+            mailbox.strangers = strangers;
+        }
         self.plan.mailboxes.insert(device, *mailbox);
         let envelope = Arc::new(envelope(item, outgoing, accepted_at));
         self.plan.signals.push((device, Signal::Mail { seq, envelope: Some(envelope.clone()) }));
-        self.plan.envelopes.push(NewEnvelope { device, seq, envelope, expires_at: item.now + item.ttl });
+        self.plan.envelopes.push(NewEnvelope {
+            device,
+            seq,
+            envelope,
+            expires_at: item.now + item.ttl,
+            from_stranger: reception.from_stranger,
+        });
         Ok(true)
     }
 }
@@ -270,32 +359,51 @@ mod tests {
     use uuid::Uuid;
 
     use super::*;
-    use crate::domain::Caller;
+    use crate::domain::{
+        AccessKey, Caller,
+        access::{Strangers, YOUNG_ACCOUNT},
+    };
 
     const BOUNDS: MailboxBounds = MailboxBounds {
         all: MailboxSize { envelopes: 9, bytes: 99 },
         per_sender: MailboxSize { envelopes: 9, bytes: 99 },
+        strangers: Some(MailboxSize { envelopes: 2, bytes: 20 }),
     };
 
     /// A sender, a device with an empty mailbox, and a message from the one to the other.
     fn input_and_send() -> (PlanInput, SendRequest) {
         let id = Uuid::from_u128;
         let now = Timestamp::parse("2026-01-01T00:00:00Z").unwrap();
-        let caller = Caller { session: SessionId(id(1)), user: UserId(id(2)), device: DeviceId(id(3)) };
+        let user_since = now.before(YOUNG_ACCOUNT);
+        let caller = Caller { session: SessionId(id(1)), user: UserId(id(2)), device: DeviceId(id(3)), user_since };
         let (to, device) = (UserId(id(4)), DeviceId(id(5)));
         let later = now + Duration::from_hours(1);
         let mut input = PlanInput::default();
-        input.mailboxes.insert(device, Mailbox { next_seq: 1, load: MailboxSize::default(), expired_total: 0 });
+        let empty = MailboxSize::default();
+        input.mailboxes.insert(device, Mailbox { next_seq: 1, load: empty, strangers: empty, expired_total: 0 });
         input
             .sessions
             .insert(caller.session, CallerSession { device: caller.device, expires_at: later, newest_epoch: 1 });
-        input.recipients.insert(to, vec![(device, Some(later))]);
+        let mut recipient = RecipientUser::new(AccessSettings::default(), 0);
+        recipient.devices.push((device, Some(later)));
+        input.recipients.insert(to, recipient);
         let envelopes = vec![OutgoingEnvelope { device, kind: 0, content: Bytes::from_static(b"x") }];
         let message = MessageId(id(6));
         let ttl = Duration::from_mins(1);
         (
             input,
-            SendRequest { caller, epoch: 1, message, to, ephemeral: false, ttl, envelopes, skipped: Vec::new(), now },
+            SendRequest {
+                caller,
+                epoch: 1,
+                message,
+                to,
+                ephemeral: false,
+                ttl,
+                envelopes,
+                skipped: Vec::new(),
+                access: None,
+                now,
+            },
         )
     }
 
@@ -305,7 +413,7 @@ mod tests {
             digest: one.digest(),
             stored: true,
         });
-        let send = RememberedSend { to: item.to, accepted_at: item.now, outcome: outcome.collect() };
+        let send = RememberedSend { to: item.to, accepted_at: item.now, outcome: outcome.collect(), dropped: false };
         input.sends.insert((item.caller.device, item.message), send);
     }
 
@@ -319,6 +427,144 @@ mod tests {
             assert_eq!(plan.answers[0].as_ref().unwrap().duplicate, duplicate);
             assert!(plan.envelopes.is_empty() && plan.mailboxes.is_empty());
         }
+    }
+
+    /// Messages of this many users, each of one byte, to the recipient of `item`.
+    fn from_others(item: &SendRequest, users: std::ops::Range<u128>, input: &mut PlanInput) -> Vec<SendRequest> {
+        let send = |n: u128| {
+            let id = |of: u128| Uuid::from_u128(n * 100 + of);
+            let (session, user, device) = (SessionId(id(1)), UserId(id(2)), DeviceId(id(3)));
+            let caller = Caller { session, user, device, user_since: item.now };
+            SendRequest { caller, message: MessageId(id(6)), ..item.clone() }
+        };
+        let sends: Vec<SendRequest> = users.map(send).collect();
+        for SendRequest { caller, .. } in &sends {
+            let expires_at = item.now + Duration::from_hours(1);
+            input.sessions.insert(caller.session, CallerSession { device: caller.device, expires_at, newest_epoch: 1 });
+        }
+        sends
+    }
+
+    fn results(plan: &Plan) -> Vec<String> {
+        let result = |answer: &Result<AcceptedMessage, StoreError>| match answer {
+            Ok(accepted) => format!("stored {}", accepted.stored),
+            Err(error) => error.to_string(),
+        };
+        plan.answers.iter().map(result).collect()
+    }
+
+    const FULL: &str = "the mailbox is full; try again later";
+
+    #[test]
+    fn strangers_share_a_part_of_a_mailbox_and_others_still_find_room() {
+        let (mut input, known) = input_and_send();
+        let strangers = from_others(&known, 7..10, &mut input);
+        let items = [&strangers[0], &strangers[1], &strangers[2], &known];
+        let plan = plan(&items, input, &BOUNDS, false).unwrap();
+        assert_eq!(results(&plan), ["stored 1", "stored 1", FULL, "stored 1"]);
+        assert_eq!(plan.envelopes.iter().map(|one| one.from_stranger).collect::<Vec<_>>(), [true, true, false]);
+        let mailbox = plan.mailboxes.values().next().unwrap();
+        let size = |envelopes, bytes| MailboxSize { envelopes, bytes };
+        assert_eq!((mailbox.load, mailbox.strangers), (size(3, 3), size(2, 2)));
+    }
+
+    #[test]
+    fn the_share_of_strangers_is_bounded_in_bytes_but_always_has_room_for_one_envelope() {
+        let (mut input, mut item) = input_and_send();
+        item.envelopes[0].content = Bytes::from_static(&[b'x'; 30]);
+        let strangers = from_others(&item, 7..9, &mut input);
+        let plan = plan(&strangers.iter().collect::<Vec<_>>(), input, &BOUNDS, false).unwrap();
+        assert_eq!(results(&plan), ["stored 1", FULL]);
+    }
+
+    #[test]
+    fn strangers_are_counted_but_not_bounded_where_they_are_allowed_or_the_limit_is_off() {
+        for (strangers, bounds) in
+            [(Strangers::Allow, BOUNDS), (Strangers::Limit, MailboxBounds { strangers: None, ..BOUNDS })]
+        {
+            let (mut input, item) = input_and_send();
+            input.recipients.get_mut(&item.to).unwrap().access.strangers = strangers;
+            let sends = from_others(&item, 7..11, &mut input);
+            let plan = plan(&sends.iter().collect::<Vec<_>>(), input, &bounds, false).unwrap();
+            assert_eq!(results(&plan), ["stored 1"; 4]);
+            assert_eq!(plan.mailboxes.values().next().unwrap().strangers.envelopes, 4);
+        }
+    }
+
+    #[test]
+    fn a_recipient_that_refuses_the_sender_is_answered_like_a_deleted_one() {
+        let key = AccessKey([7; 16]);
+        for is_deleted in [false, true] {
+            let (mut input, mut item) = input_and_send();
+            let mut repeat = item.clone();
+            repeat.message = MessageId(Uuid::from_u128(66));
+            remember(&mut input, &repeat);
+            input.recipients.get_mut(&item.to).unwrap().access =
+                AccessSettings { key: Some(key.clone()), strangers: Strangers::Refuse };
+            item.access = Some(AccessKey([8; 16]));
+            if is_deleted {
+                input.recipients.clear();
+                input.mailboxes.clear();
+            }
+            let ephemeral = SendRequest { ephemeral: true, ..item.clone() };
+            let nothing = SendRequest { envelopes: Vec::new(), skipped: Vec::new(), ..item.clone() };
+            let plan = plan(&[&item, &ephemeral, &nothing, &repeat], input, &BOUNDS, false).unwrap();
+            assert_eq!(results(&plan), ["not found", "not found", "not found", "stored 1"]);
+            let repeated = plan.answers[3].as_ref().unwrap();
+            assert!(repeated.duplicate && repeated.undelivered.is_empty());
+            assert!(plan.envelopes.is_empty() && plan.signals.is_empty() && plan.mailboxes.is_empty());
+        }
+        let (mut input, mut item) = input_and_send();
+        input.recipients.get_mut(&item.to).unwrap().access =
+            AccessSettings { key: Some(key.clone()), strangers: Strangers::Refuse };
+        item.access = Some(key);
+        assert_eq!(results(&plan(&[&item], input, &BOUNDS, false).unwrap()), ["stored 1"]);
+    }
+
+    #[test]
+    fn a_message_of_a_blocked_sender_is_answered_as_stored_and_dropped() {
+        let (mut input, item) = input_and_send();
+        input.blocked.insert((item.to, item.caller.user));
+        let mailbox = input.mailboxes.values_mut().next().unwrap();
+        mailbox.load = BOUNDS.all;
+        let ephemeral = SendRequest { ephemeral: true, message: MessageId(Uuid::from_u128(9)), ..item.clone() };
+        let mut changed = item.clone();
+        changed.envelopes[0].content = Bytes::from_static(b"y");
+        let plan = plan(&[&item, &item, &changed, &ephemeral], input, &BOUNDS, false).unwrap();
+        let conflict = Refusal::IdConflict.to_string();
+        assert_eq!(results(&plan), ["stored 1", "stored 1", &conflict, "stored 0"]);
+        assert_eq!(plan.answers[1].as_ref().map(|answer| answer.duplicate).ok(), Some(true));
+        assert!(plan.envelopes.is_empty() && plan.signals.is_empty() && plan.mailboxes.is_empty());
+        let id = (item.caller.device, item.message);
+        assert!(plan.new_sends == [id] && plan.sends[&id].dropped, "the repeat is recognized");
+    }
+
+    #[test]
+    fn a_dropped_message_stays_dropped_when_the_block_has_ended() {
+        let (mut input, mut item) = input_and_send();
+        remember(&mut input, &item);
+        input.sends.values_mut().next().unwrap().dropped = true;
+        let other = DeviceId(Uuid::from_u128(55));
+        let empty = MailboxSize::default();
+        input.mailboxes.insert(other, Mailbox { next_seq: 1, load: empty, strangers: empty, expired_total: 0 });
+        input.recipients.get_mut(&item.to).unwrap().devices.push((other, None));
+        item.envelopes.push(OutgoingEnvelope { device: other, ..item.envelopes[0].clone() });
+        let plan = plan(&[&item], input, &BOUNDS, false).unwrap();
+        assert_eq!(results(&plan), ["stored 2"]);
+        assert!(plan.envelopes.is_empty() && plan.signals.is_empty() && plan.mailboxes.is_empty());
+        assert_eq!(plan.changed_sends.len(), 1);
+    }
+
+    #[test]
+    fn a_repeat_while_the_sender_is_blocked_drops_only_what_was_not_stored_before() {
+        let (mut input, item) = input_and_send();
+        remember(&mut input, &item);
+        let send = input.sends.values_mut().next().unwrap();
+        send.outcome[0].stored = false;
+        input.blocked.insert((item.to, item.caller.user));
+        let plan = plan(&[&item], input, &BOUNDS, false).unwrap();
+        assert_eq!(results(&plan), ["stored 1"]);
+        assert!(plan.envelopes.is_empty() && plan.sends.values().all(|send| send.dropped));
     }
 
     #[test]

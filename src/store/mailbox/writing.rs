@@ -18,19 +18,22 @@ use crate::{
     },
 };
 
-/// Sending device, message id, receiving user, time of acceptance, encoded outcome.
-type SendRow = (Uuid, Uuid, Uuid, DateTime<Utc>, Vec<u8>);
+/// Sending device, message id, receiving user, time of acceptance, encoded outcome, whether a part was dropped.
+type SendRow = (Uuid, Uuid, Uuid, DateTime<Utc>, Vec<u8>, bool);
 
 impl RememberedSend {
     /// Converts a row of `sends`.
     pub fn from_row(
-        (device, message, to, accepted_at, outcome): SendRow,
+        (device, message, to, accepted_at, outcome, dropped): SendRow,
     ) -> Result<((DeviceId, MessageId), Self), StoreError> {
         let outcome = RecipientOutcome::decode(&outcome).ok_or_else(|| rows::corrupt("a send's outcome".into()))?;
-        let send = Self { to: UserId(to), accepted_at: rows::time(accepted_at), outcome };
+        let send = Self { to: UserId(to), accepted_at: rows::time(accepted_at), outcome, dropped };
         Ok(((DeviceId(device), MessageId(message)), send))
     }
 }
+
+/// Device, next number, envelopes and bytes, those of strangers, number of expired envelopes.
+type MailboxRow = (Uuid, i64, i64, i64, i64, i64, i64);
 
 /// Locks mailboxes, by id, and reads them.
 pub async fn lock_mailboxes(
@@ -38,9 +41,13 @@ pub async fn lock_mailboxes(
     devices: &BTreeSet<DeviceId>,
 ) -> Result<BTreeMap<DeviceId, Mailbox>, StoreError> {
     let ids: Vec<Uuid> = devices.iter().map(|device| device.0).collect();
-    let found: Vec<(Uuid, i64, i64, i64, i64)> = tx.query(sql::LOCK_MAILBOXES).bind_ids(&ids).fetch_all().await?;
-    let mailbox = |(device, next_seq, count, bytes, expired_total)| {
-        (DeviceId(device), Mailbox { next_seq, load: mailbox_size(count, bytes), expired_total })
+    let found: Vec<MailboxRow> = tx.query(sql::LOCK_MAILBOXES).bind_ids(&ids).fetch_all().await?;
+    let mailbox = |(device, next_seq, count, bytes, of_strangers, bytes_of_strangers, expired_total)| {
+        let load = mailbox_size(count, bytes);
+        // A node of an earlier version does not maintain the share of strangers. Once it has emptied the mailbox, this
+        // corrects the share.
+        let strangers = mailbox_size(of_strangers, bytes_of_strangers).at_most(load);
+        (DeviceId(device), Mailbox { next_seq, load, strangers, expired_total })
     };
     Ok(found.into_iter().map(mailbox).collect())
 }
@@ -53,28 +60,36 @@ pub async fn remove_envelopes(
     mailboxes: &mut BTreeMap<DeviceId, Mailbox>,
 ) -> Result<Vec<(DeviceId, i64)>, StoreError> {
     let (devices, seqs) = envelopes.iter().map(|(device, seq)| (device.0, *seq)).unzip();
-    let removed: Vec<(Uuid, i64, i64)> =
+    let removed: Vec<(Uuid, i64, i64, bool)> =
         tx.query(sql::DELETE_ENVELOPES).bind_rows([Column::Ids(devices), Column::Integers(seqs)]).fetch_all().await?;
-    for (device, _, bytes) in &removed {
-        if let Some(Mailbox { load, .. }) = mailboxes.get_mut(&DeviceId(*device)) {
-            load.envelopes = load.envelopes.saturating_sub(1);
-            load.bytes = load.bytes.saturating_sub(bytes.unsigned_abs());
+    for (device, _, bytes, from_stranger) in &removed {
+        if let Some(Mailbox { load, strangers, .. }) = mailboxes.get_mut(&DeviceId(*device)) {
+            *load = load.minus(bytes.unsigned_abs());
+            if *from_stranger {
+                *strangers = strangers.minus(bytes.unsigned_abs());
+            }
+            *strangers = strangers.at_most(*load);
         }
     }
-    Ok(removed.into_iter().map(|(device, seq, _)| (DeviceId(device), seq)).collect())
+    Ok(removed.into_iter().map(|(device, seq, ..)| (DeviceId(device), seq)).collect())
 }
 
 /// Writes locked mailboxes back.
 pub async fn update_mailboxes(tx: &mut Tx<'_>, mailboxes: &BTreeMap<DeviceId, Mailbox>) -> Result<(), StoreError> {
     let column = |get: fn(&Mailbox) -> i64| Column::Integers(mailboxes.values().map(get).collect());
-    let number = |value: u64| i64::try_from(value).unwrap_or(i64::MAX);
+    let size = |get: fn(&Mailbox) -> u64| {
+        let number = |mailbox| i64::try_from(get(mailbox)).unwrap_or(i64::MAX);
+        Column::Integers(mailboxes.values().map(number).collect())
+    };
     tx.query(sql::UPDATE_MAILBOXES)
         .bind_rows([
             Column::Ids(mailboxes.keys().map(|device| device.0).collect()),
             column(|mailbox| mailbox.next_seq),
-            Column::Integers(mailboxes.values().map(|mailbox| number(mailbox.load.envelopes)).collect()),
-            Column::Integers(mailboxes.values().map(|mailbox| number(mailbox.load.bytes)).collect()),
+            size(|mailbox| mailbox.load.envelopes),
+            size(|mailbox| mailbox.load.bytes),
             column(|mailbox| mailbox.expired_total),
+            size(|mailbox| mailbox.strangers.envelopes),
+            size(|mailbox| mailbox.strangers.bytes),
         ])
         .execute()
         .await?;
@@ -93,7 +108,7 @@ impl Plan {
         for id in &self.changed_sends {
             if let Some(send) = self.sends.get(id) {
                 let outcome = RecipientOutcome::encode(&send.outcome);
-                tx.query(sql::UPDATE_SEND).bind(id.0.0).bind(id.1.0).bind(outcome).execute().await?;
+                tx.query(sql::UPDATE_SEND).bind(id.0.0).bind(id.1.0).bind(outcome).bind(send.dropped).execute().await?;
             }
         }
         Ok(())
@@ -112,6 +127,7 @@ impl Plan {
                 Column::Bytes(all().map(|new| &new.envelope.content[..]).collect()),
                 Column::Times(all().map(|new| new.envelope.accepted_at.to_utc()).collect()),
                 Column::Times(all().map(|new| new.expires_at.to_utc()).collect()),
+                Column::Integers(all().map(|new| new.from_stranger.into()).collect()),
             ])
             .execute()
             .await?;
@@ -128,6 +144,7 @@ impl Plan {
                 Column::Ids(new.iter().map(|(_, send)| send.to.0).collect()),
                 Column::Times(new.iter().map(|(_, send)| send.accepted_at.to_utc()).collect()),
                 Column::Bytes(outcomes.iter().map(Vec::as_slice).collect()),
+                Column::Integers(new.iter().map(|(_, send)| send.dropped.into()).collect()),
             ])
             .execute()
             .await?;

@@ -16,28 +16,32 @@ statements! {
     COUNT_ATTEMPT = both("UPDATE email_otps SET attempts = attempts + 1 \
         WHERE id = $1 AND NOT used AND expires_at > $2 AND attempts < $3 RETURNING otp_hash");
     USE_CHALLENGE = both("UPDATE email_otps SET used = TRUE WHERE id = $1 AND NOT used");
+    /// The code stays usable, and the attempt stays counted.
+    RELEASE_CHALLENGE = both("UPDATE email_otps SET used = FALSE WHERE id = $1");
     REFUND_ATTEMPT = both("UPDATE email_otps SET used = FALSE, attempts = attempts - 1 WHERE id = $1");
 
     // Users
 
     USER_BY_EMAIL = both("SELECT id FROM users WHERE email = $1");
-    EMAIL_OF_USER = both("SELECT email FROM users WHERE id = $1");
+    EMAIL_OF_USER = both("SELECT email, created_at FROM users WHERE id = $1");
     CHANGE_EMAIL = both("UPDATE users SET email = $2 WHERE id = $1");
     USER_EXISTS = both("SELECT 1 FROM users WHERE id = $1");
     /// Creates the user of an address, or locks the existing row.
     UPSERT_USER = both("INSERT INTO users (id, email, email_verified, created_at) VALUES ($1, $2, TRUE, $3) \
         ON CONFLICT (email) DO UPDATE SET email_verified = TRUE RETURNING id");
     DELETE_USER = both("DELETE FROM users WHERE id = $1");
+    /// Those of the given users that exist, with their access settings and their number of blocks.
     USERS_OF_MANY = per_dialect(
-        "SELECT id FROM users WHERE id IN (SELECT unhex(value) FROM json_each($1))",
-        "SELECT id FROM users WHERE id = ANY($1)");
+        "SELECT id, access_key, strangers, block_count FROM users WHERE id IN (SELECT unhex(value) FROM json_each($1))",
+        "SELECT id, access_key, strangers, block_count FROM users WHERE id = ANY($1)");
 
     // Sessions
 
     INSERT_SESSION = both("INSERT INTO sessions \
         (id, user_id, device_id, token_hash, expires_at, created_at, replaces) VALUES ($1, $2, $3, $4, $5, $6, $7)");
-    SESSION_BY_TOKEN = both("SELECT sessions.id, sessions.user_id, sessions.device_id, expires_at, replaces \
-        FROM sessions JOIN devices ON devices.id = sessions.device_id \
+    SESSION_BY_TOKEN = both("SELECT sessions.id, sessions.user_id, sessions.device_id, expires_at, replaces, \
+        users.created_at, approval_id FROM sessions JOIN devices ON devices.id = sessions.device_id \
+        JOIN users ON users.id = sessions.user_id \
         WHERE token_hash = $1 AND expires_at > $2 AND NOT revoked");
     /// The row of a session that is valid for its device at $3.
     AUTHORIZE = both("SELECT replaces FROM sessions JOIN devices ON devices.id = sessions.device_id \
@@ -50,6 +54,8 @@ statements! {
         "SELECT sessions.id, sessions.device_id, expires_at, conn_epoch FROM sessions \
         JOIN devices ON devices.id = sessions.device_id WHERE sessions.id = ANY($1) AND NOT revoked");
     CLEAR_REPLACES = both("UPDATE sessions SET replaces = NULL WHERE id = $1 AND replaces IS NOT NULL");
+    /// Notes that the token of a session that an approval opened was presented.
+    CLEAR_APPROVAL = both("UPDATE sessions SET approval_id = NULL WHERE id = $1");
     DELETE_SESSION = both("DELETE FROM sessions WHERE id = $1");
     SESSION_IS_VALID = both("SELECT 1 FROM sessions WHERE id = $1 AND expires_at > $2");
     DELETE_SUCCESSOR = both("DELETE FROM sessions WHERE replaces = $1 AND device_id = $2");
@@ -118,12 +124,18 @@ statements! {
     TOUCH_DEVICE =
         both("UPDATE devices SET last_seen = $2 WHERE id = $1 AND (last_seen IS NULL OR last_seen < $2)");
 
+    /// Those of the given devices that were last seen at $3 or before.
+    TOUCH_CONNECTED = per_dialect(
+        "UPDATE devices SET last_seen = $2 WHERE id IN (SELECT unhex(value) FROM json_each($1)) AND last_seen <= $3",
+        "UPDATE devices SET last_seen = $2 WHERE id = ANY($1) AND last_seen <= $3");
+
     // Connections
 
     OPEN_CONNECTION = both("UPDATE devices SET conn_epoch = conn_epoch + 1, last_seen = $3 \
         WHERE id = $1 AND NOT revoked \
         AND EXISTS (SELECT 1 FROM sessions WHERE sessions.id = $2 AND device_id = $1 AND expires_at > $3) \
-        RETURNING conn_epoch");
+        RETURNING conn_epoch, \
+        EXISTS (SELECT 1 FROM approvals WHERE approvals.user_id = devices.user_id AND state = 'pending')");
     /// The state of connections, given as rows of index, device and session; the last parameter is the time.
     CHECK_CONNECTIONS = per_dialect(
         "SELECT connection.value ->> 0, conn_epoch, revoked, EXISTS (SELECT 1 FROM sessions \

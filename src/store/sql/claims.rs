@@ -85,6 +85,24 @@ statements! {
             "pq_prekeys", unissued: "NOT pool.used AND NOT pool.last_resort", key: "public_key, signature"),
         take_on_postgres!("pq_prekeys", unissued: "NOT used AND NOT last_resort", key: "public_key, signature"));
 
+    // What strangers have taken
+
+    /// Locks the rows of these devices in order of their ids, and reads them. A missing row is inserted, with the time $2.
+    LOCK_STRANGER_CLAIMS = per_dialect(
+        "INSERT INTO stranger_claims (device_id, taken, last_at) \
+        SELECT unhex(value), x'', $2 FROM json_each($1) WHERE TRUE \
+        ON CONFLICT (device_id) DO UPDATE SET taken = stranger_claims.taken RETURNING device_id, taken",
+        "INSERT INTO stranger_claims (device_id, taken, last_at) \
+        SELECT device, ''::BYTEA, $2 FROM UNNEST($1::UUID[]) AS wanted (device) ORDER BY device \
+        ON CONFLICT (device_id) DO UPDATE SET taken = stranger_claims.taken RETURNING device_id, taken");
+    UPDATE_STRANGER_CLAIMS = per_dialect(
+        "UPDATE stranger_claims SET taken = now.taken, last_at = now.last_at \
+        FROM (SELECT unhex(value ->> 0) AS device, substr($2, (value ->> 1) + 1, value ->> 2) AS taken, \
+        value ->> 3 AS last_at FROM json_each($1)) AS now WHERE device_id = now.device",
+        "UPDATE stranger_claims SET taken = now.taken, last_at = now.last_at \
+        FROM UNNEST($1::UUID[], $2::BYTEA[], $3::TIMESTAMPTZ[]) AS now (device, taken, last_at) \
+        WHERE device_id = now.device");
+
     // Low-water levels
 
     /// Those of the given pools that have at most $2 unissued keys, with their counts.

@@ -8,7 +8,8 @@ statements! {
     /// The envelopes and bytes in all mailboxes.
     BACKLOG = both("SELECT CAST(COALESCE(SUM(count), 0) AS BIGINT), CAST(COALESCE(SUM(bytes), 0) AS BIGINT) \
         FROM mailboxes");
-    EMPTY_MAILBOX = both("UPDATE mailboxes SET count = 0, bytes = 0 WHERE device_id = $1");
+    EMPTY_MAILBOX = both("UPDATE mailboxes SET count = 0, bytes = 0, stranger_count = 0, stranger_bytes = 0 \
+        WHERE device_id = $1");
     DELETE_MESSAGES = both("DELETE FROM messages WHERE device_id = $1");
     /// The oldest envelopes after $2 up to $3: at most $5 of them, and none after the one with which they reach $6
     /// bytes.
@@ -26,26 +27,29 @@ statements! {
 
     /// Locks these mailboxes in order of their ids, and reads them.
     LOCK_MAILBOXES = per_dialect(
-        "SELECT device_id, next_seq, count, bytes, expired_total FROM mailboxes \
+        "SELECT device_id, next_seq, count, bytes, stranger_count, stranger_bytes, expired_total FROM mailboxes \
         WHERE device_id IN (SELECT unhex(value) FROM json_each($1))",
-        "SELECT device_id, next_seq, count, bytes, expired_total FROM mailboxes \
+        "SELECT device_id, next_seq, count, bytes, stranger_count, stranger_bytes, expired_total FROM mailboxes \
         WHERE device_id = ANY($1) ORDER BY device_id FOR NO KEY UPDATE");
-    /// The active devices of these users that have published, each with the expiry of its signed prekey.
+    /// The active devices of these users that have published, each with the expiry of its signed prekey, the access
+    /// settings of its user and that user's number of blocks.
     RECIPIENTS_OF_MANY = per_dialect(
-        "SELECT user_id, devices.id, signed_prekeys.expires_at \
-        FROM devices JOIN identity_keys ON identity_keys.device_id = devices.id \
+        "SELECT user_id, devices.id, signed_prekeys.expires_at, access_key, strangers, block_count \
+        FROM devices JOIN users ON users.id = devices.user_id \
+        JOIN identity_keys ON identity_keys.device_id = devices.id \
         LEFT JOIN signed_prekeys ON signed_prekeys.device_id = devices.id \
         WHERE user_id IN (SELECT unhex(value) FROM json_each($1)) AND NOT revoked",
-        "SELECT user_id, devices.id, signed_prekeys.expires_at \
-        FROM devices JOIN identity_keys ON identity_keys.device_id = devices.id \
+        "SELECT user_id, devices.id, signed_prekeys.expires_at, access_key, strangers, block_count \
+        FROM devices JOIN users ON users.id = devices.user_id \
+        JOIN identity_keys ON identity_keys.device_id = devices.id \
         LEFT JOIN signed_prekeys ON signed_prekeys.device_id = devices.id \
         WHERE user_id = ANY($1) AND NOT revoked");
     /// Remembered sends, given as rows of sending device and message id.
     SENDS_OF_MANY = per_dialect(
-        "SELECT sender_device, message_id, recipient, accepted_at, outcome \
+        "SELECT sender_device, message_id, recipient, accepted_at, outcome, dropped \
         FROM json_each($1) AS wanted CROSS JOIN sends \
         ON sender_device = unhex(wanted.value ->> 0) AND message_id = unhex(wanted.value ->> 1)",
-        "SELECT sender_device, sends.message_id, recipient, accepted_at, outcome \
+        "SELECT sender_device, sends.message_id, recipient, accepted_at, outcome, dropped \
         FROM UNNEST($1::UUID[], $2::UUID[]) AS wanted (device, message) \
         JOIN sends ON sender_device = wanted.device AND sends.message_id = wanted.message");
     /// Envelopes and bytes of sending users in mailboxes, given as rows of device and sending user.
@@ -60,39 +64,49 @@ statements! {
 
     // What a batch writes
 
-    /// Takes rows of device and envelope number. Returns the deleted ones, each with its content size in bytes.
+    /// Takes rows of device and envelope number. Returns the deleted ones, each with its content size in bytes
+    /// and whether it is from a stranger.
     DELETE_ENVELOPES = per_dialect(
         "DELETE FROM messages WHERE (device_id, seq) IN \
         (SELECT unhex(value ->> 0), value ->> 1 FROM json_each($1)) \
-        RETURNING device_id, seq, OCTET_LENGTH(content)",
+        RETURNING device_id, seq, OCTET_LENGTH(content), from_stranger",
         "DELETE FROM messages USING UNNEST($1::UUID[], $2::BIGINT[]) AS gone (device, number) \
         WHERE device_id = gone.device AND seq = gone.number \
-        RETURNING device_id, seq, OCTET_LENGTH(content)::BIGINT");
+        RETURNING device_id, seq, OCTET_LENGTH(content)::BIGINT, from_stranger");
     INSERT_ENVELOPES = per_dialect(
         "INSERT INTO messages \
-        (device_id, seq, message_id, sender_user, sender_device, type, content, accepted_at, expires_at) \
+        (device_id, seq, message_id, sender_user, sender_device, type, content, accepted_at, expires_at, from_stranger) \
         SELECT unhex(value ->> 0), value ->> 1, unhex(value ->> 2), unhex(value ->> 3), unhex(value ->> 4), \
-        value ->> 5, substr($2, (value ->> 6) + 1, value ->> 7), value ->> 8, value ->> 9 FROM json_each($1)",
+        value ->> 5, substr($2, (value ->> 6) + 1, value ->> 7), value ->> 8, value ->> 9, value ->> 10 \
+        FROM json_each($1)",
         "INSERT INTO messages \
-        (device_id, seq, message_id, sender_user, sender_device, type, content, accepted_at, expires_at) \
-        SELECT * FROM UNNEST($1::UUID[], $2::BIGINT[], $3::UUID[], $4::UUID[], $5::UUID[], $6::BIGINT[], $7::BYTEA[], \
-        $8::TIMESTAMPTZ[], $9::TIMESTAMPTZ[])");
+        (device_id, seq, message_id, sender_user, sender_device, type, content, accepted_at, expires_at, from_stranger) \
+        SELECT device, seq, message, sender, from_device, type, content, accepted_at, expires_at, stranger <> 0 \
+        FROM UNNEST($1::UUID[], $2::BIGINT[], $3::UUID[], $4::UUID[], $5::UUID[], $6::BIGINT[], $7::BYTEA[], \
+        $8::TIMESTAMPTZ[], $9::TIMESTAMPTZ[], $10::BIGINT[]) \
+        AS new (device, seq, message, sender, from_device, type, content, accepted_at, expires_at, stranger)");
     UPDATE_MAILBOXES = per_dialect(
         "UPDATE mailboxes \
-        SET next_seq = now.next_seq, count = now.count, bytes = now.bytes, expired_total = now.expired_total \
+        SET next_seq = now.next_seq, count = now.count, bytes = now.bytes, expired_total = now.expired_total, \
+        stranger_count = now.stranger_count, stranger_bytes = now.stranger_bytes \
         FROM (SELECT unhex(value ->> 0) AS device, value ->> 1 AS next_seq, value ->> 2 AS count, \
-        value ->> 3 AS bytes, value ->> 4 AS expired_total FROM json_each($1)) AS now \
+        value ->> 3 AS bytes, value ->> 4 AS expired_total, value ->> 5 AS stranger_count, \
+        value ->> 6 AS stranger_bytes FROM json_each($1)) AS now \
         WHERE device_id = now.device",
         "UPDATE mailboxes \
-        SET next_seq = now.next_seq, count = now.count, bytes = now.bytes, expired_total = now.expired_total \
-        FROM UNNEST($1::UUID[], $2::BIGINT[], $3::BIGINT[], $4::BIGINT[], $5::BIGINT[]) \
-        AS now (device, next_seq, count, bytes, expired_total) WHERE device_id = now.device");
+        SET next_seq = now.next_seq, count = now.count, bytes = now.bytes, expired_total = now.expired_total, \
+        stranger_count = now.stranger_count, stranger_bytes = now.stranger_bytes \
+        FROM UNNEST($1::UUID[], $2::BIGINT[], $3::BIGINT[], $4::BIGINT[], $5::BIGINT[], $6::BIGINT[], $7::BIGINT[]) \
+        AS now (device, next_seq, count, bytes, expired_total, stranger_count, stranger_bytes) \
+        WHERE device_id = now.device");
     INSERT_SENDS = per_dialect(
-        "INSERT INTO sends (sender_device, message_id, recipient, accepted_at, outcome) \
+        "INSERT INTO sends (sender_device, message_id, recipient, accepted_at, outcome, dropped) \
         SELECT unhex(value ->> 0), unhex(value ->> 1), unhex(value ->> 2), value ->> 3, \
-        COALESCE(substr($2, (value ->> 4) + 1, value ->> 5), x'') FROM json_each($1)",
-        "INSERT INTO sends (sender_device, message_id, recipient, accepted_at, outcome) \
-        SELECT * FROM UNNEST($1::UUID[], $2::UUID[], $3::UUID[], $4::TIMESTAMPTZ[], $5::BYTEA[])");
-    UPDATE_SEND = both("UPDATE sends SET outcome = $3 WHERE sender_device = $1 AND message_id = $2");
+        COALESCE(substr($2, (value ->> 4) + 1, value ->> 5), x''), value ->> 6 FROM json_each($1)",
+        "INSERT INTO sends (sender_device, message_id, recipient, accepted_at, outcome, dropped) \
+        SELECT device, message, receiver, at, result, is_dropped <> 0 \
+        FROM UNNEST($1::UUID[], $2::UUID[], $3::UUID[], $4::TIMESTAMPTZ[], $5::BYTEA[], $6::BIGINT[]) \
+        AS new (device, message, receiver, at, result, is_dropped)");
+    UPDATE_SEND = both("UPDATE sends SET outcome = $3, dropped = $4 WHERE sender_device = $1 AND message_id = $2");
     DELETE_SEND = both("DELETE FROM sends WHERE sender_device = $1 AND message_id = $2");
 }

@@ -21,6 +21,8 @@ statements! {
         SELECT token_hash, 'expired', $1, device_id FROM expired ON CONFLICT (token_hash) DO NOTHING");
     ENDED_SESSIONS = both("DELETE FROM ended_sessions WHERE ended_at <= $1 AND token_hash IN \
         (SELECT token_hash FROM ended_sessions WHERE ended_at <= $1 ORDER BY ended_at LIMIT $2)");
+    APPROVALS = both("DELETE FROM approvals WHERE id IN \
+        (SELECT id FROM approvals WHERE decided_at <= $1 ORDER BY decided_at LIMIT $2)");
     CHALLENGES = both("DELETE FROM email_otps WHERE id IN \
         (SELECT id FROM email_otps WHERE created_at <= $1 ORDER BY created_at LIMIT $2)");
     CLAIMS = both("UPDATE one_time_prekeys SET claimed_by = NULL, claim_id = NULL, claimed_at = NULL \
@@ -28,6 +30,12 @@ statements! {
     PQ_CLAIMS = both("UPDATE pq_prekeys \
         SET claimed_by = NULL, claim_id = NULL, claimed_at = NULL, public_key = NULL, signature = NULL \
         WHERE id IN (SELECT id FROM pq_prekeys WHERE claim_id IS NOT NULL AND claimed_at <= $1 LIMIT $2)");
+    /// On PostgreSQL it skips rows that claims have locked, so that it never waits: claims lock in another order.
+    STRANGER_CLAIMS = per_dialect(
+        "DELETE FROM stranger_claims WHERE device_id IN \
+        (SELECT device_id FROM stranger_claims WHERE last_at <= $1 ORDER BY last_at LIMIT $2)",
+        "DELETE FROM stranger_claims WHERE device_id IN \
+        (SELECT device_id FROM stranger_claims WHERE last_at <= $1 ORDER BY last_at LIMIT $2 FOR UPDATE SKIP LOCKED)");
     SENDS = both("DELETE FROM sends WHERE (sender_device, message_id) IN \
         (SELECT sender_device, message_id FROM sends WHERE accepted_at <= $1 ORDER BY accepted_at LIMIT $2)");
 }

@@ -19,23 +19,23 @@ pub struct Endpoint {
     summary: &'static str,
     needs_token: bool,
     body: Option<&'static str>,
-    /// Status and body type of a successful response.
-    pub success: (u16, Option<&'static str>),
+    /// Status and body type of each successful response.
+    pub success: &'static [(u16, Option<&'static str>)],
     /// The errors in addition to [`GENERAL_ERRORS`].
     errors: &'static [Code],
 }
 
 /// The types of request bodies.
-pub const REQUESTS: [&str; 2] = ["OtpRequest", "VerifyRequest"];
+pub const REQUESTS: [&str; 3] = ["OtpRequest", "VerifyRequest", "PollApprovalRequest"];
 
-pub const ENDPOINTS: [Endpoint; 7] = [
+pub const ENDPOINTS: [Endpoint; 8] = [
     Endpoint {
         method: "POST",
         path: "/v1/auth/otp",
         summary: "Mails a code to an address",
         needs_token: false,
         body: Some("OtpRequest"),
-        success: (202, Some("OtpReply")),
+        success: &[(202, Some("OtpReply"))],
         errors: &[Code::BadRequest, Code::PayloadTooLarge],
     },
     Endpoint {
@@ -44,15 +44,25 @@ pub const ENDPOINTS: [Endpoint; 7] = [
         summary: "Signs in with a code",
         needs_token: false,
         body: Some("VerifyRequest"),
-        success: (201, Some("SessionReply")),
+        success: &[(201, Some("SessionReply")), (202, Some("ApprovalRequestedReply"))],
         errors: &[
             Code::BadRequest,
             Code::PayloadTooLarge,
             Code::InvalidCode,
             Code::TooManyAttempts,
             Code::UnknownDevice,
+            Code::ProofRequired,
             Code::DeviceLimit,
         ],
+    },
+    Endpoint {
+        method: "POST",
+        path: "/v1/auth/approval",
+        summary: "Returns the outcome of a sign-in that waits for an approval",
+        needs_token: false,
+        body: Some("PollApprovalRequest"),
+        success: &[(201, Some("SessionReply")), (202, Some("ApprovalPendingReply"))],
+        errors: &[Code::BadRequest, Code::PayloadTooLarge, Code::NotFound, Code::Denied],
     },
     Endpoint {
         method: "GET",
@@ -60,7 +70,7 @@ pub const ENDPOINTS: [Endpoint; 7] = [
         summary: "Returns the session of a token",
         needs_token: true,
         body: None,
-        success: (200, Some("SessionReply")),
+        success: &[(200, Some("SessionReply"))],
         errors: &[Code::Unauthorized],
     },
     Endpoint {
@@ -69,7 +79,7 @@ pub const ENDPOINTS: [Endpoint; 7] = [
         summary: "Ends a session",
         needs_token: true,
         body: None,
-        success: (204, None),
+        success: &[(204, None)],
         errors: &[Code::Unauthorized],
     },
     Endpoint {
@@ -78,7 +88,7 @@ pub const ENDPOINTS: [Endpoint; 7] = [
         summary: "Upgrades the connection to the socket, which asyncapi.json describes",
         needs_token: true,
         body: None,
-        success: (101, None),
+        success: &[(101, None)],
         errors: &[Code::BadRequest, Code::Unauthorized, Code::ForbiddenOrigin],
     },
     Endpoint {
@@ -87,7 +97,7 @@ pub const ENDPOINTS: [Endpoint; 7] = [
         summary: "Whether the process is running",
         needs_token: false,
         body: None,
-        success: (200, Some("HealthReply")),
+        success: &[(200, Some("HealthReply"))],
         errors: &[],
     },
     Endpoint {
@@ -96,7 +106,7 @@ pub const ENDPOINTS: [Endpoint; 7] = [
         summary: "Whether the server can serve clients",
         needs_token: false,
         body: None,
-        success: (200, Some("HealthReply")),
+        success: &[(200, Some("HealthReply"))],
         errors: &[],
     },
 ];
@@ -112,7 +122,7 @@ pub fn document(types: &RustTypes, protocol: &str) -> Json {
     let mut used = BTreeSet::new();
     collect("HttpErrorBody", types, &mut used);
     for endpoint in &ENDPOINTS {
-        for name in endpoint.body.iter().chain(&endpoint.success.1) {
+        for name in endpoint.body.iter().chain(endpoint.success.iter().filter_map(|(_, body)| body.as_ref())) {
             collect(name, types, &mut used);
         }
         let operation = (endpoint.method.to_lowercase(), operation(endpoint));
@@ -174,13 +184,15 @@ fn content(name: &str) -> Json {
 }
 
 fn operation(endpoint: &Endpoint) -> Json {
-    let (status, body) = endpoint.success;
-    let success = map([("description", endpoint.summary.into())]);
-    let success = match body {
-        Some(name) => success.with([("content", content(name))]),
-        None => success,
+    let success = |(status, body): &(u16, Option<&str>)| {
+        let success = map([("description", endpoint.summary.into())]);
+        let success = match body {
+            Some(name) => success.with([("content", content(name))]),
+            None => success,
+        };
+        (status.to_string(), success)
     };
-    let mut responses = vec![(status.to_string(), success)];
+    let mut responses: Vec<(String, Json)> = endpoint.success.iter().map(success).collect();
     let mut errors: BTreeMap<u16, Vec<&str>> = BTreeMap::from([(TOO_SLOW, vec![Code::RateLimited.name()])]);
     for code in endpoint.errors.iter().chain(&GENERAL_ERRORS) {
         errors.entry(code.http_status()).or_default().push(code.name());

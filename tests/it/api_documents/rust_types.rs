@@ -124,7 +124,7 @@ impl RustTypes {
             let before = self.requests.len();
             for item in items {
                 let Item::Struct(item) = item else { continue };
-                if self.requests.contains(&item.ident.to_string()) {
+                if matches!(item.fields, Fields::Named(_)) && self.requests.contains(&item.ident.to_string()) {
                     let inner = item.fields.iter().map(|field| innermost(&field.ty));
                     self.requests.extend(inner);
                 }
@@ -295,10 +295,13 @@ fn schema(ty: &Type) -> Json {
         "u8" => integer(0, u8::MAX.into()),
         "u32" => integer(0, u32::MAX.into()),
         "i64" | "u64" | "usize" => integer(0, limits::MAX_INTEGER),
-        "String" | "Text" | "Cow" => map([("type", "string".into())]),
-        "Base64" | "Base64Text" | "MessageContent" => text("contentEncoding", "base64"),
+        // Any text is a shown key, though only the base64 of 16 bytes can be the right one.
+        "String" | "Text" | "Cow" | "ShownKey" => map([("type", "string".into())]),
+        "Base64" | "Base64Text" | "MessageContent" | "AccessKey" => text("contentEncoding", "base64"),
         "Timestamp" => text("format", "date-time"),
-        "ChallengeId" | "ClaimId" | "DeviceId" | "MessageId" | "SessionId" | "UserId" => text("format", "uuid"),
+        "ApprovalId" | "ChallengeId" | "ClaimId" | "DeviceId" | "MessageId" | "SessionId" | "UserId" => {
+            text("format", "uuid")
+        }
         // The type parameter of `HttpErrorBody`; this is its default.
         "E" => reference("#/components/schemas/ErrorBody"),
         "Option" => panic!("an Option inside another type"),
@@ -311,6 +314,7 @@ fn limits_of(owner: &str, field: &str, source: &Field) -> Vec<(&'static str, i64
     let items = |most: usize| vec![("maxItems", i64::try_from(most).unwrap())];
     match (owner, field) {
         ("SendMessageRequest", "messages" | "skip") => items(limits::MAX_MESSAGES_PER_SEND),
+        ("ListBlocksReply", "user_ids") => items(limits::MAX_BLOCKS),
         ("AckMessagesRequest", "seqs") => items(limits::MAX_SEQS_PER_ACK),
         ("FetchKeysRequest" | "ClaimKeysRequest", "device_ids") => items(limits::MAX_DEVICE_IDS),
         ("FetchKeysRequest" | "ClaimKeysRequest", "suites") => vec![("minItems", 1)],
@@ -411,6 +415,7 @@ fn on_the_wire(name: &str) -> String {
         "MAX_IN_FLIGHT" => number(limits::MAX_IN_FLIGHT),
         "MAX_MESSAGES_PER_SEND" => number(limits::MAX_MESSAGES_PER_SEND),
         "MAX_SEQS_PER_ACK" => number(limits::MAX_SEQS_PER_ACK),
+        "MAX_BLOCKS" => number(limits::MAX_BLOCKS),
         "MAX_DEVICE_IDS" => number(limits::MAX_DEVICE_IDS),
         "MAX_KEYS_PER_PUBLISH" => number(limits::MAX_KEYS_PER_PUBLISH),
         "TTL_SECONDS" => format!("{} to {}", limits::TTL_SECONDS.start(), limits::TTL_SECONDS.end()),

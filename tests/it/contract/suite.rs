@@ -11,7 +11,8 @@ use std::time::Duration;
 
 use sealwire::{
     domain::{
-        Bundles, Caller, ChallengeId, ClaimId, DeviceId, Email, Refusal, SessionId, Suite, Timestamp, UserId,
+        ApprovalId, Bundles, Caller, ChallengeId, ClaimId, DeviceId, Email, Refusal, SessionId, Suite, Timestamp,
+        UserId,
         keyed_buckets::DrainLimit,
         keys::IdentityKey,
         otp::CodePurpose,
@@ -19,8 +20,8 @@ use sealwire::{
         signature::{x25519_public, xeddsa_sign},
     },
     store::{
-        ClaimAnswer, ClaimRequest, Claims, NewChallenge, NewDevice, NewSession, PublishOutcome, SignIn, Store,
-        StoreError,
+        ClaimAnswer, ClaimRequest, Claims, NewChallenge, NewDevice, NewSession, PublishOutcome, SignIn, SignInOutcome,
+        SignedIn, Store, StoreError,
     },
 };
 use uuid::Uuid;
@@ -76,15 +77,27 @@ fn sign_in(challenge: ChallengeId, name: &str, now: Timestamp) -> SignIn {
         existing_device: None,
         new_device: NewDevice { id: DeviceId(Uuid::new_v4()), name: Some(name.to_owned()), registration_id: 77 },
         replace: None,
+        proof: Vec::new(),
+        recovery_key: None,
+        approval: ApprovalId(Uuid::new_v4()),
+        client_network: None,
         max_devices: 3,
         session: new_session(now),
         now,
     }
 }
 
+/// Redeems a code for a session.
+async fn redeem(store: &Store, sign_in: &SignIn) -> Result<SignedIn, StoreError> {
+    match store.redeem(sign_in).await? {
+        SignInOutcome::SignedIn(signed_in) => Ok(signed_in),
+        SignInOutcome::Requested { approval, .. } => panic!("not signed in but {approval:?}"),
+    }
+}
+
 async fn add_device(store: &Store, name: &str) -> Caller {
     let challenge = add_challenge(store, name, start()).await;
-    store.redeem(&sign_in(challenge, name, start())).await.unwrap().caller
+    redeem(store, &sign_in(challenge, name, start())).await.unwrap().caller
 }
 
 /// Deletes the account of a user. The code is not compared, so the purpose of the challenge does not matter.
@@ -174,12 +187,12 @@ async fn claim(
 /// A claim of one key of each kind from every device of a user.
 fn request(caller: &Caller, user: UserId, now: Timestamp) -> ClaimRequest {
     let suites = sealwire::domain::bundle::UsableSuites::default();
-    ClaimRequest { caller: *caller, user, devices: None, suites, claim: ClaimId(Uuid::new_v4()), now }
+    ClaimRequest { caller: *caller, user, devices: None, suites, claim: ClaimId(Uuid::new_v4()), access: None, now }
 }
 
 /// Claims with a drain limit of `burst` keys that gets one key back each hour; a burst of 0 means no limit.
 fn claims(store: &Store, burst: u32) -> Claims {
-    Claims::new(store.clone(), DrainLimit::new(burst, Duration::from_hours(1)))
+    Claims::new(store.clone(), DrainLimit::new(burst, Duration::from_hours(1)), 0)
 }
 
 fn claimed(bundles: &Bundles) -> Option<u32> {

@@ -4,8 +4,9 @@ use std::{fs, path::Path};
 
 use reqwest::{Client, Method, StatusCode};
 use serde_json::{Value, json};
+use uuid::Uuid;
 
-use super::{Server, eventually};
+use super::{KeySet, Server, eventually, keys::base64};
 
 /// A signed-in device of a user.
 #[derive(Clone, Debug)]
@@ -106,6 +107,28 @@ pub async fn sign_in_as(server: &impl Server, email: &str, more: Value) -> Perso
     let (status, body) = post(server, "/v1/auth/verify", body).await;
     assert_eq!(status, StatusCode::CREATED, "{body}");
     person(email, &body)
+}
+
+/// Returns the `device` that signs in again, or is replaced, with the proof of its identity key for this challenge.
+pub fn proved(challenge_id: &str, device: &str, keys: &mut KeySet) -> Value {
+    json!({ "id": device, "proof": proof(challenge_id, device, keys) })
+}
+
+/// Returns the proof of a device's identity key: the signature over the text, the challenge id and the device id.
+pub fn proof(challenge_id: &str, device: &str, keys: &mut KeySet) -> String {
+    let bytes = |id: &str| *Uuid::parse_str(id).unwrap().as_bytes();
+    let message = [&b"sealwire-device-proof-v1"[..], &bytes(challenge_id), &bytes(device)].concat();
+    base64(&keys.sign(&message))
+}
+
+/// Signs in again as a device that has published these keys.
+pub async fn sign_in_again(server: &impl Server, device: &Person, keys: &mut KeySet) -> Person {
+    let (challenge_id, code) = challenge(server, &device.email).await;
+    let device_field = proved(&challenge_id, &device.device, keys);
+    let body = json!({ "challenge_id": challenge_id, "email": device.email, "code": code, "device": device_field });
+    let (status, body) = post(server, "/v1/auth/verify", body).await;
+    assert_eq!(status, StatusCode::CREATED, "{body}");
+    person(&device.email, &body)
 }
 
 /// Parses the body of a successful `verify`.

@@ -11,6 +11,7 @@ use tokio::{
         tcp::{OwnedReadHalf, OwnedWriteHalf},
     },
     sync::Mutex,
+    task::JoinHandle,
     time::timeout,
 };
 
@@ -108,9 +109,14 @@ pub struct RawSocket {
 impl RawSocket {
     /// Connects, reads up to `mailbox.drained`, and returns the `welcome` event too.
     pub async fn connect(server: &impl Server, token: &str, codec: Codec) -> (Self, Value) {
+        Self::connect_from([127, 0, 0, 1], server, token, codec).await
+    }
+
+    /// Like [`connect`](Self::connect), from this local address.
+    pub async fn connect_from(source: [u8; 4], server: &impl Server, token: &str, codec: Codec) -> (Self, Value) {
         let bearer = format!("Bearer {token}");
         let more = [("authorization", bearer.as_str()), ("sec-websocket-protocol", codec.subprotocol())];
-        let (answer, mut socket) = request_upgrade(server, &[&HANDSHAKE[..], &more].concat()).await;
+        let (answer, mut socket) = request_upgrade_from(source, server, &[&HANDSHAKE[..], &more].concat()).await;
         assert_eq!(answer.status, 101, "{}", answer.body);
         socket.codec = codec;
         let welcome = socket.message().await.expect("expected a welcome, got a close");
@@ -129,6 +135,19 @@ impl RawSocket {
     pub fn send_in_background(&self, bytes: Vec<u8>) {
         let writer = self.writer.clone();
         tokio::spawn(async move { writer.lock().await.write_all(&bytes).await });
+    }
+
+    /// Sends bytes, and then one more five times a second until the connection ends, in a background task. It keeps the
+    /// connection open until it is aborted.
+    pub fn drip_in_background(&self, bytes: Vec<u8>) -> JoinHandle<()> {
+        let writer = self.writer.clone();
+        tokio::spawn(async move {
+            let mut sent = writer.lock().await.write_all(&bytes).await;
+            while sent.is_ok() {
+                tokio::time::sleep(Duration::from_millis(200)).await;
+                sent = writer.lock().await.write_all(&[7]).await;
+            }
+        })
     }
 
     /// Sends bytes until the server reads none for a second, and returns how many were sent. Panics if it reads all.

@@ -53,6 +53,9 @@ fn environment(folder: &Path, settings: Settings) -> BTreeMap<String, String> {
         ("LIMITS__OTP_PER_EMAIL_HOUR", "0"),
         ("LIMITS__OTP_PER_EMAIL_DAY", "0"),
         ("LIMITS__VERIFY_PER_NETWORK_MINUTE", "0"),
+        // The accounts of a test are new, so all of them are strangers to each other. Only the tests of that set these.
+        ("LIMITS__STRANGER_KEYS_PER_DEVICE_HOUR", "0"),
+        ("MAILBOX__STRANGER_SHARE", "0"),
     ];
     let is_bare = |key: &str| matches!(key, "RUST_LOG" | "SSL_CERT_FILE");
     let name = |key: &str| if is_bare(key) { key.to_owned() } else { format!("SEALWIRE__{key}") };
@@ -70,6 +73,7 @@ pub struct TestApp {
     pub tasks: Tasks,
     thread: Option<JoinHandle<Result<(), AppError>>>,
     clock: Option<Arc<AtomicI64>>,
+    postgres: Option<String>,
     folder: TempDir,
 }
 
@@ -100,8 +104,10 @@ impl TestApp {
         let (port, admin_port, stopper, tasks) = building.recv().expect("the server did not start");
         let address = SocketAddr::from(([127, 0, 0, 1], port));
         let admin = SocketAddr::from(([127, 0, 0, 1], admin_port));
+        let database = settings.iter().find(|(name, _)| *name == "DATABASE__URL").map(|(_, url)| (*url).to_owned());
+        let postgres = database.filter(|url| url.starts_with("postgres"));
         let mail = folder.path().join("mail");
-        Self { address, admin, mail, stopper, tasks, thread: Some(thread), clock, folder }
+        Self { address, admin, mail, stopper, tasks, thread: Some(thread), clock, postgres, folder }
     }
 
     /// Advances the manual clock.
@@ -113,6 +119,11 @@ impl TestApp {
     /// The address of the admin listener.
     pub fn admin(&self) -> SocketAddr {
         self.admin
+    }
+
+    /// Returns the URL of the database, if it is PostgreSQL.
+    pub fn postgres(&self) -> Option<&str> {
+        self.postgres.as_deref()
     }
 
     /// Returns the path of the database file.

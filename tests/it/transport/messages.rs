@@ -150,7 +150,7 @@ async fn a_connection_that_is_reset_releases_its_reservations() {
     let server = Server::start();
     for path in ["/echo", "/push"] {
         let mut client = server.open(path).await;
-        client.send(&header(BINARY, 300_000)).await;
+        client.send(&[header(BINARY, 300_000), vec![7; 299_000]].concat()).await;
         eventually(|| path == "/push" || server.tuning.inbound.in_use() == 300_000).await;
         client.stream.set_zero_linger().unwrap();
         drop(client);

@@ -1,16 +1,14 @@
 //! Backpressure in both directions, and the memory budget for large messages.
 
-use std::{
-    sync::atomic::{AtomicU64, Ordering},
-    time::Duration,
-};
+use std::sync::atomic::{AtomicU64, Ordering};
 
-use sealwire::socket::transport::{Budget, frame_bytes};
-use tokio::{io::AsyncWriteExt, time::timeout};
+use sealwire::socket::transport::{Budget, SharedBudget, frame_bytes};
+use tokio::io::AsyncWriteExt;
 
 use super::{
+    client::close_code,
     eventually,
-    server::{COUNTED, MAX_MESSAGE, Server},
+    server::{COUNTED, Server},
 };
 use crate::support::raw::{BINARY, PING, PONG, TEXT, frame, header};
 
@@ -54,28 +52,42 @@ async fn a_handler_that_does_not_read_blocks_its_client() {
     };
     // The kernel's buffers on both sides take some megabytes; the server adds one chunk.
     assert!(stopped_at < 32 << 20, "{stopped_at} bytes were taken");
-    assert!(server.tuning.inbound.in_use() <= 60_000);
+    assert!(server.tuning.inbound.in_use() <= 60_000 + 16_384, "one message, and the beginning of the next");
     client.stream.set_zero_linger().unwrap();
 }
 
 #[tokio::test]
-async fn large_messages_wait_for_the_memory_budget_of_the_node() {
-    let server = Server::with_budgets(Budget::new(600_000), Budget::new(10));
-    let mut budget_holder = server.open("/echo").await;
-    budget_holder.send(&header(BINARY, 400_000)).await;
+async fn memory_is_reserved_as_bytes_arrive_and_not_by_the_declared_length() {
+    let server = Server::start();
+    let mut client = server.open("/echo").await;
+    client.send(&header(BINARY, 400_000)).await;
+    for (bytes, reserved) in [(4096, 0), (1, 16_384), (16_000, 32_768), (379_902, 400_000)] {
+        client.send(&vec![7; bytes]).await;
+        eventually(|| server.tuning.inbound.in_use() == reserved).await;
+    }
+    client.send(&[7]).await;
+    assert_eq!(client.receive().await.1.len(), 400_000);
+    eventually(|| server.tuning.inbound.in_use() == 0).await;
+}
+
+#[tokio::test]
+async fn a_message_that_needs_memory_displaces_the_oldest_unfinished_one() {
+    let server = Server::with_budgets(SharedBudget::new(600_000, 600_000), Budget::new(10));
+    let mut oldest = server.open("/echo").await;
+    oldest.send(&[header(BINARY, 400_000), vec![7; 399_999]].concat()).await;
     eventually(|| server.tuning.inbound.in_use() == 400_000).await;
+    let mut second = server.open("/echo").await;
+    second.send(&[header(BINARY, 100_000), vec![7; 99_999]].concat()).await;
+    eventually(|| server.tuning.inbound.in_use() == 500_000).await;
 
-    let mut waiter = server.open("/echo").await;
+    let mut newcomer = server.open("/echo").await;
     let large = vec![7; 300_000];
-    waiter.send(&[frame(TEXT, b"small"), frame(BINARY, &large)].concat()).await;
-    assert_eq!(waiter.receive().await, (TEXT, b"small".to_vec()), "small messages need no budget");
-    // Only time can show that the message keeps waiting: this is long enough for several attempts at the budget.
-    assert!(timeout(Duration::from_millis(300), waiter.receive()).await.is_err());
-    assert_eq!(server.tuning.inbound.in_use(), 400_000);
-
-    budget_holder.send(&vec![7; 400_000]).await;
-    assert_eq!(budget_holder.receive().await.1.len(), 400_000);
-    assert_eq!(waiter.receive().await, (BINARY, large));
+    newcomer.send(&[frame(TEXT, b"small"), frame(BINARY, &large)].concat()).await;
+    assert_eq!(newcomer.receive().await, (TEXT, b"small".to_vec()));
+    assert_eq!(newcomer.receive().await, (BINARY, large));
+    assert_eq!(close_code(&oldest.receive().await), 4003);
+    second.send(&[7]).await;
+    assert_eq!(second.receive().await.1.len(), 100_000, "one was enough");
     eventually(|| server.tuning.inbound.in_use() == 0).await;
 }
 
@@ -91,7 +103,7 @@ async fn a_large_message_stays_reserved_until_its_reader_asks_for_the_next() {
 }
 
 #[tokio::test]
-async fn a_growing_fragmented_message_reserves_the_largest_message_size() {
+async fn a_fragmented_message_reserves_memory_for_all_its_fragments() {
     let server = Server::start();
     let mut client = server.open("/echo").await;
     client.send(&frame(0x02, &[7; 3000])).await;
@@ -99,9 +111,11 @@ async fn a_growing_fragmented_message_reserves_the_largest_message_size() {
     assert_eq!(client.receive().await.0, PONG);
     assert_eq!(server.tuning.inbound.in_use(), 0, "still small");
     client.send(&frame(0x00, &[7; 3000])).await;
-    eventually(|| server.tuning.inbound.in_use() as u64 == MAX_MESSAGE).await;
+    eventually(|| server.tuning.inbound.in_use() == 16_384).await;
+    client.send(&frame(0x00, &vec![7; 20_000])).await;
+    eventually(|| server.tuning.inbound.in_use() == 32_768).await;
     client.send(&frame(0x80, &[7; 3000])).await;
-    assert_eq!(client.receive().await, (BINARY, vec![7; 9000]));
+    assert_eq!(client.receive().await, (BINARY, vec![7; 29_000]));
     eventually(|| server.tuning.inbound.in_use() == 0).await;
 }
 

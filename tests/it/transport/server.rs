@@ -16,7 +16,9 @@ use actix::{Actor, ActorContext, ActorFutureExt, AsyncContext, Context, StreamHa
 use actix_web::{App, HttpMessage, HttpRequest, HttpResponse, web};
 use actix_ws::{AggregatedMessage, CloseCode, CloseReason, ProtocolError, Session};
 use bytes::Bytes;
-use sealwire::socket::transport::{self, Budget, ConnectionLimiter, Tuning, Violation, Wire, frame_bytes};
+use sealwire::socket::transport::{
+    self, Budget, ConnectionLimiter, Cutoff, SharedBudget, Tuning, Violation, Wire, frame_bytes,
+};
 use tokio::time::timeout;
 
 use super::{client::Client, eventually};
@@ -51,11 +53,11 @@ pub struct Server {
 
 impl Server {
     pub fn start() -> Self {
-        Self::with_budgets(Budget::new(1 << 30), Budget::new(100))
+        Self::with_budgets(SharedBudget::new(1 << 30, 1 << 30), Budget::new(100))
     }
 
     /// Starts a server with these budgets.
-    pub fn with_budgets(inbound: Budget, connections: Budget) -> Self {
+    pub fn with_budgets(inbound: SharedBudget, connections: Budget) -> Self {
         let limiter = ConnectionLimiter::unlimited();
         let tuning = Tuning { max_message: MAX_MESSAGE, inbound, limiter, connections, stall: STALL };
         let probe = Arc::new(Probe::default());
@@ -183,10 +185,13 @@ impl StreamHandler<Result<AggregatedMessage, ProtocolError>> for Echo {
     }
 
     fn finished(&mut self, ctx: &mut Self::Context) {
-        let code = match self.wire.violation() {
-            Some(Violation::Protocol(_)) => 4504,
-            Some(Violation::FrameTooLarge) => 4505,
-            None => return ctx.stop(),
+        let code = match (self.wire.cutoff(), self.wire.violation()) {
+            (Some(Cutoff::MessageTooSlow), _) => 4001,
+            (Some(Cutoff::NotReading | Cutoff::QueueGivenUp), _) => 4002,
+            (Some(Cutoff::MessageGivenUp), _) => 4003,
+            (None, Some(Violation::Protocol(_))) => 4504,
+            (None, Some(Violation::FrameTooLarge)) => 4505,
+            (None, None) => return ctx.stop(),
         };
         self.close(ctx, Some(CloseCode::Other(code).into()));
     }

@@ -4,6 +4,7 @@ use serde::{Deserialize, Serialize};
 
 use super::Suite;
 use crate::{
+    access::ShownKey,
     frame::{Op, SocketRequest},
     ids::{ClaimId, DeviceId, UserId},
     time::Timestamp,
@@ -22,6 +23,9 @@ pub struct FetchKeysRequest {
     /// [`UnavailableReason::OtherSuite`]; all suites if absent.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub suites: Option<List<Named<Suite>>>,
+    /// The access key that the user has shared; see `access.set` in `docs/protocol.md`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub access: Option<ShownKey>,
 }
 
 impl SocketRequest for FetchKeysRequest {
@@ -41,6 +45,9 @@ pub struct ClaimKeysRequest {
     /// [`UnavailableReason::OtherSuite`]; all suites if absent.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub suites: Option<List<Named<Suite>>>,
+    /// The access key that the user has shared; see `access.set` in `docs/protocol.md`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub access: Option<ShownKey>,
     /// Chosen by the client for each claim. A repeat with the same id gets the same keys.
     pub claim_id: ClaimId,
 }

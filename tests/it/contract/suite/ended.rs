@@ -7,7 +7,7 @@ use sealwire::{
     store::Store,
 };
 
-use super::{add_challenge, add_device, delete_account, hash, later, new_session, refusal, sign_in, start};
+use super::{add_challenge, add_device, delete_account, hash, later, new_session, redeem, refusal, sign_in, start};
 
 async fn reason(store: &Store, session: SessionId, now: Timestamp) -> InvalidTokenReason {
     match refusal(store.present(&hash(session), now).await) {
@@ -52,7 +52,7 @@ pub async fn a_revocation_replaces_the_reasons_of_earlier_sessions(store: &Store
     let other = add_device(store, "alice").await;
     let mut again = sign_in(add_challenge(store, "alice", start()).await, "alice", later(1));
     again.existing_device = Some(device.device);
-    let newer = store.redeem(&again).await.unwrap().caller;
+    let newer = redeem(store, &again).await.unwrap().caller;
     store.end_session(&device, later(2)).await.unwrap();
     assert_eq!(reason(store, device.session, later(3)).await, InvalidTokenReason::LoggedOut);
     store.revoke_device(&other, device.device, later(4)).await.unwrap();

@@ -99,6 +99,7 @@ pub async fn claims_in_a_batch_fail_individually(store: &Store) {
         devices: None,
         suites: sealwire::domain::bundle::UsableSuites::default(),
         claim: ClaimId(claim),
+        access: None,
         now: later(1),
     };
     let ended = Caller { session: SessionId(Uuid::new_v4()), ..claimer };
@@ -146,6 +147,7 @@ async fn claim_batch(
         devices: None,
         suites: sealwire::domain::bundle::UsableSuites::default(),
         claim: *claim,
+        access: None,
         now: later(9),
     };
     let batch = claims.claim(ids.iter().map(request).collect()).await;
@@ -252,6 +254,7 @@ pub async fn each_low_level_is_announced_once_until_a_publish_lifts_the_pool_abo
             devices: None,
             suites: sealwire::domain::bundle::UsableSuites::default(),
             claim,
+            access: None,
             now: later(1),
         };
         let batch = claims.claim(vec![request]).await;
@@ -272,6 +275,7 @@ pub async fn each_low_level_is_announced_once_until_a_publish_lifts_the_pool_abo
         devices: None,
         suites: sealwire::domain::bundle::UsableSuites::default(),
         claim,
+        access: None,
         now: later(3),
     };
     let batch = claims.claim(vec![request]).await;
@@ -300,7 +304,9 @@ pub async fn revoked_and_expired_sessions_cannot_do_anything(store: &Store) {
     assert_eq!(refusal(store.delete_account(&caller, ChallengeId(Uuid::nil()), later(2)).await), gone);
     assert_eq!(
         refusal(
-            store.fetch(&caller, other.user, None, &sealwire::domain::bundle::UsableSuites::default(), later(2)).await
+            store
+                .fetch(&caller, other.user, None, &sealwire::domain::bundle::UsableSuites::default(), None, later(2))
+                .await
         ),
         gone
     );

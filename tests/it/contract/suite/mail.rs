@@ -22,6 +22,7 @@ use super::{add_device, later, publish, refusal, start};
 const BOUNDS: MailboxBounds = MailboxBounds {
     all: MailboxSize { envelopes: 10_000, bytes: 1 << 26 },
     per_sender: MailboxSize { envelopes: 1000, bytes: 1 << 23 },
+    strangers: None,
 };
 
 /// Adds a device that has published keys.
@@ -46,6 +47,7 @@ fn send_at(from: &Caller, to: &[&Caller], text: &str, now: Timestamp) -> SendReq
         ttl: Duration::from_mins(1),
         envelopes: to.iter().map(outgoing).collect(),
         skipped: Vec::new(),
+        access: None,
         now,
     }
 }
@@ -227,6 +229,7 @@ pub async fn a_repeated_message_lists_all_devices_that_still_lack_it(store: &Sto
     let space_for_one = MailboxBounds {
         all: MailboxSize { envelopes: 1, bytes: 1000 },
         per_sender: MailboxSize { envelopes: 9, bytes: 1000 },
+        strangers: None,
     };
     let undelivered = async |request: &SendRequest| {
         let batch = mail_within(store, vec![MailRequest::Send(request.clone())], &space_for_one).await;
@@ -296,6 +299,7 @@ pub async fn mailbox_limits_hold_within_a_batch(store: &Store) {
     let bounds = MailboxBounds {
         all: MailboxSize { envelopes: 5, bytes: 1000 },
         per_sender: MailboxSize { envelopes: 3, bytes: 1000 },
+        strangers: None,
     };
     let full = |batch: &BatchOutcome<MailAnswer>| -> Vec<bool> {
         let is_full =

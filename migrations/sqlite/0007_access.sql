@@ -1,0 +1,34 @@
+-- Who may reach a user: access settings, blocks, and what strangers have used.
+
+ALTER TABLE users ADD COLUMN access_key BLOB;
+-- What strangers may do: allow, limit or refuse.
+ALTER TABLE users ADD COLUMN strangers TEXT NOT NULL DEFAULT 'limit';
+-- Whether the user accepts mail from sealed senders.
+ALTER TABLE users ADD COLUMN sealed BOOLEAN NOT NULL DEFAULT FALSE;
+-- The number of its rows in blocks.
+ALTER TABLE users ADD COLUMN block_count BIGINT NOT NULL DEFAULT 0;
+
+-- Users whose messages are dropped. They need not exist.
+CREATE TABLE blocks (
+    user_id BLOB NOT NULL REFERENCES users (id) ON DELETE CASCADE,
+    blocked BLOB NOT NULL,
+    PRIMARY KEY (user_id, blocked)
+);
+
+-- Whether the sender was a stranger to the recipient when the message was stored.
+ALTER TABLE messages ADD COLUMN from_stranger BOOLEAN NOT NULL DEFAULT FALSE;
+-- What is stored now of strangers: envelopes, and bytes of their content.
+ALTER TABLE mailboxes ADD COLUMN stranger_count BIGINT NOT NULL DEFAULT 0;
+ALTER TABLE mailboxes ADD COLUMN stranger_bytes BIGINT NOT NULL DEFAULT 0;
+-- Whether a part of the message was dropped because the recipient had blocked the sender.
+ALTER TABLE sends ADD COLUMN dropped BOOLEAN NOT NULL DEFAULT FALSE;
+
+-- The newest claims of strangers that took keys of a device. Nothing refers to the device, so that a claim locks no row
+-- of another table.
+CREATE TABLE stranger_claims (
+    device_id BLOB      NOT NULL PRIMARY KEY,
+    -- Their times in ascending order, each as eight bytes: microseconds since 1970, big-endian.
+    taken     BLOB      NOT NULL,
+    last_at   TIMESTAMP NOT NULL
+);
+CREATE INDEX stranger_claims_age ON stranger_claims (last_at);

@@ -1,0 +1,30 @@
+// Waiting: timers that can be aborted, and backoff.
+
+/** Longest wait between two tries, and the bound of the first, in milliseconds. */
+const MAX_WAIT = 60_000;
+const FIRST_WAIT = 1000;
+
+/** A random wait before try number `failures` (from 0): between zero and a bound that doubles from a second up to a minute. */
+export const backoff = (failures: number, random: () => number = Math.random): number =>
+  random() * Math.min(MAX_WAIT, FIRST_WAIT * 2 ** failures);
+
+/** Resolves after `ms`; rejects with the signal's reason if it is aborted before. */
+export const sleep = (ms: number, signal?: AbortSignal): Promise<void> =>
+  within(
+    new Promise((resolve) => {
+      const timer = setTimeout(resolve, ms);
+      signal?.addEventListener('abort', () => clearTimeout(timer), { once: true });
+    }),
+    signal,
+  );
+
+/** `promise`, but rejects with the signal's reason as soon as it is aborted. */
+export function within<T>(promise: Promise<T>, signal?: AbortSignal | null): Promise<T> {
+  if (!signal) return promise;
+  return new Promise<T>((resolve, reject) => {
+    const abort = () => reject(signal.reason as Error);
+    if (signal.aborted) return abort();
+    signal.addEventListener('abort', abort);
+    promise.then(resolve, reject).finally(() => signal.removeEventListener('abort', abort));
+  });
+}

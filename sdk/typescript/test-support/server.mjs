@@ -1,0 +1,135 @@
+// A Sealwire server for tests: started on a free port with a database and mails in a temporary folder.
+
+import { spawn } from 'node:child_process';
+import { existsSync } from 'node:fs';
+import { mkdtemp, readdir, readFile, rm, stat } from 'node:fs/promises';
+import { tmpdir } from 'node:os';
+import { join } from 'node:path';
+import { setTimeout as pause } from 'node:timers/promises';
+import { fileURLToPath } from 'node:url';
+
+/** The binary, from `SEALWIRE`, or the debug build of this checkout. */
+export const binary = process.env.SEALWIRE ?? fileURLToPath(new URL('../../../target/debug/sealwire', import.meta.url));
+/** For the option `skip` of a test. */
+export const skip = existsSync(binary) ? false : `no server at ${binary}: build it, or name it in SEALWIRE`;
+
+const LIMITS_OFF = {
+  SEALWIRE__LIMITS__OTP_PER_NETWORK_HOUR: '0',
+  SEALWIRE__LIMITS__OTP_PER_EMAIL_HOUR: '0',
+  SEALWIRE__LIMITS__OTP_PER_EMAIL_DAY: '0',
+  SEALWIRE__LIMITS__OTP_PER_EMAIL_NETWORK_HOUR: '0',
+  SEALWIRE__LIMITS__VERIFY_PER_NETWORK_MINUTE: '0',
+  SEALWIRE__LIMITS__CLAIM_BURST: '0',
+  SEALWIRE__LIMITS__SENDS_PER_DEVICE_SECOND: '0',
+  SEALWIRE__LIMITS__FIND_PER_USER_HOUR: '0',
+};
+
+export class Server {
+  /** Starts a server. `env` has further settings. Stop it with `stop()`. */
+  static async start(env = {}) {
+    const server = new Server();
+    server.dir = await mkdtemp(join(tmpdir(), 'sealwire-sdk-'));
+    server.env = env;
+    await server.#run('0');
+    return server;
+  }
+
+  get url() {
+    return `http://127.0.0.1:${this.port}`;
+  }
+
+  async #run(port) {
+    const inherited = Object.fromEntries(Object.entries(process.env).filter(([name]) => !name.startsWith('SEALWIRE')));
+    this.process = spawn(binary, [], {
+      cwd: this.dir,
+      env: {
+        ...inherited,
+        RUST_LOG: 'info',
+        SEALWIRE__SERVER__BIND: `127.0.0.1:${port}`,
+        SEALWIRE__ADMIN__BIND: '127.0.0.1:0',
+        SEALWIRE__DATABASE__URL: `sqlite://${this.dir}/sealwire.db`,
+        SEALWIRE__MAILER__URL: `file:${this.dir}/mail`,
+        ...LIMITS_OFF,
+        ...this.env,
+      },
+      stdio: ['ignore', 'ignore', 'pipe'],
+    });
+    // A test that is killed does not leave its server behind.
+    const child = this.process;
+    process.once('exit', () => child.kill('SIGKILL'));
+    let log = '';
+    await new Promise((resolve, reject) => {
+      child.stderr.on('data', (chunk) => {
+        if (log.length < 100_000) log += chunk;
+        const found = log.match(/"message":"listening",.*?"port":(\d+)/);
+        if (found) resolve((this.port = Number(found[1])));
+      });
+      child.once('exit', (code) => reject(new Error(`the server stopped with ${code}:\n${log}`)));
+    });
+  }
+
+  /** Ends the server with `signal`, and waits for its end. */
+  async end(signal) {
+    if (this.process.exitCode !== null || this.process.signalCode !== null) return;
+    const ended = new Promise((resolve) => this.process.once('exit', resolve));
+    this.process.kill(signal);
+    await ended;
+  }
+
+  kill() {
+    return this.end('SIGKILL');
+  }
+
+  /** Starts it again, on the same port with the same data. */
+  restart() {
+    return this.#run(String(this.port));
+  }
+
+  async stop() {
+    await this.end('SIGTERM');
+    await rm(this.dir, { recursive: true, force: true });
+  }
+
+  /** Names of the mails so far. */
+  async mails() {
+    const dir = join(this.dir, 'mail');
+    return existsSync(dir) ? (await readdir(dir)).filter((name) => name.endsWith('.eml')) : [];
+  }
+
+  /** Calls `request`, and returns the code of the mail to `email` that it caused. */
+  async code(email, request) {
+    const before = new Set(await this.mails());
+    await request();
+    for (const deadline = Date.now() + 20_000; Date.now() < deadline; await pause(20)) {
+      const found = [];
+      for (const name of await this.mails()) {
+        if (before.has(name)) continue;
+        const path = join(this.dir, 'mail', name);
+        const { to, text } = parseMail(await readFile(path, 'utf8'));
+        const code = text.match(/(?<!\d)\d{8}(?!\d)/)?.[0];
+        if (to.includes(email) && code) found.push({ code, at: (await stat(path)).mtimeMs });
+      }
+      if (found.length > 0) return found.sort((a, b) => b.at - a.at)[0].code;
+    }
+    throw new Error(`no mail with a code for ${email}`);
+  }
+
+  /** Signs a client in. */
+  async signIn(client, email, options) {
+    const code = await this.code(email, () => client.signIn.request(email));
+    return client.signIn.verify(code, options);
+  }
+}
+
+/** The recipient, and the subject with the text, of a single-part mail. */
+function parseMail(raw) {
+  const [head, ...rest] = raw.split(/\r?\n\r?\n/);
+  const header = (name) => head.replace(/\r?\n[ \t]+/g, ' ').match(new RegExp(`^${name}: *(.*)$`, 'im'))?.[1] ?? '';
+  let body = rest.join('\n\n');
+  const encoding = header('Content-Transfer-Encoding').toLowerCase();
+  if (encoding === 'base64') body = Buffer.from(body, 'base64').toString();
+  if (encoding === 'quoted-printable') {
+    body = body.replace(/=\r?\n/g, '').replace(/=([0-9A-F]{2})/gi, (_, hex) => String.fromCharCode(parseInt(hex, 16)));
+  }
+  return { to: header('To').toLowerCase(), text: `${header('Subject')}\n${body}` };
+}

@@ -1,0 +1,232 @@
+//! The lock of an account, and the approvals that it asks for.
+
+use std::{sync::Arc, time::Duration};
+
+use chrono::DateTime;
+use uuid::Uuid;
+
+use super::{Notifications, Service, mailer::Mail};
+use crate::{
+    domain::{
+        ApprovalId, Caller, ClientNetwork, DeviceId, Email, Refusal, Session, Signal, Timestamp, UserId,
+        approval::{self, Lock, PresentedRecoveryKey},
+        token::Token,
+    },
+    store::{AccountStatus, ApprovalRequested, ApprovalState, Approved, ApprovedSession, Decided, Decision},
+};
+
+/// Interval between looks at the requests that are due or about which a mail is due.
+const EVERY: Duration = Duration::from_secs(10);
+
+/// A request for an approval, as the one who makes it sees it.
+pub struct RequestedApproval {
+    /// Identifies it.
+    pub id: ApprovalId,
+    /// Proves who made it.
+    pub poll_token: String,
+    /// Two digits to enter on the device that approves.
+    pub number: String,
+    /// When it is approved unless a device denies it.
+    pub decides_at: Timestamp,
+}
+
+/// A decision as a client makes it.
+#[derive(Clone, Debug)]
+pub enum Verdict {
+    /// Approves the request if the number is that of the request; denies it otherwise.
+    Approve {
+        /// Two digits.
+        number: String,
+        /// A device of the user to revoke, instead of the one that the request names.
+        replace: Option<DeviceId>,
+    },
+    /// Denies the request.
+    Deny,
+}
+
+/// The answer to a poll of a request.
+pub enum PolledApproval {
+    /// It waits for a decision.
+    Pending {
+        /// When it is approved unless a device denies it.
+        decides_at: Timestamp,
+    },
+    /// It was approved: the session with its token.
+    Approved(Session, Token),
+}
+
+impl Service {
+    /// Locks the account: from now on a new device needs an approval.
+    ///
+    /// # Errors
+    /// `session_revoked`, `device_too_new`, `invalid_code`
+    pub async fn lock_account(
+        &self,
+        caller: &Caller,
+        lock: &Lock,
+        recovery_key: Option<PresentedRecoveryKey>,
+    ) -> Result<(), Refusal> {
+        if let Some(email) = self.store.lock_account(caller, lock, recovery_key.as_ref(), self.now()).await? {
+            tracing::info!(user_id = %caller.user, device_id = %caller.device, "account locked");
+            self.mailer.send(Mail::locked(email));
+        }
+        Ok(())
+    }
+
+    /// Unlocks the account. Pending requests stay pending.
+    ///
+    /// # Errors
+    /// `session_revoked`, `device_too_new`, `invalid_code`
+    pub async fn unlock_account(
+        &self,
+        caller: &Caller,
+        recovery_key: Option<PresentedRecoveryKey>,
+    ) -> Result<(), Refusal> {
+        if let Some(email) = self.store.unlock_account(caller, recovery_key.as_ref(), self.now()).await? {
+            tracing::info!(user_id = %caller.user, device_id = %caller.device, "account unlocked");
+            self.mailer.send(Mail::unlocked(email));
+        }
+        Ok(())
+    }
+
+    /// Returns the lock of the account and its pending requests.
+    ///
+    /// # Errors
+    /// `session_revoked`
+    pub async fn account_status(&self, caller: &Caller) -> Result<AccountStatus, Refusal> {
+        Ok(self.store.account_status(caller, self.now()).await?)
+    }
+
+    /// Returns a request as the one who made it sees it. If it is new, mails the address and returns the signals for the
+    /// devices that may decide it.
+    pub(super) fn requested(
+        &self,
+        user: UserId,
+        email: Email,
+        requested: ApprovalRequested,
+    ) -> (RequestedApproval, Notifications) {
+        let ApprovalRequested { id, decides_at, new } = requested;
+        let notifications = match new {
+            Some((request, deciders)) => {
+                tracing::info!(user_id = %user, request_id = %id, kind = request.kind.name(), "approval requested");
+                self.mailer.send(Mail::approval_requested(email, &request));
+                Notifications::to_all(deciders, &Signal::ApprovalRequested(Box::new(request)))
+            }
+            None => Notifications::default(),
+        };
+        let poll_token = approval::poll_token(&self.secret, id);
+        (RequestedApproval { id, poll_token, number: approval::number(&self.secret, id), decides_at }, notifications)
+    }
+
+    /// Decides a request.
+    ///
+    /// # Errors
+    /// `session_revoked`, `not_found`, `device_too_new`, `denied` if the number is wrong, `device_limit`,
+    /// `unknown_device`, `email_taken`
+    pub async fn decide(&self, caller: &Caller, id: ApprovalId, verdict: Verdict) -> Result<Notifications, Refusal> {
+        let right = approval::number(&self.secret, id);
+        let (decision, is_wrong) = match verdict {
+            Verdict::Approve { number, replace } if number == right => (Decision::Approve { replace }, false),
+            Verdict::Approve { .. } => (Decision::Deny, true),
+            Verdict::Deny => (Decision::Deny, false),
+        };
+        let new = self.approved_session(id);
+        let decided = self.store.decide(caller, id, decision, &new, self.now()).await?;
+        if matches!(decided, Decided::Denied) {
+            tracing::info!(user_id = %caller.user, device_id = %caller.device, request_id = %id, "approval denied");
+        }
+        match decided {
+            _ if is_wrong => Err(Refusal::Denied),
+            Decided::Approved(approved) => Ok(self.approved(id, approved)),
+            Decided::Before | Decided::Denied => Ok(Notifications::default()),
+        }
+    }
+
+    /// Returns the state of a request to the one who made it. A request whose time has come is approved first. An
+    /// unknown request or a wrong token counts as an attempt to redeem a code from this network.
+    ///
+    /// # Errors
+    /// `rate_limited`; `not_found` if there is no such request, the token is wrong, or the token of the session was
+    /// presented; `denied`
+    pub async fn poll_approval(
+        &self,
+        id: ApprovalId,
+        poll_token: &str,
+        network: ClientNetwork,
+    ) -> Result<(PolledApproval, Notifications), Refusal> {
+        let now = self.now();
+        if !approval::is_poll_token(&self.secret, id, poll_token) {
+            self.limits.verify(network, now)?;
+            return Err(Refusal::NotFound);
+        }
+        let mut notifications = Notifications::default();
+        let mut state = self.store.approval_state(id, now).await?;
+        if matches!(state, ApprovalState::Pending { decides_at } if decides_at <= now) {
+            notifications = self.approve_by_time(id).await?;
+            state = self.store.approval_state(id, now).await?;
+        }
+        match state {
+            ApprovalState::Pending { decides_at } => Ok((PolledApproval::Pending { decides_at }, notifications)),
+            ApprovalState::Approved(session) => {
+                let token = approval::session_token(&self.secret, id);
+                Ok((PolledApproval::Approved(session, token), notifications))
+            }
+            ApprovalState::Denied => Err(Refusal::Denied),
+        }
+    }
+
+    async fn approve_by_time(&self, id: ApprovalId) -> Result<Notifications, Refusal> {
+        let new = self.approved_session(id);
+        let approved = self.store.approve_by_time(id, &new, self.now()).await?;
+        Ok(approved.map(|approved| self.approved(id, approved)).unwrap_or_default())
+    }
+
+    /// Sends the mails about what an approval did, and returns the signals.
+    fn approved(&self, id: ApprovalId, approved: Approved) -> Notifications {
+        match approved {
+            Approved::SignedIn(signed_in) => self.signed_in(*signed_in),
+            Approved::AddressChanged { old } => {
+                tracing::info!(request_id = %id, "address changed");
+                self.mailer.send(Mail::address_changed(old));
+                Notifications::default()
+            }
+        }
+    }
+
+    /// What the approval of a request creates.
+    fn approved_session(&self, id: ApprovalId) -> ApprovedSession {
+        ApprovedSession {
+            device: DeviceId(self.entropy.uuid()),
+            session: self.new_session(&approval::session_token(&self.secret, id)),
+            max_devices: self.policy.max_devices,
+        }
+    }
+
+    /// Approves the requests whose time has come, and sends the mails that are due.
+    async fn look_at_approvals(&self) -> Result<(), Refusal> {
+        let mut after = (Timestamp::from(DateTime::UNIX_EPOCH), ApprovalId(Uuid::nil()));
+        loop {
+            let due = self.store.due_approvals(after, self.now()).await?;
+            let Some(last) = due.last() else { break };
+            after = *last;
+            for (_, id) in due {
+                let notifications = self.approve_by_time(id).await?;
+                self.notify(notifications);
+            }
+        }
+        for (email, request) in self.store.take_reminders(self.now()).await? {
+            self.mailer.send(Mail::approval_requested(email, &request));
+        }
+        Ok(())
+    }
+}
+
+/// Approves requests whose time has come, and mails about pending ones once a day. Never returns.
+pub async fn look_at_approvals_forever(service: Arc<Service>) {
+    loop {
+        if let Err(error) = service.look_at_approvals().await {
+            tracing::warn!(%error, "cannot look at the requests that wait for an approval");
+        }
+        tokio::time::sleep(EVERY).await;
+    }
+}
