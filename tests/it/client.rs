@@ -1,5 +1,6 @@
 //! The client library (`crates/client`) against real servers.
 
+mod approvals;
 mod ends;
 mod network;
 mod networks;
@@ -15,8 +16,8 @@ use std::{net::SocketAddr, path::Path, sync::Arc};
 
 use sealwire::domain::Suite;
 use sealwire_client::{
-    Client, DeviceId, End, Event, Events, MemoryStorage, Message, Options, Outgoing, Server, Session, State, Storage,
-    UserId, protocol::keys::PublishKeysRequest,
+    Client, DeviceId, End, Event, Events, MemoryStorage, Message, Options, Outgoing, Server, Session, SignIn, State,
+    Storage, UserId, protocol::keys::PublishKeysRequest,
 };
 use tokio::time::timeout;
 use uuid::Uuid;
@@ -34,7 +35,15 @@ async fn sign_in(server: &impl support::Server, email: &str) -> Session {
     let before = http::codes(server.mail(), email);
     let challenge = library.request_code(email).await.unwrap();
     let code = new_code(server.mail(), email, &before).await;
-    library.sign_in(&challenge, &code).await.unwrap()
+    session(library.sign_in(&challenge, &code).await.unwrap())
+}
+
+/// The session of a sign-in that needs no approval.
+fn session(sign_in: SignIn) -> Session {
+    match sign_in {
+        SignIn::Session(session) => session,
+        SignIn::Approval(approval) => panic!("{approval:?}"),
+    }
 }
 
 /// Waits for a code that was not mailed before.

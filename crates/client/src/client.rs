@@ -14,11 +14,18 @@ use std::{
 
 use sealwire_protocol::{
     Codec,
+    access::{
+        AccessKey, AddBlockRequest, ListBlocksRequest, RemoveBlockRequest, SetAccessRequest, ShownKey, Strangers,
+    },
+    approvals::{
+        AccountStatusReply, AccountStatusRequest, DecideRequest, LockAccountRequest, RequestedApproval,
+        UnlockAccountRequest,
+    },
     auth::{EndSessionRequest, ListSessionsRequest, ListedSession, LogoutRequest},
     devices::{ListDevicesRequest, ListedDevice, RenameDeviceRequest, RevokeDeviceRequest},
     events::Welcome,
     frame::{RequestFrame, SocketRequest},
-    ids::{ClaimId, DeviceId, MessageId, SessionId, UserId},
+    ids::{ApprovalId, ClaimId, DeviceId, MessageId, SessionId, UserId},
     keys::{
         BundlesReply, ClaimKeysRequest, FetchKeysRequest, KeysStatusReply, KeysStatusRequest, PrekeyBundle,
         PublishKeysReply, PublishKeysRequest, Suite, UnavailableDevice,
@@ -426,12 +433,14 @@ impl Client {
         self.request(KeysStatusRequest { digest: Some(true) }).await
     }
 
-    /// Gets the bundles of a user's devices, without taking one-time keys: to compare identity keys.
+    /// Gets the bundles of a user's devices, without taking one-time keys: to compare identity keys. `access` is the access
+    /// key that the user has shared, if they have.
     ///
     /// # Errors
-    /// `not_found` for an unknown user.
-    pub async fn fetch_keys(&self, user: UserId) -> Result<BundlesReply, RequestError> {
-        self.request(FetchKeysRequest { user_id: user, device_ids: None, suites: None }).await
+    /// `not_found` for an unknown user, or one who refuses strangers.
+    pub async fn fetch_keys(&self, user: UserId, access: Option<AccessKey>) -> Result<BundlesReply, RequestError> {
+        let access = access.map(|key| ShownKey(Some(key)));
+        self.request(FetchKeysRequest { user_id: user, device_ids: None, suites: None, access }).await
     }
 
     /// Claims bundles with which the app opens encrypted sessions with a user's devices. Await the returned request;
@@ -441,7 +450,7 @@ impl Client {
     /// stored for it, and a later claim for the same user and purpose, also after a crash, gets the same keys, until
     /// [`Claim::used`] is called. So use another purpose for each group of sessions, and call `used` once they are stored.
     pub fn claim<'a>(&'a self, user: UserId, purpose: &'a str) -> ClaimRequest<'a> {
-        ClaimRequest { client: self, user, purpose, devices: None, suites: None }
+        ClaimRequest { client: self, user, purpose, devices: None, suites: None, access: None }
     }
 
     /// The user's active devices.
@@ -529,13 +538,115 @@ impl Client {
     }
 
     /// Gives the account another address: that of the challenge, whose code is for
-    /// [`CodePurpose::ChangeEmail`](sealwire_protocol::auth::CodePurpose::ChangeEmail).
+    /// [`CodePurpose::ChangeEmail`](sealwire_protocol::auth::CodePurpose::ChangeEmail). If the account is locked, returns
+    /// the request that waits for an approval: show the person its number.
     ///
     /// # Errors
-    /// `device_too_new`, `invalid_code`, `too_many_attempts`, `email_taken`.
-    pub async fn change_email(&self, challenge: &Challenge, code: &str) -> Result<(), RequestError> {
+    /// `device_too_new`, `invalid_code`, `too_many_attempts`, `email_taken`, `rate_limited`.
+    pub async fn change_email(
+        &self,
+        challenge: &Challenge,
+        code: &str,
+    ) -> Result<Option<RequestedApproval>, RequestError> {
         let (email, code) = (text(&challenge.email)?, text(code)?);
-        self.request(ChangeEmailRequest { email, challenge_id: Some(challenge.id), code: Some(code) }).await.map(drop)
+        let request = ChangeEmailRequest { email, challenge_id: Some(challenge.id), code: Some(code) };
+        Ok(self.request(request).await?.approval)
+    }
+
+    /// Draws a recovery key, for [`lock_account`](Self::lock_account).
+    #[must_use]
+    pub fn new_recovery_key(&self) -> [u8; 32] {
+        self.inner.shared.random.bytes()
+    }
+
+    /// Locks the account: a new device then also needs an approval by another one, or the recovery key. Show the key to the
+    /// person before; the server gets only its hash. `wait` is the time after which a request is approved unless a device
+    /// denies it, a day to 30 days; a week if `None`. If the account is locked already, a young device needs the `present`
+    /// recovery key.
+    ///
+    /// # Errors
+    /// `device_too_new`; `invalid_code` if the present recovery key is wrong.
+    pub async fn lock_account(
+        &self,
+        recovery_key: &[u8; 32],
+        wait: Option<Duration>,
+        present: Option<&[u8; 32]>,
+    ) -> Result<(), RequestError> {
+        let request = LockAccountRequest {
+            recovery_key_hash: Text::base64(&Sha256::digest(recovery_key)),
+            wait_s: wait.map(|wait| wait.as_secs()),
+            recovery_key: present.map(|key| Text::base64(key)),
+        };
+        self.request(request).await.map(drop)
+    }
+
+    /// Unlocks the account. A young device needs the recovery key.
+    ///
+    /// # Errors
+    /// `device_too_new`; `invalid_code` if the recovery key is wrong.
+    pub async fn unlock_account(&self, recovery_key: Option<&[u8; 32]>) -> Result<(), RequestError> {
+        self.request(UnlockAccountRequest { recovery_key: recovery_key.map(|key| Text::base64(key)) }).await.map(drop)
+    }
+
+    /// Whether the account is locked, and what waits for an approval.
+    ///
+    /// # Errors
+    /// As [`request`](Self::request).
+    pub async fn account_status(&self) -> Result<AccountStatusReply, RequestError> {
+        self.request(AccountStatusRequest {}).await
+    }
+
+    /// Approves a request of [`Event::ApprovalRequested`](crate::Event::ApprovalRequested). `number` is what the person has
+    /// read from the new device and entered here. A wrong one denies the request.
+    ///
+    /// # Errors
+    /// `denied` if the number is wrong; `not_found` if there is no such request or it was denied; `device_limit`, after
+    /// which it can be approved with [`DecideRequest::replace_device_id`]; `device_too_new`.
+    pub async fn approve(&self, request: ApprovalId, number: &str) -> Result<(), RequestError> {
+        let number = Some(text(number)?);
+        let request = DecideRequest { request_id: request, approve: true, number, replace_device_id: None };
+        self.request(request).await.map(drop)
+    }
+
+    /// Denies a request of [`Event::ApprovalRequested`](crate::Event::ApprovalRequested).
+    ///
+    /// # Errors
+    /// `not_found` if there is no such request or it was approved; `device_too_new`.
+    pub async fn deny(&self, request: ApprovalId) -> Result<(), RequestError> {
+        let request = DecideRequest { request_id: request, approve: false, number: None, replace_device_id: None };
+        self.request(request).await.map(drop)
+    }
+
+    /// Sets the access key of the user, 16 random bytes, and what people may do who do not show it.
+    ///
+    /// # Errors
+    /// `bad_request` for [`Strangers::Refuse`] without a key; `device_too_new`.
+    pub async fn set_access(&self, key: Option<AccessKey>, strangers: Strangers) -> Result<(), RequestError> {
+        self.request(SetAccessRequest { key, strangers: strangers.into(), sealed: None }).await.map(drop)
+    }
+
+    /// Drops what a user sends, from now on.
+    ///
+    /// # Errors
+    /// As [`request`](Self::request).
+    pub async fn block(&self, user: UserId) -> Result<(), RequestError> {
+        self.request(AddBlockRequest { user_id: user }).await.map(drop)
+    }
+
+    /// Accepts messages of a user again.
+    ///
+    /// # Errors
+    /// As [`request`](Self::request).
+    pub async fn unblock(&self, user: UserId) -> Result<(), RequestError> {
+        self.request(RemoveBlockRequest { user_id: user }).await.map(drop)
+    }
+
+    /// The blocked users.
+    ///
+    /// # Errors
+    /// As [`request`](Self::request).
+    pub async fn blocked(&self) -> Result<Vec<UserId>, RequestError> {
+        Ok(self.request(ListBlocksRequest {}).await?.user_ids)
     }
 
     fn ended(&self) -> RequestError {
@@ -576,6 +687,7 @@ pub struct ClaimRequest<'a> {
     purpose: &'a str,
     devices: Option<Vec<DeviceId>>,
     suites: Option<Vec<Suite>>,
+    access: Option<AccessKey>,
 }
 
 impl ClaimRequest<'_> {
@@ -591,8 +703,14 @@ impl ClaimRequest<'_> {
         self
     }
 
+    /// Shows the access key that the user has shared.
+    pub fn access(mut self, key: AccessKey) -> Self {
+        self.access = Some(key);
+        self
+    }
+
     async fn make(self) -> Result<Claim, RequestError> {
-        let Self { client, user, purpose, devices, suites } = self;
+        let Self { client, user, purpose, devices, suites, access } = self;
         let key = claim_key(user, purpose);
         let known = client.claims().get(&key).copied();
         let claim_id = if let Some(id) = known {
@@ -607,6 +725,7 @@ impl ClaimRequest<'_> {
             user_id: user,
             device_ids: devices.map(List),
             suites: suites.map(|suites| List(suites.into_iter().map(Named::from).collect())),
+            access: access.map(|key| ShownKey(Some(key))),
             claim_id,
         };
         let BundlesReply { bundles, unavailable, .. } = client.request(request).await?;

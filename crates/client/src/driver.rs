@@ -531,6 +531,7 @@ impl Driver {
             }
             Wire::SignedPrekeyExpiring { key_id, expires_at } => Event::SignedPrekeyExpiring { key_id, expires_at },
             Wire::DevicesChanged { added, removed } => Event::DevicesChanged { added, removed },
+            Wire::DevicesRequested(pending) => Event::ApprovalRequested(pending),
             Wire::SessionsChanged { device_id, opened, ended } => Event::SessionsChanged { device_id, opened, ended },
             Wire::MailboxDrained {} => Event::MailboxDrained,
         };

@@ -7,6 +7,7 @@ use std::{
 
 use sealwire_protocol::{
     Timestamp,
+    approvals::PendingApproval,
     events::Welcome,
     ids::{DeviceId, SessionId},
     keys::KeyKind,
@@ -62,6 +63,10 @@ pub enum Event {
         /// Revoked devices.
         removed: Vec<DeviceId>,
     },
+    /// A new device, or a change of the account's address, waits for an approval by this device. Ask the person for the
+    /// number that the new device shows, and call [`Client::approve`](crate::Client::approve) or
+    /// [`Client::deny`](crate::Client::deny). The event comes after each reconnect until the request is decided.
+    ApprovalRequested(Box<PendingApproval>),
     /// Sessions of one of the user's devices were opened or ended. If the person did not do that, show it.
     SessionsChanged {
         /// The device.

@@ -1,5 +1,6 @@
 #![doc = include_str!("../README.md")]
 
+mod approval;
 mod client;
 mod driver;
 mod error;
@@ -17,6 +18,7 @@ mod server;
 mod session;
 mod storage;
 
+pub use approval::{Approval, ApprovalState, SignIn};
 pub use client::{Claim, ClaimRequest, Client, Options, State};
 pub use error::{HttpError, InvalidUrl, RequestError, StorageError};
 pub use events::{Event, Events};
@@ -26,8 +28,9 @@ pub use reconnect::End;
 pub use sealwire_protocol as protocol;
 pub use sealwire_protocol::{
     Code, Codec, Timestamp,
+    access::{AccessKey, Strangers},
     auth::CodePurpose,
-    ids::{ChallengeId, ClaimId, DeviceId, MessageId, SessionId, UserId},
+    ids::{ApprovalId, ChallengeId, ClaimId, DeviceId, MessageId, SessionId, UserId},
 };
 pub use server::{Challenge, Server, SignInRequest};
 pub use session::Session;

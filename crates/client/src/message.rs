@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use sealwire_protocol::{
     Codec, Timestamp,
+    access::{AccessKey, ShownKey},
     events::{MessageEvent, MessageSender},
     ids::{DeviceId, MessageId, UserId},
     messages::{ContentError, DeviceMessage, MessageContent, SendMessageReply, SendMessageRequest},
@@ -32,6 +33,8 @@ pub struct Outgoing {
     pub skip: Vec<DeviceId>,
     /// How long the message waits for its devices, one minute to 30 days; 30 days if `None`.
     pub ttl: Option<Duration>,
+    /// The access key that the recipient has shared.
+    pub access: Option<AccessKey>,
 }
 
 /// The message for one device.
@@ -55,7 +58,7 @@ impl Outgoing {
     /// A message that names no device yet. Draw its id with [`Client::new_message_id`](crate::Client::new_message_id).
     #[must_use]
     pub fn new(message_id: MessageId, to: UserId) -> Self {
-        Self { message_id, to, ciphertexts: Vec::new(), skip: Vec::new(), ttl: None }
+        Self { message_id, to, ciphertexts: Vec::new(), skip: Vec::new(), ttl: None, access: None }
     }
 
     /// Adds the ciphertext for a device.
@@ -79,6 +82,13 @@ impl Outgoing {
         self
     }
 
+    /// Shows the access key that the recipient has shared.
+    #[must_use]
+    pub fn access(mut self, key: AccessKey) -> Self {
+        self.access = Some(key);
+        self
+    }
+
     /// The request that sends it.
     pub(crate) fn request(&self, codec: Codec, ephemeral: bool) -> SendMessageRequest<'_> {
         let messages = self.ciphertexts.iter().map(|one| {
@@ -92,11 +102,12 @@ impl Outgoing {
             ttl_s: self.ttl.map(|ttl| ttl.as_secs()),
             messages: List(messages.collect()),
             skip: (!self.skip.is_empty()).then(|| List(self.skip.clone())),
+            access: self.access.clone().map(|key| ShownKey(Some(key))),
         }
     }
 
     fn from_request(request: SendMessageRequest<'_>) -> Self {
-        let SendMessageRequest { message_id, to, ttl_s, messages: List(messages), skip, .. } = request;
+        let SendMessageRequest { message_id, to, ttl_s, messages: List(messages), skip, access, .. } = request;
         let ciphertexts = messages.into_iter().map(|Object(DeviceMessage { device_id, kind, content })| Ciphertext {
             device_id,
             kind,
@@ -108,6 +119,7 @@ impl Outgoing {
             ciphertexts: ciphertexts.collect(),
             skip: skip.map(|List(devices)| devices).unwrap_or_default(),
             ttl: ttl_s.map(Duration::from_secs),
+            access: access.and_then(|ShownKey(key)| key),
         }
     }
 }
@@ -210,7 +222,8 @@ mod tests {
         let message = Outgoing::new(MessageId(Uuid::from_u128(1)), UserId(Uuid::from_u128(2)))
             .device(device, 3, b"\0ciphertext")
             .skip(DeviceId(Uuid::from_u128(4)))
-            .ttl(Duration::from_mins(2));
+            .ttl(Duration::from_mins(2))
+            .access(AccessKey([7; 16]));
         let prepared = Prepared::new(9, message.clone()).unwrap();
         let read = Prepared::from_record(prepared.record()).unwrap();
         assert_eq!((read.place, read.message), (9, message.clone()));

@@ -5,13 +5,14 @@ use std::{fmt, future::IntoFuture, pin::Pin, sync::Arc, time::Duration};
 use hyper::{Method, StatusCode};
 use sealwire_protocol::{
     Codec,
-    auth::{CodePurpose, DeviceDescription, OtpReply, OtpRequest, SessionReply, VerifyRequest},
+    auth::{CodePurpose, DeviceDescription, OtpReply, OtpRequest, SessionReply, VerifyRequest, device_proof_message},
     ids::{ChallengeId, DeviceId},
     value::{Object, Text},
 };
 use serde::{Deserialize, Serialize};
 
 use crate::{
+    approval::{Approval, SignIn},
     error::{HttpError, InvalidUrl},
     http::{Endpoint, Reply, Security, Socket},
     proof_of_work::{Offer, WithProof},
@@ -82,15 +83,26 @@ impl Server {
     }
 
     /// Signs in with a mailed code, in which spaces and dashes are ignored. Await the returned request; before, say which
-    /// device signs in.
+    /// device signs in. The result is a session or, if the account is locked, a request that another device has to
+    /// approve.
     ///
     /// ```no_run
     /// # async fn example(server: sealwire_client::Server) -> Result<(), Box<dyn std::error::Error>> {
+    /// use sealwire_client::SignIn;
+    ///
     /// let challenge = server.request_code("alice@example.org").await?;
-    /// let session = server.sign_in(&challenge, "1234 5678").device_name("Alice's phone").await?;
+    /// match server.sign_in(&challenge, "1234 5678").device_name("Alice's phone").await? {
+    ///     SignIn::Session(session) => println!("signed in as {}", session.user_id),
+    ///     SignIn::Approval(approval) => println!("enter {} on another device", approval.number),
+    /// }
     /// # Ok(())
     /// # }
     /// ```
+    ///
+    /// # Errors
+    /// When it is awaited: `invalid_code`, `too_many_attempts`; `device_limit`, with
+    /// [devices to replace](HttpError::replaceable_devices); `proof_required` if [`proof`](SignInRequest::proof) is needed;
+    /// `unknown_device`, `rate_limited`.
     pub fn sign_in<'a>(&'a self, challenge: &'a Challenge, code: &'a str) -> SignInRequest<'a> {
         SignInRequest {
             server: self,
@@ -100,6 +112,8 @@ impl Server {
             device_name: None,
             registration_id: None,
             replace_device_id: None,
+            proof: None,
+            recovery_key: None,
         }
     }
 
@@ -126,7 +140,13 @@ impl Server {
         self.endpoint.upgrade(token, codec, nonce, self.timeout).await
     }
 
-    async fn call(&self, method: Method, path: &str, token: Option<&str>, body: Vec<u8>) -> Result<Reply, HttpError> {
+    pub(crate) async fn call(
+        &self,
+        method: Method,
+        path: &str,
+        token: Option<&str>,
+        body: Vec<u8>,
+    ) -> Result<Reply, HttpError> {
         self.endpoint.call(method, path, token, body, self.timeout).await
     }
 
@@ -165,6 +185,14 @@ pub struct Challenge {
     pub resend_in: Duration,
 }
 
+impl Challenge {
+    /// What a device signs with its identity key, in its suite, to sign in again with this challenge or to be replaced.
+    #[must_use]
+    pub fn proof_message(&self, device: DeviceId) -> [u8; 56] {
+        device_proof_message(self.id, device)
+    }
+}
+
 /// A sign-in that is made when it is awaited: on a new device, unless [`as_device`](Self::as_device) names another.
 #[must_use = "a request is made when it is awaited"]
 #[derive(Clone, Copy)]
@@ -176,6 +204,8 @@ pub struct SignInRequest<'a> {
     device_name: Option<&'a str>,
     registration_id: Option<u32>,
     replace_device_id: Option<DeviceId>,
+    proof: Option<&'a [u8]>,
+    recovery_key: Option<&'a [u8; 32]>,
 }
 
 impl<'a> SignInRequest<'a> {
@@ -191,20 +221,35 @@ impl<'a> SignInRequest<'a> {
         self
     }
 
-    /// Signs in again on a device of the user, which keeps its keys and its mailbox.
+    /// Signs in again on a device of the user, which keeps its keys and its mailbox. If it has published keys, it needs a
+    /// [`proof`](Self::proof).
     pub fn as_device(mut self, device: DeviceId) -> Self {
         self.device_id = Some(device);
         self
     }
 
     /// Revokes a device of the user in the same step, to make room below the limit: one of
-    /// [`HttpError::replaceable_devices`], which the person has chosen.
+    /// [`HttpError::replaceable_devices`], which the person has chosen. If it was connected within a week, it needs a
+    /// [`proof`](Self::proof).
     pub fn replacing(mut self, device: DeviceId) -> Self {
         self.replace_device_id = Some(device);
         self
     }
 
-    async fn send(self) -> Result<Session, HttpError> {
+    /// Shows that the app holds the identity key of the device that signs in again or is replaced: that key's signature,
+    /// in the device's suite, over [`Challenge::proof_message`].
+    pub fn proof(mut self, signature: &'a [u8]) -> Self {
+        self.proof = Some(signature);
+        self
+    }
+
+    /// Signs in to a locked account without an approval, with the key that the person has kept.
+    pub fn recovery_key(mut self, key: &'a [u8; 32]) -> Self {
+        self.recovery_key = Some(key);
+        self
+    }
+
+    async fn send(self) -> Result<SignIn, HttpError> {
         let request = VerifyRequest {
             challenge_id: self.challenge.id,
             email: text(&self.challenge.email, "the address")?,
@@ -213,16 +258,22 @@ impl<'a> SignInRequest<'a> {
                 id: self.device_id,
                 name: self.device_name.map(|name| text(name, "the device's name")).transpose()?,
                 registration_id: self.registration_id,
+                proof: self.proof.map(Text::base64),
             })),
             replace_device_id: self.replace_device_id,
+            recovery_key: self.recovery_key.map(|key| Text::base64(key)),
         };
         let reply = self.server.post_with_proof("/v1/auth/verify", &request).await?;
-        session(reply)
+        if reply.status == StatusCode::ACCEPTED {
+            Approval::from_reply(reply).map(SignIn::Approval)
+        } else {
+            session(reply).map(SignIn::Session)
+        }
     }
 }
 
 impl<'a> IntoFuture for SignInRequest<'a> {
-    type Output = Result<Session, HttpError>;
+    type Output = Result<SignIn, HttpError>;
     type IntoFuture = Pin<Box<dyn Future<Output = Self::Output> + Send + 'a>>;
 
     fn into_future(self) -> Self::IntoFuture {
@@ -237,7 +288,7 @@ impl fmt::Debug for SignInRequest<'_> {
 }
 
 /// The session in a response with status 201.
-fn session(reply: Reply) -> Result<Session, HttpError> {
+pub(crate) fn session(reply: Reply) -> Result<Session, HttpError> {
     let status = reply.status.as_u16();
     let reply: SessionReply = reply.success(StatusCode::CREATED)?;
     Session::from_reply(reply).ok_or(HttpError::Unexpected { status, retry_after: None })

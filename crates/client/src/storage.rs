@@ -20,7 +20,8 @@ use crate::error::StorageError;
 pub struct Record {
     /// Identifies the record. A record with the same key replaces it.
     pub key: String,
-    /// The bytes to keep. They contain the session's token and ciphertexts, but no private key and no plaintext.
+    /// The bytes to keep. They contain the session's token, access keys and ciphertexts, but no private key and no
+    /// plaintext.
     pub value: Vec<u8>,
 }
 

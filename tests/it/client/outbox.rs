@@ -1,6 +1,6 @@
 //! Messages are accepted once, in order, although replies are lost and clients are killed.
 
-use sealwire_client::{Code, Event, MemoryStorage, Options, Outgoing, State};
+use sealwire_client::{AccessKey, Code, Event, MemoryStorage, Options, Outgoing, State, Strangers};
 
 use super::{
     Device, Process, at,
@@ -187,4 +187,27 @@ async fn what_cannot_be_sent_is_refused_at_once() {
     // The connection is still there.
     alice.client.send(alice.message(&bob, "small")).await.unwrap();
     eventually("the small one is answered", || async { (alice.stored().await == 1).then_some(()) }).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn strangers_are_refused_and_those_with_the_access_key_are_not() {
+    let app = TestApp::start(&[]);
+    let alice = Device::join(&app, "alice@example.org").await;
+    let mut bob = Device::join(&app, "bob@example.org").await;
+    let key = AccessKey([7; 16]);
+    bob.client.set_access(Some(key.clone()), Strangers::Refuse).await.unwrap();
+    let message = alice.message(&bob, "Hello");
+    assert_eq!(alice.client.send(message.clone()).await.unwrap_err().code(), Some(Code::NotFound));
+    assert_eq!(alice.client.fetch_keys(bob.user(), None).await.unwrap_err().code(), Some(Code::NotFound));
+    assert_eq!(alice.client.fetch_keys(bob.user(), Some(key.clone())).await.unwrap().bundles.len(), 1);
+    alice.client.claim(bob.user(), "hello").access(key.clone()).await.unwrap().used().await.unwrap();
+    alice.client.send(message.access(key.clone())).await.unwrap();
+    assert_eq!(bob.reads().await, "Hello");
+
+    bob.client.block(alice.user()).await.unwrap();
+    assert_eq!(bob.client.blocked().await.unwrap(), [alice.user()]);
+    alice.client.send(alice.message(&bob, "dropped").access(key.clone())).await.unwrap();
+    bob.client.unblock(alice.user()).await.unwrap();
+    alice.client.send(alice.message(&bob, "Again").access(key)).await.unwrap();
+    assert_eq!(bob.reads().await, "Again");
 }

@@ -2,6 +2,7 @@
 
 use std::sync::{Arc, Mutex};
 
+use sealwire::domain::Suite;
 use sealwire_client::{Code, HttpError, Server as Library};
 use serde_json::{Value, json};
 use sha2::{Digest, Sha256};
@@ -10,8 +11,8 @@ use tokio::{
     net::TcpListener,
 };
 
-use super::{at, new_code, sign_in};
-use crate::support::{Server, TestApp, http};
+use super::{Device, at, new_code, session, sign_in};
+use crate::support::{KeySet, Server, TestApp, http};
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_code_signs_in_a_new_device_with_its_name_and_number() {
@@ -26,10 +27,11 @@ async fn a_code_signs_in_a_new_device_with_its_name_and_number() {
     // The challenge can be stored until the person has typed the code.
     let challenge = serde_json::from_str(&serde_json::to_string(&challenge).unwrap()).unwrap();
     let spaced = format!("{} {}", &code[..4], &code[4..]);
-    let session = server.sign_in(&challenge, &spaced).device_name("Alice's phone").registration_id(4242).await.unwrap();
+    let sign_in = server.sign_in(&challenge, &spaced).device_name("Alice's phone").registration_id(4242);
+    let session = session(sign_in.await.unwrap());
     let checked = server.check_session(session.token()).await.unwrap();
     assert_eq!((checked.user_id, checked.device_id), (session.user_id, session.device_id));
-    let device = super::Device::start(&server, session).await;
+    let device = Device::start(&server, session).await;
     let devices = device.client.devices().await.unwrap();
     assert_eq!((devices[0].name.as_deref(), devices[0].registration_id), (Some("Alice's phone"), 4242));
     device.client.rename_device(device.id(), "Alice's old phone").await.unwrap();
@@ -49,8 +51,35 @@ async fn at_the_device_limit_the_person_chooses_a_device_to_replace() {
     assert_eq!(error.code(), Some(Code::DeviceLimit));
     let devices = error.replaceable_devices().unwrap();
     assert_eq!(devices[0].device_id, old.device_id);
-    let new = server.sign_in(&challenge, &code).replacing(devices[0].device_id).await.unwrap();
+    let new = session(server.sign_in(&challenge, &code).replacing(devices[0].device_id).await.unwrap());
     assert_ne!(new.device_id, old.device_id);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_device_that_has_published_signs_in_again_with_a_proof() {
+    let app = TestApp::start(&[]);
+    let server = at(app.address());
+    for suite in [Suite::SignalX3dh, Suite::Ed25519X3dh] {
+        let email = format!("{suite}@example.org");
+        let mut keys = KeySet::new(suite, 1);
+        let device = Device::start(&server, sign_in(&app, &email).await).await;
+        device.client.publish_keys(serde_json::from_value(keys.complete([])).unwrap()).await.unwrap();
+        device.client.log_out().await.unwrap();
+
+        let before = http::codes(app.mail(), &email);
+        let challenge = server.request_code(&email).await.unwrap();
+        let code = new_code(app.mail(), &email, &before).await;
+        let again = server.sign_in(&challenge, &code).as_device(device.id());
+        for wrong in [again, again.proof(b"not a signature")] {
+            let error = wrong.await.unwrap_err();
+            assert_eq!((error.code(), error.retryable()), (Some(Code::ProofRequired), false));
+        }
+        let proof = keys.sign(&challenge.proof_message(device.id()));
+        let session = session(again.proof(&proof).await.unwrap());
+        assert_eq!(session.device_id, device.id());
+        let device = Device::start(&server, session).await;
+        assert!(device.client.connected().await.unwrap().keys.identity_key.is_some(), "it has its keys");
+    }
 }
 
 #[tokio::test(flavor = "multi_thread")]
