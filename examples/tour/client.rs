@@ -40,6 +40,18 @@ pub struct Session {
     pub token: String,
 }
 
+impl Session {
+    /// Reads a session from the response to a sign-in.
+    pub fn new(email: &str, body: &Value) -> Outcome<Self> {
+        Ok(Self {
+            email: email.to_owned(),
+            user: text(&body["user_id"])?,
+            device: text(&body["device_id"])?,
+            token: text(&body["token"])?,
+        })
+    }
+}
+
 impl Server {
     /// Makes one HTTP request. Returns the status and body of the response.
     pub async fn call(&self, method: Method, path: &str, token: &str, body: Option<Value>) -> Outcome<(u16, Value)> {
@@ -59,19 +71,19 @@ impl Server {
         Ok((status, body))
     }
 
-    /// Signs in by mailed code: on a new device or, if `device` has an `id`, on that device.
-    pub async fn sign_in(&self, email: &str, device: Value) -> Outcome<Session> {
-        let mut body = self.request_code(email, "sign_in").await?;
-        body["email"] = json!(email);
-        body["device"] = device;
-        let (status, session) = self.call(Method::POST, "/v1/auth/verify", "", Some(body)).await?;
+    /// Signs in on a new device by mailed code.
+    pub async fn sign_in(&self, email: &str, name: &str) -> Outcome<Session> {
+        let code = self.request_code(email, "sign_in").await?;
+        let (status, session) = self.verify(email, code, json!({ "name": name })).await?;
         ensure(status == 201, "the code opens a session")?;
-        Ok(Session {
-            email: email.to_owned(),
-            user: text(&session["user_id"])?,
-            device: text(&session["device_id"])?,
-            token: text(&session["token"])?,
-        })
+        Session::new(email, &session)
+    }
+
+    /// Redeems a code of [`Self::request_code`] for a device. Returns the status and body of the response.
+    pub async fn verify(&self, email: &str, mut code: Value, device: Value) -> Outcome<(u16, Value)> {
+        code["email"] = json!(email);
+        code["device"] = device;
+        self.call(Method::POST, "/v1/auth/verify", "", Some(code)).await
     }
 
     /// Requests a code for a purpose, and waits until it is mailed or entered. Returns `challenge_id` and `code`.

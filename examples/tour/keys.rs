@@ -19,6 +19,7 @@ use sealwire::{
     },
 };
 use serde_json::{Value, json};
+use uuid::Uuid;
 
 use crate::client::{Outcome, ensure};
 
@@ -78,6 +79,15 @@ impl Keyring {
     /// The public identity key in base64.
     pub fn identity_key(&self) -> String {
         STANDARD.encode(serialized(&self.identity))
+    }
+
+    /// Proves the identity of a device that signs in again: a signature over a text, the challenge and the device.
+    pub fn device_proof(&self, challenge: &str, device: &str) -> Outcome<String> {
+        let mut text = b"sealwire-device-proof-v1".to_vec();
+        text.extend(Uuid::parse_str(challenge)?.as_bytes());
+        text.extend(Uuid::parse_str(device)?.as_bytes());
+        let nonce = self.entropy.draw(RngExt::random);
+        Ok(STANDARD.encode(xeddsa_sign(&self.identity, &text, &nonce)))
     }
 
     /// X3DH by the initiator, who has claimed a bundle. Returns the shared secret, and the public values that the other side

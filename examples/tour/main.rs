@@ -8,6 +8,7 @@
 
 mod client;
 mod keys;
+mod lock;
 mod messages;
 mod packed;
 mod sealed;
@@ -70,9 +71,9 @@ async fn tour(server: &Server) -> Outcome {
 
     chapter(1, "Two people sign in");
     say("Alice first. A code comes by mail; redeeming it creates a device with a session.");
-    let alice = server.sign_in(&address("alice"), json!({ "name": "Alice's phone" })).await?;
+    let alice = server.sign_in(&address("alice"), "Alice's phone").await?;
     say("Then Bob.");
-    let bob = server.sign_in(&address("bob"), json!({ "name": "Bob's phone" })).await?;
+    let bob = server.sign_in(&address("bob"), "Bob's phone").await?;
 
     chapter(2, "Their phones connect and publish keys");
     say(
@@ -101,21 +102,29 @@ async fn tour(server: &Server) -> Outcome {
     ensure(status == 401, "a revoked device's token is invalid")?;
     say("Its session, unissued keys, mailbox and socket are gone at once.");
 
-    chapter(11, "Bob logs out, and signs in on the same phone again");
+    lock::link_with_approval(server, &mut alice).await?;
+
+    chapter(12, "Bob logs out, and signs in on the same phone again");
     bob.socket.request("session.logout", json!({})).await?;
     let told = bob.socket.event("session.revoked").await?;
     ensure(told["reason"] == "logout", "the event says why")?;
     ensure(bob.socket.close_code().await? == 4500, "the socket closes with 4500")?;
-    say(
-        "The phone names its device id, so it keeps its keys. Bob gets a mail, in case that somebody else reads his mail.",
-    );
-    let again = server.sign_in(&bob.session.email, json!({ "id": bob.session.device })).await?;
+    say("The phone names its device id, so it keeps its keys. A code alone does not suffice for that:");
+    let (email, device) = (&bob.session.email, &bob.session.device);
+    let code = server.request_code(email, "sign_in").await?;
+    let (status, refused) = server.verify(email, code.clone(), json!({ "id": device })).await?;
+    ensure(status == 403 && refused["error"]["code"] == "proof_required", "the phone must prove itself")?;
+    say("It signs the challenge with its identity key. Bob gets a mail, in case that somebody else reads his mail.");
+    let proof = bob.keys.device_proof(&client::text(&code["challenge_id"])?, device)?;
+    let (status, session) = server.verify(email, code, json!({ "id": device, "proof": proof })).await?;
+    ensure(status == 201, "the code with the proof opens a session")?;
+    let again = Session::new(email, &session)?;
     ensure(again.device == bob.session.device, "it is the same device")?;
     bob.socket = server.connect("Bob's phone", &again, Encoding::MsgPack).await?;
     ensure(bob.socket.welcome["keys"]["identity_key"] == bob.keys.identity_key(), "its keys are still there")?;
     ensure(bob.socket.welcome["mailbox"]["waiting"] == 0, "its mailbox is empty because everything was acked")?;
 
-    chapter(12, "Alice deletes her account");
+    chapter(13, "Alice deletes her account");
     say("A code confirms it: a phone left unlocked for a minute is not enough.");
     let refused = alice.socket.ask("account.delete", json!({})).await?;
     ensure(refused.is_err_and(|error| error["code"] == "confirmation_required"), "it needs a code")?;
@@ -184,7 +193,7 @@ async fn claim_once(server: &Server, alice: &mut Device, bob: &mut Device) -> Ou
 
 async fn add_laptop(server: &Server, entropy: &Entropy, alice: &mut Device) -> Outcome<Device> {
     chapter(6, "Alice adds a laptop");
-    let laptop = server.sign_in(&alice.session.email, json!({ "name": "Alice's laptop" })).await?;
+    let laptop = server.sign_in(&alice.session.email, "Alice's laptop").await?;
     let changed = alice.socket.event("devices.changed").await?;
     ensure(changed["added"] == json!([laptop.device]), "her phone is notified")?;
     let changed = alice.socket.event("sessions.changed").await?;

@@ -128,7 +128,9 @@ mod tests {
     use curve25519_dalek::constants::EIGHT_TORSION;
     use ed25519_dalek::{Signer, SigningKey, Verifier as _};
     use proptest::prelude::*;
+    use sealwire_protocol::ids::{ChallengeId, DeviceId};
     use serde_json::Value;
+    use uuid::Uuid;
 
     const SIGNAL: Suite = Suite::SignalPqxdh;
     const REFUSED: Result<(), KeyError> = Err(KeyError::InvalidSignature);
@@ -185,6 +187,47 @@ mod tests {
         let mut signature = [r.0, s.to_bytes()].concat();
         signature[63] |= public.as_bytes()[31] & 0x80;
         signature.try_into().unwrap()
+    }
+
+    #[test]
+    fn device_proofs_of_client_libraries_verify_for_their_device_and_challenge_only() {
+        let text = include_str!("../../tests/vectors/device_proofs.json");
+        let vectors: Value = serde_json::from_str(text).unwrap();
+        let vectors = vectors["device_proofs"].as_array().unwrap();
+        let identities: Vec<(Suite, IdentityKey)> = vectors
+            .iter()
+            .map(|vector| {
+                let suite = serde_json::from_value(vector["suite"].clone()).unwrap();
+                (suite, IdentityKey::parse(suite, &field(vector, "identity_key")).unwrap())
+            })
+            .collect();
+        for suite in Suite::ALL {
+            assert!(identities.iter().any(|(one, _)| *one == suite), "{suite:?}");
+        }
+        for (vector, (suite, identity)) in vectors.iter().zip(&identities) {
+            let id = |name: &str| -> Uuid { serde_json::from_value(vector[name].clone()).unwrap() };
+            let (challenge, device) = (id("challenge_id"), id("device_id"));
+            let proof = field(vector, "proof");
+            let check = |identity: &IdentityKey, challenge: Uuid, device: Uuid, proof: &[u8]| {
+                let message = device_proof_message(ChallengeId(challenge), DeviceId(device));
+                verify(*suite, identity, &message, proof)
+            };
+            assert_eq!(check(identity, challenge, device, &proof), Ok(()), "{vector}");
+            assert_eq!(check(identity, device, challenge, &proof), REFUSED);
+            assert_eq!(check(identity, Uuid::nil(), device, &proof), REFUSED);
+            assert_eq!(check(identity, challenge, Uuid::nil(), &proof), REFUSED);
+            assert_eq!(check(identity, challenge, device, &[]), REFUSED);
+            for (other, key) in &identities {
+                if other == suite && key.as_bytes() != identity.as_bytes() {
+                    assert_eq!(check(key, challenge, device, &proof), REFUSED, "a foreign key");
+                }
+            }
+            for at in 0..64 {
+                let mut flipped = proof.clone();
+                flipped[at] ^= 1;
+                assert_eq!(check(identity, challenge, device, &flipped), REFUSED);
+            }
+        }
     }
 
     #[test]

@@ -4,7 +4,7 @@
 
 import assert from 'node:assert/strict';
 import { randomUUID } from 'node:crypto';
-import { Connection, SealwireError, signIn } from './sealwire.mjs';
+import { Connection, SealwireError, redeem, requestCode, signIn } from './sealwire.mjs';
 import { SignalDevice, isFirstMessage, newRegistrationId } from './signal_device.mjs';
 
 export const MSGPACK = { format: 'msgpack', tokenIn: 'header' };
@@ -61,11 +61,36 @@ export class Device {
     await this.connect();
   }
 
+  /** Logs out, and signs in as the same device with a proof of its identity key, after attempts that must be refused. */
+  async signInAgain(email, foreign) {
+    await this.socket.request('session.logout');
+    await this.socket.closed;
+    const code = await requestCode(this.#server, email);
+    const attempts = [
+      undefined,
+      'no proof',
+      foreign.signal.proof(code.challenge_id, this.id),
+      this.signal.proof(code.challenge_id, foreign.id),
+      this.signal.proof(randomUUID()),
+    ];
+    for (const proof of attempts) {
+      const device = { id: this.id, proof };
+      await assert.rejects(redeem(this.#server, code, { device }), { code: 'proof_required', status: 403 });
+    }
+    const proof = this.signal.proof(code.challenge_id);
+    const session = await redeem(this.#server, code, { device: { id: this.id, proof } });
+    assert.deepEqual([session.user_id, session.device_id], [this.user, this.id]);
+    const replayed = redeem(this.#server, await requestCode(this.#server, email), { device: { id: this.id, proof } });
+    await assert.rejects(replayed, { code: 'proof_required' });
+    this.session = { ...this.session, ...session };
+    await this.connect();
+  }
+
   /** Publishes a complete set and checks that every key was accepted. */
   async publish(count) {
     const set = this.signal.completeSet(count);
     const answer = await this.socket.request('keys.publish', set);
-    const none = { duplicate: [], conflict: [], already_issued: [], over_cap: [] };
+    const none = { duplicate: [], conflict: [], already_issued: [], over_cap: [], withdrawn: [] };
     assert.deepEqual(answer.one_time, { accepted: ids(set.one_time_prekeys), ...none });
     assert.deepEqual(answer.pq_one_time, { accepted: ids(set.pq_one_time), ...none });
     const { expires_at } = answer.status.signed_prekey;

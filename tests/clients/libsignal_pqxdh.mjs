@@ -81,6 +81,9 @@ async function twoDevices(transport) {
   await bobs[1].publish(5);
   ok('all three published identity, signed prekey, last-resort key and one-time keys of both kinds');
 
+  await alice.signInAgain(`alice.${transport.format}@clients.example`, bobs[0]);
+  ok('Alice’s device signs in again with libsignal’s proof; no, foreign, misdirected and replayed proofs are refused');
+
   const fetched = await alice.socket.request('keys.fetch', { user_id: bobs[0].user });
   assert.equal(fetched.bundles.length, 2);
   for (const bob of bobs) {
@@ -222,7 +225,7 @@ async function crowd() {
   const issued = sets[0].one_time_prekeys[0];
   const answer = await bobs[0].socket.request('keys.publish', { ...fresh, one_time_prekeys: [issued, ...fresh.one_time_prekeys] });
   assert.deepEqual(answer.one_time, {
-    accepted: ids(fresh.one_time_prekeys), duplicate: [], conflict: [], already_issued: [issued.key_id], over_cap: [],
+    accepted: ids(fresh.one_time_prekeys), duplicate: [], conflict: [], already_issued: [issued.key_id], over_cap: [], withdrawn: [],
   });
   ok('Bob is notified again when he reconnects, and refills; a key issued before is reported and not accepted again');
 

@@ -15,6 +15,7 @@ import json
 import os
 import re
 import sys
+import urllib.error
 import urllib.request
 import uuid
 from base64 import b64decode, b64encode
@@ -26,6 +27,7 @@ import x3dh
 import xeddsa
 from cryptography.hazmat.primitives.ciphers.aead import ChaCha20Poly1305
 from websockets.asyncio.client import connect
+from x3dh.identity_key_pair import IdentityKeyPairSeed
 from x3dh.types import IdentityKeyFormat
 
 TIMEOUT_S = 60
@@ -46,20 +48,30 @@ class SealwireError(Exception):
 def post(path: str, body: dict) -> dict:
     request = urllib.request.Request(URL + path, json.dumps(body).encode(), {"Content-Type": "application/json"})
     without_proxy = urllib.request.build_opener(urllib.request.ProxyHandler({}))
-    with without_proxy.open(request, timeout=TIMEOUT_S) as response:
-        return json.load(response)
+    try:
+        with without_proxy.open(request, timeout=TIMEOUT_S) as response:
+            return json.load(response)
+    except urllib.error.HTTPError as error:
+        raise SealwireError(json.load(error)["error"]) from None
 
 
-async def sign_in(address: str, device_name: str) -> dict:
+async def request_code(address: str) -> dict:
+    """Asks for a code to sign in, and reads it from the mail."""
     before = set(MAIL_DIR.glob("*.eml"))
     challenge = await asyncio.to_thread(post, "/v1/auth/otp", {"email": address})
     async with asyncio.timeout(TIMEOUT_S):
         while (code := mailed_code(address, set(MAIL_DIR.glob("*.eml")) - before)) is None:
             await asyncio.sleep(0.02)
-    device = {"name": device_name}
-    return await asyncio.to_thread(
-        post, "/v1/auth/verify", {"challenge_id": challenge["challenge_id"], "email": address, "code": code, "device": device}
-    )
+    return {"challenge_id": challenge["challenge_id"], "email": address, "code": code}
+
+
+async def redeem(code: dict, **device) -> dict:
+    """Redeems a code of `request_code` for a device."""
+    return await asyncio.to_thread(post, "/v1/auth/verify", {**code, "device": device})
+
+
+async def sign_in(address: str, device_name: str) -> dict:
+    return await redeem(await request_code(address), name=device_name)
 
 
 def mailed_code(address: str, paths: set[Path]) -> str | None:
@@ -181,7 +193,19 @@ class Person(NamedTuple):
 
 
 def new_state(kind: type) -> x3dh.BaseState:
-    return kind.create(kind.key_format, x3dh.HashFunction.SHA_256, b"Sealwire client test")
+    identity = IdentityKeyPairSeed(os.urandom(32))
+    state = kind.create(kind.key_format, x3dh.HashFunction.SHA_256, b"Sealwire client test", identity)
+    state.identity = identity
+    return state
+
+
+def device_proof(state: x3dh.BaseState, code: dict, device_id: str) -> str:
+    """Proves the identity of a device that signs in again."""
+    signing_key = state.identity.as_priv().priv
+    if state.key_format is IdentityKeyFormat.CURVE_25519:
+        signing_key = xeddsa.priv_force_sign(signing_key, False)
+    text = b"sealwire-device-proof-v1" + uuid.UUID(code["challenge_id"]).bytes + uuid.UUID(device_id).bytes
+    return b64encode(xeddsa.ed25519_priv_sign(signing_key, text)).decode()
 
 
 def wire_key(state: x3dh.BaseState, pub: bytes) -> str:
@@ -329,6 +353,21 @@ async def through_the_server(kind: type) -> None:
     header = await agree_and_talk(Person(alice, alice_state), Person(bob, bob_state), bundle_from_wire(kind, rotated))
     assert header.signed_pre_key == bob_state.bundle.signed_pre_key
     ok("Bob rotated his signed prekey, and the next X3DH uses the new one")
+
+    await bob.request("session.logout")
+    await bob.close()
+    device_id, other_id = bob.session["device_id"], alice.session["device_id"]
+    code = await request_code(f"bob@{kind.suite}.example")
+    wrong = [device_proof(alice_state, code, device_id), device_proof(bob_state, code, other_id), "no proof"]
+    for proof in wrong:
+        await refused(redeem(code, id=device_id, proof=proof), "proof_required")
+    await refused(redeem(code, id=device_id), "proof_required")
+    proof = device_proof(bob_state, code, device_id)
+    session = await redeem(code, id=device_id, proof=proof)
+    assert session["device_id"] == device_id
+    await refused(redeem(await request_code(f"bob@{kind.suite}.example"), id=device_id, proof=proof), "proof_required")
+    bob.session = session
+    ok("Bob’s device signs in again with a proof of its identity key; no, foreign, misdirected and replayed proofs are refused")
 
     for old, messages in ((alice, 5), (bob, 5)):
         await old.close()

@@ -42,12 +42,19 @@ export async function http(server, method, path, { body, token } = {}) {
  * it that did not exist before. Returns `{user_id, device_id, session_id, token, expires_at}`.
  */
 export async function signIn(server, email, { device, replaceDeviceId } = {}) {
+  return redeem(server, await requestCode(server, email), { device, replace_device_id: replaceDeviceId });
+}
+
+/** Asks for a code to sign in, and reads it from the mail. Returns `{challenge_id, email, code}`. */
+export async function requestCode(server, email) {
   const before = new Set(await mails(server.mailDir));
   const { challenge_id } = await http(server, 'POST', '/v1/auth/otp', { body: { email } });
-  const code = await mailedCode(server.mailDir, email, before);
-  return http(server, 'POST', '/v1/auth/verify', {
-    body: { challenge_id, email, code, device, replace_device_id: replaceDeviceId },
-  });
+  return { challenge_id, email, code: await mailedCode(server.mailDir, email, before) };
+}
+
+/** Redeems a code of `requestCode`. */
+export function redeem(server, code, more) {
+  return http(server, 'POST', '/v1/auth/verify', { body: { ...code, ...more } });
 }
 
 const mails = async (dir) => (await readdir(dir)).filter((name) => name.endsWith('.eml'));

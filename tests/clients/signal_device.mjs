@@ -38,6 +38,13 @@ export class SignalDevice {
     return base64(this.#identityPair.publicKey.serialize());
   }
 
+  /** Proves the identity of this device in a sign-in with this challenge. */
+  proof(challengeId, deviceId = this.deviceId) {
+    const uuid = (text) => Buffer.from(text.replaceAll('-', ''), 'hex');
+    const text = Buffer.concat([Buffer.from('sealwire-device-proof-v1'), uuid(challengeId), uuid(deviceId)]);
+    return base64(this.#identityPair.privateKey.sign(text));
+  }
+
   /** Params of a first `keys.publish`: a complete signal-pqxdh set with `count` one-time keys of each kind. */
   completeSet(count) {
     const pair = signal.PrivateKey.generate();

@@ -374,7 +374,7 @@ export class Engine {
         this.#endReason = (data as ServerEvents['session.revoked']).reason;
         break;
       case 'prekeys.low':
-        this.keys.low(data as ServerEvents['prekeys.low']);
+        this.keys.low();
         break;
       case 'signed_prekey.expiring':
         this.keys.rotate(true);

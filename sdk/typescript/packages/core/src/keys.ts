@@ -7,7 +7,7 @@ import { concat, fromBase64, toBase64, utf8 } from './bytes.js';
 import type { KeysWanted, OneTimeKind } from './crypto.js';
 import type { Engine } from './engine.js';
 import { ConnectionError, ServerError } from './errors.js';
-import type { KeyIdReport, KeysStatusReply, PublishKeysReply, PublishKeysRequest, ServerEvents, Welcome } from './protocol.js';
+import type { KeyIdReport, KeysStatusReply, PublishKeysReply, PublishKeysRequest, Welcome } from './protocol.js';
 import { sha256 } from './sha256.js';
 import type { Transaction, Value } from './storage.js';
 
@@ -61,11 +61,13 @@ export class Keys {
     });
   }
 
-  low({ kind, remaining, pool_version }: ServerEvents['prekeys.low']): void {
+  /** A pool runs low. The event may be out of date, so the status decides what is published. */
+  low(): void {
     this.#run('refill', async () => {
-      const published = await this.#published();
-      if (!published || pool_version < published.poolVersion || remaining >= POOL) return;
-      await this.#publish({ [kind === 'pq_one_time' ? 'pqOneTime' : 'oneTime']: POOL - remaining });
+      const { one_time, pq_one_time, threshold } = await this.#engine.insist<KeysStatusReply>('keys.status');
+      const missing = (count: number) => (count <= threshold ? POOL - count : 0);
+      const [oneTime, pqOneTime] = [missing(one_time), this.#engine.crypto.pq ? missing(pq_one_time) : 0];
+      if (oneTime > 0 || pqOneTime > 0) await this.#publish({ oneTime, pqOneTime });
     });
   }
 

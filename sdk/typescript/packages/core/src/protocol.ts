@@ -5,6 +5,19 @@ export type Newer = string & {};
 /** Message content: base64 text in JSON, bytes in MessagePack. */
 export type Content = string | Uint8Array;
 
+/** The result of `account.status`. */
+export interface AccountStatusReply {
+  /** Whether the account is locked. */
+  locked: boolean;
+  /** Seconds after which a request is approved unless a device denies it; null if the account is not locked. */
+  wait_s: number | null;
+  /** The requests that wait for an approval, oldest first. */
+  pending: PendingApproval[];
+}
+
+/** `account.status`: no parameters. */
+export interface AccountStatusRequest {}
+
 /** The result of `messages.ack`. */
 export interface AckMessagesReply {
   /** How many of these envelopes were still in the mailbox. */
@@ -21,6 +34,21 @@ export interface AckMessagesRequest {
 export interface AddBlockRequest {
   /** Any user but the requesting one. Whether it exists is not checked. */
   user_id: string;
+}
+
+/** What a request asks for. */
+export type ApprovalKind = 'device' | 'change_email';
+
+/** The response to `POST /v1/auth/approval` with status 202: the request is pending. With status 201 it is a `SessionReply`. */
+export interface ApprovalPendingReply {
+  /** The request. */
+  approval: UndecidedApproval;
+}
+
+/** The response to `POST /v1/auth/verify` with status 202: the account is locked, and the sign-in waits for an approval. */
+export interface ApprovalRequestedReply {
+  /** The request. */
+  approval: RequestedApproval;
 }
 
 /** The one-time prekey of a bundle. */
@@ -63,7 +91,13 @@ export interface BundlesReply {
   unavailable: UnavailableDevice[];
 }
 
-/** `account.change_email` */
+/** The result of `account.change_email`. */
+export interface ChangeEmailReply {
+  /** The request that waits for an approval; null if the address was changed. */
+  approval?: RequestedApproval | undefined;
+}
+
+/** `account.change_email`. On a locked account a device decides it, or time. */
 export interface ChangeEmailRequest {
   /** The new address. */
   email: string;
@@ -87,9 +121,21 @@ export interface ClaimKeysRequest {
   claim_id: string;
 }
 
-export type Code = 'bad_request' | 'unauthorized' | 'invalid_code' | 'too_many_attempts' | 'rate_limited' | 'unknown_op' | 'too_many_in_flight' | 'payload_too_large' | 'unknown_device' | 'session_revoked' | 'forbidden_origin' | 'not_found' | 'device_limit' | 'device_too_new' | 'confirmation_required' | 'email_taken' | 'identity_conflict' | 'id_conflict' | 'devices_mismatch' | 'no_devices' | 'pool_changed' | 'stale_signed_prekey' | 'invalid_key' | 'invalid_signature' | 'incomplete_keys' | 'mailbox_full' | 'unavailable' | 'internal';
+export type Code = 'bad_request' | 'unauthorized' | 'invalid_code' | 'too_many_attempts' | 'rate_limited' | 'unknown_op' | 'too_many_in_flight' | 'payload_too_large' | 'unknown_device' | 'session_revoked' | 'forbidden_origin' | 'not_found' | 'proof_required' | 'denied' | 'device_limit' | 'device_too_new' | 'confirmation_required' | 'email_taken' | 'identity_conflict' | 'id_conflict' | 'devices_mismatch' | 'no_devices' | 'pool_changed' | 'stale_signed_prekey' | 'invalid_key' | 'invalid_signature' | 'incomplete_keys' | 'mailbox_full' | 'unavailable' | 'internal';
 
 export type CodePurpose = 'sign_in' | 'delete' | 'change_email';
+
+/** `devices.decide` */
+export interface DecideRequest {
+  /** From `request_id`. */
+  request_id: string;
+  /** Whether the request is approved. */
+  approve: boolean;
+  /** The two digits that the new device shows. Required to approve; a wrong number denies the request. */
+  number?: string | undefined;
+  /** A device of the user to revoke in the same transaction, instead of the one that the request names. */
+  replace_device_id?: string | undefined;
+}
 
 /** `account.delete` */
 export interface DeleteAccountRequest {
@@ -107,6 +153,8 @@ export interface DeviceDescription {
   name?: string | undefined;
   /** The registration id chosen by the client's Signal library; the server draws one if absent. */
   registration_id?: number | undefined;
+  /** Shows that the client holds the identity key of the device that signs in again, or of the device to replace: base64 of a signature over `device_proof_message`. */
+  proof?: string | undefined;
 }
 
 /** The message for one device. */
@@ -176,7 +224,7 @@ export interface ErrorDetails {
 }
 
 /** An addition to the protocol, as `features` of a welcome names it. */
-export type Feature = 'replace' | 'skip' | 'suites' | 'access' | 'blocks';
+export type Feature = 'replace' | 'skip' | 'suites' | 'access' | 'blocks' | 'lock';
 
 /** `keys.fetch`: returns bundles without one-time prekeys, so that no key is consumed. */
 export interface FetchKeysRequest {
@@ -328,6 +376,16 @@ export interface ListedSession {
   current: boolean;
 }
 
+/** `account.lock` */
+export interface LockAccountRequest {
+  /** Base64 of the SHA-256 of the recovery key: 32 random bytes that only the user keeps. */
+  recovery_key_hash: string;
+  /** Seconds after which a request is approved unless a device denies it, within `LOCK_WAIT_SECONDS`; `LOCK_WAIT_DEFAULT` if absent. */
+  wait_s?: number | undefined;
+  /** The recovery key of the present lock, in base64. Without it, a locked account can be locked anew only by a device that is older than the present `wait_s`. */
+  recovery_key?: string | undefined;
+}
+
 /** `session.logout`: no parameters. */
 export interface LogoutRequest {}
 
@@ -379,6 +437,30 @@ export interface OtpRequest {
   email: string;
   /** What the code is for; to sign in if absent. */
   purpose?: CodePurpose | undefined;
+}
+
+/** A request that waits for an approval: an entry of `pending`, and the data of the event `devices.requested`. */
+export interface PendingApproval {
+  /** Identifies the request in `DecideRequest`. */
+  request_id: string;
+  /** What it asks for. */
+  kind: ApprovalKind | Newer;
+  /** The name of the new device, or of the device that wants to change the address; null if it has none. */
+  device_name: string | null;
+  /** The network that the request came from, such as `203.0.113.0/24`; null if the server does not know it. */
+  client_network: string | null;
+  /** When the request was made. */
+  created_at: string;
+  /** When it is approved unless a device denies it. */
+  decides_at: string;
+}
+
+/** The body of `POST /v1/auth/approval`. */
+export interface PollApprovalRequest {
+  /** From `request_id`. */
+  request_id: string;
+  /** From `poll_token`. */
+  poll_token: string;
 }
 
 /** The keys needed to start an encrypted session with one device. */
@@ -510,6 +592,18 @@ export interface ReplaceableDevice {
   last_seen: string | null;
 }
 
+/** A request as the one who makes it sees it. */
+export interface RequestedApproval {
+  /** The request. */
+  request_id: string;
+  /** Proves in `PollApprovalRequest` who made the request; null if it is not polled, for a change of the address. */
+  poll_token?: string | undefined;
+  /** Two digits to show. The person enters them on the device that approves. */
+  number: string;
+  /** When the request is approved unless a device denies it. */
+  decides_at: string;
+}
+
 /** `devices.revoke` */
 export interface RevokeDeviceRequest {
   /** Any device of the user, including the requesting one. */
@@ -566,7 +660,7 @@ export interface ServerDraining {
   reconnect_in_ms: number;
 }
 
-/** The response to `POST /v1/auth/verify` and `GET /v1/auth/session`. */
+/** A session: the response to `GET /v1/auth/session`, and to a `POST /v1/auth/verify` or `POST /v1/auth/approval` that signs in. */
 export interface SessionReply {
   /** The user who signed in. */
   user_id: string;
@@ -630,12 +724,24 @@ export interface UnavailableDevice {
 /** Why there is no bundle for a device. */
 export type UnavailableReason = 'no_keys' | 'other_suite' | 'signed_prekey_expired' | 'revoked' | 'unknown_device';
 
+/** The `approval` of `ApprovalPendingReply`. */
+export interface UndecidedApproval {
+  /** When the request is approved unless a device denies it. */
+  decides_at: string;
+}
+
 /** A device that could not store a message. */
 export interface UndeliveredDevice {
   /** The device, as in the request. */
   device_id: string;
   /** The reason: always `mailbox_full`. */
   reason: Code | Newer;
+}
+
+/** `account.unlock` */
+export interface UnlockAccountRequest {
+  /** The recovery key, in base64. Without it, only a device that is older than `wait_s` can unlock the account. */
+  recovery_key?: string | undefined;
 }
 
 /** The body of `POST /v1/auth/verify`. */
@@ -650,6 +756,8 @@ export interface VerifyRequest {
   device?: DeviceDescription | undefined;
   /** A device of the user to revoke in the same transaction. Must not be combined with `id`. */
   replace_device_id?: string | undefined;
+  /** Under a lock, signs in a new device without an approval: base64 of the 32 bytes whose hash locked the account. */
+  recovery_key?: string | undefined;
 }
 
 /** The data of `welcome`. */
@@ -738,11 +846,35 @@ export interface Ops {
     result: EmptyReply;
     error: 'bad_request' | 'rate_limited' | 'too_many_in_flight' | 'unknown_device' | 'session_revoked' | 'device_too_new' | 'unavailable' | 'internal';
   };
+  /** Approves or denies a request of a new device. */
+  'devices.decide': {
+    params: DecideRequest;
+    result: EmptyReply;
+    error: 'bad_request' | 'rate_limited' | 'too_many_in_flight' | 'unknown_device' | 'session_revoked' | 'not_found' | 'denied' | 'device_limit' | 'device_too_new' | 'email_taken' | 'unavailable' | 'internal';
+  };
   /** Finds a user by address. */
   'users.find': {
     params: FindUserRequest;
     result: FindUserReply;
     error: 'bad_request' | 'rate_limited' | 'too_many_in_flight' | 'session_revoked' | 'not_found' | 'unavailable' | 'internal';
+  };
+  /** Makes new devices need an approval. */
+  'account.lock': {
+    params: LockAccountRequest;
+    result: EmptyReply;
+    error: 'bad_request' | 'invalid_code' | 'rate_limited' | 'too_many_in_flight' | 'session_revoked' | 'device_too_new' | 'unavailable' | 'internal';
+  };
+  /** Ends that. */
+  'account.unlock': {
+    params: UnlockAccountRequest;
+    result: EmptyReply;
+    error: 'bad_request' | 'rate_limited' | 'too_many_in_flight' | 'session_revoked' | 'unavailable' | 'internal';
+  };
+  /** Says whether the account is locked, and what waits. */
+  'account.status': {
+    params: AccountStatusRequest;
+    result: AccountStatusReply;
+    error: 'bad_request' | 'rate_limited' | 'too_many_in_flight' | 'session_revoked' | 'unavailable' | 'internal';
   };
   /** Deletes the user. */
   'account.delete': {
@@ -753,7 +885,7 @@ export interface Ops {
   /** Gives the user another address. */
   'account.change_email': {
     params: ChangeEmailRequest;
-    result: EmptyReply;
+    result: ChangeEmailReply;
     error: 'bad_request' | 'invalid_code' | 'too_many_attempts' | 'rate_limited' | 'too_many_in_flight' | 'session_revoked' | 'device_too_new' | 'confirmation_required' | 'email_taken' | 'unavailable' | 'internal';
   };
   /** Sets the user's access key and what strangers may do. */
@@ -830,6 +962,8 @@ export interface ServerEvents {
   'signed_prekey.expiring': SignedPrekeyExpiring;
   /** Devices of the user were added or revoked. */
   'devices.changed': DevicesChanged;
+  /** A new device waits for an approval. */
+  'devices.requested': PendingApproval;
   /** Sessions of the user were opened or ended. */
   'sessions.changed': SessionsChanged;
   /** The session has ended; the close follows. */
@@ -843,7 +977,7 @@ export interface ServerEvents {
 }
 
 /** The ops that this version knows. */
-export const ops: readonly (keyof Ops)[] = ['session.renew', 'session.logout', 'sessions.list', 'sessions.end', 'devices.list', 'devices.rename', 'devices.revoke', 'users.find', 'account.delete', 'account.change_email', 'access.set', 'blocks.add', 'blocks.remove', 'blocks.list', 'keys.publish', 'keys.status', 'keys.fetch', 'keys.claim', 'messages.send', 'messages.ack'];
+export const ops: readonly (keyof Ops)[] = ['session.renew', 'session.logout', 'sessions.list', 'sessions.end', 'devices.list', 'devices.rename', 'devices.revoke', 'devices.decide', 'users.find', 'account.lock', 'account.unlock', 'account.status', 'account.delete', 'account.change_email', 'access.set', 'blocks.add', 'blocks.remove', 'blocks.list', 'keys.publish', 'keys.status', 'keys.fetch', 'keys.claim', 'messages.send', 'messages.ack'];
 
 /** The error codes that this version knows. */
 export const errorCodes: Record<Code, { httpStatus: number; retryable: boolean; meaning: string; action: string }> = {
@@ -859,6 +993,8 @@ export const errorCodes: Record<Code, { httpStatus: number; retryable: boolean; 
   session_revoked: { httpStatus: 401, retryable: false, meaning: 'the session of this socket has ended', action: 'sign in' },
   forbidden_origin: { httpStatus: 403, retryable: false, meaning: 'a page of this origin may not connect', action: 'ask the operator to list the origin' },
   not_found: { httpStatus: 404, retryable: false, meaning: 'no such path, method, user or address', action: 'say so' },
+  proof_required: { httpStatus: 403, retryable: false, meaning: 'the proof of a device is missing or wrong', action: 'sign in as a new device' },
+  denied: { httpStatus: 403, retryable: false, meaning: 'another device denied the request, or the number was wrong', action: 'tell the person' },
   device_limit: { httpStatus: 409, retryable: false, meaning: 'the user has as many devices as allowed', action: 'let the person choose one to replace' },
   device_too_new: { httpStatus: 403, retryable: true, meaning: 'the device is too young to disturb the user\'s other devices; `details` says until when', action: 'tell the person to use an older device, or when this one may' },
   confirmation_required: { httpStatus: 403, retryable: false, meaning: 'the op needs a code of its purpose', action: 'ask for a code, and send the op with it' },
@@ -880,9 +1016,9 @@ export const errorCodes: Record<Code, { httpStatus: number; retryable: boolean; 
 /** The close codes that the server sends. */
 export const closeCodes: Record<number, { reason: string; reconnect: boolean; description: string }> = {
   4000: { reason: 'draining', reconnect: true, description: 'the server is being stopped: come back after `reconnect_in_ms` of `server.draining`' },
-  4001: { reason: 'idle', reconnect: true, description: 'nothing came in from the client for a minute' },
+  4001: { reason: 'idle', reconnect: true, description: 'nothing came in from the client for a minute, or a message came in too slowly' },
   4002: { reason: 'slow consumer', reconnect: true, description: 'the client read too slowly, and too many bytes waited to be sent to it; or nothing came in from the client for a minute, as for 4001, while frames waited to be sent or envelopes waited for acks. Queued events are lost, except messages, which come again' },
-  4003: { reason: 'unavailable', reconnect: true, description: 'the connection could not be opened, such as when the store failed' },
+  4003: { reason: 'unavailable', reconnect: true, description: 'the connection could not be opened, such as when the store failed, or the memory of an unfinished message was needed for others' },
   4004: { reason: 'rate limited', reconnect: true, description: 'in a browser: the upgrade was refused by a limit; wait for `retry_after_ms` of `refused`' },
   4500: { reason: 'session revoked', reconnect: false, description: 'logged out, or superseded by a renewed token: use the new token, or sign in' },
   4501: { reason: 'session expired', reconnect: false, description: 'sign in, naming `device.id` to keep the device' },

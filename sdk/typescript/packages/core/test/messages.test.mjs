@@ -346,6 +346,7 @@ test('a storage that fails loses nothing: the message comes again', async () => 
 // --- Keys -----------------------------------------------------------------------------------------------------------
 
 test('a pool that runs low is filled up', async () => {
+  fake.keys = { ...fake.keys, one_time: 9 };
   fake.sockets.at(-1).send('prekeys.low', { kind: 'one_time', remaining: 9, threshold: 20, pool_version: 1 });
   await until(() => fake.of('keys.publish').length === 2);
   const [first, second] = fake.of('keys.publish');
@@ -353,7 +354,7 @@ test('a pool that runs low is filled up', async () => {
   const ids = [...first.one_time_prekeys, ...second.one_time_prekeys].map(({ key_id }) => key_id);
   assert.equal(new Set(ids).size, 191);
   assert.equal(second.signed_prekey, undefined);
-  // One that was overtaken by the publish changes nothing.
+  // An event that was overtaken by the publish changes nothing.
   fake.sockets.at(-1).send('prekeys.low', { kind: 'one_time', remaining: 9, threshold: 20, pool_version: 1 });
   await client.request('devices.list');
   await new Promise((resolve) => setTimeout(resolve, 50));
@@ -361,6 +362,7 @@ test('a pool that runs low is filled up', async () => {
 });
 
 test('a publish whose reply is lost is repeated with the same keys', async () => {
+  fake.keys = { ...fake.keys, one_time: 0 };
   fake.ops['keys.publish'] = () => SILENCE;
   fake.sockets.at(-1).send('prekeys.low', { kind: 'one_time', remaining: 0, threshold: 20, pool_version: 1 });
   await until(() => fake.of('keys.publish').length === 2);
