@@ -5,7 +5,7 @@ use sqlx::{ConnectOptions, Executor, sqlite::SqliteConnectOptions};
 use uuid::Uuid;
 
 use crate::support::{
-    Cluster, Codec, Member, Services, Settings, Socket, TestApp,
+    Cluster, Codec, Member, RowLock, Services, Settings, Socket, TestApp,
     keys::base64,
     mailing::{content, message},
     sign_in,
@@ -275,8 +275,39 @@ async fn a_block_made_on_one_node_holds_on_the_other() {
     let alice = Member::join(&cluster.nodes[1], "alice@example.org", Codec::Json).await;
     let block = json!({ "user_id": alice.person.user });
     bob.socket.request("blocks.add", block.clone()).await;
-    assert_eq!(alice.send(&[&bob.person], "dropped").await["stored"], 1);
+    let mut alice = alice;
+    let dropped = message(&[&bob.person], "dropped");
+    assert_eq!(alice.socket.request("messages.send", dropped.clone()).await["stored"], 1);
     bob.socket.request("blocks.remove", block).await;
+    // Nor does a repeat on another node deliver what was dropped.
+    alice.reconnect(&cluster.nodes[0], Codec::Json).await;
+    let repeated = alice.socket.request("messages.send", dropped).await;
+    assert_eq!((&repeated["stored"], &repeated["duplicate"]), (&json!(1), &json!(true)));
     alice.send(&[&bob.person], "delivered").await;
     assert_eq!(bob.receives("delivered").await["seq"], 1);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn of_two_last_blocks_that_two_nodes_add_at_once_one_is_refused() {
+    let cluster = Cluster::start(&Services::shared(), 2, &[]).await;
+    let [(bob, phone), (_, laptop)] = cluster.two_devices("bob@example.org").await;
+    let mut database = cluster.sql().await;
+    for text in [
+        "INSERT INTO blocks (user_id, blocked) \
+         SELECT users.id, gen_random_uuid() FROM users, generate_series(1, 9999)",
+        "UPDATE users SET block_count = 9999",
+    ] {
+        database.execute(text).await.unwrap();
+    }
+    let mut row_lock = RowLock::lock(&cluster, "SELECT id FROM users WHERE id = $1 FOR UPDATE", &bob.user).await;
+    let release = async {
+        row_lock.wait_for_waiters(2).await;
+        row_lock.release().await;
+    };
+    let add = async |socket: &Socket| socket.try_request("blocks.add", json!({ "user_id": Uuid::new_v4() })).await;
+    let (one, other, ()) = tokio::join!(add(&phone), add(&laptop), release);
+    let outcomes = [one.unwrap(), other.unwrap()];
+    assert_eq!(outcomes.iter().filter(|outcome| outcome.is_ok()).count(), 1, "{outcomes:?}");
+    assert!(outcomes.iter().filter_map(|outcome| outcome.as_ref().err()).all(|error| error["code"] == "bad_request"));
+    assert_eq!(phone.request("blocks.list", json!({})).await["user_ids"].as_array().unwrap().len(), 10_000);
 }

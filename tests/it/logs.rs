@@ -123,6 +123,30 @@ impl Scenario<'_> {
         keys
     }
 
+    /// Bob sets an access key, and Alice shows it, a key that is not his, and a text that is none.
+    async fn show_access_keys(&self, alices: &Socket, bobs: &Socket, bob: &Person, send: &Value) {
+        let keys = ["8PHy8/T19vf4+fr7/P3+/w==", "4OHi4+Tl5ufo6err7O3u7w==", "an access key of a wrong form"];
+        self.secrets.add_bytes(keys[0]);
+        self.secrets.add_bytes(keys[1]);
+        self.secrets.add(keys[2]);
+        bobs.request("access.set", json!({ "strangers": "refuse", "key": keys[0] })).await;
+        bobs.refused("access.set", json!({ "strangers": keys[1], "key": keys[0] })).await;
+        bobs.refused("access.set", json!({ "strangers": "limit", "key": keys[2] })).await;
+        for key in keys {
+            let mut claim = json!({ "user_id": bob.user, "claim_id": Uuid::from_u128(9) });
+            let mut send = send.clone();
+            (send["access"], claim["access"]) = (key.into(), key.into());
+            for (op, params) in [("keys.fetch", claim.clone()), ("keys.claim", claim), ("messages.send", send)] {
+                match alices.try_request(op, params).await.unwrap() {
+                    Ok(reply) => self.secrets.add_keys(&reply),
+                    // A repeat of the message is answered like the message.
+                    Err(error) => assert!(key != keys[0] && op != "messages.send", "{op}: {error}"),
+                }
+            }
+        }
+        bobs.request("access.set", json!({ "strangers": "limit" })).await;
+    }
+
     /// Does everything that the two users can do, with valid and with invalid requests. `deletion` is a code with which
     /// Alice deletes her account.
     async fn run(&mut self, alice: &Person, bob: &Person, deletion: Value) {
@@ -162,8 +186,11 @@ impl Scenario<'_> {
         };
         alices.request("messages.send", message(7, &bob.device)).await;
         alices.refused("messages.send", message(8, &alice.device)).await;
-        let seq = bobs.event("message").await["seq"].clone();
-        bobs.request("messages.ack", json!({ "seqs": [seq] })).await;
+        self.show_access_keys(&alices, &bobs, bob, &message(9, &bob.device)).await;
+        for _ in 0..2 {
+            let seq = bobs.event("message").await["seq"].clone();
+            bobs.request("messages.ack", json!({ "seqs": [seq] })).await;
+        }
         alices.request("devices.rename", json!({ "name": "the-name-of-a-device" })).await;
 
         // A renewal. The new token is presented in a header and replaces the first.

@@ -26,7 +26,7 @@ async fn the_welcome_is_the_first_frame_and_has_the_documented_fields() {
             "limits": { "frame_bytes": 512 * 1024, "content_bytes": 32768, "in_flight": 64 },
             "keys": none,
             "mailbox": { "waiting": 0, "expired_total": 0 },
-            "features": ["replace", "skip", "suites", "access", "blocks"],
+            "features": ["replace", "skip", "suites", "access", "blocks", "lock"],
         }});
         assert_eq!(welcome, expected, "{codec:?}");
     }

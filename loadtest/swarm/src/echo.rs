@@ -9,7 +9,7 @@ use std::{
 use actix::{Actor, ActorContext, ActorFutureExt, AsyncContext, Context, StreamHandler, System, fut::WrapFuture};
 use actix_web::{App, HttpRequest, HttpResponse, HttpServer, web};
 use actix_ws::{Message, ProtocolError, Session};
-use sealwire::socket::transport::{self, Budget, ConnectionLimiter, Tuning};
+use sealwire::socket::transport::{self, Budget, ConnectionLimiter, SharedBudget, Tuning};
 use sealwire_protocol::limits::MAX_FRAME_BYTES;
 use serde_json::json;
 
@@ -107,7 +107,7 @@ pub fn run(options: &Options) -> Result<()> {
 fn tuning() -> Tuning {
     Tuning {
         max_message: MAX_FRAME_BYTES as u64,
-        inbound: Budget::new(256 << 20),
+        inbound: SharedBudget::new(256 << 20, MAX_FRAME_BYTES),
         limiter: ConnectionLimiter::unlimited(),
         connections: Budget::new(1 << 20),
         stall: Duration::from_secs(35),

@@ -2,7 +2,7 @@
 //! was deleted.
 
 use super::*;
-use crate::support::http::confirmation;
+use crate::support::{Cluster, http::confirmation};
 
 /// The requests that somebody can make about a user, with the ids of the request itself.
 fn requests(user: &str, device: &str, message: Uuid, claim: Uuid) -> Vec<(&'static str, Value)> {
@@ -134,5 +134,30 @@ async fn to_somebody_who_knew_it_it_looks_like_a_deleted_user() {
             }
             assert_eq!(outcomes[0], outcomes[1]);
         }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn access_settings_made_on_one_node_hold_on_the_other() {
+    let cluster = Cluster::start(&Services::shared(), 2, &[]).await;
+    let bob = Member::join(&cluster.nodes[0], "bob@example.org", Codec::Json).await;
+    let alice = Member::join(&cluster.nodes[1], "alice@example.org", Codec::MsgPack).await;
+    alice.send(&[&bob.person], "known").await;
+    bob.socket.request("access.set", json!({ "strangers": "refuse", "key": key() })).await;
+    let unknown = (Uuid::new_v4().to_string(), Uuid::new_v4().to_string());
+    let of_bob = requests(&bob.person.user, &bob.person.device, Uuid::new_v4(), Uuid::new_v4());
+    let of_nobody = requests(&unknown.0, &unknown.1, Uuid::new_v4(), Uuid::new_v4());
+    for ((op, to_bob), (_, to_nobody)) in of_bob.into_iter().zip(of_nobody) {
+        let refused = outcome(&alice.socket, op, to_bob.clone()).await.unwrap_err();
+        assert_problem(&refused, "not_found", op);
+        assert_eq!(refused, outcome(&alice.socket, op, to_nobody).await.unwrap_err(), "{op}: {to_bob}");
+    }
+    let by_address = json!({ "email": "bob@example.org" });
+    assert_problem(&alice.socket.refused("users.find", by_address).await, "not_found", "users.find");
+    alice.socket.request("messages.send", showing(message(&[&bob.person], "with the key"), &key())).await;
+    bob.socket.request("access.set", json!({ "strangers": "allow" })).await;
+    alice.send(&[&bob.person], "allowed").await;
+    for text in ["known", "with the key", "allowed"] {
+        bob.receives(text).await;
     }
 }

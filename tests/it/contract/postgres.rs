@@ -1,9 +1,37 @@
 //! Behaviour of the store that exists only on PostgreSQL.
 
-use sealwire::store::Store;
-use sqlx::{AssertSqlSafe, ConnectOptions, Executor, PgConnection, postgres::PgConnectOptions};
+use std::{
+    fmt::Debug,
+    mem,
+    sync::{Arc, Mutex},
+    time::Duration,
+};
 
-use super::{settings, suite::mail};
+use sealwire::{
+    domain::{
+        AccessKey, AccessSettings, Caller, DeviceId, Email, Refusal, UserId,
+        access::{NewAccess, Strangers},
+        bundle::UsableSuites,
+        envelope::{MailboxBounds, MailboxSize},
+        keyed_buckets::DrainLimit,
+    },
+    store::{Claims, MailRequest, Mailboxes, SendRequest, Store},
+};
+use sqlx::{AssertSqlSafe, ConnectOptions, Executor, PgConnection, postgres::PgConnectOptions};
+use tracing::{
+    Dispatch, Event, Subscriber,
+    field::{Field, Visit},
+};
+use tracing_subscriber::{
+    Layer,
+    layer::{Context, SubscriberExt},
+};
+use uuid::Uuid;
+
+use super::{
+    settings,
+    suite::{email, later, mail, request},
+};
 use crate::support::Services;
 
 async fn connect(url: &str) -> PgConnection {
@@ -52,4 +80,97 @@ async fn one_node_at_a_time_deletes_expired_mail() {
     assert_eq!(store.expire_mail(mail::after_expiry()).await.unwrap(), 3);
     let status = store.mailbox(device).await.unwrap();
     assert_eq!((status.waiting, status.expired_total), (0, 3));
+}
+
+/// The statements that the driver logs on this thread, in order.
+#[derive(Clone, Default)]
+struct Statements(Arc<Mutex<Vec<String>>>);
+
+impl Statements {
+    fn take(&self) -> Vec<String> {
+        mem::take(&mut self.0.lock().unwrap())
+    }
+}
+
+impl<S: Subscriber> Layer<S> for Statements {
+    fn on_event(&self, event: &Event<'_>, _: Context<'_, S>) {
+        if event.metadata().target() == "sqlx::query" {
+            let mut text = StatementText(String::new());
+            event.record(&mut text);
+            self.0.lock().unwrap().push(text.0);
+        }
+    }
+}
+
+/// The text of a logged statement, without the numbers of rows and the time.
+struct StatementText(String);
+
+impl Visit for StatementText {
+    fn record_str(&mut self, field: &Field, value: &str) {
+        if ["summary", "db.statement"].contains(&field.name()) {
+            self.0.push_str(value);
+        }
+    }
+
+    fn record_debug(&mut self, _: &Field, _: &dyn Debug) {}
+}
+
+/// The statements of each request about a user, and the refusals.
+async fn requests(
+    store: &Store,
+    by: &Caller,
+    of: &Caller,
+    address: &Email,
+    statements: &Statements,
+) -> Vec<(Refusal, Vec<String>)> {
+    let size = |envelopes| MailboxSize { envelopes, bytes: 1 << 20 };
+    let bounds = MailboxBounds { all: size(10), per_sender: size(1), strangers: Some(size(2)) };
+    let claims = Claims::new(store.clone(), DrainLimit::new(1, Duration::from_hours(1)), 20);
+    let refused = |refusal: Option<Refusal>| (refusal.expect("refused"), statements.take());
+    let mut all = Vec::new();
+    statements.take();
+    let found = store.find_user(by, address).await.unwrap();
+    all.push(refused(found.is_none().then_some(Refusal::NotFound)));
+    let other = DeviceId(Uuid::new_v4());
+    for devices in [None, Some(vec![of.device, other])] {
+        let suites = UsableSuites::default();
+        let fetched = store.fetch(by, of.user, devices.as_deref(), &suites, None, later(10)).await;
+        all.push(refused(fetched.unwrap_err().refusal().into()));
+        let mut batch =
+            claims.claim(vec![sealwire::store::ClaimRequest { devices, ..request(by, of.user, later(10)) }]).await;
+        all.push(refused(batch.answers.remove(0).unwrap_err().refusal().into()));
+    }
+    let send = mail::send(by, &[of], "text");
+    let ephemeral = SendRequest { ephemeral: true, ..send.clone() };
+    let skipping = SendRequest { envelopes: Vec::new(), skipped: vec![of.device], ..send.clone() };
+    let wrong_key = SendRequest { access: Some(AccessKey([8; 16])), ..send.clone() };
+    for request in [send, ephemeral, skipping, wrong_key] {
+        let mut batch = Mailboxes::new(store.clone(), bounds).serve(vec![MailRequest::Send(request)]).await;
+        all.push(refused(batch.answers.remove(0).unwrap_err().refusal().into()));
+    }
+    all
+}
+
+/// The statements decide which rows are read and locked, and so how long an answer takes.
+#[tokio::test]
+async fn a_user_who_refuses_a_caller_takes_the_statements_of_one_that_does_not_exist() {
+    let statements = Statements::default();
+    // With a single dispatcher, tracing would turn a log call off for all threads if another thread reaches it first.
+    let dispatch = || Dispatch::new(tracing_subscriber::registry().with(statements.clone()));
+    let (_second, first) = (dispatch(), dispatch());
+    let _logging = tracing::dispatcher::set_default(&first);
+    let url = Services::shared().database().await;
+    let store = Store::open(&url, settings(1)).await.unwrap();
+    let (alice, bob) = (mail::member(&store, "alice").await, mail::member(&store, "bob").await);
+    let settings = AccessSettings { key: Some(AccessKey([7; 16])), strangers: Strangers::Refuse };
+    store.set_access(&bob, &NewAccess { settings, sealed: false }, later(1)).await.unwrap();
+    store.add_block(&bob, alice.user, later(1)).await.unwrap();
+    let nobody = Caller { user: UserId(Uuid::new_v4()), device: DeviceId(Uuid::new_v4()), ..bob };
+    let of_bob = requests(&store, &alice, &bob, &email("bob"), &statements).await;
+    let of_nobody = requests(&store, &alice, &nobody, &email("nobody"), &statements).await;
+    assert_eq!(of_bob, of_nobody);
+    assert!(of_bob.iter().all(|(refusal, run)| *refusal == Refusal::NotFound && !run.is_empty()), "{of_bob:?}");
+    // It is the statements of the store that are compared.
+    let looked_up = |run: &[String]| run.iter().filter(|text| text.contains("block_count")).count();
+    assert_eq!(of_bob.iter().filter(|(_, run)| looked_up(run) > 0).count(), 8, "{of_bob:?}");
 }

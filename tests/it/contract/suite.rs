@@ -33,11 +33,11 @@ fn start() -> Timestamp {
     Timestamp::parse("2026-03-01T08:00:00.123456Z").unwrap()
 }
 
-fn later(seconds: u64) -> Timestamp {
+pub fn later(seconds: u64) -> Timestamp {
     start() + Duration::from_secs(seconds)
 }
 
-fn email(name: &str) -> Email {
+pub fn email(name: &str) -> Email {
     Email::parse(&format!("{name}@example.org")).unwrap()
 }
 
@@ -185,7 +185,7 @@ async fn claim(
 }
 
 /// A claim of one key of each kind from every device of a user.
-fn request(caller: &Caller, user: UserId, now: Timestamp) -> ClaimRequest {
+pub fn request(caller: &Caller, user: UserId, now: Timestamp) -> ClaimRequest {
     let suites = sealwire::domain::bundle::UsableSuites::default();
     ClaimRequest { caller: *caller, user, devices: None, suites, claim: ClaimId(Uuid::new_v4()), access: None, now }
 }

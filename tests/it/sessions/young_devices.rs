@@ -4,10 +4,16 @@ use std::time::Duration;
 
 use sealwire::domain::{Suite, Timestamp};
 use serde_json::{Value, json};
+use sqlx::{Connection, Executor};
 use uuid::Uuid;
 
 use super::{EMAIL, connect};
-use crate::support::{KeySet, Person, Socket, TestApp, code, http::confirmation, sign_in, sign_in_as};
+use crate::support::{
+    Cluster, Codec, KeySet, Person, Server, Services, Socket, TestApp, code, eventually,
+    http::{confirmation, mails},
+    keys::base64,
+    sign_in, sign_in_as,
+};
 
 const AGE: Duration = Duration::from_hours(72);
 
@@ -42,13 +48,21 @@ fn forbidden(old: &Person) -> Vec<(&'static str, Value)> {
             "account.change_email",
             json!({ "email": "new@example.org", "challenge_id": Uuid::nil(), "code": "12345678" }),
         ),
+        ("account.lock", json!({ "recovery_key_hash": base64(&[1; 32]) })),
+        ("access.set", json!({ "strangers": "allow" })),
     ]
 }
 
-async fn assert_too_new(socket: &Socket, op: &str, params: Value, allowed_at: Timestamp, wait: Duration) {
+/// Checks that the op is refused until this time. Returns the error.
+async fn refused_until(socket: &Socket, op: &str, params: Value, allowed_at: Timestamp) -> Value {
     let error = socket.refused(op, params).await;
     assert_eq!(code(&error), "device_too_new", "{op}");
     assert_eq!(error["details"], json!({ "allowed_at": allowed_at }), "{op}");
+    error
+}
+
+async fn assert_too_new(socket: &Socket, op: &str, params: Value, allowed_at: Timestamp, wait: Duration) {
+    let error = refused_until(socket, op, params, allowed_at).await;
     assert_eq!((&error["retryable"], &error["retry_after_ms"]), (&json!(true), &json!(wait.as_millis())), "{op}");
 }
 
@@ -133,5 +147,49 @@ async fn the_age_can_be_set_and_turned_off() {
                 assert_too_new(&laptop, "devices.rename", params, allowed_at, wait).await;
             }
         }
+    }
+}
+
+/// Each node has its own folder of mails.
+fn mails_about_a_new_device(cluster: &Cluster) -> usize {
+    let all = cluster.nodes.iter().flat_map(|node| mails(node.mail()));
+    all.filter(|mail| mail.contains(&format!("To: {EMAIL}\r\n")) && mail.contains("Subject: A device was added"))
+        .count()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_thief_on_another_node_disturbs_nothing_for_72_hours_and_everybody_is_notified() {
+    let cluster = Cluster::start(&Services::shared(), 2, &[]).await;
+    let [first, second] = &cluster.nodes[..] else { panic!() };
+    let (old, tablet) = (sign_in(first, EMAIL).await, sign_in(first, EMAIL).await);
+    let phone = Socket::connect(first, &old.token, Codec::Json).await;
+    let tablet = Socket::connect(second, &tablet.token, Codec::MsgPack).await;
+    publish(&phone).await;
+    let mut sql = cluster.sql().await;
+    sql.execute("UPDATE devices SET created_at = created_at - INTERVAL '72 hours'").await.unwrap();
+    let before = mails_about_a_new_device(&cluster);
+
+    let thief = sign_in(second, EMAIL).await;
+    for socket in [&phone, &tablet] {
+        assert_eq!(socket.event("devices.changed").await["added"], json!([thief.device]));
+        let changed = socket.event("sessions.changed").await;
+        assert_eq!((&changed["device_id"], &changed["opened"]), (&json!(thief.device), &json!([thief.session])));
+    }
+    eventually("the sign-in is mailed", || async { (mails_about_a_new_device(&cluster) == before + 1).then_some(()) })
+        .await;
+    let socket = Socket::connect(second, &thief.token, Codec::Json).await;
+    for almost in ["0 seconds", "71 hours 59 minutes"] {
+        let query = "UPDATE devices SET created_at = created_at - $2::interval WHERE id = $1::uuid";
+        sqlx::query(query).bind(&thief.device).bind(almost).execute(&mut sql).await.unwrap();
+        let allowed_at = created_at(&phone, &thief.device).await + AGE;
+        for (op, params) in forbidden(&old) {
+            refused_until(&socket, op, params, allowed_at).await;
+        }
+    }
+    sql.close().await.unwrap();
+    phone.request("devices.revoke", json!({ "device_id": thief.device })).await;
+    assert_eq!(socket.close_code().await, 4502);
+    for socket in [&phone, &tablet] {
+        assert_eq!(socket.event("devices.changed").await["removed"], json!([thief.device]));
     }
 }

@@ -26,7 +26,7 @@ const BOUNDS: MailboxBounds = MailboxBounds {
 };
 
 /// Adds a device that has published keys.
-async fn member(store: &Store, name: &str) -> Caller {
+pub async fn member(store: &Store, name: &str) -> Caller {
     let caller = add_device(store, name).await;
     publish(store, &caller, [], start()).await.unwrap();
     caller
@@ -52,7 +52,7 @@ fn send_at(from: &Caller, to: &[&Caller], text: &str, now: Timestamp) -> SendReq
     }
 }
 
-fn send(from: &Caller, to: &[&Caller], text: &str) -> SendRequest {
+pub fn send(from: &Caller, to: &[&Caller], text: &str) -> SendRequest {
     send_at(from, to, text, later(10))
 }
 

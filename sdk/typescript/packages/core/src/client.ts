@@ -3,22 +3,21 @@
 import { fromUtf8, utf8, uuid } from './bytes.js';
 import { type Codec, json } from './codec.js';
 import type { CryptoAdapter } from './crypto.js';
-import { Engine, type EngineEvents, type Sink } from './engine.js';
-import { packError, SealwireError, unpackError } from './errors.js';
+import { CLOSED, Engine, type EngineEvents, type Sink } from './engine.js';
+import type { SealwireError } from './errors.js';
 import { Emitter, type Handler } from './events.js';
 import { Http } from './http.js';
-import { DATA } from './inbox.js';
 import type { CodePurpose, Ops, OtpReply } from './protocol.js';
 import type { Approval, SignInOutcome, VerifyOptions } from './signin.js';
 import type { WebSocketClass } from './socket.js';
 import type { Storage, Value } from './storage.js';
-import { Tabs } from './tabs.js';
+import { onlyTab, type Tabs } from './tabs.js';
 import type { Account, ClientEvents, Message, RawMessage, Reason, SendOptions, Sent, State, StateChange } from './types.js';
 
 export interface ClientOptions {
   /** The server, such as `https://chat.example`. */
   url: string;
-  /** Where to keep session, keys and messages: `memoryStorage()`, `indexedDbStorage()`, or `fileStorage(path)` of `@sealwire/client/node`. */
+  /** Where to keep session, keys and messages: `indexedDbStorage()` of `@sealwire/client/browser`, `fileStorage(path)` of `@sealwire/client/node`, or `memoryStorage()`. */
   storage: Storage;
   /** How to encrypt: an adapter such as that of `@sealwire/libsignal` or `@sealwire/x3dh`. */
   crypto: CryptoAdapter;
@@ -34,11 +33,13 @@ export interface ClientOptions {
   padding?: number;
   /** Age at which the signed prekey is replaced, in milliseconds: 7 days if absent. */
   rotateMs?: number;
-  /** Whether several tabs share one connection: true if absent. Only with a storage that tabs share. */
-  tabs?: boolean;
   /** A random number from 0 up to 1; for tests. */
   random?: () => number;
 }
+
+/** The parts of an engine that a client calls. */
+type Part = 'calls' | 'outbox' | 'signIn' | 'data';
+type Callable = Record<string, (...args: unknown[]) => unknown>;
 
 /** What a tab knows about the engine. */
 interface Snapshot {
@@ -52,61 +53,15 @@ interface RequestOptions {
   timeoutMs?: number;
 }
 
-/** What can be called in the tab that leads. */
-const methods = {
-  connect: (engine: Engine, _: [], signal?: AbortSignal) => (engine.start(), engine.connected(signal)),
-  wake: async (engine: Engine) => engine.wake(),
-  logout: (engine: Engine, _: [], signal?: AbortSignal) => engine.logout(signal),
-  wipe: (engine: Engine) => engine.wipe(),
-  otp: (engine: Engine, [email]: [string], signal?: AbortSignal) => engine.signIn.request(email, options(signal)),
-  code: (engine: Engine, [email, purpose]: [string, CodePurpose], signal?: AbortSignal) =>
-    engine.signIn.requestCode(email, purpose, options(signal)),
-  verify: async (engine: Engine, [code, rest]: [string, VerifyOptions], signal?: AbortSignal) => {
-    const outcome = await engine.signIn.verify(code, { ...rest, ...options(signal) });
-    if (outcome.account) await engine.connected(signal);
-    return outcome;
-  },
-  pendingApproval: (engine: Engine) => engine.signIn.pending(),
-  approval: async (engine: Engine, _: [], signal?: AbortSignal) => {
-    const account = await engine.signIn.approval(options(signal));
-    await engine.connected(signal);
-    return account;
-  },
-  send: (engine: Engine, [to, body, rest]: [string, Uint8Array, SendOptions], signal?: AbortSignal) =>
-    engine.outbox.send(to, body, { ...rest, ...options(signal) }),
-  pending: async (engine: Engine) => engine.outbox.pending(),
-  request: (engine: Engine, [op, params, timeoutMs]: [string, object | undefined, number | undefined], signal?: AbortSignal) =>
-    engine.request(op, params, { signal, ...(timeoutMs !== undefined && { timeoutMs }) }),
-  identity: (engine: Engine) => engine.store.transaction(async (tx) => (await engine.crypto.identity(tx)).key),
-  read: (engine: Engine, [key]: [string]) => engine.store.transaction((tx) => tx.get(DATA + key)),
-  list: (engine: Engine, [prefix]: [string]) =>
-    engine.store.transaction(async (tx) => {
-      const entries = await tx.list(DATA + prefix);
-      return entries.map(([key, value]): [string, Value] => [key.slice(DATA.length), value]);
-    }),
-  write: (engine: Engine, [entries]: [[string, Value | undefined][]]) =>
-    engine.store.transaction((tx) => {
-      for (const [key, value] of entries) {
-        if (value === undefined) tx.delete(DATA + key);
-        else tx.set(DATA + key, value);
-      }
-    }),
-};
-
-const options = (signal?: AbortSignal) => (signal ? { signal } : {});
-
-/** Events whose data has an error, which needs packing to go to another tab. */
-const withError = new Set<string>(['failed', 'error']);
-
 export class SealwireClient {
   readonly #options: ClientOptions;
   readonly #emitter = new Emitter<ClientEvents>();
   #tabs: Tabs | null = null;
   #engine: Engine | null = null;
-  #snapshot: Snapshot = { status: { state: 'ended', reason: 'closed', retryAt: null, error: null }, account: null };
+  #snapshot: Snapshot = { status: CLOSED, account: null };
   /** Whether the app wants to be connected. */
   #wanted = false;
-  #unlisten: () => void = () => {};
+  #listening = new AbortController();
   #closed = false;
 
   constructor(clientOptions: ClientOptions) {
@@ -163,21 +118,21 @@ export class SealwireClient {
    */
   async connect(options: { signal?: AbortSignal } = {}): Promise<void> {
     this.#wanted = true;
-    await this.#call('connect', [], options.signal);
+    await this.#call('calls', 'connect', [], options.signal);
   }
 
   /** Disconnects, and lets another tab lead. The storage keeps everything; `connect()` goes on. */
   async close(): Promise<void> {
     this.#wanted = false;
     this.#closed = true;
-    this.#unlisten();
+    this.#listening.abort();
     const engine = this.#engine;
     this.#engine = null;
     engine?.stop();
     await engine?.store.close();
     this.#tabs?.close();
     this.#tabs = null;
-    this.#snapshot = { ...this.#snapshot, status: { state: 'ended', reason: 'closed', retryAt: null, error: null } };
+    this.#snapshot = { ...this.#snapshot, status: CLOSED };
     await this.#options.storage.close?.();
   }
 
@@ -185,38 +140,38 @@ export class SealwireClient {
   readonly signIn = {
     /** Mails a code to an address. */
     request: (email: string, options: { signal?: AbortSignal } = {}): Promise<OtpReply> =>
-      this.#call('otp', [email], options.signal) as Promise<OtpReply>,
+      this.#call('signIn', 'request', [email], options.signal),
 
     /** Signs in with the code, and connects. If another device must approve it, the result has `approval`: then call `approval()`. */
     verify: async (code: string, options: VerifyOptions = {}): Promise<SignInOutcome> => {
       const { signal, ...rest } = options;
       this.#wanted = true;
-      return this.#call('verify', [code, rest], signal) as Promise<SignInOutcome>;
+      return this.#call('signIn', 'verify', [code, rest], signal);
     },
 
     /** The approval that is waited for, also after a restart; or null. */
-    pending: (): Promise<Approval | null> => this.#call('pendingApproval', []) as Promise<Approval | null>,
+    pending: (): Promise<Approval | null> => this.#call('signIn', 'pending', []),
 
     /** Waits until the sign-in is approved, and connects. Rejects with the code `denied` if it is refused. */
     approval: async (options: { signal?: AbortSignal } = {}): Promise<Account> => {
       this.#wanted = true;
-      return this.#call('approval', [], options.signal) as Promise<Account>;
+      return this.#call('signIn', 'approval', [], options.signal);
     },
   };
 
   /** Mails a code for `account.delete` or `account.change_email`. */
   requestCode(email: string, purpose: CodePurpose, options: { signal?: AbortSignal } = {}): Promise<OtpReply> {
-    return this.#call('code', [email, purpose], options.signal) as Promise<OtpReply>;
+    return this.#call('signIn', 'requestCode', [email, purpose], options.signal);
   }
 
   /** Ends the session. The device stays with its keys and its data; the person can sign in on it again. */
   async logout(options: { signal?: AbortSignal } = {}): Promise<void> {
-    await this.#call('logout', [], options.signal);
+    await this.#call('calls', 'logout', [], options.signal);
   }
 
   /** Deletes everything that is stored here. The server keeps the device: revoke it on another one. */
   async wipe(): Promise<void> {
-    await this.#call('wipe', []);
+    await this.#call('calls', 'wipe', []);
   }
 
   /**
@@ -230,12 +185,12 @@ export class SealwireClient {
     const { signal, ...rest } = options;
     const bytes = typeof body === 'string' ? utf8(body) : body;
     // The id is drawn here, so that the call can be repeated when another tab takes over.
-    return this.#call('send', [userId, bytes, { messageId: uuid(), ...rest }], signal) as Promise<Sent>;
+    return this.#call('outbox', 'send', [userId, bytes, { messageId: uuid(), ...rest }], signal);
   }
 
   /** The messages that the server has not confirmed yet, in the order in which they were sent. */
   pending(): Promise<{ messageId: string; to: string }[]> {
-    return this.#call('pending', []) as Promise<{ messageId: string; to: string }[]>;
+    return this.#call('outbox', 'pending', []);
   }
 
   /**
@@ -243,10 +198,10 @@ export class SealwireClient {
    *
    * @throws ServerError, or ConnectionError `timeout`
    */
-  request<Op extends keyof Ops>(op: Op, ...rest: Parameters<Op>): Promise<Ops[Op]['result']>;
+  request<Op extends keyof Ops>(op: Op, ...rest: RequestArguments<Op>): Promise<Ops[Op]['result']>;
   request(op: string, params?: object, options?: RequestOptions): Promise<unknown>;
   request(op: string, params?: object, options: RequestOptions = {}): Promise<unknown> {
-    return this.#call('request', [op, params, options.timeoutMs], options.signal);
+    return this.#call('calls', 'request', [op, params, options.timeoutMs], options.signal);
   }
 
   /** The id of the user with this address, or null. */
@@ -261,41 +216,38 @@ export class SealwireClient {
 
   /** The public identity key of this device in base64, to show a fingerprint of it. */
   identityKey(): Promise<string> {
-    return this.#call('identity', []) as Promise<string>;
+    return this.#call('calls', 'identityKey', []);
   }
 
   /** Data of the app in the same storage, such as what `message.write` stores. */
   readonly data = {
-    get: <T extends Value = Value>(key: string): Promise<T | undefined> => this.#call('read', [key]) as Promise<T | undefined>,
+    get: <T extends Value = Value>(key: string): Promise<T | undefined> => this.#call('data', 'get', [key]),
     /** The entries whose key starts with `prefix`, in the order of their keys. */
-    list: <T extends Value = Value>(prefix = ''): Promise<[string, T][]> => this.#call('list', [prefix]) as Promise<[string, T][]>,
+    list: <T extends Value = Value>(prefix = ''): Promise<[string, T][]> => this.#call('data', 'list', [prefix]),
     /** Stores all entries, or none. An undefined value deletes. */
-    write: async (entries: Record<string, Value | undefined>): Promise<void> => {
-      await this.#call('write', [Object.entries(entries)]);
-    },
+    write: (entries: Record<string, Value | undefined>): Promise<void> => this.#call('data', 'write', [entries]),
   };
 
-  #call(method: keyof typeof methods, args: unknown[], signal?: AbortSignal): Promise<unknown> {
-    return this.#start().call(method, args, signal);
+  /** Calls a method of a part of the engine, with `signal` as the last argument. */
+  #call<P extends Part, M extends keyof Engine[P] & string>(part: P, method: M, args: unknown[], signal?: AbortSignal): Promise<never> {
+    return this.#start().call(`${part}.${method}`, args, signal) as Promise<never>;
   }
 
   #start(): Tabs {
     this.#closed = false;
     if (this.#tabs) return this.#tabs;
     this.#listen();
-    const { storage, tabs = true } = this.#options;
-    const shared = tabs && storage.name !== undefined && typeof BroadcastChannel === 'function' && globalThis.navigator?.locks;
-    this.#tabs = new Tabs(shared ? storage.name! : null, {
+    this.#tabs = (this.#options.storage.tabs ?? onlyTab)({
       lead: () => this.#lead(),
       snapshot: () => this.#snapshot,
       perform: async (method, args, signal) => {
-        const call = methods[method as keyof typeof methods] as (engine: Engine, args: unknown[], signal?: AbortSignal) => Promise<unknown>;
-        return call(this.#engine!, args, signal);
+        const [part, name] = method.split('.') as [Part, string];
+        return (this.#engine![part] as unknown as Callable)[name]!(...args, signal);
       },
       follow: (snapshot, event, data) => {
         const before = this.#snapshot.status;
         this.#snapshot = snapshot as Snapshot;
-        if (event) this.#show(event, data);
+        if (event) void this.#emitter.emit(event as 'message', event === 'message' ? message(data as RawMessage, []) : (data as Message));
         else if (before.state !== this.#snapshot.status.state) void this.#emitter.emit('state', this.#snapshot.status);
       },
     });
@@ -304,14 +256,19 @@ export class SealwireClient {
 
   async #lead(): Promise<void> {
     if (this.#closed) return;
-    const { url, storage, crypto, codec = json, timeoutMs = 20_000, padding = 160, rotateMs = 7 * 86_400_000, random = Math.random } = this.#options;
-    const WebSocket = this.#options.WebSocket ?? (globalThis.WebSocket as unknown as WebSocketClass | undefined);
-    if (!WebSocket) throw new TypeError('no global WebSocket: pass the class of the package `ws` as the option `WebSocket`');
-    const fetch = this.#options.fetch ?? globalThis.fetch.bind(globalThis);
-    const engine = new Engine(
-      { url, storage, crypto, codec, WebSocket, timeoutMs, padding, rotateMs, random, http: new Http(url, fetch, timeoutMs) },
-      this.#sink(),
-    );
+    const options = {
+      WebSocket: globalThis.WebSocket as unknown as WebSocketClass | undefined,
+      fetch: ((input, init) => fetch(input, init)) as typeof fetch,
+      codec: json,
+      timeoutMs: 20_000,
+      padding: 160,
+      rotateMs: 7 * 86_400_000,
+      random: Math.random,
+      ...this.#options,
+    };
+    const { WebSocket, url, timeoutMs } = options;
+    if (!WebSocket) throw new TypeError('no global WebSocket: pass that of the package `ws` as an option');
+    const engine = new Engine({ ...options, WebSocket, http: new Http(url, options.fetch, timeoutMs) }, this.#sink());
     this.#engine = engine;
     await engine.load();
     this.#look();
@@ -327,7 +284,7 @@ export class SealwireClient {
     return {
       emit: async <E extends keyof EngineEvents>(event: E, data: EngineEvents[E]) => {
         this.#look();
-        this.#tabs?.broadcast(event, withError.has(event) ? { ...data, error: packError((data as { error: unknown }).error) } : data);
+        this.#tabs?.broadcast(event, data);
         const writes: [string, Value][] = [];
         if (event === 'error' && !this.#emitter.has('error')) console.error('sealwire:', data);
         const shown = event === 'message' ? message(data as RawMessage, writes) : data;
@@ -340,35 +297,20 @@ export class SealwireClient {
     };
   }
 
-  /** Shows an event of the leading tab to the handlers of this one. */
-  #show(event: string, data: unknown): void {
-    let shown = data;
-    if (event === 'message') shown = message(data as RawMessage, []);
-    if (withError.has(event)) {
-      const packed = data as { error: Record<string, unknown> };
-      shown = { ...packed, error: unpackError(packed.error) };
-    }
-    void this.#emitter.emit(event as keyof ClientEvents, shown as never);
-  }
-
   /** Listens for changes of the network and of the visibility of the page. */
   #listen(): void {
-    if (typeof window === 'undefined' || typeof document === 'undefined') return;
-    const wake = () => void this.#call('wake', []).catch(() => {});
-    const visible = () => document.visibilityState === 'visible' && wake();
-    window.addEventListener('online', wake);
-    window.addEventListener('offline', wake);
-    document.addEventListener('visibilitychange', visible);
-    this.#unlisten = () => {
-      window.removeEventListener('online', wake);
-      window.removeEventListener('offline', wake);
-      document.removeEventListener('visibilitychange', visible);
-    };
+    this.#listening = new AbortController();
+    if (typeof document === 'undefined') return;
+    const { signal } = this.#listening;
+    const wake = () => void this.#call('calls', 'wake', []).catch(() => {});
+    window.addEventListener('online', wake, { signal });
+    window.addEventListener('offline', wake, { signal });
+    document.addEventListener('visibilitychange', () => document.visibilityState === 'visible' && wake(), { signal });
   }
 }
 
-/** The parameters of `request` for an op: they may be left out if nothing is required. */
-type Parameters<Op extends keyof Ops> = object extends Ops[Op]['params']
+/** The arguments of `request` after the op: the parameters may be left out if nothing is required. */
+type RequestArguments<Op extends keyof Ops> = object extends Ops[Op]['params']
   ? [params?: Ops[Op]['params'], options?: RequestOptions]
   : [params: Ops[Op]['params'], options?: RequestOptions];
 

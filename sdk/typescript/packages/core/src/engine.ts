@@ -8,14 +8,14 @@ import type { Codec } from './codec.js';
 import type { Address, CryptoAdapter } from './crypto.js';
 import { ConnectionError, ServerError, StateError } from './errors.js';
 import type { Http } from './http.js';
-import { Inbox } from './inbox.js';
+import { DATA, Inbox } from './inbox.js';
 import { Keys } from './keys.js';
 import { Outbox } from './outbox.js';
 import type { ErrorBody, MessageEvent, RenewSessionReply, ServerEvents, SessionReply, Welcome } from './protocol.js';
 import { type SignInState, SignIn } from './signin.js';
 import { type Closed, Socket, type WebSocketClass } from './socket.js';
 import { Store, type Storage, type Value } from './storage.js';
-import { backoff, sleep, within } from './time.js';
+import { backoff, sleep, within, withLimit } from './time.js';
 import type { Account, ClientEvents, RawMessage, Reason, StateChange } from './types.js';
 
 export interface EngineOptions {
@@ -53,7 +53,14 @@ interface StoredAccount extends Account {
   tokens: Token[];
 }
 
+/** The state before `connect()` and after `close()`. */
+export const CLOSED: StateChange = { state: 'ended', reason: 'closed', retryAt: null, error: null };
+
 const ACCOUNT = 'account';
+/** Closes after which the token is not valid any more, with the reason. */
+const REFUSALS: Record<number, Reason> = { 4500: 'logged_out', 4501: 'expired', 4502: 'device_revoked', 4506: 'account_deleted' };
+/** Closes after which the client does not connect by itself. */
+const ENDS: Record<number, Reason> = { 4503: 'displaced', 4504: 'protocol_error', 4505: 'frame_too_large' };
 const HOUR = 3_600_000;
 
 export class Engine {
@@ -62,7 +69,7 @@ export class Engine {
   readonly outbox: Outbox;
   readonly inbox: Inbox;
   readonly signIn: SignIn;
-  status: StateChange = { state: 'ended', reason: 'closed', retryAt: null, error: null };
+  status = CLOSED;
   welcome: Welcome | null = null;
   /** The server's clock minus the local one, in milliseconds. */
   clockOffset = 0;
@@ -76,7 +83,6 @@ export class Engine {
   #notBefore = 0;
   #drainMs: number | null = null;
   #refused: ErrorBody | null = null;
-  #endReason: string | null = null;
   #opening = 0;
   /** When the session ends, by the server's clock. */
   #expiresAt = 0;
@@ -103,8 +109,7 @@ export class Engine {
 
   /** The address of this device. */
   get self(): Address {
-    const { userId, deviceId } = this.#account!;
-    return { userId, deviceId };
+    return this.account!;
   }
 
   get crypto(): CryptoAdapter {
@@ -150,13 +155,36 @@ export class Engine {
     else if (this.status.state === 'connected') this.#socket?.ping();
   }
 
+  /** The part of the engine that clients call for what belongs to no other part. */
+  readonly calls: this = this;
+
+  /** Data of the app. */
+  readonly data = {
+    get: (key: string): Promise<Value | undefined> => this.store.transaction((tx) => tx.get(DATA + key)),
+    list: (prefix: string): Promise<[string, Value][]> =>
+      this.store.transaction(async (tx) => (await tx.list(DATA + prefix)).map(([key, value]) => [key.slice(DATA.length), value])),
+    write: (entries: Record<string, Value | undefined>): Promise<void> =>
+      this.store.transaction((tx) => {
+        for (const [key, value] of Object.entries(entries)) tx.set(DATA + key, value);
+      }),
+  };
+
+  /** Starts, and resolves when the client is connected. */
+  connect(signal?: AbortSignal): Promise<void> {
+    this.start();
+    return this.connected(signal);
+  }
+
+  /** The public identity key in base64. */
+  identityKey(): Promise<string> {
+    return this.store.transaction(async (tx) => (await this.crypto.identity(tx)).key);
+  }
+
   /** Resolves when the client is connected and its keys are published. */
   async connected(signal?: AbortSignal): Promise<void> {
     for (;;) {
-      const { state, reason } = this.status;
-      if (state === 'signed-out') throw new StateError('signed_out', `signed out${reason ? `: ${reason}` : ''}`);
-      if (state === 'ended') throw new StateError('ended', `the client has ended: ${reason}`);
-      if (state === 'connected' && this.keys.published) return;
+      this.#mayConnect();
+      if (this.status.state === 'connected' && this.keys.published) return;
       await this.#change(signal);
     }
   }
@@ -176,32 +204,28 @@ export class Engine {
    * Sends a request over the present connection or the next one, and repeats it if a connection ends before the reply; every op can be
    * repeated. Rejects after `timeoutMs`.
    */
-  async request(op: string, params: object | undefined, { signal, timeoutMs = this.options.timeoutMs }: { signal?: AbortSignal | undefined; timeoutMs?: number } = {}): Promise<unknown> {
-    const limit = new AbortController();
-    const timer = setTimeout(() => limit.abort(new ConnectionError('timeout', `${op}: no reply within ${timeoutMs} ms`)), timeoutMs);
-    const abort = () => limit.abort(signal!.reason);
-    signal?.throwIfAborted();
-    signal?.addEventListener('abort', abort);
-    try {
+  request(op: string, params: object | undefined, timeoutMs = this.options.timeoutMs, signal?: AbortSignal): Promise<unknown> {
+    return withLimit(timeoutMs, op, signal, async (limit) => {
       for (let repeated = false; ; repeated = true) {
         while (!this.#socket?.welcome) {
-          const { state, reason } = this.status;
-          if (state === 'signed-out') throw new StateError('signed_out', `${op}: signed out${reason ? `: ${reason}` : ''}`);
-          if (state === 'ended') throw new StateError('ended', `${op}: the client has ended: ${reason}`);
-          await this.#change(limit.signal);
+          this.#mayConnect();
+          await this.#change(limit);
         }
         try {
-          return await this.#socket.request(op, params, limit.signal);
+          return await this.#socket.request(op, params, limit);
         } catch (error) {
-          if (limit.signal.aborted) throw limit.signal.reason;
           if (repeated && op === 'devices.revoke' && (error as ServerError).code === 'unknown_device') return {};
-          if (!(error instanceof ConnectionError)) throw error;
+          if (limit.aborted || !(error instanceof ConnectionError)) throw error;
         }
       }
-    } finally {
-      clearTimeout(timer);
-      signal?.removeEventListener('abort', abort);
-    }
+    });
+  }
+
+  /** Throws if the client does not connect by itself. */
+  #mayConnect(): void {
+    const { state, reason } = this.status;
+    if (state === 'signed-out') throw new StateError('signed_out', `signed out${reason ? `: ${reason}` : ''}`);
+    if (state === 'ended') throw new StateError('ended', `the client has ended: ${reason}`);
   }
 
   /**
@@ -211,7 +235,7 @@ export class Engine {
   async insist<T>(op: string, params?: object, signal?: AbortSignal): Promise<T> {
     const socket = this.#socket;
     for (let failures = 0; ; failures++) {
-      if (!socket?.welcome || socket !== this.#socket) throw new ConnectionError('network', `${op}: not connected`);
+      if (!socket?.welcome || socket !== this.#socket) throw new ConnectionError('network', `${op}: the connection ended`);
       try {
         return (await socket.request(op, params, signal)) as T;
       } catch (error) {
@@ -309,7 +333,6 @@ export class Engine {
     const opening = ++this.#opening;
     const { token } = this.#account!.tokens[0]!;
     this.#refused = null;
-    this.#endReason = null;
     this.#drainMs = null;
     this.#setState('connecting');
     const { url, WebSocket, codec, timeoutMs } = this.options;
@@ -343,7 +366,7 @@ export class Engine {
   /** Ends the connection and opens another after a while, so that the server sends again what is not acked. */
   reconnect(): void {
     this.#drop();
-    if (this.status.state === 'connected' || this.status.state === 'connecting') this.#retry(1000, null);
+    if (this.status.state === 'connected' || this.status.state === 'connecting') this.#retry(1000);
   }
 
   /** Forgets the connection and the timers. */
@@ -370,9 +393,6 @@ export class Engine {
       case 'server.draining':
         this.#drainMs = (data as ServerEvents['server.draining']).reconnect_in_ms;
         break;
-      case 'session.revoked':
-        this.#endReason = (data as ServerEvents['session.revoked']).reason;
-        break;
       case 'prekeys.low':
         this.keys.low();
         break;
@@ -381,13 +401,6 @@ export class Engine {
         break;
       case 'message':
         return this.inbox.receive(data as MessageEvent);
-      case 'devices.changed':
-      case 'sessions.changed':
-      case 'mailbox.drained':
-        break;
-      default:
-        void this.sink.emit('unknown', { event, data });
-        return;
     }
     void this.sink.emit(event as 'welcome', data as Welcome);
   }
@@ -414,55 +427,33 @@ export class Engine {
   async #closed(token: string, { code, welcomed }: Closed): Promise<void> {
     this.#drop();
     const refused = this.#refused;
-    switch (code) {
-      case 4500:
-        return this.#tokenRefused(token, this.#endReason === 'logout' ? 'logged_out' : (this.#endReason ?? 'logged_out'));
-      case 4501:
-        return this.#tokenRefused(token, 'expired');
-      case 4502:
-        return this.wipe('device_revoked');
-      case 4503:
-        return this.#setState('ended', 'displaced');
-      case 4504:
-        return this.#setState('ended', 'protocol_error');
-      case 4505:
-        return this.#setState('ended', 'frame_too_large');
-      case 4506:
-        return this.wipe('account_deleted');
-      case 4507:
-        return this.#tokenRefused(token, refused?.details?.reason ?? 'unknown');
-    }
-    if (code >= 4500 && code < 5000) return this.#setState('ended', `closed_${code}`);
-    if (code === 4000 && this.#drainMs !== null) return this.#wait(this.#drainMs, null);
-    if (refused) return this.#retry(refused.retry_after_ms ?? 0, refused);
+    const refusal = REFUSALS[code] ?? (code === 4507 ? (refused?.details?.reason ?? 'unknown') : null);
+    if (refusal) return this.#tokenRefused(token, refusal);
+    if (code >= 4500 && code < 5000) return this.#setState('ended', ENDS[code] ?? `closed_${code}`);
+    if (code === 4000 && this.#drainMs !== null) return this.#wait(this.#drainMs);
+    if (refused) return this.#retry(refused.retry_after_ms, refused);
     // Without a welcome and a close code of the server, the response of the upgrade cannot be seen: ask over HTTP.
     if (!welcomed && (code < 4000 || code > 4999)) return this.#probe(token);
-    this.#retry(0, null);
+    this.#retry();
   }
 
   async #probe(token: string): Promise<void> {
     const opening = this.#opening;
-    let after = 0;
-    let body: ErrorBody | null = null;
-    try {
-      await this.options.http.call('GET', '/v1/auth/session', { token });
-    } catch (error) {
-      if (opening !== this.#opening) return;
-      const { code, message, retryable, retryAfterMs, details } = error as ServerError;
-      if (code === 'unauthorized') return this.#tokenRefused(token, details?.reason ?? 'unknown');
-      after = retryAfterMs ?? 0;
-      if (error instanceof ServerError) body = { code, message, retryable, retry_after_ms: retryAfterMs, details };
-    }
-    if (opening === this.#opening) this.#retry(after, body);
+    const error = await this.options.http.call('GET', '/v1/auth/session', { token }).catch((error: ServerError) => error);
+    if (opening !== this.#opening) return;
+    if (!(error instanceof ServerError)) return this.#retry((error as Partial<ConnectionError>).retryAfterMs);
+    const { code, message, retryable, retryAfterMs, details } = error;
+    if (code === 'unauthorized') return this.#tokenRefused(token, details?.reason ?? 'unknown');
+    this.#retry(retryAfterMs, { code, message, retryable, retry_after_ms: retryAfterMs, details });
   }
 
   /** Waits for a random time after a failure, and at least for `afterMs`. */
-  #retry(afterMs: number, error: ErrorBody | null): void {
+  #retry(afterMs = 0, error: ErrorBody | null = null): void {
     this.#notBefore = Date.now() + afterMs;
     this.#wait(afterMs + backoff(this.#failures++, this.options.random), error);
   }
 
-  #wait(ms: number, error: ErrorBody | null): void {
+  #wait(ms: number, error: ErrorBody | null = null): void {
     clearTimeout(this.#timer);
     this.#timer = setTimeout(() => void this.#open(), ms);
     this.#setState('waiting', null, Date.now() + ms, error);

@@ -37,23 +37,19 @@ export interface ErrorFields {
 /** The base of all errors of this package. */
 export class SealwireError extends Error {
   override name = 'SealwireError';
-  readonly code: Code | ClientCode | Newer;
+  declare readonly code: Code | ClientCode | Newer;
   /** Whether the same call can succeed later. */
-  readonly retryable: boolean;
+  declare readonly retryable: boolean;
   /** Milliseconds after which trying again can help, if the server said so. */
-  readonly retryAfterMs: number | undefined;
+  declare readonly retryAfterMs: number | undefined;
   /** More about an error of the server. */
-  readonly details: ErrorDetails | undefined;
+  declare readonly details: ErrorDetails | undefined;
   /** The HTTP status, if the error came over HTTP. */
-  readonly status: number | undefined;
+  declare readonly status: number | undefined;
 
-  constructor(fields: ErrorFields, options?: ErrorOptions) {
-    super(fields.message, options);
-    this.code = fields.code;
-    this.retryable = fields.retryable;
-    this.retryAfterMs = fields.retryAfterMs;
-    this.details = fields.details;
-    this.status = fields.status;
+  constructor({ message, ...fields }: ErrorFields, options?: ErrorOptions) {
+    super(message, options);
+    Object.assign(this, fields);
   }
 }
 
@@ -62,8 +58,8 @@ export class ServerError extends SealwireError {
   override name = 'ServerError';
 
   static from(body: ErrorBody, status?: number): ServerError {
-    const { code, message, retryable, retry_after_ms: retryAfterMs, details } = body;
-    return new ServerError({ code, message, retryable, retryAfterMs, details, status });
+    const { retry_after_ms: retryAfterMs, ...fields } = body;
+    return new ServerError({ ...fields, retryAfterMs, status });
   }
 }
 
@@ -101,22 +97,4 @@ export class CryptoError extends SealwireError {
   constructor(code: 'undecryptable' | 'untrusted', message: string, options?: ErrorOptions) {
     super({ code, message, retryable: false }, options);
   }
-}
-
-const classes = { SealwireError, ServerError, ConnectionError, StateError, StorageError, CryptoError };
-
-/** The fields of an error, to send it to another tab. */
-export const packError = (error: unknown): Record<string, unknown> => {
-  const { name, message, code, retryable, retryAfterMs, details, status } = error as SealwireError;
-  return { name, message, code, retryable, retryAfterMs, details, status };
-};
-
-/** The error that `packError` packed. */
-export function unpackError(packed: Record<string, unknown>): Error {
-  const kind = classes[packed.name as keyof typeof classes];
-  if (!kind) return Object.assign(new Error(String(packed.message)), { name: packed.name });
-  const error = new SealwireError(packed as unknown as ErrorFields);
-  Object.setPrototypeOf(error, kind.prototype as object);
-  error.name = kind.name;
-  return error;
 }

@@ -1,9 +1,10 @@
 // Requests over HTTP: sign-in and the check of tokens.
 
 import { fromBase64Url, toBase64Url } from './bytes.js';
-import { ConnectionError, SealwireError, ServerError } from './errors.js';
+import { ConnectionError, ServerError } from './errors.js';
 import type { ErrorBody } from './protocol.js';
 import { solve } from './sha256.js';
+import { withLimit } from './time.js';
 
 export interface HttpOptions {
   body?: object;
@@ -20,42 +21,30 @@ export class Http {
 
   /** Sends a request. Throws `ServerError` for an answer with an error object, `ConnectionError` if there is no answer or another one. */
   async call<T>(method: string, path: string, { body, token, signal }: HttpOptions = {}): Promise<{ status: number; body: T }> {
-    signal?.throwIfAborted();
-    const controller = new AbortController();
-    const abort = () => controller.abort(signal!.reason);
-    signal?.addEventListener('abort', abort);
-    const timer = setTimeout(() => {
-      controller.abort(new ConnectionError('timeout', `${method} ${path}: no answer within ${this.timeoutMs} ms`));
-    }, this.timeoutMs);
-    try {
-      const response = await this.fetch(new URL(path, this.url), {
-        method,
-        headers: {
-          ...(body && { 'content-type': 'application/json' }),
-          ...(token && { authorization: `Bearer ${token}` }),
-        },
-        ...(body && { body: JSON.stringify(body) }),
-        signal: controller.signal,
-      });
-      const text = await response.text();
-      const answer = parse(text);
-      if (response.ok) return { status: response.status, body: answer as T };
-      const seconds = Number(response.headers.get('retry-after'));
-      const retryAfterMs = seconds > 0 ? seconds * 1000 : undefined;
-      const error = (answer as { error?: ErrorBody } | null)?.error;
-      if (!error?.code) {
-        // Not from the server, but from a proxy in front of it.
-        throw new ConnectionError('network', `${method} ${path}: HTTP status ${response.status}`, { retryAfterMs });
+    const what = `${method} ${path}`;
+    const [response, text] = await withLimit(this.timeoutMs, what, signal, async (limit) => {
+      try {
+        const response = await this.fetch(new URL(path, this.url), {
+          method,
+          headers: {
+            ...(body && { 'content-type': 'application/json' }),
+            ...(token && { authorization: `Bearer ${token}` }),
+          },
+          ...(body && { body: JSON.stringify(body) }),
+          signal: limit,
+        });
+        return [response, await response.text()] as const;
+      } catch (error) {
+        throw new ConnectionError('network', `${what}: ${(error as Error).message}`, { cause: error });
       }
-      throw ServerError.from({ ...error, retry_after_ms: error.retry_after_ms ?? retryAfterMs }, response.status);
-    } catch (error) {
-      if (error instanceof SealwireError) throw error;
-      controller.signal.throwIfAborted();
-      throw new ConnectionError('network', `${method} ${path}: ${(error as Error).message}`, { cause: error });
-    } finally {
-      clearTimeout(timer);
-      signal?.removeEventListener('abort', abort);
-    }
+    });
+    const answer = parse(text);
+    if (response.ok) return { status: response.status, body: answer as T };
+    const retryAfterMs = Number(response.headers.get('retry-after')) * 1000 || undefined;
+    const error = (answer as { error?: ErrorBody } | null)?.error;
+    // Without an error object it is not from the server, but from a proxy in front of it.
+    if (!error?.code) throw new ConnectionError('network', `${what}: HTTP status ${response.status}`, { retryAfterMs });
+    throw ServerError.from({ ...error, retry_after_ms: error.retry_after_ms ?? retryAfterMs }, response.status);
   }
 
   /** `POST`s a request. If a limit is reached and the server offers to accept a proof of work instead, works and repeats it. */

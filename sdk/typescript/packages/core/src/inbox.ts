@@ -9,7 +9,7 @@ import { contentBytes } from './codec.js';
 import type { Engine } from './engine.js';
 import { CryptoError, type SealwireError, StorageError } from './errors.js';
 import type { MessageEvent } from './protocol.js';
-import type { Transaction, Value } from './storage.js';
+import { numbered, type Transaction, type Value } from './storage.js';
 import type { RawMessage, Undecryptable } from './types.js';
 
 const MARK = 'inbox-mark';
@@ -22,7 +22,7 @@ const ACK_COUNT = 50;
 /** Most messages that are decrypted in one transaction. */
 const BATCH = 50;
 
-const key = (seq: number) => PREFIX + String(seq).padStart(16, '0');
+const key = (seq: number) => numbered(PREFIX, seq);
 
 /** A message that waits for its handlers. */
 interface Entry {
@@ -158,7 +158,7 @@ export class Inbox {
       if (this.#entries[0]!.message) await sink.ready();
       if (generation !== this.#generation) continue;
       const { seq, message, failure } = this.#entries.shift()!;
-      const { writes, errors } = message ? await sink.emit('message', message) : await sink.emit('undecryptable', failure!);
+      const { writes, errors } = await (message ? sink.emit('message', message) : sink.emit('undecryptable', failure!));
       for (const error of errors) this.#engine.report(error, 'message');
       if (seq === null || generation !== this.#generation) continue;
       try {

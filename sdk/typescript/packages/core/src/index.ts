@@ -17,7 +17,7 @@ export {
 export type { Handler } from './events.js';
 export type { Approval, SignInOutcome, VerifyOptions } from './signin.js';
 export type { WebSocketClass, WebSocketLike } from './socket.js';
-export { type Batch, indexedDbStorage, memoryStorage, type Storage, type Transaction, type Value } from './storage.js';
+export { type Batch, memoryStorage, type Storage, type Transaction, type Value } from './storage.js';
 export type {
   Account,
   ClientEvents,

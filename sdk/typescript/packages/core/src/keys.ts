@@ -85,19 +85,13 @@ export class Keys {
     const identity = await store.transaction((tx) => crypto.identity(tx));
     if (status.identity_key !== null && (status.identity_key !== identity.key || status.suite !== crypto.suite)) {
       this.#engine.stop('identity_conflict');
-      throw new ConnectionError('network', 'the server has another identity key for this device');
+      throw new ConnectionError('network', 'identity_conflict');
     }
-    if (await store.transaction((tx) => tx.get(PENDING))) {
-      await this.#flush();
-      if (status.identity_key !== null) return;
-    }
+    if (await store.get(PENDING)) return void (await this.#flush());
     const published = await this.#published();
     if (status.identity_key === null) {
       // The first publish; or the server has lost the keys.
-      if (!published || (await this.#engine.insist<KeysStatusReply>('keys.status')).identity_key === null) {
-        await this.#publish({ signed: true, oneTime: POOL, pqOneTime: POOL });
-      }
-      return;
+      return void (await this.#publish({ signed: true, oneTime: POOL, pqOneTime: POOL }));
     }
     if (published?.poolVersion === status.pool_version) return;
     await this.#restore(published?.poolVersion ?? 0, status);
@@ -106,16 +100,14 @@ export class Keys {
   /** The pools have another version than stored: the storage or the server was restored from an older copy. */
   async #restore(known: number, status: KeysStatusReply): Promise<void> {
     const { store, crypto, welcome } = this.#engine;
-    if (!welcome?.features.includes('replace')) {
-      await store.transaction(async (tx) => this.#note(tx, { poolVersion: status.pool_version }));
-      return;
-    }
-    const current = await this.#engine.insist<KeysStatusReply>('keys.status', { digest: true });
-    const own = await store.transaction(async (tx) => this.#digest(await crypto.publicKeys(tx), await tx.get(PUBLISHED)));
-    if (current.digest === own) {
-      await store.transaction((tx) => this.#note(tx, { poolVersion: current.pool_version }));
-      return;
-    }
+    const comparable = welcome?.features.includes('replace');
+    const current = comparable ? await this.#engine.insist<KeysStatusReply>('keys.status', { digest: true }) : status;
+    const same = await store.transaction(async (tx) => {
+      const same = !comparable || current.digest === this.#digest(await crypto.publicKeys(tx), await tx.get(PUBLISHED));
+      if (same) await this.#note(tx, { poolVersion: current.pool_version });
+      return same;
+    });
+    if (same) return;
     // If the server knows more publishes than the storage, the encrypted sessions in it are old, too: to encrypt with them would use
     // keys a second time.
     if (current.pool_version > known) {
@@ -144,7 +136,7 @@ export class Keys {
   }
 
   #published(): Promise<Published | undefined> {
-    return this.#engine.store.transaction((tx) => tx.get(PUBLISHED)) as Promise<unknown> as Promise<Published | undefined>;
+    return this.#engine.store.get(PUBLISHED);
   }
 
   /** Makes keys, stores them with the request, and publishes them. */
@@ -162,7 +154,7 @@ export class Keys {
   /** Sends the stored publish until the server has answered it. */
   async #flush(): Promise<PublishKeysReply | undefined> {
     const { store } = this.#engine;
-    const request = (await store.transaction((tx) => tx.get(PENDING))) as unknown as PublishKeysRequest;
+    const request = (await store.get<PublishKeysRequest>(PENDING))!;
     try {
       const reply = await this.#engine.insist<PublishKeysReply>('keys.publish', request);
       await store.transaction((tx) => this.#answered(tx, request, reply));

@@ -11,7 +11,7 @@ import type { Address } from './crypto.js';
 import type { Engine } from './engine.js';
 import { ConnectionError, CryptoError, SealwireError, ServerError, StateError, StorageError } from './errors.js';
 import type { BundlesReply, SendMessageReply, Welcome } from './protocol.js';
-import type { Transaction, Value } from './storage.js';
+import { numbered, type Transaction, type Value } from './storage.js';
 import { within } from './time.js';
 import type { SendOptions, Sent } from './types.js';
 
@@ -24,7 +24,7 @@ const REMEMBERED_MS = 86_400_000;
 /** How often the devices of a recipient may change while one message is sent. */
 const ROUNDS = 10;
 
-const key = (n: number) => PREFIX + String(n).padStart(16, '0');
+const key = (n: number) => numbered(PREFIX, n);
 
 /** A message that was not confirmed. */
 interface Item {
@@ -34,10 +34,13 @@ interface Item {
   body: Uint8Array;
   ttlS?: number;
   ephemeral?: boolean;
+  access?: string;
   /** The claim that is under way for it. */
   claim?: { id: string; deviceIds?: string[] };
   /** Its ciphertexts. From then on it is sent as it is. */
   sealed?: { deviceId: string; type: number; content: Uint8Array }[];
+  /** Devices that it is not encrypted for. */
+  skip?: string[];
 }
 
 /** The known devices of a user: those to encrypt for, and those that cannot be. */
@@ -75,8 +78,8 @@ export class Outbox {
 
   /** Ids and recipients of the messages that the server has not confirmed, in order. */
   pending(): { messageId: string; to: string }[] {
-    const items = [...this.#queues.values()].flat();
-    return items.sort((a, b) => a.n - b.n).map(({ id, to }) => ({ messageId: id, to }));
+    const items = this.#items().sort((a, b) => a.n - b.n);
+    return items.map(({ id, to }) => ({ messageId: id, to }));
   }
 
   clear(error: SealwireError): void {
@@ -90,10 +93,11 @@ export class Outbox {
     for (const to of this.#queues.keys()) this.#kick(to);
   }
 
-  async send(to: string, body: Uint8Array, { messageId = uuid(), ttlS, ephemeral, signal }: SendOptions): Promise<Sent> {
+  async send(to: string, body: Uint8Array, { messageId = uuid(), ttlS, ephemeral, access }: SendOptions, signal?: AbortSignal): Promise<Sent> {
     signal?.throwIfAborted();
     if (!this.#engine.account) throw new StateError('signed_out', 'send: not signed in');
-    const item: Item = { n: 0, id: messageId.toLowerCase(), to: to.toLowerCase(), body, ...(ttlS && { ttlS }), ...(ephemeral && { ephemeral }) };
+    const more = { ...(ttlS && { ttlS }), ...(ephemeral && { ephemeral }), ...(access && { access }) };
+    const item: Item = { n: 0, id: messageId.toLowerCase(), to: to.toLowerCase(), body, ...more };
     if (ephemeral) return this.#sendEphemeral(item, signal);
 
     const known = this.#waiting.has(item.id) || this.#find(item.id);
@@ -133,9 +137,12 @@ export class Outbox {
     if (!devices.known.includes(deviceId)) this.#setDevices(tx, userId, { ...devices, known: [...devices.known, deviceId] });
   }
 
+  #items(): Item[] {
+    return [...this.#queues.values()].flat();
+  }
+
   #find(id: string): Item | undefined {
-    for (const queue of this.#queues.values()) for (const item of queue) if (item.id === id) return item;
-    return undefined;
+    return this.#items().find((item) => item.id === id);
   }
 
   #enqueue(item: Item): void {
@@ -207,20 +214,13 @@ export class Outbox {
   }
 
   async #confirm(item: Item, reply: SendMessageReply): Promise<Sent> {
-    const sent = await this.#engine.store.transaction(async (tx) => {
-      const sent = await this.#sent(tx, item, reply);
+    const sent = outcome(item, reply);
+    await this.#engine.store.transaction((tx) => {
       tx.delete(key(item.n));
       tx.set(DONE + item.id, { at: this.#engine.now(), sent: sent as unknown as Value });
-      return sent;
     });
     this.#dequeue(item);
     return sent;
-  }
-
-  async #sent(tx: Transaction, item: Item, reply: SendMessageReply): Promise<Sent> {
-    const { accepted_at: acceptedAt, stored, undelivered } = reply;
-    const skipped = (await this.#devices(tx, item.to))?.skip ?? [];
-    return { messageId: item.id, to: item.to, acceptedAt, stored, undelivered, skipped };
   }
 
   #settle(id: string, how: (waiting: Waiting) => void): void {
@@ -231,8 +231,7 @@ export class Outbox {
 
   async #sendEphemeral(item: Item, signal?: AbortSignal): Promise<Sent> {
     if (!this.#engine.welcome) throw new StateError('offline', 'an ephemeral message needs a connection');
-    const reply = await within(this.#deliver(item), signal);
-    return this.#engine.store.transaction((tx) => this.#sent(tx, item, reply));
+    return outcome(item, await within(this.#deliver(item), signal));
   }
 
   /** Encrypts if necessary, sends, and corrects the list of devices until it is right. */
@@ -240,7 +239,7 @@ export class Outbox {
     if (!item.sealed) await this.#seal(item, [], []);
     for (let round = 0; ; round++) {
       try {
-        return await this.#engine.insist<SendMessageReply>('messages.send', await this.#request(item));
+        return await this.#engine.insist<SendMessageReply>('messages.send', this.#request(item));
       } catch (error) {
         if (!(error instanceof ServerError) || error.code !== 'devices_mismatch' || round >= ROUNDS) throw error;
         await this.#seal(item, error.details?.missing ?? [], error.details?.extra ?? []);
@@ -248,21 +247,19 @@ export class Outbox {
     }
   }
 
-  async #request(item: Item): Promise<object> {
-    const { welcome, options, store } = this.#engine;
-    const devices = await store.transaction((tx) => this.#devices(tx, item.to));
-    const named = new Set(item.sealed!.map(({ deviceId }) => deviceId));
-    const skip = (devices?.skip ?? []).filter((id) => !named.has(id)).slice(-100);
-    if (named.size === 0 && skip.length > 0) {
+  #request({ sealed = [], skip = [], ...item }: Item): object {
+    const { welcome, options } = this.#engine;
+    if (sealed.length === 0 && skip.length > 0) {
       throw new StateError('untrusted', 'no device of the recipient can be encrypted for');
     }
     return {
       message_id: item.id,
       to: item.to,
-      messages: item.sealed!.map(({ deviceId, type, content }) => ({ device_id: deviceId, type, content: options.codec.content(content) })),
+      messages: sealed.map(({ deviceId, type, content }) => ({ device_id: deviceId, type, content: options.codec.content(content) })),
       ...(skip.length > 0 && welcome?.features.includes('skip') && { skip }),
-      ...(item.ttlS && { ttl_s: item.ttlS }),
-      ...(item.ephemeral && { ephemeral: true }),
+      ttl_s: item.ttlS,
+      ephemeral: item.ephemeral,
+      access: item.access,
     };
   }
 
@@ -305,6 +302,7 @@ export class Outbox {
         user_id: item.to,
         claim_id: claim.id,
         device_ids: claim.deviceIds,
+        access: item.access,
         ...(features.includes('suites') && { suites: [crypto.suite] }),
       }));
 
@@ -349,12 +347,12 @@ export class Outbox {
         sealed.push({ deviceId, ...(await crypto.encrypt(tx, self, address(deviceId), plaintext)) });
       }
       const { claim: _, ...rest } = item;
-      const changed: Item = { ...rest, sealed };
+      const changed: Item = { ...rest, sealed, skip: [...cannot].slice(-100) };
       save(tx, changed);
       return changed;
     });
     delete item.claim;
-    item.sealed = changed.sealed!;
+    Object.assign(item, changed);
     for (const report of untrusted) void this.#engine.sink.emit('untrusted', report);
   }
 
@@ -366,3 +364,12 @@ export class Outbox {
     tx.set(DEVICES + userId, devices as unknown as Value);
   }
 }
+
+const outcome = ({ id, to, skip = [] }: Item, { accepted_at: acceptedAt, stored, undelivered }: SendMessageReply): Sent => ({
+  messageId: id,
+  to,
+  acceptedAt,
+  stored,
+  undelivered,
+  skipped: skip,
+});

@@ -18,48 +18,35 @@ const H = new Int32Array(8);
 
 const W = new Int32Array(64);
 
-function compress(state: Int32Array, block: DataView, offset: number): void {
-  for (let i = 0; i < 16; i++) W[i] = block.getInt32(offset + 4 * i);
-  for (let i = 16; i < 64; i++) {
-    const x = W[i - 15]!;
-    const y = W[i - 2]!;
-    const s0 = ((x >>> 7) | (x << 25)) ^ ((x >>> 18) | (x << 14)) ^ (x >>> 3);
-    const s1 = ((y >>> 17) | (y << 15)) ^ ((y >>> 19) | (y << 13)) ^ (y >>> 10);
-    W[i] = (W[i - 16]! + s0 + W[i - 7]! + s1) | 0;
-  }
-  let a = state[0]!, b = state[1]!, c = state[2]!, d = state[3]!;
-  let e = state[4]!, f = state[5]!, g = state[6]!, h = state[7]!;
-  for (let i = 0; i < 64; i++) {
-    const s1 = ((e >>> 6) | (e << 26)) ^ ((e >>> 11) | (e << 21)) ^ ((e >>> 25) | (e << 7));
-    const t1 = (h + s1 + ((e & f) ^ (~e & g)) + K[i]! + W[i]!) | 0;
-    const s0 = ((a >>> 2) | (a << 30)) ^ ((a >>> 13) | (a << 19)) ^ ((a >>> 22) | (a << 10));
-    const t2 = (s0 + ((a & b) ^ (a & c) ^ (b & c))) | 0;
-    h = g; g = f; f = e; e = (d + t1) | 0; d = c; c = b; b = a; a = (t1 + t2) | 0;
-  }
-  state[0]! += a; state[1]! += b; state[2]! += c; state[3]! += d;
-  state[4]! += e; state[5]! += f; state[6]! += g; state[7]! += h;
-}
+const rotate = (word: number, bits: number) => (word >>> bits) | (word << (32 - bits));
 
-/** The message with its padding. */
-function padded(bytes: Uint8Array): DataView {
+export function sha256(bytes: Uint8Array): Uint8Array {
+  // The message, a bit, zeros, and the length in bits.
   const view = new DataView(new ArrayBuffer(((bytes.length + 72) >> 6) << 6));
   new Uint8Array(view.buffer).set(bytes);
   view.setUint8(bytes.length, 0x80);
-  view.setUint32(view.byteLength - 8, Math.floor(bytes.length / 0x20000000));
+  view.setUint32(view.byteLength - 8, bytes.length / 0x20000000);
   view.setUint32(view.byteLength - 4, bytes.length << 3);
-  return view;
-}
-
-function digest(view: DataView): Int32Array {
   const state = H.slice();
-  for (let at = 0; at < view.byteLength; at += 64) compress(state, view, at);
-  return state;
-}
-
-export function sha256(bytes: Uint8Array): Uint8Array {
-  const out = new DataView(new ArrayBuffer(32));
-  digest(padded(bytes)).forEach((word, i) => out.setInt32(4 * i, word));
-  return new Uint8Array(out.buffer);
+  for (let at = 0; at < view.byteLength; at += 64) {
+    let [a, b, c, d, e, f, g, h] = state as unknown as [number, number, number, number, number, number, number, number];
+    for (let i = 0; i < 64; i++) {
+      if (i < 16) {
+        W[i] = view.getInt32(at + 4 * i);
+      } else {
+        const [x, y] = [W[i - 15]!, W[i - 2]!];
+        const s0 = rotate(x, 7) ^ rotate(x, 18) ^ (x >>> 3);
+        const s1 = rotate(y, 17) ^ rotate(y, 19) ^ (y >>> 10);
+        W[i] = W[i - 16]! + s0 + W[i - 7]! + s1;
+      }
+      const t1 = (h + (rotate(e, 6) ^ rotate(e, 11) ^ rotate(e, 25)) + ((e & f) ^ (~e & g)) + K[i]! + W[i]!) | 0;
+      const t2 = (rotate(a, 2) ^ rotate(a, 13) ^ rotate(a, 22)) + ((a & b) ^ (a & c) ^ (b & c));
+      [h, g, f, e, d, c, b, a] = [g, f, e, (d + t1) | 0, c, b, a, (t1 + t2) | 0];
+    }
+    [a, b, c, d, e, f, g, h].forEach((word, i) => (state[i]! += word));
+  }
+  state.forEach((word, i) => view.setInt32(4 * i, word));
+  return new Uint8Array(view.buffer, 0, 32);
 }
 
 /** Largest work that a server may ask for; one that asks for more does not follow the protocol. */
@@ -67,20 +54,20 @@ const MAX_BITS = 26;
 
 /**
  * A nonce with which SHA-256(salt ‖ nonce) begins with `bits` zero bits. Works in slices of some milliseconds, so that a page stays
- * usable; 24 bits take about half a minute.
+ * usable; 24 bits take about a minute.
  */
 export async function solve(salt: Uint8Array, bits: number, signal?: AbortSignal): Promise<Uint8Array> {
-  if (!(bits <= MAX_BITS)) throw new RangeError(`a proof of ${bits} bits is too expensive`);
+  if (!(bits <= MAX_BITS)) throw new RangeError(`a proof of ${bits} bits`);
   const input = new Uint8Array(salt.length + 8);
   input.set(salt);
-  const view = padded(input);
+  const nonce = new DataView(input.buffer, salt.length);
   for (let n = 0; ; ) {
     signal?.throwIfAborted();
     for (const until = Date.now() + 12; Date.now() < until; ) {
       for (let i = 0; i < 500; i++, n++) {
-        view.setUint32(salt.length, Math.floor(n / 0x100000000));
-        view.setUint32(salt.length + 4, n);
-        if (Math.clz32(digest(view)[0]!) >= bits) return new Uint8Array(view.buffer.slice(salt.length, salt.length + 8));
+        nonce.setFloat64(0, n);
+        const [a, b, c, d] = sha256(input);
+        if (Math.clz32((a! << 24) | (b! << 16) | (c! << 8) | d!) >= bits) return input.slice(salt.length);
       }
     }
     await new Promise((resolve) => setTimeout(resolve));

@@ -3,7 +3,7 @@
 import { concat, toBase64, utf8, uuidBytes } from './bytes.js';
 import type { Engine } from './engine.js';
 import { ServerError, StateError } from './errors.js';
-import type { CodePurpose, OtpReply, SessionReply } from './protocol.js';
+import type { ApprovalRequestedReply, CodePurpose, OtpReply, RequestedApproval, SessionReply } from './protocol.js';
 import type { Value } from './storage.js';
 import { sleep } from './time.js';
 import type { Account } from './types.js';
@@ -17,14 +17,7 @@ const MAX_POLL_MS = 30_000;
 export interface SignInState {
   email: string;
   challengeId: string;
-  approval?: StoredApproval;
-}
-
-interface StoredApproval {
-  requestId: string;
-  pollToken: string;
-  number: string;
-  decidesAt: string;
+  approval?: RequestedApproval;
 }
 
 /** A sign-in that another device of the person must approve. */
@@ -58,22 +51,18 @@ export class SignIn {
     this.#engine = engine;
   }
 
-  async request(email: string, { signal }: { signal?: AbortSignal } = {}): Promise<OtpReply> {
-    const { body } = await this.#otp(email, undefined, signal);
+  async request(email: string, signal?: AbortSignal): Promise<OtpReply> {
+    const body = await this.requestCode(email, undefined, signal);
     await this.#save({ email, challengeId: body.challenge_id });
     return body;
   }
 
-  /** Mails a code for something else than signing in. */
-  async requestCode(email: string, purpose: CodePurpose, { signal }: { signal?: AbortSignal } = {}): Promise<OtpReply> {
-    return (await this.#otp(email, purpose, signal)).body;
+  /** Mails a code, for signing in or something else. */
+  async requestCode(email: string, purpose?: CodePurpose, signal?: AbortSignal): Promise<OtpReply> {
+    return (await this.#engine.options.http.postWithProof<OtpReply>('/v1/auth/otp', { email, purpose }, signal)).body;
   }
 
-  #otp(email: string, purpose?: CodePurpose, signal?: AbortSignal): Promise<{ body: OtpReply }> {
-    return this.#engine.options.http.postWithProof<OtpReply>('/v1/auth/otp', { email, ...(purpose && { purpose }) }, signal);
-  }
-
-  async verify(code: string, { deviceName, replaceDeviceId, recoveryKey, signal }: VerifyOptions = {}): Promise<SignInOutcome> {
+  async verify(code: string, { deviceName, replaceDeviceId, recoveryKey }: VerifyOptions, signal?: AbortSignal): Promise<SignInOutcome> {
     const { store, crypto, account, options } = this.#engine;
     const { email, challengeId } = await this.#saved();
     const body = await store.transaction(async (tx) => {
@@ -87,45 +76,42 @@ export class SignIn {
         : { name: deviceName, registration_id: registrationId };
       return { challenge_id: challengeId, email, code, device, replace_device_id: replaceDeviceId, recovery_key: recoveryKey };
     });
-    const answer = await options.http.postWithProof<SessionReply & { approval?: ApprovalReply }>('/v1/auth/verify', body, signal).catch((error) => {
+    const answer = await options.http.postWithProof<SessionReply & Partial<ApprovalRequestedReply>>('/v1/auth/verify', body, signal).catch((error) => {
       if (account && error instanceof ServerError && error.code === 'unknown_device') {
-        throw new StateError('other_account', 'the storage has the data of another account or of a revoked device: call wipe() first');
+        throw new StateError('other_account', 'the storage has the data of another account: call wipe() first');
       }
       throw error;
     });
     const { approval } = answer.body;
     if (answer.status === 202 && approval) {
-      const stored = {
-        requestId: approval.request_id,
-        pollToken: approval.poll_token,
-        number: approval.number,
-        decidesAt: approval.decides_at,
-      };
-      await this.#save({ email, challengeId, approval: stored });
-      return { approval: { number: stored.number, decidesAt: stored.decidesAt } };
+      await this.#save({ email, challengeId, approval });
+      return { approval: shown(approval) };
     }
-    await this.#engine.signedIn(answer.body, email);
-    return { account: this.#engine.account! };
+    return { account: await this.#signedIn(answer.body, email, signal) };
+  }
+
+  async #signedIn(session: SessionReply, email: string, signal?: AbortSignal): Promise<Account> {
+    await this.#engine.signedIn(session, email);
+    await this.#engine.connected(signal);
+    return this.#engine.account!;
   }
 
   /** The approval that is waited for, or null. */
   async pending(): Promise<Approval | null> {
     const { approval } = (await this.#saved().catch(() => null)) ?? {};
-    return approval ? { number: approval.number, decidesAt: approval.decidesAt } : null;
+    return approval ? shown(approval) : null;
   }
 
   /** Waits until the sign-in is approved. Rejects with the code `denied` if it is refused. */
-  async approval({ signal }: { signal?: AbortSignal } = {}): Promise<Account> {
+  async approval(signal?: AbortSignal): Promise<Account> {
     const { email, challengeId, approval } = await this.#saved();
-    if (!approval) throw new StateError('no_challenge', 'no sign-in waits for an approval');
-    const body = { request_id: approval.requestId, poll_token: approval.pollToken };
+    if (!approval) throw new StateError('no_challenge', 'no approval is waited for');
+    const { request_id, poll_token } = approval;
+    const body = { request_id, poll_token };
     for (let wait = POLL_MS; ; wait = Math.min(wait * 1.5, MAX_POLL_MS)) {
         try {
         const answer = await this.#engine.options.http.call<SessionReply>('POST', '/v1/auth/approval', { body, signal });
-        if (answer.status === 201) {
-          await this.#engine.signedIn(answer.body, email);
-          return this.#engine.account!;
-        }
+        if (answer.status === 201) return this.#signedIn(answer.body, email, signal);
         await sleep(wait, signal);
       } catch (error) {
         const { code, retryable, retryAfterMs } = error as ServerError;
@@ -137,7 +123,7 @@ export class SignIn {
   }
 
   async #saved(): Promise<SignInState> {
-    const saved = (await this.#engine.store.transaction((tx) => tx.get(STATE))) as unknown as SignInState | undefined;
+    const saved = await this.#engine.store.get<SignInState>(STATE);
     if (!saved) throw new StateError('no_challenge', 'ask for a code first: signIn.request(email)');
     return saved;
   }
@@ -147,9 +133,4 @@ export class SignIn {
   }
 }
 
-interface ApprovalReply {
-  request_id: string;
-  poll_token: string;
-  number: string;
-  decides_at: string;
-}
+const shown = ({ number, decides_at: decidesAt }: RequestedApproval): Approval => ({ number, decidesAt });

@@ -3,7 +3,7 @@
 
 import type { Codec } from './codec.js';
 import { ConnectionError, ServerError } from './errors.js';
-import type { ErrorBody, ServerEvents, Welcome } from './protocol.js';
+import type { ErrorBody, Welcome } from './protocol.js';
 
 /** The part of the standard `WebSocket` that the client uses. The class of the package `ws` has it too. */
 export interface WebSocketLike {
@@ -109,7 +109,7 @@ export class Socket {
       try {
         this.#ws.send(this.#options.codec.encode({ id, op, params }));
       } catch {
-        this.fail('the socket is closing');
+        this.fail('closing');
       }
     });
   }
@@ -138,15 +138,11 @@ export class Socket {
     try {
       frame = this.#options.codec.decode(data) as Frame;
     } catch {
-      return this.fail('a frame that cannot be decoded');
+      return this.fail('an invalid frame');
     }
-    if (frame.event !== undefined) {
-      if (frame.event === 'welcome') this.welcome = frame.data as ServerEvents['welcome'];
-      this.#listen();
-      this.#options.onEvent(frame.event, frame.data);
-      return;
-    }
+    if (frame.event === 'welcome') this.welcome = frame.data as Welcome;
     this.#listen();
+    if (frame.event) return this.#options.onEvent(frame.event, frame.data);
     const waiting = this.#waiting.get(frame.id!);
     if (frame.error) waiting?.reject(ServerError.from(frame.error));
     else waiting?.resolve(frame.result);

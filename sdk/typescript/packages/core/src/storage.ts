@@ -5,6 +5,7 @@
 // nothing and uses no key twice.
 
 import { StateError, StorageError } from './errors.js';
+import type { Tabs, TabsHandler } from './tabs.js';
 
 /** What can be stored: JSON and bytes. */
 export type Value = null | boolean | number | string | Uint8Array | Value[] | { [key: string]: Value | undefined };
@@ -13,8 +14,8 @@ export type Value = null | boolean | number | string | Uint8Array | Value[] | { 
 export type Batch = ReadonlyMap<string, Value | undefined>;
 
 export interface Storage {
-  /** If several tabs share the storage: a name for it, under which they agree on the one that leads. */
-  readonly name?: string;
+  /** If several tabs share the storage: lets one of them lead. */
+  readonly tabs?: (handler: TabsHandler) => Tabs;
   /** The value under a key, or undefined. */
   get(key: string): Promise<Value | undefined>;
   /** All entries whose key starts with `prefix`, in the order of their keys (by UTF-16 code units). */
@@ -46,12 +47,13 @@ export class Transaction {
     return present.sort(([a], [b]) => (a < b ? -1 : 1));
   }
 
-  set(key: string, value: Value): void {
+  /** Stores a value; undefined deletes. */
+  set(key: string, value: Value | undefined): void {
     this.changes.set(key, value);
   }
 
   delete(key: string): void {
-    this.changes.set(key, undefined);
+    this.set(key, undefined);
   }
 
   /** Runs `work`, whose changes are dropped if it throws. */
@@ -62,6 +64,9 @@ export class Transaction {
     return result;
   }
 }
+
+/** A key that ends in a number, so that keys are in the order of their numbers. */
+export const numbered = (prefix: string, n: number): string => prefix + String(n).padStart(16, '0');
 
 /** Runs transactions on a storage, one after the other. */
 export class Store {
@@ -90,6 +95,11 @@ export class Store {
     });
     this.#last = run.catch(() => {});
     return run;
+  }
+
+  /** Reads one value, after the transactions before. */
+  get<T>(key: string): Promise<T | undefined> {
+    return this.transaction((tx) => tx.get(key)) as Promise<unknown> as Promise<T | undefined>;
   }
 
   /** Waits for the transaction that runs, and refuses all others. */
@@ -123,69 +133,6 @@ export function memoryStorage(): Storage {
         if (value === undefined) entries.delete(key);
         else entries.set(key, value);
       }
-    },
-  };
-}
-
-/**
- * Storage in IndexedDB, for browsers. Each account needs a database of its own.
- *
- * @param name the name of the database
- */
-export function indexedDbStorage(name = 'sealwire'): Storage {
-  let opened: Promise<IDBDatabase> | undefined;
-  const open = () =>
-    (opened ??= new Promise<IDBDatabase>((resolve, reject) => {
-      const request = indexedDB.open(name, 1);
-      request.onupgradeneeded = () => request.result.createObjectStore('entries');
-      request.onsuccess = () => {
-        // Another version of the app wants to upgrade the database: make room.
-        request.result.onversionchange = () => request.result.close();
-        request.result.onclose = () => (opened = undefined);
-        resolve(request.result);
-      };
-      request.onerror = () => reject(request.error!);
-    }).catch((error) => {
-      opened = undefined;
-      throw error;
-    }));
-
-  async function run<T>(mode: IDBTransactionMode, work: (entries: IDBObjectStore) => () => T): Promise<T> {
-    const db = await open();
-    return new Promise((resolve, reject) => {
-      // `strict` waits until the operating system has written the data.
-      const tx = db.transaction('entries', mode, { durability: 'strict' });
-      const result = work(tx.objectStore('entries'));
-      tx.oncomplete = () => resolve(result());
-      tx.onabort = tx.onerror = () => reject(tx.error ?? new Error('the IndexedDB transaction was aborted'));
-    });
-  }
-
-  return {
-    name: `sealwire:${name}`,
-    get: (key) =>
-      run('readonly', (entries) => {
-        const request = entries.get(key);
-        return () => request.result as Value | undefined;
-      }),
-    list: (prefix) =>
-      run('readonly', (entries) => {
-        // No key contains U+FFFF, which is not a character.
-        const range = IDBKeyRange.bound(prefix, `${prefix}\uffff`);
-        const [keys, values] = [entries.getAllKeys(range), entries.getAll(range)];
-        return () => keys.result.map((key, i) => [key as string, values.result[i] as Value]);
-      }),
-    write: (batch) =>
-      run('readwrite', (entries) => {
-        for (const [key, value] of batch) {
-          if (value === undefined) entries.delete(key);
-          else entries.put(value, key);
-        }
-        return () => undefined;
-      }),
-    async close() {
-      (await opened)?.close();
-      opened = undefined;
     },
   };
 }

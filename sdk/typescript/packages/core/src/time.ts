@@ -1,4 +1,6 @@
-// Waiting: timers that can be aborted, and backoff.
+// Waiting: timers that can be aborted, time limits, and backoff.
+
+import { ConnectionError } from './errors.js';
 
 /** Longest wait between two tries, and the bound of the first, in milliseconds. */
 const MAX_WAIT = 60_000;
@@ -27,4 +29,22 @@ export function within<T>(promise: Promise<T>, signal?: AbortSignal | null): Pro
     signal.addEventListener('abort', abort);
     promise.then(resolve, reject).finally(() => signal.removeEventListener('abort', abort));
   });
+}
+
+/** Runs `work` with a signal that is aborted with `signal`, and after `ms` with the code `timeout`. */
+export async function withLimit<T>(ms: number, what: string, signal: AbortSignal | undefined, work: (limit: AbortSignal) => Promise<T>): Promise<T> {
+  signal?.throwIfAborted();
+  const limit = new AbortController();
+  const abort = () => limit.abort(signal!.reason);
+  signal?.addEventListener('abort', abort);
+  const timer = setTimeout(() => limit.abort(new ConnectionError('timeout', `${what}: no answer within ${ms} ms`)), ms);
+  try {
+    return await work(limit.signal);
+  } catch (error) {
+    limit.signal.throwIfAborted();
+    throw error;
+  } finally {
+    clearTimeout(timer);
+    signal?.removeEventListener('abort', abort);
+  }
 }

@@ -114,6 +114,8 @@ export interface SendOptions {
   ttlS?: number;
   /** Only for devices that are connected now; not stored, and not queued while this client is offline. */
   ephemeral?: boolean;
+  /** The access key of the recipient, in base64, if it gave this user one. */
+  access?: string;
   /** Stops waiting. The message is dropped if nothing of it was sent yet. */
   signal?: AbortSignal;
 }
@@ -136,8 +138,6 @@ export interface ClientEvents extends Omit<ServerEvents, 'message'> {
   restored: Record<string, never>;
   /** Something failed in the background, such as a handler or the storage. */
   error: { error: Error; during: string };
-  /** An event that this version does not know. */
-  unknown: { event: string; data: unknown };
 }
 
 export type { Address };
