@@ -164,7 +164,7 @@ fn usage(node: &NodeContext, limits: &NodeLimits) -> Box<dyn Fn() -> NodeUsage +
         http: usage_of(&http),
         work: work.unfinished(),
         inbound: (inbound.in_use(), inbound.limit()),
-        outbound: usage_of(&outbound),
+        outbound: (outbound.in_use(), outbound.limit()),
         is_draining: hub.is_draining(),
     })
 }

@@ -20,7 +20,7 @@ pub struct NodeLimits {
     /// Bytes of large WebSocket messages that are being received.
     pub inbound: SharedBudget,
     /// Bytes of requests in flight, outboxes and held mail.
-    pub outbound: Budget,
+    pub outbound: SharedBudget,
 }
 
 impl NodeLimits {
@@ -29,15 +29,14 @@ impl NodeLimits {
     pub fn new(config: &Config, node: &NodeContext) -> Self {
         let connections = ConnectionLimits::new(&config.server);
         let networks = Networks::new(network_limits(config, connections.http), node.metrics.clone());
-        // Inbound and outbound each get half of the memory budget, so that peers that start large messages and never
-        // finish them cannot block the requests of others. 2^19 bytes are half a MiB.
+        // Inbound and outbound each get half of the memory budget. 2^19 bytes are half a MiB.
         let half = config.server.memory_budget_mb << 19;
         Self {
             sockets: Budget::new(connections.sockets),
             limiter: ConnectionLimiter::new(connections.http, networks.clone(), &config.server.trusted_proxies),
             networks,
             inbound: SharedBudget::counted(half, MAX_FRAME_BYTES, node.metrics.clone(), Direction::In),
-            outbound: Budget::new(half),
+            outbound: SharedBudget::counted(half, MAX_FRAME_BYTES, node.metrics.clone(), Direction::Out),
         }
     }
 }

@@ -12,7 +12,7 @@ use std::{sync::Arc, time::Duration};
 
 use tokio::time::Instant;
 
-use super::budget::Budget;
+use super::shares::Account;
 use crate::domain::{
     Envelope,
     envelope::{MailPage, MailPageRequest, MailboxStatus},
@@ -84,7 +84,7 @@ impl Delivery {
 
     /// Receives the envelope of a signal. Returns it if it may be sent at once. Otherwise it is held if the limits
     /// allow it; if not, a stored envelope is read from the store later, and an ephemeral one is dropped.
-    pub fn receive(&mut self, envelope: LiveEnvelope, budget: &Budget) -> Option<LiveEnvelope> {
+    pub fn receive(&mut self, envelope: LiveEnvelope, memory: &Account) -> Option<LiveEnvelope> {
         let is_next = match &envelope {
             LiveEnvelope::Stored(seq, _) => {
                 self.head = self.head.max(*seq);
@@ -102,7 +102,7 @@ impl Delivery {
         if is_stored && self.window.is_full() {
             return None;
         }
-        if !self.held.hold(envelope, budget) {
+        if !self.held.hold(envelope, memory) {
             self.must_read |= is_stored;
         }
         None
@@ -232,6 +232,7 @@ mod tests {
 
     use super::{held::REORDER_WAIT, window::RESEND_TIMEOUT, *};
     use crate::domain::{DeviceId, MessageId, Timestamp, UserId};
+    use crate::socket::shares::{Holder, SharedBudget};
 
     fn mailbox(head: i64, waiting: u64) -> MailboxStatus {
         MailboxStatus { head, waiting, expired_total: 0 }
@@ -264,8 +265,8 @@ mod tests {
 
     /// Receives a stored envelope and sends all that can be sent. Returns the sequence numbers sent, 0 for an ephemeral
     /// one.
-    fn receive(delivery: &mut Delivery, seq: i64, budget: &Budget) -> Vec<i64> {
-        let mut next = delivery.receive(LiveEnvelope::Stored(seq, envelope()), budget).or_else(|| delivery.release());
+    fn receive(delivery: &mut Delivery, seq: i64, memory: &Account) -> Vec<i64> {
+        let mut next = delivery.receive(LiveEnvelope::Stored(seq, envelope()), memory).or_else(|| delivery.release());
         let mut numbers = Vec::new();
         while let Some(envelope) = next {
             numbers.push(match envelope {
@@ -285,9 +286,12 @@ mod tests {
         let mut delivery = Delivery::new(1000, mailbox(7, 0));
         assert!(delivery.take_backlog_end());
         assert!(!delivery.take_backlog_end(), "the end is reported once");
-        assert_eq!(receive(&mut delivery, 8, &Budget::new(9)), [8]);
+        assert_eq!(receive(&mut delivery, 8, &SharedBudget::new(9, 9).account(Holder::NOBODY)), [8]);
         assert_eq!(next_read(&mut delivery), None);
-        assert!(receive(&mut delivery, 8, &Budget::new(9)).is_empty(), "a duplicate is dropped");
+        assert!(
+            receive(&mut delivery, 8, &SharedBudget::new(9, 9).account(Holder::NOBODY)).is_empty(),
+            "a duplicate is dropped"
+        );
         // A signal without the envelope.
         delivery.note_stored(11);
         let read = next_read(&mut delivery).unwrap();
@@ -337,9 +341,9 @@ mod tests {
         for seq in 1..=256 {
             assert!(delivery.add_to_window(seq, 1, now));
         }
-        let budget = Budget::new(9);
+        let budget = SharedBudget::new(9, 9).account(Holder::NOBODY);
         assert!(receive(&mut delivery, 1001, &budget).is_empty() && receive(&mut delivery, 257, &budget).is_empty());
-        assert_eq!(budget.in_use(), 0, "envelopes that wait for an ack stay in the store");
+        assert_eq!(budget.budget().in_use(), 0, "envelopes that wait for an ack stay in the store");
         assert!(!delivery.add_to_window(257, 1, now));
         delivery.ack(&[3]);
         assert!(receive(&mut delivery, 1002, &budget).is_empty());
@@ -354,7 +358,7 @@ mod tests {
     fn envelopes_received_during_a_read_are_sent_after_it_in_order() {
         let now = Instant::now();
         let mut delivery = Delivery::new(1000, mailbox(1, 1));
-        let budget = Budget::new(64);
+        let budget = SharedBudget::new(64, 64).account(Holder::NOBODY);
         let ephemeral = || LiveEnvelope::Ephemeral(envelope());
         assert!(delivery.receive(ephemeral(), &budget).is_some(), "no read is in progress");
         let read = next_read(&mut delivery).unwrap();
@@ -371,13 +375,13 @@ mod tests {
             64,
             "envelopes that could not be held are read at once"
         );
-        assert_eq!(budget.in_use(), 0);
+        assert_eq!(budget.budget().in_use(), 0);
     }
 
     #[test]
     fn an_envelope_after_a_gap_waits_briefly_for_the_missing_ones() {
         let start = Instant::now();
-        let budget = Budget::new(64);
+        let budget = SharedBudget::new(64, 64).account(Holder::NOBODY);
         let mut delivery = Delivery::new(1000, mailbox(0, 0));
         assert!(delivery.take_backlog_end());
         assert!(receive(&mut delivery, 3, &budget).is_empty());
@@ -404,12 +408,12 @@ mod tests {
         assert!(delivery.add_to_window(4, 1, start) && delivery.add_to_window(5, 1, start));
         delivery.finish_read(read, true);
         assert!(delivery.release().is_none());
-        assert_eq!((next_read(&mut delivery), budget.in_use()), (None, 0));
+        assert_eq!((next_read(&mut delivery), budget.budget().in_use()), (None, 0));
     }
 
     #[test]
     fn the_store_is_read_without_a_wait_if_an_envelope_cannot_be_held_or_was_not_signalled() {
-        let budget = Budget::new(2);
+        let budget = SharedBudget::new(2, 2).account(Holder::NOBODY);
         let mut delivery = Delivery::new(4, mailbox(0, 0));
         assert!(delivery.take_backlog_end());
         for seq in 2..5 {
@@ -426,7 +430,7 @@ mod tests {
         delivery.abandon_read();
         delivery.block();
         assert!(delivery.release().is_none());
-        assert_eq!(budget.in_use(), 0, "a blocked connection holds no stored envelopes");
+        assert_eq!(budget.budget().in_use(), 0, "a blocked connection holds no stored envelopes");
     }
 
     #[test]

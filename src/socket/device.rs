@@ -27,11 +27,11 @@ use super::{
     message_reader::{Incoming, MessageReader},
     node::Node,
     request_rate::RequestRate,
-    transport::{Violation, Wire},
+    transport::{Holder, Violation, Wire},
     writer::Writer,
 };
 use crate::{
-    domain::{Refusal, Session, Signal},
+    domain::{ClientNetwork, Refusal, Session, Signal},
     metrics::Close,
     service::OpenedConnection,
 };
@@ -112,7 +112,9 @@ impl DeviceSocket {
         let UpgradedConnection { session, codec, ws, messages, wire, client } = upgraded;
         let upgraded_at = Instant::now();
         let rate = RequestRate::new(node.requests_per_second, upgraded_at.into_std());
-        let flow = Flow::new(node.outbox_bytes, node.budget.clone(), rate);
+        let holder = Holder { network: ClientNetwork::from(client), user: session.caller.user };
+        let memory = node.budget.account(holder);
+        let flow = Flow::new(node.outbox_bytes, memory, rate);
         actix_rt::spawn(Writer::new(flow.clone(), ws, wire.clone(), codec));
         Self::create(|ctx| {
             // Attached before the session is checked again, so that a revocation is seen by the check or received as a

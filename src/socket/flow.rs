@@ -7,10 +7,10 @@ use std::{
 };
 
 use super::{
-    budget::Budget,
     outbox::{CloseMode, Outbox, QueuedFrame},
     read_gate::ReadGate,
     request_rate::RequestRate,
+    shares::Account,
 };
 
 /// The outbox and the read gate of one connection.
@@ -23,8 +23,8 @@ pub struct Flow {
 
 impl Flow {
     /// An empty outbox for at most `max_bytes` bytes, and a gate that is shut.
-    pub fn new(max_bytes: usize, budget: Budget, rate: RequestRate) -> Rc<Self> {
-        Rc::new(Self { outbox: Outbox::new(max_bytes, budget), gate: ReadGate::new(rate) })
+    pub fn new(max_bytes: usize, memory: Account, rate: RequestRate) -> Rc<Self> {
+        Rc::new(Self { outbox: Outbox::new(max_bytes, memory), gate: ReadGate::new(rate) })
     }
 
     /// Whether another message may be read, apart from the request rate.

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use ipnet::IpNet;
 use tokio::sync::Semaphore;
 
-use super::{budget::Budget, hub::Hub, networks::Networks};
+use super::{hub::Hub, networks::Networks, shares::SharedBudget};
 use crate::{edge::Origins, metrics::Metrics, service::Service, tasks::Work};
 
 /// The shared state. Every connection holds an `Arc` of it.
@@ -17,7 +17,7 @@ pub struct Node {
     /// Spawns on the runtime of store and bus, where ops run.
     pub runtime: Work,
     /// Memory budget in bytes for requests in flight, outboxes, mailbox reads and held mail.
-    pub budget: Budget,
+    pub budget: SharedBudget,
     /// Limits the number of connections that are being opened at once.
     pub opening_permits: Semaphore,
     /// Maximum number of bytes queued in the outbox of one connection.

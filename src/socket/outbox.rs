@@ -14,24 +14,21 @@ use actix_ws::CloseReason;
 use sealwire_protocol::CloseCode;
 
 use super::{
-    budget::{Budget, Reservation},
     closing::Closing,
+    shares::{Account, Exhausted},
 };
 
-/// Bytes that a queue may hold even if the node's budget is used up, so that a few slow peers cannot block all others.
+/// Bytes that a queue may hold even if the node's budget is used up.
 const GUARANTEED_BYTES: usize = 64 * 1024;
+/// Queues up to this size in bytes need no reservation: nearly all of them are written before they are longer.
+const UNRESERVED_BYTES: usize = 4 * 1024;
 /// Bytes that a queued pong counts as.
 const PONG_BYTES: usize = 128;
 
 /// A frame in the queue.
 pub enum QueuedFrame {
     /// A reply or an event.
-    Data {
-        /// The payload.
-        bytes: Bytes,
-        /// Its share of the node's budget, given back when the frame is dropped.
-        _reservation: Option<Reservation>,
-    },
+    Data(Bytes),
     /// A ping from the server.
     Ping,
     /// The answer to a ping of the peer.
@@ -54,7 +51,10 @@ pub struct Overflow;
 
 /// The send queue of one connection.
 pub struct Outbox {
-    budget: Budget,
+    /// The connection's account in the node's budget for requests, queues and held mail.
+    memory: Account,
+    /// Bytes reserved for the queue.
+    reserved: Cell<usize>,
     max_bytes: usize,
     queue: RefCell<VecDeque<QueuedFrame>>,
     /// Bytes of the data frames and pongs in the queue.
@@ -67,9 +67,10 @@ pub struct Outbox {
 
 impl Outbox {
     /// An empty queue for at most `max_bytes` bytes.
-    pub fn new(max_bytes: usize, budget: Budget) -> Self {
+    pub fn new(max_bytes: usize, memory: Account) -> Self {
         Self {
-            budget,
+            memory,
+            reserved: Cell::new(0),
             max_bytes,
             queue: RefCell::default(),
             queued_bytes: Cell::new(0),
@@ -96,13 +97,36 @@ impl Outbox {
     /// # Errors
     /// [`Overflow`] if the node's budget is used up and this queue is over [`GUARANTEED_BYTES`].
     pub fn push_reply(&self, frame: Vec<u8>) -> Result<(), Overflow> {
-        let reservation = self.budget.try_reserve(frame.len());
-        if reservation.is_none() && self.queued_bytes.get() > GUARANTEED_BYTES {
-            return Err(Overflow);
+        let (before, after) = (self.queued_bytes.get(), self.queued_bytes.get() + frame.len());
+        let missing = after.saturating_sub(self.reserved.get());
+        if after > UNRESERVED_BYTES && missing > 0 {
+            match self.memory.grow(missing) {
+                Ok(()) => self.reserved.set(after),
+                Err(Exhausted) if before > GUARANTEED_BYTES => return Err(Overflow),
+                Err(Exhausted) => {}
+            }
         }
-        self.queued_bytes.set(self.queued_bytes.get() + frame.len());
-        self.push(QueuedFrame::Data { bytes: frame.into(), _reservation: reservation });
+        self.queued_bytes.set(after);
+        self.push(QueuedFrame::Data(frame.into()));
         Ok(())
+    }
+
+    /// Gives back what the queue no longer needs.
+    fn release_memory(&self) {
+        let queued = self.queued_bytes.get();
+        let needed = if queued > UNRESERVED_BYTES { queued } else { 0 };
+        let reserved = self.reserved.get();
+        if reserved > needed {
+            self.reserved.set(needed);
+            self.memory.shrink(reserved - needed);
+            // The queue moves, so others are given up first.
+            self.memory.renew();
+        }
+    }
+
+    /// The connection's account in the node's budget. A queue that was given up is dropped when the connection closes.
+    pub fn memory(&self) -> &Account {
+        &self.memory
     }
 
     /// Queues a ping if the queue is empty. Otherwise it is not needed: a dead peer is detected because it does not
@@ -139,6 +163,7 @@ impl Outbox {
         if closing.code == CloseCode::SlowConsumer {
             self.queue.borrow_mut().clear();
             self.queued_bytes.set(0);
+            self.release_memory();
         }
         self.begin_closing(CloseMode::Close(closing));
     }
@@ -207,11 +232,12 @@ impl Outbox {
         }
         if let Some(frame) = self.queue.borrow_mut().pop_front() {
             let bytes = match &frame {
-                QueuedFrame::Data { bytes, .. } => bytes.len(),
+                QueuedFrame::Data(bytes) => bytes.len(),
                 QueuedFrame::Pong(_) => PONG_BYTES,
                 QueuedFrame::Ping => 0,
             };
             self.queued_bytes.set(self.queued_bytes.get() - bytes);
+            self.release_memory();
             return Poll::Ready(Ok(frame));
         }
         if let Some(close_mode) = close_mode.take() {

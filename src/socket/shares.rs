@@ -391,6 +391,12 @@ impl Account {
         SharedReservation { budget: self.budget.clone(), holder: self.state.holder, bytes }
     }
 
+    /// The budget that this account is part of.
+    #[must_use]
+    pub fn budget(&self) -> &SharedBudget {
+        &self.budget
+    }
+
     /// Whether the bytes of this account were given up. It gets no more.
     #[must_use]
     pub fn is_given_up(&self) -> bool {

@@ -80,6 +80,9 @@ const DISCONNECT_TIMEOUT: Duration = Duration::from_secs(1);
 const REFUSAL_LINGER: Duration = Duration::from_secs(1);
 /// How long writing the response to an upgrade request may take.
 const RESPONSE_TIMEOUT: Duration = Duration::from_secs(10);
+/// Size of the kernel's send buffer of each connection, in bytes; Linux doubles it for its own needs. Bounded, so that what
+/// the kernel takes shows whether the peer reads: it would otherwise grow to some megabytes.
+const SEND_BUFFER: u32 = 128 * 1024;
 /// Number of connections that the kernel queues until they are accepted. Many clients may reconnect at the same time.
 const BACKLOG: u32 = 1024;
 
@@ -124,6 +127,8 @@ pub fn bind(address: SocketAddr) -> io::Result<TcpListener> {
         SocketAddr::V6(_) => tokio::net::TcpSocket::new_v6(),
     }?;
     socket.set_reuseaddr(true)?;
+    // Accepted connections inherit it.
+    socket.set_send_buffer_size(SEND_BUFFER)?;
     socket.bind(address)?;
     socket.listen(BACKLOG)?.into_std()
 }

@@ -18,7 +18,7 @@ use tokio::time::Sleep;
 use super::{
     flow::Flow,
     outbox::{CloseMode, QueuedFrame},
-    transport::{Wire, frame_bytes},
+    transport::{Cutoff, Wire, frame_bytes},
 };
 
 /// Maximum number of bytes that have left the outbox and are not written to the kernel yet.
@@ -53,12 +53,12 @@ impl Writer {
         Self { flow, session, wire, codec, handed_over: 0, next: None, is_close_sent: false, close_timer: None }
     }
 
-    /// Converts a frame for the session. Its reservation ends here, because [`MAX_IN_TRANSIT`] bounds it from now on.
+    /// Converts a frame for the session. It no longer counts as queued: [`MAX_IN_TRANSIT`] bounds it from now on.
     fn message(&self, frame: QueuedFrame) -> Option<Message> {
         match (frame, self.codec) {
-            (QueuedFrame::Data { bytes, .. }, Codec::MsgPack) => Some(Message::Binary(bytes)),
+            (QueuedFrame::Data(bytes), Codec::MsgPack) => Some(Message::Binary(bytes)),
             // Our JSON is always UTF-8; the conversion checks it again.
-            (QueuedFrame::Data { bytes, .. }, Codec::Json) => ByteString::try_from(bytes).ok().map(Message::Text),
+            (QueuedFrame::Data(bytes), Codec::Json) => ByteString::try_from(bytes).ok().map(Message::Text),
             (QueuedFrame::Ping, _) => Some(Message::Ping(Bytes::new())),
             (QueuedFrame::Pong(payload), _) => Some(Message::Pong(payload)),
         }
@@ -114,6 +114,9 @@ impl Future for Writer {
     fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<()> {
         let this = self.get_mut();
         this.flow.outbox.register_writer(cx);
+        if this.flow.outbox.memory().poll_given_up(cx).is_ready() {
+            this.wire.cut_off(Cutoff::QueueGivenUp);
+        }
         if this.flow.outbox.is_closing() {
             let close_timer = this.close_timer.get_or_insert_with(|| Box::pin(tokio::time::sleep(CLOSE_TIMEOUT)));
             if close_timer.as_mut().poll(cx).is_ready() {

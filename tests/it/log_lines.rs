@@ -6,7 +6,8 @@ use serde_json::Value;
 
 use crate::support::{ServerProcess, Services, eventually, http::call, sign_in};
 
-fn entries(server: &ServerProcess) -> Vec<Value> {
+/// Returns the complete lines of the server's log.
+pub fn entries(server: &ServerProcess) -> Vec<Value> {
     let log = fs::read_to_string(server.path("server.log")).unwrap();
     // A line may be half written when it is read.
     log.split_inclusive('\n').filter_map(|line| serde_json::from_str(line.strip_suffix('\n')?).ok()).collect()

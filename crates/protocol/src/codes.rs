@@ -112,7 +112,7 @@ close_codes! {
     Draining       4000 "draining";
     /// Nothing was received for a minute, or a message was received too slowly.
     Idle           4001 "idle";
-    /// The client does not read the frames sent to it, or nothing was received for a minute while frames were queued or
+    /// The client reads the frames sent to it too slowly, or nothing was received for a minute while frames were queued or
     /// messages were unacked.
     SlowConsumer   4002 "slow consumer";
     /// The connection could not be opened, for example because the store failed, or the memory of its unfinished message

@@ -7,7 +7,7 @@ use tokio::time::Instant;
 
 use crate::{
     domain::Envelope,
-    socket::budget::{Budget, Reservation},
+    socket::shares::{Account, SharedReservation},
 };
 
 /// Maximum number of envelopes held for one connection.
@@ -45,7 +45,7 @@ pub enum ReorderWait {
 #[derive(Default)]
 pub struct HeldEnvelopes {
     /// The envelopes, each with its reservation of the node's budget.
-    queue: VecDeque<(LiveEnvelope, Reservation)>,
+    queue: VecDeque<(LiveEnvelope, SharedReservation)>,
     /// When the wait for missing envelopes expires, once it has started.
     wait_until: Option<Instant>,
 }
@@ -56,10 +56,11 @@ impl HeldEnvelopes {
         self.queue.is_empty()
     }
 
-    /// Holds an envelope. Returns false, and drops it, if [`MAX_HELD`] or `budget` is exhausted.
-    pub fn hold(&mut self, envelope: LiveEnvelope, budget: &Budget) -> bool {
-        let reservation = budget.try_reserve(envelope.bytes()).filter(|_| self.queue.len() < MAX_HELD);
-        if let Some(reservation) = reservation {
+    /// Holds an envelope. Returns false, and drops it, if [`MAX_HELD`] is reached or the memory is used up.
+    pub fn hold(&mut self, envelope: LiveEnvelope, memory: &Account) -> bool {
+        if self.queue.len() < MAX_HELD
+            && let Ok(reservation) = memory.try_reserve(envelope.bytes())
+        {
             self.queue.push_back((envelope, reservation));
             return true;
         }

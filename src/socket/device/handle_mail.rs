@@ -15,10 +15,10 @@ use crate::{
     },
     edge::events::message,
     socket::{
-        budget::Reservation,
         closing::Closing,
         delivery::{LiveEnvelope, MailboxRead, NextStep},
         ops::encode,
+        shares::SharedReservation,
     },
 };
 
@@ -32,7 +32,7 @@ struct MailPageRead {
     read: MailboxRead,
     page: Result<MailPage, Refusal>,
     /// The memory for the page. Given back once the page is in the outbox, which makes its own reservations.
-    reservation: Reservation,
+    reservation: SharedReservation,
 }
 
 impl OpenState {
@@ -67,7 +67,7 @@ impl OpenState {
         envelope: LiveEnvelope,
         ctx: &mut Context<DeviceSocket>,
     ) -> HandlerResult {
-        if let Some(envelope) = self.delivery.receive(envelope, &connection.node.budget) {
+        if let Some(envelope) = self.delivery.receive(envelope, connection.flow.outbox.memory()) {
             self.deliver(connection, &envelope, ctx)?;
         }
         self.send_held(connection, ctx)
@@ -210,7 +210,7 @@ impl OpenState {
 
 /// Reads a page from the store. Its result comes back as [`MailPageRead`].
 fn read_page(connection: &DeviceConnection, read: MailboxRead, ctx: &mut Context<DeviceSocket>) {
-    let Some(reservation) = connection.node.budget.try_reserve(read.page.bytes + MAX_CONTENT) else {
+    let Ok(reservation) = connection.flow.outbox.memory().reserve(read.page.bytes + MAX_CONTENT) else {
         return read_later(ctx);
     };
     let (node, device, address) = (connection.node.clone(), connection.device(), ctx.address());

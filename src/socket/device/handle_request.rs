@@ -102,7 +102,7 @@ impl OpenState {
         ctx: &mut Context<DeviceSocket>,
     ) -> HandlerResult {
         let id = request.id;
-        let Some(reservation) = connection.node.budget.try_reserve(frame.len()) else {
+        let Ok(reservation) = connection.flow.outbox.memory().reserve(frame.len()) else {
             return connection.refuse(id, RequestedOp::Op(op), Refusal::Unavailable.into());
         };
         let (request_bytes, reply_bytes) = (frame.len(), reply_bytes(op));

@@ -49,7 +49,10 @@ pub async fn request_upgrade(server: &impl Server, headers: &[(&str, &str)]) -> 
 
 /// Opens a TCP connection from this local address.
 pub async fn connect_from(source: [u8; 4], server: &impl Server) -> TcpStream {
-    let socket = TcpSocket::new_v4().unwrap();
+    connect_socket_from(TcpSocket::new_v4().unwrap(), source, server).await
+}
+
+async fn connect_socket_from(socket: TcpSocket, source: [u8; 4], server: &impl Server) -> TcpStream {
     socket.bind((source, 0).into()).unwrap();
     let stream = socket.connect(server.address()).await.unwrap();
     stream.set_nodelay(true).unwrap();
@@ -62,7 +65,14 @@ pub async fn request_upgrade_from(
     server: &impl Server,
     headers: &[(&str, &str)],
 ) -> (UpgradeResponse, RawSocket) {
-    let stream = connect_from(source, server).await;
+    request_upgrade_on(connect_from(source, server).await, server, headers).await
+}
+
+async fn request_upgrade_on(
+    stream: TcpStream,
+    server: &impl Server,
+    headers: &[(&str, &str)],
+) -> (UpgradeResponse, RawSocket) {
     let mut request = format!("GET /v1/socket HTTP/1.1\r\nHost: {}\r\n", server.address());
     for (name, value) in headers {
         write!(request, "{name}: {value}\r\n").unwrap();
@@ -114,9 +124,20 @@ impl RawSocket {
 
     /// Like [`connect`](Self::connect), from this local address.
     pub async fn connect_from(source: [u8; 4], server: &impl Server, token: &str, codec: Codec) -> (Self, Value) {
+        Self::open_on(connect_from(source, server).await, server, token, codec).await
+    }
+
+    /// Like [`connect_from`](Self::connect_from). The kernel keeps only about 5 KB of what the test does not read.
+    pub async fn connect_narrow(source: [u8; 4], server: &impl Server, token: &str, codec: Codec) -> Self {
+        let socket = TcpSocket::new_v4().unwrap();
+        socket.set_recv_buffer_size(4096).unwrap();
+        Self::open_on(connect_socket_from(socket, source, server).await, server, token, codec).await.0
+    }
+
+    async fn open_on(stream: TcpStream, server: &impl Server, token: &str, codec: Codec) -> (Self, Value) {
         let bearer = format!("Bearer {token}");
         let more = [("authorization", bearer.as_str()), ("sec-websocket-protocol", codec.subprotocol())];
-        let (answer, mut socket) = request_upgrade_from(source, server, &[&HANDSHAKE[..], &more].concat()).await;
+        let (answer, mut socket) = request_upgrade_on(stream, server, &[&HANDSHAKE[..], &more].concat()).await;
         assert_eq!(answer.status, 101, "{}", answer.body);
         socket.codec = codec;
         let welcome = socket.message().await.expect("expected a welcome, got a close");
