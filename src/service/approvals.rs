@@ -127,7 +127,7 @@ impl Service {
         deciders: Vec<DeviceId>,
         mailed_at: Option<Timestamp>,
     ) -> Notifications {
-        let is_mailed = self.mailer.send(Mail::approval_requested(email, &request, self.now()));
+        let is_mailed = self.mailer.try_send(Mail::approval_requested(email, &request, self.now()));
         let now_mailed_at = if is_mailed { mailed_at.or(Some(self.now())) } else { None };
         if now_mailed_at != mailed_at
             && let Err(error) = self.store.note_mailed(request.id, now_mailed_at).await

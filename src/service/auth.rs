@@ -201,8 +201,8 @@ impl Service {
         }
         match (signed_in.user_is_new, signed_in.device_is_new) {
             (true, _) => {}
-            (false, true) => _ = self.mailer.send(Mail::device_added(email, name)),
-            (false, false) => _ = self.mailer.send(Mail::signed_in_again(email, name)),
+            (false, true) => self.mailer.send(Mail::device_added(email, name)),
+            (false, false) => self.mailer.send(Mail::signed_in_again(email, name)),
         }
     }
 

@@ -124,9 +124,15 @@ impl Mailer {
         }
     }
 
-    /// Sends a mail in the background. A stopping server waits for it. If too many mails are unsent, drops this one, logs
-    /// an error and returns false.
-    pub fn send(&self, mail: Mail) -> bool {
+    /// Sends a mail in the background. A stopping server waits for it. If too many mails are unsent, drops this one and
+    /// logs an error.
+    pub fn send(&self, mail: Mail) {
+        self.hand_over(mail, true);
+    }
+
+    /// Like [`Self::send`]. Returns false if the mail was dropped.
+    #[must_use]
+    pub fn try_send(&self, mail: Mail) -> bool {
         self.hand_over(mail, true)
     }
 

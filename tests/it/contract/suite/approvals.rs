@@ -24,8 +24,8 @@ const RECOVERY_KEY: [u8; 32] = [42; 32];
 const WAIT: Duration = Duration::from_hours(24);
 const MAX_DEVICES: usize = 3;
 
-fn recovery_key(byte: u8) -> Option<PresentedRecoveryKey> {
-    Some(PresentedRecoveryKey::new(Some(vec![byte; 32])))
+fn recovery_key(byte: u8) -> PresentedRecoveryKey {
+    PresentedRecoveryKey::new(Some(vec![byte; 32]))
 }
 
 /// A new device, with a session of a year.
@@ -249,9 +249,9 @@ pub async fn the_recovery_key_signs_in_at_once_and_stands_in_for_the_proof_of_a_
     }
     let mut lost = code_at(store, "alice", later(5)).await;
     let waiting = request(store, &lost).await.unwrap();
-    lost.recovery_key = recovery_key(43);
+    lost.recovery_key = Some(recovery_key(43));
     assert_eq!(refusal(store.redeem(&lost).await), Refusal::InvalidCode);
-    lost.recovery_key = recovery_key(42);
+    lost.recovery_key = Some(recovery_key(42));
     assert!(matches!(refusal(store.redeem(&lost).await), Refusal::DeviceLimit { .. }));
     lost.replace = Some(alice.device);
     let signed_in = redeem(store, &lost).await.unwrap();
