@@ -4,8 +4,6 @@
 //!
 //! It does not encrypt, so that it shows only what the client library does. The other person has to have published keys.
 
-#![expect(clippy::disallowed_methods, reason = "an example reads its arguments itself")]
-
 use std::{error::Error, io};
 
 use sealwire_client::{Client, Event, FileStorage, Outgoing, Server, Session, protocol::keys::PrekeyBundle};
@@ -17,13 +15,12 @@ async fn main() -> Result<(), Box<dyn Error>> {
     };
     let server = Server::new(url)?;
     let storage = FileStorage::open("device")?;
-    let session = match Session::load(&storage).await? {
-        Some(session) => session,
-        None => {
-            let challenge = server.request_code(me).await?;
-            let sign_in = server.sign_in(&challenge, &ask("The code in the mail: ")?).await?;
-            sign_in.finish(&server, |approval| println!("Enter {} on your other device.", approval.number)).await?
-        }
+    let session = if let Some(session) = Session::load(&storage).await? {
+        session
+    } else {
+        let challenge = server.request_code(me).await?;
+        let sign_in = server.sign_in(&challenge, &ask("The code in the mail: ")?).await?;
+        sign_in.finish(&server, |approval| println!("Enter {} on your other device.", approval.number)).await?
     };
     let (client, mut events) = Client::start(&server, session, storage).await?;
     let friend = client.find_user(friend).await?;
