@@ -2,6 +2,7 @@
 
 mod approvals;
 mod ends;
+mod first_message;
 mod network;
 mod networks;
 mod outbox;

@@ -35,7 +35,7 @@ use tokio_tungstenite::tungstenite::{
 };
 
 use crate::{
-    client::State,
+    client::{Direction, Observer, State},
     error::{HttpError, RequestError},
     events::{Event, Queue, Receipt},
     http::Socket,
@@ -115,6 +115,7 @@ pub(crate) struct Shared {
     pub(crate) outbox_len: Arc<AtomicUsize>,
     /// The highest version of the pools that a reply has named.
     pub(crate) pool_version: Arc<AtomicI64>,
+    pub(crate) observer: Observer,
 }
 
 impl Shared {
@@ -155,6 +156,8 @@ enum InFlight {
 
 /// An open connection.
 struct Connection {
+    codec: Codec,
+    observer: Observer,
     writer: mpsc::Sender<Frame>,
     writing: AbortHandle,
     in_flight: HashMap<u32, InFlight>,
@@ -292,7 +295,7 @@ impl Driver {
     /// Uses a connection until it fails.
     async fn serve(&mut self, socket: Socket) -> Failure {
         let (sink, mut stream) = socket.split();
-        let mut connection = Connection::open(sink);
+        let mut connection = Connection::open(sink, &self.shared);
         self.unsent = self.requests.keys().copied().collect();
         let failure = loop {
             let wake = connection.wake_at(&self.outbox);
@@ -365,7 +368,7 @@ impl Driver {
         while !self.stopping && connection.has_room_for_messages() {
             let Some((place, queued)) = self.outbox.next(now.into_std()) else { break };
             let id = self.shared.request_id();
-            connection.request(codec, id, &queued.prepared.message.request(codec, false), InFlight::Message(place));
+            connection.request(id, &queued.prepared.message.request(codec, false), InFlight::Message(place));
         }
         while connection.has_room() {
             let Some(id) = self.unsent.pop_first() else { break };
@@ -375,20 +378,20 @@ impl Driver {
                 continue;
             }
             connection.in_flight.insert(id, InFlight::Request);
-            connection.write(data(codec, request.frame.clone()));
+            connection.write_data(request.frame.clone());
         }
         if self.inbox.has_unacked() && !connection.acking() && now >= connection.ack_not_before && connection.has_room()
         {
             let seqs = self.inbox.take_unacked(MAX_SEQS_PER_ACK);
             let request =
                 AckMessagesRequest { seqs: List(seqs.iter().filter_map(|seq| u64::try_from(*seq).ok()).collect()) };
-            connection.request(codec, self.shared.request_id(), &request, InFlight::Ack(seqs));
+            connection.request(self.shared.request_id(), &request, InFlight::Ack(seqs));
         }
         let renew = !self.renewals.is_empty() || connection.renew_at.is_some_and(|at| now >= at);
         let renewing = connection.in_flight.values().any(|request| matches!(request, InFlight::Renew));
         if renew && !renewing && !self.stopping && connection.has_room() {
             connection.renew_at = None;
-            connection.request(codec, self.shared.request_id(), &RenewSessionRequest {}, InFlight::Renew);
+            connection.request(self.shared.request_id(), &RenewSessionRequest {}, InFlight::Renew);
         }
     }
 
@@ -415,6 +418,7 @@ impl Driver {
 
     /// A data frame has arrived.
     async fn arrived(&mut self, connection: &mut Connection, frame: &[u8]) {
+        self.shared.observer.see(Direction::Received, frame);
         match ServerOutline::decode(self.shared.codec, frame) {
             Ok(ServerOutline::Reply(id)) => self.reply(connection, id, frame).await,
             Ok(ServerOutline::Event(name)) if Wire::NAMES.contains(&name.as_str()) => {
@@ -588,10 +592,12 @@ impl Driver {
 }
 
 impl Connection {
-    fn open(sink: SplitSink<Socket, Frame>) -> Self {
+    fn open(sink: SplitSink<Socket, Frame>, shared: &Shared) -> Self {
         let (writer, frames) = mpsc::channel(WRITE_QUEUE);
         let now = Instant::now();
         Self {
+            codec: shared.codec,
+            observer: shared.observer.clone(),
             writer,
             writing: tokio::spawn(write(sink, frames)).abort_handle(),
             in_flight: HashMap::new(),
@@ -624,15 +630,20 @@ impl Connection {
         self.welcome.map(|(since, at)| at + since.elapsed())
     }
 
-    fn request<T: SocketRequest + Serialize>(&mut self, codec: Codec, id: RequestId, params: &T, purpose: InFlight) {
-        match codec.encode(&RequestFrame::new(id, params)) {
+    fn request<T: SocketRequest + Serialize>(&mut self, id: RequestId, params: &T, purpose: InFlight) {
+        match self.codec.encode(&RequestFrame::new(id, params)) {
             Ok(frame) => {
                 self.in_flight.insert(id.get(), purpose);
-                self.write(data(codec, frame));
+                self.write_data(frame);
             }
             // Every request can be encoded.
             Err(error) => tracing::error!(%error, "a request cannot be encoded"),
         }
+    }
+
+    fn write_data(&mut self, frame: Vec<u8>) {
+        self.observer.see(Direction::Sent, &frame);
+        self.write(data(self.codec, frame));
     }
 
     fn write(&mut self, frame: Frame) {

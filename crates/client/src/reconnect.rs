@@ -2,7 +2,7 @@
 //! parameter. The rules are those of `docs/protocol.md`, sections "Close codes", "Reconnecting" and "Why a token is not
 //! valid".
 
-use std::{fmt, time::Duration};
+use std::time::Duration;
 
 use sealwire_protocol::{
     CloseCode, Code,
@@ -10,6 +10,7 @@ use sealwire_protocol::{
     error::{ErrorBody, ErrorDetails},
     value::Named,
 };
+use thiserror::Error;
 
 /// The bound of the first wait.
 const FIRST_BOUND: Duration = Duration::from_secs(1);
@@ -52,25 +53,33 @@ pub enum Next {
 }
 
 /// Why a client has ended and does not connect again.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Error)]
 #[non_exhaustive]
 pub enum End {
     /// The session was logged out, or ended on another device. Sign in, naming the device to keep it.
+    #[error("the session was logged out")]
     LoggedOut,
     /// The session has expired. Sign in, naming the device to keep it.
+    #[error("the session has expired")]
     Expired,
     /// The session was renewed, and this token is the old one. Use the new token; if it was lost, sign in.
+    #[error("the session was renewed, and this is the old token")]
     Superseded,
     /// The server does not know the token, or no longer why it is not valid. Sign in.
+    #[error("the token is not valid")]
     UnknownToken,
     /// The device was revoked or replaced. Delete its data.
+    #[error("the device was revoked")]
     DeviceRevoked,
     /// The account was deleted. Delete the data of the device.
+    #[error("the account was deleted")]
     AccountDeleted,
     /// The device has opened another connection, such as by another process with the same session. A reconnect would
     /// displace that one.
+    #[error("another connection of the device took over")]
     Displaced,
     /// The server refused the upgrade, and would refuse it again.
+    #[error("the server refused the connection: {}: {message}", .code.name())]
     Refused {
         /// The error code.
         code: Named<Code>,
@@ -79,6 +88,7 @@ pub enum End {
     },
     /// The server closed the socket because of an error of this client, or with a code of a newer server after which
     /// clients do not reconnect.
+    #[error("the server closed the connection with {code}: {reason}")]
     Closed {
         /// The close code, 4500 to 4999.
         code: u16,
@@ -86,6 +96,7 @@ pub enum End {
         reason: String,
     },
     /// The client was stopped, or all its handles were dropped.
+    #[error("the client was stopped")]
     Stopped,
 }
 
@@ -100,6 +111,22 @@ impl End {
     #[must_use]
     pub const fn must_sign_in(&self) -> bool {
         matches!(self, Self::LoggedOut | Self::Expired | Self::Superseded | Self::UnknownToken)
+    }
+
+    /// The error code of the refusal, if there was one that this version knows.
+    #[must_use]
+    pub fn code(&self) -> Option<Code> {
+        match self {
+            Self::Refused { code, .. } => code.clone().known(),
+            _ => None,
+        }
+    }
+
+    /// False: a client that has ended does not go on with this session. It can be started again after
+    /// [`Stopped`](Self::Stopped) and [`Displaced`](Self::Displaced).
+    #[must_use]
+    pub const fn retryable(&self) -> bool {
+        false
     }
 
     /// From the `details.reason` of `unauthorized`.
@@ -122,25 +149,6 @@ impl From<EndReason> for End {
             EndReason::Expired => Self::Expired,
             EndReason::DeviceRevoked => Self::DeviceRevoked,
             EndReason::AccountDeleted => Self::AccountDeleted,
-        }
-    }
-}
-
-impl fmt::Display for End {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::LoggedOut => f.write_str("the session was logged out"),
-            Self::Expired => f.write_str("the session has expired"),
-            Self::Superseded => f.write_str("the session was renewed, and this is the old token"),
-            Self::UnknownToken => f.write_str("the token is not valid"),
-            Self::DeviceRevoked => f.write_str("the device was revoked"),
-            Self::AccountDeleted => f.write_str("the account was deleted"),
-            Self::Displaced => f.write_str("another connection of the device took over"),
-            Self::Refused { code, message } => {
-                write!(f, "the server refused the connection: {}: {message}", code.name())
-            }
-            Self::Closed { code, reason } => write!(f, "the server closed the connection with {code}: {reason}"),
-            Self::Stopped => f.write_str("the client was stopped"),
         }
     }
 }

@@ -127,16 +127,14 @@ async fn messages_that_are_given_while_offline_are_sent_in_order() {
 
     let mut sending = Vec::new();
     for number in 0..100 {
-        let (client, message) = (alice.client.clone(), alice.message(&bob, &number.to_string()));
-        // Prepared in this order; some are stored by the app itself.
-        let prepared = client.prepare(message).unwrap();
-        sending.push(tokio::spawn(async move { client.submit(prepared).await }));
+        let message = alice.message(&bob, &number.to_string());
+        sending.push(alice.client.enqueue(message).await.unwrap());
     }
     network.to_server(Flow::Pass);
     network.to_client(Flow::Pass);
     network.cut();
     for reply in sending {
-        assert!(!reply.await.unwrap().unwrap().duplicate);
+        assert!(!reply.await.unwrap().duplicate);
     }
     for number in 0..100 {
         assert_eq!(bob.reads().await, number.to_string());
