@@ -53,7 +53,7 @@ use crate::{
     random::Random,
     reconnect::End,
     server::{Challenge, Server},
-    session::Session,
+    session::{self, Session},
     storage::{AnyStorage, Record, Storage},
 };
 
@@ -102,7 +102,7 @@ impl Options {
         self
     }
 
-    /// How many messages may wait to be sent; 10,000 if it is not set.
+    /// How many messages may wait to be sent, or for the app to handle their answers; 10,000 if it is not set.
     #[must_use]
     pub fn outbox_limit(mut self, limit: usize) -> Self {
         self.outbox_limit = limit;
@@ -206,6 +206,9 @@ impl Client {
     /// Starts a client for a session, and stores the session. It connects in the background, sends the messages that an
     /// earlier run has left unanswered, and reports [`Events`], which the app must take.
     ///
+    /// If the storage has a later session of the same device, that one is used: the given one was renewed. What the storage
+    /// has of another device is deleted.
+    ///
     /// Must be called within a Tokio runtime.
     ///
     /// # Errors
@@ -230,6 +233,16 @@ impl Client {
     ) -> Result<(Self, Events), StorageError> {
         let storage = AnyStorage::new(storage);
         let mut records = storage.load().await?;
+        let session = match session::stored(&records)? {
+            Some(stored) if stored.device_id == session.device_id && stored.expires_at > session.expires_at => stored,
+            Some(stored) if stored.device_id != session.device_id => {
+                for record in records.drain(..) {
+                    storage.delete(record.key).await?;
+                }
+                session
+            }
+            _ => session,
+        };
         storage.save(session.record()).await?;
         records.sort_by(|one, other| one.key.cmp(&other.key));
 
@@ -258,7 +271,7 @@ impl Client {
         let (commands, receiver) = mpsc::channel(COMMANDS);
         let (state_sender, state) = watch::channel(State::Connecting);
         let (session_sender, session_receiver) = watch::channel(session.clone());
-        let queue = Arc::new(Queue::default());
+        let queue = Arc::new(Queue::new(shared.outbox_len.clone()));
         let events = Events::new(queue.clone(), commands.clone(), storage.clone());
         let inner = Inner {
             user_id: session.user_id,
@@ -329,7 +342,8 @@ impl Client {
     }
 
     /// Tells the client that the network has changed, such as after a change from mobile data to Wi-Fi, or after the
-    /// device was asleep. It finds out within seconds whether its connection still works, or connects at once.
+    /// device was asleep. It finds out within seconds whether its connection still works, or connects at once unless the
+    /// server has asked it to wait.
     pub async fn network_changed(&self) {
         // A client that has ended does not care.
         let _ = self.inner.commands.send(Command::NetworkChanged).await;

@@ -44,7 +44,7 @@ use crate::{
     message::{Message, Prepared, Sent},
     outbox::{Answer, Outbox, Place},
     random::Random,
-    reconnect::{End, Failure, Next, Reconnect},
+    reconnect::{End, Failure, Next, Pause, Reconnect},
     server::Server,
     session::Session,
     storage::AnyStorage,
@@ -111,7 +111,7 @@ pub(crate) struct Shared {
     pub(crate) codec: Codec,
     pub(crate) random: Random,
     pub(crate) next_id: Arc<AtomicU32>,
-    /// The number of messages that are not answered.
+    /// The number of messages that are not answered, or whose answer the app has not handled.
     pub(crate) outbox_len: Arc<AtomicUsize>,
     /// The highest version of the pools that a reply has named.
     pub(crate) pool_version: Arc<AtomicI64>,
@@ -144,6 +144,8 @@ pub(crate) struct Driver {
     renewals: Vec<oneshot::Sender<Result<(), RequestError>>>,
     reconnect: Reconnect,
     stopping: bool,
+    /// All handles and the events were dropped.
+    abandoned: bool,
 }
 
 /// What an unanswered request of a connection is for.
@@ -224,6 +226,7 @@ impl Driver {
             renewals: Vec::new(),
             reconnect: Reconnect::default(),
             stopping: false,
+            abandoned: false,
         }
     }
 
@@ -242,8 +245,8 @@ impl Driver {
             tracing::debug!(?failure, "disconnected");
             match self.reconnect.failed(failure, random) {
                 Next::End(end) => break end,
-                Next::Wait(wait) => {
-                    if matches!(self.wait(wait).await, Waited::Stopped) {
+                Next::Wait(pause) => {
+                    if matches!(self.wait(pause).await, Waited::Stopped) {
                         break End::Stopped;
                     }
                 }
@@ -271,22 +274,20 @@ impl Driver {
         }
     }
 
-    /// Waits before a reconnect.
-    async fn wait(&mut self, wait: Duration) -> Waited {
-        let until = Instant::now() + wait.min(NEVER);
-        self.state.send_replace(State::Waiting { until: until.into_std() });
-        let mut impatient = false;
+    /// Waits before a reconnect. A change of the network ends the random part of the wait, not what the server asked for.
+    async fn wait(&mut self, pause: Pause) -> Waited {
+        let started = Instant::now();
+        let mut until = started + pause.total().min(NEVER);
         while !self.stopping {
+            self.state.send_replace(State::Waiting { until: until.into_std() });
             tokio::select! {
                 () = sleep_until(until) => return Waited::Over,
                 command = self.commands.recv() => {
-                    impatient |= matches!(command, Some(Command::NetworkChanged));
+                    if matches!(command, Some(Command::NetworkChanged)) {
+                        until = started + pause.asked_for.min(NEVER);
+                    }
                     self.command(command, None);
                 }
-            }
-            // Later failures wait again, and longer.
-            if impatient && !self.stopping {
-                return Waited::Over;
             }
         }
         Waited::Stopped
@@ -315,7 +316,7 @@ impl Driver {
                         None => break Failure::Lost,
                     }
                 }
-                command = self.commands.recv() => self.command(command, Some(&mut connection)),
+                command = self.commands.recv(), if !self.abandoned => self.command(command, Some(&mut connection)),
                 () = sleep_until(wake) => {}
             }
             if let ControlFlow::Break(failure) = self.advance(&mut connection) {
@@ -411,8 +412,11 @@ impl Driver {
                     connection.liveness.doubt(Instant::now().into_std());
                 }
             }
-            // All handles were dropped, the events too.
-            Some(Command::Stop) | None => self.stopping = true,
+            Some(Command::Stop) => self.stopping = true,
+            None => {
+                self.stopping = true;
+                self.abandoned = true;
+            }
         }
     }
 
@@ -472,11 +476,11 @@ impl Driver {
         let error = result.as_ref().err().and_then(RequestError::body);
         let random = self.shared.random.fraction();
         let Some(Answer::Final(queued)) = self.outbox.answered(place, error, now.into_std(), random) else { return };
-        self.shared.outbox_len.fetch_sub(1, Ordering::Relaxed);
         let Queued { prepared: Prepared { message, record, .. }, reply } = queued;
         let sent = Sent { message_id: message.message_id, to: message.to, result: result.clone() };
         let unread = self.events.push(Event::Sent(sent), Receipt::Record(record.key));
         if let Some(Receipt::Record(key)) = unread {
+            self.events.answer_handled();
             let storage = self.storage.clone();
             tokio::spawn(async move { storage.delete(key).await });
         }

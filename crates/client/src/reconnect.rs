@@ -47,9 +47,26 @@ pub enum Failure {
 #[derive(Clone, Debug, PartialEq)]
 pub enum Next {
     /// Connect again after this time.
-    Wait(Duration),
+    Wait(Pause),
     /// Do not connect again.
     End(End),
+}
+
+/// How long to wait before the next connection.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Pause {
+    /// What the server asked for, with `Retry-After` or `server.draining`.
+    pub asked_for: Duration,
+    /// The random time that comes after it.
+    pub random: Duration,
+}
+
+impl Pause {
+    /// The whole time.
+    #[must_use]
+    pub fn total(self) -> Duration {
+        self.asked_for.saturating_add(self.random)
+    }
 }
 
 /// Why a client has ended and does not connect again.
@@ -201,7 +218,7 @@ impl Reconnect {
             (Failure::Closed { code, reason }, None) => self.after_close(code, reason, return_in, random),
             (Failure::Unexpected { retry_after }, _) => Next::Wait(self.backoff(retry_after, random)),
             // If only the Close frame was lost, the server is still draining.
-            (Failure::Lost, None) => Next::Wait(return_in.unwrap_or_else(|| self.backoff(None, random))),
+            (Failure::Lost, None) => Next::Wait(self.come_back(return_in, random)),
         }
     }
 
@@ -215,7 +232,7 @@ impl Reconnect {
             Some(CloseCode::Displaced) => End::Displaced,
             Some(CloseCode::Unauthorized) => End::UnknownToken,
             _ if (4500..=4999).contains(&code) => End::Closed { code, reason },
-            _ => return Next::Wait(return_in.unwrap_or_else(|| self.backoff(None, random))),
+            _ => return Next::Wait(self.come_back(return_in, random)),
         })
     }
 
@@ -236,11 +253,19 @@ impl Reconnect {
         }
     }
 
+    /// What a draining server asked for, which is no failure; otherwise as after any failure.
+    fn come_back(&mut self, return_in: Option<Duration>, random: f64) -> Pause {
+        match return_in {
+            Some(asked_for) => Pause { asked_for, random: Duration::ZERO },
+            None => self.backoff(None, random),
+        }
+    }
+
     /// A random time below a bound that doubles with every failure, after the time that the server asked for.
-    fn backoff(&mut self, retry_after: Option<Duration>, random: f64) -> Duration {
-        let wait = backoff(self.failures, random);
+    fn backoff(&mut self, retry_after: Option<Duration>, random: f64) -> Pause {
+        let random = backoff(self.failures, random);
         self.failures = self.failures.saturating_add(1);
-        retry_after.unwrap_or_default().saturating_add(wait)
+        Pause { asked_for: retry_after.unwrap_or_default(), random }
     }
 }
 
@@ -264,6 +289,11 @@ mod tests {
         Failure::Refused { error, retry_after }
     }
 
+    fn wait(asked_for: u64, random: u64) -> Next {
+        let [asked_for, random] = [asked_for, random].map(Duration::from_millis);
+        Next::Wait(Pause { asked_for, random })
+    }
+
     fn after(failure: Failure) -> Next {
         Reconnect::default().failed(failure, 1.0)
     }
@@ -273,24 +303,24 @@ mod tests {
         let mut reconnect = Reconnect::default();
         let mut seconds = Vec::new();
         for _ in 0..9 {
-            let Next::Wait(wait) = reconnect.failed(Failure::Lost, 1.0) else { panic!("it does not end") };
-            seconds.push(wait.as_secs());
+            let Next::Wait(pause) = reconnect.failed(Failure::Lost, 1.0) else { panic!("it does not end") };
+            seconds.push(pause.total().as_secs());
         }
         assert_eq!(seconds, [1, 2, 4, 8, 16, 32, 60, 60, 60]);
         reconnect.welcome();
-        assert_eq!(reconnect.failed(Failure::Lost, 0.5), Next::Wait(Duration::from_millis(500)));
-        assert_eq!(reconnect.failed(Failure::Lost, 0.0), Next::Wait(Duration::ZERO));
+        assert_eq!(reconnect.failed(Failure::Lost, 0.5), wait(0, 500));
+        assert_eq!(reconnect.failed(Failure::Lost, 0.0), wait(0, 0));
     }
 
     #[test]
     fn a_time_from_the_server_is_waited_for_at_least() {
         let mut reconnect = Reconnect::default();
         let limited = refused(Code::RateLimited, None, Some(Duration::from_secs(7)));
-        assert_eq!(reconnect.failed(limited, 0.0), Next::Wait(Duration::from_secs(7)));
+        assert_eq!(reconnect.failed(limited, 0.0), wait(7000, 0));
         let unavailable = refused(Code::Unavailable, None, Some(Duration::from_secs(7)));
-        assert_eq!(reconnect.failed(unavailable, 1.0), Next::Wait(Duration::from_secs(9)), "it counts as a failure");
+        assert_eq!(reconnect.failed(unavailable, 1.0), wait(7000, 2000), "it counts as a failure");
         let proxy = Failure::Unexpected { retry_after: Some(Duration::from_secs(5)) };
-        assert_eq!(reconnect.failed(proxy, 0.0), Next::Wait(Duration::from_secs(5)));
+        assert_eq!(reconnect.failed(proxy, 0.0), wait(5000, 0));
     }
 
     #[test]
@@ -299,15 +329,15 @@ mod tests {
             let mut reconnect = Reconnect::default();
             reconnect.welcome();
             reconnect.draining(Duration::from_millis(3120));
-            assert_eq!(reconnect.failed(failure, 1.0), Next::Wait(Duration::from_millis(3120)));
-            assert_eq!(reconnect.failed(closed(4000), 1.0), Next::Wait(Duration::from_secs(1)), "without the event");
+            assert_eq!(reconnect.failed(failure, 1.0), wait(3120, 0));
+            assert_eq!(reconnect.failed(closed(4000), 1.0), wait(0, 1000), "without the event");
         }
     }
 
     #[test]
     fn close_codes_below_4500_reconnect_and_others_end() {
         for code in [1000, 1001, 1005, 1006, 1011, 3000, 4000, 4001, 4002, 4003, 4004, 4499] {
-            assert_eq!(after(closed(code)), Next::Wait(Duration::from_secs(1)), "{code}");
+            assert_eq!(after(closed(code)), wait(0, 1000), "{code}");
         }
         for (code, end) in [
             (4500, End::LoggedOut),
@@ -361,7 +391,7 @@ mod tests {
             ..ErrorBody::new(Code::Internal, String::new(), None, None)
         };
         let newer = Failure::Refused { error: Box::new(newer), retry_after: None };
-        assert_eq!(after(newer), Next::Wait(Duration::from_secs(1)), "an unknown code is treated by its `retryable`");
+        assert_eq!(after(newer), wait(0, 1000), "an unknown code is treated by its `retryable`");
     }
 
     #[test]
@@ -378,8 +408,8 @@ mod tests {
     #[test]
     fn a_refusal_on_the_socket_is_treated_like_one_over_http() {
         let mut reconnect = Reconnect::default();
-        let wait = Some(Duration::from_millis(2500));
-        reconnect.refused(Box::new(ErrorBody::new(Code::RateLimited, String::new(), wait, None)));
-        assert_eq!(reconnect.failed(closed(4004), 0.0), Next::Wait(Duration::from_millis(2500)));
+        let asked = Some(Duration::from_millis(2500));
+        reconnect.refused(Box::new(ErrorBody::new(Code::RateLimited, String::new(), asked, None)));
+        assert_eq!(reconnect.failed(closed(4004), 0.0), wait(2500, 0));
     }
 }
