@@ -175,7 +175,7 @@ mod tests {
     }
 
     fn solve(offer: OfferedWork) -> PresentedWork {
-        let right = (0u32..).map(u32::to_be_bytes).find(|nonce| {
+        let right = (0..u32::MAX).map(u32::to_be_bytes).find(|nonce| {
             let hash: [u8; 32] = Sha256::new().chain_update(offer.salt.0).chain_update(nonce).finalize().into();
             leading_zeros(&hash) >= u32::from(offer.bits)
         });
@@ -248,7 +248,7 @@ mod tests {
         ] {
             assert_eq!(PresentedWork::parse(salt, nonce), PresentedWork(None), "{salt} {nonce}");
         }
-        let wrong = (0u8..).find(|byte| {
+        let wrong = (0..u8::MAX).find(|byte| {
             let hash: [u8; 32] = Sha256::new().chain_update(salt).chain_update([*byte]).finalize().into();
             leading_zeros(&hash) < u32::from(BITS)
         });

@@ -2,6 +2,7 @@
 
 mod approvals;
 mod ends;
+mod first_message;
 mod network;
 mod networks;
 mod outbox;
@@ -11,13 +12,14 @@ mod renewal;
 mod restarts;
 mod sign_in;
 mod storm;
+mod tls;
 
 use std::{net::SocketAddr, path::Path, sync::Arc};
 
 use sealwire::domain::Suite;
 use sealwire_client::{
-    Client, DeviceId, End, Event, Events, MemoryStorage, Message, Options, Outgoing, Server, Session, SignIn, State,
-    Storage, UserId, protocol::keys::PublishKeysRequest,
+    Challenge, Client, DeviceId, End, Event, Events, MemoryStorage, Message, Options, Outgoing, Server, Session,
+    SignIn, State, Storage, UserId, protocol::keys::PublishKeysRequest,
 };
 use tokio::time::timeout;
 use uuid::Uuid;
@@ -31,11 +33,16 @@ fn at(address: SocketAddr) -> Server {
 
 /// Signs in on a new device.
 async fn sign_in(server: &impl support::Server, email: &str) -> Session {
-    let library = at(server.address());
+    let (challenge, code) = code(server, email).await;
+    session(at(server.address()).sign_in(&challenge, &code).await.unwrap())
+}
+
+/// Requests a code to sign in, and waits for it.
+async fn code(server: &impl support::Server, email: &str) -> (Challenge, String) {
     let before = http::codes(server.mail(), email);
-    let challenge = library.request_code(email).await.unwrap();
+    let challenge = at(server.address()).request_code(email).await.unwrap();
     let code = new_code(server.mail(), email, &before).await;
-    session(library.sign_in(&challenge, &code).await.unwrap())
+    (challenge, code)
 }
 
 /// The session of a sign-in that needs no approval.

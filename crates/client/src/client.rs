@@ -9,6 +9,7 @@ use std::{
         Arc, Mutex, PoisonError,
         atomic::{AtomicI64, AtomicU32, AtomicU64, AtomicUsize, Ordering},
     },
+    task::{Context, Poll},
     time::{Duration, Instant},
 };
 
@@ -52,7 +53,7 @@ use crate::{
     random::Random,
     reconnect::End,
     server::{Challenge, Server},
-    session::Session,
+    session::{self, Session},
     storage::{AnyStorage, Record, Storage},
 };
 
@@ -69,6 +70,7 @@ pub struct Options {
     outbox_limit: usize,
     last_seq: i64,
     seed: Option<u64>,
+    observer: Observer,
 }
 
 impl Default for Options {
@@ -79,6 +81,7 @@ impl Default for Options {
             outbox_limit: 10_000,
             last_seq: 0,
             seed: None,
+            observer: Observer::default(),
         }
     }
 }
@@ -99,7 +102,7 @@ impl Options {
         self
     }
 
-    /// How many messages may wait to be sent; 10,000 if it is not set.
+    /// How many messages may wait to be sent, or for the app to handle their answers; 10,000 if it is not set.
     #[must_use]
     pub fn outbox_limit(mut self, limit: usize) -> Self {
         self.outbox_limit = limit;
@@ -114,11 +117,48 @@ impl Options {
         self
     }
 
+    /// Shows all frames to a function, in the client's encoding: to look at the protocol. They contain tokens and
+    /// ciphertexts, so do not log them elsewhere than on a developer's machine.
+    #[must_use]
+    pub fn observe_frames(mut self, observe: impl Fn(Direction, &[u8]) + Send + Sync + 'static) -> Self {
+        self.observer = Observer(Some(Arc::new(observe)));
+        self
+    }
+
     /// Makes ids and waits reproducible, for tests. Two clients must not have the same seed.
     #[must_use]
     pub fn seed(mut self, seed: u64) -> Self {
         self.seed = Some(seed);
         self
+    }
+}
+
+/// Who has sent a frame.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Direction {
+    /// The client.
+    Sent,
+    /// The server.
+    Received,
+}
+
+type Observe = dyn Fn(Direction, &[u8]) + Send + Sync;
+
+/// A function that sees all frames.
+#[derive(Clone, Default)]
+pub(crate) struct Observer(Option<Arc<Observe>>);
+
+impl Observer {
+    pub(crate) fn see(&self, direction: Direction, frame: &[u8]) {
+        if let Some(observe) = &self.0 {
+            observe(direction, frame);
+        }
+    }
+}
+
+impl fmt::Debug for Observer {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(if self.0.is_some() { "a function" } else { "none" })
     }
 }
 
@@ -166,6 +206,9 @@ impl Client {
     /// Starts a client for a session, and stores the session. It connects in the background, sends the messages that an
     /// earlier run has left unanswered, and reports [`Events`], which the app must take.
     ///
+    /// If the storage has a later session of the same device, that one is used: the given one was renewed. What the storage
+    /// has of another device is deleted.
+    ///
     /// Must be called within a Tokio runtime.
     ///
     /// # Errors
@@ -190,6 +233,16 @@ impl Client {
     ) -> Result<(Self, Events), StorageError> {
         let storage = AnyStorage::new(storage);
         let mut records = storage.load().await?;
+        let session = match session::stored(&records)? {
+            Some(stored) if stored.device_id == session.device_id && stored.expires_at > session.expires_at => stored,
+            Some(stored) if stored.device_id != session.device_id => {
+                for record in records.drain(..) {
+                    storage.delete(record.key).await?;
+                }
+                session
+            }
+            _ => session,
+        };
         storage.save(session.record()).await?;
         records.sort_by(|one, other| one.key.cmp(&other.key));
 
@@ -213,11 +266,12 @@ impl Client {
             next_id: Arc::new(AtomicU32::new(1)),
             outbox_len: Arc::new(AtomicUsize::new(outbox.len())),
             pool_version: Arc::new(AtomicI64::new(0)),
+            observer: options.observer.clone(),
         };
         let (commands, receiver) = mpsc::channel(COMMANDS);
         let (state_sender, state) = watch::channel(State::Connecting);
         let (session_sender, session_receiver) = watch::channel(session.clone());
-        let queue = Arc::new(Queue::default());
+        let queue = Arc::new(Queue::new(shared.outbox_len.clone()));
         let events = Events::new(queue.clone(), commands.clone(), storage.clone());
         let inner = Inner {
             user_id: session.user_id,
@@ -288,7 +342,8 @@ impl Client {
     }
 
     /// Tells the client that the network has changed, such as after a change from mobile data to Wi-Fi, or after the
-    /// device was asleep. It finds out within seconds whether its connection still works, or connects at once.
+    /// device was asleep. It finds out within seconds whether its connection still works, or connects at once unless the
+    /// server has asked it to wait.
     pub async fn network_changed(&self) {
         // A client that has ended does not care.
         let _ = self.inner.commands.send(Command::NetworkChanged).await;
@@ -334,8 +389,8 @@ impl Client {
         MessageId(self.inner.shared.random.uuid())
     }
 
-    /// Stores a message and sends it, again and again until it is answered. Messages for one recipient are sent in the
-    /// order in which they were given. The answer also comes as [`Event::Sent`](crate::Event::Sent).
+    /// Stores a message and sends it, again and again until it is answered. The answer also comes as
+    /// [`Event::Sent`](crate::Event::Sent).
     ///
     /// If the future is dropped after the message was stored, it is sent all the same.
     ///
@@ -344,13 +399,20 @@ impl Client {
     /// devices are in [`RequestError::mismatch`]; [`RequestError::Ended`], after which a later start sends the message;
     /// [`RequestError::Storage`], [`RequestError::TooLarge`] or [`RequestError::OutboxFull`] if it was not taken.
     pub async fn send(&self, message: Outgoing) -> Result<SendMessageReply, RequestError> {
-        let answer = {
-            let _in_order = self.inner.sending.lock().await;
-            let prepared = self.prepare(message)?;
-            self.inner.storage.save(prepared.record.clone()).await?;
-            self.enqueue(prepared).await?
-        };
-        self.answer(answer).await
+        self.enqueue(message).await?.await
+    }
+
+    /// Stores a message, and returns its future answer. Messages for one recipient are sent in the order in which these
+    /// calls return, so a caller need not wait for the answer to one before the next.
+    ///
+    /// # Errors
+    /// If it was not taken: [`RequestError::Storage`], [`RequestError::TooLarge`], [`RequestError::OutboxFull`] or
+    /// [`RequestError::Ended`].
+    pub async fn enqueue(&self, message: Outgoing) -> Result<Answer, RequestError> {
+        let _in_order = self.inner.sending.lock().await;
+        let prepared = self.prepare(message)?;
+        self.inner.storage.save(prepared.record.clone()).await?;
+        self.submit(prepared).await
     }
 
     /// Gives a message its place in the outbox, without storing or sending it: for apps that store
@@ -370,31 +432,17 @@ impl Client {
         Prepared::new(self.inner.next_place.fetch_add(1, Ordering::Relaxed), message)
     }
 
-    /// Sends a message whose record the app has stored.
+    /// Takes a message whose record the app has stored, and returns its future answer. Order is kept as by
+    /// [`enqueue`](Self::enqueue).
     ///
     /// # Errors
-    /// As [`send`](Self::send).
-    pub async fn submit(&self, prepared: Prepared) -> Result<SendMessageReply, RequestError> {
-        let answer = self.enqueue(prepared).await?;
-        self.answer(answer).await
-    }
-
-    async fn enqueue(
-        &self,
-        prepared: Prepared,
-    ) -> Result<oneshot::Receiver<Result<SendMessageReply, RequestError>>, RequestError> {
+    /// [`RequestError::Ended`]; the message is sent at the next start.
+    pub async fn submit(&self, prepared: Prepared) -> Result<Answer, RequestError> {
         let (reply, answer) = oneshot::channel();
         self.inner.shared.outbox_len.fetch_add(1, Ordering::Relaxed);
         let command = Command::Send { prepared, reply: Some(reply) };
         self.inner.commands.send(command).await.map_err(|_| self.ended())?;
-        Ok(answer)
-    }
-
-    async fn answer(
-        &self,
-        answer: oneshot::Receiver<Result<SendMessageReply, RequestError>>,
-    ) -> Result<SendMessageReply, RequestError> {
-        answer.await.map_err(|_| self.ended())?
+        Ok(Answer { answer, state: self.inner.state.clone() })
     }
 
     /// Sends a message only to the devices that are connected now, such as "is typing". It is not stored.
@@ -650,11 +698,7 @@ impl Client {
     }
 
     fn ended(&self) -> RequestError {
-        let end = match &*self.inner.state.borrow() {
-            State::Ended(end) => end.clone(),
-            _ => End::Stopped,
-        };
-        RequestError::Ended(end)
+        ended(&self.inner.state)
     }
 
     fn check_size(&self, size: usize) -> Result<(), RequestError> {
@@ -675,6 +719,31 @@ impl fmt::Debug for Client {
             .field("state", &*self.inner.state.borrow())
             .finish_non_exhaustive()
     }
+}
+
+/// The answer to a message, from [`Client::enqueue`] and [`Client::submit`]. Dropping it does not stop the message.
+#[must_use = "await it to learn whether the message was accepted"]
+#[derive(Debug)]
+pub struct Answer {
+    answer: oneshot::Receiver<Result<SendMessageReply, RequestError>>,
+    state: watch::Receiver<State>,
+}
+
+impl Future for Answer {
+    type Output = Result<SendMessageReply, RequestError>;
+
+    fn poll(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Self::Output> {
+        Pin::new(&mut self.answer).poll(context).map(|answer| answer.unwrap_or_else(|_| Err(ended(&self.state))))
+    }
+}
+
+/// Why a client that does not answer any more has ended.
+fn ended(state: &watch::Receiver<State>) -> RequestError {
+    let end = match &*state.borrow() {
+        State::Ended(end) => end.clone(),
+        _ => End::Stopped,
+    };
+    RequestError::Ended(end)
 }
 
 /// A claim that is made when it is awaited: for all addressable devices of the user, unless

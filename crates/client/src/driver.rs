@@ -35,7 +35,7 @@ use tokio_tungstenite::tungstenite::{
 };
 
 use crate::{
-    client::State,
+    client::{Direction, Observer, State},
     error::{HttpError, RequestError},
     events::{Event, Queue, Receipt},
     http::Socket,
@@ -44,7 +44,7 @@ use crate::{
     message::{Message, Prepared, Sent},
     outbox::{Answer, Outbox, Place},
     random::Random,
-    reconnect::{End, Failure, Next, Reconnect},
+    reconnect::{End, Failure, Next, Pause, Reconnect},
     server::Server,
     session::Session,
     storage::AnyStorage,
@@ -111,10 +111,11 @@ pub(crate) struct Shared {
     pub(crate) codec: Codec,
     pub(crate) random: Random,
     pub(crate) next_id: Arc<AtomicU32>,
-    /// The number of messages that are not answered.
+    /// The number of messages that are not answered, or whose answer the app has not handled.
     pub(crate) outbox_len: Arc<AtomicUsize>,
     /// The highest version of the pools that a reply has named.
     pub(crate) pool_version: Arc<AtomicI64>,
+    pub(crate) observer: Observer,
 }
 
 impl Shared {
@@ -143,6 +144,8 @@ pub(crate) struct Driver {
     renewals: Vec<oneshot::Sender<Result<(), RequestError>>>,
     reconnect: Reconnect,
     stopping: bool,
+    /// All handles and the events were dropped.
+    abandoned: bool,
 }
 
 /// What an unanswered request of a connection is for.
@@ -155,6 +158,8 @@ enum InFlight {
 
 /// An open connection.
 struct Connection {
+    codec: Codec,
+    observer: Observer,
     writer: mpsc::Sender<Frame>,
     writing: AbortHandle,
     in_flight: HashMap<u32, InFlight>,
@@ -221,6 +226,7 @@ impl Driver {
             renewals: Vec::new(),
             reconnect: Reconnect::default(),
             stopping: false,
+            abandoned: false,
         }
     }
 
@@ -239,8 +245,8 @@ impl Driver {
             tracing::debug!(?failure, "disconnected");
             match self.reconnect.failed(failure, random) {
                 Next::End(end) => break end,
-                Next::Wait(wait) => {
-                    if matches!(self.wait(wait).await, Waited::Stopped) {
+                Next::Wait(pause) => {
+                    if matches!(self.wait(pause).await, Waited::Stopped) {
                         break End::Stopped;
                     }
                 }
@@ -268,22 +274,20 @@ impl Driver {
         }
     }
 
-    /// Waits before a reconnect.
-    async fn wait(&mut self, wait: Duration) -> Waited {
-        let until = Instant::now() + wait.min(NEVER);
-        self.state.send_replace(State::Waiting { until: until.into_std() });
-        let mut impatient = false;
+    /// Waits before a reconnect. A change of the network ends the random part of the wait, not what the server asked for.
+    async fn wait(&mut self, pause: Pause) -> Waited {
+        let started = Instant::now();
+        let mut until = started + pause.total().min(NEVER);
         while !self.stopping {
+            self.state.send_replace(State::Waiting { until: until.into_std() });
             tokio::select! {
                 () = sleep_until(until) => return Waited::Over,
                 command = self.commands.recv() => {
-                    impatient |= matches!(command, Some(Command::NetworkChanged));
+                    if matches!(command, Some(Command::NetworkChanged)) {
+                        until = started + pause.asked_for.min(NEVER);
+                    }
                     self.command(command, None);
                 }
-            }
-            // Later failures wait again, and longer.
-            if impatient && !self.stopping {
-                return Waited::Over;
             }
         }
         Waited::Stopped
@@ -292,7 +296,7 @@ impl Driver {
     /// Uses a connection until it fails.
     async fn serve(&mut self, socket: Socket) -> Failure {
         let (sink, mut stream) = socket.split();
-        let mut connection = Connection::open(sink);
+        let mut connection = Connection::open(sink, &self.shared);
         self.unsent = self.requests.keys().copied().collect();
         let failure = loop {
             let wake = connection.wake_at(&self.outbox);
@@ -312,7 +316,7 @@ impl Driver {
                         None => break Failure::Lost,
                     }
                 }
-                command = self.commands.recv() => self.command(command, Some(&mut connection)),
+                command = self.commands.recv(), if !self.abandoned => self.command(command, Some(&mut connection)),
                 () = sleep_until(wake) => {}
             }
             if let ControlFlow::Break(failure) = self.advance(&mut connection) {
@@ -365,7 +369,7 @@ impl Driver {
         while !self.stopping && connection.has_room_for_messages() {
             let Some((place, queued)) = self.outbox.next(now.into_std()) else { break };
             let id = self.shared.request_id();
-            connection.request(codec, id, &queued.prepared.message.request(codec, false), InFlight::Message(place));
+            connection.request(id, &queued.prepared.message.request(codec, false), InFlight::Message(place));
         }
         while connection.has_room() {
             let Some(id) = self.unsent.pop_first() else { break };
@@ -375,20 +379,20 @@ impl Driver {
                 continue;
             }
             connection.in_flight.insert(id, InFlight::Request);
-            connection.write(data(codec, request.frame.clone()));
+            connection.write_data(request.frame.clone());
         }
         if self.inbox.has_unacked() && !connection.acking() && now >= connection.ack_not_before && connection.has_room()
         {
             let seqs = self.inbox.take_unacked(MAX_SEQS_PER_ACK);
             let request =
                 AckMessagesRequest { seqs: List(seqs.iter().filter_map(|seq| u64::try_from(*seq).ok()).collect()) };
-            connection.request(codec, self.shared.request_id(), &request, InFlight::Ack(seqs));
+            connection.request(self.shared.request_id(), &request, InFlight::Ack(seqs));
         }
         let renew = !self.renewals.is_empty() || connection.renew_at.is_some_and(|at| now >= at);
         let renewing = connection.in_flight.values().any(|request| matches!(request, InFlight::Renew));
         if renew && !renewing && !self.stopping && connection.has_room() {
             connection.renew_at = None;
-            connection.request(codec, self.shared.request_id(), &RenewSessionRequest {}, InFlight::Renew);
+            connection.request(self.shared.request_id(), &RenewSessionRequest {}, InFlight::Renew);
         }
     }
 
@@ -408,13 +412,17 @@ impl Driver {
                     connection.liveness.doubt(Instant::now().into_std());
                 }
             }
-            // All handles were dropped, the events too.
-            Some(Command::Stop) | None => self.stopping = true,
+            Some(Command::Stop) => self.stopping = true,
+            None => {
+                self.stopping = true;
+                self.abandoned = true;
+            }
         }
     }
 
     /// A data frame has arrived.
     async fn arrived(&mut self, connection: &mut Connection, frame: &[u8]) {
+        self.shared.observer.see(Direction::Received, frame);
         match ServerOutline::decode(self.shared.codec, frame) {
             Ok(ServerOutline::Reply(id)) => self.reply(connection, id, frame).await,
             Ok(ServerOutline::Event(name)) if Wire::NAMES.contains(&name.as_str()) => {
@@ -468,11 +476,11 @@ impl Driver {
         let error = result.as_ref().err().and_then(RequestError::body);
         let random = self.shared.random.fraction();
         let Some(Answer::Final(queued)) = self.outbox.answered(place, error, now.into_std(), random) else { return };
-        self.shared.outbox_len.fetch_sub(1, Ordering::Relaxed);
         let Queued { prepared: Prepared { message, record, .. }, reply } = queued;
         let sent = Sent { message_id: message.message_id, to: message.to, result: result.clone() };
         let unread = self.events.push(Event::Sent(sent), Receipt::Record(record.key));
         if let Some(Receipt::Record(key)) = unread {
+            self.events.answer_handled();
             let storage = self.storage.clone();
             tokio::spawn(async move { storage.delete(key).await });
         }
@@ -588,10 +596,12 @@ impl Driver {
 }
 
 impl Connection {
-    fn open(sink: SplitSink<Socket, Frame>) -> Self {
+    fn open(sink: SplitSink<Socket, Frame>, shared: &Shared) -> Self {
         let (writer, frames) = mpsc::channel(WRITE_QUEUE);
         let now = Instant::now();
         Self {
+            codec: shared.codec,
+            observer: shared.observer.clone(),
             writer,
             writing: tokio::spawn(write(sink, frames)).abort_handle(),
             in_flight: HashMap::new(),
@@ -624,15 +634,20 @@ impl Connection {
         self.welcome.map(|(since, at)| at + since.elapsed())
     }
 
-    fn request<T: SocketRequest + Serialize>(&mut self, codec: Codec, id: RequestId, params: &T, purpose: InFlight) {
-        match codec.encode(&RequestFrame::new(id, params)) {
+    fn request<T: SocketRequest + Serialize>(&mut self, id: RequestId, params: &T, purpose: InFlight) {
+        match self.codec.encode(&RequestFrame::new(id, params)) {
             Ok(frame) => {
                 self.in_flight.insert(id.get(), purpose);
-                self.write(data(codec, frame));
+                self.write_data(frame);
             }
             // Every request can be encoded.
             Err(error) => tracing::error!(%error, "a request cannot be encoded"),
         }
+    }
+
+    fn write_data(&mut self, frame: Vec<u8>) {
+        self.observer.see(Direction::Sent, &frame);
+        self.write(data(self.codec, frame));
     }
 
     fn write(&mut self, frame: Frame) {

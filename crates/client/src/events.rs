@@ -2,7 +2,10 @@
 
 use std::{
     collections::VecDeque,
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicUsize, Ordering},
+    },
 };
 
 use sealwire_protocol::{
@@ -23,8 +26,8 @@ use crate::{
     storage::AnyStorage,
 };
 
-/// The most ephemeral messages that wait for the app. Beyond, the oldest are dropped.
-const MAX_EPHEMERAL: usize = 1000;
+/// The most events that wait for the app and cannot come again, such as ephemeral messages. Beyond, the oldest are dropped.
+const MAX_NOTICES: usize = 1000;
 
 /// Something that the app should know. Events of a newer server are ignored.
 #[derive(Clone, Debug)]
@@ -94,28 +97,34 @@ pub(crate) enum Receipt {
 }
 
 /// The events that the app has not taken yet. Their number is bounded: by the server for stored messages, which it sends
-/// only up to a number without an ack, and here for others.
-#[derive(Default)]
+/// only up to a number without an ack; by the outbox for answers, which count as long as they are not handled; and here
+/// for others.
 pub(crate) struct Queue {
     state: Mutex<State>,
     changed: Notify,
+    /// The number of messages that are not answered, or whose answer is not handled.
+    outbox_len: Arc<AtomicUsize>,
 }
 
 #[derive(Default)]
 struct State {
     events: VecDeque<(Event, Receipt)>,
-    ephemeral: usize,
+    notices: usize,
     /// The app does not take events any more.
     abandoned: bool,
     /// No more events come.
     finished: bool,
 }
 
-fn is_ephemeral(event: &Event) -> bool {
-    matches!(event, Event::Message(message) if message.seq.is_none())
+fn is_notice((event, receipt): &(Event, Receipt)) -> bool {
+    *receipt == Receipt::None && !matches!(event, Event::Ended(_))
 }
 
 impl Queue {
+    pub(crate) fn new(outbox_len: Arc<AtomicUsize>) -> Self {
+        Self { state: Mutex::default(), changed: Notify::new(), outbox_len }
+    }
+
     fn state(&self) -> MutexGuard<'_, State> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -126,17 +135,16 @@ impl Queue {
         if state.abandoned {
             return Some(receipt);
         }
-        if is_ephemeral(&event) {
-            state.ephemeral += 1;
-            if state.ephemeral > MAX_EPHEMERAL
-                && let Some(oldest) = state.events.iter().position(|(event, _)| is_ephemeral(event))
-            {
-                state.events.remove(oldest);
-                state.ephemeral -= 1;
-            }
-        }
         state.finished |= matches!(event, Event::Ended(_));
-        state.events.push_back((event, receipt));
+        let entry = (event, receipt);
+        state.notices += usize::from(is_notice(&entry));
+        state.events.push_back(entry);
+        if state.notices > MAX_NOTICES
+            && let Some(oldest) = state.events.iter().position(is_notice)
+        {
+            state.events.remove(oldest);
+            state.notices -= 1;
+        }
         drop(state);
         self.changed.notify_one();
         None
@@ -145,8 +153,13 @@ impl Queue {
     fn pop(&self) -> Option<(Event, Receipt)> {
         let mut state = self.state();
         let taken = state.events.pop_front()?;
-        state.ephemeral -= usize::from(is_ephemeral(&taken.0));
+        state.notices -= usize::from(is_notice(&taken));
         Some(taken)
+    }
+
+    /// The answer to a message was handled.
+    pub(crate) fn answer_handled(&self) {
+        self.outbox_len.fetch_sub(1, Ordering::Relaxed);
     }
 }
 
@@ -215,6 +228,7 @@ impl Events {
                 if let Err(error) = self.storage.delete(key.clone()).await {
                     tracing::warn!(%error, "a message that was sent is kept; it is sent again at the next start");
                 }
+                self.queue.answer_handled();
             }
         }
         self.taken = Receipt::None;
@@ -225,12 +239,34 @@ impl Drop for Events {
     fn drop(&mut self) {
         let mut state = self.queue.state();
         state.abandoned = true;
-        state.events.clear();
+        let answers = state.events.drain(..).filter(|(_, receipt)| matches!(receipt, Receipt::Record(_))).count();
+        let answers = answers + usize::from(matches!(self.taken, Receipt::Record(_)));
+        self.queue.outbox_len.fetch_sub(answers, Ordering::Relaxed);
     }
 }
 
 impl std::fmt::Debug for Events {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("Events").field("taken", &self.taken).finish_non_exhaustive()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn of_events_that_nobody_takes_the_oldest_notices_are_dropped() {
+        let answers = Arc::new(AtomicUsize::new(1));
+        let queue = Queue::new(answers.clone());
+        queue.push(Event::MailboxDrained, Receipt::Envelope(1));
+        for _ in 0..2 * MAX_NOTICES {
+            queue.push(Event::MailboxDrained, Receipt::None);
+        }
+        queue.push(Event::Ended(End::Stopped), Receipt::None);
+        let receipts: Vec<Receipt> = std::iter::from_fn(|| queue.pop()).map(|(_, receipt)| receipt).collect();
+        assert_eq!(receipts.len(), MAX_NOTICES + 2);
+        assert_eq!(receipts[0], Receipt::Envelope(1), "an envelope is kept");
+        assert_eq!(queue.state().notices, 0);
     }
 }

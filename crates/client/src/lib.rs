@@ -19,7 +19,7 @@ mod session;
 mod storage;
 
 pub use approval::{Approval, ApprovalState, SignIn};
-pub use client::{Claim, ClaimRequest, Client, Options, State};
+pub use client::{Answer, Claim, ClaimRequest, Client, Direction, Options, State};
 pub use error::{HttpError, InvalidUrl, RequestError, StorageError};
 pub use events::{Event, Events};
 pub use held_keys::HeldKeys;

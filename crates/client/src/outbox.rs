@@ -147,6 +147,8 @@ fn is_momentary(error: &ErrorBody, failures: u32) -> bool {
     match error.code {
         Named::Known(Code::MailboxFull) => false,
         Named::Known(Code::Internal) => failures == 0,
+        // The connection is about to close. The message is sent when the person has signed in again.
+        Named::Known(Code::SessionRevoked) => true,
         _ => error.retryable,
     }
 }
@@ -238,6 +240,15 @@ mod tests {
             assert_eq!(outbox.answered(1, Some(&error(code, 0)), now, 0.0), Some(Answer::Final("a1")), "{code:?}");
             assert_eq!(sent(&mut outbox, now), ["a2", "b1"]);
         }
+    }
+
+    #[test]
+    fn a_message_outlives_the_session_in_which_it_was_sent() {
+        let now = Instant::now();
+        let mut outbox = three();
+        outbox.next(now);
+        assert_eq!(outbox.answered(1, Some(&error(Code::SessionRevoked, 0)), now, 1.0), Some(Answer::Again));
+        assert_eq!(outbox.len(), 3);
     }
 
     #[test]

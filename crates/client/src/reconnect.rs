@@ -2,7 +2,7 @@
 //! parameter. The rules are those of `docs/protocol.md`, sections "Close codes", "Reconnecting" and "Why a token is not
 //! valid".
 
-use std::{fmt, time::Duration};
+use std::time::Duration;
 
 use sealwire_protocol::{
     CloseCode, Code,
@@ -10,6 +10,7 @@ use sealwire_protocol::{
     error::{ErrorBody, ErrorDetails},
     value::Named,
 };
+use thiserror::Error;
 
 /// The bound of the first wait.
 const FIRST_BOUND: Duration = Duration::from_secs(1);
@@ -46,31 +47,56 @@ pub enum Failure {
 #[derive(Clone, Debug, PartialEq)]
 pub enum Next {
     /// Connect again after this time.
-    Wait(Duration),
+    Wait(Pause),
     /// Do not connect again.
     End(End),
 }
 
+/// How long to wait before the next connection.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Pause {
+    /// What the server asked for, with `Retry-After` or `server.draining`.
+    pub asked_for: Duration,
+    /// The random time that comes after it.
+    pub random: Duration,
+}
+
+impl Pause {
+    /// The whole time.
+    #[must_use]
+    pub fn total(self) -> Duration {
+        self.asked_for.saturating_add(self.random)
+    }
+}
+
 /// Why a client has ended and does not connect again.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Error)]
 #[non_exhaustive]
 pub enum End {
     /// The session was logged out, or ended on another device. Sign in, naming the device to keep it.
+    #[error("the session was logged out")]
     LoggedOut,
     /// The session has expired. Sign in, naming the device to keep it.
+    #[error("the session has expired")]
     Expired,
     /// The session was renewed, and this token is the old one. Use the new token; if it was lost, sign in.
+    #[error("the session was renewed, and this is the old token")]
     Superseded,
     /// The server does not know the token, or no longer why it is not valid. Sign in.
+    #[error("the token is not valid")]
     UnknownToken,
     /// The device was revoked or replaced. Delete its data.
+    #[error("the device was revoked")]
     DeviceRevoked,
     /// The account was deleted. Delete the data of the device.
+    #[error("the account was deleted")]
     AccountDeleted,
     /// The device has opened another connection, such as by another process with the same session. A reconnect would
     /// displace that one.
+    #[error("another connection of the device took over")]
     Displaced,
     /// The server refused the upgrade, and would refuse it again.
+    #[error("the server refused the connection: {}: {message}", .code.name())]
     Refused {
         /// The error code.
         code: Named<Code>,
@@ -79,6 +105,7 @@ pub enum End {
     },
     /// The server closed the socket because of an error of this client, or with a code of a newer server after which
     /// clients do not reconnect.
+    #[error("the server closed the connection with {code}: {reason}")]
     Closed {
         /// The close code, 4500 to 4999.
         code: u16,
@@ -86,6 +113,7 @@ pub enum End {
         reason: String,
     },
     /// The client was stopped, or all its handles were dropped.
+    #[error("the client was stopped")]
     Stopped,
 }
 
@@ -100,6 +128,22 @@ impl End {
     #[must_use]
     pub const fn must_sign_in(&self) -> bool {
         matches!(self, Self::LoggedOut | Self::Expired | Self::Superseded | Self::UnknownToken)
+    }
+
+    /// The error code of the refusal, if there was one that this version knows.
+    #[must_use]
+    pub fn code(&self) -> Option<Code> {
+        match self {
+            Self::Refused { code, .. } => code.clone().known(),
+            _ => None,
+        }
+    }
+
+    /// False: a client that has ended does not go on with this session. It can be started again after
+    /// [`Stopped`](Self::Stopped) and [`Displaced`](Self::Displaced).
+    #[must_use]
+    pub const fn retryable(&self) -> bool {
+        false
     }
 
     /// From the `details.reason` of `unauthorized`.
@@ -122,25 +166,6 @@ impl From<EndReason> for End {
             EndReason::Expired => Self::Expired,
             EndReason::DeviceRevoked => Self::DeviceRevoked,
             EndReason::AccountDeleted => Self::AccountDeleted,
-        }
-    }
-}
-
-impl fmt::Display for End {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::LoggedOut => f.write_str("the session was logged out"),
-            Self::Expired => f.write_str("the session has expired"),
-            Self::Superseded => f.write_str("the session was renewed, and this is the old token"),
-            Self::UnknownToken => f.write_str("the token is not valid"),
-            Self::DeviceRevoked => f.write_str("the device was revoked"),
-            Self::AccountDeleted => f.write_str("the account was deleted"),
-            Self::Displaced => f.write_str("another connection of the device took over"),
-            Self::Refused { code, message } => {
-                write!(f, "the server refused the connection: {}: {message}", code.name())
-            }
-            Self::Closed { code, reason } => write!(f, "the server closed the connection with {code}: {reason}"),
-            Self::Stopped => f.write_str("the client was stopped"),
         }
     }
 }
@@ -193,7 +218,7 @@ impl Reconnect {
             (Failure::Closed { code, reason }, None) => self.after_close(code, reason, return_in, random),
             (Failure::Unexpected { retry_after }, _) => Next::Wait(self.backoff(retry_after, random)),
             // If only the Close frame was lost, the server is still draining.
-            (Failure::Lost, None) => Next::Wait(return_in.unwrap_or_else(|| self.backoff(None, random))),
+            (Failure::Lost, None) => Next::Wait(self.come_back(return_in, random)),
         }
     }
 
@@ -207,7 +232,7 @@ impl Reconnect {
             Some(CloseCode::Displaced) => End::Displaced,
             Some(CloseCode::Unauthorized) => End::UnknownToken,
             _ if (4500..=4999).contains(&code) => End::Closed { code, reason },
-            _ => return Next::Wait(return_in.unwrap_or_else(|| self.backoff(None, random))),
+            _ => return Next::Wait(self.come_back(return_in, random)),
         })
     }
 
@@ -228,11 +253,19 @@ impl Reconnect {
         }
     }
 
+    /// What a draining server asked for, which is no failure; otherwise as after any failure.
+    fn come_back(&mut self, return_in: Option<Duration>, random: f64) -> Pause {
+        match return_in {
+            Some(asked_for) => Pause { asked_for, random: Duration::ZERO },
+            None => self.backoff(None, random),
+        }
+    }
+
     /// A random time below a bound that doubles with every failure, after the time that the server asked for.
-    fn backoff(&mut self, retry_after: Option<Duration>, random: f64) -> Duration {
-        let wait = backoff(self.failures, random);
+    fn backoff(&mut self, retry_after: Option<Duration>, random: f64) -> Pause {
+        let random = backoff(self.failures, random);
         self.failures = self.failures.saturating_add(1);
-        retry_after.unwrap_or_default().saturating_add(wait)
+        Pause { asked_for: retry_after.unwrap_or_default(), random }
     }
 }
 
@@ -256,6 +289,11 @@ mod tests {
         Failure::Refused { error, retry_after }
     }
 
+    fn wait(asked_for: u64, random: u64) -> Next {
+        let [asked_for, random] = [asked_for, random].map(Duration::from_millis);
+        Next::Wait(Pause { asked_for, random })
+    }
+
     fn after(failure: Failure) -> Next {
         Reconnect::default().failed(failure, 1.0)
     }
@@ -265,24 +303,24 @@ mod tests {
         let mut reconnect = Reconnect::default();
         let mut seconds = Vec::new();
         for _ in 0..9 {
-            let Next::Wait(wait) = reconnect.failed(Failure::Lost, 1.0) else { panic!("it does not end") };
-            seconds.push(wait.as_secs());
+            let Next::Wait(pause) = reconnect.failed(Failure::Lost, 1.0) else { panic!("it does not end") };
+            seconds.push(pause.total().as_secs());
         }
         assert_eq!(seconds, [1, 2, 4, 8, 16, 32, 60, 60, 60]);
         reconnect.welcome();
-        assert_eq!(reconnect.failed(Failure::Lost, 0.5), Next::Wait(Duration::from_millis(500)));
-        assert_eq!(reconnect.failed(Failure::Lost, 0.0), Next::Wait(Duration::ZERO));
+        assert_eq!(reconnect.failed(Failure::Lost, 0.5), wait(0, 500));
+        assert_eq!(reconnect.failed(Failure::Lost, 0.0), wait(0, 0));
     }
 
     #[test]
     fn a_time_from_the_server_is_waited_for_at_least() {
         let mut reconnect = Reconnect::default();
         let limited = refused(Code::RateLimited, None, Some(Duration::from_secs(7)));
-        assert_eq!(reconnect.failed(limited, 0.0), Next::Wait(Duration::from_secs(7)));
+        assert_eq!(reconnect.failed(limited, 0.0), wait(7000, 0));
         let unavailable = refused(Code::Unavailable, None, Some(Duration::from_secs(7)));
-        assert_eq!(reconnect.failed(unavailable, 1.0), Next::Wait(Duration::from_secs(9)), "it counts as a failure");
+        assert_eq!(reconnect.failed(unavailable, 1.0), wait(7000, 2000), "it counts as a failure");
         let proxy = Failure::Unexpected { retry_after: Some(Duration::from_secs(5)) };
-        assert_eq!(reconnect.failed(proxy, 0.0), Next::Wait(Duration::from_secs(5)));
+        assert_eq!(reconnect.failed(proxy, 0.0), wait(5000, 0));
     }
 
     #[test]
@@ -291,15 +329,15 @@ mod tests {
             let mut reconnect = Reconnect::default();
             reconnect.welcome();
             reconnect.draining(Duration::from_millis(3120));
-            assert_eq!(reconnect.failed(failure, 1.0), Next::Wait(Duration::from_millis(3120)));
-            assert_eq!(reconnect.failed(closed(4000), 1.0), Next::Wait(Duration::from_secs(1)), "without the event");
+            assert_eq!(reconnect.failed(failure, 1.0), wait(3120, 0));
+            assert_eq!(reconnect.failed(closed(4000), 1.0), wait(0, 1000), "without the event");
         }
     }
 
     #[test]
     fn close_codes_below_4500_reconnect_and_others_end() {
         for code in [1000, 1001, 1005, 1006, 1011, 3000, 4000, 4001, 4002, 4003, 4004, 4499] {
-            assert_eq!(after(closed(code)), Next::Wait(Duration::from_secs(1)), "{code}");
+            assert_eq!(after(closed(code)), wait(0, 1000), "{code}");
         }
         for (code, end) in [
             (4500, End::LoggedOut),
@@ -353,7 +391,7 @@ mod tests {
             ..ErrorBody::new(Code::Internal, String::new(), None, None)
         };
         let newer = Failure::Refused { error: Box::new(newer), retry_after: None };
-        assert_eq!(after(newer), Next::Wait(Duration::from_secs(1)), "an unknown code is treated by its `retryable`");
+        assert_eq!(after(newer), wait(0, 1000), "an unknown code is treated by its `retryable`");
     }
 
     #[test]
@@ -370,8 +408,8 @@ mod tests {
     #[test]
     fn a_refusal_on_the_socket_is_treated_like_one_over_http() {
         let mut reconnect = Reconnect::default();
-        let wait = Some(Duration::from_millis(2500));
-        reconnect.refused(Box::new(ErrorBody::new(Code::RateLimited, String::new(), wait, None)));
-        assert_eq!(reconnect.failed(closed(4004), 0.0), Next::Wait(Duration::from_millis(2500)));
+        let asked = Some(Duration::from_millis(2500));
+        reconnect.refused(Box::new(ErrorBody::new(Code::RateLimited, String::new(), asked, None)));
+        assert_eq!(reconnect.failed(closed(4004), 0.0), wait(2500, 0));
     }
 }

@@ -41,9 +41,7 @@ impl Session {
     /// # Errors
     /// If the storage fails, or contains a session that cannot be read.
     pub async fn load(storage: &impl Storage) -> Result<Option<Self>, StorageError> {
-        let records = storage.load().await.map_err(StorageError::new)?;
-        let Some(record) = records.into_iter().find(|record| record.key == KEY) else { return Ok(None) };
-        serde_json::from_slice(&record.value).map(Some).map_err(StorageError::new)
+        stored(&storage.load().await.map_err(StorageError::new)?)
     }
 
     /// From the reply to a sign-in; `None` if the reply has no token.
@@ -78,6 +76,12 @@ impl Session {
         self.life_s = self.life_s.max(left.as_secs());
         left.saturating_sub(Duration::from_secs(self.life_s / 2))
     }
+}
+
+/// The session among the records of a storage.
+pub(crate) fn stored(records: &[Record]) -> Result<Option<Session>, StorageError> {
+    let Some(record) = records.iter().find(|record| record.key == KEY) else { return Ok(None) };
+    serde_json::from_slice(&record.value).map(Some).map_err(StorageError::new)
 }
 
 impl fmt::Debug for Session {

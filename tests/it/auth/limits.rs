@@ -141,7 +141,8 @@ async fn right_codes_take_no_place_of_the_network() {
     })
     .await;
     let device = json!({ "id": uuid::Uuid::nil() });
-    let body = json!({ "challenge_id": asked["challenge_id"], "email": "user0@example.org", "code": code, "device": device });
+    let body =
+        json!({ "challenge_id": asked["challenge_id"], "email": "user0@example.org", "code": code, "device": device });
     for _ in 0..2 {
         let answer = post_from(&app, "/v1/auth/verify", "192.0.2.1", body.clone()).await;
         assert_eq!(self::code(&answer.body["error"]), "unknown_device");

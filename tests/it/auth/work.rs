@@ -200,6 +200,7 @@ fn the_worked_example_has_the_bits_that_it_says() {
     let hash = Sha256::new().chain_update(bytes(&proof["salt"])).chain_update(bytes(&proof["nonce"])).finalize();
     let zeros = u64::from_be_bytes(hash[..8].try_into().unwrap()).leading_zeros();
     assert_eq!(u64::from(zeros), offer["bits"].as_u64().unwrap());
-    let hex: String = hash.iter().map(|byte| format!("{byte:02x}")).collect();
-    assert!(section.contains(&hex), "{hex}");
+    let stated = section.split('`').find(|text| text.len() == 64).unwrap();
+    let bytes = (0..32).map(|byte| u8::from_str_radix(&stated[2 * byte..2 * byte + 2], 16).unwrap());
+    assert_eq!(bytes.collect::<Vec<_>>(), hash.to_vec());
 }

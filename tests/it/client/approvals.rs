@@ -3,26 +3,19 @@
 use std::time::Duration;
 
 use sealwire_client::{
-    Approval, ApprovalState, Challenge, Code, Event, Server as Library, SignIn, protocol::approvals::PendingApproval,
+    Approval, ApprovalState, Code, Event, Server as Library, SignIn, protocol::approvals::PendingApproval,
 };
 
-use super::{Device, at, new_code};
-use crate::support::{Server, TestApp, http};
+use super::{Device, at, code};
+use crate::support::{Server, TestApp};
 
 const EMAIL: &str = "alice@example.org";
-
-async fn code(app: &TestApp) -> (Challenge, String) {
-    let before = http::codes(app.mail(), EMAIL);
-    let challenge = at(app.address()).request_code(EMAIL).await.unwrap();
-    let code = new_code(app.mail(), EMAIL, &before).await;
-    (challenge, code)
-}
 
 /// Asks to sign in on a new device. The request is stored and read back, as an app does over a restart.
 async fn request(app: &TestApp, server: &Library) -> Approval {
     // A request is decided by devices that are older.
     app.advance(Duration::from_mins(1));
-    let (challenge, code) = code(app).await;
+    let (challenge, code) = code(app, EMAIL).await;
     let SignIn::Approval(approval) = server.sign_in(&challenge, &code).device_name("Tablet").await.unwrap() else {
         panic!("a locked account asks for an approval")
     };
@@ -77,7 +70,7 @@ async fn a_new_device_waits_until_another_one_approves() {
     assert_eq!(server.approval(&approval).await.unwrap_err().code(), Some(Code::NotFound), "its session was used");
 
     // With the recovery key nobody has to approve.
-    let (challenge, code) = code(&app).await;
+    let (challenge, code) = code(&app, EMAIL).await;
     let error = server.sign_in(&challenge, &code).recovery_key(&[7; 32]).await.unwrap_err();
     assert_eq!(error.code(), Some(Code::InvalidCode));
     let sign_in = server.sign_in(&challenge, &code).recovery_key(&key).await.unwrap();

@@ -20,13 +20,12 @@ async fn a_connection_that_is_cut_again_and_again_loses_nothing() {
     for round in 0..5 {
         let mut sending = Vec::new();
         for number in 0..10 {
-            let (client, message) = (alice.client.clone(), alice.message(&bob, &format!("{round} {number}")));
-            let prepared = client.prepare(message).unwrap();
-            sending.push(tokio::spawn(async move { client.submit(prepared).await }));
+            let message = alice.message(&bob, &format!("{round} {number}"));
+            sending.push(alice.client.enqueue(message).await.unwrap());
         }
         network.cut();
         for reply in sending {
-            reply.await.unwrap().unwrap();
+            reply.await.unwrap();
         }
         for number in 0..10 {
             assert_eq!(bob.reads().await, format!("{round} {number}"));

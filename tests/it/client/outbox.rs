@@ -1,11 +1,13 @@
 //! Messages are accepted once, in order, although replies are lost and clients are killed.
 
-use sealwire_client::{AccessKey, Code, Event, MemoryStorage, Options, Outgoing, State, Strangers};
+use sealwire_client::{
+    AccessKey, Client, Code, End, Event, MemoryStorage, Options, Outgoing, RequestError, State, Strangers,
+};
 
 use super::{
-    Device, Process, at,
+    Device, Process, at, code,
     network::{Flow, Network},
-    sign_in, stored,
+    session, sign_in, stored,
 };
 use crate::support::{Server, TestApp, eventually};
 
@@ -127,16 +129,14 @@ async fn messages_that_are_given_while_offline_are_sent_in_order() {
 
     let mut sending = Vec::new();
     for number in 0..100 {
-        let (client, message) = (alice.client.clone(), alice.message(&bob, &number.to_string()));
-        // Prepared in this order; some are stored by the app itself.
-        let prepared = client.prepare(message).unwrap();
-        sending.push(tokio::spawn(async move { client.submit(prepared).await }));
+        let message = alice.message(&bob, &number.to_string());
+        sending.push(alice.client.enqueue(message).await.unwrap());
     }
     network.to_server(Flow::Pass);
     network.to_client(Flow::Pass);
     network.cut();
     for reply in sending {
-        assert!(!reply.await.unwrap().unwrap().duplicate);
+        assert!(!reply.await.unwrap().duplicate);
     }
     for number in 0..100 {
         assert_eq!(bob.reads().await, number.to_string());
@@ -182,7 +182,7 @@ async fn what_cannot_be_sent_is_refused_at_once() {
     let bob = Device::join(&app, "bob@example.org").await;
     let big = (0..20).fold(alice.message(&bob, "x"), |message, _| message.device(bob.id(), 3, vec![0; 32 * 1024]));
     let error = alice.client.send(big).await.unwrap_err();
-    assert!(matches!(error, sealwire_client::RequestError::TooLarge { limit: 524_288, .. }), "{error}");
+    assert!(matches!(error, RequestError::TooLarge { limit: 524_288, .. }), "{error}");
     assert_eq!(alice.stored().await, 0);
     // The connection is still there.
     alice.client.send(alice.message(&bob, "small")).await.unwrap();
@@ -210,4 +210,57 @@ async fn strangers_are_refused_and_those_with_the_access_key_are_not() {
     bob.client.unblock(alice.user()).await.unwrap();
     alice.client.send(alice.message(&bob, "Again").access(key)).await.unwrap();
     assert_eq!(bob.reads().await, "Again");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_message_is_sent_after_the_person_has_signed_in_again() {
+    let app = TestApp::start(&[]);
+    let network = Network::start(app.address()).await;
+    let mut bob = Device::join(&app, "bob@example.org").await;
+    // A device that has published nothing signs in again without a proof.
+    let server = at(network.address);
+    let mut alice = Device::start(&server, sign_in(&app, "alice@example.org").await).await;
+    alice.client.connected().await.unwrap();
+    network.forget();
+    let message = alice.message(&bob, "Hello");
+    let answer = alice.client.enqueue(message).await.unwrap();
+    at(app.address()).log_out(alice.client.session().token()).await.unwrap();
+    network.cut();
+    assert_eq!(alice.ended().await, End::LoggedOut);
+    assert!(matches!(answer.await, Err(RequestError::Ended(End::LoggedOut))));
+    assert_eq!(alice.stored().await, 1);
+
+    let (challenge, code) = code(&app, "alice@example.org").await;
+    let session = session(server.sign_in(&challenge, &code).as_device(alice.id()).await.unwrap());
+    let alice = Device::start_over(&server, session, alice.storage.clone()).await;
+    assert_eq!(bob.reads().await, "Hello");
+
+    // A new device does not send what another one has left.
+    alice.client.stop().await;
+    let new = sign_in(&app, "alice@example.org").await;
+    let new = Device::start_over(&server, new, alice.storage.clone()).await;
+    assert_eq!(new.stored().await, 0);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_full_outbox_takes_nothing_more() {
+    let app = TestApp::start(&[]);
+    let session = sign_in(&app, "alice@example.org").await;
+    let mut bob = Device::join(&app, "bob@example.org").await;
+    let options = Options::default().outbox_limit(2);
+    let (client, mut events) =
+        Client::start_with(&at(app.address()), session, MemoryStorage::new(), options).await.unwrap();
+    let message = |text: &str| Outgoing::new(client.new_message_id(), bob.user()).device(bob.id(), 3, text);
+    for text in ["one", "two"] {
+        client.send(message(text)).await.unwrap();
+    }
+    let error = client.send(message("three")).await.unwrap_err();
+    assert!(matches!(error, RequestError::OutboxFull { limit: 2 }) && error.retryable(), "{error}");
+    // An answer that is handled makes room.
+    while !matches!(events.next().await, Some(Event::Sent(_))) {}
+    events.handled().await;
+    client.send(message("three")).await.unwrap();
+    for text in ["one", "two", "three"] {
+        assert_eq!(bob.reads().await, text);
+    }
 }

@@ -55,6 +55,12 @@ async fn a_session_is_renewed_when_half_of_its_life_is_over() {
     let third = renewed(&mut alice).await;
     assert_ne!(third.token(), second.token());
     assert_eq!(alice.client.session().token(), third.token());
+
+    // An app that passes the session of its first sign-in, which was renewed since, gets the stored one.
+    alice.client.stop().await;
+    let alice = Device::start_over(&at(app.address()), first, alice.storage.clone()).await;
+    alice.client.connected().await.unwrap();
+    assert_eq!(alice.client.session().token(), third.token());
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -16,15 +16,14 @@ async fn clients_survive_a_server_that_is_killed_again_and_again() {
     for _ in 0..3 {
         let mut sending = Vec::new();
         for _ in 0..20 {
-            let (client, message) = (alice.client.clone(), alice.message(&bob, &number.to_string()));
-            let prepared = client.prepare(message).unwrap();
-            sending.push(tokio::spawn(async move { client.submit(prepared).await }));
+            let message = alice.message(&bob, &number.to_string());
+            sending.push(alice.client.enqueue(message).await.unwrap());
             number += 1;
         }
         server.kill();
         server.restart().await;
         for reply in sending {
-            assert_eq!(reply.await.unwrap().unwrap().stored, 1);
+            assert_eq!(reply.await.unwrap().stored, 1);
         }
         for expected in number - 20..number {
             let message = bob.receives().await;

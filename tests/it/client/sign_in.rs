@@ -11,15 +11,14 @@ use tokio::{
     net::TcpListener,
 };
 
-use super::{Device, at, new_code, session, sign_in};
-use crate::support::{KeySet, Server, TestApp, http};
+use super::{Device, at, code, session, sign_in};
+use crate::support::{KeySet, Server, TestApp};
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_code_signs_in_a_new_device_with_its_name_and_number() {
     let app = TestApp::start(&[]);
     let server = at(app.address());
-    let challenge = server.request_code("alice@example.org").await.unwrap();
-    let code = new_code(app.mail(), "alice@example.org", &[]).await;
+    let (challenge, code) = code(&app, "alice@example.org").await;
     let wrong = if code == "00000000" { "11111111" } else { "00000000" };
     let error = server.sign_in(&challenge, wrong).await.unwrap_err();
     assert_eq!((error.code(), error.retryable()), (Some(Code::InvalidCode), false));
@@ -44,9 +43,7 @@ async fn at_the_device_limit_the_person_chooses_a_device_to_replace() {
     let app = TestApp::start(&[("AUTH__MAX_DEVICES", "1")]);
     let old = sign_in(&app, "alice@example.org").await;
     let server = at(app.address());
-    let before = http::codes(app.mail(), "alice@example.org");
-    let challenge = server.request_code("alice@example.org").await.unwrap();
-    let code = new_code(app.mail(), "alice@example.org", &before).await;
+    let (challenge, code) = code(&app, "alice@example.org").await;
     let error = server.sign_in(&challenge, &code).await.unwrap_err();
     assert_eq!(error.code(), Some(Code::DeviceLimit));
     let devices = error.replaceable_devices().unwrap();
@@ -66,9 +63,7 @@ async fn a_device_that_has_published_signs_in_again_with_a_proof() {
         device.client.publish_keys(serde_json::from_value(keys.complete([])).unwrap()).await.unwrap();
         device.client.log_out().await.unwrap();
 
-        let before = http::codes(app.mail(), &email);
-        let challenge = server.request_code(&email).await.unwrap();
-        let code = new_code(app.mail(), &email, &before).await;
+        let (challenge, code) = code(&app, &email).await;
         let again = server.sign_in(&challenge, &code).as_device(device.id());
         for wrong in [again, again.proof(b"not a signature")] {
             let error = wrong.await.unwrap_err();

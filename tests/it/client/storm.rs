@@ -56,10 +56,7 @@ impl App {
                         .unwrap();
                     *given += 1;
                 }
-                tokio::spawn({
-                    let sender = sender.clone();
-                    async move { sender.submit(prepared).await }
-                });
+                drop(sender.submit(prepared).await);
                 tokio::time::sleep(Duration::from_millis(2)).await;
             }
         });

@@ -12,7 +12,7 @@ pub fn solve(refused: &Value) -> Value {
     let salt = URL_SAFE_NO_PAD.decode(offer["salt"].as_str().unwrap()).unwrap();
     assert_eq!(salt.len(), 24);
     let salted = Sha256::new().chain_update(&salt);
-    let nonce = (0u64..).map(u64::to_be_bytes).find(|nonce| {
+    let nonce = (0..u64::MAX).map(u64::to_be_bytes).find(|nonce| {
         let hash = salted.clone().chain_update(nonce).finalize();
         u64::from_be_bytes(hash[..8].try_into().unwrap()).leading_zeros() >= bits
     });

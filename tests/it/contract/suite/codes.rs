@@ -47,9 +47,12 @@ pub async fn a_proof_is_spent_once_by_parallel_requests(store: &Store) {
     for round in 0..10 {
         let work = proof(round);
         let challenges: Vec<NewChallenge> = (0..8).map(|one| new(&format!("user{round}-{one}"))).collect();
-        let decide = |_: &sealwire::store::CodeHistory, is_unspent| match is_unspent {
-            true => CodeDecision::Send { spend: Some(work), is_paid: true },
-            false => CodeDecision::Refuse(Refusal::Denied),
+        let decide = |_: &sealwire::store::CodeHistory, is_unspent| {
+            if is_unspent {
+                CodeDecision::Send { spend: Some(work), is_paid: true }
+            } else {
+                CodeDecision::Refuse(Refusal::Denied)
+            }
         };
         let outcomes = join_all(challenges.iter().map(|one| store.create_challenge(one, decide))).await;
         let (sent, refused): (Vec<_>, Vec<_>) = outcomes.into_iter().partition(Result::is_ok);
