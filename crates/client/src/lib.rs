@@ -37,3 +37,6 @@ pub use session::Session;
 pub use storage::{FileStorage, MemoryStorage, Record, Storage};
 #[cfg(feature = "tls")]
 pub use tokio_rustls::rustls;
+
+#[doc = include_str!("recipes.md")]
+pub mod recipes {}

@@ -36,6 +36,11 @@ try {
   const project = join(dir, 'project');
   mkdirSync(project);
   cpSync(join(root, 'test-support/consumer'), project, { recursive: true });
+  // The examples of the README, as modules of their own.
+  const readme = readFileSync(join(root, 'packages/core/README.md'), 'utf8');
+  const examples = [...readme.matchAll(/```ts\n([^]*?)```/g)].map(([, code]) => code).filter((code) => code.startsWith('import'));
+  if (examples.length !== 2) throw new Error(`the README has ${examples.length} examples that can be run`);
+  for (const [i, name] of ['browser', 'node'].entries()) writeFileSync(join(project, `src/readme-${name}.ts`), `${examples[i]}\nexport {};\n`);
   writeFileSync(
     join(project, 'package.json'),
     JSON.stringify({
