@@ -25,7 +25,7 @@ use uuid::Uuid;
 
 pub use crate::bus::BusState;
 pub use approvals::{PolledApproval, RequestedApproval, Verdict, look_at_approvals_forever};
-pub use auth::{Challenge, Confirmation, OpenedConnection, SignInAnswer, SignInRequest};
+pub use auth::{Challenge, Confirmation, OpenedConnection, RequestedCode, SignInAnswer, SignInRequest};
 pub use heartbeat::beat_forever;
 pub use mailer::{Mailer, MailerError, check as check_mailer};
 pub use messages::{FifoGate, Message, Turn};
@@ -63,6 +63,10 @@ const CONNECTIONS_PER_BATCH: usize = 256;
 
 /// Maximum number of claims that wait for locked keys at once. Each holds a database connection while it waits.
 const BLOCKING_CLAIMS: usize = 4;
+
+/// Maximum number of requests for codes and attempts to redeem one that read the database at once although their network
+/// has reached its limit. The others are offered the hardest proof, for which nothing has to be read.
+const OVER_LIMIT_READS: usize = 4;
 
 /// The settings that the use cases need.
 #[derive(Clone, Debug)]
@@ -125,6 +129,7 @@ pub struct Service {
     blocking_claims: Claims,
     /// Bounds their number.
     blocking_permits: Semaphore,
+    over_limit_permits: Semaphore,
     /// Has one worker, so that a device's sends keep their order.
     mail: Batcher<MailRequest, MailAnswer>,
     connections: Batcher<ConnectionRegistration, RegisteredConnection>,
@@ -251,6 +256,7 @@ impl Service {
             claims,
             blocking_claims,
             blocking_permits: Semaphore::new(BLOCKING_CLAIMS),
+            over_limit_permits: Semaphore::new(OVER_LIMIT_READS),
             mail,
             connections,
             disconnects,
