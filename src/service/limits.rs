@@ -6,7 +6,9 @@ use std::time::Duration;
 
 use super::sliding_window::SlidingWindow;
 use crate::{
-    domain::{ClientNetwork, DeviceId, Refusal, Timestamp, UserId, keyed_buckets::KeyedBuckets},
+    domain::{
+        ClientNetwork, DeviceId, Refusal, Timestamp, UserId, clock_guard::TOLERATED_AHEAD, keyed_buckets::KeyedBuckets,
+    },
     store::PastChallenge,
     usage_limits::UsageLimits,
 };
@@ -77,11 +79,15 @@ pub fn challenge_wait(
     network: &[u8],
     now: Timestamp,
 ) -> Option<Duration> {
+    // A challenge from further in the future was stored under a wrong clock.
+    let latest = now + TOLERATED_AHEAD;
     let wait = |limit: usize, span: Duration, matching: &dyn Fn(&PastChallenge) -> bool| {
         // If the span holds `limit` challenges, the next is allowed when the oldest of the `limit` newest leaves the
         // span.
-        let oldest_that_counts =
-            past.iter().filter(|one| one.created_at > now.before(span) && matching(one)).nth(limit.checked_sub(1)?)?;
+        let oldest_that_counts = past
+            .iter()
+            .filter(|one| one.created_at > now.before(span) && one.created_at <= latest && matching(one))
+            .nth(limit.checked_sub(1)?)?;
         Some((oldest_that_counts.created_at + span).since(now))
     };
     [
