@@ -1,4 +1,5 @@
-//! A tour of Sealwire: two people with three devices use the whole protocol against a running server.
+//! A tour of Sealwire: two people with four devices use the whole protocol against a running server, with the client
+//! library of `crates/client`.
 //!
 //!     SEALWIRE__MAILER__URL=file:mail cargo run       # in one terminal
 //!     cargo run --example tour -- --mail mail         # in another
@@ -6,22 +7,30 @@
 //! Without `--mail` it asks for the codes, which a server without settings prints. It shows the frames on the wire, with
 //! long values shortened. If a step does not have the expected result, the tour ends with an error.
 
-mod client;
+mod device;
 mod keys;
 mod lock;
+mod mails;
 mod messages;
-mod packed;
 mod sealed;
 
-use std::{collections::BTreeMap, path::PathBuf, process::ExitCode};
+use std::{error::Error, path::PathBuf, process::ExitCode};
 
 use clap::Parser;
-use reqwest::Method;
 use sealwire::clock::Entropy;
-use serde_json::{Value, json};
+use sealwire_client::{
+    Challenge, Client, Code, CodePurpose, End, Event, MemoryStorage, Server, Session, SignIn,
+    protocol::{
+        auth::InvalidTokenReason,
+        keys::{OneTimeOutcome, PrekeyBundle},
+        users::DeleteAccountRequest,
+        value::{Base64Text, Named},
+    },
+};
 
-use client::{Encoding, Outcome, Server, Session, Socket, ensure};
+use device::{Device, wire};
 use keys::Keyring;
+use mails::Mails;
 
 #[derive(Parser)]
 struct Arguments {
@@ -33,20 +42,20 @@ struct Arguments {
     mail: Option<PathBuf>,
 }
 
-/// A device that is signed in and connected, with its keys.
-struct Device {
-    session: Session,
-    socket: Socket,
-    keys: Keyring,
-    /// The secrets shared with other devices, by device id.
-    secrets: BTreeMap<String, [u8; 32]>,
+/// The result of a step, or the error that ends the tour.
+type Outcome<T = ()> = Result<T, Box<dyn Error>>;
+
+/// What all steps need.
+struct Tour {
+    server: Server,
+    mails: Mails,
+    entropy: Entropy,
 }
 
 #[tokio::main]
 async fn main() -> ExitCode {
     let Arguments { server, mail } = Arguments::parse();
-    let server = Server { url: server.trim_end_matches('/').to_owned(), mail };
-    match tour(&server).await {
+    match tour(&server, mail).await {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             eprintln!("\nThe tour ends here: {error}");
@@ -63,200 +72,232 @@ fn say(text: &str) {
     println!("   {text}");
 }
 
-async fn tour(server: &Server) -> Outcome {
+/// Fails if `holds` is false; `what` says what was expected.
+fn ensure(holds: bool, what: &str) -> Outcome {
+    if holds { Ok(()) } else { Err(format!("expected, but false: {what}").into()) }
+}
+
+impl Tour {
+    /// Requests a code to sign in, and waits until it is mailed or entered.
+    async fn code(&self, email: &str) -> Outcome<(Challenge, String)> {
+        self.code_for(email, CodePurpose::SignIn).await
+    }
+
+    async fn code_for(&self, email: &str, purpose: CodePurpose) -> Outcome<(Challenge, String)> {
+        let before = self.mails.to(email)?;
+        let challenge = self.server.request_code_for(email, purpose).await?;
+        let code = self.mails.code(email, &before).await?;
+        Ok((challenge, code))
+    }
+
+    /// Signs in on a new device by mailed code.
+    async fn sign_in(&self, email: &str, name: &str) -> Outcome<Session> {
+        let (challenge, code) = self.code(email).await?;
+        match self.server.sign_in(&challenge, &code).device_name(name).await? {
+            SignIn::Session(session) => Ok(session),
+            SignIn::Approval(_) => Err("the account is locked".into()),
+        }
+    }
+}
+
+async fn tour(url: &str, mail: Option<PathBuf>) -> Outcome {
     let entropy = Entropy::from_system()?;
+    let tour = Tour { server: Server::new(url)?, mails: Mails { folder: mail }, entropy };
     // New addresses for each tour, so that one does not use up the limits of another.
-    let run = entropy.uuid().simple().to_string();
+    let run = tour.entropy.uuid().simple().to_string();
     let address = |name: &str| format!("{name}-{}@example.org", &run[..8]);
 
     chapter(1, "Two people sign in");
     say("Alice first. A code comes by mail; redeeming it creates a device with a session.");
-    let alice = server.sign_in(&address("alice"), "Alice's phone").await?;
+    let (alice, bob) = (address("alice"), address("bob"));
+    let phone = tour.sign_in(&alice, "Alice's phone").await?;
     say("Then Bob.");
-    let bob = server.sign_in(&address("bob"), "Bob's phone").await?;
+    let bobs = tour.sign_in(&bob, "Bob's phone").await?;
 
     chapter(2, "Their phones connect and publish keys");
-    say(
-        "Alice's phone speaks JSON. Its first publish is a complete set: identity key, signed prekey, one-time prekeys.",
-    );
-    let mut alice = arrive(server, &entropy, "Alice's phone", alice, Encoding::Json, 30).await?;
-    say("Bob's phone speaks MessagePack. It publishes only seven one-time prekeys.");
-    let mut bob = arrive(server, &entropy, "Bob's phone", bob, Encoding::MsgPack, 7).await?;
+    say("The first publish of Alice's phone is a complete set: identity key, signed prekey, one-time prekeys.");
+    let mut alice = arrive(&tour, "Alice's phone", &alice, phone, 30).await?;
+    say("Bob's phone publishes only seven one-time prekeys.");
+    let mut bob = arrive(&tour, "Bob's phone", &bob, bobs, 7).await?;
 
-    let bundle = claim_once(server, &mut alice, &mut bob).await?;
-    messages::first(server, &entropy, &mut alice, &mut bob, &bundle).await?;
-    let mut laptop = add_laptop(server, &entropy, &mut alice).await?;
-    messages::answer(server, &entropy, &mut alice, &mut laptop, &mut bob).await?;
-    run_out(&entropy, &mut alice, &mut bob).await?;
-    renew(server, &mut bob).await?;
+    let bundle = claim_once(&tour, &mut alice, &bob).await?;
+    messages::first(&tour.server, &mut alice, &mut bob, &bundle).await?;
+    let mut laptop = add_laptop(&tour, &mut alice).await?;
+    messages::answer(&tour.server, &mut alice, &mut laptop, &mut bob).await?;
+    run_out(&alice, &mut bob).await?;
+    renew(&tour, &mut bob).await?;
 
     chapter(10, "Alice loses her laptop and revokes it");
-    let params = json!({ "device_id": laptop.session.device });
-    alice.socket.request("devices.revoke", params).await?;
-    let told = laptop.socket.event("session.revoked").await?;
-    ensure(told["reason"] == "device_revoked", "the laptop is told why")?;
-    let changed = alice.socket.event("devices.changed").await?;
-    ensure(changed["removed"] == json!([laptop.session.device]), "the phone is notified")?;
-    ensure(laptop.socket.close_code().await? == 4502, "a revoked device's socket closes with 4502")?;
-    let (status, _) = server.call(Method::GET, "/v1/auth/session", &laptop.session.token, None).await?;
-    ensure(status == 401, "a revoked device's token is invalid")?;
+    let lost = laptop.client.device_id();
+    alice.client.revoke_device(lost).await?;
+    let end = laptop.end().await?;
+    ensure(end == End::DeviceRevoked && end.must_wipe(), "the laptop is told why, and deletes its data")?;
+    alice
+        .event(|event| matches!(event, Event::DevicesChanged { removed, .. } if *removed == [lost]).then_some(()))
+        .await?;
+    let refused = tour.server.check_session(laptop.client.session().token()).await.err();
+    ensure(
+        refused.is_some_and(|error| error.code() == Some(Code::Unauthorized)),
+        "a revoked device's token is invalid",
+    )?;
     say("Its session, unissued keys, mailbox and socket are gone at once.");
 
-    lock::link_with_approval(server, &mut alice).await?;
-
-    chapter(12, "Bob logs out, and signs in on the same phone again");
-    bob.socket.request("session.logout", json!({})).await?;
-    let told = bob.socket.event("session.revoked").await?;
-    ensure(told["reason"] == "logout", "the event says why")?;
-    ensure(bob.socket.close_code().await? == 4500, "the socket closes with 4500")?;
-    say("The phone names its device id, so it keeps its keys. A code alone does not suffice for that:");
-    let (email, device) = (&bob.session.email, &bob.session.device);
-    let code = server.request_code(email, "sign_in").await?;
-    let (status, refused) = server.verify(email, code.clone(), json!({ "id": device })).await?;
-    ensure(status == 403 && refused["error"]["code"] == "proof_required", "the phone must prove itself")?;
-    say("It signs the challenge with its identity key. Bob gets a mail, in case that somebody else reads his mail.");
-    let proof = bob.keys.device_proof(&client::text(&code["challenge_id"])?, device)?;
-    let (status, session) = server.verify(email, code, json!({ "id": device, "proof": proof })).await?;
-    ensure(status == 201, "the code with the proof opens a session")?;
-    let again = Session::new(email, &session)?;
-    ensure(again.device == bob.session.device, "it is the same device")?;
-    bob.socket = server.connect("Bob's phone", &again, Encoding::MsgPack).await?;
-    ensure(bob.socket.welcome["keys"]["identity_key"] == bob.keys.identity_key(), "its keys are still there")?;
-    ensure(bob.socket.welcome["mailbox"]["waiting"] == 0, "its mailbox is empty because everything was acked")?;
-
-    chapter(13, "Alice deletes her account");
-    say("A code confirms it: a phone left unlocked for a minute is not enough.");
-    let refused = alice.socket.ask("account.delete", json!({})).await?;
-    ensure(refused.is_err_and(|error| error["code"] == "confirmation_required"), "it needs a code")?;
-    let params = server.request_code(&alice.session.email, "delete").await?;
-    alice.socket.request("account.delete", params).await?;
-    let told = alice.socket.event("session.revoked").await?;
-    ensure(told["reason"] == "account_deleted", "she is told why")?;
-    ensure(alice.socket.close_code().await? == 4506, "her socket closes with 4506")?;
-    let answer = bob.socket.ask("users.find", json!({ "email": alice.session.email })).await?;
-    ensure(answer.is_err_and(|error| error["code"] == "not_found"), "nobody can find her any more")?;
-    say("Bob deletes his account too, so that the tour leaves nothing behind.");
-    let params = server.request_code(&bob.session.email, "delete").await?;
-    bob.socket.request("account.delete", params).await?;
-    ensure(bob.socket.close_code().await? == 4506, "his socket closes with 4506")?;
+    lock::link_with_approval(&tour, &mut alice).await?;
+    sign_in_again(&tour, &mut bob).await?;
+    leave(&tour, &mut alice, &mut bob).await?;
 
     println!("\n   That was all of it. docs/protocol.md has the details.\n");
     Ok(())
 }
 
 /// Connects a device that has signed in, and publishes its first keys.
-async fn arrive(
-    server: &Server,
-    entropy: &Entropy,
-    name: &str,
-    session: Session,
-    encoding: Encoding,
-    one_time: usize,
-) -> Outcome<Device> {
-    let mut socket = server.connect(name, &session, encoding).await?;
-    ensure(socket.welcome["keys"]["suite"].is_null(), "a new device has no keys yet")?;
-    let mut keys = Keyring::new(entropy);
-    let report = socket.request("keys.publish", keys.complete_set(one_time)).await?;
-    ensure(count(&report["one_time"]["accepted"]) == one_time, "all keys are accepted")?;
-    ensure(report["status"]["one_time"] == one_time, "all keys can be claimed")?;
-    Ok(Device { session, socket, keys, secrets: BTreeMap::new() })
+async fn arrive(tour: &Tour, name: &str, email: &str, session: Session, one_time: usize) -> Outcome<Device> {
+    let device = Device::start(&tour.server, name, email, session, Keyring::new(&tour.entropy)).await?;
+    let welcome = device.client.connected().await?;
+    ensure(welcome.keys.suite.is_none(), "a new device has no keys yet")?;
+    let keys = device.secrets().keys.complete_set(one_time);
+    let report = device.client.publish_keys(keys).await?;
+    ensure(report.one_time.accepted.len() == one_time, "all keys are accepted")?;
+    ensure(usize::try_from(report.status.one_time)? == one_time, "all keys can be claimed")?;
+    Ok(device)
 }
 
-async fn claim_once(server: &Server, alice: &mut Device, bob: &mut Device) -> Outcome<Value> {
+async fn claim_once(tour: &Tour, alice: &mut Device, bob: &Device) -> Outcome<PrekeyBundle> {
     chapter(3, "Alice finds Bob and claims his keys");
-    let found = alice.socket.request("users.find", json!({ "email": bob.session.email })).await?;
-    ensure(found["user_id"] == bob.session.user, "an address identifies a user")?;
+    let user = alice.client.find_user(&bob.email).await?;
+    ensure(user == bob.client.user_id(), "an address identifies a user")?;
     say("A fetch shows his bundle and uses up no key.");
-    let fetched = alice.socket.request("keys.fetch", json!({ "user_id": bob.session.user })).await?;
-    ensure(fetched["bundles"][0]["one_time"] == "not_requested", "a fetch takes no one-time prekey")?;
-    say(
-        "A claim takes one one-time prekey, which nobody else will ever get. The claim_id lets Alice repeat the claim safely.",
-    );
-    let claim = json!({ "user_id": bob.session.user, "claim_id": Entropy::from_system()?.uuid() });
-    let claimed = alice.socket.request("keys.claim", claim.clone()).await?;
-    let bundle = &claimed["bundles"][0];
-    ensure(
-        bundle["one_time"] == "claimed" && bundle["one_time_prekey"]["key_id"] == 1,
-        "the oldest key is issued first",
-    )?;
+    let fetched = alice.client.fetch_keys(user, None).await?;
+    ensure(fetched.bundles[0].one_time == OneTimeOutcome::NotRequested.into(), "a fetch takes no one-time prekey")?;
+    say("A claim takes one one-time prekey, which nobody else will ever get. The claim_id makes it safe to repeat:");
+    say("the library stores it under a purpose, here \"hello\", until the app says that it has used the keys.");
+    let claim = alice.client.claim(user, "hello").await?;
+    let bundle = claim.bundles[0].clone();
+    let key = bundle.one_time_prekey.as_ref().map(|key| key.key_id);
+    ensure(bundle.one_time == OneTimeOutcome::Claimed.into() && key == Some(1), "the oldest key is issued first")?;
 
-    chapter(4, "The connection breaks; the claim is repeated");
-    alice.socket.leave().await?;
-    alice.socket = server.connect("Alice's phone", &alice.session, Encoding::Json).await?;
-    let again = alice.socket.request("keys.claim", claim).await?;
-    ensure(again == claimed, "the same claim_id returns the same key")?;
-    let status = bob.socket.request("keys.status", json!({})).await?;
-    ensure(status["one_time"] == 6, "the repeated claim uses up no other key")?;
+    chapter(4, "Alice's phone restarts; the claim is repeated");
+    alice.leave().await;
+    alice.come_back(&tour.server, alice.client.session()).await?;
+    let again = alice.client.claim(user, "hello").await?;
+    ensure(again.bundles == [bundle.clone()], "the same claim_id returns the same key")?;
+    again.used().await?;
+    let status = bob.client.keys_status().await?;
+    ensure(status.one_time == 6, "the repeated claim uses up no other key")?;
     say("The claim returned the same key, and six of Bob's seven are left.");
-    Ok(bundle.clone())
+    Ok(bundle)
 }
 
-async fn add_laptop(server: &Server, entropy: &Entropy, alice: &mut Device) -> Outcome<Device> {
+async fn add_laptop(tour: &Tour, alice: &mut Device) -> Outcome<Device> {
     chapter(6, "Alice adds a laptop");
-    let laptop = server.sign_in(&alice.session.email, "Alice's laptop").await?;
-    let changed = alice.socket.event("devices.changed").await?;
-    ensure(changed["added"] == json!([laptop.device]), "her phone is notified")?;
-    let changed = alice.socket.event("sessions.changed").await?;
-    ensure(changed["device_id"] == json!(laptop.device), "her phone learns of the session too")?;
-    if server.mail.is_some() {
-        let mail = server.wait_for_mail(&alice.session.email, |mail| mail.contains("A device was added")).await?;
+    let session = tour.sign_in(&alice.email, "Alice's laptop").await?;
+    let laptop = session.device_id;
+    say("Her phone is notified of the new device and of its session.");
+    alice
+        .event(|event| matches!(event, Event::DevicesChanged { added, .. } if *added == [laptop]).then_some(()))
+        .await?;
+    alice
+        .event(|event| matches!(event, Event::SessionsChanged { device_id, .. } if *device_id == laptop).then_some(()))
+        .await?;
+    if tour.mails.folder.is_some() {
+        let mail = tour.mails.wait(&alice.email, |mail| mail.contains("A device was added")).await?;
         say(&format!("And a mail arrives: {mail}"));
     }
-    let laptop = arrive(server, entropy, "Alice's laptop", laptop, Encoding::MsgPack, 30).await?;
+    let laptop = arrive(tour, "Alice's laptop", &alice.email, session, 30).await?;
     say("Messages to Alice are now encrypted twice: once for each of her devices.");
     Ok(laptop)
 }
 
-async fn run_out(entropy: &Entropy, alice: &mut Device, bob: &mut Device) -> Outcome {
+async fn run_out(alice: &Device, bob: &mut Device) -> Outcome {
     chapter(8, "Bob's one-time prekeys run out, and his phone is notified in time");
-    say("Alice claims repeatedly, each time with another claim_id. (More than ten claims would exceed the limit.)");
-    alice.socket.quiet = true;
-    loop {
-        let claim = json!({ "user_id": bob.session.user, "claim_id": entropy.uuid() });
-        let claimed = alice.socket.request("keys.claim", claim).await?;
-        let bundle = &claimed["bundles"][0];
-        client::wire(&format!("Alice's phone ← {} {}", bundle["one_time"], bundle["one_time_prekey"]["key_id"]));
-        if bundle["one_time"] == "exhausted" {
+    say("Alice claims repeatedly, each time for another purpose. (More than ten claims would exceed the limit.)");
+    alice.quiet(true);
+    for number in 1.. {
+        let claim = alice.client.claim(bob.client.user_id(), &format!("claim {number}")).await?;
+        let bundle = claim.bundles[0].clone();
+        claim.used().await?;
+        let key = bundle.one_time_prekey.as_ref().map(|key| key.key_id);
+        wire(&format!("Alice's phone ← {:?} {key:?}", bundle.one_time));
+        if bundle.one_time == Named::Known(OneTimeOutcome::Exhausted) {
             // X3DH works without a one-time prekey, only with less protection for the first message.
-            let (alices, hello) = alice.keys.initiate(bundle)?;
-            ensure(alices == bob.keys.respond(&hello)?, "a bundle without a one-time prekey works too")?;
+            let (alices, hello) = alice.secrets().keys.initiate(&bundle)?;
+            let bobs = bob.secrets().keys.respond(&hello)?;
+            ensure(alices == bobs, "a bundle without a one-time prekey works too")?;
             break;
         }
-        ensure(bundle["one_time"] == "claimed", "a claim returns a key while there is one")?;
+        ensure(bundle.one_time == OneTimeOutcome::Claimed.into(), "a claim returns a key while there is one")?;
     }
-    alice.socket.quiet = false;
-    while bob.socket.event("prekeys.low").await?["remaining"] != 0 {}
+    alice.quiet(false);
+    bob.event(|event| matches!(event, Event::PrekeysLow { remaining: 0, .. }).then_some(())).await?;
     say("Bob's phone was notified once of each low level, and refills the pool.");
-    let report = bob.socket.request("keys.publish", bob.keys.refill(40)).await?;
-    ensure(report["status"]["one_time"] == 40, "the pool is full again")?;
-    Ok(())
+    let keys = bob.secrets().keys.refill(40);
+    let report = bob.client.publish_keys(keys).await?;
+    ensure(report.status.one_time == 40, "the pool is full again")
 }
 
-async fn renew(server: &Server, bob: &mut Device) -> Outcome {
+async fn renew(tour: &Tour, bob: &mut Device) -> Outcome {
     chapter(9, "Bob's session is renewed, and a newer connection displaces the old one");
-    let renewed = bob.socket.request("session.renew", json!({})).await?;
-    let check = |token: String| async move {
-        let (status, session) = server.call(Method::GET, "/v1/auth/session", &token, None).await?;
-        Ok::<_, Box<dyn std::error::Error>>((status, session["session_id"].clone()))
-    };
-    say("The old token works until the new one is first used, so a lost reply locks nobody out.");
-    let old = std::mem::replace(&mut bob.session.token, client::text(&renewed["token"])?);
-    ensure(check(old.clone()).await?.0 == 200, "the old token still works")?;
-    let presented = check(bob.session.token.clone()).await?;
-    ensure(presented == (200, renewed["session_id"].clone()), "the new token belongs to the successor")?;
-    ensure(check(old).await?.0 == 401, "its first use ended the old session")?;
-    bob.socket.request("keys.status", json!({})).await?;
     say(
-        "The socket that renewed the session stays open, in the new session. A second connection of the device displaces it.",
+        "The library does this by itself when half of the session's life is over. It stores the new token before it uses it.",
     );
-    let newer = server.connect("Bob's phone", &bob.session, Encoding::MsgPack).await?;
-    let mut older = std::mem::replace(&mut bob.socket, newer);
-    ensure(older.close_code().await? == 4503, "the older connection closes with 4503")?;
-    Ok(())
+    let old = bob.client.session();
+    bob.client.renew_session().await?;
+    let new = bob.client.session();
+    let presented = tour.server.check_session(new.token()).await?;
+    ensure(presented.session_id == new.session_id, "the new token belongs to the successor")?;
+    say("The old token works until the new one is first used, so a lost reply locks nobody out.");
+    let refused = tour.server.check_session(old.token()).await.err().ok_or("the old token still works")?;
+    ensure(
+        refused.invalid_token_reason() == Some(InvalidTokenReason::Superseded),
+        "its first use ended the old session",
+    )?;
+    say("The socket that renewed the session stays open, in the new session.");
+    ensure(bob.client.devices().await?.len() == 1, "Bob has one device")?;
+    say("A second connection of the device displaces it, and the older does not come back.");
+    let (newer, _events) = Client::start(&tour.server, new.clone(), MemoryStorage::new()).await?;
+    newer.connected().await?;
+    ensure(bob.end().await? == End::Displaced, "the older connection has ended")?;
+    newer.stop().await;
+    bob.come_back(&tour.server, new).await
 }
 
-fn count(list: &Value) -> usize {
-    list.as_array().map_or(0, Vec::len)
+async fn sign_in_again(tour: &Tour, bob: &mut Device) -> Outcome {
+    chapter(12, "Bob logs out, and signs in on the same phone again");
+    bob.client.log_out().await?;
+    let end = bob.end().await?;
+    ensure(end == End::LoggedOut && end.must_sign_in(), "the client ends, and says why")?;
+    say("The phone names its device id, so it keeps its keys. A code alone does not suffice for that:");
+    let device = bob.client.device_id();
+    let (challenge, code) = tour.code(&bob.email).await?;
+    let sign_in = tour.server.sign_in(&challenge, &code).as_device(device);
+    let refused = sign_in.await.err();
+    ensure(refused.is_some_and(|error| error.code() == Some(Code::ProofRequired)), "the phone must prove itself")?;
+    say("It signs the challenge with its identity key. Bob gets a mail, in case that somebody else reads his mail.");
+    let proof = bob.secrets().keys.device_proof(&challenge, device);
+    let SignIn::Session(session) = sign_in.proof(&proof).await? else { return Err("the account is locked".into()) };
+    ensure(session.device_id == device, "it is the same device")?;
+    bob.come_back(&tour.server, session).await?;
+    let welcome = bob.client.connected().await?;
+    let identity_key = welcome.keys.identity_key.as_ref().and_then(Base64Text::decode);
+    ensure(identity_key == Some(bob.secrets().keys.identity_key()), "its keys are still there")?;
+    ensure(welcome.mailbox.waiting == 0, "its mailbox is empty because everything was acked")
+}
+
+async fn leave(tour: &Tour, alice: &mut Device, bob: &mut Device) -> Outcome {
+    chapter(13, "Alice deletes her account");
+    say("A code confirms it: a phone left unlocked for a minute is not enough.");
+    let refused = alice.client.request(DeleteAccountRequest { challenge_id: None, code: None }).await.err();
+    ensure(refused.is_some_and(|error| error.code() == Some(Code::ConfirmationRequired)), "it needs a code")?;
+    let (challenge, code) = tour.code_for(&alice.email, CodePurpose::Delete).await?;
+    alice.client.delete_account(&challenge, &code).await?;
+    let end = alice.end().await?;
+    ensure(end == End::AccountDeleted && end.must_wipe(), "her phone deletes its data")?;
+    let refused = bob.client.find_user(&alice.email).await.err();
+    ensure(refused.is_some_and(|error| error.code() == Some(Code::NotFound)), "nobody can find her any more")?;
+    say("Bob deletes his account too, so that the tour leaves nothing behind.");
+    let (challenge, code) = tour.code_for(&bob.email, CodePurpose::Delete).await?;
+    bob.client.delete_account(&challenge, &code).await?;
+    ensure(bob.end().await? == End::AccountDeleted, "his phone has ended too")
 }
 
 fn hex(bytes: &[u8; 32]) -> String {

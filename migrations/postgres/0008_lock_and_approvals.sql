@@ -19,8 +19,8 @@ CREATE TABLE approvals (
     created_at        TIMESTAMPTZ NOT NULL,
     decides_at        TIMESTAMPTZ NOT NULL,
     decided_at        TIMESTAMPTZ,
-    -- When the last mail about it was sent.
-    mailed_at         TIMESTAMPTZ NOT NULL,
+    -- When the last mail about it was sent; NULL until the first.
+    mailed_at         TIMESTAMPTZ,
     -- kind 'device': the device that signs in, if it exists already, and what a new one gets.
     existing_device   UUID,
     registration_id   BIGINT,

@@ -18,8 +18,8 @@ CREATE TABLE approvals (
     created_at        TIMESTAMP NOT NULL,
     decides_at        TIMESTAMP NOT NULL,
     decided_at        TIMESTAMP,
-    -- When the last mail about it was sent.
-    mailed_at         TIMESTAMP NOT NULL,
+    -- When the last mail about it was sent; NULL until the first.
+    mailed_at         TIMESTAMP,
     -- kind 'device': the device that signs in, if it exists already, and what a new one gets.
     existing_device   BLOB,
     registration_id   INTEGER,

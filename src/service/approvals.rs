@@ -8,7 +8,8 @@ use uuid::Uuid;
 use super::{Notifications, Service, mailer::Mail};
 use crate::{
     domain::{
-        ApprovalId, Caller, ClientNetwork, DeviceId, Email, Refusal, Session, Signal, Timestamp, UserId,
+        ApprovalId, Caller, ClientNetwork, DeviceId, Email, PendingApproval, Refusal, Session, Signal, Timestamp,
+        UserId,
         approval::{self, Lock, PresentedRecoveryKey},
         token::Token,
     },
@@ -99,7 +100,7 @@ impl Service {
 
     /// Returns a request as the one who made it sees it. If it is new, mails the address and returns the signals for the
     /// devices that may decide it.
-    pub(super) fn requested(
+    pub(super) async fn requested(
         &self,
         user: UserId,
         email: Email,
@@ -109,13 +110,31 @@ impl Service {
         let notifications = match new {
             Some((request, deciders)) => {
                 tracing::info!(user_id = %user, request_id = %id, kind = request.kind.name(), "approval requested");
-                self.mailer.send(Mail::approval_requested(email, &request));
-                Notifications::to_all(deciders, &Signal::ApprovalRequested(Box::new(request)))
+                self.announce(email, request, deciders, None).await
             }
             None => Notifications::default(),
         };
         let poll_token = approval::poll_token(&self.secret, id);
         (RequestedApproval { id, poll_token, number: approval::number(&self.secret, id), decides_at }, notifications)
+    }
+
+    /// Mails the address of a pending request, and returns the signals for the devices that may decide it. If the mail is
+    /// dropped, or this node dies before it has recorded `mailed_at`, the background task announces the request again.
+    async fn announce(
+        &self,
+        email: Email,
+        request: PendingApproval,
+        deciders: Vec<DeviceId>,
+        mailed_at: Option<Timestamp>,
+    ) -> Notifications {
+        let is_mailed = self.mailer.try_send(Mail::approval_requested(email, &request, self.now()));
+        let now_mailed_at = if is_mailed { mailed_at.or(Some(self.now())) } else { None };
+        if now_mailed_at != mailed_at
+            && let Err(error) = self.store.note_mailed(request.id, now_mailed_at).await
+        {
+            tracing::warn!(request_id = %request.id, %error, "cannot record whether a request was mailed");
+        }
+        Notifications::to_all(deciders, &Signal::ApprovalRequested(Box::new(request)))
     }
 
     /// Decides a request.
@@ -202,22 +221,26 @@ impl Service {
         }
     }
 
-    /// Approves the requests whose time has come, and sends the mails that are due.
+    /// Sends the mails that are due, and approves the requests whose time has come.
     async fn look_at_approvals(&self) -> Result<(), Refusal> {
+        let now = self.now();
+        for (email, request, deciders) in self.store.take_reminders(now).await? {
+            let notifications = self.announce(email, request, deciders, Some(now)).await;
+            self.notify(notifications);
+        }
         // Time decides nothing under a clock that is not trusted.
         let Some(cutoff) = self.cutoff().await? else { return Ok(()) };
         let mut after = (Timestamp::from(DateTime::UNIX_EPOCH), ApprovalId(Uuid::nil()));
         loop {
-            let due = self.store.due_approvals(after, cutoff.now).await?;
+            let due = self.store.due_approvals(after, self.policy.max_devices, cutoff.now).await?;
             let Some(last) = due.last() else { break };
             after = *last;
             for (_, id) in due {
-                let notifications = self.approve_by_time(id).await?;
-                self.notify(notifications);
+                match self.approve_by_time(id).await {
+                    Ok(notifications) => self.notify(notifications),
+                    Err(error) => tracing::warn!(request_id = %id, %error, "cannot approve a request by time"),
+                }
             }
-        }
-        for (email, request) in self.store.take_reminders(self.now()).await? {
-            self.mailer.send(Mail::approval_requested(email, &request));
         }
         Ok(())
     }

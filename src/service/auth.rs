@@ -154,7 +154,7 @@ impl Service {
                 Ok((SignInAnswer::SignedIn(session, token), self.signed_in(signed_in)))
             }
             SignInOutcome::Requested { user, approval } => {
-                let (requested, notifications) = self.requested(user, sign_in.email, approval);
+                let (requested, notifications) = self.requested(user, sign_in.email, approval).await;
                 Ok((SignInAnswer::Waiting(requested), notifications))
             }
         }

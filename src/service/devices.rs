@@ -91,7 +91,7 @@ impl Service {
                 Ok((None, Notifications::default()))
             }
             AddressChange::Requested { email, approval } => {
-                let (requested, notifications) = self.requested(caller.user, email, approval);
+                let (requested, notifications) = self.requested(caller.user, email, approval).await;
                 Ok((Some(requested), notifications))
             }
         }

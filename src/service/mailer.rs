@@ -130,16 +130,22 @@ impl Mailer {
         self.hand_over(mail, true);
     }
 
+    /// Like [`Self::send`]. Returns false if the mail was dropped.
+    #[must_use]
+    pub fn try_send(&self, mail: Mail) -> bool {
+        self.hand_over(mail, true)
+    }
+
     /// Takes as long as [`Self::send`], but sends nothing, so that timing does not show that nothing is sent.
     pub fn withhold(&self, mail: Mail) {
         self.hand_over(mail, false);
     }
 
-    fn hand_over(&self, mail: Mail, is_sent: bool) {
+    fn hand_over(&self, mail: Mail, is_sent: bool) -> bool {
         let Ok(permit) = self.permits.clone().try_acquire_owned() else {
             self.transport.metrics.mails.inc(MailOutcome::Dropped);
             tracing::error!("a mail was dropped: too many mails are waiting to be sent");
-            return;
+            return false;
         };
         let (transport, work) = (self.transport.clone(), self.work.clone());
         self.work.spawn(async move {
@@ -149,6 +155,7 @@ impl Mailer {
             }
             drop(permit);
         });
+        true
     }
 }
 

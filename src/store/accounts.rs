@@ -3,7 +3,11 @@
 use chrono::{DateTime, Utc};
 use uuid::Uuid;
 
-use super::{StoreError, rows, sql::accounts as sql, tx::Tx};
+use super::{
+    StoreError, rows,
+    sql::{accounts as sql, approvals},
+    tx::Tx,
+};
 use crate::domain::{DeviceId, Email, Refusal, Timestamp, UserId};
 
 /// An active device.
@@ -61,7 +65,8 @@ pub(super) async fn email_and_start(tx: &mut Tx<'_>, user: UserId) -> Result<(Em
     Ok((rows::email(&email)?, rows::time(created_at)))
 }
 
-/// Gives the user a new address, and returns the old one. A refusal is a value, because the caller still commits.
+/// Gives the user a new address, and returns the old one. Denies the pending requests of new devices, because they were
+/// made with codes for the old address. A refusal is a value, because the caller still commits.
 ///
 /// # Errors
 /// [`StoreError::Conflict`] if a parallel transaction takes the address
@@ -69,6 +74,7 @@ pub(super) async fn set_address(
     tx: &mut Tx<'_>,
     user: UserId,
     new: &Email,
+    now: Timestamp,
 ) -> Result<Result<Email, Refusal>, StoreError> {
     let old = email_of(tx, user).await?;
     let owner: Option<(Uuid,)> = tx.query(sql::USER_BY_EMAIL).bind(new.as_str()).fetch_optional().await?;
@@ -81,6 +87,7 @@ pub(super) async fn set_address(
                 StoreError::Data(error) => StoreError::Conflict(error),
                 other => other,
             })?;
+            tx.query(approvals::DENY_DEVICES_OF).bind(user.0).bind(now.to_utc()).execute().await?;
         }
     }
     Ok(Ok(old))

@@ -11,7 +11,7 @@ use uuid::Uuid;
 use super::{
     DeviceRecord, NewSession, Store, StoreError, accounts,
     device_age::too_new_until,
-    locks, rows, sessions,
+    keys, locks, rows, sessions,
     signed_in::{self, NewDevice, SignedIn},
     sql::approvals as sql,
     tx::Tx,
@@ -24,6 +24,10 @@ use crate::domain::{
 };
 
 const DAY: Duration = Duration::from_hours(24);
+/// Time after which a request that was not mailed counts as forgotten, because its node has died or dropped the mail.
+const MAILED_WITHIN: Duration = Duration::from_mins(1);
+/// The least `retry_after` of a request that is one too many.
+const LEAST_RETRY: Duration = Duration::from_mins(1);
 
 /// What a new device asks for.
 #[derive(Clone, Debug)]
@@ -148,6 +152,16 @@ type ApprovalRow = (
     Option<String>,
 );
 
+impl Approval {
+    /// The device to revoke that the request names.
+    const fn replaces(&self) -> Option<DeviceId> {
+        match self.asks_for {
+            AsksFor::Device { replace, .. } => replace,
+            AsksFor::Address(_) => None,
+        }
+    }
+}
+
 /// The request with this id.
 async fn find(tx: &mut Tx<'_>, id: ApprovalId) -> Result<Option<Approval>, StoreError> {
     let row: Option<ApprovalRow> = tx.query(sql::APPROVAL).bind(id.0).fetch_optional().await?;
@@ -221,7 +235,7 @@ pub(super) async fn request(
     let next_decision = waiting.iter().map(|one| one.decides_at).min().filter(|_| waiting.len() >= MAX_PENDING);
     let next_of_day = today.get(MAX_PER_DAY - 1).map(|(oldest,)| rows::time(*oldest) + DAY);
     if let Some(at) = next_decision.into_iter().chain(next_of_day).max() {
-        return Ok(Err(Refusal::RateLimited { retry_after: at.since(now) }));
+        return Ok(Err(Refusal::RateLimited { retry_after: at.since(now).max(LEAST_RETRY) }));
     }
     let NewApproval { id, challenge, asks_for, device_name, client_network } = new;
     let kind = match asks_for {
@@ -286,7 +300,7 @@ async fn approve(
             Ok(signed_in.map(|signed_in| Approved::SignedIn(Box::new(signed_in))))
         }
         AsksFor::Address(email) => {
-            let old = accounts::set_address(tx, approval.user, email).await?;
+            let old = accounts::set_address(tx, approval.user, email, now).await?;
             Ok(old.map(|old| Approved::AddressChanged { old }))
         }
     }
@@ -304,7 +318,13 @@ async fn approve_device(
 ) -> Result<Result<SignedIn, Refusal>, StoreError> {
     let active: Vec<DeviceRecord> = accounts::active(tx, user).await?;
     let owns = |device: &DeviceId| active.iter().any(|known| known.id == *device);
-    if replace.is_some_and(|device| !owns(&device)) || existing_device.is_some_and(|device| !owns(&device)) {
+    if !existing_device.iter().chain(&replace).all(owns) || (replace.is_some() && replace == existing_device) {
+        return Ok(Err(Refusal::UnknownDevice));
+    }
+    // A device that has published since the request was made needs its proof, like any published device.
+    if let Some(device) = existing_device
+        && keys::identity(tx, device).await?.is_some()
+    {
         return Ok(Err(Refusal::UnknownDevice));
     }
     // The device that the request names may have been revoked since.
@@ -327,12 +347,12 @@ async fn decided(tx: &mut Tx<'_>, id: ApprovalId, state: &'static str, now: Time
 }
 
 impl Store {
-    /// Decides a request for the caller's user. A request that cannot be approved now, because of `device_limit`,
+    /// Decides a request for the caller's user. A young device may not revoke another one by that. A request that cannot be approved now, because of `device_limit`,
     /// `unknown_device` or `email_taken`, stays pending.
     ///
     /// # Errors
     /// `session_revoked`; `not_found` if the user has no such request or it was decided otherwise; `device_too_new` if
-    /// the device may not decide it; `device_limit`; `unknown_device`; `email_taken`
+    /// the device may not decide it or not revoke the device to replace; `device_limit`; `unknown_device`; `email_taken`
     pub async fn decide(
         &self,
         caller: &Caller,
@@ -351,6 +371,9 @@ impl Store {
             }
             let outcome = match (decision, approval.state.as_str()) {
                 (Decision::Approve { replace }, "pending") => {
+                    if let Some(replaced) = replace.or(approval.replaces()) {
+                        self.may_disturb(&mut tx, caller, replaced, now).await?;
+                    }
                     let approved = approve(&mut tx, id, &approval, replace, new, now).await??;
                     decided(&mut tx, id, "approved", now).await?;
                     Decided::Approved(approved)
@@ -405,39 +428,71 @@ impl Store {
         .await
     }
 
-    /// Up to 100 requests whose time has come, after the one given, in the order in which they are due.
+    /// Up to 100 requests whose time has come, after the one given, in the order in which they are due. Without those of
+    /// users who have too many devices.
     ///
     /// # Errors
     /// [`StoreError::Unavailable`]
     pub async fn due_approvals(
         &self,
         after: (Timestamp, ApprovalId),
+        max_devices: usize,
         now: Timestamp,
     ) -> Result<Vec<(Timestamp, ApprovalId)>, StoreError> {
         let mut tx = self.read().await?;
-        let due: Vec<(Uuid, DateTime<Utc>)> =
-            tx.query(sql::DUE).bind(now.to_utc()).bind(after.0.to_utc()).bind(after.1.0).fetch_all().await?;
+        let due: Vec<(Uuid, DateTime<Utc>)> = tx
+            .query(sql::DUE)
+            .bind(now.to_utc())
+            .bind(after.0.to_utc())
+            .bind(after.1.0)
+            .bind(i64::try_from(max_devices).unwrap_or(i64::MAX))
+            .fetch_all()
+            .await?;
         Ok(due.into_iter().map(|(id, at)| (rows::time(at), ApprovalId(id))).collect())
     }
 
-    /// Takes up to 100 pending requests about which no mail was sent for a day. Of several nodes, one gets each. Returns
-    /// the address to mail and the request.
+    /// Takes up to 100 pending requests about which no mail was sent for a day, or none at all. Of several nodes, one gets
+    /// each. Returns the address to mail, the request, and the devices that may decide it.
     ///
     /// # Errors
     /// [`StoreError::Unavailable`]
-    pub async fn take_reminders(&self, now: Timestamp) -> Result<Vec<(Email, PendingApproval)>, StoreError> {
+    pub async fn take_reminders(
+        &self,
+        now: Timestamp,
+    ) -> Result<Vec<(Email, PendingApproval, Vec<DeviceId>)>, StoreError> {
         self.retrying(|| async {
             let mut tx = self.begin().await?;
-            let due: Vec<(Uuid, Uuid)> =
-                tx.query(sql::TAKE_REMINDERS).bind(now.to_utc()).bind(now.before(DAY).to_utc()).fetch_all().await?;
+            let due: Vec<(Uuid, Uuid)> = tx
+                .query(sql::TAKE_REMINDERS)
+                .bind(now.to_utc())
+                .bind(now.before(DAY).to_utc())
+                .bind(now.before(MAILED_WITHIN).to_utc())
+                .fetch_all()
+                .await?;
             let mut reminders = Vec::with_capacity(due.len());
             for (id, user) in due {
                 let user = UserId(user);
                 let request = pending(&mut tx, user).await?.into_iter().find(|one| one.id == ApprovalId(id));
-                reminders.extend(Some(accounts::email_of(&mut tx, user).await?).zip(request));
+                if let Some(request) = request {
+                    let deciders = older_devices(&mut tx, user, request.created_at).await?;
+                    reminders.push((accounts::email_of(&mut tx, user).await?, request, deciders));
+                }
             }
             tx.commit().await?;
             Ok(reminders)
+        })
+        .await
+    }
+
+    /// Records when the last mail about a request was sent; `None` if it was dropped.
+    ///
+    /// # Errors
+    /// [`StoreError::Unavailable`]
+    pub async fn note_mailed(&self, id: ApprovalId, at: Option<Timestamp>) -> Result<(), StoreError> {
+        self.retrying(|| async {
+            let mut tx = self.begin().await?;
+            tx.query(sql::SET_MAILED).bind(id.0).bind(at.map(Timestamp::to_utc)).execute().await?;
+            tx.commit().await
         })
         .await
     }

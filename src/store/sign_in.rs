@@ -15,7 +15,7 @@ use super::{
 };
 use crate::domain::{
     ApprovalId, ChallengeId, DeviceId, Email, Refusal, Timestamp, UserId,
-    approval::PresentedRecoveryKey,
+    approval::{Lock, PresentedRecoveryKey},
     otp::{self, CodePurpose},
     signature::{self, device_proof_message},
 };
@@ -244,10 +244,15 @@ impl SignIn {
         if !self.existing_device.into_iter().chain(self.replace).all(owns) {
             return Ok(Err(Refusal::UnknownDevice.into()));
         }
-        let Some(is_proven) = self.check_proof(tx, &active).await? else {
+        let lock = account_lock::read(tx, user).await?;
+        let is_recovered = lock.as_ref().zip(self.recovery_key.as_ref()).map(|(lock, key)| key.opens(lock));
+        let Some(is_proven) = self.check_proof(tx, &active, is_recovered == Some(true)).await? else {
             return Ok(Err(Refusal::ProofRequired.into()));
         };
-        if !is_proven && let Some(outcome) = self.await_approval(tx, user).await? {
+        if is_recovered == Some(false) && !is_proven {
+            return Ok(Err(Refused::Counted(Refusal::InvalidCode)));
+        }
+        if !is_proven && let Some(outcome) = self.await_approval(tx, user, lock, is_recovered.is_some()).await? {
             return Ok(outcome);
         }
         if self.existing_device.is_none()
@@ -266,17 +271,25 @@ impl SignIn {
             self.now,
         )
         .await?;
-        Ok(Ok(SignInOutcome::SignedIn(SignedIn { user_is_new: known.is_none(), ..signed_in })))
+        Ok(Ok(SignInOutcome::SignedIn(SignedIn { user_is_new: user == self.new_user, ..signed_in })))
     }
 
-    /// Checks the proof of the device that signs in again or is replaced. Returns whether the device that signs in has
-    /// proved its identity; `None` if a proof is required and is missing or wrong.
-    async fn check_proof(&self, tx: &mut Tx<'_>, active: &[DeviceRecord]) -> Result<Option<bool>, StoreError> {
+    /// Checks the proof of the device that signs in again or is replaced. The recovery key stands in for the proof of a
+    /// device that is replaced: a person who has lost it cannot give its proof. Returns whether the device that signs in
+    /// has proved its identity; `None` if a proof is required and is missing or wrong.
+    async fn check_proof(
+        &self,
+        tx: &mut Tx<'_>,
+        active: &[DeviceRecord],
+        is_recovered: bool,
+    ) -> Result<Option<bool>, StoreError> {
         let recently = self.now.before(REPLACED_WITHOUT_PROOF);
         let was_connected = |device: DeviceId| {
             active.iter().any(|known| known.id == device && known.last_seen.is_some_and(|seen| seen > recently))
         };
-        let Some(device) = self.existing_device.or(self.replace.filter(|device| was_connected(*device))) else {
+        let Some(device) =
+            self.existing_device.or(self.replace.filter(|device| !is_recovered && was_connected(*device)))
+        else {
             return Ok(Some(false));
         };
         let Some(identity) = keys::identity(tx, device).await? else { return Ok(Some(false)) };
@@ -291,17 +304,14 @@ impl SignIn {
         &self,
         tx: &mut Tx<'_>,
         user: UserId,
+        lock: Option<Lock>,
+        is_recovered: bool,
     ) -> Result<Option<Result<SignInOutcome, Refused>>, StoreError> {
-        let earlier = approvals::of_challenge(tx, self.challenge, user).await?;
-        let lock = account_lock::read(tx, user).await?;
-        if let (Some(lock), Some(presented)) = (&lock, &self.recovery_key) {
-            if !presented.opens(lock) {
-                return Ok(Some(Err(Refused::Counted(Refusal::InvalidCode))));
-            }
+        if is_recovered {
             approvals::withdraw(tx, self.challenge, self.now).await?;
             return Ok(None);
         }
-        if let Some(approval) = earlier {
+        if let Some(approval) = approvals::of_challenge(tx, self.challenge, user).await? {
             return Ok(Some(Ok(SignInOutcome::Requested { user, approval })));
         }
         let Some(lock) = lock else { return Ok(None) };

@@ -55,7 +55,7 @@ async fn change_or_request(
     }
     let lock = account_lock::read(tx, caller.user).await?.filter(|_| email != *new);
     let Some(lock) = lock else {
-        return Ok(set_address(tx, caller.user, new).await?.map(|old| AddressChange::Changed { old }));
+        return Ok(set_address(tx, caller.user, new, now).await?.map(|old| AddressChange::Changed { old }));
     };
     let owner: Option<(Uuid,)> = tx.query(sql::USER_BY_EMAIL).bind(new.as_str()).fetch_optional().await?;
     if owner.is_some() {

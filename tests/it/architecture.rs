@@ -115,6 +115,25 @@ fn modules_below_the_edges_do_not_use_serde() {
     assert!(checked > 40, "only {checked} files were found: the test fails to read them");
 }
 
+/// Apps link the client library, so it brings no part of the server. Their devices' clocks may be wrong by months.
+#[test]
+fn the_client_library_uses_neither_the_server_nor_the_clock_of_the_device() {
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("crates/client");
+    let manifest = fs::read_to_string(folder.join("Cargo.toml")).unwrap();
+    let (_, dependencies) = manifest.split_once("[dependencies]").unwrap();
+    let names =
+        dependencies.lines().take_while(|line| !line.starts_with('[')).filter_map(|line| line.split(' ').next());
+    let ours: Vec<&str> = names.filter(|name| name.starts_with("sealwire") || name.starts_with("actix")).collect();
+    assert_eq!(ours, ["sealwire-protocol"]);
+    for entry in fs::read_dir(folder.join("src")).unwrap() {
+        let path = entry.unwrap().path();
+        let text = fs::read_to_string(&path).unwrap();
+        for clock in ["SystemTime", "Utc::now", "Local::now"] {
+            assert!(!text.contains(clock), "{} uses {clock}", path.display());
+        }
+    }
+}
+
 /// Returns the top-level modules that a file names as `crate::x` (or `sealwire::x`, in the binary), also inside `{…}`.
 fn imports(text: &str) -> Vec<String> {
     let mut found = Vec::new();

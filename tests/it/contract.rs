@@ -115,4 +115,16 @@ on_every_engine! {
         of_parallel_changes_to_one_address_one_succeeds
         the_sessions_of_a_user_are_listed_and_ended_as_pairs
         a_device_has_at_most_thirty_sessions_when_it_signs_in;
+    approvals:
+        three_requests_of_a_user_pend_and_ten_are_made_in_a_day
+        a_request_is_decided_once_and_the_same_decision_is_repeatable
+        of_parallel_decisions_of_a_request_one_holds
+        a_request_whose_time_has_come_waits_for_a_place_and_for_nothing_else
+        a_request_that_replaces_a_device_needs_no_other_place
+        a_request_is_announced_again_if_it_was_not_mailed_and_once_a_day
+        the_recovery_key_signs_in_at_once_and_stands_in_for_the_proof_of_a_replaced_device
+        a_new_address_needs_an_approval_and_ends_the_requests_of_new_devices
+        a_young_device_revokes_no_older_one_by_its_decision
+        a_device_that_has_published_since_its_request_is_not_approved_without_its_proof
+        a_decision_cannot_replace_the_device_that_it_signs_in;
 }

@@ -136,6 +136,32 @@ fn architecture_md_names_every_table_and_module() {
     }
 }
 
+#[test]
+fn the_rust_example_in_the_readme_is_part_of_one_that_is_run() {
+    let example = read("examples/first_message.rs");
+    let readme = read("README.md");
+    let quoted: Vec<&str> =
+        fences(&readme).into_iter().filter(|(name, _)| *name == "rust").map(|(_, body)| body).collect();
+    assert_eq!(quoted.len(), 1);
+    let lines = example.lines().map(|line| line.strip_prefix("    ").unwrap_or(line)).collect::<Vec<_>>().join("\n");
+    assert!(lines.contains(quoted[0].trim_end()), "{}", quoted[0]);
+}
+
+#[test]
+fn architecture_md_names_every_module_of_the_client_library() {
+    let document = read("docs/architecture.md");
+    let (_, section) = document.split_once("\n## Client library\n").unwrap();
+    let section = section.split("\n## ").next().unwrap();
+    for entry in fs::read_dir(root().join("crates/client/src")).unwrap() {
+        let name = entry.unwrap().file_name().into_string().unwrap();
+        let module = name.trim_end_matches(".rs");
+        assert!(
+            matches!(module, "lib" | "recipes.md") || section.contains(&format!("`{module}`")),
+            "the module {module} is missing"
+        );
+    }
+}
+
 /// If one of these background tasks ends, the server stops.
 #[tokio::test(flavor = "multi_thread")]
 async fn operations_md_lists_the_background_tasks_of_a_server() {
@@ -157,7 +183,10 @@ async fn operations_md_lists_the_background_tasks_of_a_server() {
 fn links_in_the_documents_are_not_broken() {
     let mut checked = 0;
     let documents = fs::read_dir(root().join("docs")).unwrap().map(|entry| entry.unwrap().path());
-    for path in documents.chain([root().join("README.md")]).filter(|path| path.extension().is_some_and(|e| e == "md")) {
+    for path in documents
+        .chain([root().join("README.md"), root().join("crates/client/README.md")])
+        .filter(|path| path.extension().is_some_and(|e| e == "md"))
+    {
         let text = fs::read_to_string(&path).unwrap();
         for link in text.split("](").skip(1).filter_map(|rest| rest.split(')').next()) {
             if link.contains("://") {

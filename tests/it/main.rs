@@ -15,6 +15,7 @@ mod blocks;
 mod browser;
 mod claims;
 mod cli;
+mod client;
 mod clocks;
 mod cluster;
 mod cluster_bus;

@@ -17,7 +17,7 @@ use tokio_rustls::{
 use crate::support::{ServerProcess, Services, eventually, http::call, services::script};
 
 /// Creates a self-signed certificate for 127.0.0.1, and its key.
-fn certificate(folder: &Path) -> (std::path::PathBuf, std::path::PathBuf) {
+pub fn certificate(folder: &Path) -> (std::path::PathBuf, std::path::PathBuf) {
     script(&["need", "openssl"]);
     let (certificate, key) = (folder.join("redis.crt"), folder.join("redis.key"));
     let made = Command::new("openssl")
@@ -31,8 +31,8 @@ fn certificate(folder: &Path) -> (std::path::PathBuf, std::path::PathBuf) {
     (certificate, key)
 }
 
-/// Terminates TLS in front of Redis, on the returned port.
-async fn terminate_tls(certificate: &Path, key: &Path, redis: String) -> u16 {
+/// Terminates TLS in front of a server at this address, on the returned port.
+pub async fn terminate_tls(certificate: &Path, key: &Path, server: String) -> u16 {
     let certificates = vec![CertificateDer::from_pem_file(certificate).unwrap()];
     let key = PrivateKeyDer::from_pem_file(key).unwrap();
     let config = ServerConfig::builder().with_no_client_auth().with_single_cert(certificates, key).unwrap();
@@ -41,12 +41,12 @@ async fn terminate_tls(certificate: &Path, key: &Path, redis: String) -> u16 {
     let port = listener.local_addr().unwrap().port();
     tokio::spawn(async move {
         while let Ok((stream, _)) = listener.accept().await {
-            let (acceptor, redis) = (acceptor.clone(), redis.clone());
+            let (acceptor, server) = (acceptor.clone(), server.clone());
             tokio::spawn(async move {
                 // A client that does not trust the certificate disconnects.
                 let Ok(mut client) = acceptor.accept(stream).await else { return };
-                let mut redis = TcpStream::connect(redis).await.unwrap();
-                let _ = copy_bidirectional(&mut client, &mut redis).await;
+                let mut server = TcpStream::connect(server).await.unwrap();
+                let _ = copy_bidirectional(&mut client, &mut server).await;
             });
         }
     });

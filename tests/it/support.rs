@@ -8,7 +8,6 @@ pub mod http;
 pub mod keys;
 pub mod mail_server;
 pub mod mailing;
-#[path = "../../examples/tour/packed.rs"]
 mod packed;
 pub mod problem;
 pub mod proxy;

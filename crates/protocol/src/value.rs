@@ -150,6 +150,12 @@ impl Text {
         (!text.contains('\0')).then(|| Self(text.to_owned()))
     }
 
+    /// The standard base64 of bytes, for fields that have base64 in a text.
+    #[must_use]
+    pub fn base64(bytes: &[u8]) -> Self {
+        Self(STANDARD.encode(bytes))
+    }
+
     /// Returns the text.
     #[must_use]
     pub fn as_str(&self) -> &str {

@@ -30,7 +30,7 @@ export class Fake {
   ops = {};
   /** Answers over HTTP, by "METHOD path": `(body, token) => [status, body, headers]`. */
   http = {};
-  /** `(token) => null` to accept an upgrade, `{error, close}` to refuse it as in a browser, or `{status}` to refuse it over HTTP. */
+  /** `(token) => null` to accept an upgrade, `{error, close}` to refuse it as in a browser, or `{status, headers, body}` to refuse it over HTTP. */
   upgrade = () => null;
 
   static async start() {
@@ -39,9 +39,15 @@ export class Fake {
     const wss = new WebSocketServer({ noServer: true, handleProtocols: (offered) => [...offered].find((name) => name.startsWith('sealwire.v1')) });
     fake.server.on('upgrade', (request, socket, head) => {
       fake.upgrades++;
-      const token = request.headers['sec-websocket-protocol'].split(/, */).find((name) => name.startsWith('sealwire.token.'))?.slice(15);
+      const offered = (request.headers['sec-websocket-protocol'] ?? '').split(/, */);
+      const token = request.headers.authorization?.slice(7) ?? offered.find((name) => name.startsWith('sealwire.token.'))?.slice(15);
       const refused = fake.upgrade(token);
-      if (refused?.status) return socket.end(`HTTP/1.1 ${refused.status} Refused\r\nContent-Length: 0\r\nConnection: close\r\n\r\n`);
+      if (refused?.status) {
+        const headers = Object.entries({ 'Content-Type': 'application/json', Connection: 'close', ...refused.headers });
+        const body = refused.body ? JSON.stringify({ error: refused.body }) : '';
+        const head = [`HTTP/1.1 ${refused.status} Refused`, `Content-Length: ${body.length}`, ...headers.map((header) => header.join(': '))];
+        return socket.end(`${head.join('\r\n')}\r\n\r\n${body}`);
+      }
       wss.handleUpgrade(request, socket, head, (ws) => fake.#accept(ws, token, refused));
     });
     await new Promise((resolve) => fake.server.listen(0, '127.0.0.1', resolve));

@@ -56,7 +56,9 @@ export class Server {
     });
     // A test that is killed does not leave its server behind.
     const child = this.process;
-    process.once('exit', () => child.kill('SIGKILL'));
+    const kill = () => child.kill('SIGKILL');
+    process.once('exit', kill);
+    child.once('exit', () => process.off('exit', kill));
     let log = '';
     await new Promise((resolve, reject) => {
       child.stderr.on('data', (chunk) => {

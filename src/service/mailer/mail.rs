@@ -15,7 +15,7 @@ use super::MailerError;
 use crate::{
     clock::{Clock, Entropy},
     domain::{
-        ApprovalKind, Email, PendingApproval,
+        ApprovalKind, Email, PendingApproval, Timestamp,
         otp::{CodePurpose, OtpCode},
     },
 };
@@ -60,16 +60,20 @@ impl Mail {
     }
 
     /// The notice that a request waits for an approval, with the name of the device if it has one.
-    pub fn approval_requested(to: Email, request: &PendingApproval) -> Self {
+    pub fn approval_requested(to: Email, request: &PendingApproval, now: Timestamp) -> Self {
         let what = match request.kind {
             ApprovalKind::Device => "A new device wants to sign in to your account",
             ApprovalKind::ChangeEmail => "Somebody wants to change the address of your account",
         };
         let named = name_line(request.device_name.as_deref());
+        let when = if request.decides_at > now {
+            format!("on {} (UTC)", request.decides_at.to_utc().format("%-d %B %Y at %H:%M"))
+        } else {
+            "as soon as your account has a place for another device".to_owned()
+        };
         let text = format!(
             "{what}, which is locked.\n{named}\nIt waits for one of your devices. If this was not you, deny it there,\n\
-             or it is approved on {} (UTC).\n",
-            request.decides_at.to_utc().format("%-d %B %Y at %H:%M")
+             or it is approved {when}.\n"
         );
         Self { to, subject: "A request waits for your approval", text }
     }

@@ -13,8 +13,8 @@ statements! {
     // Requests
 
     INSERT_APPROVAL = both("INSERT INTO approvals (id, user_id, kind, challenge_id, device_name, client_network, \
-        created_at, decides_at, mailed_at, existing_device, registration_id, replace_device_id, email) \
-        VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $7, $9, $10, $11, $12)");
+        created_at, decides_at, existing_device, registration_id, replace_device_id, email) \
+        VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12)");
     APPROVAL = both("SELECT user_id, state, device_name, created_at, decides_at, existing_device, \
         registration_id, replace_device_id, email FROM approvals WHERE id = $1");
     APPROVAL_OF_CHALLENGE =
@@ -22,10 +22,13 @@ statements! {
     /// The requests of a user that are pending, oldest first.
     PENDING_OF = both("SELECT id, kind, device_name, client_network, created_at, decides_at FROM approvals \
         WHERE user_id = $1 AND state = 'pending' ORDER BY created_at, id");
-    /// When each request of a user after $2 was made, newest first, and when it is decided.
+    /// When each request of a user after $2 was made, newest first.
     REQUESTED_SINCE = both("SELECT created_at FROM approvals WHERE user_id = $1 AND created_at > $2 \
         ORDER BY created_at DESC");
     SET_DECISION = both("UPDATE approvals SET state = $2, decided_at = $3 WHERE id = $1 AND state = 'pending'");
+    /// Denies the pending requests of new devices of a user.
+    DENY_DEVICES_OF = both("UPDATE approvals SET state = 'denied', decided_at = $2 \
+        WHERE user_id = $1 AND kind = 'device' AND state = 'pending'");
     DENY_OF_CHALLENGE = both("UPDATE approvals SET state = 'denied', decided_at = $2 \
         WHERE challenge_id = $1 AND state = 'pending'");
     /// The published devices of a user that are older than $2.
@@ -36,20 +39,27 @@ statements! {
         JOIN devices ON devices.id = device_id JOIN users ON users.id = sessions.user_id WHERE approval_id = $1 AND expires_at > $2 AND NOT revoked");
     SET_SESSION_APPROVAL = both("UPDATE sessions SET approval_id = $2 WHERE id = $1");
     /// Requests whose time has come, by the time $1 and on PostgreSQL by the clock of the database too, after the
-    /// request with time $2 and id $3.
+    /// request with time $2 and id $3. Without those that wait because their user has $4 other devices.
     DUE = per_dialect(
         "SELECT id, decides_at FROM approvals WHERE state = 'pending' AND decides_at <= $1 \
-        AND (decides_at, id) > ($2, $3) ORDER BY decides_at, id LIMIT 100",
+        AND (decides_at, id) > ($2, $3) AND (kind <> 'device' OR existing_device IS NOT NULL OR $4 > \
+        (SELECT COUNT(*) FROM devices WHERE devices.user_id = approvals.user_id AND NOT revoked \
+        AND devices.id IS NOT replace_device_id)) ORDER BY decides_at, id LIMIT 100",
         "SELECT id, decides_at FROM approvals WHERE state = 'pending' AND decides_at <= LEAST($1, NOW()) \
-        AND (decides_at, id) > ($2, $3) ORDER BY decides_at, id LIMIT 100");
+        AND (decides_at, id) > ($2, $3) AND (kind <> 'device' OR existing_device IS NOT NULL OR $4 > \
+        (SELECT COUNT(*) FROM devices WHERE devices.user_id = approvals.user_id AND NOT revoked \
+        AND devices.id IS DISTINCT FROM replace_device_id)) ORDER BY decides_at, id LIMIT 100");
     /// Whether the time of a request has come: see [`DUE`].
     IS_DUE = per_dialect(
         "SELECT 1 FROM approvals WHERE id = $2 AND state = 'pending' AND decides_at <= $1",
         "SELECT 1 FROM approvals WHERE id = $2 AND state = 'pending' AND decides_at <= LEAST($1, NOW())");
-    /// Marks up to 100 pending requests whose last mail is older than $2 as mailed at $1.
+    SET_MAILED = both("UPDATE approvals SET mailed_at = $2 WHERE id = $1");
+    /// Marks as mailed at $1 up to 100 pending requests whose last mail is older than $2, or that were made before $3 and
+    /// not mailed.
     TAKE_REMINDERS = per_dialect(
-        "UPDATE approvals SET mailed_at = $1 WHERE id IN (SELECT id FROM approvals \
-        WHERE state = 'pending' AND mailed_at <= $2 LIMIT 100) RETURNING id, user_id",
-        "UPDATE approvals SET mailed_at = $1 WHERE id IN (SELECT id FROM approvals \
-        WHERE state = 'pending' AND mailed_at <= $2 LIMIT 100 FOR UPDATE SKIP LOCKED) RETURNING id, user_id");
+        "UPDATE approvals SET mailed_at = $1 WHERE id IN (SELECT id FROM approvals WHERE state = 'pending' \
+        AND (mailed_at <= $2 OR (mailed_at IS NULL AND created_at <= $3)) LIMIT 100) RETURNING id, user_id",
+        "UPDATE approvals SET mailed_at = $1 WHERE id IN (SELECT id FROM approvals WHERE state = 'pending' \
+        AND (mailed_at <= $2 OR (mailed_at IS NULL AND created_at <= $3)) LIMIT 100 FOR UPDATE SKIP LOCKED) \
+        RETURNING id, user_id");
 }

@@ -1,6 +1,7 @@
 //! The cases of the store's contract. Each gets an empty store, and passes the time to each call.
 
 pub mod accounts;
+pub mod approvals;
 pub mod ended;
 pub mod keys;
 pub mod mail;

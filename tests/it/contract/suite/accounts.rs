@@ -237,7 +237,7 @@ pub async fn a_sweep_deletes_records_from_the_future_unless_the_clock_was_set_ba
     let minutes = |n: u64| start() + Duration::from_secs(60 * n);
     add_challenge(store, "now", start()).await;
     add_challenge(store, "soon", minutes(1)).await;
-    add_challenge(store, "next month", minutes(60 * 24 * 31)).await;
+    add_challenge(store, "later", minutes(60 * 24 * 31)).await;
     let set_back = Cutoff { now: start(), and_future: false };
     assert_eq!(store.sweep(set_back).await.unwrap(), 0);
     assert_eq!(store.sweep(start()).await.unwrap(), 1, "the clocks of nodes may differ by a minute");

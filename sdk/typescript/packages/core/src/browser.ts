@@ -59,14 +59,17 @@ export function indexedDbStorage(name = 'sealwire'): Storage {
         const [keys, values] = [entries.getAllKeys(range), entries.getAll(range)];
         return () => keys.result.map((key, i) => [key as string, values.result[i] as Value]);
       }),
-    write: (batch) =>
-      run('readwrite', (entries) => {
-        for (const [key, value] of batch) {
+    write: (batch) => {
+      // The database may still be opening, and the values change meanwhile.
+      const copy = structuredClone(batch);
+      return run('readwrite', (entries) => {
+        for (const [key, value] of copy) {
           if (value === undefined) entries.delete(key);
           else entries.put(value, key);
         }
         return () => undefined;
-      }),
+      });
+    },
     async close() {
       (await opened)?.close();
       opened = undefined;
@@ -235,7 +238,7 @@ function unpackError({ packed, ...fields }: Record<string, unknown>): Error {
   const kind = classes[packed as keyof typeof classes];
   if (!kind) return Object.assign(new Error(String(fields.message)), { name: packed });
   const error = new SealwireError(fields as unknown as ErrorFields);
-  error.name = kind.name;
+  error.name = packed as string;
   return Object.setPrototypeOf(error, kind.prototype as object) as Error;
 }
 

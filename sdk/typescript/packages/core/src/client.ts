@@ -199,7 +199,7 @@ export class SealwireClient {
    * @throws ServerError, or ConnectionError `timeout`
    */
   request<Op extends keyof Ops>(op: Op, ...rest: RequestArguments<Op>): Promise<Ops[Op]['result']>;
-  request(op: string, params?: object, options?: RequestOptions): Promise<unknown>;
+  request<Op extends string>(op: Op extends keyof Ops ? never : Op, params?: object, options?: RequestOptions): Promise<unknown>;
   request(op: string, params?: object, options: RequestOptions = {}): Promise<unknown> {
     return this.#call('calls', 'request', [op, params, options.timeoutMs], options.signal);
   }

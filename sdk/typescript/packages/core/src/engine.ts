@@ -62,6 +62,8 @@ const REFUSALS: Record<number, Reason> = { 4500: 'logged_out', 4501: 'expired', 
 /** Closes after which the client does not connect by itself. */
 const ENDS: Record<number, Reason> = { 4503: 'displaced', 4504: 'protocol_error', 4505: 'frame_too_large' };
 const HOUR = 3_600_000;
+/** A connection that another client had begun before may displace this one within this time. */
+const STALE_MS = 5000;
 
 export class Engine {
   readonly store: Store;
@@ -79,6 +81,9 @@ export class Engine {
   #failures = 0;
   #timer: ReturnType<typeof setTimeout> | undefined;
   #hourly: ReturnType<typeof setInterval> | undefined;
+  #welcomedAt = 0;
+  /** When it was displaced soon after a welcome, and tried again. */
+  #displacedAt = 0;
   /** No try before this local time. */
   #notBefore = 0;
   #drainMs: number | null = null;
@@ -411,6 +416,7 @@ export class Engine {
     this.#expiresAt = Date.parse(welcome.expires_at);
     this.#failures = 0;
     this.#notBefore = 0;
+    this.#welcomedAt = Date.now();
     this.keys.published = false;
     this.#setState('connected');
     this.keys.connected(welcome);
@@ -429,6 +435,13 @@ export class Engine {
     const refused = this.#refused;
     const refusal = REFUSALS[code] ?? (code === 4507 ? (refused?.details?.reason ?? 'unknown') : null);
     if (refusal) return this.#tokenRefused(token, refusal);
+    // Soon after a welcome, it may be a connection that a closed tab or a killed process had begun, and that nobody has any more.
+    // Trying once cannot go on for ever between two clients that are alive.
+    const now = Date.now();
+    if (code === 4503 && now - this.#welcomedAt < STALE_MS && now - this.#displacedAt > 60_000) {
+      this.#displacedAt = now;
+      return this.#retry();
+    }
     if (code >= 4500 && code < 5000) return this.#setState('ended', ENDS[code] ?? `closed_${code}`);
     if (code === 4000 && this.#drainMs !== null) return this.#wait(this.#drainMs);
     if (refused) return this.#retry(refused.retry_after_ms, refused);

@@ -273,27 +273,18 @@ export class Outbox {
 
     // Which devices have to be claimed? The claim is stored before it is sent.
     const claim = await store.transaction(async (tx) => {
-      const devices = await this.#devices(tx, item.to);
-      if (extra.length > 0) {
-        for (const id of extra) await crypto.dropSessions(tx, id);
-        const gone = new Set(extra);
-        if (devices) {
-          this.#setDevices(tx, item.to, {
-            known: devices.known.filter((id) => !gone.has(id)),
-            skip: devices.skip.filter((id) => !gone.has(id)),
-          });
-        }
-        if (item.sealed) item.sealed = item.sealed.filter(({ deviceId }) => !gone.has(deviceId));
-      }
       if (item.claim) return item.claim;
-      const wanted = new Set([...(devices?.known ?? []), ...missing].filter((id) => !extra.includes(id)));
+      const devices = await this.#devices(tx, item.to);
       const deviceIds: string[] = [];
-      for (const id of wanted) if (!(await crypto.hasSession(tx, address(id)))) deviceIds.push(id);
+      for (const id of new Set([...(devices?.known ?? []), ...missing])) {
+        if (!extra.includes(id) && !(await crypto.hasSession(tx, address(id)))) deviceIds.push(id);
+      }
       if (devices && deviceIds.length === 0) return undefined;
       const claim = { id: uuid(), ...(devices && { deviceIds }) };
       save(tx, { ...item, claim });
-      return (item.claim = claim);
+      return claim;
     });
+    if (claim) item.claim = claim;
 
     const features = this.#engine.welcome?.features ?? [];
     const reply =
@@ -308,36 +299,35 @@ export class Outbox {
 
     const untrusted: { device: Address; message: string }[] = [];
     const changed = await store.transaction(async (tx) => {
-      const { known, skip } = (await this.#devices(tx, item.to)) ?? { known: [], skip: [] };
-      const use = new Set(known);
+      const { known = [], skip = [] } = (await this.#devices(tx, item.to)) ?? {};
       const cannot = new Set(skip);
-      const usable = (id: string) => (cannot.delete(id), use.add(id));
-      const unusable = (id: string) => (use.delete(id), cannot.add(id));
+      const use = new Set([...known, ...missing.filter((id) => !cannot.has(id))]);
+      for (const id of extra) {
+        use.delete(id);
+        cannot.delete(id);
+        await crypto.dropSessions(tx, id);
+      }
       for (const bundle of reply?.bundles ?? []) {
         const device = address(bundle.device_id);
-        if (await crypto.hasSession(tx, device)) {
-          // Its first message came meanwhile.
-          usable(device.deviceId);
-          continue;
-        }
         try {
-          await tx.attempt((inner) => crypto.openSession(inner, self, device, bundle));
-          usable(device.deviceId);
+          // It may be that the first message of the device came meanwhile.
+          if (!(await crypto.hasSession(tx, device))) await tx.attempt((inner) => crypto.openSession(inner, self, device, bundle));
+          use.add(device.deviceId);
+          cannot.delete(device.deviceId);
         } catch (error) {
           if (!(error instanceof CryptoError)) throw error;
           untrusted.push({ device, message: error.message });
-          unusable(device.deviceId);
+          use.delete(device.deviceId);
+          cannot.add(device.deviceId);
         }
       }
       for (const { device_id: id, reason } of reply?.unavailable ?? []) {
         use.delete(id);
         if (reason === 'other_suite') cannot.add(id);
       }
-      for (const id of missing) if (!cannot.has(id) && (await crypto.hasSession(tx, address(id)))) use.add(id);
       if (item.to === self.userId) use.delete(self.deviceId);
-      this.#setDevices(tx, item.to, { known: [...use], skip: [...cannot] });
 
-      const sealed = [...(item.sealed ?? [])];
+      const sealed = (item.sealed ?? []).filter(({ deviceId }) => !extra.includes(deviceId));
       const named = new Set(sealed.map(({ deviceId }) => deviceId));
       const { padding } = this.#engine.options;
       const plaintext = padding > 0 ? pad(item.body, padding) : item.body;
@@ -346,6 +336,7 @@ export class Outbox {
         if (named.has(deviceId) || !(await crypto.hasSession(tx, address(deviceId)))) continue;
         sealed.push({ deviceId, ...(await crypto.encrypt(tx, self, address(deviceId), plaintext)) });
       }
+      this.#setDevices(tx, item.to, { known: [...use], skip: [...cannot] });
       const { claim: _, ...rest } = item;
       const changed: Item = { ...rest, sealed, skip: [...cannot].slice(-100) };
       save(tx, changed);

@@ -70,15 +70,20 @@ export const numbered = (prefix: string, n: number): string => prefix + String(n
 
 /** Runs transactions on a storage, one after the other. */
 export class Store {
-  readonly #storage: Storage;
-  /** The same, with failures as `StorageError`. */
-  readonly #source: Pick<Storage, 'get' | 'list'>;
+  /** The storage, with failures as `StorageError`. */
+  readonly #storage: Pick<Storage, 'get' | 'list' | 'write'>;
   #last: Promise<unknown> = Promise.resolve();
   #closed = false;
 
   constructor(storage: Storage) {
-    this.#storage = storage;
-    this.#source = { get: (key) => guard(() => storage.get(key)), list: (prefix) => guard(() => storage.list(prefix)) };
+    const guarded = (name: 'get' | 'list' | 'write') => async (argument: never) => {
+      try {
+        return (await storage[name](argument)) as never;
+      } catch (error) {
+        throw new StorageError(error);
+      }
+    };
+    this.#storage = { get: guarded('get'), list: guarded('list'), write: guarded('write') };
   }
 
   /**
@@ -88,9 +93,9 @@ export class Store {
   transaction<T>(work: (tx: Transaction) => Promise<T> | T): Promise<T> {
     const run = this.#last.then(async () => {
       if (this.#closed) throw new StateError('ended', 'the client is closed');
-      const tx = new Transaction(this.#source);
+      const tx = new Transaction(this.#storage);
       const result = await work(tx);
-      if (tx.changes.size > 0) await guard(() => this.#storage.write(tx.changes));
+      if (tx.changes.size > 0) await this.#storage.write(tx.changes);
       return result;
     });
     this.#last = run.catch(() => {});
@@ -106,14 +111,6 @@ export class Store {
   async close(): Promise<void> {
     this.#closed = true;
     await this.#last;
-  }
-}
-
-async function guard<T>(work: () => Promise<T>): Promise<T> {
-  try {
-    return await work();
-  } catch (error) {
-    throw new StorageError(error);
   }
 }
 

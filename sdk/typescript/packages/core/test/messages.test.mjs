@@ -189,7 +189,7 @@ test('recipients do not wait for each other', async () => {
 
 test('a signal stops a message that was not sent, and no other', async () => {
   devices(PHONE);
-  fake.sockets.at(-1).close(4503);
+  fake.sockets.at(-1).close(4504);
   await until(() => client.state === 'ended');
   const controller = new AbortController();
   const one = client.send(BOB, 'one', { signal: controller.signal });
@@ -208,7 +208,7 @@ test('an ephemeral message is not stored, and needs a connection', async () => {
   await client.send(BOB, 'typing', { ephemeral: true });
   assert.equal(fake.of('messages.send')[0].ephemeral, true);
   assert.deepEqual(await storage.list('outbox/'), []);
-  fake.sockets.at(-1).close(4503);
+  fake.sockets.at(-1).close(4504);
   await until(() => client.state === 'ended');
   await assert.rejects(client.send(BOB, 'typing', { ephemeral: true }), { code: 'offline', retryable: true });
 });

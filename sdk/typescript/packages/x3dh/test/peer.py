@@ -10,7 +10,6 @@ import uuid
 from base64 import b64decode, b64encode
 
 import x3dh
-import xeddsa
 from doubleratchet import DoubleRatchet, EncryptedMessage, Header
 from doubleratchet.recommended import HashFunction, aead_aes_hmac, diffie_hellman_ratchet_curve25519, kdf_hkdf, kdf_separate_hmacs
 from x3dh.types import IdentityKeyFormat
@@ -173,5 +172,5 @@ async def main() -> None:
             print(json.dumps({"error": repr(error)}), flush=True)
 
 
-assert xeddsa
-asyncio.run(main())
+if __name__ == "__main__":
+    asyncio.run(main())

@@ -1,0 +1,82 @@
+// Pages in headless Chromium: a server for them, the SDK bundled, and the browser.
+
+import { build } from 'esbuild';
+import { existsSync } from 'node:fs';
+import { mkdtemp, rm } from 'node:fs/promises';
+import { createServer } from 'node:http';
+import { tmpdir } from 'node:os';
+import { join } from 'node:path';
+import { fileURLToPath } from 'node:url';
+import { chromium } from 'playwright-core';
+
+export const executablePath =
+  process.env.CHROMIUM ?? ['/usr/bin/chromium', '/usr/bin/chromium-headless-shell', '/usr/bin/google-chrome'].find((path) => existsSync(path));
+export const skipBrowser = executablePath ? false : 'no Chromium: install it, or name it in CHROMIUM';
+
+/** Serves one page with the script `entry` of this folder, bundled. */
+export class Pages {
+  static async start(entry) {
+    const pages = new Pages();
+    const { outputFiles } = await build({
+      entryPoints: [fileURLToPath(new URL(entry, import.meta.url))],
+      bundle: true,
+      format: 'esm',
+      target: 'es2022',
+      write: false,
+      sourcemap: 'inline',
+    });
+    const script = outputFiles[0].text;
+    pages.server = createServer((request, response) => {
+      if (request.url.startsWith('/app.js')) {
+        response.writeHead(200, { 'content-type': 'text/javascript' }).end(script);
+      } else {
+        response.writeHead(200, { 'content-type': 'text/html' }).end('<!doctype html><title>test</title><script type="module" src="/app.js"></script>');
+      }
+    });
+    await new Promise((resolve) => pages.server.listen(0, '127.0.0.1', resolve));
+    pages.origin = `http://127.0.0.1:${pages.server.address().port}`;
+    return pages;
+  }
+
+  stop() {
+    this.server.closeAllConnections();
+    return new Promise((resolve) => this.server.close(resolve));
+  }
+}
+
+/** Chromium with an empty profile, in which IndexedDB is kept on disk. */
+export async function openBrowser() {
+  const profile = await mkdtemp(join(tmpdir(), 'sealwire-chromium-'));
+  const context = await chromium.launchPersistentContext(profile, {
+    executablePath,
+    headless: true,
+    args: ['--no-sandbox', '--disable-gpu', '--disable-quic', '--no-first-run', '--disable-background-networking', '--disable-component-update', '--disable-sync'],
+  });
+  return {
+    context,
+    async close() {
+      await context.close();
+      await rm(profile, { recursive: true, force: true });
+    },
+  };
+}
+
+/** The seed of a test: from SEED, or the time. Printed, so that a failure can be repeated. */
+export function newSeed() {
+  const seed = Number(process.env.SEED ?? Date.now() % 1_000_000);
+  console.log(`SEED=${seed}`);
+  return seed;
+}
+
+export async function until(condition, what = String(condition), ms = 60_000) {
+  let last;
+  for (const deadline = Date.now() + ms; Date.now() < deadline; await new Promise((resolve) => setTimeout(resolve, 50))) {
+    try {
+      if (await condition()) return;
+      last = undefined;
+    } catch (error) {
+      last = error;
+    }
+  }
+  throw new Error(`did not come true in ${ms} ms: ${what}`, { cause: last });
+}

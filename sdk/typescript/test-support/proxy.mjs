@@ -1,0 +1,68 @@
+// A TCP proxy that is a bad network: it delays, is slow, cuts connections, or lets them stand half-open.
+
+import { connect, createServer } from 'node:net';
+
+export class Proxy {
+  /** `pass`, `delay` (by `ms`), `slow` (2 KB at a time, every `ms`), `hang` (half-open: nothing arrives, nothing is closed), `refuse`. */
+  mode = 'pass';
+  ms = 0;
+  #pairs = new Set();
+
+  static async start(port) {
+    const proxy = new Proxy();
+    proxy.server = createServer((client) => {
+      if (proxy.mode === 'refuse') return client.resetAndDestroy();
+      const server = connect(port, '127.0.0.1');
+      const pair = { client, server };
+      proxy.#pairs.add(pair);
+      proxy.#pump(pair, client, server);
+      proxy.#pump(pair, server, client);
+      const end = () => {
+        // In a half-open connection nobody learns that the other is gone.
+        if (pair.hangs) return;
+        client.destroy();
+        server.destroy();
+        proxy.#pairs.delete(pair);
+      };
+      for (const socket of [client, server]) socket.on('close', end).on('error', () => {});
+    });
+    await new Promise((resolve) => proxy.server.listen(0, '127.0.0.1', resolve));
+    proxy.url = `http://127.0.0.1:${proxy.server.address().port}`;
+    return proxy;
+  }
+
+  #pump(pair, from, to) {
+    let last = Promise.resolve();
+    from.on('data', (chunk) => {
+      // What is lost does not come later: the connection stays dead.
+      if (this.mode === 'hang') pair.hangs = true;
+      if (pair.hangs) return;
+      const { mode, ms } = this;
+      last = last.then(async () => {
+        if (mode === 'delay') await pause(ms);
+        if (mode !== 'slow') return to.write(chunk);
+        for (let at = 0; at < chunk.length; at += 2048) {
+          await pause(ms);
+          to.write(chunk.subarray(at, at + 2048));
+        }
+      });
+    });
+  }
+
+  /** Cuts all connections. */
+  cut() {
+    for (const { client, server } of this.#pairs) {
+      client.resetAndDestroy();
+      server.destroy();
+    }
+    this.#pairs.clear();
+  }
+
+  stop() {
+    this.mode = 'refuse';
+    this.cut();
+    return new Promise((resolve) => this.server.close(resolve));
+  }
+}
+
+const pause = (ms) => new Promise((resolve) => setTimeout(resolve, ms));
