@@ -1,6 +1,7 @@
 // Bad networks and the life of a device, over a real server.
 
 import assert from 'node:assert/strict';
+import { createHash, randomBytes } from 'node:crypto';
 import { cpSync } from 'node:fs';
 import { mkdtemp, rm } from 'node:fs/promises';
 import { tmpdir } from 'node:os';
@@ -65,6 +66,9 @@ test('cut, half-open, delayed and slow connections', { skip }, async () => {
   let done = false;
   const writing = Promise.all([write(alice, bob.account.userId, 'a'), write(bob, alice.account.userId, 'b')]).finally(() => (done = true));
   const seen = new Set();
+  // Each connection is cut at least once; the rest is chance.
+  for (const proxy of proxies) proxy.cut();
+  await until(() => alice.states.includes('waiting') && bob.states.includes('waiting'));
   while (!done) {
     for (const proxy of proxies) {
       const choice = random();
@@ -89,7 +93,6 @@ test('cut, half-open, delayed and slow connections', { skip }, async () => {
   assert.deepEqual(numbers(bob), Array.from({ length: COUNT }, (_, i) => `a ${i}`));
   assert.deepEqual(numbers(alice), Array.from({ length: COUNT }, (_, i) => `b ${i}`));
   assert.deepEqual([...alice.problems, ...bob.problems], []);
-  assert(alice.states.includes('waiting') && bob.states.includes('waiting'));
   await Promise.all([alice.close(), bob.close()]);
   console.log([...seen].join(' '));
 });
@@ -129,6 +132,46 @@ test('a device that is revoked deletes its data, and the other one forgets it', 
   assert.equal((await alice.send(bob, 'three')).stored, 2);
   await until(() => laptop.inbox.includes('three') && phone.inbox.length === 3);
   assert.deepEqual([...alice.problems, ...phone.problems], []);
+});
+
+test('signing in again proves the device, and keeps its keys and messages', { skip }, async () => {
+  const [alice, erin] = [open(), open()];
+  await server.signIn(alice, 'alice@again.example');
+  await server.signIn(erin, 'erin@again.example');
+  const { userId, deviceId } = erin.account;
+  await alice.send(userId, 'one');
+  await until(() => erin.inbox.length === 1);
+  await erin.logout();
+  await alice.send(userId, 'two');
+  await server.signIn(erin, 'erin@again.example');
+  assert.equal(erin.account.deviceId, deviceId);
+  await until(() => erin.inbox.length === 2);
+  await erin.send(alice.account.userId, 'still me');
+  await until(() => alice.inbox.length === 1);
+  assert.deepEqual([...alice.problems, ...erin.problems], []);
+});
+
+test('under a lock another device approves or refuses a new one', { skip }, async () => {
+  const phone = open();
+  await server.signIn(phone, 'frank@lock.example', { deviceName: 'phone' });
+  const recovery_key_hash = createHash('sha256').update(randomBytes(32)).digest('base64');
+  await phone.request('account.lock', { recovery_key_hash });
+  for (const approve of [true, false]) {
+    const laptop = open();
+    const requested = phone.once('devices.requested');
+    const { account, approval } = await server.signIn(laptop, 'frank@lock.example', { deviceName: 'laptop' });
+    assert.equal(account, undefined);
+    assert.match(approval.number, /^\d\d$/);
+    const { request_id, device_name } = await requested;
+    assert.equal(device_name, 'laptop');
+    await phone.request('devices.decide', { request_id, approve, ...(approve && { number: approval.number }) });
+    if (approve) {
+      assert.equal((await laptop.signIn.approval()).userId, phone.account.userId);
+      assert.equal(laptop.state, 'connected');
+    } else {
+      await assert.rejects(laptop.signIn.approval(), { name: 'ServerError', code: 'denied' });
+    }
+  }
 });
 
 test('two clients with copies of one storage do not displace each other for ever', { skip }, async () => {

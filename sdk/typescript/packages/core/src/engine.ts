@@ -421,7 +421,7 @@ export class Engine {
     this.#setState('connected');
     this.keys.connected(welcome);
     this.outbox.connected();
-    const renew = () => this.#renew().catch((error) => this.report(error, 'renew'));
+    const renew = () => Promise.all([this.#renew(), this.outbox.prune()]).catch((error) => this.report(error, 'renew'));
     // The upgrade has ended the sessions of the other tokens.
     void this.#setTokens(this.#account!.tokens.filter((other) => other.token === token)).then(renew, (error) => this.#failed(error));
     this.#hourly = setInterval(() => {

@@ -70,6 +70,12 @@ export class Outbox {
   async load(): Promise<void> {
     await this.#engine.store.transaction(async (tx) => {
       for (const [, value] of await tx.list(PREFIX)) this.#enqueue(value as unknown as Item);
+    });
+  }
+
+  /** Forgets what was done more than a day ago. */
+  prune(): Promise<void> {
+    return this.#engine.store.transaction(async (tx) => {
       for (const [name, value] of await tx.list(DONE)) {
         if (this.#engine.now() - (value as { at: number }).at > REMEMBERED_MS) tx.delete(name);
       }
@@ -107,9 +113,12 @@ export class Outbox {
     });
     // If nobody waits any more, `failed` still reports the failure.
     sent.catch(() => {});
-    signal?.addEventListener('abort', () => this.#abort(item.id), { once: true });
     if (!known) void this.#add(item);
-    return within(sent, signal);
+    return within(sent, signal).catch((error) => {
+      // Drops the message if nothing of it was sent.
+      if (signal?.aborted && !this.#find(item.id)?.sealed) this.#dropped.add(item.id);
+      throw error;
+    });
   }
 
   /** Stores a message and begins to send it, unless it was sent before. */
@@ -155,11 +164,6 @@ export class Outbox {
     const rest = (this.#queues.get(item.to) ?? []).filter((other) => other !== item);
     if (rest.length > 0) this.#queues.set(item.to, rest);
     else this.#queues.delete(item.to);
-  }
-
-  #abort(id: string): void {
-    const item = this.#find(id);
-    if (item && !item.sealed) this.#dropped.add(id);
   }
 
   /** Sends the queue of a recipient, unless that goes on already. */

@@ -864,7 +864,7 @@ export interface Ops {
     result: EmptyReply;
     error: 'bad_request' | 'invalid_code' | 'rate_limited' | 'too_many_in_flight' | 'session_revoked' | 'device_too_new' | 'unavailable' | 'internal';
   };
-  /** Ends that. */
+  /** Unlocks the account. */
   'account.unlock': {
     params: UnlockAccountRequest;
     result: EmptyReply;

@@ -38,15 +38,12 @@ function crashing(inner, n, stored, crashed) {
         }
         await inner.write(batch);
       }),
-    count: () => count,
   };
 }
 
 /** A person whose client is started again whenever it crashes. */
 class Person {
   seen = [];
-  /** What the handlers got, which may be more often than once. */
-  handled = 0;
 
   constructor(name, crashAt, stored) {
     this.email = `${name}@crash.example`;
@@ -73,9 +70,9 @@ class Person {
     });
     this.client = client;
     client.on('error', ({ error, during }) => (this.failure ??= `${during}: ${error.stack}`));
+    client.on('failed', ({ error }) => (this.failure ??= `failed: ${error.message}`));
     client.on('undecryptable', (report) => (this.failure ??= `undecryptable: ${report.message}`));
     client.on('message', (m) => {
-      this.handled++;
       // The number of the message, so that the order can be checked.
       m.write(`${String(m.seq).padStart(9, '0')}`, m.text);
     });
@@ -129,7 +126,7 @@ async function conversation(crashAt, who, stored) {
   await write(alice, ids.bob, '0000000a');
   const complete = async () => (await alice.texts()).length >= MESSAGES && (await bob.texts()).length >= MESSAGES;
   await until(async () => alice.failure || bob.failure || (await complete()), `crash of ${who} at write ${crashAt}, ${stored ? 'after' : 'before'} it`);
-  await new Promise((resolve) => setTimeout(resolve, 30));
+  await until(async () => (await Promise.all([alice, bob].map((person) => person.client.pending()))).flat().length === 0);
   assert.equal(alice.failure, undefined);
   assert.equal(bob.failure, undefined);
   assert.deepEqual(await bob.texts(), expected('0000000a'));
@@ -139,9 +136,11 @@ async function conversation(crashAt, who, stored) {
     const { one_time } = await person.client.request('keys.status');
     assert(one_time >= 99, `${one_time} keys are left`);
   }
-  const writes = people[who].storage.count();
-  for (const person of [alice, bob]) await person.client.close().catch(() => {});
-  return { writes, crashed: people[who].crashed === true };
+  for (const person of [alice, bob]) {
+    await until(async () => (await person.memory.list('inbox/')).length === 0 && (await person.memory.list('outbox/')).length === 0);
+    await person.client.close().catch(() => {});
+  }
+  return { crashed: people[who].crashed === true };
 }
 
 for (const who of ['alice', 'bob']) {
