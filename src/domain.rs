@@ -21,6 +21,7 @@ pub mod signal;
 pub mod signature;
 pub mod token;
 pub mod token_bucket;
+pub mod work;
 
 pub use access::{AccessKey, AccessSettings, Admission};
 pub use approval::{ApprovalKind, PendingApproval};

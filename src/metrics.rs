@@ -19,8 +19,8 @@ pub use kinds::{
     BatchSize, BucketBounds, Counter, Counters, Gauge, Gauges, Histogram, Histograms, LabelValue, Seconds,
 };
 pub use labels::{
-    AccessDenied, Batch, BusTraffic, ClaimOutcome, Close, Direction, Limit, MailOutcome, PoolState, Repair,
-    RequestedOp, ResponseCode, Route, Version,
+    AccessDenied, Batch, BusTraffic, ClaimOutcome, Close, Direction, Limit, MailOutcome, PoolState, ProofOutcome,
+    Repair, RequestedOp, ResponseCode, Route, Version,
 };
 pub use latency::LatencyCounts;
 
@@ -92,6 +92,7 @@ metrics! {
 
     sign_ins: Counter = "sealwire_sign_ins_total" [] "Sessions opened with a code";
     codes_mailed: Counter = "sealwire_codes_mailed_total" [] "Codes handed to the mailer";
+    proofs: Counters<ProofOutcome> = "sealwire_proofs_total" ["outcome"] "Proofs of work offered to clients beyond a limit, and accepted from them";
     mails: Counters<MailOutcome> = "sealwire_mails_total" ["outcome"] "Mails, by outcome";
     claims: Counters<ClaimOutcome> = "sealwire_claims_total" ["outcome"] "Bundles returned by claims, by outcome for the one-time key; a repeated claim counts again";
 

@@ -26,7 +26,7 @@ use uuid::Uuid;
 
 pub use crate::bus::BusState;
 pub use approvals::{PolledApproval, RequestedApproval, Verdict, look_at_approvals_forever};
-pub use auth::{Challenge, Confirmation, OpenedConnection, SignInAnswer, SignInRequest};
+pub use auth::{Challenge, Confirmation, OpenedConnection, RequestedCode, SignInAnswer, SignInRequest};
 pub use clock_check::check_clock_forever;
 pub use heartbeat::beat_forever;
 pub use mailer::{Mailer, MailerError, check as check_mailer};
@@ -69,6 +69,10 @@ const OPERATIONS_PER_USER: usize = 4;
 
 /// Maximum number of claims that wait for locked keys at once. Each holds a database connection while it waits.
 const BLOCKING_CLAIMS: usize = 4;
+
+/// Maximum number of requests for codes and attempts to redeem one that read the database at once although their network
+/// has reached its limit. The others are offered the hardest proof, for which nothing has to be read.
+const OVER_LIMIT_READS: usize = 4;
 
 /// The settings that the use cases need.
 #[derive(Clone, Debug)]
@@ -132,6 +136,7 @@ pub struct Service {
     blocking_claims: Claims,
     /// Bounds their number.
     blocking_permits: Semaphore,
+    over_limit_permits: Semaphore,
     /// The operations that do not run in batches.
     operations: UserQueues,
     /// The publishes whose signatures are being verified: one of each user.
@@ -270,6 +275,7 @@ impl Service {
             claims,
             blocking_claims,
             blocking_permits: Semaphore::new(BLOCKING_CLAIMS),
+            over_limit_permits: Semaphore::new(OVER_LIMIT_READS),
             operations,
             verifications,
             verification_permits,

@@ -13,6 +13,9 @@ pub struct UsageLimits {
     pub otp_per_email_network_hour: usize,
     /// Codes per hour requested from one client network.
     pub otp_per_network_hour: usize,
+    /// Leading zero bits of the proof of work that every request for a code needs, except from known networks and with a
+    /// valid token.
+    pub signup_proof_bits: u8,
     /// Attempts per minute to redeem a code from one client network.
     pub verify_per_network_minute: usize,
     /// Addresses per hour looked up by one user.

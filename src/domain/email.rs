@@ -44,6 +44,16 @@ impl Email {
     pub fn as_str(&self) -> &str {
         &self.0
     }
+
+    /// The address by which limits count: without the tag that begins at the first plus of the local part, because many
+    /// providers deliver `user+tag@` to `user@`.
+    #[must_use]
+    pub fn without_tag(&self) -> String {
+        match self.0.split_once('@') {
+            Some((local, domain)) => format!("{}@{domain}", local.split('+').next().unwrap_or_default()),
+            None => self.0.clone(),
+        }
+    }
 }
 
 /// RFC 5322 `atext`.
@@ -72,6 +82,18 @@ mod tests {
             (" User+Tag@Example.ORG ", "user+tag@example.org"),
         ] {
             assert_eq!(Email::parse(typed).unwrap().as_str(), stored);
+        }
+    }
+
+    #[test]
+    fn a_tag_begins_at_the_first_plus() {
+        for (address, untagged) in [
+            ("user@example.org", "user@example.org"),
+            ("user+tag@example.org", "user@example.org"),
+            ("a.b+one+two@example.org", "a.b@example.org"),
+            ("+tag@example.org", "@example.org"),
+        ] {
+            assert_eq!(Email::parse(address).unwrap().without_tag(), untagged);
         }
     }
 

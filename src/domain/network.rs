@@ -15,6 +15,25 @@ pub enum ClientNetwork {
     V6([u8; 6]),
 }
 
+/// A network by which limits count.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct CountedNetwork {
+    prefix: [u8; 6],
+    bits: u8,
+}
+
+impl CountedNetwork {
+    /// The bytes of the prefix, and its length in bits.
+    #[must_use]
+    pub fn parts(&self) -> (&[u8], u8) {
+        (&self.prefix[..usize::from(self.bits / 8)], self.bits)
+    }
+}
+
+/// The widths at which IPv6 is judged, each with how many times the limit of a /48 applies to it. One customer may have
+/// a /40 or /32, and so thousands of /48.
+const IPV6_WIDTHS: [(u8, u32); 3] = [(48, 1), (40, 8), (32, 32)];
+
 impl From<IpAddr> for ClientNetwork {
     fn from(address: IpAddr) -> Self {
         match address.to_canonical() {
@@ -31,6 +50,22 @@ impl From<IpAddr> for ClientNetwork {
 }
 
 impl ClientNetwork {
+    /// The networks by which limits count a client, each with how many times the limit of a single network applies to
+    /// it: a /24 of IPv4, or the /48, the /40 and the /32 of IPv6.
+    #[must_use]
+    pub fn counted(&self) -> Vec<(CountedNetwork, u32)> {
+        let truncated = |bits: u8| {
+            let mut prefix = [0; 6];
+            let bytes = usize::from(bits / 8);
+            prefix[..bytes].copy_from_slice(&self.as_bytes()[..bytes]);
+            CountedNetwork { prefix, bits }
+        };
+        match self {
+            Self::V4(_) => vec![(truncated(24), 1)],
+            Self::V6(_) => IPV6_WIDTHS.iter().map(|(bits, factor)| (truncated(*bits), *factor)).collect(),
+        }
+    }
+
     /// The bytes of the prefix.
     #[must_use]
     pub fn as_bytes(&self) -> &[u8] {
@@ -67,6 +102,23 @@ mod tests {
         assert_eq!(network("::ffff:192.0.2.1"), network("192.0.2.9"));
         assert_eq!(network("2001:db8:1:2::1"), network("2001:db8:1:ffff::1"));
         assert_ne!(network("2001:db8:1::1"), network("2001:db8:2::1"));
+    }
+
+    #[test]
+    fn ipv6_counts_at_three_widths_with_growing_limits() {
+        let counted = |text: &str| ClientNetwork::from(text.parse::<IpAddr>().unwrap()).counted();
+        let factors: Vec<u32> = counted("2001:db8:1::1").iter().map(|(_, factor)| *factor).collect();
+        assert_eq!(factors, [1, 8, 32]);
+        let same = |one: &str, other: &str| {
+            counted(one).iter().zip(counted(other)).filter(|(one, other)| **one == *other).count()
+        };
+        assert_eq!(same("2001:db8:1::1", "2001:db8:1:ffff::1"), 3);
+        assert_eq!(same("2001:db8:100::1", "2001:db8:1ff::1"), 2, "the same /40");
+        assert_eq!(same("2001:db8:100::1", "2001:db8:ff00::1"), 1, "the same /32");
+        assert_eq!(same("2001:db8:1::1", "2001:db9:1::1"), 0);
+        assert_eq!(counted("192.0.2.1"), counted("192.0.2.9"));
+        assert_eq!(counted("192.0.2.1")[0].0.parts(), (&[192, 0, 2][..], 24));
+        assert_eq!(counted("192.0.2.1").len(), 1);
     }
 
     #[test]

@@ -6,7 +6,7 @@ use std::time::Duration;
 pub use sealwire_protocol::auth::InvalidTokenReason;
 use thiserror::Error;
 
-use super::{DeviceId, Timestamp};
+use super::{DeviceId, Timestamp, work::OfferedWork};
 
 /// A device of the user, offered for replacement.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -53,6 +53,14 @@ pub enum Refusal {
     RateLimited {
         /// How long to wait before the next attempt can succeed.
         retry_after: Duration,
+    },
+    /// A limit was reached, and a proof of work lets the request exceed it.
+    #[error("too many requests; wait, or repeat the request with a proof of work")]
+    WorkRequired {
+        /// How long to wait before the next attempt without a proof can succeed.
+        retry_after: Duration,
+        /// The proof.
+        work: OfferedWork,
     },
     /// Not an active device of this user.
     #[error("no such device of this user")]

@@ -6,12 +6,13 @@ use sealwire_protocol::{
         LockAccountRequest, UndecidedApproval, UnlockAccountRequest,
     },
     auth::{
-        DeviceDescription, ListSessionsReply, ListedSession, OtpReply, RenewSessionReply, SessionReply, VerifyRequest,
+        DeviceDescription, ListSessionsReply, ListedSession, OtpReply, OtpRequest, RenewSessionReply, SessionReply,
+        VerifyRequest, WorkProof,
     },
     devices::{ListDevicesReply, ListedDevice},
     limits::{DEVICE_NAME_CHARS, LOCK_WAIT_DEFAULT, LOCK_WAIT_SECONDS, REGISTRATION_IDS},
     users::ChangeEmailReply,
-    value::{Base64, Object, Text},
+    value::{Base64, Lenient, Object, Text},
 };
 
 use serde::Serialize;
@@ -21,12 +22,13 @@ use crate::{
     domain::{
         ApprovalId, ChallengeId, DeviceId, Email, PendingApproval, Session,
         approval::{self, Lock, PresentedRecoveryKey},
-        otp::{self, OtpCode},
+        otp::{self, CodePurpose, OtpCode},
         token::Token,
+        work::PresentedWork,
     },
     service::{
-        AccountStatus, Challenge, Confirmation, DeviceRecord, PolledApproval, RequestedApproval, SessionRecord,
-        SignInAnswer, SignInRequest, Verdict,
+        AccountStatus, Challenge, Confirmation, DeviceRecord, PolledApproval, RequestedApproval, RequestedCode,
+        SessionRecord, SignInAnswer, SignInRequest, Verdict,
     },
 };
 
@@ -56,7 +58,8 @@ pub fn device_name<'a>(path: &'static str, text: &'a Text) -> Result<&'a str, Ed
 /// `bad_request` if the device name, registration id, e-mail address or form of the code is invalid, or if an existing
 /// device is to replace another. Such a request does not count as an attempt to guess the code.
 pub fn sign_in(request: VerifyRequest) -> Result<SignInRequest, EdgeError> {
-    let VerifyRequest { challenge_id, email: address, code, device, replace_device_id, recovery_key } = request;
+    let VerifyRequest { challenge_id, email: address, code, device, replace_device_id, recovery_key, proof: work } =
+        request;
     let Object(DeviceDescription { id, name, registration_id, proof }) =
         device.unwrap_or(Object(DeviceDescription::default()));
     let device_name = name.as_ref().map(|name| device_name("device.name", name)).transpose()?.map(str::to_owned);
@@ -77,7 +80,25 @@ pub fn sign_in(request: VerifyRequest) -> Result<SignInRequest, EdgeError> {
         // A malformed proof is a wrong one.
         proof: proof.and_then(|proof| Base64::parse(proof.as_str())).map(|Base64(bytes)| bytes).unwrap_or_default(),
         recovery_key: recovery_key.as_ref().map(presented_recovery_key),
+        work: presented_work(work),
     })
+}
+
+/// Converts a request for a code. `token` is the bearer token of the request, if it has one.
+///
+/// # Errors
+/// `bad_request` if the address is invalid.
+pub fn requested_code(request: OtpRequest, token: Option<Token>) -> Result<RequestedCode, EdgeError> {
+    let OtpRequest { email: address, purpose, proof } = request;
+    let purpose = purpose.unwrap_or(CodePurpose::SignIn);
+    Ok(RequestedCode { email: email(&address)?, purpose, token, work: presented_work(proof) })
+}
+
+fn presented_work(proof: Option<Lenient<WorkProof>>) -> PresentedWork {
+    proof
+        .and_then(|Lenient(proof)| proof)
+        .map(|WorkProof { salt, nonce }| PresentedWork::parse(salt.as_str(), nonce.as_str()))
+        .unwrap_or_default()
 }
 
 /// Converts a recovery key. A malformed one is a wrong one.

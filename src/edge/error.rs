@@ -5,7 +5,7 @@ use std::{borrow::Cow, time::Duration};
 use sealwire_protocol::{
     Code,
     codec::DecodeError,
-    error::{ErrorBody, ErrorDetails, ReplaceableDevice},
+    error::{ErrorBody, ErrorDetails, OfferedProof, PROOF_ALGORITHM, ReplaceableDevice},
     frame::OutlineError,
 };
 use thiserror::Error;
@@ -163,6 +163,10 @@ impl From<EdgeError> for Problem {
 fn refusal_parts(refusal: Refusal) -> (Code, Option<Duration>, Option<ErrorDetails>) {
     let code = match refusal {
         Refusal::RateLimited { retry_after } => return (Code::RateLimited, Some(retry_after), None),
+        Refusal::WorkRequired { retry_after, work } => {
+            let proof = OfferedProof { algorithm: PROOF_ALGORITHM.into(), bits: work.bits, salt: work.salt_text() };
+            return (Code::RateLimited, Some(retry_after), Some(ErrorDetails::Proof { proof }));
+        }
         Refusal::MailboxFull => return (Code::MailboxFull, Some(MAILBOX_RETRY), None),
         Refusal::Unavailable => return (Code::Unavailable, Some(UNAVAILABLE_RETRY), None),
         Refusal::DeviceLimit { devices } => {

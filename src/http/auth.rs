@@ -20,7 +20,7 @@ use tracing::Instrument;
 
 use super::{BODY_TIMEOUT, Http};
 use crate::{
-    domain::{ClientNetwork, Refusal, Session, otp::CodePurpose, refusal::InvalidTokenReason},
+    domain::{ClientNetwork, Refusal, Session, refusal::InvalidTokenReason},
     edge::{EdgeError, Problem, accounts, bearer_token, client_address},
     metrics::{ResponseCode, Route},
     service::{Notifications, PolledApproval, SignInAnswer},
@@ -30,11 +30,10 @@ use crate::{
 pub async fn otp(http: Data<Http>, request: HttpRequest, body: Payload) -> HttpResponse {
     respond(&http, Route::Otp, async {
         let body: OtpRequest = read(body).await?;
-        let email = accounts::email(&body.email)?;
-        let purpose = body.purpose.unwrap_or(CodePurpose::SignIn);
+        let requested = accounts::requested_code(body, bearer_token(request.headers()).flatten())?;
         let network = network(&http, &request);
         let service = http.service.clone();
-        let work = async move { Ok((service.request_code(email, purpose, network).await?, Notifications::default())) };
+        let work = async move { Ok((service.request_code(requested, network).await?, Notifications::default())) };
         let challenge = on_runtime(&http, work).await?;
         Ok((StatusCode::ACCEPTED, Some(accounts::otp_reply(&challenge))))
     })

@@ -55,6 +55,16 @@ label! {
 }
 
 label! {
+    /// What happened to proofs of work.
+    ProofOutcome {
+        /// Offered to a client that has reached a limit.
+        Offered "offered",
+        /// Accepted for a request beyond a limit.
+        Accepted "accepted",
+    }
+}
+
+label! {
     /// The outcome of a mail.
     MailOutcome {
         /// Accepted by the mail server, or written to the folder or standard output.

@@ -175,7 +175,8 @@ impl Service {
     ) -> Result<(PolledApproval, Notifications), Refusal> {
         let now = self.now();
         if !approval::is_poll_token(&self.secret, id, poll_token) {
-            self.limits.verify(network, now)?;
+            let counted = self.limits.verify(network, now);
+            counted.map_err(|retry_after| Refusal::RateLimited { retry_after })?;
             return Err(Refusal::NotFound);
         }
         let mut notifications = Notifications::default();

@@ -1,9 +1,16 @@
 //! Sign-in, sessions, and the connections of a session.
 
+use std::time::Duration;
+
 use rand::RngExt;
 use subtle::ConstantTimeEq;
 
-use super::{Notifications, Service, approvals::RequestedApproval, limits::challenge_wait, mailer::Mail};
+use super::{
+    Notifications, Service,
+    approvals::RequestedApproval,
+    limits::{CodeRequest, CodeVerdict, judge_code, proof_bits},
+    mailer::Mail,
+};
 use crate::{
     domain::{
         ApprovalId, Caller, ChallengeId, ClientNetwork, DeviceId, Email, KeysStatus, PendingApproval, Refusal, Session,
@@ -12,10 +19,12 @@ use crate::{
         envelope::MailboxStatus,
         otp::{CodePurpose, OtpCode},
         token::Token,
+        work::{MAX_BITS, PaidAction, PresentedWork, ProvenWork, WorkScope},
     },
+    metrics::ProofOutcome,
     store::{
-        ConnectionRegistration, EndedSessions, NewChallenge, NewDevice, NewSession, RevokedDevice, SessionRecord,
-        SignIn, SignInOutcome, SignedIn,
+        CodeDecision, CodeHistory, ConnectionRegistration, EndedSessions, NetworkTag, NewChallenge, NewDevice,
+        NewSession, RevokedDevice, SessionRecord, SignIn, SignInOutcome, SignedIn,
     },
 };
 
@@ -45,6 +54,20 @@ pub struct SignInRequest {
     pub proof: Vec<u8>,
     /// The recovery key of a locked account, if the client presents one.
     pub recovery_key: Option<PresentedRecoveryKey>,
+    /// The proof of work that the client presents, if any.
+    pub work: PresentedWork,
+}
+
+/// A request for a code.
+pub struct RequestedCode {
+    /// The address to mail it to.
+    pub email: Email,
+    /// What it is for.
+    pub purpose: CodePurpose,
+    /// The token that the client presents, if any. One that does not hold is ignored.
+    pub token: Option<Token>,
+    /// The proof of work that the client presents, if any.
+    pub work: PresentedWork,
 }
 
 /// The answer to a correct code.
@@ -81,31 +104,54 @@ impl Service {
     ///
     /// # Errors
     /// `rate_limited`
-    pub async fn request_code(
-        &self,
-        email: Email,
-        purpose: CodePurpose,
-        network: ClientNetwork,
-    ) -> Result<Challenge, Refusal> {
+    pub async fn request_code(&self, request: RequestedCode, network: ClientNetwork) -> Result<Challenge, Refusal> {
+        let RequestedCode { email, purpose, token, work } = request;
         let now = self.now();
-        self.limits.otp(network, now)?;
+        let scope = WorkScope { action: PaidAction::Otp, email: &email, network };
+        let proven = scope.check(&self.secret, &work, now);
+        let network_wait = self.limits.otp(network, now).err();
+        let _looking = match network_wait {
+            Some(retry_after) if proven.is_none() => match self.over_limit_permits.try_acquire() {
+                Ok(permit) => Some(permit),
+                Err(_) => return Err(self.work_required(&scope, retry_after, MAX_BITS, now)),
+            },
+            _ => None,
+        };
         let is_useful = match purpose {
             CodePurpose::SignIn | CodePurpose::ChangeEmail => true,
             CodePurpose::Delete => self.store.user_by_email(&email).await?.is_some(),
         };
         let id = ChallengeId(self.entropy.uuid());
         let code = self.entropy.draw(OtpCode::generate);
-        let network = self.secret.tag(&[b"network", network.as_bytes()]);
         let challenge = NewChallenge {
             id,
             purpose,
             hash: code.hash(&self.secret, id, &email, purpose),
+            network: self.secret.tag(&[b"network", network.as_bytes()]),
+            known_network: self.known_network(&email, network),
+            token: token.as_ref().map(Token::hash),
             email: email.clone(),
-            network,
             created_at: now,
         };
-        let limits = &self.policy.limits;
-        self.store.create_challenge(&challenge, |past| challenge_wait(limits, past, &network, now)).await?;
+        let decide = |history: &CodeHistory, is_unspent: bool| {
+            let work = proven.as_ref().filter(|_| is_unspent);
+            let proven_bits = work.map(|work| work.bits);
+            let request = CodeRequest { network: &challenge.network, network_wait, proven_bits, now };
+            match judge_code(&self.policy.limits, history, &request) {
+                CodeVerdict::Send { spends_proof, is_paid } => {
+                    CodeDecision::Send { spend: work.copied().filter(|_| spends_proof), is_paid }
+                }
+                CodeVerdict::Refuse { retry_after, bits: Some(bits) } => {
+                    CodeDecision::Refuse(self.work_required(&scope, retry_after, bits, now))
+                }
+                CodeVerdict::Refuse { retry_after, bits: None } => {
+                    CodeDecision::Refuse(Refusal::RateLimited { retry_after })
+                }
+            }
+        };
+        if self.store.create_challenge(&challenge, decide).await? {
+            self.metrics.proofs.inc(ProofOutcome::Accepted);
+        }
         let mail = Mail::code(email, &code, purpose);
         if is_useful {
             self.mailer.send(mail);
@@ -114,6 +160,42 @@ impl Service {
             self.mailer.withhold(mail);
         }
         Ok(Challenge { id })
+    }
+
+    /// Returns the keyed hash under which an address knows a network.
+    pub(super) fn known_network(&self, email: &Email, network: ClientNetwork) -> NetworkTag {
+        self.secret.tag(&[b"known network", email.as_str().as_bytes(), network.as_bytes()])
+    }
+
+    /// Offers a proof of work for a request that has reached a limit.
+    fn work_required(&self, scope: &WorkScope<'_>, retry_after: Duration, bits: u8, now: Timestamp) -> Refusal {
+        self.metrics.proofs.inc(ProofOutcome::Offered);
+        let work = self.entropy.draw(|rng| scope.offer(&self.secret, bits, now, rng));
+        Refusal::WorkRequired { retry_after, work }
+    }
+
+    /// Counts an attempt of a network to redeem a code. Returns the proof to spend if the network has made too many, with
+    /// the refusal in case that it was spent before; `None` if the network has not.
+    ///
+    /// # Errors
+    /// `rate_limited` without a proof that suffices
+    async fn count_verify(
+        &self,
+        scope: &WorkScope<'_>,
+        work: &PresentedWork,
+        now: Timestamp,
+    ) -> Result<Option<(ProvenWork, Refusal)>, Refusal> {
+        let Err(retry_after) = self.limits.verify(scope.network, now) else { return Ok(None) };
+        let proven = scope.check(&self.secret, work, now);
+        let bits = match (&proven, self.over_limit_permits.try_acquire()) {
+            (None, Err(_)) => MAX_BITS,
+            _ => proof_bits(self.store.paid_codes(scope.email, now).await?),
+        };
+        let refusal = self.work_required(scope, retry_after, bits, now);
+        match proven.filter(|work| work.bits >= bits) {
+            Some(work) => Ok(Some((work, refusal))),
+            None => Err(refusal),
+        }
     }
 
     /// Redeems a code and returns a new session with its token, or a request for an approval if the account is locked.
@@ -127,12 +209,22 @@ impl Service {
         network: ClientNetwork,
     ) -> Result<(SignInAnswer, Notifications), Refusal> {
         let now = self.now();
-        self.limits.verify(network, now)?;
-        let SignInRequest { challenge, email, code, .. } = &request;
-        self.check_code(*challenge, email, CodePurpose::SignIn, code, now).await?;
+        let SignInRequest { challenge, email, code, work, .. } = &request;
+        let scope = WorkScope { action: PaidAction::Verify, email, network };
+        let paying = self.count_verify(&scope, work, now).await?;
+        let is_paid = paying.is_some();
+        let spend = paying.as_ref().map(|(work, _)| work);
+        let is_counted = self.check_code(*challenge, email, CodePurpose::SignIn, code, spend, now).await?;
+        if let Some((_, refusal)) = paying {
+            if !is_counted {
+                return Err(refusal);
+            }
+            self.metrics.proofs.inc(ProofOutcome::Accepted);
+        }
         let token = self.entropy.draw(Token::generate);
         let registration_id =
             request.registration_id.unwrap_or_else(|| self.entropy.draw(|rng| rng.random_range(1..=16380)));
+        let known_network = self.known_network(email, network);
         let sign_in = SignIn {
             challenge: request.challenge,
             email: request.email,
@@ -144,11 +236,17 @@ impl Service {
             recovery_key: request.recovery_key,
             approval: ApprovalId(self.entropy.uuid()),
             client_network: Some(network.to_string()),
+            known_network,
             max_devices: self.policy.max_devices,
             session: self.new_session(&token),
             now,
         };
-        match self.store.redeem(&sign_in).await? {
+        let redeemed = self.store.redeem(&sign_in).await.map_err(Refusal::from);
+        let counts = matches!(redeemed, Err(Refusal::UnknownDevice | Refusal::ProofRequired | Refusal::InvalidCode));
+        if !is_paid && !counts {
+            self.limits.give_back_verify(network, now);
+        }
+        match redeemed? {
             SignInOutcome::SignedIn(signed_in) => {
                 let session = Session { caller: signed_in.caller, expires_at: signed_in.expires_at };
                 Ok((SignInAnswer::SignedIn(session, token), self.signed_in(signed_in)))
@@ -175,7 +273,8 @@ impl Service {
         sign_in_notifications(signed_in)
     }
 
-    /// Counts a guess at a code and compares it.
+    /// Counts a guess at a code and compares it. Returns false if `spend`, the proof that pays for the guess, was spent
+    /// before; then nothing was compared.
     ///
     /// # Errors
     /// `invalid_code`, `too_many_attempts`
@@ -185,11 +284,14 @@ impl Service {
         email: &Email,
         purpose: CodePurpose,
         code: &OtpCode,
+        spend: Option<&ProvenWork>,
         now: Timestamp,
-    ) -> Result<(), Refusal> {
-        let expected = self.store.count_attempt(challenge, email, purpose, now).await?;
+    ) -> Result<bool, Refusal> {
+        let Some(expected) = self.store.count_attempt(challenge, email, purpose, spend, now).await? else {
+            return Ok(false);
+        };
         let hash = code.hash(&self.secret, challenge, email, purpose);
-        if bool::from(hash[..].ct_eq(&expected[..])) { Ok(()) } else { Err(Refusal::InvalidCode) }
+        if bool::from(hash[..].ct_eq(&expected[..])) { Ok(true) } else { Err(Refusal::InvalidCode) }
     }
 
     /// Mails the person that somebody has signed in, except at the first sign-in of a user, and that a device was

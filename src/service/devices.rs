@@ -58,7 +58,7 @@ impl Service {
         let now = self.now();
         let email = self.store.account_to_change(caller, now).await?;
         let Confirmation { challenge, code } = confirmation.ok_or(Refusal::ConfirmationRequired)?;
-        self.check_code(challenge, &email, CodePurpose::Delete, &code, now).await?;
+        self.check_code(challenge, &email, CodePurpose::Delete, &code, None, now).await?;
         let deleted = self.store.delete_account(caller, challenge, now).await?;
         self.mailer.send(Mail::account_deleted(deleted.email));
         tracing::info!(user_id = %caller.user, device_id = %caller.device, "account deleted");
@@ -80,7 +80,7 @@ impl Service {
         let now = self.now();
         self.store.account_to_change(caller, now).await?;
         let Confirmation { challenge, code } = confirmation.ok_or(Refusal::ConfirmationRequired)?;
-        self.check_code(challenge, new, CodePurpose::ChangeEmail, &code, now).await?;
+        self.check_code(challenge, new, CodePurpose::ChangeEmail, &code, None, now).await?;
         let id = ApprovalId(self.entropy.uuid());
         match self.store.change_email(caller, challenge, new, id, now).await? {
             AddressChange::Changed { old } => {

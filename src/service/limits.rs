@@ -1,15 +1,21 @@
 //! Enforces the rate limits on sign-in, user look-ups and messages. Limits per network, user and device are counted in
 //! memory, by each node separately; limits per address are counted over the stored challenges. The limit on claims is
 //! enforced by the store.
+//!
+//! A client that has reached a limit of codes or guesses can exceed it with a [proof of work](crate::domain::work).
 
 use std::time::Duration;
 
 use super::sliding_window::SlidingWindow;
 use crate::{
     domain::{
-        ClientNetwork, DeviceId, Refusal, Timestamp, UserId, clock_guard::TOLERATED_AHEAD, keyed_buckets::KeyedBuckets,
+        ClientNetwork, DeviceId, Refusal, Timestamp, UserId,
+        clock_guard::TOLERATED_AHEAD,
+        keyed_buckets::KeyedBuckets,
+        network::CountedNetwork,
+        work::{MAX_BITS, MIN_BITS},
     },
-    store::PastChallenge,
+    store::{CodeHistory, PastChallenge, Trust},
     usage_limits::UsageLimits,
 };
 
@@ -17,10 +23,15 @@ const MINUTE: Duration = Duration::from_mins(1);
 const HOUR: Duration = Duration::from_hours(1);
 const DAY: Duration = Duration::from_hours(24);
 
+/// Maximum number of codes to one address, in each of its budgets, that proofs of work pay for in 24 hours.
+pub const MAX_PAID_CODES: usize = 20;
+/// `retry_after` of a request that needs a proof however long the client waits.
+const PROOF_IS_NEEDED: Duration = HOUR;
+
 /// The limits that are counted in memory.
 pub struct Limits {
-    otp_per_network: SlidingWindow<ClientNetwork>,
-    verify_per_network: SlidingWindow<ClientNetwork>,
+    otp_per_network: SlidingWindow<CountedNetwork>,
+    verify_per_network: SlidingWindow<CountedNetwork>,
     find_per_user: SlidingWindow<UserId>,
     sends_per_device: KeyedBuckets<DeviceId>,
 }
@@ -41,17 +52,22 @@ impl Limits {
     /// Counts a request for a code.
     ///
     /// # Errors
-    /// `rate_limited` if the network has made too many.
-    pub fn otp(&self, network: ClientNetwork, now: Timestamp) -> Result<(), Refusal> {
-        self.otp_per_network.take(network, now)
+    /// The time to wait, if the network has made too many.
+    pub fn otp(&self, network: ClientNetwork, now: Timestamp) -> Result<(), Duration> {
+        self.otp_per_network.take(&network.counted(), now)
     }
 
     /// Counts an attempt to redeem a code.
     ///
     /// # Errors
-    /// `rate_limited` if the network has made too many.
-    pub fn verify(&self, network: ClientNetwork, now: Timestamp) -> Result<(), Refusal> {
-        self.verify_per_network.take(network, now)
+    /// The time to wait, if the network has made too many.
+    pub fn verify(&self, network: ClientNetwork, now: Timestamp) -> Result<(), Duration> {
+        self.verify_per_network.take(&network.counted(), now)
+    }
+
+    /// Takes back an attempt that was counted at `at`, because its code was right.
+    pub fn give_back_verify(&self, network: ClientNetwork, at: Timestamp) {
+        self.verify_per_network.give_back(&network.counted(), at);
     }
 
     /// Counts a look-up of an address.
@@ -59,7 +75,7 @@ impl Limits {
     /// # Errors
     /// `rate_limited` if the user has made too many.
     pub fn find(&self, user: UserId, now: Timestamp) -> Result<(), Refusal> {
-        self.find_per_user.take(user, now)
+        self.find_per_user.take(&[(user, 1)], now).map_err(|retry_after| Refusal::RateLimited { retry_after })
     }
 
     /// Counts a message.
@@ -71,23 +87,77 @@ impl Limits {
     }
 }
 
-/// Returns how long an address must wait for its next code; `None` if it need not wait. `past` holds its challenges of
-/// the last day, newest first; `network` is the keyed hash of the requesting network.
-pub fn challenge_wait(
-    settings: &UsageLimits,
-    past: &[PastChallenge],
-    network: &[u8],
-    now: Timestamp,
-) -> Option<Duration> {
+/// A request for a code, as the limits see it.
+#[derive(Clone, Copy, Debug)]
+pub struct CodeRequest<'a> {
+    /// Keyed hash of the requesting network.
+    pub network: &'a [u8],
+    /// How long the network must wait for its next code, if it has made too many requests.
+    pub network_wait: Option<Duration>,
+    /// The bits of a proof that is right, not stale and not spent.
+    pub proven_bits: Option<u8>,
+    /// The current time.
+    pub now: Timestamp,
+}
+
+/// Whether a code is sent.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum CodeVerdict {
+    /// It is sent.
+    Send {
+        /// Whether the proof was needed, and is spent.
+        spends_proof: bool,
+        /// Whether the proof lets the request exceed a limit.
+        is_paid: bool,
+    },
+    /// It is not sent.
+    Refuse {
+        /// How long to wait before a request without a proof can succeed.
+        retry_after: Duration,
+        /// The bits of a proof with which it is sent at once; `None` if no proof is offered.
+        bits: Option<u8>,
+    },
+}
+
+/// Returns the bits of a proof for an address to which `paid` codes were paid for by proofs in 24 hours.
+#[must_use]
+pub fn proof_bits(paid: usize) -> u8 {
+    u8::try_from(paid).map_or(MAX_BITS, |paid| MIN_BITS.saturating_add(paid).min(MAX_BITS))
+}
+
+/// Decides about a request for a code.
+#[must_use]
+pub fn judge_code(settings: &UsageLimits, history: &CodeHistory, request: &CodeRequest<'_>) -> CodeVerdict {
+    let CodeRequest { network, network_wait, proven_bits, now } = *request;
     // A challenge from further in the future was stored under a wrong clock.
     let latest = now + TOLERATED_AHEAD;
+    let past = history.past.iter().filter(|one| one.created_at <= latest);
+    let (paid, free): (Vec<&PastChallenge>, Vec<&PastChallenge>) = past.partition(|one| one.is_paid);
+    let paid = paid.len();
+    // Whoever shows a token is known, and needs no place of the network.
+    let network_wait = network_wait.filter(|_| history.trust != Trust::Token);
+    let wait = address_wait(settings, &free, network, now).max(network_wait);
+    let due = wait.map(|_| proof_bits(paid));
+    let signup_bits = if history.trust == Trust::None { settings.signup_proof_bits } else { 0 };
+    let needed = due.unwrap_or_default().max(signup_bits);
+    if needed == 0 {
+        return CodeVerdict::Send { spends_proof: false, is_paid: false };
+    }
+    let is_offered = due.is_none() || paid < MAX_PAID_CODES;
+    if is_offered && proven_bits.is_some_and(|bits| bits >= needed) {
+        return CodeVerdict::Send { spends_proof: true, is_paid: due.is_some() };
+    }
+    CodeVerdict::Refuse { retry_after: wait.unwrap_or(PROOF_IS_NEEDED), bits: is_offered.then_some(needed) }
+}
+
+/// Returns how long an address must wait for its next code; `None` if it need not wait. `past` holds the challenges of
+/// one of its budgets in the last day, newest first; `network` is the keyed hash of the requesting network.
+fn address_wait(settings: &UsageLimits, past: &[&PastChallenge], network: &[u8], now: Timestamp) -> Option<Duration> {
     let wait = |limit: usize, span: Duration, matching: &dyn Fn(&PastChallenge) -> bool| {
         // If the span holds `limit` challenges, the next is allowed when the oldest of the `limit` newest leaves the
         // span.
-        let oldest_that_counts = past
-            .iter()
-            .filter(|one| one.created_at > now.before(span) && one.created_at <= latest && matching(one))
-            .nth(limit.checked_sub(1)?)?;
+        let oldest_that_counts =
+            past.iter().filter(|one| one.created_at > now.before(span) && matching(one)).nth(limit.checked_sub(1)?)?;
         Some((oldest_that_counts.created_at + span).since(now))
     };
     [
@@ -104,42 +174,113 @@ pub fn challenge_wait(
 mod tests {
     use super::*;
 
+    const OFF: UsageLimits = UsageLimits {
+        otp_per_email_hour: 0,
+        otp_per_email_day: 0,
+        otp_per_email_network_hour: 0,
+        otp_per_network_hour: 0,
+        verify_per_network_minute: 0,
+        signup_proof_bits: 0,
+        find_per_user_hour: 0,
+        claim_burst: 0,
+        claim_refill_s: 1,
+        stranger_keys_per_device_hour: 0,
+        sends_per_device_second: 0,
+    };
+    const SENT: CodeVerdict = CodeVerdict::Send { spends_proof: false, is_paid: false };
+
     fn start() -> Timestamp {
         Timestamp::parse("2026-01-01T00:00:00Z").unwrap()
     }
 
+    fn made(minutes_ago: u64, network: u8) -> PastChallenge {
+        let created_at = start().before(Duration::from_mins(minutes_ago));
+        PastChallenge { created_at, network: vec![network], is_paid: false }
+    }
+
+    fn request(network_wait: Option<Duration>, proven_bits: Option<u8>) -> CodeRequest<'static> {
+        CodeRequest { network: &[1], network_wait, proven_bits, now: start() }
+    }
+
+    fn refused(retry_after: Duration, bits: Option<u8>) -> CodeVerdict {
+        CodeVerdict::Refuse { retry_after, bits }
+    }
+
     #[test]
     fn an_address_waits_for_the_limit_with_the_longest_wait() {
-        let settings = UsageLimits {
-            otp_per_email_hour: 3,
-            otp_per_email_day: 5,
-            otp_per_email_network_hour: 2,
-            otp_per_network_hour: 0,
-            verify_per_network_minute: 0,
-            find_per_user_hour: 0,
-            claim_burst: 0,
-            claim_refill_s: 1,
-            stranger_keys_per_device_hour: 0,
-            sends_per_device_second: 0,
+        let settings =
+            UsageLimits { otp_per_email_hour: 3, otp_per_email_day: 5, otp_per_email_network_hour: 2, ..OFF };
+        let wait = |past: &[PastChallenge]| {
+            let past: Vec<_> = past.iter().collect();
+            address_wait(&settings, &past, &[1], start()).map(|wait| wait.as_secs() / 60)
         };
-        let made = |minutes_ago: u64, network: u8| PastChallenge {
-            created_at: start().before(Duration::from_mins(minutes_ago)),
-            network: vec![network],
-        };
-        let wait =
-            |past: &[PastChallenge]| challenge_wait(&settings, past, &[1], start()).map(|wait| wait.as_secs() / 60);
         assert_eq!(wait(&[]), None);
         assert_eq!(wait(&[made(1, 1)]), None);
         assert_eq!(wait(&[made(1, 1), made(10, 1)]), Some(50));
         assert_eq!(wait(&[made(1, 2), made(10, 1)]), None);
         assert_eq!(wait(&[made(1, 2), made(10, 1), made(20, 3)]), Some(40));
         assert_eq!(wait(&[made(1, 2), made(70, 2), made(80, 2), made(90, 2), made(100, 2)]), Some(24 * 60 - 100));
-        let off = UsageLimits {
-            otp_per_email_hour: 0,
-            otp_per_email_day: 0,
-            otp_per_email_network_hour: 0,
-            ..settings.clone()
-        };
-        assert_eq!(challenge_wait(&off, &[made(1, 1), made(1, 1), made(1, 1)], &[1], start()), None);
+        let past = [made(1, 1), made(1, 1), made(1, 1)];
+        assert_eq!(address_wait(&OFF, &past.iter().collect::<Vec<_>>(), &[1], start()), None);
+    }
+
+    #[test]
+    fn a_proof_exceeds_a_limit_and_becomes_harder_with_each_code_that_it_pays_for() {
+        let settings = UsageLimits { otp_per_email_hour: 1, ..OFF };
+        let hour = HOUR.checked_sub(Duration::from_mins(1)).unwrap();
+        let mut past = vec![made(1, 1)];
+        for paid in 0..MAX_PAID_CODES {
+            let history = CodeHistory { trust: Trust::None, past: past.clone() };
+            let bits = [18, 19, 20, 21, 22, 23].get(paid).copied().unwrap_or(24);
+            let judge = |proven| judge_code(&settings, &history, &request(None, proven));
+            assert_eq!(judge(None), refused(hour, Some(bits)));
+            assert_eq!(judge(Some(bits - 1)), refused(hour, Some(bits)), "an offer from before another code was paid");
+            assert_eq!(judge(Some(bits)), CodeVerdict::Send { spends_proof: true, is_paid: true });
+            past.insert(0, PastChallenge { is_paid: true, ..made(1, 1) });
+        }
+        let history = CodeHistory { trust: Trust::None, past: past.clone() };
+        assert_eq!(judge_code(&settings, &history, &request(None, Some(24))), refused(hour, None));
+        past.retain(|one| one.is_paid);
+        let history = CodeHistory { trust: Trust::None, past };
+        assert_eq!(judge_code(&settings, &history, &request(None, None)), SENT, "paid codes use no limit up");
+    }
+
+    #[test]
+    fn a_proof_that_is_not_needed_is_not_spent() {
+        let history = CodeHistory { trust: Trust::None, past: vec![] };
+        assert_eq!(judge_code(&OFF, &history, &request(None, Some(24))), SENT);
+    }
+
+    #[test]
+    fn the_longest_wait_of_address_and_network_applies() {
+        let settings = UsageLimits { otp_per_email_hour: 1, ..OFF };
+        let history = CodeHistory { trust: Trust::None, past: vec![made(30, 1)] };
+        for (network, wait) in [(10, 30), (40, 40)] {
+            let request = request(Some(Duration::from_mins(network)), None);
+            assert_eq!(judge_code(&settings, &history, &request), refused(Duration::from_mins(wait), Some(18)));
+        }
+        let request = request(Some(HOUR), None);
+        let known = CodeHistory { trust: Trust::KnownNetwork, past: vec![] };
+        assert_eq!(judge_code(&settings, &known, &request), refused(HOUR, Some(18)));
+        let token = CodeHistory { trust: Trust::Token, past: vec![] };
+        assert_eq!(judge_code(&settings, &token, &request), SENT, "a token needs no place of the network");
+    }
+
+    #[test]
+    fn a_proof_for_every_request_is_not_one_of_the_paid_codes() {
+        let settings = UsageLimits { signup_proof_bits: 20, otp_per_email_hour: 1, ..OFF };
+        let stranger = |past: Vec<PastChallenge>| CodeHistory { trust: Trust::None, past };
+        let fresh = stranger(vec![]);
+        assert_eq!(judge_code(&settings, &fresh, &request(None, None)), refused(PROOF_IS_NEEDED, Some(20)));
+        assert_eq!(judge_code(&settings, &fresh, &request(None, Some(19))), refused(PROOF_IS_NEEDED, Some(20)));
+        let sent = CodeVerdict::Send { spends_proof: true, is_paid: false };
+        assert_eq!(judge_code(&settings, &fresh, &request(None, Some(20))), sent);
+        let limited = stranger(vec![made(30, 1)]);
+        let half = Duration::from_mins(30);
+        assert_eq!(judge_code(&settings, &limited, &request(None, None)), refused(half, Some(20)), "the greater");
+        let trusted = CodeHistory { trust: Trust::KnownNetwork, past: vec![] };
+        assert_eq!(judge_code(&settings, &trusted, &request(None, None)), SENT);
+        let trusted = CodeHistory { trust: Trust::KnownNetwork, past: vec![made(30, 1)] };
+        assert_eq!(judge_code(&settings, &trusted, &request(None, None)), refused(half, Some(18)));
     }
 }

@@ -1,4 +1,4 @@
-//! A sliding-window rate limit per key.
+//! A sliding-window rate limit per key. One event may count for several keys, each with a multiple of the limit.
 
 use std::{
     collections::{HashMap, VecDeque},
@@ -10,7 +10,7 @@ use std::{
     time::Duration,
 };
 
-use crate::domain::{Refusal, Timestamp};
+use crate::domain::Timestamp;
 
 /// Number of keys above which keys without recent events are removed.
 const CLEAN_UP_ABOVE: usize = 10_000;
@@ -23,17 +23,17 @@ pub struct SlidingWindow<K> {
     clean_up_above: AtomicUsize,
 }
 
-impl<K: Eq + Hash> SlidingWindow<K> {
+impl<K: Copy + Eq + Hash> SlidingWindow<K> {
     /// Creates a limit. A `limit` of 0 allows everything.
     pub fn new(limit: usize, span: Duration) -> Self {
         Self { limit, span, events: Mutex::default(), clean_up_above: AtomicUsize::new(CLEAN_UP_ABOVE) }
     }
 
-    /// Counts an event.
+    /// Counts an event for each of the keys, which have this many times the limit.
     ///
     /// # Errors
-    /// `rate_limited`, with the time until the next event is allowed. The refused event is not counted.
-    pub fn take(&self, key: K, now: Timestamp) -> Result<(), Refusal> {
+    /// The time until the next event is allowed. The refused event is not counted for any key.
+    pub fn take(&self, keys: &[(K, u32)], now: Timestamp) -> Result<(), Duration> {
         if self.limit == 0 {
             return Ok(());
         }
@@ -44,17 +44,34 @@ impl<K: Eq + Hash> SlidingWindow<K> {
             // Next when the number has doubled, so that the scans cost constant time per key.
             self.clean_up_above.store((2 * all.len()).max(CLEAN_UP_ABOVE), Ordering::Relaxed);
         }
-        let events = all.entry(key).or_default();
-        while events.front().is_some_and(|first| *first <= since) {
-            events.pop_front();
-        }
-        match events.front() {
-            Some(first) if events.len() >= self.limit => {
-                Err(Refusal::RateLimited { retry_after: (*first + self.span).since(now) })
+        let mut wait = None;
+        for (key, factor) in keys {
+            let Some(events) = all.get_mut(key) else { continue };
+            while events.front().is_some_and(|first| *first <= since) {
+                events.pop_front();
             }
-            _ => {
-                events.push_back(now);
-                Ok(())
+            let limit = self.limit.saturating_mul(usize::try_from(*factor).unwrap_or(usize::MAX));
+            if let Some(first) = events.front().filter(|_| events.len() >= limit) {
+                wait = wait.max(Some((*first + self.span).since(now)));
+            }
+        }
+        if let Some(wait) = wait {
+            return Err(wait);
+        }
+        for (key, _) in keys {
+            all.entry(*key).or_default().push_back(now);
+        }
+        Ok(())
+    }
+
+    /// Takes back an event that was counted at `at`.
+    pub fn give_back(&self, keys: &[(K, u32)], at: Timestamp) {
+        let mut all = self.events.lock().unwrap_or_else(PoisonError::into_inner);
+        for (key, _) in keys {
+            if let Some(events) = all.get_mut(key)
+                && let Some(place) = events.iter().rposition(|event| *event == at)
+            {
+                events.remove(place);
             }
         }
     }
@@ -69,12 +86,29 @@ mod tests {
         const MINUTE: Duration = Duration::from_mins(1);
         let start = Timestamp::parse("2026-01-01T00:00:00Z").unwrap();
         let window = SlidingWindow::new(2, MINUTE);
-        assert!(window.take(1, start).is_ok());
-        assert!(window.take(1, start + Duration::from_secs(30)).is_ok());
-        let refused = window.take(1, start + Duration::from_secs(40)).unwrap_err();
-        assert_eq!(refused, Refusal::RateLimited { retry_after: Duration::from_secs(20) });
-        assert!(window.take(2, start).is_ok(), "keys are counted separately");
-        assert!(window.take(1, start + MINUTE).is_ok());
-        assert!(window.take(1, start + Duration::from_secs(61)).is_err());
+        let take = |key: u8, second: u64| window.take(&[(key, 1)], start + Duration::from_secs(second));
+        assert!(take(1, 0).is_ok());
+        assert!(take(1, 30).is_ok());
+        assert_eq!(take(1, 40), Err(Duration::from_secs(20)));
+        assert!(take(2, 0).is_ok(), "keys are counted separately");
+        assert!(take(1, 60).is_ok());
+        assert!(take(1, 61).is_err());
+        window.give_back(&[(1, 1)], start + MINUTE);
+        assert!(take(1, 61).is_ok(), "the event was taken back");
+    }
+
+    #[test]
+    fn an_event_counts_for_all_of_its_keys_or_for_none() {
+        let start = Timestamp::parse("2026-01-01T00:00:00Z").unwrap();
+        let window = SlidingWindow::new(1, Duration::from_mins(1));
+        let take = |narrow: u8| window.take(&[(narrow, 1), (100, 3)], start);
+        assert!(take(1).is_ok());
+        for _ in 0..5 {
+            assert!(take(1).is_err(), "the narrow limit is reached");
+        }
+        assert!(take(2).is_ok() && take(3).is_ok(), "what was refused is not counted for the wide one");
+        assert!(take(4).is_err(), "the wide limit is reached");
+        window.give_back(&[(2, 1), (100, 3)], start);
+        assert!(take(4).is_ok());
     }
 }

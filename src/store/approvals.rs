@@ -10,6 +10,7 @@ use uuid::Uuid;
 
 use super::{
     DeviceRecord, NewSession, Store, StoreError, accounts,
+    challenges::NetworkTag,
     device_age::too_new_until,
     keys, locks, rows, sessions,
     signed_in::{self, NewDevice, SignedIn},
@@ -42,6 +43,8 @@ pub struct NewApproval {
     pub device_name: Option<String>,
     /// The network that it comes from, if it is known.
     pub client_network: Option<String>,
+    /// The same, as the keyed hash under which the address will know it.
+    pub known_network: Option<NetworkTag>,
 }
 
 /// What a request asks for.
@@ -138,6 +141,7 @@ struct Approval {
     created_at: Timestamp,
     decides_at: Timestamp,
     asks_for: AsksFor,
+    known_network: Option<NetworkTag>,
 }
 
 type ApprovalRow = (
@@ -150,6 +154,7 @@ type ApprovalRow = (
     Option<i64>,
     Option<Uuid>,
     Option<String>,
+    Option<Vec<u8>>,
 );
 
 impl Approval {
@@ -165,7 +170,8 @@ impl Approval {
 /// The request with this id.
 async fn find(tx: &mut Tx<'_>, id: ApprovalId) -> Result<Option<Approval>, StoreError> {
     let row: Option<ApprovalRow> = tx.query(sql::APPROVAL).bind(id.0).fetch_optional().await?;
-    let Some((user, state, device_name, created_at, decides_at, existing, registration, replace, email)) = row else {
+    let Some((user, state, device_name, created_at, decides_at, existing, registration, replace, email, network)) = row
+    else {
         return Ok(None);
     };
     let asks_for = match email {
@@ -177,7 +183,8 @@ async fn find(tx: &mut Tx<'_>, id: ApprovalId) -> Result<Option<Approval>, Store
         },
     };
     let (created_at, decides_at) = (rows::time(created_at), rows::time(decides_at));
-    Ok(Some(Approval { user: UserId(user), state, device_name, created_at, decides_at, asks_for }))
+    let known_network = network.and_then(|tag| tag.try_into().ok());
+    Ok(Some(Approval { user: UserId(user), state, device_name, created_at, decides_at, asks_for, known_network }))
 }
 
 /// The requests of a user that are pending, oldest first.
@@ -237,7 +244,7 @@ pub(super) async fn request(
     if let Some(at) = next_decision.into_iter().chain(next_of_day).max() {
         return Ok(Err(Refusal::RateLimited { retry_after: at.since(now).max(LEAST_RETRY) }));
     }
-    let NewApproval { id, challenge, asks_for, device_name, client_network } = new;
+    let NewApproval { id, challenge, asks_for, device_name, client_network, known_network } = new;
     let kind = match asks_for {
         AsksFor::Device { .. } => ApprovalKind::Device,
         AsksFor::Address(_) => ApprovalKind::ChangeEmail,
@@ -262,6 +269,7 @@ pub(super) async fn request(
         .bind(registration_id.map(i64::from))
         .bind(replace.map(|device| device.0))
         .bind(new_email)
+        .bind(known_network.as_ref().map(|tag| &tag[..]))
         .execute()
         .await?;
     let request = PendingApproval {
@@ -296,7 +304,8 @@ async fn approve(
             let new_device =
                 NewDevice { id: new.device, name: approval.device_name.clone(), registration_id: *registration_id };
             let devices = (*existing_device, replace, *asked);
-            let signed_in = approve_device(tx, id, approval.user, devices, new_device, new, now).await?;
+            let network = approval.known_network.as_ref();
+            let signed_in = approve_device(tx, id, approval.user, devices, new_device, new, network, now).await?;
             Ok(signed_in.map(|signed_in| Approved::SignedIn(Box::new(signed_in))))
         }
         AsksFor::Address(email) => {
@@ -307,6 +316,7 @@ async fn approve(
 }
 
 /// Opens the session of an approved device.
+#[expect(clippy::too_many_arguments, reason = "what the request and its decision say")]
 async fn approve_device(
     tx: &mut Tx<'_>,
     id: ApprovalId,
@@ -314,6 +324,7 @@ async fn approve_device(
     (existing_device, replace, asked): (Option<DeviceId>, Option<DeviceId>, Option<DeviceId>),
     new_device: NewDevice,
     new: &ApprovedSession,
+    network: Option<&NetworkTag>,
     now: Timestamp,
 ) -> Result<Result<SignedIn, Refusal>, StoreError> {
     let active: Vec<DeviceRecord> = accounts::active(tx, user).await?;
@@ -335,7 +346,8 @@ async fn approve_device(
         return Ok(Err(refusal));
     }
     let signed_in =
-        signed_in::open_session(tx, user, active, existing_device, new_device, replace, &new.session, now).await?;
+        signed_in::open_session(tx, user, active, existing_device, new_device, replace, &new.session, network, now)
+            .await?;
     tx.query(sql::SET_SESSION_APPROVAL).bind(new.session.id.0).bind(id.0).execute().await?;
     Ok(Ok(signed_in))
 }

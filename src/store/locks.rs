@@ -2,11 +2,11 @@
 //! strangers, keys; within a table by id. On SQLite they do nothing, because there is one writer.
 
 use super::{StoreError, sql::locks as sql, tx::Tx};
-use crate::domain::{DeviceId, Email, UserId};
+use crate::domain::{DeviceId, UserId};
 
-/// Serializes transactions that count and add challenges of one address.
-pub async fn email(tx: &mut Tx<'_>, email: &Email) -> Result<(), StoreError> {
-    tx.query(sql::EMAIL).bind(email.as_str()).execute().await?;
+/// Serializes transactions that count and add challenges of one address, given without its tag.
+pub async fn address(tx: &mut Tx<'_>, counted_as: &str) -> Result<(), StoreError> {
+    tx.query(sql::ADDRESS).bind(counted_as).execute().await?;
     Ok(())
 }
 

@@ -21,6 +21,7 @@ pub static ON_SQLITE: LazyLock<Migrator> = LazyLock::new(|| {
         ("code purposes", include_str!("../../migrations/sqlite/0006_code_purposes.sql")),
         ("access", include_str!("../../migrations/sqlite/0007_access.sql")),
         ("lock and approvals", include_str!("../../migrations/sqlite/0008_lock_and_approvals.sql")),
+        ("fair codes", include_str!("../../migrations/sqlite/0009_fair_codes.sql")),
     ])
 });
 
@@ -35,6 +36,7 @@ pub static ON_POSTGRES: LazyLock<Migrator> = LazyLock::new(|| {
         ("code purposes", include_str!("../../migrations/postgres/0006_code_purposes.sql")),
         ("access", include_str!("../../migrations/postgres/0007_access.sql")),
         ("lock and approvals", include_str!("../../migrations/postgres/0008_lock_and_approvals.sql")),
+        ("fair codes", include_str!("../../migrations/postgres/0009_fair_codes.sql")),
     ])
 });
 

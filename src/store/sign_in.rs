@@ -1,54 +1,26 @@
-//! Codes and signing in: challenges, attempts, and the session that a correct code opens.
+//! Signing in: the session that a correct code opens.
 
 use std::time::Duration;
 
-use chrono::{DateTime, Utc};
 use uuid::Uuid;
 
 use super::{
     DeviceRecord, NewSession, Store, StoreError, account_lock, accounts,
     approvals::{self, ApprovalRequested, AsksFor, NewApproval},
-    keys, locks, rows,
+    challenges::{NetworkTag, use_challenge},
+    keys, locks,
     signed_in::{NewDevice, SignedIn, device_limit, open_session},
-    sql::accounts as sql,
+    sql::{accounts as sql, challenges},
     tx::Tx,
 };
 use crate::domain::{
     ApprovalId, ChallengeId, DeviceId, Email, Refusal, Timestamp, UserId,
     approval::{Lock, PresentedRecoveryKey},
-    otp::{self, CodePurpose},
     signature::{self, device_proof_message},
 };
 
 /// A device that was not connected for this long can be replaced without a proof.
 const REPLACED_WITHOUT_PROOF: Duration = Duration::from_hours(7 * 24);
-
-/// Keyed hash of the network that asked for a challenge.
-pub type NetworkTag = [u8; 32];
-
-/// A challenge to insert.
-pub struct NewChallenge {
-    /// The id of the new challenge.
-    pub id: ChallengeId,
-    /// The address that its code is mailed to.
-    pub email: Email,
-    /// What the code is for.
-    pub purpose: CodePurpose,
-    /// Keyed hash of the code.
-    pub hash: [u8; 32],
-    /// The network that the request came from, as a keyed hash.
-    pub network: NetworkTag,
-    /// The current time.
-    pub created_at: Timestamp,
-}
-
-/// A challenge of the same address within the last day.
-pub struct PastChallenge {
-    /// When it was created.
-    pub created_at: Timestamp,
-    /// The network that the request came from, as a keyed hash.
-    pub network: Vec<u8>,
-}
 
 /// A sign-in whose code was correct.
 pub struct SignIn {
@@ -73,6 +45,8 @@ pub struct SignIn {
     pub approval: ApprovalId,
     /// The network of the client, for the devices that decide the request.
     pub client_network: Option<String>,
+    /// The network of the client, as the keyed hash under which the address will know it.
+    pub known_network: NetworkTag,
     /// Maximum number of active devices of a user.
     pub max_devices: usize,
     /// The session to open.
@@ -109,88 +83,6 @@ impl From<Refusal> for Refused {
 }
 
 impl Store {
-    /// Inserts a challenge, unless `wait` returns how long the client has to wait. `wait` gets the challenges of the
-    /// address in the last day, newest first.
-    ///
-    /// # Errors
-    /// `rate_limited`
-    pub async fn create_challenge(
-        &self,
-        new: &NewChallenge,
-        wait: impl Fn(&[PastChallenge]) -> Option<Duration>,
-    ) -> Result<(), StoreError> {
-        let day_ago = new.created_at.before(Duration::from_hours(24));
-        self.retrying(|| async {
-            let mut tx = self.begin().await?;
-            locks::email(&mut tx, &new.email).await?;
-            let past: Vec<(DateTime<Utc>, Vec<u8>)> =
-                tx.query(sql::CHALLENGES_OF).bind(new.email.as_str()).bind(day_ago.to_utc()).fetch_all().await?;
-            let past: Vec<_> = past
-                .into_iter()
-                .map(|(created_at, network)| PastChallenge { created_at: rows::time(created_at), network })
-                .collect();
-            if let Some(retry_after) = wait(&past) {
-                return Err(Refusal::RateLimited { retry_after }.into());
-            }
-            tx.query(sql::INSERT_CHALLENGE)
-                .bind(new.id.0)
-                .bind(new.email.as_str())
-                .bind(rows::hash_to_hex(&new.hash))
-                .bind((new.created_at + otp::LIFETIME).to_utc())
-                .bind(new.created_at.to_utc())
-                .bind(&new.network[..])
-                .bind(new.purpose.name())
-                .execute()
-                .await?;
-            tx.commit().await
-        })
-        .await
-    }
-
-    /// Counts an attempt, in its own transaction so that a later failure cannot undo it. Returns the hash to compare
-    /// the code with.
-    ///
-    /// # Errors
-    /// `invalid_code` or `too_many_attempts`; the attempt is not counted then. A challenge with another address or purpose
-    /// is `invalid_code`.
-    pub async fn count_attempt(
-        &self,
-        challenge: ChallengeId,
-        email: &Email,
-        purpose: CodePurpose,
-        now: Timestamp,
-    ) -> Result<[u8; 32], StoreError> {
-        self.retrying(|| async {
-            let mut tx = self.begin().await?;
-            let row: Option<(bool, DateTime<Utc>, i32)> = tx
-                .query(sql::CHALLENGE_FOR_UPDATE)
-                .bind(challenge.0)
-                .bind(email.as_str())
-                .bind(purpose.name())
-                .fetch_optional()
-                .await?;
-            let (used, expires_at, attempts) = row.ok_or(Refusal::InvalidCode)?;
-            if used || rows::time(expires_at) <= now {
-                return Err(Refusal::InvalidCode.into());
-            }
-            if attempts >= otp::MAX_ATTEMPTS {
-                return Err(Refusal::TooManyAttempts.into());
-            }
-            let counted: Option<(String,)> = tx
-                .query(sql::COUNT_ATTEMPT)
-                .bind(challenge.0)
-                .bind(now.to_utc())
-                .bind(otp::MAX_ATTEMPTS)
-                .fetch_optional()
-                .await?;
-            let (hash,) = counted.ok_or(Refusal::TooManyAttempts)?;
-            let hash = rows::hash_from_hex(&hash)?;
-            tx.commit().await?;
-            Ok(hash)
-        })
-        .await
-    }
-
     /// Uses up a correct code and opens a session, or makes a request for one if the account is locked. If the user's
     /// devices do not allow that, the attempt is refunded and the code stays usable. A code that made a request stays
     /// usable too, and gives the same request again.
@@ -206,8 +98,8 @@ impl Store {
             let outcome = sign_in.run(&mut tx).await?;
             let release = match &outcome {
                 Ok(SignInOutcome::SignedIn(_)) => None,
-                Ok(SignInOutcome::Requested { .. }) | Err(Refused::Refunded(_)) => Some(sql::REFUND_ATTEMPT),
-                Err(Refused::Counted(_)) => Some(sql::RELEASE_CHALLENGE),
+                Ok(SignInOutcome::Requested { .. }) | Err(Refused::Refunded(_)) => Some(challenges::REFUND_ATTEMPT),
+                Err(Refused::Counted(_)) => Some(challenges::RELEASE_CHALLENGE),
             };
             if let Some(release) = release {
                 tx.query(release).bind(sign_in.challenge.0).execute().await?;
@@ -268,6 +160,7 @@ impl SignIn {
             self.new_device.clone(),
             self.replace,
             &self.session,
+            Some(&self.known_network),
             self.now,
         )
         .await?;
@@ -325,6 +218,7 @@ impl SignIn {
             },
             device_name: self.new_device.name.clone(),
             client_network: self.client_network.clone(),
+            known_network: Some(self.known_network),
         };
         let requested = approvals::request(tx, user, &new, Duration::from_secs(lock.wait_s), self.now).await?;
         Ok(Some(match requested {
@@ -332,22 +226,4 @@ impl SignIn {
             Err(refusal) => Err(refusal.into()),
         }))
     }
-}
-
-/// Uses up a challenge whose code was compared. It locks the challenge, and so comes before the locks of
-/// [`locks`].
-///
-/// # Errors
-/// `invalid_code` if it was used in the meantime
-pub(super) async fn use_challenge(tx: &mut Tx<'_>, challenge: ChallengeId) -> Result<(), StoreError> {
-    match tx.query(sql::USE_CHALLENGE).bind(challenge.0).execute().await? {
-        0 => Err(Refusal::InvalidCode.into()),
-        _ => Ok(()),
-    }
-}
-
-/// Makes a challenge that the transaction has used usable again, and gives the attempt back.
-pub(super) async fn refund(tx: &mut Tx<'_>, challenge: ChallengeId) -> Result<(), StoreError> {
-    tx.query(sql::REFUND_ATTEMPT).bind(challenge.0).execute().await?;
-    Ok(())
 }

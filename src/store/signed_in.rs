@@ -1,7 +1,9 @@
 //! Opens the session of a sign-in, with a code or by an approval, and adds or revokes devices for it.
 
 use super::{
-    DeviceRecord, NewSession, RevokedDevice, StoreError, accounts, devices, sessions,
+    DeviceRecord, NewSession, RevokedDevice, StoreError, accounts,
+    challenges::{self, NetworkTag},
+    devices, sessions,
     sql::{accounts as sql, mailbox},
     tx::Tx,
 };
@@ -54,7 +56,8 @@ pub(super) fn device_limit(active: &[DeviceRecord], replaced: Option<DeviceId>, 
     Some(Refusal::DeviceLimit { devices: active.iter().map(choice).collect() })
 }
 
-/// Adds or revokes devices as requested, and opens the session. The caller has locked the user and checked the devices.
+/// Adds or revokes devices as requested, opens the session, and remembers the network of the client. The caller has locked
+/// the user and checked the devices.
 #[expect(clippy::too_many_arguments, reason = "what a sign-in and an approval have in common")]
 pub(super) async fn open_session(
     tx: &mut Tx<'_>,
@@ -64,6 +67,7 @@ pub(super) async fn open_session(
     new_device: NewDevice,
     replaced: Option<DeviceId>,
     session: &NewSession,
+    network: Option<&NetworkTag>,
     now: Timestamp,
 ) -> Result<SignedIn, StoreError> {
     let revoked = match replaced {
@@ -83,6 +87,9 @@ pub(super) async fn open_session(
     let (email, user_since) = accounts::email_and_start(tx, user).await?;
     let caller = Caller { session: session.id, user, device, user_since };
     sessions::insert(tx, &caller, session, now, None).await?;
+    if let Some(network) = network {
+        challenges::know_network(tx, user, network, now).await?;
+    }
     let others = active.into_iter().map(|known| known.id);
     let others = others.filter(|id| *id != device && Some(*id) != replaced).collect();
     Ok(SignedIn {

@@ -49,6 +49,7 @@ macro_rules! statements {
 pub mod access;
 pub mod accounts;
 pub mod approvals;
+pub mod challenges;
 pub mod claims;
 pub mod keys;
 pub mod locks;
@@ -91,6 +92,7 @@ pub fn all_statements() -> Vec<(&'static str, Sql)> {
         access::ALL,
         accounts::ALL,
         approvals::ALL,
+        challenges::ALL,
         claims::ALL,
         keys::ALL,
         locks::ALL,

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use super::{Store, StoreError, sql::sweeps as sql};
+use super::{Store, StoreError, challenges::NETWORK_IS_KNOWN, sql::sweeps as sql};
 use crate::domain::{Timestamp, clock_guard::TOLERATED_AHEAD};
 
 /// Maximum number of rows in one transaction.
@@ -16,6 +16,8 @@ const STRANGER_CLAIM_RETENTION: Duration = Duration::from_hours(2);
 const APPROVAL_RETENTION: Duration = Duration::from_hours(7 * 24);
 /// How long the reason why a session ended is kept.
 const REASON_RETENTION: Duration = Duration::from_hours(30 * 24);
+/// How long a spent proof is kept after it has become stale, because the clocks of nodes differ.
+const PROOF_RETENTION: Duration = Duration::from_hours(1);
 
 /// Up to when rows are past their time.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -33,8 +35,8 @@ impl From<Timestamp> for Cutoff {
 }
 
 impl Store {
-    /// Deletes what is past its retention time, in many small transactions: expired sessions; after two hours, the counts
-    /// of strangers' claims; after a day, challenges, the records of claims and sends (which reveal who talks to whom) and
+    /// Deletes what is past its retention time, in many small transactions: expired sessions; after an hour, spent proofs;
+    /// after 90 days, known networks; after two hours, the counts of strangers' claims; after a day, challenges, the records of claims and sends (which reveal who talks to whom) and
     /// the key material of issued PQ keys; after seven days, decided approvals; after 30 days, the reasons why sessions
     /// ended. Also deletes those records whose times are in the future, which were written under a wrong clock. Returns the
     /// number of rows.
@@ -49,6 +51,8 @@ impl Store {
         let sweeps = [
             (Some(sql::RECORD_SESSIONS), sql::SESSIONS, now),
             (None, sql::CHALLENGES, day_ago),
+            (None, sql::SPENT_PROOFS, now.before(PROOF_RETENTION)),
+            (None, sql::KNOWN_NETWORKS, now.before(NETWORK_IS_KNOWN)),
             (None, sql::CLAIMS, day_ago),
             (None, sql::PQ_CLAIMS, day_ago),
             (None, sql::SENDS, day_ago),

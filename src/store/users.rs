@@ -8,7 +8,7 @@ use super::{
     Store, StoreError, account_lock,
     accounts::{active, active_ids, email_of, set_address},
     approvals::{self, ApprovalRequested, AsksFor, NewApproval},
-    locks, sessions, sign_in,
+    challenges, locks, sessions,
     sql::{access::FIND_USER, accounts as sql},
     tx::Tx,
 };
@@ -68,6 +68,7 @@ async fn change_or_request(
         asks_for: AsksFor::Address(new.clone()),
         device_name: devices.into_iter().find(|device| device.id == caller.device).and_then(|device| device.name),
         client_network: None,
+        known_network: None,
     };
     let approval = approvals::request(tx, caller.user, &request, Duration::from_secs(lock.wait_s), now).await?;
     Ok(approval.map(|approval| AddressChange::Requested { email, approval }))
@@ -123,14 +124,14 @@ impl Store {
     ) -> Result<AddressChange, StoreError> {
         let changed = self.retrying(|| async {
             let mut tx = self.begin().await?;
-            sign_in::use_challenge(&mut tx, challenge).await?;
+            challenges::use_challenge(&mut tx, challenge).await?;
             locks::user(&mut tx, caller.user).await?;
             sessions::authorize(&mut tx, caller, now).await?;
             self.require_old_enough(&mut tx, caller, now).await?;
             let changed = change_or_request(&mut tx, caller, challenge, new, approval, now).await?;
             if !matches!(changed, Ok(AddressChange::Changed { .. })) {
                 // The refund has to be committed, so the refusal leaves the transaction as a value.
-                sign_in::refund(&mut tx, challenge).await?;
+                challenges::refund(&mut tx, challenge).await?;
             }
             tx.commit().await?;
             Ok(changed)
@@ -160,7 +161,7 @@ impl Store {
         self.empty_mailboxes(&active).await?;
         self.retrying(|| async {
             let mut tx = self.begin().await?;
-            sign_in::use_challenge(&mut tx, challenge).await?;
+            challenges::use_challenge(&mut tx, challenge).await?;
             locks::user(&mut tx, caller.user).await?;
             sessions::authorize(&mut tx, caller, now).await?;
             self.require_old_enough(&mut tx, caller, now).await?;

@@ -1,11 +1,13 @@
 //! Signing in: mailed codes, guesses, the limits on both, and the device that is signed in.
 
+mod budgets;
 mod codes;
 mod devices;
 mod guesses;
 mod limits;
 mod proofs;
 mod purposes;
+mod work;
 
 use reqwest::StatusCode;
 use serde_json::{Value, json};
@@ -13,8 +15,8 @@ use sqlx::{Connection, SqliteConnection};
 use uuid::Uuid;
 
 use crate::support::{
-    Server, TestApp, code,
-    http::{challenge, post},
+    Server, TestApp, code, eventually,
+    http::{challenge, codes, post},
 };
 
 /// A challenge with the code that was mailed for it.
@@ -85,4 +87,56 @@ pub fn fields(body: &Value) -> Vec<&str> {
     let mut names: Vec<_> = body.as_object().unwrap().keys().map(String::as_str).collect();
     names.sort_unstable();
     names
+}
+
+/// Makes the test client a trusted proxy, whose `X-Forwarded-For` sets the client address.
+pub const BEHIND_A_PROXY: (&str, &str) = ("SERVER__TRUSTED_PROXIES", "127.0.0.1");
+
+/// Sends a request from this client address to a server [`BEHIND_A_PROXY`].
+pub async fn post_as(
+    server: &impl Server,
+    path: &str,
+    client: &str,
+    token: Option<&str>,
+    body: &Value,
+) -> (StatusCode, Value) {
+    let url = format!("http://{}{path}", server.address());
+    let mut request = reqwest::Client::new().post(url).header("X-Forwarded-For", client).body(body.to_string());
+    if let Some(token) = token {
+        request = request.bearer_auth(token);
+    }
+    let response = request.send().await.unwrap();
+    (response.status(), serde_json::from_str(&response.text().await.unwrap()).unwrap())
+}
+
+/// Requests a code from this client address.
+pub async fn code_for(server: &impl Server, email: &str, client: &str) -> (StatusCode, Value) {
+    post_as(server, "/v1/auth/otp", client, None, &json!({ "email": email })).await
+}
+
+/// Requests a code from this client address with this proof of work.
+pub async fn code_with(server: &impl Server, email: &str, client: &str, proof: &Value) -> (StatusCode, Value) {
+    post_as(server, "/v1/auth/otp", client, None, &json!({ "email": email, "proof": proof })).await
+}
+
+/// Signs in on a new device from this client address, without a proof. Returns the body of the response.
+pub async fn sign_in_from(server: &impl Server, email: &str, client: &str, token: Option<&str>) -> Value {
+    let before = codes(server.mail(), email);
+    let (status, body) = post_as(server, "/v1/auth/otp", client, token, &json!({ "email": email })).await;
+    assert_eq!(status, StatusCode::ACCEPTED, "{body}");
+    let code = eventually("a mail with a code", || async {
+        codes(server.mail(), email).into_iter().find(|code| !before.contains(code))
+    })
+    .await;
+    let verify = json!({ "challenge_id": body["challenge_id"], "email": email, "code": code });
+    let (status, body) = post_as(server, "/v1/auth/verify", client, None, &verify).await;
+    assert_eq!(status, StatusCode::CREATED, "{body}");
+    body
+}
+
+/// Asserts that a request was refused by a limit, and returns the bits of the offered proof; `None` if there is none.
+#[track_caller]
+pub fn offered_bits((status, body): &(StatusCode, Value)) -> Option<u64> {
+    assert_eq!((status.as_u16(), code(&body["error"])), (429, "rate_limited"), "{body}");
+    body["error"]["details"]["proof"]["bits"].as_u64()
 }

@@ -75,6 +75,12 @@ on_every_engine! {
         a_sweep_deletes_expired_sessions_and_day_old_records_but_no_tombstones
         a_sweep_deletes_records_from_the_future_unless_the_clock_was_set_back
         times_are_read_back_as_written_and_compare_correctly;
+    codes:
+        a_proof_is_spent_once_by_parallel_requests
+        an_attempt_at_an_unknown_challenge_spends_its_proof
+        an_address_has_a_budget_for_its_owner_and_one_for_others
+        a_network_is_known_for_ninety_days_after_the_last_sign_in
+        a_user_knows_at_most_a_hundred_networks;
     ended:
         a_token_that_was_never_issued_is_unknown
         an_expired_session_is_reported_as_expired_before_and_after_the_sweep

@@ -16,6 +16,7 @@ pub mod server;
 pub mod services;
 pub mod socket;
 pub mod traffic;
+pub mod work;
 
 use std::{
     future::Future,

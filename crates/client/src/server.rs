@@ -72,7 +72,7 @@ impl Server {
     /// # Errors
     /// As [`request_code`](Self::request_code).
     pub async fn request_code_for(&self, email: &str, purpose: CodePurpose) -> Result<Challenge, HttpError> {
-        let request = OtpRequest { email: text(email, "the address")?, purpose: Some(purpose) };
+        let request = OtpRequest { email: text(email, "the address")?, purpose: Some(purpose), proof: None };
         let reply: OtpReply = self.post_with_proof("/v1/auth/otp", &request).await?.success(StatusCode::ACCEPTED)?;
         Ok(Challenge {
             id: reply.challenge_id,
@@ -262,6 +262,7 @@ impl<'a> SignInRequest<'a> {
             })),
             replace_device_id: self.replace_device_id,
             recovery_key: self.recovery_key.map(|key| Text::base64(key)),
+            proof: None,
         };
         let reply = self.server.post_with_proof("/v1/auth/verify", &request).await?;
         if reply.status == StatusCode::ACCEPTED {

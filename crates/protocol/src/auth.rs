@@ -7,7 +7,7 @@ use crate::{
     frame::{EmptyReply, Op, SocketRequest},
     ids::{ChallengeId, DeviceId, SessionId, UserId},
     time::Timestamp,
-    value::{Object, StringOnly, Text},
+    value::{Lenient, Object, StringOnly, Text},
 };
 
 /// The body of `POST /v1/auth/otp`.
@@ -18,6 +18,19 @@ pub struct OtpRequest {
     /// What the code is for; to sign in if absent.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub purpose: Option<CodePurpose>,
+    /// Pays for exceeding a limit.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub proof: Option<Lenient<WorkProof>>,
+}
+
+/// A proof of work for the salt of an earlier refusal: `details.proof` of `rate_limited`.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct WorkProof {
+    /// The salt of the refusal.
+    pub salt: Text,
+    /// Unpadded base64url of at most 32 bytes, such that SHA-256 of the bytes of salt and nonce begins with enough zero
+    /// bits.
+    pub nonce: Text,
 }
 
 /// What a mailed code is for. It does nothing else.
@@ -93,6 +106,9 @@ pub struct VerifyRequest {
     /// Under a lock, signs in a new device without an approval: base64 of the 32 bytes whose hash locked the account.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub recovery_key: Option<Text>,
+    /// Pays for exceeding a limit.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub proof: Option<Lenient<WorkProof>>,
 }
 
 /// The `device` of [`VerifyRequest`].

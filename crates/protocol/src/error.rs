@@ -62,6 +62,11 @@ pub enum ErrorDetails {
         /// The id of the key; `None` for the identity key.
         key_id: Option<u32>,
     },
+    /// With `rate_limited` over HTTP, if the request is served at once with a proof of work.
+    Proof {
+        /// The proof to make.
+        proof: OfferedProof,
+    },
     /// With `unauthorized`.
     InvalidToken {
         /// Why the token is not valid.
@@ -94,6 +99,20 @@ pub enum ErrorDetails {
     /// Details from a newer server.
     #[serde(skip_serializing)]
     Unknown(IgnoredAny),
+}
+
+/// The [`OfferedProof::algorithm`] of this version.
+pub const PROOF_ALGORITHM: &str = "sha256-leading-zeros";
+
+/// A proof of work with which a request may exceed a limit.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct OfferedProof {
+    /// How it is made: `sha256-leading-zeros`.
+    pub algorithm: Cow<'static, str>,
+    /// The number of zero bits with which the hash must begin.
+    pub bits: u8,
+    /// The first part of the bytes to hash: unpadded base64url of 24 bytes.
+    pub salt: String,
 }
 
 /// A device as `device_limit` lists it.

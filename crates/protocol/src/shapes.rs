@@ -92,7 +92,11 @@ fn http_requests_encode_as_documented() {
     for purpose in CodePurpose::ALL {
         check::<OtpRequest>(&format!(r#"{{"email":"alice@example.org","purpose":"{}"}}"#, purpose.name()));
     }
+    check::<OtpRequest>(r#"{"email":"alice@example.org","proof":{"salt":"AAAA","nonce":"AQ"}}"#);
     check::<VerifyRequest>(&format!(r#"{{"challenge_id":"{ID}","email":"a@b.example","code":"1234 5678"}}"#));
+    check::<VerifyRequest>(&format!(
+        r#"{{"challenge_id":"{ID}","email":"a@b.example","code":"1","proof":{{"salt":"AAAA","nonce":"AQ"}}}}"#
+    ));
     check::<VerifyRequest>(&format!(
         r#"{{"challenge_id":"{ID}","email":"a@b.example","code":"1","device":{{"name":"Phone","registration_id":4242}},"replace_device_id":"{OTHER}"}}"#
     ));

@@ -38,6 +38,31 @@ impl<'de, T: Deserialize<'de>> Deserialize<'de> for Object<T> {
     }
 }
 
+/// A map of which a malformed one is not an error of the request: it counts as a wrong value.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Lenient<T>(pub Option<T>);
+
+impl<T: Serialize> Serialize for Lenient<T> {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        self.0.serialize(serializer)
+    }
+}
+
+impl<'de, T: Deserialize<'de>> Deserialize<'de> for Lenient<T> {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        #[derive(Deserialize)]
+        #[serde(untagged, bound = "T: Deserialize<'de>")]
+        enum Either<T> {
+            Valid(Object<T>),
+            Malformed(IgnoredAny),
+        }
+        Ok(match Either::deserialize(deserializer)? {
+            Either::Valid(Object(value)) => Self(Some(value)),
+            Either::Malformed(IgnoredAny) => Self(None),
+        })
+    }
+}
+
 /// A value that must be a list. A plain `Vec` would also accept the `bin` of `MessagePack`, as a list of numbers.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 #[serde(transparent)]
@@ -297,6 +322,26 @@ mod tests {
         ] {
             assert_eq!(serde_json::from_str::<Base64>(text).ok().map(|b| b.0), bytes, "{text}");
         }
+    }
+
+    #[test]
+    fn a_malformed_lenient_map_is_no_error() {
+        #[derive(Debug, PartialEq, Deserialize)]
+        struct Inner {
+            text: Text,
+        }
+        #[derive(Debug, PartialEq, Deserialize)]
+        struct Outer {
+            inner: Option<Lenient<Inner>>,
+        }
+        let decoded = |text: &str| Codec::Json.decode::<Outer>(text.as_bytes()).unwrap().inner;
+        let valid = decoded(r#"{"inner":{"text":"a","more":1}}"#);
+        assert_eq!(valid, Some(Lenient(Some(Inner { text: Text::parse("a").unwrap() }))));
+        for malformed in ["7", "\"a\"", "[\"a\"]", "{}", r#"{"text":7}"#, r#"{"text":"a\u0000"}"#] {
+            assert_eq!(decoded(&format!("{{\"inner\":{malformed}}}")), Some(Lenient(None)), "{malformed}");
+        }
+        assert_eq!(decoded("{}"), None);
+        assert_eq!(decoded(r#"{"inner":null}"#), None);
     }
 
     #[test]

@@ -1,25 +1,8 @@
-//! Challenges, users, sessions, devices and their connections.
+//! Users, sessions, devices and their connections.
 
 use super::{Sql, both, per_dialect};
 
 statements! {
-    // Challenges
-
-    CHALLENGES_OF = both("SELECT created_at, network FROM email_otps \
-        WHERE email = $1 AND created_at > $2 ORDER BY created_at DESC LIMIT 1000");
-    INSERT_CHALLENGE = both("INSERT INTO email_otps (id, email, otp_hash, expires_at, created_at, network, purpose) \
-        VALUES ($1, $2, $3, $4, $5, $6, $7)");
-    /// Reads a challenge before an attempt is counted. On PostgreSQL, parallel attempts wait for each other.
-    CHALLENGE_FOR_UPDATE = per_dialect(
-        "SELECT used, expires_at, attempts FROM email_otps WHERE id = $1 AND email = $2 AND purpose = $3",
-        "SELECT used, expires_at, attempts FROM email_otps WHERE id = $1 AND email = $2 AND purpose = $3 FOR UPDATE");
-    COUNT_ATTEMPT = both("UPDATE email_otps SET attempts = attempts + 1 \
-        WHERE id = $1 AND NOT used AND expires_at > $2 AND attempts < $3 RETURNING otp_hash");
-    USE_CHALLENGE = both("UPDATE email_otps SET used = TRUE WHERE id = $1 AND NOT used");
-    /// The code stays usable, and the attempt stays counted.
-    RELEASE_CHALLENGE = both("UPDATE email_otps SET used = FALSE WHERE id = $1");
-    REFUND_ATTEMPT = both("UPDATE email_otps SET used = FALSE, attempts = attempts - 1 WHERE id = $1");
-
     // Users
 
     USER_BY_EMAIL = both("SELECT id FROM users WHERE email = $1");

@@ -13,10 +13,10 @@ statements! {
     // Requests
 
     INSERT_APPROVAL = both("INSERT INTO approvals (id, user_id, kind, challenge_id, device_name, client_network, \
-        created_at, decides_at, existing_device, registration_id, replace_device_id, email) \
-        VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12)");
+        created_at, decides_at, existing_device, registration_id, replace_device_id, email, known_network) \
+        VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13)");
     APPROVAL = both("SELECT user_id, state, device_name, created_at, decides_at, existing_device, \
-        registration_id, replace_device_id, email FROM approvals WHERE id = $1");
+        registration_id, replace_device_id, email, known_network FROM approvals WHERE id = $1");
     APPROVAL_OF_CHALLENGE =
         both("SELECT id, decides_at FROM approvals WHERE challenge_id = $1 AND user_id = $2");
     /// The requests of a user that are pending, oldest first.

@@ -3,7 +3,7 @@
 use super::{Sql, postgres};
 
 statements! {
-    EMAIL = postgres("SELECT pg_advisory_xact_lock(hashtextextended($1, 0))");
+    ADDRESS = postgres("SELECT pg_advisory_xact_lock(hashtextextended($1, 0))");
     DEVICE_SESSIONS = postgres("SELECT id FROM sessions WHERE device_id = $1 ORDER BY id FOR NO KEY UPDATE");
     DEVICE = postgres("SELECT id FROM devices WHERE id = $1 FOR NO KEY UPDATE");
     USER = postgres("SELECT id FROM users WHERE id = $1 FOR NO KEY UPDATE");

@@ -25,6 +25,10 @@ statements! {
         (SELECT id FROM approvals WHERE decided_at <= $1 ORDER BY decided_at LIMIT $2)");
     CHALLENGES = both("DELETE FROM email_otps WHERE id IN \
         (SELECT id FROM email_otps WHERE created_at <= $1 ORDER BY created_at LIMIT $2)");
+    SPENT_PROOFS = both("DELETE FROM spent_proofs WHERE salt IN \
+        (SELECT salt FROM spent_proofs WHERE expires_at <= $1 ORDER BY expires_at LIMIT $2)");
+    KNOWN_NETWORKS = both("DELETE FROM known_networks WHERE (user_id, network) IN \
+        (SELECT user_id, network FROM known_networks WHERE signed_in_at <= $1 ORDER BY signed_in_at LIMIT $2)");
     CLAIMS = both("UPDATE one_time_prekeys SET claimed_by = NULL, claim_id = NULL, claimed_at = NULL \
         WHERE id IN (SELECT id FROM one_time_prekeys WHERE claim_id IS NOT NULL AND claimed_at <= $1 LIMIT $2)");
     PQ_CLAIMS = both("UPDATE pq_prekeys \

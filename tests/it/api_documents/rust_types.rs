@@ -277,7 +277,7 @@ fn schema(ty: &Type) -> Json {
     let integer =
         |from: i64, to: i64| map([("type", "integer".into()), ("minimum", from.into()), ("maximum", to.into())]);
     let text = |keyword: &str, value: &str| map([("type", "string".into()), (keyword, value.into())]);
-    for transparent in ["Box", "Object"] {
+    for transparent in ["Box", "Object", "Lenient"] {
         if let Some(inner) = argument_of(ty, transparent) {
             return schema(inner);
         }
@@ -371,8 +371,9 @@ fn argument_of<'a>(ty: &'a Type, name: &str) -> Option<&'a Type> {
 
 /// Returns the name of a type without its wrappers, such as `Option`.
 fn innermost(ty: &Type) -> String {
-    let wrapper =
-        ["Option", "Box", "Object", "Vec", "List", "Named"].into_iter().find_map(|name| argument_of(ty, name));
+    let wrapper = ["Option", "Box", "Object", "Lenient", "Vec", "List", "Named"]
+        .into_iter()
+        .find_map(|name| argument_of(ty, name));
     wrapper.map_or_else(|| name_of(ty), innermost)
 }
 

@@ -5,15 +5,14 @@ use std::time::Duration;
 use reqwest::{Client, StatusCode};
 use serde_json::{Value, json};
 
-use crate::support::{Server, TestApp, code};
+use super::{BEHIND_A_PROXY, sign_in_from};
+use crate::support::{Server, TestApp, code, eventually, http::codes};
 
 const MINUTE: Duration = Duration::from_mins(1);
 const HOUR: Duration = Duration::from_hours(1);
 
 /// Turns the limit of codes per network off.
 const NO_NETWORK_LIMIT: (&str, &str) = ("LIMITS__OTP_PER_NETWORK_HOUR", "0");
-/// Makes the test client a trusted proxy, whose `X-Forwarded-For` sets the client address.
-const BEHIND_A_PROXY: (&str, &str) = ("SERVER__TRUSTED_PROXIES", "127.0.0.1");
 
 struct Answer {
     status: StatusCode,
@@ -126,6 +125,59 @@ async fn a_network_may_make_a_limited_number_of_guesses_a_minute() {
     assert_eq!(code(&guess("198.51.100.1").await.body["error"]), "invalid_code");
     app.advance(MINUTE);
     assert_eq!(code(&guess("192.0.2.2").await.body["error"]), "invalid_code");
+}
+
+/// A right code takes no place of the network, unless the answer helps to guess something else.
+#[tokio::test(flavor = "multi_thread")]
+async fn right_codes_take_no_place_of_the_network() {
+    let app = TestApp::with_clock(&[BEHIND_A_PROXY, ("LIMITS__VERIFY_PER_NETWORK_MINUTE", "2")]);
+    for person in 0..5 {
+        sign_in_from(&app, &format!("user{person}@example.org"), "192.0.2.1", None).await;
+    }
+    let before = codes(app.mail(), "user0@example.org");
+    let asked = request_code(&app, "user0@example.org", "192.0.2.1").await.body;
+    let code = eventually("a code", || async {
+        codes(app.mail(), "user0@example.org").into_iter().find(|code| !before.contains(code))
+    })
+    .await;
+    let device = json!({ "id": uuid::Uuid::nil() });
+    let body =
+        json!({ "challenge_id": asked["challenge_id"], "email": "user0@example.org", "code": code, "device": device });
+    for _ in 0..2 {
+        let answer = post_from(&app, "/v1/auth/verify", "192.0.2.1", body.clone()).await;
+        assert_eq!(self::code(&answer.body["error"]), "unknown_device");
+    }
+    post_from(&app, "/v1/auth/verify", "192.0.2.1", body).await.assert_wait(MINUTE);
+}
+
+/// An IPv6 /40 has 8 times the limits of a /48, a /32 has 32 times.
+#[tokio::test(flavor = "multi_thread")]
+async fn wider_ipv6_networks_have_limits_too() {
+    let app = TestApp::with_clock(&[
+        BEHIND_A_PROXY,
+        ("LIMITS__OTP_PER_NETWORK_HOUR", "1"),
+        ("LIMITS__VERIFY_PER_NETWORK_MINUTE", "1"),
+    ]);
+    let guess = |client: String| {
+        let body = json!({ "challenge_id": uuid::Uuid::nil(), "email": "a@example.org", "code": "12345678" });
+        let app = &app;
+        async move { post_from(app, "/v1/auth/verify", &client, body).await }
+    };
+    let client = |wide: u8, narrow: u8| format!("2001:db8:{wide:02x}{narrow:02x}::1");
+    for wide in 0..4 {
+        for narrow in 0..8 {
+            assert_code_is_sent(&app, &format!("user{wide}-{narrow}@example.org"), &client(wide, narrow)).await;
+            assert_eq!(code(&guess(client(wide, narrow)).await.body["error"]), "invalid_code");
+        }
+        if wide < 3 {
+            request_code(&app, "more@example.org", &client(wide, 8)).await.assert_wait(HOUR);
+            guess(client(wide, 8)).await.assert_wait(MINUTE);
+        }
+    }
+    request_code(&app, "more@example.org", &client(77, 0)).await.assert_wait(HOUR);
+    guess(client(77, 0)).await.assert_wait(MINUTE);
+    assert_code_is_sent(&app, "more@example.org", "2001:db9::1").await;
+    assert_eq!(code(&guess("2001:db9::1".to_owned()).await.body["error"]), "invalid_code");
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -2,6 +2,7 @@
 
 pub mod accounts;
 pub mod approvals;
+pub mod codes;
 pub mod ended;
 pub mod keys;
 pub mod mail;
@@ -21,8 +22,8 @@ use sealwire::{
         signature::{x25519_public, xeddsa_sign},
     },
     store::{
-        ClaimAnswer, ClaimRequest, Claims, NewChallenge, NewDevice, NewSession, PublishOutcome, SignIn, SignInOutcome,
-        SignedIn, Store, StoreError,
+        ClaimAnswer, ClaimRequest, Claims, CodeDecision, NewChallenge, NewDevice, NewSession, PublishOutcome, SignIn,
+        SignInOutcome, SignedIn, Store, StoreError,
     },
 };
 use uuid::Uuid;
@@ -52,10 +53,25 @@ fn refusal<T>(result: Result<T, StoreError>) -> Refusal {
 
 async fn add_challenge(store: &Store, name: &str, now: Timestamp) -> ChallengeId {
     let id = ChallengeId(Uuid::new_v4());
-    let purpose = CodePurpose::SignIn;
-    let challenge = NewChallenge { id, email: email(name), purpose, hash: [7; 32], network: [1; 32], created_at: now };
-    store.create_challenge(&challenge, |_| None).await.unwrap();
+    store.create_challenge(&challenge(id, name, now), |_, _| SEND).await.unwrap();
     id
+}
+
+/// Sends a code without a proof.
+pub const SEND: CodeDecision = CodeDecision::Send { spend: None, is_paid: false };
+
+/// A request for a code to sign in, from a network that no address knows.
+pub fn challenge(id: ChallengeId, name: &str, now: Timestamp) -> NewChallenge {
+    NewChallenge {
+        id,
+        email: email(name),
+        purpose: CodePurpose::SignIn,
+        hash: [7; 32],
+        network: [1; 32],
+        known_network: [1; 32],
+        token: None,
+        created_at: now,
+    }
 }
 
 fn new_session(now: Timestamp) -> NewSession {
@@ -82,6 +98,7 @@ fn sign_in(challenge: ChallengeId, name: &str, now: Timestamp) -> SignIn {
         recovery_key: None,
         approval: ApprovalId(Uuid::new_v4()),
         client_network: None,
+        known_network: [2; 32],
         max_devices: 3,
         session: new_session(now),
         now,

@@ -9,8 +9,8 @@ use sealwire::{
 use uuid::Uuid;
 
 use super::{
-    DEVICE_AGE, add_challenge, add_device, delete_account, email, hash, later, new_session, publish, redeem, refusal,
-    sign_in, start,
+    DEVICE_AGE, SEND, add_challenge, add_device, challenge, delete_account, email, hash, later, new_session, publish,
+    redeem, refusal, sign_in, start,
 };
 
 /// Signs in on a new device, with a session of a year.
@@ -48,19 +48,18 @@ pub async fn a_code_of_another_purpose_is_not_counted(store: &Store) {
     for purpose in CodePurpose::ALL {
         let id = ChallengeId(Uuid::new_v4());
         let address = email("alice");
-        let challenge =
-            NewChallenge { id, email: address.clone(), purpose, hash: [7; 32], network: [1; 32], created_at: start() };
-        store.create_challenge(&challenge, |_| None).await.unwrap();
+        let new = NewChallenge { purpose, ..challenge(id, "alice", start()) };
+        store.create_challenge(&new, |_, _| SEND).await.unwrap();
         for other in CodePurpose::ALL.into_iter().filter(|other| *other != purpose) {
             for _ in 0..6 {
-                let counted = store.count_attempt(id, &address, other, later(1)).await;
+                let counted = store.count_attempt(id, &address, other, None, later(1)).await;
                 assert_eq!(refusal(counted), Refusal::InvalidCode);
             }
         }
         for _ in 0..5 {
-            store.count_attempt(id, &address, purpose, later(1)).await.unwrap();
+            store.count_attempt(id, &address, purpose, None, later(1)).await.unwrap();
         }
-        assert_eq!(refusal(store.count_attempt(id, &address, purpose, later(1)).await), Refusal::TooManyAttempts);
+        assert_eq!(refusal(store.count_attempt(id, &address, purpose, None, later(1)).await), Refusal::TooManyAttempts);
     }
 }
 
@@ -83,7 +82,7 @@ pub async fn an_address_is_changed_unless_another_user_has_it(store: &Store) {
     let bob = add_device(store, "bob").await;
     let challenge = add_challenge(store, "bob", later(1)).await;
     for _ in 0..7 {
-        store.count_attempt(challenge, &email("bob"), CodePurpose::SignIn, later(2)).await.unwrap();
+        store.count_attempt(challenge, &email("bob"), CodePurpose::SignIn, None, later(2)).await.unwrap();
         let taken = change_email(store, &alice, challenge, &email("bob"), later(2)).await;
         assert_eq!(refusal(taken), Refusal::EmailTaken, "the attempt is given back");
     }

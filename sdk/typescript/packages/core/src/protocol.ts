@@ -209,6 +209,8 @@ export interface ErrorDetails {
   field?: string | undefined;
   /** With `invalid_key` and `invalid_signature`: the first key of the publish that is invalid. The id of the key; null for the identity key. With `stale_signed_prekey`. The id of the signed prekey that is served. */
   key_id?: number | null | undefined;
+  /** With `rate_limited` over HTTP, if the request is served at once with a proof of work. The proof to make. */
+  proof?: OfferedProof | undefined;
   /** With `unauthorized`. Why the token is not valid. */
   reason?: InvalidTokenReason | Newer | undefined;
   /** With `device_too_new`. When the device will be old enough. */
@@ -418,6 +420,16 @@ export interface MessageSender {
   device_id: string;
 }
 
+/** A proof of work with which a request may exceed a limit. */
+export interface OfferedProof {
+  /** How it is made: `sha256-leading-zeros`. */
+  algorithm: string;
+  /** The number of zero bits with which the hash must begin. */
+  bits: number;
+  /** The first part of the bytes to hash: unpadded base64url of 24 bytes. */
+  salt: string;
+}
+
 /** Whether a bundle contains a one-time prekey, and if not, why. */
 export type OneTimeOutcome = 'claimed' | 'exhausted' | 'limited' | 'not_requested';
 
@@ -437,6 +449,8 @@ export interface OtpRequest {
   email: string;
   /** What the code is for; to sign in if absent. */
   purpose?: CodePurpose | undefined;
+  /** Pays for exceeding a limit. */
+  proof?: WorkProof | undefined;
 }
 
 /** A request that waits for an approval: an entry of `pending`, and the data of the event `devices.requested`. */
@@ -758,6 +772,8 @@ export interface VerifyRequest {
   replace_device_id?: string | undefined;
   /** Under a lock, signs in a new device without an approval: base64 of the 32 bytes whose hash locked the account. */
   recovery_key?: string | undefined;
+  /** Pays for exceeding a limit. */
+  proof?: WorkProof | undefined;
 }
 
 /** The data of `welcome`. */
@@ -800,6 +816,14 @@ export interface WelcomeMailbox {
   waiting: number;
   /** The total number of envelopes that expired undelivered. If it has grown, messages were lost. */
   expired_total: number;
+}
+
+/** A proof of work for the salt of an earlier refusal: `details.proof` of `rate_limited`. */
+export interface WorkProof {
+  /** The salt of the refusal. */
+  salt: string;
+  /** Unpadded base64url of at most 32 bytes, such that SHA-256 of the bytes of salt and nonce begins with enough zero bits. */
+  nonce: string;
 }
 
 /** Each op with its parameters, its result, and the codes of its errors. */
@@ -985,7 +1009,7 @@ export const errorCodes: Record<Code, { httpStatus: number; retryable: boolean; 
   unauthorized: { httpStatus: 401, retryable: false, meaning: 'no token, or no valid one; `details` says why', action: 'by the reason: sign in, or wipe' },
   invalid_code: { httpStatus: 401, retryable: false, meaning: 'the code is wrong, used or expired', action: 'let the person try again, or ask for another code' },
   too_many_attempts: { httpStatus: 429, retryable: false, meaning: 'five guesses were counted', action: 'ask for another code' },
-  rate_limited: { httpStatus: 429, retryable: true, meaning: 'a limit was reached; under 408, the request came in too slowly', action: 'wait for `retry_after_ms`' },
+  rate_limited: { httpStatus: 429, retryable: true, meaning: 'a limit was reached; under 408, the request came in too slowly', action: 'wait for `retry_after_ms`, or make the proof in `details`' },
   unknown_op: { httpStatus: 400, retryable: false, meaning: 'the server does not know the op', action: 'go without it, or ask for an update of the server' },
   too_many_in_flight: { httpStatus: 429, retryable: true, meaning: '64 requests are unanswered', action: 'wait for replies, or for `retry_after_ms`, and send again' },
   payload_too_large: { httpStatus: 413, retryable: false, meaning: 'a body or the content of a message is too large', action: 'send less' },

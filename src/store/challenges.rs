@@ -1,0 +1,274 @@
+//! Codes: challenges, the limits on them, and attempts to guess them.
+//!
+//! An address has two budgets of codes, so that strangers cannot use up the owner's: one for requests that are trusted,
+//! because they come from a network from which the address signed in or show a valid token, and one for all others.
+
+use std::time::Duration;
+
+use chrono::{DateTime, Utc};
+
+use super::{Store, StoreError, locks, rows, sql::challenges as sql, tx::Tx};
+use crate::domain::{
+    ChallengeId, Email, Refusal, Timestamp, UserId,
+    otp::{self, CodePurpose},
+    token::TokenHash,
+    work::ProvenWork,
+};
+
+const DAY: Duration = Duration::from_hours(24);
+/// How long an address trusts a network from which it signed in.
+pub(super) const NETWORK_IS_KNOWN: Duration = Duration::from_hours(90 * 24);
+/// Maximum number of networks that a user trusts: those of the newest sign-ins.
+const MAX_KNOWN_NETWORKS: i64 = 100;
+
+/// Keyed hash of a network.
+pub type NetworkTag = [u8; 32];
+
+/// A challenge to insert.
+pub struct NewChallenge {
+    /// The id of the new challenge.
+    pub id: ChallengeId,
+    /// The address that its code is mailed to.
+    pub email: Email,
+    /// What the code is for.
+    pub purpose: CodePurpose,
+    /// Keyed hash of the code.
+    pub hash: [u8; 32],
+    /// The network that the request came from, as a keyed hash.
+    pub network: NetworkTag,
+    /// The network that the request came from, as the keyed hash under which this address may know it.
+    pub known_network: NetworkTag,
+    /// The token that the request shows, if it shows one.
+    pub token: Option<TokenHash>,
+    /// The current time.
+    pub created_at: Timestamp,
+}
+
+/// Why a request for a code belongs to the owner's budget.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Trust {
+    /// It does not.
+    None,
+    /// The address signed in from its network in the last 90 days.
+    KnownNetwork,
+    /// It shows a valid token of the user with this address.
+    Token,
+}
+
+/// A challenge of the same address within the last day.
+#[derive(Clone, Debug)]
+pub struct PastChallenge {
+    /// When it was created.
+    pub created_at: Timestamp,
+    /// The network that the request came from, as a keyed hash.
+    pub network: Vec<u8>,
+    /// Whether a proof of work let it exceed a limit.
+    pub is_paid: bool,
+}
+
+/// What the limits on codes depend on.
+#[derive(Clone, Debug)]
+pub struct CodeHistory {
+    /// Whether the request belongs to the owner's budget.
+    pub trust: Trust,
+    /// The challenges of the budget in the last day, newest first. The tag of an address is ignored.
+    pub past: Vec<PastChallenge>,
+}
+
+/// Whether a code is sent.
+pub enum CodeDecision {
+    /// It is sent.
+    Send {
+        /// The proof that is spent for it.
+        spend: Option<ProvenWork>,
+        /// Whether the proof lets the request exceed a limit.
+        is_paid: bool,
+    },
+    /// It is not sent.
+    Refuse(Refusal),
+}
+
+impl Store {
+    /// Inserts a challenge if `decide` allows it, and returns whether a proof was spent for it. `decide` gets the history
+    /// of the address, and whether a proof of the request may be spent; it may be called again.
+    ///
+    /// # Errors
+    /// The refusal that `decide` returns
+    pub async fn create_challenge(
+        &self,
+        new: &NewChallenge,
+        decide: impl Fn(&CodeHistory, bool) -> CodeDecision,
+    ) -> Result<bool, StoreError> {
+        self.retrying(|| async {
+            let mut tx = self.begin().await?;
+            let counted_as = new.email.without_tag();
+            locks::address(&mut tx, &counted_as).await?;
+            let history = history(&mut tx, new, &counted_as).await?;
+            let mut decision = decide(&history, true);
+            if let CodeDecision::Send { spend: Some(work), .. } = &decision
+                && !spend(&mut tx, work).await?
+            {
+                decision = decide(&history, false);
+            }
+            let (is_paid, is_proven) = match decision {
+                CodeDecision::Send { is_paid, spend } => (is_paid, spend.is_some()),
+                CodeDecision::Refuse(refusal) => return Err(refusal.into()),
+            };
+            tx.query(sql::INSERT_CHALLENGE)
+                .bind(new.id.0)
+                .bind(new.email.as_str())
+                .bind(rows::hash_to_hex(&new.hash))
+                .bind((new.created_at + otp::LIFETIME).to_utc())
+                .bind(new.created_at.to_utc())
+                .bind(&new.network[..])
+                .bind(new.purpose.name())
+                .bind(&*counted_as)
+                .bind(history.trust != Trust::None)
+                .bind(is_paid)
+                .execute()
+                .await?;
+            tx.commit().await?;
+            Ok(is_proven)
+        })
+        .await
+    }
+
+    /// Returns how many codes to this address were paid for by proofs of work in the last day.
+    ///
+    /// # Errors
+    /// [`StoreError::Unavailable`]
+    pub async fn paid_codes(&self, email: &Email, now: Timestamp) -> Result<usize, StoreError> {
+        let mut tx = self.read().await?;
+        let since = now.before(DAY).to_utc();
+        let (paid,): (i64,) = tx.query(sql::PAID_CODES).bind(&*email.without_tag()).bind(since).fetch_one().await?;
+        Ok(usize::try_from(paid).unwrap_or_default())
+    }
+
+    /// Counts an attempt, in its own transaction so that a later failure cannot undo it. Returns the hash to compare
+    /// the code with; `None` if `work` was spent before, and nothing was counted.
+    ///
+    /// # Errors
+    /// `invalid_code` or `too_many_attempts`; the attempt is not counted then, but `work` is spent. A challenge with
+    /// another address or purpose is `invalid_code`.
+    pub async fn count_attempt(
+        &self,
+        challenge: ChallengeId,
+        email: &Email,
+        purpose: CodePurpose,
+        work: Option<&ProvenWork>,
+        now: Timestamp,
+    ) -> Result<Option<[u8; 32]>, StoreError> {
+        let counted = self.retrying(|| async {
+            let mut tx = self.begin().await?;
+            if let Some(work) = work
+                && !spend(&mut tx, work).await?
+            {
+                return Ok(Ok(None));
+            }
+            // A refusal is a value, because the proof stays spent.
+            let counted = count(&mut tx, challenge, email, purpose, now).await?;
+            if counted.is_ok() || work.is_some() {
+                tx.commit().await?;
+            }
+            Ok(counted.map(Some))
+        });
+        Ok(counted.await??)
+    }
+}
+
+/// Reads what the limits on codes depend on.
+async fn history(tx: &mut Tx<'_>, new: &NewChallenge, counted_as: &str) -> Result<CodeHistory, StoreError> {
+    let trust = trust(tx, new).await?;
+    let since = new.created_at.before(DAY).to_utc();
+    let past: Vec<(DateTime<Utc>, Vec<u8>, bool)> =
+        tx.query(sql::CHALLENGES_OF).bind(counted_as).bind(since).bind(trust != Trust::None).fetch_all().await?;
+    let past = past.into_iter().map(|(created_at, network, is_paid)| PastChallenge {
+        created_at: rows::time(created_at),
+        network,
+        is_paid,
+    });
+    Ok(CodeHistory { trust, past: past.collect() })
+}
+
+/// Whether a request belongs to the owner's budget. Makes the same queries for every address.
+async fn trust(tx: &mut Tx<'_>, new: &NewChallenge) -> Result<Trust, StoreError> {
+    let (email, now) = (new.email.as_str(), new.created_at);
+    if let Some(token) = &new.token {
+        let shown = tx.query(sql::TOKEN_OF_ADDRESS).bind(rows::hash_to_hex(token)).bind(now.to_utc()).bind(email);
+        let shown: Option<(i32,)> = shown.fetch_optional().await?;
+        if shown.is_some() {
+            return Ok(Trust::Token);
+        }
+    }
+    let known = tx.query(sql::IS_KNOWN_NETWORK).bind(email).bind(&new.known_network[..]);
+    let known: Option<(i32,)> = known.bind(now.before(NETWORK_IS_KNOWN).to_utc()).fetch_optional().await?;
+    Ok(if known.is_some() { Trust::KnownNetwork } else { Trust::None })
+}
+
+/// Records that a proof is spent. Returns false if it was spent before.
+async fn spend(tx: &mut Tx<'_>, work: &ProvenWork) -> Result<bool, StoreError> {
+    let spent = tx.query(sql::SPEND_PROOF).bind(work.salt.as_bytes()).bind(work.expires_at.to_utc()).execute().await?;
+    Ok(spent > 0)
+}
+
+async fn count(
+    tx: &mut Tx<'_>,
+    challenge: ChallengeId,
+    email: &Email,
+    purpose: CodePurpose,
+    now: Timestamp,
+) -> Result<Result<[u8; 32], Refusal>, StoreError> {
+    let row: Option<(bool, DateTime<Utc>, i32)> = tx
+        .query(sql::CHALLENGE_FOR_UPDATE)
+        .bind(challenge.0)
+        .bind(email.as_str())
+        .bind(purpose.name())
+        .fetch_optional()
+        .await?;
+    let attempts = match row {
+        Some((false, expires_at, attempts)) if rows::time(expires_at) > now => attempts,
+        _ => return Ok(Err(Refusal::InvalidCode)),
+    };
+    if attempts >= otp::MAX_ATTEMPTS {
+        return Ok(Err(Refusal::TooManyAttempts));
+    }
+    let counted: Option<(String,)> = tx
+        .query(sql::COUNT_ATTEMPT)
+        .bind(challenge.0)
+        .bind(now.to_utc())
+        .bind(otp::MAX_ATTEMPTS)
+        .fetch_optional()
+        .await?;
+    let Some((hash,)) = counted else { return Ok(Err(Refusal::TooManyAttempts)) };
+    Ok(Ok(rows::hash_from_hex(&hash)?))
+}
+
+/// Remembers that a user has signed in from a network.
+pub(super) async fn know_network(
+    tx: &mut Tx<'_>,
+    user: UserId,
+    network: &NetworkTag,
+    now: Timestamp,
+) -> Result<(), StoreError> {
+    tx.query(sql::KNOW_NETWORK).bind(user.0).bind(&network[..]).bind(now.to_utc()).execute().await?;
+    tx.query(sql::FORGET_OLDER_NETWORKS).bind(user.0).bind(MAX_KNOWN_NETWORKS).execute().await?;
+    Ok(())
+}
+
+/// Uses up a challenge whose code was compared. It locks the challenge, and so comes before the locks of
+/// [`locks`].
+///
+/// # Errors
+/// `invalid_code` if it was used in the meantime
+pub(super) async fn use_challenge(tx: &mut Tx<'_>, challenge: ChallengeId) -> Result<(), StoreError> {
+    match tx.query(sql::USE_CHALLENGE).bind(challenge.0).execute().await? {
+        0 => Err(Refusal::InvalidCode.into()),
+        _ => Ok(()),
+    }
+}
+
+/// Makes a challenge that the transaction has used usable again, and gives the attempt back.
+pub(super) async fn refund(tx: &mut Tx<'_>, challenge: ChallengeId) -> Result<(), StoreError> {
+    tx.query(sql::REFUND_ATTEMPT).bind(challenge.0).execute().await?;
+    Ok(())
+}

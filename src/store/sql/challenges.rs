@@ -1,0 +1,40 @@
+//! Challenges, the limits on codes, known networks and spent proofs.
+
+use super::{Sql, both, per_dialect};
+
+statements! {
+    /// The challenges of a budget after $2: of the addresses that count as $1, and trusted if $3. Rows of nodes of the
+    /// previous version name only the address itself.
+    CHALLENGES_OF = both("SELECT created_at, network, paid FROM email_otps \
+        WHERE (counted_as = $1 OR (counted_as IS NULL AND email = $1)) AND created_at > $2 AND trusted = $3 \
+        ORDER BY created_at DESC LIMIT 1000");
+    PAID_CODES = both("SELECT COUNT(*) FROM email_otps WHERE counted_as = $1 AND created_at > $2 AND paid");
+    INSERT_CHALLENGE = both("INSERT INTO email_otps \
+        (id, email, otp_hash, expires_at, created_at, network, purpose, counted_as, trusted, paid) \
+        VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10)");
+    /// Reads a challenge before an attempt is counted. On PostgreSQL, parallel attempts wait for each other.
+    CHALLENGE_FOR_UPDATE = per_dialect(
+        "SELECT used, expires_at, attempts FROM email_otps WHERE id = $1 AND email = $2 AND purpose = $3",
+        "SELECT used, expires_at, attempts FROM email_otps WHERE id = $1 AND email = $2 AND purpose = $3 FOR UPDATE");
+    COUNT_ATTEMPT = both("UPDATE email_otps SET attempts = attempts + 1 \
+        WHERE id = $1 AND NOT used AND expires_at > $2 AND attempts < $3 RETURNING otp_hash");
+    USE_CHALLENGE = both("UPDATE email_otps SET used = TRUE WHERE id = $1 AND NOT used");
+    /// The code stays usable, and the attempt stays counted.
+    RELEASE_CHALLENGE = both("UPDATE email_otps SET used = FALSE WHERE id = $1");
+    REFUND_ATTEMPT = both("UPDATE email_otps SET used = FALSE, attempts = attempts - 1 WHERE id = $1");
+
+    SPEND_PROOF = both("INSERT INTO spent_proofs (salt, expires_at) VALUES ($1, $2) ON CONFLICT (salt) DO NOTHING");
+
+    /// Whether the token $1 is valid at $2 and belongs to the user with the address $3.
+    TOKEN_OF_ADDRESS = both("SELECT 1 FROM sessions JOIN devices ON devices.id = sessions.device_id \
+        JOIN users ON users.id = sessions.user_id \
+        WHERE token_hash = $1 AND expires_at > $2 AND NOT revoked AND email = $3");
+    /// Whether the user with the address $1 signed in from the network $2 after $3.
+    IS_KNOWN_NETWORK = both("SELECT 1 FROM users JOIN known_networks ON user_id = users.id \
+        WHERE email = $1 AND network = $2 AND signed_in_at > $3");
+    KNOW_NETWORK = both("INSERT INTO known_networks (user_id, network, signed_in_at) VALUES ($1, $2, $3) \
+        ON CONFLICT (user_id, network) DO UPDATE SET signed_in_at = excluded.signed_in_at");
+    /// Deletes all but the newest $2 of a user.
+    FORGET_OLDER_NETWORKS = both("DELETE FROM known_networks WHERE user_id = $1 AND network NOT IN \
+        (SELECT network FROM known_networks WHERE user_id = $1 ORDER BY signed_in_at DESC, network LIMIT $2)");
+}

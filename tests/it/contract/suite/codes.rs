@@ -1,0 +1,129 @@
+//! Budgets of codes, known networks and spent proofs.
+
+use std::time::Duration;
+
+use futures_util::future::join_all;
+use rand::{SeedableRng, rngs::StdRng};
+use sealwire::{
+    domain::{
+        ChallengeId, ClientNetwork, Refusal,
+        otp::{CodePurpose, ServerSecret},
+        work::{PaidAction, PresentedWork, ProvenWork, WorkScope},
+    },
+    store::{CodeDecision, NewChallenge, Store, Trust},
+};
+use uuid::Uuid;
+
+use super::{SEND, add_challenge, add_device, challenge, email, hash, later, redeem, refusal, sign_in, start};
+
+/// The network of the sign-ins of this suite.
+const HOME: [u8; 32] = [2; 32];
+
+/// A proof of no bits, a different one for each number.
+fn proof(number: u64) -> ProvenWork {
+    let secret = ServerSecret::new([1; 32]);
+    let alice = email("alice");
+    let scope = WorkScope { action: PaidAction::Otp, email: &alice, network: ClientNetwork::V4([192, 0, 2]) };
+    let offer = scope.offer(&secret, 0, start(), &mut StdRng::seed_from_u64(number));
+    scope.check(&secret, &PresentedWork::parse(&offer.salt_text(), ""), start()).unwrap()
+}
+
+fn new(name: &str) -> NewChallenge {
+    challenge(ChallengeId(Uuid::new_v4()), name, start())
+}
+
+/// Returns the trust in a request and the number of challenges that count for it.
+async fn seen(store: &Store, new: &NewChallenge) -> (Trust, usize) {
+    let seen = std::sync::Mutex::new(None);
+    let look = |history: &sealwire::store::CodeHistory, _| {
+        *seen.lock().unwrap() = Some((history.trust, history.past.len()));
+        CodeDecision::Refuse(Refusal::NotFound)
+    };
+    assert_eq!(refusal(store.create_challenge(new, look).await), Refusal::NotFound);
+    seen.into_inner().unwrap().unwrap()
+}
+
+pub async fn a_proof_is_spent_once_by_parallel_requests(store: &Store) {
+    for round in 0..10 {
+        let work = proof(round);
+        let challenges: Vec<NewChallenge> = (0..8).map(|one| new(&format!("user{round}-{one}"))).collect();
+        let decide = |_: &sealwire::store::CodeHistory, is_unspent| {
+            if is_unspent {
+                CodeDecision::Send { spend: Some(work), is_paid: true }
+            } else {
+                CodeDecision::Refuse(Refusal::Denied)
+            }
+        };
+        let outcomes = join_all(challenges.iter().map(|one| store.create_challenge(one, decide))).await;
+        let (sent, refused): (Vec<_>, Vec<_>) = outcomes.into_iter().partition(Result::is_ok);
+        assert_eq!((sent.len(), refused.len()), (1, 7));
+        assert!(refused.into_iter().all(|one| refusal(one) == Refusal::Denied));
+        let alice = email("alice");
+        let attempt = store.count_attempt(challenges[0].id, &alice, CodePurpose::SignIn, Some(&work), start());
+        assert_eq!(attempt.await.unwrap(), None, "spent for the other action too");
+    }
+    assert!(store.create_challenge(&new("free"), |_, _| SEND).await.is_ok_and(|is_proven| !is_proven));
+}
+
+pub async fn an_attempt_at_an_unknown_challenge_spends_its_proof(store: &Store) {
+    let (work, alice) = (proof(1), email("alice"));
+    let attempt = || store.count_attempt(ChallengeId(Uuid::nil()), &alice, CodePurpose::SignIn, Some(&work), start());
+    assert_eq!(refusal(attempt().await), Refusal::InvalidCode, "an unknown challenge");
+    assert_eq!(attempt().await.unwrap(), None);
+    store.sweep(start() + Duration::from_mins(5 + 59)).await.unwrap();
+    assert_eq!(attempt().await.unwrap(), None);
+    store.sweep(start() + Duration::from_mins(5 + 61)).await.unwrap();
+    assert_eq!(refusal(attempt().await), Refusal::InvalidCode, "long after it became stale it is forgotten");
+}
+
+pub async fn an_address_has_a_budget_for_its_owner_and_one_for_others(store: &Store) {
+    let alice = add_device(store, "alice").await;
+    add_challenge(store, "alice", start()).await;
+    add_challenge(store, "alice+tag", start()).await;
+    assert_eq!(seen(store, &new("alice")).await, (Trust::None, 3), "tags count together");
+    let from_home = |name: &str| NewChallenge { known_network: HOME, ..new(name) };
+    assert_eq!(seen(store, &from_home("alice")).await, (Trust::KnownNetwork, 0));
+    assert_eq!(seen(store, &from_home("bob")).await, (Trust::None, 0));
+    assert_eq!(seen(store, &from_home("alice+tag")).await, (Trust::None, 3), "only the exact address knows it");
+    store.create_challenge(&from_home("alice"), |_, _| SEND).await.unwrap();
+    let shown = |name: &str| NewChallenge { token: Some(hash(alice.session)), ..new(name) };
+    assert_eq!(seen(store, &shown("alice")).await, (Trust::Token, 1), "shared with known networks");
+    assert_eq!(seen(store, &shown("bob")).await, (Trust::None, 0));
+    let expired = NewChallenge { created_at: later(3600), ..shown("alice") };
+    assert_eq!(seen(store, &expired).await, (Trust::None, 3));
+}
+
+pub async fn a_network_is_known_for_ninety_days_after_the_last_sign_in(store: &Store) {
+    const DAYS: u64 = 24 * 3600;
+    add_device(store, "alice").await;
+    let trust_at = |second: u64| {
+        let new = NewChallenge { known_network: HOME, created_at: later(second), ..new("alice") };
+        async move { seen(store, &new).await.0 }
+    };
+    assert_eq!(trust_at(89 * DAYS).await, Trust::KnownNetwork);
+    assert_eq!(trust_at(90 * DAYS).await, Trust::None);
+    let again = add_challenge(store, "alice", later(89 * DAYS)).await;
+    redeem(store, &sign_in(again, "alice", later(89 * DAYS))).await.unwrap();
+    store.sweep(later(100 * DAYS)).await.unwrap();
+    assert_eq!(trust_at(178 * DAYS).await, Trust::KnownNetwork, "the newest sign-in counts");
+    store.sweep(later(180 * DAYS)).await.unwrap();
+    assert_eq!(trust_at(178 * DAYS).await, Trust::None, "the sweep forgets it");
+}
+
+pub async fn a_user_knows_at_most_a_hundred_networks(store: &Store) {
+    let network = |number: u8| [number; 32];
+    for number in 0..=100 {
+        let id = add_challenge(store, "alice", later(u64::from(number))).await;
+        let mut request = sign_in(id, "alice", later(u64::from(number)));
+        request.known_network = network(number);
+        request.max_devices = 200;
+        redeem(store, &request).await.unwrap();
+    }
+    let trust = |number: u8| {
+        let new = NewChallenge { known_network: network(number), created_at: later(200), ..new("alice") };
+        async move { seen(store, &new).await.0 }
+    };
+    assert_eq!(trust(0).await, Trust::None, "the oldest was forgotten");
+    assert_eq!(trust(1).await, Trust::KnownNetwork);
+    assert_eq!(trust(100).await, Trust::KnownNetwork);
+}
