@@ -10,6 +10,7 @@ mod pools;
 mod refused;
 mod renewal;
 mod restarts;
+mod rolling;
 mod sign_in;
 mod storm;
 mod tls;

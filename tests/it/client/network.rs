@@ -44,6 +44,11 @@ pub struct Network {
 
 impl Network {
     pub async fn start(server: SocketAddr) -> Self {
+        Self::before(vec![server]).await
+    }
+
+    /// A load balancer before servers: each connection goes to the next one that accepts it.
+    pub async fn before(servers: Vec<SocketAddr>) -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap();
         let calm = Weather {
@@ -63,7 +68,7 @@ impl Network {
                     number = weather.next;
                     weather.next += 1;
                 });
-                tokio::spawn(carry(client, server, number, sender.subscribe()));
+                tokio::spawn(carry(client, servers.clone(), number, sender.subscribe()));
             }
         });
         Self { address, weather, task }
@@ -106,8 +111,11 @@ impl Drop for Network {
     }
 }
 
-async fn carry(client: TcpStream, server: SocketAddr, number: u64, weather: watch::Receiver<Weather>) {
-    let Ok(server) = TcpStream::connect(server).await else { return };
+async fn carry(client: TcpStream, mut servers: Vec<SocketAddr>, number: u64, weather: watch::Receiver<Weather>) {
+    let count = servers.len();
+    servers.rotate_left(usize::try_from(number).unwrap() % count);
+    // Connects to the first address that accepts.
+    let Ok(server) = TcpStream::connect(&servers[..]).await else { return };
     let ((from_client, to_client), (from_server, to_server)) = (client.into_split(), server.into_split());
     let mut cut = weather.clone();
     tokio::select! {
