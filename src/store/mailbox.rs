@@ -19,7 +19,7 @@ use chrono::{DateTime, Utc};
 use uuid::Uuid;
 
 use super::{
-    BatchOutcome, Store, StoreError, access, rows,
+    BatchItem, BatchOutcome, Store, StoreError, access, rows,
     sql::{access::BLOCKS_OF_MANY, accounts, mailbox as sql},
     tx::{Column, Tx},
 };
@@ -79,6 +79,15 @@ pub enum MailRequest {
     Send(SendRequest),
     /// Deletes envelopes.
     Ack(AckRequest),
+}
+
+impl BatchItem for MailRequest {
+    fn user(&self) -> Option<UserId> {
+        Some(match self {
+            Self::Send(send) => send.caller.user,
+            Self::Ack(ack) => ack.caller.user,
+        })
+    }
 }
 
 impl MailRequest {

@@ -8,6 +8,13 @@ statements! {
     IDENTITY = both("SELECT suite, public_key FROM identity_keys WHERE device_id = $1");
     INSERT_IDENTITY =
         both("INSERT INTO identity_keys (device_id, public_key, created_at, suite) VALUES ($1, $2, $3, $4)");
+    /// The stored PQ keys with the ids $2, each with its signature.
+    PQ_SIGNATURES = per_dialect(
+        "SELECT public_key, signature FROM pq_prekeys WHERE device_id = $1 AND public_key IS NOT NULL \
+        AND signature IS NOT NULL AND key_id IN (SELECT value ->> 0 FROM json_each($2))",
+        "SELECT public_key, signature FROM pq_prekeys WHERE device_id = $1 AND public_key IS NOT NULL \
+        AND signature IS NOT NULL AND key_id = ANY($2)");
+    SIGNED_PREKEY_SIGNATURE = both("SELECT public_key, signature FROM signed_prekeys WHERE device_id = $1");
     SERVED_SIGNED_PREKEY = both("SELECT key_id, public_key FROM signed_prekeys WHERE device_id = $1");
     DELETE_SIGNED_PREKEYS = both("DELETE FROM signed_prekeys WHERE device_id = $1");
     INSERT_SIGNED_PREKEY = both("INSERT INTO signed_prekeys \
