@@ -56,7 +56,7 @@ impl UserQueues {
     /// Takes a place of the user, in the order of the calls. Waits until one is free.
     ///
     /// # Errors
-    /// `unavailable` if [`WAITING`] operations of the user wait already.
+    /// `unavailable` if 64 operations of the user wait already.
     pub async fn enter(&self, user: UserId) -> Result<Place, StoreError> {
         let waiting = {
             let mut users = self.state.users();
