@@ -1,4 +1,4 @@
-//! Who may reach a user: its access settings, and how they treat a sender.
+//! A user's access settings, which decide who can reach it, and how they treat a sender.
 
 use std::time::Duration;
 

@@ -134,7 +134,7 @@ pub fn judge_code(settings: &UsageLimits, history: &CodeHistory, request: &CodeR
     let past = history.past.iter().filter(|one| one.created_at <= latest);
     let (paid, free): (Vec<&PastChallenge>, Vec<&PastChallenge>) = past.partition(|one| one.is_paid);
     let paid = paid.len();
-    // Whoever shows a token is known, and needs no place of the network.
+    // A client that shows a token is known, and needs no place of the network.
     let network_wait = network_wait.filter(|_| history.trust != Trust::Token);
     let wait = address_wait(settings, &free, network, now).max(network_wait);
     let due = wait.map(|_| proof_bits(paid));

@@ -58,7 +58,7 @@ struct BudgetState {
     user_limit: usize,
     network_limit: usize,
     ledger: Mutex<Ledger>,
-    /// Where accounts that were given up are counted.
+    /// Counts the accounts that were given up.
     count: Option<(Arc<Metrics>, Direction)>,
 }
 

@@ -94,7 +94,7 @@ impl TargetDevice {
     }
 }
 
-/// Who asks for the keys of a user.
+/// A request for the keys of a user, with its caller.
 #[derive(Clone, Copy)]
 pub(super) struct Inquiry<'a> {
     pub(super) caller: &'a Caller,

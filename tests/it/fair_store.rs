@@ -131,7 +131,7 @@ async fn a_locked_mailbox_fails_its_own_messages_and_no_other_of_the_batch() {
     for name in ["alice", "bob", "carol"] {
         members.push(Member::join(node, &format!("{name}@example.org"), Codec::Json).await);
     }
-    let [alice, bob, carol] = &members[..] else { unreachable!() };
+    let [alice, bob, carol] = &members[..] else { panic!("three have joined") };
     let mut row_lock = RowLock::lock(&cluster, MAILBOX, &carol.person.device).await;
     let to_carol = message(&[&carol.person], "later");
     let first = alice.socket.try_request("messages.send", to_carol.clone());

@@ -133,7 +133,7 @@ impl Options {
     }
 }
 
-/// Who has sent a frame.
+/// The sender of a frame.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Direction {
     /// The client.

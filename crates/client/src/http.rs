@@ -47,7 +47,7 @@ const BUFFER_BYTES: usize = 16 * 1024;
 trait Stream: AsyncRead + AsyncWrite + Send + Unpin {}
 impl<T: AsyncRead + AsyncWrite + Send + Unpin> Stream for T {}
 
-/// Where a server is, and how to connect to it.
+/// The address of a server, and how to connect to it.
 pub(crate) struct Endpoint {
     /// The `Host` header.
     authority: HeaderValue,

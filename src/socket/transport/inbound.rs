@@ -87,7 +87,7 @@ pub(super) struct InboundBytes {
     inbox: Vec<u8>,
     /// The number of bytes of `inbox` that the guard has seen.
     seen: usize,
-    /// Where in `inbox` the large frame begins that is being received.
+    /// The offset in `inbox` of the large frame that is being received.
     held_from: Option<usize>,
     /// Whether `inbox` has frames that did not fit into the last chunk.
     has_more: bool,
