@@ -106,8 +106,8 @@ async fn the_server_serves_the_committed_files_and_a_browser_keeps_them_until_th
         assert_eq!(response.header("access-control-allow-origin"), None);
         let policy = response.header("content-security-policy").unwrap();
         assert!(policy.starts_with("default-src 'none'; script-src 'self'; style-src 'self';"), "{policy}");
-        let connect = format!("connect-src 'self' ws://{host} wss://{host};");
-        assert!(policy.contains(&connect) && policy.ends_with("require-trusted-types-for 'script'"), "{policy}");
+        let sources = format!("connect-src 'self' ws://{host} wss://{host};");
+        assert!(policy.contains(&sources) && policy.ends_with("require-trusted-types-for 'script'"), "{policy}");
 
         let tag = response.header("etag").unwrap().to_owned();
         let again = get(&app, path, &[("Host", &host), ("If-None-Match", &format!("\"other\", W/{tag}"))]).await;
