@@ -2,7 +2,11 @@
 
 use std::time::Duration;
 
-use super::{Store, StoreError, challenges::NETWORK_IS_KNOWN, sql::sweeps as sql};
+use super::{
+    Store, StoreError,
+    challenges::{GUESSES_COUNT_FOR, NETWORK_IS_KNOWN},
+    sql::sweeps as sql,
+};
 use crate::domain::Timestamp;
 
 /// Maximum number of rows in one transaction.
@@ -21,7 +25,7 @@ const PROOF_RETENTION: Duration = Duration::from_hours(1);
 
 impl Store {
     /// Deletes what is past its retention time, in many small transactions: expired sessions; after an hour, spent proofs;
-    /// after 90 days, known networks; after two hours, the counts of strangers' claims; after a day, challenges, the records of claims and sends (which reveal who talks to whom) and
+    /// after 90 days, known networks; after 30 days, wrong guesses, and after one the networks that made them; after two hours, the counts of strangers' claims; after a day, challenges, the records of claims and sends (which reveal who talks to whom) and
     /// the key material of issued PQ keys; after seven days, decided approvals; after 30 days, the reasons why sessions
     /// ended. Returns the number of rows.
     ///
@@ -36,6 +40,9 @@ impl Store {
             (None, sql::CHALLENGES, day_ago),
             (None, sql::SPENT_PROOFS, now.before(PROOF_RETENTION)),
             (None, sql::KNOWN_NETWORKS, now.before(NETWORK_IS_KNOWN)),
+            (None, sql::WRONG_GUESSES, now.before(GUESSES_COUNT_FOR)),
+            (None, sql::NETWORK_GUESSES, day_ago),
+            (None, sql::GUESS_NOTICES, day_ago),
             (None, sql::CLAIMS, day_ago),
             (None, sql::PQ_CLAIMS, day_ago),
             (None, sql::SENDS, day_ago),
