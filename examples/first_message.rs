@@ -15,7 +15,8 @@ async fn main() -> Result<(), Box<dyn Error>> {
     };
     let server = Server::new(url)?;
     let storage = FileStorage::open("device")?;
-    let session = if let Some(session) = Session::load(&storage).await? {
+    let known = Session::load(&storage).await?.filter(|session| !session.has_ended());
+    let session = if let Some(session) = known {
         session
     } else {
         let challenge = server.request_code(me).await?;

@@ -28,8 +28,8 @@ use crate::{
     },
     metrics::Metrics,
     service::{
-        Mailer, Policy, Service, ServiceDependencies, beat_forever, check_mailer, expire_mail_forever,
-        look_at_approvals_forever, reconcile_forever, sweep_forever,
+        Mailer, Policy, Service, ServiceDependencies, beat_forever, check_clock_forever, check_mailer,
+        expire_mail_forever, look_at_approvals_forever, reconcile_forever, sweep_forever,
     },
     shutdown::DrainTime,
     socket::Hub,
@@ -271,6 +271,7 @@ fn start_bus(
 /// Starts the periodic tasks: writes heartbeats, deletes old rows and expired mail, and reconciles the connections with
 /// the database.
 fn start_housekeeping(service: &Arc<Service>, tasks: &Tasks) {
+    tasks.spawn("clock", check_clock_forever(service.clone()));
     if service.has_heartbeat() {
         tasks.spawn("heartbeat", beat_forever(service.clone()));
     }

@@ -1,9 +1,12 @@
 //! Time and randomness as parameters. No other module reads the system clock or the system's
 //! randomness (`clippy.toml` enforces it), so a test controls both.
 
-use std::sync::{
-    Arc, Mutex, PoisonError,
-    atomic::{AtomicI64, Ordering},
+use std::{
+    sync::{
+        Arc, LazyLock, Mutex, PoisonError,
+        atomic::{AtomicI64, Ordering},
+    },
+    time::{Duration, Instant},
 };
 
 use chrono::DateTime;
@@ -17,8 +20,19 @@ use crate::domain::Timestamp;
 pub enum Clock {
     /// The machine's clock.
     System,
-    /// A clock that a test sets, in microseconds since 1970.
-    Manual(Arc<AtomicI64>),
+    /// A clock that a test sets.
+    Manual(Arc<ManualClock>),
+}
+
+/// A clock that a test sets.
+#[derive(Debug, Default)]
+pub struct ManualClock {
+    /// The time of day, in microseconds since 1970.
+    pub now: AtomicI64,
+    /// The monotonic clock, in microseconds.
+    pub elapsed: AtomicI64,
+    /// Whether it stands for the clock of the database too.
+    pub is_of_database: bool,
 }
 
 impl Clock {
@@ -28,8 +42,29 @@ impl Clock {
         #[expect(clippy::disallowed_methods, reason = "the one place where the machine's clock is read")]
         match self {
             Self::System => Timestamp::new(chrono::Utc::now()),
-            Self::Manual(micros) => {
-                Timestamp::new(DateTime::from_timestamp_micros(micros.load(Ordering::Relaxed)).unwrap_or_default())
+            Self::Manual(clock) => {
+                Timestamp::new(DateTime::from_timestamp_micros(clock.now.load(Ordering::Relaxed)).unwrap_or_default())
+            }
+        }
+    }
+
+    /// The time of the database's clock, which was read as `at`.
+    #[must_use]
+    pub fn of_database(&self, at: Timestamp) -> Timestamp {
+        match self {
+            Self::Manual(clock) if clock.is_of_database => self.now(),
+            _ => at,
+        }
+    }
+
+    /// The monotonic clock: the time since a moment that stays the same while the process runs.
+    #[must_use]
+    pub fn elapsed(&self) -> Duration {
+        static START: LazyLock<Instant> = LazyLock::new(Instant::now);
+        match self {
+            Self::System => START.elapsed(),
+            Self::Manual(clock) => {
+                Duration::from_micros(u64::try_from(clock.elapsed.load(Ordering::Relaxed)).unwrap_or_default())
             }
         }
     }

@@ -5,6 +5,7 @@
 pub mod access;
 pub mod approval;
 pub mod bundle;
+pub mod clock_guard;
 pub mod email;
 pub mod envelope;
 pub mod keyed_buckets;

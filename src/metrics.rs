@@ -86,6 +86,7 @@ metrics! {
     op_seconds: Histograms<Op, Seconds> = "sealwire_op_seconds" ["op"] "Time from the start of a request to its encoded reply";
     http_requests: Counters<(Route, ResponseCode)> = "sealwire_http_requests_total" ["route", "code"] "Responses to sign-in and session requests, by route and error code";
     work_under_way: Gauge = "sealwire_work_under_way" [] "Requests and mails in progress";
+    clock_skew: Gauge = "sealwire_clock_skew_seconds" [] "Seconds by which the node's clock is ahead of the database's";
     draining: Gauge = "sealwire_draining" [] "1 while the node is stopping";
     access_denied: Counters<AccessDenied> = "sealwire_admin_refused_total" ["reason"] "Requests to the operator's listener that were refused, by reason";
 
@@ -108,6 +109,8 @@ metrics! {
     batch_items: Histograms<Batch, BatchSize> = "sealwire_batch_items" ["batch"] "Requests per batch";
     batch_seconds: Histograms<Batch, Seconds> = "sealwire_batch_seconds" ["batch"] "Duration of a batch, including retries";
     transaction_seconds: Histogram<Seconds> = "sealwire_transaction_seconds" [] "Duration of a write transaction, from waiting for its connection to the end of its commit";
+    user_queue_full: Counter = "sealwire_user_queue_full_total" [] "Requests refused because too many others of their user were waiting";
+    lock_timeouts: Counter = "sealwire_lock_timeouts_total" [] "Statements that gave up waiting for a locked row";
     store_retries: Counter = "sealwire_store_retries_total" [] "Transactions retried after a conflict or an unknown outcome";
     database_up: Gauge = "sealwire_database_up" [] "1 if the database answers";
     pool_connections: Gauges<PoolState> = "sealwire_pool_connections" ["state"] "Open database connections, by state";

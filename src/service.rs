@@ -7,6 +7,7 @@
 mod access;
 mod approvals;
 mod auth;
+mod clock_check;
 mod devices;
 mod error;
 mod heartbeat;
@@ -26,6 +27,7 @@ use uuid::Uuid;
 pub use crate::bus::BusState;
 pub use approvals::{PolledApproval, RequestedApproval, Verdict, look_at_approvals_forever};
 pub use auth::{Challenge, Confirmation, OpenedConnection, RequestedCode, SignInAnswer, SignInRequest};
+pub use clock_check::check_clock_forever;
 pub use heartbeat::beat_forever;
 pub use mailer::{Mailer, MailerError, check as check_mailer};
 pub use messages::{FifoGate, Message, Turn};
@@ -37,17 +39,18 @@ use crate::{
     bus::Bus,
     clock::{Clock, Entropy},
     domain::{
-        DeviceId, LocalDelivery, Signal, Timestamp, envelope::MailboxBounds, keyed_buckets::DrainLimit,
-        otp::ServerSecret,
+        DeviceId, LocalDelivery, Refusal, Signal, Timestamp, UserId, envelope::MailboxBounds,
+        keyed_buckets::DrainLimit, otp::ServerSecret,
     },
     metrics::{Batch, Metrics},
     store::{
-        BatchWorkers, Batcher, ClaimAnswer, ClaimRequest, Claims, ConnectionRegistration, MailAnswer, MailRequest,
-        Mailboxes, PoolUsage, RegisteredConnection, Store, StoreError,
+        BatchItem, BatchWorkers, Batcher, ClaimAnswer, ClaimRequest, Claims, ConnectionRegistration, MailAnswer,
+        MailRequest, Mailboxes, Place, PoolUsage, RegisteredConnection, Store, StoreError, UserQueues,
     },
     tasks::Tasks,
     usage_limits::UsageLimits,
 };
+use clock_check::ClockCheck;
 use heartbeat::Presence;
 use limits::Limits;
 
@@ -60,6 +63,9 @@ const CLAIMS_PER_BATCH: usize = 128;
 const MAIL_PER_BATCH: usize = 256;
 /// Maximum number of connections that one transaction registers.
 const CONNECTIONS_PER_BATCH: usize = 256;
+
+/// Number of operations of one user that run at a time, not counting those in batches.
+const OPERATIONS_PER_USER: usize = 4;
 
 /// Maximum number of claims that wait for locked keys at once. Each holds a database connection while it waits.
 const BLOCKING_CLAIMS: usize = 4;
@@ -121,6 +127,7 @@ pub struct Service {
     policy: Policy,
     metrics: Arc<Metrics>,
     presence: Presence,
+    clock_check: std::sync::Mutex<ClockCheck>,
     /// When the last database check ended, and how long the answer took; `None` if it failed.
     last_latency: tokio::sync::Mutex<Option<(Instant, Option<Duration>)>>,
     limits: Limits,
@@ -130,6 +137,12 @@ pub struct Service {
     /// Bounds their number.
     blocking_permits: Semaphore,
     over_limit_permits: Semaphore,
+    /// The operations that do not run in batches.
+    operations: UserQueues,
+    /// The publishes whose signatures are being verified: one of each user.
+    verifications: UserQueues,
+    /// Bounds their number, over all users.
+    verification_permits: Arc<Semaphore>,
     /// Has one worker, so that a device's sends keep their order.
     mail: Batcher<MailRequest, MailAnswer>,
     connections: Batcher<ConnectionRegistration, RegisteredConnection>,
@@ -160,7 +173,7 @@ impl Notifications {
 /// What the batchers of a service share.
 struct Batches<'s> {
     tasks: &'s Tasks,
-    metrics: &'s Metrics,
+    metrics: &'s Arc<Metrics>,
     store: &'s Store,
 }
 
@@ -174,12 +187,13 @@ impl Batches<'_> {
         run: Run,
     ) -> Batcher<Item, Answer>
     where
-        Item: Send + 'static,
+        Item: BatchItem,
         Answer: Send + 'static,
         Run: Fn(Vec<Item>) -> Done + Clone + Send + 'static,
         Done: Future<Output = Vec<Result<Answer, StoreError>>> + Send,
     {
-        let workers = BatchWorkers { name, largest_batch, count, meter: self.metrics.batch(batch) };
+        let (meter, metrics) = (self.metrics.batch(batch), self.metrics.clone());
+        let workers = BatchWorkers { name, largest_batch, count, meter, metrics };
         Batcher::start(self.tasks, workers, self.store.health(), run)
     }
 }
@@ -240,6 +254,10 @@ impl Service {
             }
         });
         let limits = Limits::new(&policy.limits);
+        let operations = UserQueues::new(OPERATIONS_PER_USER, metrics.clone());
+        let verifications = UserQueues::new(1, metrics.clone());
+        let cores = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
+        let verification_permits = Arc::new(Semaphore::new(cores));
         Self {
             store,
             bus,
@@ -251,12 +269,16 @@ impl Service {
             policy,
             metrics,
             presence: Presence::new(node),
+            clock_check: std::sync::Mutex::default(),
             last_latency: tokio::sync::Mutex::default(),
             limits,
             claims,
             blocking_claims,
             blocking_permits: Semaphore::new(BLOCKING_CLAIMS),
             over_limit_permits: Semaphore::new(OVER_LIMIT_READS),
+            operations,
+            verifications,
+            verification_permits,
             mail,
             connections,
             disconnects,
@@ -273,6 +295,14 @@ impl Service {
     #[must_use]
     pub fn low_watermark(&self) -> u32 {
         self.policy.low_watermark
+    }
+
+    /// Waits until an operation of the user may run that is not part of a batch. Hold the place while it runs.
+    ///
+    /// # Errors
+    /// `unavailable` if too many operations of the user wait.
+    pub async fn enter(&self, user: UserId) -> Result<Place, Refusal> {
+        Ok(self.operations.enter(user).await?)
     }
 
     /// Sends a use case's signals to other devices.

@@ -36,6 +36,7 @@ mod signed_in;
 pub mod sql;
 mod sweep;
 mod tx;
+mod user_queues;
 mod users;
 
 use std::{sync::Arc, time::Duration};
@@ -43,7 +44,7 @@ use std::{sync::Arc, time::Duration};
 pub use account_lock::AccountStatus;
 pub use accounts::DeviceRecord;
 pub use approvals::{ApprovalRequested, ApprovalState, Approved, ApprovedSession, Decided, Decision};
-pub use batcher::{BatchWorkers, Batcher};
+pub use batcher::{BatchItem, BatchWorkers, Batcher};
 pub use challenges::{
     CodeDecision, CodeHistory, CountedGuess, GuessFrom, NetworkTag, NewChallenge, PastChallenge, Trust,
 };
@@ -60,6 +61,8 @@ pub use seed::SeedDevice;
 pub use sessions::{EndedSessions, NewSession, PresentedSession, SessionRecord};
 pub use sign_in::{SignIn, SignInOutcome};
 pub use signed_in::{NewDevice, SignedIn};
+pub use sweep::Cutoff;
+pub use user_queues::{Place, UserQueues};
 pub use users::{AddressChange, DeletedAccount};
 
 use uuid::Uuid;
@@ -116,6 +119,8 @@ enum Database {
 struct SqlitePools {
     writer: DatabasePool<sqlx::Sqlite>,
     readers: DatabasePool<sqlx::Sqlite>,
+    /// One connection only for `Store::ping`, so that a node is ready however busy the others are.
+    probe: DatabasePool<sqlx::Sqlite>,
     /// Set in the process that serves the file.
     lock: Option<Arc<FileLock>>,
 }
@@ -126,6 +131,8 @@ struct PostgresPools {
     connections: DatabasePool<sqlx::Postgres>,
     /// Only for the batch workers, and opened on their runtime.
     batch_connections: DatabasePool<sqlx::Postgres>,
+    /// One connection only for `Store::ping`, so that a node is ready however busy the others are.
+    probe: DatabasePool<sqlx::Postgres>,
 }
 
 /// A snapshot of the number of database connections.
@@ -231,7 +238,7 @@ impl Store {
         }
     }
 
-    /// The current number of database connections, of all pools together.
+    /// The current number of database connections, of all pools together but without the one for [`Self::ping`].
     #[must_use]
     pub fn pool(&self) -> PoolUsage {
         match &self.database {
@@ -258,7 +265,18 @@ impl Store {
     /// [`StoreError::Unavailable`] if it does not answer, is read-only, or if a write to SQLite failed less than five
     /// seconds ago.
     pub async fn ping(&self) -> Result<(), StoreError> {
-        self.read().await?.query(sql::PING).execute().await?;
+        let mut probe = match &self.database {
+            Database::Sqlite(file) => Tx::Sqlite(file.probe.acquire(&self.metrics).await?),
+            Database::Postgres(server) => {
+                let mut connection = server.probe.acquire(&self.metrics).await?;
+                if connection.is_pooled() {
+                    connection.begin().await?;
+                }
+                Tx::Postgres(connection)
+            }
+        };
+        probe.query(sql::PING).execute().await?;
+        drop(probe);
         match &self.database {
             Database::Postgres(server) => server.connections.health().record_write(),
             Database::Sqlite(file) => {
@@ -282,6 +300,7 @@ impl Store {
     pub async fn close(&self) {
         match &self.database {
             Database::Sqlite(file) => {
+                file.probe.pool().close().await;
                 file.readers.pool().close().await;
                 file.writer.pool().close().await;
                 if let Some(lock) = &file.lock {
@@ -289,6 +308,7 @@ impl Store {
                 }
             }
             Database::Postgres(server) => {
+                server.probe.pool().close().await;
                 server.batch_connections.pool().close().await;
                 server.connections.pool().close().await;
             }
@@ -306,7 +326,11 @@ impl Store {
             Database::Postgres(server) => {
                 let mut connection = server.connections.acquire(&self.metrics).await?;
                 connection.begin().await?;
-                Tx::Postgres(connection)
+                let mut tx = Tx::Postgres(connection);
+                if retry::has_waited_for_locks() {
+                    tx.query(sql::SHORT_LOCK_WAIT).execute().await?;
+                }
+                tx
             }
         })
     }

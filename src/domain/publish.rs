@@ -63,6 +63,9 @@ pub struct Identity {
     pub key: IdentityKey,
 }
 
+/// Stored keys of a device, each with its signature, which was verified when the key was published.
+pub type KnownSignatures = HashSet<(Vec<u8>, Vec<u8>)>;
+
 /// A signature that was verified under the identity key: 64 bytes.
 pub type Signature = [u8; 64];
 
@@ -176,15 +179,20 @@ impl PublishRequest {
         }
     }
 
-    /// Parses every key and verifies every signature: under the `stored` identity if the device has published before,
-    /// otherwise under the one in the request. A signed prekey without `expires_at` expires at `default_expiry`. A full
+    /// Parses every key and verifies every signature that is not `known`, up to the first that fails: under the `stored`
+    /// identity if the device has published before, otherwise under the one in the request. A signed prekey without `expires_at` expires at `default_expiry`. A full
     /// request takes milliseconds of arithmetic: call this while no transaction is open.
     ///
     /// # Errors
     /// `identity_conflict` if suite or identity key differ from the stored ones; `incomplete_keys` if a first publish
     /// is not complete; `bad_request` for PQ keys under a suite without them; `invalid_key` or `invalid_signature` with
     /// field and id of the first part that fails.
-    pub fn verify(self, stored: Option<&Identity>, default_expiry: Timestamp) -> Result<VerifiedPublish, Refusal> {
+    pub fn verify(
+        self,
+        stored: Option<&Identity>,
+        known: &KnownSignatures,
+        default_expiry: Timestamp,
+    ) -> Result<VerifiedPublish, Refusal> {
         let identity = match stored {
             Some(stored) => self.confirm(stored)?,
             None => self.first_identity()?,
@@ -192,7 +200,7 @@ impl PublishRequest {
         self.check_pq_keys(identity.suite)?;
         let is_complete = self.is_complete();
         let signatures = Verifier::new(identity.suite, &identity.key);
-        let verifier = PublishVerifier { suite: identity.suite, signatures };
+        let verifier = PublishVerifier { suite: identity.suite, signatures, known };
         let signed_prekey = match self.signed_prekey {
             Some(key) => Some(verifier.signed_prekey(&key, self.expires_at.unwrap_or(default_expiry))?),
             None => None,
@@ -254,15 +262,24 @@ impl PublishRequest {
 }
 
 /// Parses and verifies the keys of one publish.
-struct PublishVerifier {
+struct PublishVerifier<'k> {
     suite: Suite,
     signatures: Verifier,
+    known: &'k KnownSignatures,
 }
 
-impl PublishVerifier {
+impl PublishVerifier<'_> {
+    /// The signature over `key`, verified now or when the key was stored.
+    fn verified(&self, key: &[u8], signature: &[u8]) -> Result<Signature, KeyError> {
+        match signature.try_into() {
+            Ok(known) if self.known.contains(&(key.to_vec(), signature.to_vec())) => Ok(known),
+            _ => self.signatures.verified(key, signature),
+        }
+    }
+
     fn signed_prekey(&self, sent: &SignedKey, expires_at: Timestamp) -> Result<VerifiedSignedPrekey, Refusal> {
         let checked = Prekey::parse(self.suite, &sent.public_key)
-            .and_then(|key| Ok((key, self.signatures.verified(key.as_bytes(), &sent.signature)?)));
+            .and_then(|key| Ok((key, self.verified(key.as_bytes(), &sent.signature)?)));
         let (key, signature) = checked.map_err(|error| fault(error, "signed_prekey", Some(sent.key_id)))?;
         Ok(VerifiedSignedPrekey { key_id: key_id("signed_prekey", sent.key_id)?, key, signature, expires_at })
     }
@@ -275,7 +292,7 @@ impl PublishVerifier {
 
     fn pq(&self, field: &'static str, sent: &SignedKey) -> Result<VerifiedPqPrekey, Refusal> {
         let checked = PqPrekey::parse(self.suite, &sent.public_key).and_then(|key| {
-            let signature = self.signatures.verified(key.as_bytes(), &sent.signature)?;
+            let signature = self.verified(key.as_bytes(), &sent.signature)?;
             Ok((key, signature))
         });
         let (key, signature) = checked.map_err(|error| fault(error, field, Some(sent.key_id)))?;

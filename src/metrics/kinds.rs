@@ -200,6 +200,11 @@ impl Gauge {
     pub fn set(&self, value: u64) {
         self.0.set((), value);
     }
+
+    /// Sets a value that may be negative.
+    pub fn set_signed(&self, value: i64) {
+        self.0.0[0].set(value);
+    }
 }
 
 /// A histogram for each value of a label.

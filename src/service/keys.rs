@@ -19,9 +19,29 @@ impl Service {
     pub async fn publish(&self, caller: &Caller, request: PublishRequest) -> Result<PublishOutcome, Refusal> {
         let now = self.now();
         request.check_form(now)?;
-        let stored = self.store.identity(caller, now).await?;
-        let publish = request.verify(stored.as_ref(), now + self.policy.signed_prekey_lifetime)?;
+        let place = self.enter(caller.user).await?;
+        let (stored, known) = self.store.publish_basis(caller, &request, now).await?;
+        drop(place);
+        let default_expiry = now + self.policy.signed_prekey_lifetime;
+        let publish = self.verify(caller.user, move || request.verify(stored.as_ref(), &known, default_expiry)).await?;
+        let _place = self.enter(caller.user).await?;
         Ok(self.store.publish(caller, &publish, now).await?)
+    }
+
+    /// Runs the verification of a publish on a thread that may block, because it takes milliseconds of arithmetic: one of
+    /// each user at a time, and as many as there are cores.
+    async fn verify<T: Send + 'static>(
+        &self,
+        user: UserId,
+        verify: impl FnOnce() -> Result<T, Refusal> + Send + 'static,
+    ) -> Result<T, Refusal> {
+        let _place = self.verifications.enter(user).await?;
+        let permit = self.verification_permits.clone().acquire_owned().await.map_err(|_| Refusal::Unavailable)?;
+        let verified = tokio::task::spawn_blocking(move || {
+            let _permit = permit;
+            verify()
+        });
+        verified.await.map_err(|_| Refusal::Internal)?
     }
 
     /// Returns the status of the caller's keys on the server, with their digest if it is wanted.
@@ -85,9 +105,11 @@ impl Service {
     }
 
     async fn claim_bundles(&self, request: ClaimRequest) -> Result<Bundles, Refusal> {
+        let user = request.caller.user;
         match self.claims.submit(request).await? {
             ClaimAnswer::Done(bundles) => Ok(bundles),
             ClaimAnswer::Blocked(blocked) => {
+                let _place = self.enter(user).await?;
                 let _permit = self.blocking_permits.acquire().await.map_err(|_| Refusal::Unavailable)?;
                 let (bundles, signals) = self.blocking_claims.claim_blocking(*blocked).await?;
                 for (owner, signal) in signals {

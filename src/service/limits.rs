@@ -10,6 +10,7 @@ use super::sliding_window::SlidingWindow;
 use crate::{
     domain::{
         ClientNetwork, DeviceId, Refusal, Timestamp, UserId,
+        clock_guard::TOLERATED_AHEAD,
         keyed_buckets::KeyedBuckets,
         network::CountedNetwork,
         work::{MAX_BITS, MIN_BITS},
@@ -133,8 +134,11 @@ pub fn proof_bits(paid: usize) -> u8 {
 #[must_use]
 pub fn judge_code(settings: &UsageLimits, history: &CodeHistory, request: &CodeRequest<'_>) -> CodeVerdict {
     let CodeRequest { network, network_wait, proven_bits, now } = *request;
-    let paid = history.past.iter().filter(|one| one.is_paid).count();
-    let free: Vec<&PastChallenge> = history.past.iter().filter(|one| !one.is_paid).collect();
+    // A challenge from further in the future was stored under a wrong clock.
+    let latest = now + TOLERATED_AHEAD;
+    let past = history.past.iter().filter(|one| one.created_at <= latest);
+    let (paid, free): (Vec<&PastChallenge>, Vec<&PastChallenge>) = past.partition(|one| one.is_paid);
+    let paid = paid.len();
     // Whoever shows a token is known, and needs no place of the network.
     let network_wait = network_wait.filter(|_| history.trust != Trust::Token);
     let guessed = match history.trust {

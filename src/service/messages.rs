@@ -81,7 +81,7 @@ impl Service {
         let Message { id, to, ephemeral, ttl, envelopes, skipped, access } = message;
         let count = envelopes.len() as u64;
         let request = SendRequest { caller, epoch, message: id, to, ephemeral, ttl, envelopes, skipped, access, now };
-        let queued = self.mail.enqueue(MailRequest::Send(request))?;
+        let queued = self.mail.enqueue(MailRequest::Send(request)).await?;
         drop(turn);
         match queued.answer().await? {
             MailAnswer::Sent(accepted) => {

@@ -3,6 +3,7 @@
 use std::{sync::Arc, time::Duration};
 
 use super::Service;
+use crate::store::StoreError;
 
 /// Interval between sweeps.
 const EVERY: Duration = Duration::from_mins(5);
@@ -13,8 +14,9 @@ const MAIL_EVERY: Duration = Duration::from_secs(5);
 /// Deletes rows past their retention time, except mail, at intervals. Never returns.
 pub async fn sweep_forever(service: Arc<Service>) {
     loop {
-        match service.store.sweep(service.now()).await {
-            Ok(rows) => {
+        match service.sweep().await {
+            Ok(None) => {}
+            Ok(Some(rows)) => {
                 service.metrics.sweeps.inc();
                 service.metrics.swept_rows.add(rows);
                 tracing::debug!(rows, "swept");
@@ -28,7 +30,7 @@ pub async fn sweep_forever(service: Arc<Service>) {
 /// Deletes expired mail at intervals. Never returns.
 pub async fn expire_mail_forever(service: Arc<Service>) {
     loop {
-        match service.store.expire_mail(service.now()).await {
+        match service.expire_mail().await {
             Ok(0) => {}
             Ok(rows) => {
                 service.metrics.expired.add(rows);
@@ -37,5 +39,23 @@ pub async fn expire_mail_forever(service: Arc<Service>) {
             Err(error) => tracing::warn!(%error, "cannot delete expired mail"),
         }
         tokio::time::sleep(MAIL_EVERY).await;
+    }
+}
+
+impl Service {
+    /// Deletes rows past their retention time, and returns their number; `None` if the clock is not trusted.
+    async fn sweep(&self) -> Result<Option<u64>, StoreError> {
+        match self.cutoff().await? {
+            Some(cutoff) => self.store.sweep(cutoff).await.map(Some),
+            None => Ok(None),
+        }
+    }
+
+    /// Deletes expired mail, and returns its number: 0 if the clock is not trusted.
+    async fn expire_mail(&self) -> Result<u64, StoreError> {
+        match self.cutoff().await? {
+            Some(cutoff) => self.store.expire_mail(cutoff.now).await,
+            None => Ok(0),
+        }
     }
 }

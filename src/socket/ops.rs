@@ -149,6 +149,11 @@ struct Call<'a> {
 impl<'a> Call<'a> {
     /// Calls the function of `op`. `turn` is `Some` for sends and publishes.
     async fn dispatch(&self, op: Op, turn: Option<Turn>) -> Result<Reply, EdgeError> {
+        let _place = match op {
+            // These run in batches, and publishes wait for their turn first.
+            Op::MessagesSend | Op::MessagesAck | Op::KeysClaim | Op::KeysPublish => None,
+            _ => Some(self.service.enter(self.caller.user).await?),
+        };
         match op {
             Op::SessionRenew => accounts::renew_session(self).await,
             Op::SessionLogout => accounts::log_out(self).await,

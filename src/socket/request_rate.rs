@@ -45,17 +45,18 @@ impl RequestRate {
         }
     }
 
-    /// Counts a request that is to be run and costs as much as `cost` ordinary ones. It costs at most a full bucket.
+    /// Counts a request that is to be run and costs as much as `tenths` tenths of an ordinary one. It costs at most a full
+    /// bucket.
     ///
     /// # Errors
     /// If the connection is over its rate: the time until a request would be accepted. The request is counted as
     /// refused.
-    pub fn take(&self, cost: u32, now: Instant) -> Result<(), Duration> {
+    pub fn take_tenths(&self, tenths: u32, now: Instant) -> Result<(), Duration> {
         if self.per_second == 0 {
             return Ok(());
         }
         let mut bucket = self.bucket.get();
-        let taken = bucket.take((self.request_cost() * cost).min(CAPACITY), CAPACITY, now);
+        let taken = bucket.take((self.request_cost() * tenths / 10).min(CAPACITY), CAPACITY, now);
         self.bucket.set(bucket);
         taken.map_err(|wait| {
             self.count_refused(now);
@@ -148,6 +149,21 @@ mod tests {
 
     fn seconds(from: Instant, to: Instant) -> f64 {
         (to - from).as_secs_f64()
+    }
+
+    impl RequestRate {
+        /// Counts ordinary requests.
+        fn take(&self, requests: u32, now: Instant) -> Result<(), Duration> {
+            self.take_tenths(10 * requests, now)
+        }
+    }
+
+    #[test]
+    fn a_request_that_costs_more_than_one_leaves_room_for_fewer() {
+        let start = Instant::now();
+        let rate = RequestRate::new(1, start);
+        let taken = (0..10).filter(|_| rate.take_tenths(15, start).is_ok()).count();
+        assert_eq!(taken, 6, "of ten ordinary ones");
     }
 
     #[test]

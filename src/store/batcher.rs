@@ -13,11 +13,23 @@ use tokio::{
     time::Instant,
 };
 
-use super::{DatabaseHealth, StoreError};
-use crate::{metrics::BatchMeter, tasks::Tasks};
+use super::{DatabaseHealth, Place, StoreError, UserQueues};
+use crate::{
+    domain::UserId,
+    metrics::{BatchMeter, Metrics},
+    tasks::Tasks,
+};
 
 /// Maximum number of queued requests. If the queue is full, a request gets `unavailable` at once.
 const QUEUE: usize = 16_384;
+/// Maximum number of queued requests of one user; more wait in the user's own queue.
+const QUEUE_PER_USER: usize = QUEUE / 4;
+
+/// An item of a batch.
+pub trait BatchItem: Send + 'static {
+    /// The user whose share of the queue the item takes; `None` if the server itself queues it.
+    fn user(&self) -> Option<UserId>;
+}
 
 /// Configuration of the workers of a [`Batcher`].
 pub struct BatchWorkers {
@@ -29,26 +41,31 @@ pub struct BatchWorkers {
     pub count: usize,
     /// Records the size and duration of batches.
     pub meter: BatchMeter,
+    /// Counts what is refused because a user has too much in the queue.
+    pub metrics: Arc<Metrics>,
 }
 
 struct QueuedItem<Item, Answer> {
     item: Item,
     since: Instant,
+    /// The place of its user, given back when a worker takes the item.
+    place: Option<Place>,
     caller: oneshot::Sender<Result<Answer, StoreError>>,
 }
 
 /// A queue of items of one kind, served in batches. Clones share the queue; the workers stop when the last is dropped.
 pub struct Batcher<Item, Answer> {
     queue: mpsc::Sender<QueuedItem<Item, Answer>>,
+    users: UserQueues,
 }
 
 impl<Item, Answer> Clone for Batcher<Item, Answer> {
     fn clone(&self) -> Self {
-        Self { queue: self.queue.clone() }
+        Self { queue: self.queue.clone(), users: self.users.clone() }
     }
 }
 
-impl<Item: Send + 'static, Answer: Send + 'static> Batcher<Item, Answer> {
+impl<Item: BatchItem, Answer: Send + 'static> Batcher<Item, Answer> {
     /// Starts the workers, which pass batches to `run`. `run` must return one result per item, in order. `health` is
     /// the health of the database that `run` uses.
     pub fn start<Run, Batch>(tasks: &Tasks, workers: BatchWorkers, health: &Arc<DatabaseHealth>, run: Run) -> Self
@@ -58,7 +75,7 @@ impl<Item: Send + 'static, Answer: Send + 'static> Batcher<Item, Answer> {
     {
         let (queue, waiting) = mpsc::channel::<QueuedItem<Item, Answer>>(QUEUE);
         let waiting = Arc::new(Mutex::new(waiting));
-        let BatchWorkers { name, largest_batch: largest, count, meter } = workers;
+        let BatchWorkers { name, largest_batch: largest, count, meter, metrics } = workers;
         for _ in 0..count {
             let (waiting, run, meter, health) = (waiting.clone(), run.clone(), meter.clone(), health.clone());
             tasks.spawn_batch_worker(name, async move {
@@ -67,7 +84,8 @@ impl<Item: Send + 'static, Answer: Send + 'static> Batcher<Item, Answer> {
                     let last_outage_at = health.last_outage_at();
                     let mut items = Vec::with_capacity(taken.len());
                     let mut callers = Vec::with_capacity(taken.len());
-                    for QueuedItem { item, since, caller } in taken.drain(..) {
+                    for QueuedItem { item, since, place, caller } in taken.drain(..) {
+                        drop(place);
                         if last_outage_at.is_some_and(|outage| since < outage) {
                             let _ = caller.send(Err(StoreError::Unavailable(sqlx::Error::PoolTimedOut)));
                         } else {
@@ -89,7 +107,7 @@ impl<Item: Send + 'static, Answer: Send + 'static> Batcher<Item, Answer> {
                 }
             });
         }
-        Self { queue }
+        Self { queue, users: UserQueues::new(QUEUE_PER_USER, metrics) }
     }
 
     /// Queues one item and waits for its result.
@@ -97,16 +115,21 @@ impl<Item: Send + 'static, Answer: Send + 'static> Batcher<Item, Answer> {
     /// # Errors
     /// Those of [`Self::enqueue`] and `PendingAnswer::answer`.
     pub async fn submit(&self, item: Item) -> Result<Answer, StoreError> {
-        self.enqueue(item)?.answer().await
+        self.enqueue(item).await?.answer().await
     }
 
-    /// Queues one item. Unlike [`Self::submit`], it fixes the item's place in the queue without waiting for the result.
+    /// Queues one item. Unlike [`Self::submit`], it does not wait for the result. It waits only if the user has used up
+    /// its share of the queue; items of a user are queued in the order of the calls.
     ///
     /// # Errors
-    /// `Overloaded` if the queue is full or the workers have stopped.
-    pub fn enqueue(&self, item: Item) -> Result<PendingAnswer<Answer>, StoreError> {
+    /// `unavailable` if too many items of the user wait; `Overloaded` if the queue is full or the workers have stopped.
+    pub async fn enqueue(&self, item: Item) -> Result<PendingAnswer<Answer>, StoreError> {
+        let place = match item.user() {
+            Some(user) => Some(self.users.enter(user).await?),
+            None => None,
+        };
         let (caller, answer) = oneshot::channel();
-        let waiting = QueuedItem { item, since: Instant::now(), caller };
+        let waiting = QueuedItem { item, since: Instant::now(), place, caller };
         self.queue.try_send(waiting).map_err(|_| StoreError::Overloaded)?;
         Ok(PendingAnswer(answer))
     }
@@ -137,10 +160,66 @@ mod tests {
     use tokio::runtime::Handle;
 
     use super::*;
-    use crate::metrics::{Batch, Metrics};
+    use crate::metrics::Batch;
+
+    impl BatchItem for usize {
+        fn user(&self) -> Option<UserId> {
+            None
+        }
+    }
+
+    /// An item of a user.
+    struct OfUser(UserId);
+
+    impl BatchItem for OfUser {
+        fn user(&self) -> Option<UserId> {
+            Some(self.0)
+        }
+    }
 
     fn one_worker(largest_batch: usize) -> BatchWorkers {
-        BatchWorkers { name: "batch", largest_batch, count: 1, meter: Metrics::new().batch(Batch::Claims) }
+        let metrics = Arc::new(Metrics::new());
+        BatchWorkers { name: "batch", largest_batch, count: 1, meter: metrics.batch(Batch::Claims), metrics }
+    }
+
+    #[tokio::test]
+    async fn a_user_may_queue_a_quarter_and_has_a_short_queue_of_its_own() {
+        let tasks = Tasks::new(Handle::current());
+        let (release, released) = tokio::sync::watch::channel(false);
+        let batcher = Batcher::start(&tasks, one_worker(100), &Arc::default(), move |items: Vec<OfUser>| {
+            let mut released = released.clone();
+            async move {
+                released.wait_for(|go| *go).await.unwrap();
+                items.iter().map(|_| Ok(())).collect()
+            }
+        });
+        let [greedy, other] = [1, 2].map(|n| UserId(uuid::Uuid::from_u128(n)));
+        let queue = |user, count: usize| {
+            let queued = (0..count).map(|_| batcher.enqueue(OfUser(user)).now_or_never());
+            queued.filter_map(|queued| queued.map(|queued| assert!(queued.is_ok()))).count()
+        };
+        assert_eq!(queue(greedy, QUEUE), QUEUE_PER_USER);
+        // The worker takes a batch, which makes room for as many.
+        while batcher.queue.capacity() <= QUEUE - QUEUE_PER_USER {
+            tokio::task::yield_now().await;
+        }
+        assert_eq!(queue(greedy, QUEUE), 100);
+        assert_eq!(queue(other, 1000), 1000, "others are not affected");
+        let waiting: Vec<_> = (0..64)
+            .map(|_| {
+                let batcher = batcher.clone();
+                tokio::spawn(async move { batcher.submit(OfUser(greedy)).await })
+            })
+            .collect();
+        let refused = || async { matches!(batcher.submit(OfUser(greedy)).await, Err(StoreError::Refused(_))) };
+        for _ in 0..waiting.len() {
+            tokio::task::yield_now().await;
+        }
+        assert!(refused().await);
+        release.send(true).unwrap();
+        for one in waiting {
+            one.await.unwrap().unwrap();
+        }
     }
 
     #[tokio::test]
@@ -197,7 +276,7 @@ mod tests {
                 items.into_iter().map(|_| Err::<(), _>(StoreError::Overloaded)).collect()
             }
         });
-        let waiting: Vec<_> = (0..30).map(|n| batcher.enqueue(n).unwrap()).collect();
+        let waiting: Vec<_> = (0..30).map(|n| batcher.enqueue(n).now_or_never().unwrap().unwrap()).collect();
         release.send(true).unwrap();
         for queued in waiting {
             assert!(queued.answer().await.is_err());

@@ -16,6 +16,7 @@ use super::{
 use crate::domain::{
     AccessKey, AccessSettings, Admission, Bundle, Bundles, Caller, DeviceId, OneTimeOutcome, Refusal, Timestamp,
     UserId,
+    access::Strangers,
     bundle::{EncodedKey, IssuedPqPrekey, SignedPrekey, Unavailable, UnavailableReason, UsableSuites},
 };
 
@@ -130,25 +131,36 @@ pub(super) fn distinct(ids: impl Iterator<Item = Uuid>) -> Vec<Uuid> {
 impl TargetDevices {
     /// Reads the devices of the users that are asked for.
     pub(super) async fn read(tx: &mut Tx<'_>, inquiries: &[Inquiry<'_>]) -> Result<Self, StoreError> {
-        let users = distinct(inquiries.iter().map(|inquiry| inquiry.user.0));
-        let mut found: HashMap<Uuid, TargetUser> = HashMap::new();
-        for row in tx.query(sql::TARGETS_OF_MANY).bind_ids(&users).fetch_all().await? {
-            let (target, access) = TargetDevice::from_row(row)?;
-            let user = found.entry(target.user).or_insert_with(|| TargetUser { access, devices: Vec::new() });
-            user.devices.push(target);
-        }
-        // A user that refuses an inquiry is looked up here too: the same statements run for it as for one that does not
-        // exist.
-        let is_refused = |inquiry: &&Inquiry<'_>| {
-            found.get(&inquiry.user.0).is_none_or(|user| user.admit(inquiry) == Admission::Refused)
-        };
-        let others = distinct(inquiries.iter().filter(is_refused).map(|inquiry| inquiry.user.0));
-        for row in tx.query(accounts::USERS_OF_MANY).bind_ids(&others).fetch_all().await? {
+        let mut targets = Self { users: HashMap::new() };
+        let mut users = distinct(inquiries.iter().map(|inquiry| inquiry.user.0));
+        targets.read_devices(tx, &users, false).await?;
+        // For a user that refuses the caller, this does the same work as for one that does not exist.
+        users.retain(|user| !targets.users.contains_key(user));
+        for row in tx.query(accounts::USERS_OF_MANY).bind_ids(&users).fetch_all().await? {
             let (user, key, strangers, _blocks): (Uuid, Option<Vec<u8>>, String, i64) = row;
             let access = access::settings(key, &strangers)?;
-            found.entry(user).or_insert_with(|| TargetUser { access, devices: Vec::new() });
+            targets.users.insert(user, TargetUser { access, devices: Vec::new() });
         }
-        Ok(Self { users: found })
+        let is_known = |inquiry: &&Inquiry<'_>| {
+            targets.users.get(&inquiry.user.0).is_some_and(|user| {
+                user.access.strangers == Strangers::Refuse && user.admit(inquiry) != Admission::Refused
+            })
+        };
+        let refusing = distinct(inquiries.iter().filter(is_known).map(|inquiry| inquiry.user.0));
+        if !refusing.is_empty() {
+            targets.read_devices(tx, &refusing, true).await?;
+        }
+        Ok(targets)
+    }
+
+    /// Adds the devices of users, of those that refuse strangers only if `even_refusing`.
+    async fn read_devices(&mut self, tx: &mut Tx<'_>, users: &[Uuid], even_refusing: bool) -> Result<(), StoreError> {
+        for row in tx.query(sql::TARGETS_OF_MANY).bind_ids(users).bind(even_refusing).fetch_all().await? {
+            let (target, access) = TargetDevice::from_row(row)?;
+            let user = self.users.entry(target.user).or_insert_with(|| TargetUser { access, devices: Vec::new() });
+            user.devices.push(target);
+        }
+        Ok(())
     }
 
     /// Assembles the bundles of a user's `wanted` devices, or of all that have published; never of the caller's own

@@ -22,7 +22,7 @@ use chrono::{DateTime, Utc};
 use uuid::Uuid;
 
 use super::{
-    BatchOutcome, Store, StoreError,
+    BatchItem, BatchOutcome, Store, StoreError,
     bundles::{BundleAssembly, Inquiry, KnownDevices, TargetDevices, add_last_resorts, distinct},
     rows,
     sql::accounts,
@@ -56,6 +56,12 @@ pub struct ClaimRequest {
     pub access: Option<AccessKey>,
     /// The current time.
     pub now: Timestamp,
+}
+
+impl BatchItem for ClaimRequest {
+    fn user(&self) -> Option<UserId> {
+        Some(self.caller.user)
+    }
 }
 
 impl ClaimRequest {

@@ -5,8 +5,8 @@ use std::time::Duration;
 
 use uuid::Uuid;
 
-use super::{Store, StoreError, error::fail_all, sql::accounts as sql, tx::Column};
-use crate::domain::{Caller, DeviceId, LiveConnection, Refusal, Timestamp};
+use super::{BatchItem, BatchOutcome, Store, StoreError, error::fail_all, sql::accounts as sql, tx::Column};
+use crate::domain::{Caller, DeviceId, LiveConnection, Refusal, Timestamp, UserId};
 
 /// How often it is recorded that a device is still connected.
 const SEEN_EVERY: Duration = Duration::from_hours(24);
@@ -29,6 +29,19 @@ pub struct RegisteredConnection {
     pub has_pending_approval: bool,
 }
 
+impl BatchItem for ConnectionRegistration {
+    fn user(&self) -> Option<UserId> {
+        Some(self.caller.user)
+    }
+}
+
+/// The end of a connection of a device.
+impl BatchItem for (DeviceId, Timestamp) {
+    fn user(&self) -> Option<UserId> {
+        None
+    }
+}
+
 /// The state of a connection in the database.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct ConnectionState {
@@ -49,10 +62,12 @@ impl Store {
         &self,
         items: Vec<ConnectionRegistration>,
     ) -> Vec<Result<RegisteredConnection, StoreError>> {
-        match self.try_register_connections(&items).await {
-            Ok(registered) => registered.into_iter().map(|one| one.ok_or(Refusal::SessionRevoked.into())).collect(),
-            Err(error) => fail_all(&error, items.len()),
-        }
+        let outcome = self.run_batch("connections", &items, |items, _| async {
+            let registered = self.try_register_connections(items).await?;
+            let answers = registered.into_iter().map(|one| one.ok_or(Refusal::SessionRevoked.into())).collect();
+            Ok(BatchOutcome { answers, signals: Vec::new() })
+        });
+        outcome.await.map_or_else(|error| fail_all(&error, items.len()), |outcome| outcome.answers)
     }
 
     async fn try_register_connections(
@@ -140,13 +155,14 @@ impl Store {
     pub async fn touch_devices(&self, devices: &[(DeviceId, Timestamp)]) -> Result<(), StoreError> {
         let mut devices = devices.to_vec();
         devices.sort_unstable();
-        self.retrying(|| async {
+        let outcome = self.run_batch("disconnects", &devices, |devices, _| async move {
             let mut tx = self.begin().await?;
-            for (device, at) in &devices {
+            for (device, at) in devices {
                 tx.query(sql::TOUCH_DEVICE).bind(device.0).bind(at.to_utc()).execute().await?;
             }
-            tx.commit().await
-        })
-        .await
+            tx.commit().await?;
+            Ok(BatchOutcome { answers: devices.iter().map(|_| Ok(())).collect(), signals: Vec::new() })
+        });
+        outcome.await?.answers.into_iter().collect()
     }
 }

@@ -22,6 +22,9 @@ pub enum StoreError {
     /// The work queue is full or its worker has stopped.
     #[error("the store is overloaded or stopped")]
     Overloaded,
+    /// A row was locked by another transaction for too long.
+    #[error("a row is locked: {0}")]
+    Locked(#[source] sqlx::Error),
     /// A serialization failure or deadlock; a retry may succeed.
     #[error("transaction conflict: {0}")]
     Conflict(#[source] sqlx::Error),
@@ -102,8 +105,9 @@ impl StoreError {
     fn from_sqlstate(code: &str, error: sqlx::Error) -> Self {
         match code {
             "40001" | "40P01" => Self::Conflict(error),
-            // Timeouts of locks, statements and idle transactions; a server that is stopping, starting or read-only.
-            "55P03" | "57014" | "25P03" | "57P01" | "57P02" | "57P03" | "25006" => Self::Unavailable(error),
+            "55P03" => Self::Locked(error),
+            // Timeouts of statements and idle transactions; a server that is stopping, starting or read-only.
+            "57014" | "25P03" | "57P01" | "57P02" | "57P03" | "25006" => Self::Unavailable(error),
             _ if code.starts_with("08") || code.starts_with("53") || code.starts_with("58") => Self::Unavailable(error),
             _ if code.starts_with("22") || code.starts_with("23") => Self::Data(error),
             _ => Self::Internal(error),
@@ -234,7 +238,7 @@ impl StoreError {
     pub fn refusal(&self) -> Refusal {
         match self {
             Self::Refused(refusal) => refusal.clone(),
-            Self::Unavailable(_) | Self::Conflict(_) | Self::Overloaded => Refusal::Unavailable,
+            Self::Unavailable(_) | Self::Locked(_) | Self::Conflict(_) | Self::Overloaded => Refusal::Unavailable,
             Self::Data(_)
             | Self::Migration(_)
             | Self::Schema(_)
@@ -251,7 +255,7 @@ impl StoreError {
 /// Logs a failed batch, and returns the same error for every item.
 pub(super) fn fail_all<T>(error: &StoreError, items: usize) -> Vec<Result<T, StoreError>> {
     // `DatabaseHealth` logs an unavailable database, at most once a minute.
-    if !matches!(error, StoreError::Unavailable(_)) {
+    if !matches!(error, StoreError::Unavailable(_) | StoreError::Locked(_)) {
         tracing::error!(%error, items, "a batch failed");
     }
     std::iter::repeat_with(|| Err(StoreError::Refused(error.refusal()))).take(items).collect()

@@ -14,7 +14,7 @@ use crate::domain::{
     Caller, DeviceId, KeyKind, KeysStatus, Refusal, Timestamp,
     bundle::{EncodedKey, KeysDigest, LastResortStatus, MAX_POOL, SignedPrekeyStatus, levels_reached},
     keys::{IdentityKey, KeyId, Prekey},
-    publish::{Identity, VerifiedPqPrekey, VerifiedPublish, VerifiedSignedPrekey},
+    publish::{Identity, KnownSignatures, PublishRequest, VerifiedPqPrekey, VerifiedPublish, VerifiedSignedPrekey},
 };
 
 /// What a publish did to a pool, as lists of key ids. Each id of the request is in exactly one of the first five lists.
@@ -113,14 +113,35 @@ pub(super) async fn identity(tx: &mut Tx<'_>, device: DeviceId) -> Result<Option
 }
 
 impl Store {
-    /// The suite and identity key of the caller's device, if it has published.
+    /// What is needed to verify a publish: the suite and identity key of the caller's device, if it has published, and
+    /// the signatures of those keys of the request that are stored.
     ///
     /// # Errors
     /// `session_revoked`
-    pub async fn identity(&self, caller: &Caller, now: Timestamp) -> Result<Option<Identity>, StoreError> {
+    pub async fn publish_basis(
+        &self,
+        caller: &Caller,
+        request: &PublishRequest,
+        now: Timestamp,
+    ) -> Result<(Option<Identity>, KnownSignatures), StoreError> {
         let mut tx = self.read().await?;
         sessions::authorize(&mut tx, caller, now).await?;
-        identity(&mut tx, caller.device).await
+        let device = caller.device;
+        let Some(stored) = identity(&mut tx, device).await? else { return Ok((None, KnownSignatures::default())) };
+        let mut known = KnownSignatures::default();
+        let pq_keys = request.pq_one_time.iter().chain(&request.pq_last_resort);
+        let ids = pq_keys.map(|key| i64::from(key.key_id)).collect();
+        let query = tx.query(sql::PQ_SIGNATURES).bind(device.0).bind_rows([Column::Integers(ids)]);
+        let rows: Vec<(Vec<u8>, Vec<u8>)> = query.fetch_all().await?;
+        known.extend(rows);
+        if request.signed_prekey.is_some() {
+            let row: Option<(String, String)> =
+                tx.query(sql::SIGNED_PREKEY_SIGNATURE).bind(device.0).fetch_optional().await?;
+            known.extend(
+                row.and_then(|(key, signature)| Some((EncodedKey(key).decode()?, EncodedKey(signature).decode()?))),
+            );
+        }
+        Ok((Some(stored), known))
     }
 
     /// Stores all keys of a publish in one transaction.

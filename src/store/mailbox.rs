@@ -19,7 +19,7 @@ use chrono::{DateTime, Utc};
 use uuid::Uuid;
 
 use super::{
-    BatchOutcome, Store, StoreError, access, rows,
+    BatchItem, BatchOutcome, Store, StoreError, access, rows,
     sql::{access::BLOCKS_OF_MANY, accounts, mailbox as sql},
     tx::{Column, Tx},
 };
@@ -79,6 +79,15 @@ pub enum MailRequest {
     Send(SendRequest),
     /// Deletes envelopes.
     Ack(AckRequest),
+}
+
+impl BatchItem for MailRequest {
+    fn user(&self) -> Option<UserId> {
+        Some(match self {
+            Self::Send(send) => send.caller.user,
+            Self::Ack(ack) => ack.caller.user,
+        })
+    }
 }
 
 impl MailRequest {
@@ -208,6 +217,24 @@ fn changed_mailboxes(
 /// Receiving user, device, expiry of its signed prekey, and the user's access key, `strangers` and number of blocks.
 type RecipientRow = (Uuid, Uuid, Option<DateTime<Utc>>, Option<Vec<u8>>, String, i64);
 
+/// Adds the published devices of users, of those that refuse strangers only if `even_refusing`.
+async fn read_recipients(
+    tx: &mut Tx<'_>,
+    users: &[Uuid],
+    even_refusing: bool,
+    input: &mut PlanInput,
+) -> Result<(), StoreError> {
+    for row in tx.query(sql::RECIPIENTS_OF_MANY).bind_ids(users).bind(even_refusing).fetch_all().await? {
+        let (user, device, expires_at, key, strangers, blocks): RecipientRow = row;
+        let recipient = match input.recipients.entry(UserId(user)) {
+            Entry::Occupied(known) => known.into_mut(),
+            Entry::Vacant(new) => new.insert(RecipientUser::new(access::settings(key, &strangers)?, blocks)),
+        };
+        recipient.devices.push((DeviceId(device), expires_at.map(rows::time)));
+    }
+    Ok(())
+}
+
 /// Reads what sends depend on: recipients, their blocks of senders, remembered sends, and senders' shares of mailboxes
 /// that are nearly full.
 async fn read_for_sends(
@@ -216,24 +243,17 @@ async fn read_for_sends(
     bounds: &MailboxBounds,
     input: &mut PlanInput,
 ) -> Result<(), StoreError> {
-    let users = batch.recipients();
-    for row in tx.query(sql::RECIPIENTS_OF_MANY).bind_ids(&users).fetch_all().await? {
-        let (user, device, expires_at, key, strangers, blocks): RecipientRow = row;
-        let recipient = match input.recipients.entry(UserId(user)) {
-            Entry::Occupied(known) => known.into_mut(),
-            Entry::Vacant(new) => new.insert(RecipientUser::new(access::settings(key, &strangers)?, blocks)),
-        };
-        recipient.devices.push((DeviceId(device), expires_at.map(rows::time)));
-    }
-    // A user that refuses a sender is looked up here too: the same statements run for it as for one that does not exist.
-    let refusing = batch.refusing(input);
-    let is_other = |user: &Uuid| !input.recipients.contains_key(&UserId(*user)) || refusing.contains(&UserId(*user));
-    let others: Vec<Uuid> = users.into_iter().filter(is_other).collect();
-    for row in tx.query(accounts::USERS_OF_MANY).bind_ids(&others).fetch_all().await? {
+    let mut users = batch.recipients();
+    read_recipients(tx, &users, false, input).await?;
+    // For a user that refuses the sender, this does the same work as for one that does not exist.
+    users.retain(|user| !input.recipients.contains_key(&UserId(*user)));
+    for row in tx.query(accounts::USERS_OF_MANY).bind_ids(&users).fetch_all().await? {
         let (user, key, strangers, blocks): (Uuid, Option<Vec<u8>>, String, i64) = row;
-        if let Entry::Vacant(new) = input.recipients.entry(UserId(user)) {
-            new.insert(RecipientUser::new(access::settings(key, &strangers)?, blocks));
-        }
+        input.recipients.insert(UserId(user), RecipientUser::new(access::settings(key, &strangers)?, blocks));
+    }
+    let refusing = batch.refusing_others(input);
+    if !refusing.is_empty() {
+        read_recipients(tx, &refusing, true, input).await?;
     }
 
     let (recipients, senders) = batch.possible_blocks(input).into_iter().map(|(to, from)| (to.0, from.0)).unzip();

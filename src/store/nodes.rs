@@ -15,6 +15,34 @@ const RUNNING_FOR: Duration = Duration::from_secs(30);
 const RETENTION: Duration = Duration::from_hours(1);
 
 impl Store {
+    /// Returns the current time by the clock of the database; on SQLite, `now`.
+    ///
+    /// # Errors
+    /// [`StoreError::Unavailable`]
+    pub async fn clock(&self, now: Timestamp) -> Result<Timestamp, StoreError> {
+        let (at,): (DateTime<Utc>,) = self.read().await?.query(sql::NOW).bind(now.to_utc()).fetch_one().await?;
+        Ok(rows::time(at))
+    }
+
+    /// Returns the high-water time, which [`Self::record_high_water`] wrote last. SQLite only.
+    ///
+    /// # Errors
+    /// [`StoreError::Unavailable`]
+    pub async fn high_water(&self) -> Result<Option<Timestamp>, StoreError> {
+        let row: Option<(DateTime<Utc>,)> = self.read().await?.query(sql::HIGH_WATER).fetch_optional().await?;
+        Ok(row.map(|(at,)| rows::time(at)).filter(|at| at.as_micros() > 0))
+    }
+
+    /// Records the high-water time. SQLite only.
+    ///
+    /// # Errors
+    /// [`StoreError::Unavailable`]
+    pub async fn record_high_water(&self, at: Timestamp) -> Result<(), StoreError> {
+        let mut tx = self.begin().await?;
+        tx.query(sql::RECORD_HIGH_WATER).bind(at.to_utc()).execute().await?;
+        tx.commit().await
+    }
+
     /// Returns the current time, the id of the deployment and the other running nodes, without writing a heartbeat. For a
     /// node that is starting.
     ///

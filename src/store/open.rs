@@ -178,10 +178,12 @@ impl Store {
         let readers = options.read_only(true).pragma("cache_size", READER_CACHE);
         // Readers never wait for each other or for the writer, so more readers than cores would only use memory.
         let cores = std::thread::available_parallelism().map_or(1, |cores| u32::try_from(cores.get()).unwrap_or(1));
+        let probe = pool().max_connections(1).connect_with(readers.clone()).await?;
         let readers = pool().max_connections(settings.max_connections.clamp(1, cores)).connect_with(readers).await?;
         let writer = DatabasePool::new(writer, Arc::default());
         let readers = DatabasePool::new(readers, Arc::default());
-        let pools = SqlitePools { writer, readers, lock: lock.map(Arc::new) };
+        let probe = DatabasePool::new(probe, readers.health().clone());
+        let pools = SqlitePools { writer, readers, probe, lock: lock.map(Arc::new) };
         Ok(Self { migrated, ..Self::over(Database::Sqlite(pools), settings) })
     }
 
@@ -221,10 +223,12 @@ impl Store {
             check_same_database(&mut direct, &options).await?;
         }
         direct.close().await?;
+        let probe = pool.clone().max_connections(1).connect_lazy_with(options.clone());
+        let probe = DatabasePool::new(probe, health.clone()).behind_pooler(is_pooled);
         let pool = pool.max_connections(others).connect_lazy_with(options);
         let batch_connections = DatabasePool::new(batch_pool, health.clone()).behind_pooler(is_pooled);
         let connections = DatabasePool::new(pool, health).behind_pooler(is_pooled);
-        let pools = PostgresPools { connections, batch_connections };
+        let pools = PostgresPools { connections, batch_connections, probe };
         Ok(Self { migrated, ..Self::over(Database::Postgres(pools), settings) })
     }
 

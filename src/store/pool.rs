@@ -261,6 +261,9 @@ impl<DB: Engine> PooledConnection<'_, DB> {
         self.is_busy = false;
         let outcome = outcome.map_err(StoreError::from);
         self.refuses_writes |= outcome.as_ref().is_err_and(StoreError::refuses_writes);
+        if matches!(outcome, Err(StoreError::Locked(_))) {
+            self.metrics.lock_timeouts.inc();
+        }
         match &outcome {
             Err(error @ StoreError::Unavailable(_)) if error.is_outage() => health.record_outage(error),
             Err(error @ StoreError::Unavailable(_)) => health.log_failure(error),

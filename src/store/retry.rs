@@ -5,6 +5,16 @@ use std::future::Future;
 use super::{Store, StoreError};
 use crate::domain::{DeviceId, Signal};
 
+tokio::task_local! {
+    /// Set while the items of a batch that has waited for a row lock run one by one.
+    static HAS_WAITED_FOR_LOCKS: ();
+}
+
+/// Whether the current task has waited for a row lock already, so that its transactions hardly wait again.
+pub(super) fn has_waited_for_locks() -> bool {
+    HAS_WAITED_FOR_LOCKS.try_with(|()| ()).is_ok()
+}
+
 /// Maximum number of times that a transaction runs before its caller gets `unavailable`.
 const TRIES: u32 = 4;
 
@@ -56,8 +66,8 @@ impl Store {
         }
     }
 
-    /// Runs a batch of items in one transaction. If it fails because of the data, its items run one by one, so that
-    /// only the faulty item fails. If it is unknown whether the batch was committed, it runs again: `run` then gets
+    /// Runs a batch of items in one transaction. If it fails because of the data or of a row that stays locked, its items
+    /// run one by one, so that only the item that is at fault or needs the row fails. If it is unknown whether the batch was committed, it runs again: `run` then gets
     /// `true` as its second argument and must look for what the earlier run wrote.
     pub(super) async fn run_batch<'i, Item, Answer, Run>(
         &self,
@@ -79,6 +89,20 @@ impl Store {
                     }
                 }
                 Ok(all)
+            }
+            Err(StoreError::Locked(error)) if items.len() > 1 => {
+                tracing::debug!(batch = name, %error, items = items.len(), "a row is locked; running the items one by one");
+                let run_all = async {
+                    let mut all = BatchOutcome::default();
+                    for item in items.chunks(1) {
+                        match self.run_batch_with_retries(name, item, &run).await {
+                            Ok(one) => all.append(one),
+                            Err(error) => all.answers.push(Err(error)),
+                        }
+                    }
+                    Ok(all)
+                };
+                HAS_WAITED_FOR_LOCKS.scope((), run_all).await
             }
             outcome => outcome,
         }

@@ -6,8 +6,9 @@ use sqlx::PgConnection;
 
 use super::{StoreError, sql};
 
-/// How long a statement waits for a row that another transaction has locked.
-const LOCK_TIMEOUT: &str = "5s";
+/// How long a statement waits for a row that another transaction has locked. A little more than PostgreSQL's default
+/// `deadlock_timeout` of a second, so that a deadlock is found first: its transaction can be repeated.
+const LOCK_TIMEOUT: &str = "1100ms";
 /// Time limit of a statement. Less than `pool::OPERATION_LIMIT`, so that the server ends a slow statement before the
 /// client gives up on its connection.
 const STATEMENT_TIMEOUT: &str = "9s";
@@ -27,7 +28,7 @@ pub const SESSION_SETTINGS: [(&str, &str); 5] = [
 ];
 
 /// Begins a transaction with the same settings.
-pub const BEGIN_WITH_SETTINGS: &str = "BEGIN; SET LOCAL lock_timeout = '5s'; SET LOCAL statement_timeout = '9s'; \
+pub const BEGIN_WITH_SETTINGS: &str = "BEGIN; SET LOCAL lock_timeout = '1100ms'; SET LOCAL statement_timeout = '9s'; \
     SET LOCAL idle_in_transaction_session_timeout = '15s'; SET LOCAL synchronous_commit = on; \
     SET LOCAL enable_seqscan = off";
 

@@ -74,6 +74,8 @@ statements! {
     CURRENT_SETTING = postgres("SELECT current_setting($1)");
     NO_TIMEOUTS =
         postgres("SELECT set_config('lock_timeout', '0', FALSE), set_config('statement_timeout', '0', FALSE)");
+    /// For the rest of the transaction, waits for row locks only briefly.
+    SHORT_LOCK_WAIT = postgres("SET LOCAL lock_timeout = '10ms'");
     /// Whether the role may create the extension, whether it exists, whether the role may create tables, and whether the
     /// server is read-only.
     MAY_MIGRATE = postgres("SELECT has_database_privilege(current_database(), 'CREATE'), \

@@ -7,7 +7,7 @@ use super::{
     challenges::{GUESSES_COUNT_FOR, NETWORK_IS_KNOWN},
     sql::sweeps as sql,
 };
-use crate::domain::Timestamp;
+use crate::domain::{Timestamp, clock_guard::TOLERATED_AHEAD};
 
 /// Maximum number of rows in one transaction.
 const STEP: u64 = 500;
@@ -23,15 +23,33 @@ const REASON_RETENTION: Duration = Duration::from_hours(30 * 24);
 /// How long a spent proof is kept after it has become stale, because the clocks of nodes differ.
 const PROOF_RETENTION: Duration = Duration::from_hours(1);
 
+/// Up to when rows are past their time.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Cutoff {
+    /// The current time, by a clock that can be trusted.
+    pub now: Timestamp,
+    /// Whether records from the future may be deleted too.
+    pub and_future: bool,
+}
+
+impl From<Timestamp> for Cutoff {
+    fn from(now: Timestamp) -> Self {
+        Self { now, and_future: true }
+    }
+}
+
 impl Store {
-    /// Deletes what is past its retention time, in many small transactions: expired sessions; after an hour, spent proofs;
-    /// after 90 days, known networks; after 30 days, wrong guesses, and after one the networks that made them; after two hours, the counts of strangers' claims; after a day, challenges, the records of claims and sends (which reveal who talks to whom) and
-    /// the key material of issued PQ keys; after seven days, decided approvals; after 30 days, the reasons why sessions
-    /// ended. Returns the number of rows.
+    /// Deletes what is past its retention time, in many small transactions: expired sessions; after an hour, spent
+    /// proofs; after two hours, the counts of strangers' claims; after a day, challenges, the networks of wrong guesses,
+    /// the records of claims and sends (which reveal who talks to whom) and the key material of issued PQ keys; after
+    /// seven days, decided approvals; after 30 days, wrong guesses and the reasons why sessions ended; after 90 days, known
+    /// networks. Also deletes those records whose times are in the future, which were written under a wrong clock. Returns the
+    /// number of rows.
     ///
     /// # Errors
     /// [`StoreError::Unavailable`]
-    pub async fn sweep(&self, now: Timestamp) -> Result<u64, StoreError> {
+    pub async fn sweep(&self, cutoff: impl Into<Cutoff>) -> Result<u64, StoreError> {
+        let Cutoff { now, and_future } = cutoff.into();
         let day_ago = now.before(RETENTION);
         // The statement that records the rows first, if any; the statement that deletes or clears them; the time up to
         // which rows are due.
@@ -50,8 +68,23 @@ impl Store {
             (None, sql::APPROVALS, now.before(APPROVAL_RETENTION)),
             (None, sql::ENDED_SESSIONS, now.before(REASON_RETENTION)),
         ];
+        let ahead = now + TOLERATED_AHEAD;
+        let from_the_future = [
+            sql::CHALLENGES_AHEAD,
+            sql::KNOWN_NETWORKS_AHEAD,
+            sql::WRONG_GUESSES_AHEAD,
+            sql::NETWORK_GUESSES_AHEAD,
+            sql::GUESS_NOTICES_AHEAD,
+            sql::CLAIMS_AHEAD,
+            sql::PQ_CLAIMS_AHEAD,
+            sql::SENDS_AHEAD,
+            sql::STRANGER_CLAIMS_AHEAD,
+            sql::APPROVALS_AHEAD,
+            sql::ENDED_SESSIONS_AHEAD,
+        ];
+        let from_the_future = from_the_future.map(|delete| (None, delete, ahead));
         let mut swept = 0;
-        for (record, delete, until) in sweeps {
+        for (record, delete, until) in sweeps.into_iter().chain(from_the_future.into_iter().filter(|_| and_future)) {
             loop {
                 let step = self
                     .retrying(|| async {

@@ -7,11 +7,12 @@ mod network;
 mod networks;
 mod outbox;
 mod pools;
+mod random_failures;
 mod refused;
 mod renewal;
 mod restarts;
+mod rolling;
 mod sign_in;
-mod storm;
 mod tls;
 
 use std::{net::SocketAddr, path::Path, sync::Arc};

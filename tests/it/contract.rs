@@ -73,6 +73,7 @@ on_every_engine! {
         logout_ends_a_session_and_its_successor
         each_connection_of_a_device_gets_the_next_epoch
         a_sweep_deletes_expired_sessions_and_day_old_records_but_no_tombstones
+        a_sweep_deletes_records_from_the_future_unless_the_clock_was_set_back
         times_are_read_back_as_written_and_compare_correctly;
     codes:
         a_proof_is_spent_once_by_parallel_requests
@@ -98,6 +99,7 @@ on_every_engine! {
         claims_during_replacements_get_a_key_of_the_pool_at_that_moment;
     keys:
         a_publish_reports_the_outcome_of_each_key
+        signatures_of_stored_keys_are_not_verified_again
         claims_take_the_oldest_key_and_repeats_take_none
         claims_in_a_batch_fail_individually
         claims_in_a_batch_take_keys_in_order

@@ -1,8 +1,11 @@
 //! Random input: whatever comes in, the decoders do not panic and the server stays up.
 
-use std::sync::{
-    Once,
-    atomic::{AtomicUsize, Ordering},
+use std::{
+    collections::HashSet,
+    sync::{
+        Once,
+        atomic::{AtomicUsize, Ordering},
+    },
 };
 
 use proptest::prelude::*;
@@ -41,7 +44,9 @@ fn read(format: Format, bytes: &[u8]) {
         request.params::<ClaimKeysRequest>(format, bytes).map(|params| edge::keys::named_devices(params.device_ids));
     let publish = request.params::<PublishKeysRequest>(format, bytes);
     let _ = publish.map(|params| {
-        edge::keys::publish_request(params).verify(None, Timestamp::parse("2026-01-01T00:00:00Z").unwrap()).is_ok()
+        edge::keys::publish_request(params)
+            .verify(None, &HashSet::new(), Timestamp::parse("2026-01-01T00:00:00Z").unwrap())
+            .is_ok()
     });
     let _ = request
         .params::<SendMessageRequest<'_>>(format, bytes)

@@ -125,7 +125,7 @@ async fn transaction_pooling_works_only_with_the_pooler_setting() {
     let mut admin = database.parse::<PgConnectOptions>().unwrap().connect().await.unwrap();
     let name = database.rsplit_once('/').unwrap().1;
     for setting in [
-        "lock_timeout = '5s'",
+        "lock_timeout = '1100ms'",
         "statement_timeout = '9s'",
         "idle_in_transaction_session_timeout = '15s'",
         "enable_seqscan = off",
@@ -166,7 +166,7 @@ async fn session_pooling_works_only_if_the_sessions_have_the_required_settings()
     let mut admin = database.parse::<PgConnectOptions>().unwrap().connect().await.unwrap();
     let name = database.rsplit_once('/').unwrap().1;
     for setting in [
-        "lock_timeout = '5s'",
+        "lock_timeout = '1100ms'",
         "statement_timeout = '9s'",
         "idle_in_transaction_session_timeout = '15s'",
         "enable_seqscan = off",

@@ -234,13 +234,13 @@ impl Client {
         let storage = AnyStorage::new(storage);
         let mut records = storage.load().await?;
         let session = match session::stored(&records)? {
-            Some(stored) if stored.device_id == session.device_id && stored.expires_at > session.expires_at => stored,
             Some(stored) if stored.device_id != session.device_id => {
                 for record in records.drain(..) {
                     storage.delete(record.key).await?;
                 }
                 session
             }
+            Some(stored) if stored.expires_at > session.expires_at && !stored.has_ended() => stored,
             _ => session,
         };
         storage.save(session.record()).await?;

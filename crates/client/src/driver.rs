@@ -253,7 +253,7 @@ impl Driver {
             }
         };
         tracing::debug!(%end, "ended");
-        self.finish(&end);
+        self.finish(&end).await;
     }
 
     /// Opens a connection. `None` if the client is stopped meanwhile.
@@ -582,7 +582,13 @@ impl Driver {
     }
 
     /// Tells everybody that the client has ended. Unanswered messages stay stored.
-    fn finish(mut self, end: &End) {
+    async fn finish(mut self, end: &End) {
+        if end.must_sign_in() || end.must_wipe() {
+            self.session.end();
+            if let Err(error) = self.storage.save(self.session.record()).await {
+                tracing::warn!(%error, "the end of the session is not stored");
+            }
+        }
         self.state.send_replace(State::Ended(end.clone()));
         self.commands.close();
         for (_, request) in self.requests {

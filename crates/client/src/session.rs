@@ -32,6 +32,8 @@ pub struct Session {
     /// The longest time until the expiry that was seen, in seconds: about the session's whole life.
     #[serde(default)]
     life_s: u64,
+    #[serde(default)]
+    ended: bool,
 }
 
 impl Session {
@@ -47,19 +49,31 @@ impl Session {
     /// From the reply to a sign-in; `None` if the reply has no token.
     pub(crate) fn from_reply(reply: SessionReply) -> Option<Self> {
         let SessionReply { user_id, device_id, session_id, token, expires_at, .. } = reply;
-        Some(Self { user_id, device_id, session_id, expires_at, token: token?, life_s: 0 })
+        Some(Self { user_id, device_id, session_id, expires_at, token: token?, life_s: 0, ended: false })
     }
 
     /// The successor that `session.renew` has made.
     pub(crate) fn renewed(&self, reply: RenewSessionReply) -> Self {
         let RenewSessionReply { token, expires_at, session_id } = reply;
-        Self { session_id, expires_at, token, life_s: 0, ..*self }
+        Self { session_id, expires_at, token, life_s: 0, ended: false, ..*self }
     }
 
     /// The token.
     #[must_use]
     pub fn token(&self) -> &str {
         &self.token
+    }
+
+    /// Whether a client has learned that the session is not valid any more. Sign in, naming
+    /// [`device_id`](Self::device_id) to keep the device.
+    #[must_use]
+    pub fn has_ended(&self) -> bool {
+        self.ended
+    }
+
+    /// Marks the session as ended.
+    pub(crate) fn end(&mut self) {
+        self.ended = true;
     }
 
     /// The record to keep.

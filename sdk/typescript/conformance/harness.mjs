@@ -16,6 +16,7 @@ const steps = {
     client = new SealwireClient({ url, storage: fileStorage(join(storage, 'client')), crypto: x3dhCrypto(), WebSocket, padding: 0, random });
     client.on('state', ({ state, reason }) => say({ event: 'state', state: state.replace('-', '_'), reason }));
     client.on('message', (m) => say({ event: 'message', text: m.text }));
+    client.on('undecryptable', ({ code }) => say({ event: 'undecryptable', code }));
     client.on('error', ({ error, during }) => console.error(`${during}: ${error.message}`));
   },
   async sign_in({ email, code }) {

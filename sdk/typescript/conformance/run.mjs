@@ -62,6 +62,10 @@ class Subject {
     return this.lines.filter((line) => line.event === 'message').map(({ text }) => text);
   }
 
+  get undecryptable() {
+    return this.lines.filter((line) => line.event === 'undecryptable').length;
+  }
+
   async kill() {
     this.child.kill('SIGKILL');
     await this.ended;
@@ -427,6 +431,7 @@ Object.assign(tests, {
     scene.socket.send('message', scene.envelope(7, three));
     await until(() => scene.acked().includes(7), 'the next is acked');
     assert.deepEqual(subject.texts, ['three']);
+    assert.equal(subject.undecryptable, 0, 'a repeat is not decrypted again');
   },
 
   async 'acks what it cannot decrypt, and goes on'(scene, { signedIn }) {
@@ -439,6 +444,7 @@ Object.assign(tests, {
     scene.socket.send('message', scene.envelope(5, one));
     await until(() => new Set(scene.acked()).size === 5, 'all are acked');
     assert.deepEqual(subject.texts, ['one']);
+    assert.equal(subject.undecryptable, 4);
   },
 
   async 'ignores what a newer server sends'(scene, { signedIn }) {

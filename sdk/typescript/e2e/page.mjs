@@ -7,7 +7,7 @@ import { SealwireClient } from '@sealwire/client';
 import { indexedDbStorage } from '@sealwire/client/browser';
 import { x3dhCrypto } from '@sealwire/x3dh';
 import { storageContract } from '../test-support/storage-contract.mjs';
-import { adapterContract, randomSchedule, seeded } from '../test-support/adapter-contract.mjs';
+import { adapterContract, Party, randomSchedule, seeded } from '../test-support/adapter-contract.mjs';
 
 const problems = [];
 const settings = JSON.parse(localStorage.getItem('settings') ?? 'null');
@@ -64,6 +64,16 @@ const app = {
   },
   async checkAdapter(what) {
     await adapterContract[what](x3dhCrypto, assert);
+  },
+  /** Calls a method of a party that lives in this page. Bytes go in and out as lists of numbers. */
+  async party(method, ...args) {
+    if (method === 'create') {
+      app.alice = await Party.create(x3dhCrypto);
+      return app.alice.address;
+    }
+    const revived = args.map((arg) => (arg?.content ? { ...arg, content: Uint8Array.from(arg.content) } : arg));
+    const result = await app.alice[method](...revived);
+    return result?.content ? { ...result, content: [...result.content] } : result;
   },
   async randomSchedule(seed) {
     return randomSchedule(x3dhCrypto, assert, seeded(seed), 150);

@@ -16,6 +16,10 @@ const ONE_PER_SECOND: u64 = 60;
 const SERVER_ERRORS: u64 = 6;
 /// Wrong codes of a minute.
 const WRONG_GUESSES: u64 = 20;
+/// Largest difference of the clock to the database's, in seconds.
+const CLOCK_SKEW: u64 = 5;
+/// 0.1 lock timeouts per second, as a count of a minute.
+const LOCK_TIMEOUTS: u64 = 6;
 const OP_P99_MS: f64 = 1000.0;
 const DELIVERY_P99_MS: f64 = 2000.0;
 const MAILBOX_BYTES: u64 = 10 << 30;
@@ -57,6 +61,8 @@ pub struct Conditions<'a> {
     /// Bytes in use and limit.
     pub outbound: (usize, usize),
     pub mailbox_bytes: u64,
+    /// Seconds by which the clock is ahead of the database's.
+    pub clock_skew: i64,
     /// The counts of the last minute.
     pub counts: &'a CounterValues,
 }
@@ -80,6 +86,12 @@ pub fn firing(conditions: &Conditions<'_>) -> Vec<Alert> {
         ("OpsSlow", above(p99_ms(&counts.op_latency), OP_P99_MS).map(|p99| slow("requests", p99))),
         ("DeliverySlow", above(p99_ms(&counts.delivery_latency), DELIVERY_P99_MS).map(|p99| slow("deliveries", p99))),
         ("ConnectionsRefused", connections_refused(counts)),
+        ("ClockWrong", clock_wrong(conditions.clock_skew)),
+        ("UsersThrottled", more_than(ONE_PER_SECOND, counts.throttled, "Requests of users with too many waiting")),
+        (
+            "RowsLocked",
+            more_than(LOCK_TIMEOUTS, counts.lock_timeouts, "Statements that waited in vain for a locked row"),
+        ),
         ("MemoryGivenUp", more_than(ONE_PER_SECOND, counts.given_up, "Unfinished messages and send queues given up")),
         ("SlowConsumers", slow_consumers.and_then(|(_, n)| more_than(ONE_PER_SECOND, n, "Sockets closed with 4002"))),
         ("SignalsLost", signals_lost(counts)),
@@ -140,6 +152,11 @@ fn signals_lost(counts: &CounterValues) -> Option<String> {
     (dropped > 0 || repaired > ONE_PER_SECOND).then(text)
 }
 
+fn clock_wrong(skew: i64) -> Option<String> {
+    let way = if skew > 0 { "ahead of" } else { "behind" };
+    (skew.unsigned_abs() > CLOCK_SKEW).then(|| format!("The clock is {} s {way} the database's.", skew.unsigned_abs()))
+}
+
 fn mailboxes_pile_up(bytes: u64) -> Option<String> {
     (bytes > MAILBOX_BYTES).then(|| format!("{} GiB of content wait in all mailboxes.", bytes >> 30))
 }
@@ -164,6 +181,7 @@ mod tests {
             inbound: (80 << 20, 100 << 20),
             outbound: (80 << 20, 100 << 20),
             mailbox_bytes: MAILBOX_BYTES,
+            clock_skew: -5,
             counts,
         }
     }
@@ -174,6 +192,8 @@ mod tests {
             wrong_guesses: WRONG_GUESSES,
             signals_repaired: ONE_PER_SECOND,
             given_up: ONE_PER_SECOND,
+            throttled: ONE_PER_SECOND,
+            lock_timeouts: LOCK_TIMEOUTS,
             refused: [ONE_PER_SECOND; Limit::ALL.len()],
             ..CounterValues::of(&Metrics::new())
         };
@@ -196,6 +216,8 @@ mod tests {
             mails_failed: 1,
             signals_dropped: 1,
             given_up: ONE_PER_SECOND + 1,
+            throttled: ONE_PER_SECOND + 1,
+            lock_timeouts: LOCK_TIMEOUTS + 1,
             ..CounterValues::of(&metrics)
         };
         counts.errors.fill(SERVER_ERRORS);
@@ -220,6 +242,7 @@ mod tests {
             files: Some((99, 100)),
             inbound: (81 << 20, 100 << 20),
             mailbox_bytes: MAILBOX_BYTES + 1,
+            clock_skew: 6,
             ..quiet(&counts)
         };
         let alerts = firing(&conditions);
@@ -237,6 +260,7 @@ mod tests {
             text("ConnectionsRefused"),
             Some("Connections refused in the last minute: 61 (max_http_connections).")
         );
+        assert_eq!(text("ClockWrong"), Some("The clock is 6 s ahead of the database's."));
         assert_eq!(text("MailFails"), Some("Mails not sent in the last minute: 1."));
         let longer = ["NodeAway", "SweepsStopped", "PoolsEmpty", "AdminTokenGuessed"];
         let rules = rules.lines().filter_map(|line| line.trim().strip_prefix("- alert: "));

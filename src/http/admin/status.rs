@@ -155,7 +155,7 @@ impl StatusReport {
         let files = UsageReport { open: process::open_files(), limit: process::max_files() };
         let bus_state = service.bus_state();
         let bus_is_up = bus_state == BusState::Up;
-        let (status, reasons) = readiness(latency.is_some(), bus_state, is_draining);
+        let (status, reasons) = readiness(latency.is_some(), admin.service.is_clock_wrong(), bus_state, is_draining);
         let (store, pool) = service.store_state();
         let (bus, probe_age) = service.bus_kind();
         let backlog = admin.backlog();
@@ -167,6 +167,7 @@ impl StatusReport {
             files: files.open.zip(files.limit),
             inbound,
             outbound,
+            clock_skew: admin.service.clock_skew(),
             mailbox_bytes: backlog.map_or(0, |backlog| backlog.bytes),
             counts: &counts,
         };

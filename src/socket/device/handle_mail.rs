@@ -214,9 +214,14 @@ fn read_page(connection: &DeviceConnection, read: MailboxRead, ctx: &mut Context
         return read_later(ctx);
     };
     let (node, device, address) = (connection.node.clone(), connection.device(), ctx.address());
+    let user = connection.session.caller.user;
     let runtime = node.runtime.clone();
     runtime.spawn(async move {
-        let page = AssertUnwindSafe(node.service.mail_page(device, read.page)).catch_unwind().await;
+        let page = async {
+            let _place = node.service.enter(user).await?;
+            node.service.mail_page(device, read.page).await
+        };
+        let page = AssertUnwindSafe(page).catch_unwind().await;
         // A panic is a defect, but without a result the connection would never read its mailbox again.
         let page = page.unwrap_or(Err(Refusal::Internal));
         address.do_send(MailPageRead { read, page, reservation });

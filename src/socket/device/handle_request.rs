@@ -6,10 +6,10 @@ use actix::{AsyncContext, Context, Handler, Message};
 use actix_web::web::Bytes;
 use futures_util::FutureExt;
 use sealwire_protocol::{
-    Codec, ProtocolFault,
+    ProtocolFault,
     frame::{Op, RequestId, RequestOutline},
-    keys::KeysStatusRequest,
-    limits::{DIGEST_COST, MAX_IN_FLIGHT},
+    keys::cost_in_tenths,
+    limits::MAX_IN_FLIGHT,
 };
 
 use super::{
@@ -84,11 +84,8 @@ impl OpenState {
             Err(EdgeError::TooManyInFlight)
         };
         let op = op.inspect_err(|_| rate.count_refused(now))?;
-        let cost = match op {
-            Op::KeysStatus => status_cost(connection.codec, request, frame),
-            _ => 1,
-        };
-        rate.take(cost, now).map_err(|retry_after| Refusal::RateLimited { retry_after })?;
+        let tenths = cost_in_tenths(connection.codec, op, request, frame);
+        rate.take_tenths(tenths, now).map_err(|retry_after| Refusal::RateLimited { retry_after })?;
         Ok(op)
     }
 
@@ -182,15 +179,6 @@ fn reply_bytes(op: Op) -> usize {
         Op::KeysFetch | Op::KeysClaim | Op::SessionsList | Op::BlocksList => LIST_REPLY,
         Op::MessagesSend => MISMATCH_REPLY,
         _ => USUAL_REPLY,
-    }
-}
-
-/// Returns the cost of a `keys.status` as a number of ordinary requests. A digest costs more, because it reads every
-/// key.
-fn status_cost(codec: Codec, request: &RequestOutline, frame: &[u8]) -> u32 {
-    match request.params(codec, frame) {
-        Ok(KeysStatusRequest { digest: Some(true) }) => DIGEST_COST,
-        _ => 1,
     }
 }
 

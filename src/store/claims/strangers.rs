@@ -14,7 +14,7 @@ use chrono::{DateTime, Utc};
 use uuid::Uuid;
 
 use crate::{
-    domain::{DeviceId, Timestamp},
+    domain::{DeviceId, Timestamp, clock_guard::TOLERATED_AHEAD},
     store::{
         StoreError, rows,
         sql::claims as sql,
@@ -48,7 +48,11 @@ impl StrangerClaims {
             let found: Vec<(Uuid, Vec<u8>)> =
                 tx.query(sql::LOCK_STRANGER_CLAIMS).bind_ids(&devices).bind(now.to_utc()).fetch_all().await?;
             for (device, taken) in found {
-                claims.devices.insert(device, decode(&taken)?);
+                let mut taken = decode(&taken)?;
+                // Claims from further in the future were counted under a wrong clock.
+                let latest = (now + TOLERATED_AHEAD).as_micros();
+                taken.retain(|at| *at <= latest);
+                claims.devices.insert(device, taken);
             }
         }
         Ok(claims)

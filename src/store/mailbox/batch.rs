@@ -8,6 +8,7 @@ use super::{AcceptedMessage, AckRequest, MailAnswer, MailRequest, SendRequest, p
 use crate::{
     domain::{
         DeviceId, Refusal, UserId,
+        access::Strangers,
         envelope::{MailboxBounds, MailboxSize},
     },
     store::StoreError,
@@ -51,9 +52,13 @@ impl<'a> MailBatch<'a> {
         self.sends.iter().map(|send| send.to.0).collect::<HashSet<_>>().into_iter().collect()
     }
 
-    /// The recipients that refuse a sender as a stranger.
-    pub fn refusing(&self, input: &PlanInput) -> HashSet<UserId> {
-        self.sends.iter().filter(|send| input.refuses(send)).map(|send| send.to).collect()
+    /// The recipients that refuse strangers, but not the sender.
+    pub fn refusing_others(&self, input: &PlanInput) -> Vec<Uuid> {
+        let is_admitted = |send: &&&SendRequest| {
+            let recipient = input.recipients.get(&send.to);
+            recipient.is_some_and(|one| one.access.strangers == Strangers::Refuse) && !input.refuses(send)
+        };
+        self.sends.iter().filter(is_admitted).map(|send| send.to.0).collect::<HashSet<_>>().into_iter().collect()
     }
 
     /// Recipient and sender of the sends that a block may drop: the recipient has blocked somebody. A recipient that

@@ -8,6 +8,13 @@ statements! {
     IDENTITY = both("SELECT suite, public_key FROM identity_keys WHERE device_id = $1");
     INSERT_IDENTITY =
         both("INSERT INTO identity_keys (device_id, public_key, created_at, suite) VALUES ($1, $2, $3, $4)");
+    /// The stored PQ keys with the ids $2, each with its signature.
+    PQ_SIGNATURES = per_dialect(
+        "SELECT public_key, signature FROM pq_prekeys WHERE device_id = $1 AND public_key IS NOT NULL \
+        AND signature IS NOT NULL AND key_id IN (SELECT value ->> 0 FROM json_each($2))",
+        "SELECT public_key, signature FROM pq_prekeys WHERE device_id = $1 AND public_key IS NOT NULL \
+        AND signature IS NOT NULL AND key_id = ANY($2)");
+    SIGNED_PREKEY_SIGNATURE = both("SELECT public_key, signature FROM signed_prekeys WHERE device_id = $1");
     SERVED_SIGNED_PREKEY = both("SELECT key_id, public_key FROM signed_prekeys WHERE device_id = $1");
     DELETE_SIGNED_PREKEYS = both("DELETE FROM signed_prekeys WHERE device_id = $1");
     INSERT_SIGNED_PREKEY = both("INSERT INTO signed_prekeys \
@@ -80,7 +87,7 @@ statements! {
     // Bundles
 
     /// The active devices of these users with their signed keys, which are NULL for a device that has not published, and
-    /// the access settings of their users.
+    /// the access settings of their users. Of users that refuse strangers only if $2.
     TARGETS_OF_MANY = per_dialect(
         "SELECT user_id, devices.id, registration_id, identity_keys.suite, \
         identity_keys.public_key, signed_prekeys.key_id, signed_prekeys.public_key, \
@@ -88,13 +95,14 @@ statements! {
         FROM devices JOIN users ON users.id = devices.user_id LEFT JOIN identity_keys ON identity_keys.device_id = devices.id \
         LEFT JOIN signed_prekeys ON signed_prekeys.device_id = devices.id \
         WHERE user_id IN (SELECT unhex(value) FROM json_each($1)) AND NOT revoked \
-        ORDER BY devices.created_at, devices.id",
+        AND (users.strangers <> 'refuse' OR $2) ORDER BY devices.created_at, devices.id",
         "SELECT user_id, devices.id, registration_id, identity_keys.suite, \
         identity_keys.public_key, signed_prekeys.key_id, signed_prekeys.public_key, \
         signed_prekeys.signature, signed_prekeys.expires_at, users.access_key, users.strangers \
         FROM devices JOIN users ON users.id = devices.user_id LEFT JOIN identity_keys ON identity_keys.device_id = devices.id \
         LEFT JOIN signed_prekeys ON signed_prekeys.device_id = devices.id \
-        WHERE user_id = ANY($1) AND NOT revoked ORDER BY devices.created_at, devices.id");
+        WHERE user_id = ANY($1) AND NOT revoked AND (users.strangers <> 'refuse' OR $2) \
+        ORDER BY devices.created_at, devices.id");
     /// Those of the given devices that exist, including revoked ones.
     DEVICES_OF_MANY = per_dialect(
         "SELECT id, user_id, revoked FROM devices WHERE id IN (SELECT unhex(value) FROM json_each($1))",

@@ -32,18 +32,19 @@ statements! {
         "SELECT device_id, next_seq, count, bytes, stranger_count, stranger_bytes, expired_total FROM mailboxes \
         WHERE device_id = ANY($1) ORDER BY device_id FOR NO KEY UPDATE");
     /// The active devices of these users that have published, each with the expiry of its signed prekey, the access
-    /// settings of its user and that user's number of blocks.
+    /// settings of its user and that user's number of blocks. Of users that refuse strangers only if $2.
     RECIPIENTS_OF_MANY = per_dialect(
         "SELECT user_id, devices.id, signed_prekeys.expires_at, access_key, strangers, block_count \
         FROM devices JOIN users ON users.id = devices.user_id \
         JOIN identity_keys ON identity_keys.device_id = devices.id \
         LEFT JOIN signed_prekeys ON signed_prekeys.device_id = devices.id \
-        WHERE user_id IN (SELECT unhex(value) FROM json_each($1)) AND NOT revoked",
+        WHERE user_id IN (SELECT unhex(value) FROM json_each($1)) AND NOT revoked \
+        AND (strangers <> 'refuse' OR $2)",
         "SELECT user_id, devices.id, signed_prekeys.expires_at, access_key, strangers, block_count \
         FROM devices JOIN users ON users.id = devices.user_id \
         JOIN identity_keys ON identity_keys.device_id = devices.id \
         LEFT JOIN signed_prekeys ON signed_prekeys.device_id = devices.id \
-        WHERE user_id = ANY($1) AND NOT revoked");
+        WHERE user_id = ANY($1) AND NOT revoked AND (strangers <> 'refuse' OR $2)");
     /// Remembered sends, given as rows of sending device and message id.
     SENDS_OF_MANY = per_dialect(
         "SELECT sender_device, message_id, recipient, accepted_at, outcome, dropped \

@@ -1,11 +1,14 @@
 //! The heartbeats of nodes, and the id of the deployment, which is in the row with the nil id. Heartbeats are compared,
 //! so all have the time of one clock: PostgreSQL's, or on SQLite that of the only node, passed as a parameter.
 
-use super::{Sql, both, per_dialect};
+use super::{Sql, both, per_dialect, sqlite};
 
 statements! {
     /// The current time; on SQLite, $1.
     NOW = per_dialect("SELECT $1", "SELECT CLOCK_TIMESTAMP() WHERE $1::TIMESTAMPTZ IS NOT NULL");
+    /// The latest time that was recorded, in the row of the deployment. 1970 if none was.
+    HIGH_WATER = sqlite("SELECT heartbeat FROM nodes WHERE id = zeroblob(16)");
+    RECORD_HIGH_WATER = sqlite("UPDATE nodes SET heartbeat = $1 WHERE id = zeroblob(16)");
     /// The id of the deployment.
     DEPLOYMENT = per_dialect(
         "SELECT deployment FROM nodes WHERE id = zeroblob(16)",

@@ -48,4 +48,33 @@ statements! {
         (SELECT device_id FROM stranger_claims WHERE last_at <= $1 ORDER BY last_at LIMIT $2 FOR UPDATE SKIP LOCKED)");
     SENDS = both("DELETE FROM sends WHERE (sender_device, message_id) IN \
         (SELECT sender_device, message_id FROM sends WHERE accepted_at <= $1 ORDER BY accepted_at LIMIT $2)");
+
+    // Records from the future: the rows whose time is after $1, at most $2 of them.
+
+    ENDED_SESSIONS_AHEAD = both("DELETE FROM ended_sessions WHERE ended_at > $1 AND token_hash IN \
+        (SELECT token_hash FROM ended_sessions WHERE ended_at > $1 ORDER BY ended_at LIMIT $2)");
+    APPROVALS_AHEAD = both("DELETE FROM approvals WHERE id IN \
+        (SELECT id FROM approvals WHERE decided_at > $1 ORDER BY decided_at LIMIT $2)");
+    CHALLENGES_AHEAD = both("DELETE FROM email_otps WHERE id IN \
+        (SELECT id FROM email_otps WHERE created_at > $1 ORDER BY created_at LIMIT $2)");
+    KNOWN_NETWORKS_AHEAD = both("DELETE FROM known_networks WHERE (user_id, network) IN \
+        (SELECT user_id, network FROM known_networks WHERE signed_in_at > $1 ORDER BY signed_in_at LIMIT $2)");
+    WRONG_GUESSES_AHEAD = both("DELETE FROM wrong_guesses WHERE id IN \
+        (SELECT id FROM wrong_guesses WHERE guessed_at > $1 ORDER BY guessed_at LIMIT $2)");
+    NETWORK_GUESSES_AHEAD = both("DELETE FROM network_guesses WHERE (guess_id, network) IN \
+        (SELECT guess_id, network FROM network_guesses WHERE guessed_at > $1 ORDER BY guessed_at LIMIT $2)");
+    GUESS_NOTICES_AHEAD = both("DELETE FROM guess_notices WHERE counted_as IN \
+        (SELECT counted_as FROM guess_notices WHERE mailed_at > $1 ORDER BY mailed_at LIMIT $2)");
+    CLAIMS_AHEAD = both("UPDATE one_time_prekeys SET claimed_by = NULL, claim_id = NULL, claimed_at = NULL \
+        WHERE id IN (SELECT id FROM one_time_prekeys WHERE claim_id IS NOT NULL AND claimed_at > $1 LIMIT $2)");
+    PQ_CLAIMS_AHEAD = both("UPDATE pq_prekeys \
+        SET claimed_by = NULL, claim_id = NULL, claimed_at = NULL, public_key = NULL, signature = NULL \
+        WHERE id IN (SELECT id FROM pq_prekeys WHERE claim_id IS NOT NULL AND claimed_at > $1 LIMIT $2)");
+    STRANGER_CLAIMS_AHEAD = per_dialect(
+        "DELETE FROM stranger_claims WHERE device_id IN \
+        (SELECT device_id FROM stranger_claims WHERE last_at > $1 ORDER BY last_at LIMIT $2)",
+        "DELETE FROM stranger_claims WHERE device_id IN \
+        (SELECT device_id FROM stranger_claims WHERE last_at > $1 ORDER BY last_at LIMIT $2 FOR UPDATE SKIP LOCKED)");
+    SENDS_AHEAD = both("DELETE FROM sends WHERE (sender_device, message_id) IN \
+        (SELECT sender_device, message_id FROM sends WHERE accepted_at > $1 ORDER BY accepted_at LIMIT $2)");
 }

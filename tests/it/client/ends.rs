@@ -26,6 +26,7 @@ async fn refused(app: &TestApp, session: Session, reason: InvalidTokenReason) ->
     let error = device.client.devices().await.unwrap_err();
     assert!(matches!(&error, RequestError::Ended(how) if *how == end), "{error}");
     assert!(device.events.next().await.is_none());
+    assert!(Session::load(&device.storage).await.unwrap().unwrap().has_ended());
     end
 }
 
@@ -99,6 +100,7 @@ async fn a_second_connection_of_the_device_displaces_the_first() {
     let second = Device::start(&at(app.address()), first.client.session()).await;
     second.client.connected().await.unwrap();
     assert_eq!(first.ended().await, End::Displaced);
+    assert!(!Session::load(&first.storage).await.unwrap().unwrap().has_ended());
     // The first does not come back: the second stays.
     second.client.devices().await.unwrap();
     assert!(second.client.connected().await.is_ok());

@@ -62,7 +62,7 @@ async fn a_message_whose_reply_was_lost_is_repeated_under_its_id() {
     let mut alice = Device::join_through(&app, network.address, "alice@example.org").await;
     let mut bob = Device::join(&app, "bob@example.org").await;
 
-    network.deafen();
+    network.lose_replies();
     let sending = tokio::spawn({
         let (client, message) = (alice.client.clone(), alice.message(&bob, "Hello"));
         async move { client.send(message).await }
@@ -95,7 +95,7 @@ async fn a_client_that_was_killed_repeats_its_message_at_the_next_start() {
     let (client, _events) = process.start(&server, session.clone(), storage.clone(), Options::default()).await;
     client.connected().await.unwrap();
 
-    network.deafen();
+    network.lose_replies();
     let message = Outgoing::new(client.new_message_id(), bob.user()).device(bob.id(), 3, "Hello");
     let id = message.message_id;
     process.spawn(async move { client.send(message).await });

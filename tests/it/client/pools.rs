@@ -27,7 +27,7 @@ async fn a_client_that_was_killed_in_a_claim_gets_the_same_keys_and_spends_no_ot
     client.connected().await.unwrap();
 
     let left = async || bob.client.keys_status().await.unwrap().one_time;
-    network.deafen();
+    network.lose_replies();
     let user = bob.user();
     process.spawn(async move { client.claim(user, "first").await });
     eventually("a key is taken", || async { (left().await == 4).then_some(()) }).await;

@@ -15,7 +15,7 @@ use super::{Device, at, sign_in};
 use crate::support::{Server, TestApp};
 
 /// Answers the first connections with these responses, and passes later ones on to the server.
-async fn gate(server: SocketAddr, responses: Vec<String>) -> SocketAddr {
+async fn refusing_proxy(server: SocketAddr, responses: Vec<String>) -> SocketAddr {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let address = listener.local_addr().unwrap();
     tokio::spawn(async move {
@@ -52,7 +52,7 @@ fn error(code: &str, retryable: bool) -> String {
 async fn a_client_waits_for_retry_after_and_tries_again() {
     let app = TestApp::start(&[]);
     let session = sign_in(&app, "alice@example.org").await;
-    let address = gate(
+    let address = refusing_proxy(
         app.address(),
         vec![
             response("503 Service Unavailable", "Retry-After: 1\r\n", &error("unavailable", true)),
@@ -74,7 +74,7 @@ async fn a_refusal_that_will_not_change_ends_the_client() {
     let app = TestApp::start(&[]);
     let session = sign_in(&app, "alice@example.org").await;
     let forbidden = response("403 Forbidden", "", &error("forbidden_origin", false));
-    let address = gate(app.address(), vec![forbidden]).await;
+    let address = refusing_proxy(app.address(), vec![forbidden]).await;
     let mut device = Device::start(&at(address), session).await;
     let End::Refused { code, message } = device.ended().await else { panic!("another end") };
     assert_eq!((code, &*message), (Named::Known(Code::ForbiddenOrigin), "m"));
@@ -85,7 +85,7 @@ async fn a_server_that_does_not_speak_the_protocol_is_tried_again() {
     let app = TestApp::start(&[]);
     let session = sign_in(&app, "alice@example.org").await;
     let accept = "Upgrade: websocket\r\nConnection: Upgrade\r\nSec-WebSocket-Accept: wrong\r\n";
-    let address = gate(
+    let address = refusing_proxy(
         app.address(),
         vec![format!("HTTP/1.1 101 Switching Protocols\r\n{accept}\r\n"), "SSH-2.0\r\n\r\n".to_owned()],
     )

@@ -9,7 +9,7 @@ pub mod mail;
 pub mod pools;
 pub mod safety;
 
-use std::time::Duration;
+use std::{collections::HashSet, time::Duration};
 
 use sealwire::{
     domain::{
@@ -173,7 +173,7 @@ async fn publish_request(
     request: PublishRequest,
     now: Timestamp,
 ) -> Result<PublishOutcome, StoreError> {
-    let publish = request.verify(Some(&identity()), now + Duration::from_hours(720)).unwrap();
+    let publish = request.verify(Some(&identity()), &HashSet::new(), now + Duration::from_hours(720)).unwrap();
     store.publish(caller, &publish, now).await
 }
 

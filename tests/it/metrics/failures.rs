@@ -101,7 +101,8 @@ async fn a_transaction_that_is_aborted_by_a_deadlock_is_retried() {
     };
     let (published, ()) = tokio::join!(publish, deadlock);
     assert_eq!(published["one_time"]["accepted"], json!([1]), "the rival was rolled back");
-    wait_for_sample(node.admin(), RETRIES, 1.0..=1.0).await;
+    // More than one on a slow machine, on which the server's transaction waits longer than its lock timeout.
+    wait_for_sample(node.admin(), RETRIES, 1.0..=f64::MAX).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]

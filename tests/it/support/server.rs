@@ -16,7 +16,7 @@ use std::{
 
 use sealwire::{
     app::{AppError, Application, Stopper},
-    clock::{Clock, Entropy},
+    clock::{Clock, Entropy, ManualClock},
     config::Config,
     domain::Timestamp,
     tasks::Tasks,
@@ -72,7 +72,7 @@ pub struct TestApp {
     /// The server's background tasks.
     pub tasks: Tasks,
     thread: Option<JoinHandle<Result<(), AppError>>>,
-    clock: Option<Arc<AtomicI64>>,
+    clock: Option<Arc<ManualClock>>,
     postgres: Option<String>,
     folder: TempDir,
 }
@@ -85,11 +85,15 @@ impl TestApp {
 
     /// Starts a server whose clock only moves with [`advance`](Self::advance).
     pub fn with_clock(settings: Settings) -> Self {
-        let now = Timestamp::parse("2026-06-01T12:00:00Z").unwrap();
-        Self::build(settings, Some(Arc::new(AtomicI64::new(now.as_micros()))))
+        Self::build(settings, Some(manual_clock(Timestamp::parse("2026-06-01T12:00:00Z").unwrap(), true)))
     }
 
-    fn build(settings: Settings, clock: Option<Arc<AtomicI64>>) -> Self {
+    /// Starts a server whose clock is ahead of the database's, and stands still.
+    pub fn with_clock_ahead(settings: Settings, ahead: Duration) -> Self {
+        Self::build(settings, Some(manual_clock(Clock::System.now() + ahead, false)))
+    }
+
+    fn build(settings: Settings, clock: Option<Arc<ManualClock>>) -> Self {
         let folder = tempfile::tempdir().unwrap();
         let config = Config::load(None, environment(folder.path(), settings).into_iter()).unwrap();
         let server_clock = clock.clone().map_or(Clock::System, Clock::Manual);
@@ -110,10 +114,20 @@ impl TestApp {
         Self { address, admin, mail, stopper, tasks, thread: Some(thread), clock, postgres, folder }
     }
 
-    /// Advances the manual clock.
+    /// Advances the manual clock: time passes.
     pub fn advance(&self, span: Duration) {
-        let clock = self.clock.as_ref().expect("the server must be started by `with_clock`");
-        clock.fetch_add(i64::try_from(span.as_micros()).unwrap(), Ordering::SeqCst);
+        let micros = i64::try_from(span.as_micros()).unwrap();
+        self.manual_clock().elapsed.fetch_add(micros, Ordering::SeqCst);
+        self.manual_clock().now.fetch_add(micros, Ordering::SeqCst);
+    }
+
+    /// Sets the time of day of the manual clock ahead or back, although no time has passed.
+    pub fn jump(&self, seconds: i64) {
+        self.manual_clock().now.fetch_add(seconds * 1_000_000, Ordering::SeqCst);
+    }
+
+    fn manual_clock(&self) -> &ManualClock {
+        self.clock.as_ref().expect("the server must be started by `with_clock`")
     }
 
     /// The address of the admin listener.
@@ -148,6 +162,11 @@ impl TestApp {
             thread.join().unwrap().unwrap();
         }
     }
+}
+
+fn manual_clock(now: Timestamp, is_of_database: bool) -> Arc<ManualClock> {
+    let now = AtomicI64::new(now.as_micros());
+    Arc::new(ManualClock { now, elapsed: AtomicI64::new(0), is_of_database })
 }
 
 impl Drop for TestApp {

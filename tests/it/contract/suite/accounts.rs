@@ -5,7 +5,7 @@ use std::time::Duration;
 use futures_util::future::join_all;
 use sealwire::{
     domain::{Caller, ChallengeId, ClaimId, DeviceId, LiveConnection, Refusal, SessionId, Timestamp, otp::CodePurpose},
-    store::{CodeDecision, ConnectionRegistration, GuessFrom, NewChallenge, Store},
+    store::{CodeDecision, ConnectionRegistration, Cutoff, GuessFrom, NewChallenge, Store},
 };
 use uuid::Uuid;
 
@@ -234,4 +234,15 @@ pub async fn times_are_read_back_as_written_and_compare_correctly(store: &Store)
         assert_eq!(store.list_devices(&caller, start()).await.unwrap()[0].last_seen, Some(at));
         before = Some(at);
     }
+}
+
+pub async fn a_sweep_deletes_records_from_the_future_unless_the_clock_was_set_back(store: &Store) {
+    let minutes = |n: u64| start() + Duration::from_secs(60 * n);
+    add_challenge(store, "now", start()).await;
+    add_challenge(store, "soon", minutes(1)).await;
+    add_challenge(store, "later", minutes(60 * 24 * 31)).await;
+    let set_back = Cutoff { now: start(), and_future: false };
+    assert_eq!(store.sweep(set_back).await.unwrap(), 0);
+    assert_eq!(store.sweep(start()).await.unwrap(), 1, "the clocks of nodes may differ by a minute");
+    assert_eq!(store.sweep(start()).await.unwrap(), 0);
 }

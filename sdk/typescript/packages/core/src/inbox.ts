@@ -147,7 +147,7 @@ export class Inbox {
   #handle(): void {
     if (this.#handling || this.#entries.length === 0) return;
     this.#handling = true;
-    void this.#handleAll().finally(() => (this.#handling = false));
+    void this.#handleAll();
   }
 
   async #handleAll(): Promise<void> {
@@ -174,6 +174,8 @@ export class Inbox {
       this.#unhandled.delete(seq);
       this.#ack(seq);
     }
+    // In the same step as the end of the loop, so that nothing is added in between.
+    this.#handling = false;
   }
 
   #ack(seq: number): void {

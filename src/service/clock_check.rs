@@ -1,0 +1,149 @@
+//! Keeps a node with a wrong clock from deleting data.
+//!
+//! PostgreSQL's clock decides what is past its time, and the node compares its own with it. SQLite has no clock of its own,
+//! so a [`ClockGuard`] decides whether this node's is right.
+
+use std::{
+    sync::{Arc, PoisonError},
+    time::Duration,
+};
+
+use super::Service;
+use crate::{
+    domain::{
+        Timestamp,
+        clock_guard::{ClockGuard, Reading, Trust},
+    },
+    store::{Cutoff, StoreError},
+};
+
+/// Interval between checks.
+const EVERY: Duration = Duration::from_mins(1);
+/// A larger difference to the clock of the database is logged.
+const WARN_SKEW: Duration = Duration::from_secs(5);
+/// With a larger difference to the clock of the database, the node is not ready and deletes nothing.
+const MAX_SKEW: Duration = Duration::from_mins(1);
+
+/// What is known about the clock of this node.
+#[derive(Debug, Default)]
+pub struct ClockCheck {
+    /// Seconds by which the clock is ahead of the database's; negative if it is behind.
+    skew: i64,
+    /// Whether the difference is larger than [`MAX_SKEW`].
+    is_wrong: bool,
+    /// On SQLite, after the first check.
+    guard: Option<ClockGuard>,
+    /// The high-water time in the database.
+    recorded: Option<Timestamp>,
+    /// What the guard found last.
+    trust: Option<Trust>,
+}
+
+/// Checks the clock at once and then every minute. Never returns.
+pub async fn check_clock_forever(service: Arc<Service>) {
+    loop {
+        if let Err(error) = service.cutoff().await {
+            tracing::warn!(%error, "cannot compare the clock with the database's");
+        }
+        tokio::time::sleep(EVERY).await;
+    }
+}
+
+impl Service {
+    /// Whether the clock is so wrong that the node must not serve.
+    #[must_use]
+    pub fn is_clock_wrong(&self) -> bool {
+        self.clock_check().is_wrong
+    }
+
+    /// Seconds by which the clock is ahead of the database's; negative if it is behind. 0 on SQLite.
+    #[must_use]
+    pub fn clock_skew(&self) -> i64 {
+        self.clock_check().skew
+    }
+
+    fn clock_check(&self) -> std::sync::MutexGuard<'_, ClockCheck> {
+        self.clock_check.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Checks the clock, and returns up to when rows are past their time; `None` if the clock is not trusted, so that
+    /// nothing may be deleted.
+    ///
+    /// # Errors
+    /// [`StoreError::Unavailable`]
+    pub(super) async fn cutoff(&self) -> Result<Option<Cutoff>, StoreError> {
+        if self.store.kind() == "sqlite" { self.guarded_cutoff().await } else { self.compared_cutoff().await }
+    }
+
+    /// On PostgreSQL: compares the clock with the database's.
+    async fn compared_cutoff(&self) -> Result<Option<Cutoff>, StoreError> {
+        let (before, began) = (self.now(), self.clock.elapsed());
+        let database = self.clock.of_database(self.store.clock(before).await?);
+        // The database read its clock about halfway.
+        let own = before + self.clock.elapsed().saturating_sub(began) / 2;
+        let (ahead, behind) = (own.since(database), database.since(own));
+        let skew = ahead.max(behind);
+        let is_wrong = skew > MAX_SKEW;
+        let seconds = i64::try_from(skew.as_secs()).unwrap_or(i64::MAX) * if ahead > behind { 1 } else { -1 };
+        let mut check = self.clock_check();
+        let was_wrong = std::mem::replace(&mut check.is_wrong, is_wrong);
+        check.skew = seconds;
+        drop(check);
+        self.metrics.clock_skew.set_signed(seconds);
+        if is_wrong && !was_wrong {
+            tracing::error!(
+                seconds,
+                "the clock of this node differs from the database's by more than a minute: it is not ready and deletes \
+                 nothing; set the clock"
+            );
+        } else if skew > WARN_SKEW {
+            tracing::warn!(seconds, "the clock of this node differs from the database's; set it");
+        } else if was_wrong {
+            tracing::info!("the clock of this node is right again");
+        }
+        Ok((!is_wrong).then_some(Cutoff { now: database, and_future: true }))
+    }
+
+    /// On SQLite: the guard decides, and its high-water time is recorded once a minute.
+    async fn guarded_cutoff(&self) -> Result<Option<Cutoff>, StoreError> {
+        let needs_guard = self.clock_check().guard.is_none();
+        let recorded = if needs_guard { self.store.high_water().await? } else { None };
+        let reading = Reading { now: self.now(), elapsed: self.clock.elapsed() };
+        let (trust, to_record) = {
+            let mut check = self.clock_check();
+            if check.guard.is_none() {
+                (check.guard, check.recorded) = (Some(ClockGuard::new(recorded)), recorded);
+            }
+            let Some(guard) = &mut check.guard else { return Ok(None) };
+            let trust = guard.judge(reading);
+            let high_water = guard.high_water();
+            let is_news =
+                |at: &Timestamp| check.recorded.is_none_or(|recorded| at.since(recorded) >= EVERY || *at < recorded);
+            let to_record = high_water.filter(is_news);
+            if check.trust.replace(trust) != Some(trust) {
+                log_trust(trust);
+            }
+            (trust, to_record)
+        };
+        if let Some(at) = to_record {
+            self.store.record_high_water(at).await?;
+            self.clock_check().recorded = Some(at);
+        }
+        Ok((trust != Trust::None).then_some(Cutoff { now: reading.now, and_future: trust == Trust::Full }))
+    }
+}
+
+/// Logs what the guard has found, if it is not what it found before.
+fn log_trust(trust: Trust) {
+    match trust {
+        Trust::Full => tracing::debug!("the clock is trusted"),
+        Trust::Behind => tracing::warn!(
+            "the clock was set back by more than an hour; what seems to be in the future is kept until the clock has run \
+             evenly for ten minutes"
+        ),
+        Trust::None => tracing::warn!(
+            "the clock is ahead of the last time that was recorded by more than an hour; nothing is deleted until it has run \
+             evenly for ten minutes"
+        ),
+    }
+}

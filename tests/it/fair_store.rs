@@ -1,0 +1,207 @@
+//! The store under load by a few users: they wait for themselves, and others are served.
+
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+
+use futures_util::future::join_all;
+use reqwest::Method;
+use serde_json::{Value, json};
+use uuid::Uuid;
+
+use crate::{
+    metrics::{Scrape, wait_for_sample},
+    support::{
+        Cluster, Codec, Member, RowLock, ServerProcess, Services, Socket, code, http::call, mailing::message,
+        server::ReservedPort, sign_in,
+    },
+};
+
+const DEVICE: &str = "SELECT id FROM devices WHERE id = $1 FOR UPDATE";
+const MAILBOX: &str = "SELECT device_id FROM mailboxes WHERE device_id = $1 FOR UPDATE";
+
+/// Starts one node, with the address of its admin listener.
+async fn node(settings: &[(&str, &str)]) -> (Cluster, ReservedPort) {
+    let admin = ReservedPort::new();
+    let bind = admin.address.to_string();
+    let settings: Vec<_> = settings.iter().copied().chain([("ADMIN__BIND", bind.as_str())]).collect();
+    (Cluster::start(&Services::shared(), 1, &settings).await, admin)
+}
+
+async fn assert_ready(node: &ServerProcess) {
+    // Or degraded: the clusters of other tests use the same Redis.
+    let (status, body) = call(node, Method::GET, "/readyz", None, None).await;
+    assert_eq!(status.as_u16(), 200, "{body}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn four_operations_of_a_user_run_at_a_time_and_64_more_wait() {
+    // Four connections besides those of the batches: the attacker can hold all of them, but not the one for readiness.
+    let (cluster, admin) = node(&[("DATABASE__MAX_CONNECTIONS", "9")]).await;
+    let node = &cluster.nodes[0];
+    let person = sign_in(node, "attacker@example.org").await;
+    let sockets = [
+        Socket::connect(node, &person.token, Codec::Json).await,
+        Socket::connect(node, &sign_in(node, "attacker@example.org").await.token, Codec::Json).await,
+    ];
+    let mut row_lock = RowLock::lock(&cluster, DEVICE, &person.device).await;
+    let rename = json!({ "device_id": person.device, "name": "again" });
+    let (refused, unavailable) = (AtomicUsize::new(0), AtomicUsize::new(0));
+    // 100 requests for 4 + 64 places.
+    let attack = sockets.iter().flat_map(|socket| {
+        (0..50).map(|_| async {
+            match socket.try_request("devices.rename", rename.clone()).await.unwrap() {
+                Ok(_) => {}
+                Err(error) if code(&error) == "unavailable" => {
+                    unavailable.fetch_add(1, Ordering::Relaxed);
+                }
+                Err(_) => {
+                    refused.fetch_add(1, Ordering::Relaxed);
+                }
+            }
+        })
+    });
+    let watch = async {
+        row_lock.wait_for_waiters(4).await;
+        for _ in 0..10 {
+            assert_ready(node).await;
+        }
+        wait_for_sample(admin.address, "sealwire_user_queue_full_total", 32.0..=32.0).await;
+        row_lock.release().await;
+    };
+    tokio::join!(join_all(attack), watch);
+    assert_eq!(refused.load(Ordering::Relaxed), 0);
+    assert!(unavailable.load(Ordering::Relaxed) >= 32, "those without a place, and those that waited for a second");
+    sockets[0].barrier().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_user_that_floods_the_store_does_not_stop_others() {
+    let (cluster, _admin) = node(&[]).await;
+    let node = &cluster.nodes[0];
+    let target = Member::join(node, "target@example.org", Codec::Json).await;
+    let bystander = Member::join(node, "bystander@example.org", Codec::Json).await;
+    let work = || async {
+        for _ in 0..50 {
+            bystander.socket.barrier().await;
+            bystander.socket.request("keys.fetch", json!({ "user_id": target.person.user })).await;
+            bystander.send(&[&target.person], "hello").await;
+            target.receives("hello").await;
+            assert_ready(node).await;
+        }
+    };
+    work().await;
+    let mut attackers = Vec::new();
+    for index in 0..4 {
+        let person = sign_in(node, &format!("attacker{index}@example.org")).await;
+        attackers.push((Socket::connect(node, &person.token, Codec::Json).await, person));
+    }
+    let is_over = AtomicBool::new(false);
+    let served = AtomicUsize::new(0);
+    let attack = attackers.iter().flat_map(|(socket, person)| {
+        let (is_over, served, target) = (&is_over, &served, &target);
+        (0..60).map(move |index| async move {
+            while !is_over.load(Ordering::Relaxed) {
+                let answer = if index % 2 == 0 {
+                    socket.try_request("keys.fetch", json!({ "user_id": target.person.user })).await
+                } else {
+                    let rename = json!({ "device_id": person.device, "name": "again" });
+                    socket.try_request("devices.rename", rename).await
+                };
+                match answer.expect("the socket stays open") {
+                    Ok(_) => {
+                        served.fetch_add(1, Ordering::Relaxed);
+                    }
+                    Err(error) => assert!(["unavailable", "rate_limited"].contains(&code(&error)), "{error}"),
+                }
+            }
+        })
+    });
+    let bystander = async {
+        work().await;
+        is_over.store(true, Ordering::Relaxed);
+    };
+    tokio::join!(join_all(attack), bystander);
+    assert!(served.load(Ordering::Relaxed) > 200, "there was an attack");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_locked_mailbox_fails_its_own_messages_and_no_other_of_the_batch() {
+    let (cluster, admin) = node(&[]).await;
+    let node = &cluster.nodes[0];
+    let mut members = Vec::new();
+    for name in ["alice", "bob", "carol"] {
+        members.push(Member::join(node, &format!("{name}@example.org"), Codec::Json).await);
+    }
+    let [alice, bob, carol] = &members[..] else { unreachable!() };
+    let mut row_lock = RowLock::lock(&cluster, MAILBOX, &carol.person.device).await;
+    let to_carol = message(&[&carol.person], "later");
+    let first = alice.socket.try_request("messages.send", to_carol.clone());
+    let rest = async {
+        row_lock.wait_for_waiters(1).await;
+        // While the first waits, these queue up and become one batch.
+        let to_bob = (0..20).map(|_| bob_request(alice, bob));
+        let also_to_carol = (0..5).map(|_| alice.socket.try_request("messages.send", message(&[&carol.person], "too")));
+        tokio::join!(join_all(to_bob), join_all(also_to_carol))
+    };
+    let (first, (to_bob, also_to_carol)) = tokio::join!(first, rest);
+    assert_eq!(code(&first.unwrap().unwrap_err()), "unavailable");
+    for sent in to_bob {
+        assert_eq!(sent["stored"], 1, "{sent}");
+    }
+    for refused in also_to_carol {
+        assert_eq!(code(&refused.unwrap().unwrap_err()), "unavailable");
+    }
+    for _ in 0..20 {
+        bob.receives("for bob").await;
+    }
+    assert!(Scrape::of(admin.address).await.samples["sealwire_lock_timeouts_total"] >= 2.0);
+    row_lock.release().await;
+    assert_eq!(alice.socket.request("messages.send", to_carol).await["duplicate"], false);
+    carol.receives("later").await;
+}
+
+async fn bob_request(alice: &Member, bob: &Member) -> Value {
+    alice.send(&[&bob.person], "for bob").await
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_locked_device_fails_its_own_connect_and_no_other_of_the_batch() {
+    let (cluster, _admin) = node(&[]).await;
+    let node = &cluster.nodes[0];
+    let mut people = Vec::new();
+    for index in 0..6 {
+        people.push(sign_in(node, &format!("user{index}@example.org")).await);
+    }
+    let mut row_lock = RowLock::lock(&cluster, DEVICE, &people[0].device).await;
+    let locked = Socket::try_connect(node, &people[0].token, Codec::Json);
+    let others = async {
+        row_lock.wait_for_waiters(1).await;
+        let again = Socket::try_connect(node, &people[0].token, Codec::Json);
+        let others = people[1..].iter().map(|person| Socket::connect(node, &person.token, Codec::Json));
+        tokio::join!(join_all(others), again)
+    };
+    let (locked, (others, again)) = tokio::join!(locked, others);
+    assert!(locked.is_none() && again.is_none());
+    for socket in &others {
+        socket.barrier().await;
+    }
+    row_lock.release().await;
+    Socket::connect(node, &people[0].token, Codec::Json).await.barrier().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_request_costs_more_if_it_names_many_devices() {
+    let server = ServerProcess::start(&[("LIMITS__REQUESTS_PER_CONNECTION_SECOND", "1")]).await;
+    let person = sign_in(&server, "alice@example.org").await;
+    let served = |devices: usize| {
+        let (server, person) = (&server, &person);
+        async move {
+            let socket = Socket::connect(server, &person.token, Codec::Json).await;
+            let ids: Vec<Uuid> = (0..devices).map(|_| Uuid::new_v4()).collect();
+            let fetch = json!({ "user_id": person.user, "device_ids": ids });
+            let answers = join_all((0..12).map(|_| socket.try_request("keys.fetch", fetch.clone()))).await;
+            answers.into_iter().filter(|answer| matches!(answer, Some(Ok(_)))).count()
+        }
+    };
+    // A burst is ten requests, of which these cost one, two and eleven (but at most the burst).
+    assert_eq!((served(0).await, served(10).await, served(100).await), (10, 5, 1));
+}
