@@ -113,18 +113,25 @@ for (const [code, reason] of [[4502, 'device_revoked'], [4506, 'account_deleted'
   });
 }
 
-test('displaced, it tries once, since it may have been a connection of its own past, and comes back by connect()', async () => {
+test('displaced soon after each welcome by connections of closed tabs, it comes back', async () => {
   await signIn();
-  for (const socket of [1, 2]) {
-    await until(() => fake.upgrades === socket && fake.sockets.length === 1 && client.state === 'connected');
-    fake.sockets.at(-1).close(4503);
-    await until(() => fake.sockets.length === 0);
-  }
+  fake.onSocket = (socket) => fake.upgrades <= 5 && socket.close(4503);
+  fake.sockets.at(-1).close(4503);
+  await until(() => fake.upgrades === 6 && client.state === 'connected');
+  await client.request('devices.list');
+});
+
+test('displaced again and again, it ends, and comes back by connect()', async () => {
+  await signIn();
+  fake.onSocket = (socket) => socket.close(4503);
+  fake.sockets.at(-1).close(4503);
   await until(() => client.state === 'ended');
-  await new Promise((resolve) => setTimeout(resolve, 200));
-  assert.equal(fake.upgrades, 2);
+  await new Promise((resolve) => setTimeout(resolve, 500));
+  assert.equal(fake.upgrades, 6);
+  assert.equal(client.reason, 'displaced');
+  fake.onSocket = undefined;
   await client.connect();
-  assert.equal(fake.upgrades, 3);
+  assert.equal(fake.upgrades, 7);
 });
 
 test('while the server drains, it waits as long as the server says', async () => {
