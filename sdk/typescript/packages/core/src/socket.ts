@@ -4,6 +4,7 @@
 import type { Codec } from './codec.js';
 import { ConnectionError, ServerError } from './errors.js';
 import type { ErrorBody, Welcome } from './protocol.js';
+import { within } from './time.js';
 
 /** The part of the standard `WebSocket` that the client uses. The class of the package `ws` has it too. */
 export interface WebSocketLike {
@@ -85,8 +86,7 @@ export class Socket {
   async request(op: string, params?: object, signal?: AbortSignal, timeoutMs = this.#options.timeoutMs): Promise<unknown> {
     signal?.throwIfAborted();
     while (this.#waiting.size >= (this.welcome?.limits.in_flight ?? IN_FLIGHT) && !this.#closed) {
-      await new Promise<void>((resolve) => this.#queue.push(resolve));
-      signal?.throwIfAborted();
+      await within(new Promise<void>((resolve) => this.#queue.push(resolve)), signal);
     }
     if (this.#closed) throw new ConnectionError('network', `${op}: the connection ended`);
     const id = this.#nextId++;

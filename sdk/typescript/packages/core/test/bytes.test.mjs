@@ -1,5 +1,5 @@
 import assert from 'node:assert/strict';
-import { createHash, randomBytes, randomInt } from 'node:crypto';
+import { createHash, randomBytes } from 'node:crypto';
 import { test } from 'node:test';
 import { fromBase64, fromBase64Url, pad, toBase64, toBase64Url, unpad, uuid, uuidBytes } from '../dist/bytes.js';
 import { sha256, solve } from '../dist/sha256.js';

@@ -332,3 +332,20 @@ test('no more requests are under way than the server allows', async () => {
   await Promise.all(Array.from({ length: 300 }, () => client.request('devices.list')));
   assert.equal(most, 64);
 });
+
+test('requests that are aborted while they wait for a free place do not stop the others', async () => {
+  await signIn();
+  let open;
+  const gate = new Promise((resolve) => (open = resolve));
+  fake.ops['devices.list'] = () => gate;
+  const first = Array.from({ length: 64 }, () => client.request('devices.list'));
+  await until(() => fake.of('devices.list').length === 64);
+  const controllers = Array.from({ length: 100 }, () => new AbortController());
+  const aborted = controllers.map(({ signal }) => client.request('devices.list', {}, { signal }));
+  const last = client.request('keys.status');
+  await new Promise((resolve) => setTimeout(resolve, 50));
+  for (const controller of controllers) controller.abort();
+  for (const request of aborted) await assert.rejects(request, { name: 'AbortError' });
+  open({ devices: [] });
+  await Promise.all([...first, last]);
+});
