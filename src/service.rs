@@ -15,6 +15,7 @@ mod keys;
 mod limits;
 mod mailer;
 mod messages;
+mod push;
 mod reconcile;
 mod shown_codes;
 mod sliding_window;
@@ -32,6 +33,7 @@ pub use clock_check::check_clock_forever;
 pub use heartbeat::beat_forever;
 pub use mailer::{Mailer, MailerError, check as check_mailer};
 pub use messages::{FifoGate, Message, Turn};
+pub use push::{PushStatus, Pushes, wake_devices_forever};
 pub use reconcile::reconcile_forever;
 pub use sweep::{expire_mail_forever, sweep_forever};
 
@@ -89,6 +91,8 @@ pub struct Policy {
     pub signed_prekey_lifetime: Duration,
     /// Maximum size of a mailbox, in total and per sending user.
     pub mailbox: MailboxBounds,
+    /// A device is woken if it acks nothing for this long after an urgent message.
+    pub push_after: Duration,
     /// Rate limits.
     pub limits: UsageLimits,
     /// Whether [`Service::shown_code`] returns codes. Only for development.
@@ -111,6 +115,8 @@ pub struct ServiceDependencies {
     pub entropy: Entropy,
     /// Sends mail.
     pub mailer: Mailer,
+    /// Sends pushes.
+    pub pushes: Pushes,
     /// Keys the hashes of codes and client networks.
     pub secret: ServerSecret,
     /// The settings.
@@ -127,6 +133,7 @@ pub struct Service {
     clock: Clock,
     entropy: Entropy,
     mailer: Mailer,
+    pushes: Arc<Pushes>,
     secret: ServerSecret,
     policy: Policy,
     metrics: Arc<Metrics>,
@@ -208,8 +215,19 @@ impl Service {
     /// Builds the service and starts its batch workers.
     #[must_use]
     pub fn start(dependencies: ServiceDependencies, tasks: &Tasks) -> Self {
-        let ServiceDependencies { node, store, bus, local_delivery, clock, entropy, mailer, secret, policy, metrics } =
-            dependencies;
+        let ServiceDependencies {
+            node,
+            store,
+            bus,
+            local_delivery,
+            clock,
+            entropy,
+            mailer,
+            pushes,
+            secret,
+            policy,
+            metrics,
+        } = dependencies;
         let limits = &policy.limits;
         let drain = DrainLimit::new(limits.claim_burst, Duration::from_secs(limits.claim_refill_s));
         let blocking_claims = Claims::new(store.clone(), drain, limits.stranger_keys_per_device_hour);
@@ -228,7 +246,7 @@ impl Service {
                 }
             }
         });
-        let mailboxes = Mailboxes::new(store.for_batch_workers(), policy.mailbox);
+        let mailboxes = Mailboxes::new(store.for_batch_workers(), policy.mailbox, policy.push_after);
         let mail = batches.start("mail", Batch::Mail, MAIL_PER_BATCH, 1, {
             let bus = bus.clone();
             move |items| {
@@ -272,6 +290,7 @@ impl Service {
             clock,
             entropy,
             mailer,
+            pushes: Arc::new(pushes),
             secret,
             policy,
             metrics,

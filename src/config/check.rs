@@ -2,6 +2,7 @@
 
 use std::{net::SocketAddr, ops::RangeInclusive};
 
+use sealwire_push::VapidKey;
 use toml::{Table, Value};
 
 use super::{ConfigError, decode_secret, invalid, parse_network};
@@ -13,7 +14,7 @@ const MIN_ADMIN_TOKEN: usize = 16;
 const BUS_SCHEMES: [&str; 3] = ["redis://", "rediss://", "redis-sentinel://"];
 
 /// The valid values of the settings that are whole numbers.
-const RANGES: [(&str, RangeInclusive<i64>); 30] = [
+const RANGES: [(&str, RangeInclusive<i64>); 31] = [
     ("server.workers", 0..=1024),
     ("server.max_connections", 0..=10_000_000),
     ("server.max_http_connections", 0..=10_000_000),
@@ -28,6 +29,7 @@ const RANGES: [(&str, RangeInclusive<i64>); 30] = [
     ("mailbox.max_bytes", 32_768..=1 << 40),
     ("mailbox.max_per_sender", 1..=1_000_000_000),
     ("mailbox.max_bytes_per_sender", 32_768..=1 << 40),
+    ("push.after_ms", 0..=3_600_000),
     ("limits.otp_per_email_hour", 0..=1000),
     ("limits.otp_per_email_day", 0..=1000),
     ("limits.otp_per_email_network_hour", 0..=1000),
@@ -127,6 +129,13 @@ pub(super) fn check(settings: &Table) -> Result<(), ConfigError> {
     require(known, "mailer.url", "log:, file:DIR, smtp://HOST or smtps://HOST")?;
     let from = text("mailer.from").parse::<lettre::message::Mailbox>();
     require(from.is_ok(), "mailer.from", "a sender, such as Sealwire <no-reply@chat.example>")?;
+    let contact = text("push.contact");
+    let is_contact =
+        ["mailto:", "https://"].iter().any(|scheme| contact.len() > scheme.len() && contact.starts_with(scheme));
+    require(contact.is_empty() || is_contact, "push.contact", "a mailto: or https:// URL")?;
+    let key = text("push.vapid_key");
+    let takes = "a private key of P-256 in PKCS #8, as PEM or base64";
+    require(key.is_empty() || VapidKey::parse(key).is_ok(), "push.vapid_key", takes)?;
     let secret = text("auth.secret");
     require(secret.is_empty() || decode_secret(secret).is_some(), "auth.secret", "32 bytes in base64")?;
     require(

@@ -11,6 +11,7 @@ pub mod mailing;
 mod packed;
 pub mod problem;
 pub mod proxy;
+pub mod push_service;
 pub mod raw;
 pub mod server;
 pub mod services;

@@ -4,6 +4,7 @@
 use std::{
     collections::{BTreeMap, HashMap, HashSet},
     sync::Arc,
+    time::Duration,
 };
 
 use super::{AcceptedMessage, SendRequest};
@@ -14,6 +15,7 @@ use crate::{
             MESSAGE_ID_RETENTION, MailboxBounds, MailboxSize, OutgoingEnvelope, Recipient, RecipientOutcome,
             check_devices,
         },
+        push::WakeUp,
     },
     store::StoreError,
 };
@@ -37,6 +39,8 @@ pub struct Mailbox {
     pub strangers: MailboxSize,
     /// Number of envelopes that ever expired before they were acked.
     pub expired_total: i64,
+    /// When the device is to be woken.
+    pub wake: WakeUp,
 }
 
 /// An accepted send, remembered so that repeats are recognized.
@@ -127,6 +131,7 @@ pub struct NewEnvelope {
     pub envelope: Arc<Envelope>,
     pub expires_at: Timestamp,
     pub from_stranger: bool,
+    pub is_urgent: bool,
 }
 
 /// What to write, answer and signal.
@@ -150,8 +155,14 @@ pub struct Plan {
 ///
 /// # Errors
 /// `Conflict` if a device was added after the mailboxes were locked: the batch has to run again.
-pub fn plan(items: &[&SendRequest], input: PlanInput, bounds: &MailboxBounds, again: bool) -> Result<Plan, StoreError> {
-    let mut planner = Planner { input, bounds, again, plan: Plan::default() };
+pub fn plan(
+    items: &[&SendRequest],
+    input: PlanInput,
+    bounds: &MailboxBounds,
+    wake_after: Duration,
+    again: bool,
+) -> Result<Plan, StoreError> {
+    let mut planner = Planner { input, bounds, wake_after, again, plan: Plan::default() };
     for item in items {
         let answer = match planner.send(item) {
             Err(error @ StoreError::Conflict(_)) => return Err(error),
@@ -167,6 +178,7 @@ pub fn plan(items: &[&SendRequest], input: PlanInput, bounds: &MailboxBounds, ag
 struct Planner<'a> {
     input: PlanInput,
     bounds: &'a MailboxBounds,
+    wake_after: Duration,
     again: bool,
     plan: Plan,
 }
@@ -318,6 +330,9 @@ impl Planner<'_> {
         let seq = mailbox.next_seq;
         mailbox.next_seq += 1;
         mailbox.load = load;
+        if item.is_urgent {
+            mailbox.wake.note_stored(self.wake_after, item.now);
+        }
         if reception.from_stranger {
             mailbox.strangers = strangers;
         }
@@ -330,6 +345,7 @@ impl Planner<'_> {
             envelope,
             expires_at: item.now + item.ttl,
             from_stranger: reception.from_stranger,
+            is_urgent: item.is_urgent,
         });
         Ok(true)
     }
@@ -353,8 +369,6 @@ fn stored(outcome: &[RecipientOutcome]) -> u64 {
 
 #[cfg(test)]
 mod tests {
-    use std::time::Duration;
-
     use bytes::Bytes;
     use uuid::Uuid;
 
@@ -370,6 +384,8 @@ mod tests {
         strangers: Some(MailboxSize { envelopes: 2, bytes: 20 }),
     };
 
+    const AFTER: Duration = Duration::from_millis(1500);
+
     /// A sender, a device with an empty mailbox, and a message from the one to the other.
     fn input_and_send() -> (PlanInput, SendRequest) {
         let id = Uuid::from_u128;
@@ -380,7 +396,10 @@ mod tests {
         let later = now + Duration::from_hours(1);
         let mut input = PlanInput::default();
         let empty = MailboxSize::default();
-        input.mailboxes.insert(device, Mailbox { next_seq: 1, load: empty, strangers: empty, expired_total: 0 });
+        input.mailboxes.insert(
+            device,
+            Mailbox { next_seq: 1, load: empty, strangers: empty, expired_total: 0, wake: WakeUp::default() },
+        );
         input
             .sessions
             .insert(caller.session, CallerSession { device: caller.device, expires_at: later, newest_epoch: 1 });
@@ -398,6 +417,7 @@ mod tests {
                 message,
                 to,
                 ephemeral: false,
+                is_urgent: true,
                 ttl,
                 envelopes,
                 skipped: Vec::new(),
@@ -423,7 +443,7 @@ mod tests {
             let (mut input, mut item) = input_and_send();
             remember(&mut input, &item);
             item.now = item.now + Duration::from_secs(later);
-            let plan = plan(&[&item], input, &BOUNDS, again).unwrap();
+            let plan = plan(&[&item], input, &BOUNDS, AFTER, again).unwrap();
             assert_eq!(plan.answers[0].as_ref().unwrap().duplicate, duplicate);
             assert!(plan.envelopes.is_empty() && plan.mailboxes.is_empty());
         }
@@ -460,7 +480,7 @@ mod tests {
         let (mut input, known) = input_and_send();
         let strangers = from_others(&known, 7..10, &mut input);
         let items = [&strangers[0], &strangers[1], &strangers[2], &known];
-        let plan = plan(&items, input, &BOUNDS, false).unwrap();
+        let plan = plan(&items, input, &BOUNDS, AFTER, false).unwrap();
         assert_eq!(results(&plan), ["stored 1", "stored 1", FULL, "stored 1"]);
         assert_eq!(plan.envelopes.iter().map(|one| one.from_stranger).collect::<Vec<_>>(), [true, true, false]);
         let mailbox = plan.mailboxes.values().next().unwrap();
@@ -473,7 +493,7 @@ mod tests {
         let (mut input, mut item) = input_and_send();
         item.envelopes[0].content = Bytes::from_static(&[b'x'; 30]);
         let strangers = from_others(&item, 7..9, &mut input);
-        let plan = plan(&strangers.iter().collect::<Vec<_>>(), input, &BOUNDS, false).unwrap();
+        let plan = plan(&strangers.iter().collect::<Vec<_>>(), input, &BOUNDS, AFTER, false).unwrap();
         assert_eq!(results(&plan), ["stored 1", FULL]);
     }
 
@@ -485,7 +505,7 @@ mod tests {
             let (mut input, item) = input_and_send();
             input.recipients.get_mut(&item.to).unwrap().access.strangers = strangers;
             let sends = from_others(&item, 7..11, &mut input);
-            let plan = plan(&sends.iter().collect::<Vec<_>>(), input, &bounds, false).unwrap();
+            let plan = plan(&sends.iter().collect::<Vec<_>>(), input, &bounds, AFTER, false).unwrap();
             assert_eq!(results(&plan), ["stored 1"; 4]);
             assert_eq!(plan.mailboxes.values().next().unwrap().strangers.envelopes, 4);
         }
@@ -508,7 +528,7 @@ mod tests {
             }
             let ephemeral = SendRequest { ephemeral: true, ..item.clone() };
             let nothing = SendRequest { envelopes: Vec::new(), skipped: Vec::new(), ..item.clone() };
-            let plan = plan(&[&item, &ephemeral, &nothing, &repeat], input, &BOUNDS, false).unwrap();
+            let plan = plan(&[&item, &ephemeral, &nothing, &repeat], input, &BOUNDS, AFTER, false).unwrap();
             assert_eq!(results(&plan), ["not found", "not found", "not found", "stored 1"]);
             let repeated = plan.answers[3].as_ref().unwrap();
             assert!(repeated.duplicate && repeated.undelivered.is_empty());
@@ -518,7 +538,7 @@ mod tests {
         input.recipients.get_mut(&item.to).unwrap().access =
             AccessSettings { key: Some(key.clone()), strangers: Strangers::Refuse };
         item.access = Some(key);
-        assert_eq!(results(&plan(&[&item], input, &BOUNDS, false).unwrap()), ["stored 1"]);
+        assert_eq!(results(&plan(&[&item], input, &BOUNDS, AFTER, false).unwrap()), ["stored 1"]);
     }
 
     #[test]
@@ -530,7 +550,7 @@ mod tests {
         let ephemeral = SendRequest { ephemeral: true, message: MessageId(Uuid::from_u128(9)), ..item.clone() };
         let mut changed = item.clone();
         changed.envelopes[0].content = Bytes::from_static(b"y");
-        let plan = plan(&[&item, &item, &changed, &ephemeral], input, &BOUNDS, false).unwrap();
+        let plan = plan(&[&item, &item, &changed, &ephemeral], input, &BOUNDS, AFTER, false).unwrap();
         let conflict = Refusal::IdConflict.to_string();
         assert_eq!(results(&plan), ["stored 1", "stored 1", &conflict, "stored 0"]);
         assert_eq!(plan.answers[1].as_ref().map(|answer| answer.duplicate).ok(), Some(true));
@@ -546,10 +566,13 @@ mod tests {
         input.sends.values_mut().next().unwrap().dropped = true;
         let other = DeviceId(Uuid::from_u128(55));
         let empty = MailboxSize::default();
-        input.mailboxes.insert(other, Mailbox { next_seq: 1, load: empty, strangers: empty, expired_total: 0 });
+        input.mailboxes.insert(
+            other,
+            Mailbox { next_seq: 1, load: empty, strangers: empty, expired_total: 0, wake: WakeUp::default() },
+        );
         input.recipients.get_mut(&item.to).unwrap().devices.push((other, None));
         item.envelopes.push(OutgoingEnvelope { device: other, ..item.envelopes[0].clone() });
-        let plan = plan(&[&item], input, &BOUNDS, false).unwrap();
+        let plan = plan(&[&item], input, &BOUNDS, AFTER, false).unwrap();
         assert_eq!(results(&plan), ["stored 2"]);
         assert!(plan.envelopes.is_empty() && plan.signals.is_empty() && plan.mailboxes.is_empty());
         assert_eq!(plan.changed_sends.len(), 1);
@@ -562,7 +585,7 @@ mod tests {
         let send = input.sends.values_mut().next().unwrap();
         send.outcome[0].stored = false;
         input.blocked.insert((item.to, item.caller.user));
-        let plan = plan(&[&item], input, &BOUNDS, false).unwrap();
+        let plan = plan(&[&item], input, &BOUNDS, AFTER, false).unwrap();
         assert_eq!(results(&plan), ["stored 1"]);
         assert!(plan.envelopes.is_empty() && plan.sends.values().all(|send| send.dropped));
     }
@@ -571,14 +594,14 @@ mod tests {
     fn a_device_added_after_the_mailboxes_were_locked_makes_the_batch_run_again() {
         let (mut input, item) = input_and_send();
         input.mailboxes.clear();
-        assert!(matches!(plan(&[&item], input, &BOUNDS, false), Err(StoreError::Conflict(_))));
+        assert!(matches!(plan(&[&item], input, &BOUNDS, AFTER, false), Err(StoreError::Conflict(_))));
     }
 
     #[test]
     fn a_send_is_refused_only_if_its_device_has_a_newer_connection() {
         for (epoch, accepted) in [(0, false), (1, true), (2, true)] {
             let (input, item) = input_and_send();
-            let plan = plan(&[&SendRequest { epoch, ..item }], input, &BOUNDS, false).unwrap();
+            let plan = plan(&[&SendRequest { epoch, ..item }], input, &BOUNDS, AFTER, false).unwrap();
             assert_eq!(plan.answers[0].is_ok(), accepted);
         }
     }

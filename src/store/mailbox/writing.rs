@@ -10,7 +10,7 @@ use super::{
     plan::{Mailbox, Plan, RememberedSend},
 };
 use crate::{
-    domain::{DeviceId, MessageId, UserId, envelope::RecipientOutcome},
+    domain::{DeviceId, MessageId, UserId, envelope::RecipientOutcome, push::WakeUp},
     store::{
         StoreError, rows,
         sql::mailbox as sql,
@@ -32,8 +32,9 @@ impl RememberedSend {
     }
 }
 
-/// Device, next number, envelopes and bytes, those of strangers, number of expired envelopes.
-type MailboxRow = (Uuid, i64, i64, i64, i64, i64, i64);
+/// Device, next number, envelopes and bytes, those of strangers, number of expired envelopes; whether there is a push
+/// target, when a wake-up is due, whether the device was woken.
+type MailboxRow = (Uuid, i64, i64, i64, i64, i64, i64, bool, Option<DateTime<Utc>>, bool);
 
 /// Locks mailboxes, by id, and reads them.
 pub async fn lock_mailboxes(
@@ -42,12 +43,15 @@ pub async fn lock_mailboxes(
 ) -> Result<BTreeMap<DeviceId, Mailbox>, StoreError> {
     let ids: Vec<Uuid> = devices.iter().map(|device| device.0).collect();
     let found: Vec<MailboxRow> = tx.query(sql::LOCK_MAILBOXES).bind_ids(&ids).fetch_all().await?;
-    let mailbox = |(device, next_seq, count, bytes, of_strangers, bytes_of_strangers, expired_total)| {
+    let mailbox = |row: MailboxRow| {
+        let (device, next_seq, count, bytes, of_strangers, bytes_of_strangers, expired_total, ..) = row;
+        let (.., has_target, due_at, is_woken) = row;
         let load = mailbox_size(count, bytes);
         // A node of an earlier version does not maintain the share of strangers. Once it has emptied the mailbox, this
         // corrects the share.
         let strangers = mailbox_size(of_strangers, bytes_of_strangers).at_most(load);
-        (DeviceId(device), Mailbox { next_seq, load, strangers, expired_total })
+        let wake = WakeUp { has_target, due_at: due_at.map(rows::time), is_woken };
+        (DeviceId(device), Mailbox { next_seq, load, strangers, expired_total, wake })
     };
     Ok(found.into_iter().map(mailbox).collect())
 }
@@ -90,6 +94,10 @@ pub async fn update_mailboxes(tx: &mut Tx<'_>, mailboxes: &BTreeMap<DeviceId, Ma
             column(|mailbox| mailbox.expired_total),
             size(|mailbox| mailbox.strangers.envelopes),
             size(|mailbox| mailbox.strangers.bytes),
+            Column::OptionalTimes(
+                mailboxes.values().map(|mailbox| mailbox.wake.due_at.map(|at| at.to_utc())).collect(),
+            ),
+            column(|mailbox| mailbox.wake.is_woken.into()),
         ])
         .execute()
         .await?;
@@ -128,6 +136,7 @@ impl Plan {
                 Column::Times(all().map(|new| new.envelope.accepted_at.to_utc()).collect()),
                 Column::Times(all().map(|new| new.expires_at.to_utc()).collect()),
                 Column::Integers(all().map(|new| new.from_stranger.into()).collect()),
+                Column::Integers(all().map(|new| new.is_urgent.into()).collect()),
             ])
             .execute()
             .await?;
