@@ -78,6 +78,11 @@ pub(super) fn check(settings: &Table) -> Result<(), ConfigError> {
         let is_valid = proxy.as_str().is_some_and(|text| parse_network(text).is_some());
         require(is_valid, "server.trusted_proxies", "addresses or networks, such as 10.0.0.0/8")?;
     }
+    let demo = text("server.demo");
+    require(["auto", "true", "false"].contains(&demo), "server.demo", "auto, true or false")?;
+    let is_local = text("server.bind").parse::<SocketAddr>().is_ok_and(|bind| bind.ip().to_canonical().is_loopback());
+    let takes = "auto or false, since server.bind is not a loopback address and the page shows sign-in codes";
+    require(is_local || demo != "true", "server.demo", takes)?;
     let token = text("admin.token");
     let is_long = token.trim().chars().count() >= MIN_ADMIN_TOKEN;
     require(token.is_empty() || is_long, "admin.token", &format!("{MIN_ADMIN_TOKEN} characters or more"))?;

@@ -163,12 +163,22 @@ impl Service {
         }
         let mail = Mail::code(email, &code, purpose);
         if is_useful {
+            if let Some(shown) = &self.shown_codes {
+                shown.add(id, code, now);
+            }
             self.mailer.send(mail);
             self.metrics.codes_mailed.inc();
         } else {
             self.mailer.withhold(mail);
         }
         Ok(Challenge { id })
+    }
+
+    /// Returns the code of a challenge for the try-it page. `None` if the page is not served, mails are not printed, or
+    /// the code was never made, has expired or is not among the latest.
+    #[must_use]
+    pub fn shown_code(&self, challenge: ChallengeId) -> Option<OtpCode> {
+        self.shown_codes.as_ref()?.get(challenge, self.now())
     }
 
     /// Returns the keyed hash under which an address knows a network.
