@@ -39,7 +39,7 @@ export class Conversation {
   readonly #items = h('ol', { class: 'messages' });
   readonly #earlier = h('button', { type: 'button', class: 'plain earlier', hidden: true, onclick: () => this.#showEarlier() }, 'Earlier messages');
   readonly #newest = h('button', { type: 'button', class: 'newest', hidden: true, onclick: () => this.#toEnd(true) }, icon('down', 18), h('span', {}, 'Newest messages'));
-  readonly #first: HTMLElement;
+  readonly #opening: HTMLElement;
   readonly #composer: HTMLFormElement;
   readonly #text = h('textarea', { rows: 1, dir: 'auto', maxlength: 8000, placeholder: 'Write a message', 'aria-describedby': 'composer-hint', oninput: () => this.#written(), onkeydown: (event: KeyboardEvent) => this.#key(event) });
   readonly #hint = h('p', { class: 'composer-hint', id: 'composer-hint' });
@@ -64,8 +64,8 @@ export class Conversation {
       h('button', { type: 'button', class: 'who', 'aria-haspopup': 'dialog', onclick: details }, this.#face, h('span', { class: 'who-text' }, this.#name, this.#about), h('span', { class: 'spoken' }, 'Details and safety number')),
       hood(''),
     );
-    this.#first = h('div', { class: 'first' });
-    this.#log = h('div', { class: 'log', role: 'log', 'aria-label': 'Messages', 'aria-live': 'off', tabindex: 0, onscroll: () => this.#scrolled() }, this.#earlier, this.#first, this.#items);
+    this.#opening = h('div', { class: 'opening' });
+    this.#log = h('div', { class: 'log', role: 'log', 'aria-label': 'Messages', 'aria-live': 'off', tabindex: 0, onscroll: () => this.#scrolled() }, this.#earlier, this.#opening, this.#items);
     const label = h('label', { class: 'spoken', for: 'composer-text' }, 'Message');
     this.#text.id = 'composer-text';
     this.#composer = h(
@@ -173,10 +173,10 @@ export class Conversation {
     const all = this.person.chats.messages(peer);
     const messages = all.slice(-this.#count);
     show(this.#earlier, all.length > messages.length);
-    show(this.#first, all.length === 0);
-    if (all.length === 0 && this.#first.dataset.name !== name) {
-      this.#first.dataset.name = name;
-      this.#first.replaceChildren(
+    show(this.#opening, all.length === 0);
+    if (all.length === 0 && this.#opening.dataset.name !== name) {
+      this.#opening.dataset.name = name;
+      this.#opening.replaceChildren(
         icon('lock', 22),
         h('p', {}, `Only you and ${name} can read what you write here.`),
         h('p', { class: 'hint' }, 'The first message opens an encrypted session with each of their devices.'),
