@@ -130,7 +130,7 @@ export class Person {
   #noteKeys({ one_time: count, threshold }: Pick<KeysStatusReply, 'one_time' | 'threshold'>): void {
     const history = this.pool?.history ?? [];
     const before = this.pool?.count;
-    if (before !== count) history.push({ at: Date.now(), count, refilled: !!before && count > before });
+    if (before !== count && (count > 0 || before)) history.push({ at: Date.now(), count, refilled: !!before && count > before });
     this.pool = { count, threshold, history: history.slice(-40) };
     this.onchange();
   }

@@ -23,6 +23,9 @@ const GROUP_MS = 4 * 60_000;
 /** A draft is stored after a pause of this length. */
 const DRAFT_MS = 400;
 
+/** The draft of a page that was reloaded. */
+const UNSTORED = 'try-it/draft';
+
 /** What stands in the list of messages. */
 type Item = { key: string; day: number } | { key: string; unread: number } | { key: string; message: Message; first: boolean };
 
@@ -101,8 +104,11 @@ export class Conversation {
       ),
     );
     this.element = h('section', { class: 'talk', 'aria-label': 'Conversation' }, this.#welcome, this.#head, this.#banner, h('div', { class: 'log-frame' }, this.#log, this.#newest), h('div', { class: 'foot' }, this.#composer, this.#hint));
-    // A draft that is not stored yet is stored when the page goes away.
-    document.addEventListener('visibilitychange', () => document.visibilityState === 'hidden' && this.#storeDraft());
+    // A page that goes away has no time to wait for the database.
+    window.addEventListener('pagehide', () => {
+      this.#storeDraft();
+      if (this.#peer) sessionStorage.setItem(UNSTORED, JSON.stringify({ peer: this.#peer, text: this.#text.value }));
+    });
     new ResizeObserver(() => this.#pinned && this.#toEnd()).observe(this.#log);
   }
 
@@ -114,7 +120,7 @@ export class Conversation {
       this.#count = PAGE;
       this.#readUpTo = peer ? (this.person.chats.contact(peer)?.seenAt ?? 0) : 0;
       this.#items.replaceChildren();
-      this.#text.value = peer ? this.person.chats.draft(peer) : '';
+      this.#text.value = peer ? (unstored(peer) ?? this.person.chats.draft(peer)) : '';
       this.#grow();
       this.#pinned = true;
       if (peer && this.person.connected) void this.person.trust.look(peer).catch(() => {});
@@ -330,4 +336,11 @@ export class Conversation {
     element.classList.add('found-here');
     setTimeout(() => element.classList.remove('found-here'), 2000);
   }
+}
+
+/** The draft for `peer` of the page before this one, if it was reloaded. */
+function unstored(peer: string): string | null {
+  const { peer: of, text } = JSON.parse(sessionStorage.getItem(UNSTORED) ?? '{}') as { peer?: string; text?: string };
+  sessionStorage.removeItem(UNSTORED);
+  return of === peer ? (text ?? null) : null;
 }
