@@ -42,6 +42,7 @@ const RANGES: [(&str, RangeInclusive<i64>); 31] = [
     ("limits.claim_refill_s", 1..=31_536_000),
     ("limits.stranger_keys_per_device_hour", 0..=1000),
     ("limits.sends_per_device_second", 0..=1_000_000),
+    ("limits.sends_per_pair_second", 0..=1_000_000),
     ("limits.connections_per_network", 0..=10_000_000),
     ("limits.http_connections_per_network", 0..=10_000_000),
     ("limits.connects_per_network_second", 0..=1_000_000),

@@ -79,7 +79,7 @@ impl Service {
         message: Message,
     ) -> Result<AcceptedMessage, Refusal> {
         let now = self.now();
-        self.limits.send(caller.device, now)?;
+        self.limits.send(&caller, message.to, now)?;
         let Message { id, to, ephemeral, is_urgent, ttl, envelopes, skipped, access } = message;
         let count = envelopes.len() as u64;
         let request =

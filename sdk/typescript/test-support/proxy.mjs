@@ -1,4 +1,5 @@
-// A TCP proxy that is a bad network: it delays, is slow, cuts connections, or lets them stand half-open.
+// A TCP proxy that is a bad network: it delays, is slow, cuts connections, or lets them stand half-open. With several ports it is a load
+// balancer: each connection goes to the next port, whether anything listens there or not.
 
 import { connect, createServer } from 'node:net';
 
@@ -12,11 +13,12 @@ export class Proxy {
   #pairs = new Set();
   #held = [];
 
-  static async start(port) {
+  static async start(...ports) {
     const proxy = new Proxy();
+    let next = 0;
     proxy.server = createServer((client) => {
       if (proxy.mode === 'refuse') return client.resetAndDestroy();
-      const server = connect(port, '127.0.0.1');
+      const server = connect(ports[next++ % ports.length], '127.0.0.1');
       const pair = { client, server };
       proxy.#pairs.add(pair);
       proxy.#pump(pair, client, server);

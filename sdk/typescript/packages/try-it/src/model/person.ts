@@ -130,7 +130,7 @@ export class Person {
   #noteKeys({ one_time: count, threshold }: Pick<KeysStatusReply, 'one_time' | 'threshold'>): void {
     const history = this.pool?.history ?? [];
     const before = this.pool?.count;
-    if (before !== count) history.push({ at: Date.now(), count, refilled: before !== undefined && count > before });
+    if (before !== count && (count > 0 || before)) history.push({ at: Date.now(), count, refilled: !!before && count > before });
     this.pool = { count, threshold, history: history.slice(-40) };
     this.onchange();
   }
@@ -173,9 +173,9 @@ export class Person {
       if (userId !== this.account?.userId) void this.trust.look(userId).catch(() => {});
     };
     // What is published is in the frames: the reply to every publish has the state of the pool.
-    this.wire.onframe = ({ kind, name, body }) => {
-      const result = (body as { result?: { status?: KeysStatusReply } } | null)?.result;
-      if (kind === 'reply' && name === 'keys.publish' && result?.status) this.#noteKeys(result.status);
+    this.wire.onreply = ({ name }, { body }) => {
+      const status = name === 'keys.publish' && (body as { result?: { status?: KeysStatusReply } }).result?.status;
+      if (status) this.#noteKeys(status);
     };
     this.wire.onchange = () => this.onchange();
   }

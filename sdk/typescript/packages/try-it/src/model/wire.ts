@@ -8,19 +8,27 @@ export interface Frame {
   at: number;
   /** Whether this side sent it. */
   sent: boolean;
-  kind: 'request' | 'reply' | 'event' | 'http' | 'note';
+  kind: 'request' | 'event' | 'http' | 'note';
   /** The op, the event, or the request line. */
   name: string;
   size: number;
   body: unknown;
-  /** Of a reply: milliseconds since its request. */
-  took?: number;
-  /** Of a reply: whether it is an error. */
-  failed?: boolean;
+  /** Of a request: its reply. */
+  reply?: Reply;
+}
+
+export interface Reply {
+  at: number;
+  /** Milliseconds since the request. */
+  took: number;
+  size: number;
+  body: unknown;
+  /** Whether it is an error. */
+  failed: boolean;
   /** Whether the drawer dropped it. */
-  lost?: boolean;
-  /** Whether it repeats a message that the server has already. */
-  repeated?: boolean;
+  lost: boolean;
+  /** Whether the server had the message of the request already. */
+  repeated: boolean;
 }
 
 const KEPT = 300;
@@ -42,7 +50,8 @@ export class Wire {
   /** Whether the next reply to a message is to be lost. */
   losing = false;
   onchange: () => void = () => {};
-  onframe: (frame: Frame) => void = () => {};
+  /** A reply has arrived. */
+  onreply: (frame: Frame, reply: Reply) => void = () => {};
 
   readonly #open = new Set<{ break(): void }>();
   #n = 0;
@@ -61,7 +70,7 @@ export class Wire {
       onclose: ((event: never) => void) | null = null;
       onerror: ((event: never) => void) | null = null;
       readonly #socket: globalThis.WebSocket | null;
-      readonly #asked = new Map<number, { op: string; at: number }>();
+      readonly #asked = new Map<number, Frame>();
       #losingReplyTo: number | null = null;
 
       constructor(url: string, protocols: string[]) {
@@ -83,12 +92,11 @@ export class Wire {
 
       send(data: string): void {
         const frame = JSON.parse(data) as Parsed;
-        this.#asked.set(frame.id!, { op: frame.op!, at: performance.now() });
         if (wire.losing && frame.op === 'messages.send' && !frame.params?.ephemeral) {
           wire.losing = false;
           this.#losingReplyTo = frame.id!;
         }
-        wire.record({ sent: true, kind: 'request', name: frame.op!, size: data.length, body: frame });
+        this.#asked.set(frame.id!, wire.record({ sent: true, kind: 'request', name: frame.op!, size: data.length, body: frame }));
         this.#socket?.send(data);
       }
 
@@ -112,17 +120,7 @@ export class Wire {
           const asked = this.#asked.get(frame.id!);
           this.#asked.delete(frame.id!);
           const lost = frame.id === this.#losingReplyTo;
-          wire.record({
-            sent: false,
-            kind: 'reply',
-            name: asked?.op ?? 'reply',
-            size: data.length,
-            body: frame,
-            ...(asked && { took: performance.now() - asked.at }),
-            ...(frame.error && { failed: true }),
-            ...(lost && { lost }),
-            ...(frame.result?.duplicate === true && { repeated: true }),
-          });
+          if (asked) wire.answer(asked, { size: data.length, body: frame, failed: frame.error !== undefined, lost, repeated: frame.result?.duplicate === true });
           if (lost) return this.break();
         }
         this.onmessage?.({ data } as never);
@@ -139,19 +137,10 @@ export class Wire {
       const url = new URL(String(input));
       const name = `${init?.method ?? 'GET'} ${url.pathname}`;
       const body = typeof init?.body === 'string' ? init.body : '';
-      this.record({ sent: true, kind: 'http', name, size: body.length, body: parsed(body) });
-      const began = performance.now();
+      const frame = this.record({ sent: true, kind: 'http', name, size: body.length, body: parsed(body) });
       const response = await globalThis.fetch(input, init);
       const text = await response.clone().text();
-      this.record({
-        sent: false,
-        kind: 'http',
-        name: `${response.status} ${url.pathname}`,
-        size: text.length,
-        body: parsed(text),
-        took: performance.now() - began,
-        failed: !response.ok,
-      });
+      this.answer(frame, { size: text.length, body: parsed(text), failed: !response.ok, lost: false, repeated: false });
       return response;
     };
   }
@@ -183,14 +172,23 @@ export class Wire {
     this.record({ sent: false, kind: 'note', name, size: 0, body: null });
   }
 
-  record(frame: Omit<Frame, 'n' | 'at'>): void {
-    const whole: Frame = { ...frame, n: ++this.#n, at: Date.now() };
+  record(frame: Omit<Frame, 'n' | 'at'>): Frame {
+    const whole: Frame = { ...frame, n: ++this.#n, at: now() };
     this.frames.push(whole);
     if (this.frames.length > KEPT) this.frames.shift();
-    this.onframe(whole);
+    this.onchange();
+    return whole;
+  }
+
+  answer(frame: Frame, reply: Omit<Reply, 'at' | 'took'>): void {
+    frame.reply = { ...reply, at: now(), took: now() - frame.at };
+    this.onreply(frame, frame.reply);
     this.onchange();
   }
 }
+
+/** Milliseconds since 1970, with fractions. */
+const now = (): number => performance.timeOrigin + performance.now();
 
 function parsed(text: string): unknown {
   try {

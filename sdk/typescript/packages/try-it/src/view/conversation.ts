@@ -23,6 +23,9 @@ const GROUP_MS = 4 * 60_000;
 /** A draft is stored after a pause of this length. */
 const DRAFT_MS = 400;
 
+/** The draft of a page that was reloaded. */
+const UNSTORED = 'try-it/draft';
+
 /** What stands in the list of messages. */
 type Item = { key: string; day: number } | { key: string; unread: number } | { key: string; message: Message; first: boolean };
 
@@ -39,7 +42,7 @@ export class Conversation {
   readonly #items = h('ol', { class: 'messages' });
   readonly #earlier = h('button', { type: 'button', class: 'plain earlier', hidden: true, onclick: () => this.#showEarlier() }, 'Earlier messages');
   readonly #newest = h('button', { type: 'button', class: 'newest', hidden: true, onclick: () => this.#toEnd(true) }, icon('down', 18), h('span', {}, 'Newest messages'));
-  readonly #first: HTMLElement;
+  readonly #opening: HTMLElement;
   readonly #composer: HTMLFormElement;
   readonly #text = h('textarea', { rows: 1, dir: 'auto', maxlength: 8000, placeholder: 'Write a message', 'aria-describedby': 'composer-hint', oninput: () => this.#written(), onkeydown: (event: KeyboardEvent) => this.#key(event) });
   readonly #hint = h('p', { class: 'composer-hint', id: 'composer-hint' });
@@ -64,8 +67,8 @@ export class Conversation {
       h('button', { type: 'button', class: 'who', 'aria-haspopup': 'dialog', onclick: details }, this.#face, h('span', { class: 'who-text' }, this.#name, this.#about), h('span', { class: 'spoken' }, 'Details and safety number')),
       hood(''),
     );
-    this.#first = h('div', { class: 'first' });
-    this.#log = h('div', { class: 'log', role: 'log', 'aria-label': 'Messages', 'aria-live': 'off', tabindex: 0, onscroll: () => this.#scrolled() }, this.#earlier, this.#first, this.#items);
+    this.#opening = h('div', { class: 'opening' });
+    this.#log = h('div', { class: 'log', role: 'log', 'aria-label': 'Messages', 'aria-live': 'off', tabindex: 0, onscroll: () => this.#scrolled() }, this.#earlier, this.#opening, this.#items);
     const label = h('label', { class: 'spoken', for: 'composer-text' }, 'Message');
     this.#text.id = 'composer-text';
     this.#composer = h(
@@ -101,8 +104,11 @@ export class Conversation {
       ),
     );
     this.element = h('section', { class: 'talk', 'aria-label': 'Conversation' }, this.#welcome, this.#head, this.#banner, h('div', { class: 'log-frame' }, this.#log, this.#newest), h('div', { class: 'foot' }, this.#composer, this.#hint));
-    // A draft that is not stored yet is stored when the page goes away.
-    document.addEventListener('visibilitychange', () => document.visibilityState === 'hidden' && this.#storeDraft());
+    // A page that goes away has no time to wait for the database.
+    window.addEventListener('pagehide', () => {
+      this.#storeDraft();
+      if (this.#peer) sessionStorage.setItem(UNSTORED, JSON.stringify({ peer: this.#peer, text: this.#text.value }));
+    });
     new ResizeObserver(() => this.#pinned && this.#toEnd()).observe(this.#log);
   }
 
@@ -114,7 +120,7 @@ export class Conversation {
       this.#count = PAGE;
       this.#readUpTo = peer ? (this.person.chats.contact(peer)?.seenAt ?? 0) : 0;
       this.#items.replaceChildren();
-      this.#text.value = peer ? this.person.chats.draft(peer) : '';
+      this.#text.value = peer ? (unstored(peer) ?? this.person.chats.draft(peer)) : '';
       this.#grow();
       this.#pinned = true;
       if (peer && this.person.connected) void this.person.trust.look(peer).catch(() => {});
@@ -173,10 +179,10 @@ export class Conversation {
     const all = this.person.chats.messages(peer);
     const messages = all.slice(-this.#count);
     show(this.#earlier, all.length > messages.length);
-    show(this.#first, all.length === 0);
-    if (all.length === 0 && this.#first.dataset.name !== name) {
-      this.#first.dataset.name = name;
-      this.#first.replaceChildren(
+    show(this.#opening, all.length === 0);
+    if (all.length === 0 && this.#opening.dataset.name !== name) {
+      this.#opening.dataset.name = name;
+      this.#opening.replaceChildren(
         icon('lock', 22),
         h('p', {}, `Only you and ${name} can read what you write here.`),
         h('p', { class: 'hint' }, 'The first message opens an encrypted session with each of their devices.'),
@@ -330,4 +336,11 @@ export class Conversation {
     element.classList.add('found-here');
     setTimeout(() => element.classList.remove('found-here'), 2000);
   }
+}
+
+/** The draft for `peer` of the page before this one, if it was reloaded. */
+function unstored(peer: string): string | null {
+  const { peer: of, text } = JSON.parse(sessionStorage.getItem(UNSTORED) ?? '{}') as { peer?: string; text?: string };
+  sessionStorage.removeItem(UNSTORED);
+  return of === peer ? (text ?? null) : null;
 }

@@ -38,7 +38,7 @@ export class Hood {
     actions: { close: () => void },
   ) {
     this.#close = h('button', { type: 'button', class: 'round', 'aria-label': 'Close', onclick: actions.close }, icon('close'));
-    this.#second = h('a', { class: 'button plain', target: '_blank', rel: 'noopener' }, icon('window'), 'Open a second device');
+    this.#second = h('a', { class: 'button plain', target: '_blank', rel: 'noopener' }, icon('window'), 'Second device');
     this.element = h(
       'section',
       { class: 'hood', 'aria-label': 'Under the hood' },
@@ -58,8 +58,8 @@ export class Hood {
           'section',
           { class: 'part' },
           h('h3', {}, 'One-time keys'),
-          h('p', {}, this.#count, ' of this device wait on the server. Everybody who opens a conversation takes one, and no key is given out twice.'),
-          this.#bars,
+          h('div', { class: 'pool' }, h('p', { class: 'pool-now' }, this.#count, h('span', {}, 'on the server')), this.#bars),
+          h('p', { class: 'hint' }, 'Everybody who opens a conversation with this device takes one. No key is given out twice.'),
           this.#poolText,
           this.#stranger,
         ),
@@ -95,15 +95,15 @@ export class Hood {
           : 'Connecting. The client tries again by itself, after a random and growing wait.',
     );
     setAttribute(this.#state, 'data-state', wire.down ? 'down' : status.state === 'connected' ? 'good' : 'waiting');
-    this.#label(this.#cut, wire.down ? 'link' : 'cut', wire.down ? 'Restore the connection' : 'Cut the connection');
+    this.#label(this.#cut, wire.down ? 'link' : 'cut', wire.down ? 'Reconnect' : 'Cut the connection');
     setAttribute(this.#cut, 'aria-pressed', String(wire.down));
-    this.#label(this.#lose, 'alert', wire.losing ? 'The next reply will be lost' : 'Lose a reply');
+    this.#label(this.#lose, 'alert', wire.losing ? 'Losing the next' : 'Lose a reply');
     setAttribute(this.#lose, 'aria-pressed', String(wire.losing));
     if (account) setAttribute(this.#second, 'href', `/#device=${encodeURIComponent(account.email)}`);
     this.#renderOutcome();
     if (pool) this.#renderPool(pool.count, pool.threshold, pool.history);
     show(this.#none, wire.frames.length === 0);
-    keyed(this.#frames, wire.frames.slice(-120).reverse(), ({ n }) => String(n), (frame) => this.#frame(frame));
+    keyed(this.#frames, wire.frames.slice(-120).reverse(), ({ n }) => String(n), (frame) => this.#makeFrame(frame), (element, frame) => this.#updateFrame(element, frame));
   }
 
   #label(button: HTMLElement, name: 'link' | 'cut' | 'alert', text: string): void {
@@ -123,8 +123,8 @@ export class Hood {
   /** Explains what the last experiment has shown. */
   #renderOutcome(): void {
     const { wire, status } = this.person;
-    const lost = wire.frames.findLast((frame) => frame.lost);
-    const repeated = lost && wire.frames.find((frame) => frame.repeated && frame.n > lost.n);
+    const lost = wire.frames.findLast(({ reply }) => reply?.lost);
+    const repeated = lost && wire.frames.find(({ n, reply }) => reply?.repeated && n > lost.n);
     if (lost && lost.at > this.#cutAt) this.#lostAt = lost.at;
     let text = '';
     if (wire.losing) text = 'Write a message now. Its reply will be dropped, and the connection with it: the client cannot know whether the server has the message.';
@@ -150,13 +150,12 @@ export class Hood {
       },
     );
     this.#bars.style.setProperty('--threshold', `${(threshold / most) * 100}%`);
-    const last = history.at(-1);
-    const before = history.at(-2);
+    const at = history.findLastIndex(({ refilled }) => refilled);
     setText(
       this.#poolText,
-      last?.refilled && before
-        ? `The pool fell to ${before.count}. The server said “prekeys.low”, and this device published ${last.count - before.count} more.`
-        : `At ${threshold} the server asks this device for more. It begins with 24 here, so that you can watch it; usually with 100.`,
+      at > 0
+        ? `The pool fell to ${history[at - 1]!.count}. The server said “prekeys.low”, and this device published ${history[at]!.count - history[at - 1]!.count} more.`
+        : `At ${threshold} the server asks for more. This page begins with 24, so that you can watch it; usually it is 100.`,
     );
   }
 
@@ -177,40 +176,53 @@ export class Hood {
     }
   }
 
-  #frame(frame: Frame): HTMLElement {
+  #makeFrame(frame: Frame): HTMLElement {
     if (frame.kind === 'note') return h('li', { class: 'frame-note' }, h('span', {}, frame.name), h('time', {}, clockOf(frame.at)));
-    const flags = [frame.lost && 'lost', frame.repeated && 'duplicate', frame.failed && 'error'].filter(Boolean) as string[];
     const direction = frame.sent ? 'sent' : 'received';
     const body = h('div', { class: 'frame-body' });
     const element = h(
       'details',
-      { class: `frame ${direction} ${flags.join(' ')}` },
+      { class: `frame ${direction}` },
       h(
         'summary',
         {},
         h('span', { class: 'frame-arrow', 'aria-hidden': 'true' }, frame.sent ? '↑' : '↓'),
         h('span', { class: 'spoken' }, `${direction} `),
         h('span', { class: 'frame-name' }, frame.name),
-        h('span', { class: 'frame-kind' }, frame.kind),
-        ...flags.map((flag) => h('span', { class: `flag ${flag}` }, flag)),
-        h('span', { class: 'frame-size' }, frame.took === undefined ? bytes(frame.size) : `${frame.took < 10 ? frame.took.toFixed(1) : Math.round(frame.took)} ms`),
+        h('span', { class: 'frame-flags' }),
+        h('span', { class: 'frame-took' }),
       ),
       body,
     );
-    element.addEventListener('toggle', () => {
-      if (!element.open || body.hasChildNodes()) return;
-      const meaning = meaningOf(frame);
-      const written = this.#written(frame);
-      body.append(
-        ...[
-          meaning && h('p', {}, meaning),
-          written && h('p', { class: 'frame-written' }, h('span', {}, frame.sent ? 'You wrote' : 'It says'), h('q', { dir: 'auto' }, written), h('span', {}, 'The server sees only this:')),
-          h('pre', { tabindex: 0 }, JSON.stringify(frame.body, hide, 2)),
-          h('p', { class: 'hint' }, `${clockOf(frame.at)} · ${bytes(frame.size)}`),
-        ].filter((part) => part !== null && part !== ''),
-      );
-    });
+    element.addEventListener('toggle', () => this.#readFrame(body, element.open ? frame : null));
     return h('li', {}, element);
+  }
+
+  #updateFrame(element: HTMLElement, { kind, size, reply, at }: Frame): void {
+    const state = reply ? 'answered' : 'asked';
+    if (kind === 'note' || element.dataset.state === state) return;
+    element.dataset.state = state;
+    const flags = reply ? ([reply.lost && 'lost', reply.repeated && 'duplicate', reply.failed && 'error'].filter(Boolean) as string[]) : [];
+    element.querySelector('.frame-flags')!.replaceChildren(...flags.map((flag) => h('span', { class: `flag ${flag}` }, flag)));
+    setText(element.querySelector('.frame-took')!, reply ? `${reply.took < 10 ? reply.took.toFixed(1) : Math.round(reply.took)} ms` : kind === 'event' ? bytes(size) : '…');
+    setAttribute(element, 'title', clockOf(at));
+  }
+
+  /** Shows what is in a frame, and in its reply. */
+  #readFrame(place: HTMLElement, frame: Frame | null): void {
+    if (!frame) return place.replaceChildren();
+    const meaning = meaningOf(frame);
+    const written = this.#written(frame);
+    const part = (title: string, at: number, size: number, value: unknown) => [
+      h('p', { class: 'frame-part' }, h('strong', {}, title), h('span', {}, `${clockOf(at)} · ${bytes(size)}`)),
+      h('pre', { tabindex: 0, 'aria-label': title }, JSON.stringify(value, hide, 2) ?? ''),
+    ];
+    place.replaceChildren(
+      ...(meaning ? [h('p', {}, meaning)] : []),
+      ...(written ? [h('p', { class: 'frame-written' }, h('span', {}, frame.sent ? 'You wrote ' : 'It says '), h('q', { dir: 'auto' }, written), h('span', {}, '. The server sees only this:'))] : []),
+      ...part(frame.kind === 'event' ? 'Event' : 'Request', frame.at, frame.size, frame.body),
+      ...(frame.reply ? part('Reply', frame.reply.at, frame.reply.size, frame.reply.body) : []),
+    );
   }
 
   /** The text of the message that a frame carries, if it is one of this page. */

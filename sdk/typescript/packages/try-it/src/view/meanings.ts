@@ -5,7 +5,7 @@ import type { Frame } from '../model/wire.js';
 const MEANINGS: Record<string, string> = {
   welcome: 'The first frame of every connection: who this is, the limits, the keys that the server has, and how much waits.',
   message: 'A message for this device. The server knows from whom and how long, not what. It keeps the message until the ack.',
-  'messages.send': 'One ciphertext for each device of the recipient. All are padded to multiples of 160 bytes, so that their length says little.',
+  'messages.send': 'One ciphertext for each device of the recipient, padded so that its length says little. With the reply the message is on disk; “stored” is the number of devices.',
   'messages.ack': 'This device has stored these messages. Only now does the server delete them.',
   'mailbox.drained': 'All that waited while this device was away has been sent. From here on everything is live.',
   'keys.publish': 'Public keys, for others to open conversations with while this device is offline. The private halves stay here.',
@@ -29,11 +29,10 @@ const MEANINGS: Record<string, string> = {
   'GET /v1/auth/session': 'After a connection that failed: is the session still valid?',
 };
 
-export function meaningOf({ kind, name, lost, repeated, body }: Frame): string {
-  if (lost) return 'This reply was dropped by the experiment, and the connection broken. The client never saw it.';
-  if (repeated) return 'The server had this message already, from before the reply was lost. It stored nothing a second time.';
+export function meaningOf({ name, body, reply }: Frame): string {
+  if (reply?.lost) return 'The reply was dropped by the experiment, and the connection broken. The client never saw it.';
+  if (reply?.repeated) return 'The server had this message already, from before the reply was lost. It stored nothing a second time.';
   const { event, data, params } = (body ?? {}) as { event?: string; data?: { ephemeral?: boolean }; params?: { ephemeral?: boolean } };
   if (params?.ephemeral || (event === 'message' && data?.ephemeral)) return 'Ephemeral: “is typing”. It reaches devices that are connected now, and is never stored.';
-  if (kind === 'reply' && name === 'messages.send') return 'The message is on disk. “stored” is the number of devices for which it was stored.';
   return MEANINGS[name] ?? '';
 }

@@ -24,14 +24,14 @@ export function field(label: string, input: HTMLInputElement, hint?: string): { 
 }
 
 /** The mail that the server would have sent. */
-export function mailCard(code: string, use: () => void): HTMLElement {
+export function mailCard(code: string, use?: () => void): HTMLElement {
   return h(
     'div',
     { class: 'mail' },
     h('p', { class: 'mail-from' }, 'Mail from Sealwire'),
     h('p', { class: 'mail-code' }, spaced(code)),
     h('p', { class: 'mail-why' }, 'This server sends no mail, so this page shows you the code.'),
-    h('button', { type: 'button', class: 'plain', onclick: use }, 'Use this code'),
+    use && h('button', { type: 'button', class: 'plain', onclick: use }, 'Use this code'),
   );
 }
 

@@ -6,6 +6,7 @@ import type { Contact, Message } from '../model/chats.js';
 import type { Person } from '../model/person.js';
 import { briefTime, nameOf, plural } from '../text.js';
 import { openAddContact } from './add-contact.js';
+import { announce } from './announce.js';
 import { avatar } from './parts.js';
 import { tick } from './tick.js';
 
@@ -29,7 +30,7 @@ export class Sidebar {
   readonly #found = h('p', { class: 'found', role: 'status', hidden: true });
   readonly #empty: HTMLElement;
   readonly #name = h('strong', {});
-  readonly #status = h('small', { class: 'state', role: 'status' });
+  readonly #status = h('small', { class: 'state' });
   readonly #request: HTMLElement;
   #me: HTMLElement | null = null;
   #downSince = 0;
@@ -69,10 +70,11 @@ export class Sidebar {
       h('div', { class: 'side-scroll' }, this.#list, this.#found, this.#results, this.#empty),
       h(
         'button',
-        { type: 'button', class: 'me', 'aria-label': 'Your account and devices', onclick: actions.settings },
+        { type: 'button', class: 'me', 'aria-haspopup': 'dialog', onclick: actions.settings },
         (this.#me = h('span', {})),
         h('span', { class: 'me-text' }, this.#name, this.#status),
         icon('more'),
+        h('span', { class: 'spoken' }, 'Your account and devices'),
       ),
     );
   }
@@ -92,7 +94,9 @@ export class Sidebar {
       this.#me = face;
     }
     setText(this.#name, account.email);
-    setText(this.#status, this.#statusText());
+    const status = this.#statusText();
+    if (this.#status.textContent !== status && this.#status.textContent) announce(status);
+    setText(this.#status, status);
     setAttribute(this.#status, 'data-state', this.person.connected ? 'good' : 'waiting');
     show(this.#request, this.person.requests.length > 0);
 

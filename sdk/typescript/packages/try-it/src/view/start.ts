@@ -3,7 +3,7 @@
 import { type Approval, SealwireError, type ServerError } from '@sealwire/client';
 import { h, type Child } from '../dom.js';
 import { icon, mark } from '../icons.js';
-import { codeOf } from '../model/demo.js';
+import { codeOf, spaced } from '../model/demo.js';
 import { Person } from '../model/person.js';
 import * as profiles from '../model/profiles.js';
 import { deviceName, nameOf, relative } from '../text.js';
@@ -27,17 +27,17 @@ export function showStart(options: StartOptions): void {
   options.page.replaceChildren(
     h(
       'main',
-      { class: 'start' },
-      h('header', { class: 'start-brand' }, mark(32), h('span', {}, 'Sealwire')),
+      { class: 'welcome' },
+      h('header', { class: 'welcome-brand' }, mark(32), h('span', {}, 'Sealwire')),
       h(
         'div',
-        { class: 'start-pitch' },
+        { class: 'welcome-pitch' },
         h('h1', {}, 'Two tabs, two people, one sealed conversation.'),
         h('p', { class: 'lead' }, 'Sign in here as one person and in a second tab as another. Everything you write is encrypted in this browser; the server passes it on and cannot read it.'),
         wire(),
       ),
       card,
-      h('p', { class: 'start-foot' }, 'This page is a part of the server that you are running. It talks to nobody else.'),
+      h('p', { class: 'welcome-foot' }, 'This page is a part of the server that you are running. It talks to nobody else.'),
     ),
   );
   const steps = new Steps(card, options);
@@ -159,7 +159,7 @@ class Steps {
   async #askCode(person: Person, address: string, code: string | null): Promise<void> {
     const { input, element, fail } = field(
       'Code',
-      h('input', { type: 'text', inputmode: 'numeric', autocomplete: 'one-time-code', name: 'code', maxlength: 11, placeholder: '0000 0000', class: 'code' }),
+      h('input', { type: 'text', inputmode: 'numeric', autocomplete: 'one-time-code', name: 'code', maxlength: 11, placeholder: '0000 0000', class: 'code', value: code && spaced(code) }),
     );
     const name = field('Name of this device', h('input', { type: 'text', name: 'device', maxlength: 64, value: await freeName(address), autocomplete: 'off' }), 'Your other devices show it.');
     const known = person.account !== null;
@@ -176,19 +176,14 @@ class Steps {
       h('button', { type: 'submit', class: 'primary' }, 'Sign in'),
       h('button', { type: 'button', class: 'plain', onclick: () => void this.askAddress() }, 'Another address'),
     );
-    const fill = () => {
-      input.value = `${code!.slice(0, 4)} ${code!.slice(4)}`;
-      fail('');
-      sent.requestSubmit();
-    };
     this.#show(
       'Enter the code',
       h('p', { class: 'lead small' }, h('bdi', {}, address)),
-      code ? mailCard(code, fill) : h('p', { class: 'reason' }, 'The server has mailed a code of eight digits. With the mailer log: it is in the server’s log.'),
+      code ? mailCard(code) : h('p', { class: 'reason' }, 'The server has mailed a code of eight digits. With the mailer log: it is in the server’s log.'),
       sent,
     );
     announce(code ? `The code is ${code}` : 'A code was mailed');
-    (code ? this.card.querySelector<HTMLElement>('.mail button') : input)?.focus();
+    (code ? sent.querySelector<HTMLElement>('.primary')! : input).focus();
   }
 
   async #verify(person: Person, address: string, code: string, device: string, fail: (text: string) => void, replaceDeviceId?: string, recoveryKey?: string): Promise<void> {
