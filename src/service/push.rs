@@ -109,7 +109,7 @@ impl Pushes {
     fn parse(&self, target: &PushTarget) -> Result<Target, TargetError> {
         Ok(match target {
             PushTarget::WebPush { endpoint, p256dh, auth } => {
-                Target::WebPush(WebPushTarget::parse(endpoint, p256dh, auth, &self.sender.endpoint_rules())?)
+                Target::WebPush(WebPushTarget::parse(endpoint, p256dh, auth, self.sender.endpoint_rules())?)
             }
             PushTarget::Apns { token, topic, is_sandbox } => {
                 Target::Apns(ApnsTarget::parse(token, topic, *is_sandbox)?)
