@@ -10,7 +10,9 @@ mod secret_file;
 
 use std::{sync::Arc, time::Duration};
 
-use sealwire_push::{Settings as PushSettings, VapidKey, WebPushSettings};
+use sealwire_push::{
+    ApnsKey, ApnsSettings, FcmSettings, ServiceAccount, Settings as PushSettings, VapidKey, WebPushSettings,
+};
 use uuid::Uuid;
 
 use self::{
@@ -263,13 +265,37 @@ fn push_sender(config: &Config, clock: &Clock) -> Result<sealwire_push::Sender, 
     };
     let settings = PushSettings {
         web_push: key.map(|key| WebPushSettings { key, subject: config.push_contact() }),
-        apns: None,
-        fcm: None,
+        apns: apns_settings(config)?,
+        fcm: fcm_settings(config)?,
         allow_insecure: config.push.allow_insecure,
         ..PushSettings::default()
     };
     let clock = clock.clone();
     Ok(sealwire_push::Sender::new(settings, move || clock.now().to_utc().into())?)
+}
+
+fn apns_settings(config: &Config) -> Result<Option<ApnsSettings>, AppError> {
+    let push = &config.push;
+    if push.apns_key.reveal().is_empty() {
+        return Ok(None);
+    }
+    Ok(Some(ApnsSettings {
+        key: ApnsKey::parse(push.apns_key.reveal())?,
+        key_id: push.apns_key_id.clone(),
+        team_id: push.apns_team_id.clone(),
+        host: push.apns_url.clone(),
+        sandbox_host: push.apns_sandbox_url.clone(),
+        alert: push.apns_alert.clone(),
+    }))
+}
+
+fn fcm_settings(config: &Config) -> Result<Option<FcmSettings>, AppError> {
+    let push = &config.push;
+    if push.fcm_account.reveal().is_empty() {
+        return Ok(None);
+    }
+    let account = ServiceAccount::parse(push.fcm_account.reveal())?;
+    Ok(Some(FcmSettings { account, host: push.fcm_url.clone() }))
 }
 
 fn start_mailer(

@@ -262,6 +262,22 @@ pub struct PushConfig {
     pub vapid_key: Secret,
     /// Whom push services can contact: a `mailto:` or `https:` URL; empty for the address of `mailer.from`.
     pub contact: String,
+    /// The `.p8` key for APNs, as PEM or base64; empty for none.
+    pub apns_key: Secret,
+    /// The identifier of that key.
+    pub apns_key_id: String,
+    /// The identifier of the developer team.
+    pub apns_team_id: String,
+    /// What a device of Apple shows if the app does not replace it.
+    pub apns_alert: String,
+    /// The JSON of the service account for FCM; empty for none.
+    pub fcm_account: Secret,
+    /// The URL of APNs.
+    pub apns_url: String,
+    /// The URL of APNs for the development environment.
+    pub apns_sandbox_url: String,
+    /// The URL of FCM.
+    pub fcm_url: String,
     /// Whether endpoints may be on this machine.
     pub allow_insecure: bool,
 }

@@ -28,8 +28,8 @@ pub enum AppError {
     /// The mailer cannot be set up or, in `check-config`, cannot send a mail.
     #[error(transparent)]
     Mailer(#[from] MailerError),
-    /// `push.vapid_key` is not a key.
-    #[error("push.vapid_key: {0}")]
+    /// A key for a push service is none. `config` has checked them.
+    #[error("a key for a push service: {0}")]
     PushKey(#[from] sealwire_push::KeyError),
     /// The client for push services cannot be set up.
     #[error("cannot set up the client for push services: {0}")]

@@ -2,7 +2,7 @@
 
 use std::{net::SocketAddr, ops::RangeInclusive};
 
-use sealwire_push::VapidKey;
+use sealwire_push::{ApnsKey, ServiceAccount, VapidKey};
 use toml::{Table, Value};
 
 use super::{ConfigError, decode_secret, invalid, parse_network};
@@ -10,6 +10,9 @@ use crate::sqlite_file::SqliteFile;
 
 /// Minimum length of `admin.token` in characters. Attempts are not slowed down, so the token must be hard to guess.
 const MIN_ADMIN_TOKEN: usize = 16;
+
+/// Length of the identifiers of Apple's keys and teams.
+const APNS_ID_CHARS: usize = 10;
 
 const BUS_SCHEMES: [&str; 3] = ["redis://", "rediss://", "redis-sentinel://"];
 
@@ -137,6 +140,24 @@ pub(super) fn check(settings: &Table) -> Result<(), ConfigError> {
     let key = text("push.vapid_key");
     let takes = "a private key of P-256 in PKCS #8, as PEM or base64";
     require(key.is_empty() || VapidKey::parse(key).is_ok(), "push.vapid_key", takes)?;
+    let key = text("push.apns_key");
+    let takes = "the .p8 key of an Apple developer account, as PEM or base64";
+    require(key.is_empty() || ApnsKey::parse(key).is_ok(), "push.apns_key", takes)?;
+    for name in ["push.apns_key_id", "push.apns_team_id"] {
+        let id = text(name);
+        let is_id = id.len() == APNS_ID_CHARS && id.bytes().all(|byte| byte.is_ascii_alphanumeric());
+        require(id.is_empty() || is_id, name, "ten letters and digits")?;
+        require(key.is_empty() || !id.is_empty(), name, "ten letters and digits, since push.apns_key is set")?;
+    }
+    let account = text("push.fcm_account");
+    let is_account = account.is_empty() || ServiceAccount::parse(account).is_ok();
+    require(is_account, "push.fcm_account", "the JSON key of a Google service account")?;
+    for name in ["push.apns_url", "push.apns_sandbox_url", "push.fcm_url"] {
+        let is_url = ["https://", "http://"]
+            .iter()
+            .any(|scheme| text(name).len() > scheme.len() && text(name).starts_with(scheme));
+        require(is_url, name, "an https:// URL")?;
+    }
     let secret = text("auth.secret");
     require(secret.is_empty() || decode_secret(secret).is_some(), "auth.secret", "32 bytes in base64")?;
     require(
