@@ -8,7 +8,9 @@ use tokio::sync::Semaphore;
 use crate::{
     metrics::value,
     support::{
-        Cluster, Codec, Member, ServerProcess, Services, Socket, TestApp, code, eventually,
+        Cluster, Codec, Member, ServerProcess, Services, Socket, TestApp,
+        app_push::{AppPush, AppPushService},
+        code, eventually,
         http::call,
         push_service::{Answer, Push, PushService, Subscription, verified_claims},
     },
@@ -395,6 +397,93 @@ async fn no_secret_of_a_target_is_logged_or_shown() {
     let key = fs::read_to_string(server.path("sealwire.db-vapid")).unwrap();
     assert!(!all.contains(key.trim()));
     assert_eq!(rustix::fs::stat(server.path("sealwire.db-vapid")).unwrap().st_mode & 0o777, 0o600);
+}
+
+/// Registers a target of an app, confirms it by the push to this path, and wakes its device. Returns the two pushes.
+async fn wake_app(app: &TestApp, service: &AppPushService, member: &Member, target: Value, path: &str) -> [AppPush; 2] {
+    let alice = Member::join(app, "alice@example.org", Codec::Json).await;
+    assert_eq!(member.socket.request("push.register", target).await, json!({ "state": "unconfirmed" }));
+    let confirm = service.arrived(path, 1).await.remove(0);
+    let content = content_of(&confirm);
+    assert_eq!(content["sealwire"], "confirm");
+    let confirmed = member.socket.request("push.confirm", json!({ "nonce": content["nonce"] })).await;
+    assert_eq!(confirmed, json!({ "state": "active" }));
+    alice.send(&[&member.person], "hello").await;
+    let wake = service.arrived(path, 2).await.remove(1);
+    assert_eq!(content_of(&wake)["sealwire"], "wake");
+    // Once it has acked, the next message wakes it again.
+    member.receives("hello").await;
+    alice.send(&[&member.person], "again").await;
+    service.arrived(path, 3).await;
+    [confirm, wake]
+}
+
+/// The fields of a push: under `data` for FCM, at the top level for APNs.
+fn content_of(push: &AppPush) -> &Value {
+    if push.body["message"].is_null() { &push.body } else { &push.body["message"]["data"] }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_app_on_a_device_of_apple_is_woken() {
+    let service = AppPushService::start().await;
+    let (url, key) = (service.url(), sealwire_push::VapidKey::generate().unwrap());
+    let app = TestApp::start(&[
+        ON[0],
+        ON[1],
+        ("PUSH__APNS_KEY", &key),
+        ("PUSH__APNS_KEY_ID", "ABCDE12345"),
+        ("PUSH__APNS_TEAM_ID", "TEAM123456"),
+        ("PUSH__APNS_ALERT", "Neue Nachrichten"),
+        ("PUSH__APNS_URL", "http://127.0.0.1:9"),
+        ("PUSH__APNS_SANDBOX_URL", &url),
+    ]);
+    let bob = Member::join(&app, "bob@example.org", Codec::Json).await;
+    assert_eq!(bob.socket.welcome["push"]["kinds"], json!(["webpush", "apns"]));
+    let token = "ab".repeat(32);
+    let path = format!("/3/device/{token}");
+    let target = json!({ "kind": "apns", "token": token, "topic": "org.example.chat", "sandbox": true });
+    let [confirm, wake] = wake_app(&app, &service, &bob, target, &path).await;
+    assert_eq!(wake.body["aps"], json!({ "alert": { "body": "Neue Nachrichten" }, "mutable-content": 1 }));
+    assert_eq!((&*wake.headers["apns-topic"], &*wake.headers["apns-push-type"]), ("org.example.chat", "alert"));
+    assert_ne!(wake.headers["apns-collapse-id"], confirm.headers["apns-collapse-id"]);
+    assert!(wake.headers["authorization"].starts_with("bearer "));
+
+    service.answer(&path, 410, json!({ "reason": "Unregistered" }));
+    bob.receives("again").await;
+    let carol = Member::join(&app, "carol@example.org", Codec::Json).await;
+    carol.send(&[&bob.person], "the last").await;
+    eventually("the target is removed", || async { (state(&app, &bob).await == "none").then_some(()) }).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_app_that_firebase_reaches_is_woken() {
+    let service = AppPushService::start().await;
+    let url = service.url();
+    let account = json!({
+        "project_id": "chat-1",
+        "client_email": "server@chat-1.iam.gserviceaccount.com",
+        "token_uri": format!("{url}/token"),
+        "private_key_id": "1",
+        "private_key": include_str!("../../crates/push/tests/delivery/keys/account-key.pem"),
+    });
+    let app = TestApp::start(&[ON[0], ON[1], ("PUSH__FCM_ACCOUNT", &account.to_string()), ("PUSH__FCM_URL", &url)]);
+    let bob = Member::join(&app, "bob@example.org", Codec::Json).await;
+    assert_eq!(bob.socket.welcome["push"]["kinds"], json!(["webpush", "fcm"]));
+    let path = "/v1/projects/chat-1/messages:send";
+    let target = json!({ "kind": "fcm", "token": "a-registration:token" });
+    let [_, wake] = wake_app(&app, &service, &bob, target, path).await;
+    let message = &wake.body["message"];
+    assert_eq!((&message["token"], &message["android"]["priority"]), (&json!("a-registration:token"), &json!("HIGH")));
+    assert!(message["notification"].is_null(), "the app decides what is shown");
+    assert_eq!(wake.headers["authorization"], "Bearer an-access-token");
+
+    let unregistered =
+        json!({ "@type": "type.googleapis.com/google.firebase.fcm.v1.FcmError", "errorCode": "UNREGISTERED" });
+    service.answer(path, 404, json!({ "error": { "code": 404, "details": [unregistered] } }));
+    bob.receives("again").await;
+    let carol = Member::join(&app, "carol@example.org", Codec::Json).await;
+    carol.send(&[&bob.person], "the last").await;
+    eventually("the target is removed", || async { (state(&app, &bob).await == "none").then_some(()) }).await;
 }
 
 /// Two nodes: the one that accepted the messages is killed before the wake-up, and the other one wakes the device once.

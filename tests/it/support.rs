@@ -1,6 +1,7 @@
 //! Helpers for the tests: servers (in this process or as processes of their own), signed-in devices, sockets and real
 //! keys.
 
+pub mod app_push;
 pub mod chromium;
 pub mod claiming;
 pub mod cluster;
