@@ -35,6 +35,8 @@ use crate::{
 
 /// Interval between looks at the wake-ups that are due.
 const LOOK_EVERY: Duration = Duration::from_millis(500);
+/// The pause after the database has failed.
+const PAUSE_AFTER_FAILURE: Duration = Duration::from_secs(5);
 /// For how long a node takes a wake-up: longer than a push takes, with its wait for a place.
 const TAKEN_FOR: Duration = Duration::from_secs(30);
 /// Maximum number of wake-ups of this node that are under way.
@@ -345,15 +347,15 @@ pub async fn wake_devices_forever(service: Arc<Service>) {
             }
             () = tokio::time::sleep_until(look_at) => {
                 let free = MAX_UNDER_WAY.saturating_sub(under_way.len()).min(PER_TRANSACTION);
-                let taken = match service.take_due_wake_ups(free).await {
-                    Ok(due) => due,
+                let (taken, pause) = match service.take_due_wake_ups(free).await {
+                    // There may be more.
+                    Ok(due) if free > 0 && due.len() == free => (due, Duration::ZERO),
+                    Ok(due) => (due, LOOK_EVERY),
                     Err(error) => {
                         tracing::warn!(%error, "cannot look for devices to wake");
-                        Vec::new()
+                        (Vec::new(), PAUSE_AFTER_FAILURE)
                     }
                 };
-                // If there may be more, looks again at once.
-                let pause = if free > 0 && taken.len() == free { Duration::ZERO } else { LOOK_EVERY };
                 look_at = tokio::time::Instant::now() + pause;
                 for due in taken {
                     let (pushes, clock) = (service.pushes.clone(), service.clock.clone());

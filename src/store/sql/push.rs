@@ -22,6 +22,7 @@ statements! {
 
     // Wake-ups
 
+    IS_ANY_DUE = both("SELECT 1 FROM mailboxes WHERE wake_at <= $1 LIMIT 1");
     /// Takes at most $2 wake-ups that are due at $1, and makes them due again at $3, in case that this node dies. On
     /// PostgreSQL it skips mailboxes that others have locked, so that it never waits.
     TAKE_DUE = per_dialect(
