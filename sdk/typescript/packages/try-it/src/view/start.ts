@@ -32,7 +32,7 @@ export function showStart(options: StartOptions): void {
       h(
         'div',
         { class: 'welcome-pitch' },
-        h('h1', {}, 'Two tabs, two people, one sealed conversation.'),
+        h('h1', {}, h('span', {}, 'Two tabs, two people, '), h('span', {}, 'one sealed conversation.')),
         h('p', { class: 'lead' }, 'Sign in here as one person and in a second tab as another. Everything you write is encrypted in this browser; the server passes it on and cannot read it.'),
         wire(),
       ),
