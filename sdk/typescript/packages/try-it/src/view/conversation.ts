@@ -134,6 +134,8 @@ export class Conversation {
     if (!messageId) this.#toNew();
     if (messageId) this.#find(messageId);
     else if (peer && matchMedia('(pointer: fine)').matches) this.#text.focus();
+    // On a phone a focused field would bring up the keyboard.
+    else if (peer) this.#head.querySelector<HTMLElement>('.who')!.focus();
   }
 
   render(): void {

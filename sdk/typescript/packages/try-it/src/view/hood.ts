@@ -26,7 +26,7 @@ export class Hood {
   readonly #poolText = h('p', { class: 'hint', role: 'status' });
   readonly #stranger = h('button', { type: 'button', class: 'plain', onclick: () => void this.#takeKeys() }, icon('key'), 'Let a stranger take five');
   readonly #frames = h('ol', { class: 'frames' });
-  readonly #none = h('p', { class: 'hint' }, 'Nothing was sent since the page was opened.');
+  readonly #none = h('p', { class: 'hint' }, 'Nothing yet.');
   readonly #second: HTMLAnchorElement;
   readonly #close: HTMLElement;
   /** Since when a cut or a lost reply is to be explained. */
@@ -67,7 +67,7 @@ export class Hood {
           'section',
           { class: 'part' },
           h('div', { class: 'part-head' }, h('h3', {}, 'Frames'), h('button', { type: 'button', class: 'quiet', onclick: () => person.wire.clear() }, 'Clear')),
-          h('p', { class: 'hint' }, 'Everything that this tab sends and receives, as it is. Open one to read it.'),
+          h('p', { class: 'hint' }, 'Everything that this device sends and receives, as it is. Open one to read it.'),
           this.#none,
           this.#frames,
         ),
