@@ -125,7 +125,7 @@ export class Engine {
 
   /** The time by the server's clock, in milliseconds since 1970. */
   now(): number {
-    return performance.now() + this.clockOffset;
+    return Math.round(performance.now() + this.clockOffset);
   }
 
   /** Reads the storage. */
