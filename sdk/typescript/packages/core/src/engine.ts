@@ -408,6 +408,8 @@ export class Engine {
         break;
       case 'message':
         return this.inbox.receive(data as MessageEvent);
+      case 'mailbox.drained':
+        return this.inbox.receive(null);
     }
     void this.sink.emit(event as 'welcome', data as Welcome);
   }

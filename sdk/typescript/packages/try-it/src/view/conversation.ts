@@ -131,8 +131,11 @@ export class Conversation {
       this.#pinned = false;
     }
     this.render();
+    if (!messageId) this.#toNew();
     if (messageId) this.#find(messageId);
     else if (peer && matchMedia('(pointer: fine)').matches) this.#text.focus();
+    // On a phone a focused field would bring up the keyboard.
+    else if (peer) this.#head.querySelector<HTMLElement>('.who')!.focus();
   }
 
   render(): void {
@@ -222,13 +225,14 @@ export class Conversation {
     if (!('message' in item) || item.message.state === 'note') return;
     const { message, first } = item;
     element.classList.toggle('first', first);
-    if (element.dataset.state === message.state) return;
+    const before = element.dataset.state;
+    if (before === message.state) return;
     element.dataset.state = message.state;
     if (!message.mine) return;
     element.querySelector('.tick-place')!.replaceChildren(tick(message.state));
     const problem = element.querySelector('.problem')!;
     if (message.state !== 'failed') return problem.replaceChildren();
-    announce(`Not sent. ${message.problem}`);
+    if (before) announce(`Not sent. ${message.problem}`);
     problem.replaceChildren(
       h('span', {}, message.problem ?? ''),
       h('button', { type: 'button', class: 'quiet', onclick: () => void this.person.chats.retry(message.id) }, icon('retry', 16), 'Try again'),
@@ -315,6 +319,14 @@ export class Conversation {
     this.#log.scrollTo({ top: this.#log.scrollHeight, behavior: smooth && !calm ? 'smooth' : 'instant' });
     this.#pinned = true;
     show(this.#newest, false);
+  }
+
+  /** Scrolls to the first new message, if not all fit. */
+  #toNew(): void {
+    const line = this.#items.querySelector<HTMLElement>('.new');
+    if (!line || line.getBoundingClientRect().top > this.#log.getBoundingClientRect().top) return;
+    line.scrollIntoView({ block: 'start' });
+    this.#pinned = false;
   }
 
   #showEarlier(): void {
