@@ -276,11 +276,25 @@ async fn a_busy_push_service_is_asked_again_after_the_time_that_it_names() {
     let later = "sealwire_pushes_total{outcome=\"later\"}";
     eventually("the answer is counted", || async { (value(app.admin(), later).await >= 1.0).then_some(()) }).await;
     service.answer(&subscription, Answer::Status(201, ""));
-    eventually("the device is woken", || async {
-        app.advance(Duration::from_secs(10));
-        (wakes(&service.pushes(&subscription)) >= 2).then_some(())
+    eventually("the failure is recorded", || async {
+        let pool = sqlx::SqlitePool::connect(&format!("sqlite://{}", app.database().display())).await.unwrap();
+        let (failures,): (i64,) =
+            sqlx::query_as("SELECT SUM(failures) FROM push_targets").fetch_one(&pool).await.unwrap();
+        pool.close().await;
+        (failures == 1).then_some(())
     })
     .await;
+    app.advance(Duration::from_secs(119));
+    // A device that becomes due now shows that Bob is not.
+    let carol = Member::join(&app, "carol@example.org", Codec::Json).await;
+    let other = service.subscribe();
+    register(&carol.socket, &service, &other).await;
+    alice.send(&[&carol.person], "hello").await;
+    app.advance(Duration::from_millis(100));
+    woken(&service, &other, 1).await;
+    assert_eq!(wakes(&service.pushes(&subscription)), 1);
+    app.advance(Duration::from_secs(1));
+    woken(&service, &subscription, 2).await;
 }
 
 /// A push service that hangs, drips, answers garbage or redirects delays nobody else, and nothing is requested that it
