@@ -40,7 +40,7 @@ async fn away(app: &TestApp, service: &PushService) -> (Member, Member, Subscrip
 }
 
 fn wakes(pushes: &[Push]) -> usize {
-    pushes.iter().filter(|push| push.header("topic") == "wake").count()
+    pushes.iter().filter(|push| push.header("topic") == "sealwire-wake").count()
 }
 
 async fn woken(service: &PushService, subscription: &Subscription, times: usize) {
@@ -87,7 +87,7 @@ async fn a_target_is_confirmed_through_the_push_itself() {
     assert_eq!(bob.socket.request("push.register", subscription.params()).await, json!({ "state": "active" }));
     assert_eq!(bob.socket.request("push.test", json!({})).await, json!({}));
     let pushes = service.arrived(&subscription, 2).await;
-    assert_eq!((pushes[1].header("topic"), pushes[1].header("ttl")), ("wake", "21600"));
+    assert_eq!((pushes[1].header("topic"), pushes[1].header("ttl")), ("sealwire-wake", "21600"));
     assert_eq!(pushes[0].body.len(), pushes[1].body.len(), "the length does not show what a push says");
     assert_eq!(code(&bob.socket.refused("push.test", json!({})).await), "rate_limited");
 
