@@ -11,7 +11,7 @@ mod secret_file;
 use std::{sync::Arc, time::Duration};
 
 use sealwire_push::{
-    ApnsKey, ApnsSettings, FcmSettings, ServiceAccount, Settings as PushSettings, VapidKey, WebPushSettings,
+    ApnsKey, ApnsSettings, FcmSettings, ServiceAccount, Settings as PushSettings, SetupError, VapidKey, WebPushSettings,
 };
 use uuid::Uuid;
 
@@ -255,8 +255,9 @@ fn vapid_key_file(config: &Config) -> Result<Option<SqliteFile>, StoreError> {
     Ok(if url.starts_with("sqlite:") { Some(SqliteFile::from_url(url)?) } else { None })
 }
 
-/// Creates the sender for push services, with the keys that are configured or in a file.
-fn push_sender(config: &Config, clock: &Clock) -> Result<sealwire_push::Sender, AppError> {
+/// Creates the sender for push services, with the keys that are configured or in a file. `None` if the system has no root
+/// certificates: then nothing else of the server fails.
+fn push_sender(config: &Config, clock: &Clock) -> Result<Option<sealwire_push::Sender>, AppError> {
     let key = match (config.push.vapid_key.reveal(), vapid_key_file(config)?) {
         ("", Some(file)) => Some(secret_file::read_or_create_vapid_key(&file)?),
         // Every node would have another key.
@@ -271,7 +272,14 @@ fn push_sender(config: &Config, clock: &Clock) -> Result<sealwire_push::Sender, 
         ..PushSettings::default()
     };
     let clock = clock.clone();
-    Ok(sealwire_push::Sender::new(settings, move || clock.now().to_utc().into())?)
+    match sealwire_push::Sender::new(settings, move || clock.now().to_utc().into()) {
+        Ok(sender) => Ok(Some(sender)),
+        Err(error @ SetupError::NoRoots) => {
+            tracing::warn!(%error, "no pushes can be sent");
+            Ok(None)
+        }
+        Err(error) => Err(error.into()),
+    }
 }
 
 fn apns_settings(config: &Config) -> Result<Option<ApnsSettings>, AppError> {

@@ -67,7 +67,8 @@ pub struct PushStatus {
 
 /// Sends pushes, and counts those that devices ask for.
 pub struct Pushes {
-    sender: Sender,
+    /// `None` if no pushes can be sent.
+    sender: Option<Sender>,
     store: Store,
     metrics: Arc<Metrics>,
     work: Work,
@@ -81,7 +82,7 @@ pub struct Pushes {
 impl Pushes {
     /// Starts with nothing counted.
     #[must_use]
-    pub fn new(sender: Sender, store: Store, metrics: Arc<Metrics>, work: Work) -> Self {
+    pub fn new(sender: Option<Sender>, store: Store, metrics: Arc<Metrics>, work: Work) -> Self {
         Self {
             sender,
             store,
@@ -101,17 +102,17 @@ impl Pushes {
             Kind::Apns => PushKind::Apns,
             Kind::Fcm => PushKind::Fcm,
         };
-        self.sender.kinds().into_iter().map(kind).collect()
+        self.sender.iter().flat_map(Sender::kinds).map(kind).collect()
     }
 
     /// Checks a target that a client gives, or that is stored.
     ///
     /// # Errors
     /// The field that is invalid.
-    fn parse(&self, target: &PushTarget) -> Result<Target, TargetError> {
+    fn parse(sender: &Sender, target: &PushTarget) -> Result<Target, TargetError> {
         Ok(match target {
             PushTarget::WebPush { endpoint, p256dh, auth } => {
-                Target::WebPush(WebPushTarget::parse(endpoint, p256dh, auth, self.sender.endpoint_rules())?)
+                Target::WebPush(WebPushTarget::parse(endpoint, p256dh, auth, sender.endpoint_rules())?)
             }
             PushTarget::Apns { token, topic, is_sandbox } => {
                 Target::Apns(ApnsTarget::parse(token, topic, *is_sandbox)?)
@@ -122,12 +123,13 @@ impl Pushes {
 
     /// Sends a push, and counts what came of it. A stored target that the settings no longer allow has failed.
     async fn send(&self, target: &PushTarget, payload: Payload, time_to_live: Duration) -> Sent {
-        let Ok(target) = self.parse(target) else {
+        let sender = self.sender.as_ref();
+        let Some((sender, target)) = sender.and_then(|sender| Some((sender, Self::parse(sender, target).ok()?))) else {
             self.metrics.pushes.inc(PushResult::Rejected);
             return Sent::Rejected;
         };
         let notification = Notification { payload, urgency: Urgency::High, time_to_live };
-        let (sent, result, reason) = match self.sender.send(&target, &notification).await {
+        let (sent, result, reason) = match sender.send(&target, &notification).await {
             Outcome::Delivered => (Sent::Accepted, PushResult::Accepted, None),
             Outcome::Gone => (Sent::Gone, PushResult::Gone, None),
             Outcome::Later { wait, reason } => (Sent::Later(wait), PushResult::Later, Some(reason)),
@@ -230,7 +232,8 @@ impl Service {
     /// `unavailable`
     pub async fn push_status(&self, device: DeviceId) -> Result<PushStatus, Refusal> {
         let state = self.store.push_state(device).await?;
-        let vapid_public_key = self.pushes.sender.vapid_public_key().map(str::to_owned);
+        let sender = self.pushes.sender.as_ref();
+        let vapid_public_key = sender.and_then(Sender::vapid_public_key).map(str::to_owned);
         Ok(PushStatus { state, vapid_public_key, kinds: self.pushes.kinds() })
     }
 
@@ -239,10 +242,10 @@ impl Service {
     /// # Errors
     /// `session_revoked`, `bad_request`, `rate_limited`, `unavailable`
     pub async fn register_push(&self, caller: &Caller, target: PushTarget) -> Result<PushState, Refusal> {
-        if !self.pushes.kinds().contains(&target.kind()) {
-            return Err(Refusal::InvalidField { path: "kind".into(), expected: "a kind in welcome.push" });
-        }
-        let target = canonical(&self.pushes.parse(&target).map_err(|error| invalid(&error))?);
+        let sender = self.pushes.sender.as_ref().filter(|_| self.pushes.kinds().contains(&target.kind()));
+        let unknown = || Refusal::InvalidField { path: "kind".into(), expected: "a kind in welcome.push" };
+        let parsed = Pushes::parse(sender.ok_or_else(unknown)?, &target).map_err(|error| invalid(&error))?;
+        let target = canonical(&parsed);
         let now = self.now();
         if self.store.active_target(caller, now).await?.is_some_and(|(_, active)| active == target) {
             return Ok(PushState::Active);
@@ -307,7 +310,7 @@ impl Service {
     /// The number of pushes to push services that are under way.
     #[must_use]
     pub fn pushes_under_way(&self) -> usize {
-        self.pushes.sender.usage().under_way
+        self.pushes.sender.as_ref().map_or(0, |sender| sender.usage().under_way)
     }
 }
 
