@@ -145,6 +145,19 @@ impl Pushes {
         sent
     }
 
+    /// Spawns a push that a client asks for. A server that stops abandons it, because a slow push service could delay every
+    /// stop; the client asks again.
+    fn spawn(&self, place: OwnedSemaphorePermit, push: impl Future<Output = ()> + Send + 'static) {
+        let work = self.work.clone();
+        self.work.spawn(async move {
+            tokio::select! {
+                () = push => {}
+                () = work.ending() => {}
+            }
+            drop(place);
+        });
+    }
+
     /// Forgets a target that a push service does not know, unless the device has registered again.
     async fn forget(&self, device: DeviceId, id: PushRegistration) {
         match self.store.forget_push(device, id).await {
@@ -173,11 +186,7 @@ impl Pushes {
             if tokio::time::Instant::now() + pause >= deadline {
                 return;
             }
-            tokio::select! {
-                () = sleep(pause) => {}
-                // The client registers again if nothing arrives.
-                () = self.work.ending() => return,
-            }
+            sleep(pause).await;
         }
     }
 
@@ -259,10 +268,7 @@ impl Service {
         let new = NewPushTarget { id: PushRegistration(self.entropy.uuid()), target, nonce_hash: nonce.hash() };
         self.store.register_push(caller, &new, now).await?;
         let (pushes, device) = (self.pushes.clone(), caller.device);
-        self.pushes.work.spawn(async move {
-            pushes.send_nonce(device, &new, &nonce).await;
-            drop(place);
-        });
+        self.pushes.spawn(place, async move { pushes.send_nonce(device, &new, &nonce).await });
         Ok(PushState::Unconfirmed)
     }
 
@@ -293,11 +299,10 @@ impl Service {
         let limited = self.pushes.tests.take(&[(caller.device, 1)], now);
         limited.map_err(|retry_after| Refusal::RateLimited { retry_after })?;
         let (pushes, device) = (self.pushes.clone(), caller.device);
-        self.pushes.work.spawn(async move {
+        self.pushes.spawn(place, async move {
             if let Sent::Gone = pushes.send(&target, Payload::Wake, WAKE_AGAIN_AFTER).await {
                 pushes.forget(device, id).await;
             }
-            drop(place);
         });
         Ok(())
     }
