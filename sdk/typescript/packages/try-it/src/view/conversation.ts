@@ -5,9 +5,9 @@ import { icon } from '../icons.js';
 import type { Contact, Message } from '../model/chats.js';
 import type { Person } from '../model/person.js';
 import { dayOf, fullTime, nameOf, onlyEmoji, sameDay, timeOf } from '../text.js';
-import { announce } from './announce.js';
+import { announce, notify } from './announce.js';
 import { openContact } from './contact.js';
-import { avatar } from './parts.js';
+import { avatar, explain } from './parts.js';
 import { tick } from './tick.js';
 import { linked } from './links.js';
 
@@ -181,7 +181,7 @@ export class Conversation {
       h('div', { class: `banner ${kind}` }, icon(kind === 'warning' ? 'alert' : kind === 'blocked' ? 'block' : 'shield'), h('span', {}, text), h('button', { type: 'button', class: 'quiet', onclick: run }, action));
     this.#banner.replaceChildren(
       ...(state === 'displaced' ? [banner('info', 'This device is connected elsewhere.', 'Use it here', () => void client.connect().catch(() => {}))] : []),
-      ...(state === 'blocked' ? [banner('blocked', `You have blocked ${name}. Nothing arrives, and ${name} cannot tell.`, 'Unblock', () => void this.person.block(peer, false))] : []),
+      ...(state === 'blocked' ? [banner('blocked', `You have blocked ${name}. Nothing arrives, and ${name} cannot tell.`, 'Unblock', () => void this.person.block(peer, false).catch((error) => notify(explain(error))))] : []),
       ...(state === 'changed' ? [banner('warning', `The safety number with ${name} has changed since you compared it.`, 'Compare again', details)] : []),
       ...(state === 'unconfirmed' ? [banner('info', `This person claims to be ${contact.address}. The server does not confirm it.`, 'Details', details)] : []),
     );
