@@ -10,8 +10,11 @@ use uuid::Uuid;
 use crate::{
     metrics::{Scrape, wait_for_sample},
     support::{
-        Cluster, Codec, Member, RowLock, ServerProcess, Services, Socket, code, http::call, mailing::message,
-        server::ReservedPort, sign_in,
+        Cluster, Codec, Member, RowLock, ServerProcess, Services, Socket, code,
+        http::call,
+        mailing::{content, message},
+        server::ReservedPort,
+        sign_in,
     },
 };
 
@@ -157,6 +160,105 @@ async fn a_locked_mailbox_fails_its_own_messages_and_no_other_of_the_batch() {
     row_lock.release().await;
     assert_eq!(alice.socket.request("messages.send", to_carol).await["duplicate"], false);
     carol.receives("later").await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn messages_to_others_are_stored_while_one_waits_for_a_locked_mailbox() {
+    let (cluster, _admin) = node(&[]).await;
+    let node = &cluster.nodes[0];
+    let (alice, bob) = (
+        Member::join(node, "alice@example.org", Codec::Json).await,
+        Member::join(node, "bob@example.org", Codec::Json).await,
+    );
+    let carol = Member::join(node, "carol@example.org", Codec::Json).await;
+    let mut row_lock = RowLock::lock(&cluster, MAILBOX, &carol.person.device).await;
+    let (to_carol, is_over) = (AtomicUsize::new(0), AtomicBool::new(false));
+    // One message to carol after the other waits for a second in vain.
+    let waits = async {
+        while !is_over.load(Ordering::Relaxed) {
+            let sent = alice.socket.try_request("messages.send", message(&[&carol.person], "never")).await;
+            assert_eq!(code(&sent.unwrap().unwrap_err()), "unavailable");
+            to_carol.fetch_add(1, Ordering::Relaxed);
+        }
+    };
+    let others = async {
+        let (mut overtook, mut tries) = (0, 0);
+        while overtook < 5 {
+            tries += 1;
+            assert!(tries < 200, "messages to others wait too");
+            row_lock.wait_for_waiters(1).await;
+            let before = to_carol.load(Ordering::Relaxed);
+            alice.send(&[&bob.person], "for bob").await;
+            bob.receives("for bob").await;
+            // It was stored and delivered while the same message to carol waited.
+            overtook += usize::from(to_carol.load(Ordering::Relaxed) == before);
+        }
+        is_over.store(true, Ordering::Relaxed);
+    };
+    tokio::join!(waits, others);
+    row_lock.release().await;
+    alice.send(&[&carol.person], "at last").await;
+    carol.receives("at last").await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn messages_that_waited_for_a_locked_mailbox_arrive_in_their_order() {
+    let (cluster, admin) = node(&[]).await;
+    let node = &cluster.nodes[0];
+    let alice = Member::join(node, "alice@example.org", Codec::Json).await;
+    let (phone, laptop) = (
+        Member::join(node, "bob@example.org", Codec::Json).await,
+        Member::join(node, "bob@example.org", Codec::Json).await,
+    );
+    let both = [&phone.person, &laptop.person];
+    alice.send(&both, "0").await;
+    let deferred = "sealwire_batch_items_sum{batch=\"deferred_mail\"}";
+    // Until some have waited behind others, which needs a lock that is held longer than a batch waits for it.
+    let mut sent = 1;
+    while Scrape::of(admin.address).await.samples[deferred] < 10.0 {
+        let mut row_lock = RowLock::lock(&cluster, MAILBOX, &phone.person.device).await;
+        let numbers: Vec<u32> = (sent..sent + 20).collect();
+        let sends = numbers.iter().map(|number| async move {
+            let mut params = message(&both, &number.to_string());
+            params["ephemeral"] = (number % 5 == 0).into();
+            alice.socket.request("messages.send", params).await
+        });
+        let release = async {
+            row_lock.wait_for_waiters(1).await;
+            // More than the brief wait; whether it was, the counter tells.
+            tokio::time::sleep(std::time::Duration::from_millis(300)).await;
+            row_lock.release().await;
+        };
+        tokio::join!(join_all(sends), release);
+        sent += 20;
+    }
+    for device in [&phone, &laptop] {
+        let mut seqs = Vec::new();
+        for number in 0..sent {
+            let event = device.socket.event("message").await;
+            assert_eq!(event["content"], content(&number.to_string()));
+            seqs.extend(event["seq"].as_u64());
+        }
+        assert!(seqs.iter().copied().eq(1..=seqs.len() as u64), "{seqs:?}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_message_does_not_wait_for_the_mailbox_of_a_device_of_somebody_else() {
+    let (cluster, _admin) = node(&[]).await;
+    let node = &cluster.nodes[0];
+    let mut members = Vec::new();
+    for name in ["alice", "bob", "carol"] {
+        members.push(Member::join(node, &format!("{name}@example.org"), Codec::Json).await);
+    }
+    let [alice, bob, carol] = &members[..] else { panic!("three have joined") };
+    let row_lock = RowLock::lock(&cluster, MAILBOX, &carol.person.device).await;
+    for _ in 0..5 {
+        let wrong = message(&[&bob.person, &carol.person], "for whom?");
+        let error = alice.socket.refused("messages.send", wrong).await;
+        assert_eq!(error["details"], json!({ "missing": [], "extra": [carol.person.device] }), "{error}");
+    }
+    row_lock.release().await;
 }
 
 async fn bob_request(alice: &Member, bob: &Member) -> Value {
