@@ -4,13 +4,14 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
 use futures_util::future::join_all;
 use reqwest::Method;
+use sealwire::domain::Suite;
 use serde_json::{Value, json};
 use uuid::Uuid;
 
 use crate::{
     metrics::{Scrape, wait_for_sample},
     support::{
-        Cluster, Codec, Member, RowLock, ServerProcess, Services, Socket, code,
+        Cluster, Codec, KeySet, Member, RowLock, ServerProcess, Services, Socket, code,
         http::call,
         mailing::{content, message},
         server::ReservedPort,
@@ -288,6 +289,70 @@ async fn a_locked_device_fails_its_own_connect_and_no_other_of_the_batch() {
     }
     row_lock.release().await;
     Socket::connect(node, &people[0].token, Codec::Json).await.barrier().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn publishes_of_a_hundred_signatures_of_which_the_last_is_wrong_do_not_stop_others() {
+    let server = ServerProcess::start(&[]).await;
+    let (alice, bob) = (
+        Member::join(&server, "alice@example.org", Codec::Json).await,
+        Member::join(&server, "bob@example.org", Codec::Json).await,
+    );
+    let carol = sign_in(&server, "carol@example.org").await;
+    let carol = Socket::connect(&server, &carol.token, Codec::Json).await;
+    let mut keys = KeySet::new(Suite::SignalX3dh, 7);
+    carol.request("keys.publish", keys.complete([])).await;
+    let mut attackers = Vec::new();
+    for index in 0..4 {
+        let person = sign_in(&server, &format!("attacker{index}@example.org")).await;
+        let socket = Socket::connect(&server, &person.token, Codec::MsgPack).await;
+        let mut keys = KeySet::new(Suite::SignalPqxdh, index);
+        socket.request("keys.publish", keys.complete([])).await;
+        let key = keys.pq_prekey(1);
+        let all = (1..=100).map(|id| {
+            let mut key = key.clone();
+            key["key_id"] = id.into();
+            if id == 100 {
+                key["signature"] = KeySet::new(Suite::SignalPqxdh, 99).pq_prekey(1)["signature"].clone();
+            }
+            key
+        });
+        attackers.push((socket, json!({ "pq_one_time": all.collect::<Vec<_>>() })));
+    }
+    let (is_over, wrong) = (AtomicBool::new(false), AtomicUsize::new(0));
+    // Eight at a time of each; one of each user is verified at a time.
+    let attack = attackers.iter().flat_map(|(socket, publish)| {
+        let (is_over, wrong) = (&is_over, &wrong);
+        (0..8).map(move |_| async move {
+            while !is_over.load(Ordering::Relaxed) {
+                let error = socket.refused("keys.publish", publish.clone()).await;
+                if code(&error) == "invalid_signature" {
+                    assert_eq!(error["details"], json!({ "field": "pq_one_time", "key_id": 100 }), "{error}");
+                    wrong.fetch_add(1, Ordering::Relaxed);
+                } else {
+                    assert_eq!(code(&error), "rate_limited", "{error}");
+                }
+            }
+        })
+    });
+    let others = async {
+        let mut round = 0;
+        while round < 50 || wrong.load(Ordering::Relaxed) < 100 {
+            alice.socket.barrier().await;
+            if round < 50 {
+                alice.send(&[&bob.person], "hello").await;
+                bob.receives("hello").await;
+            }
+            // Signatures of others are verified meanwhile.
+            round += 1;
+            carol.request("keys.publish", json!({ "signed_prekey": keys.signed_prekey(round + 1) })).await;
+        }
+        is_over.store(true, Ordering::Relaxed);
+    };
+    tokio::join!(join_all(attack), others);
+    for (socket, _) in &attackers {
+        assert_eq!(socket.request("keys.status", json!({})).await["pq_one_time"], 0, "nothing was stored");
+    }
 }
 
 #[tokio::test(flavor = "multi_thread")]
