@@ -219,10 +219,11 @@ async fn messages_that_waited_for_a_locked_mailbox_arrive_in_their_order() {
     while Scrape::of(admin.address).await.samples[deferred] < 10.0 {
         let mut row_lock = RowLock::lock(&cluster, MAILBOX, &phone.person.device).await;
         let numbers: Vec<u32> = (sent..sent + 20).collect();
+        let socket = &alice.socket;
         let sends = numbers.iter().map(|number| async move {
             let mut params = message(&both, &number.to_string());
             params["ephemeral"] = (number % 5 == 0).into();
-            alice.socket.request("messages.send", params).await
+            socket.request("messages.send", params).await
         });
         let release = async {
             row_lock.wait_for_waiters(1).await;

@@ -6,8 +6,10 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use futures_util::future::join_all;
 
 use super::*;
-use crate::support::{Cluster, Server, ServerProcess, code, mailing::content};
+use crate::support::{Cluster, ServerProcess, code, mailing::content};
 
+/// The defaults of the server, which other tests turn off.
+const DEFAULTS: Settings = &[("LIMITS__STRANGER_KEYS_PER_DEVICE_HOUR", "20"), ("MAILBOX__STRANGER_SHARE", "0.25")];
 /// The largest content of a message.
 const CONTENT: usize = 32 * 1024;
 /// One-time keys that bob publishes.
@@ -148,7 +150,7 @@ async fn assert_friends_are_served(scene: &Scene, server: &ServerProcess) {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn throw_away_accounts_take_nothing_that_friends_need_and_a_restart_changes_nothing() {
-    let mut server = ServerProcess::start(&[]).await;
+    let mut server = ServerProcess::start(DEFAULTS).await;
     let scene = Scene::prepare(&[&server]).await;
     attack_and_work(&scene).await;
     server.kill();
@@ -158,7 +160,7 @@ async fn throw_away_accounts_take_nothing_that_friends_need_and_a_restart_change
 
 #[tokio::test(flavor = "multi_thread")]
 async fn throw_away_accounts_on_two_nodes_take_nothing_that_friends_need() {
-    let cluster = Cluster::start(&Services::shared(), 2, &[]).await;
+    let cluster = Cluster::start(&Services::shared(), 2, DEFAULTS).await;
     let scene = Scene::prepare(&[&cluster.nodes[0], &cluster.nodes[1]]).await;
     attack_and_work(&scene).await;
     assert_friends_are_served(&scene, &cluster.nodes[1]).await;
