@@ -23,6 +23,9 @@ const GROUP_MS = 4 * 60_000;
 /** A draft is stored after a pause of this length. */
 const DRAFT_MS = 400;
 
+/** The draft of a page that was reloaded. */
+const UNSTORED = 'try-it/draft';
+
 /** What stands in the list of messages. */
 type Item = { key: string; day: number } | { key: string; unread: number } | { key: string; message: Message; first: boolean };
 
@@ -101,8 +104,11 @@ export class Conversation {
       ),
     );
     this.element = h('section', { class: 'talk', 'aria-label': 'Conversation' }, this.#welcome, this.#head, this.#banner, h('div', { class: 'log-frame' }, this.#log, this.#newest), h('div', { class: 'foot' }, this.#composer, this.#hint));
-    // A draft that is not stored yet is stored when the page goes away.
-    document.addEventListener('visibilitychange', () => document.visibilityState === 'hidden' && this.#storeDraft());
+    // A page that goes away has no time to wait for the database.
+    window.addEventListener('pagehide', () => {
+      this.#storeDraft();
+      if (this.#peer) sessionStorage.setItem(UNSTORED, JSON.stringify({ peer: this.#peer, text: this.#text.value }));
+    });
     new ResizeObserver(() => this.#pinned && this.#toEnd()).observe(this.#log);
   }
 
@@ -114,7 +120,7 @@ export class Conversation {
       this.#count = PAGE;
       this.#readUpTo = peer ? (this.person.chats.contact(peer)?.seenAt ?? 0) : 0;
       this.#items.replaceChildren();
-      this.#text.value = peer ? this.person.chats.draft(peer) : '';
+      this.#text.value = peer ? (unstored(peer) ?? this.person.chats.draft(peer)) : '';
       this.#grow();
       this.#pinned = true;
       if (peer && this.person.connected) void this.person.trust.look(peer).catch(() => {});
@@ -125,8 +131,11 @@ export class Conversation {
       this.#pinned = false;
     }
     this.render();
+    if (!messageId) this.#toNew();
     if (messageId) this.#find(messageId);
     else if (peer && matchMedia('(pointer: fine)').matches) this.#text.focus();
+    // On a phone a focused field would bring up the keyboard.
+    else if (peer) this.#head.querySelector<HTMLElement>('.who')!.focus();
   }
 
   render(): void {
@@ -216,13 +225,14 @@ export class Conversation {
     if (!('message' in item) || item.message.state === 'note') return;
     const { message, first } = item;
     element.classList.toggle('first', first);
-    if (element.dataset.state === message.state) return;
+    const before = element.dataset.state;
+    if (before === message.state) return;
     element.dataset.state = message.state;
     if (!message.mine) return;
     element.querySelector('.tick-place')!.replaceChildren(tick(message.state));
     const problem = element.querySelector('.problem')!;
     if (message.state !== 'failed') return problem.replaceChildren();
-    announce(`Not sent. ${message.problem}`);
+    if (before) announce(`Not sent. ${message.problem}`);
     problem.replaceChildren(
       h('span', {}, message.problem ?? ''),
       h('button', { type: 'button', class: 'quiet', onclick: () => void this.person.chats.retry(message.id) }, icon('retry', 16), 'Try again'),
@@ -311,6 +321,14 @@ export class Conversation {
     show(this.#newest, false);
   }
 
+  /** Scrolls to the first new message, if not all fit. */
+  #toNew(): void {
+    const line = this.#items.querySelector<HTMLElement>('.new');
+    if (!line || line.getBoundingClientRect().top > this.#log.getBoundingClientRect().top) return;
+    line.scrollIntoView({ block: 'start' });
+    this.#pinned = false;
+  }
+
   #showEarlier(): void {
     const before = this.#log.scrollHeight - this.#log.scrollTop;
     this.#count += PAGE;
@@ -330,4 +348,11 @@ export class Conversation {
     element.classList.add('found-here');
     setTimeout(() => element.classList.remove('found-here'), 2000);
   }
+}
+
+/** The draft for `peer` of the page before this one, if it was reloaded. */
+function unstored(peer: string): string | null {
+  const { peer: of, text } = JSON.parse(sessionStorage.getItem(UNSTORED) ?? '{}') as { peer?: string; text?: string };
+  sessionStorage.removeItem(UNSTORED);
+  return of === peer ? (text ?? null) : null;
 }

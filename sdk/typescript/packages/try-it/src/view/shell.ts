@@ -79,7 +79,7 @@ export class Shell {
     sessionStorage.setItem(HOOD, this.#hoodOpen ? 'open' : 'closed');
     this.#applyHood();
     if (this.#hoodOpen) this.#hood.opened();
-    else this.#main.querySelector<HTMLElement>('.hood-toggle:not([hidden])')?.focus();
+    else [...this.#main.querySelectorAll<HTMLElement>('.hood-toggle')].find((button) => button.offsetParent !== null)?.focus();
   }
 
   #applyHood(): void {
