@@ -1,6 +1,8 @@
 // The try-it page: two people talk, over everything that can go wrong.
 
 import assert from 'node:assert/strict';
+import { readdir, rm } from 'node:fs/promises';
+import { join } from 'node:path';
 import { after, afterEach, before, test } from 'node:test';
 import { skip, TryIt, until } from './try-it-support.mjs';
 
@@ -321,6 +323,28 @@ test('what failed says why, and can be tried again; signing out keeps the messag
   await a.connected();
   await a.page.locator('.message', { hasText: 'Are you there?' }).getByRole('button', { name: 'Delete' }).click();
   await a.message('Are you there?').waitFor({ state: 'detached' });
+  await close();
+});
+
+test('a server that has lost its database: who comes back signs in as a new device, and can write again', { skip }, async () => {
+  const { a, b, close } = await twoPeople('uma@example.org', 'vito@example.org');
+  await tryIt.kill();
+  for (const name of await readdir(tryIt.server.dir)) if (name.startsWith('sealwire.db')) await rm(join(tryIt.server.dir, name));
+  await tryIt.server.restart();
+  for (const tab of [a, b]) {
+    await tab.page.getByText('The server does not know this session any more.').waitFor();
+    await tab.button('Continue').click();
+    await tab.enterCode();
+    await tab.page.getByText('This device was removed from the account.').waitFor();
+  }
+  await a.signIn('uma@example.org');
+  await b.signIn('vito@example.org');
+  await a.add('vito@example.org');
+  await a.write('A new beginning');
+  await b.open('Uma');
+  assert.deepEqual(await b.texts(), ['A new beginning']);
+  // Chromium itself reports the refusals.
+  tryIt.problems = tryIt.problems.filter((problem) => !/status of 4\d\d/.test(problem));
   await close();
 });
 

@@ -5,9 +5,9 @@ import { icon } from '../icons.js';
 import type { Contact, Message } from '../model/chats.js';
 import type { Person } from '../model/person.js';
 import { dayOf, fullTime, nameOf, onlyEmoji, sameDay, timeOf } from '../text.js';
-import { announce } from './announce.js';
+import { announce, notify } from './announce.js';
 import { openContact } from './contact.js';
-import { avatar } from './parts.js';
+import { avatar, explain } from './parts.js';
 import { tick } from './tick.js';
 import { linked } from './links.js';
 
@@ -33,6 +33,12 @@ export class Conversation {
   readonly element: HTMLElement;
 
   readonly #welcome: HTMLElement;
+  readonly #invitation = h('h2', {});
+  /** What to do first, as long as there is nobody to write to. */
+  readonly #steps = [
+    h('li', {}, h('strong', {}, 'Open a second tab'), h('span', {}, ' and sign in as another person. Two tabs are two people.')),
+    h('li', {}, h('strong', {}, 'Add that address'), h('span', {}, ' with + and write something.')),
+  ] as const;
   readonly #head: HTMLElement;
   readonly #face = h('span', {});
   readonly #name = h('h2', { dir: 'auto' });
@@ -92,12 +98,12 @@ export class Conversation {
       h(
         'div',
         { class: 'nothing-body' },
-        h('h2', {}, 'Write to somebody'),
+        this.#invitation,
         h(
           'ol',
           { class: 'steps' },
-          h('li', {}, h('strong', {}, 'Open a second tab'), h('span', {}, ' and sign in as another person. Two tabs are two people.')),
-          h('li', {}, h('strong', {}, 'Add that address'), h('span', {}, ' with + and write something.')),
+          this.#steps[0],
+          this.#steps[1],
           h('li', {}, h('strong', {}, 'Compare the safety number'), h('span', {}, ': the same sixty digits on both sides.')),
           h('li', {}, h('strong', {}, 'Look under the hood'), h('span', {}, ': cut the connection, lose a reply, and watch nothing get lost.')),
         ),
@@ -142,6 +148,9 @@ export class Conversation {
     const peer = this.#peer;
     const contact = peer ? this.person.chats.contact(peer) : undefined;
     show(this.#welcome, !contact);
+    const anybody = this.person.chats.contacts().length > 0;
+    setText(this.#invitation, anybody ? 'Choose a conversation' : 'Write to somebody');
+    for (const step of this.#steps) show(step, !anybody);
     for (const part of [this.#head, this.#banner, this.#log.parentElement!, this.#composer.parentElement!]) show(part, contact !== undefined);
     if (!peer || !contact) return setAttribute(this.element, 'aria-label', 'Conversation');
     const { chats } = this.person;
@@ -172,7 +181,7 @@ export class Conversation {
       h('div', { class: `banner ${kind}` }, icon(kind === 'warning' ? 'alert' : kind === 'blocked' ? 'block' : 'shield'), h('span', {}, text), h('button', { type: 'button', class: 'quiet', onclick: run }, action));
     this.#banner.replaceChildren(
       ...(state === 'displaced' ? [banner('info', 'This device is connected elsewhere.', 'Use it here', () => void client.connect().catch(() => {}))] : []),
-      ...(state === 'blocked' ? [banner('blocked', `You have blocked ${name}. Nothing arrives, and ${name} cannot tell.`, 'Unblock', () => void this.person.block(peer, false))] : []),
+      ...(state === 'blocked' ? [banner('blocked', `You have blocked ${name}. Nothing arrives, and ${name} cannot tell.`, 'Unblock', () => void this.person.block(peer, false).catch((error) => notify(explain(error))))] : []),
       ...(state === 'changed' ? [banner('warning', `The safety number with ${name} has changed since you compared it.`, 'Compare again', details)] : []),
       ...(state === 'unconfirmed' ? [banner('info', `This person claims to be ${contact.address}. The server does not confirm it.`, 'Details', details)] : []),
     );
