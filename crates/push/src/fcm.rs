@@ -385,7 +385,7 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn access_tokens_are_kept_until_shortly_before_they_end() {
-        let at = |seconds| UNIX_EPOCH + Duration::from_secs(1_800_000_000 + seconds);
+        let at = |seconds: u64| UNIX_EPOCH + Duration::from_secs(1_800_000_000 + seconds);
         let mut access = Access::default();
         assert!(access.current(at(0)).is_none());
         let answer = (head(200), br#"{"access_token":"ya29.a","expires_in":3599,"token_type":"Bearer"}"#.to_vec());

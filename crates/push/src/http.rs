@@ -42,8 +42,10 @@ const BODY_TIMEOUT: Duration = Duration::from_secs(2);
 const IDLE_TIMEOUT: Duration = Duration::from_secs(30);
 /// Connections without requests that are kept for each origin. Over HTTP/2 it is one.
 const IDLE_PER_ORIGIN: usize = 2;
-/// How often a connection to APNs is checked, also without requests.
-const PING_INTERVAL: Duration = Duration::from_secs(30);
+/// How often an HTTP/2 connection is checked while it has requests, and how long the answer may take. Without it, a
+/// connection that broke silently would be used until TCP gives up, which takes many minutes.
+const PING_INTERVAL: Duration = Duration::from_secs(10);
+const PING_TIMEOUT: Duration = Duration::from_secs(5);
 /// How long APNs connections are kept. Apple asks for connections that are kept.
 const APNS_IDLE_TIMEOUT: Duration = Duration::from_secs(60 * 60);
 
@@ -106,15 +108,12 @@ impl HttpClient {
             .http2_max_header_list_size(u32::try_from(MAX_HEAD).unwrap_or(u32::MAX))
             .http2_initial_stream_window_size(STREAM_WINDOW)
             .http2_initial_connection_window_size(CONNECTION_WINDOW)
+            .http2_keep_alive_interval(PING_INTERVAL)
+            .http2_keep_alive_timeout(PING_TIMEOUT)
             .pool_idle_timeout(IDLE_TIMEOUT);
         let single = builder.pool_max_idle_per_host(0).build(connector(single_resolver, Arc::clone(&either)));
         let kept = builder.pool_max_idle_per_host(IDLE_PER_ORIGIN).build(connector(Arc::clone(&resolver), either));
-        let http2 = builder
-            .http2_only(true)
-            .http2_keep_alive_interval(PING_INTERVAL)
-            .http2_keep_alive_while_idle(true)
-            .pool_idle_timeout(APNS_IDLE_TIMEOUT)
-            .build(connector(resolver, http2));
+        let http2 = builder.http2_only(true).pool_idle_timeout(APNS_IDLE_TIMEOUT).build(connector(resolver, http2));
         Self { single, kept, http2 }
     }
 

@@ -48,3 +48,27 @@ impl Resolve for SystemResolver {
         })
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use super::*;
+
+    #[tokio::test]
+    async fn names_are_looked_up() {
+        let addresses = SystemResolver::new(1).resolve("localhost").await.unwrap();
+        assert!(!addresses.is_empty() && addresses.iter().all(IpAddr::is_loopback), "{addresses:?}");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn look_ups_wait_for_others_and_not_for_those_of_another_resolver() {
+        let (busy, free) = (SystemResolver::new(1), SystemResolver::new(1));
+        let under_way = Arc::clone(&busy.look_ups).acquire_owned().await.unwrap();
+        let waiting = busy.resolve("localhost");
+        assert!(tokio::time::timeout(Duration::from_secs(60), waiting).await.is_err());
+        assert!(free.resolve("localhost").await.is_ok());
+        drop(under_way);
+        assert!(busy.resolve("localhost").await.is_ok());
+    }
+}

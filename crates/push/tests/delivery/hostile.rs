@@ -7,7 +7,9 @@ use tokio::{
     task::JoinSet,
 };
 
-use crate::support::{Service, Speaks, answer, impatient_settings, sender, subscribe, until, wake, web_push_settings};
+use crate::support::{
+    Service, Speaks, answer, answer_with, impatient_settings, sender, subscribe, until, wake, web_push_settings,
+};
 
 const TIMEOUT: Outcome = Outcome::Later { wait: None, reason: Reason::Timeout };
 const PROTOCOL: Outcome = Outcome::Later { wait: None, reason: Reason::Protocol };
@@ -70,6 +72,7 @@ async fn a_service_that_does_not_answer_is_given_up() {
 async fn a_service_that_drips_its_head_is_given_up() {
     let sender = sender(impatient_settings());
     let service = Service::raw(|mut stream| async move {
+        read_request(&mut stream).await;
         let mut head = b"HTTP/1.1 201 Created\r\nx-header: ".as_slice().iter().chain(std::iter::repeat(&b'a'));
         while let Some(&byte) = head.next()
             && stream.write_all(&[byte]).await.is_ok()
@@ -95,6 +98,14 @@ async fn heads_are_limited() {
     let service = flood("HTTP/1.1 201 Created\r\nx-header: ", &[b'a'; 4096]).await;
     assert_eq!(send(&sender, &service).await, PROTOCOL);
     until(|| service.ended() == 1).await;
+}
+
+#[tokio::test]
+async fn heads_are_limited_over_http2_too() {
+    let service = Service::start(Speaks::Https2, |_| answer_with(201, "x-header", &"a".repeat(20_000))).await;
+    let sender = sender(web_push_settings());
+    let target = subscribe(&service.https_url("127.0.0.1", "/"), &sender);
+    assert_eq!(sender.send(&target, &wake()).await, CONNECTION);
 }
 
 #[tokio::test]
