@@ -684,7 +684,7 @@ mod tests {
         too_large.envelopes[0].content = Bytes::from_static(&[b'x'; 100]);
         let unknown = SendRequest { to: UserId(Uuid::from_u128(15)), message: id(15), ..item.clone() };
         let items = [&ephemeral, &skipping, &skipping, &to_nobody, &too_large, &unknown];
-        let plan = plan(&items, input, &BOUNDS, false).unwrap();
+        let plan = plan(&items, input, &BOUNDS, AFTER, false).unwrap();
         let (mismatch, unknown) = (results(&plan)[3].clone(), Refusal::NotFound.to_string());
         assert_eq!(results(&plan), ["stored 0", "stored 0", "stored 0", &mismatch, FULL, &unknown]);
         assert!(plan.answers[..3].iter().flatten().all(|answer| !answer.duplicate));
