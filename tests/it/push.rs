@@ -47,6 +47,13 @@ async fn woken(service: &PushService, subscription: &Subscription, times: usize)
     eventually("the device is woken", || async { (wakes(&service.pushes(subscription)) >= times).then_some(()) }).await;
 }
 
+/// Connects again, and returns the state of the target in the welcome.
+async fn reconnected(app: &TestApp, member: &mut Member) -> Value {
+    member.reconnect(app, Codec::Json).await;
+    member.socket.welcome["push"]["state"].clone()
+}
+
+/// Like [`reconnected`], with a connection of its own: the member's is closed.
 async fn state(app: &TestApp, member: &Member) -> Value {
     let socket = Socket::connect(app, &member.person.token, Codec::Json).await;
     socket.welcome["push"]["state"].clone()
@@ -56,8 +63,8 @@ async fn state(app: &TestApp, member: &Member) -> Value {
 async fn a_target_is_confirmed_through_the_push_itself() {
     let app = TestApp::start(&ON);
     let service = PushService::start().await;
-    let bob = Member::join(&app, "bob@example.org", Codec::Json).await;
-    let welcome = &bob.socket.welcome;
+    let mut bob = Member::join(&app, "bob@example.org", Codec::Json).await;
+    let welcome = bob.socket.welcome.clone();
     assert!(welcome["features"].as_array().unwrap().contains(&json!("push")), "{welcome}");
     assert_eq!((&welcome["push"]["state"], &welcome["push"]["kinds"]), (&json!("none"), &json!(["webpush"])));
     let public_key = welcome["push"]["vapid_public_key"].as_str().unwrap();
@@ -72,7 +79,7 @@ async fn a_target_is_confirmed_through_the_push_itself() {
     assert_eq!(claims["sub"], "mailto:sealwire@localhost");
     let plain = subscription.decrypt(&push);
     assert_eq!(plain["nonce"].as_str().unwrap().len(), 22);
-    assert_eq!(state(&app, &bob).await, "unconfirmed");
+    assert_eq!(reconnected(&app, &mut bob).await, "unconfirmed");
 
     for nonce in ["", "x", "AAAAAAAAAAAAAAAAAAAAAA"] {
         assert_eq!(code(&bob.socket.refused("push.confirm", json!({ "nonce": nonce })).await), "not_found");
@@ -81,7 +88,7 @@ async fn a_target_is_confirmed_through_the_push_itself() {
         let confirmed = bob.socket.request("push.confirm", json!({ "nonce": plain["nonce"] })).await;
         assert_eq!(confirmed, json!({ "state": "active" }), "also when it is repeated");
     }
-    assert_eq!(state(&app, &bob).await, "active");
+    assert_eq!(reconnected(&app, &mut bob).await, "active");
 
     // The same target again changes nothing, and nothing is sent.
     assert_eq!(bob.socket.request("push.register", subscription.params()).await, json!({ "state": "active" }));
@@ -94,7 +101,7 @@ async fn a_target_is_confirmed_through_the_push_itself() {
     for _ in 0..2 {
         assert_eq!(bob.socket.request("push.remove", json!({})).await, json!({}), "also when it is repeated");
     }
-    assert_eq!(state(&app, &bob).await, "none");
+    assert_eq!(reconnected(&app, &mut bob).await, "none");
     assert_eq!(code(&bob.socket.refused("push.confirm", json!({ "nonce": plain["nonce"] })).await), "not_found");
 }
 
