@@ -43,6 +43,7 @@ export class Conversation {
   readonly #face = h('span', {});
   readonly #name = h('h2', { dir: 'auto' });
   readonly #about = h('p', { class: 'about' });
+  readonly #verify: HTMLElement;
   readonly #banner = h('div', { class: 'banners' });
   readonly #log: HTMLElement;
   readonly #items = h('ol', { class: 'messages' });
@@ -58,6 +59,8 @@ export class Conversation {
   #readUpTo = 0;
   #draftTimer: ReturnType<typeof setTimeout> | undefined;
   #pinned = true;
+  /** Whether the messages of the conversation were shown: those that are added have just arrived. */
+  #settled = false;
 
   constructor(
     private readonly person: Person,
@@ -66,11 +69,13 @@ export class Conversation {
     const hood = (className: string) =>
       h('button', { type: 'button', class: `hood-button hood-toggle ${className}`, 'aria-expanded': 'false', 'aria-label': 'Under the hood', onclick: actions.toggleHood }, icon('hood', 18), h('span', { class: 'wide-only', 'aria-hidden': 'true' }, 'Under the hood'));
     const details = () => this.#peer && openContact(person, this.#peer, () => actions.open(null));
+    this.#verify = h('button', { type: 'button', class: 'hood-button', 'aria-haspopup': 'dialog', onclick: details }, icon('shield', 18), h('span', { class: 'wide-only' }, 'Verify'), h('span', { class: 'spoken' }, 'the safety number'));
     this.#head = h(
       'header',
       { class: 'talk-head' },
       h('button', { type: 'button', class: 'round only-phone', 'aria-label': 'All conversations', onclick: () => this.#back() }, icon('back')),
       h('button', { type: 'button', class: 'who', 'aria-haspopup': 'dialog', onclick: details }, this.#face, h('span', { class: 'who-text' }, this.#name, this.#about), h('span', { class: 'spoken' }, 'Details and safety number')),
+      this.#verify,
       hood(''),
     );
     this.#opening = h('div', { class: 'opening' });
@@ -126,6 +131,7 @@ export class Conversation {
       this.#count = PAGE;
       this.#readUpTo = peer ? (this.person.chats.contact(peer)?.seenAt ?? 0) : 0;
       this.#items.replaceChildren();
+      this.#settled = false;
       this.#text.value = peer ? (unstored(peer) ?? this.person.chats.draft(peer)) : '';
       this.#grow();
       this.#pinned = true;
@@ -162,6 +168,7 @@ export class Conversation {
     }
     setText(this.#name, name);
     this.#name.classList.toggle('verified', contact.verified !== undefined && !contact.changed);
+    show(this.#verify, contact.verified === undefined && chats.last(peer) !== undefined);
     setText(this.#about, chats.isTyping(peer) ? 'typing…' : contact.address);
     this.#about.classList.toggle('is-typing', chats.isTyping(peer));
     this.#renderBanner(contact, name);
@@ -216,6 +223,7 @@ export class Conversation {
     }
     const atEnd = this.#pinned;
     keyed(this.#items, items, ({ key }) => key, (item) => this.#make(item), (element, item) => this.#update(element, item));
+    this.#settled = true;
     if (atEnd) this.#toEnd();
     else show(this.#newest, !this.#isAtEnd());
   }
@@ -227,7 +235,7 @@ export class Conversation {
     if (message.state === 'note') return h('li', { class: 'note' }, icon('shield', 16), h('span', {}, message.text));
     const meta = h('span', { class: 'meta' }, h('time', { datetime: new Date(message.at).toISOString(), title: fullTime(message.at) }, timeOf(message.at)), message.mine && h('span', { class: 'tick-place' }));
     const bubble = h('div', { class: `bubble${onlyEmoji(message.text) ? ' emoji' : ''}` }, h('span', { class: 'spoken' }, message.mine ? 'You: ' : `${nameOf(this.person.chats.contact(message.peer)?.address ?? '')}: `), h('span', { class: 'words', dir: 'auto' }, ...linked(message.text)), meta);
-    return h('li', { class: `message ${message.mine ? 'mine' : 'theirs'}`, id: `message-${message.id}` }, bubble, h('div', { class: 'problem' }));
+    return h('li', { class: `message ${message.mine ? 'mine' : 'theirs'}${this.#settled ? ' arriving' : ''}`, id: `message-${message.id}` }, bubble, h('div', { class: 'problem' }));
   }
 
   #update(element: HTMLElement, item: Item): void {
@@ -342,6 +350,7 @@ export class Conversation {
     const before = this.#log.scrollHeight - this.#log.scrollTop;
     this.#count += PAGE;
     this.#pinned = false;
+    this.#settled = false;
     this.render();
     this.#log.scrollTop = this.#log.scrollHeight - before;
     this.#log.focus();
