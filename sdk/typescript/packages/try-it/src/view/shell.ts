@@ -52,6 +52,7 @@ export class Shell {
 
   close(): void {
     this.#closing.abort();
+    this.#conversation.close();
     this.#person.onchange = () => {};
   }
 
