@@ -93,6 +93,17 @@ pub async fn an_address_has_a_budget_for_its_owner_and_one_for_others(store: &St
     assert_eq!(seen(store, &expired).await, (Trust::None, 3));
 }
 
+pub async fn a_withdrawn_challenge_does_not_count_and_a_used_one_stays(store: &Store) {
+    let [unsent, used] = [add_challenge(store, "alice", start()).await, add_challenge(store, "alice", start()).await];
+    assert_eq!(seen(store, &new("alice")).await, (Trust::None, 2));
+    redeem(store, &sign_in(used, "alice", start())).await.unwrap();
+    for challenge in [unsent, used, unsent] {
+        store.withdraw_challenge(challenge).await.unwrap();
+    }
+    assert_eq!(seen(store, &new("alice")).await, (Trust::None, 1));
+    assert_eq!(refusal(redeem(store, &sign_in(unsent, "alice", start())).await), Refusal::InvalidCode);
+}
+
 pub async fn a_network_is_known_for_ninety_days_after_the_last_sign_in(store: &Store) {
     const DAYS: u64 = 24 * 3600;
     add_device(store, "alice").await;
