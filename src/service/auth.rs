@@ -161,7 +161,7 @@ impl Service {
         if self.store.create_challenge(&challenge, decide).await? {
             self.metrics.proofs.inc(ProofOutcome::Accepted);
         }
-        let mail = Mail::code(email, &code, purpose).caused_from(network);
+        let mail = Mail::code(email, &code, purpose).caused_from(Some(network));
         if is_useful {
             self.metrics.codes_mailed.inc();
         }
@@ -336,7 +336,7 @@ impl Service {
     /// revoked for it.
     fn mail_sign_in(&self, signed_in: &SignedIn, network: Option<ClientNetwork>) {
         let (email, name) = (signed_in.email.clone(), signed_in.device_name.as_deref());
-        let send = |mail: Mail| self.mailer.send(Mail { network, ..mail });
+        let send = |mail: Mail| self.mailer.send(mail.caused_from(network));
         if let Some(replaced) = &signed_in.replaced {
             send(Mail::device_revoked(email.clone(), replaced.name.as_deref()));
         }
