@@ -163,10 +163,20 @@ impl Service {
         }
         let mail = Mail::code(email, &code, purpose).caused_from(Some(network));
         if is_useful {
+            if let Some(shown) = &self.shown_codes {
+                shown.add(id, code, now);
+            }
             self.metrics.codes_mailed.inc();
         }
         self.mailer.send_or(mail, !is_useful, withdraw(self.store.clone(), id)).await;
         Ok(Challenge { id })
+    }
+
+    /// Returns the code of a challenge for the try-it page. `None` if the page is not served, mails are not printed, or
+    /// the code was never made, has expired or is not among the latest.
+    #[must_use]
+    pub fn shown_code(&self, challenge: ChallengeId) -> Option<OtpCode> {
+        self.shown_codes.as_ref()?.get(challenge, self.now())
     }
 
     /// Returns the keyed hash under which an address knows a network.
