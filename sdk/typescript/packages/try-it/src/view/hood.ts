@@ -20,7 +20,7 @@ export class Hood {
   readonly #state = h('p', { class: 'hood-state', role: 'status' });
   readonly #cut = h('button', { type: 'button', class: 'plain', onclick: () => this.#toggleCut() });
   readonly #lose = h('button', { type: 'button', class: 'plain', onclick: () => this.person.wire.loseReply(!this.person.wire.losing) });
-  readonly #outcome = h('p', { class: 'outcome', role: 'status', hidden: true });
+  readonly #outcome = h('p', { class: 'outcome', role: 'status' });
   readonly #count = h('strong', { class: 'pool-count' });
   readonly #bars = h('div', { class: 'pool-bars', 'aria-hidden': 'true' });
   readonly #poolText = h('p', { class: 'hint', role: 'status' });
@@ -126,14 +126,15 @@ export class Hood {
     const lost = wire.frames.findLast(({ reply }) => reply?.lost);
     const repeated = lost && wire.frames.find(({ n, reply }) => reply?.repeated && n > lost.n);
     if (lost && lost.at > this.#cutAt) this.#lostAt = lost.at;
-    let text = '';
+    const devices = this.person.devices.length;
+    let text = 'Try one of these. What it shows is said here.';
     if (wire.losing) text = 'Write a message now. Its reply will be dropped, and the connection with it: the client cannot know whether the server has the message.';
     else if (this.#lostAt && !repeated) text = 'The reply is lost. The client connects again, to repeat the message under the same id.';
     else if (this.#lostAt) text = 'The client repeated the message under the same id. The server answered “duplicate”: it had stored it already, and it was delivered once.';
     else if (wire.down) text = 'Write something: it is stored here first, and sent when the connection is back. The other side only sees that nothing comes.';
     else if (this.#cutAt && status.state === 'connected') text = 'Connected again. What was waiting went out in the order in which it was written, and what came meanwhile was delivered.';
+    else if (devices > 1) text = `This account has ${devices} devices, each with its own keys and mailbox. What is written to it is encrypted once for each, and all others in the account were told of the new one.`;
     setText(this.#outcome, text);
-    show(this.#outcome, text !== '');
   }
 
   #renderPool(count: number, threshold: number, history: { at: number; count: number; refilled: boolean }[]): void {
