@@ -14,7 +14,8 @@ import { createInterface } from 'node:readline';
 import { setTimeout as pause } from 'node:timers/promises';
 import { x3dhCrypto } from '@sealwire/x3dh';
 import { Party } from '../test-support/adapter-contract.mjs';
-import { Fake, refusal, SILENCE, until } from '../test-support/fake.mjs';
+import { Fake, refusal, SILENCE } from '../test-support/fake.mjs';
+import * as support from '../test-support/until.mjs';
 
 const split = process.argv.indexOf('--');
 const command = split < 0 ? [] : process.argv.slice(split + 1);
@@ -24,6 +25,7 @@ if (command.length === 0) {
 }
 const only = process.argv.indexOf('--only') > 0 ? process.argv[process.argv.indexOf('--only') + 1] : '';
 const CODE = '12345678';
+const until = (condition, what) => support.until(condition, what, 15_000);
 
 /** One process with the client under test. */
 class Subject {

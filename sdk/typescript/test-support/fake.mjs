@@ -174,10 +174,3 @@ export class Fake {
     response.end(content === undefined ? undefined : JSON.stringify(status >= 400 && content.code ? { error: content } : content));
   }
 }
-
-export async function until(condition, what = String(condition)) {
-  for (const deadline = Date.now() + 15_000; Date.now() < deadline; await new Promise((resolve) => setTimeout(resolve, 5))) {
-    if (await condition()) return;
-  }
-  throw new Error(`did not come true in 15 s: ${what}`);
-}
