@@ -3,7 +3,7 @@
 import { h, keyed, setAttribute, setText, show } from '../dom.js';
 import { icon } from '../icons.js';
 import type { Person } from '../model/person.js';
-import { takeKeys } from '../model/stranger.js';
+import { NO_CODES, takeKeys } from '../model/stranger.js';
 import type { Frame } from '../model/wire.js';
 import { bytes, clockOf } from '../text.js';
 import { meaningOf } from './meanings.js';
@@ -171,7 +171,7 @@ export class Hood {
       });
       if (given < STRANGER_KEYS) notify(`The server gave the stranger ${given} keys. Strangers together may take twenty an hour of a device, so they cannot empty the pool.`);
     } catch (error) {
-      notify(explain(error));
+      notify(error instanceof Error && error.message === NO_CODES ? 'This works only if the server shows its codes to this page.' : explain(error));
     } finally {
       this.#stranger.removeAttribute('aria-busy');
     }
