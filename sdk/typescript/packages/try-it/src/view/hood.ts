@@ -64,9 +64,9 @@ export class Hood {
           this.#stranger,
         ),
         h(
-          'section',
+          'details',
           { class: 'part' },
-          h('h3', {}, 'What the server knows'),
+          h('summary', {}, 'What the server knows'),
           h('p', {}, 'Your address, the names of your devices and when they connect; who writes to whom, from which device, when, and the padded size.'),
           h('p', {}, 'It does not know what you write, nor which messages are ticks.'),
         ),
