@@ -15,7 +15,9 @@ mod keys;
 mod limits;
 mod mailer;
 mod messages;
+mod push;
 mod reconcile;
+mod shown_codes;
 mod sliding_window;
 mod sweep;
 
@@ -31,6 +33,7 @@ pub use clock_check::check_clock_forever;
 pub use heartbeat::beat_forever;
 pub use mailer::{Mailer, MailerError, check as check_mailer};
 pub use messages::{FifoGate, Message, Turn};
+pub use push::{PushStatus, Pushes, wake_devices_forever};
 pub use reconcile::reconcile_forever;
 pub use sweep::{expire_mail_forever, sweep_forever};
 
@@ -44,8 +47,8 @@ use crate::{
     },
     metrics::{Batch, Metrics},
     store::{
-        BatchItem, BatchWorkers, Batcher, ClaimAnswer, ClaimRequest, Claims, ConnectionRegistration, MailAnswer,
-        MailRequest, Mailboxes, Place, PoolUsage, RegisteredConnection, Store, StoreError, UserQueues,
+        BatchItem, BatchWorkers, Batcher, ClaimAnswer, ClaimRequest, Claims, ConnectionRegistration, DeferredMail,
+        MailAnswer, MailRequest, Mailboxes, Place, PoolUsage, RegisteredConnection, Store, StoreError, UserQueues,
     },
     tasks::Tasks,
     usage_limits::UsageLimits,
@@ -53,6 +56,7 @@ use crate::{
 use clock_check::ClockCheck;
 use heartbeat::Presence;
 use limits::Limits;
+use shown_codes::ShownCodes;
 
 /// How long the result of a database check is reused.
 const LATENCY_KEPT: Duration = Duration::from_secs(1);
@@ -87,8 +91,12 @@ pub struct Policy {
     pub signed_prekey_lifetime: Duration,
     /// Maximum size of a mailbox, in total and per sending user.
     pub mailbox: MailboxBounds,
+    /// A device is woken if it acks nothing for this long after an urgent message.
+    pub push_after: Duration,
     /// Rate limits.
     pub limits: UsageLimits,
+    /// Whether [`Service::shown_code`] returns codes. Only for development.
+    pub shows_codes: bool,
 }
 
 /// What [`Service::start`] needs.
@@ -107,6 +115,8 @@ pub struct ServiceDependencies {
     pub entropy: Entropy,
     /// Sends mail.
     pub mailer: Mailer,
+    /// Sends pushes.
+    pub pushes: Pushes,
     /// Keys the hashes of codes and client networks.
     pub secret: ServerSecret,
     /// The settings.
@@ -123,6 +133,7 @@ pub struct Service {
     clock: Clock,
     entropy: Entropy,
     mailer: Mailer,
+    pushes: Arc<Pushes>,
     secret: ServerSecret,
     policy: Policy,
     metrics: Arc<Metrics>,
@@ -131,6 +142,8 @@ pub struct Service {
     /// When the last database check ended, and how long the answer took; `None` if it failed.
     last_latency: tokio::sync::Mutex<Option<(Instant, Option<Duration>)>>,
     limits: Limits,
+    /// The latest codes, if they are shown.
+    shown_codes: Option<ShownCodes>,
     claims: Batcher<ClaimRequest, ClaimAnswer>,
     /// Serves claims that wait for locked keys.
     blocking_claims: Claims,
@@ -192,9 +205,21 @@ impl Batches<'_> {
         Run: Fn(Vec<Item>) -> Done + Clone + Send + 'static,
         Done: Future<Output = Vec<Result<Answer, StoreError>>> + Send,
     {
+        Batcher::start(self.tasks, self.workers(name, batch, largest_batch, count), self.store.health(), run)
+    }
+
+    fn workers(&self, name: &'static str, batch: Batch, largest_batch: usize, count: usize) -> BatchWorkers {
         let (meter, metrics) = (self.metrics.batch(batch), self.metrics.clone());
-        let workers = BatchWorkers { name, largest_batch, count, meter, metrics };
-        Batcher::start(self.tasks, workers, self.store.health(), run)
+        BatchWorkers { name, largest_batch, count, meter, metrics }
+    }
+
+    /// Starts the queue of mail for locked mailboxes, which uses `mailboxes`.
+    fn start_deferred_mail(&self, mailboxes: Mailboxes, bus: &Bus) -> DeferredMail {
+        let workers = self.workers("deferred mail", Batch::DeferredMail, MAIL_PER_BATCH, 1);
+        let bus = bus.clone();
+        // It waits long for locks, so it uses none of the connections of the other batches, nor their runtime.
+        let tasks = self.tasks.clone().without_batch_runtime();
+        DeferredMail::start(&tasks, workers, mailboxes, move |signals| bus.publish_mail(signals))
     }
 }
 
@@ -202,8 +227,19 @@ impl Service {
     /// Builds the service and starts its batch workers.
     #[must_use]
     pub fn start(dependencies: ServiceDependencies, tasks: &Tasks) -> Self {
-        let ServiceDependencies { node, store, bus, local_delivery, clock, entropy, mailer, secret, policy, metrics } =
-            dependencies;
+        let ServiceDependencies {
+            node,
+            store,
+            bus,
+            local_delivery,
+            clock,
+            entropy,
+            mailer,
+            pushes,
+            secret,
+            policy,
+            metrics,
+        } = dependencies;
         let limits = &policy.limits;
         let drain = DrainLimit::new(limits.claim_burst, Duration::from_secs(limits.claim_refill_s));
         let blocking_claims = Claims::new(store.clone(), drain, limits.stranger_keys_per_device_hour);
@@ -222,13 +258,15 @@ impl Service {
                 }
             }
         });
-        let mailboxes = Mailboxes::new(store.for_batch_workers(), policy.mailbox);
+        let mailboxes = Mailboxes::new(store.for_batch_workers(), policy.mailbox, policy.push_after);
+        let deferred = Mailboxes::new(store.clone(), policy.mailbox, policy.push_after);
+        let deferred = batches.start_deferred_mail(deferred, &bus);
         let mail = batches.start("mail", Batch::Mail, MAIL_PER_BATCH, 1, {
             let bus = bus.clone();
             move |items| {
-                let (mailboxes, bus) = (mailboxes.clone(), bus.clone());
+                let (mailboxes, deferred, bus) = (mailboxes.clone(), deferred.clone(), bus.clone());
                 async move {
-                    let outcome = mailboxes.serve(items).await;
+                    let outcome = mailboxes.serve_or_defer(&deferred, items).await;
                     bus.publish_mail(outcome.signals);
                     outcome.answers
                 }
@@ -254,6 +292,7 @@ impl Service {
             }
         });
         let limits = Limits::new(&policy.limits);
+        let shown_codes = policy.shows_codes.then(ShownCodes::default);
         let operations = UserQueues::new(OPERATIONS_PER_USER, metrics.clone());
         let verifications = UserQueues::new(1, metrics.clone());
         let cores = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
@@ -265,6 +304,7 @@ impl Service {
             clock,
             entropy,
             mailer,
+            pushes: Arc::new(pushes),
             secret,
             policy,
             metrics,
@@ -272,6 +312,7 @@ impl Service {
             clock_check: std::sync::Mutex::default(),
             last_latency: tokio::sync::Mutex::default(),
             limits,
+            shown_codes,
             claims,
             blocking_claims,
             blocking_permits: Semaphore::new(BLOCKING_CLAIMS),

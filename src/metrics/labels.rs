@@ -77,6 +77,22 @@ label! {
 }
 
 label! {
+    /// The outcome of a push.
+    PushResult {
+        /// The push service has accepted it.
+        Accepted "accepted",
+        /// The push service says that the target does not exist any more.
+        Gone "gone",
+        /// It failed for now, and is tried again.
+        Later "later",
+        /// It was tried again for a day, without success.
+        GivenUp "given_up",
+        /// The push service does not take it.
+        Rejected "rejected",
+    }
+}
+
+label! {
     /// The outcome of a claim for one device.
     ClaimOutcome {
         /// The bundle has a one-time key.
@@ -95,6 +111,8 @@ label! {
         Claims "claims",
         /// Sends and acks.
         Mail "mail",
+        /// Sends and acks for mailboxes that other transactions keep locked.
+        DeferredMail "deferred_mail",
         /// Opened connections.
         Connections "connections",
         /// Closed connections.

@@ -10,6 +10,7 @@ use super::{
     approvals::RequestedApproval,
     limits::{CodeRequest, CodeVerdict, GUESSES_WITHOUT_PROOF, judge_code, proof_bits},
     mailer::Mail,
+    push::PushStatus,
 };
 use crate::{
     domain::{
@@ -105,6 +106,8 @@ pub struct OpenedConnection {
     pub mailbox: MailboxStatus,
     /// The pending requests that the device may decide, oldest first.
     pub approvals: Vec<PendingApproval>,
+    /// The device's push target, and what a client needs to register one.
+    pub push: PushStatus,
 }
 
 impl Service {
@@ -163,12 +166,22 @@ impl Service {
         }
         let mail = Mail::code(email, &code, purpose);
         if is_useful {
+            if let Some(shown) = &self.shown_codes {
+                shown.add(id, code, now);
+            }
             self.mailer.send(mail);
             self.metrics.codes_mailed.inc();
         } else {
             self.mailer.withhold(mail);
         }
         Ok(Challenge { id })
+    }
+
+    /// Returns the code of a challenge for the try-it page. `None` if the page is not served, mails are not printed, or
+    /// the code was never made, has expired or is not among the latest.
+    #[must_use]
+    pub fn shown_code(&self, challenge: ChallengeId) -> Option<OtpCode> {
+        self.shown_codes.as_ref()?.get(challenge, self.now())
     }
 
     /// Returns the keyed hash under which an address knows a network.
@@ -380,7 +393,8 @@ impl Service {
         let mailbox = self.store.mailbox(caller.device).await?;
         let approvals =
             if connection.has_pending_approval { self.store.decidable_approvals(&caller).await? } else { Vec::new() };
-        Ok(OpenedConnection { epoch: connection.epoch, keys, mailbox, approvals })
+        let push = self.push_status(caller.device).await?;
+        Ok(OpenedConnection { epoch: connection.epoch, keys, mailbox, approvals, push })
     }
 
     /// Records the end of a connection. Call it once for each call of [`Self::open_connection`], even a failed one.

@@ -15,8 +15,9 @@ const settings = JSON.parse(localStorage.getItem('settings') ?? 'null');
 /** The id of message `i` of this app. */
 const messageId = (prefix, i) => `${prefix}-0000-4000-8000-${String(i).padStart(12, '0')}`;
 
-function start({ url, database }) {
-  const client = new SealwireClient({ url, storage: indexedDbStorage(database), crypto: x3dhCrypto(), random: () => Math.random() * 0.05 });
+function start({ url, database, longWaits }) {
+  const random = () => (longWaits ? 0.999 : Math.random() * 0.05);
+  const client = new SealwireClient({ url, storage: indexedDbStorage(database), crypto: x3dhCrypto(), random });
   client.on('error', ({ error, during }) => problems.push(`${during}: ${error.message}`));
   client.on('undecryptable', ({ message }) => problems.push(`undecryptable: ${message}`));
   client.on('untrusted', ({ message }) => problems.push(`untrusted: ${message}`));
@@ -39,9 +40,9 @@ const app = {
     app.client = start(settings);
   },
 
-  /** Sends the messages from the first that was not confirmed up to `count`, some at a time. */
-  async sendAll({ to, prefix, count, atOnce = 5 }) {
-    let next = (await app.client.data.get('sent')) ?? 0;
+  /** Sends the messages from the first that was not confirmed, or `from`, up to `count`, some at a time. */
+  async sendAll({ to, prefix, count, atOnce = 5, from }) {
+    let next = from ?? (await app.client.data.get('sent')) ?? 0;
     const under = [];
     for (; next < count; next++) {
       const i = next;

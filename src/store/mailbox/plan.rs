@@ -2,8 +2,9 @@
 //! decided in order, as if each had its own transaction.
 
 use std::{
-    collections::{BTreeMap, HashMap, HashSet},
+    collections::{BTreeMap, BTreeSet, HashMap, HashSet},
     sync::Arc,
+    time::Duration,
 };
 
 use super::{AcceptedMessage, SendRequest};
@@ -14,6 +15,7 @@ use crate::{
             MESSAGE_ID_RETENTION, MailboxBounds, MailboxSize, OutgoingEnvelope, Recipient, RecipientOutcome,
             check_devices,
         },
+        push::WakeUp,
     },
     store::StoreError,
 };
@@ -24,6 +26,15 @@ pub struct CallerSession {
     pub device: DeviceId,
     pub expires_at: Timestamp,
     pub newest_epoch: i64,
+}
+
+/// What is known of the shares of senders in a mailbox.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Shares {
+    /// Nothing: they must be counted. Rows may be left that are out of date.
+    Unknown,
+    /// Each sender that has a row in `mailbox_shares` has exactly that much.
+    Counted,
 }
 
 /// The state of a locked mailbox.
@@ -37,6 +48,10 @@ pub struct Mailbox {
     pub strangers: MailboxSize,
     /// Number of envelopes that ever expired before they were acked.
     pub expired_total: i64,
+    /// When the device is to be woken.
+    pub wake: WakeUp,
+    /// Whether the shares of senders are counted.
+    pub shares: Shares,
 }
 
 /// An accepted send, remembered so that repeats are recognized.
@@ -77,8 +92,14 @@ pub struct PlanInput {
     /// Recipients and senders that they have blocked.
     pub blocked: HashSet<(UserId, UserId)>,
     pub sends: HashMap<(DeviceId, MessageId), RememberedSend>,
-    /// What a sending user has in a mailbox, for nearly full mailboxes only.
+    /// What a sending user has in a mailbox, for mailboxes in which somebody might have too much or shares are counted.
     pub shares: HashMap<(DeviceId, UserId), MailboxSize>,
+    /// Those of `shares` that have a row.
+    pub counted: HashSet<(DeviceId, UserId)>,
+    /// Whether mailboxes that other transactions have locked are missing.
+    pub skips_locked: bool,
+    /// Recipients whose messages wait because a mailbox of theirs is locked.
+    pub deferred: HashSet<UserId>,
 }
 
 impl PlanInput {
@@ -127,6 +148,7 @@ pub struct NewEnvelope {
     pub envelope: Arc<Envelope>,
     pub expires_at: Timestamp,
     pub from_stranger: bool,
+    pub is_urgent: bool,
 }
 
 /// What to write, answer and signal.
@@ -140,18 +162,31 @@ pub struct Plan {
     pub changed_sends: Vec<(DeviceId, MessageId)>,
     /// Remembered sends that are past their retention time and whose ids are used again.
     pub stale_sends: Vec<(DeviceId, MessageId)>,
+    /// Shares of sending users that have changed or have no row yet.
+    pub shares: BTreeMap<(DeviceId, UserId), MailboxSize>,
+    /// Mailboxes whose shares were not counted before.
+    pub newly_counted: BTreeSet<DeviceId>,
     /// The sends of `new_sends` and `changed_sends`.
     pub sends: HashMap<(DeviceId, MessageId), RememberedSend>,
     /// In order of envelope number for each device.
     pub signals: Vec<(DeviceId, Signal)>,
+    /// Recipients whose messages wait because a mailbox of theirs is locked.
+    pub deferred: HashSet<UserId>,
 }
 
-/// Decides a batch. `again` means that an earlier run of the same batch may have been committed.
+/// Decides a batch. `again` means that an earlier run of the same batch may have been committed. If the input skips locked
+/// mailboxes, a send that needs one is [`StoreError::Locked`], and so are later sends to the same user.
 ///
 /// # Errors
 /// `Conflict` if a device was added after the mailboxes were locked: the batch has to run again.
-pub fn plan(items: &[&SendRequest], input: PlanInput, bounds: &MailboxBounds, again: bool) -> Result<Plan, StoreError> {
-    let mut planner = Planner { input, bounds, again, plan: Plan::default() };
+pub fn plan(
+    items: &[&SendRequest],
+    input: PlanInput,
+    bounds: &MailboxBounds,
+    wake_after: Duration,
+    again: bool,
+) -> Result<Plan, StoreError> {
+    let mut planner = Planner { input, bounds, wake_after, again, plan: Plan::default() };
     for item in items {
         let answer = match planner.send(item) {
             Err(error @ StoreError::Conflict(_)) => return Err(error),
@@ -160,13 +195,26 @@ pub fn plan(items: &[&SendRequest], input: PlanInput, bounds: &MailboxBounds, ag
         planner.plan.answers.push(answer);
     }
     let Planner { input, mut plan, .. } = planner;
+    for (pair, share) in input.shares.iter().filter(|(_, share)| share.envelopes > 0) {
+        // A changed share of a mailbox that was not counted before has no row.
+        let Some(mailbox) = input.mailboxes.get(&pair.0) else { continue };
+        if mailbox.shares == Shares::Unknown {
+            plan.newly_counted.insert(pair.0);
+            plan.mailboxes.entry(pair.0).or_insert(*mailbox).shares = Shares::Counted;
+        }
+        if !input.counted.contains(pair) {
+            plan.shares.insert(*pair, *share);
+        }
+    }
     plan.sends = input.sends;
+    plan.deferred = input.deferred;
     Ok(plan)
 }
 
 struct Planner<'a> {
     input: PlanInput,
     bounds: &'a MailboxBounds,
+    wake_after: Duration,
     again: bool,
     plan: Plan,
 }
@@ -179,6 +227,9 @@ impl Planner<'_> {
             // The device has a newer connection, perhaps on another node, and this send must not overtake sends from
             // there.
             return Err(Refusal::Unavailable.into());
+        }
+        if self.input.deferred.contains(&item.to) {
+            return Err(locked());
         }
         let id = (item.caller.device, item.message);
         match self.input.sends.get(&id) {
@@ -210,6 +261,7 @@ impl Planner<'_> {
             }
             return Ok(AcceptedMessage { accepted_at, duplicate: false, stored: 0, undelivered: Vec::new() });
         }
+        self.defer_if_locked(item, item.envelopes.iter().map(|outgoing| outgoing.device))?;
         let mut outcome = Vec::with_capacity(item.envelopes.len());
         for outgoing in &item.envelopes {
             let stored = self.store(item, outgoing, accepted_at, reception)?;
@@ -221,6 +273,10 @@ impl Planner<'_> {
         }
         let id = (item.caller.device, item.message);
         let stored = stored(&outcome);
+        if outcome.is_empty() {
+            // A record would let anybody add rows for messages to nobody, for example by skipping all devices.
+            return Ok(AcceptedMessage { accepted_at, duplicate: false, stored, undelivered });
+        }
         self.plan.new_sends.push(id);
         let dropped = reception.is_dropped;
         self.input.sends.insert(id, RememberedSend { to: item.to, accepted_at, outcome, dropped });
@@ -245,6 +301,8 @@ impl Planner<'_> {
         // If the recipient now refuses the sender, the answer is the one after a deletion of the recipient.
         let devices = self.input.recipient(item).into_iter().flat_map(|recipient| &recipient.devices);
         let reachable: HashSet<DeviceId> = devices.map(|(device, _)| *device).collect();
+        let named = item.envelopes.iter().map(|outgoing| outgoing.device);
+        self.defer_if_locked(item, named.filter(|one| reachable.contains(one) && *one != item.caller.device))?;
         let mut reception = self.input.reception(item);
         reception.is_dropped |= dropped;
         let mut changed = false;
@@ -286,6 +344,19 @@ impl Planner<'_> {
         Ok(AcceptedMessage { accepted_at, duplicate, stored, undelivered })
     }
 
+    /// Defers a send, and later ones to the same user, if a mailbox that it needs was skipped because it is locked.
+    fn defer_if_locked(
+        &mut self,
+        item: &SendRequest,
+        mut devices: impl Iterator<Item = DeviceId>,
+    ) -> Result<(), StoreError> {
+        if self.input.skips_locked && devices.any(|device| !self.input.mailboxes.contains_key(&device)) {
+            self.input.deferred.insert(item.to);
+            return Err(locked());
+        }
+        Ok(())
+    }
+
     /// Adds an envelope to the plan, with its number. Returns `false` if the mailbox, the sender's share of it or, for a
     /// limited stranger, that of all strangers is full. A dropped one counts as stored.
     fn store(
@@ -314,10 +385,17 @@ impl Planner<'_> {
         }
         if let Some(share) = share {
             *share = share.plus(bytes);
+            let pair = (device, item.caller.user);
+            if self.input.counted.contains(&pair) {
+                self.plan.shares.insert(pair, *share);
+            }
         }
         let seq = mailbox.next_seq;
         mailbox.next_seq += 1;
         mailbox.load = load;
+        if item.is_urgent {
+            mailbox.wake.note_stored(self.wake_after, item.now);
+        }
         if reception.from_stranger {
             mailbox.strangers = strangers;
         }
@@ -330,6 +408,7 @@ impl Planner<'_> {
             envelope,
             expires_at: item.now + item.ttl,
             from_stranger: reception.from_stranger,
+            is_urgent: item.is_urgent,
         });
         Ok(true)
     }
@@ -346,6 +425,11 @@ fn envelope(item: &SendRequest, outgoing: &OutgoingEnvelope, accepted_at: Timest
     }
 }
 
+/// The mailbox is locked by another transaction.
+fn locked() -> StoreError {
+    StoreError::Locked(sqlx::Error::RowNotFound)
+}
+
 /// Number of devices that have stored the message.
 fn stored(outcome: &[RecipientOutcome]) -> u64 {
     outcome.iter().filter(|one| one.stored).count() as u64
@@ -353,8 +437,6 @@ fn stored(outcome: &[RecipientOutcome]) -> u64 {
 
 #[cfg(test)]
 mod tests {
-    use std::time::Duration;
-
     use bytes::Bytes;
     use uuid::Uuid;
 
@@ -370,6 +452,8 @@ mod tests {
         strangers: Some(MailboxSize { envelopes: 2, bytes: 20 }),
     };
 
+    const AFTER: Duration = Duration::from_millis(1500);
+
     /// A sender, a device with an empty mailbox, and a message from the one to the other.
     fn input_and_send() -> (PlanInput, SendRequest) {
         let id = Uuid::from_u128;
@@ -380,7 +464,17 @@ mod tests {
         let later = now + Duration::from_hours(1);
         let mut input = PlanInput::default();
         let empty = MailboxSize::default();
-        input.mailboxes.insert(device, Mailbox { next_seq: 1, load: empty, strangers: empty, expired_total: 0 });
+        input.mailboxes.insert(
+            device,
+            Mailbox {
+                next_seq: 1,
+                load: empty,
+                strangers: empty,
+                expired_total: 0,
+                shares: Shares::Unknown,
+                wake: WakeUp::default(),
+            },
+        );
         input
             .sessions
             .insert(caller.session, CallerSession { device: caller.device, expires_at: later, newest_epoch: 1 });
@@ -398,6 +492,7 @@ mod tests {
                 message,
                 to,
                 ephemeral: false,
+                is_urgent: true,
                 ttl,
                 envelopes,
                 skipped: Vec::new(),
@@ -423,7 +518,7 @@ mod tests {
             let (mut input, mut item) = input_and_send();
             remember(&mut input, &item);
             item.now = item.now + Duration::from_secs(later);
-            let plan = plan(&[&item], input, &BOUNDS, again).unwrap();
+            let plan = plan(&[&item], input, &BOUNDS, AFTER, again).unwrap();
             assert_eq!(plan.answers[0].as_ref().unwrap().duplicate, duplicate);
             assert!(plan.envelopes.is_empty() && plan.mailboxes.is_empty());
         }
@@ -460,7 +555,7 @@ mod tests {
         let (mut input, known) = input_and_send();
         let strangers = from_others(&known, 7..10, &mut input);
         let items = [&strangers[0], &strangers[1], &strangers[2], &known];
-        let plan = plan(&items, input, &BOUNDS, false).unwrap();
+        let plan = plan(&items, input, &BOUNDS, AFTER, false).unwrap();
         assert_eq!(results(&plan), ["stored 1", "stored 1", FULL, "stored 1"]);
         assert_eq!(plan.envelopes.iter().map(|one| one.from_stranger).collect::<Vec<_>>(), [true, true, false]);
         let mailbox = plan.mailboxes.values().next().unwrap();
@@ -473,7 +568,7 @@ mod tests {
         let (mut input, mut item) = input_and_send();
         item.envelopes[0].content = Bytes::from_static(&[b'x'; 30]);
         let strangers = from_others(&item, 7..9, &mut input);
-        let plan = plan(&strangers.iter().collect::<Vec<_>>(), input, &BOUNDS, false).unwrap();
+        let plan = plan(&strangers.iter().collect::<Vec<_>>(), input, &BOUNDS, AFTER, false).unwrap();
         assert_eq!(results(&plan), ["stored 1", FULL]);
     }
 
@@ -485,7 +580,7 @@ mod tests {
             let (mut input, item) = input_and_send();
             input.recipients.get_mut(&item.to).unwrap().access.strangers = strangers;
             let sends = from_others(&item, 7..11, &mut input);
-            let plan = plan(&sends.iter().collect::<Vec<_>>(), input, &bounds, false).unwrap();
+            let plan = plan(&sends.iter().collect::<Vec<_>>(), input, &bounds, AFTER, false).unwrap();
             assert_eq!(results(&plan), ["stored 1"; 4]);
             assert_eq!(plan.mailboxes.values().next().unwrap().strangers.envelopes, 4);
         }
@@ -508,7 +603,7 @@ mod tests {
             }
             let ephemeral = SendRequest { ephemeral: true, ..item.clone() };
             let nothing = SendRequest { envelopes: Vec::new(), skipped: Vec::new(), ..item.clone() };
-            let plan = plan(&[&item, &ephemeral, &nothing, &repeat], input, &BOUNDS, false).unwrap();
+            let plan = plan(&[&item, &ephemeral, &nothing, &repeat], input, &BOUNDS, AFTER, false).unwrap();
             assert_eq!(results(&plan), ["not found", "not found", "not found", "stored 1"]);
             let repeated = plan.answers[3].as_ref().unwrap();
             assert!(repeated.duplicate && repeated.undelivered.is_empty());
@@ -518,7 +613,7 @@ mod tests {
         input.recipients.get_mut(&item.to).unwrap().access =
             AccessSettings { key: Some(key.clone()), strangers: Strangers::Refuse };
         item.access = Some(key);
-        assert_eq!(results(&plan(&[&item], input, &BOUNDS, false).unwrap()), ["stored 1"]);
+        assert_eq!(results(&plan(&[&item], input, &BOUNDS, AFTER, false).unwrap()), ["stored 1"]);
     }
 
     #[test]
@@ -530,7 +625,7 @@ mod tests {
         let ephemeral = SendRequest { ephemeral: true, message: MessageId(Uuid::from_u128(9)), ..item.clone() };
         let mut changed = item.clone();
         changed.envelopes[0].content = Bytes::from_static(b"y");
-        let plan = plan(&[&item, &item, &changed, &ephemeral], input, &BOUNDS, false).unwrap();
+        let plan = plan(&[&item, &item, &changed, &ephemeral], input, &BOUNDS, AFTER, false).unwrap();
         let conflict = Refusal::IdConflict.to_string();
         assert_eq!(results(&plan), ["stored 1", "stored 1", &conflict, "stored 0"]);
         assert_eq!(plan.answers[1].as_ref().map(|answer| answer.duplicate).ok(), Some(true));
@@ -546,10 +641,20 @@ mod tests {
         input.sends.values_mut().next().unwrap().dropped = true;
         let other = DeviceId(Uuid::from_u128(55));
         let empty = MailboxSize::default();
-        input.mailboxes.insert(other, Mailbox { next_seq: 1, load: empty, strangers: empty, expired_total: 0 });
+        input.mailboxes.insert(
+            other,
+            Mailbox {
+                next_seq: 1,
+                load: empty,
+                strangers: empty,
+                expired_total: 0,
+                shares: Shares::Unknown,
+                wake: WakeUp::default(),
+            },
+        );
         input.recipients.get_mut(&item.to).unwrap().devices.push((other, None));
         item.envelopes.push(OutgoingEnvelope { device: other, ..item.envelopes[0].clone() });
-        let plan = plan(&[&item], input, &BOUNDS, false).unwrap();
+        let plan = plan(&[&item], input, &BOUNDS, AFTER, false).unwrap();
         assert_eq!(results(&plan), ["stored 2"]);
         assert!(plan.envelopes.is_empty() && plan.signals.is_empty() && plan.mailboxes.is_empty());
         assert_eq!(plan.changed_sends.len(), 1);
@@ -562,23 +667,42 @@ mod tests {
         let send = input.sends.values_mut().next().unwrap();
         send.outcome[0].stored = false;
         input.blocked.insert((item.to, item.caller.user));
-        let plan = plan(&[&item], input, &BOUNDS, false).unwrap();
+        let plan = plan(&[&item], input, &BOUNDS, AFTER, false).unwrap();
         assert_eq!(results(&plan), ["stored 1"]);
         assert!(plan.envelopes.is_empty() && plan.sends.values().all(|send| send.dropped));
+    }
+
+    #[test]
+    fn what_stores_nothing_leaves_no_record() {
+        let (input, item) = input_and_send();
+        let device = item.envelopes[0].device;
+        let id = |n| MessageId(Uuid::from_u128(n));
+        let ephemeral = SendRequest { ephemeral: true, message: id(11), ..item.clone() };
+        let skipping = SendRequest { envelopes: Vec::new(), skipped: vec![device], message: id(12), ..item.clone() };
+        let to_nobody = SendRequest { envelopes: Vec::new(), message: id(13), ..item.clone() };
+        let mut too_large = SendRequest { message: id(14), ..item.clone() };
+        too_large.envelopes[0].content = Bytes::from_static(&[b'x'; 100]);
+        let unknown = SendRequest { to: UserId(Uuid::from_u128(15)), message: id(15), ..item.clone() };
+        let items = [&ephemeral, &skipping, &skipping, &to_nobody, &too_large, &unknown];
+        let plan = plan(&items, input, &BOUNDS, false).unwrap();
+        let (mismatch, unknown) = (results(&plan)[3].clone(), Refusal::NotFound.to_string());
+        assert_eq!(results(&plan), ["stored 0", "stored 0", "stored 0", &mismatch, FULL, &unknown]);
+        assert!(plan.answers[..3].iter().flatten().all(|answer| !answer.duplicate));
+        assert!(plan.new_sends.is_empty() && plan.changed_sends.is_empty() && plan.mailboxes.is_empty());
     }
 
     #[test]
     fn a_device_added_after_the_mailboxes_were_locked_makes_the_batch_run_again() {
         let (mut input, item) = input_and_send();
         input.mailboxes.clear();
-        assert!(matches!(plan(&[&item], input, &BOUNDS, false), Err(StoreError::Conflict(_))));
+        assert!(matches!(plan(&[&item], input, &BOUNDS, AFTER, false), Err(StoreError::Conflict(_))));
     }
 
     #[test]
     fn a_send_is_refused_only_if_its_device_has_a_newer_connection() {
         for (epoch, accepted) in [(0, false), (1, true), (2, true)] {
             let (input, item) = input_and_send();
-            let plan = plan(&[&SendRequest { epoch, ..item }], input, &BOUNDS, false).unwrap();
+            let plan = plan(&[&SendRequest { epoch, ..item }], input, &BOUNDS, AFTER, false).unwrap();
             assert_eq!(plan.answers[0].is_ok(), accepted);
         }
     }
