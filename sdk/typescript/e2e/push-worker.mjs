@@ -10,26 +10,23 @@ const url = new URL(self.location.href).searchParams.get('url');
 self.addEventListener('push', (event) => event.waitUntil((async () => {
   const signal = AbortSignal.timeout(20_000);
   const client = withPush(new SealwireClient({ url, storage: indexedDbStorage(), crypto: x3dhCrypto() }));
-  const drained = client.once('mailbox.drained', { signal });
-  let received = 0;
-  client.on('message', (m) => {
-    received++;
-    m.write(`chat/${m.from.userId}/${m.seq}`, m.text);
-  });
+  const drained = client.once('mailbox.drained', { signal }).catch(() => {});
+  let title = 'New messages';
+  client.on('message', (m) => m.write(`chat/${m.from.userId}/${m.seq}`, m.text));
   try {
     await client.connect({ signal });
-    if ((await client.push.receive(event.data?.json(), { signal })) !== 'wake') return;
-    // If a tab leads, it has the messages, and shows them.
-    if (client.leading) await drained;
+    const meaning = await client.push.receive(event.data?.json(), { signal });
+    if (meaning === 'confirmed') title = 'Notifications are on';
+    // If a tab leads, it fetches the messages.
+    if (meaning === 'wake' && client.leading) await drained;
   } catch (error) {
     console.warn('after a push:', error);
   } finally {
-    drained.catch(() => {});
     await client.close();
     // Browsers require that every push shows something while no page is visible.
-    const pages = await self.clients.matchAll({ type: 'window' });
+    const pages = await self.clients.matchAll({ type: 'window', includeUncontrolled: true });
     if (!pages.some((page) => page.visibilityState === 'visible')) {
-      await self.registration.showNotification(received > 1 ? `${received} new messages` : 'New messages', { tag: 'sealwire' });
+      await self.registration.showNotification(title, { tag: 'sealwire' });
     }
   }
 })()));

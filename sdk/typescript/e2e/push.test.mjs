@@ -78,6 +78,8 @@ test('a service worker confirms the registration, and fetches messages while no 
   await deliver(page, contents[0]);
   await until(async () => (await page.evaluate('app.client.push.status()')).state === 'active');
   assert.equal(await page.evaluate((target) => window.app.client.push.register(target), target), 'active');
+  // The page is visible.
+  assert.deepEqual(await page.evaluate('app.notifications()'), []);
 
   // The page goes on to run no client, as if it were closed: a worker needs a page for the DevTools protocol.
   await page.evaluate('app.client.close()');
