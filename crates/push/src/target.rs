@@ -30,7 +30,7 @@ const MAX_FCM_TOKEN: usize = 4096;
 /// A kind of push service.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Kind {
-    /// Web Push: browsers, and UnifiedPush.
+    /// Web Push: browsers, and apps by `UnifiedPush`.
     WebPush,
     /// Apple Push Notification service.
     Apns,
