@@ -21,15 +21,15 @@ use crate::{
     jwt,
     key_text::{self, KeyError},
     notification::{Fields, Notification, Urgency},
-    outcome::{Outcome, Reason},
+    outcome::{Outcome, Reason, Verdict},
     settings::ApnsSettings,
     target::ApnsTarget,
 };
 
 /// Apple refuses tokens that are older than an hour.
-const TOKEN_USE: Duration = Duration::from_secs(50 * 60);
+const TOKEN_USE: Duration = Duration::from_mins(50);
 /// Apple refuses a new token within 20 minutes of the last (`TooManyProviderTokenUpdates`).
-const MIN_TOKEN_USE: Duration = Duration::from_secs(20 * 60);
+const MIN_TOKEN_USE: Duration = Duration::from_mins(20);
 
 const TOPIC: HeaderName = HeaderName::from_static("apns-topic");
 const PUSH_TYPE: HeaderName = HeaderName::from_static("apns-push-type");
@@ -64,26 +64,26 @@ pub(crate) struct Apns {
     host: Endpoint,
     sandbox_host: Endpoint,
     alert: String,
-    token: Mutex<Option<Token>>,
+    token: Mutex<Option<ProviderToken>>,
 }
 
 /// The `Authorization` header, and when it was made.
 #[derive(Clone)]
-pub(crate) struct Token {
+pub(crate) struct ProviderToken {
     header: HeaderValue,
     made_at: SystemTime,
 }
 
 #[derive(Serialize)]
-struct Claims<'a> {
+struct ProviderClaims<'a> {
     iss: &'a str,
     iat: u64,
 }
 
-/// The content of a notification. The type is an alert that the app may change, since Apple drops notifications that
+/// The body of a request. The type is an alert that the app may change, since Apple drops notifications that
 /// run an app in the background without showing anything.
 #[derive(Serialize)]
-struct Content<'a> {
+struct ApnsRequest<'a> {
     aps: Aps<'a>,
     #[serde(flatten)]
     fields: Fields,
@@ -103,17 +103,8 @@ struct Alert<'a> {
 
 /// The body of a refusal.
 #[derive(Deserialize)]
-struct Refusal {
+struct ApnsRefusal {
     reason: String,
-}
-
-/// What to do after an answer.
-#[derive(Debug, PartialEq, Eq)]
-pub(crate) enum Verdict {
-    /// The outcome is known.
-    Done(Outcome),
-    /// The token was refused because of its age: try once more with a new one.
-    RenewToken,
 }
 
 impl Apns {
@@ -146,10 +137,10 @@ impl Apns {
         &self,
         target: &ApnsTarget,
         notification: &Notification,
-        token: &Token,
+        token: &ProviderToken,
         now: SystemTime,
     ) -> Result<Request<Full<Bytes>>, Unspecified> {
-        let content = Content {
+        let content = ApnsRequest {
             aps: Aps { alert: Alert { body: &self.alert }, mutable_content: 1 },
             fields: notification.payload.fields(),
         };
@@ -179,24 +170,24 @@ impl Apns {
     }
 
     /// The token for the next request.
-    pub(crate) fn token(&self, now: SystemTime, random: &SystemRandom) -> Result<Token, Unspecified> {
+    pub(crate) fn token(&self, now: SystemTime, random: &SystemRandom) -> Result<ProviderToken, Unspecified> {
         let mut token = self.token.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(token) = &*token
             && now.duration_since(token.made_at).is_ok_and(|age| age < TOKEN_USE)
         {
             return Ok(token.clone());
         }
-        let claims = Claims { iss: &self.team_id, iat: unix_seconds(now) };
+        let claims = ProviderClaims { iss: &self.team_id, iat: unix_seconds(now) };
         let jwt = jwt::es256(&self.key.0, Some(&self.key_id), &claims, random)?;
         let mut header = HeaderValue::try_from(format!("bearer {jwt}")).map_err(|_| Unspecified)?;
         header.set_sensitive(true);
-        let made = Token { header, made_at: now };
+        let made = ProviderToken { header, made_at: now };
         *token = Some(made.clone());
         Ok(made)
     }
 
     /// Discards a token that was refused because of its age. Returns whether a new one may be used now.
-    pub(crate) fn discard(&self, refused: &Token, now: SystemTime) -> bool {
+    pub(crate) fn discard(&self, refused: &ProviderToken, now: SystemTime) -> bool {
         let mut token = self.token.lock().unwrap_or_else(PoisonError::into_inner);
         if token.as_ref().is_some_and(|token| token.made_at != refused.made_at) {
             return true;
@@ -217,7 +208,7 @@ pub(crate) fn judge(head: &Head, body: &[u8]) -> Verdict {
     if head.status.is_success() {
         return Verdict::Done(Outcome::Delivered);
     }
-    let refusal = serde_json::from_slice::<Refusal>(body).ok();
+    let refusal = serde_json::from_slice::<ApnsRefusal>(body).ok();
     let reason = refusal.as_ref().map_or("", |refusal| refusal.reason.as_str());
     Verdict::Done(match (head.status, reason) {
         (StatusCode::GONE, _) | (StatusCode::BAD_REQUEST, "BadDeviceToken") => Outcome::Gone,

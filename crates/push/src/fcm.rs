@@ -22,7 +22,7 @@ use crate::{
     jwt,
     key_text::{self, KeyError},
     notification::{Fields, Notification, Urgency},
-    outcome::{Outcome, Reason},
+    outcome::{Outcome, Reason, Verdict},
     settings::FcmSettings,
     target::FcmTarget,
 };
@@ -30,9 +30,9 @@ use crate::{
 const SCOPE: &str = "https://www.googleapis.com/auth/firebase.messaging";
 const GRANT_TYPE: &str = "urn%3Aietf%3Aparams%3Aoauth%3Agrant-type%3Ajwt-bearer";
 /// How long the token is valid that an access token is asked for with. Google allows an hour.
-const ASSERTION_VALIDITY: Duration = Duration::from_secs(60 * 60);
+const ASSERTION_VALIDITY: Duration = Duration::from_hours(1);
 /// An access token is renewed this long before it ends, or halfway through if it is valid for less than twice that.
-const RENEWAL_MARGIN: Duration = Duration::from_secs(5 * 60);
+const RENEWAL_MARGIN: Duration = Duration::from_mins(5);
 /// After a refusal, no access token is asked for during this time.
 const REFUSAL_PAUSE: Duration = Duration::from_secs(5);
 /// The longest access token that is accepted. Google's have at most 2048 bytes.
@@ -91,12 +91,12 @@ pub(crate) struct Fcm {
     host: Endpoint,
     uri: Uri,
     token_endpoint: Endpoint,
-    access: Mutex<Access>,
+    access: Mutex<AccessState>,
 }
 
 /// What is known about the access token.
 #[derive(Default)]
-pub(crate) struct Access {
+pub(crate) struct AccessState {
     token: Option<AccessToken>,
     /// The last refusal, and until when it holds.
     refusal: Option<(Outcome, Instant)>,
@@ -111,7 +111,7 @@ pub(crate) struct AccessToken {
 }
 
 #[derive(Serialize)]
-struct Claims<'a> {
+struct AssertionClaims<'a> {
     iss: &'a str,
     scope: &'static str,
     aud: &'a str,
@@ -126,12 +126,12 @@ struct Grant {
 }
 
 #[derive(Serialize)]
-struct Envelope<'a> {
-    message: Message<'a>,
+struct FcmRequest<'a> {
+    message: FcmMessage<'a>,
 }
 
 #[derive(Serialize)]
-struct Message<'a> {
+struct FcmMessage<'a> {
     token: &'a str,
     data: Fields,
     android: Android,
@@ -146,18 +146,18 @@ struct Android {
 
 /// The body of a refusal.
 #[derive(Deserialize)]
-struct Refusal {
-    error: RefusalError,
+struct FcmRefusal {
+    error: FcmError,
 }
 
 #[derive(Deserialize)]
-struct RefusalError {
+struct FcmError {
     #[serde(default)]
-    details: Vec<Detail>,
+    details: Vec<ErrorDetail>,
 }
 
 #[derive(Deserialize)]
-struct Detail {
+struct ErrorDetail {
     #[serde(rename = "errorCode", default)]
     error_code: String,
     #[serde(rename = "fieldViolations", default)]
@@ -168,15 +168,6 @@ struct Detail {
 struct FieldViolation {
     #[serde(default)]
     field: String,
-}
-
-/// What to do after an answer.
-#[derive(Debug, PartialEq, Eq)]
-pub(crate) enum Verdict {
-    /// The outcome is known.
-    Done(Outcome),
-    /// The access token was refused: try once more with a new one.
-    RenewToken,
 }
 
 impl Fcm {
@@ -194,7 +185,7 @@ impl Fcm {
     }
 
     /// What is known about the access token. The caller that finds none asks for one while the others wait.
-    pub(crate) fn access(&self) -> &Mutex<Access> {
+    pub(crate) fn access(&self) -> &Mutex<AccessState> {
         &self.access
     }
 
@@ -209,7 +200,7 @@ impl Fcm {
             Urgency::Normal => "NORMAL",
             Urgency::High => "HIGH",
         };
-        let message = Message {
+        let message = FcmMessage {
             token: target.token(),
             data: notification.payload.fields(),
             android: Android {
@@ -218,7 +209,7 @@ impl Fcm {
                 collapse_key: notification.payload.topic(),
             },
         };
-        let body = serde_json::to_vec(&Envelope { message }).map_err(|_| Unspecified)?;
+        let body = serde_json::to_vec(&FcmRequest { message }).map_err(|_| Unspecified)?;
         let mut request = post(self.uri.clone(), Bytes::from(body), "application/json");
         request.headers_mut().insert(AUTHORIZATION, token.header.clone());
         Ok(request)
@@ -231,7 +222,7 @@ impl Fcm {
         random: &SystemRandom,
     ) -> Result<Request<Full<Bytes>>, Unspecified> {
         let account = &self.account;
-        let claims = Claims {
+        let claims = AssertionClaims {
             iss: &account.client_email,
             scope: SCOPE,
             aud: &account.token_uri,
@@ -252,7 +243,7 @@ fn post(uri: Uri, body: Bytes, content_type: &'static str) -> Request<Full<Bytes
     request
 }
 
-impl Access {
+impl AccessState {
     /// The access token, or the refusal that still holds, or `None` if a token has to be asked for.
     pub(crate) fn current(&self, now: SystemTime) -> Option<Result<AccessToken, Outcome>> {
         if let Some(token) = &self.token
@@ -314,7 +305,7 @@ pub(crate) fn judge(head: &Head, body: &[u8]) -> Verdict {
     if head.status.is_success() {
         return Verdict::Done(Outcome::Delivered);
     }
-    let details = serde_json::from_slice::<Refusal>(body).map(|refusal| refusal.error.details).unwrap_or_default();
+    let details = serde_json::from_slice::<FcmRefusal>(body).map(|refusal| refusal.error.details).unwrap_or_default();
     let has_code = |code| details.iter().any(|detail| detail.error_code == code);
     let is_token_invalid = || {
         let mut violations = details.iter().flat_map(|detail| &detail.field_violations);
@@ -323,12 +314,11 @@ pub(crate) fn judge(head: &Head, body: &[u8]) -> Verdict {
     let credentials = Outcome::Later { wait: head.retry_after, reason: Reason::Credentials };
     Verdict::Done(match head.status {
         StatusCode::NOT_FOUND if has_code("UNREGISTERED") => Outcome::Gone,
-        StatusCode::NOT_FOUND => credentials,
         StatusCode::BAD_REQUEST if is_token_invalid() => Outcome::Gone,
         StatusCode::UNAUTHORIZED if has_code("THIRD_PARTY_AUTH_ERROR") => credentials,
         StatusCode::UNAUTHORIZED => return Verdict::RenewToken,
         StatusCode::FORBIDDEN if has_code("SENDER_ID_MISMATCH") => Outcome::Failed(Reason::Rejected),
-        StatusCode::FORBIDDEN => credentials,
+        StatusCode::NOT_FOUND | StatusCode::FORBIDDEN => credentials,
         _ => head.judge(),
     })
 }
@@ -386,7 +376,7 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn access_tokens_are_kept_until_shortly_before_they_end() {
         let at = |seconds: u64| UNIX_EPOCH + Duration::from_secs(1_800_000_000 + seconds);
-        let mut access = Access::default();
+        let mut access = AccessState::default();
         assert!(access.current(at(0)).is_none());
         let answer = (head(200), br#"{"access_token":"ya29.a","expires_in":3599,"token_type":"Bearer"}"#.to_vec());
         let token = access.keep(Ok(answer), at(0)).unwrap();
@@ -405,8 +395,8 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn after_a_refusal_no_token_is_asked_for_at_once() {
-        let now = UNIX_EPOCH + Duration::from_secs(1_800_000_000);
-        let mut access = Access::default();
+        let now = UNIX_EPOCH + Duration::from_secs(1_800_000_001);
+        let mut access = AccessState::default();
         for (status, body, reason) in [
             (400, r#"{"error":"invalid_grant"}"#, Reason::Credentials),
             (401, "", Reason::Credentials),

@@ -47,7 +47,7 @@ const IDLE_PER_ORIGIN: usize = 2;
 const PING_INTERVAL: Duration = Duration::from_secs(10);
 const PING_TIMEOUT: Duration = Duration::from_secs(5);
 /// How long APNs connections are kept. Apple asks for connections that are kept.
-const APNS_IDLE_TIMEOUT: Duration = Duration::from_secs(60 * 60);
+const APNS_IDLE_TIMEOUT: Duration = Duration::from_hours(1);
 
 /// How connections are made and kept.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -76,7 +76,7 @@ pub(crate) struct Head {
 }
 
 /// An answer, of which the body has not been read.
-pub(crate) struct Response {
+pub(crate) struct Answer {
     pub(crate) head: Head,
     body: Incoming,
 }
@@ -86,7 +86,7 @@ impl HttpClient {
     /// looked up by `single_resolver`, so that their look-ups cannot delay the others.
     pub(crate) fn new(
         rules: &EndpointRules,
-        tls: ClientConfig,
+        tls: &ClientConfig,
         timeout: Duration,
         resolver: Arc<dyn Resolve>,
         single_resolver: Arc<dyn Resolve>,
@@ -126,7 +126,7 @@ impl HttpClient {
         pool: Pool,
         request: Request<Full<Bytes>>,
         now: SystemTime,
-    ) -> Result<Response, Outcome> {
+    ) -> Result<Answer, Outcome> {
         let client = match pool {
             Pool::Single => &self.single,
             Pool::Kept => &self.kept,
@@ -135,7 +135,7 @@ impl HttpClient {
         let response = client.request(request).await.map_err(|error| no_answer(&error))?;
         let (parts, body) = response.into_parts();
         let retry_after = parts.headers.get(RETRY_AFTER).and_then(|value| parse_retry_after(value, now));
-        Ok(Response { head: Head { status: parts.status, retry_after }, body })
+        Ok(Answer { head: Head { status: parts.status, retry_after }, body })
     }
 }
 
@@ -153,7 +153,7 @@ impl Head {
     }
 }
 
-impl Response {
+impl Answer {
     /// Reads the body: its first 8 KiB, or what came of it in time. Reading to the end keeps the connection usable, so
     /// this is called even if the body is not needed.
     pub(crate) async fn read(mut self) -> Vec<u8> {
@@ -220,11 +220,11 @@ mod tests {
 
     #[test]
     fn retry_after_is_seconds_or_a_date_of_at_most_a_day() {
-        let now = UNIX_EPOCH + Duration::from_secs(1_445_412_420);
+        let now = UNIX_EPOCH + Duration::from_secs(1_445_412_421);
         let parse = |text| parse_retry_after(&HeaderValue::from_static(text), now).map(|wait| wait.as_secs());
         assert_eq!(parse("120"), Some(120));
         assert_eq!(parse(" 0 "), Some(0));
-        assert_eq!(parse("Wed, 21 Oct 2015 07:28:00 GMT"), Some(60));
+        assert_eq!(parse("Wed, 21 Oct 2015 07:28:00 GMT"), Some(59));
         assert_eq!(parse("Wed, 21 Oct 2015 07:26:00 GMT"), Some(0));
         assert_eq!(parse("99999999999999999999999"), Some(86_400));
         assert_eq!(parse("Fri, 31 Dec 9999 23:59:59 GMT"), Some(86_400));

@@ -31,7 +31,7 @@ pub enum Payload {
 }
 
 /// The four weeks that push services keep notifications for at most.
-const MAX_TIME_TO_LIVE: Duration = Duration::from_secs(28 * 24 * 60 * 60);
+const MAX_TIME_TO_LIVE: Duration = Duration::from_hours(28 * 24);
 
 impl Notification {
     /// The seconds that the push service keeps the notification.

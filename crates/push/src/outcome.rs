@@ -26,7 +26,7 @@ pub enum Outcome {
 
 impl Outcome {
     /// The longest wait that a push service can ask for: a day.
-    pub const MAX_WAIT: Duration = Duration::from_secs(24 * 60 * 60);
+    pub const MAX_WAIT: Duration = Duration::from_hours(24);
 
     /// A name for metrics and logs: `delivered`, `gone`, `later`, `busy` or `failed`.
     #[must_use]
@@ -43,6 +43,15 @@ impl Outcome {
     pub(crate) fn later(reason: Reason) -> Self {
         Self::Later { wait: None, reason }
     }
+}
+
+/// What to do after an answer of a service that authenticates this server by a token.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) enum Verdict {
+    /// The outcome is known.
+    Done(Outcome),
+    /// The token was refused: try once more with a new one.
+    RenewToken,
 }
 
 /// Why a notification was not delivered. Contains nothing that the service or the client chose.

@@ -13,10 +13,10 @@ use crate::{
     apns::{self, Apns},
     endpoint::EndpointRules,
     fcm::{self, AccessToken, Fcm},
-    http::{HttpClient, Pool, Resolve, Response, SystemResolver},
+    http::{Answer, HttpClient, Pool, Resolve, SystemResolver},
     notification::Notification,
     origins::{Origins, Place},
-    outcome::{Outcome, Reason},
+    outcome::{Outcome, Reason, Verdict},
     settings::{Limits, Settings, WebPushSettings},
     target::{ApnsTarget, FcmTarget, Kind, Target, WebPushTarget},
     web_push::{self, WebPush},
@@ -125,7 +125,7 @@ impl Sender {
         trusted.extend(fcm.iter().map(|fcm| Arc::clone(fcm.host().origin())));
         Ok(Self(Arc::new(Inner {
             origins: Origins::new(limits, trusted),
-            http: HttpClient::new(&rules, tls, limits.timeout, resolver, unproven_resolver),
+            http: HttpClient::new(&rules, &tls, limits.timeout, resolver, unproven_resolver),
             random: SystemRandom::new(),
             web_push,
             apns,
@@ -199,9 +199,9 @@ impl Inner {
         let sent = async {
             let now = (self.clock)();
             let request = web_push.request(target, notification, place.vapid_token(), now, &self.random);
-            let response = self.exchange(&place, pool, request, now).await?;
-            let outcome = web_push::judge(&response.head);
-            response.read().await;
+            let answer = self.exchange(&place, pool, request, now).await?;
+            let outcome = web_push::judge(&answer.head);
+            answer.read().await;
             Ok(outcome)
         };
         self.in_time(&place, sent).await
@@ -215,12 +215,12 @@ impl Inner {
                 let now = (self.clock)();
                 let token = apns.token(now, &self.random).map_err(encryption_failed)?;
                 let request = apns.request(target, notification, &token, now);
-                let response = self.exchange(&place, Pool::Http2, request, now).await?;
-                let head = response.head;
-                match apns::judge(&head, &response.read().await) {
-                    apns::Verdict::Done(outcome) => return Ok(outcome),
-                    apns::Verdict::RenewToken if !is_renewed && apns.discard(&token, now) => is_renewed = true,
-                    apns::Verdict::RenewToken => return Ok(Outcome::later(Reason::Credentials)),
+                let answer = self.exchange(&place, Pool::Http2, request, now).await?;
+                let head = answer.head;
+                match apns::judge(&head, &answer.read().await) {
+                    Verdict::Done(outcome) => return Ok(outcome),
+                    Verdict::RenewToken if !is_renewed && apns.discard(&token, now) => is_renewed = true,
+                    Verdict::RenewToken => return Ok(Outcome::later(Reason::Credentials)),
                 }
             }
         };
@@ -234,15 +234,15 @@ impl Inner {
             loop {
                 let token = self.access_token(fcm).await?;
                 let request = fcm.request(target, notification, &token);
-                let response = self.exchange(&place, Pool::Kept, request, (self.clock)()).await?;
-                let head = response.head;
-                match fcm::judge(&head, &response.read().await) {
-                    fcm::Verdict::Done(outcome) => return Ok(outcome),
-                    fcm::Verdict::RenewToken if !is_renewed => {
+                let answer = self.exchange(&place, Pool::Kept, request, (self.clock)()).await?;
+                let head = answer.head;
+                match fcm::judge(&head, &answer.read().await) {
+                    Verdict::Done(outcome) => return Ok(outcome),
+                    Verdict::RenewToken if !is_renewed => {
                         fcm.access().lock().await.discard(&token);
                         is_renewed = true;
                     }
-                    fcm::Verdict::RenewToken => return Ok(Outcome::later(Reason::Credentials)),
+                    Verdict::RenewToken => return Ok(Outcome::later(Reason::Credentials)),
                 }
             }
         };
@@ -258,12 +258,12 @@ impl Inner {
         }
         let asked = async {
             let request = fcm.token_request(now, &self.random).map_err(encryption_failed)?;
-            let response = self.http.send(Pool::Kept, request, now).await?;
-            Ok((response.head, response.read().await))
+            let answer = self.http.send(Pool::Kept, request, now).await?;
+            Ok((answer.head, answer.read().await))
         };
         // Shorter than the send, so that a service that hangs is noted as a refusal, and not asked by each send.
-        let answer = timeout(self.limits.timeout / 2, asked).await.unwrap_or(Err(Outcome::later(Reason::Timeout)));
-        access.keep(answer, now)
+        let granted = timeout(self.limits.timeout / 2, asked).await.unwrap_or(Err(Outcome::later(Reason::Timeout)));
+        access.keep(granted, now)
     }
 
     /// Sends a request, and notes whether the origin answers.
@@ -273,23 +273,22 @@ impl Inner {
         pool: Pool,
         request: Result<Request<Full<Bytes>>, Unspecified>,
         now: SystemTime,
-    ) -> Result<Response, Outcome> {
+    ) -> Result<Answer, Outcome> {
         let request = request.map_err(encryption_failed)?;
-        let response = self.http.send(pool, request, now).await;
-        match &response {
+        let answer = self.http.send(pool, request, now).await;
+        match &answer {
             Ok(_) => place.answered(),
             Err(_) => place.failed(),
         }
-        response
+        answer
     }
 
     async fn in_time(&self, place: &Place<'_>, sent: impl Future<Output = Result<Outcome, Outcome>>) -> Outcome {
-        match timeout(self.limits.timeout, sent).await {
-            Ok(Ok(outcome) | Err(outcome)) => outcome,
-            Err(_) => {
-                place.failed();
-                Outcome::later(Reason::Timeout)
-            }
+        if let Ok(Ok(outcome) | Err(outcome)) = timeout(self.limits.timeout, sent).await {
+            outcome
+        } else {
+            place.failed();
+            Outcome::later(Reason::Timeout)
         }
     }
 }

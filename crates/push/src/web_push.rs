@@ -34,9 +34,9 @@ use crate::{
 /// The plaintext of every message is padded to this, so that its length does not tell what it says.
 const PADDED: usize = 128;
 /// How long a token is valid. RFC 8292 §2 allows 24 hours; this leaves room for clocks that differ.
-const TOKEN_VALIDITY: Duration = Duration::from_secs(12 * 60 * 60);
+const TOKEN_VALIDITY: Duration = Duration::from_hours(12);
 /// A token is used for half its validity.
-const TOKEN_USE: Duration = Duration::from_secs(6 * 60 * 60);
+const TOKEN_USE: Duration = Duration::from_hours(6);
 
 const TTL: HeaderName = HeaderName::from_static("ttl");
 const URGENCY: HeaderName = HeaderName::from_static("urgency");
@@ -92,7 +92,7 @@ pub(crate) struct WebPush {
 pub(crate) struct VapidToken(Mutex<Option<(HeaderValue, SystemTime)>>);
 
 #[derive(Serialize)]
-struct Claims<'a> {
+struct VapidClaims<'a> {
     aud: &'a str,
     exp: u64,
     sub: &'a str,
@@ -149,7 +149,7 @@ impl WebPush {
         {
             return Ok(header.clone());
         }
-        let claims = Claims { aud: origin, exp: unix_seconds(now + TOKEN_VALIDITY), sub: &self.subject };
+        let claims = VapidClaims { aud: origin, exp: unix_seconds(now + TOKEN_VALIDITY), sub: &self.subject };
         let jwt = jwt::es256(&self.key.key, None, &claims, random)?;
         let header = format!("vapid t={jwt}, k={}", self.key.public);
         let mut header = HeaderValue::try_from(header).map_err(|_| Unspecified)?;
@@ -249,7 +249,7 @@ mod tests {
         let target = target.unwrap();
         let web_push = web_push();
         let request = |payload, urgency| {
-            let notification = Notification { payload, urgency, time_to_live: Duration::from_secs(60) };
+            let notification = Notification { payload, urgency, time_to_live: Duration::from_mins(1) };
             let token = VapidToken::default();
             web_push.request(&target, &notification, &token, at(1_800_000_000), &SystemRandom::new()).unwrap()
         };

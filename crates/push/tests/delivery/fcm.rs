@@ -64,7 +64,7 @@ async fn a_message_is_sent_with_the_access_token_of_the_account() {
     let confirm = Notification {
         payload: Payload::Confirm { nonce: Nonce::new([0; 16]) },
         urgency: Urgency::Normal,
-        time_to_live: Duration::from_secs(600),
+        time_to_live: Duration::from_mins(10),
     };
     assert_eq!(sender.send(&target(), &confirm).await, Outcome::Delivered);
 
@@ -172,7 +172,7 @@ async fn a_refused_account_sends_nothing_and_is_not_asked_for_each_message() {
 async fn a_token_service_that_hangs_is_asked_by_one_send_at_a_time() {
     let service = Service::raw(|stream| async move {
         let _stream = stream;
-        std::future::pending().await
+        std::future::pending::<()>().await;
     })
     .await;
     let limits = Limits { timeout: Duration::from_millis(500), ..Limits::default() };
@@ -207,7 +207,7 @@ async fn refusals_decide_what_happens_next() {
         (answer(404, "<html>"), later(None, Reason::Credentials)),
         (error(400, "INVALID_ARGUMENT"), Outcome::Failed(Reason::Rejected)),
         (error(403, "SENDER_ID_MISMATCH"), Outcome::Failed(Reason::Rejected)),
-        (many, later(Some(Duration::from_secs(60)), Reason::RateLimited)),
+        (many, later(Some(Duration::from_mins(1)), Reason::RateLimited)),
         (error(503, "UNAVAILABLE"), later(None, Reason::ServerError)),
         (answer(200, "garbage"), Outcome::Delivered),
     ] {

@@ -17,7 +17,7 @@ const CONNECTION: Outcome = Outcome::Later { wait: None, reason: Reason::Connect
 
 async fn hang(stream: TcpStream) {
     let _stream = stream;
-    std::future::pending().await
+    std::future::pending::<()>().await;
 }
 
 /// Reads a whole request. Its body is encrypted and has one size, so its end is known.

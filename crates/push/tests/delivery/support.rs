@@ -289,7 +289,7 @@ pub fn sender_with_names(settings: Settings, script: &Arc<Script>) -> Sender {
 }
 
 pub fn wake() -> Notification {
-    Notification { payload: Payload::Wake, urgency: Urgency::High, time_to_live: Duration::from_secs(3600) }
+    Notification { payload: Payload::Wake, urgency: Urgency::High, time_to_live: Duration::from_hours(1) }
 }
 
 /// A user agent of Web Push. It can decrypt one message.

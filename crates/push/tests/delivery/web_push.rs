@@ -22,7 +22,7 @@ async fn a_user_agent_decrypts_what_the_service_verified() {
     let confirm = Notification {
         payload: Payload::Confirm { nonce: Nonce::new([0xfb; 16]) },
         urgency: Urgency::Normal,
-        time_to_live: Duration::from_secs(600),
+        time_to_live: Duration::from_mins(10),
     };
     assert_eq!(sender.send(&second.target(&endpoint, &sender), &confirm).await, Outcome::Delivered);
 
