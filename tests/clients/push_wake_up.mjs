@@ -48,7 +48,8 @@ const arrived = (subscription, count) =>
 
 const alice = await Device.signIn(server, 'alice-push', MSGPACK);
 const bob = await Device.signIn(server, 'bob-push', JSON_TEXT);
-await Promise.all([alice, bob].map((device) => device.catchUp()));
+await Promise.all([alice, bob].map((device) => device.publish(5)));
+await alice.startSessions(bob.user, await alice.claim(bob.user));
 
 const { vapid_public_key, state, kinds } = bob.socket.welcome.push;
 assert.deepEqual({ state, kinds }, { state: 'none', kinds: ['webpush'] });
