@@ -32,4 +32,6 @@ pub struct UsageLimits {
     pub stranger_keys_per_device_hour: u32,
     /// Messages per second sent by one device.
     pub sends_per_device_second: u32,
+    /// Messages per second sent by one user to one other, ephemeral ones included; as a burst, five times as many.
+    pub sends_per_pair_second: u32,
 }

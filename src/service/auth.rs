@@ -179,12 +179,22 @@ impl Service {
         if self.store.create_challenge(&challenge, decide).await? {
             self.metrics.proofs.inc(ProofOutcome::Accepted);
         }
-        let mail = Mail::code(email, &code, purpose).caused_from(network);
+        let mail = Mail::code(email, &code, purpose).caused_from(Some(network));
         if is_useful {
+            if let Some(shown) = &self.shown_codes {
+                shown.add(id, code, now);
+            }
             self.metrics.codes_mailed.inc();
         }
         self.mailer.send_or(mail, !is_useful, withdraw(self.store.clone(), id)).await;
         Ok(Challenge { id })
+    }
+
+    /// Returns the code of a challenge for the try-it page. `None` if the page is not served, mails are not printed, or
+    /// the code was never made, has expired or is not among the latest.
+    #[must_use]
+    pub fn shown_code(&self, challenge: ChallengeId) -> Option<OtpCode> {
+        self.shown_codes.as_ref()?.get(challenge, self.now())
     }
 
     /// Returns the keyed hash under which an address knows a network.
@@ -369,7 +379,7 @@ impl Service {
     /// revoked for it.
     fn mail_sign_in(&self, signed_in: &SignedIn, network: Option<ClientNetwork>) {
         let (email, name) = (signed_in.email.clone(), signed_in.device_name.as_deref());
-        let send = |mail: Mail| self.mailer.send(Mail { network, ..mail });
+        let send = |mail: Mail| self.mailer.send(mail.caused_from(network));
         if let Some(replaced) = &signed_in.replaced {
             send(Mail::device_revoked(email.clone(), replaced.name.as_deref()));
         }

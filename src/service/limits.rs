@@ -9,7 +9,7 @@ use std::time::Duration;
 use super::sliding_window::SlidingWindow;
 use crate::{
     domain::{
-        ClientNetwork, DeviceId, Refusal, Timestamp, UserId,
+        Caller, ClientNetwork, DeviceId, Refusal, Timestamp, UserId,
         clock_guard::TOLERATED_AHEAD,
         keyed_buckets::KeyedBuckets,
         network::CountedNetwork,
@@ -32,6 +32,8 @@ const GUESSES_WITHOUT_HARD_PROOF: usize = 100;
 const MONTH: Duration = Duration::from_hours(30 * 24);
 /// `retry_after` of a request that needs a proof however long the client waits.
 const PROOF_IS_NEEDED: Duration = HOUR;
+/// The burst of messages from one user to another is as many as the rate allows in this many seconds.
+const PAIR_BURST: u32 = 5;
 
 /// The limits that are counted in memory.
 pub struct Limits {
@@ -39,20 +41,26 @@ pub struct Limits {
     verify_per_network: SlidingWindow<CountedNetwork>,
     session_failures_per_network: SlidingWindow<CountedNetwork>,
     find_per_user: SlidingWindow<UserId>,
-    sends_per_device: KeyedBuckets<DeviceId>,
+    sends_per_device: KeyedBuckets<UserId, DeviceId>,
+    /// By sending and receiving user.
+    sends_per_pair: KeyedBuckets<UserId, UserId>,
 }
 
 impl Limits {
     /// Starts with nothing counted.
     #[must_use]
     pub fn new(settings: &UsageLimits) -> Self {
-        let sends = settings.sends_per_device_second;
+        let (sends, to_one) = (settings.sends_per_device_second, settings.sends_per_pair_second);
         Self {
             otp_per_network: SlidingWindow::new(settings.otp_per_network_hour, HOUR),
             verify_per_network: SlidingWindow::new(settings.verify_per_network_minute, MINUTE),
             session_failures_per_network: SlidingWindow::new(settings.session_failures_per_network_minute, MINUTE),
             find_per_user: SlidingWindow::new(settings.find_per_user_hour, HOUR),
             sends_per_device: KeyedBuckets::new(sends, Duration::from_secs(1) / sends.max(1)),
+            sends_per_pair: KeyedBuckets::new(
+                to_one.saturating_mul(PAIR_BURST),
+                Duration::from_secs(1) / to_one.max(1),
+            ),
         }
     }
 
@@ -98,12 +106,23 @@ impl Limits {
         self.find_per_user.take(&[(user, 1)], now).map_err(|retry_after| Refusal::RateLimited { retry_after })
     }
 
-    /// Counts a message.
+    /// Counts a message to a user.
     ///
     /// # Errors
-    /// `rate_limited` if the device has sent too many.
-    pub fn send(&self, device: DeviceId, now: Timestamp) -> Result<(), Refusal> {
-        self.sends_per_device.take(device, now).map_err(|retry_after| Refusal::RateLimited { retry_after })
+    /// `rate_limited` if the device has sent too many, or its user too many to this one. What a user sends to itself
+    /// counts for the device only.
+    pub fn send(&self, caller: &Caller, to: UserId, now: Timestamp) -> Result<(), Refusal> {
+        let Caller { user, device, .. } = *caller;
+        let refused = |retry_after| Refusal::RateLimited { retry_after };
+        self.sends_per_device.take(user, device, now).map_err(refused)?;
+        if to == user {
+            return Ok(());
+        }
+        self.sends_per_pair.take(user, to, now).map_err(|retry_after| {
+            // A refused message costs the device nothing.
+            self.sends_per_device.refund(user, device);
+            refused(retry_after)
+        })
     }
 }
 
@@ -224,6 +243,7 @@ mod tests {
         claim_refill_s: 1,
         stranger_keys_per_device_hour: 0,
         sends_per_device_second: 0,
+        sends_per_pair_second: 0,
     };
     const SENT: CodeVerdict = CodeVerdict::Send { spends_proof: false, is_paid: false };
 

@@ -26,7 +26,7 @@ pub struct Mail {
     pub(super) subject: &'static str,
     pub(super) text: String,
     /// The network of the client that caused it, if a client did.
-    pub network: Option<ClientNetwork>,
+    pub(super) network: Option<ClientNetwork>,
 }
 
 impl Mail {
@@ -54,10 +54,10 @@ impl Mail {
         Self { to, subject, text, network: None }
     }
 
-    /// The same mail, caused by a client in this network.
+    /// The same mail, caused by a client in this network; `None` if no client caused it.
     #[must_use]
-    pub fn caused_from(self, network: ClientNetwork) -> Self {
-        Self { network: Some(network), ..self }
+    pub fn caused_from(self, network: Option<ClientNetwork>) -> Self {
+        Self { network, ..self }
     }
 
     /// The mail that `sealwire check-config --mail-to` sends.

@@ -11,7 +11,12 @@ use crate::support::{Cluster, Server, Services, eventually};
 #[tokio::test(flavor = "multi_thread")]
 async fn clients_move_between_nodes_that_restart_and_lose_nothing() {
     let services = Services::shared();
-    let mut cluster = Cluster::start(&services, 2, &[("LIMITS__SENDS_PER_DEVICE_SECOND", "0")]).await;
+    let mut cluster = Cluster::start(
+        &services,
+        2,
+        &[("LIMITS__SENDS_PER_DEVICE_SECOND", "0"), ("LIMITS__SENDS_PER_PAIR_SECOND", "0")],
+    )
+    .await;
     let balancer = Network::before(cluster.nodes.iter().map(Server::address).collect()).await;
     let mut devices = Vec::new();
     for email in ["alice@example.org", "bob@example.org"] {
