@@ -278,7 +278,8 @@ mod tests {
             assert_eq!(opened(ipv6(9, 9)).len(), each);
             let of_40: Vec<_> = (0..20).flat_map(|narrow| opened(ipv6(1, narrow))).collect();
             assert_eq!(of_40.len(), 8 * each);
-            let of_32: Vec<_> = (2..40).flat_map(|wide| (0..8).flat_map(|n| opened(ipv6(wide, n))).collect::<Vec<_>>()).collect();
+            let of_32: Vec<_> =
+                (2..40).flat_map(|wide| (0..8).flat_map(|n| opened(ipv6(wide, n))).collect::<Vec<_>>()).collect();
             assert_eq!(of_40.len() + of_32.len(), widest);
             assert_eq!(opened(ClientNetwork::V6([0x20, 0x01, 0x0d, 0xb9, 0, 0])).len(), each, "another /32");
             drop(of_32);

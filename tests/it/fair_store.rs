@@ -238,12 +238,12 @@ async fn a_user_with_many_operations_waits_to_connect_and_to_log_out_and_others_
             }
         })
     });
-    let log_out = |token: String| async move { call(node, Method::DELETE, "/v1/auth/session", Some(&token), None).await.0 };
+    let log_out =
+        |token: String| async move { call(node, Method::DELETE, "/v1/auth/session", Some(&token), None).await.0 };
     let watch = async {
         // The attacker's queue is full nearly always. A place in it is no answer yet.
-        let refused_connect = async {
-            while Socket::try_connect(node, &devices[2].token, Codec::Json).await.is_some() {}
-        };
+        let refused_connect =
+            async { while Socket::try_connect(node, &devices[2].token, Codec::Json).await.is_some() {} };
         let refused_logout = async {
             for device in devices[3..].iter().cycle().take(60) {
                 if log_out(device.token.clone()).await.as_u16() == 503 {

@@ -140,8 +140,7 @@ async fn behind_a_trusted_proxy_the_limits_apply_to_the_forwarded_addresses() {
 /// Each /48 of IPv6 has the limit, and the /40 around it eight times as much.
 #[tokio::test(flavor = "multi_thread")]
 async fn many_small_ipv6_networks_of_a_wide_one_share_a_limit_of_sockets() {
-    let app =
-        TestApp::start(&[("SERVER__TRUSTED_PROXIES", "127.0.1.0/24"), ("LIMITS__CONNECTIONS_PER_NETWORK", "1")]);
+    let app = TestApp::start(&[("SERVER__TRUSTED_PROXIES", "127.0.1.0/24"), ("LIMITS__CONNECTIONS_PER_NETWORK", "1")]);
     let users = users(&app, 11).await;
     let mut held = Vec::new();
     for (narrow, user) in users[..8].iter().enumerate() {

@@ -231,7 +231,8 @@ const SIX_A_DAY: [(&str, &str); 2] =
 /// Makes six wrong guesses over one node, after which the network may make none over another.
 async fn ops_use_up_the_guesses_of_a_network(first: &impl Server, second: &impl Server) {
     let person = sign_in(first, ALICE).await;
-    let sockets = [first_socket(first, &person.token).await, first_socket(second, &sign_in(second, ALICE).await.token).await];
+    let sockets =
+        [first_socket(first, &person.token).await, first_socket(second, &sign_in(second, ALICE).await.token).await];
     let [delete, change] = [OpCode::to_delete(first).await, OpCode::to_change(first).await];
     for guess in 0..3 {
         delete.guess_wrong(&sockets[0], guess).await;

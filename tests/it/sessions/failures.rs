@@ -131,9 +131,9 @@ async fn four_look_ups_run_at_a_time_for_networks_over_the_limit() {
     }
     let mut row_lock = RowLock::lock(&cluster, DEVICE, &person.device).await;
     let mut table_lock = lock_sessions(&cluster).await;
-    let flood = join_all((0..60).map(|client| async move {
-        look_up(node, &format!("192.0.{}.{client}", client % 2), &invalid()).await
-    }));
+    let flood = join_all(
+        (0..60).map(|client| async move { look_up(node, &format!("192.0.{}.{client}", client % 2), &invalid()).await }),
+    );
     let watch = async {
         row_lock.wait_for_waiters(4).await;
         table_lock.execute("ROLLBACK").await.unwrap();
