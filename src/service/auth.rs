@@ -413,9 +413,10 @@ impl Service {
     ) -> Result<(Session, Notifications), Refusal> {
         let (hash, now) = (token.hash(), self.now());
         let _own = self.lookups.enter(hash).await?;
-        let _slow = match self.limits.has_session_failures(network, now) {
-            true => Some(self.over_limit_lookups.acquire().await.map_err(|_| Refusal::Unavailable)?),
-            false => None,
+        let _slow = if self.limits.has_session_failures(network, now) {
+            Some(self.over_limit_lookups.acquire().await.map_err(|_| Refusal::Unavailable)?)
+        } else {
+            None
         };
         let presented = match self.store.present(&hash, now).await.map_err(Refusal::from) {
             Err(invalid @ Refusal::Unauthorized(_)) => {

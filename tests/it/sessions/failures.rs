@@ -11,7 +11,7 @@ use uuid::Uuid;
 use crate::{
     auth::BEHIND_A_PROXY,
     metrics::wait_for_sample,
-    support::{Cluster, RowLock, Server, Services, TestApp, problem::assert_problem, sign_in},
+    support::{Cluster, RowLock, Server, Services, TestApp, http::call, problem::assert_problem, sign_in},
 };
 
 const FIVE: (&str, &str) = ("LIMITS__SESSION_FAILURES_PER_NETWORK_MINUTE", "5");
@@ -58,8 +58,8 @@ async fn a_network_may_present_a_limited_number_of_invalid_tokens_a_minute() {
         [(Method::GET, "/v1/auth/session"), (Method::DELETE, "/v1/auth/session"), (Method::GET, "/v1/socket")]
     {
         let (status, wait, body) = present(&app, method, path, "192.0.2.200", &invalid()).await;
-        assert_eq!(status, assert_problem(&body["error"], "rate_limited", path), "{body}");
-        assert_eq!((status, wait), (StatusCode::TOO_MANY_REQUESTS, Some(60)));
+        assert_eq!(status.as_u16(), assert_problem(&body["error"], "rate_limited", path), "{body}");
+        assert_eq!(wait, Some(60));
     }
     wait_for_sample(app.admin(), "sealwire_session_failures_limited_total", 3.0..=3.0).await;
     assert_eq!(look_up(&app, "192.0.2.200", &person.token).await, StatusCode::OK, "a valid token is served");
@@ -134,8 +134,20 @@ async fn four_look_ups_run_at_a_time_for_networks_over_the_limit() {
     let flood = join_all(
         (0..60).map(|client| async move { look_up(node, &format!("192.0.{}.{client}", client % 2), &invalid()).await }),
     );
+    let mut watching = cluster.sql().await;
     let watch = async {
         row_lock.wait_for_waiters(4).await;
+        for _ in 0..50 {
+            let (status, body) = call(node, Method::GET, "/readyz", None, None).await;
+            assert_eq!(status, StatusCode::OK, "{body}");
+            let (waiting,): (i64,) = sqlx::query_as(
+                "SELECT COUNT(*) FROM pg_stat_activity WHERE datname = current_database() AND wait_event_type = 'Lock'",
+            )
+            .fetch_one(&mut watching)
+            .await
+            .unwrap();
+            assert!(waiting <= 4, "{waiting} look-ups wait in the database");
+        }
         table_lock.execute("ROLLBACK").await.unwrap();
     };
     tokio::join!(flood, watch);
@@ -156,6 +168,7 @@ async fn look_ups_of_one_token_run_one_at_a_time() {
         let others = join_all((0..3).map(|_| look_up(node, "127.0.0.1", &other.token)));
         let watch = async {
             row_lock.wait_for_waiters(2).await;
+            wait_for_sample(node.admin(), "sealwire_user_queue_full_total", 35.0..=35.0).await;
             table_lock.execute("ROLLBACK").await.unwrap();
         };
         tokio::join!(others, watch).0
