@@ -121,6 +121,8 @@ label! {
         Claims "claims",
         /// Sends and acks.
         Mail "mail",
+        /// Sends and acks for mailboxes that other transactions keep locked.
+        DeferredMail "deferred_mail",
         /// Opened connections.
         Connections "connections",
         /// Closed connections.

@@ -1,5 +1,6 @@
 //! The store's contract: one suite that runs on SQLite and on PostgreSQL, so that the two cannot drift apart.
 
+mod counters;
 mod given_schema;
 mod postgres;
 mod schema;

@@ -5,9 +5,9 @@ import { icon } from '../icons.js';
 import type { Contact, Message } from '../model/chats.js';
 import type { Person } from '../model/person.js';
 import { dayOf, fullTime, nameOf, onlyEmoji, sameDay, timeOf } from '../text.js';
-import { announce } from './announce.js';
+import { announce, notify } from './announce.js';
 import { openContact } from './contact.js';
-import { avatar } from './parts.js';
+import { avatar, explain } from './parts.js';
 import { tick } from './tick.js';
 import { linked } from './links.js';
 
@@ -23,6 +23,9 @@ const GROUP_MS = 4 * 60_000;
 /** A draft is stored after a pause of this length. */
 const DRAFT_MS = 400;
 
+/** The draft of a page that was reloaded. */
+const UNSTORED = 'try-it/draft';
+
 /** What stands in the list of messages. */
 type Item = { key: string; day: number } | { key: string; unread: number } | { key: string; message: Message; first: boolean };
 
@@ -30,6 +33,12 @@ export class Conversation {
   readonly element: HTMLElement;
 
   readonly #welcome: HTMLElement;
+  readonly #invitation = h('h2', {});
+  /** What to do first, as long as there is nobody to write to. */
+  readonly #steps = [
+    h('li', {}, h('strong', {}, 'Open a second tab'), h('span', {}, ' and sign in as another person. Two tabs are two people.')),
+    h('li', {}, h('strong', {}, 'Add that address'), h('span', {}, ' with + and write something.')),
+  ] as const;
   readonly #head: HTMLElement;
   readonly #face = h('span', {});
   readonly #name = h('h2', { dir: 'auto' });
@@ -89,20 +98,23 @@ export class Conversation {
       h(
         'div',
         { class: 'nothing-body' },
-        h('h2', {}, 'Write to somebody'),
+        this.#invitation,
         h(
           'ol',
           { class: 'steps' },
-          h('li', {}, h('strong', {}, 'Open a second tab'), h('span', {}, ' and sign in as another person. Two tabs are two people.')),
-          h('li', {}, h('strong', {}, 'Add that address'), h('span', {}, ' with + and write something.')),
+          this.#steps[0],
+          this.#steps[1],
           h('li', {}, h('strong', {}, 'Compare the safety number'), h('span', {}, ': the same sixty digits on both sides.')),
           h('li', {}, h('strong', {}, 'Look under the hood'), h('span', {}, ': cut the connection, lose a reply, and watch nothing get lost.')),
         ),
       ),
     );
     this.element = h('section', { class: 'talk', 'aria-label': 'Conversation' }, this.#welcome, this.#head, this.#banner, h('div', { class: 'log-frame' }, this.#log, this.#newest), h('div', { class: 'foot' }, this.#composer, this.#hint));
-    // A draft that is not stored yet is stored when the page goes away.
-    document.addEventListener('visibilitychange', () => document.visibilityState === 'hidden' && this.#storeDraft());
+    // A page that goes away has no time to wait for the database.
+    window.addEventListener('pagehide', () => {
+      this.#storeDraft();
+      if (this.#peer) sessionStorage.setItem(UNSTORED, JSON.stringify({ peer: this.#peer, text: this.#text.value }));
+    });
     new ResizeObserver(() => this.#pinned && this.#toEnd()).observe(this.#log);
   }
 
@@ -114,7 +126,7 @@ export class Conversation {
       this.#count = PAGE;
       this.#readUpTo = peer ? (this.person.chats.contact(peer)?.seenAt ?? 0) : 0;
       this.#items.replaceChildren();
-      this.#text.value = peer ? this.person.chats.draft(peer) : '';
+      this.#text.value = peer ? (unstored(peer) ?? this.person.chats.draft(peer)) : '';
       this.#grow();
       this.#pinned = true;
       if (peer && this.person.connected) void this.person.trust.look(peer).catch(() => {});
@@ -125,14 +137,20 @@ export class Conversation {
       this.#pinned = false;
     }
     this.render();
+    if (!messageId) this.#toNew();
     if (messageId) this.#find(messageId);
     else if (peer && matchMedia('(pointer: fine)').matches) this.#text.focus();
+    // On a phone a focused field would bring up the keyboard.
+    else if (peer) this.#head.querySelector<HTMLElement>('.who')!.focus();
   }
 
   render(): void {
     const peer = this.#peer;
     const contact = peer ? this.person.chats.contact(peer) : undefined;
     show(this.#welcome, !contact);
+    const anybody = this.person.chats.contacts().length > 0;
+    setText(this.#invitation, anybody ? 'Choose a conversation' : 'Write to somebody');
+    for (const step of this.#steps) show(step, !anybody);
     for (const part of [this.#head, this.#banner, this.#log.parentElement!, this.#composer.parentElement!]) show(part, contact !== undefined);
     if (!peer || !contact) return setAttribute(this.element, 'aria-label', 'Conversation');
     const { chats } = this.person;
@@ -163,7 +181,7 @@ export class Conversation {
       h('div', { class: `banner ${kind}` }, icon(kind === 'warning' ? 'alert' : kind === 'blocked' ? 'block' : 'shield'), h('span', {}, text), h('button', { type: 'button', class: 'quiet', onclick: run }, action));
     this.#banner.replaceChildren(
       ...(state === 'displaced' ? [banner('info', 'This device is connected elsewhere.', 'Use it here', () => void client.connect().catch(() => {}))] : []),
-      ...(state === 'blocked' ? [banner('blocked', `You have blocked ${name}. Nothing arrives, and ${name} cannot tell.`, 'Unblock', () => void this.person.block(peer, false))] : []),
+      ...(state === 'blocked' ? [banner('blocked', `You have blocked ${name}. Nothing arrives, and ${name} cannot tell.`, 'Unblock', () => void this.person.block(peer, false).catch((error) => notify(explain(error))))] : []),
       ...(state === 'changed' ? [banner('warning', `The safety number with ${name} has changed since you compared it.`, 'Compare again', details)] : []),
       ...(state === 'unconfirmed' ? [banner('info', `This person claims to be ${contact.address}. The server does not confirm it.`, 'Details', details)] : []),
     );
@@ -216,13 +234,14 @@ export class Conversation {
     if (!('message' in item) || item.message.state === 'note') return;
     const { message, first } = item;
     element.classList.toggle('first', first);
-    if (element.dataset.state === message.state) return;
+    const before = element.dataset.state;
+    if (before === message.state) return;
     element.dataset.state = message.state;
     if (!message.mine) return;
     element.querySelector('.tick-place')!.replaceChildren(tick(message.state));
     const problem = element.querySelector('.problem')!;
     if (message.state !== 'failed') return problem.replaceChildren();
-    announce(`Not sent. ${message.problem}`);
+    if (before) announce(`Not sent. ${message.problem}`);
     problem.replaceChildren(
       h('span', {}, message.problem ?? ''),
       h('button', { type: 'button', class: 'quiet', onclick: () => void this.person.chats.retry(message.id) }, icon('retry', 16), 'Try again'),
@@ -311,6 +330,14 @@ export class Conversation {
     show(this.#newest, false);
   }
 
+  /** Scrolls to the first new message, if not all fit. */
+  #toNew(): void {
+    const line = this.#items.querySelector<HTMLElement>('.new');
+    if (!line || line.getBoundingClientRect().top > this.#log.getBoundingClientRect().top) return;
+    line.scrollIntoView({ block: 'start' });
+    this.#pinned = false;
+  }
+
   #showEarlier(): void {
     const before = this.#log.scrollHeight - this.#log.scrollTop;
     this.#count += PAGE;
@@ -330,4 +357,11 @@ export class Conversation {
     element.classList.add('found-here');
     setTimeout(() => element.classList.remove('found-here'), 2000);
   }
+}
+
+/** The draft for `peer` of the page before this one, if it was reloaded. */
+function unstored(peer: string): string | null {
+  const { peer: of, text } = JSON.parse(sessionStorage.getItem(UNSTORED) ?? '{}') as { peer?: string; text?: string };
+  sessionStorage.removeItem(UNSTORED);
+  return of === peer ? (text ?? null) : null;
 }

@@ -26,7 +26,7 @@ export class Hood {
   readonly #poolText = h('p', { class: 'hint', role: 'status' });
   readonly #stranger = h('button', { type: 'button', class: 'plain', onclick: () => void this.#takeKeys() }, icon('key'), 'Let a stranger take five');
   readonly #frames = h('ol', { class: 'frames' });
-  readonly #none = h('p', { class: 'hint' }, 'Nothing was sent since the page was opened.');
+  readonly #none = h('p', { class: 'hint' }, 'Nothing yet.');
   readonly #second: HTMLAnchorElement;
   readonly #close: HTMLElement;
   /** Since when a cut or a lost reply is to be explained. */
@@ -67,7 +67,7 @@ export class Hood {
           'section',
           { class: 'part' },
           h('div', { class: 'part-head' }, h('h3', {}, 'Frames'), h('button', { type: 'button', class: 'quiet', onclick: () => person.wire.clear() }, 'Clear')),
-          h('p', { class: 'hint' }, 'Everything that this tab sends and receives, as it is. Open one to read it.'),
+          h('p', { class: 'hint' }, 'Everything that this device sends and receives, as it is. Open one to read it.'),
           this.#none,
           this.#frames,
         ),
@@ -213,6 +213,7 @@ export class Hood {
     if (!frame) return place.replaceChildren();
     const meaning = meaningOf(frame);
     const written = this.#written(frame);
+    const content = this.#content(frame);
     const part = (title: string, at: number, size: number, value: unknown) => [
       h('p', { class: 'frame-part' }, h('strong', {}, title), h('span', {}, `${clockOf(at)} · ${bytes(size)}`)),
       h('pre', { tabindex: 0, 'aria-label': title }, JSON.stringify(value, hide, 2) ?? ''),
@@ -220,17 +221,27 @@ export class Hood {
     place.replaceChildren(
       ...(meaning ? [h('p', {}, meaning)] : []),
       ...(written ? [h('p', { class: 'frame-written' }, h('span', {}, frame.sent ? 'You wrote ' : 'It says '), h('q', { dir: 'auto' }, written), h('span', {}, '. The server sees only this:'))] : []),
+      ...(content ? [h('p', { class: 'frame-written' }, h('span', {}, 'Inside is '), h('strong', {}, content), h('span', {}, '. The server sees only this:'))] : []),
       ...part(frame.kind === 'event' ? 'Event' : 'Request', frame.at, frame.size, frame.body),
       ...(frame.reply ? part('Reply', frame.reply.at, frame.reply.size, frame.reply.body) : []),
     );
   }
 
   /** The text of the message that a frame carries, if it is one of this page. */
-  #written({ body, name }: Frame): string | null {
-    const { params, data } = (body ?? {}) as { params?: { message_id?: string }; data?: { message_id?: string } };
-    const id = name === 'messages.send' ? params?.message_id : name === 'message' ? data?.message_id : undefined;
-    return (id && this.person.records.get<{ text: string }>(`message/${id}`)?.text) || null;
+  #written(frame: Frame): string | null {
+    return this.person.records.get<{ text: string }>(`message/${messageIdOf(frame)}`)?.text ?? null;
   }
+
+  /** What else a frame carries that is encrypted. */
+  #content(frame: Frame): string | null {
+    return this.#written(frame) === null ? (this.person.chats.contents.get(messageIdOf(frame)) ?? null) : null;
+  }
+}
+
+/** The id of the message that a frame carries; empty if it carries none. */
+function messageIdOf({ body, name }: Frame): string {
+  const { params, data } = (body ?? {}) as { params?: { message_id?: string }; data?: { message_id?: string } };
+  return (name === 'messages.send' ? params?.message_id : name === 'message' ? data?.message_id : '') ?? '';
 }
 
 /** Secrets of this device are not shown: somebody may look at the screen. */
