@@ -380,7 +380,7 @@ async fn a_request_costs_more_if_it_names_many_devices() {
 /// Besides requests on sockets, connecting and logging out over HTTP wait in the user's own queue.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_user_with_many_operations_waits_to_connect_and_to_log_out_and_others_do_not() {
-    let (cluster, _admin) = node(&[("DATABASE__MAX_CONNECTIONS", "9")]).await;
+    let (cluster, _admin) = node(&[("DATABASE__MAX_CONNECTIONS", "20")]).await;
     let node = &cluster.nodes[0];
     let mut devices = Vec::new();
     for _ in 0..6 {
