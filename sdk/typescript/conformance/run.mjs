@@ -6,7 +6,7 @@
 
 import assert from 'node:assert/strict';
 import { spawn } from 'node:child_process';
-import { createPublicKey, verify } from 'node:crypto';
+import { createHash, createPublicKey, randomBytes, verify } from 'node:crypto';
 import { mkdtemp, rm } from 'node:fs/promises';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
@@ -14,7 +14,8 @@ import { createInterface } from 'node:readline';
 import { setTimeout as pause } from 'node:timers/promises';
 import { x3dhCrypto } from '@sealwire/x3dh';
 import { Party } from '../test-support/adapter-contract.mjs';
-import { Fake, refusal, SILENCE, until } from '../test-support/fake.mjs';
+import { Fake, refusal, SILENCE } from '../test-support/fake.mjs';
+import * as support from '../test-support/until.mjs';
 
 const split = process.argv.indexOf('--');
 const command = split < 0 ? [] : process.argv.slice(split + 1);
@@ -24,6 +25,7 @@ if (command.length === 0) {
 }
 const only = process.argv.indexOf('--only') > 0 ? process.argv[process.argv.indexOf('--only') + 1] : '';
 const CODE = '12345678';
+const until = (condition, what) => support.until(condition, what, 15_000);
 
 /** One process with the client under test. */
 class Subject {
@@ -32,7 +34,17 @@ class Subject {
   constructor(url, storage) {
     this.child = spawn(command[0], command.slice(1), { stdio: ['pipe', 'pipe', 'inherit'] });
     this.ended = new Promise((resolve) => this.child.once('exit', resolve));
-    createInterface(this.child.stdout).on('line', (line) => this.lines.push(JSON.parse(line)));
+    this.child.once('error', (error) => {
+      console.error(`${command[0]} cannot be started: ${error.message}`);
+      process.exit(2);
+    });
+    createInterface(this.child.stdout).on('line', (line) => {
+      try {
+        this.lines.push(JSON.parse(line));
+      } catch {
+        console.error(`        the command wrote a line that is not JSON: ${line}`);
+      }
+    });
     this.child.stdin.on('error', () => {});
     this.open = this.do('open', { url, storage });
   }
@@ -45,7 +57,9 @@ class Subject {
   async do(step, fields = {}) {
     const from = this.lines.length;
     this.send(step, fields);
-    await until(() => this.lines.slice(from).some((line) => line.done === step || line.failed === step), `${step} ended`);
+    const ended = () => this.child.exitCode !== null || this.lines.slice(from).some((line) => line.done === step || line.failed === step);
+    await until(ended, `${step} ended`);
+    if (this.child.exitCode !== null) throw new Error(`the command ended with ${this.child.exitCode} during ${step}`);
     const failure = this.lines.slice(from).find((line) => line.failed === step);
     if (failure) throw new Error(`${step} failed: ${failure.code}`);
   }
@@ -199,6 +213,22 @@ for (const [code, state, reason] of [
 }
 
 Object.assign(tests, {
+  async 'makes a proof of work when one is offered'(scene, { signedIn }) {
+    const { fake } = scene;
+    const salt = randomBytes(24).toString('base64url');
+    const proof = { algorithm: 'sha256-leading-zeros', bits: 12, salt };
+    for (const path of ['/v1/auth/otp', '/v1/auth/verify']) {
+      fake.http[`POST ${path}`] = (body) => {
+        if (!body.proof) return [429, refusal('rate_limited', { retryable: true, retry_after_ms: 3_600_000, details: { proof } }), { 'retry-after': '3600' }];
+        const hash = createHash('sha256').update(Buffer.from(salt, 'base64url')).update(Buffer.from(body.proof.nonce, 'base64url')).digest();
+        if (body.proof.salt !== salt || hash[0] !== 0 || hash[1] > 15) return [400, refusal('bad_request')];
+        return path.endsWith('otp') ? [202, { challenge_id: ID, expires_in_s: 600, resend_in_s: 30 }] : [201, fake.session()];
+      };
+    }
+    const subject = await signedIn();
+    assert.equal(subject.state.state, 'connected');
+  },
+
   async 'waits as long as a server that drains says'(scene, { signedIn }) {
     const { fake } = scene;
     await signedIn();
@@ -422,6 +452,10 @@ Object.assign(tests, {
     scene.socket.send('message', scene.envelope(1, one));
     await until(() => new Set(scene.acked()).size === 2, 'both are acked');
     assert.deepEqual(subject.texts, ['one', 'two']);
+    const acks = scene.acked().length;
+    scene.socket.send('message', scene.envelope(2, two));
+    await until(() => scene.acked().length > acks, 'it is acked again');
+    assert.deepEqual([subject.texts, subject.undecryptable], [['one', 'two'], 0]);
     subject = await restarted();
     await subject.do('connect');
     const before = scene.acked().length;
