@@ -39,6 +39,7 @@ const RANGES: [(&str, RangeInclusive<i64>); 32] = [
     ("limits.otp_per_network_hour", 0..=1_000_000),
     ("limits.verify_per_network_minute", 0..=1_000_000),
     ("limits.wrong_guesses_per_network_day", 0..=1_000_000),
+    ("limits.session_failures_per_network_minute", 0..=1_000_000),
     ("limits.find_per_user_hour", 0..=1_000_000),
     ("limits.signup_proof_bits", 0..=24),
     ("limits.claim_burst", 0..=1_000_000),
