@@ -2,7 +2,8 @@
 //!
 //! Those rules look at all nodes and wait for minutes before they fire. The status shows what is true now, so a
 //! condition may appear here that Prometheus does not report yet. Alerts on longer periods (`SweepsStopped`,
-//! `PoolsEmpty`, `PushFails`, `AdminTokenGuessed`) are left to Prometheus, and so is `NodeAway`: the status page shows that itself.
+//! `PoolsEmpty`, `PushFails`, `AdminTokenGuessed`) are left to Prometheus, and so is `NodeAway`: the status page shows
+//! that itself.
 
 use sealwire_protocol::CloseCode;
 use serde::Serialize;
