@@ -18,7 +18,7 @@ import { Store, type Storage, type Value } from './storage.js';
 import { backoff, sleep, within, withLimit } from './time.js';
 import type { Account, ClientEvents, RawMessage, Reason, StateChange } from './types.js';
 
-export interface EngineOptions {
+interface EngineOptions {
   url: string;
   storage: Storage;
   crypto: CryptoAdapter;
