@@ -2,8 +2,8 @@
 //!
 //! A batch waits briefly for its mailboxes, in the order in which PostgreSQL grants them; batches of other nodes release
 //! them soon. If one stays locked, the batch goes on without it. The requests that need it are queued here, where one worker
-//! serves them in batches that wait a second and then refuse what needs a mailbox that is still locked. While requests of a recipient wait here, later sends
-//! to it queue up behind them, so that a device's messages keep their order.
+//! serves them in batches that wait a second, and then refuse what needs a mailbox that is still locked. While requests for
+//! a recipient wait here, later sends to it queue up behind them, so that a device's messages keep their order.
 
 use std::{
     collections::{HashMap, HashSet},
@@ -145,13 +145,24 @@ impl Mailboxes {
         let mut rest = items;
         while !rest.is_empty() {
             let later = rest.split_off(first_commit(&rest));
-            all.append(self.commit_or_defer(deferred, rest).await);
+            let (outcome, outage) = self.commit_or_defer(deferred, rest).await;
+            all.append(outcome);
+            if let Some(outage) = outage {
+                // Each further transaction would wait just as long, and so delay the requests queued behind it.
+                all.append(BatchOutcome::failed(&outage, later.len()));
+                return all;
+            }
             rest = later;
         }
         all
     }
 
-    async fn commit_or_defer(&self, deferred: &DeferredMail, items: Vec<MailRequest>) -> BatchOutcome<MailAnswer> {
+    /// Runs one transaction. The error is an outage that it has found.
+    async fn commit_or_defer(
+        &self,
+        deferred: &DeferredMail,
+        items: Vec<MailRequest>,
+    ) -> (BatchOutcome<MailAnswer>, Option<StoreError>) {
         let is_behind: Vec<bool> = items.iter().map(|item| deferred.is_behind(item)).collect();
         let (mut behind, mut commit) = (Vec::new(), Vec::with_capacity(items.len()));
         for (item, is_behind) in items.into_iter().zip(&is_behind) {
@@ -161,8 +172,10 @@ impl Mailboxes {
         let outcome = self
             .store
             .run_batch("mail", &commit, |items, again| self.commit_available(items, again, LockWait::Brief, &skipped));
-        let BatchOutcome { answers, signals } =
-            outcome.await.unwrap_or_else(|error| BatchOutcome::failed(&error, commit.len()));
+        let (BatchOutcome { answers, signals }, outage) = match outcome.await {
+            Ok(outcome) => (outcome, None),
+            Err(error) => (BatchOutcome::failed(&error, commit.len()), Some(error).filter(StoreError::is_outage)),
+        };
         let (mut served, mut behind) = (commit.into_iter().zip(answers), behind.into_iter());
         let answer = |is_behind: bool| {
             let item = if is_behind {
@@ -176,7 +189,7 @@ impl Mailboxes {
             };
             item.map_or(Err(StoreError::Overloaded), |item| deferred.defer(item))
         };
-        BatchOutcome { answers: is_behind.into_iter().map(answer).collect(), signals }
+        (BatchOutcome { answers: is_behind.into_iter().map(answer).collect(), signals }, outage)
     }
 
     /// Runs one transaction. If it waits in vain for a lock, it runs again without the mailboxes that others still keep
