@@ -125,6 +125,11 @@ impl SkippedRecipients {
     fn users(&self) -> MutexGuard<'_, HashSet<UserId>> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
+
+    /// A copy, so that nothing is locked while a transaction runs.
+    fn known(&self) -> HashSet<UserId> {
+        self.users().clone()
+    }
 }
 
 impl MailRequest {
@@ -202,8 +207,8 @@ impl Mailboxes {
         wait: LockWait,
         skipped: &SkippedRecipients,
     ) -> Result<BatchOutcome<MailAnswer>, StoreError> {
-        let outcome = match self.serve_once(items, again, wait, skipped.users().clone()).await {
-            Err(StoreError::Locked(_)) => self.serve_once(items, again, LockWait::Skip, skipped.users().clone()).await,
+        let outcome = match self.serve_once(items, again, wait, skipped.known()).await {
+            Err(StoreError::Locked(_)) => self.serve_once(items, again, LockWait::Skip, skipped.known()).await,
             outcome => outcome,
         };
         let mut skipped = skipped.users();
