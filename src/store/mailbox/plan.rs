@@ -468,8 +468,8 @@ mod tests {
                 load: empty,
                 strangers: empty,
                 expired_total: 0,
-                shares: Shares::Unknown,
                 wake: WakeUp::default(),
+                shares: Shares::Unknown,
             },
         );
         input
@@ -645,8 +645,8 @@ mod tests {
                 load: empty,
                 strangers: empty,
                 expired_total: 0,
-                shares: Shares::Unknown,
                 wake: WakeUp::default(),
+                shares: Shares::Unknown,
             },
         );
         input.recipients.get_mut(&item.to).unwrap().devices.push((other, None));
@@ -701,7 +701,9 @@ mod tests {
         let mut recipient = RecipientUser::new(AccessSettings::default(), 0);
         recipient.devices.push((device, None));
         input.recipients.insert(to, recipient);
-        let mailbox = Mailbox { next_seq: 1, load: empty, strangers: empty, expired_total: 0, shares: Shares::Unknown };
+        let wake = WakeUp::default();
+        let mailbox =
+            Mailbox { next_seq: 1, load: empty, strangers: empty, expired_total: 0, wake, shares: Shares::Unknown };
         input.mailboxes.insert(device, mailbox);
         let envelopes = vec![OutgoingEnvelope { device, ..item.envelopes[0].clone() }];
         SendRequest { to, envelopes, message: MessageId(Uuid::from_u128(72)), ..item.clone() }
@@ -718,7 +720,9 @@ mod tests {
         // A second device of the user whose mailbox is free.
         let free = DeviceId(Uuid::from_u128(73));
         let empty = MailboxSize::default();
-        let mailbox = Mailbox { next_seq: 1, load: empty, strangers: empty, expired_total: 0, shares: Shares::Unknown };
+        let wake = WakeUp::default();
+        let mailbox =
+            Mailbox { next_seq: 1, load: empty, strangers: empty, expired_total: 0, wake, shares: Shares::Unknown };
         input.mailboxes.insert(free, mailbox);
         input.recipients.get_mut(&item.to).unwrap().devices.push((free, None));
         let id = |n| MessageId(Uuid::from_u128(n));
@@ -734,7 +738,7 @@ mod tests {
         let mut invalid = SendRequest { message: id(85), ..item.clone() };
         invalid.envelopes[0].device = DeviceId(Uuid::from_u128(99));
         let items = [&before, &early, &invalid, &item, &after, &late, &other];
-        let plan = plan(&items, input, &BOUNDS, false).unwrap();
+        let plan = plan(&items, input, &BOUNDS, AFTER, false).unwrap();
         let outcomes: Vec<String> = results(&plan)
             .into_iter()
             .zip(&plan.answers)
@@ -752,7 +756,7 @@ mod tests {
         remember(&mut input, &item);
         input.mailboxes.clear();
         input.skips_locked = true;
-        let plan = plan(&[&item, &item], input, &BOUNDS, false).unwrap();
+        let plan = plan(&[&item, &item], input, &BOUNDS, AFTER, false).unwrap();
         assert!(plan.answers.iter().all(|answer| matches!(answer, Err(StoreError::Locked(_)))));
         assert!(plan.signals.is_empty() && plan.changed_sends.is_empty());
     }
