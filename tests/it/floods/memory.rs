@@ -195,6 +195,28 @@ async fn sockets_that_answer_pings_and_never_read_do_not_hold_memory_that_others
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_socket_that_reads_again_gives_its_memory_back() {
+    const REQUESTS: u32 = 200;
+    let admin = ReservedPort::new();
+    let bind = admin.address.to_string();
+    let server = ServerProcess::start(&[("ADMIN__BIND", &bind)]).await;
+    let fetch = large_fetch(&server).await;
+    let person = sign_in(&server, "slow@example.org").await;
+    let used = "sealwire_memory_budget_used_bytes{direction=\"out\"}";
+    let (mut socket, _) = RawSocket::connect(&server, &person.token, Codec::Json).await;
+    for _ in 0..2 {
+        socket.send_in_background(requests("keys.fetch", &fetch, REQUESTS));
+        wait_for_sample(admin.address, used, 3e5..=9e6).await;
+        // In any order.
+        for _ in 0..REQUESTS {
+            assert!(socket.message().await.is_some_and(|reply| reply["id"].is_u64()));
+        }
+        // The last bytes were not in the queue but on their way to the kernel.
+        wait_for_sample(admin.address, used, 0.0..=0.0).await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_connection_that_breaks_while_it_is_not_read_gives_back_its_memory_and_its_seat() {
     let admin = ReservedPort::new();
     let bind = admin.address.to_string();
