@@ -55,7 +55,12 @@ impl<K: Hash + Eq> KeyedBuckets<K> {
                 buckets.clear();
             }
         }
-        buckets.entry(key).or_insert_with(|| TokenBucket::full(now)).take(self.refill, capacity, now)
+        let bucket = buckets.entry(key).or_insert_with(|| TokenBucket::full(now));
+        if bucket.missing(now) > capacity {
+            // More than a bucket holds: the clock was set back.
+            *bucket = TokenBucket::full(now);
+        }
+        bucket.take(self.refill, capacity, now)
     }
 
     /// Puts back a token that was not used.
@@ -89,6 +94,15 @@ mod tests {
             limit.take((UserId(Uuid::from_u128(3)), device), start).is_ok(),
             "another user has a bucket of its own"
         );
+    }
+
+    #[test]
+    fn a_bucket_that_was_used_in_the_future_is_full() {
+        let limit = KeyedBuckets::new(10, Duration::from_mins(10));
+        let start = Timestamp::parse("2026-01-01T00:00:00Z").unwrap();
+        let taken = |at: Timestamp| (0..12).filter(|_| limit.take(1, at).is_ok()).count();
+        assert_eq!(taken(start + Duration::from_hours(10 * 365 * 24)), 10);
+        assert_eq!((taken(start), taken(start)), (10, 0), "the clock was set back");
     }
 
     #[test]

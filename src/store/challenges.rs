@@ -10,6 +10,7 @@ use chrono::{DateTime, Utc};
 use super::{Store, StoreError, locks, rows, sql::challenges as sql, tx::Tx};
 use crate::domain::{
     ChallengeId, Email, Refusal, Timestamp, UserId,
+    clock_guard::TOLERATED_AHEAD,
     otp::{self, CodePurpose},
     token::TokenHash,
     work::ProvenWork,
@@ -139,8 +140,9 @@ impl Store {
     /// [`StoreError::Unavailable`]
     pub async fn paid_codes(&self, email: &Email, now: Timestamp) -> Result<usize, StoreError> {
         let mut tx = self.read().await?;
-        let since = now.before(DAY).to_utc();
-        let (paid,): (i64,) = tx.query(sql::PAID_CODES).bind(&*email.without_tag()).bind(since).fetch_one().await?;
+        let (since, until) = (now.before(DAY).to_utc(), (now + TOLERATED_AHEAD).to_utc());
+        let paid = tx.query(sql::PAID_CODES).bind(&*email.without_tag()).bind(since).bind(until);
+        let (paid,): (i64,) = paid.fetch_one().await?;
         Ok(usize::try_from(paid).unwrap_or_default())
     }
 
@@ -201,7 +203,8 @@ async fn trust(tx: &mut Tx<'_>, new: &NewChallenge) -> Result<Trust, StoreError>
         }
     }
     let known = tx.query(sql::IS_KNOWN_NETWORK).bind(email).bind(&new.known_network[..]);
-    let known: Option<(i32,)> = known.bind(now.before(NETWORK_IS_KNOWN).to_utc()).fetch_optional().await?;
+    let known = known.bind(now.before(NETWORK_IS_KNOWN).to_utc()).bind((now + TOLERATED_AHEAD).to_utc());
+    let known: Option<(i32,)> = known.fetch_optional().await?;
     Ok(if known.is_some() { Trust::KnownNetwork } else { Trust::None })
 }
 

@@ -80,7 +80,8 @@ on_every_engine! {
         an_attempt_at_an_unknown_challenge_spends_its_proof
         an_address_has_a_budget_for_its_owner_and_one_for_others
         a_network_is_known_for_ninety_days_after_the_last_sign_in
-        a_user_knows_at_most_a_hundred_networks;
+        a_user_knows_at_most_a_hundred_networks
+        proofs_and_networks_from_the_future_do_not_count_and_are_swept;
     ended:
         a_token_that_was_never_issued_is_unknown
         an_expired_session_is_reported_as_expired_before_and_after_the_sweep
@@ -123,6 +124,7 @@ on_every_engine! {
         a_device_has_at_most_thirty_sessions_when_it_signs_in;
     approvals:
         three_requests_of_a_user_pend_and_ten_are_made_in_a_day
+        requests_from_the_future_take_no_place_and_are_swept
         a_request_is_decided_once_and_the_same_decision_is_repeatable
         of_parallel_decisions_of_a_request_one_holds
         a_request_whose_time_has_come_waits_for_a_place_and_for_nothing_else

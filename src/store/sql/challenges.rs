@@ -8,7 +8,8 @@ statements! {
     CHALLENGES_OF = both("SELECT created_at, network, paid FROM email_otps \
         WHERE (counted_as = $1 OR (counted_as IS NULL AND email = $1)) AND created_at > $2 AND trusted = $3 \
         ORDER BY created_at DESC LIMIT 1000");
-    PAID_CODES = both("SELECT COUNT(*) FROM email_otps WHERE counted_as = $1 AND created_at > $2 AND paid");
+    PAID_CODES = both("SELECT COUNT(*) FROM email_otps \
+        WHERE counted_as = $1 AND created_at > $2 AND created_at <= $3 AND paid");
     INSERT_CHALLENGE = both("INSERT INTO email_otps \
         (id, email, otp_hash, expires_at, created_at, network, purpose, counted_as, trusted, paid) \
         VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10)");
@@ -29,9 +30,9 @@ statements! {
     TOKEN_OF_ADDRESS = both("SELECT 1 FROM sessions JOIN devices ON devices.id = sessions.device_id \
         JOIN users ON users.id = sessions.user_id \
         WHERE token_hash = $1 AND expires_at > $2 AND NOT revoked AND email = $3");
-    /// Whether the user with the address $1 signed in from the network $2 after $3.
+    /// Whether the user with the address $1 signed in from the network $2 after $3 and not after $4.
     IS_KNOWN_NETWORK = both("SELECT 1 FROM users JOIN known_networks ON user_id = users.id \
-        WHERE email = $1 AND network = $2 AND signed_in_at > $3");
+        WHERE email = $1 AND network = $2 AND signed_in_at > $3 AND signed_in_at <= $4");
     KNOW_NETWORK = both("INSERT INTO known_networks (user_id, network, signed_in_at) VALUES ($1, $2, $3) \
         ON CONFLICT (user_id, network) DO UPDATE SET signed_in_at = excluded.signed_in_at");
     /// Deletes all but the newest $2 of a user.

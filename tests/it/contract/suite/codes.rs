@@ -110,6 +110,28 @@ pub async fn a_network_is_known_for_ninety_days_after_the_last_sign_in(store: &S
     assert_eq!(trust_at(178 * DAYS).await, Trust::None, "the sweep forgets it");
 }
 
+pub async fn proofs_and_networks_from_the_future_do_not_count_and_are_swept(store: &Store) {
+    add_device(store, "alice").await;
+    let month = Duration::from_hours(31 * 24);
+    let (work, alice) = (proof(1), email("alice"));
+    let paid = |_: &sealwire::store::CodeHistory, _| CodeDecision::Send { spend: Some(work), is_paid: true };
+    store.create_challenge(&new("alice"), paid).await.unwrap();
+    // The clock is set back by a month: the sign-in, the paid code and the spent proof are in the future.
+    let before = start().before(month);
+    let from_home = NewChallenge { known_network: HOME, created_at: before, ..new("alice") };
+    assert_eq!(seen(store, &from_home).await.0, Trust::None);
+    assert_eq!(seen(store, &NewChallenge { created_at: start(), ..from_home }).await.0, Trust::KnownNetwork);
+    assert_eq!(
+        (store.paid_codes(&alice, before).await.unwrap(), store.paid_codes(&alice, start()).await.unwrap()),
+        (0, 1)
+    );
+    assert_eq!(store.sweep(start()).await.unwrap(), 0);
+    // A network, a proof and two challenges.
+    assert_eq!(store.sweep(before).await.unwrap(), 4);
+    let attempt = store.count_attempt(ChallengeId(Uuid::nil()), &alice, CodePurpose::SignIn, Some(&work), start());
+    assert_eq!(refusal(attempt.await), Refusal::InvalidCode, "the proof is forgotten");
+}
+
 pub async fn a_user_knows_at_most_a_hundred_networks(store: &Store) {
     let network = |number: u8| [number; 32];
     for number in 0..=100 {
