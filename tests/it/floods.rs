@@ -1,5 +1,6 @@
 //! Overload: clients that exceed a limit are refused or slowed with a clear answer, and other clients are not affected.
 
+mod connections;
 mod memory;
 mod requests;
 mod slow;
@@ -169,8 +170,13 @@ async fn sockets_do_not_count_as_http_connections() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_node_with_too_many_http_connections_refuses_more_and_its_sockets_keep_working() {
-    let app = TestApp::start(&[("SERVER__MAX_HTTP_CONNECTIONS", "30"), ("LIMITS__HTTP_CONNECTIONS_PER_NETWORK", "0")]);
+async fn a_node_with_too_many_connections_of_a_proxy_refuses_more_and_its_sockets_keep_working() {
+    let app = TestApp::start(&[
+        ("SERVER__MAX_HTTP_CONNECTIONS", "30"),
+        ("LIMITS__HTTP_CONNECTIONS_PER_NETWORK", "0"),
+        // Its connections are never given up, because they are for clients of many networks.
+        ("SERVER__TRUSTED_PROXIES", "127.0.1.0/24"),
+    ]);
     let person = sign_in(&app, "alice@example.org").await;
     let socket = Socket::connect(&app, &person.token, Codec::Json).await;
     let mut held = Vec::new();

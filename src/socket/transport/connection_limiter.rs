@@ -1,9 +1,13 @@
 //! Limits the connections that have not upgraded. Decides on each new connection before a byte is read, and answers
 //! those that it refuses.
+//!
+//! Anybody can open connections and leave them idle. So a node that has no place left gives up the oldest connection of
+//! the network that has most, rather than refuse a client of another network.
 
 use std::{
     net::SocketAddr,
     sync::Arc,
+    task::Context,
     time::{Duration, Instant},
 };
 
@@ -17,8 +21,9 @@ use crate::{
     edge::{Problem, is_proxy},
     metrics::{Limit, Metrics},
     socket::{
-        budget::{Budget, Reservation},
+        budget::Budget,
         networks::{ConnectionKind, CountedConnection, NetworkLimits, Networks},
+        shares::{Account, Exhausted, Holder, SharedBudget, SharedReservation},
     },
 };
 
@@ -33,7 +38,7 @@ const RESPONSE_TIMEOUT: Duration = Duration::from_secs(1);
 #[derive(Clone, Debug)]
 pub struct ConnectionLimiter {
     /// Budget for the connections of this node that have not upgraded.
-    pub http: Budget,
+    pub http: SharedBudget,
     /// The limits on each client network.
     pub networks: Networks,
     /// Proxies. The limits on a network do not apply to them, because a proxy connects for clients of many networks.
@@ -45,9 +50,34 @@ pub struct ConnectionLimiter {
 /// The slots of an accepted connection in the node's budget and in its network's count. Dropping this frees them.
 #[derive(Debug)]
 pub(super) struct ConnectionSlots {
-    _node: Reservation,
+    node: NodeSlot,
     /// `None` for a trusted proxy.
     _network: Option<CountedConnection>,
+    networks: Networks,
+}
+
+/// A unit of the node's budget.
+#[derive(Debug)]
+enum NodeSlot {
+    /// Can be given up.
+    Client(Account),
+    /// Of a trusted proxy, which connects for clients of many networks.
+    Proxy { _slot: SharedReservation },
+    /// Was given up.
+    Displaced,
+}
+
+impl ConnectionSlots {
+    /// Whether the connection was given up, and has to end. If not, wakes the connection's task when it is.
+    pub(super) fn is_displaced(&mut self, cx: &Context<'_>) -> bool {
+        if let NodeSlot::Client(account) = &self.node
+            && account.poll_given_up(cx).is_ready()
+        {
+            self.networks.count_refused(Limit::Http);
+            self.node = NodeSlot::Displaced;
+        }
+        matches!(self.node, NodeSlot::Displaced)
+    }
 }
 
 impl ConnectionLimiter {
@@ -55,7 +85,8 @@ impl ConnectionLimiter {
     #[must_use]
     pub fn new(http: usize, networks: Networks, trusted_proxies: &[IpNet]) -> Self {
         Self {
-            http: Budget::new(http),
+            // Nobody has a smaller share: a network has a limit of its own.
+            http: SharedBudget::new(http, http),
             networks,
             trusted_proxies: trusted_proxies.into(),
             refusals: Budget::new(MAX_REFUSALS),
@@ -79,17 +110,25 @@ impl ConnectionLimiter {
     /// # Errors
     /// `rate_limited` if the peer's network is over its limits, `unavailable` if the node's budget is exhausted.
     pub(super) fn try_accept(&self, peer: Option<SocketAddr>) -> Result<ConnectionSlots, Refusal> {
-        let mut network = None;
+        let (mut network, mut holder) = (None, None);
         if let Some(peer) = peer.filter(|peer| !is_proxy(peer.ip(), &self.trusted_proxies)) {
             let (from, now) = (ClientNetwork::from(peer.ip()), Instant::now());
             self.networks.count_new(from, now)?;
             network = Some(self.networks.count_open(from, ConnectionKind::Http, now)?);
+            holder = Some(Holder { network: from, ..Holder::NOBODY });
         }
-        let Some(node) = self.http.try_reserve(1) else {
-            self.networks.count_refused(Limit::Http);
-            return Err(Refusal::Unavailable);
+        let account = self.http.account(holder.unwrap_or(Holder::NOBODY));
+        let node = match holder {
+            Some(_) => account.grow(1).map(|()| NodeSlot::Client(account)),
+            None => account.reserve(1).map(|slot| NodeSlot::Proxy { _slot: slot }),
         };
-        Ok(ConnectionSlots { _node: node, _network: network })
+        match node {
+            Ok(node) => Ok(ConnectionSlots { node, _network: network, networks: self.networks.clone() }),
+            Err(Exhausted) => {
+                self.networks.count_refused(Limit::Http);
+                Err(Refusal::Unavailable)
+            }
+        }
     }
 
     /// Sends the refusal to the client and closes the connection. Closes it without a response if [`MAX_REFUSALS`]
