@@ -1,7 +1,9 @@
 //! Overload: clients that exceed a limit are refused or slowed with a clear answer, and other clients are not affected.
 
+mod churn;
 mod connections;
 mod memory;
+mod pairs;
 mod requests;
 mod slow;
 
@@ -19,7 +21,7 @@ use tokio::{
 };
 
 use crate::support::{
-    Codec, PATIENCE, Person, Socket, TestApp, eventually,
+    Codec, PATIENCE, Person, Server, Socket, TestApp, eventually,
     problem::assert_problem,
     raw::{BINARY, HANDSHAKE, RawSocket, UpgradeResponse, connect_from, header, request_upgrade_from},
     sign_in,
@@ -59,7 +61,7 @@ async fn is_served(stream: &mut TcpStream) -> bool {
 
 /// Requests a socket from an address, with another address in `X-Forwarded-For` if one is given.
 async fn upgrade(
-    app: &TestApp,
+    app: &impl Server,
     source: [u8; 4],
     person: &Person,
     forwarded: Option<&str>,
