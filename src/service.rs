@@ -45,8 +45,8 @@ use crate::{
     },
     metrics::{Batch, Metrics},
     store::{
-        BatchItem, BatchWorkers, Batcher, ClaimAnswer, ClaimRequest, Claims, ConnectionRegistration, MailAnswer,
-        MailRequest, Mailboxes, Place, PoolUsage, RegisteredConnection, Store, StoreError, UserQueues,
+        BatchItem, BatchWorkers, Batcher, ClaimAnswer, ClaimRequest, Claims, ConnectionRegistration, DeferredMail,
+        MailAnswer, MailRequest, Mailboxes, Place, PoolUsage, RegisteredConnection, Store, StoreError, UserQueues,
     },
     tasks::Tasks,
     usage_limits::UsageLimits,
@@ -199,9 +199,21 @@ impl Batches<'_> {
         Run: Fn(Vec<Item>) -> Done + Clone + Send + 'static,
         Done: Future<Output = Vec<Result<Answer, StoreError>>> + Send,
     {
+        Batcher::start(self.tasks, self.workers(name, batch, largest_batch, count), self.store.health(), run)
+    }
+
+    fn workers(&self, name: &'static str, batch: Batch, largest_batch: usize, count: usize) -> BatchWorkers {
         let (meter, metrics) = (self.metrics.batch(batch), self.metrics.clone());
-        let workers = BatchWorkers { name, largest_batch, count, meter, metrics };
-        Batcher::start(self.tasks, workers, self.store.health(), run)
+        BatchWorkers { name, largest_batch, count, meter, metrics }
+    }
+
+    /// Starts the queue of mail for locked mailboxes, which uses `mailboxes`.
+    fn start_deferred_mail(&self, mailboxes: Mailboxes, bus: &Bus) -> DeferredMail {
+        let workers = self.workers("deferred mail", Batch::DeferredMail, MAIL_PER_BATCH, 1);
+        let bus = bus.clone();
+        // It waits long for locks, so it uses none of the connections of the other batches, nor their runtime.
+        let tasks = self.tasks.clone().without_batch_runtime();
+        DeferredMail::start(&tasks, workers, mailboxes, move |signals| bus.publish_mail(signals))
     }
 }
 
@@ -230,12 +242,13 @@ impl Service {
             }
         });
         let mailboxes = Mailboxes::new(store.for_batch_workers(), policy.mailbox);
+        let deferred = batches.start_deferred_mail(Mailboxes::new(store.clone(), policy.mailbox), &bus);
         let mail = batches.start("mail", Batch::Mail, MAIL_PER_BATCH, 1, {
             let bus = bus.clone();
             move |items| {
-                let (mailboxes, bus) = (mailboxes.clone(), bus.clone());
+                let (mailboxes, deferred, bus) = (mailboxes.clone(), deferred.clone(), bus.clone());
                 async move {
-                    let outcome = mailboxes.serve(items).await;
+                    let outcome = mailboxes.serve_or_defer(&deferred, items).await;
                     bus.publish_mail(outcome.signals);
                     outcome.answers
                 }

@@ -136,6 +136,7 @@ impl<Item: BatchItem, Answer: Send + 'static> Batcher<Item, Answer> {
 }
 
 /// The result of a queued item.
+#[derive(Debug)]
 #[must_use = "dropping it discards the answer"]
 pub struct PendingAnswer<Answer>(oneshot::Receiver<Result<Answer, StoreError>>);
 

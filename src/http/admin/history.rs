@@ -47,6 +47,8 @@ pub struct CounterValues {
     pub mails_sent: u64,
     /// Failed after all tries, or dropped.
     pub mails_failed: u64,
+    /// Dropped because of a limit on unsent mails.
+    pub mails_dropped: u64,
     /// Codes that were compared and wrong.
     pub wrong_guesses: u64,
     /// Proofs of work that were offered.
@@ -90,6 +92,7 @@ impl CounterValues {
             sign_ins: metrics.sign_ins.get(),
             mails_sent: metrics.mails.get(MailOutcome::Sent),
             mails_failed: metrics.mails.get(MailOutcome::Failed) + metrics.mails.get(MailOutcome::Dropped),
+            mails_dropped: metrics.mails.get(MailOutcome::Dropped),
             wrong_guesses: metrics.wrong_guesses.get(),
             proofs_offered: metrics.proofs.get(ProofOutcome::Offered),
             signals_dropped: metrics.bus_signals.get(BusTraffic::Dropped),
@@ -119,6 +122,7 @@ impl CounterValues {
             sign_ins: added(self.sign_ins, earlier.sign_ins),
             mails_sent: added(self.mails_sent, earlier.mails_sent),
             mails_failed: added(self.mails_failed, earlier.mails_failed),
+            mails_dropped: added(self.mails_dropped, earlier.mails_dropped),
             wrong_guesses: added(self.wrong_guesses, earlier.wrong_guesses),
             proofs_offered: added(self.proofs_offered, earlier.proofs_offered),
             signals_dropped: added(self.signals_dropped, earlier.signals_dropped),

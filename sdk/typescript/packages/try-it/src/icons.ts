@@ -13,8 +13,8 @@ const paths = {
   device: 'M6.5 2.8h7a1 1 0 0 1 1 1v12.4a1 1 0 0 1-1 1h-7a1 1 0 0 1-1-1V3.8a1 1 0 0 1 1-1M9 14.6h2',
   down: 'M5 8l5 5 5-5',
   alert: 'M10 3.2 17.2 16H2.8zM10 8.2v3.4M10 13.8v.1',
-  hood: 'M3 6.5h10M16.5 6.5h.5M3 13.5h.5M7 13.5h10M15 5v3M5 12v3',
-  key: 'M13 3.5a3.8 3.8 0 1 0-3.5 5.3L8.2 10.1v1.7H6.5v1.7H4.8v2.3H3v0h0l0-2.3 5.2-5.2M13.4 6.6v.1',
+  hood: 'M3 6.5h8M15 6.5h2M3 13.5h2M9 13.5h8M13 4.6a1.9 1.9 0 1 0 0 3.8 1.9 1.9 0 0 0 0-3.8M7 11.6a1.9 1.9 0 1 0 0 3.8 1.9 1.9 0 0 0 0-3.8',
+  key: 'M12.8 3.4a3.8 3.8 0 1 1 0 7.6 3.8 3.8 0 0 1 0-7.6M10.1 9.9 3.6 16.4M5.6 14.4l1.9 1.9M8 12l1.5 1.5',
   link: 'M8.2 11.8l3.6-3.6M9 6.2l1.6-1.6a3.4 3.4 0 0 1 4.8 4.8L13.8 11M11 13.8l-1.6 1.6a3.4 3.4 0 0 1-4.8-4.8L6.2 9',
   lock: 'M5.5 9h9v7.2h-9zM7 9V6.6a3 3 0 0 1 6 0V9',
   more: 'M4.6 10h.1M10 10h.1M15.3 10h.1',
@@ -36,6 +36,8 @@ export function icon(name: IconName, size = 20): SVGSVGElement {
   for (const [key, value] of Object.entries({ viewBox: '0 0 20 20', width: size, height: size, 'aria-hidden': 'true', class: `icon icon-${name}` })) {
     svg.setAttribute(key, String(value));
   }
+  // Grows with the text.
+  svg.style.width = svg.style.height = `${size / 16}rem`;
   const path = document.createElementNS(SVG, 'path');
   path.setAttribute('d', paths[name]);
   svg.append(path);
@@ -49,5 +51,6 @@ export function mark(size = 28): HTMLImageElement {
   image.alt = '';
   image.width = image.height = size;
   image.className = 'mark';
+  image.style.width = image.style.height = `${size / 16}rem`;
   return image;
 }

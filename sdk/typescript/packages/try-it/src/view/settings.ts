@@ -1,7 +1,7 @@
 // The account: devices and their approval, signing out, deleting.
 
 import type { ListedDevice, PendingApproval } from '@sealwire/client/protocol';
-import { h, keyed, setText, show } from '../dom.js';
+import { h, keyed, setText } from '../dom.js';
 import { icon } from '../icons.js';
 import { codeOf } from '../model/demo.js';
 import type { Person } from '../model/person.js';
@@ -40,9 +40,8 @@ export function openSettings(person: Person): void {
   const forget = async () => {
     if (!(await confirm('Remove this device?', 'The device leaves the account, and all its messages in this browser are deleted.', 'Remove'))) return;
     try {
+      // The server closes the connection, and the client deletes its data.
       await person.client.request('devices.revoke', { device_id: account.deviceId });
-      await person.client.wipe();
-      dialog.close();
     } catch (error) {
       notify(explain(error));
     }
@@ -77,7 +76,7 @@ export function openSettings(person: Person): void {
         { class: 'quiet-actions' },
         h('button', { type: 'button', class: 'plain', onclick: () => void signOut() }, icon('signout'), 'Sign out'),
         h('button', { type: 'button', class: 'plain', onclick: () => void forget() }, icon('device'), 'Remove this device'),
-        h('button', { type: 'button', class: 'plain is-danger', onclick: () => void deleteAccount(person, dialog.close) }, icon('trash'), 'Delete the account'),
+        h('button', { type: 'button', class: 'plain is-danger', onclick: () => deleteAccount(person) }, icon('trash'), 'Delete the account'),
       ),
     ),
   );
@@ -217,16 +216,16 @@ function showRecoveryKey(key: string): void {
     h(
       'div',
       { class: 'actions' },
-      h('button', { type: 'button', class: 'plain', onclick: () => void navigator.clipboard.writeText(key).then(() => announce('Copied')) }, 'Copy'),
+      h('button', { type: 'button', class: 'plain', onclick: () => void navigator.clipboard.writeText(key).then(() => announce('Copied'), () => notify('The browser does not allow it. Select the key and copy it.')) }, 'Copy'),
       h('button', { type: 'button', class: 'primary', onclick: () => dialog.close() }, 'I have kept it'),
     ),
   );
 }
 
-async function deleteAccount(person: Person, done: () => void): Promise<void> {
+function deleteAccount(person: Person): void {
   const { email } = person.account!;
   const place = h('div', { class: 'stack' });
-  const dialog = openDialog(
+  openDialog(
     'Delete the account',
     { className: 'small' },
     h('p', {}, 'All your devices are signed out, and your keys and the messages that wait for you are deleted from the server. There is no way back.'),
@@ -249,11 +248,7 @@ async function deleteAccount(person: Person, done: () => void): Promise<void> {
         async () => {
           try {
             await person.client.request('account.delete', { challenge_id: challengeId, code: input.value });
-            await person.client.wipe();
-            dialog.close();
-            done();
           } catch (error) {
-            if (['signed_out', 'ended'].includes((error as { code: string }).code)) return dialog.close();
             fail(explain(error));
           }
         },
@@ -264,7 +259,6 @@ async function deleteAccount(person: Person, done: () => void): Promise<void> {
     input.focus();
   };
   place.append(h('button', { type: 'button', class: 'danger', onclick: () => void ask() }, 'Send me the code'));
-  show(place, true);
 }
 
 const base64 = (bytes: Uint8Array): string => btoa(String.fromCharCode(...bytes));

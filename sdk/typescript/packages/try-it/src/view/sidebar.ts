@@ -6,6 +6,7 @@ import type { Contact, Message } from '../model/chats.js';
 import type { Person } from '../model/person.js';
 import { briefTime, nameOf, plural } from '../text.js';
 import { openAddContact } from './add-contact.js';
+import { announce } from './announce.js';
 import { avatar } from './parts.js';
 import { tick } from './tick.js';
 
@@ -28,8 +29,9 @@ export class Sidebar {
   readonly #results = h('ul', { class: 'results', hidden: true });
   readonly #found = h('p', { class: 'found', role: 'status', hidden: true });
   readonly #empty: HTMLElement;
+  readonly #emptyText = h('p', {});
   readonly #name = h('strong', {});
-  readonly #status = h('small', { class: 'state', role: 'status' });
+  readonly #status = h('small', { class: 'state' });
   readonly #request: HTMLElement;
   #me: HTMLElement | null = null;
   #downSince = 0;
@@ -45,7 +47,7 @@ export class Sidebar {
       'div',
       { class: 'empty' },
       h('p', { class: 'empty-title' }, 'Nobody here yet'),
-      h('p', {}, 'Open a second tab, sign in there as somebody else, then add that address here.'),
+      this.#emptyText,
       h(
         'div',
         { class: 'empty-actions' },
@@ -69,10 +71,11 @@ export class Sidebar {
       h('div', { class: 'side-scroll' }, this.#list, this.#found, this.#results, this.#empty),
       h(
         'button',
-        { type: 'button', class: 'me', 'aria-label': 'Your account and devices', onclick: actions.settings },
+        { type: 'button', class: 'me', 'aria-haspopup': 'dialog', onclick: actions.settings },
         (this.#me = h('span', {})),
         h('span', { class: 'me-text' }, this.#name, this.#status),
         icon('more'),
+        h('span', { class: 'spoken' }, 'Your account and devices'),
       ),
     );
   }
@@ -92,7 +95,9 @@ export class Sidebar {
       this.#me = face;
     }
     setText(this.#name, account.email);
-    setText(this.#status, this.#statusText());
+    const status = this.#statusText();
+    if (this.#status.textContent !== status && this.#status.textContent) announce(status);
+    setText(this.#status, status);
     setAttribute(this.#status, 'data-state', this.person.connected ? 'good' : 'waiting');
     show(this.#request, this.person.requests.length > 0);
 
@@ -103,6 +108,12 @@ export class Sidebar {
     keyed(this.#list, shown, ({ userId }) => userId, (contact) => this.#makeRow(contact), (row, contact) => this.#updateRow(row, contact));
     show(this.#list, shown.length > 0);
     show(this.#empty, contacts.length === 0);
+    setText(
+      this.#emptyText,
+      this.person.devices.length > 1
+        ? 'This is a new device. What you write and get from now on appears here, and what was before stays on your other devices.'
+        : 'Open a second tab, sign in there as somebody else, then add that address here.',
+    );
 
     const messages = query ? chats.search(query) : [];
     keyed(this.#results, messages, ({ id }) => `${id} ${query}`, (message) => this.#makeResult(message, query));
@@ -118,6 +129,7 @@ export class Sidebar {
       return client.leading ? 'Connected' : 'Connected by another tab';
     }
     if (status.state === 'ended' && status.reason === 'displaced') return 'In use elsewhere';
+    if (status.state === 'ended' && status.reason === 'identity_conflict') return 'The data of this device is out of date';
     if (wire.down) return 'Connection cut';
     this.#downSince ||= Date.now();
     const left = CALM_MS - (Date.now() - this.#downSince);
