@@ -128,54 +128,6 @@ async fn a_user_that_floods_the_store_does_not_stop_others() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn publishes_whose_last_signature_is_wrong_do_not_stop_others() {
-    let server = ServerProcess::start(&[]).await;
-    let bystander = sign_in(&server, "bystander@example.org").await;
-    let socket = Socket::connect(&server, &bystander.token, Codec::Json).await;
-    let mut keys = KeySet::new(Suite::SignalPqxdh, 1);
-    socket.request("keys.publish", keys.complete([])).await;
-    let mut work = async |round: u32| {
-        for request in 0..50 {
-            socket.barrier().await;
-            let one = round * 50 + request + 1;
-            socket.request("keys.publish", json!({ "pq_one_time": [keys.pq_prekey(one)] })).await;
-            assert_ready(&server).await;
-        }
-    };
-    work(0).await;
-    let mut attackers = Vec::new();
-    for index in 0..4 {
-        let person = sign_in(&server, &format!("attacker{index}@example.org")).await;
-        let mut keys = KeySet::new(Suite::SignalPqxdh, 10 + index);
-        let mut publish = keys.complete([]);
-        let mut pq: Vec<Value> = (1..=100).map(|id| keys.pq_prekey(id)).collect();
-        pq[99]["signature"] = pq[98]["signature"].clone();
-        publish["pq_one_time"] = json!(pq);
-        attackers.push((Socket::connect(&server, &person.token, Codec::Json).await, publish));
-    }
-    let (is_over, verified) = (AtomicBool::new(false), AtomicUsize::new(0));
-    let attack = attackers.iter().flat_map(|(socket, publish)| {
-        let (is_over, verified) = (&is_over, &verified);
-        (0..10).map(move |_| async move {
-            while !is_over.load(Ordering::Relaxed) {
-                let error = socket.try_request("keys.publish", publish.clone()).await.unwrap().unwrap_err();
-                assert_eq!(code(&error), "invalid_signature", "{error}");
-                assert_eq!(error["details"]["key_id"], 100);
-                verified.fetch_add(1, Ordering::Relaxed);
-            }
-        })
-    });
-    let bystander = async {
-        work(1).await;
-        while verified.load(Ordering::Relaxed) < 40 {
-            socket.barrier().await;
-        }
-        is_over.store(true, Ordering::Relaxed);
-    };
-    tokio::join!(join_all(attack), bystander);
-}
-
-#[tokio::test(flavor = "multi_thread")]
 async fn a_locked_mailbox_fails_its_own_messages_and_no_other_of_the_batch() {
     let (cluster, admin) = node(&[]).await;
     let node = &cluster.nodes[0];
