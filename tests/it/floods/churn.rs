@@ -11,7 +11,7 @@ use rand::{RngExt, SeedableRng, rngs::StdRng};
 use serde_json::{Value, json};
 use tokio::{
     io::AsyncWriteExt,
-    time::{Instant, sleep, timeout},
+    time::{Instant, sleep},
 };
 
 use super::{
@@ -95,9 +95,9 @@ async fn churn(server: &ServerProcess, source: [u8; 4], person: &Person, fetch: 
             return true;
         }
         7 => {
-            // Not a WebSocket frame: the server closes with 1002.
+            // Not a WebSocket frame: the server closes with 4504.
             socket.send(&[0xff; 10]).await;
-            assert_eq!(socket.close_code().await, 1002);
+            assert_eq!(socket.close_code().await, 4504);
             return true;
         }
         8 => {
@@ -199,7 +199,8 @@ async fn nothing_is_lost(server: &ServerProcess, admin: std::net::SocketAddr) {
             let mut ended = [0; ENDS];
             while Instant::now() < until || ended.iter().any(|times| *times < ROUNDS) {
                 // At first each in turn.
-                let end = ended.iter().position(|times| *times < ROUNDS).unwrap_or(random.random_range(0..ENDS));
+                let end =
+                    ended.iter().position(|times| *times < ROUNDS).unwrap_or_else(|| random.random_range(0..ENDS));
                 if churn(server, source(index % NETWORKS, index + 1), person, fetch, end).await {
                     ended[end] += 1;
                 }
