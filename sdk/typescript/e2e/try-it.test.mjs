@@ -4,7 +4,7 @@ import assert from 'node:assert/strict';
 import { readdir, rm } from 'node:fs/promises';
 import { join } from 'node:path';
 import { after, afterEach, before, test } from 'node:test';
-import { skip, TryIt, until } from './try-it-support.mjs';
+import { check, skip, TryIt, until } from './try-it-support.mjs';
 
 let tryIt;
 before(async () => {
@@ -40,9 +40,10 @@ test('two people sign in, find each other, compare their number, and talk throug
   await alice.enterCode();
   await alice.connected();
 
-  // Who has not signed in cannot be found.
+  // People who have not signed in cannot be found.
   await alice.add('bob@example.org');
   await alice.page.getByText('No account has this address yet.').waitFor();
+  await check(alice.page, 'an address that nobody has');
   const bob = await tryIt.tab(bobsBrowser);
   await bob.signIn('bob@example.org');
   await alice.button('Add').click();
@@ -71,7 +72,7 @@ test('two people sign in, find each other, compare their number, and talk throug
   // The safety number is the same on both sides. What was compared stays so.
   const numbers = [await alice.safetyNumber(), await bob.safetyNumber()];
   assert.equal(numbers[0], numbers[1]);
-  await alice.button('They are the same').click();
+  await alice.button('They match').click();
   await alice.page.getByText('You have compared this number with Bob.').waitFor();
   await alice.closeDialog();
   await bob.closeDialog();
@@ -83,7 +84,7 @@ test('two people sign in, find each other, compare their number, and talk throug
   await alice.write('Written while the server was dead');
   await alice.write('And another');
   await alice.reached('And another', 'queued');
-  await alice.page.getByText('2 messages go out when it is back').waitFor();
+  await alice.page.getByText('2 messages will be sent when it is back').waitFor();
   await tryIt.server.restart();
   await alice.reached('And another', 'read');
   await bob.page.reload();
@@ -169,7 +170,7 @@ test('a second tab of the same person shows the same, over one connection', { sk
 test('a second device gets what is written on both sides; the other side is warned, and devices can be renamed and removed', { skip }, async () => {
   const { a, b, one, close } = await twoPeople('hana@example.org', 'ivan@example.org');
   await b.safetyNumber();
-  await b.button('They are the same').click();
+  await b.button('They match').click();
   await b.closeDialog();
 
   await a.hood();
@@ -193,9 +194,12 @@ test('a second device gets what is written on both sides; the other side is warn
   // Ivan had compared the number, so he is warned; it is the same on all devices again.
   await b.page.getByText('The safety number with Hana has changed').waitFor();
   await b.page.getByText('Hana uses a new device.').waitFor();
+  await check(b.page, 'a changed safety number');
   const numbers = [await b.safetyNumber(), await a.safetyNumber(), await second.safetyNumber()];
   assert.equal(new Set(numbers).size, 1);
-  await b.button('They are the same').click();
+  await b.button('They differ').click();
+  await check(b.page, 'numbers that differ');
+  await b.button('They match').click();
   await b.closeDialog();
   await b.page.getByText('The safety number with Hana has changed').waitFor({ state: 'hidden' });
   await a.closeDialog();
@@ -217,13 +221,16 @@ test('under a lock a new device needs the approval of another, or the recovery k
   await a.page.locator('.me').click();
   await a.button('Lock the account').click();
   const recovery = await a.page.locator('.recovery').textContent();
-  await a.button('I have kept it').click();
+  await check(a.page, 'the recovery key');
+  await a.button('I have saved it').click();
   await a.page.getByText('Locked: a new device needs').waitFor();
 
   const second = await tryIt.tab(one, '#device=jana@example.org');
   await second.enterCode('Tablet');
   const number = await second.page.locator('.approval-number').textContent();
   await a.page.getByRole('heading', { name: 'A new device wants to sign in' }).waitFor();
+  await check(a.page, 'a request of a new device');
+  await check(second.page, 'a number to approve');
   await a.page.getByLabel('Number that the new device shows').fill(number);
   await a.button('Approve').click();
   await second.connected();
@@ -234,7 +241,7 @@ test('under a lock a new device needs the approval of another, or the recovery k
   const right = await third.page.locator('.approval-number').textContent();
   await a.page.getByLabel('Number that the new device shows').fill(right === '00' ? '01' : '00');
   await a.button('Approve').click();
-  await third.page.getByText('Another device of this account has refused.').waitFor();
+  await third.page.getByText('Another device of this account refused the request.').waitFor();
   tryIt.problems = tryIt.problems.filter((problem) => !/status of 403/.test(problem));
 
   const fourth = await tryIt.tab(one, '#device=jana@example.org');
@@ -246,7 +253,7 @@ test('under a lock a new device needs the approval of another, or the recovery k
   await close();
 });
 
-test('who comes back to many messages begins at the first new one, and finds the drafts', { skip }, async () => {
+test('a person with many new messages starts at the first of them, and finds the draft again', { skip }, async () => {
   const { a, b, close } = await twoPeople('rosa@example.org', 'sven@example.org');
   await a.page.getByLabel('Message', { exact: true }).fill('Not finished');
   await tryIt.tab(a.page.context(), '#new').then(async (other) => {
@@ -277,11 +284,12 @@ test('who comes back to many messages begins at the first new one, and finds the
   await close();
 });
 
-test('a blocked person cannot reach one, and cannot tell', { skip }, async () => {
+test('a blocked person gets no message through, and cannot tell', { skip }, async () => {
   const { a, b, close } = await twoPeople('lena@example.org', 'mika@example.org');
   await a.safetyNumber();
   await a.button('Block Mika').click();
   await a.page.getByText('You have blocked Mika.').waitFor();
+  await check(a.page, 'a blocked person');
   await b.write('Can you hear me?');
   await b.reached('Can you hear me?', 'stored');
   await a.page.getByRole('button', { name: 'Unblock' }).click();
@@ -298,6 +306,7 @@ test('what failed says why, and can be tried again; signing out keeps the messag
   await b.button('Sign out').click();
   await b.button('Sign out').last().click();
   await b.page.getByText('You are signed out.').waitFor();
+  await check(b.page, 'signed out');
   await a.write('For later');
   await a.reached('For later', 'stored');
   await b.button('Continue').click();
@@ -312,11 +321,14 @@ test('what failed says why, and can be tried again; signing out keeps the messag
   await b.page.locator('.me').click();
   await b.button('Delete the account').click();
   await b.button('Send me the code').click();
+  await b.page.locator('dialog .mail').waitFor();
+  await check(b.page, 'deleting the account');
   await b.button('Use this code').click();
-  await b.button('Delete for ever').click();
+  await b.button('Delete forever').click();
   await b.page.getByText('The account was deleted.').waitFor();
   await a.write('Are you there?');
   await a.page.getByText('This account no longer exists.', { exact: true }).waitFor();
+  await check(a.page, 'a message that failed');
   await a.button('Try again').click();
   await a.page.getByText('This account no longer exists.', { exact: true }).waitFor();
   await a.page.reload();
@@ -326,7 +338,7 @@ test('what failed says why, and can be tried again; signing out keeps the messag
   await close();
 });
 
-test('a server that has lost its database: who comes back signs in as a new device, and can write again', { skip }, async () => {
+test('after the server has lost its database, people sign in as new devices and can write again', { skip }, async () => {
   const { a, b, close } = await twoPeople('uma@example.org', 'vito@example.org');
   await tryIt.kill();
   for (const name of await readdir(tryIt.server.dir)) if (name.startsWith('sealwire.db')) await rm(join(tryIt.server.dir, name));
