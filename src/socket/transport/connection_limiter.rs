@@ -14,10 +14,11 @@ use std::{
 use actix_http::error::DispatchError;
 use ipnet::IpNet;
 use tokio::{io::AsyncWriteExt, net::TcpStream, time::timeout};
+use uuid::Uuid;
 
 use super::{linger::Linger, scratch::Scratch};
 use crate::{
-    domain::{ClientNetwork, Refusal},
+    domain::{ClientNetwork, Refusal, UserId},
     edge::{Problem, is_proxy},
     metrics::{Limit, Metrics},
     socket::{
@@ -80,6 +81,13 @@ impl ConnectionSlots {
     }
 }
 
+/// Before an upgrade, a client's user is not known: a user of its own stands for each network.
+fn holder_of(network: ClientNetwork) -> Holder {
+    let (mut id, bytes) = ([0xff; 16], network.as_bytes());
+    id[..bytes.len()].copy_from_slice(bytes);
+    Holder { network, user: UserId(Uuid::from_bytes(id)) }
+}
+
 impl ConnectionLimiter {
     /// Accepts at most `http` connections that have not upgraded, and from each network as many as `networks` allows.
     #[must_use]
@@ -115,7 +123,7 @@ impl ConnectionLimiter {
             let (from, now) = (ClientNetwork::from(peer.ip()), Instant::now());
             self.networks.count_new(from, now)?;
             network = Some(self.networks.count_open(from, ConnectionKind::Http, now)?);
-            holder = Some(Holder { network: from, ..Holder::NOBODY });
+            holder = Some(holder_of(from));
         }
         let account = self.http.account(holder.unwrap_or(Holder::NOBODY));
         let node = match holder {
@@ -148,5 +156,43 @@ impl ConnectionLimiter {
             std::future::poll_fn(|cx| linger.poll(&mut stream, &scratch, cx)).await;
         }
         Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use futures_util::task::noop_waker_ref;
+
+    use super::*;
+
+    fn accept(limiter: &ConnectionLimiter, network: u8) -> Result<ConnectionSlots, Refusal> {
+        limiter.try_accept(Some(([192, 0, network, 1], 1).into()))
+    }
+
+    fn is_displaced(slots: &mut ConnectionSlots) -> bool {
+        slots.is_displaced(&Context::from_waker(noop_waker_ref()))
+    }
+
+    #[test]
+    fn a_full_node_gives_up_the_oldest_connection_of_the_network_that_has_most() {
+        let metrics = Arc::new(Metrics::new());
+        let networks = Networks::new(NetworkLimits::default(), metrics.clone());
+        let limiter = ConnectionLimiter::new(4, networks, &["192.0.9.0/24".parse().unwrap()]);
+        let mut oldest = accept(&limiter, 1).unwrap();
+        let mut many: Vec<_> = (0..3).map(|_| accept(&limiter, 2).unwrap()).collect();
+        let mut new = accept(&limiter, 3).unwrap();
+        let mut proxy = accept(&limiter, 9).unwrap();
+        let displaced: Vec<bool> = many.iter_mut().map(is_displaced).collect();
+        assert_eq!(displaced, [true, true, false]);
+        for kept in [&mut oldest, &mut new, &mut proxy] {
+            assert!(!is_displaced(kept));
+        }
+        assert_eq!((limiter.http.in_use(), metrics.connections_refused.get(Limit::Http)), (4, 2));
+        drop(many);
+        assert_eq!(limiter.http.in_use(), 3, "those that were given up are not given back again");
+        let _proxies: Vec<_> = (0..3).map(|_| accept(&limiter, 9).unwrap()).collect();
+        assert!(is_displaced(&mut oldest) && is_displaced(&mut new));
+        assert!(matches!(accept(&limiter, 1), Err(Refusal::Unavailable)), "proxies have all places");
+        assert!(!is_displaced(&mut proxy));
     }
 }
