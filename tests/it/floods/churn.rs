@@ -237,7 +237,7 @@ async fn nothing_is_lost(server: &ServerProcess, admin: std::net::SocketAddr) {
 async fn nothing_is_lost_on_sqlite() {
     let admin = ReservedPort::new();
     let bind = admin.address.to_string();
-    let server = ServerProcess::start(&[&SETTINGS[..], &[("ADMIN__BIND", &bind)]].concat()).await;
+    let server = ServerProcess::start(&[&SETTINGS[..], &[("ADMIN__BIND", bind.as_str())]].concat()).await;
     nothing_is_lost(&server, admin.address).await;
 }
 
@@ -245,7 +245,7 @@ async fn nothing_is_lost_on_sqlite() {
 async fn nothing_is_lost_on_postgres() {
     let admin = ReservedPort::new();
     let bind = admin.address.to_string();
-    let settings = [&SETTINGS[..], &[("ADMIN__BIND", &bind)]].concat();
+    let settings = [&SETTINGS[..], &[("ADMIN__BIND", bind.as_str())]].concat();
     let cluster = Cluster::start(&Services::shared(), 1, &settings).await;
     nothing_is_lost(&cluster.nodes[0], admin.address).await;
 }
