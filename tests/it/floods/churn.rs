@@ -159,7 +159,8 @@ async fn use_everything(server: &ServerProcess, admin: std::net::SocketAddr, peo
             sockets.push(socket.await.0);
         }
         assert_eq!(sockets.len(), USERS);
-        let message = format!("{:<MESSAGE$}", json!({ "id": 1, "op": "keys.status" }).to_string());
+        let request = json!({ "id": 1, "op": "keys.status" }).to_string();
+        let message = [request.as_str(), &" ".repeat(MESSAGE - request.len())].concat();
         let message = frame(TEXT, message.as_bytes());
         for socket in &mut sockets {
             socket.send(&message[..message.len() - 1]).await;
