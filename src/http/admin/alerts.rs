@@ -88,6 +88,7 @@ pub fn firing(conditions: &Conditions<'_>) -> Vec<Alert> {
         ("ConnectionsRefused", connections_refused(counts)),
         ("ClockWrong", clock_wrong(conditions.clock_skew)),
         ("ProofsAsked", more_than(ONE_PER_SECOND, counts.proofs_offered, "Proofs of work asked of clients")),
+        ("TokensGuessed", more_than(ONE_PER_SECOND, counts.tokens_limited, "Invalid tokens beyond a network's limit")),
         ("UsersThrottled", more_than(ONE_PER_SECOND, counts.throttled, "Requests of users with too many waiting")),
         ("MailDropped", more_than(0, counts.mails_dropped, "Mails dropped because too many were unsent")),
         (
@@ -195,6 +196,7 @@ mod tests {
             proofs_offered: ONE_PER_SECOND,
             signals_repaired: ONE_PER_SECOND,
             given_up: ONE_PER_SECOND,
+            tokens_limited: ONE_PER_SECOND,
             throttled: ONE_PER_SECOND,
             lock_timeouts: LOCK_TIMEOUTS,
             refused: [ONE_PER_SECOND; Limit::ALL.len()],
@@ -221,6 +223,7 @@ mod tests {
             mails_dropped: 2,
             signals_dropped: 1,
             given_up: ONE_PER_SECOND + 1,
+            tokens_limited: ONE_PER_SECOND + 1,
             throttled: ONE_PER_SECOND + 1,
             lock_timeouts: LOCK_TIMEOUTS + 1,
             ..CounterValues::of(&metrics)

@@ -3,7 +3,7 @@
 import { h, keyed, setAttribute, setText, show } from '../dom.js';
 import { icon } from '../icons.js';
 import type { Person } from '../model/person.js';
-import { takeKeys } from '../model/stranger.js';
+import { NO_CODES, takeKeys } from '../model/stranger.js';
 import type { Frame } from '../model/wire.js';
 import { bytes, clockOf } from '../text.js';
 import { meaningOf } from './meanings.js';
@@ -62,6 +62,13 @@ export class Hood {
           h('p', { class: 'hint' }, 'Each new conversation with this device uses one. No key is given out twice.'),
           this.#poolText,
           this.#stranger,
+        ),
+        h(
+          'details',
+          { class: 'part' },
+          h('summary', {}, 'What the server knows'),
+          h('p', {}, 'Your address, the names of your devices and when they connect; who writes to whom, from which device, when, and the padded size.'),
+          h('p', {}, 'It does not know what you write, nor which messages are ticks.'),
         ),
         h(
           'section',
@@ -171,7 +178,7 @@ export class Hood {
       });
       if (given < STRANGER_KEYS) notify(`The server gave the stranger ${given} keys. Strangers together may take twenty an hour of a device, so they cannot empty the pool.`);
     } catch (error) {
-      notify(explain(error));
+      notify(error instanceof Error && error.message === NO_CODES ? 'This works only if the server shows its codes to this page.' : explain(error));
     } finally {
       this.#stranger.removeAttribute('aria-busy');
     }

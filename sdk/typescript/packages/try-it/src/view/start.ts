@@ -179,7 +179,7 @@ class Steps {
     this.#show(
       'Enter the code',
       h('p', { class: 'lead small' }, h('bdi', {}, address)),
-      code ? mailCard(code) : h('p', { class: 'reason' }, 'The server has mailed a code of eight digits. With the mailer log: it is in the server’s log.'),
+      code ? mailCard(code) : h('p', { class: 'reason' }, 'The server has mailed a code of eight digits to this address.'),
       sent,
     );
     announce(code ? `The code is ${code}` : 'A code was mailed');
