@@ -101,7 +101,8 @@ async fn churn(server: &ServerProcess, source: [u8; 4], person: &Person, fetch: 
             return true;
         }
         8 => {
-            // Displaced by another connection of the same device.
+            // Displaced by another connection of the same device, once it is open itself.
+            socket.status(1).await;
             let (answer, mut newer) = upgrade(server, source, person, None).await;
             if answer.status == 101 {
                 assert_eq!(socket.close_code().await, 4503);
