@@ -93,6 +93,24 @@ pub struct Confirmation {
     pub challenge: ChallengeId,
     /// The code that the client entered.
     pub code: OtpCode,
+    /// The proof of work that the client presents, if any.
+    pub work: PresentedWork,
+}
+
+/// A guess at a code.
+pub(super) struct Guess<'a> {
+    /// The challenge that the code belongs to.
+    pub challenge: ChallengeId,
+    /// The address that the code was mailed to.
+    pub email: &'a Email,
+    /// What the code is for.
+    pub purpose: CodePurpose,
+    /// The code that the client entered.
+    pub code: &'a OtpCode,
+    /// The proof of work that the client presents, if any.
+    pub work: &'a PresentedWork,
+    /// The client's network.
+    pub network: ClientNetwork,
 }
 
 /// A newly opened connection.
@@ -247,18 +265,8 @@ impl Service {
     ) -> Result<(SignInAnswer, Notifications), Refusal> {
         let now = self.now();
         let SignInRequest { challenge, email, code, work, .. } = &request;
-        let scope = WorkScope { action: PaidAction::Verify, email, network };
-        let VerifyPlace { paying, is_taken } = self.count_verify(&scope, work, now).await?;
-        let spend = paying.as_ref().map(|(work, _)| work);
-        let networks: Vec<_> = self.guess_networks(network).into_iter().map(|(tag, _)| tag).collect();
-        let from = GuessFrom { networks: &networks, work: spend };
-        let is_counted = self.check_code(*challenge, email, CodePurpose::SignIn, code, from, now).await?;
-        if let Some((_, refusal)) = paying {
-            if !is_counted {
-                return Err(refusal);
-            }
-            self.metrics.proofs.inc(ProofOutcome::Accepted);
-        }
+        let guess = Guess { challenge: *challenge, email, purpose: CodePurpose::SignIn, code, work, network };
+        let is_taken = self.guess(&guess, now).await?;
         let token = self.entropy.draw(Token::generate);
         let registration_id =
             request.registration_id.unwrap_or_else(|| self.entropy.draw(|rng| rng.random_range(1..=16380)));
@@ -312,20 +320,45 @@ impl Service {
         sign_in_notifications(signed_in)
     }
 
+    /// Compares the code that confirms an operation.
+    ///
+    /// # Errors
+    /// `rate_limited`, `invalid_code`, `too_many_attempts`
+    pub(super) async fn confirm(&self, guess: &Guess<'_>, now: Timestamp) -> Result<(), Refusal> {
+        if self.guess(guess, now).await? {
+            self.limits.give_back_verify(guess.network, now);
+        }
+        Ok(())
+    }
+
+    /// Counts a guess at a code for the network and the address, and compares it. Returns whether the guess, which was
+    /// right, holds a place of the network.
+    ///
+    /// # Errors
+    /// `rate_limited`, `invalid_code`, `too_many_attempts`
+    async fn guess(&self, guess: &Guess<'_>, now: Timestamp) -> Result<bool, Refusal> {
+        let Guess { email, network, work, .. } = *guess;
+        let scope = WorkScope { action: PaidAction::Verify, email, network };
+        let VerifyPlace { paying, is_taken } = self.count_verify(&scope, work, now).await?;
+        let spend = paying.as_ref().map(|(work, _)| work);
+        let networks: Vec<_> = self.guess_networks(network).into_iter().map(|(tag, _)| tag).collect();
+        let is_counted = self.check_code(guess, GuessFrom { networks: &networks, work: spend }, now).await?;
+        if let Some((_, refusal)) = paying {
+            if !is_counted {
+                return Err(refusal);
+            }
+            self.metrics.proofs.inc(ProofOutcome::Accepted);
+        }
+        Ok(is_taken)
+    }
+
     /// Counts a guess at a code and compares it. Returns false if the proof that pays for the guess was spent before; then
     /// nothing was compared. Mails the owner if there were many wrong guesses in a day.
     ///
     /// # Errors
     /// `invalid_code`, `too_many_attempts`
-    pub(super) async fn check_code(
-        &self,
-        challenge: ChallengeId,
-        email: &Email,
-        purpose: CodePurpose,
-        code: &OtpCode,
-        from: GuessFrom<'_>,
-        now: Timestamp,
-    ) -> Result<bool, Refusal> {
+    async fn check_code(&self, guess: &Guess<'_>, from: GuessFrom<'_>, now: Timestamp) -> Result<bool, Refusal> {
+        let Guess { challenge, email, purpose, code, .. } = *guess;
         let Some(guess) = self.store.count_attempt(challenge, email, purpose, from, now).await? else {
             return Ok(false);
         };
@@ -367,10 +400,32 @@ impl Service {
 
     /// Returns the session of a token. The first use of a renewed token ends the session that it replaces.
     ///
+    /// A valid token is served however many look-ups of its network have failed, because neighbours can cause these. Beyond
+    /// the limit, few look-ups run at a time, so that invalid tokens cost the database little.
+    ///
     /// # Errors
-    /// `unauthorized`
-    pub async fn authenticate(&self, token: &Token) -> Result<(Session, Notifications), Refusal> {
-        let presented = self.store.present(&token.hash(), self.now()).await?;
+    /// `unauthorized`; `rate_limited` instead if the token is invalid and its network has presented too many of them;
+    /// `unavailable` if too many look-ups of this token wait
+    pub async fn authenticate(
+        &self,
+        token: &Token,
+        network: ClientNetwork,
+    ) -> Result<(Session, Notifications), Refusal> {
+        let (hash, now) = (token.hash(), self.now());
+        let _own = self.lookups.enter(hash).await?;
+        let _slow = if self.limits.has_session_failures(network, now) {
+            Some(self.over_limit_lookups.acquire().await.map_err(|_| Refusal::Unavailable)?)
+        } else {
+            None
+        };
+        let presented = match self.store.present(&hash, now).await.map_err(Refusal::from) {
+            Err(invalid @ Refusal::Unauthorized(_)) => {
+                let Err(retry_after) = self.limits.session_failure(network, now) else { return Err(invalid) };
+                self.metrics.session_failures_limited.inc();
+                return Err(Refusal::RateLimited { retry_after });
+            }
+            presented => presented?,
+        };
         let device = presented.session.caller.device;
         let ended = |session| (device, Signal::LoggedOut { sessions: vec![session] });
         Ok((presented.session, Notifications(presented.superseded.map(ended).into_iter().collect())))

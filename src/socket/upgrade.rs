@@ -82,7 +82,7 @@ async fn upgrade(request: &HttpRequest, body: web::Payload, node: Arc<Node>) -> 
     let token = token.ok_or(Refusal::Unauthorized(InvalidTokenReason::Unknown))?;
     let service = node.service.clone();
     let check = node.runtime.spawn(async move {
-        let (session, notifications) = service.authenticate(&token).await?;
+        let (session, notifications) = service.authenticate(&token, network).await?;
         service.notify(notifications);
         Ok::<_, Refusal>(session)
     });
