@@ -154,8 +154,8 @@ impl OpenState {
                 connection.note_open(self.epoch);
                 self.set_timer(connection, ctx);
             }
-            FollowUp::Published { status, rotated } => {
-                self.keys.note_publish(&status);
+            FollowUp::Published { status, changed_pools, rotated } => {
+                self.keys.note_publish(&status, changed_pools);
                 if rotated {
                     self.keys.note_rotation(status.signed_prekey);
                     self.send_rotation_notice(connection, connection.node.service.now())?;
