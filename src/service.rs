@@ -75,7 +75,8 @@ const OPERATIONS_PER_USER: usize = 4;
 const BLOCKING_CLAIMS: usize = 4;
 
 /// Maximum number of requests for codes and attempts to redeem one that read the database at once although their network
-/// has reached its limit. The others are offered the hardest proof, for which nothing has to be read.
+/// has reached its limit. Others wait, and after two seconds are offered the hardest proof, for which nothing has to be
+/// read.
 const OVER_LIMIT_READS: usize = 4;
 /// Maximum number of look-ups of tokens at once, of all networks that have made too many that failed. The others wait;
 /// their number is bounded by the connections that have not upgraded.
@@ -220,6 +221,20 @@ impl Batches<'_> {
         BatchWorkers { name, largest_batch, count, meter, metrics }
     }
 
+    fn start_mail(&self, policy: &Policy, bus: &Bus) -> Batcher<MailRequest, MailAnswer> {
+        let mailboxes_of = |store: Store| Mailboxes::new(store, policy.mailbox, policy.push_after);
+        let deferred = self.start_deferred_mail(mailboxes_of(self.store.clone()), bus);
+        let (mailboxes, bus) = (mailboxes_of(self.store.for_batch_workers()), bus.clone());
+        self.start("mail", Batch::Mail, MAIL_PER_BATCH, 1, move |items| {
+            let (mailboxes, deferred, bus) = (mailboxes.clone(), deferred.clone(), bus.clone());
+            async move {
+                let outcome = mailboxes.serve_or_defer(&deferred, items).await;
+                bus.publish_mail(outcome.signals);
+                outcome.answers
+            }
+        })
+    }
+
     /// Starts the queue of mail for locked mailboxes, which uses `mailboxes`.
     fn start_deferred_mail(&self, mailboxes: Mailboxes, bus: &Bus) -> DeferredMail {
         let workers = self.workers("deferred mail", Batch::DeferredMail, MAIL_PER_BATCH, 1);
@@ -265,20 +280,7 @@ impl Service {
                 }
             }
         });
-        let mailboxes = Mailboxes::new(store.for_batch_workers(), policy.mailbox, policy.push_after);
-        let deferred = Mailboxes::new(store.clone(), policy.mailbox, policy.push_after);
-        let deferred = batches.start_deferred_mail(deferred, &bus);
-        let mail = batches.start("mail", Batch::Mail, MAIL_PER_BATCH, 1, {
-            let bus = bus.clone();
-            move |items| {
-                let (mailboxes, deferred, bus) = (mailboxes.clone(), deferred.clone(), bus.clone());
-                async move {
-                    let outcome = mailboxes.serve_or_defer(&deferred, items).await;
-                    bus.publish_mail(outcome.signals);
-                    outcome.answers
-                }
-            }
-        });
+        let mail = batches.start_mail(&policy, &bus);
         let connections = batches.start("connections", Batch::Connections, CONNECTIONS_PER_BATCH, 1, {
             let store = store.for_batch_workers();
             move |items| {

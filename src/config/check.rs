@@ -17,7 +17,7 @@ const APNS_ID_CHARS: usize = 10;
 const BUS_SCHEMES: [&str; 3] = ["redis://", "rediss://", "redis-sentinel://"];
 
 /// The valid values of the settings that are whole numbers.
-const RANGES: [(&str, RangeInclusive<i64>); 32] = [
+const RANGES: [(&str, RangeInclusive<i64>); 33] = [
     ("server.workers", 0..=1024),
     ("server.max_connections", 0..=10_000_000),
     ("server.max_http_connections", 0..=10_000_000),
@@ -66,7 +66,6 @@ pub(super) fn check(settings: &Table) -> Result<(), ConfigError> {
     let whole = |name: &str| value(name).and_then(Value::as_integer).unwrap_or_default();
     let number = |name: &str| value(name).and_then(Value::as_float).unwrap_or_default();
     let list = |name: &str| value(name).and_then(Value::as_array).cloned().unwrap_or_default();
-    let require = |is_valid: bool, name: &str, takes: &str| if is_valid { Ok(()) } else { Err(invalid(name, takes)) };
 
     for name in ["server.bind", "admin.bind"] {
         require(text(name).parse::<SocketAddr>().is_ok(), name, "an address and port, such as 127.0.0.1:8080")?;
@@ -134,6 +133,27 @@ pub(super) fn check(settings: &Table) -> Result<(), ConfigError> {
     require(known, "mailer.url", "log:, file:DIR, smtp://HOST or smtps://HOST")?;
     let from = text("mailer.from").parse::<lettre::message::Mailbox>();
     require(from.is_ok(), "mailer.from", "a sender, such as Sealwire <no-reply@chat.example>")?;
+    check_push(&text)?;
+    let secret = text("auth.secret");
+    require(secret.is_empty() || decode_secret(secret).is_some(), "auth.secret", "32 bytes in base64")?;
+    require(
+        !postgres || !secret.is_empty(),
+        "auth.secret",
+        "32 bytes in base64, the same on every node, with PostgreSQL",
+    )
+}
+
+/// # Errors
+/// The setting, unless it is valid.
+fn require(is_valid: bool, name: &str, takes: &str) -> Result<(), ConfigError> {
+    if is_valid { Ok(()) } else { Err(invalid(name, takes)) }
+}
+
+/// Checks the texts of `[push]`.
+///
+/// # Errors
+/// The first setting that is invalid.
+fn check_push<'t>(text: &impl Fn(&str) -> &'t str) -> Result<(), ConfigError> {
     let contact = text("push.contact");
     let is_contact =
         ["mailto:", "https://"].iter().any(|scheme| contact.len() > scheme.len() && contact.starts_with(scheme));
@@ -159,13 +179,7 @@ pub(super) fn check(settings: &Table) -> Result<(), ConfigError> {
             .any(|scheme| text(name).len() > scheme.len() && text(name).starts_with(scheme));
         require(is_url, name, "an https:// URL")?;
     }
-    let secret = text("auth.secret");
-    require(secret.is_empty() || decode_secret(secret).is_some(), "auth.secret", "32 bytes in base64")?;
-    require(
-        !postgres || !secret.is_empty(),
-        "auth.secret",
-        "32 bytes in base64, the same on every node, with PostgreSQL",
-    )
+    Ok(())
 }
 
 /// Whether a user name or password in a URL seems to contain an unescaped `/`, `?` or `#`: whether an `@` follows the

@@ -208,15 +208,14 @@ impl Pushes {
                 return None;
             }
             Sent::Busy => SettledWakeUp { next_at: now + BUSY_PAUSE, is_done: false, failures: None, ..done },
-            Sent::Later(wait) => match done.due.failures.after(wait, now) {
-                (failures, Some(next_at)) => {
+            Sent::Later(wait) => {
+                if let (failures, Some(next_at)) = done.due.failures.after(wait, now) {
                     SettledWakeUp { next_at, is_done: false, failures: Some(failures), ..done }
-                }
-                (_, None) => {
+                } else {
                     self.metrics.pushes.inc(PushResult::GivenUp);
                     done
                 }
-            },
+            }
         })
     }
 }

@@ -319,7 +319,7 @@ impl Store {
                 tx.query(sql::SET_FAILURES)
                     .bind(one.due.device.0)
                     .bind(one.due.id.0)
-                    .bind(failures.since.map(|at| at.to_utc()))
+                    .bind(failures.since.map(Timestamp::to_utc))
                     .bind(i32::try_from(failures.count).unwrap_or(i32::MAX))
                     .execute()
                     .await?;

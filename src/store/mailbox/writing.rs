@@ -14,7 +14,7 @@ use super::{
 };
 use crate::{
     domain::{
-        DeviceId, MessageId, UserId,
+        DeviceId, MessageId, Timestamp, UserId,
         envelope::{MailboxSize, RecipientOutcome},
         push::WakeUp,
     },
@@ -76,7 +76,7 @@ fn mailboxes(found: Vec<MailboxRow>) -> BTreeMap<DeviceId, Mailbox> {
         let is_counted = seq == Some(next_seq) && counted == Some(count);
         let shares = if is_counted { Shares::Counted } else { Shares::Unknown };
         let wake = WakeUp { has_target, due_at: due_at.map(rows::time), is_woken };
-        (DeviceId(device), Mailbox { next_seq, load, strangers, expired_total, shares, wake })
+        (DeviceId(device), Mailbox { next_seq, load, strangers, expired_total, wake, shares })
     };
     found.into_iter().map(mailbox).collect()
 }
@@ -150,7 +150,7 @@ pub async fn update_mailboxes(tx: &mut Tx<'_>, mailboxes: &BTreeMap<DeviceId, Ma
             size(|mailbox| mailbox.strangers.bytes),
             column(|mailbox| (mailbox.shares == Shares::Counted).into()),
             Column::OptionalTimes(
-                mailboxes.values().map(|mailbox| mailbox.wake.due_at.map(|at| at.to_utc())).collect(),
+                mailboxes.values().map(|mailbox| mailbox.wake.due_at.map(Timestamp::to_utc)).collect(),
             ),
             column(|mailbox| mailbox.wake.is_woken.into()),
         ])
