@@ -69,7 +69,7 @@ impl ClientNetwork {
         })
     }
 
-    fn truncated(&self, bits: u8) -> CountedNetwork {
+    fn truncated(self, bits: u8) -> CountedNetwork {
         let mut prefix = [0; 6];
         let bytes = usize::from(bits / 8);
         prefix[..bytes].copy_from_slice(&self.as_bytes()[..bytes]);

@@ -33,7 +33,8 @@ pub async fn otp(http: Data<Http>, request: HttpRequest, body: Payload) -> HttpR
         let requested = accounts::requested_code(body, bearer_token(request.headers()).flatten())?;
         let network = network(&http, &request);
         let service = http.service.clone();
-        let work = async move { Ok((service.request_code(requested, network).await?, Notifications::default())) };
+        let work =
+            Box::pin(async move { Ok((service.request_code(requested, network).await?, Notifications::default())) });
         let challenge = on_runtime(&http, work).await?;
         Ok((StatusCode::ACCEPTED, Some(accounts::otp_reply(&challenge))))
     })

@@ -258,7 +258,7 @@ mod tests {
         assert_eq!(taken(start + Duration::from_mins(10), 150), 100);
     }
 
-    /// A network in 2001:db8::/32, in the /40 of this number.
+    /// A network in `2001:db8::/32`, in the /40 of this number.
     fn ipv6(wide: u8, narrow: u8) -> ClientNetwork {
         ClientNetwork::V6([0x20, 0x01, 0x0d, 0xb8, wide, narrow])
     }

@@ -24,7 +24,7 @@ use crate::{
     socket::{
         budget::Budget,
         networks::{ConnectionKind, CountedConnection, NetworkLimits, Networks},
-        shares::{Account, Exhausted, Holder, SharedBudget, SharedReservation},
+        shares::{Account, Holder, SharedBudget, SharedReservation},
     },
 };
 
@@ -130,13 +130,11 @@ impl ConnectionLimiter {
             Some(_) => account.grow(1).map(|()| NodeSlot::Client(account)),
             None => account.reserve(1).map(|slot| NodeSlot::Proxy { _slot: slot }),
         };
-        match node {
-            Ok(node) => Ok(ConnectionSlots { node, _network: network, networks: self.networks.clone() }),
-            Err(Exhausted) => {
-                self.networks.count_refused(Limit::Http);
-                Err(Refusal::Unavailable)
-            }
-        }
+        let Ok(node) = node else {
+            self.networks.count_refused(Limit::Http);
+            return Err(Refusal::Unavailable);
+        };
+        Ok(ConnectionSlots { node, _network: network, networks: self.networks.clone() })
     }
 
     /// Sends the refusal to the client and closes the connection. Closes it without a response if [`MAX_REFUSALS`]
