@@ -24,7 +24,7 @@ use crate::{
     metrics::ProofOutcome,
     store::{
         CodeDecision, CodeHistory, ConnectionRegistration, EndedSessions, NetworkTag, NewChallenge, NewDevice,
-        NewSession, RevokedDevice, SessionRecord, SignIn, SignInOutcome, SignedIn,
+        NewSession, RegisteredConnection, RevokedDevice, SessionRecord, SignIn, SignInOutcome, SignedIn,
     },
 };
 
@@ -337,11 +337,9 @@ impl Service {
         let now = self.now();
         let connection = self.connections.submit(ConnectionRegistration { caller, now }).await?;
         self.bus.publish(caller.device, Signal::Displaced { epoch: connection.epoch });
-        let keys = self.store.keys_status(caller.device).await?;
-        let mailbox = self.store.mailbox(caller.device).await?;
-        let approvals =
-            if connection.has_pending_approval { self.store.decidable_approvals(&caller).await? } else { Vec::new() };
-        Ok(OpenedConnection { epoch: connection.epoch, keys, mailbox, approvals })
+        let RegisteredConnection { epoch, has_pending_approval, keys, mailbox } = connection;
+        let approvals = if has_pending_approval { self.store.decidable_approvals(&caller).await? } else { Vec::new() };
+        Ok(OpenedConnection { epoch, keys, mailbox, approvals })
     }
 
     /// Records the end of a connection. Call it once for each call of [`Self::open_connection`], even a failed one.

@@ -53,8 +53,8 @@ impl Service {
         caller: &Caller,
         with_digest: bool,
     ) -> Result<(KeysStatus, Option<KeysDigest>), Refusal> {
-        self.store.check_session(caller, self.now()).await?;
-        let status = self.store.keys_status(caller.device).await?;
+        let statuses = self.store.device_statuses(&[*caller], self.now()).await?;
+        let status = statuses.into_iter().find(|status| status.session_is_valid).ok_or(Refusal::SessionRevoked)?.keys;
         // The digest is read after the status. If a publish comes between, the version in the status is out of date, so a
         // publish that expects this version is refused.
         let digest = if with_digest { Some(self.store.keys_digest(caller.device).await?) } else { None };

@@ -104,9 +104,17 @@ statements! {
     RENAME_DEVICE = both("UPDATE devices SET device_name = $3 WHERE id = $1 AND user_id = $2 AND NOT revoked");
     REVOKE_DEVICE = both("UPDATE devices SET revoked = TRUE WHERE id = $1 AND user_id = $2 AND NOT revoked \
         RETURNING device_name");
-    TOUCH_DEVICE =
-        both("UPDATE devices SET last_seen = $2 WHERE id = $1 AND (last_seen IS NULL OR last_seen < $2)");
-
+    /// Records when devices were last seen, given as rows of device and time, unless they were seen later. On PostgreSQL
+    /// the rows are locked in order of the devices' ids.
+    TOUCH_DEVICES = per_dialect(
+        "UPDATE devices SET last_seen = seen.at \
+        FROM (SELECT unhex(value ->> 0) AS device, value ->> 1 AS at FROM json_each($1)) AS seen \
+        WHERE devices.id = seen.device AND (last_seen IS NULL OR last_seen < seen.at)",
+        "WITH seen AS MATERIALIZED (SELECT device, at FROM UNNEST($1::UUID[], $2::TIMESTAMPTZ[]) AS seen (device, at) \
+        JOIN devices ON devices.id = device WHERE last_seen IS NULL OR last_seen < at \
+        ORDER BY device FOR NO KEY UPDATE OF devices) \
+        UPDATE devices SET last_seen = seen.at FROM seen \
+        WHERE devices.id = seen.device AND (last_seen IS NULL OR last_seen < seen.at)");
     /// Those of the given devices that were last seen at $3 or before.
     TOUCH_CONNECTED = per_dialect(
         "UPDATE devices SET last_seen = $2 WHERE id IN (SELECT unhex(value) FROM json_each($1)) AND last_seen <= $3",
@@ -114,10 +122,22 @@ statements! {
 
     // Connections
 
-    OPEN_CONNECTION = both("UPDATE devices SET conn_epoch = conn_epoch + 1, last_seen = $3 \
-        WHERE id = $1 AND NOT revoked \
-        AND EXISTS (SELECT 1 FROM sessions WHERE sessions.id = $2 AND device_id = $1 AND expires_at > $3) \
-        RETURNING conn_epoch, \
+    /// Increments the epochs of devices, given as rows of device and session, each device once. Only of those whose
+    /// session is valid at the time of the last parameter. On PostgreSQL the rows are locked in order of the devices'
+    /// ids. Returns the new epoch, and whether a request of the user waits for an approval.
+    OPEN_CONNECTIONS = per_dialect(
+        "UPDATE devices SET conn_epoch = conn_epoch + 1, last_seen = $2 \
+        FROM (SELECT unhex(value ->> 0) AS device, unhex(value ->> 1) AS session FROM json_each($1)) AS wanted \
+        WHERE devices.id = wanted.device AND NOT revoked AND EXISTS (SELECT 1 FROM sessions \
+        WHERE sessions.id = wanted.session AND sessions.device_id = wanted.device AND expires_at > $2) \
+        RETURNING id, conn_epoch, \
+        EXISTS (SELECT 1 FROM approvals WHERE approvals.user_id = devices.user_id AND state = 'pending')",
+        "WITH wanted AS MATERIALIZED (SELECT device, session FROM UNNEST($1::UUID[], $2::UUID[]) AS wanted (device, session) \
+        JOIN devices ON devices.id = device ORDER BY device FOR NO KEY UPDATE OF devices) \
+        UPDATE devices SET conn_epoch = conn_epoch + 1, last_seen = $3 FROM wanted \
+        WHERE devices.id = wanted.device AND NOT revoked AND EXISTS (SELECT 1 FROM sessions \
+        WHERE sessions.id = wanted.session AND sessions.device_id = wanted.device AND expires_at > $3) \
+        RETURNING devices.id, conn_epoch, \
         EXISTS (SELECT 1 FROM approvals WHERE approvals.user_id = devices.user_id AND state = 'pending')");
     /// The state of connections, given as rows of index, device and session; the last parameter is the time.
     CHECK_CONNECTIONS = per_dialect(

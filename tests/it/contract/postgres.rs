@@ -30,7 +30,7 @@ use uuid::Uuid;
 
 use super::{
     settings,
-    suite::{email, later, mail, request},
+    suite::{email, later, mail, mailbox, request},
 };
 use crate::support::Services;
 
@@ -74,11 +74,11 @@ async fn one_node_at_a_time_deletes_expired_mail() {
     let mut other = connect(&url).await;
     other.execute("SELECT pg_advisory_lock(7166182912861)").await.unwrap();
     assert_eq!(store.expire_mail(mail::after_expiry()).await.unwrap(), 0);
-    let status = store.mailbox(device).await.unwrap();
+    let status = mailbox(&store, device).await;
     assert_eq!((status.waiting, status.expired_total), (3, 0));
     other.execute("SELECT pg_advisory_unlock(7166182912861)").await.unwrap();
     assert_eq!(store.expire_mail(mail::after_expiry()).await.unwrap(), 3);
-    let status = store.mailbox(device).await.unwrap();
+    let status = mailbox(&store, device).await;
     assert_eq!((status.waiting, status.expired_total), (0, 3));
 }
 
