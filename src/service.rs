@@ -26,7 +26,7 @@ use uuid::Uuid;
 
 pub use crate::bus::BusState;
 pub use approvals::{PolledApproval, RequestedApproval, Verdict, look_at_approvals_forever};
-pub use auth::{Challenge, Confirmation, OpenedConnection, RequestedCode, SignInAnswer, SignInRequest};
+pub use auth::{Challenge, Confirmation, LookedUpToken, OpenedConnection, RequestedCode, SignInAnswer, SignInRequest};
 pub use clock_check::check_clock_forever;
 pub use heartbeat::beat_forever;
 pub use mailer::{Mailer, MailerError, check as check_mailer};
@@ -44,10 +44,11 @@ use crate::{
     },
     metrics::{Batch, Metrics},
     store::{
-        BatchItem, BatchWorkers, Batcher, ClaimAnswer, ClaimRequest, Claims, ConnectionRegistration, MailAnswer,
-        MailRequest, Mailboxes, Place, PoolUsage, RegisteredConnection, Store, StoreError, UserQueues,
+        BatchItem, BatchWorkers, Batcher, ClaimAnswer, ClaimRequest, Claims, ConnectionRegistration, DeviceStatus,
+        FoundSession, MailAnswer, MailRequest, Mailboxes, Place, PoolUsage, RegisteredConnection, StatusRequest, Store,
+        StoreError, TokenLookup, UserQueues,
     },
-    tasks::Tasks,
+    tasks::{Tasks, Work},
     usage_limits::UsageLimits,
 };
 use clock_check::ClockCheck;
@@ -63,6 +64,11 @@ const CLAIMS_PER_BATCH: usize = 128;
 const MAIL_PER_BATCH: usize = 256;
 /// Maximum number of connections that one transaction registers.
 const CONNECTIONS_PER_BATCH: usize = 256;
+
+/// Maximum number of tokens or statuses that one statement reads.
+const READS_PER_BATCH: usize = 256;
+/// Number of such statements at a time, of each kind: a slow one does not delay all others.
+const READERS: usize = 2;
 
 /// Number of operations of one user that run at a time, not counting those in batches.
 const OPERATIONS_PER_USER: usize = 4;
@@ -147,6 +153,10 @@ pub struct Service {
     mail: Batcher<MailRequest, MailAnswer>,
     connections: Batcher<ConnectionRegistration, RegisteredConnection>,
     disconnects: Batcher<(DeviceId, Timestamp), ()>,
+    tokens: Batcher<TokenLookup, Option<FoundSession>>,
+    statuses: Batcher<StatusRequest, DeviceStatus>,
+    /// The runtime of the store.
+    work: Work,
 }
 
 /// Signals to other devices that a use case caused. Send them with [`Service::notify`], after the reply.
@@ -192,8 +202,42 @@ impl Batches<'_> {
         Run: Fn(Vec<Item>) -> Done + Clone + Send + 'static,
         Done: Future<Output = Vec<Result<Answer, StoreError>>> + Send,
     {
+        self.start_workers(name, batch, largest_batch, count, false, run)
+    }
+
+    /// Starts [`READERS`] workers whose batches only read.
+    fn start_readers<Item, Answer, Run, Done>(
+        &self,
+        name: &'static str,
+        batch: Batch,
+        run: Run,
+    ) -> Batcher<Item, Answer>
+    where
+        Item: BatchItem,
+        Answer: Send + 'static,
+        Run: Fn(Vec<Item>) -> Done + Clone + Send + 'static,
+        Done: Future<Output = Vec<Result<Answer, StoreError>>> + Send,
+    {
+        self.start_workers(name, batch, READS_PER_BATCH, READERS, true, run)
+    }
+
+    fn start_workers<Item, Answer, Run, Done>(
+        &self,
+        name: &'static str,
+        batch: Batch,
+        largest_batch: usize,
+        count: usize,
+        only_reads: bool,
+        run: Run,
+    ) -> Batcher<Item, Answer>
+    where
+        Item: BatchItem,
+        Answer: Send + 'static,
+        Run: Fn(Vec<Item>) -> Done + Clone + Send + 'static,
+        Done: Future<Output = Vec<Result<Answer, StoreError>>> + Send,
+    {
         let (meter, metrics) = (self.metrics.batch(batch), self.metrics.clone());
-        let workers = BatchWorkers { name, largest_batch, count, meter, metrics };
+        let workers = BatchWorkers { name, largest_batch, count, only_reads, meter, metrics };
         Batcher::start(self.tasks, workers, self.store.health(), run)
     }
 }
@@ -253,6 +297,20 @@ impl Service {
                 }
             }
         });
+        let tokens = batches.start_readers("tokens", Batch::Tokens, {
+            let store = store.clone();
+            move |lookups| {
+                let store = store.clone();
+                async move { store.look_up_tokens(lookups).await }
+            }
+        });
+        let statuses = batches.start_readers("statuses", Batch::Statuses, {
+            let store = store.clone();
+            move |requests| {
+                let store = store.clone();
+                async move { store.serve_statuses(requests).await }
+            }
+        });
         let limits = Limits::new(&policy.limits);
         let operations = UserQueues::new(OPERATIONS_PER_USER, metrics.clone());
         let verifications = UserQueues::new(1, metrics.clone());
@@ -282,6 +340,9 @@ impl Service {
             mail,
             connections,
             disconnects,
+            tokens,
+            statuses,
+            work: tasks.work().clone(),
         }
     }
 

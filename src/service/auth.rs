@@ -18,13 +18,14 @@ use crate::{
         approval::PresentedRecoveryKey,
         envelope::MailboxStatus,
         otp::{CodePurpose, OtpCode},
-        token::Token,
+        token::{Token, TokenHash},
         work::{MAX_BITS, PaidAction, PresentedWork, ProvenWork, WorkScope},
     },
     metrics::ProofOutcome,
     store::{
-        CodeDecision, CodeHistory, ConnectionRegistration, EndedSessions, NetworkTag, NewChallenge, NewDevice,
-        NewSession, RegisteredConnection, RevokedDevice, SessionRecord, SignIn, SignInOutcome, SignedIn,
+        CodeDecision, CodeHistory, ConnectionRegistration, EndedSessions, FoundSession, NetworkTag, NewChallenge,
+        NewDevice, NewSession, RegisteredConnection, RevokedDevice, SessionRecord, SignIn, SignInOutcome, SignedIn,
+        TokenLookup,
     },
 };
 
@@ -84,6 +85,20 @@ pub struct Confirmation {
     pub challenge: ChallengeId,
     /// The code that the client entered.
     pub code: OtpCode,
+}
+
+/// A token whose session was looked up.
+pub struct LookedUpToken {
+    hash: TokenHash,
+    found: Option<FoundSession>,
+}
+
+impl LookedUpToken {
+    /// The session if presenting the token changes nothing. Otherwise see [`Service::present`].
+    #[must_use]
+    pub fn presented_before(&self) -> Option<Session> {
+        self.found.as_ref()?.presented_before()
+    }
 }
 
 /// A newly opened connection.
@@ -316,19 +331,38 @@ impl Service {
         }
     }
 
-    /// Returns the session of a token. The first use of a renewed token ends the session that it replaces.
+    /// Looks up the session of a token. May be called on any runtime; look-ups at the same time share a statement.
+    ///
+    /// # Errors
+    /// `unavailable`
+    pub async fn look_up(&self, token: &Token) -> Result<LookedUpToken, Refusal> {
+        let hash = token.hash();
+        let found = self.tokens.submit(TokenLookup { hash, now: self.now() }).await?;
+        Ok(LookedUpToken { hash, found })
+    }
+
+    /// Presents a token that was looked up, and returns its session. The first use of a renewed token ends the session
+    /// that it replaces.
     ///
     /// # Errors
     /// `unauthorized`
-    pub async fn authenticate(&self, token: &Token) -> Result<(Session, Notifications), Refusal> {
-        let presented = self.store.present(&token.hash(), self.now()).await?;
+    pub async fn present(&self, token: LookedUpToken) -> Result<(Session, Notifications), Refusal> {
+        let presented = self.store.present_found(&token.hash, token.found, self.now()).await?;
         let device = presented.session.caller.device;
         let ended = |session| (device, Signal::LoggedOut { sessions: vec![session] });
         Ok((presented.session, Notifications(presented.superseded.map(ended).into_iter().collect())))
     }
 
+    /// Returns the session of a token: [`Self::look_up`] and [`Self::present`].
+    ///
+    /// # Errors
+    /// `unauthorized`
+    pub async fn authenticate(&self, token: &Token) -> Result<(Session, Notifications), Refusal> {
+        self.present(self.look_up(token).await?).await
+    }
+
     /// Opens a connection; older connections of the device are closed. The connection must be attached to the hub
-    /// already, so that no signal sent between this call and the welcome is lost.
+    /// already, so that no signal sent between this call and the welcome is lost. May be called on any runtime.
     ///
     /// # Errors
     /// `session_revoked`
@@ -338,7 +372,13 @@ impl Service {
         let connection = self.connections.submit(ConnectionRegistration { caller, now }).await?;
         self.bus.publish(caller.device, Signal::Displaced { epoch: connection.epoch });
         let RegisteredConnection { epoch, has_pending_approval, keys, mailbox } = connection;
-        let approvals = if has_pending_approval { self.store.decidable_approvals(&caller).await? } else { Vec::new() };
+        let approvals = if has_pending_approval {
+            let store = self.store.clone();
+            let read = self.work.spawn(async move { store.decidable_approvals(&caller).await });
+            read.await.map_err(|_| Refusal::Internal)??
+        } else {
+            Vec::new()
+        };
         Ok(OpenedConnection { epoch, keys, mailbox, approvals })
     }
 

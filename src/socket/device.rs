@@ -138,7 +138,8 @@ impl Actor for DeviceSocket {
         let (node, caller) = (self.connection.node.clone(), self.connection.session.caller);
         let (finish, finished) = oneshot::channel();
         self.state = SocketState::Opening(OpeningState { finished, early_signals: Vec::new(), newest_mail: 0 });
-        let open = self.connection.node.runtime.spawn(async move {
+        // A task of its own, so that it runs to completion if the actor stops.
+        let open = actix_rt::spawn(async move {
             // If many clients connect at once, they wait here, where a connection uses little memory.
             let _permit = node.opening_permits.acquire().await;
             let opened = Box::pin(node.service.open_connection(caller)).await;

@@ -67,8 +67,8 @@ pub struct ConnectionState {
 }
 
 impl Store {
-    /// Registers connections in one transaction. One statement checks their sessions and increments the epochs of their
-    /// devices, and another reads what they need to know first. Answers are in the order of the items: `session_revoked`
+    /// Registers connections. One statement checks their sessions and increments the epochs of their devices, and another
+    /// reads what they need to know first. Answers are in the order of the items: `session_revoked`
     /// if a session is not valid.
     pub async fn register_connections(
         &self,
@@ -88,7 +88,7 @@ impl Store {
     ) -> Result<Vec<Option<RegisteredConnection>>, StoreError> {
         let Some(now) = items.iter().map(|item| item.now).max() else { return Ok(Vec::new()) };
         self.retrying(|| async {
-            let mut tx = self.begin().await?;
+            let mut tx = self.statements().await?;
             let mut opened = vec![None; items.len()];
             for places in in_distinct_devices(items) {
                 let callers = || places.iter().map(|place| items[*place].caller);
@@ -111,7 +111,7 @@ impl Store {
             // committed is seen only by a later statement.
             let callers: Vec<Caller> = items.iter().map(|item| item.caller).collect();
             let statuses = self.read_statuses(&mut tx, &callers, now).await?;
-            tx.commit().await?;
+            tx.end_statements().await?;
             let registered = opened.into_iter().zip(statuses).map(|(opened, DeviceStatus { keys, mailbox, .. })| {
                 let (epoch, has_pending_approval) = opened?;
                 Some(RegisteredConnection { epoch, has_pending_approval, keys, mailbox })
@@ -184,7 +184,7 @@ impl Store {
         };
         let devices: Vec<(DeviceId, Timestamp)> = latest.into_iter().collect();
         let outcome = self.run_batch("disconnects", &devices, |devices, _| async move {
-            let mut tx = self.begin().await?;
+            let mut tx = self.statements().await?;
             tx.query(sql::TOUCH_DEVICES)
                 .bind_rows([
                     Column::Ids(devices.iter().map(|(device, _)| device.0).collect()),
@@ -192,7 +192,7 @@ impl Store {
                 ])
                 .execute()
                 .await?;
-            tx.commit().await?;
+            tx.end_statements().await?;
             Ok(BatchOutcome { answers: devices.iter().map(|_| Ok(())).collect(), signals: Vec::new() })
         });
         outcome.await?.answers.into_iter().collect()

@@ -3,12 +3,14 @@
 use chrono::{DateTime, Utc};
 
 use super::{
-    Store, StoreError, rows,
+    BatchItem, BatchOutcome, Store, StoreError,
+    error::fail_all,
+    rows,
     sql::keys as sql,
     tx::{Column, Tx},
 };
 use crate::domain::{
-    Caller, KeysStatus, Timestamp,
+    Caller, KeysStatus, Refusal, Timestamp, UserId,
     bundle::{EncodedKey, LastResortStatus, MAX_POOL, SignedPrekeyStatus},
     envelope::MailboxStatus,
 };
@@ -75,7 +77,7 @@ impl DeviceStatus {
             one_time: rows::number(one_time)?,
             pq_one_time: rows::number(pq_one_time)?,
             threshold,
-            pool_version: pool_version,
+            pool_version,
         };
         let mailbox = MailboxStatus {
             head: next_seq.map_or(0, |next| next - 1),
@@ -86,7 +88,38 @@ impl DeviceStatus {
     }
 }
 
+/// A caller whose status is wanted.
+#[derive(Clone, Copy, Debug)]
+pub struct StatusRequest {
+    /// The session, user and device.
+    pub caller: Caller,
+    /// The current time.
+    pub now: Timestamp,
+}
+
+impl BatchItem for StatusRequest {
+    fn user(&self) -> Option<UserId> {
+        Some(self.caller.user)
+    }
+}
+
 impl Store {
+    /// The statuses of the callers' devices, in the order of the requests: `session_revoked` if a session is not valid.
+    pub async fn serve_statuses(&self, requests: Vec<StatusRequest>) -> Vec<Result<DeviceStatus, StoreError>> {
+        let outcome = self.run_batch("statuses", &requests, |requests, _| async {
+            let Some(now) = requests.iter().map(|request| request.now).max() else {
+                return Ok(BatchOutcome::default());
+            };
+            let callers: Vec<Caller> = requests.iter().map(|request| request.caller).collect();
+            let statuses = self.device_statuses(&callers, now).await?.into_iter();
+            let answer = |status: DeviceStatus| {
+                if status.session_is_valid { Ok(status) } else { Err(Refusal::SessionRevoked.into()) }
+            };
+            Ok(BatchOutcome { answers: statuses.map(answer).collect(), signals: Vec::new() })
+        });
+        outcome.await.map_or_else(|error| fail_all(&error, requests.len()), |outcome| outcome.answers)
+    }
+
     /// The statuses of the callers' devices, in their order.
     ///
     /// # Errors

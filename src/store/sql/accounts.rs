@@ -22,10 +22,17 @@ statements! {
 
     INSERT_SESSION = both("INSERT INTO sessions \
         (id, user_id, device_id, token_hash, expires_at, created_at, replaces) VALUES ($1, $2, $3, $4, $5, $6, $7)");
-    SESSION_BY_TOKEN = both("SELECT sessions.id, sessions.user_id, sessions.device_id, expires_at, replaces, \
-        users.created_at, approval_id FROM sessions JOIN devices ON devices.id = sessions.device_id \
-        JOIN users ON users.id = sessions.user_id \
-        WHERE token_hash = $1 AND expires_at > $2 AND NOT revoked");
+    /// The sessions of tokens that are valid at the time of the last parameter. The tokens are given as rows of place and
+    /// hash.
+    SESSIONS_BY_TOKENS = per_dialect(
+        "SELECT wanted.value ->> 0, sessions.id, sessions.user_id, sessions.device_id, expires_at, replaces, \
+        users.created_at, approval_id FROM json_each($1) AS wanted \
+        CROSS JOIN sessions ON token_hash = wanted.value ->> 1 JOIN devices ON devices.id = sessions.device_id \
+        JOIN users ON users.id = sessions.user_id WHERE expires_at > $2 AND NOT revoked",
+        "SELECT place, sessions.id, sessions.user_id, sessions.device_id, expires_at, replaces, \
+        users.created_at, approval_id FROM UNNEST($1::BIGINT[], $2::TEXT[]) AS wanted (place, hash) \
+        JOIN sessions ON token_hash = wanted.hash JOIN devices ON devices.id = sessions.device_id \
+        JOIN users ON users.id = sessions.user_id WHERE expires_at > $3 AND NOT revoked");
     /// The row of a session that is valid for its device at $3.
     AUTHORIZE = both("SELECT replaces FROM sessions JOIN devices ON devices.id = sessions.device_id \
         WHERE sessions.id = $1 AND sessions.device_id = $2 AND expires_at > $3 AND NOT revoked");
