@@ -20,7 +20,7 @@ use self::{
 use crate::{
     bus::{self, Bus, BusNode, RedisBus},
     clock::{Clock, Entropy},
-    config::Config,
+    config::{Config, DemoSetting},
     domain::{
         Email,
         envelope::{MailboxBounds, MailboxSize},
@@ -206,9 +206,14 @@ fn start_service(
 ) -> Result<Arc<Service>, AppError> {
     let secret = server_secret(config, entropy)?;
     let mailer = start_mailer(config, &clock, entropy, node.metrics.clone(), node.tasks.work().clone())?;
-    if prints_mails(config) {
+    if config.prints_mails() {
         tracing::warn!(
             "mails are only printed, and codes are not limited; set mailer.url before others use this server"
+        );
+    }
+    if config.server.demo == DemoSetting::Auto && config.prints_mails() && !config.serves_demo() {
+        tracing::info!(
+            "the try-it page is off: it needs a loopback address in server.bind and no server.trusted_proxies"
         );
     }
     mailer.warn_if_unreachable();
@@ -351,7 +356,7 @@ pub async fn try_mailer(
 /// mailbox can be flooded.
 fn usage_limits(config: &Config) -> UsageLimits {
     let limits = config.limits.usage.clone();
-    if !prints_mails(config) {
+    if !config.prints_mails() {
         return limits;
     }
     UsageLimits {
@@ -361,10 +366,6 @@ fn usage_limits(config: &Config) -> UsageLimits {
         otp_per_network_hour: 0,
         ..limits
     }
-}
-
-fn prints_mails(config: &Config) -> bool {
-    config.mailer.url.reveal() == "log:"
 }
 
 /// The settings of the use cases.
@@ -383,5 +384,6 @@ pub fn policy(config: &Config) -> Policy {
             strangers: whole.share(mailbox.stranger_share),
         },
         limits: usage_limits(config),
+        shows_codes: config.serves_demo() && config.prints_mails(),
     }
 }

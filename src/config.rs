@@ -156,6 +156,22 @@ pub struct ServerConfig {
     pub memory_budget_mb: usize,
     /// Maximum number of seconds that stopping takes.
     pub drain_s: u64,
+    /// Whether the try-it page is served.
+    pub demo: DemoSetting,
+}
+
+/// `server.demo`
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
+pub enum DemoSetting {
+    /// Served if the mailer is `log:`, the listener is bound to a loopback address, and there is no proxy.
+    #[serde(rename = "auto")]
+    Auto,
+    /// Served. The listener must be bound to a loopback address.
+    #[serde(rename = "true")]
+    On,
+    /// Not served.
+    #[serde(rename = "false")]
+    Off,
 }
 
 /// `[admin]`
@@ -358,6 +374,23 @@ impl Config {
         days(self.keys.signed_prekey_days)
     }
 
+    /// Whether mails are only printed to standard output.
+    #[must_use]
+    pub fn prints_mails(&self) -> bool {
+        self.mailer.url.reveal() == "log:"
+    }
+
+    /// Whether the try-it page is served.
+    #[must_use]
+    pub fn serves_demo(&self) -> bool {
+        let is_local = self.server.bind.ip().to_canonical().is_loopback() && self.server.trusted_proxies.is_empty();
+        match self.server.demo {
+            DemoSetting::Auto => self.prints_mails() && is_local,
+            DemoSetting::On => true,
+            DemoSetting::Off => false,
+        }
+    }
+
     /// The configured server secret, unless `auth.secret` is empty.
     #[must_use]
     pub fn server_secret(&self) -> Option<ServerSecret> {
@@ -427,6 +460,7 @@ mod tests {
             ("SEALWIRE__SERVER__OUTBOX_BYTES", "5", "server.outbox_bytes takes a whole number from"),
             ("SEALWIRE__SERVER__ALLOWED_ORIGINS", "chat.example", "server.allowed_origins takes origins"),
             ("SEALWIRE__SERVER__TRUSTED_PROXIES", "proxy", "server.trusted_proxies takes addresses"),
+            ("SEALWIRE__SERVER__DEMO", "yes", "server.demo takes auto, true or false"),
             ("SEALWIRE__ADMIN__BIND", "0.0.0.0:9090", "admin.token takes a token"),
             ("SEALWIRE__ADMIN__TOKEN", "fifteen letters", "admin.token takes 16 characters or more"),
             ("SEALWIRE__ADMIN__TOKEN", "   fourteen chars     ", "admin.token takes 16 characters or more"),
@@ -443,6 +477,33 @@ mod tests {
             let error = load(&[(name, value)]).unwrap_err().to_string();
             assert!(error.contains(expected), "{name}={value}: {error}");
         }
+    }
+
+    #[test]
+    fn the_try_it_page_is_served_only_to_this_machine_and_unless_set_only_with_the_mailer_log() {
+        let serves = |settings: &[(&str, &str)]| load(settings).map(|config| config.serves_demo());
+        let (demo, mailer) = ("SEALWIRE__SERVER__DEMO", ("SEALWIRE__MAILER__URL", "smtp://localhost"));
+        let (bind, proxies) = ("SEALWIRE__SERVER__BIND", ("SEALWIRE__SERVER__TRUSTED_PROXIES", "127.0.0.1"));
+        for local in ["127.0.0.1:8080", "127.9.9.9:0", "[::1]:8080", "[::ffff:127.0.0.1]:8080"] {
+            assert!(serves(&[(bind, local)]).unwrap(), "{local}");
+            assert!(serves(&[(bind, local), (demo, "true")]).unwrap(), "{local}");
+        }
+        for off in [vec![mailer], vec![proxies], vec![(demo, "false")], vec![(bind, "0.0.0.0:8080")]] {
+            assert!(!serves(&off).unwrap(), "{off:?}");
+        }
+        assert!(serves(&[mailer, (demo, "true")]).unwrap());
+        for public in ["0.0.0.0:8080", "[::]:8080", "192.0.2.1:8080"] {
+            let error = serves(&[(bind, public), (demo, "true")]).unwrap_err().to_string();
+            assert!(error.contains("server.demo") && error.contains("server.bind"), "{error}");
+        }
+    }
+
+    #[test]
+    fn the_file_may_set_a_text_to_true() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("a.toml");
+        std::fs::write(&path, "[server]\ndemo = false\n").unwrap();
+        assert!(!Config::load(Some(&path), std::iter::empty()).unwrap().serves_demo());
     }
 
     #[test]

@@ -1,8 +1,10 @@
-//! The HTTP edge: sign-in and sessions, health checks, and the operator's listener.
+//! The HTTP edge: sign-in and sessions, health checks, the try-it page, and the operator's listener.
 
 pub mod admin;
 mod auth;
+mod demo;
 mod health;
+mod host;
 mod log;
 
 use std::{sync::Arc, time::Duration};
@@ -40,6 +42,8 @@ pub struct Http {
     pub origins: Origins,
     /// Counts the responses.
     pub metrics: Arc<Metrics>,
+    /// Whether the try-it page is served.
+    pub serves_demo: bool,
     /// Whether the node is stopping.
     pub is_draining: Box<dyn Fn() -> bool + Send + Sync>,
 }
@@ -64,6 +68,9 @@ pub fn routes(http: web::Data<Http>) -> impl FnOnce(&mut ServiceConfig) {
             .service(resource("/session").route(web::get().to(auth::session)).route(web::delete().to(auth::logout)))
             .default_service(web::to(not_found));
         let v1 = web::scope("/v1").wrap(cors).service(auth).default_service(web::to(not_found));
+        if http.serves_demo {
+            demo::routes(app);
+        }
         app.app_data(http)
             .service(v1)
             .service(resource("/healthz").route(web::get().to(health::healthz)))

@@ -119,6 +119,9 @@ fn serve(config: &Config, start: StartSignals) -> Result<(), MainError> {
     let (port, admin_port) = (application.port(), application.admin_port());
     tracing::info!(url = url(config.server.bind, port), port, "listening");
     tracing::info!(url = url(config.admin.bind, admin_port), port = admin_port, "listening for the operator");
+    if config.serves_demo() {
+        tracing::info!("to try it in a browser, open {}", url(config.server.bind, port));
+    }
     let stopper = application.stopper();
     actix_rt::System::new().block_on(async move {
         actix_rt::spawn(Signals::new()?.stop(stopper));

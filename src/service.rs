@@ -16,6 +16,7 @@ mod limits;
 mod mailer;
 mod messages;
 mod reconcile;
+mod shown_codes;
 mod sliding_window;
 mod sweep;
 
@@ -54,6 +55,7 @@ use crate::{
 use clock_check::ClockCheck;
 use heartbeat::Presence;
 use limits::Limits;
+use shown_codes::ShownCodes;
 
 /// How long the result of a database check is reused.
 const LATENCY_KEPT: Duration = Duration::from_secs(1);
@@ -95,6 +97,8 @@ pub struct Policy {
     pub mailbox: MailboxBounds,
     /// Rate limits.
     pub limits: UsageLimits,
+    /// Whether [`Service::shown_code`] returns codes. Only for development.
+    pub shows_codes: bool,
 }
 
 /// What [`Service::start`] needs.
@@ -137,6 +141,8 @@ pub struct Service {
     /// When the last database check ended, and how long the answer took; `None` if it failed.
     last_latency: tokio::sync::Mutex<Option<(Instant, Option<Duration>)>>,
     limits: Limits,
+    /// The latest codes, if they are shown.
+    shown_codes: Option<ShownCodes>,
     claims: Batcher<ClaimRequest, ClaimAnswer>,
     /// Serves claims that wait for locked keys.
     blocking_claims: Claims,
@@ -312,6 +318,7 @@ impl Service {
             }
         });
         let limits = Limits::new(&policy.limits);
+        let shown_codes = policy.shows_codes.then(ShownCodes::default);
         let operations = UserQueues::new(OPERATIONS_PER_USER, metrics.clone());
         let verifications = UserQueues::new(1, metrics.clone());
         let cores = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
@@ -330,6 +337,7 @@ impl Service {
             clock_check: std::sync::Mutex::default(),
             last_latency: tokio::sync::Mutex::default(),
             limits,
+            shown_codes,
             claims,
             blocking_claims,
             blocking_permits: Semaphore::new(BLOCKING_CLAIMS),

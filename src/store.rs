@@ -46,7 +46,9 @@ pub use account_lock::AccountStatus;
 pub use accounts::DeviceRecord;
 pub use approvals::{ApprovalRequested, ApprovalState, Approved, ApprovedSession, Decided, Decision};
 pub use batcher::{BatchItem, BatchWorkers, Batcher};
-pub use challenges::{CodeDecision, CodeHistory, NetworkTag, NewChallenge, PastChallenge, Trust};
+pub use challenges::{
+    CodeDecision, CodeHistory, CountedGuess, GuessFrom, NetworkTag, NewChallenge, PastChallenge, Trust,
+};
 pub use claims::{BlockedClaim, ClaimAnswer, ClaimRequest, Claims};
 pub use connections::{ConnectionRegistration, ConnectionState, RegisteredConnection};
 pub use device_status::{DeviceStatus, StatusRequest};

@@ -18,6 +18,8 @@ pub struct UsageLimits {
     pub signup_proof_bits: u8,
     /// Attempts per minute to redeem a code from one client network.
     pub verify_per_network_minute: usize,
+    /// Wrong guesses per day at codes from one client network. Not in force if `verify_per_network_minute` is 0.
+    pub wrong_guesses_per_network_day: usize,
     /// Addresses per hour looked up by one user.
     pub find_per_user_hour: usize,
     /// Claims of one user that take a one-time key of one device: the number allowed in a burst.
@@ -28,4 +30,6 @@ pub struct UsageLimits {
     pub stranger_keys_per_device_hour: u32,
     /// Messages per second sent by one device.
     pub sends_per_device_second: u32,
+    /// Messages per second sent by one user to one other, ephemeral ones included; as a burst, five times as many.
+    pub sends_per_pair_second: u32,
 }

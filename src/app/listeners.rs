@@ -129,6 +129,7 @@ fn http(config: &Config, service: &Arc<Service>, node: &NodeContext, origins: Or
         trusted_proxies: config.server.trusted_proxies.clone(),
         origins,
         metrics: node.metrics.clone(),
+        serves_demo: config.serves_demo(),
         is_draining: Box::new(move || hub.is_draining()),
     }
 }

@@ -13,7 +13,7 @@ const MIN_ADMIN_TOKEN: usize = 16;
 const BUS_SCHEMES: [&str; 3] = ["redis://", "rediss://", "redis-sentinel://"];
 
 /// The valid values of the settings that are whole numbers.
-const RANGES: [(&str, RangeInclusive<i64>); 29] = [
+const RANGES: [(&str, RangeInclusive<i64>); 31] = [
     ("server.workers", 0..=1024),
     ("server.max_connections", 0..=10_000_000),
     ("server.max_http_connections", 0..=10_000_000),
@@ -33,12 +33,14 @@ const RANGES: [(&str, RangeInclusive<i64>); 29] = [
     ("limits.otp_per_email_network_hour", 0..=1000),
     ("limits.otp_per_network_hour", 0..=1_000_000),
     ("limits.verify_per_network_minute", 0..=1_000_000),
+    ("limits.wrong_guesses_per_network_day", 0..=1_000_000),
     ("limits.find_per_user_hour", 0..=1_000_000),
     ("limits.signup_proof_bits", 0..=24),
     ("limits.claim_burst", 0..=1_000_000),
     ("limits.claim_refill_s", 1..=31_536_000),
     ("limits.stranger_keys_per_device_hour", 0..=1000),
     ("limits.sends_per_device_second", 0..=1_000_000),
+    ("limits.sends_per_pair_second", 0..=1_000_000),
     ("limits.connections_per_network", 0..=10_000_000),
     ("limits.http_connections_per_network", 0..=10_000_000),
     ("limits.connects_per_network_second", 0..=1_000_000),
@@ -77,6 +79,11 @@ pub(super) fn check(settings: &Table) -> Result<(), ConfigError> {
         let is_valid = proxy.as_str().is_some_and(|text| parse_network(text).is_some());
         require(is_valid, "server.trusted_proxies", "addresses or networks, such as 10.0.0.0/8")?;
     }
+    let demo = text("server.demo");
+    require(["auto", "true", "false"].contains(&demo), "server.demo", "auto, true or false")?;
+    let is_local = text("server.bind").parse::<SocketAddr>().is_ok_and(|bind| bind.ip().to_canonical().is_loopback());
+    let takes = "auto or false, since server.bind is not a loopback address and the page shows sign-in codes";
+    require(is_local || demo != "true", "server.demo", takes)?;
     let token = text("admin.token");
     let is_long = token.trim().chars().count() >= MIN_ADMIN_TOKEN;
     require(token.is_empty() || is_long, "admin.token", &format!("{MIN_ADMIN_TOKEN} characters or more"))?;

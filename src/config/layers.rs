@@ -22,11 +22,13 @@ pub(super) fn set(
     Ok(())
 }
 
-/// Accepts a value of the same type as the example; for a float also an integer.
+/// Accepts a value of the same type as the example; for a float also an integer, and for a text also `true` and `false`,
+/// which `server.demo` takes besides a word.
 pub(super) fn same_kind(example: &Value, value: Value) -> Result<Value, &'static str> {
     #[expect(clippy::cast_precision_loss, reason = "a number of days")]
     match (example, value) {
         (Value::Float(_), Value::Integer(whole)) => Ok(Value::Float(whole as f64)),
+        (Value::String(_), Value::Boolean(flag)) => Ok(Value::String(flag.to_string())),
         (example, value) if example.same_type(&value) => Ok(value),
         (example, _) => Err(kind(example)),
     }

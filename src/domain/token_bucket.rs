@@ -64,6 +64,12 @@ impl<T: TimePoint> TokenBucket<T> {
         Self { full_at: now }
     }
 
+    /// When the bucket is full, if no more is taken; in the past if it is full.
+    #[must_use]
+    pub fn full_at(&self) -> T {
+        self.full_at
+    }
+
     /// The time until the bucket is full.
     #[must_use]
     pub fn missing(&self, now: T) -> Duration {

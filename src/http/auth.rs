@@ -126,7 +126,7 @@ async fn on_runtime<T: Send + 'static>(
 }
 
 /// Reads a JSON body. The `Content-Type` is ignored.
-async fn read<T: DeserializeOwned>(body: Payload) -> Result<T, EdgeError> {
+pub(super) async fn read<T: DeserializeOwned>(body: Payload) -> Result<T, EdgeError> {
     let bytes = timeout(BODY_TIMEOUT, body.to_bytes_limited(MAX_BODY_BYTES))
         .await
         .map_err(|_| EdgeError::TooSlow)?

@@ -8,7 +8,7 @@ use subtle::ConstantTimeEq;
 use super::{
     Notifications, Service,
     approvals::RequestedApproval,
-    limits::{CodeRequest, CodeVerdict, judge_code, proof_bits},
+    limits::{CodeRequest, CodeVerdict, GUESSES_WITHOUT_PROOF, judge_code, proof_bits},
     mailer::Mail,
 };
 use crate::{
@@ -17,15 +17,16 @@ use crate::{
         SessionId, Signal, Timestamp, UserId,
         approval::PresentedRecoveryKey,
         envelope::MailboxStatus,
+        network::CountedNetwork,
         otp::{CodePurpose, OtpCode},
         token::{Token, TokenHash},
         work::{MAX_BITS, PaidAction, PresentedWork, ProvenWork, WorkScope},
     },
     metrics::ProofOutcome,
     store::{
-        CodeDecision, CodeHistory, ConnectionRegistration, EndedSessions, FoundSession, NetworkTag, NewChallenge,
-        NewDevice, NewSession, RegisteredConnection, RevokedDevice, SessionRecord, SignIn, SignInOutcome, SignedIn,
-        TokenLookup,
+        CodeDecision, CodeHistory, ConnectionRegistration, EndedSessions, FoundSession, GuessFrom, NetworkTag,
+        NewChallenge, NewDevice, NewSession, RegisteredConnection, RevokedDevice, SessionRecord, SignIn, SignInOutcome,
+        SignedIn, TokenLookup,
     },
 };
 
@@ -57,6 +58,14 @@ pub struct SignInRequest {
     pub recovery_key: Option<PresentedRecoveryKey>,
     /// The proof of work that the client presents, if any.
     pub work: PresentedWork,
+}
+
+/// The place of a network for an attempt to redeem a code.
+struct VerifyPlace {
+    /// The proof to spend if the network is over a limit, with the refusal in case that it was spent before.
+    paying: Option<(ProvenWork, Refusal)>,
+    /// Whether a place of this minute was taken. It is given back if the code is right.
+    is_taken: bool,
 }
 
 /// A request for a code.
@@ -169,12 +178,22 @@ impl Service {
         }
         let mail = Mail::code(email, &code, purpose);
         if is_useful {
+            if let Some(shown) = &self.shown_codes {
+                shown.add(id, code, now);
+            }
             self.mailer.send(mail);
             self.metrics.codes_mailed.inc();
         } else {
             self.mailer.withhold(mail);
         }
         Ok(Challenge { id })
+    }
+
+    /// Returns the code of a challenge for the try-it page. `None` if the page is not served, mails are not printed, or
+    /// the code was never made, has expired or is not among the latest.
+    #[must_use]
+    pub fn shown_code(&self, challenge: ChallengeId) -> Option<OtpCode> {
+        self.shown_codes.as_ref()?.get(challenge, self.now())
     }
 
     /// Returns the keyed hash under which an address knows a network.
@@ -189,8 +208,22 @@ impl Service {
         Refusal::WorkRequired { retry_after, work }
     }
 
-    /// Counts an attempt of a network to redeem a code. Returns the proof to spend if the network has made too many, with
-    /// the refusal in case that it was spent before; `None` if the network has not.
+    /// Returns the keyed hashes of the networks by which wrong guesses count, each with its limit per day. None if the
+    /// limits are off.
+    fn guess_networks(&self, network: ClientNetwork) -> Vec<(NetworkTag, u64)> {
+        let limits = &self.policy.limits;
+        if limits.verify_per_network_minute == 0 || limits.wrong_guesses_per_network_day == 0 {
+            return Vec::new();
+        }
+        let tag = |network: CountedNetwork| {
+            let (prefix, bits) = network.parts();
+            self.secret.tag(&[b"guesses", &[bits], prefix])
+        };
+        let limit = |factor: u32| u64::from(factor).saturating_mul(limits.wrong_guesses_per_network_day as u64);
+        network.counted().into_iter().map(|(network, factor)| (tag(network), limit(factor))).collect()
+    }
+
+    /// Counts an attempt of a network to redeem a code, before the code is compared.
     ///
     /// # Errors
     /// `rate_limited` without a proof that suffices
@@ -199,8 +232,14 @@ impl Service {
         scope: &WorkScope<'_>,
         work: &PresentedWork,
         now: Timestamp,
-    ) -> Result<Option<(ProvenWork, Refusal)>, Refusal> {
-        let Err(retry_after) = self.limits.verify(scope.network, now) else { return Ok(None) };
+    ) -> Result<VerifyPlace, Refusal> {
+        let minute = self.limits.verify(scope.network, now).err();
+        let is_taken = minute.is_none();
+        let day = match self.guess_networks(scope.network) {
+            networks if is_taken && !networks.is_empty() => self.store.guess_wait(&networks, now).await?,
+            _ => None,
+        };
+        let Some(retry_after) = minute.max(day) else { return Ok(VerifyPlace { paying: None, is_taken }) };
         let proven = scope.check(&self.secret, work, now);
         let bits = match (&proven, self.over_limit_permits.try_acquire()) {
             (None, Err(_)) => MAX_BITS,
@@ -208,7 +247,7 @@ impl Service {
         };
         let refusal = self.work_required(scope, retry_after, bits, now);
         match proven.filter(|work| work.bits >= bits) {
-            Some(work) => Ok(Some((work, refusal))),
+            Some(work) => Ok(VerifyPlace { paying: Some((work, refusal)), is_taken }),
             None => Err(refusal),
         }
     }
@@ -226,10 +265,11 @@ impl Service {
         let now = self.now();
         let SignInRequest { challenge, email, code, work, .. } = &request;
         let scope = WorkScope { action: PaidAction::Verify, email, network };
-        let paying = self.count_verify(&scope, work, now).await?;
-        let is_paid = paying.is_some();
+        let VerifyPlace { paying, is_taken } = self.count_verify(&scope, work, now).await?;
         let spend = paying.as_ref().map(|(work, _)| work);
-        let is_counted = self.check_code(*challenge, email, CodePurpose::SignIn, code, spend, now).await?;
+        let networks: Vec<_> = self.guess_networks(network).into_iter().map(|(tag, _)| tag).collect();
+        let from = GuessFrom { networks: &networks, work: spend };
+        let is_counted = self.check_code(*challenge, email, CodePurpose::SignIn, code, from, now).await?;
         if let Some((_, refusal)) = paying {
             if !is_counted {
                 return Err(refusal);
@@ -258,7 +298,7 @@ impl Service {
         };
         let redeemed = self.store.redeem(&sign_in).await.map_err(Refusal::from);
         let counts = matches!(redeemed, Err(Refusal::UnknownDevice | Refusal::ProofRequired | Refusal::InvalidCode));
-        if !is_paid && !counts {
+        if is_taken && !counts {
             self.limits.give_back_verify(network, now);
         }
         match redeemed? {
@@ -288,8 +328,8 @@ impl Service {
         sign_in_notifications(signed_in)
     }
 
-    /// Counts a guess at a code and compares it. Returns false if `spend`, the proof that pays for the guess, was spent
-    /// before; then nothing was compared.
+    /// Counts a guess at a code and compares it. Returns false if the proof that pays for the guess was spent before; then
+    /// nothing was compared. Mails the owner if there were many wrong guesses in a day.
     ///
     /// # Errors
     /// `invalid_code`, `too_many_attempts`
@@ -299,14 +339,23 @@ impl Service {
         email: &Email,
         purpose: CodePurpose,
         code: &OtpCode,
-        spend: Option<&ProvenWork>,
+        from: GuessFrom<'_>,
         now: Timestamp,
     ) -> Result<bool, Refusal> {
-        let Some(expected) = self.store.count_attempt(challenge, email, purpose, spend, now).await? else {
+        let Some(guess) = self.store.count_attempt(challenge, email, purpose, from, now).await? else {
             return Ok(false);
         };
         let hash = code.hash(&self.secret, challenge, email, purpose);
-        if bool::from(hash[..].ct_eq(&expected[..])) { Ok(true) } else { Err(Refusal::InvalidCode) }
+        if bool::from(hash[..].ct_eq(&guess.hash[..])) {
+            self.store.give_back_guess(guess.id).await?;
+            return Ok(true);
+        }
+        self.metrics.wrong_guesses.inc();
+        if guess.wrong_today >= GUESSES_WITHOUT_PROOF && self.store.note_guess_notice(email, now).await? {
+            tracing::warn!("somebody guesses the codes of an address; its owner is mailed");
+            self.mailer.send(Mail::codes_guessed(email.clone()));
+        }
+        Err(Refusal::InvalidCode)
     }
 
     /// Mails the person that somebody has signed in, except at the first sign-in of a user, and that a device was

@@ -3,7 +3,7 @@
 use super::{Confirmation, Notifications, RequestedApproval, Service, auth::revoked_notifications, mailer::Mail};
 use crate::{
     domain::{ApprovalId, Caller, DeviceId, Email, Refusal, Signal, UserId, otp::CodePurpose},
-    store::{AddressChange, DeviceRecord},
+    store::{AddressChange, DeviceRecord, GuessFrom},
 };
 
 impl Service {
@@ -58,7 +58,7 @@ impl Service {
         let now = self.now();
         let email = self.store.account_to_change(caller, now).await?;
         let Confirmation { challenge, code } = confirmation.ok_or(Refusal::ConfirmationRequired)?;
-        self.check_code(challenge, &email, CodePurpose::Delete, &code, None, now).await?;
+        self.check_code(challenge, &email, CodePurpose::Delete, &code, GuessFrom::default(), now).await?;
         let deleted = self.store.delete_account(caller, challenge, now).await?;
         self.mailer.send(Mail::account_deleted(deleted.email));
         tracing::info!(user_id = %caller.user, device_id = %caller.device, "account deleted");
@@ -80,7 +80,7 @@ impl Service {
         let now = self.now();
         self.store.account_to_change(caller, now).await?;
         let Confirmation { challenge, code } = confirmation.ok_or(Refusal::ConfirmationRequired)?;
-        self.check_code(challenge, new, CodePurpose::ChangeEmail, &code, None, now).await?;
+        self.check_code(challenge, new, CodePurpose::ChangeEmail, &code, GuessFrom::default(), now).await?;
         let id = ApprovalId(self.entropy.uuid());
         match self.store.change_email(caller, challenge, new, id, now).await? {
             AddressChange::Changed { old } => {

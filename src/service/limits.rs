@@ -9,7 +9,7 @@ use std::time::Duration;
 use super::sliding_window::SlidingWindow;
 use crate::{
     domain::{
-        ClientNetwork, DeviceId, Refusal, Timestamp, UserId,
+        Caller, ClientNetwork, DeviceId, Refusal, Timestamp, UserId,
         clock_guard::TOLERATED_AHEAD,
         keyed_buckets::KeyedBuckets,
         network::CountedNetwork,
@@ -25,27 +25,40 @@ const DAY: Duration = Duration::from_hours(24);
 
 /// Maximum number of codes to one address, in each of its budgets, that proofs of work pay for in 24 hours.
 pub const MAX_PAID_CODES: usize = 20;
+/// From this wrong guess at codes of an address in a day, strangers need a proof for a code, and the owner is mailed.
+pub const GUESSES_WITHOUT_PROOF: usize = 20;
+/// From this wrong guess in 30 days, strangers need a proof of [`MAX_BITS`] for a code.
+const GUESSES_WITHOUT_HARD_PROOF: usize = 100;
+const MONTH: Duration = Duration::from_hours(30 * 24);
 /// `retry_after` of a request that needs a proof however long the client waits.
 const PROOF_IS_NEEDED: Duration = HOUR;
+/// The burst of messages from one user to another is as many as the rate allows in this many seconds.
+const PAIR_BURST: u32 = 5;
 
 /// The limits that are counted in memory.
 pub struct Limits {
     otp_per_network: SlidingWindow<CountedNetwork>,
     verify_per_network: SlidingWindow<CountedNetwork>,
     find_per_user: SlidingWindow<UserId>,
-    sends_per_device: KeyedBuckets<DeviceId>,
+    sends_per_device: KeyedBuckets<UserId, DeviceId>,
+    /// By sending and receiving user.
+    sends_per_pair: KeyedBuckets<UserId, UserId>,
 }
 
 impl Limits {
     /// Starts with nothing counted.
     #[must_use]
     pub fn new(settings: &UsageLimits) -> Self {
-        let sends = settings.sends_per_device_second;
+        let (sends, to_one) = (settings.sends_per_device_second, settings.sends_per_pair_second);
         Self {
             otp_per_network: SlidingWindow::new(settings.otp_per_network_hour, HOUR),
             verify_per_network: SlidingWindow::new(settings.verify_per_network_minute, MINUTE),
             find_per_user: SlidingWindow::new(settings.find_per_user_hour, HOUR),
             sends_per_device: KeyedBuckets::new(sends, Duration::from_secs(1) / sends.max(1)),
+            sends_per_pair: KeyedBuckets::new(
+                to_one.saturating_mul(PAIR_BURST),
+                Duration::from_secs(1) / to_one.max(1),
+            ),
         }
     }
 
@@ -78,12 +91,23 @@ impl Limits {
         self.find_per_user.take(&[(user, 1)], now).map_err(|retry_after| Refusal::RateLimited { retry_after })
     }
 
-    /// Counts a message.
+    /// Counts a message to a user.
     ///
     /// # Errors
-    /// `rate_limited` if the device has sent too many.
-    pub fn send(&self, device: DeviceId, now: Timestamp) -> Result<(), Refusal> {
-        self.sends_per_device.take(device, now).map_err(|retry_after| Refusal::RateLimited { retry_after })
+    /// `rate_limited` if the device has sent too many, or its user too many to this one. What a user sends to itself
+    /// counts for the device only.
+    pub fn send(&self, caller: &Caller, to: UserId, now: Timestamp) -> Result<(), Refusal> {
+        let Caller { user, device, .. } = *caller;
+        let refused = |retry_after| Refusal::RateLimited { retry_after };
+        self.sends_per_device.take(user, device, now).map_err(refused)?;
+        if to == user {
+            return Ok(());
+        }
+        self.sends_per_pair.take(user, to, now).map_err(|retry_after| {
+            // A refused message costs the device nothing.
+            self.sends_per_device.refund(user, device);
+            refused(retry_after)
+        })
     }
 }
 
@@ -136,8 +160,13 @@ pub fn judge_code(settings: &UsageLimits, history: &CodeHistory, request: &CodeR
     let paid = paid.len();
     // A client that shows a token is known, and needs no place of the network.
     let network_wait = network_wait.filter(|_| history.trust != Trust::Token);
-    let wait = address_wait(settings, &free, network, now).max(network_wait);
-    let due = wait.map(|_| proof_bits(paid));
+    let guessed = match history.trust {
+        Trust::None => guess_wait(&history.wrong_guesses, now),
+        Trust::KnownNetwork | Trust::Token => None,
+    };
+    let wait = address_wait(settings, &free, network, now).max(network_wait).max(guessed.map(|(wait, _)| wait));
+    let least_bits = guessed.map_or(0, |(_, bits)| bits);
+    let due = wait.map(|_| proof_bits(paid).max(least_bits));
     let signup_bits = if history.trust == Trust::None { settings.signup_proof_bits } else { 0 };
     let needed = due.unwrap_or_default().max(signup_bits);
     if needed == 0 {
@@ -148,6 +177,17 @@ pub fn judge_code(settings: &UsageLimits, history: &CodeHistory, request: &CodeR
         return CodeVerdict::Send { spends_proof: true, is_paid: due.is_some() };
     }
     CodeVerdict::Refuse { retry_after: wait.unwrap_or(PROOF_IS_NEEDED), bits: is_offered.then_some(needed) }
+}
+
+/// Returns how long strangers need proofs for codes to an address because of wrong guesses, and the least bits of these
+/// proofs; `None` if they do not. `guesses` are the newest within 30 days, newest first.
+fn guess_wait(guesses: &[Timestamp], now: Timestamp) -> Option<(Duration, u8)> {
+    let until = |count: usize, span: Duration| {
+        let oldest_that_counts = *guesses.get(count - 1)?;
+        (oldest_that_counts > now.before(span)).then(|| (oldest_that_counts + span).since(now))
+    };
+    let hard = until(GUESSES_WITHOUT_HARD_PROOF, MONTH).map(|wait| (wait, MAX_BITS));
+    hard.or_else(|| until(GUESSES_WITHOUT_PROOF, DAY).map(|wait| (wait, MIN_BITS)))
 }
 
 /// Returns how long an address must wait for its next code; `None` if it need not wait. `past` holds the challenges of
@@ -181,11 +221,13 @@ mod tests {
         otp_per_network_hour: 0,
         verify_per_network_minute: 0,
         signup_proof_bits: 0,
+        wrong_guesses_per_network_day: 0,
         find_per_user_hour: 0,
         claim_burst: 0,
         claim_refill_s: 1,
         stranger_keys_per_device_hour: 0,
         sends_per_device_second: 0,
+        sends_per_pair_second: 0,
     };
     const SENT: CodeVerdict = CodeVerdict::Send { spends_proof: false, is_paid: false };
 
@@ -196,6 +238,10 @@ mod tests {
     fn made(minutes_ago: u64, network: u8) -> PastChallenge {
         let created_at = start().before(Duration::from_mins(minutes_ago));
         PastChallenge { created_at, network: vec![network], is_paid: false }
+    }
+
+    fn history_of(trust: Trust, past: Vec<PastChallenge>) -> CodeHistory {
+        CodeHistory { trust, past, wrong_guesses: vec![] }
     }
 
     fn request(network_wait: Option<Duration>, proven_bits: Option<u8>) -> CodeRequest<'static> {
@@ -230,7 +276,7 @@ mod tests {
         let hour = HOUR.checked_sub(Duration::from_mins(1)).unwrap();
         let mut past = vec![made(1, 1)];
         for paid in 0..MAX_PAID_CODES {
-            let history = CodeHistory { trust: Trust::None, past: past.clone() };
+            let history = history_of(Trust::None, past.clone());
             let bits = [18, 19, 20, 21, 22, 23].get(paid).copied().unwrap_or(24);
             let judge = |proven| judge_code(&settings, &history, &request(None, proven));
             assert_eq!(judge(None), refused(hour, Some(bits)));
@@ -238,38 +284,38 @@ mod tests {
             assert_eq!(judge(Some(bits)), CodeVerdict::Send { spends_proof: true, is_paid: true });
             past.insert(0, PastChallenge { is_paid: true, ..made(1, 1) });
         }
-        let history = CodeHistory { trust: Trust::None, past: past.clone() };
+        let history = history_of(Trust::None, past.clone());
         assert_eq!(judge_code(&settings, &history, &request(None, Some(24))), refused(hour, None));
         past.retain(|one| one.is_paid);
-        let history = CodeHistory { trust: Trust::None, past };
+        let history = history_of(Trust::None, past);
         assert_eq!(judge_code(&settings, &history, &request(None, None)), SENT, "paid codes use no limit up");
     }
 
     #[test]
     fn a_proof_that_is_not_needed_is_not_spent() {
-        let history = CodeHistory { trust: Trust::None, past: vec![] };
+        let history = history_of(Trust::None, vec![]);
         assert_eq!(judge_code(&OFF, &history, &request(None, Some(24))), SENT);
     }
 
     #[test]
     fn the_longest_wait_of_address_and_network_applies() {
         let settings = UsageLimits { otp_per_email_hour: 1, ..OFF };
-        let history = CodeHistory { trust: Trust::None, past: vec![made(30, 1)] };
+        let history = history_of(Trust::None, vec![made(30, 1)]);
         for (network, wait) in [(10, 30), (40, 40)] {
             let request = request(Some(Duration::from_mins(network)), None);
             assert_eq!(judge_code(&settings, &history, &request), refused(Duration::from_mins(wait), Some(18)));
         }
         let request = request(Some(HOUR), None);
-        let known = CodeHistory { trust: Trust::KnownNetwork, past: vec![] };
+        let known = history_of(Trust::KnownNetwork, vec![]);
         assert_eq!(judge_code(&settings, &known, &request), refused(HOUR, Some(18)));
-        let token = CodeHistory { trust: Trust::Token, past: vec![] };
+        let token = history_of(Trust::Token, vec![]);
         assert_eq!(judge_code(&settings, &token, &request), SENT, "a token needs no place of the network");
     }
 
     #[test]
     fn a_proof_for_every_request_is_not_one_of_the_paid_codes() {
         let settings = UsageLimits { signup_proof_bits: 20, otp_per_email_hour: 1, ..OFF };
-        let stranger = |past: Vec<PastChallenge>| CodeHistory { trust: Trust::None, past };
+        let stranger = |past| history_of(Trust::None, past);
         let fresh = stranger(vec![]);
         assert_eq!(judge_code(&settings, &fresh, &request(None, None)), refused(PROOF_IS_NEEDED, Some(20)));
         assert_eq!(judge_code(&settings, &fresh, &request(None, Some(19))), refused(PROOF_IS_NEEDED, Some(20)));
@@ -278,9 +324,52 @@ mod tests {
         let limited = stranger(vec![made(30, 1)]);
         let half = Duration::from_mins(30);
         assert_eq!(judge_code(&settings, &limited, &request(None, None)), refused(half, Some(20)), "the greater");
-        let trusted = CodeHistory { trust: Trust::KnownNetwork, past: vec![] };
+        let trusted = history_of(Trust::KnownNetwork, vec![]);
         assert_eq!(judge_code(&settings, &trusted, &request(None, None)), SENT);
-        let trusted = CodeHistory { trust: Trust::KnownNetwork, past: vec![made(30, 1)] };
+        let trusted = history_of(Trust::KnownNetwork, vec![made(30, 1)]);
         assert_eq!(judge_code(&settings, &trusted, &request(None, None)), refused(half, Some(18)));
+    }
+
+    #[test]
+    fn wrong_guesses_make_codes_for_strangers_cost_proofs() {
+        let minutes_ago = |minutes: u64| start().before(Duration::from_mins(minutes));
+        let guessed = |count: u64, first: u64| (first..first + count).map(minutes_ago).collect::<Vec<_>>();
+        let judge = |trust: Trust, wrong_guesses: Vec<Timestamp>| {
+            judge_code(&OFF, &CodeHistory { trust, past: vec![], wrong_guesses }, &request(None, None))
+        };
+        assert_eq!(judge(Trust::None, guessed(19, 1)), SENT);
+        let wait = DAY.checked_sub(Duration::from_mins(20)).unwrap();
+        assert_eq!(judge(Trust::None, guessed(20, 1)), refused(wait, Some(18)));
+        assert_eq!(judge(Trust::None, guessed(20, 24 * 60 - 19)), SENT, "the oldest is from another day");
+        assert_eq!(judge(Trust::None, guessed(99, 24 * 60)), SENT);
+        let wait = MONTH.checked_sub(Duration::from_mins(24 * 60 + 99)).unwrap();
+        assert_eq!(judge(Trust::None, guessed(100, 24 * 60)), refused(wait, Some(24)));
+        let wait = MONTH.checked_sub(Duration::from_mins(100)).unwrap();
+        assert_eq!(judge(Trust::None, guessed(100, 1)), refused(wait, Some(24)));
+        for trust in [Trust::KnownNetwork, Trust::Token] {
+            assert_eq!(judge(trust, guessed(100, 1)), SENT);
+        }
+    }
+
+    /// The arithmetic of docs/architecture.md, section Guesses.
+    #[test]
+    fn guessing_takes_over_few_accounts_in_a_year() {
+        const CODES: f64 = 1e8;
+        const DAYS: f64 = 365.0;
+        let limits = crate::config::Config::load(None, std::iter::empty()).unwrap().limits.usage;
+        assert!(limits.otp_per_email_day > 0 && limits.verify_per_network_minute > 0, "0 means no limit");
+        assert!(limits.wrong_guesses_per_network_day > 0, "0 means no limit");
+        let attempts = f64::from(crate::domain::otp::MAX_ATTEMPTS);
+        let count = |count: usize| f64::from(u32::try_from(count).unwrap());
+        let of_one_address = attempts * count(limits.otp_per_email_day + MAX_PAID_CODES) * DAYS / CODES;
+        assert!(of_one_address <= 1e-3, "{of_one_address}");
+        let address: std::net::IpAddr = "2001:db8::1".parse().unwrap();
+        let widest = ClientNetwork::from(address).counted().into_iter().map(|(_, factor)| factor).max().unwrap();
+        let of_a_prefix = f64::from(widest) * count(limits.wrong_guesses_per_network_day) * DAYS / CODES;
+        assert!(of_a_prefix <= 1e-2, "{of_a_prefix}");
+        let document = include_str!("../../docs/architecture.md");
+        for stated in [format!("{of_one_address:.5}"), format!("{of_a_prefix:.5}")] {
+            assert!(document.contains(&stated), "docs/architecture.md does not say {stated}");
+        }
     }
 }

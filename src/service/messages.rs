@@ -77,7 +77,7 @@ impl Service {
         message: Message,
     ) -> Result<AcceptedMessage, Refusal> {
         let now = self.now();
-        self.limits.send(caller.device, now)?;
+        self.limits.send(&caller, message.to, now)?;
         let Message { id, to, ephemeral, ttl, envelopes, skipped, access } = message;
         let count = envelopes.len() as u64;
         let request = SendRequest { caller, epoch, message: id, to, ephemeral, ttl, envelopes, skipped, access, now };

@@ -6,6 +6,7 @@
 use std::time::Duration;
 
 use chrono::{DateTime, Utc};
+use uuid::Uuid;
 
 use super::{Store, StoreError, locks, rows, sql::challenges as sql, tx::Tx};
 use crate::domain::{
@@ -18,6 +19,10 @@ use crate::domain::{
 const DAY: Duration = Duration::from_hours(24);
 /// How long an address trusts a network from which it signed in.
 pub(super) const NETWORK_IS_KNOWN: Duration = Duration::from_hours(90 * 24);
+/// How long a wrong guess at a code counts.
+pub(super) const GUESSES_COUNT_FOR: Duration = Duration::from_hours(30 * 24);
+/// Maximum number of wrong guesses that the history of an address has.
+const MAX_GUESSES: i64 = 100;
 /// Maximum number of networks that a user trusts: those of the newest sign-ins.
 const MAX_KNOWN_NETWORKS: i64 = 100;
 
@@ -73,6 +78,29 @@ pub struct CodeHistory {
     pub trust: Trust,
     /// The challenges of the budget in the last day, newest first. The tag of an address is ignored.
     pub past: Vec<PastChallenge>,
+    /// The times of the wrong guesses at codes of the address in 30 days since its owner signed in, newest first, at most
+    /// 100. The tag of an address is ignored.
+    pub wrong_guesses: Vec<Timestamp>,
+}
+
+/// Where a guess at a code comes from.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct GuessFrom<'a> {
+    /// Keyed hashes of the networks, one for each width by which limits count. Empty on a socket.
+    pub networks: &'a [NetworkTag],
+    /// The proof of work that pays for the guess.
+    pub work: Option<&'a ProvenWork>,
+}
+
+/// A guess that was counted as a wrong one before it is compared.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct CountedGuess {
+    /// The hash to compare the code with.
+    pub hash: [u8; 32],
+    /// Identifies the guess, so that it can be given back.
+    pub id: Uuid,
+    /// Wrong guesses at codes of the address in the last day, this one included.
+    pub wrong_today: usize,
 }
 
 /// Whether a code is sent.
@@ -144,35 +172,118 @@ impl Store {
         Ok(usize::try_from(paid).unwrap_or_default())
     }
 
-    /// Counts an attempt, in its own transaction so that a later failure cannot undo it. Returns the hash to compare
-    /// the code with; `None` if `work` was spent before, and nothing was counted.
+    /// Counts an attempt as a wrong guess, in its own transaction so that a later failure cannot undo it. Returns the hash
+    /// to compare the code with; `None` if the proof of work was spent before, and nothing was counted. A right guess must
+    /// be [given back](Self::give_back_guess).
     ///
     /// # Errors
-    /// `invalid_code` or `too_many_attempts`; the attempt is not counted then, but `work` is spent. A challenge with
+    /// `invalid_code` or `too_many_attempts`; the attempt is not counted then, but the proof is spent. A challenge with
     /// another address or purpose is `invalid_code`.
     pub async fn count_attempt(
         &self,
         challenge: ChallengeId,
         email: &Email,
         purpose: CodePurpose,
-        work: Option<&ProvenWork>,
+        from: GuessFrom<'_>,
         now: Timestamp,
-    ) -> Result<Option<[u8; 32]>, StoreError> {
+    ) -> Result<Option<CountedGuess>, StoreError> {
         let counted = self.retrying(|| async {
             let mut tx = self.begin().await?;
-            if let Some(work) = work
+            if let Some(work) = from.work
                 && !spend(&mut tx, work).await?
             {
                 return Ok(Ok(None));
             }
             // A refusal is a value, because the proof stays spent.
-            let counted = count(&mut tx, challenge, email, purpose, now).await?;
-            if counted.is_ok() || work.is_some() {
+            let counted = match count(&mut tx, challenge, email, purpose, now).await? {
+                Ok(hash) => Ok(Some(self.count_guess(&mut tx, hash, email, from, now).await?)),
+                Err(refusal) => Err(refusal),
+            };
+            if counted.is_ok() || from.work.is_some() {
                 tx.commit().await?;
             }
-            Ok(counted.map(Some))
+            Ok(counted)
         });
         Ok(counted.await??)
+    }
+
+    /// Records a guess as a wrong one.
+    async fn count_guess(
+        &self,
+        tx: &mut Tx<'_>,
+        hash: [u8; 32],
+        email: &Email,
+        from: GuessFrom<'_>,
+        now: Timestamp,
+    ) -> Result<CountedGuess, StoreError> {
+        let (id, counted_as) = (self.settings.entropy.uuid(), email.without_tag());
+        tx.query(sql::INSERT_GUESS).bind(id).bind(&*counted_as).bind(now.to_utc()).execute().await?;
+        // A network that pays for its guesses does not use up those that its neighbours have for free.
+        let networks = if from.work.is_none() { from.networks } else { &[] };
+        for network in networks {
+            tx.query(sql::INSERT_NETWORK_GUESS).bind(id).bind(&network[..]).bind(now.to_utc()).execute().await?;
+        }
+        let wrong_today = wrong_guesses(tx, &counted_as, now.before(DAY)).await?.len();
+        Ok(CountedGuess { hash, id, wrong_today })
+    }
+
+    /// Takes back a guess that was counted as a wrong one, because it was right.
+    ///
+    /// # Errors
+    /// [`StoreError::Unavailable`]
+    pub async fn give_back_guess(&self, id: Uuid) -> Result<(), StoreError> {
+        self.retrying(|| async {
+            let mut tx = self.begin().await?;
+            tx.query(sql::DELETE_NETWORK_GUESS).bind(id).execute().await?;
+            tx.query(sql::DELETE_GUESS).bind(id).execute().await?;
+            tx.commit().await
+        })
+        .await
+    }
+
+    /// Returns how long networks must wait for their next guess, each with the number of wrong guesses that it may make in
+    /// a day; `None` if they need not wait. Parallel guesses do not see each other, so a network may exceed its limit by
+    /// as many.
+    ///
+    /// # Errors
+    /// [`StoreError::Unavailable`]
+    pub async fn guess_wait(
+        &self,
+        networks: &[(NetworkTag, u64)],
+        now: Timestamp,
+    ) -> Result<Option<Duration>, StoreError> {
+        let mut tx = self.read().await?;
+        let mut wait = None;
+        for (network, limit) in networks {
+            let newer = limit.saturating_sub(1).min(i64::MAX.unsigned_abs()).cast_signed();
+            let since = now.before(DAY).to_utc();
+            let query = tx.query(sql::NETWORK_GUESS).bind(&network[..]).bind(since).bind(newer);
+            let oldest_that_counts: Option<(DateTime<Utc>,)> = query.fetch_optional().await?;
+            wait = wait.max(oldest_that_counts.map(|(at,)| (rows::time(at) + DAY).since(now)));
+        }
+        Ok(wait)
+    }
+
+    /// Notes that the owner of an address is mailed about wrong guesses. Returns false if there is no owner, or a mail
+    /// was sent in the last day since the owner signed in.
+    ///
+    /// # Errors
+    /// [`StoreError::Unavailable`]
+    pub async fn note_guess_notice(&self, email: &Email, now: Timestamp) -> Result<bool, StoreError> {
+        self.retrying(|| async {
+            let mut tx = self.begin().await?;
+            let noted = tx
+                .query(sql::NOTE_NOTICE)
+                .bind(email.as_str())
+                .bind(&*email.without_tag())
+                .bind(now.to_utc())
+                .bind(now.before(DAY).to_utc())
+                .execute()
+                .await?;
+            tx.commit().await?;
+            Ok(noted > 0)
+        })
+        .await
     }
 }
 
@@ -187,7 +298,24 @@ async fn history(tx: &mut Tx<'_>, new: &NewChallenge, counted_as: &str) -> Resul
         network,
         is_paid,
     });
-    Ok(CodeHistory { trust, past: past.collect() })
+    let wrong_guesses = wrong_guesses(tx, counted_as, new.created_at.before(GUESSES_COUNT_FOR)).await?;
+    Ok(CodeHistory { trust, past: past.collect(), wrong_guesses })
+}
+
+/// The newest wrong guesses after `since`, at most [`MAX_GUESSES`].
+async fn wrong_guesses(tx: &mut Tx<'_>, counted_as: &str, since: Timestamp) -> Result<Vec<Timestamp>, StoreError> {
+    let found: Vec<(DateTime<Utc>,)> =
+        tx.query(sql::WRONG_GUESSES).bind(counted_as).bind(since.to_utc()).bind(MAX_GUESSES).fetch_all().await?;
+    Ok(found.into_iter().map(|(at,)| rows::time(at)).collect())
+}
+
+/// Forgets the wrong guesses at codes of an address, because its owner signs in.
+pub(super) async fn reset_guesses(tx: &mut Tx<'_>, email: &Email) -> Result<(), StoreError> {
+    let counted_as = email.without_tag();
+    for text in [sql::RESET_GUESSES, sql::RESET_NOTICE] {
+        tx.query(text).bind(&*counted_as).execute().await?;
+    }
+    Ok(())
 }
 
 /// Whether a request belongs to the owner's budget. Makes the same queries for every address.

@@ -22,6 +22,7 @@ pub static ON_SQLITE: LazyLock<Migrator> = LazyLock::new(|| {
         ("access", include_str!("../../migrations/sqlite/0007_access.sql")),
         ("lock and approvals", include_str!("../../migrations/sqlite/0008_lock_and_approvals.sql")),
         ("fair codes", include_str!("../../migrations/sqlite/0009_fair_codes.sql")),
+        ("wrong guesses", include_str!("../../migrations/sqlite/0010_wrong_guesses.sql")),
     ])
 });
 
@@ -37,6 +38,7 @@ pub static ON_POSTGRES: LazyLock<Migrator> = LazyLock::new(|| {
         ("access", include_str!("../../migrations/postgres/0007_access.sql")),
         ("lock and approvals", include_str!("../../migrations/postgres/0008_lock_and_approvals.sql")),
         ("fair codes", include_str!("../../migrations/postgres/0009_fair_codes.sql")),
+        ("wrong guesses", include_str!("../../migrations/postgres/0010_wrong_guesses.sql")),
     ])
 });
 

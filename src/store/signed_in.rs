@@ -87,6 +87,7 @@ pub(super) async fn open_session(
     let (email, user_since) = accounts::email_and_start(tx, user).await?;
     let caller = Caller { session: session.id, user, device, user_since };
     sessions::insert(tx, &caller, session, now, None).await?;
+    challenges::reset_guesses(tx, &email).await?;
     if let Some(network) = network {
         challenges::know_network(tx, user, network, now).await?;
     }

@@ -2,7 +2,11 @@
 
 use std::time::Duration;
 
-use super::{Store, StoreError, challenges::NETWORK_IS_KNOWN, sql::sweeps as sql};
+use super::{
+    Store, StoreError,
+    challenges::{GUESSES_COUNT_FOR, NETWORK_IS_KNOWN},
+    sql::sweeps as sql,
+};
 use crate::domain::{Timestamp, clock_guard::TOLERATED_AHEAD};
 
 /// Maximum number of rows in one transaction.
@@ -35,10 +39,11 @@ impl From<Timestamp> for Cutoff {
 }
 
 impl Store {
-    /// Deletes what is past its retention time, in many small transactions: expired sessions; after an hour, spent proofs;
-    /// after 90 days, known networks; after two hours, the counts of strangers' claims; after a day, challenges, the records of claims and sends (which reveal who talks to whom) and
-    /// the key material of issued PQ keys; after seven days, decided approvals; after 30 days, the reasons why sessions
-    /// ended. Also deletes those records whose times are in the future, which were written under a wrong clock. Returns the
+    /// Deletes what is past its retention time, in many small transactions: expired sessions; after an hour, spent
+    /// proofs; after two hours, the counts of strangers' claims; after a day, challenges, the networks of wrong guesses,
+    /// the records of claims and sends (which reveal who talks to whom) and the key material of issued PQ keys; after
+    /// seven days, decided approvals; after 30 days, wrong guesses and the reasons why sessions ended; after 90 days, known
+    /// networks. Also deletes those records whose times are in the future, which were written under a wrong clock. Returns the
     /// number of rows.
     ///
     /// # Errors
@@ -53,6 +58,9 @@ impl Store {
             (None, sql::CHALLENGES, day_ago),
             (None, sql::SPENT_PROOFS, now.before(PROOF_RETENTION)),
             (None, sql::KNOWN_NETWORKS, now.before(NETWORK_IS_KNOWN)),
+            (None, sql::WRONG_GUESSES, now.before(GUESSES_COUNT_FOR)),
+            (None, sql::NETWORK_GUESSES, day_ago),
+            (None, sql::GUESS_NOTICES, day_ago),
             (None, sql::CLAIMS, day_ago),
             (None, sql::PQ_CLAIMS, day_ago),
             (None, sql::SENDS, day_ago),
@@ -63,6 +71,10 @@ impl Store {
         let ahead = now + TOLERATED_AHEAD;
         let from_the_future = [
             sql::CHALLENGES_AHEAD,
+            sql::KNOWN_NETWORKS_AHEAD,
+            sql::WRONG_GUESSES_AHEAD,
+            sql::NETWORK_GUESSES_AHEAD,
+            sql::GUESS_NOTICES_AHEAD,
             sql::CLAIMS_AHEAD,
             sql::PQ_CLAIMS_AHEAD,
             sql::SENDS_AHEAD,

@@ -1,6 +1,7 @@
 //! Access keys, and what strangers may do: senders who do not show the recipient's key or, while there is none, whose
 //! account is young.
 
+mod records;
 mod refused;
 mod strangers;
 

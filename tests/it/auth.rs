@@ -3,6 +3,7 @@
 mod budgets;
 mod codes;
 mod devices;
+mod guess_limits;
 mod guesses;
 mod limits;
 mod proofs;

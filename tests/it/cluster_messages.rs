@@ -12,7 +12,7 @@ use crate::support::{
     traffic::{Traffic, user_pairs, wait_until_empty},
 };
 
-const NO_LIMIT: Settings = &[("LIMITS__SENDS_PER_DEVICE_SECOND", "0")];
+const NO_LIMIT: Settings = &[("LIMITS__SENDS_PER_DEVICE_SECOND", "0"), ("LIMITS__SENDS_PER_PAIR_SECOND", "0")];
 
 /// Ends the run, and asserts that it had enough messages and disconnections to be a test.
 async fn finish(traffic: Traffic, what: &str) {

@@ -80,7 +80,9 @@ on_every_engine! {
         an_attempt_at_an_unknown_challenge_spends_its_proof
         an_address_has_a_budget_for_its_owner_and_one_for_others
         a_network_is_known_for_ninety_days_after_the_last_sign_in
-        a_user_knows_at_most_a_hundred_networks;
+        a_user_knows_at_most_a_hundred_networks
+        wrong_guesses_count_for_thirty_days_until_the_owner_signs_in
+        guesses_of_a_network_count_for_a_day_unless_they_are_right_or_paid_for;
     ended:
         a_token_that_was_never_issued_is_unknown
         an_expired_session_is_reported_as_expired_before_and_after_the_sweep

@@ -1,6 +1,7 @@
 //! Overload: clients that exceed a limit are refused or slowed with a clear answer, and other clients are not affected.
 
 mod memory;
+mod pairs;
 mod requests;
 mod slow;
 

@@ -25,6 +25,7 @@ mod cluster_mixed;
 mod cluster_nodes;
 mod contract;
 mod database_files;
+mod demo;
 mod deploy;
 mod deploy_proxy;
 mod docs;

@@ -197,6 +197,7 @@ async fn nodes_restart_one_by_one_under_load_and_no_request_is_lost() {
     let settings = [
         ("LIMITS__CLAIM_BURST", "0"),
         ("LIMITS__SENDS_PER_DEVICE_SECOND", "0"),
+        ("LIMITS__SENDS_PER_PAIR_SECOND", "0"),
         ("DATABASE__MAX_CONNECTIONS", "8"),
         ("SERVER__DRAIN_S", "20"),
     ];

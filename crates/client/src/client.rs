@@ -1,166 +1,52 @@
 //! The handle of a client: starts its task, and asks it for requests.
 
+mod claim;
+mod ops;
+
 use std::{
     collections::HashMap,
     fmt,
-    future::IntoFuture,
     pin::Pin,
     sync::{
-        Arc, Mutex, PoisonError,
+        Arc, Mutex, MutexGuard, PoisonError,
         atomic::{AtomicI64, AtomicU32, AtomicU64, AtomicUsize, Ordering},
     },
     task::{Context, Poll},
-    time::{Duration, Instant},
+    time::Instant,
 };
 
 use sealwire_protocol::{
-    Codec,
-    access::{
-        AccessKey, AddBlockRequest, ListBlocksRequest, RemoveBlockRequest, SetAccessRequest, ShownKey, Strangers,
-    },
-    approvals::{
-        AccountStatusReply, AccountStatusRequest, DecideRequest, LockAccountRequest, RequestedApproval,
-        UnlockAccountRequest,
-    },
-    auth::{EndSessionRequest, ListSessionsRequest, ListedSession, LogoutRequest},
-    devices::{ListDevicesRequest, ListedDevice, RenameDeviceRequest, RevokeDeviceRequest},
     events::Welcome,
     frame::{RequestFrame, SocketRequest},
-    ids::{ApprovalId, ClaimId, DeviceId, MessageId, SessionId, UserId},
-    keys::{
-        BundlesReply, ClaimKeysRequest, FetchKeysRequest, KeysStatusReply, KeysStatusRequest, PrekeyBundle,
-        PublishKeysReply, PublishKeysRequest, Suite, UnavailableDevice,
-    },
+    ids::{ClaimId, DeviceId, MessageId, UserId},
     limits::MAX_FRAME_BYTES,
     messages::SendMessageReply,
-    users::{ChangeEmailRequest, DeleteAccountRequest, FindUserRequest},
-    value::{List, Named, Text},
 };
 use serde::{Serialize, de::DeserializeOwned};
-use sha2::{Digest, Sha256};
 use tokio::{
     sync::{mpsc, oneshot, watch},
     time::timeout,
 };
 
+use self::claim::CLAIMS;
+pub use self::claim::{Claim, ClaimRequest};
 use crate::{
     driver::{Command, Driver, Queued, Shared, decode_reply},
     error::{RequestError, StorageError},
     events::{Events, Queue},
     inbox::Inbox,
     message::{Outgoing, Prepared},
+    options::Options,
     outbox::Outbox,
     random::Random,
     reconnect::End,
-    server::{Challenge, Server},
+    server::Server,
     session::{self, Session},
-    storage::{AnyStorage, Record, Storage},
+    storage::{AnyStorage, Storage},
 };
 
 /// Commands that wait for the task, which takes them at once.
 const COMMANDS: usize = 64;
-/// The beginning of the keys of claims' records.
-const CLAIMS: &str = "claim/";
-
-/// Settings of a client.
-#[derive(Clone, Debug)]
-pub struct Options {
-    codec: Codec,
-    request_timeout: Duration,
-    outbox_limit: usize,
-    last_seq: i64,
-    seed: Option<u64>,
-    observer: Observer,
-}
-
-impl Default for Options {
-    fn default() -> Self {
-        Self {
-            codec: Codec::MsgPack,
-            request_timeout: Duration::from_secs(30),
-            outbox_limit: 10_000,
-            last_seq: 0,
-            seed: None,
-            observer: Observer::default(),
-        }
-    }
-}
-
-impl Options {
-    /// The encoding of frames; MessagePack if it is not set. JSON is easier to read in a debugger.
-    #[must_use]
-    pub fn codec(mut self, codec: Codec) -> Self {
-        self.codec = codec;
-        self
-    }
-
-    /// How long a request waits for its reply, reconnects included; 30 seconds if it is not set. Messages that were given
-    /// to [`Client::send`] wait without limit.
-    #[must_use]
-    pub fn request_timeout(mut self, timeout: Duration) -> Self {
-        self.request_timeout = timeout;
-        self
-    }
-
-    /// How many messages may wait to be sent, or for the app to handle their answers; 10,000 if it is not set.
-    #[must_use]
-    pub fn outbox_limit(mut self, limit: usize) -> Self {
-        self.outbox_limit = limit;
-        self
-    }
-
-    /// The highest [`seq`](crate::Message::seq) that the app has stored; 0 if it is not set. Messages up to it are repeats:
-    /// they are acked, and not given to the app.
-    #[must_use]
-    pub fn last_seq(mut self, seq: i64) -> Self {
-        self.last_seq = seq;
-        self
-    }
-
-    /// Shows all frames to a function, in the client's encoding: to look at the protocol. They contain tokens and
-    /// ciphertexts, so do not log them elsewhere than on a developer's machine.
-    #[must_use]
-    pub fn observe_frames(mut self, observe: impl Fn(Direction, &[u8]) + Send + Sync + 'static) -> Self {
-        self.observer = Observer(Some(Arc::new(observe)));
-        self
-    }
-
-    /// Makes ids and waits reproducible, for tests. Two clients must not have the same seed.
-    #[must_use]
-    pub fn seed(mut self, seed: u64) -> Self {
-        self.seed = Some(seed);
-        self
-    }
-}
-
-/// The sender of a frame.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Direction {
-    /// The client.
-    Sent,
-    /// The server.
-    Received,
-}
-
-type Observe = dyn Fn(Direction, &[u8]) + Send + Sync;
-
-/// A function that sees all frames.
-#[derive(Clone, Default)]
-pub(crate) struct Observer(Option<Arc<Observe>>);
-
-impl Observer {
-    pub(crate) fn see(&self, direction: Direction, frame: &[u8]) {
-        if let Some(observe) = &self.0 {
-            observe(direction, frame);
-        }
-    }
-}
-
-impl fmt::Debug for Observer {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(if self.0.is_some() { "a function" } else { "none" })
-    }
-}
 
 /// The state of a client.
 #[derive(Clone, Debug, PartialEq)]
@@ -453,248 +339,8 @@ impl Client {
         self.request(message.request(self.inner.shared.codec, true)).await.map(drop)
     }
 
-    /// Finds the user of an address.
-    ///
-    /// # Errors
-    /// `not_found` if no user has it; `rate_limited`.
-    pub async fn find_user(&self, email: &str) -> Result<UserId, RequestError> {
-        Ok(self.request(FindUserRequest { email: text(email)? }).await?.user_id)
-    }
-
-    /// Publishes keys of this device.
-    ///
-    /// # Errors
-    /// Those of `keys.publish`.
-    pub async fn publish_keys(&self, keys: PublishKeysRequest) -> Result<PublishKeysReply, RequestError> {
-        let reply = self.request(keys).await?;
-        // Notices of low pools that are older are outdated.
-        self.inner.shared.pool_version.fetch_max(reply.status.pool_version, Ordering::Relaxed);
-        Ok(reply)
-    }
-
-    /// What the server holds of this device's keys, with a digest to compare with
-    /// [`HeldKeys::digest`](crate::HeldKeys::digest).
-    ///
-    /// # Errors
-    /// As [`request`](Self::request).
-    pub async fn keys_status(&self) -> Result<KeysStatusReply, RequestError> {
-        self.request(KeysStatusRequest { digest: Some(true) }).await
-    }
-
-    /// Gets the bundles of a user's devices, without taking one-time keys: to compare identity keys. `access` is the access
-    /// key that the user has shared, if they have.
-    ///
-    /// # Errors
-    /// `not_found` for an unknown user, or one who refuses strangers.
-    pub async fn fetch_keys(&self, user: UserId, access: Option<AccessKey>) -> Result<BundlesReply, RequestError> {
-        let access = access.map(|key| ShownKey(Some(key)));
-        self.request(FetchKeysRequest { user_id: user, device_ids: None, suites: None, access }).await
-    }
-
-    /// Claims bundles with which the app opens encrypted sessions with a user's devices. Await the returned request;
-    /// before, say which devices.
-    ///
-    /// `purpose` names what the bundles are for, such as the id of the message that needs them. A claim id is drawn and
-    /// stored for it, and a later claim for the same user and purpose, also after a crash, gets the same keys, until
-    /// [`Claim::used`] is called. So use another purpose for each group of sessions, and call `used` once they are stored.
-    pub fn claim<'a>(&'a self, user: UserId, purpose: &'a str) -> ClaimRequest<'a> {
-        ClaimRequest { client: self, user, purpose, devices: None, suites: None, access: None }
-    }
-
-    /// The user's active devices.
-    ///
-    /// # Errors
-    /// As [`request`](Self::request).
-    pub async fn devices(&self) -> Result<Vec<ListedDevice>, RequestError> {
-        Ok(self.request(ListDevicesRequest {}).await?.devices)
-    }
-
-    /// Names a device of the user.
-    ///
-    /// # Errors
-    /// `unknown_device`; `device_too_new`.
-    pub async fn rename_device(&self, device: DeviceId, name: &str) -> Result<(), RequestError> {
-        self.request(RenameDeviceRequest { device_id: Some(device), name: text(name)? }).await.map(drop)
-    }
-
-    /// Revokes a device of the user.
-    ///
-    /// # Errors
-    /// `unknown_device`, also for a device that is revoked already; `device_too_new`.
-    pub async fn revoke_device(&self, device: DeviceId) -> Result<(), RequestError> {
-        self.request(RevokeDeviceRequest { device_id: device }).await.map(drop)
-    }
-
-    /// The user's valid sessions.
-    ///
-    /// # Errors
-    /// As [`request`](Self::request).
-    pub async fn sessions(&self) -> Result<Vec<ListedSession>, RequestError> {
-        Ok(self.request(ListSessionsRequest {}).await?.sessions)
-    }
-
-    /// Ends a session of the user.
-    ///
-    /// # Errors
-    /// `not_found` if there is no such session; `device_too_new`.
-    pub async fn end_session(&self, session: SessionId) -> Result<(), RequestError> {
-        self.request(EndSessionRequest { session_id: session }).await.map(drop)
-    }
-
-    /// Renews the session now. The client also does that by itself, when half of the session's life is over.
-    ///
-    /// # Errors
-    /// As [`request`](Self::request); [`RequestError::Storage`] if the new token cannot be stored. The session stays as
-    /// it was then.
-    pub async fn renew_session(&self) -> Result<(), RequestError> {
-        let (reply, answer) = oneshot::channel();
-        let work = async {
-            self.inner.commands.send(Command::Renew(reply)).await.map_err(|_| self.ended())?;
-            answer.await.map_err(|_| self.ended())?
-        };
-        timeout(self.inner.options.request_timeout, work).await.map_err(|_| RequestError::TimedOut)?
-    }
-
-    /// Logs out: ends the session, and the client with [`End::LoggedOut`]. The device keeps its keys.
-    ///
-    /// # Errors
-    /// As [`request`](Self::request).
-    pub async fn log_out(&self) -> Result<(), RequestError> {
-        self.request_of_the_end(LogoutRequest {}, &End::LoggedOut).await
-    }
-
-    /// Deletes the account, with a code for [`CodePurpose::Delete`](sealwire_protocol::auth::CodePurpose::Delete). The
-    /// client ends with [`End::AccountDeleted`].
-    ///
-    /// # Errors
-    /// `device_too_new`, `invalid_code`, `too_many_attempts`.
-    pub async fn delete_account(&self, challenge: &Challenge, code: &str) -> Result<(), RequestError> {
-        let request = DeleteAccountRequest { challenge_id: Some(challenge.id), code: Some(text(code)?) };
-        self.request_of_the_end(request, &End::AccountDeleted).await
-    }
-
-    /// Makes a request that ends the client. If its reply is lost, the way in which the client ends tells that it was done.
-    async fn request_of_the_end<T>(&self, request: T, end: &End) -> Result<(), RequestError>
-    where
-        T: SocketRequest + Serialize,
-        T::Reply: DeserializeOwned,
-    {
-        match self.request(request).await {
-            Err(RequestError::Ended(how)) if how == *end => Ok(()),
-            other => other.map(drop),
-        }
-    }
-
-    /// Gives the account another address: that of the challenge, whose code is for
-    /// [`CodePurpose::ChangeEmail`](sealwire_protocol::auth::CodePurpose::ChangeEmail). If the account is locked, returns
-    /// the request that waits for an approval: show the person its number.
-    ///
-    /// # Errors
-    /// `device_too_new`, `invalid_code`, `too_many_attempts`, `email_taken`, `rate_limited`.
-    pub async fn change_email(
-        &self,
-        challenge: &Challenge,
-        code: &str,
-    ) -> Result<Option<RequestedApproval>, RequestError> {
-        let (email, code) = (text(&challenge.email)?, text(code)?);
-        let request = ChangeEmailRequest { email, challenge_id: Some(challenge.id), code: Some(code) };
-        Ok(self.request(request).await?.approval)
-    }
-
-    /// Draws a recovery key, for [`lock_account`](Self::lock_account).
-    #[must_use]
-    pub fn new_recovery_key(&self) -> [u8; 32] {
-        self.inner.shared.random.bytes()
-    }
-
-    /// Locks the account: a new device then also needs an approval by another one, or the recovery key. Show the key to the
-    /// person before; the server gets only its hash. `wait` is the time after which a request is approved unless a device
-    /// denies it, a day to 30 days; a week if `None`. If the account is locked already, a young device needs the `present`
-    /// recovery key.
-    ///
-    /// # Errors
-    /// `device_too_new`; `invalid_code` if the present recovery key is wrong.
-    pub async fn lock_account(
-        &self,
-        recovery_key: &[u8; 32],
-        wait: Option<Duration>,
-        present: Option<&[u8; 32]>,
-    ) -> Result<(), RequestError> {
-        let request = LockAccountRequest {
-            recovery_key_hash: Text::base64(&Sha256::digest(recovery_key)),
-            wait_s: wait.map(|wait| wait.as_secs()),
-            recovery_key: present.map(|key| Text::base64(key)),
-        };
-        self.request(request).await.map(drop)
-    }
-
-    /// Unlocks the account. A young device needs the recovery key.
-    ///
-    /// # Errors
-    /// `device_too_new`; `invalid_code` if the recovery key is wrong.
-    pub async fn unlock_account(&self, recovery_key: Option<&[u8; 32]>) -> Result<(), RequestError> {
-        self.request(UnlockAccountRequest { recovery_key: recovery_key.map(|key| Text::base64(key)) }).await.map(drop)
-    }
-
-    /// Whether the account is locked, and what waits for an approval.
-    ///
-    /// # Errors
-    /// As [`request`](Self::request).
-    pub async fn account_status(&self) -> Result<AccountStatusReply, RequestError> {
-        self.request(AccountStatusRequest {}).await
-    }
-
-    /// Approves a request of [`Event::ApprovalRequested`](crate::Event::ApprovalRequested). `number` is what the person has
-    /// read from the new device and entered here. A wrong one denies the request.
-    ///
-    /// # Errors
-    /// `denied` if the number is wrong; `not_found` if there is no such request or it was denied; `device_limit`, after
-    /// which it can be approved with [`DecideRequest::replace_device_id`]; `device_too_new`.
-    pub async fn approve(&self, request: ApprovalId, number: &str) -> Result<(), RequestError> {
-        let number = Some(text(number)?);
-        let request = DecideRequest { request_id: request, approve: true, number, replace_device_id: None };
-        self.request(request).await.map(drop)
-    }
-
-    /// Denies a request of [`Event::ApprovalRequested`](crate::Event::ApprovalRequested).
-    ///
-    /// # Errors
-    /// `not_found` if there is no such request or it was approved; `device_too_new`.
-    pub async fn deny(&self, request: ApprovalId) -> Result<(), RequestError> {
-        let request = DecideRequest { request_id: request, approve: false, number: None, replace_device_id: None };
-        self.request(request).await.map(drop)
-    }
-
-    /// Sets the access key of the user, 16 random bytes, and what people may do who do not show it.
-    ///
-    /// # Errors
-    /// `bad_request` for [`Strangers::Refuse`] without a key; `device_too_new`.
-    pub async fn set_access(&self, key: Option<AccessKey>, strangers: Strangers) -> Result<(), RequestError> {
-        self.request(SetAccessRequest { key, strangers: strangers.into(), sealed: None }).await.map(drop)
-    }
-
-    /// Drops what a user sends, from now on.
-    ///
-    /// # Errors
-    /// As [`request`](Self::request).
-    pub async fn block(&self, user: UserId) -> Result<(), RequestError> {
-        self.request(AddBlockRequest { user_id: user }).await.map(drop)
-    }
-
-    /// Accepts messages of a user again.
-    ///
-    /// # Errors
-    /// As [`request`](Self::request).
-    pub async fn unblock(&self, user: UserId) -> Result<(), RequestError> {
-        self.request(RemoveBlockRequest { user_id: user }).await.map(drop)
-    }
-
-    /// The blocked users.
-    ///
-    /// # Errors
-    /// As [`request`](Self::request).
-    pub async fn blocked(&self) -> Result<Vec<UserId>, RequestError> {
-        Ok(self.request(ListBlocksRequest {}).await?.user_ids)
+    fn claims(&self) -> MutexGuard<'_, HashMap<String, ClaimId>> {
+        self.inner.claims.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn ended(&self) -> RequestError {
@@ -744,134 +390,4 @@ fn ended(state: &watch::Receiver<State>) -> RequestError {
         _ => End::Stopped,
     };
     RequestError::Ended(end)
-}
-
-/// A claim that is made when it is awaited: for all addressable devices of the user, unless
-/// [`devices`](Self::devices) names some.
-#[must_use = "a claim is made when it is awaited"]
-#[derive(Clone, Debug)]
-pub struct ClaimRequest<'a> {
-    client: &'a Client,
-    user: UserId,
-    purpose: &'a str,
-    devices: Option<Vec<DeviceId>>,
-    suites: Option<Vec<Suite>>,
-    access: Option<AccessKey>,
-}
-
-impl ClaimRequest<'_> {
-    /// Claims only these devices, at most 100.
-    pub fn devices(mut self, devices: impl IntoIterator<Item = DeviceId>) -> Self {
-        self.devices = Some(devices.into_iter().collect());
-        self
-    }
-
-    /// The suites that the app can use. Devices of others are `unavailable`, and none of their keys is taken.
-    pub fn suites(mut self, suites: impl IntoIterator<Item = Suite>) -> Self {
-        self.suites = Some(suites.into_iter().collect());
-        self
-    }
-
-    /// Shows the access key that the user has shared.
-    pub fn access(mut self, key: AccessKey) -> Self {
-        self.access = Some(key);
-        self
-    }
-
-    async fn make(self) -> Result<Claim, RequestError> {
-        let Self { client, user, purpose, devices, suites, access } = self;
-        let key = claim_key(user, purpose);
-        let known = client.claims().get(&key).copied();
-        let claim_id = if let Some(id) = known {
-            id
-        } else {
-            let id = ClaimId(client.inner.shared.random.uuid());
-            let record = Record { key: key.clone(), value: id.to_string().into_bytes() };
-            client.inner.storage.save(record).await?;
-            *client.claims().entry(key.clone()).or_insert(id)
-        };
-        let request = ClaimKeysRequest {
-            user_id: user,
-            device_ids: devices.map(List),
-            suites: suites.map(|suites| List(suites.into_iter().map(Named::from).collect())),
-            access: access.map(|key| ShownKey(Some(key))),
-            claim_id,
-        };
-        let BundlesReply { bundles, unavailable, .. } = client.request(request).await?;
-        Ok(Claim { bundles, unavailable, client: client.clone(), key })
-    }
-}
-
-impl<'a> IntoFuture for ClaimRequest<'a> {
-    type Output = Result<Claim, RequestError>;
-    type IntoFuture = Pin<Box<dyn Future<Output = Self::Output> + Send + 'a>>;
-
-    fn into_future(self) -> Self::IntoFuture {
-        Box::pin(self.make())
-    }
-}
-
-/// The bundles that were claimed.
-#[must_use = "call `used` once the encrypted sessions are stored"]
-#[derive(Clone, Debug)]
-pub struct Claim {
-    /// The bundles, one for each device. Check their signatures.
-    pub bundles: Vec<PrekeyBundle>,
-    /// Devices without a bundle, and why.
-    pub unavailable: Vec<UnavailableDevice>,
-    client: Client,
-    key: String,
-}
-
-impl Claim {
-    /// Says that the encrypted sessions are stored: the claim id is forgotten, and the next claim for this purpose takes
-    /// other keys.
-    ///
-    /// # Errors
-    /// If the storage fails.
-    pub async fn used(self) -> Result<(), StorageError> {
-        self.client.inner.storage.delete(self.key.clone()).await?;
-        self.client.claims().remove(&self.key);
-        Ok(())
-    }
-
-    /// The key of the record of the claim id, for apps that delete it in the transaction that stores the encrypted
-    /// sessions. Call [`used`](Self::used) all the same.
-    #[must_use]
-    pub fn record_key(&self) -> &str {
-        &self.key
-    }
-}
-
-impl Client {
-    fn claims(&self) -> std::sync::MutexGuard<'_, HashMap<String, ClaimId>> {
-        self.inner.claims.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-}
-
-/// The key of a claim's record. A hash, since a purpose may have any characters.
-fn claim_key(user: UserId, purpose: &str) -> String {
-    let hash = Sha256::new().chain_update(user.0.as_bytes()).chain_update(purpose).finalize();
-    hash.iter().take(16).fold(CLAIMS.to_owned(), |key, byte| format!("{key}{byte:02x}"))
-}
-
-fn text(text: &str) -> Result<Text, RequestError> {
-    Text::parse(text).ok_or(RequestError::InvalidText)
-}
-
-#[cfg(test)]
-mod tests {
-    use uuid::Uuid;
-
-    use super::*;
-
-    #[test]
-    fn claims_differ_by_user_and_purpose() {
-        let user = |number| UserId(Uuid::from_u128(number));
-        let key = claim_key(user(1), "a");
-        assert_eq!(key, claim_key(user(1), "a"));
-        assert_eq!(key.len(), CLAIMS.len() + 32);
-        assert_ne!(key, claim_key(user(1), "b"));
-        assert_ne!(key, claim_key(user(2), "a"));
-    }
 }

@@ -2,8 +2,10 @@
 //! is decided in [`reconnect`](crate::reconnect), [`liveness`](crate::liveness), [`outbox`](crate::outbox) and
 //! [`inbox`](crate::inbox); this module does the I/O.
 
+mod connection;
+
 use std::{
-    collections::{BTreeMap, BTreeSet, HashMap},
+    collections::{BTreeMap, BTreeSet},
     num::NonZeroU32,
     ops::ControlFlow,
     sync::{
@@ -13,35 +15,36 @@ use std::{
     time::Duration,
 };
 
-use futures_util::{SinkExt, StreamExt, stream::SplitSink};
+use futures_util::StreamExt;
 use sealwire_protocol::{
-    Codec, Timestamp,
+    Codec,
     auth::{RenewSessionReply, RenewSessionRequest},
     events::{Event as Wire, Welcome},
-    frame::{ReplyFrame, RequestFrame, RequestId, ServerOutline, SocketRequest},
+    frame::{ReplyFrame, RequestId, ServerOutline},
     limits::{MAX_IN_FLIGHT, MAX_SEQS_PER_ACK},
     messages::{AckMessagesReply, AckMessagesRequest, SendMessageReply},
     value::List,
 };
-use serde::{Serialize, de::DeserializeOwned};
+use serde::de::DeserializeOwned;
 use tokio::{
     sync::{mpsc, oneshot, watch},
-    task::AbortHandle,
-    time::{Instant, sleep_until, timeout},
+    time::{Instant, sleep_until},
 };
 use tokio_tungstenite::tungstenite::{
     Message as Frame,
     protocol::{CloseFrame, frame::coding::CloseCode},
 };
 
+use self::connection::{Connection, InFlight, Phase};
 use crate::{
-    client::{Direction, Observer, State},
+    client::State,
     error::{HttpError, RequestError},
     events::{Event, Queue, Receipt},
     http::Socket,
     inbox::{Arrival, Inbox},
     liveness::{Liveness, Verdict},
     message::{Message, Prepared, Sent},
+    options::{Direction, Observer},
     outbox::{Answer, Outbox, Place},
     random::Random,
     reconnect::{End, Failure, Next, Pause, Reconnect},
@@ -50,19 +53,11 @@ use crate::{
     storage::AnyStorage,
 };
 
-/// How long the welcome may take after the upgrade.
-const WELCOME_TIMEOUT: Duration = Duration::from_secs(20);
-/// The heartbeat that is assumed before the welcome.
-const DEFAULT_HEARTBEAT: Duration = Duration::from_secs(25);
 /// How long a client that is stopped waits for replies, and then for the server's Close.
 const STOP_TIMEOUT: Duration = Duration::from_secs(3);
 /// How long to wait at least after a failed renewal or ack.
 const RENEW_AGAIN: Duration = Duration::from_mins(1);
 const ACK_AGAIN: Duration = Duration::from_secs(1);
-/// Frames that wait to be written. There are never more than the unanswered requests and a few pings.
-const WRITE_QUEUE: usize = 2 * MAX_IN_FLIGHT;
-/// Unanswered requests that are left to others than messages, so that a long outbox does not delay them.
-const RESERVED: usize = 8;
 /// A time that never comes.
 const NEVER: Duration = Duration::from_hours(24 * 365);
 
@@ -146,48 +141,6 @@ pub(crate) struct Driver {
     stopping: bool,
     /// All handles and the events were dropped.
     abandoned: bool,
-}
-
-/// What an unanswered request of a connection is for.
-enum InFlight {
-    Request,
-    Message(Place),
-    Ack(Vec<i64>),
-    Renew,
-}
-
-/// An open connection.
-struct Connection {
-    codec: Codec,
-    observer: Observer,
-    writer: mpsc::Sender<Frame>,
-    writing: AbortHandle,
-    in_flight: HashMap<u32, InFlight>,
-    liveness: Liveness,
-    /// When the welcome came, and the server's time then.
-    welcome: Option<(Instant, Timestamp)>,
-    welcome_by: Instant,
-    limit: usize,
-    phase: Phase,
-    renew_at: Option<Instant>,
-    ack_not_before: Instant,
-    /// Nothing can be written.
-    broken: bool,
-    /// When a client that is stopped gives up waiting.
-    stop_by: Option<Instant>,
-}
-
-/// What may be sent on a connection.
-#[derive(Clone, Copy, PartialEq, Eq)]
-enum Phase {
-    /// Nothing: the welcome has not come.
-    Opening,
-    /// Requests.
-    Open,
-    /// Nothing: the server reads nothing more.
-    Draining,
-    /// Nothing: the client has sent a Close.
-    Closing,
 }
 
 /// How the wait before a reconnect ended.
@@ -598,113 +551,6 @@ impl Driver {
             let _ = renewal.send(Err(RequestError::Ended(end.clone())));
         }
         self.events.push(Event::Ended(end.clone()), Receipt::None);
-    }
-}
-
-impl Connection {
-    fn open(sink: SplitSink<Socket, Frame>, shared: &Shared) -> Self {
-        let (writer, frames) = mpsc::channel(WRITE_QUEUE);
-        let now = Instant::now();
-        Self {
-            codec: shared.codec,
-            observer: shared.observer.clone(),
-            writer,
-            writing: tokio::spawn(write(sink, frames)).abort_handle(),
-            in_flight: HashMap::new(),
-            liveness: Liveness::new(DEFAULT_HEARTBEAT, now.into_std()),
-            welcome: None,
-            welcome_by: now + WELCOME_TIMEOUT,
-            limit: MAX_IN_FLIGHT,
-            phase: Phase::Opening,
-            renew_at: None,
-            ack_not_before: now,
-            broken: false,
-            stop_by: None,
-        }
-    }
-
-    fn has_room(&self) -> bool {
-        self.in_flight.len() < self.limit
-    }
-
-    fn has_room_for_messages(&self) -> bool {
-        self.in_flight.len() < self.limit.saturating_sub(RESERVED).max(1)
-    }
-
-    fn acking(&self) -> bool {
-        self.in_flight.values().any(|request| matches!(request, InFlight::Ack(_)))
-    }
-
-    /// The server's time, which the device's own clock may differ from.
-    fn server_time(&self) -> Option<Timestamp> {
-        self.welcome.map(|(since, at)| at + since.elapsed())
-    }
-
-    fn request<T: SocketRequest + Serialize>(&mut self, id: RequestId, params: &T, purpose: InFlight) {
-        match self.codec.encode(&RequestFrame::new(id, params)) {
-            Ok(frame) => {
-                self.in_flight.insert(id.get(), purpose);
-                self.write_data(frame);
-            }
-            // Every request can be encoded.
-            Err(error) => tracing::error!(%error, "a request cannot be encoded"),
-        }
-    }
-
-    fn write_data(&mut self, frame: Vec<u8>) {
-        self.observer.see(Direction::Sent, &frame);
-        self.write(data(self.codec, frame));
-    }
-
-    fn write(&mut self, frame: Frame) {
-        if !frame.is_ping() {
-            self.liveness.requested(Instant::now().into_std());
-        }
-        self.broken |= self.writer.try_send(frame).is_err();
-    }
-
-    /// When [`Driver::advance`] has to be called although nothing else happens.
-    fn wake_at(&self, outbox: &Outbox<Queued>) -> Instant {
-        let mut wake = Instant::from_std(self.liveness.due());
-        let mut at = |time: Option<Instant>| wake = time.map_or(wake, |time| time.min(wake));
-        at(self.stop_by);
-        if self.phase == Phase::Opening {
-            at(Some(self.welcome_by));
-        } else if self.phase == Phase::Open {
-            if self.has_room_for_messages() {
-                at(outbox.wake_at().map(Instant::from_std));
-            }
-            at(self.renew_at.filter(|_| self.has_room()));
-            at((self.ack_not_before > Instant::now()).then_some(self.ack_not_before));
-        }
-        wake
-    }
-}
-
-/// Writes frames until the connection breaks or is given up.
-async fn write(mut sink: SplitSink<Socket, Frame>, mut frames: mpsc::Receiver<Frame>) {
-    while let Some(frame) = frames.recv().await {
-        if sink.feed(frame).await.is_err() {
-            return;
-        }
-        while let Ok(frame) = frames.try_recv() {
-            if sink.feed(frame).await.is_err() {
-                return;
-            }
-        }
-        if sink.flush().await.is_err() {
-            return;
-        }
-    }
-    let _ = timeout(STOP_TIMEOUT, sink.close()).await;
-}
-
-/// A data frame in the encoding's kind.
-fn data(codec: Codec, bytes: Vec<u8>) -> Frame {
-    match codec {
-        Codec::MsgPack => Frame::Binary(bytes.into()),
-        // JSON is UTF-8.
-        Codec::Json => Frame::Text(String::from_utf8(bytes).unwrap_or_default().into()),
     }
 }
 

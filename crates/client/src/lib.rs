@@ -10,6 +10,7 @@ mod http;
 mod inbox;
 mod liveness;
 mod message;
+mod options;
 mod outbox;
 mod proof_of_work;
 mod random;
@@ -19,11 +20,12 @@ mod session;
 mod storage;
 
 pub use approval::{Approval, ApprovalState, SignIn};
-pub use client::{Answer, Claim, ClaimRequest, Client, Direction, Options, State};
+pub use client::{Answer, Claim, ClaimRequest, Client, State};
 pub use error::{HttpError, InvalidUrl, RequestError, StorageError};
 pub use events::{Event, Events};
 pub use held_keys::HeldKeys;
 pub use message::{Ciphertext, Message, Outgoing, Prepared, Sent};
+pub use options::{Direction, Options};
 pub use reconnect::End;
 pub use sealwire_protocol as protocol;
 pub use sealwire_protocol::{

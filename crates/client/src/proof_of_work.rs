@@ -7,68 +7,40 @@ use std::sync::{
 };
 
 use base64::{Engine, engine::general_purpose::URL_SAFE_NO_PAD};
-use serde::{Deserialize, Serialize};
+use sealwire_protocol::{
+    auth::WorkProof,
+    error::{ErrorDetails, HttpErrorBody, OfferedProof, PROOF_ALGORITHM},
+    value::Text,
+};
 use sha2::{Digest, Sha256};
 
 use crate::error::HttpError;
 
-/// The only algorithm.
-const ALGORITHM: &str = "sha256-leading-zeros";
 /// The hardest proof that is tried: about half a minute on one core. Servers ask for 24 bits at most.
 const MAX_BITS: u32 = 28;
 
-/// What the server asks for: the `details.proof` of `rate_limited`.
-#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
-pub(crate) struct Offer {
-    algorithm: String,
-    bits: u32,
-    /// Unpadded base64url.
-    salt: String,
-}
-
-/// The `proof` of a request.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
-pub(crate) struct Proof {
-    salt: String,
-    /// Unpadded base64url.
-    nonce: String,
-}
-
-/// A request with a proof.
-#[derive(Serialize)]
-pub(crate) struct WithProof<'a, T> {
-    #[serde(flatten)]
-    pub(crate) request: &'a T,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub(crate) proof: Option<Proof>,
-}
+/// A proof that the server asks for.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) struct Offer(OfferedProof);
 
 impl Offer {
     /// The offer in the body of an error, if it has one that this version understands.
     pub(crate) fn in_body(body: &[u8]) -> Option<Self> {
-        #[derive(Deserialize)]
-        struct Body {
-            error: Error,
+        let HttpErrorBody { error } = serde_json::from_slice::<HttpErrorBody>(body).ok()?;
+        match error.details {
+            Some(ErrorDetails::Proof { proof }) if proof.algorithm == PROOF_ALGORITHM => Some(Self(proof)),
+            _ => None,
         }
-        #[derive(Deserialize)]
-        struct Error {
-            details: Details,
-        }
-        #[derive(Deserialize)]
-        struct Details {
-            proof: Offer,
-        }
-        let body: Body = serde_json::from_slice(body).ok()?;
-        Some(body.error.details.proof).filter(|offer| offer.algorithm == ALGORITHM)
     }
 
     /// Finds the nonce, on a thread for blocking work. Stops early if the future is dropped.
     ///
     /// # Errors
     /// If the proof is too hard.
-    pub(crate) async fn solve(self) -> Result<Proof, HttpError> {
-        if self.bits > MAX_BITS {
-            return Err(HttpError::ProofTooHard { bits: self.bits });
+    pub(crate) async fn solve(self) -> Result<WorkProof, HttpError> {
+        let bits = u32::from(self.0.bits);
+        if bits > MAX_BITS {
+            return Err(HttpError::ProofTooHard { bits });
         }
         let cancelled = Cancelled::default();
         let flag = cancelled.0.clone();
@@ -76,14 +48,16 @@ impl Offer {
         proof.map_err(|error| HttpError::Transport(error.into()))?
     }
 
-    fn search(self, cancelled: &AtomicBool) -> Result<Proof, HttpError> {
-        let salt = URL_SAFE_NO_PAD.decode(&self.salt).map_err(|error| HttpError::Transport(error.into()))?;
+    fn search(self, cancelled: &AtomicBool) -> Result<WorkProof, HttpError> {
+        let Self(OfferedProof { salt: text_of_salt, bits, .. }) = self;
+        let salt = URL_SAFE_NO_PAD.decode(&text_of_salt).map_err(|error| HttpError::Transport(error.into()))?;
         let salted = Sha256::new().chain_update(&salt);
         for number in 0_u64.. {
             let nonce = number.to_be_bytes();
             let hash: [u8; 32] = salted.clone().chain_update(nonce).finalize().into();
-            if zero_bits(&hash) >= self.bits {
-                return Ok(Proof { salt: self.salt, nonce: URL_SAFE_NO_PAD.encode(nonce) });
+            if zero_bits(&hash) >= u32::from(bits) {
+                let text = |text: &str| Text::parse(text).ok_or(HttpError::InvalidText("the salt"));
+                return Ok(WorkProof { salt: text(&text_of_salt)?, nonce: text(&URL_SAFE_NO_PAD.encode(nonce))? });
             }
             if number.is_multiple_of(1024) && cancelled.load(Ordering::Relaxed) {
                 break;
@@ -122,9 +96,9 @@ mod tests {
 
     #[tokio::test]
     async fn a_proof_has_the_zero_bits_that_were_asked_for() {
-        let offer = Offer::in_body(&body(12, ALGORITHM)).unwrap();
+        let offer = Offer::in_body(&body(12, PROOF_ALGORITHM)).unwrap();
         let proof = offer.solve().await.unwrap();
-        let [salt, nonce] = [&proof.salt, &proof.nonce].map(|text| URL_SAFE_NO_PAD.decode(text).unwrap());
+        let [salt, nonce] = [&proof.salt, &proof.nonce].map(|text| URL_SAFE_NO_PAD.decode(text.as_str()).unwrap());
         assert_eq!((salt.len(), nonce.len() <= 32), (24, true));
         let hash: [u8; 32] = Sha256::digest([salt, nonce].concat()).into();
         assert_eq!((hash[0], hash[1] >> 4), (0, 0));
@@ -144,17 +118,7 @@ mod tests {
         assert_eq!(Offer::in_body(&body(12, "of a newer server")), None);
         assert_eq!(Offer::in_body(b"<html>"), None);
         assert_eq!(Offer::in_body(br#"{"error":{"code":"rate_limited","message":"","retryable":true}}"#), None);
-        let error = Offer::in_body(&body(60, ALGORITHM)).unwrap().solve().await.unwrap_err();
+        let error = Offer::in_body(&body(60, PROOF_ALGORITHM)).unwrap().solve().await.unwrap_err();
         assert!(matches!(error, HttpError::ProofTooHard { bits: 60 }) && !error.retryable());
-    }
-
-    #[test]
-    fn the_proof_is_a_field_of_the_request() {
-        let request = serde_json::json!({ "email": "a@b.example" });
-        let proof = Some(Proof { salt: "s".to_owned(), nonce: "n".to_owned() });
-        let with = serde_json::to_value(WithProof { request: &request, proof }).unwrap();
-        assert_eq!(with, serde_json::json!({ "email": "a@b.example", "proof": { "salt": "s", "nonce": "n" } }));
-        let without = serde_json::to_value(WithProof { request: &request, proof: None }).unwrap();
-        assert_eq!(without, request);
     }
 }

@@ -5,9 +5,12 @@ use std::{fmt, future::IntoFuture, pin::Pin, sync::Arc, time::Duration};
 use hyper::{Method, StatusCode};
 use sealwire_protocol::{
     Codec,
-    auth::{CodePurpose, DeviceDescription, OtpReply, OtpRequest, SessionReply, VerifyRequest, device_proof_message},
+    auth::{
+        CodePurpose, DeviceDescription, OtpReply, OtpRequest, SessionReply, VerifyRequest, WorkProof,
+        device_proof_message,
+    },
     ids::{ChallengeId, DeviceId},
-    value::{Object, Text},
+    value::{Lenient, Object, Text},
 };
 use serde::{Deserialize, Serialize};
 
@@ -15,7 +18,7 @@ use crate::{
     approval::{Approval, SignIn},
     error::{HttpError, InvalidUrl},
     http::{Endpoint, Reply, Security, Socket},
-    proof_of_work::{Offer, WithProof},
+    proof_of_work::Offer,
     session::Session,
 };
 
@@ -73,7 +76,7 @@ impl Server {
     /// As [`request_code`](Self::request_code).
     pub async fn request_code_for(&self, email: &str, purpose: CodePurpose) -> Result<Challenge, HttpError> {
         let request = OtpRequest { email: text(email, "the address")?, purpose: Some(purpose), proof: None };
-        let reply: OtpReply = self.post_with_proof("/v1/auth/otp", &request).await?.success(StatusCode::ACCEPTED)?;
+        let reply: OtpReply = self.post_with_proof("/v1/auth/otp", request).await?.success(StatusCode::ACCEPTED)?;
         Ok(Challenge {
             id: reply.challenge_id,
             email: email.to_owned(),
@@ -151,18 +154,33 @@ impl Server {
     }
 
     /// Posts a request; again with a proof of work if the server offers that.
-    async fn post_with_proof<T: Serialize + Sync>(&self, path: &str, request: &T) -> Result<Reply, HttpError> {
-        let mut proof = None;
+    async fn post_with_proof<T: PaidByProof>(&self, path: &str, mut request: T) -> Result<Reply, HttpError> {
         let mut tries = 0;
         loop {
-            let body = serde_json::to_vec(&WithProof { request, proof })
-                .map_err(|error| HttpError::Transport(error.into()))?;
+            let body = serde_json::to_vec(&request).map_err(|error| HttpError::Transport(error.into()))?;
             let reply = self.call(Method::POST, path, None, body).await?;
             let offer = Offer::in_body(&reply.body).filter(|_| !reply.status.is_success() && tries < MAX_PROOFS);
             let Some(offer) = offer else { return Ok(reply) };
-            proof = Some(offer.solve().await?);
+            *request.proof() = Some(Lenient(Some(offer.solve().await?)));
             tries += 1;
         }
+    }
+}
+
+/// A request that may exceed a limit with a proof of work.
+trait PaidByProof: Serialize + Send + Sync {
+    fn proof(&mut self) -> &mut Option<Lenient<WorkProof>>;
+}
+
+impl PaidByProof for OtpRequest {
+    fn proof(&mut self) -> &mut Option<Lenient<WorkProof>> {
+        &mut self.proof
+    }
+}
+
+impl PaidByProof for VerifyRequest {
+    fn proof(&mut self) -> &mut Option<Lenient<WorkProof>> {
+        &mut self.proof
     }
 }
 
@@ -264,7 +282,7 @@ impl<'a> SignInRequest<'a> {
             recovery_key: self.recovery_key.map(|key| Text::base64(key)),
             proof: None,
         };
-        let reply = self.server.post_with_proof("/v1/auth/verify", &request).await?;
+        let reply = self.server.post_with_proof("/v1/auth/verify", request).await?;
         if reply.status == StatusCode::ACCEPTED {
             Approval::from_reply(reply).map(SignIn::Approval)
         } else {

@@ -192,7 +192,7 @@ for (const [code, state, reason] of [
     await until(() => subject.state.state === state, `the state is ${state}`);
     assert.equal(subject.state.reason, reason);
     const { upgrades } = fake;
-    assert(upgrades <= (code === 4503 ? 2 : 1));
+    assert(upgrades <= (code === 4503 ? 6 : 1));
     await pause(1000);
     assert.equal(fake.upgrades, upgrades);
   };

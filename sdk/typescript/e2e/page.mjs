@@ -39,9 +39,9 @@ const app = {
     app.client = start(settings);
   },
 
-  /** Sends the messages from the first that was not confirmed up to `count`, some at a time. */
-  async sendAll({ to, prefix, count, atOnce = 5 }) {
-    let next = (await app.client.data.get('sent')) ?? 0;
+  /** Sends the messages from the first that was not confirmed, or `from`, up to `count`, some at a time. */
+  async sendAll({ to, prefix, count, atOnce = 5, from }) {
+    let next = from ?? (await app.client.data.get('sent')) ?? 0;
     const under = [];
     for (; next < count; next++) {
       const i = next;

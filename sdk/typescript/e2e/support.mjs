@@ -1,4 +1,4 @@
-// Pages in headless Chromium: a server for them, the SDK bundled, and the browser.
+// Clients that note what they get, and pages in headless Chromium: a server for them, the SDK bundled, and the browser.
 
 import { build } from 'esbuild';
 import { existsSync } from 'node:fs';
@@ -7,11 +7,31 @@ import { createServer } from 'node:http';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { fileURLToPath } from 'node:url';
+import { memoryStorage, SealwireClient } from '@sealwire/client';
+import { x3dhCrypto } from '@sealwire/x3dh';
 import { chromium } from 'playwright-core';
+import WebSocket from 'ws';
 
 export const executablePath =
   process.env.CHROMIUM ?? ['/usr/bin/chromium', '/usr/bin/chromium-headless-shell', '/usr/bin/google-chrome'].find((path) => existsSync(path));
 export const skipBrowser = executablePath ? false : 'no Chromium: install it, or name it in CHROMIUM';
+
+const opened = [];
+
+/** A client with storage in memory and short waits. `inbox`, `problems` and `states` are what it got and went through. */
+export function openClient(url, options = {}) {
+  const client = new SealwireClient({ url, storage: memoryStorage(), crypto: x3dhCrypto(), WebSocket, random: () => Math.random() * 0.05, ...options });
+  client.inbox = [];
+  client.problems = [];
+  client.states = [];
+  client.on('message', (m) => client.inbox.push(m.text));
+  client.on('state', ({ state, reason }) => client.states.push(reason ?? state));
+  for (const event of ['error', 'undecryptable', 'untrusted', 'failed']) client.on(event, (data) => client.problems.push([event, data]));
+  opened.push(client);
+  return client;
+}
+
+export const closeClients = () => Promise.all(opened.splice(0).map((client) => client.close()));
 
 /** Serves one page with the script `entry` of this folder, bundled. */
 export class Pages {

@@ -6,6 +6,7 @@ import { memoryStorage, SealwireClient } from '@sealwire/client';
 import { x3dhCrypto } from '@sealwire/x3dh';
 import WebSocket from 'ws';
 import { seeded } from '../test-support/adapter-contract.mjs';
+import { Proxy } from '../test-support/proxy.mjs';
 import { Server, skip as skipServer } from '../test-support/server.mjs';
 import { newSeed, openBrowser, Pages, skipBrowser, until } from './support.mjs';
 
@@ -13,6 +14,7 @@ const skip = skipServer || skipBrowser;
 
 let pages;
 let server;
+let proxy;
 let browser;
 let bob;
 let account;
@@ -21,6 +23,7 @@ before(async () => {
   if (skip) return;
   pages = await Pages.start('page.mjs');
   server = await Server.start({ SEALWIRE__SERVER__ALLOWED_ORIGINS: pages.origin });
+  proxy = await Proxy.start(server.port);
   browser = await openBrowser();
   bob = new SealwireClient({ url: server.url, storage: memoryStorage(), crypto: x3dhCrypto(), WebSocket });
   bob.on('message', (m) => fromAlice.push(m.text));
@@ -29,6 +32,7 @@ before(async () => {
 after(async () => {
   await browser?.close();
   await bob?.close();
+  await proxy?.stop();
   await server?.stop();
   await pages?.stop();
 });
@@ -43,7 +47,7 @@ async function open() {
 const leading = async (tabs) => (await Promise.all(tabs.map((tab) => tab.evaluate('app.client.leading')))).map(Number);
 
 test('signing in, in a tab that does not lead', { skip }, async () => {
-  const settings = { url: server.url, database: 'tabs' };
+  const settings = { url: proxy.url, database: 'tabs' };
   const first = await open();
   await first.evaluate((settings) => window.app.configure(settings), settings);
   await assert.rejects(first.evaluate('app.client.connect()'), /signed out/);
@@ -108,4 +112,57 @@ test('the leading tab is closed in mid-send, again and again', { skip }, async (
   assert.equal(await writer.evaluate('app.client.leading'), true);
   assert.deepEqual(await writer.evaluate('app.problems'), []);
   await writer.close();
+});
+
+test('the connections that closed tabs had begun come late, and the tab that leads comes back after each', { skip }, async () => {
+  fromAlice.length = 0;
+  const tabs = [await open(), await open(), await open()];
+  for (const tab of tabs) await tab.evaluate('app.client.connect()');
+  const last = tabs.pop();
+  let welcomes = 0;
+  await last.exposeFunction('welcomed', () => {
+    welcomes++;
+    if (proxy.held > 0) proxy.release();
+  });
+  const sending = last.evaluate(([to, count]) => window.app.sendAll({ to, prefix: '0000000e', count, from: 0 }), [bob.account.userId, 20]);
+  proxy.mode = 'hold';
+  proxy.cut();
+  for (const [i, tab] of tabs.entries()) {
+    await until(() => proxy.held === i + 1, `the connection of tab ${i} is held`);
+    // From now on the last tab has the connection.
+    if (i === 1) await last.evaluate("app.client.on('welcome', () => window.welcomed())");
+    if (i === 1) proxy.mode = 'pass';
+    await tab.close();
+  }
+  await until(() => welcomes === 3, () => `it has come back: ${welcomes} welcomes`);
+  await sending;
+  await until(() => fromAlice.length === 20);
+  assert.deepEqual(fromAlice, Array.from({ length: 20 }, (_, i) => `0000000e ${i}`));
+  assert.equal(await last.evaluate('app.client.state'), 'connected');
+  assert.deepEqual(await last.evaluate('app.problems'), []);
+  await last.close();
+});
+
+test('a client that is closed leaves its calls to the next tab, and the connection to those that want it', { skip }, async () => {
+  fromAlice.length = 0;
+  const [leader, idle, writer] = [await open(), await open(), await open()];
+  await leader.evaluate('app.client.connect()');
+  // The second tab takes part, and does not want to be connected.
+  await idle.evaluate("app.client.data.get('sent')");
+  await writer.evaluate('app.client.connect()');
+  proxy.mode = 'hang';
+  const sending = writer.evaluate(([to, count]) => window.app.sendAll({ to, prefix: '0000000f', count, from: 0 }), [bob.account.userId, 20]);
+  const asking = writer.evaluate("app.client.request('devices.list')");
+  await until(async () => (await writer.evaluate('app.client.pending()')).length === 5);
+  // The connection that hangs stays so; the next one works.
+  proxy.mode = 'pass';
+  await leader.evaluate('app.client.close()');
+  await sending;
+  assert.equal((await asking).devices.length, 1);
+  assert.equal(await idle.evaluate('app.client.leading'), true);
+  assert.equal(await writer.evaluate('app.client.state'), 'connected');
+  await until(() => fromAlice.length === 20);
+  assert.deepEqual(fromAlice, Array.from({ length: 20 }, (_, i) => `0000000f ${i}`));
+  for (const tab of [idle, writer]) assert.deepEqual(await tab.evaluate('app.problems'), []);
+  await Promise.all([leader.close(), idle.close(), writer.close()]);
 });

@@ -21,9 +21,14 @@ const LIMITS_OFF = {
   SEALWIRE__LIMITS__VERIFY_PER_NETWORK_MINUTE: '0',
   SEALWIRE__LIMITS__CLAIM_BURST: '0',
   SEALWIRE__LIMITS__SENDS_PER_DEVICE_SECOND: '0',
+  SEALWIRE__LIMITS__SENDS_PER_PAIR_SECOND: '0',
   SEALWIRE__LIMITS__FIND_PER_USER_HOUR: '0',
   SEALWIRE__LIMITS__STRANGER_KEYS_PER_DEVICE_HOUR: '0',
 };
+
+/** The servers that run. A test that is killed does not leave them behind. */
+const running = new Set();
+process.once('exit', () => running.forEach((child) => child.kill('SIGKILL')));
 
 export class Server {
   /** Starts a server. `env` has further settings. Stop it with `stop()`. */
@@ -55,11 +60,9 @@ export class Server {
       },
       stdio: ['ignore', 'ignore', 'pipe'],
     });
-    // A test that is killed does not leave its server behind.
     const child = this.process;
-    const kill = () => child.kill('SIGKILL');
-    process.once('exit', kill);
-    child.once('exit', () => process.off('exit', kill));
+    running.add(child);
+    child.once('exit', () => running.delete(child));
     let log = '';
     await new Promise((resolve, reject) => {
       child.stderr.on('data', (chunk) => {

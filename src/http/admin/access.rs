@@ -1,7 +1,7 @@
 //! Access control of the operator's listener: checks the host of a request, then its token.
 
 use std::{
-    net::{IpAddr, SocketAddr},
+    net::SocketAddr,
     time::{Duration, Instant},
 };
 
@@ -12,7 +12,6 @@ use actix_web::{
     http::{
         Method, StatusCode,
         header::{self, ContentType, HeaderMap, HeaderValue},
-        uri::Authority,
     },
     middleware::Next,
     web::Data,
@@ -20,7 +19,7 @@ use actix_web::{
 use base64::{Engine, engine::general_purpose::STANDARD};
 
 use super::Admin;
-use crate::{log_throttle::LogThrottle, metrics::AccessDenied};
+use crate::{http::host::RequestHost, log_throttle::LogThrottle, metrics::AccessDenied};
 
 /// Wrong tokens are logged at most once per interval.
 const LOG_EVERY: Duration = Duration::from_mins(1);
@@ -67,26 +66,13 @@ impl Access {
         }
     }
 
-    /// Whether the host of the request is allowed. With DNS rebinding a web page can make a browser send requests to
-    /// this address, but only with the page's own host name, so other names are refused. An IP address cannot be
-    /// rebound.
+    /// Whether the host of the request is an IP address, `localhost` or an allowed name.
     fn is_known_host(&self, head: &RequestHead) -> bool {
-        let mut hosts = head.headers.get_all(header::HOST).map(|value| value.to_str().unwrap_or_default());
-        let Some(host) = hosts.next() else { return false };
-        // A host in the request line takes precedence over the header, so it is checked too.
-        hosts.next().is_none()
-            && self.is_known(host)
-            && head.uri.authority().is_none_or(|authority| self.is_known(authority.as_str()))
+        RequestHost::of(head).is_some_and(|host| self.is_known(&host))
     }
 
-    fn is_known(&self, host: &str) -> bool {
-        let Ok(authority) = host.parse::<Authority>() else { return false };
-        if authority.as_str().contains('@') {
-            return false;
-        }
-        let name = authority.host().trim_end_matches('.').to_ascii_lowercase();
-        let bare = name.strip_prefix('[').and_then(|name| name.strip_suffix(']')).unwrap_or(&name);
-        bare.parse::<IpAddr>().is_ok() || name == "localhost" || self.hosts.contains(&name)
+    fn is_known(&self, host: &RequestHost) -> bool {
+        host.address().is_some() || host.name == "localhost" || self.hosts.contains(&host.name)
     }
 
     /// Checks the token, if one is configured: a bearer token, or the password of HTTP Basic with any user name.
@@ -173,7 +159,7 @@ mod tests {
             "status.example:443",
             "STATUS.example.",
         ] {
-            assert!(access.is_known(host), "{host}");
+            assert!(RequestHost::parse(host).is_some_and(|host| access.is_known(&host)), "{host}");
         }
         for host in [
             "",
@@ -189,7 +175,7 @@ mod tests {
             "0x7f000001",
             "a b",
         ] {
-            assert!(!access.is_known(host), "{host}");
+            assert!(!RequestHost::parse(host).is_some_and(|host| access.is_known(&host)), "{host}");
         }
     }
 

@@ -14,6 +14,8 @@ use crate::metrics::{Close, LabelValue, Limit};
 const ONE_PER_SECOND: u64 = 60;
 /// 0.1 error responses per second, as a count of a minute.
 const SERVER_ERRORS: u64 = 6;
+/// Wrong codes of a minute.
+const WRONG_GUESSES: u64 = 20;
 /// Largest difference of the clock to the database's, in seconds.
 const CLOCK_SKEW: u64 = 5;
 /// 0.1 lock timeouts per second, as a count of a minute.
@@ -75,6 +77,7 @@ pub fn firing(conditions: &Conditions<'_>) -> Vec<Alert> {
         ("DatabaseAway", (!conditions.database_answers).then(|| "The database does not answer.".to_owned())),
         ("BusDown", (!conditions.bus_is_up).then(|| BUS_DOWN.to_owned())),
         ("ServerErrors", more_than(SERVER_ERRORS, counts.server_errors(), "Error responses internal or unavailable")),
+        ("WrongGuesses", more_than(WRONG_GUESSES, counts.wrong_guesses, "Wrong guesses at codes")),
         ("MailFails", more_than(0, counts.mails_failed, "Mails not sent")),
         ("NodeNearlyFull", nearly_full(conditions)),
         ("MemoryBudget", memory_budget(conditions)),
@@ -186,6 +189,7 @@ mod tests {
     /// A quiet minute, up to the thresholds.
     fn quiet_minute() -> CounterValues {
         let mut counts = CounterValues {
+            wrong_guesses: WRONG_GUESSES,
             signals_repaired: ONE_PER_SECOND,
             given_up: ONE_PER_SECOND,
             throttled: ONE_PER_SECOND,
@@ -208,6 +212,7 @@ mod tests {
         metrics.op_seconds.observe(sealwire_protocol::frame::Op::ALL[0], 3.0);
         metrics.delivery_seconds.observe(7.0);
         let mut counts = CounterValues {
+            wrong_guesses: WRONG_GUESSES + 1,
             mails_failed: 1,
             signals_dropped: 1,
             given_up: ONE_PER_SECOND + 1,

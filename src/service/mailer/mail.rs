@@ -92,6 +92,16 @@ impl Mail {
         Self { to, subject: "Your account was unlocked", text: text.to_owned() }
     }
 
+    /// The notice that somebody has entered many wrong codes for the address.
+    pub fn codes_guessed(to: Email) -> Self {
+        let text = "Somebody has entered many wrong codes for your account today.\n\n\
+             Nobody has signed in that way. You need not do anything: your devices stay\n\
+             signed in, and you can sign in as usual. If you lock your account in the\n\
+             app, a code alone signs in no new device.\n"
+            .to_owned();
+        Self { to, subject: "Somebody tries to guess your sign-in codes", text }
+    }
+
     /// The notice that a device was added, with the device's name if it has one.
     pub fn device_added(to: Email, name: Option<&str>) -> Self {
         let text = format!(
@@ -204,6 +214,7 @@ mod tests {
                 Mail::signed_in_again(to(), name),
                 Mail::device_revoked(to(), name),
                 Mail::account_deleted(to()),
+                Mail::codes_guessed(to()),
                 Mail::address_changed(to()),
             ] {
                 let raw = raw(mail);

@@ -15,7 +15,7 @@ impl<'a> TakenTokens<'a> {
 
     /// Takes a token. Returns whether there was one.
     pub fn take(&mut self, user: UserId, target: DeviceId, now: Timestamp) -> bool {
-        let taken = self.drain.take((user, target), now).is_ok();
+        let taken = self.drain.take(user, target, now).is_ok();
         if taken {
             self.pairs.push((user, target));
         }
@@ -31,15 +31,15 @@ impl<'a> TakenTokens<'a> {
     pub fn refund(&mut self, user: UserId, target: DeviceId) {
         if let Some(at) = self.pairs.iter().rposition(|pair| *pair == (user, target)) {
             self.pairs.swap_remove(at);
-            self.drain.refund(&(user, target));
+            self.drain.refund(user, target);
         }
     }
 }
 
 impl Drop for TakenTokens<'_> {
     fn drop(&mut self) {
-        for pair in self.pairs.drain(..) {
-            self.drain.refund(&pair);
+        for (user, target) in self.pairs.drain(..) {
+            self.drain.refund(user, target);
         }
     }
 }

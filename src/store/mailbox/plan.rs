@@ -221,6 +221,10 @@ impl Planner<'_> {
         }
         let id = (item.caller.device, item.message);
         let stored = stored(&outcome);
+        if outcome.is_empty() {
+            // A record would let anybody add rows for messages to nobody, for example by skipping all devices.
+            return Ok(AcceptedMessage { accepted_at, duplicate: false, stored, undelivered });
+        }
         self.plan.new_sends.push(id);
         let dropped = reception.is_dropped;
         self.input.sends.insert(id, RememberedSend { to: item.to, accepted_at, outcome, dropped });
@@ -565,6 +569,25 @@ mod tests {
         let plan = plan(&[&item], input, &BOUNDS, false).unwrap();
         assert_eq!(results(&plan), ["stored 1"]);
         assert!(plan.envelopes.is_empty() && plan.sends.values().all(|send| send.dropped));
+    }
+
+    #[test]
+    fn what_stores_nothing_leaves_no_record() {
+        let (input, item) = input_and_send();
+        let device = item.envelopes[0].device;
+        let id = |n| MessageId(Uuid::from_u128(n));
+        let ephemeral = SendRequest { ephemeral: true, message: id(11), ..item.clone() };
+        let skipping = SendRequest { envelopes: Vec::new(), skipped: vec![device], message: id(12), ..item.clone() };
+        let to_nobody = SendRequest { envelopes: Vec::new(), message: id(13), ..item.clone() };
+        let mut too_large = SendRequest { message: id(14), ..item.clone() };
+        too_large.envelopes[0].content = Bytes::from_static(&[b'x'; 100]);
+        let unknown = SendRequest { to: UserId(Uuid::from_u128(15)), message: id(15), ..item.clone() };
+        let items = [&ephemeral, &skipping, &skipping, &to_nobody, &too_large, &unknown];
+        let plan = plan(&items, input, &BOUNDS, false).unwrap();
+        let (mismatch, unknown) = (results(&plan)[3].clone(), Refusal::NotFound.to_string());
+        assert_eq!(results(&plan), ["stored 0", "stored 0", "stored 0", &mismatch, FULL, &unknown]);
+        assert!(plan.answers[..3].iter().flatten().all(|answer| !answer.duplicate));
+        assert!(plan.new_sends.is_empty() && plan.changed_sends.is_empty() && plan.mailboxes.is_empty());
     }
 
     #[test]

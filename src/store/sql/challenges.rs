@@ -37,4 +37,22 @@ statements! {
     /// Deletes all but the newest $2 of a user.
     FORGET_OLDER_NETWORKS = both("DELETE FROM known_networks WHERE user_id = $1 AND network NOT IN \
         (SELECT network FROM known_networks WHERE user_id = $1 ORDER BY signed_in_at DESC, network LIMIT $2)");
+
+    /// The newest wrong guesses at the codes of the addresses that count as $1 after $2, at most $3.
+    WRONG_GUESSES = both("SELECT guessed_at FROM wrong_guesses WHERE counted_as = $1 AND guessed_at > $2 \
+        ORDER BY guessed_at DESC LIMIT $3");
+    INSERT_GUESS = both("INSERT INTO wrong_guesses (id, counted_as, guessed_at) VALUES ($1, $2, $3)");
+    DELETE_GUESS = both("DELETE FROM wrong_guesses WHERE id = $1");
+    RESET_GUESSES = both("DELETE FROM wrong_guesses WHERE counted_as = $1");
+    INSERT_NETWORK_GUESS =
+        both("INSERT INTO network_guesses (guess_id, network, guessed_at) VALUES ($1, $2, $3)");
+    DELETE_NETWORK_GUESS = both("DELETE FROM network_guesses WHERE guess_id = $1");
+    /// The wrong guess of a network after $2 before which it made $3 newer ones.
+    NETWORK_GUESS = both("SELECT guessed_at FROM network_guesses WHERE network = $1 AND guessed_at > $2 \
+        ORDER BY guessed_at DESC LIMIT 1 OFFSET $3");
+    /// Notes that the user with the address $1, which counts as $2, is mailed at $3, unless one was after $4.
+    NOTE_NOTICE = both("INSERT INTO guess_notices (counted_as, mailed_at) \
+        SELECT $2, $3 FROM users WHERE email = $1 \
+        ON CONFLICT (counted_as) DO UPDATE SET mailed_at = $3 WHERE guess_notices.mailed_at <= $4");
+    RESET_NOTICE = both("DELETE FROM guess_notices WHERE counted_as = $1");
 }

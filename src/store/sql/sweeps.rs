@@ -29,6 +29,12 @@ statements! {
         (SELECT salt FROM spent_proofs WHERE expires_at <= $1 ORDER BY expires_at LIMIT $2)");
     KNOWN_NETWORKS = both("DELETE FROM known_networks WHERE (user_id, network) IN \
         (SELECT user_id, network FROM known_networks WHERE signed_in_at <= $1 ORDER BY signed_in_at LIMIT $2)");
+    WRONG_GUESSES = both("DELETE FROM wrong_guesses WHERE id IN \
+        (SELECT id FROM wrong_guesses WHERE guessed_at <= $1 ORDER BY guessed_at LIMIT $2)");
+    NETWORK_GUESSES = both("DELETE FROM network_guesses WHERE (guess_id, network) IN \
+        (SELECT guess_id, network FROM network_guesses WHERE guessed_at <= $1 ORDER BY guessed_at LIMIT $2)");
+    GUESS_NOTICES = both("DELETE FROM guess_notices WHERE counted_as IN \
+        (SELECT counted_as FROM guess_notices WHERE mailed_at <= $1 ORDER BY mailed_at LIMIT $2)");
     CLAIMS = both("UPDATE one_time_prekeys SET claimed_by = NULL, claim_id = NULL, claimed_at = NULL \
         WHERE id IN (SELECT id FROM one_time_prekeys WHERE claim_id IS NOT NULL AND claimed_at <= $1 LIMIT $2)");
     PQ_CLAIMS = both("UPDATE pq_prekeys \
@@ -51,6 +57,14 @@ statements! {
         (SELECT id FROM approvals WHERE decided_at > $1 ORDER BY decided_at LIMIT $2)");
     CHALLENGES_AHEAD = both("DELETE FROM email_otps WHERE id IN \
         (SELECT id FROM email_otps WHERE created_at > $1 ORDER BY created_at LIMIT $2)");
+    KNOWN_NETWORKS_AHEAD = both("DELETE FROM known_networks WHERE (user_id, network) IN \
+        (SELECT user_id, network FROM known_networks WHERE signed_in_at > $1 ORDER BY signed_in_at LIMIT $2)");
+    WRONG_GUESSES_AHEAD = both("DELETE FROM wrong_guesses WHERE id IN \
+        (SELECT id FROM wrong_guesses WHERE guessed_at > $1 ORDER BY guessed_at LIMIT $2)");
+    NETWORK_GUESSES_AHEAD = both("DELETE FROM network_guesses WHERE (guess_id, network) IN \
+        (SELECT guess_id, network FROM network_guesses WHERE guessed_at > $1 ORDER BY guessed_at LIMIT $2)");
+    GUESS_NOTICES_AHEAD = both("DELETE FROM guess_notices WHERE counted_as IN \
+        (SELECT counted_as FROM guess_notices WHERE mailed_at > $1 ORDER BY mailed_at LIMIT $2)");
     CLAIMS_AHEAD = both("UPDATE one_time_prekeys SET claimed_by = NULL, claim_id = NULL, claimed_at = NULL \
         WHERE id IN (SELECT id FROM one_time_prekeys WHERE claim_id IS NOT NULL AND claimed_at > $1 LIMIT $2)");
     PQ_CLAIMS_AHEAD = both("UPDATE pq_prekeys \

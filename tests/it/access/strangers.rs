@@ -6,8 +6,12 @@ use super::*;
 use crate::support::{Cluster, RowLock, Server, ServerProcess, eventually, mailing::content};
 
 /// Two envelopes of each mailbox for strangers. The manual clock would not give back the rate of sends.
-const SHARE: Settings =
-    &[("MAILBOX__MAX_ENVELOPES", "8"), ("MAILBOX__STRANGER_SHARE", "0.25"), ("LIMITS__SENDS_PER_DEVICE_SECOND", "0")];
+const SHARE: Settings = &[
+    ("MAILBOX__MAX_ENVELOPES", "8"),
+    ("MAILBOX__STRANGER_SHARE", "0.25"),
+    ("LIMITS__SENDS_PER_DEVICE_SECOND", "0"),
+    ("LIMITS__SENDS_PER_PAIR_SECOND", "0"),
+];
 
 /// Replies to a claim of the keys of one device, under a new claim id.
 async fn claim(by: &Socket, of: &Person, access: Option<&str>) -> Value {

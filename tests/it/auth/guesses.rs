@@ -34,8 +34,8 @@ fn counts(of: &[(&str, usize)]) -> BTreeMap<String, usize> {
 #[tokio::test(flavor = "multi_thread")]
 async fn only_five_of_fifty_parallel_wrong_guesses_are_evaluated() {
     let app = TestApp::start(&[]);
-    for _ in 0..ROUNDS {
-        let mailed = Mailed::to(&app, "alice@example.org").await;
+    for round in 0..ROUNDS {
+        let mailed = Mailed::to(&app, &format!("user{round}@example.org")).await;
         let guesses: Vec<_> = (0..GUESSES).map(|which| mailed.wrong(which)).collect();
         let outcomes = guess_at_once(&app, &mailed, &guesses).await;
         assert_eq!(outcomes, counts(&[("invalid_code", 5), ("too_many_attempts", 45)]));

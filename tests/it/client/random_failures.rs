@@ -90,7 +90,8 @@ async fn nothing_is_lost_repeated_or_reordered_when_clients_networks_and_servers
     let seed = Uuid::new_v4().as_u64_pair().0;
     println!("seed {seed}");
     let mut rng = StdRng::seed_from_u64(seed);
-    let mut server = ServerProcess::start(&[("LIMITS__SENDS_PER_DEVICE_SECOND", "0")]).await;
+    let mut server =
+        ServerProcess::start(&[("LIMITS__SENDS_PER_DEVICE_SECOND", "0"), ("LIMITS__SENDS_PER_PAIR_SECOND", "0")]).await;
     let network = Network::start(server.address()).await;
     let alice = App::new(&server, "alice@example.org").await;
     let bob = App::new(&server, "bob@example.org").await;

@@ -1,18 +1,13 @@
 //! Signing in with the library.
 
-use std::sync::{Arc, Mutex};
-
 use sealwire::domain::Suite;
-use sealwire_client::{Code, HttpError, Server as Library};
-use serde_json::{Value, json};
-use sha2::{Digest, Sha256};
-use tokio::{
-    io::{AsyncReadExt, AsyncWriteExt},
-    net::TcpListener,
-};
+use sealwire_client::{Code, HttpError};
 
 use super::{Device, at, code, session, sign_in};
-use crate::support::{KeySet, Server, TestApp};
+use crate::{
+    metrics::value,
+    support::{KeySet, Server, TestApp},
+};
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_code_signs_in_a_new_device_with_its_name_and_number() {
@@ -86,52 +81,19 @@ async fn an_invalid_address_is_refused() {
     assert!(matches!(error, HttpError::InvalidText(_)));
 }
 
-/// A server that asks for a proof of work, and records the bodies of requests.
-async fn asks_for_work() -> (Library, Arc<Mutex<Vec<Value>>>) {
-    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-    let server = at(listener.local_addr().unwrap());
-    let bodies = Arc::<Mutex<Vec<Value>>>::default();
-    let seen = bodies.clone();
-    tokio::spawn(async move {
-        while let Ok((mut client, _)) = listener.accept().await {
-            let mut request = Vec::new();
-            let body = loop {
-                client.read_buf(&mut request).await.unwrap();
-                let text = String::from_utf8_lossy(&request);
-                if let Some(body) = text.split_once("\r\n\r\n").and_then(|(_, body)| serde_json::from_str(body).ok()) {
-                    break body;
-                }
-            };
-            let body: Value = body;
-            let proven = body.get("proof").is_some();
-            seen.lock().unwrap().push(body);
-            let (status, reply) = if proven {
-                let id = "67e55044-10b1-426f-9247-bb680e5fe0c8";
-                ("202 Accepted", json!({ "challenge_id": id, "expires_in_s": 600, "resend_in_s": 30 }))
-            } else {
-                let proof = json!({ "algorithm": "sha256-leading-zeros", "bits": 14, "salt": "AAECAwQFBgcICQoLDA0ODxAREhMUFRYX" });
-                let error = json!({ "code": "rate_limited", "message": "m", "retryable": true, "retry_after_ms": 1000, "details": { "proof": proof } });
-                ("429 Too Many Requests", json!({ "error": error }))
-            };
-            let reply = reply.to_string();
-            let response = format!("HTTP/1.1 {status}\r\nContent-Length: {}\r\n\r\n{reply}", reply.len());
-            client.write_all(response.as_bytes()).await.unwrap();
-        }
-    });
-    (server, bodies)
-}
-
 #[tokio::test(flavor = "multi_thread")]
-async fn a_proof_of_work_is_computed_if_the_server_asks_for_it() {
-    use base64::{Engine, engine::general_purpose::URL_SAFE_NO_PAD};
-    let (server, bodies) = asks_for_work().await;
-    let challenge = server.request_code("alice@example.org").await.unwrap();
-    assert_eq!(challenge.expires_in.as_secs(), 600);
-    let bodies = bodies.lock().unwrap().clone();
-    assert_eq!(bodies.len(), 2);
-    assert_eq!(bodies[0], json!({ "email": "alice@example.org", "purpose": "sign_in" }));
-    assert_eq!((&bodies[1]["email"], &bodies[1]["purpose"]), (&json!("alice@example.org"), &json!("sign_in")));
-    let decode = |name: &str| URL_SAFE_NO_PAD.decode(bodies[1]["proof"][name].as_str().unwrap()).unwrap();
-    let hash: [u8; 32] = Sha256::digest([decode("salt"), decode("nonce")].concat()).into();
-    assert_eq!((hash[0], hash[1] >> 2), (0, 0), "14 zero bits");
+async fn proofs_of_work_are_computed_if_the_server_asks_for_them() {
+    let app = TestApp::start(&[("LIMITS__SIGNUP_PROOF_BITS", "12"), ("LIMITS__VERIFY_PER_NETWORK_MINUTE", "1")]);
+    let server = at(app.address());
+    let accepted = "sealwire_proofs_total{outcome=\"accepted\"}";
+    let (challenge, code) = code(&app, "alice@example.org").await;
+    assert!(value(app.admin(), accepted).await > 0.0, "every code costs a proof");
+    let before = value(app.admin(), accepted).await;
+
+    // The wrong guess uses up the minute of the network.
+    let wrong = if code == "00000000" { "11111111" } else { "00000000" };
+    assert_eq!(server.sign_in(&challenge, wrong).await.unwrap_err().code(), Some(Code::InvalidCode));
+    let session = session(server.sign_in(&challenge, &code).await.unwrap());
+    assert!(value(app.admin(), accepted).await > before);
+    Device::start(&server, session).await;
 }

@@ -16,8 +16,11 @@ use crate::support::{
 };
 
 /// Fifty requests at once, then five a second.
-const FIVE_A_SECOND: &[(&str, &str)] =
-    &[("LIMITS__REQUESTS_PER_CONNECTION_SECOND", "5"), ("LIMITS__SENDS_PER_DEVICE_SECOND", "0")];
+const FIVE_A_SECOND: &[(&str, &str)] = &[
+    ("LIMITS__REQUESTS_PER_CONNECTION_SECOND", "5"),
+    ("LIMITS__SENDS_PER_DEVICE_SECOND", "0"),
+    ("LIMITS__SENDS_PER_PAIR_SECOND", "0"),
+];
 const BURST: u64 = 50;
 
 /// Returns a request in a frame of one KiB, padded with spaces.

@@ -44,7 +44,7 @@ fn assert_message(message: &Value, n: u32, pad: usize) {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_backlog_arrives_in_order_and_mailbox_drained_follows_it() {
-    let app = TestApp::start(&[("LIMITS__SENDS_PER_DEVICE_SECOND", "0")]);
+    let app = TestApp::start(&[("LIMITS__SENDS_PER_DEVICE_SECOND", "0"), ("LIMITS__SENDS_PER_PAIR_SECOND", "0")]);
     let alice = Member::join(&app, "alice@example.org", Codec::Json).await;
     let mut bob = Member::join(&app, "bob@example.org", Codec::Json).await;
     assert_eq!(bob.socket.event("mailbox.drained").await, json!({}));
@@ -100,7 +100,7 @@ async fn mailbox_drained_comes_after_the_backlog_and_before_live_messages() {
     const WINDOW: u32 = 256;
     const BACKLOG: u32 = 300;
     const ALL: u32 = BACKLOG + 40;
-    let app = TestApp::start(&[("LIMITS__SENDS_PER_DEVICE_SECOND", "0")]);
+    let app = TestApp::start(&[("LIMITS__SENDS_PER_DEVICE_SECOND", "0"), ("LIMITS__SENDS_PER_PAIR_SECOND", "0")]);
     let alice = Member::join(&app, "alice@example.org", Codec::Json).await;
     let bob = Member::join(&app, "bob@example.org", Codec::Json).await.person;
     send_many(&alice, &bob, 1..BACKLOG + 1, 0).await;
@@ -126,7 +126,7 @@ async fn mailbox_drained_comes_after_the_backlog_and_before_live_messages() {
 #[tokio::test(flavor = "multi_thread")]
 async fn the_welcome_counts_the_backlog_correctly_during_concurrent_sends() {
     const EACH: u32 = 40;
-    let app = TestApp::start(&[("LIMITS__SENDS_PER_DEVICE_SECOND", "0")]);
+    let app = TestApp::start(&[("LIMITS__SENDS_PER_DEVICE_SECOND", "0"), ("LIMITS__SENDS_PER_PAIR_SECOND", "0")]);
     let alice = Member::join(&app, "alice@example.org", Codec::Json).await;
     let mut bob = Member::join(&app, "bob@example.org", Codec::Json).await;
     for round in 0..=EACH / 2 {
@@ -157,7 +157,11 @@ async fn the_welcome_counts_the_backlog_correctly_during_concurrent_sends() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn unacked_messages_fill_at_most_half_the_outbox() {
-    let app = TestApp::start(&[("LIMITS__SENDS_PER_DEVICE_SECOND", "0"), ("SERVER__OUTBOX_BYTES", "262144")]);
+    let app = TestApp::start(&[
+        ("LIMITS__SENDS_PER_DEVICE_SECOND", "0"),
+        ("LIMITS__SENDS_PER_PAIR_SECOND", "0"),
+        ("SERVER__OUTBOX_BYTES", "262144"),
+    ]);
     let alice = Member::join(&app, "alice@example.org", Codec::Json).await;
     let bob = Member::join(&app, "bob@example.org", Codec::MsgPack).await;
     let pad = 30_000;
@@ -212,7 +216,7 @@ async fn a_message_unacked_for_a_minute_is_sent_again() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_device_that_reconnects_during_its_backlog_gets_every_message() {
     // Every ninth message, a new connection displaces the previous one in the middle of the backlog.
-    let app = TestApp::start(&[("LIMITS__SENDS_PER_DEVICE_SECOND", "0")]);
+    let app = TestApp::start(&[("LIMITS__SENDS_PER_DEVICE_SECOND", "0"), ("LIMITS__SENDS_PER_PAIR_SECOND", "0")]);
     let alice = Member::join(&app, "alice@example.org", Codec::Json).await;
     let mut bob = Member::join(&app, "bob@example.org", Codec::Json).await;
     send_many(&alice, &bob.person, 1..101, 0).await;
@@ -241,6 +245,7 @@ async fn a_client_that_stops_reading_is_disconnected_and_gets_every_message_late
     const BOUND: usize = 64 * 1024 * 1024;
     let settings = [
         ("LIMITS__SENDS_PER_DEVICE_SECOND", "0"),
+        ("LIMITS__SENDS_PER_PAIR_SECOND", "0"),
         ("MAILBOX__MAX_PER_SENDER", "10000"),
         ("MAILBOX__MAX_BYTES", "268435456"),
         ("MAILBOX__MAX_BYTES_PER_SENDER", "268435456"),

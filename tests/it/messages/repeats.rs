@@ -100,7 +100,7 @@ async fn a_message_can_be_repeated_after_devices_were_added_or_revoked() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn parallel_repeats_store_one_message() {
-    let app = TestApp::start(&[("LIMITS__SENDS_PER_DEVICE_SECOND", "0")]);
+    let app = TestApp::start(&[("LIMITS__SENDS_PER_DEVICE_SECOND", "0"), ("LIMITS__SENDS_PER_PAIR_SECOND", "0")]);
     let alice = Member::join(&app, "alice@example.org", Codec::MsgPack).await;
     let bob = Member::join(&app, "bob@example.org", Codec::MsgPack).await;
     for round in 0..20 {

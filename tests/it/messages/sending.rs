@@ -60,7 +60,7 @@ async fn a_message_reaches_every_device_and_is_deleted_once_acked() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn pipelined_messages_arrive_in_the_order_of_their_frames() {
-    let app = TestApp::start(&[("LIMITS__SENDS_PER_DEVICE_SECOND", "0")]);
+    let app = TestApp::start(&[("LIMITS__SENDS_PER_DEVICE_SECOND", "0"), ("LIMITS__SENDS_PER_PAIR_SECOND", "0")]);
     let bob = Member::join(&app, "bob@example.org", Codec::MsgPack).await;
     let alice = Member::join(&app, "alice@example.org", Codec::MsgPack).await;
     let carol = Member::join(&app, "carol@example.org", Codec::Json).await;

@@ -136,7 +136,11 @@ async fn mails_beyond_the_queue_limit_are_dropped() {
 async fn signals_are_dropped_if_redis_hangs_and_the_queue_is_full() {
     const DEVICES: usize = 100;
     let services = Services::private();
-    let settings = [("LIMITS__SENDS_PER_DEVICE_SECOND", "0"), ("LIMITS__REQUESTS_PER_CONNECTION_SECOND", "0")];
+    let settings = [
+        ("LIMITS__SENDS_PER_DEVICE_SECOND", "0"),
+        ("LIMITS__SENDS_PER_PAIR_SECOND", "0"),
+        ("LIMITS__REQUESTS_PER_CONNECTION_SECOND", "0"),
+    ];
     let cluster = Cluster::start(&services, 1, &settings).await;
     let node = &cluster.nodes[0];
     let out = node.path("seeded.jsonl");

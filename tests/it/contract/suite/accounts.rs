@@ -5,7 +5,7 @@ use std::time::Duration;
 use futures_util::future::join_all;
 use sealwire::{
     domain::{Caller, ChallengeId, ClaimId, DeviceId, LiveConnection, Refusal, SessionId, Timestamp, otp::CodePurpose},
-    store::{CodeDecision, ConnectionRegistration, Cutoff, NewChallenge, Store},
+    store::{CodeDecision, ConnectionRegistration, Cutoff, GuessFrom, NewChallenge, Store},
 };
 use uuid::Uuid;
 
@@ -31,7 +31,7 @@ pub async fn challenges_are_counted_per_address_for_a_day(store: &Store) {
         .await;
     assert_eq!(refusal(refused), Refusal::RateLimited { retry_after: wait });
     let purpose = CodePurpose::SignIn;
-    let unknown = store.count_attempt(refused_one.id, &email("alice"), purpose, None, later(600)).await;
+    let unknown = store.count_attempt(refused_one.id, &email("alice"), purpose, GuessFrom::default(), later(600)).await;
     assert_eq!(refusal(unknown), Refusal::InvalidCode, "a refused challenge was not written");
     let tomorrow = NewChallenge { created_at: later(24 * 3600 + 60), ..refused_one };
     store
@@ -45,16 +45,19 @@ pub async fn challenges_are_counted_per_address_for_a_day(store: &Store) {
 
 pub async fn only_five_of_fifty_parallel_guesses_are_counted(store: &Store) {
     let challenge = add_challenge(store, "alice", start()).await;
-    let other = store.count_attempt(challenge, &email("bob"), CodePurpose::SignIn, None, later(1)).await;
+    let other =
+        store.count_attempt(challenge, &email("bob"), CodePurpose::SignIn, GuessFrom::default(), later(1)).await;
     assert_eq!(refusal(other), Refusal::InvalidCode);
     let alice = email("alice");
-    let guesses =
-        join_all((0..50).map(|_| store.count_attempt(challenge, &alice, CodePurpose::SignIn, None, later(1)))).await;
+    let guesses = join_all(
+        (0..50).map(|_| store.count_attempt(challenge, &alice, CodePurpose::SignIn, GuessFrom::default(), later(1))),
+    )
+    .await;
     let (counted, refused): (Vec<_>, Vec<_>) = guesses.into_iter().partition(Result::is_ok);
     assert_eq!(counted.len(), 5);
-    assert!(counted.into_iter().all(|hash| hash.unwrap() == Some([7; 32])));
+    assert!(counted.into_iter().all(|hash| hash.unwrap().unwrap().hash == [7; 32]));
     assert!(refused.into_iter().all(|one| refusal(one) == Refusal::TooManyAttempts));
-    let expired = store.count_attempt(challenge, &alice, CodePurpose::SignIn, None, later(601)).await;
+    let expired = store.count_attempt(challenge, &alice, CodePurpose::SignIn, GuessFrom::default(), later(601)).await;
     assert_eq!(refusal(expired), Refusal::InvalidCode);
 }
 
@@ -64,18 +67,21 @@ pub async fn a_refused_sign_in_does_not_use_up_an_attempt(store: &Store) {
     }
     let challenge = add_challenge(store, "alice", start()).await;
     for _ in 0..10 {
-        store.count_attempt(challenge, &email("alice"), CodePurpose::SignIn, None, later(1)).await.unwrap();
+        store
+            .count_attempt(challenge, &email("alice"), CodePurpose::SignIn, GuessFrom::default(), later(1))
+            .await
+            .unwrap();
         let refused = refusal(redeem(store, &sign_in(challenge, "alice", later(1))).await);
         assert!(matches!(refused, Refusal::DeviceLimit { devices } if devices.len() == 3));
     }
     let mut foreign = sign_in(challenge, "alice", later(1));
     foreign.existing_device = Some(add_device(store, "bob").await.device);
-    store.count_attempt(challenge, &email("alice"), CodePurpose::SignIn, None, later(1)).await.unwrap();
+    store.count_attempt(challenge, &email("alice"), CodePurpose::SignIn, GuessFrom::default(), later(1)).await.unwrap();
     assert_eq!(refusal(redeem(store, &foreign).await), Refusal::UnknownDevice);
     let unknown = add_challenge(store, "unknown", start()).await;
     let mut newcomer = sign_in(unknown, "unknown", later(1));
     newcomer.replace = foreign.existing_device;
-    store.count_attempt(unknown, &email("unknown"), CodePurpose::SignIn, None, later(1)).await.unwrap();
+    store.count_attempt(unknown, &email("unknown"), CodePurpose::SignIn, GuessFrom::default(), later(1)).await.unwrap();
     assert_eq!(refusal(redeem(store, &newcomer).await), Refusal::UnknownDevice);
     newcomer.replace = None;
     let redeemed = redeem(store, &newcomer).await.unwrap();
@@ -195,7 +201,10 @@ pub async fn a_sweep_deletes_expired_sessions_and_day_old_records_but_no_tombsto
     let first = claim(store, &claimer, owner.user, id, later(1)).await.unwrap();
     store.sweep(later(20)).await.unwrap();
     assert_eq!(claim(store, &claimer, owner.user, id, later(21)).await.unwrap(), first);
-    store.count_attempt(challenge, &email("someone"), CodePurpose::SignIn, None, later(21)).await.unwrap();
+    store
+        .count_attempt(challenge, &email("someone"), CodePurpose::SignIn, GuessFrom::default(), later(21))
+        .await
+        .unwrap();
     let day = 24 * 3600;
     assert!(store.sweep(later(day + 30)).await.unwrap() >= 4, "two sessions, the challenges and the remembered claim");
     assert_eq!(refusal(store.check_session(&claimer, later(1)).await), Refusal::SessionRevoked);

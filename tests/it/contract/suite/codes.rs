@@ -10,7 +10,7 @@ use sealwire::{
         otp::{CodePurpose, ServerSecret},
         work::{PaidAction, PresentedWork, ProvenWork, WorkScope},
     },
-    store::{CodeDecision, NewChallenge, Store, Trust},
+    store::{CodeDecision, CountedGuess, GuessFrom, NewChallenge, Store, Trust},
 };
 use uuid::Uuid;
 
@@ -59,7 +59,13 @@ pub async fn a_proof_is_spent_once_by_parallel_requests(store: &Store) {
         assert_eq!((sent.len(), refused.len()), (1, 7));
         assert!(refused.into_iter().all(|one| refusal(one) == Refusal::Denied));
         let alice = email("alice");
-        let attempt = store.count_attempt(challenges[0].id, &alice, CodePurpose::SignIn, Some(&work), start());
+        let attempt = store.count_attempt(
+            challenges[0].id,
+            &alice,
+            CodePurpose::SignIn,
+            GuessFrom { work: Some(&work), ..GuessFrom::default() },
+            start(),
+        );
         assert_eq!(attempt.await.unwrap(), None, "spent for the other action too");
     }
     assert!(store.create_challenge(&new("free"), |_, _| SEND).await.is_ok_and(|is_proven| !is_proven));
@@ -67,7 +73,15 @@ pub async fn a_proof_is_spent_once_by_parallel_requests(store: &Store) {
 
 pub async fn an_attempt_at_an_unknown_challenge_spends_its_proof(store: &Store) {
     let (work, alice) = (proof(1), email("alice"));
-    let attempt = || store.count_attempt(ChallengeId(Uuid::nil()), &alice, CodePurpose::SignIn, Some(&work), start());
+    let attempt = || {
+        store.count_attempt(
+            ChallengeId(Uuid::nil()),
+            &alice,
+            CodePurpose::SignIn,
+            GuessFrom { work: Some(&work), ..GuessFrom::default() },
+            start(),
+        )
+    };
     assert_eq!(refusal(attempt().await), Refusal::InvalidCode, "an unknown challenge");
     assert_eq!(attempt().await.unwrap(), None);
     store.sweep(start() + Duration::from_mins(5 + 59)).await.unwrap();
@@ -126,4 +140,74 @@ pub async fn a_user_knows_at_most_a_hundred_networks(store: &Store) {
     assert_eq!(trust(0).await, Trust::None, "the oldest was forgotten");
     assert_eq!(trust(1).await, Trust::KnownNetwork);
     assert_eq!(trust(100).await, Trust::KnownNetwork);
+}
+
+/// Makes a guess at the code of a new challenge, which counts as wrong.
+async fn guess(store: &Store, name: &str, networks: &[[u8; 32]], second: u64) -> CountedGuess {
+    let challenge = add_challenge(store, name, later(second)).await;
+    let from = GuessFrom { networks, work: None };
+    store.count_attempt(challenge, &email(name), CodePurpose::SignIn, from, later(second)).await.unwrap().unwrap()
+}
+
+/// Returns the number of wrong guesses in the history of an address.
+async fn wrong(store: &Store, name: &str, second: u64) -> usize {
+    let count = std::sync::Mutex::new(0);
+    let look = |history: &sealwire::store::CodeHistory, _| {
+        *count.lock().unwrap() = history.wrong_guesses.len();
+        CodeDecision::Refuse(Refusal::NotFound)
+    };
+    let new = NewChallenge { created_at: later(second), ..new(name) };
+    assert_eq!(refusal(store.create_challenge(&new, look).await), Refusal::NotFound);
+    count.into_inner().unwrap()
+}
+
+pub async fn wrong_guesses_count_for_thirty_days_until_the_owner_signs_in(store: &Store) {
+    const DAY: u64 = 24 * 3600;
+    add_device(store, "alice").await;
+    for second in 0..110 {
+        let counted = guess(store, "alice+tag", &[], second).await;
+        assert_eq!(counted.wrong_today, usize::try_from(second + 1).unwrap().min(100));
+        if second == 0 {
+            store.give_back_guess(counted.id).await.unwrap();
+            assert_eq!(guess(store, "alice", &[], second).await.wrong_today, 1);
+        }
+    }
+    assert_eq!(wrong(store, "alice", 110).await, 100, "at most");
+    assert_eq!(wrong(store, "bob", 110).await, 0);
+    assert_eq!(wrong(store, "alice", 30 * DAY + 59).await, 50, "60 are too old");
+    store.sweep(later(30 * DAY + 99)).await.unwrap();
+    assert_eq!(wrong(store, "alice", 200).await, 10, "100 are swept");
+    assert!(store.note_guess_notice(&email("alice"), later(200)).await.unwrap());
+    assert!(!store.note_guess_notice(&email("alice"), later(DAY + 199)).await.unwrap());
+    assert!(store.note_guess_notice(&email("alice"), later(DAY + 200)).await.unwrap());
+    assert!(!store.note_guess_notice(&email("bob"), later(200)).await.unwrap(), "no user has this address");
+    let again = add_challenge(store, "alice", later(200)).await;
+    redeem(store, &sign_in(again, "alice", later(200))).await.unwrap();
+    assert_eq!(wrong(store, "alice", 200).await, 0);
+    assert!(store.note_guess_notice(&email("alice"), later(DAY + 201)).await.unwrap());
+}
+
+pub async fn guesses_of_a_network_count_for_a_day_unless_they_are_right_or_paid_for(store: &Store) {
+    const DAY: u64 = 24 * 3600;
+    let (narrow, wide) = ([3; 32], [4; 32]);
+    let wait = |narrow_limit: u64, wide_limit: u64, second: u64| async move {
+        store.guess_wait(&[(narrow, narrow_limit), (wide, wide_limit)], later(second)).await.unwrap()
+    };
+    guess(store, "alice", &[narrow, wide], 10).await;
+    guess(store, "bob", &[[5; 32], wide], 20).await;
+    let right = guess(store, "carol", &[narrow, wide], 30).await;
+    assert_eq!(wait(3, 3, 40).await, Some(Duration::from_secs(DAY - 30)), "it counts until it is given back");
+    store.give_back_guess(right.id).await.unwrap();
+    assert_eq!(wait(2, 3, 40).await, None);
+    assert_eq!(wait(2, 2, 40).await, Some(Duration::from_secs(DAY - 30)));
+    assert_eq!(wait(1, 1, 40).await, Some(Duration::from_secs(DAY - 20)));
+    assert_eq!(wait(1, 3, 40).await, Some(Duration::from_secs(DAY - 30)));
+    let challenge = add_challenge(store, "dave", later(40)).await;
+    let work = proof(1);
+    let paid = GuessFrom { networks: &[narrow, wide], work: Some(&work) };
+    store.count_attempt(challenge, &email("dave"), CodePurpose::SignIn, paid, later(40)).await.unwrap().unwrap();
+    assert_eq!(wait(2, 3, 40).await, None, "whoever pays takes nothing from the neighbours");
+    assert_eq!(wait(1, 2, DAY + 15).await, None, "a day later");
+    store.sweep(later(DAY + 15)).await.unwrap();
+    assert_eq!(wait(1, 2, 40).await, None, "swept");
 }

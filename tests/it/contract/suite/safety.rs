@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use sealwire::{
     domain::{ApprovalId, Caller, ChallengeId, DeviceId, Email, Refusal, SessionId, Timestamp, otp::CodePurpose},
-    store::{AddressChange, NewChallenge, Store, StoreError},
+    store::{AddressChange, GuessFrom, NewChallenge, Store, StoreError},
 };
 use uuid::Uuid;
 
@@ -52,14 +52,17 @@ pub async fn a_code_of_another_purpose_is_not_counted(store: &Store) {
         store.create_challenge(&new, |_, _| SEND).await.unwrap();
         for other in CodePurpose::ALL.into_iter().filter(|other| *other != purpose) {
             for _ in 0..6 {
-                let counted = store.count_attempt(id, &address, other, None, later(1)).await;
+                let counted = store.count_attempt(id, &address, other, GuessFrom::default(), later(1)).await;
                 assert_eq!(refusal(counted), Refusal::InvalidCode);
             }
         }
         for _ in 0..5 {
-            store.count_attempt(id, &address, purpose, None, later(1)).await.unwrap();
+            store.count_attempt(id, &address, purpose, GuessFrom::default(), later(1)).await.unwrap();
         }
-        assert_eq!(refusal(store.count_attempt(id, &address, purpose, None, later(1)).await), Refusal::TooManyAttempts);
+        assert_eq!(
+            refusal(store.count_attempt(id, &address, purpose, GuessFrom::default(), later(1)).await),
+            Refusal::TooManyAttempts
+        );
     }
 }
 
@@ -82,7 +85,10 @@ pub async fn an_address_is_changed_unless_another_user_has_it(store: &Store) {
     let bob = add_device(store, "bob").await;
     let challenge = add_challenge(store, "bob", later(1)).await;
     for _ in 0..7 {
-        store.count_attempt(challenge, &email("bob"), CodePurpose::SignIn, None, later(2)).await.unwrap();
+        store
+            .count_attempt(challenge, &email("bob"), CodePurpose::SignIn, GuessFrom::default(), later(2))
+            .await
+            .unwrap();
         let taken = change_email(store, &alice, challenge, &email("bob"), later(2)).await;
         assert_eq!(refusal(taken), Refusal::EmailTaken, "the attempt is given back");
     }

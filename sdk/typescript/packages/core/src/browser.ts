@@ -90,6 +90,7 @@ type Post =
 interface Call {
   method: string;
   args: unknown[];
+  signal: AbortSignal | undefined;
   resolve: (result: unknown) => void;
   reject: (error: unknown) => void;
 }
@@ -125,7 +126,6 @@ export class SharedTabs implements Tabs {
 
   /** Carries out a call, here or in the tab that leads. */
   async call(method: string, args: unknown[], signal?: AbortSignal): Promise<unknown> {
-    if (this.#closing.signal.aborted) throw new Error('the client is closed');
     if (this.leading) return this.#handler.perform(method, args, signal);
     if (this.#failure) throw this.#failure;
     signal?.throwIfAborted();
@@ -133,7 +133,7 @@ export class SharedTabs implements Tabs {
     const abort = () => this.#post({ kind: 'abort', tab: this.#tab, id });
     signal?.addEventListener('abort', abort, { once: true });
     const reply = new Promise((resolve, reject) => {
-      this.#calls.set(id, { method, args, resolve, reject });
+      this.#calls.set(id, { method, args, signal, resolve, reject });
       this.#post({ kind: 'call', tab: this.#tab, id, method, args });
     });
     return within(reply, signal).finally(() => {
@@ -149,13 +149,17 @@ export class SharedTabs implements Tabs {
     this.#post({ kind: 'event', event, data: packed, snapshot: this.#handler.snapshot() });
   }
 
-  /** Leaves. Another tab may lead from now on. */
-  close(): void {
+  /** Leaves. Carries out `stop`, of which the other tabs hear nothing: they repeat their calls when one of them leads. */
+  async close(stop: () => Promise<void>): Promise<void> {
     this.leading = false;
     this.#closing.abort();
-    this.#release();
     this.#channel.close();
-    for (const { reject } of this.#calls.values()) reject(new Error('the client is closed'));
+    for (const { reject } of this.#calls.values()) reject(new StateError('ended', 'the client is closed'));
+    try {
+      await stop();
+    } finally {
+      this.#release();
+    }
   }
 
   /** This tab cannot lead, such as when the storage cannot be opened. */
@@ -166,13 +170,15 @@ export class SharedTabs implements Tabs {
   }
 
   async #lead(): Promise<void> {
+    const { signal: closing } = this.#closing;
+    if (closing.aborted) return;
     await this.#handler.lead();
-    if (this.#closing.signal.aborted) return;
+    if (closing.aborted) return;
     this.leading = true;
     this.#post({ kind: 'leader', tab: null, snapshot: this.#handler.snapshot() });
     // What this tab has asked the one before.
-    for (const { method, args, resolve, reject } of this.#calls.values()) {
-      this.#handler.perform(method, args).then(resolve, reject);
+    for (const { method, args, signal, resolve, reject } of this.#calls.values()) {
+      this.#handler.perform(method, args, signal).then(resolve, reject);
     }
   }
 

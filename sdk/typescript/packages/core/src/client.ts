@@ -62,7 +62,6 @@ export class SealwireClient {
   /** Whether the app wants to be connected. */
   #wanted = false;
   #listening = new AbortController();
-  #closed = false;
 
   constructor(clientOptions: ClientOptions) {
     this.#options = clientOptions;
@@ -124,15 +123,14 @@ export class SealwireClient {
   /** Disconnects, and lets another tab lead. The storage keeps everything; `connect()` goes on. */
   async close(): Promise<void> {
     this.#wanted = false;
-    this.#closed = true;
     this.#listening.abort();
-    const engine = this.#engine;
-    this.#engine = null;
-    engine?.stop();
-    await engine?.store.close();
-    this.#tabs?.close();
-    this.#tabs = null;
+    const [tabs, engine] = [this.#tabs, this.#engine];
+    this.#tabs = this.#engine = null;
     this.#snapshot = { ...this.#snapshot, status: CLOSED };
+    await tabs?.close(async () => {
+      engine?.stop();
+      await engine?.store.close();
+    });
     await this.#options.storage.close?.();
   }
 
@@ -234,7 +232,6 @@ export class SealwireClient {
   }
 
   #start(): Tabs {
-    this.#closed = false;
     if (this.#tabs) return this.#tabs;
     this.#listen();
     this.#tabs = (this.#options.storage.tabs ?? onlyTab)({
@@ -249,13 +246,14 @@ export class SealwireClient {
         this.#snapshot = snapshot as Snapshot;
         if (event) void this.#emitter.emit(event as 'message', event === 'message' ? message(data as RawMessage, []) : (data as Message));
         else if (before.state !== this.#snapshot.status.state) void this.#emitter.emit('state', this.#snapshot.status);
+        // The tab that leads from now on may not want to be connected.
+        if (this.#wanted && this.#snapshot.status.reason === 'closed') void this.#call('calls', 'start', []).catch(() => {});
       },
     });
     return this.#tabs;
   }
 
   async #lead(): Promise<void> {
-    if (this.#closed) return;
     const options = {
       WebSocket: globalThis.WebSocket as unknown as WebSocketClass | undefined,
       fetch: ((input, init) => fetch(input, init)) as typeof fetch,
@@ -272,7 +270,7 @@ export class SealwireClient {
     this.#engine = engine;
     await engine.load();
     this.#look();
-    if (this.#wanted) engine.start();
+    if (this.#wanted && this.#engine === engine) engine.start();
   }
 
   #look(): void {

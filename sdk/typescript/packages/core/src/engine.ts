@@ -6,13 +6,13 @@
 
 import type { Codec } from './codec.js';
 import type { Address, CryptoAdapter } from './crypto.js';
-import { ConnectionError, ServerError, StateError } from './errors.js';
+import { ConnectionError, ServerError, signedOut, StateError } from './errors.js';
 import type { Http } from './http.js';
 import { DATA, Inbox } from './inbox.js';
 import { Keys } from './keys.js';
 import { Outbox } from './outbox.js';
 import type { ErrorBody, MessageEvent, RenewSessionReply, ServerEvents, SessionReply, Welcome } from './protocol.js';
-import { type SignInState, SignIn } from './signin.js';
+import { SignIn } from './signin.js';
 import { type Closed, Socket, type WebSocketClass } from './socket.js';
 import { Store, type Storage, type Value } from './storage.js';
 import { backoff, sleep, within, withLimit } from './time.js';
@@ -62,8 +62,9 @@ const REFUSALS: Record<number, Reason> = { 4500: 'logged_out', 4501: 'expired', 
 /** Closes after which the client does not connect by itself. */
 const ENDS: Record<number, Reason> = { 4503: 'displaced', 4504: 'protocol_error', 4505: 'frame_too_large' };
 const HOUR = 3_600_000;
-/** A connection that another client had begun before may displace this one within this time. */
+/** A connection that an earlier process had begun may displace this one within this time, and so often. */
 const STALE_MS = 5000;
+const STALE_COUNT = 5;
 
 export class Engine {
   readonly store: Store;
@@ -73,19 +74,20 @@ export class Engine {
   readonly signIn: SignIn;
   status = CLOSED;
   welcome: Welcome | null = null;
-  /** The server's clock minus the local one, in milliseconds. */
-  clockOffset = 0;
+  /** The server's clock minus `performance.now()`, which does not jump when the local clock is set. Before the first welcome, by the local clock. */
+  clockOffset = performance.timeOrigin;
 
   #account: StoredAccount | null = null;
   #socket: Socket | null = null;
   #failures = 0;
   #timer: ReturnType<typeof setTimeout> | undefined;
   #hourly: ReturnType<typeof setInterval> | undefined;
+  /** By `performance.now()`, as the next one. */
   #welcomedAt = 0;
-  /** When it was displaced soon after a welcome, and tried again. */
-  #displacedAt = 0;
-  /** No try before this local time. */
+  /** No try before this time. */
   #notBefore = 0;
+  /** How many connections in a row were displaced soon after their welcome. */
+  #displaced = 0;
   #drainMs: number | null = null;
   #refused: ErrorBody | null = null;
   #opening = 0;
@@ -123,7 +125,7 @@ export class Engine {
 
   /** The time by the server's clock, in milliseconds since 1970. */
   now(): number {
-    return Date.now() + this.clockOffset;
+    return performance.now() + this.clockOffset;
   }
 
   /** Reads the storage. */
@@ -156,7 +158,7 @@ export class Engine {
 
   /** Something may have changed about the network: tries to connect now, or tests the connection. */
   wake(): void {
-    if (this.status.state === 'waiting') this.#wait(Math.max(0, this.#notBefore - Date.now()), this.status.error);
+    if (this.status.state === 'waiting') this.#wait(Math.max(0, this.#notBefore - performance.now()), this.status.error);
     else if (this.status.state === 'connected') this.#socket?.ping();
   }
 
@@ -229,7 +231,7 @@ export class Engine {
   /** Throws if the client does not connect by itself. */
   #mayConnect(): void {
     const { state, reason } = this.status;
-    if (state === 'signed-out') throw new StateError('signed_out', `signed out${reason ? `: ${reason}` : ''}`);
+    if (state === 'signed-out') throw signedOut(reason);
     if (state === 'ended') throw new StateError('ended', `the client has ended: ${reason}`);
   }
 
@@ -291,9 +293,9 @@ export class Engine {
     await this.store.transaction(async (tx) => {
       for (const [key] of await tx.list('')) tx.delete(key);
     });
-    this.outbox.clear(new StateError('signed_out', `signed out${reason ? `: ${reason}` : ''}`));
+    this.outbox.clear(signedOut(reason));
     this.inbox.clear();
-    this.keys.clear();
+    this.keys.published = false;
     this.#setState('signed-out', reason);
   }
 
@@ -412,11 +414,11 @@ export class Engine {
 
   #welcomed(welcome: Welcome, token: string): void {
     this.welcome = welcome;
-    this.clockOffset = Date.parse(welcome.server_time) - Date.now();
+    this.clockOffset = Date.parse(welcome.server_time) - performance.now();
     this.#expiresAt = Date.parse(welcome.expires_at);
     this.#failures = 0;
     this.#notBefore = 0;
-    this.#welcomedAt = Date.now();
+    this.#welcomedAt = performance.now();
     this.keys.published = false;
     this.#setState('connected');
     this.keys.connected(welcome);
@@ -435,11 +437,12 @@ export class Engine {
     const refused = this.#refused;
     const refusal = REFUSALS[code] ?? (code === 4507 ? (refused?.details?.reason ?? 'unknown') : null);
     if (refusal) return this.#tokenRefused(token, refusal);
-    // Soon after a welcome, it may be a connection that a closed tab or a killed process had begun, and that nobody has any more.
-    // Trying once cannot go on for ever between two clients that are alive.
-    const now = Date.now();
-    if (code === 4503 && now - this.#welcomedAt < STALE_MS && now - this.#displacedAt > 60_000) {
-      this.#displacedAt = now;
+    // Soon after a welcome, a connection that a closed tab or a killed process had begun may come late, and nobody has it any more. Each
+    // such process leaves one. Between two clients that are alive this ends: by the count, or by a wait that is longer than the time.
+    const soon = performance.now() - this.#welcomedAt < STALE_MS;
+    if (!soon) this.#displaced = 0;
+    if (code === 4503 && soon && this.#displaced < STALE_COUNT) {
+      this.#failures = this.#displaced++;
       return this.#retry();
     }
     if (code >= 4500 && code < 5000) return this.#setState('ended', ENDS[code] ?? `closed_${code}`);
@@ -462,7 +465,7 @@ export class Engine {
 
   /** Waits for a random time after a failure, and at least for `afterMs`. */
   #retry(afterMs = 0, error: ErrorBody | null = null): void {
-    this.#notBefore = Date.now() + afterMs;
+    this.#notBefore = performance.now() + afterMs;
     this.#wait(afterMs + backoff(this.#failures++, this.options.random), error);
   }
 
@@ -481,5 +484,3 @@ export class Engine {
     }
   }
 }
-
-export type { SignInState };

@@ -81,6 +81,8 @@ export class StateError extends SealwireError {
   }
 }
 
+export const signedOut = (reason: string | null): StateError => new StateError('signed_out', `signed out${reason ? `: ${reason}` : ''}`);
+
 /** The storage failed, such as when the disk is full. */
 export class StorageError extends SealwireError {
   override name = 'StorageError';

@@ -1,5 +1,7 @@
 // Typed events.
 
+import { within } from './time.js';
+
 /** A handler may return a promise; the ack of a message waits for it. */
 export type Handler<T> = (data: T) => unknown;
 
@@ -28,17 +30,11 @@ export class Emitter<Events> {
   /** The data of the next event for which `fits` is true. */
   once<E extends keyof Events>(event: E, options: { signal?: AbortSignal; fits?: (data: Events[E]) => boolean } = {}): Promise<Events[E]> {
     const { signal, fits } = options;
-    return new Promise((resolve, reject) => {
-      const abort = () => (off(), reject(signal!.reason as Error));
-      if (signal?.aborted) return reject(signal.reason as Error);
-      const off = this.on(event, (data) => {
-        if (fits && !fits(data)) return;
-        off();
-        signal?.removeEventListener('abort', abort);
-        resolve(data);
-      });
-      signal?.addEventListener('abort', abort, { once: true });
+    let off: () => void;
+    const next = new Promise<Events[E]>((resolve) => {
+      off = this.on(event, (data) => (!fits || fits(data)) && resolve(data));
     });
+    return within(next, signal).finally(() => off());
   }
 
   has(event: keyof Events): boolean {

@@ -42,10 +42,6 @@ export class Keys {
     this.#engine = engine;
   }
 
-  clear(): void {
-    this.published = false;
-  }
-
   /** Compares what the server has with what is stored, and publishes what is missing. */
   connected(welcome: Welcome): void {
     this.#run('publish', async () => {

@@ -9,7 +9,7 @@
 import { pad, uuid } from './bytes.js';
 import type { Address } from './crypto.js';
 import type { Engine } from './engine.js';
-import { ConnectionError, CryptoError, SealwireError, ServerError, StateError, StorageError } from './errors.js';
+import { ConnectionError, CryptoError, SealwireError, ServerError, signedOut, StateError, StorageError } from './errors.js';
 import type { BundlesReply, SendMessageReply, Welcome } from './protocol.js';
 import { numbered, type Transaction, type Value } from './storage.js';
 import { within } from './time.js';
@@ -101,7 +101,7 @@ export class Outbox {
 
   async send(to: string, body: Uint8Array, { messageId = uuid(), ttlS, ephemeral, access }: SendOptions, signal?: AbortSignal): Promise<Sent> {
     signal?.throwIfAborted();
-    if (!this.#engine.account) throw new StateError('signed_out', 'send: not signed in');
+    if (!this.#engine.account) throw signedOut(null);
     const more = { ...(ttlS && { ttlS }), ...(ephemeral && { ephemeral }), ...(access && { access }) };
     const item: Item = { n: 0, id: messageId.toLowerCase(), to: to.toLowerCase(), body, ...more };
     if (ephemeral) return this.#sendEphemeral(item, signal);

@@ -63,7 +63,7 @@ export async function solve(salt: Uint8Array, bits: number, signal?: AbortSignal
   const nonce = new DataView(input.buffer, salt.length);
   for (let n = 0; ; ) {
     signal?.throwIfAborted();
-    for (const until = Date.now() + 12; Date.now() < until; ) {
+    for (const until = performance.now() + 12; performance.now() < until; ) {
       for (let i = 0; i < 500; i++, n++) {
         nonce.setFloat64(0, n);
         const [a, b, c, d] = sha256(input);

@@ -4,6 +4,7 @@
 import type { Codec } from './codec.js';
 import { ConnectionError, ServerError } from './errors.js';
 import type { ErrorBody, Welcome } from './protocol.js';
+import { within } from './time.js';
 
 /** The part of the standard `WebSocket` that the client uses. The class of the package `ws` has it too. */
 export interface WebSocketLike {
@@ -85,8 +86,7 @@ export class Socket {
   async request(op: string, params?: object, signal?: AbortSignal, timeoutMs = this.#options.timeoutMs): Promise<unknown> {
     signal?.throwIfAborted();
     while (this.#waiting.size >= (this.welcome?.limits.in_flight ?? IN_FLIGHT) && !this.#closed) {
-      await new Promise<void>((resolve) => this.#queue.push(resolve));
-      signal?.throwIfAborted();
+      await within(new Promise<void>((resolve) => this.#queue.push(resolve)), signal);
     }
     if (this.#closed) throw new ConnectionError('network', `${op}: the connection ended`);
     const id = this.#nextId++;
@@ -99,7 +99,7 @@ export class Socket {
         clearTimeout(timer);
         signal?.removeEventListener('abort', abort);
         this.#waiting.delete(id);
-        this.#queue.shift()?.();
+        this.#resume();
       };
       this.#waiting.set(id, {
         op,
@@ -155,6 +155,11 @@ export class Socket {
     this.#timer = setTimeout(() => this.ping(), QUIET_MS);
   }
 
+  /** Wakes all that wait until they may send. Those for which there is no room wait again, in the same order. */
+  #resume(): void {
+    for (const resume of this.#queue.splice(0)) resume();
+  }
+
   #end(code: number, reason: string): void {
     if (this.#closed) return;
     this.#closed = true;
@@ -163,7 +168,7 @@ export class Socket {
     for (const { reject, op } of [...this.#waiting.values()]) {
       reject(new ConnectionError('network', `${op}: the connection ended (${reason || code})`));
     }
-    for (const resume of this.#queue.splice(0)) resume();
+    this.#resume();
     this.#options.onClose({ code, reason, welcomed: this.welcome !== null });
   }
 }

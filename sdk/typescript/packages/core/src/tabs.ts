@@ -19,8 +19,8 @@ export interface Tabs {
   call(method: string, args: unknown[], signal?: AbortSignal): Promise<unknown>;
   /** Sends an event to the other tabs. */
   broadcast(event: string, data: unknown): void;
-  /** Leaves. Another tab may lead from now on. */
-  close(): void;
+  /** Leaves. Carries out `stop`; then another tab may lead. */
+  close(stop: () => Promise<void>): Promise<void>;
 }
 
 /** The tabs of a storage that is not shared: this one. */
@@ -35,6 +35,6 @@ export function onlyTab(handler: TabsHandler): Tabs {
       return handler.perform(method, args, signal);
     },
     broadcast() {},
-    close() {},
+    close: (stop) => stop(),
   };
 }

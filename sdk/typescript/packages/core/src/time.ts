@@ -7,18 +7,15 @@ const MAX_WAIT = 60_000;
 const FIRST_WAIT = 1000;
 
 /** A random wait before try number `failures` (from 0): between zero and a bound that doubles from a second up to a minute. */
-export const backoff = (failures: number, random: () => number = Math.random): number =>
+export const backoff = (failures: number, random: () => number): number =>
   random() * Math.min(MAX_WAIT, FIRST_WAIT * 2 ** failures);
 
 /** Resolves after `ms`; rejects with the signal's reason if it is aborted before. */
-export const sleep = (ms: number, signal?: AbortSignal): Promise<void> =>
-  within(
-    new Promise((resolve) => {
-      const timer = setTimeout(resolve, ms);
-      signal?.addEventListener('abort', () => clearTimeout(timer), { once: true });
-    }),
-    signal,
-  );
+export function sleep(ms: number, signal?: AbortSignal): Promise<void> {
+  let timer: ReturnType<typeof setTimeout>;
+  const over = new Promise<void>((resolve) => (timer = setTimeout(resolve, ms)));
+  return within(over, signal).finally(() => clearTimeout(timer));
+}
 
 /** `promise`, but rejects with the signal's reason as soon as it is aborted. */
 export function within<T>(promise: Promise<T>, signal?: AbortSignal | null): Promise<T> {

@@ -1,5 +1,5 @@
 import assert from 'node:assert/strict';
-import { createHash, randomBytes, randomInt } from 'node:crypto';
+import { createHash, randomBytes } from 'node:crypto';
 import { test } from 'node:test';
 import { fromBase64, fromBase64Url, pad, toBase64, toBase64Url, unpad, uuid, uuidBytes } from '../dist/bytes.js';
 import { sha256, solve } from '../dist/sha256.js';
@@ -60,7 +60,5 @@ test('backoff has full jitter, doubles, and ends at a minute', () => {
   for (const [failures, bound] of [[0, 1000], [1, 2000], [5, 32_000], [6, 60_000], [40, 60_000]]) {
     assert.equal(backoff(failures, () => 0.999), 0.999 * bound);
     assert.equal(backoff(failures, () => 0), 0);
-    for (let i = 0; i < 100; i++) assert(backoff(failures) <= bound);
   }
-  assert(backoff(randomInt(50)) <= 60_000);
 });

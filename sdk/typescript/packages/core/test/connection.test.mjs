@@ -113,18 +113,25 @@ for (const [code, reason] of [[4502, 'device_revoked'], [4506, 'account_deleted'
   });
 }
 
-test('displaced, it tries once, since it may have been a connection of its own past, and comes back by connect()', async () => {
+test('displaced soon after each welcome by connections of closed tabs, it comes back', async () => {
   await signIn();
-  for (const socket of [1, 2]) {
-    await until(() => fake.upgrades === socket && fake.sockets.length === 1 && client.state === 'connected');
-    fake.sockets.at(-1).close(4503);
-    await until(() => fake.sockets.length === 0);
-  }
+  fake.onSocket = (socket) => fake.upgrades <= 5 && socket.close(4503);
+  fake.sockets.at(-1).close(4503);
+  await until(() => fake.upgrades === 6 && client.state === 'connected');
+  await client.request('devices.list');
+});
+
+test('displaced again and again, it ends, and comes back by connect()', async () => {
+  await signIn();
+  fake.onSocket = (socket) => socket.close(4503);
+  fake.sockets.at(-1).close(4503);
   await until(() => client.state === 'ended');
-  await new Promise((resolve) => setTimeout(resolve, 200));
-  assert.equal(fake.upgrades, 2);
+  await new Promise((resolve) => setTimeout(resolve, 500));
+  assert.equal(fake.upgrades, 6);
+  assert.equal(client.reason, 'displaced');
+  fake.onSocket = undefined;
   await client.connect();
-  assert.equal(fake.upgrades, 3);
+  assert.equal(fake.upgrades, 7);
 });
 
 test('while the server drains, it waits as long as the server says', async () => {
@@ -324,4 +331,21 @@ test('no more requests are under way than the server allows', async () => {
   };
   await Promise.all(Array.from({ length: 300 }, () => client.request('devices.list')));
   assert.equal(most, 64);
+});
+
+test('requests that are aborted while they wait for a free place do not stop the others', async () => {
+  await signIn();
+  let open;
+  const gate = new Promise((resolve) => (open = resolve));
+  fake.ops['devices.list'] = () => gate;
+  const first = Array.from({ length: 64 }, () => client.request('devices.list'));
+  await until(() => fake.of('devices.list').length === 64);
+  const controllers = Array.from({ length: 100 }, () => new AbortController());
+  const aborted = controllers.map(({ signal }) => client.request('devices.list', {}, { signal }));
+  const last = client.request('keys.status');
+  await new Promise((resolve) => setTimeout(resolve, 50));
+  for (const controller of controllers) controller.abort();
+  for (const request of aborted) await assert.rejects(request, { name: 'AbortError' });
+  open({ devices: [] });
+  await Promise.all([...first, last]);
 });

@@ -2,7 +2,7 @@
 //
 // The @noble packages are audited. This combination of them is not.
 
-import { type CryptoAdapter, CryptoError, StorageError, type Transaction } from '@sealwire/client';
+import { type CryptoAdapter, CryptoError, type Storage, StorageError, type Transaction } from '@sealwire/client';
 import type { PublishKeysRequest } from '@sealwire/client/protocol';
 import { sha512 } from '@noble/hashes/sha2.js';
 import { concatBytes, hexToBytes, utf8ToBytes } from '@noble/hashes/utils.js';
@@ -206,6 +206,17 @@ export function safetyNumber(own: { userId: string; identityKey: string }, other
     return digits;
   };
   return [half(own), half(other)].sort().join('');
+}
+
+/**
+ * The public identity keys (base64) of the devices that this one has encrypted sessions with, or had: device id → key. Take these for
+ * `safetyNumber`: the server may show other keys than those that it gave out before.
+ *
+ * @param storage the storage of the client
+ */
+export async function knownIdentityKeys(storage: Pick<Storage, 'list'>): Promise<Map<string, string>> {
+  const entries = (await storage.list(KNOWN)) as [string, Uint8Array][];
+  return new Map(entries.map(([key, identityKey]) => [key.slice(KNOWN.length), base64(identityKey)]));
 }
 
 /** Runs `work`, whose failures are a `CryptoError`, except those of the storage. */

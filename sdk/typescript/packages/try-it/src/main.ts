@@ -1,0 +1,54 @@
+// The try-it page: decides who this tab is, and shows the first screen or the conversations.
+
+import { Person } from './model/person.js';
+import * as profiles from './model/profiles.js';
+import { Shell } from './view/shell.js';
+import { showStart } from './view/start.js';
+
+const page = document.getElementById('page')!;
+let shell: Shell | null = null;
+
+/** What the address bar asks for: `#as=ADDRESS` and `#device=ADDRESS` sign in with an address, `#new` as somebody new. */
+function wanted(): { fresh: boolean; address?: string } {
+  const { hash } = location;
+  if (hash) history.replaceState(history.state, '', location.pathname);
+  const address = hash.match(/^#(?:as|device)=(.+)$/)?.[1];
+  return { fresh: hash !== '', ...(address && { address: decodeURIComponent(address) }) };
+}
+
+function start(person: Person | null, address?: string, reason?: string): void {
+  shell?.close();
+  shell = null;
+  document.title = 'Sealwire';
+  document.querySelectorAll('dialog[open]').forEach((dialog) => (dialog as HTMLDialogElement).close());
+  showStart({ page, person, ...(address && { address }), ...(reason && { reason }), done: open });
+}
+
+function open(person: Person): void {
+  void person.load().then(() => {
+    shell?.close();
+    shell = new Shell(page, person, (reason) => leave(person, reason));
+    person.start();
+  });
+}
+
+/** The session has ended. A person whose device is gone starts anew. */
+function leave(person: Person, reason?: string): void {
+  if (person.account) return start(person, undefined, reason);
+  shell?.close();
+  shell = null;
+  profiles.leave();
+  void person.close().then(() => {
+    profiles.forget(person.id);
+    start(null, undefined, reason);
+  });
+}
+
+const { fresh, address } = wanted();
+const id = fresh ? null : profiles.mine();
+if (fresh) profiles.leave();
+if (id === null) start(null, address);
+else {
+  const person = new Person(id);
+  void person.load().then((signedIn) => (signedIn ? open(person) : start(person.account ? person : null)));
+}

@@ -1,0 +1,38 @@
+// What the frames are for, in a sentence each.
+
+import type { Frame } from '../model/wire.js';
+
+const MEANINGS: Record<string, string> = {
+  welcome: 'The first frame of every connection: who this is, the limits, the keys that the server has, and how much waits.',
+  message: 'A message for this device. The server knows from whom and how long, not what. It keeps the message until the ack.',
+  'messages.send': 'One ciphertext for each device of the recipient, padded so that its length says little. With the reply the message is on disk; “stored” is the number of devices.',
+  'messages.ack': 'This device has stored these messages. Only now does the server delete them.',
+  'mailbox.drained': 'All that waited while this device was away has been sent. From here on everything is live.',
+  'keys.publish': 'Public keys, for others to open conversations with while this device is offline. The private halves stay here.',
+  'keys.claim': 'The keys of a person’s devices, to open an encrypted session with each. A one-time key is taken for good.',
+  'keys.fetch': 'Public keys without taking any, such as to compute a safety number.',
+  'keys.status': 'What the server has of this device’s keys.',
+  'prekeys.low': 'Few one-time keys are left: the device publishes more.',
+  'users.find': 'Who has this address? The server answers only for exact addresses.',
+  'devices.list': 'The devices of this account.',
+  'devices.changed': 'A device of this account came or went.',
+  'devices.requested': 'A new device wants to sign in to a locked account.',
+  'devices.decide': 'The decision on a new device.',
+  'sessions.changed': 'Somebody signed in to this account or out of it. All its devices are told.',
+  'account.status': 'Whether new devices need an approval, and which ones wait for it.',
+  'blocks.list': 'Whom this person has blocked.',
+  'blocks.add': 'From now on the server drops what this person sends. They get the same answers as before.',
+  'session.renew': 'A new token before the old one expires.',
+  'server.draining': 'The server is being stopped, and says when to come back.',
+  'POST /v1/auth/otp': 'Asks for a code by mail. The answer is the same whether the address has an account or not.',
+  'POST /v1/auth/verify': 'Exchanges the code for a session. A known device proves itself with its identity key, too.',
+  'GET /v1/auth/session': 'After a connection that failed: is the session still valid?',
+};
+
+export function meaningOf({ name, body, reply }: Frame): string {
+  if (reply?.lost) return 'The reply was dropped by the experiment, and the connection broken. The client never saw it.';
+  if (reply?.repeated) return 'The server had this message already, from before the reply was lost. It stored nothing a second time.';
+  const { event, data, params } = (body ?? {}) as { event?: string; data?: { ephemeral?: boolean }; params?: { ephemeral?: boolean } };
+  if (params?.ephemeral || (event === 'message' && data?.ephemeral)) return 'Ephemeral: “is typing”. It reaches devices that are connected now, and is never stored.';
+  return MEANINGS[name] ?? '';
+}
