@@ -31,6 +31,9 @@ pub struct Options {
     sockets: usize,
     #[arg(long, default_value_t = 5)]
     rounds: usize,
+    /// Count the first round too, instead of warming the server with one more
+    #[arg(long)]
+    cold: bool,
     /// Process id of the server, to read its CPU time
     #[arg(long)]
     pid: u32,
@@ -47,17 +50,18 @@ struct Connects {
     rounds: Vec<Rate>,
 }
 
-/// Runs the command and prints one line of JSON. Round 0 warms the server and does not count.
+/// Runs the command and prints one line of JSON.
 pub async fn run(options: Options) -> Result<()> {
     let (address, path) = parse_url(&options.url).await?;
     let target = Target { address, path, tokens: options.tokens, op: String::new() };
     let mut swarm = Swarm::start(&target, 0..options.sockets)?;
     let mut rounds = Vec::with_capacity(options.rounds);
-    for round in 0..=options.rounds {
-        let rate = swarm.connect(options.pid).await?;
-        if round > 0 {
-            rounds.push(rate);
-        }
+    if !options.cold {
+        swarm.connect(options.pid).await?;
+        sleep(REST).await;
+    }
+    for _ in 0..options.rounds {
+        rounds.push(swarm.connect(options.pid).await?);
         sleep(REST).await;
     }
     let median = |of: fn(&Rate) -> f64| crate::compare::median(rounds.iter().map(of));
