@@ -69,8 +69,8 @@ const CONNECTIONS_PER_BATCH: usize = 256;
 
 /// Maximum number of tokens or statuses that one statement reads.
 const READS_PER_BATCH: usize = 256;
-/// Number of such statements at a time, of each kind: a slow one does not delay all others.
-const READERS: usize = 2;
+/// Number of statements at a time that read statuses, which count keys. More would take the connections of other reads.
+const STATUS_READERS: usize = 2;
 
 /// Number of operations of one user that run at a time, not counting those in batches.
 const OPERATIONS_PER_USER: usize = 4;
@@ -211,11 +211,12 @@ impl Batches<'_> {
         self.start_workers(name, batch, largest_batch, count, false, run)
     }
 
-    /// Starts [`READERS`] workers whose batches only read.
+    /// Starts workers whose batches only read.
     fn start_readers<Item, Answer, Run, Done>(
         &self,
         name: &'static str,
         batch: Batch,
+        count: usize,
         run: Run,
     ) -> Batcher<Item, Answer>
     where
@@ -224,7 +225,7 @@ impl Batches<'_> {
         Run: Fn(Vec<Item>) -> Done + Clone + Send + 'static,
         Done: Future<Output = Vec<Result<Answer, StoreError>>> + Send,
     {
-        self.start_workers(name, batch, READS_PER_BATCH, READERS, true, run)
+        self.start_workers(name, batch, READS_PER_BATCH, count, true, run)
     }
 
     fn start_workers<Item, Answer, Run, Done>(
@@ -303,14 +304,14 @@ impl Service {
                 }
             }
         });
-        let tokens = batches.start_readers("tokens", Batch::Tokens, {
+        let tokens = batches.start_readers("tokens", Batch::Tokens, 1, {
             let store = store.clone();
             move |lookups| {
                 let store = store.clone();
                 async move { store.look_up_tokens(lookups).await }
             }
         });
-        let statuses = batches.start_readers("statuses", Batch::Statuses, {
+        let statuses = batches.start_readers("statuses", Batch::Statuses, STATUS_READERS, {
             let store = store.clone();
             move |requests| {
                 let store = store.clone();
