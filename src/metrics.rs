@@ -19,8 +19,8 @@ pub use kinds::{
     BatchSize, BucketBounds, Counter, Counters, Gauge, Gauges, Histogram, Histograms, LabelValue, Seconds,
 };
 pub use labels::{
-    AccessDenied, Batch, BusTraffic, ClaimOutcome, Close, Direction, Limit, MailOutcome, PoolState, ProofOutcome,
-    Repair, RequestedOp, ResponseCode, Route, Version,
+    AccessDenied, Batch, BusTraffic, ClaimOutcome, Close, Direction, Limit, MailDrop, MailOutcome, MailState,
+    PoolState, ProofOutcome, Repair, RequestedOp, ResponseCode, Route, Version,
 };
 pub use latency::LatencyCounts;
 
@@ -95,6 +95,8 @@ metrics! {
     wrong_guesses: Counter = "sealwire_wrong_guesses_total" [] "Codes that were compared and wrong";
     proofs: Counters<ProofOutcome> = "sealwire_proofs_total" ["outcome"] "Proofs of work offered to clients beyond a limit, and accepted from them";
     mails: Counters<MailOutcome> = "sealwire_mails_total" ["outcome"] "Mails, by outcome";
+    mails_dropped: Counters<MailDrop> = "sealwire_mails_dropped_total" ["reason"] "Mails dropped because of a limit on unsent mails, by limit";
+    unsent_mails: Gauges<MailState> = "sealwire_unsent_mails" ["state"] "Unsent mails, by state";
     claims: Counters<ClaimOutcome> = "sealwire_claims_total" ["outcome"] "Bundles returned by claims, by outcome for the one-time key; a repeated claim counts again";
 
     sends: Counter = "sealwire_sends_total" [] "Messages accepted from devices, without duplicates";

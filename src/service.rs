@@ -45,9 +45,9 @@ use crate::{
     },
     metrics::{Batch, Metrics},
     store::{
-        BatchItem, BatchWorkers, Batcher, ClaimAnswer, ClaimRequest, Claims, ConnectionRegistration, DeviceStatus,
-        FoundSession, MailAnswer, MailRequest, Mailboxes, Place, PoolUsage, RegisteredConnection, StatusRequest, Store,
-        StoreError, TokenLookup, UserQueues,
+        BatchItem, BatchWorkers, Batcher, ClaimAnswer, ClaimRequest, Claims, ConnectionRegistration, DeferredMail,
+        DeviceStatus, FoundSession, MailAnswer, MailRequest, Mailboxes, Place, PoolUsage, RegisteredConnection,
+        StatusRequest, Store, StoreError, TokenLookup, UserQueues,
     },
     tasks::{Tasks, Work},
     usage_limits::UsageLimits,
@@ -208,10 +208,15 @@ impl Batches<'_> {
         Run: Fn(Vec<Item>) -> Done + Clone + Send + 'static,
         Done: Future<Output = Vec<Result<Answer, StoreError>>> + Send,
     {
-        self.start_workers(name, batch, largest_batch, count, false, run)
+        Batcher::start(self.tasks, self.workers(name, batch, largest_batch, count), self.store.health(), run)
     }
 
-    /// Starts workers whose batches only read.
+    fn workers(&self, name: &'static str, batch: Batch, largest_batch: usize, count: usize) -> BatchWorkers {
+        let (meter, metrics) = (self.metrics.batch(batch), self.metrics.clone());
+        BatchWorkers { name, largest_batch, count, meter, metrics }
+    }
+
+    /// Starts workers whose batches only read. They use none of the connections of the other batches, nor their runtime.
     fn start_readers<Item, Answer, Run, Done>(
         &self,
         name: &'static str,
@@ -225,27 +230,17 @@ impl Batches<'_> {
         Run: Fn(Vec<Item>) -> Done + Clone + Send + 'static,
         Done: Future<Output = Vec<Result<Answer, StoreError>>> + Send,
     {
-        self.start_workers(name, batch, READS_PER_BATCH, count, true, run)
+        let tasks = self.tasks.clone().without_batch_runtime();
+        Batcher::start(&tasks, self.workers(name, batch, READS_PER_BATCH, count), self.store.health(), run)
     }
 
-    fn start_workers<Item, Answer, Run, Done>(
-        &self,
-        name: &'static str,
-        batch: Batch,
-        largest_batch: usize,
-        count: usize,
-        only_reads: bool,
-        run: Run,
-    ) -> Batcher<Item, Answer>
-    where
-        Item: BatchItem,
-        Answer: Send + 'static,
-        Run: Fn(Vec<Item>) -> Done + Clone + Send + 'static,
-        Done: Future<Output = Vec<Result<Answer, StoreError>>> + Send,
-    {
-        let (meter, metrics) = (self.metrics.batch(batch), self.metrics.clone());
-        let workers = BatchWorkers { name, largest_batch, count, only_reads, meter, metrics };
-        Batcher::start(self.tasks, workers, self.store.health(), run)
+    /// Starts the queue of mail for locked mailboxes, which uses `mailboxes`.
+    fn start_deferred_mail(&self, mailboxes: Mailboxes, bus: &Bus) -> DeferredMail {
+        let workers = self.workers("deferred mail", Batch::DeferredMail, MAIL_PER_BATCH, 1);
+        let bus = bus.clone();
+        // It waits long for locks, so it uses none of the connections of the other batches, nor their runtime.
+        let tasks = self.tasks.clone().without_batch_runtime();
+        DeferredMail::start(&tasks, workers, mailboxes, move |signals| bus.publish_mail(signals))
     }
 }
 
@@ -274,12 +269,13 @@ impl Service {
             }
         });
         let mailboxes = Mailboxes::new(store.for_batch_workers(), policy.mailbox);
+        let deferred = batches.start_deferred_mail(Mailboxes::new(store.clone(), policy.mailbox), &bus);
         let mail = batches.start("mail", Batch::Mail, MAIL_PER_BATCH, 1, {
             let bus = bus.clone();
             move |items| {
-                let (mailboxes, bus) = (mailboxes.clone(), bus.clone());
+                let (mailboxes, deferred, bus) = (mailboxes.clone(), deferred.clone(), bus.clone());
                 async move {
-                    let outcome = mailboxes.serve(items).await;
+                    let outcome = mailboxes.serve_or_defer(&deferred, items).await;
                     bus.publish_mail(outcome.signals);
                     outcome.answers
                 }

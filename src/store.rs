@@ -45,7 +45,7 @@ use std::{sync::Arc, time::Duration};
 pub use account_lock::AccountStatus;
 pub use accounts::DeviceRecord;
 pub use approvals::{ApprovalRequested, ApprovalState, Approved, ApprovedSession, Decided, Decision};
-pub use batcher::{BatchItem, BatchWorkers, Batcher};
+pub use batcher::{BatchItem, BatchWorkers, Batcher, PendingAnswer};
 pub use challenges::{
     CodeDecision, CodeHistory, CountedGuess, GuessFrom, NetworkTag, NewChallenge, PastChallenge, Trust,
 };
@@ -56,7 +56,7 @@ pub use devices::RevokedDevice;
 pub use error::StoreError;
 pub use health::DatabaseHealth;
 pub use keys::{PublishOutcome, PublishReport};
-pub use mailbox::{AcceptedMessage, AckRequest, MailAnswer, MailRequest, Mailboxes, SendRequest};
+pub use mailbox::{AcceptedMessage, AckRequest, DeferredMail, MailAnswer, MailRequest, Mailboxes, SendRequest};
 pub use open::may_write;
 pub use retry::BatchOutcome;
 pub use seed::SeedDevice;
@@ -346,6 +346,18 @@ impl Store {
             Database::Postgres(_) if retry::has_waited_for_locks() => self.begin().await?,
             Database::Postgres(_) => self.read().await?,
         })
+    }
+
+    /// Begins a write transaction like [`Self::begin`], whose statements hardly wait for locked rows.
+    async fn begin_with_brief_lock_wait(&self) -> Result<Tx<'_>, StoreError> {
+        match &self.database {
+            Database::Postgres(server) if !retry::has_waited_for_locks() => {
+                let mut connection = server.connections.acquire(&self.metrics).await?;
+                connection.begin_with_brief_lock_wait().await?;
+                Ok(Tx::Postgres(connection))
+            }
+            _ => self.begin().await,
+        }
     }
 
     /// A connection for reading, without a transaction: each statement sees what is committed when it starts.

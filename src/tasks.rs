@@ -40,6 +40,13 @@ impl Tasks {
         Self { batches, ..self }
     }
 
+    /// The same spawner, which runs batch workers beside the other tasks.
+    #[must_use]
+    pub fn without_batch_runtime(self) -> Self {
+        let batches = self.work.runtime().clone();
+        Self { batches, ..self }
+    }
+
     /// Starts a task that runs for as long as the server does.
     pub fn spawn(&self, name: &'static str, task: impl Future<Output = ()> + Send + 'static) -> JoinHandle<()> {
         self.spawn_on(self.work.runtime(), name, task)

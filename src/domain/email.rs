@@ -45,6 +45,12 @@ impl Email {
         &self.0
     }
 
+    /// The domain.
+    #[must_use]
+    pub fn domain(&self) -> &str {
+        self.0.rsplit_once('@').map_or("", |(_, domain)| domain)
+    }
+
     /// The address by which limits count: without the tag that begins at the first plus of the local part, because many
     /// providers deliver `user+tag@` to `user@`.
     #[must_use]

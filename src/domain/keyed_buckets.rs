@@ -16,7 +16,7 @@ use std::{
 
 use super::{DeviceId, Timestamp, UserId, token_bucket::TokenBucket};
 
-/// Maximum number of buckets in a table: about 30 MiB.
+/// Maximum number of buckets in a table: 75 MiB if each has another owner, half of that if owners have many.
 const MAX_BUCKETS: usize = 200_000;
 /// Full buckets are removed only from tables with more buckets than this, so that a small table rarely changes.
 const CLEAN_ABOVE: usize = 10_000;

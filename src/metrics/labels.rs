@@ -71,8 +71,34 @@ label! {
         Sent "sent",
         /// Not sent, after all retries.
         Failed "failed",
-        /// Not attempted, because too many mails were unsent.
+        /// Dropped because of a limit on unsent mails.
         Dropped "dropped",
+    }
+}
+
+label! {
+    /// The limit on unsent mails because of which one was dropped.
+    MailDrop {
+        /// Its recipient's domain held its share of the places.
+        Domain "domain",
+        /// The client's network held its share of the places.
+        Network "network",
+        /// All places were taken.
+        Places "places",
+        /// The places for mails that wait for their next attempt, or a share of them, were taken.
+        Retries "retries",
+    }
+}
+
+label! {
+    /// The state of an unsent mail.
+    MailState {
+        /// Waits for a connection to the mail server.
+        Waiting "waiting",
+        /// Is being sent.
+        Sending "sending",
+        /// Waits for its next attempt.
+        Retrying "retrying",
     }
 }
 
@@ -95,6 +121,8 @@ label! {
         Claims "claims",
         /// Sends and acks.
         Mail "mail",
+        /// Sends and acks for mailboxes that other transactions keep locked.
+        DeferredMail "deferred_mail",
         /// Opened connections.
         Connections "connections",
         /// Closed connections.

@@ -204,7 +204,7 @@ impl Service {
     /// Sends the mails about what an approval did, and returns the signals.
     fn approved(&self, id: ApprovalId, approved: Approved) -> Notifications {
         match approved {
-            Approved::SignedIn(signed_in) => self.signed_in(*signed_in),
+            Approved::SignedIn(signed_in) => self.signed_in(*signed_in, None),
             Approved::AddressChanged { old } => {
                 tracing::info!(request_id = %id, "address changed");
                 self.mailer.send(Mail::address_changed(old));

@@ -26,7 +26,7 @@ use crate::{
     store::{
         CodeDecision, CodeHistory, ConnectionRegistration, EndedSessions, FoundSession, GuessFrom, NetworkTag,
         NewChallenge, NewDevice, NewSession, RegisteredConnection, RevokedDevice, SessionRecord, SignIn, SignInOutcome,
-        SignedIn, TokenLookup,
+        SignedIn, Store, TokenLookup,
     },
 };
 
@@ -176,16 +176,14 @@ impl Service {
         if self.store.create_challenge(&challenge, decide).await? {
             self.metrics.proofs.inc(ProofOutcome::Accepted);
         }
-        let mail = Mail::code(email, &code, purpose);
+        let mail = Mail::code(email, &code, purpose).caused_from(Some(network));
         if is_useful {
             if let Some(shown) = &self.shown_codes {
                 shown.add(id, code, now);
             }
-            self.mailer.send(mail);
             self.metrics.codes_mailed.inc();
-        } else {
-            self.mailer.withhold(mail);
         }
+        self.mailer.send_or(mail, !is_useful, withdraw(self.store.clone(), id)).await;
         Ok(Challenge { id })
     }
 
@@ -304,7 +302,7 @@ impl Service {
         match redeemed? {
             SignInOutcome::SignedIn(signed_in) => {
                 let session = Session { caller: signed_in.caller, expires_at: signed_in.expires_at };
-                Ok((SignInAnswer::SignedIn(session, token), self.signed_in(signed_in)))
+                Ok((SignInAnswer::SignedIn(session, token), self.signed_in(signed_in, Some(network))))
             }
             SignInOutcome::Requested { user, approval } => {
                 let (requested, notifications) = self.requested(user, sign_in.email, approval).await;
@@ -313,10 +311,11 @@ impl Service {
         }
     }
 
-    /// Counts, logs and mails a sign-in, and returns the signals for the user's devices.
-    pub(super) fn signed_in(&self, signed_in: SignedIn) -> Notifications {
+    /// Counts, logs and mails a sign-in, and returns the signals for the user's devices. `network` is the client's, unless a
+    /// device or time approved the sign-in.
+    pub(super) fn signed_in(&self, signed_in: SignedIn, network: Option<ClientNetwork>) -> Notifications {
         self.metrics.sign_ins.inc();
-        self.mail_sign_in(&signed_in);
+        self.mail_sign_in(&signed_in, network);
         let SignedIn { caller, device_is_new, .. } = &signed_in;
         tracing::info!(
             user_id = %caller.user,
@@ -360,15 +359,16 @@ impl Service {
 
     /// Mails the person that somebody has signed in, except at the first sign-in of a user, and that a device was
     /// revoked for it.
-    fn mail_sign_in(&self, signed_in: &SignedIn) {
+    fn mail_sign_in(&self, signed_in: &SignedIn, network: Option<ClientNetwork>) {
         let (email, name) = (signed_in.email.clone(), signed_in.device_name.as_deref());
+        let send = |mail: Mail| self.mailer.send(mail.caused_from(network));
         if let Some(replaced) = &signed_in.replaced {
-            self.mailer.send(Mail::device_revoked(email.clone(), replaced.name.as_deref()));
+            send(Mail::device_revoked(email.clone(), replaced.name.as_deref()));
         }
         match (signed_in.user_is_new, signed_in.device_is_new) {
             (true, _) => {}
-            (false, true) => self.mailer.send(Mail::device_added(email, name)),
-            (false, false) => self.mailer.send(Mail::signed_in_again(email, name)),
+            (false, true) => send(Mail::device_added(email, name)),
+            (false, false) => send(Mail::signed_in_again(email, name)),
         }
     }
 
@@ -475,6 +475,13 @@ impl Service {
     pub async fn end_session(&self, caller: &Caller, session: SessionId) -> Result<(bool, Notifications), Refusal> {
         let ended = self.store.end_session_of_user(caller, session, self.now()).await?;
         Ok((ended.sessions.contains(&caller.session), ended_notifications(ended)))
+    }
+}
+
+/// Withdraws a challenge whose code was not mailed, so that it does not use up the budget of its address.
+async fn withdraw(store: Store, challenge: ChallengeId) {
+    if let Err(error) = store.withdraw_challenge(challenge).await {
+        tracing::warn!(%error, "a code that was not mailed counts for its address");
     }
 }
 

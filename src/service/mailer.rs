@@ -1,33 +1,32 @@
 //! Sends mail: codes, and notices of what happened to an account.
 //!
 //! Each mail is sent by a task of its own, so that a request neither waits for the mail server nor reveals whether
-//! sending worked. The number of these tasks is bounded. After a temporary failure (such as greylisting) or a failed
-//! connection the mail is retried while a code in it is still useful.
+//! sending worked. The number of these tasks is bounded by [`places`], which divides it by recipient domain and client
+//! network. After a temporary failure (such as greylisting) or a failed connection the mail is retried while a code in it
+//! is still useful.
 
 mod mail;
+mod places;
 mod transport;
 
 use std::{sync::Arc, time::Duration};
 
 use thiserror::Error;
-use tokio::{
-    sync::Semaphore,
-    time::{Instant, sleep, timeout_at},
-};
+use tokio::time::{Instant, sleep, timeout_at};
 
-use self::transport::Transport;
 pub use self::{mail::Mail, transport::check};
+use self::{
+    places::{MailKeys, Places, UnsentPlace},
+    transport::Transport,
+};
 use crate::{
     clock::{Clock, Entropy},
     domain::Email,
-    metrics::{MailOutcome, Metrics},
+    log_throttle::LogThrottle,
+    metrics::{MailDrop, MailOutcome, Metrics},
     tasks::Work,
 };
 
-/// Maximum number of unsent mails, including those that wait for a retry. More are dropped.
-const MAX_UNSENT: usize = 1024;
-/// Maximum number of mails being sent at once. More than one, so that a slow recipient does not delay the others.
-const MAX_CONCURRENT: usize = 8;
 /// Pauses between the attempts for one mail: three minutes in total.
 const RETRY_PAUSES: &[Duration] = &[
     Duration::from_secs(1),
@@ -39,6 +38,8 @@ const RETRY_PAUSES: &[Duration] = &[
 ];
 /// Maximum age of a mail when an attempt starts: half the lifetime of a code.
 const MAX_AGE: Duration = Duration::from_mins(5);
+/// Dropped mails are logged at most this often.
+const LOG_INTERVAL: Duration = Duration::from_secs(10);
 
 /// The mailer cannot be set up, or a mail cannot be sent. The text never contains the recipient.
 #[derive(Debug, Error)]
@@ -61,6 +62,9 @@ pub enum MailerError {
     /// The mail server does not answer a connection test.
     #[error("cannot reach the mail server of mailer.url: {0}")]
     Connect(String),
+    /// The mail server did not take the mail in time.
+    #[error("the mail server did not take the mail within {} s", transport::ATTEMPT_TIMEOUT.as_secs())]
+    TimedOut,
     /// The mail server cannot be reached, or its replies are not SMTP, while a mail is sent.
     #[error("cannot reach the mail server or read its reply")]
     Server,
@@ -72,11 +76,10 @@ impl MailerError {
     }
 }
 
-/// Sends mails in the background. Clones share one limit on unsent mails.
+/// Sends mails in the background. Clones share the limits on unsent mails.
 #[derive(Clone)]
 pub struct Mailer {
     transport: Arc<RetryingTransport>,
-    permits: Arc<Semaphore>,
     work: Work,
 }
 
@@ -94,9 +97,10 @@ impl Mailer {
         work: Work,
     ) -> Result<Self, MailerError> {
         let transport = Transport::open(url, from, clock, entropy)?;
-        let transport =
-            RetryingTransport { transport, metrics, concurrent: Semaphore::new(MAX_CONCURRENT), pauses: RETRY_PAUSES };
-        Ok(Self { transport: Arc::new(transport), permits: Arc::new(Semaphore::new(MAX_UNSENT)), work })
+        let places = Places::new(transport.may_hang(), metrics.clone());
+        let drops = LogThrottle::new(LOG_INTERVAL);
+        let transport = RetryingTransport { transport, metrics, places, pauses: RETRY_PAUSES, drops };
+        Ok(Self { transport: Arc::new(transport), work })
     }
 
     /// Checks in the background that the mail server answers, and logs a warning if not.
@@ -124,38 +128,44 @@ impl Mailer {
         }
     }
 
-    /// Sends a mail in the background. A stopping server waits for it. If too many mails are unsent, drops this one and
-    /// logs an error.
+    /// Sends a mail in the background. A stopping server waits for it. Drops it if the limits on unsent mails are reached.
     pub fn send(&self, mail: Mail) {
-        self.hand_over(mail, true);
+        let _ = self.try_send(mail);
     }
 
-    /// Like [`Self::send`]. Returns false if the mail was dropped.
+    /// Like [`Self::send`]. Returns false if the mail was dropped at once.
     #[must_use]
     pub fn try_send(&self, mail: Mail) -> bool {
-        self.hand_over(mail, true)
+        let Some((keys, place)) = self.enter(&mail) else { return false };
+        let (transport, work) = (self.transport.clone(), self.work.clone());
+        self.work.spawn(async move { transport.send(&mail, &keys, place, &work).await });
+        true
     }
 
-    /// Takes as long as [`Self::send`], but sends nothing, so that timing does not show that nothing is sent.
-    pub fn withhold(&self, mail: Mail) {
-        self.hand_over(mail, false);
-    }
-
-    fn hand_over(&self, mail: Mail, is_sent: bool) -> bool {
-        let Ok(permit) = self.permits.clone().try_acquire_owned() else {
-            self.transport.metrics.mails.inc(MailOutcome::Dropped);
-            tracing::error!("a mail was dropped: too many mails are waiting to be sent");
-            return false;
-        };
+    /// Like [`Self::send`]. If the mail is dropped or all attempts fail, runs `give_back`: before this returns if the mail
+    /// is dropped at once, otherwise in the background.
+    ///
+    /// If `is_withheld`, takes as long but sends nothing, so that timing does not show that nothing is sent.
+    pub async fn send_or(&self, mail: Mail, is_withheld: bool, give_back: impl Future<Output = ()> + Send + 'static) {
+        let Some((keys, place)) = self.enter(&mail) else { return give_back.await };
         let (transport, work) = (self.transport.clone(), self.work.clone());
         self.work.spawn(async move {
-            if is_sent {
-                let sent = transport.send(&mail, &work).await;
-                transport.metrics.mails.inc(if sent { MailOutcome::Sent } else { MailOutcome::Failed });
+            if !is_withheld && !transport.send(&mail, &keys, place, &work).await {
+                give_back.await;
             }
-            drop(permit);
         });
-        true
+    }
+
+    /// Takes a place for a mail; `None` if it is dropped.
+    fn enter(&self, mail: &Mail) -> Option<(MailKeys, UnsentPlace)> {
+        let keys = MailKeys::new(&mail.to, mail.network);
+        match self.transport.places.enter(&keys) {
+            Ok(place) => Some((keys, place)),
+            Err(limit) => {
+                self.transport.count_dropped(limit);
+                None
+            }
+        }
     }
 }
 
@@ -163,37 +173,108 @@ impl Mailer {
 struct RetryingTransport {
     transport: Transport,
     metrics: Arc<Metrics>,
-    concurrent: Semaphore,
+    places: Places,
     pauses: &'static [Duration],
+    drops: LogThrottle,
+}
+
+/// Why an attempt was not made or failed.
+#[derive(Debug, Error)]
+enum AttemptError {
+    /// The attempt failed.
+    #[error(transparent)]
+    Mailer(#[from] MailerError),
+    /// There was no place for the attempt.
+    #[error("too many mails are unsent")]
+    NoPlace(MailDrop),
+    /// The mail became too old while it waited for a connection.
+    #[error("it waited too long for a connection to the mail server")]
+    TooOld,
+}
+
+impl AttemptError {
+    fn is_final(&self) -> bool {
+        match self {
+            Self::Mailer(error) => error.is_permanent(),
+            Self::NoPlace(_) => false,
+            Self::TooOld => true,
+        }
+    }
 }
 
 impl RetryingTransport {
-    /// Sends a mail, with retries, and returns whether it was sent. When the server stops, makes one last attempt
-    /// without waiting for the pause to end.
-    async fn send(&self, mail: &Mail, work: &Work) -> bool {
+    /// Sends a mail, with retries, counts the outcome and returns whether it was sent.
+    async fn send(&self, mail: &Mail, keys: &MailKeys, place: UnsentPlace, work: &Work) -> bool {
+        match self.try_send(mail, keys, place, work).await {
+            Ok(()) => {
+                self.metrics.mails.inc(MailOutcome::Sent);
+                true
+            }
+            Err(AttemptError::NoPlace(limit)) => {
+                self.count_dropped(limit);
+                false
+            }
+            Err(AttemptError::Mailer(_) | AttemptError::TooOld) => {
+                self.metrics.mails.inc(MailOutcome::Failed);
+                false
+            }
+        }
+    }
+
+    /// Sends a mail, with retries. Between the attempts it holds no place of those that are sent. When the server stops,
+    /// makes one last attempt without waiting for the pause to end.
+    async fn try_send(
+        &self,
+        mail: &Mail,
+        keys: &MailKeys,
+        first_place: UnsentPlace,
+        work: &Work,
+    ) -> Result<(), AttemptError> {
         let deadline = Instant::now() + MAX_AGE;
         let mut pauses = self.pauses;
+        let mut place = Ok(first_place);
         loop {
-            let Ok(Ok(permit)) = timeout_at(deadline, self.concurrent.acquire()).await else {
-                tracing::warn!("a mail was not sent: it waited too long for a slow mail server");
-                return false;
+            let attempt = match place {
+                Ok(place) => self.attempt(mail, place, deadline).await,
+                Err(limit) => Err(AttemptError::NoPlace(limit)),
             };
-            let sent = self.transport.send(mail).await;
-            // Released before the pause, so that a mail waiting for its retry does not block others.
-            drop(permit);
-            let Err(error) = sent else { return true };
-            let tries_left = if error.is_permanent() { 0 } else { pauses.len() };
-            if tries_left == 0 || tries_left == self.pauses.len() {
+            let Err(error) = attempt else { return Ok(()) };
+            let tries_left = if error.is_final() { 0 } else { pauses.len() };
+            if !matches!(error, AttemptError::NoPlace(_)) && (tries_left == 0 || tries_left == self.pauses.len()) {
                 tracing::warn!(%error, tries_left, "a mail was not sent");
             } else {
                 tracing::debug!(%error, tries_left, "a mail was not sent");
             }
-            let Some((pause, rest)) = pauses.split_first().filter(|_| tries_left > 0) else { return false };
+            let Some((pause, rest)) = pauses.split_first().filter(|_| tries_left > 0) else { return Err(error) };
             pauses = rest;
+            let mut waiting = self.places.wait(keys).map_err(AttemptError::NoPlace)?;
             tokio::select! {
                 () = sleep(*pause) => {}
+                () = waiting.displaced() => return Err(AttemptError::NoPlace(MailDrop::Retries)),
                 () = work.ending() => pauses = &[],
             }
+            drop(waiting);
+            place = self.places.enter(keys);
+        }
+    }
+
+    /// Waits for a connection and makes one attempt. Gives the place back before it returns.
+    async fn attempt(&self, mail: &Mail, mut place: UnsentPlace, deadline: Instant) -> Result<(), AttemptError> {
+        match timeout_at(deadline, place.connection()).await {
+            Ok(true) => {}
+            Ok(false) => return Err(AttemptError::NoPlace(MailDrop::Places)),
+            Err(_) => return Err(AttemptError::TooOld),
+        }
+        self.transport.send(mail).await?;
+        place.note_sent();
+        Ok(())
+    }
+
+    fn count_dropped(&self, limit: MailDrop) {
+        self.metrics.mails.inc(MailOutcome::Dropped);
+        self.metrics.mails_dropped.inc(limit);
+        if let Some(mails) = self.drops.count(std::time::Instant::now()) {
+            tracing::error!(mails, limit = ?limit, "mails were dropped: too many are unsent");
         }
     }
 }
@@ -213,7 +294,7 @@ mod tests {
         assert!(RETRY_PAUSES.is_sorted());
         let all: Duration = RETRY_PAUSES.iter().sum();
         assert!((Duration::from_mins(2)..MAX_AGE).contains(&all), "{all:?}");
-        assert!(MAX_AGE + transport::SMTP_TIMEOUT < crate::domain::otp::LIFETIME);
+        assert!(MAX_AGE + transport::ATTEMPT_TIMEOUT < crate::domain::otp::LIFETIME);
         for (code, permanent) in [(421, false), (451, false), (499, false), (500, true), (550, true)] {
             assert_eq!(MailerError::Refused { code }.is_permanent(), permanent, "{code}");
         }
@@ -225,8 +306,9 @@ mod tests {
         RetryingTransport {
             transport: Transport::to_folder(folder),
             metrics: Arc::new(Metrics::new()),
-            concurrent: Semaphore::new(1),
+            places: Places::new(true, Arc::default()),
             pauses,
+            drops: LogThrottle::new(LOG_INTERVAL),
         }
     }
 
@@ -235,33 +317,49 @@ mod tests {
         Mail::code(Email::parse("alice@example.org").unwrap(), &code, CodePurpose::SignIn)
     }
 
+    async fn send(transport: &RetryingTransport, work: &Work) -> bool {
+        let (mail, keys) = (mail(), keys());
+        let place = transport.places.enter(&keys).unwrap();
+        transport.send(&mail, &keys, place, work).await
+    }
+
+    fn keys() -> MailKeys {
+        MailKeys::new(&mail().to, None)
+    }
+
     #[tokio::test]
-    async fn a_mail_is_retried_after_each_pause_and_does_not_block_others_meanwhile() {
+    async fn a_mail_is_retried_after_each_pause_and_holds_no_connection_meanwhile() {
         const SHORT: &[Duration] = &[Duration::from_millis(20), Duration::from_millis(30), Duration::from_millis(50)];
         const LONG: &[Duration] = &[Duration::from_hours(1)];
         let folder = tempfile::tempdir().unwrap();
         let work = Work::new(tokio::runtime::Handle::current());
         let began = Instant::now();
-        assert!(!failing_transport(folder.path().join("never"), SHORT).send(&mail(), &work).await);
+        assert!(!send(&failing_transport(folder.path().join("never"), SHORT), &work).await);
         assert!(began.elapsed() >= SHORT.iter().sum::<Duration>(), "it waited for all pauses: {:?}", began.elapsed());
 
         let later = folder.path().join("later");
         let pausing = Arc::new(failing_transport(later.clone(), LONG));
-        let (first, own) = (pausing.clone(), work.clone());
-        // Permits are handed out in the order requested: the test's second one comes after the mail's.
-        let permit = pausing.concurrent.acquire().await.unwrap();
-        let waiting = work.spawn(async move { first.send(&mail(), &own).await });
-        for _ in 0..10 {
-            tokio::task::yield_now().await;
-        }
-        drop(permit);
-        let permit = tokio::time::timeout(Duration::from_secs(30), pausing.concurrent.acquire()).await;
-        drop(permit.expect("the only permit is free while the first mail pauses"));
+        let waiting: Vec<_> = (0..100)
+            .map(|_| {
+                let (transport, own) = (pausing.clone(), work.clone());
+                work.spawn(async move { send(&transport, &own).await })
+            })
+            .collect();
+        let are_retrying = || pausing.places.retrying() == 100;
+        tokio::time::timeout(Duration::from_secs(30), async {
+            while !are_retrying() {
+                tokio::task::yield_now().await;
+            }
+        })
+        .await
+        .expect("all mails wait for their next attempt");
         std::fs::create_dir(&later).unwrap();
-        assert!(pausing.send(&mail(), &work).await);
-        assert!(!waiting.is_finished());
-        // Stopping ends the hour's pause, and the mail is sent.
+        assert!(send(&pausing, &work).await);
+        assert!(are_retrying());
+        // Stopping ends the hour's pause, and the mails are sent.
         work.finished().await;
-        assert!(waiting.await.unwrap());
+        for sent in waiting {
+            assert!(sent.await.unwrap());
+        }
     }
 }

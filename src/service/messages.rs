@@ -10,7 +10,7 @@ use crate::{
         AccessKey, Caller, DeviceId, MessageId, Refusal, UserId,
         envelope::{MailPage, MailPageRequest, MailboxSize, OutgoingEnvelope},
     },
-    store::{AcceptedMessage, AckRequest, MailAnswer, MailRequest, SendRequest},
+    store::{AcceptedMessage, AckRequest, MailAnswer, MailRequest, PendingAnswer, SendRequest, StoreError},
 };
 
 /// Lets the requests of one kind on a socket take effect in the order received, although they run concurrently.
@@ -83,7 +83,7 @@ impl Service {
         let request = SendRequest { caller, epoch, message: id, to, ephemeral, ttl, envelopes, skipped, access, now };
         let queued = self.mail.enqueue(MailRequest::Send(request)).await?;
         drop(turn);
-        match queued.answer().await? {
+        match answer(queued).await? {
             MailAnswer::Sent(accepted) => {
                 if !accepted.duplicate {
                     self.metrics.sends.inc();
@@ -91,7 +91,7 @@ impl Service {
                 }
                 Ok(accepted)
             }
-            MailAnswer::Acked(_) => Err(Refusal::Internal),
+            MailAnswer::Acked(_) | MailAnswer::Deferred(_) => Err(Refusal::Internal),
         }
     }
 
@@ -101,9 +101,10 @@ impl Service {
     /// `session_revoked`
     pub async fn ack(&self, caller: Caller, seqs: Vec<i64>) -> Result<u64, Refusal> {
         let request = AckRequest { caller, seqs, now: self.now() };
-        match self.mail.submit(MailRequest::Ack(request)).await? {
+        let queued = self.mail.enqueue(MailRequest::Ack(request)).await?;
+        match answer(queued).await? {
             MailAnswer::Acked(count) => Ok(count),
-            MailAnswer::Sent(_) => Err(Refusal::Internal),
+            MailAnswer::Sent(_) | MailAnswer::Deferred(_) => Err(Refusal::Internal),
         }
     }
 
@@ -121,5 +122,13 @@ impl Service {
     /// `unavailable`
     pub async fn mail_page(&self, device: DeviceId, page: MailPageRequest) -> Result<MailPage, Refusal> {
         Ok(self.store.mail_page(device, page, self.now()).await?)
+    }
+}
+
+/// Waits for the final answer to a request.
+async fn answer(queued: PendingAnswer<MailAnswer>) -> Result<MailAnswer, StoreError> {
+    match queued.answer().await? {
+        MailAnswer::Deferred(pending) => pending.answer().await,
+        answer => Ok(answer),
     }
 }

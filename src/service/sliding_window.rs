@@ -111,4 +111,21 @@ mod tests {
         window.give_back(&[(2, 1), (100, 3)], start);
         assert!(take(4).is_ok());
     }
+
+    #[test]
+    fn keys_that_others_add_make_no_key_forget_its_events() {
+        let start = Timestamp::parse("2026-01-01T00:00:00Z").unwrap();
+        let window = SlidingWindow::new(1, Duration::from_mins(1));
+        let take = |key: usize, second: u64| window.take(&[(key, 1)], start + Duration::from_secs(second));
+        assert!(take(0, 30).is_ok());
+        for key in 1..=5 * CLEAN_UP_ABOVE {
+            assert!(take(key, 30).is_ok());
+        }
+        assert!((0..=5 * CLEAN_UP_ABOVE).all(|key| take(key, 89).is_err()));
+        // Those whose events have left the window are removed.
+        for key in 1..=20 * CLEAN_UP_ABOVE {
+            let _ = take(1_000_000 + key, 90 + key as u64);
+        }
+        assert!(window.events.lock().unwrap().len() < 15 * CLEAN_UP_ABOVE);
+    }
 }

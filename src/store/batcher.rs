@@ -39,8 +39,6 @@ pub struct BatchWorkers {
     pub largest_batch: usize,
     /// The number of workers. With more than one, later items may overtake earlier ones.
     pub count: usize,
-    /// Whether the batches only read. They then use the connections of the store's runtime, and run there.
-    pub only_reads: bool,
     /// Records the size and duration of batches.
     pub meter: BatchMeter,
     /// Counts what is refused because a user has too much in the queue.
@@ -77,10 +75,10 @@ impl<Item: BatchItem, Answer: Send + 'static> Batcher<Item, Answer> {
     {
         let (queue, waiting) = mpsc::channel::<QueuedItem<Item, Answer>>(QUEUE);
         let waiting = Arc::new(Mutex::new(waiting));
-        let BatchWorkers { name, largest_batch: largest, count, only_reads, meter, metrics } = workers;
+        let BatchWorkers { name, largest_batch: largest, count, meter, metrics } = workers;
         for _ in 0..count {
             let (waiting, run, meter, health) = (waiting.clone(), run.clone(), meter.clone(), health.clone());
-            let worker = async move {
+            tasks.spawn_batch_worker(name, async move {
                 let mut taken = Vec::with_capacity(largest);
                 while waiting.lock().await.recv_many(&mut taken, largest).await > 0 {
                     let last_outage_at = health.last_outage_at();
@@ -107,12 +105,7 @@ impl<Item: BatchItem, Answer: Send + 'static> Batcher<Item, Answer> {
                         let _ = caller.send(answer);
                     }
                 }
-            };
-            if only_reads {
-                tasks.spawn(name, worker);
-            } else {
-                tasks.spawn_batch_worker(name, worker);
-            }
+            });
         }
         Self { queue, users: UserQueues::new(QUEUE_PER_USER, metrics) }
     }
@@ -143,6 +136,7 @@ impl<Item: BatchItem, Answer: Send + 'static> Batcher<Item, Answer> {
 }
 
 /// The result of a queued item.
+#[derive(Debug)]
 #[must_use = "dropping it discards the answer"]
 pub struct PendingAnswer<Answer>(oneshot::Receiver<Result<Answer, StoreError>>);
 
@@ -186,14 +180,7 @@ mod tests {
 
     fn one_worker(largest_batch: usize) -> BatchWorkers {
         let metrics = Arc::new(Metrics::new());
-        BatchWorkers {
-            name: "batch",
-            largest_batch,
-            count: 1,
-            only_reads: false,
-            meter: metrics.batch(Batch::Claims),
-            metrics,
-        }
+        BatchWorkers { name: "batch", largest_batch, count: 1, meter: metrics.batch(Batch::Claims), metrics }
     }
 
     #[tokio::test]

@@ -161,6 +161,20 @@ impl Store {
         .await
     }
 
+    /// Deletes a challenge whose code was not mailed, so that it does not count for its address. Keeps one with a guess, so
+    /// that mail that fails allows no more guesses, and because the mail server may deliver a mail that it seemed to refuse.
+    ///
+    /// # Errors
+    /// [`StoreError::Unavailable`]
+    pub async fn withdraw_challenge(&self, challenge: ChallengeId) -> Result<(), StoreError> {
+        self.retrying(|| async {
+            let mut tx = self.begin().await?;
+            tx.query(sql::WITHDRAW_CHALLENGE).bind(challenge.0).execute().await?;
+            tx.commit().await
+        })
+        .await
+    }
+
     /// Returns how many codes to this address were paid for by proofs of work in the last day.
     ///
     /// # Errors

@@ -35,6 +35,7 @@ pub(super) async fn revoke(
     for text in [
         // Locks the mailbox before its envelopes are deleted, and so waits for a send in progress.
         mailbox::EMPTY_MAILBOX,
+        mailbox::DELETE_SHARES,
         mailbox::DELETE_MESSAGES,
         keys::DELETE_SIGNED_PREKEYS,
         keys::DELETE_UNISSUED,

@@ -3,15 +3,18 @@
 //! Sends and acks of many devices share one transaction. It locks their mailboxes, by id, before it reads anything that
 //! the sends depend on. So envelope numbers follow commit order without gaps, and a reader that sees one number sees
 //! all smaller ones. What to write is decided in memory (`plan`) and written by a few set-based statements.
+//!
+//! A mailbox that another transaction keeps locked must not hold up the others of the batch: see `deferral`.
 
 mod batch;
+mod deferral;
 mod expiry;
 mod plan;
 mod reading;
 mod writing;
 
 use std::{
-    collections::{BTreeMap, BTreeSet, HashMap, hash_map::Entry},
+    collections::{BTreeMap, BTreeSet, HashMap, HashSet, hash_map::Entry},
     time::Duration,
 };
 
@@ -19,7 +22,7 @@ use chrono::{DateTime, Utc};
 use uuid::Uuid;
 
 use super::{
-    BatchItem, BatchOutcome, Store, StoreError, access, rows,
+    BatchItem, BatchOutcome, PendingAnswer, Store, StoreError, access, rows,
     sql::{access::BLOCKS_OF_MANY, accounts, mailbox as sql},
     tx::{Column, Tx},
 };
@@ -27,9 +30,11 @@ use crate::domain::{
     AccessKey, Caller, DeviceId, MessageId, SessionId, Timestamp, UserId,
     envelope::{MailboxBounds, MailboxSize, OutgoingEnvelope},
 };
+pub use deferral::DeferredMail;
+
 use batch::MailBatch;
-use plan::{CallerSession, Mailbox, Plan, PlanInput, RecipientUser, RememberedSend, plan};
-use writing::{lock_mailboxes, remove_envelopes};
+use plan::{CallerSession, Mailbox, Plan, PlanInput, RecipientUser, RememberedSend, Shares, plan};
+use writing::{lock_mailboxes_of_owners, remove_envelopes};
 
 /// Maximum size of a transaction, unless a single message is larger: bytes of content plus [`ROW_BYTES`] per row.
 const COMMIT_BYTES: usize = 4 * 1024 * 1024;
@@ -107,6 +112,19 @@ pub enum MailAnswer {
     Sent(AcceptedMessage),
     /// This many envelopes were deleted.
     Acked(u64),
+    /// A mailbox stayed locked, and the request waits for it elsewhere. Only [`Mailboxes::serve_or_defer`] answers so.
+    Deferred(PendingAnswer<MailAnswer>),
+}
+
+/// What a transaction does if another one has locked a mailbox that it needs.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum LockWait {
+    /// Waits about a second.
+    Long,
+    /// Waits about as long as other batches take.
+    Brief,
+    /// Goes on without it. Requests that need it are [`StoreError::Locked`].
+    Skip,
 }
 
 /// An accepted message.
@@ -144,7 +162,10 @@ impl Mailboxes {
         while !rest.is_empty() {
             let (commit, later) = rest.split_at(first_commit(rest));
             rest = later;
-            match self.store.run_batch("mail", commit, |items, again| self.serve_once(items, again)).await {
+            let serve = self.store.run_batch("mail", commit, |items, again| {
+                self.serve_once(items, again, LockWait::Long, HashSet::new())
+            });
+            match serve.await {
                 Ok(outcome) => all.append(outcome),
                 Err(error) if error.is_outage() => {
                     // Each further transaction would wait just as long, and so delay the requests queued behind it.
@@ -157,11 +178,23 @@ impl Mailboxes {
         all
     }
 
-    async fn serve_once(&self, items: &[MailRequest], again: bool) -> Result<BatchOutcome<MailAnswer>, StoreError> {
+    /// Runs one transaction. Sends to users in `deferred` are [`StoreError::Locked`].
+    async fn serve_once(
+        &self,
+        items: &[MailRequest],
+        again: bool,
+        wait: LockWait,
+        deferred: HashSet<UserId>,
+    ) -> Result<BatchOutcome<MailAnswer>, StoreError> {
         let batch = MailBatch::new(items);
-        let mut tx = self.store.begin().await?;
-        let mut input =
-            PlanInput { mailboxes: lock_mailboxes(&mut tx, &batch.devices()).await?, ..PlanInput::default() };
+        let mut tx = match wait {
+            LockWait::Brief => self.store.begin_with_brief_lock_wait().await?,
+            LockWait::Long | LockWait::Skip => self.store.begin().await?,
+        };
+        let skips_locked = wait == LockWait::Skip;
+        let mailboxes = lock_mailboxes_of_owners(&mut tx, &batch.devices(), skips_locked).await?;
+        let mut input = PlanInput { mailboxes, skips_locked, deferred, ..PlanInput::default() };
+        let available = skips_locked.then(|| input.mailboxes.keys().copied().collect());
         input.sessions = sessions(&mut tx, &batch.sessions()).await?;
         let valid_acks = batch.valid_acks(&input);
         let acked = batch.acked_envelopes(&valid_acks, &input);
@@ -176,7 +209,7 @@ impl Mailboxes {
         }
         plan.write(&mut tx).await?;
         tx.commit().await?;
-        let acked = batch.count_acked(&valid_acks, removed.into_iter().collect());
+        let acked = batch.count_acked(&valid_acks, removed.into_iter().collect(), available.as_ref());
         let Plan { answers, signals, .. } = plan;
         Ok(BatchOutcome { answers: batch.merge(acked, answers), signals })
     }
@@ -268,14 +301,32 @@ async fn read_for_sends(
         input.sends.insert(id, send);
     }
 
-    let crowded = batch.crowded(input, bounds);
-    let (devices, users) = crowded.iter().map(|(device, user)| (device.0, user.0)).unzip();
-    input.shares = crowded.into_iter().map(|pair| (pair, MailboxSize::default())).collect();
-    let shares: Vec<(Uuid, Uuid, i64, i64)> =
-        tx.query(sql::SHARES_OF_MANY).bind_rows([Column::Ids(devices), Column::Ids(users)]).fetch_all().await?;
-    for (device, user, count, bytes) in shares {
-        input.shares.insert((DeviceId(device), UserId(user)), mailbox_size(count, bytes));
-    }
+    read_shares(tx, batch.crowded(input, bounds), input).await
+}
+
+/// Reads the shares of sending users in mailboxes. Those that have no counter are counted.
+async fn read_shares(
+    tx: &mut Tx<'_>,
+    pairs: HashSet<(DeviceId, UserId)>,
+    input: &mut PlanInput,
+) -> Result<(), StoreError> {
+    type ShareRow = (Uuid, Uuid, i64, i64);
+    let columns = |pairs: &[(DeviceId, UserId)]| {
+        let (devices, users) = pairs.iter().map(|(device, user)| (device.0, user.0)).unzip();
+        [Column::Ids(devices), Column::Ids(users)]
+    };
+    let share = |(device, user, count, bytes): ShareRow| ((DeviceId(device), UserId(user)), mailbox_size(count, bytes));
+    let is_counted = |(device, _): &&(DeviceId, UserId)| {
+        input.mailboxes.get(device).is_some_and(|mailbox| mailbox.shares == Shares::Counted)
+    };
+    let maybe_counted: Vec<_> = pairs.iter().filter(is_counted).copied().collect();
+    let found: Vec<ShareRow> = tx.query(sql::COUNTED_SHARES).bind_rows(columns(&maybe_counted)).fetch_all().await?;
+    input.shares = found.into_iter().map(share).collect();
+    input.counted = input.shares.keys().copied().collect();
+    let uncounted: Vec<_> = pairs.into_iter().filter(|pair| !input.counted.contains(pair)).collect();
+    input.shares.extend(uncounted.iter().map(|pair| (*pair, MailboxSize::default())));
+    let found: Vec<ShareRow> = tx.query(sql::COUNT_SHARES).bind_rows(columns(&uncounted)).fetch_all().await?;
+    input.shares.extend(found.into_iter().map(share));
     Ok(())
 }
 

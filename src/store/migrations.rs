@@ -23,6 +23,7 @@ pub static ON_SQLITE: LazyLock<Migrator> = LazyLock::new(|| {
         ("lock and approvals", include_str!("../../migrations/sqlite/0008_lock_and_approvals.sql")),
         ("fair codes", include_str!("../../migrations/sqlite/0009_fair_codes.sql")),
         ("wrong guesses", include_str!("../../migrations/sqlite/0010_wrong_guesses.sql")),
+        ("mailbox shares", include_str!("../../migrations/sqlite/0011_mailbox_shares.sql")),
     ])
 });
 
@@ -39,6 +40,7 @@ pub static ON_POSTGRES: LazyLock<Migrator> = LazyLock::new(|| {
         ("lock and approvals", include_str!("../../migrations/postgres/0008_lock_and_approvals.sql")),
         ("fair codes", include_str!("../../migrations/postgres/0009_fair_codes.sql")),
         ("wrong guesses", include_str!("../../migrations/postgres/0010_wrong_guesses.sql")),
+        ("mailbox shares", include_str!("../../migrations/postgres/0011_mailbox_shares.sql")),
     ])
 });
 

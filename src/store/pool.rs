@@ -23,7 +23,11 @@ use tokio::{
     time::{Instant, error::Elapsed, sleep, timeout, timeout_at},
 };
 
-use super::{StoreError, health::DatabaseHealth, session_settings::BEGIN_WITH_SETTINGS};
+use super::{
+    StoreError,
+    health::DatabaseHealth,
+    session_settings::{BEGIN_WITH_BRIEF_LOCK_WAIT, BEGIN_WITH_SETTINGS, BEGIN_WITH_SETTINGS_AND_BRIEF_LOCK_WAIT},
+};
 use crate::metrics::Metrics;
 
 /// How long an operation may use a connection, counted from when it gets it.
@@ -330,9 +334,13 @@ impl<DB: Engine> PooledConnection<'_, DB> {
 
     /// Begins a write transaction.
     pub async fn begin(&mut self) -> Result<(), StoreError> {
-        let text = if self.is_pooled() { DB::BEGIN_POOLED } else { DB::BEGIN };
+        self.begin_as(if self.is_pooled() { DB::BEGIN_POOLED } else { DB::BEGIN }).await
+    }
+
+    /// Begins a transaction with one of these commands.
+    async fn begin_as(&mut self, text: &'static str) -> Result<(), StoreError> {
         // If one of several commands fails, the transaction has begun and must be ended.
-        self.in_transaction = self.is_pooled();
+        self.in_transaction = text != DB::BEGIN;
         let (deadline, connection) = self.start();
         let begun = within(deadline, DB::command(connection, text)).await;
         self.finish(begun)?;
@@ -416,6 +424,18 @@ async fn within<T>(
     match deadline {
         Some(deadline) => timeout_at(deadline, statement).await,
         None => Ok(statement.await),
+    }
+}
+
+impl PooledConnection<'_, Postgres> {
+    /// Begins a write transaction whose statements hardly wait for locked rows.
+    pub async fn begin_with_brief_lock_wait(&mut self) -> Result<(), StoreError> {
+        self.begin_as(if self.is_pooled() {
+            BEGIN_WITH_SETTINGS_AND_BRIEF_LOCK_WAIT
+        } else {
+            BEGIN_WITH_BRIEF_LOCK_WAIT
+        })
+        .await
     }
 }
 

@@ -27,10 +27,30 @@ pub const SESSION_SETTINGS: [(&str, &str); 5] = [
     ("enable_seqscan", "off"),
 ];
 
+macro_rules! begin_with_settings {
+    () => {
+        "BEGIN; SET LOCAL lock_timeout = '1100ms'; SET LOCAL statement_timeout = '9s'; \
+        SET LOCAL idle_in_transaction_session_timeout = '15s'; SET LOCAL synchronous_commit = on; \
+        SET LOCAL enable_seqscan = off"
+    };
+}
+
+/// Several times what a batch of mail usually takes, so that a batch of another node is waited for, in the order in which
+/// PostgreSQL grants locks. It delays a batch once for each mailbox that stays locked longer.
+macro_rules! brief_lock_wait {
+    () => {
+        "SET LOCAL lock_timeout = '100ms'"
+    };
+}
+
 /// Begins a transaction with the same settings.
-pub const BEGIN_WITH_SETTINGS: &str = "BEGIN; SET LOCAL lock_timeout = '1100ms'; SET LOCAL statement_timeout = '9s'; \
-    SET LOCAL idle_in_transaction_session_timeout = '15s'; SET LOCAL synchronous_commit = on; \
-    SET LOCAL enable_seqscan = off";
+pub const BEGIN_WITH_SETTINGS: &str = begin_with_settings!();
+
+/// Begins a transaction whose statements hardly wait for locked rows.
+pub const BEGIN_WITH_BRIEF_LOCK_WAIT: &str = concat!("BEGIN; ", brief_lock_wait!());
+
+/// The same with the other settings.
+pub const BEGIN_WITH_SETTINGS_AND_BRIEF_LOCK_WAIT: &str = concat!(begin_with_settings!(), "; ", brief_lock_wait!());
 
 /// Checks that the settings hold on a connection, in its current transaction.
 ///

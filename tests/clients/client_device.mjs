@@ -4,7 +4,7 @@
 
 import assert from 'node:assert/strict';
 import { randomUUID } from 'node:crypto';
-import { Connection, SealwireError, redeem, requestCode, signIn } from './sealwire.mjs';
+import { Connection, redeem, requestCode, signIn } from './sealwire.mjs';
 import { SignalDevice, isFirstMessage, newRegistrationId } from './signal_device.mjs';
 
 export const MSGPACK = { format: 'msgpack', tokenIn: 'header' };
@@ -16,12 +16,8 @@ export const ok = (what) => console.log(`  ok  ${what}`);
 export const ids = (keys) => keys.map(({ key_id }) => key_id);
 
 export class Device {
-  /** The messages read, oldest first: `{from, text, first, envelope}`, where `from` is the sending device. */
+  /** The messages read, oldest first: `{from, text, first}`, where `from` is the sending device. */
   inbox = [];
-  /** The details of every `devices_mismatch` received. */
-  mismatches = [];
-  /** Numbers of messages accepted as new, of messages accepted as duplicates, and of envelopes delivered again. */
-  counts = { accepted: 0, repeated: 0, redelivered: 0 };
 
   #server;
   /** The devices with which this one has a session, by user. */
@@ -120,108 +116,43 @@ export class Device {
     }
   }
 
-  /** Sends texts to a user, all at once. Returns the replies. */
+  /** Sends texts to the known devices of a user, all at once. Returns the replies. */
   async send(user, ...texts) {
-    return this.deliver(await this.compose(user, texts));
-  }
-
-  /** Encrypts texts for every known device of a user. */
-  async compose(user, texts) {
-    const composed = [];
+    const requests = [];
     for (const text of texts) {
-      const params = { message_id: randomUUID(), to: user, messages: [] };
-      for (const deviceId of this.#devicesOf(user)) params.messages.push(await this.#encrypt(deviceId, text));
-      composed.push({ text, params });
+      const messages = [];
+      for (const deviceId of this.#devicesOf(user)) messages.push(await this.#encrypt(deviceId, text));
+      requests.push({ message_id: randomUUID(), to: user, messages });
     }
-    return composed;
-  }
-
-  /**
-   * Sends messages from `compose`, all at once. Those refused with `devices_mismatch` are encrypted for the right devices and sent
-   * again. Returns the replies.
-   */
-  async deliver(composed) {
-    const outcomes = await Promise.allSettled(composed.map(({ params }) => this.socket.request('messages.send', params)));
-    const replies = outcomes.map(({ value }) => value);
-    const refused = [];
-    for (const [index, { reason }] of outcomes.entries()) {
-      if (reason === undefined) continue;
-      if (!(reason instanceof SealwireError) || reason.code !== 'devices_mismatch') throw reason;
-      await this.#amend(composed[index], reason.details);
-      refused.push(index);
-    }
-    for (const { accepted_at, duplicate, undelivered } of replies.filter(Boolean)) {
+    const replies = await Promise.all(requests.map((params) => this.socket.request('messages.send', params)));
+    for (const { accepted_at, duplicate, undelivered } of replies) {
       assert.match(accepted_at, TIME);
-      assert.deepEqual(undelivered, []);
-      this.counts[duplicate ? 'repeated' : 'accepted'] += 1;
-    }
-    if (refused.length > 0) {
-      const later = await this.deliver(refused.map((index) => composed[index]));
-      for (const [at, index] of refused.entries()) replies[index] = later[at];
+      assert.deepEqual([duplicate, undelivered], [false, []]);
     }
     return replies;
   }
 
-  /** Reads this many envelopes, then acks them if `ack`. Returns the texts of the new ones. */
-  async receive(count = 1, { ack = true } = {}) {
+  /** Reads this many envelopes and acks them. Returns their texts. */
+  async receive(count = 1) {
     const envelopes = [];
     while (envelopes.length < count) envelopes.push(await this.socket.waitFor('message'));
-    return this.#take(envelopes, ack);
-  }
-
-  /** Reads until `mailbox.drained`, which comes once after each connect. Returns the same as `receive`. */
-  async catchUp({ ack = true } = {}) {
-    const envelopes = [];
-    for (;;) {
-      const { event, data } = await this.socket.waitForFirst(['message', 'mailbox.drained']);
-      if (event === 'mailbox.drained') return this.#take(envelopes, ack);
-      envelopes.push(data);
-    }
-  }
-
-  async #take(envelopes, ack) {
-    const before = this.inbox.length;
     for (const envelope of envelopes) await this.#read(envelope);
-    if (ack && envelopes.length > 0) {
-      const { acked } = await this.socket.request('messages.ack', { seqs: envelopes.map(({ seq }) => seq) });
-      assert.equal(acked, envelopes.length);
-    }
-    return this.inbox.slice(before).map(({ text }) => text);
+    const { acked } = await this.socket.request('messages.ack', { seqs: envelopes.map(({ seq }) => seq) });
+    assert.equal(acked, count);
+    return this.inbox.slice(-count).map(({ text }) => text);
   }
 
-  /** Decrypts an envelope, which is possible only once. An envelope delivered again is recognized by its `seq`. */
+  /** Decrypts an envelope, which is possible only once. */
   async #read(envelope) {
     const { seq, message_id, from, type, content, accepted_at, ephemeral } = envelope;
     assert.match(message_id, UUID);
     assert.match(accepted_at, TIME);
     assert.equal(ephemeral, false);
-    if (seq <= this.inbox.length) {
-      assert.deepEqual(envelope, this.inbox[seq - 1].envelope);
-      this.counts.redelivered += 1;
-      return;
-    }
     assert.equal(seq, this.inbox.length + 1, 'the seqs of a mailbox have no gaps');
     const sealed = { type, content: this.#fromWire(content) };
     const text = await this.signal.decrypt(from.device_id, sealed);
     this.#devicesOf(from.user_id).add(from.device_id);
-    this.inbox.push({ from: from.device_id, text, first: isFirstMessage(sealed), envelope });
-  }
-
-  /** Decrypts the newest message once more, which libsignal must refuse. */
-  async readAgain() {
-    const { from, envelope } = this.inbox.at(-1);
-    return this.signal.decrypt(from, { type: envelope.type, content: this.#fromWire(envelope.content) });
-  }
-
-  /** Encrypts a refused message for the devices that its recipient has now. */
-  async #amend({ text, params }, details) {
-    this.mismatches.push(details);
-    const devices = this.#devicesOf(params.to);
-    for (const extra of details.extra) devices.delete(extra);
-    const unknown = details.missing.filter((id) => !devices.has(id));
-    if (unknown.length > 0) await this.startSessions(params.to, await this.claim(params.to, randomUUID(), unknown));
-    params.messages = params.messages.filter(({ device_id }) => devices.has(device_id));
-    for (const deviceId of details.missing) params.messages.push(await this.#encrypt(deviceId, text));
+    this.inbox.push({ from: from.device_id, text, first: isFirstMessage(sealed) });
   }
 
   async #encrypt(deviceId, text) {

@@ -3,7 +3,7 @@
 //     node libsignal_pqxdh.mjs URL MAIL_DIR
 //
 // Tests keys and sessions. `twoDevices` sends the ciphertext through the server; `crowd`, which tests only keys, passes it on within
-// this script. libsignal_conversation.mjs has a whole conversation.
+// this script. libsignal_conversation.mjs has a whole conversation, over the TypeScript client.
 
 import assert from 'node:assert/strict';
 import { randomUUID } from 'node:crypto';

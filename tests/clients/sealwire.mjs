@@ -5,10 +5,8 @@
 
 import { decode, encode } from '@msgpack/msgpack';
 import assert from 'node:assert/strict';
-import { readFile, readdir, stat } from 'node:fs/promises';
-import { join } from 'node:path';
-import { setTimeout as pause } from 'node:timers/promises';
 import WebSocket from 'ws';
+import { mailedCode, mails } from '../../sdk/typescript/test-support/mail.mjs';
 
 const TIMEOUT_MS = 60_000;
 
@@ -55,37 +53,6 @@ export async function requestCode(server, email) {
 /** Redeems a code of `requestCode`. */
 export function redeem(server, code, more) {
   return http(server, 'POST', '/v1/auth/verify', { body: { ...code, ...more } });
-}
-
-const mails = async (dir) => (await readdir(dir)).filter((name) => name.endsWith('.eml'));
-
-/** Waits for a mail to `email` with a code that is not among `before`: the newest if there are several. */
-async function mailedCode(dir, email, before) {
-  for (const deadline = Date.now() + TIMEOUT_MS; Date.now() < deadline; await pause(20)) {
-    const found = [];
-    for (const name of (await mails(dir)).filter((name) => !before.has(name))) {
-      const { to, text } = parseMail(await readFile(join(dir, name), 'utf8'));
-      const codes = new Set(text.match(/(?<!\d)\d{8}(?!\d)/g));
-      if (!to.includes(email) || codes.size === 0) continue;
-      assert.equal(codes.size, 1, `the code is not the only eight-digit group in:\n${text}`);
-      found.push({ code: [...codes][0], at: (await stat(join(dir, name))).mtimeMs });
-    }
-    if (found.length > 0) return found.sort((a, b) => b.at - a.at)[0].code;
-  }
-  throw new Error(`no mail with a code for ${email} in ${dir}`);
-}
-
-/** The recipient, and the subject with the text, of a single-part mail. */
-function parseMail(raw) {
-  const [head, ...rest] = raw.split(/\r?\n\r?\n/);
-  const header = (name) => head.replace(/\r?\n[ \t]+/g, ' ').match(new RegExp(`^${name}: *(.*)$`, 'im'))?.[1] ?? '';
-  let body = rest.join('\n\n');
-  const encoding = header('Content-Transfer-Encoding').toLowerCase();
-  if (encoding === 'base64') body = Buffer.from(body, 'base64').toString();
-  if (encoding === 'quoted-printable') {
-    body = body.replace(/=\r?\n/g, '').replace(/=([0-9A-F]{2})/gi, (_, hex) => String.fromCharCode(parseInt(hex, 16)));
-  }
-  return { to: header('To').toLowerCase(), text: `${header('Subject')}\n${body}` };
 }
 
 /** The socket of one device: requests with replies, a queue of events, and the close. */
@@ -164,22 +131,6 @@ export class Connection {
   /** Takes the first queued event with this name whose data fits, or waits for one. Returns its data. */
   async waitFor(event, fits = () => true) {
     return (await this.#take(`the event ${event}`, (frame) => frame.event === event && fits(frame.data))).data;
-  }
-
-  /** Takes the first event with any of these names. Returns the frame. */
-  waitForFirst(events) {
-    return this.#take(`one of the events ${events}`, ({ event }) => events.includes(event));
-  }
-
-  /** Stops reading: everything that the server sends from now on is lost. */
-  stopReading() {
-    this.#socket.pause();
-  }
-
-  /** Drops the connection without a close, like a network failure. */
-  drop() {
-    this.#socket.terminate();
-    this.#end(new Error('the connection was dropped'));
   }
 
   /** Closes the socket and waits until it is closed. */

@@ -4,6 +4,7 @@
 mod records;
 mod refused;
 mod strangers;
+mod throwaways;
 
 use std::time::Duration;
 

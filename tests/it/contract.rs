@@ -1,5 +1,6 @@
 //! The store's contract: one suite that runs on SQLite and on PostgreSQL, so that the two cannot drift apart.
 
+mod counters;
 mod given_schema;
 mod postgres;
 mod schema;
@@ -79,6 +80,7 @@ on_every_engine! {
         a_proof_is_spent_once_by_parallel_requests
         an_attempt_at_an_unknown_challenge_spends_its_proof
         an_address_has_a_budget_for_its_owner_and_one_for_others
+        a_withdrawn_challenge_does_not_count_unless_somebody_guessed
         a_network_is_known_for_ninety_days_after_the_last_sign_in
         a_user_knows_at_most_a_hundred_networks
         wrong_guesses_count_for_thirty_days_until_the_owner_signs_in

@@ -4,14 +4,18 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
 use futures_util::future::join_all;
 use reqwest::Method;
+use sealwire::domain::Suite;
 use serde_json::{Value, json};
 use uuid::Uuid;
 
 use crate::{
     metrics::{Scrape, wait_for_sample},
     support::{
-        Cluster, Codec, Member, RowLock, ServerProcess, Services, Socket, code, http::call, mailing::message,
-        server::ReservedPort, sign_in,
+        Cluster, Codec, KeySet, Member, RowLock, ServerProcess, Services, Socket, code,
+        http::call,
+        mailing::{content, message},
+        server::ReservedPort,
+        sign_in,
     },
 };
 
@@ -159,6 +163,106 @@ async fn a_locked_mailbox_fails_its_own_messages_and_no_other_of_the_batch() {
     carol.receives("later").await;
 }
 
+#[tokio::test(flavor = "multi_thread")]
+async fn messages_to_others_are_stored_while_one_waits_for_a_locked_mailbox() {
+    let (cluster, _admin) = node(&[]).await;
+    let node = &cluster.nodes[0];
+    let (alice, bob) = (
+        Member::join(node, "alice@example.org", Codec::Json).await,
+        Member::join(node, "bob@example.org", Codec::Json).await,
+    );
+    let carol = Member::join(node, "carol@example.org", Codec::Json).await;
+    let mut row_lock = RowLock::lock(&cluster, MAILBOX, &carol.person.device).await;
+    let (to_carol, is_over) = (AtomicUsize::new(0), AtomicBool::new(false));
+    // One message to carol after the other waits for a second in vain.
+    let waits = async {
+        while !is_over.load(Ordering::Relaxed) {
+            let sent = alice.socket.try_request("messages.send", message(&[&carol.person], "never")).await;
+            assert_eq!(code(&sent.unwrap().unwrap_err()), "unavailable");
+            to_carol.fetch_add(1, Ordering::Relaxed);
+        }
+    };
+    let others = async {
+        let (mut overtook, mut tries) = (0, 0);
+        while overtook < 5 {
+            tries += 1;
+            assert!(tries < 200, "messages to others wait too");
+            row_lock.wait_for_waiters(1).await;
+            let before = to_carol.load(Ordering::Relaxed);
+            alice.send(&[&bob.person], "for bob").await;
+            bob.receives("for bob").await;
+            // It was stored and delivered while the same message to carol waited.
+            overtook += usize::from(to_carol.load(Ordering::Relaxed) == before);
+        }
+        is_over.store(true, Ordering::Relaxed);
+    };
+    tokio::join!(waits, others);
+    row_lock.release().await;
+    alice.send(&[&carol.person], "at last").await;
+    carol.receives("at last").await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn messages_that_waited_for_a_locked_mailbox_arrive_in_their_order() {
+    let (cluster, admin) = node(&[]).await;
+    let node = &cluster.nodes[0];
+    let alice = Member::join(node, "alice@example.org", Codec::Json).await;
+    let (phone, laptop) = (
+        Member::join(node, "bob@example.org", Codec::Json).await,
+        Member::join(node, "bob@example.org", Codec::Json).await,
+    );
+    let both = [&phone.person, &laptop.person];
+    alice.send(&both, "0").await;
+    let deferred = "sealwire_batch_items_sum{batch=\"deferred_mail\"}";
+    // Until some have waited behind others, which needs a lock that is held longer than a batch waits for it.
+    let mut sent = 1;
+    while Scrape::of(admin.address).await.samples[deferred] < 10.0 {
+        let mut row_lock = RowLock::lock(&cluster, MAILBOX, &phone.person.device).await;
+        let numbers: Vec<u32> = (sent..sent + 20).collect();
+        let socket = &alice.socket;
+        let sends = numbers.iter().map(|number| async move {
+            let mut params = message(&both, &number.to_string());
+            params["ephemeral"] = (number % 5 == 0).into();
+            socket.request("messages.send", params).await
+        });
+        let release = async {
+            row_lock.wait_for_waiters(1).await;
+            // More than the brief wait; whether it was, the counter tells.
+            tokio::time::sleep(std::time::Duration::from_millis(300)).await;
+            row_lock.release().await;
+        };
+        tokio::join!(join_all(sends), release);
+        sent += 20;
+    }
+    for device in [&phone, &laptop] {
+        let mut seqs = Vec::new();
+        for number in 0..sent {
+            let event = device.socket.event("message").await;
+            assert_eq!(event["content"], content(&number.to_string()));
+            seqs.extend(event["seq"].as_u64());
+        }
+        assert!(seqs.iter().copied().eq(1..=seqs.len() as u64), "{seqs:?}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_message_does_not_wait_for_the_mailbox_of_a_device_of_somebody_else() {
+    let (cluster, _admin) = node(&[]).await;
+    let node = &cluster.nodes[0];
+    let mut members = Vec::new();
+    for name in ["alice", "bob", "carol"] {
+        members.push(Member::join(node, &format!("{name}@example.org"), Codec::Json).await);
+    }
+    let [alice, bob, carol] = &members[..] else { panic!("three have joined") };
+    let row_lock = RowLock::lock(&cluster, MAILBOX, &carol.person.device).await;
+    for _ in 0..5 {
+        let wrong = message(&[&bob.person, &carol.person], "for whom?");
+        let error = alice.socket.refused("messages.send", wrong).await;
+        assert_eq!(error["details"], json!({ "missing": [], "extra": [carol.person.device] }), "{error}");
+    }
+    row_lock.release().await;
+}
+
 async fn bob_request(alice: &Member, bob: &Member) -> Value {
     alice.send(&[&bob.person], "for bob").await
 }
@@ -186,6 +290,70 @@ async fn a_locked_device_fails_its_own_connect_and_no_other_of_the_batch() {
     }
     row_lock.release().await;
     Socket::connect(node, &people[0].token, Codec::Json).await.barrier().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn publishes_of_a_hundred_signatures_of_which_the_last_is_wrong_do_not_stop_others() {
+    let server = ServerProcess::start(&[]).await;
+    let (alice, bob) = (
+        Member::join(&server, "alice@example.org", Codec::Json).await,
+        Member::join(&server, "bob@example.org", Codec::Json).await,
+    );
+    let carol = sign_in(&server, "carol@example.org").await;
+    let carol = Socket::connect(&server, &carol.token, Codec::Json).await;
+    let mut keys = KeySet::new(Suite::SignalX3dh, 7);
+    carol.request("keys.publish", keys.complete([])).await;
+    let mut attackers = Vec::new();
+    for index in 0..4 {
+        let person = sign_in(&server, &format!("attacker{index}@example.org")).await;
+        let socket = Socket::connect(&server, &person.token, Codec::MsgPack).await;
+        let mut keys = KeySet::new(Suite::SignalPqxdh, index);
+        socket.request("keys.publish", keys.complete([])).await;
+        let key = keys.pq_prekey(1);
+        let all = (1..=100).map(|id| {
+            let mut key = key.clone();
+            key["key_id"] = id.into();
+            if id == 100 {
+                key["signature"] = KeySet::new(Suite::SignalPqxdh, 99).pq_prekey(1)["signature"].clone();
+            }
+            key
+        });
+        attackers.push((socket, json!({ "pq_one_time": all.collect::<Vec<_>>() })));
+    }
+    let (is_over, wrong) = (AtomicBool::new(false), AtomicUsize::new(0));
+    // Eight at a time of each; one of each user is verified at a time.
+    let attack = attackers.iter().flat_map(|(socket, publish)| {
+        let (is_over, wrong) = (&is_over, &wrong);
+        (0..8).map(move |_| async move {
+            while !is_over.load(Ordering::Relaxed) {
+                let error = socket.refused("keys.publish", publish.clone()).await;
+                if code(&error) == "invalid_signature" {
+                    assert_eq!(error["details"], json!({ "field": "pq_one_time", "key_id": 100 }), "{error}");
+                    wrong.fetch_add(1, Ordering::Relaxed);
+                } else {
+                    assert_eq!(code(&error), "rate_limited", "{error}");
+                }
+            }
+        })
+    });
+    let others = async {
+        let mut round = 0;
+        while round < 50 || wrong.load(Ordering::Relaxed) < 100 {
+            alice.socket.barrier().await;
+            if round < 50 {
+                alice.send(&[&bob.person], "hello").await;
+                bob.receives("hello").await;
+            }
+            // Signatures of others are verified meanwhile.
+            round += 1;
+            carol.request("keys.publish", json!({ "signed_prekey": keys.signed_prekey(round + 1) })).await;
+        }
+        is_over.store(true, Ordering::Relaxed);
+    };
+    tokio::join!(join_all(attack), others);
+    for (socket, _) in &attackers {
+        assert_eq!(socket.request("keys.status", json!({})).await["pq_one_time"], 0, "nothing was stored");
+    }
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -1,5 +1,7 @@
 //! Mail over SMTP to a server that accepts, refuses, hangs or is down, and mail into a folder.
 
+mod shares;
+
 use std::{fs, sync::atomic::Ordering};
 
 use futures_util::future::join_all;

@@ -42,6 +42,7 @@ mod liveness;
 mod log_lines;
 mod logs;
 mod mail;
+mod mailbox_counters;
 mod messages;
 mod metrics;
 mod metrics_connections;

@@ -4,6 +4,7 @@
 pub mod chromium;
 pub mod claiming;
 pub mod cluster;
+pub mod counters;
 pub mod http;
 pub mod keys;
 pub mod mail_server;

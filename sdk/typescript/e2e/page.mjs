@@ -15,8 +15,9 @@ const settings = JSON.parse(localStorage.getItem('settings') ?? 'null');
 /** The id of message `i` of this app. */
 const messageId = (prefix, i) => `${prefix}-0000-4000-8000-${String(i).padStart(12, '0')}`;
 
-function start({ url, database }) {
-  const client = new SealwireClient({ url, storage: indexedDbStorage(database), crypto: x3dhCrypto(), random: () => Math.random() * 0.05 });
+function start({ url, database, longWaits }) {
+  const random = () => (longWaits ? 0.999 : Math.random() * 0.05);
+  const client = new SealwireClient({ url, storage: indexedDbStorage(database), crypto: x3dhCrypto(), random });
   client.on('error', ({ error, during }) => problems.push(`${during}: ${error.message}`));
   client.on('undecryptable', ({ message }) => problems.push(`undecryptable: ${message}`));
   client.on('untrusted', ({ message }) => problems.push(`untrusted: ${message}`));

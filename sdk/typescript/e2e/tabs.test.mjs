@@ -166,3 +166,21 @@ test('a client that is closed leaves its calls to the next tab, and the connecti
   for (const tab of [idle, writer]) assert.deepEqual(await tab.evaluate('app.problems'), []);
   await Promise.all([leader.close(), idle.close(), writer.close()]);
 });
+
+test('a page that is online or visible again does not wait', { skip }, async () => {
+  const page = await open();
+  await page.evaluate((settings) => window.app.configure(settings), { url: proxy.url, database: 'tabs', longWaits: true });
+  await page.evaluate('app.client.connect()');
+  for (const [target, event] of [['window', 'online'], ['document', 'visibilitychange']]) {
+    proxy.mode = 'refuse';
+    proxy.cut();
+    const left = () => page.evaluate('app.client.status.retryAt - Date.now()');
+    await until(async () => (await left()) > 5000, 'the wait is long');
+    const { retryAt } = await page.evaluate('app.client.status');
+    proxy.mode = 'pass';
+    await page.evaluate(`${target}.dispatchEvent(new Event('${event}'))`);
+    await until(() => page.evaluate("app.client.state === 'connected'"));
+    assert(Date.now() < retryAt, `${event} ends the wait`);
+  }
+  await page.close();
+});

@@ -41,6 +41,14 @@ try {
   const examples = [...readme.matchAll(/```ts\n([^]*?)```/g)].map(([, code]) => code).filter((code) => code.startsWith('import'));
   if (examples.length !== 2) throw new Error(`the README has ${examples.length} examples that can be run`);
   for (const [i, name] of ['browser', 'node'].entries()) writeFileSync(join(project, `src/readme-${name}.ts`), `${examples[i]}\nexport {};\n`);
+  if (!readFileSync(join(root, '../../README.md'), 'utf8').includes(examples[1])) throw new Error('README.md has another program for Node');
+  // The recipes. That for service workers needs types that exclude those of pages.
+  const recipes = readFileSync(join(root, 'packages/core/RECIPES.md'), 'utf8');
+  const codes = [...recipes.matchAll(/```tsx?\n([^]*?)```/g)].map(([, code]) => code).filter((code) => !code.startsWith('self.'));
+  if (codes.length < 9) throw new Error(`RECIPES.md has ${codes.length} recipes`);
+  for (const [i, code] of codes.entries()) {
+    writeFileSync(join(project, `src/recipes/recipe-${i}.ts`), `${code.replace("import { client } from './client';", '')}\nexport {};\n`);
+  }
   writeFileSync(
     join(project, 'package.json'),
     JSON.stringify({
@@ -54,7 +62,8 @@ try {
   run('npm', ['install', '--no-audit', '--no-fund', '--loglevel=error'], project);
   run('npx', ['tsc', '-p', 'tsconfig.node.json'], project);
   run('npx', ['tsc', '-p', 'tsconfig.browser.json'], project);
-  console.log('an empty project type-checks under strict, with the types of Node and with those of browsers');
+  run('npx', ['tsc', '-p', 'tsconfig.recipes.json'], project);
+  console.log(`an empty project type-checks under strict, with the types of Node and with those of browsers, and so do ${codes.length} recipes`);
   console.log(run('node', ['node.mjs'], project).trim());
   run('npx', ['vite', 'build', '--logLevel', 'error'], project);
   const assets = readdirSync(join(project, 'dist/assets'));

@@ -2,11 +2,11 @@
 
 import { spawn } from 'node:child_process';
 import { existsSync } from 'node:fs';
-import { mkdtemp, readdir, readFile, rm, stat } from 'node:fs/promises';
+import { mkdtemp, rm } from 'node:fs/promises';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
-import { setTimeout as pause } from 'node:timers/promises';
 import { fileURLToPath } from 'node:url';
+import { mailedCode, mails } from './mail.mjs';
 
 /** The binary, from `SEALWIRE`, or the debug build of this checkout. */
 export const binary = process.env.SEALWIRE ?? fileURLToPath(new URL('../../../target/debug/sealwire', import.meta.url));
@@ -97,27 +97,15 @@ export class Server {
   }
 
   /** Names of the mails so far. */
-  async mails() {
-    const dir = join(this.dir, 'mail');
-    return existsSync(dir) ? (await readdir(dir)).filter((name) => name.endsWith('.eml')) : [];
+  mails() {
+    return mails(join(this.dir, 'mail'));
   }
 
   /** Calls `request`, and returns the code of the mail to `email` that it caused. */
   async code(email, request) {
     const before = new Set(await this.mails());
     await request();
-    for (const deadline = Date.now() + 20_000; Date.now() < deadline; await pause(20)) {
-      const found = [];
-      for (const name of await this.mails()) {
-        if (before.has(name)) continue;
-        const path = join(this.dir, 'mail', name);
-        const { to, text } = parseMail(await readFile(path, 'utf8'));
-        const code = text.match(/(?<!\d)\d{8}(?!\d)/)?.[0];
-        if (to.includes(email) && code) found.push({ code, at: (await stat(path)).mtimeMs });
-      }
-      if (found.length > 0) return found.sort((a, b) => b.at - a.at)[0].code;
-    }
-    throw new Error(`no mail with a code for ${email}`);
+    return mailedCode(join(this.dir, 'mail'), email, before);
   }
 
   /** Signs a client in. */
@@ -125,17 +113,4 @@ export class Server {
     const code = await this.code(email, () => client.signIn.request(email));
     return client.signIn.verify(code, options);
   }
-}
-
-/** The recipient, and the subject with the text, of a single-part mail. */
-function parseMail(raw) {
-  const [head, ...rest] = raw.split(/\r?\n\r?\n/);
-  const header = (name) => head.replace(/\r?\n[ \t]+/g, ' ').match(new RegExp(`^${name}: *(.*)$`, 'im'))?.[1] ?? '';
-  let body = rest.join('\n\n');
-  const encoding = header('Content-Transfer-Encoding').toLowerCase();
-  if (encoding === 'base64') body = Buffer.from(body, 'base64').toString();
-  if (encoding === 'quoted-printable') {
-    body = body.replace(/=\r?\n/g, '').replace(/=([0-9A-F]{2})/gi, (_, hex) => String.fromCharCode(parseInt(hex, 16)));
-  }
-  return { to: header('To').toLowerCase(), text: `${header('Subject')}\n${body}` };
 }

@@ -78,7 +78,7 @@ pub fn firing(conditions: &Conditions<'_>) -> Vec<Alert> {
         ("BusDown", (!conditions.bus_is_up).then(|| BUS_DOWN.to_owned())),
         ("ServerErrors", more_than(SERVER_ERRORS, counts.server_errors(), "Error responses internal or unavailable")),
         ("WrongGuesses", more_than(WRONG_GUESSES, counts.wrong_guesses, "Wrong guesses at codes")),
-        ("MailFails", more_than(0, counts.mails_failed, "Mails not sent")),
+        ("MailFails", more_than(0, counts.mails_failed.saturating_sub(counts.mails_dropped), "Mails not sent")),
         ("NodeNearlyFull", nearly_full(conditions)),
         ("MemoryBudget", memory_budget(conditions)),
     ];
@@ -88,6 +88,7 @@ pub fn firing(conditions: &Conditions<'_>) -> Vec<Alert> {
         ("ConnectionsRefused", connections_refused(counts)),
         ("ClockWrong", clock_wrong(conditions.clock_skew)),
         ("UsersThrottled", more_than(ONE_PER_SECOND, counts.throttled, "Requests of users with too many waiting")),
+        ("MailDropped", more_than(0, counts.mails_dropped, "Mails dropped because too many were unsent")),
         (
             "RowsLocked",
             more_than(LOCK_TIMEOUTS, counts.lock_timeouts, "Statements that waited in vain for a locked row"),
@@ -213,7 +214,8 @@ mod tests {
         metrics.delivery_seconds.observe(7.0);
         let mut counts = CounterValues {
             wrong_guesses: WRONG_GUESSES + 1,
-            mails_failed: 1,
+            mails_failed: 3,
+            mails_dropped: 2,
             signals_dropped: 1,
             given_up: ONE_PER_SECOND + 1,
             throttled: ONE_PER_SECOND + 1,
@@ -262,6 +264,7 @@ mod tests {
         );
         assert_eq!(text("ClockWrong"), Some("The clock is 6 s ahead of the database's."));
         assert_eq!(text("MailFails"), Some("Mails not sent in the last minute: 1."));
+        assert_eq!(text("MailDropped"), Some("Mails dropped because too many were unsent in the last minute: 2."));
         let longer = ["NodeAway", "SweepsStopped", "PoolsEmpty", "AdminTokenGuessed"];
         let rules = rules.lines().filter_map(|line| line.trim().strip_prefix("- alert: "));
         let rules: Vec<&str> = rules.filter(|name| !longer.contains(name)).collect();

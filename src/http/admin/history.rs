@@ -45,6 +45,8 @@ pub struct CounterValues {
     pub mails_sent: u64,
     /// Failed after all tries, or dropped.
     pub mails_failed: u64,
+    /// Dropped because of a limit on unsent mails.
+    pub mails_dropped: u64,
     /// Codes that were compared and wrong.
     pub wrong_guesses: u64,
     /// Signals for other nodes that were not sent.
@@ -86,6 +88,7 @@ impl CounterValues {
             sign_ins: metrics.sign_ins.get(),
             mails_sent: metrics.mails.get(MailOutcome::Sent),
             mails_failed: metrics.mails.get(MailOutcome::Failed) + metrics.mails.get(MailOutcome::Dropped),
+            mails_dropped: metrics.mails.get(MailOutcome::Dropped),
             wrong_guesses: metrics.wrong_guesses.get(),
             signals_dropped: metrics.bus_signals.get(BusTraffic::Dropped),
             signals_repaired: Repair::ALL.iter().map(|repair| metrics.reconcile_repairs.get(*repair)).sum(),
@@ -114,6 +117,7 @@ impl CounterValues {
             sign_ins: added(self.sign_ins, earlier.sign_ins),
             mails_sent: added(self.mails_sent, earlier.mails_sent),
             mails_failed: added(self.mails_failed, earlier.mails_failed),
+            mails_dropped: added(self.mails_dropped, earlier.mails_dropped),
             wrong_guesses: added(self.wrong_guesses, earlier.wrong_guesses),
             signals_dropped: added(self.signals_dropped, earlier.signals_dropped),
             signals_repaired: added(self.signals_repaired, earlier.signals_repaired),

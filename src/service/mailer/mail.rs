@@ -15,7 +15,7 @@ use super::MailerError;
 use crate::{
     clock::{Clock, Entropy},
     domain::{
-        ApprovalKind, Email, PendingApproval, Timestamp,
+        ApprovalKind, ClientNetwork, Email, PendingApproval, Timestamp,
         otp::{CodePurpose, OtpCode},
     },
 };
@@ -25,6 +25,8 @@ pub struct Mail {
     pub(super) to: Email,
     pub(super) subject: &'static str,
     pub(super) text: String,
+    /// The network of the client that caused it, if a client did.
+    pub(super) network: Option<ClientNetwork>,
 }
 
 impl Mail {
@@ -49,14 +51,20 @@ impl Mail {
         };
         let code = code.as_str();
         let text = format!("Your code is {code}\n\n{effect}\nIt works once, for ten minutes.\n{advice}\n");
-        Self { to, subject, text }
+        Self { to, subject, text, network: None }
+    }
+
+    /// The same mail, caused by a client in this network; `None` if no client caused it.
+    #[must_use]
+    pub fn caused_from(self, network: Option<ClientNetwork>) -> Self {
+        Self { network, ..self }
     }
 
     /// The mail that `sealwire check-config --mail-to` sends.
     pub fn test(to: Email) -> Self {
         let text =
             "This mail was sent by `sealwire check-config --mail-to`.\nThe settings of the mailer work.\n".to_owned();
-        Self { to, subject: "A test mail of Sealwire", text }
+        Self { to, subject: "A test mail of Sealwire", text, network: None }
     }
 
     /// The notice that a request waits for an approval, with the name of the device if it has one.
@@ -75,21 +83,21 @@ impl Mail {
             "{what}, which is locked.\n{named}\nIt waits for one of your devices. If this was not you, deny it there,\n\
              or it is approved {when}.\n"
         );
-        Self { to, subject: "A request waits for your approval", text }
+        Self { to, subject: "A request waits for your approval", text, network: None }
     }
 
     /// The notice that the account was locked.
     pub fn locked(to: Email) -> Self {
         let text = "Your account is locked now: a new device needs an approval.\n\
                     If this was not you, unlock it with one of your devices.\n";
-        Self { to, subject: "Your account was locked", text: text.to_owned() }
+        Self { to, subject: "Your account was locked", text: text.to_owned(), network: None }
     }
 
     /// The notice that the account was unlocked.
     pub fn unlocked(to: Email) -> Self {
         let text = "Your account is not locked any more: a new device needs only a code.\n\
                     If this was not you, lock it again with one of your devices.\n";
-        Self { to, subject: "Your account was unlocked", text: text.to_owned() }
+        Self { to, subject: "Your account was unlocked", text: text.to_owned(), network: None }
     }
 
     /// The notice that somebody has entered many wrong codes for the address.
@@ -99,7 +107,7 @@ impl Mail {
              signed in, and you can sign in as usual. If you lock your account in the\n\
              app, a code alone signs in no new device.\n"
             .to_owned();
-        Self { to, subject: "Somebody tries to guess your sign-in codes", text }
+        Self { to, subject: "Somebody tries to guess your sign-in codes", text, network: None }
     }
 
     /// The notice that a device was added, with the device's name if it has one.
@@ -110,7 +118,7 @@ impl Mail {
              mailbox, and remove the device from one of your other devices.\n",
             name_line(name)
         );
-        Self { to, subject: "A device was added to your account", text }
+        Self { to, subject: "A device was added to your account", text, network: None }
     }
 
     /// The notice that a device signed in again, with the device's name if it has one.
@@ -121,7 +129,7 @@ impl Mail {
              mailbox, and end the session from one of your devices.\n",
             name_line(name)
         );
-        Self { to, subject: "A device signed in to your account again", text }
+        Self { to, subject: "A device signed in to your account again", text, network: None }
     }
 
     /// The notice that a device was revoked or replaced, with the device's name if it has one.
@@ -132,7 +140,7 @@ impl Mail {
              remove those that you do not know.\n",
             name_line(name)
         );
-        Self { to, subject: "A device was removed from your account", text }
+        Self { to, subject: "A device was removed from your account", text, network: None }
     }
 
     /// The notice that the account was deleted.
@@ -141,7 +149,7 @@ impl Mail {
              If this was not you, somebody has used one of your devices and read a\n\
              code in your mail. Secure your mailbox. You can sign in as a new user.\n"
             .to_owned();
-        Self { to, subject: "Your account was deleted", text }
+        Self { to, subject: "Your account was deleted", text, network: None }
     }
 
     /// The notice to the old address that the account has another one now.
@@ -151,7 +159,7 @@ impl Mail {
              If this was not you, remove the devices that you do not know from one of\n\
              your own devices, and change the address back there.\n"
             .to_owned();
-        Self { to, subject: "The address of your account was changed", text }
+        Self { to, subject: "The address of your account was changed", text, network: None }
     }
 
     /// Builds the message to send.

@@ -22,8 +22,10 @@ use crate::{
 /// Timeout of [`Transport::test_connection`].
 const TEST_TIMEOUT: Duration = Duration::from_secs(10);
 
-/// Timeout of one command in an SMTP session.
-pub const SMTP_TIMEOUT: Duration = Duration::from_secs(15);
+/// Timeout for connecting to the mail server.
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
+/// Timeout of an attempt to send a mail. The library has none for the server's replies.
+pub const ATTEMPT_TIMEOUT: Duration = Duration::from_secs(20);
 
 /// Sends mails from one sender address.
 pub struct Transport {
@@ -48,6 +50,11 @@ impl Transport {
     /// If the folder cannot be created, the URL does not name a mail server, or `from` is not an address.
     pub fn open(url: &str, from: &str, clock: Clock, entropy: Entropy) -> Result<Self, MailerError> {
         Ok(Self { backend: Backend::open(url)?, from: parse_sender(from)?, clock, entropy })
+    }
+
+    /// Whether an attempt to send a mail depends on its recipient, and may take long.
+    pub fn may_hang(&self) -> bool {
+        matches!(self.backend, Backend::Smtp(_))
     }
 
     /// Whether mails are only printed.
@@ -94,7 +101,9 @@ impl Transport {
             }
             Backend::Smtp(server) => {
                 let message = mail.compose(&self.from, &self.clock, &self.entropy)?;
-                server.send(message).await.map(|_| ()).map_err(|error| match error.status() {
+                // Each mail has a connection of its own. A timeout closes it: one that is shared would be out of step.
+                let sent = timeout(ATTEMPT_TIMEOUT, server.send(message)).await.map_err(|_| MailerError::TimedOut)?;
+                sent.map(|_| ()).map_err(|error| match error.status() {
                     Some(code) => MailerError::Refused { code: code.into() },
                     None => MailerError::Server,
                 })
@@ -129,7 +138,7 @@ fn smtp(url: &str) -> Result<AsyncSmtpTransport<Tokio1Executor>, MailerError> {
             "mailer.url takes smtp://USER:PASSWORD@HOST:PORT or smtps://…, with a percent-encoded password".to_owned(),
         )
     })?;
-    Ok(builder.timeout(Some(SMTP_TIMEOUT)).build())
+    Ok(builder.timeout(Some(CONNECT_TIMEOUT)).build())
 }
 
 /// Checks `mailer.url` and `mailer.from`, without a connection and without creating a folder.

@@ -4,7 +4,10 @@ use std::collections::{BTreeSet, HashMap, HashSet};
 
 use uuid::Uuid;
 
-use super::{AcceptedMessage, AckRequest, MailAnswer, MailRequest, SendRequest, plan::PlanInput};
+use super::{
+    AcceptedMessage, AckRequest, MailAnswer, MailRequest, SendRequest,
+    plan::{PlanInput, Shares},
+};
 use crate::{
     domain::{
         DeviceId, Refusal, UserId,
@@ -35,10 +38,12 @@ impl<'a> MailBatch<'a> {
         all
     }
 
-    /// The devices whose mailboxes may change.
-    pub fn devices(&self) -> BTreeSet<DeviceId> {
-        let named = self.sends.iter().filter(|send| !send.ephemeral).flat_map(|send| &send.envelopes);
-        named.map(|outgoing| outgoing.device).chain(self.acks.iter().map(|ack| ack.caller.device)).collect()
+    /// The devices whose mailboxes may change, if they belong to these users. A send may name devices of others, whose
+    /// mailboxes it must not lock.
+    pub fn devices(&self) -> BTreeSet<(DeviceId, UserId)> {
+        let sends = self.sends.iter().filter(|send| !send.ephemeral);
+        let named = sends.flat_map(|send| send.envelopes.iter().map(|outgoing| (outgoing.device, send.to)));
+        named.chain(self.acks.iter().map(|ack| (ack.caller.device, ack.caller.user))).collect()
     }
 
     /// The sessions of all callers, each once.
@@ -97,8 +102,8 @@ impl<'a> MailBatch<'a> {
         envelopes.into_iter().collect()
     }
 
-    /// Pairs of mailbox and sending user whose share of the mailbox this batch might exceed. Only these shares are
-    /// read.
+    /// Pairs of mailbox and sending user whose share of the mailbox this batch might exceed, or changes where shares are
+    /// counted. Only these shares are read.
     pub fn crowded(&self, input: &PlanInput, bounds: &MailboxBounds) -> HashSet<(DeviceId, UserId)> {
         let mut loads: HashMap<DeviceId, MailboxSize> = HashMap::new();
         for outgoing in self.sends.iter().flat_map(|send| &send.envelopes) {
@@ -112,14 +117,27 @@ impl<'a> MailBatch<'a> {
             .iter()
             .filter(|send| !send.ephemeral)
             .flat_map(|send| send.envelopes.iter().map(|outgoing| (outgoing.device, send.caller.user)));
-        pairs.filter(|(device, _)| !loads.get(device).is_some_and(|load| load.fits(bounds.per_sender))).collect()
+        let is_crowded = |(device, _): &(DeviceId, UserId)| {
+            let fits = || loads.get(device).is_some_and(|load| load.fits(bounds.per_sender));
+            input.mailboxes.get(device).is_some_and(|mailbox| mailbox.shares == Shares::Counted || !fits())
+        };
+        pairs.filter(is_crowded).collect()
     }
 
     /// The answers to the acks: how many envelopes each deleted. An envelope counts for the first ack that names it.
-    pub fn count_acked(&self, valid: &[bool], mut removed: HashSet<(DeviceId, i64)>) -> Vec<Result<u64, StoreError>> {
+    /// `available` are the mailboxes that the batch has locked, if it skipped those that others had locked.
+    pub fn count_acked(
+        &self,
+        valid: &[bool],
+        mut removed: HashSet<(DeviceId, i64)>,
+        available: Option<&HashSet<DeviceId>>,
+    ) -> Vec<Result<u64, StoreError>> {
         let count = |(ack, valid): (&&AckRequest, &bool)| {
             if !valid {
                 return Err(Refusal::SessionRevoked.into());
+            }
+            if available.is_some_and(|available| !available.contains(&ack.caller.device)) {
+                return Err(StoreError::Locked(sqlx::Error::RowNotFound));
             }
             Ok(ack.seqs.iter().filter(|seq| removed.remove(&(ack.caller.device, **seq))).count() as u64)
         };

@@ -2,7 +2,7 @@
 //! decided in order, as if each had its own transaction.
 
 use std::{
-    collections::{BTreeMap, HashMap, HashSet},
+    collections::{BTreeMap, BTreeSet, HashMap, HashSet},
     sync::Arc,
 };
 
@@ -26,6 +26,15 @@ pub struct CallerSession {
     pub newest_epoch: i64,
 }
 
+/// What is known of the shares of senders in a mailbox.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Shares {
+    /// Nothing: they must be counted. Rows may be left that are out of date.
+    Unknown,
+    /// Each sender that has a row in `mailbox_shares` has exactly that much.
+    Counted,
+}
+
 /// The state of a locked mailbox.
 #[derive(Clone, Copy, Debug)]
 pub struct Mailbox {
@@ -37,6 +46,8 @@ pub struct Mailbox {
     pub strangers: MailboxSize,
     /// Number of envelopes that ever expired before they were acked.
     pub expired_total: i64,
+    /// Whether the shares of senders are counted.
+    pub shares: Shares,
 }
 
 /// An accepted send, remembered so that repeats are recognized.
@@ -77,8 +88,14 @@ pub struct PlanInput {
     /// Recipients and senders that they have blocked.
     pub blocked: HashSet<(UserId, UserId)>,
     pub sends: HashMap<(DeviceId, MessageId), RememberedSend>,
-    /// What a sending user has in a mailbox, for nearly full mailboxes only.
+    /// What a sending user has in a mailbox, for mailboxes in which somebody might have too much or shares are counted.
     pub shares: HashMap<(DeviceId, UserId), MailboxSize>,
+    /// Those of `shares` that have a row.
+    pub counted: HashSet<(DeviceId, UserId)>,
+    /// Whether mailboxes that other transactions have locked are missing.
+    pub skips_locked: bool,
+    /// Recipients whose messages wait because a mailbox of theirs is locked.
+    pub deferred: HashSet<UserId>,
 }
 
 impl PlanInput {
@@ -140,13 +157,20 @@ pub struct Plan {
     pub changed_sends: Vec<(DeviceId, MessageId)>,
     /// Remembered sends that are past their retention time and whose ids are used again.
     pub stale_sends: Vec<(DeviceId, MessageId)>,
+    /// Shares of sending users that have changed or have no row yet.
+    pub shares: BTreeMap<(DeviceId, UserId), MailboxSize>,
+    /// Mailboxes whose shares were not counted before.
+    pub newly_counted: BTreeSet<DeviceId>,
     /// The sends of `new_sends` and `changed_sends`.
     pub sends: HashMap<(DeviceId, MessageId), RememberedSend>,
     /// In order of envelope number for each device.
     pub signals: Vec<(DeviceId, Signal)>,
+    /// Recipients whose messages wait because a mailbox of theirs is locked.
+    pub deferred: HashSet<UserId>,
 }
 
-/// Decides a batch. `again` means that an earlier run of the same batch may have been committed.
+/// Decides a batch. `again` means that an earlier run of the same batch may have been committed. If the input skips locked
+/// mailboxes, a send that needs one is [`StoreError::Locked`], and so are later sends to the same user.
 ///
 /// # Errors
 /// `Conflict` if a device was added after the mailboxes were locked: the batch has to run again.
@@ -160,7 +184,19 @@ pub fn plan(items: &[&SendRequest], input: PlanInput, bounds: &MailboxBounds, ag
         planner.plan.answers.push(answer);
     }
     let Planner { input, mut plan, .. } = planner;
+    for (pair, share) in input.shares.iter().filter(|(_, share)| share.envelopes > 0) {
+        // A changed share of a mailbox that was not counted before has no row.
+        let Some(mailbox) = input.mailboxes.get(&pair.0) else { continue };
+        if mailbox.shares == Shares::Unknown {
+            plan.newly_counted.insert(pair.0);
+            plan.mailboxes.entry(pair.0).or_insert(*mailbox).shares = Shares::Counted;
+        }
+        if !input.counted.contains(pair) {
+            plan.shares.insert(*pair, *share);
+        }
+    }
     plan.sends = input.sends;
+    plan.deferred = input.deferred;
     Ok(plan)
 }
 
@@ -179,6 +215,9 @@ impl Planner<'_> {
             // The device has a newer connection, perhaps on another node, and this send must not overtake sends from
             // there.
             return Err(Refusal::Unavailable.into());
+        }
+        if self.input.deferred.contains(&item.to) {
+            return Err(locked());
         }
         let id = (item.caller.device, item.message);
         match self.input.sends.get(&id) {
@@ -210,6 +249,7 @@ impl Planner<'_> {
             }
             return Ok(AcceptedMessage { accepted_at, duplicate: false, stored: 0, undelivered: Vec::new() });
         }
+        self.defer_if_locked(item, item.envelopes.iter().map(|outgoing| outgoing.device))?;
         let mut outcome = Vec::with_capacity(item.envelopes.len());
         for outgoing in &item.envelopes {
             let stored = self.store(item, outgoing, accepted_at, reception)?;
@@ -249,6 +289,8 @@ impl Planner<'_> {
         // If the recipient now refuses the sender, the answer is the one after a deletion of the recipient.
         let devices = self.input.recipient(item).into_iter().flat_map(|recipient| &recipient.devices);
         let reachable: HashSet<DeviceId> = devices.map(|(device, _)| *device).collect();
+        let named = item.envelopes.iter().map(|outgoing| outgoing.device);
+        self.defer_if_locked(item, named.filter(|one| reachable.contains(one) && *one != item.caller.device))?;
         let mut reception = self.input.reception(item);
         reception.is_dropped |= dropped;
         let mut changed = false;
@@ -290,6 +332,19 @@ impl Planner<'_> {
         Ok(AcceptedMessage { accepted_at, duplicate, stored, undelivered })
     }
 
+    /// Defers a send, and later ones to the same user, if a mailbox that it needs was skipped because it is locked.
+    fn defer_if_locked(
+        &mut self,
+        item: &SendRequest,
+        mut devices: impl Iterator<Item = DeviceId>,
+    ) -> Result<(), StoreError> {
+        if self.input.skips_locked && devices.any(|device| !self.input.mailboxes.contains_key(&device)) {
+            self.input.deferred.insert(item.to);
+            return Err(locked());
+        }
+        Ok(())
+    }
+
     /// Adds an envelope to the plan, with its number. Returns `false` if the mailbox, the sender's share of it or, for a
     /// limited stranger, that of all strangers is full. A dropped one counts as stored.
     fn store(
@@ -318,6 +373,10 @@ impl Planner<'_> {
         }
         if let Some(share) = share {
             *share = share.plus(bytes);
+            let pair = (device, item.caller.user);
+            if self.input.counted.contains(&pair) {
+                self.plan.shares.insert(pair, *share);
+            }
         }
         let seq = mailbox.next_seq;
         mailbox.next_seq += 1;
@@ -348,6 +407,11 @@ fn envelope(item: &SendRequest, outgoing: &OutgoingEnvelope, accepted_at: Timest
         content: outgoing.content.clone(),
         accepted_at,
     }
+}
+
+/// The mailbox is locked by another transaction.
+fn locked() -> StoreError {
+    StoreError::Locked(sqlx::Error::RowNotFound)
 }
 
 /// Number of devices that have stored the message.
@@ -384,7 +448,10 @@ mod tests {
         let later = now + Duration::from_hours(1);
         let mut input = PlanInput::default();
         let empty = MailboxSize::default();
-        input.mailboxes.insert(device, Mailbox { next_seq: 1, load: empty, strangers: empty, expired_total: 0 });
+        input.mailboxes.insert(
+            device,
+            Mailbox { next_seq: 1, load: empty, strangers: empty, expired_total: 0, shares: Shares::Unknown },
+        );
         input
             .sessions
             .insert(caller.session, CallerSession { device: caller.device, expires_at: later, newest_epoch: 1 });
@@ -550,7 +617,10 @@ mod tests {
         input.sends.values_mut().next().unwrap().dropped = true;
         let other = DeviceId(Uuid::from_u128(55));
         let empty = MailboxSize::default();
-        input.mailboxes.insert(other, Mailbox { next_seq: 1, load: empty, strangers: empty, expired_total: 0 });
+        input.mailboxes.insert(
+            other,
+            Mailbox { next_seq: 1, load: empty, strangers: empty, expired_total: 0, shares: Shares::Unknown },
+        );
         input.recipients.get_mut(&item.to).unwrap().devices.push((other, None));
         item.envelopes.push(OutgoingEnvelope { device: other, ..item.envelopes[0].clone() });
         let plan = plan(&[&item], input, &BOUNDS, false).unwrap();

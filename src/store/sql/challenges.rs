@@ -18,6 +18,8 @@ statements! {
         "SELECT used, expires_at, attempts FROM email_otps WHERE id = $1 AND email = $2 AND purpose = $3 FOR UPDATE");
     COUNT_ATTEMPT = both("UPDATE email_otps SET attempts = attempts + 1 \
         WHERE id = $1 AND NOT used AND expires_at > $2 AND attempts < $3 RETURNING otp_hash");
+    WITHDRAW_CHALLENGE = both("DELETE FROM email_otps WHERE id = $1 AND attempts = 0 AND NOT used \
+        AND NOT EXISTS (SELECT 1 FROM approvals WHERE challenge_id = $1)");
     USE_CHALLENGE = both("UPDATE email_otps SET used = TRUE WHERE id = $1 AND NOT used");
     /// The code stays usable, and the attempt stays counted.
     RELEASE_CHALLENGE = both("UPDATE email_otps SET used = FALSE WHERE id = $1");

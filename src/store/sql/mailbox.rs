@@ -2,13 +2,45 @@
 
 use super::{Sql, both, per_dialect};
 
+/// What is read of a mailbox once it is locked.
+macro_rules! mailbox_columns {
+    () => {
+        "SELECT mailboxes.device_id, next_seq, count, bytes, stranger_count, stranger_bytes, expired_total, \
+        counted_seq, counted_count FROM "
+    };
+}
+
+/// The mailboxes of rows of device and owning user. A device of another user has none. The owner of a device never
+/// changes, so it need not be locked.
+macro_rules! mailboxes_of_owners {
+    ($skip:literal) => {
+        per_dialect(
+            concat!(
+                mailbox_columns!(),
+                "json_each($1) AS wanted \
+                CROSS JOIN devices ON devices.id = unhex(wanted.value ->> 0) AND user_id = unhex(wanted.value ->> 1) \
+                CROSS JOIN mailboxes ON mailboxes.device_id = devices.id"
+            ),
+            concat!(
+                mailbox_columns!(),
+                "UNNEST($1::UUID[], $2::UUID[]) AS wanted (device, owner) \
+                JOIN devices ON devices.id = wanted.device AND devices.user_id = wanted.owner \
+                JOIN mailboxes ON mailboxes.device_id = wanted.device \
+                ORDER BY mailboxes.device_id FOR NO KEY UPDATE OF mailboxes",
+                $skip
+            ),
+        )
+    };
+}
+
 statements! {
     INSERT_MAILBOX = both("INSERT INTO mailboxes (device_id) VALUES ($1)");
     /// The envelopes and bytes in all mailboxes.
     BACKLOG = both("SELECT CAST(COALESCE(SUM(count), 0) AS BIGINT), CAST(COALESCE(SUM(bytes), 0) AS BIGINT) \
         FROM mailboxes");
-    EMPTY_MAILBOX = both("UPDATE mailboxes SET count = 0, bytes = 0, stranger_count = 0, stranger_bytes = 0 \
-        WHERE device_id = $1");
+    EMPTY_MAILBOX = both("UPDATE mailboxes SET count = 0, bytes = 0, stranger_count = 0, stranger_bytes = 0, \
+        counted_seq = NULL, counted_count = NULL WHERE device_id = $1");
+    DELETE_SHARES = both("DELETE FROM mailbox_shares WHERE device_id = $1");
     DELETE_MESSAGES = both("DELETE FROM messages WHERE device_id = $1");
     /// The oldest envelopes after $2 up to $3: at most $5 of them, and none after the one with which they reach $6
     /// bytes.
@@ -26,10 +58,12 @@ statements! {
 
     /// Locks these mailboxes in order of their ids, and reads them.
     LOCK_MAILBOXES = per_dialect(
-        "SELECT device_id, next_seq, count, bytes, stranger_count, stranger_bytes, expired_total FROM mailboxes \
-        WHERE device_id IN (SELECT unhex(value) FROM json_each($1))",
-        "SELECT device_id, next_seq, count, bytes, stranger_count, stranger_bytes, expired_total FROM mailboxes \
-        WHERE device_id = ANY($1) ORDER BY device_id FOR NO KEY UPDATE");
+        concat!(mailbox_columns!(), "mailboxes WHERE device_id IN (SELECT unhex(value) FROM json_each($1))"),
+        concat!(mailbox_columns!(), "mailboxes WHERE device_id = ANY($1) ORDER BY device_id FOR NO KEY UPDATE"));
+    /// The same for mailboxes that are given as rows of device and owning user.
+    LOCK_MAILBOXES_OF_OWNERS = mailboxes_of_owners!("");
+    /// The same without those that another transaction has locked.
+    LOCK_FREE_MAILBOXES_OF_OWNERS = mailboxes_of_owners!(" SKIP LOCKED");
     /// The active devices of these users that have published, each with the expiry of its signed prekey, the access
     /// settings of its user and that user's number of blocks. Of users that refuse strangers only if $2.
     RECIPIENTS_OF_MANY = per_dialect(
@@ -52,8 +86,14 @@ statements! {
         "SELECT sender_device, sends.message_id, recipient, accepted_at, outcome, dropped \
         FROM UNNEST($1::UUID[], $2::UUID[]) AS wanted (device, message) \
         JOIN sends ON sender_device = wanted.device AND sends.message_id = wanted.message");
-    /// Envelopes and bytes of sending users in mailboxes, given as rows of device and sending user.
-    SHARES_OF_MANY = per_dialect(
+    /// The counted shares of sending users in mailboxes, given as rows of device and sending user.
+    COUNTED_SHARES = per_dialect(
+        "SELECT device_id, sender_user, count, bytes FROM json_each($1) AS wanted CROSS JOIN mailbox_shares \
+        ON device_id = unhex(wanted.value ->> 0) AND sender_user = unhex(wanted.value ->> 1)",
+        "SELECT device_id, sender_user, count, bytes FROM UNNEST($1::UUID[], $2::UUID[]) AS wanted (device, sender) \
+        JOIN mailbox_shares ON device_id = wanted.device AND sender_user = wanted.sender");
+    /// Counts the envelopes and bytes of sending users in mailboxes, given as rows of device and sending user.
+    COUNT_SHARES = per_dialect(
         "SELECT device_id, sender_user, COUNT(*), SUM(OCTET_LENGTH(content)) \
         FROM json_each($1) AS wanted CROSS JOIN messages \
         ON device_id = unhex(wanted.value ->> 0) AND sender_user = unhex(wanted.value ->> 1) \
@@ -64,15 +104,15 @@ statements! {
 
     // What a batch writes
 
-    /// Takes rows of device and envelope number. Returns the deleted ones, each with its content size in bytes
-    /// and whether it is from a stranger.
+    /// Takes rows of device and envelope number. Returns the deleted ones, each with its sending user, its content size in
+    /// bytes and whether it is from a stranger.
     DELETE_ENVELOPES = per_dialect(
         "DELETE FROM messages WHERE (device_id, seq) IN \
         (SELECT unhex(value ->> 0), value ->> 1 FROM json_each($1)) \
-        RETURNING device_id, seq, OCTET_LENGTH(content), from_stranger",
+        RETURNING device_id, seq, sender_user, OCTET_LENGTH(content), from_stranger",
         "DELETE FROM messages USING UNNEST($1::UUID[], $2::BIGINT[]) AS gone (device, number) \
         WHERE device_id = gone.device AND seq = gone.number \
-        RETURNING device_id, seq, OCTET_LENGTH(content)::BIGINT, from_stranger");
+        RETURNING device_id, seq, sender_user, OCTET_LENGTH(content)::BIGINT, from_stranger");
     INSERT_ENVELOPES = per_dialect(
         "INSERT INTO messages \
         (device_id, seq, message_id, sender_user, sender_device, type, content, accepted_at, expires_at, from_stranger) \
@@ -88,17 +128,47 @@ statements! {
     UPDATE_MAILBOXES = per_dialect(
         "UPDATE mailboxes \
         SET next_seq = now.next_seq, count = now.count, bytes = now.bytes, expired_total = now.expired_total, \
-        stranger_count = now.stranger_count, stranger_bytes = now.stranger_bytes \
+        stranger_count = now.stranger_count, stranger_bytes = now.stranger_bytes, \
+        counted_seq = CASE WHEN now.counted THEN now.next_seq END, \
+        counted_count = CASE WHEN now.counted THEN now.count END \
         FROM (SELECT unhex(value ->> 0) AS device, value ->> 1 AS next_seq, value ->> 2 AS count, \
         value ->> 3 AS bytes, value ->> 4 AS expired_total, value ->> 5 AS stranger_count, \
-        value ->> 6 AS stranger_bytes FROM json_each($1)) AS now \
+        value ->> 6 AS stranger_bytes, value ->> 7 <> 0 AS counted FROM json_each($1)) AS now \
         WHERE device_id = now.device",
         "UPDATE mailboxes \
         SET next_seq = now.next_seq, count = now.count, bytes = now.bytes, expired_total = now.expired_total, \
-        stranger_count = now.stranger_count, stranger_bytes = now.stranger_bytes \
-        FROM UNNEST($1::UUID[], $2::BIGINT[], $3::BIGINT[], $4::BIGINT[], $5::BIGINT[], $6::BIGINT[], $7::BIGINT[]) \
-        AS now (device, next_seq, count, bytes, expired_total, stranger_count, stranger_bytes) \
+        stranger_count = now.stranger_count, stranger_bytes = now.stranger_bytes, \
+        counted_seq = CASE WHEN now.counted <> 0 THEN now.next_seq END, \
+        counted_count = CASE WHEN now.counted <> 0 THEN now.count END \
+        FROM UNNEST($1::UUID[], $2::BIGINT[], $3::BIGINT[], $4::BIGINT[], $5::BIGINT[], $6::BIGINT[], $7::BIGINT[], \
+        $8::BIGINT[]) AS now (device, next_seq, count, bytes, expired_total, stranger_count, stranger_bytes, counted) \
         WHERE device_id = now.device");
+    /// Takes rows of device, sending user, envelopes and bytes.
+    WRITE_SHARES = per_dialect(
+        "INSERT INTO mailbox_shares (device_id, sender_user, count, bytes) \
+        SELECT unhex(value ->> 0), unhex(value ->> 1), value ->> 2, value ->> 3 FROM json_each($1) WHERE TRUE \
+        ON CONFLICT (device_id, sender_user) DO UPDATE SET count = excluded.count, bytes = excluded.bytes",
+        "INSERT INTO mailbox_shares (device_id, sender_user, count, bytes) \
+        SELECT device, sender, held, size \
+        FROM UNNEST($1::UUID[], $2::UUID[], $3::BIGINT[], $4::BIGINT[]) AS new (device, sender, held, size) \
+        ON CONFLICT (device_id, sender_user) DO UPDATE SET count = excluded.count, bytes = excluded.bytes");
+    /// Takes rows of device, sending user, and the envelopes and bytes that were deleted.
+    LOWER_SHARES = per_dialect(
+        "UPDATE mailbox_shares SET count = mailbox_shares.count - gone.count, bytes = mailbox_shares.bytes - gone.bytes \
+        FROM (SELECT unhex(value ->> 0) AS device, unhex(value ->> 1) AS sender, value ->> 2 AS count, \
+        value ->> 3 AS bytes FROM json_each($1)) AS gone \
+        WHERE device_id = gone.device AND sender_user = gone.sender",
+        "UPDATE mailbox_shares SET count = mailbox_shares.count - gone.count, bytes = mailbox_shares.bytes - gone.bytes \
+        FROM UNNEST($1::UUID[], $2::UUID[], $3::BIGINT[], $4::BIGINT[]) AS gone (device, sender, count, bytes) \
+        WHERE device_id = gone.device AND sender_user = gone.sender");
+    /// Deletes the shares of these mailboxes in which nothing is left.
+    DELETE_EMPTY_SHARES = per_dialect(
+        "DELETE FROM mailbox_shares WHERE device_id IN (SELECT unhex(value) FROM json_each($1)) AND count <= 0",
+        "DELETE FROM mailbox_shares WHERE device_id = ANY($1) AND count <= 0");
+    /// Deletes all shares of these mailboxes.
+    DELETE_SHARES_OF_MANY = per_dialect(
+        "DELETE FROM mailbox_shares WHERE device_id IN (SELECT unhex(value) FROM json_each($1))",
+        "DELETE FROM mailbox_shares WHERE device_id = ANY($1)");
     INSERT_SENDS = per_dialect(
         "INSERT INTO sends (sender_device, message_id, recipient, accepted_at, outcome, dropped) \
         SELECT unhex(value ->> 0), unhex(value ->> 1), unhex(value ->> 2), value ->> 3, \

@@ -106,11 +106,11 @@ async fn a_transaction_that_is_aborted_by_a_deadlock_is_retried() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn mails_beyond_the_queue_limit_are_dropped() {
-    /// Mails that the server holds at most: being sent, waiting to be sent, or waiting for another attempt.
-    const HELD: u32 = 1024;
+async fn mails_beyond_the_share_of_their_domain_are_dropped() {
+    /// Mails to one domain that the server holds at most: being sent, or waiting to be sent.
+    const HELD: u32 = 128;
     const DROPPED: u32 = 7;
-    // A mail server that accepts connections and never answers, so that each mail takes almost a minute.
+    // A mail server that accepts connections and never answers, so that each attempt takes long.
     let silent = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let url = format!("smtp://{}", silent.local_addr().unwrap());
     let app = TestApp::start(&[("MAILER__URL", &url)]);
@@ -125,6 +125,8 @@ async fn mails_beyond_the_queue_limit_are_dropped() {
         .for_each(|answer| async { assert_eq!(answer.unwrap().status(), StatusCode::ACCEPTED) })
         .await;
     wait_for_sample(app.admin(), "sealwire_mails_total{outcome=\"dropped\"}", DROPPED.into()..=DROPPED.into()).await;
+    let of_domain = "sealwire_mails_dropped_total{reason=\"domain\"}";
+    wait_for_sample(app.admin(), of_domain, DROPPED.into()..=DROPPED.into()).await;
     let scrape = Scrape::of(app.admin()).await;
     for outcome in ["sent", "failed"] {
         let ended = scrape.value(&format!("sealwire_mails_total{{outcome=\"{outcome}\"}}"));

@@ -1,4 +1,4 @@
-//! An SMTP server that accepts or refuses every mail.
+//! An SMTP server that accepts or refuses every mail, and hangs for some recipients.
 
 use std::{
     net::SocketAddr,
@@ -49,6 +49,10 @@ pub struct MailState {
     /// The reply code to RCPT. 0 means 250.
     pub refuse_with: AtomicU16,
     pub refused: AtomicU16,
+    /// Recipients for which RCPT is never answered: those whose address ends with this.
+    hanging: Mutex<Option<String>>,
+    /// The number of RCPT commands that were not answered.
+    hung: AtomicU16,
 }
 
 impl MailState {
@@ -58,6 +62,28 @@ impl MailState {
 
     pub async fn nth_mail(&self, index: usize) -> Received {
         eventually("the mail arrives", || async { self.mails().get(index).cloned() }).await
+    }
+
+    /// Never again answers RCPT for recipients whose address ends with this; for all again if `None`.
+    pub fn hang_for(&self, end: Option<&str>) {
+        *self.hanging.lock().unwrap() = end.map(str::to_owned);
+    }
+
+    pub async fn wait_for_hanging(&self, times: u16) {
+        eventually("enough mails hang", || async { (self.hung.load(Ordering::SeqCst) >= times).then_some(()) }).await;
+    }
+
+    /// Whether an SMTP command is one that is never answered.
+    fn hangs(&self, line: &[u8]) -> bool {
+        let line = String::from_utf8_lossy(line).to_ascii_lowercase();
+        let recipient = line.strip_prefix("rcpt to:<").and_then(|rest| rest.split('>').next());
+        let hanging = self.hanging.lock().unwrap();
+        recipient.zip(hanging.as_deref()).is_some_and(|(recipient, end)| recipient.ends_with(end))
+    }
+
+    /// Returns the mail to this address, once it has arrived.
+    pub async fn mail_to(&self, address: &str) -> Received {
+        eventually("the mail arrives", || async { self.mails().into_iter().find(|mail| mail.to == [address]) }).await
     }
 
     pub async fn wait_for_refusals(&self, times: u16) {
@@ -147,12 +173,19 @@ impl MailServer {
 async fn converse(stream: TcpStream, conversation: Conversation) -> std::io::Result<()> {
     let peer = stream.peer_addr()?.ip();
     let mut stream = BufReader::new(stream);
+    let state = conversation.state.clone();
     let mut session = SessionBuilder::new("mail.example").build(peer, conversation);
     stream.write_all(&session.greeting().buffer()?).await?;
     let mut line = Vec::new();
     loop {
         line.clear();
         if stream.read_until(b'\n', &mut line).await? == 0 {
+            return Ok(());
+        }
+        if state.hangs(&line) {
+            state.hung.fetch_add(1, Ordering::SeqCst);
+            // Until the client closes the connection.
+            while stream.read_until(b'\n', &mut line).await? > 0 {}
             return Ok(());
         }
         let reply = session.process(&line);

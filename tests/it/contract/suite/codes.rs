@@ -107,6 +107,24 @@ pub async fn an_address_has_a_budget_for_its_owner_and_one_for_others(store: &St
     assert_eq!(seen(store, &expired).await, (Trust::None, 3));
 }
 
+pub async fn a_withdrawn_challenge_does_not_count_unless_somebody_guessed(store: &Store) {
+    let mut challenges = Vec::new();
+    for _ in 0..3 {
+        challenges.push(add_challenge(store, "alice", start()).await);
+    }
+    let [unsent, used, guessed] = challenges[..] else { panic!("three were added") };
+    assert_eq!(seen(store, &new("alice")).await, (Trust::None, 3));
+    let alice = email("alice");
+    let guess = |challenge| store.count_attempt(challenge, &alice, CodePurpose::SignIn, GuessFrom::default(), start());
+    guess(guessed).await.unwrap();
+    redeem(store, &sign_in(used, "alice", start())).await.unwrap();
+    for challenge in [unsent, used, guessed, unsent] {
+        store.withdraw_challenge(challenge).await.unwrap();
+    }
+    assert_eq!(seen(store, &new("alice")).await, (Trust::None, 2));
+    assert_eq!(refusal(guess(unsent).await), Refusal::InvalidCode);
+}
+
 pub async fn a_network_is_known_for_ninety_days_after_the_last_sign_in(store: &Store) {
     const DAYS: u64 = 24 * 3600;
     add_device(store, "alice").await;

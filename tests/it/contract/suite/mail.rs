@@ -56,7 +56,7 @@ pub fn send(from: &Caller, to: &[&Caller], text: &str) -> SendRequest {
     send_at(from, to, text, later(10))
 }
 
-fn ack(caller: &Caller, seqs: &[i64]) -> MailRequest {
+pub fn ack(caller: &Caller, seqs: &[i64]) -> MailRequest {
     MailRequest::Ack(AckRequest { caller: *caller, seqs: seqs.to_vec(), now: later(11) })
 }
 
@@ -71,7 +71,7 @@ async fn mail_within(store: &Store, items: Vec<MailRequest>, bounds: &MailboxBou
 async fn accept(store: &Store, request: SendRequest) -> Result<AcceptedMessage, StoreError> {
     match mail(store, vec![MailRequest::Send(request)]).await.answers.remove(0)? {
         MailAnswer::Sent(accepted) => Ok(accepted),
-        MailAnswer::Acked(_) => panic!("an ack's answer to a send"),
+        other => panic!("another answer than to a send: {other:?}"),
     }
 }
 

@@ -95,7 +95,7 @@ interface Call {
   reject: (error: unknown) => void;
 }
 
-export class SharedTabs implements Tabs {
+class SharedTabs implements Tabs {
   leading = false;
 
   readonly #tab = uuid();

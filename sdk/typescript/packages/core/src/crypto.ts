@@ -3,7 +3,7 @@
 // An adapter keeps everything in the transaction that it is given, and nothing in memory: the client decides what is stored together.
 // The client never runs two transactions at the same time.
 
-import type { Content, PrekeyBundle, PublishKeysRequest, Suite } from './protocol.js';
+import type { PrekeyBundle, PublishKeysRequest, Suite } from './protocol.js';
 import type { Transaction } from './storage.js';
 
 /** A device of a user. */
@@ -81,5 +81,3 @@ export interface CryptoAdapter {
   /** Deletes the encrypted sessions with one device, or with all. Known identity keys stay. */
   dropSessions(tx: Transaction, deviceId?: string): Promise<void>;
 }
-
-export type { Content, PrekeyBundle };

@@ -18,7 +18,7 @@ import { Store, type Storage, type Value } from './storage.js';
 import { backoff, sleep, within, withLimit } from './time.js';
 import type { Account, ClientEvents, RawMessage, Reason, StateChange } from './types.js';
 
-export interface EngineOptions {
+interface EngineOptions {
   url: string;
   storage: Storage;
   crypto: CryptoAdapter;
@@ -125,7 +125,7 @@ export class Engine {
 
   /** The time by the server's clock, in milliseconds since 1970. */
   now(): number {
-    return performance.now() + this.clockOffset;
+    return Math.round(performance.now() + this.clockOffset);
   }
 
   /** Reads the storage. */
@@ -408,6 +408,8 @@ export class Engine {
         break;
       case 'message':
         return this.inbox.receive(data as MessageEvent);
+      case 'mailbox.drained':
+        return this.inbox.receive(null);
     }
     void this.sink.emit(event as 'welcome', data as Welcome);
   }

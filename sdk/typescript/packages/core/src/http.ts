@@ -6,7 +6,7 @@ import type { ErrorBody } from './protocol.js';
 import { solve } from './sha256.js';
 import { withLimit } from './time.js';
 
-export interface HttpOptions {
+interface HttpOptions {
   body?: object;
   token?: string;
   signal?: AbortSignal | undefined;

@@ -24,17 +24,17 @@ const BATCH = 50;
 
 const key = (seq: number) => numbered(PREFIX, seq);
 
-/** A message that waits for its handlers. */
-interface Entry {
-  seq: number | null;
-  message?: RawMessage;
-  failure?: Undecryptable;
-}
+/** An event that waits for its handlers. `mailbox.drained` is one of them, so that it does not overtake messages. */
+type Entry = { seq: number | null } & (
+  | { event: 'message'; data: RawMessage }
+  | { event: 'undecryptable'; data: Undecryptable }
+  | { event: 'mailbox.drained'; data: Record<string, never> }
+);
 
 export class Inbox {
   readonly #engine: Engine;
   /** What arrived and was not decrypted yet. */
-  #arrived: MessageEvent[] = [];
+  #arrived: (MessageEvent | null)[] = [];
   #decrypting = false;
   /** The highest number that was stored. */
   #mark = 0;
@@ -56,7 +56,7 @@ export class Inbox {
       this.#mark = (await tx.get<number>(MARK)) ?? 0;
       for (const [, value] of await tx.list(PREFIX)) {
         const entry = value as unknown as Entry;
-        if (entry.message) entry.message.again = true;
+        if (entry.event === 'message') entry.data.again = true;
         this.#entries.push(entry);
         this.#unhandled.add(entry.seq!);
       }
@@ -73,7 +73,8 @@ export class Inbox {
     this.#mark = 0;
   }
 
-  receive(envelope: MessageEvent): void {
+  /** Takes an envelope, or null for `mailbox.drained`. */
+  receive(envelope: MessageEvent | null): void {
     this.#arrived.push(envelope);
     if (this.#decrypting) return;
     this.#decrypting = true;
@@ -94,7 +95,7 @@ export class Inbox {
           }
           this.#entries.push(entry);
         }
-        for (const { seq } of batch) if (seq !== null && !this.#unhandled.has(seq)) this.#ack(seq);
+        for (const envelope of batch) if (envelope?.seq && !this.#unhandled.has(envelope.seq)) this.#ack(envelope.seq);
         this.#handle();
       } catch (error) {
         // The storage failed. Nothing of the batch counts as seen: it comes again. Later messages must not pass it.
@@ -107,10 +108,14 @@ export class Inbox {
   }
 
   /** Decrypts what is new in a batch. */
-  async #decryptBatch(tx: Transaction, batch: MessageEvent[]): Promise<Entry[]> {
+  async #decryptBatch(tx: Transaction, batch: (MessageEvent | null)[]): Promise<Entry[]> {
     const entries: Entry[] = [];
     let mark = this.#mark;
     for (const envelope of batch) {
+      if (!envelope) {
+        entries.push({ seq: null, event: 'mailbox.drained', data: {} });
+        continue;
+      }
       const { seq } = envelope;
       if (seq !== null && seq <= mark) continue;
       const entry = await this.#decrypt(tx, envelope);
@@ -135,11 +140,11 @@ export class Inbox {
         return this.#engine.options.padding > 0 ? unpad(padded) : padded;
       });
       if (!body) throw new CryptoError('undecryptable', 'the padding is missing');
-      return { seq, message: { id, seq, from, body, acceptedAt, ephemeral, again: false } };
+      return { seq, event: 'message', data: { id, seq, from, body, acceptedAt, ephemeral, again: false } };
     } catch (error) {
       if (error instanceof StorageError) throw error;
       const { code = 'undecryptable', message } = error as SealwireError;
-      return { seq, failure: { id, seq, from, type, acceptedAt, code, message } };
+      return { seq, event: 'undecryptable', data: { id, seq, from, type, acceptedAt, code, message } };
     }
   }
 
@@ -155,10 +160,10 @@ export class Inbox {
       const generation = this.#generation;
       const { sink, store } = this.#engine;
       // Without a handler messages wait, here and on the server.
-      if (this.#entries[0]!.message) await sink.ready();
+      if (this.#entries[0]!.event === 'message') await sink.ready();
       if (generation !== this.#generation) continue;
-      const { seq, message, failure } = this.#entries.shift()!;
-      const { writes, errors } = await (message ? sink.emit('message', message) : sink.emit('undecryptable', failure!));
+      const { seq, event, data } = this.#entries.shift()!;
+      const { writes, errors } = await sink.emit(event, data);
       for (const error of errors) this.#engine.report(error, 'message');
       if (seq === null || generation !== this.#generation) continue;
       try {

@@ -177,17 +177,15 @@ export class Keys {
     const changes: Partial<Published> = { poolVersion: reply.status.pool_version };
     if (request.signed_prekey) changes.signedAt = this.#engine.now();
     const before = (await tx.get(PUBLISHED)) as unknown as Published | undefined;
-    for (const kind of ['one_time', 'pq_one_time'] as const) {
-      const report: KeyIdReport = reply[kind];
-      if (report.withdrawn?.length) await crypto.dropKeys(tx, kind, report.withdrawn);
-      changes[kind] = [...(request.replace ? [] : (before?.[kind] ?? [])), ...report.accepted, ...report.duplicate];
-    }
-    // Keys that were used since are no longer stored.
     const held = await crypto.publicKeys(tx);
-    const stored = (list: { key_id: number }[] = []) => new Set(list.map(({ key_id }) => key_id));
-    const [oneTime, pqOneTime] = [stored(held.one_time_prekeys), stored(held.pq_one_time)];
-    changes.one_time = [...new Set(changes.one_time)].filter((id) => oneTime.has(id));
-    changes.pq_one_time = [...new Set(changes.pq_one_time)].filter((id) => pqOneTime.has(id));
+    for (const [kind, keys] of [['one_time', held.one_time_prekeys], ['pq_one_time', held.pq_one_time]] as const) {
+      const { accepted, duplicate, withdrawn }: KeyIdReport = reply[kind];
+      if (withdrawn?.length) await crypto.dropKeys(tx, kind, withdrawn);
+      // Keys that were used since are no longer stored.
+      const stored = new Set(keys?.map(({ key_id }) => key_id));
+      const ids = new Set([...(request.replace ? [] : (before?.[kind] ?? [])), ...accepted, ...duplicate]);
+      changes[kind] = [...ids].filter((id) => stored.has(id));
+    }
     await this.#note(tx, changes);
   }
 

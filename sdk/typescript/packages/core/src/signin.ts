@@ -14,7 +14,7 @@ const POLL_MS = 2000;
 const MAX_POLL_MS = 30_000;
 
 /** What is stored between the steps, so that the app may be closed meanwhile. */
-export interface SignInState {
+interface SignInState {
   email: string;
   challengeId: string;
   approval?: RequestedApproval;
@@ -109,7 +109,7 @@ export class SignIn {
     const { request_id, poll_token } = approval;
     const body = { request_id, poll_token };
     for (let wait = POLL_MS; ; wait = Math.min(wait * 1.5, MAX_POLL_MS)) {
-        try {
+      try {
         const answer = await this.#engine.options.http.call<SessionReply>('POST', '/v1/auth/approval', { body, signal });
         if (answer.status === 201) return this.#signedIn(answer.body, email, signal);
         await sleep(wait, signal);

@@ -139,5 +139,3 @@ export interface ClientEvents extends Omit<ServerEvents, 'message'> {
   /** Something failed in the background, such as a handler or the storage. */
   error: { error: Error; during: string };
 }
-
-export type { Address };

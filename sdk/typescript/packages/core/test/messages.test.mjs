@@ -257,6 +257,20 @@ test('a message is acked when its handler has settled, and messages do not overt
   assert.deepEqual(seen, [['one', envelope(1, 1, '').message_id, from, false], ['two', envelope(2, 2, '').message_id, from, false]]);
 });
 
+test('mailbox.drained comes when the handlers of the messages before it have settled', async () => {
+  const seen = [];
+  client.on('message', async (m) => {
+    await new Promise((resolve) => setTimeout(resolve, 20));
+    seen.push(m.text);
+  });
+  client.on('mailbox.drained', () => seen.push('drained'));
+  deliver(envelope(1, 1, 'one'), envelope(2, 2, 'two'));
+  fake.sockets.at(-1).send('mailbox.drained', {});
+  deliver(envelope(3, 3, 'three'));
+  await until(() => seen.length === 4);
+  assert.deepEqual(seen, ['one', 'two', 'drained', 'three']);
+});
+
 test('messages wait until there is a handler', async () => {
   deliver(envelope(1, 1, 'one'));
   await new Promise((resolve) => setTimeout(resolve, 100));

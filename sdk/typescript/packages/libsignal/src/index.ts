@@ -29,9 +29,7 @@ interface Identity {
 /** A stored signed prekey or Kyber key. */
 interface StoredKey {
   record: Bytes;
-  /** When it was made, by the server's clock. */
-  madeAt: number;
-  /** When a newer one took its place; absent for the newest, and for one-time keys. */
+  /** When, by the server's clock, a newer one took its place; absent for the newest, and for one-time keys. */
   replacedAt?: number;
   /** Whether it is a last-resort key, which is not deleted on use. */
   lastResort?: boolean;
@@ -180,7 +178,7 @@ async function newKeys(tx: Transaction, { signed, oneTime = 0, pqOneTime = 0, mi
   const kyberKey = (lastResort: boolean) => {
     const pair = signal.KEMKeyPair.generate();
     const record = signal.KyberPreKeyRecord.new(next, now, pair, signer.sign(pair.getPublicKey().serialize()));
-    const stored: StoredKey = { record: record.serialize(), madeAt: now, ...(lastResort && { lastResort }) };
+    const stored: StoredKey = { record: record.serialize(), ...(lastResort && { lastResort }) };
     tx.set(KYBER + id(next++), stored);
     return published(record);
   };
@@ -191,7 +189,7 @@ async function newKeys(tx: Transaction, { signed, oneTime = 0, pqOneTime = 0, mi
     const pair = signal.PrivateKey.generate();
     const publicKey = pair.getPublicKey();
     const record = signal.SignedPreKeyRecord.new(next, now, publicKey, pair, signer.sign(publicKey.serialize()));
-    tx.set(SIGNED + id(next++), { record: record.serialize(), madeAt: now });
+    tx.set(SIGNED + id(next++), { record: record.serialize() });
     keys.signed_prekey = published(record);
     keys.pq_last_resort = kyberKey(true);
   }

@@ -72,7 +72,6 @@ test('a conversation with the client of tests/clients', { skip: skip || (!instal
   const { Device, MSGPACK } = await import(other);
   const harness = { url: server.url, mailDir: `${server.dir}/mail` };
   const bob = await Device.signIn(harness, 'bob.direct', MSGPACK);
-  await bob.catchUp();
   await bob.publish(20);
   const alice = open({ padding: 0 });
   await server.signIn(alice, 'alice.direct@clients.example');

@@ -36,6 +36,8 @@ export function icon(name: IconName, size = 20): SVGSVGElement {
   for (const [key, value] of Object.entries({ viewBox: '0 0 20 20', width: size, height: size, 'aria-hidden': 'true', class: `icon icon-${name}` })) {
     svg.setAttribute(key, String(value));
   }
+  // Grows with the text.
+  svg.style.width = svg.style.height = `${size / 16}rem`;
   const path = document.createElementNS(SVG, 'path');
   path.setAttribute('d', paths[name]);
   svg.append(path);
@@ -49,5 +51,6 @@ export function mark(size = 28): HTMLImageElement {
   image.alt = '';
   image.width = image.height = size;
   image.className = 'mark';
+  image.style.width = image.style.height = `${size / 16}rem`;
   return image;
 }

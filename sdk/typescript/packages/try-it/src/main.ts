@@ -50,5 +50,8 @@ if (fresh) profiles.leave();
 if (id === null) start(null, address);
 else {
   const person = new Person(id);
-  void person.load().then((signedIn) => (signedIn ? open(person) : start(person.account ? person : null)));
+  person.load().then(
+    (signedIn) => (signedIn ? open(person) : start(person.account ? person : null)),
+    () => start(null, undefined, 'This browser does not let the page store anything, so it cannot keep keys. Try a window that is not private.'),
+  );
 }

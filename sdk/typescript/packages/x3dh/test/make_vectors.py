@@ -1,6 +1,6 @@
 """Makes vectors.json with the PyPI packages X3DH 1.3 and DoubleRatchet 1.3, an independent implementation.
 
-    python make_vectors.py > vectors.json
+    python make_vectors.py > vectors.json      # with the packages of requirements.txt
 
 Every key is fixed: what the libraries would draw at random comes from SHAKE-256 over a counter.
 """

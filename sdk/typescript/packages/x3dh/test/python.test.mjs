@@ -1,7 +1,7 @@
 // Interoperability with the PyPI packages X3DH 1.3 and DoubleRatchet 1.3, an independent implementation: first messages, replies, out of
 // order, skipped, lost and repeated.
 //
-// Needs a Python with these packages, from the environment variable PYTHON_X3DH.
+// Needs a Python with the packages of requirements.txt, named by the environment variable PYTHON_X3DH. scripts/check makes one.
 
 import { after, test } from 'node:test';
 import { x3dhCrypto } from '@sealwire/x3dh';

@@ -33,8 +33,8 @@ export interface Message {
   problem?: string;
   /** Of a received one: which receipt its sender was sent. */
   receipt?: Receipt;
-  /** Whether it was written on another device of this person. */
-  elsewhere?: boolean;
+  /** Of one's own: whether the other devices of this person have a copy, or need none. */
+  copied?: boolean;
 }
 
 const ORDER = ['failed', 'queued', 'stored', 'delivered', 'read'];
@@ -47,10 +47,10 @@ const TYPING_SHOWN_MS = 6000;
 export class Chats {
   /** Users that this person has blocked. */
   readonly blocked = new Set<string>();
-  /** Whether this person has other devices, which get copies. */
-  otherDevices = false;
   /** Called with every message that arrives, also if it repeats one. */
   onmessage: (message: Message) => void = () => {};
+  /** What is inside messages that are not of a person, by their ids: for the drawer. */
+  readonly contents = new Map<string, string>();
   /** Called when a message came from a device. */
   ondevice: (userId: string, deviceId: string) => void = () => {};
 
@@ -154,9 +154,9 @@ export class Chats {
     await this.records.put(gone);
   }
 
-  /** Puts a remark of the page into a conversation. */
-  note(peer: string, text: string): Promise<void> {
-    const note: Message = { id: crypto.randomUUID(), peer, mine: false, text, at: Date.now(), state: 'note' };
+  /** Puts a remark of the page into a conversation. Several tabs may do so; under the same id there is one. */
+  note(id: string, peer: string, text: string): Promise<void> {
+    const note: Message = { id, peer, mine: false, text, at: Date.now(), state: 'note' };
     return this.records.put({ [`message/${note.id}`]: note });
   }
 
@@ -188,6 +188,7 @@ export class Chats {
   resume(): void {
     for (const message of this.records.list<Message>('message/')) {
       if (message.state === 'queued') void this.#deliver(message);
+      else if (message.mine && message.state !== 'failed' && !message.copied && this.client.leading) void this.#copy(message);
       if (message.state === 'received' && !message.receipt && this.client.leading) this.#receipt(message, 'delivered');
     }
   }
@@ -195,23 +196,40 @@ export class Chats {
   async #deliver(message: Message): Promise<void> {
     const by = this.client.account?.email ?? '';
     try {
-      // The copy is queued first, so that it is stored also if the page is closed while this waits for the network.
-      if (this.otherDevices) {
-        const { id, peer, at, text } = message;
-        void this.#post(this.self, { v: 1, kind: 'copy', to: peer, address: this.contact(peer)?.address ?? '', id, at, text });
-      }
       await this.client.send(message.peer, encode({ v: 1, kind: 'text', by, text: message.text }), { messageId: message.id });
-      await this.#reached(message.id, 'stored');
+      await this.reached(message.id, 'stored');
+      await this.#copy(message);
     } catch (error) {
-      const problem = problemOf(error);
-      if (problem) await this.records.put({ [`message/${message.id}`]: Object.assign(message, { state: 'failed', problem }) });
+      await this.failed(message.id, error);
     }
+  }
+
+  /** A message was refused for good, unless it still waits. */
+  async failed(id: string, error: unknown): Promise<void> {
+    const message = this.records.get<Message>(`message/${id}`);
+    const problem = problemOf(error);
+    if (problem && message?.state === 'queued') await this.records.put({ [`message/${id}`]: Object.assign(message, { state: 'failed', problem }) });
+  }
+
+  /** Whether this person has other devices, which get copies. */
+  get #otherDevices(): boolean {
+    return (this.records.get<number>('devices') ?? 1) > 1;
+  }
+
+  /** Sends a copy of a message to the other devices of this person. */
+  async #copy(message: Message): Promise<void> {
+    const { id, peer, at, text } = message;
+    const copy: Envelope = { v: 1, kind: 'copy', to: peer, address: this.contact(peer)?.address ?? '', id, at, text };
+    if (this.#otherDevices && !(await this.#post(this.self, copy))) return;
+    if (this.records.get(`message/${id}`)) await this.records.put({ [`message/${id}`]: Object.assign(message, { copied: true }) });
   }
 
   /** Sends what is no message of a person. The outbox of the client keeps it until the server has it. */
   async #post(to: string, envelope: Envelope): Promise<boolean> {
+    const messageId = crypto.randomUUID();
+    this.contents.set(messageId, describe(envelope));
     try {
-      await this.client.send(to, encode(envelope));
+      await this.client.send(to, encode(envelope), { messageId });
       return true;
     } catch {
       return false;
@@ -219,7 +237,7 @@ export class Chats {
   }
 
   /** Notes how far a message got; never less than before. */
-  async #reached(id: string, state: Receipt | 'stored'): Promise<void> {
+  async reached(id: string, state: Receipt | 'stored'): Promise<void> {
     const message = this.#further(id, state);
     if (message) await this.records.put({ [`message/${id}`]: message });
   }
@@ -249,7 +267,7 @@ export class Chats {
     const seenAt = unread.at(-1)!.at;
     await this.update(peer, { seenAt });
     for (const message of unread) this.#receipt(message, 'read');
-    if (this.otherDevices) void this.#post(this.self, { v: 1, kind: 'seen', peer, at: seenAt });
+    if (this.#otherDevices) void this.#post(this.self, { v: 1, kind: 'seen', peer, at: seenAt });
   }
 
   /** Plans a receipt, together with others to the same person. */
@@ -286,6 +304,7 @@ export class Chats {
     const { userId, deviceId } = received.from;
     this.ondevice(userId, deviceId);
     if (!envelope) return;
+    this.contents.set(received.id, describe(envelope));
     if (userId === this.self) return this.#fromOwnDevice(received, envelope);
     switch (envelope.kind) {
       case 'text': {
@@ -303,7 +322,10 @@ export class Chats {
       }
       case 'receipt':
         for (const id of envelope.ids) {
-          if (this.records.get<Message>(`message/${id}`)?.peer !== userId) continue;
+          const known = this.records.get<Message>(`message/${id}`);
+          // The copy of a message that was written on another device may come after its receipt.
+          if (!known) this.records.putWith(received, `early/${id}`, { peer: userId, state: envelope.state });
+          if (known?.peer !== userId) continue;
           const message = this.#further(id, envelope.state);
           if (message) this.records.putWith(received, `message/${id}`, message);
         }
@@ -326,7 +348,8 @@ export class Chats {
       this.#known(received, envelope.to, envelope.address);
       if (this.records.get(`message/${envelope.id}`)) return;
       const { id, to: peer, text, at } = envelope;
-      const message: Message = { id, peer, mine: true, text, at, state: 'stored', elsewhere: true };
+      const early = this.records.get<{ peer: string; state: Receipt }>(`early/${id}`);
+      const message: Message = { id, peer, mine: true, text, at, state: early?.peer === peer ? early.state : 'stored', copied: true };
       this.records.putWith(received, `message/${id}`, message);
       this.onmessage(message);
     } else if (envelope.kind === 'seen') {
@@ -341,11 +364,34 @@ export class Chats {
     if (this.contact(userId)) return;
     const contact: Contact = { userId, address, addedAt: Date.now(), confirmed: false, seenAt: 0 };
     this.records.putWith(received, `contact/${userId}`, contact);
-    // The address in a message is what its sender claims. The server knows whose it is.
-    this.client
-      .findUser(address)
-      .then((found) => (found === userId ? this.update(userId, { confirmed: true }) : undefined))
-      .catch(() => {});
+    void this.#confirm(contact);
+  }
+
+  /** The address in a message is what its sender claims. The server knows whose it is. */
+  async #confirm({ userId, address }: Contact): Promise<void> {
+    const found = await this.client.findUser(address).catch(() => null);
+    if (found === userId) await this.update(userId, { confirmed: true });
+  }
+
+  /** Asks the server for the contacts that it has not confirmed. */
+  confirmAll(): void {
+    for (const contact of this.records.list<Contact>('contact/')) if (!contact.confirmed) void this.#confirm(contact);
+  }
+}
+
+/** What an envelope is, for people. */
+function describe(envelope: Envelope): string {
+  switch (envelope.kind) {
+    case 'text':
+      return 'a message';
+    case 'receipt':
+      return `${envelope.state === 'read' ? 'the “read”' : 'the “delivered”'} ${envelope.ids.length === 1 ? 'tick' : 'ticks'}`;
+    case 'typing':
+      return envelope.on ? '“is typing”' : '“has stopped typing”';
+    case 'copy':
+      return 'a copy for the other devices of the same person';
+    case 'seen':
+      return 'what was read, for the other devices of the same person';
   }
 }
 

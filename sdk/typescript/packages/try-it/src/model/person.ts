@@ -100,8 +100,7 @@ export class Person {
   async refreshDevices(): Promise<void> {
     const { devices } = await this.client.request('devices.list');
     this.devices = devices;
-    this.chats.otherDevices = devices.length > 1;
-    this.onchange();
+    await this.records.put({ devices: devices.length });
   }
 
   async refreshRequests(): Promise<void> {
@@ -146,8 +145,12 @@ export class Person {
     client.on('welcome', ({ keys }) => {
       this.#noteKeys(keys);
       void Promise.all([this.refreshDevices(), this.refreshRequests(), this.refreshBlocks()]).catch(() => {});
+      chats.confirmAll();
     });
     client.on('message', (message) => chats.receive(message));
+    // Also those that a tab has sent which is gone.
+    client.on('sent', ({ messageId }) => void chats.reached(messageId, 'stored'));
+    client.on('failed', ({ messageId, error }) => void chats.failed(messageId, error));
     client.on('prekeys.low', (low) => {
       if (this.pool) this.#noteKeys({ one_time: low.remaining, threshold: low.threshold });
     });
@@ -163,8 +166,8 @@ export class Person {
       this.onchange();
     });
     client.on('untrusted', ({ device }) => void chats.update(device.userId, { changed: true }));
-    client.on('undecryptable', ({ from }) => {
-      if (chats.contact(from.userId)) void chats.note(from.userId, 'A message came that this device cannot decrypt. Ask for it again.');
+    client.on('undecryptable', ({ id, from }) => {
+      if (chats.contact(from.userId)) void chats.note(`undecryptable-${id}`, from.userId, 'A message came that this device cannot decrypt. Ask for it again.');
     });
     client.on('error', ({ error, during }) => this.onerror(`${during}: ${error.message}`));
     chats.ondevice = (userId, deviceId) => {

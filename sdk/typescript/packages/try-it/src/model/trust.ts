@@ -49,11 +49,12 @@ export class Trust {
     const keys = (await this.#keys(userId)).map(({ key }) => key).sort();
     const contact = this.chats.contact(userId);
     if (!contact || keys.length === 0 || String(contact.keys) === String(keys)) return keys;
-    const added = contact.keys ? keys.filter((key) => !contact.keys!.includes(key)).length : 0;
+    const added = contact.keys ? keys.filter((key) => !contact.keys!.includes(key)) : [];
     const unverified = contact.verified ? keys.some((key) => !contact.verified!.includes(key)) : false;
     await this.chats.update(userId, { keys, ...(unverified && { changed: true }) });
-    if (added > 0) {
-      await this.chats.note(userId, `${nameOf(contact.address)} uses ${added === 1 ? 'a new device' : `${added} new devices`}. The safety number has changed.`);
+    if (added.length > 0) {
+      const text = `${nameOf(contact.address)} uses ${added.length === 1 ? 'a new device' : `${added.length} new devices`}. The safety number has changed.`;
+      await this.chats.note(`keys-${added.map((key) => key.slice(0, 12)).join('-')}`, userId, text);
     }
     return keys;
   }

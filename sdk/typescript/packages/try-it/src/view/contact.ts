@@ -64,6 +64,11 @@ export function openContact(person: Person, userId: string, removed: () => void)
     number.replaceChildren(...Array.from({ length: 12 }, () => h('span', { 'aria-hidden': 'true' }, '·····')));
     try {
       const comparison = await trust.compare(userId);
+      if (comparison.otherDevices === 0) {
+        number.replaceChildren();
+        covers.textContent = `${name} has no device at present, so there is nothing to compare.`;
+        return;
+      }
       number.replaceChildren(...comparison.groups.map((group) => h('span', {}, group)));
       number.setAttribute('aria-label', `Safety number: ${comparison.groups.join(' ')}`);
       covers.textContent = `It covers ${comparison.ownDevices === 1 ? 'this device' : `your ${plural(comparison.ownDevices, 'device')}`} and ${plural(comparison.otherDevices, 'device')} of ${name}.`;

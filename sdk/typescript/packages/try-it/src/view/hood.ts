@@ -20,13 +20,13 @@ export class Hood {
   readonly #state = h('p', { class: 'hood-state', role: 'status' });
   readonly #cut = h('button', { type: 'button', class: 'plain', onclick: () => this.#toggleCut() });
   readonly #lose = h('button', { type: 'button', class: 'plain', onclick: () => this.person.wire.loseReply(!this.person.wire.losing) });
-  readonly #outcome = h('p', { class: 'outcome', role: 'status', hidden: true });
+  readonly #outcome = h('p', { class: 'outcome', role: 'status' });
   readonly #count = h('strong', { class: 'pool-count' });
   readonly #bars = h('div', { class: 'pool-bars', 'aria-hidden': 'true' });
   readonly #poolText = h('p', { class: 'hint', role: 'status' });
   readonly #stranger = h('button', { type: 'button', class: 'plain', onclick: () => void this.#takeKeys() }, icon('key'), 'Let a stranger take five');
   readonly #frames = h('ol', { class: 'frames' });
-  readonly #none = h('p', { class: 'hint' }, 'Nothing was sent since the page was opened.');
+  readonly #none = h('p', { class: 'hint' }, 'Nothing yet.');
   readonly #second: HTMLAnchorElement;
   readonly #close: HTMLElement;
   /** Since when a cut or a lost reply is to be explained. */
@@ -67,7 +67,7 @@ export class Hood {
           'section',
           { class: 'part' },
           h('div', { class: 'part-head' }, h('h3', {}, 'Frames'), h('button', { type: 'button', class: 'quiet', onclick: () => person.wire.clear() }, 'Clear')),
-          h('p', { class: 'hint' }, 'Everything that this tab sends and receives, as it is. Open one to read it.'),
+          h('p', { class: 'hint' }, 'Everything that this device sends and receives, as it is. Open one to read it.'),
           this.#none,
           this.#frames,
         ),
@@ -126,14 +126,15 @@ export class Hood {
     const lost = wire.frames.findLast(({ reply }) => reply?.lost);
     const repeated = lost && wire.frames.find(({ n, reply }) => reply?.repeated && n > lost.n);
     if (lost && lost.at > this.#cutAt) this.#lostAt = lost.at;
-    let text = '';
+    const devices = this.person.devices.length;
+    let text = 'Try one of these. What it shows is said here.';
     if (wire.losing) text = 'Write a message now. Its reply will be dropped, and the connection with it: the client cannot know whether the server has the message.';
     else if (this.#lostAt && !repeated) text = 'The reply is lost. The client connects again, to repeat the message under the same id.';
     else if (this.#lostAt) text = 'The client repeated the message under the same id. The server answered “duplicate”: it had stored it already, and it was delivered once.';
     else if (wire.down) text = 'Write something: it is stored here first, and sent when the connection is back. The other side only sees that nothing comes.';
     else if (this.#cutAt && status.state === 'connected') text = 'Connected again. What was waiting went out in the order in which it was written, and what came meanwhile was delivered.';
+    else if (devices > 1) text = `This account has ${devices} devices, each with its own keys and mailbox. What is written to it is encrypted once for each, and all others in the account were told of the new one.`;
     setText(this.#outcome, text);
-    show(this.#outcome, text !== '');
   }
 
   #renderPool(count: number, threshold: number, history: { at: number; count: number; refilled: boolean }[]): void {
@@ -213,6 +214,7 @@ export class Hood {
     if (!frame) return place.replaceChildren();
     const meaning = meaningOf(frame);
     const written = this.#written(frame);
+    const content = this.#content(frame);
     const part = (title: string, at: number, size: number, value: unknown) => [
       h('p', { class: 'frame-part' }, h('strong', {}, title), h('span', {}, `${clockOf(at)} · ${bytes(size)}`)),
       h('pre', { tabindex: 0, 'aria-label': title }, JSON.stringify(value, hide, 2) ?? ''),
@@ -220,17 +222,27 @@ export class Hood {
     place.replaceChildren(
       ...(meaning ? [h('p', {}, meaning)] : []),
       ...(written ? [h('p', { class: 'frame-written' }, h('span', {}, frame.sent ? 'You wrote ' : 'It says '), h('q', { dir: 'auto' }, written), h('span', {}, '. The server sees only this:'))] : []),
+      ...(content ? [h('p', { class: 'frame-written' }, h('span', {}, 'Inside is '), h('strong', {}, content), h('span', {}, '. The server sees only this:'))] : []),
       ...part(frame.kind === 'event' ? 'Event' : 'Request', frame.at, frame.size, frame.body),
       ...(frame.reply ? part('Reply', frame.reply.at, frame.reply.size, frame.reply.body) : []),
     );
   }
 
   /** The text of the message that a frame carries, if it is one of this page. */
-  #written({ body, name }: Frame): string | null {
-    const { params, data } = (body ?? {}) as { params?: { message_id?: string }; data?: { message_id?: string } };
-    const id = name === 'messages.send' ? params?.message_id : name === 'message' ? data?.message_id : undefined;
-    return (id && this.person.records.get<{ text: string }>(`message/${id}`)?.text) || null;
+  #written(frame: Frame): string | null {
+    return this.person.records.get<{ text: string }>(`message/${messageIdOf(frame)}`)?.text ?? null;
   }
+
+  /** What else a frame carries that is encrypted. */
+  #content(frame: Frame): string | null {
+    return this.#written(frame) === null ? (this.person.chats.contents.get(messageIdOf(frame)) ?? null) : null;
+  }
+}
+
+/** The id of the message that a frame carries; empty if it carries none. */
+function messageIdOf({ body, name }: Frame): string {
+  const { params, data } = (body ?? {}) as { params?: { message_id?: string }; data?: { message_id?: string } };
+  return (name === 'messages.send' ? params?.message_id : name === 'message' ? data?.message_id : '') ?? '';
 }
 
 /** Secrets of this device are not shown: somebody may look at the screen. */

@@ -216,7 +216,7 @@ function showRecoveryKey(key: string): void {
     h(
       'div',
       { class: 'actions' },
-      h('button', { type: 'button', class: 'plain', onclick: () => void navigator.clipboard.writeText(key).then(() => announce('Copied')) }, 'Copy'),
+      h('button', { type: 'button', class: 'plain', onclick: () => void navigator.clipboard.writeText(key).then(() => announce('Copied'), () => notify('The browser does not allow it. Select the key and copy it.')) }, 'Copy'),
       h('button', { type: 'button', class: 'primary', onclick: () => dialog.close() }, 'I have kept it'),
     ),
   );

@@ -52,6 +52,7 @@ export class Shell {
 
   close(): void {
     this.#closing.abort();
+    this.#conversation.close();
     this.#person.onchange = () => {};
   }
 
@@ -124,6 +125,9 @@ function reasonOf(reason: string | null): string | undefined {
       return 'Your session has expired. Your messages are still here.';
     case 'logged_out':
       return 'You are signed out. Your messages stay in this browser until you come back.';
+    case 'unknown':
+    case 'superseded':
+      return 'The server does not know this session any more. Sign in again.';
     default:
       return undefined;
   }

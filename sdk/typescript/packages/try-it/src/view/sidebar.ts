@@ -29,6 +29,7 @@ export class Sidebar {
   readonly #results = h('ul', { class: 'results', hidden: true });
   readonly #found = h('p', { class: 'found', role: 'status', hidden: true });
   readonly #empty: HTMLElement;
+  readonly #emptyText = h('p', {});
   readonly #name = h('strong', {});
   readonly #status = h('small', { class: 'state' });
   readonly #request: HTMLElement;
@@ -46,7 +47,7 @@ export class Sidebar {
       'div',
       { class: 'empty' },
       h('p', { class: 'empty-title' }, 'Nobody here yet'),
-      h('p', {}, 'Open a second tab, sign in there as somebody else, then add that address here.'),
+      this.#emptyText,
       h(
         'div',
         { class: 'empty-actions' },
@@ -107,6 +108,12 @@ export class Sidebar {
     keyed(this.#list, shown, ({ userId }) => userId, (contact) => this.#makeRow(contact), (row, contact) => this.#updateRow(row, contact));
     show(this.#list, shown.length > 0);
     show(this.#empty, contacts.length === 0);
+    setText(
+      this.#emptyText,
+      this.person.devices.length > 1
+        ? 'This is a new device. What you write and get from now on appears here, and what was before stays on your other devices.'
+        : 'Open a second tab, sign in there as somebody else, then add that address here.',
+    );
 
     const messages = query ? chats.search(query) : [];
     keyed(this.#results, messages, ({ id }) => `${id} ${query}`, (message) => this.#makeResult(message, query));
@@ -122,6 +129,7 @@ export class Sidebar {
       return client.leading ? 'Connected' : 'Connected by another tab';
     }
     if (status.state === 'ended' && status.reason === 'displaced') return 'In use elsewhere';
+    if (status.state === 'ended' && status.reason === 'identity_conflict') return 'The data of this device is out of date';
     if (wire.down) return 'Connection cut';
     this.#downSince ||= Date.now();
     const left = CALM_MS - (Date.now() - this.#downSince);

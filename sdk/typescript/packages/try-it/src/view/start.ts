@@ -32,7 +32,7 @@ export function showStart(options: StartOptions): void {
       h(
         'div',
         { class: 'welcome-pitch' },
-        h('h1', {}, 'Two tabs, two people, one sealed conversation.'),
+        h('h1', {}, h('span', {}, 'Two tabs, two people, '), h('span', {}, 'one sealed conversation.')),
         h('p', { class: 'lead' }, 'Sign in here as one person and in a second tab as another. Everything you write is encrypted in this browser; the server passes it on and cannot read it.'),
         wire(),
       ),
@@ -199,6 +199,11 @@ class Steps {
       const refused = error as ServerError;
       if (refused.code === 'device_limit') return this.#askReplaced(refused, (id) => this.#verify(person, address, code, device, fail, id));
       if (recoveryKey) throw error;
+      if (refused.code === 'other_account') {
+        // The device was removed while it was signed out, or the account deleted.
+        await person.client.wipe();
+        return this.askAddress('This device was removed from the account. Sign in again as a new device.');
+      }
       if (replaceDeviceId) return this.askAddress(refused.code === 'proof_required' ? 'That device was in use this week, so another one cannot replace it.' : explain(error));
       fail(explain(error));
     }

@@ -1,0 +1,202 @@
+//! Mail for mailboxes that another transaction keeps locked. It waits apart, so that it does not hold up mail for others.
+//!
+//! A batch waits briefly for its mailboxes, in the order in which PostgreSQL grants them; batches of other nodes release
+//! them soon. If one stays locked, the batch goes on without it. The requests that need it are queued here, where one worker
+//! serves them as any batch: what has waited a second is refused. While requests of a recipient wait here, later sends
+//! to it queue up behind them, so that a device's messages keep their order.
+
+use std::{
+    collections::{HashMap, HashSet},
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+};
+
+use futures_util::FutureExt;
+
+use super::{LockWait, MailAnswer, MailRequest, Mailboxes, first_commit};
+use crate::{
+    domain::{DeviceId, Refusal, Signal, UserId},
+    store::{BatchItem, BatchOutcome, BatchWorkers, Batcher, StoreError},
+    tasks::Tasks,
+};
+
+/// Maximum number of requests for one recipient that wait.
+const WAITING_PER_RECIPIENT: usize = 1024;
+
+/// The queue of deferred requests. Clones share it.
+#[derive(Clone)]
+pub struct DeferredMail {
+    queue: Batcher<DeferredRequest, MailAnswer>,
+    waiting: Arc<WaitingRecipients>,
+}
+
+/// The number of requests that wait for each recipient.
+#[derive(Default)]
+struct WaitingRecipients(Mutex<HashMap<UserId, usize>>);
+
+/// A request that counts as waiting until it is dropped.
+struct DeferredRequest {
+    request: MailRequest,
+    place: WaitingPlace,
+}
+
+/// Counts one request for a recipient as waiting. Dropping it ends that.
+struct WaitingPlace {
+    recipient: UserId,
+    waiting: Arc<WaitingRecipients>,
+}
+
+impl BatchItem for DeferredRequest {
+    fn user(&self) -> Option<UserId> {
+        self.request.user()
+    }
+}
+
+impl WaitingRecipients {
+    fn counts(&self) -> MutexGuard<'_, HashMap<UserId, usize>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Drop for WaitingPlace {
+    fn drop(&mut self) {
+        let mut counts = self.waiting.counts();
+        if let Some(count) = counts.get_mut(&self.recipient) {
+            *count -= 1;
+            if *count == 0 {
+                counts.remove(&self.recipient);
+            }
+        }
+    }
+}
+
+impl DeferredMail {
+    /// Starts the worker, of which there must be one. It serves deferred requests with `mailboxes`, and passes the signals
+    /// to `publish`.
+    pub fn start(
+        tasks: &Tasks,
+        workers: BatchWorkers,
+        mailboxes: Mailboxes,
+        publish: impl Fn(Vec<(DeviceId, Signal)>) + Clone + Send + Sync + 'static,
+    ) -> Self {
+        let health = mailboxes.store.health().clone();
+        let queue = Batcher::start(tasks, workers, &health, move |items: Vec<DeferredRequest>| {
+            let (mailboxes, publish) = (mailboxes.clone(), publish.clone());
+            async move {
+                let (requests, places): (Vec<_>, Vec<_>) =
+                    items.into_iter().map(|item| (item.request, item.place)).unzip();
+                let outcome = mailboxes.serve(requests).await;
+                publish(outcome.signals);
+                // Only now may a later send to these recipients be served elsewhere.
+                drop(places);
+                outcome.answers
+            }
+        });
+        Self { queue, waiting: Arc::default() }
+    }
+
+    /// Whether a send must wait behind others to the same recipient.
+    fn is_behind(&self, item: &MailRequest) -> bool {
+        matches!(item, MailRequest::Send(send) if self.waiting.counts().contains_key(&send.to))
+    }
+
+    /// Queues a request. The answer is the one to give now.
+    fn defer(&self, request: MailRequest) -> Result<MailAnswer, StoreError> {
+        let recipient = request.recipient();
+        {
+            let mut counts = self.waiting.counts();
+            let count = counts.entry(recipient).or_default();
+            if *count >= WAITING_PER_RECIPIENT {
+                return Err(Refusal::Unavailable.into());
+            }
+            *count += 1;
+        }
+        let place = WaitingPlace { recipient, waiting: self.waiting.clone() };
+        // The worker of the other queue must not wait for a place of the sender.
+        let queued = self.queue.enqueue(DeferredRequest { request, place }).now_or_never();
+        queued.unwrap_or_else(|| Err(Refusal::Unavailable.into())).map(MailAnswer::Deferred)
+    }
+}
+
+impl MailRequest {
+    /// The user whose mailboxes it needs.
+    fn recipient(&self) -> UserId {
+        match self {
+            Self::Send(send) => send.to,
+            Self::Ack(ack) => ack.caller.user,
+        }
+    }
+}
+
+impl Mailboxes {
+    /// Like [`Self::serve`], but waits only briefly for locked mailboxes. Requests that need one that stays locked are
+    /// passed to `deferred`, and answered [`MailAnswer::Deferred`].
+    pub async fn serve_or_defer(&self, deferred: &DeferredMail, items: Vec<MailRequest>) -> BatchOutcome<MailAnswer> {
+        let mut all = BatchOutcome::default();
+        let mut rest = items;
+        while !rest.is_empty() {
+            let later = rest.split_off(first_commit(&rest));
+            all.append(self.commit_or_defer(deferred, rest).await);
+            rest = later;
+        }
+        all
+    }
+
+    async fn commit_or_defer(&self, deferred: &DeferredMail, items: Vec<MailRequest>) -> BatchOutcome<MailAnswer> {
+        let is_behind: Vec<bool> = items.iter().map(|item| deferred.is_behind(item)).collect();
+        let (mut behind, mut commit) = (Vec::new(), Vec::with_capacity(items.len()));
+        for (item, is_behind) in items.into_iter().zip(&is_behind) {
+            if *is_behind { behind.push(item) } else { commit.push(item) }
+        }
+        let skipped: Mutex<HashSet<UserId>> = Mutex::default();
+        let outcome =
+            self.store.run_batch("mail", &commit, |items, again| self.commit_available(items, again, &skipped));
+        let BatchOutcome { answers, signals } =
+            outcome.await.unwrap_or_else(|error| BatchOutcome::failed(&error, commit.len()));
+        let (mut served, mut behind) = (commit.into_iter().zip(answers), behind.into_iter());
+        let answer = |is_behind: bool| {
+            let item = if is_behind {
+                behind.next()
+            } else {
+                match served.next() {
+                    Some((item, Err(StoreError::Locked(_)))) => Some(item),
+                    Some((_, answer)) => return answer,
+                    None => None,
+                }
+            };
+            item.map_or(Err(StoreError::Overloaded), |item| deferred.defer(item))
+        };
+        BatchOutcome { answers: is_behind.into_iter().map(answer).collect(), signals }
+    }
+
+    /// Runs one transaction with the mailboxes that others do not keep locked. The recipients of sends that need another
+    /// one are added to `skipped`; sends to those that are in it already are not served.
+    async fn commit_available(
+        &self,
+        items: &[MailRequest],
+        again: bool,
+        skipped: &Mutex<HashSet<UserId>>,
+    ) -> Result<BatchOutcome<MailAnswer>, StoreError> {
+        let known = || skipped.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        let outcome = match self.serve_once(items, again, LockWait::Brief, known()).await {
+            Err(StoreError::Locked(_)) => self.serve_once(items, again, LockWait::Skip, known()).await,
+            outcome => outcome,
+        };
+        let mut skipped = skipped.lock().unwrap_or_else(PoisonError::into_inner);
+        match &outcome {
+            Ok(outcome) => {
+                let locked = items.iter().zip(&outcome.answers);
+                let locked = locked.filter(|(_, answer)| matches!(answer, Err(StoreError::Locked(_))));
+                skipped.extend(locked.map(|(item, _)| item.recipient()));
+            }
+            // It was the only request, or they are run one by one next.
+            Err(StoreError::Locked(_)) => {
+                if let [item] = items {
+                    skipped.insert(item.recipient());
+                }
+            }
+            Err(_) => {}
+        }
+        drop(skipped);
+        outcome
+    }
+}
