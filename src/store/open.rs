@@ -34,10 +34,10 @@ use crate::sqlite_file::SqliteFile;
 const READER_CACHE: &str = "-256";
 /// Page cache of the SQLite writer. Holds what a batch changes; with less, pages are written to the log several times in
 /// one transaction.
-const WRITER_CACHE: &str = "-32768";
+const WRITER_CACHE: &str = "-4096";
 /// Number of pages in the log after which SQLite copies them to the database file. A page that changes often is copied
-/// once for many changes. With pages of 4 KiB the log grows to 32 MiB.
-const PAGES_PER_CHECKPOINT: &str = "8192";
+/// once for many changes. With pages of 4 KiB the log grows to 16 MiB.
+const PAGES_PER_CHECKPOINT: &str = "4096";
 /// Time limit of that ping.
 const PING_TIME: Duration = Duration::from_secs(1);
 
