@@ -81,7 +81,7 @@ fn new_session(now: Timestamp) -> NewSession {
 }
 
 /// Returns the token hash of a session that these helpers have made.
-fn hash(session: SessionId) -> [u8; 32] {
+pub fn hash(session: SessionId) -> [u8; 32] {
     let mut hash = [0; 32];
     hash[..16].copy_from_slice(session.0.as_bytes());
     hash
