@@ -12,16 +12,11 @@ import { json, memoryStorage, SealwireClient } from '../../sdk/typescript/packag
 import { msgpack } from '../../sdk/typescript/packages/core/dist/msgpack.js';
 import { libsignalCrypto } from '../../sdk/typescript/packages/libsignal/dist/index.js';
 import { mailedCode, mails } from '../../sdk/typescript/test-support/mail.mjs';
+import { until } from '../../sdk/typescript/test-support/until.mjs';
 import WebSocket from 'ws';
 
 const [url, mailDir] = process.argv.slice(2);
 const ok = (what) => console.log(`  ok  ${what}`);
-
-async function until(condition, what) {
-  for (const deadline = Date.now() + 60_000; !condition(); await pause(5)) {
-    if (Date.now() > deadline) throw new Error(`did not come true: ${what}`);
-  }
-}
 
 class Connection extends WebSocket {
   /** Whether what the server sends is lost. */

@@ -14,7 +14,8 @@ import { createInterface } from 'node:readline';
 import { setTimeout as pause } from 'node:timers/promises';
 import { x3dhCrypto } from '@sealwire/x3dh';
 import { Party } from '../test-support/adapter-contract.mjs';
-import { Fake, refusal, SILENCE, until } from '../test-support/fake.mjs';
+import { Fake, refusal, SILENCE } from '../test-support/fake.mjs';
+import * as support from '../test-support/until.mjs';
 
 const split = process.argv.indexOf('--');
 const command = split < 0 ? [] : process.argv.slice(split + 1);
@@ -24,6 +25,7 @@ if (command.length === 0) {
 }
 const only = process.argv.indexOf('--only') > 0 ? process.argv[process.argv.indexOf('--only') + 1] : '';
 const CODE = '12345678';
+const until = (condition, what) => support.until(condition, what, 15_000);
 
 /** One process with the client under test. */
 class Subject {
@@ -32,7 +34,17 @@ class Subject {
   constructor(url, storage) {
     this.child = spawn(command[0], command.slice(1), { stdio: ['pipe', 'pipe', 'inherit'] });
     this.ended = new Promise((resolve) => this.child.once('exit', resolve));
-    createInterface(this.child.stdout).on('line', (line) => this.lines.push(JSON.parse(line)));
+    this.child.once('error', (error) => {
+      console.error(`${command[0]} cannot be started: ${error.message}`);
+      process.exit(2);
+    });
+    createInterface(this.child.stdout).on('line', (line) => {
+      try {
+        this.lines.push(JSON.parse(line));
+      } catch {
+        console.error(`        the command wrote a line that is not JSON: ${line}`);
+      }
+    });
     this.child.stdin.on('error', () => {});
     this.open = this.do('open', { url, storage });
   }
@@ -45,7 +57,9 @@ class Subject {
   async do(step, fields = {}) {
     const from = this.lines.length;
     this.send(step, fields);
-    await until(() => this.lines.slice(from).some((line) => line.done === step || line.failed === step), `${step} ended`);
+    const ended = () => this.child.exitCode !== null || this.lines.slice(from).some((line) => line.done === step || line.failed === step);
+    await until(ended, `${step} ended`);
+    if (this.child.exitCode !== null) throw new Error(`the command ended with ${this.child.exitCode} during ${step}`);
     const failure = this.lines.slice(from).find((line) => line.failed === step);
     if (failure) throw new Error(`${step} failed: ${failure.code}`);
   }

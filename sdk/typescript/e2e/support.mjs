@@ -12,6 +12,8 @@ import { x3dhCrypto } from '@sealwire/x3dh';
 import { chromium } from 'playwright-core';
 import WebSocket from 'ws';
 
+export { until } from '../test-support/until.mjs';
+
 export const executablePath =
   process.env.CHROMIUM ?? ['/usr/bin/chromium', '/usr/bin/chromium-headless-shell', '/usr/bin/google-chrome'].find((path) => existsSync(path));
 export const skipBrowser = executablePath ? false : 'no Chromium: install it, or name it in CHROMIUM';
@@ -86,17 +88,4 @@ export function newSeed() {
   const seed = Number(process.env.SEED ?? Date.now() % 1_000_000);
   console.log(`SEED=${seed}`);
   return seed;
-}
-
-export async function until(condition, what = String(condition), ms = 60_000) {
-  let last;
-  for (const deadline = Date.now() + ms; Date.now() < deadline; await new Promise((resolve) => setTimeout(resolve, 50))) {
-    try {
-      if (await condition()) return;
-      last = undefined;
-    } catch (error) {
-      last = error;
-    }
-  }
-  throw new Error(`did not come true in ${ms} ms: ${what}`, { cause: last });
 }

@@ -1,12 +1,8 @@
 // The try-it page for everybody: with the keyboard alone, for screen readers (axe-core), in four sizes, in light and dark.
 
 import assert from 'node:assert/strict';
-import { readFile } from 'node:fs/promises';
-import { createRequire } from 'node:module';
 import { after, afterEach, before, test } from 'node:test';
-import { artifacts, skip, Tab, TryIt, until } from './try-it-support.mjs';
-
-const axe = await readFile(createRequire(import.meta.url).resolve('axe-core/axe.min.js'), 'utf8');
+import { artifacts, check, skip, Tab, TryIt, until } from './try-it-support.mjs';
 
 const SIZES = { phone: [360, 740], tablet: [834, 1112], desktop: [1280, 800], wide: [1920, 1080] };
 
@@ -18,18 +14,6 @@ after(() => tryIt?.stop());
 afterEach(() => {
   if (tryIt) assert.deepEqual(tryIt.problems.splice(0), []);
 });
-
-/** Fails if axe-core finds anything on the page as it is. */
-async function check(page, what) {
-  // The policy of the page allows no scripts of others, so axe comes in through the debugger.
-  await page.evaluate(axe);
-  const { violations, incomplete } = await page.evaluate(() => window.axe.run(document, { resultTypes: ['violations', 'incomplete'] }));
-  const found = violations.map(({ id, nodes }) => `${what}: ${id}: ${nodes.map(({ html, failureSummary }) => `${html.slice(0, 160)} (${failureSummary})`).join('; ')}`);
-  assert.deepEqual(found, []);
-  // Contrast that axe cannot judge would hide findings. Emoji and what is under a gradient are known.
-  const unsure = incomplete.filter(({ id }) => id === 'color-contrast').flatMap(({ nodes }) => nodes.map(({ html }) => html.slice(0, 120)));
-  return unsure;
-}
 
 async function shoot(page, scheme, size, what) {
   await page.screenshot({ path: `${artifacts}${scheme}-${size}-${what}.png` });

@@ -1,6 +1,8 @@
 // The try-it page of a real server, in headless Chromium.
 
-import { mkdir } from 'node:fs/promises';
+import assert from 'node:assert/strict';
+import { mkdir, readFile } from 'node:fs/promises';
+import { createRequire } from 'node:module';
 import { fileURLToPath } from 'node:url';
 import { chromium } from 'playwright-core';
 import { Server, skip as skipServer } from '../test-support/server.mjs';
@@ -10,6 +12,7 @@ export const skip = skipServer || skipBrowser;
 /** Where screenshots are kept. */
 export const artifacts = fileURLToPath(new URL('../../../target/artifacts/try-it/', import.meta.url));
 
+const axe = await readFile(createRequire(import.meta.url).resolve('axe-core/axe.min.js'), 'utf8');
 const ARGS = ['--no-sandbox', '--disable-gpu', '--disable-quic', '--no-first-run', '--disable-background-networking', '--disable-component-update', '--disable-sync'];
 
 /** A server with the page, and a browser. */
@@ -65,6 +68,15 @@ export class TryIt {
     await page.goto(`${this.server.url}/${hash}`);
     return new Tab(page);
   }
+}
+
+/** Fails if axe-core finds anything on the page as it is. */
+export async function check(page, what) {
+  // The policy of the page allows no scripts of others, so axe comes in through the debugger.
+  await page.evaluate(axe);
+  const { violations } = await page.evaluate(() => window.axe.run(document, { resultTypes: ['violations'] }));
+  const found = violations.map(({ id, nodes }) => `${what}: ${id}: ${nodes.map(({ html, failureSummary }) => `${html.slice(0, 160)} (${failureSummary})`).join('; ')}`);
+  assert.deepEqual(found, []);
 }
 
 /** What a person does in a tab. */

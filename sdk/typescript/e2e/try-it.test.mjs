@@ -4,7 +4,7 @@ import assert from 'node:assert/strict';
 import { readdir, rm } from 'node:fs/promises';
 import { join } from 'node:path';
 import { after, afterEach, before, test } from 'node:test';
-import { skip, TryIt, until } from './try-it-support.mjs';
+import { check, skip, TryIt, until } from './try-it-support.mjs';
 
 let tryIt;
 before(async () => {
@@ -43,6 +43,7 @@ test('two people sign in, find each other, compare their number, and talk throug
   // Who has not signed in cannot be found.
   await alice.add('bob@example.org');
   await alice.page.getByText('No account has this address yet.').waitFor();
+  await check(alice.page, 'an address that nobody has');
   const bob = await tryIt.tab(bobsBrowser);
   await bob.signIn('bob@example.org');
   await alice.button('Add').click();
@@ -193,8 +194,11 @@ test('a second device gets what is written on both sides; the other side is warn
   // Ivan had compared the number, so he is warned; it is the same on all devices again.
   await b.page.getByText('The safety number with Hana has changed').waitFor();
   await b.page.getByText('Hana uses a new device.').waitFor();
+  await check(b.page, 'a changed safety number');
   const numbers = [await b.safetyNumber(), await a.safetyNumber(), await second.safetyNumber()];
   assert.equal(new Set(numbers).size, 1);
+  await b.button('They differ').click();
+  await check(b.page, 'numbers that differ');
   await b.button('They are the same').click();
   await b.closeDialog();
   await b.page.getByText('The safety number with Hana has changed').waitFor({ state: 'hidden' });
@@ -217,6 +221,7 @@ test('under a lock a new device needs the approval of another, or the recovery k
   await a.page.locator('.me').click();
   await a.button('Lock the account').click();
   const recovery = await a.page.locator('.recovery').textContent();
+  await check(a.page, 'the recovery key');
   await a.button('I have kept it').click();
   await a.page.getByText('Locked: a new device needs').waitFor();
 
@@ -224,6 +229,8 @@ test('under a lock a new device needs the approval of another, or the recovery k
   await second.enterCode('Tablet');
   const number = await second.page.locator('.approval-number').textContent();
   await a.page.getByRole('heading', { name: 'A new device wants to sign in' }).waitFor();
+  await check(a.page, 'a request of a new device');
+  await check(second.page, 'a number to approve');
   await a.page.getByLabel('Number that the new device shows').fill(number);
   await a.button('Approve').click();
   await second.connected();
@@ -282,6 +289,7 @@ test('a blocked person cannot reach one, and cannot tell', { skip }, async () =>
   await a.safetyNumber();
   await a.button('Block Mika').click();
   await a.page.getByText('You have blocked Mika.').waitFor();
+  await check(a.page, 'a blocked person');
   await b.write('Can you hear me?');
   await b.reached('Can you hear me?', 'stored');
   await a.page.getByRole('button', { name: 'Unblock' }).click();
@@ -298,6 +306,7 @@ test('what failed says why, and can be tried again; signing out keeps the messag
   await b.button('Sign out').click();
   await b.button('Sign out').last().click();
   await b.page.getByText('You are signed out.').waitFor();
+  await check(b.page, 'signed out');
   await a.write('For later');
   await a.reached('For later', 'stored');
   await b.button('Continue').click();
@@ -312,11 +321,14 @@ test('what failed says why, and can be tried again; signing out keeps the messag
   await b.page.locator('.me').click();
   await b.button('Delete the account').click();
   await b.button('Send me the code').click();
+  await b.page.locator('dialog .mail').waitFor();
+  await check(b.page, 'deleting the account');
   await b.button('Use this code').click();
   await b.button('Delete for ever').click();
   await b.page.getByText('The account was deleted.').waitFor();
   await a.write('Are you there?');
   await a.page.getByText('This account no longer exists.', { exact: true }).waitFor();
+  await check(a.page, 'a message that failed');
   await a.button('Try again').click();
   await a.page.getByText('This account no longer exists.', { exact: true }).waitFor();
   await a.page.reload();

@@ -92,7 +92,7 @@ export class Fake {
     }
     this.sockets.push(socket);
     ws.on('close', () => this.sockets.splice(this.sockets.indexOf(socket), 1));
-    ws.on('message', (data) => this.#answer(socket, JSON.parse(data)));
+    ws.on('message', (data) => this.#answer(socket, data));
     socket.send('welcome', {
       session_id: Fake.USER,
       user_id: Fake.USER,
@@ -108,15 +108,18 @@ export class Fake {
     this.onSocket?.(socket);
   }
 
-  async #answer(socket, frame) {
-    const { id, op, params } = frame;
-    this.requests.push(frame);
+  async #answer(socket, data) {
+    let id;
     try {
+      const frame = JSON.parse(data);
+      this.requests.push(frame);
+      const { op, params } = frame;
+      ({ id } = frame);
       const result = await (this.ops[op] ?? this.#defaults[op])(params, socket);
       if (result !== SILENCE) socket.ws.send(JSON.stringify({ id, result }));
     } catch (error) {
-      if (!error.code) throw error;
-      socket.ws.send(JSON.stringify({ id, error }));
+      // Without a code it is a fault of the client: not a request that a server could answer.
+      socket.ws.send(JSON.stringify({ id, error: error.code ? error : refusal('bad_request', { message: String(error) }) }));
     }
   }
 
@@ -150,7 +153,12 @@ export class Fake {
   async #respond(request, response) {
     const chunks = [];
     for await (const chunk of request) chunks.push(chunk);
-    const body = chunks.length > 0 ? JSON.parse(Buffer.concat(chunks)) : null;
+    let body = null;
+    try {
+      if (chunks.length > 0) body = JSON.parse(Buffer.concat(chunks));
+    } catch {
+      return response.writeHead(400).end();
+    }
     const { method, url: path } = request;
     const token = request.headers.authorization?.slice(7);
     this.calls.push({ method, path, body, token });
@@ -160,16 +168,9 @@ export class Fake {
       'GET /v1/auth/session': () => [200, this.session(token)],
       'DELETE /v1/auth/session': () => [204],
     };
-    const answer = this.http[`${method} ${path}`] ?? defaults[`${method} ${path}`];
+    const answer = this.http[`${method} ${path}`] ?? defaults[`${method} ${path}`] ?? (() => [404, refusal('not_found')]);
     const [status, content, headers] = answer(body, token);
     response.writeHead(status, { 'content-type': 'application/json', ...headers });
     response.end(content === undefined ? undefined : JSON.stringify(status >= 400 && content.code ? { error: content } : content));
   }
-}
-
-export async function until(condition, what = String(condition)) {
-  for (const deadline = Date.now() + 15_000; Date.now() < deadline; await new Promise((resolve) => setTimeout(resolve, 5))) {
-    if (await condition()) return;
-  }
-  throw new Error(`did not come true in 15 s: ${what}`);
 }

@@ -4,8 +4,9 @@ import assert from 'node:assert/strict';
 import { afterEach, beforeEach, test } from 'node:test';
 import { memoryStorage, SealwireClient } from '@sealwire/client';
 import WebSocket from 'ws';
-import { Fake, refusal, SILENCE, until } from '../../../test-support/fake.mjs';
+import { Fake, refusal, SILENCE } from '../../../test-support/fake.mjs';
 import { toyCrypto } from '../../../test-support/toy.mjs';
+import { until } from '../../../test-support/until.mjs';
 
 let fake;
 let client;

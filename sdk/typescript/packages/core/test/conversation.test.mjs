@@ -7,6 +7,7 @@ import { msgpack } from '@sealwire/client/msgpack';
 import WebSocket from 'ws';
 import { Server, skip } from '../../../test-support/server.mjs';
 import { toyCrypto } from '../../../test-support/toy.mjs';
+import { until } from '../../../test-support/until.mjs';
 
 let server;
 before(async () => !skip && (server = await Server.start()));
@@ -24,13 +25,6 @@ function open(storage = memoryStorage(), options = {}) {
   client.on('message', (m) => client.inbox.push(m.text));
   clients.push(client);
   return client;
-}
-
-async function until(condition, what = 'the condition') {
-  for (const deadline = Date.now() + 15_000; Date.now() < deadline; await new Promise((r) => setTimeout(r, 10))) {
-    if (await condition()) return;
-  }
-  throw new Error(`${what} did not come true`);
 }
 
 test('two people write to each other', { skip }, async () => {

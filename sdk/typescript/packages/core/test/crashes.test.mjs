@@ -7,9 +7,9 @@ import assert from 'node:assert/strict';
 import { after, before, test } from 'node:test';
 import { memoryStorage, SealwireClient } from '@sealwire/client';
 import WebSocket from 'ws';
-import { until } from '../../../test-support/fake.mjs';
 import { Server, skip } from '../../../test-support/server.mjs';
 import { toyCrypto } from '../../../test-support/toy.mjs';
+import { until } from '../../../test-support/until.mjs';
 
 let server;
 before(async () => !skip && (server = await Server.start()));

@@ -5,8 +5,9 @@ import { createHash } from 'node:crypto';
 import { afterEach, beforeEach, test } from 'node:test';
 import { memoryStorage, SealwireClient } from '@sealwire/client';
 import WebSocket from 'ws';
-import { Fake, refusal, SILENCE, until } from '../../../test-support/fake.mjs';
+import { Fake, refusal, SILENCE } from '../../../test-support/fake.mjs';
 import { toyCrypto } from '../../../test-support/toy.mjs';
+import { until } from '../../../test-support/until.mjs';
 
 const BOB = '0190a6f8-5555-4666-8777-ba9876543210';
 const PHONE = '1d2c3b4a-6666-4777-8888-abcdefabcdef';

@@ -7,8 +7,8 @@ import { memoryStorage, SealwireClient } from '@sealwire/client';
 import { msgpack } from '@sealwire/client/msgpack';
 import { libsignalCrypto } from '@sealwire/libsignal';
 import WebSocket from 'ws';
-import { until } from '../../../test-support/fake.mjs';
 import { Server, skip } from '../../../test-support/server.mjs';
+import { until } from '../../../test-support/until.mjs';
 
 let server;
 before(async () => !skip && (server = await Server.start()));

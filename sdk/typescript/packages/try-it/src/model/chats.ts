@@ -1,7 +1,8 @@
 // Conversations: contacts, messages with how far they got, drafts, and who is typing.
 
 import { type Message as Received, SealwireError, type SealwireClient } from '@sealwire/client';
-import { decode, encode, type Envelope, type Receipt } from './envelope.js';
+import { decode, describe, encode, type Envelope, type Receipt } from './envelope.js';
+import { Receipts } from './receipts.js';
 import type { Records } from './records.js';
 
 export interface Contact {
@@ -38,11 +39,18 @@ export interface Message {
 }
 
 const ORDER = ['failed', 'queued', 'stored', 'delivered', 'read'];
-/** A receipt waits this long for others to the same person, in milliseconds. */
-const RECEIPT_MS = 150;
+/** Most messages whose content is remembered for the drawer. */
+const DESCRIBED = 500;
 /** Typing is sent again after this time, and shown for longer. */
 const TYPING_MS = 3000;
 const TYPING_SHOWN_MS = 6000;
+
+/** Which of two versions of a record is the newer one. Two tabs may note at the same time how far a message got. */
+export function newer(before: unknown, after: unknown): unknown {
+  const [old, fresh] = [before, after] as [Message | undefined, Message | undefined];
+  const further = old?.mine && fresh?.mine && fresh.state !== 'failed' && ORDER.indexOf(old.state) > ORDER.indexOf(fresh.state);
+  return further ? Object.assign(fresh, { state: old.state }) : after;
+}
 
 export class Chats {
   /** Users that this person has blocked. */
@@ -56,14 +64,16 @@ export class Chats {
 
   readonly #typing = new Map<string, number>();
   readonly #typingSent = new Map<string, number>();
-  readonly #receipts = new Map<string, { state: Receipt; ids: Set<string> }>();
+  readonly #receipts: Receipts;
   #index: Map<string, Message[]> | null = null;
 
   constructor(
     private readonly client: SealwireClient,
     private readonly records: Records,
     private readonly changed: () => void,
-  ) {}
+  ) {
+    this.#receipts = new Receipts((peer, state, ids) => this.#sendReceipt(peer, state, ids));
+  }
 
   /** The records have changed. */
   refresh(): void {
@@ -189,7 +199,7 @@ export class Chats {
     for (const message of this.records.list<Message>('message/')) {
       if (message.state === 'queued') void this.#deliver(message);
       else if (message.mine && message.state !== 'failed' && !message.copied && this.client.leading) void this.#copy(message);
-      if (message.state === 'received' && !message.receipt && this.client.leading) this.#receipt(message, 'delivered');
+      if (message.state === 'received' && !message.receipt && this.client.leading) this.#acknowledge(message, 'delivered');
     }
   }
 
@@ -221,19 +231,25 @@ export class Chats {
     const { id, peer, at, text } = message;
     const copy: Envelope = { v: 1, kind: 'copy', to: peer, address: this.contact(peer)?.address ?? '', id, at, text };
     if (this.#otherDevices && !(await this.#post(this.self, copy))) return;
-    if (this.records.get(`message/${id}`)) await this.records.put({ [`message/${id}`]: Object.assign(message, { copied: true }) });
+    const present = this.records.get<Message>(`message/${id}`);
+    if (present) await this.records.put({ [`message/${id}`]: Object.assign(present, { copied: true }) });
   }
 
   /** Sends what is no message of a person. The outbox of the client keeps it until the server has it. */
   async #post(to: string, envelope: Envelope): Promise<boolean> {
     const messageId = crypto.randomUUID();
-    this.contents.set(messageId, describe(envelope));
+    this.#describe(messageId, envelope);
     try {
       await this.client.send(to, encode(envelope), { messageId });
       return true;
     } catch {
       return false;
     }
+  }
+
+  #describe(messageId: string, envelope: Envelope): void {
+    this.contents.set(messageId, describe(envelope));
+    if (this.contents.size > DESCRIBED) this.contents.delete(this.contents.keys().next().value!);
   }
 
   /** Notes how far a message got; never less than before. */
@@ -266,35 +282,23 @@ export class Chats {
     if (unread.length === 0) return;
     const seenAt = unread.at(-1)!.at;
     await this.update(peer, { seenAt });
-    for (const message of unread) this.#receipt(message, 'read');
+    for (const message of unread) this.#acknowledge(message, 'read');
     if (this.#otherDevices) void this.#post(this.self, { v: 1, kind: 'seen', peer, at: seenAt });
   }
 
-  /** Plans a receipt, together with others to the same person. */
-  #receipt(message: Message, state: Receipt): void {
-    if (this.blocked.has(message.peer)) return;
-    const planned = this.#receipts.get(message.peer);
-    if (planned?.state === state) return void planned.ids.add(message.id);
-    if (planned) this.#flush(message.peer);
-    this.#receipts.set(message.peer, { state, ids: new Set([message.id]) });
-    setTimeout(() => this.#flush(message.peer), RECEIPT_MS);
+  /** Tells the sender of a message that it arrived, or was read. */
+  #acknowledge({ peer, id }: Message, state: Receipt): void {
+    if (!this.blocked.has(peer)) this.#receipts.plan(peer, id, state);
   }
 
-  #flush(peer: string): void {
-    const planned = this.#receipts.get(peer);
-    this.#receipts.delete(peer);
-    if (!planned) return;
-    const { state } = planned;
-    const ids = [...planned.ids];
-    void this.#post(peer, { v: 1, kind: 'receipt', state, ids }).then((sent) => {
-      if (!sent) return;
-      const records: Record<string, Message> = {};
-      for (const id of ids) {
-        const message = this.records.get<Message>(`message/${id}`);
-        if (message && message.receipt !== 'read') records[`message/${id}`] = Object.assign(message, { receipt: state });
-      }
-      void this.records.put(records).catch(() => {});
-    });
+  async #sendReceipt(peer: string, state: Receipt, ids: string[]): Promise<void> {
+    if (!(await this.#post(peer, { v: 1, kind: 'receipt', state, ids }))) return;
+    const records: Record<string, Message> = {};
+    for (const id of ids) {
+      const message = this.records.get<Message>(`message/${id}`);
+      if (message && message.receipt !== 'read') records[`message/${id}`] = Object.assign(message, { receipt: state });
+    }
+    await this.records.put(records).catch(() => {});
   }
 
   // --- Receiving -----------------------------------------------------------------------------------------------------
@@ -304,7 +308,7 @@ export class Chats {
     const { userId, deviceId } = received.from;
     this.ondevice(userId, deviceId);
     if (!envelope) return;
-    this.contents.set(received.id, describe(envelope));
+    this.#describe(received.id, envelope);
     if (userId === this.self) return this.#fromOwnDevice(received, envelope);
     switch (envelope.kind) {
       case 'text': {
@@ -316,7 +320,7 @@ export class Chats {
         // Messages of one sender are in the order in which they were sent, also within a millisecond.
         if (message.at <= before && before - message.at < 1000) message.at = before + 1;
         this.records.putWith(received, `message/${message.id}`, message);
-        if (this.client.leading) this.#receipt(message, 'delivered');
+        if (this.client.leading) this.#acknowledge(message, 'delivered');
         this.onmessage(message);
         return;
       }
@@ -376,22 +380,6 @@ export class Chats {
   /** Asks the server for the contacts that it has not confirmed. */
   confirmAll(): void {
     for (const contact of this.records.list<Contact>('contact/')) if (!contact.confirmed) void this.#confirm(contact);
-  }
-}
-
-/** What an envelope is, for people. */
-function describe(envelope: Envelope): string {
-  switch (envelope.kind) {
-    case 'text':
-      return 'a message';
-    case 'receipt':
-      return `${envelope.state === 'read' ? 'the “read”' : 'the “delivered”'} ${envelope.ids.length === 1 ? 'tick' : 'ticks'}`;
-    case 'typing':
-      return envelope.on ? '“is typing”' : '“has stopped typing”';
-    case 'copy':
-      return 'a copy for the other devices of the same person';
-    case 'seen':
-      return 'what was read, for the other devices of the same person';
   }
 }
 

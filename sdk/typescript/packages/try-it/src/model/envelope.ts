@@ -35,3 +35,19 @@ export function decode(text: string): Envelope | null {
     (value.kind === 'seen' && are('string', 'peer') && Number.isFinite(value.at));
   return fits ? (value as Envelope) : null;
 }
+
+/** What an envelope is, for people. */
+export function describe(envelope: Envelope): string {
+  switch (envelope.kind) {
+    case 'text':
+      return 'a message';
+    case 'receipt':
+      return `${envelope.state === 'read' ? 'the “read”' : 'the “delivered”'} ${envelope.ids.length === 1 ? 'tick' : 'ticks'}`;
+    case 'typing':
+      return envelope.on ? '“is typing”' : '“has stopped typing”';
+    case 'copy':
+      return 'a copy for the other devices of the same person';
+    case 'seen':
+      return 'what was read, for the other devices of the same person';
+  }
+}

@@ -4,7 +4,7 @@ import { type Account, type CryptoAdapter, SealwireClient, type StateChange, typ
 import { indexedDbStorage } from '@sealwire/client/browser';
 import type { KeysStatusReply, ListedDevice, PendingApproval } from '@sealwire/client/protocol';
 import { x3dhCrypto } from '@sealwire/x3dh';
-import { Chats } from './chats.js';
+import { Chats, newer } from './chats.js';
 import * as profiles from './profiles.js';
 import { Records } from './records.js';
 import { Trust } from './trust.js';
@@ -59,7 +59,7 @@ export class Person {
       this.chats.refresh();
       this.onchange();
     };
-    this.records = new Records(this.client, `records:${database}`, changed);
+    this.records = new Records(this.client, `records:${database}`, changed, newer);
     this.chats = new Chats(this.client, this.records, () => this.onchange());
     this.trust = new Trust(this.client, this.storage, this.chats);
     this.#listen();
@@ -149,8 +149,8 @@ export class Person {
     });
     client.on('message', (message) => chats.receive(message));
     // Also those that a tab has sent which is gone.
-    client.on('sent', ({ messageId }) => void chats.reached(messageId, 'stored'));
-    client.on('failed', ({ messageId, error }) => void chats.failed(messageId, error));
+    client.on('sent', ({ messageId }) => client.leading && void chats.reached(messageId, 'stored'));
+    client.on('failed', ({ messageId, error }) => client.leading && void chats.failed(messageId, error));
     client.on('prekeys.low', (low) => {
       if (this.pool) this.#noteKeys({ one_time: low.remaining, threshold: low.threshold });
     });

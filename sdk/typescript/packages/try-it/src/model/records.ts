@@ -9,15 +9,19 @@ export class Records {
   readonly #entries = new Map<string, unknown>();
   readonly #channel: BroadcastChannel;
 
-  /** @param name the name that tabs of the same person share */
+  /**
+   * @param name the name that tabs of the same person share
+   * @param newer which of two versions of a record counts, if another tab has written one
+   */
   constructor(
     private readonly client: SealwireClient,
     name: string,
     private readonly changed: () => void,
+    newer: (before: unknown, after: unknown) => unknown,
   ) {
     this.#channel = new BroadcastChannel(name);
     this.#channel.onmessage = ({ data }: MessageEvent<Record<string, unknown>>) => {
-      for (const [key, value] of Object.entries(data)) this.#set(key, value);
+      for (const [key, value] of Object.entries(data)) this.#set(key, newer(this.#entries.get(key), value));
       this.changed();
     };
   }

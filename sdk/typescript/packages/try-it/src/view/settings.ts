@@ -20,7 +20,7 @@ export function openSettings(person: Person): void {
   const refresh = () => Promise.all([person.refreshDevices(), person.refreshRequests()]).then(() => setText(status, ''), () => setText(status, person.connected ? 'The server did not answer.' : 'To change these, this device has to be connected.'));
 
   const render = () => {
-    keyed(devices, person.devices, ({ device_id, name }) => `${device_id} ${name}`, (device) => deviceRow(person, device, refresh));
+    keyed(devices, person.devices, ({ device_id, name, last_seen }) => `${device_id} ${name} ${last_seen}`, (device) => deviceRow(person, device, refresh));
     keyed(requests, person.requests, ({ request_id }) => request_id, (request) => requestCard(person, request, refresh));
     const state = person.locked === null ? 'unknown' : person.locked ? 'locked' : 'open';
     if (lock.dataset.state === state) return;

@@ -1,6 +1,6 @@
 // What the recipes take for granted.
 
-import type { SealwireClient as Client, Value } from '@sealwire/client';
+import type { SealwireClient as Client } from '@sealwire/client';
 import type { PendingApproval, ReplaceableDevice } from '@sealwire/client/protocol';
 
 declare global {
@@ -18,9 +18,4 @@ declare global {
   function ask(request: PendingApproval, decide: (number: string) => unknown): void;
   function choose(devices: ReplaceableDevice[]): Promise<ReplaceableDevice>;
   function encode(value: unknown): string;
-  function decode(text: unknown): Value;
-  interface Database {
-    prepare(sql: string): { get(key: string): any; all(key: string): any[]; run(...values: unknown[]): void };
-    transaction(work: () => void): () => void;
-  }
 }
