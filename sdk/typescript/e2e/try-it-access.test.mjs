@@ -64,7 +64,7 @@ for (const scheme of ['light', 'dark']) {
       await look('5-conversation');
       await tab.safetyNumber();
       await look('6-safety-number');
-      await tab.button('They are the same').click();
+      await tab.button('They match').click();
       await tab.closeDialog();
       await tab.hood();
       await tab.button('Let a stranger take five').click();
@@ -148,7 +148,7 @@ test('everything works with the keyboard alone', { skip }, async () => {
   await goTo('K', 'Shift+Tab');
   await page.keyboard.press('Enter');
   await page.locator('.safety').waitFor();
-  await goTo('They are the same');
+  await goTo('They match');
   await page.keyboard.press('Enter');
   await page.getByText('You have compared this number').waitFor();
   await page.keyboard.press('Escape');

@@ -40,7 +40,7 @@ test('two people sign in, find each other, compare their number, and talk throug
   await alice.enterCode();
   await alice.connected();
 
-  // Who has not signed in cannot be found.
+  // People who have not signed in cannot be found.
   await alice.add('bob@example.org');
   await alice.page.getByText('No account has this address yet.').waitFor();
   await check(alice.page, 'an address that nobody has');
@@ -72,7 +72,7 @@ test('two people sign in, find each other, compare their number, and talk throug
   // The safety number is the same on both sides. What was compared stays so.
   const numbers = [await alice.safetyNumber(), await bob.safetyNumber()];
   assert.equal(numbers[0], numbers[1]);
-  await alice.button('They are the same').click();
+  await alice.button('They match').click();
   await alice.page.getByText('You have compared this number with Bob.').waitFor();
   await alice.closeDialog();
   await bob.closeDialog();
@@ -84,7 +84,7 @@ test('two people sign in, find each other, compare their number, and talk throug
   await alice.write('Written while the server was dead');
   await alice.write('And another');
   await alice.reached('And another', 'queued');
-  await alice.page.getByText('2 messages go out when it is back').waitFor();
+  await alice.page.getByText('2 messages will be sent when it is back').waitFor();
   await tryIt.server.restart();
   await alice.reached('And another', 'read');
   await bob.page.reload();
@@ -170,7 +170,7 @@ test('a second tab of the same person shows the same, over one connection', { sk
 test('a second device gets what is written on both sides; the other side is warned, and devices can be renamed and removed', { skip }, async () => {
   const { a, b, one, close } = await twoPeople('hana@example.org', 'ivan@example.org');
   await b.safetyNumber();
-  await b.button('They are the same').click();
+  await b.button('They match').click();
   await b.closeDialog();
 
   await a.hood();
@@ -199,7 +199,7 @@ test('a second device gets what is written on both sides; the other side is warn
   assert.equal(new Set(numbers).size, 1);
   await b.button('They differ').click();
   await check(b.page, 'numbers that differ');
-  await b.button('They are the same').click();
+  await b.button('They match').click();
   await b.closeDialog();
   await b.page.getByText('The safety number with Hana has changed').waitFor({ state: 'hidden' });
   await a.closeDialog();
@@ -222,7 +222,7 @@ test('under a lock a new device needs the approval of another, or the recovery k
   await a.button('Lock the account').click();
   const recovery = await a.page.locator('.recovery').textContent();
   await check(a.page, 'the recovery key');
-  await a.button('I have kept it').click();
+  await a.button('I have saved it').click();
   await a.page.getByText('Locked: a new device needs').waitFor();
 
   const second = await tryIt.tab(one, '#device=jana@example.org');
@@ -241,7 +241,7 @@ test('under a lock a new device needs the approval of another, or the recovery k
   const right = await third.page.locator('.approval-number').textContent();
   await a.page.getByLabel('Number that the new device shows').fill(right === '00' ? '01' : '00');
   await a.button('Approve').click();
-  await third.page.getByText('Another device of this account has refused.').waitFor();
+  await third.page.getByText('Another device of this account refused the request.').waitFor();
   tryIt.problems = tryIt.problems.filter((problem) => !/status of 403/.test(problem));
 
   const fourth = await tryIt.tab(one, '#device=jana@example.org');
@@ -253,7 +253,7 @@ test('under a lock a new device needs the approval of another, or the recovery k
   await close();
 });
 
-test('who comes back to many messages begins at the first new one, and finds the drafts', { skip }, async () => {
+test('a person with many new messages starts at the first of them, and finds the draft again', { skip }, async () => {
   const { a, b, close } = await twoPeople('rosa@example.org', 'sven@example.org');
   await a.page.getByLabel('Message', { exact: true }).fill('Not finished');
   await tryIt.tab(a.page.context(), '#new').then(async (other) => {
@@ -284,7 +284,7 @@ test('who comes back to many messages begins at the first new one, and finds the
   await close();
 });
 
-test('a blocked person cannot reach one, and cannot tell', { skip }, async () => {
+test('a blocked person gets no message through, and cannot tell', { skip }, async () => {
   const { a, b, close } = await twoPeople('lena@example.org', 'mika@example.org');
   await a.safetyNumber();
   await a.button('Block Mika').click();
@@ -324,7 +324,7 @@ test('what failed says why, and can be tried again; signing out keeps the messag
   await b.page.locator('dialog .mail').waitFor();
   await check(b.page, 'deleting the account');
   await b.button('Use this code').click();
-  await b.button('Delete for ever').click();
+  await b.button('Delete forever').click();
   await b.page.getByText('The account was deleted.').waitFor();
   await a.write('Are you there?');
   await a.page.getByText('This account no longer exists.', { exact: true }).waitFor();
@@ -338,7 +338,7 @@ test('what failed says why, and can be tried again; signing out keeps the messag
   await close();
 });
 
-test('a server that has lost its database: who comes back signs in as a new device, and can write again', { skip }, async () => {
+test('after the server has lost its database, people sign in as new devices and can write again', { skip }, async () => {
   const { a, b, close } = await twoPeople('uma@example.org', 'vito@example.org');
   await tryIt.kill();
   for (const name of await readdir(tryIt.server.dir)) if (name.startsWith('sealwire.db')) await rm(join(tryIt.server.dir, name));

@@ -25,7 +25,9 @@ const { outputFiles } = await build({
   format: 'esm',
   target: ['es2022', 'chrome111', 'firefox115', 'safari16.4'],
   charset: 'utf8',
+  // The licences of what is bundled. That of noble-hashes is not in its sources.
   legalComments: 'eof',
+  footer: { js: '/*! noble-hashes - MIT License (c) 2022 Paul Miller (paulmillr.com) */' },
   write: false,
 });
 const files = new Map(outputFiles.map(({ path, contents }) => [path.split('/').at(-1).replace('app.css.css', 'app.css'), Buffer.from(contents)]));

@@ -10,7 +10,7 @@ import { Records } from './records.js';
 import { Trust } from './trust.js';
 import { Wire } from './wire.js';
 
-/** One-time keys that a device publishes first: few, so that one can watch the pool run low. The client refills it to a hundred. */
+/** One-time keys that a device publishes first: few, so that you can watch the pool run low. The client refills it to a hundred. */
 const FIRST_KEYS = 24;
 
 /** What is known about the key pool. */

@@ -4,6 +4,9 @@ import { memoryStorage, SealwireClient } from '@sealwire/client';
 import { x3dhCrypto } from '@sealwire/x3dh';
 import { codeOf } from './demo.js';
 
+/** The message of the error if the server does not show codes. */
+export const NO_CODES = 'the server shows no codes';
+
 /**
  * Takes up to `count` one-time keys of a user's devices. Calls `taken` after each.
  *
@@ -15,7 +18,7 @@ export async function takeKeys(userId: string, count: number, taken: () => Promi
   client.on('error', () => {});
   const code = async (challenge: { challenge_id: string }) => {
     const code = await codeOf(challenge.challenge_id);
-    if (!code) throw new Error('the server does not show codes');
+    if (!code) throw new Error(NO_CODES);
     return code;
   };
   try {

@@ -1,4 +1,4 @@
-// What screen readers are told without a change of focus, and short notices on the screen.
+// Announcements for screen readers without a change of focus, and short notices on the screen.
 
 import { h } from '../dom.js';
 

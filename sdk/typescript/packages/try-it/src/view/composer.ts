@@ -3,6 +3,7 @@
 import { h, setText, show } from '../dom.js';
 import { icon } from '../icons.js';
 import type { Person } from '../model/person.js';
+import { plural } from '../text.js';
 
 /** A draft is stored after a pause of this length, in milliseconds. */
 const DRAFT_MS = 400;
@@ -138,6 +139,6 @@ export class Composer {
 }
 
 function offlineHint(waiting: number): string {
-  if (waiting === 0) return 'No connection. Write on: it goes out when it is back.';
-  return `No connection. ${waiting === 1 ? 'A message goes' : `${waiting} messages go`} out when it is back.`;
+  if (waiting === 0) return 'No connection. Keep writing: messages are sent when it is back.';
+  return `No connection. ${plural(waiting, 'message')} will be sent when it is back.`;
 }

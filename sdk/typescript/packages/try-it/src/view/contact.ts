@@ -28,7 +28,7 @@ export function openContact(person: Person, userId: string, removed: () => void)
         'span',
         {},
         changed
-          ? `${name} has keys that you have not compared. That is a new device, or somebody in between. Compare again.`
+          ? `${name} has keys that you have not compared. It may be a new device, or somebody in between. Compare again.`
           : verified
             ? `You have compared this number with ${name}.`
             : `Not compared yet. Until then you trust the server to have given you the keys of ${name}.`,
@@ -40,7 +40,7 @@ export function openContact(person: Person, userId: string, removed: () => void)
         : verified && !changed
           ? [h('button', { type: 'button', class: 'plain', onclick: () => void trust.unverify(userId).then(() => render(comparison)) }, 'Forget the comparison')]
           : [
-              h('button', { type: 'button', class: 'primary', onclick: () => void matched(comparison) }, icon('check'), 'They are the same'),
+              h('button', { type: 'button', class: 'primary', onclick: () => void matched(comparison) }, icon('check'), 'They match'),
               h('button', { type: 'button', class: 'plain', onclick: differs }, 'They differ'),
             ]),
     );
@@ -57,7 +57,7 @@ export function openContact(person: Person, userId: string, removed: () => void)
     state.className = 'safety-state warning';
     state.replaceChildren(
       icon('alert'),
-      h('span', {}, `Then somebody may read along, or one of you has just added a device. Close this on both sides, write to each other once, and look again. If it still differs, do not write anything private to ${name}.`),
+      h('span', {}, `Somebody may be reading along, or one of you has just added a device. Close this on both sides, write to each other once, and compare again. If the numbers still differ, do not write anything private to ${name}.`),
     );
   };
   const load = async () => {
@@ -102,7 +102,7 @@ export function openContact(person: Person, userId: string, removed: () => void)
       'section',
       { class: 'part' },
       h('h3', {}, 'Safety number'),
-      h('p', {}, `Read it to each other, or hold the screens side by side. If ${name} sees the same sixty digits, nobody sits in between, not even this server.`),
+      h('p', {}, `Read it to each other, or hold the screens side by side. If ${name} sees the same sixty digits, nobody is in between, not even this server.`),
       number,
       covers,
       state,

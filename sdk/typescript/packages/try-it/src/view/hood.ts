@@ -3,7 +3,7 @@
 import { h, keyed, setAttribute, setText, show } from '../dom.js';
 import { icon } from '../icons.js';
 import type { Person } from '../model/person.js';
-import { takeKeys } from '../model/stranger.js';
+import { NO_CODES, takeKeys } from '../model/stranger.js';
 import type { Frame } from '../model/wire.js';
 import { bytes, clockOf } from '../text.js';
 import { meaningOf } from './meanings.js';
@@ -59,7 +59,7 @@ export class Hood {
           { class: 'part' },
           h('h3', {}, 'One-time keys'),
           h('div', { class: 'pool' }, h('p', { class: 'pool-now' }, this.#count, h('span', {}, 'on the server')), this.#bars),
-          h('p', { class: 'hint' }, 'Everybody who opens a conversation with this device takes one. No key is given out twice.'),
+          h('p', { class: 'hint' }, 'Each new conversation with this device uses one. No key is given out twice.'),
           this.#poolText,
           this.#stranger,
         ),
@@ -127,13 +127,13 @@ export class Hood {
     const repeated = lost && wire.frames.find(({ n, reply }) => reply?.repeated && n > lost.n);
     if (lost && lost.at > this.#cutAt) this.#lostAt = lost.at;
     const devices = this.person.devices.length;
-    let text = 'Try one of these. What it shows is said here.';
+    let text = 'Try one of these. This box explains what happens.';
     if (wire.losing) text = 'Write a message now. Its reply will be dropped, and the connection with it: the client cannot know whether the server has the message.';
     else if (this.#lostAt && !repeated) text = 'The reply is lost. The client connects again, to repeat the message under the same id.';
     else if (this.#lostAt) text = 'The client repeated the message under the same id. The server answered “duplicate”: it had stored it already, and it was delivered once.';
-    else if (wire.down) text = 'Write something: it is stored here first, and sent when the connection is back. The other side only sees that nothing comes.';
-    else if (this.#cutAt && status.state === 'connected') text = 'Connected again. What was waiting went out in the order in which it was written, and what came meanwhile was delivered.';
-    else if (devices > 1) text = `This account has ${devices} devices, each with its own keys and mailbox. What is written to it is encrypted once for each, and all others in the account were told of the new one.`;
+    else if (wire.down) text = 'Write something: it is stored here first, and sent when the connection is back.';
+    else if (this.#cutAt && status.state === 'connected') text = 'Connected again. Waiting messages were sent in the order in which they were written, and messages that had arrived meanwhile were delivered.';
+    else if (devices > 1) text = `This account has ${devices} devices, each with its own keys and mailbox. A message to it is encrypted once for each of them. When a device is added, the others are notified.`;
     setText(this.#outcome, text);
   }
 
@@ -155,8 +155,8 @@ export class Hood {
     setText(
       this.#poolText,
       at > 0
-        ? `The pool fell to ${history[at - 1]!.count}. The server said “prekeys.low”, and this device published ${history[at]!.count - history[at - 1]!.count} more.`
-        : `At ${threshold} the server asks for more. This page begins with 24, so that you can watch it; usually it is 100.`,
+        ? `The pool fell to ${history[at - 1]!.count}. The server sent “prekeys.low”, and this device published ${history[at]!.count - history[at - 1]!.count} more.`
+        : `At ${threshold} the server asks for more. This page begins with 24, so that you can watch it. Usually it is 100.`,
     );
   }
 
@@ -171,7 +171,7 @@ export class Hood {
       });
       if (given < STRANGER_KEYS) notify(`The server gave the stranger ${given} keys. Strangers together may take twenty an hour of a device, so they cannot empty the pool.`);
     } catch (error) {
-      notify(explain(error));
+      notify(error instanceof Error && error.message === NO_CODES ? 'This works only if the server shows its codes to this page.' : explain(error));
     } finally {
       this.#stranger.removeAttribute('aria-busy');
     }

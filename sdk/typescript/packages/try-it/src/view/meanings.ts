@@ -18,7 +18,7 @@ const MEANINGS: Record<string, string> = {
   'devices.changed': 'A device of this account came or went.',
   'devices.requested': 'A new device wants to sign in to a locked account.',
   'devices.decide': 'The decision on a new device.',
-  'sessions.changed': 'Somebody signed in to this account or out of it. All its devices are told.',
+  'sessions.changed': 'Somebody signed in to this account or out of it. All its devices are notified.',
   'account.status': 'Whether new devices need an approval, and which ones wait for it.',
   'blocks.list': 'Whom this person has blocked.',
   'blocks.add': 'From now on the server drops what this person sends. They get the same answers as before.',

@@ -56,15 +56,15 @@ export function explain(error: unknown): string {
     case 'timeout':
       return 'The server cannot be reached. Try again in a moment.';
     case 'invalid_code':
-      return 'This is not the code. Look again.';
+      return 'That code is not right. Check it and try again.';
     case 'too_many_attempts':
       return 'Too many wrong codes. Ask for a new one.';
     case 'rate_limited':
-      return 'Too many tries. Wait a while.';
+      return 'Too many attempts. Wait a while.';
     case 'bad_request':
       return error.details?.path === 'email' ? 'This is not a mail address.' : error.details?.path === 'code' ? 'A code has eight digits.' : error.message;
     case 'denied':
-      return 'Another device of this account has refused.';
+      return 'Another device of this account refused the request.';
     case 'device_too_new':
       return 'This device is too new for that. An older device of the account can do it.';
     default:

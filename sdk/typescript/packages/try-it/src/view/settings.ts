@@ -155,7 +155,7 @@ function requestCard(person: Person, request: PendingApproval, refresh: () => Pr
         await decide(true);
       },
       element,
-      h('div', { class: 'actions start' }, h('button', { type: 'submit', class: 'primary' }, 'Approve'), h('button', { type: 'button', class: 'danger', onclick: () => void decide(false) }, 'Not mine: refuse')),
+      h('div', { class: 'actions start' }, h('button', { type: 'submit', class: 'primary' }, 'Approve'), h('button', { type: 'button', class: 'danger', onclick: () => void decide(false) }, 'Not mine, refuse')),
     ),
   );
 }
@@ -195,7 +195,7 @@ function lockPart(person: Person, locked: boolean, refresh: () => Promise<void>)
             await person.client.request('account.unlock', key ? { recovery_key: key } : {});
             await refresh();
           } catch (error) {
-            fail((error as { code?: string }).code === 'invalid_code' ? 'This is not the recovery key.' : explain(error));
+            fail((error as { code?: string }).code === 'invalid_code' ? 'That recovery key is not right.' : explain(error));
           }
         },
         element,
@@ -209,7 +209,7 @@ function lockPart(person: Person, locked: boolean, refresh: () => Promise<void>)
 function showRecoveryKey(key: string): void {
   const grouped = key.match(/.{1,4}/g)!.join(' ');
   const dialog = openDialog(
-    'Keep your recovery key',
+    'Save your recovery key',
     { className: 'small' },
     h('p', {}, 'It signs you in on a new device without an approval. It is shown this once. Without it and without your devices you wait a week.'),
     h('p', { class: 'recovery', tabindex: 0 }, grouped),
@@ -217,7 +217,7 @@ function showRecoveryKey(key: string): void {
       'div',
       { class: 'actions' },
       h('button', { type: 'button', class: 'plain', onclick: () => void navigator.clipboard.writeText(key).then(() => announce('Copied'), () => notify('The browser does not allow it. Select the key and copy it.')) }, 'Copy'),
-      h('button', { type: 'button', class: 'primary', onclick: () => dialog.close() }, 'I have kept it'),
+      h('button', { type: 'button', class: 'primary', onclick: () => dialog.close() }, 'I have saved it'),
     ),
   );
 }
@@ -253,7 +253,7 @@ function deleteAccount(person: Person): void {
           }
         },
         element,
-        h('button', { type: 'submit', class: 'danger' }, 'Delete for ever'),
+        h('button', { type: 'submit', class: 'danger' }, 'Delete forever'),
       ),
     );
     input.focus();

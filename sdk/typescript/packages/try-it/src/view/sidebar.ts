@@ -111,7 +111,7 @@ export class Sidebar {
     setText(
       this.#emptyText,
       this.person.devices.length > 1
-        ? 'This is a new device. What you write and get from now on appears here, and what was before stays on your other devices.'
+        ? 'This is a new device. Messages from now on appear here. Earlier ones stay on your other devices.'
         : 'Open a second tab, sign in there as somebody else, then add that address here.',
     );
 

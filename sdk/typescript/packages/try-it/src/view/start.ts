@@ -37,7 +37,7 @@ export function showStart(options: StartOptions): void {
         wire(),
       ),
       card,
-      h('p', { class: 'welcome-foot' }, 'This page is a part of the server that you are running. It talks to nobody else.'),
+      h('p', { class: 'welcome-foot' }, 'This page is part of the server you are running. It contacts no other server.'),
     ),
   );
   const steps = new Steps(card, options);
@@ -84,7 +84,7 @@ class Steps {
     const { input, element, fail } = field(
       'Mail address',
       h('input', { type: 'email', name: 'email', autocomplete: 'off', spellcheck: 'false', autocapitalize: 'none', placeholder: 'you@example.org', value: known?.email, readonly: known !== null }),
-      known ? undefined : 'Any address will do: nothing is sent.',
+      known ? undefined : 'Any address works; no mail is sent.',
     );
     const idle = known ? [] : await profiles.idle();
     const quick = (address: string) =>
@@ -98,7 +98,7 @@ class Steps {
         h(
           'div',
           { class: 'choices' },
-          h('p', { class: 'label' }, 'Go on as'),
+          h('p', { class: 'label' }, 'Continue as'),
           ...idle.slice(0, 4).map((profile) =>
             h(
               'button',
@@ -108,7 +108,7 @@ class Steps {
             ),
           ),
         ),
-      !known && suggestions.length > 0 && h('div', { class: 'choices' }, h('p', { class: 'label' }, idle.length > 0 ? 'Or be somebody new' : 'The quickest way'), ...suggestions.map(quick)),
+      !known && suggestions.length > 0 && h('div', { class: 'choices' }, h('p', { class: 'label' }, idle.length > 0 ? 'Or start as someone new' : 'The quickest way'), ...suggestions.map(quick)),
       form(
         { class: 'stack' },
         async () => {
@@ -120,7 +120,7 @@ class Steps {
         element,
         h('button', { type: 'submit', class: 'primary' }, 'Continue'),
       ),
-      known && h('button', { type: 'button', class: 'plain wide', onclick: () => void this.#somebodyElse() }, 'Be somebody else in this tab'),
+      known && h('button', { type: 'button', class: 'plain wide', onclick: () => void this.#somebodyElse() }, 'Use another account in this tab'),
     );
     if (problem) fail(problem);
   }
@@ -179,7 +179,7 @@ class Steps {
     this.#show(
       'Enter the code',
       h('p', { class: 'lead small' }, h('bdi', {}, address)),
-      code ? mailCard(code) : h('p', { class: 'reason' }, 'The server has mailed a code of eight digits. With the mailer log: it is in the server’s log.'),
+      code ? mailCard(code) : h('p', { class: 'reason' }, 'The server has mailed a code of eight digits to this address.'),
       sent,
     );
     announce(code ? `The code is ${code}` : 'A code was mailed');
@@ -202,7 +202,7 @@ class Steps {
       if (refused.code === 'other_account') {
         // The device was removed while it was signed out, or the account deleted.
         await person.client.wipe();
-        return this.askAddress('This device was removed from the account. Sign in again as a new device.');
+        return this.askAddress('This device was removed from the account. Sign in again, as a new device.');
       }
       if (replaceDeviceId) return this.askAddress(refused.code === 'proof_required' ? 'That device was in use this week, so another one cannot replace it.' : explain(error));
       fail(explain(error));
@@ -234,7 +234,7 @@ class Steps {
               await recover(key.input.value.replace(/\s/g, ''));
               waiting.abort();
             } catch (error) {
-              key.fail(error instanceof SealwireError && error.code === 'invalid_code' ? 'This is not the recovery key.' : explain(error));
+              key.fail(error instanceof SealwireError && error.code === 'invalid_code' ? 'That recovery key is not right.' : explain(error));
             }
           },
           key.element,
@@ -255,7 +255,7 @@ class Steps {
   #askReplaced(error: ServerError, replace: (id: string) => Promise<void>): void {
     const { devices = [] } = error.details ?? {};
     this.#show(
-      'Which device shall it replace?',
+      'Which device should it replace?',
       h('p', {}, 'The account has as many devices as the server allows.'),
       h(
         'div',

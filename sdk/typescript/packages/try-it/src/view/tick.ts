@@ -1,4 +1,4 @@
-// How far a message got, as a mark of always the same width.
+// How far a message got, as a mark whose width never changes.
 
 import { h } from '../dom.js';
 import { icon } from '../icons.js';
