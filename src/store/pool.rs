@@ -5,7 +5,7 @@
 //! pool would ping the server and might wait forever.
 //!
 //! sqlx pings a connection each time it is returned to its pool: a round trip to the server, or two thread switches on
-//! SQLite. So a connection whose last statement has finished is kept here for a second, to be used again without a
+//! SQLite. So a connection whose statements have all succeeded is kept here for a second, to be used again without a
 //! ping, and is only then returned to sqlx.
 
 use std::{
@@ -208,6 +208,7 @@ impl<DB: Engine> DatabasePool<DB> {
                 began,
                 deadline: self.limit.map(|limit| Instant::now() + limit),
                 is_busy: false,
+                has_failed: false,
                 refuses_writes: false,
                 in_transaction: false,
             }),
@@ -321,6 +322,8 @@ pub struct PooledConnection<'c, DB: Engine> {
     deadline: Option<Instant>,
     /// Whether a statement was sent whose answer was not read.
     is_busy: bool,
+    /// Whether a statement failed. Then the connection may be broken, and sqlx pings it before it is used again.
+    has_failed: bool,
     /// Whether its server refused to write, so that the connection is closed rather than returned.
     refuses_writes: bool,
     in_transaction: bool,
@@ -402,6 +405,7 @@ impl<DB: Engine> PooledConnection<'_, DB> {
         };
         self.is_busy = false;
         let outcome = outcome.map_err(StoreError::from);
+        self.has_failed |= outcome.is_err();
         self.refuses_writes |= outcome.as_ref().is_err_and(StoreError::refuses_writes);
         if matches!(outcome, Err(StoreError::Locked(_))) {
             self.metrics.lock_timeouts.inc();
@@ -447,7 +451,7 @@ impl<DB: Engine> Drop for PooledConnection<'_, DB> {
             connection.close_on_drop();
             return;
         }
-        let is_clean = !self.is_busy && !self.in_transaction;
+        let is_clean = !self.is_busy && !self.has_failed && !self.in_transaction;
         let connection = if is_clean { self.source.keep(connection, self.taken_at) } else { Some(connection) };
         if let Some(connection) = connection
             && (DB::IS_SERVER || self.in_transaction)
@@ -520,6 +524,17 @@ mod tests {
         next.begin().await.unwrap();
         assert!(next.fetch_all(sqlx::query("SELECT n FROM mark")).await.unwrap().is_empty());
         next.commit().await.unwrap();
+    }
+
+    #[tokio::test]
+    async fn a_connection_with_a_failed_statement_is_not_kept() {
+        let (folder, metrics) = (tempfile::tempdir().unwrap(), Metrics::new());
+        let pool = pool(&folder, 1).await;
+        let mut failing = pool.acquire(&metrics).await.unwrap();
+        assert!(failing.execute(sqlx::query("SELECT * FROM nothing")).await.is_err());
+        drop(failing);
+        assert!(pool.kept().connections.is_empty());
+        run(&mut pool.acquire(&metrics).await.unwrap(), "SELECT 1").await;
     }
 
     #[tokio::test]
