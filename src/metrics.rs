@@ -93,6 +93,7 @@ metrics! {
     sign_ins: Counter = "sealwire_sign_ins_total" [] "Sessions opened with a code";
     codes_mailed: Counter = "sealwire_codes_mailed_total" [] "Codes handed to the mailer";
     wrong_guesses: Counter = "sealwire_wrong_guesses_total" [] "Codes that were compared and wrong";
+    session_failures_limited: Counter = "sealwire_session_failures_limited_total" [] "Look-ups of invalid tokens from networks that had made too many";
     proofs: Counters<ProofOutcome> = "sealwire_proofs_total" ["outcome"] "Proofs of work offered to clients beyond a limit, and accepted from them";
     mails: Counters<MailOutcome> = "sealwire_mails_total" ["outcome"] "Mails, by outcome";
     mails_dropped: Counters<MailDrop> = "sealwire_mails_dropped_total" ["reason"] "Mails dropped because of a limit on unsent mails, by limit";

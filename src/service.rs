@@ -41,7 +41,7 @@ use crate::{
     clock::{Clock, Entropy},
     domain::{
         DeviceId, LocalDelivery, Refusal, Signal, Timestamp, UserId, envelope::MailboxBounds,
-        keyed_buckets::DrainLimit, otp::ServerSecret,
+        keyed_buckets::DrainLimit, otp::ServerSecret, token::TokenHash,
     },
     metrics::{Batch, Metrics},
     store::{
@@ -81,6 +81,9 @@ const BLOCKING_CLAIMS: usize = 4;
 /// Maximum number of requests for codes and attempts to redeem one that read the database at once although their network
 /// has reached its limit. The others are offered the hardest proof, for which nothing has to be read.
 const OVER_LIMIT_READS: usize = 4;
+/// Maximum number of look-ups of tokens at once, of all networks that have made too many that failed. The others wait;
+/// their number is bounded by the connections that have not upgraded.
+const OVER_LIMIT_LOOKUPS: usize = 4;
 
 /// The settings that the use cases need.
 #[derive(Clone, Debug)]
@@ -151,6 +154,10 @@ pub struct Service {
     over_limit_permits: Semaphore,
     /// The operations that do not run in batches.
     operations: UserQueues,
+    /// The look-ups of tokens, one of each token at a time.
+    lookups: UserQueues<TokenHash>,
+    /// The look-ups of tokens from networks that have made too many that failed.
+    over_limit_lookups: Semaphore,
     /// The publishes whose signatures are being verified: one of each user.
     verifications: UserQueues,
     /// Bounds their number, over all users.
@@ -317,6 +324,7 @@ impl Service {
         let limits = Limits::new(&policy.limits);
         let shown_codes = policy.shows_codes.then(ShownCodes::default);
         let operations = UserQueues::new(OPERATIONS_PER_USER, metrics.clone());
+        let lookups = UserQueues::new(1, metrics.clone());
         let verifications = UserQueues::new(1, metrics.clone());
         let cores = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
         let verification_permits = Arc::new(Semaphore::new(cores));
@@ -340,6 +348,8 @@ impl Service {
             blocking_permits: Semaphore::new(BLOCKING_CLAIMS),
             over_limit_permits: Semaphore::new(OVER_LIMIT_READS),
             operations,
+            lookups,
+            over_limit_lookups: Semaphore::new(OVER_LIMIT_LOOKUPS),
             verifications,
             verification_permits,
             mail,

@@ -20,6 +20,8 @@ pub struct UsageLimits {
     pub verify_per_network_minute: usize,
     /// Wrong guesses per day at codes from one client network. Not in force if `verify_per_network_minute` is 0.
     pub wrong_guesses_per_network_day: usize,
+    /// Look-ups of tokens per minute from one client network that fail.
+    pub session_failures_per_network_minute: usize,
     /// Addresses per hour looked up by one user.
     pub find_per_user_hour: usize,
     /// Claims of one user that take a one-time key of one device: the number allowed in a burst.

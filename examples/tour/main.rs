@@ -286,7 +286,8 @@ async fn sign_in_again(tour: &Tour, bob: &mut Device) -> Outcome {
 async fn leave(tour: &Tour, alice: &mut Device, bob: &mut Device) -> Outcome {
     chapter(13, "Alice deletes her account");
     say("A code confirms it: a phone left unlocked for a minute is not enough.");
-    let refused = alice.client.request(DeleteAccountRequest { challenge_id: None, code: None }).await.err();
+    let refused =
+        alice.client.request(DeleteAccountRequest { challenge_id: None, code: None, proof: None }).await.err();
     ensure(refused.is_some_and(|error| error.code() == Some(Code::ConfirmationRequired)), "it needs a code")?;
     let (challenge, code) = tour.code_for(&alice.email, CodePurpose::Delete).await?;
     alice.client.delete_account(&challenge, &code).await?;

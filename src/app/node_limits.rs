@@ -44,10 +44,12 @@ impl NodeLimits {
 /// Returns the limits per client network on a node that allows `max_http` connections that have not upgraded.
 fn network_limits(config: &Config, max_http: usize) -> NetworkLimits {
     let limits = &config.limits;
+    // One network, also a wide one of IPv6, may use at most half of the node's connections.
+    let half = (max_http / 2).max(1);
     NetworkLimits {
         sockets: limits.connections_per_network,
-        // One network may use at most half of the node's connections.
-        http: limits.http_connections_per_network.min((max_http / 2).max(1)),
+        http: limits.http_connections_per_network.min(half),
+        widest_http: half,
         connects_per_second: limits.connects_per_network_second,
     }
 }

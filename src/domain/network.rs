@@ -54,16 +54,26 @@ impl ClientNetwork {
     /// it: a /24 of IPv4, or the /48, the /40 and the /32 of IPv6.
     #[must_use]
     pub fn counted(&self) -> Vec<(CountedNetwork, u32)> {
-        let truncated = |bits: u8| {
-            let mut prefix = [0; 6];
-            let bytes = usize::from(bits / 8);
-            prefix[..bytes].copy_from_slice(&self.as_bytes()[..bytes]);
-            CountedNetwork { prefix, bits }
-        };
         match self {
-            Self::V4(_) => vec![(truncated(24), 1)],
-            Self::V6(_) => IPV6_WIDTHS.iter().map(|(bits, factor)| (truncated(*bits), *factor)).collect(),
+            Self::V4(_) => vec![(self.truncated(24), 1)],
+            Self::V6(_) => IPV6_WIDTHS.iter().map(|(bits, factor)| (self.truncated(*bits), *factor)).collect(),
         }
+    }
+
+    /// The widest network by which limits count a client: a /24 of IPv4, a /32 of IPv6.
+    #[must_use]
+    pub fn widest(&self) -> CountedNetwork {
+        self.truncated(match self {
+            Self::V4(_) => 24,
+            Self::V6(_) => 32,
+        })
+    }
+
+    fn truncated(&self, bits: u8) -> CountedNetwork {
+        let mut prefix = [0; 6];
+        let bytes = usize::from(bits / 8);
+        prefix[..bytes].copy_from_slice(&self.as_bytes()[..bytes]);
+        CountedNetwork { prefix, bits }
     }
 
     /// The bytes of the prefix.
@@ -119,6 +129,10 @@ mod tests {
         assert_eq!(counted("192.0.2.1"), counted("192.0.2.9"));
         assert_eq!(counted("192.0.2.1")[0].0.parts(), (&[192, 0, 2][..], 24));
         assert_eq!(counted("192.0.2.1").len(), 1);
+        for address in ["192.0.2.1", "2001:db8:1::1"] {
+            let widest = ClientNetwork::from(address.parse::<IpAddr>().unwrap()).widest();
+            assert_eq!(Some(widest), counted(address).last().map(|(network, _)| *network));
+        }
     }
 
     #[test]

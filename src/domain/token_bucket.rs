@@ -76,12 +76,18 @@ impl<T: TimePoint> TokenBucket<T> {
         self.full_at.elapsed_from(now)
     }
 
+    /// The time until a bucket of `capacity` holds tokens that refill in `cost`; zero if it does now.
+    #[must_use]
+    pub fn lacking(&self, cost: Duration, capacity: Duration, now: T) -> Duration {
+        (self.missing(now) + cost).saturating_sub(capacity)
+    }
+
     /// Takes tokens that refill in `cost`, if a bucket of `capacity` still holds them.
     ///
     /// # Errors
     /// The time until it holds them; nothing was taken.
     pub fn take(&mut self, cost: Duration, capacity: Duration, now: T) -> Result<(), Duration> {
-        let lacking = (self.missing(now) + cost).saturating_sub(capacity);
+        let lacking = self.lacking(cost, capacity, now);
         if lacking > Duration::ZERO {
             return Err(lacking);
         }

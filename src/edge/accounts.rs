@@ -210,9 +210,14 @@ fn requested_approval(requested: RequestedApproval) -> wire::RequestedApproval {
 ///
 /// # Errors
 /// `bad_request` if the form of the code is invalid. Such a request does not count as an attempt to guess it.
-pub fn confirmation(challenge: Option<ChallengeId>, code: Option<&Text>) -> Result<Option<Confirmation>, EdgeError> {
+pub fn confirmation(
+    challenge: Option<ChallengeId>,
+    code: Option<&Text>,
+    proof: Option<Lenient<WorkProof>>,
+) -> Result<Option<Confirmation>, EdgeError> {
     let code = code.map(otp_code).transpose()?;
-    Ok(challenge.zip(code).map(|(challenge, code)| Confirmation { challenge, code }))
+    let work = presented_work(proof);
+    Ok(challenge.zip(code).map(|(challenge, code)| Confirmation { challenge, code, work }))
 }
 
 fn otp_code(text: &Text) -> Result<OtpCode, EdgeError> {

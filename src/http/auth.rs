@@ -88,7 +88,10 @@ pub async fn logout(http: Data<Http>, request: HttpRequest) -> HttpResponse {
     respond(&http, Route::Logout, async {
         let caller = authenticate(&http, &request).await?.caller;
         let service = http.service.clone();
-        let work = async move { Ok(((), service.logout(&caller).await?)) };
+        let work = async move {
+            let _place = service.enter(caller.user).await?;
+            Ok(((), service.logout(&caller).await?))
+        };
         match on_runtime(&http, work).await {
             // The session ended since it was authenticated. Authenticating again finds out why.
             Err(Refusal::SessionRevoked) => authenticate(&http, &request).await.map(drop)?,
@@ -102,8 +105,8 @@ pub async fn logout(http: Data<Http>, request: HttpRequest) -> HttpResponse {
 /// Returns the session of the request's bearer token.
 async fn authenticate(http: &Http, request: &HttpRequest) -> Result<Session, EdgeError> {
     let token = bearer_token(request.headers()).flatten().ok_or(Refusal::Unauthorized(InvalidTokenReason::Unknown))?;
-    let service = http.service.clone();
-    Ok(on_runtime(http, async move { service.authenticate(&token).await }).await?)
+    let (service, network) = (http.service.clone(), network(http, request));
+    Ok(on_runtime(http, async move { service.authenticate(&token, network).await }).await?)
 }
 
 fn network(http: &Http, request: &HttpRequest) -> ClientNetwork {

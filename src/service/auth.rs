@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use rand::RngExt;
 use subtle::ConstantTimeEq;
+use tokio::sync::SemaphorePermit;
 
 use super::{
     Notifications, Service,
@@ -25,8 +26,8 @@ use crate::{
     metrics::ProofOutcome,
     store::{
         CodeDecision, CodeHistory, ConnectionRegistration, EndedSessions, FoundSession, GuessFrom, NetworkTag,
-        NewChallenge, NewDevice, NewSession, RegisteredConnection, RevokedDevice, SessionRecord, SignIn, SignInOutcome,
-        SignedIn, Store, TokenLookup,
+        NewChallenge, NewDevice, NewSession, Place, RegisteredConnection, RevokedDevice, SessionRecord, SignIn,
+        SignInOutcome, SignedIn, Store, TokenLookup,
     },
 };
 
@@ -94,12 +95,34 @@ pub struct Confirmation {
     pub challenge: ChallengeId,
     /// The code that the client entered.
     pub code: OtpCode,
+    /// The proof of work that the client presents, if any.
+    pub work: PresentedWork,
+}
+
+/// A guess at a code.
+pub(super) struct Guess<'a> {
+    /// The challenge that the code belongs to.
+    pub challenge: ChallengeId,
+    /// The address that the code was mailed to.
+    pub email: &'a Email,
+    /// What the code is for.
+    pub purpose: CodePurpose,
+    /// The code that the client entered.
+    pub code: &'a OtpCode,
+    /// The proof of work that the client presents, if any.
+    pub work: &'a PresentedWork,
+    /// The client's network.
+    pub network: ClientNetwork,
 }
 
 /// A token whose session was looked up.
 pub struct LookedUpToken {
     hash: TokenHash,
+    /// The client's network.
+    network: ClientNetwork,
     found: Option<FoundSession>,
+    /// The token's place among the look-ups, until it has been presented.
+    _own: Place<TokenHash>,
 }
 
 impl LookedUpToken {
@@ -262,18 +285,8 @@ impl Service {
     ) -> Result<(SignInAnswer, Notifications), Refusal> {
         let now = self.now();
         let SignInRequest { challenge, email, code, work, .. } = &request;
-        let scope = WorkScope { action: PaidAction::Verify, email, network };
-        let VerifyPlace { paying, is_taken } = self.count_verify(&scope, work, now).await?;
-        let spend = paying.as_ref().map(|(work, _)| work);
-        let networks: Vec<_> = self.guess_networks(network).into_iter().map(|(tag, _)| tag).collect();
-        let from = GuessFrom { networks: &networks, work: spend };
-        let is_counted = self.check_code(*challenge, email, CodePurpose::SignIn, code, from, now).await?;
-        if let Some((_, refusal)) = paying {
-            if !is_counted {
-                return Err(refusal);
-            }
-            self.metrics.proofs.inc(ProofOutcome::Accepted);
-        }
+        let guess = Guess { challenge: *challenge, email, purpose: CodePurpose::SignIn, code, work, network };
+        let is_taken = self.guess(&guess, now).await?;
         let token = self.entropy.draw(Token::generate);
         let registration_id =
             request.registration_id.unwrap_or_else(|| self.entropy.draw(|rng| rng.random_range(1..=16380)));
@@ -327,20 +340,45 @@ impl Service {
         sign_in_notifications(signed_in)
     }
 
+    /// Compares the code that confirms an operation.
+    ///
+    /// # Errors
+    /// `rate_limited`, `invalid_code`, `too_many_attempts`
+    pub(super) async fn confirm(&self, guess: &Guess<'_>, now: Timestamp) -> Result<(), Refusal> {
+        if self.guess(guess, now).await? {
+            self.limits.give_back_verify(guess.network, now);
+        }
+        Ok(())
+    }
+
+    /// Counts a guess at a code for the network and the address, and compares it. Returns whether the guess, which was
+    /// right, holds a place of the network.
+    ///
+    /// # Errors
+    /// `rate_limited`, `invalid_code`, `too_many_attempts`
+    async fn guess(&self, guess: &Guess<'_>, now: Timestamp) -> Result<bool, Refusal> {
+        let Guess { email, network, work, .. } = *guess;
+        let scope = WorkScope { action: PaidAction::Verify, email, network };
+        let VerifyPlace { paying, is_taken } = self.count_verify(&scope, work, now).await?;
+        let spend = paying.as_ref().map(|(work, _)| work);
+        let networks: Vec<_> = self.guess_networks(network).into_iter().map(|(tag, _)| tag).collect();
+        let is_counted = self.check_code(guess, GuessFrom { networks: &networks, work: spend }, now).await?;
+        if let Some((_, refusal)) = paying {
+            if !is_counted {
+                return Err(refusal);
+            }
+            self.metrics.proofs.inc(ProofOutcome::Accepted);
+        }
+        Ok(is_taken)
+    }
+
     /// Counts a guess at a code and compares it. Returns false if the proof that pays for the guess was spent before; then
     /// nothing was compared. Mails the owner if there were many wrong guesses in a day.
     ///
     /// # Errors
     /// `invalid_code`, `too_many_attempts`
-    pub(super) async fn check_code(
-        &self,
-        challenge: ChallengeId,
-        email: &Email,
-        purpose: CodePurpose,
-        code: &OtpCode,
-        from: GuessFrom<'_>,
-        now: Timestamp,
-    ) -> Result<bool, Refusal> {
+    async fn check_code(&self, guess: &Guess<'_>, from: GuessFrom<'_>, now: Timestamp) -> Result<bool, Refusal> {
+        let Guess { challenge, email, purpose, code, .. } = *guess;
         let Some(guess) = self.store.count_attempt(challenge, email, purpose, from, now).await? else {
             return Ok(false);
         };
@@ -382,21 +420,47 @@ impl Service {
 
     /// Looks up the session of a token. May be called on any runtime; look-ups at the same time share a statement.
     ///
+    /// A valid token is served however many look-ups of its network have failed, because neighbours can cause these. Beyond
+    /// the limit, few look-ups run at a time, so that invalid tokens cost the database little.
+    ///
     /// # Errors
-    /// `unavailable`
-    pub async fn look_up(&self, token: &Token) -> Result<LookedUpToken, Refusal> {
-        let hash = token.hash();
-        let found = self.tokens.submit(TokenLookup { hash, now: self.now() }).await?;
-        Ok(LookedUpToken { hash, found })
+    /// `unavailable` if too many look-ups of this token wait
+    pub async fn look_up(&self, token: &Token, network: ClientNetwork) -> Result<LookedUpToken, Refusal> {
+        let (hash, now) = (token.hash(), self.now());
+        let own = self.lookups.enter(hash).await?;
+        let _slow = self.slow_down(network, now).await?;
+        let found = self.tokens.submit(TokenLookup { hash, now }).await?;
+        Ok(LookedUpToken { hash, network, found, _own: own })
+    }
+
+    /// Takes one of few permits if many look-ups of the network have failed. Hold it during a look-up.
+    async fn slow_down(&self, network: ClientNetwork, now: Timestamp) -> Result<Option<SemaphorePermit<'_>>, Refusal> {
+        if !self.limits.has_session_failures(network, now) {
+            return Ok(None);
+        }
+        let permit = self.over_limit_lookups.acquire().await;
+        permit.map(Some).map_err(|_| Refusal::Unavailable)
     }
 
     /// Presents a token that was looked up, and returns its session. The first use of a renewed token ends the session
     /// that it replaces.
     ///
     /// # Errors
-    /// `unauthorized`
+    /// `unauthorized`; `rate_limited` instead if the token is invalid and its network has presented too many of them
     pub async fn present(&self, token: LookedUpToken) -> Result<(Session, Notifications), Refusal> {
-        let presented = self.store.present_found(&token.hash, token.found, self.now()).await?;
+        if let Some(session) = token.presented_before() {
+            return Ok((session, Notifications::default()));
+        }
+        let (LookedUpToken { hash, network, found, _own }, now) = (token, self.now());
+        let _slow = self.slow_down(network, now).await?;
+        let presented = match self.store.present_found(&hash, found, now).await.map_err(Refusal::from) {
+            Err(invalid @ Refusal::Unauthorized(_)) => {
+                let Err(retry_after) = self.limits.session_failure(network, now) else { return Err(invalid) };
+                self.metrics.session_failures_limited.inc();
+                return Err(Refusal::RateLimited { retry_after });
+            }
+            presented => presented?,
+        };
         let device = presented.session.caller.device;
         let ended = |session| (device, Signal::LoggedOut { sessions: vec![session] });
         Ok((presented.session, Notifications(presented.superseded.map(ended).into_iter().collect())))
@@ -405,9 +469,13 @@ impl Service {
     /// Returns the session of a token: [`Self::look_up`] and [`Self::present`].
     ///
     /// # Errors
-    /// `unauthorized`
-    pub async fn authenticate(&self, token: &Token) -> Result<(Session, Notifications), Refusal> {
-        self.present(self.look_up(token).await?).await
+    /// Those of both
+    pub async fn authenticate(
+        &self,
+        token: &Token,
+        network: ClientNetwork,
+    ) -> Result<(Session, Notifications), Refusal> {
+        self.present(self.look_up(token, network).await?).await
     }
 
     /// Opens a connection; older connections of the device are closed. The connection must be attached to the hub

@@ -1,9 +1,13 @@
 //! Listing, renaming and revoking devices; finding users; deleting accounts and changing their addresses.
 
-use super::{Confirmation, Notifications, RequestedApproval, Service, auth::revoked_notifications, mailer::Mail};
+use super::{
+    Confirmation, Notifications, RequestedApproval, Service,
+    auth::{Guess, revoked_notifications},
+    mailer::Mail,
+};
 use crate::{
-    domain::{ApprovalId, Caller, DeviceId, Email, Refusal, Signal, UserId, otp::CodePurpose},
-    store::{AddressChange, DeviceRecord, GuessFrom},
+    domain::{ApprovalId, Caller, ClientNetwork, DeviceId, Email, Refusal, Signal, UserId, otp::CodePurpose},
+    store::{AddressChange, DeviceRecord},
 };
 
 impl Service {
@@ -49,16 +53,19 @@ impl Service {
     /// Deletes the user and everything that belongs to it. The code is one for `delete`, mailed to the user's address.
     ///
     /// # Errors
-    /// In this order: `session_revoked`, `device_too_new`, `confirmation_required`, `invalid_code` or `too_many_attempts`
+    /// In this order: `session_revoked`, `device_too_new`, `confirmation_required`, `rate_limited`, `invalid_code` or
+    /// `too_many_attempts`
     pub async fn delete_account(
         &self,
         caller: &Caller,
         confirmation: Option<Confirmation>,
+        network: ClientNetwork,
     ) -> Result<Notifications, Refusal> {
         let now = self.now();
         let email = self.store.account_to_change(caller, now).await?;
-        let Confirmation { challenge, code } = confirmation.ok_or(Refusal::ConfirmationRequired)?;
-        self.check_code(challenge, &email, CodePurpose::Delete, &code, GuessFrom::default(), now).await?;
+        let Confirmation { challenge, code, work } = confirmation.ok_or(Refusal::ConfirmationRequired)?;
+        let purpose = CodePurpose::Delete;
+        self.confirm(&Guess { challenge, email: &email, purpose, code: &code, work: &work, network }, now).await?;
         let deleted = self.store.delete_account(caller, challenge, now).await?;
         self.mailer.send(Mail::account_deleted(deleted.email));
         tracing::info!(user_id = %caller.user, device_id = %caller.device, "account deleted");
@@ -69,18 +76,20 @@ impl Service {
     /// to the new address.
     ///
     /// # Errors
-    /// In this order: `session_revoked`, `device_too_new`, `confirmation_required`, `invalid_code` or `too_many_attempts`,
-    /// `email_taken`, `rate_limited`
+    /// In this order: `session_revoked`, `device_too_new`, `confirmation_required`, `rate_limited`, `invalid_code` or
+    /// `too_many_attempts`, `email_taken`, `rate_limited` if too many changes are requested
     pub async fn change_email(
         &self,
         caller: &Caller,
         new: &Email,
         confirmation: Option<Confirmation>,
+        network: ClientNetwork,
     ) -> Result<(Option<RequestedApproval>, Notifications), Refusal> {
         let now = self.now();
         self.store.account_to_change(caller, now).await?;
-        let Confirmation { challenge, code } = confirmation.ok_or(Refusal::ConfirmationRequired)?;
-        self.check_code(challenge, new, CodePurpose::ChangeEmail, &code, GuessFrom::default(), now).await?;
+        let Confirmation { challenge, code, work } = confirmation.ok_or(Refusal::ConfirmationRequired)?;
+        let purpose = CodePurpose::ChangeEmail;
+        self.confirm(&Guess { challenge, email: new, purpose, code: &code, work: &work, network }, now).await?;
         let id = ApprovalId(self.entropy.uuid());
         match self.store.change_email(caller, challenge, new, id, now).await? {
             AddressChange::Changed { old } => {

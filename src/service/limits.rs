@@ -39,6 +39,7 @@ const PAIR_BURST: u32 = 5;
 pub struct Limits {
     otp_per_network: SlidingWindow<CountedNetwork>,
     verify_per_network: SlidingWindow<CountedNetwork>,
+    session_failures_per_network: SlidingWindow<CountedNetwork>,
     find_per_user: SlidingWindow<UserId>,
     sends_per_device: KeyedBuckets<UserId, DeviceId>,
     /// By sending and receiving user.
@@ -53,6 +54,7 @@ impl Limits {
         Self {
             otp_per_network: SlidingWindow::new(settings.otp_per_network_hour, HOUR),
             verify_per_network: SlidingWindow::new(settings.verify_per_network_minute, MINUTE),
+            session_failures_per_network: SlidingWindow::new(settings.session_failures_per_network_minute, MINUTE),
             find_per_user: SlidingWindow::new(settings.find_per_user_hour, HOUR),
             sends_per_device: KeyedBuckets::new(sends, Duration::from_secs(1) / sends.max(1)),
             sends_per_pair: KeyedBuckets::new(
@@ -81,6 +83,19 @@ impl Limits {
     /// Takes back an attempt that was counted at `at`, because its code was right.
     pub fn give_back_verify(&self, network: ClientNetwork, at: Timestamp) {
         self.verify_per_network.give_back(&network.counted(), at);
+    }
+
+    /// Whether the network has made too many look-ups of tokens that failed.
+    pub fn has_session_failures(&self, network: ClientNetwork, now: Timestamp) -> bool {
+        self.session_failures_per_network.wait(&network.counted(), now).is_some()
+    }
+
+    /// Counts a look-up of a token that failed.
+    ///
+    /// # Errors
+    /// The time to wait, if the network has made too many.
+    pub fn session_failure(&self, network: ClientNetwork, now: Timestamp) -> Result<(), Duration> {
+        self.session_failures_per_network.take(&network.counted(), now)
     }
 
     /// Counts a look-up of an address.
@@ -222,6 +237,7 @@ mod tests {
         verify_per_network_minute: 0,
         signup_proof_bits: 0,
         wrong_guesses_per_network_day: 0,
+        session_failures_per_network_minute: 0,
         find_per_user_hour: 0,
         claim_burst: 0,
         claim_refill_s: 1,

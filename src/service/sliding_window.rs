@@ -4,7 +4,7 @@ use std::{
     collections::{HashMap, VecDeque},
     hash::Hash,
     sync::{
-        Mutex, PoisonError,
+        Mutex, MutexGuard, PoisonError,
         atomic::{AtomicUsize, Ordering},
     },
     time::Duration,
@@ -15,11 +15,14 @@ use crate::domain::Timestamp;
 /// Number of keys above which keys without recent events are removed.
 const CLEAN_UP_ABOVE: usize = 10_000;
 
+/// The times of the events that were counted, oldest first.
+type Events<K> = HashMap<K, VecDeque<Timestamp>>;
+
 /// At most `limit` events in any `span`, for each key.
 pub struct SlidingWindow<K> {
     limit: usize,
     span: Duration,
-    events: Mutex<HashMap<K, VecDeque<Timestamp>>>,
+    events: Mutex<Events<K>>,
     clean_up_above: AtomicUsize,
 }
 
@@ -38,12 +41,28 @@ impl<K: Copy + Eq + Hash> SlidingWindow<K> {
             return Ok(());
         }
         let since = now.before(self.span);
-        let mut all = self.events.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut all = self.events();
         if all.len() > self.clean_up_above.load(Ordering::Relaxed) {
             all.retain(|_, events| events.back().is_some_and(|last| *last > since));
             // Next when the number has doubled, so that the scans cost constant time per key.
             self.clean_up_above.store((2 * all.len()).max(CLEAN_UP_ABOVE), Ordering::Relaxed);
         }
+        if let Some(wait) = self.wait_in(&mut all, keys, now) {
+            return Err(wait);
+        }
+        for (key, _) in keys {
+            all.entry(*key).or_default().push_back(now);
+        }
+        Ok(())
+    }
+
+    /// Returns the time until the next event of these keys is allowed; `None` if it is now. Counts nothing.
+    pub fn wait(&self, keys: &[(K, u32)], now: Timestamp) -> Option<Duration> {
+        if self.limit == 0 { None } else { self.wait_in(&mut self.events(), keys, now) }
+    }
+
+    fn wait_in(&self, all: &mut Events<K>, keys: &[(K, u32)], now: Timestamp) -> Option<Duration> {
+        let since = now.before(self.span);
         let mut wait = None;
         for (key, factor) in keys {
             let Some(events) = all.get_mut(key) else { continue };
@@ -55,18 +74,16 @@ impl<K: Copy + Eq + Hash> SlidingWindow<K> {
                 wait = wait.max(Some((*first + self.span).since(now)));
             }
         }
-        if let Some(wait) = wait {
-            return Err(wait);
-        }
-        for (key, _) in keys {
-            all.entry(*key).or_default().push_back(now);
-        }
-        Ok(())
+        wait
+    }
+
+    fn events(&self) -> MutexGuard<'_, Events<K>> {
+        self.events.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Takes back an event that was counted at `at`.
     pub fn give_back(&self, keys: &[(K, u32)], at: Timestamp) {
-        let mut all = self.events.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut all = self.events();
         for (key, _) in keys {
             if let Some(events) = all.get_mut(key)
                 && let Some(place) = events.iter().rposition(|event| *event == at)
@@ -93,6 +110,8 @@ mod tests {
         assert!(take(2, 0).is_ok(), "keys are counted separately");
         assert!(take(1, 60).is_ok());
         assert!(take(1, 61).is_err());
+        assert_eq!(window.wait(&[(1, 1)], start + Duration::from_secs(61)), Some(Duration::from_secs(29)));
+        assert_eq!(window.wait(&[(2, 1)], start), None, "looking counts nothing");
         window.give_back(&[(1, 1)], start + MINUTE);
         assert!(take(1, 61).is_ok(), "the event was taken back");
     }

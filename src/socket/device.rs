@@ -67,8 +67,8 @@ enum SocketState {
 
 /// The state of a connection that is being opened.
 struct OpeningState {
-    /// Resolves when `Service::open_connection` has finished.
-    finished: oneshot::Receiver<()>,
+    /// Resolves when `Service::open_connection` has finished, with false if it was not called.
+    finished: oneshot::Receiver<bool>,
     /// Signals received before the welcome, except mail.
     early_signals: Vec<Signal>,
     /// The highest sequence number of mail signalled before the welcome. The mailbox is read at least up to it.
@@ -79,8 +79,8 @@ struct OpeningState {
 enum Disconnect {
     /// Never: the connection was not registered there.
     NotNeeded,
-    /// Once `Service::open_connection` has finished, because the report undoes what that does.
-    AfterOpening(oneshot::Receiver<()>),
+    /// Once `Service::open_connection` has finished, because the report undoes what that does. Never if it was not called.
+    AfterOpening(oneshot::Receiver<bool>),
     /// At once.
     Now,
 }
@@ -140,11 +140,19 @@ impl Actor for DeviceSocket {
         self.state = SocketState::Opening(OpeningState { finished, early_signals: Vec::new(), newest_mail: 0 });
         // A task of its own, so that it runs to completion if the actor stops.
         let open = actix_rt::spawn(async move {
+            // Before the permit, so that a user with many operations holds none while it waits for itself.
+            let _place = match node.service.enter(caller.user).await {
+                Ok(place) => place,
+                Err(refusal) => {
+                    let _ = finish.send(false);
+                    return Err(refusal);
+                }
+            };
             // If many clients connect at once, they wait here, where a connection uses little memory.
             let _permit = node.opening_permits.acquire().await;
             let opened = Box::pin(node.service.open_connection(caller)).await;
             // Fails if the actor has ended. Only a connection that closes while it is being opened waits for this.
-            let _ = finish.send(());
+            let _ = finish.send(true);
             opened
         });
         ctx.spawn(wrap_future(open).map(|opened, actor: &mut Self, ctx| {
@@ -361,9 +369,11 @@ impl DeviceSocket {
         };
         let runtime = node.runtime.clone();
         runtime.spawn(async move {
-            if let Some(finished) = finished {
-                // Fails if the task was dropped with its runtime; then there is nothing to wait for.
-                let _ = finished.await;
+            // The receiver fails if the task was dropped with its runtime; then there is nothing to wait for.
+            if let Some(finished) = finished
+                && finished.await == Ok(false)
+            {
+                return;
             }
             node.service.disconnect(device).await;
         });

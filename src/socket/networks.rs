@@ -1,4 +1,5 @@
-//! Limits the open connections, and the new ones per second, of each client network (IPv4 /24, IPv6 /48).
+//! Limits the open connections, and the new ones per second, of each client network: a /24 of IPv4, or a /48 of IPv6 and,
+//! with multiples of its limits, the /40 and /32 around it.
 
 use std::{
     collections::HashMap,
@@ -7,7 +8,7 @@ use std::{
 };
 
 use crate::{
-    domain::{ClientNetwork, Refusal, token_bucket::TokenBucket},
+    domain::{ClientNetwork, Refusal, network::CountedNetwork, token_bucket::TokenBucket},
     log_throttle::LogThrottle,
     metrics::{Limit, Metrics},
 };
@@ -21,13 +22,15 @@ const PRUNE_ABOVE: usize = 10_000;
 /// Refusals are logged at most this often.
 const LOG_INTERVAL: Duration = Duration::from_secs(10);
 
-/// The limits; 0 turns one off.
+/// The limits of a /24 of IPv4 or a /48 of IPv6; 0 turns one off.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct NetworkLimits {
     /// Open connections that have upgraded to a WebSocket.
     pub sockets: usize,
     /// Open connections that have not upgraded.
     pub http: usize,
+    /// Open connections of any network that have not upgraded, however wide it is.
+    pub widest_http: usize,
     /// New connections per second.
     pub connects_per_second: u32,
 }
@@ -57,7 +60,7 @@ struct NetworksState {
 
 #[derive(Debug)]
 struct NetworkTable {
-    counts: HashMap<ClientNetwork, NetworkCounts>,
+    counts: HashMap<CountedNetwork, NetworkCounts>,
     prune_above: usize,
 }
 
@@ -77,17 +80,25 @@ impl NetworkCounts {
         }
     }
 
+    fn count(&self, kind: ConnectionKind) -> usize {
+        match kind {
+            ConnectionKind::Http => self.http,
+            ConnectionKind::Socket => self.sockets,
+        }
+    }
+
     fn is_idle(&self, now: Instant) -> bool {
         self.http == 0 && self.sockets == 0 && self.connects.is_none_or(|bucket| bucket.missing(now).is_zero())
     }
 }
 
-/// An open connection in the counts of its network. Dropping this removes it from them.
+/// An open connection in the counts of its networks. Dropping this removes it from them.
 #[derive(Debug)]
 #[must_use = "dropping this removes the connection from the counts"]
 pub struct CountedConnection {
     networks: Networks,
-    network: ClientNetwork,
+    /// Those in whose counts it is.
+    counted: Box<[CountedNetwork]>,
     kind: ConnectionKind,
 }
 
@@ -109,43 +120,65 @@ impl Networks {
         self.state.table.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Counts a new connection towards the network's rate.
+    /// Counts a new connection towards the rates of the network and of those around it. A refused one counts for none.
     ///
     /// # Errors
-    /// `rate_limited` if the network is over its rate.
+    /// `rate_limited` if one of them is over its rate.
     pub fn count_new(&self, network: ClientNetwork, now: Instant) -> Result<(), Refusal> {
         let rate = self.state.limits.connects_per_second;
         if rate == 0 {
             return Ok(());
         }
         let mut table = self.table();
-        let connects = table.entry(network, now).connects.get_or_insert_with(|| TokenBucket::full(now));
-        connects
-            .take(Duration::from_secs(1) / rate, BURST, now)
-            .map_err(|retry_after| self.refusal(Limit::NetworkConnects, retry_after, now))
+        let costs = network.counted().into_iter().map(|(network, factor)| {
+            let per_second = rate.saturating_mul(factor);
+            (network, Duration::from_secs(1) / per_second)
+        });
+        let costs: Vec<_> = costs.collect();
+        let lacking = |(network, cost): &(CountedNetwork, Duration)| {
+            let connects = table.counts.get(network)?.connects?;
+            Some(connects.lacking(*cost, BURST, now))
+        };
+        if let Some(wait) = costs.iter().filter_map(lacking).max().filter(|wait| !wait.is_zero()) {
+            return Err(self.refusal(Limit::NetworkConnects, wait, now));
+        }
+        for (network, cost) in costs {
+            let connects = table.entry(network, now).connects.get_or_insert_with(|| TokenBucket::full(now));
+            // Cannot fail: none of the buckets lacks anything.
+            let _ = connects.take(cost, BURST, now);
+        }
+        Ok(())
     }
 
-    /// Counts an open connection until the returned value is dropped.
+    /// Counts an open connection of the network, and of those around it, until the returned value is dropped.
     ///
     /// # Errors
-    /// `rate_limited` if the network has reached its limit of open connections.
+    /// `rate_limited` if one of them has reached its limit of open connections.
     pub fn count_open(
         &self,
         network: ClientNetwork,
         kind: ConnectionKind,
         now: Instant,
     ) -> Result<CountedConnection, Refusal> {
-        let (max, limit) = match kind {
-            ConnectionKind::Http => (self.state.limits.http, Limit::NetworkHttp),
-            ConnectionKind::Socket => (self.state.limits.sockets, Limit::NetworkSockets),
+        let NetworkLimits { sockets, http, widest_http, .. } = self.state.limits;
+        let (max, widest, limit) = match kind {
+            ConnectionKind::Http => (http, widest_http, Limit::NetworkHttp),
+            ConnectionKind::Socket => (sockets, usize::MAX, Limit::NetworkSockets),
         };
         let mut table = self.table();
-        let count = table.entry(network, now).of(kind);
-        if max > 0 && *count >= max {
+        let counted = network.counted();
+        let is_full = |(network, factor): &(CountedNetwork, u32)| {
+            let open = table.counts.get(network).map_or(0, |counts| counts.count(kind));
+            open >= max.saturating_mul(usize::try_from(*factor).unwrap_or(usize::MAX)).min(widest)
+        };
+        if max > 0 && counted.iter().any(is_full) {
             return Err(self.refusal(limit, RETRY_AFTER, now));
         }
-        *count += 1;
-        Ok(CountedConnection { networks: self.clone(), network, kind })
+        let counted: Box<[_]> = counted.into_iter().map(|(network, _)| network).collect();
+        for network in &counted {
+            *table.entry(*network, now).of(kind) += 1;
+        }
+        Ok(CountedConnection { networks: self.clone(), counted, kind })
     }
 
     /// Counts and returns a refusal. Logs it unless one was logged within [`LOG_INTERVAL`].
@@ -159,7 +192,7 @@ impl Networks {
 }
 
 impl NetworkTable {
-    fn entry(&mut self, network: ClientNetwork, now: Instant) -> &mut NetworkCounts {
+    fn entry(&mut self, network: CountedNetwork, now: Instant) -> &mut NetworkCounts {
         if self.counts.len() > self.prune_above {
             self.counts.retain(|_, counts| !counts.is_idle(now));
             // Not again before the table has doubled, so that many active networks do not cost a scan per connection.
@@ -171,8 +204,11 @@ impl NetworkTable {
 
 impl Drop for CountedConnection {
     fn drop(&mut self) {
-        if let Some(counts) = self.networks.table().counts.get_mut(&self.network) {
-            *counts.of(self.kind) -= 1;
+        let mut table = self.networks.table();
+        for network in &self.counted {
+            if let Some(counts) = table.counts.get_mut(network) {
+                *counts.of(self.kind) -= 1;
+            }
         }
     }
 }
@@ -198,7 +234,7 @@ mod tests {
 
     #[test]
     fn connections_are_counted_by_kind_and_network_until_they_end() {
-        let networks = networks(NetworkLimits { sockets: 2, http: 1, connects_per_second: 0 });
+        let networks = networks(NetworkLimits { sockets: 2, http: 1, widest_http: 1, connects_per_second: 0 });
         let now = Instant::now();
         let first = networks.count_open(network(1), ConnectionKind::Socket, now).unwrap();
         let _second = networks.count_open(network(1), ConnectionKind::Socket, now).unwrap();
@@ -220,6 +256,47 @@ mod tests {
         assert!(networks.count_new(network(2), start).is_ok(), "another network has its own count");
         assert_eq!(taken(start + Duration::from_secs(1), 10), 5);
         assert_eq!(taken(start + Duration::from_mins(10), 150), 100);
+    }
+
+    /// A network in 2001:db8::/32, in the /40 of this number.
+    fn ipv6(wide: u8, narrow: u8) -> ClientNetwork {
+        ClientNetwork::V6([0x20, 0x01, 0x0d, 0xb8, wide, narrow])
+    }
+
+    #[test]
+    fn many_small_networks_of_a_wide_one_have_eight_and_32_times_its_limits() {
+        let networks = networks(NetworkLimits { sockets: 3, http: 2, widest_http: 40, connects_per_second: 1 });
+        let now = Instant::now();
+        for (kind, each, widest) in [(ConnectionKind::Socket, 3, 96), (ConnectionKind::Http, 2, 40)] {
+            let opened = |network| {
+                let mut open = Vec::new();
+                while let Ok(one) = networks.count_open(network, kind, now) {
+                    open.push(one);
+                }
+                open
+            };
+            assert_eq!(opened(ipv6(9, 9)).len(), each);
+            let of_40: Vec<_> = (0..20).flat_map(|narrow| opened(ipv6(1, narrow))).collect();
+            assert_eq!(of_40.len(), 8 * each);
+            let of_32: Vec<_> =
+                (2..40).flat_map(|wide| (0..8).flat_map(|n| opened(ipv6(wide, n))).collect::<Vec<_>>()).collect();
+            assert_eq!(of_40.len() + of_32.len(), widest);
+            assert_eq!(opened(ClientNetwork::V6([0x20, 0x01, 0x0d, 0xb9, 0, 0])).len(), each, "another /32");
+            drop(of_32);
+            assert_eq!(opened(ipv6(7, 7)).len(), each, "what has ended is in no count");
+        }
+        let refused_at = |networks: &Networks, mut next: Box<dyn FnMut(u8) -> ClientNetwork>| {
+            (0..=u8::MAX).map(|n| networks.count_new(next(n), now).is_ok()).filter(|is_ok| *is_ok).count()
+        };
+        let rates = |next: Box<dyn FnMut(u8) -> ClientNetwork>| {
+            let networks = Networks::new(
+                NetworkLimits { connects_per_second: 1, ..NetworkLimits::default() },
+                Arc::new(Metrics::new()),
+            );
+            refused_at(&networks, next)
+        };
+        assert_eq!(rates(Box::new(|_| ipv6(1, 1))), 20);
+        assert_eq!(rates(Box::new(|n| ipv6(1, n))), 8 * 20);
     }
 
     #[test]
@@ -245,7 +322,7 @@ mod tests {
             }
         }
         assert!(networks.table().counts.len() <= 2 * PRUNE_ABOVE + 1);
-        assert!(networks.table().counts.contains_key(&network(1)));
+        assert!(networks.table().counts.contains_key(&network(1).counted()[0].0));
         drop(kept);
     }
 }

@@ -18,7 +18,7 @@ use tokio::time::Instant;
 
 use super::Node;
 use crate::{
-    domain::{Caller, EndReason, KeysStatus, Session},
+    domain::{Caller, ClientNetwork, EndReason, KeysStatus, Session},
     edge::{EdgeError, Problem},
     metrics::{Metrics, RequestedOp, ResponseCode},
     service::{Notifications, Service, Turn},
@@ -83,6 +83,8 @@ pub struct RequestSource {
     pub caller: Caller,
     /// The epoch of the connection.
     pub epoch: i64,
+    /// The client's network.
+    pub network: ClientNetwork,
     /// The request's turn among the sends or publishes of the connection; `None` for other ops.
     pub turn: Option<Turn>,
 }
@@ -97,8 +99,8 @@ pub async fn run(
     frame: Bytes,
 ) -> Reply {
     let began = Instant::now();
-    let RequestSource { caller, epoch, turn } = source;
-    let call = Call { service: &node.service, caller, epoch, codec, request, frame: &frame };
+    let RequestSource { caller, epoch, network, turn } = source;
+    let call = Call { service: &node.service, caller, epoch, network, codec, request, frame: &frame };
     let reply = match call.dispatch(op, turn).await {
         Ok(reply) => {
             node.metrics.count_reply(RequestedOp::Op(op), ResponseCode::Success);
@@ -141,6 +143,7 @@ struct Call<'a> {
     service: &'a Service,
     caller: Caller,
     epoch: i64,
+    network: ClientNetwork,
     codec: Codec,
     request: &'a RequestOutline,
     frame: &'a [u8],

@@ -3,6 +3,7 @@
 //! A user may hold a sixteenth of the budget and a network a quarter. Most of the memory belongs to messages that are
 //! being received and to send queues, which can be given up. If memory is needed and none is free, the budget gives up
 //! the oldest of them that belongs to the network, and in it to the user, that holds most. So nobody waits for memory.
+//! Which network holds most is judged by the /32 of IPv6 first, whose owner can spread its connections over many /48.
 
 use std::{
     collections::{BTreeMap, HashMap},
@@ -18,7 +19,7 @@ use futures_util::task::AtomicWaker;
 use uuid::Uuid;
 
 use crate::{
-    domain::{ClientNetwork, UserId},
+    domain::{ClientNetwork, UserId, network::CountedNetwork},
     metrics::{Direction, Metrics},
 };
 
@@ -226,11 +227,17 @@ impl Ledger {
         self.networks.get(&network).map_or(0, |network| network.bytes)
     }
 
-    /// The network that holds most, of those that have something to give up.
+    /// The network that holds most, of those that have something to give up: the largest in the /32 of IPv6, or the /24 of
+    /// IPv4, that holds most.
     fn largest_network(&self) -> Option<ClientNetwork> {
+        let mut wide: HashMap<CountedNetwork, usize> = HashMap::new();
+        for (network, held) in &self.networks {
+            *wide.entry(network.widest()).or_default() += held.bytes;
+        }
         let yields = |network: &NetworkUse| network.users.values().any(|user| user.yielding > 0);
         let networks = self.networks.iter().filter(|(_, network)| yields(network));
-        networks.max_by_key(|(_, network)| network.bytes).map(|(network, _)| *network)
+        let size = |network: &ClientNetwork, held: &NetworkUse| (wide.get(&network.widest()).copied(), held.bytes);
+        networks.max_by_key(|(network, held)| size(network, held)).map(|(network, _)| *network)
     }
 
     /// The oldest account in a network, of the user that holds most in it.
@@ -513,6 +520,29 @@ mod tests {
             assert_eq!(crowd.iter().filter(|account| account.is_given_up()).count(), 1, "one is enough for {n} bytes");
         }
         assert!(!first.is_given_up(), "the oldest, but its network holds little");
+    }
+
+    #[test]
+    fn an_exhausted_budget_displaces_a_wide_network_that_holds_little_in_each_of_many_small_ones() {
+        let budget = budget();
+        let spread: Vec<_> = (0..20)
+            .map(|n| {
+                let network = ClientNetwork::V6([0x20, 1, 0xd, 0xb8, n, n]);
+                budget.account(Holder { network, user: UserId(Uuid::from_u128(n.into())) })
+            })
+            .collect();
+        for account in &spread {
+            account.grow(8).unwrap();
+        }
+        assert_eq!(budget.in_use(), 160);
+        let bystander = budget.account(holder(1, 100));
+        bystander.grow(10).unwrap();
+        for user in 101..110 {
+            let other = budget.account(holder(2, user));
+            other.grow(4).unwrap();
+            assert!(!other.is_given_up() && !bystander.is_given_up(), "it holds more than each of the small networks");
+        }
+        assert!(spread.iter().any(Account::is_given_up));
     }
 
     #[test]

@@ -80,7 +80,7 @@ async fn upgrade(request: &HttpRequest, body: web::Payload, node: Arc<Node>) -> 
         None => offer.token,
     };
     let token = token.ok_or(Refusal::Unauthorized(InvalidTokenReason::Unknown))?;
-    let session = authenticate(&node, &token).await?;
+    let session = authenticate(&node, &token, network).await?;
     if node.hub.is_draining() {
         return Err(Refusal::Unavailable.into());
     }
@@ -103,8 +103,8 @@ async fn upgrade(request: &HttpRequest, body: web::Payload, node: Arc<Node>) -> 
 
 /// Returns the session of a token. Presenting a token for the first time runs to completion even if the client
 /// disconnects.
-async fn authenticate(node: &Node, token: &Token) -> Result<Session, Refusal> {
-    let token = node.service.look_up(token).await?;
+async fn authenticate(node: &Node, token: &Token, network: ClientNetwork) -> Result<Session, Refusal> {
+    let token = node.service.look_up(token, network).await?;
     if let Some(session) = token.presented_before() {
         return Ok(session);
     }

@@ -86,7 +86,7 @@ pub struct CodeHistory {
 /// Where a guess at a code comes from.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct GuessFrom<'a> {
-    /// Keyed hashes of the networks, one for each width by which limits count. Empty on a socket.
+    /// Keyed hashes of the networks, one for each width by which limits count. Empty if the limits are off.
     pub networks: &'a [NetworkTag],
     /// The proof of work that pays for the guess.
     pub work: Option<&'a ProvenWork>,

@@ -1,8 +1,9 @@
 //! Divides work by user: each user has a number of places, and a queue of its own for what waits for them. So a user with
-//! much work delays only itself.
+//! much work delays only itself. Look-ups of tokens, whose user is not known yet, are divided by token in the same way.
 
 use std::{
     collections::{HashMap, VecDeque},
+    hash::Hash,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
 };
 
@@ -14,39 +15,38 @@ use crate::{
     metrics::Metrics,
 };
 
-/// Number of operations of a user that may wait for a place.
+/// Number of operations of a user or token that may wait for a place.
 const WAITING: usize = 64;
 
-/// The places and queues of all users. Clones share them.
+/// The places and queues of all users, or of whatever `K` identifies. Clones share them.
 #[derive(Clone)]
-pub struct UserQueues {
-    state: Arc<QueuesState>,
+pub struct UserQueues<K: Copy + Eq + Hash = UserId> {
+    state: Arc<QueuesState<K>>,
 }
 
-struct QueuesState {
+struct QueuesState<K: Copy + Eq + Hash> {
     /// Number of places of each user.
     places: usize,
     /// Only users that hold places.
-    users: Mutex<HashMap<UserId, UserQueue>>,
+    users: Mutex<HashMap<K, UserQueue<K>>>,
     metrics: Arc<Metrics>,
 }
 
-#[derive(Default)]
-struct UserQueue {
+struct UserQueue<K: Copy + Eq + Hash> {
     /// Number of places in use.
     used: usize,
-    waiting: VecDeque<oneshot::Sender<Place>>,
+    waiting: VecDeque<oneshot::Sender<Place<K>>>,
 }
 
 /// A place of a user. Dropping it passes it on to the next operation of the user.
 #[must_use = "dropping a place gives it back at once"]
-pub struct Place {
-    state: Arc<QueuesState>,
+pub struct Place<K: Copy + Eq + Hash = UserId> {
+    state: Arc<QueuesState<K>>,
     /// `None` once the place has been passed on.
-    user: Option<UserId>,
+    user: Option<K>,
 }
 
-impl UserQueues {
+impl<K: Copy + Eq + Hash> UserQueues<K> {
     /// Gives each user this many places. Counts what it refuses.
     #[must_use]
     pub fn new(places: usize, metrics: Arc<Metrics>) -> Self {
@@ -57,10 +57,10 @@ impl UserQueues {
     ///
     /// # Errors
     /// `unavailable` if 64 operations of the user wait already.
-    pub async fn enter(&self, user: UserId) -> Result<Place, StoreError> {
+    pub async fn enter(&self, user: K) -> Result<Place<K>, StoreError> {
         let waiting = {
             let mut users = self.state.users();
-            let queue = users.entry(user).or_default();
+            let queue = users.entry(user).or_insert_with(|| UserQueue { used: 0, waiting: VecDeque::new() });
             if queue.used < self.state.places {
                 queue.used += 1;
                 return Ok(Place { state: self.state.clone(), user: Some(user) });
@@ -81,13 +81,13 @@ impl UserQueues {
     }
 }
 
-impl QueuesState {
-    fn users(&self) -> MutexGuard<'_, HashMap<UserId, UserQueue>> {
+impl<K: Copy + Eq + Hash> QueuesState<K> {
+    fn users(&self) -> MutexGuard<'_, HashMap<K, UserQueue<K>>> {
         self.users.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
-impl Drop for Place {
+impl<K: Copy + Eq + Hash> Drop for Place<K> {
     fn drop(&mut self) {
         let Some(user) = self.user.take() else { return };
         let mut users = self.state.users();

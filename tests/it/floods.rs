@@ -137,6 +137,32 @@ async fn behind_a_trusted_proxy_the_limits_apply_to_the_forwarded_addresses() {
     assert_eq!(upgrade(&app, ADDRESS, &invalid, Some("192.0.3.1")).await.0.status, 401);
 }
 
+/// Each /48 of IPv6 has the limit, and the /40 around it eight times as much.
+#[tokio::test(flavor = "multi_thread")]
+async fn many_small_ipv6_networks_of_a_wide_one_share_a_limit_of_sockets() {
+    let app = TestApp::start(&[("SERVER__TRUSTED_PROXIES", "127.0.1.0/24"), ("LIMITS__CONNECTIONS_PER_NETWORK", "1")]);
+    let users = users(&app, 11).await;
+    let mut held = Vec::new();
+    for (narrow, user) in users[..8].iter().enumerate() {
+        let client = format!("2001:db8:{narrow:x}::1");
+        let (answer, socket) = upgrade(&app, ADDRESS, user, Some(&client)).await;
+        assert_eq!(answer.status, 101);
+        held.push(socket);
+        assert_upgrade_refused(&upgrade(&app, ADDRESS, &users[8], Some(&client)).await.0);
+    }
+    assert_upgrade_refused(&upgrade(&app, ADDRESS, &users[8], Some("2001:db8:ff::1")).await.0);
+    for (client, user) in [("2001:db8:100::1", &users[8]), ("2001:db9::1", &users[9]), ("192.0.2.1", &users[10])] {
+        let (answer, socket) = upgrade(&app, ADDRESS, user, Some(client)).await;
+        assert_eq!(answer.status, 101, "{client} is another network");
+        held.push(socket);
+    }
+    held.swap_remove(0).reset();
+    eventually("the /40 may connect again", || async {
+        (upgrade(&app, ADDRESS, &users[0], Some("2001:db8:ff::1")).await.0.status == 101).then_some(())
+    })
+    .await;
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn a_network_may_open_a_limited_number_of_http_connections() {
     let app = TestApp::start(&[("LIMITS__HTTP_CONNECTIONS_PER_NETWORK", "20")]);

@@ -5,6 +5,7 @@ mod changes;
 mod client_disconnects;
 mod devices_and_users;
 mod ends;
+mod failures;
 mod listing;
 mod renewal;
 mod young_devices;

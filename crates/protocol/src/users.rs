@@ -5,9 +5,10 @@ use serde::{Deserialize, Serialize};
 
 use crate::{
     approvals::RequestedApproval,
+    auth::WorkProof,
     frame::{EmptyReply, Op, SocketRequest},
     ids::{ChallengeId, UserId},
-    value::Text,
+    value::{Lenient, Text},
 };
 
 /// `users.find`
@@ -38,6 +39,9 @@ pub struct DeleteAccountRequest {
     /// The code: eight digits; spaces and dashes are ignored.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub code: Option<Text>,
+    /// Pays for exceeding a limit.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub proof: Option<Lenient<WorkProof>>,
 }
 
 impl SocketRequest for DeleteAccountRequest {
@@ -56,6 +60,9 @@ pub struct ChangeEmailRequest {
     /// The code: eight digits; spaces and dashes are ignored.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub code: Option<Text>,
+    /// Pays for exceeding a limit.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub proof: Option<Lenient<WorkProof>>,
 }
 
 impl SocketRequest for ChangeEmailRequest {

@@ -6,7 +6,7 @@
 
 import assert from 'node:assert/strict';
 import { spawn } from 'node:child_process';
-import { createPublicKey, verify } from 'node:crypto';
+import { createHash, createPublicKey, randomBytes, verify } from 'node:crypto';
 import { mkdtemp, rm } from 'node:fs/promises';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
@@ -213,6 +213,22 @@ for (const [code, state, reason] of [
 }
 
 Object.assign(tests, {
+  async 'makes a proof of work when one is offered'(scene, { signedIn }) {
+    const { fake } = scene;
+    const salt = randomBytes(24).toString('base64url');
+    const proof = { algorithm: 'sha256-leading-zeros', bits: 12, salt };
+    for (const path of ['/v1/auth/otp', '/v1/auth/verify']) {
+      fake.http[`POST ${path}`] = (body) => {
+        if (!body.proof) return [429, refusal('rate_limited', { retryable: true, retry_after_ms: 3_600_000, details: { proof } }), { 'retry-after': '3600' }];
+        const hash = createHash('sha256').update(Buffer.from(salt, 'base64url')).update(Buffer.from(body.proof.nonce, 'base64url')).digest();
+        if (body.proof.salt !== salt || hash[0] !== 0 || hash[1] > 15) return [400, refusal('bad_request')];
+        return path.endsWith('otp') ? [202, { challenge_id: ID, expires_in_s: 600, resend_in_s: 30 }] : [201, fake.session()];
+      };
+    }
+    const subject = await signedIn();
+    assert.equal(subject.state.state, 'connected');
+  },
+
   async 'waits as long as a server that drains says'(scene, { signedIn }) {
     const { fake } = scene;
     await signedIn();
@@ -436,6 +452,10 @@ Object.assign(tests, {
     scene.socket.send('message', scene.envelope(1, one));
     await until(() => new Set(scene.acked()).size === 2, 'both are acked');
     assert.deepEqual(subject.texts, ['one', 'two']);
+    const acks = scene.acked().length;
+    scene.socket.send('message', scene.envelope(2, two));
+    await until(() => scene.acked().length > acks, 'it is acked again');
+    assert.deepEqual([subject.texts, subject.undecryptable], [['one', 'two'], 0]);
     subject = await restarted();
     await subject.do('connect');
     const before = scene.acked().length;

@@ -87,6 +87,7 @@ pub fn firing(conditions: &Conditions<'_>) -> Vec<Alert> {
         ("DeliverySlow", above(p99_ms(&counts.delivery_latency), DELIVERY_P99_MS).map(|p99| slow("deliveries", p99))),
         ("ConnectionsRefused", connections_refused(counts)),
         ("ClockWrong", clock_wrong(conditions.clock_skew)),
+        ("TokensGuessed", more_than(ONE_PER_SECOND, counts.tokens_limited, "Invalid tokens beyond a network's limit")),
         ("UsersThrottled", more_than(ONE_PER_SECOND, counts.throttled, "Requests of users with too many waiting")),
         ("MailDropped", more_than(0, counts.mails_dropped, "Mails dropped because too many were unsent")),
         (
@@ -193,6 +194,7 @@ mod tests {
             wrong_guesses: WRONG_GUESSES,
             signals_repaired: ONE_PER_SECOND,
             given_up: ONE_PER_SECOND,
+            tokens_limited: ONE_PER_SECOND,
             throttled: ONE_PER_SECOND,
             lock_timeouts: LOCK_TIMEOUTS,
             refused: [ONE_PER_SECOND; Limit::ALL.len()],
@@ -218,6 +220,7 @@ mod tests {
             mails_dropped: 2,
             signals_dropped: 1,
             given_up: ONE_PER_SECOND + 1,
+            tokens_limited: ONE_PER_SECOND + 1,
             throttled: ONE_PER_SECOND + 1,
             lock_timeouts: LOCK_TIMEOUTS + 1,
             ..CounterValues::of(&metrics)

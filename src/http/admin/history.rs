@@ -55,6 +55,8 @@ pub struct CounterValues {
     pub signals_repaired: u64,
     /// Unfinished messages and send queues whose memory was needed for others.
     pub given_up: u64,
+    /// Invalid tokens of networks that had presented too many.
+    pub tokens_limited: u64,
     /// Requests refused because too many others of their user were waiting.
     pub throttled: u64,
     /// Statements that gave up waiting for a locked row.
@@ -93,6 +95,7 @@ impl CounterValues {
             signals_dropped: metrics.bus_signals.get(BusTraffic::Dropped),
             signals_repaired: Repair::ALL.iter().map(|repair| metrics.reconcile_repairs.get(*repair)).sum(),
             given_up: Direction::ALL.iter().map(|direction| metrics.memory_given_up.get(*direction)).sum(),
+            tokens_limited: metrics.session_failures_limited.get(),
             throttled: metrics.user_queue_full.get(),
             lock_timeouts: metrics.lock_timeouts.get(),
             refused: std::array::from_fn(|index| metrics.connections_refused.get(Limit::ALL[index])),
@@ -122,6 +125,7 @@ impl CounterValues {
             signals_dropped: added(self.signals_dropped, earlier.signals_dropped),
             signals_repaired: added(self.signals_repaired, earlier.signals_repaired),
             given_up: added(self.given_up, earlier.given_up),
+            tokens_limited: added(self.tokens_limited, earlier.tokens_limited),
             throttled: added(self.throttled, earlier.throttled),
             lock_timeouts: added(self.lock_timeouts, earlier.lock_timeouts),
             refused: std::array::from_fn(|index| added(self.refused[index], earlier.refused[index])),

@@ -19,7 +19,7 @@ use super::{
     requests::{Deferred, InFlight},
 };
 use crate::{
-    domain::Refusal,
+    domain::{ClientNetwork, Refusal},
     edge::EdgeError,
     metrics::RequestedOp,
     socket::ops::{self, FollowUp, Reply, RequestSource, failure},
@@ -110,6 +110,7 @@ impl OpenState {
         let source = RequestSource {
             caller: connection.session.caller,
             epoch: self.epoch,
+            network: ClientNetwork::from(connection.client),
             turn: match op {
                 Op::MessagesSend => Some(requests.sends.take()),
                 Op::KeysPublish => Some(requests.publishes.take()),

@@ -103,17 +103,18 @@ pub async fn find_user(call: &Call<'_>) -> Result<Reply, EdgeError> {
 
 /// `account.delete`: deletes the user and closes the connection.
 pub async fn delete_account(call: &Call<'_>) -> Result<Reply, EdgeError> {
-    let DeleteAccountRequest { challenge_id, code } = call.params()?;
-    let confirmation = accounts::confirmation(challenge_id, code.as_ref())?;
-    let notifications = call.service.delete_account(&call.caller, confirmation).await?;
+    let DeleteAccountRequest { challenge_id, code, proof } = call.params()?;
+    let confirmation = accounts::confirmation(challenge_id, code.as_ref(), proof)?;
+    let notifications = call.service.delete_account(&call.caller, confirmation, call.network).await?;
     Ok(call.reply(&EmptyReply {}).notifying(notifications).then(FollowUp::Ended(EndReason::AccountDeleted)))
 }
 
 /// `account.change_email`: gives the user a new address, or replies with the request for it if the account is locked.
 pub async fn change_email(call: &Call<'_>) -> Result<Reply, EdgeError> {
-    let ChangeEmailRequest { email, challenge_id, code } = call.params()?;
+    let ChangeEmailRequest { email, challenge_id, code, proof } = call.params()?;
     let email = accounts::email(&email)?;
-    let confirmation = accounts::confirmation(challenge_id, code.as_ref())?;
-    let (requested, notifications) = call.service.change_email(&call.caller, &email, confirmation).await?;
+    let confirmation = accounts::confirmation(challenge_id, code.as_ref(), proof)?;
+    let (requested, notifications) =
+        call.service.change_email(&call.caller, &email, confirmation, call.network).await?;
     Ok(call.reply(&accounts::change_email_reply(requested)).notifying(notifications))
 }

@@ -9,8 +9,9 @@ use super::{BEHIND_A_PROXY, Mailed, code_for, code_with, offered_bits, post_as, 
 use crate::{
     metrics::value,
     support::{
-        Cluster, Server, ServerProcess, Services, TestApp, eventually,
-        http::{codes, mails},
+        Cluster, Codec, Server, ServerProcess, Services, Socket, TestApp, eventually,
+        http::{challenge_for, codes, mails},
+        sign_in,
         work::solve,
     },
 };
@@ -192,4 +193,106 @@ async fn wrong_guesses_count_on_all_nodes_and_over_a_restart() {
         .await;
     sign_in_from(&nodes[1], ALICE, HOME, None).await;
     assert_eq!(code_for(&nodes[0], ALICE, AWAY).await.0, StatusCode::ACCEPTED);
+}
+
+/// A code for `account.delete` or `account.change_email`.
+struct OpCode {
+    op: &'static str,
+    mailed: Mailed,
+}
+
+impl OpCode {
+    async fn to_delete(server: &impl Server) -> Self {
+        let (id, code) = challenge_for(server, ALICE, "delete").await;
+        Self { op: "account.delete", mailed: Mailed { id, email: ALICE.to_owned(), code } }
+    }
+
+    async fn to_change(server: &impl Server) -> Self {
+        let (id, code) = challenge_for(server, NEW, "change_email").await;
+        Self { op: "account.change_email", mailed: Mailed { id, email: NEW.to_owned(), code } }
+    }
+
+    async fn enter(&self, socket: &Socket, code: &str, proof: Value) -> Result<Value, Value> {
+        let Mailed { id, email, .. } = &self.mailed;
+        let params = json!({ "challenge_id": id, "email": email, "code": code, "proof": proof });
+        socket.try_request(self.op, params).await.expect("the socket stays open")
+    }
+
+    async fn guess_wrong(&self, socket: &Socket, guess: u32) {
+        let error = self.enter(socket, &self.mailed.wrong(guess), Value::Null).await.unwrap_err();
+        assert_eq!(error["code"], "invalid_code", "{error}");
+    }
+}
+
+const NEW: &str = "alice@new.example";
+const SIX_A_DAY: [(&str, &str); 2] =
+    [("LIMITS__VERIFY_PER_NETWORK_MINUTE", "1000"), ("LIMITS__WRONG_GUESSES_PER_NETWORK_DAY", "6")];
+
+/// Makes six wrong guesses over one node, after which the network may make none over another.
+async fn ops_use_up_the_guesses_of_a_network(first: &impl Server, second: &impl Server) {
+    let person = sign_in(first, ALICE).await;
+    let sockets =
+        [first_socket(first, &person.token).await, first_socket(second, &sign_in(second, ALICE).await.token).await];
+    let [delete, change] = [OpCode::to_delete(first).await, OpCode::to_change(first).await];
+    for guess in 0..3 {
+        delete.guess_wrong(&sockets[0], guess).await;
+        change.guess_wrong(&sockets[0], guess).await;
+    }
+    // A right code is compared only if somebody pays for it, in `verify` too.
+    let bob = Mailed::to(second, "bob@example.org").await;
+    let (status, body) = bob.redeem(second, json!({})).await;
+    assert_eq!(offered_bits(&(status, body)), Some(18));
+    for (one, socket) in [(&delete, &sockets[1]), (&change, &sockets[0])] {
+        let refused = one.enter(socket, &one.mailed.code, Value::Null).await.unwrap_err();
+        assert_eq!((&refused["code"], &refused["details"]["proof"]["bits"]), (&json!("rate_limited"), &json!(18)));
+        let paid = solve(&json!({ "error": refused }));
+        let wrong = one.enter(socket, &one.mailed.wrong(3), paid.clone()).await.unwrap_err();
+        assert_eq!(wrong["code"], "invalid_code", "{wrong}");
+        let spent = one.enter(socket, &one.mailed.code, paid).await.unwrap_err();
+        assert_eq!(spent["code"], "rate_limited", "{spent}");
+        if one.op == "account.change_email" {
+            assert_eq!(one.enter(socket, &one.mailed.code, solve(&json!({ "error": spent }))).await, Ok(json!({})));
+        }
+    }
+}
+
+async fn first_socket(server: &impl Server, token: &str) -> Socket {
+    Socket::connect(server, token, Codec::Json).await
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn wrong_codes_in_ops_count_for_the_network() {
+    let app = TestApp::start(&SIX_A_DAY);
+    ops_use_up_the_guesses_of_a_network(&app, &app).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn wrong_codes_in_ops_count_for_the_network_on_all_nodes() {
+    let cluster = Cluster::start(&Services::shared(), 2, &SIX_A_DAY).await;
+    ops_use_up_the_guesses_of_a_network(&cluster.nodes[0], &cluster.nodes[1]).await;
+}
+
+/// Makes twenty wrong guesses at codes for an address over one node, after which strangers pay for codes over another.
+async fn ops_use_up_the_guesses_at_an_address(first: &impl Server, second: &impl Server) {
+    let socket = first_socket(first, &sign_in(first, ALICE).await.token).await;
+    for challenge in 0..4 {
+        let change = OpCode::to_change(first).await;
+        for guess in 0..5 {
+            change.guess_wrong(&socket, 5 * challenge + guess).await;
+        }
+    }
+    assert_eq!(offered_bits(&code_for(second, NEW, AWAY).await), Some(18));
+    assert_eq!(code_for(second, "bob@new.example", AWAY).await.0, StatusCode::ACCEPTED);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn wrong_codes_in_ops_count_for_the_address() {
+    let app = TestApp::start(&[]);
+    ops_use_up_the_guesses_at_an_address(&app, &app).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn wrong_codes_in_ops_count_for_the_address_on_all_nodes() {
+    let cluster = Cluster::start(&Services::shared(), 2, &[]).await;
+    ops_use_up_the_guesses_at_an_address(&cluster.nodes[0], &cluster.nodes[1]).await;
 }

@@ -132,7 +132,7 @@ impl Client {
     /// # Errors
     /// `device_too_new`, `invalid_code`, `too_many_attempts`.
     pub async fn delete_account(&self, challenge: &Challenge, code: &str) -> Result<(), RequestError> {
-        let request = DeleteAccountRequest { challenge_id: Some(challenge.id), code: Some(text(code)?) };
+        let request = DeleteAccountRequest { challenge_id: Some(challenge.id), code: Some(text(code)?), proof: None };
         self.request_of_the_end(request, &End::AccountDeleted).await
     }
 
@@ -160,7 +160,7 @@ impl Client {
         code: &str,
     ) -> Result<Option<RequestedApproval>, RequestError> {
         let (email, code) = (text(&challenge.email)?, text(code)?);
-        let request = ChangeEmailRequest { email, challenge_id: Some(challenge.id), code: Some(code) };
+        let request = ChangeEmailRequest { email, challenge_id: Some(challenge.id), code: Some(code), proof: None };
         Ok(self.request(request).await?.approval)
     }
 

@@ -105,6 +105,8 @@ export interface ChangeEmailRequest {
   challenge_id?: string | undefined;
   /** The code: eight digits; spaces and dashes are ignored. */
   code?: string | undefined;
+  /** Pays for exceeding a limit. */
+  proof?: WorkProof | undefined;
 }
 
 /** `keys.claim`: returns bundles with one-time keys. Each one-time key is issued at most once. */
@@ -143,6 +145,8 @@ export interface DeleteAccountRequest {
   challenge_id?: string | undefined;
   /** The code: eight digits; spaces and dashes are ignored. */
   code?: string | undefined;
+  /** Pays for exceeding a limit. */
+  proof?: WorkProof | undefined;
 }
 
 /** The `device` of `VerifyRequest`. */

@@ -39,8 +39,6 @@ export class Person {
   onchange: () => void = () => {};
   /** Another device of this person signed in. */
   onsignin: (device: ListedDevice | undefined) => void = () => {};
-  /** Something failed in the background. */
-  onerror: (text: string) => void = () => {};
 
   readonly #deviceIds = new Set<string>();
 
@@ -169,7 +167,7 @@ export class Person {
     client.on('undecryptable', ({ id, from }) => {
       if (chats.contact(from.userId)) void chats.note(`undecryptable-${id}`, from.userId, 'A message came that this device cannot decrypt. Ask for it again.');
     });
-    client.on('error', ({ error, during }) => this.onerror(`${during}: ${error.message}`));
+    client.on('error', ({ error, during }) => this.wire.note(`Failed: ${during}: ${error.message}`));
     chats.ondevice = (userId, deviceId) => {
       if (this.#deviceIds.has(deviceId)) return;
       this.#deviceIds.add(deviceId);

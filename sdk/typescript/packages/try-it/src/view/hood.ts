@@ -64,6 +64,13 @@ export class Hood {
           this.#stranger,
         ),
         h(
+          'details',
+          { class: 'part' },
+          h('summary', {}, 'What the server knows'),
+          h('p', {}, 'Your address, the names of your devices and when they connect; who writes to whom, from which device, when, and the padded size.'),
+          h('p', {}, 'It does not know what you write, nor which messages are ticks.'),
+        ),
+        h(
           'section',
           { class: 'part' },
           h('div', { class: 'part-head' }, h('h3', {}, 'Frames'), h('button', { type: 'button', class: 'quiet', onclick: () => person.wire.clear() }, 'Clear')),

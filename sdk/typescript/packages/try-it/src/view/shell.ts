@@ -35,7 +35,6 @@ export class Shell {
     const render = batched(() => this.#render(leave));
     person.onchange = render;
     person.onsignin = (device) => notify(`${device?.name ?? 'Another device'} signed in to your account.`, { label: 'Devices', run: settings });
-    person.onerror = (text) => console.debug('sealwire:', text);
     person.chats.onmessage = (message) => {
       const contact = person.chats.contact(message.peer);
       if (message.state === 'received' && contact) announce(`${nameOf(contact.address)}: ${message.text}`);
