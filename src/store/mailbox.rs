@@ -31,6 +31,7 @@ use crate::domain::{
     envelope::{MailboxBounds, MailboxSize, OutgoingEnvelope},
 };
 pub use deferral::DeferredMail;
+use deferral::SkippedRecipients;
 
 use batch::MailBatch;
 use plan::{CallerSession, Mailbox, Plan, PlanInput, RecipientUser, RememberedSend, Shares, plan};
@@ -155,15 +156,17 @@ impl Mailboxes {
     }
 
     /// Serves sends and acks in one transaction, or in several if they are large. Sends are served in order. A request
-    /// can fail without failing the others. The signals deliver the envelopes to connected devices.
+    /// can fail without failing the others; those that wait for a locked mailbox in vain are [`StoreError::Locked`]. The
+    /// signals deliver the envelopes to connected devices.
     pub async fn serve(&self, items: Vec<MailRequest>) -> BatchOutcome<MailAnswer> {
         let mut all = BatchOutcome::default();
         let mut rest = &items[..];
         while !rest.is_empty() {
             let (commit, later) = rest.split_at(first_commit(rest));
             rest = later;
+            let skipped = SkippedRecipients::default();
             let serve = self.store.run_batch("mail", commit, |items, again| {
-                self.serve_once(items, again, LockWait::Long, HashSet::new())
+                self.commit_available(items, again, LockWait::Long, &skipped)
             });
             match serve.await {
                 Ok(outcome) => all.append(outcome),

@@ -2,8 +2,8 @@
 //!
 //! A batch waits briefly for its mailboxes, in the order in which PostgreSQL grants them; batches of other nodes release
 //! them soon. If one stays locked, the batch goes on without it. The requests that need it are queued here, where one worker
-//! serves them as any batch: what has waited a second is refused. While requests of a recipient wait here, later sends
-//! to it queue up behind them, so that a device's messages keep their order.
+//! serves them in batches that wait a second, and then refuse what needs a mailbox that is still locked. While requests for
+//! a recipient wait here, later sends to it queue up behind them, so that a device's messages keep their order.
 
 use std::{
     collections::{HashMap, HashSet},
@@ -117,6 +117,21 @@ impl DeferredMail {
     }
 }
 
+/// The recipients with a mailbox that a batch has skipped because it is locked.
+#[derive(Default)]
+pub struct SkippedRecipients(Mutex<HashSet<UserId>>);
+
+impl SkippedRecipients {
+    fn users(&self) -> MutexGuard<'_, HashSet<UserId>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// A copy, so that nothing is locked while a transaction runs.
+    fn known(&self) -> HashSet<UserId> {
+        self.users().clone()
+    }
+}
+
 impl MailRequest {
     /// The user whose mailboxes it needs.
     fn recipient(&self) -> UserId {
@@ -135,23 +150,37 @@ impl Mailboxes {
         let mut rest = items;
         while !rest.is_empty() {
             let later = rest.split_off(first_commit(&rest));
-            all.append(self.commit_or_defer(deferred, rest).await);
+            let (outcome, outage) = self.commit_or_defer(deferred, rest).await;
+            all.append(outcome);
+            if let Some(outage) = outage {
+                // Each further transaction would wait just as long, and so delay the requests queued behind it.
+                all.append(BatchOutcome::failed(&outage, later.len()));
+                return all;
+            }
             rest = later;
         }
         all
     }
 
-    async fn commit_or_defer(&self, deferred: &DeferredMail, items: Vec<MailRequest>) -> BatchOutcome<MailAnswer> {
+    /// Runs one transaction. The error is an outage that it has found.
+    async fn commit_or_defer(
+        &self,
+        deferred: &DeferredMail,
+        items: Vec<MailRequest>,
+    ) -> (BatchOutcome<MailAnswer>, Option<StoreError>) {
         let is_behind: Vec<bool> = items.iter().map(|item| deferred.is_behind(item)).collect();
         let (mut behind, mut commit) = (Vec::new(), Vec::with_capacity(items.len()));
         for (item, is_behind) in items.into_iter().zip(&is_behind) {
             if *is_behind { behind.push(item) } else { commit.push(item) }
         }
-        let skipped: Mutex<HashSet<UserId>> = Mutex::default();
-        let outcome =
-            self.store.run_batch("mail", &commit, |items, again| self.commit_available(items, again, &skipped));
-        let BatchOutcome { answers, signals } =
-            outcome.await.unwrap_or_else(|error| BatchOutcome::failed(&error, commit.len()));
+        let skipped = SkippedRecipients::default();
+        let outcome = self
+            .store
+            .run_batch("mail", &commit, |items, again| self.commit_available(items, again, LockWait::Brief, &skipped));
+        let (BatchOutcome { answers, signals }, outage) = match outcome.await {
+            Ok(outcome) => (outcome, None),
+            Err(error) => (BatchOutcome::failed(&error, commit.len()), Some(error).filter(StoreError::is_outage)),
+        };
         let (mut served, mut behind) = (commit.into_iter().zip(answers), behind.into_iter());
         let answer = |is_behind: bool| {
             let item = if is_behind {
@@ -165,23 +194,24 @@ impl Mailboxes {
             };
             item.map_or(Err(StoreError::Overloaded), |item| deferred.defer(item))
         };
-        BatchOutcome { answers: is_behind.into_iter().map(answer).collect(), signals }
+        (BatchOutcome { answers: is_behind.into_iter().map(answer).collect(), signals }, outage)
     }
 
-    /// Runs one transaction with the mailboxes that others do not keep locked. The recipients of sends that need another
-    /// one are added to `skipped`; sends to those that are in it already are not served.
-    async fn commit_available(
+    /// Runs one transaction. If it waits in vain for a lock, it runs again without the mailboxes that others still keep
+    /// locked. The recipients of requests that need one of these are added to `skipped`; sends to those that are in it
+    /// already are not served.
+    pub(super) async fn commit_available(
         &self,
         items: &[MailRequest],
         again: bool,
-        skipped: &Mutex<HashSet<UserId>>,
+        wait: LockWait,
+        skipped: &SkippedRecipients,
     ) -> Result<BatchOutcome<MailAnswer>, StoreError> {
-        let known = || skipped.lock().unwrap_or_else(PoisonError::into_inner).clone();
-        let outcome = match self.serve_once(items, again, LockWait::Brief, known()).await {
-            Err(StoreError::Locked(_)) => self.serve_once(items, again, LockWait::Skip, known()).await,
+        let outcome = match self.serve_once(items, again, wait, skipped.known()).await {
+            Err(StoreError::Locked(_)) => self.serve_once(items, again, LockWait::Skip, skipped.known()).await,
             outcome => outcome,
         };
-        let mut skipped = skipped.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut skipped = skipped.users();
         match &outcome {
             Ok(outcome) => {
                 let locked = items.iter().zip(&outcome.answers);

@@ -165,8 +165,6 @@ pub struct Plan {
     pub sends: HashMap<(DeviceId, MessageId), RememberedSend>,
     /// In order of envelope number for each device.
     pub signals: Vec<(DeviceId, Signal)>,
-    /// Recipients whose messages wait because a mailbox of theirs is locked.
-    pub deferred: HashSet<UserId>,
 }
 
 /// Decides a batch. `again` means that an earlier run of the same batch may have been committed. If the input skips locked
@@ -196,7 +194,6 @@ pub fn plan(items: &[&SendRequest], input: PlanInput, bounds: &MailboxBounds, ag
         }
     }
     plan.sends = input.sends;
-    plan.deferred = input.deferred;
     Ok(plan)
 }
 
@@ -665,6 +662,68 @@ mod tests {
         let (mut input, item) = input_and_send();
         input.mailboxes.clear();
         assert!(matches!(plan(&[&item], input, &BOUNDS, false), Err(StoreError::Conflict(_))));
+    }
+
+    /// Adds a user with a device whose mailbox is empty, and returns a message to it.
+    fn to_another_user(item: &SendRequest, input: &mut PlanInput) -> SendRequest {
+        let (to, device, empty) = (UserId(Uuid::from_u128(70)), DeviceId(Uuid::from_u128(71)), MailboxSize::default());
+        let mut recipient = RecipientUser::new(AccessSettings::default(), 0);
+        recipient.devices.push((device, None));
+        input.recipients.insert(to, recipient);
+        let mailbox = Mailbox { next_seq: 1, load: empty, strangers: empty, expired_total: 0, shares: Shares::Unknown };
+        input.mailboxes.insert(device, mailbox);
+        let envelopes = vec![OutgoingEnvelope { device, ..item.envelopes[0].clone() }];
+        SendRequest { to, envelopes, message: MessageId(Uuid::from_u128(72)), ..item.clone() }
+    }
+
+    #[test]
+    fn a_skipped_mailbox_defers_its_message_and_all_later_ones_to_the_same_user() {
+        const LOCKED: &str = "locked";
+        let (mut input, item) = input_and_send();
+        let other = to_another_user(&item, &mut input);
+        let locked = item.envelopes[0].device;
+        input.mailboxes.remove(&locked);
+        input.skips_locked = true;
+        // A second device of the user whose mailbox is free.
+        let free = DeviceId(Uuid::from_u128(73));
+        let empty = MailboxSize::default();
+        let mailbox = Mailbox { next_seq: 1, load: empty, strangers: empty, expired_total: 0, shares: Shares::Unknown };
+        input.mailboxes.insert(free, mailbox);
+        input.recipients.get_mut(&item.to).unwrap().devices.push((free, None));
+        let id = |n| MessageId(Uuid::from_u128(n));
+        let to_free = |n| SendRequest {
+            envelopes: vec![OutgoingEnvelope { device: free, ..item.envelopes[0].clone() }],
+            skipped: vec![locked],
+            message: id(n),
+            ..item.clone()
+        };
+        let ephemeral = |n| SendRequest { ephemeral: true, message: id(n), ..item.clone() };
+        let (before, after) = (to_free(81), to_free(82));
+        let (early, late) = (ephemeral(83), ephemeral(84));
+        let mut invalid = SendRequest { message: id(85), ..item.clone() };
+        invalid.envelopes[0].device = DeviceId(Uuid::from_u128(99));
+        let items = [&before, &early, &invalid, &item, &after, &late, &other];
+        let plan = plan(&items, input, &BOUNDS, false).unwrap();
+        let outcomes: Vec<String> = results(&plan)
+            .into_iter()
+            .zip(&plan.answers)
+            .map(|(text, answer)| if matches!(answer, Err(StoreError::Locked(_))) { LOCKED.to_owned() } else { text })
+            .collect();
+        let mismatch = outcomes[2].clone();
+        assert!(mismatch != LOCKED && plan.answers[2].is_err(), "what is refused needs no mailbox");
+        assert_eq!(outcomes, ["stored 1", "stored 0", &mismatch, LOCKED, LOCKED, LOCKED, "stored 1"]);
+        assert_eq!((plan.envelopes.len(), plan.new_sends.len()), (2, 2));
+    }
+
+    #[test]
+    fn a_repeat_waits_for_a_skipped_mailbox_too() {
+        let (mut input, item) = input_and_send();
+        remember(&mut input, &item);
+        input.mailboxes.clear();
+        input.skips_locked = true;
+        let plan = plan(&[&item, &item], input, &BOUNDS, false).unwrap();
+        assert!(plan.answers.iter().all(|answer| matches!(answer, Err(StoreError::Locked(_)))));
+        assert!(plan.signals.is_empty() && plan.changed_sends.is_empty());
     }
 
     #[test]

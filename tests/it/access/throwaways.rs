@@ -138,9 +138,10 @@ async fn assert_friends_are_served(scene: &Scene, server: &ServerProcess) {
     while of_friends < 10 {
         let event = bob.event("message").await;
         bob.request("messages.ack", json!({ "seqs": [event["seq"]] })).await;
-        match event["content"] == content(&"x".repeat(CONTENT)) {
-            true => of_attackers += 1,
-            false => of_friends += 1,
+        if event["content"] == content(&"x".repeat(CONTENT)) {
+            of_attackers += 1;
+        } else {
+            of_friends += 1;
         }
     }
     assert_eq!(of_attackers, 512);
