@@ -80,7 +80,7 @@ metrics! {
     open_http_limit: Gauge = "sealwire_open_http_connections_limit" [] "Maximum number of open client connections that have not upgraded to WebSocket";
     connects: Counter = "sealwire_connects_total" [] "Sockets that opened, counted at the welcome";
     closes: Counters<Close> = "sealwire_closes_total" ["code"] "Sockets that closed, by close code";
-    connections_refused: Counters<Limit> = "sealwire_connections_refused_total" ["limit"] "Connections and upgrades refused because of a limit, by limit";
+    connections_refused: Counters<Limit> = "sealwire_connections_refused_total" ["limit"] "Connections and upgrades refused or ended because of a limit, by limit";
     upgrades_refused: Counters<Code> = "sealwire_upgrades_refused_total" ["code"] "WebSocket upgrades refused, by error code";
     ops: Counters<(RequestedOp, ResponseCode)> = "sealwire_ops_total" ["op", "code"] "Replies to requests on sockets, by op and error code";
     op_seconds: Histograms<Op, Seconds> = "sealwire_op_seconds" ["op"] "Time from the start of a request to its encoded reply";

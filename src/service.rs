@@ -79,7 +79,8 @@ const OPERATIONS_PER_USER: usize = 4;
 const BLOCKING_CLAIMS: usize = 4;
 
 /// Maximum number of requests for codes and attempts to redeem one that read the database at once although their network
-/// has reached its limit. The others are offered the hardest proof, for which nothing has to be read.
+/// has reached its limit. Others wait, and after two seconds are offered the hardest proof, for which nothing has to be
+/// read.
 const OVER_LIMIT_READS: usize = 4;
 /// Maximum number of look-ups of tokens at once, of all networks that have made too many that failed. The others wait;
 /// their number is bounded by the connections that have not upgraded.

@@ -162,7 +162,7 @@ fn usage(node: &NodeContext, limits: &NodeLimits) -> Box<dyn Fn() -> NodeUsage +
     Box::new(move || NodeUsage {
         connected: hub.connected(),
         sockets: usage_of(&sockets),
-        http: usage_of(&http),
+        http: (http.in_use(), http.limit()),
         work: work.unfinished(),
         inbound: (inbound.in_use(), inbound.limit()),
         outbound: (outbound.in_use(), outbound.limit()),

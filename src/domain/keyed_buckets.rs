@@ -14,7 +14,7 @@ use std::{
     time::Duration,
 };
 
-use super::{DeviceId, Timestamp, UserId, token_bucket::TokenBucket};
+use super::{DeviceId, Timestamp, UserId, clock_guard::TOLERATED_AHEAD, token_bucket::TokenBucket};
 
 /// Maximum number of buckets in a table: 75 MiB if each has another owner, half of that if owners have many.
 const MAX_BUCKETS: usize = 200_000;
@@ -84,11 +84,16 @@ impl<O: Copy + Hash + Ord, K: Copy + Hash + Ord> KeyedBuckets<O, K> {
         let capacity = self.refill.saturating_mul(self.burst);
         let mut table = self.table();
         if let Some(bucket) = table.owners.get_mut(&owner).and_then(|owned| owned.buckets.get_mut(&key)) {
+            if bucket.missing(now) > capacity + TOLERATED_AHEAD {
+                // More than a bucket holds: it was used before the clock was set back.
+                *bucket = TokenBucket::full(now);
+            }
             return bucket.take(self.refill, capacity, now);
         }
         table.clean(now, CLEAN_ABOVE.min(self.max_buckets - 1));
         let closed_until = table.owners.get(&owner).and_then(|owned| owned.closed_until);
-        if let Some(wait) = closed_until.map(|until| until.since(now)).filter(|wait| !wait.is_zero()) {
+        let wait = closed_until.map_or(Duration::ZERO, |until| until.since(now));
+        if !wait.is_zero() && wait <= capacity + TOLERATED_AHEAD {
             return Err(wait);
         }
         if table.total >= self.max_buckets && !table.displace_for(owner) {
@@ -224,6 +229,15 @@ mod tests {
         assert_eq!(taken(start + Duration::from_mins(10), 3), 1);
         assert_eq!(taken(start + Duration::from_hours(10), 12), 10);
         assert!(limit.take(UserId(Uuid::from_u128(3)), device, start).is_ok(), "another user has a bucket of its own");
+    }
+
+    #[test]
+    fn a_bucket_that_was_used_in_the_future_is_full() {
+        let limit = KeyedBuckets::new(10, Duration::from_mins(10));
+        let start = Timestamp::parse("2026-01-01T00:00:00Z").unwrap();
+        let taken = |at: Timestamp| (0..12).filter(|_| limit.take(1, 1, at).is_ok()).count();
+        assert_eq!(taken(start + Duration::from_hours(10 * 365 * 24)), 10);
+        assert_eq!((taken(start), taken(start)), (10, 0), "the clock was set back");
     }
 
     #[test]

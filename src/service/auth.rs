@@ -31,6 +31,10 @@ use crate::{
     },
 };
 
+/// How long a request whose network is over its limit waits for its turn to read the database. Longer than a statement
+/// waits for a lock.
+const OVER_LIMIT_WAIT: Duration = Duration::from_secs(2);
+
 /// A challenge whose code was handed to the mailer.
 pub struct Challenge {
     /// Identifies the challenge when its code is redeemed.
@@ -158,9 +162,9 @@ impl Service {
         let proven = scope.check(&self.secret, &work, now);
         let network_wait = self.limits.otp(network, now).err();
         let _looking = match network_wait {
-            Some(retry_after) if proven.is_none() => match self.over_limit_permits.try_acquire() {
-                Ok(permit) => Some(permit),
-                Err(_) => return Err(self.work_required(&scope, retry_after, MAX_BITS, now)),
+            Some(retry_after) if proven.is_none() => match self.over_limit_permit().await {
+                Some(permit) => Some(permit),
+                None => return Err(self.work_required(&scope, retry_after, MAX_BITS, now)),
             },
             _ => None,
         };
@@ -222,6 +226,13 @@ impl Service {
         self.secret.tag(&[b"known network", email.as_str().as_bytes(), network.as_bytes()])
     }
 
+    /// Waits for the place of a request whose network is over its limit; `None` if there is none within two seconds. The
+    /// places are given in the order of the calls, so that a flood from a network delays its other clients but does not
+    /// keep them from what they are entitled to. Clients wait in their own HTTP connections, whose number is limited.
+    async fn over_limit_permit(&self) -> Option<SemaphorePermit<'_>> {
+        tokio::time::timeout(OVER_LIMIT_WAIT, self.over_limit_permits.acquire()).await.ok()?.ok()
+    }
+
     /// Offers a proof of work for a request that has reached a limit.
     fn work_required(&self, scope: &WorkScope<'_>, retry_after: Duration, bits: u8, now: Timestamp) -> Refusal {
         self.metrics.proofs.inc(ProofOutcome::Offered);
@@ -262,8 +273,9 @@ impl Service {
         };
         let Some(retry_after) = minute.max(day) else { return Ok(VerifyPlace { paying: None, is_taken }) };
         let proven = scope.check(&self.secret, work, now);
-        let bits = match (&proven, self.over_limit_permits.try_acquire()) {
-            (None, Err(_)) => MAX_BITS,
+        let permit = if proven.is_none() { self.over_limit_permit().await } else { None };
+        let bits = match (&proven, &permit) {
+            (None, None) => MAX_BITS,
             _ => proof_bits(self.store.paid_codes(scope.email, now).await?),
         };
         let refusal = self.work_required(scope, retry_after, bits, now);

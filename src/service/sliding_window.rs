@@ -10,7 +10,7 @@ use std::{
     time::Duration,
 };
 
-use crate::domain::Timestamp;
+use crate::domain::{Timestamp, clock_guard::TOLERATED_AHEAD};
 
 /// Number of keys above which keys without recent events are removed.
 const CLEAN_UP_ABOVE: usize = 10_000;
@@ -69,6 +69,10 @@ impl<K: Copy + Eq + Hash> SlidingWindow<K> {
             while events.front().is_some_and(|first| *first <= since) {
                 events.pop_front();
             }
+            // Counted before the clock was set back.
+            while events.back().is_some_and(|last| *last > now + TOLERATED_AHEAD) {
+                events.pop_back();
+            }
             let limit = self.limit.saturating_mul(usize::try_from(*factor).unwrap_or(usize::MAX));
             if let Some(first) = events.front().filter(|_| events.len() >= limit) {
                 wait = wait.max(Some((*first + self.span).since(now)));
@@ -114,6 +118,18 @@ mod tests {
         assert_eq!(window.wait(&[(2, 1)], start), None, "looking counts nothing");
         window.give_back(&[(1, 1)], start + MINUTE);
         assert!(take(1, 61).is_ok(), "the event was taken back");
+    }
+
+    #[test]
+    fn events_from_the_future_do_not_count() {
+        let start = Timestamp::parse("2026-01-01T00:00:00Z").unwrap();
+        let window = SlidingWindow::new(2, Duration::from_mins(1));
+        let take = |at: Timestamp| window.take(&[(1, 1)], at);
+        assert!(take(start).is_ok());
+        let ahead = start + Duration::from_hours(10 * 365 * 24);
+        assert!(take(ahead).is_ok() && take(ahead).is_ok() && take(ahead).is_err());
+        assert!(take(start).is_ok() && take(start).is_ok(), "the clock was set back");
+        assert!(take(start).is_err(), "the limit holds again");
     }
 
     #[test]

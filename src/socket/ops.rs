@@ -36,6 +36,8 @@ pub enum FollowUp {
     Published {
         /// The keys held for the device after the publish.
         status: KeysStatus,
+        /// Whether it changed the pool of one-time prekeys, and that of one-time PQ keys.
+        changed_pools: [bool; 2],
         /// Whether the publish contained a signed prekey.
         rotated: bool,
     },

@@ -18,9 +18,9 @@ use super::{
     shares::{Account, Exhausted},
 };
 
-/// Bytes that a queue may hold even if the node's budget is used up.
+/// Bytes that a connection may have to send even if the node's budget is used up.
 const GUARANTEED_BYTES: usize = 64 * 1024;
-/// Queues up to this size in bytes need no reservation: nearly all of them are written before they are longer.
+/// Up to this number of bytes to send need no reservation: nearly always they are written before there are more.
 const UNRESERVED_BYTES: usize = 4 * 1024;
 /// Bytes that a queued pong counts as.
 const PONG_BYTES: usize = 128;
@@ -53,12 +53,14 @@ pub struct Overflow;
 pub struct Outbox {
     /// The connection's account in the node's budget for requests, queues and held mail.
     memory: Account,
-    /// Bytes reserved for the queue.
+    /// Bytes reserved for the queue and for what is in transit.
     reserved: Cell<usize>,
     max_bytes: usize,
     queue: RefCell<VecDeque<QueuedFrame>>,
     /// Bytes of the data frames and pongs in the queue.
     queued_bytes: Cell<usize>,
+    /// Bytes that have left the queue and that the kernel has not taken yet, as far as the writer has reported.
+    in_transit: Cell<usize>,
     close_mode: RefCell<Option<CloseMode>>,
     /// Whether `close_mode` was ever set. The writer takes it, so it may be `None` again.
     is_closing: Cell<bool>,
@@ -74,6 +76,7 @@ impl Outbox {
             max_bytes,
             queue: RefCell::default(),
             queued_bytes: Cell::new(0),
+            in_transit: Cell::new(0),
             close_mode: RefCell::new(None),
             is_closing: Cell::new(false),
             writer: RefCell::new(None),
@@ -83,7 +86,7 @@ impl Outbox {
     /// Queues an event.
     ///
     /// # Errors
-    /// [`Overflow`] if the queue is full, or if the node's budget is used up and this queue is over
+    /// [`Overflow`] if the queue is full, or if the node's budget is used up and this connection is over
     /// [`GUARANTEED_BYTES`].
     pub fn push_event(&self, frame: Vec<u8>) -> Result<(), Overflow> {
         if self.queued_bytes.get() + frame.len() > self.max_bytes {
@@ -95,9 +98,10 @@ impl Outbox {
     /// Queues a reply. The read gate has kept space for it, so the queue's own limit does not apply.
     ///
     /// # Errors
-    /// [`Overflow`] if the node's budget is used up and this queue is over [`GUARANTEED_BYTES`].
+    /// [`Overflow`] if the node's budget is used up and this connection is over [`GUARANTEED_BYTES`].
     pub fn push_reply(&self, frame: Vec<u8>) -> Result<(), Overflow> {
-        let (before, after) = (self.queued_bytes.get(), self.queued_bytes.get() + frame.len());
+        let before = self.unsent_bytes();
+        let after = before + frame.len();
         let missing = after.saturating_sub(self.reserved.get());
         if after > UNRESERVED_BYTES && missing > 0 {
             match self.memory.grow(missing) {
@@ -106,15 +110,31 @@ impl Outbox {
                 Err(Exhausted) => {}
             }
         }
-        self.queued_bytes.set(after);
+        self.queued_bytes.set(self.queued_bytes.get() + frame.len());
         self.push(QueuedFrame::Data(frame.into()));
         Ok(())
     }
 
-    /// Gives back what the queue no longer needs.
+    /// Bytes in the queue and in transit.
+    fn unsent_bytes(&self) -> usize {
+        self.queued_bytes.get() + self.in_transit.get()
+    }
+
+    /// Sets how many bytes that have left the queue the kernel has not taken yet, and gives back what is no longer needed.
+    pub fn set_in_transit(&self, bytes: usize) {
+        self.in_transit.set(bytes);
+        self.release_memory();
+    }
+
+    /// Whether memory is reserved, so that the writer has to report when the kernel has taken what is in transit.
+    pub fn holds_memory(&self) -> bool {
+        self.reserved.get() > 0
+    }
+
+    /// Gives back what is no longer needed.
     fn release_memory(&self) {
-        let queued = self.queued_bytes.get();
-        let needed = if queued > UNRESERVED_BYTES { queued } else { 0 };
+        let unsent = self.unsent_bytes();
+        let needed = if unsent > UNRESERVED_BYTES { unsent } else { 0 };
         let reserved = self.reserved.get();
         if reserved > needed {
             self.reserved.set(needed);
@@ -224,7 +244,7 @@ impl Outbox {
     }
 
     /// Removes and returns the next frame, or the close mode once the queue is empty. An abort does not wait for the
-    /// queue.
+    /// queue. A frame counts as in transit from now on.
     pub fn poll_next(&self) -> Poll<Result<QueuedFrame, CloseMode>> {
         let mut close_mode = self.close_mode.borrow_mut();
         if matches!(*close_mode, Some(CloseMode::Abort)) {
@@ -237,7 +257,7 @@ impl Outbox {
                 QueuedFrame::Ping => 0,
             };
             self.queued_bytes.set(self.queued_bytes.get() - bytes);
-            self.release_memory();
+            self.in_transit.set(self.in_transit.get() + bytes);
             return Poll::Ready(Ok(frame));
         }
         if let Some(close_mode) = close_mode.take() {
@@ -252,5 +272,53 @@ impl Outbox {
 fn wake(waker: &RefCell<Option<Waker>>) {
     if let Some(waker) = waker.borrow().as_ref() {
         waker.wake_by_ref();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::socket::shares::{Holder, SharedBudget};
+
+    fn outbox(budget: &SharedBudget) -> Outbox {
+        Outbox::new(1 << 20, budget.account(Holder::NOBODY))
+    }
+
+    fn next(outbox: &Outbox) -> usize {
+        match outbox.poll_next() {
+            Poll::Ready(Ok(QueuedFrame::Data(bytes))) => bytes.len(),
+            _ => panic!("there is no data frame"),
+        }
+    }
+
+    #[test]
+    fn bytes_count_until_the_kernel_has_taken_them() {
+        let budget = SharedBudget::new(1 << 20, 1 << 20);
+        let outbox = outbox(&budget);
+        outbox.push_reply(vec![0; 10_000]).unwrap();
+        outbox.push_reply(vec![0; 20_000]).unwrap();
+        assert_eq!((next(&outbox), budget.in_use()), (10_000, 30_000), "it has only left the queue");
+        outbox.set_in_transit(10_000);
+        assert_eq!(budget.in_use(), 30_000);
+        outbox.set_in_transit(0);
+        assert_eq!((next(&outbox), budget.in_use()), (20_000, 20_000));
+        outbox.push_reply(vec![0; 5000]).unwrap();
+        assert_eq!((budget.in_use(), outbox.queued_bytes()), (25_000, 5000));
+        next(&outbox);
+        outbox.set_in_transit(UNRESERVED_BYTES);
+        assert!(!outbox.holds_memory() && budget.in_use() == 0);
+    }
+
+    #[test]
+    fn without_memory_a_connection_has_64_kib_in_the_queue_and_in_transit_together() {
+        let budget = SharedBudget::new(1000, 1000);
+        let outbox = outbox(&budget);
+        outbox.push_reply(vec![0; 60_000]).unwrap();
+        next(&outbox);
+        outbox.push_reply(vec![0; 10_000]).unwrap();
+        assert!(outbox.push_reply(vec![0; 10_000]).is_err(), "70,000 bytes are not sent yet");
+        outbox.set_in_transit(0);
+        outbox.push_reply(vec![0; 10_000]).unwrap();
+        assert_eq!(budget.in_use(), 0);
     }
 }

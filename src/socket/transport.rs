@@ -276,8 +276,8 @@ impl Upgrade {
         scratch: Scratch,
     ) -> io::Result<()> {
         let FramedParts { io, mut codec, read_buf, mut write_buf, .. } = connection;
-        // Frees its slots: the connection counts as upgraded from now on.
-        let mut stream = io.into_inner();
+        // The slots are freed: the connection counts as upgraded from now on.
+        let (mut stream, _) = io.into_parts();
         codec.encode(h1::Message::Item((response, body.size())), &mut write_buf)?;
         timeout(RESPONSE_TIMEOUT, stream.write_all(&write_buf)).await??;
         let holder = self.wire.holder().unwrap_or(Holder::NOBODY);
@@ -334,8 +334,9 @@ async fn refuse_upgrade(
         io::Result::Ok(stream)
     })
     .await??;
-    // Frees its slots: lingering is limited in time, so the connection need not count any more.
-    let (mut stream, mut linger) = (stream.into_inner(), Linger::default());
+    // It counts until it ends: a client can make it linger for some seconds.
+    let (mut stream, _slots) = stream.into_parts();
+    let mut linger = Linger::default();
     let lingering = poll_fn(|cx| linger.poll(&mut stream, scratch, cx));
     if is_after_upgrade {
         let _ = timeout(REFUSAL_LINGER, lingering).await;

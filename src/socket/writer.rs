@@ -78,6 +78,19 @@ impl Writer {
         Poll::Ready(Ok(()))
     }
 
+    /// Tells the outbox how much memory the frames take that have left it. Waits for the kernel to take the last of them if
+    /// memory is reserved for it.
+    fn count_transit(&self, cx: &Context<'_>) {
+        let waiting = self.next.as_ref().map_or(0, |message| frame_bytes(payload_bytes(message)));
+        let unwritten = (self.handed_over + waiting).saturating_sub(self.wire.written());
+        let unwritten = if self.wire.is_gone() { 0 } else { unwritten };
+        let outbox = &self.flow.outbox;
+        outbox.set_in_transit(usize::try_from(unwritten).unwrap_or(usize::MAX));
+        if self.next.is_none() && outbox.holds_memory() && self.wire.poll_written(cx, self.handed_over).is_ready() {
+            outbox.set_in_transit(0);
+        }
+    }
+
     /// Hands frames over until the connection is closed or the outbox is empty.
     fn poll_outbox(&mut self, cx: &mut Context<'_>) -> Poll<()> {
         loop {
@@ -124,7 +137,9 @@ impl Future for Writer {
                 return Poll::Ready(());
             }
         }
-        this.poll_outbox(cx)
+        let polled = this.poll_outbox(cx);
+        this.count_transit(cx);
+        polled
     }
 }
 

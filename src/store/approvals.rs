@@ -233,12 +233,13 @@ pub(super) async fn request(
     wait: Duration,
     now: Timestamp,
 ) -> Result<Result<ApprovalRequested, Refusal>, StoreError> {
-    let waiting = pending(tx, user).await?;
-    let today: Vec<(DateTime<Utc>,)> =
-        tx.query(sql::REQUESTED_SINCE).bind(user.0).bind(now.before(DAY).to_utc()).fetch_all().await?;
     // A request from further in the future was stored under a wrong clock.
-    let latest = (now + TOLERATED_AHEAD).to_utc();
-    let today: Vec<_> = today.into_iter().filter(|(at,)| *at <= latest).collect();
+    let latest = now + TOLERATED_AHEAD;
+    let mut waiting = pending(tx, user).await?;
+    waiting.retain(|one| one.created_at <= latest);
+    let mut today: Vec<(DateTime<Utc>,)> =
+        tx.query(sql::REQUESTED_SINCE).bind(user.0).bind(now.before(DAY).to_utc()).fetch_all().await?;
+    today.retain(|(at,)| *at <= latest.to_utc());
     let next_decision = waiting.iter().map(|one| one.decides_at).min().filter(|_| waiting.len() >= MAX_PENDING);
     let next_of_day = today.get(MAX_PER_DAY - 1).map(|(oldest,)| rows::time(*oldest) + DAY);
     if let Some(at) = next_decision.into_iter().chain(next_of_day).max() {

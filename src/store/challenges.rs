@@ -11,6 +11,7 @@ use uuid::Uuid;
 use super::{Store, StoreError, locks, rows, sql::challenges as sql, tx::Tx};
 use crate::domain::{
     ChallengeId, Email, Refusal, Timestamp, UserId,
+    clock_guard::TOLERATED_AHEAD,
     otp::{self, CodePurpose},
     token::TokenHash,
     work::ProvenWork,
@@ -181,8 +182,8 @@ impl Store {
     /// [`StoreError::Unavailable`]
     pub async fn paid_codes(&self, email: &Email, now: Timestamp) -> Result<usize, StoreError> {
         let mut tx = self.read().await?;
-        let since = now.before(DAY).to_utc();
-        let (paid,): (i64,) = tx.query(sql::PAID_CODES).bind(&*email.without_tag()).bind(since).fetch_one().await?;
+        let paid = tx.query(sql::PAID_CODES).bind(&*email.without_tag()).bind(now.before(DAY).to_utc());
+        let (paid,): (i64,) = paid.bind(latest(now)).fetch_one().await?;
         Ok(usize::try_from(paid).unwrap_or_default())
     }
 
@@ -237,7 +238,7 @@ impl Store {
         for network in networks {
             tx.query(sql::INSERT_NETWORK_GUESS).bind(id).bind(&network[..]).bind(now.to_utc()).execute().await?;
         }
-        let wrong_today = wrong_guesses(tx, &counted_as, now.before(DAY)).await?.len();
+        let wrong_today = wrong_guesses(tx, &counted_as, DAY, now).await?.len();
         Ok(CountedGuess { hash, id, wrong_today })
     }
 
@@ -271,7 +272,7 @@ impl Store {
         for (network, limit) in networks {
             let newer = limit.saturating_sub(1).min(i64::MAX.unsigned_abs()).cast_signed();
             let since = now.before(DAY).to_utc();
-            let query = tx.query(sql::NETWORK_GUESS).bind(&network[..]).bind(since).bind(newer);
+            let query = tx.query(sql::NETWORK_GUESS).bind(&network[..]).bind(since).bind(newer).bind(latest(now));
             let oldest_that_counts: Option<(DateTime<Utc>,)> = query.fetch_optional().await?;
             wait = wait.max(oldest_that_counts.map(|(at,)| (rows::time(at) + DAY).since(now)));
         }
@@ -292,6 +293,7 @@ impl Store {
                 .bind(&*email.without_tag())
                 .bind(now.to_utc())
                 .bind(now.before(DAY).to_utc())
+                .bind(latest(now))
                 .execute()
                 .await?;
             tx.commit().await?;
@@ -312,15 +314,25 @@ async fn history(tx: &mut Tx<'_>, new: &NewChallenge, counted_as: &str) -> Resul
         network,
         is_paid,
     });
-    let wrong_guesses = wrong_guesses(tx, counted_as, new.created_at.before(GUESSES_COUNT_FOR)).await?;
+    let wrong_guesses = wrong_guesses(tx, counted_as, GUESSES_COUNT_FOR, new.created_at).await?;
     Ok(CodeHistory { trust, past: past.collect(), wrong_guesses })
 }
 
-/// The newest wrong guesses after `since`, at most [`MAX_GUESSES`].
-async fn wrong_guesses(tx: &mut Tx<'_>, counted_as: &str, since: Timestamp) -> Result<Vec<Timestamp>, StoreError> {
-    let found: Vec<(DateTime<Utc>,)> =
-        tx.query(sql::WRONG_GUESSES).bind(counted_as).bind(since.to_utc()).bind(MAX_GUESSES).fetch_all().await?;
+/// The newest wrong guesses of the last `span`, at most [`MAX_GUESSES`].
+async fn wrong_guesses(
+    tx: &mut Tx<'_>,
+    counted_as: &str,
+    span: Duration,
+    now: Timestamp,
+) -> Result<Vec<Timestamp>, StoreError> {
+    let guesses = tx.query(sql::WRONG_GUESSES).bind(counted_as).bind(now.before(span).to_utc()).bind(MAX_GUESSES);
+    let found: Vec<(DateTime<Utc>,)> = guesses.bind(latest(now)).fetch_all().await?;
     Ok(found.into_iter().map(|(at,)| rows::time(at)).collect())
+}
+
+/// The latest time of a row that counts. A later one was written under a wrong clock.
+fn latest(now: Timestamp) -> DateTime<Utc> {
+    (now + TOLERATED_AHEAD).to_utc()
 }
 
 /// Forgets the wrong guesses at codes of an address, because its owner signs in.
@@ -343,7 +355,8 @@ async fn trust(tx: &mut Tx<'_>, new: &NewChallenge) -> Result<Trust, StoreError>
         }
     }
     let known = tx.query(sql::IS_KNOWN_NETWORK).bind(email).bind(&new.known_network[..]);
-    let known: Option<(i32,)> = known.bind(now.before(NETWORK_IS_KNOWN).to_utc()).fetch_optional().await?;
+    let known = known.bind(now.before(NETWORK_IS_KNOWN).to_utc()).bind(latest(now));
+    let known: Option<(i32,)> = known.fetch_optional().await?;
     Ok(if known.is_some() { Trust::KnownNetwork } else { Trust::None })
 }
 

@@ -34,7 +34,9 @@ pub struct PublishReport {
 }
 
 impl PublishReport {
-    fn changed_pool(&self) -> bool {
+    /// Whether the publish added keys to the pool or withdrew some.
+    #[must_use]
+    pub fn changed_pool(&self) -> bool {
         !self.accepted.is_empty() || !self.withdrawn.is_empty()
     }
 }

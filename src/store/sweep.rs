@@ -7,7 +7,7 @@ use super::{
     challenges::{GUESSES_COUNT_FOR, NETWORK_IS_KNOWN},
     sql::sweeps as sql,
 };
-use crate::domain::{Timestamp, clock_guard::TOLERATED_AHEAD};
+use crate::domain::{Timestamp, clock_guard::TOLERATED_AHEAD, work};
 
 /// Maximum number of rows in one transaction.
 const STEP: u64 = 500;
@@ -80,11 +80,13 @@ impl Store {
             sql::SENDS_AHEAD,
             sql::STRANGER_CLAIMS_AHEAD,
             sql::APPROVALS_AHEAD,
+            sql::PENDING_APPROVALS_AHEAD,
             sql::ENDED_SESSIONS_AHEAD,
         ];
-        let from_the_future = from_the_future.map(|delete| (None, delete, ahead));
+        let proofs = (None, sql::SPENT_PROOFS_AHEAD, ahead + work::LIFETIME);
+        let from_the_future = from_the_future.map(|delete| (None, delete, ahead)).into_iter().chain([proofs]);
         let mut swept = 0;
-        for (record, delete, until) in sweeps.into_iter().chain(from_the_future.into_iter().filter(|_| and_future)) {
+        for (record, delete, until) in sweeps.into_iter().chain(from_the_future.filter(|_| and_future)) {
             loop {
                 let step = self
                     .retrying(|| async {

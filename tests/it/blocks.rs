@@ -4,11 +4,15 @@ use serde_json::{Value, json};
 use sqlx::{ConnectOptions, Executor, sqlite::SqliteConnectOptions};
 use uuid::Uuid;
 
-use crate::support::{
-    Cluster, Codec, Member, RowLock, Services, Settings, Socket, TestApp,
-    keys::base64,
-    mailing::{content, message},
-    sign_in,
+use crate::{
+    metrics::{value, wait_for_sample},
+    support::{
+        Cluster, Codec, Member, RowLock, Services, Settings, Socket, TestApp,
+        keys::base64,
+        mailing::{content, message},
+        raw::{RawSocket, data, encode},
+        sign_in,
+    },
 };
 
 /// A server on a new database of each engine.
@@ -262,6 +266,19 @@ async fn a_user_blocks_at_most_ten_thousand_others() {
         let socket = Socket::connect(&app, &bob.token, codec).await;
         assert_eq!(socket.request("blocks.list", json!({})).await["user_ids"].as_array().unwrap().len(), 10_000);
     }
+    // Replies of 390 KB each that are not read: the server does not prepare all of them.
+    let (slow, _) = RawSocket::connect(&app, &bob.token, Codec::Json).await;
+    let list = |id: u32| data(Codec::Json, &encode(Codec::Json, &json!({ "id": id, "op": "blocks.list" })));
+    slow.send_in_background((1..=60).flat_map(list).collect());
+    let used = "sealwire_memory_budget_used_bytes{direction=\"out\"}";
+    wait_for_sample(app.admin(), used, 5e5..=1e9).await;
+    let alice = sign_in(&app, "alice@example.org").await;
+    let alice = Socket::connect(&app, &alice.token, Codec::Json).await;
+    for _ in 0..100 {
+        alice.barrier().await;
+    }
+    let used = value(app.admin(), used).await;
+    assert!(used < 2e6, "{used} bytes");
     let socket = Socket::connect(&app, &bob.token, Codec::Json).await;
     socket.request("blocks.remove", last.clone()).await;
     socket.request("blocks.add", one_more).await;

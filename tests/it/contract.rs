@@ -83,6 +83,8 @@ on_every_engine! {
         a_withdrawn_challenge_does_not_count_unless_somebody_guessed
         a_network_is_known_for_ninety_days_after_the_last_sign_in
         a_user_knows_at_most_a_hundred_networks
+        proofs_and_networks_from_the_future_do_not_count_and_are_swept
+        wrong_guesses_from_the_future_do_not_count_and_are_swept
         wrong_guesses_count_for_thirty_days_until_the_owner_signs_in
         guesses_of_a_network_count_for_a_day_unless_they_are_right_or_paid_for;
     ended:
@@ -127,6 +129,7 @@ on_every_engine! {
         a_device_has_at_most_thirty_sessions_when_it_signs_in;
     approvals:
         three_requests_of_a_user_pend_and_ten_are_made_in_a_day
+        requests_from_the_future_take_no_place_and_are_swept
         a_request_is_decided_once_and_the_same_decision_is_repeatable
         of_parallel_decisions_of_a_request_one_holds
         a_request_whose_time_has_come_waits_for_a_place_and_for_nothing_else

@@ -1,5 +1,7 @@
 //! Overload: clients that exceed a limit are refused or slowed with a clear answer, and other clients are not affected.
 
+mod churn;
+mod connections;
 mod memory;
 mod pairs;
 mod requests;
@@ -19,7 +21,7 @@ use tokio::{
 };
 
 use crate::support::{
-    Codec, PATIENCE, Person, Socket, TestApp, eventually,
+    Codec, PATIENCE, Person, Server, Socket, TestApp, eventually,
     problem::assert_problem,
     raw::{BINARY, HANDSHAKE, RawSocket, UpgradeResponse, connect_from, header, request_upgrade_from},
     sign_in,
@@ -59,7 +61,7 @@ async fn is_served(stream: &mut TcpStream) -> bool {
 
 /// Requests a socket from an address, with another address in `X-Forwarded-For` if one is given.
 async fn upgrade(
-    app: &TestApp,
+    app: &impl Server,
     source: [u8; 4],
     person: &Person,
     forwarded: Option<&str>,
@@ -196,8 +198,13 @@ async fn sockets_do_not_count_as_http_connections() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_node_with_too_many_http_connections_refuses_more_and_its_sockets_keep_working() {
-    let app = TestApp::start(&[("SERVER__MAX_HTTP_CONNECTIONS", "30"), ("LIMITS__HTTP_CONNECTIONS_PER_NETWORK", "0")]);
+async fn a_node_with_too_many_connections_of_a_proxy_refuses_more_and_its_sockets_keep_working() {
+    let app = TestApp::start(&[
+        ("SERVER__MAX_HTTP_CONNECTIONS", "30"),
+        ("LIMITS__HTTP_CONNECTIONS_PER_NETWORK", "0"),
+        // Its connections are never given up, because they are for clients of many networks.
+        ("SERVER__TRUSTED_PROXIES", "127.0.1.0/24"),
+    ]);
     let person = sign_in(&app, "alice@example.org").await;
     let socket = Socket::connect(&app, &person.token, Codec::Json).await;
     let mut held = Vec::new();

@@ -70,7 +70,7 @@ fn number(title: &str) -> String {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn the_status_page_updates_fits_the_screen_and_is_accessible() {
-    let app = Arc::new(TestApp::start(&[("LIMITS__CLAIM_BURST", "30")]));
+    let app = Arc::new(TestApp::start(&[("LIMITS__CLAIM_BURST", "30"), ("LIMITS__SENDS_PER_PAIR_SECOND", "0")]));
     let load = Load::start(&app).await;
     let mut page = Page::open().await;
     page.set_viewport(1280, 800, "light").await;

@@ -9,7 +9,7 @@ use std::{
     pin::Pin,
     sync::{
         Arc, Mutex, MutexGuard, PoisonError,
-        atomic::{AtomicI64, AtomicU32, AtomicU64, AtomicUsize, Ordering},
+        atomic::{AtomicU32, AtomicU64, AtomicUsize, Ordering},
     },
     task::{Context, Poll},
     time::Instant,
@@ -151,7 +151,7 @@ impl Client {
             random: options.seed.map_or_else(Random::from_system, Random::from_seed),
             next_id: Arc::new(AtomicU32::new(1)),
             outbox_len: Arc::new(AtomicUsize::new(outbox.len())),
-            pool_version: Arc::new(AtomicI64::new(0)),
+            pool_versions: Arc::default(),
             observer: options.observer.clone(),
         };
         let (commands, receiver) = mpsc::channel(COMMANDS);

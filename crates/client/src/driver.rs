@@ -10,7 +10,7 @@ use std::{
     ops::ControlFlow,
     sync::{
         Arc,
-        atomic::{AtomicI64, AtomicU32, AtomicUsize, Ordering},
+        atomic::{AtomicU32, AtomicUsize, Ordering},
     },
     time::Duration,
 };
@@ -23,7 +23,7 @@ use sealwire_protocol::{
     frame::{ReplyFrame, RequestId, ServerOutline},
     limits::{MAX_IN_FLIGHT, MAX_SEQS_PER_ACK},
     messages::{AckMessagesReply, AckMessagesRequest, SendMessageReply},
-    value::List,
+    value::{List, Named},
 };
 use serde::de::DeserializeOwned;
 use tokio::{
@@ -46,6 +46,7 @@ use crate::{
     message::{Message, Prepared, Sent},
     options::{Direction, Observer},
     outbox::{Answer, Outbox, Place},
+    pool_versions::PoolVersions,
     random::Random,
     reconnect::{End, Failure, Next, Pause, Reconnect},
     server::Server,
@@ -108,8 +109,7 @@ pub(crate) struct Shared {
     pub(crate) next_id: Arc<AtomicU32>,
     /// The number of messages that are not answered, or whose answer the app has not handled.
     pub(crate) outbox_len: Arc<AtomicUsize>,
-    /// The highest version of the pools that a reply has named.
-    pub(crate) pool_version: Arc<AtomicI64>,
+    pub(crate) pool_versions: Arc<PoolVersions>,
     pub(crate) observer: Observer,
 }
 
@@ -485,7 +485,7 @@ impl Driver {
                 return self.reconnect.draining(Duration::from_millis(reconnect_in_ms));
             }
             Wire::PrekeysLow { kind, remaining, threshold, pool_version } => {
-                if pool_version < self.shared.pool_version.load(Ordering::Relaxed) {
+                if matches!(kind, Named::Known(kind) if self.shared.pool_versions.is_overtaken(kind, pool_version)) {
                     return;
                 }
                 Event::PrekeysLow { kind, remaining, threshold }

@@ -12,6 +12,7 @@ mod liveness;
 mod message;
 mod options;
 mod outbox;
+mod pool_versions;
 mod proof_of_work;
 mod random;
 mod reconnect;

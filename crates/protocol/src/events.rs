@@ -34,7 +34,8 @@ pub enum Event<'a> {
         remaining: u32,
         /// A pool with at most this many keys is announced as low.
         threshold: u32,
-        /// If it is smaller than the `pool_version` of the client's last publish, the event is outdated.
+        /// If it is smaller than the `pool_version` after the client's last publish that changed this pool, the event is
+        /// outdated. Publishes to the other pool increase it, too.
         pool_version: i64,
     },
     /// The signed prekey expires soon, so the device should publish a new one.

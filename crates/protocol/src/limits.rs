@@ -28,6 +28,8 @@ pub const MAX_DEVICE_IDS: usize = 100;
 pub const MAX_KEYS_PER_PUBLISH: usize = 100;
 /// What a `keys.status` with a digest costs, as a number of ordinary requests.
 pub const DIGEST_COST: u32 = 50;
+/// The number of requests as which `blocks.list` counts towards the request rate: its reply may have 10,000 ids.
+pub const BLOCKS_LIST_COST: u32 = 10;
 /// Maximum number of unissued one-time keys of each kind per device.
 pub const MAX_POOL: usize = 500;
 /// Maximum time until a published signed prekey expires.

@@ -87,6 +87,7 @@ pub fn firing(conditions: &Conditions<'_>) -> Vec<Alert> {
         ("DeliverySlow", above(p99_ms(&counts.delivery_latency), DELIVERY_P99_MS).map(|p99| slow("deliveries", p99))),
         ("ConnectionsRefused", connections_refused(counts)),
         ("ClockWrong", clock_wrong(conditions.clock_skew)),
+        ("ProofsAsked", more_than(ONE_PER_SECOND, counts.proofs_offered, "Proofs of work asked of clients")),
         ("TokensGuessed", more_than(ONE_PER_SECOND, counts.tokens_limited, "Invalid tokens beyond a network's limit")),
         ("UsersThrottled", more_than(ONE_PER_SECOND, counts.throttled, "Requests of users with too many waiting")),
         ("MailDropped", more_than(0, counts.mails_dropped, "Mails dropped because too many were unsent")),
@@ -192,6 +193,7 @@ mod tests {
     fn quiet_minute() -> CounterValues {
         let mut counts = CounterValues {
             wrong_guesses: WRONG_GUESSES,
+            proofs_offered: ONE_PER_SECOND,
             signals_repaired: ONE_PER_SECOND,
             given_up: ONE_PER_SECOND,
             tokens_limited: ONE_PER_SECOND,
@@ -216,6 +218,7 @@ mod tests {
         metrics.delivery_seconds.observe(7.0);
         let mut counts = CounterValues {
             wrong_guesses: WRONG_GUESSES + 1,
+            proofs_offered: ONE_PER_SECOND + 1,
             mails_failed: 3,
             mails_dropped: 2,
             signals_dropped: 1,

@@ -10,7 +10,9 @@ use sealwire_protocol::{CloseCode, Code};
 use serde::Serialize;
 use tokio::time::Instant;
 
-use crate::metrics::{BusTraffic, ClaimOutcome, Close, Direction, LatencyCounts, Limit, MailOutcome, Metrics, Repair};
+use crate::metrics::{
+    BusTraffic, ClaimOutcome, Close, Direction, LatencyCounts, Limit, MailOutcome, Metrics, ProofOutcome, Repair,
+};
 
 /// Interval between points.
 pub const STEP: Duration = Duration::from_secs(5);
@@ -49,6 +51,8 @@ pub struct CounterValues {
     pub mails_dropped: u64,
     /// Codes that were compared and wrong.
     pub wrong_guesses: u64,
+    /// Proofs of work that were offered.
+    pub proofs_offered: u64,
     /// Signals for other nodes that were not sent.
     pub signals_dropped: u64,
     /// Missed signals that the reconcile delivered.
@@ -92,6 +96,7 @@ impl CounterValues {
             mails_failed: metrics.mails.get(MailOutcome::Failed) + metrics.mails.get(MailOutcome::Dropped),
             mails_dropped: metrics.mails.get(MailOutcome::Dropped),
             wrong_guesses: metrics.wrong_guesses.get(),
+            proofs_offered: metrics.proofs.get(ProofOutcome::Offered),
             signals_dropped: metrics.bus_signals.get(BusTraffic::Dropped),
             signals_repaired: Repair::ALL.iter().map(|repair| metrics.reconcile_repairs.get(*repair)).sum(),
             given_up: Direction::ALL.iter().map(|direction| metrics.memory_given_up.get(*direction)).sum(),
@@ -122,6 +127,7 @@ impl CounterValues {
             mails_failed: added(self.mails_failed, earlier.mails_failed),
             mails_dropped: added(self.mails_dropped, earlier.mails_dropped),
             wrong_guesses: added(self.wrong_guesses, earlier.wrong_guesses),
+            proofs_offered: added(self.proofs_offered, earlier.proofs_offered),
             signals_dropped: added(self.signals_dropped, earlier.signals_dropped),
             signals_repaired: added(self.signals_repaired, earlier.signals_repaired),
             given_up: added(self.given_up, earlier.given_up),

@@ -25,9 +25,11 @@ use crate::{
     socket::ops::{self, FollowUp, Reply, RequestSource, failure},
 };
 
-/// Bytes kept free in the outbox for a reply with bundles, sessions or blocks. With the default outbox size, 64 such requests can be in
-/// flight.
+/// Bytes kept free in the outbox for a reply with bundles or sessions. With the default outbox size, 64 such requests can be
+/// in flight.
 const LIST_REPLY: usize = 16 * 1024;
+/// Bytes kept free for a reply with blocks: 10,000 ids as text.
+const BLOCKS_REPLY: usize = 400 * 1024;
 /// Bytes kept free for most other replies.
 const USUAL_REPLY: usize = 1024;
 /// Bytes kept free for a reply that may contain two lists of devices.
@@ -152,8 +154,8 @@ impl OpenState {
                 connection.note_open(self.epoch);
                 self.set_timer(connection, ctx);
             }
-            FollowUp::Published { status, rotated } => {
-                self.keys.note_publish(&status);
+            FollowUp::Published { status, changed_pools, rotated } => {
+                self.keys.note_publish(&status, changed_pools);
                 if rotated {
                     self.keys.note_rotation(status.signed_prekey);
                     self.send_rotation_notice(connection, connection.node.service.now())?;
@@ -177,7 +179,8 @@ impl OpenState {
 /// The bytes that the reply to an op may need.
 fn reply_bytes(op: Op) -> usize {
     match op {
-        Op::KeysFetch | Op::KeysClaim | Op::SessionsList | Op::BlocksList => LIST_REPLY,
+        Op::KeysFetch | Op::KeysClaim | Op::SessionsList => LIST_REPLY,
+        Op::BlocksList => BLOCKS_REPLY,
         Op::MessagesSend => MISMATCH_REPLY,
         _ => USUAL_REPLY,
     }

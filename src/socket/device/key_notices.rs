@@ -38,11 +38,14 @@ impl KeyNotices {
         Self { unannounced: keys.signed_prekey, known_pools: known_pools(keys) }
     }
 
-    /// Records that the client has published keys and was sent this status.
-    pub fn note_publish(&mut self, keys: &KeysStatus) {
-        for (known, published) in self.known_pools.iter_mut().zip(known_pools(keys)) {
+    /// Records that the client has published keys, which changed some pools, and was sent this status.
+    ///
+    /// The version counts changes of both pools. That of a pool that was not changed stays, because a signal for it may
+    /// be older than the publish and still be unknown.
+    pub fn note_publish(&mut self, keys: &KeysStatus, changed_pools: [bool; 2]) {
+        for ((known, published), changed) in self.known_pools.iter_mut().zip(known_pools(keys)).zip(changed_pools) {
             // An equal version means that a signal has overtaken the reply to the publish.
-            if published.pool_version > known.pool_version {
+            if changed && published.pool_version > known.pool_version {
                 // A publish does not raise the level: if claims lower the pool, their signal does.
                 *known = KnownPool { levels_reached: published.levels_reached.min(known.levels_reached), ..published };
             }
@@ -100,7 +103,7 @@ mod tests {
         assert!(!is_unknown(15, 1), "the welcome announced it");
         assert!(is_unknown(9, 1) && !is_unknown(8, 1), "the next level is announced once");
         assert!(!is_unknown(20, 0), "an older version");
-        notices.note_publish(&status(100, 2, None));
+        notices.note_publish(&status(100, 2, None), [true, false]);
         assert!(notices.take_low_pool(KeyKind::OneTime, 20, 20, 2));
         assert!(notices.take_low_pool(KeyKind::PqOneTime, 20, 20, 2), "each pool is tracked separately");
     }
@@ -109,8 +112,16 @@ mod tests {
     fn a_signal_that_overtakes_the_reply_to_a_publish_is_not_announced_again() {
         let mut notices = KeyNotices::new(&status(100, 1, None));
         assert!(notices.take_low_pool(KeyKind::OneTime, 18, 20, 2));
-        notices.note_publish(&status(100, 2, None));
+        notices.note_publish(&status(100, 2, None), [true, false]);
         assert!(!notices.take_low_pool(KeyKind::OneTime, 18, 20, 2));
+    }
+
+    #[test]
+    fn a_publish_to_the_other_pool_does_not_make_a_signal_outdated() {
+        let mut notices = KeyNotices::new(&status(100, 1, None));
+        notices.note_publish(&status(18, 2, None), [false, true]);
+        assert!(notices.take_low_pool(KeyKind::OneTime, 18, 20, 1), "counted before the publish, and still low");
+        assert!(!notices.take_low_pool(KeyKind::PqOneTime, 18, 20, 1), "counted before the publish to this pool");
     }
 
     #[test]

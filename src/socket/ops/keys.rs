@@ -7,7 +7,7 @@ use sealwire_protocol::keys::{
 use super::{Call, FollowUp, Reply};
 use crate::{
     edge::{EdgeError, access::shown_key, keys},
-    service::Turn,
+    service::{PublishReport, Turn},
 };
 
 /// `keys.publish`: stores keys of the device, and replies with the result for each key.
@@ -21,7 +21,8 @@ pub async fn publish(call: &Call<'_>, mut turn: Option<Turn>) -> Result<Reply, E
     let request: PublishKeysRequest = call.params()?;
     let rotated = request.signed_prekey.is_some();
     let outcome = call.service.publish(&call.caller, keys::publish_request(request)).await?;
-    let after = FollowUp::Published { status: outcome.status.clone(), rotated };
+    let changed_pools = [&outcome.one_time, &outcome.pq_one_time].map(PublishReport::changed_pool);
+    let after = FollowUp::Published { status: outcome.status.clone(), changed_pools, rotated };
     Ok(call.reply(&keys::publish_reply(outcome)).then(after).holding(turn))
 }
 

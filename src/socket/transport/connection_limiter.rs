@@ -1,24 +1,30 @@
 //! Limits the connections that have not upgraded. Decides on each new connection before a byte is read, and answers
 //! those that it refuses.
+//!
+//! Anybody can open connections and leave them idle. So a node that has no place left gives up the oldest connection of
+//! the network that has most, rather than refuse a client of another network.
 
 use std::{
     net::SocketAddr,
     sync::Arc,
+    task::Context,
     time::{Duration, Instant},
 };
 
 use actix_http::error::DispatchError;
 use ipnet::IpNet;
 use tokio::{io::AsyncWriteExt, net::TcpStream, time::timeout};
+use uuid::Uuid;
 
 use super::{linger::Linger, scratch::Scratch};
 use crate::{
-    domain::{ClientNetwork, Refusal},
+    domain::{ClientNetwork, Refusal, UserId},
     edge::{Problem, is_proxy},
     metrics::{Limit, Metrics},
     socket::{
-        budget::{Budget, Reservation},
+        budget::Budget,
         networks::{ConnectionKind, CountedConnection, NetworkLimits, Networks},
+        shares::{Account, Exhausted, Holder, SharedBudget, SharedReservation},
     },
 };
 
@@ -33,7 +39,7 @@ const RESPONSE_TIMEOUT: Duration = Duration::from_secs(1);
 #[derive(Clone, Debug)]
 pub struct ConnectionLimiter {
     /// Budget for the connections of this node that have not upgraded.
-    pub http: Budget,
+    pub http: SharedBudget,
     /// The limits on each client network.
     pub networks: Networks,
     /// Proxies. The limits on a network do not apply to them, because a proxy connects for clients of many networks.
@@ -45,9 +51,41 @@ pub struct ConnectionLimiter {
 /// The slots of an accepted connection in the node's budget and in its network's count. Dropping this frees them.
 #[derive(Debug)]
 pub(super) struct ConnectionSlots {
-    _node: Reservation,
+    node: NodeSlot,
     /// `None` for a trusted proxy.
     _network: Option<CountedConnection>,
+    networks: Networks,
+}
+
+/// A unit of the node's budget.
+#[derive(Debug)]
+enum NodeSlot {
+    /// Can be given up.
+    Client(Account),
+    /// Of a trusted proxy, which connects for clients of many networks.
+    Proxy { _slot: SharedReservation },
+    /// Was given up.
+    Displaced,
+}
+
+impl ConnectionSlots {
+    /// Whether the connection was given up, and has to end. If not, wakes the connection's task when it is.
+    pub(super) fn is_displaced(&mut self, cx: &Context<'_>) -> bool {
+        if let NodeSlot::Client(account) = &self.node
+            && account.poll_given_up(cx).is_ready()
+        {
+            self.networks.count_refused(Limit::Http);
+            self.node = NodeSlot::Displaced;
+        }
+        matches!(self.node, NodeSlot::Displaced)
+    }
+}
+
+/// Before an upgrade, a client's user is not known: a user of its own stands for each network.
+fn holder_of(network: ClientNetwork) -> Holder {
+    let (mut id, bytes) = ([0xff; 16], network.as_bytes());
+    id[..bytes.len()].copy_from_slice(bytes);
+    Holder { network, user: UserId(Uuid::from_bytes(id)) }
 }
 
 impl ConnectionLimiter {
@@ -55,7 +93,8 @@ impl ConnectionLimiter {
     #[must_use]
     pub fn new(http: usize, networks: Networks, trusted_proxies: &[IpNet]) -> Self {
         Self {
-            http: Budget::new(http),
+            // Nobody has a smaller share: a network has a limit of its own.
+            http: SharedBudget::new(http, http),
             networks,
             trusted_proxies: trusted_proxies.into(),
             refusals: Budget::new(MAX_REFUSALS),
@@ -79,17 +118,25 @@ impl ConnectionLimiter {
     /// # Errors
     /// `rate_limited` if the peer's network is over its limits, `unavailable` if the node's budget is exhausted.
     pub(super) fn try_accept(&self, peer: Option<SocketAddr>) -> Result<ConnectionSlots, Refusal> {
-        let mut network = None;
+        let (mut network, mut holder) = (None, None);
         if let Some(peer) = peer.filter(|peer| !is_proxy(peer.ip(), &self.trusted_proxies)) {
             let (from, now) = (ClientNetwork::from(peer.ip()), Instant::now());
             self.networks.count_new(from, now)?;
             network = Some(self.networks.count_open(from, ConnectionKind::Http, now)?);
+            holder = Some(holder_of(from));
         }
-        let Some(node) = self.http.try_reserve(1) else {
-            self.networks.count_refused(Limit::Http);
-            return Err(Refusal::Unavailable);
+        let account = self.http.account(holder.unwrap_or(Holder::NOBODY));
+        let node = match holder {
+            Some(_) => account.grow(1).map(|()| NodeSlot::Client(account)),
+            None => account.reserve(1).map(|slot| NodeSlot::Proxy { _slot: slot }),
         };
-        Ok(ConnectionSlots { _node: node, _network: network })
+        match node {
+            Ok(node) => Ok(ConnectionSlots { node, _network: network, networks: self.networks.clone() }),
+            Err(Exhausted) => {
+                self.networks.count_refused(Limit::Http);
+                Err(Refusal::Unavailable)
+            }
+        }
     }
 
     /// Sends the refusal to the client and closes the connection. Closes it without a response if [`MAX_REFUSALS`]
@@ -109,5 +156,43 @@ impl ConnectionLimiter {
             std::future::poll_fn(|cx| linger.poll(&mut stream, &scratch, cx)).await;
         }
         Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use futures_util::task::noop_waker_ref;
+
+    use super::*;
+
+    fn accept(limiter: &ConnectionLimiter, network: u8) -> Result<ConnectionSlots, Refusal> {
+        limiter.try_accept(Some(([192, 0, network, 1], 1).into()))
+    }
+
+    fn is_displaced(slots: &mut ConnectionSlots) -> bool {
+        slots.is_displaced(&Context::from_waker(noop_waker_ref()))
+    }
+
+    #[test]
+    fn a_full_node_gives_up_the_oldest_connection_of_the_network_that_has_most() {
+        let metrics = Arc::new(Metrics::new());
+        let networks = Networks::new(NetworkLimits::default(), metrics.clone());
+        let limiter = ConnectionLimiter::new(4, networks, &["192.0.9.0/24".parse().unwrap()]);
+        let mut oldest = accept(&limiter, 1).unwrap();
+        let mut many: Vec<_> = (0..3).map(|_| accept(&limiter, 2).unwrap()).collect();
+        let mut new = accept(&limiter, 3).unwrap();
+        let mut proxy = accept(&limiter, 9).unwrap();
+        let displaced: Vec<bool> = many.iter_mut().map(is_displaced).collect();
+        assert_eq!(displaced, [true, true, false]);
+        for kept in [&mut oldest, &mut new, &mut proxy] {
+            assert!(!is_displaced(kept));
+        }
+        assert_eq!((limiter.http.in_use(), metrics.connections_refused.get(Limit::Http)), (4, 2));
+        drop(many);
+        assert_eq!(limiter.http.in_use(), 3, "those that were given up are not given back again");
+        let _proxies: Vec<_> = (0..3).map(|_| accept(&limiter, 9).unwrap()).collect();
+        assert!(is_displaced(&mut oldest) && is_displaced(&mut new));
+        assert!(matches!(accept(&limiter, 1), Err(Refusal::Unavailable)), "proxies have all places");
+        assert!(!is_displaced(&mut proxy));
     }
 }

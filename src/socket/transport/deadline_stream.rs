@@ -9,7 +9,7 @@
 //! connections that are idle between requests.
 //!
 //! A client that misses a deadline gets an error response, unless another response is partly written or the application
-//! is still preparing one.
+//! is still preparing one. A connection that is given up for another one ends without a response.
 
 use std::{
     future::Future,
@@ -58,7 +58,7 @@ pub(super) struct DeadlineStream {
     is_blocked: bool,
     scratch: Scratch,
     linger: Linger,
-    _slots: ConnectionSlots,
+    slots: ConnectionSlots,
 }
 
 impl DeadlineStream {
@@ -73,7 +73,7 @@ impl DeadlineStream {
             is_blocked: false,
             scratch,
             linger: Linger::default(),
-            _slots: slots,
+            slots,
         }
     }
 
@@ -82,9 +82,9 @@ impl DeadlineStream {
         self.activity.clone()
     }
 
-    /// The stream without deadlines. Frees the slots of the connection.
-    pub(super) fn into_inner(self) -> TcpStream {
-        self.stream
+    /// The stream without deadlines, and the slots of the connection.
+    pub(super) fn into_parts(self) -> (TcpStream, ConnectionSlots) {
+        (self.stream, self.slots)
     }
 
     fn set_deadline(&mut self, kind: DeadlineKind) {
@@ -121,6 +121,9 @@ impl DeadlineStream {
 impl AsyncRead for DeadlineStream {
     fn poll_read(self: Pin<&mut Self>, cx: &mut Context<'_>, buffer: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
         let this = self.get_mut();
+        if this.slots.is_displaced(cx) {
+            return Poll::Ready(Err(io::ErrorKind::ConnectionAborted.into()));
+        }
         // Checked even if there are bytes to read: a client that sends endlessly makes no progress either.
         if this.is_late(cx) && !this.activity.is_closing() {
             this.respond_too_slow()?;
@@ -142,6 +145,9 @@ impl AsyncRead for DeadlineStream {
 impl AsyncWrite for DeadlineStream {
     fn poll_write(self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
         let this = self.get_mut();
+        if this.slots.is_displaced(cx) {
+            return Poll::Ready(Err(io::ErrorKind::ConnectionAborted.into()));
+        }
         let polled = Pin::new(&mut this.stream).poll_write(cx, bytes);
         this.is_blocked = polled.is_pending();
         match polled {

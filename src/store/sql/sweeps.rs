@@ -55,6 +55,10 @@ statements! {
         (SELECT token_hash FROM ended_sessions WHERE ended_at > $1 ORDER BY ended_at LIMIT $2)");
     APPROVALS_AHEAD = both("DELETE FROM approvals WHERE id IN \
         (SELECT id FROM approvals WHERE decided_at > $1 ORDER BY decided_at LIMIT $2)");
+    PENDING_APPROVALS_AHEAD = both("DELETE FROM approvals WHERE id IN \
+        (SELECT id FROM approvals WHERE state = 'pending' AND created_at > $1 LIMIT $2)");
+    SPENT_PROOFS_AHEAD = both("DELETE FROM spent_proofs WHERE salt IN \
+        (SELECT salt FROM spent_proofs WHERE expires_at > $1 ORDER BY expires_at LIMIT $2)");
     CHALLENGES_AHEAD = both("DELETE FROM email_otps WHERE id IN \
         (SELECT id FROM email_otps WHERE created_at > $1 ORDER BY created_at LIMIT $2)");
     KNOWN_NETWORKS_AHEAD = both("DELETE FROM known_networks WHERE (user_id, network) IN \

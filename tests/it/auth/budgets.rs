@@ -5,8 +5,8 @@ use std::time::Duration;
 use reqwest::StatusCode;
 use serde_json::json;
 
-use super::{BEHIND_A_PROXY, code_for, code_with, offered_bits, post_as, sign_in_from};
-use crate::support::{Cluster, Server, ServerProcess, Services, TestApp, work::solve};
+use super::{BEHIND_A_PROXY, code_for, code_with, offered_bits, post_as, refusal, sign_in_from};
+use crate::support::{Cluster, RowLock, Server, ServerProcess, Services, TestApp, work::solve};
 
 const ALICE: &str = "alice@example.org";
 const HOME: &str = "192.0.2.1";
@@ -63,6 +63,30 @@ async fn the_owner_signs_in_while_an_attacker_has_spent_every_code() {
         }
     }
     panic!("the budget of the owner has no limit");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_neighbour_who_floods_does_not_keep_the_owner_from_a_code() {
+    const VICTIM: &str = "victim@example.org";
+    let settings = [BEHIND_A_PROXY, ("LIMITS__OTP_PER_NETWORK_HOUR", "1"), ("LIMITS__OTP_PER_EMAIL_HOUR", "1")];
+    let cluster = Cluster::start(&Services::shared(), 1, &settings).await;
+    let node = &cluster.nodes[0];
+    // This takes the only code of the network.
+    let alice = sign_in_from(node, ALICE, HOME, None).await;
+    let mut lock = RowLock::lock_address(&cluster, VICTIM).await;
+    // All places of networks that are over their limit.
+    let flood = futures_util::future::join_all((0..4).map(|_| code_for(node, VICTIM, HOME)));
+    let owner = async {
+        lock.wait_for_waiters(4).await;
+        let body = json!({ "email": ALICE });
+        post_as(node, "/v1/auth/otp", HOME, Some(alice["token"].as_str().unwrap()), &body).await
+    };
+    let (flood, (status, body)) = tokio::join!(flood, owner);
+    assert_eq!(status, StatusCode::ACCEPTED, "it waited for its turn: {body}");
+    for answer in flood {
+        assert_eq!(refusal(&answer), (503, "unavailable"));
+    }
+    lock.release().await;
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -111,7 +111,7 @@ async fn accounts_that_drip_declared_frames_do_not_keep_others_from_sending_larg
 }
 
 /// Signs in five devices of one user with large keys, and returns the request that fetches all of them.
-async fn large_fetch(server: &ServerProcess) -> serde_json::Value {
+pub async fn large_fetch(server: &ServerProcess) -> serde_json::Value {
     let mut user = String::new();
     for seed in 0..5 {
         let owner = sign_in(server, "owner@example.org").await;
@@ -122,7 +122,7 @@ async fn large_fetch(server: &ServerProcess) -> serde_json::Value {
     json!({ "user_id": user })
 }
 
-fn requests(op: &str, params: &serde_json::Value, count: u32) -> Vec<u8> {
+pub fn requests(op: &str, params: &serde_json::Value, count: u32) -> Vec<u8> {
     let request = |id| data(Codec::Json, &encode(Codec::Json, &json!({ "id": id, "op": op, "params": params })));
     (1..=count).flat_map(request).collect()
 }
@@ -181,6 +181,27 @@ async fn sockets_that_answer_pings_and_never_read_do_not_hold_memory_that_others
     }
     drop(attack);
     wait_for_sample(admin.address, "sealwire_open_sockets", 1.0..=1.0).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_socket_that_reads_again_gives_its_memory_back() {
+    const REQUESTS: u32 = 200;
+    let admin = ReservedPort::new();
+    let bind = admin.address.to_string();
+    let server = ServerProcess::start(&[("ADMIN__BIND", &bind)]).await;
+    let fetch = large_fetch(&server).await;
+    let person = sign_in(&server, "slow@example.org").await;
+    let used = "sealwire_memory_budget_used_bytes{direction=\"out\"}";
+    let (mut socket, _) = RawSocket::connect(&server, &person.token, Codec::Json).await;
+    socket.send_in_background(requests("keys.fetch", &fetch, REQUESTS));
+    wait_for_sample(admin.address, used, 3e5..=9e6).await;
+    // In any order.
+    for _ in 0..REQUESTS {
+        assert!(socket.message().await.is_some_and(|reply| reply["id"].is_u64()));
+    }
+    // The last bytes were not in the queue but on their way to the kernel.
+    wait_for_sample(admin.address, used, 0.0..=0.0).await;
+    assert!(socket.status(1).await["result"].is_object());
 }
 
 #[tokio::test(flavor = "multi_thread")]

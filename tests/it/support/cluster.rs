@@ -79,6 +79,15 @@ impl RowLock {
         Self { holding, watching }
     }
 
+    /// Locks an address, given without its tag, as a request for a code does.
+    pub async fn lock_address(cluster: &Cluster, email: &str) -> Self {
+        let (mut holding, watching) = (cluster.sql().await, cluster.sql().await);
+        holding.execute("BEGIN").await.unwrap();
+        let lock = sqlx::query("SELECT pg_advisory_xact_lock(hashtextextended($1, 0))").bind(email.to_owned());
+        lock.execute(&mut holding).await.unwrap();
+        Self { holding, watching }
+    }
+
     /// Waits until exactly this many statements in the database wait for locks.
     pub async fn wait_for_waiters(&mut self, statements: i64) {
         let watching = tokio::sync::Mutex::new(&mut self.watching);

@@ -1,6 +1,6 @@
 //! The requests of an app, one method for each op.
 
-use std::{sync::atomic::Ordering, time::Duration};
+use std::time::Duration;
 
 use sealwire_protocol::{
     access::{
@@ -40,8 +40,7 @@ impl Client {
     /// Those of `keys.publish`.
     pub async fn publish_keys(&self, keys: PublishKeysRequest) -> Result<PublishKeysReply, RequestError> {
         let reply = self.request(keys).await?;
-        // Notices of low pools that are older are outdated.
-        self.inner.shared.pool_version.fetch_max(reply.status.pool_version, Ordering::Relaxed);
+        self.inner.shared.pool_versions.note_publish(&reply);
         Ok(reply)
     }
 

@@ -1,4 +1,4 @@
-//! What requests about keys cost, compared to an ordinary request.
+//! What requests cost that cause more work than an ordinary one.
 
 use serde::{Deserialize, de::IgnoredAny};
 
@@ -6,7 +6,7 @@ use super::KeysStatusRequest;
 use crate::{
     codec::Codec,
     frame::{Op, RequestOutline},
-    limits::DIGEST_COST,
+    limits::{BLOCKS_LIST_COST, DIGEST_COST},
 };
 
 /// The cost of an ordinary request.
@@ -27,8 +27,8 @@ struct Signatures {
 }
 
 /// Returns the cost of a request in tenths of an ordinary one: `keys.fetch` and `keys.claim` cost one and a tenth for each
-/// named device, `keys.publish` one and a tenth for each signature, and a digest [`DIGEST_COST`]. Parameters that cannot
-/// be decoded cost nothing more.
+/// named device, `keys.publish` one and a tenth for each signature, a digest [`DIGEST_COST`], and `blocks.list`
+/// [`BLOCKS_LIST_COST`]. Parameters that cannot be decoded cost nothing more.
 #[must_use]
 pub fn cost_in_tenths(codec: Codec, op: Op, request: &RequestOutline, frame: &[u8]) -> u32 {
     let tenths = match op {
@@ -45,6 +45,7 @@ pub fn cost_in_tenths(codec: Codec, op: Op, request: &RequestOutline, frame: &[u
             Ok(KeysStatusRequest { digest: Some(true) }) => return DIGEST_COST * ORDINARY,
             _ => 0,
         },
+        Op::BlocksList => return BLOCKS_LIST_COST * ORDINARY,
         _ => 0,
     };
     ORDINARY.saturating_add(u32::try_from(tenths).unwrap_or(u32::MAX))
@@ -70,6 +71,8 @@ mod tests {
             ("keys.claim", r#"{"device_ids":7}"#, 10),
             ("keys.publish", r#"{"signed_prekey":{},"pq_last_resort":null,"pq_one_time":[{},{}]}"#, 13),
             ("keys.publish", r#"{"one_time_prekeys":[{},{},{}]}"#, 10),
+            ("blocks.list", "{}", 100),
+            ("blocks.add", "{}", 10),
             ("messages.send", r#"{"device_ids":[1,2]}"#, 10),
         ] {
             assert_eq!(cost(&format!(r#"{{"id":1,"op":"{op}","params":{params}}}"#)), tenths, "{op} {params}");

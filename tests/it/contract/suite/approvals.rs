@@ -129,6 +129,20 @@ pub async fn three_requests_of_a_user_pend_and_ten_are_made_in_a_day(store: &Sto
     assert_eq!(pending(store, &alice, tomorrow).await[0].id, id);
 }
 
+pub async fn requests_from_the_future_take_no_place_and_are_swept(store: &Store) {
+    let alice = locked(store).await;
+    let month = later(31 * 24 * 3600);
+    for _ in 0..3 {
+        ask(store, month).await;
+    }
+    let fourth = code_at(store, "alice", month).await;
+    assert!(matches!(request(store, &fourth).await.unwrap_err().refusal(), Refusal::RateLimited { .. }));
+    let id = ask(store, later(2)).await;
+    store.sweep(later(2)).await.unwrap();
+    let left = pending(store, &alice, later(2)).await;
+    assert_eq!(left.iter().map(|one| one.id).collect::<Vec<_>>(), [id]);
+}
+
 pub async fn a_request_is_decided_once_and_the_same_decision_is_repeatable(store: &Store) {
     let alice = locked(store).await;
     let wanted = ask(store, later(2)).await;

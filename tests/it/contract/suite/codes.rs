@@ -142,6 +142,45 @@ pub async fn a_network_is_known_for_ninety_days_after_the_last_sign_in(store: &S
     assert_eq!(trust_at(178 * DAYS).await, Trust::None, "the sweep forgets it");
 }
 
+pub async fn proofs_and_networks_from_the_future_do_not_count_and_are_swept(store: &Store) {
+    add_device(store, "alice").await;
+    let month = Duration::from_hours(31 * 24);
+    let (work, alice) = (proof(1), email("alice"));
+    let paid = |_: &sealwire::store::CodeHistory, _| CodeDecision::Send { spend: Some(work), is_paid: true };
+    store.create_challenge(&new("alice"), paid).await.unwrap();
+    // The clock is set back by a month: the sign-in, the paid code and the spent proof are in the future.
+    let before = start().before(month);
+    let from_home = NewChallenge { known_network: HOME, created_at: before, ..new("alice") };
+    assert_eq!(seen(store, &from_home).await.0, Trust::None);
+    assert_eq!(seen(store, &NewChallenge { created_at: start(), ..from_home }).await.0, Trust::KnownNetwork);
+    assert_eq!(
+        (store.paid_codes(&alice, before).await.unwrap(), store.paid_codes(&alice, start()).await.unwrap()),
+        (0, 1)
+    );
+    assert_eq!(store.sweep(start()).await.unwrap(), 0);
+    // A network, a proof and two challenges.
+    assert_eq!(store.sweep(before).await.unwrap(), 4);
+    let from = GuessFrom { networks: &[], work: Some(&work) };
+    let attempt = store.count_attempt(ChallengeId(Uuid::nil()), &alice, CodePurpose::SignIn, from, start());
+    assert_eq!(refusal(attempt.await), Refusal::InvalidCode, "the proof is forgotten");
+}
+
+pub async fn wrong_guesses_from_the_future_do_not_count_and_are_swept(store: &Store) {
+    const MONTH: u64 = 31 * 24 * 3600;
+    let network = [3; 32];
+    add_device(store, "alice").await;
+    guess(store, "alice", &[network], MONTH).await;
+    assert!(store.note_guess_notice(&email("alice"), later(MONTH)).await.unwrap());
+    // The clock is set back by a month.
+    assert_eq!((wrong(store, "alice", 0).await, wrong(store, "alice", MONTH).await), (0, 1));
+    assert_eq!(store.guess_wait(&[(network, 1)], start()).await.unwrap(), None);
+    assert_eq!(guess(store, "alice", &[network], 0).await.wrong_today, 1);
+    assert!(store.note_guess_notice(&email("alice"), start()).await.unwrap());
+    assert!(!store.note_guess_notice(&email("alice"), later(1)).await.unwrap());
+    store.sweep(start()).await.unwrap();
+    assert_eq!(wrong(store, "alice", MONTH - 3600).await, 0, "only the one of now is left, which is too old then");
+}
+
 pub async fn a_user_knows_at_most_a_hundred_networks(store: &Store) {
     let network = |number: u8| [number; 32];
     for number in 0..=100 {

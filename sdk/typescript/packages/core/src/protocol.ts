@@ -509,7 +509,7 @@ export interface PrekeysLow {
   remaining: number;
   /** A pool with at most this many keys is announced as low. */
   threshold: number;
-  /** If it is smaller than the `pool_version` of the client's last publish, the event is outdated. */
+  /** If it is smaller than the `pool_version` after the client's last publish that changed this pool, the event is outdated. Publishes to the other pool increase it, too. */
   pool_version: number;
 }
 
