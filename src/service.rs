@@ -15,6 +15,7 @@ mod keys;
 mod limits;
 mod mailer;
 mod messages;
+mod push;
 mod reconcile;
 mod shown_codes;
 mod sliding_window;
@@ -32,6 +33,7 @@ pub use clock_check::check_clock_forever;
 pub use heartbeat::beat_forever;
 pub use mailer::{Mailer, MailerError, check as check_mailer};
 pub use messages::{FifoGate, Message, Turn};
+pub use push::{PushStatus, Pushes, wake_devices_forever};
 pub use reconcile::reconcile_forever;
 pub use sweep::{expire_mail_forever, sweep_forever};
 
@@ -49,7 +51,7 @@ use crate::{
         DeviceStatus, FoundSession, MailAnswer, MailRequest, Mailboxes, Place, PoolUsage, RegisteredConnection,
         StatusRequest, Store, StoreError, TokenLookup, UserQueues,
     },
-    tasks::{Tasks, Work},
+    tasks::Tasks,
     usage_limits::UsageLimits,
 };
 use clock_check::ClockCheck;
@@ -99,6 +101,8 @@ pub struct Policy {
     pub signed_prekey_lifetime: Duration,
     /// Maximum size of a mailbox, in total and per sending user.
     pub mailbox: MailboxBounds,
+    /// A device is woken if it acks nothing for this long after an urgent message.
+    pub push_after: Duration,
     /// Rate limits.
     pub limits: UsageLimits,
     /// Whether [`Service::shown_code`] returns codes. Only for development.
@@ -121,6 +125,8 @@ pub struct ServiceDependencies {
     pub entropy: Entropy,
     /// Sends mail.
     pub mailer: Mailer,
+    /// Sends pushes.
+    pub pushes: Pushes,
     /// Keys the hashes of codes and client networks.
     pub secret: ServerSecret,
     /// The settings.
@@ -137,6 +143,7 @@ pub struct Service {
     clock: Clock,
     entropy: Entropy,
     mailer: Mailer,
+    pushes: Arc<Pushes>,
     secret: ServerSecret,
     policy: Policy,
     metrics: Arc<Metrics>,
@@ -169,8 +176,6 @@ pub struct Service {
     disconnects: Batcher<(DeviceId, Timestamp), ()>,
     tokens: Batcher<TokenLookup, Option<FoundSession>>,
     statuses: Batcher<StatusRequest, DeviceStatus>,
-    /// The runtime of the store.
-    work: Work,
 }
 
 /// Signals to other devices that a use case caused. Send them with [`Service::notify`], after the reply.
@@ -242,6 +247,20 @@ impl Batches<'_> {
         Batcher::start(&tasks, self.workers(name, batch, READS_PER_BATCH, count), self.store.health(), run)
     }
 
+    fn start_mail(&self, policy: &Policy, bus: &Bus) -> Batcher<MailRequest, MailAnswer> {
+        let mailboxes_of = |store: Store| Mailboxes::new(store, policy.mailbox, policy.push_after);
+        let deferred = self.start_deferred_mail(mailboxes_of(self.store.clone()), bus);
+        let (mailboxes, bus) = (mailboxes_of(self.store.for_batch_workers()), bus.clone());
+        self.start("mail", Batch::Mail, MAIL_PER_BATCH, 1, move |items| {
+            let (mailboxes, deferred, bus) = (mailboxes.clone(), deferred.clone(), bus.clone());
+            async move {
+                let outcome = mailboxes.serve_or_defer(&deferred, items).await;
+                bus.publish_mail(outcome.signals);
+                outcome.answers
+            }
+        })
+    }
+
     /// Starts the queue of mail for locked mailboxes, which uses `mailboxes`.
     fn start_deferred_mail(&self, mailboxes: Mailboxes, bus: &Bus) -> DeferredMail {
         let workers = self.workers("deferred mail", Batch::DeferredMail, MAIL_PER_BATCH, 1);
@@ -256,8 +275,19 @@ impl Service {
     /// Builds the service and starts its batch workers.
     #[must_use]
     pub fn start(dependencies: ServiceDependencies, tasks: &Tasks) -> Self {
-        let ServiceDependencies { node, store, bus, local_delivery, clock, entropy, mailer, secret, policy, metrics } =
-            dependencies;
+        let ServiceDependencies {
+            node,
+            store,
+            bus,
+            local_delivery,
+            clock,
+            entropy,
+            mailer,
+            pushes,
+            secret,
+            policy,
+            metrics,
+        } = dependencies;
         let limits = &policy.limits;
         let drain = DrainLimit::new(limits.claim_burst, Duration::from_secs(limits.claim_refill_s));
         let blocking_claims = Claims::new(store.clone(), drain, limits.stranger_keys_per_device_hour);
@@ -276,19 +306,7 @@ impl Service {
                 }
             }
         });
-        let mailboxes = Mailboxes::new(store.for_batch_workers(), policy.mailbox);
-        let deferred = batches.start_deferred_mail(Mailboxes::new(store.clone(), policy.mailbox), &bus);
-        let mail = batches.start("mail", Batch::Mail, MAIL_PER_BATCH, 1, {
-            let bus = bus.clone();
-            move |items| {
-                let (mailboxes, deferred, bus) = (mailboxes.clone(), deferred.clone(), bus.clone());
-                async move {
-                    let outcome = mailboxes.serve_or_defer(&deferred, items).await;
-                    bus.publish_mail(outcome.signals);
-                    outcome.answers
-                }
-            }
-        });
+        let mail = batches.start_mail(&policy, &bus);
         let connections = batches.start("connections", Batch::Connections, CONNECTIONS_PER_BATCH, 1, {
             let store = store.for_batch_workers();
             move |items| {
@@ -336,6 +354,7 @@ impl Service {
             clock,
             entropy,
             mailer,
+            pushes: Arc::new(pushes),
             secret,
             policy,
             metrics,
@@ -358,7 +377,6 @@ impl Service {
             disconnects,
             tokens,
             statuses,
-            work: tasks.work().clone(),
         }
     }
 

@@ -11,6 +11,7 @@ use super::{
     approvals::RequestedApproval,
     limits::{CodeRequest, CodeVerdict, GUESSES_WITHOUT_PROOF, judge_code, proof_bits},
     mailer::Mail,
+    push::PushStatus,
 };
 use crate::{
     domain::{
@@ -147,6 +148,8 @@ pub struct OpenedConnection {
     pub mailbox: MailboxStatus,
     /// The pending requests that the device may decide, oldest first.
     pub approvals: Vec<PendingApproval>,
+    /// The device's push target, and what a client needs to register one.
+    pub push: PushStatus,
 }
 
 impl Service {
@@ -491,7 +494,7 @@ impl Service {
     }
 
     /// Opens a connection; older connections of the device are closed. The connection must be attached to the hub
-    /// already, so that no signal sent between this call and the welcome is lost. May be called on any runtime.
+    /// already, so that no signal sent between this call and the welcome is lost.
     ///
     /// # Errors
     /// `session_revoked`
@@ -501,14 +504,9 @@ impl Service {
         let connection = self.connections.submit(ConnectionRegistration { caller, now }).await?;
         self.bus.publish(caller.device, Signal::Displaced { epoch: connection.epoch });
         let RegisteredConnection { epoch, has_pending_approval, keys, mailbox } = connection;
-        let approvals = if has_pending_approval {
-            let store = self.store.clone();
-            let read = self.work.spawn(async move { store.decidable_approvals(&caller).await });
-            read.await.map_err(|_| Refusal::Internal)??
-        } else {
-            Vec::new()
-        };
-        Ok(OpenedConnection { epoch, keys, mailbox, approvals })
+        let approvals = if has_pending_approval { self.store.decidable_approvals(&caller).await? } else { Vec::new() };
+        let push = self.push_status(caller.device).await?;
+        Ok(OpenedConnection { epoch, keys, mailbox, approvals, push })
     }
 
     /// Records the end of a connection. Call it once for each call of [`Self::open_connection`], even a failed one.

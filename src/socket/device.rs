@@ -138,8 +138,7 @@ impl Actor for DeviceSocket {
         let (node, caller) = (self.connection.node.clone(), self.connection.session.caller);
         let (finish, finished) = oneshot::channel();
         self.state = SocketState::Opening(OpeningState { finished, early_signals: Vec::new(), newest_mail: 0 });
-        // A task of its own, so that it runs to completion if the actor stops.
-        let open = actix_rt::spawn(async move {
+        let open = self.connection.node.runtime.spawn(async move {
             // Before the permit, so that a user with many operations holds none while it waits for itself.
             let _place = match node.service.enter(caller.user).await {
                 Ok(place) => place,
@@ -195,7 +194,7 @@ impl DeviceSocket {
     fn opened(&mut self, opened: Result<OpenedConnection, Refusal>, ctx: &mut Context<Self>) {
         let SocketState::Opening(opening) = &mut self.state else { return };
         let now = self.connection.node.service.now();
-        let OpenedConnection { epoch, keys, mailbox, approvals } = match opened {
+        let OpenedConnection { epoch, keys, mailbox, approvals, push } = match opened {
             Ok(opened) => opened,
             Err(refusal) => {
                 let code = opening.close_code(&refusal, self.connection.session.expires_at <= now);
@@ -211,7 +210,7 @@ impl DeviceSocket {
         self.connection.note_open(epoch);
         self.state = SocketState::Open(OpenState::new(&self.connection, epoch, &keys, mailbox, newest_mail));
         self.when_open(ctx, |open, connection, ctx| {
-            open.welcome(connection, keys, mailbox, now)?;
+            open.welcome(connection, keys, mailbox, push, now)?;
             open.read_mail(connection, ctx)?;
             for signal in approvals.into_iter().chain(early_signals) {
                 open.handle_signal(connection, signal, ctx)?;

@@ -7,6 +7,7 @@ mod access;
 mod accounts;
 mod keys;
 mod messages;
+mod push;
 
 use bytes::Bytes;
 use sealwire_protocol::{
@@ -184,6 +185,10 @@ impl<'a> Call<'a> {
             Op::KeysClaim => keys::claim(self).await,
             Op::MessagesSend => messages::send(self, turn).await,
             Op::MessagesAck => messages::ack(self).await,
+            Op::PushRegister => push::register(self).await,
+            Op::PushConfirm => push::confirm(self).await,
+            Op::PushRemove => push::remove(self).await,
+            Op::PushTest => push::test(self).await,
         }
     }
 

@@ -79,6 +79,7 @@ pub enum Column<'v> {
     Ids(Vec<Uuid>),
     Integers(Vec<i64>),
     Times(Vec<DateTime<Utc>>),
+    OptionalTimes(Vec<Option<DateTime<Utc>>>),
     Bytes(Vec<&'v [u8]>),
     /// Texts that JSON need not escape.
     Texts(Vec<String>),
@@ -90,6 +91,7 @@ impl Column<'_> {
             Self::Ids(values) => values.len(),
             Self::Integers(values) => values.len(),
             Self::Times(values) => values.len(),
+            Self::OptionalTimes(values) => values.len(),
             Self::Bytes(values) => values.len(),
             Self::Texts(values) => values.len(),
         }
@@ -156,6 +158,7 @@ impl Query<'_, '_> {
                         Column::Ids(values) => statement.bind(values),
                         Column::Integers(values) => statement.bind(values),
                         Column::Times(values) => statement.bind(values),
+                        Column::OptionalTimes(values) => statement.bind(values),
                         Column::Bytes(values) => statement.bind(values),
                         Column::Texts(values) => statement.bind(values),
                     };
@@ -217,6 +220,10 @@ fn json_rows(columns: &[Column<'_>]) -> (String, Vec<u8>) {
                 Column::Integers(values) => write!(json, "{}", values[row]),
                 Column::Times(values) => write!(json, "\"{}\"", sqlite_time(values[row])),
                 Column::Texts(values) => write!(json, "\"{}\"", values[row]),
+                Column::OptionalTimes(values) => match values[row] {
+                    Some(at) => write!(json, "\"{}\"", sqlite_time(at)),
+                    None => write!(json, "null"),
+                },
                 Column::Bytes(values) => {
                     let offset = all_bytes.len();
                     all_bytes.extend_from_slice(values[row]);
@@ -260,10 +267,12 @@ mod tests {
             Column::Bytes(vec![b"one", b""]),
             Column::Integers(vec![-7, i64::MAX]),
             Column::Times(vec![at, at]),
+            Column::OptionalTimes(vec![Some(at), None]),
         ]);
+        let time = "2026-06-01T12:00:00.500+00:00";
         let expected = serde_json::json!([
-            ["00000000000000000000000000000001", 0, 3, -7, "2026-06-01T12:00:00.500+00:00"],
-            ["000000000000000000000000000000ab", 3, 0, i64::MAX, "2026-06-01T12:00:00.500+00:00"],
+            ["00000000000000000000000000000001", 0, 3, -7, time, time],
+            ["000000000000000000000000000000ab", 3, 0, i64::MAX, time, null],
         ]);
         assert_eq!(serde_json::from_str::<serde_json::Value>(&json).unwrap(), expected);
         assert_eq!(bytes, b"one");

@@ -151,7 +151,8 @@ async fn requests(
     let skipping = SendRequest { envelopes: Vec::new(), skipped: vec![of.device], ..send.clone() };
     let wrong_key = SendRequest { access: Some(AccessKey([8; 16])), ..send.clone() };
     for request in [send, ephemeral, skipping, wrong_key] {
-        let mut batch = Mailboxes::new(store.clone(), bounds).serve(vec![MailRequest::Send(request)]).await;
+        let mut batch =
+            Mailboxes::new(store.clone(), bounds, mail::WAKE_AFTER).serve(vec![MailRequest::Send(request)]).await;
         all.push(refused(batch.answers.remove(0).unwrap_err().refusal().into()));
     }
     all

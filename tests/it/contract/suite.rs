@@ -7,6 +7,7 @@ pub mod ended;
 pub mod keys;
 pub mod mail;
 pub mod pools;
+pub mod push;
 pub mod safety;
 
 use std::{collections::HashSet, time::Duration};

@@ -25,6 +25,9 @@ const BOUNDS: MailboxBounds = MailboxBounds {
     strangers: None,
 };
 
+/// How long a device may ack nothing until it is woken.
+pub const WAKE_AFTER: Duration = Duration::from_secs(2);
+
 /// Adds a device that has published keys.
 pub async fn member(store: &Store, name: &str) -> Caller {
     let caller = add_device(store, name).await;
@@ -44,6 +47,7 @@ fn send_at(from: &Caller, to: &[&Caller], text: &str, now: Timestamp) -> SendReq
         message: MessageId(Uuid::new_v4()),
         to: to[0].user,
         ephemeral: false,
+        is_urgent: true,
         ttl: Duration::from_mins(1),
         envelopes: to.iter().map(outgoing).collect(),
         skipped: Vec::new(),
@@ -56,6 +60,18 @@ pub fn send(from: &Caller, to: &[&Caller], text: &str) -> SendRequest {
     send_at(from, to, text, later(10))
 }
 
+/// Sends a message that is kept for two hours.
+pub async fn accept_urgent(store: &Store, from: &Caller, to: &Caller, is_urgent: bool, now: Timestamp) {
+    let send = SendRequest { is_urgent, ttl: Duration::from_hours(2), ..send_at(from, &[to], "hello", now) };
+    accept(store, send).await.unwrap();
+}
+
+/// Acks the envelopes with these numbers.
+pub async fn ack_at(store: &Store, caller: &Caller, seqs: &[i64], now: Timestamp) {
+    let ack = AckRequest { caller: *caller, seqs: seqs.to_vec(), now };
+    mail(store, vec![MailRequest::Ack(ack)]).await.answers.remove(0).unwrap();
+}
+
 pub fn ack(caller: &Caller, seqs: &[i64]) -> MailRequest {
     MailRequest::Ack(AckRequest { caller: *caller, seqs: seqs.to_vec(), now: later(11) })
 }
@@ -65,7 +81,7 @@ async fn mail(store: &Store, items: Vec<MailRequest>) -> BatchOutcome<MailAnswer
 }
 
 async fn mail_within(store: &Store, items: Vec<MailRequest>, bounds: &MailboxBounds) -> BatchOutcome<MailAnswer> {
-    Mailboxes::new(store.clone(), *bounds).serve(items).await
+    Mailboxes::new(store.clone(), *bounds, WAKE_AFTER).serve(items).await
 }
 
 async fn accept(store: &Store, request: SendRequest) -> Result<AcceptedMessage, StoreError> {
