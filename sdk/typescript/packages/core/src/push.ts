@@ -6,10 +6,11 @@
 import { toBase64Url } from './bytes.js';
 import type { SealwireClient } from './client.js';
 import type { ServerError } from './errors.js';
+import type { Newer, PushState as KnownPushState } from './protocol.js';
 import type { Value } from './storage.js';
 
 /** Whether the server wakes this device: `unconfirmed` until the nonce that it pushes is received. */
-export type PushState = 'none' | 'unconfirmed' | 'active';
+export type PushState = KnownPushState | Newer;
 
 /** Where this device is woken. */
 export type PushTarget =
@@ -51,10 +52,9 @@ export class Push {
 
   constructor(client: SealwireClient) {
     this.#client = client;
-    client.on('welcome', (welcome) => {
-      const { push } = welcome as { push?: { state: PushState; kinds: string[]; vapid_public_key: string | null } };
-      const [state, kinds, vapidPublicKey] = push ? [push.state, push.kinds, push.vapid_public_key] : (['none', [], null] as const);
-      this.#note({ state, kinds: [...kinds], vapidPublicKey }).catch(() => {});
+    client.on('welcome', ({ push }) => {
+      const { state, kinds, vapid_public_key: vapidPublicKey } = push ?? { state: 'none', kinds: [], vapid_public_key: null };
+      this.#note({ state, kinds, vapidPublicKey }).catch(() => {});
     });
   }
 
@@ -98,7 +98,7 @@ export class Push {
     const text = JSON.stringify(target);
     const isRecent = Date.now() - (known.registeredAt ?? 0) < NONCE_MS;
     if (known.target === text && (known.state === 'active' || (known.state === 'unconfirmed' && isRecent))) return known.state;
-    const { state } = await this.#request('push.register', target, options);
+    const { state } = await this.#client.request('push.register', target, options);
     await this.#note({ state, target: text, registeredAt: Date.now() });
     return state;
   }
@@ -113,7 +113,7 @@ export class Push {
     if (sealwire === 'wake') return 'wake';
     if (sealwire !== 'confirm') return null;
     try {
-      const { state } = await this.#request('push.confirm', { nonce }, options);
+      const { state } = await this.#client.request('push.confirm', { nonce: nonce as string }, options);
       await this.#note({ state });
       return 'confirmed';
     } catch (error) {
@@ -128,18 +128,14 @@ export class Push {
    * @throws ServerError `not_found` if the device is not woken, `rate_limited` more than once a minute
    */
   async test(options: Options = {}): Promise<void> {
-    await this.#request('push.test', {}, options);
+    await this.#client.request('push.test', {}, options);
   }
 
   /** Ends wake-ups of this device. Call it before `logout()`: a logout alone does not end them. In browsers, pass the service worker to unsubscribe too. */
   async remove(registration?: ServiceWorkerRegistration, options: Options = {}): Promise<void> {
-    await this.#request('push.remove', {}, options);
+    await this.#client.request('push.remove', {}, options);
     await this.#note({ state: 'none', target: undefined, registeredAt: undefined });
     await (await registration?.pushManager.getSubscription())?.unsubscribe();
-  }
-
-  #request(op: string, params: object, options: Options): Promise<{ state: PushState }> {
-    return this.#client.request(op, params, options) as Promise<{ state: PushState }>;
   }
 
   async #known({ signal }: Options): Promise<Known> {
