@@ -10,6 +10,9 @@ mod secret_file;
 
 use std::{sync::Arc, time::Duration};
 
+use sealwire_push::{
+    ApnsKey, ApnsSettings, FcmSettings, ServiceAccount, Settings as PushSettings, SetupError, VapidKey, WebPushSettings,
+};
 use uuid::Uuid;
 
 use self::{
@@ -28,8 +31,8 @@ use crate::{
     },
     metrics::Metrics,
     service::{
-        Mailer, Policy, Service, ServiceDependencies, beat_forever, check_clock_forever, check_mailer,
-        expire_mail_forever, look_at_approvals_forever, reconcile_forever, sweep_forever,
+        Mailer, Policy, Pushes, Service, ServiceDependencies, beat_forever, check_clock_forever, check_mailer,
+        expire_mail_forever, look_at_approvals_forever, reconcile_forever, sweep_forever, wake_devices_forever,
     },
     shutdown::DrainTime,
     socket::Hub,
@@ -219,6 +222,8 @@ fn start_service(
     mailer.warn_if_unreachable();
     let version = env!("CARGO_PKG_VERSION");
     tracing::info!(node_id = %node.id, version, database = store.kind(), bus = bus.kind(), "starting");
+    let pushes =
+        Pushes::new(push_sender(config, &clock)?, store.clone(), node.metrics.clone(), node.tasks.work().clone());
     let dependencies = ServiceDependencies {
         node: node.id,
         store: store.clone(),
@@ -227,6 +232,7 @@ fn start_service(
         clock,
         entropy: entropy.clone(),
         mailer,
+        pushes,
         secret,
         policy: policy(config),
         metrics: node.metrics.clone(),
@@ -241,6 +247,63 @@ fn server_secret(config: &Config, entropy: &Entropy) -> Result<ServerSecret, App
     }
     let file = SqliteFile::from_url(config.database.url.reveal()).map_err(StoreError::from)?;
     Ok(secret_file::read_or_create(&file, entropy)?)
+}
+
+/// The SQLite file beside which the key for Web Push is kept; `None` on PostgreSQL.
+fn vapid_key_file(config: &Config) -> Result<Option<SqliteFile>, StoreError> {
+    let url = config.database.url.reveal();
+    Ok(if url.starts_with("sqlite:") { Some(SqliteFile::from_url(url)?) } else { None })
+}
+
+/// Creates the sender for push services, with the keys that are configured or in a file. `None` if the system has no root
+/// certificates: then nothing else of the server fails.
+fn push_sender(config: &Config, clock: &Clock) -> Result<Option<sealwire_push::Sender>, AppError> {
+    let key = match (config.push.vapid_key.reveal(), vapid_key_file(config)?) {
+        ("", Some(file)) => Some(secret_file::read_or_create_vapid_key(&file)?),
+        // Every node would have another key.
+        ("", None) => None,
+        (text, _) => Some(VapidKey::parse(text)?),
+    };
+    let settings = PushSettings {
+        web_push: key.map(|key| WebPushSettings { key, subject: config.push_contact() }),
+        apns: apns_settings(config)?,
+        fcm: fcm_settings(config)?,
+        allow_insecure: config.push.allow_insecure,
+        ..PushSettings::default()
+    };
+    let clock = clock.clone();
+    match sealwire_push::Sender::new(settings, move || clock.now().to_utc().into()) {
+        Ok(sender) => Ok(Some(sender)),
+        Err(error @ SetupError::NoRoots) => {
+            tracing::warn!(%error, "no pushes can be sent");
+            Ok(None)
+        }
+        Err(error) => Err(error.into()),
+    }
+}
+
+fn apns_settings(config: &Config) -> Result<Option<ApnsSettings>, AppError> {
+    let push = &config.push;
+    if push.apns_key.reveal().is_empty() {
+        return Ok(None);
+    }
+    Ok(Some(ApnsSettings {
+        key: ApnsKey::parse(push.apns_key.reveal())?,
+        key_id: push.apns_key_id.clone(),
+        team_id: push.apns_team_id.clone(),
+        host: push.apns_url.clone(),
+        sandbox_host: push.apns_sandbox_url.clone(),
+        alert: push.apns_alert.clone(),
+    }))
+}
+
+fn fcm_settings(config: &Config) -> Result<Option<FcmSettings>, AppError> {
+    let push = &config.push;
+    if push.fcm_account.reveal().is_empty() {
+        return Ok(None);
+    }
+    let account = ServiceAccount::parse(push.fcm_account.reveal())?;
+    Ok(Some(FcmSettings { account, host: push.fcm_url.clone() }))
 }
 
 fn start_mailer(
@@ -284,6 +347,7 @@ fn start_housekeeping(service: &Arc<Service>, tasks: &Tasks) {
     tasks.spawn("mail expiry", expire_mail_forever(service.clone()));
     tasks.spawn("approvals", look_at_approvals_forever(service.clone()));
     tasks.spawn("reconcile", reconcile_forever(service.clone()));
+    tasks.spawn("push", wake_devices_forever(service.clone()));
 }
 
 /// Opens and migrates the configured store for a command. A server may be using the same database.
@@ -307,6 +371,11 @@ pub fn check(config: &Config) -> Result<(), AppError> {
     }
     if config.server_secret().is_none() {
         secret_file::check(&SqliteFile::from_url(database).map_err(StoreError::from)?)?;
+    }
+    if config.push.vapid_key.reveal().is_empty()
+        && let Some(file) = vapid_key_file(config)?
+    {
+        secret_file::check_vapid_key(&file)?;
     }
     check_mailer(config.mailer.url.reveal(), &config.mailer.from)?;
     match config.bus.url.reveal() {
@@ -383,6 +452,7 @@ pub fn policy(config: &Config) -> Policy {
             per_sender: MailboxSize { envelopes: mailbox.max_per_sender.into(), bytes: mailbox.max_bytes_per_sender },
             strangers: whole.share(mailbox.stranger_share),
         },
+        push_after: config.push_after(),
         limits: usage_limits(config),
         shows_codes: config.serves_demo() && config.prints_mails(),
     }

@@ -130,6 +130,8 @@ pub struct Config {
     pub keys: KeysConfig,
     /// `[mailbox]`: the size of mailboxes.
     pub mailbox: MailboxConfig,
+    /// `[push]`: wake-ups by push services.
+    pub push: PushConfig,
     /// `[limits]`: rate and connection limits.
     pub limits: LimitsConfig,
 }
@@ -249,6 +251,35 @@ pub struct MailboxConfig {
     pub max_bytes_per_sender: u64,
     /// The share of a mailbox that all strangers to its owner have together; 0 turns the limit off.
     pub stranger_share: f64,
+}
+
+/// `[push]`
+#[derive(Clone, Debug, Deserialize)]
+pub struct PushConfig {
+    /// Milliseconds after which a device that has not acked an urgent message is woken.
+    pub after_ms: u64,
+    /// The key for Web Push, PKCS #8 as PEM or base64; empty to use the one in a file beside the SQLite database.
+    pub vapid_key: Secret,
+    /// Whom push services can contact: a `mailto:` or `https:` URL; empty for the address of `mailer.from`.
+    pub contact: String,
+    /// The `.p8` key for APNs, as PEM or base64; empty for none.
+    pub apns_key: Secret,
+    /// The identifier of that key.
+    pub apns_key_id: String,
+    /// The identifier of the developer team.
+    pub apns_team_id: String,
+    /// What a device of Apple shows if the app does not replace it.
+    pub apns_alert: String,
+    /// The JSON of the service account for FCM; empty for none.
+    pub fcm_account: Secret,
+    /// The URL of APNs.
+    pub apns_url: String,
+    /// The URL of APNs for the development environment.
+    pub apns_sandbox_url: String,
+    /// The URL of FCM.
+    pub fcm_url: String,
+    /// Whether endpoints may be on this machine.
+    pub allow_insecure: bool,
 }
 
 /// `[limits]`. 0 turns a limit off.
@@ -389,6 +420,23 @@ impl Config {
             DemoSetting::On => true,
             DemoSetting::Off => false,
         }
+    }
+
+    /// How long after an urgent message a device that acks nothing is woken.
+    #[must_use]
+    pub fn push_after(&self) -> Duration {
+        Duration::from_millis(self.push.after_ms)
+    }
+
+    /// The URL by which push services can contact the operator.
+    #[must_use]
+    pub fn push_contact(&self) -> String {
+        if !self.push.contact.is_empty() {
+            return self.push.contact.clone();
+        }
+        // `check` has parsed it.
+        let from = self.mailer.from.parse::<lettre::message::Mailbox>();
+        from.map_or_else(|_| "mailto:sealwire@localhost".to_owned(), |from| format!("mailto:{}", from.email))
     }
 
     /// The configured server secret, unless `auth.secret` is empty.

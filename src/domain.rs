@@ -15,6 +15,7 @@ pub mod network;
 pub mod nodes;
 pub mod otp;
 pub mod publish;
+pub mod push;
 pub mod refusal;
 pub mod session;
 pub mod signal;

@@ -5,7 +5,7 @@
 //! | --- | --- |
 //! | `error` | errors, and their mapping to the error codes of the protocol |
 //! | `response` | errors as HTTP responses |
-//! | `access`, `accounts`, `keys`, `messages` | requests and replies, by subject |
+//! | `access`, `accounts`, `keys`, `messages`, `push` | requests and replies, by subject |
 //! | `events` | events |
 //! | `bearer`, `client_address`, `origins` | token, client address and browser origin of an HTTP request |
 
@@ -18,6 +18,7 @@ pub mod events;
 pub mod keys;
 pub mod messages;
 mod origins;
+pub mod push;
 mod response;
 
 pub use bearer::bearer_token;

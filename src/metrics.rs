@@ -20,7 +20,7 @@ pub use kinds::{
 };
 pub use labels::{
     AccessDenied, Batch, BusTraffic, ClaimOutcome, Close, Direction, Limit, MailDrop, MailOutcome, MailState,
-    PoolState, ProofOutcome, Repair, RequestedOp, ResponseCode, Route, Version,
+    PoolState, ProofOutcome, PushResult, Repair, RequestedOp, ResponseCode, Route, Version,
 };
 pub use latency::LatencyCounts;
 
@@ -108,6 +108,9 @@ metrics! {
     expired: Counter = "sealwire_expired_envelopes_total" [] "Envelopes deleted because they expired";
     mailbox_envelopes: Gauge = "sealwire_mailbox_envelopes" [] "Envelopes in all mailboxes of the database";
     mailbox_bytes: Gauge = "sealwire_mailbox_bytes" [] "Bytes of content in all mailboxes of the database";
+
+    pushes: Counters<PushResult> = "sealwire_pushes_total" ["outcome"] "Pushes to push services, by outcome";
+    pushes_under_way: Gauge = "sealwire_pushes_under_way" [] "Pushes to push services in progress";
 
     batch_items: Histograms<Batch, BatchSize> = "sealwire_batch_items" ["batch"] "Requests per batch";
     batch_seconds: Histograms<Batch, Seconds> = "sealwire_batch_seconds" ["batch"] "Duration of a batch, including retries";

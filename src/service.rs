@@ -15,6 +15,7 @@ mod keys;
 mod limits;
 mod mailer;
 mod messages;
+mod push;
 mod reconcile;
 mod shown_codes;
 mod sliding_window;
@@ -27,11 +28,12 @@ use uuid::Uuid;
 
 pub use crate::bus::BusState;
 pub use approvals::{PolledApproval, RequestedApproval, Verdict, look_at_approvals_forever};
-pub use auth::{Challenge, Confirmation, OpenedConnection, RequestedCode, SignInAnswer, SignInRequest};
+pub use auth::{Challenge, Confirmation, LookedUpToken, OpenedConnection, RequestedCode, SignInAnswer, SignInRequest};
 pub use clock_check::check_clock_forever;
 pub use heartbeat::beat_forever;
 pub use mailer::{Mailer, MailerError, check as check_mailer};
 pub use messages::{FifoGate, Message, Turn};
+pub use push::{PushStatus, Pushes, wake_devices_forever};
 pub use reconcile::reconcile_forever;
 pub use sweep::{expire_mail_forever, sweep_forever};
 
@@ -46,7 +48,8 @@ use crate::{
     metrics::{Batch, Metrics},
     store::{
         BatchItem, BatchWorkers, Batcher, ClaimAnswer, ClaimRequest, Claims, ConnectionRegistration, DeferredMail,
-        MailAnswer, MailRequest, Mailboxes, Place, PoolUsage, RegisteredConnection, Store, StoreError, UserQueues,
+        DeviceStatus, FoundSession, MailAnswer, MailRequest, Mailboxes, Place, PoolUsage, RegisteredConnection,
+        StatusRequest, Store, StoreError, TokenLookup, UserQueues,
     },
     tasks::Tasks,
     usage_limits::UsageLimits,
@@ -65,6 +68,11 @@ const CLAIMS_PER_BATCH: usize = 128;
 const MAIL_PER_BATCH: usize = 256;
 /// Maximum number of connections that one transaction registers.
 const CONNECTIONS_PER_BATCH: usize = 256;
+
+/// Maximum number of tokens or statuses that one statement reads.
+const READS_PER_BATCH: usize = 256;
+/// Number of statements at a time that read statuses, which count keys. More would take the connections of other reads.
+const STATUS_READERS: usize = 2;
 
 /// Number of operations of one user that run at a time, not counting those in batches.
 const OPERATIONS_PER_USER: usize = 4;
@@ -93,6 +101,8 @@ pub struct Policy {
     pub signed_prekey_lifetime: Duration,
     /// Maximum size of a mailbox, in total and per sending user.
     pub mailbox: MailboxBounds,
+    /// A device is woken if it acks nothing for this long after an urgent message.
+    pub push_after: Duration,
     /// Rate limits.
     pub limits: UsageLimits,
     /// Whether [`Service::shown_code`] returns codes. Only for development.
@@ -115,6 +125,8 @@ pub struct ServiceDependencies {
     pub entropy: Entropy,
     /// Sends mail.
     pub mailer: Mailer,
+    /// Sends pushes.
+    pub pushes: Pushes,
     /// Keys the hashes of codes and client networks.
     pub secret: ServerSecret,
     /// The settings.
@@ -131,6 +143,7 @@ pub struct Service {
     clock: Clock,
     entropy: Entropy,
     mailer: Mailer,
+    pushes: Arc<Pushes>,
     secret: ServerSecret,
     policy: Policy,
     metrics: Arc<Metrics>,
@@ -161,6 +174,8 @@ pub struct Service {
     mail: Batcher<MailRequest, MailAnswer>,
     connections: Batcher<ConnectionRegistration, RegisteredConnection>,
     disconnects: Batcher<(DeviceId, Timestamp), ()>,
+    tokens: Batcher<TokenLookup, Option<FoundSession>>,
+    statuses: Batcher<StatusRequest, DeviceStatus>,
 }
 
 /// Signals to other devices that a use case caused. Send them with [`Service::notify`], after the reply.
@@ -214,6 +229,38 @@ impl Batches<'_> {
         BatchWorkers { name, largest_batch, count, meter, metrics }
     }
 
+    /// Starts workers whose batches only read. They use none of the connections of the other batches, nor their runtime.
+    fn start_readers<Item, Answer, Run, Done>(
+        &self,
+        name: &'static str,
+        batch: Batch,
+        count: usize,
+        run: Run,
+    ) -> Batcher<Item, Answer>
+    where
+        Item: BatchItem,
+        Answer: Send + 'static,
+        Run: Fn(Vec<Item>) -> Done + Clone + Send + 'static,
+        Done: Future<Output = Vec<Result<Answer, StoreError>>> + Send,
+    {
+        let tasks = self.tasks.clone().without_batch_runtime();
+        Batcher::start(&tasks, self.workers(name, batch, READS_PER_BATCH, count), self.store.health(), run)
+    }
+
+    fn start_mail(&self, policy: &Policy, bus: &Bus) -> Batcher<MailRequest, MailAnswer> {
+        let mailboxes_of = |store: Store| Mailboxes::new(store, policy.mailbox, policy.push_after);
+        let deferred = self.start_deferred_mail(mailboxes_of(self.store.clone()), bus);
+        let (mailboxes, bus) = (mailboxes_of(self.store.for_batch_workers()), bus.clone());
+        self.start("mail", Batch::Mail, MAIL_PER_BATCH, 1, move |items| {
+            let (mailboxes, deferred, bus) = (mailboxes.clone(), deferred.clone(), bus.clone());
+            async move {
+                let outcome = mailboxes.serve_or_defer(&deferred, items).await;
+                bus.publish_mail(outcome.signals);
+                outcome.answers
+            }
+        })
+    }
+
     /// Starts the queue of mail for locked mailboxes, which uses `mailboxes`.
     fn start_deferred_mail(&self, mailboxes: Mailboxes, bus: &Bus) -> DeferredMail {
         let workers = self.workers("deferred mail", Batch::DeferredMail, MAIL_PER_BATCH, 1);
@@ -228,8 +275,19 @@ impl Service {
     /// Builds the service and starts its batch workers.
     #[must_use]
     pub fn start(dependencies: ServiceDependencies, tasks: &Tasks) -> Self {
-        let ServiceDependencies { node, store, bus, local_delivery, clock, entropy, mailer, secret, policy, metrics } =
-            dependencies;
+        let ServiceDependencies {
+            node,
+            store,
+            bus,
+            local_delivery,
+            clock,
+            entropy,
+            mailer,
+            pushes,
+            secret,
+            policy,
+            metrics,
+        } = dependencies;
         let limits = &policy.limits;
         let drain = DrainLimit::new(limits.claim_burst, Duration::from_secs(limits.claim_refill_s));
         let blocking_claims = Claims::new(store.clone(), drain, limits.stranger_keys_per_device_hour);
@@ -248,19 +306,7 @@ impl Service {
                 }
             }
         });
-        let mailboxes = Mailboxes::new(store.for_batch_workers(), policy.mailbox);
-        let deferred = batches.start_deferred_mail(Mailboxes::new(store.clone(), policy.mailbox), &bus);
-        let mail = batches.start("mail", Batch::Mail, MAIL_PER_BATCH, 1, {
-            let bus = bus.clone();
-            move |items| {
-                let (mailboxes, deferred, bus) = (mailboxes.clone(), deferred.clone(), bus.clone());
-                async move {
-                    let outcome = mailboxes.serve_or_defer(&deferred, items).await;
-                    bus.publish_mail(outcome.signals);
-                    outcome.answers
-                }
-            }
-        });
+        let mail = batches.start_mail(&policy, &bus);
         let connections = batches.start("connections", Batch::Connections, CONNECTIONS_PER_BATCH, 1, {
             let store = store.for_batch_workers();
             move |items| {
@@ -280,6 +326,20 @@ impl Service {
                 }
             }
         });
+        let tokens = batches.start_readers("tokens", Batch::Tokens, 1, {
+            let store = store.clone();
+            move |lookups| {
+                let store = store.clone();
+                async move { store.look_up_tokens(lookups).await }
+            }
+        });
+        let statuses = batches.start_readers("statuses", Batch::Statuses, STATUS_READERS, {
+            let store = store.clone();
+            move |requests| {
+                let store = store.clone();
+                async move { store.serve_statuses(requests).await }
+            }
+        });
         let limits = Limits::new(&policy.limits);
         let shown_codes = policy.shows_codes.then(ShownCodes::default);
         let operations = UserQueues::new(OPERATIONS_PER_USER, metrics.clone());
@@ -294,6 +354,7 @@ impl Service {
             clock,
             entropy,
             mailer,
+            pushes: Arc::new(pushes),
             secret,
             policy,
             metrics,
@@ -314,6 +375,8 @@ impl Service {
             mail,
             connections,
             disconnects,
+            tokens,
+            statuses,
         }
     }
 

@@ -94,6 +94,12 @@ impl SqliteFile {
         self.database().with_extension("secret")
     }
 
+    /// The key for Web Push: `sealwire.db-vapid` beside `sealwire.db`. No two databases share it.
+    #[must_use]
+    pub fn vapid_key(&self) -> PathBuf {
+        self.beside("-vapid")
+    }
+
     /// The path at which earlier versions kept the secret, if it differs from [`Self::secret`]: they did not decode
     /// the path.
     #[must_use]

@@ -28,6 +28,12 @@ pub enum AppError {
     /// The mailer cannot be set up or, in `check-config`, cannot send a mail.
     #[error(transparent)]
     Mailer(#[from] MailerError),
+    /// A key for a push service is none. `config` has checked them.
+    #[error("a key for a push service: {0}")]
+    PushKey(#[from] sealwire_push::KeyError),
+    /// The client for push services cannot be set up.
+    #[error("cannot set up the client for push services: {0}")]
+    Push(#[from] sealwire_push::SetupError),
     /// The server secret cannot be read or created.
     #[error(transparent)]
     Secret(#[from] SecretFileError),

@@ -1,4 +1,5 @@
-//! Stores the server secret in a file beside the SQLite database. Used if `auth.secret` is empty.
+//! Stores the server secret and the key for Web Push in files beside the SQLite database. Used if `auth.secret` or
+//! `push.vapid_key` is empty.
 
 use std::{
     fs::{self, File, OpenOptions},
@@ -9,16 +10,54 @@ use std::{
 
 use base64::{Engine, engine::general_purpose::STANDARD};
 use rand::Rng;
+use sealwire_push::VapidKey;
 use thiserror::Error;
+use zeroize::Zeroizing;
 
 use crate::{clock::Entropy, config::decode_secret, domain::otp::ServerSecret, sqlite_file::SqliteFile};
 
-/// The secret file cannot be read or created.
+/// The file cannot be read or created.
 #[derive(Debug, Error)]
-#[error("cannot read or create the server secret {}: {source}", path.display())]
+#[error("cannot read or create the {what} {}: {source}", path.display())]
 pub struct SecretFileError {
+    what: &'static str,
     path: PathBuf,
     source: io::Error,
+}
+
+const SECRET: &str = "server secret";
+const VAPID_KEY: &str = "key for Web Push";
+
+/// Returns the key for Web Push from the file beside the database. Creates the file with a new key if it does not exist;
+/// its folder must exist.
+///
+/// # Errors
+/// If the file cannot be read or written, or its content is not a key.
+pub fn read_or_create_vapid_key(file: &SqliteFile) -> Result<VapidKey, SecretFileError> {
+    let path = file.vapid_key();
+    let make = || VapidKey::generate().map_err(io::Error::other);
+    let key = match read(&path, parse_vapid_key) {
+        Ok(None) => create(&path, parse_vapid_key, make),
+        Ok(Some(key)) => Ok(key),
+        Err(error) => Err(error),
+    };
+    key.map_err(|source| SecretFileError { what: VAPID_KEY, path, source })
+}
+
+/// Checks that the key for Web Push beside the database can be read, if there is one.
+///
+/// # Errors
+/// If the file cannot be read, or holds anything but a key.
+pub fn check_vapid_key(file: &SqliteFile) -> Result<(), SecretFileError> {
+    let path = file.vapid_key();
+    read(&path, parse_vapid_key).map(drop).map_err(|source| SecretFileError { what: VAPID_KEY, path, source })
+}
+
+fn parse_vapid_key(text: &str) -> io::Result<Option<VapidKey>> {
+    if text.is_empty() {
+        return Ok(None);
+    }
+    VapidKey::parse(text).map(Some).map_err(io::Error::other)
 }
 
 /// Returns the secret from the file beside the database. Creates the file with a random secret if it does not exist;
@@ -30,16 +69,19 @@ pub struct SecretFileError {
 /// If the file cannot be read or written, or its content is not 32 bytes in base64.
 pub fn read_or_create(file: &SqliteFile, entropy: &Entropy) -> Result<ServerSecret, SecretFileError> {
     let path = file.secret();
-    let failed = |source| SecretFileError { path: path.clone(), source };
-    let mut found = read(&path).map_err(failed)?;
+    let failed = |source| SecretFileError { what: SECRET, path: path.clone(), source };
+    let mut found = read(&path, parse).map_err(failed)?;
     if found.is_none()
         && let Some(former) = file.legacy_secret()
     {
-        found = move_former(former, &path).map_err(|source| SecretFileError { path: former.to_owned(), source })?;
+        found = move_former(former, &path).map_err(|source| {
+            let path = former.to_owned();
+            SecretFileError { what: SECRET, path, source }
+        })?;
     }
     match found {
         Some(secret) => Ok(secret),
-        None => create(&path, entropy).map_err(failed),
+        None => create(&path, parse, || Ok(random_secret(entropy))).map_err(failed),
     }
 }
 
@@ -49,12 +91,12 @@ pub fn read_or_create(file: &SqliteFile, entropy: &Entropy) -> Result<ServerSecr
 /// If the file cannot be read, or holds anything but 32 bytes in base64.
 pub fn check(file: &SqliteFile) -> Result<(), SecretFileError> {
     let path = file.secret();
-    read(&path).map(drop).map_err(|source| SecretFileError { path, source })
+    read(&path, parse).map(drop).map_err(|source| SecretFileError { what: SECRET, path, source })
 }
 
 /// Reads a secret. Returns `None` if the file does not exist or is empty: a server that crashes while creating it
 /// leaves an empty file.
-fn read(path: &Path) -> io::Result<Option<ServerSecret>> {
+fn read<T>(path: &Path, parse: impl Fn(&str) -> io::Result<Option<T>>) -> io::Result<Option<T>> {
     match fs::read_to_string(path) {
         Ok(text) => parse(&text),
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
@@ -71,7 +113,7 @@ fn parse(text: &str) -> io::Result<Option<ServerSecret>> {
 
 /// Moves the secret of an earlier version, or uses it where it is if it cannot be moved.
 fn move_former(former: &Path, path: &Path) -> io::Result<Option<ServerSecret>> {
-    let Some(secret) = read(former)? else { return Ok(None) };
+    let Some(secret) = read(former, parse)? else { return Ok(None) };
     let (from, to) = (former.display(), path.display());
     match fs::rename(former, path) {
         Ok(()) => tracing::warn!(%from, %to, "moved the server secret, so that it is beside the database"),
@@ -80,9 +122,20 @@ fn move_former(former: &Path, path: &Path) -> io::Result<Option<ServerSecret>> {
     Ok(Some(secret))
 }
 
+/// Returns 32 random bytes in base64.
+fn random_secret(entropy: &Entropy) -> Zeroizing<String> {
+    let mut bytes = Zeroizing::new([0; 32]);
+    entropy.draw(|rng| rng.fill_bytes(bytes.as_mut()));
+    Zeroizing::new(STANDARD.encode(*bytes))
+}
+
 /// Creates a secret in a file that only its owner can read. Locks the file, and returns the secret of another server
 /// that created it first: two servers that share the file may start at the same time.
-fn create(path: &Path, entropy: &Entropy) -> io::Result<ServerSecret> {
+fn create<T>(
+    path: &Path,
+    parse: impl Fn(&str) -> io::Result<Option<T>>,
+    make: impl FnOnce() -> io::Result<Zeroizing<String>>,
+) -> io::Result<T> {
     let mut file = OpenOptions::new().read(true).write(true).create(true).truncate(false).mode(0o600).open(path)?;
     file.lock()?;
     let mut text = String::new();
@@ -90,10 +143,9 @@ fn create(path: &Path, entropy: &Entropy) -> io::Result<ServerSecret> {
     if let Some(secret) = parse(&text)? {
         return Ok(secret);
     }
-    let mut bytes = [0; 32];
-    entropy.draw(|rng| rng.fill_bytes(&mut bytes));
-    write(&mut file, &STANDARD.encode(bytes))?;
-    Ok(ServerSecret::new(bytes))
+    let made = make()?;
+    write(&mut file, &made)?;
+    parse(&made)?.ok_or_else(|| io::Error::other("what was made is not a secret"))
 }
 
 fn write(file: &mut File, text: &str) -> io::Result<()> {

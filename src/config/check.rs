@@ -2,6 +2,7 @@
 
 use std::{net::SocketAddr, ops::RangeInclusive};
 
+use sealwire_push::{ApnsKey, ServiceAccount, VapidKey};
 use toml::{Table, Value};
 
 use super::{ConfigError, decode_secret, invalid, parse_network};
@@ -10,10 +11,13 @@ use crate::sqlite_file::SqliteFile;
 /// Minimum length of `admin.token` in characters. Attempts are not slowed down, so the token must be hard to guess.
 const MIN_ADMIN_TOKEN: usize = 16;
 
+/// Length of the identifiers of Apple's keys and teams.
+const APNS_ID_CHARS: usize = 10;
+
 const BUS_SCHEMES: [&str; 3] = ["redis://", "rediss://", "redis-sentinel://"];
 
 /// The valid values of the settings that are whole numbers.
-const RANGES: [(&str, RangeInclusive<i64>); 32] = [
+const RANGES: [(&str, RangeInclusive<i64>); 33] = [
     ("server.workers", 0..=1024),
     ("server.max_connections", 0..=10_000_000),
     ("server.max_http_connections", 0..=10_000_000),
@@ -28,6 +32,7 @@ const RANGES: [(&str, RangeInclusive<i64>); 32] = [
     ("mailbox.max_bytes", 32_768..=1 << 40),
     ("mailbox.max_per_sender", 1..=1_000_000_000),
     ("mailbox.max_bytes_per_sender", 32_768..=1 << 40),
+    ("push.after_ms", 0..=3_600_000),
     ("limits.otp_per_email_hour", 0..=1000),
     ("limits.otp_per_email_day", 0..=1000),
     ("limits.otp_per_email_network_hour", 0..=1000),
@@ -61,7 +66,6 @@ pub(super) fn check(settings: &Table) -> Result<(), ConfigError> {
     let whole = |name: &str| value(name).and_then(Value::as_integer).unwrap_or_default();
     let number = |name: &str| value(name).and_then(Value::as_float).unwrap_or_default();
     let list = |name: &str| value(name).and_then(Value::as_array).cloned().unwrap_or_default();
-    let require = |is_valid: bool, name: &str, takes: &str| if is_valid { Ok(()) } else { Err(invalid(name, takes)) };
 
     for name in ["server.bind", "admin.bind"] {
         require(text(name).parse::<SocketAddr>().is_ok(), name, "an address and port, such as 127.0.0.1:8080")?;
@@ -129,6 +133,7 @@ pub(super) fn check(settings: &Table) -> Result<(), ConfigError> {
     require(known, "mailer.url", "log:, file:DIR, smtp://HOST or smtps://HOST")?;
     let from = text("mailer.from").parse::<lettre::message::Mailbox>();
     require(from.is_ok(), "mailer.from", "a sender, such as Sealwire <no-reply@chat.example>")?;
+    check_push(&text)?;
     let secret = text("auth.secret");
     require(secret.is_empty() || decode_secret(secret).is_some(), "auth.secret", "32 bytes in base64")?;
     require(
@@ -136,6 +141,45 @@ pub(super) fn check(settings: &Table) -> Result<(), ConfigError> {
         "auth.secret",
         "32 bytes in base64, the same on every node, with PostgreSQL",
     )
+}
+
+/// # Errors
+/// The setting, unless it is valid.
+fn require(is_valid: bool, name: &str, takes: &str) -> Result<(), ConfigError> {
+    if is_valid { Ok(()) } else { Err(invalid(name, takes)) }
+}
+
+/// Checks the texts of `[push]`.
+///
+/// # Errors
+/// The first setting that is invalid.
+fn check_push<'t>(text: &impl Fn(&str) -> &'t str) -> Result<(), ConfigError> {
+    let contact = text("push.contact");
+    let is_contact =
+        ["mailto:", "https://"].iter().any(|scheme| contact.len() > scheme.len() && contact.starts_with(scheme));
+    require(contact.is_empty() || is_contact, "push.contact", "a mailto: or https:// URL")?;
+    let key = text("push.vapid_key");
+    let takes = "a private key of P-256 in PKCS #8, as PEM or base64";
+    require(key.is_empty() || VapidKey::parse(key).is_ok(), "push.vapid_key", takes)?;
+    let key = text("push.apns_key");
+    let takes = "the .p8 key of an Apple developer account, as PEM or base64";
+    require(key.is_empty() || ApnsKey::parse(key).is_ok(), "push.apns_key", takes)?;
+    for name in ["push.apns_key_id", "push.apns_team_id"] {
+        let id = text(name);
+        let is_id = id.len() == APNS_ID_CHARS && id.bytes().all(|byte| byte.is_ascii_alphanumeric());
+        require(id.is_empty() || is_id, name, "ten letters and digits")?;
+        require(key.is_empty() || !id.is_empty(), name, "ten letters and digits, since push.apns_key is set")?;
+    }
+    let account = text("push.fcm_account");
+    let is_account = account.is_empty() || ServiceAccount::parse(account).is_ok();
+    require(is_account, "push.fcm_account", "the JSON key of a Google service account")?;
+    for name in ["push.apns_url", "push.apns_sandbox_url", "push.fcm_url"] {
+        let is_url = ["https://", "http://"]
+            .iter()
+            .any(|scheme| text(name).len() > scheme.len() && text(name).starts_with(scheme));
+        require(is_url, name, "an https:// URL")?;
+    }
+    Ok(())
 }
 
 /// Whether a user name or password in a URL seems to contain an unescaped `/`, `?` or `#`: whether an `@` follows the

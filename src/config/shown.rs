@@ -69,7 +69,11 @@ pub(super) fn to_toml(settings: &Table, sources: &Sources) -> String {
 
 fn without_secret(name: &str, value: &Value) -> Value {
     match (name, value.as_str()) {
-        ("auth.secret" | "admin.token", Some(text)) if !text.is_empty() => HIDDEN.into(),
+        ("auth.secret" | "admin.token" | "push.vapid_key" | "push.apns_key" | "push.fcm_account", Some(text))
+            if !text.is_empty() =>
+        {
+            HIDDEN.into()
+        }
         ("database.url" | "database.migrate_url" | "bus.url" | "mailer.url", Some(url)) => without_password(url).into(),
         _ => value.clone(),
     }

@@ -6,11 +6,15 @@ use sealwire_protocol::{
     Codec,
     events::{Event, Feature, MessageEvent, MessageSender, Welcome, WelcomeLimits, WelcomeMailbox},
     messages::MessageContent,
-    value::Named,
+    push::WelcomePush,
+    value::{Named, Text},
 };
 
 use super::{accounts, keys::keys_status_reply};
-use crate::domain::{Envelope, KeysStatus, PendingApproval, Session, Timestamp, envelope::MailboxStatus};
+use crate::{
+    domain::{Envelope, KeysStatus, PendingApproval, Session, Timestamp, envelope::MailboxStatus},
+    service::PushStatus,
+};
 
 /// Returns the welcome of a connection that was opened at `now`. `heartbeat` is the interval of the server's pings.
 #[must_use]
@@ -20,6 +24,7 @@ pub fn welcome(
     heartbeat: Duration,
     keys: KeysStatus,
     mailbox: MailboxStatus,
+    push: PushStatus,
 ) -> Event<'static> {
     Event::Welcome(Box::new(Welcome {
         session_id: session.caller.session,
@@ -32,6 +37,11 @@ pub fn welcome(
         keys: keys_status_reply(keys),
         mailbox: WelcomeMailbox { waiting: mailbox.waiting, expired_total: mailbox.expired_total },
         features: Feature::ALL.map(Named::Known).into(),
+        push: Some(WelcomePush {
+            state: push.state.into(),
+            vapid_public_key: push.vapid_public_key.as_deref().and_then(Text::parse),
+            kinds: push.kinds.into_iter().map(Named::Known).collect(),
+        }),
     }))
 }
 

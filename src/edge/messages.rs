@@ -26,7 +26,8 @@ const CONTENT_FORM: &str = "base64 text in JSON, bin in MessagePack";
 ///   `messages` and in `skip`, or content is empty or not encoded as the codec requires
 /// - `payload_too_large` if content has more than [`MAX_CONTENT`] bytes
 pub fn message(request: SendMessageRequest<'_>, codec: Codec, frame: &[u8]) -> Result<Message, EdgeError> {
-    let SendMessageRequest { message_id, to, ephemeral, ttl_s, messages: List(messages), skip, access } = request;
+    let SendMessageRequest { message_id, to, ephemeral, ttl_s, urgent, messages: List(messages), skip, access } =
+        request;
     let ttl = ttl(ttl_s)?;
     if messages.len() > MAX_MESSAGES_PER_SEND {
         return Err(EdgeError::invalid("messages", "at most 100 messages"));
@@ -47,7 +48,8 @@ pub fn message(request: SendMessageRequest<'_>, codec: Codec, frame: &[u8]) -> R
         return Err(EdgeError::PayloadTooLarge);
     }
     let (ephemeral, access) = (ephemeral.unwrap_or(false), shown_key(access));
-    Ok(Message { id: message_id, to, ephemeral, ttl, envelopes, skipped, access })
+    let is_urgent = urgent.unwrap_or(true);
+    Ok(Message { id: message_id, to, ephemeral, is_urgent, ttl, envelopes, skipped, access })
 }
 
 fn ttl(seconds: Option<u64>) -> Result<Duration, EdgeError> {
@@ -121,6 +123,7 @@ mod tests {
             to: UserId(Uuid::nil()),
             ephemeral: None,
             ttl_s,
+            urgent: None,
             messages: List(contents.iter().map(device).collect()),
             skip: None,
             access: None,

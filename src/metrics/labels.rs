@@ -77,6 +77,22 @@ label! {
 }
 
 label! {
+    /// The outcome of a push.
+    PushResult {
+        /// The push service has accepted it.
+        Accepted "accepted",
+        /// The push service says that the target does not exist any more.
+        Gone "gone",
+        /// It failed for now, and is tried again.
+        Later "later",
+        /// It was tried again for a day, without success.
+        GivenUp "given_up",
+        /// The push service does not take it.
+        Rejected "rejected",
+    }
+}
+
+label! {
     /// The limit on unsent mails because of which one was dropped.
     MailDrop {
         /// Its recipient's domain held its share of the places.
@@ -127,6 +143,10 @@ label! {
         Connections "connections",
         /// Closed connections.
         Disconnects "disconnects",
+        /// Tokens to look up.
+        Tokens "tokens",
+        /// Statuses of keys to read.
+        Statuses "statuses",
     }
 }
 

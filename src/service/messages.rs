@@ -53,6 +53,8 @@ pub struct Message {
     pub to: UserId,
     /// Whether it is only for devices that are connected now; such a message is not stored.
     pub ephemeral: bool,
+    /// Whether devices that do not ack it are woken.
+    pub is_urgent: bool,
     /// How long it stays in the mailboxes of its devices.
     pub ttl: Duration,
     /// One for each device of the recipient.
@@ -78,9 +80,10 @@ impl Service {
     ) -> Result<AcceptedMessage, Refusal> {
         let now = self.now();
         self.limits.send(&caller, message.to, now)?;
-        let Message { id, to, ephemeral, ttl, envelopes, skipped, access } = message;
+        let Message { id, to, ephemeral, is_urgent, ttl, envelopes, skipped, access } = message;
         let count = envelopes.len() as u64;
-        let request = SendRequest { caller, epoch, message: id, to, ephemeral, ttl, envelopes, skipped, access, now };
+        let request =
+            SendRequest { caller, epoch, message: id, to, ephemeral, is_urgent, ttl, envelopes, skipped, access, now };
         let queued = self.mail.enqueue(MailRequest::Send(request)).await?;
         drop(turn);
         match answer(queued).await? {

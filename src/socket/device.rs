@@ -194,7 +194,7 @@ impl DeviceSocket {
     fn opened(&mut self, opened: Result<OpenedConnection, Refusal>, ctx: &mut Context<Self>) {
         let SocketState::Opening(opening) = &mut self.state else { return };
         let now = self.connection.node.service.now();
-        let OpenedConnection { epoch, keys, mailbox, approvals } = match opened {
+        let OpenedConnection { epoch, keys, mailbox, approvals, push } = match opened {
             Ok(opened) => opened,
             Err(refusal) => {
                 let code = opening.close_code(&refusal, self.connection.session.expires_at <= now);
@@ -210,7 +210,7 @@ impl DeviceSocket {
         self.connection.note_open(epoch);
         self.state = SocketState::Open(OpenState::new(&self.connection, epoch, &keys, mailbox, newest_mail));
         self.when_open(ctx, |open, connection, ctx| {
-            open.welcome(connection, keys, mailbox, now)?;
+            open.welcome(connection, keys, mailbox, push, now)?;
             open.read_mail(connection, ctx)?;
             for signal in approvals.into_iter().chain(early_signals) {
                 open.handle_signal(connection, signal, ctx)?;

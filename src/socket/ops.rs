@@ -7,6 +7,7 @@ mod access;
 mod accounts;
 mod keys;
 mod messages;
+mod push;
 
 use bytes::Bytes;
 use sealwire_protocol::{
@@ -156,7 +157,7 @@ impl<'a> Call<'a> {
     async fn dispatch(&self, op: Op, turn: Option<Turn>) -> Result<Reply, EdgeError> {
         let _place = match op {
             // These run in batches, and publishes wait for their turn first.
-            Op::MessagesSend | Op::MessagesAck | Op::KeysClaim | Op::KeysPublish => None,
+            Op::MessagesSend | Op::MessagesAck | Op::KeysClaim | Op::KeysStatus | Op::KeysPublish => None,
             _ => Some(self.service.enter(self.caller.user).await?),
         };
         match op {
@@ -184,6 +185,10 @@ impl<'a> Call<'a> {
             Op::KeysClaim => keys::claim(self).await,
             Op::MessagesSend => messages::send(self, turn).await,
             Op::MessagesAck => messages::ack(self).await,
+            Op::PushRegister => push::register(self).await,
+            Op::PushConfirm => push::confirm(self).await,
+            Op::PushRemove => push::remove(self).await,
+            Op::PushTest => push::test(self).await,
         }
     }
 

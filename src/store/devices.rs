@@ -3,7 +3,7 @@
 use super::{
     DeviceRecord, Store, StoreError,
     accounts::{active, active_ids, email_of},
-    locks, sessions,
+    locks, push, sessions,
     sql::{accounts as sql, keys, mailbox},
     tx::Tx,
 };
@@ -20,8 +20,8 @@ pub struct RevokedDevice {
     pub sessions: Vec<SessionId>,
 }
 
-/// Revokes a device of the user. Ends its sessions; deletes its envelopes, its signed prekey, its last-resort key and
-/// its unissued one-time keys. Returns `None` if it was not active.
+/// Revokes a device of the user. Ends its sessions; deletes its envelopes, its signed prekey, its last-resort key,
+/// its unissued one-time keys and its push target. Returns `None` if it was not active.
 pub(super) async fn revoke(
     tx: &mut Tx<'_>,
     device: DeviceId,
@@ -43,6 +43,7 @@ pub(super) async fn revoke(
     ] {
         tx.query(text).bind(device.0).execute().await?;
     }
+    push::remove_target(tx, device).await?;
     Ok(Some(RevokedDevice { id: device, name, sessions }))
 }
 

@@ -1,5 +1,5 @@
-//! Row locks, always taken in this order to avoid deadlocks: challenges, users, sessions, devices, mailboxes, claims of
-//! strangers, keys; within a table by id. On SQLite they do nothing, because there is one writer.
+//! Row locks, always taken in this order to avoid deadlocks: challenges, users, sessions, devices, mailboxes, push
+//! targets, claims of strangers, keys; within a table by id. On SQLite they do nothing, because there is one writer.
 
 use super::{StoreError, sql::locks as sql, tx::Tx};
 use crate::domain::{DeviceId, UserId};

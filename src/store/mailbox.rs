@@ -55,6 +55,8 @@ pub struct SendRequest {
     pub to: UserId,
     /// Whether to deliver it to connected devices only, without storing it.
     pub ephemeral: bool,
+    /// Whether devices are woken for it.
+    pub is_urgent: bool,
     /// How long an envelope is stored before it expires.
     pub ttl: Duration,
     /// One for each device of the recipient.
@@ -146,13 +148,14 @@ pub struct AcceptedMessage {
 pub struct Mailboxes {
     store: Store,
     bounds: MailboxBounds,
+    wake_after: Duration,
 }
 
 impl Mailboxes {
-    /// The mailboxes of `store`.
+    /// The mailboxes of `store`. A device is woken if it acks nothing for `wake_after`.
     #[must_use]
-    pub fn new(store: Store, bounds: MailboxBounds) -> Self {
-        Self { store, bounds }
+    pub fn new(store: Store, bounds: MailboxBounds, wake_after: Duration) -> Self {
+        Self { store, bounds, wake_after }
     }
 
     /// Serves sends and acks in one transaction, or in several if they are large. Sends are served in order. A request
@@ -202,11 +205,12 @@ impl Mailboxes {
         let valid_acks = batch.valid_acks(&input);
         let acked = batch.acked_envelopes(&valid_acks, &input);
         let removed = remove_envelopes(&mut tx, &acked, &mut input.mailboxes).await?;
+        self.note_acks(&removed, &batch, &mut input.mailboxes);
         let emptied = changed_mailboxes(&removed, &input.mailboxes);
         if !batch.sends.is_empty() {
             read_for_sends(&mut tx, &batch, &self.bounds, &mut input).await?;
         }
-        let mut plan = plan(&batch.sends, input, &self.bounds, again)?;
+        let mut plan = plan(&batch.sends, input, &self.bounds, self.wake_after, again)?;
         for (device, mailbox) in emptied {
             plan.mailboxes.entry(device).or_insert(mailbox);
         }
@@ -215,6 +219,23 @@ impl Mailboxes {
         let acked = batch.count_acked(&valid_acks, removed.into_iter().collect(), available.as_ref());
         let Plan { answers, signals, .. } = plan;
         Ok(BatchOutcome { answers: batch.merge(acked, answers), signals })
+    }
+}
+
+impl Mailboxes {
+    /// Records in the mailboxes in memory that their devices acked envelopes.
+    fn note_acks(
+        &self,
+        removed: &[(DeviceId, i64)],
+        batch: &MailBatch<'_>,
+        mailboxes: &mut BTreeMap<DeviceId, Mailbox>,
+    ) {
+        let removed: BTreeSet<DeviceId> = removed.iter().map(|(device, _)| *device).collect();
+        for ack in batch.acks.iter().filter(|ack| removed.contains(&ack.caller.device)) {
+            if let Some(mailbox) = mailboxes.get_mut(&ack.caller.device) {
+                mailbox.wake.note_acked(mailbox.load.envelopes == 0, self.wake_after, ack.now);
+            }
+        }
     }
 }
 

@@ -24,6 +24,7 @@ pub static ON_SQLITE: LazyLock<Migrator> = LazyLock::new(|| {
         ("fair codes", include_str!("../../migrations/sqlite/0009_fair_codes.sql")),
         ("wrong guesses", include_str!("../../migrations/sqlite/0010_wrong_guesses.sql")),
         ("mailbox shares", include_str!("../../migrations/sqlite/0011_mailbox_shares.sql")),
+        ("push", include_str!("../../migrations/sqlite/0012_push.sql")),
     ])
 });
 
@@ -41,6 +42,7 @@ pub static ON_POSTGRES: LazyLock<Migrator> = LazyLock::new(|| {
         ("fair codes", include_str!("../../migrations/postgres/0009_fair_codes.sql")),
         ("wrong guesses", include_str!("../../migrations/postgres/0010_wrong_guesses.sql")),
         ("mailbox shares", include_str!("../../migrations/postgres/0011_mailbox_shares.sql")),
+        ("push", include_str!("../../migrations/postgres/0012_push.sql")),
     ])
 });
 

@@ -55,6 +55,7 @@ pub mod keys;
 pub mod locks;
 pub mod mailbox;
 pub mod nodes;
+pub mod push;
 pub mod sweeps;
 
 statements! {
@@ -98,6 +99,7 @@ pub fn all_statements() -> Vec<(&'static str, Sql)> {
         locks::ALL,
         mailbox::ALL,
         nodes::ALL,
+        push::ALL,
         sweeps::ALL,
     ]
     .concat()

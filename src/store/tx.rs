@@ -13,8 +13,8 @@ use uuid::Uuid;
 
 use super::{StoreError, pool::PooledConnection, sql::Sql};
 
-/// A connection for one operation: in a write transaction if it comes from `Store::begin`, for reading if it comes from
-/// `Store::read`. Dropping it rolls back an uncommitted transaction.
+/// A connection for one operation: in a write transaction if it comes from `Store::begin`, for statements that each
+/// commit by themselves if it comes from `Store::statements`, for reading if it comes from `Store::read`. Dropping it rolls back an uncommitted transaction.
 pub enum Tx<'c> {
     Sqlite(PooledConnection<'c, Sqlite>),
     Postgres(PooledConnection<'c, Postgres>),
@@ -47,16 +47,15 @@ impl<'c> Tx<'c> {
         }
     }
 
-    /// Ends statements of `Store::read` that write. Each has already taken effect, except behind a pooler: there they run
-    /// in one transaction, which this commits.
+    /// Ends statements of `Store::statements`, or of `Store::read` on PostgreSQL. Each has already taken effect, unless
+    /// they run in a transaction, which this commits.
     ///
     /// # Errors
     /// After [`StoreError::Unavailable`] it is unknown whether they took effect.
     pub async fn end_statements(self) -> Result<(), StoreError> {
         match self {
-            Self::Postgres(connection) if !connection.is_pooled() => Ok(()),
-            Self::Sqlite(_) => Ok(()),
-            tx @ Self::Postgres(_) => tx.commit().await,
+            Self::Sqlite(mut connection) => connection.end_statements().await,
+            Self::Postgres(mut connection) => connection.end_statements().await,
         }
     }
 
@@ -80,7 +79,10 @@ pub enum Column<'v> {
     Ids(Vec<Uuid>),
     Integers(Vec<i64>),
     Times(Vec<DateTime<Utc>>),
+    OptionalTimes(Vec<Option<DateTime<Utc>>>),
     Bytes(Vec<&'v [u8]>),
+    /// Texts that JSON need not escape.
+    Texts(Vec<String>),
 }
 
 impl Column<'_> {
@@ -89,7 +91,9 @@ impl Column<'_> {
             Self::Ids(values) => values.len(),
             Self::Integers(values) => values.len(),
             Self::Times(values) => values.len(),
+            Self::OptionalTimes(values) => values.len(),
             Self::Bytes(values) => values.len(),
+            Self::Texts(values) => values.len(),
         }
     }
 }
@@ -154,7 +158,9 @@ impl Query<'_, '_> {
                         Column::Ids(values) => statement.bind(values),
                         Column::Integers(values) => statement.bind(values),
                         Column::Times(values) => statement.bind(values),
+                        Column::OptionalTimes(values) => statement.bind(values),
                         Column::Bytes(values) => statement.bind(values),
+                        Column::Texts(values) => statement.bind(values),
                     };
                 }
                 BoundStatement::Postgres(connection, statement)
@@ -213,6 +219,11 @@ fn json_rows(columns: &[Column<'_>]) -> (String, Vec<u8>) {
                 Column::Ids(values) => write!(json, "\"{}\"", values[row].simple()),
                 Column::Integers(values) => write!(json, "{}", values[row]),
                 Column::Times(values) => write!(json, "\"{}\"", sqlite_time(values[row])),
+                Column::Texts(values) => write!(json, "\"{}\"", values[row]),
+                Column::OptionalTimes(values) => match values[row] {
+                    Some(at) => write!(json, "\"{}\"", sqlite_time(at)),
+                    None => write!(json, "null"),
+                },
                 Column::Bytes(values) => {
                     let offset = all_bytes.len();
                     all_bytes.extend_from_slice(values[row]);
@@ -256,10 +267,12 @@ mod tests {
             Column::Bytes(vec![b"one", b""]),
             Column::Integers(vec![-7, i64::MAX]),
             Column::Times(vec![at, at]),
+            Column::OptionalTimes(vec![Some(at), None]),
         ]);
+        let time = "2026-06-01T12:00:00.500+00:00";
         let expected = serde_json::json!([
-            ["00000000000000000000000000000001", 0, 3, -7, "2026-06-01T12:00:00.500+00:00"],
-            ["000000000000000000000000000000ab", 3, 0, i64::MAX, "2026-06-01T12:00:00.500+00:00"],
+            ["00000000000000000000000000000001", 0, 3, -7, time, time],
+            ["000000000000000000000000000000ab", 3, 0, i64::MAX, time, null],
         ]);
         assert_eq!(serde_json::from_str::<serde_json::Value>(&json).unwrap(), expected);
         assert_eq!(bytes, b"one");

@@ -28,6 +28,7 @@ use crate::support::{
     http::{challenge, confirmation, post},
     keys::base64,
     mailing::message,
+    push_service::PushService,
     sign_in,
 };
 use json::{Json, check, map, reference};
@@ -242,7 +243,7 @@ async fn http_responses_of_a_server_fit_the_document() {
 /// The parameters and result of every op, and the events sent meanwhile, fit `docs/asyncapi.json`.
 #[tokio::test(flavor = "multi_thread")]
 async fn replies_and_events_of_a_server_fit_the_document() {
-    let app = TestApp::start(&[]);
+    let app = TestApp::start(&[("PUSH__ALLOW_INSECURE", "true")]);
     let types = types();
     let [(_, asyncapi), _] = documents(&types);
     let alice = sign_in(&app, "alice@example.org").await;
@@ -264,7 +265,11 @@ async fn replies_and_events_of_a_server_fit_the_document() {
     let verify = json!({ "challenge_id": challenge_id, "email": "alice@example.org", "code": code });
     let approval = post(&app, "/v1/auth/verify", verify).await.1["approval"].clone();
     let requested = socket.event("devices.requested").await;
+    let (service, nonce) = (PushService::start().await, std::cell::RefCell::new(Value::Null));
+    let subscription = service.subscribe();
     let params = |op: Op, keys: &mut KeySet| match op {
+        Op::PushRegister => subscription.params(),
+        Op::PushConfirm => json!({ "nonce": *nonce.borrow() }),
         Op::DevicesRename => json!({ "name": "Phone" }),
         Op::DevicesRevoke => json!({ "device_id": replaced.device }),
         Op::SessionsEnd => json!({ "session_id": replaced.session }),
@@ -292,6 +297,10 @@ async fn replies_and_events_of_a_server_fit_the_document() {
     let (ending, other_ops): (Vec<Op>, Vec<Op>) =
         Op::ALL.iter().copied().partition(|op| matches!(op, Op::SessionLogout | Op::AccountDelete));
     for op in other_ops {
+        if op == Op::PushConfirm {
+            let push = service.arrived(&subscription, 1).await.remove(0);
+            *nonce.borrow_mut() = subscription.decrypt(&push)["nonce"].take();
+        }
         let (request, reply) = &types.ops[op.name()];
         let params = params(op, &mut keys);
         fits(&component(request), &params, op.name());

@@ -157,7 +157,14 @@ async fn change(url: &str, statement: &'static str) {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_database_file_is_private_and_can_be_used_by_only_one_server() {
     let mut server = ServerProcess::start(&[]).await;
-    let beside = ["sealwire.db-wal", "sealwire.db-shm", "sealwire.db-lock", "sealwire.lock", "sealwire.secret"];
+    let beside = [
+        "sealwire.db-wal",
+        "sealwire.db-shm",
+        "sealwire.db-lock",
+        "sealwire.db-vapid",
+        "sealwire.lock",
+        "sealwire.secret",
+    ];
     for name in beside.into_iter().chain(["sealwire.db"]) {
         assert_eq!(mode(&server.path(name)), 0o600, "{name}");
     }

@@ -120,6 +120,14 @@ on_every_engine! {
         expired_messages_are_deleted_and_counted
         a_displaced_connection_cannot_send
         parallel_batches_lose_no_message_and_leave_no_gap_in_the_numbers;
+    push:
+        a_target_is_confirmed_by_its_nonce_in_time_and_once_replaced_not_any_more
+        a_wake_up_is_taken_once_and_again_if_its_outcome_is_not_written
+        an_ack_ends_a_wake_up_even_if_the_push_is_under_way
+        only_urgent_messages_for_a_confirmed_target_wake
+        the_answer_to_an_old_push_removes_no_new_target
+        failures_are_counted_until_a_push_succeeds
+        a_target_goes_with_its_device_and_its_account;
     safety:
         a_device_may_not_disturb_older_ones_before_it_is_old_enough
         a_code_of_another_purpose_is_not_counted

@@ -47,7 +47,8 @@ async fn all_files_of_a_database_are_in_its_folder_under_its_decoded_name() {
         ("sqlite:data/relative.db", "data", "relative"),
     ] {
         let server = ServerProcess::start(&[("DATABASE__URL", url)]).await;
-        let expected = ["db", "db-wal", "db-shm", "db-lock", "lock", "secret"].map(|ending| format!("{name}.{ending}"));
+        let expected = ["db", "db-wal", "db-shm", "db-lock", "db-vapid", "lock", "secret"]
+            .map(|ending| format!("{name}.{ending}"));
         assert_eq!(names(&server.path(folder)), BTreeSet::from(expected), "{url}");
         let root = folder.split('/').next().unwrap();
         assert_eq!(names(&server.path("")), BTreeSet::from([root, "mail", "server.log"].map(str::to_owned)), "{url}");

@@ -300,6 +300,7 @@ async fn a_trace_log_on_sqlite_with_mail_in_a_folder_contains_no_secret() {
     secrets.add(admin);
     let server = ServerProcess::start(&[("RUST_LOG", "trace"), ("ADMIN__TOKEN", admin)]).await;
     secrets.add(fs::read_to_string(server.path("sealwire.secret")).unwrap().trim());
+    secrets.add(fs::read_to_string(server.path("sealwire.db-vapid")).unwrap().trim());
     let mut scenario = Scenario { server: &server, secrets: &secrets, events: EventCounts::default() };
     let mut users = Vec::new();
     for email in ["quixotic-alice@windmills.example", "baroque-bob@fugues.example"] {

@@ -50,6 +50,7 @@ mod migrations;
 mod outage;
 mod pooler;
 mod pools;
+mod push;
 mod read_only;
 mod redis_tls;
 mod refused;

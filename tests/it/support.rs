@@ -1,6 +1,7 @@
 //! Helpers for the tests: servers (in this process or as processes of their own), signed-in devices, sockets and real
 //! keys.
 
+pub mod app_push;
 pub mod chromium;
 pub mod claiming;
 pub mod cluster;
@@ -12,6 +13,7 @@ pub mod mailing;
 mod packed;
 pub mod problem;
 pub mod proxy;
+pub mod push_service;
 pub mod raw;
 pub mod server;
 pub mod services;

@@ -33,6 +33,8 @@ pub struct Outgoing {
     pub skip: Vec<DeviceId>,
     /// How long the message waits for its devices, one minute to 30 days; 30 days if `None`.
     pub ttl: Option<Duration>,
+    /// Whether devices that do not receive it at once are woken by a push.
+    pub is_urgent: bool,
     /// The access key that the recipient has shared.
     pub access: Option<AccessKey>,
 }
@@ -58,7 +60,7 @@ impl Outgoing {
     /// A message that names no device yet. Draw its id with [`Client::new_message_id`](crate::Client::new_message_id).
     #[must_use]
     pub fn new(message_id: MessageId, to: UserId) -> Self {
-        Self { message_id, to, ciphertexts: Vec::new(), skip: Vec::new(), ttl: None, access: None }
+        Self { message_id, to, ciphertexts: Vec::new(), skip: Vec::new(), ttl: None, is_urgent: true, access: None }
     }
 
     /// Adds the ciphertext for a device.
@@ -82,6 +84,13 @@ impl Outgoing {
         self
     }
 
+    /// Wakes no device for the message. Devices that are connected get it at once all the same.
+    #[must_use]
+    pub fn not_urgent(mut self) -> Self {
+        self.is_urgent = false;
+        self
+    }
+
     /// Shows the access key that the recipient has shared.
     #[must_use]
     pub fn access(mut self, key: AccessKey) -> Self {
@@ -100,6 +109,7 @@ impl Outgoing {
             to: self.to,
             ephemeral: ephemeral.then_some(true),
             ttl_s: self.ttl.map(|ttl| ttl.as_secs()),
+            urgent: (!self.is_urgent).then_some(false),
             messages: List(messages.collect()),
             skip: (!self.skip.is_empty()).then(|| List(self.skip.clone())),
             access: self.access.clone().map(|key| ShownKey(Some(key))),
@@ -107,7 +117,7 @@ impl Outgoing {
     }
 
     fn from_request(request: SendMessageRequest<'_>) -> Self {
-        let SendMessageRequest { message_id, to, ttl_s, messages: List(messages), skip, access, .. } = request;
+        let SendMessageRequest { message_id, to, ttl_s, urgent, messages: List(messages), skip, access, .. } = request;
         let ciphertexts = messages.into_iter().map(|Object(DeviceMessage { device_id, kind, content })| Ciphertext {
             device_id,
             kind,
@@ -119,6 +129,7 @@ impl Outgoing {
             ciphertexts: ciphertexts.collect(),
             skip: skip.map(|List(devices)| devices).unwrap_or_default(),
             ttl: ttl_s.map(Duration::from_secs),
+            is_urgent: urgent.unwrap_or(true),
             access: access.and_then(|ShownKey(key)| key),
         }
     }

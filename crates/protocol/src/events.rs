@@ -10,6 +10,7 @@ use crate::{
     keys::{KeyKind, KeysStatusReply},
     limits::{MAX_CONTENT, MAX_FRAME_BYTES, MAX_IN_FLIGHT},
     messages::MessageContent,
+    push::WelcomePush,
     time::Timestamp,
     value::Named,
 };
@@ -160,6 +161,9 @@ pub struct Welcome {
     /// here before it relies on one.
     #[serde(default)]
     pub features: Vec<Named<Feature>>,
+    /// The device's push target, and what a client needs to register one; absent on earlier servers.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub push: Option<WelcomePush>,
 }
 
 /// An addition to the protocol, as `features` of a welcome names it.
@@ -178,11 +182,14 @@ pub enum Feature {
     Blocks,
     /// Accounts can be locked: `account.lock`, `account.unlock`, `account.status`, `devices.decide`, `devices.requested`.
     Lock,
+    /// There are `push.register`, `push.confirm`, `push.remove` and `push.test`, and `messages.send` takes `urgent`.
+    Push,
 }
 
 impl Feature {
     /// All features of this version.
-    pub const ALL: [Self; 6] = [Self::Replace, Self::Skip, Self::Suites, Self::Access, Self::Blocks, Self::Lock];
+    pub const ALL: [Self; 7] =
+        [Self::Replace, Self::Skip, Self::Suites, Self::Access, Self::Blocks, Self::Lock, Self::Push];
 }
 
 /// The `limits` of a welcome.

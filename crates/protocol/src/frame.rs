@@ -66,6 +66,10 @@ ops! {
     KeysClaim     "keys.claim";
     MessagesSend  "messages.send";
     MessagesAck   "messages.ack";
+    PushRegister  "push.register";
+    PushConfirm   "push.confirm";
+    PushTest      "push.test";
+    PushRemove    "push.remove";
 }
 
 impl Serialize for Op {

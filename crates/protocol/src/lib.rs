@@ -40,6 +40,7 @@ pub mod ids;
 pub mod keys;
 pub mod limits;
 pub mod messages;
+pub mod push;
 pub mod time;
 pub mod users;
 pub mod value;

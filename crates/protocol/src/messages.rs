@@ -33,6 +33,9 @@ pub struct SendMessageRequest<'a> {
     /// [`TTL_DEFAULT`](crate::limits::TTL_DEFAULT) if absent.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub ttl_s: Option<u64>,
+    /// Whether devices that are not connected are woken by a push; true if absent.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub urgent: Option<bool>,
     /// One for each addressable device of the recipient, at most
     /// [`MAX_MESSAGES_PER_SEND`](crate::limits::MAX_MESSAGES_PER_SEND).
     #[serde(borrow)]

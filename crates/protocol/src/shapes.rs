@@ -28,6 +28,10 @@ use crate::{
         PublishKeysRequest,
     },
     messages::{AckMessagesReply, AckMessagesRequest, SendMessageReply, SendMessageRequest},
+    push::{
+        ConfirmPushReply, ConfirmPushRequest, RegisterPushReply, RegisterPushRequest, RemovePushRequest,
+        TestPushRequest,
+    },
     users::{ChangeEmailReply, ChangeEmailRequest, FindUserReply, FindUserRequest},
     value::{Object, Text},
 };
@@ -272,6 +276,24 @@ fn ops_on_messages_encode_as_documented() {
     ));
 }
 
+#[test]
+fn ops_on_push_targets_encode_as_documented() {
+    check_request::<RegisterPushRequest>(
+        Op::PushRegister,
+        r#"{"kind":"webpush","endpoint":"https://push.example/x","p256dh":"BA1H","auth":"BTBZ"}"#,
+    );
+    check_request::<RegisterPushRequest>(
+        Op::PushRegister,
+        r#"{"kind":"apns","token":"00ff","topic":"org.example.app","sandbox":true}"#,
+    );
+    check_request::<RegisterPushRequest>(Op::PushRegister, r#"{"kind":"fcm","token":"a:b"}"#);
+    check_reply::<RegisterPushReply>(r#"{"state":"unconfirmed"}"#);
+    check_request::<ConfirmPushRequest>(Op::PushConfirm, r#"{"nonce":"3q2-7wAAAAAAAAAAAAAAAA"}"#);
+    check_reply::<ConfirmPushReply>(r#"{"state":"active"}"#);
+    check_request::<TestPushRequest>(Op::PushTest, "{}");
+    check_request::<RemovePushRequest>(Op::PushRemove, "{}");
+}
+
 /// Replaces the text `"aGk="` in a MessagePack frame by a `bin` with the decoded bytes.
 fn with_bin(pack: &[u8]) -> Vec<u8> {
     let at = pack.windows(5).position(|window| window == b"\xa4aGk=").unwrap();
@@ -284,7 +306,7 @@ fn content_is_text_in_json_and_bytes_in_messagepack() {
     for text in [
         format!(r#"{{"message_id":"{ID}","to":"{ID}","messages":[{{"device_id":"{ID}","type":3,"content":"aGk="}}]}}"#),
         format!(
-            r#"{{"message_id":"{ID}","to":"{ID}","ephemeral":true,"ttl_s":60,"messages":[{{"device_id":"{ID}","type":255,"content":"aGk="}}]}}"#
+            r#"{{"message_id":"{ID}","to":"{ID}","ephemeral":true,"ttl_s":60,"urgent":false,"messages":[{{"device_id":"{ID}","type":255,"content":"aGk="}}]}}"#
         ),
     ] {
         for (codec, bytes) in
@@ -314,7 +336,7 @@ fn content_is_text_in_json_and_bytes_in_messagepack() {
 fn events_encode_as_documented() {
     let welcome = |keys: &str| {
         format!(
-            r#"{{"event":"welcome","data":{{"session_id":"{ID}","user_id":"{ID}","device_id":"{OTHER}","expires_at":"{TIME}","server_time":"{TIME}","heartbeat_s":25,"limits":{{"frame_bytes":524288,"content_bytes":32768,"in_flight":64}},"keys":{keys},"mailbox":{{"waiting":0,"expired_total":0}},"features":["replace","of a newer server"]}}}}"#
+            r#"{{"event":"welcome","data":{{"session_id":"{ID}","user_id":"{ID}","device_id":"{OTHER}","expires_at":"{TIME}","server_time":"{TIME}","heartbeat_s":25,"limits":{{"frame_bytes":524288,"content_bytes":32768,"in_flight":64}},"keys":{keys},"mailbox":{{"waiting":0,"expired_total":0}},"features":["replace","of a newer server"],"push":{{"state":"active","vapid_public_key":"BA1H","kinds":["webpush","of a newer server"]}}}}}}"#
         )
     };
     let low = |kind: &str| {

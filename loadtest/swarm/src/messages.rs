@@ -153,6 +153,7 @@ impl Swarm {
             to: peer.user_id,
             ephemeral: None,
             ttl_s: None,
+            urgent: None,
             messages: List(vec![Object(DeviceMessage { device_id: peer.device_id, kind: 1, content })]),
             skip: None,
             access: None,

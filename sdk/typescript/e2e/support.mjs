@@ -35,21 +35,26 @@ export function openClient(url, options = {}) {
 
 export const closeClients = () => Promise.all(opened.splice(0).map((client) => client.close()));
 
-/** Serves one page with the script `entry` of this folder, bundled. */
+async function bundle(entry) {
+  const { outputFiles } = await build({
+    entryPoints: [fileURLToPath(new URL(entry, import.meta.url))],
+    bundle: true,
+    format: 'esm',
+    target: 'es2022',
+    write: false,
+    sourcemap: 'inline',
+  });
+  return outputFiles[0].text;
+}
+
+/** Serves one page with the script `entry` of this folder, bundled, and `worker` as `/worker.js` if there is one. */
 export class Pages {
-  static async start(entry) {
+  static async start(entry, worker) {
     const pages = new Pages();
-    const { outputFiles } = await build({
-      entryPoints: [fileURLToPath(new URL(entry, import.meta.url))],
-      bundle: true,
-      format: 'esm',
-      target: 'es2022',
-      write: false,
-      sourcemap: 'inline',
-    });
-    const script = outputFiles[0].text;
+    const scripts = { '/app.js': await bundle(entry), ...(worker && { '/worker.js': await bundle(worker) }) };
     pages.server = createServer((request, response) => {
-      if (request.url.startsWith('/app.js')) {
+      const script = scripts[request.url.split('?')[0]];
+      if (script) {
         response.writeHead(200, { 'content-type': 'text/javascript' }).end(script);
       } else {
         response.writeHead(200, { 'content-type': 'text/html' }).end('<!doctype html><title>test</title><script type="module" src="/app.js"></script>');

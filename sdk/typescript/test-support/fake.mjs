@@ -23,6 +23,8 @@ export class Fake {
   upgrades = 0;
   keys = { suite: null, identity_key: null, signed_prekey: null, pq_last_resort: null, one_time: 0, pq_one_time: 0, threshold: 20, pool_version: 0 };
   features = ['replace', 'skip', 'suites'];
+  /** The field `push` of the welcome; absent before servers had push. */
+  push = undefined;
   sessionMs = 30 * 86_400_000;
   /** Added to the time of this server. */
   clockMs = 0;
@@ -104,6 +106,7 @@ export class Fake {
       keys: this.keys,
       mailbox: { waiting: 0, expired_total: 0 },
       features: this.features,
+      push: this.push,
     });
     this.onSocket?.(socket);
   }

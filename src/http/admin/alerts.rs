@@ -2,7 +2,8 @@
 //!
 //! Those rules look at all nodes and wait for minutes before they fire. The status shows what is true now, so a
 //! condition may appear here that Prometheus does not report yet. Alerts on longer periods (`SweepsStopped`,
-//! `PoolsEmpty`, `AdminTokenGuessed`) are left to Prometheus, and so is `NodeAway`: the status page shows that itself.
+//! `PoolsEmpty`, `PushFails`, `AdminTokenGuessed`) are left to Prometheus, and so is `NodeAway`: the status page shows
+//! that itself.
 
 use sealwire_protocol::CloseCode;
 use serde::Serialize;
@@ -271,7 +272,7 @@ mod tests {
         assert_eq!(text("ClockWrong"), Some("The clock is 6 s ahead of the database's."));
         assert_eq!(text("MailFails"), Some("Mails not sent in the last minute: 1."));
         assert_eq!(text("MailDropped"), Some("Mails dropped because too many were unsent in the last minute: 2."));
-        let longer = ["NodeAway", "SweepsStopped", "PoolsEmpty", "AdminTokenGuessed"];
+        let longer = ["NodeAway", "SweepsStopped", "PoolsEmpty", "PushFails", "AdminTokenGuessed"];
         let rules = rules.lines().filter_map(|line| line.trim().strip_prefix("- alert: "));
         let rules: Vec<&str> = rules.filter(|name| !longer.contains(name)).collect();
         assert_eq!(alerts.iter().map(|alert| alert.name).collect::<Vec<_>>(), rules, "in the order of the rules");

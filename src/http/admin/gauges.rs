@@ -26,6 +26,7 @@ impl Admin {
         let MailboxSize { envelopes, bytes } = self.backlog().unwrap_or_default();
         metrics.mailbox_envelopes.set(envelopes);
         metrics.mailbox_bytes.set(bytes);
+        metrics.pushes_under_way.set(self.service.pushes_under_way() as u64);
         metrics.resident_memory.set(process::resident_bytes().unwrap_or_default());
         metrics.open_files.set(process::open_files().unwrap_or_default());
         metrics.max_files.set(process::max_files().unwrap_or(u64::MAX));

@@ -13,6 +13,7 @@ use super::{
 use crate::{
     domain::{KeysStatus, Timestamp, envelope::MailboxStatus},
     edge,
+    service::PushStatus,
     socket::delivery::Delivery,
 };
 
@@ -65,12 +66,13 @@ impl OpenState {
         connection: &DeviceConnection,
         keys: KeysStatus,
         mailbox: MailboxStatus,
+        push: PushStatus,
         now: Timestamp,
     ) -> HandlerResult {
         let low: Vec<_> = keys.low_pools().collect();
         let (threshold, pool_version) = (keys.threshold, keys.pool_version);
         connection.node.metrics.connects.inc();
-        connection.send_event(&edge::events::welcome(&connection.session, now, HEARTBEAT, keys, mailbox))?;
+        connection.send_event(&edge::events::welcome(&connection.session, now, HEARTBEAT, keys, mailbox, push))?;
         for (kind, remaining) in low {
             connection.send_event(&Event::PrekeysLow { kind: kind.into(), remaining, threshold, pool_version })?;
         }

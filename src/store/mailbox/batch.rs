@@ -20,7 +20,7 @@ use crate::{
 /// A batch, split into sends and acks.
 pub struct MailBatch<'a> {
     pub sends: Vec<&'a SendRequest>,
-    acks: Vec<&'a AckRequest>,
+    pub acks: Vec<&'a AckRequest>,
     /// For each item, whether it is a send.
     order: Vec<bool>,
 }

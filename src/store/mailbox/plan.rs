@@ -4,6 +4,7 @@
 use std::{
     collections::{BTreeMap, BTreeSet, HashMap, HashSet},
     sync::Arc,
+    time::Duration,
 };
 
 use super::{AcceptedMessage, SendRequest};
@@ -14,6 +15,7 @@ use crate::{
             MESSAGE_ID_RETENTION, MailboxBounds, MailboxSize, OutgoingEnvelope, Recipient, RecipientOutcome,
             check_devices,
         },
+        push::WakeUp,
     },
     store::StoreError,
 };
@@ -46,6 +48,8 @@ pub struct Mailbox {
     pub strangers: MailboxSize,
     /// Number of envelopes that ever expired before they were acked.
     pub expired_total: i64,
+    /// When the device is to be woken.
+    pub wake: WakeUp,
     /// Whether the shares of senders are counted.
     pub shares: Shares,
 }
@@ -144,6 +148,7 @@ pub struct NewEnvelope {
     pub envelope: Arc<Envelope>,
     pub expires_at: Timestamp,
     pub from_stranger: bool,
+    pub is_urgent: bool,
 }
 
 /// What to write, answer and signal.
@@ -172,8 +177,14 @@ pub struct Plan {
 ///
 /// # Errors
 /// `Conflict` if a device was added after the mailboxes were locked: the batch has to run again.
-pub fn plan(items: &[&SendRequest], input: PlanInput, bounds: &MailboxBounds, again: bool) -> Result<Plan, StoreError> {
-    let mut planner = Planner { input, bounds, again, plan: Plan::default() };
+pub fn plan(
+    items: &[&SendRequest],
+    input: PlanInput,
+    bounds: &MailboxBounds,
+    wake_after: Duration,
+    again: bool,
+) -> Result<Plan, StoreError> {
+    let mut planner = Planner { input, bounds, wake_after, again, plan: Plan::default() };
     for item in items {
         let answer = match planner.send(item) {
             Err(error @ StoreError::Conflict(_)) => return Err(error),
@@ -200,6 +211,7 @@ pub fn plan(items: &[&SendRequest], input: PlanInput, bounds: &MailboxBounds, ag
 struct Planner<'a> {
     input: PlanInput,
     bounds: &'a MailboxBounds,
+    wake_after: Duration,
     again: bool,
     plan: Plan,
 }
@@ -378,6 +390,9 @@ impl Planner<'_> {
         let seq = mailbox.next_seq;
         mailbox.next_seq += 1;
         mailbox.load = load;
+        if item.is_urgent {
+            mailbox.wake.note_stored(self.wake_after, item.now);
+        }
         if reception.from_stranger {
             mailbox.strangers = strangers;
         }
@@ -390,6 +405,7 @@ impl Planner<'_> {
             envelope,
             expires_at: item.now + item.ttl,
             from_stranger: reception.from_stranger,
+            is_urgent: item.is_urgent,
         });
         Ok(true)
     }
@@ -418,8 +434,6 @@ fn stored(outcome: &[RecipientOutcome]) -> u64 {
 
 #[cfg(test)]
 mod tests {
-    use std::time::Duration;
-
     use bytes::Bytes;
     use uuid::Uuid;
 
@@ -435,6 +449,8 @@ mod tests {
         strangers: Some(MailboxSize { envelopes: 2, bytes: 20 }),
     };
 
+    const AFTER: Duration = Duration::from_millis(1500);
+
     /// A sender, a device with an empty mailbox, and a message from the one to the other.
     fn input_and_send() -> (PlanInput, SendRequest) {
         let id = Uuid::from_u128;
@@ -447,7 +463,14 @@ mod tests {
         let empty = MailboxSize::default();
         input.mailboxes.insert(
             device,
-            Mailbox { next_seq: 1, load: empty, strangers: empty, expired_total: 0, shares: Shares::Unknown },
+            Mailbox {
+                next_seq: 1,
+                load: empty,
+                strangers: empty,
+                expired_total: 0,
+                wake: WakeUp::default(),
+                shares: Shares::Unknown,
+            },
         );
         input
             .sessions
@@ -466,6 +489,7 @@ mod tests {
                 message,
                 to,
                 ephemeral: false,
+                is_urgent: true,
                 ttl,
                 envelopes,
                 skipped: Vec::new(),
@@ -491,7 +515,7 @@ mod tests {
             let (mut input, mut item) = input_and_send();
             remember(&mut input, &item);
             item.now = item.now + Duration::from_secs(later);
-            let plan = plan(&[&item], input, &BOUNDS, again).unwrap();
+            let plan = plan(&[&item], input, &BOUNDS, AFTER, again).unwrap();
             assert_eq!(plan.answers[0].as_ref().unwrap().duplicate, duplicate);
             assert!(plan.envelopes.is_empty() && plan.mailboxes.is_empty());
         }
@@ -528,7 +552,7 @@ mod tests {
         let (mut input, known) = input_and_send();
         let strangers = from_others(&known, 7..10, &mut input);
         let items = [&strangers[0], &strangers[1], &strangers[2], &known];
-        let plan = plan(&items, input, &BOUNDS, false).unwrap();
+        let plan = plan(&items, input, &BOUNDS, AFTER, false).unwrap();
         assert_eq!(results(&plan), ["stored 1", "stored 1", FULL, "stored 1"]);
         assert_eq!(plan.envelopes.iter().map(|one| one.from_stranger).collect::<Vec<_>>(), [true, true, false]);
         let mailbox = plan.mailboxes.values().next().unwrap();
@@ -541,7 +565,7 @@ mod tests {
         let (mut input, mut item) = input_and_send();
         item.envelopes[0].content = Bytes::from_static(&[b'x'; 30]);
         let strangers = from_others(&item, 7..9, &mut input);
-        let plan = plan(&strangers.iter().collect::<Vec<_>>(), input, &BOUNDS, false).unwrap();
+        let plan = plan(&strangers.iter().collect::<Vec<_>>(), input, &BOUNDS, AFTER, false).unwrap();
         assert_eq!(results(&plan), ["stored 1", FULL]);
     }
 
@@ -553,7 +577,7 @@ mod tests {
             let (mut input, item) = input_and_send();
             input.recipients.get_mut(&item.to).unwrap().access.strangers = strangers;
             let sends = from_others(&item, 7..11, &mut input);
-            let plan = plan(&sends.iter().collect::<Vec<_>>(), input, &bounds, false).unwrap();
+            let plan = plan(&sends.iter().collect::<Vec<_>>(), input, &bounds, AFTER, false).unwrap();
             assert_eq!(results(&plan), ["stored 1"; 4]);
             assert_eq!(plan.mailboxes.values().next().unwrap().strangers.envelopes, 4);
         }
@@ -576,7 +600,7 @@ mod tests {
             }
             let ephemeral = SendRequest { ephemeral: true, ..item.clone() };
             let nothing = SendRequest { envelopes: Vec::new(), skipped: Vec::new(), ..item.clone() };
-            let plan = plan(&[&item, &ephemeral, &nothing, &repeat], input, &BOUNDS, false).unwrap();
+            let plan = plan(&[&item, &ephemeral, &nothing, &repeat], input, &BOUNDS, AFTER, false).unwrap();
             assert_eq!(results(&plan), ["not found", "not found", "not found", "stored 1"]);
             let repeated = plan.answers[3].as_ref().unwrap();
             assert!(repeated.duplicate && repeated.undelivered.is_empty());
@@ -586,7 +610,7 @@ mod tests {
         input.recipients.get_mut(&item.to).unwrap().access =
             AccessSettings { key: Some(key.clone()), strangers: Strangers::Refuse };
         item.access = Some(key);
-        assert_eq!(results(&plan(&[&item], input, &BOUNDS, false).unwrap()), ["stored 1"]);
+        assert_eq!(results(&plan(&[&item], input, &BOUNDS, AFTER, false).unwrap()), ["stored 1"]);
     }
 
     #[test]
@@ -598,7 +622,7 @@ mod tests {
         let ephemeral = SendRequest { ephemeral: true, message: MessageId(Uuid::from_u128(9)), ..item.clone() };
         let mut changed = item.clone();
         changed.envelopes[0].content = Bytes::from_static(b"y");
-        let plan = plan(&[&item, &item, &changed, &ephemeral], input, &BOUNDS, false).unwrap();
+        let plan = plan(&[&item, &item, &changed, &ephemeral], input, &BOUNDS, AFTER, false).unwrap();
         let conflict = Refusal::IdConflict.to_string();
         assert_eq!(results(&plan), ["stored 1", "stored 1", &conflict, "stored 0"]);
         assert_eq!(plan.answers[1].as_ref().map(|answer| answer.duplicate).ok(), Some(true));
@@ -616,11 +640,18 @@ mod tests {
         let empty = MailboxSize::default();
         input.mailboxes.insert(
             other,
-            Mailbox { next_seq: 1, load: empty, strangers: empty, expired_total: 0, shares: Shares::Unknown },
+            Mailbox {
+                next_seq: 1,
+                load: empty,
+                strangers: empty,
+                expired_total: 0,
+                wake: WakeUp::default(),
+                shares: Shares::Unknown,
+            },
         );
         input.recipients.get_mut(&item.to).unwrap().devices.push((other, None));
         item.envelopes.push(OutgoingEnvelope { device: other, ..item.envelopes[0].clone() });
-        let plan = plan(&[&item], input, &BOUNDS, false).unwrap();
+        let plan = plan(&[&item], input, &BOUNDS, AFTER, false).unwrap();
         assert_eq!(results(&plan), ["stored 2"]);
         assert!(plan.envelopes.is_empty() && plan.signals.is_empty() && plan.mailboxes.is_empty());
         assert_eq!(plan.changed_sends.len(), 1);
@@ -633,7 +664,7 @@ mod tests {
         let send = input.sends.values_mut().next().unwrap();
         send.outcome[0].stored = false;
         input.blocked.insert((item.to, item.caller.user));
-        let plan = plan(&[&item], input, &BOUNDS, false).unwrap();
+        let plan = plan(&[&item], input, &BOUNDS, AFTER, false).unwrap();
         assert_eq!(results(&plan), ["stored 1"]);
         assert!(plan.envelopes.is_empty() && plan.sends.values().all(|send| send.dropped));
     }
@@ -650,7 +681,7 @@ mod tests {
         too_large.envelopes[0].content = Bytes::from_static(&[b'x'; 100]);
         let unknown = SendRequest { to: UserId(Uuid::from_u128(15)), message: id(15), ..item.clone() };
         let items = [&ephemeral, &skipping, &skipping, &to_nobody, &too_large, &unknown];
-        let plan = plan(&items, input, &BOUNDS, false).unwrap();
+        let plan = plan(&items, input, &BOUNDS, AFTER, false).unwrap();
         let (mismatch, unknown) = (results(&plan)[3].clone(), Refusal::NotFound.to_string());
         assert_eq!(results(&plan), ["stored 0", "stored 0", "stored 0", &mismatch, FULL, &unknown]);
         assert!(plan.answers[..3].iter().flatten().all(|answer| !answer.duplicate));
@@ -661,7 +692,7 @@ mod tests {
     fn a_device_added_after_the_mailboxes_were_locked_makes_the_batch_run_again() {
         let (mut input, item) = input_and_send();
         input.mailboxes.clear();
-        assert!(matches!(plan(&[&item], input, &BOUNDS, false), Err(StoreError::Conflict(_))));
+        assert!(matches!(plan(&[&item], input, &BOUNDS, AFTER, false), Err(StoreError::Conflict(_))));
     }
 
     /// Adds a user with a device whose mailbox is empty, and returns a message to it.
@@ -670,7 +701,9 @@ mod tests {
         let mut recipient = RecipientUser::new(AccessSettings::default(), 0);
         recipient.devices.push((device, None));
         input.recipients.insert(to, recipient);
-        let mailbox = Mailbox { next_seq: 1, load: empty, strangers: empty, expired_total: 0, shares: Shares::Unknown };
+        let wake = WakeUp::default();
+        let mailbox =
+            Mailbox { next_seq: 1, load: empty, strangers: empty, expired_total: 0, wake, shares: Shares::Unknown };
         input.mailboxes.insert(device, mailbox);
         let envelopes = vec![OutgoingEnvelope { device, ..item.envelopes[0].clone() }];
         SendRequest { to, envelopes, message: MessageId(Uuid::from_u128(72)), ..item.clone() }
@@ -687,7 +720,9 @@ mod tests {
         // A second device of the user whose mailbox is free.
         let free = DeviceId(Uuid::from_u128(73));
         let empty = MailboxSize::default();
-        let mailbox = Mailbox { next_seq: 1, load: empty, strangers: empty, expired_total: 0, shares: Shares::Unknown };
+        let wake = WakeUp::default();
+        let mailbox =
+            Mailbox { next_seq: 1, load: empty, strangers: empty, expired_total: 0, wake, shares: Shares::Unknown };
         input.mailboxes.insert(free, mailbox);
         input.recipients.get_mut(&item.to).unwrap().devices.push((free, None));
         let id = |n| MessageId(Uuid::from_u128(n));
@@ -703,7 +738,7 @@ mod tests {
         let mut invalid = SendRequest { message: id(85), ..item.clone() };
         invalid.envelopes[0].device = DeviceId(Uuid::from_u128(99));
         let items = [&before, &early, &invalid, &item, &after, &late, &other];
-        let plan = plan(&items, input, &BOUNDS, false).unwrap();
+        let plan = plan(&items, input, &BOUNDS, AFTER, false).unwrap();
         let outcomes: Vec<String> = results(&plan)
             .into_iter()
             .zip(&plan.answers)
@@ -721,7 +756,7 @@ mod tests {
         remember(&mut input, &item);
         input.mailboxes.clear();
         input.skips_locked = true;
-        let plan = plan(&[&item, &item], input, &BOUNDS, false).unwrap();
+        let plan = plan(&[&item, &item], input, &BOUNDS, AFTER, false).unwrap();
         assert!(plan.answers.iter().all(|answer| matches!(answer, Err(StoreError::Locked(_)))));
         assert!(plan.signals.is_empty() && plan.changed_sends.is_empty());
     }
@@ -730,7 +765,7 @@ mod tests {
     fn a_send_is_refused_only_if_its_device_has_a_newer_connection() {
         for (epoch, accepted) in [(0, false), (1, true), (2, true)] {
             let (input, item) = input_and_send();
-            let plan = plan(&[&SendRequest { epoch, ..item }], input, &BOUNDS, false).unwrap();
+            let plan = plan(&[&SendRequest { epoch, ..item }], input, &BOUNDS, AFTER, false).unwrap();
             assert_eq!(plan.answers[0].is_ok(), accepted);
         }
     }

@@ -14,8 +14,9 @@ use super::{
 };
 use crate::{
     domain::{
-        DeviceId, MessageId, UserId,
+        DeviceId, MessageId, Timestamp, UserId,
         envelope::{MailboxSize, RecipientOutcome},
+        push::WakeUp,
     },
     store::{
         StoreError, rows,
@@ -39,8 +40,8 @@ impl RememberedSend {
 }
 
 /// Device, next number, envelopes and bytes, those of strangers, number of expired envelopes, next number and envelopes
-/// when shares were last correct.
-type MailboxRow = (Uuid, i64, i64, i64, i64, i64, i64, Option<i64>, Option<i64>);
+/// when shares were last correct; whether there is a push target, when a wake-up is due, whether the device was woken.
+type MailboxRow = (Uuid, i64, i64, i64, i64, i64, i64, Option<i64>, Option<i64>, bool, Option<DateTime<Utc>>, bool);
 
 /// Locks mailboxes, by id, and reads them.
 pub async fn lock_mailboxes(
@@ -65,7 +66,8 @@ pub async fn lock_mailboxes_of_owners(
 
 fn mailboxes(found: Vec<MailboxRow>) -> BTreeMap<DeviceId, Mailbox> {
     let mailbox = |row: MailboxRow| {
-        let (device, next_seq, count, bytes, of_strangers, bytes_of_strangers, expired_total, seq, counted) = row;
+        let (device, next_seq, count, bytes, of_strangers, bytes_of_strangers, expired_total, seq, counted, ..) = row;
+        let (.., has_target, due_at, is_woken) = row;
         let load = mailbox_size(count, bytes);
         // A node of an earlier version does not maintain the share of strangers. Once it has emptied the mailbox, this
         // corrects the share.
@@ -73,7 +75,8 @@ fn mailboxes(found: Vec<MailboxRow>) -> BTreeMap<DeviceId, Mailbox> {
         // Nor does it maintain the shares of senders. Whatever it stores or deletes changes one of these two numbers.
         let is_counted = seq == Some(next_seq) && counted == Some(count);
         let shares = if is_counted { Shares::Counted } else { Shares::Unknown };
-        (DeviceId(device), Mailbox { next_seq, load, strangers, expired_total, shares })
+        let wake = WakeUp { has_target, due_at: due_at.map(rows::time), is_woken };
+        (DeviceId(device), Mailbox { next_seq, load, strangers, expired_total, wake, shares })
     };
     found.into_iter().map(mailbox).collect()
 }
@@ -146,6 +149,10 @@ pub async fn update_mailboxes(tx: &mut Tx<'_>, mailboxes: &BTreeMap<DeviceId, Ma
             size(|mailbox| mailbox.strangers.envelopes),
             size(|mailbox| mailbox.strangers.bytes),
             column(|mailbox| (mailbox.shares == Shares::Counted).into()),
+            Column::OptionalTimes(
+                mailboxes.values().map(|mailbox| mailbox.wake.due_at.map(Timestamp::to_utc)).collect(),
+            ),
+            column(|mailbox| mailbox.wake.is_woken.into()),
         ])
         .execute()
         .await?;
@@ -185,6 +192,7 @@ impl Plan {
                 Column::Times(all().map(|new| new.envelope.accepted_at.to_utc()).collect()),
                 Column::Times(all().map(|new| new.expires_at.to_utc()).collect()),
                 Column::Integers(all().map(|new| new.from_stranger.into()).collect()),
+                Column::Integers(all().map(|new| new.is_urgent.into()).collect()),
             ])
             .execute()
             .await?;

@@ -1,12 +1,12 @@
 //! Mailboxes, their envelopes, and remembered sends.
 
-use super::{Sql, both, per_dialect};
+use super::{Sql, both, per_dialect, postgres};
 
 /// What is read of a mailbox once it is locked.
 macro_rules! mailbox_columns {
     () => {
         "SELECT mailboxes.device_id, next_seq, count, bytes, stranger_count, stranger_bytes, expired_total, \
-        counted_seq, counted_count FROM "
+        counted_seq, counted_count, has_push, wake_at, woken FROM "
     };
 }
 
@@ -35,12 +35,12 @@ macro_rules! mailboxes_of_owners {
 
 statements! {
     INSERT_MAILBOX = both("INSERT INTO mailboxes (device_id) VALUES ($1)");
-    MAILBOX = both("SELECT next_seq, count, expired_total FROM mailboxes WHERE device_id = $1");
     /// The envelopes and bytes in all mailboxes.
     BACKLOG = both("SELECT CAST(COALESCE(SUM(count), 0) AS BIGINT), CAST(COALESCE(SUM(bytes), 0) AS BIGINT) \
         FROM mailboxes");
     EMPTY_MAILBOX = both("UPDATE mailboxes SET count = 0, bytes = 0, stranger_count = 0, stranger_bytes = 0, \
-        counted_seq = NULL, counted_count = NULL WHERE device_id = $1");
+        counted_seq = NULL, counted_count = NULL, \
+        has_push = FALSE, wake_at = NULL, woken = FALSE WHERE device_id = $1");
     DELETE_SHARES = both("DELETE FROM mailbox_shares WHERE device_id = $1");
     DELETE_MESSAGES = both("DELETE FROM messages WHERE device_id = $1");
     /// The oldest envelopes after $2 up to $3: at most $5 of them, and none after the one with which they reach $6
@@ -65,6 +65,8 @@ statements! {
     LOCK_MAILBOXES_OF_OWNERS = mailboxes_of_owners!("");
     /// The same without those that another transaction has locked.
     LOCK_FREE_MAILBOXES_OF_OWNERS = mailboxes_of_owners!(" SKIP LOCKED");
+    /// Locks these mailboxes in order of their ids.
+    LOCK_ONLY = postgres("SELECT 1 FROM mailboxes WHERE device_id = ANY($1) ORDER BY device_id FOR NO KEY UPDATE");
     /// The active devices of these users that have published, each with the expiry of its signed prekey, the access
     /// settings of its user and that user's number of blocks. Of users that refuse strangers only if $2.
     RECIPIENTS_OF_MANY = per_dialect(
@@ -116,33 +118,40 @@ statements! {
         RETURNING device_id, seq, sender_user, OCTET_LENGTH(content)::BIGINT, from_stranger");
     INSERT_ENVELOPES = per_dialect(
         "INSERT INTO messages \
-        (device_id, seq, message_id, sender_user, sender_device, type, content, accepted_at, expires_at, from_stranger) \
+        (device_id, seq, message_id, sender_user, sender_device, type, content, accepted_at, expires_at, \
+        from_stranger, urgent) \
         SELECT unhex(value ->> 0), value ->> 1, unhex(value ->> 2), unhex(value ->> 3), unhex(value ->> 4), \
-        value ->> 5, substr($2, (value ->> 6) + 1, value ->> 7), value ->> 8, value ->> 9, value ->> 10 \
+        value ->> 5, substr($2, (value ->> 6) + 1, value ->> 7), value ->> 8, value ->> 9, value ->> 10, value ->> 11 \
         FROM json_each($1)",
         "INSERT INTO messages \
-        (device_id, seq, message_id, sender_user, sender_device, type, content, accepted_at, expires_at, from_stranger) \
-        SELECT device, seq, message, sender, from_device, type, content, accepted_at, expires_at, stranger <> 0 \
+        (device_id, seq, message_id, sender_user, sender_device, type, content, accepted_at, expires_at, \
+        from_stranger, urgent) \
+        SELECT device, seq, message, sender, from_device, type, content, accepted_at, expires_at, stranger <> 0, \
+        is_urgent <> 0 \
         FROM UNNEST($1::UUID[], $2::BIGINT[], $3::UUID[], $4::UUID[], $5::UUID[], $6::BIGINT[], $7::BYTEA[], \
-        $8::TIMESTAMPTZ[], $9::TIMESTAMPTZ[], $10::BIGINT[]) \
-        AS new (device, seq, message, sender, from_device, type, content, accepted_at, expires_at, stranger)");
+        $8::TIMESTAMPTZ[], $9::TIMESTAMPTZ[], $10::BIGINT[], $11::BIGINT[]) AS new \
+        (device, seq, message, sender, from_device, type, content, accepted_at, expires_at, stranger, is_urgent)");
     UPDATE_MAILBOXES = per_dialect(
         "UPDATE mailboxes \
         SET next_seq = now.next_seq, count = now.count, bytes = now.bytes, expired_total = now.expired_total, \
         stranger_count = now.stranger_count, stranger_bytes = now.stranger_bytes, \
         counted_seq = CASE WHEN now.counted THEN now.next_seq END, \
-        counted_count = CASE WHEN now.counted THEN now.count END \
+        counted_count = CASE WHEN now.counted THEN now.count END, \
+        wake_at = now.wake_at, woken = now.woken \
         FROM (SELECT unhex(value ->> 0) AS device, value ->> 1 AS next_seq, value ->> 2 AS count, \
         value ->> 3 AS bytes, value ->> 4 AS expired_total, value ->> 5 AS stranger_count, \
-        value ->> 6 AS stranger_bytes, value ->> 7 <> 0 AS counted FROM json_each($1)) AS now \
+        value ->> 6 AS stranger_bytes, value ->> 7 <> 0 AS counted, value ->> 8 AS wake_at, \
+        value ->> 9 AS woken FROM json_each($1)) AS now \
         WHERE device_id = now.device",
         "UPDATE mailboxes \
         SET next_seq = now.next_seq, count = now.count, bytes = now.bytes, expired_total = now.expired_total, \
         stranger_count = now.stranger_count, stranger_bytes = now.stranger_bytes, \
         counted_seq = CASE WHEN now.counted <> 0 THEN now.next_seq END, \
-        counted_count = CASE WHEN now.counted <> 0 THEN now.count END \
+        counted_count = CASE WHEN now.counted <> 0 THEN now.count END, \
+        wake_at = now.wake_at, woken = now.woken <> 0 \
         FROM UNNEST($1::UUID[], $2::BIGINT[], $3::BIGINT[], $4::BIGINT[], $5::BIGINT[], $6::BIGINT[], $7::BIGINT[], \
-        $8::BIGINT[]) AS now (device, next_seq, count, bytes, expired_total, stranger_count, stranger_bytes, counted) \
+        $8::BIGINT[], $9::TIMESTAMPTZ[], $10::BIGINT[]) AS now \
+        (device, next_seq, count, bytes, expired_total, stranger_count, stranger_bytes, counted, wake_at, woken) \
         WHERE device_id = now.device");
     /// Takes rows of device, sending user, envelopes and bytes.
     WRITE_SHARES = per_dialect(

@@ -32,7 +32,7 @@ async fn both_engines() -> [(FreshStore, Database); 2] {
 }
 
 async fn serve(store: &Store, items: Vec<MailRequest>) -> Vec<Result<MailAnswer, StoreError>> {
-    Mailboxes::new(store.clone(), BOUNDS).serve(items).await.answers
+    Mailboxes::new(store.clone(), BOUNDS, mail::WAKE_AFTER).serve(items).await.answers
 }
 
 fn is_full(answer: &Result<MailAnswer, StoreError>) -> bool {

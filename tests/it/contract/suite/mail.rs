@@ -17,13 +17,16 @@ use sealwire::{
 };
 use uuid::Uuid;
 
-use super::{add_device, later, publish, refusal, start};
+use super::{add_device, later, mailbox, publish, refusal, start};
 
 const BOUNDS: MailboxBounds = MailboxBounds {
     all: MailboxSize { envelopes: 10_000, bytes: 1 << 26 },
     per_sender: MailboxSize { envelopes: 1000, bytes: 1 << 23 },
     strangers: None,
 };
+
+/// How long a device may ack nothing until it is woken.
+pub const WAKE_AFTER: Duration = Duration::from_secs(2);
 
 /// Adds a device that has published keys.
 pub async fn member(store: &Store, name: &str) -> Caller {
@@ -44,6 +47,7 @@ fn send_at(from: &Caller, to: &[&Caller], text: &str, now: Timestamp) -> SendReq
         message: MessageId(Uuid::new_v4()),
         to: to[0].user,
         ephemeral: false,
+        is_urgent: true,
         ttl: Duration::from_mins(1),
         envelopes: to.iter().map(outgoing).collect(),
         skipped: Vec::new(),
@@ -56,6 +60,18 @@ pub fn send(from: &Caller, to: &[&Caller], text: &str) -> SendRequest {
     send_at(from, to, text, later(10))
 }
 
+/// Sends a message that is kept for two hours.
+pub async fn accept_urgent(store: &Store, from: &Caller, to: &Caller, is_urgent: bool, now: Timestamp) {
+    let send = SendRequest { is_urgent, ttl: Duration::from_hours(2), ..send_at(from, &[to], "hello", now) };
+    accept(store, send).await.unwrap();
+}
+
+/// Acks the envelopes with these numbers.
+pub async fn ack_at(store: &Store, caller: &Caller, seqs: &[i64], now: Timestamp) {
+    let ack = AckRequest { caller: *caller, seqs: seqs.to_vec(), now };
+    mail(store, vec![MailRequest::Ack(ack)]).await.answers.remove(0).unwrap();
+}
+
 pub fn ack(caller: &Caller, seqs: &[i64]) -> MailRequest {
     MailRequest::Ack(AckRequest { caller: *caller, seqs: seqs.to_vec(), now: later(11) })
 }
@@ -65,7 +81,7 @@ async fn mail(store: &Store, items: Vec<MailRequest>) -> BatchOutcome<MailAnswer
 }
 
 async fn mail_within(store: &Store, items: Vec<MailRequest>, bounds: &MailboxBounds) -> BatchOutcome<MailAnswer> {
-    Mailboxes::new(store.clone(), *bounds).serve(items).await
+    Mailboxes::new(store.clone(), *bounds, WAKE_AFTER).serve(items).await
 }
 
 async fn accept(store: &Store, request: SendRequest) -> Result<AcceptedMessage, StoreError> {
@@ -134,7 +150,7 @@ pub async fn messages_in_a_batch_are_numbered_in_order(store: &Store) {
     let found = page(store, &phone, 0, 1, 1, later(20)).await.envelopes.remove(0).1;
     assert_eq!((found.from_user, found.from_device, found.kind), (alice.user, alice.device, 7));
     assert_eq!(found.accepted_at, later(10));
-    assert_eq!(store.mailbox(phone.device).await.unwrap(), MailboxStatus { head: 3, waiting: 3, expired_total: 0 });
+    assert_eq!(mailbox(store, phone.device).await, MailboxStatus { head: 3, waiting: 3, expired_total: 0 });
     // Acks and sends in one batch. A number that is acked twice counts once; an unknown number does not count.
     let batch = mail(
         store,
@@ -148,8 +164,8 @@ pub async fn messages_in_a_batch_are_numbered_in_order(store: &Store) {
     let counts: Vec<_> = batch.answers.into_iter().map(Result::unwrap).collect();
     assert!(matches!(counts[0], MailAnswer::Acked(1)) && matches!(counts[2], MailAnswer::Acked(1)), "{counts:?}");
     assert_eq!(waiting(store, &phone).await, numbered(&[(3, "three"), (4, "four")]));
-    assert_eq!(store.mailbox(phone.device).await.unwrap().waiting, 2);
-    assert_eq!(store.mailbox(laptop.device).await.unwrap().waiting, 4);
+    assert_eq!(mailbox(store, phone.device).await.waiting, 2);
+    assert_eq!(mailbox(store, laptop.device).await.waiting, 4);
 }
 
 pub async fn messages_and_acks_in_a_batch_are_refused_individually(store: &Store) {
@@ -214,7 +230,7 @@ pub async fn a_repeated_message_is_a_duplicate_for_a_day(store: &Store) {
         .map(|answer| matches!(answer, Ok(MailAnswer::Sent(AcceptedMessage { duplicate: true, .. }))))
         .collect();
     assert_eq!(duplicates, [false, true]);
-    assert_eq!(store.mailbox(bob.device).await.unwrap().head, 2);
+    assert_eq!(mailbox(store, bob.device).await.head, 2);
     // After a day the id is forgotten, whether or not a sweep has run.
     let day = Duration::from_hours(24);
     let session = renew_for_ten_days(store, &alice).await;
@@ -316,7 +332,7 @@ pub async fn mailbox_limits_hold_within_a_batch(store: &Store) {
     // An ack in the same batch frees space first.
     let batch = mail_within(store, vec![one(&carol), ack(&bob, &[1])], &bounds).await;
     assert_eq!(full(&batch), [false, false]);
-    assert_eq!(store.mailbox(bob.device).await.unwrap().waiting, 5);
+    assert_eq!(mailbox(store, bob.device).await.waiting, 5);
 }
 
 pub async fn expired_messages_are_deleted_and_counted(store: &Store) {
@@ -332,10 +348,10 @@ pub async fn expired_messages_are_deleted_and_counted(store: &Store) {
     assert_eq!(store.clone().with_metrics(metrics.clone()).expire_mail(later(70)).await.unwrap(), 449);
     // Senders to the same mailboxes wait for each transaction, so each deletes at most 200 messages.
     assert!(metrics.exposition().contains("\nsealwire_transaction_seconds_count 3\n"), "200, 200 and 49");
-    assert_eq!(store.mailbox(bob.device).await.unwrap(), MailboxStatus { head: 451, waiting: 1, expired_total: 449 });
+    assert_eq!(mailbox(store, bob.device).await, MailboxStatus { head: 451, waiting: 1, expired_total: 449 });
     assert_eq!(waiting(store, &bob).await, numbered(&[(451, "long")]));
     store.revoke_device(&bob, bob.device, later(80)).await.unwrap();
-    assert_eq!(store.mailbox(bob.device).await.unwrap().waiting, 0);
+    assert_eq!(mailbox(store, bob.device).await.waiting, 0);
     assert!(waiting(store, &bob).await.is_empty());
 }
 
@@ -399,7 +415,7 @@ pub async fn parallel_batches_lose_no_message_and_leave_no_gap_in_the_numbers(st
         );
     }
     for device in &devices[1..] {
-        let status = store.mailbox(device.device).await.unwrap();
+        let status = mailbox(store, device.device).await;
         assert_eq!((status.head.unsigned_abs(), status.waiting), (total, 0));
     }
 }

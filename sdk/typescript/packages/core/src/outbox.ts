@@ -35,6 +35,7 @@ interface Item {
   ttlS?: number;
   ephemeral?: boolean;
   access?: string;
+  urgent?: boolean;
   /** The claim that is under way for it. */
   claim?: { id: string; deviceIds?: string[] };
   /** Its ciphertexts. From then on it is sent as it is. */
@@ -99,12 +100,11 @@ export class Outbox {
     for (const to of this.#queues.keys()) this.#kick(to);
   }
 
-  async send(to: string, body: Uint8Array, { messageId = uuid(), ttlS, ephemeral, access }: SendOptions, signal?: AbortSignal): Promise<Sent> {
+  async send(to: string, body: Uint8Array, { messageId = uuid(), ...more }: SendOptions, signal?: AbortSignal): Promise<Sent> {
     signal?.throwIfAborted();
     if (!this.#engine.account) throw signedOut(null);
-    const more = { ...(ttlS && { ttlS }), ...(ephemeral && { ephemeral }), ...(access && { access }) };
-    const item: Item = { n: 0, id: messageId.toLowerCase(), to: to.toLowerCase(), body, ...more };
-    if (ephemeral) return this.#sendEphemeral(item, signal);
+    const item: Item = { ...more, n: 0, id: messageId.toLowerCase(), to: to.toLowerCase(), body };
+    if (item.ephemeral) return this.#sendEphemeral(item, signal);
 
     const known = this.#waiting.has(item.id) || this.#find(item.id);
     const sent = new Promise<Sent>((resolve, reject) => {
@@ -264,6 +264,7 @@ export class Outbox {
       ttl_s: item.ttlS,
       ephemeral: item.ephemeral,
       access: item.access,
+      urgent: item.urgent,
     };
   }
 

@@ -127,6 +127,18 @@ export type Code = 'bad_request' | 'unauthorized' | 'invalid_code' | 'too_many_a
 
 export type CodePurpose = 'sign_in' | 'delete' | 'change_email';
 
+/** The result of `push.confirm`. */
+export interface ConfirmPushReply {
+  /** Always `active`. */
+  state: PushState | Newer;
+}
+
+/** `push.confirm`: confirms the device's push target with the nonce that was pushed to it. Repeatable. */
+export interface ConfirmPushRequest {
+  /** The nonce, as it was pushed. */
+  nonce: string;
+}
+
 /** `devices.decide` */
 export interface DecideRequest {
   /** From `request_id`. */
@@ -230,7 +242,7 @@ export interface ErrorDetails {
 }
 
 /** An addition to the protocol, as `features` of a welcome names it. */
-export type Feature = 'replace' | 'skip' | 'suites' | 'access' | 'blocks' | 'lock';
+export type Feature = 'replace' | 'skip' | 'suites' | 'access' | 'blocks' | 'lock' | 'push';
 
 /** `keys.fetch`: returns bundles without one-time prekeys, so that no key is consumed. */
 export interface FetchKeysRequest {
@@ -573,11 +585,44 @@ export interface PublishedSignedPrekey {
   expires_at?: string | undefined;
 }
 
+/** A kind of push service. */
+export type PushKind = 'webpush' | 'apns' | 'fcm';
+
+/** Whether a device has a push target. */
+export type PushState = 'none' | 'unconfirmed' | 'active';
+
+/** The result of `push.register`. */
+export interface RegisterPushReply {
+  /** `unconfirmed` if a push with a nonce follows; `active` if the device has confirmed the same target before. */
+  state: PushState | Newer;
+}
+
+/** `push.register`: replaces the device's push target. */
+export interface RegisterPushRequest {
+  /** One of the kinds in `welcome.push`. */
+  kind: PushKind | Newer;
+  /** With `webpush`: the endpoint of the subscription, an `https` URL. */
+  endpoint?: string | undefined;
+  /** With `webpush`: the public key of the subscription, 65 bytes in base64url. */
+  p256dh?: string | undefined;
+  /** With `webpush`: the secret of the subscription, 16 bytes in base64url. */
+  auth?: string | undefined;
+  /** With `apns`: the device token, in hexadecimal. With `fcm`: the registration token. */
+  token?: string | undefined;
+  /** With `apns`: the bundle id of the app. */
+  topic?: string | undefined;
+  /** With `apns`: whether the token is of the development environment; false if absent. */
+  sandbox?: boolean | undefined;
+}
+
 /** `blocks.remove`: accepts messages from a user again. Repeatable. */
 export interface RemoveBlockRequest {
   /** Any user. */
   user_id: string;
 }
+
+/** `push.remove`: no parameters. Deletes the device's push target. Repeatable. */
+export interface RemovePushRequest {}
 
 /** `devices.rename` */
 export interface RenameDeviceRequest {
@@ -650,6 +695,8 @@ export interface SendMessageRequest {
   ephemeral?: boolean | undefined;
   /** Seconds that the message is kept for its devices, within 60 to 2592000; 2592000 if absent. */
   ttl_s?: number | undefined;
+  /** Whether devices that are not connected are woken by a push; true if absent. */
+  urgent?: boolean | undefined;
   /** One for each addressable device of the recipient, at most 100. */
   messages: DeviceMessage[];
   /** Addressable devices that get no message because the client cannot encrypt for them, at most 100. They are not reported as missing. */
@@ -731,6 +778,9 @@ export type Strangers = 'allow' | 'limit' | 'refuse';
 
 export type Suite = 'signal-pqxdh' | 'signal-x3dh' | 'ed25519-x3dh';
 
+/** `push.test`: no parameters. Sends a wake-up to the device's push target. */
+export interface TestPushRequest {}
+
 /** A device without a bundle. */
 export interface UnavailableDevice {
   /** The device, as in the request. */
@@ -802,6 +852,8 @@ export interface Welcome {
   mailbox: WelcomeMailbox;
   /** What this server understands beyond the first version. Servers ignore unknown request fields, so a client looks here before it relies on one. */
   features: (Feature | Newer)[];
+  /** The device's push target, and what a client needs to register one; absent on earlier servers. */
+  push?: WelcomePush | undefined;
 }
 
 /** The `limits` of a welcome. */
@@ -820,6 +872,16 @@ export interface WelcomeMailbox {
   waiting: number;
   /** The total number of envelopes that expired undelivered. If it has grown, messages were lost. */
   expired_total: number;
+}
+
+/** The `push` of a welcome. */
+export interface WelcomePush {
+  /** Whether the device has a push target. */
+  state: PushState | Newer;
+  /** The public key that browsers take as `applicationServerKey`, in base64url; null without `webpush`. */
+  vapid_public_key: string | null;
+  /** The kinds of push services that this server sends to. */
+  kinds: (PushKind | Newer)[];
 }
 
 /** A proof of work for the salt of an earlier refusal: `details.proof` of `rate_limited`. */
@@ -976,6 +1038,30 @@ export interface Ops {
     result: AckMessagesReply;
     error: 'bad_request' | 'rate_limited' | 'too_many_in_flight' | 'session_revoked' | 'unavailable' | 'internal';
   };
+  /** Sets where this device is woken. */
+  'push.register': {
+    params: RegisterPushRequest;
+    result: RegisterPushReply;
+    error: 'bad_request' | 'rate_limited' | 'too_many_in_flight' | 'session_revoked' | 'unavailable' | 'internal';
+  };
+  /** Confirms that. */
+  'push.confirm': {
+    params: ConfirmPushRequest;
+    result: ConfirmPushReply;
+    error: 'bad_request' | 'rate_limited' | 'too_many_in_flight' | 'session_revoked' | 'not_found' | 'unavailable' | 'internal';
+  };
+  /** Sends a wake-up to this device. */
+  'push.test': {
+    params: TestPushRequest;
+    result: EmptyReply;
+    error: 'bad_request' | 'rate_limited' | 'too_many_in_flight' | 'session_revoked' | 'not_found' | 'unavailable' | 'internal';
+  };
+  /** Ends wake-ups of this device. */
+  'push.remove': {
+    params: RemovePushRequest;
+    result: EmptyReply;
+    error: 'bad_request' | 'rate_limited' | 'too_many_in_flight' | 'session_revoked' | 'unavailable' | 'internal';
+  };
 }
 
 /** Each event with its data. */
@@ -1005,7 +1091,7 @@ export interface ServerEvents {
 }
 
 /** The ops that this version knows. */
-export const ops: readonly (keyof Ops)[] = ['session.renew', 'session.logout', 'sessions.list', 'sessions.end', 'devices.list', 'devices.rename', 'devices.revoke', 'devices.decide', 'users.find', 'account.lock', 'account.unlock', 'account.status', 'account.delete', 'account.change_email', 'access.set', 'blocks.add', 'blocks.remove', 'blocks.list', 'keys.publish', 'keys.status', 'keys.fetch', 'keys.claim', 'messages.send', 'messages.ack'];
+export const ops: readonly (keyof Ops)[] = ['session.renew', 'session.logout', 'sessions.list', 'sessions.end', 'devices.list', 'devices.rename', 'devices.revoke', 'devices.decide', 'users.find', 'account.lock', 'account.unlock', 'account.status', 'account.delete', 'account.change_email', 'access.set', 'blocks.add', 'blocks.remove', 'blocks.list', 'keys.publish', 'keys.status', 'keys.fetch', 'keys.claim', 'messages.send', 'messages.ack', 'push.register', 'push.confirm', 'push.test', 'push.remove'];
 
 /** The error codes that this version knows. */
 export const errorCodes: Record<Code, { httpStatus: number; retryable: boolean; meaning: string; action: string }> = {

@@ -116,6 +116,8 @@ export interface SendOptions {
   ephemeral?: boolean;
   /** The access key of the recipient, in base64, if it gave this user one. */
   access?: string;
+  /** False if the recipient need not be woken for it, such as for a receipt. */
+  urgent?: boolean;
   /** Stops waiting. The message is dropped if nothing of it was sent yet. */
   signal?: AbortSignal;
 }

@@ -214,13 +214,14 @@ test('an ephemeral message is not stored, and needs a connection', async () => {
   await assert.rejects(client.send(BOB, 'typing', { ephemeral: true }), { code: 'offline', retryable: true });
 });
 
-test('ttl, access and padding', async () => {
+test('ttl, access, urgency and padding', async () => {
   devices(PHONE);
-  await client.send(BOB, 'x', { ttlS: 60, access: 'a2V5' });
+  await client.send(BOB, 'x', { ttlS: 60, access: 'a2V5', urgent: false });
   await client.send(BOB, new Uint8Array(160));
   const [first, second] = fake.of('messages.send');
   assert.equal(first.ttl_s, 60);
   assert.equal(first.access, 'a2V5');
+  assert.deepEqual([first.urgent, 'urgent' in second], [false, false]);
   assert.equal(fake.of('keys.claim')[0].access, 'a2V5');
   const lengths = [first, second].map(({ messages: [message] }) => Buffer.from(content(message).body, 'base64').length);
   assert.deepEqual(lengths, [160, 320]);

@@ -1,0 +1,392 @@
+//! Places for notifications that are under way: a limit in all, and one for each origin.
+//!
+//! Clients choose the origins of Web Push, so anybody can make many that hang. An origin is proven once it has
+//! answered quickly many times in a row, and it loses that with one slow or failed answer. Origins that are not proven
+//! share half of the places; the other half is left to services that work.
+
+use std::{
+    collections::HashMap,
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicU32, AtomicU64, AtomicUsize, Ordering::Relaxed},
+    },
+};
+
+use tokio::{
+    sync::{OwnedSemaphorePermit, Semaphore},
+    time::{Instant, timeout},
+};
+
+use crate::{settings::Limits, web_push::VapidToken};
+
+/// Quick answers in a row that make an origin proven. Twice as many as the places of an origin: an attacker must have
+/// answered more requests than it can then hold up.
+const PROVEN_ANSWERS: u32 = 32;
+/// The part of the time limit that a quick answer takes at most.
+const QUICK_PART: u32 = 5;
+/// Origins that can be proven at a time. Connections are kept for those alone, which bounds their number.
+const MAX_PROVEN: usize = 256;
+/// Origins that are remembered, at least.
+const MIN_ORIGINS: usize = 4096;
+
+/// The places of all origins.
+pub(crate) struct Origins {
+    limits: Limits,
+    under_way: Arc<Semaphore>,
+    /// The part of the places that origins can take that are not proven.
+    unproven: Arc<Semaphore>,
+    table: Mutex<Table>,
+}
+
+#[derive(Default)]
+struct Table {
+    origins: HashMap<Arc<str>, Arc<Origin>>,
+    /// Counts uses, to tell which origin was not used for longest.
+    uses: u64,
+    waiting: usize,
+    waiting_unproven: usize,
+}
+
+/// What is known about an origin.
+struct Origin {
+    /// An origin of the operator's settings: proven, and not forgotten.
+    is_trusted: bool,
+    turns: Arc<Semaphore>,
+    waiting: AtomicUsize,
+    /// Quick answers in a row, at most [`PROVEN_ANSWERS`].
+    answers: AtomicU32,
+    last_use: AtomicU64,
+    vapid_token: VapidToken,
+}
+
+impl Origin {
+    fn is_proven(&self) -> bool {
+        self.is_trusted || self.answers.load(Relaxed) >= PROVEN_ANSWERS
+    }
+}
+
+/// A place for one notification. Dropping it frees the place.
+pub(crate) struct Place<'a> {
+    origins: &'a Origins,
+    origin: Arc<Origin>,
+    is_proven: bool,
+    taken_at: Instant,
+    _permits: [Option<OwnedSemaphorePermit>; 3],
+}
+
+impl Origins {
+    /// `trusted` are the origins of the operator's settings.
+    pub(crate) fn new(limits: Limits, trusted: impl IntoIterator<Item = Arc<str>>) -> Self {
+        let origins = Self {
+            limits,
+            under_way: Arc::new(Semaphore::new(limits.under_way)),
+            unproven: Arc::new(Semaphore::new(limits.under_way.div_ceil(2))),
+            table: Mutex::default(),
+        };
+        let trusted = trusted.into_iter().map(|origin| (origin, Arc::new(origins.origin(true))));
+        origins.table().origins.extend(trusted);
+        origins
+    }
+
+    /// Takes a place for a notification to `origin`, and waits for one if there is room to wait. Returns `None` if there
+    /// is none in time.
+    pub(crate) async fn take(&self, origin: &Arc<str>) -> Option<Place<'_>> {
+        let origin = self.find(origin);
+        let is_proven = origin.is_proven();
+        let permits = if let Some(permits) = self.try_permits(&origin, is_proven) {
+            permits
+        } else {
+            let _waiting = self.wait(&origin, is_proven)?;
+            timeout(self.limits.timeout, self.permits(&origin, is_proven)).await.ok().flatten()?
+        };
+        Some(Place { origins: self, origin, is_proven, taken_at: Instant::now(), _permits: permits })
+    }
+
+    /// Notifications that are under way, sends that wait, and origins that are remembered.
+    pub(crate) fn usage(&self) -> (usize, usize, usize) {
+        let table = self.table();
+        (self.limits.under_way - self.under_way.available_permits(), table.waiting, table.origins.len())
+    }
+
+    fn table(&self) -> MutexGuard<'_, Table> {
+        self.table.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn origin(&self, is_trusted: bool) -> Origin {
+        Origin {
+            is_trusted,
+            turns: Arc::new(Semaphore::new(self.limits.per_origin)),
+            waiting: AtomicUsize::new(0),
+            answers: AtomicU32::new(0),
+            last_use: AtomicU64::new(0),
+            vapid_token: VapidToken::default(),
+        }
+    }
+
+    fn find(&self, name: &Arc<str>) -> Arc<Origin> {
+        let mut table = self.table();
+        table.uses += 1;
+        if !table.origins.contains_key(name) {
+            table.make_room(MIN_ORIGINS.max(2 * (self.limits.under_way + self.limits.waiting)));
+            table.origins.insert(Arc::clone(name), Arc::new(self.origin(false)));
+        }
+        let origin = Arc::clone(&table.origins[name]);
+        origin.last_use.store(table.uses, Relaxed);
+        origin
+    }
+
+    fn try_permits(&self, origin: &Origin, is_proven: bool) -> Option<[Option<OwnedSemaphorePermit>; 3]> {
+        let permit = |semaphore: &Arc<Semaphore>| Arc::clone(semaphore).try_acquire_owned().ok();
+        let turn = permit(&origin.turns)?;
+        let share = if is_proven { None } else { Some(permit(&self.unproven)?) };
+        Some([Some(turn), share, Some(permit(&self.under_way)?)])
+    }
+
+    /// The turn comes first: a send that waits for its origin holds no place that others need.
+    async fn permits(&self, origin: &Origin, is_proven: bool) -> Option<[Option<OwnedSemaphorePermit>; 3]> {
+        let permit = async |semaphore: &Arc<Semaphore>| Arc::clone(semaphore).acquire_owned().await.ok();
+        let turn = permit(&origin.turns).await?;
+        let share = if is_proven { None } else { Some(permit(&self.unproven).await?) };
+        Some([Some(turn), share, Some(permit(&self.under_way).await?)])
+    }
+
+    /// Counts a send that waits. One proven origin can take half of the room to wait, another a sixteenth.
+    fn wait(&self, origin: &Arc<Origin>, is_proven: bool) -> Option<Waiting<'_>> {
+        let room = self.limits.waiting;
+        let room_of_origin = if is_proven { room.div_ceil(2) } else { room.div_ceil(16) };
+        let mut table = self.table();
+        if table.waiting >= room
+            || origin.waiting.load(Relaxed) >= room_of_origin
+            || (!is_proven && table.waiting_unproven >= room.div_ceil(2))
+        {
+            return None;
+        }
+        table.waiting += 1;
+        table.waiting_unproven += usize::from(!is_proven);
+        origin.waiting.fetch_add(1, Relaxed);
+        Some(Waiting { origins: self, origin: Arc::clone(origin), is_proven })
+    }
+
+    /// Makes an origin proven, at the expense of the proven one that was not used for longest if there are too many.
+    fn prove(&self, origin: &Arc<Origin>) {
+        let table = self.table();
+        let is_other = |other: &&Arc<Origin>| !other.is_trusted && other.is_proven() && !Arc::ptr_eq(other, origin);
+        let proven = || table.origins.values().filter(is_other);
+        if proven().count() >= MAX_PROVEN
+            && let Some(oldest) = proven().min_by_key(|other| other.last_use.load(Relaxed))
+        {
+            oldest.answers.store(0, Relaxed);
+        }
+        origin.answers.store(PROVEN_ANSWERS, Relaxed);
+    }
+}
+
+impl Table {
+    /// Forgets the origin that matters least if there are `limit`: not one in use, rather one that is not proven, rather
+    /// one that was not used for long.
+    fn make_room(&mut self, limit: usize) {
+        if self.origins.len() < limit {
+            return;
+        }
+        let idle = self.origins.iter().filter(|(_, origin)| !origin.is_trusted && Arc::strong_count(origin) == 1);
+        let least = idle.min_by_key(|(_, origin)| (origin.is_proven(), origin.last_use.load(Relaxed)));
+        if let Some(name) = least.map(|(name, _)| Arc::clone(name)) {
+            self.origins.remove(&name);
+        }
+    }
+}
+
+/// A send that waits for its place.
+struct Waiting<'a> {
+    origins: &'a Origins,
+    origin: Arc<Origin>,
+    is_proven: bool,
+}
+
+impl Drop for Waiting<'_> {
+    fn drop(&mut self) {
+        let mut table = self.origins.table();
+        table.waiting -= 1;
+        table.waiting_unproven -= usize::from(!self.is_proven);
+        self.origin.waiting.fetch_sub(1, Relaxed);
+    }
+}
+
+impl Place<'_> {
+    /// Whether the origin was proven when the place was taken.
+    pub(crate) fn is_proven(&self) -> bool {
+        self.is_proven
+    }
+
+    /// The VAPID token for the origin.
+    pub(crate) fn vapid_token(&self) -> &VapidToken {
+        &self.origin.vapid_token
+    }
+
+    /// Notes that the origin answered.
+    pub(crate) fn answered(&self) {
+        if self.taken_at.elapsed() > self.origins.limits.timeout / QUICK_PART {
+            return self.failed();
+        }
+        if self.origin.is_proven() {
+            return;
+        }
+        if self.origin.answers.fetch_add(1, Relaxed) + 1 >= PROVEN_ANSWERS {
+            self.origins.prove(&self.origin);
+        }
+    }
+
+    /// Notes that the origin did not answer.
+    pub(crate) fn failed(&self) {
+        self.origin.answers.store(0, Relaxed);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use super::*;
+
+    const TIMEOUT: Duration = Duration::from_secs(10);
+
+    fn limits(under_way: usize, per_origin: usize, waiting: usize) -> Limits {
+        Limits { under_way, per_origin, waiting, timeout: TIMEOUT }
+    }
+
+    fn name(text: &str) -> Arc<str> {
+        text.into()
+    }
+
+    async fn prove(origins: &Origins, origin: &Arc<str>) {
+        for _ in 0..PROVEN_ANSWERS {
+            origins.take(origin).await.unwrap().answered();
+        }
+        assert!(origins.take(origin).await.unwrap().is_proven());
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn an_origin_has_its_own_places() {
+        let origins = Origins::new(limits(16, 2, 0), []);
+        let (slow, other) = (name("https://slow"), name("https://other"));
+        let held = [origins.take(&slow).await.unwrap(), origins.take(&slow).await.unwrap()];
+        assert!(origins.take(&slow).await.is_none());
+        assert!(origins.take(&other).await.is_some());
+        drop(held);
+        assert!(origins.take(&slow).await.is_some());
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn places_are_limited_in_all() {
+        let origins = Origins::new(limits(2, 2, 0), [name("https://a"), name("https://b")]);
+        let held = [origins.take(&name("https://a")).await.unwrap(), origins.take(&name("https://b")).await.unwrap()];
+        assert_eq!(origins.usage(), (2, 0, 2));
+        assert!(origins.take(&name("https://a")).await.is_none());
+        drop(held);
+        assert_eq!(origins.usage(), (0, 0, 2));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn origins_that_are_not_proven_leave_half_of_the_places() {
+        let origins = Origins::new(limits(4, 1, 0), [name("https://apns")]);
+        prove(&origins, &name("https://proven")).await;
+        let mut held = Vec::new();
+        for index in 0..10 {
+            held.extend(origins.take(&name(&format!("https://{index}.hostile"))).await);
+        }
+        assert_eq!(held.len(), 2);
+        held.push(origins.take(&name("https://proven")).await.unwrap());
+        held.push(origins.take(&name("https://apns")).await.unwrap());
+        assert_eq!(origins.usage().0, 4);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn one_slow_or_failed_answer_ends_the_proof() {
+        let origins = Origins::new(limits(64, 64, 0), []);
+        let origin = name("https://a");
+        prove(&origins, &origin).await;
+        origins.take(&origin).await.unwrap().failed();
+        assert!(!origins.take(&origin).await.unwrap().is_proven());
+
+        prove(&origins, &origin).await;
+        let place = origins.take(&origin).await.unwrap();
+        tokio::time::advance(TIMEOUT / QUICK_PART + Duration::from_millis(1)).await;
+        place.answered();
+        assert!(!origins.take(&origin).await.unwrap().is_proven());
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn the_origins_of_the_operator_stay_trusted() {
+        let origin = name("https://api.push.apple.com");
+        let origins = Origins::new(limits(64, 64, 0), [origin.clone()]);
+        origins.take(&origin).await.unwrap().failed();
+        assert!(origins.take(&origin).await.unwrap().is_proven());
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_send_waits_for_its_turn_and_not_for_ever() {
+        let origins = Origins::new(limits(4, 1, 16), []);
+        let origin = name("https://a");
+        let held = origins.take(&origin).await.unwrap();
+        let started = Instant::now();
+        assert!(origins.take(&origin).await.is_none());
+        assert!(started.elapsed() >= TIMEOUT);
+        assert_eq!(origins.usage().1, 0);
+
+        let (next, ()) = tokio::join!(origins.take(&origin), async {
+            tokio::task::yield_now().await;
+            assert_eq!(origins.usage(), (1, 1, 1));
+            drop(held);
+        });
+        assert!(next.is_some());
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn room_to_wait_is_limited_for_an_origin_and_does_not_matter_to_others() {
+        let origins = Origins::new(limits(8, 1, 32), []);
+        let origin = name("https://a");
+        let _held = origins.take(&origin).await.unwrap();
+        let waiting = async { tokio::join!(origins.take(&origin), origins.take(&origin)) };
+        let (waited, refused, other) = tokio::join!(
+            waiting,
+            async {
+                tokio::task::yield_now().await;
+                let started = Instant::now();
+                (origins.take(&origin).await.is_none(), started.elapsed())
+            },
+            async {
+                tokio::task::yield_now().await;
+                origins.take(&name("https://b")).await.is_some()
+            }
+        );
+        assert_eq!(refused, (true, Duration::ZERO));
+        assert!(other);
+        assert!(waited.0.is_none() && waited.1.is_none());
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn origins_are_forgotten_but_not_those_in_use_or_proven() {
+        let origins = Origins::new(limits(16, 1, 0), [name("https://apns")]);
+        prove(&origins, &name("https://proven")).await;
+        let held = origins.take(&name("https://held")).await.unwrap();
+        for index in 0..2 * MIN_ORIGINS {
+            drop(origins.take(&name(&format!("https://{index}"))).await);
+        }
+        assert_eq!(origins.usage().2, MIN_ORIGINS);
+        let table = origins.table();
+        for kept in ["https://apns", "https://proven", "https://held"] {
+            assert!(table.origins.contains_key(kept), "{kept}");
+        }
+        drop((table, held));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn only_so_many_origins_are_proven() {
+        let origins = Origins::new(limits(16, 1, 0), []);
+        for index in 0..=MAX_PROVEN {
+            prove(&origins, &name(&format!("https://{index}"))).await;
+        }
+        assert!(!origins.take(&name("https://0")).await.unwrap().is_proven());
+        assert!(origins.take(&name("https://1")).await.unwrap().is_proven());
+    }
+}

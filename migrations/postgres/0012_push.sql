@@ -1,0 +1,37 @@
+-- Where pushes for a device are sent: at most one target for each device.
+CREATE TABLE push_targets (
+    device_id        UUID        NOT NULL PRIMARY KEY REFERENCES devices (id) ON DELETE CASCADE,
+    -- Another one for each registration, so that the answer to an old push does not delete a new target.
+    id               UUID        NOT NULL,
+    -- webpush, apns or fcm.
+    kind             TEXT        NOT NULL,
+    -- The endpoint, or the token. A secret.
+    address          TEXT        NOT NULL,
+    -- Web Push: public key and secret of the subscription.
+    p256dh           TEXT,
+    auth             TEXT,
+    -- APNs.
+    topic            TEXT,
+    sandbox          BOOLEAN     NOT NULL DEFAULT FALSE,
+    registered_at    TIMESTAMPTZ NOT NULL,
+    -- Whether the device has confirmed the target.
+    active           BOOLEAN     NOT NULL DEFAULT FALSE,
+    -- The hash of the nonce that confirms it.
+    nonce_hash       BYTEA       NOT NULL,
+    nonce_expires_at TIMESTAMPTZ NOT NULL,
+    -- Failed pushes since the last one that succeeded.
+    failing_since    TIMESTAMPTZ,
+    failures         INTEGER     NOT NULL DEFAULT 0
+);
+
+ALTER TABLE mailboxes
+    -- Whether the device has an active push target.
+    ADD COLUMN has_push BOOLEAN NOT NULL DEFAULT FALSE,
+    -- When the device is to be woken, if it is.
+    ADD COLUMN wake_at  TIMESTAMPTZ,
+    -- Whether it was woken and has acked nothing since.
+    ADD COLUMN woken    BOOLEAN NOT NULL DEFAULT FALSE;
+CREATE INDEX mailboxes_wake ON mailboxes (wake_at) WHERE wake_at IS NOT NULL;
+
+-- Whether the message is worth waking the device for.
+ALTER TABLE messages ADD COLUMN urgent BOOLEAN NOT NULL DEFAULT TRUE;

@@ -1,0 +1,384 @@
+//! Push wake-ups: targets of devices, their confirmation, and the wake-ups that are due.
+//!
+//! Every node looks for due wake-ups, whoever accepted the messages, so a wake-up does not die with a node. A push says
+//! only that messages wait. What a push service answers decides when the next push is due.
+
+use std::{
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+use rand::Rng;
+use sealwire_push::{
+    ApnsTarget, FcmTarget, Kind, Nonce, Notification, Outcome, Payload, Sender, Target, TargetError, Urgency,
+    WebPushTarget,
+};
+use tokio::{
+    sync::{OwnedSemaphorePermit, Semaphore},
+    task::JoinSet,
+    time::sleep,
+};
+
+use super::{Service, sliding_window::SlidingWindow};
+use crate::{
+    domain::{
+        Caller, DeviceId, Refusal, Timestamp,
+        push::{
+            NONCE_BYTES, NONCE_LIFETIME, PushFailures, PushKind, PushNonce, PushState, PushTarget, WAKE_AGAIN_AFTER,
+        },
+    },
+    log_throttle::LogThrottle,
+    metrics::{Metrics, PushResult},
+    store::{DueWakeUp, NewPushTarget, PushRegistration, SettledWakeUp, Store, StoreError},
+    tasks::Work,
+};
+
+/// Interval between looks at the wake-ups that are due.
+const LOOK_EVERY: Duration = Duration::from_millis(500);
+/// The pause after the database has failed.
+const PAUSE_AFTER_FAILURE: Duration = Duration::from_secs(5);
+/// For how long a node takes a wake-up: longer than a push takes, with its wait for a place.
+const TAKEN_FOR: Duration = Duration::from_secs(30);
+/// Maximum number of wake-ups of this node that are under way.
+const MAX_UNDER_WAY: usize = 1024;
+/// Maximum number of wake-ups that are taken, or whose outcomes are written, in one transaction.
+const PER_TRANSACTION: usize = 256;
+/// Maximum number of confirmations and tests that are under way.
+const MAX_REQUESTED: usize = 1024;
+/// The pause after which a push is tried again for which there was no place.
+const BUSY_PAUSE: Duration = Duration::from_secs(1);
+/// Registrations of a device in an hour.
+const REGISTRATIONS_PER_HOUR: usize = 5;
+/// Tests of a device in a minute.
+const TESTS_PER_MINUTE: usize = 1;
+/// At most one failure is logged per interval.
+const LOG_EVERY: Duration = Duration::from_mins(1);
+
+/// What a client needs to know about push.
+#[derive(Clone, Debug)]
+pub struct PushStatus {
+    /// Whether the device has a target.
+    pub state: PushState,
+    /// The server's public key for Web Push, in base64url.
+    pub vapid_public_key: Option<String>,
+    /// The kinds of targets that the server can send to.
+    pub kinds: Vec<PushKind>,
+}
+
+/// Sends pushes, and counts those that devices ask for.
+pub struct Pushes {
+    /// `None` if no pushes can be sent.
+    sender: Option<Sender>,
+    store: Store,
+    metrics: Arc<Metrics>,
+    work: Work,
+    /// Places for confirmations and tests.
+    requested: Arc<Semaphore>,
+    registrations: SlidingWindow<DeviceId>,
+    tests: SlidingWindow<DeviceId>,
+    failures: LogThrottle,
+}
+
+impl Pushes {
+    /// Starts with nothing counted.
+    #[must_use]
+    pub fn new(sender: Option<Sender>, store: Store, metrics: Arc<Metrics>, work: Work) -> Self {
+        Self {
+            sender,
+            store,
+            metrics,
+            work,
+            requested: Arc::new(Semaphore::new(MAX_REQUESTED)),
+            registrations: SlidingWindow::new(REGISTRATIONS_PER_HOUR, Duration::from_hours(1)),
+            tests: SlidingWindow::new(TESTS_PER_MINUTE, Duration::from_mins(1)),
+            failures: LogThrottle::new(LOG_EVERY),
+        }
+    }
+
+    /// The kinds of targets that can be sent to.
+    fn kinds(&self) -> Vec<PushKind> {
+        let kind = |kind: Kind| match kind {
+            Kind::WebPush => PushKind::Webpush,
+            Kind::Apns => PushKind::Apns,
+            Kind::Fcm => PushKind::Fcm,
+        };
+        self.sender.iter().flat_map(Sender::kinds).map(kind).collect()
+    }
+
+    /// Checks a target that a client gives, or that is stored.
+    ///
+    /// # Errors
+    /// The field that is invalid.
+    fn parse(sender: &Sender, target: &PushTarget) -> Result<Target, TargetError> {
+        Ok(match target {
+            PushTarget::WebPush { endpoint, p256dh, auth } => {
+                Target::WebPush(WebPushTarget::parse(endpoint, p256dh, auth, sender.endpoint_rules())?)
+            }
+            PushTarget::Apns { token, topic, is_sandbox } => {
+                Target::Apns(ApnsTarget::parse(token, topic, *is_sandbox)?)
+            }
+            PushTarget::Fcm { token } => Target::Fcm(FcmTarget::parse(token)?),
+        })
+    }
+
+    /// Sends a push, and counts what came of it. A stored target that the settings no longer allow has failed.
+    async fn send(&self, target: &PushTarget, payload: Payload, time_to_live: Duration) -> Sent {
+        let sender = self.sender.as_ref();
+        let Some((sender, target)) = sender.and_then(|sender| Some((sender, Self::parse(sender, target).ok()?))) else {
+            self.metrics.pushes.inc(PushResult::Rejected);
+            return Sent::Rejected;
+        };
+        let notification = Notification { payload, urgency: Urgency::High, time_to_live };
+        let (sent, result, reason) = match sender.send(&target, &notification).await {
+            Outcome::Delivered => (Sent::Accepted, PushResult::Accepted, None),
+            Outcome::Gone => (Sent::Gone, PushResult::Gone, None),
+            Outcome::Later { wait, reason } => (Sent::Later(wait), PushResult::Later, Some(reason)),
+            Outcome::Busy => return Sent::Busy,
+            Outcome::Failed(reason) => (Sent::Rejected, PushResult::Rejected, Some(reason)),
+        };
+        self.metrics.pushes.inc(result);
+        if let Some(reason) = reason
+            && let Some(failures) = self.failures.count(Instant::now())
+        {
+            tracing::warn!(kind = target.kind().as_str(), reason = reason.as_str(), failures, "a push has failed");
+        }
+        sent
+    }
+
+    /// Spawns a push that a client asks for. A server that stops abandons it, because a slow push service could delay every
+    /// stop; the client asks again.
+    fn spawn(&self, place: OwnedSemaphorePermit, push: impl Future<Output = ()> + Send + 'static) {
+        let work = self.work.clone();
+        self.work.spawn(async move {
+            tokio::select! {
+                () = push => {}
+                () = work.ending() => {}
+            }
+            drop(place);
+        });
+    }
+
+    /// Forgets a target that a push service does not know, unless the device has registered again.
+    async fn forget(&self, device: DeviceId, id: PushRegistration) {
+        match self.store.forget_push(device, id).await {
+            Ok(true) => tracing::info!(device_id = %device, "a push target is gone"),
+            Ok(false) => {}
+            // The next push to it is answered in the same way.
+            Err(error) => tracing::warn!(%error, "cannot delete a push target that is gone"),
+        }
+    }
+
+    /// Sends the nonce that confirms a target, and tries again while the nonce is of use.
+    async fn send_nonce(&self, device: DeviceId, new: &NewPushTarget, nonce: &PushNonce) {
+        let deadline = tokio::time::Instant::now() + NONCE_LIFETIME;
+        let mut failures = PushFailures::default();
+        loop {
+            let payload = Payload::Confirm { nonce: Nonce::new(nonce.0) };
+            let pause = match self.send(&new.target, payload, NONCE_LIFETIME).await {
+                Sent::Accepted | Sent::Rejected => return,
+                Sent::Gone => return self.forget(device, new.id).await,
+                Sent::Busy => BUSY_PAUSE,
+                Sent::Later(wait) => {
+                    failures.count += 1;
+                    wait.unwrap_or_else(|| PushFailures::pause(failures.count - 1))
+                }
+            };
+            if tokio::time::Instant::now() + pause >= deadline {
+                return;
+            }
+            sleep(pause).await;
+        }
+    }
+
+    /// Sends a wake-up that is due, and says what is to be written about it.
+    async fn wake(&self, due: DueWakeUp, clock: impl Fn() -> Timestamp) -> Option<SettledWakeUp> {
+        let sent = self.send(&due.target, Payload::Wake, WAKE_AGAIN_AFTER).await;
+        let now = clock();
+        let had_failures = due.failures.since.is_some();
+        let done = SettledWakeUp {
+            next_at: now + WAKE_AGAIN_AFTER,
+            is_done: true,
+            failures: had_failures.then(PushFailures::default),
+            due,
+        };
+        Some(match sent {
+            Sent::Accepted | Sent::Rejected => done,
+            Sent::Gone => {
+                self.forget(done.due.device, done.due.id).await;
+                return None;
+            }
+            Sent::Busy => SettledWakeUp { next_at: now + BUSY_PAUSE, is_done: false, failures: None, ..done },
+            Sent::Later(wait) => {
+                if let (failures, Some(next_at)) = done.due.failures.after(wait, now) {
+                    SettledWakeUp { next_at, is_done: false, failures: Some(failures), ..done }
+                } else {
+                    self.metrics.pushes.inc(PushResult::GivenUp);
+                    done
+                }
+            }
+        })
+    }
+}
+
+/// What came of a push.
+enum Sent {
+    Accepted,
+    Gone,
+    Later(Option<Duration>),
+    Busy,
+    Rejected,
+}
+
+fn invalid(error: &TargetError) -> Refusal {
+    Refusal::InvalidField { path: error.field().into(), expected: error.expected() }
+}
+
+impl Service {
+    /// Returns whether a device has a push target, and what a client needs to register one.
+    ///
+    /// # Errors
+    /// `unavailable`
+    pub async fn push_status(&self, device: DeviceId) -> Result<PushStatus, Refusal> {
+        let state = self.store.push_state(device).await?;
+        let sender = self.pushes.sender.as_ref();
+        let vapid_public_key = sender.and_then(Sender::vapid_public_key).map(str::to_owned);
+        Ok(PushStatus { state, vapid_public_key, kinds: self.pushes.kinds() })
+    }
+
+    /// Replaces the push target of the caller's device, and sends a nonce to it, unless the same target is active.
+    ///
+    /// # Errors
+    /// `session_revoked`, `bad_request`, `rate_limited`, `unavailable`
+    pub async fn register_push(&self, caller: &Caller, target: PushTarget) -> Result<PushState, Refusal> {
+        let sender = self.pushes.sender.as_ref().filter(|_| self.pushes.kinds().contains(&target.kind()));
+        let unknown = || Refusal::InvalidField { path: "kind".into(), expected: "a kind in welcome.push" };
+        let parsed = Pushes::parse(sender.ok_or_else(unknown)?, &target).map_err(|error| invalid(&error))?;
+        let target = canonical(&parsed);
+        let now = self.now();
+        if self.store.active_target(caller, now).await?.is_some_and(|(_, active)| active == target) {
+            return Ok(PushState::Active);
+        }
+        let place = self.requested_place()?;
+        let limited = self.pushes.registrations.take(&[(caller.device, 1)], now);
+        limited.map_err(|retry_after| Refusal::RateLimited { retry_after })?;
+        let mut bytes = [0; NONCE_BYTES];
+        self.entropy.draw(|rng| rng.fill_bytes(&mut bytes));
+        let nonce = PushNonce(bytes);
+        let new = NewPushTarget { id: PushRegistration(self.entropy.uuid()), target, nonce_hash: nonce.hash() };
+        self.store.register_push(caller, &new, now).await?;
+        let (pushes, device) = (self.pushes.clone(), caller.device);
+        self.pushes.spawn(place, async move { pushes.send_nonce(device, &new, &nonce).await });
+        Ok(PushState::Unconfirmed)
+    }
+
+    /// Confirms the push target of the caller's device.
+    ///
+    /// # Errors
+    /// `session_revoked`; `not_found` if there is no target, or the nonce is another one or past its time.
+    pub async fn confirm_push(&self, caller: &Caller, nonce: &PushNonce) -> Result<(), Refusal> {
+        Ok(self.store.confirm_push(caller, &nonce.hash(), self.now()).await?)
+    }
+
+    /// Deletes the push target of the caller's device.
+    ///
+    /// # Errors
+    /// `session_revoked`
+    pub async fn remove_push(&self, caller: &Caller) -> Result<(), Refusal> {
+        Ok(self.store.remove_push(caller, self.now()).await?)
+    }
+
+    /// Sends a wake-up to the push target of the caller's device.
+    ///
+    /// # Errors
+    /// `session_revoked`, `rate_limited`, `unavailable`; `not_found` if the device has no active target.
+    pub async fn test_push(&self, caller: &Caller) -> Result<(), Refusal> {
+        let now = self.now();
+        let (id, target) = self.store.active_target(caller, now).await?.ok_or(Refusal::NotFound)?;
+        let place = self.requested_place()?;
+        let limited = self.pushes.tests.take(&[(caller.device, 1)], now);
+        limited.map_err(|retry_after| Refusal::RateLimited { retry_after })?;
+        let (pushes, device) = (self.pushes.clone(), caller.device);
+        self.pushes.spawn(place, async move {
+            if let Sent::Gone = pushes.send(&target, Payload::Wake, WAKE_AGAIN_AFTER).await {
+                pushes.forget(device, id).await;
+            }
+        });
+        Ok(())
+    }
+
+    /// A place for a push that a client asks for.
+    fn requested_place(&self) -> Result<OwnedSemaphorePermit, Refusal> {
+        self.pushes.requested.clone().try_acquire_owned().map_err(|_| Refusal::Unavailable)
+    }
+
+    /// The number of pushes to push services that are under way.
+    #[must_use]
+    pub fn pushes_under_way(&self) -> usize {
+        self.pushes.sender.as_ref().map_or(0, |sender| sender.usage().under_way)
+    }
+}
+
+/// The target in the form in which it is stored and compared.
+fn canonical(target: &Target) -> PushTarget {
+    match target {
+        Target::WebPush(target) => {
+            PushTarget::WebPush { endpoint: target.endpoint().to_owned(), p256dh: target.p256dh(), auth: target.auth() }
+        }
+        Target::Apns(target) => PushTarget::Apns {
+            token: target.token().to_owned(),
+            topic: target.topic().to_owned(),
+            is_sandbox: target.is_sandbox(),
+        },
+        Target::Fcm(target) => PushTarget::Fcm { token: target.token().to_owned() },
+    }
+}
+
+/// Wakes devices whose wake-ups are due. Never returns.
+pub async fn wake_devices_forever(service: Arc<Service>) {
+    let mut under_way = JoinSet::new();
+    let mut look_at = tokio::time::Instant::now();
+    loop {
+        tokio::select! {
+            Some(first) = under_way.join_next() => {
+                let mut outcomes = vec![first];
+                while outcomes.len() < PER_TRANSACTION
+                    && let Some(next) = under_way.try_join_next()
+                {
+                    outcomes.push(next);
+                }
+                let settled: Vec<SettledWakeUp> = outcomes.into_iter().filter_map(Result::ok).flatten().collect();
+                // If it fails, the pushes are repeated when the wake-ups are due again.
+                if !settled.is_empty() && let Err(error) = service.store.settle_wake_ups(&settled).await {
+                    tracing::warn!(%error, "cannot record that devices were woken");
+                }
+            }
+            () = tokio::time::sleep_until(look_at) => {
+                let free = MAX_UNDER_WAY.saturating_sub(under_way.len()).min(PER_TRANSACTION);
+                let (taken, pause) = match service.take_due_wake_ups(free).await {
+                    // There may be more.
+                    Ok(due) if free > 0 && due.len() == free => (due, Duration::ZERO),
+                    Ok(due) => (due, LOOK_EVERY),
+                    Err(error) => {
+                        tracing::warn!(%error, "cannot look for devices to wake");
+                        (Vec::new(), PAUSE_AFTER_FAILURE)
+                    }
+                };
+                look_at = tokio::time::Instant::now() + pause;
+                for due in taken {
+                    let (pushes, clock) = (service.pushes.clone(), service.clock.clone());
+                    under_way.spawn(async move { pushes.wake(due, || clock.now()).await });
+                }
+            }
+        }
+    }
+}
+
+impl Service {
+    async fn take_due_wake_ups(&self, limit: usize) -> Result<Vec<DueWakeUp>, StoreError> {
+        let now = self.now();
+        if limit == 0 || self.pushes.kinds().is_empty() {
+            return Ok(Vec::new());
+        }
+        self.store.take_due_wake_ups(limit, now + TAKEN_FOR, now).await
+    }
+}
