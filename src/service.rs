@@ -28,7 +28,7 @@ use uuid::Uuid;
 
 pub use crate::bus::BusState;
 pub use approvals::{PolledApproval, RequestedApproval, Verdict, look_at_approvals_forever};
-pub use auth::{Challenge, Confirmation, OpenedConnection, RequestedCode, SignInAnswer, SignInRequest};
+pub use auth::{Challenge, Confirmation, LookedUpToken, OpenedConnection, RequestedCode, SignInAnswer, SignInRequest};
 pub use clock_check::check_clock_forever;
 pub use heartbeat::beat_forever;
 pub use mailer::{Mailer, MailerError, check as check_mailer};
@@ -48,7 +48,8 @@ use crate::{
     metrics::{Batch, Metrics},
     store::{
         BatchItem, BatchWorkers, Batcher, ClaimAnswer, ClaimRequest, Claims, ConnectionRegistration, DeferredMail,
-        MailAnswer, MailRequest, Mailboxes, Place, PoolUsage, RegisteredConnection, Store, StoreError, UserQueues,
+        DeviceStatus, FoundSession, MailAnswer, MailRequest, Mailboxes, Place, PoolUsage, RegisteredConnection,
+        StatusRequest, Store, StoreError, TokenLookup, UserQueues,
     },
     tasks::Tasks,
     usage_limits::UsageLimits,
@@ -67,6 +68,11 @@ const CLAIMS_PER_BATCH: usize = 128;
 const MAIL_PER_BATCH: usize = 256;
 /// Maximum number of connections that one transaction registers.
 const CONNECTIONS_PER_BATCH: usize = 256;
+
+/// Maximum number of tokens or statuses that one statement reads.
+const READS_PER_BATCH: usize = 256;
+/// Number of statements at a time that read statuses, which count keys. More would take the connections of other reads.
+const STATUS_READERS: usize = 2;
 
 /// Number of operations of one user that run at a time, not counting those in batches.
 const OPERATIONS_PER_USER: usize = 4;
@@ -168,6 +174,8 @@ pub struct Service {
     mail: Batcher<MailRequest, MailAnswer>,
     connections: Batcher<ConnectionRegistration, RegisteredConnection>,
     disconnects: Batcher<(DeviceId, Timestamp), ()>,
+    tokens: Batcher<TokenLookup, Option<FoundSession>>,
+    statuses: Batcher<StatusRequest, DeviceStatus>,
 }
 
 /// Signals to other devices that a use case caused. Send them with [`Service::notify`], after the reply.
@@ -219,6 +227,24 @@ impl Batches<'_> {
     fn workers(&self, name: &'static str, batch: Batch, largest_batch: usize, count: usize) -> BatchWorkers {
         let (meter, metrics) = (self.metrics.batch(batch), self.metrics.clone());
         BatchWorkers { name, largest_batch, count, meter, metrics }
+    }
+
+    /// Starts workers whose batches only read. They use none of the connections of the other batches, nor their runtime.
+    fn start_readers<Item, Answer, Run, Done>(
+        &self,
+        name: &'static str,
+        batch: Batch,
+        count: usize,
+        run: Run,
+    ) -> Batcher<Item, Answer>
+    where
+        Item: BatchItem,
+        Answer: Send + 'static,
+        Run: Fn(Vec<Item>) -> Done + Clone + Send + 'static,
+        Done: Future<Output = Vec<Result<Answer, StoreError>>> + Send,
+    {
+        let tasks = self.tasks.clone().without_batch_runtime();
+        Batcher::start(&tasks, self.workers(name, batch, READS_PER_BATCH, count), self.store.health(), run)
     }
 
     fn start_mail(&self, policy: &Policy, bus: &Bus) -> Batcher<MailRequest, MailAnswer> {
@@ -300,6 +326,20 @@ impl Service {
                 }
             }
         });
+        let tokens = batches.start_readers("tokens", Batch::Tokens, 1, {
+            let store = store.clone();
+            move |lookups| {
+                let store = store.clone();
+                async move { store.look_up_tokens(lookups).await }
+            }
+        });
+        let statuses = batches.start_readers("statuses", Batch::Statuses, STATUS_READERS, {
+            let store = store.clone();
+            move |requests| {
+                let store = store.clone();
+                async move { store.serve_statuses(requests).await }
+            }
+        });
         let limits = Limits::new(&policy.limits);
         let shown_codes = policy.shows_codes.then(ShownCodes::default);
         let operations = UserQueues::new(OPERATIONS_PER_USER, metrics.clone());
@@ -335,6 +375,8 @@ impl Service {
             mail,
             connections,
             disconnects,
+            tokens,
+            statuses,
         }
     }
 

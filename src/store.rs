@@ -16,6 +16,7 @@ mod challenges;
 mod claims;
 mod connections;
 mod device_age;
+mod device_status;
 mod devices;
 mod error;
 mod health;
@@ -51,6 +52,7 @@ pub use challenges::{
 };
 pub use claims::{BlockedClaim, ClaimAnswer, ClaimRequest, Claims};
 pub use connections::{ConnectionRegistration, ConnectionState, RegisteredConnection};
+pub use device_status::{DeviceStatus, StatusRequest};
 pub use devices::RevokedDevice;
 pub use error::StoreError;
 pub use health::DatabaseHealth;
@@ -60,7 +62,7 @@ pub use open::may_write;
 pub use push::{DueWakeUp, NewPushTarget, PushRegistration, SettledWakeUp};
 pub use retry::BatchOutcome;
 pub use seed::SeedDevice;
-pub use sessions::{EndedSessions, NewSession, PresentedSession, SessionRecord};
+pub use sessions::{EndedSessions, FoundSession, NewSession, PresentedSession, SessionRecord, TokenLookup};
 pub use sign_in::{SignIn, SignInOutcome};
 pub use signed_in::{NewDevice, SignedIn};
 pub use sweep::Cutoff;
@@ -154,7 +156,7 @@ impl PoolUsage {
         let open = pool.size();
         // The pool counts without a lock: a connection that is being opened may count as idle already, and one that is
         // taken at the moment it is returned can make the count underflow.
-        let idle = u32::try_from(pool.num_idle()).map_or(0, |idle| idle.min(open));
+        let idle = u32::try_from(connections.idle()).map_or(0, |idle| idle.min(open));
         Self { open, idle, limit: pool.options().get_max_connections() }
     }
 
@@ -302,17 +304,17 @@ impl Store {
     pub async fn close(&self) {
         match &self.database {
             Database::Sqlite(file) => {
-                file.probe.pool().close().await;
-                file.readers.pool().close().await;
-                file.writer.pool().close().await;
+                file.probe.close().await;
+                file.readers.close().await;
+                file.writer.close().await;
                 if let Some(lock) = &file.lock {
                     lock.release();
                 }
             }
             Database::Postgres(server) => {
-                server.probe.pool().close().await;
-                server.batch_connections.pool().close().await;
-                server.connections.pool().close().await;
+                server.probe.close().await;
+                server.batch_connections.close().await;
+                server.connections.close().await;
             }
         }
     }
@@ -334,6 +336,17 @@ impl Store {
                 }
                 tx
             }
+        })
+    }
+
+    /// A connection for statements that each commit by themselves, which saves the round trips of a transaction. Only
+    /// behind a pooler, and while row locks are waited for briefly, they run in one transaction. End it with
+    /// [`Tx::end_statements`].
+    async fn statements(&self) -> Result<Tx<'_>, StoreError> {
+        Ok(match &self.database {
+            Database::Sqlite(file) => Tx::Sqlite(file.writer.acquire(&self.metrics).await?),
+            Database::Postgres(_) if retry::has_waited_for_locks() => self.begin().await?,
+            Database::Postgres(_) => self.read().await?,
         })
     }
 

@@ -143,6 +143,10 @@ label! {
         Connections "connections",
         /// Closed connections.
         Disconnects "disconnects",
+        /// Tokens to look up.
+        Tokens "tokens",
+        /// Statuses of keys to read.
+        Statuses "statuses",
     }
 }
 

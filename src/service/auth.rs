@@ -21,13 +21,14 @@ use crate::{
         envelope::MailboxStatus,
         network::CountedNetwork,
         otp::{CodePurpose, OtpCode},
-        token::Token,
+        token::{Token, TokenHash},
         work::{MAX_BITS, PaidAction, PresentedWork, ProvenWork, WorkScope},
     },
     metrics::ProofOutcome,
     store::{
-        CodeDecision, CodeHistory, ConnectionRegistration, EndedSessions, GuessFrom, NetworkTag, NewChallenge,
-        NewDevice, NewSession, RevokedDevice, SessionRecord, SignIn, SignInOutcome, SignedIn, Store,
+        CodeDecision, CodeHistory, ConnectionRegistration, EndedSessions, FoundSession, GuessFrom, NetworkTag,
+        NewChallenge, NewDevice, NewSession, Place, RegisteredConnection, RevokedDevice, SessionRecord, SignIn,
+        SignInOutcome, SignedIn, Store, TokenLookup,
     },
 };
 
@@ -117,6 +118,24 @@ pub(super) struct Guess<'a> {
     pub work: &'a PresentedWork,
     /// The client's network.
     pub network: ClientNetwork,
+}
+
+/// A token whose session was looked up.
+pub struct LookedUpToken {
+    hash: TokenHash,
+    /// The client's network.
+    network: ClientNetwork,
+    found: Option<FoundSession>,
+    /// The token's place among the look-ups, until it has been presented.
+    _own: Place<TokenHash>,
+}
+
+impl LookedUpToken {
+    /// The session if presenting the token changes nothing. Otherwise see [`Service::present`].
+    #[must_use]
+    pub fn presented_before(&self) -> Option<Session> {
+        self.found.as_ref()?.presented_before()
+    }
 }
 
 /// A newly opened connection.
@@ -414,27 +433,42 @@ impl Service {
         }
     }
 
-    /// Returns the session of a token. The first use of a renewed token ends the session that it replaces.
+    /// Looks up the session of a token. May be called on any runtime; look-ups at the same time share a statement.
     ///
     /// A valid token is served however many look-ups of its network have failed, because neighbours can cause these. Beyond
     /// the limit, few look-ups run at a time, so that invalid tokens cost the database little.
     ///
     /// # Errors
-    /// `unauthorized`; `rate_limited` instead if the token is invalid and its network has presented too many of them;
     /// `unavailable` if too many look-ups of this token wait
-    pub async fn authenticate(
-        &self,
-        token: &Token,
-        network: ClientNetwork,
-    ) -> Result<(Session, Notifications), Refusal> {
+    pub async fn look_up(&self, token: &Token, network: ClientNetwork) -> Result<LookedUpToken, Refusal> {
         let (hash, now) = (token.hash(), self.now());
-        let _own = self.lookups.enter(hash).await?;
-        let _slow = if self.limits.has_session_failures(network, now) {
-            Some(self.over_limit_lookups.acquire().await.map_err(|_| Refusal::Unavailable)?)
-        } else {
-            None
-        };
-        let presented = match self.store.present(&hash, now).await.map_err(Refusal::from) {
+        let own = self.lookups.enter(hash).await?;
+        let _slow = self.slow_down(network, now).await?;
+        let found = self.tokens.submit(TokenLookup { hash, now }).await?;
+        Ok(LookedUpToken { hash, network, found, _own: own })
+    }
+
+    /// Takes one of few permits if many look-ups of the network have failed. Hold it during a look-up.
+    async fn slow_down(&self, network: ClientNetwork, now: Timestamp) -> Result<Option<SemaphorePermit<'_>>, Refusal> {
+        if !self.limits.has_session_failures(network, now) {
+            return Ok(None);
+        }
+        let permit = self.over_limit_lookups.acquire().await;
+        permit.map(Some).map_err(|_| Refusal::Unavailable)
+    }
+
+    /// Presents a token that was looked up, and returns its session. The first use of a renewed token ends the session
+    /// that it replaces.
+    ///
+    /// # Errors
+    /// `unauthorized`; `rate_limited` instead if the token is invalid and its network has presented too many of them
+    pub async fn present(&self, token: LookedUpToken) -> Result<(Session, Notifications), Refusal> {
+        if let Some(session) = token.presented_before() {
+            return Ok((session, Notifications::default()));
+        }
+        let (LookedUpToken { hash, network, found, _own }, now) = (token, self.now());
+        let _slow = self.slow_down(network, now).await?;
+        let presented = match self.store.present_found(&hash, found, now).await.map_err(Refusal::from) {
             Err(invalid @ Refusal::Unauthorized(_)) => {
                 let Err(retry_after) = self.limits.session_failure(network, now) else { return Err(invalid) };
                 self.metrics.session_failures_limited.inc();
@@ -447,6 +481,18 @@ impl Service {
         Ok((presented.session, Notifications(presented.superseded.map(ended).into_iter().collect())))
     }
 
+    /// Returns the session of a token: [`Self::look_up`] and [`Self::present`].
+    ///
+    /// # Errors
+    /// Those of both
+    pub async fn authenticate(
+        &self,
+        token: &Token,
+        network: ClientNetwork,
+    ) -> Result<(Session, Notifications), Refusal> {
+        self.present(self.look_up(token, network).await?).await
+    }
+
     /// Opens a connection; older connections of the device are closed. The connection must be attached to the hub
     /// already, so that no signal sent between this call and the welcome is lost.
     ///
@@ -457,12 +503,10 @@ impl Service {
         let now = self.now();
         let connection = self.connections.submit(ConnectionRegistration { caller, now }).await?;
         self.bus.publish(caller.device, Signal::Displaced { epoch: connection.epoch });
-        let keys = self.store.keys_status(caller.device).await?;
-        let mailbox = self.store.mailbox(caller.device).await?;
-        let approvals =
-            if connection.has_pending_approval { self.store.decidable_approvals(&caller).await? } else { Vec::new() };
+        let RegisteredConnection { epoch, has_pending_approval, keys, mailbox } = connection;
+        let approvals = if has_pending_approval { self.store.decidable_approvals(&caller).await? } else { Vec::new() };
         let push = self.push_status(caller.device).await?;
-        Ok(OpenedConnection { epoch: connection.epoch, keys, mailbox, approvals, push })
+        Ok(OpenedConnection { epoch, keys, mailbox, approvals, push })
     }
 
     /// Records the end of a connection. Call it once for each call of [`Self::open_connection`], even a failed one.

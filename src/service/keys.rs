@@ -8,7 +8,7 @@ use crate::{
         publish::PublishRequest,
     },
     metrics::ClaimOutcome,
-    store::{ClaimAnswer, ClaimRequest, PublishOutcome},
+    store::{ClaimAnswer, ClaimRequest, PublishOutcome, StatusRequest},
 };
 
 impl Service {
@@ -53,12 +53,14 @@ impl Service {
         caller: &Caller,
         with_digest: bool,
     ) -> Result<(KeysStatus, Option<KeysDigest>), Refusal> {
-        self.store.check_session(caller, self.now()).await?;
-        let status = self.store.keys_status(caller.device).await?;
+        let status = self.statuses.submit(StatusRequest { caller: *caller, now: self.now() }).await?.keys;
         // The digest is read after the status. If a publish comes between, the version in the status is out of date, so a
         // publish that expects this version is refused.
-        let digest = if with_digest { Some(self.store.keys_digest(caller.device).await?) } else { None };
-        Ok((status, digest))
+        if !with_digest {
+            return Ok((status, None));
+        }
+        let _place = self.enter(caller.user).await?;
+        Ok((status, Some(self.store.keys_digest(caller.device).await?)))
     }
 
     /// Returns bundles of a user's devices (all if `devices` is `None`), without one-time keys.

@@ -157,7 +157,7 @@ impl<'a> Call<'a> {
     async fn dispatch(&self, op: Op, turn: Option<Turn>) -> Result<Reply, EdgeError> {
         let _place = match op {
             // These run in batches, and publishes wait for their turn first.
-            Op::MessagesSend | Op::MessagesAck | Op::KeysClaim | Op::KeysPublish => None,
+            Op::MessagesSend | Op::MessagesAck | Op::KeysClaim | Op::KeysStatus | Op::KeysPublish => None,
             _ => Some(self.service.enter(self.caller.user).await?),
         };
         match op {

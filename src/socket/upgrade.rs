@@ -22,7 +22,7 @@ use super::{
     transport::{Holder, RefusedAfterUpgrade, Wire},
 };
 use crate::{
-    domain::{ClientNetwork, Refusal, refusal::InvalidTokenReason, token::Token},
+    domain::{ClientNetwork, Refusal, Session, refusal::InvalidTokenReason, token::Token},
     edge::{EdgeError, Problem, bearer_token, client_address, is_proxy},
     metrics::Limit,
 };
@@ -80,13 +80,7 @@ async fn upgrade(request: &HttpRequest, body: web::Payload, node: Arc<Node>) -> 
         None => offer.token,
     };
     let token = token.ok_or(Refusal::Unauthorized(InvalidTokenReason::Unknown))?;
-    let service = node.service.clone();
-    let check = node.runtime.spawn(async move {
-        let (session, notifications) = service.authenticate(&token, network).await?;
-        service.notify(notifications);
-        Ok::<_, Refusal>(session)
-    });
-    let session = check.await.map_err(|_| Refusal::Internal)??;
+    let session = authenticate(&node, &token, network).await?;
     if node.hub.is_draining() {
         return Err(Refusal::Unavailable.into());
     }
@@ -105,6 +99,22 @@ async fn upgrade(request: &HttpRequest, body: web::Payload, node: Arc<Node>) -> 
     let messages = messages.max_frame_size(MAX_FRAME_BYTES);
     DeviceSocket::launch(node, UpgradedConnection { session, codec: offer.codec, ws, messages, wire, client });
     Ok(response)
+}
+
+/// Returns the session of a token. Presenting a token for the first time runs to completion even if the client
+/// disconnects.
+async fn authenticate(node: &Node, token: &Token, network: ClientNetwork) -> Result<Session, Refusal> {
+    let token = node.service.look_up(token, network).await?;
+    if let Some(session) = token.presented_before() {
+        return Ok(session);
+    }
+    let service = node.service.clone();
+    let present = node.runtime.spawn(async move {
+        let (session, notifications) = service.present(token).await?;
+        service.notify(notifications);
+        Ok(session)
+    });
+    present.await.map_err(|_| Refusal::Internal)?
 }
 
 /// Returns a refusal that a browser passes on to its page, unlike an HTTP error: a 101 response, followed by one event

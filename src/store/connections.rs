@@ -1,12 +1,19 @@
 //! The WebSocket connections of devices, as the database records them: the epoch of each device's newest connection,
 //! and what a connection may have missed.
 
-use std::time::Duration;
+use std::{
+    collections::{BTreeMap, HashMap},
+    time::Duration,
+};
 
 use uuid::Uuid;
 
-use super::{BatchItem, BatchOutcome, Store, StoreError, error::fail_all, sql::accounts as sql, tx::Column};
-use crate::domain::{Caller, DeviceId, LiveConnection, Refusal, Timestamp, UserId};
+use super::{
+    BatchItem, BatchOutcome, DeviceStatus, Store, StoreError, error::fail_all, sql::accounts as sql, tx::Column,
+};
+use crate::domain::{
+    Caller, DeviceId, KeysStatus, LiveConnection, Refusal, Timestamp, UserId, envelope::MailboxStatus,
+};
 
 /// How often it is recorded that a device is still connected.
 const SEEN_EVERY: Duration = Duration::from_hours(24);
@@ -21,12 +28,16 @@ pub struct ConnectionRegistration {
 }
 
 /// A registered connection.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 pub struct RegisteredConnection {
     /// Greater than the epoch of every earlier connection of the device.
     pub epoch: i64,
     /// Whether a request of the user waits for an approval.
     pub has_pending_approval: bool,
+    /// The device's keys, read after the registration.
+    pub keys: KeysStatus,
+    /// The device's mailbox, read after the registration.
+    pub mailbox: MailboxStatus,
 }
 
 impl BatchItem for ConnectionRegistration {
@@ -56,8 +67,9 @@ pub struct ConnectionState {
 }
 
 impl Store {
-    /// Registers connections in one transaction. For each, one statement checks the session and increments the device's
-    /// epoch. Answers are in the order of the items: `session_revoked` if a session is not valid.
+    /// Registers connections. One statement checks their sessions and increments the epochs of their devices, and another
+    /// reads what they need to know first. Answers are in the order of the items: `session_revoked`
+    /// if a session is not valid.
     pub async fn register_connections(
         &self,
         items: Vec<ConnectionRegistration>,
@@ -74,26 +86,37 @@ impl Store {
         &self,
         items: &[ConnectionRegistration],
     ) -> Result<Vec<Option<RegisteredConnection>>, StoreError> {
-        // Sorted by device, so that nodes that register connections of the same devices cannot deadlock.
-        let mut order: Vec<usize> = (0..items.len()).collect();
-        order.sort_by_key(|index| items[*index].caller.device);
+        let Some(now) = items.iter().map(|item| item.now).max() else { return Ok(Vec::new()) };
         self.retrying(|| async {
-            let mut tx = self.begin().await?;
-            let mut registered = vec![None; items.len()];
-            for index in order.iter().copied() {
-                let ConnectionRegistration { caller, now } = &items[index];
-                let row: Option<(i64, bool)> = tx
-                    .query(sql::OPEN_CONNECTION)
-                    .bind(caller.device.0)
-                    .bind(caller.session.0)
+            let mut tx = self.statements().await?;
+            let mut opened = vec![None; items.len()];
+            for places in in_distinct_devices(items) {
+                let callers = || places.iter().map(|place| items[*place].caller);
+                let devices: Vec<Uuid> = callers().map(|caller| caller.device.0).collect();
+                let sessions = callers().map(|caller| caller.session.0).collect();
+                let found: Vec<(Uuid, i64, bool)> = tx
+                    .query(sql::OPEN_CONNECTIONS)
+                    .bind_rows([Column::Ids(devices.clone()), Column::Ids(sessions)])
                     .bind(now.to_utc())
-                    .fetch_optional()
+                    .fetch_all()
                     .await?;
-                registered[index] =
-                    row.map(|(epoch, has_pending_approval)| RegisteredConnection { epoch, has_pending_approval });
+                let place_of: HashMap<Uuid, usize> = devices.into_iter().zip(places).collect();
+                for (device, epoch, has_pending_approval) in found {
+                    if let Some(place) = place_of.get(&device) {
+                        opened[*place] = Some((epoch, has_pending_approval));
+                    }
+                }
             }
-            tx.commit().await?;
-            Ok(registered)
+            // After the epochs, because the statement may have waited for a publish of the device: what the publish
+            // committed is seen only by a later statement.
+            let callers: Vec<Caller> = items.iter().map(|item| item.caller).collect();
+            let statuses = self.read_statuses(&mut tx, &callers, now).await?;
+            tx.end_statements().await?;
+            let registered = opened.into_iter().zip(statuses).map(|(opened, DeviceStatus { keys, mailbox, .. })| {
+                let (epoch, has_pending_approval) = opened?;
+                Some(RegisteredConnection { epoch, has_pending_approval, keys, mailbox })
+            });
+            Ok(registered.collect())
         })
         .await
     }
@@ -153,16 +176,41 @@ impl Store {
     /// # Errors
     /// [`StoreError::Unavailable`]
     pub async fn touch_devices(&self, devices: &[(DeviceId, Timestamp)]) -> Result<(), StoreError> {
-        let mut devices = devices.to_vec();
-        devices.sort_unstable();
+        // Each device once, with its latest time.
+        let latest: BTreeMap<DeviceId, Timestamp> = {
+            let mut devices = devices.to_vec();
+            devices.sort_unstable();
+            devices.into_iter().collect()
+        };
+        let devices: Vec<(DeviceId, Timestamp)> = latest.into_iter().collect();
         let outcome = self.run_batch("disconnects", &devices, |devices, _| async move {
-            let mut tx = self.begin().await?;
-            for (device, at) in devices {
-                tx.query(sql::TOUCH_DEVICE).bind(device.0).bind(at.to_utc()).execute().await?;
-            }
-            tx.commit().await?;
+            let mut tx = self.statements().await?;
+            tx.query(sql::TOUCH_DEVICES)
+                .bind_rows([
+                    Column::Ids(devices.iter().map(|(device, _)| device.0).collect()),
+                    Column::Times(devices.iter().map(|(_, at)| at.to_utc()).collect()),
+                ])
+                .execute()
+                .await?;
+            tx.end_statements().await?;
             Ok(BatchOutcome { answers: devices.iter().map(|_| Ok(())).collect(), signals: Vec::new() })
         });
         outcome.await?.answers.into_iter().collect()
     }
+}
+
+/// Divides items into groups, given by the places of the items, with each device at most once in a group. The connections
+/// of a device are in groups in the order of the items, so that a later one gets a greater epoch.
+fn in_distinct_devices(items: &[ConnectionRegistration]) -> Vec<Vec<usize>> {
+    let mut groups: Vec<Vec<usize>> = Vec::new();
+    let mut seen: HashMap<DeviceId, usize> = HashMap::new();
+    for (place, item) in items.iter().enumerate() {
+        let earlier = seen.entry(item.caller.device).or_default();
+        match groups.get_mut(*earlier) {
+            Some(group) => group.push(place),
+            None => groups.push(vec![place]),
+        }
+        *earlier += 1;
+    }
+    groups
 }

@@ -2,7 +2,6 @@
 
 use std::collections::HashSet;
 
-use chrono::{DateTime, Utc};
 use sha2::{Digest, Sha256};
 
 use super::{
@@ -12,7 +11,7 @@ use super::{
 };
 use crate::domain::{
     Caller, DeviceId, KeyKind, KeysStatus, Refusal, Timestamp,
-    bundle::{EncodedKey, KeysDigest, LastResortStatus, MAX_POOL, SignedPrekeyStatus, levels_reached},
+    bundle::{EncodedKey, KeysDigest, MAX_POOL, levels_reached},
     keys::{IdentityKey, KeyId, Prekey},
     publish::{Identity, KnownSignatures, PublishRequest, VerifiedPqPrekey, VerifiedPublish, VerifiedSignedPrekey},
 };
@@ -190,7 +189,7 @@ impl Store {
             if one_time.changed_pool() || pq_one_time.changed_pool() {
                 tx.query(sql::BUMP_POOL_VERSION).bind(device.0).execute().await?;
             }
-            let status = self.status(&mut tx, device).await?;
+            let status = self.read_statuses(&mut tx, &[*caller], now).await?.swap_remove(0).keys;
             tx.commit().await?;
             Ok(PublishOutcome { one_time, pq_one_time, status })
         })
@@ -339,38 +338,6 @@ impl Store {
             .execute()
             .await?;
         Ok(inserted == 1)
-    }
-
-    /// The status of a device's keys.
-    ///
-    /// # Errors
-    /// [`StoreError::Unavailable`]
-    pub async fn keys_status(&self, device: DeviceId) -> Result<KeysStatus, StoreError> {
-        self.status(&mut self.read().await?, device).await
-    }
-
-    async fn status(&self, tx: &mut Tx<'_>, device: DeviceId) -> Result<KeysStatus, StoreError> {
-        let identity = identity(tx, device).await?;
-        let signed: Option<(i64, DateTime<Utc>)> =
-            tx.query(sql::SIGNED_PREKEY_STATUS).bind(device.0).fetch_optional().await?;
-        let last_resort: Option<(i64,)> = tx.query(sql::LAST_RESORT_STATUS).bind(device.0).fetch_optional().await?;
-        let one_time = count(tx, sql::COUNT_ONE_TIME, device).await?;
-        let pq_one_time = count(tx, sql::COUNT_PQ, device).await?;
-        let pool_version = pool_version(tx, device).await?;
-        let signed_prekey = |(id, at)| {
-            Ok::<_, StoreError>(SignedPrekeyStatus { key_id: rows::number(id)?, expires_at: rows::time(at) })
-        };
-        let pq_last_resort = |(id,)| Ok::<_, StoreError>(LastResortStatus { key_id: rows::number(id)? });
-        Ok(KeysStatus {
-            suite: identity.map(|identity| identity.suite),
-            identity_key: identity.map(|identity| EncodedKey::of(identity.key.as_bytes())),
-            signed_prekey: signed.map(signed_prekey).transpose()?,
-            pq_last_resort: last_resort.map(pq_last_resort).transpose()?,
-            one_time,
-            pq_one_time,
-            threshold: self.settings.low_watermark,
-            pool_version,
-        })
     }
 
     /// The SHA-256 over the device's keys that can still be issued, all read by one statement. It covers, for each key,

@@ -24,7 +24,7 @@ use super::{
     error::POOLER,
     health::{ACQUIRE_TIMEOUT, DatabaseHealth},
     migrations::{ON_POSTGRES, ON_SQLITE},
-    pool::DatabasePool,
+    pool::{DatabasePool, TRUSTED_IDLE},
     session_settings::{BEGIN_WITH_SETTINGS, SESSION_SETTINGS, check_sessions, check_settings},
     sql,
 };
@@ -32,8 +32,12 @@ use crate::sqlite_file::SqliteFile;
 
 /// Page cache of each SQLite reader (negative: KiB). Small, since the operating system caches the same pages for all.
 const READER_CACHE: &str = "-256";
-/// A connection that has been idle for longer is pinged before it is used, because the server may have closed it.
-const TRUSTED_IDLE: Duration = Duration::from_secs(1);
+/// Page cache of the SQLite writer. Holds what a batch changes; with less, pages are written to the log several times in
+/// one transaction.
+const WRITER_CACHE: &str = "-4096";
+/// Number of pages in the log after which SQLite copies them to the database file. A page that changes often is copied
+/// once for many changes. With pages of 4 KiB the log grows to 16 MiB.
+const PAGES_PER_CHECKPOINT: &str = "4096";
 /// Time limit of that ping.
 const PING_TIME: Duration = Duration::from_secs(1);
 
@@ -174,7 +178,9 @@ impl Store {
         ON_SQLITE.run(&mut migrating).await.map_err(StoreError::from_migration)?;
         migrating.close().await?;
         let pool = || SqlitePoolOptions::new().acquire_timeout(ACQUIRE_TIMEOUT).test_before_acquire(false);
-        let writer = pool().max_connections(1).connect_with(options.clone()).await?;
+        let writer = options.clone().pragma("cache_size", WRITER_CACHE);
+        let writer = writer.pragma("wal_autocheckpoint", PAGES_PER_CHECKPOINT);
+        let writer = pool().max_connections(1).connect_with(writer).await?;
         let readers = options.read_only(true).pragma("cache_size", READER_CACHE);
         // Readers never wait for each other or for the writer, so more readers than cores would only use memory.
         let cores = std::thread::available_parallelism().map_or(1, |cores| u32::try_from(cores.get()).unwrap_or(1));

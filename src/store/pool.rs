@@ -3,13 +3,24 @@
 //! sqlx sets no timeout on its sockets, and a database server can stop answering without closing them. So each
 //! operation has ten seconds. A server connection whose statement did not finish is closed rather than returned: the
 //! pool would ping the server and might wait forever.
+//!
+//! sqlx pings a connection each time it is returned to its pool: a round trip to the server, or two thread switches on
+//! SQLite. So a connection whose statements have all succeeded is kept here for a second, to be used again without a
+//! ping, and is only then returned to sqlx.
 
-use std::{fmt, future::Future, sync::Arc, time::Duration};
+use std::{
+    fmt,
+    future::Future,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    time::Duration,
+};
 
 use sqlx::{IntoArguments, PgConnection, Pool, Postgres, Sqlite, SqliteConnection, pool::PoolConnection, query::Query};
 use tokio::{
     runtime::Handle,
-    time::{Instant, error::Elapsed, timeout, timeout_at},
+    sync::{OwnedSemaphorePermit, Semaphore},
+    task::JoinHandle,
+    time::{Instant, error::Elapsed, sleep, timeout, timeout_at},
 };
 
 use super::{
@@ -23,6 +34,10 @@ use crate::metrics::Metrics;
 const OPERATION_LIMIT: Duration = Duration::from_secs(10);
 /// How long a returned connection may take for the rollback, and again for the pool's check. After that it is closed.
 const RETURN_LIMIT: Duration = Duration::from_secs(2);
+/// A connection that has been idle for longer is pinged before it is used, because the server may have closed it.
+pub const TRUSTED_IDLE: Duration = Duration::from_secs(1);
+/// How long a connection may be used again and again before it is returned to sqlx, which closes old ones.
+const LONGEST_USE: Duration = Duration::from_mins(1);
 
 /// Differences between the databases other than their SQL.
 pub trait Engine: sqlx::Database<Arguments: IntoArguments<Self>> {
@@ -105,6 +120,9 @@ impl Engine for Postgres {
 /// A connection pool with the health of its database. Clones share both.
 pub struct DatabasePool<DB: Engine> {
     pool: Pool<DB>,
+    /// One for each connection of the pool. Held while a connection is in use, but not while it is kept.
+    permits: Arc<Semaphore>,
+    kept: Arc<Mutex<KeptConnections<DB>>>,
     health: Arc<DatabaseHealth>,
     limit: Option<Duration>,
     /// Whether a pooler may run each transaction on another server connection.
@@ -113,8 +131,30 @@ pub struct DatabasePool<DB: Engine> {
 
 impl<DB: Engine> Clone for DatabasePool<DB> {
     fn clone(&self) -> Self {
-        Self { pool: self.pool.clone(), health: self.health.clone(), limit: self.limit, is_pooled: self.is_pooled }
+        Self {
+            pool: self.pool.clone(),
+            permits: self.permits.clone(),
+            kept: self.kept.clone(),
+            health: self.health.clone(),
+            limit: self.limit,
+            is_pooled: self.is_pooled,
+        }
     }
+}
+
+/// Connections that were in use less than [`TRUSTED_IDLE`] ago.
+struct KeptConnections<DB: Engine> {
+    /// The one that was in use last is the last.
+    connections: Vec<KeptConnection<DB>>,
+    /// Returns connections to sqlx that have been idle for longer.
+    returning: Option<JoinHandle<()>>,
+}
+
+struct KeptConnection<DB: Engine> {
+    connection: PoolConnection<DB>,
+    /// When sqlx handed it out.
+    taken_at: Instant,
+    idle_since: Instant,
 }
 
 impl<DB: Engine> fmt::Debug for DatabasePool<DB> {
@@ -126,7 +166,9 @@ impl<DB: Engine> fmt::Debug for DatabasePool<DB> {
 impl<DB: Engine> DatabasePool<DB> {
     /// `health` is shared by all pools of one database.
     pub fn new(pool: Pool<DB>, health: Arc<DatabaseHealth>) -> Self {
-        Self { pool, health, limit: Some(OPERATION_LIMIT), is_pooled: false }
+        let permits = Arc::new(Semaphore::new(pool.options().get_max_connections() as usize));
+        let kept = Arc::new(Mutex::new(KeptConnections { connections: Vec::new(), returning: None }));
+        Self { pool, permits, kept, health, limit: Some(OPERATION_LIMIT), is_pooled: false }
     }
 
     /// The same pool. `is_pooled` is whether a pooler may run each transaction on another server connection.
@@ -155,15 +197,18 @@ impl<DB: Engine> DatabasePool<DB> {
     /// [`StoreError::Unavailable`] if there is none within [`DatabaseHealth::acquire_timeout`].
     pub async fn acquire<'c>(&'c self, metrics: &'c Metrics) -> Result<PooledConnection<'c, DB>, StoreError> {
         let began = Instant::now();
-        let acquired = timeout(self.health.acquire_timeout(), self.pool.acquire()).await;
+        let acquired = timeout(self.health.acquire_timeout(), self.take()).await;
         match acquired.unwrap_or(Err(sqlx::Error::PoolTimedOut)) {
-            Ok(connection) => Ok(PooledConnection {
+            Ok((connection, taken_at, permit)) => Ok(PooledConnection {
                 connection: Some(connection),
+                taken_at,
+                permit: Some(permit),
                 source: self,
                 metrics,
                 began,
                 deadline: self.limit.map(|limit| Instant::now() + limit),
                 is_busy: false,
+                has_failed: false,
                 refuses_writes: false,
                 in_transaction: false,
             }),
@@ -185,17 +230,100 @@ impl<DB: Engine> DatabasePool<DB> {
     }
 }
 
+impl<DB: Engine> DatabasePool<DB> {
+    /// Takes a connection, and tells when sqlx handed it out.
+    async fn take(&self) -> Result<(PoolConnection<DB>, Instant, OwnedSemaphorePermit), sqlx::Error> {
+        let permit = self.permits.clone().acquire_owned().await.map_err(|_| sqlx::Error::PoolClosed)?;
+        if let Some(kept) = self.take_kept() {
+            return Ok((kept.connection, kept.taken_at, permit));
+        }
+        let connection = self.pool.acquire().await?;
+        Ok((connection, Instant::now(), permit))
+    }
+
+    /// Takes a kept connection that can be used without a ping.
+    fn take_kept(&self) -> Option<KeptConnection<DB>> {
+        let mut kept = self.kept().connections.pop()?;
+        let found_dead = self.health.last_outage_at().is_some_and(|at| at > kept.idle_since);
+        if self.pool.is_closed() || kept.idle_since.elapsed() >= TRUSTED_IDLE {
+            return None;
+        }
+        if DB::IS_SERVER && (found_dead || self.health.may_refuse_writes(kept.taken_at.elapsed())) {
+            kept.connection.close_on_drop();
+            return None;
+        }
+        Some(kept)
+    }
+
+    /// Keeps a connection for the next operation. Gives it back if it has to be returned to sqlx instead.
+    fn keep(&self, connection: PoolConnection<DB>, taken_at: Instant) -> Option<PoolConnection<DB>> {
+        let mut kept = self.kept();
+        if self.pool.is_closed() || taken_at.elapsed() >= LONGEST_USE {
+            return Some(connection);
+        }
+        if kept.returning.as_ref().is_none_or(JoinHandle::is_finished) {
+            let Ok(runtime) = Handle::try_current() else { return Some(connection) };
+            kept.returning = Some(runtime.spawn(return_idle(self.kept.clone())));
+        }
+        kept.connections.push(KeptConnection { connection, taken_at, idle_since: Instant::now() });
+        None
+    }
+
+    fn kept(&self) -> MutexGuard<'_, KeptConnections<DB>> {
+        self.kept.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The number of open connections that are not in use.
+    pub fn idle(&self) -> usize {
+        self.pool.num_idle() + self.kept().connections.len()
+    }
+
+    /// Waits for the operations in progress, then closes all connections.
+    pub async fn close(&self) {
+        // From this call on, none is kept.
+        let closed = self.pool.close();
+        let kept = std::mem::take(&mut self.kept().connections);
+        drop(kept);
+        closed.await;
+    }
+}
+
+/// Returns kept connections to sqlx once they have been idle for [`TRUSTED_IDLE`], until none is kept.
+async fn return_idle<DB: Engine>(kept: Arc<Mutex<KeptConnections<DB>>>) {
+    loop {
+        sleep(TRUSTED_IDLE).await;
+        let idle: Vec<PoolConnection<DB>> = {
+            let mut kept = kept.lock().unwrap_or_else(PoisonError::into_inner);
+            if kept.connections.is_empty() {
+                kept.returning = None;
+                return;
+            }
+            let is_idle = |kept: &mut KeptConnection<DB>| kept.idle_since.elapsed() >= TRUSTED_IDLE;
+            kept.connections.extract_if(.., is_idle).map(|kept| kept.connection).collect()
+        };
+        for connection in idle {
+            return_to_pool(connection, false).await;
+        }
+    }
+}
+
 /// A connection in use by one operation. Dropping it rolls back an open transaction and returns the connection to its
 /// pool. A server connection with an unfinished statement, or to a server that refuses to write, is closed instead.
 pub struct PooledConnection<'c, DB: Engine> {
     /// `None` only during `drop`.
     connection: Option<PoolConnection<DB>>,
+    /// When sqlx handed it out.
+    taken_at: Instant,
+    /// `None` only during `drop`.
+    permit: Option<OwnedSemaphorePermit>,
     source: &'c DatabasePool<DB>,
     metrics: &'c Metrics,
     began: Instant,
     deadline: Option<Instant>,
     /// Whether a statement was sent whose answer was not read.
     is_busy: bool,
+    /// Whether a statement failed. Then the connection may be broken, and sqlx pings it before it is used again.
+    has_failed: bool,
     /// Whether its server refused to write, so that the connection is closed rather than returned.
     refuses_writes: bool,
     in_transaction: bool,
@@ -229,6 +357,15 @@ impl<DB: Engine> PooledConnection<'_, DB> {
         let committed = within(deadline, DB::command(connection, "COMMIT")).await;
         self.finish(committed)?;
         self.in_transaction = false;
+        self.metrics.transaction_seconds.observe(self.began.elapsed().as_secs_f64());
+        Ok(())
+    }
+
+    /// Commits the transaction if there is one. Otherwise each statement has been committed already.
+    pub async fn end_statements(&mut self) -> Result<(), StoreError> {
+        if self.in_transaction {
+            return self.commit().await;
+        }
         self.metrics.transaction_seconds.observe(self.began.elapsed().as_secs_f64());
         Ok(())
     }
@@ -268,6 +405,7 @@ impl<DB: Engine> PooledConnection<'_, DB> {
         };
         self.is_busy = false;
         let outcome = outcome.map_err(StoreError::from);
+        self.has_failed |= outcome.is_err();
         self.refuses_writes |= outcome.as_ref().is_err_and(StoreError::refuses_writes);
         if matches!(outcome, Err(StoreError::Locked(_))) {
             self.metrics.lock_timeouts.inc();
@@ -308,12 +446,22 @@ impl PooledConnection<'_, Postgres> {
 impl<DB: Engine> Drop for PooledConnection<'_, DB> {
     fn drop(&mut self) {
         let Some(mut connection) = self.connection.take() else { return };
+        let permit = self.permit.take();
         if DB::IS_SERVER && (self.is_busy || self.refuses_writes) {
             connection.close_on_drop();
-        } else if (DB::IS_SERVER || self.in_transaction)
+            return;
+        }
+        let is_clean = !self.is_busy && !self.has_failed && !self.in_transaction;
+        let connection = if is_clean { self.source.keep(connection, self.taken_at) } else { Some(connection) };
+        if let Some(connection) = connection
+            && (DB::IS_SERVER || self.in_transaction)
             && let Ok(runtime) = Handle::try_current()
         {
-            runtime.spawn(return_to_pool(connection, self.in_transaction));
+            let in_transaction = self.in_transaction;
+            runtime.spawn(async move {
+                return_to_pool(connection, in_transaction).await;
+                drop(permit);
+            });
         }
     }
 }
@@ -330,4 +478,79 @@ async fn return_to_pool<DB: Engine>(mut connection: PoolConnection<DB>, in_trans
         }
     }
     let _ = timeout(RETURN_LIMIT, connection.return_to_pool()).await;
+}
+
+#[cfg(test)]
+mod tests {
+    use sqlx::sqlite::SqlitePoolOptions;
+
+    use super::*;
+
+    async fn pool(folder: &tempfile::TempDir, connections: u32) -> DatabasePool<Sqlite> {
+        let url = format!("sqlite://{}?mode=rwc", folder.path().join("x.db").display());
+        let pool = SqlitePoolOptions::new().max_connections(connections).connect(&url).await.unwrap();
+        DatabasePool::new(pool, Arc::default())
+    }
+
+    async fn run(connection: &mut PooledConnection<'_, Sqlite>, text: &'static str) {
+        connection.execute(sqlx::query(text)).await.unwrap();
+    }
+
+    #[tokio::test]
+    async fn the_connection_that_was_used_last_is_used_again() {
+        let (folder, metrics) = (tempfile::tempdir().unwrap(), Metrics::new());
+        let pool = pool(&folder, 2).await;
+        run(&mut pool.acquire(&metrics).await.unwrap(), "CREATE TEMP TABLE mark (n)").await;
+        assert_eq!(pool.kept().connections.len(), 1);
+        assert_eq!(pool.idle(), 1);
+        let mut first = pool.acquire(&metrics).await.unwrap();
+        run(&mut first, "SELECT n FROM mark").await;
+        let mut second = pool.acquire(&metrics).await.unwrap();
+        assert!(second.execute(sqlx::query("SELECT n FROM mark")).await.is_err(), "another connection");
+        assert_eq!(pool.idle(), 0);
+    }
+
+    #[tokio::test]
+    async fn a_connection_in_a_transaction_is_rolled_back_before_it_is_used_again() {
+        let (folder, metrics) = (tempfile::tempdir().unwrap(), Metrics::new());
+        let pool = pool(&folder, 1).await;
+        run(&mut pool.acquire(&metrics).await.unwrap(), "CREATE TABLE mark (n)").await;
+        let mut dropped = pool.acquire(&metrics).await.unwrap();
+        dropped.begin().await.unwrap();
+        run(&mut dropped, "INSERT INTO mark VALUES (1)").await;
+        drop(dropped);
+        assert!(pool.kept().connections.is_empty());
+        let mut next = pool.acquire(&metrics).await.unwrap();
+        next.begin().await.unwrap();
+        assert!(next.fetch_all(sqlx::query("SELECT n FROM mark")).await.unwrap().is_empty());
+        next.commit().await.unwrap();
+    }
+
+    #[tokio::test]
+    async fn a_connection_with_a_failed_statement_is_not_kept() {
+        let (folder, metrics) = (tempfile::tempdir().unwrap(), Metrics::new());
+        let pool = pool(&folder, 1).await;
+        let mut failing = pool.acquire(&metrics).await.unwrap();
+        assert!(failing.execute(sqlx::query("SELECT * FROM nothing")).await.is_err());
+        drop(failing);
+        assert!(pool.kept().connections.is_empty());
+        run(&mut pool.acquire(&metrics).await.unwrap(), "SELECT 1").await;
+    }
+
+    #[tokio::test]
+    async fn kept_connections_are_closed_with_the_pool() {
+        let (folder, metrics) = (tempfile::tempdir().unwrap(), Metrics::new());
+        let pool = pool(&folder, 2).await;
+        drop(pool.acquire(&metrics).await.unwrap());
+        let in_use = pool.acquire(&metrics).await.unwrap();
+        let closing = pool.clone();
+        let closed = tokio::spawn(async move { closing.close().await });
+        while !pool.pool.is_closed() {
+            tokio::task::yield_now().await;
+        }
+        drop(in_use);
+        closed.await.unwrap();
+        assert!(pool.kept().connections.is_empty());
+        assert!(matches!(pool.acquire(&metrics).await, Err(StoreError::Unavailable(sqlx::Error::PoolClosed))));
+    }
 }

@@ -12,9 +12,11 @@ use chrono::{DateTime, Utc};
 use uuid::Uuid;
 
 use super::{
-    Store, StoreError, accounts, locks, rows,
+    BatchItem, BatchOutcome, Store, StoreError, accounts,
+    error::fail_all,
+    locks, rows,
     sql::{Sql, accounts as sql},
-    tx::{Query, Tx},
+    tx::{Column, Query, Tx},
 };
 use crate::domain::{
     Caller, DeviceId, Refusal, Session, SessionId, Timestamp, UserId, refusal::InvalidTokenReason, token::TokenHash,
@@ -36,6 +38,39 @@ pub struct NewSession {
     pub token_hash: TokenHash,
     /// When it expires.
     pub expires_at: Timestamp,
+}
+
+/// A token to look up.
+#[derive(Clone, Copy)]
+pub struct TokenLookup {
+    /// The hash of the token.
+    pub hash: TokenHash,
+    /// The current time.
+    pub now: Timestamp,
+}
+
+impl BatchItem for TokenLookup {
+    fn user(&self) -> Option<UserId> {
+        None
+    }
+}
+
+/// The valid session of a token.
+#[derive(Clone, Copy)]
+pub struct FoundSession {
+    session: Session,
+    /// The session that it replaces, if its token was never presented.
+    replaces: Option<Uuid>,
+    /// Whether an approval opened it, and its token was never presented.
+    is_from_approval: bool,
+}
+
+impl FoundSession {
+    /// The session if its token was presented before, so that presenting it again changes nothing.
+    #[must_use]
+    pub fn presented_before(&self) -> Option<Session> {
+        (self.replaces.is_none() && !self.is_from_approval).then_some(self.session)
+    }
 }
 
 /// The result of [`Store::present`].
@@ -192,28 +227,69 @@ async fn why_invalid(tx: &mut Tx<'_>, token: &TokenHash) -> Result<InvalidTokenR
 }
 
 impl Store {
-    /// Finds the session of a token. The first presentation of a renewed token ends the session that it replaces.
+    /// Finds the sessions of tokens, in the order of the tokens: `None` for one without a valid session.
+    pub async fn look_up_tokens(&self, tokens: Vec<TokenLookup>) -> Vec<Result<Option<FoundSession>, StoreError>> {
+        let outcome = self.run_batch("tokens", &tokens, |tokens, _| async {
+            let answers = self.find_sessions(tokens).await?.into_iter().map(Ok).collect();
+            Ok(BatchOutcome { answers, signals: Vec::new() })
+        });
+        outcome.await.map_or_else(|error| fail_all(&error, tokens.len()), |outcome| outcome.answers)
+    }
+
+    async fn find_sessions(&self, tokens: &[TokenLookup]) -> Result<Vec<Option<FoundSession>>, StoreError> {
+        type TokenRow = (i64, Uuid, Uuid, Uuid, DateTime<Utc>, Option<Uuid>, DateTime<Utc>, Option<Uuid>);
+        let Some(now) = tokens.iter().map(|token| token.now).max() else { return Ok(Vec::new()) };
+        let rows: Vec<TokenRow> = self
+            .read()
+            .await?
+            .query(sql::SESSIONS_BY_TOKENS)
+            .bind_rows([
+                Column::Integers((0..).take(tokens.len()).collect()),
+                Column::Texts(tokens.iter().map(|token| rows::hash_to_hex(&token.hash)).collect()),
+            ])
+            .bind(now.to_utc())
+            .fetch_all()
+            .await?;
+        let mut found = vec![None; tokens.len()];
+        for (place, id, user, device, expires_at, replaces, user_since, approval) in rows {
+            let caller = Caller {
+                session: SessionId(id),
+                user: UserId(user),
+                device: DeviceId(device),
+                user_since: rows::time(user_since),
+            };
+            let session = Session { caller, expires_at: rows::time(expires_at) };
+            if let Some(wanted) = usize::try_from(place).ok().and_then(|place| found.get_mut(place)) {
+                *wanted = Some(FoundSession { session, replaces, is_from_approval: approval.is_some() });
+            }
+        }
+        Ok(found)
+    }
+
+    /// Presents a token. The first presentation of a renewed token ends the session that it replaces.
     ///
     /// # Errors
     /// `unauthorized` with the reason if no valid session has this token.
     pub async fn present(&self, token: &TokenHash, now: Timestamp) -> Result<PresentedSession, StoreError> {
-        type TokenSessionRow = (Uuid, Uuid, Uuid, DateTime<Utc>, Option<Uuid>, DateTime<Utc>, Option<Uuid>);
-        let mut tx = self.read().await?;
-        let found: Option<TokenSessionRow> =
-            tx.query(sql::SESSION_BY_TOKEN).bind(rows::hash_to_hex(token)).bind(now.to_utc()).fetch_optional().await?;
-        let Some((id, user, device, expires_at, replaces, user_since, approval)) = found else {
-            return Err(Refusal::Unauthorized(why_invalid(&mut tx, token).await?).into());
+        let found = self.find_sessions(&[TokenLookup { hash: *token, now }]).await?.pop().flatten();
+        self.present_found(token, found, now).await
+    }
+
+    /// Presents a token whose session was looked up.
+    ///
+    /// # Errors
+    /// Those of [`Self::present`]
+    pub async fn present_found(
+        &self,
+        token: &TokenHash,
+        found: Option<FoundSession>,
+        now: Timestamp,
+    ) -> Result<PresentedSession, StoreError> {
+        let Some(FoundSession { session, replaces, is_from_approval }) = found else {
+            return Err(Refusal::Unauthorized(why_invalid(&mut self.read().await?, token).await?).into());
         };
-        // Returns the connection to the pool, because `supersede` takes another.
-        drop(tx);
-        let caller = Caller {
-            session: SessionId(id),
-            user: UserId(user),
-            device: DeviceId(device),
-            user_since: rows::time(user_since),
-        };
-        let session = Session { caller, expires_at: rows::time(expires_at) };
-        if approval.is_some() {
+        let caller = session.caller;
+        if is_from_approval {
             self.note_presented(&caller).await?;
         }
         let superseded = match replaces {

@@ -13,8 +13,8 @@ use uuid::Uuid;
 
 use super::{StoreError, pool::PooledConnection, sql::Sql};
 
-/// A connection for one operation: in a write transaction if it comes from `Store::begin`, for reading if it comes from
-/// `Store::read`. Dropping it rolls back an uncommitted transaction.
+/// A connection for one operation: in a write transaction if it comes from `Store::begin`, for statements that each
+/// commit by themselves if it comes from `Store::statements`, for reading if it comes from `Store::read`. Dropping it rolls back an uncommitted transaction.
 pub enum Tx<'c> {
     Sqlite(PooledConnection<'c, Sqlite>),
     Postgres(PooledConnection<'c, Postgres>),
@@ -47,16 +47,15 @@ impl<'c> Tx<'c> {
         }
     }
 
-    /// Ends statements of `Store::read` that write. Each has already taken effect, except behind a pooler: there they run
-    /// in one transaction, which this commits.
+    /// Ends statements of `Store::statements`, or of `Store::read` on PostgreSQL. Each has already taken effect, unless
+    /// they run in a transaction, which this commits.
     ///
     /// # Errors
     /// After [`StoreError::Unavailable`] it is unknown whether they took effect.
     pub async fn end_statements(self) -> Result<(), StoreError> {
         match self {
-            Self::Postgres(connection) if !connection.is_pooled() => Ok(()),
-            Self::Sqlite(_) => Ok(()),
-            tx @ Self::Postgres(_) => tx.commit().await,
+            Self::Sqlite(mut connection) => connection.end_statements().await,
+            Self::Postgres(mut connection) => connection.end_statements().await,
         }
     }
 
@@ -82,6 +81,8 @@ pub enum Column<'v> {
     Times(Vec<DateTime<Utc>>),
     OptionalTimes(Vec<Option<DateTime<Utc>>>),
     Bytes(Vec<&'v [u8]>),
+    /// Texts that JSON need not escape.
+    Texts(Vec<String>),
 }
 
 impl Column<'_> {
@@ -92,6 +93,7 @@ impl Column<'_> {
             Self::Times(values) => values.len(),
             Self::OptionalTimes(values) => values.len(),
             Self::Bytes(values) => values.len(),
+            Self::Texts(values) => values.len(),
         }
     }
 }
@@ -158,6 +160,7 @@ impl Query<'_, '_> {
                         Column::Times(values) => statement.bind(values),
                         Column::OptionalTimes(values) => statement.bind(values),
                         Column::Bytes(values) => statement.bind(values),
+                        Column::Texts(values) => statement.bind(values),
                     };
                 }
                 BoundStatement::Postgres(connection, statement)
@@ -216,6 +219,7 @@ fn json_rows(columns: &[Column<'_>]) -> (String, Vec<u8>) {
                 Column::Ids(values) => write!(json, "\"{}\"", values[row].simple()),
                 Column::Integers(values) => write!(json, "{}", values[row]),
                 Column::Times(values) => write!(json, "\"{}\"", sqlite_time(values[row])),
+                Column::Texts(values) => write!(json, "\"{}\"", values[row]),
                 Column::OptionalTimes(values) => match values[row] {
                     Some(at) => write!(json, "\"{}\"", sqlite_time(at)),
                     None => write!(json, "null"),

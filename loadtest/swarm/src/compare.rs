@@ -166,7 +166,8 @@ impl Contender {
     }
 }
 
-fn median(values: impl Iterator<Item = f64>) -> f64 {
+/// The median of these values; NaN if there are none.
+pub fn median(values: impl Iterator<Item = f64>) -> f64 {
     let mut values: Vec<f64> = values.collect();
     values.sort_by(f64::total_cmp);
     values.get(values.len() / 2).copied().unwrap_or(f64::NAN)

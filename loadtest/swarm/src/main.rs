@@ -4,6 +4,7 @@
 mod claims;
 mod client;
 mod compare;
+mod connects;
 mod devices;
 mod dice;
 mod echo;
@@ -39,6 +40,8 @@ enum Command {
     Hold(hold::Options),
     /// Measure sealwire and both echo servers side by side; prints a table
     Compare(compare::Options),
+    /// Open and close sockets to a running server, in rounds; prints JSON
+    Connects(connects::Options),
     /// Claim keys over many sockets; prints JSON
     Claims(claims::Options),
     /// Send messages between many sockets; prints JSON
@@ -53,6 +56,7 @@ fn main() -> Result<()> {
         Command::Echo(options) => echo::run(&options),
         Command::Hold(options) => process::block_on(hold::run(options)),
         Command::Compare(options) => process::block_on(compare::run(options)),
+        Command::Connects(options) => process::block_on(connects::run(options)),
         Command::Claims(options) => process::block_on(claims::run(options)),
         Command::Messages(options) => process::block_on(messages::run(options)),
         Command::Part(options) => process::block_on(part::run(options)),

@@ -8,26 +8,12 @@ use uuid::Uuid;
 use crate::{
     domain::{
         DeviceId, Envelope, MessageId, Timestamp, UserId,
-        envelope::{MailPage, MailPageRequest, MailboxSize, MailboxStatus},
+        envelope::{MailPage, MailPageRequest, MailboxSize},
     },
     store::{Store, StoreError, rows, sql::mailbox as sql},
 };
 
 impl Store {
-    /// The status of a device's mailbox; all zero if there is none.
-    ///
-    /// # Errors
-    /// [`StoreError::Unavailable`]
-    pub async fn mailbox(&self, device: DeviceId) -> Result<MailboxStatus, StoreError> {
-        let row: Option<(i64, i64, i64)> =
-            self.read().await?.query(sql::MAILBOX).bind(device.0).fetch_optional().await?;
-        Ok(row.map_or_else(MailboxStatus::default, |(next_seq, count, expired)| MailboxStatus {
-            head: next_seq - 1,
-            waiting: count.unsigned_abs(),
-            expired_total: expired.unsigned_abs(),
-        }))
-    }
-
     /// The number and size of all stored envelopes. Reads every mailbox row, so call it rarely.
     ///
     /// # Errors

@@ -22,10 +22,17 @@ statements! {
 
     INSERT_SESSION = both("INSERT INTO sessions \
         (id, user_id, device_id, token_hash, expires_at, created_at, replaces) VALUES ($1, $2, $3, $4, $5, $6, $7)");
-    SESSION_BY_TOKEN = both("SELECT sessions.id, sessions.user_id, sessions.device_id, expires_at, replaces, \
-        users.created_at, approval_id FROM sessions JOIN devices ON devices.id = sessions.device_id \
-        JOIN users ON users.id = sessions.user_id \
-        WHERE token_hash = $1 AND expires_at > $2 AND NOT revoked");
+    /// The sessions of tokens that are valid at the time of the last parameter. The tokens are given as rows of place and
+    /// hash.
+    SESSIONS_BY_TOKENS = per_dialect(
+        "SELECT wanted.value ->> 0, sessions.id, sessions.user_id, sessions.device_id, expires_at, replaces, \
+        users.created_at, approval_id FROM json_each($1) AS wanted \
+        CROSS JOIN sessions ON token_hash = wanted.value ->> 1 JOIN devices ON devices.id = sessions.device_id \
+        JOIN users ON users.id = sessions.user_id WHERE expires_at > $2 AND NOT revoked",
+        "SELECT place, sessions.id, sessions.user_id, sessions.device_id, expires_at, replaces, \
+        users.created_at, approval_id FROM UNNEST($1::BIGINT[], $2::TEXT[]) AS wanted (place, hash) \
+        JOIN sessions ON token_hash = wanted.hash JOIN devices ON devices.id = sessions.device_id \
+        JOIN users ON users.id = sessions.user_id WHERE expires_at > $3 AND NOT revoked");
     /// The row of a session that is valid for its device at $3.
     AUTHORIZE = both("SELECT replaces FROM sessions JOIN devices ON devices.id = sessions.device_id \
         WHERE sessions.id = $1 AND sessions.device_id = $2 AND expires_at > $3 AND NOT revoked");
@@ -104,9 +111,17 @@ statements! {
     RENAME_DEVICE = both("UPDATE devices SET device_name = $3 WHERE id = $1 AND user_id = $2 AND NOT revoked");
     REVOKE_DEVICE = both("UPDATE devices SET revoked = TRUE WHERE id = $1 AND user_id = $2 AND NOT revoked \
         RETURNING device_name");
-    TOUCH_DEVICE =
-        both("UPDATE devices SET last_seen = $2 WHERE id = $1 AND (last_seen IS NULL OR last_seen < $2)");
-
+    /// Records when devices were last seen, given as rows of device and time, unless they were seen later. On PostgreSQL
+    /// the rows are locked in order of the devices' ids.
+    TOUCH_DEVICES = per_dialect(
+        "UPDATE devices SET last_seen = seen.at \
+        FROM (SELECT unhex(value ->> 0) AS device, value ->> 1 AS at FROM json_each($1)) AS seen \
+        WHERE devices.id = seen.device AND (last_seen IS NULL OR last_seen < seen.at)",
+        "WITH seen AS MATERIALIZED (SELECT device, at FROM UNNEST($1::UUID[], $2::TIMESTAMPTZ[]) AS seen (device, at) \
+        JOIN devices ON devices.id = device WHERE last_seen IS NULL OR last_seen < at \
+        ORDER BY device FOR NO KEY UPDATE OF devices) \
+        UPDATE devices SET last_seen = seen.at FROM seen \
+        WHERE devices.id = seen.device AND (last_seen IS NULL OR last_seen < seen.at)");
     /// Those of the given devices that were last seen at $3 or before.
     TOUCH_CONNECTED = per_dialect(
         "UPDATE devices SET last_seen = $2 WHERE id IN (SELECT unhex(value) FROM json_each($1)) AND last_seen <= $3",
@@ -114,10 +129,22 @@ statements! {
 
     // Connections
 
-    OPEN_CONNECTION = both("UPDATE devices SET conn_epoch = conn_epoch + 1, last_seen = $3 \
-        WHERE id = $1 AND NOT revoked \
-        AND EXISTS (SELECT 1 FROM sessions WHERE sessions.id = $2 AND device_id = $1 AND expires_at > $3) \
-        RETURNING conn_epoch, \
+    /// Increments the epochs of devices, given as rows of device and session, each device once. Only of those whose
+    /// session is valid at the time of the last parameter. On PostgreSQL the rows are locked in order of the devices'
+    /// ids. Returns the new epoch, and whether a request of the user waits for an approval.
+    OPEN_CONNECTIONS = per_dialect(
+        "UPDATE devices SET conn_epoch = conn_epoch + 1, last_seen = $2 \
+        FROM (SELECT unhex(value ->> 0) AS device, unhex(value ->> 1) AS session FROM json_each($1)) AS wanted \
+        WHERE devices.id = wanted.device AND NOT revoked AND EXISTS (SELECT 1 FROM sessions \
+        WHERE sessions.id = wanted.session AND sessions.device_id = wanted.device AND expires_at > $2) \
+        RETURNING id, conn_epoch, \
+        EXISTS (SELECT 1 FROM approvals WHERE approvals.user_id = devices.user_id AND state = 'pending')",
+        "WITH wanted AS MATERIALIZED (SELECT device, session FROM UNNEST($1::UUID[], $2::UUID[]) AS wanted (device, session) \
+        JOIN devices ON devices.id = device ORDER BY device FOR NO KEY UPDATE OF devices) \
+        UPDATE devices SET conn_epoch = conn_epoch + 1, last_seen = $3 FROM wanted \
+        WHERE devices.id = wanted.device AND NOT revoked AND EXISTS (SELECT 1 FROM sessions \
+        WHERE sessions.id = wanted.session AND sessions.device_id = wanted.device AND expires_at > $3) \
+        RETURNING devices.id, conn_epoch, \
         EXISTS (SELECT 1 FROM approvals WHERE approvals.user_id = devices.user_id AND state = 'pending')");
     /// The state of connections, given as rows of index, device and session; the last parameter is the time.
     CHECK_CONNECTIONS = per_dialect(

@@ -35,7 +35,6 @@ macro_rules! mailboxes_of_owners {
 
 statements! {
     INSERT_MAILBOX = both("INSERT INTO mailboxes (device_id) VALUES ($1)");
-    MAILBOX = both("SELECT next_seq, count, expired_total FROM mailboxes WHERE device_id = $1");
     /// The envelopes and bytes in all mailboxes.
     BACKLOG = both("SELECT CAST(COALESCE(SUM(count), 0) AS BIGINT), CAST(COALESCE(SUM(bytes), 0) AS BIGINT) \
         FROM mailboxes");

@@ -15,7 +15,7 @@ use sealwire::{
         envelope::{MailboxBounds, MailboxSize},
         keyed_buckets::DrainLimit,
     },
-    store::{Claims, MailRequest, Mailboxes, SendRequest, Store},
+    store::{Claims, ConnectionRegistration, MailRequest, Mailboxes, SendRequest, Store, TokenLookup},
 };
 use sqlx::{AssertSqlSafe, ConnectOptions, Executor, PgConnection, postgres::PgConnectOptions};
 use tracing::{
@@ -30,7 +30,7 @@ use uuid::Uuid;
 
 use super::{
     settings,
-    suite::{email, later, mail, request},
+    suite::{email, hash, later, mail, mailbox, request},
 };
 use crate::support::Services;
 
@@ -74,11 +74,11 @@ async fn one_node_at_a_time_deletes_expired_mail() {
     let mut other = connect(&url).await;
     other.execute("SELECT pg_advisory_lock(7166182912861)").await.unwrap();
     assert_eq!(store.expire_mail(mail::after_expiry()).await.unwrap(), 0);
-    let status = store.mailbox(device).await.unwrap();
+    let status = mailbox(&store, device).await;
     assert_eq!((status.waiting, status.expired_total), (3, 0));
     other.execute("SELECT pg_advisory_unlock(7166182912861)").await.unwrap();
     assert_eq!(store.expire_mail(mail::after_expiry()).await.unwrap(), 3);
-    let status = store.mailbox(device).await.unwrap();
+    let status = mailbox(&store, device).await;
     assert_eq!((status.waiting, status.expired_total), (0, 3));
 }
 
@@ -89,6 +89,12 @@ struct Statements(Arc<Mutex<Vec<String>>>);
 impl Statements {
     fn take(&self) -> Vec<String> {
         mem::take(&mut self.0.lock().unwrap())
+    }
+
+    /// Two dispatchers that log into this. With a single one, tracing would turn a log call off for all threads if
+    /// another thread reaches it first.
+    fn dispatches(&self) -> [Dispatch; 2] {
+        [0; 2].map(|_| Dispatch::new(tracing_subscriber::registry().with(self.clone())))
     }
 }
 
@@ -152,14 +158,50 @@ async fn requests(
     all
 }
 
+/// However many devices connect at once, the look-ups of their tokens take one statement, their connects two, and their
+/// disconnects one. Only a device that connects twice needs another.
+#[tokio::test]
+async fn connects_of_a_batch_share_their_statements() {
+    let statements = Statements::default();
+    let dispatches = statements.dispatches();
+    let _logging = tracing::dispatcher::set_default(&dispatches[0]);
+    let store = Store::open(&Services::shared().database().await, settings(1)).await.unwrap();
+    let mut devices = Vec::new();
+    for name in ["alice", "bob", "carol"] {
+        devices.push(mail::member(&store, name).await);
+    }
+    let lookups = devices.iter().map(|caller| TokenLookup { hash: hash(caller.session), now: later(1) });
+    let unknown = TokenLookup { hash: [9; 32], now: later(1) };
+    statements.take();
+    let found = store.look_up_tokens(lookups.chain([unknown]).collect()).await;
+    assert_eq!(statements.take().len(), 1);
+    let found = found.into_iter().map(|found| found.unwrap().and_then(|found| found.presented_before()));
+    let found: Vec<_> = found.map(|session| session.map(|session| session.caller)).collect();
+    assert_eq!(found, [Some(devices[0]), Some(devices[1]), Some(devices[2]), None]);
+
+    let connect = |caller: &Caller| ConnectionRegistration { caller: *caller, now: later(2) };
+    let opened = store.register_connections(devices.iter().map(connect).collect()).await;
+    assert_eq!(statements.take().len(), 2);
+    let opened: Vec<_> = opened.into_iter().map(Result::unwrap).collect();
+    assert!(opened.iter().all(|one| one.epoch == 1 && one.keys.suite.is_some() && one.mailbox.waiting == 0));
+    let [alice, bob, _] = &devices[..] else { unreachable!() };
+    let opened = store.register_connections([alice, bob, alice].map(connect).to_vec()).await;
+    assert_eq!(statements.take().len(), 3);
+    assert_eq!(opened.into_iter().map(|one| one.unwrap().epoch).collect::<Vec<_>>(), [2, 2, 3]);
+
+    store.touch_devices(&devices.iter().map(|caller| (caller.device, later(3))).collect::<Vec<_>>()).await.unwrap();
+    assert_eq!(statements.take().len(), 1);
+    for caller in &devices {
+        assert_eq!(store.list_devices(caller, later(4)).await.unwrap()[0].last_seen, Some(later(3)));
+    }
+}
+
 /// The statements decide which rows are read and locked, and so how long an answer takes.
 #[tokio::test]
 async fn a_user_who_refuses_a_caller_takes_the_statements_of_one_that_does_not_exist() {
     let statements = Statements::default();
-    // With a single dispatcher, tracing would turn a log call off for all threads if another thread reaches it first.
-    let dispatch = || Dispatch::new(tracing_subscriber::registry().with(statements.clone()));
-    let (_second, first) = (dispatch(), dispatch());
-    let _logging = tracing::dispatcher::set_default(&first);
+    let dispatches = statements.dispatches();
+    let _logging = tracing::dispatcher::set_default(&dispatches[0]);
     let url = Services::shared().database().await;
     let store = Store::open(&url, settings(1)).await.unwrap();
     let (alice, bob) = (mail::member(&store, "alice").await, mail::member(&store, "bob").await);

@@ -14,8 +14,9 @@ use std::{collections::HashSet, time::Duration};
 
 use sealwire::{
     domain::{
-        ApprovalId, Bundles, Caller, ChallengeId, ClaimId, DeviceId, Email, Refusal, SessionId, Suite, Timestamp,
-        UserId,
+        ApprovalId, Bundles, Caller, ChallengeId, ClaimId, DeviceId, Email, KeysStatus, Refusal, SessionId, Suite,
+        Timestamp, UserId,
+        envelope::MailboxStatus,
         keyed_buckets::DrainLimit,
         keys::IdentityKey,
         otp::CodePurpose,
@@ -23,8 +24,8 @@ use sealwire::{
         signature::{x25519_public, xeddsa_sign},
     },
     store::{
-        ClaimAnswer, ClaimRequest, Claims, CodeDecision, NewChallenge, NewDevice, NewSession, PublishOutcome, SignIn,
-        SignInOutcome, SignedIn, Store, StoreError,
+        ClaimAnswer, ClaimRequest, Claims, CodeDecision, DeviceStatus, NewChallenge, NewDevice, NewSession,
+        PublishOutcome, SignIn, SignInOutcome, SignedIn, Store, StoreError,
     },
 };
 use uuid::Uuid;
@@ -81,7 +82,7 @@ fn new_session(now: Timestamp) -> NewSession {
 }
 
 /// Returns the token hash of a session that these helpers have made.
-fn hash(session: SessionId) -> [u8; 32] {
+pub fn hash(session: SessionId) -> [u8; 32] {
     let mut hash = [0; 32];
     hash[..16].copy_from_slice(session.0.as_bytes());
     hash
@@ -117,6 +118,23 @@ async fn redeem(store: &Store, sign_in: &SignIn) -> Result<SignedIn, StoreError>
 async fn add_device(store: &Store, name: &str) -> Caller {
     let challenge = add_challenge(store, name, start()).await;
     redeem(store, &sign_in(challenge, name, start())).await.unwrap().caller
+}
+
+/// Returns the status of a device's keys.
+async fn keys_status(store: &Store, device: DeviceId) -> KeysStatus {
+    device_status(store, device).await.keys
+}
+
+/// Returns the status of a device's mailbox.
+pub async fn mailbox(store: &Store, device: DeviceId) -> MailboxStatus {
+    device_status(store, device).await.mailbox
+}
+
+/// Returns the status of a device, read without a session.
+async fn device_status(store: &Store, device: DeviceId) -> DeviceStatus {
+    let (session, user) = (SessionId(Uuid::nil()), UserId(Uuid::nil()));
+    let anyone = Caller { session, user, device, user_since: start() };
+    store.device_statuses(&[anyone], start()).await.unwrap().swap_remove(0)
 }
 
 /// Deletes the account of a user. The code is not compared, so the purpose of the challenge does not matter.

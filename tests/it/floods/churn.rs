@@ -60,6 +60,18 @@ fn unfinished(bytes: usize) -> Vec<u8> {
     [header(TEXT, MESSAGE as u64), vec![b' '; bytes]].concat()
 }
 
+/// Makes a request. Returns false if the socket is closed, because an earlier connection of the device was registered later and
+/// has displaced it.
+async fn answers(socket: &mut RawSocket) -> bool {
+    socket.send_value(&json!({ "id": 1, "op": "keys.status" })).await;
+    while let Some(message) = socket.message().await {
+        if message["id"] == 1 {
+            return true;
+        }
+    }
+    false
+}
+
 /// Opens a connection and ends it in one of the ways. Returns false if the network had no place, because the server
 /// has not noticed yet that an earlier connection broke.
 async fn churn(server: &ServerProcess, source: [u8; 4], person: &Person, fetch: &Value, end: usize) -> bool {
@@ -89,7 +101,9 @@ async fn churn(server: &ServerProcess, source: [u8; 4], person: &Person, fetch: 
             sleep(Duration::from_millis(50)).await;
         }
         6 => {
-            socket.status(1).await;
+            if !answers(&mut socket).await {
+                return true;
+            }
             socket.send(&frame(0x88, &1000u16.to_be_bytes())).await;
             let _ = socket.close_code().await;
             return true;
@@ -102,11 +116,13 @@ async fn churn(server: &ServerProcess, source: [u8; 4], person: &Person, fetch: 
         }
         8 => {
             // Displaced by another connection of the same device, once it is open itself.
-            socket.status(1).await;
+            if !answers(&mut socket).await {
+                return true;
+            }
             let (answer, mut newer) = upgrade(server, source, person, None).await;
             if answer.status == 101 {
                 assert_eq!(socket.close_code().await, 4503);
-                newer.status(1).await;
+                answers(&mut newer).await;
                 newer.reset();
                 return true;
             }

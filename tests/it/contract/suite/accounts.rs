@@ -10,8 +10,8 @@ use sealwire::{
 use uuid::Uuid;
 
 use super::{
-    SEND, add_challenge, add_device, challenge, claim, delete_account, email, hash, later, new_session, publish,
-    redeem, refusal, sign_in, start,
+    SEND, add_challenge, add_device, challenge, claim, delete_account, email, hash, keys_status, later, new_session,
+    publish, redeem, refusal, sign_in, start,
 };
 
 pub async fn challenges_are_counted_per_address_for_a_day(store: &Store) {
@@ -132,7 +132,7 @@ pub async fn a_replaced_device_loses_its_session_and_its_keys(store: &Store) {
     let devices: Vec<_> = store.list_devices(&other, later(2)).await.unwrap().into_iter().map(|d| d.id).collect();
     assert_eq!(devices.len(), 2);
     assert!(!devices.contains(&old.device));
-    assert_eq!(store.keys_status(old.device).await.unwrap().one_time, 0);
+    assert_eq!(keys_status(store, old.device).await.one_time, 0);
 }
 
 pub async fn renewing_a_session_twice_leaves_one_valid_successor(store: &Store) {
@@ -208,7 +208,7 @@ pub async fn a_sweep_deletes_expired_sessions_and_day_old_records_but_no_tombsto
     let day = 24 * 3600;
     assert!(store.sweep(later(day + 30)).await.unwrap() >= 4, "two sessions, the challenges and the remembered claim");
     assert_eq!(refusal(store.check_session(&claimer, later(1)).await), Refusal::SessionRevoked);
-    let outcome = store.keys_status(owner.device).await.unwrap();
+    let outcome = keys_status(store, owner.device).await;
     assert_eq!(outcome.one_time, 2, "the tombstone stays");
     assert_eq!(store.sweep(later(day + 30)).await.unwrap(), 0);
 }

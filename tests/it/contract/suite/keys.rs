@@ -15,8 +15,8 @@ use sealwire::{
 use uuid::Uuid;
 
 use super::{
-    add_device, claim, claimed, claims, complete, email, identity, key, later, new_session, pq_key, publish,
-    publish_request, refusal, signed, start, typed,
+    add_device, claim, claimed, claims, complete, email, identity, key, keys_status, later, new_session, pq_key,
+    publish, publish_request, refusal, signed, start, typed,
 };
 
 pub async fn a_publish_reports_the_outcome_of_each_key(store: &Store) {
@@ -39,7 +39,7 @@ pub async fn a_publish_reports_the_outcome_of_each_key(store: &Store) {
     for chunk in (5..=600).collect::<Vec<_>>().chunks(100) {
         publish(store, &owner, chunk.iter().copied(), later(4)).await.unwrap();
     }
-    let status = store.keys_status(owner.device).await.unwrap();
+    let status = keys_status(store, owner.device).await;
     assert_eq!(status.one_time, 500);
     let full = publish(store, &owner, [9, 1000], later(5)).await.unwrap();
     assert_eq!((full.one_time.duplicate, full.one_time.over_cap), (vec![9], vec![1000]));
@@ -241,7 +241,7 @@ pub async fn claims_in_a_batch_take_keys_in_order(store: &Store) {
         (answers.clone(), Vec::new()),
         "a repeated batch gets the same keys and announces nothing"
     );
-    assert_eq!(store.keys_status(bystander.device).await.unwrap().one_time, 5);
+    assert_eq!(keys_status(store, bystander.device).await.one_time, 5);
 }
 
 pub async fn each_claimed_key_takes_one_token_of_the_drain_limit(store: &Store) {
@@ -337,7 +337,7 @@ pub async fn revoked_and_expired_sessions_cannot_do_anything(store: &Store) {
         ),
         gone
     );
-    assert_eq!(store.keys_status(other.device).await.unwrap().one_time, 2);
+    assert_eq!(keys_status(store, other.device).await.one_time, 2);
     let expired = later(3601);
     assert_eq!(refusal(publish(store, &other, 3..=4, expired).await), gone);
 }

@@ -17,7 +17,7 @@ use sealwire::{
 };
 use uuid::Uuid;
 
-use super::{add_device, later, publish, refusal, start};
+use super::{add_device, later, mailbox, publish, refusal, start};
 
 const BOUNDS: MailboxBounds = MailboxBounds {
     all: MailboxSize { envelopes: 10_000, bytes: 1 << 26 },
@@ -150,7 +150,7 @@ pub async fn messages_in_a_batch_are_numbered_in_order(store: &Store) {
     let found = page(store, &phone, 0, 1, 1, later(20)).await.envelopes.remove(0).1;
     assert_eq!((found.from_user, found.from_device, found.kind), (alice.user, alice.device, 7));
     assert_eq!(found.accepted_at, later(10));
-    assert_eq!(store.mailbox(phone.device).await.unwrap(), MailboxStatus { head: 3, waiting: 3, expired_total: 0 });
+    assert_eq!(mailbox(store, phone.device).await, MailboxStatus { head: 3, waiting: 3, expired_total: 0 });
     // Acks and sends in one batch. A number that is acked twice counts once; an unknown number does not count.
     let batch = mail(
         store,
@@ -164,8 +164,8 @@ pub async fn messages_in_a_batch_are_numbered_in_order(store: &Store) {
     let counts: Vec<_> = batch.answers.into_iter().map(Result::unwrap).collect();
     assert!(matches!(counts[0], MailAnswer::Acked(1)) && matches!(counts[2], MailAnswer::Acked(1)), "{counts:?}");
     assert_eq!(waiting(store, &phone).await, numbered(&[(3, "three"), (4, "four")]));
-    assert_eq!(store.mailbox(phone.device).await.unwrap().waiting, 2);
-    assert_eq!(store.mailbox(laptop.device).await.unwrap().waiting, 4);
+    assert_eq!(mailbox(store, phone.device).await.waiting, 2);
+    assert_eq!(mailbox(store, laptop.device).await.waiting, 4);
 }
 
 pub async fn messages_and_acks_in_a_batch_are_refused_individually(store: &Store) {
@@ -230,7 +230,7 @@ pub async fn a_repeated_message_is_a_duplicate_for_a_day(store: &Store) {
         .map(|answer| matches!(answer, Ok(MailAnswer::Sent(AcceptedMessage { duplicate: true, .. }))))
         .collect();
     assert_eq!(duplicates, [false, true]);
-    assert_eq!(store.mailbox(bob.device).await.unwrap().head, 2);
+    assert_eq!(mailbox(store, bob.device).await.head, 2);
     // After a day the id is forgotten, whether or not a sweep has run.
     let day = Duration::from_hours(24);
     let session = renew_for_ten_days(store, &alice).await;
@@ -332,7 +332,7 @@ pub async fn mailbox_limits_hold_within_a_batch(store: &Store) {
     // An ack in the same batch frees space first.
     let batch = mail_within(store, vec![one(&carol), ack(&bob, &[1])], &bounds).await;
     assert_eq!(full(&batch), [false, false]);
-    assert_eq!(store.mailbox(bob.device).await.unwrap().waiting, 5);
+    assert_eq!(mailbox(store, bob.device).await.waiting, 5);
 }
 
 pub async fn expired_messages_are_deleted_and_counted(store: &Store) {
@@ -348,10 +348,10 @@ pub async fn expired_messages_are_deleted_and_counted(store: &Store) {
     assert_eq!(store.clone().with_metrics(metrics.clone()).expire_mail(later(70)).await.unwrap(), 449);
     // Senders to the same mailboxes wait for each transaction, so each deletes at most 200 messages.
     assert!(metrics.exposition().contains("\nsealwire_transaction_seconds_count 3\n"), "200, 200 and 49");
-    assert_eq!(store.mailbox(bob.device).await.unwrap(), MailboxStatus { head: 451, waiting: 1, expired_total: 449 });
+    assert_eq!(mailbox(store, bob.device).await, MailboxStatus { head: 451, waiting: 1, expired_total: 449 });
     assert_eq!(waiting(store, &bob).await, numbered(&[(451, "long")]));
     store.revoke_device(&bob, bob.device, later(80)).await.unwrap();
-    assert_eq!(store.mailbox(bob.device).await.unwrap().waiting, 0);
+    assert_eq!(mailbox(store, bob.device).await.waiting, 0);
     assert!(waiting(store, &bob).await.is_empty());
 }
 
@@ -415,7 +415,7 @@ pub async fn parallel_batches_lose_no_message_and_leave_no_gap_in_the_numbers(st
         );
     }
     for device in &devices[1..] {
-        let status = store.mailbox(device.device).await.unwrap();
+        let status = mailbox(store, device.device).await;
         assert_eq!((status.head.unsigned_abs(), status.waiting), (total, 0));
     }
 }
