@@ -247,6 +247,27 @@ impl Batches<'_> {
         Batcher::start(&tasks, self.workers(name, batch, READS_PER_BATCH, count), self.store.health(), run)
     }
 
+    fn start_connections(&self) -> Batcher<ConnectionRegistration, RegisteredConnection> {
+        let store = self.store.for_batch_workers();
+        self.start("connections", Batch::Connections, CONNECTIONS_PER_BATCH, 1, move |items| {
+            let store = store.clone();
+            async move { store.register_connections(items).await }
+        })
+    }
+
+    fn start_disconnects(&self) -> Batcher<(DeviceId, Timestamp), ()> {
+        let store = self.store.for_batch_workers();
+        self.start("disconnects", Batch::Disconnects, CONNECTIONS_PER_BATCH, 1, move |items: Vec<_>| {
+            let store = store.clone();
+            async move {
+                if let Err(error) = store.touch_devices(&items).await {
+                    tracing::warn!(%error, "cannot record when devices were last seen");
+                }
+                items.iter().map(|_| Ok(())).collect()
+            }
+        })
+    }
+
     fn start_mail(&self, policy: &Policy, bus: &Bus) -> Batcher<MailRequest, MailAnswer> {
         let mailboxes_of = |store: Store| Mailboxes::new(store, policy.mailbox, policy.push_after);
         let deferred = self.start_deferred_mail(mailboxes_of(self.store.clone()), bus);
@@ -307,25 +328,8 @@ impl Service {
             }
         });
         let mail = batches.start_mail(&policy, &bus);
-        let connections = batches.start("connections", Batch::Connections, CONNECTIONS_PER_BATCH, 1, {
-            let store = store.for_batch_workers();
-            move |items| {
-                let store = store.clone();
-                async move { store.register_connections(items).await }
-            }
-        });
-        let disconnects = batches.start("disconnects", Batch::Disconnects, CONNECTIONS_PER_BATCH, 1, {
-            let store = store.for_batch_workers();
-            move |items: Vec<(DeviceId, Timestamp)>| {
-                let store = store.clone();
-                async move {
-                    if let Err(error) = store.touch_devices(&items).await {
-                        tracing::warn!(%error, "cannot record when devices were last seen");
-                    }
-                    items.iter().map(|_| Ok(())).collect()
-                }
-            }
-        });
+        let connections = batches.start_connections();
+        let disconnects = batches.start_disconnects();
         let tokens = batches.start_readers("tokens", Batch::Tokens, 1, {
             let store = store.clone();
             move |lookups| {

@@ -208,8 +208,7 @@ impl<DB: Engine> DatabasePool<DB> {
                 began,
                 deadline: self.limit.map(|limit| Instant::now() + limit),
                 is_busy: false,
-                has_failed: false,
-                refuses_writes: false,
+                fitness: Fitness::Sound,
                 in_transaction: false,
             }),
             Err(error) => {
@@ -322,11 +321,19 @@ pub struct PooledConnection<'c, DB: Engine> {
     deadline: Option<Instant>,
     /// Whether a statement was sent whose answer was not read.
     is_busy: bool,
-    /// Whether a statement failed. Then the connection may be broken, and sqlx pings it before it is used again.
-    has_failed: bool,
-    /// Whether its server refused to write, so that the connection is closed rather than returned.
-    refuses_writes: bool,
+    fitness: Fitness,
     in_transaction: bool,
+}
+
+/// What the statements on a connection have shown of it, the best first.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+enum Fitness {
+    /// All have succeeded.
+    Sound,
+    /// One failed. The connection may be broken, and sqlx pings it before it is used again.
+    Suspect,
+    /// Its server refused to write, so that the connection is closed rather than returned.
+    RefusesWrites,
 }
 
 impl<DB: Engine> PooledConnection<'_, DB> {
@@ -405,8 +412,12 @@ impl<DB: Engine> PooledConnection<'_, DB> {
         };
         self.is_busy = false;
         let outcome = outcome.map_err(StoreError::from);
-        self.has_failed |= outcome.is_err();
-        self.refuses_writes |= outcome.as_ref().is_err_and(StoreError::refuses_writes);
+        let fitness = match &outcome {
+            Ok(_) => Fitness::Sound,
+            Err(error) if error.refuses_writes() => Fitness::RefusesWrites,
+            Err(_) => Fitness::Suspect,
+        };
+        self.fitness = self.fitness.max(fitness);
         if matches!(outcome, Err(StoreError::Locked(_))) {
             self.metrics.lock_timeouts.inc();
         }
@@ -447,11 +458,11 @@ impl<DB: Engine> Drop for PooledConnection<'_, DB> {
     fn drop(&mut self) {
         let Some(mut connection) = self.connection.take() else { return };
         let permit = self.permit.take();
-        if DB::IS_SERVER && (self.is_busy || self.refuses_writes) {
+        if DB::IS_SERVER && (self.is_busy || self.fitness == Fitness::RefusesWrites) {
             connection.close_on_drop();
             return;
         }
-        let is_clean = !self.is_busy && !self.has_failed && !self.in_transaction;
+        let is_clean = !self.is_busy && self.fitness == Fitness::Sound && !self.in_transaction;
         let connection = if is_clean { self.source.keep(connection, self.taken_at) } else { Some(connection) };
         if let Some(connection) = connection
             && (DB::IS_SERVER || self.in_transaction)

@@ -48,7 +48,7 @@ impl Response {
 
 /// Sends a request with exactly these headers and a body, and returns the response.
 async fn exchange(mut stream: TcpStream, start: &str, headers: &[(&str, &str)], body: &str) -> Response {
-    let headers: String = headers.iter().map(|(name, value)| format!("{name}: {value}\r\n")).collect();
+    let headers = headers.iter().fold(String::new(), |text, (name, value)| text + &format!("{name}: {value}\r\n"));
     let length = body.len();
     let request = format!("{start} HTTP/1.1\r\n{headers}content-length: {length}\r\nconnection: close\r\n\r\n{body}");
     stream.write_all(request.as_bytes()).await.unwrap();

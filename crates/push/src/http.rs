@@ -188,7 +188,7 @@ fn no_answer(error: &(dyn Error + 'static)) -> Outcome {
             };
         }
         if let Some(error) = error.downcast_ref::<hyper::Error>()
-            && (error.is_parse() || error.is_parse_too_large() || error.is_parse_status())
+            && error.is_parse()
         {
             return Outcome::later(Reason::Protocol);
         }

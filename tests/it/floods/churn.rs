@@ -130,10 +130,10 @@ async fn churn(server: &ServerProcess, source: [u8; 4], person: &Person, fetch: 
         _ => socket.send(&[frame(PING, b"x"), unfinished(3000)].concat()).await,
     }
     // A reset, or an orderly end of TCP without a Close frame.
-    if end % 2 == 0 {
-        socket.reset()
+    if end.is_multiple_of(2) {
+        socket.reset();
     } else {
-        socket.shutdown().await
+        socket.shutdown().await;
     }
     true
 }

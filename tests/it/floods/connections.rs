@@ -20,7 +20,7 @@ use crate::{
 };
 
 /// Places for connections that have not upgraded.
-const PLACES: usize = 64;
+const PLACES: u32 = 64;
 
 /// Opens a connection and holds it until the server ends it or the attack is over. Returns false if the attack is over.
 async fn hold(app: &TestApp, network: u8, mut is_over: watch::Receiver<bool>) -> bool {
@@ -29,7 +29,7 @@ async fn hold(app: &TestApp, network: u8, mut is_over: watch::Receiver<bool>) ->
     let _ = stream.write_all(b"GET /healthz HTTP/1.1\r\nX: ").await;
     let mut answer = [0; 64];
     tokio::select! {
-        _ = async { while matches!(stream.read(&mut answer).await, Ok(1..)) {} } => true,
+        () = async { while matches!(stream.read(&mut answer).await, Ok(1..)) {} } => true,
         _ = is_over.wait_for(|is_over| *is_over) => false,
     }
 }
@@ -72,7 +72,7 @@ async fn networks_that_hold_all_http_connections_do_not_keep_others_from_connect
             work(&app, &socket, "later").await;
         }
         let open = Scrape::of(app.admin()).await.samples["sealwire_open_http_connections"];
-        assert!(open > PLACES as f64 / 2.0, "{open} are open, so there was no attack");
+        assert!(open > f64::from(PLACES) / 2.0, "{open} are open, so there was no attack");
         end.send_replace(true);
     };
     tokio::join!(join_all(attack), bystander);
