@@ -8,16 +8,21 @@ use std::sync::{
 
 use base64::{Engine, engine::general_purpose::URL_SAFE_NO_PAD};
 use sealwire_protocol::{
-    auth::WorkProof,
-    error::{ErrorDetails, HttpErrorBody, OfferedProof, PROOF_ALGORITHM},
-    value::Text,
+    auth::{OtpRequest, VerifyRequest, WorkProof},
+    error::{ErrorBody, ErrorDetails, HttpErrorBody, OfferedProof, PROOF_ALGORITHM},
+    users::{ChangeEmailRequest, DeleteAccountRequest},
+    value::{Lenient, Text},
 };
+use serde::Serialize;
 use sha2::{Digest, Sha256};
 
 use crate::error::HttpError;
 
 /// The hardest proof that is tried: about half a minute on one core. Servers ask for 24 bits at most.
 const MAX_BITS: u32 = 28;
+
+/// How often a request is repeated with another proof, such as if one became too old while it was computed.
+pub(crate) const MAX_PROOFS: usize = 3;
 
 /// A proof that the server asks for.
 #[derive(Debug, PartialEq, Eq)]
@@ -26,9 +31,13 @@ pub(crate) struct Offer(OfferedProof);
 impl Offer {
     /// The offer in the body of an error, if it has one that this version understands.
     pub(crate) fn in_body(body: &[u8]) -> Option<Self> {
-        let HttpErrorBody { error } = serde_json::from_slice::<HttpErrorBody>(body).ok()?;
-        match error.details {
-            Some(ErrorDetails::Proof { proof }) if proof.algorithm == PROOF_ALGORITHM => Some(Self(proof)),
+        Self::of(&serde_json::from_slice::<HttpErrorBody>(body).ok()?.error)
+    }
+
+    /// The offer of an error, if it has one that this version understands.
+    pub(crate) fn of(error: &ErrorBody) -> Option<Self> {
+        match &error.details {
+            Some(ErrorDetails::Proof { proof }) if proof.algorithm == PROOF_ALGORITHM => Some(Self(proof.clone())),
             _ => None,
         }
     }
@@ -64,6 +73,35 @@ impl Offer {
             }
         }
         Err(HttpError::TimedOut)
+    }
+}
+
+/// A request that may exceed a limit with a proof of work.
+pub(crate) trait PaidByProof: Serialize + Send + Sync {
+    fn proof(&mut self) -> &mut Option<Lenient<WorkProof>>;
+}
+
+impl PaidByProof for OtpRequest {
+    fn proof(&mut self) -> &mut Option<Lenient<WorkProof>> {
+        &mut self.proof
+    }
+}
+
+impl PaidByProof for VerifyRequest {
+    fn proof(&mut self) -> &mut Option<Lenient<WorkProof>> {
+        &mut self.proof
+    }
+}
+
+impl PaidByProof for DeleteAccountRequest {
+    fn proof(&mut self) -> &mut Option<Lenient<WorkProof>> {
+        &mut self.proof
+    }
+}
+
+impl PaidByProof for ChangeEmailRequest {
+    fn proof(&mut self) -> &mut Option<Lenient<WorkProof>> {
+        &mut self.proof
     }
 }
 

@@ -5,10 +5,7 @@ use std::{fmt, future::IntoFuture, pin::Pin, sync::Arc, time::Duration};
 use hyper::{Method, StatusCode};
 use sealwire_protocol::{
     Codec,
-    auth::{
-        CodePurpose, DeviceDescription, OtpReply, OtpRequest, SessionReply, VerifyRequest, WorkProof,
-        device_proof_message,
-    },
+    auth::{CodePurpose, DeviceDescription, OtpReply, OtpRequest, SessionReply, VerifyRequest, device_proof_message},
     ids::{ChallengeId, DeviceId},
     value::{Lenient, Object, Text},
 };
@@ -18,14 +15,12 @@ use crate::{
     approval::{Approval, SignIn},
     error::{HttpError, InvalidUrl},
     http::{Endpoint, Reply, Security, Socket},
-    proof_of_work::Offer,
+    proof_of_work::{MAX_PROOFS, Offer, PaidByProof},
     session::Session,
 };
 
 /// How long a request may take, connecting included.
 const TIMEOUT: Duration = Duration::from_secs(30);
-/// How often a request is repeated with another proof of work, such as if one became too old while it was computed.
-const MAX_PROOFS: usize = 3;
 
 /// A Sealwire server. Clones are cheap.
 #[derive(Clone)]
@@ -164,23 +159,6 @@ impl Server {
             *request.proof() = Some(Lenient(Some(offer.solve().await?)));
             tries += 1;
         }
-    }
-}
-
-/// A request that may exceed a limit with a proof of work.
-trait PaidByProof: Serialize + Send + Sync {
-    fn proof(&mut self) -> &mut Option<Lenient<WorkProof>>;
-}
-
-impl PaidByProof for OtpRequest {
-    fn proof(&mut self) -> &mut Option<Lenient<WorkProof>> {
-        &mut self.proof
-    }
-}
-
-impl PaidByProof for VerifyRequest {
-    fn proof(&mut self) -> &mut Option<Lenient<WorkProof>> {
-        &mut self.proof
     }
 }
 

@@ -16,14 +16,20 @@ use sealwire_protocol::{
     ids::{ApprovalId, DeviceId, SessionId, UserId},
     keys::{BundlesReply, FetchKeysRequest, KeysStatusReply, KeysStatusRequest, PublishKeysReply, PublishKeysRequest},
     users::{ChangeEmailRequest, DeleteAccountRequest, FindUserRequest},
-    value::Text,
+    value::{Lenient, Text},
 };
-use serde::{Serialize, de::DeserializeOwned};
+use serde::de::DeserializeOwned;
 use sha2::{Digest, Sha256};
 use tokio::{sync::oneshot, time::timeout};
 
 use super::Client;
-use crate::{driver::Command, error::RequestError, reconnect::End, server::Challenge};
+use crate::{
+    driver::Command,
+    error::RequestError,
+    proof_of_work::{MAX_PROOFS, Offer, PaidByProof},
+    reconnect::End,
+    server::Challenge,
+};
 
 impl Client {
     /// Finds the user of an address.
@@ -122,7 +128,11 @@ impl Client {
     /// # Errors
     /// As [`request`](Self::request).
     pub async fn log_out(&self) -> Result<(), RequestError> {
-        self.request_of_the_end(LogoutRequest {}, &End::LoggedOut).await
+        match self.request(LogoutRequest {}).await {
+            // The reply was lost.
+            Err(RequestError::Ended(End::LoggedOut)) => Ok(()),
+            other => other.map(drop),
+        }
     }
 
     /// Deletes the account, with a code for [`CodePurpose::Delete`](sealwire_protocol::auth::CodePurpose::Delete). The
@@ -132,19 +142,30 @@ impl Client {
     /// `device_too_new`, `invalid_code`, `too_many_attempts`.
     pub async fn delete_account(&self, challenge: &Challenge, code: &str) -> Result<(), RequestError> {
         let request = DeleteAccountRequest { challenge_id: Some(challenge.id), code: Some(text(code)?), proof: None };
-        self.request_of_the_end(request, &End::AccountDeleted).await
-    }
-
-    /// Makes a request that ends the client. If its reply is lost, the way in which the client ends tells that it was done.
-    async fn request_of_the_end<T>(&self, request: T, end: &End) -> Result<(), RequestError>
-    where
-        T: SocketRequest + Serialize,
-        T::Reply: DeserializeOwned,
-    {
-        match self.request(request).await {
-            Err(RequestError::Ended(how)) if how == *end => Ok(()),
+        match self.request_with_proof(request).await {
+            // The reply was lost.
+            Err(RequestError::Ended(End::AccountDeleted)) => Ok(()),
             other => other.map(drop),
         }
+    }
+
+    /// Makes a request; again with a proof of work if the server offers that.
+    async fn request_with_proof<T>(&self, mut request: T) -> Result<T::Reply, RequestError>
+    where
+        T: SocketRequest + PaidByProof + Clone,
+        T::Reply: DeserializeOwned,
+    {
+        for _ in 0..MAX_PROOFS {
+            let refused = match self.request(request.clone()).await {
+                Err(RequestError::Refused(refused)) => refused,
+                other => return other,
+            };
+            let Some(offer) = Offer::of(&refused) else { return Err(RequestError::Refused(refused)) };
+            // If it is too hard, the person can wait.
+            let Ok(proof) = offer.solve().await else { return Err(RequestError::Refused(refused)) };
+            *request.proof() = Some(Lenient(Some(proof)));
+        }
+        self.request(request).await
     }
 
     /// Gives the account another address: that of the challenge, whose code is for
@@ -160,7 +181,7 @@ impl Client {
     ) -> Result<Option<RequestedApproval>, RequestError> {
         let (email, code) = (text(&challenge.email)?, text(code)?);
         let request = ChangeEmailRequest { email, challenge_id: Some(challenge.id), code: Some(code), proof: None };
-        Ok(self.request(request).await?.approval)
+        Ok(self.request_with_proof(request).await?.approval)
     }
 
     /// Draws a recovery key, for [`lock_account`](Self::lock_account).

@@ -137,7 +137,7 @@ impl Connection {
         self.broken |= self.writer.try_send(frame).is_err();
     }
 
-    /// When [`Driver::advance`] has to be called although nothing else happens.
+    /// When `Driver::advance` has to be called although nothing else happens.
     pub(super) fn wake_at(&self, outbox: &Outbox<Queued>) -> Instant {
         let mut wake = Instant::from_std(self.liveness.due());
         let mut at = |time: Option<Instant>| wake = time.map_or(wake, |time| time.min(wake));
