@@ -1,12 +1,12 @@
 //! Signing in with the library.
 
 use sealwire::domain::Suite;
-use sealwire_client::{Code, HttpError};
+use sealwire_client::{Code, CodePurpose, End, HttpError};
 
-use super::{Device, at, code, session, sign_in};
+use super::{Device, at, code, new_code, session, sign_in};
 use crate::{
     metrics::value,
-    support::{KeySet, Server, TestApp},
+    support::{KeySet, Server, TestApp, http::codes},
 };
 
 #[tokio::test(flavor = "multi_thread")]
@@ -95,5 +95,16 @@ async fn proofs_of_work_are_computed_if_the_server_asks_for_them() {
     assert_eq!(server.sign_in(&challenge, wrong).await.unwrap_err().code(), Some(Code::InvalidCode));
     let session = session(server.sign_in(&challenge, &code).await.unwrap());
     assert!(value(app.admin(), accepted).await > before);
-    Device::start(&server, session).await;
+
+    // Codes in requests on a socket are guesses, too.
+    let mut device = Device::start(&server, session).await;
+    let earlier = codes(app.mail(), "alice@example.org");
+    let challenge = server.request_code_for("alice@example.org", CodePurpose::Delete).await.unwrap();
+    let code = new_code(app.mail(), "alice@example.org", &earlier).await;
+    let wrong = if code == "00000000" { "11111111" } else { "00000000" };
+    let error = device.client.delete_account(&challenge, wrong).await.unwrap_err();
+    assert_eq!(error.code(), Some(Code::InvalidCode));
+    device.client.delete_account(&challenge, &code).await.unwrap();
+    assert_eq!(device.ended().await, End::AccountDeleted);
+    assert!(value(app.admin(), accepted).await > before + 2.0);
 }
