@@ -109,9 +109,10 @@ async fn churn(server: &ServerProcess, source: [u8; 4], person: &Person, fetch: 
             return true;
         }
         7 => {
-            // Not a WebSocket frame: the server closes with 4504.
+            // Not a WebSocket frame: the server closes with 4504, unless an earlier connection has displaced this one.
             socket.send(&[0xff; 10]).await;
-            assert_eq!(socket.close_code().await, 4504);
+            let code = socket.close_code().await;
+            assert!(matches!(code, 4503 | 4504), "{code}");
             return true;
         }
         8 => {
