@@ -27,8 +27,8 @@ const VERSION = 1;
 const FIRST_LENGTH = 1 + 32 + 32 + 4 + 4;
 /** In the place of the id of a one-time prekey: there was none. */
 const NONE = 0xffffffff;
-/** Sessions with one device, the newest included. */
-const MAX_SESSIONS = 8;
+/** Sessions with one device, the newest included: as many as libsignal keeps. Messages over older ones are lost. */
+const MAX_SESSIONS = 40;
 /** A session that was not answered for so long is not used any more. */
 const UNANSWERED_MS = 30 * 86_400_000;
 
