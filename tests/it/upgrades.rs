@@ -19,6 +19,9 @@ async fn the_welcome_is_the_first_frame_and_has_the_documented_fields() {
     });
     for codec in Codec::ALL {
         let (_, welcome) = RawSocket::connect(&app, token, codec).await;
+        // The server draws its key at the first start.
+        let vapid_key = &welcome["data"]["push"]["vapid_public_key"];
+        assert_eq!(vapid_key.as_str().unwrap().len(), 87, "65 bytes of unpadded base64url");
         let expected = json!({ "event": "welcome", "data": {
             "session_id": session, "user_id": user, "device_id": device,
             "expires_at": "2026-07-01T12:00:00.000000Z", "server_time": "2026-06-01T12:00:00.000000Z",
@@ -26,7 +29,8 @@ async fn the_welcome_is_the_first_frame_and_has_the_documented_fields() {
             "limits": { "frame_bytes": 512 * 1024, "content_bytes": 32768, "in_flight": 64 },
             "keys": none,
             "mailbox": { "waiting": 0, "expired_total": 0 },
-            "features": ["replace", "skip", "suites", "access", "blocks", "lock"],
+            "features": ["replace", "skip", "suites", "access", "blocks", "lock", "push"],
+            "push": { "state": "none", "vapid_public_key": vapid_key, "kinds": ["webpush"] },
         }});
         assert_eq!(welcome, expected, "{codec:?}");
     }
