@@ -106,5 +106,5 @@ async fn proofs_of_work_are_computed_if_the_server_asks_for_them() {
     assert_eq!(error.code(), Some(Code::InvalidCode));
     device.client.delete_account(&challenge, &code).await.unwrap();
     assert_eq!(device.ended().await, End::AccountDeleted);
-    assert!(value(app.admin(), accepted).await > before + 2.0);
+    assert!(value(app.admin(), accepted).await > before + 1.0, "a wrong guess is paid for, but not accepted");
 }
