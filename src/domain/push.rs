@@ -21,7 +21,7 @@ const SHORTEST_PAUSE: Duration = Duration::from_secs(1);
 /// How long a wake-up is tried again before it is given up.
 const GIVE_UP_AFTER: Duration = Duration::from_hours(24);
 
-/// Where pushes for a device are sent. All texts but the topic are secrets: `Debug` shows only the kind.
+/// The push service of a device, and its address there. All texts but the topic are secrets: `Debug` shows only the kind.
 #[derive(Clone, PartialEq, Eq)]
 pub enum PushTarget {
     /// The subscription of a browser or of a `UnifiedPush` app.

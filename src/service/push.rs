@@ -1,6 +1,6 @@
 //! Push wake-ups: targets of devices, their confirmation, and the wake-ups that are due.
 //!
-//! Every node looks for due wake-ups, whoever accepted the messages, so a wake-up does not die with a node. A push says
+//! Every node looks for due wake-ups, also of messages that other nodes accepted, so a wake-up is not lost with a node. A push says
 //! only that messages wait. What a push service answers decides when the next push is due.
 
 use std::{

@@ -84,7 +84,7 @@ pub struct CodeHistory {
     pub wrong_guesses: Vec<Timestamp>,
 }
 
-/// Where a guess at a code comes from.
+/// The origin of a guess at a code: its networks, and the proof that pays for it.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct GuessFrom<'a> {
     /// Keyed hashes of the networks, one for each width by which limits count. Empty if the limits are off.

@@ -1,4 +1,4 @@
-//! Where a device receives its notifications. Targets are valid by type, and secrets: `Debug` shows only their kind.
+//! The push service and address of a device. Targets are valid by type, and secrets: `Debug` shows only their kind.
 
 use std::{fmt, str::FromStr};
 
@@ -94,7 +94,7 @@ impl TargetError {
     }
 }
 
-/// Where a device receives its notifications.
+/// The push service and address of a device.
 #[derive(Clone, PartialEq, Eq)]
 pub enum Target {
     /// A subscription of Web Push.

@@ -184,7 +184,7 @@ async fn connects_of_a_batch_share_their_statements() {
     assert_eq!(statements.take().len(), 2);
     let opened: Vec<_> = opened.into_iter().map(Result::unwrap).collect();
     assert!(opened.iter().all(|one| one.epoch == 1 && one.keys.suite.is_some() && one.mailbox.waiting == 0));
-    let [alice, bob, _] = &devices[..] else { unreachable!() };
+    let (alice, bob) = (&devices[0], &devices[1]);
     let opened = store.register_connections([alice, bob, alice].map(connect).to_vec()).await;
     assert_eq!(statements.take().len(), 3);
     assert_eq!(opened.into_iter().map(|one| one.unwrap().epoch).collect::<Vec<_>>(), [2, 2, 3]);
