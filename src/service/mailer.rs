@@ -2,8 +2,8 @@
 //!
 //! Each mail is sent by a task of its own, so that a request neither waits for the mail server nor reveals whether
 //! sending worked. The number of these tasks is bounded by [`places`], which divides it by recipient domain and client
-//! network. A notice for which there is no place waits as if its first attempt had failed. After a temporary failure (such as greylisting) or a failed connection the mail is retried while a code in it
-//! is still useful.
+//! network. After a temporary failure (such as greylisting) or a failed connection the mail is retried while a code in it
+//! is still useful. A notice for which there is no place waits as if its first attempt had failed.
 
 mod mail;
 mod places;
@@ -163,9 +163,10 @@ impl Mailer {
 
     /// Takes a place for a mail; `None` if it is dropped.
     fn enter(&self, mail: &Mail) -> Option<(MailKeys, FirstPlace)> {
-        let keys = match mail.is_notice {
-            true => MailKeys::notice(&mail.to, mail.network),
-            false => MailKeys::code(&mail.to, mail.network),
+        let keys = if mail.is_notice {
+            MailKeys::notice(&mail.to, mail.network)
+        } else {
+            MailKeys::code(&mail.to, mail.network)
         };
         let places = &self.transport.places;
         let place = match places.enter(&keys) {
