@@ -17,7 +17,7 @@ const APNS_ID_CHARS: usize = 10;
 const BUS_SCHEMES: [&str; 3] = ["redis://", "rediss://", "redis-sentinel://"];
 
 /// The valid values of the settings that are whole numbers.
-const RANGES: [(&str, RangeInclusive<i64>); 33] = [
+const RANGES: [(&str, RangeInclusive<i64>); 35] = [
     ("server.workers", 0..=1024),
     ("server.max_connections", 0..=10_000_000),
     ("server.max_http_connections", 0..=10_000_000),
