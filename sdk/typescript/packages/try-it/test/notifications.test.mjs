@@ -28,7 +28,7 @@ class Tab {
   postMessage(post, [port] = []) {
     if (this.frozen) return;
     if (post.kind === 'who') port.postMessage({ mine: post.person === this.person, visible: this.visible });
-    else this.posts.push(post);
+    else this.posts.push(structuredClone(post));
   }
 
   async focus() {
