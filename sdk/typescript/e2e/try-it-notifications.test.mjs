@@ -241,6 +241,9 @@ test('of several tabs of a person one shows a message, and none if one of them i
     if (!globalThis.ServiceWorkerRegistration) return;
     const { showNotification } = ServiceWorkerRegistration.prototype;
     window.shows = [];
+    window.looks = 0;
+    const query = navigator.locks.query.bind(navigator.locks);
+    navigator.locks.query = () => (window.looks++, query());
     ServiceWorkerRegistration.prototype.showNotification = function (title, options) {
       window.shows.push(`${title}: ${options.body}`);
       return showNotification.call(this, title, options);
@@ -259,10 +262,15 @@ test('of several tabs of a person one shows a message, and none if one of them i
   await show(tab, false);
   await writer.write('In the list');
   await second.row('Xaver').locator('.row-count', { hasText: '1' }).waitFor();
+  await until(() => tab.page.evaluate(() => window.looks === 1), 'whether a tab is visible');
   await show(second, false);
-  await writer.write('In nobody’s sight');
-  await until(async () => (await browser.shown()).join() === 'Xaver (2): In nobody’s sight');
-  assert.deepEqual(await shows(), ['Xaver (2): In nobody’s sight']);
+  const texts = ['In nobody’s sight', 'Nor this'];
+  const notifications = ['Xaver (2): In nobody’s sight', 'Xaver (3): Nor this'];
+  for (const [i, text] of texts.entries()) {
+    await writer.write(text);
+    await until(async () => (await browser.shown()).join() === notifications[i]);
+  }
+  assert.deepEqual(await shows(), notifications);
   await show(second, true);
   await until(async () => (await browser.shown()).length === 0, 'no notification');
   await people.close();
