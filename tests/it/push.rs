@@ -554,7 +554,7 @@ async fn a_server_that_stops_records_the_wake_ups_that_it_has_sent() {
     assert!(server.stopped().await.success());
     let pool = sqlx::SqlitePool::connect(&format!("sqlite://{}", server.path("sealwire.db").display())).await.unwrap();
     let (recorded,): (i64,) =
-        sqlx::query_as("SELECT COUNT(*) FROM mailboxes WHERE woken").fetch_one(&pool).await.unwrap();
+        sqlx::query_as("SELECT COUNT(*) FROM mailboxes WHERE wake_state = 1").fetch_one(&pool).await.unwrap();
     pool.close().await;
     assert_eq!(recorded, 1);
 }
@@ -626,12 +626,12 @@ async fn another_node_wakes_each_device_once_if_the_one_that_accepted_the_messag
     );
     // What came of the pushes is recorded, so no wake-up is due again before six hours.
     eventually("the wake-ups are recorded", || async {
-        let recorded = "SELECT COUNT(*) FROM mailboxes WHERE woken AND wake_at > NOW() + INTERVAL '5 hours'";
+        let recorded = "SELECT COUNT(*) FROM mailboxes WHERE wake_state = 1 AND wake_at > NOW() + INTERVAL '5 hours'";
         let (recorded,): (i64,) = sqlx::query_as(recorded).fetch_one(&mut cluster.sql().await).await.unwrap();
         (recorded == i64::try_from(AWAY).unwrap()).then_some(())
     })
     .await;
-    let due: (i64,) = sqlx::query_as("SELECT COUNT(*) FROM mailboxes WHERE NOT woken AND wake_at IS NOT NULL")
+    let due: (i64,) = sqlx::query_as("SELECT COUNT(*) FROM mailboxes WHERE wake_state <> 1 AND wake_at IS NOT NULL")
         .fetch_one(&mut cluster.sql().await)
         .await
         .unwrap();
