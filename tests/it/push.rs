@@ -421,6 +421,14 @@ async fn a_target_goes_with_its_device_and_its_account() {
     assert_eq!(wakes(&service.pushes(&subscription)), 0);
 }
 
+#[test]
+fn the_command_in_push_md_makes_a_key_that_the_settings_accept() {
+    let text = fs::read_to_string(concat!(env!("CARGO_MANIFEST_DIR"), "/docs/push.md")).unwrap();
+    let command = text.lines().find(|line| line.starts_with("openssl genpkey")).unwrap();
+    let made = std::process::Command::new("sh").args(["-c", command]).output().unwrap();
+    sealwire_push::VapidKey::parse(std::str::from_utf8(&made.stdout).unwrap()).unwrap();
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn no_secret_of_a_target_is_logged_or_shown() {
     let server = ServerProcess::start(&[ON[0], ON[1], ("RUST_LOG", "trace")]).await;
@@ -599,7 +607,7 @@ async fn another_node_wakes_each_device_once_if_the_one_that_accepted_the_messag
     let people: Vec<&Person> =
         present.iter().map(|(member, _)| &member.person).chain(away.iter().map(|(person, _)| person)).collect();
     for some in people.chunks(128) {
-        join_all(some.iter().map(|person| alice.send(&[person], "hello"))).await;
+        join_all(some.iter().map(async |person| alice.send(&[*person], "hello").await)).await;
     }
     join_all(present.iter().map(|(member, _)| member.receives("hello"))).await;
     cluster.nodes[0].kill();
