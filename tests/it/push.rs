@@ -606,7 +606,7 @@ async fn another_node_wakes_each_device_once_if_the_one_that_accepted_the_messag
 
     let people: Vec<&Person> =
         present.iter().map(|(member, _)| &member.person).chain(away.iter().map(|(person, _)| person)).collect();
-    for some in people.chunks(128) {
+    for some in people.chunks(32) {
         join_all(some.iter().map(async |person| alice.send(&[*person], "hello").await)).await;
     }
     join_all(present.iter().map(|(member, _)| member.receives("hello"))).await;
