@@ -30,7 +30,7 @@ use crate::{
     dice::Dice,
     messages::{self, Exchange, put_request},
     process::cpu_time,
-    push_service::PushServices,
+    push_service::{PushServices, now},
     times::{Percentiles, Times},
 };
 
@@ -168,7 +168,7 @@ pub async fn run(options: Options) -> Result<()> {
     }
     let after = Duration::from_millis(options.after_ms);
     let first = committed.iter().map(|(_, at)| *at).min().ok_or("no device to wake")? + after;
-    sleep(first.duration_since(SystemTime::now()).unwrap_or_default()).await;
+    sleep(first.duration_since(now()).unwrap_or_default()).await;
     let from = mark()?;
     while services.arrivals().len() < away.len() && from.at.elapsed() < LONGEST {
         sleep(LOOK_EVERY).await;
