@@ -400,12 +400,12 @@ impl Room {
         is_in: &dyn Fn(&MailKeys) -> bool,
         displaced: &[(u64, MailDrop)],
     ) -> Option<u64> {
-        let group = || self.mails.iter().filter(|(_, mail)| is_in(&mail.keys));
+        let group = || self.mails.iter().filter(move |(_, mail)| is_in(&mail.keys));
         let own = group().filter(|(_, mail)| mail.keys.owner == *owner).count();
         let is_leaving = |id: &u64| displaced.iter().any(|(leaving, _)| leaving == id);
-        let waiting = || group().filter(|(id, mail)| mail.wake.is_some() && !is_leaving(id));
+        let waiting = group().filter(|(id, mail)| mail.wake.is_some() && !is_leaving(id));
         let mut held: HashMap<&Owner, (usize, u64)> = HashMap::new();
-        for (id, mail) in waiting() {
+        for (id, mail) in waiting {
             let (number, newest) = held.entry(&mail.keys.owner).or_default();
             (*number, *newest) = (*number + 1, *id);
         }
