@@ -72,7 +72,9 @@ impl Service {
         recovery_key: Option<PresentedRecoveryKey>,
         network: ClientNetwork,
     ) -> Result<(), Refusal> {
-        let change = |now| async move { self.store.lock_account(caller, lock, recovery_key.as_ref(), now).await };
+        let change = |now, allowed| async move {
+            self.store.lock_account(caller, lock, recovery_key.as_ref(), allowed, now).await
+        };
         if let Some(email) = self.change_lock(caller, change).await? {
             tracing::info!(user_id = %caller.user, device_id = %caller.device, "account locked");
             self.mailer.send(Mail::locked(email).caused_from(Some(network)));
@@ -90,7 +92,8 @@ impl Service {
         recovery_key: Option<PresentedRecoveryKey>,
         network: ClientNetwork,
     ) -> Result<(), Refusal> {
-        let change = |now| async move { self.store.unlock_account(caller, recovery_key.as_ref(), now).await };
+        let change =
+            |now, allowed| async move { self.store.unlock_account(caller, recovery_key.as_ref(), allowed, now).await };
         if let Some(email) = self.change_lock(caller, change).await? {
             tracing::info!(user_id = %caller.user, device_id = %caller.device, "account unlocked");
             self.mailer.send(Mail::unlocked(email).caused_from(Some(network)));
@@ -106,15 +109,15 @@ impl Service {
     async fn change_lock<Done>(
         &self,
         caller: &Caller,
-        change: impl FnOnce(Timestamp) -> Done,
+        change: impl FnOnce(Timestamp, Result<(), Duration>) -> Done,
     ) -> Result<Option<Email>, Refusal>
     where
         Done: Future<Output = Result<Option<Email>, StoreError>>,
     {
         let now = self.now();
-        self.limits.lock_change(caller.device, now)?;
-        let changed = change(now).await;
-        if !matches!(changed, Ok(Some(_))) {
+        let allowed = self.limits.lock_change(caller.device, now);
+        let changed = change(now, allowed).await;
+        if allowed.is_ok() && !matches!(changed, Ok(Some(_))) {
             self.limits.give_back_lock_change(caller.device, now);
         }
         Ok(changed?)

@@ -115,10 +115,9 @@ impl Limits {
     /// the others.
     ///
     /// # Errors
-    /// `rate_limited` if the device has made too many.
-    pub fn lock_change(&self, device: DeviceId, now: Timestamp) -> Result<(), Refusal> {
-        let counted = self.lock_changes_per_device.take(&[(device, 1)], now);
-        counted.map_err(|retry_after| Refusal::RateLimited { retry_after })
+    /// The time to wait, if the device has made too many.
+    pub fn lock_change(&self, device: DeviceId, now: Timestamp) -> Result<(), Duration> {
+        self.lock_changes_per_device.take(&[(device, 1)], now)
     }
 
     /// Takes back a change of a lock that was counted at `at`, because it changed nothing.

@@ -68,14 +68,16 @@ async fn set(tx: &mut Tx<'_>, user: UserId, lock: Option<&Lock>) -> Result<(), S
 
 impl Store {
     /// Locks the account, or locks it anew with other values. Returns the address to mail; `None` if nothing has changed.
+    /// `allowed` is the time to wait, if the device has changed the lock too often.
     ///
     /// # Errors
-    /// `session_revoked`, `device_too_new`, `invalid_code`
+    /// `session_revoked`, `device_too_new`, `invalid_code`, `rate_limited`
     pub async fn lock_account(
         &self,
         caller: &Caller,
         lock: &Lock,
         recovery_key: Option<&PresentedRecoveryKey>,
+        allowed: Result<(), Duration>,
         now: Timestamp,
     ) -> Result<Option<Email>, StoreError> {
         self.retrying(|| async {
@@ -87,6 +89,7 @@ impl Store {
                 Some(present) => check_may_change(&mut tx, caller, &present, recovery_key, now).await?,
                 None => self.require_old_enough(&mut tx, caller, now).await?,
             }
+            allowed.map_err(|retry_after| Refusal::RateLimited { retry_after })?;
             set(&mut tx, caller.user, Some(lock)).await?;
             let email = accounts::email_of(&mut tx, caller.user).await?;
             tx.commit().await?;
@@ -96,13 +99,15 @@ impl Store {
     }
 
     /// Unlocks the account. Pending requests stay pending. Returns the address to mail; `None` if it was not locked.
+    /// `allowed` is the time to wait, if the device has changed the lock too often.
     ///
     /// # Errors
-    /// `session_revoked`, `device_too_new`, `invalid_code`
+    /// `session_revoked`, `device_too_new`, `invalid_code`, `rate_limited`
     pub async fn unlock_account(
         &self,
         caller: &Caller,
         recovery_key: Option<&PresentedRecoveryKey>,
+        allowed: Result<(), Duration>,
         now: Timestamp,
     ) -> Result<Option<Email>, StoreError> {
         self.retrying(|| async {
@@ -111,6 +116,7 @@ impl Store {
             sessions::authorize(&mut tx, caller, now).await?;
             let Some(lock) = read(&mut tx, caller.user).await? else { return Ok(None) };
             check_may_change(&mut tx, caller, &lock, recovery_key, now).await?;
+            allowed.map_err(|retry_after| Refusal::RateLimited { retry_after })?;
             set(&mut tx, caller.user, None).await?;
             let email = accounts::email_of(&mut tx, caller.user).await?;
             tx.commit().await?;

@@ -40,7 +40,7 @@ async fn locked(store: &Store) -> Caller {
     let device = add_device_at(store, "alice", start()).await;
     publish(store, &device, 1..=3, start()).await.unwrap();
     let lock = Lock { recovery_key_hash: Sha256::digest(RECOVERY_KEY).into(), wait_s: WAIT.as_secs() };
-    store.lock_account(&device, &lock, None, later(1)).await.unwrap();
+    store.lock_account(&device, &lock, None, Ok(()), later(1)).await.unwrap();
     device
 }
 
@@ -329,7 +329,7 @@ pub async fn a_young_device_revokes_no_older_one_by_its_decision(store: &Store) 
     let young = add_device_at(store, "alice", now).await;
     publish(store, &young, 1..=1, now).await.unwrap();
     let lock = Lock { recovery_key_hash: Sha256::digest(RECOVERY_KEY).into(), wait_s: WAIT.as_secs() };
-    store.lock_account(&old, &lock, None, now).await.unwrap();
+    store.lock_account(&old, &lock, None, Ok(()), now).await.unwrap();
 
     let now = now + Duration::from_secs(1);
     let replacing = Decision::Approve { replace: Some(old.device) };
