@@ -36,9 +36,9 @@ const ANSWER_TIME: Duration = Duration::from_secs(20);
 /// Options of `swarm claims`.
 #[derive(clap::Args)]
 pub struct Options {
-    /// The socket, such as `ws://127.0.0.1:8080/v1/socket`
-    #[arg(long)]
-    url: String,
+    /// The socket, such as `ws://127.0.0.1:8080/v1/socket`; once for each node, which share the devices
+    #[arg(long, required = true)]
+    url: Vec<String>,
     /// Seed file: its first devices claim keys of the other users
     #[arg(long)]
     tokens: PathBuf,
@@ -54,9 +54,9 @@ pub struct Options {
     /// Maximum number of claims
     #[arg(long)]
     claims: Option<u64>,
-    /// Process id of the server, to read its CPU time
+    /// Process id of each server, to read its CPU time
     #[arg(long)]
-    pid: Option<u32>,
+    pid: Vec<u32>,
 }
 
 /// The results.
@@ -78,13 +78,16 @@ struct Report {
     /// Time from a claim to its answer.
     #[serde(flatten)]
     answer: Percentiles,
-    /// The server's CPU time per key.
+    /// The servers' CPU time per key.
     server_cpu_micros: Option<f64>,
 }
 
 /// Runs the command: opens the sockets, claims, and prints the results.
 pub async fn run(options: Options) -> Result<()> {
-    let route = route_to(&options.url).await?;
+    let mut routes = Vec::new();
+    for url in &options.url {
+        routes.push(route_to(url).await?);
+    }
     let seeds = read_seeds(&options.tokens)?;
     let (claimers, others) = seeds.split_at_checked(options.sockets).ok_or("the seed file has too few devices")?;
     let own: HashSet<UserId> = claimers.iter().map(|seed| seed.user_id).collect();
@@ -94,8 +97,10 @@ pub async fn run(options: Options) -> Result<()> {
         return Err("the seed file has no user whose keys could be claimed".into());
     }
 
-    let sockets = try_join_all(claimers.iter().map(|seed| Connection::open(&route, &seed.token, true))).await?;
-    let before = options.pid.map(cpu_time).transpose()?;
+    let opening = claimers.iter().zip(routes.iter().cycle());
+    let sockets = try_join_all(opening.map(|(seed, route)| Connection::open(route, &seed.token, true))).await?;
+    let cpu = || options.pid.iter().map(|pid| cpu_time(*pid)).sum::<Result<Duration>>();
+    let before = cpu()?;
     let started = Instant::now();
     let swarm = Swarm {
         targets,
@@ -108,10 +113,7 @@ pub async fn run(options: Options) -> Result<()> {
     let claiming = sockets.into_iter().map(|socket| claim(socket, Rc::clone(&swarm), options.pipeline));
     let failures = side_by_side(claiming, Duration::from_secs(options.seconds) + ANSWER_TIME).await?;
     let time = started.elapsed();
-    let cpu = match (options.pid, before) {
-        (Some(pid), Some(before)) => Some(cpu_time(pid)?.saturating_sub(before)),
-        _ => None,
-    };
+    let cpu = (!options.pid.is_empty()).then(|| cpu().map(|after| after.saturating_sub(before))).transpose()?;
     let mut tally = std::mem::take(&mut swarm.borrow_mut().tally);
     tally.errors.extend(failures);
     println!("{}", serde_json::to_string(&tally.report(time, cpu))?);
