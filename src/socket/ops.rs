@@ -19,7 +19,7 @@ use tokio::time::Instant;
 
 use super::Node;
 use crate::{
-    domain::{Caller, ClientNetwork, EndReason, KeysStatus, Session},
+    domain::{Caller, ClientNetwork, EndReason, KeysStatus, Refusal, Session},
     edge::{EdgeError, Problem},
     metrics::{Metrics, RequestedOp, ResponseCode},
     service::{Notifications, Service, Turn},
@@ -155,9 +155,22 @@ struct Call<'a> {
 impl<'a> Call<'a> {
     /// Calls the function of `op`. `turn` is `Some` for sends and publishes.
     async fn dispatch(&self, op: Op, turn: Option<Turn>) -> Result<Reply, EdgeError> {
+        match op {
+            Op::MessagesSend => messages::send(self, turn).await,
+            Op::MessagesAck => messages::ack(self).await,
+            Op::KeysClaim => keys::claim(self).await,
+            Op::KeysStatus => keys::status(self).await,
+            // Boxed, because the future of a request is as large as the largest that it may become, and is copied when it is
+            // spawned.
+            _ => Box::pin(self.dispatch_rare(op, turn)).await,
+        }
+    }
+
+    /// Calls the function of an op that does not run in batches.
+    async fn dispatch_rare(&self, op: Op, turn: Option<Turn>) -> Result<Reply, EdgeError> {
         let _place = match op {
-            // These run in batches, and publishes wait for their turn first.
-            Op::MessagesSend | Op::MessagesAck | Op::KeysClaim | Op::KeysStatus | Op::KeysPublish => None,
+            // They wait for their turn first.
+            Op::KeysPublish => None,
             _ => Some(self.service.enter(self.caller.user).await?),
         };
         match op {
@@ -180,15 +193,13 @@ impl<'a> Call<'a> {
             Op::BlocksRemove => access::remove_block(self).await,
             Op::BlocksList => access::list_blocks(self).await,
             Op::KeysPublish => keys::publish(self, turn).await,
-            Op::KeysStatus => keys::status(self).await,
             Op::KeysFetch => keys::fetch(self).await,
-            Op::KeysClaim => keys::claim(self).await,
-            Op::MessagesSend => messages::send(self, turn).await,
-            Op::MessagesAck => messages::ack(self).await,
             Op::PushRegister => push::register(self).await,
             Op::PushConfirm => push::confirm(self).await,
             Op::PushRemove => push::remove(self).await,
             Op::PushTest => push::test(self).await,
+            // See `dispatch`.
+            Op::MessagesSend | Op::MessagesAck | Op::KeysClaim | Op::KeysStatus => Err(Refusal::Internal.into()),
         }
     }
 
