@@ -270,6 +270,7 @@ fn push_sender(config: &Config, clock: &Clock) -> Result<Option<sealwire_push::S
         apns: apns_settings(config)?,
         fcm: fcm_settings(config)?,
         allow_insecure: config.push.allow_insecure,
+        forbidden_networks: config.push.forbidden_networks.clone(),
         ..PushSettings::default()
     };
     let clock = clock.clone();
