@@ -503,10 +503,9 @@ impl Service {
         let now = self.now();
         let connection = self.connections.submit(ConnectionRegistration { caller, now }).await?;
         self.bus.publish(caller.device, Signal::Displaced { epoch: connection.epoch });
-        let RegisteredConnection { epoch, has_pending_approval, keys, mailbox } = connection;
+        let RegisteredConnection { epoch, has_pending_approval, keys, mailbox, push } = connection;
         let approvals = if has_pending_approval { self.store.decidable_approvals(&caller).await? } else { Vec::new() };
-        let push = self.push_status(caller.device).await?;
-        Ok(OpenedConnection { epoch, keys, mailbox, approvals, push })
+        Ok(OpenedConnection { epoch, keys, mailbox, approvals, push: self.push_status(push) })
     }
 
     /// Records the end of a connection. Call it once for each call of [`Self::open_connection`], even a failed one.

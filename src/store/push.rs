@@ -16,7 +16,7 @@ use super::{
 };
 use crate::domain::{
     Caller, DeviceId, Refusal, Timestamp,
-    push::{NONCE_LIFETIME, PushFailures, PushKind, PushState, PushTarget},
+    push::{NONCE_LIFETIME, PushFailures, PushKind, PushTarget},
 };
 
 /// A registration of a target: another one each time.
@@ -103,18 +103,6 @@ async fn lock_mailboxes(tx: &mut Tx<'_>, devices: &[Uuid]) -> Result<(), StoreEr
 }
 
 impl Store {
-    /// Whether a device has a push target.
-    ///
-    /// # Errors
-    /// [`StoreError::Unavailable`]
-    pub async fn push_state(&self, device: DeviceId) -> Result<PushState, StoreError> {
-        Ok(match read_target(&mut self.read().await?, device).await? {
-            None => PushState::None,
-            Some((.., true)) => PushState::Active,
-            Some((.., false)) => PushState::Unconfirmed,
-        })
-    }
-
     /// The active target of the caller's device.
     ///
     /// # Errors
