@@ -494,7 +494,7 @@ impl Service {
     }
 
     /// Opens a connection; older connections of the device are closed. The connection must be attached to the hub
-    /// already, so that no signal sent between this call and the welcome is lost.
+    /// already, so that no signal sent between this call and the welcome is lost. May be called on any runtime.
     ///
     /// # Errors
     /// `session_revoked`
@@ -504,7 +504,12 @@ impl Service {
         let connection = self.connections.submit(ConnectionRegistration { caller, now }).await?;
         self.bus.publish(caller.device, Signal::Displaced { epoch: connection.epoch });
         let RegisteredConnection { epoch, has_pending_approval, keys, mailbox, push } = connection;
-        let approvals = if has_pending_approval { self.store.decidable_approvals(&caller).await? } else { Vec::new() };
+        let approvals = if has_pending_approval {
+            let store = self.store.clone();
+            self.on_own_runtime(async move { store.decidable_approvals(&caller).await }).await?
+        } else {
+            Vec::new()
+        };
         Ok(OpenedConnection { epoch, keys, mailbox, approvals, push: self.push_status(push) })
     }
 

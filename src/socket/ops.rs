@@ -92,6 +92,12 @@ pub struct RequestSource {
     pub turn: Option<Turn>,
 }
 
+/// Whether an op does no more than queue its request for a batch and wait for the answer. It runs on the worker of its
+/// connection then: on the runtime of the store, each request would pay for two more switches between threads.
+pub fn runs_in_batches(op: Op) -> bool {
+    matches!(op, Op::MessagesSend | Op::MessagesAck | Op::KeysClaim | Op::KeysStatus)
+}
+
 /// Runs one request and returns its reply. Errors become error replies.
 pub async fn run(
     node: &Node,
@@ -155,9 +161,10 @@ struct Call<'a> {
 impl<'a> Call<'a> {
     /// Calls the function of `op`. `turn` is `Some` for sends and publishes.
     async fn dispatch(&self, op: Op, turn: Option<Turn>) -> Result<Reply, EdgeError> {
+        // Publishes wait for their turn first.
         let _place = match op {
-            // These run in batches, and publishes wait for their turn first.
-            Op::MessagesSend | Op::MessagesAck | Op::KeysClaim | Op::KeysStatus | Op::KeysPublish => None,
+            Op::KeysPublish => None,
+            op if runs_in_batches(op) => None,
             _ => Some(self.service.enter(self.caller.user).await?),
         };
         match op {

@@ -26,6 +26,12 @@ impl Work {
         self.tracker.spawn_on(work, &self.runtime)
     }
 
+    /// Like [`Self::spawn`], but runs the task on the thread of the caller, which must be that of an actix worker. The task
+    /// is dropped if that worker stops.
+    pub fn spawn_local<T: 'static>(&self, work: impl Future<Output = T> + 'static) -> JoinHandle<T> {
+        self.tracker.spawn_local(work)
+    }
+
     /// Waits until a server that is stopping waits for its work to finish. Work that pauses should then continue at once.
     pub async fn ending(&self) {
         self.ending.cancelled().await;
