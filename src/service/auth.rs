@@ -506,7 +506,7 @@ impl Service {
         let RegisteredConnection { epoch, has_pending_approval, keys, mailbox, push } = connection;
         let approvals = if has_pending_approval {
             let store = self.store.clone();
-            self.on_own_runtime(async move { store.decidable_approvals(&caller).await }).await?
+            Box::pin(self.on_own_runtime(async move { store.decidable_approvals(&caller).await })).await?
         } else {
             Vec::new()
         };

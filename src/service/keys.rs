@@ -62,7 +62,7 @@ impl Service {
         }
         let _place = self.enter(caller.user).await?;
         let (store, device) = (self.store.clone(), caller.device);
-        let digest = self.on_own_runtime(async move { store.keys_digest(device).await }).await?;
+        let digest = Box::pin(self.on_own_runtime(async move { store.keys_digest(device).await })).await?;
         Ok((status, Some(digest)))
     }
 
@@ -125,7 +125,7 @@ impl Service {
                     }
                     Ok::<_, StoreError>(bundles)
                 };
-                self.on_own_runtime(claim).await
+                Box::pin(self.on_own_runtime(claim)).await
             }
         }
     }

@@ -226,9 +226,8 @@ fn print_table(options: &Options, half: u32, contenders: &[Contender]) -> Result
     held("idle KiB a socket", 2, |held| held.idle_kib_per_socket);
     held("KiB a socket after an answer", 2, |held| held.asked_kib_per_socket);
     held("KiB a socket after a load", 2, |held| held.rested_kib_per_socket.unwrap_or(f64::NAN));
-    let busy = |held: &Held, get: fn(&Rate) -> f64| held.busy.as_ref().map_or(f64::NAN, get);
-    held("plain reads a second", 0, move |held| busy(held, |rate| rate.per_second));
-    held("server CPU µs a plain read", 1, move |held| busy(held, |rate| rate.cpu_micros));
+    held("plain reads a second", 0, |held| held.busy.map_or(f64::NAN, |rate| rate.per_second));
+    held("server CPU µs a plain read", 1, |held| held.busy.map_or(f64::NAN, |rate| rate.cpu_micros));
     let measured = |name: &str, decimals: usize, get: fn(&Round) -> f64| {
         row(name, decimals, &|one| one.median(get), &|other| other.ratio(base, get));
     };
