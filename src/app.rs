@@ -90,6 +90,7 @@ impl Application {
         let clients = listen_to_clients(config, &service, &node, &limits, runtimes.store())?;
         // Nothing can fail from here on. After a heartbeat of a start that failed, the other nodes would report this node
         // as unreachable.
+        runtimes.store().block_on(service.check_clock());
         start_housekeeping(&service, &node.tasks);
         let stopper = Stopper {
             server: clients.handle(),
@@ -269,6 +270,7 @@ fn push_sender(config: &Config, clock: &Clock) -> Result<Option<sealwire_push::S
         apns: apns_settings(config)?,
         fcm: fcm_settings(config)?,
         allow_insecure: config.push.allow_insecure,
+        forbidden_networks: config.push.forbidden_networks.clone(),
         ..PushSettings::default()
     };
     let clock = clock.clone();

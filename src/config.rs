@@ -278,6 +278,9 @@ pub struct PushConfig {
     pub apns_sandbox_url: String,
     /// The URL of FCM.
     pub fcm_url: String,
+    /// Networks that no push is sent to, besides those that are not public.
+    #[serde(deserialize_with = "networks")]
+    pub forbidden_networks: Vec<IpNet>,
     /// Whether endpoints may be on this machine.
     pub allow_insecure: bool,
 }

@@ -121,8 +121,9 @@ impl Sender {
             settings.apns.map(|apns| Apns::new(apns, &rules)).transpose().map_err(|_| SetupError::Url(Kind::Apns))?;
         let fcm = settings.fcm.map(|fcm| Fcm::new(fcm, &rules)).transpose().map_err(|_| SetupError::Url(Kind::Fcm))?;
         let limits = settings.limits;
-        let mut trusted: Vec<Arc<str>> = apns.iter().flat_map(Apns::origins).cloned().collect();
-        trusted.extend(fcm.iter().map(|fcm| Arc::clone(fcm.host().origin())));
+        let mut trusted: Vec<(Kind, Arc<str>)> =
+            apns.iter().flat_map(Apns::origins).map(|origin| (Kind::Apns, Arc::clone(origin))).collect();
+        trusted.extend(fcm.iter().map(|fcm| (Kind::Fcm, Arc::clone(fcm.host().origin()))));
         Ok(Self(Arc::new(Inner {
             origins: Origins::new(limits, trusted),
             http: HttpClient::new(&rules, &tls, limits.timeout, resolver, unproven_resolver),
@@ -194,7 +195,10 @@ impl fmt::Debug for Sender {
 
 impl Inner {
     async fn send_web_push(&self, web_push: &WebPush, target: &WebPushTarget, notification: &Notification) -> Outcome {
-        let Some(place) = self.origins.take(target.endpoint.origin()).await else { return Outcome::Busy };
+        let place = match self.origins.take(Kind::WebPush, target.endpoint.origin()).await {
+            Ok(place) => place,
+            Err(wait) => return Outcome::Busy { wait },
+        };
         let pool = if place.is_proven() { Pool::Kept } else { Pool::Single };
         let sent = async {
             let now = (self.clock)();
@@ -208,7 +212,10 @@ impl Inner {
     }
 
     async fn send_apns(&self, apns: &Apns, target: &ApnsTarget, notification: &Notification) -> Outcome {
-        let Some(place) = self.origins.take(apns.host(target).origin()).await else { return Outcome::Busy };
+        let place = match self.origins.take(Kind::Apns, apns.host(target).origin()).await {
+            Ok(place) => place,
+            Err(wait) => return Outcome::Busy { wait },
+        };
         let sent = async {
             let mut is_renewed = false;
             loop {
@@ -228,7 +235,10 @@ impl Inner {
     }
 
     async fn send_fcm(&self, fcm: &Fcm, target: &FcmTarget, notification: &Notification) -> Outcome {
-        let Some(place) = self.origins.take(fcm.host().origin()).await else { return Outcome::Busy };
+        let place = match self.origins.take(Kind::Fcm, fcm.host().origin()).await {
+            Ok(place) => place,
+            Err(wait) => return Outcome::Busy { wait },
+        };
         let sent = async {
             let mut is_renewed = false;
             loop {

@@ -31,7 +31,7 @@ pub struct Settings {
 pub struct Limits {
     /// Notifications that are under way at a time. Half of them can be taken by origins that have not answered reliably.
     pub under_way: usize,
-    /// Notifications that are under way to one origin (scheme, host and port) at a time.
+    /// Notifications of one kind that are under way to one origin (scheme, host and port) at a time.
     pub per_origin: usize,
     /// Sends that wait for their turn at a time; further ones are [`Outcome::Busy`](crate::Outcome::Busy) at once.
     /// Half of them can be taken by origins that have not answered reliably.
