@@ -90,4 +90,22 @@ mod tests {
         assert_eq!(timeout(SOON, work.finished()).await, Ok(()));
         assert_eq!(work.unfinished(), 0);
     }
+
+    #[tokio::test]
+    async fn work_on_the_own_thread_is_waited_for_too() {
+        let test = async {
+            let work = Work::new(Handle::current());
+            let (release, released) = tokio::sync::oneshot::channel::<()>();
+            work.spawn_local(async { released.await.unwrap() });
+            assert_eq!(work.unfinished(), 1);
+            let waiting = tokio::task::spawn_local({
+                let work = work.clone();
+                async move { work.finished().await }
+            });
+            release.send(()).unwrap();
+            timeout(SOON, waiting).await.unwrap().unwrap();
+            assert_eq!(work.unfinished(), 0);
+        };
+        tokio::task::LocalSet::new().run_until(test).await;
+    }
 }
