@@ -45,7 +45,7 @@ use crate::{
     bus::Bus,
     clock::{Clock, Entropy},
     domain::{
-        DeviceId, LocalDelivery, Refusal, Signal, Timestamp, UserId, envelope::MailboxBounds,
+        ApprovalId, DeviceId, LocalDelivery, Refusal, Signal, Timestamp, UserId, envelope::MailboxBounds,
         keyed_buckets::DrainLimit, otp::ServerSecret, token::TokenHash,
     },
     metrics::{Batch, Metrics},
@@ -90,6 +90,10 @@ const OVER_LIMIT_READS: usize = 4;
 /// Maximum number of look-ups of tokens at once, of all networks that have made too many that failed. The others wait;
 /// their number is bounded by the connections that have not upgraded.
 const OVER_LIMIT_LOOKUPS: usize = 4;
+
+/// Maximum number of polls of approvals that use the database at once. Polls wait in the order in which they came, at most one
+/// of each request, so requests that are polled in a loop delay others by at most one turn.
+const POLLS: usize = 4;
 
 /// The settings that the use cases need.
 #[derive(Clone, Debug)]
@@ -171,6 +175,10 @@ pub struct Service {
     lookups: UserQueues<TokenHash>,
     /// The look-ups of tokens from networks that have made too many that failed.
     over_limit_lookups: Semaphore,
+    /// The polls of requests for approvals, one of each request at a time.
+    polls: UserQueues<ApprovalId>,
+    /// Bounds the number of polls that use the database, over all requests.
+    poll_permits: Semaphore,
     /// The publishes whose signatures are being verified: one of each user.
     verifications: UserQueues,
     /// Bounds their number, over all users.
@@ -353,6 +361,7 @@ impl Service {
         let shown_codes = policy.shows_codes.then(ShownCodes::default);
         let operations = UserQueues::new(OPERATIONS_PER_USER, metrics.clone());
         let lookups = UserQueues::new(1, metrics.clone());
+        let polls = UserQueues::new(1, metrics.clone());
         let verifications = UserQueues::new(1, metrics.clone());
         let cores = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
         let verification_permits = Arc::new(Semaphore::new(cores));
@@ -380,6 +389,8 @@ impl Service {
             operations,
             lookups,
             over_limit_lookups: Semaphore::new(OVER_LIMIT_LOOKUPS),
+            polls,
+            poll_permits: Semaphore::new(POLLS),
             verifications,
             verification_permits,
             mail,
