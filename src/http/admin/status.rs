@@ -168,6 +168,7 @@ impl StatusReport {
             inbound,
             outbound,
             clock_skew: admin.service.clock_skew(),
+            clock_is_trusted: admin.service.is_clock_trusted(),
             mailbox_bytes: backlog.map_or(0, |backlog| backlog.bytes),
             counts: &counts,
         };
