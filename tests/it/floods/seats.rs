@@ -4,7 +4,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use super::{ADDRESS, OTHER_NETWORK, SAME_NETWORK, assert_upgrade_refused, upgrade, users};
 use crate::{
-    metrics::{Scrape, wait_for_sample},
+    metrics::wait_for_sample,
     support::{
         Person, TestApp, eventually,
         problem::assert_problem,
@@ -16,10 +16,6 @@ use crate::{
 const OPEN: &str = "sealwire_open_sockets";
 const OF_USERS: &str = "sealwire_sockets_given_up_total{share=\"user\"}";
 const OF_NETWORKS: &str = "sealwire_sockets_given_up_total{share=\"network\"}";
-
-async fn sample(app: &TestApp, name: &str) -> f64 {
-    Scrape::of(app.admin()).await.samples[name]
-}
 
 fn assert_full(answer: &UpgradeResponse) {
     assert_eq!(answer.status, assert_problem(&answer.body["error"], "unavailable", "an upgrade on a full node"));
@@ -71,8 +67,8 @@ async fn a_user_that_reconnects_all_the_time_holds_two_places_for_each_device() 
         is_over.store(true, Ordering::Relaxed);
     };
     tokio::join!(attack, bystander);
-    assert!(sample(&app, OF_USERS).await > 10.0);
-    assert_eq!(sample(&app, OF_NETWORKS).await, 0.0);
+    wait_for_sample(app.admin(), OF_USERS, 10.0..=f64::MAX).await;
+    wait_for_sample(app.admin(), OF_NETWORKS, 0.0..=0.0).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -102,9 +98,10 @@ async fn a_full_node_gives_up_sockets_of_the_network_that_holds_most_and_refuses
     for mut kept in few.into_iter().chain(newer) {
         assert!(kept.status(1).await["result"].is_object());
     }
-    assert_eq!((sample(&app, OF_NETWORKS).await, sample(&app, OF_USERS).await), (4.0, 0.0));
+    wait_for_sample(app.admin(), OF_NETWORKS, 4.0..=4.0).await;
+    wait_for_sample(app.admin(), OF_USERS, 0.0..=0.0).await;
     let refused = "sealwire_connections_refused_total{limit=\"max_connections\"}";
-    assert_eq!(sample(&app, refused).await, 4.0 + 4.0);
+    wait_for_sample(app.admin(), refused, 8.0..=8.0).await;
     eventually("the node has places again", || async {
         (upgrade(&app, ADDRESS, &people[13], None).await.0.status == 101).then_some(())
     })
@@ -122,7 +119,7 @@ async fn a_socket_that_lost_its_place_ends_even_if_its_client_does_not_read() {
     work(&app, &people[2]).await;
     // The drip ends when the connection does.
     eventually("the connection ends", || async { dripping.is_finished().then_some(()) }).await;
-    assert_eq!(sample(&app, OF_NETWORKS).await, 1.0);
+    wait_for_sample(app.admin(), OF_NETWORKS, 1.0..=1.0).await;
     assert!(second.status(1).await["result"].is_object());
 }
 
