@@ -94,6 +94,16 @@ pub struct PushFailures {
     pub count: u32,
 }
 
+/// How often a nonce is sent at most.
+const NONCE_TRIES: u32 = 5;
+
+/// The pause after a failed try to send a nonce that follows `failures` others; `None` if it is not tried again. A push
+/// service can ask for a longer pause, but not for a shorter one.
+#[must_use]
+pub fn nonce_pause(failures: u32, retry_after: Option<Duration>) -> Option<Duration> {
+    (failures + 1 < NONCE_TRIES).then(|| PushFailures::pause(failures).max(retry_after.unwrap_or_default()))
+}
+
 impl PushFailures {
     /// The pause after a failure that follows `count` others.
     #[must_use]
@@ -204,6 +214,17 @@ mod tests {
         assert_eq!(retry(7), Some(seconds(7)));
         assert_eq!(retry(0), Some(seconds(1)), "a service cannot ask for a busy loop");
         assert_eq!(retry(1_000_000), Some(seconds(3600)));
+    }
+
+    #[test]
+    fn a_nonce_is_tried_five_times_and_a_push_service_only_lengthens_the_pauses() {
+        let pauses = |retry_after: Option<u64>| {
+            let pause = |failures| nonce_pause(failures, retry_after.map(Duration::from_secs));
+            (0..).map_while(pause).map(|pause| pause.as_secs()).collect::<Vec<_>>()
+        };
+        assert_eq!(pauses(None), [5, 10, 20, 40]);
+        assert_eq!(pauses(Some(0)), [5, 10, 20, 40]);
+        assert_eq!(pauses(Some(15)), [15, 15, 20, 40]);
     }
 
     #[test]

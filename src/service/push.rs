@@ -3,6 +3,8 @@
 //! Every node looks for due wake-ups, also of messages that other nodes accepted, so a wake-up is not lost with a node. A push says
 //! only that messages wait. What a push service answers decides when the next push is due.
 
+mod places;
+
 use std::{
     sync::Arc,
     time::{Duration, Instant},
@@ -13,18 +15,16 @@ use sealwire_push::{
     ApnsTarget, FcmTarget, Kind, Nonce, Notification, Outcome, Payload, Sender, Target, TargetError, Urgency,
     WebPushTarget,
 };
-use tokio::{
-    sync::{OwnedSemaphorePermit, Semaphore},
-    task::JoinSet,
-    time::sleep,
-};
+use tokio::{task::JoinSet, time::sleep};
 
+use self::places::{PlaceHolder, Places};
 use super::{Service, sliding_window::SlidingWindow};
 use crate::{
     domain::{
-        Caller, DeviceId, Refusal, Timestamp,
+        Caller, ClientNetwork, DeviceId, Refusal, Timestamp,
         push::{
             NONCE_BYTES, NONCE_LIFETIME, PushFailures, PushKind, PushNonce, PushState, PushTarget, WAKE_AGAIN_AFTER,
+            nonce_pause,
         },
     },
     log_throttle::LogThrottle,
@@ -43,8 +43,10 @@ const TAKEN_FOR: Duration = Duration::from_secs(30);
 const MAX_UNDER_WAY: usize = 1024;
 /// Maximum number of wake-ups that are taken, or whose outcomes are written, in one transaction.
 const PER_TRANSACTION: usize = 256;
-/// Maximum number of confirmations and tests that are under way.
-const MAX_REQUESTED: usize = 1024;
+/// Maximum number of confirmations and tests that are being sent.
+const MAX_REQUESTED: usize = 256;
+/// Maximum number of confirmations that are being sent or wait for their next try. Each takes about 4 KB of memory.
+const MAX_CONFIRMATIONS: usize = 4096;
 /// The pause after which a push is tried again for which there was no place.
 const BUSY_PAUSE: Duration = Duration::from_secs(1);
 /// Registrations of a device in an hour.
@@ -72,8 +74,10 @@ pub struct Pushes {
     store: Store,
     metrics: Arc<Metrics>,
     work: Work,
-    /// Places for confirmations and tests.
-    requested: Arc<Semaphore>,
+    /// Places for confirmations and tests while they are being sent.
+    requested: Places,
+    /// Places for confirmations, also while they wait for their next try.
+    confirmations: Places,
     registrations: SlidingWindow<DeviceId>,
     tests: SlidingWindow<DeviceId>,
     failures: LogThrottle,
@@ -88,7 +92,8 @@ impl Pushes {
             store,
             metrics,
             work,
-            requested: Arc::new(Semaphore::new(MAX_REQUESTED)),
+            requested: Places::new(MAX_REQUESTED),
+            confirmations: Places::new(MAX_CONFIRMATIONS),
             registrations: SlidingWindow::new(REGISTRATIONS_PER_HOUR, Duration::from_hours(1)),
             tests: SlidingWindow::new(TESTS_PER_MINUTE, Duration::from_mins(1)),
             failures: LogThrottle::new(LOG_EVERY),
@@ -147,14 +152,13 @@ impl Pushes {
 
     /// Spawns a push that a client asks for. A server that stops abandons it, because a slow push service could delay every
     /// stop; the client asks again.
-    fn spawn(&self, place: OwnedSemaphorePermit, push: impl Future<Output = ()> + Send + 'static) {
+    fn spawn<T>(&self, push: impl Future<Output = T> + Send + 'static) {
         let work = self.work.clone();
         self.work.spawn(async move {
             tokio::select! {
-                () = push => {}
+                _ = push => {}
                 () = work.ending() => {}
             }
-            drop(place);
         });
     }
 
@@ -168,25 +172,43 @@ impl Pushes {
         }
     }
 
-    /// Sends the nonce that confirms a target, and tries again while the nonce is of use.
-    async fn send_nonce(&self, device: DeviceId, new: &NewPushTarget, nonce: &PushNonce) {
+    /// Sends a push that a device asks for. One that is displaced is sent later.
+    async fn send_requested(
+        &self,
+        holder: PlaceHolder,
+        target: &PushTarget,
+        payload: Payload,
+        time_to_live: Duration,
+    ) -> Sent {
+        let place = self.requested.enter(holder);
+        place.hold(self.send(target, payload, time_to_live)).await.unwrap_or(Sent::Busy)
+    }
+
+    /// Sends the nonce that confirms a target. Tries again while the target is still the one of the device.
+    async fn send_nonce(&self, holder: PlaceHolder, new: &NewPushTarget, nonce: &PushNonce) {
         let deadline = tokio::time::Instant::now() + NONCE_LIFETIME;
-        let mut failures = PushFailures::default();
-        loop {
+        for failures in 0.. {
             let payload = Payload::Confirm { nonce: Nonce::new(nonce.0) };
-            let pause = match self.send(&new.target, payload, NONCE_LIFETIME).await {
+            let retry_after = match self.send_requested(holder, &new.target, payload, NONCE_LIFETIME).await {
                 Sent::Accepted | Sent::Rejected => return,
-                Sent::Gone => return self.forget(device, new.id).await,
-                Sent::Busy => BUSY_PAUSE,
-                Sent::Later(wait) => {
-                    failures.count += 1;
-                    wait.unwrap_or_else(|| PushFailures::pause(failures.count - 1))
-                }
+                Sent::Gone => return self.forget(holder.device, new.id).await,
+                Sent::Busy => None,
+                Sent::Later(wait) => wait,
             };
+            let Some(pause) = nonce_pause(failures, retry_after) else { return };
             if tokio::time::Instant::now() + pause >= deadline {
                 return;
             }
             sleep(pause).await;
+            match self.store.is_push_unconfirmed(holder.device, new.id).await {
+                Ok(true) => {}
+                // It was confirmed, replaced or removed.
+                Ok(false) => return,
+                Err(error) => {
+                    tracing::warn!(%error, "cannot look up a push target that is to be confirmed");
+                    return;
+                }
+            }
         }
     }
 
@@ -249,7 +271,12 @@ impl Service {
     ///
     /// # Errors
     /// `session_revoked`, `bad_request`, `rate_limited`, `unavailable`
-    pub async fn register_push(&self, caller: &Caller, target: PushTarget) -> Result<PushState, Refusal> {
+    pub async fn register_push(
+        &self,
+        caller: &Caller,
+        network: ClientNetwork,
+        target: PushTarget,
+    ) -> Result<PushState, Refusal> {
         let sender = self.pushes.sender.as_ref().filter(|_| self.pushes.kinds().contains(&target.kind()));
         let unknown = || Refusal::InvalidField { path: "kind".into(), expected: "a kind in welcome.push" };
         let parsed = Pushes::parse(sender.ok_or_else(unknown)?, &target).map_err(|error| invalid(&error))?;
@@ -258,7 +285,6 @@ impl Service {
         if self.store.active_target(caller, now).await?.is_some_and(|(_, active)| active == target) {
             return Ok(PushState::Active);
         }
-        let place = self.requested_place()?;
         let limited = self.pushes.registrations.take(&[(caller.device, 1)], now);
         limited.map_err(|retry_after| Refusal::RateLimited { retry_after })?;
         let mut bytes = [0; NONCE_BYTES];
@@ -266,8 +292,10 @@ impl Service {
         let nonce = PushNonce(bytes);
         let new = NewPushTarget { id: PushRegistration(self.entropy.uuid()), target, nonce_hash: nonce.hash() };
         self.store.register_push(caller, &new, now).await?;
-        let (pushes, device) = (self.pushes.clone(), caller.device);
-        self.pushes.spawn(place, async move { pushes.send_nonce(device, &new, &nonce).await });
+        let (pushes, holder) = (self.pushes.clone(), place_holder(caller, network));
+        // Ends the one of the target before.
+        let place = pushes.confirmations.enter(holder);
+        self.pushes.spawn(place.hold(async move { pushes.send_nonce(holder, &new, &nonce).await }));
         Ok(PushState::Unconfirmed)
     }
 
@@ -291,24 +319,18 @@ impl Service {
     ///
     /// # Errors
     /// `session_revoked`, `rate_limited`, `unavailable`; `not_found` if the device has no active target.
-    pub async fn test_push(&self, caller: &Caller) -> Result<(), Refusal> {
+    pub async fn test_push(&self, caller: &Caller, network: ClientNetwork) -> Result<(), Refusal> {
         let now = self.now();
         let (id, target) = self.store.active_target(caller, now).await?.ok_or(Refusal::NotFound)?;
-        let place = self.requested_place()?;
         let limited = self.pushes.tests.take(&[(caller.device, 1)], now);
         limited.map_err(|retry_after| Refusal::RateLimited { retry_after })?;
-        let (pushes, device) = (self.pushes.clone(), caller.device);
-        self.pushes.spawn(place, async move {
-            if let Sent::Gone = pushes.send(&target, Payload::Wake, WAKE_AGAIN_AFTER).await {
-                pushes.forget(device, id).await;
+        let (pushes, holder) = (self.pushes.clone(), place_holder(caller, network));
+        self.pushes.spawn(async move {
+            if let Sent::Gone = pushes.send_requested(holder, &target, Payload::Wake, WAKE_AGAIN_AFTER).await {
+                pushes.forget(holder.device, id).await;
             }
         });
         Ok(())
-    }
-
-    /// A place for a push that a client asks for.
-    fn requested_place(&self) -> Result<OwnedSemaphorePermit, Refusal> {
-        self.pushes.requested.clone().try_acquire_owned().map_err(|_| Refusal::Unavailable)
     }
 
     /// The number of pushes to push services that are under way.
@@ -316,6 +338,10 @@ impl Service {
     pub fn pushes_under_way(&self) -> usize {
         self.pushes.sender.as_ref().map_or(0, |sender| sender.usage().under_way)
     }
+}
+
+fn place_holder(caller: &Caller, network: ClientNetwork) -> PlaceHolder {
+    PlaceHolder { device: caller.device, user: caller.user, network }
 }
 
 /// The target in the form in which it is stored and compared.

@@ -115,6 +115,15 @@ impl Store {
         })
     }
 
+    /// Whether the target of a device is still this registration, and not yet confirmed.
+    ///
+    /// # Errors
+    /// [`StoreError::Unavailable`]
+    pub async fn is_push_unconfirmed(&self, device: DeviceId, id: PushRegistration) -> Result<bool, StoreError> {
+        let found = read_target(&mut self.read().await?, device).await?;
+        Ok(matches!(found, Some((found, _, false)) if found == id))
+    }
+
     /// The active target of the caller's device.
     ///
     /// # Errors

@@ -1,5 +1,7 @@
 //! Push wake-ups: targets and their confirmation, when a device is woken, and what push services may answer.
 
+mod confirmations;
+
 use std::{fs, sync::Arc, time::Duration};
 
 use serde_json::{Value, json};
