@@ -269,6 +269,7 @@ fn push_sender(config: &Config, clock: &Clock) -> Result<Option<sealwire_push::S
         apns: apns_settings(config)?,
         fcm: fcm_settings(config)?,
         allow_insecure: config.push.allow_insecure,
+        trusted_services: config.push.trusted_services.clone(),
         ..PushSettings::default()
     };
     let clock = clock.clone();

@@ -278,6 +278,8 @@ pub struct PushConfig {
     pub apns_sandbox_url: String,
     /// The URL of FCM.
     pub fcm_url: String,
+    /// Services of Web Push that share no places with those that clients choose.
+    pub trusted_services: Vec<String>,
     /// Whether endpoints may be on this machine.
     pub allow_insecure: bool,
 }

@@ -19,7 +19,10 @@ pub enum Outcome {
     },
     /// Nothing was sent, since too many notifications are under way. Send it again soon; this is not the service's
     /// fault.
-    Busy,
+    Busy {
+        /// How long to wait. Sends to one origin are told different times, so that they do not come back at once.
+        wait: Duration,
+    },
     /// The push service will not accept this notification. Give it up, and keep the target.
     Failed(Reason),
 }
@@ -35,7 +38,7 @@ impl Outcome {
             Self::Delivered => "delivered",
             Self::Gone => "gone",
             Self::Later { .. } => "later",
-            Self::Busy => "busy",
+            Self::Busy { .. } => "busy",
             Self::Failed(_) => "failed",
         }
     }

@@ -13,7 +13,7 @@ use crate::{
     apns::{self, Apns},
     endpoint::EndpointRules,
     fcm::{self, AccessToken, Fcm},
-    http::{Answer, HttpClient, Pool, Resolve, SystemResolver},
+    http::{Answer, HttpClient, LookUps, Pool, Resolve, SystemResolver},
     notification::Notification,
     origins::{Origins, Place},
     outcome::{Outcome, Reason, Verdict},
@@ -22,7 +22,8 @@ use crate::{
     web_push::{self, WebPush},
 };
 
-/// Look-ups of names at a time, for origins that connections are kept for, and again for the others. Each takes a thread.
+/// Look-ups of names at a time, for origins that connections are kept for, and again for the others. Each takes a thread,
+/// for as long as the system's resolver wants.
 const LOOK_UPS: usize = 32;
 /// The longest subject of VAPID tokens.
 const MAX_SUBJECT: usize = 256;
@@ -85,8 +86,7 @@ impl Sender {
     /// # Errors
     /// If a setting is invalid, or if the system has no root certificates.
     pub fn new(settings: Settings, clock: impl Fn() -> SystemTime + Send + Sync + 'static) -> Result<Self, SetupError> {
-        let resolver = || Arc::new(SystemResolver::new(LOOK_UPS));
-        Self::build(settings, Box::new(clock), resolver(), resolver())
+        Self::build(settings, Box::new(clock), Arc::new(SystemResolver))
     }
 
     /// A sender with another resolver, such as one of a test.
@@ -98,14 +98,13 @@ impl Sender {
         clock: impl Fn() -> SystemTime + Send + Sync + 'static,
         resolver: Arc<dyn Resolve>,
     ) -> Result<Self, SetupError> {
-        Self::build(settings, Box::new(clock), Arc::clone(&resolver), resolver)
+        Self::build(settings, Box::new(clock), resolver)
     }
 
     fn build(
         settings: Settings,
         clock: Box<dyn Fn() -> SystemTime + Send + Sync>,
         resolver: Arc<dyn Resolve>,
-        unproven_resolver: Arc<dyn Resolve>,
     ) -> Result<Self, SetupError> {
         let tls = tls(&settings)?;
         let rules = EndpointRules::new(settings.allow_insecure, &settings.forbidden_networks);
@@ -121,11 +120,12 @@ impl Sender {
             settings.apns.map(|apns| Apns::new(apns, &rules)).transpose().map_err(|_| SetupError::Url(Kind::Apns))?;
         let fcm = settings.fcm.map(|fcm| Fcm::new(fcm, &rules)).transpose().map_err(|_| SetupError::Url(Kind::Fcm))?;
         let limits = settings.limits;
-        let mut trusted: Vec<Arc<str>> = apns.iter().flat_map(Apns::origins).cloned().collect();
-        trusted.extend(fcm.iter().map(|fcm| Arc::clone(fcm.host().origin())));
+        let mut pinned: Vec<Arc<str>> = apns.iter().flat_map(Apns::origins).cloned().collect();
+        pinned.extend(fcm.iter().map(|fcm| Arc::clone(fcm.host().origin())));
+        let look_ups = || LookUps::new(Arc::clone(&resolver), LOOK_UPS);
         Ok(Self(Arc::new(Inner {
-            origins: Origins::new(limits, trusted),
-            http: HttpClient::new(&rules, &tls, limits.timeout, resolver, unproven_resolver),
+            origins: Origins::new(limits, settings.trusted_services, pinned),
+            http: HttpClient::new(&rules, &tls, limits.timeout, look_ups(), look_ups()),
             random: SystemRandom::new(),
             web_push,
             apns,
@@ -166,6 +166,28 @@ impl Sender {
         Usage { under_way, waiting, origins }
     }
 
+    /// The most sends that can be waiting or under way at a time. Origins that are neither proven nor trusted take at most half
+    /// of it.
+    #[must_use]
+    pub fn capacity(&self) -> usize {
+        self.0.limits.under_way + self.0.limits.waiting
+    }
+
+    /// Whether the operator trusts the service of a target: APNs, FCM, and [`Settings::trusted_services`].
+    #[must_use]
+    pub fn is_trusted(&self, target: &Target) -> bool {
+        match target {
+            Target::WebPush(target) => self.0.origins.is_trusted(target.endpoint.origin()),
+            Target::Apns(_) | Target::Fcm(_) => true,
+        }
+    }
+
+    /// From now on nothing new is sent. Sends that wait for their turn end with [`Outcome::Busy`]; those that are under way go
+    /// on.
+    pub fn close(&self) {
+        self.0.origins.close();
+    }
+
     /// Sends a notification. Takes at most twice [`Limits::timeout`]: once to wait for its turn, once to be sent.
     pub async fn send(&self, target: &Target, notification: &Notification) -> Outcome {
         let inner = &*self.0;
@@ -194,7 +216,10 @@ impl fmt::Debug for Sender {
 
 impl Inner {
     async fn send_web_push(&self, web_push: &WebPush, target: &WebPushTarget, notification: &Notification) -> Outcome {
-        let Some(place) = self.origins.take(target.endpoint.origin()).await else { return Outcome::Busy };
+        let place = match self.origins.take(target.endpoint.origin()).await {
+            Ok(place) => place,
+            Err(wait) => return Outcome::Busy { wait },
+        };
         let pool = if place.is_proven() { Pool::Kept } else { Pool::Single };
         let sent = async {
             let now = (self.clock)();
@@ -208,7 +233,10 @@ impl Inner {
     }
 
     async fn send_apns(&self, apns: &Apns, target: &ApnsTarget, notification: &Notification) -> Outcome {
-        let Some(place) = self.origins.take(apns.host(target).origin()).await else { return Outcome::Busy };
+        let place = match self.origins.take(apns.host(target).origin()).await {
+            Ok(place) => place,
+            Err(wait) => return Outcome::Busy { wait },
+        };
         let sent = async {
             let mut is_renewed = false;
             loop {
@@ -228,7 +256,10 @@ impl Inner {
     }
 
     async fn send_fcm(&self, fcm: &Fcm, target: &FcmTarget, notification: &Notification) -> Outcome {
-        let Some(place) = self.origins.take(fcm.host().origin()).await else { return Outcome::Busy };
+        let place = match self.origins.take(fcm.host().origin()).await {
+            Ok(place) => place,
+            Err(wait) => return Outcome::Busy { wait },
+        };
         let sent = async {
             let mut is_renewed = false;
             loop {
