@@ -90,6 +90,7 @@ impl Application {
         let clients = listen_to_clients(config, &service, &node, &limits, runtimes.store())?;
         // Nothing can fail from here on. After a heartbeat of a start that failed, the other nodes would report this node
         // as unreachable.
+        runtimes.store().block_on(service.check_clock());
         start_housekeeping(&service, &node.tasks);
         let stopper = Stopper {
             server: clients.handle(),

@@ -21,7 +21,10 @@ mod shown_codes;
 mod sliding_window;
 mod sweep;
 
-use std::{sync::Arc, time::Duration};
+use std::{
+    sync::{Arc, atomic::AtomicI64},
+    time::Duration,
+};
 
 use tokio::{sync::Semaphore, time::Instant};
 use uuid::Uuid;
@@ -149,6 +152,8 @@ pub struct Service {
     metrics: Arc<Metrics>,
     presence: Presence,
     clock_check: std::sync::Mutex<ClockCheck>,
+    /// Microseconds to add to the clock's time: 0 unless the clock is wrong.
+    clock_correction: AtomicI64,
     /// When the last database check ended, and how long the answer took; `None` if it failed.
     last_latency: tokio::sync::Mutex<Option<(Instant, Option<Duration>)>>,
     limits: Limits,
@@ -364,6 +369,7 @@ impl Service {
             metrics,
             presence: Presence::new(node),
             clock_check: std::sync::Mutex::default(),
+            clock_correction: AtomicI64::new(0),
             last_latency: tokio::sync::Mutex::default(),
             limits,
             shown_codes,
@@ -382,12 +388,6 @@ impl Service {
             tokens,
             statuses,
         }
-    }
-
-    /// The time of day.
-    #[must_use]
-    pub fn now(&self) -> Timestamp {
-        self.clock.now()
     }
 
     /// The configured low-water mark: the number of keys at which a device is notified.

@@ -21,7 +21,9 @@ CREATE TABLE push_targets (
     nonce_expires_at TIMESTAMPTZ NOT NULL,
     -- Failed pushes since the last one that succeeded.
     failing_since    TIMESTAMPTZ,
-    failures         INTEGER     NOT NULL DEFAULT 0
+    failures         INTEGER     NOT NULL DEFAULT 0,
+    -- After a failure: no push before this time.
+    not_before       TIMESTAMPTZ
 );
 
 ALTER TABLE mailboxes
@@ -29,8 +31,8 @@ ALTER TABLE mailboxes
     ADD COLUMN has_push BOOLEAN NOT NULL DEFAULT FALSE,
     -- When the device is to be woken, if it is.
     ADD COLUMN wake_at  TIMESTAMPTZ,
-    -- Whether it was woken and has acked nothing since.
-    ADD COLUMN woken    BOOLEAN NOT NULL DEFAULT FALSE;
+    -- 0: not woken since the mailbox was empty; 1: woken, and nothing was acked since; 2: woken, and something was.
+    ADD COLUMN wake_state INTEGER NOT NULL DEFAULT 0;
 CREATE INDEX mailboxes_wake ON mailboxes (wake_at) WHERE wake_at IS NOT NULL;
 
 -- Whether the message is worth waking the device for.

@@ -21,15 +21,17 @@ CREATE TABLE push_targets (
     nonce_expires_at TIMESTAMP   NOT NULL,
     -- Failed pushes since the last one that succeeded.
     failing_since    TIMESTAMP,
-    failures         INTEGER     NOT NULL DEFAULT 0
+    failures         INTEGER     NOT NULL DEFAULT 0,
+    -- After a failure: no push before this time.
+    not_before       TIMESTAMP
 );
 
 -- Whether the device has an active push target.
 ALTER TABLE mailboxes ADD COLUMN has_push BOOLEAN NOT NULL DEFAULT FALSE;
 -- When the device is to be woken, if it is.
 ALTER TABLE mailboxes ADD COLUMN wake_at TIMESTAMP;
--- Whether it was woken and has acked nothing since.
-ALTER TABLE mailboxes ADD COLUMN woken BOOLEAN NOT NULL DEFAULT FALSE;
+-- 0: not woken since the mailbox was empty; 1: woken, and nothing was acked since; 2: woken, and something was.
+ALTER TABLE mailboxes ADD COLUMN wake_state INTEGER NOT NULL DEFAULT 0;
 CREATE INDEX mailboxes_wake ON mailboxes (wake_at) WHERE wake_at IS NOT NULL;
 
 -- Whether the message is worth waking the device for.

@@ -10,8 +10,12 @@ pub use sealwire_protocol::push::{PushKind, PushState};
 pub const NONCE_BYTES: usize = 16;
 /// How long a nonce confirms its target.
 pub const NONCE_LIFETIME: Duration = Duration::from_mins(10);
-/// How long after a wake-up the next one follows if the device has acked nothing.
+/// How long after a wake-up, or the last ack that follows it, the next one follows while messages wait.
 pub const WAKE_AGAIN_AFTER: Duration = Duration::from_hours(6);
+
+/// Failures count no more when the next push follows so long after the time at which it was to be repeated: the device
+/// has acked meanwhile, and it is for another message.
+pub const FAILURES_KEPT: Duration = Duration::from_mins(1);
 
 /// The pauses after failures double from the first to the second.
 const FIRST_PAUSE: Duration = Duration::from_secs(5);
@@ -122,35 +126,68 @@ impl PushFailures {
     }
 }
 
+/// What has happened since a mailbox was empty. The numbers are stored.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum WakeState {
+    /// The device was not woken.
+    #[default]
+    Waiting = 0,
+    /// It was woken, and has acked nothing since.
+    Woken = 1,
+    /// It was woken, and has acked something since. So it knows of the rest.
+    Acked = 2,
+}
+
+impl From<i32> for WakeState {
+    fn from(stored: i32) -> Self {
+        match stored {
+            1 => Self::Woken,
+            2 => Self::Acked,
+            _ => Self::Waiting,
+        }
+    }
+}
+
 /// When a device is to be woken, as its mailbox records it.
 ///
 /// A wake-up is due when an urgent envelope was stored and nothing was acked for a while. It is judged by acks and not by
 /// connections, because a connection may be dead without anybody knowing. There is one wake-up until the device acks
-/// something, and another one every six hours while it does not.
+/// something, and another one six hours after the last wake-up or ack while messages wait.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct WakeUp {
     /// Whether the device has an active push target.
     pub has_target: bool,
     /// When the next wake-up is due, if any.
     pub due_at: Option<Timestamp>,
-    /// Whether the device was woken and has acked nothing since.
-    pub is_woken: bool,
+    /// What has happened since the mailbox was empty.
+    pub state: WakeState,
 }
 
 impl WakeUp {
-    /// Records that an urgent envelope was stored.
-    pub fn note_stored(&mut self, after: Duration, now: Timestamp) {
-        if self.has_target && self.due_at.is_none() {
-            self.due_at = Some(now + after);
+    /// Records that an urgent envelope was stored. `was_empty` says whether the mailbox was empty before.
+    pub fn note_stored(&mut self, was_empty: bool, after: Duration, now: Timestamp) {
+        let is_news = match self.state {
+            WakeState::Waiting => self.due_at.is_none(),
+            WakeState::Woken => was_empty,
+            WakeState::Acked => true,
+        };
+        if self.has_target && is_news {
+            (self.due_at, self.state) = (Some(now + after), WakeState::Waiting);
         }
     }
 
     /// Records that the device acked envelopes. `is_empty` says whether the mailbox is empty now.
     pub fn note_acked(&mut self, is_empty: bool, after: Duration, now: Timestamp) {
-        // A device that was woken and acks knows of the rest. One that was not has the same time again.
-        let is_pending = self.due_at.is_some() && !self.is_woken;
-        self.is_woken = false;
-        self.due_at = (is_pending && !is_empty).then(|| now + after);
+        if is_empty {
+            (self.due_at, self.state) = (None, WakeState::Waiting);
+        } else if let Some(due_at) = &mut self.due_at {
+            if self.state == WakeState::Waiting {
+                *due_at = now + after;
+            } else {
+                // It may be ended by its system before it has acked the rest.
+                (*due_at, self.state) = (now + WAKE_AGAIN_AFTER, WakeState::Acked);
+            }
+        }
     }
 }
 
@@ -171,8 +208,8 @@ mod tests {
     #[test]
     fn a_wake_up_is_due_when_nothing_was_acked_for_a_while_after_the_first_message() {
         let mut wake = WakeUp { has_target: true, ..WakeUp::default() };
-        wake.note_stored(AFTER, start());
-        wake.note_stored(AFTER, seconds(1));
+        wake.note_stored(true, AFTER, start());
+        wake.note_stored(false, AFTER, seconds(1));
         assert_eq!(wake.due_at, Some(start() + AFTER), "a later message does not postpone it");
         wake.note_acked(false, AFTER, seconds(1));
         assert_eq!(wake.due_at, Some(seconds(1) + AFTER), "an ack does");
@@ -181,21 +218,32 @@ mod tests {
     }
 
     #[test]
-    fn a_woken_device_is_woken_again_only_for_messages_after_its_next_ack() {
-        let due = Some(seconds(6 * 3600));
-        let mut wake = WakeUp { has_target: true, due_at: due, is_woken: true };
-        wake.note_stored(AFTER, seconds(1));
-        assert_eq!(wake.due_at, due);
-        wake.note_acked(false, AFTER, seconds(2));
-        assert_eq!((wake.due_at, wake.is_woken), (None, false));
-        wake.note_stored(AFTER, seconds(3));
-        assert_eq!(wake.due_at, Some(seconds(3) + AFTER));
+    fn a_woken_device_is_woken_again_after_six_hours_or_for_messages_after_its_next_ack() {
+        let woken = WakeUp { has_target: true, due_at: Some(seconds(6 * 3600)), state: WakeState::Woken };
+        let mut wake = woken;
+        wake.note_stored(false, AFTER, seconds(1));
+        assert_eq!(wake, woken);
+        for at in [2, 3] {
+            wake.note_acked(false, AFTER, seconds(at));
+            assert_eq!((wake.due_at, wake.state), (Some(seconds(6 * 3600 + at)), WakeState::Acked), "the rest waits");
+        }
+        wake.note_stored(false, AFTER, seconds(4));
+        assert_eq!((wake.due_at, wake.state), (Some(seconds(4) + AFTER), WakeState::Waiting));
+
+        let mut wake = woken;
+        wake.note_acked(true, AFTER, seconds(2));
+        assert_eq!((wake.due_at, wake.state), (None, WakeState::Waiting));
+
+        // The messages for which it was woken have expired.
+        let mut wake = woken;
+        wake.note_stored(true, AFTER, seconds(5));
+        assert_eq!((wake.due_at, wake.state), (Some(seconds(5) + AFTER), WakeState::Waiting));
     }
 
     #[test]
     fn a_device_without_a_target_is_never_due() {
         let mut wake = WakeUp::default();
-        wake.note_stored(AFTER, start());
+        wake.note_stored(true, AFTER, start());
         assert_eq!(wake, WakeUp::default());
     }
 

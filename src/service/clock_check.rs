@@ -1,10 +1,11 @@
 //! Keeps a node with a wrong clock from deleting data.
 //!
-//! PostgreSQL's clock decides what is past its time, and the node compares its own with it. SQLite has no clock of its own,
-//! so a [`ClockGuard`] decides whether this node's is right.
+//! PostgreSQL's clock decides what is past its time. The node compares its own with it, and uses PostgreSQL's time if they
+//! differ by more than [`WARN_SKEW`], so that a wrong clock ends no session and no code early. SQLite has no clock of its
+//! own, so a [`ClockGuard`] decides whether this node's is right.
 
 use std::{
-    sync::{Arc, PoisonError},
+    sync::{Arc, PoisonError, atomic::Ordering},
     time::Duration,
 };
 
@@ -19,7 +20,9 @@ use crate::{
 
 /// Interval between checks.
 const EVERY: Duration = Duration::from_mins(1);
-/// A larger difference to the clock of the database is logged.
+/// Interval at which the node looks whether its clock was set, which calls for a check at once.
+const LOOK_EVERY: Duration = Duration::from_secs(1);
+/// A larger difference to the clock of the database is logged, and corrected in [`Service::now`].
 const WARN_SKEW: Duration = Duration::from_secs(5);
 /// With a larger difference to the clock of the database, the node is not ready and deletes nothing.
 const MAX_SKEW: Duration = Duration::from_mins(1);
@@ -39,17 +42,39 @@ pub struct ClockCheck {
     trust: Option<Trust>,
 }
 
-/// Checks the clock at once and then every minute. Never returns.
+/// Checks the clock every minute, and as soon as it is set. Never returns.
 pub async fn check_clock_forever(service: Arc<Service>) {
     loop {
-        if let Err(error) = service.cutoff().await {
-            tracing::warn!(%error, "cannot compare the clock with the database's");
+        service.check_clock().await;
+        let (now, elapsed) = (service.clock.now(), service.clock.elapsed());
+        let next = tokio::time::Instant::now() + EVERY;
+        while tokio::time::Instant::now() < next {
+            tokio::time::sleep(LOOK_EVERY).await;
+            let expected = now + service.clock.elapsed().saturating_sub(elapsed);
+            let seen = service.clock.now();
+            if seen.since(expected).max(expected.since(seen)) > WARN_SKEW {
+                break;
+            }
         }
-        tokio::time::sleep(EVERY).await;
     }
 }
 
 impl Service {
+    /// Checks the clock. Call it before the node serves.
+    pub async fn check_clock(&self) {
+        if let Err(error) = self.cutoff().await {
+            tracing::warn!(%error, "cannot compare the clock with the database's");
+        }
+    }
+
+    /// The time of day: the clock's, or PostgreSQL's if the clock was found to be wrong.
+    #[must_use]
+    pub fn now(&self) -> Timestamp {
+        let (at, micros) = (self.clock.now(), self.clock_correction.load(Ordering::Relaxed));
+        let span = Duration::from_micros(micros.unsigned_abs());
+        if micros < 0 { at.before(span) } else { at + span }
+    }
+
     /// Whether the clock is so wrong that the node must not serve.
     #[must_use]
     pub fn is_clock_wrong(&self) -> bool {
@@ -77,7 +102,7 @@ impl Service {
 
     /// On PostgreSQL: compares the clock with the database's.
     async fn compared_cutoff(&self) -> Result<Option<Cutoff>, StoreError> {
-        let (before, began) = (self.now(), self.clock.elapsed());
+        let (before, began) = (self.clock.now(), self.clock.elapsed());
         let database = self.clock.of_database(self.store.clock(before).await?);
         // The database read its clock about halfway.
         let own = before + self.clock.elapsed().saturating_sub(began) / 2;
@@ -85,6 +110,8 @@ impl Service {
         let skew = ahead.max(behind);
         let is_wrong = skew > MAX_SKEW;
         let seconds = i64::try_from(skew.as_secs()).unwrap_or(i64::MAX) * if ahead > behind { 1 } else { -1 };
+        let correction = if skew > WARN_SKEW { database.as_micros() - own.as_micros() } else { 0 };
+        self.clock_correction.store(correction, Ordering::Relaxed);
         let mut check = self.clock_check();
         let was_wrong = std::mem::replace(&mut check.is_wrong, is_wrong);
         check.skew = seconds;
@@ -108,7 +135,7 @@ impl Service {
     async fn guarded_cutoff(&self) -> Result<Option<Cutoff>, StoreError> {
         let needs_guard = self.clock_check().guard.is_none();
         let recorded = if needs_guard { self.store.high_water().await? } else { None };
-        let reading = Reading { now: self.now(), elapsed: self.clock.elapsed() };
+        let reading = Reading { now: self.clock.now(), elapsed: self.clock.elapsed() };
         let (trust, to_record) = {
             let mut check = self.clock_check();
             if check.guard.is_none() {

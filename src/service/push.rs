@@ -216,11 +216,10 @@ impl Pushes {
     async fn wake(&self, due: DueWakeUp, clock: impl Fn() -> Timestamp) -> Option<SettledWakeUp> {
         let sent = self.send(&due.target, Payload::Wake, WAKE_AGAIN_AFTER).await;
         let now = clock();
-        let had_failures = due.failures.since.is_some();
         let done = SettledWakeUp {
             next_at: now + WAKE_AGAIN_AFTER,
             is_done: true,
-            failures: had_failures.then(PushFailures::default),
+            failures: Some(PushFailures::default()),
             due,
         };
         Some(match sent {
@@ -304,7 +303,7 @@ impl Service {
     /// # Errors
     /// `session_revoked`; `not_found` if there is no target, or the nonce is another one or past its time.
     pub async fn confirm_push(&self, caller: &Caller, nonce: &PushNonce) -> Result<(), Refusal> {
-        Ok(self.store.confirm_push(caller, &nonce.hash(), self.now()).await?)
+        Ok(self.store.confirm_push(caller, &nonce.hash(), self.policy.push_after, self.now()).await?)
     }
 
     /// Deletes the push target of the caller's device.
@@ -391,8 +390,8 @@ pub async fn wake_devices_forever(service: Arc<Service>) {
                 };
                 look_at = tokio::time::Instant::now() + pause;
                 for due in taken {
-                    let (pushes, clock) = (service.pushes.clone(), service.clock.clone());
-                    under_way.spawn(async move { pushes.wake(due, || clock.now()).await });
+                    let service = service.clone();
+                    under_way.spawn(async move { service.pushes.wake(due, || service.now()).await });
                 }
             }
         }

@@ -4,7 +4,7 @@
 //! keep it up to date. A node takes wake-ups that are due by making them due again a little later. If the node dies,
 //! another one takes them then. What came of a push is written only if the mailbox has not changed since.
 
-use std::collections::HashSet;
+use std::{collections::BTreeSet, time::Duration};
 
 use chrono::{DateTime, Utc};
 use uuid::Uuid;
@@ -16,7 +16,7 @@ use super::{
 };
 use crate::domain::{
     Caller, DeviceId, Refusal, Timestamp,
-    push::{NONCE_LIFETIME, PushFailures, PushKind, PushState, PushTarget},
+    push::{FAILURES_KEPT, NONCE_LIFETIME, PushFailures, PushKind, PushState, PushTarget, WakeState},
 };
 
 /// A registration of a target: another one each time.
@@ -58,7 +58,7 @@ pub struct SettledWakeUp {
     pub next_at: Timestamp,
     /// Whether the device was woken, or the wake-up given up. Otherwise it is tried again.
     pub is_done: bool,
-    /// The failures now, if they have changed.
+    /// The failures now; `None` if no push was tried.
     pub failures: Option<PushFailures>,
 }
 
@@ -78,6 +78,40 @@ fn target((kind, address, p256dh, auth, topic, is_sandbox): TargetColumns) -> Re
     })
 }
 
+/// Device, registration and target; when pushes began to fail, how many did, and until when the target is not used after
+/// a failure.
+type DueRow = (
+    Uuid,
+    Uuid,
+    String,
+    String,
+    Option<String>,
+    Option<String>,
+    Option<String>,
+    bool,
+    Option<DateTime<Utc>>,
+    i32,
+    Option<DateTime<Utc>>,
+);
+
+impl DueWakeUp {
+    /// Returns with the wake-up when it may be sent, if that is later.
+    fn from_row(row: DueRow, taken_until: Timestamp, now: Timestamp) -> Result<(Self, Option<Timestamp>), StoreError> {
+        let (device, id, kind, address, p256dh, auth, topic, is_sandbox, since, count, not_before) = row;
+        let not_before = not_before.map(rows::time);
+        let are_stale = not_before.is_none_or(|at| now.since(at) > FAILURES_KEPT);
+        let failures = PushFailures { since: since.map(rows::time), count: count.unsigned_abs() };
+        let due = Self {
+            device: DeviceId(device),
+            id: PushRegistration(id),
+            target: target((kind, address, p256dh, auth, topic, is_sandbox))?,
+            failures: if are_stale { PushFailures::default() } else { failures },
+            taken_until,
+        };
+        Ok((due, not_before.filter(|at| *at > now)))
+    }
+}
+
 type StoredTarget = (Uuid, String, String, Option<String>, Option<String>, Option<String>, bool, bool);
 
 /// The registration of a device's target, the target, and whether it is active.
@@ -94,6 +128,11 @@ async fn read_target(
 pub(super) async fn remove_target(tx: &mut Tx<'_>, device: DeviceId) -> Result<(), StoreError> {
     tx.query(sql::DELETE_TARGET).bind(device.0).execute().await?;
     Ok(())
+}
+
+/// The state of a mailbox whose wake-up was settled.
+fn state_after(settled: &SettledWakeUp) -> WakeState {
+    if settled.is_done { WakeState::Woken } else { WakeState::Waiting }
 }
 
 /// Locks mailboxes in the order in which batches lock them.
@@ -153,7 +192,7 @@ impl Store {
             let mut tx = self.begin().await?;
             locks::device(&mut tx, caller.device).await?;
             sessions::authorize(&mut tx, caller, now).await?;
-            tx.query(sql::SET_HAS_PUSH).bind(caller.device.0).bind(false).execute().await?;
+            tx.query(sql::END_WAKE_UPS).bind(caller.device.0).execute().await?;
             tx.query(sql::SET_TARGET)
                 .bind(caller.device.0)
                 .bind(new.id.0)
@@ -173,17 +212,25 @@ impl Store {
         .await
     }
 
-    /// Confirms the target of the caller's device with its nonce. Repeatable.
+    /// Confirms the target of the caller's device with its nonce. Repeatable. If urgent messages wait, a wake-up is due
+    /// after `wake_after`.
     ///
     /// # Errors
     /// `session_revoked`; `not_found` if there is no target, or the nonce is another one or past its time.
-    pub async fn confirm_push(&self, caller: &Caller, nonce_hash: &[u8; 32], now: Timestamp) -> Result<(), StoreError> {
+    pub async fn confirm_push(
+        &self,
+        caller: &Caller,
+        nonce_hash: &[u8; 32],
+        wake_after: Duration,
+        now: Timestamp,
+    ) -> Result<(), StoreError> {
         self.retrying(|| async {
             let mut tx = self.begin().await?;
             locks::device(&mut tx, caller.device).await?;
             sessions::authorize(&mut tx, caller, now).await?;
             // Rolled back if the nonce is wrong.
-            tx.query(sql::SET_HAS_PUSH).bind(caller.device.0).bind(true).execute().await?;
+            let due_at = (now + wake_after).to_utc();
+            tx.query(sql::START_WAKE_UPS).bind(caller.device.0).bind(due_at).execute().await?;
             let confirmed = tx
                 .query(sql::CONFIRM_TARGET)
                 .bind(caller.device.0)
@@ -208,7 +255,7 @@ impl Store {
             let mut tx = self.begin().await?;
             locks::device(&mut tx, caller.device).await?;
             sessions::authorize(&mut tx, caller, now).await?;
-            tx.query(sql::SET_HAS_PUSH).bind(caller.device.0).bind(false).execute().await?;
+            tx.query(sql::END_WAKE_UPS).bind(caller.device.0).execute().await?;
             remove_target(&mut tx, caller.device).await?;
             tx.commit().await
         })
@@ -227,7 +274,7 @@ impl Store {
             if !matches!(read_target(&mut tx, device).await?, Some((found, ..)) if found == id) {
                 return Ok(false);
             }
-            tx.query(sql::SET_HAS_PUSH).bind(device.0).bind(false).execute().await?;
+            tx.query(sql::END_WAKE_UPS).bind(device.0).execute().await?;
             remove_target(&mut tx, device).await?;
             tx.commit().await?;
             Ok(true)
@@ -236,7 +283,7 @@ impl Store {
     }
 
     /// Takes at most `limit` wake-ups that are due, until `taken_until`. Wake-ups of devices without a target or an urgent
-    /// envelope end.
+    /// envelope end. Those whose target may not be used yet are postponed.
     ///
     /// # Errors
     /// [`StoreError::Unavailable`]
@@ -246,61 +293,45 @@ impl Store {
         taken_until: Timestamp,
         now: Timestamp,
     ) -> Result<Vec<DueWakeUp>, StoreError> {
-        type DueRow = (
-            Uuid,
-            Uuid,
-            String,
-            String,
-            Option<String>,
-            Option<String>,
-            Option<String>,
-            bool,
-            Option<DateTime<Utc>>,
-            i32,
-            bool,
-        );
         // Most looks find nothing, and a write would wait for others.
         let any: Option<(i32,)> = self.read().await?.query(sql::IS_ANY_DUE).bind(now.to_utc()).fetch_optional().await?;
         if any.is_none() {
             return Ok(Vec::new());
         }
         let limit = i64::try_from(limit).unwrap_or(i64::MAX);
-        let (taken, found) = self
-            .retrying(|| async {
-                let mut tx = self.begin().await?;
-                let until = taken_until.to_utc();
-                let due = tx.query(sql::TAKE_DUE).bind(now.to_utc()).bind(limit).bind(until);
-                let taken: Vec<(Uuid,)> = due.fetch_all().await?;
-                let mut taken: Vec<Uuid> = taken.into_iter().map(|(device,)| device).collect();
-                taken.sort_unstable();
-                let targets = tx.query(sql::TARGETS_OF_MANY).bind_ids(&taken).bind(now.to_utc());
-                let found: Vec<DueRow> = targets.fetch_all().await?;
-                tx.commit().await?;
-                Ok((taken, found))
-            })
-            .await?;
-        let mut due = Vec::with_capacity(found.len());
-        for row in found {
-            let (device, id, kind, address, p256dh, auth, topic, is_sandbox, since, count, is_urgent) = row;
-            if is_urgent {
-                let target = target((kind, address, p256dh, auth, topic, is_sandbox))?;
-                let failures = PushFailures { since: since.map(rows::time), count: count.unsigned_abs() };
-                let id = PushRegistration(id);
-                due.push(DueWakeUp { device: DeviceId(device), id, target, failures, taken_until });
+        self.retrying(|| async {
+            let mut tx = self.begin().await?;
+            let due = tx.query(sql::TAKE_DUE).bind(now.to_utc()).bind(limit).bind(taken_until.to_utc());
+            let taken: Vec<(Uuid,)> = due.fetch_all().await?;
+            let mut needless: BTreeSet<Uuid> = taken.into_iter().map(|(device,)| device).collect();
+            let devices: Vec<Uuid> = needless.iter().copied().collect();
+            let found: Vec<DueRow> =
+                tx.query(sql::TARGETS_OF_MANY).bind_ids(&devices).bind(now.to_utc()).fetch_all().await?;
+            let mut due = Vec::with_capacity(found.len());
+            let (mut postponed, mut until) = (Vec::new(), Vec::new());
+            for row in found {
+                let (one, not_before) = DueWakeUp::from_row(row, taken_until, now)?;
+                needless.remove(&one.device.0);
+                if let Some(at) = not_before {
+                    postponed.push(one.device.0);
+                    until.push(at.to_utc());
+                } else {
+                    due.push(one);
+                }
             }
-        }
-        let wanted: HashSet<Uuid> = due.iter().map(|one| one.device.0).collect();
-        let needless: Vec<Uuid> = taken.into_iter().filter(|device| !wanted.contains(device)).collect();
-        if !needless.is_empty() {
-            self.retrying(|| async {
-                let mut tx = self.begin().await?;
-                lock_mailboxes(&mut tx, &needless).await?;
-                tx.query(sql::END_DUE).bind_ids(&needless).bind(taken_until.to_utc()).execute().await?;
-                tx.commit().await
-            })
-            .await?;
-        }
-        Ok(due)
+            if !postponed.is_empty() {
+                let rows = [Column::Ids(postponed), Column::Times(until)];
+                tx.query(sql::POSTPONE_DUE).bind_rows(rows).execute().await?;
+            }
+            // In the same transaction: a send that waits for a mailbox does not find a wake-up that is about to end.
+            if !needless.is_empty() {
+                let needless: Vec<Uuid> = needless.into_iter().collect();
+                tx.query(sql::END_DUE).bind_ids(&needless).execute().await?;
+            }
+            tx.commit().await?;
+            Ok(due)
+        })
+        .await
     }
 
     /// Writes what came of wake-ups. A mailbox that has changed since its wake-up was taken is left alone.
@@ -319,20 +350,25 @@ impl Store {
                     Column::Ids(devices.clone()),
                     Column::Times(settled.iter().map(|one| one.due.taken_until.to_utc()).collect()),
                     Column::Times(settled.iter().map(|one| one.next_at.to_utc()).collect()),
-                    Column::Integers(settled.iter().map(|one| one.is_done.into()).collect()),
+                    Column::Integers(settled.iter().map(|one| state_after(one) as i64).collect()),
                 ])
                 .execute()
                 .await?;
-            for one in &settled {
-                let Some(failures) = one.failures else { continue };
-                tx.query(sql::SET_FAILURES)
-                    .bind(one.due.device.0)
-                    .bind(one.due.id.0)
-                    .bind(failures.since.map(Timestamp::to_utc))
-                    .bind(i32::try_from(failures.count).unwrap_or(i32::MAX))
-                    .execute()
-                    .await?;
-            }
+            let tried: Vec<(&SettledWakeUp, PushFailures)> =
+                settled.iter().filter_map(|one| Some((*one, one.failures?))).collect();
+            let time = |at: Option<Timestamp>| at.map(Timestamp::to_utc);
+            tx.query(sql::SETTLE_TARGETS)
+                .bind_rows([
+                    Column::Ids(tried.iter().map(|(one, _)| one.due.device.0).collect()),
+                    Column::Ids(tried.iter().map(|(one, _)| one.due.id.0).collect()),
+                    Column::OptionalTimes(tried.iter().map(|(_, failures)| time(failures.since)).collect()),
+                    Column::Integers(tried.iter().map(|(_, failures)| failures.count.into()).collect()),
+                    Column::OptionalTimes(
+                        tried.iter().map(|(one, _)| time((!one.is_done).then_some(one.next_at))).collect(),
+                    ),
+                ])
+                .execute()
+                .await?;
             tx.commit().await
         })
         .await

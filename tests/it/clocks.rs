@@ -57,6 +57,15 @@ async fn a_node_whose_clock_is_a_month_ahead_is_not_ready_and_deletes_nothing() 
     tokio::time::sleep(TWO_EXPIRIES).await;
     wait_for_sample(ahead.admin(), "sealwire_sweeps_total", 0.0..=0.0).await;
     wait_for_sample(ahead.admin(), "sealwire_expired_envelopes_total", 0.0..=0.0).await;
+    // A session that ends within the month stays valid there, and so do a new code and its session.
+    let carol = Member::join(&right, "carol@example.org", Codec::Json).await;
+    drop(carol.socket);
+    let there =
+        Member { socket: Socket::connect(&ahead, &carol.person.token, Codec::Json).await, person: carol.person };
+    there.socket.request("keys.status", json!({})).await;
+    let dave = Member::join(&ahead, "dave@example.org", Codec::Json).await;
+    let (status, session) = call(&right, Method::GET, "/v1/auth/session", Some(&dave.person.token), None).await;
+    assert_eq!(status, StatusCode::OK, "{session}");
     assert_eq!(readiness(&right).await.0, StatusCode::OK);
     wait_for_sample(right.admin(), "sealwire_clock_skew_seconds", -1.0..=1.0).await;
     assert_received(&right, bob).await;

@@ -127,6 +127,9 @@ on_every_engine! {
         only_urgent_messages_for_a_confirmed_target_wake
         the_answer_to_an_old_push_removes_no_new_target
         failures_are_counted_until_a_push_succeeds
+        a_target_that_is_confirmed_while_messages_wait_is_used_for_them
+        a_message_that_comes_while_a_wake_up_ends_has_its_own
+        a_target_is_not_used_before_the_time_that_its_service_named
         a_target_goes_with_its_device_and_its_account;
     safety:
         a_device_may_not_disturb_older_ones_before_it_is_old_enough

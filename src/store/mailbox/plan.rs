@@ -389,10 +389,10 @@ impl Planner<'_> {
         }
         let seq = mailbox.next_seq;
         mailbox.next_seq += 1;
-        mailbox.load = load;
         if item.is_urgent {
-            mailbox.wake.note_stored(self.wake_after, item.now);
+            mailbox.wake.note_stored(mailbox.load.envelopes == 0, self.wake_after, item.now);
         }
+        mailbox.load = load;
         if reception.from_stranger {
             mailbox.strangers = strangers;
         }

@@ -40,8 +40,8 @@ impl RememberedSend {
 }
 
 /// Device, next number, envelopes and bytes, those of strangers, number of expired envelopes, next number and envelopes
-/// when shares were last correct; whether there is a push target, when a wake-up is due, whether the device was woken.
-type MailboxRow = (Uuid, i64, i64, i64, i64, i64, i64, Option<i64>, Option<i64>, bool, Option<DateTime<Utc>>, bool);
+/// when shares were last correct; whether there is a push target, when a wake-up is due, and the state of wake-ups.
+type MailboxRow = (Uuid, i64, i64, i64, i64, i64, i64, Option<i64>, Option<i64>, bool, Option<DateTime<Utc>>, i32);
 
 /// Locks mailboxes, by id, and reads them.
 pub async fn lock_mailboxes(
@@ -67,7 +67,7 @@ pub async fn lock_mailboxes_of_owners(
 fn mailboxes(found: Vec<MailboxRow>) -> BTreeMap<DeviceId, Mailbox> {
     let mailbox = |row: MailboxRow| {
         let (device, next_seq, count, bytes, of_strangers, bytes_of_strangers, expired_total, seq, counted, ..) = row;
-        let (.., has_target, due_at, is_woken) = row;
+        let (.., has_target, due_at, state) = row;
         let load = mailbox_size(count, bytes);
         // A node of an earlier version does not maintain the share of strangers. Once it has emptied the mailbox, this
         // corrects the share.
@@ -75,7 +75,7 @@ fn mailboxes(found: Vec<MailboxRow>) -> BTreeMap<DeviceId, Mailbox> {
         // Nor does it maintain the shares of senders. Whatever it stores or deletes changes one of these two numbers.
         let is_counted = seq == Some(next_seq) && counted == Some(count);
         let shares = if is_counted { Shares::Counted } else { Shares::Unknown };
-        let wake = WakeUp { has_target, due_at: due_at.map(rows::time), is_woken };
+        let wake = WakeUp { has_target, due_at: due_at.map(rows::time), state: state.into() };
         (DeviceId(device), Mailbox { next_seq, load, strangers, expired_total, wake, shares })
     };
     found.into_iter().map(mailbox).collect()
@@ -152,7 +152,7 @@ pub async fn update_mailboxes(tx: &mut Tx<'_>, mailboxes: &BTreeMap<DeviceId, Ma
             Column::OptionalTimes(
                 mailboxes.values().map(|mailbox| mailbox.wake.due_at.map(Timestamp::to_utc)).collect(),
             ),
-            column(|mailbox| mailbox.wake.is_woken.into()),
+            column(|mailbox| mailbox.wake.state as i64),
         ])
         .execute()
         .await?;

@@ -6,7 +6,7 @@ use super::{Sql, both, per_dialect, postgres};
 macro_rules! mailbox_columns {
     () => {
         "SELECT mailboxes.device_id, next_seq, count, bytes, stranger_count, stranger_bytes, expired_total, \
-        counted_seq, counted_count, has_push, wake_at, woken FROM "
+        counted_seq, counted_count, has_push, wake_at, wake_state FROM "
     };
 }
 
@@ -40,7 +40,7 @@ statements! {
         FROM mailboxes");
     EMPTY_MAILBOX = both("UPDATE mailboxes SET count = 0, bytes = 0, stranger_count = 0, stranger_bytes = 0, \
         counted_seq = NULL, counted_count = NULL, \
-        has_push = FALSE, wake_at = NULL, woken = FALSE WHERE device_id = $1");
+        has_push = FALSE, wake_at = NULL, wake_state = 0 WHERE device_id = $1");
     DELETE_SHARES = both("DELETE FROM mailbox_shares WHERE device_id = $1");
     DELETE_MESSAGES = both("DELETE FROM messages WHERE device_id = $1");
     /// The oldest envelopes after $2 up to $3: at most $5 of them, and none after the one with which they reach $6
@@ -137,21 +137,21 @@ statements! {
         stranger_count = now.stranger_count, stranger_bytes = now.stranger_bytes, \
         counted_seq = CASE WHEN now.counted THEN now.next_seq END, \
         counted_count = CASE WHEN now.counted THEN now.count END, \
-        wake_at = now.wake_at, woken = now.woken \
+        wake_at = now.wake_at, wake_state = now.wake_state \
         FROM (SELECT unhex(value ->> 0) AS device, value ->> 1 AS next_seq, value ->> 2 AS count, \
         value ->> 3 AS bytes, value ->> 4 AS expired_total, value ->> 5 AS stranger_count, \
         value ->> 6 AS stranger_bytes, value ->> 7 <> 0 AS counted, value ->> 8 AS wake_at, \
-        value ->> 9 AS woken FROM json_each($1)) AS now \
+        value ->> 9 AS wake_state FROM json_each($1)) AS now \
         WHERE device_id = now.device",
         "UPDATE mailboxes \
         SET next_seq = now.next_seq, count = now.count, bytes = now.bytes, expired_total = now.expired_total, \
         stranger_count = now.stranger_count, stranger_bytes = now.stranger_bytes, \
         counted_seq = CASE WHEN now.counted <> 0 THEN now.next_seq END, \
         counted_count = CASE WHEN now.counted <> 0 THEN now.count END, \
-        wake_at = now.wake_at, woken = now.woken <> 0 \
+        wake_at = now.wake_at, wake_state = now.wake_state \
         FROM UNNEST($1::UUID[], $2::BIGINT[], $3::BIGINT[], $4::BIGINT[], $5::BIGINT[], $6::BIGINT[], $7::BIGINT[], \
         $8::BIGINT[], $9::TIMESTAMPTZ[], $10::BIGINT[]) AS now \
-        (device, next_seq, count, bytes, expired_total, stranger_count, stranger_bytes, counted, wake_at, woken) \
+        (device, next_seq, count, bytes, expired_total, stranger_count, stranger_bytes, counted, wake_at, wake_state) \
         WHERE device_id = now.device");
     /// Takes rows of device, sending user, envelopes and bytes.
     WRITE_SHARES = per_dialect(

@@ -2,6 +2,18 @@
 
 use super::{Sql, both, per_dialect};
 
+macro_rules! targets_with_urgent_mail {
+    ($devices:literal) => {
+        concat!(
+            "SELECT device_id, id, kind, address, p256dh, auth, topic, sandbox, failing_since, failures, not_before \
+            FROM push_targets WHERE active AND ",
+            $devices,
+            " AND EXISTS (SELECT 1 FROM messages WHERE messages.device_id = push_targets.device_id AND urgent \
+            AND expires_at > $2)"
+        )
+    };
+}
+
 statements! {
     TARGET = both("SELECT id, kind, address, p256dh, auth, topic, sandbox, active FROM push_targets \
         WHERE device_id = $1");
@@ -12,13 +24,17 @@ statements! {
         ON CONFLICT (device_id) DO UPDATE SET id = excluded.id, kind = excluded.kind, address = excluded.address, \
         p256dh = excluded.p256dh, auth = excluded.auth, topic = excluded.topic, sandbox = excluded.sandbox, \
         registered_at = excluded.registered_at, active = FALSE, nonce_hash = excluded.nonce_hash, \
-        nonce_expires_at = excluded.nonce_expires_at, failing_since = NULL, failures = 0");
+        nonce_expires_at = excluded.nonce_expires_at, failing_since = NULL, failures = 0, not_before = NULL");
     /// Confirms the target of the device $1 by the nonce with the hash $2, unless it is past its time.
     CONFIRM_TARGET = both("UPDATE push_targets SET active = TRUE \
         WHERE device_id = $1 AND nonce_hash = $2 AND (active OR nonce_expires_at > $3)");
     DELETE_TARGET = both("DELETE FROM push_targets WHERE device_id = $1");
-    /// Sets whether the device $1 has an active target, and ends its wake-up.
-    SET_HAS_PUSH = both("UPDATE mailboxes SET has_push = $2, wake_at = NULL, woken = FALSE WHERE device_id = $1");
+    /// The device $1 has an active target. If it had none, a wake-up for what waits is due at $2; it ends if that is not
+    /// urgent.
+    START_WAKE_UPS = both("UPDATE mailboxes SET has_push = TRUE, wake_at = CASE WHEN count > 0 THEN $2 END, wake_state = 0 \
+        WHERE device_id = $1 AND NOT has_push");
+    /// The device $1 has no active target.
+    END_WAKE_UPS = both("UPDATE mailboxes SET has_push = FALSE, wake_at = NULL, wake_state = 0 WHERE device_id = $1");
 
     // Wake-ups
 
@@ -32,31 +48,44 @@ statements! {
         FOR NO KEY UPDATE SKIP LOCKED) \
         UPDATE mailboxes SET wake_at = $3 FROM due WHERE mailboxes.device_id = due.device_id \
         RETURNING mailboxes.device_id");
-    /// The active targets of these devices, each with its failures and whether an urgent envelope waits at $2.
+    /// The active targets of these devices for which an urgent envelope waits at $2, each with its failures, and when it may
+    /// be used again after them.
     TARGETS_OF_MANY = per_dialect(
-        "SELECT device_id, id, kind, address, p256dh, auth, topic, sandbox, failing_since, failures, \
-        EXISTS (SELECT 1 FROM messages WHERE messages.device_id = push_targets.device_id AND urgent \
-        AND expires_at > $2) \
-        FROM push_targets WHERE device_id IN (SELECT unhex(value) FROM json_each($1)) AND active",
-        "SELECT device_id, id, kind, address, p256dh, auth, topic, sandbox, failing_since, failures, \
-        EXISTS (SELECT 1 FROM messages WHERE messages.device_id = push_targets.device_id AND urgent \
-        AND expires_at > $2) \
-        FROM push_targets WHERE device_id = ANY($1) AND active");
-    /// Ends the wake-ups of these devices that were taken until $2.
+        targets_with_urgent_mail!("device_id IN (SELECT unhex(value) FROM json_each($1))"),
+        targets_with_urgent_mail!("device_id = ANY($1)"));
+    /// Ends the wake-ups of these devices.
     END_DUE = per_dialect(
-        "UPDATE mailboxes SET wake_at = NULL \
-        WHERE device_id IN (SELECT unhex(value) FROM json_each($1)) AND wake_at = $2",
-        "UPDATE mailboxes SET wake_at = NULL WHERE device_id = ANY($1) AND wake_at = $2");
+        "UPDATE mailboxes SET wake_at = NULL, wake_state = 0 \
+        WHERE device_id IN (SELECT unhex(value) FROM json_each($1))",
+        "UPDATE mailboxes SET wake_at = NULL, wake_state = 0 WHERE device_id = ANY($1)");
+    /// Takes rows of device, and the time at which its wake-up is due instead.
+    POSTPONE_DUE = per_dialect(
+        "UPDATE mailboxes SET wake_at = later.due_at FROM \
+        (SELECT unhex(value ->> 0) AS device, value ->> 1 AS due_at FROM json_each($1)) AS later \
+        WHERE device_id = later.device",
+        "UPDATE mailboxes SET wake_at = later.due_at FROM UNNEST($1::UUID[], $2::TIMESTAMPTZ[]) AS later (device, due_at) \
+        WHERE device_id = later.device");
     /// Takes rows of device, the time until which its wake-up was taken, the time at which the next one is due, and whether
     /// the device was woken. Mailboxes that have changed since are left alone.
     SETTLE_DUE = per_dialect(
-        "UPDATE mailboxes SET wake_at = settled.next, woken = settled.woken FROM \
+        "UPDATE mailboxes SET wake_at = settled.next, wake_state = settled.woken FROM \
         (SELECT unhex(value ->> 0) AS device, value ->> 1 AS taken, value ->> 2 AS next, value ->> 3 AS woken \
         FROM json_each($1)) AS settled \
         WHERE device_id = settled.device AND wake_at = settled.taken",
-        "UPDATE mailboxes SET wake_at = settled.next, woken = settled.woken <> 0 \
+        "UPDATE mailboxes SET wake_at = settled.next, wake_state = settled.woken \
         FROM UNNEST($1::UUID[], $2::TIMESTAMPTZ[], $3::TIMESTAMPTZ[], $4::BIGINT[]) \
         AS settled (device, taken, next, woken) WHERE device_id = settled.device AND wake_at = settled.taken");
-    /// The failures of the registration $2 of the device $1.
-    SET_FAILURES = both("UPDATE push_targets SET failing_since = $3, failures = $4 WHERE device_id = $1 AND id = $2");
+    /// Takes rows of device, registration, when pushes to it began to fail, how many did, and until when it is not used
+    /// after a failure.
+    SETTLE_TARGETS = per_dialect(
+        "UPDATE push_targets SET failing_since = settled.since, failures = settled.failures, \
+        not_before = settled.not_before FROM \
+        (SELECT unhex(value ->> 0) AS device, unhex(value ->> 1) AS registration, value ->> 2 AS since, \
+        value ->> 3 AS failures, value ->> 4 AS not_before FROM json_each($1)) AS settled \
+        WHERE device_id = settled.device AND id = settled.registration",
+        "UPDATE push_targets SET failing_since = settled.since, failures = settled.failures, \
+        not_before = settled.not_before \
+        FROM UNNEST($1::UUID[], $2::UUID[], $3::TIMESTAMPTZ[], $4::BIGINT[], $5::TIMESTAMPTZ[]) \
+        AS settled (device, registration, since, failures, not_before) \
+        WHERE device_id = settled.device AND id = settled.registration");
 }

@@ -66,6 +66,11 @@ pub async fn accept_urgent(store: &Store, from: &Caller, to: &Caller, is_urgent:
     accept(store, send).await.unwrap();
 }
 
+/// Sends an urgent message that is kept for `ttl`.
+pub async fn accept_urgent_for(store: &Store, from: &Caller, to: &Caller, ttl: Duration, now: Timestamp) {
+    accept(store, SendRequest { ttl, ..send_at(from, &[to], "hello", now) }).await.unwrap();
+}
+
 /// Acks the envelopes with these numbers.
 pub async fn ack_at(store: &Store, caller: &Caller, seqs: &[i64], now: Timestamp) {
     let ack = AckRequest { caller: *caller, seqs: seqs.to_vec(), now };

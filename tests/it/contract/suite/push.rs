@@ -1,5 +1,7 @@
 //! Push targets and wake-ups.
 
+use std::time::Duration;
+
 use sealwire::{
     domain::{
         Caller, Refusal,
@@ -11,7 +13,7 @@ use uuid::Uuid;
 
 use super::{
     add_device, delete_account, later,
-    mail::{WAKE_AFTER, accept_urgent, ack_at, member},
+    mail::{WAKE_AFTER, accept_urgent, accept_urgent_for, ack_at, member},
     refusal,
 };
 
@@ -30,7 +32,7 @@ async fn register(store: &Store, caller: &Caller, endpoint: &str) -> PushRegistr
 async fn pair(store: &Store) -> (Caller, Caller, PushRegistration) {
     let (alice, bob) = (member(store, "alice").await, member(store, "bob").await);
     let id = register(store, &bob, "https://push.example/bob").await;
-    store.confirm_push(&bob, &[7; 32], later(2)).await.unwrap();
+    store.confirm_push(&bob, &[7; 32], WAKE_AFTER, later(2)).await.unwrap();
     (alice, bob, id)
 }
 
@@ -48,7 +50,7 @@ pub async fn a_target_is_confirmed_by_its_nonce_in_time_and_once_replaced_not_an
     let bob = member(store, "bob").await;
     assert_eq!(store.push_state(bob.device).await.unwrap(), PushState::None);
     let not_found = async |hash: [u8; 32], at: u64| {
-        assert_eq!(refusal(store.confirm_push(&bob, &hash, later(at)).await), Refusal::NotFound);
+        assert_eq!(refusal(store.confirm_push(&bob, &hash, WAKE_AFTER, later(at)).await), Refusal::NotFound);
     };
     not_found([7; 32], 1).await;
     register(store, &bob, "https://push.example/1").await;
@@ -56,7 +58,7 @@ pub async fn a_target_is_confirmed_by_its_nonce_in_time_and_once_replaced_not_an
     not_found([8; 32], 2).await;
     not_found([7; 32], 601).await;
     for at in [600, 1000] {
-        store.confirm_push(&bob, &[7; 32], later(at)).await.unwrap();
+        store.confirm_push(&bob, &[7; 32], WAKE_AFTER, later(at)).await.unwrap();
         assert_eq!(store.push_state(bob.device).await.unwrap(), PushState::Active);
     }
     let (_, active) = store.active_target(&bob, later(3)).await.unwrap().unwrap();
@@ -110,7 +112,65 @@ pub async fn an_ack_ends_a_wake_up_even_if_the_push_is_under_way(store: &Store) 
     // Further messages wake it no sooner.
     accept_urgent(store, &alice, &bob, true, later(500)).await;
     assert!(take(store, 999).await.is_empty());
-    assert_eq!(take(store, 1000).await.len(), 1, "while it does not ack, it is woken again");
+    let due = take(store, 1000).await.remove(0);
+    settle(store, due, 2000, true).await;
+    // A device that acks knows of the rest, but it may end before it has acked that.
+    ack_at(store, &bob, &[2], later(1100)).await;
+    let six_hours = 6 * 3600;
+    accept_urgent_for(store, &alice, &bob, Duration::from_hours(8), later(1200)).await;
+    let due = take(store, 1200 + WAKE_AFTER.as_secs()).await.remove(0);
+    settle(store, due, 1210 + six_hours, true).await;
+    ack_at(store, &bob, &[3], later(1300)).await;
+    assert!(take(store, 1299 + six_hours).await.is_empty());
+    assert_eq!(take(store, 1300 + six_hours).await.len(), 1, "six hours after the last ack");
+}
+
+pub async fn a_target_that_is_confirmed_while_messages_wait_is_used_for_them(store: &Store) {
+    let (alice, bob) = (member(store, "alice").await, member(store, "bob").await);
+    accept_urgent(store, &alice, &bob, true, later(10)).await;
+    register(store, &bob, "https://push.example/bob").await;
+    assert!(take(store, 100).await.is_empty());
+    store.confirm_push(&bob, &[7; 32], WAKE_AFTER, later(100)).await.unwrap();
+    let due = take(store, 100 + WAKE_AFTER.as_secs()).await.remove(0);
+    settle(store, due, 1000, true).await;
+    // A repetition changes nothing: the next one is due as before.
+    store.confirm_push(&bob, &[7; 32], WAKE_AFTER, later(200)).await.unwrap();
+    assert!(take(store, 999).await.is_empty());
+    assert_eq!(take(store, 1000).await.len(), 1);
+}
+
+pub async fn a_message_that_comes_while_a_wake_up_ends_has_its_own(store: &Store) {
+    let (alice, bob, _) = pair(store).await;
+    accept_urgent(store, &alice, &bob, true, later(10)).await;
+    accept_urgent(store, &alice, &bob, false, later(10)).await;
+    ack_at(store, &bob, &[1], later(11)).await;
+    // Nothing urgent waits: it ends. Sends at the same time come before or after it, never between.
+    let at = later(3000);
+    let (taken, ()) = tokio::join!(
+        store.take_due_wake_ups(100, later(3060), at),
+        accept_urgent_for(store, &alice, &bob, Duration::from_hours(8), at)
+    );
+    let again = take(store, 3000 + WAKE_AFTER.as_secs()).await;
+    assert_eq!(taken.unwrap().len() + again.len(), 1);
+}
+
+pub async fn a_target_is_not_used_before_the_time_that_its_service_named(store: &Store) {
+    let (alice, bob, _) = pair(store).await;
+    accept_urgent(store, &alice, &bob, true, later(10)).await;
+    accept_urgent(store, &alice, &bob, true, later(10)).await;
+    let due = take(store, 100).await.remove(0);
+    let failures = PushFailures { since: Some(later(100)), count: 1 };
+    let settled = SettledWakeUp { due, next_at: later(400), is_done: false, failures: Some(failures) };
+    store.settle_wake_ups(&[settled]).await.unwrap();
+    // The ack makes the other message due sooner, but the service asked for a pause.
+    ack_at(store, &bob, &[1], later(200)).await;
+    assert!(take(store, 200 + WAKE_AFTER.as_secs()).await.is_empty());
+    assert!(take(store, 399).await.is_empty());
+    assert_eq!(take(store, 400).await.remove(0).failures, failures);
+    // Long after that time, another message is not another try of the first.
+    ack_at(store, &bob, &[2], later(401)).await;
+    accept_urgent(store, &alice, &bob, true, later(500)).await;
+    assert_eq!(take(store, 600).await.remove(0).failures, PushFailures::default());
 }
 
 pub async fn only_urgent_messages_for_a_confirmed_target_wake(store: &Store) {
@@ -130,7 +190,7 @@ pub async fn only_urgent_messages_for_a_confirmed_target_wake(store: &Store) {
 pub async fn the_answer_to_an_old_push_removes_no_new_target(store: &Store) {
     let (alice, bob, old) = pair(store).await;
     let new = register(store, &bob, "https://push.example/new").await;
-    store.confirm_push(&bob, &[7; 32], later(3)).await.unwrap();
+    store.confirm_push(&bob, &[7; 32], WAKE_AFTER, later(3)).await.unwrap();
     assert!(!store.forget_push(bob.device, old).await.unwrap());
     assert_eq!(store.push_state(bob.device).await.unwrap(), PushState::Active);
     accept_urgent(store, &alice, &bob, true, later(10)).await;
