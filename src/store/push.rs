@@ -286,7 +286,8 @@ impl Store {
             self.retrying(|| async {
                 let mut tx = self.begin().await?;
                 lock_mailboxes(&mut tx, &needless).await?;
-                tx.query(sql::END_DUE).bind_ids(&needless).bind(taken_until.to_utc()).execute().await?;
+                let end = tx.query(sql::END_DUE).bind_ids(&needless).bind(taken_until.to_utc()).bind(now.to_utc());
+                end.execute().await?;
                 tx.commit().await
             })
             .await?;

@@ -536,6 +536,29 @@ async fn an_app_that_firebase_reaches_is_woken() {
     eventually("the target is removed", || async { (state(&app, &bob).await == "none").then_some(()) }).await;
 }
 
+#[tokio::test(flavor = "multi_thread")]
+async fn a_server_that_stops_records_the_wake_ups_that_it_has_sent() {
+    let mut server = ServerProcess::start(&ON).await;
+    let service = PushService::start().await;
+    let alice = Member::join(&server, "alice@example.org", Codec::Json).await;
+    let bob = Member::join(&server, "bob@example.org", Codec::Json).await;
+    let subscription = service.subscribe();
+    register(&bob.socket, &service, &subscription).await;
+    let permits = Arc::new(Semaphore::new(0));
+    service.answer(&subscription, Answer::Held(permits.clone(), 201));
+    alice.send(&[&bob.person], "hello").await;
+    woken(&service, &subscription, 1).await;
+    server.send_sigterm();
+    bob.socket.close_code().await;
+    permits.add_permits(1);
+    assert!(server.stopped().await.success());
+    let pool = sqlx::SqlitePool::connect(&format!("sqlite://{}", server.path("sealwire.db").display())).await.unwrap();
+    let (recorded,): (i64,) =
+        sqlx::query_as("SELECT COUNT(*) FROM mailboxes WHERE woken").fetch_one(&pool).await.unwrap();
+    pool.close().await;
+    assert_eq!(recorded, 1);
+}
+
 /// Two nodes: the one that accepted the messages is killed before the first wake-up is due, and the other one wakes each device
 /// that has not acked once. The wake-ups are due after a minute, until the node is dead: then their times are moved to 1.5
 /// seconds after the commits, so that no machine is too slow.

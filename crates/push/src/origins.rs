@@ -13,6 +13,7 @@ use std::{
         Arc, Mutex, MutexGuard, PoisonError,
         atomic::{AtomicU32, AtomicU64, AtomicUsize, Ordering::Relaxed},
     },
+    time::Duration,
 };
 
 use tokio::{
@@ -20,7 +21,7 @@ use tokio::{
     time::{Instant, timeout},
 };
 
-use crate::{settings::Limits, target::Kind, web_push::VapidToken};
+use crate::{outcome::Outcome, settings::Limits, target::Kind, web_push::VapidToken};
 
 /// Quick answers in a row that make an origin proven. Twice as many as the places of an origin: an attacker must have
 /// answered more requests than it can then hold up.
@@ -29,6 +30,8 @@ const PROVEN_ANSWERS: u32 = 32;
 const QUICK_PART: u32 = 5;
 /// Origins that can be proven at a time. Connections are kept for those alone, which bounds their number.
 const MAX_PROVEN: usize = 256;
+/// The latest place counts for one part of so many in the average of how long places are held.
+const HELD_WEIGHT: u32 = 8;
 /// Origins that are remembered, at least.
 const MIN_ORIGINS: usize = 4096;
 
@@ -59,12 +62,42 @@ struct Origin {
     /// Quick answers in a row, at most [`PROVEN_ANSWERS`].
     answers: AtomicU32,
     last_use: AtomicU64,
+    backlog: Mutex<Backlog>,
     vapid_token: VapidToken,
+}
+
+/// Tells sends that find no place when to come again.
+struct Backlog {
+    /// For how long a place is held: a moving average.
+    held: Duration,
+    /// The time that was given to the send that was refused last.
+    last: Instant,
 }
 
 impl Origin {
     fn is_proven(&self) -> bool {
         self.is_trusted || self.answers.load(Relaxed) >= PROVEN_ANSWERS
+    }
+
+    fn backlog(&self) -> MutexGuard<'_, Backlog> {
+        self.backlog.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// How long until there should be a place for a send that is refused: after those that wait, and after those that were
+    /// refused before. If all came again at once, most of them would be refused again.
+    fn turn_of_refused(&self, places: usize) -> Duration {
+        let count = |count: usize| u32::try_from(count).unwrap_or(u32::MAX);
+        let (now, mut backlog) = (Instant::now(), self.backlog());
+        let each = backlog.held / count(places).max(1);
+        let after_waiting = now + each.saturating_mul(count(self.waiting.load(Relaxed))).min(Outcome::MAX_BUSY_WAIT);
+        backlog.last = (backlog.last.max(after_waiting) + each).min(now + Outcome::MAX_BUSY_WAIT);
+        backlog.last - now
+    }
+
+    /// Notes for how long a place was held.
+    fn was_held(&self, held: Duration) {
+        let mut backlog = self.backlog();
+        backlog.held = (backlog.held * (HELD_WEIGHT - 1) + held) / HELD_WEIGHT;
     }
 }
 
@@ -91,18 +124,21 @@ impl Origins {
         origins
     }
 
-    /// Takes a place for a notification of a kind to `origin`, and waits for one if there is room to wait. Returns `None` if
-    /// there is none in time.
-    pub(crate) async fn take(&self, kind: Kind, origin: &Arc<str>) -> Option<Place<'_>> {
+    /// Takes a place for a notification of a kind to `origin`, and waits for one if there is room to wait.
+    ///
+    /// # Errors
+    /// If there is none in time: how long to wait before the next try, at most [`Outcome::MAX_BUSY_WAIT`].
+    pub(crate) async fn take(&self, kind: Kind, origin: &Arc<str>) -> Result<Place<'_>, Duration> {
         let origin = self.find((kind, Arc::clone(origin)));
         let is_proven = origin.is_proven();
         let permits = if let Some(permits) = self.try_permits(&origin, is_proven) {
             permits
         } else {
-            let _waiting = self.wait(&origin, is_proven)?;
-            timeout(self.limits.timeout, self.permits(&origin, is_proven)).await.ok().flatten()?
+            let refused = || origin.turn_of_refused(self.limits.per_origin);
+            let _waiting = self.wait(&origin, is_proven).ok_or_else(refused)?;
+            timeout(self.limits.timeout, self.permits(&origin, is_proven)).await.ok().flatten().ok_or_else(refused)?
         };
-        Some(Place { origins: self, origin, is_proven, taken_at: Instant::now(), _permits: permits })
+        Ok(Place { origins: self, origin, is_proven, taken_at: Instant::now(), _permits: permits })
     }
 
     /// Notifications that are under way, sends that wait, and origins that are remembered.
@@ -122,6 +158,7 @@ impl Origins {
             waiting: AtomicUsize::new(0),
             answers: AtomicU32::new(0),
             last_use: AtomicU64::new(0),
+            backlog: Mutex::new(Backlog { held: Duration::ZERO, last: Instant::now() }),
             vapid_token: VapidToken::default(),
         }
     }
@@ -245,10 +282,14 @@ impl Place<'_> {
     }
 }
 
+impl Drop for Place<'_> {
+    fn drop(&mut self) {
+        self.origin.was_held(self.taken_at.elapsed());
+    }
+}
+
 #[cfg(test)]
 mod tests {
-    use std::time::Duration;
-
     use super::*;
 
     const TIMEOUT: Duration = Duration::from_secs(10);
@@ -274,10 +315,10 @@ mod tests {
         let (slow, other) = (name("https://slow"), name("https://other"));
         let held =
             [origins.take(Kind::WebPush, &slow).await.unwrap(), origins.take(Kind::WebPush, &slow).await.unwrap()];
-        assert!(origins.take(Kind::WebPush, &slow).await.is_none());
-        assert!(origins.take(Kind::WebPush, &other).await.is_some());
+        assert!(origins.take(Kind::WebPush, &slow).await.is_err());
+        assert!(origins.take(Kind::WebPush, &other).await.is_ok());
         drop(held);
-        assert!(origins.take(Kind::WebPush, &slow).await.is_some());
+        assert!(origins.take(Kind::WebPush, &slow).await.is_ok());
     }
 
     #[tokio::test(start_paused = true)]
@@ -288,7 +329,7 @@ mod tests {
             origins.take(Kind::WebPush, &name("https://b")).await.unwrap(),
         ];
         assert_eq!(origins.usage(), (2, 0, 2));
-        assert!(origins.take(Kind::WebPush, &name("https://a")).await.is_none());
+        assert!(origins.take(Kind::WebPush, &name("https://a")).await.is_err());
         drop(held);
         assert_eq!(origins.usage(), (0, 0, 2));
     }
@@ -337,7 +378,7 @@ mod tests {
         let held =
             [origins.take(Kind::WebPush, &origin).await.unwrap(), origins.take(Kind::WebPush, &origin).await.unwrap()];
         assert!(held.iter().all(|place| !place.is_proven()));
-        assert!(origins.take(Kind::WebPush, &origin).await.is_none());
+        assert!(origins.take(Kind::WebPush, &origin).await.is_err());
         assert!(origins.take(Kind::Fcm, &origin).await.unwrap().is_proven());
         assert_eq!(origins.usage().2, 2);
     }
@@ -348,7 +389,7 @@ mod tests {
         let origin = name("https://a");
         let held = origins.take(Kind::WebPush, &origin).await.unwrap();
         let started = Instant::now();
-        assert!(origins.take(Kind::WebPush, &origin).await.is_none());
+        assert!(origins.take(Kind::WebPush, &origin).await.is_err());
         assert!(started.elapsed() >= TIMEOUT);
         assert_eq!(origins.usage().1, 0);
 
@@ -357,7 +398,7 @@ mod tests {
             assert_eq!(origins.usage(), (1, 1, 1));
             drop(held);
         });
-        assert!(next.is_some());
+        assert!(next.is_ok());
     }
 
     #[tokio::test(start_paused = true)]
@@ -372,16 +413,47 @@ mod tests {
             async {
                 tokio::task::yield_now().await;
                 let started = Instant::now();
-                (origins.take(Kind::WebPush, &origin).await.is_none(), started.elapsed())
+                (origins.take(Kind::WebPush, &origin).await.is_err(), started.elapsed())
             },
             async {
                 tokio::task::yield_now().await;
-                origins.take(Kind::WebPush, &name("https://b")).await.is_some()
+                origins.take(Kind::WebPush, &name("https://b")).await.is_ok()
             }
         );
         assert_eq!(refused, (true, Duration::ZERO));
         assert!(other);
-        assert!(waited.0.is_none() && waited.1.is_none());
+        assert!(waited.0.is_err() && waited.1.is_err());
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn refused_sends_come_again_one_after_the_other_at_the_rate_of_the_origin() {
+        let origins = Origins::new(limits(8, 2, 0), []);
+        let origin = name("https://a");
+        let refused = async || origins.take(Kind::WebPush, &origin).await.err().unwrap();
+        let take = async || origins.take(Kind::WebPush, &origin).await.unwrap();
+        let held = [take().await, take().await];
+        assert_eq!(refused().await, Duration::ZERO, "nothing is known of the origin");
+        drop(held);
+        for _ in 0..64 {
+            let held = [take().await, take().await];
+            tokio::time::advance(Duration::from_millis(400)).await;
+            drop(held);
+        }
+        let _held = [take().await, take().await];
+        for turn in 1..=5 {
+            let wait = refused().await.as_millis();
+            assert!((195 * turn..=200 * turn).contains(&wait), "{turn}: {wait}");
+        }
+        tokio::time::advance(Duration::from_millis(600)).await;
+        let wait = refused().await.as_millis();
+        assert!((580..=600).contains(&wait), "two of five turns are ahead: {wait}");
+        for _ in 0..1000 {
+            assert!(refused().await <= Outcome::MAX_BUSY_WAIT);
+        }
+        assert_eq!(refused().await, Outcome::MAX_BUSY_WAIT);
+        // They do not count for others.
+        let other = name("https://b");
+        assert!(origins.take(Kind::WebPush, &other).await.is_ok());
     }
 
     #[tokio::test(start_paused = true)]

@@ -17,9 +17,12 @@ pub enum Outcome {
         /// Why.
         reason: Reason,
     },
-    /// Nothing was sent, since too many notifications are under way. Send it again soon; this is not the service's
-    /// fault.
-    Busy,
+    /// Nothing was sent, since too many notifications are under way. This is not the service's fault.
+    Busy {
+        /// After which time there should be a place, at the rate at which the service has answered; at most
+        /// [`Outcome::MAX_BUSY_WAIT`]. Each refused send is given another time.
+        wait: Duration,
+    },
     /// The push service will not accept this notification. Give it up, and keep the target.
     Failed(Reason),
 }
@@ -28,6 +31,9 @@ impl Outcome {
     /// The longest wait that a push service can ask for: a day.
     pub const MAX_WAIT: Duration = Duration::from_hours(24);
 
+    /// The longest wait for a place. A service that was slow may be fast again.
+    pub const MAX_BUSY_WAIT: Duration = Duration::from_mins(1);
+
     /// A name for metrics and logs: `delivered`, `gone`, `later`, `busy` or `failed`.
     #[must_use]
     pub fn as_str(self) -> &'static str {
@@ -35,7 +41,7 @@ impl Outcome {
             Self::Delivered => "delivered",
             Self::Gone => "gone",
             Self::Later { .. } => "later",
-            Self::Busy => "busy",
+            Self::Busy { .. } => "busy",
             Self::Failed(_) => "failed",
         }
     }

@@ -195,8 +195,9 @@ impl fmt::Debug for Sender {
 
 impl Inner {
     async fn send_web_push(&self, web_push: &WebPush, target: &WebPushTarget, notification: &Notification) -> Outcome {
-        let Some(place) = self.origins.take(Kind::WebPush, target.endpoint.origin()).await else {
-            return Outcome::Busy;
+        let place = match self.origins.take(Kind::WebPush, target.endpoint.origin()).await {
+            Ok(place) => place,
+            Err(wait) => return Outcome::Busy { wait },
         };
         let pool = if place.is_proven() { Pool::Kept } else { Pool::Single };
         let sent = async {
@@ -211,7 +212,10 @@ impl Inner {
     }
 
     async fn send_apns(&self, apns: &Apns, target: &ApnsTarget, notification: &Notification) -> Outcome {
-        let Some(place) = self.origins.take(Kind::Apns, apns.host(target).origin()).await else { return Outcome::Busy };
+        let place = match self.origins.take(Kind::Apns, apns.host(target).origin()).await {
+            Ok(place) => place,
+            Err(wait) => return Outcome::Busy { wait },
+        };
         let sent = async {
             let mut is_renewed = false;
             loop {
@@ -231,7 +235,10 @@ impl Inner {
     }
 
     async fn send_fcm(&self, fcm: &Fcm, target: &FcmTarget, notification: &Notification) -> Outcome {
-        let Some(place) = self.origins.take(Kind::Fcm, fcm.host().origin()).await else { return Outcome::Busy };
+        let place = match self.origins.take(Kind::Fcm, fcm.host().origin()).await {
+            Ok(place) => place,
+            Err(wait) => return Outcome::Busy { wait },
+        };
         let sent = async {
             let mut is_renewed = false;
             loop {

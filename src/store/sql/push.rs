@@ -42,11 +42,15 @@ statements! {
         EXISTS (SELECT 1 FROM messages WHERE messages.device_id = push_targets.device_id AND urgent \
         AND expires_at > $2) \
         FROM push_targets WHERE device_id = ANY($1) AND active");
-    /// Ends the wake-ups of these devices that were taken until $2.
+    /// Ends the wake-ups of these devices that were taken until $2. One is due at once, at $3, if an urgent envelope has
+    /// arrived since it was taken.
     END_DUE = per_dialect(
-        "UPDATE mailboxes SET wake_at = NULL \
+        "UPDATE mailboxes SET wake_at = CASE WHEN has_push AND EXISTS (SELECT 1 FROM messages \
+        WHERE messages.device_id = mailboxes.device_id AND urgent AND expires_at > $3) THEN $3 END \
         WHERE device_id IN (SELECT unhex(value) FROM json_each($1)) AND wake_at = $2",
-        "UPDATE mailboxes SET wake_at = NULL WHERE device_id = ANY($1) AND wake_at = $2");
+        "UPDATE mailboxes SET wake_at = CASE WHEN has_push AND EXISTS (SELECT 1 FROM messages \
+        WHERE messages.device_id = mailboxes.device_id AND urgent AND expires_at > $3) THEN $3 END \
+        WHERE device_id = ANY($1) AND wake_at = $2");
     /// Takes rows of device, the time until which its wake-up was taken, the time at which the next one is due, and whether
     /// the device was woken. Mailboxes that have changed since are left alone.
     SETTLE_DUE = per_dialect(
