@@ -271,6 +271,7 @@ fn push_sender(config: &Config, clock: &Clock) -> Result<Option<sealwire_push::S
         fcm: fcm_settings(config)?,
         allow_insecure: config.push.allow_insecure,
         trusted_services: config.push.trusted_services.clone(),
+        forbidden_networks: config.push.forbidden_networks.clone(),
         ..PushSettings::default()
     };
     let clock = clock.clone();

@@ -280,6 +280,9 @@ pub struct PushConfig {
     pub fcm_url: String,
     /// Services of Web Push that share no places with those that clients choose.
     pub trusted_services: Vec<String>,
+    /// Networks that no push is sent to, besides those that are not public.
+    #[serde(deserialize_with = "networks")]
+    pub forbidden_networks: Vec<IpNet>,
     /// Whether endpoints may be on this machine.
     pub allow_insecure: bool,
 }

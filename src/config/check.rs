@@ -80,9 +80,10 @@ pub(super) fn check(settings: &Table) -> Result<(), ConfigError> {
         let is_valid = host.as_str().is_some_and(is_host_name);
         require(is_valid, "admin.allowed_hosts", "host names, such as status.example, without a port")?;
     }
-    for proxy in list("server.trusted_proxies") {
-        let is_valid = proxy.as_str().is_some_and(|text| parse_network(text).is_some());
-        require(is_valid, "server.trusted_proxies", "addresses or networks, such as 10.0.0.0/8")?;
+    for (name, example) in [("server.trusted_proxies", "10.0.0.0/8"), ("push.forbidden_networks", "2001:db8:64::/96")] {
+        let is_network = |value: &Value| value.as_str().is_some_and(|text| parse_network(text).is_some());
+        let takes = format!("addresses or networks, such as {example}");
+        require(list(name).iter().all(is_network), name, &takes)?;
     }
     let demo = text("server.demo");
     require(["auto", "true", "false"].contains(&demo), "server.demo", "auto, true or false")?;

@@ -15,7 +15,10 @@ use sealwire_push::{
     ApnsTarget, FcmTarget, Kind, Nonce, Notification, Outcome, Payload, Sender, Target, TargetError, Urgency,
     WebPushTarget,
 };
-use tokio::{task::JoinSet, time::sleep};
+use tokio::{
+    task::JoinSet,
+    time::{sleep, timeout},
+};
 
 use self::places::{PlaceHolder, Places};
 use super::{Service, sliding_window::SlidingWindow};
@@ -43,11 +46,17 @@ const TAKEN_FOR: Duration = Duration::from_secs(30);
 const MAX_UNDER_WAY: usize = 1024;
 /// Maximum number of wake-ups that are taken, or whose outcomes are written, in one transaction.
 const PER_TRANSACTION: usize = 256;
+/// Wake-ups are taken only if there is room for so many: small transactions would cost sends more than they give.
+const MIN_TAKEN: usize = PER_TRANSACTION / 2;
+/// How long outcomes are collected before they are written.
+const WRITE_EVERY: Duration = Duration::from_millis(200);
+/// How long a server that stops waits for wake-ups that are under way.
+const FINISH_FOR: Duration = Duration::from_secs(2);
 /// Maximum number of confirmations and tests that are being sent.
 const MAX_REQUESTED: usize = 256;
 /// Maximum number of confirmations that are being sent or wait for their next try. Each takes about 4 KB of memory.
 const MAX_CONFIRMATIONS: usize = 4096;
-/// The pause after which a push is tried again for which there was no place.
+/// The shortest pause after which a push is tried again for which there was no place.
 const BUSY_PAUSE: Duration = Duration::from_secs(1);
 /// Registrations of a device in an hour.
 const REGISTRATIONS_PER_HOUR: usize = 5;
@@ -138,7 +147,7 @@ impl Pushes {
             Outcome::Delivered => (Sent::Accepted, PushResult::Accepted, None),
             Outcome::Gone => (Sent::Gone, PushResult::Gone, None),
             Outcome::Later { wait, reason } => (Sent::Later(wait), PushResult::Later, Some(reason)),
-            Outcome::Busy => return Sent::Busy,
+            Outcome::Busy { wait } => return Sent::Busy(wait.max(BUSY_PAUSE)),
             Outcome::Failed(reason) => (Sent::Rejected, PushResult::Rejected, Some(reason)),
         };
         self.metrics.pushes.inc(result);
@@ -181,7 +190,7 @@ impl Pushes {
         time_to_live: Duration,
     ) -> Sent {
         let place = self.requested.enter(holder);
-        place.hold(self.send(target, payload, time_to_live)).await.unwrap_or(Sent::Busy)
+        place.hold(self.send(target, payload, time_to_live)).await.unwrap_or(Sent::Busy(BUSY_PAUSE))
     }
 
     /// Sends the nonce that confirms a target. Tries again while the target is still the one of the device.
@@ -192,7 +201,7 @@ impl Pushes {
             let retry_after = match self.send_requested(holder, &new.target, payload, NONCE_LIFETIME).await {
                 Sent::Accepted | Sent::Rejected => return,
                 Sent::Gone => return self.forget(holder.device, new.id).await,
-                Sent::Busy => None,
+                Sent::Busy(wait) => Some(wait),
                 Sent::Later(wait) => wait,
             };
             let Some(pause) = nonce_pause(failures, retry_after) else { return };
@@ -228,7 +237,7 @@ impl Pushes {
                 self.forget(done.due.device, done.due.id).await;
                 return None;
             }
-            Sent::Busy => SettledWakeUp { next_at: now + BUSY_PAUSE, is_done: false, failures: None, ..done },
+            Sent::Busy(wait) => SettledWakeUp { next_at: now + wait, is_done: false, failures: None, ..done },
             Sent::Later(wait) => {
                 if let (failures, Some(next_at)) = done.due.failures.after(wait, now) {
                     SettledWakeUp { next_at, is_done: false, failures: Some(failures), ..done }
@@ -246,7 +255,8 @@ enum Sent {
     Accepted,
     Gone,
     Later(Option<Duration>),
-    Busy,
+    /// There was no place for it; there should be one after this time.
+    Busy(Duration),
     Rejected,
 }
 
@@ -361,27 +371,31 @@ fn canonical(target: &Target) -> PushTarget {
 /// Wakes devices whose wake-ups are due. Never returns.
 pub async fn wake_devices_forever(service: Arc<Service>) {
     let mut under_way = JoinSet::new();
-    let mut look_at = tokio::time::Instant::now();
+    let mut outcomes: Vec<SettledWakeUp> = Vec::new();
+    let (mut look_at, mut write_at) = (tokio::time::Instant::now(), tokio::time::Instant::now());
+    // A server that stops waits for it.
+    let mut unfinished = None;
+    let mut ending = Box::pin(service.pushes.work.ending());
     loop {
+        let free = MAX_UNDER_WAY.saturating_sub(under_way.len());
         tokio::select! {
-            Some(first) = under_way.join_next() => {
-                let mut outcomes = vec![first];
-                while outcomes.len() < PER_TRANSACTION
-                    && let Some(next) = under_way.try_join_next()
-                {
-                    outcomes.push(next);
+            Some(outcome) = under_way.join_next() => {
+                if outcomes.is_empty() {
+                    write_at = tokio::time::Instant::now() + WRITE_EVERY;
                 }
-                let settled: Vec<SettledWakeUp> = outcomes.into_iter().filter_map(Result::ok).flatten().collect();
-                // If it fails, the pushes are repeated when the wake-ups are due again.
-                if !settled.is_empty() && let Err(error) = service.store.settle_wake_ups(&settled).await {
-                    tracing::warn!(%error, "cannot record that devices were woken");
+                outcomes.extend(outcome.ok().flatten());
+                if outcomes.len() >= PER_TRANSACTION {
+                    service.settle_wake_ups(&mut outcomes).await;
                 }
             }
-            () = tokio::time::sleep_until(look_at) => {
-                let free = MAX_UNDER_WAY.saturating_sub(under_way.len()).min(PER_TRANSACTION);
-                let (taken, pause) = match service.take_due_wake_ups(free).await {
+            () = tokio::time::sleep_until(write_at), if !outcomes.is_empty() => {
+                service.settle_wake_ups(&mut outcomes).await;
+            }
+            () = tokio::time::sleep_until(look_at), if free >= MIN_TAKEN => {
+                let limit = free.min(PER_TRANSACTION);
+                let (taken, pause) = match service.take_due_wake_ups(limit).await {
                     // There may be more.
-                    Ok(due) if free > 0 && due.len() == free => (due, Duration::ZERO),
+                    Ok(due) if due.len() == limit => (due, Duration::ZERO),
                     Ok(due) => (due, LOOK_EVERY),
                     Err(error) => {
                         tracing::warn!(%error, "cannot look for devices to wake");
@@ -394,16 +408,40 @@ pub async fn wake_devices_forever(service: Arc<Service>) {
                     under_way.spawn(async move { service.pushes.wake(due, || service.now()).await });
                 }
             }
+            () = &mut ending => break,
         }
+        let is_idle = under_way.is_empty() && outcomes.is_empty();
+        unfinished = if is_idle { None } else { unfinished.or_else(|| Some(service.pushes.work.begin())) };
     }
+    // A wake-up that was sent and not recorded would be sent again.
+    let finish = async {
+        while let Some(outcome) = under_way.join_next().await {
+            outcomes.extend(outcome.ok().flatten());
+        }
+    };
+    // Those that are not finished by then are due again half a minute after they were taken.
+    let _ = timeout(FINISH_FOR, finish).await;
+    service.settle_wake_ups(&mut outcomes).await;
+    drop(unfinished);
+    std::future::pending().await
 }
 
 impl Service {
     async fn take_due_wake_ups(&self, limit: usize) -> Result<Vec<DueWakeUp>, StoreError> {
         let now = self.now();
-        if limit == 0 || self.pushes.kinds().is_empty() {
+        if self.pushes.kinds().is_empty() {
             return Ok(Vec::new());
         }
         self.store.take_due_wake_ups(limit, now + TAKEN_FOR, now).await
+    }
+
+    /// Writes what came of wake-ups. If that fails, they are due again half a minute after they were taken.
+    async fn settle_wake_ups(&self, outcomes: &mut Vec<SettledWakeUp>) {
+        for outcomes in outcomes.chunks(PER_TRANSACTION) {
+            if let Err(error) = self.store.settle_wake_ups(outcomes).await {
+                tracing::warn!(%error, "cannot record that devices were woken");
+            }
+        }
+        outcomes.clear();
     }
 }

@@ -3,7 +3,10 @@
 use std::future::Future;
 
 use tokio::{runtime::Handle, task::JoinHandle};
-use tokio_util::{sync::CancellationToken, task::TaskTracker};
+use tokio_util::{
+    sync::CancellationToken,
+    task::{TaskTracker, task_tracker::TaskTrackerToken},
+};
 
 /// Spawns and counts tasks that end by themselves, such as requests and mails. Clones share the count.
 #[derive(Clone)]
@@ -24,6 +27,12 @@ impl Work {
     /// Spawns a task. It runs to completion even if the handle is dropped.
     pub fn spawn<T: Send + 'static>(&self, work: impl Future<Output = T> + Send + 'static) -> JoinHandle<T> {
         self.tracker.spawn_on(work, &self.runtime)
+    }
+
+    /// Counts as a task until it is dropped, for parts of background tasks that a stopping server waits for.
+    #[must_use]
+    pub fn begin(&self) -> TaskTrackerToken {
+        self.tracker.token()
     }
 
     /// Waits until a server that is stopping waits for its work to finish. Work that pauses should then continue at once.

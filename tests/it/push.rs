@@ -2,18 +2,22 @@
 
 mod confirmations;
 
-use std::{fs, sync::Arc, time::Duration};
+use std::{
+    fs,
+    sync::Arc,
+    time::{Duration, Instant},
+};
 
+use futures_util::future::join_all;
 use serde_json::{Value, json};
 use tokio::sync::Semaphore;
 
 use crate::{
     metrics::value,
     support::{
-        Cluster, Codec, Member, ServerProcess, Services, Socket, TestApp,
+        Cluster, Codec, Member, Person, ServerProcess, Services, Socket, TestApp,
         app_push::{AppPush, AppPushService},
         code, eventually,
-        http::call,
         push_service::{Answer, Push, PushService, Subscription, verified_claims},
     },
 };
@@ -371,6 +375,31 @@ async fn names_of_the_local_network_are_refused() {
     assert_eq!(service.connections(), 0);
 }
 
+/// Literals are refused at registration, names when they are connected to.
+#[tokio::test(flavor = "multi_thread")]
+async fn no_push_is_sent_to_a_network_of_the_settings() {
+    let app = TestApp::start(&[ON[0], ("PUSH__FORBIDDEN_NETWORKS", "127.0.0.0/8,::1")]);
+    let service = PushService::start().await;
+    let bob = Member::join(&app, "bob@example.org", Codec::Json).await;
+    let port = service.address.port();
+    let params = |host: &str| {
+        let mut params = service.subscribe().params();
+        params["endpoint"] = json!(format!("http://{host}:{port}/x"));
+        params
+    };
+    for host in ["127.0.0.1", "127.1", "2130706433", "127.0.0.2", "[::1]"] {
+        let refused = bob.socket.refused("push.register", params(host)).await;
+        assert_eq!((code(&refused), &refused["details"]["path"]), ("bad_request", &json!("endpoint")), "{host}");
+    }
+    let registered = bob.socket.request("push.register", params("localhost")).await;
+    assert_eq!(registered, json!({ "state": "unconfirmed" }));
+    eventually("the push is rejected", || async {
+        (value(app.admin(), "sealwire_pushes_total{outcome=\"rejected\"}").await >= 1.0).then_some(())
+    })
+    .await;
+    assert_eq!(service.connections(), 0);
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn a_target_goes_with_its_device_and_its_account() {
     let app = TestApp::start(&ON);
@@ -509,37 +538,124 @@ async fn an_app_that_firebase_reaches_is_woken() {
     eventually("the target is removed", || async { (state(&app, &bob).await == "none").then_some(()) }).await;
 }
 
-/// Two nodes: the one that accepted the messages is killed before the wake-up, and the other one wakes the device once.
 #[tokio::test(flavor = "multi_thread")]
-async fn another_node_wakes_the_device_if_the_one_that_accepted_the_messages_dies() {
-    let key = sealwire_push::VapidKey::generate().unwrap();
-    let settings = [ON[0], ("PUSH__AFTER_MS", "1500"), ("PUSH__VAPID_KEY", key.as_str())];
-    let mut cluster = Cluster::start(&Services::shared(), 2, &settings).await;
+async fn a_server_that_stops_records_the_wake_ups_that_it_has_sent() {
+    let mut server = ServerProcess::start(&ON).await;
     let service = PushService::start().await;
-    let alice = Member::join(&cluster.nodes[0], "alice@example.org", Codec::Json).await;
-    let bob = Member::join(&cluster.nodes[1], "bob@example.org", Codec::Json).await;
+    let alice = Member::join(&server, "alice@example.org", Codec::Json).await;
+    let bob = Member::join(&server, "bob@example.org", Codec::Json).await;
     let subscription = service.subscribe();
     register(&bob.socket, &service, &subscription).await;
-    let keys = eventually("both nodes are ready", || async {
-        let mut keys = Vec::new();
-        for node in &cluster.nodes {
-            let (status, _) = call(node, reqwest::Method::GET, "/readyz", None, None).await;
-            keys.push(status);
+    let permits = Arc::new(Semaphore::new(0));
+    service.answer(&subscription, Answer::Held(permits.clone(), 201));
+    alice.send(&[&bob.person], "hello").await;
+    woken(&service, &subscription, 1).await;
+    server.send_sigterm();
+    bob.socket.close_code().await;
+    permits.add_permits(1);
+    assert!(server.stopped().await.success());
+    let pool = sqlx::SqlitePool::connect(&format!("sqlite://{}", server.path("sealwire.db").display())).await.unwrap();
+    let (recorded,): (i64,) =
+        sqlx::query_as("SELECT COUNT(*) FROM mailboxes WHERE woken").fetch_one(&pool).await.unwrap();
+    pool.close().await;
+    assert_eq!(recorded, 1);
+}
+
+/// Two nodes: the one that accepted the messages is killed before the first wake-up is due, and the other one wakes each device
+/// that has not acked once. The wake-ups are due after a minute, until the node is dead: then their times are moved to 1.5
+/// seconds after the commits, so that no machine is too slow.
+#[tokio::test(flavor = "multi_thread")]
+async fn another_node_wakes_each_device_once_if_the_one_that_accepted_the_messages_dies() {
+    const AWAY: usize = 1000;
+    const PRESENT: usize = 50;
+    let key = sealwire_push::VapidKey::generate().unwrap();
+    let settings = [
+        ON[0],
+        ("PUSH__AFTER_MS", "60000"),
+        ("PUSH__VAPID_KEY", key.as_str()),
+        ("LIMITS__SENDS_PER_DEVICE_SECOND", "0"),
+        ("LIMITS__REQUESTS_PER_CONNECTION_SECOND", "0"),
+        ("LIMITS__CONNECTS_PER_NETWORK_SECOND", "0"),
+    ];
+    let mut cluster = Cluster::start(&Services::shared(), 2, &settings).await;
+    cluster.wait_for_status("ready").await;
+    let service = PushService::start().await;
+    let alice = Member::join(&cluster.nodes[0], "alice@example.org", Codec::Json).await;
+    let (mut away, mut present) = (Vec::new(), Vec::new());
+    for some in seeded(&cluster.nodes[1], AWAY + PRESENT).chunks(64) {
+        let registered = join_all(some.iter().map(async |person| {
+            let socket = Socket::connect(&cluster.nodes[1], &person.token, Codec::Json).await;
+            let subscription = service.subscribe();
+            register(&socket, &service, &subscription).await;
+            (Member { person: person.clone(), socket }, subscription)
+        }));
+        for (member, subscription) in registered.await {
+            if present.len() < PRESENT {
+                present.push((member, subscription));
+            } else {
+                away.push((member.person, subscription));
+            }
         }
-        keys.iter().all(reqwest::StatusCode::is_success).then_some(keys)
+    }
+
+    let people: Vec<&Person> =
+        present.iter().map(|(member, _)| &member.person).chain(away.iter().map(|(person, _)| person)).collect();
+    for some in people.chunks(128) {
+        join_all(some.iter().map(|person| alice.send(&[person], "hello"))).await;
+    }
+    join_all(present.iter().map(|(member, _)| member.receives("hello"))).await;
+    cluster.nodes[0].kill();
+    let due = Instant::now();
+    let moved = sqlx::query("UPDATE mailboxes SET wake_at = wake_at - INTERVAL '58500 milliseconds'");
+    moved.execute(&mut cluster.sql().await).await.unwrap();
+
+    let times = |subscription: &Subscription| wakes(&service.pushes(subscription));
+    eventually("every device that has not acked is woken", || async {
+        away.iter().all(|(_, subscription)| times(subscription) > 0).then_some(())
     })
     .await;
-    assert_eq!(keys.len(), 2);
-    for n in 0..50 {
-        alice.send(&[&bob.person], &n.to_string()).await;
+    let mut delays: Vec<Duration> = away
+        .iter()
+        .flat_map(|(_, one)| service.pushes(one))
+        .map(|push| push.at.saturating_duration_since(due))
+        .collect();
+    delays.sort_unstable();
+    delays.drain(..delays.len() - AWAY);
+    println!(
+        "{AWAY} devices woken by the other node: half after {:?}, all after {:?}",
+        delays[AWAY / 2],
+        delays[AWAY - 1]
+    );
+    // What came of the pushes is recorded, so no wake-up is due again before six hours.
+    eventually("the wake-ups are recorded", || async {
+        let recorded = "SELECT COUNT(*) FROM mailboxes WHERE woken AND wake_at > NOW() + INTERVAL '5 hours'";
+        let (recorded,): (i64,) = sqlx::query_as(recorded).fetch_one(&mut cluster.sql().await).await.unwrap();
+        (recorded == i64::try_from(AWAY).unwrap()).then_some(())
+    })
+    .await;
+    let due: (i64,) = sqlx::query_as("SELECT COUNT(*) FROM mailboxes WHERE NOT woken AND wake_at IS NOT NULL")
+        .fetch_one(&mut cluster.sql().await)
+        .await
+        .unwrap();
+    assert_eq!(due, (0,));
+    for (person, subscription) in &away {
+        assert_eq!(times(subscription), 1, "{}", person.device);
     }
-    cluster.nodes[0].kill();
-    woken(&service, &subscription, 1).await;
-    // Another device that becomes due later shows that Bob is not due again.
-    let carol = Member::join(&cluster.nodes[1], "carol@example.org", Codec::Json).await;
-    let other = service.subscribe();
-    register(&carol.socket, &service, &other).await;
-    bob.send(&[&carol.person], "hello").await;
-    woken(&service, &other, 1).await;
-    assert_eq!(wakes(&service.pushes(&subscription)), 1);
+    for (member, subscription) in &present {
+        assert_eq!(times(subscription), 0, "{} has acked", member.person.device);
+    }
+}
+
+/// Devices that are created in the store, each of its own user.
+fn seeded(server: &ServerProcess, devices: usize) -> Vec<Person> {
+    let (out, devices) = (server.path("devices.jsonl"), devices.to_string());
+    server.command(&["seed", "--users", &devices, "--devices", "1", "--prekeys", "1", "--out", out.to_str().unwrap()]);
+    let lines = fs::read_to_string(out).unwrap();
+    let person = |line: &str| {
+        let line: Value = serde_json::from_str(line).unwrap();
+        let text = |field: &str| line[field].as_str().unwrap().to_owned();
+        let (user, device, token) = (text("user_id"), text("device_id"), text("token"));
+        Person { email: String::new(), user, device, session: String::new(), token }
+    };
+    lines.lines().map(person).collect()
 }

@@ -22,7 +22,8 @@ impl EndpointRules {
     /// Rules that forbid every address that is not public ([`is_public`]) and those in `forbidden`, such as the public
     /// addresses of an internal network or the NAT64 prefix of a provider.
     ///
-    /// `allow_insecure` allows loopback addresses, on any port, and `http` to them. It is for tests.
+    /// `allow_insecure` allows loopback addresses that are not in `forbidden`, on any port, and `http` to them. It is for
+    /// tests.
     #[must_use]
     pub fn new(allow_insecure: bool, forbidden: &[IpNet]) -> Self {
         Self { allow_insecure, forbidden: forbidden.into() }
@@ -30,10 +31,13 @@ impl EndpointRules {
 
     /// Returns whether a connection to `address` is allowed; if it is not `secure` (not TLS), only to loopback.
     pub(crate) fn allow(&self, address: IpAddr, secure: bool) -> bool {
+        if self.forbidden.iter().any(|network| network.contains(&address)) {
+            return false;
+        }
         if address.is_loopback() {
             return self.allow_insecure;
         }
-        secure && is_public(address) && !self.forbidden.iter().any(|network| network.contains(&address))
+        secure && is_public(address)
     }
 
     fn allow_host(&self, host: &Host<&str>, secure: bool) -> bool {
@@ -228,9 +232,17 @@ mod tests {
 
     #[test]
     fn networks_can_be_forbidden() {
-        let rules = EndpointRules::new(false, &["93.184.216.0/24".parse().unwrap()]);
-        assert!(!allowed("https://93.184.216.34/x", &rules));
-        assert!(allowed("https://93.184.217.34/x", &rules));
+        let forbidden = ["93.184.216.0/24", "2606:4700:64::/96", "127.0.0.2/32"].map(|text| text.parse().unwrap());
+        let rules = EndpointRules::new(false, &forbidden);
+        for host in ["93.184.216.34", "1572395042", "0x5db8d822", "[2606:4700:64::a00:1]", "[2606:4700:64::10.0.0.1]"] {
+            assert!(!allowed(&format!("https://{host}/x"), &rules), "{host}");
+        }
+        for host in ["93.184.217.34", "[2606:4700:65::a00:1]", "push.example.org"] {
+            assert!(allowed(&format!("https://{host}/x"), &rules), "{host}");
+        }
+        let insecure = EndpointRules::new(true, &forbidden);
+        assert!(!allowed("http://127.0.0.2:8080/x", &insecure));
+        assert!(allowed("http://127.0.0.1:8080/x", &insecure));
     }
 
     #[test]

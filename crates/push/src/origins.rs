@@ -1,12 +1,13 @@
-//! Places for notifications that are under way: a limit in all, and one for each origin.
+//! Places for notifications that are under way: a limit in all, and one for each kind of target at each origin.
 //!
-//! Clients choose the origins of Web Push, so anybody can make many that hang. An origin is proven once it has
+//! Clients choose the origins of Web Push, also those at which FCM and APNs are. So the kinds share no places, and nobody can
+//! take those of FCM and APNs, or use their trust. And anybody can make many that hang. An origin is proven once it has
 //! answered quickly many times in a row, and it loses that if a quarter of its last answers were slow or failed. Origins
 //! that are not proven share half of the places; with the proven ones, three quarters. The rest is left to the origins that
 //! the operator trusts: those of APNs and FCM, and well-known services of Web Push.
 //!
-//! A send for which there is no room even to wait is told when to come back. These times are spread, so that a thousand
-//! sends to one origin do not all come back at once.
+//! A send for which there is no room even to wait is told when to come again. Each is told another time, so that a thousand
+//! sends to one origin do not all come at once.
 
 use std::{
     collections::HashMap,
@@ -22,7 +23,7 @@ use tokio::{
     time::{Instant, timeout},
 };
 
-use crate::{settings::Limits, web_push::VapidToken};
+use crate::{outcome::Outcome, settings::Limits, target::Kind, web_push::VapidToken};
 
 /// Quick answers in a row that make an origin proven. Twice as many as the places of an origin: an attacker must have
 /// answered more requests than it can then hold up.
@@ -36,11 +37,8 @@ const QUICK_PART: u32 = 5;
 const MAX_PROVEN: usize = 256;
 /// Origins that are remembered, at least.
 const MIN_ORIGINS: usize = 4096;
-/// The pause after which a send can come back for which there was no room, and the pause in which as many can come back as
-/// there is room for.
-const BUSY_PAUSE: Duration = Duration::from_secs(1);
-/// The longest pause after which a send comes back.
-const MAX_BUSY_PAUSE: Duration = Duration::from_mins(1);
+/// The latest place counts for one part of so many in the average of how long places are held.
+const HELD_WEIGHT: u32 = 8;
 
 /// The places of all origins.
 pub(crate) struct Origins {
@@ -57,7 +55,7 @@ pub(crate) struct Origins {
 
 #[derive(Default)]
 struct Table {
-    origins: HashMap<Arc<str>, Arc<Origin>>,
+    origins: HashMap<(Kind, Arc<str>), Arc<Origin>>,
     /// Counts uses, to tell which origin was not used for longest.
     uses: u64,
     waiting: usize,
@@ -88,7 +86,7 @@ enum Standing {
     Trusted,
 }
 
-/// What is known about an origin.
+/// What is known about an origin, as one of a kind of target.
 struct Origin {
     is_trusted: bool,
     /// Whether it is in use for as long as the server runs.
@@ -96,10 +94,17 @@ struct Origin {
     turns: Arc<Semaphore>,
     waiting: AtomicUsize,
     record: Mutex<Record>,
-    /// When the next send can come back for which there is no room.
-    next_return: Mutex<Option<Instant>>,
     last_use: AtomicU64,
+    backlog: Mutex<Backlog>,
     vapid_token: VapidToken,
+}
+
+/// Tells sends that find no place when to come again.
+struct Backlog {
+    /// For how long a place is held: a moving average.
+    held: Duration,
+    /// The time that was given to the send that was refused last.
+    last: Instant,
 }
 
 /// The last answers of an origin.
@@ -143,17 +148,25 @@ impl Origin {
         self.record.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// The pause after which a send can come back for which there is no room to wait. Those that are told so come back one
-    /// after the other, at most `room` in a second.
-    fn busy_pause(&self, room: usize) -> Duration {
-        let mut next = self.next_return.lock().unwrap_or_else(PoisonError::into_inner);
-        let now = Instant::now();
-        let at = (now + BUSY_PAUSE).max(next.unwrap_or(now));
-        if at > now + MAX_BUSY_PAUSE {
-            return MAX_BUSY_PAUSE;
-        }
-        *next = Some(at + BUSY_PAUSE / u32::try_from(room.max(1)).unwrap_or(u32::MAX));
-        at - now
+    fn backlog(&self) -> MutexGuard<'_, Backlog> {
+        self.backlog.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// How long until there should be a place for a send that is refused: after those that wait, and after those that were
+    /// refused before. If all came again at once, most of them would be refused again.
+    fn turn_of_refused(&self, places: usize) -> Duration {
+        let count = |count: usize| u32::try_from(count).unwrap_or(u32::MAX);
+        let (now, mut backlog) = (Instant::now(), self.backlog());
+        let each = backlog.held / count(places).max(1);
+        let after_waiting = now + each.saturating_mul(count(self.waiting.load(Relaxed))).min(Outcome::MAX_BUSY_WAIT);
+        backlog.last = (backlog.last.max(after_waiting) + each).min(now + Outcome::MAX_BUSY_WAIT);
+        backlog.last - now
+    }
+
+    /// Notes for how long a place was held.
+    fn was_held(&self, held: Duration) {
+        let mut backlog = self.backlog();
+        backlog.held = (backlog.held * (HELD_WEIGHT - 1) + held) / HELD_WEIGHT;
     }
 }
 
@@ -170,7 +183,11 @@ pub(crate) struct Place<'a> {
 
 impl Origins {
     /// `pinned` are the origins of APNs and FCM, which are trusted too.
-    pub(crate) fn new(limits: Limits, trusted: Vec<String>, pinned: impl IntoIterator<Item = Arc<str>>) -> Self {
+    pub(crate) fn new(
+        limits: Limits,
+        trusted: Vec<String>,
+        pinned: impl IntoIterator<Item = (Kind, Arc<str>)>,
+    ) -> Self {
         let origins = Self {
             limits,
             trusted: TrustedServices(trusted),
@@ -180,41 +197,43 @@ impl Origins {
             table: Mutex::default(),
             is_closed: watch::Sender::new(false),
         };
-        let pinned = pinned.into_iter().map(|name| (name, Arc::new(origins.origin(true, true))));
+        let pinned = pinned.into_iter().map(|key| (key, Arc::new(origins.origin(true, true))));
         origins.table().origins.extend(pinned);
         origins
     }
 
-    /// Takes a place for a notification to `origin`, and waits for one if there is room to wait.
+    /// Takes a place for a notification of a kind to `origin`, and waits for one if there is room to wait.
     ///
     /// # Errors
-    /// If there is none in time, the pause after which to come back.
-    pub(crate) async fn take(&self, origin: &Arc<str>) -> Result<Place<'_>, Duration> {
+    /// If there is none in time: how long to wait before the next try, at most [`Outcome::MAX_BUSY_WAIT`].
+    pub(crate) async fn take(&self, kind: Kind, origin: &Arc<str>) -> Result<Place<'_>, Duration> {
         let mut closed = self.is_closed.subscribe();
         if *closed.borrow() {
-            return Err(BUSY_PAUSE);
+            return Err(Duration::ZERO);
         }
-        let origin = self.find(origin);
+        let origin = self.find((kind, Arc::clone(origin)));
         let standing = origin.standing();
         let permits = if let Some(permits) = self.try_permits(&origin, standing) {
             permits
         } else {
-            let _waiting = self.wait(&origin, standing)?;
-            let permits = timeout(self.limits.timeout, self.permits(&origin, standing));
+            let refused = || origin.turn_of_refused(self.limits.per_origin);
+            let _waiting = self.wait(&origin, standing).ok_or_else(refused)?;
             tokio::select! {
-                permits = permits => permits.ok().flatten().ok_or(BUSY_PAUSE)?,
-                _ = closed.wait_for(|is_closed| *is_closed) => return Err(BUSY_PAUSE),
+                permits = timeout(self.limits.timeout, self.permits(&origin, standing)) => {
+                    permits.ok().flatten().ok_or_else(refused)?
+                }
+                _ = closed.wait_for(|is_closed| *is_closed) => return Err(Duration::ZERO),
             }
         };
         Ok(Place { origins: self, origin, standing, taken_at: Instant::now(), _permits: permits })
     }
 
-    /// Whether an origin is trusted by the operator.
-    pub(crate) fn is_trusted(&self, origin: &Arc<str>) -> bool {
-        self.trusted.contains(origin) || self.table().origins.get(origin).is_some_and(|origin| origin.is_trusted)
+    /// Whether the operator trusts an origin as a service of Web Push.
+    pub(crate) fn is_trusted(&self, origin: &str) -> bool {
+        self.trusted.contains(origin)
     }
 
-    /// From now on there are no places, and sends that wait for one get none.
+    /// From now on there are no places, and sends that wait for one get none. They are told to come again at once: elsewhere.
     pub(crate) fn close(&self) {
         self.is_closed.send_replace(true);
     }
@@ -236,23 +255,22 @@ impl Origins {
             turns: Arc::new(Semaphore::new(self.limits.per_origin)),
             waiting: AtomicUsize::new(0),
             record: Mutex::default(),
-            next_return: Mutex::default(),
             last_use: AtomicU64::new(0),
+            backlog: Mutex::new(Backlog { held: Duration::ZERO, last: Instant::now() }),
             vapid_token: VapidToken::default(),
         }
     }
 
-    fn find(&self, name: &Arc<str>) -> Arc<Origin> {
+    fn find(&self, key: (Kind, Arc<str>)) -> Arc<Origin> {
         let mut table = self.table();
         table.uses += 1;
-        if !table.origins.contains_key(name) {
+        if !table.origins.contains_key(&key) {
             table.make_room(MIN_ORIGINS.max(2 * (self.limits.under_way + self.limits.waiting)));
-            let origin = self.origin(self.trusted.contains(name), false);
-            table.origins.insert(Arc::clone(name), Arc::new(origin));
         }
-        let origin = Arc::clone(&table.origins[name]);
-        origin.last_use.store(table.uses, Relaxed);
-        origin
+        let (uses, is_trusted) = (table.uses, key.0 == Kind::WebPush && self.trusted.contains(&key.1));
+        let origin = table.origins.entry(key).or_insert_with(|| Arc::new(self.origin(is_trusted, false)));
+        origin.last_use.store(uses, Relaxed);
+        Arc::clone(origin)
     }
 
     /// The places that a send of this standing needs beside its turn, the scarcest first.
@@ -285,10 +303,7 @@ impl Origins {
 
     /// Counts a send that waits. One trusted origin can take half of the room to wait, a proven one an eighth, another a
     /// sixteenth.
-    ///
-    /// # Errors
-    /// If there is no room, the pause after which to come back.
-    fn wait(&self, origin: &Arc<Origin>, standing: Standing) -> Result<Waiting<'_>, Duration> {
+    fn wait(&self, origin: &Arc<Origin>, standing: Standing) -> Option<Waiting<'_>> {
         let room = self.limits.waiting;
         let room_of_origin = match standing {
             Standing::Trusted => room.div_ceil(2),
@@ -302,13 +317,13 @@ impl Origins {
             || (is_untrusted && table.waiting_untrusted >= three_quarters(room))
             || (is_unproven && table.waiting_unproven >= room.div_ceil(2))
         {
-            return Err(origin.busy_pause(room_of_origin));
+            return None;
         }
         table.waiting += 1;
         table.waiting_untrusted += usize::from(is_untrusted);
         table.waiting_unproven += usize::from(is_unproven);
         origin.waiting.fetch_add(1, Relaxed);
-        Ok(Waiting { origins: self, origin: Arc::clone(origin), standing })
+        Some(Waiting { origins: self, origin: Arc::clone(origin), standing })
     }
 
     /// Ends the proof of the proven origin that was not used for longest, if there are too many with this new one.
@@ -337,8 +352,8 @@ impl Table {
         }
         let idle = self.origins.iter().filter(|(_, origin)| !origin.is_pinned && Arc::strong_count(origin) == 1);
         let least = idle.min_by_key(|(_, origin)| (origin.record().is_proven, origin.last_use.load(Relaxed)));
-        if let Some(name) = least.map(|(name, _)| Arc::clone(name)) {
-            self.origins.remove(&name);
+        if let Some(key) = least.map(|(key, _)| key.clone()) {
+            self.origins.remove(&key);
         }
     }
 }
@@ -389,6 +404,12 @@ impl Place<'_> {
     }
 }
 
+impl Drop for Place<'_> {
+    fn drop(&mut self) {
+        self.origin.was_held(self.taken_at.elapsed());
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -405,43 +426,48 @@ mod tests {
 
     async fn prove(origins: &Origins, origin: &Arc<str>) {
         for _ in 0..PROVEN_ANSWERS {
-            origins.take(origin).await.unwrap().answered();
+            origins.take(Kind::WebPush, origin).await.unwrap().answered();
         }
-        assert!(origins.take(origin).await.unwrap().is_proven());
+        assert!(origins.take(Kind::WebPush, origin).await.unwrap().is_proven());
     }
 
     #[tokio::test(start_paused = true)]
     async fn an_origin_has_its_own_places() {
         let origins = Origins::new(limits(16, 2, 0), vec![], []);
         let (slow, other) = (name("https://slow"), name("https://other"));
-        let held = [origins.take(&slow).await.unwrap(), origins.take(&slow).await.unwrap()];
-        assert!(origins.take(&slow).await.is_err());
-        assert!(origins.take(&other).await.is_ok());
+        let held =
+            [origins.take(Kind::WebPush, &slow).await.unwrap(), origins.take(Kind::WebPush, &slow).await.unwrap()];
+        assert!(origins.take(Kind::WebPush, &slow).await.is_err());
+        assert!(origins.take(Kind::WebPush, &other).await.is_ok());
         drop(held);
-        assert!(origins.take(&slow).await.is_ok());
+        assert!(origins.take(Kind::WebPush, &slow).await.is_ok());
     }
 
     #[tokio::test(start_paused = true)]
     async fn places_are_limited_in_all() {
-        let origins = Origins::new(limits(2, 2, 0), vec![], [name("https://a"), name("https://b")]);
-        let held = [origins.take(&name("https://a")).await.unwrap(), origins.take(&name("https://b")).await.unwrap()];
+        let origins =
+            Origins::new(limits(2, 2, 0), vec![], ["https://a", "https://b"].map(|text| (Kind::WebPush, name(text))));
+        let held = [
+            origins.take(Kind::WebPush, &name("https://a")).await.unwrap(),
+            origins.take(Kind::WebPush, &name("https://b")).await.unwrap(),
+        ];
         assert_eq!(origins.usage(), (2, 0, 2));
-        assert!(origins.take(&name("https://a")).await.is_err());
+        assert!(origins.take(Kind::WebPush, &name("https://a")).await.is_err());
         drop(held);
         assert_eq!(origins.usage(), (0, 0, 2));
     }
 
     #[tokio::test(start_paused = true)]
     async fn origins_that_are_not_proven_leave_half_of_the_places() {
-        let origins = Origins::new(limits(4, 1, 0), vec![], [name("https://apns")]);
+        let origins = Origins::new(limits(4, 1, 0), vec![], [(Kind::Apns, name("https://apns"))]);
         prove(&origins, &name("https://proven")).await;
         let mut held = Vec::new();
         for index in 0..10 {
-            held.extend(origins.take(&name(&format!("https://{index}.hostile"))).await);
+            held.extend(origins.take(Kind::WebPush, &name(&format!("https://{index}.hostile"))).await);
         }
         assert_eq!(held.len(), 2);
-        held.push(origins.take(&name("https://proven")).await.unwrap());
-        held.push(origins.take(&name("https://apns")).await.unwrap());
+        held.push(origins.take(Kind::WebPush, &name("https://proven")).await.unwrap());
+        held.push(origins.take(Kind::Apns, &name("https://apns")).await.unwrap());
         assert_eq!(origins.usage().0, 4);
     }
 
@@ -452,141 +478,60 @@ mod tests {
         prove(&origins, &origin).await;
         for round in 0..4 {
             for _ in 0..FAILED_ANSWERS / 2 {
-                origins.take(&origin).await.unwrap().failed();
-                let place = origins.take(&origin).await.unwrap();
+                origins.take(Kind::WebPush, &origin).await.unwrap().failed();
+                let place = origins.take(Kind::WebPush, &origin).await.unwrap();
                 tokio::time::advance(TIMEOUT / QUICK_PART + Duration::from_millis(1)).await;
                 place.answered();
-                assert!(origins.take(&origin).await.unwrap().is_proven(), "round {round}");
+                assert!(origins.take(Kind::WebPush, &origin).await.unwrap().is_proven(), "round {round}");
             }
             for _ in 0..PROVEN_ANSWERS {
-                origins.take(&origin).await.unwrap().answered();
+                origins.take(Kind::WebPush, &origin).await.unwrap().answered();
             }
         }
         for _ in 0..=FAILED_ANSWERS {
-            assert!(origins.take(&origin).await.unwrap().is_proven());
-            origins.take(&origin).await.unwrap().failed();
+            assert!(origins.take(Kind::WebPush, &origin).await.unwrap().is_proven());
+            origins.take(Kind::WebPush, &origin).await.unwrap().failed();
         }
-        assert!(!origins.take(&origin).await.unwrap().is_proven());
+        assert!(!origins.take(Kind::WebPush, &origin).await.unwrap().is_proven());
         for _ in 0..PROVEN_ANSWERS - 1 {
-            origins.take(&origin).await.unwrap().answered();
+            origins.take(Kind::WebPush, &origin).await.unwrap().answered();
         }
-        assert!(!origins.take(&origin).await.unwrap().is_proven());
-        origins.take(&origin).await.unwrap().answered();
-        assert!(origins.take(&origin).await.unwrap().is_proven());
-    }
-
-    #[tokio::test(start_paused = true)]
-    async fn well_known_services_are_trusted_from_the_start() {
-        let trusted = ["fcm.example", "*.notify.example", "own.example:8443"].map(str::to_owned).to_vec();
-        let origins = Origins::new(limits(64, 64, 0), trusted, []);
-        for trusted in ["https://fcm.example", "https://db5p.notify.example", "https://own.example:8443"] {
-            let origin = name(trusted);
-            for _ in 0..PROVEN_ANSWERS {
-                origins.take(&origin).await.unwrap().failed();
-            }
-            assert!(origins.take(&origin).await.unwrap().is_proven() && origins.is_trusted(&origin), "{trusted}");
-        }
-        for other in [
-            "https://fcm.example:8443",
-            "https://fcm.example.org",
-            "https://x.fcm.example",
-            "https://notify.example",
-            "https://evilnotify.example",
-            "https://a.notify.example:8443",
-            "https://own.example",
-        ] {
-            let origin = name(other);
-            assert!(!origins.take(&origin).await.unwrap().is_proven() && !origins.is_trusted(&origin), "{other}");
-        }
-    }
-
-    #[tokio::test(start_paused = true)]
-    async fn proven_origins_that_hang_leave_a_quarter_of_the_places_and_of_the_room_to_wait() {
-        let origins = Origins::new(limits(16, 4, 16), vec!["trusted".to_owned()], []);
-        let proven: Vec<_> = (0..16).map(|n| name(&format!("https://{n}"))).collect();
-        for origin in &proven {
-            prove(&origins, origin).await;
-        }
-        let mut hanging: Vec<_> = proven.iter().cycle().take(80).map(|origin| Box::pin(origins.take(origin))).collect();
-        let mut places = Vec::new();
-        for take in &mut hanging {
-            if let Some(Ok(place)) = futures_now(take) {
-                places.push(place);
-            }
-        }
-        assert_eq!(origins.usage(), (12, 12, 16));
-        let trusted = name("https://trusted");
-        for _ in 0..4 {
-            places.push(origins.take(&trusted).await.unwrap());
-        }
-        assert_eq!(origins.usage().0, 16);
-        let mut waiting: Vec<_> = (0..4).map(|_| Box::pin(origins.take(&trusted))).collect();
-        assert!(waiting.iter_mut().all(|take| futures_now(take).is_none()), "they wait");
-        assert_eq!(origins.usage().1, 16);
-    }
-
-    /// Polls a future once.
-    fn futures_now<F: Future + Unpin>(future: &mut F) -> Option<F::Output> {
-        let mut context = std::task::Context::from_waker(std::task::Waker::noop());
-        match std::pin::Pin::new(future).poll(&mut context) {
-            std::task::Poll::Ready(output) => Some(output),
-            std::task::Poll::Pending => None,
-        }
-    }
-
-    #[tokio::test(start_paused = true)]
-    async fn sends_without_room_come_back_one_after_the_other() {
-        let origins = Origins::new(limits(16, 1, 32), vec![], []);
-        let origin = name("https://a");
-        let _held = origins.take(&origin).await.unwrap();
-        let mut waiting: Vec<_> = (0..2).map(|_| Box::pin(origins.take(&origin))).collect();
-        assert!(waiting.iter_mut().all(|take| futures_now(take).is_none()));
-        let mut pauses = Vec::new();
-        for _ in 0..200 {
-            pauses.push(origins.take(&origin).await.err().unwrap());
-        }
-        assert_eq!(pauses[..4], [1000, 1500, 2000, 2500].map(Duration::from_millis), "as many in a second as can wait");
-        assert_eq!(pauses[199], MAX_BUSY_PAUSE);
-        tokio::time::advance(MAX_BUSY_PAUSE).await;
-        drop(waiting);
-        let mut waiting: Vec<_> = (0..2).map(|_| Box::pin(origins.take(&origin))).collect();
-        assert!(waiting.iter_mut().all(|take| futures_now(take).is_none()));
-        assert!(origins.take(&origin).await.err().unwrap() < Duration::from_secs(3), "it forgets");
-    }
-
-    #[tokio::test(start_paused = true)]
-    async fn once_closed_nothing_is_sent_that_waited() {
-        let origins = Origins::new(limits(16, 1, 32), vec![], []);
-        let origin = name("https://a");
-        let held = origins.take(&origin).await.unwrap();
-        let (waited, ()) = tokio::join!(origins.take(&origin), async {
-            tokio::task::yield_now().await;
-            origins.close();
-            drop(held);
-        });
-        assert!(waited.is_err());
-        assert!(origins.take(&name("https://b")).await.is_err());
+        assert!(!origins.take(Kind::WebPush, &origin).await.unwrap().is_proven());
+        origins.take(Kind::WebPush, &origin).await.unwrap().answered();
+        assert!(origins.take(Kind::WebPush, &origin).await.unwrap().is_proven());
     }
 
     #[tokio::test(start_paused = true)]
     async fn the_origins_of_the_operator_stay_trusted() {
         let origin = name("https://api.push.apple.com");
-        let origins = Origins::new(limits(64, 64, 0), vec![], [origin.clone()]);
-        origins.take(&origin).await.unwrap().failed();
-        assert!(origins.take(&origin).await.unwrap().is_proven());
+        let origins = Origins::new(limits(64, 64, 0), vec![], [(Kind::Apns, origin.clone())]);
+        origins.take(Kind::Apns, &origin).await.unwrap().failed();
+        assert!(origins.take(Kind::Apns, &origin).await.unwrap().is_proven());
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn kinds_at_one_origin_share_neither_places_nor_trust() {
+        let origin = name("https://fcm.googleapis.com");
+        let origins = Origins::new(limits(16, 2, 0), vec![], [(Kind::Fcm, origin.clone())]);
+        let held =
+            [origins.take(Kind::WebPush, &origin).await.unwrap(), origins.take(Kind::WebPush, &origin).await.unwrap()];
+        assert!(held.iter().all(|place| !place.is_proven()));
+        assert!(origins.take(Kind::WebPush, &origin).await.is_err());
+        assert!(origins.take(Kind::Fcm, &origin).await.unwrap().is_proven());
+        assert_eq!(origins.usage().2, 2);
     }
 
     #[tokio::test(start_paused = true)]
     async fn a_send_waits_for_its_turn_and_not_for_ever() {
         let origins = Origins::new(limits(4, 1, 16), vec![], []);
         let origin = name("https://a");
-        let held = origins.take(&origin).await.unwrap();
+        let held = origins.take(Kind::WebPush, &origin).await.unwrap();
         let started = Instant::now();
-        assert!(origins.take(&origin).await.is_err());
+        assert!(origins.take(Kind::WebPush, &origin).await.is_err());
         assert!(started.elapsed() >= TIMEOUT);
         assert_eq!(origins.usage().1, 0);
 
-        let (next, ()) = tokio::join!(origins.take(&origin), async {
+        let (next, ()) = tokio::join!(origins.take(Kind::WebPush, &origin), async {
             tokio::task::yield_now().await;
             assert_eq!(origins.usage(), (1, 1, 1));
             drop(held);
@@ -598,18 +543,19 @@ mod tests {
     async fn room_to_wait_is_limited_for_an_origin_and_does_not_matter_to_others() {
         let origins = Origins::new(limits(8, 1, 32), vec![], []);
         let origin = name("https://a");
-        let _held = origins.take(&origin).await.unwrap();
-        let waiting = async { tokio::join!(origins.take(&origin), origins.take(&origin)) };
+        let _held = origins.take(Kind::WebPush, &origin).await.unwrap();
+        let waiting =
+            async { tokio::join!(origins.take(Kind::WebPush, &origin), origins.take(Kind::WebPush, &origin)) };
         let (waited, refused, other) = tokio::join!(
             waiting,
             async {
                 tokio::task::yield_now().await;
                 let started = Instant::now();
-                (origins.take(&origin).await.is_err(), started.elapsed())
+                (origins.take(Kind::WebPush, &origin).await.is_err(), started.elapsed())
             },
             async {
                 tokio::task::yield_now().await;
-                origins.take(&name("https://b")).await.is_ok()
+                origins.take(Kind::WebPush, &name("https://b")).await.is_ok()
             }
         );
         assert_eq!(refused, (true, Duration::ZERO));
@@ -618,17 +564,50 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
+    async fn refused_sends_come_again_one_after_the_other_at_the_rate_of_the_origin() {
+        let origins = Origins::new(limits(8, 2, 0), vec![], []);
+        let origin = name("https://a");
+        let refused = async || origins.take(Kind::WebPush, &origin).await.err().unwrap();
+        let take = async || origins.take(Kind::WebPush, &origin).await.unwrap();
+        let held = [take().await, take().await];
+        assert_eq!(refused().await, Duration::ZERO, "nothing is known of the origin");
+        drop(held);
+        for _ in 0..64 {
+            let held = [take().await, take().await];
+            tokio::time::advance(Duration::from_millis(400)).await;
+            drop(held);
+        }
+        let _held = [take().await, take().await];
+        for turn in 1..=5 {
+            let wait = refused().await.as_millis();
+            assert!((195 * turn..=200 * turn).contains(&wait), "{turn}: {wait}");
+        }
+        tokio::time::advance(Duration::from_millis(600)).await;
+        let wait = refused().await.as_millis();
+        assert!((580..=600).contains(&wait), "two of five turns are ahead: {wait}");
+        for _ in 0..1000 {
+            assert!(refused().await <= Outcome::MAX_BUSY_WAIT);
+        }
+        assert_eq!(refused().await, Outcome::MAX_BUSY_WAIT);
+        // They do not count for others.
+        let other = name("https://b");
+        assert!(origins.take(Kind::WebPush, &other).await.is_ok());
+    }
+
+    #[tokio::test(start_paused = true)]
     async fn origins_are_forgotten_but_not_those_in_use_or_proven() {
-        let origins = Origins::new(limits(16, 1, 0), vec![], [name("https://apns")]);
+        let origins = Origins::new(limits(16, 1, 0), vec![], [(Kind::Apns, name("https://apns"))]);
         prove(&origins, &name("https://proven")).await;
-        let held = origins.take(&name("https://held")).await.unwrap();
+        let held = origins.take(Kind::WebPush, &name("https://held")).await.unwrap();
         for index in 0..2 * MIN_ORIGINS {
-            drop(origins.take(&name(&format!("https://{index}"))).await);
+            drop(origins.take(Kind::WebPush, &name(&format!("https://{index}"))).await);
         }
         assert_eq!(origins.usage().2, MIN_ORIGINS);
         let table = origins.table();
-        for kept in ["https://apns", "https://proven", "https://held"] {
-            assert!(table.origins.contains_key(kept), "{kept}");
+        for (kind, kept) in
+            [(Kind::Apns, "https://apns"), (Kind::WebPush, "https://proven"), (Kind::WebPush, "https://held")]
+        {
+            assert!(table.origins.contains_key(&(kind, name(kept))), "{kept}");
         }
         drop((table, held));
     }
@@ -639,7 +618,87 @@ mod tests {
         for index in 0..=MAX_PROVEN {
             prove(&origins, &name(&format!("https://{index}"))).await;
         }
-        assert!(!origins.take(&name("https://0")).await.unwrap().is_proven());
-        assert!(origins.take(&name("https://1")).await.unwrap().is_proven());
+        assert!(!origins.take(Kind::WebPush, &name("https://0")).await.unwrap().is_proven());
+        assert!(origins.take(Kind::WebPush, &name("https://1")).await.unwrap().is_proven());
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn well_known_services_are_trusted_from_the_start() {
+        let trusted = ["fcm.example", "*.notify.example", "own.example:8443"].map(str::to_owned).to_vec();
+        let origins = Origins::new(limits(64, 64, 0), trusted, []);
+        for trusted in ["https://fcm.example", "https://db5p.notify.example", "https://own.example:8443"] {
+            let origin = name(trusted);
+            for _ in 0..PROVEN_ANSWERS {
+                origins.take(Kind::WebPush, &origin).await.unwrap().failed();
+            }
+            assert!(
+                origins.take(Kind::WebPush, &origin).await.unwrap().is_proven() && origins.is_trusted(&origin),
+                "{trusted}"
+            );
+        }
+        for other in [
+            "https://fcm.example:8443",
+            "https://fcm.example.org",
+            "https://x.fcm.example",
+            "https://notify.example",
+            "https://evilnotify.example",
+            "https://a.notify.example:8443",
+            "https://own.example",
+        ] {
+            let origin = name(other);
+            assert!(
+                !origins.take(Kind::WebPush, &origin).await.unwrap().is_proven() && !origins.is_trusted(&origin),
+                "{other}"
+            );
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn proven_origins_that_hang_leave_a_quarter_of_the_places_and_of_the_room_to_wait() {
+        let origins = Origins::new(limits(16, 4, 16), vec!["trusted".to_owned()], []);
+        let proven: Vec<_> = (0..16).map(|n| name(&format!("https://{n}"))).collect();
+        for origin in &proven {
+            prove(&origins, origin).await;
+        }
+        let mut hanging: Vec<_> =
+            proven.iter().cycle().take(80).map(|origin| Box::pin(origins.take(Kind::WebPush, origin))).collect();
+        let mut places = Vec::new();
+        for take in &mut hanging {
+            if let Some(Ok(place)) = futures_now(take) {
+                places.push(place);
+            }
+        }
+        assert_eq!(origins.usage(), (12, 12, 16));
+        let trusted = name("https://trusted");
+        for _ in 0..4 {
+            places.push(origins.take(Kind::WebPush, &trusted).await.unwrap());
+        }
+        assert_eq!(origins.usage().0, 16);
+        let mut waiting: Vec<_> = (0..4).map(|_| Box::pin(origins.take(Kind::WebPush, &trusted))).collect();
+        assert!(waiting.iter_mut().all(|take| futures_now(take).is_none()), "they wait");
+        assert_eq!(origins.usage().1, 16);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn once_closed_nothing_is_sent_that_waited() {
+        let origins = Origins::new(limits(16, 1, 32), vec![], []);
+        let origin = name("https://a");
+        let held = origins.take(Kind::WebPush, &origin).await.unwrap();
+        let (waited, ()) = tokio::join!(origins.take(Kind::WebPush, &origin), async {
+            tokio::task::yield_now().await;
+            origins.close();
+            drop(held);
+        });
+        assert!(waited.is_err());
+        assert!(origins.take(Kind::WebPush, &name("https://b")).await.is_err());
+    }
+
+    /// Polls a future once.
+    fn futures_now<F: Future + Unpin>(future: &mut F) -> Option<F::Output> {
+        let mut context = std::task::Context::from_waker(std::task::Waker::noop());
+        match std::pin::Pin::new(future).poll(&mut context) {
+            std::task::Poll::Ready(output) => Some(output),
+            std::task::Poll::Pending => None,
+        }
     }
 }

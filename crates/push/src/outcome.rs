@@ -17,10 +17,10 @@ pub enum Outcome {
         /// Why.
         reason: Reason,
     },
-    /// Nothing was sent, since too many notifications are under way. Send it again soon; this is not the service's
-    /// fault.
+    /// Nothing was sent, since too many notifications are under way. This is not the service's fault.
     Busy {
-        /// How long to wait. Sends to one origin are told different times, so that they do not come back at once.
+        /// After which time there should be a place, at the rate at which the service has answered; at most
+        /// [`Outcome::MAX_BUSY_WAIT`]. Each refused send is given another time.
         wait: Duration,
     },
     /// The push service will not accept this notification. Give it up, and keep the target.
@@ -30,6 +30,9 @@ pub enum Outcome {
 impl Outcome {
     /// The longest wait that a push service can ask for: a day.
     pub const MAX_WAIT: Duration = Duration::from_hours(24);
+
+    /// The longest wait for a place. A service that was slow may be fast again.
+    pub const MAX_BUSY_WAIT: Duration = Duration::from_mins(1);
 
     /// A name for metrics and logs: `delivered`, `gone`, `later`, `busy` or `failed`.
     #[must_use]

@@ -120,8 +120,9 @@ impl Sender {
             settings.apns.map(|apns| Apns::new(apns, &rules)).transpose().map_err(|_| SetupError::Url(Kind::Apns))?;
         let fcm = settings.fcm.map(|fcm| Fcm::new(fcm, &rules)).transpose().map_err(|_| SetupError::Url(Kind::Fcm))?;
         let limits = settings.limits;
-        let mut pinned: Vec<Arc<str>> = apns.iter().flat_map(Apns::origins).cloned().collect();
-        pinned.extend(fcm.iter().map(|fcm| Arc::clone(fcm.host().origin())));
+        let mut pinned: Vec<(Kind, Arc<str>)> =
+            apns.iter().flat_map(Apns::origins).map(|origin| (Kind::Apns, Arc::clone(origin))).collect();
+        pinned.extend(fcm.iter().map(|fcm| (Kind::Fcm, Arc::clone(fcm.host().origin()))));
         let look_ups = || LookUps::new(Arc::clone(&resolver), LOOK_UPS);
         Ok(Self(Arc::new(Inner {
             origins: Origins::new(limits, settings.trusted_services, pinned),
@@ -216,7 +217,7 @@ impl fmt::Debug for Sender {
 
 impl Inner {
     async fn send_web_push(&self, web_push: &WebPush, target: &WebPushTarget, notification: &Notification) -> Outcome {
-        let place = match self.origins.take(target.endpoint.origin()).await {
+        let place = match self.origins.take(Kind::WebPush, target.endpoint.origin()).await {
             Ok(place) => place,
             Err(wait) => return Outcome::Busy { wait },
         };
@@ -233,7 +234,7 @@ impl Inner {
     }
 
     async fn send_apns(&self, apns: &Apns, target: &ApnsTarget, notification: &Notification) -> Outcome {
-        let place = match self.origins.take(apns.host(target).origin()).await {
+        let place = match self.origins.take(Kind::Apns, apns.host(target).origin()).await {
             Ok(place) => place,
             Err(wait) => return Outcome::Busy { wait },
         };
@@ -256,7 +257,7 @@ impl Inner {
     }
 
     async fn send_fcm(&self, fcm: &Fcm, target: &FcmTarget, notification: &Notification) -> Outcome {
-        let place = match self.origins.take(fcm.host().origin()).await {
+        let place = match self.origins.take(Kind::Fcm, fcm.host().origin()).await {
             Ok(place) => place,
             Err(wait) => return Outcome::Busy { wait },
         };

@@ -35,7 +35,7 @@ pub struct Limits {
     /// Notifications that are under way at a time. Half of them can be taken by origins that have not answered reliably, and
     /// three quarters by those that are not trusted.
     pub under_way: usize,
-    /// Notifications that are under way to one origin (scheme, host and port) at a time.
+    /// Notifications of one kind that are under way to one origin (scheme, host and port) at a time.
     pub per_origin: usize,
     /// Sends that wait for their turn at a time; further ones are [`Outcome::Busy`](crate::Outcome::Busy) at once.
     /// Half of them can be taken by origins that have not answered reliably, and three quarters by those that are not

@@ -12,6 +12,8 @@ mod hold;
 mod messages;
 mod part;
 mod process;
+mod push;
+mod push_service;
 mod seeded;
 mod tally;
 mod times;
@@ -46,6 +48,8 @@ enum Command {
     Claims(claims::Options),
     /// Send messages between many sockets; prints JSON
     Messages(messages::Options),
+    /// Wake devices by push services of its own; prints their ports, waits for a line on standard input, then prints JSON
+    Push(push::Options),
     /// Run one process of a swarm, with orders on standard input
     #[command(hide = true)]
     Part(part::Options),
@@ -59,6 +63,7 @@ fn main() -> Result<()> {
         Command::Connects(options) => process::block_on(connects::run(options)),
         Command::Claims(options) => process::block_on(claims::run(options)),
         Command::Messages(options) => process::block_on(messages::run(options)),
+        Command::Push(options) => process::block_on(push::run(options)),
         Command::Part(options) => process::block_on(part::run(options)),
     }
 }

@@ -1,7 +1,15 @@
 //! Messages under load: how many stored messages per second go from device to device, how long each takes, and whether all
 //! arrive once and in order.
 
-use std::{cell::RefCell, collections::VecDeque, io, ops::Range, path::PathBuf, rc::Rc, time::Duration};
+use std::{
+    cell::RefCell,
+    collections::{BTreeMap, VecDeque},
+    io,
+    ops::Range,
+    path::PathBuf,
+    rc::Rc,
+    time::Duration,
+};
 
 use futures_util::future::try_join_all;
 use sealwire_protocol::{
@@ -13,7 +21,10 @@ use sealwire_protocol::{
     value::{List, Object},
 };
 use serde::{Serialize, de::IgnoredAny};
-use tokio::time::{Instant, sleep_until};
+use tokio::{
+    task::{JoinHandle, spawn_local},
+    time::{Instant, sleep_until},
+};
 
 use crate::{
     Result,
@@ -46,7 +57,7 @@ pub struct Options {
     skip: usize,
     /// Messages in flight on each socket
     #[arg(long, default_value_t = 8)]
-    pipeline: u32,
+    pub pipeline: u32,
     /// Messages per second of all devices together; by default as many as possible
     #[arg(long)]
     pub rate: Option<u32>,
@@ -90,39 +101,71 @@ pub async fn run(options: Options) -> Result<()> {
 
 /// Opens the sockets, lets the devices write to each other, and waits until all messages have arrived.
 pub async fn exchange(options: &Options) -> Result<Report> {
-    let mut routes = Vec::new();
-    for url in &options.url {
-        routes.push(route_to(url).await?);
-    }
-    let seeds = read_seeds(&options.tokens)?;
-    let devices = options.skip..options.skip + options.sockets;
-    let seeds = seeds.get(devices).ok_or("the seed file has too few devices")?.to_vec();
-
-    let opening =
-        seeds.iter().enumerate().map(|(n, seed)| Socket::open(&routes[n % routes.len()], seed, !options.echo));
-    let sockets = try_join_all(opening).await?;
     let cpu = || options.pid.iter().map(|pid| cpu_time(*pid)).sum::<Result<Duration>>();
-    let before = cpu()?;
-    let started = Instant::now();
-    let swarm = Swarm {
-        started,
-        until: started + Duration::from_secs(options.seconds),
-        peers: seeds,
-        content: vec![0; options.bytes.max(STAMP)],
-        dice: Dice::new(),
-        echo: options.echo,
-        tally: Tally::default(),
-    };
-    let swarm = Rc::new(RefCell::new(swarm));
-    let sockets_sharing = f64::from(u32::try_from(sockets.len())?);
-    let pace = options.rate.map(|rate| Duration::from_secs_f64(sockets_sharing / f64::from(rate.max(1))));
-    let talking = sockets.into_iter().map(|socket| socket.talk(Rc::clone(&swarm), options.pipeline, pace));
-    let failures = side_by_side(talking, Duration::from_secs(options.seconds) + ARRIVAL_TIME).await?;
-    let mut tally = std::mem::take(&mut swarm.borrow_mut().tally);
+    let exchange = Exchange::start(options).await?;
+    let (before, started) = (cpu()?, exchange.swarm.borrow().started);
+    let tally = exchange.finish().await?;
     let cpu = (!options.pid.is_empty()).then(|| cpu().map(|after| after.saturating_sub(before))).transpose()?;
-    tally.errors.extend(failures);
     let time = tally.last.map_or(Duration::ZERO, |last| last - started);
     Ok(tally.report(time, cpu))
+}
+
+/// Devices that write to each other.
+pub struct Exchange {
+    swarm: Rc<RefCell<Swarm>>,
+    /// The failures of the sockets, once all messages have arrived.
+    talking: JoinHandle<Result<BTreeMap<String, u64>>>,
+}
+
+impl Exchange {
+    /// Opens the sockets, and lets the devices write to each other.
+    pub async fn start(options: &Options) -> Result<Self> {
+        let mut routes = Vec::new();
+        for url in &options.url {
+            routes.push(route_to(url).await?);
+        }
+        let seeds = read_seeds(&options.tokens)?;
+        let devices = options.skip..options.skip + options.sockets;
+        let seeds = seeds.get(devices).ok_or("the seed file has too few devices")?.to_vec();
+        let opening =
+            seeds.iter().enumerate().map(|(n, seed)| Socket::open(&routes[n % routes.len()], seed, !options.echo));
+        let sockets = try_join_all(opening).await?;
+        let started = Instant::now();
+        let swarm = Swarm {
+            started,
+            until: started + Duration::from_secs(options.seconds),
+            peers: seeds,
+            content: vec![0; options.bytes.max(STAMP)],
+            dice: Dice::new(),
+            echo: options.echo,
+            tally: Tally::default(),
+        };
+        let swarm = Rc::new(RefCell::new(swarm));
+        let sockets_sharing = f64::from(u32::try_from(sockets.len())?);
+        let pace = options.rate.map(|rate| Duration::from_secs_f64(sockets_sharing / f64::from(rate.max(1))));
+        let (shared, pipeline) = (Rc::clone(&swarm), options.pipeline);
+        let talking = sockets.into_iter().map(move |socket| socket.talk(Rc::clone(&shared), pipeline, pace));
+        let longest = Duration::from_secs(options.seconds) + ARRIVAL_TIME;
+        Ok(Self { swarm, talking: spawn_local(side_by_side(talking, longest)) })
+    }
+
+    /// The number of replies so far.
+    pub fn replies(&self) -> usize {
+        self.swarm.borrow().tally.replies()
+    }
+
+    /// Ends the writing early.
+    pub fn stop(&self) {
+        self.swarm.borrow_mut().until = Instant::now();
+    }
+
+    /// Waits until the time is over and all messages have arrived.
+    pub async fn finish(self) -> Result<Tally> {
+        let failures = self.talking.await??;
+        let mut tally = std::mem::take(&mut self.swarm.borrow_mut().tally);
+        tally.errors.extend(failures);
+        Ok(tally)
+    }
 }
 
 /// What all sockets share.
@@ -271,7 +314,7 @@ impl Socket {
 }
 
 /// Appends the frame of a request.
-fn put_request<T: SocketRequest + Serialize>(id: u32, params: &T, bytes: &mut Vec<u8>) -> io::Result<()> {
+pub fn put_request<T: SocketRequest + Serialize>(id: u32, params: &T, bytes: &mut Vec<u8>) -> io::Result<()> {
     let id = RequestId::new(id).ok_or(io::ErrorKind::InvalidInput)?;
     let text = Codec::Json.encode(&RequestFrame::new(id, params)).map_err(io::Error::other)?;
     put_frame(bytes, TEXT, &text);

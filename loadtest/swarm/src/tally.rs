@@ -1,6 +1,6 @@
 //! Counts and times of messages under load.
 
-use std::{collections::BTreeMap, time::Duration};
+use std::{collections::BTreeMap, ops::Range, time::Duration};
 
 use serde::Serialize;
 use tokio::time::Instant;
@@ -64,6 +64,16 @@ impl Tally {
         self.misplaced += u64::from(!in_place);
         self.deliveries.add(took);
         self.last = Some(now);
+    }
+
+    /// The number of replies so far.
+    pub fn replies(&self) -> usize {
+        self.replies.len()
+    }
+
+    /// The times from sending to the reply, of the replies with these numbers.
+    pub fn replies_among(&self, numbers: Range<usize>) -> Percentiles {
+        self.replies.among(numbers).percentiles()
     }
 
     /// The results, given the duration of the test and the servers' CPU time.

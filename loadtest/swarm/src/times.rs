@@ -1,6 +1,6 @@
 //! Measured times and their percentiles.
 
-use std::time::Duration;
+use std::{ops::Range, time::Duration};
 
 use serde::Serialize;
 
@@ -19,6 +19,16 @@ impl Times {
     /// Adds a time.
     pub fn add(&mut self, took: Duration) {
         self.0.push(u32::try_from(took.as_micros()).unwrap_or(u32::MAX));
+    }
+
+    /// The number of times added.
+    pub fn len(&self) -> usize {
+        self.0.len()
+    }
+
+    /// Those with these numbers, in the order in which they were added.
+    pub fn among(&self, numbers: Range<usize>) -> Self {
+        Self(self.0.get(numbers).unwrap_or_default().to_vec())
     }
 
     /// The percentiles of all times added; NaN if there are none.

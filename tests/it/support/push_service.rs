@@ -4,7 +4,7 @@ use std::{
     collections::HashMap,
     net::SocketAddr,
     sync::{Arc, Mutex},
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use base64::{Engine, engine::general_purpose::URL_SAFE_NO_PAD};
@@ -46,9 +46,10 @@ pub enum Answer {
 /// A push that arrived.
 #[derive(Clone, Debug)]
 pub struct Push {
-    pub path: String,
     pub headers: HashMap<String, String>,
     pub body: Vec<u8>,
+    /// When it had arrived.
+    pub at: Instant,
 }
 
 impl Push {
@@ -59,7 +60,8 @@ impl Push {
 
 #[derive(Default)]
 struct State {
-    pushes: Mutex<Vec<Push>>,
+    /// By path.
+    pushes: Mutex<HashMap<String, Vec<Push>>>,
     connections: Mutex<usize>,
     /// By path; others are accepted.
     answers: Mutex<HashMap<String, Answer>>,
@@ -110,8 +112,7 @@ impl PushService {
 
     /// The pushes to a subscription so far.
     pub fn pushes(&self, subscription: &Subscription) -> Vec<Push> {
-        let all = self.state.pushes.lock().unwrap();
-        all.iter().filter(|push| push.path == subscription.path).cloned().collect()
+        self.state.pushes.lock().unwrap().get(&subscription.path).cloned().unwrap_or_default()
     }
 
     /// Waits until this many pushes to a subscription have arrived, and returns them.
@@ -151,7 +152,8 @@ async fn serve(stream: TcpStream, state: Arc<State>) -> Option<()> {
         let mut body = vec![0; headers["content-length"].parse().unwrap()];
         stream.read_exact(&mut body).await.ok()?;
         let answer = state.answers.lock().unwrap().get(&path).cloned().unwrap_or(Answer::Status(201, ""));
-        state.pushes.lock().unwrap().push(Push { path, headers, body });
+        let push = Push { headers, body, at: Instant::now() };
+        state.pushes.lock().unwrap().entry(path).or_default().push(push);
         let response = match answer {
             Answer::Status(status, more) => format!("HTTP/1.1 {status} x\r\n{more}content-length: 0\r\n\r\n"),
             Answer::Redirect(to) => format!("HTTP/1.1 307 x\r\nlocation: {to}\r\ncontent-length: 0\r\n\r\n"),

@@ -59,12 +59,7 @@ pub(crate) enum ConnectError {
 }
 
 impl Connector {
-    pub(crate) fn new(
-        rules: EndpointRules,
-        look_ups: Arc<LookUps>,
-        tls: Arc<ClientConfig>,
-        timeout: Duration,
-    ) -> Self {
+    pub(crate) fn new(rules: EndpointRules, look_ups: Arc<LookUps>, tls: Arc<ClientConfig>, timeout: Duration) -> Self {
         Self { rules, look_ups, tls, timeout }
     }
 

@@ -1,12 +1,16 @@
 //! Clients choose endpoints. No request reaches an address that is not public.
 
-use sealwire_push::{Outcome, Reason, Settings};
+use sealwire_push::{Outcome, Reason, Settings, WebPushTarget};
 
 use crate::support::{
     Script, Service, Speaks, answer, answer_with, sender, sender_with_names, subscribe, wake, web_push_settings,
 };
 
 const FORBIDDEN: Outcome = Outcome::Failed(Reason::ForbiddenAddress);
+
+/// The keys of a subscription, from RFC 8291.
+const P256DH: &str = "BCVxsr7N_eNgVRqvHtD0zTZsEc6-VV-JvLexhqUzORcxaOzi6-AYWXvTBHm4bjyPjs7Vd8pZGH6SRpkNtoIAiw4";
+const AUTH: &str = "BTBZMqHH6r4Tts7J_aSIgg";
 
 #[tokio::test]
 async fn names_with_forbidden_addresses_are_not_connected_to() {
@@ -44,6 +48,25 @@ async fn forbidden_addresses_among_others_are_left_out() {
     let sender = sender_with_names(web_push_settings(), &script);
     let target = subscribe(&service.https_url("push.example.test", "/"), &sender);
     assert_eq!(sender.send(&target, &wake()).await, Outcome::Delivered);
+}
+
+#[tokio::test]
+async fn no_request_is_sent_to_a_network_of_the_settings() {
+    let service = Service::start(Speaks::Https1, |_| answer(201, "")).await;
+    let names = [&["127.0.0.1", "2606:4700:64::7f00:1"][..], &["93.184.216.34"], &["2606:4700:64::a00:1"]];
+    let script = Script::new(&names);
+    let forbidden_networks =
+        ["127.0.0.0/8", "93.184.216.34/32", "2606:4700:64::/96"].map(|text| text.parse().unwrap()).to_vec();
+    let sender = sender_with_names(Settings { forbidden_networks, ..web_push_settings() }, &script);
+    let target = subscribe(&service.https_url("push.example.test", "/"), &sender);
+    for addresses in names {
+        assert_eq!(sender.send(&target, &wake()).await, FORBIDDEN, "{addresses:?}");
+    }
+    assert_eq!((script.look_ups(), service.connections()), (3, 0));
+    for literal in [service.url("/"), "https://[2606:4700:64::a00:1]/".to_owned(), "https://93.184.216.34/".to_owned()]
+    {
+        assert!(WebPushTarget::parse(&literal, P256DH, AUTH, sender.endpoint_rules()).is_err(), "{literal}");
+    }
 }
 
 #[tokio::test]

@@ -1,0 +1,93 @@
+//! Push services on this machine, which accept every push and record when it arrived. They have a thread of their own, so that
+//! other work of this process does not delay them.
+
+use std::{
+    collections::HashMap,
+    io,
+    net::Ipv4Addr,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    time::{Duration, SystemTime},
+};
+
+use tokio::{
+    io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader},
+    net::{TcpListener, TcpStream},
+    runtime::Builder,
+    time::sleep,
+};
+use uuid::Uuid;
+
+use crate::Result;
+
+/// The pushes that arrived: when, by device.
+pub type Arrivals = HashMap<Uuid, Vec<SystemTime>>;
+
+/// The record of push services, which run until the process ends.
+pub struct PushServices {
+    /// The ports on 127.0.0.1. An endpoint is the root path followed by the id of its device.
+    pub ports: Vec<u16>,
+    arrivals: Arc<Mutex<Arrivals>>,
+}
+
+impl PushServices {
+    /// Starts `count` services, which take `latency` to answer.
+    pub fn start(count: usize, latency: Duration) -> Result<Self> {
+        let runtime = Builder::new_current_thread().enable_all().build()?;
+        let mut listeners = Vec::new();
+        for _ in 0..count {
+            listeners.push(runtime.block_on(TcpListener::bind((Ipv4Addr::LOCALHOST, 0)))?);
+        }
+        let ports = listeners.iter().map(|one| Ok(one.local_addr()?.port())).collect::<io::Result<_>>()?;
+        let arrivals = Arc::<Mutex<Arrivals>>::default();
+        for listener in listeners {
+            let arrivals = Arc::clone(&arrivals);
+            runtime.spawn(async move {
+                while let Ok((stream, _)) = listener.accept().await {
+                    // An error ends the connection; the server repeats the push, which shows in the counts.
+                    tokio::spawn(serve(stream, latency, Arc::clone(&arrivals)));
+                }
+            });
+        }
+        std::thread::spawn(move || runtime.block_on(std::future::pending::<()>()));
+        Ok(Self { ports, arrivals })
+    }
+
+    /// The pushes that arrived so far.
+    pub fn arrivals(&self) -> MutexGuard<'_, Arrivals> {
+        self.arrivals.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+async fn serve(stream: TcpStream, latency: Duration, arrivals: Arc<Mutex<Arrivals>>) -> io::Result<()> {
+    stream.set_nodelay(true)?;
+    let mut stream = BufReader::new(stream);
+    let (mut line, mut body) = (String::new(), Vec::new());
+    loop {
+        line.clear();
+        if stream.read_line(&mut line).await? == 0 {
+            return Ok(());
+        }
+        let path = line.split(' ').nth(1).unwrap_or_default();
+        let device = Uuid::parse_str(path.trim_start_matches('/')).map_err(io::Error::other)?;
+        let mut length = 0;
+        loop {
+            line.clear();
+            if stream.read_line(&mut line).await? == 0 {
+                return Err(io::ErrorKind::UnexpectedEof.into());
+            }
+            match line.trim_end().split_once(':') {
+                None => break,
+                Some((name, value)) if name.eq_ignore_ascii_case("content-length") => {
+                    length = value.trim().parse().map_err(io::Error::other)?;
+                }
+                Some(_) => {}
+            }
+        }
+        body.resize(length, 0);
+        stream.read_exact(&mut body).await?;
+        let at = SystemTime::now();
+        arrivals.lock().unwrap_or_else(PoisonError::into_inner).entry(device).or_default().push(at);
+        sleep(latency).await;
+        stream.write_all(b"HTTP/1.1 201 Created\r\ncontent-length: 0\r\n\r\n").await?;
+    }
+}
