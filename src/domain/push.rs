@@ -20,8 +20,10 @@ pub const FAILURES_KEPT: Duration = Duration::from_mins(1);
 /// The pauses after failures double from the first to the second.
 const FIRST_PAUSE: Duration = Duration::from_secs(5);
 const LONGEST_PAUSE: Duration = Duration::from_hours(1);
-/// A push service cannot ask for a shorter one.
-const SHORTEST_PAUSE: Duration = Duration::from_secs(1);
+/// A push service cannot ask for a shorter pause than the doubled one, up to this: the pauses would be a loop without end.
+const SHORTEST_ASKED_PAUSE: Duration = Duration::from_mins(1);
+/// A push service cannot ask for a longer pause.
+const LONGEST_ASKED_PAUSE: Duration = Duration::from_hours(24);
 /// How long a wake-up is tried again before it is given up.
 const GIVE_UP_AFTER: Duration = Duration::from_hours(24);
 
@@ -119,10 +121,11 @@ impl PushFailures {
     #[must_use]
     pub fn after(self, retry_after: Option<Duration>, now: Timestamp) -> (Self, Option<Timestamp>) {
         let since = self.since.unwrap_or(now);
-        let pause = retry_after.unwrap_or_else(|| Self::pause(self.count)).clamp(SHORTEST_PAUSE, LONGEST_PAUSE);
-        let next = now + pause;
+        let own = Self::pause(self.count);
+        let asked = |pause: Duration| pause.clamp(own.min(SHORTEST_ASKED_PAUSE), LONGEST_ASKED_PAUSE);
+        let next = now + retry_after.map_or(own, asked);
         let failures = Self { since: Some(since), count: self.count.saturating_add(1) };
-        (failures, (next < since + GIVE_UP_AFTER).then_some(next))
+        (failures, (next <= since + GIVE_UP_AFTER).then_some(next))
     }
 }
 
@@ -260,8 +263,11 @@ mod tests {
 
         let retry = |after| PushFailures::default().after(Some(Duration::from_secs(after)), start()).1;
         assert_eq!(retry(7), Some(seconds(7)));
-        assert_eq!(retry(0), Some(seconds(1)), "a service cannot ask for a busy loop");
-        assert_eq!(retry(1_000_000), Some(seconds(3600)));
+        assert_eq!(retry(0), Some(seconds(5)), "a service cannot ask for a busy loop");
+        assert_eq!(retry(1_000_000), Some(seconds(24 * 3600)), "once, at the end of the day");
+        let many = PushFailures { since: Some(start()), count: 9 };
+        assert_eq!(many.after(Some(Duration::from_secs(7)), start()).1, Some(seconds(60)));
+        assert_eq!(many.after(Some(Duration::from_hours(24)), seconds(1)).1, None);
     }
 
     #[test]

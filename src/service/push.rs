@@ -12,7 +12,7 @@ use std::{
 
 use rand::Rng;
 use sealwire_push::{
-    ApnsTarget, FcmTarget, Kind, Nonce, Notification, Outcome, Payload, Sender, Target, TargetError, Urgency,
+    ApnsTarget, FcmTarget, Kind, Nonce, Notification, Outcome, Payload, Reason, Sender, Target, TargetError, Urgency,
     WebPushTarget,
 };
 use tokio::{
@@ -31,8 +31,8 @@ use crate::{
         },
     },
     log_throttle::LogThrottle,
-    metrics::{Metrics, PushResult},
-    store::{DueWakeUp, NewPushTarget, PushRegistration, SettledWakeUp, Store, StoreError},
+    metrics::{Metrics, PushResult, PushRoute},
+    store::{DueWakeUp, NewPushTarget, PushRegistration, SettledWakeUp, Store},
     tasks::Work,
 };
 
@@ -42,11 +42,9 @@ const LOOK_EVERY: Duration = Duration::from_millis(500);
 const PAUSE_AFTER_FAILURE: Duration = Duration::from_secs(5);
 /// For how long a node takes a wake-up: longer than a push takes, with its wait for a place.
 const TAKEN_FOR: Duration = Duration::from_secs(30);
-/// Maximum number of wake-ups of this node that are under way.
-const MAX_UNDER_WAY: usize = 1024;
 /// Maximum number of wake-ups that are taken, or whose outcomes are written, in one transaction.
 const PER_TRANSACTION: usize = 256;
-/// Wake-ups are taken only if there is room for so many: small transactions would cost sends more than they give.
+/// Wake-ups are taken only if there is room for so many of each kind: small transactions would cost sends more than they give.
 const MIN_TAKEN: usize = PER_TRANSACTION / 2;
 /// How long outcomes are collected before they are written.
 const WRITE_EVERY: Duration = Duration::from_millis(200);
@@ -135,23 +133,36 @@ impl Pushes {
         })
     }
 
+    /// Where pushes to a target go, for the metrics.
+    fn route(&self, target: &PushTarget) -> PushRoute {
+        let is_trusted = |endpoint: &str| self.sender.as_ref().is_some_and(|sender| sender.is_trusted(endpoint));
+        match target {
+            PushTarget::WebPush { endpoint, .. } if is_trusted(endpoint) => PushRoute::TrustedWebPush,
+            PushTarget::WebPush { .. } => PushRoute::OtherWebPush,
+            PushTarget::Apns { .. } => PushRoute::Apns,
+            PushTarget::Fcm { .. } => PushRoute::Fcm,
+        }
+    }
+
     /// Sends a push, and counts what came of it. A stored target that the settings no longer allow has failed.
     async fn send(&self, target: &PushTarget, payload: Payload, time_to_live: Duration) -> Sent {
-        let sender = self.sender.as_ref();
+        let (sender, route) = (self.sender.as_ref(), self.route(target));
         let Some((sender, target)) = sender.and_then(|sender| Some((sender, Self::parse(sender, target).ok()?))) else {
-            self.metrics.pushes.inc(PushResult::Rejected);
+            let result = PushResult::Rejected(Reason::NotConfigured);
+            self.metrics.pushes.inc((route, result));
             return Sent::Rejected;
         };
         let notification = Notification { payload, urgency: Urgency::High, time_to_live };
-        let (sent, result, reason) = match sender.send(&target, &notification).await {
-            Outcome::Delivered => (Sent::Accepted, PushResult::Accepted, None),
-            Outcome::Gone => (Sent::Gone, PushResult::Gone, None),
-            Outcome::Later { wait, reason } => (Sent::Later(wait), PushResult::Later, Some(reason)),
-            Outcome::Busy { wait } => return Sent::Busy(wait.max(BUSY_PAUSE)),
-            Outcome::Failed(reason) => (Sent::Rejected, PushResult::Rejected, Some(reason)),
+        let (sent, result) = match sender.send(&target, &notification).await {
+            Outcome::Delivered => (Sent::Accepted, PushResult::Accepted),
+            Outcome::Gone => (Sent::Gone, PushResult::Gone),
+            Outcome::Later { wait, reason } => (Sent::Later(wait), PushResult::Later(reason)),
+            Outcome::Busy { wait } => (Sent::Busy(wait.max(BUSY_PAUSE)), PushResult::Busy),
+            Outcome::Failed(reason @ Reason::NotConfigured) => (Sent::Elsewhere, PushResult::Rejected(reason)),
+            Outcome::Failed(reason) => (Sent::Rejected, PushResult::Rejected(reason)),
         };
-        self.metrics.pushes.inc(result);
-        if let Some(reason) = reason
+        self.metrics.pushes.inc((route, result));
+        if let PushResult::Later(reason) | PushResult::Rejected(reason) = result
             && let Some(failures) = self.failures.count(Instant::now())
         {
             tracing::warn!(kind = target.kind().as_str(), reason = reason.as_str(), failures, "a push has failed");
@@ -199,7 +210,7 @@ impl Pushes {
         for failures in 0.. {
             let payload = Payload::Confirm { nonce: Nonce::new(nonce.0) };
             let retry_after = match self.send_requested(holder, &new.target, payload, NONCE_LIFETIME).await {
-                Sent::Accepted | Sent::Rejected => return,
+                Sent::Accepted | Sent::Rejected | Sent::Elsewhere => return,
                 Sent::Gone => return self.forget(holder.device, new.id).await,
                 Sent::Busy(wait) => Some(wait),
                 Sent::Later(wait) => wait,
@@ -233,6 +244,8 @@ impl Pushes {
         };
         Some(match sent {
             Sent::Accepted | Sent::Rejected => done,
+            // It is due again half a minute after it was taken.
+            Sent::Elsewhere => return None,
             Sent::Gone => {
                 self.forget(done.due.device, done.due.id).await;
                 return None;
@@ -242,8 +255,8 @@ impl Pushes {
                 if let (failures, Some(next_at)) = done.due.failures.after(wait, now) {
                     SettledWakeUp { next_at, is_done: false, failures: Some(failures), ..done }
                 } else {
-                    self.metrics.pushes.inc(PushResult::GivenUp);
-                    done
+                    self.metrics.pushes.inc((self.route(&done.due.target), PushResult::GivenUp));
+                    SettledWakeUp { next_at: now + WAKE_AGAIN_AFTER.max(wait.unwrap_or_default()), ..done }
                 }
             }
         })
@@ -258,6 +271,8 @@ enum Sent {
     /// There was no place for it; there should be one after this time.
     Busy(Duration),
     Rejected,
+    /// This node does not send pushes of its kind; another one may.
+    Elsewhere,
 }
 
 fn invalid(error: &TargetError) -> Refusal {
@@ -376,8 +391,11 @@ pub async fn wake_devices_forever(service: Arc<Service>) {
     // A server that stops waits for it.
     let mut unfinished = None;
     let mut ending = Box::pin(service.pushes.work.ending());
+    let kinds = service.pushes.kinds();
+    let capacity = service.pushes.sender.as_ref().map_or(0, Sender::capacity);
     loop {
-        let free = MAX_UNDER_WAY.saturating_sub(under_way.len());
+        // Pushes that find no place hold none of these, so services that hang leave some for those that do not.
+        let limit = capacity.saturating_sub(under_way.len()) / kinds.len().max(1);
         tokio::select! {
             Some(outcome) = under_way.join_next() => {
                 if outcomes.is_empty() {
@@ -391,29 +409,40 @@ pub async fn wake_devices_forever(service: Arc<Service>) {
             () = tokio::time::sleep_until(write_at), if !outcomes.is_empty() => {
                 service.settle_wake_ups(&mut outcomes).await;
             }
-            () = tokio::time::sleep_until(look_at), if free >= MIN_TAKEN => {
-                let limit = free.min(PER_TRANSACTION);
-                let (taken, pause) = match service.take_due_wake_ups(limit).await {
-                    // There may be more.
-                    Ok(due) if due.len() == limit => (due, Duration::ZERO),
-                    Ok(due) => (due, LOOK_EVERY),
-                    Err(error) => {
-                        tracing::warn!(%error, "cannot look for devices to wake");
-                        (Vec::new(), PAUSE_AFTER_FAILURE)
+            () = tokio::time::sleep_until(look_at), if limit >= MIN_TAKEN => {
+                let limit = limit.min(PER_TRANSACTION);
+                let mut pause = LOOK_EVERY;
+                for kind in &kinds {
+                    let now = service.now();
+                    match service.store.take_due_wake_ups(*kind, limit, now + TAKEN_FOR, now).await {
+                        Ok(taken) => {
+                            if taken.len() == limit {
+                                // There may be more.
+                                pause = Duration::ZERO;
+                            }
+                            for due in taken {
+                                let service = service.clone();
+                                under_way.spawn(async move { service.pushes.wake(due, || service.now()).await });
+                            }
+                        }
+                        Err(error) => {
+                            tracing::warn!(%error, "cannot look for devices to wake");
+                            pause = PAUSE_AFTER_FAILURE;
+                            break;
+                        }
                     }
-                };
-                look_at = tokio::time::Instant::now() + pause;
-                for due in taken {
-                    let service = service.clone();
-                    under_way.spawn(async move { service.pushes.wake(due, || service.now()).await });
                 }
+                look_at = tokio::time::Instant::now() + pause;
             }
             () = &mut ending => break,
         }
         let is_idle = under_way.is_empty() && outcomes.is_empty();
         unfinished = if is_idle { None } else { unfinished.or_else(|| Some(service.pushes.work.begin())) };
     }
-    // A wake-up that was sent and not recorded would be sent again.
+    // Those that wait for a place end, and are given back. One that was sent and not recorded would be sent again.
+    if let Some(sender) = &service.pushes.sender {
+        sender.close();
+    }
     let finish = async {
         while let Some(outcome) = under_way.join_next().await {
             outcomes.extend(outcome.ok().flatten());
@@ -427,12 +456,12 @@ pub async fn wake_devices_forever(service: Arc<Service>) {
 }
 
 impl Service {
-    async fn take_due_wake_ups(&self, limit: usize) -> Result<Vec<DueWakeUp>, StoreError> {
-        let now = self.now();
-        if self.pushes.kinds().is_empty() {
-            return Ok(Vec::new());
-        }
-        self.store.take_due_wake_ups(limit, now + TAKEN_FOR, now).await
+    /// How long the oldest wake-up of a kind has been due and was not taken.
+    ///
+    /// # Errors
+    /// `unavailable`
+    pub async fn overdue_wake_up(&self, kind: PushKind) -> Result<Duration, Refusal> {
+        Ok(self.store.overdue_wake_up(kind, self.now()).await?)
     }
 
     /// Writes what came of wake-ups. If that fails, they are due again half a minute after they were taken.

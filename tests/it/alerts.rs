@@ -56,13 +56,15 @@ async fn alerts_use_only_metrics_and_labels_that_a_running_server_exposes() {
             assert!(shown, "{name}: no {metric}");
         }
         for (metric, matcher) in matchers(expression).into_iter().filter(|(metric, _)| *metric != "up") {
-            let (label, values) = matcher.split_once('=').unwrap();
-            let label = label.trim_end_matches('!');
-            let values = values.trim_start_matches('~').trim_matches('"');
-            for value in values.split('|') {
-                let shown = format!("{label}=\"{value}\"");
-                let known = samples.iter().any(|sample| sample.starts_with(metric) && sample.contains(&shown));
-                assert!(known, "{name}: no {metric} has {shown}");
+            for matcher in matcher.split(',') {
+                let (label, values) = matcher.split_once('=').unwrap();
+                let label = label.trim_end_matches('!');
+                let values = values.trim_start_matches('~').trim_matches('"');
+                for value in values.split('|') {
+                    let shown = format!("{label}=\"{value}\"");
+                    let known = samples.iter().any(|sample| sample.starts_with(metric) && sample.contains(&shown));
+                    assert!(known, "{name}: no {metric} has {shown}");
+                }
             }
         }
     }

@@ -1,9 +1,11 @@
 //! Push wake-ups: targets and their confirmation, when a device is woken, and what push services may answer.
 
 mod confirmations;
+mod sweep;
 
 use std::{
     fs,
+    net::SocketAddr,
     sync::Arc,
     time::{Duration, Instant},
 };
@@ -13,7 +15,7 @@ use serde_json::{Value, json};
 use tokio::sync::Semaphore;
 
 use crate::{
-    metrics::value,
+    metrics::Scrape,
     support::{
         Cluster, Codec, Member, Person, ServerProcess, Services, Socket, TestApp,
         app_push::{AppPush, AppPushService},
@@ -51,6 +53,11 @@ fn wakes(pushes: &[Push]) -> usize {
 
 async fn woken(service: &PushService, subscription: &Subscription, times: usize) {
     eventually("the device is woken", || async { (wakes(&service.pushes(subscription)) >= times).then_some(()) }).await;
+}
+
+/// The number of pushes with this outcome so far.
+async fn outcomes(admin: SocketAddr, outcome: &str) -> f64 {
+    Scrape::of(admin).await.sum("sealwire_pushes_total", &[&format!("outcome=\"{outcome}\"")])
 }
 
 /// Connects again, and returns the state of the target in the welcome.
@@ -254,7 +261,7 @@ async fn a_target_that_is_gone_is_removed_unless_the_device_has_registered_anoth
     service.answer(&subscription, Answer::Status(410, ""));
     alice.send(&[&bob.person], "hello").await;
     eventually("the target is removed", || async { (state(&app, &bob).await == "none").then_some(()) }).await;
-    assert!(value(app.admin(), "sealwire_pushes_total{outcome=\"gone\"}").await >= 1.0);
+    assert!(outcomes(app.admin(), "gone").await >= 1.0);
 
     // The next registration begins anew. While its push is unanswered, the device registers another target.
     let bob = Member::join(&app, "robert@example.org", Codec::Json).await;
@@ -266,12 +273,10 @@ async fn a_target_that_is_gone_is_removed_unless_the_device_has_registered_anoth
     woken(&service, &old, 1).await;
     let new = service.subscribe();
     register(&bob.socket, &service, &new).await;
-    let before = value(app.admin(), "sealwire_pushes_total{outcome=\"gone\"}").await;
+    let before = outcomes(app.admin(), "gone").await;
     permits.add_permits(1);
-    eventually("the answer has arrived", || async {
-        (value(app.admin(), "sealwire_pushes_total{outcome=\"gone\"}").await > before).then_some(())
-    })
-    .await;
+    eventually("the answer has arrived", || async { (outcomes(app.admin(), "gone").await > before).then_some(()) })
+        .await;
     alice.send(&[&bob.person], "again").await;
     woken(&service, &new, 1).await;
     assert_eq!(state(&app, &bob).await, "active");
@@ -286,8 +291,7 @@ async fn a_busy_push_service_is_asked_again_after_the_time_that_it_names() {
     alice.send(&[&bob.person], "hello").await;
     app.advance(Duration::from_millis(100));
     woken(&service, &subscription, 1).await;
-    let later = "sealwire_pushes_total{outcome=\"later\"}";
-    eventually("the answer is counted", || async { (value(app.admin(), later).await >= 1.0).then_some(()) }).await;
+    eventually("the answer is counted", || async { (outcomes(app.admin(), "later").await >= 1.0).then_some(()) }).await;
     service.answer(&subscription, Answer::Status(201, ""));
     eventually("the failure is recorded", || async {
         let pool = sqlx::SqlitePool::connect(&format!("sqlite://{}", app.database().display())).await.unwrap();
@@ -350,8 +354,7 @@ async fn a_hostile_push_service_affects_only_its_own_devices() {
     alice.send(&[&bob.person], "hello").await;
     woken(&honest, &subscription, 1).await;
     assert_eq!(elsewhere.connections(), 0, "redirects are not followed");
-    let failed =
-        async |outcome: &str| value(app.admin(), &format!("sealwire_pushes_total{{outcome=\"{outcome}\"}}")).await;
+    let failed = async |outcome: &str| outcomes(app.admin(), outcome).await;
     eventually("the failures are counted", || async {
         (failed("later").await + failed("rejected").await >= 4.0).then_some(())
     })
@@ -393,10 +396,8 @@ async fn no_push_is_sent_to_a_network_of_the_settings() {
     }
     let registered = bob.socket.request("push.register", params("localhost")).await;
     assert_eq!(registered, json!({ "state": "unconfirmed" }));
-    eventually("the push is rejected", || async {
-        (value(app.admin(), "sealwire_pushes_total{outcome=\"rejected\"}").await >= 1.0).then_some(())
-    })
-    .await;
+    eventually("the push is rejected", || async { (outcomes(app.admin(), "rejected").await >= 1.0).then_some(()) })
+        .await;
     assert_eq!(service.connections(), 0);
 }
 
@@ -556,7 +557,7 @@ async fn a_server_that_stops_records_the_wake_ups_that_it_has_sent() {
     assert!(server.stopped().await.success());
     let pool = sqlx::SqlitePool::connect(&format!("sqlite://{}", server.path("sealwire.db").display())).await.unwrap();
     let (recorded,): (i64,) =
-        sqlx::query_as("SELECT COUNT(*) FROM mailboxes WHERE woken").fetch_one(&pool).await.unwrap();
+        sqlx::query_as("SELECT COUNT(*) FROM mailboxes WHERE wake_state = 1").fetch_one(&pool).await.unwrap();
     pool.close().await;
     assert_eq!(recorded, 1);
 }
@@ -628,12 +629,12 @@ async fn another_node_wakes_each_device_once_if_the_one_that_accepted_the_messag
     );
     // What came of the pushes is recorded, so no wake-up is due again before six hours.
     eventually("the wake-ups are recorded", || async {
-        let recorded = "SELECT COUNT(*) FROM mailboxes WHERE woken AND wake_at > NOW() + INTERVAL '5 hours'";
+        let recorded = "SELECT COUNT(*) FROM mailboxes WHERE wake_state = 1 AND wake_at > NOW() + INTERVAL '5 hours'";
         let (recorded,): (i64,) = sqlx::query_as(recorded).fetch_one(&mut cluster.sql().await).await.unwrap();
         (recorded == i64::try_from(AWAY).unwrap()).then_some(())
     })
     .await;
-    let due: (i64,) = sqlx::query_as("SELECT COUNT(*) FROM mailboxes WHERE NOT woken AND wake_at IS NOT NULL")
+    let due: (i64,) = sqlx::query_as("SELECT COUNT(*) FROM mailboxes WHERE wake_state <> 1 AND wake_at IS NOT NULL")
         .fetch_one(&mut cluster.sql().await)
         .await
         .unwrap();

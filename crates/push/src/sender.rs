@@ -11,7 +11,7 @@ use tokio_rustls::rustls::{self, ClientConfig, RootCertStore, crypto::ring as pr
 
 use crate::{
     apns::{self, Apns},
-    endpoint::EndpointRules,
+    endpoint::{Endpoint, EndpointRules},
     fcm::{self, AccessToken, Fcm},
     http::{Answer, HttpClient, LookUps, Pool, Resolve, SystemResolver},
     notification::Notification,
@@ -174,13 +174,10 @@ impl Sender {
         self.0.limits.under_way + self.0.limits.waiting
     }
 
-    /// Whether the operator trusts the service of a target: APNs, FCM, and [`Settings::trusted_services`].
+    /// Whether an endpoint belongs to one of [`Settings::trusted_services`].
     #[must_use]
-    pub fn is_trusted(&self, target: &Target) -> bool {
-        match target {
-            Target::WebPush(target) => self.0.origins.is_trusted(target.endpoint.origin()),
-            Target::Apns(_) | Target::Fcm(_) => true,
-        }
+    pub fn is_trusted(&self, endpoint: &str) -> bool {
+        Endpoint::parse(endpoint, &self.0.rules).is_ok_and(|endpoint| self.0.origins.is_trusted(endpoint.origin()))
     }
 
     /// From now on nothing new is sent. Sends that wait for their turn end with [`Outcome::Busy`]; those that are under way go
