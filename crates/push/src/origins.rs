@@ -121,7 +121,7 @@ impl Record {
     /// Notes an answer. Returns whether the origin has just earned its proof.
     fn note(&mut self, is_quick: bool) -> bool {
         self.answers = (self.answers + 1).min(PROVEN_ANSWERS);
-        self.failed = self.failed << 1 | u32::from(!is_quick);
+        self.failed = (self.failed << 1) | u32::from(!is_quick);
         if self.is_proven {
             if self.failed.count_ones() > FAILED_ANSWERS {
                 *self = Self::default();
@@ -219,10 +219,11 @@ impl Origins {
             let refused = || origin.turn_of_refused(self.limits.per_origin);
             let _waiting = self.wait(&origin, standing).ok_or_else(refused)?;
             tokio::select! {
+                biased;
+                _ = closed.wait_for(|is_closed| *is_closed) => return Err(Duration::ZERO),
                 permits = timeout(self.limits.timeout, self.permits(&origin, standing)) => {
                     permits.ok().flatten().ok_or_else(refused)?
                 }
-                _ = closed.wait_for(|is_closed| *is_closed) => return Err(Duration::ZERO),
             }
         };
         Ok(Place { origins: self, origin, standing, taken_at: Instant::now(), _permits: permits })
