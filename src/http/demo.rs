@@ -28,7 +28,7 @@ struct Asset {
     bytes: &'static [u8],
 }
 
-static ASSETS: [Asset; 4] = [
+static ASSETS: [Asset; 6] = [
     Asset { path: "/", content_type: "text/html; charset=utf-8", bytes: include_bytes!("demo/assets/index.html") },
     Asset {
         path: "/try-it/app.js",
@@ -40,7 +40,13 @@ static ASSETS: [Asset; 4] = [
         content_type: "text/css; charset=utf-8",
         bytes: include_bytes!("demo/assets/app.css"),
     },
+    Asset {
+        path: "/try-it/worker.js",
+        content_type: "text/javascript; charset=utf-8",
+        bytes: include_bytes!("demo/assets/worker.js"),
+    },
     Asset { path: "/try-it/icon.svg", content_type: "image/svg+xml", bytes: include_bytes!("demo/assets/icon.svg") },
+    Asset { path: "/try-it/icon.png", content_type: "image/png", bytes: include_bytes!("demo/assets/icon.png") },
 ];
 
 /// One entity tag for all files, so that a browser never mixes those of two versions of the server.
@@ -74,7 +80,8 @@ fn file(asset: &Asset, request: &HttpRequest) -> HttpResponse {
     if is_known { response.finish() } else { response.content_type(asset.content_type).body(asset.bytes) }
 }
 
-/// Lets the page use only its own script, style and server, and never write markup from script.
+/// Lets the page use only its own scripts, style and server, and never write markup from script. Of the policies for
+/// trusted types, it needs one, for the URL of its service worker.
 fn add_headers(response: &mut HttpResponseBuilder, host: &RequestHost) {
     // Not all browsers take 'self' to include WebSocket. An IPv6 address cannot be named in a policy.
     let sockets = match (host.name.contains(':'), host.port) {
@@ -84,7 +91,8 @@ fn add_headers(response: &mut HttpResponseBuilder, host: &RequestHost) {
     };
     let policy = format!(
         "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data:; connect-src 'self'{sockets}; \
-         base-uri 'none'; form-action 'none'; frame-ancestors 'none'; require-trusted-types-for 'script'"
+         worker-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'; trusted-types try-it-worker; \
+         require-trusted-types-for 'script'"
     );
     response
         .insert_header((header::CACHE_CONTROL, "no-cache"))

@@ -17,11 +17,13 @@ use crate::{
 
 const ON: [(&str, &str); 1] = [("MAILER__URL", "log:")];
 /// The paths of the page's files, their names in the repository and their types.
-const FILES: [(&str, &str, &str); 4] = [
+const FILES: [(&str, &str, &str); 6] = [
     ("/", "index.html", "text/html; charset=utf-8"),
     ("/try-it/app.js", "app.js", "text/javascript; charset=utf-8"),
     ("/try-it/app.css", "app.css", "text/css; charset=utf-8"),
+    ("/try-it/worker.js", "worker.js", "text/javascript; charset=utf-8"),
     ("/try-it/icon.svg", "icon.svg", "image/svg+xml"),
+    ("/try-it/icon.png", "icon.png", "image/png"),
 ];
 
 struct Response {
@@ -107,7 +109,8 @@ async fn the_server_serves_the_committed_files_and_a_browser_keeps_them_until_th
         let policy = response.header("content-security-policy").unwrap();
         assert!(policy.starts_with("default-src 'none'; script-src 'self'; style-src 'self';"), "{policy}");
         let sources = format!("connect-src 'self' ws://{host} wss://{host};");
-        assert!(policy.contains(&sources) && policy.ends_with("require-trusted-types-for 'script'"), "{policy}");
+        let trusted = "; trusted-types try-it-worker; require-trusted-types-for 'script'";
+        assert!(policy.contains(&sources) && policy.ends_with(trusted), "{policy}");
 
         let tag = response.header("etag").unwrap().to_owned();
         let again = get(&app, path, &[("Host", &host), ("If-None-Match", &format!("\"other\", W/{tag}"))]).await;

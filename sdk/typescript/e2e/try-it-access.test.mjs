@@ -2,7 +2,7 @@
 
 import assert from 'node:assert/strict';
 import { after, afterEach, before, test } from 'node:test';
-import { artifacts, check, skip, Tab, TryIt, until } from './try-it-support.mjs';
+import { artifacts, check, overflows, skip, Tab, TryIt, until } from './try-it-support.mjs';
 
 const SIZES = { phone: [360, 740], tablet: [834, 1112], desktop: [1280, 800], wide: [1920, 1080] };
 
@@ -18,8 +18,6 @@ afterEach(() => {
 async function shoot(page, scheme, size, what) {
   await page.screenshot({ path: `${artifacts}${scheme}-${size}-${what}.png` });
 }
-
-const overflows = (page) => page.evaluate(() => document.documentElement.scrollWidth > innerWidth || [...document.querySelectorAll('.side, .talk, .hood, dialog, .card')].some((part) => part.scrollWidth > part.clientWidth + 1));
 
 for (const scheme of ['light', 'dark']) {
   test(`axe finds nothing, nothing overflows, and screenshots are kept: ${scheme}`, { skip }, async () => {

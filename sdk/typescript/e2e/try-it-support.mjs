@@ -22,9 +22,10 @@ export class TryIt {
   /** Whether the server was killed: then Chromium itself reports connections that fail. */
   wasDown = false;
 
-  static async start() {
+  /** Starts both. `env` has further settings of the server. */
+  static async start(env = {}) {
     const tryIt = new TryIt();
-    tryIt.server = await Server.start({ SEALWIRE__MAILER__URL: 'log:' });
+    tryIt.server = await Server.start({ SEALWIRE__MAILER__URL: 'log:', ...env });
     tryIt.browser = await chromium.launch({ executablePath, headless: true, args: ARGS });
     await mkdir(artifacts, { recursive: true });
     return tryIt;
@@ -69,6 +70,8 @@ export class TryIt {
     return new Tab(page);
   }
 }
+
+export const overflows = (page) => page.evaluate(() => document.documentElement.scrollWidth > innerWidth || [...document.querySelectorAll('.side, .talk, .hood, dialog, .card')].some((part) => part.scrollWidth > part.clientWidth + 1));
 
 /** Fails if axe-core finds anything on the page as it is. */
 export async function check(page, what) {

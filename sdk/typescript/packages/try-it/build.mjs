@@ -9,29 +9,35 @@ import { fileURLToPath } from 'node:url';
 const here = (path) => fileURLToPath(new URL(path, import.meta.url));
 const assets = here('../../../../src/http/demo/assets/');
 
-const { outputFiles } = await build({
-  entryPoints: { app: here('src/main.ts'), 'app.css': here('src/style/main.css') },
+const options = {
   entryNames: '[name]',
   absWorkingDir: here('.'),
   alias: {
     '@sealwire/client/browser': here('../core/src/browser.ts'),
     '@sealwire/client/protocol': here('../core/src/protocol.ts'),
+    '@sealwire/client/push': here('../core/src/push.ts'),
     '@sealwire/client': here('../core/src/index.ts'),
     '@sealwire/x3dh': here('../x3dh/src/index.ts'),
   },
   outdir: assets,
   bundle: true,
   minify: true,
-  format: 'esm',
   target: ['es2022', 'chrome111', 'firefox115', 'safari16.4'],
   charset: 'utf8',
   // The licences of what is bundled. That of noble-hashes is not in its sources.
   legalComments: 'eof',
-  footer: { js: '/*! noble-hashes - MIT License (c) 2022 Paul Miller (paulmillr.com) */' },
   write: false,
+};
+const page = await build({
+  ...options,
+  entryPoints: { app: here('src/main.ts'), 'app.css': here('src/style/main.css') },
+  format: 'esm',
+  footer: { js: '/*! noble-hashes - MIT License (c) 2022 Paul Miller (paulmillr.com) */' },
 });
-const files = new Map(outputFiles.map(({ path, contents }) => [path.split('/').at(-1).replace('app.css.css', 'app.css'), Buffer.from(contents)]));
-for (const name of ['index.html', 'icon.svg']) files.set(name, readFileSync(here(`src/${name}`)));
+// Not a module: not all of these browsers take modules as service workers.
+const worker = await build({ ...options, entryPoints: { worker: here('worker/worker.ts') }, format: 'iife' });
+const files = new Map([...page.outputFiles, ...worker.outputFiles].map(({ path, contents }) => [path.split('/').at(-1).replace('app.css.css', 'app.css'), Buffer.from(contents)]));
+for (const name of ['index.html', 'icon.svg', 'icon.png']) files.set(name, readFileSync(here(`src/${name}`)));
 
 if (process.argv.includes('--check')) {
   const committed = readdirSync(assets).sort().join(' ');

@@ -65,6 +65,7 @@ export class Chats {
   readonly #typing = new Map<string, number>();
   readonly #typingSent = new Map<string, number>();
   readonly #receipts: Receipts;
+  readonly #confirming = new Map<string, Promise<void>>();
   #index: Map<string, Message[]> | null = null;
 
   constructor(
@@ -235,12 +236,12 @@ export class Chats {
     if (present) await this.records.put({ [`message/${id}`]: Object.assign(present, { copied: true }) });
   }
 
-  /** Sends what is no message of a person. The outbox of the client keeps it until the server has it. */
+  /** Sends what is no message of a person, and wakes nobody for it. The outbox of the client keeps it until the server has it. */
   async #post(to: string, envelope: Envelope): Promise<boolean> {
     const messageId = crypto.randomUUID();
     this.#describe(messageId, envelope);
     try {
-      await this.client.send(to, encode(envelope), { messageId });
+      await this.client.send(to, encode(envelope), { messageId, urgent: false });
       return true;
     } catch {
       return false;
@@ -368,18 +369,24 @@ export class Chats {
     if (this.contact(userId)) return;
     const contact: Contact = { userId, address, addedAt: Date.now(), confirmed: false, seenAt: 0 };
     this.records.putWith(received, `contact/${userId}`, contact);
-    void this.#confirm(contact);
+    void this.confirm(contact);
   }
 
   /** The address in a message is what its sender claims. The server knows whose it is. */
-  async #confirm({ userId, address }: Contact): Promise<void> {
-    const found = await this.client.findUser(address).catch(() => null);
-    if (found === userId) await this.update(userId, { confirmed: true });
+  confirm({ userId, address }: Contact): Promise<void> {
+    const asking = this.#confirming.get(userId);
+    if (asking) return asking;
+    const asked = (async () => {
+      const found = await this.client.findUser(address).catch(() => null);
+      if (found === userId) await this.update(userId, { confirmed: true });
+    })().finally(() => this.#confirming.delete(userId));
+    this.#confirming.set(userId, asked);
+    return asked;
   }
 
   /** Asks the server for the contacts that it has not confirmed. */
   confirmAll(): void {
-    for (const contact of this.records.list<Contact>('contact/')) if (!contact.confirmed) void this.#confirm(contact);
+    for (const contact of this.records.list<Contact>('contact/')) if (!contact.confirmed) void this.confirm(contact);
   }
 }
 

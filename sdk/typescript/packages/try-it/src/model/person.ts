@@ -3,8 +3,10 @@
 import { type Account, type CryptoAdapter, SealwireClient, type StateChange, type Storage } from '@sealwire/client';
 import { indexedDbStorage } from '@sealwire/client/browser';
 import type { KeysStatusReply, ListedDevice, PendingApproval } from '@sealwire/client/protocol';
+import { type Push, withPush } from '@sealwire/client/push';
 import { x3dhCrypto } from '@sealwire/x3dh';
 import { Chats, newer } from './chats.js';
+import { Notifications } from './notifications.js';
 import * as profiles from './profiles.js';
 import { Records } from './records.js';
 import { Trust } from './trust.js';
@@ -24,10 +26,11 @@ export interface Pool {
 export class Person {
   readonly wire = new Wire();
   readonly storage: Storage;
-  readonly client: SealwireClient;
+  readonly client: SealwireClient & { readonly push: Push };
   readonly records: Records;
   readonly chats: Chats;
   readonly trust: Trust;
+  readonly notifications: Notifications;
   status: StateChange;
   /** Whether there was a connection since the page was opened. */
   wasConnected = false;
@@ -45,13 +48,14 @@ export class Person {
   constructor(readonly id: string) {
     const database = profiles.databaseOf(id);
     this.storage = indexedDbStorage(database);
-    this.client = new SealwireClient({
+    const client = new SealwireClient({
       url: location.origin,
       storage: this.storage,
       crypto: fewKeysFirst(x3dhCrypto()),
       WebSocket: this.wire.WebSocket,
       fetch: this.wire.fetch,
     });
+    this.client = withPush(client);
     this.status = this.client.status;
     const changed = () => {
       this.chats.refresh();
@@ -60,6 +64,7 @@ export class Person {
     this.records = new Records(this.client, `records:${database}`, changed, newer);
     this.chats = new Chats(this.client, this.records, () => this.onchange());
     this.trust = new Trust(this.client, this.storage, this.chats);
+    this.notifications = new Notifications(id, this.client, this.records, this.chats, () => this.onchange());
     this.#listen();
   }
 
@@ -137,13 +142,17 @@ export class Person {
     client.on('state', (status) => {
       this.status = status;
       if (status.state === 'connected') this.wasConnected = true;
-      if (status.reason === 'device_revoked' || status.reason === 'account_deleted') this.records.clear();
+      if (status.reason === 'device_revoked' || status.reason === 'account_deleted') {
+        this.records.clear();
+        void this.notifications.pause().catch(() => {});
+      }
       this.onchange();
     });
     client.on('welcome', ({ keys }) => {
       this.#noteKeys(keys);
       void Promise.all([this.refreshDevices(), this.refreshRequests(), this.refreshBlocks()]).catch(() => {});
       chats.confirmAll();
+      if (client.leading) void this.notifications.resume().catch(() => {});
     });
     client.on('message', (message) => chats.receive(message));
     // Also those that a tab has sent which is gone.

@@ -1,4 +1,4 @@
-// The account: devices and their approval, signing out, deleting.
+// The account: notifications, devices and their approval, signing out, deleting.
 
 import type { ListedDevice, PendingApproval } from '@sealwire/client/protocol';
 import { h, keyed, setText } from '../dom.js';
@@ -9,6 +9,7 @@ import * as profiles from '../model/profiles.js';
 import { relative } from '../text.js';
 import { announce, notify } from './announce.js';
 import { confirm, openDialog } from './dialog.js';
+import { notificationsPart } from './notifications.js';
 import { avatar, explain, field, form, mailCard } from './parts.js';
 
 export function openSettings(person: Person): void {
@@ -17,9 +18,11 @@ export function openSettings(person: Person): void {
   const requests = h('div', { class: 'requests' });
   const lock = h('div', { class: 'lock' });
   const status = h('p', { class: 'hint', role: 'status' });
+  const notifications = notificationsPart(person.notifications);
   const refresh = () => Promise.all([person.refreshDevices(), person.refreshRequests()]).then(() => setText(status, ''), () => setText(status, person.connected ? 'The server did not answer.' : 'To change these, this device has to be connected.'));
 
   const render = () => {
+    notifications.render();
     keyed(devices, person.devices, ({ device_id, name, last_seen }) => `${device_id} ${name} ${last_seen}`, (device) => deviceRow(person, device, refresh));
     keyed(requests, person.requests, ({ request_id }) => request_id, (request) => requestCard(person, request, refresh));
     const state = person.locked === null ? 'unknown' : person.locked ? 'locked' : 'open';
@@ -31,10 +34,12 @@ export function openSettings(person: Person): void {
   const signOut = async () => {
     if (!(await confirm('Sign out?', 'Your messages stay in this browser, and messages to you wait on the server until you sign in here again.', 'Sign out'))) return;
     try {
+      await person.notifications.pause().catch(() => {});
       await person.client.logout();
       dialog.close();
     } catch (error) {
       notify(explain(error));
+      await person.notifications.resume();
     }
   };
   const forget = async () => {
@@ -58,6 +63,7 @@ export function openSettings(person: Person): void {
     },
     h('div', { class: 'person' }, avatar(account.email, 'large'), h('div', {}, h('p', { class: 'person-address' }, account.email), status)),
     requests,
+    notifications.element,
     h(
       'section',
       { class: 'part' },
@@ -84,6 +90,7 @@ export function openSettings(person: Person): void {
     before();
     if (dialog.element.open) person.account ? render() : dialog.close();
   };
+  notifications.listen(dialog.signal, render);
   render();
   void refresh();
 }

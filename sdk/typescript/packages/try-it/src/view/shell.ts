@@ -37,9 +37,16 @@ export class Shell {
     person.onsignin = (device) => notify(`${device?.name ?? 'Another device'} signed in to your account.`, { label: 'Devices', run: settings });
     person.chats.onmessage = (message) => {
       const contact = person.chats.contact(message.peer);
-      if (message.state === 'received' && contact) announce(`${nameOf(contact.address)}: ${message.text}`);
+      if (message.state !== 'received' || !contact) return;
+      announce(`${nameOf(contact.address)}: ${message.text}`);
+      person.notifications.show(message);
     };
     const { signal } = this.#closing;
+    person.notifications.listen(signal, (peer) => {
+      if (!peer) return;
+      document.querySelectorAll<HTMLDialogElement>('dialog[open]').forEach((dialog) => dialog.close());
+      openConversation(peer);
+    });
     document.addEventListener('visibilitychange', render, { signal });
     window.addEventListener('focus', render, { signal });
     window.addEventListener('popstate', ({ state }) => this.#show((state as { peer?: string } | null)?.peer ?? null), { signal });

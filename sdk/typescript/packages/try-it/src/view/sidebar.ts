@@ -7,6 +7,7 @@ import type { Person } from '../model/person.js';
 import { briefTime, nameOf, plural } from '../text.js';
 import { openAddContact } from './add-contact.js';
 import { announce } from './announce.js';
+import { notificationsOffer } from './notifications.js';
 import { avatar } from './parts.js';
 import { tick } from './tick.js';
 
@@ -33,6 +34,7 @@ export class Sidebar {
   readonly #name = h('strong', {});
   readonly #status = h('small', { class: 'state' });
   readonly #request: HTMLElement;
+  readonly #offer: HTMLElement;
   #me: HTMLElement | null = null;
   #downSince = 0;
   #timer: ReturnType<typeof setTimeout> | undefined;
@@ -43,6 +45,7 @@ export class Sidebar {
   ) {
     const add = () => openAddContact(person, (userId) => actions.open(userId));
     this.#request = h('button', { type: 'button', class: 'banner', hidden: true, onclick: actions.settings }, icon('device'), h('span', {}, 'A new device wants to sign in to your account.'));
+    this.#offer = notificationsOffer(person.notifications);
     this.#empty = h(
       'div',
       { class: 'empty' },
@@ -69,6 +72,7 @@ export class Sidebar {
       h('div', { class: 'search' }, icon('search', 18), this.#search),
       this.#request,
       h('div', { class: 'side-scroll' }, this.#list, this.#found, this.#results, this.#empty),
+      this.#offer,
       h(
         'button',
         { type: 'button', class: 'me', 'aria-haspopup': 'dialog', onclick: actions.settings },
@@ -100,6 +104,7 @@ export class Sidebar {
     setText(this.#status, status);
     setAttribute(this.#status, 'data-state', this.person.connected ? 'good' : 'waiting');
     show(this.#request, this.person.requests.length > 0);
+    show(this.#offer, this.person.notifications.offered);
 
     const query = this.#search.value.trim();
     const contacts = chats.contacts();

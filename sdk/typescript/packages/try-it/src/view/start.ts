@@ -201,6 +201,7 @@ class Steps {
       if (recoveryKey) throw error;
       if (refused.code === 'other_account') {
         // The device was removed while it was signed out, or the account deleted.
+        await person.notifications.pause().catch(() => {});
         await person.client.wipe();
         return this.askAddress('This device was removed from the account. Sign in again, as a new device.');
       }
