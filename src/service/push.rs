@@ -50,6 +50,8 @@ const MIN_TAKEN: usize = PER_TRANSACTION / 2;
 const WRITE_EVERY: Duration = Duration::from_millis(200);
 /// How long a server that stops waits for wake-ups that are under way.
 const FINISH_FOR: Duration = Duration::from_secs(2);
+/// How long outcomes are collected before they are written while a server stops.
+const GATHER_FOR: Duration = Duration::from_millis(50);
 /// Maximum number of confirmations and tests that are being sent.
 const MAX_REQUESTED: usize = 256;
 /// Maximum number of confirmations that are being sent or wait for their next try. Each takes about 4 KB of memory.
@@ -443,9 +445,15 @@ pub async fn wake_devices_forever(service: Arc<Service>) {
     if let Some(sender) = &service.pushes.sender {
         sender.close();
     }
+    // It is written as it comes, because the time may end sooner.
     let finish = async {
         while let Some(outcome) = under_way.join_next().await {
             outcomes.extend(outcome.ok().flatten());
+            sleep(GATHER_FOR).await;
+            while let Some(outcome) = under_way.try_join_next() {
+                outcomes.extend(outcome.ok().flatten());
+            }
+            service.settle_wake_ups(&mut outcomes).await;
         }
     };
     // Those that are not finished by then are due again half a minute after they were taken.

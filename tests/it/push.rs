@@ -491,9 +491,7 @@ async fn no_secret_is_logged_or_shown() {
     eventually("the failures are counted", || async {
         let scrape = Scrape::of(server.admin()).await;
         let count = |kind: &str, outcome| scrape.sum("sealwire_pushes_total", &[kind, outcome]);
-        let has_failed = |kind: &String| {
-            count(kind, "outcome=\"later\"") + count(kind, "outcome=\"rejected\"") >= 1.0
-        };
+        let has_failed = |kind: &String| count(kind, "outcome=\"later\"") + count(kind, "outcome=\"rejected\"") >= 1.0;
         failed.iter().all(has_failed).then_some(())
     })
     .await;
@@ -668,8 +666,8 @@ async fn another_node_wakes_each_device_once_if_the_one_that_accepted_the_messag
 
     let people: Vec<&Person> =
         present.iter().map(|(member, _)| &member.person).chain(away.iter().map(|(person, _)| person)).collect();
-    for some in people.chunks(128) {
-        join_all(some.iter().map(|person| alice.send(&[person], "hello"))).await;
+    for some in people.chunks(64) {
+        join_all(some.iter().map(async |person| alice.send(&[person], "hello").await)).await;
     }
     join_all(present.iter().map(|(member, _)| member.receives("hello"))).await;
     cluster.nodes[0].kill();

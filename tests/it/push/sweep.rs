@@ -91,10 +91,9 @@ async fn services_that_hang_do_not_delay_those_that_the_operator_trusts() {
     let subscription = honest.subscribe();
     register(&bob.socket, &honest, &subscription).await;
     let path = register_apns(&carol.socket, &apns, &"ab".repeat(32)).await;
-    let people: Vec<&Person> =
-        victims.iter().map(|(person, _)| person).chain([&bob.person, &carol.person]).collect();
-    for some in people.chunks(128) {
-        join_all(some.iter().map(|person| alice.send(&[person], "hello"))).await;
+    let people: Vec<&Person> = victims.iter().map(|(person, _)| person).chain([&bob.person, &carol.person]).collect();
+    for some in people.chunks(64) {
+        join_all(some.iter().map(async |person| alice.send(&[person], "hello").await)).await;
     }
     let before: usize = hostile.iter().map(PushService::connections).sum();
     // Those of the hostile services first.
@@ -150,8 +149,7 @@ async fn a_node_that_lacks_a_kind_leaves_its_wake_ups_to_others() {
 #[tokio::test(flavor = "multi_thread")]
 async fn refused_credentials_are_counted_apart_from_what_clients_cause() {
     let (apns, honest) = (AppPushService::start().await, PushService::start().await);
-    let (key, url, trusted) =
-        (sealwire_push::VapidKey::generate().unwrap(), apns.url(), honest.address.to_string());
+    let (key, url, trusted) = (sealwire_push::VapidKey::generate().unwrap(), apns.url(), honest.address.to_string());
     let mut settings = vec![ON[0], ON[1], ("PUSH__TRUSTED_SERVICES", &*trusted)];
     settings.extend(apns_settings(&key, &url));
     let app = TestApp::with_clock(&settings);
@@ -203,7 +201,7 @@ async fn a_server_that_stops_gives_back_the_wake_ups_that_it_has_not_sent() {
         service[0].answer(subscription, Answer::Never);
     }
     let alice = Member::join(&server, "alice@example.org", Codec::Json).await;
-    join_all(devices.iter().map(|(person, _)| alice.send(&[person], "hello"))).await;
+    join_all(devices.iter().map(async |(person, _)| alice.send(&[person], "hello").await)).await;
     let mut database = sqlite(&server).await;
     eventually("all are taken, and as many are sent as a service has places", || async {
         let sent: usize = devices.iter().map(|(_, one)| wakes(&service[0].pushes(one))).sum();
