@@ -460,7 +460,7 @@ pub async fn wake_devices_forever(service: Arc<Service>) {
     let _ = timeout(FINISH_FOR, finish).await;
     service.settle_wake_ups(&mut outcomes).await;
     drop(unfinished);
-    std::future::pending().await
+    std::future::pending::<()>().await;
 }
 
 impl Service {

@@ -30,7 +30,6 @@ impl Work {
     }
 
     /// Counts as a task until it is dropped, for parts of background tasks that a stopping server waits for.
-    #[must_use]
     pub fn begin(&self) -> TaskTrackerToken {
         self.tracker.token()
     }

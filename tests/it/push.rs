@@ -436,6 +436,14 @@ fn fcm_account(url: &str) -> Value {
     })
 }
 
+#[test]
+fn the_command_in_push_md_makes_a_key_that_the_settings_accept() {
+    let text = fs::read_to_string(concat!(env!("CARGO_MANIFEST_DIR"), "/docs/push.md")).unwrap();
+    let command = text.lines().find(|line| line.starts_with("openssl genpkey")).unwrap();
+    let made = std::process::Command::new("sh").args(["-c", command]).output().unwrap();
+    sealwire_push::VapidKey::parse(std::str::from_utf8(&made.stdout).unwrap()).unwrap();
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn no_secret_is_logged_or_shown() {
     let (service, apps) = (PushService::start().await, AppPushService::start().await);
@@ -666,8 +674,8 @@ async fn another_node_wakes_each_device_once_if_the_one_that_accepted_the_messag
 
     let people: Vec<&Person> =
         present.iter().map(|(member, _)| &member.person).chain(away.iter().map(|(person, _)| person)).collect();
-    for some in people.chunks(64) {
-        join_all(some.iter().map(async |person| alice.send(&[person], "hello").await)).await;
+    for some in people.chunks(32) {
+        join_all(some.iter().map(async |person| alice.send(&[*person], "hello").await)).await;
     }
     join_all(present.iter().map(|(member, _)| member.receives("hello"))).await;
     cluster.nodes[0].kill();

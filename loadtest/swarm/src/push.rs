@@ -30,7 +30,7 @@ use crate::{
     dice::Dice,
     messages::{self, Exchange, put_request},
     process::cpu_time,
-    push_service::PushServices,
+    push_service::{PushServices, now},
     times::{Percentiles, Times},
 };
 
@@ -40,6 +40,8 @@ const WARM_UP: Duration = Duration::from_secs(2);
 const LONGEST: Duration = Duration::from_mins(3);
 /// How long to wait for the replies to the messages that wake the devices.
 const REPLY_TIME: Duration = Duration::from_secs(30);
+/// Of these messages, how many are in flight.
+const IN_FLIGHT: usize = 32;
 /// How long to look for second wake-ups after the last: longer than a server needs to look for wake-ups, and to record them.
 const REPEAT_TIME: Duration = Duration::from_secs(2);
 /// How often to look whether the last wake-up has arrived.
@@ -166,7 +168,7 @@ pub async fn run(options: Options) -> Result<()> {
     }
     let after = Duration::from_millis(options.after_ms);
     let first = committed.iter().map(|(_, at)| *at).min().ok_or("no device to wake")? + after;
-    sleep(first.duration_since(SystemTime::now()).unwrap_or_default()).await;
+    sleep(first.duration_since(now()).unwrap_or_default()).await;
     let from = mark()?;
     while services.arrivals().len() < away.len() && from.at.elapsed() < LONGEST {
         sleep(LOOK_EVERY).await;
@@ -204,12 +206,15 @@ async fn send_to(url: &str, sender: &Seed, away: &[Seed]) -> Result<Vec<(Uuid, S
     let users: Vec<&[Seed]> = away.chunk_by(|one, next| one.user_id == next.user_id).collect();
     let mut connection = Connection::open(&route_to(url).await?, &sender.token, true).await?;
     let (mut dice, mut bytes) = (Dice::new(), Vec::new());
-    for (id, devices) in (1..).zip(&users) {
-        put_request(id, &message(dice.uuid(), devices[0].user_id, devices), &mut bytes)?;
-    }
-    connection.send(&mut bytes).await?;
     let mut committed = Vec::with_capacity(away.len());
+    let mut unsent = (1..).zip(&users);
+    let mut in_flight = 0;
     while committed.len() < away.len() {
+        for (id, devices) in unsent.by_ref().take(IN_FLIGHT - in_flight) {
+            put_request(id, &message(dice.uuid(), devices[0].user_id, devices), &mut bytes)?;
+            in_flight += 1;
+        }
+        connection.send(&mut bytes).await?;
         connection.receive().await?;
         connection.take(&mut bytes, |text, _| {
             if is_event(text) {
@@ -222,9 +227,9 @@ async fn send_to(url: &str, sender: &Seed, away: &[Seed]) -> Result<Vec<(Uuid, S
             let micros = u64::try_from(reply.accepted_at.as_micros()).map_err(io::Error::other)?;
             let at = UNIX_EPOCH + Duration::from_micros(micros);
             committed.extend(devices.iter().map(|device| (device.device_id.0, at)));
+            in_flight -= 1;
             Ok(())
         })?;
-        connection.send(&mut bytes).await?;
     }
     Ok(committed)
 }

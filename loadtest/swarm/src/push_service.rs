@@ -58,6 +58,12 @@ impl PushServices {
     }
 }
 
+/// The time of day, to compare with times of the server, which is on the same machine.
+#[expect(clippy::disallowed_methods, reason = "the server says by the time of day when it has committed")]
+pub fn now() -> SystemTime {
+    SystemTime::now()
+}
+
 async fn serve(stream: TcpStream, latency: Duration, arrivals: Arc<Mutex<Arrivals>>) -> io::Result<()> {
     stream.set_nodelay(true)?;
     let mut stream = BufReader::new(stream);
@@ -85,7 +91,7 @@ async fn serve(stream: TcpStream, latency: Duration, arrivals: Arc<Mutex<Arrival
         }
         body.resize(length, 0);
         stream.read_exact(&mut body).await?;
-        let at = SystemTime::now();
+        let at = now();
         arrivals.lock().unwrap_or_else(PoisonError::into_inner).entry(device).or_default().push(at);
         sleep(latency).await;
         stream.write_all(b"HTTP/1.1 201 Created\r\ncontent-length: 0\r\n\r\n").await?;

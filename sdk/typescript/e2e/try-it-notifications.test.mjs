@@ -28,11 +28,14 @@ class Browser {
   /** What was pushed, as text. */
   contents = [];
   workers = [];
+  /** The ops on push targets that its pages have sent. */
+  ops = [];
 
   static async open(permission, options = {}) {
     const browser = new Browser();
     browser.context = await tryIt.context(options);
     browser.context.on('serviceworker', (worker) => browser.workers.push(worker));
+    onRequest(browser.context, ({ op }) => op.startsWith('push.') && browser.ops.push(op));
     await browser.context.exposeFunction('newSubscription', () => {
       const { target, contents } = service.subscribe();
       browser.contents = contents;
@@ -122,6 +125,7 @@ function subscriptions() {
         getSubscription: async () => restored(this),
         subscribe: async ({ userVisibleOnly, applicationServerKey }) => {
           if (!userVisibleOnly || !this.active) throw new Error('a browser refuses this');
+          if (window.deafPushService) await new Promise((resolve) => (window.deafPushService = resolve));
           if (window.noPushService) throw new DOMException('Registration failed - push service error', 'AbortError');
           const target = await window.newSubscription();
           localStorage.setItem(name(this), JSON.stringify({ ...target, key: applicationServerKey }));
@@ -134,6 +138,11 @@ function subscriptions() {
     localStorage.removeItem(name(this));
     return unregister.call(this);
   };
+}
+
+/** Calls `handle` with each request that pages of a browser send over the socket. */
+function onRequest(context, handle) {
+  context.on('page', (page) => page.on('websocket', (socket) => socket.on('framesent', ({ payload }) => handle(JSON.parse(payload)))));
 }
 
 /** Puts a tab into the background, or back. */
@@ -156,10 +165,7 @@ async function twoPeople(name, friend, permission = 'granted', options = {}) {
   await tab.signIn(`${name}@example.org`);
   const other = await tryIt.context();
   const sends = [];
-  other.on('page', (page) => page.on('websocket', (socket) => socket.on('framesent', ({ payload }) => {
-    const { op, params } = JSON.parse(payload);
-    if (op === 'messages.send' && !params.ephemeral) sends.push(params);
-  })));
+  onRequest(other, ({ op, params }) => op === 'messages.send' && !params.ephemeral && sends.push(params));
   const writer = await tryIt.tab(other);
   await writer.signIn(`${friend}@example.org`);
   await writer.add(`${name}@example.org`);
@@ -386,6 +392,28 @@ test('without a push service, messages are shown while the page is open', { skip
   await close();
 });
 
+test('a browser that tries to subscribe for ever can be switched off meanwhile', { skip }, async () => {
+  const { browser, tab, close } = await twoPeople('yves', 'zoe');
+  await tab.page.clock.install();
+  await tab.page.evaluate(() => (window.deafPushService = true));
+  await settings(tab);
+  const toggle = tab.page.getByRole('switch', { name: SWITCH });
+  await toggle.click();
+  await tab.page.getByText('the push service of the browser has yet to answer').waitFor();
+  await until(() => tab.page.evaluate(() => typeof window.deafPushService === 'function'), 'a subscription that is asked for');
+  await tab.page.clock.fastForward(31_000);
+  await tab.page.getByText('it cannot be reached').waitFor();
+  await toggle.click();
+  await until(async () => (await toggle.getAttribute('aria-checked')) === 'false' && browser.registered.length === 0, 'switched off');
+
+  // It subscribes after all: that is undone.
+  await tab.page.evaluate(() => window.deafPushService());
+  await until(() => browser.ops.length === 2, 'two requests');
+  assert.deepEqual(browser.ops, ['push.register', 'push.remove']);
+  assert.equal(await toggle.getAttribute('aria-checked'), 'false');
+  await close();
+});
+
 test('switched off, signed out or removed, the browser is not woken any more; signed in again, it is', { skip }, async () => {
   const people = await twoPeople('stella', 'theo');
   const { browser, tab, writer } = people;
@@ -421,6 +449,8 @@ test('switched off, signed out or removed, the browser is not woken any more; si
   await until(() => browser.contents !== second && browser.contents.length === 1, 'another subscription with its nonce');
   assert.equal(second.length, 1);
   await browser.deliver();
+
+  assert.deepEqual(browser.ops.filter((op) => op !== 'push.confirm'), ['push.register', 'push.remove', 'push.register', 'push.remove', 'push.register']);
 
   // Removed by another device.
   await settings(tab);

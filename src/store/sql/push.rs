@@ -34,9 +34,13 @@ statements! {
     DELETE_TARGET = both("DELETE FROM push_targets WHERE device_id = $1");
     /// The device $1 has an active target. If it had none, a wake-up for what waits is due at $2; it ends if that is not
     /// urgent.
-    START_WAKE_UPS = both("UPDATE mailboxes SET has_push = TRUE, \
+    START_WAKE_UPS = per_dialect(
+        "UPDATE mailboxes SET has_push = TRUE, \
         push_kind = (SELECT kind FROM push_targets WHERE push_targets.device_id = $1), \
-        wake_at = CASE WHEN count > 0 THEN $2 END, wake_state = 0 \
+        wake_at = CASE WHEN count > 0 THEN $2 END, wake_state = 0 WHERE device_id = $1 AND NOT has_push",
+        "UPDATE mailboxes SET has_push = TRUE, \
+        push_kind = (SELECT kind FROM push_targets WHERE push_targets.device_id = $1), \
+        wake_at = CASE WHEN count > 0 THEN $2::TIMESTAMPTZ END, wake_state = 0 \
         WHERE device_id = $1 AND NOT has_push");
     /// The device $1 has no active target.
     END_WAKE_UPS = both("UPDATE mailboxes SET has_push = FALSE, wake_at = NULL, wake_state = 0 WHERE device_id = $1");

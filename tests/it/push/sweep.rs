@@ -92,7 +92,7 @@ async fn services_that_hang_do_not_delay_those_that_the_operator_trusts() {
     register(&bob.socket, &honest, &subscription).await;
     let path = register_apns(&carol.socket, &apns, &"ab".repeat(32)).await;
     let people: Vec<&Person> = victims.iter().map(|(person, _)| person).chain([&bob.person, &carol.person]).collect();
-    for some in people.chunks(64) {
+    for some in people.chunks(32) {
         join_all(some.iter().map(async |person| alice.send(&[person], "hello").await)).await;
     }
     let before: usize = hostile.iter().map(PushService::connections).sum();

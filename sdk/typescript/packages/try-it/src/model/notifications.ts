@@ -24,6 +24,8 @@ export interface Choice {
 const CHOICE = 'notifications';
 /** Messages of one person within this time are one notification, in milliseconds. */
 const GATHER_MS = 200;
+/** How long the browser may take to subscribe before the page says that it cannot, in milliseconds. */
+const SUBSCRIBE_MS = 30_000;
 /** How long the server may take to remove the registration, in milliseconds. */
 const REMOVE_MS = 5000;
 const LONGEST_BODY = 300;
@@ -42,6 +44,7 @@ export class Notifications {
   offered = false;
 
   #refused = false;
+  #attempt = 0;
   readonly #arrived = new Map<string, Message>();
 
   constructor(
@@ -67,7 +70,7 @@ export class Notifications {
   async turnOn(): Promise<void> {
     const permission = await Notification.requestPermission();
     await this.#choose({ on: permission === 'granted' });
-    await this.resume();
+    void this.resume().catch(() => {});
   }
 
   async turnOff(): Promise<void> {
@@ -83,10 +86,14 @@ export class Notifications {
   /** After a connect, and as often as wanted: registers for pushes, if notifications are on. */
   async resume(): Promise<void> {
     if (this.state !== 'on') return;
-    const closed = await this.#subscribe();
-    // They may have been turned off meanwhile.
-    if (this.state === 'on') await this.#choose({ on: true, closed });
-    else await this.pause();
+    const attempt = ++this.#attempt;
+    const isLatest = () => attempt === this.#attempt && this.state === 'on';
+    // Some browsers try for ever.
+    const late = setTimeout(() => isLatest() && void this.#choose({ on: true, closed: 'failed' }), SUBSCRIBE_MS);
+    const closed = await this.#subscribe().finally(() => clearTimeout(late));
+    if (isLatest()) await this.#choose({ on: true, closed });
+    // They were turned off meanwhile.
+    if (this.state !== 'on') await this.pause();
   }
 
   /** Before the person signs out, or when this device was removed: no more pushes. The choice stays for the next sign-in. */
@@ -94,9 +101,9 @@ export class Notifications {
     if (!isSupported) return;
     this.#arrived.clear();
     const registration = await navigator.serviceWorker.getRegistration(scopeOf(this.person));
-    if (!registration) return;
     // If the server is not reached, the push service tells it when it next sends: without the registration there is no subscription.
-    if (this.client.state === 'connected') await this.client.push.remove(registration, { signal: AbortSignal.timeout(REMOVE_MS) }).catch(() => {});
+    if (this.client.state === 'connected') await this.#removeTarget(registration).catch(() => {});
+    if (!registration) return;
     await this.#clear();
     await registration.unregister();
     await caches.delete(cacheOf(this.person));
@@ -179,6 +186,12 @@ export class Notifications {
       const isTemporary = error instanceof SealwireError && error.code !== 'bad_request';
       return isTemporary ? (this.choice.closed ?? 'waiting') : 'failed';
     }
+  }
+
+  async #removeTarget(registration: ServiceWorkerRegistration | undefined): Promise<void> {
+    const signal = AbortSignal.timeout(REMOVE_MS);
+    const { state } = await this.client.push.status({ signal });
+    if (state !== 'none') await this.client.push.remove(registration, { signal });
   }
 
   /** The registration of this person, with a worker that is active. */
