@@ -125,7 +125,7 @@ function subscriptions() {
         getSubscription: async () => restored(this),
         subscribe: async ({ userVisibleOnly, applicationServerKey }) => {
           if (!userVisibleOnly || !this.active) throw new Error('a browser refuses this');
-          if (window.deafPushService) await new Promise((resolve) => (window.deafPushService = resolve));
+          if (window.slowPushService) await new Promise((resolve) => (window.slowPushService = resolve));
           if (window.noPushService) throw new DOMException('Registration failed - push service error', 'AbortError');
           const target = await window.newSubscription();
           localStorage.setItem(name(this), JSON.stringify({ ...target, key: applicationServerKey }));
@@ -365,8 +365,8 @@ test('the page offers notifications once, after a message that came in the backg
 test('where the browser blocks notifications the page says so, and offers them when that changes', { skip }, async () => {
   const { browser, tab, writer, close } = await twoPeople('nele', 'otto', 'denied');
   await show(tab, false);
-  await writer.write('Nobody is told');
-  await tab.message('Nobody is told').waitFor();
+  await writer.write('Without a notification');
+  await tab.message('Without a notification').waitFor();
   await show(tab, true);
   assert.equal(await tab.page.locator('.offer').isVisible(), false);
   await settings(tab);
@@ -395,19 +395,19 @@ test('without a push service, messages are shown while the page is open', { skip
 test('a browser that tries to subscribe for ever can be switched off meanwhile', { skip }, async () => {
   const { browser, tab, close } = await twoPeople('yves', 'zoe');
   await tab.page.clock.install();
-  await tab.page.evaluate(() => (window.deafPushService = true));
+  await tab.page.evaluate(() => (window.slowPushService = true));
   await settings(tab);
   const toggle = tab.page.getByRole('switch', { name: SWITCH });
   await toggle.click();
   await tab.page.getByText('the push service of the browser has yet to answer').waitFor();
-  await until(() => tab.page.evaluate(() => typeof window.deafPushService === 'function'), 'a subscription that is asked for');
+  await until(() => tab.page.evaluate(() => typeof window.slowPushService === 'function'), 'a subscription that is asked for');
   await tab.page.clock.fastForward(31_000);
   await tab.page.getByText('it cannot be reached').waitFor();
   await toggle.click();
   await until(async () => (await toggle.getAttribute('aria-checked')) === 'false' && browser.registered.length === 0, 'switched off');
 
   // It subscribes after all: that is undone.
-  await tab.page.evaluate(() => window.deafPushService());
+  await tab.page.evaluate(() => window.slowPushService());
   await until(() => browser.ops.length === 2, 'two requests');
   assert.deepEqual(browser.ops, ['push.register', 'push.remove']);
   assert.equal(await toggle.getAttribute('aria-checked'), 'false');

@@ -1,4 +1,4 @@
-// What notifications say, and the service worker: whom it asks, what it shows, and what a click does. The service worker runs in a context of its
+// What notifications say, and the service worker: which tabs it asks, what it shows, and what a click does. The worker runs in a context of its
 // own with a stand-in for the browser.
 
 import assert from 'node:assert/strict';
@@ -55,7 +55,7 @@ class Worker {
       addEventListener: (event, handler) => (this.#handlers[event] = handler),
       skipWaiting: async () => {},
     };
-    // Who does not answer at once does not answer.
+    // A tab that does not answer at once does not answer.
     const setTimeout = (work) => setImmediate(() => setImmediate(() => setImmediate(work)));
     const caches = { open: async (name) => (assert.equal(name, 'try-it:p1'), cache) };
     runInContext(script, createContext({ self, caches, setTimeout, Response, MessageChannel: Channel }));

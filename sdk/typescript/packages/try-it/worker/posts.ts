@@ -1,4 +1,4 @@
-// What the service worker and the tabs say to each other. The module has types and names only, for both sides.
+// The messages between the service worker and the tabs, and the names that both use.
 
 /** From the service worker to a tab. */
 export type Post =

@@ -33,7 +33,7 @@ async function receive(content: { sealwire?: unknown } | null): Promise<void> {
   const cache = await caches.open(cacheOf(person));
   if (tabs[0]) post(tabs[0].client, { kind: 'push', content });
   else if (isConfirmation) await cache.put(confirmationIn(person), new Response(JSON.stringify(content)));
-  // Who is looking at the page sees it there. Otherwise browsers require that every push shows something.
+  // A person who is looking at the page sees it there. Otherwise browsers require that every push shows something.
   if (tabs.some(({ visible }) => visible)) return;
   const address = (await (await cache.match(addressIn(person)))?.text()) ?? 'you';
   await self.registration.showNotification(isConfirmation ? 'Notifications are on' : 'New message', {
