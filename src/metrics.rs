@@ -87,6 +87,7 @@ metrics! {
     http_requests: Counters<(Route, ResponseCode)> = "sealwire_http_requests_total" ["route", "code"] "Responses to sign-in and session requests, by route and error code";
     work_under_way: Gauge = "sealwire_work_under_way" [] "Requests and mails in progress";
     clock_skew: Gauge = "sealwire_clock_skew_seconds" [] "Seconds by which the node's clock is ahead of the database's";
+    clock_trusted: Gauge = "sealwire_clock_trusted" [] "1 if the node trusts its clock with deleting and approving";
     draining: Gauge = "sealwire_draining" [] "1 while the node is stopping";
     access_denied: Counters<AccessDenied> = "sealwire_admin_refused_total" ["reason"] "Requests to the operator's listener that were refused, by reason";
 

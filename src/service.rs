@@ -45,7 +45,7 @@ use crate::{
     bus::Bus,
     clock::{Clock, Entropy},
     domain::{
-        DeviceId, LocalDelivery, Refusal, Signal, Timestamp, UserId, envelope::MailboxBounds,
+        ApprovalId, DeviceId, LocalDelivery, Refusal, Signal, Timestamp, UserId, envelope::MailboxBounds,
         keyed_buckets::DrainLimit, otp::ServerSecret, token::TokenHash,
     },
     metrics::{Batch, Metrics},
@@ -54,7 +54,7 @@ use crate::{
         DeviceStatus, FoundSession, MailAnswer, MailRequest, Mailboxes, Place, PoolUsage, RegisteredConnection,
         StatusRequest, Store, StoreError, TokenLookup, UserQueues,
     },
-    tasks::Tasks,
+    tasks::{Tasks, Work},
     usage_limits::UsageLimits,
 };
 use clock_check::ClockCheck;
@@ -90,6 +90,10 @@ const OVER_LIMIT_READS: usize = 4;
 /// Maximum number of look-ups of tokens at once, of all networks that have made too many that failed. The others wait;
 /// their number is bounded by the connections that have not upgraded.
 const OVER_LIMIT_LOOKUPS: usize = 4;
+
+/// Maximum number of polls of approvals that use the database at once. Polls wait in the order in which they came, at most one
+/// of each request, so requests that are polled in a loop delay others by at most one turn.
+const POLLS: usize = 4;
 
 /// The settings that the use cases need.
 #[derive(Clone, Debug)]
@@ -138,7 +142,7 @@ pub struct ServiceDependencies {
     pub metrics: Arc<Metrics>,
 }
 
-/// The use cases. They run on the runtime that owns the store and the bus.
+/// The use cases. They run on the runtime that owns the store and the bus, except for those that say otherwise.
 pub struct Service {
     store: Store,
     bus: Bus,
@@ -147,6 +151,8 @@ pub struct Service {
     entropy: Entropy,
     mailer: Mailer,
     pushes: Arc<Pushes>,
+    /// Spawns on the runtime that owns the store and the bus.
+    work: Work,
     secret: ServerSecret,
     policy: Policy,
     metrics: Arc<Metrics>,
@@ -163,7 +169,7 @@ pub struct Service {
     /// Serves claims that wait for locked keys.
     blocking_claims: Claims,
     /// Bounds their number.
-    blocking_permits: Semaphore,
+    blocking_permits: Arc<Semaphore>,
     over_limit_permits: Semaphore,
     /// The operations that do not run in batches.
     operations: UserQueues,
@@ -171,6 +177,10 @@ pub struct Service {
     lookups: UserQueues<TokenHash>,
     /// The look-ups of tokens from networks that have made too many that failed.
     over_limit_lookups: Semaphore,
+    /// The polls of requests for approvals, one of each request at a time.
+    polls: UserQueues<ApprovalId>,
+    /// Bounds the number of polls that use the database, over all requests.
+    poll_permits: Semaphore,
     /// The publishes whose signatures are being verified: one of each user.
     verifications: UserQueues,
     /// Bounds their number, over all users.
@@ -353,6 +363,7 @@ impl Service {
         let shown_codes = policy.shows_codes.then(ShownCodes::default);
         let operations = UserQueues::new(OPERATIONS_PER_USER, metrics.clone());
         let lookups = UserQueues::new(1, metrics.clone());
+        let polls = UserQueues::new(1, metrics.clone());
         let verifications = UserQueues::new(1, metrics.clone());
         let cores = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
         let verification_permits = Arc::new(Semaphore::new(cores));
@@ -364,6 +375,7 @@ impl Service {
             entropy,
             mailer,
             pushes: Arc::new(pushes),
+            work: tasks.work().clone(),
             secret,
             policy,
             metrics,
@@ -375,11 +387,13 @@ impl Service {
             shown_codes,
             claims,
             blocking_claims,
-            blocking_permits: Semaphore::new(BLOCKING_CLAIMS),
+            blocking_permits: Arc::new(Semaphore::new(BLOCKING_CLAIMS)),
             over_limit_permits: Semaphore::new(OVER_LIMIT_READS),
             operations,
             lookups,
             over_limit_lookups: Semaphore::new(OVER_LIMIT_LOOKUPS),
+            polls,
+            poll_permits: Semaphore::new(POLLS),
             verifications,
             verification_permits,
             mail,
@@ -402,6 +416,14 @@ impl Service {
     /// `unavailable` if too many operations of the user wait.
     pub async fn enter(&self, user: UserId) -> Result<Place, Refusal> {
         Ok(self.operations.enter(user).await?)
+    }
+
+    /// Runs an operation on the runtime that owns the store, for a use case that runs on another.
+    async fn on_own_runtime<T: Send + 'static, E: Into<Refusal> + Send + 'static>(
+        &self,
+        operation: impl Future<Output = Result<T, E>> + Send + 'static,
+    ) -> Result<T, Refusal> {
+        self.work.spawn(operation).await.map_err(|_| Refusal::Internal)?.map_err(Into::into)
     }
 
     /// Sends a use case's signals to other devices.

@@ -22,6 +22,10 @@ pub struct UsageLimits {
     pub wrong_guesses_per_network_day: usize,
     /// Look-ups of tokens per minute from one client network that fail.
     pub session_failures_per_network_minute: usize,
+    /// Polls per minute from one client network that name an unknown request for an approval or show a wrong token.
+    pub poll_failures_per_network_minute: usize,
+    /// Changes per hour of an account's lock by one device.
+    pub lock_changes_per_device_hour: usize,
     /// Addresses per hour looked up by one user.
     pub find_per_user_hour: usize,
     /// Claims of one user that take a one-time key of one device: the number allowed in a burst.

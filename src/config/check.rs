@@ -17,7 +17,7 @@ const APNS_ID_CHARS: usize = 10;
 const BUS_SCHEMES: [&str; 3] = ["redis://", "rediss://", "redis-sentinel://"];
 
 /// The valid values of the settings that are whole numbers.
-const RANGES: [(&str, RangeInclusive<i64>); 33] = [
+const RANGES: [(&str, RangeInclusive<i64>); 35] = [
     ("server.workers", 0..=1024),
     ("server.max_connections", 0..=10_000_000),
     ("server.max_http_connections", 0..=10_000_000),
@@ -40,6 +40,8 @@ const RANGES: [(&str, RangeInclusive<i64>); 33] = [
     ("limits.verify_per_network_minute", 0..=1_000_000),
     ("limits.wrong_guesses_per_network_day", 0..=1_000_000),
     ("limits.session_failures_per_network_minute", 0..=1_000_000),
+    ("limits.poll_failures_per_network_minute", 0..=1_000_000),
+    ("limits.lock_changes_per_device_hour", 0..=1_000_000),
     ("limits.find_per_user_hour", 0..=1_000_000),
     ("limits.signup_proof_bits", 0..=24),
     ("limits.claim_burst", 0..=1_000_000),

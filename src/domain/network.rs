@@ -50,6 +50,12 @@ impl From<IpAddr> for ClientNetwork {
 }
 
 impl ClientNetwork {
+    /// Parses what [`Display`](fmt::Display) shows; `None` if it is invalid.
+    #[must_use]
+    pub fn parse(shown: &str) -> Option<Self> {
+        Some(shown.split_once('/')?.0.parse::<IpAddr>().ok()?.into())
+    }
+
     /// The networks by which limits count a client, each with how many times the limit of a single network applies to
     /// it: a /24 of IPv4, or the /48, the /40 and the /32 of IPv6.
     #[must_use]
@@ -140,5 +146,10 @@ mod tests {
         let shown = |text: &str| ClientNetwork::from(text.parse::<IpAddr>().unwrap()).to_string();
         assert_eq!(shown("203.0.113.9"), "203.0.113.0/24");
         assert_eq!(shown("2001:db8:1:2::1"), "2001:db8:1::/48");
+        for address in ["203.0.113.9", "2001:db8:1:2::1"] {
+            let network = ClientNetwork::from(address.parse::<IpAddr>().unwrap());
+            assert_eq!(ClientNetwork::parse(&network.to_string()), Some(network));
+        }
+        assert_eq!(ClientNetwork::parse("203.0.113.0"), None);
     }
 }

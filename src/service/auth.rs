@@ -333,14 +333,14 @@ impl Service {
                 Ok((SignInAnswer::SignedIn(session, token), self.signed_in(signed_in, Some(network))))
             }
             SignInOutcome::Requested { user, approval } => {
-                let (requested, notifications) = self.requested(user, sign_in.email, approval).await;
+                let (requested, notifications) = self.requested(user, sign_in.email, approval, network).await;
                 Ok((SignInAnswer::Waiting(requested), notifications))
             }
         }
     }
 
-    /// Counts, logs and mails a sign-in, and returns the signals for the user's devices. `network` is the client's, unless a
-    /// device or time approved the sign-in.
+    /// Counts, logs and mails a sign-in, and returns the signals for the user's devices. `network` is the client's, or that
+    /// of the device that approved the sign-in.
     pub(super) fn signed_in(&self, signed_in: SignedIn, network: Option<ClientNetwork>) -> Notifications {
         self.metrics.sign_ins.inc();
         self.mail_sign_in(&signed_in, network);
@@ -393,7 +393,7 @@ impl Service {
     /// # Errors
     /// `invalid_code`, `too_many_attempts`
     async fn check_code(&self, guess: &Guess<'_>, from: GuessFrom<'_>, now: Timestamp) -> Result<bool, Refusal> {
-        let Guess { challenge, email, purpose, code, .. } = *guess;
+        let Guess { challenge, email, purpose, code, network, .. } = *guess;
         let Some(guess) = self.store.count_attempt(challenge, email, purpose, from, now).await? else {
             return Ok(false);
         };
@@ -403,9 +403,14 @@ impl Service {
             return Ok(true);
         }
         self.metrics.wrong_guesses.inc();
-        if guess.wrong_today >= GUESSES_WITHOUT_PROOF && self.store.note_guess_notice(email, now).await? {
-            tracing::warn!("somebody guesses the codes of an address; its owner is mailed");
-            self.mailer.send(Mail::codes_guessed(email.clone()));
+        if guess.wrong_today >= GUESSES_WITHOUT_PROOF {
+            let owners = self.store.note_guess_notice(email, now).await?;
+            if !owners.is_empty() {
+                tracing::warn!("somebody guesses the codes of an address; its owner is mailed");
+            }
+            for owner in owners {
+                self.mailer.send(Mail::codes_guessed(owner).caused_from(Some(network)));
+            }
         }
         Err(Refusal::InvalidCode)
     }
@@ -494,7 +499,7 @@ impl Service {
     }
 
     /// Opens a connection; older connections of the device are closed. The connection must be attached to the hub
-    /// already, so that no signal sent between this call and the welcome is lost.
+    /// already, so that no signal sent between this call and the welcome is lost. May be called on any runtime.
     ///
     /// # Errors
     /// `session_revoked`
@@ -503,10 +508,14 @@ impl Service {
         let now = self.now();
         let connection = self.connections.submit(ConnectionRegistration { caller, now }).await?;
         self.bus.publish(caller.device, Signal::Displaced { epoch: connection.epoch });
-        let RegisteredConnection { epoch, has_pending_approval, keys, mailbox } = connection;
-        let approvals = if has_pending_approval { self.store.decidable_approvals(&caller).await? } else { Vec::new() };
-        let push = self.push_status(caller.device).await?;
-        Ok(OpenedConnection { epoch, keys, mailbox, approvals, push })
+        let RegisteredConnection { epoch, has_pending_approval, keys, mailbox, push } = connection;
+        let approvals = if has_pending_approval {
+            let store = self.store.clone();
+            Box::pin(self.on_own_runtime(async move { store.decidable_approvals(&caller).await })).await?
+        } else {
+            Vec::new()
+        };
+        Ok(OpenedConnection { epoch, keys, mailbox, approvals, push: self.push_status(push) })
     }
 
     /// Records the end of a connection. Call it once for each call of [`Self::open_connection`], even a failed one.

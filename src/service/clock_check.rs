@@ -87,6 +87,13 @@ impl Service {
         self.clock_check().skew
     }
 
+    /// Whether the clock may decide what is deleted and approved, as the last check found.
+    #[must_use]
+    pub fn is_clock_trusted(&self) -> bool {
+        let check = self.clock_check();
+        !check.is_wrong && check.trust.is_none_or(|trust| trust == Trust::Full)
+    }
+
     fn clock_check(&self) -> std::sync::MutexGuard<'_, ClockCheck> {
         self.clock_check.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -117,6 +124,7 @@ impl Service {
         check.skew = seconds;
         drop(check);
         self.metrics.clock_skew.set_signed(seconds);
+        self.metrics.clock_trusted.set(u64::from(!is_wrong));
         if is_wrong && !was_wrong {
             tracing::error!(
                 seconds,
@@ -152,6 +160,7 @@ impl Service {
             }
             (trust, to_record)
         };
+        self.metrics.clock_trusted.set(u64::from(trust == Trust::Full));
         if let Some(at) = to_record {
             self.store.record_high_water(at).await?;
             self.clock_check().recorded = Some(at);

@@ -27,13 +27,18 @@ impl Service {
         Ok(self.store.rename_device(caller, device, name, self.now()).await?)
     }
 
-    /// Revokes a device: deletes its sessions and unissued keys, and closes its socket.
+    /// Revokes a device: deletes its sessions and unissued keys, and closes its socket. `network` is the client's.
     ///
     /// # Errors
     /// `session_revoked`, `unknown_device`, `device_too_new`
-    pub async fn revoke_device(&self, caller: &Caller, device: DeviceId) -> Result<Notifications, Refusal> {
+    pub async fn revoke_device(
+        &self,
+        caller: &Caller,
+        device: DeviceId,
+        network: ClientNetwork,
+    ) -> Result<Notifications, Refusal> {
         let (revoked, email, others) = self.store.revoke_device(caller, device, self.now()).await?;
-        self.mailer.send(Mail::device_revoked(email, revoked.name.as_deref()));
+        self.mailer.send(Mail::device_revoked(email, revoked.name.as_deref()).caused_from(Some(network)));
         let changed = Signal::DevicesChanged { added: vec![], removed: vec![device] };
         let mut notifications = Notifications::to_all(others.iter().copied(), &changed);
         notifications.0.extend(revoked_notifications(revoked, &others).0);
@@ -67,7 +72,7 @@ impl Service {
         let purpose = CodePurpose::Delete;
         self.confirm(&Guess { challenge, email: &email, purpose, code: &code, work: &work, network }, now).await?;
         let deleted = self.store.delete_account(caller, challenge, now).await?;
-        self.mailer.send(Mail::account_deleted(deleted.email));
+        self.mailer.send(Mail::account_deleted(deleted.email).caused_from(Some(network)));
         tracing::info!(user_id = %caller.user, device_id = %caller.device, "account deleted");
         Ok(Notifications::to_all(deleted.devices, &Signal::AccountDeleted))
     }
@@ -94,13 +99,13 @@ impl Service {
         match self.store.change_email(caller, challenge, new, id, now).await? {
             AddressChange::Changed { old } => {
                 if old != *new {
-                    self.mailer.send(Mail::address_changed(old));
+                    self.mailer.send(Mail::address_changed(old).caused_from(Some(network)));
                     tracing::info!(user_id = %caller.user, device_id = %caller.device, "address changed");
                 }
                 Ok((None, Notifications::default()))
             }
             AddressChange::Requested { email, approval } => {
-                let (requested, notifications) = self.requested(caller.user, email, approval).await;
+                let (requested, notifications) = self.requested(caller.user, email, approval, network).await;
                 Ok((Some(requested), notifications))
             }
         }

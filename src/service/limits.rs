@@ -1,6 +1,6 @@
-//! Enforces the rate limits on sign-in, user look-ups and messages. Limits per network, user and device are counted in
-//! memory, by each node separately; limits per address are counted over the stored challenges. The limit on claims is
-//! enforced by the store.
+//! Enforces the rate limits on sign-in, locks, user look-ups and messages. Limits per network, user and device are counted
+//! in memory, by each node separately, except that of wrong guesses per day. That and the limits per address are counted in
+//! the database, over all nodes. The limits on claims are enforced by the store.
 //!
 //! A client that has reached a limit of codes or guesses can exceed it with a [proof of work](crate::domain::work).
 
@@ -40,6 +40,8 @@ pub struct Limits {
     otp_per_network: SlidingWindow<CountedNetwork>,
     verify_per_network: SlidingWindow<CountedNetwork>,
     session_failures_per_network: SlidingWindow<CountedNetwork>,
+    poll_failures_per_network: SlidingWindow<CountedNetwork>,
+    lock_changes_per_device: SlidingWindow<DeviceId>,
     find_per_user: SlidingWindow<UserId>,
     sends_per_device: KeyedBuckets<UserId, DeviceId>,
     /// By sending and receiving user.
@@ -55,6 +57,8 @@ impl Limits {
             otp_per_network: SlidingWindow::new(settings.otp_per_network_hour, HOUR),
             verify_per_network: SlidingWindow::new(settings.verify_per_network_minute, MINUTE),
             session_failures_per_network: SlidingWindow::new(settings.session_failures_per_network_minute, MINUTE),
+            poll_failures_per_network: SlidingWindow::new(settings.poll_failures_per_network_minute, MINUTE),
+            lock_changes_per_device: SlidingWindow::new(settings.lock_changes_per_device_hour, HOUR),
             find_per_user: SlidingWindow::new(settings.find_per_user_hour, HOUR),
             sends_per_device: KeyedBuckets::new(sends, Duration::from_secs(1) / sends.max(1)),
             sends_per_pair: KeyedBuckets::new(
@@ -96,6 +100,30 @@ impl Limits {
     /// The time to wait, if the network has made too many.
     pub fn session_failure(&self, network: ClientNetwork, now: Timestamp) -> Result<(), Duration> {
         self.session_failures_per_network.take(&network.counted(), now)
+    }
+
+    /// Counts a poll of an approval with an unknown request or a wrong token. Apart from the attempts to redeem a code, so
+    /// that it costs a neighbour none of them.
+    ///
+    /// # Errors
+    /// The time to wait, if the network has made too many.
+    pub fn poll_failure(&self, network: ClientNetwork, now: Timestamp) -> Result<(), Duration> {
+        self.poll_failures_per_network.take(&network.counted(), now)
+    }
+
+    /// Counts a change of an account's lock. By device, so that a thief with the token of one does not use up the changes of
+    /// the others.
+    ///
+    /// # Errors
+    /// `rate_limited` if the device has made too many.
+    pub fn lock_change(&self, device: DeviceId, now: Timestamp) -> Result<(), Refusal> {
+        let counted = self.lock_changes_per_device.take(&[(device, 1)], now);
+        counted.map_err(|retry_after| Refusal::RateLimited { retry_after })
+    }
+
+    /// Takes back a change of a lock that was counted at `at`, because it changed nothing.
+    pub fn give_back_lock_change(&self, device: DeviceId, at: Timestamp) {
+        self.lock_changes_per_device.give_back(&[(device, 1)], at);
     }
 
     /// Counts a look-up of an address.
@@ -238,6 +266,8 @@ mod tests {
         signup_proof_bits: 0,
         wrong_guesses_per_network_day: 0,
         session_failures_per_network_minute: 0,
+        poll_failures_per_network_minute: 0,
+        lock_changes_per_device_hour: 0,
         find_per_user_hour: 0,
         claim_burst: 0,
         claim_refill_s: 1,

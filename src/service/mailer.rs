@@ -3,7 +3,7 @@
 //! Each mail is sent by a task of its own, so that a request neither waits for the mail server nor reveals whether
 //! sending worked. The number of these tasks is bounded by [`places`], which divides it by recipient domain and client
 //! network. After a temporary failure (such as greylisting) or a failed connection the mail is retried while a code in it
-//! is still useful.
+//! is still useful. A notice for which there is no place waits as if its first attempt had failed.
 
 mod mail;
 mod places;
@@ -16,7 +16,7 @@ use tokio::time::{Instant, sleep, timeout_at};
 
 pub use self::{mail::Mail, transport::check};
 use self::{
-    places::{MailKeys, Places, UnsentPlace},
+    places::{MailKeys, Places, RetryPlace, UnsentPlace},
     transport::Transport,
 };
 use crate::{
@@ -130,16 +130,21 @@ impl Mailer {
 
     /// Sends a mail in the background. A stopping server waits for it. Drops it if the limits on unsent mails are reached.
     pub fn send(&self, mail: Mail) {
-        let _ = self.try_send(mail);
+        self.send_or_else(mail, async {});
     }
 
-    /// Like [`Self::send`]. Returns false if the mail was dropped at once.
-    #[must_use]
-    pub fn try_send(&self, mail: Mail) -> bool {
-        let Some((keys, place)) = self.enter(&mail) else { return false };
+    /// Like [`Self::send`]. If the mail is dropped, runs `dropped` in the background; not if all attempts fail.
+    pub fn send_or_else(&self, mail: Mail, dropped: impl Future<Output = ()> + Send + 'static) {
+        let Some((keys, place)) = self.enter(&mail) else {
+            self.work.spawn(dropped);
+            return;
+        };
         let (transport, work) = (self.transport.clone(), self.work.clone());
-        self.work.spawn(async move { transport.send(&mail, &keys, place, &work).await });
-        true
+        self.work.spawn(async move {
+            if transport.send(&mail, &keys, place, &work).await == MailOutcome::Dropped {
+                dropped.await;
+            }
+        });
     }
 
     /// Like [`Self::send`]. If the mail is dropped or all attempts fail, runs `give_back`: before this returns if the mail
@@ -150,23 +155,36 @@ impl Mailer {
         let Some((keys, place)) = self.enter(&mail) else { return give_back.await };
         let (transport, work) = (self.transport.clone(), self.work.clone());
         self.work.spawn(async move {
-            if !is_withheld && !transport.send(&mail, &keys, place, &work).await {
+            if !is_withheld && transport.send(&mail, &keys, place, &work).await != MailOutcome::Sent {
                 give_back.await;
             }
         });
     }
 
     /// Takes a place for a mail; `None` if it is dropped.
-    fn enter(&self, mail: &Mail) -> Option<(MailKeys, UnsentPlace)> {
-        let keys = MailKeys::new(&mail.to, mail.network);
-        match self.transport.places.enter(&keys) {
-            Ok(place) => Some((keys, place)),
-            Err(limit) => {
-                self.transport.count_dropped(limit);
-                None
-            }
-        }
+    fn enter(&self, mail: &Mail) -> Option<(MailKeys, FirstPlace)> {
+        let keys = if mail.is_notice {
+            MailKeys::notice(&mail.to, mail.network)
+        } else {
+            MailKeys::code(&mail.to, mail.network)
+        };
+        let places = &self.transport.places;
+        let place = match places.enter(&keys) {
+            Ok(place) => Ok(FirstPlace::Unsent(place)),
+            // Somebody who sees that their code does not come asks again. Nobody asks for a notice.
+            Err(limit) if mail.is_notice => places.wait(&keys).map(|place| FirstPlace::Retry(limit, place)),
+            Err(limit) => Err(limit),
+        };
+        place.map(|place| (keys, place)).map_err(|limit| self.transport.count_dropped(limit)).ok()
     }
+}
+
+/// The place with which a mail begins.
+enum FirstPlace {
+    /// One of those that are sent.
+    Unsent(UnsentPlace),
+    /// One of those that wait for their next attempt, because this limit left none of the others.
+    Retry(MailDrop, RetryPlace),
 }
 
 /// A transport with retries.
@@ -203,22 +221,18 @@ impl AttemptError {
 }
 
 impl RetryingTransport {
-    /// Sends a mail, with retries, counts the outcome and returns whether it was sent.
-    async fn send(&self, mail: &Mail, keys: &MailKeys, place: UnsentPlace, work: &Work) -> bool {
-        match self.try_send(mail, keys, place, work).await {
-            Ok(()) => {
-                self.metrics.mails.inc(MailOutcome::Sent);
-                true
-            }
+    /// Sends a mail, with retries. Counts and returns the outcome.
+    async fn send(&self, mail: &Mail, keys: &MailKeys, place: FirstPlace, work: &Work) -> MailOutcome {
+        let outcome = match self.try_send(mail, keys, place, work).await {
+            Ok(()) => MailOutcome::Sent,
             Err(AttemptError::NoPlace(limit)) => {
                 self.count_dropped(limit);
-                false
+                return MailOutcome::Dropped;
             }
-            Err(AttemptError::Mailer(_) | AttemptError::TooOld) => {
-                self.metrics.mails.inc(MailOutcome::Failed);
-                false
-            }
-        }
+            Err(AttemptError::Mailer(_) | AttemptError::TooOld) => MailOutcome::Failed,
+        };
+        self.metrics.mails.inc(outcome);
+        outcome
     }
 
     /// Sends a mail, with retries. Between the attempts it holds no place of those that are sent. When the server stops,
@@ -227,12 +241,15 @@ impl RetryingTransport {
         &self,
         mail: &Mail,
         keys: &MailKeys,
-        first_place: UnsentPlace,
+        first_place: FirstPlace,
         work: &Work,
     ) -> Result<(), AttemptError> {
         let deadline = Instant::now() + MAX_AGE;
         let mut pauses = self.pauses;
-        let mut place = Ok(first_place);
+        let (mut place, mut waiting) = match first_place {
+            FirstPlace::Unsent(place) => (Ok(place), None),
+            FirstPlace::Retry(limit, waiting) => (Err(limit), Some(waiting)),
+        };
         loop {
             let attempt = match place {
                 Ok(place) => self.attempt(mail, place, deadline).await,
@@ -247,13 +264,16 @@ impl RetryingTransport {
             }
             let Some((pause, rest)) = pauses.split_first().filter(|_| tries_left > 0) else { return Err(error) };
             pauses = rest;
-            let mut waiting = self.places.wait(keys).map_err(AttemptError::NoPlace)?;
+            let mut retry_place = match waiting.take() {
+                Some(place) => place,
+                None => self.places.wait(keys).map_err(AttemptError::NoPlace)?,
+            };
             tokio::select! {
                 () = sleep(*pause) => {}
-                () = waiting.displaced() => return Err(AttemptError::NoPlace(MailDrop::Retries)),
+                () = retry_place.displaced() => return Err(AttemptError::NoPlace(MailDrop::Retries)),
                 () = work.ending() => pauses = &[],
             }
-            drop(waiting);
+            drop(retry_place);
             place = self.places.enter(keys);
         }
     }
@@ -261,8 +281,8 @@ impl RetryingTransport {
     /// Waits for a connection and makes one attempt. Gives the place back before it returns.
     async fn attempt(&self, mail: &Mail, mut place: UnsentPlace, deadline: Instant) -> Result<(), AttemptError> {
         match timeout_at(deadline, place.connection()).await {
-            Ok(true) => {}
-            Ok(false) => return Err(AttemptError::NoPlace(MailDrop::Places)),
+            Ok(Ok(())) => {}
+            Ok(Err(limit)) => return Err(AttemptError::NoPlace(limit)),
             Err(_) => return Err(AttemptError::TooOld),
         }
         self.transport.send(mail).await?;
@@ -320,11 +340,11 @@ mod tests {
     async fn send(transport: &RetryingTransport, work: &Work) -> bool {
         let (mail, keys) = (mail(), keys());
         let place = transport.places.enter(&keys).unwrap();
-        transport.send(&mail, &keys, place, work).await
+        transport.send(&mail, &keys, FirstPlace::Unsent(place), work).await == MailOutcome::Sent
     }
 
     fn keys() -> MailKeys {
-        MailKeys::new(&mail().to, None)
+        MailKeys::code(&mail().to, None)
     }
 
     #[tokio::test]

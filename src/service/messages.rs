@@ -67,7 +67,7 @@ pub struct Message {
 
 impl Service {
     /// Accepts a message. When this returns, the message is stored, unless it is ephemeral. `epoch` is that of the
-    /// sending connection; `turn` must be ready, and is dropped as soon as the message is queued.
+    /// sending connection; `turn` must be ready, and is dropped as soon as the message is queued. May be called on any runtime.
     ///
     /// # Errors
     /// `session_revoked`, `rate_limited`, `not_found`, `no_devices`, `devices_mismatch`, `id_conflict`, `mailbox_full`
@@ -98,7 +98,7 @@ impl Service {
         }
     }
 
-    /// Deletes acknowledged envelopes, and returns how many of them the mailbox still held.
+    /// Deletes acknowledged envelopes, and returns how many of them the mailbox still held. May be called on any runtime.
     ///
     /// # Errors
     /// `session_revoked`

@@ -282,15 +282,11 @@ fn invalid(error: &TargetError) -> Refusal {
 }
 
 impl Service {
-    /// Returns whether a device has a push target, and what a client needs to register one.
-    ///
-    /// # Errors
-    /// `unavailable`
-    pub async fn push_status(&self, device: DeviceId) -> Result<PushStatus, Refusal> {
-        let state = self.store.push_state(device).await?;
+    /// Returns the state of a device's push target, and what a client needs to register one.
+    pub(super) fn push_status(&self, state: PushState) -> PushStatus {
         let sender = self.pushes.sender.as_ref();
         let vapid_public_key = sender.and_then(Sender::vapid_public_key).map(str::to_owned);
-        Ok(PushStatus { state, vapid_public_key, kinds: self.pushes.kinds() })
+        PushStatus { state, vapid_public_key, kinds: self.pushes.kinds() }
     }
 
     /// Replaces the push target of the caller's device, and sends a nonce to it, unless the same target is active.

@@ -15,6 +15,7 @@ use super::{
     keys, locks, rows, sessions,
     signed_in::{self, NewDevice, SignedIn},
     sql::approvals as sql,
+    sweep::Cutoff,
     tx::Tx,
 };
 use crate::domain::{
@@ -117,6 +118,17 @@ pub enum Approved {
         /// The old address.
         old: Email,
     },
+}
+
+/// A request whose time has come.
+#[derive(Clone, Debug)]
+pub struct DueApproval {
+    /// When it is approved unless a device denies it.
+    pub at: Timestamp,
+    /// Identifies it.
+    pub id: ApprovalId,
+    /// The network that it came from, such as `203.0.113.0/24`, if it is known.
+    pub client_network: Option<String>,
 }
 
 /// A request as its poll finds it.
@@ -451,9 +463,9 @@ impl Store {
         after: (Timestamp, ApprovalId),
         max_devices: usize,
         now: Timestamp,
-    ) -> Result<Vec<(Timestamp, ApprovalId)>, StoreError> {
+    ) -> Result<Vec<DueApproval>, StoreError> {
         let mut tx = self.read().await?;
-        let due: Vec<(Uuid, DateTime<Utc>)> = tx
+        let due: Vec<(Uuid, DateTime<Utc>, Option<String>)> = tx
             .query(sql::DUE)
             .bind(now.to_utc())
             .bind(after.0.to_utc())
@@ -461,18 +473,26 @@ impl Store {
             .bind(i64::try_from(max_devices).unwrap_or(i64::MAX))
             .fetch_all()
             .await?;
-        Ok(due.into_iter().map(|(id, at)| (rows::time(at), ApprovalId(id))).collect())
+        let due = due.into_iter().map(|(id, at, client_network)| DueApproval {
+            at: rows::time(at),
+            id: ApprovalId(id),
+            client_network,
+        });
+        Ok(due.collect())
     }
 
-    /// Takes up to 100 pending requests about which no mail was sent for a day, or none at all. Of several nodes, one gets
-    /// each. Returns the address to mail, the request, and the devices that may decide it.
+    /// Takes up to 100 pending requests about which no mail was sent for a day, or none at all. A mail from the future counts
+    /// as none, unless the clock may be behind. Of several nodes, one gets each. Returns the address to mail, the request, and
+    /// the devices that may decide it.
     ///
     /// # Errors
     /// [`StoreError::Unavailable`]
     pub async fn take_reminders(
         &self,
-        now: Timestamp,
+        cutoff: impl Into<Cutoff>,
     ) -> Result<Vec<(Email, PendingApproval, Vec<DeviceId>)>, StoreError> {
+        let Cutoff { now, and_future } = cutoff.into();
+        let latest = and_future.then(|| (now + TOLERATED_AHEAD).to_utc());
         self.retrying(|| async {
             let mut tx = self.begin().await?;
             let due: Vec<(Uuid, Uuid)> = tx
@@ -480,6 +500,7 @@ impl Store {
                 .bind(now.to_utc())
                 .bind(now.before(DAY).to_utc())
                 .bind(now.before(MAILED_WITHIN).to_utc())
+                .bind(latest)
                 .fetch_all()
                 .await?;
             let mut reminders = Vec::with_capacity(due.len());

@@ -24,6 +24,8 @@ pub(super) const NETWORK_IS_KNOWN: Duration = Duration::from_hours(90 * 24);
 pub(super) const GUESSES_COUNT_FOR: Duration = Duration::from_hours(30 * 24);
 /// Maximum number of wrong guesses that the history of an address has.
 const MAX_GUESSES: i64 = 100;
+/// Maximum number of users that are mailed about guesses at one address: a tag makes a new user of the same person.
+const MAX_NOTIFIED: i64 = 10;
 /// Maximum number of networks that a user trusts: those of the newest sign-ins.
 const MAX_KNOWN_NETWORKS: i64 = 100;
 
@@ -279,25 +281,31 @@ impl Store {
         Ok(wait)
     }
 
-    /// Notes that the owner of an address is mailed about wrong guesses. Returns false if there is no owner, or a mail
-    /// was sent in the last day since the owner signed in.
+    /// Notes that the owner of an address is mailed about wrong guesses, and returns the addresses to mail: those of the users
+    /// whose address differs from this one by the tag at most, up to ten. Empty if there are none, or a mail was sent in the
+    /// last day since the owner signed in.
     ///
     /// # Errors
     /// [`StoreError::Unavailable`]
-    pub async fn note_guess_notice(&self, email: &Email, now: Timestamp) -> Result<bool, StoreError> {
+    pub async fn note_guess_notice(&self, email: &Email, now: Timestamp) -> Result<Vec<Email>, StoreError> {
+        let counted_as = email.without_tag();
         self.retrying(|| async {
             let mut tx = self.begin().await?;
+            let owners = tx.query(sql::OWNERS_OF).bind(&*counted_as).bind(email.as_str()).bind(MAX_NOTIFIED);
+            let owners: Vec<(String,)> = owners.fetch_all().await?;
+            if owners.is_empty() {
+                return Ok(vec![]);
+            }
             let noted = tx
                 .query(sql::NOTE_NOTICE)
-                .bind(email.as_str())
-                .bind(&*email.without_tag())
+                .bind(&*counted_as)
                 .bind(now.to_utc())
                 .bind(now.before(DAY).to_utc())
                 .bind(latest(now))
                 .execute()
                 .await?;
             tx.commit().await?;
-            Ok(noted > 0)
+            if noted == 0 { Ok(vec![]) } else { owners.iter().map(|(email,)| rows::email(email)).collect() }
         })
         .await
     }

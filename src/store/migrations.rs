@@ -25,6 +25,7 @@ pub static ON_SQLITE: LazyLock<Migrator> = LazyLock::new(|| {
         ("wrong guesses", include_str!("../../migrations/sqlite/0010_wrong_guesses.sql")),
         ("mailbox shares", include_str!("../../migrations/sqlite/0011_mailbox_shares.sql")),
         ("push", include_str!("../../migrations/sqlite/0012_push.sql")),
+        ("untagged addresses", include_str!("../../migrations/sqlite/0013_untagged_addresses.sql")),
     ])
 });
 
@@ -43,6 +44,7 @@ pub static ON_POSTGRES: LazyLock<Migrator> = LazyLock::new(|| {
         ("wrong guesses", include_str!("../../migrations/postgres/0010_wrong_guesses.sql")),
         ("mailbox shares", include_str!("../../migrations/postgres/0011_mailbox_shares.sql")),
         ("push", include_str!("../../migrations/postgres/0012_push.sql")),
+        ("untagged addresses", include_str!("../../migrations/postgres/0013_untagged_addresses.sql")),
     ])
 });
 

@@ -16,7 +16,7 @@ use super::{
 };
 use crate::domain::{
     Caller, DeviceId, Refusal, Timestamp,
-    push::{FAILURES_KEPT, NONCE_LIFETIME, PushFailures, PushKind, PushState, PushTarget, WakeState},
+    push::{FAILURES_KEPT, NONCE_LIFETIME, PushFailures, PushKind, PushTarget, WakeState},
 };
 
 /// A registration of a target: another one each time.
@@ -142,18 +142,6 @@ async fn lock_mailboxes(tx: &mut Tx<'_>, devices: &[Uuid]) -> Result<(), StoreEr
 }
 
 impl Store {
-    /// Whether a device has a push target.
-    ///
-    /// # Errors
-    /// [`StoreError::Unavailable`]
-    pub async fn push_state(&self, device: DeviceId) -> Result<PushState, StoreError> {
-        Ok(match read_target(&mut self.read().await?, device).await? {
-            None => PushState::None,
-            Some((.., true)) => PushState::Active,
-            Some((.., false)) => PushState::Unconfirmed,
-        })
-    }
-
     /// Whether the target of a device is still this registration, and not yet confirmed.
     ///
     /// # Errors

@@ -1,5 +1,6 @@
 //! Divides work by user: each user has a number of places, and a queue of its own for what waits for them. So a user with
-//! much work delays only itself. Look-ups of tokens, whose user is not known yet, are divided by token in the same way.
+//! much work delays only itself. Look-ups of tokens and polls of approvals, whose user is not known yet, are divided by token
+//! and by request in the same way.
 
 use std::{
     collections::{HashMap, VecDeque},

@@ -36,6 +36,13 @@ fn matchers(expression: &str) -> Vec<(&str, &str)> {
     found
 }
 
+/// Returns the labels that a matcher `label=~"one|other"` allows, as samples show them.
+fn shown(matcher: &str) -> Vec<String> {
+    let (label, values) = matcher.split_once('=').unwrap();
+    let values = values.trim_start_matches('~').trim_matches('"');
+    values.split('|').map(|value| format!("{}=\"{value}\"", label.trim_end_matches('!'))).collect()
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn alerts_use_only_metrics_and_labels_that_a_running_server_exposes() {
     let scrape = Scrape::of(TestApp::start(&[]).admin()).await;
@@ -56,16 +63,15 @@ async fn alerts_use_only_metrics_and_labels_that_a_running_server_exposes() {
             assert!(shown, "{name}: no {metric}");
         }
         for (metric, matcher) in matchers(expression).into_iter().filter(|(metric, _)| *metric != "up") {
-            for matcher in matcher.split(',') {
-                let (label, values) = matcher.split_once('=').unwrap();
-                let label = label.trim_end_matches('!');
-                let values = values.trim_start_matches('~').trim_matches('"');
-                for value in values.split('|') {
-                    let shown = format!("{label}=\"{value}\"");
-                    let known = samples.iter().any(|sample| sample.starts_with(metric) && sample.contains(&shown));
-                    assert!(known, "{name}: no {metric} has {shown}");
-                }
+            // The texts that a sample has one of, for each label.
+            let labels: Vec<Vec<String>> = matcher.split(',').map(shown).collect();
+            for one in labels.iter().flatten() {
+                let known = samples.iter().any(|sample| sample.starts_with(metric) && sample.contains(one));
+                assert!(known, "{name}: no {metric} has {one}");
             }
+            let has_all = |sample: &str| labels.iter().all(|texts| texts.iter().any(|text| sample.contains(text)));
+            let known = samples.iter().any(|sample| sample.starts_with(metric) && has_all(sample));
+            assert!(known, "{name}: no {metric} has {labels:?}");
         }
     }
 }

@@ -10,6 +10,7 @@ use crate::{
     support::{Codec, Member, Person, Server, Services, Socket, TestApp, http::call, mailing::message},
 };
 
+const TRUSTED: &str = "sealwire_clock_trusted";
 const MONTH: Duration = Duration::from_hours(31 * 24);
 /// Longer than the interval at which expired mail is deleted. Only time can show that nothing is.
 const TWO_EXPIRIES: Duration = Duration::from_secs(11);
@@ -52,6 +53,8 @@ async fn a_node_whose_clock_is_a_month_ahead_is_not_ready_and_deletes_nothing() 
     let bob = store_message(&right).await;
     let ahead = TestApp::with_clock_ahead(&settings, MONTH);
     wait_for_sample(ahead.admin(), "sealwire_clock_skew_seconds", 2_678_000.0..=2_679_000.0).await;
+    wait_for_sample(ahead.admin(), TRUSTED, 0.0..=0.0).await;
+    wait_for_sample(right.admin(), TRUSTED, 1.0..=1.0).await;
     let (status, body) = readiness(&ahead).await;
     assert_eq!((status.as_u16(), &body["status"], &body["reasons"]), (503, &json!("not_ready"), &json!(["clock"])));
     tokio::time::sleep(TWO_EXPIRIES).await;
@@ -107,9 +110,12 @@ async fn on_sqlite_mail_expires_again_once_the_clock_has_run_evenly_for_ten_minu
     let app = TestApp::with_clock(&[]);
     store_message(&app).await;
     wait_for_sample(app.admin(), "sealwire_sweeps_total", 1.0..=1.0).await;
+    wait_for_sample(app.admin(), TRUSTED, 1.0..=1.0).await;
     app.jump(i64::try_from(MONTH.as_secs()).unwrap());
     tokio::time::sleep(TWO_EXPIRIES).await;
     wait_for_sample(app.admin(), "sealwire_expired_envelopes_total", 0.0..=0.0).await;
+    wait_for_sample(app.admin(), TRUSTED, 0.0..=0.0).await;
     app.advance(Duration::from_mins(10));
     wait_for_sample(app.admin(), "sealwire_expired_envelopes_total", 1.0..=1.0).await;
+    wait_for_sample(app.admin(), TRUSTED, 1.0..=1.0).await;
 }

@@ -84,6 +84,7 @@ on_every_engine! {
         a_network_is_known_for_ninety_days_after_the_last_sign_in
         a_user_knows_at_most_a_hundred_networks
         proofs_and_networks_from_the_future_do_not_count_and_are_swept
+        the_owners_of_an_address_are_found_whatever_its_tag
         wrong_guesses_from_the_future_do_not_count_and_are_swept
         wrong_guesses_count_for_thirty_days_until_the_owner_signs_in
         guesses_of_a_network_count_for_a_day_unless_they_are_right_or_paid_for;

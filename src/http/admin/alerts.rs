@@ -17,8 +17,12 @@ const ONE_PER_SECOND: u64 = 60;
 const SERVER_ERRORS: u64 = 6;
 /// Wrong codes of a minute.
 const WRONG_GUESSES: u64 = 20;
+/// Messages of a minute that are refused because of a rate limit.
+const SENDS_LIMITED: u64 = 300;
 /// Largest difference of the clock to the database's, in seconds.
 const CLOCK_SKEW: u64 = 5;
+/// With a larger one the node does not serve.
+const WRONG_CLOCK: u64 = 60;
 /// 0.1 lock timeouts per second, as a count of a minute.
 const LOCK_TIMEOUTS: u64 = 6;
 /// Seconds for which a wake-up may be due.
@@ -27,6 +31,8 @@ const OP_P99_MS: f64 = 1000.0;
 const DELIVERY_P99_MS: f64 = 2000.0;
 const MAILBOX_BYTES: u64 = 10 << 30;
 const BUS_DOWN: &str = "Signals do not reach all nodes, or another deployment uses the bus; see the reasons.";
+
+const CLOCK_UNTRUSTED: &str = "The clock is not trusted, so nothing is deleted or approved by time.";
 
 /// How urgent an alert is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
@@ -68,6 +74,8 @@ pub struct Conditions<'a> {
     pub clock_skew: i64,
     /// Seconds for which the oldest wake-up has been due.
     pub push_overdue: u64,
+    /// Whether the clock may decide what is deleted and approved.
+    pub clock_is_trusted: bool,
     /// The counts of the last minute.
     pub counts: &'a CounterValues,
 }
@@ -86,12 +94,16 @@ pub fn firing(conditions: &Conditions<'_>) -> Vec<Alert> {
         ("MailFails", more_than(0, counts.mails_failed.saturating_sub(counts.mails_dropped), "Mails not sent")),
         ("NodeNearlyFull", nearly_full(conditions)),
         ("MemoryBudget", memory_budget(conditions)),
+        ("ClockWrong", clock_beyond(WRONG_CLOCK, conditions.clock_skew)),
     ];
     let ticket = [
         ("OpsSlow", above(p99_ms(&counts.op_latency), OP_P99_MS).map(|p99| slow("requests", p99))),
         ("DeliverySlow", above(p99_ms(&counts.delivery_latency), DELIVERY_P99_MS).map(|p99| slow("deliveries", p99))),
         ("ConnectionsRefused", connections_refused(counts)),
-        ("ClockWrong", clock_wrong(conditions.clock_skew)),
+        ("ClockSkewed", clock_beyond(CLOCK_SKEW, conditions.clock_skew)),
+        ("ClockUntrusted", (!conditions.clock_is_trusted).then(|| CLOCK_UNTRUSTED.to_owned())),
+        ("StrangersLimited", strangers_limited(counts)),
+        ("SendersLimited", more_than(SENDS_LIMITED, counts.sends_limited, "Messages beyond the limit of their sender")),
         ("ProofsAsked", more_than(ONE_PER_SECOND, counts.proofs_offered, "Proofs of work asked of clients")),
         ("TokensGuessed", more_than(ONE_PER_SECOND, counts.tokens_limited, "Invalid tokens beyond a network's limit")),
         ("UsersThrottled", more_than(ONE_PER_SECOND, counts.throttled, "Requests of users with too many waiting")),
@@ -161,9 +173,15 @@ fn signals_lost(counts: &CounterValues) -> Option<String> {
     (dropped > 0 || repaired > ONE_PER_SECOND).then(text)
 }
 
-fn clock_wrong(skew: i64) -> Option<String> {
+fn clock_beyond(seconds: u64, skew: i64) -> Option<String> {
     let way = if skew > 0 { "ahead of" } else { "behind" };
-    (skew.unsigned_abs() > CLOCK_SKEW).then(|| format!("The clock is {} s {way} the database's.", skew.unsigned_abs()))
+    (skew.unsigned_abs() > seconds).then(|| format!("The clock is {} s {way} the database's.", skew.unsigned_abs()))
+}
+
+fn strangers_limited(counts: &CounterValues) -> Option<String> {
+    let (claims, full) = (counts.limited, counts.mailbox_full);
+    let text = || format!("In the last minute: {claims} claims over a limit, {full} messages to full mailboxes.");
+    (claims > ONE_PER_SECOND || full > ONE_PER_SECOND).then(text)
 }
 
 fn mailboxes_pile_up(bytes: u64) -> Option<String> {
@@ -196,6 +214,7 @@ mod tests {
             mailbox_bytes: MAILBOX_BYTES,
             clock_skew: -5,
             push_overdue: PUSH_OVERDUE,
+            clock_is_trusted: true,
             counts,
         }
     }
@@ -210,6 +229,9 @@ mod tests {
             tokens_limited: ONE_PER_SECOND,
             throttled: ONE_PER_SECOND,
             lock_timeouts: LOCK_TIMEOUTS,
+            limited: ONE_PER_SECOND,
+            mailbox_full: ONE_PER_SECOND,
+            sends_limited: SENDS_LIMITED,
             refused: [ONE_PER_SECOND; Limit::ALL.len()],
             ..CounterValues::of(&Metrics::new())
         };
@@ -237,6 +259,8 @@ mod tests {
             tokens_limited: ONE_PER_SECOND + 1,
             throttled: ONE_PER_SECOND + 1,
             lock_timeouts: LOCK_TIMEOUTS + 1,
+            mailbox_full: ONE_PER_SECOND + 1,
+            sends_limited: SENDS_LIMITED + 1,
             ..CounterValues::of(&metrics)
         };
         counts.errors.fill(SERVER_ERRORS);
@@ -261,8 +285,9 @@ mod tests {
             files: Some((99, 100)),
             inbound: (81 << 20, 100 << 20),
             mailbox_bytes: MAILBOX_BYTES + 1,
-            clock_skew: 6,
             push_overdue: PUSH_OVERDUE + 1,
+            clock_skew: 61,
+            clock_is_trusted: false,
             ..quiet(&counts)
         };
         let alerts = firing(&conditions);
@@ -280,7 +305,13 @@ mod tests {
             text("ConnectionsRefused"),
             Some("Connections refused in the last minute: 61 (max_http_connections).")
         );
-        assert_eq!(text("ClockWrong"), Some("The clock is 6 s ahead of the database's."));
+        assert_eq!(text("ClockWrong"), Some("The clock is 61 s ahead of the database's."));
+        let skewed = firing(&Conditions { clock_skew: 6, ..quiet(&quiet_minute()) });
+        assert_eq!(skewed.iter().map(|alert| alert.name).collect::<Vec<_>>(), ["ClockSkewed"]);
+        assert_eq!(
+            text("StrangersLimited"),
+            Some("In the last minute: 0 claims over a limit, 61 messages to full mailboxes.")
+        );
         assert_eq!(text("MailFails"), Some("Mails not sent in the last minute: 1."));
         assert_eq!(text("MailDropped"), Some("Mails dropped because too many were unsent in the last minute: 2."));
         let longer = [

@@ -6,12 +6,13 @@ use std::{
     time::Duration,
 };
 
-use sealwire_protocol::{CloseCode, Code};
+use sealwire_protocol::{CloseCode, Code, frame::Op};
 use serde::Serialize;
 use tokio::time::Instant;
 
 use crate::metrics::{
     BusTraffic, ClaimOutcome, Close, Direction, LatencyCounts, Limit, MailOutcome, Metrics, ProofOutcome, Repair,
+    RequestedOp, ResponseCode,
 };
 
 /// Interval between points.
@@ -65,6 +66,10 @@ pub struct CounterValues {
     pub throttled: u64,
     /// Statements that gave up waiting for a locked row.
     pub lock_timeouts: u64,
+    /// Messages refused because no mailbox had room for them.
+    pub mailbox_full: u64,
+    /// Messages refused because of a rate limit.
+    pub sends_limited: u64,
     /// Refused connections, in the order of [`Limit::ALL`].
     pub refused: [u64; Limit::ALL.len()],
     /// In the order of [`Code::ALL`].
@@ -84,6 +89,7 @@ impl CounterValues {
         for (count, (close, _)) in closes.iter_mut().zip(Close::all()) {
             *count = metrics.closes.get(close);
         }
+        let sends_refused = |code| metrics.ops.get((RequestedOp::Op(Op::MessagesSend), ResponseCode::Error(code)));
         Self {
             claims: metrics.claims.get(ClaimOutcome::Claimed),
             exhausted: metrics.claims.get(ClaimOutcome::Exhausted),
@@ -103,6 +109,8 @@ impl CounterValues {
             tokens_limited: metrics.session_failures_limited.get(),
             throttled: metrics.user_queue_full.get(),
             lock_timeouts: metrics.lock_timeouts.get(),
+            mailbox_full: sends_refused(Code::MailboxFull),
+            sends_limited: sends_refused(Code::RateLimited),
             refused: std::array::from_fn(|index| metrics.connections_refused.get(Limit::ALL[index])),
             errors: metrics.errors(),
             closes,
@@ -134,6 +142,8 @@ impl CounterValues {
             tokens_limited: added(self.tokens_limited, earlier.tokens_limited),
             throttled: added(self.throttled, earlier.throttled),
             lock_timeouts: added(self.lock_timeouts, earlier.lock_timeouts),
+            mailbox_full: added(self.mailbox_full, earlier.mailbox_full),
+            sends_limited: added(self.sends_limited, earlier.sends_limited),
             refused: std::array::from_fn(|index| added(self.refused[index], earlier.refused[index])),
             errors: std::array::from_fn(|index| added(self.errors[index], earlier.errors[index])),
             closes: std::array::from_fn(|index| added(self.closes[index], earlier.closes[index])),

@@ -169,6 +169,7 @@ impl StatusReport {
             outbound,
             clock_skew: admin.service.clock_skew(),
             push_overdue: PushKind::ALL.into_iter().map(|kind| admin.metrics.push_overdue.get(kind)).max().unwrap_or(0),
+            clock_is_trusted: admin.service.is_clock_trusted(),
             mailbox_bytes: backlog.map_or(0, |backlog| backlog.bytes),
             counts: &counts,
         };

@@ -27,9 +27,15 @@ pub struct Mail {
     pub(super) text: String,
     /// The network of the client that caused it, if a client did.
     pub(super) network: Option<ClientNetwork>,
+    /// Whether it tells the owner of an account what happened. Otherwise it has a code.
+    pub(super) is_notice: bool,
 }
 
 impl Mail {
+    fn notice(to: Email, subject: &'static str, text: String) -> Self {
+        Self { to, subject, text, network: None, is_notice: true }
+    }
+
     /// The mail with a code, which says what the code does. The code is the only group of eight digits in it.
     pub fn code(to: Email, code: &OtpCode, purpose: CodePurpose) -> Self {
         let (subject, effect, advice) = match purpose {
@@ -51,7 +57,7 @@ impl Mail {
         };
         let code = code.as_str();
         let text = format!("Your code is {code}\n\n{effect}\nIt works once, for ten minutes.\n{advice}\n");
-        Self { to, subject, text, network: None }
+        Self { to, subject, text, network: None, is_notice: false }
     }
 
     /// The same mail, caused by a client in this network; `None` if no client caused it.
@@ -64,7 +70,7 @@ impl Mail {
     pub fn test(to: Email) -> Self {
         let text =
             "This mail was sent by `sealwire check-config --mail-to`.\nThe settings of the mailer work.\n".to_owned();
-        Self { to, subject: "A test mail of Sealwire", text, network: None }
+        Self::notice(to, "A test mail of Sealwire", text)
     }
 
     /// The notice that a request waits for an approval, with the name of the device if it has one.
@@ -83,21 +89,21 @@ impl Mail {
             "{what}, which is locked.\n{named}\nIt waits for one of your devices. If this was not you, deny it there,\n\
              or it is approved {when}.\n"
         );
-        Self { to, subject: "A request waits for your approval", text, network: None }
+        Self::notice(to, "A request waits for your approval", text)
     }
 
     /// The notice that the account was locked.
     pub fn locked(to: Email) -> Self {
         let text = "Your account is locked now: a new device needs an approval.\n\
                     If this was not you, unlock it with one of your devices.\n";
-        Self { to, subject: "Your account was locked", text: text.to_owned(), network: None }
+        Self::notice(to, "Your account was locked", text.to_owned())
     }
 
     /// The notice that the account was unlocked.
     pub fn unlocked(to: Email) -> Self {
         let text = "Your account is not locked any more: a new device needs only a code.\n\
                     If this was not you, lock it again with one of your devices.\n";
-        Self { to, subject: "Your account was unlocked", text: text.to_owned(), network: None }
+        Self::notice(to, "Your account was unlocked", text.to_owned())
     }
 
     /// The notice that somebody has entered many wrong codes for the address.
@@ -107,7 +113,7 @@ impl Mail {
              signed in, and you can sign in as usual. If you lock your account in the\n\
              app, a code alone signs in no new device.\n"
             .to_owned();
-        Self { to, subject: "Somebody tries to guess your sign-in codes", text, network: None }
+        Self::notice(to, "Somebody tries to guess your sign-in codes", text)
     }
 
     /// The notice that a device was added, with the device's name if it has one.
@@ -118,7 +124,7 @@ impl Mail {
              mailbox, and remove the device from one of your other devices.\n",
             name_line(name)
         );
-        Self { to, subject: "A device was added to your account", text, network: None }
+        Self::notice(to, "A device was added to your account", text)
     }
 
     /// The notice that a device signed in again, with the device's name if it has one.
@@ -129,7 +135,7 @@ impl Mail {
              mailbox, and end the session from one of your devices.\n",
             name_line(name)
         );
-        Self { to, subject: "A device signed in to your account again", text, network: None }
+        Self::notice(to, "A device signed in to your account again", text)
     }
 
     /// The notice that a device was revoked or replaced, with the device's name if it has one.
@@ -140,7 +146,7 @@ impl Mail {
              remove those that you do not know.\n",
             name_line(name)
         );
-        Self { to, subject: "A device was removed from your account", text, network: None }
+        Self::notice(to, "A device was removed from your account", text)
     }
 
     /// The notice that the account was deleted.
@@ -149,7 +155,7 @@ impl Mail {
              If this was not you, somebody has used one of your devices and read a\n\
              code in your mail. Secure your mailbox. You can sign in as a new user.\n"
             .to_owned();
-        Self { to, subject: "Your account was deleted", text, network: None }
+        Self::notice(to, "Your account was deleted", text)
     }
 
     /// The notice to the old address that the account has another one now.
@@ -159,7 +165,7 @@ impl Mail {
              If this was not you, remove the devices that you do not know from one of\n\
              your own devices, and change the address back there.\n"
             .to_owned();
-        Self { to, subject: "The address of your account was changed", text, network: None }
+        Self::notice(to, "The address of your account was changed", text)
     }
 
     /// Builds the message to send.

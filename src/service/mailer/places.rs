@@ -2,11 +2,13 @@
 //! much mail, delay nobody else.
 //!
 //! A mail holds a *place* while it waits for a connection to the mail server and while it is being sent, and another kind
-//! of place while it waits for its next attempt. If all places are taken, a new mail displaces the newest one of the network
-//! that holds most.
+//! of place while it waits for its next attempt. Each mail has an *owner*: a code that of the network of the client that asked
+//! for it, a notice its recipient. If all places, or those of its domain or network, are taken, a new mail displaces the newest
+//! one of the owner that holds most there. So nobody can take a domain's share from its other users, and nobody can suppress
+//! the notices of what they do to somebody else's account by using up the share of the network from which they do it.
 //!
-//! Connections go to the network that has waited longest since it last got one. Attempts that take long mark their domain
-//! and network as slow for a while. Slow ones get few connections, and together at most half of them, so the other half is
+//! Connections go to the owner that has waited longest since it last got one. Attempts that take long mark their domain
+//! and owner as slow for a while. Slow ones get few connections, and together at most half of them, so the other half is
 //! always free for mail that is sent quickly.
 
 use std::{
@@ -31,15 +33,17 @@ const MAX_RETRYING: usize = 8 * 1024;
 const CONNECTIONS: usize = 16;
 /// Maximum number of connections for one recipient domain.
 const DOMAIN_CONNECTIONS: usize = CONNECTIONS / 2;
-/// Maximum number of connections for one client network.
-const NETWORK_CONNECTIONS: usize = CONNECTIONS / 4;
-/// Maximum number of connections for one slow domain or network.
+/// Maximum number of connections for one owner.
+const OWNER_CONNECTIONS: usize = CONNECTIONS / 4;
+/// Maximum number of connections for all notices, whose owners are easier to multiply than networks.
+const NOTICE_CONNECTIONS: usize = CONNECTIONS / 2;
+/// Maximum number of connections for one slow domain or owner.
 const SLOW_CONNECTIONS: usize = CONNECTIONS / 8;
-/// Maximum number of connections for all slow domains and networks together.
+/// Maximum number of connections for all slow domains and owners together.
 const ALL_SLOW_CONNECTIONS: usize = CONNECTIONS / 2;
 /// An attempt that takes this long is slow.
 const SLOW_AFTER: Duration = Duration::from_secs(5);
-/// How long a domain or network is slow. Each slow attempt occupied a connection for [`SLOW_AFTER`], so a few thousand
+/// How long a domain or owner is slow. Each slow attempt occupied a connection for [`SLOW_AFTER`], so a few thousand
 /// domains are remembered at most.
 const SLOW_FOR: Duration = Duration::from_mins(10);
 
@@ -52,18 +56,27 @@ pub struct MailKeys {
     domain: Arc<str>,
     /// The networks of the client that caused the mail, the widest last. Empty for mails that no client caused.
     networks: Arc<[CountedNetwork]>,
+    owner: Owner,
 }
 
 impl MailKeys {
-    /// The keys of a mail to this address that a client in this network caused.
-    pub fn new(to: &Email, network: Option<ClientNetwork>) -> Self {
-        let networks = network.iter().flat_map(ClientNetwork::counted).map(|(network, _)| network).collect();
-        Self { domain: to.domain().into(), networks }
+    /// The keys of a code for this address that a client in this network requested.
+    pub fn code(to: &Email, network: Option<ClientNetwork>) -> Self {
+        Self::new(to, network, Owner::Network(network.map(|network| network.widest())))
     }
 
-    /// The widest network: /24 of IPv4, /32 of IPv6.
-    fn owner(&self) -> Owner {
-        self.networks.last().copied()
+    /// The keys of a notice to this address that a client in this network caused.
+    pub fn notice(to: &Email, network: Option<ClientNetwork>) -> Self {
+        Self::new(to, network, Owner::Recipient(to.clone()))
+    }
+
+    fn new(to: &Email, network: Option<ClientNetwork>, owner: Owner) -> Self {
+        let networks = network.iter().flat_map(ClientNetwork::counted).map(|(network, _)| network).collect();
+        Self { domain: to.domain().into(), networks, owner }
+    }
+
+    const fn is_notice(&self) -> bool {
+        matches!(self.owner, Owner::Recipient(_))
     }
 
     /// The networks, each with its share: an eighth of the limit for the narrowest, then a quarter, then half.
@@ -72,8 +85,17 @@ impl MailKeys {
     }
 }
 
-/// The widest network of a client; `None` for mails that no client caused.
-type Owner = Option<CountedNetwork>;
+/// By whom mails take turns.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+enum Owner {
+    /// The widest network of the client that asked for a code: /24 of IPv4, /32 of IPv6. `None` if no client did.
+    Network(Option<CountedNetwork>),
+    /// The recipient of a notice.
+    Recipient(Email),
+}
+
+/// Wakes a mail: it got a connection, or was displaced because of this limit.
+type Wake = oneshot::Sender<Result<(), MailDrop>>;
 
 /// What became slow.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
@@ -115,8 +137,8 @@ struct Room {
 
 struct Occupant {
     keys: MailKeys,
-    /// Wakes the mail. Dropping it tells the mail that it was displaced. `None` while it is being sent.
-    wake: Option<oneshot::Sender<()>>,
+    /// `None` while it is being sent.
+    wake: Option<Wake>,
 }
 
 /// The connections in use, and what the choice of the next mail depends on.
@@ -124,17 +146,17 @@ struct Connections {
     is_divided: bool,
     /// By the id of the mail.
     used: HashMap<u64, Connection>,
-    /// When each network that has unsent mails last got a connection, as the number of connections until then.
+    /// When each owner that has unsent mails last got a connection, as the number of connections until then.
     served: HashMap<Owner, u64>,
     count: u64,
-    /// Until when domains and networks are slow.
+    /// Until when domains and owners are slow.
     slow: HashMap<SlowKey, Instant>,
 }
 
 struct Connection {
     keys: MailKeys,
     since: Instant,
-    /// Whether its domain or network was slow when it was assigned.
+    /// Whether its domain or owner was slow when it was assigned.
     is_slow: bool,
 }
 
@@ -143,9 +165,9 @@ struct Connection {
 pub struct UnsentPlace {
     places: Places,
     id: u64,
-    turn: oneshot::Receiver<()>,
+    turn: oneshot::Receiver<Result<(), MailDrop>>,
     /// Whether the mail got a connection; `None` while it waits.
-    is_connected: Option<bool>,
+    connected: Option<Result<(), MailDrop>>,
 }
 
 /// The place of a mail that waits for its next attempt. Dropping it frees it.
@@ -153,7 +175,7 @@ pub struct UnsentPlace {
 pub struct RetryPlace {
     places: Places,
     id: u64,
-    displaced: oneshot::Receiver<()>,
+    displaced: oneshot::Receiver<Result<(), MailDrop>>,
 }
 
 impl Places {
@@ -181,7 +203,7 @@ impl Places {
     /// Takes a place for a mail that is to be sent.
     ///
     /// # Errors
-    /// If its domain or network holds its share, or all places are taken and no network holds more than its own.
+    /// If all places, or those of its domain or network, are taken and no owner holds more of them than its own.
     pub fn enter(&self, keys: &MailKeys) -> Result<UnsentPlace, MailDrop> {
         let (wake, turn) = oneshot::channel();
         let id = self.change(|state| {
@@ -189,7 +211,7 @@ impl Places {
             state.assign(self.now());
             Ok(id)
         })?;
-        Ok(UnsentPlace { places: self.clone(), id, turn, is_connected: None })
+        Ok(UnsentPlace { places: self.clone(), id, turn, connected: None })
     }
 
     /// Takes a place for a mail that waits for its next attempt.
@@ -240,14 +262,17 @@ impl Places {
 }
 
 impl UnsentPlace {
-    /// Waits for a connection to the mail server. Returns false if the mail was displaced by another one.
-    pub async fn connection(&mut self) -> bool {
-        if let Some(is_connected) = self.is_connected {
-            return is_connected;
+    /// Waits for a connection to the mail server.
+    ///
+    /// # Errors
+    /// If the mail was displaced by another one.
+    pub async fn connection(&mut self) -> Result<(), MailDrop> {
+        if let Some(connected) = self.connected {
+            return connected;
         }
-        let is_connected = (&mut self.turn).await.is_ok();
-        self.is_connected = Some(is_connected);
-        is_connected
+        let connected = (&mut self.turn).await.unwrap_or(Err(MailDrop::Places));
+        self.connected = Some(connected);
+        connected
     }
 
     /// Notes that the mail was sent: its domain is not slow, unless this attempt took long too.
@@ -274,7 +299,7 @@ impl Drop for UnsentPlace {
 impl RetryPlace {
     /// Waits until the mail is displaced by another one.
     pub async fn displaced(&mut self) {
-        // The sender is only ever dropped.
+        // Nothing else wakes a mail that waits for its next attempt.
         let _ = (&mut self.displaced).await;
     }
 }
@@ -291,7 +316,7 @@ impl PlacesState {
         while self.connections.used.len() < CONNECTIONS {
             let Some(wake) = self.connections.choose(&mut self.unsent, now) else { break };
             // If the mail no longer waits, it is about to give its place back, and the connection with it.
-            let _ = wake.send(());
+            let _ = wake.send(Ok(()));
         }
         let owners = &self.unsent.owners;
         self.connections.served.retain(|owner, _| owners.contains_key(owner));
@@ -312,18 +337,12 @@ impl Room {
     }
 
     /// Takes a place for a mail, and returns its id.
-    fn insert(&mut self, keys: &MailKeys, wake: oneshot::Sender<()>) -> Result<u64, MailDrop> {
-        if self.is_divided {
-            if count(&self.domains, &keys.domain) >= self.limit / SHARES {
-                return Err(MailDrop::Domain);
+    fn insert(&mut self, keys: &MailKeys, wake: Wake) -> Result<u64, MailDrop> {
+        for (displaced, limit) in self.displaced_by(keys)? {
+            if let Some(wake) = self.remove(displaced).and_then(|mail| mail.wake) {
+                // If the mail no longer waits, it is about to give its place back anyway.
+                let _ = wake.send(Err(limit));
             }
-            if keys.network_shares(self.limit).any(|(network, share)| count(&self.networks, &network) >= share) {
-                return Err(MailDrop::Network);
-            }
-        }
-        if self.mails.len() >= self.limit {
-            let displaced = self.newest_of_largest(keys.owner()).ok_or(MailDrop::Places)?;
-            self.remove(displaced);
         }
         let id = self.next_id;
         self.next_id += 1;
@@ -331,42 +350,93 @@ impl Room {
         for network in keys.networks.iter() {
             *self.networks.entry(*network).or_default() += 1;
         }
-        *self.owners.entry(keys.owner()).or_default() += 1;
+        *self.owners.entry(keys.owner.clone()).or_default() += 1;
         self.mails.insert(id, Occupant { keys: keys.clone(), wake: Some(wake) });
         Ok(id)
     }
 
-    /// The newest mail that can be displaced of the network that holds most, if that is more than `owner` would hold.
-    fn newest_of_largest(&self, owner: Owner) -> Option<u64> {
-        let own = count(&self.owners, &owner);
-        let (largest, _) = self.owners.iter().filter(|(_, held)| **held > own + 1).max_by_key(|(_, held)| **held)?;
-        let mut newest_first = self.mails.iter().rev();
-        newest_first.find(|(_, mail)| mail.wake.is_some() && mail.keys.owner() == *largest).map(|(id, _)| *id)
+    /// The mails to displace so that there is a place for a new one, each with the limit that it makes room under.
+    ///
+    /// # Errors
+    /// The limit that has no room.
+    fn displaced_by(&self, keys: &MailKeys) -> Result<Vec<(u64, MailDrop)>, MailDrop> {
+        let mut displaced = Vec::new();
+        if self.is_divided {
+            for (network, share) in keys.network_shares(self.limit) {
+                let held = count(&self.networks, &network);
+                let is_in = |mail: &MailKeys| mail.networks.contains(&network);
+                self.make_room(keys, (held, share, MailDrop::Network), &is_in, &mut displaced)?;
+            }
+            let (held, share) = (count(&self.domains, &keys.domain), self.limit / SHARES);
+            let is_in = |mail: &MailKeys| mail.domain == keys.domain;
+            self.make_room(keys, (held, share, MailDrop::Domain), &is_in, &mut displaced)?;
+        }
+        self.make_room(keys, (self.mails.len(), self.limit, MailDrop::Places), &|_| true, &mut displaced)?;
+        Ok(displaced)
     }
 
-    /// Frees the place of a mail. Does nothing if the mail was displaced.
-    fn remove(&mut self, id: u64) {
-        let Some(Occupant { keys, .. }) = self.mails.remove(&id) else { return };
-        subtract(&mut self.domains, &keys.domain);
-        for network in keys.networks.iter() {
+    /// If `held` mails of a group reach its share, adds one of the group to those that are displaced.
+    fn make_room(
+        &self,
+        keys: &MailKeys,
+        (held, share, limit): (usize, usize, MailDrop),
+        is_in: &dyn Fn(&MailKeys) -> bool,
+        displaced: &mut Vec<(u64, MailDrop)>,
+    ) -> Result<(), MailDrop> {
+        let leaving = displaced.iter().filter(|(id, _)| self.mails.get(id).is_some_and(|mail| is_in(&mail.keys)));
+        if held - leaving.count() < share {
+            return Ok(());
+        }
+        let newest = self.newest_of_largest(&keys.owner, is_in, displaced).ok_or(limit)?;
+        displaced.push((newest, limit));
+        Ok(())
+    }
+
+    /// The newest waiting mail of the owner that has most waiting mails in a group, if these are more than `owner` would hold
+    /// there.
+    fn newest_of_largest(
+        &self,
+        owner: &Owner,
+        is_in: &dyn Fn(&MailKeys) -> bool,
+        displaced: &[(u64, MailDrop)],
+    ) -> Option<u64> {
+        let group = || self.mails.iter().filter(move |(_, mail)| is_in(&mail.keys));
+        let own = group().filter(|(_, mail)| mail.keys.owner == *owner).count();
+        let is_leaving = |id: &u64| displaced.iter().any(|(leaving, _)| leaving == id);
+        let waiting = group().filter(|(id, mail)| mail.wake.is_some() && !is_leaving(id));
+        let mut held: HashMap<&Owner, (usize, u64)> = HashMap::new();
+        for (id, mail) in waiting {
+            let (number, newest) = held.entry(&mail.keys.owner).or_default();
+            (*number, *newest) = (*number + 1, *id);
+        }
+        let (largest, newest) = held.into_values().max_by_key(|(number, _)| *number)?;
+        (largest > own + 1).then_some(newest)
+    }
+
+    /// Frees the place of a mail and returns it. Does nothing if the mail was displaced.
+    fn remove(&mut self, id: u64) -> Option<Occupant> {
+        let mail = self.mails.remove(&id)?;
+        subtract(&mut self.domains, &mail.keys.domain);
+        for network in mail.keys.networks.iter() {
             subtract(&mut self.networks, network);
         }
-        subtract(&mut self.owners, &keys.owner());
+        subtract(&mut self.owners, &mail.keys.owner);
+        Some(mail)
     }
 }
 
 impl Connections {
     /// Chooses the next mail to send, assigns a connection to it and returns what wakes it; `None` if no mail may have one
     /// now.
-    fn choose(&mut self, unsent: &mut Room, now: Instant) -> Option<oneshot::Sender<()>> {
+    fn choose(&mut self, unsent: &mut Room, now: Instant) -> Option<Wake> {
         let waiting = unsent.mails.iter().filter(|(_, mail)| mail.wake.is_some());
         let may_send = waiting.filter(|(_, mail)| self.may_have_one(&mail.keys, now));
-        let last_served = |keys: &MailKeys| self.served.get(&keys.owner()).copied().unwrap_or_default();
+        let last_served = |keys: &MailKeys| self.served.get(&keys.owner).copied().unwrap_or_default();
         let id = may_send.map(|(id, mail)| (last_served(&mail.keys), *id)).min()?.1;
         let mail = unsent.mails.get_mut(&id)?;
         let (keys, wake) = (mail.keys.clone(), mail.wake.take()?);
         self.count += 1;
-        self.served.insert(keys.owner(), self.count);
+        self.served.insert(keys.owner.clone(), self.count);
         let is_slow = self.is_slow(&keys, now);
         self.used.insert(id, Connection { keys, since: now, is_slow });
         Some(wake)
@@ -378,9 +448,10 @@ impl Connections {
         }
         let used = |is_same: &dyn Fn(&Connection) -> bool| self.used.values().filter(|used| is_same(used)).count();
         let domain_limit = self.limit(DOMAIN_CONNECTIONS, &SlowKey::Domain(keys.domain.clone()), now);
-        let owner_limit = self.limit(NETWORK_CONNECTIONS, &SlowKey::Owner(keys.owner()), now);
+        let owner_limit = self.limit(OWNER_CONNECTIONS, &SlowKey::Owner(keys.owner.clone()), now);
         used(&|other| other.keys.domain == keys.domain) < domain_limit
-            && used(&|other| other.keys.owner() == keys.owner()) < owner_limit
+            && used(&|other| other.keys.owner == keys.owner) < owner_limit
+            && (!keys.is_notice() || used(&|other| other.keys.is_notice()) < NOTICE_CONNECTIONS)
             && (!self.is_slow(keys, now) || used(&|other| other.is_slow) < ALL_SLOW_CONNECTIONS)
     }
 
@@ -390,7 +461,7 @@ impl Connections {
 
     fn is_slow(&self, keys: &MailKeys, now: Instant) -> bool {
         let is_slow = |key| self.slow.get(&key).is_some_and(|until| *until > now);
-        is_slow(SlowKey::Domain(keys.domain.clone())) || is_slow(SlowKey::Owner(keys.owner()))
+        is_slow(SlowKey::Domain(keys.domain.clone())) || is_slow(SlowKey::Owner(keys.owner.clone()))
     }
 
     /// Ends the use of a connection, if the mail has one.
@@ -399,7 +470,7 @@ impl Connections {
         if self.is_divided && now.duration_since(since) >= SLOW_AFTER {
             self.slow.retain(|_, until| *until > now);
             self.slow.insert(SlowKey::Domain(keys.domain.clone()), now + SLOW_FOR);
-            self.slow.insert(SlowKey::Owner(keys.owner()), now + SLOW_FOR);
+            self.slow.insert(SlowKey::Owner(keys.owner), now + SLOW_FOR);
         }
     }
 }
@@ -433,7 +504,18 @@ mod tests {
 
     fn keys(domain: &str, network: &str) -> MailKeys {
         let to = Email::parse(&format!("user@{domain}")).unwrap();
-        MailKeys::new(&to, Some(network.parse::<std::net::IpAddr>().unwrap().into()))
+        MailKeys::code(&to, Some(network.parse::<std::net::IpAddr>().unwrap().into()))
+    }
+
+    fn notice(to: &str, network: &str) -> MailKeys {
+        let network = network.parse::<std::net::IpAddr>().unwrap().into();
+        MailKeys::notice(&Email::parse(to).unwrap(), Some(network))
+    }
+
+    /// The numbers of the mails that were displaced, with the limits.
+    fn displaced(places: &mut [UnsentPlace]) -> Vec<(usize, MailDrop)> {
+        let connections = places.iter_mut().enumerate().map(|(n, place)| (n, place.connection().now_or_never()));
+        connections.filter_map(|(n, connected)| Some((n, connected?.err()?))).collect()
     }
 
     /// Takes places until one is refused.
@@ -487,16 +569,74 @@ mod tests {
         }
         let bystander = places.enter(&keys("honest.example", "192.0.2.1")).unwrap();
         // The 101st is the newest of the network: the others of its network were first.
-        let displaced: Vec<usize> = taken
-            .iter_mut()
-            .enumerate()
-            .filter_map(|(n, place)| (place.connection().now_or_never() == Some(false)).then_some(n))
-            .collect();
-        assert_eq!(displaced, [100]);
+        assert_eq!(displaced(&mut taken), [(100, MailDrop::Places)]);
         assert_eq!(places.enter(&keys("d.example", "10.0.0.1")).err(), Some(MailDrop::Places), "it holds most itself");
         drop((taken, bystander));
         let state = places.state();
         assert!(state.unsent.mails.is_empty() && state.unsent.owners.is_empty() && state.connections.used.is_empty());
+    }
+
+    #[tokio::test]
+    async fn a_full_domain_displaces_the_newest_mail_of_the_network_that_holds_most_of_it() {
+        let places = places();
+        // 60 networks hold two each, and the first of them eight more.
+        let network = |n: usize| format!("10.0.{}.1", if n < 120 { n / 2 } else { 0 });
+        let mut taken: Vec<_> = (0..128).map(|n| places.enter(&keys("slow.example", &network(n))).unwrap()).collect();
+        let bystander = places.enter(&keys("slow.example", "192.0.2.1")).unwrap();
+        assert_eq!(displaced(&mut taken), [(127, MailDrop::Domain)]);
+        assert_eq!(
+            places.enter(&keys("slow.example", "10.0.0.1")).err(),
+            Some(MailDrop::Domain),
+            "it holds most itself"
+        );
+        assert_eq!(places.state().unsent.domains[&Arc::from("slow.example")], 128);
+        let mut others: Vec<_> =
+            (0..40).map(|n| places.enter(&keys("slow.example", &format!("192.1.{n}.1"))).unwrap()).collect();
+        assert!(displaced(&mut others).is_empty());
+        drop((taken, bystander, others));
+        assert!(places.state().unsent.domains.is_empty() && places.state().unsent.owners.is_empty());
+    }
+
+    #[tokio::test]
+    async fn a_full_domain_has_room_for_others_among_those_that_wait_for_their_next_attempt() {
+        let places = places();
+        let attack = keys("grey.example", "10.0.0.1");
+        let mut waiting: Vec<_> = (0..MAX_RETRYING / SHARES).map(|_| places.wait(&attack).unwrap()).collect();
+        let _bystander = places.wait(&keys("grey.example", "192.0.2.1")).unwrap();
+        let gone = waiting.iter_mut().filter_map(|place| place.displaced().now_or_never()).count();
+        assert_eq!(gone, 1);
+        assert_eq!(places.wait(&attack).err(), Some(MailDrop::Retries));
+    }
+
+    #[tokio::test]
+    async fn a_network_with_a_full_share_suppresses_no_notice_about_what_it_does() {
+        let full = places();
+        let (mut codes, reason) = fill(&full, |n| keys(&format!("d{n}.example"), "10.0.0.1"));
+        assert_eq!((codes.len(), reason), (128, MailDrop::Network));
+        let _to_victim = full.enter(&notice("victim@one.example", "10.0.0.1")).unwrap();
+        assert_eq!(displaced(&mut codes), [(127, MailDrop::Network)]);
+        drop(codes);
+
+        // Notices of its own account displace each other.
+        let full = places();
+        let (mut own, reason) = fill(&full, |_| notice("thief@slow.example", "10.0.0.1"));
+        assert_eq!((own.len(), reason), (128, MailDrop::Network));
+        assert_eq!(sending(&own), OWNER_CONNECTIONS);
+        let victim = full.enter(&notice("victim@slow.example", "10.0.0.1")).unwrap();
+        assert!(is_sending(&victim), "it is next");
+        assert_eq!(displaced(&mut own), [(127, MailDrop::Network)]);
+    }
+
+    #[tokio::test]
+    async fn notices_leave_connections_for_codes() {
+        let places = places();
+        let notices: Vec<_> = (0..40)
+            .map(|n| places.enter(&notice(&format!("user@d{n}.example"), &format!("10.0.{n}.1"))).unwrap())
+            .collect();
+        assert_eq!(sending(&notices), NOTICE_CONNECTIONS);
+        let codes: Vec<_> =
+            (0..8).map(|n| places.enter(&keys("quick.example", &format!("192.0.{n}.1"))).unwrap()).collect();
+        assert_eq!(sending(&codes), 8);
     }
 
     #[tokio::test]

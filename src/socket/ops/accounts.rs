@@ -60,7 +60,7 @@ pub async fn rename_device(call: &Call<'_>) -> Result<Reply, EdgeError> {
 /// `devices.revoke`: removes a device of the user. If it is the connected one, closes the connection.
 pub async fn revoke_device(call: &Call<'_>) -> Result<Reply, EdgeError> {
     let RevokeDeviceRequest { device_id } = call.params()?;
-    let notifications = call.service.revoke_device(&call.caller, device_id).await?;
+    let notifications = call.service.revoke_device(&call.caller, device_id, call.network).await?;
     let is_own = device_id == call.caller.device;
     let after = if is_own { FollowUp::Ended(EndReason::DeviceRevoked) } else { FollowUp::Nothing };
     Ok(call.reply(&EmptyReply {}).notifying(notifications).then(after))
@@ -69,21 +69,21 @@ pub async fn revoke_device(call: &Call<'_>) -> Result<Reply, EdgeError> {
 /// `devices.decide`: approves or denies a request of a new device.
 pub async fn decide(call: &Call<'_>) -> Result<Reply, EdgeError> {
     let (request, verdict) = accounts::verdict(call.params()?)?;
-    let notifications = call.service.decide(&call.caller, request, verdict).await?;
+    let notifications = call.service.decide(&call.caller, request, verdict, call.network).await?;
     Ok(call.reply(&EmptyReply {}).notifying(notifications))
 }
 
 /// `account.lock`: from now on a new device needs an approval.
 pub async fn lock_account(call: &Call<'_>) -> Result<Reply, EdgeError> {
     let (lock, recovery_key) = accounts::lock(&call.params()?)?;
-    call.service.lock_account(&call.caller, &lock, recovery_key).await?;
+    call.service.lock_account(&call.caller, &lock, recovery_key, call.network).await?;
     Ok(call.reply(&EmptyReply {}))
 }
 
 /// `account.unlock`: from now on a new device needs no approval.
 pub async fn unlock_account(call: &Call<'_>) -> Result<Reply, EdgeError> {
     let recovery_key = accounts::unlock(&call.params()?);
-    call.service.unlock_account(&call.caller, recovery_key).await?;
+    call.service.unlock_account(&call.caller, recovery_key, call.network).await?;
     Ok(call.reply(&EmptyReply {}))
 }
 

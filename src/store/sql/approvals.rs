@@ -41,11 +41,11 @@ statements! {
     /// Requests whose time has come, by the time $1 and on PostgreSQL by the clock of the database too, after the
     /// request with time $2 and id $3. Without those that wait because their user has $4 other devices.
     DUE = per_dialect(
-        "SELECT id, decides_at FROM approvals WHERE state = 'pending' AND decides_at <= $1 \
+        "SELECT id, decides_at, client_network FROM approvals WHERE state = 'pending' AND decides_at <= $1 \
         AND (decides_at, id) > ($2, $3) AND (kind <> 'device' OR existing_device IS NOT NULL OR $4 > \
         (SELECT COUNT(*) FROM devices WHERE devices.user_id = approvals.user_id AND NOT revoked \
         AND devices.id IS NOT replace_device_id)) ORDER BY decides_at, id LIMIT 100",
-        "SELECT id, decides_at FROM approvals WHERE state = 'pending' AND decides_at <= LEAST($1, NOW()) \
+        "SELECT id, decides_at, client_network FROM approvals WHERE state = 'pending' AND decides_at <= LEAST($1, NOW()) \
         AND (decides_at, id) > ($2, $3) AND (kind <> 'device' OR existing_device IS NOT NULL OR $4 > \
         (SELECT COUNT(*) FROM devices WHERE devices.user_id = approvals.user_id AND NOT revoked \
         AND devices.id IS DISTINCT FROM replace_device_id)) ORDER BY decides_at, id LIMIT 100");
@@ -54,12 +54,14 @@ statements! {
         "SELECT 1 FROM approvals WHERE id = $2 AND state = 'pending' AND decides_at <= $1",
         "SELECT 1 FROM approvals WHERE id = $2 AND state = 'pending' AND decides_at <= LEAST($1, NOW())");
     SET_MAILED = both("UPDATE approvals SET mailed_at = $2 WHERE id = $1");
-    /// Marks as mailed at $1 up to 100 pending requests whose last mail is older than $2, or that were made before $3 and
-    /// not mailed.
+    /// Marks as mailed at $1 up to 100 pending requests whose last mail is older than $2 or newer than $4, or that were made
+    /// before $3 and not mailed.
     TAKE_REMINDERS = per_dialect(
         "UPDATE approvals SET mailed_at = $1 WHERE id IN (SELECT id FROM approvals WHERE state = 'pending' \
-        AND (mailed_at <= $2 OR (mailed_at IS NULL AND created_at <= $3)) LIMIT 100) RETURNING id, user_id",
+        AND (mailed_at <= $2 OR mailed_at > $4 OR (mailed_at IS NULL AND created_at <= $3)) \
+        LIMIT 100) RETURNING id, user_id",
         "UPDATE approvals SET mailed_at = $1 WHERE id IN (SELECT id FROM approvals WHERE state = 'pending' \
-        AND (mailed_at <= $2 OR (mailed_at IS NULL AND created_at <= $3)) LIMIT 100 FOR UPDATE SKIP LOCKED) \
+        AND (mailed_at <= $2 OR mailed_at > $4 OR (mailed_at IS NULL AND created_at <= $3)) \
+        LIMIT 100 FOR UPDATE SKIP LOCKED) \
         RETURNING id, user_id");
 }

@@ -53,11 +53,18 @@ statements! {
     /// The wrong guess of a network after $2 before which it made $3 newer ones, not counting those after $4.
     NETWORK_GUESS = both("SELECT guessed_at FROM network_guesses WHERE network = $1 AND guessed_at > $2 \
         AND guessed_at <= $4 ORDER BY guessed_at DESC LIMIT 1 OFFSET $3");
-    /// Notes that the user with the address $1, which counts as $2, is mailed at $3, unless one was after $4 and not after
-    /// $5.
-    NOTE_NOTICE = both("INSERT INTO guess_notices (counted_as, mailed_at) \
-        SELECT $2, $3 FROM users WHERE email = $1 \
-        ON CONFLICT (counted_as) DO UPDATE SET mailed_at = $3 \
-        WHERE guess_notices.mailed_at <= $4 OR guess_notices.mailed_at > $5");
+    /// The addresses of at most $3 users whose address without its tag is $1: first $2 and $1 themselves. The expression is that
+    /// of the index `users_untagged`.
+    OWNERS_OF = per_dialect(
+        "SELECT email FROM users WHERE CASE WHEN instr(email, '+') = 0 THEN email \
+        ELSE substr(email, 1, instr(email, '+') - 1) || substr(email, instr(email, '@')) END = $1 \
+        ORDER BY email <> $2, email <> $1, created_at LIMIT $3",
+        "SELECT email FROM users WHERE CASE WHEN strpos(email, '+') = 0 THEN email \
+        ELSE substr(email, 1, strpos(email, '+') - 1) || substr(email, strpos(email, '@')) END = $1 \
+        ORDER BY email <> $2, email <> $1, created_at LIMIT $3");
+    /// Notes that the owner of the addresses that count as $1 is mailed at $2, unless one was after $3 and not after $4.
+    NOTE_NOTICE = both("INSERT INTO guess_notices (counted_as, mailed_at) VALUES ($1, $2) \
+        ON CONFLICT (counted_as) DO UPDATE SET mailed_at = $2 \
+        WHERE guess_notices.mailed_at <= $3 OR guess_notices.mailed_at > $4");
     RESET_NOTICE = both("DELETE FROM guess_notices WHERE counted_as = $1");
 }

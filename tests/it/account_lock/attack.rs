@@ -11,8 +11,10 @@ use super::{
     EMAIL, approving, ask, assert_pending, assert_poll_refused, collect, denying, devices, expect_waiting,
     locked_account, pending, poll, right_code,
 };
+use crate::metrics::value;
 use crate::support::{
-    Cluster, Member, Server, ServerProcess, Services, Settings, Socket, code, eventually, http::mails, mailing::message,
+    Cluster, Member, RowLock, Server, ServerProcess, Services, Settings, Socket, code, eventually, http::mails,
+    mailing::message,
 };
 
 /// The nodes take the client's address from `X-Forwarded-For`.
@@ -115,6 +117,43 @@ async fn a_request_whose_time_has_come_is_approved_once_however_many_nodes_are_p
     let polls = join_all((0..20).map(|at| collect(&cluster.nodes[at % 2], EMAIL, &approval))).await;
     assert!(polls.iter().all(|one| (&one.token, &one.device) == (&polls[0].token, &polls[0].device)));
     assert_eq!(devices(&phone.socket).await, [phone.person.device.clone(), polls[0].device.clone()]);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn polls_of_a_request_occupy_one_database_connection_however_many_there_are() {
+    const POLLS: usize = 200;
+    let cluster = Cluster::start(&Services::shared(), 1, &[]).await;
+    let node = &cluster.nodes[0];
+    let _phone = locked_account(node, EMAIL).await;
+    let approval = ask(node, EMAIL, json!({})).await;
+    let bystander = Member::join(node, "bob@example.org", crate::support::Codec::Json).await;
+    // Polls take as long as the table is locked, up to a second each.
+    let mut lock = RowLock::lock_approvals(&cluster).await;
+    let polls = join_all((0..POLLS).map(|_| poll(node, &approval)));
+    let others = async {
+        eventually("64 polls wait and more are refused", || async {
+            (value(node.admin(), "sealwire_user_queue_full_total").await > 50.0).then_some(())
+        })
+        .await;
+        for _ in 0..50 {
+            bystander.socket.request("devices.list", json!({})).await;
+        }
+        // One poll, and the tasks that look at requests and sweep them.
+        let waiting = lock.waiters().await;
+        assert!(waiting <= 4, "{waiting} connections are occupied");
+        lock.release().await;
+    };
+    let (answers, ()) = tokio::join!(polls, others);
+    let mut pending = 0;
+    for (status, body) in answers {
+        match status.as_u16() {
+            202 => pending += 1,
+            503 => assert_eq!(code(&body["error"]), "unavailable"),
+            other => panic!("{other}: {body}"),
+        }
+    }
+    assert!((1..=POLLS - 50).contains(&pending), "{pending} were answered");
+    assert_pending(node, &approval).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]

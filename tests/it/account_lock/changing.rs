@@ -45,6 +45,38 @@ async fn an_account_is_locked_and_unlocked_and_each_time_mailed_once() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_device_changes_the_lock_ten_times_an_hour_and_every_change_is_mailed() {
+    let app = TestApp::with_clock(&[]);
+    let [thief, owner] = [published_device(&app, EMAIL).await, published_device(&app, EMAIL).await];
+    let lock = json!({ "recovery_key_hash": hash_of(&RECOVERY_KEY) });
+    let unlock = json!({ "recovery_key": base64(&RECOVERY_KEY) });
+    for _ in 0..5 {
+        for (op, params) in [("account.lock", &lock), ("account.unlock", &unlock)] {
+            // What changes nothing counts nothing.
+            for _ in 0..3 {
+                thief.socket.request(op, params.clone()).await;
+            }
+        }
+    }
+    let refused = thief.socket.refused("account.lock", lock.clone()).await;
+    assert_eq!((code(&refused), &refused["retry_after_ms"]), ("rate_limited", &json!(3_600_000)));
+    assert_eq!(lock_of(&owner.socket).await, json!([false, null]));
+    owner.socket.request("account.lock", lock.clone()).await;
+    let wrong = json!({ "recovery_key": base64(&[1; 32]) });
+    for _ in 0..12 {
+        assert_eq!(code(&owner.socket.refused("account.unlock", wrong.clone()).await), "invalid_code", "not counted");
+    }
+    app.advance(Duration::from_hours(1));
+    thief.socket.request("account.unlock", unlock).await;
+    let mailed = |what: &str| mails(app.mail()).iter().filter(|mail| mail.contains(what)).count();
+    eventually("all twelve changes are mailed", || async {
+        let counts = (mailed("Subject: Your account was locked"), mailed("Subject: Your account was unlocked"));
+        (counts == (6, 6)).then_some(())
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_malformed_lock_names_the_field() {
     let app = TestApp::start(&[]);
     let phone = published_device(&app, EMAIL).await;

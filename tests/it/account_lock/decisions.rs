@@ -243,20 +243,24 @@ async fn the_recovery_key_signs_in_at_once_and_a_wrong_one_counts_as_a_guess() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_poll_needs_the_poll_token_of_its_request() {
-    let app = TestApp::start(&[("LIMITS__VERIFY_PER_NETWORK_MINUTE", "2")]);
+    let app = TestApp::start(&[
+        ("LIMITS__POLL_FAILURES_PER_NETWORK_MINUTE", "2"),
+        ("LIMITS__VERIFY_PER_NETWORK_MINUTE", "1"),
+    ]);
     locked_account(&app, EMAIL).await;
     let [one, two] = [ask(&app, EMAIL, json!({})).await, ask(&app, EMAIL, json!({})).await];
     let mut foreign = one.clone();
     foreign["poll_token"] = two["poll_token"].clone();
     let mut unknown = one.clone();
     unknown["request_id"] = json!("67e55044-10b1-426f-9247-bb680e5fe0c8");
-    // The right codes took no place of the network.
     assert_poll_refused(&app, &foreign, 404, "not_found").await;
     assert_poll_refused(&app, &unknown, 404, "not_found").await;
     assert_poll_refused(&app, &unknown, 429, "rate_limited").await;
     for _ in 0..10 {
         assert_pending(&app, &one).await;
     }
+    // Junk polls take no guess at a code from the network.
+    ask(&app, EMAIL, json!({})).await;
     let (status, body) = post(&app, "/v1/auth/approval", json!({ "request_id": one["request_id"] })).await;
     assert_eq!((status.as_u16(), &body["error"]["details"]["path"]), (400, &json!("poll_token")));
 }

@@ -8,6 +8,7 @@ use super::{
     EMAIL, WEEK_S, approving, ask, assert_pending, assert_poll_refused, collect, denying, devices, expect_waiting,
     locked_account, pending, right_code,
 };
+use crate::metrics::wait_for_sample;
 use crate::support::{
     Codec, Server, Socket, TestApp, code, eventually,
     http::{mails, post},
@@ -44,6 +45,38 @@ async fn a_request_is_approved_by_time_also_if_nobody_polls_it() {
     app.advance(WEEK);
     let changed = phone.socket.event("devices.changed").await;
     assert_eq!(changed["added"], json!([collect(&app, EMAIL, &approval).await.device]));
+}
+
+/// Longer than the interval at which the server looks at requests. Only time can show that nothing is done.
+const A_LOOK: Duration = Duration::from_secs(11);
+
+#[tokio::test(flavor = "multi_thread")]
+async fn on_sqlite_a_clock_that_jumps_ahead_approves_nothing_and_mails_nothing() {
+    let app = TestApp::with_clock(&[]);
+    let phone = locked_account(&app, EMAIL).await;
+    app.advance(TICK);
+    let approval = ask(&app, EMAIL, json!({})).await;
+    let mailed = || {
+        let all = mails(app.mail());
+        all.iter().filter(|mail| mail.contains("Subject: A request waits for your approval")).count()
+    };
+    // The server has seen the right time.
+    wait_for_sample(app.admin(), "sealwire_sweeps_total", 1.0..=1.0).await;
+    let ahead = i64::try_from((WEEK + DAY).as_secs()).unwrap();
+    app.jump(ahead);
+    for _ in 0..3 {
+        assert_pending(&app, &approval).await;
+    }
+    tokio::time::sleep(A_LOOK).await;
+    assert_pending(&app, &approval).await;
+    assert_eq!(devices(&phone.socket).await.len(), 1);
+    app.jump(-ahead);
+    assert_pending(&app, &approval).await;
+    assert_eq!(mailed(), 1, "the mail of the first day");
+    app.advance(DAY);
+    eventually("the mail of the second day", || async { (mailed() == 2).then_some(()) }).await;
+    app.advance(DAY * 6);
+    collect(&app, EMAIL, &approval).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]

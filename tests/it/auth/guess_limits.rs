@@ -41,8 +41,13 @@ async fn enter(server: &impl Server, mailed: &Mailed, code: &str, client: &str, 
 
 /// Makes wrong guesses at codes that are requested from the owner's network, so that they need no proof.
 async fn guess_wrong(server: &impl Server, guesses: u32) {
+    guess_wrong_at(server, ALICE, HOME, guesses).await;
+}
+
+/// Makes wrong guesses at codes for an address that are requested from this client address.
+async fn guess_wrong_at(server: &impl Server, email: &str, client: &str, guesses: u32) {
     for first in (0..guesses).step_by(5) {
-        let mailed = mailed(server, ALICE, HOME).await;
+        let mailed = mailed(server, email, client).await;
         for guess in first..(first + 5).min(guesses) {
             let answer = enter(server, &mailed, &mailed.wrong(guess), ATTACKER, &Value::Null).await;
             assert_eq!(refusal(&answer), (401, "invalid_code"));
@@ -87,6 +92,34 @@ async fn from_the_twentieth_wrong_guess_codes_for_strangers_cost_proofs_until_th
     assert_eq!(code_for(&app, ALICE, AWAY).await.0, StatusCode::ACCEPTED, "a day later");
     let wrong = value(app.admin(), "sealwire_wrong_guesses_total").await;
     assert!((wrong - 45.0).abs() < f64::EPSILON, "{wrong}");
+}
+
+/// Guesses at an address with a tag that nobody has; then its owners have been mailed.
+async fn guess_at_another_tag(server: &impl Server) {
+    for email in [ALICE, "alice+chat@example.org", "alicia@example.org", "alice@other.example"] {
+        sign_in_from(server, email, HOME, None).await;
+    }
+    guess_wrong_at(server, "alice+x@example.org", AWAY, 20).await;
+    assert_eq!(offered_bits(&code_for(server, ALICE, AWAY).await), Some(18));
+    let to = |address: &str| {
+        let (subject, to) = ("Subject: Somebody tries to guess your sign-in codes", format!("To: {address}\r\n"));
+        mails(server.mail()).iter().filter(|mail| mail.contains(subject) && mail.contains(&to)).count()
+    };
+    eventually("both owners are mailed", || async {
+        (to(ALICE) == 1 && to("alice+chat@example.org") == 1).then_some(())
+    })
+    .await;
+    assert_eq!(notices(server), 2);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn guesses_at_any_tag_of_an_address_are_mailed_to_its_owners() {
+    guess_at_another_tag(&TestApp::start(&[BEHIND_A_PROXY])).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn guesses_at_any_tag_of_an_address_are_mailed_to_its_owners_on_postgres() {
+    guess_at_another_tag(&Cluster::start(&Services::shared(), 1, &[BEHIND_A_PROXY]).await.nodes[0]).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]

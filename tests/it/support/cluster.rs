@@ -79,6 +79,13 @@ impl RowLock {
         Self { holding, watching }
     }
 
+    /// Locks the table of requests for approvals, so that nobody can read it either.
+    pub async fn lock_approvals(cluster: &Cluster) -> Self {
+        let (mut holding, watching) = (cluster.sql().await, cluster.sql().await);
+        holding.execute("BEGIN; LOCK TABLE approvals IN ACCESS EXCLUSIVE MODE").await.unwrap();
+        Self { holding, watching }
+    }
+
     /// Locks an address, given without its tag, as a request for a code does.
     pub async fn lock_address(cluster: &Cluster, email: &str) -> Self {
         let (mut holding, watching) = (cluster.sql().await, cluster.sql().await);
@@ -88,17 +95,22 @@ impl RowLock {
         Self { holding, watching }
     }
 
+    /// Returns how many statements in the database wait for locks.
+    pub async fn waiters(&mut self) -> i64 {
+        let (waiting,): (i64,) = sqlx::query_as(
+            "SELECT COUNT(*) FROM pg_stat_activity WHERE datname = current_database() AND wait_event_type = 'Lock'",
+        )
+        .fetch_one(&mut self.watching)
+        .await
+        .unwrap();
+        waiting
+    }
+
     /// Waits until exactly this many statements in the database wait for locks.
     pub async fn wait_for_waiters(&mut self, statements: i64) {
-        let watching = tokio::sync::Mutex::new(&mut self.watching);
+        let lock = tokio::sync::Mutex::new(self);
         eventually("the expected number of statements wait for locks", || async {
-            let (waiting,): (i64,) = sqlx::query_as(
-                "SELECT COUNT(*) FROM pg_stat_activity WHERE datname = current_database() AND wait_event_type = 'Lock'",
-            )
-            .fetch_one(&mut **watching.lock().await)
-            .await
-            .unwrap();
-            (waiting == statements).then_some(())
+            (lock.lock().await.waiters().await == statements).then_some(())
         })
         .await;
     }

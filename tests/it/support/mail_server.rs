@@ -6,6 +6,7 @@ use std::{
         Arc, Mutex,
         atomic::{AtomicU16, Ordering},
     },
+    time::Duration,
 };
 
 use mailin::{Action, Handler, Response, SessionBuilder, response};
@@ -51,6 +52,8 @@ pub struct MailState {
     pub refused: AtomicU16,
     /// Recipients for which RCPT is never answered: those whose address ends with this.
     hanging: Mutex<Option<String>>,
+    /// Recipients for which RCPT is answered late: those whose address ends with this.
+    slow: Mutex<Option<(String, Duration)>>,
     /// The number of RCPT commands that were not answered.
     hung: AtomicU16,
 }
@@ -73,12 +76,26 @@ impl MailState {
         eventually("enough mails hang", || async { (self.hung.load(Ordering::SeqCst) >= times).then_some(()) }).await;
     }
 
+    /// Answers RCPT for recipients whose address ends with this only after this time.
+    pub fn delay_for(&self, end: &str, delay: Duration) {
+        *self.slow.lock().unwrap() = Some((end.to_owned(), delay));
+    }
+
     /// Whether an SMTP command is one that is never answered.
     fn hangs(&self, line: &[u8]) -> bool {
-        let line = String::from_utf8_lossy(line).to_ascii_lowercase();
-        let recipient = line.strip_prefix("rcpt to:<").and_then(|rest| rest.split('>').next());
-        let hanging = self.hanging.lock().unwrap();
-        recipient.zip(hanging.as_deref()).is_some_and(|(recipient, end)| recipient.ends_with(end))
+        self.hanging.lock().unwrap().as_deref().is_some_and(|end| names_recipient(line, end))
+    }
+
+    /// How late an SMTP command is answered.
+    fn delay(&self, line: &[u8]) -> Option<Duration> {
+        let slow = self.slow.lock().unwrap();
+        slow.as_ref().filter(|(end, _)| names_recipient(line, end)).map(|(_, delay)| *delay)
+    }
+
+    /// Returns the mail with this subject to this address, once it has arrived.
+    pub async fn notice_to(&self, address: &str, subject: &str) -> Received {
+        let is_it = |mail: &Received| mail.to == [address] && mail.header("Subject") == subject;
+        eventually("the notice arrives", || async { self.mails().into_iter().find(is_it) }).await
     }
 
     /// Returns the mail to this address, once it has arrived.
@@ -92,6 +109,12 @@ impl MailState {
         })
         .await;
     }
+}
+
+/// Whether an SMTP command is RCPT with a recipient whose address ends with this.
+fn names_recipient(line: &[u8], end: &str) -> bool {
+    let line = String::from_utf8_lossy(line).to_ascii_lowercase();
+    line.strip_prefix("rcpt to:<").and_then(|rest| rest.split('>').next()).is_some_and(|to| to.ends_with(end))
 }
 
 struct Conversation {
@@ -187,6 +210,10 @@ async fn converse(stream: TcpStream, conversation: Conversation) -> std::io::Res
             // Until the client closes the connection.
             while stream.read_until(b'\n', &mut line).await? > 0 {}
             return Ok(());
+        }
+        let delay = state.delay(&line);
+        if let Some(delay) = delay {
+            tokio::time::sleep(delay).await;
         }
         let reply = session.process(&line);
         stream.write_all(&reply.buffer()?).await?;

@@ -1,12 +1,12 @@
 //! Budgets of codes, known networks and spent proofs.
 
-use std::time::Duration;
+use std::{collections::HashSet, time::Duration};
 
 use futures_util::future::join_all;
 use rand::{SeedableRng, rngs::StdRng};
 use sealwire::{
     domain::{
-        ChallengeId, ClientNetwork, Refusal,
+        ChallengeId, ClientNetwork, Refusal, Timestamp,
         otp::{CodePurpose, ServerSecret},
         work::{PaidAction, PresentedWork, ProvenWork, WorkScope},
     },
@@ -165,18 +165,48 @@ pub async fn proofs_and_networks_from_the_future_do_not_count_and_are_swept(stor
     assert_eq!(refusal(attempt.await), Refusal::InvalidCode, "the proof is forgotten");
 }
 
+/// Returns the local parts of the addresses to mail about guesses.
+async fn notified(store: &Store, name: &str, now: Timestamp) -> Vec<String> {
+    let owners = store.note_guess_notice(&email(name), now).await.unwrap();
+    owners.iter().map(|owner| owner.as_str().split('@').next().unwrap().to_owned()).collect()
+}
+
+pub async fn the_owners_of_an_address_are_found_whatever_its_tag(store: &Store) {
+    for name in ["alice+chat", "alicia", "ali", "alice", "alice+work+old"] {
+        add_device(store, name).await;
+    }
+    assert_eq!(notified(store, "bob+alice", later(1)).await, [""; 0]);
+    let all = notified(store, "alice+unknown", later(2)).await;
+    assert_eq!(all[0], "alice", "the address without a tag is first");
+    assert_eq!(
+        all.iter().map(String::as_str).collect::<HashSet<_>>(),
+        HashSet::from(["alice", "alice+chat", "alice+work+old"])
+    );
+    assert_eq!(notified(store, "alice", later(3)).await, [""; 0], "once a day for all of them");
+    let other_day = later(3 + 24 * 3600);
+    assert_eq!(
+        notified(store, "alice+chat", other_day).await[..2],
+        ["alice+chat", "alice"],
+        "the guessed one is first"
+    );
+    for number in 0..20 {
+        add_device(store, &format!("alice+{number}")).await;
+    }
+    assert_eq!(notified(store, "alice", later(4 + 2 * 24 * 3600)).await.len(), 10, "at most");
+}
+
 pub async fn wrong_guesses_from_the_future_do_not_count_and_are_swept(store: &Store) {
     const MONTH: u64 = 31 * 24 * 3600;
     let network = [3; 32];
     add_device(store, "alice").await;
     guess(store, "alice", &[network], MONTH).await;
-    assert!(store.note_guess_notice(&email("alice"), later(MONTH)).await.unwrap());
+    assert_eq!(notified(store, "alice", later(MONTH)).await, ["alice"]);
     // The clock is set back by a month.
     assert_eq!((wrong(store, "alice", 0).await, wrong(store, "alice", MONTH).await), (0, 1));
     assert_eq!(store.guess_wait(&[(network, 1)], start()).await.unwrap(), None);
     assert_eq!(guess(store, "alice", &[network], 0).await.wrong_today, 1);
-    assert!(store.note_guess_notice(&email("alice"), start()).await.unwrap());
-    assert!(!store.note_guess_notice(&email("alice"), later(1)).await.unwrap());
+    assert_eq!(notified(store, "alice", start()).await, ["alice"]);
+    assert_eq!(notified(store, "alice", later(1)).await, [""; 0]);
     store.sweep(start()).await.unwrap();
     assert_eq!(wrong(store, "alice", MONTH - 3600).await, 0, "only the one of now is left, which is too old then");
 }
@@ -234,14 +264,14 @@ pub async fn wrong_guesses_count_for_thirty_days_until_the_owner_signs_in(store:
     assert_eq!(wrong(store, "alice", 30 * DAY + 59).await, 50, "60 are too old");
     store.sweep(later(30 * DAY + 99)).await.unwrap();
     assert_eq!(wrong(store, "alice", 200).await, 10, "100 are swept");
-    assert!(store.note_guess_notice(&email("alice"), later(200)).await.unwrap());
-    assert!(!store.note_guess_notice(&email("alice"), later(DAY + 199)).await.unwrap());
-    assert!(store.note_guess_notice(&email("alice"), later(DAY + 200)).await.unwrap());
-    assert!(!store.note_guess_notice(&email("bob"), later(200)).await.unwrap(), "no user has this address");
+    assert_eq!(notified(store, "alice", later(200)).await, ["alice"]);
+    assert_eq!(notified(store, "alice", later(DAY + 199)).await, [""; 0]);
+    assert_eq!(notified(store, "alice", later(DAY + 200)).await, ["alice"]);
+    assert_eq!(notified(store, "bob", later(200)).await, [""; 0], "no user has this address");
     let again = add_challenge(store, "alice", later(200)).await;
     redeem(store, &sign_in(again, "alice", later(200))).await.unwrap();
     assert_eq!(wrong(store, "alice", 200).await, 0);
-    assert!(store.note_guess_notice(&email("alice"), later(DAY + 201)).await.unwrap());
+    assert_eq!(notified(store, "alice", later(DAY + 201)).await, ["alice"]);
 }
 
 pub async fn guesses_of_a_network_count_for_a_day_unless_they_are_right_or_paid_for(store: &Store) {

@@ -14,7 +14,7 @@ use uuid::Uuid;
 use super::{
     add_device, delete_account, later,
     mail::{WAKE_AFTER, accept_urgent, accept_urgent_for, ack_at, member},
-    refusal,
+    push_state, refusal,
 };
 
 fn target(endpoint: &str) -> PushTarget {
@@ -48,18 +48,18 @@ async fn settle(store: &Store, due: DueWakeUp, next: u64, is_done: bool) {
 
 pub async fn a_target_is_confirmed_by_its_nonce_in_time_and_once_replaced_not_any_more(store: &Store) {
     let bob = member(store, "bob").await;
-    assert_eq!(store.push_state(bob.device).await.unwrap(), PushState::None);
+    assert_eq!(push_state(store, bob.device).await, PushState::None);
     let not_found = async |hash: [u8; 32], at: u64| {
         assert_eq!(refusal(store.confirm_push(&bob, &hash, WAKE_AFTER, later(at)).await), Refusal::NotFound);
     };
     not_found([7; 32], 1).await;
     register(store, &bob, "https://push.example/1").await;
-    assert_eq!(store.push_state(bob.device).await.unwrap(), PushState::Unconfirmed);
+    assert_eq!(push_state(store, bob.device).await, PushState::Unconfirmed);
     not_found([8; 32], 2).await;
     not_found([7; 32], 601).await;
     for at in [600, 1000] {
         store.confirm_push(&bob, &[7; 32], WAKE_AFTER, later(at)).await.unwrap();
-        assert_eq!(store.push_state(bob.device).await.unwrap(), PushState::Active);
+        assert_eq!(push_state(store, bob.device).await, PushState::Active);
     }
     let (_, active) = store.active_target(&bob, later(3)).await.unwrap().unwrap();
     assert_eq!(active, target("https://push.example/1"));
@@ -69,12 +69,12 @@ pub async fn a_target_is_confirmed_by_its_nonce_in_time_and_once_replaced_not_an
         nonce_hash: [9; 32],
     };
     store.register_push(&bob, &new, later(4)).await.unwrap();
-    assert_eq!(store.push_state(bob.device).await.unwrap(), PushState::Unconfirmed);
+    assert_eq!(push_state(store, bob.device).await, PushState::Unconfirmed);
     assert!(store.active_target(&bob, later(4)).await.unwrap().is_none());
     not_found([7; 32], 5).await;
     store.remove_push(&bob, later(6)).await.unwrap();
     store.remove_push(&bob, later(6)).await.unwrap();
-    assert_eq!(store.push_state(bob.device).await.unwrap(), PushState::None);
+    assert_eq!(push_state(store, bob.device).await, PushState::None);
 }
 
 pub async fn a_wake_up_is_taken_once_and_again_if_its_outcome_is_not_written(store: &Store) {
@@ -212,11 +212,11 @@ pub async fn the_answer_to_an_old_push_removes_no_new_target(store: &Store) {
     let new = register(store, &bob, "https://push.example/new").await;
     store.confirm_push(&bob, &[7; 32], WAKE_AFTER, later(3)).await.unwrap();
     assert!(!store.forget_push(bob.device, old).await.unwrap());
-    assert_eq!(store.push_state(bob.device).await.unwrap(), PushState::Active);
+    assert_eq!(push_state(store, bob.device).await, PushState::Active);
     accept_urgent(store, &alice, &bob, true, later(10)).await;
     assert!(store.forget_push(bob.device, new).await.unwrap());
     assert!(!store.forget_push(bob.device, new).await.unwrap());
-    assert_eq!(store.push_state(bob.device).await.unwrap(), PushState::None);
+    assert_eq!(push_state(store, bob.device).await, PushState::None);
     assert!(take(store, 1000).await.is_empty());
     assert!(!store.forget_push(add_device(store, "dave").await.device, new).await.unwrap());
 }
@@ -239,10 +239,10 @@ pub async fn failures_are_counted_until_a_push_succeeds(store: &Store) {
 pub async fn a_target_goes_with_its_device_and_its_account(store: &Store) {
     let (_, bob, _) = pair(store).await;
     store.revoke_device(&bob, bob.device, later(5)).await.unwrap();
-    assert_eq!(store.push_state(bob.device).await.unwrap(), PushState::None);
+    assert_eq!(push_state(store, bob.device).await, PushState::None);
     let carol = member(store, "carol").await;
     register(store, &carol, "https://push.example/carol").await;
     delete_account(store, &carol, "carol", later(6)).await;
-    assert_eq!(store.push_state(carol.device).await.unwrap(), PushState::None);
+    assert_eq!(push_state(store, carol.device).await, PushState::None);
     assert!(take(store, 1000).await.is_empty());
 }

@@ -13,7 +13,24 @@ async function bundle(path, format) {
 }
 
 const script = await bundle('worker/worker.ts', 'iife');
-const { contentOf } = await import(`data:text/javascript,${encodeURIComponent(await bundle('src/model/notifications.ts', 'esm'))}`);
+
+// The browser, as the model sees it. A worker is active at once.
+const registration = { active: { state: 'activated' }, getNotifications: async () => [], unregister: async () => true };
+globalThis.Notification = { permission: 'granted', requestPermission: async () => 'granted' };
+globalThis.ServiceWorkerRegistration = class {
+  showNotification() {}
+};
+Object.defineProperty(globalThis, 'navigator', { value: { serviceWorker: { register: async () => registration, getRegistration: async () => registration } }, configurable: true });
+let kept = new Map();
+globalThis.caches = {
+  open: async () => ({
+    put: async (url, response) => void kept.set(url, await response.text()),
+    match: async (url) => (kept.has(url) ? new Response(kept.get(url)) : undefined),
+    delete: async (url) => kept.delete(url),
+  }),
+  delete: async () => true,
+};
+const { contentOf, Notifications } = await import(`data:text/javascript,${encodeURIComponent(await bundle('src/model/notifications.ts', 'esm'))}`);
 const ORIGIN = 'http://127.0.0.1:8080';
 
 /** A tab of a person, or of nobody who is signed in; a frozen one answers nothing. */
@@ -95,6 +112,65 @@ test('a notification names a sender whom the server confirms, and counts what wa
   assert.deepEqual(contentOf(bob, { text: 'At noon?' }, 2), { title: 'Bob (2)', body: 'At noon?' });
   assert.deepEqual(contentOf({ ...bob, confirmed: false }, { text: 'It is me' }, 1), { title: 'Somebody new', body: 'It is me' });
   assert.equal(contentOf(bob, { text: '🎉'.repeat(400) }, 1).body, `${'🎉'.repeat(300)}…`);
+});
+
+/** The notifications of a person whose server and push service answer when the test says so. */
+function openModel() {
+  kept = new Map();
+  const records = new Map();
+  const server = { state: 'none', asked: [], confirming: Promise.resolve() };
+  const push = {
+    status: async () => ({ state: server.state }),
+    subscribe: () => new Promise((resolve) => server.asked.push(resolve)),
+    receive: async () => {
+      await server.confirming;
+      server.state = 'active';
+      return 'confirmed';
+    },
+    remove: async () => void (server.state = 'none'),
+  };
+  const store = { get: (key) => records.get(key), put: async (entries) => Object.entries(entries).forEach(([key, value]) => records.set(key, value)) };
+  const model = new Notifications('p1', { push, state: 'connected', leading: true, account: { email: 'alice@example.org' } }, store, {}, () => {});
+  return { model, server };
+}
+
+const turns = async (n = 20) => {
+  for (let i = 0; i < n; i++) await new Promise((resolve) => setImmediate(resolve));
+};
+
+test('a confirmation that overtakes the reply to the registration counts, and so does one beside another attempt', async () => {
+  const { model, server } = openModel();
+  await model.turnOn();
+  await turns();
+  assert.deepEqual(model.choice, { on: true });
+  // The push with the nonce was answered by another tab meanwhile.
+  server.state = 'active';
+  server.asked[0]('unconfirmed');
+  await turns();
+  assert.deepEqual(model.choice, { on: true, closed: 'active' });
+
+  // A confirmation was kept, and is still under way when the settings are opened, which try once more.
+  const other = openModel();
+  await other.model.turnOn();
+  await turns();
+  other.server.asked[0]('unconfirmed');
+  await turns();
+  assert.deepEqual(other.model.choice, { on: true, closed: 'waiting' });
+  kept.set('/try-it/people/p1/confirmation', CONFIRM);
+  let confirm;
+  other.server.confirming = new Promise((resolve) => (confirm = resolve));
+  const first = other.model.resume();
+  await turns();
+  const second = other.model.resume();
+  await turns();
+  other.server.asked[1]('unconfirmed');
+  await second;
+  assert.deepEqual(other.model.choice, { on: true, closed: 'waiting' });
+  confirm();
+  await turns();
+  other.server.asked[2]('active');
+  await first;
+  assert.deepEqual(other.model.choice, { on: true, closed: 'active' });
 });
 
 test('a push while no tab is open says that there is a message, and for whom', async () => {

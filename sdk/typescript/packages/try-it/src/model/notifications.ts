@@ -45,6 +45,7 @@ export class Notifications {
 
   #refused = false;
   #attempt = 0;
+  #settled: Promise<void> = Promise.resolve();
   readonly #arrived = new Map<string, Message>();
 
   constructor(
@@ -91,7 +92,7 @@ export class Notifications {
     // Some browsers try for ever.
     const late = setTimeout(() => isLatest() && void this.#choose({ on: true, closed: 'failed' }), SUBSCRIBE_MS);
     const closed = await this.#subscribe().finally(() => clearTimeout(late));
-    if (isLatest()) await this.#choose({ on: true, closed });
+    if (isLatest()) await this.#settle(closed);
     // They were turned off meanwhile.
     if (this.state !== 'on') await this.pause();
   }
@@ -166,7 +167,17 @@ export class Notifications {
   }
 
   async #pushed(content: unknown): Promise<void> {
-    if ((await this.client.push.receive(content).catch(() => null)) === 'confirmed' && this.state === 'on') await this.#choose({ on: true, closed: 'active' });
+    if ((await this.client.push.receive(content).catch(() => null)) === 'confirmed') await this.#settle('waiting');
+  }
+
+  /** Notes the outcome of a registration, one after the other. The confirmation may overtake the reply to the registration. */
+  #settle(closed: NonNullable<Choice['closed']>): Promise<void> {
+    const settled = this.#settled.then(async () => {
+      const { state } = await this.client.push.status();
+      if (this.state === 'on') await this.#choose({ on: true, closed: closed === 'waiting' && state === 'active' ? 'active' : closed });
+    });
+    this.#settled = settled.catch(() => {});
+    return settled;
   }
 
   async #subscribe(): Promise<NonNullable<Choice['closed']>> {
@@ -177,14 +188,14 @@ export class Notifications {
       const kept = await cache.match(confirmationIn(this.person));
       if (kept) {
         await cache.delete(confirmationIn(this.person));
-        await this.client.push.receive(await kept.json());
+        await this.#pushed(await kept.json());
       }
       const state = await this.client.push.subscribe(registration);
-      return state === 'active' ? 'active' : state === 'none' ? 'not-offered' : 'waiting';
+      return state === 'none' ? 'not-offered' : 'waiting';
     } catch (error) {
       // The server was not reached, or takes no more registrations for now: the next connect tries again.
       const isTemporary = error instanceof SealwireError && error.code !== 'bad_request';
-      return isTemporary ? (this.choice.closed ?? 'waiting') : 'failed';
+      return isTemporary ? 'waiting' : 'failed';
     }
   }
 
