@@ -123,10 +123,11 @@ impl Sender {
         let mut pinned: Vec<(Kind, Arc<str>)> =
             apns.iter().flat_map(Apns::origins).map(|origin| (Kind::Apns, Arc::clone(origin))).collect();
         pinned.extend(fcm.iter().map(|fcm| (Kind::Fcm, Arc::clone(fcm.host().origin()))));
-        let look_ups = || LookUps::new(Arc::clone(&resolver), LOOK_UPS);
+        let look_ups = LookUps::new(Arc::clone(&resolver), LOOK_UPS);
+        let single_look_ups = LookUps::new(resolver, LOOK_UPS);
         Ok(Self(Arc::new(Inner {
             origins: Origins::new(limits, settings.trusted_services, pinned),
-            http: HttpClient::new(&rules, &tls, limits.timeout, look_ups(), look_ups()),
+            http: HttpClient::new(&rules, &tls, limits.timeout, look_ups, single_look_ups),
             random: SystemRandom::new(),
             web_push,
             apns,
