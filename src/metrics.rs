@@ -20,7 +20,7 @@ pub use kinds::{
 };
 pub use labels::{
     AccessDenied, Batch, BusTraffic, ClaimOutcome, Close, Direction, Limit, MailDrop, MailOutcome, MailState,
-    PoolState, ProofOutcome, PushResult, PushRoute, Repair, RequestedOp, ResponseCode, Route, Version,
+    PoolState, ProofOutcome, PushResult, PushRoute, Repair, RequestedOp, ResponseCode, Route, SocketShare, Version,
 };
 pub use latency::LatencyCounts;
 
@@ -81,6 +81,7 @@ metrics! {
     connects: Counter = "sealwire_connects_total" [] "Sockets that opened, counted at the welcome";
     closes: Counters<Close> = "sealwire_closes_total" ["code"] "Sockets that closed, by close code";
     connections_refused: Counters<Limit> = "sealwire_connections_refused_total" ["limit"] "Connections and upgrades refused or ended because of a limit, by limit";
+    sockets_given_up: Counters<SocketShare> = "sealwire_sockets_given_up_total" ["share"] "Sockets that lost their place to a new one, because their user or their network held most";
     upgrades_refused: Counters<Code> = "sealwire_upgrades_refused_total" ["code"] "WebSocket upgrades refused, by error code";
     ops: Counters<(RequestedOp, ResponseCode)> = "sealwire_ops_total" ["op", "code"] "Replies to requests on sockets, by op and error code";
     op_seconds: Histograms<Op, Seconds> = "sealwire_op_seconds" ["op"] "Time from the start of a request to its encoded reply";

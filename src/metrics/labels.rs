@@ -255,6 +255,16 @@ label! {
 }
 
 label! {
+    /// Why a socket lost its place to a new one.
+    SocketShare {
+        /// Its user had more sockets than its share.
+        User "user",
+        /// All places were in use, and its network held most of them.
+        Network "network",
+    }
+}
+
+label! {
     /// Why the operator's listener refused a request.
     AccessDenied {
         /// Its `Host` is not allowed.

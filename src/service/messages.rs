@@ -84,7 +84,7 @@ impl Service {
         let count = envelopes.len() as u64;
         let request =
             SendRequest { caller, epoch, message: id, to, ephemeral, is_urgent, ttl, envelopes, skipped, access, now };
-        let queued = self.mail.enqueue(MailRequest::Send(request)).await?;
+        let queued = self.mail.enqueue(MailRequest::Send(request))?;
         drop(turn);
         match answer(queued).await? {
             MailAnswer::Sent(accepted) => {
@@ -104,7 +104,7 @@ impl Service {
     /// `session_revoked`
     pub async fn ack(&self, caller: Caller, seqs: Vec<i64>) -> Result<u64, Refusal> {
         let request = AckRequest { caller, seqs, now: self.now() };
-        let queued = self.mail.enqueue(MailRequest::Ack(request)).await?;
+        let queued = self.mail.enqueue(MailRequest::Ack(request))?;
         match answer(queued).await? {
             MailAnswer::Acked(count) => Ok(count),
             MailAnswer::Sent(_) | MailAnswer::Deferred(_) => Err(Refusal::Internal),

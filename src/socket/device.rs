@@ -347,6 +347,7 @@ impl DeviceSocket {
             }
         };
         self.state = SocketState::Closing(disconnect);
+        self.connection.wire.note_closing();
         self.connection.log_closed(epoch, code, reason);
         self.connection.node.metrics.closes.inc(close);
         true

@@ -75,6 +75,7 @@ on_every_engine! {
         each_connection_of_a_device_gets_the_next_epoch
         a_sweep_deletes_expired_sessions_and_day_old_records_but_no_tombstones
         a_sweep_deletes_records_from_the_future_unless_the_clock_was_set_back
+        accounts_and_devices_from_the_future_are_as_old_as_now
         times_are_read_back_as_written_and_compare_correctly;
     codes:
         a_proof_is_spent_once_by_parallel_requests
