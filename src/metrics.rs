@@ -12,7 +12,7 @@ mod latency;
 use std::time::Duration;
 
 use prometheus::{Registry, TextEncoder};
-use sealwire_protocol::{Code, frame::Op};
+use sealwire_protocol::{Code, frame::Op, push::PushKind};
 
 use kinds::MetricKind;
 pub use kinds::{
@@ -20,7 +20,7 @@ pub use kinds::{
 };
 pub use labels::{
     AccessDenied, Batch, BusTraffic, ClaimOutcome, Close, Direction, Limit, MailDrop, MailOutcome, MailState,
-    PoolState, ProofOutcome, PushResult, Repair, RequestedOp, ResponseCode, Route, SocketShare, Version,
+    PoolState, ProofOutcome, PushResult, PushRoute, Repair, RequestedOp, ResponseCode, Route, SocketShare, Version,
 };
 pub use latency::LatencyCounts;
 
@@ -111,8 +111,9 @@ metrics! {
     mailbox_envelopes: Gauge = "sealwire_mailbox_envelopes" [] "Envelopes in all mailboxes of the database";
     mailbox_bytes: Gauge = "sealwire_mailbox_bytes" [] "Bytes of content in all mailboxes of the database";
 
-    pushes: Counters<PushResult> = "sealwire_pushes_total" ["outcome"] "Pushes to push services, by outcome";
+    pushes: Counters<(PushRoute, PushResult)> = "sealwire_pushes_total" ["kind", "service", "outcome", "reason"] "Pushes to push services, by kind, whether the service is trusted, outcome, and reason of a failure";
     pushes_under_way: Gauge = "sealwire_pushes_under_way" [] "Pushes to push services in progress";
+    push_overdue: Gauges<PushKind> = "sealwire_push_overdue_seconds" ["kind"] "How long the oldest wake-up has been due that no node has taken";
 
     batch_items: Histograms<Batch, BatchSize> = "sealwire_batch_items" ["batch"] "Requests per batch";
     batch_seconds: Histograms<Batch, Seconds> = "sealwire_batch_seconds" ["batch"] "Duration of a batch, including retries";

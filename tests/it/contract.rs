@@ -125,6 +125,7 @@ on_every_engine! {
     push:
         a_target_is_confirmed_by_its_nonce_in_time_and_once_replaced_not_any_more
         a_wake_up_is_taken_once_and_again_if_its_outcome_is_not_written
+        a_node_takes_wake_ups_only_of_the_kind_that_it_asks_for
         an_ack_ends_a_wake_up_even_if_the_push_is_under_way
         only_urgent_messages_for_a_confirmed_target_wake
         the_answer_to_an_old_push_removes_no_new_target
