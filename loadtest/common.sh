@@ -1,6 +1,6 @@
-# Shared by the load tests: a folder, the sealwire binary, seeding, servers. Source it with $name set. It sets $dir, $sealwire and,
-# while servers run, $servers (their pids) and $ports. When the script ends, it stops the servers and drops the database; if the
-# script is killed, scripts/contained cleans up.
+# Shared by the load tests: a folder, the sealwire binary, seeding, servers. Source it with $name set. It sets $dir, $sealwire,
+# $tokens and, while servers run, $servers (their pids) and $ports. When the script ends, it stops the servers and drops its
+# databases; if the script is killed, scripts/contained cleans up.
 
 # Debian installs PostgreSQL's programs here.
 PATH=$PATH:$(printf '%s:' /usr/lib/postgresql/*/bin)
@@ -16,15 +16,15 @@ sealwire=${SEALWIRE:-target/release/sealwire}
 [ -x "$sealwire" ] || cargo build --release --locked
 
 dir=$(mktemp -d "${TMPDIR:-/tmp}/sealwire-$name.XXXXXX")
-database=sealwire_${name}_$$ url=
+url= tokens=$dir/tokens.jsonl databases=()
 servers=() ports=()
 finish() {
     for server in "${servers[@]}"; do
         { kill "$server" && wait "$server"; } 2>/dev/null || true
     done
-    if [ -n "$url" ]; then
+    for database in "${databases[@]}"; do
         psql -q "$DATABASE_URL" -c "DROP DATABASE IF EXISTS $database WITH (FORCE)" 2>/dev/null || true
-    fi
+    done
     rm -rf "$dir"
 }
 trap finish EXIT
@@ -71,20 +71,37 @@ stop_servers() {
     [ "$failed" = 0 ] || { say 'a server ended with an error'; return 1; }
 }
 
-# Seeds the store, and writes one line per device to $dir/tokens.jsonl.
+# Seeds the store, and writes one line per device to $tokens.
 seed() { # seed DEVICES KEYS_EACH
-    "$sealwire" seed --users "$1" --devices 1 --prekeys "$2" --out "$dir/tokens.jsonl" 2>"$dir/seed.log" ||
+    "$sealwire" seed --users "$1" --devices 1 --prekeys "$2" --out "$tokens" 2>"$dir/seed.log" ||
         { cat "$dir/seed.log" >&2; exit 1; }
 }
 
 # Creates and seeds a database in the PostgreSQL of DATABASE_URL, and configures servers for it and for the Redis of REDIS_URL.
-fresh_database() { # fresh_database DEVICES KEYS_EACH
+fresh_database() { # fresh_database DEVICES KEYS_EACH [NAME]
+    local database=sealwire_${name}_$$${3:+_$3}
     need psql 'apt-get install -y postgresql-client'
+    databases+=("$database")
     url=$DATABASE_URL
     sql -c 'SET client_min_messages = warning' -c "DROP DATABASE IF EXISTS $database WITH (FORCE)" -c "CREATE DATABASE $database"
     # The same URL with another path.
     url=$(sed -E "s#^([a-z]+://[^/]*)/[^?]*#\1/$database#" <<<"$DATABASE_URL")
-    export SEALWIRE__DATABASE__URL=$url SEALWIRE__BUS__URL=$REDIS_URL
+    use_database
     "$sealwire" migrate
     seed "$1" "$2"
+}
+
+# Configures servers for the database $url.
+use_database() { export SEALWIRE__DATABASE__URL=$url SEALWIRE__BUS__URL=$REDIS_URL; }
+
+# Configures servers for a new SQLite database, and seeds it.
+fresh_sqlite() { # fresh_sqlite DEVICES KEYS_EACH
+    rm -f "$dir"/x.db*
+    export SEALWIRE__DATABASE__URL=sqlite://$dir/x.db SEALWIRE__BUS__URL=local
+    seed "$1" "$2"
+}
+
+# Adds a line to the file $RESULTS, if it is set, from which loadtest/tables.py makes the tables of the README.
+note() { # note KEY VALUE…
+    [ -z "${RESULTS:-}" ] || printf '%s\n' "$(IFS=$'\t' && echo "$*")" >>"$RESULTS"
 }

@@ -265,11 +265,15 @@ fn push_sender(config: &Config, clock: &Clock) -> Result<Option<sealwire_push::S
         ("", None) => None,
         (text, _) => Some(VapidKey::parse(text)?),
     };
+    if config.push.allow_insecure {
+        tracing::warn!("push.allow_insecure is set: clients can have this machine requested; it is for tests only");
+    }
     let settings = PushSettings {
         web_push: key.map(|key| WebPushSettings { key, subject: config.push_contact() }),
         apns: apns_settings(config)?,
         fcm: fcm_settings(config)?,
         allow_insecure: config.push.allow_insecure,
+        trusted_services: config.push.trusted_services.clone(),
         forbidden_networks: config.push.forbidden_networks.clone(),
         ..PushSettings::default()
     };

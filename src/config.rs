@@ -278,6 +278,8 @@ pub struct PushConfig {
     pub apns_sandbox_url: String,
     /// The URL of FCM.
     pub fcm_url: String,
+    /// Services of Web Push that share no places with those that clients choose.
+    pub trusted_services: Vec<String>,
     /// Networks that no push is sent to, besides those that are not public.
     #[serde(deserialize_with = "networks")]
     pub forbidden_networks: Vec<IpNet>,
@@ -518,6 +520,11 @@ mod tests {
             ("SEALWIRE__ADMIN__ALLOWED_HOSTS", "status.example:9090", "admin.allowed_hosts takes host names"),
             ("SEALWIRE__AUTH__SECRET", "c2hvcnQ=", "auth.secret takes 32 bytes"),
             ("SEALWIRE__AUTH__SESSION_DAYS", "0", "auth.session_days takes days"),
+            ("SEALWIRE__PUSH__TRUSTED_SERVICES", "https://push.example", "push.trusted_services takes hosts"),
+            ("SEALWIRE__PUSH__TRUSTED_SERVICES", "Push.example", "push.trusted_services takes hosts"),
+            ("SEALWIRE__PUSH__TRUSTED_SERVICES", "push.example:http", "push.trusted_services takes hosts"),
+            ("SEALWIRE__PUSH__TRUSTED_SERVICES", "*.push.example:8443", "push.trusted_services takes hosts"),
+            ("SEALWIRE__PUSH__TRUSTED_SERVICES", "*", "push.trusted_services takes hosts"),
             ("SEALWIRE__MAILER__URL", "pigeon:", "mailer.url takes"),
             ("SEALWIRE__MAILER__FROM", "nobody", "mailer.from takes"),
             ("SEALWIRE__DATABASE__URL", "mysql://x", "database.url takes"),

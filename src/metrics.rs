@@ -12,7 +12,7 @@ mod latency;
 use std::time::Duration;
 
 use prometheus::{Registry, TextEncoder};
-use sealwire_protocol::{Code, frame::Op};
+use sealwire_protocol::{Code, frame::Op, push::PushKind};
 
 use kinds::MetricKind;
 pub use kinds::{
@@ -20,7 +20,7 @@ pub use kinds::{
 };
 pub use labels::{
     AccessDenied, Batch, BusTraffic, ClaimOutcome, Close, Direction, Limit, MailDrop, MailOutcome, MailState,
-    PoolState, ProofOutcome, PushResult, Repair, RequestedOp, ResponseCode, Route, Version,
+    PoolState, ProofOutcome, PushResult, PushRoute, Repair, RequestedOp, ResponseCode, Route, SocketShare, Version,
 };
 pub use latency::LatencyCounts;
 
@@ -81,6 +81,7 @@ metrics! {
     connects: Counter = "sealwire_connects_total" [] "Sockets that opened, counted at the welcome";
     closes: Counters<Close> = "sealwire_closes_total" ["code"] "Sockets that closed, by close code";
     connections_refused: Counters<Limit> = "sealwire_connections_refused_total" ["limit"] "Connections and upgrades refused or ended because of a limit, by limit";
+    sockets_given_up: Counters<SocketShare> = "sealwire_sockets_given_up_total" ["share"] "Sockets that lost their place to a new one, because their user or their network held most";
     upgrades_refused: Counters<Code> = "sealwire_upgrades_refused_total" ["code"] "WebSocket upgrades refused, by error code";
     ops: Counters<(RequestedOp, ResponseCode)> = "sealwire_ops_total" ["op", "code"] "Replies to requests on sockets, by op and error code";
     op_seconds: Histograms<Op, Seconds> = "sealwire_op_seconds" ["op"] "Time from the start of a request to its encoded reply";
@@ -110,8 +111,9 @@ metrics! {
     mailbox_envelopes: Gauge = "sealwire_mailbox_envelopes" [] "Envelopes in all mailboxes of the database";
     mailbox_bytes: Gauge = "sealwire_mailbox_bytes" [] "Bytes of content in all mailboxes of the database";
 
-    pushes: Counters<PushResult> = "sealwire_pushes_total" ["outcome"] "Pushes to push services, by outcome";
+    pushes: Counters<(PushRoute, PushResult)> = "sealwire_pushes_total" ["kind", "service", "outcome", "reason"] "Pushes to push services, by kind, whether the service is trusted, outcome, and reason of a failure";
     pushes_under_way: Gauge = "sealwire_pushes_under_way" [] "Pushes to push services in progress";
+    push_overdue: Gauges<PushKind> = "sealwire_push_overdue_seconds" ["kind"] "How long the oldest wake-up has been due that no node has taken";
 
     batch_items: Histograms<Batch, BatchSize> = "sealwire_batch_items" ["batch"] "Requests per batch";
     batch_seconds: Histograms<Batch, Seconds> = "sealwire_batch_seconds" ["batch"] "Duration of a batch, including retries";

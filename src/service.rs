@@ -54,7 +54,7 @@ use crate::{
         DeviceStatus, FoundSession, MailAnswer, MailRequest, Mailboxes, Place, PoolUsage, RegisteredConnection,
         StatusRequest, Store, StoreError, TokenLookup, UserQueues,
     },
-    tasks::Tasks,
+    tasks::{Tasks, Work},
     usage_limits::UsageLimits,
 };
 use clock_check::ClockCheck;
@@ -142,7 +142,7 @@ pub struct ServiceDependencies {
     pub metrics: Arc<Metrics>,
 }
 
-/// The use cases. They run on the runtime that owns the store and the bus.
+/// The use cases. They run on the runtime that owns the store and the bus, except for those that say otherwise.
 pub struct Service {
     store: Store,
     bus: Bus,
@@ -151,6 +151,8 @@ pub struct Service {
     entropy: Entropy,
     mailer: Mailer,
     pushes: Arc<Pushes>,
+    /// Spawns on the runtime that owns the store and the bus.
+    work: Work,
     secret: ServerSecret,
     policy: Policy,
     metrics: Arc<Metrics>,
@@ -167,7 +169,7 @@ pub struct Service {
     /// Serves claims that wait for locked keys.
     blocking_claims: Claims,
     /// Bounds their number.
-    blocking_permits: Semaphore,
+    blocking_permits: Arc<Semaphore>,
     over_limit_permits: Semaphore,
     /// The operations that do not run in batches.
     operations: UserQueues,
@@ -373,6 +375,7 @@ impl Service {
             entropy,
             mailer,
             pushes: Arc::new(pushes),
+            work: tasks.work().clone(),
             secret,
             policy,
             metrics,
@@ -384,7 +387,7 @@ impl Service {
             shown_codes,
             claims,
             blocking_claims,
-            blocking_permits: Semaphore::new(BLOCKING_CLAIMS),
+            blocking_permits: Arc::new(Semaphore::new(BLOCKING_CLAIMS)),
             over_limit_permits: Semaphore::new(OVER_LIMIT_READS),
             operations,
             lookups,
@@ -413,6 +416,14 @@ impl Service {
     /// `unavailable` if too many operations of the user wait.
     pub async fn enter(&self, user: UserId) -> Result<Place, Refusal> {
         Ok(self.operations.enter(user).await?)
+    }
+
+    /// Runs an operation on the runtime that owns the store, for a use case that runs on another.
+    async fn on_own_runtime<T: Send + 'static, E: Into<Refusal> + Send + 'static>(
+        &self,
+        operation: impl Future<Output = Result<T, E>> + Send + 'static,
+    ) -> Result<T, Refusal> {
+        self.work.spawn(operation).await.map_err(|_| Refusal::Internal)?.map_err(Into::into)
     }
 
     /// Sends a use case's signals to other devices.

@@ -21,7 +21,7 @@ pub use self::{
     signals::{Signals, StartSignals},
 };
 use crate::{
-    socket::{Budget, Hub},
+    socket::{Hub, Seats},
     tasks::Work,
 };
 
@@ -38,7 +38,7 @@ pub struct Stopper {
     /// The registry of the connected devices.
     pub hub: Arc<Hub>,
     /// Counts the WebSocket connections, including closing ones.
-    pub connections: Budget,
+    pub connections: Seats,
     /// The time limit for stopping.
     pub time: DrainTime,
 }

@@ -1,7 +1,6 @@
 //! Serves WebSocket connections: the upgrade, the transport below the WebSocket protocol, and an actor for each
 //! connected device.
 
-mod budget;
 mod closing;
 mod delivery;
 mod device;
@@ -14,14 +13,15 @@ mod ops;
 mod outbox;
 mod read_gate;
 mod request_rate;
+mod seats;
 mod shares;
 pub mod transport;
 mod upgrade;
 mod writer;
 
-pub use budget::Budget;
 pub use hub::Hub;
 pub use networks::{NetworkLimits, Networks};
 pub use node::Node;
+pub use seats::Seats;
 pub use shares::SharedBudget;
 pub use upgrade::open;

@@ -19,6 +19,7 @@ mod device_age;
 mod device_status;
 mod devices;
 mod error;
+mod fair_queue;
 mod health;
 mod keys;
 mod locks;

@@ -29,11 +29,15 @@ CREATE TABLE push_targets (
 ALTER TABLE mailboxes
     -- Whether the device has an active push target.
     ADD COLUMN has_push BOOLEAN NOT NULL DEFAULT FALSE,
+    -- The kind of the target that the device confirmed last. A node takes only wake-ups of kinds that it can send.
+    ADD COLUMN push_kind TEXT,
     -- When the device is to be woken, if it is.
     ADD COLUMN wake_at  TIMESTAMPTZ,
     -- 0: not woken since the mailbox was empty; 1: woken, and nothing was acked since; 2: woken, and something was.
     ADD COLUMN wake_state INTEGER NOT NULL DEFAULT 0;
-CREATE INDEX mailboxes_wake ON mailboxes (wake_at) WHERE wake_at IS NOT NULL;
+CREATE INDEX mailboxes_wake ON mailboxes (push_kind, wake_at) WHERE wake_at IS NOT NULL;
 
 -- Whether the message is worth waking the device for.
 ALTER TABLE messages ADD COLUMN urgent BOOLEAN NOT NULL DEFAULT TRUE;
+-- Tells without reading them whether all messages of a mailbox are like that.
+CREATE INDEX messages_not_urgent ON messages (device_id) WHERE NOT urgent;

@@ -22,7 +22,7 @@ use crate::{
     service::Service,
     shutdown::DrainTime,
     socket::{
-        Budget, Node, open,
+        Node, open,
         transport::{self, Tuning},
     },
 };
@@ -158,10 +158,9 @@ fn usage(node: &NodeContext, limits: &NodeLimits) -> Box<dyn Fn() -> NodeUsage +
     let (hub, work) = (node.hub.clone(), node.tasks.work().clone());
     let (sockets, http) = (limits.sockets.clone(), limits.limiter.http.clone());
     let (inbound, outbound) = (limits.inbound.clone(), limits.outbound.clone());
-    let usage_of = |budget: &Budget| (budget.in_use(), budget.limit());
     Box::new(move || NodeUsage {
         connected: hub.connected(),
-        sockets: usage_of(&sockets),
+        sockets: (sockets.in_use(), sockets.limit()),
         http: (http.in_use(), http.limit()),
         work: work.unfinished(),
         inbound: (inbound.in_use(), inbound.limit()),

@@ -137,6 +137,10 @@ pub(super) fn check(settings: &Table) -> Result<(), ConfigError> {
     let from = text("mailer.from").parse::<lettre::message::Mailbox>();
     require(from.is_ok(), "mailer.from", "a sender, such as Sealwire <no-reply@chat.example>")?;
     check_push(&text)?;
+    for service in list("push.trusted_services") {
+        let is_valid = service.as_str().is_some_and(is_push_service);
+        require(is_valid, "push.trusted_services", "hosts in lower case, such as push.example or *.push.example")?;
+    }
     let secret = text("auth.secret");
     require(secret.is_empty() || decode_secret(secret).is_some(), "auth.secret", "32 bytes in base64")?;
     require(
@@ -183,6 +187,18 @@ fn check_push<'t>(text: &impl Fn(&str) -> &'t str) -> Result<(), ConfigError> {
         require(is_url, name, "an https:// URL")?;
     }
     Ok(())
+}
+
+/// Whether the text is a host, a host with a port, or `*.` and a domain, in lower case.
+fn is_push_service(text: &str) -> bool {
+    let (host, port) = text.split_once(':').unwrap_or((text, "1"));
+    let domain = host.strip_prefix("*.").unwrap_or(host);
+    port.parse::<u16>().is_ok()
+        && (domain.len() == host.len() || !text.contains(':'))
+        && domain.split('.').all(|label| {
+            !label.is_empty()
+                && label.bytes().all(|byte| byte.is_ascii_lowercase() || byte.is_ascii_digit() || byte == b'-')
+        })
 }
 
 /// Whether a user name or password in a URL seems to contain an unescaped `/`, `?` or `#`: whether an `@` follows the

@@ -20,8 +20,10 @@ pub const FAILURES_KEPT: Duration = Duration::from_mins(1);
 /// The pauses after failures double from the first to the second.
 const FIRST_PAUSE: Duration = Duration::from_secs(5);
 const LONGEST_PAUSE: Duration = Duration::from_hours(1);
-/// A push service cannot ask for a shorter one.
-const SHORTEST_PAUSE: Duration = Duration::from_secs(1);
+/// A push service cannot ask for a shorter pause than the doubled one, up to this: the pauses would be a loop without end.
+const SHORTEST_ASKED_PAUSE: Duration = Duration::from_mins(1);
+/// A push service cannot ask for a longer pause.
+const LONGEST_ASKED_PAUSE: Duration = Duration::from_hours(24);
 /// How long a wake-up is tried again before it is given up.
 const GIVE_UP_AFTER: Duration = Duration::from_hours(24);
 
@@ -98,6 +100,16 @@ pub struct PushFailures {
     pub count: u32,
 }
 
+/// How often a nonce is sent at most.
+const NONCE_TRIES: u32 = 5;
+
+/// The pause after a failed try to send a nonce that follows `failures` others; `None` if it is not tried again. A push
+/// service can ask for a longer pause, but not for a shorter one.
+#[must_use]
+pub fn nonce_pause(failures: u32, retry_after: Option<Duration>) -> Option<Duration> {
+    (failures + 1 < NONCE_TRIES).then(|| PushFailures::pause(failures).max(retry_after.unwrap_or_default()))
+}
+
 impl PushFailures {
     /// The pause after a failure that follows `count` others.
     #[must_use]
@@ -109,10 +121,11 @@ impl PushFailures {
     #[must_use]
     pub fn after(self, retry_after: Option<Duration>, now: Timestamp) -> (Self, Option<Timestamp>) {
         let since = self.since.unwrap_or(now);
-        let pause = retry_after.unwrap_or_else(|| Self::pause(self.count)).clamp(SHORTEST_PAUSE, LONGEST_PAUSE);
-        let next = now + pause;
+        let own = Self::pause(self.count);
+        let asked = |pause: Duration| pause.clamp(own.min(SHORTEST_ASKED_PAUSE), LONGEST_ASKED_PAUSE);
+        let next = now + retry_after.map_or(own, asked);
         let failures = Self { since: Some(since), count: self.count.saturating_add(1) };
-        (failures, (next < since + GIVE_UP_AFTER).then_some(next))
+        (failures, (next <= since + GIVE_UP_AFTER).then_some(next))
     }
 }
 
@@ -250,8 +263,22 @@ mod tests {
 
         let retry = |after| PushFailures::default().after(Some(Duration::from_secs(after)), start()).1;
         assert_eq!(retry(7), Some(seconds(7)));
-        assert_eq!(retry(0), Some(seconds(1)), "a service cannot ask for a busy loop");
-        assert_eq!(retry(1_000_000), Some(seconds(3600)));
+        assert_eq!(retry(0), Some(seconds(5)), "a service cannot ask for a busy loop");
+        assert_eq!(retry(1_000_000), Some(seconds(24 * 3600)), "once, at the end of the day");
+        let many = PushFailures { since: Some(start()), count: 9 };
+        assert_eq!(many.after(Some(Duration::from_secs(7)), start()).1, Some(seconds(60)));
+        assert_eq!(many.after(Some(Duration::from_hours(24)), seconds(1)).1, None);
+    }
+
+    #[test]
+    fn a_nonce_is_tried_five_times_and_a_push_service_only_lengthens_the_pauses() {
+        let pauses = |retry_after: Option<u64>| {
+            let pause = |failures| nonce_pause(failures, retry_after.map(Duration::from_secs));
+            (0..).map_while(pause).map(|pause| pause.as_secs()).collect::<Vec<_>>()
+        };
+        assert_eq!(pauses(None), [5, 10, 20, 40]);
+        assert_eq!(pauses(Some(0)), [5, 10, 20, 40]);
+        assert_eq!(pauses(Some(15)), [15, 15, 20, 40]);
     }
 
     #[test]

@@ -22,6 +22,7 @@ use std::{
 
 use actix_server::Server;
 use actix_web::{App, HttpServer, http::KeepAlive, web::Data};
+use sealwire_protocol::push::PushKind;
 use tokio::{
     runtime::Handle,
     time::{Instant, MissedTickBehavior},
@@ -47,6 +48,8 @@ const KEEP_ALIVE: Duration = Duration::from_secs(15);
 const MIN_BACKLOG_PAUSE: Duration = Duration::from_secs(5);
 /// The pause after a measurement is at least this many times its duration.
 const BACKLOG_PAUSE_FACTOR: u32 = 100;
+/// Pause between two measurements of how long wake-ups have been due.
+const PUSH_WATCH_PAUSE: Duration = Duration::from_secs(15);
 /// Seconds that responses in progress may take once the server stops.
 const SHUTDOWN_SECONDS: u64 = 1;
 
@@ -112,6 +115,7 @@ impl Admin {
         });
         tasks.spawn("status history", admin.clone().sample_history());
         tasks.spawn("mailbox watch", admin.clone().measure_backlog());
+        tasks.spawn("push watch", admin.clone().measure_overdue_pushes());
         admin
     }
 
@@ -136,6 +140,19 @@ impl Admin {
                 *self.backlog.lock().unwrap_or_else(PoisonError::into_inner) = Some(backlog);
             }
             tokio::time::sleep((began.elapsed() * BACKLOG_PAUSE_FACTOR).max(MIN_BACKLOG_PAUSE)).await;
+        }
+    }
+
+    /// Measures repeatedly how long wake-ups have been due.
+    async fn measure_overdue_pushes(self: Arc<Self>) {
+        loop {
+            for kind in PushKind::ALL {
+                // If the store fails, the last value is kept. The status shows the failure.
+                if let Ok(overdue) = self.service.overdue_wake_up(kind).await {
+                    self.metrics.push_overdue.set(kind, overdue.as_secs());
+                }
+            }
+            tokio::time::sleep(PUSH_WATCH_PAUSE).await;
         }
     }
 

@@ -177,6 +177,12 @@ impl<L: LabelValue> MetricKind for Gauges<L> {
 }
 
 impl<L: LabelValue> Gauges<L> {
+    /// The current value.
+    #[must_use]
+    pub fn get(&self, label: L) -> u64 {
+        self.0[label.index()].get().unsigned_abs()
+    }
+
     /// Sets the value.
     pub fn set(&self, label: L, value: u64) {
         self.0[label.index()].set(i64::try_from(value).unwrap_or(i64::MAX));

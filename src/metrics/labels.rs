@@ -1,6 +1,7 @@
 //! The labels and their values: closed sets, some of them from the protocol's tables.
 
-use sealwire_protocol::{CloseCode, Code, frame::Op};
+use sealwire_protocol::{CloseCode, Code, frame::Op, push::PushKind};
+use sealwire_push::Reason;
 
 use super::LabelValue;
 
@@ -76,19 +77,106 @@ label! {
     }
 }
 
-label! {
-    /// The outcome of a push.
-    PushResult {
-        /// The push service has accepted it.
-        Accepted "accepted",
-        /// The push service says that the target does not exist any more.
-        Gone "gone",
-        /// It failed for now, and is tried again.
-        Later "later",
-        /// It was tried again for a day, without success.
-        GivenUp "given_up",
-        /// The push service does not take it.
-        Rejected "rejected",
+/// Where a push goes: its kind, and whether the operator trusts its service. What clients choose fails as clients like, so it
+/// is counted apart.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum PushRoute {
+    /// To a service of Web Push that the operator trusts.
+    TrustedWebPush,
+    /// To another service of Web Push.
+    OtherWebPush,
+    /// To APNs.
+    Apns,
+    /// To FCM.
+    Fcm,
+}
+
+impl PushRoute {
+    /// All values.
+    pub const ALL: [Self; 4] = [Self::TrustedWebPush, Self::OtherWebPush, Self::Apns, Self::Fcm];
+}
+
+impl LabelValue for PushRoute {
+    const COUNT: usize = Self::ALL.len();
+
+    fn index(self) -> usize {
+        self as usize
+    }
+
+    fn texts() -> Vec<Vec<String>> {
+        let texts = |route| match route {
+            Self::TrustedWebPush => ["webpush", "trusted"],
+            Self::OtherWebPush => ["webpush", "other"],
+            Self::Apns => ["apns", "trusted"],
+            Self::Fcm => ["fcm", "trusted"],
+        };
+        Self::ALL.into_iter().map(|route| texts(route).map(str::to_owned).to_vec()).collect()
+    }
+}
+
+/// The outcome of a push, with the reason if it failed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum PushResult {
+    /// The push service has accepted it.
+    Accepted,
+    /// The push service says that the target does not exist any more.
+    Gone,
+    /// Too many others were under way. It is tried again.
+    Busy,
+    /// It was tried again for a day, without success.
+    GivenUp,
+    /// It failed for now, and is tried again.
+    Later(Reason),
+    /// The push service does not take it.
+    Rejected(Reason),
+}
+
+impl PushResult {
+    /// All values.
+    pub fn all() -> impl Iterator<Item = Self> {
+        let later = Reason::ALL.into_iter().map(Self::Later);
+        let rejected = Reason::ALL.into_iter().map(Self::Rejected);
+        [Self::Accepted, Self::Gone, Self::Busy, Self::GivenUp].into_iter().chain(later).chain(rejected)
+    }
+}
+
+impl LabelValue for PushResult {
+    const COUNT: usize = 4 + 2 * Reason::ALL.len();
+
+    fn index(self) -> usize {
+        let position = |reason| Reason::ALL.iter().position(|known| *known == reason).unwrap_or_default();
+        match self {
+            Self::Accepted => 0,
+            Self::Gone => 1,
+            Self::Busy => 2,
+            Self::GivenUp => 3,
+            Self::Later(reason) => 4 + position(reason),
+            Self::Rejected(reason) => 4 + Reason::ALL.len() + position(reason),
+        }
+    }
+
+    fn texts() -> Vec<Vec<String>> {
+        let texts = |result| match result {
+            Self::Accepted => ["accepted", "none"],
+            Self::Gone => ["gone", "none"],
+            Self::Busy => ["busy", "none"],
+            Self::GivenUp => ["given_up", "none"],
+            Self::Later(reason) => ["later", reason.as_str()],
+            Self::Rejected(reason) => ["rejected", reason.as_str()],
+        };
+        Self::all().map(|result| texts(result).map(str::to_owned).to_vec()).collect()
+    }
+}
+
+impl LabelValue for PushKind {
+    const COUNT: usize = Self::ALL.len();
+
+    fn index(self) -> usize {
+        self as usize
+    }
+
+    fn texts() -> Vec<Vec<String>> {
+        Self::ALL.into_iter().map(|kind| vec![kind.name().to_owned()]).collect()
     }
 }
 
@@ -163,6 +251,16 @@ label! {
         NetworkHttp "http_connections_per_network",
         /// On the rate of new connections of a client network.
         NetworkConnects "connects_per_network_second",
+    }
+}
+
+label! {
+    /// Why a socket lost its place to a new one.
+    SocketShare {
+        /// Its user had more sockets than its share.
+        User "user",
+        /// All places were in use, and its network held most of them.
+        Network "network",
     }
 }
 
@@ -362,5 +460,8 @@ mod tests {
         check_indices(Repair::ALL.iter().copied());
         check_indices(Limit::ALL.iter().copied());
         check_indices(AccessDenied::ALL.iter().copied());
+        check_indices(PushRoute::ALL.into_iter());
+        check_indices(PushResult::all());
+        check_indices(PushKind::ALL.into_iter());
     }
 }

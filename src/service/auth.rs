@@ -138,6 +138,14 @@ impl LookedUpToken {
     }
 }
 
+/// What a request holds that reads the database although its network is over its limit.
+enum OverLimitTurn<'s> {
+    /// The place of its token, which belongs to the address.
+    Token { _token: LookedUpToken },
+    /// One of the few places of all other such requests.
+    Common { _permit: SemaphorePermit<'s> },
+}
+
 /// A newly opened connection.
 pub struct OpenedConnection {
     /// Greater than the epoch of every earlier connection of the device.
@@ -165,10 +173,12 @@ impl Service {
         let proven = scope.check(&self.secret, &work, now);
         let network_wait = self.limits.otp(network, now).err();
         let _looking = match network_wait {
-            Some(retry_after) if proven.is_none() => match self.over_limit_permit().await {
-                Some(permit) => Some(permit),
-                None => return Err(self.work_required(&scope, retry_after, MAX_BITS, now)),
-            },
+            Some(retry_after) if proven.is_none() => {
+                match self.over_limit_turn(&email, token.as_ref(), network).await? {
+                    Some(turn) => Some(turn),
+                    None => return Err(self.work_required(&scope, retry_after, MAX_BITS, now)),
+                }
+            }
             _ => None,
         };
         let is_useful = match purpose {
@@ -227,6 +237,38 @@ impl Service {
     /// Returns the keyed hash under which an address knows a network.
     pub(super) fn known_network(&self, email: &Email, network: ClientNetwork) -> NetworkTag {
         self.secret.tag(&[b"known network", email.as_str().as_bytes(), network.as_bytes()])
+    }
+
+    /// Waits until a request for a code may read the database although its network is over its limit; `None` if it may not
+    /// within two seconds. A request with a valid token of the address waits only for others with this token, because the
+    /// limit of the network does not concern it, and any client of a network can fill the queue of all others.
+    ///
+    /// # Errors
+    /// `unavailable` if too many look-ups of this token wait
+    async fn over_limit_turn(
+        &self,
+        email: &Email,
+        token: Option<&Token>,
+        network: ClientNetwork,
+    ) -> Result<Option<OverLimitTurn<'_>>, Refusal> {
+        if let Some(token) = token {
+            let looked_up = self.look_up(token, network).await?;
+            match looked_up.found.map(|found| found.user()) {
+                Some(user) if self.store.user_by_email(email).await? == Some(user) => {
+                    return Ok(Some(OverLimitTurn::Token { _token: looked_up }));
+                }
+                Some(_) => {}
+                None => self.count_session_failure(network),
+            }
+        }
+        Ok(self.over_limit_permit().await.map(|permit| OverLimitTurn::Common { _permit: permit }))
+    }
+
+    /// Counts a look-up of an invalid token whose answer does not depend on it.
+    fn count_session_failure(&self, network: ClientNetwork) {
+        if self.limits.session_failure(network, self.now()).is_err() {
+            self.metrics.session_failures_limited.inc();
+        }
     }
 
     /// Waits for the place of a request whose network is over its limit; `None` if there is none within two seconds. The
@@ -499,7 +541,7 @@ impl Service {
     }
 
     /// Opens a connection; older connections of the device are closed. The connection must be attached to the hub
-    /// already, so that no signal sent between this call and the welcome is lost.
+    /// already, so that no signal sent between this call and the welcome is lost. May be called on any runtime.
     ///
     /// # Errors
     /// `session_revoked`
@@ -508,10 +550,14 @@ impl Service {
         let now = self.now();
         let connection = self.connections.submit(ConnectionRegistration { caller, now }).await?;
         self.bus.publish(caller.device, Signal::Displaced { epoch: connection.epoch });
-        let RegisteredConnection { epoch, has_pending_approval, keys, mailbox } = connection;
-        let approvals = if has_pending_approval { self.store.decidable_approvals(&caller).await? } else { Vec::new() };
-        let push = self.push_status(caller.device).await?;
-        Ok(OpenedConnection { epoch, keys, mailbox, approvals, push })
+        let RegisteredConnection { epoch, has_pending_approval, keys, mailbox, push } = connection;
+        let approvals = if has_pending_approval {
+            let store = self.store.clone();
+            Box::pin(self.on_own_runtime(async move { store.decidable_approvals(&caller).await })).await?
+        } else {
+            Vec::new()
+        };
+        Ok(OpenedConnection { epoch, keys, mailbox, approvals, push: self.push_status(push) })
     }
 
     /// Records the end of a connection. Call it once for each call of [`Self::open_connection`], even a failed one.

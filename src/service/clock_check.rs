@@ -27,6 +27,9 @@ const WARN_SKEW: Duration = Duration::from_secs(5);
 /// With a larger difference to the clock of the database, the node is not ready and deletes nothing.
 const MAX_SKEW: Duration = Duration::from_mins(1);
 
+/// Interval between corrections of the times of accounts, for a wrong clock that no check has noticed.
+const CORRECT_ACCOUNTS_EVERY: Duration = Duration::from_hours(24);
+
 /// What is known about the clock of this node.
 #[derive(Debug, Default)]
 pub struct ClockCheck {
@@ -40,6 +43,9 @@ pub struct ClockCheck {
     recorded: Option<Timestamp>,
     /// What the guard found last.
     trust: Option<Trust>,
+    /// When the times of accounts were last corrected, by the monotonic clock; `None` before the first time, and since the
+    /// clock was found wrong.
+    accounts_corrected: Option<Duration>,
 }
 
 /// Checks the clock every minute, and as soon as it is set. Never returns.
@@ -107,6 +113,23 @@ impl Service {
         if self.store.kind() == "sqlite" { self.guarded_cutoff().await } else { self.compared_cutoff().await }
     }
 
+    /// Whether the times of accounts are to be corrected: at the start, after the clock was wrong, and once a day, because
+    /// it reads all of them. Counts as done, unless [`Self::accounts_were_not_corrected`] is called.
+    pub(super) fn must_correct_accounts(&self) -> bool {
+        let (now, mut check) = (self.clock.elapsed(), self.clock_check());
+        let last = check.accounts_corrected;
+        let is_due = last.is_none_or(|last| now.saturating_sub(last) >= CORRECT_ACCOUNTS_EVERY);
+        if is_due {
+            check.accounts_corrected = Some(now);
+        }
+        is_due
+    }
+
+    /// Lets the times of accounts be corrected again.
+    pub(super) fn accounts_were_not_corrected(&self) {
+        self.clock_check().accounts_corrected = None;
+    }
+
     /// On PostgreSQL: compares the clock with the database's.
     async fn compared_cutoff(&self) -> Result<Option<Cutoff>, StoreError> {
         let (before, began) = (self.clock.now(), self.clock.elapsed());
@@ -122,6 +145,9 @@ impl Service {
         let mut check = self.clock_check();
         let was_wrong = std::mem::replace(&mut check.is_wrong, is_wrong);
         check.skew = seconds;
+        if is_wrong {
+            check.accounts_corrected = None;
+        }
         drop(check);
         self.metrics.clock_skew.set_signed(seconds);
         self.metrics.clock_trusted.set(u64::from(!is_wrong));
@@ -157,6 +183,9 @@ impl Service {
             let to_record = high_water.filter(is_news);
             if check.trust.replace(trust) != Some(trust) {
                 log_trust(trust);
+            }
+            if trust != Trust::Full {
+                check.accounts_corrected = None;
             }
             (trust, to_record)
         };

@@ -8,7 +8,7 @@ use crate::{
         publish::PublishRequest,
     },
     metrics::ClaimOutcome,
-    store::{ClaimAnswer, ClaimRequest, PublishOutcome, StatusRequest},
+    store::{ClaimAnswer, ClaimRequest, PublishOutcome, StatusRequest, StoreError},
 };
 
 impl Service {
@@ -44,7 +44,8 @@ impl Service {
         verified.await.map_err(|_| Refusal::Internal)?
     }
 
-    /// Returns the status of the caller's keys on the server, with their digest if it is wanted.
+    /// Returns the status of the caller's keys on the server, with their digest if it is wanted. May be called on any
+    /// runtime.
     ///
     /// # Errors
     /// `session_revoked`
@@ -60,7 +61,9 @@ impl Service {
             return Ok((status, None));
         }
         let _place = self.enter(caller.user).await?;
-        Ok((status, Some(self.store.keys_digest(caller.device).await?)))
+        let (store, device) = (self.store.clone(), caller.device);
+        let digest = Box::pin(self.on_own_runtime(async move { store.keys_digest(device).await })).await?;
+        Ok((status, Some(digest)))
     }
 
     /// Returns bundles of a user's devices (all if `devices` is `None`), without one-time keys.
@@ -80,7 +83,7 @@ impl Service {
 
     /// Returns bundles of a user's devices (all if `devices` is `None`), each with a one-time key of every kind its
     /// suite has, if the pool and the limits allow. A one-time key is never issued twice. A repeated claim id gets
-    /// the same keys.
+    /// the same keys. May be called on any runtime.
     ///
     /// # Errors
     /// `session_revoked`, `not_found`
@@ -111,13 +114,18 @@ impl Service {
         match self.claims.submit(request).await? {
             ClaimAnswer::Done(bundles) => Ok(bundles),
             ClaimAnswer::Blocked(blocked) => {
-                let _place = self.enter(user).await?;
-                let _permit = self.blocking_permits.acquire().await.map_err(|_| Refusal::Unavailable)?;
-                let (bundles, signals) = self.blocking_claims.claim_blocking(*blocked).await?;
-                for (owner, signal) in signals {
-                    self.bus.publish(owner, signal);
-                }
-                Ok(bundles)
+                let place = self.enter(user).await?;
+                let permit = self.blocking_permits.clone().acquire_owned().await.map_err(|_| Refusal::Unavailable)?;
+                let (claims, bus) = (self.blocking_claims.clone(), self.bus.clone());
+                let claim = async move {
+                    let _held = (place, permit);
+                    let (bundles, signals) = claims.claim_blocking(*blocked).await?;
+                    for (owner, signal) in signals {
+                        bus.publish(owner, signal);
+                    }
+                    Ok::<_, StoreError>(bundles)
+                };
+                Box::pin(self.on_own_runtime(claim)).await
             }
         }
     }

@@ -67,7 +67,7 @@ pub struct Message {
 
 impl Service {
     /// Accepts a message. When this returns, the message is stored, unless it is ephemeral. `epoch` is that of the
-    /// sending connection; `turn` must be ready, and is dropped as soon as the message is queued.
+    /// sending connection; `turn` must be ready, and is dropped as soon as the message is queued. May be called on any runtime.
     ///
     /// # Errors
     /// `session_revoked`, `rate_limited`, `not_found`, `no_devices`, `devices_mismatch`, `id_conflict`, `mailbox_full`
@@ -84,7 +84,7 @@ impl Service {
         let count = envelopes.len() as u64;
         let request =
             SendRequest { caller, epoch, message: id, to, ephemeral, is_urgent, ttl, envelopes, skipped, access, now };
-        let queued = self.mail.enqueue(MailRequest::Send(request)).await?;
+        let queued = self.mail.enqueue(MailRequest::Send(request))?;
         drop(turn);
         match answer(queued).await? {
             MailAnswer::Sent(accepted) => {
@@ -98,13 +98,13 @@ impl Service {
         }
     }
 
-    /// Deletes acknowledged envelopes, and returns how many of them the mailbox still held.
+    /// Deletes acknowledged envelopes, and returns how many of them the mailbox still held. May be called on any runtime.
     ///
     /// # Errors
     /// `session_revoked`
     pub async fn ack(&self, caller: Caller, seqs: Vec<i64>) -> Result<u64, Refusal> {
         let request = AckRequest { caller, seqs, now: self.now() };
-        let queued = self.mail.enqueue(MailRequest::Ack(request)).await?;
+        let queued = self.mail.enqueue(MailRequest::Ack(request))?;
         match answer(queued).await? {
             MailAnswer::Acked(count) => Ok(count),
             MailAnswer::Sent(_) | MailAnswer::Deferred(_) => Err(Refusal::Internal),

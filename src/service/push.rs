@@ -3,6 +3,8 @@
 //! Every node looks for due wake-ups, also of messages that other nodes accepted, so a wake-up is not lost with a node. A push says
 //! only that messages wait. What a push service answers decides when the next push is due.
 
+mod places;
+
 use std::{
     sync::Arc,
     time::{Duration, Instant},
@@ -10,26 +12,27 @@ use std::{
 
 use rand::Rng;
 use sealwire_push::{
-    ApnsTarget, FcmTarget, Kind, Nonce, Notification, Outcome, Payload, Sender, Target, TargetError, Urgency,
+    ApnsTarget, FcmTarget, Kind, Nonce, Notification, Outcome, Payload, Reason, Sender, Target, TargetError, Urgency,
     WebPushTarget,
 };
 use tokio::{
-    sync::{OwnedSemaphorePermit, Semaphore},
     task::JoinSet,
     time::{sleep, timeout},
 };
 
+use self::places::{PlaceHolder, Places};
 use super::{Service, sliding_window::SlidingWindow};
 use crate::{
     domain::{
-        Caller, DeviceId, Refusal, Timestamp,
+        Caller, ClientNetwork, DeviceId, Refusal, Timestamp,
         push::{
             NONCE_BYTES, NONCE_LIFETIME, PushFailures, PushKind, PushNonce, PushState, PushTarget, WAKE_AGAIN_AFTER,
+            nonce_pause,
         },
     },
     log_throttle::LogThrottle,
-    metrics::{Metrics, PushResult},
-    store::{DueWakeUp, NewPushTarget, PushRegistration, SettledWakeUp, Store, StoreError},
+    metrics::{Metrics, PushResult, PushRoute},
+    store::{DueWakeUp, NewPushTarget, PushRegistration, SettledWakeUp, Store},
     tasks::Work,
 };
 
@@ -39,18 +42,20 @@ const LOOK_EVERY: Duration = Duration::from_millis(500);
 const PAUSE_AFTER_FAILURE: Duration = Duration::from_secs(5);
 /// For how long a node takes a wake-up: longer than a push takes, with its wait for a place.
 const TAKEN_FOR: Duration = Duration::from_secs(30);
-/// Maximum number of wake-ups of this node that are under way.
-const MAX_UNDER_WAY: usize = 1024;
 /// Maximum number of wake-ups that are taken, or whose outcomes are written, in one transaction.
 const PER_TRANSACTION: usize = 256;
-/// Wake-ups are taken only if there is room for so many: small transactions would cost sends more than they give.
+/// Wake-ups are taken only if there is room for so many of each kind: small transactions would cost sends more than they give.
 const MIN_TAKEN: usize = PER_TRANSACTION / 2;
 /// How long outcomes are collected before they are written.
 const WRITE_EVERY: Duration = Duration::from_millis(200);
 /// How long a server that stops waits for wake-ups that are under way.
 const FINISH_FOR: Duration = Duration::from_secs(2);
-/// Maximum number of confirmations and tests that are under way.
-const MAX_REQUESTED: usize = 1024;
+/// How long outcomes are collected before they are written while a server stops.
+const GATHER_FOR: Duration = Duration::from_millis(50);
+/// Maximum number of confirmations and tests that are being sent.
+const MAX_REQUESTED: usize = 256;
+/// Maximum number of confirmations that are being sent or wait for their next try. Each takes about 4 KB of memory.
+const MAX_CONFIRMATIONS: usize = 4096;
 /// The shortest pause after which a push is tried again for which there was no place.
 const BUSY_PAUSE: Duration = Duration::from_secs(1);
 /// Registrations of a device in an hour.
@@ -78,8 +83,10 @@ pub struct Pushes {
     store: Store,
     metrics: Arc<Metrics>,
     work: Work,
-    /// Places for confirmations and tests.
-    requested: Arc<Semaphore>,
+    /// Places for confirmations and tests while they are being sent.
+    requested: Places,
+    /// Places for confirmations, also while they wait for their next try.
+    confirmations: Places,
     registrations: SlidingWindow<DeviceId>,
     tests: SlidingWindow<DeviceId>,
     failures: LogThrottle,
@@ -94,7 +101,8 @@ impl Pushes {
             store,
             metrics,
             work,
-            requested: Arc::new(Semaphore::new(MAX_REQUESTED)),
+            requested: Places::new(MAX_REQUESTED),
+            confirmations: Places::new(MAX_CONFIRMATIONS),
             registrations: SlidingWindow::new(REGISTRATIONS_PER_HOUR, Duration::from_hours(1)),
             tests: SlidingWindow::new(TESTS_PER_MINUTE, Duration::from_mins(1)),
             failures: LogThrottle::new(LOG_EVERY),
@@ -127,23 +135,36 @@ impl Pushes {
         })
     }
 
+    /// Where pushes to a target go, for the metrics.
+    fn route(&self, target: &PushTarget) -> PushRoute {
+        let is_trusted = |endpoint: &str| self.sender.as_ref().is_some_and(|sender| sender.is_trusted(endpoint));
+        match target {
+            PushTarget::WebPush { endpoint, .. } if is_trusted(endpoint) => PushRoute::TrustedWebPush,
+            PushTarget::WebPush { .. } => PushRoute::OtherWebPush,
+            PushTarget::Apns { .. } => PushRoute::Apns,
+            PushTarget::Fcm { .. } => PushRoute::Fcm,
+        }
+    }
+
     /// Sends a push, and counts what came of it. A stored target that the settings no longer allow has failed.
     async fn send(&self, target: &PushTarget, payload: Payload, time_to_live: Duration) -> Sent {
-        let sender = self.sender.as_ref();
+        let (sender, route) = (self.sender.as_ref(), self.route(target));
         let Some((sender, target)) = sender.and_then(|sender| Some((sender, Self::parse(sender, target).ok()?))) else {
-            self.metrics.pushes.inc(PushResult::Rejected);
+            let result = PushResult::Rejected(Reason::NotConfigured);
+            self.metrics.pushes.inc((route, result));
             return Sent::Rejected;
         };
         let notification = Notification { payload, urgency: Urgency::High, time_to_live };
-        let (sent, result, reason) = match sender.send(&target, &notification).await {
-            Outcome::Delivered => (Sent::Accepted, PushResult::Accepted, None),
-            Outcome::Gone => (Sent::Gone, PushResult::Gone, None),
-            Outcome::Later { wait, reason } => (Sent::Later(wait), PushResult::Later, Some(reason)),
-            Outcome::Busy { wait } => return Sent::Busy(wait.max(BUSY_PAUSE)),
-            Outcome::Failed(reason) => (Sent::Rejected, PushResult::Rejected, Some(reason)),
+        let (sent, result) = match sender.send(&target, &notification).await {
+            Outcome::Delivered => (Sent::Accepted, PushResult::Accepted),
+            Outcome::Gone => (Sent::Gone, PushResult::Gone),
+            Outcome::Later { wait, reason } => (Sent::Later(wait), PushResult::Later(reason)),
+            Outcome::Busy { wait } => (Sent::Busy(wait.max(BUSY_PAUSE)), PushResult::Busy),
+            Outcome::Failed(reason @ Reason::NotConfigured) => (Sent::Elsewhere, PushResult::Rejected(reason)),
+            Outcome::Failed(reason) => (Sent::Rejected, PushResult::Rejected(reason)),
         };
-        self.metrics.pushes.inc(result);
-        if let Some(reason) = reason
+        self.metrics.pushes.inc((route, result));
+        if let PushResult::Later(reason) | PushResult::Rejected(reason) = result
             && let Some(failures) = self.failures.count(Instant::now())
         {
             tracing::warn!(kind = target.kind().as_str(), reason = reason.as_str(), failures, "a push has failed");
@@ -153,14 +174,13 @@ impl Pushes {
 
     /// Spawns a push that a client asks for. A server that stops abandons it, because a slow push service could delay every
     /// stop; the client asks again.
-    fn spawn(&self, place: OwnedSemaphorePermit, push: impl Future<Output = ()> + Send + 'static) {
+    fn spawn<T>(&self, push: impl Future<Output = T> + Send + 'static) {
         let work = self.work.clone();
         self.work.spawn(async move {
             tokio::select! {
-                () = push => {}
+                _ = push => {}
                 () = work.ending() => {}
             }
-            drop(place);
         });
     }
 
@@ -174,25 +194,43 @@ impl Pushes {
         }
     }
 
-    /// Sends the nonce that confirms a target, and tries again while the nonce is of use.
-    async fn send_nonce(&self, device: DeviceId, new: &NewPushTarget, nonce: &PushNonce) {
+    /// Sends a push that a device asks for. One that is displaced is sent later.
+    async fn send_requested(
+        &self,
+        holder: PlaceHolder,
+        target: &PushTarget,
+        payload: Payload,
+        time_to_live: Duration,
+    ) -> Sent {
+        let place = self.requested.enter(holder);
+        place.hold(self.send(target, payload, time_to_live)).await.unwrap_or(Sent::Busy(BUSY_PAUSE))
+    }
+
+    /// Sends the nonce that confirms a target. Tries again while the target is still the one of the device.
+    async fn send_nonce(&self, holder: PlaceHolder, new: &NewPushTarget, nonce: &PushNonce) {
         let deadline = tokio::time::Instant::now() + NONCE_LIFETIME;
-        let mut failures = PushFailures::default();
-        loop {
+        for failures in 0.. {
             let payload = Payload::Confirm { nonce: Nonce::new(nonce.0) };
-            let pause = match self.send(&new.target, payload, NONCE_LIFETIME).await {
-                Sent::Accepted | Sent::Rejected => return,
-                Sent::Gone => return self.forget(device, new.id).await,
-                Sent::Busy(wait) => wait,
-                Sent::Later(wait) => {
-                    failures.count += 1;
-                    wait.unwrap_or_else(|| PushFailures::pause(failures.count - 1))
-                }
+            let retry_after = match self.send_requested(holder, &new.target, payload, NONCE_LIFETIME).await {
+                Sent::Accepted | Sent::Rejected | Sent::Elsewhere => return,
+                Sent::Gone => return self.forget(holder.device, new.id).await,
+                Sent::Busy(wait) => Some(wait),
+                Sent::Later(wait) => wait,
             };
+            let Some(pause) = nonce_pause(failures, retry_after) else { return };
             if tokio::time::Instant::now() + pause >= deadline {
                 return;
             }
             sleep(pause).await;
+            match self.store.is_push_unconfirmed(holder.device, new.id).await {
+                Ok(true) => {}
+                // It was confirmed, replaced or removed.
+                Ok(false) => return,
+                Err(error) => {
+                    tracing::warn!(%error, "cannot look up a push target that is to be confirmed");
+                    return;
+                }
+            }
         }
     }
 
@@ -208,6 +246,8 @@ impl Pushes {
         };
         Some(match sent {
             Sent::Accepted | Sent::Rejected => done,
+            // It is due again half a minute after it was taken.
+            Sent::Elsewhere => return None,
             Sent::Gone => {
                 self.forget(done.due.device, done.due.id).await;
                 return None;
@@ -217,8 +257,8 @@ impl Pushes {
                 if let (failures, Some(next_at)) = done.due.failures.after(wait, now) {
                     SettledWakeUp { next_at, is_done: false, failures: Some(failures), ..done }
                 } else {
-                    self.metrics.pushes.inc(PushResult::GivenUp);
-                    done
+                    self.metrics.pushes.inc((self.route(&done.due.target), PushResult::GivenUp));
+                    SettledWakeUp { next_at: now + WAKE_AGAIN_AFTER.max(wait.unwrap_or_default()), ..done }
                 }
             }
         })
@@ -233,6 +273,8 @@ enum Sent {
     /// There was no place for it; there should be one after this time.
     Busy(Duration),
     Rejected,
+    /// This node does not send pushes of its kind; another one may.
+    Elsewhere,
 }
 
 fn invalid(error: &TargetError) -> Refusal {
@@ -240,22 +282,23 @@ fn invalid(error: &TargetError) -> Refusal {
 }
 
 impl Service {
-    /// Returns whether a device has a push target, and what a client needs to register one.
-    ///
-    /// # Errors
-    /// `unavailable`
-    pub async fn push_status(&self, device: DeviceId) -> Result<PushStatus, Refusal> {
-        let state = self.store.push_state(device).await?;
+    /// Returns the state of a device's push target, and what a client needs to register one.
+    pub(super) fn push_status(&self, state: PushState) -> PushStatus {
         let sender = self.pushes.sender.as_ref();
         let vapid_public_key = sender.and_then(Sender::vapid_public_key).map(str::to_owned);
-        Ok(PushStatus { state, vapid_public_key, kinds: self.pushes.kinds() })
+        PushStatus { state, vapid_public_key, kinds: self.pushes.kinds() }
     }
 
     /// Replaces the push target of the caller's device, and sends a nonce to it, unless the same target is active.
     ///
     /// # Errors
     /// `session_revoked`, `bad_request`, `rate_limited`, `unavailable`
-    pub async fn register_push(&self, caller: &Caller, target: PushTarget) -> Result<PushState, Refusal> {
+    pub async fn register_push(
+        &self,
+        caller: &Caller,
+        network: ClientNetwork,
+        target: PushTarget,
+    ) -> Result<PushState, Refusal> {
         let sender = self.pushes.sender.as_ref().filter(|_| self.pushes.kinds().contains(&target.kind()));
         let unknown = || Refusal::InvalidField { path: "kind".into(), expected: "a kind in welcome.push" };
         let parsed = Pushes::parse(sender.ok_or_else(unknown)?, &target).map_err(|error| invalid(&error))?;
@@ -264,7 +307,6 @@ impl Service {
         if self.store.active_target(caller, now).await?.is_some_and(|(_, active)| active == target) {
             return Ok(PushState::Active);
         }
-        let place = self.requested_place()?;
         let limited = self.pushes.registrations.take(&[(caller.device, 1)], now);
         limited.map_err(|retry_after| Refusal::RateLimited { retry_after })?;
         let mut bytes = [0; NONCE_BYTES];
@@ -272,8 +314,10 @@ impl Service {
         let nonce = PushNonce(bytes);
         let new = NewPushTarget { id: PushRegistration(self.entropy.uuid()), target, nonce_hash: nonce.hash() };
         self.store.register_push(caller, &new, now).await?;
-        let (pushes, device) = (self.pushes.clone(), caller.device);
-        self.pushes.spawn(place, async move { pushes.send_nonce(device, &new, &nonce).await });
+        let (pushes, holder) = (self.pushes.clone(), place_holder(caller, network));
+        // Ends the one of the target before.
+        let place = pushes.confirmations.enter(holder);
+        self.pushes.spawn(place.hold(async move { pushes.send_nonce(holder, &new, &nonce).await }));
         Ok(PushState::Unconfirmed)
     }
 
@@ -297,24 +341,18 @@ impl Service {
     ///
     /// # Errors
     /// `session_revoked`, `rate_limited`, `unavailable`; `not_found` if the device has no active target.
-    pub async fn test_push(&self, caller: &Caller) -> Result<(), Refusal> {
+    pub async fn test_push(&self, caller: &Caller, network: ClientNetwork) -> Result<(), Refusal> {
         let now = self.now();
         let (id, target) = self.store.active_target(caller, now).await?.ok_or(Refusal::NotFound)?;
-        let place = self.requested_place()?;
         let limited = self.pushes.tests.take(&[(caller.device, 1)], now);
         limited.map_err(|retry_after| Refusal::RateLimited { retry_after })?;
-        let (pushes, device) = (self.pushes.clone(), caller.device);
-        self.pushes.spawn(place, async move {
-            if let Sent::Gone = pushes.send(&target, Payload::Wake, WAKE_AGAIN_AFTER).await {
-                pushes.forget(device, id).await;
+        let (pushes, holder) = (self.pushes.clone(), place_holder(caller, network));
+        self.pushes.spawn(async move {
+            if let Sent::Gone = pushes.send_requested(holder, &target, Payload::Wake, WAKE_AGAIN_AFTER).await {
+                pushes.forget(holder.device, id).await;
             }
         });
         Ok(())
-    }
-
-    /// A place for a push that a client asks for.
-    fn requested_place(&self) -> Result<OwnedSemaphorePermit, Refusal> {
-        self.pushes.requested.clone().try_acquire_owned().map_err(|_| Refusal::Unavailable)
     }
 
     /// The number of pushes to push services that are under way.
@@ -322,6 +360,10 @@ impl Service {
     pub fn pushes_under_way(&self) -> usize {
         self.pushes.sender.as_ref().map_or(0, |sender| sender.usage().under_way)
     }
+}
+
+fn place_holder(caller: &Caller, network: ClientNetwork) -> PlaceHolder {
+    PlaceHolder { device: caller.device, user: caller.user, network }
 }
 
 /// The target in the form in which it is stored and compared.
@@ -347,8 +389,11 @@ pub async fn wake_devices_forever(service: Arc<Service>) {
     // A server that stops waits for it.
     let mut unfinished = None;
     let mut ending = Box::pin(service.pushes.work.ending());
+    let kinds = service.pushes.kinds();
+    let capacity = service.pushes.sender.as_ref().map_or(0, Sender::capacity);
     loop {
-        let free = MAX_UNDER_WAY.saturating_sub(under_way.len());
+        // Pushes that find no place hold none of these, so services that hang leave some for those that do not.
+        let limit = capacity.saturating_sub(under_way.len()) / kinds.len().max(1);
         tokio::select! {
             Some(outcome) = under_way.join_next() => {
                 if outcomes.is_empty() {
@@ -362,32 +407,49 @@ pub async fn wake_devices_forever(service: Arc<Service>) {
             () = tokio::time::sleep_until(write_at), if !outcomes.is_empty() => {
                 service.settle_wake_ups(&mut outcomes).await;
             }
-            () = tokio::time::sleep_until(look_at), if free >= MIN_TAKEN => {
-                let limit = free.min(PER_TRANSACTION);
-                let (taken, pause) = match service.take_due_wake_ups(limit).await {
-                    // There may be more.
-                    Ok(due) if due.len() == limit => (due, Duration::ZERO),
-                    Ok(due) => (due, LOOK_EVERY),
-                    Err(error) => {
-                        tracing::warn!(%error, "cannot look for devices to wake");
-                        (Vec::new(), PAUSE_AFTER_FAILURE)
+            () = tokio::time::sleep_until(look_at), if limit >= MIN_TAKEN => {
+                let limit = limit.min(PER_TRANSACTION);
+                let mut pause = LOOK_EVERY;
+                for kind in &kinds {
+                    let now = service.now();
+                    match service.store.take_due_wake_ups(*kind, limit, now + TAKEN_FOR, now).await {
+                        Ok(taken) => {
+                            if taken.len() == limit {
+                                // There may be more.
+                                pause = Duration::ZERO;
+                            }
+                            for due in taken {
+                                let service = service.clone();
+                                under_way.spawn(async move { service.pushes.wake(due, || service.now()).await });
+                            }
+                        }
+                        Err(error) => {
+                            tracing::warn!(%error, "cannot look for devices to wake");
+                            pause = PAUSE_AFTER_FAILURE;
+                            break;
+                        }
                     }
-                };
-                look_at = tokio::time::Instant::now() + pause;
-                for due in taken {
-                    let service = service.clone();
-                    under_way.spawn(async move { service.pushes.wake(due, || service.now()).await });
                 }
+                look_at = tokio::time::Instant::now() + pause;
             }
             () = &mut ending => break,
         }
         let is_idle = under_way.is_empty() && outcomes.is_empty();
         unfinished = if is_idle { None } else { unfinished.or_else(|| Some(service.pushes.work.begin())) };
     }
-    // A wake-up that was sent and not recorded would be sent again.
+    // Those that wait for a place end, and are given back. One that was sent and not recorded would be sent again.
+    if let Some(sender) = &service.pushes.sender {
+        sender.close();
+    }
+    // It is written as it comes, because the time may end sooner.
     let finish = async {
         while let Some(outcome) = under_way.join_next().await {
             outcomes.extend(outcome.ok().flatten());
+            sleep(GATHER_FOR).await;
+            while let Some(outcome) = under_way.try_join_next() {
+                outcomes.extend(outcome.ok().flatten());
+            }
+            service.settle_wake_ups(&mut outcomes).await;
         }
     };
     // Those that are not finished by then are due again half a minute after they were taken.
@@ -398,12 +460,12 @@ pub async fn wake_devices_forever(service: Arc<Service>) {
 }
 
 impl Service {
-    async fn take_due_wake_ups(&self, limit: usize) -> Result<Vec<DueWakeUp>, StoreError> {
-        let now = self.now();
-        if self.pushes.kinds().is_empty() {
-            return Ok(Vec::new());
-        }
-        self.store.take_due_wake_ups(limit, now + TAKEN_FOR, now).await
+    /// How long the oldest wake-up of a kind has been due and was not taken.
+    ///
+    /// # Errors
+    /// `unavailable`
+    pub async fn overdue_wake_up(&self, kind: PushKind) -> Result<Duration, Refusal> {
+        Ok(self.store.overdue_wake_up(kind, self.now()).await?)
     }
 
     /// Writes what came of wake-ups. If that fails, they are due again half a minute after they were taken.

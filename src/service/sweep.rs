@@ -8,6 +8,9 @@ use crate::store::StoreError;
 /// Interval between sweeps.
 const EVERY: Duration = Duration::from_mins(5);
 
+/// Number of users or devices whose times one statement checks.
+const ACCOUNTS_PER_STATEMENT: u32 = 5000;
+
 /// Interval between deletions of expired mail.
 const MAIL_EVERY: Duration = Duration::from_secs(5);
 
@@ -43,12 +46,16 @@ pub async fn expire_mail_forever(service: Arc<Service>) {
 }
 
 impl Service {
-    /// Deletes rows past their retention time, and returns their number; `None` if the clock is not trusted.
+    /// Deletes rows past their retention time and, if it is due, corrects the times of accounts. Returns the number of rows;
+    /// `None` if the clock is not trusted.
     async fn sweep(&self) -> Result<Option<u64>, StoreError> {
-        match self.cutoff().await? {
-            Some(cutoff) => self.store.sweep(cutoff).await.map(Some),
-            None => Ok(None),
+        let Some(cutoff) = self.cutoff().await? else { return Ok(None) };
+        let mut rows = self.store.sweep(cutoff).await?;
+        if cutoff.and_future && self.must_correct_accounts() {
+            let lowered = self.store.lower_times_ahead(cutoff.now, ACCOUNTS_PER_STATEMENT).await;
+            rows += lowered.inspect_err(|_| self.accounts_were_not_corrected())?;
         }
+        Ok(Some(rows))
     }
 
     /// Deletes expired mail, and returns its number: 0 if the clock is not trusted.

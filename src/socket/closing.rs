@@ -30,6 +30,7 @@ impl From<Cutoff> for Closing {
         let (code, reason) = match cutoff {
             Cutoff::MessageTooSlow => (CloseCode::Idle, "idle: message too slow"),
             Cutoff::MessageGivenUp => (CloseCode::Unavailable, "unavailable: message given up"),
+            Cutoff::PlaceGivenUp => (CloseCode::Unavailable, "unavailable: place given up"),
             Cutoff::NotReading => (CloseCode::SlowConsumer, "slow consumer: queue does not move"),
             Cutoff::QueueGivenUp => (CloseCode::SlowConsumer, "slow consumer: queue given up"),
         };

@@ -138,7 +138,8 @@ impl Actor for DeviceSocket {
         let (node, caller) = (self.connection.node.clone(), self.connection.session.caller);
         let (finish, finished) = oneshot::channel();
         self.state = SocketState::Opening(OpeningState { finished, early_signals: Vec::new(), newest_mail: 0 });
-        let open = self.connection.node.runtime.spawn(async move {
+        // On this thread, because a batch does the work.
+        let open = self.connection.node.runtime.spawn_local(async move {
             // Before the permit, so that a user with many operations holds none while it waits for itself.
             let _place = match node.service.enter(caller.user).await {
                 Ok(place) => place,
@@ -346,6 +347,7 @@ impl DeviceSocket {
             }
         };
         self.state = SocketState::Closing(disconnect);
+        self.connection.wire.note_closing();
         self.connection.log_closed(epoch, code, reason);
         self.connection.node.metrics.closes.inc(close);
         true

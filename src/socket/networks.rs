@@ -27,6 +27,9 @@ const LOG_INTERVAL: Duration = Duration::from_secs(10);
 pub struct NetworkLimits {
     /// Open connections that have upgraded to a WebSocket.
     pub sockets: usize,
+    /// Open connections that have upgraded, of a /40 or /32 of IPv6, which otherwise have a multiple of `sockets`. Not of a
+    /// single network, which may be a proxy.
+    pub widest_sockets: usize,
     /// Open connections that have not upgraded.
     pub http: usize,
     /// Open connections of any network that have not upgraded, however wide it is.
@@ -160,16 +163,18 @@ impl Networks {
         kind: ConnectionKind,
         now: Instant,
     ) -> Result<CountedConnection, Refusal> {
-        let NetworkLimits { sockets, http, widest_http, .. } = self.state.limits;
-        let (max, widest, limit) = match kind {
-            ConnectionKind::Http => (http, widest_http, Limit::NetworkHttp),
-            ConnectionKind::Socket => (sockets, usize::MAX, Limit::NetworkSockets),
+        let NetworkLimits { sockets, widest_sockets, http, widest_http, .. } = self.state.limits;
+        // The limit of a single network, and those of any network and of a wide one, however many times the first that has.
+        let (max, any, wide, limit) = match kind {
+            ConnectionKind::Http => (http, widest_http, widest_http, Limit::NetworkHttp),
+            ConnectionKind::Socket => (sockets, usize::MAX, widest_sockets, Limit::NetworkSockets),
         };
         let mut table = self.table();
         let counted = network.counted();
         let is_full = |(network, factor): &(CountedNetwork, u32)| {
             let open = table.counts.get(network).map_or(0, |counts| counts.count(kind));
-            open >= max.saturating_mul(usize::try_from(*factor).unwrap_or(usize::MAX)).min(widest)
+            let most = if *factor > 1 { wide } else { any };
+            open >= max.saturating_mul(usize::try_from(*factor).unwrap_or(usize::MAX)).min(most)
         };
         if max > 0 && counted.iter().any(is_full) {
             return Err(self.refusal(limit, RETRY_AFTER, now));
@@ -234,7 +239,8 @@ mod tests {
 
     #[test]
     fn connections_are_counted_by_kind_and_network_until_they_end() {
-        let networks = networks(NetworkLimits { sockets: 2, http: 1, widest_http: 1, connects_per_second: 0 });
+        let networks =
+            networks(NetworkLimits { sockets: 2, widest_sockets: 1, http: 1, widest_http: 1, connects_per_second: 0 });
         let now = Instant::now();
         let first = networks.count_open(network(1), ConnectionKind::Socket, now).unwrap();
         let _second = networks.count_open(network(1), ConnectionKind::Socket, now).unwrap();
@@ -265,9 +271,15 @@ mod tests {
 
     #[test]
     fn many_small_networks_of_a_wide_one_have_eight_and_32_times_its_limits() {
-        let networks = networks(NetworkLimits { sockets: 3, http: 2, widest_http: 40, connects_per_second: 1 });
+        let networks = networks(NetworkLimits {
+            sockets: 3,
+            widest_sockets: 90,
+            http: 2,
+            widest_http: 40,
+            connects_per_second: 1,
+        });
         let now = Instant::now();
-        for (kind, each, widest) in [(ConnectionKind::Socket, 3, 96), (ConnectionKind::Http, 2, 40)] {
+        for (kind, each, widest) in [(ConnectionKind::Socket, 3, 90), (ConnectionKind::Http, 2, 40)] {
             let opened = |network| {
                 let mut open = Vec::new();
                 while let Ok(one) = networks.count_open(network, kind, now) {

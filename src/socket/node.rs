@@ -14,7 +14,7 @@ pub struct Node {
     pub service: Arc<Service>,
     /// The registry of this node's connections.
     pub hub: Arc<Hub>,
-    /// Spawns on the runtime of store and bus, where ops run.
+    /// Spawns on the runtime of store and bus, where the ops run that no batch serves.
     pub runtime: Work,
     /// Memory budget in bytes for requests in flight, outboxes, mailbox reads and held mail.
     pub budget: SharedBudget,

@@ -10,6 +10,7 @@ mod messages;
 mod push;
 
 use bytes::Bytes;
+use futures_util::future::BoxFuture;
 use sealwire_protocol::{
     Code, Codec,
     frame::{Op, ReplyFrame, RequestId, RequestOutline},
@@ -92,6 +93,12 @@ pub struct RequestSource {
     pub turn: Option<Turn>,
 }
 
+/// Whether an op does no more than queue its request for a batch and wait for the answer. It runs on the worker of its
+/// connection then: on the runtime of the store, each request would pay for two more switches between threads.
+pub fn runs_in_batches(op: Op) -> bool {
+    matches!(op, Op::MessagesSend | Op::MessagesAck | Op::KeysClaim | Op::KeysStatus)
+}
+
 /// Runs one request and returns its reply. Errors become error replies.
 pub async fn run(
     node: &Node,
@@ -155,41 +162,40 @@ struct Call<'a> {
 impl<'a> Call<'a> {
     /// Calls the function of `op`. `turn` is `Some` for sends and publishes.
     async fn dispatch(&self, op: Op, turn: Option<Turn>) -> Result<Reply, EdgeError> {
-        let _place = match op {
-            // These run in batches, and publishes wait for their turn first.
-            Op::MessagesSend | Op::MessagesAck | Op::KeysClaim | Op::KeysStatus | Op::KeysPublish => None,
-            _ => Some(self.service.enter(self.caller.user).await?),
+        // Boxed, because the futures of the frequent ops that run in batches are much smaller.
+        let unbatched: BoxFuture<'_, Result<Reply, EdgeError>> = match op {
+            Op::KeysClaim => return keys::claim(self).await,
+            Op::KeysStatus => return keys::status(self).await,
+            Op::MessagesSend => return messages::send(self, turn).await,
+            Op::MessagesAck => return messages::ack(self).await,
+            // Waits for its turn first.
+            Op::KeysPublish => return Box::pin(keys::publish(self, turn)).await,
+            Op::SessionRenew => Box::pin(accounts::renew_session(self)),
+            Op::SessionLogout => Box::pin(accounts::log_out(self)),
+            Op::SessionsList => Box::pin(accounts::list_sessions(self)),
+            Op::SessionsEnd => Box::pin(accounts::end_session(self)),
+            Op::DevicesList => Box::pin(accounts::list_devices(self)),
+            Op::DevicesRename => Box::pin(accounts::rename_device(self)),
+            Op::DevicesRevoke => Box::pin(accounts::revoke_device(self)),
+            Op::DevicesDecide => Box::pin(accounts::decide(self)),
+            Op::UsersFind => Box::pin(accounts::find_user(self)),
+            Op::AccountLock => Box::pin(accounts::lock_account(self)),
+            Op::AccountUnlock => Box::pin(accounts::unlock_account(self)),
+            Op::AccountStatus => Box::pin(accounts::account_status(self)),
+            Op::AccountDelete => Box::pin(accounts::delete_account(self)),
+            Op::AccountChangeEmail => Box::pin(accounts::change_email(self)),
+            Op::AccessSet => Box::pin(access::set(self)),
+            Op::BlocksAdd => Box::pin(access::add_block(self)),
+            Op::BlocksRemove => Box::pin(access::remove_block(self)),
+            Op::BlocksList => Box::pin(access::list_blocks(self)),
+            Op::KeysFetch => Box::pin(keys::fetch(self)),
+            Op::PushRegister => Box::pin(push::register(self)),
+            Op::PushConfirm => Box::pin(push::confirm(self)),
+            Op::PushRemove => Box::pin(push::remove(self)),
+            Op::PushTest => Box::pin(push::test(self)),
         };
-        match op {
-            Op::SessionRenew => accounts::renew_session(self).await,
-            Op::SessionLogout => accounts::log_out(self).await,
-            Op::SessionsList => accounts::list_sessions(self).await,
-            Op::SessionsEnd => accounts::end_session(self).await,
-            Op::DevicesList => accounts::list_devices(self).await,
-            Op::DevicesRename => accounts::rename_device(self).await,
-            Op::DevicesRevoke => accounts::revoke_device(self).await,
-            Op::DevicesDecide => accounts::decide(self).await,
-            Op::UsersFind => accounts::find_user(self).await,
-            Op::AccountLock => accounts::lock_account(self).await,
-            Op::AccountUnlock => accounts::unlock_account(self).await,
-            Op::AccountStatus => accounts::account_status(self).await,
-            Op::AccountDelete => accounts::delete_account(self).await,
-            Op::AccountChangeEmail => accounts::change_email(self).await,
-            Op::AccessSet => access::set(self).await,
-            Op::BlocksAdd => access::add_block(self).await,
-            Op::BlocksRemove => access::remove_block(self).await,
-            Op::BlocksList => access::list_blocks(self).await,
-            Op::KeysPublish => keys::publish(self, turn).await,
-            Op::KeysStatus => keys::status(self).await,
-            Op::KeysFetch => keys::fetch(self).await,
-            Op::KeysClaim => keys::claim(self).await,
-            Op::MessagesSend => messages::send(self, turn).await,
-            Op::MessagesAck => messages::ack(self).await,
-            Op::PushRegister => push::register(self).await,
-            Op::PushConfirm => push::confirm(self).await,
-            Op::PushRemove => push::remove(self).await,
-            Op::PushTest => push::test(self).await,
-        }
+        let _place = self.service.enter(self.caller.user).await?;
+        unbatched.await
     }
 
     fn params<T: Deserialize<'a>>(&self) -> Result<T, EdgeError> {

@@ -20,13 +20,15 @@ use uuid::Uuid;
 
 use crate::{
     domain::{ClientNetwork, UserId, network::CountedNetwork},
-    metrics::{Direction, Metrics},
+    metrics::{Direction, Metrics, SocketShare},
 };
 
 /// The share of a user is the budget divided by this.
 const USERS: usize = 16;
 /// The share of a network is the budget divided by this.
 const NETWORKS: usize = 4;
+/// Added to the ages of accounts that are in use, so that the others come first.
+const ACTIVE: u64 = 1 << 63;
 
 /// Whose memory it is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -151,6 +153,14 @@ impl SharedBudget {
         Self { state: Arc::new(BudgetState { limit, user_limit, network_limit, ledger: Mutex::default(), count }) }
     }
 
+    /// A budget of places instead of bytes, for [`Account::take_place`]: a user may hold `user_limit` of them, and a network
+    /// all.
+    #[must_use]
+    pub fn of_places(limit: usize, user_limit: usize) -> Self {
+        let (network_limit, ledger) = (limit, Mutex::default());
+        Self { state: Arc::new(BudgetState { limit, user_limit, network_limit, ledger, count: None }) }
+    }
+
     /// Bytes in use.
     #[must_use]
     pub fn in_use(&self) -> usize {
@@ -199,7 +209,7 @@ impl SharedBudget {
             } else if over(ledger.network_bytes(holder.network), self.state.network_limit) {
                 ledger.oldest_of_network(holder.network)
             } else if over(ledger.total, self.state.limit) {
-                ledger.largest_network().and_then(|network| ledger.oldest_of_network(network))
+                ledger.largest_network().and_then(|(network, _)| ledger.oldest_of_network(network))
             } else {
                 return Ok(());
             };
@@ -228,23 +238,35 @@ impl Ledger {
     }
 
     /// The network that holds most, of those that have something to give up: the largest in the /32 of IPv6, or the /24 of
-    /// IPv4, that holds most.
-    fn largest_network(&self) -> Option<ClientNetwork> {
+    /// IPv4, that holds most. Also returns what that holds.
+    fn largest_network(&self) -> Option<(ClientNetwork, usize)> {
         let mut wide: HashMap<CountedNetwork, usize> = HashMap::new();
         for (network, held) in &self.networks {
             *wide.entry(network.widest()).or_default() += held.bytes;
         }
         let yields = |network: &NetworkUse| network.users.values().any(|user| user.yielding > 0);
         let networks = self.networks.iter().filter(|(_, network)| yields(network));
-        let size = |network: &ClientNetwork, held: &NetworkUse| (wide.get(&network.widest()).copied(), held.bytes);
-        networks.max_by_key(|(network, held)| size(network, held)).map(|(network, _)| *network)
+        let sizes = networks.map(|(network, held)| {
+            let of_wide = wide.get(&network.widest()).copied().unwrap_or_default();
+            (of_wide, held.bytes, *network)
+        });
+        sizes.max_by_key(|(of_wide, bytes, _)| (*of_wide, *bytes)).map(|(of_wide, _, network)| (network, of_wide))
     }
 
-    /// The oldest account in a network, of the user that holds most in it.
+    /// What the /32 of IPv6, or the /24 of IPv4, around a network holds.
+    fn wide_bytes(&self, network: ClientNetwork) -> usize {
+        let (networks, widest) = (self.networks.iter(), network.widest());
+        networks.filter(|(network, _)| network.widest() == widest).map(|(_, held)| held.bytes).sum()
+    }
+
+    /// The oldest account in a network, of the users that hold most in it.
     fn oldest_of_network(&self, network: ClientNetwork) -> Option<Arc<AccountState>> {
-        let users = self.networks.get(&network)?.users.iter().filter(|(_, user)| user.yielding > 0);
-        let (user, _) = users.max_by_key(|(_, user)| user.bytes)?;
-        self.oldest_of_user(*user, Some(network))
+        let users = &self.networks.get(&network)?.users;
+        let yielding = || users.iter().filter(|(_, user)| user.yielding > 0);
+        let most = yielding().map(|(_, user)| user.bytes).max()?;
+        let largest = yielding().filter(|(_, user)| user.bytes == most);
+        let oldest = largest.filter_map(|(user, _)| self.oldest_of_user(*user, Some(network)));
+        oldest.min_by_key(|account| account.yielding().age)
     }
 
     /// The oldest account of a user, in any network or in one.
@@ -282,7 +304,7 @@ impl Ledger {
         let mut yielding = account.yielding();
         if yielding.bytes == 0 {
             self.clock += 1;
-            yielding.age = self.clock;
+            yielding.age = ACTIVE + self.clock;
         }
         yielding.bytes += bytes;
         self.users.entry(account.holder.user).or_default().accounts.insert(yielding.age, account.clone());
@@ -300,6 +322,14 @@ impl Ledger {
         drop(yielding);
         self.add_yielding(account.holder, 0, bytes);
         self.release(account.holder, bytes);
+    }
+
+    fn change_age(&mut self, user: UserId, from: u64, to: u64) {
+        if let Some(user) = self.users.get_mut(&user)
+            && let Some(account) = user.accounts.remove(&from)
+        {
+            user.accounts.insert(to, account);
+        }
     }
 
     fn add_yielding(&mut self, holder: Holder, added: usize, removed: usize) {
@@ -361,12 +391,47 @@ impl Account {
             return;
         }
         ledger.clock += 1;
-        let age = std::mem::replace(&mut yielding.age, ledger.clock);
-        if let Some(user) = ledger.users.get_mut(&self.state.holder.user)
-            && let Some(account) = user.accounts.remove(&age)
-        {
-            user.accounts.insert(yielding.age, account);
+        let age = std::mem::replace(&mut yielding.age, ACTIVE + ledger.clock);
+        ledger.change_age(self.state.holder.user, age, yielding.age);
+    }
+
+    /// Makes this account older than all that are in use: it is given up before these. Of several, the oldest comes first.
+    pub fn retire(&self) {
+        let mut ledger = self.budget.ledger();
+        let mut yielding = self.state.yielding();
+        if yielding.bytes > 0 {
+            let (age, retired) = (yielding.age, yielding.age & !ACTIVE);
+            yielding.age = retired;
+            ledger.change_age(self.state.holder.user, age, retired);
         }
+    }
+
+    /// Takes one place of a budget of places. If its user has its share, the oldest of the user is given up. If there is no
+    /// place left, the oldest of the network that holds most is, provided that it holds at least two more than this
+    /// network. Returns which of them was given up.
+    ///
+    /// # Errors
+    /// If there is no place, and no network holds so many more.
+    pub fn take_place(&self) -> Result<Option<SocketShare>, Exhausted> {
+        let (holder, budget) = (self.state.holder, &self.budget);
+        let mut ledger = budget.ledger();
+        let mut given_up = None;
+        if ledger.user_bytes(holder.user) >= budget.state.user_limit {
+            let oldest = ledger.oldest_of_user(holder.user, None).ok_or(Exhausted)?;
+            budget.give_up(&mut ledger, &oldest);
+            given_up = Some(SocketShare::User);
+        }
+        if ledger.total >= budget.state.limit {
+            let (largest, held) = ledger.largest_network().ok_or(Exhausted)?;
+            if held < ledger.wide_bytes(holder.network) + 2 {
+                return Err(Exhausted);
+            }
+            let oldest = ledger.oldest_of_network(largest).ok_or(Exhausted)?;
+            budget.give_up(&mut ledger, &oldest);
+            given_up = Some(SocketShare::Network);
+        }
+        ledger.reserve_yielding(&self.state, 1);
+        Ok(given_up)
     }
 
     /// Reserves bytes that cannot be given up. If the budget or a share is exhausted, accounts are given up.

@@ -10,12 +10,13 @@
 //! and connections that make no progress ([`Cutoff`]), and reads at most one chunk ahead of the handler.
 //!
 //! Rules for handlers:
-//! - The connection's [`Wire`] is in the request's extensions. If it is missing, refuse the upgrade: the node has
-//!   reached its limit on connections, or the request is not a WebSocket handshake.
+//! - The connection's [`Wire`] is in the request's extensions. If it is missing, refuse the upgrade: the request is not a
+//!   WebSocket handshake.
+//! - Take the connection's place with [`Wire::take_seat`] before you accept the upgrade, and refuse it if there is none.
 //! - Do not keep the `HttpRequest`. Its head takes 6 KiB, and its URI and headers keep the dispatcher's 8 KiB read
 //!   buffer allocated.
 //! - actix-server counts a connection, and waits for it on shutdown, only until its upgrade. To count upgraded
-//!   connections, use the `connections` budget of [`Tuning`].
+//!   connections, use the `connections` of [`Tuning`].
 
 use std::{
     future::poll_fn,
@@ -57,7 +58,7 @@ use self::{
     wire::Inbound,
 };
 pub use super::{
-    budget::{Budget, Reservation},
+    seats::Seats,
     shares::{Holder, SharedBudget},
 };
 
@@ -95,8 +96,8 @@ pub struct Tuning {
     pub inbound: SharedBudget,
     /// Limits the connections that have not upgraded.
     pub limiter: ConnectionLimiter,
-    /// Budget for upgraded connections, including closing ones.
-    pub connections: Budget,
+    /// Places for upgraded connections, including closing ones.
+    pub connections: Seats,
     /// How long a write may make no progress after the payload stream was dropped. Before that, the
     /// application detects stalled writes.
     pub stall: Duration,
@@ -221,7 +222,7 @@ where
                     upgrade.accept(connection, response, body, &tuning, scratch).await
                 }
                 refused => {
-                    // Frees the slot, which is for upgraded connections only. This one still counts as HTTP.
+                    // Frees the place, which is for upgraded connections only. This one still counts as HTTP.
                     drop(refused);
                     refuse_upgrade(connection, response, body, &scratch).await
                 }
@@ -245,24 +246,20 @@ fn is_refusal(response: &Response<()>) -> bool {
 /// An upgrade that the application has yet to accept or refuse.
 struct Upgrade {
     wire: Rc<Wire>,
-    /// One unit of [`Tuning::connections`].
-    slot: Reservation,
 }
 
 impl Upgrade {
-    /// Adds a wire and a payload stream to the request. Returns `None`, without changing it, if it is not a `GET`
-    /// request or the node has reached its limit on upgraded connections.
+    /// Adds a wire and a payload stream to the request. Returns `None`, without changing it, if it is not a `GET` request.
     fn offer(request: &mut Request, tuning: &Tuning) -> Option<Self> {
         // A handler of another method might read the body, and would wait for our payload stream forever.
         if request.method() != Method::GET {
             return None;
         }
-        let slot = tuning.connections.try_reserve(1)?;
-        let wire = Wire::new();
+        let wire = Wire::new(tuning.connections.clone());
         request.extensions_mut().insert(Rc::clone(&wire));
         let payload: BoxedPayloadStream = Box::pin(Inbound(Rc::clone(&wire)));
         *request.payload() = Payload::Stream { payload };
-        Some(Self { wire, slot })
+        Some(Self { wire })
     }
 
     /// Writes the 101 response and spawns a pump for the connection. The caller's future, which is the dispatcher, can
@@ -275,6 +272,9 @@ impl Upgrade {
         tuning: &Tuning,
         scratch: Scratch,
     ) -> io::Result<()> {
+        if !self.wire.has_seat() {
+            return Err(io::Error::other("the application accepted an upgrade without a place for it"));
+        }
         let FramedParts { io, mut codec, read_buf, mut write_buf, .. } = connection;
         // The slots are freed: the connection counts as upgraded from now on.
         let (mut stream, _) = io.into_parts();
@@ -288,7 +288,6 @@ impl Upgrade {
             // A copy, because a slice would keep the dispatcher's buffer allocated.
             early: Bytes::copy_from_slice(&read_buf),
             body,
-            slot: self.slot,
             max_message: tuning.max_message,
             account: tuning.inbound.account(holder),
             stall_limit: tuning.stall,

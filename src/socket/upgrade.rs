@@ -24,7 +24,6 @@ use super::{
 use crate::{
     domain::{ClientNetwork, Refusal, Session, refusal::InvalidTokenReason, token::Token},
     edge::{EdgeError, Problem, bearer_token, client_address, is_proxy},
-    metrics::Limit,
 };
 
 /// Prefix of the subprotocol with which a browser sends its token, because it cannot set headers.
@@ -84,13 +83,10 @@ async fn upgrade(request: &HttpRequest, body: web::Payload, node: Arc<Node>) -> 
     if node.hub.is_draining() {
         return Err(Refusal::Unavailable.into());
     }
-    // The transport adds a wire to every handshake, unless the node has reached its connection limit.
-    let Some(wire) = request.extensions().get::<Rc<Wire>>().cloned() else {
-        node.metrics.connections_refused.inc(Limit::Sockets);
-        return Err(Refusal::Unavailable.into());
-    };
-    wire.set_holder(Holder { network, user: session.caller.user });
+    // The transport adds a wire to every handshake.
+    let wire = request.extensions().get::<Rc<Wire>>().cloned().ok_or_else(not_a_handshake)?;
     wire.hold_network_slot(node.networks.count_open(network, ConnectionKind::Socket, Instant::now())?);
+    wire.take_seat(Holder { network, user: session.caller.user }).map_err(|_| Refusal::Unavailable)?;
     let (mut response, ws, messages) = actix_ws::handle(request, body).map_err(|_| not_a_handshake())?;
     if offer.is_codec_offered {
         let name = HeaderValue::from_static(offer.codec.subprotocol());

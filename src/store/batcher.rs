@@ -1,33 +1,43 @@
 //! Batching without timers: while one transaction is in flight, requests of the same kind queue up, and the next
-//! transaction takes all of them. An idle server answers after one transaction; a busy one shares its commits.
+//! transaction takes as many of them as a batch may have. An idle server answers after one transaction; a busy one shares
+//! its commits.
+//!
+//! Batches take the users in turns ([`FairQueue`]), so that a user with many requests does not delay others.
 //!
 //! If a batch finds the database unavailable, all requests that are queued at that time fail too. Otherwise each batch
 //! would wait for its own timeout.
 
-use std::{future::Future, panic::AssertUnwindSafe, sync::Arc};
+use std::{
+    future::Future,
+    panic::AssertUnwindSafe,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+};
 
 use futures_util::FutureExt;
 
 use tokio::{
-    sync::{Mutex, mpsc, oneshot},
+    sync::{Notify, oneshot},
     time::Instant,
 };
 
-use super::{DatabaseHealth, Place, StoreError, UserQueues};
+use super::{
+    DatabaseHealth, StoreError,
+    fair_queue::{FairQueue, QueueFull},
+};
 use crate::{
-    domain::UserId,
+    domain::{Refusal, UserId},
     metrics::{BatchMeter, Metrics},
     tasks::Tasks,
 };
 
-/// Maximum number of queued requests. If the queue is full, a request gets `unavailable` at once.
+/// Maximum number of queued requests. If the queue is full, the user with the most requests in it loses its newest.
 const QUEUE: usize = 16_384;
-/// Maximum number of queued requests of one user; more wait in the user's own queue.
+/// Maximum number of queued requests of one user. Further ones get `unavailable`.
 const QUEUE_PER_USER: usize = QUEUE / 4;
 
 /// An item of a batch.
 pub trait BatchItem: Send + 'static {
-    /// The user whose share of the queue the item takes; `None` if the server itself queues it.
+    /// The user with whose items it takes turns; `None` if the server itself queues it.
     fn user(&self) -> Option<UserId>;
 }
 
@@ -41,27 +51,95 @@ pub struct BatchWorkers {
     pub count: usize,
     /// Records the size and duration of batches.
     pub meter: BatchMeter,
-    /// Counts what is refused because a user has too much in the queue.
+    /// Counts what is refused because its user has too much in the queue.
     pub metrics: Arc<Metrics>,
 }
 
 struct QueuedItem<Item, Answer> {
     item: Item,
     since: Instant,
-    /// The place of its user, given back when a worker takes the item.
-    place: Option<Place>,
     caller: oneshot::Sender<Result<Answer, StoreError>>,
 }
 
 /// A queue of items of one kind, served in batches. Clones share the queue; the workers stop when the last is dropped.
 pub struct Batcher<Item, Answer> {
-    queue: mpsc::Sender<QueuedItem<Item, Answer>>,
-    users: UserQueues,
+    handle: Arc<BatcherHandle<Item, Answer>>,
+}
+
+/// Closes the queue when it is dropped.
+struct BatcherHandle<Item, Answer> {
+    queue: Arc<BatchQueue<Item, Answer>>,
+    metrics: Arc<Metrics>,
+}
+
+/// What the callers and the workers share.
+struct BatchQueue<Item, Answer> {
+    state: Mutex<QueueState<QueuedItem<Item, Answer>>>,
+    /// Wakes a worker if there is an item, and all of them if the queue is closed.
+    changed: Notify,
+}
+
+struct QueueState<Queued> {
+    items: FairQueue<Queued>,
+    /// Whether nothing more is going to be queued.
+    is_closed: bool,
+    /// The number of workers. Without any, nothing is queued.
+    workers: usize,
+}
+
+impl<Item, Answer> BatchQueue<Item, Answer> {
+    fn state(&self) -> MutexGuard<'_, QueueState<QueuedItem<Item, Answer>>> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Moves the next items, at most `most`, to `taken`. Waits until there is one. Returns false if the queue is closed and
+    /// empty.
+    async fn take(&self, most: usize, taken: &mut Vec<QueuedItem<Item, Answer>>) -> bool {
+        loop {
+            // Made before the look at the queue, so that it misses no change after it.
+            let changed = self.changed.notified();
+            let is_closed = {
+                let mut state = self.state();
+                state.items.take(most, taken);
+                state.is_closed
+            };
+            if !taken.is_empty() {
+                return true;
+            }
+            if is_closed {
+                return false;
+            }
+            changed.await;
+        }
+    }
+}
+
+impl<Item, Answer> Drop for BatcherHandle<Item, Answer> {
+    fn drop(&mut self) {
+        self.queue.state().is_closed = true;
+        self.queue.changed.notify_waiters();
+    }
+}
+
+/// A worker, in the count until this is dropped. The last one empties the queue, so that nobody waits for an answer.
+struct Worker<Item, Answer>(Arc<BatchQueue<Item, Answer>>);
+
+impl<Item, Answer> Drop for Worker<Item, Answer> {
+    fn drop(&mut self) {
+        let mut unserved = Vec::new();
+        let mut state = self.0.state();
+        state.workers -= 1;
+        if state.workers == 0 {
+            state.items.take(usize::MAX, &mut unserved);
+        }
+        // Not while the queue is locked: dropping an item may run code of its owner.
+        drop(state);
+    }
 }
 
 impl<Item, Answer> Clone for Batcher<Item, Answer> {
     fn clone(&self) -> Self {
-        Self { queue: self.queue.clone(), users: self.users.clone() }
+        Self { handle: self.handle.clone() }
     }
 }
 
@@ -73,19 +151,19 @@ impl<Item: BatchItem, Answer: Send + 'static> Batcher<Item, Answer> {
         Run: Fn(Vec<Item>) -> Batch + Clone + Send + 'static,
         Batch: Future<Output = Vec<Result<Answer, StoreError>>> + Send,
     {
-        let (queue, waiting) = mpsc::channel::<QueuedItem<Item, Answer>>(QUEUE);
-        let waiting = Arc::new(Mutex::new(waiting));
         let BatchWorkers { name, largest_batch: largest, count, meter, metrics } = workers;
+        let items = FairQueue::new(QUEUE, QUEUE_PER_USER);
+        let state = Mutex::new(QueueState { items, is_closed: false, workers: count });
+        let queue = Arc::new(BatchQueue { state, changed: Notify::new() });
         for _ in 0..count {
-            let (waiting, run, meter, health) = (waiting.clone(), run.clone(), meter.clone(), health.clone());
+            let (worker, run, meter, health) = (Worker(queue.clone()), run.clone(), meter.clone(), health.clone());
             tasks.spawn_batch_worker(name, async move {
                 let mut taken = Vec::with_capacity(largest);
-                while waiting.lock().await.recv_many(&mut taken, largest).await > 0 {
+                while worker.0.take(largest, &mut taken).await {
                     let last_outage_at = health.last_outage_at();
                     let mut items = Vec::with_capacity(taken.len());
                     let mut callers = Vec::with_capacity(taken.len());
-                    for QueuedItem { item, since, place, caller } in taken.drain(..) {
-                        drop(place);
+                    for QueuedItem { item, since, caller } in taken.drain(..) {
                         if last_outage_at.is_some_and(|outage| since < outage) {
                             let _ = caller.send(Err(StoreError::Unavailable(sqlx::Error::PoolTimedOut)));
                         } else {
@@ -107,7 +185,7 @@ impl<Item: BatchItem, Answer: Send + 'static> Batcher<Item, Answer> {
                 }
             });
         }
-        Self { queue, users: UserQueues::new(QUEUE_PER_USER, metrics) }
+        Self { handle: Arc::new(BatcherHandle { queue, metrics }) }
     }
 
     /// Queues one item and waits for its result.
@@ -115,22 +193,39 @@ impl<Item: BatchItem, Answer: Send + 'static> Batcher<Item, Answer> {
     /// # Errors
     /// Those of [`Self::enqueue`] and `PendingAnswer::answer`.
     pub async fn submit(&self, item: Item) -> Result<Answer, StoreError> {
-        self.enqueue(item).await?.answer().await
+        self.enqueue(item)?.answer().await
     }
 
-    /// Queues one item. Unlike [`Self::submit`], it does not wait for the result. It waits only if the user has used up
-    /// its share of the queue; items of a user are queued in the order of the calls.
+    /// Queues one item. Unlike [`Self::submit`], it does not wait for the result. Items of a user are served in the order
+    /// of the calls.
     ///
     /// # Errors
-    /// `unavailable` if too many items of the user wait; `Overloaded` if the queue is full or the workers have stopped.
-    pub async fn enqueue(&self, item: Item) -> Result<PendingAnswer<Answer>, StoreError> {
-        let place = match item.user() {
-            Some(user) => Some(self.users.enter(user).await?),
-            None => None,
-        };
+    /// `unavailable` if too many items of the user wait; `Overloaded` if the queue is full, and no user has more in it than
+    /// this one, or the workers have stopped.
+    pub fn enqueue(&self, item: Item) -> Result<PendingAnswer<Answer>, StoreError> {
+        let BatcherHandle { queue, metrics } = &*self.handle;
         let (caller, answer) = oneshot::channel();
-        let waiting = QueuedItem { item, since: Instant::now(), place, caller };
-        self.queue.try_send(waiting).map_err(|_| StoreError::Overloaded)?;
+        let (user, queued) = (item.user(), QueuedItem { item, since: Instant::now(), caller });
+        let pushed = {
+            let mut state = queue.state();
+            if state.workers == 0 {
+                return Err(StoreError::Overloaded);
+            }
+            state.items.push(user, queued)
+        };
+        match pushed {
+            Ok(None) => {}
+            Ok(Some(removed)) => {
+                metrics.user_queue_full.inc();
+                let _ = removed.caller.send(Err(Refusal::Unavailable.into()));
+            }
+            Err(QueueFull::OfUser) => {
+                metrics.user_queue_full.inc();
+                return Err(Refusal::Unavailable.into());
+            }
+            Err(QueueFull::OfAll) => return Err(StoreError::Overloaded),
+        }
+        queue.changed.notify_one();
         Ok(PendingAnswer(answer))
     }
 }
@@ -144,8 +239,9 @@ impl<Answer> PendingAnswer<Answer> {
     /// Waits for the result.
     ///
     /// # Errors
-    /// The error of `run`; `Unavailable` if the database was found unavailable while the item was queued; `Overloaded`
-    /// if `run` panicked or the workers have stopped.
+    /// The error of `run`; `Unavailable` if the database was found unavailable while the item was queued; the refusal
+    /// `unavailable` if the queue was full and the user had the most items in it; `Overloaded` if `run` panicked or the
+    /// workers have stopped.
     pub async fn answer(self) -> Result<Answer, StoreError> {
         self.0.await.map_err(|_| StoreError::Overloaded)?
     }
@@ -169,12 +265,10 @@ mod tests {
         }
     }
 
-    /// An item of a user.
-    struct OfUser(UserId);
-
-    impl BatchItem for OfUser {
+    /// A user and the number of its item.
+    impl BatchItem for (usize, usize) {
         fn user(&self) -> Option<UserId> {
-            Some(self.0)
+            Some(user(self.0))
         }
     }
 
@@ -183,50 +277,128 @@ mod tests {
         BatchWorkers { name: "batch", largest_batch, count: 1, meter: metrics.batch(Batch::Claims), metrics }
     }
 
-    #[tokio::test]
-    async fn a_user_may_queue_a_quarter_and_has_a_short_queue_of_its_own() {
-        let tasks = Tasks::new(Handle::current());
-        let (release, released) = tokio::sync::watch::channel(false);
-        let batcher = Batcher::start(&tasks, one_worker(100), &Arc::default(), move |items: Vec<OfUser>| {
-            let mut released = released.clone();
+    fn user(n: usize) -> UserId {
+        UserId(uuid::Uuid::from_u128(n as u128))
+    }
+
+    fn queued<Item, Answer>(batcher: &Batcher<Item, Answer>) -> usize {
+        batcher.handle.queue.state().items.len()
+    }
+
+    /// The users and numbers of the items that were served, in order.
+    type Served = Arc<Mutex<Vec<(usize, usize)>>>;
+
+    /// A batcher whose batches wait for `released`, and what it has served, as user and number of the item.
+    fn recorder(
+        tasks: &Tasks,
+        largest_batch: usize,
+        released: &tokio::sync::watch::Receiver<bool>,
+    ) -> (Batcher<(usize, usize), ()>, Served) {
+        let served = Served::default();
+        let (served_by, released) = (served.clone(), released.clone());
+        let batcher = Batcher::start(tasks, one_worker(largest_batch), &Arc::default(), move |items: Vec<_>| {
+            let (served, mut released) = (served_by.clone(), released.clone());
             async move {
                 released.wait_for(|go| *go).await.unwrap();
-                items.iter().map(|_| Ok(())).collect()
+                let answers = items.iter().map(|_| Ok(())).collect();
+                served.lock().unwrap().extend(items);
+                answers
             }
         });
-        let [greedy, other] = [1, 2].map(|n| UserId(uuid::Uuid::from_u128(n)));
-        let queue = |user, count: usize| {
-            let queued = (0..count).map(|_| batcher.enqueue(OfUser(user)).now_or_never());
-            queued.filter_map(|queued| queued.map(|queued| assert!(queued.is_ok()))).count()
-        };
-        assert_eq!(queue(greedy, QUEUE), QUEUE_PER_USER);
-        // The worker takes a batch, which makes room for as many.
-        while batcher.queue.capacity() <= QUEUE - QUEUE_PER_USER {
+        (batcher, served)
+    }
+
+    #[tokio::test]
+    async fn whatever_others_have_queued_a_user_is_served_in_the_next_batch() {
+        const EACH: usize = 640;
+        let (release, released) = tokio::sync::watch::channel(false);
+        let tasks = Tasks::new(Handle::current());
+        let (batcher, served) = recorder(&tasks, 128, &released);
+        let mut answers = Vec::new();
+        for number in 0..EACH {
+            answers.extend((0..4).map(|user| batcher.enqueue((user, number)).unwrap()));
+        }
+        // The first batch is under way.
+        while queued(&batcher) == 4 * EACH {
             tokio::task::yield_now().await;
         }
-        assert_eq!(queue(greedy, QUEUE), 100);
-        assert_eq!(queue(other, 1000), 1000, "others are not affected");
-        let waiting: Vec<_> = (0..64)
-            .map(|_| {
-                let batcher = batcher.clone();
-                tokio::spawn(async move { batcher.submit(OfUser(greedy)).await })
-            })
-            .collect();
-        let refused = || async { matches!(batcher.submit(OfUser(greedy)).await, Err(StoreError::Refused(_))) };
-        for _ in 0..waiting.len() {
-            tokio::task::yield_now().await;
-        }
-        assert!(refused().await);
+        answers.extend((0..2).map(|number| batcher.enqueue((9, number)).unwrap()));
         release.send(true).unwrap();
-        for one in waiting {
-            one.await.unwrap().unwrap();
+        for answer in answers {
+            answer.answer().await.unwrap();
         }
+        let served = served.lock().unwrap();
+        let positions = |of: usize| -> Vec<_> {
+            served
+                .iter()
+                .enumerate()
+                .filter(|(_, (user, _))| *user == of)
+                .map(|(position, item)| (position, item.1))
+                .collect()
+        };
+        let bystander: Vec<_> = positions(9).into_iter().map(|(position, _)| position).collect();
+        assert!(bystander[0] < 128 + 5 && bystander[1] < 128 + 10, "{bystander:?}");
+        for user in 0..4 {
+            assert!(positions(user).into_iter().map(|(_, number)| number).eq(0..EACH), "the order of a user is kept");
+        }
+    }
+
+    #[tokio::test]
+    async fn a_full_queue_refuses_what_the_users_that_fill_it_have_queued_last() {
+        let (release, released) = tokio::sync::watch::channel(false);
+        let tasks = Tasks::new(Handle::current());
+        let (batcher, served) = recorder(&tasks, 128, &released);
+        let metrics = batcher.handle.metrics.clone();
+        let mut flood = Vec::new();
+        for number in 0..640 {
+            flood.extend((0..26).map_while(|user| batcher.enqueue((user, number)).ok()));
+        }
+        // Nothing runs meanwhile: this test and the worker share a thread.
+        assert_eq!((queued(&batcher), flood.len()), (QUEUE, QUEUE));
+        let bystanders: Vec<_> = (100..200).map(|user| batcher.enqueue((user, 0)).unwrap()).collect();
+        assert_eq!((queued(&batcher), metrics.user_queue_full.get()), (QUEUE, 100));
+        release.send(true).unwrap();
+        for answer in bystanders {
+            answer.answer().await.unwrap();
+        }
+        let mut refused = 0;
+        for answer in flood {
+            refused += usize::from(matches!(answer.answer().await, Err(StoreError::Refused(Refusal::Unavailable))));
+        }
+        assert_eq!(refused, 100);
+        let last = served.lock().unwrap().iter().rposition(|(user, _)| *user >= 100).unwrap();
+        assert!(last < 126, "{last}");
+    }
+
+    #[tokio::test]
+    async fn a_user_may_queue_a_quarter() {
+        let (_release, released) = tokio::sync::watch::channel(false);
+        let tasks = Tasks::new(Handle::current());
+        let (batcher, _served) = recorder(&tasks, 128, &released);
+        let accepted = (0..QUEUE).filter(|number| batcher.enqueue((1, *number)).is_ok()).count();
+        assert_eq!(accepted, QUEUE_PER_USER);
+        assert!(matches!(batcher.enqueue((1, QUEUE)), Err(StoreError::Refused(Refusal::Unavailable))));
+        assert!(batcher.enqueue((2, 0)).is_ok());
+    }
+
+    #[tokio::test]
+    async fn without_workers_nobody_waits() {
+        let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).build().unwrap();
+        let (_release, released) = tokio::sync::watch::channel(false);
+        let tasks = Tasks::new(runtime.handle().clone());
+        let (batcher, _served) = recorder(&tasks, 1, &released);
+        let waiting: Vec<_> = (0..3).map(|number| batcher.enqueue((1, number)).unwrap()).collect();
+        runtime.shutdown_background();
+        for answer in waiting {
+            assert!(matches!(answer.answer().await, Err(StoreError::Overloaded)));
+        }
+        assert!(matches!(batcher.submit((1, 3)).await, Err(StoreError::Overloaded)));
     }
 
     #[tokio::test]
     async fn queued_requests_share_a_batch_and_each_gets_its_own_answer() {
         let batches = Arc::new(AtomicUsize::new(0));
-        let (started, mut has_started) = mpsc::channel::<()>(8);
+        let (started, mut has_started) = tokio::sync::mpsc::channel::<()>(8);
         let (release, released) = tokio::sync::watch::channel(false);
         let counter = batches.clone();
         let tasks = Tasks::new(Handle::current());
@@ -250,7 +422,7 @@ mod tests {
                 tokio::spawn(async move { (n, batcher.submit(n).await.unwrap()) })
             })
             .collect();
-        while batcher.queue.capacity() > QUEUE - 48 {
+        while queued(&batcher) < 48 {
             tokio::task::yield_now().await;
         }
         release.send(true).unwrap();
@@ -277,7 +449,7 @@ mod tests {
                 items.into_iter().map(|_| Err::<(), _>(StoreError::Overloaded)).collect()
             }
         });
-        let waiting: Vec<_> = (0..30).map(|n| batcher.enqueue(n).now_or_never().unwrap().unwrap()).collect();
+        let waiting: Vec<_> = (0..30).map(|n| batcher.enqueue(n).unwrap()).collect();
         release.send(true).unwrap();
         for queued in waiting {
             assert!(queued.answer().await.is_err());

@@ -12,7 +12,7 @@ use super::{
     BatchItem, BatchOutcome, DeviceStatus, Store, StoreError, error::fail_all, sql::accounts as sql, tx::Column,
 };
 use crate::domain::{
-    Caller, DeviceId, KeysStatus, LiveConnection, Refusal, Timestamp, UserId, envelope::MailboxStatus,
+    Caller, DeviceId, KeysStatus, LiveConnection, Refusal, Timestamp, UserId, envelope::MailboxStatus, push::PushState,
 };
 
 /// How often it is recorded that a device is still connected.
@@ -38,6 +38,8 @@ pub struct RegisteredConnection {
     pub keys: KeysStatus,
     /// The device's mailbox, read after the registration.
     pub mailbox: MailboxStatus,
+    /// The device's push target, read after the registration.
+    pub push: PushState,
 }
 
 impl BatchItem for ConnectionRegistration {
@@ -112,10 +114,11 @@ impl Store {
             let callers: Vec<Caller> = items.iter().map(|item| item.caller).collect();
             let statuses = self.read_statuses(&mut tx, &callers, now).await?;
             tx.end_statements().await?;
-            let registered = opened.into_iter().zip(statuses).map(|(opened, DeviceStatus { keys, mailbox, .. })| {
-                let (epoch, has_pending_approval) = opened?;
-                Some(RegisteredConnection { epoch, has_pending_approval, keys, mailbox })
-            });
+            let registered =
+                opened.into_iter().zip(statuses).map(|(opened, DeviceStatus { keys, mailbox, push, .. })| {
+                    let (epoch, has_pending_approval) = opened?;
+                    Some(RegisteredConnection { epoch, has_pending_approval, keys, mailbox, push })
+                });
             Ok(registered.collect())
         })
         .await

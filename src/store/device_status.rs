@@ -1,4 +1,4 @@
-//! The status of devices: their sessions, keys and mailboxes. One statement reads those of many devices.
+//! The status of devices: their sessions, keys, mailboxes and push targets. One statement reads those of many devices.
 
 use chrono::{DateTime, Utc};
 
@@ -13,6 +13,7 @@ use crate::domain::{
     Caller, KeysStatus, Refusal, Timestamp, UserId,
     bundle::{EncodedKey, LastResortStatus, MAX_POOL, SignedPrekeyStatus},
     envelope::MailboxStatus,
+    push::PushState,
 };
 
 /// The status of a caller's device.
@@ -24,11 +25,13 @@ pub struct DeviceStatus {
     pub keys: KeysStatus,
     /// The mailbox of the device.
     pub mailbox: MailboxStatus,
+    /// The push target of the device.
+    pub push: PushState,
 }
 
 /// The place of the caller in the list; whether the session is valid; the suite and the identity key; id and expiry of
 /// the signed prekey; the id of the last-resort key; the sizes of both pools and their version; the next number of the
-/// mailbox, its envelopes, and how many expired.
+/// mailbox, its envelopes, and how many expired; whether the push target is active.
 type StatusRow = (
     i64,
     bool,
@@ -43,6 +46,7 @@ type StatusRow = (
     Option<i64>,
     Option<i64>,
     Option<i64>,
+    Option<bool>,
 );
 
 impl DeviceStatus {
@@ -58,13 +62,13 @@ impl DeviceStatus {
             threshold,
             pool_version: 0,
         };
-        Self { session_is_valid: false, keys, mailbox: MailboxStatus::default() }
+        Self { session_is_valid: false, keys, mailbox: MailboxStatus::default(), push: PushState::None }
     }
 
     /// Converts a row. Returns the place of the caller with the status of its device.
     fn from_row(row: StatusRow, threshold: u32) -> Result<(i64, Self), StoreError> {
         let (place, session_is_valid, suite, identity_key, signed_id, expires_at, last_resort, ..) = row;
-        let (.., one_time, pq_one_time, pool_version, next_seq, count, expired) = row;
+        let (.., one_time, pq_one_time, pool_version, next_seq, count, expired, is_push_active) = row;
         let signed_prekey = signed_id.zip(expires_at).map(|(id, at)| {
             Ok::<_, StoreError>(SignedPrekeyStatus { key_id: rows::number(id)?, expires_at: rows::time(at) })
         });
@@ -84,7 +88,12 @@ impl DeviceStatus {
             waiting: count.map_or(0, i64::unsigned_abs),
             expired_total: expired.map_or(0, i64::unsigned_abs),
         };
-        Ok((place, Self { session_is_valid, keys, mailbox }))
+        let push = match is_push_active {
+            None => PushState::None,
+            Some(false) => PushState::Unconfirmed,
+            Some(true) => PushState::Active,
+        };
+        Ok((place, Self { session_is_valid, keys, mailbox, push }))
     }
 }
 

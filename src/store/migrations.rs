@@ -26,6 +26,7 @@ pub static ON_SQLITE: LazyLock<Migrator> = LazyLock::new(|| {
         ("mailbox shares", include_str!("../../migrations/sqlite/0011_mailbox_shares.sql")),
         ("push", include_str!("../../migrations/sqlite/0012_push.sql")),
         ("untagged addresses", include_str!("../../migrations/sqlite/0013_untagged_addresses.sql")),
+        ("message owners", include_str!("../../migrations/sqlite/0014_message_owners.sql")),
     ])
 });
 
@@ -45,6 +46,7 @@ pub static ON_POSTGRES: LazyLock<Migrator> = LazyLock::new(|| {
         ("mailbox shares", include_str!("../../migrations/postgres/0011_mailbox_shares.sql")),
         ("push", include_str!("../../migrations/postgres/0012_push.sql")),
         ("untagged addresses", include_str!("../../migrations/postgres/0013_untagged_addresses.sql")),
+        ("message owners", include_str!("../../migrations/postgres/0014_message_owners.sql")),
     ])
 });
 

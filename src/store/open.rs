@@ -178,7 +178,8 @@ impl Store {
         ON_SQLITE.run(&mut migrating).await.map_err(StoreError::from_migration)?;
         migrating.close().await?;
         let pool = || SqlitePoolOptions::new().acquire_timeout(ACQUIRE_TIMEOUT).test_before_acquire(false);
-        let writer = options.clone().pragma("cache_size", WRITER_CACHE);
+        // Statements that change many pages keep a journal of their own. In files, its writes would be half of all.
+        let writer = options.clone().pragma("temp_store", "MEMORY").pragma("cache_size", WRITER_CACHE);
         let writer = writer.pragma("wal_autocheckpoint", PAGES_PER_CHECKPOINT);
         let writer = pool().max_connections(1).connect_with(writer).await?;
         let readers = options.read_only(true).pragma("cache_size", READER_CACHE);

@@ -16,7 +16,7 @@ use super::{
 };
 use crate::domain::{
     Caller, DeviceId, Refusal, Timestamp,
-    push::{FAILURES_KEPT, NONCE_LIFETIME, PushFailures, PushKind, PushState, PushTarget, WakeState},
+    push::{FAILURES_KEPT, NONCE_LIFETIME, PushFailures, PushKind, PushTarget, WakeState},
 };
 
 /// A registration of a target: another one each time.
@@ -142,16 +142,13 @@ async fn lock_mailboxes(tx: &mut Tx<'_>, devices: &[Uuid]) -> Result<(), StoreEr
 }
 
 impl Store {
-    /// Whether a device has a push target.
+    /// Whether the target of a device is still this registration, and not yet confirmed.
     ///
     /// # Errors
     /// [`StoreError::Unavailable`]
-    pub async fn push_state(&self, device: DeviceId) -> Result<PushState, StoreError> {
-        Ok(match read_target(&mut self.read().await?, device).await? {
-            None => PushState::None,
-            Some((.., true)) => PushState::Active,
-            Some((.., false)) => PushState::Unconfirmed,
-        })
+    pub async fn is_push_unconfirmed(&self, device: DeviceId, id: PushRegistration) -> Result<bool, StoreError> {
+        let found = read_target(&mut self.read().await?, device).await?;
+        Ok(matches!(found, Some((found, _, false)) if found == id))
     }
 
     /// The active target of the caller's device.
@@ -273,19 +270,34 @@ impl Store {
         .await
     }
 
-    /// Takes at most `limit` wake-ups that are due, until `taken_until`. Wake-ups of devices without a target or an urgent
+    /// How long the oldest wake-up of a kind has been due and was not taken.
+    ///
+    /// # Errors
+    /// [`StoreError::Unavailable`]
+    pub async fn overdue_wake_up(&self, kind: PushKind, now: Timestamp) -> Result<Duration, StoreError> {
+        let mut tx = self.read().await?;
+        let oldest: (Option<DateTime<Utc>>,) =
+            tx.query(sql::OLDEST_DUE).bind(now.to_utc()).bind(kind.name()).fetch_one().await?;
+        Ok(oldest.0.map_or(Duration::ZERO, |due_at| now.since(rows::time(due_at))))
+    }
+
+    /// Takes at most `limit` wake-ups of a kind that are due, until `taken_until`. Wake-ups of devices without a target or an urgent
     /// envelope end. Those whose target may not be used yet are postponed.
     ///
     /// # Errors
     /// [`StoreError::Unavailable`]
     pub async fn take_due_wake_ups(
         &self,
+        kind: PushKind,
         limit: usize,
         taken_until: Timestamp,
         now: Timestamp,
     ) -> Result<Vec<DueWakeUp>, StoreError> {
         // Most looks find nothing, and a write would wait for others.
-        let any: Option<(i32,)> = self.read().await?.query(sql::IS_ANY_DUE).bind(now.to_utc()).fetch_optional().await?;
+        let mut read = self.read().await?;
+        let any: Option<(i32,)> =
+            read.query(sql::IS_ANY_DUE).bind(now.to_utc()).bind(kind.name()).fetch_optional().await?;
+        drop(read);
         if any.is_none() {
             return Ok(Vec::new());
         }
@@ -293,7 +305,7 @@ impl Store {
         self.retrying(|| async {
             let mut tx = self.begin().await?;
             let due = tx.query(sql::TAKE_DUE).bind(now.to_utc()).bind(limit).bind(taken_until.to_utc());
-            let taken: Vec<(Uuid,)> = due.fetch_all().await?;
+            let taken: Vec<(Uuid,)> = due.bind(kind.name()).fetch_all().await?;
             let mut needless: BTreeSet<Uuid> = taken.into_iter().map(|(device,)| device).collect();
             let devices: Vec<Uuid> = needless.iter().copied().collect();
             let found: Vec<DueRow> =

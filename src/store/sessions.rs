@@ -66,6 +66,12 @@ pub struct FoundSession {
 }
 
 impl FoundSession {
+    /// The user of the session.
+    #[must_use]
+    pub fn user(&self) -> UserId {
+        self.session.caller.user
+    }
+
     /// The session if its token was presented before, so that presenting it again changes nothing.
     #[must_use]
     pub fn presented_before(&self) -> Option<Session> {

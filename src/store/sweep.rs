@@ -2,10 +2,12 @@
 
 use std::time::Duration;
 
+use uuid::Uuid;
+
 use super::{
     Store, StoreError,
     challenges::{GUESSES_COUNT_FOR, NETWORK_IS_KNOWN},
-    sql::sweeps as sql,
+    sql::{Sql, sweeps as sql},
 };
 use crate::domain::{Timestamp, clock_guard::TOLERATED_AHEAD, work};
 
@@ -106,5 +108,59 @@ impl Store {
             }
         }
         Ok(swept)
+    }
+
+    /// Sets the times of users and devices that are in the future to `now`: when they were created, and when devices were last
+    /// seen. They were written under a wrong clock, and a user or device would count as new until then. Returns the number
+    /// of rows.
+    ///
+    /// Reads all users and devices, `window` in a statement (at least one), and writes only if it finds one.
+    ///
+    /// # Errors
+    /// [`StoreError::Unavailable`]
+    pub async fn lower_times_ahead(&self, now: Timestamp, window: u32) -> Result<u64, StoreError> {
+        let tables = [
+            (sql::USERS_WINDOW, sql::USERS_AHEAD, sql::LOWER_USERS),
+            (sql::DEVICES_WINDOW, sql::DEVICES_AHEAD, sql::LOWER_DEVICES),
+        ];
+        let mut lowered = 0;
+        for (end_of_window, ahead, lower) in tables {
+            let mut after = Some(Uuid::nil());
+            while let Some(from) = after {
+                let last: Option<(Uuid,)> = self
+                    .read()
+                    .await?
+                    .query(end_of_window)
+                    .bind(from)
+                    .bind(i64::from(window) - 1)
+                    .fetch_optional()
+                    .await?;
+                after = last.map(|(id,)| id);
+                lowered += self.lower_times_of(ahead, lower, (from, after.unwrap_or(Uuid::max())), now).await?;
+            }
+        }
+        Ok(lowered)
+    }
+
+    /// Does the above for the rows of one table between two ids.
+    async fn lower_times_of(
+        &self,
+        ahead: Sql,
+        lower: Sql,
+        (from, to): (Uuid, Uuid),
+        now: Timestamp,
+    ) -> Result<u64, StoreError> {
+        let latest = (now + TOLERATED_AHEAD).to_utc();
+        let (count,): (i64,) = self.read().await?.query(ahead).bind(from).bind(to).bind(latest).fetch_one().await?;
+        if count == 0 {
+            return Ok(0);
+        }
+        self.retrying(|| async {
+            let mut tx = self.begin().await?;
+            let rows = tx.query(lower).bind(from).bind(to).bind(latest).bind(now.to_utc()).execute().await?;
+            tx.commit().await?;
+            Ok(rows)
+        })
+        .await
     }
 }

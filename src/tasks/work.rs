@@ -29,6 +29,12 @@ impl Work {
         self.tracker.spawn_on(work, &self.runtime)
     }
 
+    /// Like [`Self::spawn`], but runs the task on the thread of the caller, which must be that of an actix worker. The task
+    /// is dropped if that worker stops.
+    pub fn spawn_local<T: 'static>(&self, work: impl Future<Output = T> + 'static) -> JoinHandle<T> {
+        self.tracker.spawn_local(work)
+    }
+
     /// Counts as a task until it is dropped, for parts of background tasks that a stopping server waits for.
     pub fn begin(&self) -> TaskTrackerToken {
         self.tracker.token()
@@ -83,5 +89,23 @@ mod tests {
         release.send(()).unwrap();
         assert_eq!(timeout(SOON, work.finished()).await, Ok(()));
         assert_eq!(work.unfinished(), 0);
+    }
+
+    #[tokio::test]
+    async fn work_on_the_own_thread_is_waited_for_too() {
+        let test = async {
+            let work = Work::new(Handle::current());
+            let (release, released) = tokio::sync::oneshot::channel::<()>();
+            work.spawn_local(async { released.await.unwrap() });
+            assert_eq!(work.unfinished(), 1);
+            let waiting = tokio::task::spawn_local({
+                let work = work.clone();
+                async move { work.finished().await }
+            });
+            release.send(()).unwrap();
+            timeout(SOON, waiting).await.unwrap().unwrap();
+            assert_eq!(work.unfinished(), 0);
+        };
+        tokio::task::LocalSet::new().run_until(test).await;
     }
 }

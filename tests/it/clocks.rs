@@ -7,7 +7,7 @@ use serde_json::{Value, json};
 
 use crate::{
     metrics::wait_for_sample,
-    support::{Codec, Member, Person, Server, Services, Socket, TestApp, http::call, mailing::message},
+    support::{Codec, Member, Person, Server, Services, Socket, TestApp, http::call, mailing::message, sign_in},
 };
 
 const TRUSTED: &str = "sealwire_clock_trusted";
@@ -118,4 +118,34 @@ async fn on_sqlite_mail_expires_again_once_the_clock_has_run_evenly_for_ten_minu
     app.advance(Duration::from_mins(10));
     wait_for_sample(app.admin(), "sealwire_expired_envelopes_total", 1.0..=1.0).await;
     wait_for_sample(app.admin(), TRUSTED, 1.0..=1.0).await;
+}
+
+/// The clock is five years ahead while a device signs in. Then the server starts again, with the right time.
+async fn assert_a_device_from_the_future_grows_old(database: &str) {
+    const YEARS: i64 = 5 * 365 * 24 * 3600;
+    let settings = [("DATABASE__URL", database), ("AUTH__SECRET", "c2VhbHdpcmUtdGVzdC1zZWNyZXQtMzItYnl0ZXMtISE=")];
+    let (old, young) = {
+        let app = TestApp::with_clock(&settings);
+        let old = Member::join(&app, "alice@example.org", Codec::Json).await;
+        app.jump(YEARS);
+        (old.person, sign_in(&app, "alice@example.org").await)
+    };
+    let app = TestApp::with_clock(&settings);
+    wait_for_sample(app.admin(), "sealwire_sweeps_total", 1.0..=1.0).await;
+    let laptop = Socket::connect(&app, &young.token, Codec::Json).await;
+    // From now on, younger devices may not rename the older one.
+    app.advance(Duration::from_hours(72));
+    laptop.request("devices.rename", json!({ "device_id": old.device, "name": "old" })).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_device_that_signed_in_under_a_clock_years_ahead_is_as_old_as_now_on_sqlite() {
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("sealwire.db");
+    assert_a_device_from_the_future_grows_old(&format!("sqlite://{}", file.display())).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_device_that_signed_in_under_a_clock_years_ahead_is_as_old_as_now_on_postgres() {
+    assert_a_device_from_the_future_grows_old(&Services::shared().database().await).await;
 }

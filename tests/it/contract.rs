@@ -75,6 +75,7 @@ on_every_engine! {
         each_connection_of_a_device_gets_the_next_epoch
         a_sweep_deletes_expired_sessions_and_day_old_records_but_no_tombstones
         a_sweep_deletes_records_from_the_future_unless_the_clock_was_set_back
+        accounts_and_devices_from_the_future_are_as_old_as_now
         times_are_read_back_as_written_and_compare_correctly;
     codes:
         a_proof_is_spent_once_by_parallel_requests
@@ -124,6 +125,7 @@ on_every_engine! {
     push:
         a_target_is_confirmed_by_its_nonce_in_time_and_once_replaced_not_any_more
         a_wake_up_is_taken_once_and_again_if_its_outcome_is_not_written
+        a_node_takes_wake_ups_only_of_the_kind_that_it_asks_for
         an_ack_ends_a_wake_up_even_if_the_push_is_under_way
         only_urgent_messages_for_a_confirmed_target_wake
         the_answer_to_an_old_push_removes_no_new_target

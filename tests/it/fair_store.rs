@@ -11,7 +11,7 @@ use uuid::Uuid;
 use crate::{
     metrics::{Scrape, wait_for_sample},
     support::{
-        Cluster, Codec, KeySet, Member, RowLock, ServerProcess, Services, Socket, code,
+        Cluster, Codec, KeySet, Member, RowLock, Server, ServerProcess, Services, Socket, code,
         http::call,
         mailing::{content, message},
         server::ReservedPort,
@@ -77,10 +77,7 @@ async fn four_operations_of_a_user_run_at_a_time_and_64_more_wait() {
     sockets[0].barrier().await;
 }
 
-#[tokio::test(flavor = "multi_thread")]
-async fn a_user_that_floods_the_store_does_not_stop_others() {
-    let (cluster, _admin) = node(&[]).await;
-    let node = &cluster.nodes[0];
+async fn assert_users_that_flood_the_store_do_not_stop_others(node: &ServerProcess) {
     let target = Member::join(node, "target@example.org", Codec::Json).await;
     let bystander = Member::join(node, "bystander@example.org", Codec::Json).await;
     let work = || async {
@@ -125,6 +122,18 @@ async fn a_user_that_floods_the_store_does_not_stop_others() {
     };
     tokio::join!(join_all(attack), bystander);
     assert!(served.load(Ordering::Relaxed) > 200, "there was an attack");
+}
+
+/// There is one writer, for which the renames of the attackers wait too.
+#[tokio::test(flavor = "multi_thread")]
+async fn users_that_flood_the_store_do_not_stop_others_on_sqlite() {
+    assert_users_that_flood_the_store_do_not_stop_others(&ServerProcess::start(&[]).await).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn users_that_flood_the_store_do_not_stop_others_on_postgres() {
+    let (cluster, _admin) = node(&[]).await;
+    assert_users_that_flood_the_store_do_not_stop_others(&cluster.nodes[0]).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -292,21 +301,49 @@ async fn a_locked_device_fails_its_own_connect_and_no_other_of_the_batch() {
     Socket::connect(node, &people[0].token, Codec::Json).await.barrier().await;
 }
 
-#[tokio::test(flavor = "multi_thread")]
-async fn publishes_of_a_hundred_signatures_of_which_the_last_is_wrong_do_not_stop_others() {
-    let server = ServerProcess::start(&[]).await;
-    let (alice, bob) = (
-        Member::join(&server, "alice@example.org", Codec::Json).await,
-        Member::join(&server, "bob@example.org", Codec::Json).await,
-    );
-    let carol = sign_in(&server, "carol@example.org").await;
-    let carol = Socket::connect(&server, &carol.token, Codec::Json).await;
-    let mut keys = KeySet::new(Suite::SignalX3dh, 7);
-    carol.request("keys.publish", keys.complete([])).await;
+/// People who write to each other, and one who publishes keys.
+struct Publishing {
+    alice: Member,
+    bob: Member,
+    carol: Socket,
+    /// The keys of carol.
+    keys: KeySet,
+    /// The rounds of work so far.
+    rounds: u32,
+}
+
+impl Publishing {
+    async fn prepare(server: &impl Server) -> Self {
+        let alice = Member::join(server, "alice@example.org", Codec::Json).await;
+        let bob = Member::join(server, "bob@example.org", Codec::Json).await;
+        let carol = sign_in(server, "carol@example.org").await;
+        let carol = Socket::connect(server, &carol.token, Codec::Json).await;
+        let mut keys = KeySet::new(Suite::SignalX3dh, 7);
+        carol.request("keys.publish", keys.complete([])).await;
+        Self { alice, bob, carol, keys, rounds: 0 }
+    }
+
+    /// Requests of all of them, all of which must succeed.
+    async fn work(&mut self) {
+        self.alice.socket.barrier().await;
+        self.alice.send(&[&self.bob.person], "hello").await;
+        self.bob.receives("hello").await;
+        // Signatures of others are verified meanwhile.
+        self.rounds += 1;
+        let rotated = json!({ "signed_prekey": self.keys.signed_prekey(self.rounds + 1) });
+        self.carol.request("keys.publish", rotated).await;
+    }
+}
+
+async fn assert_wrong_signatures_do_not_stop_others(server: &impl Server) {
+    let mut others = Publishing::prepare(server).await;
+    for _ in 0..50 {
+        others.work().await;
+    }
     let mut attackers = Vec::new();
     for index in 0..4 {
-        let person = sign_in(&server, &format!("attacker{index}@example.org")).await;
-        let socket = Socket::connect(&server, &person.token, Codec::MsgPack).await;
+        let person = sign_in(server, &format!("attacker{index}@example.org")).await;
+        let socket = Socket::connect(server, &person.token, Codec::MsgPack).await;
         let mut keys = KeySet::new(Suite::SignalPqxdh, index);
         socket.request("keys.publish", keys.complete([])).await;
         let key = keys.pq_prekey(1);
@@ -337,16 +374,8 @@ async fn publishes_of_a_hundred_signatures_of_which_the_last_is_wrong_do_not_sto
         })
     });
     let others = async {
-        let mut round = 0;
-        while round < 50 || wrong.load(Ordering::Relaxed) < 100 {
-            alice.socket.barrier().await;
-            if round < 50 {
-                alice.send(&[&bob.person], "hello").await;
-                bob.receives("hello").await;
-            }
-            // Signatures of others are verified meanwhile.
-            round += 1;
-            carol.request("keys.publish", json!({ "signed_prekey": keys.signed_prekey(round + 1) })).await;
+        while others.rounds < 100 || wrong.load(Ordering::Relaxed) < 100 {
+            others.work().await;
         }
         is_over.store(true, Ordering::Relaxed);
     };
@@ -354,6 +383,21 @@ async fn publishes_of_a_hundred_signatures_of_which_the_last_is_wrong_do_not_sto
     for (socket, _) in &attackers {
         assert_eq!(socket.request("keys.status", json!({})).await["pq_one_time"], 0, "nothing was stored");
     }
+}
+
+/// The messages of many rounds would exceed these limits.
+const UNLIMITED_SENDS: &[(&str, &str)] =
+    &[("LIMITS__SENDS_PER_PAIR_SECOND", "0"), ("LIMITS__SENDS_PER_DEVICE_SECOND", "0")];
+
+#[tokio::test(flavor = "multi_thread")]
+async fn publishes_of_a_hundred_signatures_of_which_the_last_is_wrong_do_not_stop_others_on_sqlite() {
+    assert_wrong_signatures_do_not_stop_others(&ServerProcess::start(UNLIMITED_SENDS).await).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn publishes_of_a_hundred_signatures_of_which_the_last_is_wrong_do_not_stop_others_on_postgres() {
+    let (cluster, _admin) = node(UNLIMITED_SENDS).await;
+    assert_wrong_signatures_do_not_stop_others(&cluster.nodes[0]).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -1,10 +1,12 @@
 //! Overload: clients that exceed a limit are refused or slowed with a clear answer, and other clients are not affected.
 
+mod batches;
 mod churn;
 mod connections;
 mod memory;
 mod pairs;
 mod requests;
+mod seats;
 mod slow;
 
 use std::{

@@ -55,6 +55,14 @@ impl Scrape {
         *self.samples.get(sample).unwrap_or_else(|| panic!("no {sample}"))
     }
 
+    /// The sum of the samples of a metric that have all of these labels, such as `kind="apns"`.
+    pub fn sum(&self, metric: &str, labels: &[&str]) -> f64 {
+        let has_all = |sample: &str| {
+            sample.split('{').next() == Some(metric) && labels.iter().all(|label| sample.contains(label))
+        };
+        self.samples.iter().filter(|(sample, _)| has_all(sample)).map(|(_, value)| value).sum()
+    }
+
     /// Returns the family of a sample and the names of its labels.
     fn family(&self, sample: &str) -> (String, BTreeSet<String>) {
         let (name, labels) = sample.split_once('{').unwrap_or((sample, ""));

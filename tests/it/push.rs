@@ -1,7 +1,11 @@
 //! Push wake-ups: targets and their confirmation, when a device is woken, and what push services may answer.
 
+mod confirmations;
+mod sweep;
+
 use std::{
     fs,
+    net::SocketAddr,
     sync::Arc,
     time::{Duration, Instant},
 };
@@ -11,7 +15,7 @@ use serde_json::{Value, json};
 use tokio::sync::Semaphore;
 
 use crate::{
-    metrics::value,
+    metrics::Scrape,
     support::{
         Cluster, Codec, Member, Person, ServerProcess, Services, Socket, TestApp,
         app_push::{AppPush, AppPushService},
@@ -22,8 +26,8 @@ use crate::{
 
 const ON: [(&str, &str); 2] = [("PUSH__ALLOW_INSECURE", "true"), ("PUSH__AFTER_MS", "100")];
 
-/// Registers a subscription, and confirms it with the nonce that is pushed to it.
-async fn register(socket: &Socket, service: &PushService, subscription: &Subscription) {
+/// Registers a subscription, and confirms it with the nonce that is pushed to it. Returns the nonce.
+async fn register(socket: &Socket, service: &PushService, subscription: &Subscription) -> String {
     let before = service.pushes(subscription).len();
     let registered = socket.request("push.register", subscription.params()).await;
     assert_eq!(registered, json!({ "state": "unconfirmed" }));
@@ -32,6 +36,7 @@ async fn register(socket: &Socket, service: &PushService, subscription: &Subscri
     assert_eq!(plain["sealwire"], "confirm");
     let confirmed = socket.request("push.confirm", json!({ "nonce": plain["nonce"] })).await;
     assert_eq!(confirmed, json!({ "state": "active" }));
+    plain["nonce"].as_str().unwrap().to_owned()
 }
 
 /// A sender, and a receiver with a confirmed subscription that has closed its socket.
@@ -49,6 +54,11 @@ fn wakes(pushes: &[Push]) -> usize {
 
 async fn woken(service: &PushService, subscription: &Subscription, times: usize) {
     eventually("the device is woken", || async { (wakes(&service.pushes(subscription)) >= times).then_some(()) }).await;
+}
+
+/// The number of pushes with this outcome so far.
+async fn outcomes(admin: SocketAddr, outcome: &str) -> f64 {
+    Scrape::of(admin).await.sum("sealwire_pushes_total", &[&format!("outcome=\"{outcome}\"")])
 }
 
 /// Connects again, and returns the state of the target in the welcome.
@@ -252,7 +262,7 @@ async fn a_target_that_is_gone_is_removed_unless_the_device_has_registered_anoth
     service.answer(&subscription, Answer::Status(410, ""));
     alice.send(&[&bob.person], "hello").await;
     eventually("the target is removed", || async { (state(&app, &bob).await == "none").then_some(()) }).await;
-    assert!(value(app.admin(), "sealwire_pushes_total{outcome=\"gone\"}").await >= 1.0);
+    assert!(outcomes(app.admin(), "gone").await >= 1.0);
 
     // The next registration begins anew. While its push is unanswered, the device registers another target.
     let bob = Member::join(&app, "robert@example.org", Codec::Json).await;
@@ -264,12 +274,10 @@ async fn a_target_that_is_gone_is_removed_unless_the_device_has_registered_anoth
     woken(&service, &old, 1).await;
     let new = service.subscribe();
     register(&bob.socket, &service, &new).await;
-    let before = value(app.admin(), "sealwire_pushes_total{outcome=\"gone\"}").await;
+    let before = outcomes(app.admin(), "gone").await;
     permits.add_permits(1);
-    eventually("the answer has arrived", || async {
-        (value(app.admin(), "sealwire_pushes_total{outcome=\"gone\"}").await > before).then_some(())
-    })
-    .await;
+    eventually("the answer has arrived", || async { (outcomes(app.admin(), "gone").await > before).then_some(()) })
+        .await;
     alice.send(&[&bob.person], "again").await;
     woken(&service, &new, 1).await;
     assert_eq!(state(&app, &bob).await, "active");
@@ -284,8 +292,7 @@ async fn a_busy_push_service_is_asked_again_after_the_time_that_it_names() {
     alice.send(&[&bob.person], "hello").await;
     app.advance(Duration::from_millis(100));
     woken(&service, &subscription, 1).await;
-    let later = "sealwire_pushes_total{outcome=\"later\"}";
-    eventually("the answer is counted", || async { (value(app.admin(), later).await >= 1.0).then_some(()) }).await;
+    eventually("the answer is counted", || async { (outcomes(app.admin(), "later").await >= 1.0).then_some(()) }).await;
     service.answer(&subscription, Answer::Status(201, ""));
     eventually("the failure is recorded", || async {
         let pool = sqlx::SqlitePool::connect(&format!("sqlite://{}", app.database().display())).await.unwrap();
@@ -348,8 +355,7 @@ async fn a_hostile_push_service_affects_only_its_own_devices() {
     alice.send(&[&bob.person], "hello").await;
     woken(&honest, &subscription, 1).await;
     assert_eq!(elsewhere.connections(), 0, "redirects are not followed");
-    let failed =
-        async |outcome: &str| value(app.admin(), &format!("sealwire_pushes_total{{outcome=\"{outcome}\"}}")).await;
+    let failed = async |outcome: &str| outcomes(app.admin(), outcome).await;
     eventually("the failures are counted", || async {
         (failed("later").await + failed("rejected").await >= 4.0).then_some(())
     })
@@ -391,10 +397,8 @@ async fn no_push_is_sent_to_a_network_of_the_settings() {
     }
     let registered = bob.socket.request("push.register", params("localhost")).await;
     assert_eq!(registered, json!({ "state": "unconfirmed" }));
-    eventually("the push is rejected", || async {
-        (value(app.admin(), "sealwire_pushes_total{outcome=\"rejected\"}").await >= 1.0).then_some(())
-    })
-    .await;
+    eventually("the push is rejected", || async { (outcomes(app.admin(), "rejected").await >= 1.0).then_some(()) })
+        .await;
     assert_eq!(service.connections(), 0);
 }
 
@@ -421,6 +425,17 @@ async fn a_target_goes_with_its_device_and_its_account() {
     assert_eq!(wakes(&service.pushes(&subscription)), 0);
 }
 
+/// The JSON of a service account whose tokens this service gives out.
+fn fcm_account(url: &str) -> Value {
+    json!({
+        "project_id": "chat-1",
+        "client_email": "server@chat-1.iam.gserviceaccount.com",
+        "token_uri": format!("{url}/token"),
+        "private_key_id": "1",
+        "private_key": include_str!("../../crates/push/tests/delivery/keys/account-key.pem"),
+    })
+}
+
 #[test]
 fn the_command_in_push_md_makes_a_key_that_the_settings_accept() {
     let text = fs::read_to_string(concat!(env!("CARGO_MANIFEST_DIR"), "/docs/push.md")).unwrap();
@@ -430,30 +445,89 @@ fn the_command_in_push_md_makes_a_key_that_the_settings_accept() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn no_secret_of_a_target_is_logged_or_shown() {
-    let server = ServerProcess::start(&[ON[0], ON[1], ("RUST_LOG", "trace")]).await;
-    let service = PushService::start().await;
+async fn no_secret_is_logged_or_shown() {
+    let (service, apps) = (PushService::start().await, AppPushService::start().await);
+    let (apns_key, url) = (sealwire_push::VapidKey::generate().unwrap(), apps.url());
+    let account = fcm_account(&url);
+    let account_text = account.to_string();
+    let server = ServerProcess::start(&[
+        ON[0],
+        ON[1],
+        ("RUST_LOG", "trace"),
+        ("PUSH__APNS_KEY", &apns_key),
+        ("PUSH__APNS_KEY_ID", "ABCDE12345"),
+        ("PUSH__APNS_TEAM_ID", "TEAM123456"),
+        ("PUSH__APNS_URL", &url),
+        ("PUSH__FCM_ACCOUNT", &account_text),
+        ("PUSH__FCM_URL", &url),
+    ])
+    .await;
+    let mut secrets = Vec::new();
     let alice = Member::join(&server, "alice@example.org", Codec::Json).await;
     let bob = Member::join(&server, "bob@example.org", Codec::Json).await;
     let subscription = service.subscribe();
-    register(&bob.socket, &service, &subscription).await;
+    secrets.push(register(&bob.socket, &service, &subscription).await);
+    secrets.extend(subscription.secrets());
+    let (apns_token, fcm_token) = ("5ec4e7".repeat(12), "a-registration:5ec4e7-token");
+    let apns_path = format!("/3/device/{apns_token}");
+    let fcm_path = "/v1/projects/chat-1/messages:send";
+    let carol = Member::join(&server, "carol@example.org", Codec::MsgPack).await;
+    let dave = Member::join(&server, "dave@example.org", Codec::Json).await;
+    for (member, target, path) in [
+        (&carol, json!({ "kind": "apns", "token": apns_token, "topic": "org.example.chat" }), &*apns_path),
+        (&dave, json!({ "kind": "fcm", "token": fcm_token }), fcm_path),
+    ] {
+        member.socket.request("push.register", target).await;
+        let nonce = content_of(&apps.arrived(path, 1).await[0])["nonce"].as_str().unwrap().to_owned();
+        member.socket.request("push.confirm", json!({ "nonce": nonce })).await;
+        secrets.push(nonce);
+        // A service may say in its answer what was sent to it.
+        apps.answer(path, 400, json!({ "reason": apns_token, "error": { "message": fcm_token } }));
+    }
+    secrets.extend([apns_token, fcm_token.to_owned(), "an-access-token".to_owned(), apns_key.to_string()]);
+    let private_key = account["private_key"].as_str().unwrap().lines().nth(3).unwrap();
+    secrets.push(private_key.to_owned());
+
     service.answer(&subscription, Answer::Garbage);
-    alice.send(&[&bob.person], "hello").await;
+    for member in [&bob, &carol, &dave] {
+        alice.send(&[&member.person], "hello").await;
+    }
     woken(&service, &subscription, 1).await;
-    let log = eventually("the failure is logged", || async {
-        let log = fs::read_to_string(server.path("server.log")).unwrap();
-        log.contains("a push has failed").then_some(log)
+    apps.arrived(&apns_path, 2).await;
+    apps.arrived(fcm_path, 2).await;
+    let failed = ["webpush", "apns", "fcm"].map(|kind| format!("kind=\"{kind}\""));
+    eventually("the failures are counted", || async {
+        let scrape = Scrape::of(server.admin()).await;
+        let count = |kind: &str, outcome| scrape.sum("sealwire_pushes_total", &[kind, outcome]);
+        let has_failed = |kind: &String| count(kind, "outcome=\"later\"") + count(kind, "outcome=\"rejected\"") >= 1.0;
+        failed.iter().all(has_failed).then_some(())
     })
     .await;
+
+    // What clients get wrong is not repeated either.
+    let mut errors = String::new();
+    let mut wrong = subscription.params();
+    wrong["endpoint"] = json!(format!("{}#", subscription.endpoint));
+    for params in [
+        wrong,
+        json!({ "kind": "apns", "token": format!("{}x", "5ec4e7".repeat(12)), "topic": "org.example.chat" }),
+        json!({ "kind": "fcm", "token": format!("{fcm_token} ") }),
+    ] {
+        errors += &bob.socket.refused("push.register", params).await.to_string();
+    }
+    errors += &bob.socket.refused("push.confirm", json!({ "nonce": format!("{}x", secrets[0]) })).await.to_string();
+
+    let log = fs::read_to_string(server.path("server.log")).unwrap();
+    assert!(log.contains("a push has failed"));
     let shown = async |path: &str| {
         reqwest::get(format!("http://{}{path}", server.admin())).await.unwrap().text().await.unwrap()
     };
-    let all = [log, shown("/status").await, shown("/metrics").await].concat();
-    for secret in subscription.secrets() {
-        assert!(!all.contains(&secret), "{secret}");
+    let configured = server.command(&["check-config"]);
+    let all = [log, shown("/status").await, shown("/metrics").await, errors, configured].concat();
+    secrets.push(fs::read_to_string(server.path("sealwire.db-vapid")).unwrap().trim().to_owned());
+    for secret in secrets {
+        assert!(secret.len() > 10 && !all.contains(&secret), "{secret}");
     }
-    let key = fs::read_to_string(server.path("sealwire.db-vapid")).unwrap();
-    assert!(!all.contains(key.trim()));
     assert_eq!(rustix::fs::stat(server.path("sealwire.db-vapid")).unwrap().st_mode & 0o777, 0o600);
 }
 
@@ -517,13 +591,7 @@ async fn an_app_on_a_device_of_apple_is_woken() {
 async fn an_app_that_firebase_reaches_is_woken() {
     let service = AppPushService::start().await;
     let url = service.url();
-    let account = json!({
-        "project_id": "chat-1",
-        "client_email": "server@chat-1.iam.gserviceaccount.com",
-        "token_uri": format!("{url}/token"),
-        "private_key_id": "1",
-        "private_key": include_str!("../../crates/push/tests/delivery/keys/account-key.pem"),
-    });
+    let account = fcm_account(&url);
     let app = TestApp::start(&[ON[0], ON[1], ("PUSH__FCM_ACCOUNT", &account.to_string()), ("PUSH__FCM_URL", &url)]);
     let bob = Member::join(&app, "bob@example.org", Codec::Json).await;
     assert_eq!(bob.socket.welcome["push"]["kinds"], json!(["webpush", "fcm"]));

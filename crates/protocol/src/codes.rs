@@ -116,7 +116,7 @@ close_codes! {
     /// messages were unacked.
     SlowConsumer   4002 "slow consumer";
     /// The connection could not be opened, for example because the store failed, or the memory of its unfinished message
-    /// was needed for others.
+    /// or its place was needed for others.
     Unavailable    4003 "unavailable";
     /// The upgrade was refused because of a rate limit. Browsers only; others get the HTTP response.
     RateLimited    4004 "rate limited";

@@ -1,6 +1,7 @@
 //! The HTTP client: bounded answers, no redirects, no proxies, and only addresses that the rules allow.
 
 mod connector;
+mod look_ups;
 mod resolver;
 
 use std::{
@@ -23,6 +24,7 @@ use hyper_util::{
 use tokio_rustls::rustls::ClientConfig;
 
 use self::connector::{ConnectError, Connector};
+pub(crate) use self::look_ups::LookUps;
 pub use self::resolver::{Resolve, Resolving, SystemResolver};
 use crate::{
     endpoint::EndpointRules,
@@ -83,14 +85,15 @@ pub(crate) struct Answer {
 
 impl HttpClient {
     /// `timeout` limits how long a connection takes to open. Names of origins that connections are not kept for are
-    /// looked up by `single_resolver`, so that their look-ups cannot delay the others.
+    /// looked up by `single_look_ups`, so that their look-ups cannot delay the others.
     pub(crate) fn new(
         rules: &EndpointRules,
         tls: &ClientConfig,
         timeout: Duration,
-        resolver: Arc<dyn Resolve>,
-        single_resolver: Arc<dyn Resolve>,
+        look_ups: LookUps,
+        single_look_ups: LookUps,
     ) -> Self {
+        let (look_ups, single_look_ups) = (Arc::new(look_ups), Arc::new(single_look_ups));
         let alpn = |protocols: &[&[u8]]| {
             let mut tls = tls.clone();
             tls.alpn_protocols = protocols.iter().map(|protocol| protocol.to_vec()).collect();
@@ -98,7 +101,7 @@ impl HttpClient {
         };
         let either = Arc::new(alpn(&[b"h2", b"http/1.1"]));
         let http2 = Arc::new(alpn(&[b"h2"]));
-        let connector = |resolver, tls| Connector::new(rules.clone(), resolver, tls, timeout);
+        let connector = |look_ups, tls| Connector::new(rules.clone(), look_ups, tls, timeout);
 
         let mut builder = Client::builder(TokioExecutor::new());
         builder
@@ -111,9 +114,9 @@ impl HttpClient {
             .http2_keep_alive_interval(PING_INTERVAL)
             .http2_keep_alive_timeout(PING_TIMEOUT)
             .pool_idle_timeout(IDLE_TIMEOUT);
-        let single = builder.pool_max_idle_per_host(0).build(connector(single_resolver, Arc::clone(&either)));
-        let kept = builder.pool_max_idle_per_host(IDLE_PER_ORIGIN).build(connector(Arc::clone(&resolver), either));
-        let http2 = builder.http2_only(true).pool_idle_timeout(APNS_IDLE_TIMEOUT).build(connector(resolver, http2));
+        let single = builder.pool_max_idle_per_host(0).build(connector(single_look_ups, Arc::clone(&either)));
+        let kept = builder.pool_max_idle_per_host(IDLE_PER_ORIGIN).build(connector(Arc::clone(&look_ups), either));
+        let http2 = builder.http2_only(true).pool_idle_timeout(APNS_IDLE_TIMEOUT).build(connector(look_ups, http2));
         Self { single, kept, http2 }
     }
 

@@ -11,9 +11,9 @@ use tokio_rustls::rustls::{self, ClientConfig, RootCertStore, crypto::ring as pr
 
 use crate::{
     apns::{self, Apns},
-    endpoint::EndpointRules,
+    endpoint::{Endpoint, EndpointRules},
     fcm::{self, AccessToken, Fcm},
-    http::{Answer, HttpClient, Pool, Resolve, SystemResolver},
+    http::{Answer, HttpClient, LookUps, Pool, Resolve, SystemResolver},
     notification::Notification,
     origins::{Origins, Place},
     outcome::{Outcome, Reason, Verdict},
@@ -22,7 +22,8 @@ use crate::{
     web_push::{self, WebPush},
 };
 
-/// Look-ups of names at a time, for origins that connections are kept for, and again for the others. Each takes a thread.
+/// Look-ups of names at a time, for origins that connections are kept for, and again for the others. Each takes a thread,
+/// for as long as the system's resolver wants.
 const LOOK_UPS: usize = 32;
 /// The longest subject of VAPID tokens.
 const MAX_SUBJECT: usize = 256;
@@ -85,8 +86,7 @@ impl Sender {
     /// # Errors
     /// If a setting is invalid, or if the system has no root certificates.
     pub fn new(settings: Settings, clock: impl Fn() -> SystemTime + Send + Sync + 'static) -> Result<Self, SetupError> {
-        let resolver = || Arc::new(SystemResolver::new(LOOK_UPS));
-        Self::build(settings, Box::new(clock), resolver(), resolver())
+        Self::build(settings, Box::new(clock), Arc::new(SystemResolver))
     }
 
     /// A sender with another resolver, such as one of a test.
@@ -98,14 +98,13 @@ impl Sender {
         clock: impl Fn() -> SystemTime + Send + Sync + 'static,
         resolver: Arc<dyn Resolve>,
     ) -> Result<Self, SetupError> {
-        Self::build(settings, Box::new(clock), Arc::clone(&resolver), resolver)
+        Self::build(settings, Box::new(clock), resolver)
     }
 
     fn build(
         settings: Settings,
         clock: Box<dyn Fn() -> SystemTime + Send + Sync>,
         resolver: Arc<dyn Resolve>,
-        unproven_resolver: Arc<dyn Resolve>,
     ) -> Result<Self, SetupError> {
         let tls = tls(&settings)?;
         let rules = EndpointRules::new(settings.allow_insecure, &settings.forbidden_networks);
@@ -121,12 +120,14 @@ impl Sender {
             settings.apns.map(|apns| Apns::new(apns, &rules)).transpose().map_err(|_| SetupError::Url(Kind::Apns))?;
         let fcm = settings.fcm.map(|fcm| Fcm::new(fcm, &rules)).transpose().map_err(|_| SetupError::Url(Kind::Fcm))?;
         let limits = settings.limits;
-        let mut trusted: Vec<(Kind, Arc<str>)> =
+        let mut pinned: Vec<(Kind, Arc<str>)> =
             apns.iter().flat_map(Apns::origins).map(|origin| (Kind::Apns, Arc::clone(origin))).collect();
-        trusted.extend(fcm.iter().map(|fcm| (Kind::Fcm, Arc::clone(fcm.host().origin()))));
+        pinned.extend(fcm.iter().map(|fcm| (Kind::Fcm, Arc::clone(fcm.host().origin()))));
+        let look_ups = LookUps::new(Arc::clone(&resolver), LOOK_UPS);
+        let single_look_ups = LookUps::new(resolver, LOOK_UPS);
         Ok(Self(Arc::new(Inner {
-            origins: Origins::new(limits, trusted),
-            http: HttpClient::new(&rules, &tls, limits.timeout, resolver, unproven_resolver),
+            origins: Origins::new(limits, settings.trusted_services, pinned),
+            http: HttpClient::new(&rules, &tls, limits.timeout, look_ups, single_look_ups),
             random: SystemRandom::new(),
             web_push,
             apns,
@@ -165,6 +166,25 @@ impl Sender {
     pub fn usage(&self) -> Usage {
         let (under_way, waiting, origins) = self.0.origins.usage();
         Usage { under_way, waiting, origins }
+    }
+
+    /// The most sends that can be waiting or under way at a time. Origins that are neither proven nor trusted take at most half
+    /// of it.
+    #[must_use]
+    pub fn capacity(&self) -> usize {
+        self.0.limits.under_way + self.0.limits.waiting
+    }
+
+    /// Whether an endpoint belongs to one of [`Settings::trusted_services`].
+    #[must_use]
+    pub fn is_trusted(&self, endpoint: &str) -> bool {
+        Endpoint::parse(endpoint, &self.0.rules).is_ok_and(|endpoint| self.0.origins.is_trusted(endpoint.origin()))
+    }
+
+    /// From now on nothing new is sent. Sends that wait for their turn end with [`Outcome::Busy`]; those that are under way go
+    /// on.
+    pub fn close(&self) {
+        self.0.origins.close();
     }
 
     /// Sends a notification. Takes at most twice [`Limits::timeout`]: once to wait for its turn, once to be sent.

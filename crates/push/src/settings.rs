@@ -20,6 +20,9 @@ pub struct Settings {
     pub allow_insecure: bool,
     /// Networks that no request is sent to, besides those that are not public.
     pub forbidden_networks: Vec<IpNet>,
+    /// Services of Web Push that share no places with those that clients choose: a host, a host with a port other than 443, or
+    /// `*.` and a domain, in lower case. The default has none.
+    pub trusted_services: Vec<String>,
     /// Root certificates that are trusted besides those of the system.
     pub extra_roots: Vec<CertificateDer<'static>>,
     /// How much is under way at a time.
@@ -29,12 +32,14 @@ pub struct Settings {
 /// Limits of a sender.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Limits {
-    /// Notifications that are under way at a time. Half of them can be taken by origins that have not answered reliably.
+    /// Notifications that are under way at a time. Half of them can be taken by origins that have not answered reliably, and
+    /// three quarters by those that are not trusted.
     pub under_way: usize,
     /// Notifications of one kind that are under way to one origin (scheme, host and port) at a time.
     pub per_origin: usize,
     /// Sends that wait for their turn at a time; further ones are [`Outcome::Busy`](crate::Outcome::Busy) at once.
-    /// Half of them can be taken by origins that have not answered reliably.
+    /// Half of them can be taken by origins that have not answered reliably, and three quarters by those that are not
+    /// trusted.
     pub waiting: usize,
     /// How long a send waits for its turn at most, and then how long the notification takes at most: from the look-up
     /// of the name to the end of the answer.

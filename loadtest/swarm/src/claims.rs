@@ -19,7 +19,7 @@ use sealwire_protocol::{
     value::Named,
 };
 use serde::Serialize;
-use tokio::time::Instant;
+use tokio::time::{Instant, sleep_until};
 
 use crate::{
     Result,
@@ -36,9 +36,9 @@ const ANSWER_TIME: Duration = Duration::from_secs(20);
 /// Options of `swarm claims`.
 #[derive(clap::Args)]
 pub struct Options {
-    /// The socket, such as `ws://127.0.0.1:8080/v1/socket`
-    #[arg(long)]
-    url: String,
+    /// The socket, such as `ws://127.0.0.1:8080/v1/socket`; once for each node, which share the devices
+    #[arg(long, required = true)]
+    url: Vec<String>,
     /// Seed file: its first devices claim keys of the other users
     #[arg(long)]
     tokens: PathBuf,
@@ -47,16 +47,19 @@ pub struct Options {
     sockets: usize,
     /// Claims in flight on each socket
     #[arg(long, default_value_t = 8)]
-    pipeline: u32,
+    pipeline: usize,
+    /// Claims per second of all sockets together; by default as many as possible
+    #[arg(long)]
+    rate: Option<u32>,
     /// How long to claim
     #[arg(long, default_value_t = 10)]
     seconds: u64,
     /// Maximum number of claims
     #[arg(long)]
     claims: Option<u64>,
-    /// Process id of the server, to read its CPU time
+    /// Process id of each server, to read its CPU time
     #[arg(long)]
-    pid: Option<u32>,
+    pid: Vec<u32>,
 }
 
 /// The results.
@@ -78,13 +81,16 @@ struct Report {
     /// Time from a claim to its answer.
     #[serde(flatten)]
     answer: Percentiles,
-    /// The server's CPU time per key.
+    /// The servers' CPU time per key.
     server_cpu_micros: Option<f64>,
 }
 
 /// Runs the command: opens the sockets, claims, and prints the results.
 pub async fn run(options: Options) -> Result<()> {
-    let route = route_to(&options.url).await?;
+    let mut routes = Vec::new();
+    for url in &options.url {
+        routes.push(route_to(url).await?);
+    }
     let seeds = read_seeds(&options.tokens)?;
     let (claimers, others) = seeds.split_at_checked(options.sockets).ok_or("the seed file has too few devices")?;
     let own: HashSet<UserId> = claimers.iter().map(|seed| seed.user_id).collect();
@@ -94,8 +100,11 @@ pub async fn run(options: Options) -> Result<()> {
         return Err("the seed file has no user whose keys could be claimed".into());
     }
 
-    let sockets = try_join_all(claimers.iter().map(|seed| Connection::open(&route, &seed.token, true))).await?;
-    let before = options.pid.map(cpu_time).transpose()?;
+    let opening = claimers.iter().enumerate();
+    let opening = opening.map(|(n, seed)| Connection::open(&routes[n % routes.len()], &seed.token, true));
+    let sockets = try_join_all(opening).await?;
+    let cpu = || options.pid.iter().map(|pid| cpu_time(*pid)).sum::<Result<Duration>>();
+    let before = cpu()?;
     let started = Instant::now();
     let swarm = Swarm {
         targets,
@@ -105,13 +114,12 @@ pub async fn run(options: Options) -> Result<()> {
         tally: Tally::default(),
     };
     let swarm = Rc::new(RefCell::new(swarm));
-    let claiming = sockets.into_iter().map(|socket| claim(socket, Rc::clone(&swarm), options.pipeline));
+    let sharing = f64::from(u32::try_from(sockets.len())?);
+    let pace = options.rate.map(|rate| Duration::from_secs_f64(sharing / f64::from(rate.max(1))));
+    let claiming = sockets.into_iter().map(|socket| claim(socket, Rc::clone(&swarm), options.pipeline, pace));
     let failures = side_by_side(claiming, Duration::from_secs(options.seconds) + ANSWER_TIME).await?;
     let time = started.elapsed();
-    let cpu = match (options.pid, before) {
-        (Some(pid), Some(before)) => Some(cpu_time(pid)?.saturating_sub(before)),
-        _ => None,
-    };
+    let cpu = (!options.pid.is_empty()).then(|| cpu().map(|after| after.saturating_sub(before))).transpose()?;
     let mut tally = std::mem::take(&mut swarm.borrow_mut().tally);
     tally.errors.extend(failures);
     println!("{}", serde_json::to_string(&tally.report(time, cpu))?);
@@ -129,11 +137,13 @@ struct Swarm {
 }
 
 impl Swarm {
-    /// Appends the frame of a claim and returns true; returns false if it is time to stop.
-    fn put_claim(&mut self, id: u32, now: Instant, bytes: &mut Vec<u8>) -> io::Result<bool> {
-        if self.left == 0 || now >= self.until {
-            return Ok(false);
-        }
+    /// Whether to claim no more.
+    fn is_over(&self, now: Instant) -> bool {
+        self.left == 0 || now >= self.until
+    }
+
+    /// Appends the frame of a claim.
+    fn put_claim(&mut self, id: u32, bytes: &mut Vec<u8>) -> io::Result<()> {
         self.left -= 1;
         let id = RequestId::new(id).ok_or(io::ErrorKind::InvalidInput)?;
         let user_id = self.targets[self.dice.below(self.targets.len())];
@@ -146,45 +156,63 @@ impl Swarm {
         };
         let text = Codec::Json.encode(&RequestFrame::new(id, &claim)).map_err(io::Error::other)?;
         put_frame(bytes, TEXT, &text);
-        Ok(true)
+        Ok(())
     }
 }
 
-/// Keeps `pipeline` claims in flight on a socket until it is time to stop, and returns after the last answer.
-async fn claim(mut socket: Connection, swarm: Rc<RefCell<Swarm>>, pipeline: u32) -> io::Result<()> {
-    let mut sent = Vec::new();
+/// Keeps `pipeline` claims in flight on a socket until it is time to stop, or fewer if one is only due every `pace`. Returns
+/// after the last answer.
+async fn claim(
+    mut socket: Connection,
+    swarm: Rc<RefCell<Swarm>>,
+    pipeline: usize,
+    pace: Option<Duration>,
+) -> io::Result<()> {
+    let mut next_id = 1;
+    let mut in_flight: Vec<(u32, Instant)> = Vec::with_capacity(pipeline);
     let mut bytes = Vec::new();
-    for id in 1..=pipeline {
-        let now = Instant::now();
-        if swarm.borrow_mut().put_claim(id, now, &mut bytes)? {
-            sent.push(now);
-        }
+    let mut due = Instant::now();
+    if let Some(pace) = pace {
+        // The sockets do not claim at the same moments.
+        due += pace.mul_f64(f64::from(u32::try_from(swarm.borrow_mut().dice.below(1000)).unwrap_or(0)) / 1000.0);
     }
-    let mut in_flight = sent.len();
-    while in_flight > 0 {
+    loop {
+        let is_over = {
+            let mut swarm = swarm.borrow_mut();
+            let now = Instant::now();
+            while !swarm.is_over(now) && now >= due && in_flight.len() < pipeline {
+                swarm.put_claim(next_id, &mut bytes)?;
+                in_flight.push((next_id, now));
+                next_id += 1;
+                due += pace.unwrap_or_default();
+            }
+            swarm.is_over(now)
+        };
+        if is_over && in_flight.is_empty() {
+            return Ok(());
+        }
         socket.send(&mut bytes).await?;
-        socket.receive().await?;
+        if in_flight.len() < pipeline && !is_over {
+            tokio::select! {
+                received = socket.receive() => received?,
+                () = sleep_until(due.max(Instant::now() + Duration::from_micros(200))) => continue,
+            }
+        } else {
+            socket.receive().await?;
+        }
         let mut swarm = swarm.borrow_mut();
-        socket.take(&mut bytes, |text, bytes| {
+        socket.take(&mut bytes, |text, _| {
             if is_event(text) {
                 return Ok(());
             }
             let answer: ReplyFrame<BundlesReply> = Codec::Json.decode(text).map_err(io::Error::other)?;
             let id = answer.id.get();
-            let now = Instant::now();
-            // Place n of `sent` is for the ids n + 1, n + 1 + pipeline, n + 1 + 2 * pipeline, …
-            let place = id.wrapping_sub(1).checked_rem(pipeline).unwrap_or(0) as usize;
-            let at = sent.get_mut(place).ok_or(io::ErrorKind::InvalidData)?;
-            swarm.tally.count(answer, now - *at);
-            if swarm.put_claim(id.wrapping_add(pipeline), now, bytes)? {
-                *at = now;
-            } else {
-                in_flight -= 1;
-            }
+            let at = in_flight.iter().position(|(other, _)| *other == id).ok_or(io::ErrorKind::InvalidData)?;
+            let (_, sent) = in_flight.swap_remove(at);
+            swarm.tally.count(answer, sent.elapsed());
             Ok(())
         })?;
     }
-    Ok(())
 }
 
 /// The answers so far.

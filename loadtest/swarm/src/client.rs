@@ -24,8 +24,8 @@ const PONG: u8 = 0x8a;
 
 /// The state that all sockets of a process share.
 pub struct Swarm {
-    /// The op of every request.
-    pub op: String,
+    /// The op of the requests.
+    pub op: RefCell<String>,
     /// While set, every answer triggers another request.
     pub loading: Cell<bool>,
     /// Answers received by all sockets.
@@ -37,7 +37,7 @@ impl Swarm {
     /// Creates a swarm without sockets.
     pub fn new(op: String) -> Rc<Self> {
         Rc::new(Self {
-            op,
+            op: RefCell::new(op),
             loading: Cell::default(),
             answers: Cell::default(),
             scratch: RefCell::new(vec![0; 64 * 1024]),
@@ -193,7 +193,7 @@ impl Run {
         let mut bytes = Vec::new();
         for _ in 0..wanted {
             // Without the protocol crate, because the op may not exist.
-            let text = format!(r#"{{"id":{},"op":"{}","params":{{}}}}"#, self.next_id, self.swarm.op);
+            let text = format!(r#"{{"id":{},"op":"{}","params":{{}}}}"#, self.next_id, self.swarm.op.borrow());
             self.next_id += 1;
             put_frame(&mut bytes, TEXT, text.as_bytes());
         }

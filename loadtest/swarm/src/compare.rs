@@ -2,6 +2,7 @@
 //! load, one after the other.
 
 use std::{
+    cell::RefCell,
     net::SocketAddr,
     path::{Path, PathBuf},
     time::Duration,
@@ -12,9 +13,9 @@ use tokio::time::sleep;
 use crate::{
     Result,
     echo::Transport,
-    hold::{Held, hold},
+    hold::{Held, Holding, PLAIN_READ, REST_AFTER_LOAD},
     messages::{self, exchange},
-    process::{Load, Rate, Server, Swarm, Target},
+    process::{AT_ONCE, Load, Rate, Server, Swarm, Target},
     seeded::start_sealwire,
     tally::Report,
 };
@@ -37,6 +38,9 @@ pub struct Options {
     /// How long the sockets are idle before memory is read
     #[arg(long, default_value_t = 60)]
     seconds: u64,
+    /// How long all sockets make round trips at once before memory is read again
+    #[arg(long, default_value_t = 8, value_name = "SECONDS")]
+    busy_seconds: u64,
     /// Rounds of load for each server
     #[arg(long, default_value_t = 5)]
     rounds: usize,
@@ -46,6 +50,9 @@ pub struct Options {
     /// Worker threads of each server
     #[arg(long, default_value_t = 2)]
     workers: usize,
+    /// Also write the table to this file, with tabs between its cells
+    #[arg(long)]
+    results: Option<PathBuf>,
     #[command(flatten)]
     load: Load,
 }
@@ -56,10 +63,23 @@ pub async fn run(options: Options) -> Result<()> {
     let tokens = folder.path().join("tokens.jsonl");
     let devices = options.sockets + CONNECTS + WRITERS;
     let sealwire = start_sealwire(&options.sealwire, options.workers, devices, folder.path(), &tokens).await?;
-    let mut contenders = vec![Contender::hold("sealwire", sealwire, "/v1/socket", &tokens, &options).await?];
+    let mut contenders = vec![Contender::start("sealwire", sealwire, "/v1/socket", &tokens, &options).await?];
     for (name, transport) in [("lean", Transport::Lean), ("stock", Transport::Stock)] {
         let echo = Server::start_echo(transport, options.workers).await?;
-        contenders.push(Contender::hold(name, echo, "/", &tokens, &options).await?);
+        contenders.push(Contender::start(name, echo, "/", &tokens, &options).await?);
+    }
+    eprintln!("all: idle for {} s", options.seconds);
+    sleep(Duration::from_secs(options.seconds)).await;
+    for contender in &mut contenders {
+        contender.holding.ask().await?;
+    }
+    for contender in &mut contenders {
+        eprintln!("{}: all sockets busy for {} s", contender.name, options.busy_seconds);
+        contender.holding.keep_busy(PLAIN_READ, options.busy_seconds).await?;
+    }
+    sleep(REST_AFTER_LOAD).await;
+    for contender in &mut contenders {
+        contender.holding.read_rested().await?;
     }
     eprintln!("sealwire: maximum rate of messages");
     let most = contenders[0].exchange(None).await?.per_second;
@@ -73,7 +93,7 @@ pub async fn run(options: Options) -> Result<()> {
             contenders[turn].round(&options, half).await?;
         }
     }
-    print_table(&options, half, &contenders);
+    print_table(&options, half, &contenders)?;
     for contender in contenders {
         contender.server.stop().await?;
     }
@@ -84,11 +104,10 @@ pub async fn run(options: Options) -> Result<()> {
 struct Contender {
     name: &'static str,
     server: Server,
-    swarm: Swarm,
+    holding: Holding,
     /// Sockets that connect and leave in each round.
     visitors: Swarm,
     writers: messages::Options,
-    held: Held,
     rounds: Vec<Round>,
 }
 
@@ -101,20 +120,19 @@ struct Round {
 
 impl Contender {
     /// Opens sockets to a server that has just been started. Only sealwire gets tokens.
-    async fn hold(
+    async fn start(
         name: &'static str,
         (mut server, address): (Server, SocketAddr),
         path: &str,
         tokens: &Path,
         options: &Options,
     ) -> Result<Self> {
-        eprintln!("{name}: {} sockets for {} s", options.sockets, options.seconds);
+        eprintln!("{name}: {} sockets", options.sockets);
         let is_echo = name != "sealwire";
         let seed_file = (!is_echo).then(|| tokens.to_owned());
         let target = Target { address, path: path.to_owned(), tokens: seed_file, op: options.load.op.clone() };
-        let time = Duration::from_secs(options.seconds);
-        let (swarm, held) = hold(&target, server.pid()?, options.sockets, time).await?;
-        for (failure, count) in &held.failures {
+        let holding = Holding::open(&target, server.pid()?, options.sockets).await?;
+        for (failure, count) in &holding.held.failures {
             eprintln!("{name}: {count} sockets failed: {failure}");
         }
         let first_writer = options.sockets + CONNECTS;
@@ -123,15 +141,15 @@ impl Contender {
         let devices = first_writer..first_writer + WRITERS;
         let mut writers = messages::Options::new(url, tokens.to_owned(), devices, options.round_seconds);
         writers.echo = is_echo;
-        Ok(Self { name, server, swarm, visitors, writers, held, rounds: Vec::new() })
+        Ok(Self { name, server, holding, visitors, writers, rounds: Vec::new() })
     }
 
     async fn round(&mut self, options: &Options, half: u32) -> Result<()> {
         let pid = self.server.pid()?;
         sleep(REST).await;
-        let trips = self.swarm.load(pid, &options.load, options.round_seconds).await?;
+        let trips = self.holding.swarm.load(pid, &options.load, options.round_seconds).await?;
         sleep(REST).await;
-        let connects = self.visitors.connect(pid).await?;
+        let (connects, _) = self.visitors.connect(pid, AT_ONCE).await?;
         sleep(REST).await;
         let messages = self.exchange(Some(half)).await?;
         self.rounds.push(Round { trips, connects, messages });
@@ -173,15 +191,18 @@ pub fn median(values: impl Iterator<Item = f64>) -> f64 {
     values.get(values.len() / 2).copied().unwrap_or(f64::NAN)
 }
 
-/// Prints one column for each server, and one for the ratio of each to the last.
-fn print_table(options: &Options, half: u32, contenders: &[Contender]) {
+/// Prints one column for each server, and one for the ratio of each to the last. Also writes them to a file, if one is
+/// given.
+fn print_table(options: &Options, half: u32, contenders: &[Contender]) -> Result<()> {
     println!(
-        "\n{} sockets, {} s idle; round trips over {} sockets, {} in flight on each; {CONNECTS} connects, 64 at a time;\n\
+        "\n{} sockets, {} s idle; plain reads over all of them, one in flight on each; round trips over {} sockets, {} in flight on each; {CONNECTS} connects, 64 at a time;\n\
          {half} messages per second between {WRITERS} devices, an echo of the same text; median of {} rounds\n",
         options.sockets, options.seconds, options.load.active, options.load.pipeline, options.rounds
     );
-    let Some((base, others)) = contenders.split_last() else { return };
+    let Some((base, others)) = contenders.split_last() else { return Ok(()) };
+    let results = RefCell::new(String::new());
     let line = |name: &str, cells: &[String]| {
+        results.borrow_mut().push_str(&format!("{name}\t{}\n", cells.join("\t")));
         print!("{name:<30}");
         for cell in cells {
             print!("{cell:>16}");
@@ -195,7 +216,8 @@ fn print_table(options: &Options, half: u32, contenders: &[Contender]) {
         line(name, &values.chain(others.iter().map(|other| format!("{:.2}", ratio(other)))).collect::<Vec<_>>());
     };
     let held = |name: &str, decimals: usize, get: fn(&Held) -> f64| {
-        row(name, decimals, &|one| get(&one.held), &|other| get(&other.held) / get(&base.held));
+        let of = |one: &Contender| get(&one.holding.held);
+        row(name, decimals, &of, &|other| of(other) / of(base));
     };
     #[expect(clippy::cast_precision_loss, reason = "counts are far below 2^52")]
     held("sockets open", 0, |held| held.open as f64);
@@ -203,6 +225,9 @@ fn print_table(options: &Options, half: u32, contenders: &[Contender]) {
     held("sockets that answered", 0, |held| held.answered as f64);
     held("idle KiB a socket", 2, |held| held.idle_kib_per_socket);
     held("KiB a socket after an answer", 2, |held| held.asked_kib_per_socket);
+    held("KiB a socket after a load", 2, |held| held.rested_kib_per_socket.unwrap_or(f64::NAN));
+    held("plain reads a second", 0, |held| held.busy.map_or(f64::NAN, |rate| rate.per_second));
+    held("server CPU µs a plain read", 1, |held| held.busy.map_or(f64::NAN, |rate| rate.cpu_micros));
     let measured = |name: &str, decimals: usize, get: fn(&Round) -> f64| {
         row(name, decimals, &|one| one.median(get), &|other| other.ratio(base, get));
     };
@@ -212,4 +237,8 @@ fn print_table(options: &Options, half: u32, contenders: &[Contender]) {
     measured("server CPU µs a connect", 0, |round| round.connects.cpu_micros);
     measured("delivery at half load, p50 ms", 2, |round| round.messages.delivery.p50_ms);
     measured("delivery at half load, p99 ms", 2, |round| round.messages.delivery.p99_ms);
+    if let Some(path) = &options.results {
+        std::fs::write(path, results.take())?;
+    }
+    Ok(())
 }

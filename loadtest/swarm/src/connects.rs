@@ -8,7 +8,8 @@ use tokio::time::sleep;
 use crate::{
     Result,
     hold::parse_url,
-    process::{Rate, Swarm, Target},
+    process::{AT_ONCE, Rate, Swarm, Target},
+    times::{Percentiles, Times},
 };
 
 /// A pause between rounds, so that the work that follows closing does not count for the next round.
@@ -26,9 +27,12 @@ pub struct Options {
     /// Send no token
     #[arg(long, conflicts_with = "tokens")]
     anonymous: bool,
-    /// Sockets to open in each round, 64 at a time
+    /// Sockets to open in each round
     #[arg(long, default_value_t = 2_000)]
     sockets: usize,
+    /// Handshakes in progress at once
+    #[arg(long, default_value_t = AT_ONCE)]
+    at_once: usize,
     #[arg(long, default_value_t = 5)]
     rounds: usize,
     /// Count the first round too, instead of warming the server with one more
@@ -46,6 +50,9 @@ struct Connects {
     per_second: f64,
     /// The median of the rounds' CPU times of the server for each connect, in microseconds.
     server_cpu_micros: f64,
+    /// How long the connects of all rounds took, from the TCP connection to the welcome.
+    #[serde(flatten)]
+    took: Percentiles,
     /// All rounds, in order.
     rounds: Vec<Rate>,
 }
@@ -56,16 +63,22 @@ pub async fn run(options: Options) -> Result<()> {
     let target = Target { address, path, tokens: options.tokens, op: String::new() };
     let mut swarm = Swarm::start(&target, 0..options.sockets)?;
     let mut rounds = Vec::with_capacity(options.rounds);
+    let mut times = Times::default();
     if !options.cold {
-        swarm.connect(options.pid).await?;
+        swarm.connect(options.pid, options.at_once).await?;
         sleep(REST).await;
     }
     for _ in 0..options.rounds {
-        rounds.push(swarm.connect(options.pid).await?);
+        let (rate, took) = swarm.connect(options.pid, options.at_once).await?;
+        rounds.push(rate);
+        times.append(took);
         sleep(REST).await;
     }
     let median = |of: fn(&Rate) -> f64| crate::compare::median(rounds.iter().map(of));
     let (per_second, server_cpu_micros) = (median(|rate| rate.per_second), median(|rate| rate.cpu_micros));
-    println!("{}", serde_json::to_string(&Connects { per_second, server_cpu_micros, rounds })?);
+    println!(
+        "{}",
+        serde_json::to_string(&Connects { per_second, server_cpu_micros, took: times.percentiles(), rounds })?
+    );
     Ok(())
 }

@@ -3,13 +3,15 @@
 
 use std::{
     net::{SocketAddr, TcpListener},
+    rc::Rc,
+    sync::Arc,
     time::Duration,
 };
 
 use actix::{Actor, ActorContext, ActorFutureExt, AsyncContext, Context, StreamHandler, System, fut::WrapFuture};
-use actix_web::{App, HttpRequest, HttpResponse, HttpServer, web};
+use actix_web::{App, HttpMessage, HttpRequest, HttpResponse, HttpServer, web};
 use actix_ws::{Message, ProtocolError, Session};
-use sealwire::socket::transport::{self, Budget, ConnectionLimiter, SharedBudget, Tuning};
+use sealwire::socket::transport::{self, ConnectionLimiter, Holder, Seats, SharedBudget, Tuning, Wire};
 use sealwire_protocol::limits::MAX_FRAME_BYTES;
 use serde_json::json;
 
@@ -73,6 +75,10 @@ impl StreamHandler<std::result::Result<Message, ProtocolError>> for Echo {
 }
 
 async fn socket(request: HttpRequest, body: web::Payload) -> actix_web::Result<HttpResponse> {
+    // Only sealwire's transport has places.
+    if let Some(wire) = request.extensions().get::<Rc<Wire>>() {
+        wire.take_seat(Holder::NOBODY).map_err(|_| actix_web::error::ErrorServiceUnavailable("full"))?;
+    }
     let (response, session, messages) = actix_ws::handle_with_protocols(&request, body, &["sealwire.v1.json"])?;
     Echo::create(|ctx| {
         ctx.add_stream(messages);
@@ -109,7 +115,7 @@ fn tuning() -> Tuning {
         max_message: MAX_FRAME_BYTES as u64,
         inbound: SharedBudget::new(256 << 20, MAX_FRAME_BYTES),
         limiter: ConnectionLimiter::unlimited(),
-        connections: Budget::new(1 << 20),
+        connections: Seats::new(1 << 20, 1 << 20, Arc::default()),
         stall: Duration::from_secs(35),
     }
 }

@@ -7,9 +7,14 @@ use tokio::{net::lookup_host, time::sleep};
 
 use crate::{
     Result,
-    part::Order,
-    process::{Load, Rate, Swarm, Target, settled_kib},
+    part::{Order, Outcome},
+    process::{AT_ONCE, Load, Rate, Swarm, Target, settled_kib},
 };
+
+/// An op that only reads, once for each socket.
+pub const PLAIN_READ: &str = "keys.status";
+/// Between the load on all sockets and the reading of the memory.
+pub const REST_AFTER_LOAD: Duration = Duration::from_secs(30);
 
 /// Options of `swarm hold`.
 #[derive(clap::Args)]
@@ -31,6 +36,12 @@ pub struct Options {
     /// Process id of the server, to read its memory
     #[arg(long)]
     pid: u32,
+    /// How long all sockets then make round trips of `--busy-op`, one at a time each; 0 for not at all
+    #[arg(long, default_value_t = 0, value_name = "SECONDS")]
+    busy: u64,
+    /// The op of these round trips
+    #[arg(long, default_value = PLAIN_READ)]
+    busy_op: String,
     /// How long to measure round trips afterwards; 0 for not at all
     #[arg(long, default_value_t = 0, value_name = "SECONDS")]
     round_trips: u64,
@@ -39,7 +50,7 @@ pub struct Options {
 }
 
 /// The measurements of a held swarm. Memory is resident memory in KiB.
-#[derive(Debug, Serialize)]
+#[derive(Debug, Default, Serialize)]
 pub struct Held {
     /// Sockets open after each was asked for an answer.
     pub open: usize,
@@ -57,41 +68,77 @@ pub struct Held {
     pub asked_kib_per_socket: f64,
     /// Sockets that answered when each was asked for an answer.
     pub answered: usize,
+    /// The rate while all sockets were busy, if measured.
+    pub busy: Option<Rate>,
+    /// Memory per socket half a minute after that.
+    pub rested_kib_per_socket: Option<f64>,
     /// The rate under load, if measured.
     pub load: Option<Rate>,
 }
 
-/// Opens a swarm, keeps it idle for `time`, then asks each socket for an answer.
-pub async fn hold(target: &Target, pid: u32, sockets: usize, time: Duration) -> Result<(Swarm, Held)> {
-    let mut swarm = Swarm::start(target, 0..sockets)?;
-    let before_kib = settled_kib(pid).await?;
-    let opened = swarm.order(Order::Open).await?;
-    sleep(time).await;
-    let idle_kib = settled_kib(pid).await?;
-    let asked = swarm.order(Order::Ask).await?;
-    let asked_kib = settled_kib(pid).await?;
+/// A swarm whose sockets stay open, and the measurements so far.
+pub struct Holding {
+    pub swarm: Swarm,
+    pub held: Held,
+    pid: u32,
+}
+
+impl Holding {
+    /// Opens the sockets of a swarm.
+    pub async fn open(target: &Target, pid: u32, sockets: usize) -> Result<Self> {
+        let mut swarm = Swarm::start(target, 0..sockets)?;
+        let before_kib = settled_kib(pid).await?;
+        let Outcome { open, failures, .. } = swarm.order(Order::Open { at_once: AT_ONCE }).await?;
+        Ok(Self { swarm, held: Held { open, failures, before_kib, ..Held::default() }, pid })
+    }
+
+    /// Reads the memory of idle sockets, then asks each for an answer and reads it again.
+    pub async fn ask(&mut self) -> Result<()> {
+        self.held.idle_kib = settled_kib(self.pid).await?;
+        let opened = self.held.open;
+        let asked = self.swarm.order(Order::Ask).await?;
+        self.held.asked_kib = settled_kib(self.pid).await?;
+        self.held.idle_kib_per_socket = self.held.per_socket(self.held.idle_kib, opened);
+        self.held.asked_kib_per_socket = self.held.per_socket(self.held.asked_kib, opened);
+        (self.held.open, self.held.answered) = (asked.open, asked.answered);
+        Ok(())
+    }
+
+    /// Keeps a request of `op` in flight on every socket for some seconds.
+    pub async fn keep_busy(&mut self, op: &str, seconds: u64) -> Result<()> {
+        let load = Load { active: usize::MAX, pipeline: 1, op: op.to_owned() };
+        self.held.busy = Some(self.swarm.load(self.pid, &load, seconds).await?);
+        Ok(())
+    }
+
+    /// Reads the memory of sockets that were busy and are idle again.
+    pub async fn read_rested(&mut self) -> Result<()> {
+        let rested_kib = settled_kib(self.pid).await?;
+        self.held.rested_kib_per_socket = Some(self.held.per_socket(rested_kib, self.held.open));
+        Ok(())
+    }
+}
+
+impl Held {
     #[expect(clippy::cast_precision_loss, reason = "memory is far below 2^52 KiB")]
-    let per_socket = |kib: u64| kib.saturating_sub(before_kib) as f64 / opened.open.max(1) as f64;
-    let held = Held {
-        open: asked.open,
-        failures: opened.failures,
-        before_kib,
-        idle_kib,
-        asked_kib,
-        idle_kib_per_socket: per_socket(idle_kib),
-        asked_kib_per_socket: per_socket(asked_kib),
-        answered: asked.answered,
-        load: None,
-    };
-    Ok((swarm, held))
+    fn per_socket(&self, kib: u64, sockets: usize) -> f64 {
+        kib.saturating_sub(self.before_kib) as f64 / sockets.max(1) as f64
+    }
 }
 
 /// Runs the command: holds the sockets, measures, and prints the results.
 pub async fn run(options: Options) -> Result<()> {
     let (address, path) = parse_url(&options.url).await?;
     let target = Target { address, path, tokens: options.tokens, op: options.load.op.clone() };
-    let time = Duration::from_secs(options.seconds);
-    let (mut swarm, mut held) = hold(&target, options.pid, options.sockets, time).await?;
+    let mut holding = Holding::open(&target, options.pid, options.sockets).await?;
+    sleep(Duration::from_secs(options.seconds)).await;
+    holding.ask().await?;
+    if options.busy > 0 {
+        holding.keep_busy(&options.busy_op, options.busy).await?;
+        sleep(REST_AFTER_LOAD).await;
+        holding.read_rested().await?;
+    }
+    let Holding { mut swarm, mut held, .. } = holding;
     if options.round_trips > 0 {
         held.load = Some(swarm.load(options.pid, &options.load, options.round_trips).await?);
     }

@@ -28,7 +28,8 @@ type Result<T> = std::result::Result<T, Box<dyn std::error::Error>>;
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 
 #[derive(Parser)]
-#[command(about = "Opens many WebSockets and measures their cost to the server")]
+// The last of repeated options counts, so that scripts can override what they set before.
+#[command(about = "Opens many WebSockets and measures their cost to the server", args_override_self = true)]
 struct Cli {
     #[command(subcommand)]
     command: Command,

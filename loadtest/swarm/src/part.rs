@@ -16,8 +16,6 @@ use crate::{
     client::{self, Route, Socket, Swarm},
 };
 
-/// Handshakes in progress at once.
-const OPENING: usize = 64;
 /// How long one handshake may take.
 const HANDSHAKE_TIME: Duration = Duration::from_secs(30);
 /// How long to wait for answers.
@@ -44,17 +42,17 @@ pub struct Options {
 }
 
 /// An order of the parent process.
-#[derive(Debug, Clone, Copy, Serialize, Deserialize)]
+#[derive(Debug, Clone, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Order {
-    /// Open all sockets, [`OPENING`] at a time.
-    Open,
+    /// Open all sockets, so many at a time.
+    Open { at_once: usize },
     /// Close all sockets.
     Close,
     /// Make one round trip on every socket.
     Ask,
-    /// Keep `pipeline` requests in flight on each of the first `active` sockets.
-    Load { active: usize, pipeline: u32, seconds: u64 },
+    /// Keep `pipeline` requests of `op` in flight on each of the first `active` sockets.
+    Load { active: usize, pipeline: u32, op: String, seconds: u64 },
 }
 
 /// The outcome of an order. Fields that do not apply to the order are empty.
@@ -65,6 +63,8 @@ pub struct Outcome {
     pub open: usize,
     /// Number of sockets that could not be opened, by error text.
     pub failures: BTreeMap<String, usize>,
+    /// How long each took to open, until its welcome, in microseconds.
+    pub opening: Vec<u32>,
     /// Sockets that answered.
     pub answered: usize,
     /// Round trips of all sockets.
@@ -112,10 +112,11 @@ impl Part {
         let mut orders = BufReader::new(stdin()).lines();
         while let Some(order) = orders.next_line().await? {
             let mut outcome = match serde_json::from_str(&order)? {
-                Order::Open => self.open().await,
+                Order::Open { at_once } => self.open(at_once).await,
                 Order::Close => self.close().await,
                 Order::Ask => self.ask().await,
-                Order::Load { active, pipeline, seconds } => {
+                Order::Load { active, pipeline, op, seconds } => {
+                    self.swarm.op.replace(op);
                     self.load(active, pipeline, Duration::from_secs(seconds)).await
                 }
             };
@@ -125,15 +126,22 @@ impl Part {
         Ok(())
     }
 
-    async fn open(&mut self) -> Outcome {
+    async fn open(&mut self, at_once: usize) -> Outcome {
         let started = Instant::now();
         let mut outcome = Outcome::default();
         let mut opening = stream::iter(&self.tokens)
-            .map(|token| timeout(HANDSHAKE_TIME, client::open(&self.swarm, &self.route, token.as_deref())))
-            .buffer_unordered(OPENING);
+            .map(|token| async {
+                let began = Instant::now();
+                let opened = timeout(HANDSHAKE_TIME, client::open(&self.swarm, &self.route, token.as_deref())).await;
+                opened.map_err(std::io::Error::from).flatten().map(|socket| (socket, began.elapsed()))
+            })
+            .buffer_unordered(at_once);
         while let Some(opened) = opening.next().await {
-            match opened.map_err(std::io::Error::from).flatten() {
-                Ok(socket) => self.sockets.push(socket),
+            match opened {
+                Ok((socket, took)) => {
+                    self.sockets.push(socket);
+                    outcome.opening.push(u32::try_from(took.as_micros()).unwrap_or(u32::MAX));
+                }
                 Err(error) => *outcome.failures.entry(error.to_string()).or_default() += 1,
             }
         }

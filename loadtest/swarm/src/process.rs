@@ -22,10 +22,13 @@ use crate::{
     Result,
     echo::Transport,
     part::{Order, Outcome},
+    times::Times,
 };
 
 /// Sockets of one process, well below the 20,000 files that it may open.
 const SOCKETS_PER_PART: usize = 8_000;
+/// Handshakes in progress at once, unless the command says otherwise.
+pub const AT_ONCE: usize = 64;
 /// A server's memory has settled when it changes by less than this fraction between two readings.
 const SETTLED: f64 = 0.002;
 
@@ -80,7 +83,7 @@ pub struct Target {
     pub path: String,
     /// Seed file with tokens; without it the sockets are anonymous.
     pub tokens: Option<PathBuf>,
-    /// The op of every request.
+    /// The op of the requests.
     pub op: String,
 }
 
@@ -149,6 +152,7 @@ impl Swarm {
             sum.answered += outcome.answered;
             sum.round_trips += outcome.round_trips;
             sum.seconds = sum.seconds.max(outcome.seconds);
+            sum.opening.extend(outcome.opening);
             for (failure, count) in outcome.failures {
                 *sum.failures.entry(failure).or_default() += count;
             }
@@ -159,33 +163,35 @@ impl Swarm {
     /// Keeps requests in flight for some seconds, and measures the server `pid`.
     pub async fn load(&mut self, pid: u32, load: &Load, seconds: u64) -> Result<Rate> {
         let before = cpu_time(pid)?;
-        let order = Order::Load { active: load.active, pipeline: load.pipeline, seconds };
+        let order = Order::Load { active: load.active, pipeline: load.pipeline, op: load.op.clone(), seconds };
         let outcome = self.order(order).await?;
         let cpu = cpu_time(pid)?.saturating_sub(before);
         Ok(Rate::of(outcome.round_trips, outcome.seconds, cpu))
     }
 
-    /// Opens and closes all sockets, and measures how the server `pid` handles the opening.
-    pub async fn connect(&mut self, pid: u32) -> Result<Rate> {
+    /// Opens all sockets, so many at a time, closes them, and measures how the server `pid` handles the opening. Also
+    /// returns how long each took.
+    pub async fn connect(&mut self, pid: u32, at_once: usize) -> Result<(Rate, Times)> {
         let before = cpu_time(pid)?;
-        let outcome = self.order(Order::Open).await?;
+        let outcome = self.order(Order::Open { at_once }).await?;
         let cpu = cpu_time(pid)?.saturating_sub(before);
         self.order(Order::Close).await?;
         if let Some((failure, count)) = outcome.failures.first_key_value() {
             return Err(format!("{count} sockets failed: {failure}").into());
         }
-        Ok(Rate::of(outcome.open as u64, outcome.seconds, cpu))
+        Ok((Rate::of(outcome.open as u64, outcome.seconds, cpu), Times::from(outcome.opening)))
     }
 
-    /// The orders for the processes, among which the active sockets are spread evenly.
+    /// The orders for the processes, among which sockets and handshakes are spread evenly.
     fn shares(&self, order: Order) -> Vec<Order> {
         let parts = self.parts.len();
+        let share = |all: usize, n| all / parts + usize::from(n < all % parts);
         (0..parts)
-            .map(|n| match order {
-                Order::Load { active, pipeline, seconds } => {
-                    let active = active / parts + usize::from(n < active % parts);
-                    Order::Load { active, pipeline, seconds }
+            .map(|n| match order.clone() {
+                Order::Load { active, pipeline, op, seconds } => {
+                    Order::Load { active: share(active, n), pipeline, op, seconds }
                 }
+                Order::Open { at_once } => Order::Open { at_once: share(at_once, n).max(1) },
                 other => other,
             })
             .collect()

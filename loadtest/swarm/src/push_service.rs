@@ -9,6 +9,7 @@ use std::{
     time::{Duration, SystemTime},
 };
 
+use futures_util::future::join_all;
 use tokio::{
     io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader},
     net::{TcpListener, TcpStream},
@@ -32,29 +33,35 @@ pub struct PushServices {
 impl PushServices {
     /// Starts `count` services, which take `latency` to answer.
     pub fn start(count: usize, latency: Duration) -> Result<Self> {
-        let runtime = Builder::new_current_thread().enable_all().build()?;
         let mut listeners = Vec::new();
         for _ in 0..count {
-            listeners.push(runtime.block_on(TcpListener::bind((Ipv4Addr::LOCALHOST, 0)))?);
+            let listener = std::net::TcpListener::bind((Ipv4Addr::LOCALHOST, 0))?;
+            listener.set_nonblocking(true)?;
+            listeners.push(listener);
         }
         let ports = listeners.iter().map(|one| Ok(one.local_addr()?.port())).collect::<io::Result<_>>()?;
         let arrivals = Arc::<Mutex<Arrivals>>::default();
-        for listener in listeners {
-            let arrivals = Arc::clone(&arrivals);
-            runtime.spawn(async move {
-                while let Ok((stream, _)) = listener.accept().await {
-                    // An error ends the connection; the server repeats the push, which shows in the counts.
-                    tokio::spawn(serve(stream, latency, Arc::clone(&arrivals)));
-                }
-            });
-        }
-        std::thread::spawn(move || runtime.block_on(std::future::pending::<()>()));
+        let runtime = Builder::new_current_thread().enable_all().build()?;
+        let accepting = {
+            let _entered = runtime.enter();
+            let listeners = listeners.into_iter().map(TcpListener::from_std).collect::<io::Result<Vec<_>>>()?;
+            join_all(listeners.into_iter().map(|listener| accept(listener, latency, Arc::clone(&arrivals))))
+        };
+        std::thread::spawn(move || runtime.block_on(accepting));
         Ok(Self { ports, arrivals })
     }
 
     /// The pushes that arrived so far.
     pub fn arrivals(&self) -> MutexGuard<'_, Arrivals> {
         self.arrivals.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// Serves all connections until accepting one fails.
+async fn accept(listener: TcpListener, latency: Duration, arrivals: Arc<Mutex<Arrivals>>) {
+    while let Ok((stream, _)) = listener.accept().await {
+        // An error ends the connection; the server repeats the push, which shows in the counts.
+        tokio::spawn(serve(stream, latency, Arc::clone(&arrivals)));
     }
 }
 

@@ -5,8 +5,14 @@ use std::{ops::Range, time::Duration};
 use serde::Serialize;
 
 /// Measured times, in microseconds.
-#[derive(Default)]
+#[derive(Debug, Default)]
 pub struct Times(Vec<u32>);
+
+impl From<Vec<u32>> for Times {
+    fn from(micros: Vec<u32>) -> Self {
+        Self(micros)
+    }
+}
 
 /// The median and the 99th percentile, in milliseconds.
 #[derive(Debug, Serialize)]
@@ -19,6 +25,11 @@ impl Times {
     /// Adds a time.
     pub fn add(&mut self, took: Duration) {
         self.0.push(u32::try_from(took.as_micros()).unwrap_or(u32::MAX));
+    }
+
+    /// Adds the times of another measurement.
+    pub fn append(&mut self, mut other: Self) {
+        self.0.append(&mut other.0);
     }
 
     /// The number of times added.

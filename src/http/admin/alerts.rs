@@ -2,7 +2,7 @@
 //!
 //! Those rules look at all nodes and wait for minutes before they fire. The status shows what is true now, so a
 //! condition may appear here that Prometheus does not report yet. Alerts on longer periods (`SweepsStopped`,
-//! `PoolsEmpty`, `PushFails`, `AdminTokenGuessed`) are left to Prometheus, and so is `NodeAway`: the status page shows
+//! `PoolsEmpty`, `PushCredentials`, `PushFails`, `PushBusy`, `AdminTokenGuessed`) are left to Prometheus, and so is `NodeAway`: the status page shows
 //! that itself.
 
 use sealwire_protocol::CloseCode;
@@ -25,6 +25,8 @@ const CLOCK_SKEW: u64 = 5;
 const WRONG_CLOCK: u64 = 60;
 /// 0.1 lock timeouts per second, as a count of a minute.
 const LOCK_TIMEOUTS: u64 = 6;
+/// Seconds for which a wake-up may be due.
+const PUSH_OVERDUE: u64 = 60;
 const OP_P99_MS: f64 = 1000.0;
 const DELIVERY_P99_MS: f64 = 2000.0;
 const MAILBOX_BYTES: u64 = 10 << 30;
@@ -70,6 +72,8 @@ pub struct Conditions<'a> {
     pub mailbox_bytes: u64,
     /// Seconds by which the clock is ahead of the database's.
     pub clock_skew: i64,
+    /// Seconds for which the oldest wake-up has been due.
+    pub push_overdue: u64,
     /// Whether the clock may decide what is deleted and approved.
     pub clock_is_trusted: bool,
     /// The counts of the last minute.
@@ -112,6 +116,7 @@ pub fn firing(conditions: &Conditions<'_>) -> Vec<Alert> {
         ("SlowConsumers", slow_consumers.and_then(|(_, n)| more_than(ONE_PER_SECOND, n, "Sockets closed with 4002"))),
         ("SignalsLost", signals_lost(counts)),
         ("MailboxesPileUp", mailboxes_pile_up(conditions.mailbox_bytes)),
+        ("PushOverdue", push_overdue(conditions.push_overdue)),
     ];
     let page = page.into_iter().map(|(name, text)| (name, Severity::Page, text));
     let ticket = ticket.into_iter().map(|(name, text)| (name, Severity::Ticket, text));
@@ -183,6 +188,10 @@ fn mailboxes_pile_up(bytes: u64) -> Option<String> {
     (bytes > MAILBOX_BYTES).then(|| format!("{} GiB of content wait in all mailboxes.", bytes >> 30))
 }
 
+fn push_overdue(seconds: u64) -> Option<String> {
+    (seconds > PUSH_OVERDUE).then(|| format!("A device was to be woken {seconds} s ago, and no node has tried."))
+}
+
 /// Joins the texts; `None` if there are none.
 fn listed(texts: impl Iterator<Item = String>) -> Option<String> {
     Some(texts.collect::<Vec<_>>().join(", ")).filter(|text| !text.is_empty())
@@ -204,6 +213,7 @@ mod tests {
             outbound: (80 << 20, 100 << 20),
             mailbox_bytes: MAILBOX_BYTES,
             clock_skew: -5,
+            push_overdue: PUSH_OVERDUE,
             clock_is_trusted: true,
             counts,
         }
@@ -275,6 +285,7 @@ mod tests {
             files: Some((99, 100)),
             inbound: (81 << 20, 100 << 20),
             mailbox_bytes: MAILBOX_BYTES + 1,
+            push_overdue: PUSH_OVERDUE + 1,
             clock_skew: 61,
             clock_is_trusted: false,
             ..quiet(&counts)
@@ -303,7 +314,15 @@ mod tests {
         );
         assert_eq!(text("MailFails"), Some("Mails not sent in the last minute: 1."));
         assert_eq!(text("MailDropped"), Some("Mails dropped because too many were unsent in the last minute: 2."));
-        let longer = ["NodeAway", "SweepsStopped", "PoolsEmpty", "PushFails", "AdminTokenGuessed"];
+        let longer = [
+            "NodeAway",
+            "SweepsStopped",
+            "PoolsEmpty",
+            "PushCredentials",
+            "PushFails",
+            "PushBusy",
+            "AdminTokenGuessed",
+        ];
         let rules = rules.lines().filter_map(|line| line.trim().strip_prefix("- alert: "));
         let rules: Vec<&str> = rules.filter(|name| !longer.contains(name)).collect();
         assert_eq!(alerts.iter().map(|alert| alert.name).collect::<Vec<_>>(), rules, "in the order of the rules");

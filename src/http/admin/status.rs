@@ -2,7 +2,7 @@
 
 use std::{collections::BTreeMap, time::Duration};
 
-use sealwire_protocol::Code;
+use sealwire_protocol::{Code, push::PushKind};
 use serde::Serialize;
 use uuid::Uuid;
 
@@ -168,6 +168,7 @@ impl StatusReport {
             inbound,
             outbound,
             clock_skew: admin.service.clock_skew(),
+            push_overdue: PushKind::ALL.into_iter().map(|kind| admin.metrics.push_overdue.get(kind)).max().unwrap_or(0),
             clock_is_trusted: admin.service.is_clock_trusted(),
             mailbox_bytes: backlog.map_or(0, |backlog| backlog.bytes),
             counts: &counts,

@@ -91,7 +91,7 @@ impl OpenState {
         Ok(op)
     }
 
-    /// Runs a request on the runtime of store and bus.
+    /// Runs a request: on this thread if it is served by a batch, otherwise on the runtime of store and bus.
     fn run_request(
         &mut self,
         connection: &DeviceConnection,
@@ -121,19 +121,24 @@ impl OpenState {
         };
         let (node, codec, address) = (connection.node.clone(), connection.codec, ctx.address());
         let runtime = node.runtime.clone();
-        runtime.spawn(async move {
+        let run = async move {
             // Held until the request is finished, even if its connection ends earlier.
             let _reservation = reservation;
-            let run = ops::run(&node, source, codec, op, &request, frame);
+            let reply = ops::run(&node, source, codec, op, &request, frame);
             // A panic in a use case is a defect, but the client still gets a reply.
-            let reply = AssertUnwindSafe(run).catch_unwind().await.unwrap_or_else(|_| {
+            let reply = AssertUnwindSafe(reply).catch_unwind().await.unwrap_or_else(|_| {
                 Reply::new(failure(&node.metrics, RequestedOp::Op(op), codec, id, Refusal::Internal))
             });
             // The reply first, then the notifications to other devices.
             address.do_send(RequestFinished { id, reply: reply.frame, follow_up: reply.follow_up });
             drop(reply.turn);
             node.service.notify(reply.notifications);
-        });
+        };
+        if ops::runs_in_batches(op) {
+            runtime.spawn_local(run);
+        } else {
+            runtime.spawn(run);
+        }
         Ok(())
     }
 

@@ -11,7 +11,7 @@ use crate::edge::{EdgeError, push};
 /// `push.register`: replaces the device's push target.
 pub async fn register(call: &Call<'_>) -> Result<Reply, EdgeError> {
     let target = push::target(call.params()?)?;
-    let state = call.service.register_push(&call.caller, target).await?;
+    let state = call.service.register_push(&call.caller, call.network, target).await?;
     Ok(call.reply(&RegisterPushReply { state: state.into() }))
 }
 
@@ -32,6 +32,6 @@ pub async fn remove(call: &Call<'_>) -> Result<Reply, EdgeError> {
 /// `push.test`: sends a wake-up to the device's push target.
 pub async fn test(call: &Call<'_>) -> Result<Reply, EdgeError> {
     let TestPushRequest {} = call.params()?;
-    call.service.test_push(&call.caller).await?;
+    call.service.test_push(&call.caller, call.network).await?;
     Ok(call.reply(&EmptyReply {}))
 }

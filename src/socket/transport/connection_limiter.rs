@@ -13,7 +13,7 @@ use std::{
 
 use actix_http::error::DispatchError;
 use ipnet::IpNet;
-use tokio::{io::AsyncWriteExt, net::TcpStream, time::timeout};
+use tokio::{io::AsyncWriteExt, net::TcpStream, sync::Semaphore, time::timeout};
 use uuid::Uuid;
 
 use super::{linger::Linger, scratch::Scratch};
@@ -22,7 +22,6 @@ use crate::{
     edge::{Problem, is_proxy},
     metrics::{Limit, Metrics},
     socket::{
-        budget::Budget,
         networks::{ConnectionKind, CountedConnection, NetworkLimits, Networks},
         shares::{Account, Holder, SharedBudget, SharedReservation},
     },
@@ -44,8 +43,8 @@ pub struct ConnectionLimiter {
     pub networks: Networks,
     /// Proxies. The limits on a network do not apply to them, because a proxy connects for clients of many networks.
     pub trusted_proxies: Arc<[IpNet]>,
-    /// Budget for refused connections that are being answered.
-    refusals: Budget,
+    /// Permits for refused connections that are being answered.
+    refusals: Arc<Semaphore>,
 }
 
 /// The slots of an accepted connection in the node's budget and in its network's count. Dropping this frees them.
@@ -97,7 +96,7 @@ impl ConnectionLimiter {
             http: SharedBudget::new(http, http),
             networks,
             trusted_proxies: trusted_proxies.into(),
-            refusals: Budget::new(MAX_REFUSALS),
+            refusals: Arc::new(Semaphore::new(MAX_REFUSALS)),
         }
     }
 
@@ -145,7 +144,7 @@ impl ConnectionLimiter {
         refusal: Refusal,
         scratch: Scratch,
     ) -> Result<(), DispatchError> {
-        let Some(_place) = self.refusals.try_reserve(1) else { return Ok(()) };
+        let Ok(_place) = self.refusals.try_acquire() else { return Ok(()) };
         // HTTP clients treat a response that arrives before they have sent a request as a server error.
         let _ = timeout(FIRST_BYTE_TIMEOUT, stream.readable()).await;
         let response = Problem::from(refusal).as_http1();

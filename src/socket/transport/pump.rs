@@ -27,12 +27,15 @@ use super::{
     scratch::Scratch,
     wire::{Cutoff, Wire},
 };
-use crate::socket::{budget::Reservation, shares::Account};
+use crate::socket::shares::Account;
 
 /// A queue that is not empty has to move [`LEAST_MOVED`] bytes in this time.
 const WRITE_PERIOD: Duration = Duration::from_secs(30);
 /// See [`WRITE_PERIOD`].
 const LEAST_MOVED: u64 = 4 * 1024;
+
+/// How long a connection whose place was given up has to read its Close frame.
+const GIVEN_UP_TIMEOUT: Duration = Duration::from_secs(1);
 
 /// The task of one upgraded connection. When it ends, the socket is dropped.
 pub(super) struct Pump {
@@ -52,8 +55,8 @@ pub(super) struct Pump {
     stall: Option<Stall>,
     /// `Some` once all outbound bytes are written.
     linger: Option<Linger>,
-    /// The connection's unit of [`Tuning::connections`](super::Tuning::connections).
-    _slot: Reservation,
+    /// Runs once the connection's place was given up.
+    given_up: Option<Pin<Box<Sleep>>>,
 }
 
 /// A blocked write.
@@ -77,8 +80,6 @@ pub(super) struct PumpParts {
     pub early: Bytes,
     /// The body of the 101 response: the outbound bytes.
     pub body: BoxBody,
-    /// The connection's unit of [`Tuning::connections`](super::Tuning::connections).
-    pub slot: Reservation,
     /// See [`Tuning::max_message`](super::Tuning::max_message).
     pub max_message: u64,
     /// The connection's account in [`Tuning::inbound`](super::Tuning::inbound).
@@ -101,7 +102,7 @@ impl Pump {
             outbox: Bytes::new(),
             stall: None,
             linger: None,
-            _slot: parts.slot,
+            given_up: None,
         }
     }
 
@@ -224,7 +225,20 @@ impl Pump {
         Poll::Pending
     }
 
-    /// Frees everything but the socket and its slot, before lingering.
+    /// Ready if the connection's place was given up and it is closing already, or has had its time to close.
+    fn poll_given_up(&mut self, cx: &mut Context<'_>) -> Poll<()> {
+        if self.given_up.is_none() {
+            ready!(self.wire.poll_seat_given_up(cx));
+            if self.wire.is_closing() || self.linger.is_some() {
+                return Poll::Ready(());
+            }
+            self.cut_off(Cutoff::PlaceGivenUp);
+        }
+        let timer = self.given_up.get_or_insert_with(|| Box::pin(sleep(GIVEN_UP_TIMEOUT)));
+        timer.as_mut().poll(cx)
+    }
+
+    /// Frees everything but the socket and its place, before lingering.
     fn begin_closing(&mut self) {
         self.body = BoxBody::new(());
         self.outbox = Bytes::new();
@@ -241,7 +255,7 @@ impl Future for Pump {
     fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<()> {
         let this = self.get_mut();
         this.wire.register_pump(cx);
-        if this.wire.is_aborted() {
+        if this.wire.is_aborted() || this.poll_given_up(cx).is_ready() {
             return Poll::Ready(());
         }
         if this.linger.is_none() {
@@ -261,6 +275,7 @@ impl Future for Pump {
 impl Drop for Pump {
     fn drop(&mut self) {
         self.wire.finish();
+        self.wire.leave_seat();
     }
 }
 

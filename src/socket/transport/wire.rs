@@ -14,7 +14,11 @@ use futures_util::Stream;
 use tokio::time::Instant;
 
 use super::{frame_guard::Violation, inbound::ReservedBytes};
-use crate::socket::{networks::CountedConnection, shares::Holder};
+use crate::socket::{
+    networks::CountedConnection,
+    seats::{Seat, Seats},
+    shares::{Exhausted, Holder},
+};
 
 /// Why the server ends a connection whose bytes break no rule of the WebSocket protocol.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -27,6 +31,8 @@ pub enum Cutoff {
     NotReading,
     /// The memory of the send queue was needed for others.
     QueueGivenUp,
+    /// The place of the connection was needed for others.
+    PlaceGivenUp,
 }
 
 /// A handle to an upgraded connection.
@@ -44,8 +50,14 @@ pub struct Wire {
     /// Whether the payload stream was dropped.
     reader_gone: Cell<bool>,
     aborted: Cell<bool>,
+    /// Whether the application is closing the connection.
+    closing: Cell<bool>,
     /// Whether nothing more will be read or written.
     gone: Cell<bool>,
+    /// The places for connections, until this one takes its own.
+    seats: Cell<Option<Seats>>,
+    /// The connection's place.
+    seat: RefCell<Option<Seat>>,
     /// The connection's slot in its network's count.
     network_slot: Cell<Option<CountedConnection>>,
     pending: RefCell<PendingChunk>,
@@ -73,7 +85,7 @@ struct PendingChunk {
 
 impl Wire {
     /// The state of a connection that has just been upgraded.
-    pub(super) fn new() -> Rc<Self> {
+    pub(super) fn new(seats: Seats) -> Rc<Self> {
         Rc::new(Self {
             last_received: Cell::new(Instant::now()),
             written: Cell::default(),
@@ -83,6 +95,9 @@ impl Wire {
             ended: Cell::default(),
             reader_gone: Cell::default(),
             aborted: Cell::default(),
+            closing: Cell::default(),
+            seats: Cell::new(Some(seats)),
+            seat: RefCell::default(),
             gone: Cell::default(),
             network_slot: Cell::default(),
             pending: RefCell::default(),
@@ -124,10 +139,45 @@ impl Wire {
         Poll::Pending
     }
 
-    /// Sets whose memory the connection uses. A handler calls this before it accepts the upgrade; otherwise, all memory
-    /// belongs to nobody in particular.
-    pub fn set_holder(&self, holder: Holder) {
+    /// Takes the connection's place on the node, which it keeps until it has ended, and sets whose place and memory it uses.
+    /// A handler calls this before it accepts the upgrade.
+    ///
+    /// # Errors
+    /// If there is no place for this holder.
+    pub fn take_seat(&self, holder: Holder) -> Result<(), Exhausted> {
         self.holder.set(Some(holder));
+        if let Some(seats) = self.seats.take() {
+            self.seat.replace(Some(seats.take(holder)?));
+        }
+        Ok(())
+    }
+
+    /// Whether the connection has a place.
+    pub(super) fn has_seat(&self) -> bool {
+        self.seat.borrow().is_some()
+    }
+
+    /// Gives the connection's place back.
+    pub(super) fn leave_seat(&self) {
+        self.seat.take();
+    }
+
+    /// Ready once the connection's place was given up. For the pump.
+    pub(super) fn poll_seat_given_up(&self, cx: &Context<'_>) -> Poll<()> {
+        self.seat.borrow().as_ref().map_or(Poll::Pending, |seat| seat.poll_given_up(cx))
+    }
+
+    /// Records that the application is closing the connection: if its place is needed, it ends at once.
+    pub fn note_closing(&self) {
+        self.closing.set(true);
+        if let Some(seat) = &*self.seat.borrow() {
+            seat.note_closing();
+        }
+    }
+
+    /// Whether the application is closing the connection.
+    pub(super) fn is_closing(&self) -> bool {
+        self.closing.get()
     }
 
     /// Whose memory the connection uses.

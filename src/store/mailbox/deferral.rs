@@ -10,8 +10,6 @@ use std::{
     sync::{Arc, Mutex, MutexGuard, PoisonError},
 };
 
-use futures_util::FutureExt;
-
 use super::{LockWait, MailAnswer, MailRequest, Mailboxes, first_commit};
 use crate::{
     domain::{DeviceId, Refusal, Signal, UserId},
@@ -111,9 +109,7 @@ impl DeferredMail {
             *count += 1;
         }
         let place = WaitingPlace { recipient, waiting: self.waiting.clone() };
-        // The worker of the other queue must not wait for a place of the sender.
-        let queued = self.queue.enqueue(DeferredRequest { request, place }).now_or_never();
-        queued.unwrap_or_else(|| Err(Refusal::Unavailable.into())).map(MailAnswer::Deferred)
+        self.queue.enqueue(DeferredRequest { request, place }).map(MailAnswer::Deferred)
     }
 }
 

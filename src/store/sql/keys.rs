@@ -65,8 +65,9 @@ statements! {
 
     // Status
 
-    /// The keys and mailboxes of devices, given as rows of place, device and session: whether the session is valid, the
-    /// key counts (each at most the last parameter), and the mailbox. The last but one parameter is the time. SQLite uses
+    /// The keys, mailboxes and push targets of devices, given as rows of place, device and session: whether the session is
+    /// valid, the key counts (each at most the last parameter), the mailbox, and whether the push target is active, NULL if
+    /// there is none. The last but one parameter is the time. SQLite uses
     /// both columns of the index of one-time prekeys only for `used = FALSE`, not for `NOT used`; with one column it
     /// would scan every tombstone.
     STATUS_OF_MANY = per_dialect(
@@ -78,11 +79,12 @@ statements! {
         WHERE one_time_prekeys.device_id = devices.id AND used = FALSE LIMIT $3) AS pool), \
         (SELECT COUNT(*) FROM (SELECT 1 FROM pq_prekeys \
         WHERE pq_prekeys.device_id = devices.id AND NOT used AND NOT last_resort LIMIT $3) AS pool), \
-        pool_version, next_seq, count, expired_total \
+        pool_version, next_seq, count, expired_total, push_targets.active \
         FROM json_each($1) AS wanted CROSS JOIN devices ON devices.id = unhex(wanted.value ->> 1) \
         LEFT JOIN identity_keys ON identity_keys.device_id = devices.id \
         LEFT JOIN signed_prekeys ON signed_prekeys.device_id = devices.id \
-        LEFT JOIN mailboxes ON mailboxes.device_id = devices.id",
+        LEFT JOIN mailboxes ON mailboxes.device_id = devices.id \
+        LEFT JOIN push_targets ON push_targets.device_id = devices.id",
         "SELECT place, NOT revoked AND EXISTS (SELECT 1 FROM sessions \
         WHERE sessions.id = wanted.session AND sessions.device_id = devices.id AND sessions.expires_at > $4), \
         suite, identity_keys.public_key, signed_prekeys.key_id, signed_prekeys.expires_at, \
@@ -91,12 +93,13 @@ statements! {
         WHERE one_time_prekeys.device_id = devices.id AND used = FALSE LIMIT $5) AS pool), \
         (SELECT COUNT(*) FROM (SELECT 1 FROM pq_prekeys \
         WHERE pq_prekeys.device_id = devices.id AND NOT used AND NOT last_resort LIMIT $5) AS pool), \
-        pool_version, next_seq, count, expired_total \
+        pool_version, next_seq, count, expired_total, push_targets.active \
         FROM UNNEST($1::BIGINT[], $2::UUID[], $3::UUID[]) AS wanted (place, device, session) \
         JOIN devices ON devices.id = wanted.device \
         LEFT JOIN identity_keys ON identity_keys.device_id = devices.id \
         LEFT JOIN signed_prekeys ON signed_prekeys.device_id = devices.id \
-        LEFT JOIN mailboxes ON mailboxes.device_id = devices.id");
+        LEFT JOIN mailboxes ON mailboxes.device_id = devices.id \
+        LEFT JOIN push_targets ON push_targets.device_id = devices.id");
     /// Counts at most $2 keys, with `used = FALSE` for the reason given at [`STATUS_OF_MANY`].
     COUNT_ONE_TIME = both("SELECT COUNT(*) FROM (SELECT 1 FROM one_time_prekeys \
         WHERE device_id = $1 AND used = FALSE LIMIT $2) AS pool");

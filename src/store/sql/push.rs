@@ -8,8 +8,11 @@ macro_rules! targets_with_urgent_mail {
             "SELECT device_id, id, kind, address, p256dh, auth, topic, sandbox, failing_since, failures, not_before \
             FROM push_targets WHERE active AND ",
             $devices,
-            " AND EXISTS (SELECT 1 FROM messages WHERE messages.device_id = push_targets.device_id AND urgent \
-            AND expires_at > $2)"
+            // Counted first, by an index: a mailbox may hold many messages of which none is urgent.
+            " AND CASE WHEN (SELECT count FROM mailboxes WHERE mailboxes.device_id = push_targets.device_id) > \
+            (SELECT COUNT(*) FROM messages WHERE messages.device_id = push_targets.device_id AND NOT urgent) \
+            THEN EXISTS (SELECT 1 FROM messages WHERE messages.device_id = push_targets.device_id AND urgent \
+            AND expires_at > $2) ELSE FALSE END"
         )
     };
 }
@@ -32,23 +35,29 @@ statements! {
     /// The device $1 has an active target. If it had none, a wake-up for what waits is due at $2; it ends if that is not
     /// urgent.
     START_WAKE_UPS = per_dialect(
-        "UPDATE mailboxes SET has_push = TRUE, wake_at = CASE WHEN count > 0 THEN $2 END, wake_state = 0 \
-        WHERE device_id = $1 AND NOT has_push",
-        "UPDATE mailboxes SET has_push = TRUE, wake_at = CASE WHEN count > 0 THEN $2::TIMESTAMPTZ END, wake_state = 0 \
+        "UPDATE mailboxes SET has_push = TRUE, \
+        push_kind = (SELECT kind FROM push_targets WHERE push_targets.device_id = $1), \
+        wake_at = CASE WHEN count > 0 THEN $2 END, wake_state = 0 WHERE device_id = $1 AND NOT has_push",
+        "UPDATE mailboxes SET has_push = TRUE, \
+        push_kind = (SELECT kind FROM push_targets WHERE push_targets.device_id = $1), \
+        wake_at = CASE WHEN count > 0 THEN $2::TIMESTAMPTZ END, wake_state = 0 \
         WHERE device_id = $1 AND NOT has_push");
     /// The device $1 has no active target.
     END_WAKE_UPS = both("UPDATE mailboxes SET has_push = FALSE, wake_at = NULL, wake_state = 0 WHERE device_id = $1");
 
     // Wake-ups
 
-    IS_ANY_DUE = both("SELECT 1 FROM mailboxes WHERE wake_at <= $1 LIMIT 1");
-    /// Takes at most $2 wake-ups that are due at $1, and makes them due again at $3, in case that this node dies. On
+    IS_ANY_DUE = both("SELECT 1 FROM mailboxes WHERE push_kind = $2 AND wake_at <= $1 LIMIT 1");
+    /// When the oldest wake-up of the kind $2 became due, if any is due at $1.
+    OLDEST_DUE = both("SELECT MIN(wake_at) FROM mailboxes WHERE push_kind = $2 AND wake_at <= $1");
+    /// Takes at most $2 wake-ups of the kind $4 that are due at $1, and makes them due again at $3, in case that this node dies. On
     /// PostgreSQL it skips mailboxes that others have locked, so that it never waits.
     TAKE_DUE = per_dialect(
         "UPDATE mailboxes SET wake_at = $3 WHERE device_id IN \
-        (SELECT device_id FROM mailboxes WHERE wake_at <= $1 ORDER BY wake_at LIMIT $2) RETURNING device_id",
-        "WITH due AS MATERIALIZED (SELECT device_id FROM mailboxes WHERE wake_at <= $1 ORDER BY wake_at LIMIT $2 \
-        FOR NO KEY UPDATE SKIP LOCKED) \
+        (SELECT device_id FROM mailboxes WHERE push_kind = $4 AND wake_at <= $1 ORDER BY wake_at LIMIT $2) \
+        RETURNING device_id",
+        "WITH due AS MATERIALIZED (SELECT device_id FROM mailboxes WHERE push_kind = $4 AND wake_at <= $1 \
+        ORDER BY wake_at LIMIT $2 FOR NO KEY UPDATE SKIP LOCKED) \
         UPDATE mailboxes SET wake_at = $3 FROM due WHERE mailboxes.device_id = due.device_id \
         RETURNING mailboxes.device_id");
     /// The active targets of these devices for which an urgent envelope waits at $2, each with its failures, and when it may

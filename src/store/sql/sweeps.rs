@@ -57,6 +57,18 @@ statements! {
         (SELECT id FROM approvals WHERE decided_at > $1 ORDER BY decided_at LIMIT $2)");
     PENDING_APPROVALS_AHEAD = both("DELETE FROM approvals WHERE id IN \
         (SELECT id FROM approvals WHERE state = 'pending' AND created_at > $1 LIMIT $2)");
+    /// The last of a number of users, or of devices, in the order of their ids.
+    USERS_WINDOW = both("SELECT id FROM users WHERE id > $1 ORDER BY id LIMIT 1 OFFSET $2");
+    DEVICES_WINDOW = both("SELECT id FROM devices WHERE id > $1 ORDER BY id LIMIT 1 OFFSET $2");
+    /// How many of those after $1 and up to $2 have times after $3.
+    USERS_AHEAD = both("SELECT COUNT(*) FROM users WHERE id > $1 AND id <= $2 AND created_at > $3");
+    DEVICES_AHEAD = both("SELECT COUNT(*) FROM devices WHERE id > $1 AND id <= $2 \
+        AND (created_at > $3 OR last_seen > $3)");
+    /// Sets these times to $4.
+    LOWER_USERS = both("UPDATE users SET created_at = $4 WHERE id > $1 AND id <= $2 AND created_at > $3");
+    LOWER_DEVICES = both("UPDATE devices SET created_at = CASE WHEN created_at > $3 THEN $4 ELSE created_at END, \
+        last_seen = CASE WHEN last_seen > $3 THEN $4 ELSE last_seen END \
+        WHERE id > $1 AND id <= $2 AND (created_at > $3 OR last_seen > $3)");
     SPENT_PROOFS_AHEAD = both("DELETE FROM spent_proofs WHERE salt IN \
         (SELECT salt FROM spent_proofs WHERE expires_at > $1 ORDER BY expires_at LIMIT $2)");
     CHALLENGES_AHEAD = both("DELETE FROM email_otps WHERE id IN \

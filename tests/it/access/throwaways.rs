@@ -102,8 +102,11 @@ async fn claim(by: &Member, of: &Person, access: Option<&str>) -> Value {
     by.socket.request("keys.claim", params).await["bundles"][0]["one_time"].clone()
 }
 
-/// Attacks while the friends do three rounds of work.
+/// The friends do three rounds of work, and then three more during the attack.
 async fn attack_and_work(scene: &Scene) {
+    for round in 0..3 {
+        scene.friends_work(round).await;
+    }
     let (counts, is_over) = (AttackCounts::default(), AtomicBool::new(false));
     let attack = scene.attackers.iter().map(|attacker| scene.attack(attacker, &counts, &is_over));
     let work = async {
@@ -111,7 +114,7 @@ async fn attack_and_work(scene: &Scene) {
         while counts.full.load(Ordering::Relaxed) < ATTACKERS || counts.claimed.load(Ordering::Relaxed) < 20 {
             tokio::time::sleep(Duration::from_millis(10)).await;
         }
-        for round in 0..3 {
+        for round in 3..6 {
             scene.friends_work(round).await;
         }
         is_over.store(true, Ordering::Relaxed);
@@ -133,9 +136,9 @@ async fn assert_friends_are_served(scene: &Scene, server: &ServerProcess) {
     assert_eq!(claim(&friend, &scene.bob, Some(&key())).await, "claimed");
 
     let bob = Socket::connect(server, &scene.bob.token, Codec::MsgPack).await;
-    assert_eq!(bob.welcome["keys"]["one_time"], u64::from(POOL) - 20 - 9 - 1, "{}", bob.welcome);
+    assert_eq!(bob.welcome["keys"]["one_time"], u64::from(POOL) - 20 - 18 - 1, "{}", bob.welcome);
     let (mut of_friends, mut of_attackers) = (0, 0);
-    while of_friends < 10 {
+    while of_friends < 19 {
         let event = bob.event("message").await;
         bob.request("messages.ack", json!({ "seqs": [event["seq"]] })).await;
         if event["content"] == content(&"x".repeat(CONTENT)) {

@@ -21,6 +21,7 @@ use sealwire::{
         keys::IdentityKey,
         otp::CodePurpose,
         publish::{Identity, PublishRequest, SignedKey, UnsignedKey},
+        push::PushState,
         signature::{x25519_public, xeddsa_sign},
     },
     store::{
@@ -128,6 +129,11 @@ async fn keys_status(store: &Store, device: DeviceId) -> KeysStatus {
 /// Returns the status of a device's mailbox.
 pub async fn mailbox(store: &Store, device: DeviceId) -> MailboxStatus {
     device_status(store, device).await.mailbox
+}
+
+/// Returns the state of a device's push target.
+async fn push_state(store: &Store, device: DeviceId) -> PushState {
+    device_status(store, device).await.push
 }
 
 /// Returns the status of a device, read without a session.

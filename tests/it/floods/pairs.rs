@@ -1,6 +1,7 @@
 //! One account that floods one other with messages.
 
 use std::{
+    net::SocketAddr,
     sync::atomic::{AtomicBool, AtomicU64, Ordering},
     time::Instant,
 };
@@ -11,10 +12,9 @@ use serde_json::{Value, json};
 use crate::{
     metrics::Scrape,
     support::{
-        Codec, Member, Server, ServerProcess, code,
+        Cluster, Codec, Member, Server, ServerProcess, Services, code,
         mailing::{content, message},
         problem::assert_problem,
-        server::ReservedPort,
     },
 };
 
@@ -68,18 +68,40 @@ async fn all_messages_of_one_user_to_one_other_count_together() {
     assert_eq!(accepted(&alice, (0..3).map(|_| ephemeral(&bob, "typing"))).await, 1);
 }
 
-#[tokio::test(flavor = "multi_thread")]
-async fn an_account_that_pushes_megabytes_at_one_user_does_not_stop_that_user_or_its_friends() {
-    let admin = ReservedPort::new();
-    let bind = admin.address.to_string();
-    let server = ServerProcess::start(&[("ADMIN__BIND", &bind)]).await;
-    let (victim, friend) = (join(&server, "victim").await, join(&server, "friend").await);
+/// A message of the friend to the victim, and one back. The victim handles the flood until it has the message; returns how
+/// many messages of the flood that were.
+async fn exchange(friend: &Member, victim: &Member, number: usize, flood: &str) -> usize {
+    let text = format!("from a friend {number}");
+    friend.send(&[&victim.person], &text).await;
+    let mut received = 0;
+    loop {
+        let event = victim.socket.event("message").await;
+        if event["seq"].is_u64() {
+            victim.socket.request("messages.ack", json!({ "seqs": [event["seq"]] })).await;
+        }
+        if event["content"] == content(&text) {
+            break;
+        }
+        assert_eq!(event["content"], content(flood), "nothing is lost before it");
+        received += 1;
+    }
+    victim.socket.barrier().await;
+    victim.send(&[&friend.person], "thanks").await;
+    friend.receives("thanks").await;
+    received
+}
+
+async fn assert_a_flood_stops_nobody(server: &impl Server, admin: SocketAddr) {
+    let (victim, friend) = (join(server, "victim").await, join(server, "friend").await);
     // All devices that an account can have. Without a limit they push 15 MB/s.
     let mut attackers = Vec::new();
     for _ in 0..10 {
-        attackers.push(join(&server, "attacker").await);
+        attackers.push(join(server, "attacker").await);
     }
     let flood = "x".repeat(CONTENT);
+    for number in 0..30 {
+        assert_eq!(exchange(&friend, &victim, number, &flood).await, 0);
+    }
     let began = Instant::now();
     let (is_over, accepted, refused) = (AtomicBool::new(false), AtomicU64::new(0), AtomicU64::new(0));
     let attack = attackers.iter().map(|attacker| {
@@ -104,24 +126,8 @@ async fn an_account_that_pushes_megabytes_at_one_user_does_not_stop_that_user_or
     });
     let others = async {
         let mut received = 0;
-        for number in 0..60 {
-            friend.send(&[&victim.person], &format!("from a friend {number}")).await;
-            // The victim handles the flood until it has the message.
-            let expected = content(&format!("from a friend {number}"));
-            loop {
-                let event = victim.socket.event("message").await;
-                if event["seq"].is_u64() {
-                    victim.socket.request("messages.ack", json!({ "seqs": [event["seq"]] })).await;
-                }
-                if event["content"] == expected {
-                    break;
-                }
-                assert_eq!(event["content"], content(&flood), "nothing is lost before it");
-                received += 1;
-            }
-            victim.socket.barrier().await;
-            victim.send(&[&friend.person], "thanks").await;
-            friend.receives("thanks").await;
+        for number in 30..90 {
+            received += exchange(&friend, &victim, number, &flood).await;
         }
         is_over.store(true, Ordering::Relaxed);
         received
@@ -132,7 +138,18 @@ async fn an_account_that_pushes_megabytes_at_one_user_does_not_stop_that_user_or
     let most = 101 + 20 * (began.elapsed().as_secs() + 1);
     assert!((100..=most).contains(&accepted), "{accepted} were accepted, of at most {most}");
     assert!(refused >= 1000 && received > 50, "there was an attack: {refused} refused, {received} received");
-    let counted =
-        Scrape::of(admin.address).await.samples["sealwire_ops_total{code=\"rate_limited\",op=\"messages.send\"}"];
+    let counted = Scrape::of(admin).await.samples["sealwire_ops_total{code=\"rate_limited\",op=\"messages.send\"}"];
     assert!(counted >= 1000.0, "{counted}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_account_that_pushes_megabytes_at_one_user_stops_neither_that_user_nor_its_friends_on_sqlite() {
+    let server = ServerProcess::start(&[]).await;
+    assert_a_flood_stops_nobody(&server, server.admin()).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_account_that_pushes_megabytes_at_one_user_stops_neither_that_user_nor_its_friends_on_postgres() {
+    let cluster = Cluster::start(&Services::shared(), 1, &[]).await;
+    assert_a_flood_stops_nobody(&cluster.nodes[0], cluster.nodes[0].admin()).await;
 }

@@ -2,7 +2,7 @@
 
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use sealwire::socket::transport::{Budget, SharedBudget, frame_bytes};
+use sealwire::socket::transport::{SharedBudget, frame_bytes};
 use tokio::io::AsyncWriteExt;
 
 use super::{
@@ -72,7 +72,7 @@ async fn memory_is_reserved_as_bytes_arrive_and_not_by_the_declared_length() {
 
 #[tokio::test]
 async fn a_message_that_needs_memory_displaces_the_oldest_unfinished_one() {
-    let server = Server::with_budgets(SharedBudget::new(600_000, 600_000), Budget::new(10));
+    let server = Server::with_budgets(SharedBudget::new(600_000, 600_000), 10);
     let mut oldest = server.open("/echo").await;
     oldest.send(&[header(BINARY, 400_000), vec![7; 399_999]].concat()).await;
     eventually(|| server.tuning.inbound.in_use() == 400_000).await;

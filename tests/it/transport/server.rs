@@ -17,7 +17,7 @@ use actix_web::{App, HttpMessage, HttpRequest, HttpResponse, web};
 use actix_ws::{AggregatedMessage, CloseCode, CloseReason, ProtocolError, Session};
 use bytes::Bytes;
 use sealwire::socket::transport::{
-    self, Budget, ConnectionLimiter, Cutoff, SharedBudget, Tuning, Violation, Wire, frame_bytes,
+    self, ConnectionLimiter, Cutoff, Holder, Seats, SharedBudget, Tuning, Violation, Wire, frame_bytes,
 };
 use tokio::time::timeout;
 
@@ -53,11 +53,13 @@ pub struct Server {
 
 impl Server {
     pub fn start() -> Self {
-        Self::with_budgets(SharedBudget::new(1 << 30, 1 << 30), Budget::new(100))
+        Self::with_budgets(SharedBudget::new(1 << 30, 1 << 30), 100)
     }
 
-    /// Starts a server with these budgets.
-    pub fn with_budgets(inbound: SharedBudget, connections: Budget) -> Self {
+    /// Starts a server with this budget for messages and this many places for upgraded connections.
+    pub fn with_budgets(inbound: SharedBudget, places: usize) -> Self {
+        // All of them are of one user.
+        let connections = Seats::new(places, usize::MAX, Arc::default());
         let limiter = ConnectionLimiter::unlimited();
         let tuning = Tuning { max_message: MAX_MESSAGE, inbound, limiter, connections, stall: STALL };
         let probe = Arc::new(Probe::default());
@@ -132,8 +134,11 @@ impl Drop for Server {
     }
 }
 
-fn wire(request: &HttpRequest) -> Rc<Wire> {
-    Rc::clone(request.extensions().get::<Rc<Wire>>().unwrap())
+/// The wire of an upgraded connection, which has taken its place.
+fn wire(request: &HttpRequest) -> actix_web::Result<Rc<Wire>> {
+    let wire = Rc::clone(request.extensions().get::<Rc<Wire>>().unwrap());
+    wire.take_seat(Holder::NOBODY).map_err(|_| actix_web::error::ErrorServiceUnavailable("full"))?;
+    Ok(wire)
 }
 
 /// Echoes messages; answers a violation with the close code of the protocol.
@@ -188,7 +193,7 @@ impl StreamHandler<Result<AggregatedMessage, ProtocolError>> for Echo {
         let code = match (self.wire.cutoff(), self.wire.violation()) {
             (Some(Cutoff::MessageTooSlow), _) => 4001,
             (Some(Cutoff::NotReading | Cutoff::QueueGivenUp), _) => 4002,
-            (Some(Cutoff::MessageGivenUp), _) => 4003,
+            (Some(Cutoff::MessageGivenUp | Cutoff::PlaceGivenUp), _) => 4003,
             (None, Some(Violation::Protocol(_))) => 4504,
             (None, Some(Violation::FrameTooLarge)) => 4505,
             (None, None) => return ctx.stop(),
@@ -199,9 +204,7 @@ impl StreamHandler<Result<AggregatedMessage, ProtocolError>> for Echo {
 
 async fn echo(request: HttpRequest, body: web::Payload, probe: web::Data<Probe>) -> actix_web::Result<HttpResponse> {
     assert!(request.peer_addr().is_some(), "the peer's address is known on the upgrade path");
-    let Some(wire) = request.extensions().get::<Rc<Wire>>().cloned() else {
-        return Ok(HttpResponse::ServiceUnavailable().body("full"));
-    };
+    let wire = wire(&request)?;
     let (response, session, stream) = actix_ws::handle(&request, body)?;
     let stream = stream.max_frame_size(1 << 20).aggregate_continuations();
     Echo::create(|ctx| {
@@ -230,7 +233,7 @@ async fn stream() -> HttpResponse {
 
 /// Sends without end, at most 64 KiB ahead of what the kernel has taken.
 async fn push(request: HttpRequest, body: web::Payload, probe: web::Data<Probe>) -> actix_web::Result<HttpResponse> {
-    let wire = wire(&request);
+    let wire = wire(&request)?;
     let (response, mut session, messages) = actix_ws::handle(&request, body)?;
     actix_rt::spawn(async move {
         let payload = Bytes::from(vec![7; 16 * 1024]);
@@ -249,7 +252,7 @@ async fn push(request: HttpRequest, body: web::Payload, probe: web::Data<Probe>)
 
 /// Sends messages with frame headers of every length, and ends when the wire reports them as written.
 async fn count(request: HttpRequest, body: web::Payload, probe: web::Data<Probe>) -> actix_web::Result<HttpResponse> {
-    let wire = wire(&request);
+    let wire = wire(&request)?;
     let (response, mut session, messages) = actix_ws::handle(&request, body)?;
     actix_rt::spawn(async move {
         for size in COUNTED {
@@ -266,6 +269,7 @@ async fn count(request: HttpRequest, body: web::Payload, probe: web::Data<Probe>
 
 /// Reads one message, and asks for the next one when the test has set [`Probe::given`] to 1.
 async fn sip(request: HttpRequest, body: web::Payload, probe: web::Data<Probe>) -> actix_web::Result<HttpResponse> {
+    wire(&request)?;
     let (response, session, mut messages) = actix_ws::handle(&request, body)?;
     actix_rt::spawn(async move {
         assert!(messages.recv().await.is_some());
@@ -280,7 +284,7 @@ async fn sip(request: HttpRequest, body: web::Payload, probe: web::Data<Probe>) 
 /// Keeps the stream but never reads it.
 async fn mute(request: HttpRequest, body: web::Payload) -> actix_web::Result<HttpResponse> {
     let (response, session, messages) = actix_ws::handle(&request, body)?;
-    let wire = wire(&request);
+    let wire = wire(&request)?;
     actix_rt::spawn(async move {
         wire.wait_written(u64::MAX).await;
         drop((session, messages));
@@ -290,7 +294,7 @@ async fn mute(request: HttpRequest, body: web::Payload) -> actix_web::Result<Htt
 
 /// Queues more than the client reads, then aborts the connection at the client's first message.
 async fn abort(request: HttpRequest, body: web::Payload, probe: web::Data<Probe>) -> actix_web::Result<HttpResponse> {
-    let wire = wire(&request);
+    let wire = wire(&request)?;
     let (response, mut session, mut messages) = actix_ws::handle(&request, body)?;
     actix_rt::spawn(async move {
         while timeout(Duration::from_millis(200), session.binary(vec![7; 1 << 20])).await.is_ok() {}
@@ -306,6 +310,7 @@ async fn abort(request: HttpRequest, body: web::Payload, probe: web::Data<Probe>
 
 /// Queues more than the client reads, then drops the session and the stream.
 async fn leave(request: HttpRequest, body: web::Payload, probe: web::Data<Probe>) -> actix_web::Result<HttpResponse> {
+    wire(&request)?;
     let (response, mut session, messages) = actix_ws::handle(&request, body)?;
     actix_rt::spawn(async move {
         while timeout(Duration::from_millis(200), session.binary(vec![7; 1 << 20])).await.is_ok() {}

@@ -1,6 +1,6 @@
 //! Upgrades: which requests become sockets, and how the others are answered.
 
-use sealwire::socket::transport::{Budget, SharedBudget};
+use sealwire::socket::transport::SharedBudget;
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
     net::TcpStream,
@@ -75,7 +75,7 @@ async fn ordinary_requests_may_precede_an_upgrade_on_the_same_connection() {
 
 #[tokio::test]
 async fn a_full_node_refuses_upgrades() {
-    let server = Server::with_budgets(SharedBudget::new(1 << 20, 1 << 20), Budget::new(1));
+    let server = Server::with_budgets(SharedBudget::new(1 << 20, 1 << 20), 1);
     let client = server.open("/echo").await;
     let (other, head) = Client::upgrade(server.address, "/echo", b"").await;
     assert!(head.starts_with("HTTP/1.1 503 "), "{head}");

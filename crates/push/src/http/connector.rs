@@ -26,7 +26,7 @@ use tokio_rustls::{
 };
 use tower_service::Service;
 
-use super::resolver::Resolve;
+use super::look_ups::LookUps;
 use crate::endpoint::EndpointRules;
 
 /// Addresses of a name that are tried.
@@ -38,7 +38,7 @@ const ADDRESS_TIMEOUT: Duration = Duration::from_secs(3);
 #[derive(Clone)]
 pub(crate) struct Connector {
     rules: EndpointRules,
-    resolver: Arc<dyn Resolve>,
+    look_ups: Arc<LookUps>,
     tls: Arc<ClientConfig>,
     timeout: Duration,
 }
@@ -59,13 +59,8 @@ pub(crate) enum ConnectError {
 }
 
 impl Connector {
-    pub(crate) fn new(
-        rules: EndpointRules,
-        resolver: Arc<dyn Resolve>,
-        tls: Arc<ClientConfig>,
-        timeout: Duration,
-    ) -> Self {
-        Self { rules, resolver, tls, timeout }
+    pub(crate) fn new(rules: EndpointRules, look_ups: Arc<LookUps>, tls: Arc<ClientConfig>, timeout: Duration) -> Self {
+        Self { rules, look_ups, tls, timeout }
     }
 
     async fn connect(self, uri: Uri) -> Result<TokioIo<Stream>, ConnectError> {
@@ -88,7 +83,7 @@ impl Connector {
     async fn connect_tcp(&self, host: &str, port: u16, secure: bool) -> Result<TcpStream, ConnectError> {
         let addresses = match host.parse::<IpAddr>() {
             Ok(address) => vec![address],
-            Err(_) => self.resolver.resolve(host).await.map_err(ConnectError::Name)?,
+            Err(_) => self.look_ups.resolve(host).await.map_err(ConnectError::Name)?,
         };
         if addresses.is_empty() {
             return Err(ConnectError::Name(io::ErrorKind::NotFound.into()));

@@ -246,3 +246,33 @@ pub async fn a_sweep_deletes_records_from_the_future_unless_the_clock_was_set_ba
     assert_eq!(store.sweep(start()).await.unwrap(), 1, "the clocks of nodes may differ by a minute");
     assert_eq!(store.sweep(start()).await.unwrap(), 0);
 }
+
+pub async fn accounts_and_devices_from_the_future_are_as_old_as_now(store: &Store) {
+    let (soon, years) = (later(60), start() + Duration::from_hours(5 * 365 * 24));
+    let add = async |name: &str, at: Timestamp| {
+        let challenge = add_challenge(store, name, at).await;
+        let mut request = sign_in(challenge, name, at);
+        request.session.expires_at = years + Duration::from_hours(24);
+        redeem(store, &request).await.unwrap().caller
+    };
+    for index in 0..5 {
+        add(&format!("other{index}"), soon).await;
+    }
+    let (alice, bob) = (add("alice", start()).await, add("bob", years).await);
+    let young = add("alice", years).await;
+    store.touch_devices(&[(alice.device, years)]).await.unwrap();
+    // More than one window, and more than the clocks of nodes may differ.
+    let now = later(100);
+    assert_eq!(store.lower_times_ahead(now, 2).await.unwrap(), 1 + 3, "one user, and three devices");
+    assert_eq!(store.lower_times_ahead(now, 2).await.unwrap(), 0);
+    let times = async |of: &Caller| -> Vec<_> {
+        let devices = store.list_devices(of, now).await.unwrap();
+        devices.into_iter().map(|device| (device.id, device.created_at, device.last_seen)).collect()
+    };
+    let of_alice = times(&alice).await;
+    assert!(of_alice.contains(&(alice.device, start(), Some(now))), "{of_alice:?}");
+    assert!(of_alice.iter().any(|(id, created_at, _)| (*id, *created_at) == (young.device, now)), "{of_alice:?}");
+    assert_eq!(times(&bob).await[0].1, now);
+    let since = async |name: &str| add(name, now).await.user_since;
+    assert_eq!((since("alice").await, since("bob").await, since("other0").await), (start(), now, soon));
+}

@@ -5,7 +5,7 @@ use std::time::Duration;
 use sealwire::{
     domain::{
         Caller, Refusal,
-        push::{PushFailures, PushState, PushTarget},
+        push::{PushFailures, PushKind, PushState, PushTarget},
     },
     store::{DueWakeUp, NewPushTarget, PushRegistration, SettledWakeUp, Store},
 };
@@ -14,7 +14,7 @@ use uuid::Uuid;
 use super::{
     add_device, delete_account, later,
     mail::{WAKE_AFTER, accept_urgent, accept_urgent_for, ack_at, member},
-    refusal,
+    push_state, refusal,
 };
 
 fn target(endpoint: &str) -> PushTarget {
@@ -38,7 +38,7 @@ async fn pair(store: &Store) -> (Caller, Caller, PushRegistration) {
 
 /// Takes the wake-ups that are due so many seconds after the start, for a minute.
 async fn take(store: &Store, seconds: u64) -> Vec<DueWakeUp> {
-    store.take_due_wake_ups(100, later(seconds + 60), later(seconds)).await.unwrap()
+    store.take_due_wake_ups(PushKind::Webpush, 100, later(seconds + 60), later(seconds)).await.unwrap()
 }
 
 async fn settle(store: &Store, due: DueWakeUp, next: u64, is_done: bool) {
@@ -48,18 +48,18 @@ async fn settle(store: &Store, due: DueWakeUp, next: u64, is_done: bool) {
 
 pub async fn a_target_is_confirmed_by_its_nonce_in_time_and_once_replaced_not_any_more(store: &Store) {
     let bob = member(store, "bob").await;
-    assert_eq!(store.push_state(bob.device).await.unwrap(), PushState::None);
+    assert_eq!(push_state(store, bob.device).await, PushState::None);
     let not_found = async |hash: [u8; 32], at: u64| {
         assert_eq!(refusal(store.confirm_push(&bob, &hash, WAKE_AFTER, later(at)).await), Refusal::NotFound);
     };
     not_found([7; 32], 1).await;
     register(store, &bob, "https://push.example/1").await;
-    assert_eq!(store.push_state(bob.device).await.unwrap(), PushState::Unconfirmed);
+    assert_eq!(push_state(store, bob.device).await, PushState::Unconfirmed);
     not_found([8; 32], 2).await;
     not_found([7; 32], 601).await;
     for at in [600, 1000] {
         store.confirm_push(&bob, &[7; 32], WAKE_AFTER, later(at)).await.unwrap();
-        assert_eq!(store.push_state(bob.device).await.unwrap(), PushState::Active);
+        assert_eq!(push_state(store, bob.device).await, PushState::Active);
     }
     let (_, active) = store.active_target(&bob, later(3)).await.unwrap().unwrap();
     assert_eq!(active, target("https://push.example/1"));
@@ -69,12 +69,12 @@ pub async fn a_target_is_confirmed_by_its_nonce_in_time_and_once_replaced_not_an
         nonce_hash: [9; 32],
     };
     store.register_push(&bob, &new, later(4)).await.unwrap();
-    assert_eq!(store.push_state(bob.device).await.unwrap(), PushState::Unconfirmed);
+    assert_eq!(push_state(store, bob.device).await, PushState::Unconfirmed);
     assert!(store.active_target(&bob, later(4)).await.unwrap().is_none());
     not_found([7; 32], 5).await;
     store.remove_push(&bob, later(6)).await.unwrap();
     store.remove_push(&bob, later(6)).await.unwrap();
-    assert_eq!(store.push_state(bob.device).await.unwrap(), PushState::None);
+    assert_eq!(push_state(store, bob.device).await, PushState::None);
 }
 
 pub async fn a_wake_up_is_taken_once_and_again_if_its_outcome_is_not_written(store: &Store) {
@@ -97,6 +97,26 @@ pub async fn a_wake_up_is_taken_once_and_again_if_its_outcome_is_not_written(sto
     let last = take(store, due_at + 180).await.remove(0);
     settle(store, last, 6000, true).await;
     assert!(take(store, 5999).await.is_empty());
+}
+
+pub async fn a_node_takes_wake_ups_only_of_the_kind_that_it_asks_for(store: &Store) {
+    let (alice, bob, _) = pair(store).await;
+    accept_urgent(store, &alice, &bob, true, later(10)).await;
+    for kind in [PushKind::Apns, PushKind::Fcm] {
+        assert!(store.take_due_wake_ups(kind, 100, later(160), later(100)).await.unwrap().is_empty());
+        assert_eq!(store.overdue_wake_up(kind, later(100)).await.unwrap(), Duration::ZERO);
+    }
+    let overdue = Duration::from_secs(90) - WAKE_AFTER;
+    assert_eq!(store.overdue_wake_up(PushKind::Webpush, later(100)).await.unwrap(), overdue);
+    assert_eq!(take(store, 100).await.len(), 1);
+    assert_eq!(store.overdue_wake_up(PushKind::Webpush, later(100)).await.unwrap(), Duration::ZERO);
+    // Another target may be of another kind.
+    let token = PushTarget::Fcm { token: "token".to_owned() };
+    let new = NewPushTarget { id: PushRegistration(Uuid::new_v4()), target: token, nonce_hash: [8; 32] };
+    store.register_push(&bob, &new, later(200)).await.unwrap();
+    store.confirm_push(&bob, &[8; 32], WAKE_AFTER, later(200)).await.unwrap();
+    assert!(take(store, 300).await.is_empty());
+    assert_eq!(store.take_due_wake_ups(PushKind::Fcm, 100, later(360), later(300)).await.unwrap().len(), 1);
 }
 
 pub async fn an_ack_ends_a_wake_up_even_if_the_push_is_under_way(store: &Store) {
@@ -147,7 +167,7 @@ pub async fn a_message_that_comes_while_a_wake_up_ends_has_its_own(store: &Store
     // Nothing urgent waits: it ends. Sends at the same time come before or after it, never between.
     let at = later(3000);
     let (taken, ()) = tokio::join!(
-        store.take_due_wake_ups(100, later(3060), at),
+        store.take_due_wake_ups(PushKind::Webpush, 100, later(3060), at),
         accept_urgent_for(store, &alice, &bob, Duration::from_hours(8), at)
     );
     let again = take(store, 3000 + WAKE_AFTER.as_secs()).await;
@@ -183,7 +203,7 @@ pub async fn only_urgent_messages_for_a_confirmed_target_wake(store: &Store) {
     assert!(take(store, 1000).await.is_empty(), "the target is not confirmed");
     // An envelope that has expired wakes nobody, and ends the wake-up.
     accept_urgent(store, &alice, &bob, true, later(10)).await;
-    assert!(store.take_due_wake_ups(100, later(9060), later(9000)).await.unwrap().is_empty());
+    assert!(store.take_due_wake_ups(PushKind::Webpush, 100, later(9060), later(9000)).await.unwrap().is_empty());
     assert!(take(store, 9060).await.is_empty());
 }
 
@@ -192,11 +212,11 @@ pub async fn the_answer_to_an_old_push_removes_no_new_target(store: &Store) {
     let new = register(store, &bob, "https://push.example/new").await;
     store.confirm_push(&bob, &[7; 32], WAKE_AFTER, later(3)).await.unwrap();
     assert!(!store.forget_push(bob.device, old).await.unwrap());
-    assert_eq!(store.push_state(bob.device).await.unwrap(), PushState::Active);
+    assert_eq!(push_state(store, bob.device).await, PushState::Active);
     accept_urgent(store, &alice, &bob, true, later(10)).await;
     assert!(store.forget_push(bob.device, new).await.unwrap());
     assert!(!store.forget_push(bob.device, new).await.unwrap());
-    assert_eq!(store.push_state(bob.device).await.unwrap(), PushState::None);
+    assert_eq!(push_state(store, bob.device).await, PushState::None);
     assert!(take(store, 1000).await.is_empty());
     assert!(!store.forget_push(add_device(store, "dave").await.device, new).await.unwrap());
 }
@@ -219,10 +239,10 @@ pub async fn failures_are_counted_until_a_push_succeeds(store: &Store) {
 pub async fn a_target_goes_with_its_device_and_its_account(store: &Store) {
     let (_, bob, _) = pair(store).await;
     store.revoke_device(&bob, bob.device, later(5)).await.unwrap();
-    assert_eq!(store.push_state(bob.device).await.unwrap(), PushState::None);
+    assert_eq!(push_state(store, bob.device).await, PushState::None);
     let carol = member(store, "carol").await;
     register(store, &carol, "https://push.example/carol").await;
     delete_account(store, &carol, "carol", later(6)).await;
-    assert_eq!(store.push_state(carol.device).await.unwrap(), PushState::None);
+    assert_eq!(push_state(store, carol.device).await, PushState::None);
     assert!(take(store, 1000).await.is_empty());
 }

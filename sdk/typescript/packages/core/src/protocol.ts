@@ -1132,7 +1132,7 @@ export const closeCodes: Record<number, { reason: string; reconnect: boolean; de
   4000: { reason: 'draining', reconnect: true, description: 'the server is being stopped: come back after `reconnect_in_ms` of `server.draining`' },
   4001: { reason: 'idle', reconnect: true, description: 'nothing came in from the client for a minute, or a message came in too slowly' },
   4002: { reason: 'slow consumer', reconnect: true, description: 'the client read too slowly: too many bytes waited to be sent to it, fewer than 4 KiB of them were taken in 30 seconds, or their memory was needed for others; or nothing came in from the client for a minute, as for 4001, while frames waited to be sent or envelopes waited for acks. Queued events are lost, except messages, which come again' },
-  4003: { reason: 'unavailable', reconnect: true, description: 'the connection could not be opened, such as when the store failed, or the memory of an unfinished message was needed for others' },
+  4003: { reason: 'unavailable', reconnect: true, description: 'the connection could not be opened, such as when the store failed, or the memory of an unfinished message or the place of the connection was needed for others' },
   4004: { reason: 'rate limited', reconnect: true, description: 'in a browser: the upgrade was refused by a limit; wait for `retry_after_ms` of `refused`' },
   4500: { reason: 'session revoked', reconnect: false, description: 'logged out, or superseded by a renewed token: use the new token, or sign in' },
   4501: { reason: 'session expired', reconnect: false, description: 'sign in, naming `device.id` to keep the device' },

@@ -1,0 +1,193 @@
+//! Limits look-ups of host names, because clients choose the names, and a look-up that hangs blocks a thread.
+//!
+//! Look-ups of one name at the same time are joined, and a site has few. A look-up that has begun keeps its place until the
+//! resolver is done, even if nobody waits for it any more; one that has not begun is given up with its callers.
+
+use std::{
+    collections::HashMap,
+    io,
+    net::IpAddr,
+    sync::{Arc, Mutex, PoisonError, Weak},
+};
+
+use tokio::{
+    sync::{OnceCell, Semaphore},
+    task,
+};
+
+use super::resolver::Resolve;
+
+/// Look-ups of the names of one site at a time.
+const PER_SITE: usize = 2;
+/// Number of names, or of sites, above which those are forgotten that are not in use.
+const CLEAN_UP_ABOVE: usize = 1024;
+
+/// An error is shared by the callers, and cannot be cloned.
+type Shared = Result<Vec<IpAddr>, Arc<io::Error>>;
+
+/// Looks up names.
+pub(crate) struct LookUps {
+    resolver: Arc<dyn Resolve>,
+    all: Arc<Semaphore>,
+    table: Mutex<Table>,
+}
+
+#[derive(Default)]
+struct Table {
+    names: HashMap<Box<str>, Weak<OnceCell<Shared>>>,
+    sites: HashMap<Box<str>, Weak<Semaphore>>,
+}
+
+impl LookUps {
+    /// At most `all` look-ups at a time.
+    pub(crate) fn new(resolver: Arc<dyn Resolve>, all: usize) -> Self {
+        Self { resolver, all: Arc::new(Semaphore::new(all)), table: Mutex::default() }
+    }
+
+    /// Looks up the addresses of a name.
+    ///
+    /// # Errors
+    /// That of the resolver.
+    pub(crate) async fn resolve(&self, name: &str) -> io::Result<Vec<IpAddr>> {
+        let (cell, site) = {
+            let mut table = self.table.lock().unwrap_or_else(PoisonError::into_inner);
+            let Table { names, sites } = &mut *table;
+            (entry(names, name, OnceCell::new), entry(sites, site_of(name), || Semaphore::new(PER_SITE)))
+        };
+        let found = cell.get_or_init(|| self.look_up(name, site)).await;
+        found.clone().map_err(|error| io::Error::new(error.kind(), error))
+    }
+
+    async fn look_up(&self, name: &str, site: Arc<Semaphore>) -> Shared {
+        let failed = |error| Arc::new(io::Error::other(error));
+        let of_site = site.acquire_owned().await.map_err(failed)?;
+        let of_all = Arc::clone(&self.all).acquire_owned().await.map_err(failed)?;
+        let resolving = self.resolver.resolve(name);
+        let look_up = task::spawn(async move {
+            let found = resolving.await;
+            drop((of_site, of_all));
+            found
+        });
+        look_up.await.map_err(|error| Arc::new(io::Error::other(error)))?.map_err(Arc::new)
+    }
+}
+
+/// The value of a key that is in use, or a new one.
+fn entry<T>(table: &mut HashMap<Box<str>, Weak<T>>, key: &str, new: impl FnOnce() -> T) -> Arc<T> {
+    if let Some(known) = table.get(key).and_then(Weak::upgrade) {
+        return known;
+    }
+    if table.len() >= CLEAN_UP_ABOVE {
+        table.retain(|_, value| value.strong_count() > 0);
+    }
+    let value = Arc::new(new());
+    table.insert(key.into(), Arc::downgrade(&value));
+    value
+}
+
+/// Labels before that of a country below which owners register names.
+const PUBLIC_LABELS: [&str; 10] = ["ac", "co", "com", "edu", "go", "gov", "ne", "net", "or", "org"];
+
+/// The part of a host name that one owner has registered, as far as the name shows it: its last two labels, or three if the
+/// last two are like `co.uk`. What shares a site by mistake only has its look-ups one after the other.
+fn site_of(name: &str) -> &str {
+    let name = name.trim_end_matches('.');
+    let mut starts = name.rmatch_indices('.').map(|(dot, _)| dot + 1);
+    let (Some(last), Some(second)) = (starts.next(), starts.next()) else { return name };
+    let looks_public = name.len() - last == 2 && PUBLIC_LABELS.contains(&&name[second..last - 1]);
+    if looks_public { starts.next().map_or(name, |third| &name[third..]) } else { &name[second..] }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::{
+        future::pending,
+        sync::atomic::{AtomicUsize, Ordering::Relaxed},
+        time::Duration,
+    };
+
+    use tokio::{task::JoinSet, time::timeout};
+
+    use super::*;
+    use crate::http::Resolving;
+
+    /// Counts look-ups. Those of names that begin with `hang` take for ever; those that begin with `slow` take a minute.
+    #[derive(Default)]
+    struct Counting(AtomicUsize);
+
+    impl Resolve for Counting {
+        fn resolve(&self, name: &str) -> Resolving {
+            self.0.fetch_add(1, Relaxed);
+            let (hangs, is_slow) = (name.starts_with("hang"), name.starts_with("slow"));
+            Box::pin(async move {
+                if hangs {
+                    pending::<()>().await;
+                }
+                if is_slow {
+                    tokio::time::sleep(Duration::from_mins(1)).await;
+                }
+                Ok(vec![[192, 0, 2, 1].into()])
+            })
+        }
+    }
+
+    fn look_ups(all: usize) -> (Arc<LookUps>, Arc<Counting>) {
+        let counting = Arc::new(Counting::default());
+        (Arc::new(LookUps::new(counting.clone(), all)), counting)
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn look_ups_of_one_name_are_joined() {
+        let (look_ups, counting) = look_ups(8);
+        let mut tasks = JoinSet::new();
+        for _ in 0..10 {
+            let look_ups = look_ups.clone();
+            tasks.spawn(async move { look_ups.resolve("slow.example").await.unwrap() });
+        }
+        assert_eq!(tasks.join_all().await.len(), 10);
+        assert_eq!(counting.0.load(Relaxed), 1);
+        look_ups.resolve("slow.example").await.unwrap();
+        assert_eq!(counting.0.load(Relaxed), 2, "results are not kept");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_site_that_hangs_takes_two_look_ups_and_leaves_those_of_others() {
+        let (look_ups, counting) = look_ups(4);
+        for n in 0..20 {
+            let name = format!("hang{n}.attacker.example");
+            assert!(timeout(Duration::from_secs(10), look_ups.resolve(&name)).await.is_err());
+        }
+        assert_eq!(counting.0.load(Relaxed), 2);
+        assert!(look_ups.resolve("push.honest.example").await.is_ok());
+        let table = look_ups.table.lock().unwrap();
+        assert!(table.sites["attacker.example"].upgrade().is_some(), "its two still hang");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn look_ups_are_limited_in_all_and_names_are_forgotten() {
+        let (look_ups, counting) = look_ups(1);
+        assert!(timeout(Duration::from_secs(10), look_ups.resolve("hang.a.example")).await.is_err());
+        for n in 0..3 * CLEAN_UP_ABOVE {
+            let name = format!("{n}.b{n}.example");
+            assert!(timeout(Duration::from_millis(1), look_ups.resolve(&name)).await.is_err());
+        }
+        assert_eq!(counting.0.load(Relaxed), 1);
+        let table = look_ups.table.lock().unwrap();
+        assert!(table.names.len() <= CLEAN_UP_ABOVE && table.sites.len() <= CLEAN_UP_ABOVE);
+    }
+
+    #[test]
+    fn a_site_is_what_one_owner_registers() {
+        for (name, site) in [
+            ("a.b.example.org", "example.org"),
+            ("example.org.", "example.org"),
+            ("localhost", "localhost"),
+            ("a.b.example.co.uk", "example.co.uk"),
+            ("co.uk", "co.uk"),
+            ("a.t.co", "t.co"),
+            ("a.example.de", "example.de"),
+        ] {
+            assert_eq!(site_of(name), site);
+        }
+    }
+}

@@ -1,0 +1,2 @@
+-- Only PostgreSQL checks a foreign key with a query for each row: see its migration of this number.
+SELECT 1;
