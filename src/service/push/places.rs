@@ -125,18 +125,18 @@ impl State {
     fn remove(&mut self, id: u64) {
         let Some(held) = self.held.remove(&id) else { return };
         self.devices.remove(&held.device);
-        subtract(&mut self.users, held.user);
-        for network in held.networks {
+        subtract(&mut self.users, &held.user);
+        for network in &held.networks {
             subtract(&mut self.networks, network);
         }
     }
 }
 
-fn subtract<K: Eq + Hash>(counts: &mut HashMap<K, usize>, key: K) {
-    if let Some(count) = counts.get_mut(&key) {
+fn subtract<K: Eq + Hash>(counts: &mut HashMap<K, usize>, key: &K) {
+    if let Some(count) = counts.get_mut(key) {
         *count -= 1;
         if *count == 0 {
-            counts.remove(&key);
+            counts.remove(key);
         }
     }
 }
