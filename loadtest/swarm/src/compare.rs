@@ -202,7 +202,7 @@ fn print_table(options: &Options, half: u32, contenders: &[Contender]) -> Result
     let Some((base, others)) = contenders.split_last() else { return Ok(()) };
     let results = RefCell::new(String::new());
     let line = |name: &str, cells: &[String]| {
-        results.borrow_mut().push_str(&format!("{name}\t{}\n", cells.join("\t")));
+        results.borrow_mut().extend([name, "\t", cells.join("\t").as_str(), "\n"]);
         print!("{name:<30}");
         for cell in cells {
             print!("{cell:>16}");

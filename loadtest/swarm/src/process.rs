@@ -145,7 +145,7 @@ impl Swarm {
     /// Gives an order to all processes at once, and adds up the outcomes.
     pub async fn order(&mut self, order: Order) -> Result<Outcome> {
         let each = self.shares(order);
-        let outcomes = try_join_all(self.parts.iter_mut().zip(each).map(|(part, order)| part.order(order)));
+        let outcomes = try_join_all(self.parts.iter_mut().zip(&each).map(|(part, order)| part.order(order)));
         let mut sum = Outcome::default();
         for outcome in outcomes.await? {
             sum.open += outcome.open;
@@ -186,15 +186,14 @@ impl Swarm {
     fn shares(&self, order: Order) -> Vec<Order> {
         let parts = self.parts.len();
         let share = |all: usize, n| all / parts + usize::from(n < all % parts);
-        (0..parts)
-            .map(|n| match order.clone() {
-                Order::Load { active, pipeline, op, seconds } => {
-                    Order::Load { active: share(active, n), pipeline, op, seconds }
-                }
-                Order::Open { at_once } => Order::Open { at_once: share(at_once, n).max(1) },
-                other => other,
-            })
-            .collect()
+        match order {
+            Order::Load { active, pipeline, op, seconds } => {
+                let load = |n| Order::Load { active: share(active, n), pipeline, op: op.clone(), seconds };
+                (0..parts).map(load).collect()
+            }
+            Order::Open { at_once } => (0..parts).map(|n| Order::Open { at_once: share(at_once, n).max(1) }).collect(),
+            other => vec![other; parts],
+        }
     }
 }
 
@@ -214,8 +213,8 @@ impl Part {
         Ok(Self { _process: process, orders, outcomes: BufReader::new(outcomes).lines() })
     }
 
-    async fn order(&mut self, order: Order) -> Result<Outcome> {
-        let line = serde_json::to_string(&order)? + "\n";
+    async fn order(&mut self, order: &Order) -> Result<Outcome> {
+        let line = serde_json::to_string(order)? + "\n";
         self.orders.write_all(line.as_bytes()).await?;
         let answer = self.outcomes.next_line().await?.ok_or("a part of the swarm ended")?;
         Ok(serde_json::from_str(&answer)?)
