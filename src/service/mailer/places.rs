@@ -362,14 +362,14 @@ impl Room {
     fn displaced_by(&self, keys: &MailKeys) -> Result<Vec<(u64, MailDrop)>, MailDrop> {
         let mut displaced = Vec::new();
         if self.is_divided {
+            let (held, share) = (count(&self.domains, &keys.domain), self.limit / SHARES);
+            let is_in = |mail: &MailKeys| mail.domain == keys.domain;
+            self.make_room(keys, (held, share, MailDrop::Domain), &is_in, &mut displaced)?;
             for (network, share) in keys.network_shares(self.limit) {
                 let held = count(&self.networks, &network);
                 let is_in = |mail: &MailKeys| mail.networks.contains(&network);
                 self.make_room(keys, (held, share, MailDrop::Network), &is_in, &mut displaced)?;
             }
-            let (held, share) = (count(&self.domains, &keys.domain), self.limit / SHARES);
-            let is_in = |mail: &MailKeys| mail.domain == keys.domain;
-            self.make_room(keys, (held, share, MailDrop::Domain), &is_in, &mut displaced)?;
         }
         self.make_room(keys, (self.mails.len(), self.limit, MailDrop::Places), &|_| true, &mut displaced)?;
         Ok(displaced)
@@ -620,11 +620,11 @@ mod tests {
         // Notices of its own account displace each other.
         let full = places();
         let (mut own, reason) = fill(&full, |_| notice("thief@slow.example", "10.0.0.1"));
-        assert_eq!((own.len(), reason), (128, MailDrop::Network));
+        assert_eq!((own.len(), reason), (128, MailDrop::Domain));
         assert_eq!(sending(&own), OWNER_CONNECTIONS);
         let victim = full.enter(&notice("victim@slow.example", "10.0.0.1")).unwrap();
         assert!(is_sending(&victim), "it is next");
-        assert_eq!(displaced(&mut own), [(127, MailDrop::Network)]);
+        assert_eq!(displaced(&mut own), [(127, MailDrop::Domain)]);
     }
 
     #[tokio::test]
