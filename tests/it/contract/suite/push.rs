@@ -106,7 +106,7 @@ pub async fn a_node_takes_wake_ups_only_of_the_kind_that_it_asks_for(store: &Sto
         assert!(store.take_due_wake_ups(kind, 100, later(160), later(100)).await.unwrap().is_empty());
         assert_eq!(store.overdue_wake_up(kind, later(100)).await.unwrap(), Duration::ZERO);
     }
-    let overdue = Duration::from_secs(90) - WAKE_AFTER;
+    let overdue = Duration::from_secs(90).saturating_sub(WAKE_AFTER);
     assert_eq!(store.overdue_wake_up(PushKind::Webpush, later(100)).await.unwrap(), overdue);
     assert_eq!(take(store, 100).await.len(), 1);
     assert_eq!(store.overdue_wake_up(PushKind::Webpush, later(100)).await.unwrap(), Duration::ZERO);
