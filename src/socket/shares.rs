@@ -153,7 +153,7 @@ impl SharedBudget {
         Self { state: Arc::new(BudgetState { limit, user_limit, network_limit, ledger: Mutex::default(), count }) }
     }
 
-    /// A budget of places instead of bytes, for [`Account::take_place`]: a user may hold `user_limit` of them, and a network
+    /// A budget of places instead of bytes, for `Account::take_place`: a user may hold `user_limit` of them, and a network
     /// all.
     #[must_use]
     pub fn of_places(limit: usize, user_limit: usize) -> Self {

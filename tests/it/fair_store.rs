@@ -14,6 +14,7 @@ use crate::{
         Cluster, Codec, KeySet, Member, RowLock, Server, ServerProcess, Services, Socket, code,
         http::call,
         mailing::{content, message},
+        pace::{Pace, When},
         server::ReservedPort,
         sign_in,
     },
@@ -80,16 +81,20 @@ async fn four_operations_of_a_user_run_at_a_time_and_64_more_wait() {
 async fn assert_users_that_flood_the_store_do_not_stop_others(node: &ServerProcess) {
     let target = Member::join(node, "target@example.org", Codec::Json).await;
     let bystander = Member::join(node, "bystander@example.org", Codec::Json).await;
-    let work = || async {
+    let pace = Pace::default();
+    let round = || async {
+        bystander.socket.barrier().await;
+        bystander.socket.request("keys.fetch", json!({ "user_id": target.person.user })).await;
+        bystander.send(&[&target.person], "hello").await;
+        target.receives("hello").await;
+        assert_ready(node).await;
+    };
+    let work = async |when| {
         for _ in 0..50 {
-            bystander.socket.barrier().await;
-            bystander.socket.request("keys.fetch", json!({ "user_id": target.person.user })).await;
-            bystander.send(&[&target.person], "hello").await;
-            target.receives("hello").await;
-            assert_ready(node).await;
+            pace.time(when, round()).await;
         }
     };
-    work().await;
+    work(When::BeforeAttack).await;
     let mut attackers = Vec::new();
     for index in 0..4 {
         let person = sign_in(node, &format!("attacker{index}@example.org")).await;
@@ -117,10 +122,11 @@ async fn assert_users_that_flood_the_store_do_not_stop_others(node: &ServerProce
         })
     });
     let bystander = async {
-        work().await;
+        work(When::DuringAttack).await;
         is_over.store(true, Ordering::Relaxed);
     };
     tokio::join!(join_all(attack), bystander);
+    pace.print("four accounts fetch and rename");
     assert!(served.load(Ordering::Relaxed) > 200, "there was an attack");
 }
 

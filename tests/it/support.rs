@@ -10,6 +10,7 @@ pub mod http;
 pub mod keys;
 pub mod mail_server;
 pub mod mailing;
+pub mod pace;
 mod packed;
 pub mod problem;
 pub mod proxy;

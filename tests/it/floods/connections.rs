@@ -16,7 +16,12 @@ use tokio::{
 use super::{ADDRESS, OTHER_NETWORK, SAME_NETWORK, assert_refused, is_served, request_and_close, upgrade};
 use crate::{
     metrics::{Scrape, wait_for_sample},
-    support::{Codec, Person, Socket, TestApp, eventually, raw::connect_from, sign_in},
+    support::{
+        Codec, Person, Socket, TestApp, eventually,
+        pace::{Pace, When},
+        raw::connect_from,
+        sign_in,
+    },
 };
 
 /// Places for connections that have not upgraded.
@@ -35,10 +40,13 @@ async fn hold(app: &TestApp, network: u8, mut is_over: watch::Receiver<bool>) ->
 }
 
 /// Makes requests, each on a connection of its own, and a sign-in. All of them must succeed.
-async fn work(app: &TestApp, socket: &Socket, round: &str) {
+async fn work(app: &TestApp, socket: &Socket, round: &str, pace: &Pace, when: When) {
     for _ in 0..50 {
-        assert!(is_served(&mut connect_from(OTHER_NETWORK, app).await).await);
-        socket.barrier().await;
+        let requests = async {
+            assert!(is_served(&mut connect_from(OTHER_NETWORK, app).await).await);
+            socket.barrier().await;
+        };
+        pace.time(when, requests).await;
     }
     sign_in(app, &format!("{round}@example.org")).await;
 }
@@ -49,7 +57,8 @@ async fn networks_that_hold_all_http_connections_do_not_keep_others_from_connect
     let app = TestApp::start(&[("SERVER__MAX_HTTP_CONNECTIONS", &places)]);
     let person = sign_in(&app, "bystander@example.org").await;
     let socket = Socket::connect(&app, &person.token, Codec::Json).await;
-    work(&app, &socket, "before").await;
+    let pace = Pace::default();
+    work(&app, &socket, "before", &pace, When::BeforeAttack).await;
 
     let (end, is_over) = watch::channel(false);
     let opened = AtomicUsize::new(0);
@@ -66,16 +75,17 @@ async fn networks_that_hold_all_http_connections_do_not_keep_others_from_connect
     let bystander = async {
         let refused = "sealwire_connections_refused_total{limit=\"max_http_connections\"}";
         wait_for_sample(app.admin(), refused, 10.0..=1e9).await;
-        work(&app, &socket, "during").await;
+        work(&app, &socket, "during", &pace, When::DuringAttack).await;
         // The attackers displace each other all the time.
         while opened.load(Ordering::Relaxed) < 100 {
-            work(&app, &socket, "later").await;
+            work(&app, &socket, "later", &pace, When::DuringAttack).await;
         }
         let open = Scrape::of(app.admin()).await.samples["sealwire_open_http_connections"];
         assert!(open > f64::from(PLACES) / 2.0, "{open} are open, so there was no attack");
         end.send_replace(true);
     };
     tokio::join!(join_all(attack), bystander);
+    pace.print("eight networks hold all connections");
     // One is the connection of the client that reads the metrics.
     wait_for_sample(app.admin(), "sealwire_open_http_connections", 0.0..=8.0).await;
 }

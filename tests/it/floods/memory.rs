@@ -15,6 +15,7 @@ use crate::{
     metrics::{Scrape, wait_for_sample},
     support::{
         Codec, KeySet, Person, ServerProcess, Socket, eventually,
+        pace::{Pace, When},
         raw::{BINARY, PONG, RawSocket, data, encode, frame, header},
         server::ReservedPort,
         sign_in,
@@ -51,10 +52,10 @@ async fn drip(socket: &mut RawSocket, begin: usize, mut is_over: watch::Receiver
 }
 
 /// Sends requests of 5 KiB and 200 KiB. All of them must succeed.
-async fn work(bystander: &Socket, requests: usize) {
+async fn work(bystander: &Socket, requests: usize, pace: &Pace, when: When) {
     for index in 0..requests {
         let padding = "x".repeat(if index % 4 == 0 { 200_000 } else { 5000 });
-        bystander.request("keys.status", json!({ "padding": padding })).await;
+        pace.time(when, bystander.request("keys.status", json!({ "padding": padding }))).await;
     }
 }
 
@@ -67,7 +68,8 @@ async fn accounts_that_drip_declared_frames_do_not_keep_others_from_sending_larg
     let bystander = sign_in(&server, "bystander@example.org").await;
     let bystander = Socket::connect(&server, &bystander.token, Codec::Json).await;
 
-    work(&bystander, 200).await;
+    let pace = Pace::default();
+    work(&bystander, 200, &pace, When::BeforeAttack).await;
 
     let (end, is_over) = watch::channel(false);
     let (too_slow, given_up) = (AtomicUsize::new(0), AtomicUsize::new(0));
@@ -96,7 +98,7 @@ async fn accounts_that_drip_declared_frames_do_not_keep_others_from_sending_larg
         let (mut served, mut exhausted) = (0, 0);
         while served < 200 || exhausted < 10 || too_slow.load(Ordering::Relaxed) < ATTACKERS / 2 {
             let before = given_up.load(Ordering::Relaxed);
-            work(&bystander, 4).await;
+            work(&bystander, 4, &pace, When::DuringAttack).await;
             served += 4;
             exhausted += usize::from(given_up.load(Ordering::Relaxed) > before);
             if served >= 200 {
@@ -106,6 +108,7 @@ async fn accounts_that_drip_declared_frames_do_not_keep_others_from_sending_larg
         end.send_replace(true);
     };
     tokio::join!(join_all(attack), work);
+    pace.print("52 accounts drip frames");
     wait_for_sample(admin.address, "sealwire_memory_budget_used_bytes{direction=\"in\"}", 0.0..=0.0).await;
     let scrape = Scrape::of(admin.address).await;
     assert!(scrape.samples["sealwire_memory_given_up_total{direction=\"in\"}"] > 0.0);
@@ -148,7 +151,8 @@ async fn sockets_that_answer_pings_and_never_read_do_not_hold_memory_that_others
     for _ in 0..100 {
         bystander.request("keys.fetch", fetch.clone()).await;
     }
-    work(&bystander, 100).await;
+    let pace = Pace::default();
+    work(&bystander, 100, &pace, When::BeforeAttack).await;
     let mut attack = Vec::new();
     for (index, person) in people.iter().enumerate() {
         let socket = RawSocket::connect_narrow(network(index), &server, &person.token, Codec::Json).await;
@@ -173,11 +177,12 @@ async fn sockets_that_answer_pings_and_never_read_do_not_hold_memory_that_others
         }
         while Scrape::of(admin.address).await.samples[closes] < 36.0 {
             bystander.request("keys.fetch", fetch.clone()).await;
-            work(&bystander, 4).await;
+            work(&bystander, 4, &pace, When::DuringAttack).await;
         }
         is_over.store(true, Ordering::Relaxed);
     };
     tokio::join!(pongs, work);
+    pace.print("36 sockets are not read");
     let stalled = closed(&server, "slow consumer: queue does not move");
     // The latter if the queue was about to grow.
     let given_up = closed(&server, "slow consumer: queue given up") + closed(&server, "slow consumer");

@@ -7,6 +7,7 @@ use crate::{
     metrics::wait_for_sample,
     support::{
         Person, TestApp, eventually,
+        pace::{Pace, When},
         problem::assert_problem,
         raw::{BINARY, RawSocket, UpgradeResponse, header},
         sign_in,
@@ -41,8 +42,9 @@ async fn a_user_that_reconnects_all_the_time_holds_two_places_for_each_device() 
     let app = TestApp::start(&[("SERVER__MAX_CONNECTIONS", "8"), ("AUTH__MAX_DEVICES", "2")]);
     let (attacker, bystander) =
         (sign_in(&app, "attacker@example.org").await, sign_in(&app, "bystander@example.org").await);
+    let pace = Pace::default();
     for _ in 0..10 {
-        work(&app, &bystander).await;
+        pace.time(When::BeforeAttack, work(&app, &bystander)).await;
     }
     let is_over = AtomicBool::new(false);
     let attack = async {
@@ -62,11 +64,12 @@ async fn a_user_that_reconnects_all_the_time_holds_two_places_for_each_device() 
     };
     let bystander = async {
         for _ in 0..30 {
-            work(&app, &bystander).await;
+            pace.time(When::DuringAttack, work(&app, &bystander)).await;
         }
         is_over.store(true, Ordering::Relaxed);
     };
     tokio::join!(attack, bystander);
+    pace.print("a user connects all the time");
     wait_for_sample(app.admin(), OF_USERS, 10.0..=f64::MAX).await;
     wait_for_sample(app.admin(), OF_NETWORKS, 0.0..=0.0).await;
 }
