@@ -154,6 +154,7 @@ impl Application {
                 "cannot delete this node's heartbeat in time; others may call it unreachable for 30 seconds"
             ),
         }
+        self.tasks.end();
         if tokio::time::timeout(CLOSE_TIMEOUT, self.store.close()).await.is_err() {
             tracing::warn!("the database connections did not close in time");
         }

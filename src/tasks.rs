@@ -11,7 +11,11 @@ use std::{
     sync::{Arc, Mutex, PoisonError},
 };
 
-use tokio::{runtime::Handle, sync::watch, task::JoinHandle};
+use tokio::{
+    runtime::Handle,
+    sync::watch,
+    task::{AbortHandle, JoinHandle},
+};
 
 pub use self::work::Work;
 
@@ -24,6 +28,7 @@ pub struct Tasks {
     /// The first task that ended.
     ended: Arc<watch::Sender<Option<&'static str>>>,
     names: Arc<Mutex<BTreeSet<&'static str>>>,
+    started: Arc<Mutex<Vec<AbortHandle>>>,
 }
 
 impl Tasks {
@@ -31,7 +36,7 @@ impl Tasks {
     #[must_use]
     pub fn new(runtime: Handle) -> Self {
         let (batches, ended) = (runtime.clone(), Arc::new(watch::Sender::new(None)));
-        Self { work: Work::new(runtime), batches, ended, names: Arc::default() }
+        Self { work: Work::new(runtime), batches, ended, names: Arc::default(), started: Arc::default() }
     }
 
     /// Runs the batch workers on a runtime of their own.
@@ -71,10 +76,19 @@ impl Tasks {
         self.names.lock().unwrap_or_else(PoisonError::into_inner).insert(name);
         // Dropped whether the task returns or panics.
         let guard = EndGuard { name, ended: self.ended.clone() };
-        runtime.spawn(async move {
+        let task = runtime.spawn(async move {
             let _guard = guard;
             task.await;
-        })
+        });
+        self.started.lock().unwrap_or_else(PoisonError::into_inner).push(task.abort_handle());
+        task
+    }
+
+    /// Ends all background tasks, before what they use is closed: otherwise they would log that it fails.
+    pub fn end(&self) {
+        for task in self.started.lock().unwrap_or_else(PoisonError::into_inner).drain(..) {
+            task.abort();
+        }
     }
 
     /// The names of all background tasks started so far.
@@ -132,6 +146,14 @@ mod tests {
         tasks.spawn("steady", std::future::pending());
         tasks.spawn("shaky", async { panic!("a defect") });
         assert_eq!(timeout(SOON, tasks.first_ended()).await, Ok("shaky"));
+    }
+
+    #[tokio::test]
+    async fn background_tasks_can_be_ended() {
+        let tasks = Tasks::new(Handle::current());
+        let task = tasks.spawn("steady", std::future::pending());
+        tasks.end();
+        assert!(timeout(SOON, task).await.unwrap().unwrap_err().is_cancelled());
     }
 
     #[tokio::test]

@@ -51,14 +51,14 @@ pub struct ClockCheck {
 /// Checks the clock every minute, and as soon as it is set. Never returns.
 pub async fn check_clock_forever(service: Arc<Service>) {
     loop {
-        service.check_clock().await;
+        // Before the check, so that a change during it is noticed too.
         let (now, elapsed) = (service.clock.now(), service.clock.elapsed());
+        service.check_clock().await;
         let next = tokio::time::Instant::now() + EVERY;
         while tokio::time::Instant::now() < next {
             tokio::time::sleep(LOOK_EVERY).await;
             let expected = now + service.clock.elapsed().saturating_sub(elapsed);
-            let seen = service.clock.now();
-            if seen.since(expected).max(expected.since(seen)) > WARN_SKEW {
+            if difference(service.clock.now(), expected) > WARN_SKEW {
                 break;
             }
         }
@@ -132,14 +132,20 @@ impl Service {
 
     /// On PostgreSQL: compares the clock with the database's.
     async fn compared_cutoff(&self) -> Result<Option<Cutoff>, StoreError> {
-        let (before, began) = (self.clock.now(), self.clock.elapsed());
-        let database = self.clock.of_database(self.store.clock(before).await?);
-        // The database read its clock about halfway.
-        let own = before + self.clock.elapsed().saturating_sub(began) / 2;
-        let (ahead, behind) = (own.since(database), database.since(own));
-        let skew = ahead.max(behind);
+        let (own, database) = loop {
+            let (before, began) = (self.clock.now(), self.clock.elapsed());
+            let database = self.clock.of_database(self.store.clock(before).await?);
+            let took = self.clock.elapsed().saturating_sub(began);
+            // If the clock was set meanwhile, the times cannot be compared.
+            if difference(self.clock.now(), before + took) <= WARN_SKEW {
+                // The database read its clock about halfway.
+                break (before + took / 2, database);
+            }
+        };
+        let ahead = own.since(database);
+        let skew = difference(own, database);
         let is_wrong = skew > MAX_SKEW;
-        let seconds = i64::try_from(skew.as_secs()).unwrap_or(i64::MAX) * if ahead > behind { 1 } else { -1 };
+        let seconds = i64::try_from(skew.as_secs()).unwrap_or(i64::MAX) * if ahead > Duration::ZERO { 1 } else { -1 };
         let correction = if skew > WARN_SKEW { database.as_micros() - own.as_micros() } else { 0 };
         self.clock_correction.store(correction, Ordering::Relaxed);
         let mut check = self.clock_check();
@@ -196,6 +202,11 @@ impl Service {
         }
         Ok((trust != Trust::None).then_some(Cutoff { now: reading.now, and_future: trust == Trust::Full }))
     }
+}
+
+/// The time between two instants, whichever is first.
+fn difference(one: Timestamp, other: Timestamp) -> Duration {
+    one.since(other).max(other.since(one))
 }
 
 /// Logs what the guard has found, if it is not what it found before.
