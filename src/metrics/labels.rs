@@ -77,8 +77,8 @@ label! {
     }
 }
 
-/// Where a push goes: its kind, and whether the operator trusts its service. What clients choose fails as clients like, so it
-/// is counted apart.
+/// The kind of a push target, and whether the operator trusts its service. Services that clients choose are counted apart,
+/// because a client can choose one that fails.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum PushRoute {
     /// To a service of Web Push that the operator trusts.

@@ -135,7 +135,7 @@ impl Pushes {
         })
     }
 
-    /// Where pushes to a target go, for the metrics.
+    /// The label of a target in the metrics.
     fn route(&self, target: &PushTarget) -> PushRoute {
         let is_trusted = |endpoint: &str| self.sender.as_ref().is_some_and(|sender| sender.is_trusted(endpoint));
         match target {

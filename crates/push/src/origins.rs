@@ -6,8 +6,8 @@
 //! that are not proven share half of the places; with the proven ones, three quarters. The rest is left to the origins that
 //! the operator trusts: those of APNs and FCM, and well-known services of Web Push.
 //!
-//! A send for which there is no room even to wait is told when to come again. Each is told another time, so that a thousand
-//! sends to one origin do not all come at once.
+//! If the queue of an origin is full too, a send fails with the time after which to try again. These times differ, so that
+//! a thousand sends to one origin do not all come at once.
 
 use std::{
     collections::HashMap,
@@ -234,7 +234,7 @@ impl Origins {
         self.trusted.contains(origin)
     }
 
-    /// From now on there are no places, and sends that wait for one get none. They are told to come again at once: elsewhere.
+    /// Gives no more places. Sends that wait for one fail, to be tried again at once by another node.
     pub(crate) fn close(&self) {
         self.is_closed.send_replace(true);
     }

@@ -21,7 +21,7 @@ const USERS: usize = 16;
 /// times.
 const NETWORKS: usize = 8;
 
-/// Who asks for a push.
+/// The device, user and network that a push counts for.
 #[derive(Clone, Copy, Debug)]
 pub struct PlaceHolder {
     /// The device.
