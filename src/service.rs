@@ -51,7 +51,7 @@ use crate::{
     metrics::{Batch, Metrics},
     store::{
         BatchItem, BatchWorkers, Batcher, ClaimAnswer, ClaimRequest, Claims, ConnectionRegistration, DeferredMail,
-        DeviceStatus, FoundSession, MailAnswer, MailRequest, Mailboxes, Place, PoolUsage, RegisteredConnection,
+        DeviceStatus, FoundSession, FairPermit, FairPermits, MailAnswer, MailRequest, Mailboxes, Place, PoolUsage, RegisteredConnection,
         StatusRequest, Store, StoreError, TokenLookup, UserQueues,
     },
     tasks::{Tasks, Work},
@@ -171,8 +171,10 @@ pub struct Service {
     /// Bounds their number.
     blocking_permits: Arc<Semaphore>,
     over_limit_permits: Semaphore,
-    /// The operations that do not run in batches.
+    /// The operations of each user that do not run in batches.
     operations: UserQueues,
+    /// Bounds their number, over all users.
+    operation_permits: FairPermits,
     /// The look-ups of tokens, one of each token at a time.
     lookups: UserQueues<TokenHash>,
     /// The look-ups of tokens from networks that have made too many that failed.
@@ -191,6 +193,13 @@ pub struct Service {
     disconnects: Batcher<(DeviceId, Timestamp), ()>,
     tokens: Batcher<TokenLookup, Option<FoundSession>>,
     statuses: Batcher<StatusRequest, DeviceStatus>,
+}
+
+/// The place of an operation that does not run in a batch: among those of its user, and among all of the node.
+#[must_use = "dropping a place gives it back at once"]
+pub struct OperationPlace {
+    _permit: FairPermit,
+    _of_user: Place,
 }
 
 /// Signals to other devices that a use case caused. Send them with [`Service::notify`], after the reply.
@@ -362,6 +371,7 @@ impl Service {
         let limits = Limits::new(&policy.limits);
         let shown_codes = policy.shows_codes.then(ShownCodes::default);
         let operations = UserQueues::new(OPERATIONS_PER_USER, metrics.clone());
+        let operation_permits = FairPermits::new(store.concurrent_operations());
         let lookups = UserQueues::new(1, metrics.clone());
         let polls = UserQueues::new(1, metrics.clone());
         let verifications = UserQueues::new(1, metrics.clone());
@@ -390,6 +400,7 @@ impl Service {
             blocking_permits: Arc::new(Semaphore::new(BLOCKING_CLAIMS)),
             over_limit_permits: Semaphore::new(OVER_LIMIT_READS),
             operations,
+            operation_permits,
             lookups,
             over_limit_lookups: Semaphore::new(OVER_LIMIT_LOOKUPS),
             polls,
@@ -413,8 +424,25 @@ impl Service {
     /// Waits until an operation of the user may run that is not part of a batch. Hold the place while it runs.
     ///
     /// # Errors
+    /// `unavailable` if too many operations of the user wait, or none gets a place for as long as none would get a
+    /// database connection.
+    pub async fn enter(&self, user: UserId) -> Result<OperationPlace, Refusal> {
+        let places = async {
+            let of_user = self.operations.enter(user).await?;
+            Ok(OperationPlace { _permit: self.operation_permits.acquire(user).await?, _of_user: of_user })
+        };
+        match tokio::time::timeout(self.store.health().acquire_timeout(), places).await {
+            Ok(entered) => entered.map_err(|error: StoreError| error.into()),
+            Err(_) => Err(Refusal::Unavailable),
+        }
+    }
+
+    /// Waits until one more operation of the user may run that needs no database connection of its own, or has one from
+    /// elsewhere.
+    ///
+    /// # Errors
     /// `unavailable` if too many operations of the user wait.
-    pub async fn enter(&self, user: UserId) -> Result<Place, Refusal> {
+    pub async fn enter_without_connection(&self, user: UserId) -> Result<Place, Refusal> {
         Ok(self.operations.enter(user).await?)
     }
 

@@ -19,6 +19,7 @@ mod device_age;
 mod device_status;
 mod devices;
 mod error;
+mod fair_permits;
 mod fair_queue;
 mod health;
 mod keys;
@@ -56,6 +57,7 @@ pub use connections::{ConnectionRegistration, ConnectionState, RegisteredConnect
 pub use device_status::{DeviceStatus, StatusRequest};
 pub use devices::RevokedDevice;
 pub use error::StoreError;
+pub use fair_permits::{FairPermit, FairPermits};
 pub use health::DatabaseHealth;
 pub use keys::{PublishOutcome, PublishReport};
 pub use mailbox::{AcceptedMessage, AckRequest, DeferredMail, MailAnswer, MailRequest, Mailboxes, SendRequest};
@@ -212,16 +214,30 @@ impl Store {
     }
 
     /// The same store for batch workers. On PostgreSQL it uses the connections reserved for them, which are opened on
-    /// the workers' runtime and are never busy with other work.
+    /// the workers' runtime and are never busy with other work. On SQLite a batch waits for at most one operation outside
+    /// the batches before it gets the writer.
     #[must_use]
     pub fn for_batch_workers(&self) -> Self {
         let database = match self.database.clone() {
             Database::Postgres(server) => {
                 Database::Postgres(PostgresPools { connections: server.batch_connections.clone(), ..server })
             }
-            file @ Database::Sqlite(_) => file,
+            Database::Sqlite(file) => {
+                Database::Sqlite(SqlitePools { writer: file.writer.without_queue(), ..file })
+            }
         };
         Self { database, ..self.clone() }
+    }
+
+    /// Number of operations outside the batches that should run at a time: two thirds of the connections that they share
+    /// with sign-ins and background work, and at least six.
+    #[must_use]
+    pub fn concurrent_operations(&self) -> usize {
+        let connections = match &self.database {
+            Database::Sqlite(file) => PoolUsage::of(&file.readers).limit,
+            Database::Postgres(server) => PoolUsage::of(&server.connections).limit * 2 / 3,
+        };
+        connections.max(6) as usize
     }
 
     /// Maximum number of claim batches in flight. SQLite has one writer; PostgreSQL can run some batches while others

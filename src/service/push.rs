@@ -37,7 +37,7 @@ use crate::{
 };
 
 /// Interval between looks at the wake-ups that are due.
-const LOOK_EVERY: Duration = Duration::from_millis(500);
+const LOOK_EVERY: Duration = Duration::from_millis(250);
 /// The pause after the database has failed.
 const PAUSE_AFTER_FAILURE: Duration = Duration::from_secs(5);
 /// For how long a node takes a wake-up: longer than a push takes, with its wait for a place.
@@ -57,7 +57,7 @@ const MAX_REQUESTED: usize = 256;
 /// Maximum number of confirmations that are being sent or wait for their next try. Each takes about 4 KB of memory.
 const MAX_CONFIRMATIONS: usize = 4096;
 /// The shortest pause after which a push is tried again for which there was no place.
-const BUSY_PAUSE: Duration = Duration::from_secs(1);
+const BUSY_PAUSE: Duration = Duration::from_millis(250);
 /// Registrations of a device in an hour.
 const REGISTRATIONS_PER_HOUR: usize = 5;
 /// Tests of a device in a minute.

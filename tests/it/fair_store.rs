@@ -20,6 +20,10 @@ use crate::{
     },
 };
 
+/// The messages of many rounds would exceed these limits.
+const UNLIMITED_SENDS: &[(&str, &str)] =
+    &[("LIMITS__SENDS_PER_PAIR_SECOND", "0"), ("LIMITS__SENDS_PER_DEVICE_SECOND", "0")];
+
 const DEVICE: &str = "SELECT id FROM devices WHERE id = $1 FOR UPDATE";
 const MAILBOX: &str = "SELECT device_id FROM mailboxes WHERE device_id = $1 FOR UPDATE";
 
@@ -133,12 +137,12 @@ async fn assert_users_that_flood_the_store_do_not_stop_others(node: &ServerProce
 /// There is one writer, for which the renames of the attackers wait too.
 #[tokio::test(flavor = "multi_thread")]
 async fn users_that_flood_the_store_do_not_stop_others_on_sqlite() {
-    assert_users_that_flood_the_store_do_not_stop_others(&ServerProcess::start(&[]).await).await;
+    assert_users_that_flood_the_store_do_not_stop_others(&ServerProcess::start(UNLIMITED_SENDS).await).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn users_that_flood_the_store_do_not_stop_others_on_postgres() {
-    let (cluster, _admin) = node(&[]).await;
+    let (cluster, _admin) = node(UNLIMITED_SENDS).await;
     assert_users_that_flood_the_store_do_not_stop_others(&cluster.nodes[0]).await;
 }
 
@@ -343,8 +347,9 @@ impl Publishing {
 
 async fn assert_wrong_signatures_do_not_stop_others(server: &impl Server) {
     let mut others = Publishing::prepare(server).await;
+    let pace = Pace::default();
     for _ in 0..50 {
-        others.work().await;
+        pace.time(When::BeforeAttack, others.work()).await;
     }
     let mut attackers = Vec::new();
     for index in 0..4 {
@@ -381,19 +386,16 @@ async fn assert_wrong_signatures_do_not_stop_others(server: &impl Server) {
     });
     let others = async {
         while others.rounds < 100 || wrong.load(Ordering::Relaxed) < 100 {
-            others.work().await;
+            pace.time(When::DuringAttack, others.work()).await;
         }
         is_over.store(true, Ordering::Relaxed);
     };
     tokio::join!(join_all(attack), others);
+    pace.print("four accounts publish invalid signatures");
     for (socket, _) in &attackers {
         assert_eq!(socket.request("keys.status", json!({})).await["pq_one_time"], 0, "nothing was stored");
     }
 }
-
-/// The messages of many rounds would exceed these limits.
-const UNLIMITED_SENDS: &[(&str, &str)] =
-    &[("LIMITS__SENDS_PER_PAIR_SECOND", "0"), ("LIMITS__SENDS_PER_DEVICE_SECOND", "0")];
 
 #[tokio::test(flavor = "multi_thread")]
 async fn publishes_of_a_hundred_signatures_of_which_the_last_is_wrong_do_not_stop_others_on_sqlite() {

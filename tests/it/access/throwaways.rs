@@ -6,7 +6,11 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use futures_util::future::join_all;
 
 use super::*;
-use crate::support::{Cluster, ServerProcess, code, mailing::content};
+use crate::support::{
+    Cluster, ServerProcess, code,
+    mailing::content,
+    pace::{Pace, When},
+};
 
 /// The defaults of the server, which other tests turn off.
 const DEFAULTS: Settings = &[("LIMITS__STRANGER_KEYS_PER_DEVICE_HOUR", "20"), ("MAILBOX__STRANGER_SHARE", "0.25")];
@@ -104,8 +108,9 @@ async fn claim(by: &Member, of: &Person, access: Option<&str>) -> Value {
 
 /// The friends do three rounds of work, and then three more during the attack.
 async fn attack_and_work(scene: &Scene) {
+    let pace = Pace::default();
     for round in 0..3 {
-        scene.friends_work(round).await;
+        pace.time(When::BeforeAttack, scene.friends_work(round)).await;
     }
     let (counts, is_over) = (AttackCounts::default(), AtomicBool::new(false));
     let attack = scene.attackers.iter().map(|attacker| scene.attack(attacker, &counts, &is_over));
@@ -115,11 +120,12 @@ async fn attack_and_work(scene: &Scene) {
             tokio::time::sleep(Duration::from_millis(10)).await;
         }
         for round in 3..6 {
-            scene.friends_work(round).await;
+            pace.time(When::DuringAttack, scene.friends_work(round)).await;
         }
         is_over.store(true, Ordering::Relaxed);
     };
     tokio::join!(join_all(attack), work);
+    pace.print("eleven accounts fill a mailbox and drain a pool");
     // A quarter of 64 MiB, and twenty claims an hour.
     assert_eq!((counts.stored.into_inner(), counts.claimed.into_inner()), (512, 20));
 }

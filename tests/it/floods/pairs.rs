@@ -14,6 +14,7 @@ use crate::{
     support::{
         Cluster, Codec, Member, Server, ServerProcess, Services, code,
         mailing::{content, message},
+        pace::{Pace, When},
         problem::assert_problem,
     },
 };
@@ -99,8 +100,9 @@ async fn assert_a_flood_stops_nobody(server: &impl Server, admin: SocketAddr) {
         attackers.push(join(server, "attacker").await);
     }
     let flood = "x".repeat(CONTENT);
+    let pace = Pace::default();
     for number in 0..30 {
-        assert_eq!(exchange(&friend, &victim, number, &flood).await, 0);
+        assert_eq!(pace.time(When::BeforeAttack, exchange(&friend, &victim, number, &flood)).await, 0);
     }
     let began = Instant::now();
     let (is_over, accepted, refused) = (AtomicBool::new(false), AtomicU64::new(0), AtomicU64::new(0));
@@ -127,12 +129,13 @@ async fn assert_a_flood_stops_nobody(server: &impl Server, admin: SocketAddr) {
     let others = async {
         let mut received = 0;
         for number in 30..90 {
-            received += exchange(&friend, &victim, number, &flood).await;
+            received += pace.time(When::DuringAttack, exchange(&friend, &victim, number, &flood)).await;
         }
         is_over.store(true, Ordering::Relaxed);
         received
     };
     let (_, received) = tokio::join!(join_all(attack), others);
+    pace.print("one account pushes at one user");
     let (accepted, refused) = (accepted.into_inner(), refused.into_inner());
     // A hundred at once, then twenty a second.
     let most = 101 + 20 * (began.elapsed().as_secs() + 1);

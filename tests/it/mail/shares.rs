@@ -14,6 +14,7 @@ use crate::{
     support::{
         Cluster, Codec, Person, Server, ServerProcess, Services, Socket, TestApp, eventually, http, keys::base64,
         mail_server::MailServer,
+        pace::{Pace, When},
     },
 };
 
@@ -98,10 +99,12 @@ impl Node {
 /// All networks of the attack ask for codes at a domain that hangs.
 async fn thirty_five_networks_attack_one_domain(server: &ServerProcess, mail: &MailServer) {
     mail.state.hang_for(Some("@slow.example"));
-    people_sign_in(server, mail, "before", 20).await;
+    let pace = Pace::default();
+    pace.time(When::BeforeAttack, people_sign_in(server, mail, "before", 20)).await;
     attack(server, CODES, |network, number| format!("victim{network}-{number}@slow.example")).await;
     mail.state.wait_for_hanging(1).await;
-    people_sign_in(server, mail, "during", 20).await;
+    pace.time(When::DuringAttack, people_sign_in(server, mail, "during", 20)).await;
+    pace.print("35 networks ask for mail to a domain that hangs");
     // The domain held its share of 128 places, and the rest was dropped.
     let dropped = "sealwire_mails_dropped_total{reason=\"domain\"}";
     wait_for_sample(server.admin(), dropped, 100.0..=(35.0 * 30.0 - 128.0)).await;

@@ -1,26 +1,32 @@
 //! Limits look-ups of host names, because clients choose the names, and a look-up that hangs blocks a thread.
 //!
-//! Look-ups of one name at the same time are joined, and a site has few. A look-up that has begun keeps its place until the
+//! Look-ups of one name at the same time are joined, and a site has few. Sites whose last look-up was slow share half of all
+//! places for an hour, so that names that hang leave the other half. A look-up that has begun keeps its place until the
 //! resolver is done, even if nobody waits for it any more; one that has not begun is given up with its callers.
 
 use std::{
     collections::HashMap,
     io,
     net::IpAddr,
-    sync::{Arc, Mutex, PoisonError, Weak},
+    sync::{Arc, Mutex, MutexGuard, PoisonError, Weak},
 };
 
 use tokio::{
     sync::{OnceCell, Semaphore},
     task,
+    time::{Duration, Instant},
 };
 
 use super::resolver::Resolve;
 
 /// Look-ups of the names of one site at a time.
 const PER_SITE: usize = 2;
-/// Number of names, or of sites, above which those are forgotten that are not in use.
+/// Number of names, or of sites, above which those are forgotten that are not in use; of slow sites, the oldest.
 const CLEAN_UP_ABOVE: usize = 1024;
+/// A look-up that takes longer is slow.
+const SLOW: Duration = Duration::from_secs(1);
+/// How long a site is known as slow.
+const SLOW_FOR: Duration = Duration::from_hours(1);
 
 /// An error is shared by the callers, and cannot be cloned.
 type Shared = Result<Vec<IpAddr>, Arc<io::Error>>;
@@ -29,19 +35,47 @@ type Shared = Result<Vec<IpAddr>, Arc<io::Error>>;
 pub(crate) struct LookUps {
     resolver: Arc<dyn Resolve>,
     all: Arc<Semaphore>,
-    table: Mutex<Table>,
+    /// The part of the places that slow sites can take.
+    slow: Arc<Semaphore>,
+    table: Arc<Mutex<Table>>,
 }
 
 #[derive(Default)]
 struct Table {
     names: HashMap<Box<str>, Weak<OnceCell<Shared>>>,
     sites: HashMap<Box<str>, Weak<Semaphore>>,
+    /// Sites whose last look-up was slow, and when it ended.
+    slow_sites: HashMap<Box<str>, Instant>,
+}
+
+impl Table {
+    fn is_slow(&self, site: &str) -> bool {
+        self.slow_sites.get(site).is_some_and(|at| at.elapsed() < SLOW_FOR)
+    }
+
+    fn note(&mut self, site: &str, was_slow: bool) {
+        if !was_slow {
+            self.slow_sites.remove(site);
+            return;
+        }
+        if self.slow_sites.len() >= CLEAN_UP_ABOVE
+            && let Some(oldest) = self.slow_sites.iter().min_by_key(|(_, at)| **at).map(|(site, _)| site.clone())
+        {
+            self.slow_sites.remove(&oldest);
+        }
+        self.slow_sites.insert(site.into(), Instant::now());
+    }
+}
+
+fn lock(table: &Mutex<Table>) -> MutexGuard<'_, Table> {
+    table.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 impl LookUps {
     /// At most `all` look-ups at a time.
     pub(crate) fn new(resolver: Arc<dyn Resolve>, all: usize) -> Self {
-        Self { resolver, all: Arc::new(Semaphore::new(all)), table: Mutex::default() }
+        let slow = Arc::new(Semaphore::new(all.div_ceil(2)));
+        Self { resolver, all: Arc::new(Semaphore::new(all)), slow, table: Arc::default() }
     }
 
     /// Looks up the addresses of a name.
@@ -50,8 +84,8 @@ impl LookUps {
     /// That of the resolver.
     pub(crate) async fn resolve(&self, name: &str) -> io::Result<Vec<IpAddr>> {
         let (cell, site) = {
-            let mut table = self.table.lock().unwrap_or_else(PoisonError::into_inner);
-            let Table { names, sites } = &mut *table;
+            let mut table = lock(&self.table);
+            let Table { names, sites, .. } = &mut *table;
             (entry(names, name, OnceCell::new), entry(sites, site_of(name), || Semaphore::new(PER_SITE)))
         };
         let found = cell.get_or_init(|| self.look_up(name, site)).await;
@@ -61,11 +95,15 @@ impl LookUps {
     async fn look_up(&self, name: &str, site: Arc<Semaphore>) -> Shared {
         let failed = |error| Arc::new(io::Error::other(error));
         let of_site = site.acquire_owned().await.map_err(failed)?;
+        let is_slow = lock(&self.table).is_slow(site_of(name));
+        let of_slow = if is_slow { Some(Arc::clone(&self.slow).acquire_owned().await.map_err(failed)?) } else { None };
         let of_all = Arc::clone(&self.all).acquire_owned().await.map_err(failed)?;
         let resolving = self.resolver.resolve(name);
+        let (table, site, began) = (Arc::clone(&self.table), Box::<str>::from(site_of(name)), Instant::now());
         let look_up = task::spawn(async move {
             let found = resolving.await;
-            drop((of_site, of_all));
+            lock(&table).note(&site, began.elapsed() > SLOW);
+            drop((of_site, of_slow, of_all));
             found
         });
         look_up.await.map_err(|error| Arc::new(io::Error::other(error)))?.map_err(Arc::new)
@@ -161,6 +199,32 @@ mod tests {
         assert!(look_ups.resolve("push.honest.example").await.is_ok());
         let table = look_ups.table.lock().unwrap();
         assert!(table.sites["attacker.example"].upgrade().is_some(), "its two still hang");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn slow_sites_leave_half_of_the_places() {
+        let (look_ups, counting) = look_ups(4);
+        let ask = |site: usize| {
+            let look_ups = look_ups.clone();
+            task::spawn(async move { look_ups.resolve(&format!("slow.{site}.example")).await.unwrap() })
+        };
+        // Four sites become known as slow, and are looked up again.
+        let first: Vec<_> = (0..4).map(ask).collect();
+        for asked in first {
+            asked.await.unwrap();
+        }
+        let again: Vec<_> = (0..4).map(ask).collect();
+        while counting.0.load(Relaxed) < 6 {
+            task::yield_now().await;
+        }
+        let began = Instant::now();
+        look_ups.resolve("push.honest.example").await.unwrap();
+        assert_eq!((began.elapsed(), counting.0.load(Relaxed)), (Duration::ZERO, 7), "two slow ones wait");
+        for asked in again {
+            asked.await.unwrap();
+        }
+        tokio::time::sleep(SLOW_FOR).await;
+        assert!(!look_ups.table.lock().unwrap().is_slow("0.example"));
     }
 
     #[tokio::test(start_paused = true)]
