@@ -72,7 +72,7 @@ pub async fn seed(
             out.write_all(b"\n")?;
             let (registration_id, keys) =
                 entropy.draw(|rng| (rng.random_range(1..=16380), signal_x3dh_keys(rng, plan.prekeys)));
-            let keys = keys.verify(None, &HashSet::default(), now + policy.signed_prekey_lifetime)?;
+            let keys = keys.verify(None, HashSet::default(), now + policy.signed_prekey_lifetime)?;
             let email = email.clone();
             batch.push(SeedDevice { caller, email, registration_id, session, keys });
             made += 1;

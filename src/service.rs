@@ -51,8 +51,8 @@ use crate::{
     metrics::{Batch, Metrics},
     store::{
         BatchItem, BatchWorkers, Batcher, ClaimAnswer, ClaimRequest, Claims, ConnectionRegistration, DeferredMail,
-        DeviceStatus, FoundSession, FairPermit, FairPermits, MailAnswer, MailRequest, Mailboxes, Place, PoolUsage, RegisteredConnection,
-        StatusRequest, Store, StoreError, TokenLookup, UserQueues,
+        DeviceStatus, FairPermit, FairPermits, FoundSession, MailAnswer, MailRequest, Mailboxes, Place, PoolUsage,
+        RegisteredConnection, StatusRequest, Store, StoreError, TokenLookup, UserQueues,
     },
     tasks::{Tasks, Work},
     usage_limits::UsageLimits,
@@ -185,8 +185,8 @@ pub struct Service {
     poll_permits: Semaphore,
     /// The publishes whose signatures are being verified: one of each user.
     verifications: UserQueues,
-    /// Bounds their number, over all users.
-    verification_permits: Arc<Semaphore>,
+    /// Bounds the number of their parts that are verified at a time, over all users.
+    verification_permits: FairPermits,
     /// Has one worker, so that a device's sends keep their order.
     mail: Batcher<MailRequest, MailAnswer>,
     connections: Batcher<ConnectionRegistration, RegisteredConnection>,
@@ -376,7 +376,8 @@ impl Service {
         let polls = UserQueues::new(1, metrics.clone());
         let verifications = UserQueues::new(1, metrics.clone());
         let cores = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
-        let verification_permits = Arc::new(Semaphore::new(cores));
+        // The other half is left to everything else.
+        let verification_permits = FairPermits::new(cores.div_ceil(2));
         Self {
             store,
             bus,

@@ -222,9 +222,7 @@ impl Store {
             Database::Postgres(server) => {
                 Database::Postgres(PostgresPools { connections: server.batch_connections.clone(), ..server })
             }
-            Database::Sqlite(file) => {
-                Database::Sqlite(SqlitePools { writer: file.writer.without_queue(), ..file })
-            }
+            Database::Sqlite(file) => Database::Sqlite(SqlitePools { writer: file.writer.without_queue(), ..file }),
         };
         Self { database, ..self.clone() }
     }

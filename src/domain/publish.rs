@@ -1,6 +1,6 @@
 //! Publish requests: parsed and verified once, then passed on as [`VerifiedPublish`].
 
-use std::collections::HashSet;
+use std::{collections::HashSet, vec};
 
 use sealwire_protocol::limits::{MAX_KEYS_PER_PUBLISH, MAX_SIGNED_PREKEY_LIFETIME};
 
@@ -10,6 +10,9 @@ use super::{
     refusal::KeyFault,
     signature::Verifier,
 };
+
+/// Number of signatures after which those of others can come. They take about half a millisecond.
+const SIGNATURES_PER_PART: usize = 10;
 
 /// A key without a signature of its own, as sent.
 #[derive(Clone, Debug)]
@@ -94,7 +97,7 @@ pub struct VerifiedPqPrekey {
 }
 
 /// A publish whose keys are valid in the device's suite and whose signatures verify under its identity key. Only
-/// [`PublishRequest::verify`] creates it.
+/// [`PublishRequest::start_verification`] leads to it.
 #[derive(Clone, Debug)]
 pub struct VerifiedPublish {
     identity: Identity,
@@ -179,20 +182,39 @@ impl PublishRequest {
         }
     }
 
-    /// Parses every key and verifies every signature that is not `known`, up to the first that fails: under the `stored`
-    /// identity if the device has published before, otherwise under the one in the request. A signed prekey without `expires_at` expires at `default_expiry`. A full
-    /// request takes milliseconds of arithmetic: call this while no transaction is open.
+    /// Parses every key and verifies every signature, as [`Self::start_verification`] and [`PublishVerification::go_on`] do.
+    ///
+    /// # Errors
+    /// Those of `start_verification` and `go_on`.
+    pub fn verify(
+        self,
+        stored: Option<&Identity>,
+        known: KnownSignatures,
+        default_expiry: Timestamp,
+    ) -> Result<VerifiedPublish, Refusal> {
+        let mut verification = self.start_verification(stored, known, default_expiry)?;
+        loop {
+            match verification {
+                Verification::Done(publish) => return Ok(*publish),
+                Verification::Begun(rest) => verification = rest.go_on()?,
+            }
+        }
+    }
+
+    /// Parses the keys and verifies the signatures that are not `known`, except those of PQ one-time keys, up to the first that
+    /// fails: under the `stored` identity if the device has published before, otherwise under the one in the request. A signed
+    /// prekey without `expires_at` expires at `default_expiry`.
     ///
     /// # Errors
     /// `identity_conflict` if suite or identity key differ from the stored ones; `incomplete_keys` if a first publish
     /// is not complete; `bad_request` for PQ keys under a suite without them; `invalid_key` or `invalid_signature` with
     /// field and id of the first part that fails.
-    pub fn verify(
+    pub fn start_verification(
         self,
         stored: Option<&Identity>,
-        known: &KnownSignatures,
+        known: KnownSignatures,
         default_expiry: Timestamp,
-    ) -> Result<VerifiedPublish, Refusal> {
+    ) -> Result<Verification, Refusal> {
         let identity = match stored {
             Some(stored) => self.confirm(stored)?,
             None => self.first_identity()?,
@@ -207,18 +229,17 @@ impl PublishRequest {
         };
         let one_time = self.one_time.iter().map(|key| verifier.one_time(key)).collect::<Result<_, _>>()?;
         let pq_last_resort = self.pq_last_resort.map(|key| verifier.pq("pq_last_resort", &key)).transpose()?;
-        let pq_one_time =
-            self.pq_one_time.iter().map(|key| verifier.pq("pq_one_time", key)).collect::<Result<_, _>>()?;
-        Ok(VerifiedPublish {
+        let publish = VerifiedPublish {
             identity,
             is_complete,
             signed_prekey,
             one_time,
             pq_last_resort,
-            pq_one_time,
+            pq_one_time: Vec::with_capacity(self.pq_one_time.len()),
             replace: self.replace,
             expect_pool_version: self.expect_pool_version,
-        })
+        };
+        Ok(Box::new(PublishVerification { verifier, publish, rest: self.pq_one_time.into_iter() }).state())
     }
 
     /// The stored identity.
@@ -261,14 +282,52 @@ impl PublishRequest {
     }
 }
 
-/// Parses and verifies the keys of one publish.
-struct PublishVerifier<'k> {
-    suite: Suite,
-    signatures: Verifier,
-    known: &'k KnownSignatures,
+/// How far the verification of a publish is.
+pub enum Verification {
+    /// Signatures of PQ one-time keys are left.
+    Begun(Box<PublishVerification>),
+    /// Everything is verified.
+    Done(Box<VerifiedPublish>),
 }
 
-impl PublishVerifier<'_> {
+/// A publish whose verification has begun. A full publish takes milliseconds of arithmetic, so it is done in parts, between
+/// which those of others can be done.
+pub struct PublishVerification {
+    verifier: PublishVerifier,
+    /// What is verified.
+    publish: VerifiedPublish,
+    rest: vec::IntoIter<SignedKey>,
+}
+
+impl PublishVerification {
+    /// Verifies the next ten signatures of PQ one-time keys, up to the first that fails.
+    ///
+    /// # Errors
+    /// `invalid_key` or `invalid_signature` with the id of the key.
+    pub fn go_on(mut self: Box<Self>) -> Result<Verification, Refusal> {
+        for key in self.rest.by_ref().take(SIGNATURES_PER_PART) {
+            self.publish.pq_one_time.push(self.verifier.pq("pq_one_time", &key)?);
+        }
+        Ok(self.state())
+    }
+
+    fn state(self: Box<Self>) -> Verification {
+        if self.rest.as_slice().is_empty() {
+            Verification::Done(Box::new(self.publish))
+        } else {
+            Verification::Begun(self)
+        }
+    }
+}
+
+/// Parses and verifies the keys of one publish.
+struct PublishVerifier {
+    suite: Suite,
+    signatures: Verifier,
+    known: KnownSignatures,
+}
+
+impl PublishVerifier {
     /// The signature over `key`, verified now or when the key was stored.
     fn verified(&self, key: &[u8], signature: &[u8]) -> Result<Signature, KeyError> {
         match signature.try_into() {

@@ -5,7 +5,7 @@ use crate::{
     domain::{
         AccessKey, Bundles, Caller, ClaimId, DeviceId, KeysStatus, OneTimeOutcome, Refusal, UserId,
         bundle::{KeysDigest, UsableSuites},
-        publish::PublishRequest,
+        publish::{PublishRequest, Verification, VerifiedPublish},
     },
     metrics::ClaimOutcome,
     store::{ClaimAnswer, ClaimRequest, PublishOutcome, StatusRequest, StoreError},
@@ -23,23 +23,38 @@ impl Service {
         let (stored, known) = self.store.publish_basis(caller, &request, now).await?;
         drop(place);
         let default_expiry = now + self.policy.signed_prekey_lifetime;
-        let publish = self.verify(caller.user, move || request.verify(stored.as_ref(), &known, default_expiry)).await?;
+        let start = move || request.start_verification(stored.as_ref(), known, default_expiry);
+        let publish = self.verify(caller.user, start).await?;
         let _place = self.enter(caller.user).await?;
         Ok(self.store.publish(caller, &publish, now).await?)
     }
 
-    /// Runs the verification of a publish on a thread that may block, because it takes milliseconds of arithmetic: one of
-    /// each user at a time, and as many as there are cores.
-    async fn verify<T: Send + 'static>(
+    /// Verifies a publish: one of each user at a time. Users take turns with the parts of it.
+    async fn verify(
         &self,
         user: UserId,
-        verify: impl FnOnce() -> Result<T, Refusal> + Send + 'static,
-    ) -> Result<T, Refusal> {
+        start: impl FnOnce() -> Result<Verification, Refusal> + Send + 'static,
+    ) -> Result<VerifiedPublish, Refusal> {
         let _place = self.verifications.enter(user).await?;
-        let permit = self.verification_permits.clone().acquire_owned().await.map_err(|_| Refusal::Unavailable)?;
+        let mut verification = self.verify_part(user, start).await?;
+        loop {
+            match verification {
+                Verification::Done(publish) => return Ok(*publish),
+                Verification::Begun(rest) => verification = self.verify_part(user, || rest.go_on()).await?,
+            }
+        }
+    }
+
+    /// Runs a part of a verification on a thread that may block, because it is arithmetic.
+    async fn verify_part(
+        &self,
+        user: UserId,
+        part: impl FnOnce() -> Result<Verification, Refusal> + Send + 'static,
+    ) -> Result<Verification, Refusal> {
+        let permit = self.verification_permits.acquire(user).await?;
         let verified = tokio::task::spawn_blocking(move || {
             let _permit = permit;
-            verify()
+            part()
         });
         verified.await.map_err(|_| Refusal::Internal)?
     }

@@ -154,7 +154,7 @@ struct KeptConnections<DB: Engine> {
 }
 
 /// A connection that was taken from the pool.
-struct Taken<DB: Engine> {
+struct Acquired<DB: Engine> {
     connection: PoolConnection<DB>,
     /// When sqlx handed it out.
     taken_at: Instant,
@@ -228,7 +228,7 @@ impl<DB: Engine> DatabasePool<DB> {
         let began = Instant::now();
         let acquired = timeout(self.health.acquire_timeout(), self.take()).await;
         match acquired.unwrap_or(Err(sqlx::Error::PoolTimedOut)) {
-            Ok(Taken { connection, taken_at, permit }) => Ok(PooledConnection {
+            Ok(Acquired { connection, taken_at, permit }) => Ok(PooledConnection {
                 connection: Some(connection),
                 taken_at,
                 permit: Some(permit),
@@ -259,20 +259,19 @@ impl<DB: Engine> DatabasePool<DB> {
 }
 
 impl<DB: Engine> DatabasePool<DB> {
-    async fn take(&self) -> Result<Taken<DB>, sqlx::Error> {
-        let permit = async |permits: &Arc<Semaphore>| {
-            permits.clone().acquire_owned().await.map_err(|_| sqlx::Error::PoolClosed)
-        };
+    async fn take(&self) -> Result<Acquired<DB>, sqlx::Error> {
+        let permit =
+            async |permits: &Arc<Semaphore>| permits.clone().acquire_owned().await.map_err(|_| sqlx::Error::PoolClosed);
         let turn = match &self.queue {
             Some(queue) => Some(permit(queue).await?),
             None => None,
         };
         let permit = Permit { _connection: permit(&self.permits).await?, _turn: turn };
         if let Some(kept) = self.take_kept() {
-            return Ok(Taken { connection: kept.connection, taken_at: kept.taken_at, permit });
+            return Ok(Acquired { connection: kept.connection, taken_at: kept.taken_at, permit });
         }
         let connection = self.pool.acquire().await?;
-        Ok(Taken { connection, taken_at: Instant::now(), permit })
+        Ok(Acquired { connection, taken_at: Instant::now(), permit })
     }
 
     /// Takes a kept connection that can be used without a ping.

@@ -45,7 +45,7 @@ fn read(format: Format, bytes: &[u8]) {
     let publish = request.params::<PublishKeysRequest>(format, bytes);
     let _ = publish.map(|params| {
         edge::keys::publish_request(params)
-            .verify(None, &HashSet::new(), Timestamp::parse("2026-01-01T00:00:00Z").unwrap())
+            .verify(None, HashSet::new(), Timestamp::parse("2026-01-01T00:00:00Z").unwrap())
             .is_ok()
     });
     let _ = request

@@ -198,7 +198,7 @@ async fn publish_request(
     request: PublishRequest,
     now: Timestamp,
 ) -> Result<PublishOutcome, StoreError> {
-    let publish = request.verify(Some(&identity()), &HashSet::new(), now + Duration::from_hours(720)).unwrap();
+    let publish = request.verify(Some(&identity()), HashSet::new(), now + Duration::from_hours(720)).unwrap();
     store.publish(caller, &publish, now).await
 }
 

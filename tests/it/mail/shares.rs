@@ -12,7 +12,8 @@ use crate::{
     auth::{BEHIND_A_PROXY, code_for, offered_bits, post_as},
     metrics::{value, wait_for_sample},
     support::{
-        Cluster, Codec, Person, Server, ServerProcess, Services, Socket, TestApp, eventually, http, keys::base64,
+        Cluster, Codec, Person, Server, ServerProcess, Services, Socket, TestApp, eventually, http,
+        keys::base64,
         mail_server::MailServer,
         pace::{Pace, When},
     },
