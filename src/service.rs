@@ -65,8 +65,6 @@ use shown_codes::ShownCodes;
 /// How long the result of a database check is reused.
 const LATENCY_KEPT: Duration = Duration::from_secs(1);
 
-/// Maximum number of claims per transaction. Chosen with `loadtest/claims`, together with the number of workers.
-const CLAIMS_PER_BATCH: usize = 128;
 /// Maximum number of sends and acks per transaction.
 const MAIL_PER_BATCH: usize = 256;
 /// Maximum number of connections that one transaction registers.
@@ -338,7 +336,7 @@ impl Service {
         let blocking_claims = Claims::new(store.clone(), drain, limits.stranger_keys_per_device_hour);
         let batches = Batches { tasks, metrics: &metrics, store: &store };
         let claims = blocking_claims.clone().with_store(store.for_batch_workers());
-        let claims = batches.start("claims", Batch::Claims, CLAIMS_PER_BATCH, store.claim_workers(), {
+        let claims = batches.start("claims", Batch::Claims, store.claims_per_batch(), store.claim_workers(), {
             let bus = bus.clone();
             move |items| {
                 let (claims, bus) = (claims.clone(), bus.clone());

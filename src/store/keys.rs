@@ -275,6 +275,11 @@ impl Store {
             };
             list.push(key_id.get());
         }
+        if kind == KeyKind::OneTime && !report.accepted.is_sorted() {
+            let mut by_id: Vec<i64> = report.accepted.iter().copied().map(i64::from).collect();
+            by_id.sort_unstable();
+            tx.query(sql::ORDER_ONE_TIME).bind(device.0).bind_rows([Column::Integers(by_id)]).execute().await?;
+        }
         if report.changed_pool() {
             let reached = levels_reached(size, self.settings.low_watermark);
             let statement = if replace { statements.set_announced } else { statements.lower_announced };

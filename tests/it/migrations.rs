@@ -7,6 +7,7 @@ use base64::{Engine, engine::general_purpose::STANDARD};
 use reqwest::{Method, StatusCode};
 use serde_json::{Value, json};
 use sqlx::{AssertSqlSafe, ConnectOptions, Executor, postgres::PgConnectOptions, sqlite::SqliteConnectOptions};
+use uuid::Uuid;
 
 use crate::support::{
     Codec, Services, Socket, TestApp,
@@ -69,6 +70,8 @@ async fn migrating_a_sqlite_file_of_an_earlier_version_loses_no_data() {
         let rows: i64 = sqlx::query_scalar(AssertSqlSafe(count)).fetch_one(&mut before).await.unwrap();
         counts.push((table, rows));
     }
+    // Row numbers in another order than the key ids, as replaced keys had.
+    before.execute("UPDATE one_time_prekeys SET rowid = 1000 - rowid").await.unwrap();
     drop(before);
 
     let expected: Value = serde_json::from_str(&fixture("sqlite.json")).unwrap();
@@ -150,6 +153,14 @@ async fn assert_same_answers(app: &TestApp, expected: &Value) {
     // A key that was issued before stays issued.
     let pool = alice.request("keys.status", json!({})).await;
     assert_eq!(pool["one_time"], 3, "{pool}");
+    // The others are issued in the order of their ids.
+    let claim = expected["asked"].as_array().unwrap().iter().find(|asked| asked["op"] == "keys.claim").unwrap();
+    let claimer = Socket::connect(app, text(&claim["token"]), Codec::Json).await;
+    for key_id in 3..=5 {
+        let params = json!({ "user_id": claim["params"]["user_id"], "claim_id": Uuid::new_v4() });
+        let claimed = claimer.request("keys.claim", params).await;
+        assert_eq!(claimed["bundles"][0]["one_time_prekey"]["key_id"], key_id, "{claimed}");
+    }
 
     let (status, session) = post(app, "/v1/auth/verify", expected["challenge"].clone()).await;
     assert_eq!(status, StatusCode::CREATED, "{session}");

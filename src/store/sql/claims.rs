@@ -28,28 +28,18 @@ macro_rules! take_on_postgres {
     };
 }
 
-/// The same for SQLite. It has no LATERAL, so the needed number of oldest keys of each pool is found by stepping along
-/// the index, each key from the one before. The `+` removes column affinity; with it, SQLite would use only half of the
-/// index. OR FAIL, because an error rolls back the whole transaction anyway: otherwise SQLite would first copy every
-/// page that the statement changes to a statement journal.
+/// The same for SQLite. It has no LATERAL, so the needed number of oldest keys of each pool is found by stepping along an
+/// index, each key from the one before. `oldest` are those keys: device, number wanted, place, row number and what the next
+/// step needs.
 macro_rules! take_on_sqlite {
-    ($table:literal, unissued: $unissued:literal, key: $key:literal) => {
+    ($table:literal, oldest: $oldest:literal, key: $key:literal) => {
         concat!(
             "WITH RECURSIVE wanted AS MATERIALIZED (SELECT unhex(value ->> 0) AS claimer, \
             unhex(value ->> 1) AS claim, unhex(value ->> 2) AS device, \
             ROW_NUMBER() OVER (PARTITION BY value ->> 2 ORDER BY key) AS place FROM json_each($1)), \
-            demand AS (SELECT device, COUNT(*) AS keys FROM wanted GROUP BY device), \
-            oldest (device, keys, place, number, created_at, key_id) AS (\
-            SELECT device, keys, 0, NULL, '', -1 FROM demand UNION ALL \
-            SELECT device, keys, place + 1, next.rowid, next.created_at, next.key_id \
-            FROM oldest AS last CROSS JOIN ",
-            $table,
-            " AS next ON next.rowid = (SELECT pool.rowid FROM ",
-            $table,
-            " AS pool WHERE pool.device_id = last.device AND ",
-            $unissued,
-            " AND (pool.created_at, pool.key_id) > (+last.created_at, +last.key_id) \
-            ORDER BY pool.created_at, pool.key_id LIMIT 1) WHERE place < keys) UPDATE OR FAIL ",
+            demand AS (SELECT device, COUNT(*) AS keys FROM wanted GROUP BY device), ",
+            $oldest,
+            " UPDATE ",
             $table,
             " SET used = TRUE, claimed_by = wanted.claimer, claim_id = wanted.claim, claimed_at = $2 \
             FROM oldest JOIN wanted ON wanted.device = oldest.device AND wanted.place = oldest.place WHERE ",
@@ -59,6 +49,30 @@ macro_rules! take_on_sqlite {
         )
     };
 }
+
+/// Issues one-time prekeys on SQLite, whose row numbers grow in the order of publishing.
+const TAKE_ONE_TIME_ON_SQLITE: &str = take_on_sqlite!(
+    "one_time_prekeys",
+    oldest: "oldest (device, keys, place, number) AS (SELECT device, keys, 0, 0 FROM demand UNION ALL \
+        SELECT device, keys, place + 1, (SELECT pool.rowid FROM one_time_prekeys AS pool \
+        WHERE pool.device_id = last.device AND pool.used = FALSE AND pool.rowid > last.number ORDER BY pool.rowid LIMIT 1) \
+        FROM oldest AS last WHERE place < keys AND number IS NOT NULL)",
+    key: "public_key"
+);
+
+/// Issues post-quantum keys on SQLite, of which an index has the order. The `+` removes column affinity; with it, SQLite would
+/// use only half of the index.
+const TAKE_PQ_ON_SQLITE: &str = take_on_sqlite!(
+    "pq_prekeys",
+    oldest: "oldest (device, keys, place, number, created_at, key_id) AS (\
+        SELECT device, keys, 0, NULL, '', -1 FROM demand UNION ALL \
+        SELECT device, keys, place + 1, next.rowid, next.created_at, next.key_id \
+        FROM oldest AS last CROSS JOIN pq_prekeys AS next ON next.rowid = (SELECT pool.rowid FROM pq_prekeys AS pool \
+        WHERE pool.device_id = last.device AND NOT pool.used AND NOT pool.last_resort \
+        AND (pool.created_at, pool.key_id) > (+last.created_at, +last.key_id) \
+        ORDER BY pool.created_at, pool.key_id LIMIT 1) WHERE place < keys)",
+    key: "public_key, signature"
+);
 
 statements! {
     /// The keys that earlier runs of these claims took.
@@ -78,11 +92,10 @@ statements! {
         FROM UNNEST($1::UUID[], $2::UUID[], $3::UUID[]) AS wanted (claimer, claim, device) \
         JOIN pq_prekeys ON claimed_by = wanted.claimer AND claim_id = wanted.claim AND device_id = wanted.device");
     CLAIM_ONE_TIME = per_dialect(
-        take_on_sqlite!("one_time_prekeys", unissued: "NOT pool.used", key: "public_key"),
+        TAKE_ONE_TIME_ON_SQLITE,
         take_on_postgres!("one_time_prekeys", unissued: "NOT used", key: "public_key"));
     CLAIM_PQ = per_dialect(
-        take_on_sqlite!(
-            "pq_prekeys", unissued: "NOT pool.used AND NOT pool.last_resort", key: "public_key, signature"),
+        TAKE_PQ_ON_SQLITE,
         take_on_postgres!("pq_prekeys", unissued: "NOT used AND NOT last_resort", key: "public_key, signature"));
 
     // What strangers have taken

@@ -1,6 +1,6 @@
 //! Published keys, and the bundles made from them.
 
-use super::{Sql, both, per_dialect};
+use super::{Sql, both, per_dialect, sqlite};
 
 statements! {
     // Publishing
@@ -43,9 +43,16 @@ statements! {
         AND key_id IN (SELECT value ->> 0 FROM json_each($2)) RETURNING key_id",
         "DELETE FROM pq_prekeys WHERE device_id = $1 AND NOT used AND NOT last_resort \
         AND key_id = ANY($2) RETURNING key_id");
-    /// Replaces the key with this id, unless it was issued.
-    REPLACE_ONE_TIME = both("UPDATE one_time_prekeys SET public_key = $3, created_at = $4 \
+    /// Replaces the key with this id, unless it was issued. On SQLite claims take keys in the order of their row numbers.
+    REPLACE_ONE_TIME = per_dialect(
+        "UPDATE one_time_prekeys SET rowid = (SELECT MAX(rowid) + 1 FROM one_time_prekeys), public_key = $3, created_at = $4 \
+        WHERE device_id = $1 AND key_id = $2 AND used = FALSE",
+        "UPDATE one_time_prekeys SET public_key = $3, created_at = $4 \
         WHERE device_id = $1 AND key_id = $2 AND used = FALSE");
+    /// Makes the unissued ones of the keys $2 the last that claims take, in this order.
+    ORDER_ONE_TIME = sqlite("UPDATE one_time_prekeys SET rowid = newest.number + 1 + place.key \
+        FROM (SELECT MAX(rowid) AS number FROM one_time_prekeys) AS newest CROSS JOIN json_each($2) AS place \
+        WHERE device_id = $1 AND key_id = place.value ->> 0 AND used = FALSE");
     REPLACE_PQ = both("UPDATE pq_prekeys SET public_key = $3, created_at = $4, signature = $5 \
         WHERE device_id = $1 AND key_id = $2 AND NOT used AND NOT last_resort");
     BUMP_POOL_VERSION = both("UPDATE devices SET pool_version = pool_version + 1 WHERE id = $1");
@@ -60,7 +67,7 @@ statements! {
 
     // Revoking a device
 
-    DELETE_UNISSUED = both("DELETE FROM one_time_prekeys WHERE device_id = $1 AND NOT used");
+    DELETE_UNISSUED = both("DELETE FROM one_time_prekeys WHERE device_id = $1 AND used = FALSE");
     DELETE_UNISSUED_PQ = both("DELETE FROM pq_prekeys WHERE device_id = $1 AND NOT used");
 
     // Status

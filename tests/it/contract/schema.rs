@@ -48,9 +48,12 @@ async fn claims_on_sqlite_find_keys_only_through_indexes() {
             steps += &step;
         }
     }
-    for pool in ["one_time_prekeys", "pq_prekeys"] {
-        let index_step = format!("{pool}_fifo (device_id=? AND (created_at,key_id)>(?,?))");
-        assert!(steps.contains(&index_step), "{index_step} is not in {steps}");
+    let index_steps = [
+        "idx_ot_prekeys_device_used (device_id=? AND used=? AND rowid>?)",
+        "pq_prekeys_fifo (device_id=? AND (created_at,key_id)>(?,?))",
+    ];
+    for index_step in index_steps {
+        assert!(steps.contains(index_step), "{index_step} is not in {steps}");
     }
 }
 
