@@ -1,9 +1,10 @@
 """Runs a load test and reports the processor time of all who took part, for loadtest/parts.
 
-    cpu_parts.py run --label NAME --out FILE --server PID [--database URL --redis URL] -- COMMAND
+    cpu_parts.py run --label NAME --out FILE --server PID [--units N] [--database URL --redis URL] -- COMMAND
     cpu_parts.py table FILE
 
-`run` appends one line of JSON to FILE. `table` prints the medians of the lines with the same label.
+`run` appends one line of JSON to FILE. The times are divided by N, or by the units that the command reports. `table` prints the
+medians of the lines with the same label.
 """
 
 import argparse
@@ -125,7 +126,7 @@ def run(options):
     if report.get("errors") or report.get("duplicates") or report.get("misplaced") \
             or report.get("accepted") != report.get("arrived"):
         sys.exit("loadtest/parts: something was refused, lost, changed or came twice")
-    units = report.get("arrived") or report.get("claimed")
+    units = options.units or report.get("arrived") or report.get("claimed")
     parts = {part: (after[part] - before[part]) / 1000 / units for part in after}
     parts["client"] = client * 1e6 / units
     result = {"label": options.label, "rate": report["per_second"], "parts": parts, "statements": {}}
@@ -168,6 +169,7 @@ def main():
     running.add_argument("--label", required=True)
     running.add_argument("--out", required=True)
     running.add_argument("--server", type=int, action="append")
+    running.add_argument("--units", type=int)
     running.add_argument("--database")
     running.add_argument("--redis")
     running.add_argument("command", nargs="+")

@@ -16,7 +16,10 @@ mod timer;
 use std::{rc::Rc, sync::Arc, time::Duration};
 
 use actix::{Actor, ActorContext, ActorFutureExt, AsyncContext, Context, Handler, StreamHandler, fut::wrap_future};
-use actix_ws::{CloseReason, MessageStream, ProtocolError, Session as WsSession};
+use actix_http::{
+    Payload,
+    ws::{CloseReason, ProtocolError},
+};
 use sealwire_protocol::{CloseCode, Codec, ProtocolFault};
 use tokio::{sync::oneshot, time::Instant};
 
@@ -26,9 +29,9 @@ use super::{
     hub::HubMessage,
     message_reader::{Incoming, MessageReader},
     node::Node,
+    outbox_body::{OutboxBody, limit_closing},
     request_rate::RequestRate,
     transport::{Holder, Violation, Wire},
-    writer::Writer,
 };
 use crate::{
     domain::{ClientNetwork, Refusal, Session, Signal},
@@ -61,7 +64,7 @@ enum SocketState {
     Opening(OpeningState),
     /// The welcome has been sent: requests, signals and mail are handled.
     Open(OpenState),
-    /// The outbox is closing, or the connection was lost. The writer finishes on its own.
+    /// The outbox is closing, or the connection was lost. The transport finishes on its own.
     Closing(Disconnect),
 }
 
@@ -91,11 +94,9 @@ pub struct UpgradedConnection {
     pub session: Session,
     /// The codec of the negotiated subprotocol.
     pub codec: Codec,
-    /// Sends to the peer.
-    pub ws: WsSession,
     /// Receives from the peer.
-    pub messages: MessageStream,
-    /// The transport below both.
+    pub payload: Payload,
+    /// The transport below the WebSocket protocol.
     pub wire: Rc<Wire>,
     /// The client's address.
     pub client: std::net::IpAddr,
@@ -107,23 +108,25 @@ type HandlerResult = Result<(), Closing>;
 // Attached.
 
 impl DeviceSocket {
-    /// Starts the actor, the reader and the writer of an upgraded connection on this worker thread.
-    pub fn launch(node: Arc<Node>, upgraded: UpgradedConnection) {
-        let UpgradedConnection { session, codec, ws, messages, wire, client } = upgraded;
+    /// Starts the actor of an upgraded connection on this worker thread. Returns the body of the response: the frames for
+    /// the peer.
+    pub fn launch(node: Arc<Node>, upgraded: UpgradedConnection) -> OutboxBody {
+        let UpgradedConnection { session, codec, payload, wire, client } = upgraded;
         let upgraded_at = Instant::now();
         let rate = RequestRate::new(node.requests_per_second, upgraded_at.into_std());
         let holder = Holder { network: ClientNetwork::from(client), user: session.caller.user };
         let memory = node.budget.account(holder);
         let flow = Flow::new(node.outbox_bytes, memory, rate);
-        actix_rt::spawn(Writer::new(flow.clone(), ws, wire.clone(), codec));
+        let body = OutboxBody::new(flow.clone(), codec);
         Self::create(|ctx| {
             // Attached before the session is checked again, so that a revocation is seen by the check or received as a
             // signal.
             let key = node.hub.attach(session.caller.device, ctx.address().recipient());
-            ctx.add_stream(MessageReader::new(messages, flow.clone(), wire.clone()));
+            ctx.add_stream(MessageReader::new(payload, flow.clone(), wire.clone()));
             let connection = DeviceConnection { node, session, codec, flow, wire, client, key, upgraded_at };
             Self { connection, state: SocketState::Attached }
         });
+        body
     }
 }
 
@@ -314,12 +317,13 @@ impl DeviceSocket {
 // Closing.
 
 impl DeviceSocket {
-    /// Closes with the code and reason of `closing`: the writer sends the queued frames and the Close frame, and the
+    /// Closes with the code and reason of `closing`: the transport sends the queued frames and the Close frame, and the
     /// actor stops.
     fn close(&mut self, closing: impl Into<Closing>, ctx: &mut Context<Self>) {
         let closing = closing.into();
         if self.begin_closing(closing.code.number(), closing.reason, Close::Code(closing.code)) {
             self.connection.flow.outbox.close(closing);
+            limit_closing(self.connection.wire.clone());
             ctx.stop();
         }
     }
@@ -329,6 +333,7 @@ impl DeviceSocket {
         let code = reason.as_ref().map_or(CLOSED_WITHOUT_CODE, |reason| reason.code.into());
         if self.begin_closing(code, "closed by the client", Close::Peer) {
             self.connection.flow.outbox.echo_close(reason);
+            limit_closing(self.connection.wire.clone());
             ctx.stop();
         }
     }
@@ -356,7 +361,7 @@ impl DeviceSocket {
     /// Unregisters the connection from the hub, and from the store and the bus if opening it had started.
     fn disconnect(&mut self) {
         if self.begin_closing(ENDED_WITHOUT_CLOSE, "connection lost", Close::Lost) {
-            self.connection.flow.outbox.abort();
+            self.connection.wire.abort();
         }
         let (node, device) = (self.connection.node.clone(), self.connection.device());
         node.hub.detach(device, self.connection.key);

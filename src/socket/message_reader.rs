@@ -1,26 +1,45 @@
 //! Reads whole messages from one WebSocket, each as soon as the read gate allows it.
 
 use std::{
+    io,
     pin::Pin,
     rc::Rc,
     task::{Context, Poll, ready},
 };
 
+use actix_codec::Decoder;
+use actix_http::{
+    Payload,
+    ws::{CloseReason, Codec, Frame, Item, ProtocolError},
+};
 use actix_web::web::{Bytes, BytesMut};
-use actix_ws::{CloseReason, Item, Message, MessageStream, ProtocolError};
 use futures_util::Stream;
+use sealwire_protocol::limits::MAX_FRAME_BYTES;
 
-use super::{flow::Flow, transport::Wire};
+use super::{
+    flow::Flow,
+    transport::{Cutoff, Wire},
+};
 
 /// Messages up to this size in bytes are copied out of the buffer in which they were received.
 const COPIED_BYTES: usize = 16 * 1024;
 
 /// The stream of a connection's incoming messages.
 pub struct MessageReader {
-    messages: MessageStream,
+    frames: FrameStream,
     flow: Rc<Flow>,
     wire: Rc<Wire>,
     assembly: MessageAssembly,
+}
+
+/// The frames of a payload stream.
+struct FrameStream {
+    payload: Payload,
+    /// Bytes that were received and not decoded yet.
+    received: BytesMut,
+    decoder: Codec,
+    /// Whether the payload stream has ended.
+    has_ended: bool,
 }
 
 /// Assembles frames into whole messages. A frame is a slice of the buffer in which it was received and keeps all of it
@@ -51,9 +70,58 @@ pub enum Incoming {
 }
 
 impl MessageReader {
-    /// A reader of `messages`, whose framing and size the transport has checked.
-    pub fn new(messages: MessageStream, flow: Rc<Flow>, wire: Rc<Wire>) -> Self {
-        Self { messages, flow, wire, assembly: MessageAssembly::default() }
+    /// A reader of the messages in `payload`, whose framing and size the transport has checked.
+    pub fn new(payload: Payload, flow: Rc<Flow>, wire: Rc<Wire>) -> Self {
+        Self { frames: FrameStream::new(payload), flow, wire, assembly: MessageAssembly::default() }
+    }
+}
+
+impl FrameStream {
+    fn new(payload: Payload) -> Self {
+        let decoder = Codec::new().max_size(MAX_FRAME_BYTES);
+        Self { payload, received: BytesMut::new(), decoder, has_ended: false }
+    }
+
+    /// Receives until there is nothing more to receive. Returns whether anything was received.
+    fn receive(&mut self, cx: &mut Context<'_>) -> Result<bool, ProtocolError> {
+        let mut has_received = false;
+        while !self.has_ended {
+            match Pin::new(&mut self.payload).poll_next(cx) {
+                Poll::Ready(Some(Ok(bytes))) if self.received.is_empty() => self.received = bytes.into(),
+                Poll::Ready(Some(Ok(bytes))) => self.received.extend_from_slice(&bytes),
+                Poll::Ready(Some(Err(error))) => {
+                    self.has_ended = true;
+                    return Err(ProtocolError::Io(io::Error::other(error)));
+                }
+                Poll::Ready(None) => self.has_ended = true,
+                Poll::Pending => break,
+            }
+            has_received = true;
+        }
+        Ok(has_received)
+    }
+}
+
+impl Stream for FrameStream {
+    type Item = Result<Frame, ProtocolError>;
+
+    fn poll_next(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Self::Item>> {
+        let this = &mut *self;
+        loop {
+            if let Some(frame) = this.decoder.decode(&mut this.received)? {
+                if this.received.is_empty() {
+                    // An idle connection keeps no buffer.
+                    this.received = BytesMut::new();
+                }
+                return Poll::Ready(Some(Ok(frame)));
+            }
+            if this.has_ended {
+                return Poll::Ready(None);
+            }
+            if !this.receive(cx)? {
+                return Poll::Pending;
+            }
+        }
     }
 }
 
@@ -61,16 +129,15 @@ impl MessageAssembly {
     /// Adds a frame, and returns the message that it completes.
     ///
     /// # Errors
-    /// If a continuation has no first fragment, or a fragmented text message is not UTF-8.
-    fn add(&mut self, frame: Message) -> Result<Option<Incoming>, ProtocolError> {
+    /// If a continuation has no first fragment, or a text message is not UTF-8.
+    fn add(&mut self, frame: Frame) -> Result<Option<Incoming>, ProtocolError> {
         Ok(Some(match frame {
-            Message::Text(text) => Incoming::Text(detached(text.into_bytes())),
-            Message::Binary(bytes) => Incoming::Binary(detached(bytes)),
-            Message::Ping(payload) => Incoming::Ping(payload),
-            Message::Pong(_) => Incoming::Pong,
-            Message::Close(reason) => Incoming::Close(reason),
-            Message::Nop => return Ok(None),
-            Message::Continuation(item) => {
+            Frame::Text(bytes) => Incoming::Text(utf8(detached(bytes))?),
+            Frame::Binary(bytes) => Incoming::Binary(detached(bytes)),
+            Frame::Ping(payload) => Incoming::Ping(payload),
+            Frame::Pong(_) => Incoming::Pong,
+            Frame::Close(reason) => Incoming::Close(reason),
+            Frame::Continuation(item) => {
                 let (start, fragment, last) = match item {
                     Item::FirstText(bytes) => (Some(true), bytes, false),
                     Item::FirstBinary(bytes) => (Some(false), bytes, false),
@@ -87,13 +154,7 @@ impl MessageAssembly {
                 }
                 let Some(whole) = self.partial.take() else { return Ok(None) };
                 let bytes = whole.bytes.freeze();
-                if !whole.is_text {
-                    Incoming::Binary(bytes)
-                } else if std::str::from_utf8(&bytes).is_ok() {
-                    Incoming::Text(bytes)
-                } else {
-                    return Err(ProtocolError::Io(std::io::ErrorKind::InvalidData.into()));
-                }
+                if whole.is_text { Incoming::Text(utf8(bytes)?) } else { Incoming::Binary(bytes) }
             }
         }))
     }
@@ -104,6 +165,9 @@ impl Stream for MessageReader {
 
     fn poll_next(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Self::Item>> {
         loop {
+            if self.flow.outbox.memory().poll_given_up(cx).is_ready() {
+                self.wire.cut_off(Cutoff::QueueGivenUp);
+            }
             if self.wire.cutoff().is_some() {
                 return Poll::Ready(None);
             }
@@ -112,7 +176,7 @@ impl Stream for MessageReader {
                 ready!(self.wire.poll_ended(cx));
                 return Poll::Ready(None);
             }
-            match ready!(Pin::new(&mut self.messages).poll_next(cx)) {
+            match ready!(Pin::new(&mut self.frames).poll_next(cx)) {
                 None => return Poll::Ready(None),
                 Some(Err(error)) => return Poll::Ready(Some(Err(error))),
                 Some(Ok(frame)) => match self.assembly.add(frame) {
@@ -125,6 +189,17 @@ impl Stream for MessageReader {
     }
 }
 
+/// Returns the bytes of a text message.
+///
+/// # Errors
+/// `InvalidData` if they are not UTF-8.
+fn utf8(text: Bytes) -> Result<Bytes, ProtocolError> {
+    match std::str::from_utf8(&text) {
+        Ok(_) => Ok(text),
+        Err(error) => Err(ProtocolError::Io(io::Error::new(io::ErrorKind::InvalidData, error))),
+    }
+}
+
 /// Returns the bytes of a message, copied if it is small.
 fn detached(message: Bytes) -> Bytes {
     if message.len() <= COPIED_BYTES { Bytes::copy_from_slice(&message) } else { message }
@@ -132,8 +207,6 @@ fn detached(message: Bytes) -> Bytes {
 
 #[cfg(test)]
 mod tests {
-    use bytestring::ByteString;
-
     use super::*;
 
     /// A buffer that a message shares with other data.
@@ -141,14 +214,10 @@ mod tests {
         Bytes::from(vec![b'x'; COPIED_BYTES + 2])
     }
 
-    fn text(bytes: Bytes) -> ByteString {
-        ByteString::try_from(bytes).unwrap()
-    }
-
     #[test]
     fn small_messages_do_not_keep_the_buffer_they_were_received_in() {
         let small = |buffer: &Bytes| buffer.slice(1..=COPIED_BYTES);
-        for frame in [|bytes| Message::Text(text(bytes)), Message::Binary] {
+        for frame in [Frame::Text, Frame::Binary] {
             let buffer = buffer();
             let message = MessageAssembly::default().add(frame(small(&buffer))).unwrap().unwrap();
             assert!(matches!(&message, Incoming::Text(kept) | Incoming::Binary(kept) if kept.len() == COPIED_BYTES));
@@ -159,7 +228,7 @@ mod tests {
     #[test]
     fn a_large_message_is_not_copied() {
         let buffer = buffer();
-        let message = MessageAssembly::default().add(Message::Binary(buffer.slice(1..))).unwrap().unwrap();
+        let message = MessageAssembly::default().add(Frame::Binary(buffer.slice(1..))).unwrap().unwrap();
         assert!(matches!(&message, Incoming::Binary(kept) if kept.as_ptr() == buffer[1..].as_ptr()));
     }
 
@@ -170,7 +239,7 @@ mod tests {
             let mut buffers = Vec::new();
             for item in [first, Item::Continue, Item::Continue, Item::Last] {
                 let buffer = buffer();
-                let message = assembly.add(Message::Continuation(item(buffer.slice(7..10)))).unwrap();
+                let message = assembly.add(Frame::Continuation(item(buffer.slice(7..10)))).unwrap();
                 buffers.push(buffer);
                 assert!(buffers.iter().all(Bytes::is_unique), "something still shares a buffer");
                 match (message, buffers.len()) {

@@ -100,8 +100,8 @@ impl NetworkCounts {
 #[must_use = "dropping this removes the connection from the counts"]
 pub struct CountedConnection {
     networks: Networks,
-    /// Those in whose counts it is.
-    counted: Box<[CountedNetwork]>,
+    /// It is in the counts of this network and of those around it.
+    network: ClientNetwork,
     kind: ConnectionKind,
 }
 
@@ -179,11 +179,10 @@ impl Networks {
         if max > 0 && counted.iter().any(is_full) {
             return Err(self.refusal(limit, RETRY_AFTER, now));
         }
-        let counted: Box<[_]> = counted.into_iter().map(|(network, _)| network).collect();
-        for network in &counted {
-            *table.entry(*network, now).of(kind) += 1;
+        for (counted, _) in counted {
+            *table.entry(counted, now).of(kind) += 1;
         }
-        Ok(CountedConnection { networks: self.clone(), counted, kind })
+        Ok(CountedConnection { networks: self.clone(), network, kind })
     }
 
     /// Counts and returns a refusal. Logs it unless one was logged within [`LOG_INTERVAL`].
@@ -210,8 +209,8 @@ impl NetworkTable {
 impl Drop for CountedConnection {
     fn drop(&mut self) {
         let mut table = self.networks.table();
-        for network in &self.counted {
-            if let Some(counts) = table.counts.get_mut(network) {
+        for (counted, _) in self.network.counted() {
+            if let Some(counts) = table.counts.get_mut(&counted) {
                 *counts.of(self.kind) -= 1;
             }
         }

@@ -9,8 +9,8 @@ use std::{
     task::{Context, Poll, Waker},
 };
 
+use actix_http::ws::CloseReason;
 use actix_web::web::Bytes;
-use actix_ws::CloseReason;
 use sealwire_protocol::CloseCode;
 
 use super::{
@@ -41,8 +41,6 @@ pub enum CloseMode {
     Close(Closing),
     /// Echo the peer's Close frame.
     Echo(Option<CloseReason>),
-    /// Close at once, since the peer is gone.
-    Abort,
 }
 
 /// The peer does not read fast enough: the queue is full.
@@ -59,12 +57,13 @@ pub struct Outbox {
     queue: RefCell<VecDeque<QueuedFrame>>,
     /// Bytes of the data frames and pongs in the queue.
     queued_bytes: Cell<usize>,
-    /// Bytes that have left the queue and that the kernel has not taken yet, as far as the writer has reported.
+    /// Bytes of the frames that have left the queue and that the kernel has not taken yet.
     in_transit: Cell<usize>,
-    close_mode: RefCell<Option<CloseMode>>,
-    /// Whether `close_mode` was ever set. The writer takes it, so it may be `None` again.
+    /// Boxed, because open connections have none.
+    close_mode: Cell<Option<Box<CloseMode>>>,
+    /// Whether `close_mode` was ever set. [`Self::poll_next`] takes it, so it may be `None` again.
     is_closing: Cell<bool>,
-    writer: RefCell<Option<Waker>>,
+    writer: Cell<Option<Waker>>,
 }
 
 impl Outbox {
@@ -77,9 +76,9 @@ impl Outbox {
             queue: RefCell::default(),
             queued_bytes: Cell::new(0),
             in_transit: Cell::new(0),
-            close_mode: RefCell::new(None),
+            close_mode: Cell::new(None),
             is_closing: Cell::new(false),
-            writer: RefCell::new(None),
+            writer: Cell::new(None),
         }
     }
 
@@ -126,11 +125,6 @@ impl Outbox {
         self.release_memory();
     }
 
-    /// Whether memory is reserved, so that the writer has to report when the kernel has taken what is in transit.
-    pub fn holds_memory(&self) -> bool {
-        self.reserved.get() > 0
-    }
-
     /// Gives back what is no longer needed.
     fn release_memory(&self) {
         let unsent = self.unsent_bytes();
@@ -174,7 +168,7 @@ impl Outbox {
 
     fn push(&self, frame: QueuedFrame) {
         self.queue.borrow_mut().push_back(frame);
-        wake(&self.writer);
+        self.wake_writer();
     }
 
     /// Closes with a Close frame after the queued frames. The queue of a slow consumer is dropped first, because the
@@ -193,21 +187,11 @@ impl Outbox {
         self.begin_closing(CloseMode::Echo(reason));
     }
 
-    /// Closes at once, without a Close frame.
-    pub fn abort(&self) {
-        self.begin_closing(CloseMode::Abort);
-    }
-
     fn begin_closing(&self, close_mode: CloseMode) {
         if !self.is_closing.replace(true) {
-            *self.close_mode.borrow_mut() = Some(close_mode);
+            self.close_mode.set(Some(Box::new(close_mode)));
         }
-        wake(&self.writer);
-    }
-
-    /// Whether the connection is closing.
-    pub fn is_closing(&self) -> bool {
-        self.is_closing.get()
+        self.wake_writer();
     }
 
     /// Bytes in the queue.
@@ -235,21 +219,22 @@ impl Outbox {
         self.queue.borrow().is_empty()
     }
 
-    /// Registers the writer's task, to be woken when there is something to send or the connection closes.
+    /// Registers the task that sends, to be woken when there is something to send or the connection closes.
     pub fn register_writer(&self, cx: &Context<'_>) {
-        let mut writer = self.writer.borrow_mut();
-        if !writer.as_ref().is_some_and(|waker| waker.will_wake(cx.waker())) {
-            *writer = Some(cx.waker().clone());
+        let waker = self.writer.take().filter(|waker| waker.will_wake(cx.waker()));
+        self.writer.set(Some(waker.unwrap_or_else(|| cx.waker().clone())));
+    }
+
+    /// Wakes the task that sends, once: it registers again when it has sent everything.
+    fn wake_writer(&self) {
+        if let Some(waker) = self.writer.take() {
+            waker.wake();
         }
     }
 
-    /// Removes and returns the next frame, or the close mode once the queue is empty. An abort does not wait for the
-    /// queue. A frame counts as in transit from now on.
+    /// Removes and returns the next frame, or the close mode once the queue is empty. A frame counts as in transit from
+    /// now on.
     pub fn poll_next(&self) -> Poll<Result<QueuedFrame, CloseMode>> {
-        let mut close_mode = self.close_mode.borrow_mut();
-        if matches!(*close_mode, Some(CloseMode::Abort)) {
-            return Poll::Ready(Err(CloseMode::Abort));
-        }
         if let Some(frame) = self.queue.borrow_mut().pop_front() {
             let bytes = match &frame {
                 QueuedFrame::Data(bytes) => bytes.len(),
@@ -260,18 +245,12 @@ impl Outbox {
             self.in_transit.set(self.in_transit.get() + bytes);
             return Poll::Ready(Ok(frame));
         }
-        if let Some(close_mode) = close_mode.take() {
-            return Poll::Ready(Err(close_mode));
+        if let Some(close_mode) = self.close_mode.take() {
+            return Poll::Ready(Err(*close_mode));
         }
         // An idle connection keeps no buffer.
         self.queue.borrow_mut().shrink_to(0);
         Poll::Pending
-    }
-}
-
-fn wake(waker: &RefCell<Option<Waker>>) {
-    if let Some(waker) = waker.borrow().as_ref() {
-        waker.wake_by_ref();
     }
 }
 
@@ -306,7 +285,7 @@ mod tests {
         assert_eq!((budget.in_use(), outbox.queued_bytes()), (25_000, 5000));
         next(&outbox);
         outbox.set_in_transit(UNRESERVED_BYTES);
-        assert!(!outbox.holds_memory() && budget.in_use() == 0);
+        assert_eq!(budget.in_use(), 0);
     }
 
     #[test]

@@ -82,8 +82,9 @@ impl ReadGate {
 
     /// Wakes the reader to check again, because the outbox has shrunk or a request has ended.
     pub fn wake(&self) {
-        if let Some(waker) = self.reader.borrow().as_ref() {
-            waker.wake_by_ref();
+        // Taken, so that a reader that does not wait is not woken for each frame that is sent.
+        if let Some(waker) = self.reader.take() {
+            waker.wake();
         }
     }
 }

@@ -6,7 +6,7 @@
 //! Which network holds most is judged by the /32 of IPv6 first, whose owner can spread its connections over many /48.
 
 use std::{
-    collections::{BTreeMap, HashMap},
+    collections::HashMap,
     hash::Hash,
     sync::{
         Arc, Mutex, MutexGuard, PoisonError,
@@ -78,9 +78,13 @@ struct Ledger {
 #[derive(Debug, Default)]
 struct UserUse {
     bytes: usize,
-    /// The accounts with bytes that can be given up, oldest first.
-    accounts: BTreeMap<u64, Arc<AccountState>>,
+    accounts: AccountsByAge,
 }
+
+/// The accounts of a user with bytes that can be given up, with their ages, oldest first. Most users have one, for which a
+/// tree would take twelve times as much memory.
+#[derive(Debug, Default)]
+struct AccountsByAge(Vec<(u64, Arc<AccountState>)>);
 
 #[derive(Debug, Default)]
 struct NetworkUse {
@@ -271,7 +275,7 @@ impl Ledger {
 
     /// The oldest account of a user, in any network or in one.
     fn oldest_of_user(&self, user: UserId, network: Option<ClientNetwork>) -> Option<Arc<AccountState>> {
-        let mut accounts = self.users.get(&user)?.accounts.values();
+        let mut accounts = self.users.get(&user)?.accounts.oldest_first();
         accounts.find(|account| network.is_none_or(|network| account.holder.network == network)).cloned()
     }
 
@@ -307,7 +311,7 @@ impl Ledger {
             yielding.age = ACTIVE + self.clock;
         }
         yielding.bytes += bytes;
-        self.users.entry(account.holder.user).or_default().accounts.insert(yielding.age, account.clone());
+        self.users.entry(account.holder.user).or_default().accounts.insert(yielding.age, account);
         self.add_yielding(account.holder, bytes, 0);
     }
 
@@ -317,7 +321,7 @@ impl Ledger {
         if yielding.bytes == 0
             && let Some(user) = self.users.get_mut(&account.holder.user)
         {
-            user.accounts.remove(&yielding.age);
+            user.accounts.remove(yielding.age);
         }
         drop(yielding);
         self.add_yielding(account.holder, 0, bytes);
@@ -326,9 +330,9 @@ impl Ledger {
 
     fn change_age(&mut self, user: UserId, from: u64, to: u64) {
         if let Some(user) = self.users.get_mut(&user)
-            && let Some(account) = user.accounts.remove(&from)
+            && let Some(account) = user.accounts.remove(from)
         {
-            user.accounts.insert(to, account);
+            user.accounts.insert(to, &account);
         }
     }
 
@@ -338,6 +342,30 @@ impl Ledger {
         {
             user.yielding = user.yielding + added - removed;
         }
+    }
+}
+
+impl AccountsByAge {
+    fn place(&self, age: u64) -> Result<usize, usize> {
+        self.0.binary_search_by_key(&age, |(age, _)| *age)
+    }
+
+    /// Adds an account, unless there is one of this age.
+    fn insert(&mut self, age: u64, account: &Arc<AccountState>) {
+        if let Err(place) = self.place(age) {
+            if self.0.is_empty() {
+                self.0.reserve_exact(1);
+            }
+            self.0.insert(place, (age, account.clone()));
+        }
+    }
+
+    fn remove(&mut self, age: u64) -> Option<Arc<AccountState>> {
+        self.place(age).ok().map(|place| self.0.remove(place).1)
+    }
+
+    fn oldest_first(&self) -> impl Iterator<Item = &Arc<AccountState>> {
+        self.0.iter().map(|(_, account)| account)
     }
 }
 

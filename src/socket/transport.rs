@@ -205,6 +205,7 @@ where
     B: MessageBody + 'static,
 {
     let scratch = Scratch::new();
+    let tuning = Rc::new(tuning);
     apply_fn_factory(app, move |(mut request, framed): (Request, Framed<_, _>), app: &S::Service| {
         let upgrade = Upgrade::offer(&mut request, &tuning);
         let response = app.call(request);
@@ -219,7 +220,7 @@ where
             let connection = framed.into_parts();
             let ended = match upgrade {
                 Some(upgrade) if response.status() == StatusCode::SWITCHING_PROTOCOLS && !is_refusal(&response) => {
-                    upgrade.accept(connection, response, body, &tuning, scratch).await
+                    upgrade.accept(connection, response, body, tuning, scratch).await
                 }
                 refused => {
                     // Frees the place, which is for upgraded connections only. This one still counts as HTTP.
@@ -269,7 +270,7 @@ impl Upgrade {
         connection: FramedParts<DeadlineStream, Codec>,
         response: Response<()>,
         body: BoxBody,
-        tuning: &Tuning,
+        tuning: Rc<Tuning>,
         scratch: Scratch,
     ) -> io::Result<()> {
         if !self.wire.has_seat() {
@@ -280,7 +281,6 @@ impl Upgrade {
         let (mut stream, _) = io.into_parts();
         codec.encode(h1::Message::Item((response, body.size())), &mut write_buf)?;
         timeout(RESPONSE_TIMEOUT, stream.write_all(&write_buf)).await??;
-        let holder = self.wire.holder().unwrap_or(Holder::NOBODY);
         actix_rt::spawn(Pump::new(PumpParts {
             stream,
             scratch,
@@ -288,9 +288,7 @@ impl Upgrade {
             // A copy, because a slice would keep the dispatcher's buffer allocated.
             early: Bytes::copy_from_slice(&read_buf),
             body,
-            max_message: tuning.max_message,
-            account: tuning.inbound.account(holder),
-            stall_limit: tuning.stall,
+            tuning,
         }));
         Ok(())
     }

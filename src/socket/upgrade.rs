@@ -12,7 +12,7 @@ use actix_web::{
     web::{self, BytesMut},
 };
 
-use sealwire_protocol::{CloseCode, Codec, events::Event, limits::MAX_FRAME_BYTES};
+use sealwire_protocol::{CloseCode, Codec, events::Event};
 
 use super::{
     device::{DeviceSocket, UpgradedConnection},
@@ -87,14 +87,14 @@ async fn upgrade(request: &HttpRequest, body: web::Payload, node: Arc<Node>) -> 
     let wire = request.extensions().get::<Rc<Wire>>().cloned().ok_or_else(not_a_handshake)?;
     wire.hold_network_slot(node.networks.count_open(network, ConnectionKind::Socket, Instant::now())?);
     wire.take_seat(Holder { network, user: session.caller.user }).map_err(|_| Refusal::Unavailable)?;
-    let (mut response, ws, messages) = actix_ws::handle(request, body).map_err(|_| not_a_handshake())?;
+    let mut response = actix_http::ws::handshake(request.head()).map_err(|_| not_a_handshake())?;
     if offer.is_codec_offered {
-        let name = HeaderValue::from_static(offer.codec.subprotocol());
-        response.headers_mut().insert(header::SEC_WEBSOCKET_PROTOCOL, name);
+        response.insert_header((header::SEC_WEBSOCKET_PROTOCOL, offer.codec.subprotocol()));
     }
-    let messages = messages.max_frame_size(MAX_FRAME_BYTES);
-    DeviceSocket::launch(node, UpgradedConnection { session, codec: offer.codec, ws, messages, wire, client });
-    Ok(response)
+    let upgraded = UpgradedConnection { session, codec: offer.codec, payload: body.into_inner(), wire, client };
+    let body = DeviceSocket::launch(node, upgraded);
+    let response = response.message_body(BoxBody::new(body)).map_err(|_| not_a_handshake())?;
+    Ok(HttpResponse::from(response))
 }
 
 /// Returns the session of a token. Presenting a token for the first time runs to completion even if the client

@@ -8,7 +8,7 @@ use std::collections::{HashMap, VecDeque};
 
 use crate::domain::UserId;
 
-/// Number of places for items that an emptied round keeps allocated.
+/// Number of places for items that an emptied round keeps allocated, and of users that an empty queue does.
 const KEPT_CAPACITY: usize = 1024;
 
 /// Why an item was not queued.
@@ -158,6 +158,9 @@ impl<T> FairQueue<T> {
             items.count -= 1;
             if items.count == 0 {
                 self.users.remove(&user);
+                if self.users.is_empty() {
+                    self.users.shrink_to(KEPT_CAPACITY);
+                }
             }
         }
     }

@@ -18,6 +18,8 @@ use crate::{
 
 /// Number of operations of a user or token that may wait for a place.
 const WAITING: usize = 64;
+/// Number of users for which the table stays allocated when nobody holds a place.
+const KEPT_CAPACITY: usize = 1024;
 
 /// The places and queues of all users, or of whatever `K` identifies. Clones share them.
 #[derive(Clone)]
@@ -103,6 +105,9 @@ impl<K: Copy + Eq + Hash> Drop for Place<K> {
         queue.used -= 1;
         if queue.used == 0 {
             users.remove(&user);
+            if users.is_empty() {
+                users.shrink_to(KEPT_CAPACITY);
+            }
         }
     }
 }

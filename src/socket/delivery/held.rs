@@ -41,9 +41,13 @@ pub enum ReorderWait {
     Expired,
 }
 
-/// The held envelopes of one connection, in the order in which they were received.
+/// The held envelopes of one connection, in the order in which they were received. Boxed, because nearly always there are
+/// none.
 #[derive(Default)]
-pub struct HeldEnvelopes {
+pub struct HeldEnvelopes(Option<Box<Held>>);
+
+#[derive(Default)]
+struct Held {
     /// The envelopes, each with its reservation of the node's budget.
     queue: VecDeque<(LiveEnvelope, SharedReservation)>,
     /// When the wait for missing envelopes expires, once it has started.
@@ -53,15 +57,15 @@ pub struct HeldEnvelopes {
 impl HeldEnvelopes {
     /// Whether nothing is held.
     pub fn is_empty(&self) -> bool {
-        self.queue.is_empty()
+        self.0.as_ref().is_none_or(|held| held.queue.is_empty())
     }
 
     /// Holds an envelope. Returns false, and drops it, if [`MAX_HELD`] is reached or the memory is used up.
     pub fn hold(&mut self, envelope: LiveEnvelope, memory: &Account) -> bool {
-        if self.queue.len() < MAX_HELD
+        if self.0.as_ref().is_none_or(|held| held.queue.len() < MAX_HELD)
             && let Ok(reservation) = memory.try_reserve(envelope.bytes())
         {
-            self.queue.push_back((envelope, reservation));
+            self.0.get_or_insert_default().queue.push_back((envelope, reservation));
             return true;
         }
         false
@@ -70,30 +74,32 @@ impl HeldEnvelopes {
     /// Removes and returns the envelope to send next, given that those up to `cursor` were sent. Drops the stored ones
     /// that need not be held: those up to `cursor`, and all of them if the window is full.
     pub fn release(&mut self, cursor: i64, window_is_full: bool) -> Option<LiveEnvelope> {
-        self.queue.retain(
+        let held = self.0.as_mut()?;
+        held.queue.retain(
             |(envelope, _)| !matches!(envelope, LiveEnvelope::Stored(seq, _) if window_is_full || *seq <= cursor),
         );
         let is_next = |envelope: &LiveEnvelope| matches!(envelope, LiveEnvelope::Stored(seq, _) if *seq == cursor + 1);
-        let at = match self.queue.front() {
+        let at = match held.queue.front() {
             Some((LiveEnvelope::Ephemeral(_), _)) => Some(0),
-            _ => self.queue.iter().position(|(envelope, _)| is_next(envelope)),
+            _ => held.queue.iter().position(|(envelope, _)| is_next(envelope)),
         };
         if at.is_some() {
             // Missing envelopes are coming in, so the wait may start again.
-            self.wait_until = None;
+            held.wait_until = None;
         }
-        let released = at.and_then(|at| self.queue.remove(at)).map(|(envelope, _)| envelope);
-        if self.queue.is_empty() {
-            *self = Self::default();
+        let released = at.and_then(|at| held.queue.remove(at)).map(|(envelope, _)| envelope);
+        if held.queue.is_empty() {
+            self.0 = None;
         }
         released
     }
 
     /// Starts the wait for missing envelopes, unless it has started. Returns the state of the wait.
     pub fn wait_for_earlier(&mut self, now: Instant) -> ReorderWait {
-        match self.wait_until {
+        let wait_until = &mut self.0.get_or_insert_default().wait_until;
+        match *wait_until {
             None => {
-                self.wait_until = Some(now + REORDER_WAIT);
+                *wait_until = Some(now + REORDER_WAIT);
                 ReorderWait::Started(REORDER_WAIT)
             }
             Some(until) if now < until => ReorderWait::Running,
@@ -103,6 +109,8 @@ impl HeldEnvelopes {
 
     /// Ends the wait, because the store is read instead.
     pub fn stop_waiting(&mut self) {
-        self.wait_until = None;
+        if let Some(held) = &mut self.0 {
+            held.wait_until = None;
+        }
     }
 }

@@ -61,9 +61,9 @@ impl OpenState {
             Ok(op) => op,
             Err(error) => return connection.refuse(request.id, requested, error),
         };
-        if self.requests.must_wait(op) || !self.requests.deferred.is_empty() {
+        if self.requests.must_wait(op) {
             connection.flow.gate.begin_request(frame.len(), reply_bytes(op));
-            self.requests.deferred.push_back(Deferred { request, op, frame });
+            self.requests.defer(Deferred { request, op, frame });
             return Ok(());
         }
         self.run_request(connection, request, op, frame, ctx)
@@ -108,7 +108,9 @@ impl OpenState {
         connection.flow.gate.begin_request(request_bytes, reply_bytes);
         let requests = &mut self.requests;
         requests.in_flight.push(InFlight { id, request_bytes, reply_bytes });
-        requests.signals_after_renewal = (op == Op::SessionRenew).then(Vec::new);
+        if op == Op::SessionRenew {
+            requests.begin_renewal();
+        }
         let source = RequestSource {
             caller: connection.session.caller,
             epoch: self.epoch,
@@ -170,7 +172,7 @@ impl OpenState {
             FollowUp::Acked(seqs) => self.handle_ack(connection, &seqs, ctx)?,
             FollowUp::Ended(reason) => return Err(connection.end_session(reason)),
         }
-        for signal in self.requests.signals_after_renewal.take().unwrap_or_default() {
+        for signal in self.requests.end_renewal() {
             self.handle_signal(connection, signal, ctx)?;
         }
         while let Some(Deferred { request, op, frame }) = self.requests.next_deferred() {

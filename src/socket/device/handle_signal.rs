@@ -34,11 +34,9 @@ impl OpenState {
                 connection.send_event(&Event::SessionsChanged { device_id: device, opened, ended })
             }
             Signal::LoggedOut { sessions } => {
-                if let Some(waiting) = &mut self.requests.signals_after_renewal {
-                    // The renewal decides which session this connection belongs to, so the signal waits for it.
-                    waiting.push(Signal::LoggedOut { sessions });
-                    return Ok(());
-                }
+                // A renewal decides which session this connection belongs to, so the signal waits for it.
+                let signal = self.requests.hold_signal(Signal::LoggedOut { sessions });
+                let Some(Signal::LoggedOut { sessions }) = signal else { return Ok(()) };
                 if !sessions.contains(&connection.session.caller.session) {
                     return Ok(());
                 }

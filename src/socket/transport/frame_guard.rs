@@ -1,7 +1,7 @@
 //! Checks inbound WebSocket frames as their bytes are received: the order of fragments (RFC 6455, section 5.4) and the
 //! size of messages.
 //!
-//! actix-ws checks the size of a frame only after it has buffered the whole frame, so a peer could make it use any
+//! The codec of actix-http checks the size of a frame only after it has buffered the whole frame, so a peer could make it use any
 //! amount of memory. The guard inspects the bytes first. It reports a violation when a header declares the length,
 //! before any byte of that payload is passed on. It stores no payload itself.
 
@@ -59,7 +59,7 @@ pub(super) struct Inspection {
     /// What the inspection stopped at.
     pub result: InspectionResult,
     /// Offset of the current frame in the inspected bytes; 0 if the frame began in earlier bytes. In that case its
-    /// first header bytes may have been passed on, but not enough of them for actix-ws to parse a frame.
+    /// first header bytes may have been passed on, but not enough of them for the codec to parse a frame.
     pub frame_start: usize,
     /// The number of bytes inspected. Do not pass them to the guard again.
     pub seen: usize,
@@ -86,6 +86,11 @@ impl FrameGuard {
     /// The guard of a new connection. Messages may have at most `max_message` bytes.
     pub fn new(max_message: u64) -> Self {
         Self { decoder: FrameDecoder::new(), max_message, open_message: None, terminated: None }
+    }
+
+    /// The maximum size of a message in bytes.
+    pub fn max_message(&self) -> u64 {
+        self.max_message
     }
 
     /// Whether every data message whose length has been declared is complete.

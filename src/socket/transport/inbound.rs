@@ -1,7 +1,7 @@
 //! The inbound bytes of one connection: which of them the reader may have, how much memory they take, and how fast a
 //! message has to arrive.
 //!
-//! actix-ws allocates the declared length of a frame as soon as it sees the header. So the bytes of a large frame are
+//! The codec of actix-http allocates the declared length of a frame as soon as it sees the header. So the bytes of a large frame are
 //! kept here, in memory that grows and is reserved as they arrive, until the frame is complete.
 
 use std::{rc::Rc, time::Duration};
@@ -16,8 +16,8 @@ use crate::socket::shares::{Account, Exhausted};
 const UNRESERVED_BYTES: u64 = 4 * 1024;
 /// The first step in bytes in which memory is reserved. Each further step doubles the reservation.
 const FIRST_STEP: u64 = 16 * 1024;
-/// Maximum number of frames in a chunk. actix-ws queues all frames of a chunk and never shrinks the queue, so a chunk
-/// full of empty frames would leave half a megabyte allocated.
+/// Maximum number of frames in a chunk. A reader may queue all frames of a chunk, as actix-ws does, and never shrink the queue,
+/// so a chunk full of empty frames would leave half a megabyte allocated.
 const MAX_CHUNK_FRAMES: usize = 32;
 /// How long a message may take in any case, from its first byte.
 const GRACE: Duration = Duration::from_secs(20);
@@ -31,16 +31,15 @@ pub(super) struct ReservedBytes {
 }
 
 impl ReservedBytes {
+    /// For a new message.
     fn none(account: Rc<Account>) -> Self {
+        // The account may still hold earlier messages, which have arrived.
+        account.renew();
         Self { account, bytes: 0 }
     }
 
     fn grow_to(&mut self, bytes: usize) -> Result<(), Exhausted> {
         if let Some(more) = bytes.checked_sub(self.bytes).filter(|more| *more > 0) {
-            if self.bytes == 0 {
-                // A new message. The account may still hold earlier ones, which have arrived.
-                self.account.renew();
-            }
             self.account.grow(more)?;
             self.bytes = bytes;
         }
@@ -80,8 +79,10 @@ struct DeclaredMessage {
 }
 
 /// The inbound bytes of one connection that the reader does not have yet.
+///
+/// Most connections never receive a message that needs a reservation, so their account is opened when the first one does.
 pub(super) struct InboundBytes {
-    account: Rc<Account>,
+    account: Option<Rc<Account>>,
     guard: FrameGuard,
     /// Bytes received but not passed to the reader.
     inbox: Vec<u8>,
@@ -95,9 +96,8 @@ pub(super) struct InboundBytes {
     is_frame_waiting: bool,
     /// The data message that is being received.
     message: Option<DeclaredMessage>,
-    max_message: u64,
     /// For the message that is being received, if it is large.
-    incoming: ReservedBytes,
+    incoming: Option<ReservedBytes>,
     /// For large messages that were received in full and not passed to the reader yet.
     complete: Option<ReservedBytes>,
     /// When the first byte of the unfinished message arrived. Moved on by the time for which the socket was not read.
@@ -108,7 +108,7 @@ pub(super) struct InboundBytes {
 
 impl InboundBytes {
     /// The state of a new connection that has received `early`. Messages may have at most `max_message` bytes.
-    pub fn new(early: &[u8], max_message: u64, account: Rc<Account>) -> Self {
+    pub fn new(early: &[u8], max_message: u64) -> Self {
         Self {
             guard: FrameGuard::new(max_message),
             inbox: early.to_vec(),
@@ -117,18 +117,17 @@ impl InboundBytes {
             has_more: !early.is_empty(),
             is_frame_waiting: false,
             message: None,
-            max_message,
-            incoming: ReservedBytes::none(account.clone()),
+            incoming: None,
             complete: None,
             began: None,
             paused: None,
-            account,
+            account: None,
         }
     }
 
-    /// The connection's account.
-    pub fn account(&self) -> &Account {
-        &self.account
+    /// The connection's account, once there was a large message.
+    pub fn account(&self) -> Option<&Account> {
+        self.account.as_deref()
     }
 
     /// Whether [`Self::next_chunk`] has something to do without further bytes.
@@ -149,12 +148,12 @@ impl InboundBytes {
         self.has_more = true;
     }
 
-    /// Removes the bytes that the reader may have.
+    /// Removes the bytes that the reader may have. `open_account` opens the connection's account.
     ///
     /// # Errors
     /// If the memory was given up.
-    pub fn next_chunk(&mut self, now: Instant) -> Result<Chunk, Exhausted> {
-        if self.account.is_given_up() {
+    pub fn next_chunk(&mut self, now: Instant, open_account: impl Fn() -> Account) -> Result<Chunk, Exhausted> {
+        if self.account().is_some_and(Account::is_given_up) {
             return Err(Exhausted);
         }
         self.has_more = false;
@@ -177,7 +176,7 @@ impl InboundBytes {
                     break self.held_from.unwrap_or(self.seen);
                 }
                 InspectionResult::Frame(frame) => {
-                    self.begin_frame(frame, start, has_frame_begun, now)?;
+                    self.begin_frame(frame, start, has_frame_begun, now, &open_account)?;
                     if frames == MAX_CHUNK_FRAMES {
                         (self.has_more, self.is_frame_waiting) = (true, true);
                         break start;
@@ -195,9 +194,9 @@ impl InboundBytes {
                 }
             }
         };
-        self.reserve(self.received())?;
+        self.reserve(self.received(), &open_account)?;
         if self.guard.is_between_messages() {
-            self.complete_message()?;
+            self.complete_message(&open_account)?;
         }
         if self.guard.is_idle() {
             self.began = None;
@@ -216,6 +215,7 @@ impl InboundBytes {
         start: usize,
         has_begun: bool,
         now: Instant,
+        open_account: &impl Fn() -> Account,
     ) -> Result<(), Exhausted> {
         let is_control = frame.message_bytes == 0 && !frame.starts_message;
         if has_begun && (frame.starts_message || (is_control && !self.guard.is_in_message())) {
@@ -223,8 +223,8 @@ impl InboundBytes {
         }
         if frame.starts_message {
             // The message before it has ended.
-            self.complete_message()?;
-            let limit = if frame.fin { frame.message_bytes } else { self.max_message };
+            self.complete_message(open_account)?;
+            let limit = if frame.fin { frame.message_bytes } else { self.guard.max_message() };
             self.message = Some(DeclaredMessage { declared: frame.message_bytes, limit });
         } else if let Some(message) = &mut self.message
             && !is_control
@@ -241,22 +241,23 @@ impl InboundBytes {
     }
 
     /// Reserves memory for `received` bytes of the current message.
-    fn reserve(&mut self, received: u64) -> Result<(), Exhausted> {
+    fn reserve(&mut self, received: u64, open_account: impl Fn() -> Account) -> Result<(), Exhausted> {
         let Some(message) = self.message.filter(|_| received > UNRESERVED_BYTES) else { return Ok(()) };
         let bytes = step(received).min(message.limit);
-        self.incoming.grow_to(usize::try_from(bytes).unwrap_or(usize::MAX))
+        let account = self.account.get_or_insert_with(|| Rc::new(open_account()));
+        let incoming = self.incoming.get_or_insert_with(|| ReservedBytes::none(account.clone()));
+        incoming.grow_to(usize::try_from(bytes).unwrap_or(usize::MAX))
     }
 
     /// Notes that the current message, if there is one, has arrived in full.
-    fn complete_message(&mut self) -> Result<(), Exhausted> {
+    fn complete_message(&mut self, open_account: impl Fn() -> Account) -> Result<(), Exhausted> {
         let Some(message) = self.message else { return Ok(()) };
-        self.reserve(message.declared)?;
+        self.reserve(message.declared, open_account)?;
         self.message = None;
-        let message = std::mem::replace(&mut self.incoming, ReservedBytes::none(self.account.clone()));
-        match &mut self.complete {
-            _ if message.bytes == 0 => {}
-            Some(complete) => complete.absorb(message),
-            none => *none = Some(message),
+        match (&mut self.complete, self.incoming.take()) {
+            (_, None) => {}
+            (Some(complete), Some(message)) => complete.absorb(message),
+            (none, message) => *none = message,
         }
         Ok(())
     }
@@ -268,7 +269,7 @@ impl InboundBytes {
         if n == self.inbox.len() {
             return std::mem::take(&mut self.inbox).into();
         }
-        // Copies: a slice would keep the whole inbox allocated for as long as actix-ws keeps the chunk.
+        // Copies: a slice would keep the whole inbox allocated for as long as the reader keeps the chunk.
         let chunk = Bytes::copy_from_slice(&self.inbox[..n]);
         self.inbox.drain(..n);
         chunk
@@ -300,7 +301,7 @@ impl InboundBytes {
         self.inbox = Vec::new();
         (self.seen, self.held_from, self.has_more, self.began) = (0, None, false, None);
         self.message = None;
-        self.incoming = ReservedBytes::none(self.account.clone());
+        self.incoming = None;
         self.complete = None;
     }
 }
@@ -318,8 +319,34 @@ mod tests {
     const MAX: u64 = 512 * 1024;
     const MASK: [u8; 4] = [1, 2, 3, 4];
 
-    fn inbound(budget: &SharedBudget) -> InboundBytes {
-        InboundBytes::new(b"", MAX, Rc::new(budget.account(Holder::NOBODY)))
+    /// The inbound bytes of a connection, and its budget.
+    struct Connection<'a> {
+        inbound: InboundBytes,
+        budget: &'a SharedBudget,
+    }
+
+    impl Connection<'_> {
+        fn next_chunk(&mut self, now: Instant) -> Result<Chunk, Exhausted> {
+            self.inbound.next_chunk(now, || self.budget.account(Holder::NOBODY))
+        }
+    }
+
+    impl std::ops::Deref for Connection<'_> {
+        type Target = InboundBytes;
+
+        fn deref(&self) -> &InboundBytes {
+            &self.inbound
+        }
+    }
+
+    impl std::ops::DerefMut for Connection<'_> {
+        fn deref_mut(&mut self) -> &mut InboundBytes {
+            &mut self.inbound
+        }
+    }
+
+    fn inbound(budget: &SharedBudget) -> Connection<'_> {
+        Connection { inbound: InboundBytes::new(b"", MAX), budget }
     }
 
     /// A frame with this first byte and payload length.
@@ -339,7 +366,7 @@ mod tests {
     }
 
     /// Appends bytes in pieces of `size`, and returns all that the reader gets.
-    fn pass(inbound: &mut InboundBytes, bytes: &[u8], size: usize, now: Instant) -> Vec<u8> {
+    fn pass(inbound: &mut Connection<'_>, bytes: &[u8], size: usize, now: Instant) -> Vec<u8> {
         let mut passed = Vec::new();
         for piece in bytes.chunks(size) {
             inbound.append(piece);
@@ -419,7 +446,7 @@ mod tests {
         let message = frame(0x82, 30_000);
         pass(&mut older, &message[..20_000], 9999, Instant::now());
         assert_eq!(pass(&mut newer, &message, 9999, Instant::now()), message);
-        assert!(older.account().is_given_up());
+        assert!(older.account().unwrap().is_given_up());
         older.append(&message[20_000..]);
         assert!(older.next_chunk(Instant::now()).is_err());
         older.clear();

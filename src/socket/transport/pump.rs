@@ -2,7 +2,7 @@
 //! upgrade request, and from the response body to the socket.
 //!
 //! It holds no buffer while no data moves. Bytes are read into the worker's [`Scratch`] and passed on in allocations of
-//! their exact size, because actix-ws keeps the last chunk until the next one arrives.
+//! their exact size, because the reader may keep the last chunk until the next one arrives.
 
 use std::{
     future::Future,
@@ -22,12 +22,13 @@ use tokio::{
 };
 
 use super::{
+    Tuning,
     inbound::InboundBytes,
     linger::Linger,
     scratch::Scratch,
     wire::{Cutoff, Wire},
 };
-use crate::socket::shares::Account;
+use crate::socket::shares::Holder;
 
 /// A queue that is not empty has to move [`LEAST_MOVED`] bytes in this time.
 const WRITE_PERIOD: Duration = Duration::from_secs(30);
@@ -45,16 +46,15 @@ pub(super) struct Pump {
     inbound: InboundBytes,
     /// Runs while a message is unfinished and the socket is read.
     slow_timer: Option<Pin<Box<Sleep>>>,
-    /// See [`Tuning::stall`](super::Tuning::stall).
-    stall_limit: Duration,
+    tuning: Rc<Tuning>,
     /// The body of the 101 response: the outbound bytes.
     body: BoxBody,
     /// Bytes taken from `body` but not written yet.
     outbox: Bytes,
     /// `Some` while bytes wait for the kernel to take them.
-    stall: Option<Stall>,
+    stall: Option<Box<Stall>>,
     /// `Some` once all outbound bytes are written.
-    linger: Option<Linger>,
+    linger: Option<Box<Linger>>,
     /// Runs once the connection's place was given up.
     given_up: Option<Pin<Box<Sleep>>>,
 }
@@ -80,12 +80,8 @@ pub(super) struct PumpParts {
     pub early: Bytes,
     /// The body of the 101 response: the outbound bytes.
     pub body: BoxBody,
-    /// See [`Tuning::max_message`](super::Tuning::max_message).
-    pub max_message: u64,
-    /// The connection's account in [`Tuning::inbound`](super::Tuning::inbound).
-    pub account: Account,
-    /// See [`Tuning::stall`](super::Tuning::stall).
-    pub stall_limit: Duration,
+    /// The limits of the node's connections.
+    pub tuning: Rc<Tuning>,
 }
 
 impl Pump {
@@ -95,8 +91,8 @@ impl Pump {
             stream: parts.stream,
             scratch: parts.scratch,
             wire: parts.wire,
-            stall_limit: parts.stall_limit,
-            inbound: InboundBytes::new(&parts.early, parts.max_message, Rc::new(parts.account)),
+            inbound: InboundBytes::new(&parts.early, parts.tuning.max_message),
+            tuning: parts.tuning,
             slow_timer: None,
             body: parts.body,
             outbox: Bytes::new(),
@@ -108,9 +104,15 @@ impl Pump {
 
     /// Passes inbound bytes to the reader until the socket has none or the reader takes no more.
     fn poll_inbound(&mut self, cx: &mut Context<'_>) -> io::Result<()> {
-        if self.inbound.account().poll_given_up(cx).is_ready() {
+        self.read(cx)?;
+        // After reading, which may open the account.
+        if self.inbound.account().is_some_and(|account| account.poll_given_up(cx).is_ready()) {
             self.cut_off(Cutoff::MessageGivenUp);
         }
+        Ok(())
+    }
+
+    fn read(&mut self, cx: &mut Context<'_>) -> io::Result<()> {
         while self.wire.wants_chunk() {
             self.inbound.resume();
             if !self.inbound.has_more() {
@@ -137,7 +139,9 @@ impl Pump {
 
     /// Passes to the reader what it may have.
     fn deliver(&mut self) {
-        let Ok(chunk) = self.inbound.next_chunk(Instant::now()) else {
+        let (tuning, wire) = (&self.tuning, &self.wire);
+        let open_account = || tuning.inbound.account(wire.holder().unwrap_or(Holder::NOBODY));
+        let Ok(chunk) = self.inbound.next_chunk(Instant::now(), open_account) else {
             return self.cut_off(Cutoff::MessageGivenUp);
         };
         if !chunk.bytes.is_empty() {
@@ -206,11 +210,11 @@ impl Pump {
     /// pump would not notice that the application has dropped its end.
     fn poll_stall(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         let (is_reader_gone, written) = (self.wire.has_lost_reader(), self.wire.written());
-        let (period, least) = if is_reader_gone { (self.stall_limit, 1) } else { (WRITE_PERIOD, LEAST_MOVED) };
+        let (period, least) = if is_reader_gone { (self.tuning.stall, 1) } else { (WRITE_PERIOD, LEAST_MOVED) };
         if self.stall.as_ref().is_some_and(|stall| stall.is_reader_gone != is_reader_gone) {
             self.stall = None;
         }
-        let start = || Stall { timer: Box::pin(sleep(period)), written, is_reader_gone };
+        let start = || Box::new(Stall { timer: Box::pin(sleep(period)), written, is_reader_gone });
         let stall = self.stall.get_or_insert_with(start);
         while stall.timer.as_mut().poll(cx).is_ready() {
             if written - stall.written >= least {

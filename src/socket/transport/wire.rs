@@ -66,7 +66,7 @@ pub struct Wire {
     /// Woken when the reader takes a chunk or is dropped, and by an abort.
     pump: Cell<Option<Waker>>,
     /// Woken when [`Wire::written`] reaches this number.
-    writer: Cell<Option<(u64, Waker)>>,
+    writer: Cell<Option<Box<(u64, Waker)>>>,
 }
 
 /// The chunk that the pump has passed to the reader, and the memory reserved for large messages.
@@ -78,7 +78,7 @@ struct PendingChunk {
     reservation: Option<ReservedBytes>,
     /// For the large messages that end in the chunk that the reader took last.
     taken_reservation: Option<ReservedBytes>,
-    /// Whether the reader has asked for more since it took a chunk. actix-ws asks once before it parses the chunk, so
+    /// Whether the reader has asked for more since it took a chunk. The reader asks once before it parses the chunk, so
     /// only when it asks a second time has it finished with the chunk.
     has_asked: bool,
 }
@@ -204,7 +204,7 @@ impl Wire {
         if self.written.get() >= n || self.gone.get() {
             return Poll::Ready(());
         }
-        self.writer.set(Some((n, cx.waker().clone())));
+        self.writer.set(Some(Box::new((n, cx.waker().clone()))));
         Poll::Pending
     }
 
@@ -279,7 +279,7 @@ impl Wire {
         let written = self.written.get() + n as u64;
         self.written.set(written);
         match self.writer.take() {
-            Some((target, waker)) if target <= written => waker.wake(),
+            Some(waiting) if waiting.0 <= written => waiting.1.wake(),
             waiting => self.writer.set(waiting),
         }
     }
@@ -289,8 +289,8 @@ impl Wire {
         self.gone.set(true);
         self.ended.set(true);
         wake(&self.reader);
-        if let Some((_, waker)) = self.writer.take() {
-            waker.wake();
+        if let Some(waiting) = self.writer.take() {
+            waiting.1.wake();
         }
     }
 }
