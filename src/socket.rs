@@ -11,13 +11,13 @@ mod networks;
 mod node;
 mod ops;
 mod outbox;
+mod outbox_body;
 mod read_gate;
 mod request_rate;
 mod seats;
 mod shares;
 pub mod transport;
 mod upgrade;
-mod writer;
 
 pub use hub::Hub;
 pub use networks::{NetworkLimits, Networks};
