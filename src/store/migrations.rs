@@ -27,7 +27,7 @@ pub static ON_SQLITE: LazyLock<Migrator> = LazyLock::new(|| {
         ("push", include_str!("../../migrations/sqlite/0012_push.sql")),
         ("untagged addresses", include_str!("../../migrations/sqlite/0013_untagged_addresses.sql")),
         ("message owners", include_str!("../../migrations/sqlite/0014_message_owners.sql")),
-        ("order of one-time prekeys", include_str!("../../migrations/sqlite/0015_order_of_one_time_prekeys.sql")),
+        ("order of one time prekeys", include_str!("../../migrations/sqlite/0015_order_of_one_time_prekeys.sql")),
     ])
 });
 
