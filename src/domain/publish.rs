@@ -201,9 +201,9 @@ impl PublishRequest {
         }
     }
 
-    /// Parses the keys and verifies the signatures that are not `known`, except those of PQ one-time keys, up to the first that
-    /// fails: under the `stored` identity if the device has published before, otherwise under the one in the request. A signed
-    /// prekey without `expires_at` expires at `default_expiry`.
+    /// Parses the keys and verifies the signatures that are not `known`, except those of PQ one-time keys, up to the first
+    /// that fails: under the `stored` identity if the device has published before, otherwise under the one in the request.
+    /// A signed prekey without `expires_at` expires at `default_expiry`.
     ///
     /// # Errors
     /// `identity_conflict` if suite or identity key differ from the stored ones; `incomplete_keys` if a first publish

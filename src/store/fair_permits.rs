@@ -1,6 +1,6 @@
-//! Permits that go to the user who holds the fewest, among equals to the one who has waited longest. A third of them goes only
-//! to users who hold none. So a few users cannot take all, and a user who holds none waits for at most one request of each other
-//! user.
+//! Permits that go to the user who holds the fewest, among equals to the one who has waited longest. A third of them goes
+//! only to users who hold none. So a few users cannot take all, and a user who holds none waits for at most one request of
+//! each other user.
 
 use std::{
     collections::{BTreeMap, HashMap, VecDeque},

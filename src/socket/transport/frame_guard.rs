@@ -1,8 +1,8 @@
 //! Checks inbound WebSocket frames as their bytes are received: the order of fragments (RFC 6455, section 5.4) and the
 //! size of messages.
 //!
-//! The codec of actix-http checks the size of a frame only after it has buffered the whole frame, so a peer could make it use any
-//! amount of memory. The guard inspects the bytes first. It reports a violation when a header declares the length,
+//! The codec of actix-http checks the size of a frame only after it has buffered the whole frame, so a peer could make it
+//! use any amount of memory. The guard inspects the bytes first. It reports a violation when a header declares the length,
 //! before any byte of that payload is passed on. It stores no payload itself.
 
 use sealwire_protocol::ProtocolFault;

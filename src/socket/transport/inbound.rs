@@ -1,8 +1,8 @@
 //! The inbound bytes of one connection: which of them the reader may have, how much memory they take, and how fast a
 //! message has to arrive.
 //!
-//! The codec of actix-http allocates the declared length of a frame as soon as it sees the header. So the bytes of a large frame are
-//! kept here, in memory that grows and is reserved as they arrive, until the frame is complete.
+//! The codec of actix-http allocates the declared length of a frame as soon as it sees the header. So the bytes of a large
+//! frame are kept here, in memory that grows and is reserved as they arrive, until the frame is complete.
 
 use std::{rc::Rc, time::Duration};
 
