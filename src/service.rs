@@ -423,7 +423,7 @@ impl Service {
     /// Waits until an operation of the user may run that is not part of a batch. Hold the place while it runs.
     ///
     /// # Errors
-    /// `unavailable` if too many operations of the user wait, or none gets a place for as long as none would get a
+    /// `unavailable` if too many operations of the user wait, or this one waits for longer than an operation waits for a
     /// database connection.
     pub async fn enter(&self, user: UserId) -> Result<OperationPlace, Refusal> {
         let places = async {
@@ -432,16 +432,15 @@ impl Service {
         };
         match tokio::time::timeout(self.store.health().acquire_timeout(), places).await {
             Ok(entered) => entered.map_err(|error: StoreError| error.into()),
-            Err(_) => Err(Refusal::Unavailable),
+            Err(_) => Err(StoreError::Overloaded.into()),
         }
     }
 
-    /// Waits until one more operation of the user may run that needs no database connection of its own, or has one from
-    /// elsewhere.
+    /// Waits until one more operation of the user may run whose number over all users is bounded in another way.
     ///
     /// # Errors
     /// `unavailable` if too many operations of the user wait.
-    pub async fn enter_without_connection(&self, user: UserId) -> Result<Place, Refusal> {
+    pub async fn enter_as_user(&self, user: UserId) -> Result<Place, Refusal> {
         Ok(self.operations.enter(user).await?)
     }
 

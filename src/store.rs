@@ -218,15 +218,14 @@ impl Store {
     }
 
     /// The same store for batch workers. On PostgreSQL it uses the connections reserved for them, which are opened on
-    /// the workers' runtime and are never busy with other work. On SQLite a batch waits for at most one operation outside
-    /// the batches before it gets the writer.
+    /// the workers' runtime and are never busy with other work.
     #[must_use]
     pub fn for_batch_workers(&self) -> Self {
         let database = match self.database.clone() {
             Database::Postgres(server) => {
                 Database::Postgres(PostgresPools { connections: server.batch_connections.clone(), ..server })
             }
-            Database::Sqlite(file) => Database::Sqlite(SqlitePools { writer: file.writer.without_queue(), ..file }),
+            file @ Database::Sqlite(_) => file,
         };
         Self { database, ..self.clone() }
     }
@@ -237,9 +236,9 @@ impl Store {
     pub fn concurrent_operations(&self) -> usize {
         let connections = match &self.database {
             Database::Sqlite(file) => PoolUsage::of(&file.readers).limit,
-            Database::Postgres(server) => PoolUsage::of(&server.connections).limit * 2 / 3,
+            Database::Postgres(server) => PoolUsage::of(&server.connections).limit,
         };
-        connections.max(6) as usize
+        (connections * 2 / 3).max(6) as usize
     }
 
     /// Maximum number of claim batches in flight. SQLite has one writer; PostgreSQL can run some batches while others

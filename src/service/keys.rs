@@ -129,7 +129,7 @@ impl Service {
         match self.claims.submit(request).await? {
             ClaimAnswer::Done(bundles) => Ok(bundles),
             ClaimAnswer::Blocked(blocked) => {
-                let place = self.enter_without_connection(user).await?;
+                let place = self.enter_as_user(user).await?;
                 let permit = self.blocking_permits.clone().acquire_owned().await.map_err(|_| Refusal::Unavailable)?;
                 let (claims, bus) = (self.blocking_claims.clone(), self.bus.clone());
                 let claim = async move {

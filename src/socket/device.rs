@@ -144,7 +144,7 @@ impl Actor for DeviceSocket {
         // On this thread, because a batch does the work.
         let open = self.connection.node.runtime.spawn_local(async move {
             // Before the permit, so that a user with many operations holds none while it waits for itself.
-            let _place = match node.service.enter_without_connection(caller.user).await {
+            let _place = match node.service.enter_as_user(caller.user).await {
                 Ok(place) => place,
                 Err(refusal) => {
                     let _ = finish.send(false);

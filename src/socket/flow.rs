@@ -1,5 +1,5 @@
-//! Flow control of one connection: reading waits while too much is queued for sending. The reader, the writer and the
-//! actor share it, in one allocation.
+//! Flow control of one connection: reading waits while too much is queued for sending. The reader, the response
+//! body and the actor share it, in one allocation.
 
 use std::{
     rc::Rc,

@@ -118,6 +118,10 @@ impl Stream for FrameStream {
             if this.has_ended {
                 return Poll::Ready(None);
             }
+            if !this.received.is_empty() {
+                // The start of a frame. A copy, because the slice would keep the messages before it allocated.
+                this.received = BytesMut::from(&this.received[..]);
+            }
             if !this.receive(cx)? {
                 return Poll::Pending;
             }

@@ -244,9 +244,19 @@ fn is_refusal(response: &Response<()>) -> bool {
     response.extensions().get::<RefusedAfterUpgrade>().is_some()
 }
 
-/// An upgrade that the application has yet to accept or refuse.
+/// An upgrade that the application has yet to accept or refuse. The application starts a connection before the 101 is
+/// written. If nothing comes of it, dropping this ends the connection.
 struct Upgrade {
-    wire: Rc<Wire>,
+    /// `None` once a pump has taken it over.
+    wire: Option<Rc<Wire>>,
+}
+
+impl Drop for Upgrade {
+    fn drop(&mut self) {
+        if let Some(wire) = &self.wire {
+            wire.abort();
+        }
+    }
 }
 
 impl Upgrade {
@@ -260,20 +270,20 @@ impl Upgrade {
         request.extensions_mut().insert(Rc::clone(&wire));
         let payload: BoxedPayloadStream = Box::pin(Inbound(Rc::clone(&wire)));
         *request.payload() = Payload::Stream { payload };
-        Some(Self { wire })
+        Some(Self { wire: Some(wire) })
     }
 
     /// Writes the 101 response and spawns a pump for the connection. The caller's future, which is the dispatcher, can
     /// then end and free its buffers.
     async fn accept(
-        self,
+        mut self,
         connection: FramedParts<DeadlineStream, Codec>,
         response: Response<()>,
         body: BoxBody,
         tuning: Rc<Tuning>,
         scratch: Scratch,
     ) -> io::Result<()> {
-        if !self.wire.has_seat() {
+        if !self.wire.as_ref().is_some_and(|wire| wire.has_seat()) {
             return Err(io::Error::other("the application accepted an upgrade without a place for it"));
         }
         let FramedParts { io, mut codec, read_buf, mut write_buf, .. } = connection;
@@ -281,10 +291,11 @@ impl Upgrade {
         let (mut stream, _) = io.into_parts();
         codec.encode(h1::Message::Item((response, body.size())), &mut write_buf)?;
         timeout(RESPONSE_TIMEOUT, stream.write_all(&write_buf)).await??;
+        let Some(wire) = self.wire.take() else { return Ok(()) };
         actix_rt::spawn(Pump::new(PumpParts {
             stream,
             scratch,
-            wire: self.wire,
+            wire,
             // A copy, because a slice would keep the dispatcher's buffer allocated.
             early: Bytes::copy_from_slice(&read_buf),
             body,

@@ -12,6 +12,9 @@ use tokio::sync::oneshot;
 use super::StoreError;
 use crate::domain::UserId;
 
+/// Number of users for which an emptied table keeps places.
+const KEPT_CAPACITY: usize = 1024;
+
 /// A number of permits. Clones share them.
 #[derive(Clone)]
 pub struct FairPermits {
@@ -139,6 +142,9 @@ impl PermitsState {
             if let Some(waker) = waker {
                 return Some((user, waker));
             }
+        }
+        if self.users.is_empty() {
+            self.users.shrink_to(KEPT_CAPACITY);
         }
         None
     }

@@ -187,7 +187,7 @@ impl Store {
         let cores = std::thread::available_parallelism().map_or(1, |cores| u32::try_from(cores.get()).unwrap_or(1));
         let probe = pool().max_connections(1).connect_with(readers.clone()).await?;
         let readers = pool().max_connections(settings.max_connections.clamp(1, cores)).connect_with(readers).await?;
-        let writer = DatabasePool::new(writer, Arc::default()).with_queue();
+        let writer = DatabasePool::new(writer, Arc::default());
         let readers = DatabasePool::new(readers, Arc::default());
         let probe = DatabasePool::new(probe, readers.health().clone());
         let pools = SqlitePools { writer, readers, probe, lock: lock.map(Arc::new) };

@@ -122,8 +122,6 @@ pub struct DatabasePool<DB: Engine> {
     pool: Pool<DB>,
     /// One for each connection of the pool. Held while a connection is in use, but not while it is kept.
     permits: Arc<Semaphore>,
-    /// If all but the batches pass through here one at a time, before they wait for a permit.
-    queue: Option<Arc<Semaphore>>,
     kept: Arc<Mutex<KeptConnections<DB>>>,
     health: Arc<DatabaseHealth>,
     limit: Option<Duration>,
@@ -136,7 +134,6 @@ impl<DB: Engine> Clone for DatabasePool<DB> {
         Self {
             pool: self.pool.clone(),
             permits: self.permits.clone(),
-            queue: self.queue.clone(),
             kept: self.kept.clone(),
             health: self.health.clone(),
             limit: self.limit,
@@ -151,21 +148,6 @@ struct KeptConnections<DB: Engine> {
     connections: Vec<KeptConnection<DB>>,
     /// Returns connections to sqlx that have been idle for longer.
     returning: Option<JoinHandle<()>>,
-}
-
-/// A connection that was taken from the pool.
-struct Acquired<DB: Engine> {
-    connection: PoolConnection<DB>,
-    /// When sqlx handed it out.
-    taken_at: Instant,
-    permit: Permit,
-}
-
-/// The right to use a connection of the pool.
-struct Permit {
-    _connection: OwnedSemaphorePermit,
-    /// The place at the head of the queue, if the pool has one.
-    _turn: Option<OwnedSemaphorePermit>,
 }
 
 struct KeptConnection<DB: Engine> {
@@ -186,23 +168,12 @@ impl<DB: Engine> DatabasePool<DB> {
     pub fn new(pool: Pool<DB>, health: Arc<DatabaseHealth>) -> Self {
         let permits = Arc::new(Semaphore::new(pool.options().get_max_connections() as usize));
         let kept = Arc::new(Mutex::new(KeptConnections { connections: Vec::new(), returning: None }));
-        Self { pool, permits, queue: None, kept, health, limit: Some(OPERATION_LIMIT), is_pooled: false }
+        Self { pool, permits, kept, health, limit: Some(OPERATION_LIMIT), is_pooled: false }
     }
 
     /// The same pool. `is_pooled` is whether a pooler may run each transaction on another server connection.
     pub fn behind_pooler(self, is_pooled: bool) -> Self {
         Self { is_pooled, ..self }
-    }
-
-    /// The same pool, with a queue in which all wait but those that use it [`Self::without_queue`]. They wait in that queue
-    /// until their connection is given back, so that no more than one of them is before anybody else.
-    pub fn with_queue(self) -> Self {
-        Self { queue: Some(Arc::new(Semaphore::new(1))), ..self }
-    }
-
-    /// The same pool for whoever does not wait in its queue.
-    pub fn without_queue(&self) -> Self {
-        Self { queue: None, ..self.clone() }
     }
 
     /// The same pool without the time limit on operations.
@@ -228,7 +199,7 @@ impl<DB: Engine> DatabasePool<DB> {
         let began = Instant::now();
         let acquired = timeout(self.health.acquire_timeout(), self.take()).await;
         match acquired.unwrap_or(Err(sqlx::Error::PoolTimedOut)) {
-            Ok(Acquired { connection, taken_at, permit }) => Ok(PooledConnection {
+            Ok((connection, taken_at, permit)) => Ok(PooledConnection {
                 connection: Some(connection),
                 taken_at,
                 permit: Some(permit),
@@ -259,19 +230,14 @@ impl<DB: Engine> DatabasePool<DB> {
 }
 
 impl<DB: Engine> DatabasePool<DB> {
-    async fn take(&self) -> Result<Acquired<DB>, sqlx::Error> {
-        let permit =
-            async |permits: &Arc<Semaphore>| permits.clone().acquire_owned().await.map_err(|_| sqlx::Error::PoolClosed);
-        let turn = match &self.queue {
-            Some(queue) => Some(permit(queue).await?),
-            None => None,
-        };
-        let permit = Permit { _connection: permit(&self.permits).await?, _turn: turn };
+    /// Takes a connection, and tells when sqlx handed it out.
+    async fn take(&self) -> Result<(PoolConnection<DB>, Instant, OwnedSemaphorePermit), sqlx::Error> {
+        let permit = self.permits.clone().acquire_owned().await.map_err(|_| sqlx::Error::PoolClosed)?;
         if let Some(kept) = self.take_kept() {
-            return Ok(Acquired { connection: kept.connection, taken_at: kept.taken_at, permit });
+            return Ok((kept.connection, kept.taken_at, permit));
         }
         let connection = self.pool.acquire().await?;
-        Ok(Acquired { connection, taken_at: Instant::now(), permit })
+        Ok((connection, Instant::now(), permit))
     }
 
     /// Takes a kept connection that can be used without a ping.
@@ -348,7 +314,7 @@ pub struct PooledConnection<'c, DB: Engine> {
     /// When sqlx handed it out.
     taken_at: Instant,
     /// `None` only during `drop`.
-    permit: Option<Permit>,
+    permit: Option<OwnedSemaphorePermit>,
     source: &'c DatabasePool<DB>,
     metrics: &'c Metrics,
     began: Instant,

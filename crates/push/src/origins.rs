@@ -32,6 +32,8 @@ const PROVEN_ANSWERS: u32 = 32;
 const FAILED_ANSWERS: u32 = PROVEN_ANSWERS / 4;
 /// The part of the time limit that a quick answer takes at most.
 const QUICK_PART: u32 = 5;
+/// The shortest time until the next try of a send for which the room of all origins was full.
+const FULL_PAUSE: Duration = Duration::from_secs(1);
 /// Origins that can be proven at a time. Connections are kept for those and the trusted ones alone, which bounds their
 /// number.
 const MAX_PROVEN: usize = 256;
@@ -217,7 +219,7 @@ impl Origins {
             permits
         } else {
             let refused = || origin.turn_of_refused(self.limits.per_origin);
-            let _waiting = self.wait(&origin, standing).ok_or_else(refused)?;
+            let _waiting = self.wait(&origin, standing)?;
             tokio::select! {
                 biased;
                 _ = closed.wait_for(|is_closed| *is_closed) => return Err(Duration::ZERO),
@@ -304,7 +306,10 @@ impl Origins {
 
     /// Counts a send that waits. One trusted origin can take half of the room to wait, a proven one an eighth, another a
     /// sixteenth.
-    fn wait(&self, origin: &Arc<Origin>, standing: Standing) -> Option<Waiting<'_>> {
+    ///
+    /// # Errors
+    /// How long to wait before the next try, if there is no room.
+    fn wait(&self, origin: &Arc<Origin>, standing: Standing) -> Result<Waiting<'_>, Duration> {
         let room = self.limits.waiting;
         let room_of_origin = match standing {
             Standing::Trusted => room.div_ceil(2),
@@ -313,18 +318,21 @@ impl Origins {
         };
         let (is_untrusted, is_unproven) = (standing != Standing::Trusted, standing == Standing::Unproven);
         let mut table = self.table();
-        if table.waiting >= room
-            || origin.waiting.load(Relaxed) >= room_of_origin
+        let has_its_share = origin.waiting.load(Relaxed) >= room_of_origin;
+        let is_full = table.waiting >= room
             || (is_untrusted && table.waiting_untrusted >= three_quarters(room))
-            || (is_unproven && table.waiting_unproven >= room.div_ceil(2))
-        {
-            return None;
+            || (is_unproven && table.waiting_unproven >= room.div_ceil(2));
+        if has_its_share || is_full {
+            drop(table);
+            let turn = origin.turn_of_refused(self.limits.per_origin);
+            // If others take the room, the answers of this origin do not tell when there is some.
+            return Err(if has_its_share { turn } else { turn.max(FULL_PAUSE) });
         }
         table.waiting += 1;
         table.waiting_untrusted += usize::from(is_untrusted);
         table.waiting_unproven += usize::from(is_unproven);
         origin.waiting.fetch_add(1, Relaxed);
-        Some(Waiting { origins: self, origin: Arc::clone(origin), standing })
+        Ok(Waiting { origins: self, origin: Arc::clone(origin), standing })
     }
 
     /// Ends the proof of the proven origin that was not used for longest, if there are too many with this new one.

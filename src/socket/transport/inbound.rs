@@ -16,8 +16,8 @@ use crate::socket::shares::{Account, Exhausted};
 const UNRESERVED_BYTES: u64 = 4 * 1024;
 /// The first step in bytes in which memory is reserved. Each further step doubles the reservation.
 const FIRST_STEP: u64 = 16 * 1024;
-/// Maximum number of frames in a chunk. A reader may queue all frames of a chunk, as actix-ws does, and never shrink the queue,
-/// so a chunk full of empty frames would leave half a megabyte allocated.
+/// Maximum number of frames in a chunk. A reader that queues all frames of a chunk and never shrinks the queue, such as that of
+/// actix-ws, would keep half a megabyte after a chunk full of empty frames.
 const MAX_CHUNK_FRAMES: usize = 32;
 /// How long a message may take in any case, from its first byte.
 const GRACE: Duration = Duration::from_secs(20);
@@ -254,7 +254,12 @@ impl InboundBytes {
         let Some(message) = self.message else { return Ok(()) };
         self.reserve(message.declared, open_account)?;
         self.message = None;
-        match (&mut self.complete, self.incoming.take()) {
+        let arrived = self.incoming.take();
+        if let (Some(account), Some(_)) = (&self.account, &arrived) {
+            // Only the age of what is unfinished counts.
+            account.renew();
+        }
+        match (&mut self.complete, arrived) {
             (_, None) => {}
             (Some(complete), Some(message)) => complete.absorb(message),
             (none, message) => *none = message,

@@ -49,10 +49,13 @@ statements! {
         WHERE device_id = $1 AND key_id = $2 AND used = FALSE",
         "UPDATE one_time_prekeys SET public_key = $3, created_at = $4 \
         WHERE device_id = $1 AND key_id = $2 AND used = FALSE");
-    /// Makes the unissued ones of the keys $2 the last that claims take, in this order.
-    ORDER_ONE_TIME = sqlite("UPDATE one_time_prekeys SET rowid = newest.number + 1 + place.key \
-        FROM (SELECT MAX(rowid) AS number FROM one_time_prekeys) AS newest CROSS JOIN json_each($2) AS place \
-        WHERE device_id = $1 AND key_id = place.value ->> 0 AND used = FALSE");
+    /// Makes the unissued ones of the keys $2 the last that claims take, in this order. Materialized and with `+`, so that
+    /// SQLite looks up each key instead of comparing the whole pool with the list.
+    ORDER_ONE_TIME = sqlite("WITH moved AS MATERIALIZED (SELECT keys.rowid AS old_number, \
+        (SELECT MAX(rowid) FROM one_time_prekeys) + 1 + place.key AS number \
+        FROM json_each($2) AS place CROSS JOIN one_time_prekeys AS keys \
+        WHERE keys.device_id = $1 AND keys.key_id = place.value ->> 0 AND +keys.used = FALSE) \
+        UPDATE one_time_prekeys SET rowid = moved.number FROM moved WHERE one_time_prekeys.rowid = moved.old_number");
     REPLACE_PQ = both("UPDATE pq_prekeys SET public_key = $3, created_at = $4, signature = $5 \
         WHERE device_id = $1 AND key_id = $2 AND NOT used AND NOT last_resort");
     BUMP_POOL_VERSION = both("UPDATE devices SET pool_version = pool_version + 1 WHERE id = $1");

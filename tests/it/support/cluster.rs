@@ -81,8 +81,17 @@ impl RowLock {
 
     /// Locks the table of requests for approvals, so that nobody can read it either.
     pub async fn lock_approvals(cluster: &Cluster) -> Self {
+        Self::lock_table(cluster, "BEGIN; LOCK TABLE approvals IN ACCESS EXCLUSIVE MODE").await
+    }
+
+    /// Locks the table of sessions, so that no token can be looked up.
+    pub async fn lock_sessions(cluster: &Cluster) -> Self {
+        Self::lock_table(cluster, "BEGIN; LOCK TABLE sessions IN ACCESS EXCLUSIVE MODE").await
+    }
+
+    async fn lock_table(cluster: &Cluster, statements: &'static str) -> Self {
         let (mut holding, watching) = (cluster.sql().await, cluster.sql().await);
-        holding.execute("BEGIN; LOCK TABLE approvals IN ACCESS EXCLUSIVE MODE").await.unwrap();
+        holding.execute(statements).await.unwrap();
         Self { holding, watching }
     }
 

@@ -1,7 +1,7 @@
 //! Limits look-ups of host names, because clients choose the names, and a look-up that hangs blocks a thread.
 //!
 //! Look-ups of one name at the same time are joined, and a site has few. Sites whose last look-up was slow share half of all
-//! places for an hour, so that names that hang leave the other half. A look-up that has begun keeps its place until the
+//! places for ten minutes, so that names that hang leave the other half. A look-up that has begun keeps its place until the
 //! resolver is done, even if nobody waits for it any more; one that has not begun is given up with its callers.
 
 use std::{
@@ -26,7 +26,7 @@ const CLEAN_UP_ABOVE: usize = 1024;
 /// A look-up that takes longer is slow.
 const SLOW: Duration = Duration::from_secs(1);
 /// How long a site is known as slow.
-const SLOW_FOR: Duration = Duration::from_hours(1);
+const SLOW_FOR: Duration = Duration::from_mins(10);
 
 /// An error is shared by the callers, and cannot be cloned.
 type Shared = Result<Vec<IpAddr>, Arc<io::Error>>;
@@ -59,6 +59,7 @@ impl Table {
             return;
         }
         if self.slow_sites.len() >= CLEAN_UP_ABOVE
+            && !self.slow_sites.contains_key(site)
             && let Some(oldest) = self.slow_sites.iter().min_by_key(|(_, at)| **at).map(|(site, _)| site.clone())
         {
             self.slow_sites.remove(&oldest);
