@@ -82,6 +82,13 @@ class Browser {
     return this.worker.evaluate(async () => (await self.registration.getNotifications()).map(({ title, body }) => `${title}: ${body}`));
   }
 
+  /** Waits until exactly this is shown. */
+  async shows(expected) {
+    let shown;
+    const isShown = async () => (shown = (await this.shown()).join()) === expected;
+    await until(isShown, () => `the notification ${expected}; shown was: ${shown}`);
+  }
+
   /** Clicks on the notification with this title. Resolves to what the worker did: `focus`, or the path that it opened. A script may do neither. */
   click(title) {
     return this.worker.evaluate(async (title) => {
@@ -198,9 +205,9 @@ test('a message is shown while the page is in the background; while it is closed
 
   await show(tab, false);
   await writer.write('Lunch at noon?');
-  await until(async () => (await browser.shown()).join() === 'Bob: Lunch at noon?');
+  await browser.shows('Bob: Lunch at noon?');
   await writer.write('Or at one?');
-  await until(async () => (await browser.shown()).join() === 'Bob (2): Or at one?');
+  await browser.shows('Bob (2): Or at one?');
 
   // A click shows the conversation.
   await tab.page.evaluate(() => history.back());
@@ -218,7 +225,7 @@ test('a message is shown while the page is in the background; while it is closed
   await until(() => browser.contents.length === 2, 'a wake-up');
   assert.equal(browser.contents[1], '{"sealwire":"wake"}');
   await browser.deliver();
-  await until(async () => (await browser.shown()).join() === 'New message: For alice@example.org. Open it to read.');
+  await browser.shows('New message: For alice@example.org. Open it to read.');
   await writer.reached('A secret', 'stored');
 
   // A click opens the page as Alice, with what has arrived.
@@ -274,7 +281,7 @@ test('of several tabs of a person one shows a message, and none if one of them i
   const notifications = ['Xaver (2): In nobody’s sight', 'Xaver (3): Nor this'];
   for (const [i, text] of texts.entries()) {
     await writer.write(text);
-    await until(async () => (await browser.shown()).join() === notifications[i]);
+    await browser.shows(notifications[i]);
   }
   assert.deepEqual(await shows(), notifications);
   await show(second, true);
@@ -288,7 +295,7 @@ test('a notification of a closed conversation opens it, with the list behind', {
   await turnOn(people);
   await show(tab, false);
   await writer.write('Before it is closed');
-  await until(async () => (await browser.shown()).join() === 'Dirk: Before it is closed');
+  await browser.shows('Dirk: Before it is closed');
   await tab.page.close();
   const [path] = await browser.click('Dirk');
   const reopened = await tryIt.tab(browser.context, path.slice(1));
@@ -309,7 +316,7 @@ test('a confirmation that comes while no tab is open counts when the page is ope
   const profile = await tab.page.evaluate(() => sessionStorage.getItem('try-it/profile'));
   await tab.page.close();
   await browser.deliver();
-  await until(async () => (await browser.shown()).join() === 'Notifications are on: New messages for edda@example.org are shown, also while the tab is closed.');
+  await browser.shows('Notifications are on: New messages for edda@example.org are shown, also while the tab is closed.');
   const reopened = await tryIt.tab(browser.context, `#open=${profile}`);
   await reopened.connected();
   await settings(reopened);
@@ -325,7 +332,7 @@ test('two people in one browser have subscriptions of their own, and a visible t
   await other.signIn('ida@example.org');
   await show(tab, false);
   await writer.write('For Gina only');
-  await until(async () => (await browser.shown()).join() === 'Hugo: For Gina only');
+  await browser.shows('Hugo: For Gina only');
   await settings(other);
   assert.equal(await other.page.getByRole('switch', { name: SWITCH }).getAttribute('aria-checked'), 'false');
   await other.page.getByRole('switch', { name: SWITCH }).click();
@@ -388,7 +395,7 @@ test('without a push service, messages are shown while the page is open', { skip
   await tab.closeDialog();
   await show(tab, false);
   await writer.write('Still here?');
-  await until(async () => (await browser.shown()).join() === 'Resi: Still here?');
+  await browser.shows('Resi: Still here?');
   await close();
 });
 

@@ -13,5 +13,6 @@ export async function until(condition, what = String(condition), ms = 60_000) {
       last = error;
     }
   }
-  throw new Error(`did not come true in ${ms} ms: ${typeof what === 'function' ? what() : what}`, { cause: last });
+  const why = last ? ` (${last.message})` : '';
+  throw new Error(`did not come true in ${ms} ms: ${typeof what === 'function' ? what() : what}${why}`, { cause: last });
 }
