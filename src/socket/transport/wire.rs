@@ -284,7 +284,7 @@ impl Wire {
         }
     }
 
-    /// Records that nothing more will be read or written, and wakes the reader and whoever waits for that.
+    /// Records that nothing more will be read or written. Wakes the reader, and the task that waits for writes.
     pub(super) fn finish(&self) {
         self.gone.set(true);
         self.ended.set(true);
