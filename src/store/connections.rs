@@ -9,7 +9,11 @@ use std::{
 use uuid::Uuid;
 
 use super::{
-    BatchItem, BatchOutcome, DeviceStatus, Store, StoreError, error::fail_all, sql::accounts as sql, tx::Column,
+    BatchItem, BatchOutcome, DeviceStatus, Store, StoreError,
+    device_status::{StatusRow, bind_callers},
+    error::fail_all,
+    sql::accounts as sql,
+    tx::{Column, Tx},
 };
 use crate::domain::{
     Caller, DeviceId, KeysStatus, LiveConnection, Refusal, Timestamp, UserId, envelope::MailboxStatus, push::PushState,
@@ -91,37 +95,54 @@ impl Store {
         let Some(now) = items.iter().map(|item| item.now).max() else { return Ok(Vec::new()) };
         self.retrying(|| async {
             let mut tx = self.statements().await?;
-            let mut opened = vec![None; items.len()];
+            let mut opened: Vec<Option<(i64, bool)>> = vec![None; items.len()];
+            let mut statuses: Vec<Option<DeviceStatus>> = vec![None; items.len()];
             for places in in_distinct_devices(items) {
-                let callers = || places.iter().map(|place| items[*place].caller);
-                let devices: Vec<Uuid> = callers().map(|caller| caller.device.0).collect();
-                let sessions = callers().map(|caller| caller.session.0).collect();
-                let found: Vec<(Uuid, i64, bool)> = tx
-                    .query(sql::OPEN_CONNECTIONS)
-                    .bind_rows([Column::Ids(devices.clone()), Column::Ids(sessions)])
-                    .bind(now.to_utc())
-                    .fetch_all()
-                    .await?;
-                let place_of: HashMap<Uuid, usize> = devices.into_iter().zip(places).collect();
-                for (device, epoch, has_pending_approval) in found {
-                    if let Some(place) = place_of.get(&device) {
-                        opened[*place] = Some((epoch, has_pending_approval));
-                    }
+                let callers: Vec<Caller> = places.iter().map(|place| items[*place].caller).collect();
+                let (epochs, read) = if tx.is_sole_writer() {
+                    self.open_at_once(&mut tx, &callers, now).await?
+                } else {
+                    let epochs = open_in_order(&mut tx, &callers, now).await?;
+                    // After the epochs, because the statement may have waited for a publish of the device: what the
+                    // publish committed is seen only by a later statement.
+                    (epochs, self.read_statuses(&mut tx, &callers, now).await?)
+                };
+                for ((place, epoch), status) in places.into_iter().zip(epochs).zip(read) {
+                    opened[place] = epoch;
+                    statuses[place] = Some(status);
                 }
             }
-            // After the epochs, because the statement may have waited for a publish of the device: what the publish
-            // committed is seen only by a later statement.
-            let callers: Vec<Caller> = items.iter().map(|item| item.caller).collect();
-            let statuses = self.read_statuses(&mut tx, &callers, now).await?;
             tx.end_statements().await?;
-            let registered =
-                opened.into_iter().zip(statuses).map(|(opened, DeviceStatus { keys, mailbox, push, .. })| {
-                    let (epoch, has_pending_approval) = opened?;
-                    Some(RegisteredConnection { epoch, has_pending_approval, keys, mailbox, push })
-                });
+            let registered = opened.into_iter().zip(statuses).map(|(opened, status)| {
+                let ((epoch, has_pending_approval), DeviceStatus { keys, mailbox, push, .. }) = opened.zip(status)?;
+                Some(RegisteredConnection { epoch, has_pending_approval, keys, mailbox, push })
+            });
             Ok(registered.collect())
         })
         .await
+    }
+
+    /// Increments the epochs of the callers' devices and reads their statuses, on SQLite in one turn of its thread. Returns
+    /// the new epochs, with whether a request of the user waits for an approval, and the statuses, both in the order of the
+    /// callers. No epoch if the session is not valid.
+    async fn open_at_once(
+        &self,
+        tx: &mut Tx<'_>,
+        callers: &[Caller],
+        now: Timestamp,
+    ) -> Result<(Vec<Option<(i64, bool)>>, Vec<DeviceStatus>), StoreError> {
+        let query = tx.query(sql::OPEN_CONNECTIONS_AT_ONCE);
+        let found: Vec<(i64, bool, StatusRow)> = bind_callers(query, callers, now).fetch_json().await?;
+        let mut opened = vec![None; callers.len()];
+        let mut statuses = vec![DeviceStatus::missing(self.settings.low_watermark); callers.len()];
+        for (epoch, has_pending_approval, row) in found {
+            let (place, status) = DeviceStatus::from_row(row, self.settings.low_watermark)?;
+            if let Some(place) = usize::try_from(place).ok().filter(|place| *place < callers.len()) {
+                opened[place] = status.session_is_valid.then_some((epoch, has_pending_approval));
+                statuses[place] = status;
+            }
+        }
+        Ok((opened, statuses))
     }
 
     /// The states of these connections, in their order; `None` if the device does not exist any more.
@@ -200,6 +221,28 @@ impl Store {
         });
         outcome.await?.answers.into_iter().collect()
     }
+}
+
+/// Increments the epochs of the callers' devices, on PostgreSQL. Returns them in the order of the callers, with whether a
+/// request of the user waits for an approval; `None` if the session is not valid.
+async fn open_in_order(
+    tx: &mut Tx<'_>,
+    callers: &[Caller],
+    now: Timestamp,
+) -> Result<Vec<Option<(i64, bool)>>, StoreError> {
+    let devices: Vec<Uuid> = callers.iter().map(|caller| caller.device.0).collect();
+    let sessions = callers.iter().map(|caller| caller.session.0).collect();
+    let found: Vec<(Uuid, i64, bool)> = tx
+        .query(sql::OPEN_CONNECTIONS)
+        .bind_rows([Column::Ids(devices.clone()), Column::Ids(sessions)])
+        .bind(now.to_utc())
+        .fetch_all()
+        .await?;
+    let mut found: HashMap<Uuid, (i64, bool)> = found
+        .into_iter()
+        .map(|(device, epoch, has_pending_approval)| (device, (epoch, has_pending_approval)))
+        .collect();
+    Ok(devices.iter().map(|device| found.remove(device)).collect())
 }
 
 /// Divides items into groups, given by the places of the items, with each device at most once in a group. The connections

@@ -7,7 +7,7 @@ use super::{
     error::fail_all,
     rows,
     sql::keys as sql,
-    tx::{Column, Tx},
+    tx::{Column, Query, Tx},
 };
 use crate::domain::{
     Caller, KeysStatus, Refusal, Timestamp, UserId,
@@ -32,7 +32,7 @@ pub struct DeviceStatus {
 /// The place of the caller in the list; whether the session is valid; the suite and the identity key; id and expiry of
 /// the signed prekey; the id of the last-resort key; the sizes of both pools and their version; the next number of the
 /// mailbox, its envelopes, and how many expired; whether the push target is active.
-type StatusRow = (
+pub(super) type StatusRow = (
     i64,
     bool,
     Option<String>,
@@ -51,7 +51,7 @@ type StatusRow = (
 
 impl DeviceStatus {
     /// The status of a device that does not exist.
-    fn missing(threshold: u32) -> Self {
+    pub(super) fn missing(threshold: u32) -> Self {
         let keys = KeysStatus {
             suite: None,
             identity_key: None,
@@ -66,7 +66,7 @@ impl DeviceStatus {
     }
 
     /// Converts a row. Returns the place of the caller with the status of its device.
-    fn from_row(row: StatusRow, threshold: u32) -> Result<(i64, Self), StoreError> {
+    pub(super) fn from_row(row: StatusRow, threshold: u32) -> Result<(i64, Self), StoreError> {
         let (place, session_is_valid, suite, identity_key, signed_id, expires_at, last_resort, ..) = row;
         let (.., one_time, pq_one_time, pool_version, next_seq, count, expired, is_push_active) = row;
         let signed_prekey = signed_id.zip(expires_at).map(|(id, at)| {
@@ -145,17 +145,8 @@ impl Store {
         now: Timestamp,
     ) -> Result<Vec<DeviceStatus>, StoreError> {
         let threshold = self.settings.low_watermark;
-        let found: Vec<StatusRow> = tx
-            .query(sql::STATUS_OF_MANY)
-            .bind_rows([
-                Column::Integers((0..).take(callers.len()).collect()),
-                Column::Ids(callers.iter().map(|caller| caller.device.0).collect()),
-                Column::Ids(callers.iter().map(|caller| caller.session.0).collect()),
-            ])
-            .bind(now.to_utc())
-            .bind(i64::try_from(MAX_POOL).unwrap_or(i64::MAX))
-            .fetch_all()
-            .await?;
+        let query = tx.query(sql::STATUS_OF_MANY);
+        let found: Vec<StatusRow> = bind_callers(query, callers, now).fetch_packed().await?;
         let mut statuses = vec![DeviceStatus::missing(threshold); callers.len()];
         for row in found {
             let (place, status) = DeviceStatus::from_row(row, threshold)?;
@@ -165,4 +156,16 @@ impl Store {
         }
         Ok(statuses)
     }
+}
+
+/// Binds what the statements of a status need.
+pub(super) fn bind_callers<'t, 'c>(query: Query<'t, 'c>, callers: &[Caller], now: Timestamp) -> Query<'t, 'c> {
+    query
+        .bind_rows([
+            Column::Integers((0..).take(callers.len()).collect()),
+            Column::Ids(callers.iter().map(|caller| caller.device.0).collect()),
+            Column::Ids(callers.iter().map(|caller| caller.session.0).collect()),
+        ])
+        .bind(now.to_utc())
+        .bind(i64::try_from(MAX_POOL).unwrap_or(i64::MAX))
 }

@@ -15,7 +15,12 @@ use std::{
     time::Duration,
 };
 
-use sqlx::{IntoArguments, PgConnection, Pool, Postgres, Sqlite, SqliteConnection, pool::PoolConnection, query::Query};
+use sqlx::{
+    IntoArguments, PgConnection, Pool, Postgres, Sqlite, SqliteConnection,
+    pool::PoolConnection,
+    query::Query,
+    sqlite::{SqliteArguments, SqliteRow},
+};
 use tokio::{
     runtime::Handle,
     sync::{OwnedSemaphorePermit, Semaphore},
@@ -439,6 +444,15 @@ async fn within<T>(
     match deadline {
         Some(deadline) => timeout_at(deadline, statement).await,
         None => Ok(statement.await),
+    }
+}
+
+impl PooledConnection<'_, Sqlite> {
+    /// Runs a statement that returns a single row.
+    pub async fn fetch_one(&mut self, query: Query<'static, Sqlite, SqliteArguments>) -> Result<SqliteRow, StoreError> {
+        let (deadline, connection) = self.start();
+        let fetched = within(deadline, query.fetch_one(connection)).await;
+        self.finish(fetched)
     }
 }
 

@@ -254,7 +254,7 @@ impl Store {
                 Column::Texts(tokens.iter().map(|token| rows::hash_to_hex(&token.hash)).collect()),
             ])
             .bind(now.to_utc())
-            .fetch_all()
+            .fetch_packed()
             .await?;
         let mut found = vec![None; tokens.len()];
         for (place, id, user, device, expires_at, replaces, user_since, approval) in rows {

@@ -6,6 +6,9 @@
 //! both are JSON texts, with ids in hexadecimal and each value of a byte column as offset and length into a second
 //! parameter. See `Query::bind_ids` and `Query::bind_rows`.
 //!
+//! SQLite prepares a statement again whenever a parameter is bound that is a whole `LIMIT`, since the plan may depend on it. So
+//! statements that run often have `LIMIT $n + 0` there.
+//!
 //! A test prepares every statement on its database.
 
 /// One statement in both dialects. An empty text means that the database needs no such statement.

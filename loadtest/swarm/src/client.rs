@@ -5,6 +5,7 @@ use std::{
     io,
     net::{IpAddr, Ipv4Addr, SocketAddr},
     rc::Rc,
+    sync::atomic::{AtomicU32, Ordering},
 };
 
 use tokio::{
@@ -21,6 +22,13 @@ const CLOSE: u8 = 0x88;
 const PING: u8 = 0x89;
 /// The first byte of a pong.
 const PONG: u8 = 0x8a;
+
+/// Number of connections after which a process changes its source address. Linux keeps the port of a closed connection for a
+/// minute. Once half of an address's 28,000 ports are kept, finding a free one takes milliseconds: it tries the even
+/// ports first, one after the other.
+const CONNECTS_PER_ADDRESS: u32 = 8_000;
+/// Connections that this process has begun.
+static CONNECTS: AtomicU32 = AtomicU32::new(0);
 
 /// The state that all sockets of a process share.
 pub struct Swarm {
@@ -79,7 +87,7 @@ pub struct Route {
     pub address: SocketAddr,
     /// Path and query of the socket.
     pub path: String,
-    /// The number of this process. Each process has its own source address, and so its own ports.
+    /// The number of this process. Each process has its own source addresses, and so its own ports.
     pub part: u8,
 }
 
@@ -114,7 +122,9 @@ async fn connect(route: &Route) -> io::Result<TcpStream> {
     let stream = match route.address.ip() {
         IpAddr::V4(ip) if ip.is_loopback() => {
             let socket = TcpSocket::new_v4()?;
-            socket.bind((Ipv4Addr::new(127, 0, 0, 10 + route.part), 0).into())?;
+            let turn = CONNECTS.fetch_add(1, Ordering::Relaxed) / CONNECTS_PER_ADDRESS;
+            let source = Ipv4Addr::new(127, turn.to_le_bytes()[0], 0, 10 + route.part);
+            socket.bind((source, 0).into())?;
             socket.connect(route.address).await?
         }
         _ => TcpStream::connect(route.address).await?,

@@ -1,6 +1,10 @@
 //! Users, sessions, devices and their connections.
 
-use super::{Sql, both, per_dialect};
+use super::{
+    Sql, both,
+    keys::{status_columns, status_source},
+    per_dialect, postgres, sqlite,
+};
 
 statements! {
     // Users
@@ -25,8 +29,9 @@ statements! {
     /// The sessions of tokens that are valid at the time of the last parameter. The tokens are given as rows of place and
     /// hash.
     SESSIONS_BY_TOKENS = per_dialect(
-        "SELECT wanted.value ->> 0, sessions.id, sessions.user_id, sessions.device_id, expires_at, replaces, \
-        users.created_at, approval_id FROM json_each($1) AS wanted \
+        "SELECT json_group_array(json_array(wanted.value ->> 0, hex(sessions.id), hex(sessions.user_id), \
+        hex(sessions.device_id), expires_at, iif(replaces IS NULL, NULL, hex(replaces)), users.created_at, \
+        iif(approval_id IS NULL, NULL, hex(approval_id)))) FROM json_each($1) AS wanted \
         CROSS JOIN sessions ON token_hash = wanted.value ->> 1 JOIN devices ON devices.id = sessions.device_id \
         JOIN users ON users.id = sessions.user_id WHERE expires_at > $2 AND NOT revoked",
         "SELECT place, sessions.id, sessions.user_id, sessions.device_id, expires_at, replaces, \
@@ -129,16 +134,22 @@ statements! {
 
     // Connections
 
-    /// Increments the epochs of devices, given as rows of device and session, each device once. Only of those whose
-    /// session is valid at the time of the last parameter. On PostgreSQL the rows are locked in order of the devices'
-    /// ids. Returns the new epoch, and whether a request of the user waits for an approval.
-    OPEN_CONNECTIONS = per_dialect(
+    /// Increments the epochs of devices, given as rows of place, device and session, each device once. Only of those whose
+    /// session is valid at the time $2. Then reads their epochs, whether a request of the user waits for an approval, and
+    /// what [`STATUS_OF_MANY`](super::keys::STATUS_OF_MANY) does. In between no other connection increments an epoch,
+    /// and a session that is still valid was valid before.
+    OPEN_CONNECTIONS_AT_ONCE = sqlite(concat!(
         "UPDATE devices SET conn_epoch = conn_epoch + 1, last_seen = $2 \
-        FROM (SELECT unhex(value ->> 0) AS device, unhex(value ->> 1) AS session FROM json_each($1)) AS wanted \
+        FROM (SELECT unhex(value ->> 1) AS device, unhex(value ->> 2) AS session FROM json_each($1)) AS wanted \
         WHERE devices.id = wanted.device AND NOT revoked AND EXISTS (SELECT 1 FROM sessions \
-        WHERE sessions.id = wanted.session AND sessions.device_id = wanted.device AND expires_at > $2) \
-        RETURNING id, conn_epoch, \
-        EXISTS (SELECT 1 FROM approvals WHERE approvals.user_id = devices.user_id AND state = 'pending')",
+        WHERE sessions.id = wanted.session AND sessions.device_id = wanted.device AND expires_at > $2); \
+        SELECT json_group_array(json_array(conn_epoch, json(iif(EXISTS (SELECT 1 FROM approvals \
+        WHERE approvals.user_id = devices.user_id AND state = 'pending'), 'true', 'false')), json_array(",
+        status_columns!(), "))) ", status_source!()));
+    /// Increments the epochs of devices, given as rows of device and session, each device once. Only of those whose
+    /// session is valid at the time $3. The rows are locked in order of the devices' ids. Returns the new epoch, and
+    /// whether a request of the user waits for an approval.
+    OPEN_CONNECTIONS = postgres(
         "WITH wanted AS MATERIALIZED (SELECT device, session FROM UNNEST($1::UUID[], $2::UUID[]) AS wanted (device, session) \
         JOIN devices ON devices.id = device ORDER BY device FOR NO KEY UPDATE OF devices) \
         UPDATE devices SET conn_epoch = conn_epoch + 1, last_seen = $3 FROM wanted \

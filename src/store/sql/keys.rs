@@ -2,6 +2,35 @@
 
 use super::{Sql, both, per_dialect, sqlite};
 
+/// The columns of [`STATUS_OF_MANY`] on SQLite, as values for JSON.
+macro_rules! status_columns {
+    () => {
+        "wanted.value ->> 0, json(iif(NOT revoked AND EXISTS (SELECT 1 FROM sessions \
+        WHERE sessions.id = unhex(wanted.value ->> 2) AND sessions.device_id = devices.id AND sessions.expires_at > $2), \
+        'true', 'false')), \
+        suite, identity_keys.public_key, signed_prekeys.key_id, signed_prekeys.expires_at, \
+        (SELECT key_id FROM pq_prekeys WHERE pq_prekeys.device_id = devices.id AND last_resort), \
+        (SELECT COUNT(*) FROM (SELECT 1 FROM one_time_prekeys \
+        WHERE one_time_prekeys.device_id = devices.id AND used = FALSE LIMIT $3 + 0) AS pool), \
+        (SELECT COUNT(*) FROM (SELECT 1 FROM pq_prekeys \
+        WHERE pq_prekeys.device_id = devices.id AND NOT used AND NOT last_resort LIMIT $3 + 0) AS pool), \
+        pool_version, next_seq, count, expired_total, json(iif(push_targets.active, 'true', \
+        iif(push_targets.active IS NULL, 'null', 'false')))"
+    };
+}
+
+/// Where the [`status_columns`] are read from.
+macro_rules! status_source {
+    () => {
+        "FROM json_each($1) AS wanted CROSS JOIN devices ON devices.id = unhex(wanted.value ->> 1) \
+        LEFT JOIN identity_keys ON identity_keys.device_id = devices.id \
+        LEFT JOIN signed_prekeys ON signed_prekeys.device_id = devices.id \
+        LEFT JOIN mailboxes ON mailboxes.device_id = devices.id \
+        LEFT JOIN push_targets ON push_targets.device_id = devices.id"
+    };
+}
+pub(super) use {status_columns, status_source};
+
 statements! {
     // Publishing
 
@@ -81,20 +110,7 @@ statements! {
     /// both columns of the index of one-time prekeys only for `used = FALSE`, not for `NOT used`; with one column it
     /// would scan every tombstone.
     STATUS_OF_MANY = per_dialect(
-        "SELECT wanted.value ->> 0, NOT revoked AND EXISTS (SELECT 1 FROM sessions \
-        WHERE sessions.id = unhex(wanted.value ->> 2) AND sessions.device_id = devices.id AND sessions.expires_at > $2), \
-        suite, identity_keys.public_key, signed_prekeys.key_id, signed_prekeys.expires_at, \
-        (SELECT key_id FROM pq_prekeys WHERE pq_prekeys.device_id = devices.id AND last_resort), \
-        (SELECT COUNT(*) FROM (SELECT 1 FROM one_time_prekeys \
-        WHERE one_time_prekeys.device_id = devices.id AND used = FALSE LIMIT $3) AS pool), \
-        (SELECT COUNT(*) FROM (SELECT 1 FROM pq_prekeys \
-        WHERE pq_prekeys.device_id = devices.id AND NOT used AND NOT last_resort LIMIT $3) AS pool), \
-        pool_version, next_seq, count, expired_total, push_targets.active \
-        FROM json_each($1) AS wanted CROSS JOIN devices ON devices.id = unhex(wanted.value ->> 1) \
-        LEFT JOIN identity_keys ON identity_keys.device_id = devices.id \
-        LEFT JOIN signed_prekeys ON signed_prekeys.device_id = devices.id \
-        LEFT JOIN mailboxes ON mailboxes.device_id = devices.id \
-        LEFT JOIN push_targets ON push_targets.device_id = devices.id",
+        concat!("SELECT json_group_array(json_array(", status_columns!(), ")) ", status_source!()),
         "SELECT place, NOT revoked AND EXISTS (SELECT 1 FROM sessions \
         WHERE sessions.id = wanted.session AND sessions.device_id = devices.id AND sessions.expires_at > $4), \
         suite, identity_keys.public_key, signed_prekeys.key_id, signed_prekeys.expires_at, \
@@ -112,10 +128,10 @@ statements! {
         LEFT JOIN push_targets ON push_targets.device_id = devices.id");
     /// Counts at most $2 keys, with `used = FALSE` for the reason given at [`STATUS_OF_MANY`].
     COUNT_ONE_TIME = both("SELECT COUNT(*) FROM (SELECT 1 FROM one_time_prekeys \
-        WHERE device_id = $1 AND used = FALSE LIMIT $2) AS pool");
+        WHERE device_id = $1 AND used = FALSE LIMIT $2 + 0) AS pool");
     /// Counts at most $2 keys.
     COUNT_PQ = both("SELECT COUNT(*) FROM (SELECT 1 FROM pq_prekeys \
-        WHERE device_id = $1 AND NOT used AND NOT last_resort LIMIT $2) AS pool");
+        WHERE device_id = $1 AND NOT used AND NOT last_resort LIMIT $2 + 0) AS pool");
     /// The keys that a digest covers, in its order. One statement, so that all are read at the same moment.
     DIGEST_KEYS = both("SELECT 1 AS part, key_id, public_key, NULL FROM one_time_prekeys \
         WHERE device_id = $1 AND used = FALSE \
