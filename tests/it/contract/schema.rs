@@ -25,6 +25,29 @@ async fn every_sql_statement_can_be_prepared_on_its_engine() {
     }
 }
 
+/// A parameter that is a whole `LIMIT` lets SQLite prepare the statement again at each use.
+#[test]
+fn statements_of_connects_and_claims_are_prepared_once_on_sqlite() {
+    let often = [
+        "SESSIONS_BY_TOKENS",
+        "OPEN_CONNECTIONS_AT_ONCE",
+        "TOUCH_DEVICES",
+        "STATUS_OF_MANY",
+        "TARGETS_OF_MANY",
+        "COUNT_ONE_TIME",
+        "COUNT_PQ",
+    ];
+    let statements = sql::all_statements();
+    let of_claims = sql::claims::ALL.iter().map(|(name, _)| *name);
+    for name in often.into_iter().chain(of_claims) {
+        let text = statements.iter().find(|(known, _)| *known == name).expect(name).1.sqlite;
+        for limit in text.split(" LIMIT $").skip(1) {
+            let rest = limit.trim_start_matches(|digit: char| digit.is_ascii_digit());
+            assert!(rest.starts_with(" + "), "{name}: LIMIT ${limit}");
+        }
+    }
+}
+
 /// The cost of a claim must not depend on how many keys are stored.
 #[tokio::test(flavor = "multi_thread")]
 async fn claims_on_sqlite_find_keys_only_through_indexes() {
