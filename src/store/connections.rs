@@ -99,18 +99,24 @@ impl Store {
             let mut statuses: Vec<Option<DeviceStatus>> = vec![None; items.len()];
             for places in in_distinct_devices(items) {
                 let callers: Vec<Caller> = places.iter().map(|place| items[*place].caller).collect();
-                let (epochs, read) = if tx.is_sole_writer() {
-                    self.open_at_once(&mut tx, &callers, now).await?
+                if tx.is_sole_writer() {
+                    for (place, (epoch, status)) in
+                        places.into_iter().zip(self.open_at_once(&mut tx, &callers, now).await?)
+                    {
+                        opened[place] = epoch;
+                        statuses[place] = Some(status);
+                    }
                 } else {
-                    let epochs = open_in_order(&mut tx, &callers, now).await?;
-                    // After the epochs, because the statement may have waited for a publish of the device: what the
-                    // publish committed is seen only by a later statement.
-                    (epochs, self.read_statuses(&mut tx, &callers, now).await?)
-                };
-                for ((place, epoch), status) in places.into_iter().zip(epochs).zip(read) {
-                    opened[place] = epoch;
-                    statuses[place] = Some(status);
+                    for (place, epoch) in places.into_iter().zip(open_in_order(&mut tx, &callers, now).await?) {
+                        opened[place] = epoch;
+                    }
                 }
+            }
+            if !tx.is_sole_writer() {
+                // After the epochs, because the statement may have waited for a publish of the device: what the publish
+                // committed is seen only by a later statement.
+                let callers: Vec<Caller> = items.iter().map(|item| item.caller).collect();
+                statuses = self.read_statuses(&mut tx, &callers, now).await?.into_iter().map(Some).collect();
             }
             tx.end_statements().await?;
             let registered = opened.into_iter().zip(statuses).map(|(opened, status)| {
@@ -122,27 +128,26 @@ impl Store {
         .await
     }
 
-    /// Increments the epochs of the callers' devices and reads their statuses, on SQLite in one turn of its thread. Returns
-    /// the new epochs, with whether a request of the user waits for an approval, and the statuses, both in the order of the
-    /// callers. No epoch if the session is not valid.
+    /// Increments the epochs of the callers' devices and reads their statuses, on SQLite in one turn of its thread. Returns, in
+    /// the order of the callers, the new epoch with whether a request of the user waits for an approval, and the status. No
+    /// epoch if the session is not valid.
     async fn open_at_once(
         &self,
         tx: &mut Tx<'_>,
         callers: &[Caller],
         now: Timestamp,
-    ) -> Result<(Vec<Option<(i64, bool)>>, Vec<DeviceStatus>), StoreError> {
+    ) -> Result<Vec<(Option<(i64, bool)>, DeviceStatus)>, StoreError> {
+        let threshold = self.settings.low_watermark;
         let query = tx.query(sql::OPEN_CONNECTIONS_AT_ONCE);
         let found: Vec<(i64, bool, StatusRow)> = bind_callers(query, callers, now).fetch_json().await?;
-        let mut opened = vec![None; callers.len()];
-        let mut statuses = vec![DeviceStatus::missing(self.settings.low_watermark); callers.len()];
+        let mut opened = vec![(None, DeviceStatus::missing(threshold)); callers.len()];
         for (epoch, has_pending_approval, row) in found {
-            let (place, status) = DeviceStatus::from_row(row, self.settings.low_watermark)?;
-            if let Some(place) = usize::try_from(place).ok().filter(|place| *place < callers.len()) {
-                opened[place] = status.session_is_valid.then_some((epoch, has_pending_approval));
-                statuses[place] = status;
+            let (place, status) = DeviceStatus::from_row(row, threshold)?;
+            if let Some(wanted) = usize::try_from(place).ok().and_then(|place| opened.get_mut(place)) {
+                *wanted = (status.session_is_valid.then_some((epoch, has_pending_approval)), status);
             }
         }
-        Ok((opened, statuses))
+        Ok(opened)
     }
 
     /// The states of these connections, in their order; `None` if the device does not exist any more.
