@@ -122,7 +122,9 @@ async fn connect(route: &Route) -> io::Result<TcpStream> {
     let stream = match route.address.ip() {
         IpAddr::V4(ip) if ip.is_loopback() => {
             let socket = TcpSocket::new_v4()?;
+            // Beginning with the number of the process, because a script may start several one after the other.
             let turn = CONNECTS.fetch_add(1, Ordering::Relaxed) / CONNECTS_PER_ADDRESS;
+            let turn = turn.wrapping_add(std::process::id());
             let source = Ipv4Addr::new(127, turn.to_le_bytes()[0], 0, 10 + route.part);
             socket.bind((source, 0).into())?;
             socket.connect(route.address).await?
