@@ -1,4 +1,4 @@
-//! Batching without timers: while one transaction is in flight, requests of the same kind queue up, and the next
+//! Batches that do not wait to be filled: while one transaction is in flight, requests of the same kind queue up, and the next
 //! transaction takes as many of them as a batch may have. An idle server answers after one transaction; a busy one shares
 //! its commits.
 //!
