@@ -20,7 +20,7 @@ use tokio::time::Instant;
 
 use super::Node;
 use crate::{
-    domain::{Caller, ClientNetwork, EndReason, KeysStatus, Session},
+    domain::{Caller, ClientNetwork, EndReason, KeysStatus, Refusal, Session},
     edge::{EdgeError, Problem},
     metrics::{Metrics, RequestedOp, ResponseCode},
     service::{Notifications, Service, Turn},
@@ -47,6 +47,8 @@ pub enum FollowUp {
     Acked(Vec<i64>),
     /// Closes, because the request ended the session.
     Ended(EndReason),
+    /// Counts that a limit refused the request.
+    Limited,
 }
 
 /// A reply, and what has to happen after it is sent.
@@ -116,7 +118,11 @@ pub async fn run(
             node.metrics.count_reply(RequestedOp::Op(op), ResponseCode::Success);
             reply
         }
-        Err(error) => Reply::new(failure(&node.metrics, RequestedOp::Op(op), codec, request.id, error)),
+        Err(error) => {
+            let is_limited = matches!(error, EdgeError::Refused(Refusal::RateLimited { .. }));
+            let after = if is_limited { FollowUp::Limited } else { FollowUp::Nothing };
+            Reply::new(failure(&node.metrics, RequestedOp::Op(op), codec, request.id, error)).then(after)
+        }
     };
     node.metrics.op_seconds.observe(op, began.elapsed().as_secs_f64());
     reply

@@ -1,5 +1,6 @@
 //! Limits the request rate of one connection. An excess request is refused, with the time to wait. A client that
-//! ignores this is read more slowly, so that the rate of refusals is limited too.
+//! ignores this is read more slowly, so that the rate of refusals is limited too. So is one that ignores other limits,
+//! such as that on messages to one user: what it sends is read and decoded before it is refused.
 
 use std::{
     cell::{Cell, RefCell},
@@ -19,6 +20,9 @@ const REFUSALS_PER_REQUEST: u32 = 10;
 const CAPACITY: Duration = Duration::from_secs(10);
 /// The debt at which reading pauses. Only refusals cause debt.
 const MAX_DEBT: Duration = Duration::from_secs(1);
+/// What a request that another limit refused costs, in refill time of a bucket of its own. The bucket also has
+/// [`CAPACITY`], so a hundred such requests are read at once, more than a client can have in flight, and then ten a second.
+const LIMITED_COST: Duration = Duration::from_millis(100);
 /// Reading resumes once this much of the debt is paid off, or the cost of one refusal if that is more.
 const RESUME_AFTER: Duration = Duration::from_millis(20);
 
@@ -27,7 +31,10 @@ pub struct RequestRate {
     /// Requests per second; 0 turns the limit off.
     per_second: u32,
     bucket: Cell<TokenBucket<Instant>>,
-    /// Whether the debt has reached [`MAX_DEBT`]. If not, reading continues without looking at the clock.
+    /// Requests that other limits refused. Its debt only slows reading: it refuses nothing.
+    limited: Cell<TokenBucket<Instant>>,
+    /// Whether the debt has reached [`MAX_DEBT`], or `limited` is empty. If not, reading continues without looking at the
+    /// clock.
     is_overdrawn: Cell<bool>,
     /// Runs while reading is paused. Boxed, because most connections never need it.
     timer: RefCell<Option<Pin<Box<Sleep>>>>,
@@ -40,6 +47,7 @@ impl RequestRate {
         Self {
             per_second,
             bucket: Cell::new(TokenBucket::full(now)),
+            limited: Cell::new(TokenBucket::full(now)),
             is_overdrawn: Cell::new(false),
             timer: RefCell::default(),
         }
@@ -64,15 +72,30 @@ impl RequestRate {
         })
     }
 
-    /// Counts a request that was refused for another reason.
+    /// Counts a request that was not carried out, for another reason than the rate.
     pub fn count_refused(&self, now: Instant) {
         if self.per_second == 0 {
             return;
         }
         let mut bucket = self.bucket.get();
         bucket.charge(self.refusal_cost(), now);
-        self.is_overdrawn.set(bucket.missing(now) >= CAPACITY + MAX_DEBT);
         self.bucket.set(bucket);
+        if bucket.missing(now) >= CAPACITY + MAX_DEBT {
+            self.is_overdrawn.set(true);
+        }
+    }
+
+    /// Counts a request that another limit refused with `rate_limited`.
+    pub fn count_limited(&self, now: Instant) {
+        if self.per_second == 0 {
+            return;
+        }
+        let mut limited = self.limited.get();
+        limited.charge(LIMITED_COST, now);
+        self.limited.set(limited);
+        if limited.missing(now) > CAPACITY {
+            self.is_overdrawn.set(true);
+        }
     }
 
     /// Ready when another request may be read.
@@ -98,6 +121,7 @@ impl RequestRate {
         }
         let allowed_missing = (CAPACITY + MAX_DEBT).saturating_sub(RESUME_AFTER.max(self.refusal_cost()));
         let wait = self.bucket.get().missing(now).saturating_sub(allowed_missing);
+        let wait = wait.max(self.limited.get().missing(now).saturating_sub(CAPACITY));
         self.is_overdrawn.set(wait > Duration::ZERO);
         Some(wait).filter(|wait| *wait > Duration::ZERO)
     }
@@ -244,6 +268,27 @@ mod tests {
             rate.count_refused(now);
         }
         assert!((4.9..5.1).contains(&seconds(start, now)), "{}", seconds(start, now));
+    }
+
+    #[test]
+    fn a_client_that_ignores_another_limit_is_read_ten_times_a_second_and_nothing_else_is_refused() {
+        let start = Instant::now();
+        let rate = RequestRate::new(100, start);
+        let mut now = start;
+        for _ in 0..100 {
+            now = wait(&rate, now);
+            rate.count_limited(now);
+        }
+        assert_eq!(wait(&rate, now), start, "as many as a client may have in flight, and more");
+        for _ in 0..50 {
+            rate.count_limited(now);
+            now = wait(&rate, now);
+        }
+        assert!((4.9..5.1).contains(&seconds(start, now)), "{}", seconds(start, now));
+        assert_eq!(rate.take(1000, now), Ok(()), "the rate itself is untouched");
+        let unlimited = RequestRate::new(0, start);
+        (0..1000).for_each(|_| unlimited.count_limited(start));
+        assert_eq!(wait(&unlimited, start), start);
     }
 
     #[test]

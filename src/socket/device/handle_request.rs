@@ -170,6 +170,7 @@ impl OpenState {
                 }
             }
             FollowUp::Acked(seqs) => self.handle_ack(connection, &seqs, ctx)?,
+            FollowUp::Limited => connection.flow.gate.rate().count_limited(Instant::now()),
             FollowUp::Ended(reason) => return Err(connection.end_session(reason)),
         }
         for signal in self.requests.end_renewal() {

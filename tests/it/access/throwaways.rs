@@ -20,6 +20,11 @@ const CONTENT: usize = 32 * 1024;
 const POOL: u32 = 100;
 /// A stranger may take ten keys of a device, so the attackers could take more than strangers may.
 const ATTACKERS: usize = 11;
+const FRIENDS: usize = 3;
+/// Rounds of work before the attack, and again during it. A friend too may take only ten keys of a device at once.
+const ROUNDS: usize = 5;
+/// Messages that the friends send and keys that they claim in all rounds.
+const WORK: usize = 2 * ROUNDS * FRIENDS;
 
 /// Bob, who goes offline, and the people around him.
 struct Scene {
@@ -40,7 +45,7 @@ impl Scene {
         bob.socket.request("keys.publish", json!({ "one_time_prekeys": keys })).await;
         bob.socket.request("access.set", json!({ "strangers": "limit", "key": key() })).await;
         let (mut friends, mut attackers) = (Vec::new(), Vec::new());
-        for index in 0..3 {
+        for index in 0..FRIENDS {
             friends.push(join(index, format!("friend{index}")).await);
         }
         for index in 0..ATTACKERS {
@@ -106,10 +111,10 @@ async fn claim(by: &Member, of: &Person, access: Option<&str>) -> Value {
     by.socket.request("keys.claim", params).await["bundles"][0]["one_time"].clone()
 }
 
-/// The friends do three rounds of work, and then three more during the attack.
+/// The friends do their rounds of work, and then as many during the attack.
 async fn attack_and_work(scene: &Scene) {
     let pace = Pace::default();
-    for round in 0..3 {
+    for round in 0..ROUNDS {
         pace.time(When::BeforeAttack, scene.friends_work(round)).await;
     }
     let (counts, is_over) = (AttackCounts::default(), AtomicBool::new(false));
@@ -119,7 +124,10 @@ async fn attack_and_work(scene: &Scene) {
         while counts.full.load(Ordering::Relaxed) < ATTACKERS || counts.claimed.load(Ordering::Relaxed) < 20 {
             tokio::time::sleep(Duration::from_millis(10)).await;
         }
-        for round in 3..6 {
+        // Spread over the attack, which is fiercest before its accounts have spent the bursts of their limits.
+        let mut next = tokio::time::interval(Duration::from_secs(1));
+        for round in ROUNDS..2 * ROUNDS {
+            next.tick().await;
             pace.time(When::DuringAttack, scene.friends_work(round)).await;
         }
         is_over.store(true, Ordering::Relaxed);
@@ -142,9 +150,9 @@ async fn assert_friends_are_served(scene: &Scene, server: &ServerProcess) {
     assert_eq!(claim(&friend, &scene.bob, Some(&key())).await, "claimed");
 
     let bob = Socket::connect(server, &scene.bob.token, Codec::MsgPack).await;
-    assert_eq!(bob.welcome["keys"]["one_time"], u64::from(POOL) - 20 - 18 - 1, "{}", bob.welcome);
+    assert_eq!(bob.welcome["keys"]["one_time"], u64::from(POOL) - 20 - WORK as u64 - 1, "{}", bob.welcome);
     let (mut of_friends, mut of_attackers) = (0, 0);
-    while of_friends < 19 {
+    while of_friends < WORK + 1 {
         let event = bob.event("message").await;
         bob.request("messages.ack", json!({ "seqs": [event["seq"]] })).await;
         if event["content"] == content(&"x".repeat(CONTENT)) {

@@ -3,7 +3,7 @@
 use std::{
     net::SocketAddr,
     sync::atomic::{AtomicBool, AtomicU64, Ordering},
-    time::Instant,
+    time::{Duration, Instant},
 };
 
 use futures_util::future::join_all;
@@ -93,7 +93,8 @@ async fn exchange(friend: &Member, victim: &Member, number: usize, flood: &str) 
 }
 
 async fn assert_a_flood_stops_nobody(server: &impl Server, admin: SocketAddr) {
-    let (victim, friend) = (join(server, "victim").await, join(server, "friend").await);
+    let victim = join(server, "victim").await;
+    let friend = join(server, "friend").await;
     // All devices that an account can have. Without a limit they push 15 MB/s.
     let mut attackers = Vec::new();
     for _ in 0..10 {
@@ -101,7 +102,10 @@ async fn assert_a_flood_stops_nobody(server: &impl Server, admin: SocketAddr) {
     }
     let flood = "x".repeat(CONTENT);
     let pace = Pace::default();
-    for number in 0..30 {
+    // As fast as one user may write to one other, and so for longer than the attackers' requests are read at once.
+    let mut next = tokio::time::interval(Duration::from_millis(50));
+    for number in 0..40 {
+        next.tick().await;
         assert_eq!(pace.time(When::BeforeAttack, exchange(&friend, &victim, number, &flood)).await, 0);
     }
     let began = Instant::now();
@@ -110,8 +114,8 @@ async fn assert_a_flood_stops_nobody(server: &impl Server, admin: SocketAddr) {
         let (is_over, accepted, refused, flood, victim) = (&is_over, &accepted, &refused, &flood, &victim);
         async move {
             let mut number = 0;
-            // Until the others are done, and each device had more refused than all of them may send.
-            while !is_over.load(Ordering::Relaxed) || number < 200 {
+            // Until the others are done, and each device had more refused than are read at once.
+            while !is_over.load(Ordering::Relaxed) || number < 130 {
                 let params = if number % 2 == 0 { ephemeral(victim, flood) } else { message(&[&victim.person], flood) };
                 match attacker.socket.try_request("messages.send", params).await.expect("the socket stays open") {
                     Ok(_) => accepted.fetch_add(1, Ordering::Relaxed),
@@ -128,7 +132,8 @@ async fn assert_a_flood_stops_nobody(server: &impl Server, admin: SocketAddr) {
     });
     let others = async {
         let mut received = 0;
-        for number in 30..90 {
+        for number in 40..140 {
+            next.tick().await;
             received += pace.time(When::DuringAttack, exchange(&friend, &victim, number, &flood)).await;
         }
         is_over.store(true, Ordering::Relaxed);
@@ -138,8 +143,12 @@ async fn assert_a_flood_stops_nobody(server: &impl Server, admin: SocketAddr) {
     pace.print("one account pushes at one user");
     let (accepted, refused) = (accepted.into_inner(), refused.into_inner());
     // A hundred at once, then twenty a second.
-    let most = 101 + 20 * (began.elapsed().as_secs() + 1);
+    let seconds = began.elapsed().as_secs() + 1;
+    let most = 101 + 20 * seconds;
     assert!((100..=most).contains(&accepted), "{accepted} were accepted, of at most {most}");
+    // What a device sends in spite of refusals is read ten times a second.
+    let most = 10 * (101 + 10 * seconds);
+    assert!(refused <= most, "{refused} were read and refused, of at most {most}");
     assert!(refused >= 1000 && received > 50, "there was an attack: {refused} refused, {received} received");
     let counted = Scrape::of(admin).await.samples["sealwire_ops_total{code=\"rate_limited\",op=\"messages.send\"}"];
     assert!(counted >= 1000.0, "{counted}");
