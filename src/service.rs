@@ -50,9 +50,9 @@ use crate::{
     },
     metrics::{Batch, Metrics},
     store::{
-        BatchItem, BatchWorkers, Batcher, ClaimAnswer, ClaimRequest, Claims, ConnectionRegistration, DeferredMail,
-        DeviceStatus, FairPermit, FairPermits, FoundSession, MailAnswer, MailRequest, Mailboxes, Place, PoolUsage,
-        RegisteredConnection, StatusRequest, Store, StoreError, TokenLookup, UserQueues,
+        BatchItem, BatchWorkers, Batcher, Beside, ClaimAnswer, ClaimRequest, Claims, ConnectionRegistration,
+        DeferredMail, DeviceStatus, FairPermit, FairPermits, FoundSession, MailAnswer, MailRequest, Mailboxes, Place,
+        PoolUsage, RegisteredConnection, StatusRequest, Store, StoreError, TokenLookup, UserQueues,
     },
     tasks::{Tasks, Work},
     usage_limits::UsageLimits,
@@ -65,6 +65,9 @@ use shown_codes::ShownCodes;
 /// How long the result of a database check is reused.
 const LATENCY_KEPT: Duration = Duration::from_secs(1);
 
+/// When a batch of claims starts while another runs. Measured with four nodes: with 64 items they take less processor time for a
+/// claim, but make fewer claims while the disk of the database is slow.
+const CLAIMS_BESIDE: Beside = Beside { least_items: 32, longest_wait: Duration::from_millis(50) };
 /// Maximum number of sends and acks per transaction.
 const MAIL_PER_BATCH: usize = 256;
 /// Maximum number of connections that one transaction registers.
@@ -248,7 +251,7 @@ impl Batches<'_> {
 
     fn workers(&self, name: &'static str, batch: Batch, largest_batch: usize, count: usize) -> BatchWorkers {
         let (meter, metrics) = (self.metrics.batch(batch), self.metrics.clone());
-        BatchWorkers { name, largest_batch, count, meter, metrics }
+        BatchWorkers { name, largest_batch, count, beside: Beside::ALWAYS, meter, metrics }
     }
 
     /// Starts workers whose batches only read. They use none of the connections of the other batches, nor their runtime.
@@ -336,7 +339,9 @@ impl Service {
         let blocking_claims = Claims::new(store.clone(), drain, limits.stranger_keys_per_device_hour);
         let batches = Batches { tasks, metrics: &metrics, store: &store };
         let claims = blocking_claims.clone().with_store(store.for_batch_workers());
-        let claims = batches.start("claims", Batch::Claims, store.claims_per_batch(), store.claim_workers(), {
+        let workers = batches.workers("claims", Batch::Claims, store.claims_per_batch(), store.claim_workers());
+        let workers = BatchWorkers { beside: CLAIMS_BESIDE, ..workers };
+        let claims = Batcher::start(tasks, workers, store.health(), {
             let bus = bus.clone();
             move |items| {
                 let (claims, bus) = (claims.clone(), bus.clone());

@@ -48,7 +48,7 @@ use std::{sync::Arc, time::Duration};
 pub use account_lock::AccountStatus;
 pub use accounts::DeviceRecord;
 pub use approvals::{ApprovalRequested, ApprovalState, Approved, ApprovedSession, Decided, Decision, DueApproval};
-pub use batcher::{BatchItem, BatchWorkers, Batcher, PendingAnswer};
+pub use batcher::{BatchItem, BatchWorkers, Batcher, Beside, PendingAnswer};
 pub use challenges::{
     CodeDecision, CodeHistory, CountedGuess, GuessFrom, NetworkTag, NewChallenge, PastChallenge, Trust,
 };

@@ -1,6 +1,10 @@
-//! Batching without timers: while one transaction is in flight, requests of the same kind queue up, and the next
+//! Batches that do not wait to be filled: while one transaction is in flight, requests of the same kind queue up, and the next
 //! transaction takes as many of them as a batch may have. An idle server answers after one transaction; a busy one shares
 //! its commits.
+//!
+//! If a queue has several workers, a batch starts while another runs only if it is large enough, or if an item has waited
+//! for long, as behind a batch that waits for a lock. Otherwise nodes that share a database would run many small batches,
+//! which cost more for each item.
 //!
 //! Batches take the users in turns ([`FairQueue`]), so that a user with many requests does not delay others.
 //!
@@ -11,13 +15,14 @@ use std::{
     future::Future,
     panic::AssertUnwindSafe,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
+    time::Duration,
 };
 
 use futures_util::FutureExt;
 
 use tokio::{
     sync::{Notify, oneshot},
-    time::Instant,
+    time::{Instant, timeout_at},
 };
 
 use super::{
@@ -41,6 +46,20 @@ pub trait BatchItem: Send + 'static {
     fn user(&self) -> Option<UserId>;
 }
 
+/// When a batch starts while another of the same queue runs.
+#[derive(Clone, Copy, Debug)]
+pub struct Beside {
+    /// The number of queued items for which it starts. Larger batches cost less for each item.
+    pub least_items: usize,
+    /// How long an item waits before it starts, however few are queued: the running batch may wait for a lock.
+    pub longest_wait: Duration,
+}
+
+impl Beside {
+    /// At once.
+    pub const ALWAYS: Self = Self { least_items: 1, longest_wait: Duration::ZERO };
+}
+
 /// Configuration of the workers of a [`Batcher`].
 pub struct BatchWorkers {
     /// The name of their tasks.
@@ -49,6 +68,8 @@ pub struct BatchWorkers {
     pub largest_batch: usize,
     /// The number of workers. With more than one, later items may overtake earlier ones.
     pub count: usize,
+    /// When a worker starts a batch while another runs.
+    pub beside: Beside,
     /// Records the size and duration of batches.
     pub meter: BatchMeter,
     /// Counts what is refused because its user has too much in the queue.
@@ -74,8 +95,9 @@ struct BatcherHandle<Item, Answer> {
 
 /// What the callers and the workers share.
 struct BatchQueue<Item, Answer> {
+    beside: Beside,
     state: Mutex<QueueState<QueuedItem<Item, Answer>>>,
-    /// Wakes a worker if there is an item, and all of them if the queue is closed.
+    /// Wakes a worker if a batch may start or an item has to be watched, and all of them if the queue is closed.
     changed: Notify,
 }
 
@@ -85,6 +107,25 @@ struct QueueState<Queued> {
     is_closed: bool,
     /// The number of workers. Without any, nothing is queued.
     workers: usize,
+    /// The number of batches that run.
+    running: usize,
+    /// Since when the queue has items, or when a batch last left some of them; `None` if it is empty.
+    waiting_since: Option<Instant>,
+}
+
+impl<Queued> QueueState<Queued> {
+    /// Whether the next batch may start.
+    fn may_start(&self, beside: Beside) -> bool {
+        self.running == 0
+            || self.is_closed
+            || self.items.len() >= beside.least_items
+            || self.waiting_since.is_some_and(|since| since.elapsed() >= beside.longest_wait)
+    }
+
+    /// Notes that items were queued or taken at this time.
+    fn note_change(&mut self, at: Instant) {
+        self.waiting_since = (self.items.len() > 0).then_some(at);
+    }
 }
 
 impl<Item, Answer> BatchQueue<Item, Answer> {
@@ -92,24 +133,37 @@ impl<Item, Answer> BatchQueue<Item, Answer> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Moves the next items, at most `most`, to `taken`. Waits until there is one. Returns false if the queue is closed and
-    /// empty.
+    /// Moves the next items, at most `most`, to `taken`. Waits until there is one or, while another batch runs, until
+    /// [`Beside`] allows another. Returns false if the queue is closed and empty.
+    ///
+    /// The worker of that other batch calls this after it, so nothing is left in the queue.
     async fn take(&self, most: usize, taken: &mut Vec<QueuedItem<Item, Answer>>) -> bool {
         loop {
             // Made before the look at the queue, so that it misses no change after it.
             let changed = self.changed.notified();
-            let is_closed = {
+            let (is_closed, waiting_since) = {
                 let mut state = self.state();
-                state.items.take(most, taken);
-                state.is_closed
+                if state.may_start(self.beside) {
+                    state.items.take(most, taken);
+                    state.running += usize::from(!taken.is_empty());
+                    state.note_change(Instant::now());
+                }
+                (state.is_closed, state.waiting_since)
             };
             if !taken.is_empty() {
+                if waiting_since.is_some() {
+                    // An idle worker takes the rest, or watches how long it waits.
+                    self.changed.notify_one();
+                }
                 return true;
             }
             if is_closed {
                 return false;
             }
-            changed.await;
+            match waiting_since {
+                Some(since) => drop(timeout_at(since + self.beside.longest_wait, changed).await),
+                None => changed.await,
+            }
         }
     }
 }
@@ -137,6 +191,15 @@ impl<Item, Answer> Drop for Worker<Item, Answer> {
     }
 }
 
+/// A batch, in the count of those that run until this is dropped.
+struct RunningBatch<'q, Item, Answer>(&'q BatchQueue<Item, Answer>);
+
+impl<Item, Answer> Drop for RunningBatch<'_, Item, Answer> {
+    fn drop(&mut self) {
+        self.0.state().running -= 1;
+    }
+}
+
 impl<Item, Answer> Clone for Batcher<Item, Answer> {
     fn clone(&self) -> Self {
         Self { handle: self.handle.clone() }
@@ -151,15 +214,16 @@ impl<Item: BatchItem, Answer: Send + 'static> Batcher<Item, Answer> {
         Run: Fn(Vec<Item>) -> Batch + Clone + Send + 'static,
         Batch: Future<Output = Vec<Result<Answer, StoreError>>> + Send,
     {
-        let BatchWorkers { name, largest_batch: largest, count, meter, metrics } = workers;
+        let BatchWorkers { name, largest_batch: largest, count, beside, meter, metrics } = workers;
         let items = FairQueue::new(QUEUE, QUEUE_PER_USER);
-        let state = Mutex::new(QueueState { items, is_closed: false, workers: count });
-        let queue = Arc::new(BatchQueue { state, changed: Notify::new() });
+        let state = Mutex::new(QueueState { items, is_closed: false, workers: count, running: 0, waiting_since: None });
+        let queue = Arc::new(BatchQueue { beside, state, changed: Notify::new() });
         for _ in 0..count {
             let (worker, run, meter, health) = (Worker(queue.clone()), run.clone(), meter.clone(), health.clone());
             tasks.spawn_batch_worker(name, async move {
                 let mut taken = Vec::with_capacity(largest);
                 while worker.0.take(largest, &mut taken).await {
+                    let _running = RunningBatch(&worker.0);
                     let last_outage_at = health.last_outage_at();
                     let mut items = Vec::with_capacity(taken.len());
                     let mut callers = Vec::with_capacity(taken.len());
@@ -205,13 +269,20 @@ impl<Item: BatchItem, Answer: Send + 'static> Batcher<Item, Answer> {
     pub fn enqueue(&self, item: Item) -> Result<PendingAnswer<Answer>, StoreError> {
         let BatcherHandle { queue, metrics } = &*self.handle;
         let (caller, answer) = oneshot::channel();
-        let (user, queued) = (item.user(), QueuedItem { item, since: Instant::now(), caller });
-        let pushed = {
+        let since = Instant::now();
+        let (user, queued) = (item.user(), QueuedItem { item, since, caller });
+        let (pushed, must_wake) = {
             let mut state = queue.state();
             if state.workers == 0 {
                 return Err(StoreError::Overloaded);
             }
-            state.items.push(user, queued)
+            let pushed = state.items.push(user, queued);
+            let is_first = state.waiting_since.is_none();
+            if is_first {
+                state.note_change(since);
+            }
+            // The worker of the running batch will take this. An idle one only watches for how long the first item waits.
+            (pushed, is_first || state.may_start(queue.beside))
         };
         match pushed {
             Ok(None) => {}
@@ -225,7 +296,9 @@ impl<Item: BatchItem, Answer: Send + 'static> Batcher<Item, Answer> {
             }
             Err(QueueFull::OfAll) => return Err(StoreError::Overloaded),
         }
-        queue.changed.notify_one();
+        if must_wake {
+            queue.changed.notify_one();
+        }
         Ok(PendingAnswer(answer))
     }
 }
@@ -274,7 +347,8 @@ mod tests {
 
     fn one_worker(largest_batch: usize) -> BatchWorkers {
         let metrics = Arc::new(Metrics::new());
-        BatchWorkers { name: "batch", largest_batch, count: 1, meter: metrics.batch(Batch::Claims), metrics }
+        let meter = metrics.batch(Batch::Claims);
+        BatchWorkers { name: "batch", largest_batch, count: 1, beside: Beside::ALWAYS, meter, metrics }
     }
 
     fn user(n: usize) -> UserId {
@@ -379,6 +453,69 @@ mod tests {
         assert_eq!(accepted, QUEUE_PER_USER);
         assert!(matches!(batcher.enqueue((1, QUEUE)), Err(StoreError::Refused(Refusal::Unavailable))));
         assert!(batcher.enqueue((2, 0)).is_ok());
+    }
+
+    #[tokio::test]
+    async fn a_batch_starts_beside_another_only_if_it_is_large_enough() {
+        let (release, released) = tokio::sync::watch::channel(false);
+        let tasks = Tasks::new(Handle::current());
+        let started = Arc::new(Mutex::new(Vec::new()));
+        let beside = Beside { least_items: 4, longest_wait: Duration::from_hours(1) };
+        let workers = BatchWorkers { count: 3, beside, ..one_worker(16) };
+        let starting = started.clone();
+        let batcher = Batcher::start(&tasks, workers, &Arc::default(), move |items: Vec<usize>| {
+            starting.lock().unwrap().push(items.len());
+            let mut released = released.clone();
+            async move {
+                released.wait_for(|go| *go).await.unwrap();
+                items.into_iter().map(Ok).collect()
+            }
+        });
+        let mut answers = vec![batcher.enqueue(0).unwrap()];
+        // Enough for all workers to look at the queue: they share a thread with this test.
+        let all_look = || async {
+            for _ in 0..100 {
+                tokio::task::yield_now().await;
+            }
+        };
+        for (items, expected) in [(3, &[1][..]), (1, &[1, 4]), (3, &[1, 4])] {
+            all_look().await;
+            answers.extend((0..items).map(|number| batcher.enqueue(number).unwrap()));
+            all_look().await;
+            assert_eq!(*started.lock().unwrap(), expected);
+        }
+        assert_eq!(queued(&batcher), 3);
+        release.send(true).unwrap();
+        for answer in answers {
+            answer.answer().await.unwrap();
+        }
+        assert_eq!(*started.lock().unwrap(), [1, 4, 3], "after the others, the rest is served");
+    }
+
+    #[tokio::test]
+    async fn an_item_that_has_waited_for_long_starts_a_batch_beside_one_that_is_stuck() {
+        let (_never, released) = tokio::sync::watch::channel(false);
+        let tasks = Tasks::new(Handle::current());
+        let beside = Beside { least_items: 4, longest_wait: Duration::from_millis(20) };
+        let workers = BatchWorkers { count: 2, beside, ..one_worker(16) };
+        let batcher = Batcher::start(&tasks, workers, &Arc::default(), move |items: Vec<usize>| {
+            let mut released = released.clone();
+            async move {
+                if items.contains(&0) {
+                    released.wait_for(|go| *go).await.unwrap();
+                }
+                items.into_iter().map(Ok).collect()
+            }
+        });
+        let _stuck = batcher.enqueue(0).unwrap();
+        while queued(&batcher) > 0 {
+            tokio::task::yield_now().await;
+        }
+        for number in 1..4 {
+            let began = Instant::now();
+            assert_eq!(batcher.submit(number).await.unwrap(), number);
+            assert!(began.elapsed() >= beside.longest_wait, "until then the running batch might have ended");
+        }
     }
 
     #[tokio::test]

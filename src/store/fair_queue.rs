@@ -61,7 +61,6 @@ impl<T> FairQueue<T> {
     }
 
     /// The number of items.
-    #[cfg(test)]
     pub fn len(&self) -> usize {
         self.len
     }
