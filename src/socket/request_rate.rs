@@ -1,5 +1,5 @@
 //! Limits the request rate of one connection. An excess request is refused, with the time to wait. A client that
-//! ignores this is read more slowly, so that the rate of refusals is limited too. So is one that ignores other limits,
+//! ignores this is read more slowly, so that the rate of refusals is limited too. So is one that other limits refuse often,
 //! such as that on messages to one user: what it sends is read and decoded before it is refused.
 
 use std::{
@@ -21,7 +21,8 @@ const CAPACITY: Duration = Duration::from_secs(10);
 /// The debt at which reading pauses. Only refusals cause debt.
 const MAX_DEBT: Duration = Duration::from_secs(1);
 /// What a request that another limit refused costs, in refill time of a bucket of its own. The bucket also has
-/// [`CAPACITY`], so a hundred such requests are read at once, more than a client can have in flight, and then ten a second.
+/// [`CAPACITY`], so a hundred such requests are read at once, more than a client can have in flight, and then ten a second
+/// on average: a refusal is counted when it is sent, so those in flight are read together, with a pause after them.
 const LIMITED_COST: Duration = Duration::from_millis(100);
 /// Reading resumes once this much of the debt is paid off, or the cost of one refusal if that is more.
 const RESUME_AFTER: Duration = Duration::from_millis(20);

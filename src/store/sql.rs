@@ -7,7 +7,7 @@
 //! parameter. See `Query::bind_ids` and `Query::bind_rows`.
 //!
 //! SQLite prepares a statement again whenever a parameter is bound that is a whole `LIMIT`, since the plan may depend on it. So
-//! statements that run often have `LIMIT $n + 0` there.
+//! those of connects and claims have `LIMIT $n + 0` there.
 //!
 //! A test prepares every statement on its database.
 

@@ -10,7 +10,8 @@ use tokio::time::Instant;
 use super::{DeviceSocket, HandlerResult, connection::DeviceConnection, open::OpenState, timer::HEARTBEAT};
 use crate::domain::EndReason;
 
-/// A connection from which nothing is received for this long is closed, unless the server has stopped reading it.
+/// A connection from which nothing is received for this long is closed, unless the server has stopped reading it for another
+/// reason than its request rate.
 const IDLE_TIMEOUT: Duration = Duration::from_mins(1);
 /// Maximum time for which the timer is set. For a later deadline, it is then set again.
 const LONGEST_TIMER: Duration = Duration::from_hours(24);

@@ -124,7 +124,7 @@ async fn attack_and_work(scene: &Scene) {
         while counts.full.load(Ordering::Relaxed) < ATTACKERS || counts.claimed.load(Ordering::Relaxed) < 20 {
             tokio::time::sleep(Duration::from_millis(10)).await;
         }
-        // Spread over the attack, which is fiercest before its accounts have spent the bursts of their limits.
+        // Spread over the attack, which is fastest before its accounts have spent the bursts of their limits.
         let mut next = tokio::time::interval(Duration::from_secs(1));
         for round in ROUNDS..2 * ROUNDS {
             next.tick().await;
